@@ -1,0 +1,48 @@
+# Two commands for a newcomer: `make demo` and `make test`. PYTHON and PIP_FLAGS are honoured:
+#   make demo PYTHON=python3.12 PIP_FLAGS="--index-url https://…"
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: demo test test-slow lint types layers bench clean
+
+demo: .venv/.app
+	$(BIN)/whichkl demo --out out
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+layers: .venv/.dev
+	$(BIN)/lint-imports
+
+bench: .venv/.dev
+	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
+
+clean:
+	rm -rf .venv out
+
+.venv/.made: $(INPUTS)
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/.app: .venv/.made $(INPUTS)
+	@echo "installing whichkl (the first time takes a few minutes) ..."
+	$(INSTALL) -e '.[app]'
+	@touch $@
+
+.venv/.dev: .venv/.app
+	@echo "installing what the tests need ..."
+	$(INSTALL) -e '.[dev]'
+	@touch $@

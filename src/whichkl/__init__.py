@@ -1,0 +1,64 @@
+"""whichkl: forward or reverse KL? Say what you can do with your target; see which is possible, fit it, see if it worked.
+
+Every name is loaded when it's first used, so that importing whichkl costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whichkl import families, problems
+    from whichkl.access import Access
+    from whichkl.advice import advise
+    from whichkl.divergences import Estimate
+    from whichkl.fitting import Fit, fit
+    from whichkl.objectives import ForwardKL, ReverseKL
+    from whichkl.plots import plot
+    from whichkl.report import report
+    from whichkl.targets import Target
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Access": "access",
+    "Estimate": "divergences",
+    "Fit": "fitting",
+    "ForwardKL": "objectives",
+    "ReverseKL": "objectives",
+    "Target": "targets",
+    "advise": "advice",
+    "families": "",
+    "fit": "fitting",
+    "plot": "plots",
+    "problems": "",
+    "report": "report",
+}
+
+__all__ = [
+    "Access",
+    "Estimate",
+    "Fit",
+    "ForwardKL",
+    "ReverseKL",
+    "Target",
+    "advise",
+    "families",
+    "fit",
+    "plot",
+    "problems",
+    "report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'whichkl' has no attribute {name!r}")
+    home = _HOMES[name]
+    value = importlib.import_module(f"whichkl.{home or name}")
+    return getattr(value, name) if home else value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,111 @@
+"""The errors, their one grammar, and the checks of shape and finiteness that every layer shares.
+
+Nothing here imports torch, so that the command line can name an error before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+class WhichklError(ValueError):
+    """Base of every error that whichkl raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(WhichklError):
+    """Samples, a file or an argument is bad (exit code 2)."""
+
+    exit_code = 2
+
+
+class TargetError(WhichklError):
+    """The target can't do what is asked, or its log density is broken (exit code 3)."""
+
+    exit_code = 3
+
+
+class ResourceError(WhichklError):
+    """Disk, memory or permission is missing (exit code 4)."""
+
+    exit_code = 4
+
+
+class IntegrityError(WhichklError):
+    """A stored result isn't what was written (exit code 5)."""
+
+    exit_code = 5
+
+
+def cannot(do: str, because: str, instead: str) -> str:
+    """Return a message in the one grammar: *Cannot X: it Y. Do Z.*
+
+    >>> cannot("use `ReverseKL` with this target", "it has only samples", "Use `ForwardKL`, or pass `log_prob=`")
+    'Cannot use `ReverseKL` with this target: it has only samples. Use `ForwardKL`, or pass `log_prob=`.'
+    """
+    return f"Cannot {do}: {because}. {instead}."
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional module, or say which extra to install.
+
+    Raises:
+        InputError: the module isn't installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise InputError(missing_extra(module, extra)) from error
+
+
+def missing_extra(module: str, extra: str) -> str:
+    """Return the sentence that names the exact install line for a missing optional package."""
+    name = module.split(".")[0]
+    return cannot(f"import `{name}`", f"it comes with the `{extra}` extra", f"Run: pip install 'whichkl[{extra}]'")
+
+
+def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None:
+    """Refuse NaN and infinities in an (n, d) matrix, with their count and the first five cells.
+
+    Raises:
+        InputError: a cell isn't finite.
+    """
+    bad = (~x.isfinite()).nonzero()
+    if len(bad) == 0:
+        return
+    cells = ", ".join(f"(row {int(row)}, {names[int(column)]})" for row, column in bad[:5])
+    more = ", …" if len(bad) > 5 else ""
+    rows = len(bad[:, 0].unique())
+    because = f"{len(bad)} cells in {rows} of {len(x)} rows are NaN or infinite: {cells}{more}"
+    raise InputError(cannot(f"use these {what}", because, "Drop or repair those rows first"))
+
+
+def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
+    """Return a batch of log densities if it has shape (n,) and neither NaN nor +inf in it.
+
+    Raises:
+        TargetError: the shape is wrong, or a value is NaN or +inf (the first such point is named).
+    """
+    n = len(x)
+    if tuple(value.shape) != (n,):
+        because = f"`{who}` returned shape {tuple(value.shape)} for {n} points of dimension {x.shape[-1]}, not ({n},)"
+        hint = "Return one log density a row (sum over the last axis), or pass `batched=False` for a function of one point"
+        raise TargetError(cannot("use this target", because, hint))
+    wrong = value.isnan() | (value == float("inf"))
+    if bool(wrong.any()):
+        first = x[wrong][0]
+        shown = ", ".join(f"{v:.4g}" for v in first[:8].tolist()) + (", …" if len(first) > 8 else "")
+        kind = "NaN" if bool(value[wrong][0].isnan()) else "+inf"
+        because = f"`{who}` is {kind} at {int(wrong.sum())} of {n} points, first at ({shown})"
+        raise TargetError(cannot("use this target", because, "Return -inf where the density is zero, and a number elsewhere"))
+    return value

@@ -1,0 +1,96 @@
+"""Access: the closed set of things that one can do with a distribution, and what an objective asks of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from whichkl._checks import InputError, cannot
+
+
+class Access(enum.Flag):
+    """What can be done with a distribution. A target *exposes* an `Access`; an objective *declares* one.
+
+    >>> Access.SAMPLES | Access.LOG_PROB
+    <Access: samples, log_prob>
+    >>> Access.parse("sampler, log_prob").cell
+    'both'
+    """
+
+    SAMPLES = enum.auto()
+    """A fixed set of draws."""
+    SAMPLER = enum.auto()
+    """Fresh draws, as many as asked for."""
+    LOG_PROB = enum.auto()
+    """The natural log of the density, at least up to a constant."""
+    NORMALIZED = enum.auto()
+    """`log_prob` integrates to one."""
+    DIFFERENTIABLE = enum.auto()
+    """`log_prob` can be differentiated by autograd."""
+    SCORE = enum.auto()
+    """The gradient of the log density."""
+    RSAMPLE = enum.auto()
+    """Draws through which gradients flow."""
+    ENUMERABLE = enum.auto()
+    """A finite set of atoms that can be listed."""
+
+    @classmethod
+    def parse(cls, text: str) -> Access:
+        """Read a comma-separated list such as ``"samples,log_prob"``; an empty text means no access.
+
+        Raises:
+            InputError: a word isn't one of the closed set.
+        """
+        access = cls(0)
+        for word in filter(None, (part.strip() for part in text.split(","))):
+            if word.upper() not in cls.__members__:
+                known = ", ".join(member.label for member in cls)
+                raise InputError(cannot(f"read the access `{word}`", "it isn't a known one", f"Choose among {known}"))
+            access |= cls[word.upper()]
+        return access
+
+    @property
+    def label(self) -> str:
+        """The names of what is there, lower case, comma-separated; ``"nothing"`` for none."""
+        return ", ".join(str(member.name).lower() for member in type(self) if member in self) or "nothing"
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether draws of the distribution are at hand, fixed or fresh."""
+        return bool(self & (Access.SAMPLES | Access.SAMPLER))
+
+    @property
+    def cell(self) -> str:
+        """The cell of the access table: ``samples``, ``log_prob``, ``both`` or ``neither``."""
+        if self.can_sample:
+            return "both" if Access.LOG_PROB in self else "samples"
+        return "log_prob" if Access.LOG_PROB in self else "neither"
+
+    def __str__(self) -> str:
+        return self.label
+
+    def __repr__(self) -> str:
+        return f"<Access: {self.label}>"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A set of alternatives: it is met by an access that contains at least one of them whole.
+
+    >>> Requirement(Access.SAMPLES, Access.SAMPLER).met_by(Access.SAMPLER | Access.LOG_PROB)
+    True
+    """
+
+    alternatives: tuple[Access, ...]
+
+    def __init__(self, *alternatives: Access) -> None:
+        object.__setattr__(self, "alternatives", alternatives)
+
+    def met_by(self, access: Access) -> bool:
+        """Whether `access` holds one alternative whole."""
+        return any(one in access for one in self.alternatives)
+
+    @property
+    def label(self) -> str:
+        """The alternatives in words: ``"`samples` or `sampler`"``."""
+        return " or ".join(" with ".join(f"`{part}`" for part in one.label.split(", ")) for one in self.alternatives)

@@ -1,0 +1,185 @@
+"""Advice: access × what each objective requires → which can be minimised, in which order, and why."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from whichkl.access import Access
+from whichkl.families import Family, Gaussian
+from whichkl.objectives import OBJECTIVES, Objective
+from whichkl.solvers import SOLVERS
+from whichkl.targets import Target
+
+_CELLS = {
+    "samples": "You can sample the target, and not evaluate it.",
+    "log_prob": "You can evaluate the target up to a constant, and not sample it.",
+    "both": "You can sample the target and evaluate it.",
+    "neither": "You can neither sample the target nor evaluate it.",
+}
+
+_VERDICTS = {
+    "samples": "Minimise forward KL: no other direction is possible.",
+    "log_prob": "Minimise reverse KL: no other direction is possible.",
+    "both": (
+        "Either direction is possible, so let an experiment on your task decide. Start with forward KL, because it drops "
+        "no mode; if you need every draw of the model to be plausible (precision) more than every draw of the target to "
+        "be covered, fit reverse KL too and compare both divergences on draws that neither fit has seen."
+    ),
+    "neither": "Neither direction is possible yet: both KLs are expectations of log p or under p.",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An objective that can be minimised with this access."""
+
+    objective: Objective
+    reason: str
+    solver: str
+    """The solver that `fit` would use for this family."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What else may be left, and what it can be turned into."""
+
+    left: str
+    becomes: str
+    source: str
+
+
+CONVERSIONS = (
+    Conversion(
+        "a simulator of (parameter, data) pairs without a likelihood",
+        "draws of the joint: fit q(parameter | data) by forward KL (neural posterior estimation)",
+        "Papamakarios & Murray, 2016",
+    ),
+    Conversion(
+        "answers to 'which of x, x′ is likelier?'",
+        "a log density up to a constant and a temperature (Bradley–Terry, with a prior on the function): reverse KL",
+        "Mikkola et al., 2024",
+    ),
+    Conversion(
+        "moments or other expectations of the target",
+        "the maximum-entropy distribution with these moments (I-projection)",
+        "Csiszár, 1975",
+    ),
+    Conversion(
+        "draws of another distribution, and weights or a density ratio",
+        "weighted samples, Target(samples=…, weights=…): forward KL by weighted maximum likelihood",
+        "Sugiyama, Suzuki & Kanamori, 2012",
+    ),
+    Conversion(
+        "pass/fail labels on draws of a model",
+        "log model + log P(pass | x), a log density up to a constant: reverse KL",
+        "Rafailov et al., 2023 for the KL-regularised form",
+    ),
+    Conversion(
+        "the score ∇log p alone",
+        "a log density up to a constant, by integrating the score along lines from one point, if it is conservative",
+        "fundamental theorem of calculus; Hyvärinen, 2005 for score matching",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which objectives are possible for a target, ranked, and what stands in the way of the others."""
+
+    access: Access
+    family: Family
+    dim: int | None
+    options: tuple[Option, ...]
+    """The possible objectives, best first."""
+    missing: dict[str, str]
+    """Name of each impossible objective → what it requires, in words."""
+    conversions: tuple[Conversion, ...]
+    """What could still be converted; empty where an objective is possible."""
+
+    @property
+    def best(self) -> Option | None:
+        """The first option; None where nothing is possible."""
+        return self.options[0] if self.options else None
+
+    @property
+    def situation(self) -> str:
+        """One sentence on what can be done with the target."""
+        return _CELLS[self.access.cell]
+
+    @property
+    def verdict(self) -> str:
+        """What to do, in plain words."""
+        return _VERDICTS[self.access.cell]
+
+    @property
+    def cheapest(self) -> str:
+        """The cheapest access to acquire; empty where something is possible."""
+        if self.options:
+            return ""
+        rows = self.family.minimum_rows(self.dim) if self.dim else None
+        floor = f" ({self.family} in dimension {self.dim} needs at least {rows} draws, some hundreds to be useful)" if rows else ""
+        return (
+            "If you can write the model down, a function that returns log p(x) up to a constant: it costs no data and no "
+            f"normaliser, and opens reverse KL. Otherwise collect draws{floor}: they open forward KL."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the advice as JSON can hold it."""
+        return {
+            "access": self.access.label,
+            "situation": self.situation,
+            "verdict": self.verdict,
+            "best": self.best.objective.name if self.best else None,
+            "options": [{"objective": o.objective.name, "reason": o.reason, "solver": o.solver} for o in self.options],
+            "missing": self.missing,
+            "conversions": [vars(conversion) for conversion in self.conversions],
+            "cheapest": self.cheapest,
+        }
+
+    def __str__(self) -> str:
+        """The advice as a page of plain text."""
+        lines = [_wrap(f"{self.situation} (access: {self.access.label})"), "", _wrap(self.verdict)]
+        for option in self.options:
+            objective = option.objective
+            lines += ["", f"{objective.name}   {objective.formula}", _wrap(f"possible: {option.reason}", "  ")]
+            lines += [_wrap(objective.character, "  "), f"  solver for {self.family}: {option.solver}"]
+        for name, need in self.missing.items():
+            lines += ["", f"{name}   {OBJECTIVES[name].formula}", _wrap(f"not possible: {need}", "  ")]
+        if self.conversions:
+            lines += ["", "What could still be converted, if you have it:"]
+            lines += [_wrap(f"{c.left} → {c.becomes} ({c.source})", "    ", "  - ") for c in self.conversions]
+            lines += ["", _wrap("Cheapest access to acquire: " + self.cheapest)]
+        return "\n".join(lines)
+
+
+def advise(target: Any, family: Family | None = None) -> Advice:
+    """Say which objectives are possible for a target, and why.
+
+    Args:
+        target: a `Target`, an `Access`, or anything that `Target.of` takes.
+        family: the family that is to be fitted; a full Gaussian unless said.
+
+    >>> import torch
+    >>> advise(Target(samples=torch.randn(50, 2))).best.objective.name
+    'forward_kl'
+    >>> advise(Access.LOG_PROB).missing
+    {'forward_kl': 'it requires `samples` or `sampler`, and there is log_prob'}
+    """
+    family = Gaussian() if family is None else family
+    access, dim = (target, None) if isinstance(target, Access) else (Target.of(target).access, Target.of(target).dim)
+    options, missing = [], {}
+    for objective in OBJECTIVES.values():
+        solver = next((kind.name for kind in SOLVERS if kind.solves(objective, family, access)), None)
+        if not objective.requires.met_by(access):
+            missing[objective.name] = f"it requires {objective.requires.label}, and there is {access.label}"
+        elif solver is None:
+            missing[objective.name] = f"no solver minimises it over {family}"
+        else:
+            options.append(Option(objective, objective.reason(access), solver))
+    return Advice(access, family, dim, tuple(options), missing, () if options else CONVERSIONS)
+
+
+def _wrap(text: str, indent: str = "", first: str | None = None) -> str:
+    return textwrap.fill(text, 96, initial_indent=indent if first is None else first, subsequent_indent=indent)

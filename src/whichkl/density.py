@@ -1,0 +1,134 @@
+"""LogDensity: a user's function log p(x), how it wants to be called and how it is differentiated."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
+
+Function = Callable[..., Any]
+
+
+class LogDensity:
+    """A log density, with its gradient by the user's score, by autograd, or by central differences.
+
+    A function that can't take a tensor that requires a gradient is called with NumPy arrays.
+
+    Args:
+        function: f(x), (n, d) → (n,), natural log, up to a constant.
+        score: g(x), (n, d) → (n, d), its gradient, or None.
+        batched: False if both take one point, (d,).
+        probe: (1, d), a point inside the support where the function is tried once.
+    """
+
+    def __init__(self, function: Function, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
+        """Take the functions; see the class for the arguments."""
+        self.function, self.score, self.batched, self.probe = function, score, batched, probe
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd reaches the function."""
+        return self._style == "autograd"
+
+    def value(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return log p at each row.
+
+        Raises:
+            TargetError: the function raised, or returned the wrong shape, NaN or +inf.
+        """
+        return check_log_prob(call(self.function, x, "log_prob", self.batched, self._style == "numpy"), x)
+
+    def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """Return log p and ∇log p at each row, both detached.
+
+        Raises:
+            TargetError: as `value`, or the gradient isn't finite where the value is.
+        """
+        x = x.detach()
+        if self.score is not None:
+            value = self.value(x).detach()
+            gradient = call(self.score, x, "score", self.batched, self._style == "numpy").detach()
+        elif self.differentiable:
+            point = x.clone().requires_grad_(True)
+            with torch.enable_grad():
+                value = self.value(point)
+                (gradient,) = torch.autograd.grad(value.sum(), point)
+            value = value.detach()
+        else:
+            value, gradient = self.value(x).detach(), self._central_differences(x)
+        return value, check_score(gradient, value, x)
+
+    def _central_differences(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        n, d = x.shape
+        step = torch.finfo(x.dtype).eps ** (1 / 3) * x.abs().clamp(min=1.0)
+        moves = torch.diag_embed(step)
+        ends = torch.cat([x[:, None] + moves, x[:, None] - moves]).reshape(-1, d)
+        high, low = self.value(ends).detach().reshape(2, n, d)
+        return (high - low) / (2 * step)
+
+    @cached_property
+    def _style(self) -> str:
+        """`autograd`, `tensor` (takes tensors, no gradient comes back) or `numpy`; found by one call."""
+        try:
+            with torch.enable_grad():
+                value = call(self.function, self.probe.clone().requires_grad_(True), "log_prob", self.batched, False)
+        except TargetError as first:
+            try:
+                call(self.function, self.probe, "log_prob", self.batched, True)
+            except TargetError:
+                raise first from first.__cause__
+            return "numpy"
+        return "autograd" if value.requires_grad else "tensor"
+
+
+def call(function: Function, x: Float[Tensor, "n d"], who: str, batched: bool, as_array: bool) -> Tensor:
+    """Call a user's function on a batch; what it returns comes back in the dtype and on the device of `x`.
+
+    Raises:
+        TargetError: the function raised; its message and line are named.
+    """
+    points = x.detach().cpu().numpy() if as_array else x
+    try:
+        value = function(points) if batched else [function(point) for point in points]
+        if not batched:
+            return torch.stack([_tensor(one, x) for one in value])
+        return _tensor(value, x)
+    except WhichklError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        because = f"it raised {type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+        instead = "Mend the function; it gets an (n, d) tensor" if batched else "Mend the function; it gets one (d,) point"
+        raise TargetError(cannot(f"evaluate `{who}`", because, instead)) from error
+
+
+def check_score(gradient: Tensor, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return the gradient if it has the shape of `x` and is finite wherever the value is.
+
+    Raises:
+        TargetError: it isn't.
+    """
+    if gradient.shape != x.shape:
+        because = f"`score` returned shape {tuple(gradient.shape)} for points of shape {tuple(x.shape)}"
+        raise TargetError(cannot("use this target", because, "Return one gradient a row"))
+    wrong = ~gradient.isfinite().all(-1) & value.isfinite()
+    if bool(wrong.any()):
+        shown = ", ".join(f"{v:.4g}" for v in x[wrong][0][:8].tolist())
+        because = f"the gradient of `log_prob` is not finite at {int(wrong.sum())} of {len(x)} points, first at ({shown})"
+        instead = "Write the log density so that it can be differentiated there (no where() around a NaN branch)"
+        raise TargetError(cannot("use this target", because, instead))
+    return gradient
+
+
+def _tensor(value: Any, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(like)
+    return torch.as_tensor(np.asarray(value, dtype=np.float64)).to(like)

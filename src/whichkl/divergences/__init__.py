@@ -1,0 +1,5 @@
+"""Divergences: numbers between two distributions, each with its error."""
+
+from whichkl.divergences.estimate import Estimate
+
+__all__ = ["Estimate"]

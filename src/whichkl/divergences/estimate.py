@@ -1,0 +1,120 @@
+"""Estimate: a number in nats, how far it can be trusted, and up to what it is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from whichkl._checks import InputError, cannot
+
+Finite = Literal["certified", "infinite", "not certified"]
+
+_CONSTANTS = {"log_z": "log Z", "entropy_p": "H(p)"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A divergence (or what a fit minimised) with its error, in nats.
+
+    Args:
+        quantity: what it is, such as ``"forward_kl"``.
+        value: the number, in nats; ∞ where the divergence is.
+        stderr: its standard error; 0 for exact methods.
+        up_to: None, ``"log_z"`` (value = divergence − log Z) or ``"entropy_p"`` (value = divergence + H(p)).
+        finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
+        method: how it was computed, in words.
+        exact: whether only rounding and a stated quadrature error separate it from the truth.
+        n: number of draws, where there are any.
+        ess: effective number of draws.
+        khat: Pareto shape of the weights' tail.
+        cap: the largest value that the method could have returned.
+        reliable: False where the method says that its own answer shouldn't be trusted.
+        notes: sentences on what stands behind the number.
+
+    >>> Estimate("reverse_kl", 0.5, 0.01, method="Monte Carlo", n=1000).interval
+    (0.480400..., 0.519599...)
+    """
+
+    quantity: str
+    value: float
+    stderr: float = 0.0
+    up_to: Literal["log_z", "entropy_p"] | None = None
+    finite: Finite = "not certified"
+    method: str = ""
+    exact: bool = False
+    n: int | None = None
+    ess: float | None = None
+    khat: float | None = None
+    cap: float | None = None
+    reliable: bool = True
+    notes: tuple[str, ...] = field(default=())
+    unit: Literal["nats", "bits"] = "nats"
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval, value ± 1.96 standard errors."""
+        reach = 1.959963984540054 * self.stderr
+        return (self.value - reach, self.value + reach)
+
+    @property
+    def bits(self) -> Estimate:
+        """The same in bits: every nat is 1/ln 2 of them."""
+        if self.unit == "bits":
+            return self
+        per = 1 / math.log(2)
+        cap = None if self.cap is None else self.cap * per
+        return dataclasses.replace(self, value=self.value * per, stderr=self.stderr * per, cap=cap, unit="bits")
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """Difference of two estimates known up to the same constant; their errors are taken as independent.
+
+        Raises:
+            InputError: they are known up to different constants, or in different units.
+        """
+        if (self.up_to, self.unit) != (other.up_to, other.unit):
+            mine, theirs = (f"up to {_CONSTANTS[e.up_to]}" if e.up_to else "absolute" for e in (self, other))
+            because = f"one is {mine} in {self.unit}, the other {theirs} in {other.unit}"
+            raise InputError(cannot("subtract these estimates", because, "Compare estimates of the same kind"))
+        return Estimate(
+            quantity=f"{self.quantity} − {other.quantity}",
+            value=self.value - other.value,
+            stderr=math.hypot(self.stderr, other.stderr),
+            method=f"difference of {self.method} and {other.method}",
+            exact=self.exact and other.exact,
+            reliable=self.reliable and other.reliable,
+            finite=self.finite if self.finite == other.finite else "not certified",
+            unit=self.unit,
+        )
+
+    def __str__(self) -> str:
+        """One line: quantity, value, error, what it is up to, method."""
+        return f"{self.quantity} = {self.number} {self.unit}{self.constant} ({self.method})"
+
+    @property
+    def number(self) -> str:
+        """The value with its error, to the digits that the error allows; six decimals where it's exact."""
+        if not math.isfinite(self.value):
+            return "∞" if self.value > 0 else str(self.value)
+        if self.exact:
+            return f"{0.0 if abs(self.value) < 5e-7 else self.value:.6f}"
+        digits = 4 if self.stderr <= 0 else min(6, max(0, 1 - math.floor(math.log10(self.stderr))))
+        return f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+
+    @property
+    def constant(self) -> str:
+        """``" + H(p)"`` or ``" − log Z"`` as the value contains it, or nothing."""
+        return {None: "", "entropy_p": ", H(p) included", "log_z": ", log Z subtracted"}[self.up_to]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them; infinities as text."""
+        fields = dataclasses.asdict(self)
+        return {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in fields.items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Estimate:
+        """Rebuild an estimate from `to_dict`."""
+        numbers = {"value", "stderr", "ess", "khat", "cap"}
+        read = {name: float(v) if name in numbers and isinstance(v, str) else v for name, v in fields.items()}
+        return cls(**{**read, "notes": tuple(fields["notes"])})

@@ -1,0 +1,7 @@
+"""Families: immutable descriptions of the sets of models that a fit chooses from."""
+
+from whichkl.families.family import Family, family_from_config
+from whichkl.families.gaussian import Gaussian
+from whichkl.families.mixture import Mixture
+
+__all__ = ["Family", "Gaussian", "Mixture", "family_from_config"]

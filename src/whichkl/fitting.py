@@ -1,0 +1,292 @@
+"""fit: target, family, objective → the model, how well it does, and what to do next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import InputError, IntegrityError, ResourceError, TargetError, cannot
+from whichkl.access import Access
+from whichkl.advice import Advice, advise
+from whichkl.diagnostics import Diagnostics, constrain, explain, judge, model_target
+from whichkl.divergences import Estimate
+from whichkl.families import Family, Gaussian, family_from_config
+from whichkl.families.family import cast
+from whichkl.objectives import OBJECTIVES, Objective, objective_of
+from whichkl.solvers import Optimum, Solver, solver_for
+from whichkl.supports import Bijection
+from whichkl.targets import Target
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of `fit`."""
+
+    model: Distribution
+    """The fitted q: `log_prob`, `sample`, and `rsample` where it exists."""
+    family: Family
+    objective: Objective
+    solver: str
+    advice: Advice
+    value: Estimate
+    """What was minimised, on draws that the fit hasn't seen, or exactly."""
+    status: str
+    """`converged` or `stopped`."""
+    findings: frozenset[str]
+    """Names from `diagnostics.FINDINGS`; `explanations` has the sentences."""
+    diagnostics: Diagnostics
+    names: tuple[str, ...]
+    bijection: Bijection
+    seed: int
+    target: Target | None = None
+    """What was fitted; None after `Fit.load`."""
+
+    @property
+    def explanations(self) -> tuple[str, ...]:
+        """A sentence with the next step for each finding."""
+        return explain(self.findings, self.family)
+
+    def __str__(self) -> str:
+        """A few lines: what was minimised, how it ended, the value, the findings."""
+        d = self.diagnostics
+        lines = [f"{self.objective.name} over {self.family} by {self.solver}: {self.status}", f"  {self.value}"]
+        if d.elbo is not None:
+            lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {d.khat:.2f}")
+        if len(d.optima) > 1:
+            lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
+        return "\n".join(lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the parameters as JSON can hold it."""
+        d = self.diagnostics
+        return {
+            "format": _FORMAT,
+            "family": self.family.config(),
+            "objective": self.objective.name,
+            "solver": self.solver,
+            "status": self.status,
+            "findings": sorted(self.findings),
+            "explanations": list(self.explanations),
+            "value": self.value.to_dict(),
+            "diagnostics": {
+                **{name: getattr(d, name) for name in _NUMBERS},
+                **{name: None if getattr(d, name) is None else getattr(d, name).to_dict() for name in _ESTIMATES},
+                "optima": [{"loss": o.loss, "converged": o.converged, "is_global": o.is_global} for o in d.optima],
+            },
+            "access": self.advice.access.label,
+            "names": list(self.names),
+            "support": self.bijection.describe(),
+            "seed": self.seed,
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `fit.json` and `model.safetensors` (every optimum's parameters, in free coordinates).
+
+        An earlier fit in that folder is replaced only when the new one is whole on disk.
+
+        Raises:
+            InputError: the folder holds something other than a fit.
+            ResourceError: it can't be written.
+        """
+        path = Path(folder)
+        if path.exists() and not (path / "fit.json").exists() and (path.is_file() or any(path.iterdir())):
+            raise InputError(cannot(f"save a fit in `{path}`", "it holds something else", "Name a new or empty folder"))
+        tensors = {
+            f"{i}.{name}": value.detach().cpu().contiguous()
+            for i, optimum in enumerate(self.diagnostics.optima)
+            for name, value in self.family.parameters(optimum.model).items()
+        }
+        weights = save(tensors)
+        text = json.dumps({**_finite(self.to_dict()), "sha256": hashlib.sha256(weights).hexdigest()}, indent=1, allow_nan=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            try:
+                _write(fresh / "model.safetensors", weights)
+                _write(fresh / "fit.json", text.encode())
+                fresh.chmod(0o755)
+                _swap(fresh, path)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+        except OSError as error:
+            raise ResourceError(cannot(f"save the fit in `{path}`", str(error.strerror or error), "Name another folder")) from error
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], family: Family | None = None) -> Fit:
+        """Read a saved fit.
+
+        Args:
+            folder: what `save` was given.
+            family: the family, where it isn't one of this library's.
+
+        Raises:
+            InputError: there is no fit in that folder.
+            IntegrityError: a file was changed, cut short, or written by a newer version.
+        """
+        path = Path(folder)
+        try:
+            text, weights = (path / "fit.json").read_text(), (path / "model.safetensors").read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(cannot(f"load a fit from `{path}`", f"`{error.filename}` is missing", "Correct the path")) from error
+        try:
+            fields = json.loads(text)
+            if fields["format"] > _FORMAT:
+                raise IntegrityError(cannot(f"load `{path}`", "a newer version wrote it", "Upgrade whichkl"))
+            if hashlib.sha256(weights).hexdigest() != fields["sha256"]:
+                raise IntegrityError(cannot(f"load `{path}`", "model.safetensors isn't what was saved (SHA-256 differs)", "Fit anew"))
+            return _rebuild(fields, load(weights), family or family_from_config(fields["family"]))
+        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+            because = f"fit.json isn't what was saved ({type(error).__name__}: {error})"
+            raise IntegrityError(cannot(f"load `{path}`", because, "Fit anew")) from error
+
+
+def fit(
+    target: Any,
+    family: Family | None = None,
+    *,
+    objective: Objective | str | None = None,
+    solver: Solver | str | None = None,
+    seed: int = 0,
+) -> Fit:
+    """Fit a family to a target by the objective that its access allows.
+
+    Args:
+        target: a `Target`, or anything that `Target.of` takes.
+        family: which models are allowed; a full Gaussian unless said.
+        objective: an objective or its name; unless said, the only possible one, and forward KL where both are.
+        solver: a solver or its name; the best for the job unless said.
+        seed: fixes every random choice; the same seed gives the same fit.
+
+    Raises:
+        InputError: samples or arguments are bad.
+        TargetError: the target can't do what the objective requires, or its log density is broken.
+
+    >>> result = fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1), dim=2))
+    >>> result.objective.name, result.status
+    ('reverse_kl', 'converged')
+    >>> result.model.mean
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    p = Target.of(target)
+    family = Gaussian() if family is None else family
+    if not isinstance(family, Family):
+        because = f"it is a `{type(family).__name__}`, and this version fits {', '.join(Family.kinds)}"
+        raise InputError(cannot("fit this family", because, "Use, say, whichkl.families.Gaussian()"))
+    advice = advise(p, family)
+    chosen = _choose(objective, advice)
+    engine = solver_for(chosen, family, p.access, solver)
+    free = p.unconstrained()
+    if free.samples is not None:
+        family.check_samples(free.samples, p.names)
+    solution = engine.solve(free, family, seed)
+    model = constrain(cast(family, solution.best.model, p.dtype, p.device), p)
+    q = model_target(model, p)
+    judgement = judge(p, family, chosen, engine, solution, q, seed)
+    return Fit(
+        model=model,
+        family=family,
+        objective=chosen,
+        solver=engine.name,
+        advice=advice,
+        value=judgement.value,
+        status=judgement.status,
+        findings=judgement.findings,
+        diagnostics=judgement.diagnostics,
+        names=p.names,
+        bijection=p.bijection,
+        seed=seed,
+        target=p,
+    )
+
+
+def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
+    """The wanted objective if the access allows it, else the advised one."""
+    if objective is None:
+        if advice.best is None:
+            do, because = "fit this target", f"{advice.situation[0].lower()}{advice.situation[1:-1]}"
+            raise TargetError(cannot(do, because, "See `whichkl.advise(target)` for what could be converted"))
+        return advice.best.objective
+    wanted = objective_of(objective)
+    if not wanted.requires.met_by(advice.access):
+        because = f"it requires {wanted.requires.label}, but the target only has {advice.access.label}"
+        able = f"Use `{type(advice.best.objective).__name__}`, or pass" if advice.best else "Pass"
+        words = {word for one in wanted.requires.alternatives for word in one.label.split(", ")}
+        instead = f"{able} {' or '.join(f'`{word}=`' for word in sorted(words))}"
+        raise TargetError(cannot(f"use `{type(wanted).__name__}` with this target", because, instead))
+    return wanted
+
+
+_NUMBERS = ("iterations", "residual", "nodes", "node_error", "ess", "khat", "evaluations")
+_ESTIMATES = ("elbo", "held_out", "richer_gain")
+
+
+def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: Family) -> Fit:
+    d = fields["diagnostics"]
+    optima = []
+    for i, one in enumerate(d["optima"]):
+        parameters = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.split(".", 1)[0] == str(i)}
+        optima.append(Optimum(family.model(parameters), one["loss"], one["converged"], one["is_global"]))
+    numbers = {name: float(d[name]) if isinstance(d[name], str) else d[name] for name in _NUMBERS}
+    estimates = {name: None if d[name] is None else Estimate.from_dict(d[name]) for name in _ESTIMATES}
+    bijection = Bijection(fields["support"], len(fields["names"]))
+    best = optima[0].model
+    return Fit(
+        model=best if bijection.is_real else torch.distributions.TransformedDistribution(best, [bijection.transform], validate_args=False),
+        family=family,
+        objective=OBJECTIVES[fields["objective"]],
+        solver=fields["solver"],
+        advice=advise(Access.parse("" if fields["access"] == "nothing" else fields["access"]), family),
+        value=Estimate.from_dict(fields["value"]),
+        status=fields["status"],
+        findings=frozenset(fields["findings"]),
+        diagnostics=Diagnostics(optima=tuple(optima), **numbers, **estimates),
+        names=tuple(fields["names"]),
+        bijection=bijection,
+        seed=fields["seed"],
+    )
+
+
+def _finite(value: Any) -> Any:
+    """Write infinities as text, since JSON has none."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and value not in (0.0,) and (value - value) != 0 else value
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    """Put the new folder where the old one is, which stays whole until then."""
+    if not path.exists():
+        fresh.rename(path)
+        return
+    aside = path.with_name(f".{path.name}-old-{os.getpid()}")
+    path.rename(aside)
+    try:
+        fresh.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside)

@@ -1,0 +1,38 @@
+"""Solvers: one algorithm a file; each declares which objective and families it solves."""
+
+from whichkl._checks import TargetError, cannot
+from whichkl.access import Access
+from whichkl.families import Family
+from whichkl.objectives import Objective
+from whichkl.solvers.closed_form import ClosedForm
+from whichkl.solvers.em import ExpectationMaximization
+from whichkl.solvers.natural_gradient import NaturalGradient
+from whichkl.solvers.sample_average import SampleAverage
+from whichkl.solvers.solver import Optimum, Solution, Solver
+
+SOLVERS: tuple[type[Solver], ...] = (ClosedForm, ExpectationMaximization, NaturalGradient, SampleAverage)
+
+__all__ = ["SOLVERS", "Optimum", "Solution", "Solver", "solver_for"]
+
+
+def solver_for(objective: Objective, family: Family, access: Access, wanted: Solver | str | None = None) -> Solver:
+    """Return the first solver that does the job, or the one that is wanted if it can.
+
+    Raises:
+        TargetError: no solver does, or the wanted one doesn't.
+    """
+    able = [kind for kind in SOLVERS if kind.solves(objective, family, access)]
+    if isinstance(wanted, Solver):
+        able, label = [kind for kind in able if isinstance(wanted, kind)], wanted.name
+        if able:
+            return wanted
+    elif wanted is not None:
+        able, label = [kind for kind in able if kind.name == wanted], wanted
+    else:
+        label = "any solver"
+    if able:
+        return able[0]()
+    others = [kind.name for kind in SOLVERS if kind.solves(objective, family, access)]
+    instead = f"Use solver={others[0]!r}" if others else "Use another family or objective"
+    because = f"it doesn't minimise `{objective.name}` over `{family}` with access to {access.label}"
+    raise TargetError(cannot(f"use {label} here", because, instead))

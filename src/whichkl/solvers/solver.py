@@ -1,0 +1,86 @@
+"""Solver: how the minimum of an objective is found; each declares what it solves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.distributions import Distribution
+
+from whichkl.access import Access
+from whichkl.families import Family
+from whichkl.objectives import Objective
+from whichkl.targets import Target
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """One local optimum: its model, the loss there (in nats, up to the objective's constant) and how it ended."""
+
+    model: Distribution
+    loss: float
+    converged: bool
+    is_global: bool
+    """Whether no other optimum that was found is better (several can tie)."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver returns; `optima` holds every distinct one that was found, best first."""
+
+    optima: tuple[Optimum, ...]
+    iterations: int
+    residual: float
+    """Size of the (natural) gradient at the best optimum; 0 for a closed form."""
+    node_error: float | None = None
+    """Largest shift of a mean, in model standard deviations, when the nodes are doubled."""
+    nodes: int | None = None
+
+    @property
+    def best(self) -> Optimum:
+        """The optimum with the least loss."""
+        return self.optima[0]
+
+
+class Solver(ABC):
+    """One algorithm; `solves` says for which objective and families."""
+
+    name: ClassVar[str]
+    objective: ClassVar[type[Objective]]
+    families: ClassVar[tuple[type[Family], ...]]
+
+    @classmethod
+    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
+        """Whether this solver can do the job."""
+        return isinstance(objective, cls.objective) and isinstance(family, cls.families)
+
+    @abstractmethod
+    def solve(self, target: Target, family: Family, seed: int) -> Solution:
+        """Minimise the objective over the family.
+
+        Args:
+            target: p in unconstrained coordinates.
+            family: which models are allowed.
+            seed: fixes every random choice.
+        """
+
+
+def distinct(optima: list[Optimum], same: float = 1e-3, tie: float = 1e-6) -> tuple[Optimum, ...]:
+    """Sort optima by loss, drop those that repeat a better one, and mark the global ones.
+
+    Two models are the same where the mean and spread of both agree to `same` of the spread; a tie in loss is within
+    `tie` nats.
+    """
+    kept: list[Optimum] = []
+    for one in sorted(optima, key=lambda o: (o.loss, tuple(o.model.mean.tolist()))):
+        if not any(_alike(one.model, other.model, same) and abs(one.loss - other.loss) < same for other in kept):
+            kept.append(one)
+    best = kept[0].loss
+    return tuple(Optimum(o.model, o.loss, o.converged, o.loss - best <= tie) for o in kept)
+
+
+def _alike(a: Distribution, b: Distribution, same: float) -> bool:
+    spread = b.variance.sqrt()
+    near = ((a.mean - b.mean).abs() <= same * spread).all() and ((a.variance.sqrt() - spread).abs() <= same * spread).all()
+    return bool(near)

@@ -1,0 +1,142 @@
+"""Starts: the modes of a log density, a Laplace approximation at each, and the Gaussians that cover several."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import minimize
+from torch import Tensor
+
+from whichkl._checks import TargetError, cannot
+from whichkl.targets import Target
+
+_CANDIDATES = 256
+_SEARCHES = 12
+_MODES = 8
+
+Gaussians = tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]
+
+
+def find_starts(target: Target, seed: int) -> Gaussians:
+    """Return means and Cholesky factors of Gaussians to start from.
+
+    Modes are sought by L-BFGS from draws of p where there are any, else from normal draws of several scales. Each
+    distinct mode gives its Laplace approximation; each pair of modes, and all of them together, the Gaussian with the
+    moments of their mixture weighted by Laplace evidence. The last start is N(0, I) about the candidates.
+
+    Raises:
+        TargetError: the log density is −inf at every candidate, or looks like a density.
+    """
+    points = _candidates(target, seed)
+    modes, laplace, heights = _find_modes(target, points)
+    trils = torch.stack(laplace) if laplace else torch.empty(0, target.dim, target.dim, dtype=torch.float64)
+    wide = torch.eye(target.dim, dtype=torch.float64)
+    locs = [*modes, points.mean(0)]
+    factors = [*laplace, wide]
+    if len(modes) > 1:
+        evidence = heights + trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        groups: list[tuple[int, ...]] = [*itertools.combinations(range(min(len(modes), 5)), 2)]
+        groups += [tuple(range(len(modes)))] if len(modes) > 2 else []
+        for group in groups:
+            loc, tril = _merge(torch.stack([modes[i] for i in group]), trils[list(group)], evidence[list(group)])
+            locs.append(loc)
+            factors.append(tril)
+    return torch.stack(locs), torch.stack(factors)
+
+
+def _candidates(target: Target, seed: int) -> Float[Tensor, "c d"]:
+    """Points where the log density is finite, to begin the search for modes."""
+    if target.samples is not None:
+        generator = torch.Generator().manual_seed(seed)
+        points = target.samples[torch.randperm(len(target.samples), generator=generator)[:_CANDIDATES]].to(torch.float64)
+    elif target.sampler is not None:
+        points = target.draws(_CANDIDATES, seed).to(torch.float64)
+    else:
+        sobol = torch.quasirandom.SobolEngine(target.dim, scramble=True, seed=seed).draw(_CANDIDATES, dtype=torch.float64)
+        normal = math.sqrt(2) * torch.erfinv((2 * sobol - 1).clamp(-1 + 1e-12, 1 - 1e-12))
+        points = normal * torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64).repeat(_CANDIDATES // 4)[:, None]
+    value = target.log_prob(points.to(target.device)).detach().cpu()
+    finite = value.isfinite()
+    if not bool(finite.any()):
+        because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.3 to 10 about 0"
+        raise TargetError(cannot("start on this target", because, "Pass `support=`, or shift and scale x so that p has mass there"))
+    _refuse_density(target, value)
+    return points[finite]
+
+
+def _refuse_density(target: Target, value: Tensor) -> None:
+    """Notice a density where a *log* density is due: never negative, and 0 far away, where its log would be −∞."""
+    if bool((value < 0).any()):
+        return
+    far = torch.cat([torch.eye(target.dim), -torch.eye(target.dim)]).to(torch.float64) * 1e6
+    try:
+        tail = target.log_prob(far.to(target.device)).detach()
+    except TargetError:
+        return
+    if bool((tail.abs() < 1e-9).all()):
+        because = f"it lies between {float(value.min()):.3g} and {float(value.max()):.3g} and is 0 far away: a density, not its log"
+        raise TargetError(cannot("use this `log_prob`", because, "Return the natural logarithm of the density"))
+
+
+def _find_modes(target: Target, points: Float[Tensor, "c d"]) -> tuple[list[Tensor], list[Tensor], Float[Tensor, " m"]]:
+    """L-BFGS ascents from some of the candidates: the distinct modes, their Laplace factors and heights, best first.
+
+    An end that another Newton step would still raise is no mode (the density rises without bound there), and goes.
+    """
+
+    def descend(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, score = target.value_and_score(torch.from_numpy(x)[None].to(target.device))
+        if not bool(value.isfinite().all()):
+            return 1e300, np.zeros_like(x)
+        return -float(value), -score[0].cpu().numpy()
+
+    ends: list[tuple[float, Tensor, Tensor]] = []
+    for start in points[:_SEARCHES].numpy():
+        result = minimize(descend, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-6})
+        slope = result.jac
+        decrement = slope @ (result.hess_inv @ slope) / 2
+        if np.isfinite(result.x).all() and result.fun < 1e299 and decrement < 1e-3:
+            scale = np.sqrt(np.maximum(result.hess_inv.todense().diagonal(), 0))
+            ends.append((-float(result.fun), torch.from_numpy(result.x), torch.from_numpy(scale)))
+    modes: list[Tensor] = []
+    factors: list[Tensor] = []
+    heights: list[float] = []
+    for height, end, scale in sorted(ends, key=lambda triple: -triple[0]):
+        if any(float((end - mode).abs().max()) <= 1e-3 * (1 + float(mode.abs().max())) for mode in modes):
+            continue
+        tril = _laplace(target, end, scale)
+        if len(modes) < _MODES and tril is not None:
+            modes.append(end)
+            factors.append(tril)
+            heights.append(height)
+    return modes, factors, torch.tensor(heights, dtype=torch.float64)
+
+
+def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> Float[Tensor, "d d"] | None:
+    """Cholesky factor of the inverse of −∇² log p, from 2d scores a thousandth of `scale` away; None at a saddle."""
+    dim = len(mode)
+    step = torch.maximum((1e-3 * scale).clamp(max=0.1), 1e-7 * mode.abs().clamp(min=1.0))
+    ends = torch.cat([mode + torch.diag(step), mode - torch.diag(step)])
+    value, score = target.value_and_score(ends.to(target.device))
+    if not bool(value.isfinite().all()):
+        return None
+    hessian = (score[dim:] - score[:dim]).cpu() / (2 * step[:, None])
+    eigenvalue, vector = torch.linalg.eigh((hessian + hessian.T) / 2)
+    if float(eigenvalue[0]) <= 1e-12 * float(eigenvalue[-1]):
+        return None
+    factor, failed = torch.linalg.cholesky_ex((vector / eigenvalue) @ vector.T)
+    return None if int(failed) else factor
+
+
+def _merge(locs: Float[Tensor, "m d"], trils: Float[Tensor, "m d d"], evidence: Float[Tensor, " m"]) -> tuple[Tensor, Tensor]:
+    """Mean and Cholesky factor of a mixture of Gaussians with weights softmax(evidence), each at least 5 %."""
+    w = torch.softmax(evidence, 0).clamp(min=0.05)
+    w = w / w.sum()
+    mean = w @ locs
+    apart = locs - mean
+    covariance = torch.einsum("m,mij,mkj->ik", w, trils, trils) + torch.einsum("m,mi,mj->ij", w, apart, apart)
+    return mean, torch.linalg.cholesky(covariance)

@@ -1,0 +1,172 @@
+"""Supports: where a target has mass, and the smooth bijection from ℝᵏ onto it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MixtureSameFamily, biject_to, constraints, transforms
+from torch.distributions.constraints import Constraint
+
+from whichkl._checks import InputError, cannot
+
+Support = Constraint | Sequence[Constraint] | str | None
+
+_REALS = (type(constraints.real), type(constraints.real_vector))
+_BOUNDED = r"(interval|greater_than|less_than)\(([^(),]+)(?:,([^(),]+))?\)"
+_WORDS = {
+    "real": constraints.real,
+    "positive": constraints.positive,
+    "unit_interval": constraints.unit_interval,
+    "simplex": constraints.simplex,
+}
+
+
+class Bijection:
+    """The map from ℝᵏ onto a support in ℝᵈ (`torch.distributions.biject_to`), with its log Jacobian.
+
+    Args:
+        support: a torch constraint on every coordinate or on the whole vector, one constraint a column, a
+            text as in `describe`, or None for all of ℝᵈ.
+        dim: d, the number of coordinates in the support.
+
+    >>> Bijection("positive", dim=2).forward(torch.zeros(1, 2))
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, support: Support, dim: int) -> None:
+        """Build the map; see the class for the arguments."""
+        self.dim = dim
+        parts = parse_support(support)
+        if len(parts) not in (1, dim):
+            because = f"{len(parts)} constraints were given for {dim} columns"
+            raise InputError(cannot("use this `support`", because, "Give one constraint, or one a column"))
+        self.constraints = tuple(_scalar(part) for part in parts)
+        if any(part.is_discrete for part in self.constraints):
+            because = "it is discrete, and the families of this version have densities on ℝᵈ"
+            raise InputError(cannot("use this `support`", because, "Use a continuous target"))
+        self.is_real = all(isinstance(part, _REALS) for part in self.constraints)
+        whole = len(self.constraints) == 1 and self.constraints[0].event_dim == 1
+        if whole:
+            self.transform: transforms.Transform = biject_to(self.constraints[0])
+        else:
+            each = [biject_to(column) for column in self.constraints]
+            self.transform = transforms.IndependentTransform(each[0], 1) if len(each) == 1 else _Columns(each)
+        self.free_dim = int(self.transform.inverse_shape(torch.Size([dim]))[-1])
+
+    def forward(self, u: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
+        """Carry free coordinates into the support."""
+        x: Tensor = u if self.is_real else self.transform(u)
+        return x
+
+    def inverse(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Carry points of the support to free coordinates."""
+        u: Tensor = x if self.is_real else self.transform.inv(x)
+        return u
+
+    def log_jacobian(self, u: Float[Tensor, "n k"], x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return log|∂x/∂u| a row."""
+        return torch.zeros_like(u[:, 0]) if self.is_real else self.transform.log_abs_det_jacobian(u, x)
+
+    def contains(self, x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+        """Whether each row is finite and lies in the support."""
+        finite = x.isfinite().all(-1)
+        if self.is_real:
+            return finite
+        if self.constraints[0].event_dim == 1:
+            return finite & self.constraints[0].check(x)
+        columns = self.constraints * self.dim if len(self.constraints) == 1 else self.constraints
+        return finite & torch.stack([c.check(x[:, i]) for i, c in enumerate(columns)], -1).all(-1)
+
+    def describe(self) -> list[str]:
+        """Write the support as words that `parse_support` reads back."""
+        return [_describe(part) for part in self.constraints]
+
+
+class _Columns(transforms.Transform):
+    """One transform a column; unlike torch's StackTransform, its log Jacobian is summed over the columns."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, parts: Sequence[transforms.Transform]) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.stack([part(x[..., i]) for i, part in enumerate(self.parts)], -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.stack([part.inv(y[..., i]) for i, part in enumerate(self.parts)], -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        columns = [part.log_abs_det_jacobian(x[..., i], y[..., i]) for i, part in enumerate(self.parts)]
+        return torch.stack(columns, -1).sum(-1)
+
+
+def parse_support(support: Support) -> tuple[Constraint, ...]:
+    """Read a support: a constraint, several, or words such as ``"positive"`` and ``"interval(0, 2)"``.
+
+    Raises:
+        InputError: a word isn't known.
+    """
+    if support is None:
+        return (constraints.real,)
+    if isinstance(support, Constraint):
+        return (support,)
+    if not isinstance(support, str):
+        return tuple(part for one in support for part in parse_support(one))
+    word = support.strip()
+    if word in _WORDS:
+        return (_WORDS[word],)
+    match = re.fullmatch(_BOUNDED, word)
+    try:
+        if match:
+            numbers = [float(number) for number in match.groups()[1:] if number is not None]
+            return (getattr(constraints, match[1])(*numbers),)
+    except (TypeError, ValueError):
+        pass
+    known = ", ".join([*_WORDS, "interval(a, b)", "greater_than(a)", "less_than(b)"])
+    raise InputError(cannot(f"read the support `{word}`", "it isn't a known one", f"Choose among {known}"))
+
+
+def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
+    """Return a torch distribution's support as constraints that `Bijection` takes, bounds a column where they differ."""
+    if isinstance(p, MixtureSameFamily):
+        inner = p.component_distribution
+        inner = inner.base_dist if isinstance(inner, Independent) else inner
+        support, pool = inner.support, True  # type: ignore[attr-defined]
+    else:
+        support, pool = p.support, False  # type: ignore[attr-defined]
+    support = _scalar(support)
+    bounds = {name: getattr(support, name) for name in ("lower_bound", "upper_bound") if hasattr(support, name)}
+    if support.event_dim > 0 or support.is_discrete or not any(isinstance(v, Tensor) for v in bounds.values()):
+        return (support,)
+    wide = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in bounds.items()}
+    if pool:
+        wide = {name: value.min() if name == "lower_bound" else value.max() for name, value in wide.items()}
+    columns = [value.expand(dim).tolist() for value in torch.broadcast_tensors(*wide.values())]
+    kind = {2: constraints.interval, 1: constraints.greater_than if "lower_bound" in wide else constraints.less_than}[len(wide)]
+    return tuple(kind(*ends) for ends in zip(*columns, strict=True))
+
+
+def _scalar(part: Constraint) -> Constraint:
+    """Undo `constraints.independent(c, 1)` where c acts on one coordinate: it's the same constraint a column."""
+    inner = getattr(part, "base_constraint", None)
+    return inner if inner is not None and inner.event_dim == 0 else part
+
+
+def _describe(part: Constraint) -> str:
+    for word, known in _WORDS.items():
+        if part is known or (word == "real" and isinstance(part, _REALS)):
+            return word
+    bounds = [getattr(part, name) for name in ("lower_bound", "upper_bound") if hasattr(part, name)]
+    name = {2: "interval", 1: "greater_than" if hasattr(part, "lower_bound") else "less_than"}.get(len(bounds))
+    if name is None:
+        because = f"a file can't hold the constraint {part}"
+        raise InputError(cannot("save this support", because, "Use real, positive, simplex or bounds"))
+    return f"{name}({', '.join(str(float(bound)) for bound in bounds)})"

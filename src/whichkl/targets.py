@@ -1,0 +1,335 @@
+"""Target: the distribution p that is to be matched, and what can be done with it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import InputError, TargetError, cannot, check_finite
+from whichkl.access import Access
+from whichkl.density import Function, LogDensity
+from whichkl.samples import read_samples
+from whichkl.supports import Bijection, Support, support_of
+
+class Target:
+    """A distribution p on ℝᵈ, known by samples, by a sampler, by a log density, or by several of them.
+
+    Args:
+        samples: (n, d) tensor, array or DataFrame of draws of p; (n,) is read as (n, 1).
+        log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A tensor function is
+            differentiated by autograd; one of arrays by central differences (2d evaluations a gradient).
+        sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument torch's and NumPy's global
+            seeds are set for the call and restored after it.
+        score: g(x), (n, d) → (n, d), the gradient of log p.
+        dim: d; needed where there are no samples.
+        support: where p > 0: a `torch.distributions.constraints` member, one a column, or a word (``"positive"``).
+        normalized: whether `log_prob` integrates to one.
+        weights: (n,) non-negative weights of `samples`.
+        names: the d column names.
+        batched: False if `log_prob` and `score` take one point, (d,).
+        dtype: what the functions are called with: float64 unless said.
+        device: where they are called: the CPU, or the device of `samples`, unless said.
+
+    Raises:
+        InputError: samples, names, weights or dimension don't fit.
+
+    >>> target = Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=2)
+    >>> target.access
+    <Access: log_prob, differentiable>
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: Any = None,
+        log_prob: Function | None = None,
+        sampler: Function | None = None,
+        score: Function | None = None,
+        dim: int | None = None,
+        support: Support = None,
+        normalized: bool = False,
+        weights: Any = None,
+        names: Sequence[str] | None = None,
+        batched: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Take what is known of p; see the class for the arguments."""
+        self.samples = None if samples is None else _matrix(samples, dtype, device)
+        width = None if self.samples is None else self.samples.shape[1]
+        if dim is not None and (dim < 1 or (width is not None and width != dim)):
+            found = "it must be at least 1" if width is None or dim < 1 else f"the samples have {width} columns"
+            raise InputError(cannot(f"use `dim={dim}`", found, "Give the number of coordinates of one point"))
+        if dim is None and width is None and (log_prob or sampler or score):
+            because = "there are no samples to read the dimension from"
+            raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
+        self.dim = width or dim or 1
+        self.names = _names(names, samples, self.dim)
+        self.normalized = normalized and log_prob is not None
+        self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
+        self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
+        self.evaluations = {"log_prob": 0, "score": 0, "samples": 0}
+        self.score = score
+        self.sampler = sampler
+        self.bijection = Bijection(support, self.dim)
+        inside = self.bijection.forward(torch.zeros(1, self.bijection.free_dim, dtype=self.dtype, device=self.device))
+        self.density = LogDensity(log_prob, score, batched, inside) if log_prob is not None else None
+        self.weights = self._check_samples(weights)
+
+    @classmethod
+    def of(cls, obj: Any) -> Target:
+        """Make a target of a torch distribution, an array, tensor, DataFrame, or the path of a sample file.
+
+        Raises:
+            InputError: the object is none of these.
+        """
+        if isinstance(obj, Target):
+            return obj
+        if isinstance(obj, Distribution):
+            return _of_distribution(obj)
+        if isinstance(obj, (str, os.PathLike)):
+            table = read_samples(obj)
+            return cls(samples=table.values, names=table.names)
+        if isinstance(obj, (Tensor, np.ndarray, list)) or hasattr(obj, "to_numpy"):
+            return cls(samples=obj)
+        if callable(obj):
+            because = "a bare function doesn't say its dimension"
+            raise InputError(cannot("make a target of it", because, "Use `Target(log_prob=f, dim=d)`"))
+        known = "a torch Distribution, an array, a DataFrame or a path"
+        raise InputError(cannot(f"make a target of a `{type(obj).__name__}`", f"it is none of {known}", "Convert it"))
+
+    @cached_property
+    def access(self) -> Access:
+        """What can be done with this target."""
+        have = Access(0)
+        if self.samples is not None:
+            have |= Access.SAMPLES
+        if self.sampler is not None:
+            have |= Access.SAMPLER
+        if self.density is not None:
+            have |= Access.LOG_PROB
+            have |= Access.NORMALIZED if self.normalized else Access(0)
+            have |= Access.DIFFERENTIABLE if self.density.differentiable else Access(0)
+        if self.score is not None:
+            have |= Access.SCORE
+        return have
+
+    def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Natural log of the density (up to a constant unless `normalized`), −inf outside the support.
+
+        Raises:
+            TargetError: there is no log density, or it returned the wrong shape, NaN or +inf.
+        """
+        density = self._require_density()
+        self.evaluations["log_prob"] += len(x)
+        return _inside(self.bijection.contains(x), x, density.value)
+
+    def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """Return log p and ∇log p at rows inside the support: the user's score, autograd or central differences.
+
+        Raises:
+            TargetError: as `log_prob`, or the gradient isn't finite where the value is.
+        """
+        self.evaluations["score"] += len(x)
+        return self._require_density().value_and_score(x)
+
+    def draws(self, n: int, seed: int) -> Float[Tensor, "n d"]:
+        """Draw n fresh points from the sampler; the same seed gives the same points.
+
+        Raises:
+            TargetError: there is no sampler, or what it returned isn't n finite rows.
+        """
+        if self.sampler is None:
+            raise TargetError(cannot("draw fresh points", f"the target has only {self.access.label}", "Pass `sampler=`"))
+        self.evaluations["samples"] += n
+        x = _matrix(_seeded_draws(self.sampler, n, seed, self.device), self.dtype, self.device)
+        if tuple(x.shape) != (n, self.dim):
+            because = f"`sampler` returned shape {tuple(x.shape)}, not ({n}, {self.dim})"
+            raise TargetError(cannot("use this target", because, "Return one point a row"))
+        check_finite(x, self.names, "draws")
+        return x
+
+    def unconstrained(self) -> Target:
+        """Return this target in free coordinates u ∈ ℝᵏ, x = T(u): log p(T(u)) + log|∂T/∂u|."""
+        if self.bijection.is_real:
+            return self
+        bijection, inner = self.bijection, copy.copy(self)
+
+        def log_prob(u: Tensor) -> Tensor:
+            def value(free: Tensor) -> Tensor:
+                x = bijection.forward(free)
+                return inner.log_prob(x) + bijection.log_jacobian(free, x)
+
+            return _inside(bijection.contains(bijection.forward(u)), u, value)
+
+        def sampler(n: int, generator: torch.Generator) -> Tensor:
+            return bijection.inverse(self.draws(n, generator.initial_seed()))
+
+        def score(u: Tensor) -> Tensor:
+            free = u.detach().requires_grad_(True)
+            with torch.enable_grad():
+                x = bijection.forward(free)
+                pulled = (x * inner.value_and_score(x)[1]).sum() + bijection.log_jacobian(free, x).sum()
+                (gradient,) = torch.autograd.grad(pulled, free)
+            return gradient
+
+        by_hand = self.density is not None and not (self.density.differentiable and self.score is None)
+        free = Target(
+            samples=None if self.samples is None else bijection.inverse(self.samples),
+            log_prob=log_prob if self.density else None,
+            sampler=sampler if self.sampler else None,
+            score=score if by_hand else None,
+            dim=bijection.free_dim,
+            normalized=self.normalized,
+            weights=self.weights,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        free.evaluations = self.evaluations
+        inner.evaluations = {"log_prob": 0, "score": 0, "samples": 0}
+        return free
+
+    def __repr__(self) -> str:
+        size = "" if self.samples is None else f", n={len(self.samples)}"
+        return f"Target(dim={self.dim}{size}, access: {self.access.label})"
+
+    def _require_density(self) -> LogDensity:
+        if self.density is None:
+            raise TargetError(cannot("evaluate this target", f"it has only {self.access.label}", "Pass `log_prob=`"))
+        return self.density
+
+    def _check_samples(self, weights: Any) -> Tensor | None:
+        if self.samples is None:
+            if weights is not None:
+                raise InputError(cannot("use `weights=`", "there are no samples to weigh", "Pass `samples=`"))
+            return None
+        if self.samples.numel() == 0:
+            shape = tuple(self.samples.shape)
+            raise InputError(cannot("use these samples", f"they are empty, shape {shape}", "Give at least one row"))
+        check_finite(self.samples, self.names)
+        outside = ~self.bijection.contains(self.samples)
+        if bool(outside.any()):
+            where = ", ".join(str(int(i)) for i in outside.nonzero()[:5, 0])
+            because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first rows {where}"
+            raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
+        if weights is None:
+            return None
+        w = torch.as_tensor(weights, dtype=self.samples.dtype, device=self.device)
+        if w.shape != self.samples.shape[:1] or not bool(w.isfinite().all()) or bool((w < 0).any()) or w.sum() <= 0:
+            because = f"they must be {len(self.samples)} finite, non-negative numbers with a positive sum"
+            raise InputError(cannot("use these `weights`", because, "Correct them"))
+        return w
+
+
+def _inside(inside: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Evaluate a log density on the rows inside the support; the others get −inf."""
+    if bool(inside.all()):
+        return function(x)
+    value = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
+    if bool(inside.any()):
+        value[inside] = function(x[inside])
+    return value
+
+
+def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Log density of a torch distribution, −inf outside its support (where torch may raise or return a number)."""
+    point = x[:, 0] if p.event_shape == () else x
+    try:
+        inside = p.support.check(point)  # type: ignore[attr-defined]
+    except NotImplementedError:
+        return p.log_prob(point)
+    return _inside(inside, point, lambda y: p.log_prob(y).to(x.dtype))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Set torch's and NumPy's global seeds inside the block, and restore their states after it."""
+    numpy_state = np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+
+
+def _of_distribution(p: Distribution) -> Target:
+    if p.batch_shape != () or len(p.event_shape) > 1:
+        shapes = f"batch shape {tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}"
+        instead = "Give one distribution over a scalar or a vector (torch.distributions.Independent makes one)"
+        raise InputError(cannot("make a target of this distribution", f"it has {shapes}", instead))
+    example = p.sample()
+
+    def draw(n: int) -> Tensor:
+        return p.sample((n,)).reshape(n, -1)
+
+    dim = max(1, example.numel())
+    return Target(
+        sampler=draw,
+        log_prob=lambda x: distribution_log_prob(p, x),
+        normalized=True,
+        dim=dim,
+        support=support_of(p, dim),
+        dtype=example.dtype if example.is_floating_point() else torch.float64,
+        device=example.device,
+    )
+
+
+def _matrix(values: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """Bring samples to a floating (n, d) tensor; numbers that aren't floats become float64."""
+    if isinstance(values, tuple):
+        because = "pairs (x, y) make a conditional target, and the families of this version are unconditional"
+        raise InputError(cannot("use these samples", because, "Give one (n, d) array"))
+    if hasattr(values, "to_numpy"):
+        values = values.to_numpy()
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            because = f"their type is `{array.dtype}`, not a number"
+            raise InputError(cannot("use these samples", because, "Drop the text columns, or encode them"))
+        values = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
+    if values.is_complex():
+        raise InputError(cannot("use these samples", "they are complex", "Give real and imaginary parts as columns"))
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2:
+        because = f"they have shape {tuple(values.shape)}, not (n, d)"
+        raise InputError(cannot("use these samples", because, "Give one row a draw"))
+    wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
+    return values.detach().to(device=device, dtype=dtype or wide)
+
+
+def _names(names: Sequence[str] | None, samples: Any, dim: int) -> tuple[str, ...]:
+    if names is None and hasattr(samples, "columns"):
+        names = [str(column) for column in samples.columns]
+    if names is None:
+        return tuple(f"x{i + 1}" for i in range(dim))
+    if len(names) != dim or len(set(names)) != dim:
+        because = f"{len(set(names))} different names were given for {dim} coordinates"
+        raise InputError(cannot("use these `names`", because, "Give each coordinate one name of its own"))
+    return tuple(str(name) for name in names)
+
+
+def _seeded_draws(draw: Function, n: int, seed: int, device: torch.device) -> Any:
+    try:
+        parameters = inspect.signature(draw).parameters.values()
+    except ValueError:
+        parameters = {}.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) >= 2 and positional[1].default in (inspect.Parameter.empty, None):
+        return draw(n, torch.Generator(device).manual_seed(seed))
+    with seeded(seed):
+        return draw(n)
