@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from whichkl.fitting import Fit, fit
     from whichkl.objectives import ForwardKL, ReverseKL
     from whichkl.plots import plot
-    from whichkl.report import report
+    from whichkl.reporting import report
     from whichkl.targets import Target
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ _HOMES = {
     "fit": "fitting",
     "plot": "plots",
     "problems": "",
-    "report": "report",
+    "report": "reporting",
 }
 
 __all__ = [

@@ -46,7 +46,7 @@ class IntegrityError(WhichklError):
 
 
 def cannot(do: str, because: str, instead: str) -> str:
-    """Return a message in the one grammar: *Cannot X: it Y. Do Z.*
+    """Return a message in the one grammar, "Cannot X: it Y. Do Z."
 
     >>> cannot("use `ReverseKL` with this target", "it has only samples", "Use `ForwardKL`, or pass `log_prob=`")
     'Cannot use `ReverseKL` with this target: it has only samples. Use `ForwardKL`, or pass `log_prob=`.'

@@ -119,7 +119,11 @@ class Advice:
         if self.options:
             return ""
         rows = self.family.minimum_rows(self.dim) if self.dim else None
-        floor = f" ({self.family} in dimension {self.dim} needs at least {rows} draws, some hundreds to be useful)" if rows else ""
+        floor = (
+            f" ({self.family.label} in dimension {self.dim} needs at least {rows} draws, some hundreds to be useful)"
+            if rows
+            else ""
+        )
         return (
             "If you can write the model down, a function that returns log p(x) up to a constant: it costs no data and no "
             f"normaliser, and opens reverse KL. Otherwise collect draws{floor}: they open forward KL."

@@ -72,7 +72,8 @@ class LogDensity:
         moves = torch.diag_embed(step)
         ends = torch.cat([x[:, None] + moves, x[:, None] - moves]).reshape(-1, d)
         high, low = self.value(ends).detach().reshape(2, n, d)
-        return (high - low) / (2 * step)
+        slope: Tensor = (high - low) / (2 * step)
+        return slope
 
     @cached_property
     def _style(self) -> str:

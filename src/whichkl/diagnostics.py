@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from whichkl._checks import InputError, WhichklError
 from whichkl.access import Access
-from whichkl.divergences import Estimate, monte_carlo, quadrature
+from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
 from whichkl.families import Family
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.objectives import ForwardKL, Objective
@@ -113,7 +113,10 @@ def _by_weights(target: Target, q: Target, diagnostics: Diagnostics, seed: int) 
     log_weight = log_weight.detach()
     reverse = monte_carlo.mean_log_ratio("elbo", -log_weight, None, "draws of q")
     elbo = replace(reverse, value=-reverse.value, notes=reverse.notes)
-    ess, khat = effective_sample_size(log_weight), pareto_smooth(log_weight)[1] if bool((log_weight > -math.inf).any()) else math.inf
+    ess, khat = (
+        effective_sample_size(log_weight),
+        pareto_smooth(log_weight)[1] if bool((log_weight > -math.inf).any()) else math.inf,
+    )
     return replace(diagnostics, elbo=replace(elbo, ess=ess, khat=khat), ess=ess, khat=khat)
 
 
@@ -127,7 +130,7 @@ def _reverse_value(target: Target, q: Target, diagnostics: Diagnostics) -> Estim
     if elbo is None:
         raise TypeError("reverse KL needs log_prob")
     value = 0.0 - elbo.value
-    finite = "infinite" if value == math.inf else "not certified"
+    finite: Finite = "infinite" if value == math.inf else "not certified"
     return replace(elbo, quantity="reverse_kl", value=value, finite=finite, up_to=None if target.normalized else "log_z")
 
 
@@ -155,7 +158,7 @@ def _held_out(target: Target, family: Family, solver: Solver, q: Target, seed: i
         theirs = None if other is None else -other.log_prob(x)
         return monte_carlo.cross_entropy(mine, f"mean over {len(x):,} fresh draws"), _gain(mine, theirs)
     own = cross_fit(target, family, solver, seed)
-    theirs = cross_fit(target, richer, solver_for(ForwardKL(), richer, target.access), seed)
+    others = cross_fit(target, richer, solver_for(ForwardKL(), richer, target.access), seed)
     if own is None:
         note = "too few rows to hold any out: the mean is over the rows that were fitted, and flatters the fit"
         loss = -q.log_prob(_samples(target))
@@ -163,7 +166,7 @@ def _held_out(target: Target, family: Family, solver: Solver, q: Target, seed: i
         return replace(estimate, reliable=False, notes=(note,)), None
     order, mine, how = own
     w = None if target.weights is None else target.weights[order]
-    return monte_carlo.cross_entropy(mine, how, w), _gain(mine, None if theirs is None else theirs[1], w)
+    return monte_carlo.cross_entropy(mine, how, w), _gain(mine, None if others is None else others[1], w)
 
 
 def cross_fit(target: Target, family: Family, solver: Solver, seed: int) -> tuple[Tensor, Float[Tensor, " m"], str] | None:
@@ -203,20 +206,13 @@ def model_target(model: Distribution, like: Target) -> Target:
     )
 
 
-def constrain(model: Distribution, target: Target) -> Distribution:
-    """Carry a model of free coordinates into the target's support."""
-    if target.bijection.is_real:
-        return model
-    return torch.distributions.TransformedDistribution(model, [target.bijection.transform], validate_args=False)
-
-
 def _refit(target: Target, family: Family, solver: Solver, seed: int) -> Target | None:
     """Fit without judging; None where the rows don't allow it."""
     free = target.unconstrained()
     try:
         if free.samples is not None:
             family.check_samples(free.samples, target.names)
-        return model_target(constrain(solver.solve(free, family, seed).best.model, target), target)
+        return model_target(target.bijection.wrap(solver.solve(free, family, seed).best.model), target)
     except InputError:
         return None
 
@@ -235,5 +231,3 @@ def _samples(target: Target) -> Tensor:
 
 def _on_the_line(target: Target) -> bool:
     return target.dim == 1 and Access.LOG_PROB in target.access and target.sampler is not None
-
-

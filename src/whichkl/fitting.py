@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, IntegrityError, ResourceError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.advice import Advice, advise
-from whichkl.diagnostics import Diagnostics, constrain, explain, judge, model_target
+from whichkl.diagnostics import Diagnostics, explain, judge, model_target
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian, family_from_config
 from whichkl.families.family import cast
@@ -69,7 +68,9 @@ class Fit:
             lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {d.khat:.2f}")
         if len(d.optima) > 1:
             lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
-        return "\n".join(lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)])
+        return "\n".join(
+            lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the parameters as JSON can hold it."""
@@ -124,7 +125,9 @@ class Fit:
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
         except OSError as error:
-            raise ResourceError(cannot(f"save the fit in `{path}`", str(error.strerror or error), "Name another folder")) from error
+            raise ResourceError(
+                cannot(f"save the fit in `{path}`", str(error.strerror or error), "Name another folder")
+            ) from error
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], family: Family | None = None) -> Fit:
@@ -148,7 +151,9 @@ class Fit:
             if fields["format"] > _FORMAT:
                 raise IntegrityError(cannot(f"load `{path}`", "a newer version wrote it", "Upgrade whichkl"))
             if hashlib.sha256(weights).hexdigest() != fields["sha256"]:
-                raise IntegrityError(cannot(f"load `{path}`", "model.safetensors isn't what was saved (SHA-256 differs)", "Fit anew"))
+                raise IntegrityError(
+                    cannot(f"load `{path}`", "model.safetensors isn't what was saved (SHA-256 differs)", "Fit anew")
+                )
             return _rebuild(fields, load(weights), family or family_from_config(fields["family"]))
         except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
             because = f"fit.json isn't what was saved ({type(error).__name__}: {error})"
@@ -183,10 +188,7 @@ def fit(
     tensor([1., 1.], dtype=torch.float64)
     """
     p = Target.of(target)
-    family = Gaussian() if family is None else family
-    if not isinstance(family, Family):
-        because = f"it is a `{type(family).__name__}`, and this version fits {', '.join(Family.kinds)}"
-        raise InputError(cannot("fit this family", because, "Use, say, whichkl.families.Gaussian()"))
+    family = _check_family(family)
     advice = advise(p, family)
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)
@@ -194,7 +196,7 @@ def fit(
     if free.samples is not None:
         family.check_samples(free.samples, p.names)
     solution = engine.solve(free, family, seed)
-    model = constrain(cast(family, solution.best.model, p.dtype, p.device), p)
+    model = p.bijection.wrap(cast(family, solution.best.model, p.dtype, p.device))
     q = model_target(model, p)
     judgement = judge(p, family, chosen, engine, solution, q, seed)
     return Fit(
@@ -212,6 +214,15 @@ def fit(
         seed=seed,
         target=p,
     )
+
+
+def _check_family(family: Any) -> Family:
+    if family is None:
+        return Gaussian()
+    if isinstance(family, Family):
+        return family
+    because = f"it is a `{type(family).__name__}`, and this version fits {', '.join(Family.kinds)}"
+    raise InputError(cannot("fit this family", because, "Use, say, whichkl.families.Gaussian()"))
 
 
 def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
@@ -241,12 +252,12 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
     for i, one in enumerate(d["optima"]):
         parameters = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.split(".", 1)[0] == str(i)}
         optima.append(Optimum(family.model(parameters), one["loss"], one["converged"], one["is_global"]))
-    numbers = {name: float(d[name]) if isinstance(d[name], str) else d[name] for name in _NUMBERS}
-    estimates = {name: None if d[name] is None else Estimate.from_dict(d[name]) for name in _ESTIMATES}
+    numbers: dict[str, Any] = {name: float(d[name]) if isinstance(d[name], str) else d[name] for name in _NUMBERS}
+    estimates: dict[str, Any] = {name: None if d[name] is None else Estimate.from_dict(d[name]) for name in _ESTIMATES}
     bijection = Bijection(fields["support"], len(fields["names"]))
     best = optima[0].model
     return Fit(
-        model=best if bijection.is_real else torch.distributions.TransformedDistribution(best, [bijection.transform], validate_args=False),
+        model=bijection.wrap(best),
         family=family,
         objective=OBJECTIVES[fields["objective"]],
         solver=fields["solver"],

@@ -145,4 +145,3 @@ def objective_of(objective: Objective | str) -> Objective:
         because = f"this version minimises {', '.join(OBJECTIVES)}"
         raise InputError(cannot(f"minimise `{objective}`", because, "Choose one of them"))
     return OBJECTIVES[objective]
-

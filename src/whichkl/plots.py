@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import require
 from whichkl.access import Access
-from whichkl.diagnostics import constrain
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
 from whichkl.fitting import Fit
+from whichkl.targets import seeded
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -98,36 +98,40 @@ def ellipse(loc: Tensor, tril: Tensor, radius: float = 2.0) -> tuple[list[float]
 
 
 def _on_the_line(fit: Fit) -> Figure:
-    models = [constrain(optimum.model, _target(fit)) for optimum in fit.diagnostics.optima]
-    draws = torch.cat([model.sample((2000,))[:, 0].to(torch.float64) for model in models])
+    models = [fit.bijection.wrap(optimum.model) for optimum in fit.diagnostics.optima]
+    draws = torch.cat([_draws(fit, model)[:, 0] for model in models])
     low, high = (float(draws.quantile(q)) for q in (0.001, 0.999))
     x = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), _GRID, dtype=torch.float64)
     x = x[fit.bijection.contains(x[:, None])]
-    curves, target = [], _target(fit)
-    if Access.LOG_PROB in target.access and target.normalized:
+    curves, target = [], fit.target
+    if target is not None and Access.LOG_PROB in target.access and target.normalized:
         values = target.log_prob(x[:, None]).exp().tolist()
         curves.append(Curve("target p", x.tolist(), values, "target", fill=True))
     for optimum, model in zip(fit.diagnostics.optima, models, strict=True):
-        kind = "global optimum" if optimum.is_global else "local optimum"
-        name = f"q, {kind}" if len(models) > 1 else f"q ({fit.objective.name})"
+        kind = "global" if optimum.is_global else "local"
+        at = float(model.mean[0]) + 0.0 if fit.bijection.is_real else float(model.sample((999,)).median())
+        name = f"q at {at:.2f} ({kind})" if len(models) > 1 else f"q ({fit.objective.name})"
         dash = "solid" if optimum.is_global else "dash"
         curves.append(Curve(name, x.tolist(), density(model, x), fit.objective.name, dash))
     figure = lines(curves, html.escape(fit.names[0]), "density")
-    if target.samples is not None:
+    if target is not None and target.samples is not None:
         _histogram(figure, target.samples[:, 0])
     return figure
 
 
 def _on_the_plane(fit: Fit) -> Figure:
     go = require("plotly.graph_objects", "app")
-    figure, target = go.Figure(), _target(fit)
-    points = target.samples if target.samples is not None else None
-    if points is None and target.sampler is not None:
+    figure, target, points = go.Figure(), fit.target, None
+    if target is not None and target.samples is not None:
+        points = target.samples
+    elif target is not None and target.sampler is not None:
         points = target.draws(1000, seed=fit.seed)
     if points is not None:
         marker = {"color": COLORS["target"], "size": 6, "opacity": 0.65}
         shown = points[:5000]
-        figure.add_scatter(x=_short(shown[:, 0].tolist()), y=_short(shown[:, 1].tolist()), mode="markers", name="target p", marker=marker)
+        figure.add_scatter(
+            x=_short(shown[:, 0].tolist()), y=_short(shown[:, 1].tolist()), mode="markers", name="target p", marker=marker
+        )
     add_ellipses(figure, fit, fit.objective.name, f"q ({fit.objective.name})")
     return style(figure, html.escape(fit.names[0]), html.escape(fit.names[1]), 420)
 
@@ -145,13 +149,14 @@ def add_ellipses(figure: Any, fit: Fit, color: str, name: str) -> None:
             x, y = ellipse(loc, tril, radius)
             line = {"color": COLORS[color], "width": 2.5 if radius == 1 else 1.5, "dash": "solid" if radius == 1 else "dot"}
             label = f"{name}, {radius:g} sd" if i == 0 else None
-            figure.add_scatter(x=_short(x), y=_short(y), mode="lines", name=label, line=line, showlegend=i == 0, legendgroup=f"{name}{radius}")
+            figure.add_scatter(
+                x=_short(x), y=_short(y), mode="lines", name=label, line=line, showlegend=i == 0, legendgroup=f"{name}{radius}"
+            )
 
 
 def _intervals(fit: Fit) -> Figure:
     go = require("plotly.graph_objects", "app")
-    model = constrain(fit.diagnostics.optima[0].model, _target(fit))
-    draws = model.sample((4000,)).to(torch.float64)
+    draws = _draws(fit, fit.bijection.wrap(fit.diagnostics.optima[0].model))
     q = draws.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64), 0)
     names = [html.escape(name) for name in fit.names][:40][::-1]
     middle, low, high = (_short(q[i].tolist()[:40][::-1]) for i in (1, 0, 2))
@@ -160,22 +165,31 @@ def _intervals(fit: Fit) -> Figure:
     error["arrayminus"] = [m - lo for lo, m in zip(low, middle, strict=True)]
     figure = go.Figure()
     color = COLORS[fit.objective.name]
-    figure.add_scatter(x=middle, y=names, mode="markers", error_x=error, marker={"color": color, "size": 9}, name="median and 95 % interval under q")
+    figure.add_scatter(
+        x=middle,
+        y=names,
+        mode="markers",
+        error_x=error,
+        marker={"color": color, "size": 9},
+        name="median and 95 % interval under q",
+    )
     figure.update_layout(showlegend=True)
     return style(figure, "value", "", 90 + 28 * len(names))
 
 
 def _histogram(figure: Any, values: Tensor) -> None:
     figure.add_histogram(
-        x=_short(values.tolist()[:20_000]), histnorm="probability density", name="target p (samples)", marker={"color": COLORS["target"]}, opacity=0.45
+        x=_short(values.tolist()[:20_000]),
+        histnorm="probability density",
+        name="target p (samples)",
+        marker={"color": COLORS["target"]},
+        opacity=0.45,
     )
 
 
-def _target(fit: Fit) -> Any:
-    if fit.target is None:
-        because = "a loaded fit holds the model, not the target"
-        raise InputError(cannot("draw this fit", because, "Draw it where it was fitted, or fit again"))
-    return fit.target
+def _draws(fit: Fit, model: Distribution) -> Tensor:
+    with seeded(fit.seed):
+        return model.sample((4000,)).to(torch.float64)
 
 
 def _short(values: Sequence[float]) -> list[float]:

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MixtureSameFamily, biject_to, constraints, transforms
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+    transforms,
+)
 from torch.distributions.constraints import Constraint
 
 from whichkl._checks import InputError, cannot
@@ -77,9 +85,15 @@ class Bijection:
         if self.is_real:
             return finite
         if self.constraints[0].event_dim == 1:
-            return finite & self.constraints[0].check(x)
+            whole: Tensor = self.constraints[0].check(x)
+            return finite & whole
         columns = self.constraints * self.dim if len(self.constraints) == 1 else self.constraints
-        return finite & torch.stack([c.check(x[:, i]) for i, c in enumerate(columns)], -1).all(-1)
+        inside: Tensor = torch.stack([c.check(x[:, i]) for i, c in enumerate(columns)], -1).all(-1)
+        return finite & inside
+
+    def wrap(self, model: Distribution) -> Distribution:
+        """Carry a model of free coordinates into the support."""
+        return model if self.is_real else TransformedDistribution(model, [self.transform], validate_args=False)
 
     def describe(self) -> list[str]:
         """Write the support as words that `parse_support` reads back."""
@@ -139,10 +153,10 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     if isinstance(p, MixtureSameFamily):
         inner = p.component_distribution
         inner = inner.base_dist if isinstance(inner, Independent) else inner
-        support, pool = inner.support, True  # type: ignore[attr-defined]
+        support, pool = inner.support, True
     else:
-        support, pool = p.support, False  # type: ignore[attr-defined]
-    support = _scalar(support)
+        support, pool = p.support, False
+    support = constraints.real if support is None else _scalar(support)
     bounds = {name: getattr(support, name) for name in ("lower_bound", "upper_bound") if hasattr(support, name)}
     if support.event_dim > 0 or support.is_discrete or not any(isinstance(v, Tensor) for v in bounds.values()):
         return (support,)

@@ -23,6 +23,7 @@ from whichkl.density import Function, LogDensity
 from whichkl.samples import read_samples
 from whichkl.supports import Bijection, Support, support_of
 
+
 class Target:
     """A distribution p on ℝᵈ, known by samples, by a sampler, by a log density, or by several of them.
 
@@ -247,9 +248,12 @@ def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Ten
     """Log density of a torch distribution, −inf outside its support (where torch may raise or return a number)."""
     point = x[:, 0] if p.event_shape == () else x
     try:
-        inside = p.support.check(point)  # type: ignore[attr-defined]
+        support = p.support
     except NotImplementedError:
+        support = None
+    if support is None:
         return p.log_prob(point)
+    inside = support.check(point)
     return _inside(inside, point, lambda y: p.log_prob(y).to(x.dtype))
 
 
@@ -271,7 +275,8 @@ def _of_distribution(p: Distribution) -> Target:
         shapes = f"batch shape {tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}"
         instead = "Give one distribution over a scalar or a vector (torch.distributions.Independent makes one)"
         raise InputError(cannot("make a target of this distribution", f"it has {shapes}", instead))
-    example = p.sample()
+    with seeded(0):
+        example = p.sample()
 
     def draw(n: int) -> Tensor:
         return p.sample((n,)).reshape(n, -1)
@@ -293,8 +298,13 @@ def _matrix(values: Any, dtype: torch.dtype | None, device: torch.device | str |
     if isinstance(values, tuple):
         because = "pairs (x, y) make a conditional target, and the families of this version are unconditional"
         raise InputError(cannot("use these samples", because, "Give one (n, d) array"))
+    if hasattr(values, "select_dtypes"):
+        text = [str(name) for name in values.columns.difference(values.select_dtypes(["number", "bool"]).columns)]
+        if text:
+            which = ", ".join(f"`{name}`" for name in text)
+            raise InputError(cannot("use these samples", f"column {which} isn't numeric", "Drop or encode it"))
     if hasattr(values, "to_numpy"):
-        values = values.to_numpy()
+        values = values.to_numpy(dtype=np.float64)
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
@@ -309,7 +319,8 @@ def _matrix(values: Any, dtype: torch.dtype | None, device: torch.device | str |
         because = f"they have shape {tuple(values.shape)}, not (n, d)"
         raise InputError(cannot("use these samples", because, "Give one row a draw"))
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
-    return values.detach().to(device=device, dtype=dtype or wide)
+    x: Tensor = values.detach().to(device=device, dtype=dtype or wide)
+    return x
 
 
 def _names(names: Sequence[str] | None, samples: Any, dim: int) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 """Divergences: numbers between two distributions, each with its error."""
 
-from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.estimate import Estimate, Finite
 
-__all__ = ["Estimate"]
+__all__ = ["Estimate", "Finite"]

@@ -109,12 +109,12 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; infinities as text."""
-        fields = dataclasses.asdict(self)
-        return {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in fields.items()}
+        return {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Estimate:
         """Rebuild an estimate from `to_dict`."""
         numbers = {"value", "stderr", "ess", "khat", "cap"}
-        read = {name: float(v) if name in numbers and isinstance(v, str) else v for name, v in fields.items()}
-        return cls(**{**read, "notes": tuple(fields["notes"])})
+        read: dict[str, Any] = {name: float(v) if name in numbers and isinstance(v, str) else v for name, v in fields.items()}
+        read["notes"] = tuple(fields["notes"])
+        return cls(**read)

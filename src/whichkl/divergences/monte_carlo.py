@@ -89,4 +89,6 @@ def mean_log_ratio(
     khat = pareto_smooth(torch.log(log_ratio.abs().clamp(min=1e-300)))[1]
     heavy = khat >= min(0.5, khat_limit(n)) and float(log_ratio.std()) > 0
     notes = (f"the log ratio has a heavy tail (k̂ = {khat:.2f}): its variance may be infinite",) if heavy else ()
-    return Estimate(quantity, float(log_ratio.mean()), stderr, up_to, "not certified", method, n=n, khat=khat, reliable=not heavy, notes=notes)
+    return Estimate(
+        quantity, float(log_ratio.mean()), stderr, up_to, "not certified", method, n=n, khat=khat, reliable=not heavy, notes=notes
+    )

@@ -128,7 +128,9 @@ def kl(p: Target, q: Target, quantity: str = "forward_kl") -> Estimate:
     value = float(p_panels.value[1]) / mass - math.log(mass) + math.log(q_mass)
     bound = float(p_panels.error[1]) / mass
     note = f"quadrature error at most {max(bound, 1e-12):.1g} nats, {len(p_panels.x)} points"
-    return Estimate(quantity, max(value, 0.0) if value > -1e-9 else value, finite="certified", method="quadrature", exact=True, notes=(note,))
+    return Estimate(
+        quantity, max(value, 0.0) if value > -1e-9 else value, finite="certified", method="quadrature", exact=True, notes=(note,)
+    )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ class Family(ABC):
         """Register a family under its class name, which is what a saved fit calls it."""
         Family.kinds[cls.__name__] = cls
 
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The family in a few words, for titles and sentences."""
+
     @abstractmethod
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return the model's parameters by name, in their natural form."""

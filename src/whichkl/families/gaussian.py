@@ -41,6 +41,11 @@ class Gaussian(Family):
         """Check the one field."""
         check_covariance(self.covariance)
 
+    @property
+    def label(self) -> str:
+        """Such as ``"a full Gaussian"``."""
+        return f"a {self.covariance} Gaussian"
+
     def maximum_likelihood(self, x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> Distribution:
         """Return argmax Σ wᵢ log q(xᵢ) / Σ wᵢ: the weighted mean and covariance (division by n, not n − 1).
 
@@ -157,10 +162,11 @@ def size(dim: int, covariance: Covariance) -> int:
     return 2 * dim + (dim * (dim - 1) // 2 if covariance == "full" else 0)
 
 
-def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, "..."]:
+def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
     """Differential entropy of N(·, LLᵀ) in nats: ½ d (1 + log 2π) + log|L|."""
     dim = tril.shape[-1]
-    return 0.5 * dim * (1 + math.log(2 * math.pi)) + tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    volume: Tensor = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return volume + 0.5 * dim * (1 + math.log(2 * math.pi))
 
 
 def check_covariance(word: str) -> None:

@@ -48,6 +48,11 @@ class Mixture(Family):
             raise InputError(cannot(f"use `Mixture({self.components!r})`", because, "Give, say, Mixture(2)"))
         check_covariance(self.covariance)
 
+    @property
+    def label(self) -> str:
+        """Such as ``"a mixture of 3 full Gaussians"``."""
+        return f"a mixture of {self.components} {self.covariance} Gaussian{'s' * (self.components > 1)}"
+
     def minimum_rows(self, dim: int) -> int:
         """Return K times what one component needs."""
         return self.components * (dim + 1 if self.covariance == "full" else 2)

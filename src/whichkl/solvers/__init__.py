@@ -12,7 +12,17 @@ from whichkl.solvers.solver import Optimum, Solution, Solver
 
 SOLVERS: tuple[type[Solver], ...] = (ClosedForm, ExpectationMaximization, NaturalGradient, SampleAverage)
 
-__all__ = ["SOLVERS", "Optimum", "Solution", "Solver", "solver_for"]
+__all__ = [
+    "SOLVERS",
+    "ClosedForm",
+    "ExpectationMaximization",
+    "NaturalGradient",
+    "Optimum",
+    "SampleAverage",
+    "Solution",
+    "Solver",
+    "solver_for",
+]
 
 
 def solver_for(objective: Objective, family: Family, access: Access, wanted: Solver | str | None = None) -> Solver:

@@ -25,8 +25,9 @@ _PRIOR = 1e-6
 class ExpectationMaximization(Solver):
     """argmin KL(p‖q) over mixtures: responsibilities, then weighted moments, until the likelihood stays.
 
-    Every covariance carries a prior worth `_PRIOR` of the data's variances, so that no component can collapse onto a
-    point. All starts run as one batch; blocks of rows keep the memory flat.
+    Every covariance carries a prior of `_PRIOR` times the data's variances plus δ²/12, δ the step in which a column was
+    recorded, so that no component can collapse onto a point, or onto a line of rounded values. All starts run as one
+    batch; blocks of rows keep the memory flat.
 
     Source: Dempster, Laird & Rubin (1977); starts, Arthur & Vassilvitskii (2007).
     """
@@ -46,21 +47,30 @@ class ExpectationMaximization(Solver):
         x, w = points_of(target, seed)
         shift, scale = w @ x, (w @ (x - w @ x).square()).sqrt()
         y = (x - shift) / scale
+        prior = torch.diag(_PRIOR + (resolution(x) / scale).square() / 12)
         state = _start(y, w, self.starts, family.components, seed)
         before, change = torch.full((self.starts,), -math.inf, dtype=y.dtype), math.inf
-        iteration = 0
-        for iteration in range(1, self.max_iterations + 1):
-            likelihood, state = _step(y, w, *state, diagonal=family.covariance == "diagonal")
+        iterations = 0
+        while change >= self.tolerance and iterations < self.max_iterations:
+            likelihood, state = _step(y, w, *state, prior, diagonal=family.covariance == "diagonal")
             change = float((likelihood - before).abs().max())
-            if change < self.tolerance:
-                break
             before = likelihood
+            iterations += 1
         found = []
         for probs, loc, cov in zip(*state, strict=True):
             tril = torch.diag(scale) @ torch.linalg.cholesky(cov)
             model = mixture(probs, shift + scale * loc, tril, family.covariance)
             found.append(Optimum(model, float(ForwardKL().loss(model, x, w)), change < 1e-6, False))
-        return Solution(distinct(found), iteration, change)
+        return Solution(distinct(found), iterations, change)
+
+
+def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """The step in which each column was recorded: its smallest gap where most values repeat, 0 where they don't."""
+    steps = []
+    for column in x.T:
+        values = column.unique()
+        steps.append(values.diff().min() if 1 < len(values) < len(column) / 2 else column.new_zeros(()))
+    return torch.stack(steps)
 
 
 State = tuple[Float[Tensor, "s k"], Float[Tensor, "s k d"], Float[Tensor, "s k d d"]]
@@ -83,7 +93,9 @@ def _start(y: Float[Tensor, "n d"], w: Float[Tensor, " n"], starts: int, count: 
     return even, centres, spread.expand(starts, count, dim, dim)
 
 
-def _step(y: Tensor, w: Tensor, probs: Tensor, loc: Tensor, cov: Tensor, *, diagonal: bool) -> tuple[Tensor, State]:
+def _step(
+    y: Tensor, w: Tensor, probs: Tensor, loc: Tensor, cov: Tensor, prior: Tensor, *, diagonal: bool
+) -> tuple[Tensor, State]:
     """One E and one M step for all starts: one matrix product a block for the densities, two for the moments."""
     starts, count, dim = loc.shape
     tril = torch.linalg.cholesky(cov)
@@ -107,7 +119,7 @@ def _step(y: Tensor, w: Tensor, probs: Tensor, loc: Tensor, cov: Tensor, *, diag
         second += share.T @ (block[:, :, None] * block[:, None, :]).reshape(len(block), -1)
     mass = mass.clamp(min=1e-12)
     mean = first / mass[:, None]
-    moment = (second / mass[:, None]).reshape(-1, dim, dim) - mean[:, :, None] * mean[:, None, :] + _PRIOR * identity
+    moment = (second / mass[:, None]).reshape(-1, dim, dim) - mean[:, :, None] * mean[:, None, :] + prior
     moment = torch.diag_embed(moment.diagonal(dim1=-2, dim2=-1)) if diagonal else moment
     fresh = (mass / mass.reshape(starts, count).sum(-1).repeat_interleave(count)).reshape(starts, count)
     return likelihood, (fresh, mean.reshape(starts, count, dim), moment.reshape(starts, count, dim, dim))

@@ -122,9 +122,7 @@ class _State:
     residual: Float[Tensor, " b"]
 
     @classmethod
-    def at(
-        cls, loc: Tensor, tril: Tensor, z: Tensor, w: Tensor, family: Gaussian, target: Target
-    ) -> _State:
+    def at(cls, loc: Tensor, tril: Tensor, z: Tensor, w: Tensor, family: Gaussian, target: Target) -> _State:
         """Evaluate the target at B × m points in one call."""
         if family.covariance == "diagonal":
             tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1) if _is_full(tril) else tril.diagonal(dim1=-2, dim2=-1))

@@ -39,4 +39,4 @@ def gaussian_rule(dim: int, count: int, seed: int) -> tuple[Float[Tensor, "m d"]
 
 def first_count(dim: int) -> int:
     """The number of nodes to begin with: a power of two, well above the dimension (below it, q's scale is unbounded)."""
-    return max(256, 2 ** math.ceil(math.log2(8 * (dim + 1))))
+    return max(256, 1 << math.ceil(math.log2(8 * (dim + 1))))

@@ -73,7 +73,7 @@ def distinct(optima: list[Optimum], same: float = 1e-3, tie: float = 1e-6) -> tu
     `tie` nats.
     """
     kept: list[Optimum] = []
-    for one in sorted(optima, key=lambda o: (o.loss, tuple(o.model.mean.tolist()))):
+    for one in sorted(optima, key=lambda o: (round(o.loss, 9), tuple(o.model.mean.tolist()))):
         if not any(_alike(one.model, other.model, same) and abs(one.loss - other.loss) < same for other in kept):
             kept.append(one)
     best = kept[0].loss

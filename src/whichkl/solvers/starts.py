@@ -63,7 +63,9 @@ def _candidates(target: Target, seed: int) -> Float[Tensor, "c d"]:
     finite = value.isfinite()
     if not bool(finite.any()):
         because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.3 to 10 about 0"
-        raise TargetError(cannot("start on this target", because, "Pass `support=`, or shift and scale x so that p has mass there"))
+        raise TargetError(
+            cannot("start on this target", because, "Pass `support=`, or shift and scale x so that p has mass there")
+        )
     _refuse_density(target, value)
     return points[finite]
 
@@ -78,7 +80,9 @@ def _refuse_density(target: Target, value: Tensor) -> None:
     except TargetError:
         return
     if bool((tail.abs() < 1e-9).all()):
-        because = f"it lies between {float(value.min()):.3g} and {float(value.max()):.3g} and is 0 far away: a density, not its log"
+        because = (
+            f"it lies between {float(value.min()):.3g} and {float(value.max()):.3g} and is 0 far away: a density, not its log"
+        )
         raise TargetError(cannot("use this `log_prob`", because, "Return the natural logarithm of the density"))
 
 

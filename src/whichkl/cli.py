@@ -1,0 +1,293 @@
+"""The command line. Torch is imported inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from whichkl import __version__
+from whichkl._checks import InputError, WhichklError, cannot
+
+if TYPE_CHECKING:
+    from whichkl.families import Family
+    from whichkl.targets import Target
+
+app = typer.Typer(
+    name="whichkl",
+    help="Forward or reverse KL? Say what you can do with your target; see which is possible, fit it, see if it worked.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_out, _err = Console(), Console(stderr=True)
+
+Samples = Annotated[Path | None, typer.Argument(help="Samples of the target: a CSV, Parquet, Arrow or NPY file, one row a draw.")]
+LogProb = Annotated[
+    str | None,
+    typer.Option(
+        "--log-prob",
+        metavar="FILE.py:FUNCTION",
+        help="A function (n, d) → (n,): the log density, up to a constant. Your own code: it is run.",
+    ),
+]
+Dim = Annotated[int | None, typer.Option("--dim", help="Number of coordinates, where there are no samples to tell.")]
+Support = Annotated[
+    str | None,
+    typer.Option("--support", help="Where the target has mass: real, positive, unit_interval, simplex, 'interval(a, b)'."),
+]
+FamilyName = Annotated[str, typer.Option("--family", help="gaussian, gaussian:diagonal, mixture:K or mixture:K:diagonal.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Seed = Annotated[int, typer.Option("--seed", help="Fixes every random choice.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    context.obj = debug
+    if version:
+        _out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html and report.json.")] = Path("out"),
+    as_json: AsJson = False,
+) -> None:
+    """Answer the question on five inputs, with a report to open in a browser."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, disable=as_json) as progress:
+        bar = progress.add_task("loading torch", total=None)
+        from whichkl.demo import STEPS, run_demo, write_demo
+
+        progress.update(bar, total=len(STEPS))
+        result = run_demo(lambda step: progress.update(bar, completed=step, description=STEPS[step]))
+        page, _ = write_demo(result, out)
+        progress.update(bar, completed=len(STEPS), description="done")
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    _table(
+        "Forward or reverse KL?",
+        ("with p you can …", "minimise", "measured on unseen draws (nats)", "found"),
+        [
+            ("sample", "forward KL", f"held-out −log q {result.petals.fit.value.number}", _found(result.petals.fit.findings)),
+            (
+                "evaluate up to a constant",
+                "reverse KL",
+                f"ELBO {getattr(result.schools.fit.diagnostics.elbo, 'number', '')}",
+                _found(result.schools.fit.findings),
+            ),
+            *(
+                (
+                    "both",
+                    one.fit.objective.name.replace("_kl", " KL"),
+                    f"KL(p‖q) {one.forward.number}, KL(q‖p) {one.reverse.number}",
+                    _found(one.fit.findings),
+                )
+                for one in result.both
+            ),
+            ("neither", "none yet", "—", f"{len(result.neither.conversions)} ways to convert what is left"),
+        ],
+    )
+    _out.print(f"Report: {page}")
+
+
+@app.command()
+def advise(
+    samples: Samples = None,
+    log_prob: LogProb = None,
+    dim: Dim = None,
+    support: Support = None,
+    access: Annotated[
+        str | None,
+        typer.Option(
+            "--access", help="Instead of a target, what you can do with it: 'samples', 'sampler,log_prob', … or 'nothing'."
+        ),
+    ] = None,
+    family: FamilyName = "gaussian",
+    as_json: AsJson = False,
+) -> None:
+    """Say which direction is possible for a target, and why."""
+    from whichkl.access import Access
+    from whichkl.advice import advise as ask
+
+    if access is not None and (samples or log_prob):
+        raise InputError(cannot("use `--access` here", "a target is given, and it speaks for itself", "Drop one of them"))
+    target = (
+        _target(samples, log_prob, dim, support)
+        if access is None
+        else Access.parse("" if access.strip() == "nothing" else access)
+    )
+    advice = ask(target, _family(family))
+    if as_json:
+        _print_json(advice.to_dict())
+    else:
+        _out.print(str(advice), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def fit(
+    samples: Samples = None,
+    log_prob: LogProb = None,
+    dim: Dim = None,
+    support: Support = None,
+    family: FamilyName = "gaussian",
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="forward_kl or reverse_kl; unless said, what the access allows.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html and the saved fit.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a model to samples, to a log density, or to both."""
+    with _err.status("loading torch", spinner="dots") as status:
+        from whichkl.fitting import fit as run_fit
+        from whichkl.reporting import report
+
+        target, chosen = _target(samples, log_prob, dim, support), _family(family)
+        status.update(f"fitting {chosen.label}")
+        result = run_fit(target, chosen, objective=objective, seed=seed)
+        if out is not None:
+            status.update("writing the report")
+            result.save(out / "fit")
+            report(result, out / "report.html")
+    if as_json:
+        _print_json({**result.to_dict(), "parameters": _parameters(result)})
+        return
+    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    for name, values in _parameters(result).items():
+        _out.print(f"  {name}: {_shown(values)}", highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        _out.print(f"Report: {out / 'report.html'}", markup=False)
+
+
+def run() -> None:
+    """Run a command; turn its errors into one line and an exit code (2 input, 3 target, 4 resources, 5 integrity)."""
+    debug = "--debug" in sys.argv
+    try:
+        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=True)
+    except WhichklError as error:
+        if debug:
+            raise
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
+    except MemoryError:
+        if debug:
+            raise
+        _err.print("[bold red]error:[/] Cannot go on: memory ran out. Use fewer samples or a smaller family.")
+        raise SystemExit(4) from None
+    except KeyboardInterrupt:
+        _err.print("stopped; nothing was written")
+        raise SystemExit(130) from None
+
+
+def _target(samples: Path | None, log_prob: str | None, dim: int | None, support: str | None) -> Target:
+    from whichkl.samples import read_samples
+    from whichkl.targets import Target
+
+    table = read_samples(samples) if samples is not None else None
+    function = _load_function(log_prob) if log_prob is not None else None
+    return Target(
+        samples=None if table is None else table.values,
+        names=None if table is None else table.names,
+        log_prob=function,
+        dim=dim,
+        support=support,
+    )
+
+
+def _load_function(place: str) -> Any:
+    """Import FILE.py and return FUNCTION from it; it is the user's own code, and it is run."""
+    import importlib.util
+
+    path, colon, name = place.rpartition(":")
+    if not colon or not path.endswith(".py") or not name.isidentifier():
+        raise InputError(
+            cannot(f"read `--log-prob {place}`", "it isn't of the form FILE.py:FUNCTION", "Write, say, model.py:log_prob")
+        )
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(cannot(f"read `{path}`", "there is no such file", "Correct the path"))
+    spec = importlib.util.spec_from_file_location(f"whichkl_user_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(cannot(f"read `{path}`", "Python can't import it", "Give a .py file"))
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        because = f"it raised {type(error).__name__}: {error}"
+        raise InputError(cannot(f"import `{path}`", because, "Mend the file")) from error
+    finally:
+        sys.path.pop(0)
+    function = getattr(module, name, None)
+    if not callable(function):
+        there = ", ".join(sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_")))
+        raise InputError(cannot(f"find `{name}` in `{path}`", f"its functions are {there or 'none'}", "Name one of them"))
+    return function
+
+
+def _family(text: str) -> Family:
+    from whichkl.families import Gaussian, Mixture
+
+    match = re.fullmatch(r"(gaussian|mixture:(\d+))(?::(full|diagonal))?", text.strip())
+    if match is None:
+        because = "it isn't a known one"
+        raise InputError(
+            cannot(f"use the family `{text}`", because, "Choose gaussian, gaussian:diagonal, mixture:K or mixture:K:diagonal")
+        )
+    shape: Any = match[3] or "full"
+    return Mixture(int(match[2]), shape) if match[2] else Gaussian(shape)
+
+
+def _parameters(result: Any) -> dict[str, Any]:
+    """The best model's parameters in free coordinates."""
+    best = result.diagnostics.optima[0].model
+    return {name: value.tolist() for name, value in result.family.parameters(best).items()}
+
+
+def _shown(values: Any) -> str:
+    if isinstance(values, list):
+        return "[" + ", ".join(_shown(value) for value in values[:8]) + (", …]" if len(values) > 8 else "]")
+    return f"{values:.5g}"
+
+
+def _found(findings: frozenset[str]) -> str:
+    return ", ".join(sorted(name.replace("_", " ") for name in findings)) or "nothing against it"
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    _out.print(table)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Write infinities as text, since JSON has none."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,209 @@
+"""The five inputs of the demo, computed: nothing is drawn or written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Normal
+
+from whichkl.advice import Advice, advise
+from whichkl.demo import textbook
+from whichkl.diagnostics import model_target
+from whichkl.divergences import Estimate, monte_carlo
+from whichkl.families import Gaussian, Mixture
+from whichkl.fitting import Fit, fit
+from whichkl.problems import bimodal, eight_schools, petals
+from whichkl.targets import Target
+
+STEPS = (
+    "two bumps, one Gaussian: both directions",
+    "moving the bumps apart",
+    "where mode-seeking begins",
+    "samples only: 150 petals",
+    "log density only: eight schools",
+    "both: two directions, unseen draws",
+    "neither: what could be converted",
+)
+_UNSEEN = 20_000
+_SHIFT = 7.0
+
+
+@dataclass(frozen=True)
+class Textbook:
+    """The textbook experiment."""
+
+    cases: list[textbook.Case]
+    branches: list[textbook.Branch]
+    exists_from: float
+    wins_from: float
+    finite: Estimate
+    infinite: Estimate
+    capacity: list[textbook.Capacity]
+
+
+@dataclass(frozen=True)
+class Petals:
+    """Samples only: the fit, and richer families on the same unseen rows."""
+
+    fit: Fit
+    richer: list[Fit]
+    gap: tuple[float, float]
+    """The widest interval of lengths, in centimetres, without a petal inside."""
+    gap_mass: float
+    """How much of the Gaussian lies there."""
+
+
+@dataclass(frozen=True)
+class Schools:
+    """Log density only: the fit, and each school's effect under it."""
+
+    fit: Fit
+    effects: Float[Tensor, "3 8"]
+    """2.5 %, 50 % and 97.5 % quantiles of μ + τ θ̃ⱼ."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Both accesses: one fit, scored on draws that it hasn't seen."""
+
+    fit: Fit
+    forward: Estimate
+    reverse: Estimate
+    jeffreys: Estimate
+    """From the density times e⁷, which changes nothing: the normaliser cancels."""
+    coverage: float
+    """Share of the target's draws above q's 1 % density level."""
+    precision: float
+    """Share of q's draws above the target's 1 % density level."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Everything that the demo computed."""
+
+    textbook: Textbook
+    petals: Petals
+    schools: Schools
+    both: list[Direction]
+    neither: Advice
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as JSON can hold them; infinities as text."""
+        book = self.textbook
+        return {
+            "units": "nats",
+            "textbook": {
+                "cases": [case.to_dict() for case in book.cases],
+                "mode_seeking": {
+                    "one_bump_optimum_exists_from": book.exists_from,
+                    "one_bump_optimum_is_global_from": book.wins_from,
+                },
+                "infinite": [book.finite.to_dict(), book.infinite.to_dict()],
+                "capacity": [
+                    {"components": row.components, **{f"{d} at the {f} fit": e.value for (f, d), e in row.table.items()}}
+                    for row in book.capacity
+                ],
+            },
+            "samples_only": {
+                "advice": self.petals.fit.advice.to_dict(),
+                "fit": self.petals.fit.to_dict(),
+                "mean": self.petals.fit.model.mean.tolist(),
+                "gap": self.petals.gap,
+                "gap_mass": self.petals.gap_mass,
+                "richer": [one.to_dict() for one in self.petals.richer],
+            },
+            "log_density_only": {
+                "advice": self.schools.fit.advice.to_dict(),
+                "fit": self.schools.fit.to_dict(),
+                "effect_quantiles": self.schools.effects.tolist(),
+            },
+            "both": [
+                {
+                    "objective": one.fit.objective.name,
+                    "forward_kl": one.forward.to_dict(),
+                    "reverse_kl": one.reverse.to_dict(),
+                    "jeffreys": one.jeffreys.to_dict(),
+                    "coverage": one.coverage,
+                    "precision": one.precision,
+                }
+                for one in self.both
+            ],
+            "neither": self.neither.to_dict(),
+        }
+
+
+def run_demo(progress: Callable[[int], None] = lambda step: None) -> Demo:
+    """Run all five inputs.
+
+    Args:
+        progress: called with the index in `STEPS` of each step as it begins.
+    """
+    progress(0)
+    cases = list(textbook.cases())
+    finite, infinite = textbook.infinity()
+    capacity = textbook.capacity()
+    progress(1)
+    branches = textbook.branches()
+    progress(2)
+    exists_from, wins_from = textbook.thresholds()
+    book = Textbook(cases, branches, exists_from, wins_from, finite, infinite, capacity)
+    progress(3)
+    flowers = _petals()
+    progress(4)
+    schools = _schools()
+    progress(5)
+    both = _both()
+    progress(6)
+    return Demo(book, flowers, schools, both, advise(Target(dim=2)))
+
+
+def _petals() -> Petals:
+    target = petals()
+    one = fit(target, Gaussian())
+    samples = target.samples
+    if samples is None:
+        raise TypeError("petals are samples")
+    lengths = samples[:, 0].sort().values
+    widest = int(lengths.diff().argmax())
+    low, high = float(lengths[widest]), float(lengths[widest + 1])
+    margin = Normal(one.model.mean[0], one.model.variance[0].sqrt())
+    mass = float(margin.cdf(lengths[widest + 1]) - margin.cdf(lengths[widest]))
+    return Petals(one, [fit(target, Mixture(count)) for count in (2, 3)], (low, high), mass)
+
+
+def _schools() -> Schools:
+    result = fit(eight_schools())
+    u = model_target(result.model, eight_schools()).draws(_UNSEEN, seed=1)
+    effects = u[:, 8:9] + u[:, 9:10].exp() * u[:, :8]
+    levels = torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64)
+    return Schools(result, effects.quantile(levels, dim=0))
+
+
+def _both() -> list[Direction]:
+    p = bimodal(3.0)
+    target = Target.of(p)
+    scaled = Target(sampler=lambda n: p.sample((n,))[:, None], log_prob=lambda x: p.log_prob(x[:, 0]) + _SHIFT, dim=1)
+    directions = []
+    for name in ("forward_kl", "reverse_kl"):
+        one = fit(target, objective=name)
+        q = model_target(one.model, target)
+        x, y = target.draws(_UNSEEN, seed=101), q.draws(_UNSEEN, seed=102)
+        level = torch.tensor(0.01, dtype=torch.float64)
+        coverage = float((q.log_prob(x) >= q.log_prob(y).quantile(level)).double().mean())
+        precision = float((target.log_prob(y) >= target.log_prob(x).quantile(level)).double().mean())
+        directions.append(
+            Direction(
+                fit=one,
+                forward=monte_carlo.forward_kl(target, q, _UNSEEN, seed=103),
+                reverse=monte_carlo.reverse_kl(target, q, _UNSEEN, seed=104),
+                jeffreys=monte_carlo.jeffreys(scaled, q, _UNSEEN, seed=105),
+                coverage=coverage,
+                precision=precision,
+            )
+        )
+    return directions

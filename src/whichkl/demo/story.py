@@ -1,0 +1,407 @@
+"""The story of the demo: its numbers told to somebody who has never heard of KL, as one page and one JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from whichkl._checks import require
+from whichkl.demo import textbook
+from whichkl.demo.run import Demo
+from whichkl.divergences import Estimate
+from whichkl.fitting import Fit
+from whichkl.plots import COLORS, Curve, add_ellipses, density, lines, plot, style
+from whichkl.problems.eight_schools import EFFECTS, ERRORS
+from whichkl.reporting.page import Block, Section, write_page, write_text
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_NAMES = {"forward_kl": "forward", "reverse_kl": "reverse"}
+_LEAD = (
+    "You have a target distribution p and a family of models q that can't match it exactly. Something has to give. "
+    "The Kullback–Leibler divergence measures what: it is zero only when q equals p, and it depends on the direction. "
+    "Forward KL, KL(p‖q), averages over the target and punishes q for missing what p does. Reverse KL, KL(q‖p), "
+    "averages over the model and punishes q for going where p doesn't. What you can do with p decides which one you can minimise."
+)
+
+
+def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Write `report.html` and `report.json` into a folder.
+
+    Raises:
+        ResourceError: they can't be written.
+    """
+    sections = [_answer(demo), *_textbook(demo), _petals(demo), _schools(demo), _both(demo), _neither(demo)]
+    footer = (
+        "Written by whichkl demo. N(m, s) names mean and standard deviation. All divergences are in nats (one nat is 1.44 bits). "
+        "The same numbers, with all digits, are in report.json."
+    )
+    data = write_text(Path(folder) / "report.json", json.dumps(demo.to_dict(), indent=1, default=str))
+    page = write_page(
+        Path(folder) / "report.html", "Forward or reverse KL: which, when, and did it work?", _LEAD, sections, footer
+    )
+    return page, data
+
+
+def _answer(demo: Demo) -> Section:
+    forward, reverse = demo.both
+    elbo = demo.schools.fit.diagnostics.elbo
+    rows = [
+        (
+            "draw samples, not evaluate p",
+            "forward KL",
+            "maximum likelihood; covers mass",
+            f"held-out −log q {demo.petals.fit.value.number}",
+        ),
+        (
+            "evaluate p up to a constant, not sample",
+            "reverse KL",
+            "variational inference; tends to seek modes",
+            f"ELBO {elbo.number}" if elbo else "",
+        ),
+        (
+            "both",
+            "either",
+            "decide by experiment",
+            f"KL(p‖q) {_short(forward.forward)} (forward fit), KL(q‖p) {_short(reverse.reverse)} (reverse fit)",
+        ),
+        ("neither", "none yet", "convert what is left, or acquire an access", "—"),
+    ]
+    columns = ("with p you can …", "minimise", "character", "in this run (nats)")
+    return Section(
+        "The short answer",
+        "Access decides. This page shows each row of this table on a real input, with the evidence.",
+        (Block.table(columns, rows),),
+    )
+
+
+def _textbook(demo: Demo) -> list[Section]:
+    book = demo.textbook
+    x = torch.linspace(-9, 9, 721, dtype=torch.float64)
+    first, second, third = book.cases
+    far, near = first.reverse.diagnostics.optima, second.reverse.diagnostics.optima
+    rows = [
+        (f"{_NAMES[name]} fit, {label}", _exact(first.table[name, "forward_kl"]), _exact(first.table[name, "reverse_kl"]))
+        for name, label in (("forward_kl", _model(first.forward)), ("reverse_kl", _model(first.reverse)))
+    ]
+    gap = f"{first.cross_entropy:.6f} − {first.entropy:.6f} = {first.cross_entropy - first.entropy:.6f}"
+    picture = Section(
+        "Two bumps, one Gaussian",
+        f"The target is {first.label}; the family is a single Gaussian. Every optimum is shown, not the one that a start happened to find.",
+        (
+            Block.chart(
+                _case(first, x),
+                f"Blue: the forward fit, which spans both bumps. Orange: all {len(far)} reverse optima; solid ones tie for the best, the dashed one is only locally best.",
+            ),
+            Block.table(
+                (f"p = {first.label}", "KL(p‖q), nats", "KL(q‖p), nats"),
+                rows,
+                "Both divergences at both fits. Each fit wins in its own direction, and only there.",
+            ),
+            Block.paragraph(
+                f"The forward fit has exactly the mean and variance of p. Its loss is the cross-entropy, and a cross-entropy is not a KL: "
+                f"forward KL = cross-entropy − H(p) = {gap} nats, where H(p) is the entropy of the target, which no fit can change."
+            ),
+            Block.chart(
+                _integrands(first, x),
+                "Where each divergence is paid: the signed area under a curve is the divergence. Missing a whole bump costs forward KL dearly (below), while spanning the empty middle is what reverse KL pays for (above).",
+            ),
+        ),
+        "1 · The textbook experiment",
+    )
+    seeks = Section(
+        "Reverse KL does not always seek a mode",
+        f"For {second.label} there is {_number(len(near))} reverse optimum, and it is centred: mean {_mean(near[0])}, sd {_sd(near[0])}. The folklore holds only for bumps far enough apart.",
+        (
+            Block.chart(_case(second, x), "Closer bumps: both directions span them."),
+            Block.chart(
+                _bifurcation(demo),
+                "Means of all reverse-KL optima for ½ N(−M, 1) + ½ N(M, 1) as M grows. Solid: best overall. Hollow: only locally best.",
+            ),
+            Block.finding(
+                f"One-bump optima first exist at M ≈ {book.exists_from:.2f}, and beat the centred one from M ≈ {book.wins_from:.2f}. "
+                "Below that, reverse KL covers; above it, the covering solution stays a local optimum, so an unlucky start can end there."
+            ),
+            Block.chart(
+                _case(third, x),
+                f"Unequal bumps, {third.label}: the forward fit leans to the left; reverse KL has a global optimum on the larger bump ({third.reverse.diagnostics.optima[0].loss:.4f} nats) and a local one on the smaller ({third.reverse.diagnostics.optima[1].loss:.4f}).",
+            ),
+        ),
+    )
+    outside = book.infinite.notes[0].split(" of the mass")[0]
+    limits = Section(
+        "When KL is infinite, and when the choice stops to matter",
+        "KL(p‖q) is finite only if q is positive wherever p is.",
+        (
+            Block.table(
+                ("U = uniform on (0, 1), N = N(0, 1)", "nats"),
+                (("KL(U‖N)", _exact(book.finite)), ("KL(N‖U)", _exact(book.infinite))),
+                f"{float(outside):.1%} of the mass of N lies where U is zero (x < 0 and x > 1): there log(N/U) is infinite, and so is the divergence. No sample size changes that.",
+            ),
+            Block.table(
+                ("family for " + first.label, "forward fit: KL(p‖q), KL(q‖p)", "reverse fit: KL(p‖q), KL(q‖p)"),
+                [
+                    (
+                        "one Gaussian" if row.components == 1 else f"a mixture of {row.components}",
+                        f"{_exact(row.table['forward_kl', 'forward_kl'])}, {_exact(row.table['forward_kl', 'reverse_kl'])}",
+                        f"{_exact(row.table['reverse_kl', 'forward_kl'])}, {_exact(row.table['reverse_kl', 'reverse_kl'])}",
+                    )
+                    for row in book.capacity
+                ],
+                "A richer family dissolves the difference: with two components both directions find p itself.",
+            ),
+            Block.finding(
+                "The direction matters only as far as the family is too small. If you can afford a richer family, start there."
+            ),
+        ),
+    )
+    return [picture, seeks, limits]
+
+
+def _petals(demo: Demo) -> Section:
+    result = demo.petals.fit
+    mean = result.model.mean.tolist()
+    families = [(one.family.label, one.value.number, _gain(one)) for one in (result, *demo.petals.richer)]
+    figure = plot(result)
+    add_ellipses(figure, demo.petals.richer[-1], "other", "mixture of 3")
+    held = result.value
+    return Section(
+        "Samples only: 150 petals",
+        "Lengths and widths of iris petals (Fisher, 1936). They can't be evaluated: nobody knows their density. "
+        f"Advice: {_advice(result)}",
+        (
+            Block.chart(
+                figure,
+                "Each point is a petal. The Gaussian (blue) covers both groups; the mixture of three (green), fitted by the same objective, follows them.",
+            ),
+            Block.finding(
+                f"Forward KL covers mass, even where there is none. The Gaussian is centred at {mean[0]:.2f} cm × {mean[1]:.2f} cm, between the groups, "
+                f"and puts {demo.petals.gap_mass:.0%} of its mass on petals {demo.petals.gap[0]:g} to {demo.petals.gap[1]:g} cm long: there is none."
+            ),
+            Block.table(
+                ("family", "held-out −log q, nats", "gain of one step up"),
+                families,
+                f"Mean negative log-likelihood of rows that the fit has not seen ({held.method}), ± one standard error. It is forward KL plus the unknown entropy H(p), so only differences mean something.",
+            ),
+            *_findings(result),
+        ),
+        "2 · Samples only → forward KL",
+    )
+
+
+def _schools(demo: Demo) -> Section:
+    result = demo.schools.fit
+    d = result.diagnostics
+    if d.elbo is None or d.ess is None or d.khat is None or d.elbo.n is None:
+        raise TypeError("a reverse fit has an ELBO")
+    rows = [
+        ("ELBO = log Z − KL(q‖p)", f"{d.elbo.number} nats", "on fresh draws of q"),
+        ("importance ESS", f"{d.ess:,.0f} of {d.elbo.n:,}", "draws that count after reweighting to p"),
+        ("PSIS k̂", f"{d.khat:.2f}", "below 0.7: reweighting can repair what the Gaussian gets wrong"),
+        (
+            "status",
+            result.status,
+            f"gradient {d.residual:.0e}; {_number(len(d.optima))} optim{'um' if len(d.optima) == 1 else 'a'} found from several starts",
+        ),
+        ("node error", f"{d.node_error:.3f}", "largest shift of a mean, in sd, when the nodes are doubled"),
+    ]
+    return Section(
+        "Log density only: eight schools",
+        "The posterior of a small hierarchical model (Rubin, 1981): ten unknowns, a formula up to a constant, no way to draw from it. "
+        f"Advice: {_advice(result)}",
+        (
+            Block.chart(
+                _effects(demo),
+                "What the fitted posterior says of each school (orange: median and 95 % interval under q) beside what was published (grey: effect ± 2 standard errors). The model pulls the noisy ones towards each other.",
+            ),
+            Block.table(
+                ("measure", "number", "meaning"),
+                rows,
+                "No draw of the true posterior was used. The fit has no learning rate: it stops when the natural gradient vanishes.",
+            ),
+            *_findings(result),
+        ),
+        "3 · Log density only → reverse KL",
+    )
+
+
+def _both(demo: Demo) -> Section:
+    rows = [
+        (
+            f"{_NAMES[one.fit.objective.name]} fit, {_model(one.fit)}",
+            one.forward.number,
+            one.reverse.number,
+            one.jeffreys.number,
+            f"{one.coverage:.1%}",
+            f"{one.precision:.1%}",
+        )
+        for one in demo.both
+    ]
+    covers, other = sorted(demo.both, key=lambda one: one.forward.value)
+    precise, rest = sorted(demo.both, key=lambda one: one.reverse.value)
+    return Section(
+        "Both: let the experiment decide",
+        "Now the same two bumps, with a sampler and a density, as in distillation, where a teacher offers both. Either direction can be minimised, "
+        "so fit both, and score both on draws that neither has seen.",
+        (
+            Block.table(
+                ("fit", "KL(p‖q)", "KL(q‖p)", "Jeffreys, Z-free", "coverage", "precision"),
+                rows,
+                "Monte Carlo, 20,000 fresh draws, ± one standard error. Jeffreys is the sum of both KLs, computed from the density multiplied by e⁷: "
+                "the normaliser cancels, so it works for unnormalised targets, and bounds either KL. Coverage: share of the target's draws above the 1 % density level of q. "
+                "Precision: share of q's draws above the 1 % density level of p.",
+            ),
+            Block.finding(
+                f"For coverage take the {_NAMES[covers.fit.objective.name]} fit: KL(p‖q) is {_short(covers.forward)} nats against {_short(other.forward)}, and it reaches "
+                f"{covers.coverage:.0%} of the target's draws against {other.coverage:.0%}. For precision take the {_NAMES[precise.fit.objective.name]} fit: KL(q‖p) is "
+                f"{_short(precise.reverse)} against {_short(rest.reverse)}, and {precise.precision:.0%} of its draws are plausible against {rest.precision:.0%}.",
+                "Verdict",
+            ),
+        ),
+        "4 · Both → decide by experiment",
+    )
+
+
+def _neither(demo: Demo) -> Section:
+    advice = demo.neither
+    rows = [(one.left, one.becomes, one.source) for one in advice.conversions]
+    return Section(
+        "Neither: convert what is left",
+        f"{advice.situation} {advice.verdict} whichkl refuses to fit, and says what would change that.",
+        (
+            Block.table(("if you have …", "it becomes …", "source"), rows, "What could still be converted."),
+            Block.finding(advice.cheapest, "Cheapest access to acquire"),
+        ),
+        "5 · Neither → no fit yet",
+    )
+
+
+def _findings(fit: Fit) -> list[Block]:
+    texts = zip(sorted(fit.findings), fit.explanations, strict=True)
+    found = [Block.finding(text, f"Finding: {name.replace('_', ' ')}") for name, text in texts]
+    return found or [Block.finding("Nothing speaks against this fit in what could be measured.", "No findings")]
+
+
+def _case(case: textbook.Case, x: torch.Tensor) -> Figure:
+    grid = x.tolist()
+    curves = [Curve("target p", grid, case.target.log_prob(x[:, None]).exp().tolist(), "target", fill=True)]
+    curves.append(Curve("forward fit", grid, density(case.forward.model, x), "forward_kl"))
+    for one in case.reverse.diagnostics.optima:
+        kind = "global" if one.is_global else "local"
+        name = f"reverse at {_mean(one)} ({kind})"
+        curves.append(Curve(name, grid, density(one.model, x), "reverse_kl", "solid" if one.is_global else "dash"))
+    return lines(curves, "x", "density")
+
+
+def _integrands(case: textbook.Case, x: torch.Tensor) -> Figure:
+    make = require("plotly.subplots", "app").make_subplots
+    figure = make(rows=2, cols=1, subplot_titles=("at the forward fit", "at the reverse fit"), vertical_spacing=0.16)
+    for row, which in enumerate(("forward_kl", "reverse_kl"), 1):
+        values = textbook.integrands(case, which, x)
+        names = ("p log(p/q), area KL(p‖q)", "q log(q/p), area KL(q‖p)")
+        for name, color, y in zip(names, ("forward_kl", "reverse_kl"), values, strict=True):
+            shown = [float(f"{v:.5g}") for v in y]
+            line = {"color": COLORS[color], "width": 2.5}
+            figure.add_scatter(
+                x=x.tolist(), y=shown, name=name, legendgroup=name, showlegend=row == 1, line=line, fill="tozeroy", row=row, col=1
+            )
+    style(figure, "", "nats per unit of x", 520)
+    axes = {"gridcolor": figure.layout.yaxis.gridcolor, "zeroline": False}
+    figure.update_layout(margin={"t": 40}, xaxis2={**axes, "title": "x"}, yaxis2={**axes, "title": "nats per unit of x"})
+    figure.update_layout(legend={"y": 1.07})
+    return figure
+
+
+def _bifurcation(demo: Demo) -> Figure:
+    go = require("plotly.graph_objects", "app")
+    figure = go.Figure()
+    for best, name, symbol in ((True, "global optimum", "circle"), (False, "local optimum", "circle-open")):
+        points = [(b.half_distance, m) for b in demo.textbook.branches for m, is_best in b.means if is_best is best]
+        marker = {
+            "color": COLORS["reverse_kl"],
+            "size": 8,
+            "symbol": symbol,
+            "line": {"width": 1.5, "color": COLORS["reverse_kl"]},
+        }
+        figure.add_scatter(x=[p[0] for p in points], y=[round(p[1], 5) for p in points], mode="markers", name=name, marker=marker)
+    notes = ((demo.textbook.exists_from, "one-bump optima exist from", 3.6), (demo.textbook.wins_from, "and are best from", -4.2))
+    for value, text, height in notes:
+        figure.add_vline(x=value, line={"color": COLORS["target"], "dash": "dot"})
+        figure.add_annotation(x=value, y=height, text=f"{text} {value:.2f} ", showarrow=False, xanchor="right")
+    return style(figure, "M, half the distance between the bumps (sd 1)", "mean of q", 380)
+
+
+def _effects(demo: Demo) -> Figure:
+    go = require("plotly.graph_objects", "app")
+    low, middle, high = demo.schools.effects.tolist()
+    names = [f"school {i + 1}" for i in range(len(EFFECTS))]
+    figure = go.Figure()
+    published = {"type": "data", "array": [2 * e for e in ERRORS], "thickness": 2, "width": 0}
+    figure.add_scatter(
+        x=list(EFFECTS),
+        y=names,
+        error_x=published,
+        mode="markers",
+        name="published effect ± 2 s.e.",
+        marker={"color": COLORS["target"], "size": 8},
+    )
+    spread = {"type": "data", "symmetric": False, "thickness": 3, "width": 0}
+    spread["array"] = [round(h - m, 3) for h, m in zip(high, middle, strict=True)]
+    spread["arrayminus"] = [round(m - lo, 3) for lo, m in zip(low, middle, strict=True)]
+    figure.add_scatter(
+        x=[round(m, 3) for m in middle],
+        y=[*range(len(names))],
+        error_x=spread,
+        mode="markers",
+        name="under q, 95 %",
+        marker={"color": COLORS["reverse_kl"], "size": 9},
+    )
+    figure.data[0].y = [i + 0.22 for i in range(len(names))]
+    style(figure, "effect on the test score", "", 430)
+    figure.update_yaxes(tickvals=[i + 0.11 for i in range(len(names))], ticktext=names, autorange="reversed")
+    return figure
+
+
+def _advice(fit: Fit) -> str:
+    best = fit.advice.best
+    return f"{_NAMES[fit.objective.name]} KL, because {best.reason}." if best else ""
+
+
+def _gain(fit: Fit) -> str:
+    gain = fit.diagnostics.richer_gain
+    return gain.number if gain is not None else "—"
+
+
+def _model(fit: Fit) -> str:
+    mean, variance = textbook.moments(fit.model)
+    return f"N({_fixed(mean)}, {math.sqrt(variance):.2f})"
+
+
+def _mean(optimum: Any) -> str:
+    return _fixed(textbook.moments(optimum.model)[0])
+
+
+def _sd(optimum: Any) -> str:
+    return f"{math.sqrt(textbook.moments(optimum.model)[1]):.2f}"
+
+
+def _fixed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def _exact(estimate: Estimate) -> str:
+    return estimate.number
+
+
+def _short(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f}"
+
+
+def _number(count: int) -> str:
+    return {1: "one", 2: "two", 3: "three"}.get(count, str(count))

@@ -1,0 +1,160 @@
+"""The textbook experiment: two bumps, one Gaussian, both directions, every optimum, and where the folklore ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal, Uniform
+
+from whichkl.diagnostics import model_target
+from whichkl.divergences import Estimate, quadrature
+from whichkl.families import Family, Gaussian, Mixture
+from whichkl.fitting import Fit, fit
+from whichkl.problems import bimodal
+from whichkl.solvers import NaturalGradient
+from whichkl.targets import Target
+
+CASES = ((3.0, 0.5), (2.0, 0.5), (3.0, 0.7))
+_RULE = NaturalGradient(max_iterations=30)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One target with both fits, and both divergences at both fits."""
+
+    half_distance: float
+    left_weight: float
+    target: Target
+    forward: Fit
+    reverse: Fit
+    table: dict[tuple[str, str], Estimate]
+    """(fit, divergence) → value, exact; fits and divergences are named forward_kl and reverse_kl."""
+    entropy: float
+    cross_entropy: float
+
+    @property
+    def label(self) -> str:
+        """The target in words, N(m, s) with the standard deviation."""
+        m, w = f"{self.half_distance:g}", self.left_weight
+        left, right = ("½", "½") if w == 0.5 else (f"{w:g}", f"{1 - w:g}")
+        return f"{left} N(−{m}, 1) + {right} N({m}, 1)"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the numbers as JSON can hold them."""
+        mean, variance = moments(self.forward.model)
+        optima = []
+        for one in self.reverse.diagnostics.optima:
+            at, spread = moments(one.model)
+            forward = quadrature.kl(self.target, model_target(one.model, self.target))
+            optima.append(
+                {
+                    "mean": at,
+                    "sd": math.sqrt(spread),
+                    "reverse_kl": one.loss,
+                    "forward_kl": forward.value,
+                    "global": one.is_global,
+                }
+            )
+        return {
+            "target": self.label,
+            "forward_fit": {"mean": mean, "variance": variance},
+            "reverse_optima": optima,
+            "divergences": {f"{d} at the {f} fit": e.value for (f, d), e in self.table.items()},
+            "entropy_p": self.entropy,
+            "cross_entropy_at_forward_fit": self.cross_entropy,
+        }
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The reverse-KL optima of ½N(−M,1)+½N(M,1) at one M: (mean, is_global) each."""
+
+    half_distance: float
+    means: tuple[tuple[float, bool], ...]
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Both fits of a mixture of K, with the same divergences as `Case.table`."""
+
+    components: int
+    table: dict[tuple[str, str], Estimate]
+
+
+def cases() -> Iterator[Case]:
+    """Fit the three targets of the textbook picture."""
+    for half_distance, weight in CASES:
+        target = Target.of(bimodal(half_distance, weight))
+        forward, reverse = fit(target, objective="forward_kl"), fit(target, objective="reverse_kl")
+        x, w = quadrature.expectation_rule(target)
+        entropy = -float(w @ target.log_prob(x))
+        cross_entropy = -float(w @ forward.model.log_prob(x))
+        yield Case(half_distance, weight, target, forward, reverse, divergences(target, forward, reverse), entropy, cross_entropy)
+
+
+def divergences(target: Target, forward: Fit, reverse: Fit) -> dict[tuple[str, str], Estimate]:
+    """Both divergences at both fits, by quadrature."""
+    table = {}
+    for name, one in (("forward_kl", forward), ("reverse_kl", reverse)):
+        q = model_target(one.model, target)
+        table[name, "forward_kl"] = quadrature.kl(target, q)
+        table[name, "reverse_kl"] = quadrature.kl(q, target, "reverse_kl")
+    return table
+
+
+def integrands(case: Case, which: str, x: Tensor) -> tuple[list[float], list[float]]:
+    """P log(p/q) and q log(q/p) on a grid, at the forward or the reverse fit; their areas are the two divergences."""
+    model: Distribution = (case.forward if which == "forward_kl" else case.reverse).model
+    log_p, log_q = case.target.log_prob(x[:, None]), model.log_prob(x[:, None])
+    return (log_p.exp() * (log_p - log_q)).tolist(), (log_q.exp() * (log_q - log_p)).tolist()
+
+
+def branches(count: int = 31) -> list[Branch]:
+    """Every reverse-KL optimum as the two bumps move apart."""
+    found = []
+    for half_distance in torch.linspace(1.0, 4.0, count, dtype=torch.float64).tolist():
+        optima = _RULE.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
+        found.append(Branch(half_distance, tuple((moments(one.model)[0], one.is_global) for one in optima)))
+    return found
+
+
+def thresholds() -> tuple[float, float]:
+    """Return the M where a one-bump optimum first exists, and where it first beats the centred one, to 0.005."""
+    return _bisect(lambda means: any(abs(m) > 0.5 for m, _ in means), 2.0, 2.8), _bisect(
+        lambda means: any(abs(m) > 0.5 and best for m, best in means), 2.5, 3.2
+    )
+
+
+def infinity() -> tuple[Estimate, Estimate]:
+    """KL(U‖N) and KL(N‖U) for U = Uniform(0, 1), N = N(0, 1): finite one way, infinite the other, with the reason."""
+    one = torch.tensor(1.0, dtype=torch.float64)
+    uniform, normal = Target.of(Uniform(0 * one, one)), Target.of(Normal(0 * one, one))
+    return quadrature.kl(uniform, normal), quadrature.kl(normal, uniform, "reverse_kl")
+
+
+def capacity() -> list[Capacity]:
+    """Both directions for ½N(−3,1)+½N(3,1) with one and with two components."""
+    target, rows = Target.of(bimodal(3.0)), []
+    for count in (1, 2):
+        family: Family = Gaussian() if count == 1 else Mixture(count)
+        fits = (fit(target, family, objective=name) for name in ("forward_kl", "reverse_kl"))
+        rows.append(Capacity(count, divergences(target, *fits)))
+    return rows
+
+
+def moments(model: Distribution) -> tuple[float, float]:
+    """Mean and variance of a one-dimensional model."""
+    return float(model.mean[0]) + 0.0, float(model.variance[0])
+
+
+def _bisect(holds: Callable[[list[tuple[float, bool]]], bool], low: float, high: float) -> float:
+    while high - low > 0.005:
+        middle = (low + high) / 2
+        optima = _RULE.solve(Target.of(bimodal(middle)), Gaussian(), seed=0).optima
+        means = [(moments(one.model)[0], one.is_global) for one in optima]
+        low, high = (low, middle) if holds(means) else (middle, high)
+    return (low + high) / 2

@@ -1,0 +1,136 @@
+"""Page: sections of text, tables and figures → one HTML file with everything inlined and nothing fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whichkl._checks import ResourceError, cannot, require
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of a section; make it with the class methods, which say what each kind holds."""
+
+    kind: str
+    text: str = ""
+    figure: Figure | None = None
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    label: str = ""
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """The columns of a table that hold sentences rather than numbers: they are set flush left, and wrap."""
+        return tuple(i for i in range(1, len(self.columns)) if any(len(row[i]) > 24 for row in self.rows))
+
+    @classmethod
+    def paragraph(cls, text: str) -> Block:
+        """Plain text."""
+        return cls("paragraph", text)
+
+    @classmethod
+    def finding(cls, text: str, label: str = "What it shows") -> Block:
+        """A sentence to take away, set apart."""
+        return cls("finding", text, label=label)
+
+    @classmethod
+    def chart(cls, figure: Figure, caption: str) -> Block:
+        """A plotly figure with a caption that says what to see."""
+        return cls("chart", caption, figure=figure)
+
+    @classmethod
+    def table(cls, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Block:
+        """A table of text; its first column names the rows."""
+        return cls("table", caption, columns=tuple(columns), rows=tuple(tuple(row) for row in rows))
+
+    @classmethod
+    def listing(cls, text: str) -> Block:
+        """Text whose lines stay as they are."""
+        return cls("listing", text)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence that says what it's about, and blocks."""
+
+    title: str
+    lead: str
+    blocks: tuple[Block, ...] = field(default=())
+    tag: str = ""
+
+
+def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Sequence[Section], footer: str = "") -> Path:
+    """Write the page; an earlier file is replaced only when the new one is whole.
+
+    Args:
+        path: where to; its folder is made.
+        title: heading of the page.
+        lead: one paragraph under it.
+        sections: in order.
+        footer: small print.
+
+    Raises:
+        InputError: jinja2 or plotly isn't installed.
+        ResourceError: the file can't be written.
+    """
+    jinja2 = require("jinja2", "app")
+    script = require("plotly.offline", "app").get_plotlyjs()
+    here = files("whichkl.reporting")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    safe = require("markupsafe", "app").Markup
+    numbered = [(section, [(block, _figure_json(block, safe)) for block in section.blocks]) for section in sections]
+    text = environment.from_string((here / "page.html.j2").read_text()).render(
+        title=title,
+        lead=lead,
+        sections=numbered,
+        footer=footer,
+        nonce=secrets.token_urlsafe(16),
+        style=safe((here / "page.css").read_text()),
+        plotly=safe(script.replace("</script", "<\\/script")),
+        script=safe((here / "page.js").read_text()),
+    )
+    return write_text(path, text)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a file through a temporary one beside it, so that it's never half there.
+
+    Raises:
+        ResourceError: the folder or file can't be written.
+    """
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(file)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        because = error.strerror or str(error)
+        raise ResourceError(cannot(f"write `{file}`", because, "Name another path, or free some space")) from error
+    return file
+
+
+def _figure_json(block: Block, safe: Any) -> Any:
+    """The figure as JSON that can't end the script element it stands in."""
+    if block.figure is None:
+        return ""
+    text = json.dumps(json.loads(block.figure.to_json()), separators=(",", ":"))
+    return safe(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
