@@ -6,8 +6,12 @@ Nothing here imports torch, so that the command line can name an error before to
 from __future__ import annotations
 
 import importlib
+import math
+import os
+import tempfile
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +50,7 @@ class IntegrityError(WhichklError):
 
 
 def cannot(do: str, because: str, instead: str) -> str:
-    """Return a message in the one grammar, "Cannot X: it Y. Do Z."
+    """Return a message in the one grammar: what can't be done, why, and what to do.
 
     >>> cannot("use `ReverseKL` with this target", "it has only samples", "Use `ForwardKL`, or pass `log_prob=`")
     'Cannot use `ReverseKL` with this target: it has only samples. Use `ForwardKL`, or pass `log_prob=`.'
@@ -109,3 +113,35 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
         because = f"`{who}` is {kind} at {int(wrong.sum())} of {n} points, first at ({shown})"
         raise TargetError(cannot("use this target", because, "Return -inf where the density is zero, and a number elsewhere"))
     return value
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file through a temporary one beside it, synced and renamed, so that it's never half there.
+
+    Raises:
+        ResourceError: the folder or file can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        because = error.strerror or str(error)
+        raise ResourceError(cannot(f"write `{path}`", because, "Name another path, or free some space")) from error
+
+
+def plain(value: Any) -> Any:
+    """Write infinities and NaN as text, anywhere in nested dicts and lists, since JSON has none."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

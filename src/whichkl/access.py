@@ -36,12 +36,14 @@ class Access(enum.Flag):
 
     @classmethod
     def parse(cls, text: str) -> Access:
-        """Read a comma-separated list such as ``"samples,log_prob"``; an empty text means no access.
+        """Read a comma-separated list such as ``"samples,log_prob"``; "nothing", or an empty text, means no access.
 
         Raises:
             InputError: a word isn't one of the closed set.
         """
         access = cls(0)
+        if text.strip() == "nothing":
+            return access
         for word in filter(None, (part.strip() for part in text.split(","))):
             if word.upper() not in cls.__members__:
                 known = ", ".join(member.label for member in cls)

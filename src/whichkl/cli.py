@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from whichkl import __version__
-from whichkl._checks import InputError, WhichklError, cannot
+from whichkl._checks import InputError, WhichklError, cannot, plain
 
 if TYPE_CHECKING:
     from whichkl.families import Family
@@ -127,11 +126,7 @@ def advise(
 
     if access is not None and (samples or log_prob):
         raise InputError(cannot("use `--access` here", "a target is given, and it speaks for itself", "Drop one of them"))
-    target = (
-        _target(samples, log_prob, dim, support)
-        if access is None
-        else Access.parse("" if access.strip() == "nothing" else access)
-    )
+    target = _target(samples, log_prob, dim, support) if access is None else Access.parse(access)
     advice = ask(target, _family(family))
     if as_json:
         _print_json(advice.to_dict())
@@ -281,13 +276,4 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """Write infinities as text, since JSON has none."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    sys.stdout.write(json.dumps(plain(value), indent=1, allow_nan=False) + "\n")

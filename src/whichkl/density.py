@@ -32,6 +32,7 @@ class LogDensity:
     def __init__(self, function: Function, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
         """Take the functions; see the class for the arguments."""
         self.function, self.score, self.batched, self.probe = function, score, batched, probe
+        self._verified = False
 
     @property
     def differentiable(self) -> bool:
@@ -64,7 +65,40 @@ class LogDensity:
             value = value.detach()
         else:
             value, gradient = self.value(x).detach(), self._central_differences(x)
-        return value, check_score(gradient, value, x)
+        gradient = check_score(gradient, value, x)
+        if not self._verified:
+            self._verify(x, value, gradient)
+        return value, gradient
+
+    def _verify(self, x: Float[Tensor, "n d"], value: Float[Tensor, " n"], gradient: Float[Tensor, "n d"]) -> None:
+        """Hold the first gradients against differences of the values: a part cut off from autograd shows here.
+
+        Raises:
+            TargetError: they disagree at most of up to eight points.
+        """
+        self._verified = True
+        if self.score is None and not self.differentiable:
+            return
+        pick = value.isfinite().nonzero()[:8, 0]
+        x, value, gradient = x[pick], value[pick], gradient[pick]
+        generator = torch.Generator().manual_seed(0)
+        along = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        along = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
+        eps = torch.finfo(x.dtype).eps
+        step = eps ** (1 / 3) * torch.linalg.vector_norm(x, dim=-1).clamp(min=1.0)
+        ahead, behind = (self.value(x + sign * step[:, None] * along).detach() for sign in (1, -1))
+        difference, slope = (ahead - behind) / (2 * step), (gradient * along).sum(-1)
+        slack = 0.05 * (difference.abs() + slope.abs()) + 1e-3 * torch.linalg.vector_norm(gradient, dim=-1)
+        wrong = (difference - slope).abs() > slack + 1e-6 + 100 * eps * value.abs() / step
+        known = (ahead.isfinite() & behind.isfinite()).sum()
+        if 2 * int((wrong & ahead.isfinite() & behind.isfinite()).sum()) > int(known):
+            who = "`score` is" if self.score is not None else "autograd's gradient of `log_prob` is"
+            found = f"{float(slope[wrong][0]):.4g} where differences give {float(difference[wrong][0]):.4g}"
+            because = f"{who} not the gradient of its values: {found}"
+            instead = (
+                "Mend it (a detach, a .item() or NumPy inside cuts the gradient), or return an array to have differences used"
+            )
+            raise TargetError(cannot("use this target", because, instead))
 
     def _central_differences(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         n, d = x.shape

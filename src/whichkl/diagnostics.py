@@ -208,7 +208,7 @@ def model_target(model: Distribution, like: Target) -> Target:
 
 def _refit(target: Target, family: Family, solver: Solver, seed: int) -> Target | None:
     """Fit without judging; None where the rows don't allow it."""
-    free = target.unconstrained()
+    free, solver = target.unconstrained(), solver.quick()
     try:
         if free.samples is not None:
             family.check_samples(free.samples, target.names)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, IntegrityError, ResourceError, TargetError, cannot
+from whichkl._checks import InputError, IntegrityError, TargetError, WhichklError, cannot, plain, write_whole
 from whichkl.access import Access
 from whichkl.advice import Advice, advise
 from whichkl.diagnostics import Diagnostics, explain, judge, model_target
@@ -96,16 +95,17 @@ class Fit:
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `fit.json` and `model.safetensors` (every optimum's parameters, in free coordinates).
+        """Write `fit.json` and the weights that it names (every optimum's parameters, in free coordinates).
 
-        An earlier fit in that folder is replaced only when the new one is whole on disk.
+        An earlier fit in that folder is replaced in one step, when the new `fit.json` is renamed into its place; killed
+        before, it stays as it was.
 
         Raises:
             InputError: the folder holds something other than a fit.
             ResourceError: it can't be written.
         """
         path = Path(folder)
-        if path.exists() and not (path / "fit.json").exists() and (path.is_file() or any(path.iterdir())):
+        if path.is_dir() and any(not _ours(one.name) for one in path.iterdir()):
             raise InputError(cannot(f"save a fit in `{path}`", "it holds something else", "Name a new or empty folder"))
         tensors = {
             f"{i}.{name}": value.detach().cpu().contiguous()
@@ -113,21 +113,14 @@ class Fit:
             for name, value in self.family.parameters(optimum.model).items()
         }
         weights = save(tensors)
-        text = json.dumps({**_finite(self.to_dict()), "sha256": hashlib.sha256(weights).hexdigest()}, indent=1, allow_nan=False)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-            try:
-                _write(fresh / "model.safetensors", weights)
-                _write(fresh / "fit.json", text.encode())
-                fresh.chmod(0o755)
-                _swap(fresh, path)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-        except OSError as error:
-            raise ResourceError(
-                cannot(f"save the fit in `{path}`", str(error.strerror or error), "Name another folder")
-            ) from error
+        digest = hashlib.sha256(weights).hexdigest()
+        name = f"model-{digest[:16]}.safetensors"
+        text = json.dumps({**plain(self.to_dict()), "weights": name, "sha256": digest}, indent=1, allow_nan=False)
+        write_whole(path / name, weights)
+        write_whole(path / "fit.json", text.encode())
+        for one in path.iterdir():
+            if one.name not in ("fit.json", name):
+                one.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], family: Family | None = None) -> Fit:
@@ -143,19 +136,21 @@ class Fit:
         """
         path = Path(folder)
         try:
-            text, weights = (path / "fit.json").read_text(), (path / "model.safetensors").read_bytes()
-        except FileNotFoundError as error:
-            raise InputError(cannot(f"load a fit from `{path}`", f"`{error.filename}` is missing", "Correct the path")) from error
-        try:
-            fields = json.loads(text)
+            fields = json.loads((path / "fit.json").read_bytes())
             if fields["format"] > _FORMAT:
                 raise IntegrityError(cannot(f"load `{path}`", "a newer version wrote it", "Upgrade whichkl"))
+            if not _ours(fields["weights"]):
+                raise KeyError("weights")
+            weights = (path / fields["weights"]).read_bytes()
             if hashlib.sha256(weights).hexdigest() != fields["sha256"]:
-                raise IntegrityError(
-                    cannot(f"load `{path}`", "model.safetensors isn't what was saved (SHA-256 differs)", "Fit anew")
-                )
+                because = f"{fields['weights']} isn't what was saved (SHA-256 differs)"
+                raise IntegrityError(cannot(f"load `{path}`", because, "Fit anew"))
             return _rebuild(fields, load(weights), family or family_from_config(fields["family"]))
-        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        except FileNotFoundError as error:
+            raise InputError(cannot(f"load a fit from `{path}`", f"`{error.filename}` is missing", "Correct the path")) from error
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            if isinstance(error, WhichklError):
+                raise
             because = f"fit.json isn't what was saved ({type(error).__name__}: {error})"
             raise IntegrityError(cannot(f"load `{path}`", because, "Fit anew")) from error
 
@@ -184,8 +179,8 @@ def fit(
     >>> result = fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1), dim=2))
     >>> result.objective.name, result.status
     ('reverse_kl', 'converged')
-    >>> result.model.mean
-    tensor([1., 1.], dtype=torch.float64)
+    >>> [round(m, 6) for m in result.model.mean.tolist()]
+    [1.0, 1.0]
     """
     p = Target.of(target)
     family = _check_family(family)
@@ -261,7 +256,7 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
         family=family,
         objective=OBJECTIVES[fields["objective"]],
         solver=fields["solver"],
-        advice=advise(Access.parse("" if fields["access"] == "nothing" else fields["access"]), family),
+        advice=replace(advise(Access.parse(fields["access"]), family), dim=len(fields["names"])),
         value=Estimate.from_dict(fields["value"]),
         status=fields["status"],
         findings=frozenset(fields["findings"]),
@@ -272,32 +267,6 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
     )
 
 
-def _finite(value: Any) -> Any:
-    """Write infinities as text, since JSON has none."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return str(value) if isinstance(value, float) and value not in (0.0,) and (value - value) != 0 else value
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _swap(fresh: Path, path: Path) -> None:
-    """Put the new folder where the old one is, which stays whole until then."""
-    if not path.exists():
-        fresh.rename(path)
-        return
-    aside = path.with_name(f".{path.name}-old-{os.getpid()}")
-    path.rename(aside)
-    try:
-        fresh.rename(path)
-    except OSError:
-        aside.rename(path)
-        raise
-    shutil.rmtree(aside)
+def _ours(name: str) -> bool:
+    """Whether a file in a fit's folder is one that `save` writes (also half-written ones, left by a kill)."""
+    return name == "fit.json" or re.fullmatch(r"model-[0-9a-f]{16}\.safetensors|\.(fit|model)[^/]*", name) is not None

@@ -71,6 +71,7 @@ class ForwardKL(Objective):
     def loss(self, model: Distribution, x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         """Cross-entropy −Σ wᵢ log q(xᵢ), Σ wᵢ = 1: forward KL plus H(p), in nats.
 
+        >>> import torch
         >>> x = torch.zeros(1, 1)
         >>> ForwardKL().loss(torch.distributions.Independent(torch.distributions.Normal(x[0], 1.0), 1), x, x[0] + 1)
         tensor(0.9189)

@@ -61,7 +61,7 @@ def lines(curves: Sequence[Curve], x_title: str, y_title: str, height: int = 340
             y=_short(curve.y),
             name=curve.name,
             mode="lines",
-            line={"color": color, "width": 1 if curve.fill else 2.5, "dash": curve.dash},
+            line={"color": color, "width": 1 if curve.fill else 2.5, "dash": curve.dash, "simplify": False},
             fill="tozeroy" if curve.fill else None,
             fillcolor="rgba(139,147,161,0.28)" if curve.fill else None,
         )

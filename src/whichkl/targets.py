@@ -167,11 +167,13 @@ class Target:
         if self.bijection.is_real:
             return self
         bijection, inner = self.bijection, copy.copy(self)
+        differentiable = self.density is not None and self.density.differentiable
 
         def log_prob(u: Tensor) -> Tensor:
             def value(free: Tensor) -> Tensor:
                 x = bijection.forward(free)
-                return inner.log_prob(x) + bijection.log_jacobian(free, x)
+                whole = inner.log_prob(x) + bijection.log_jacobian(free, x)
+                return whole if differentiable else whole.detach()
 
             return _inside(bijection.contains(bijection.forward(u)), u, value)
 
@@ -186,12 +188,11 @@ class Target:
                 (gradient,) = torch.autograd.grad(pulled, free)
             return gradient
 
-        by_hand = self.density is not None and not (self.density.differentiable and self.score is None)
         free = Target(
             samples=None if self.samples is None else bijection.inverse(self.samples),
             log_prob=log_prob if self.density else None,
             sampler=sampler if self.sampler else None,
-            score=score if by_hand else None,
+            score=score if self.score else None,
             dim=bijection.free_dim,
             normalized=self.normalized,
             weights=self.weights,

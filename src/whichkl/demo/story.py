@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from whichkl._checks import require
+from whichkl._checks import plain, require, write_whole
 from whichkl.demo import textbook
 from whichkl.demo.run import Demo
 from whichkl.divergences import Estimate
 from whichkl.fitting import Fit
 from whichkl.plots import COLORS, Curve, add_ellipses, density, lines, plot, style
 from whichkl.problems.eight_schools import EFFECTS, ERRORS
-from whichkl.reporting.page import Block, Section, write_page, write_text
+from whichkl.reporting.page import Block, Section, write_page
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -42,7 +42,8 @@ def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         "Written by whichkl demo. N(m, s) names mean and standard deviation. All divergences are in nats (one nat is 1.44 bits). "
         "The same numbers, with all digits, are in report.json."
     )
-    data = write_text(Path(folder) / "report.json", json.dumps(demo.to_dict(), indent=1, default=str))
+    data = Path(folder) / "report.json"
+    write_whole(data, json.dumps(plain(demo.to_dict()), indent=1, allow_nan=False).encode())
     page = write_page(
         Path(folder) / "report.html", "Forward or reverse KL: which, when, and did it work?", _LEAD, sections, footer
     )
@@ -77,7 +78,16 @@ def _answer(demo: Demo) -> Section:
     return Section(
         "The short answer",
         "Access decides. This page shows each row of this table on a real input, with the evidence.",
-        (Block.table(columns, rows),),
+        (
+            Block.table(columns, rows),
+            Block.paragraph(
+                "How to read the numbers: divergences are in nats. 0 means that p and q are the same. A KL(p‖q) of "
+                f"{_short(demo.textbook.cases[0].table['forward_kl', 'forward_kl'])} nats means that a typical draw of p is e^"
+                f"{_short(demo.textbook.cases[0].table['forward_kl', 'forward_kl'])} = "
+                f"{math.exp(demo.textbook.cases[0].table['forward_kl', 'forward_kl'].value):.1f} times as likely under p as under q (geometric mean); "
+                "0.01 is hardly visible, 1 is a factor of 2.7. ± is one standard error."
+            ),
+        ),
     )
 
 
@@ -145,12 +155,17 @@ def _textbook(demo: Demo) -> list[Section]:
                 f"{float(outside):.1%} of the mass of N lies where U is zero (x < 0 and x > 1): there log(N/U) is infinite, and so is the divergence. No sample size changes that.",
             ),
             Block.table(
-                ("family for " + first.label, "forward fit: KL(p‖q), KL(q‖p)", "reverse fit: KL(p‖q), KL(q‖p)"),
+                (
+                    "family for " + first.label,
+                    "forward fit, KL(p‖q)",
+                    "forward fit, KL(q‖p)",
+                    "reverse fit, KL(p‖q)",
+                    "reverse fit, KL(q‖p)",
+                ),
                 [
                     (
                         "one Gaussian" if row.components == 1 else f"a mixture of {row.components}",
-                        f"{_exact(row.table['forward_kl', 'forward_kl'])}, {_exact(row.table['forward_kl', 'reverse_kl'])}",
-                        f"{_exact(row.table['reverse_kl', 'forward_kl'])}, {_exact(row.table['reverse_kl', 'reverse_kl'])}",
+                        *(_exact(row.table[fitted, measured]) for fitted in _NAMES for measured in _NAMES),
                     )
                     for row in book.capacity
                 ],
@@ -307,7 +322,7 @@ def _integrands(case: textbook.Case, x: torch.Tensor) -> Figure:
         names = ("p log(p/q), area KL(p‖q)", "q log(q/p), area KL(q‖p)")
         for name, color, y in zip(names, ("forward_kl", "reverse_kl"), values, strict=True):
             shown = [float(f"{v:.5g}") for v in y]
-            line = {"color": COLORS[color], "width": 2.5}
+            line = {"color": COLORS[color], "width": 2.5, "simplify": False}
             figure.add_scatter(
                 x=x.tolist(), y=shown, name=name, legendgroup=name, showlegend=row == 1, line=line, fill="tozeroy", row=row, col=1
             )

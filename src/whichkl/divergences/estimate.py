@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, cannot, plain
 
 Finite = Literal["certified", "infinite", "not certified"]
 
@@ -109,7 +109,8 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; infinities as text."""
-        return {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in vars(self).items()}
+        fields: dict[str, Any] = plain(vars(self))
+        return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Estimate:

@@ -166,7 +166,8 @@ def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
     """Differential entropy of N(·, LLᵀ) in nats: ½ d (1 + log 2π) + log|L|."""
     dim = tril.shape[-1]
     volume: Tensor = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return volume + 0.5 * dim * (1 + math.log(2 * math.pi))
+    constant = 0.5 * dim * (1 + math.log(2 * math.pi))
+    return volume + constant
 
 
 def check_covariance(word: str) -> None:
@@ -180,6 +181,7 @@ def check_covariance(word: str) -> None:
 
 
 def _cholesky(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    tril: Tensor
     tril, info = torch.linalg.cholesky_ex(covariance)
     if int(info) != 0:
         because = "the covariance of the samples is singular"

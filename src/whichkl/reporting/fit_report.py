@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, cannot, plain
 from whichkl.fitting import Fit
 from whichkl.plots import plot
 from whichkl.reporting.page import Block, Section, write_page
@@ -81,5 +81,5 @@ def _choice(fit: Fit) -> Section:
 
 
 def _configuration(fit: Fit) -> Section:
-    text = json.dumps(fit.to_dict(), indent=1, default=str)
+    text = json.dumps(plain(fit.to_dict()), indent=1)
     return Section("Exact configuration", "What it takes to do this again.", (Block.listing(text),))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whichkl._checks import ResourceError, cannot, require
+from whichkl._checks import require, write_whole
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -100,32 +99,8 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         plotly=safe(script.replace("</script", "<\\/script")),
         script=safe((here / "page.js").read_text()),
     )
-    return write_text(path, text)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a file through a temporary one beside it, so that it's never half there.
-
-    Raises:
-        ResourceError: the folder or file can't be written.
-    """
-    file = Path(path)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(file)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        because = error.strerror or str(error)
-        raise ResourceError(cannot(f"write `{file}`", because, "Name another path, or free some space")) from error
-    return file
+    write_whole(Path(path), text.encode())
+    return Path(path)
 
 
 def _figure_json(block: Block, safe: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -38,7 +38,11 @@ class ExpectationMaximization(Solver):
 
     starts: int = 5
     tolerance: float = 1e-9
-    max_iterations: int = 1000
+    max_iterations: int = 500
+
+    def quick(self) -> ExpectationMaximization:
+        """Two starts and 1e-5 nats a row: far below the error of a held-out mean."""
+        return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200)
 
     def solve(self, target: Target, family: Family, seed: int) -> Solution:
         """Run EM from every start and keep the distinct optima."""

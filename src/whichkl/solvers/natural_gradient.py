@@ -91,7 +91,7 @@ class NaturalGradient(Solver):
             iterations += 1
         for i in ((state.residual > self.tolerance) & state.elbo.isfinite()).nonzero().flatten().tolist():
             start = gaussian(state.loc[i], state.tril[i], family.covariance)
-            end = minimize_on_nodes(target, family, start, state.z, state.w)
+            end = minimize_on_nodes(target, family, start, state.z, state.w, self.tolerance / 10)
             loc, tril = (part[None] for part in loc_and_tril(end.model))
             finished = _State.at(loc, tril, state.z, state.w, family, target)
             state = state.put(torch.arange(len(state.elbo)) == i, finished.elbo >= state.elbo[i], finished)

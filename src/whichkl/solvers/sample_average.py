@@ -40,7 +40,7 @@ class SampleAverage(Solver):
     objective: ClassVar[type[Objective]] = ReverseKL
     families: ClassVar[tuple[type[Family], ...]] = (Mixture,)
 
-    tolerance: float = 1e-6
+    tolerance: float = 1e-5
     node_tolerance: float = 0.01
     max_nodes: int = 4096
 
@@ -58,7 +58,7 @@ class SampleAverage(Solver):
         before = math.inf
         while True:
             z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed))
-            ends = [minimize_on_nodes(target, family, model, z, w) for model in models]
+            ends = [minimize_on_nodes(target, family, model, z, w, self.tolerance) for model in models]
             iterations += sum(end.iterations for end in ends)
             found = [Optimum(e.model, e.loss, e.residual <= 1e-3, False) for e in ends if math.isfinite(e.loss)]
             if not found:
@@ -85,9 +85,18 @@ class End:
 
 
 def minimize_on_nodes(
-    target: Target, family: Family, start: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"]
+    target: Target, family: Family, start: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"], tolerance: float
 ) -> End:
-    """Minimise −ELBO on the rule (z, w) from a model, in coordinates where that model has mean 0 and covariance I."""
+    """Minimise −ELBO on the rule (z, w) from a model, in coordinates where that model has mean 0 and covariance I.
+
+    Args:
+        target: p in unconstrained coordinates.
+        family: which models are allowed.
+        start: where to begin.
+        z: points of a rule for N(0, I).
+        w: their weights.
+        tolerance: largest component of the gradient at the end.
+    """
     objective, dim = ReverseKL(), target.dim
     shift, scale = family.whitening(start)
     inverse = torch.linalg.solve_triangular(scale, torch.eye(dim, dtype=scale.dtype, device=scale.device), upper=False)
@@ -107,7 +116,7 @@ def minimize_on_nodes(
         return value.item(), gradient.cpu().numpy()
 
     start_theta = family.pack(here).detach().cpu().numpy()
-    options = {"maxiter": 500, "gtol": 1e-9, "ftol": 1e-15, "maxcor": 30}
+    options = {"maxiter": 500, "gtol": tolerance, "ftol": 1e-13, "maxcor": 30}
     result = minimize(loss, start_theta, jac=True, method="L-BFGS-B", options=options)
     if result.fun >= 1e299:
         return End(start, math.inf, math.inf, int(result.nit))

@@ -55,6 +55,10 @@ class Solver(ABC):
         """Whether this solver can do the job."""
         return isinstance(objective, cls.objective) and isinstance(family, cls.families)
 
+    def quick(self) -> Solver:
+        """Return a cheaper copy, good enough for refits whose answer is compared within its statistical error."""
+        return self
+
     @abstractmethod
     def solve(self, target: Target, family: Family, seed: int) -> Solution:
         """Minimise the objective over the family.

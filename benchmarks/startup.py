@@ -1,0 +1,37 @@
+"""What importing and asking for help cost, beside `import torch`: medians of interleaved fresh processes."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+COMMANDS = {
+    "import torch": [sys.executable, "-c", "import torch"],
+    "import whichkl": [sys.executable, "-c", "import whichkl"],
+    "import whichkl, every name": [sys.executable, "-c", "import whichkl as w; [getattr(w, n) for n in w.__all__]"],
+    "whichkl --help": [sys.executable, "-m", "whichkl", "--help"],
+}
+
+
+def seconds(command):
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def main(rounds=7):
+    for command in COMMANDS.values():
+        seconds(command)
+    times = {name: [] for name in COMMANDS}
+    for _ in range(rounds):
+        for name, command in COMMANDS.items():
+            times[name].append(seconds(command))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, value in medians.items():
+        print(f"{name:<28} {value:6.3f} s   {value / medians['import torch']:5.2f} × import torch")
+    print(json.dumps({"benchmark": "startup", **{name: round(value, 4) for name, value in medians.items()}}))
+
+
+if __name__ == "__main__":
+    main()

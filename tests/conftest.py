@@ -1,0 +1,22 @@
+"""Shared paths: the known truths that lie beside some checkouts are used where they are, and skipped with a reason."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def shared():
+    if not (SHARED / "testbed.json").exists():
+        pytest.skip("no folder `shared` beside this checkout: the published truths and posteriors aren't here")
+    return SHARED

@@ -1,0 +1,169 @@
+"""The command line in real subprocesses: what it prints, its exit codes, and that nothing is half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MODEL = """
+import torch, numpy as np
+def log_prob(x):
+    return -0.5 * (x - 1).square().sum(-1)
+def arrays(x):
+    return -0.5 * np.sum(np.square(x - 1), axis=-1)
+def density(x):
+    return torch.exp(log_prob(x))
+def empty(x):
+    return torch.full_like(x[:, 0], -torch.inf)
+def broken(x):
+    return undefined
+"""
+
+
+def whichkl(*arguments, cwd, env=None):
+    command = [sys.executable, "-m", "whichkl", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "200", **(env or {})}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model.py").write_text(MODEL)
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "x.csv").write_text("a,b\n" + "\n".join(f"{p},{q}" for p, q in x) + "\n")
+    (tmp_path / "nan.csv").write_text("a,b\n1,2\n3,nan\n5,6\n")
+    (tmp_path / "text.csv").write_text("a,b\n1,2\n3,x\n")
+    (tmp_path / "few.csv").write_text("a,b\n1,2\n3,5\n")
+    (tmp_path / "flat.csv").write_text("a,b\n1,2\n3,2\n4,2\n5,2\n")
+    (tmp_path / "ragged.csv").write_text("a,b\n1,2\n3\n")
+    (tmp_path / "empty.csv").write_text("")
+    return tmp_path
+
+
+BAD = [
+    (["fit", "nowhere.csv"], 2, "there is no such file"),
+    (["fit", "nan.csv"], 2, "(row 1, b)"),
+    (["fit", "text.csv"], 2, "column `b` holds the text `x` on line 3"),
+    (["fit", "few.csv"], 2, "needs at least 3 rows"),
+    (["fit", "flat.csv"], 2, "column `b` is constant"),
+    (["fit", "ragged.csv"], 2, "line 3 has 1 fields"),
+    (["fit", "empty.csv"], 2, "the file is empty"),
+    (["fit", "x.csv", "--family", "flow"], 2, "Choose gaussian"),
+    (["fit", "x.csv", "--objective", "reverse_kl"], 3, "Use `ForwardKL`, or pass `log_prob=`"),
+    (["fit", "--log-prob", "model.py:log_prob"], 2, "Pass `dim=`"),
+    (["fit", "--log-prob", "model.py", "--dim", "2"], 2, "FILE.py:FUNCTION"),
+    (["fit", "--log-prob", "model.py:nothing", "--dim", "2"], 2, "its functions are arrays, broken, density"),
+    (["fit", "--log-prob", "none.py:f", "--dim", "2"], 2, "there is no such file"),
+    (["fit", "--log-prob", "model.py:density", "--dim", "2"], 3, "a density, not its log"),
+    (["fit", "--log-prob", "model.py:empty", "--dim", "2"], 3, "-inf at all 256 start points"),
+    (["fit", "--log-prob", "model.py:broken", "--dim", "2"], 3, "NameError: name 'undefined' is not defined"),
+    (["fit"], 3, "neither sample the target nor evaluate it"),
+    (["advise", "--access", "density"], 2, "isn't a known one"),
+    (["advise", "x.csv", "--access", "samples"], 2, "Drop one of them"),
+    (["fit", "x.csv", "--nonsense"], 2, "No such option"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_bad_input_gets_one_line_and_writes_nothing(folder, arguments, code, message):
+    before = sorted(folder.iterdir())
+    extra = ["--out", "out"] if arguments[0] == "fit" else []
+    result = whichkl(*arguments, *extra, cwd=folder)
+    assert result.returncode == code, result.stderr
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert sorted(path for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_debug_shows_the_traceback(folder):
+    result = whichkl("fit", "nan.csv", "--debug", cwd=folder)
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+
+
+def test_fit_writes_a_report_and_a_fit_that_loads(folder):
+    result = whichkl("fit", "x.csv", "--out", "out", "--json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["objective"] == "forward_kl"
+    assert told["parameters"]["loc"] == pytest.approx(np.load(folder / "x.npy").mean(0).tolist())
+    assert (folder / "out" / "report.html").stat().st_size > 1_000_000
+    import whichkl as wk
+
+    assert wk.Fit.load(folder / "out" / "fit").names == ("a", "b")
+
+
+@pytest.mark.parametrize("function", ["log_prob", "arrays"])
+def test_fit_takes_a_log_density_from_a_file(folder, function):
+    result = whichkl("fit", "--log-prob", f"model.py:{function}", "--dim", "3", "--json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["objective"] == "reverse_kl"
+    assert told["parameters"]["loc"] == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+def test_samples_and_a_log_density_together_are_both(folder):
+    result = whichkl("advise", "x.npy", "--log-prob", "model.py:log_prob", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "let an experiment on your task decide" in " ".join(result.stdout.split())
+    fitted = whichkl("fit", "x.npy", "--log-prob", "model.py:log_prob", "--objective", "reverse_kl", cwd=folder)
+    assert fitted.returncode == 0, fitted.stderr
+    assert "natural_gradient: converged" in fitted.stdout
+
+
+def test_advise_speaks_text_and_json(folder):
+    text = whichkl("advise", "--access", "log_prob", cwd=folder)
+    assert "Minimise reverse KL" in text.stdout
+    told = json.loads(whichkl("advise", "x.csv", "--json", cwd=folder).stdout)
+    assert (told["best"], list(told["missing"])) == ("forward_kl", ["reverse_kl"])
+    assert "Cheapest access" in whichkl("advise", cwd=folder).stdout
+
+
+def test_help_and_version_load_no_torch(folder):
+    probe = "import sys, runpy; sys.argv = ['whichkl', {!r}]\ntry:\n runpy.run_module('whichkl', run_name='__main__')\n"
+    probe += "except SystemExit:\n pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    for flag in ("--help", "--version"):
+        result = subprocess.run([sys.executable, "-c", probe.format(flag)], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_missing_extra_names_the_install_line(folder):
+    hide = "import sys; sys.modules['typer'] = None; sys.argv = ['whichkl']; from whichkl.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip().endswith("Run: pip install 'whichkl[app]'.")
+    assert "Traceback" not in result.stderr
+    for module, call in (("pyarrow", "wk.Target.of('x.csv')"), ("plotly", "wk.plot(wk.fit(wk.problems.bimodal()))")):
+        code = f"import sys, whichkl as wk; sys.modules[{module!r}] = None\ntry:\n {call}\nexcept ValueError as e:\n print(e)"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+        assert "pip install 'whichkl[app]'" in result.stdout, result.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write, as Linux's /proc is")
+def test_a_folder_that_cannot_be_written_is_exit_four(folder):
+    result = whichkl("fit", "x.csv", "--out", "/proc/whichkl", cwd=folder)
+    assert result.returncode == 4
+    assert "Traceback" not in result.stderr
+
+
+def test_an_output_that_is_a_file_is_exit_four_and_stays(folder):
+    (folder / "taken").write_text("mine")
+    result = whichkl("fit", "x.csv", "--out", "taken", cwd=folder)
+    assert result.returncode == 4
+    assert "Name another path" in result.stderr
+    assert (folder / "taken").read_text() == "mine"
+
+
+def test_demo_writes_both_files_and_a_table(folder):
+    result = whichkl("demo", "--out", "out", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    for word in ("forward KL", "reverse KL", "ELBO", "family too small", "ways to convert what is left", "out/report.html"):
+        assert word in result.stdout
+    assert json.loads((folder / "out" / "report.json").read_text())["units"] == "nats"
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["report.html", "report.json"]

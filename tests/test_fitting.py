@@ -1,0 +1,262 @@
+"""fit, from a target to a saved result: objective, model, value, findings, and files that survive a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Beta, Distribution, Gamma, Independent, LogNormal, MultivariateNormal, Uniform
+
+import whichkl as wk
+from whichkl._checks import InputError, IntegrityError, ResourceError
+from whichkl.families import Gaussian, Mixture
+
+D = torch.float64
+
+
+def rows(n=300, dim=2, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, dim)) * 2 + 1
+
+
+def test_samples_alone_give_maximum_likelihood():
+    x = rows()
+    fit = wk.fit(x)
+    assert (fit.objective.name, fit.solver, fit.status) == ("forward_kl", "closed_form", "converged")
+    assert isinstance(fit.model, Distribution)
+    np.testing.assert_allclose(fit.model.mean, x.mean(0), atol=1e-12)
+    np.testing.assert_allclose(fit.model.covariance_matrix, np.cov(x.T, bias=True), atol=1e-12)
+    assert fit.value.up_to == "entropy_p"
+    assert fit.findings == frozenset()
+    assert fit.advice.best.objective.name == "forward_kl"
+
+
+def test_held_out_value_estimates_the_cross_entropy():
+    truth = MultivariateNormal(torch.zeros(3, dtype=D), torch.eye(3, dtype=D))
+    entropy = float(truth.entropy())
+    gaps = []
+    for seed in range(20):
+        x = torch.randn(400, 3, generator=torch.Generator().manual_seed(seed), dtype=D)
+        value = wk.fit(x).value
+        gaps.append((value.value - entropy) / value.stderr)
+    # the fit itself costs about (number of parameters)/(2n) = 0.011 nats, a third of the standard error
+    assert abs(np.mean(gaps)) < 4 / np.sqrt(len(gaps)) + 0.4
+    assert 0.5 < np.std(gaps) < 1.6
+
+
+def test_weights_are_maximum_likelihood_of_repeated_rows():
+    x = rows(60)
+    w = np.arange(60) % 4 + 0.0
+    a = wk.fit(wk.Target(samples=x, weights=w)).model
+    b = wk.fit(np.repeat(x, w.astype(int), axis=0)).model
+    torch.testing.assert_close(a.mean, b.mean)
+    torch.testing.assert_close(a.covariance_matrix, b.covariance_matrix)
+
+
+def test_a_log_density_alone_gives_variational_inference():
+    fit = wk.fit(wk.problems.eight_schools())
+    d = fit.diagnostics
+    assert (fit.objective.name, fit.solver, fit.status) == ("reverse_kl", "natural_gradient", "converged")
+    assert fit.value.up_to == "log_z"
+    assert fit.value.value == -d.elbo.value
+    assert d.residual < 1e-6
+    assert d.node_error < 0.05
+    assert 1000 < d.ess <= 10_000
+    assert d.khat < 0.7
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: -0.5 * ((x - 2) ** 2).sum(-1),
+        lambda x: -0.5 * np.sum((np.asarray(x) - 2) ** 2, axis=-1),
+        lambda x: -0.5 * np.einsum("ij,ij->i", x - 2, x - 2),
+    ],
+    ids=["torch", "asarray", "numpy"],
+)
+def test_log_densities_of_tensors_and_of_arrays_give_the_same_fit(function):
+    fit = wk.fit(wk.Target(log_prob=function, dim=3))
+    assert fit.model.mean.tolist() == pytest.approx([2, 2, 2], abs=1e-6)
+    assert fit.model.variance.tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+def test_functions_of_one_point_and_given_scores():
+    one = wk.Target(log_prob=lambda x: -0.5 * (x @ x), dim=2, batched=False)
+    assert wk.fit(one).model.variance.tolist() == pytest.approx([1, 1], abs=1e-6)
+    calls = []
+
+    def score(x):
+        calls.append(len(x))
+        return -x
+
+    by_hand = wk.Target(log_prob=lambda x: -0.5 * x.square().sum(-1).detach(), score=score, dim=2)
+    assert wk.fit(by_hand).model.variance.tolist() == pytest.approx([1, 1], abs=1e-6)
+    assert calls
+
+
+def test_both_accesses_start_with_forward_kl_and_point_to_the_experiment():
+    fit = wk.fit(wk.problems.bimodal())
+    assert fit.objective.name == "forward_kl"
+    assert "experiment" in fit.advice.verdict
+    assert [option.objective.name for option in fit.advice.options] == ["forward_kl", "reverse_kl"]
+    assert fit.value.exact
+    assert fit.value.value == pytest.approx(0.461995, abs=6e-7)
+    assert "family_too_small" in fit.findings
+
+
+def test_findings_come_with_the_next_step():
+    fit = wk.fit(wk.problems.bimodal(), objective="reverse_kl")
+    assert fit.findings == {"family_too_small", "other_modes_exist", "weights_unreliable"}
+    assert len(fit.diagnostics.optima) == 3
+    assert [one.is_global for one in fit.diagnostics.optima] == [True, True, False]
+    assert "Mixture(components=2" in " ".join(fit.explanations)
+    assert "family_too_small" in str(fit)
+    assert wk.fit(wk.problems.bimodal(), Mixture(2)).findings == frozenset()
+
+
+SUPPORTS = [
+    (LogNormal(torch.tensor(0.3, dtype=D), torch.tensor(0.5, dtype=D)), 1e-4),
+    (Gamma(torch.tensor(9.0, dtype=D), torch.tensor(2.0, dtype=D)), 0.02),
+    (Beta(torch.tensor(5.0, dtype=D), torch.tensor(7.0, dtype=D)), 0.02),
+    (Uniform(torch.tensor(-1.0, dtype=D), torch.tensor(5.0, dtype=D)), 0.2),
+]
+
+
+@pytest.mark.parametrize(("p", "close"), SUPPORTS)
+@pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl"])
+def test_the_model_lives_on_the_support_of_the_target(p, close, objective, tmp_path):
+    fit = wk.fit(p, objective=objective)
+    assert 0 <= fit.value.value < close
+    x = fit.model.sample((2000,))
+    assert bool(p.support.check(x).all())
+    fit.save(tmp_path / "fit")
+    again = wk.Fit.load(tmp_path / "fit")
+    torch.testing.assert_close(again.model.log_prob(x), fit.model.log_prob(x))
+
+
+def test_supports_a_column_and_a_simplex():
+    p = Independent(Uniform(torch.tensor([0.0, -3.0], dtype=D), torch.tensor([1.0, 5.0], dtype=D)), 1)
+    x = wk.fit(p, objective="reverse_kl").model.sample((500,))
+    assert bool(((x > torch.tensor([0.0, -3.0])) & (x < torch.tensor([1.0, 5.0]))).all())
+    mixed = wk.Target(samples=np.abs(rows()) + [0.0, 0.1], support=["positive", "real"])
+    assert bool((wk.fit(mixed).model.sample((500,))[:, 0] > 0).all())
+    dirichlet = torch.distributions.Dirichlet(torch.tensor([3.0, 4.0, 5.0], dtype=D))
+    fit = wk.fit(dirichlet, objective="reverse_kl")
+    assert fit.model.sample().sum() == pytest.approx(1)
+    assert 0 <= fit.value.value < 0.1
+
+
+def test_dtype_follows_the_samples_and_the_same_seed_gives_the_same_fit():
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    assert wk.fit(x).model.mean.dtype == torch.float32
+    assert wk.fit(x.double()).model.mean.dtype == torch.float64
+    torch.manual_seed(11)
+    a = wk.fit(x, Mixture(3), seed=4)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(12)
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    b = wk.fit(x, Mixture(3), seed=4)
+    assert torch.equal(a.model.mean, b.model.mean)
+    assert a.value == b.value
+    torch.manual_seed(11)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_integer_samples_rounding_and_duplicates_do_not_collapse_a_mixture():
+    x = np.random.default_rng(0).poisson(20, size=(400, 2))
+    fit = wk.fit(x, Mixture(4))
+    smallest = torch.linalg.eigvalsh(fit.model.component_distribution.covariance_matrix).min()
+    assert smallest > 1 / 12
+    assert fit.diagnostics.richer_gain.value < 0.5
+
+
+def test_a_fit_is_saved_whole_and_loaded_as_it_was(tmp_path):
+    fit = wk.fit(wk.problems.bimodal(), objective="reverse_kl")
+    fit.save(tmp_path / "fit")
+    again = wk.Fit.load(tmp_path / "fit")
+    assert str(again) == str(fit)
+    assert again.value == fit.value
+    assert again.advice == fit.advice
+    for one, other in zip(again.diagnostics.optima, fit.diagnostics.optima, strict=True):
+        assert torch.equal(one.model.mean, other.model.mean)
+    described = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == ["fit.json", described["weights"]]
+
+
+def test_infinities_survive_the_file(tmp_path):
+    fit = wk.fit(rows(3, 2))
+    fit.save(tmp_path / "fit")
+    assert str(wk.Fit.load(tmp_path / "fit")) == str(fit)
+
+
+def test_a_changed_cut_or_missing_file_is_noticed(tmp_path):
+    fit = wk.fit(rows())
+    fit.save(tmp_path / "fit")
+    (weights,) = (tmp_path / "fit").glob("*.safetensors")
+    data = weights.read_bytes()
+    for broken in (data[:-1], data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]):
+        weights.write_bytes(broken)
+        with pytest.raises(IntegrityError, match="SHA-256"):
+            wk.Fit.load(tmp_path / "fit")
+    weights.write_bytes(data)
+    text = (tmp_path / "fit" / "fit.json").read_text()
+    for broken in (
+        text[:100],
+        text.replace('"Gaussian"', '"Gauss"'),
+        text.replace('"format": 1', '"format": 9'),
+        text.replace("model-", "../model-"),
+    ):
+        (tmp_path / "fit" / "fit.json").write_text(broken)
+        with pytest.raises(IntegrityError):
+            wk.Fit.load(tmp_path / "fit")
+    with pytest.raises(InputError, match="is missing"):
+        wk.Fit.load(tmp_path / "nowhere")
+
+
+def test_a_save_never_harms_what_is_there(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    fit = wk.fit(rows())
+    with pytest.raises(InputError, match="holds something else"):
+        fit.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResourceError):
+        fit.save(tmp_path / "file" / "below")
+
+
+_LOOP = """
+import sys, whichkl as wk, numpy as np
+fits = [wk.fit(np.random.default_rng(i).normal(size=(50, 3))) for i in range(2)]
+print("ready", flush=True)
+while True:
+    for fit in fits:
+        fit.save(sys.argv[1])
+"""
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_fit(tmp_path):
+    for delay in (0.003, 0.011, 0.024, 0.05):
+        process = subprocess.Popen([sys.executable, "-c", _LOOP, str(tmp_path / "fit")], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.05 + delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert wk.Fit.load(tmp_path / "fit").model.mean.shape == (3,)
+    wk.fit(rows()).save(tmp_path / "fit")
+    assert len(list((tmp_path / "fit").iterdir())) == 2
+
+
+def test_a_diagonal_family_stays_diagonal():
+    p = MultivariateNormal(torch.zeros(2, dtype=D), torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=D))
+    for objective, variance in (("forward_kl", 1.0), ("reverse_kl", 0.19)):
+        fit = wk.fit(p, Gaussian("diagonal"), objective=objective)
+        assert fit.model.variance.tolist() == pytest.approx([variance] * 2, rel=0.05)
+        assert isinstance(fit.model, Independent)

@@ -1,0 +1,44 @@
+"""Importance weights: the same numbers as ArviZ, and the limits."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import arviz as az
+
+if hasattr(az, "psislw"):
+    psislw = az.psislw
+else:
+    psislw = pytest.importorskip("arviz_stats").psislw
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.4, 0.7, 1.1])
+@pytest.mark.parametrize("n", [100, 1000, 10_000])
+def test_pareto_smoothing_agrees_with_arviz(shape, n):
+    uniform = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    log_weights = -shape * torch.log(uniform)
+    smoothed, khat = pareto_smooth(log_weights)
+    theirs, their_khat = psislw(log_weights.numpy())
+    assert khat == pytest.approx(float(their_khat), abs=1e-6)
+    torch.testing.assert_close(smoothed, torch.from_numpy(theirs), atol=1e-6, rtol=1e-6)
+    assert float(smoothed.logsumexp(0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_effective_sample_size_by_its_definition():
+    w = torch.rand(50, dtype=torch.float64)
+    assert effective_sample_size(w.log() + 300) == pytest.approx(float(w.sum() ** 2 / w.square().sum()))
+    assert effective_sample_size(torch.tensor([0.0, -math.inf])) == 1
+    assert effective_sample_size(torch.full((3,), -math.inf)) == 0
+
+
+def test_equal_and_few_weights():
+    assert pareto_smooth(torch.zeros(1000))[1] == -math.inf
+    assert pareto_smooth(torch.tensor([0.0, 1.0, 2.0]))[1] == math.inf
+    assert khat_limit(10_000) == 0.7
+    assert khat_limit(100) == pytest.approx(0.5)

@@ -1,0 +1,147 @@
+"""Bad input: a message in the one grammar with the place and the next action, and never a number."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.distributions import Poisson, Uniform
+
+import whichkl as wk
+from whichkl._checks import InputError, TargetError
+from whichkl.families import Gaussian, Mixture
+
+GRAMMAR = re.compile(r"^Cannot [^:]+: .+\. [A-Z].+\.$", re.DOTALL)
+X = np.random.default_rng(0).normal(size=(50, 2))
+
+
+def poked(value, *cells):
+    x = X.copy()
+    for cell in cells:
+        x[cell] = value
+    return x
+
+
+def gaussian(x):
+    return -0.5 * x.square().sum(-1)
+
+
+def only_at_edges(x):
+    return torch.where(x[:, 0] > 0.5, torch.nan, gaussian(x))
+
+
+def raises(x):
+    raise ZeroDivisionError("no prior here")
+
+
+def rough(x):
+    return -(x.square().sum(-1) + 0 * torch.sqrt(x[:, 0] * 0).nan_to_num())
+
+
+SAMPLES = [
+    (poked(math.nan, (3, 1)), r"1 cells in 1 of 50 rows are NaN or infinite: \(row 3, x2\)"),
+    (poked(math.inf, (0, 0), (7, 1)), r"2 cells in 2 of 50 rows .* \(row 0, x1\), \(row 7, x2\)"),
+    (poked(math.nan, *((i, 0) for i in range(9))), r"9 cells in 9 of 50 rows .*\(row 4, x1\), …"),
+    (np.empty((0, 2)), r"they are empty, shape \(0, 2\)"),
+    (X[:2], "needs at least 3 rows in dimension 2, and there are 2"),
+    (np.column_stack([X[:, 0], np.ones(50)]), "column `x2` is constant"),
+    (np.column_stack([X, X[:, 0] + X[:, 1]]), r"columns `x1`, `x2`, `x3` are linearly dependent"),
+    (X.reshape(5, 10, 2), r"shape \(5, 10, 2\), not \(n, d\)"),
+    (np.array([["a", "b"]]), "not a number"),
+    (X + 1j, "not a number|complex"),
+    ((X, X), "conditional target"),
+    (pd.DataFrame({"a": [1.0, 2.0], "species": ["x", "y"]}), "column `species` isn't numeric"),
+]
+DENSITIES = [
+    (lambda x: x.square(), r"returned shape \(\d+, 2\) for \d+ points of dimension 2, not \(\d+,\)"),
+    (lambda x: gaussian(x).sum(), r"returned shape \(\)"),
+    (lambda x: gaussian(x)[:, None] - gaussian(x), r"returned shape \(\d+, \d+\)"),
+    (only_at_edges, r"`log_prob` is NaN at \d+ of \d+ points, first at \("),
+    (lambda x: torch.full_like(x[:, 0], -math.inf), "-inf at all 256 start points"),
+    (lambda x: torch.full_like(x[:, 0], math.nan), "NaN"),
+    (lambda x: -gaussian(x) / 0.0, r"\+inf|NaN"),
+    (lambda x: gaussian(x).exp(), "a density, not its log"),
+    (raises, r"it raised ZeroDivisionError: no prior here \(.*test_inputs.py:\d+\)"),
+    (lambda x: gaussian(x) + 0 * (x[:, 0] * 0).sqrt(), "gradient of `log_prob` is not finite"),
+    (
+        lambda x: gaussian(x[:, :1]) + gaussian(x[:, 1:].detach()),
+        "autograd's gradient of `log_prob` is not the gradient of its values",
+    ),
+]
+
+
+@pytest.mark.parametrize(("samples", "message"), SAMPLES)
+def test_bad_samples_are_refused_with_their_place(samples, message):
+    with pytest.raises(InputError, match=message) as error:
+        wk.fit(wk.Target(samples=samples))
+    assert GRAMMAR.match(str(error.value))
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("log_prob", "message"), DENSITIES)
+def test_bad_log_densities_are_refused_with_their_place(log_prob, message):
+    with pytest.raises(TargetError, match=message) as error:
+        wk.fit(wk.Target(log_prob=log_prob, dim=2))
+    assert GRAMMAR.match(str(error.value))
+    assert error.value.exit_code == 3
+
+
+CALLS = [
+    (lambda: wk.Target(log_prob=gaussian), "Pass `dim=`"),
+    (lambda: wk.Target(samples=X, dim=3), "the samples have 2 columns"),
+    (lambda: wk.Target(dim=0), "at least 1"),
+    (lambda: wk.Target(samples=X, names=["a"]), "1 different names were given for 2 coordinates"),
+    (lambda: wk.Target(samples=X, names=["a", "a"]), "1 different names"),
+    (lambda: wk.Target(samples=X, weights=np.ones(3)), "50 finite, non-negative numbers"),
+    (lambda: wk.Target(samples=X, weights=-np.ones(50)), "non-negative"),
+    (lambda: wk.Target(samples=X, support="positive"), r"\d+ of 50 rows lie outside the support"),
+    (lambda: wk.Target(samples=X, support="positve"), "isn't a known one"),
+    (lambda: wk.Target(samples=X, support=["real", "real", "real"]), "3 constraints were given for 2 columns"),
+    (lambda: wk.Target(weights=np.ones(3)), "no samples to weigh"),
+    (lambda: wk.Target.of(Poisson(3.0)), "discrete"),
+    (lambda: wk.Target.of(Uniform(torch.zeros(3), 1.0)), r"batch shape \(3,\)"),
+    (lambda: wk.Target.of(gaussian), "doesn't say its dimension"),
+    (lambda: wk.Target.of(3.5), "make a target of a `float`"),
+    (lambda: wk.Target.of("nowhere.csv"), "there is no such file"),
+    (lambda: Mixture(0), "whole number of at least 1"),
+    (lambda: Mixture(2.5), "whole number"),
+    (lambda: Gaussian("spherical"), "Choose 'full' or 'diagonal'"),
+    (lambda: wk.fit(X, torch.nn.Linear(2, 2)), "this version fits Gaussian, Mixture"),
+    (lambda: wk.fit(X, objective="kl"), "this version minimises forward_kl, reverse_kl"),
+    (
+        lambda: wk.fit(X, objective="reverse_kl"),
+        "it requires `log_prob`, but the target only has samples. Use `ForwardKL`, or pass",
+    ),
+    (lambda: wk.fit(wk.Target(log_prob=gaussian, dim=2), objective="forward_kl"), "requires `samples` or `sampler`"),
+    (lambda: wk.fit(wk.Target(dim=2)), "neither sample the target nor evaluate it"),
+    (lambda: wk.fit(X, solver="adam"), r"use adam here: .* Use solver='closed_form'"),
+    (lambda: wk.fit(wk.Target(sampler=lambda n: X, dim=2)), r"returned shape \(50, 2\)"),
+    (lambda: wk.Access.parse("samples,density"), "read the access `density`"),
+    (lambda: wk.problems.bimodal(-1.0), "half_distance"),
+    (lambda: wk.report(3, "x.html"), "it is a `int`"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), CALLS)
+def test_bad_arguments_are_refused_in_the_one_grammar(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert GRAMMAR.match(str(error.value))
+
+
+def test_a_claim_to_be_normalised_is_checked_on_the_line():
+    p = wk.problems.bimodal()
+    target = wk.Target(sampler=lambda n: p.sample((n,)), log_prob=lambda x: p.log_prob(x[:, 0]) + 1, normalized=True, dim=1)
+    with pytest.raises(TargetError, match=r"`normalized=True` was said, and the density integrates to 2\.718"):
+        wk.fit(target)
+
+
+def test_a_model_with_mass_where_the_target_has_none_is_said_to_be_infinitely_far():
+    def half(x):
+        return torch.where((x > 0).all(-1), -x.sum(-1), torch.tensor(-math.inf, dtype=x.dtype))
+
+    with pytest.raises(TargetError, match=r"-inf inside the support .* Pass `support=`"):
+        wk.fit(wk.Target(log_prob=half, dim=2))
+    assert wk.fit(wk.Target(log_prob=half, dim=2, support="positive")).status == "converged"

@@ -1,0 +1,92 @@
+"""The package itself: its names, its laziness, its examples and its README."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import whichkl as wk
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_public_names_are_few_and_all_there():
+    assert len(wk.__all__) <= 15
+    assert sorted(wk.__all__) == wk.__all__
+    for name in wk.__all__:
+        assert getattr(wk, name).__doc__
+    assert set(wk.__all__) <= set(dir(wk))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        wk.nothing  # noqa: B018
+
+
+def test_a_public_name_stays_a_function_whatever_is_imported_first():
+    code = "import whichkl.reporting, whichkl.fitting, whichkl.plots, whichkl.advice, whichkl as wk\n"
+    assert (
+        run(code + "assert callable(wk.report) and callable(wk.fit) and callable(wk.plot) and callable(wk.advise)").returncode
+        == 0
+    )
+
+
+def test_importing_loads_nothing_and_changes_no_global_state():
+    assert run("import sys, whichkl; assert 'torch' not in sys.modules and 'numpy' not in sys.modules").returncode == 0
+    code = """
+import torch, numpy as np, warnings, logging, random
+def state():
+    D = torch.distributions.Distribution
+    return (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), D._Distribution__validate_args
+            if hasattr(D, '_Distribution__validate_args') else D._validate_args, torch.random.get_rng_state().tolist(),
+            np.random.get_state()[1].tolist(), np.geterr(), random.getstate(), len(warnings.filters), logging.root.level)
+before = state()
+import whichkl as wk
+for name in wk.__all__:
+    getattr(wk, name)
+wk.fit(wk.problems.bimodal(), objective="reverse_kl")
+wk.fit(wk.problems.petals(), wk.families.Mixture(2))
+wk.plot(wk.fit(wk.problems.eight_schools()))
+assert state() == before
+"""
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_runs(path, tmp_path):
+    result = subprocess.run([sys.executable, "-W", "error", str(path)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_the_examples_cover_the_four_cells():
+    assert [path.stem for path in EXAMPLES] == ["both", "log_density_only", "neither", "samples_only"]
+
+
+def test_the_readmes_code_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 4
+    code = "\n".join(blocks)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_the_code_of_every_docs_page_runs(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    result = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"

@@ -1,0 +1,95 @@
+"""Reports: one file, nothing fetched, markup in names stays text, an old file survives a failure."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import whichkl as wk
+from whichkl._checks import ResourceError
+from whichkl.divergences import Estimate
+
+EVIL = ["</script><script>alert(1)</script>", '<img src=x onerror="alert(2)">']
+
+
+def own_html(text):
+    """The page without plotly's script, whose source names sites in comments and defaults."""
+    return re.sub(r"<script nonce=\"[^\"]+\">.*?</script>", "", text, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    x = np.random.default_rng(0).normal(size=(80, 2))
+    fit = wk.fit(wk.Target(samples=x, names=EVIL))
+    return wk.report(fit, tmp_path_factory.mktemp("report") / "deep" / "report.html").read_text()
+
+
+def test_a_report_is_one_file_that_fetches_nothing(page):
+    text = own_html(page)
+    assert "://" not in text
+    assert not re.search(r"<(link|img|iframe|script[^>]*src)", text)
+    assert "default-src 'none'" in text
+    assert "Plotly.react" in page
+    assert len(page) > 3_000_000
+
+
+def test_markup_in_names_stays_text(page):
+    text = own_html(page)
+    assert "<img" not in text
+    assert "<script>alert" not in text
+    assert "&lt;img src=x" in page
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: wk.fit(wk.problems.bimodal(), objective="reverse_kl"),
+        lambda: wk.fit(wk.problems.petals(), wk.families.Mixture(2)),
+        lambda: wk.fit(np.random.default_rng(0).normal(size=(80, 1))),
+        lambda: wk.fit(np.exp(np.random.default_rng(0).normal(size=(80, 2)))),
+        lambda: wk.fit(wk.Target(samples=np.exp(np.random.default_rng(0).normal(size=(80, 2))), support="positive")),
+        lambda: wk.fit(wk.problems.eight_schools()),
+    ],
+)
+def test_every_kind_of_fit_can_be_drawn_and_reported_also_after_loading(make, tmp_path):
+    fit = make()
+    figure = wk.plot(fit)
+    assert len(figure.data) >= 1
+    json.loads(figure.to_json())
+    path = wk.report(fit, tmp_path / "r.html")
+    text = path.read_text()
+    assert fit.value.number in text
+    for name in fit.findings:
+        assert name.replace("_", " ") in text
+    fit.save(tmp_path / "fit")
+    assert len(wk.plot(wk.Fit.load(tmp_path / "fit")).data) >= 1
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    fit = wk.fit(np.random.default_rng(0).normal(size=(80, 1)))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ResourceError, match="Name another path"):
+        wk.report(fit, tmp_path / "file" / "r.html")
+    assert (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "r.html").mkdir()
+    with pytest.raises(ResourceError):
+        wk.report(fit, tmp_path / "r.html")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_estimates_print_their_digits_and_refuse_to_be_mixed():
+    exact = Estimate("forward_kl", 0.4619946, exact=True, finite="certified", method="quadrature")
+    rough = Estimate("forward_kl", 1.84231, 0.0766, up_to="entropy_p", method="held out", n=150)
+    assert str(exact) == "forward_kl = 0.461995 nats (quadrature)"
+    assert str(rough) == "forward_kl = 1.842 ± 0.077 nats, H(p) included (held out)"
+    assert exact.bits.value == pytest.approx(0.4619946 / np.log(2))
+    assert exact.bits.bits is not None
+    assert exact.bits.bits.unit == "bits"
+    with pytest.raises(ValueError, match=r"one is absolute in nats, the other up to H\(p\) in nats"):
+        exact - rough
+    assert (rough - rough).up_to is None
+    assert (rough - rough).stderr == pytest.approx(0.0766 * np.sqrt(2))
+    infinite = Estimate("reverse_kl", np.inf, finite="infinite", exact=True)
+    assert infinite.number == "∞"
+    assert Estimate.from_dict(json.loads(json.dumps(infinite.to_dict()))) == infinite

@@ -1,0 +1,118 @@
+"""Sample files, real ones: what is read, and what is said of those that can't be."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+
+import whichkl as wk
+from whichkl._checks import InputError
+from whichkl.samples import read_samples
+
+X = np.arange(12, dtype=np.float64).reshape(6, 2) ** 2
+
+
+def write(folder, kind):
+    path = folder / f"x.{kind}"
+    table = pa.table({"a": X[:, 0], "b": X[:, 1]})
+    if kind == "csv":
+        path.write_text("a,b\n" + "\n".join(f"{p},{q}" for p, q in X) + "\n")
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif kind in ("feather", "arrow"):
+        pyarrow.feather.write_feather(table, path)
+    else:
+        np.save(path, X)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "feather", "arrow", "npy"])
+def test_every_format_gives_the_same_matrix(tmp_path, kind):
+    table = read_samples(write(tmp_path, kind))
+    np.testing.assert_array_equal(table.values, X)
+    assert table.names == (("x1", "x2") if kind == "npy" else ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather", "arrow", "npy"])
+def test_a_truncated_file_is_refused(tmp_path, kind):
+    path = write(tmp_path, kind)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="isn't a whole"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "feather", "npy"])
+def test_an_empty_file_is_refused(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    path.touch()
+    with pytest.raises(InputError, match="the file is empty"):
+        read_samples(path)
+
+
+CSV = [
+    ("a,b\n1,2\n3,x\n", "column `b` holds the text `x` on line 3"),
+    ("a,b\n1,2\n\n\n3,setosa\n", "column `b` holds the text `setosa` on line 5"),
+    ('a,b\n1,2\n3,"1,234"\n', "text `1,234` on line 3. Write numbers without thousands separators"),
+    ('a,b\n1,"2,5"\n', "thousands separators"),
+    ("a,b\n1,2\n3\n", "line 3 has 1 fields and the first line has 2"),
+    ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields"),
+    ("a,b\n1,2\na,b\n3,4\n", "line 3 repeats the header"),
+    ("a,a\n1,2\n", r"column names \['a'\] stand twice"),
+    ("a,b\n", "0 rows and 2 columns"),
+    ("a,b\n2020-01-01,2\n2020-01-02,2\n", "column `a` holds the text `2020-01-01` on line 2"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), CSV)
+def test_a_bad_csv_is_refused_with_its_line_and_column(tmp_path, text, message):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_samples(path)
+
+
+def test_a_csv_without_header_a_byte_order_mark_and_missing_cells_are_understood(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("1,2\n3,4\n5,7\n")
+    assert read_samples(path).names == ("x1", "x2")
+    assert read_samples(path).values.shape == (3, 2)
+    path.write_bytes(b"\xef\xbb\xbfa,b\n1,2\n3,4\n")
+    assert read_samples(path).names == ("a", "b")
+    path.write_text("a,b\n1,2\n3,\n")
+    with pytest.raises(InputError, match=r"1 cells in 1 of 2 rows .*\(row 1, b\)"):
+        wk.Target.of(path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"a,b\n1,\xff\xfe\n")
+    with pytest.raises(InputError, match="read"):
+        read_samples(path)
+
+
+def test_text_columns_of_parquet_and_pickled_arrays_are_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pa.table({"a": [1.0], "name": ["x"]}), path)
+    with pytest.raises(InputError, match="column `name` holds string"):
+        read_samples(path)
+    np.save(tmp_path / "x.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(InputError, match="isn't a whole NPY file of numbers"):
+        read_samples(tmp_path / "x.npy")
+
+
+def test_other_suffixes_folders_and_integers(tmp_path):
+    with pytest.raises(InputError, match=r"its suffix is `.txt`. Use one of .csv"):
+        read_samples(tmp_path / "x.txt")
+    (tmp_path / "d.csv").mkdir()
+    with pytest.raises(InputError, match="it is a folder"):
+        read_samples(tmp_path / "d.csv")
+    np.save(tmp_path / "i.npy", np.arange(5))
+    assert read_samples(tmp_path / "i.npy").values.dtype == np.float64
+
+
+def test_the_petals_are_fishers():
+    target = wk.problems.petals()
+    assert tuple(target.samples.shape) == (150, 2)
+    assert target.samples.mean(0).tolist() == pytest.approx([3.758, 1.199333], abs=1e-6)
+    assert target.names == ("petal length cm", "petal width cm")
