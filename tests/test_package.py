@@ -39,6 +39,7 @@ def test_importing_loads_nothing_and_changes_no_global_state():
     assert run("import sys, whichkl; assert 'torch' not in sys.modules and 'numpy' not in sys.modules").returncode == 0
     code = """
 import torch, numpy as np, warnings, logging, random
+import scipy.optimize, plotly.graph_objects  # these add warning filters of their own
 def state():
     D = torch.distributions.Distribution
     return (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), D._Distribution__validate_args
