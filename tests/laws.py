@@ -24,7 +24,7 @@ from torch.distributions import (
 
 from whichkl import ForwardKL, ReverseKL, Target
 from whichkl.divergences import monte_carlo, quadrature
-from whichkl.families import Gaussian, Mixture, family_from_config
+from whichkl.families import Gaussian, Mixture, family_from_config, richer
 from whichkl.objectives import OBJECTIVES
 from whichkl.problems import bimodal, eight_schools, petals
 from whichkl.solvers import SOLVERS, ClosedForm, ExpectationMaximization, NaturalGradient, SampleAverage
@@ -138,7 +138,7 @@ def test_family_whitening_leaves_mean_zero_and_unit_variances(family, dim):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_family_richer_one_needs_more_rows(family):
-    assert family.richer().minimum_rows(3) > family.minimum_rows(3)
+    assert richer(family).minimum_rows(3) > family.minimum_rows(3)
     assert family.label
 
 

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, WhichklError
 from whichkl.access import Access
 from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
-from whichkl.families import Family
+from whichkl.families import Family, richer
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.solvers import Optimum, Solution, Solver, solver_for
@@ -103,7 +103,7 @@ def judge(
 
 def explain(findings: Iterable[str], family: Family) -> tuple[str, ...]:
     """Return a sentence with the next step for each finding."""
-    return tuple(FINDINGS[name].format(richer=family.richer()) for name in sorted(findings))
+    return tuple(FINDINGS[name].format(richer=richer(family)) for name in sorted(findings))
 
 
 def _by_weights(target: Target, q: Target, diagnostics: Diagnostics, seed: int) -> Diagnostics:
@@ -150,15 +150,15 @@ def _forward_value(
 
 def _held_out(target: Target, family: Family, solver: Solver, q: Target, seed: int) -> tuple[Estimate, Estimate | None]:
     """Mean −log q on unseen draws, and what the next richer family gains on the same ones."""
-    richer = family.richer()
+    larger = richer(family)
     if target.sampler is not None:
         x = target.draws(DRAWS, seed + 2)
         mine = -q.log_prob(x)
-        other = _refit(target, richer, solver_for(ForwardKL(), richer, target.access), seed)
+        other = _refit(target, larger, solver_for(ForwardKL(), larger, target.access), seed)
         theirs = None if other is None else -other.log_prob(x)
         return monte_carlo.cross_entropy(mine, f"mean over {len(x):,} fresh draws"), _gain(mine, theirs)
     own = cross_fit(target, family, solver, seed)
-    others = cross_fit(target, richer, solver_for(ForwardKL(), richer, target.access), seed)
+    others = cross_fit(target, larger, solver_for(ForwardKL(), larger, target.access), seed)
     if own is None:
         note = "too few rows to hold any out: the mean is over the rows that were fitted, and flatters the fit"
         loss = -q.log_prob(_samples(target))

@@ -63,10 +63,6 @@ class Family(ABC):
         """Return the mean and a lower-triangular scale of the model, diagonal where the family's covariance is."""
 
     @abstractmethod
-    def richer(self) -> Family:
-        """Return the next richer family: where to go when this one is too small."""
-
-    @abstractmethod
     def minimum_rows(self, dim: int) -> int:
         """The fewest distinct samples that determine a model of this family."""
 

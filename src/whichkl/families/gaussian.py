@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,9 +14,6 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family
-
-if TYPE_CHECKING:
-    from whichkl.families.mixture import Mixture
 
 Covariance = Literal["full", "diagonal"]
 
@@ -114,12 +111,6 @@ class Gaussian(Family):
     def whitening(self, model: Distribution) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
         """Return m and L."""
         return loc_and_tril(model)
-
-    def richer(self) -> Mixture:
-        """Return a mixture of two."""
-        from whichkl.families.mixture import Mixture
-
-        return Mixture(2, self.covariance)
 
 
 def gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Distribution:

@@ -104,10 +104,6 @@ class Mixture(Family):
             return mean, torch.diag(covariance.diagonal().sqrt())
         return mean, torch.linalg.cholesky(covariance)
 
-    def richer(self) -> Mixture:
-        """Return a mixture of one component more."""
-        return Mixture(self.components + 1, self.covariance)
-
 
 def mixture(probs: Tensor, loc: Tensor, tril: Tensor, covariance: Covariance) -> MixtureSameFamily:
     """Build the torch distribution Σ πₖ N(mₖ, LₖLₖᵀ)."""

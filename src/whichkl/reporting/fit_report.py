@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, cannot, plain
+from whichkl.families import richer
 from whichkl.fitting import Fit
 from whichkl.plots import plot
 from whichkl.reporting.page import Block, Section, write_page
@@ -65,7 +66,7 @@ def _evidence(fit: Fit) -> Section:
         rows.append(("importance ESS", f"{d.ess:,.0f} of {d.elbo.n:,}", "draws of q that count, reweighted to p"))
         rows.append(("PSIS k̂", f"{d.khat:.2f}", "below 0.7 the reweighted answers can be trusted"))
     if d.richer_gain is not None:
-        rows.append(("gain of the next richer family", d.richer_gain.number, f"{fit.family.richer()}, nats a draw, paired"))
+        rows.append(("gain of the next richer family", d.richer_gain.number, f"{richer(fit.family)}, nats a draw, paired"))
     if d.node_error is not None:
         rows.append(("node error", f"{d.node_error:.3g}", "shift of the means in sd when the nodes are doubled"))
     rows.append(("size of the gradient at the end", f"{d.residual:.1g}", f"after {d.iterations} iterations"))
