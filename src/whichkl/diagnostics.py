@@ -27,7 +27,7 @@ FINDINGS = {
         "family ({richer}) if they are far apart."
     ),
     "nodes_too_few": "The nodes don't settle the fit: raise `max_nodes` of the solver, or use a smaller family.",
-    "not_converged": "The gradient isn't small at the end: rescale the target, or use a smaller family.",
+    "not_converged": "The solver stopped before its own criterion was met: raise its `max_iterations`, or use a smaller family.",
     "weights_unreliable": "Importance weights can't repair this fit (k̂ is too large): don't reweight its draws.",
 }
 """What can be found, each with the next step."""

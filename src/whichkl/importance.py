@@ -32,12 +32,12 @@ def pareto_smooth(log_weights: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"]
     them. k̂ < min(1 − 1/log₁₀ n, 0.7) says that the reweighted answers can be trusted.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024). Returns k̂ = ∞ with fewer than five distinct tail weights
-    below the maximum, unless all weights are equal (then −∞: nothing to smooth).
+    below the maximum, unless all weights are equal to rounding (then −∞: nothing to smooth).
     """
     logw = log_weights.detach().to(torch.float64)
     logw = logw - logw.max()
     n = len(logw)
-    if float(logw.min()) == 0.0:
+    if float(logw.min()) > -1e-9:
         return logw - math.log(n), -math.inf
     tail = math.ceil(min(0.2 * n, 3 * math.sqrt(n)))
     order = torch.argsort(logw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,23 +14,28 @@ from torch import Tensor
 from whichkl.families import Family, Mixture
 from whichkl.families.mixture import mixture
 from whichkl.objectives import ForwardKL, Objective
-from whichkl.solvers.points import points_of
+from whichkl.solvers.points import is_exact, points_of
 from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
 from whichkl.targets import Target
 
 _BLOCK = 4096
-_PRIOR = 1e-6
+_FLOOR = 1e-6
+_SHORT = 21
+_ENOUGH = 0.1
 
 
 @dataclass(frozen=True)
 class ExpectationMaximization(Solver):
     """argmin KL(p‖q) over mixtures: responsibilities, then weighted moments, until the likelihood stays.
 
-    Every covariance carries a prior of `_PRIOR` times the data's variances plus δ²/12, δ the step in which a column was
-    recorded, so that no component can collapse onto a point, or onto a line of rounded values. All starts run as one
-    batch; blocks of rows keep the memory flat.
+    Every covariance is kept above a floor of `_FLOOR` times the data's variances plus δ²/12, δ the step in which a column
+    was recorded, so that no component can collapse onto a point, or onto a line of rounded values. All starts run as one
+    batch, the better two to the end; blocks of rows keep the memory flat. SQUAREM leaps
+    make it some times faster. It stops when two cycles in a row gain less than a hundredth of a nat over all rows (on a
+    quadrature rule: 1e-10 nats in the mean).
 
-    Source: Dempster, Laird & Rubin (1977); starts, Arthur & Vassilvitskii (2007).
+    Source: Dempster, Laird & Rubin (1977); starts, Arthur & Vassilvitskii (2007), Biernacki, Celeux & Govaert (2003);
+    leaps, Varadhan & Roland (2008).
     """
 
     name: ClassVar[str] = "em"
@@ -51,21 +57,29 @@ class ExpectationMaximization(Solver):
         x, w = points_of(target, seed)
         shift, scale = w @ x, (w @ (x - w @ x).square()).sqrt()
         y = (x - shift) / scale
-        prior = torch.diag(_PRIOR + (resolution(x) / scale).square() / 12)
+        floor = _FLOOR + (resolution(x) / scale).square() / 12
         state = _start(y, w, self.starts, family.components, seed)
-        before, change = torch.full((self.starts,), -math.inf, dtype=y.dtype), math.inf
-        iterations = 0
-        while change >= self.tolerance and iterations < self.max_iterations:
-            likelihood, state = _step(y, w, *state, prior, diagonal=family.covariance == "diagonal")
-            change = float((likelihood - before).abs().max())
-            before = likelihood
-            iterations += 1
+        tolerance = self.tolerance if is_exact(target) else max(self.tolerance, _ENOUGH / len(x))
+        diagonal = family.covariance == "diagonal"
+
+        def update(at: State) -> tuple[Tensor, State]:
+            return _step(y, w, *at, floor, diagonal=diagonal)
+
+        likelihood, gain, small, iterations = None, math.inf, 0, 0
+        while small < 2 and iterations < self.max_iterations:
+            before, (likelihood, state) = likelihood, _cycle(state, update)
+            iterations += 3
+            gain = math.inf if before is None else float((likelihood - before).max())
+            small = small + 1 if gain < tolerance / 10 else 0
+            if iterations == _SHORT and len(likelihood) > 2:
+                best = likelihood.topk(2).indices
+                state, likelihood = (state[0][best], state[1][best], state[2][best]), likelihood[best]
         found = []
         for probs, loc, cov in zip(*state, strict=True):
             tril = torch.diag(scale) @ torch.linalg.cholesky(cov)
             model = mixture(probs, shift + scale * loc, tril, family.covariance)
-            found.append(Optimum(model, float(ForwardKL().loss(model, x, w)), change < 1e-6, False))
-        return Solution(distinct(found), iterations, change)
+            found.append(Optimum(model, float(ForwardKL().loss(model, x, w)), small == 2, False))
+        return Solution(distinct(found), iterations, gain)
 
 
 def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
@@ -78,6 +92,32 @@ def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
 
 
 State = tuple[Float[Tensor, "s k"], Float[Tensor, "s k d"], Float[Tensor, "s k d d"]]
+
+
+def _cycle(state: State, update: Callable[[State], tuple[Tensor, State]]) -> tuple[Float[Tensor, " s"], State]:
+    """Two EM steps, a leap along their difference, and a step from there where the leap raised the likelihood.
+
+    Returns the likelihood at the beginning of the cycle and the state at its end. Source: SQUAREM, Varadhan & Roland (2008).
+    """
+    here, first = update(state)
+    ahead, second = update(first)
+    points = [torch.cat([p.log()[:, :, None], m, c.flatten(2)], -1).flatten(1) for p, m, c in (state, first, second)]
+    slope = points[1] - points[0]
+    bend = points[2] - points[1] - slope
+    length = (slope.square().sum(-1) / bend.square().sum(-1).clamp(min=1e-300)).sqrt().clamp(1.0, 1e4)[:, None]
+    leap = (points[0] + 2 * length * slope + length.square() * bend).reshape(*state[0].shape, -1)
+    dim = state[1].shape[-1]
+    probs, loc, cov = leap[..., 0].softmax(-1), leap[..., 1 : dim + 1], leap[..., dim + 1 :].unflatten(-1, (dim, dim))
+    safe = (torch.linalg.cholesky_ex(cov)[1] == 0).all(-1) & leap.isfinite().all((-1, -2))
+    guarded = tuple(torch.where(_wide(safe, new), new, old) for new, old in zip((probs, loc, cov), second, strict=True))
+    there, third = update((guarded[0], guarded[1], guarded[2]))
+    better = safe & (there >= ahead)
+    ends = tuple(torch.where(_wide(better, new), new, old) for new, old in zip(third, second, strict=True))
+    return here, (ends[0], ends[1], ends[2])
+
+
+def _wide(flag: Tensor, like: Tensor) -> Tensor:
+    return flag.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _start(y: Float[Tensor, "n d"], w: Float[Tensor, " n"], starts: int, count: int, seed: int) -> State:
@@ -98,7 +138,7 @@ def _start(y: Float[Tensor, "n d"], w: Float[Tensor, " n"], starts: int, count: 
 
 
 def _step(
-    y: Tensor, w: Tensor, probs: Tensor, loc: Tensor, cov: Tensor, prior: Tensor, *, diagonal: bool
+    y: Tensor, w: Tensor, probs: Tensor, loc: Tensor, cov: Tensor, floor: Tensor, *, diagonal: bool
 ) -> tuple[Tensor, State]:
     """One E and one M step for all starts: one matrix product a block for the densities, two for the moments."""
     starts, count, dim = loc.shape
@@ -123,7 +163,21 @@ def _step(
         second += share.T @ (block[:, :, None] * block[:, None, :]).reshape(len(block), -1)
     mass = mass.clamp(min=1e-12)
     mean = first / mass[:, None]
-    moment = (second / mass[:, None]).reshape(-1, dim, dim) - mean[:, :, None] * mean[:, None, :] + prior
-    moment = torch.diag_embed(moment.diagonal(dim1=-2, dim2=-1)) if diagonal else moment
+    moment = (second / mass[:, None]).reshape(-1, dim, dim) - mean[:, :, None] * mean[:, None, :]
+    if diagonal:
+        moment = torch.diag_embed(torch.maximum(moment.diagonal(dim1=-2, dim2=-1), floor))
+    else:
+        moment = _above(moment, floor)
     fresh = (mass / mass.reshape(starts, count).sum(-1).repeat_interleave(count)).reshape(starts, count)
     return likelihood, (fresh, mean.reshape(starts, count, dim), moment.reshape(starts, count, dim, dim))
+
+
+def _above(covariance: Float[Tensor, "k d d"], floor: Float[Tensor, " d"]) -> Float[Tensor, "k d d"]:
+    """Raise covariances to Σ ⪰ diag(floor): the exact M step under that constraint (eigenvalues clipped in its metric)."""
+    root = floor.sqrt()
+    eigenvalue, vector = torch.linalg.eigh(covariance / (root[:, None] * root))
+    if bool((eigenvalue >= 1).all()):
+        return covariance
+    raised = (vector * eigenvalue.clamp(min=1.0)[:, None]) @ vector.transpose(-1, -2)
+    above: Tensor = raised * (root[:, None] * root)
+    return above
