@@ -68,6 +68,7 @@ KNOWN = [
     (Laplace(t(0.0), t(1.0)), Normal(t(0.0), t(1.0)), 0.225791),
     (Normal(t(0.0), t(1.0)), Laplace(t(0.0), t(1.0)), 0.072093),
     (Normal(t(0.0), t(1.0)), Cauchy(t(0.0), t(1.0)), 0.259245),
+    (Cauchy(t(0.0), t(1.0)), Normal(t(0.0), t(1.0)), math.inf),
 ]
 
 
@@ -226,12 +227,7 @@ def test_exact_divergence_of_a_law_from_itself_is_zero(p):
 @pytest.mark.parametrize(("p", "q"), [(p, q) for p, q in grid(LINE, LINE) if p != q])
 def test_exact_divergence_is_positive_and_agrees_with_the_closed_form(p, q):
     target, model = Target.of(LINE[p]), Target.of(LINE[q])
-    try:
-        value = quadrature.kl(target, model).value
-    except ValueError as error:
-        assert "doesn't converge" in str(error)  # tails too heavy: refused, never a finite wrong number
-        assert p in ("cauchy", "student", "gumbel", "lognormal", "laplace")
-        return
+    value = quadrature.kl(target, model).value
     assert value > 0
     try:
         truth = float(kl_divergence(LINE[p], LINE[q]))

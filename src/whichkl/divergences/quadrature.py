@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
-from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.estimate import Estimate, Finite
+from whichkl.divergences.kinds import ForwardKLDivergence, Kind
 from whichkl.targets import Target
 
 _TOLERANCE = 1e-11
@@ -54,7 +55,7 @@ def integrate(function: Callable[[Tensor], Tensor], breaks: Float[Tensor, " b"],
         high: right end.
     """
     change = _Change.fitting(breaks, low, high)
-    edges = torch.cat([change.to_unit(breaks), torch.linspace(-1, 1, 33, dtype=torch.float64)]).unique()
+    edges = torch.cat([change.to_unit(breaks), torch.linspace(0, 1, 33, dtype=torch.float64)]).unique()
     left, right = edges[:-1], edges[1:]
     done: list[_Batch] = []
     for _ in range(_LEVELS):
@@ -95,42 +96,87 @@ def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n
 
 
 def kl(p: Target, q: Target, quantity: str = "forward_kl") -> Estimate:
-    """KL(p‖q) = ∫ p log(p/q) for two densities on the line, in nats; ∞ with the reason where p has mass and q none.
+    """KL(p‖q) = ∫ p log(p/q) for two densities on the line; see `divergence`."""
+    return replace(divergence(p, q, ForwardKLDivergence()), quantity=quantity)
 
-    Both are normalised by the same quadrature, so that unnormalised densities do.
+
+def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
+    """A divergence of two densities on the line, in nats (distances between 0 and 1 have no unit); ∞ with its reason.
+
+    Both are normalised by the same quadrature, so that unnormalised densities do. Infinity is found where one density has
+    mass and the other none, and in the tails and at the ends of the supports, by whether the integrand falls faster than
+    1/|x| there, looked at out to 2¹⁰⁰ widths.
 
     Raises:
         InputError: a density isn't one-dimensional.
-        TargetError: p or q isn't integrable, or the integral doesn't converge (its tails may make it infinite).
+        TargetError: p or q isn't integrable, or the integral doesn't converge for another reason.
     """
     (p_breaks, p_shift), (q_breaks, q_shift) = _landmarks(p), _landmarks(q)
-    breaks = torch.cat([p_breaks, q_breaks]).unique()
+    bounds = [*_bounds(p), *_bounds(q)]
+    low, high = min(bounds[::2]), max(bounds[1::2])
+    ends = torch.tensor([end for end in bounds if math.isfinite(end)], dtype=torch.float64)
+    breaks = torch.cat([p_breaks, q_breaks, ends]).unique()
+    p_log_z = _log_mass(p, p_breaks, breaks, p_shift)
+    q_log_z = _log_mass(q, q_breaks, breaks, q_shift)
 
-    def integrands(x: Tensor) -> Tensor:
-        log_p, log_q = p.log_prob(x[:, None]) - p_shift, q.log_prob(x[:, None]) - q_shift
-        density = torch.exp(log_p)
-        missed = (density > 0) & (log_q == -math.inf)
-        ratio = torch.where((density > 0) & ~missed, log_p - log_q, torch.zeros_like(log_p))
-        return torch.stack([density, density * ratio, density * missed])
+    def densities(x: Tensor) -> tuple[Tensor, Tensor]:
+        return p.log_prob(x[:, None]) - p_log_z, q.log_prob(x[:, None]) - q_log_z
 
-    p_panels = integrate(integrands, breaks, *_bounds(p))
-    q_panels = integrate(lambda x: torch.exp(q.log_prob(x[:, None]) - q_shift)[None], breaks, *_bounds(q))
-    mass = _check_mass(p, p_panels, p_shift)
-    q_mass = _check_mass(q, q_panels, q_shift)
-    missed = float(p_panels.value[2]) / mass
-    if missed > 1e-9:
-        where = _regions(p_panels.x, *integrands(p_panels.x)[[0, 2]])
-        note = f"{missed:.4g} of the mass of the first lies outside the support of the second, at {where}"
-        return Estimate(quantity, math.inf, finite="infinite", method="quadrature", exact=True, notes=(note,))
-    if not p_panels.converged:
-        because = "the integral of p log(p/q) doesn't converge; the tails of p may be too heavy for q"
-        raise TargetError(cannot("compute this KL by quadrature", because, "Take it as infinite, or truncate p"))
-    value = float(p_panels.value[1]) / mass - math.log(mass) + math.log(q_mass)
-    bound = float(p_panels.error[1]) / mass
-    note = f"quadrature error at most {max(bound, 1e-12):.1g} nats, {len(p_panels.x)} points"
-    return Estimate(
-        quantity, max(value, 0.0) if value > -1e-9 else value, finite="certified", method="quadrature", exact=True, notes=(note,)
-    )
+    missed = integrate(lambda x: kind.misses(*densities(x))[None], breaks, low, high)
+    outside = float(missed.value[0])
+    if outside > 1e-9:
+        where = _regions(missed.x, torch.logaddexp(*densities(missed.x)).exp(), kind.misses(*densities(missed.x)))
+        note = f"{outside:.4g} of the mass of one lies outside the support of the other, at {where}"
+        return _infinite(kind, note)
+    change = _Change.fitting(breaks, low, high)
+    for name, end in (("left", low), ("right", high)):
+        if _diverges(kind, densities, change, end, name):
+            place = f"as x → {end:g}" if math.isfinite(end) else f"in the {name} tail"
+            return _infinite(kind, f"the integrand of {kind.formula} isn't integrable {place}")
+    panels = integrate(lambda x: kind.integrand(*densities(x))[None], breaks, low, high)
+    if not bool(panels.value.isfinite().all()):
+        because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
+        raise TargetError(
+            cannot("compute this divergence by quadrature", because, "Use a divergence that grows less, such as a KL")
+        )
+    if not panels.converged:
+        because = f"the integral of {kind.formula} doesn't converge"
+        raise TargetError(cannot("compute this divergence by quadrature", because, "Take it as unknown, or use Monte Carlo"))
+    value = kind.value(float(panels.value[0]))
+    note = f"quadrature error at most {max(float(panels.error[0]), 1e-12):.1g}, {len(panels.x)} points"
+    clean = max(value, 0.0) if value > -1e-9 else value
+    finite: Finite = "certified" if math.isfinite(clean) else "infinite"
+    return Estimate(kind.name, clean, finite=finite, method="quadrature", exact=True, notes=(note,))
+
+
+def _infinite(kind: Kind, note: str) -> Estimate:
+    return Estimate(kind.name, math.inf, finite="infinite", method="quadrature", exact=True, notes=(note,))
+
+
+def _log_mass(p: Target, own: Tensor, breaks: Tensor, shift: float) -> float:
+    """Log of the integral of p's density, checked."""
+    inside = torch.cat([own, breaks]).unique()
+    panels = integrate(lambda x: torch.exp(p.log_prob(x[:, None]) - shift)[None], inside, *_bounds(p))
+    return math.log(_check_mass(p, panels, shift)) + shift
+
+
+def _diverges(kind: Kind, densities: Callable[[Tensor], tuple[Tensor, Tensor]], change: _Change, end: float, side: str) -> bool:
+    """Whether |h| doesn't fall faster than 1/distance towards an end: then each doubling adds as much as the last."""
+    sign = -1.0 if side == "left" else 1.0
+    for reach in (100, 40, 15):
+        power = torch.arange(3, reach + 1, dtype=torch.float64)
+        distance = change.width * (2.0**power if not math.isfinite(end) else 2.0**-power)
+        x = change.centre + sign * distance if not math.isfinite(end) else end - sign * distance
+        try:
+            log_p, log_q = densities(x)
+        except TargetError:  # overflow inside the user's function: look less far
+            continue
+        size = kind.log_tail(log_p, log_q) + distance.log()
+        known = (x != end) & x.isfinite() & ~size.isnan()
+        size = size[known]
+        last = size[-9:]
+        return len(last) == 9 and bool(last.isfinite().all()) and bool((last.diff() >= -1e-6).all())
+    return False
 
 
 @dataclass(frozen=True)
@@ -146,7 +192,9 @@ class _Batch:
     def of(cls, function: Callable[[Tensor], Tensor], change: _Change, left: Tensor, right: Tensor) -> _Batch:
         middle, half = (left + right) / 2, (right - left) / 2
         x, slope = change.from_unit(middle[:, None] + half[:, None] * _NODE)
-        scale = half[:, None] * slope
+        inside = (x > change.low) & (x < change.high)  # a node that rounds to an end weighs nothing
+        x = torch.where(inside, x, change.centre)
+        scale = torch.where(inside, half[:, None] * slope, 0.0)
         value = function(x.reshape(-1)).reshape(-1, *x.shape)
         value = torch.where(value == 0, 0.0, value * scale)
         fine, coarse = (value * _KRONROD).sum(-1).T, (value * _GAUSS).sum(-1).T
@@ -158,7 +206,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Change:
-    """The change of variable from t in (−1, 1) to an interval with finite or infinite ends."""
+    """The change of variable from u in (0, 1) to an interval; at a finite end x − end ~ u², which tames 1/√x there."""
 
     low: float
     high: float
@@ -170,31 +218,33 @@ class _Change:
         spread = float(breaks.quantile(0.9) - breaks.quantile(0.1)) if len(breaks) > 1 else 1.0
         return cls(low, high, float(breaks.median()), spread if spread > 0 else 1.0)
 
-    def from_unit(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x and dx/dt."""
+    def from_unit(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x and dx/du."""
+        v = 1 - u
         if math.isfinite(self.low) and math.isfinite(self.high):
-            half = (self.high - self.low) / 2
-            return self.low + half * (1 + t), torch.full_like(t, half)
+            length = self.high - self.low
+            return self.low + length * u.square() * (1 + 2 * v), 6 * length * u * v
         if math.isfinite(self.low):
-            return self.low + self.width * (1 + t) / (1 - t), 2 * self.width / (1 - t).square()
+            return self.low + self.width * (u / v).square(), 2 * self.width * u / v**3
         if math.isfinite(self.high):
-            return self.high - self.width * (1 - t) / (1 + t), 2 * self.width / (1 + t).square()
-        rest = (1 - t) * (1 + t)
-        return self.centre + self.width * t / rest, self.width * (1 + t.square()) / rest.square()
+            return self.high - self.width * (v / u).square(), 2 * self.width * v / u**3
+        rest = 4 * u * v
+        return self.centre + self.width * (u - v) / rest, 2 * self.width * (1 + (u - v).square()) / rest.square()
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """Return t for points strictly inside the interval."""
+        """Return u for the points that lie strictly inside the interval."""
         x = x[(x > self.low) & (x < self.high)]
         if math.isfinite(self.low) and math.isfinite(self.high):
-            return 2 * (x - self.low) / (self.high - self.low) - 1
+            share = (x - self.low) / (self.high - self.low)
+            return 0.5 - torch.sin(torch.asin(1 - 2 * share) / 3)
         if math.isfinite(self.low):
-            y = (x - self.low) / self.width
-            return (y - 1) / (y + 1)
+            root = ((x - self.low) / self.width).sqrt()
+            return root / (1 + root)
         if math.isfinite(self.high):
-            y = (self.high - x) / self.width
-            return (1 - y) / (1 + y)
+            root = ((self.high - x) / self.width).sqrt()
+            return 1 / (1 + root)
         y = (x - self.centre) / self.width
-        return 2 * y / (1 + torch.sqrt(1 + 4 * y.square()))
+        return 0.5 + y / (1 + torch.sqrt(1 + 4 * y.square()))
 
 
 def _landmarks(p: Target) -> tuple[Float[Tensor, " b"], float]:
