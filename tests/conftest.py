@@ -1,9 +1,14 @@
 """Shared paths: the known truths that lie beside some checkouts are used where they are, and skipped with a reason."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# The tests' operations are small: on a busy machine, threads that wait for each other cost ten times the work.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

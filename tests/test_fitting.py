@@ -111,6 +111,7 @@ def test_both_accesses_start_with_forward_kl_and_point_to_the_experiment():
 def test_findings_come_with_the_next_step():
     fit = wk.fit(wk.problems.bimodal(), objective="reverse_kl")
     assert fit.findings == {"family_too_small", "other_modes_exist", "weights_unreliable"}
+    assert fit.diagnostics.separate == 2
     assert len(fit.diagnostics.optima) == 3
     assert [one.is_global for one in fit.diagnostics.optima] == [True, True, False]
     assert "Mixture(components=2" in " ".join(fit.explanations)
@@ -260,3 +261,67 @@ def test_a_diagonal_family_stays_diagonal():
         fit = wk.fit(p, Gaussian("diagonal"), objective=objective)
         assert fit.model.variance.tolist() == pytest.approx([variance] * 2, rel=0.05)
         assert isinstance(fit.model, Independent)
+
+
+def test_a_missed_mode_is_counted_though_the_weights_look_perfect():
+    means = torch.tensor([[3.0, 3.0], [3.0, -3.0], [-3.0, 3.0], [-3.0, -3.0]], dtype=D)
+    parts = MultivariateNormal(means, torch.eye(2, dtype=D))
+    four = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(4, dtype=D)), parts)
+    fit = wk.fit(wk.Target(log_prob=four.log_prob, dim=2))
+    assert fit.diagnostics.separate == 4
+    assert fit.diagnostics.least_kl == pytest.approx(np.log(4), abs=0.01)
+    assert {"family_too_small", "other_modes_exist", "weights_unreliable"} <= fit.findings
+    assert "Mixture(components=4" in " ".join(fit.explanations)
+
+
+def test_a_log_density_with_a_kink_has_one_optimum_and_converges():
+    fit = wk.fit(wk.Target(log_prob=lambda x: -x.abs().sum(-1), dim=2))
+    assert fit.status == "converged"
+    assert len(fit.diagnostics.optima) == 1
+
+
+def test_samples_that_contradict_the_log_density_are_noticed():
+    def log_prob(x):
+        return -0.5 * x.square().sum(-1) - np.log(2 * np.pi)
+
+    right = wk.fit(wk.Target(samples=torch.randn(500, 2, dtype=D), log_prob=log_prob, normalized=True))
+    assert "accesses_disagree" not in right.findings
+    assert right.value.up_to is None
+    assert abs(right.value.value) < 4 * right.value.stderr + 0.02
+    for wrong in (torch.randn(500, 2, dtype=D) + 10, 3 * torch.randn(500, 2, dtype=D)):
+        assert "accesses_disagree" in wk.fit(wk.Target(samples=wrong, log_prob=log_prob)).findings
+
+
+@pytest.mark.parametrize("df", [1.2, 1.5, 2.0])
+def test_tails_without_variance_are_refused_for_forward_kl(df):
+    with pytest.raises(ValueError, match="no variance"):
+        wk.fit(torch.distributions.StudentT(torch.tensor(df, dtype=D)), objective="forward_kl")
+    assert wk.fit(torch.distributions.StudentT(torch.tensor(df, dtype=D)), objective="reverse_kl").value.value > 0
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_density_that_is_said_to_be_normalised_and_is_not(dim):
+    with pytest.raises(ValueError, match="below 0: its integral isn't one"):
+        wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1), dim=dim, normalized=True))
+
+
+def test_too_rich_a_mixture_is_said_to_be():
+    fit = wk.fit(np.random.default_rng(3).normal(size=(40, 2)), Mixture(5))
+    assert fit.diagnostics.simpler_gain is not None
+    assert fit.findings & {"family_too_rich", "heavy_tails"}
+
+
+def test_a_search_survives_points_where_the_function_breaks():
+    def funnel(x):  # torch's own check raises where the scale underflows
+        first = torch.distributions.Normal(0, 3).log_prob(x[:, 0])
+        return first + torch.distributions.Normal(0, torch.exp(x[:, :1] / 2)).log_prob(x[:, 1:]).sum(-1)
+
+    fit = wk.fit(wk.Target(log_prob=funnel, dim=5))
+    assert fit.status == "converged"
+    assert "family_too_small" in fit.findings
+
+
+def test_single_precision_distributions_are_fitted_too():
+    fit = wk.fit(Gamma(torch.tensor(2.0), torch.tensor(1.0)))
+    assert fit.model.sample().dtype == torch.float32
+    assert 0 < fit.value.value < 0.1

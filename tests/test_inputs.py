@@ -41,7 +41,7 @@ def rough(x):
 
 
 SAMPLES = [
-    (poked(math.nan, (3, 1)), r"1 cells in 1 of 50 rows are NaN or infinite: \(row 3, x2\)"),
+    (poked(math.nan, (3, 1)), r"1 cell in 1 of 50 rows NaN or infinite: \(row 3, x2\)"),
     (poked(math.inf, (0, 0), (7, 1)), r"2 cells in 2 of 50 rows .* \(row 0, x1\), \(row 7, x2\)"),
     (poked(math.nan, *((i, 0) for i in range(9))), r"9 cells in 9 of 50 rows .*\(row 4, x1\), …"),
     (np.empty((0, 2)), r"they are empty, shape \(0, 2\)"),
@@ -92,8 +92,8 @@ CALLS = [
     (lambda: wk.Target(log_prob=gaussian), "Pass `dim=`"),
     (lambda: wk.Target(samples=X, dim=3), "the samples have 2 columns"),
     (lambda: wk.Target(dim=0), "at least 1"),
-    (lambda: wk.Target(samples=X, names=["a"]), "1 different names were given for 2 coordinates"),
-    (lambda: wk.Target(samples=X, names=["a", "a"]), "1 different names"),
+    (lambda: wk.Target(samples=X, names=["a"]), "1 names were given for 2 coordinates"),
+    (lambda: wk.Target(samples=X, names=["a", "a"]), "`a` stands twice"),
     (lambda: wk.Target(samples=X, weights=np.ones(3)), "50 finite, non-negative numbers"),
     (lambda: wk.Target(samples=X, weights=-np.ones(50)), "non-negative"),
     (lambda: wk.Target(samples=X, support="positive"), r"\d+ of 50 rows lie outside the support"),
@@ -121,6 +121,9 @@ CALLS = [
     (lambda: wk.Access.parse("samples,density"), "read the access `density`"),
     (lambda: wk.problems.bimodal(-1.0), "half_distance"),
     (lambda: wk.report(3, "x.html"), "it is a `int`"),
+    (lambda: wk.plot(3), "it is a `int`"),
+    (lambda: wk.fit(X, seed="a"), "isn't a whole number"),
+    (lambda: wk.Target(samples=pd.DataFrame(X, columns=["a", "a"])), "`a` stands twice"),
 ]
 
 

@@ -60,6 +60,9 @@ CSV = [
     ("a,b\n1,2\na,b\n3,4\n", "line 3 repeats the header"),
     ("a,a\n1,2\n", r"column names \['a'\] stand twice"),
     ("a,b\n", "0 rows and 2 columns"),
+    ("a;b\n1;2\n3;4\n", "separated by semicolons"),
+    ("# made today\na,b\n1,2\n", "first line is a comment"),
+    (",a,b\n0,1,2\n1,3,4\n", "a column has no name"),
     ("a,b\n2020-01-01,2\n2020-01-02,2\n", "column `a` holds the text `2020-01-01` on line 2"),
 ]
 
@@ -80,7 +83,7 @@ def test_a_csv_without_header_a_byte_order_mark_and_missing_cells_are_understood
     path.write_bytes(b"\xef\xbb\xbfa,b\n1,2\n3,4\n")
     assert read_samples(path).names == ("a", "b")
     path.write_text("a,b\n1,2\n3,\n")
-    with pytest.raises(InputError, match=r"1 cells in 1 of 2 rows .*\(row 1, b\)"):
+    with pytest.raises(InputError, match=r"1 cell in 1 of 2 rows .*\(row 1, b\)"):
         wk.Target.of(path)
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch, so that the command line can name an error before to
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
 import os
@@ -90,7 +91,8 @@ def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None
     cells = ", ".join(f"(row {int(row)}, {names[int(column)]})" for row, column in bad[:5])
     more = ", …" if len(bad) > 5 else ""
     rows = len(bad[:, 0].unique())
-    because = f"{len(bad)} cells in {rows} of {len(x)} rows are NaN or infinite: {cells}{more}"
+    count = "1 cell" if len(bad) == 1 else f"{len(bad)} cells"
+    because = f"{count} in {rows} of {len(x)} rows NaN or infinite: {cells}{more} (rows count from 0, without the header)"
     raise InputError(cannot(f"use these {what}", because, "Drop or repair those rows first"))
 
 
@@ -134,8 +136,18 @@ def write_whole(path: Path, data: bytes) -> None:
         finally:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
-        because = error.strerror or str(error)
-        raise ResourceError(cannot(f"write `{path}`", because, "Name another path, or free some space")) from error
+        because, full = error.strerror or str(error), error.errno == errno.ENOSPC
+        raise ResourceError(cannot(f"write `{path}`", because, "Free some space" if full else "Name another path")) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and try a file in it, before the work whose result is to go there.
+
+    Raises:
+        ResourceError: it can't be written.
+    """
+    write_whole(folder / ".whichkl", b"")
+    (folder / ".whichkl").unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

@@ -169,7 +169,7 @@ def advise(target: Any, family: Family | None = None) -> Advice:
     >>> advise(Target(samples=torch.randn(50, 2))).best.objective.name
     'forward_kl'
     >>> advise(Access.LOG_PROB).missing
-    {'forward_kl': 'it requires `samples` or `sampler`, and there is log_prob'}
+    {'forward_kl': 'it requires `samples` or `sampler`, and the target has log_prob'}
     """
     family = Gaussian() if family is None else family
     access, dim = (target, None) if isinstance(target, Access) else (Target.of(target).access, Target.of(target).dim)
@@ -177,7 +177,7 @@ def advise(target: Any, family: Family | None = None) -> Advice:
     for objective in OBJECTIVES.values():
         solver = next((kind.name for kind in SOLVERS if kind.solves(objective, family, access)), None)
         if not objective.requires.met_by(access):
-            missing[objective.name] = f"it requires {objective.requires.label}, and there is {access.label}"
+            missing[objective.name] = f"it requires {objective.requires.label}, and the target has {access.label}"
         elif solver is None:
             missing[objective.name] = f"no solver minimises it over {family}"
         else:

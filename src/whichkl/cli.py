@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from whichkl import __version__
-from whichkl._checks import InputError, WhichklError, cannot, plain
+from whichkl._checks import InputError, WhichklError, cannot, check_writable, plain
 
 if TYPE_CHECKING:
     from whichkl.families import Family
@@ -65,13 +65,17 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Answer the question on five inputs, with a report to open in a browser."""
+    check_writable(out)
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_err, disable=as_json) as progress:
         bar = progress.add_task("loading torch", total=None)
+        import torch
+
         from whichkl.demo import STEPS, run_demo, write_demo
 
+        torch.set_num_threads(1)  # its operations are small: more threads only wait for each other
         progress.update(bar, total=len(STEPS))
         result = run_demo(lambda step: progress.update(bar, completed=step, description=STEPS[step]))
         page, _ = write_demo(result, out)
@@ -149,6 +153,8 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a model to samples, to a log density, or to both."""
+    if out is not None:
+        check_writable(out)
     with _err.status("loading torch", spinner="dots") as status:
         from whichkl.fitting import fit as run_fit
         from whichkl.reporting import report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from functools import cached_property
@@ -47,28 +48,55 @@ class LogDensity:
         """
         return check_log_prob(call(self.function, x, "log_prob", self.batched, self._style == "numpy"), x)
 
+    def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
+        """Return log p and ∇log p for a search: −∞ and 0 where either isn't a number, and how many points that were."""
+        try:
+            value, gradient = self._raw(x.detach())
+        except TargetError:
+            return self._split_trial(x)
+        wrong = value.isnan() | (value == math.inf) | ~gradient.isfinite().all(-1) & value.isfinite()
+        wrong_or_zero = wrong | ~value.isfinite()
+        gradient = torch.where(wrong_or_zero[:, None], 0.0, gradient)
+        return torch.where(wrong, -math.inf, value), gradient, int(wrong.sum())
+
+    def _split_trial(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor, int]:
+        """Find the points at which the function raises, by halves, and reject those alone."""
+        if len(x) == 1:
+            return torch.full_like(x[:, 0], -math.inf), torch.zeros_like(x), 1
+        left, right = (self.trial(half) for half in x.tensor_split(2))
+        return torch.cat([left[0], right[0]]), torch.cat([left[1], right[1]]), left[2] + right[2]
+
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
         """Return log p and ∇log p at each row, both detached.
 
         Raises:
             TargetError: as `value`, or the gradient isn't finite where the value is.
         """
-        x = x.detach()
+        value, gradient = self._raw(x.detach())
+        value = check_log_prob(value, x)
+        gradient = check_score(gradient, value, x)
+        if not self._verified:
+            self._verify(x.detach(), value, gradient)
+        return value, gradient
+
+    def _raw(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
+        """Call the function and its gradient; only their shapes are checked."""
         if self.score is not None:
-            value = self.value(x).detach()
+            value = self._call(x).detach()
             gradient = call(self.score, x, "score", self.batched, self._style == "numpy").detach()
         elif self.differentiable:
             point = x.clone().requires_grad_(True)
             with torch.enable_grad():
-                value = self.value(point)
+                value = self._call(point)
                 (gradient,) = torch.autograd.grad(value.sum(), point)
             value = value.detach()
         else:
-            value, gradient = self.value(x).detach(), self._central_differences(x)
-        gradient = check_score(gradient, value, x)
-        if not self._verified:
-            self._verify(x, value, gradient)
-        return value, gradient
+            value, gradient = self._call(x).detach(), self._central_differences(x)
+        return value, check_shape(gradient, x)
+
+    def _call(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        value = call(self.function, x, "log_prob", self.batched, self._style == "numpy")
+        return value if tuple(value.shape) == (len(x),) else check_log_prob(value, x)
 
     def _verify(self, x: Float[Tensor, "n d"], value: Float[Tensor, " n"], gradient: Float[Tensor, "n d"]) -> None:
         """Hold the first gradients against differences of the values: a part cut off from autograd shows here.
@@ -77,6 +105,15 @@ class LogDensity:
             TargetError: they disagree at most of up to eight points.
         """
         self._verified = True
+        alone = torch.cat([self._call(x[i : i + 1]).detach() for i in range(min(3, len(x)))])
+        together = value[: len(alone)]
+        apart = (alone - together).abs() > 1e-3 * (1 + together.abs())
+        if bool((apart & together.isfinite()).any()):
+            found = f"{float(together[apart][0]):.4g} in it, {float(alone[apart][0]):.4g} alone"
+            because = f"`log_prob` of a point depends on the batch: {found}"
+            raise TargetError(
+                cannot("use this target", because, "Treat every row by itself; a mean or sum over dim 0 mixes them")
+            )
         if self.score is None and not self.differentiable:
             return
         pick = value.isfinite().nonzero()[:8, 0]
@@ -86,7 +123,7 @@ class LogDensity:
         along = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
         eps = torch.finfo(x.dtype).eps
         step = eps ** (1 / 3) * torch.linalg.vector_norm(x, dim=-1).clamp(min=1.0)
-        ahead, behind = (self.value(x + sign * step[:, None] * along).detach() for sign in (1, -1))
+        ahead, behind = (self._call(x + sign * step[:, None] * along).detach() for sign in (1, -1))
         difference, slope = (ahead - behind) / (2 * step), (gradient * along).sum(-1)
         slack = 0.05 * (difference.abs() + slope.abs()) + 1e-3 * torch.linalg.vector_norm(gradient, dim=-1)
         wrong = (difference - slope).abs() > slack + 1e-6 + 100 * eps * value.abs() / step
@@ -105,7 +142,7 @@ class LogDensity:
         step = torch.finfo(x.dtype).eps ** (1 / 3) * x.abs().clamp(min=1.0)
         moves = torch.diag_embed(step)
         ends = torch.cat([x[:, None] + moves, x[:, None] - moves]).reshape(-1, d)
-        high, low = self.value(ends).detach().reshape(2, n, d)
+        high, low = self._call(ends).detach().reshape(2, n, d)
         slope: Tensor = (high - low) / (2 * step)
         return slope
 
@@ -146,20 +183,29 @@ def call(function: Function, x: Float[Tensor, "n d"], who: str, batched: bool, a
 
 
 def check_score(gradient: Tensor, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return the gradient if it has the shape of `x` and is finite wherever the value is.
+    """Return the gradient if it is finite wherever the value is.
 
     Raises:
         TargetError: it isn't.
     """
-    if gradient.shape != x.shape:
-        because = f"`score` returned shape {tuple(gradient.shape)} for points of shape {tuple(x.shape)}"
-        raise TargetError(cannot("use this target", because, "Return one gradient a row"))
     wrong = ~gradient.isfinite().all(-1) & value.isfinite()
     if bool(wrong.any()):
         shown = ", ".join(f"{v:.4g}" for v in x[wrong][0][:8].tolist())
         because = f"the gradient of `log_prob` is not finite at {int(wrong.sum())} of {len(x)} points, first at ({shown})"
         instead = "Write the log density so that it can be differentiated there (no where() around a NaN branch)"
         raise TargetError(cannot("use this target", because, instead))
+    return gradient
+
+
+def check_shape(gradient: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return the gradient if it has the shape of `x`.
+
+    Raises:
+        TargetError: it hasn't.
+    """
+    if gradient.shape != x.shape:
+        because = f"`score` returned shape {tuple(gradient.shape)} for points of shape {tuple(x.shape)}"
+        raise TargetError(cannot("use this target", because, "Return one gradient a row"))
     return gradient
 
 

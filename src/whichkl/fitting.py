@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, IntegrityError, TargetError, WhichklError, cannot, plain, write_whole
 from whichkl.access import Access
 from whichkl.advice import Advice, advise
-from whichkl.diagnostics import Diagnostics, explain, judge, model_target
+from whichkl.diagnostics import Diagnostics, explain, judge, model_target, shown_khat
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian, family_from_config
 from whichkl.families.family import cast
@@ -57,14 +57,14 @@ class Fit:
     @property
     def explanations(self) -> tuple[str, ...]:
         """A sentence with the next step for each finding."""
-        return explain(self.findings, self.family)
+        return explain(self.findings, self.family, self.diagnostics)
 
     def __str__(self) -> str:
         """A few lines: what was minimised, how it ended, the value, the findings."""
         d = self.diagnostics
         lines = [f"{self.objective.name} over {self.family} by {self.solver}: {self.status}", f"  {self.value}"]
         if d.elbo is not None:
-            lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {d.khat:.2f}")
+            lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {shown_khat(d.khat)}")
         if len(d.optima) > 1:
             lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
         return "\n".join(
@@ -115,7 +115,8 @@ class Fit:
         weights = save(tensors)
         digest = hashlib.sha256(weights).hexdigest()
         name = f"model-{digest[:16]}.safetensors"
-        text = json.dumps({**plain(self.to_dict()), "weights": name, "sha256": digest}, indent=1, allow_nan=False)
+        fields = {**plain(self.to_dict()), "weights": name, "sha256": digest}
+        text = json.dumps({**fields, "checksum": _checksum(fields)}, indent=1, allow_nan=False)
         write_whole(path / name, weights)
         write_whole(path / "fit.json", text.encode())
         for one in path.iterdir():
@@ -141,6 +142,8 @@ class Fit:
                 raise IntegrityError(cannot(f"load `{path}`", "a newer version wrote it", "Upgrade whichkl"))
             if not _ours(fields["weights"]):
                 raise KeyError("weights")
+            if _checksum(fields) != fields["checksum"]:
+                raise IntegrityError(cannot(f"load `{path}`", "fit.json isn't what was saved (its checksum differs)", "Fit anew"))
             weights = (path / fields["weights"]).read_bytes()
             if hashlib.sha256(weights).hexdigest() != fields["sha256"]:
                 because = f"{fields['weights']} isn't what was saved (SHA-256 differs)"
@@ -182,6 +185,8 @@ def fit(
     >>> [round(m, 6) for m in result.model.mean.tolist()]
     [1.0, 1.0]
     """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number of at least 0", "Give, say, seed=0"))
     p = Target.of(target)
     family = _check_family(family)
     advice = advise(p, family)
@@ -237,8 +242,8 @@ def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
     return wanted
 
 
-_NUMBERS = ("iterations", "residual", "nodes", "node_error", "ess", "khat", "evaluations")
-_ESTIMATES = ("elbo", "held_out", "richer_gain")
+_NUMBERS = ("iterations", "residual", "nodes", "node_error", "ess", "khat", "least_kl", "separate", "evaluations")
+_ESTIMATES = ("elbo", "held_out", "richer_gain", "simpler_gain")
 
 
 def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: Family) -> Fit:
@@ -265,6 +270,12 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
         bijection=bijection,
         seed=fields["seed"],
     )
+
+
+def _checksum(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of everything else in fit.json."""
+    rest = {key: value for key, value in fields.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _ours(name: str) -> bool:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import require
+from whichkl._checks import InputError, cannot, require
 from whichkl.access import Access
+from whichkl.families import Gaussian
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
 from whichkl.fitting import Fit
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 COLORS = {"target": "#8b93a1", "forward_kl": "#2f7fd6", "reverse_kl": "#e0762f", "other": "#3a9d6a"}
 _GRID = 801
+SHOWN = 40
+"""A plot of intervals shows at most so many coordinates."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,14 @@ class Curve:
     fill: bool = False
 
 
-def plot(fit: Fit) -> Figure:
+def plot(fit: Any) -> Figure:
     """Draw a fit: density curves in one dimension, points and ellipses in two, intervals above.
 
     Raises:
-        InputError: plotly isn't installed.
+        InputError: it isn't a fit, or plotly isn't installed.
     """
+    if not isinstance(fit, Fit):
+        raise InputError(cannot("draw this", f"it is a `{type(fit).__name__}`", "Pass what whichkl.fit returned"))
     dim = len(fit.names)
     if dim == 1:
         return _on_the_line(fit)
@@ -137,29 +142,42 @@ def _on_the_plane(fit: Fit) -> Figure:
 
 
 def add_ellipses(figure: Any, fit: Fit, color: str, name: str) -> None:
-    """Draw one and two standard deviations of each Gaussian of the best model."""
-    model = fit.diagnostics.optima[0].model
-    if hasattr(model, "mixture_distribution"):
-        _, locs, trils = mixture_parts(model)
-    else:
-        loc, tril = loc_and_tril(model)
-        locs, trils = loc[None], tril[None]
-    for i, (loc, tril) in enumerate(zip(locs, trils, strict=True)):
+    """Draw one and two standard deviations of each Gaussian of the best model, and two of every other optimum."""
+    for i, (loc, tril) in enumerate(_parts(fit.diagnostics.optima[0].model)):
         for radius in (1.0, 2.0):
             x, y = ellipse(loc, tril, radius)
-            line = {"color": COLORS[color], "width": 2.5 if radius == 1 else 1.5, "dash": "solid" if radius == 1 else "dot"}
-            label = f"{name}, {radius:g} sd" if i == 0 else None
+            line = {"color": COLORS[color], "width": 2.5 if radius == 1 else 1.5, "dash": "solid" if radius == 1 else "dash"}
+            label, group = f"{name}, {radius:g} sd", f"{name}{radius}"
             figure.add_scatter(
-                x=_short(x), y=_short(y), mode="lines", name=label, line=line, showlegend=i == 0, legendgroup=f"{name}{radius}"
+                x=_short(x), y=_short(y), mode="lines", name=label, line=line, showlegend=i == 0, legendgroup=group
             )
+    others = [part for one in fit.diagnostics.optima[1:] for part in _parts(one.model)]
+    for i, (loc, tril) in enumerate(others):
+        x, y = ellipse(loc, tril)
+        line = {"color": COLORS["target"], "width": 1.5, "dash": "dot"}
+        figure.add_scatter(
+            x=_short(x), y=_short(y), mode="lines", name="other optima", line=line, showlegend=i == 0, legendgroup="other"
+        )
+
+
+def _parts(model: Distribution) -> list[tuple[Tensor, Tensor]]:
+    """Means and Cholesky factors of the Gaussians that a model consists of."""
+    if hasattr(model, "mixture_distribution"):
+        _, locs, trils = mixture_parts(model)
+        return list(zip(locs, trils, strict=True))
+    return [loc_and_tril(model)]
 
 
 def _intervals(fit: Fit) -> Figure:
     go = require("plotly.graph_objects", "app")
-    draws = _draws(fit, fit.bijection.wrap(fit.diagnostics.optima[0].model))
-    q = draws.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64), 0)
-    names = [html.escape(name) for name in fit.names][:40][::-1]
-    middle, low, high = (_short(q[i].tolist()[:40][::-1]) for i in (1, 0, 2))
+    best = fit.diagnostics.optima[0].model
+    if fit.bijection.is_real and isinstance(fit.family, Gaussian):
+        reach = 1.959963984540054 * best.variance.sqrt()
+        q = torch.stack([best.mean - reach, best.mean, best.mean + reach])
+    else:
+        q = _draws(fit, fit.bijection.wrap(best)).quantile(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64), 0)
+    names = [html.escape(name) for name in fit.names][:SHOWN][::-1]
+    middle, low, high = (_short(q[i].tolist()[:SHOWN][::-1]) for i in (1, 0, 2))
     error = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 0}
     error["array"] = [h - m for h, m in zip(high, middle, strict=True)]
     error["arrayminus"] = [m - lo for lo, m in zip(low, middle, strict=True)]

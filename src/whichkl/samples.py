@@ -83,6 +83,9 @@ def _read_arrow(file: Path, suffix: str) -> Table:
         because = f"it isn't a whole {suffix[1:]} file ({reason})"
         raise InputError(cannot(f"read `{file}`", because, "Write it anew; a copy may have been cut short")) from error
     names = tuple(f"x{i + 1}" for i in range(table.num_columns)) if headerless else tuple(table.column_names)
+    if any(not name.strip() or name == "__index_level_0__" for name in names):
+        because = "a column has no name: it may be an index that pandas wrote beside the data"
+        raise InputError(cannot(f"read `{file}`", because, "Write it with index=False, or name the column"))
     if len(set(names)) != len(names):
         doubled = sorted({name for name in names if names.count(name) > 1})
         raise InputError(cannot(f"read `{file}`", f"the column names {doubled} stand twice", "Rename them"))
@@ -126,6 +129,11 @@ def _explain_csv(file: Path, reason: str) -> NoReturn:
 def _find_fault(file: Path, lines: Any) -> None:
     reader = csv.reader(lines)
     header = next(reader, [])
+    if header and header[0].startswith("#"):
+        raise InputError(cannot(f"read `{file}`", "its first line is a comment", "Delete it; the first line holds the names"))
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise InputError(cannot(f"read `{file}`", f"its fields are separated by {word}", "Separate them by commas"))
     for row in reader:
         if not row:
             continue

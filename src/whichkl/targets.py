@@ -81,7 +81,7 @@ class Target:
         self.normalized = normalized and log_prob is not None
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
         self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
-        self.evaluations = {"log_prob": 0, "score": 0, "samples": 0}
+        self.evaluations = {"log_prob": 0, "score": 0, "samples": 0, "rejected": 0}
         self.score = score
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
@@ -146,6 +146,13 @@ class Target:
         self.evaluations["score"] += len(x)
         return self._require_density().value_and_score(x)
 
+    def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """As `value_and_score` for the steps of a search: a point where either isn't a number gets −∞, and is counted."""
+        self.evaluations["score"] += len(x)
+        value, gradient, rejected = self._require_density().trial(x)
+        self.evaluations["rejected"] += rejected
+        return value, gradient
+
     def draws(self, n: int, seed: int) -> Float[Tensor, "n d"]:
         """Draw n fresh points from the sampler; the same seed gives the same points.
 
@@ -200,7 +207,7 @@ class Target:
             device=self.device,
         )
         free.evaluations = self.evaluations
-        inner.evaluations = {"log_prob": 0, "score": 0, "samples": 0}
+        inner.evaluations = {"log_prob": 0, "score": 0, "samples": 0, "rejected": 0}
         return free
 
     def __repr__(self) -> str:
@@ -255,7 +262,14 @@ def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Ten
     if support is None:
         return p.log_prob(point)
     inside = support.check(point)
+    if x.dtype == torch.float64 and _single_precision(p):  # torch casts x to the parameters' type, where it overflows
+        inside = inside & (x.abs() < 1e30).all(-1)
     return _inside(inside, point, lambda y: p.log_prob(y).to(x.dtype))
+
+
+def _single_precision(p: Distribution) -> bool:
+    values = [getattr(p, name, None) for name in p.arg_constraints]
+    return any(isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16) for value in values)
 
 
 @contextlib.contextmanager
@@ -330,7 +344,8 @@ def _names(names: Sequence[str] | None, samples: Any, dim: int) -> tuple[str, ..
     if names is None:
         return tuple(f"x{i + 1}" for i in range(dim))
     if len(names) != dim or len(set(names)) != dim:
-        because = f"{len(set(names))} different names were given for {dim} coordinates"
+        twice = sorted({str(name) for name in names if list(names).count(name) > 1})
+        because = f"`{twice[0]}` stands twice" if twice else f"{len(names)} names were given for {dim} coordinates"
         raise InputError(cannot("use these `names`", because, "Give each coordinate one name of its own"))
     return tuple(str(name) for name in names)
 

@@ -13,6 +13,7 @@ import torch
 from whichkl._checks import plain, require, write_whole
 from whichkl.demo import textbook
 from whichkl.demo.run import Demo
+from whichkl.diagnostics import shown_khat
 from whichkl.divergences import Estimate
 from whichkl.fitting import Fit
 from whichkl.plots import COLORS, Curve, add_ellipses, density, lines, plot, style
@@ -37,7 +38,7 @@ def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     Raises:
         ResourceError: they can't be written.
     """
-    sections = [_answer(demo), *_textbook(demo), _petals(demo), _schools(demo), _both(demo), _neither(demo)]
+    sections = [_answer(demo), *_textbook(demo), _petals(demo), _schools(demo), _both(demo), _neither(demo), _words()]
     footer = (
         "Written by whichkl demo. N(m, s) names mean and standard deviation. All divergences are in nats (one nat is 1.44 bits). "
         "The same numbers, with all digits, are in report.json."
@@ -51,7 +52,7 @@ def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 
 def _answer(demo: Demo) -> Section:
-    forward, reverse = demo.both
+    first = demo.textbook.cases[0].table
     elbo = demo.schools.fit.diagnostics.elbo
     rows = [
         (
@@ -70,11 +71,11 @@ def _answer(demo: Demo) -> Section:
             "both",
             "either",
             "decide by experiment",
-            f"KL(p‖q) {_short(forward.forward)} (forward fit), KL(q‖p) {_short(reverse.reverse)} (reverse fit)",
+            f"KL(p‖q) {_short(first['forward_kl', 'forward_kl'])} (forward fit), KL(q‖p) {_short(first['reverse_kl', 'reverse_kl'])} (reverse fit)",
         ),
         ("neither", "none yet", "convert what is left, or acquire an access", "—"),
     ]
-    columns = ("with p you can …", "minimise", "character", "in this run (nats)")
+    columns = ("with p you can …", "minimise", "character", "measured in this run")
     return Section(
         "The short answer",
         "Access decides. This page shows each row of this table on a real input, with the evidence.",
@@ -103,7 +104,7 @@ def _textbook(demo: Demo) -> list[Section]:
     gap = f"{first.cross_entropy:.6f} − {first.entropy:.6f} = {first.cross_entropy - first.entropy:.6f}"
     picture = Section(
         "Two bumps, one Gaussian",
-        f"The target is {first.label}; the family is a single Gaussian. Every optimum is shown, not the one that a start happened to find.",
+        f"The target is {first.label}; the family is a single Gaussian. N(m, s) names the mean and the standard deviation. Every optimum that several starts found is shown, not one by luck.",
         (
             Block.chart(
                 _case(first, x),
@@ -132,7 +133,7 @@ def _textbook(demo: Demo) -> list[Section]:
             Block.chart(_case(second, x), "Closer bumps: both directions span them."),
             Block.chart(
                 _bifurcation(demo),
-                "Means of all reverse-KL optima for ½ N(−M, 1) + ½ N(M, 1) as M grows. Solid: best overall. Hollow: only locally best.",
+                "Means of all reverse-KL optima for ½ N(−M, 1) + ½ N(M, 1) as M grows. Solid: best overall. Hollow: only locally best. The dotted lines: where one-bump optima first exist, and where they become the best.",
             ),
             Block.finding(
                 f"One-bump optima first exist at M ≈ {book.exists_from:.2f}, and beat the centred one from M ≈ {book.wins_from:.2f}. "
@@ -146,7 +147,7 @@ def _textbook(demo: Demo) -> list[Section]:
     )
     outside = book.infinite.notes[0].split(" of the mass")[0]
     limits = Section(
-        "When KL is infinite, and when the choice stops to matter",
+        "When KL is infinite, and when the choice stops mattering",
         "KL(p‖q) is finite only if q is positive wherever p is.",
         (
             Block.table(
@@ -193,11 +194,11 @@ def _petals(demo: Demo) -> Section:
         (
             Block.chart(
                 figure,
-                "Each point is a petal. The Gaussian (blue) covers both groups; the mixture of three (green), fitted by the same objective, follows them.",
+                "Each point is a petal. The Gaussian (blue) covers them all, with the gap between; the mixture of three (green), fitted by the same objective, follows the groups.",
             ),
             Block.finding(
                 f"Forward KL covers mass, even where there is none. The Gaussian is centred at {mean[0]:.2f} cm × {mean[1]:.2f} cm, between the groups, "
-                f"and puts {demo.petals.gap_mass:.0%} of its mass on petals {demo.petals.gap[0]:g} to {demo.petals.gap[1]:g} cm long: there is none."
+                f"and puts {demo.petals.gap_mass:.0%} of its mass on lengths strictly between {demo.petals.gap[0]:g} and {demo.petals.gap[1]:g} cm, where there is not one petal."
             ),
             Block.table(
                 ("family", "held-out −log q, nats", "gain of one step up"),
@@ -216,14 +217,27 @@ def _schools(demo: Demo) -> Section:
     if d.elbo is None or d.ess is None or d.khat is None or d.elbo.n is None:
         raise TypeError("a reverse fit has an ELBO")
     rows = [
-        ("ELBO = log Z − KL(q‖p)", f"{d.elbo.number} nats", "on fresh draws of q"),
-        ("importance ESS", f"{d.ess:,.0f} of {d.elbo.n:,}", "draws that count after reweighting to p"),
-        ("PSIS k̂", f"{d.khat:.2f}", "below 0.7: reweighting can repair what the Gaussian gets wrong"),
+        (
+            "ELBO = log Z − KL(q‖p)",
+            f"{d.elbo.number} nats",
+            "evidence lower bound, on fresh draws of q; the normaliser Z is unknown, so only differences between fits mean something",
+        ),
+        (
+            "importance ESS",
+            f"{d.ess:,.0f} of {d.elbo.n:,}",
+            "effective sample size: how many of q's draws are left when they are reweighted to p",
+        ),
+        (
+            "PSIS k̂",
+            shown_khat(d.khat),
+            "shape of the weights' tail; below 0.7 reweighting can repair what the Gaussian gets wrong",
+        ),
         (
             "status",
             result.status,
             f"gradient {d.residual:.0e}; {_number(len(d.optima))} optim{'um' if len(d.optima) == 1 else 'a'} found from several starts",
         ),
+        ("KL(q‖p), at least", f"{max(d.least_kl or 0.0, 0.0):.2f} nats", "estimated from the importance weights"),
         ("node error", f"{d.node_error:.3f}", "largest shift of a mean, in sd, when the nodes are doubled"),
     ]
     return Section(
@@ -258,6 +272,7 @@ def _both(demo: Demo) -> Section:
         )
         for one in demo.both
     ]
+    exact = demo.textbook.cases[0].table
     covers, other = sorted(demo.both, key=lambda one: one.forward.value)
     precise, rest = sorted(demo.both, key=lambda one: one.reverse.value)
     return Section(
@@ -268,7 +283,7 @@ def _both(demo: Demo) -> Section:
             Block.table(
                 ("fit", "KL(p‖q)", "KL(q‖p)", "Jeffreys, Z-free", "coverage", "precision"),
                 rows,
-                "Monte Carlo, 20,000 fresh draws, ± one standard error. Jeffreys is the sum of both KLs, computed from the density multiplied by e⁷: "
+                f"Monte Carlo, 20,000 fresh draws, ± one standard error: what a real study would have. The exact values, from the first section, are {_exact(exact['forward_kl', 'forward_kl'])} and {_exact(exact['forward_kl', 'reverse_kl'])} for the forward fit, {_exact(exact['reverse_kl', 'forward_kl'])} and {_exact(exact['reverse_kl', 'reverse_kl'])} for the reverse fit. Jeffreys is the sum of both KLs, computed from the density multiplied by e⁷: "
                 "the normaliser cancels, so it works for unnormalised targets, and bounds either KL. Coverage: share of the target's draws above the 1 % density level of q. "
                 "Precision: share of q's draws above the 1 % density level of p.",
             ),
@@ -297,9 +312,31 @@ def _neither(demo: Demo) -> Section:
     )
 
 
+def _words() -> Section:
+    rows = [
+        ("target p, model q", "what is to be matched, and what stands in for it"),
+        (
+            "family",
+            "the set of models that the fit may choose from; a full Gaussian has any covariance, a diagonal one no correlations",
+        ),
+        ("KL divergence", "how far one distribution is from another, in nats; 0 only if they are equal; not symmetric"),
+        ("cross-entropy, H(p)", "−log q averaged over p; KL(p‖q) plus the entropy of p, which is a property of p alone"),
+        ("log Z", "the logarithm of the constant that would make an unnormalised density integrate to one"),
+        ("ELBO", "log Z minus KL(q‖p): it can be computed without Z, and is larger for a better q"),
+        ("held out, unseen", "rows or draws that the fit has not used, so that they can judge it"),
+        (
+            "importance weights, ESS, k̂",
+            "p/q at q's draws; how many draws are left after weighting; how heavy the tail of the weights is",
+        ),
+        ("Jeffreys", "KL(p‖q) + KL(q‖p)"),
+        ("nodes", "fixed points at which averages over q are taken, so that the fit is deterministic"),
+    ]
+    return Section("Words", "What the terms on this page mean.", (Block.table(("word", "meaning"), rows),))
+
+
 def _findings(fit: Fit) -> list[Block]:
     texts = zip(sorted(fit.findings), fit.explanations, strict=True)
-    found = [Block.finding(text, f"Finding: {name.replace('_', ' ')}") for name, text in texts]
+    found = [Block.warning(text.replace("`", ""), f"Finding: {name.replace('_', ' ')}") for name, text in texts]
     return found or [Block.finding("Nothing speaks against this fit in what could be measured.", "No findings")]
 
 
@@ -345,10 +382,10 @@ def _bifurcation(demo: Demo) -> Figure:
             "line": {"width": 1.5, "color": COLORS["reverse_kl"]},
         }
         figure.add_scatter(x=[p[0] for p in points], y=[round(p[1], 5) for p in points], mode="markers", name=name, marker=marker)
-    notes = ((demo.textbook.exists_from, "one-bump optima exist from", 3.6), (demo.textbook.wins_from, "and are best from", -4.2))
-    for value, text, height in notes:
+    notes = ((demo.textbook.exists_from, "right"), (demo.textbook.wins_from, "left"))
+    for value, side in notes:
         figure.add_vline(x=value, line={"color": COLORS["target"], "dash": "dot"})
-        figure.add_annotation(x=value, y=height, text=f"{text} {value:.2f} ", showarrow=False, xanchor="right")
+        figure.add_annotation(x=value, y=4.6, text=f" {value:.2f} ", showarrow=False, xanchor=side)
     return style(figure, "M, half the distance between the bumps (sd 1)", "mean of q", 380)
 
 

@@ -123,7 +123,7 @@ def branches(count: int = 31) -> list[Branch]:
 
 
 def thresholds() -> tuple[float, float]:
-    """Return the M where a one-bump optimum first exists, and where it first beats the centred one, to 0.005."""
+    """Return the M where a one-bump optimum first exists, and where it first beats the centred one, to 0.0005."""
     return _bisect(lambda means: any(abs(m) > 0.5 for m, _ in means), 2.0, 2.8), _bisect(
         lambda means: any(abs(m) > 0.5 and best for m, best in means), 2.5, 3.2
     )
@@ -152,9 +152,9 @@ def moments(model: Distribution) -> tuple[float, float]:
 
 
 def _bisect(holds: Callable[[list[tuple[float, bool]]], bool], low: float, high: float) -> float:
-    while high - low > 0.005:
+    while high - low > 5e-4:
         middle = (low + high) / 2
         optima = _RULE.solve(Target.of(bimodal(middle)), Gaussian(), seed=0).optima
         means = [(moments(one.model)[0], one.is_global) for one in optima]
         low, high = (low, middle) if holds(means) else (middle, high)
-    return (low + high) / 2
+    return round((low + high) / 2, 4)

@@ -90,7 +90,8 @@ class Estimate:
 
     def __str__(self) -> str:
         """One line: quantity, value, error, what it is up to, method."""
-        return f"{self.quantity} = {self.number} {self.unit}{self.constant} ({self.method})"
+        doubt = "" if self.reliable else f"; not reliable: {'; '.join(self.notes)}"
+        return f"{self.quantity} = {self.number} {self.unit}{self.constant} ({self.method}{doubt})"
 
     @property
     def number(self) -> str:
@@ -99,7 +100,7 @@ class Estimate:
             return "∞" if self.value > 0 else str(self.value)
         if self.exact:
             return f"{0.0 if abs(self.value) < 5e-7 else self.value:.6f}"
-        digits = 4 if self.stderr <= 0 else min(6, max(0, 1 - math.floor(math.log10(self.stderr))))
+        digits = 4 if not 0 < self.stderr < math.inf else min(6, max(0, 1 - math.floor(math.log10(self.stderr))))
         return f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
 
     @property

@@ -42,7 +42,9 @@ class Panels:
     converged: bool
 
 
-def integrate(function: Callable[[Tensor], Tensor], breaks: Float[Tensor, " b"], low: float, high: float) -> Panels:
+def integrate(
+    function: Callable[[Tensor], Tensor], breaks: Float[Tensor, " b"], low: float, high: float, least: float = 0.0
+) -> Panels:
     """Integrate a vector-valued function of one variable, (n,) → (k, n), over (low, high), either end maybe infinite.
 
     Panels are halved, all unfinished ones in one call, until the 7- and 15-point rules agree to 1e-10 of the whole
@@ -53,6 +55,7 @@ def integrate(function: Callable[[Tensor], Tensor], breaks: Float[Tensor, " b"],
         breaks: points in the interval that show where and how wide the mass is.
         low: left end.
         high: right end.
+        least: below this size of the whole, the error counts as if the whole had it.
     """
     change = _Change.fitting(breaks, low, high)
     edges = torch.cat([change.to_unit(breaks), torch.linspace(0, 1, 33, dtype=torch.float64)]).unique()
@@ -61,7 +64,7 @@ def integrate(function: Callable[[Tensor], Tensor], breaks: Float[Tensor, " b"],
     for _ in range(_LEVELS):
         batch = _Batch.of(function, change, left, right)
         whole = batch.fine.abs().sum(0) + sum(part.fine.abs().sum(0) for part in done)
-        bad = (batch.error > _TOLERANCE * whole).any(-1)
+        bad = (batch.error > _TOLERANCE * whole.clamp(min=least)).any(-1)
         if not bool(bad.any()) or len(bad) > _PANELS:
             break
         done.append(batch.take(~bad))
@@ -88,7 +91,15 @@ def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n
         grown = torch.where(density > 0, scaled.square(), torch.zeros_like(scaled))
         return torch.stack([density, density * grown])
 
-    panels = integrate(moments, breaks, *_bounds(p))
+    low, high = _bounds(p)
+    change = _Change.fitting(breaks, low, high)
+    for side, end in (("left", low), ("right", high)):
+        if not math.isfinite(end) and _diverges(
+            _SecondMoment(), lambda x: (p.log_prob(x[:, None]), x.abs().log()), change, end, side
+        ):
+            because = f"its {side} tail is so heavy that it has no variance, and KL(p‖q) is infinite for every Gaussian"
+            raise TargetError(cannot("minimise `forward_kl` here", because, "Use `reverse_kl`, or a transform such as support="))
+    panels = integrate(moments, breaks, low, high)
     _check_mass(p, panels, shift)
     w = panels.w * torch.exp(p.log_prob(panels.x[:, None]) - shift)
     keep = w > 1e-18 * w.sum()
@@ -122,7 +133,7 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
     def densities(x: Tensor) -> tuple[Tensor, Tensor]:
         return p.log_prob(x[:, None]) - p_log_z, q.log_prob(x[:, None]) - q_log_z
 
-    missed = integrate(lambda x: kind.misses(*densities(x))[None], breaks, low, high)
+    missed = integrate(lambda x: kind.misses(*densities(x))[None], breaks, low, high, least=1e-3)
     outside = float(missed.value[0])
     if outside > 1e-9:
         where = _regions(missed.x, torch.logaddexp(*densities(missed.x)).exp(), kind.misses(*densities(missed.x)))
@@ -133,7 +144,7 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
         if _diverges(kind, densities, change, end, name):
             place = f"as x → {end:g}" if math.isfinite(end) else f"in the {name} tail"
             return _infinite(kind, f"the integrand of {kind.formula} isn't integrable {place}")
-    panels = integrate(lambda x: kind.integrand(*densities(x))[None], breaks, low, high)
+    panels = integrate(lambda x: kind.integrand(*densities(x))[None], breaks, low, high, least=0.1)
     if not bool(panels.value.isfinite().all()):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
         raise TargetError(
@@ -164,7 +175,7 @@ def _diverges(kind: Kind, densities: Callable[[Tensor], tuple[Tensor, Tensor]], 
     """Whether |h| doesn't fall faster than 1/distance towards an end: then each doubling adds as much as the last."""
     sign = -1.0 if side == "left" else 1.0
     for reach in (100, 40, 15):
-        power = torch.arange(3, reach + 1, dtype=torch.float64)
+        power = torch.arange(3, reach, 0.25, dtype=torch.float64)
         distance = change.width * (2.0**power if not math.isfinite(end) else 2.0**-power)
         x = change.centre + sign * distance if not math.isfinite(end) else end - sign * distance
         try:
@@ -174,9 +185,20 @@ def _diverges(kind: Kind, densities: Callable[[Tensor], tuple[Tensor, Tensor]], 
         size = kind.log_tail(log_p, log_q) + distance.log()
         known = (x != end) & x.isfinite() & ~size.isnan()
         size = size[known]
-        last = size[-9:]
-        return len(last) == 9 and bool(last.isfinite().all()) and bool((last.diff() >= -1e-6).all())
+        overflow = (~size.isfinite()).nonzero()
+        last = size[: int(overflow[0]) if len(overflow) else len(size)][-9:]
+        return len(last) == 9 and bool((last.diff() >= -1e-6).all())
     return False
+
+
+class _SecondMoment(Kind):
+    """∫ x² p, asked only for its tail; the second log density stands for log|x|."""
+
+    def integrand(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return torch.exp(self.log_tail(log_p, log_q))
+
+    def log_tail(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return log_p + 2 * log_q
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from whichkl.families.family import Family, family_from_config
 from whichkl.families.gaussian import Gaussian
-from whichkl.families.ladder import richer
+from whichkl.families.ladder import richer, simpler
 from whichkl.families.mixture import Mixture
 
-__all__ = ["Family", "Gaussian", "Mixture", "family_from_config", "richer"]
+__all__ = ["Family", "Gaussian", "Mixture", "family_from_config", "richer", "simpler"]

@@ -1,7 +1,8 @@
 """Problems: targets with a known truth, or real ones that everybody knows."""
 
 from whichkl.problems.eight_schools import eight_schools
+from whichkl.problems.named import named
 from whichkl.problems.petals import petals
 from whichkl.problems.textbook import bimodal
 
-__all__ = ["bimodal", "eight_schools", "petals"]
+__all__ = ["bimodal", "eight_schools", "named", "petals"]

@@ -31,5 +31,5 @@ def eight_schools() -> Target:
         misfit = (effects.to(u) - mean[:, None] - tau[:, None] * standardized) / errors.to(u)
         return prior - 0.5 * misfit.square().sum(-1)
 
-    names = [f"school {i + 1}" for i in range(8)] + ["mean effect", "log spread"]
+    names = [f"school {i + 1}, standardised" for i in range(8)] + ["mean effect", "log spread"]
     return Target(log_prob=log_prob, dim=10, names=names)

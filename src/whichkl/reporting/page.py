@@ -31,7 +31,7 @@ class Block:
     @property
     def words(self) -> tuple[int, ...]:
         """The columns of a table that hold sentences rather than numbers: they are set flush left, and wrap."""
-        return tuple(i for i in range(1, len(self.columns)) if any(len(row[i]) > 24 for row in self.rows))
+        return tuple(i for i in range(1, len(self.columns)) if _is_prose([row[i] for row in self.rows]))
 
     @classmethod
     def paragraph(cls, text: str) -> Block:
@@ -42,6 +42,11 @@ class Block:
     def finding(cls, text: str, label: str = "What it shows") -> Block:
         """A sentence to take away, set apart."""
         return cls("finding", text, label=label)
+
+    @classmethod
+    def warning(cls, text: str, label: str) -> Block:
+        """A finding that speaks against the result, set apart in another colour."""
+        return cls("warning", text, label=label)
 
     @classmethod
     def chart(cls, figure: Figure, caption: str) -> Block:
@@ -101,6 +106,10 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
     )
     write_whole(Path(path), text.encode())
     return Path(path)
+
+
+def _is_prose(cells: Sequence[str]) -> bool:
+    return any(len(cell) > 24 for cell in cells) or all(not any(c.isdigit() for c in cell) for cell in cells)
 
 
 def _figure_json(block: Block, safe: Any) -> Any:

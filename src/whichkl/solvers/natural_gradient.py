@@ -21,6 +21,14 @@ from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
 from whichkl.solvers.starts import find_starts
 from whichkl.targets import Target
 
+_CLOSE = 3.0
+"""Optima within so many nats of the best must settle under doubled nodes too."""
+_KEPT = 12
+"""At most so many optima are followed to more nodes."""
+_UNBOUNDED = 1e12
+_STALLED = 0.03
+"""Where a step can't improve any more: in a log density with kinks, nodes that cross one keep the gradient from vanishing."""
+
 
 @dataclass(frozen=True)
 class NaturalGradient(Solver):
@@ -45,7 +53,7 @@ class NaturalGradient(Solver):
     tolerance: float = 1e-7
     max_iterations: int = 50
     node_tolerance: float = 0.02
-    max_nodes: int = 8192
+    max_nodes: int = 4096
 
     @classmethod
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
@@ -57,22 +65,36 @@ class NaturalGradient(Solver):
         if not isinstance(family, Gaussian):
             raise TypeError(family)
         loc, tril = (part.to(target.device) for part in find_starts(target, seed))
-        count, iterations, error = first_count(target.dim), 0, math.inf
+        count, iterations, error, done_doubling = first_count(target.dim), 0, math.inf, False
+        before = loc[:, 0]
         while True:
             z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed))
             state, done = self._climb(_State.at(loc, tril, z, w, family, target), target, family)
             iterations += done
             if not bool(state.elbo.isfinite().any()):
-                because = "`log_prob` is -inf inside the support of every start, so reverse KL is infinite there"
-                raise TargetError(cannot("minimise `reverse_kl` here", because, "Pass `support=`, or samples for `forward_kl`"))
+                because = (
+                    "`log_prob` is -inf inside the support of every start, so that reverse KL is infinite there, or it doesn't "
+                    "fall off and can't be normalised"
+                )
+                raise TargetError(
+                    cannot("minimise `reverse_kl` here", because, "Pass `support=`, check its signs, or use `forward_kl`")
+                )
             best = int(state.elbo.argmax())
             if math.isfinite(error):
-                error = float(((state.loc - loc).abs() / torch.linalg.vector_norm(state.tril, dim=-1))[best].max())
-            if target.dim == 1 or error <= self.node_tolerance or 2 * count > self.max_nodes:
+                shift = ((state.loc - loc).abs() / torch.linalg.vector_norm(state.tril, dim=-1)).amax(-1)
+                shift = torch.maximum(shift, (state.elbo - before).abs())
+                error, settled = float(shift[best]), shift <= self.node_tolerance
+                done_doubling = bool(settled[state.elbo >= state.elbo[best] - _CLOSE].all())
+            if target.dim == 1 or done_doubling or 2 * count > self.max_nodes:
                 break
-            optima, count, error = self._optima(state, family), 2 * count, 1e300
+            optima, count, error = self._optima(state, family)[:_KEPT], 2 * count, 1e300
+            before = torch.tensor([-one.loss for one in optima], dtype=state.elbo.dtype, device=target.device)
             loc = torch.stack([family.parameters(one.model)["loc"] for one in optima])
             tril = torch.stack([family.parameters(one.model)["scale_tril"] for one in optima])
+        spread = torch.linalg.vector_norm(state.tril[best], dim=-1)
+        if float(spread.max()) > _UNBOUNDED or float(state.elbo[best]) > _UNBOUNDED:
+            because = f"the model spreads without bound along x{int(spread.argmax()) + 1}: the density doesn't fall off there"
+            raise TargetError(cannot("fit this target", because, "Check the signs of `log_prob`, or pass `support=`"))
         node_error = None if target.dim == 1 else error
         return Solution(self._optima(state, family), iterations, float(state.residual[best]), node_error, len(z))
 
@@ -100,7 +122,7 @@ class NaturalGradient(Solver):
 
     def _optima(self, state: _State, family: Gaussian) -> tuple[Optimum, ...]:
         found = [
-            Optimum(gaussian(loc, tril, family.covariance), -float(elbo), bool(r <= 1e-4), False)
+            Optimum(gaussian(loc, tril, family.covariance), -float(elbo), bool(r <= _STALLED), False)
             for loc, tril, elbo, r in zip(state.loc, state.tril, state.elbo, state.residual, strict=True)
             if math.isfinite(float(elbo))
         ]
@@ -128,7 +150,7 @@ class _State:
             tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1) if _is_full(tril) else tril.diagonal(dim1=-2, dim2=-1))
         count, dim = loc.shape
         x = loc[:, None] + z @ tril.transpose(-1, -2)
-        value, score = target.value_and_score(x.reshape(-1, dim))
+        value, score = target.trial(x.reshape(-1, dim))
         value, score = value.reshape(count, -1), score.reshape(count, -1, dim)
         elbo = value @ w + entropy(tril)
         h = score @ tril

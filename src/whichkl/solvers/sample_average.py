@@ -104,7 +104,7 @@ def minimize_on_nodes(
     volume = scale.diagonal().log().sum()
 
     def white(y: Tensor) -> tuple[Tensor, Tensor]:
-        value, score = target.value_and_score(shift + y @ scale.T)
+        value, score = target.trial(shift + y @ scale.T)
         return value + volume, score @ scale
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -116,7 +116,7 @@ def minimize_on_nodes(
         return value.item(), gradient.cpu().numpy()
 
     start_theta = family.pack(here).detach().cpu().numpy()
-    options = {"maxiter": 500, "gtol": tolerance, "ftol": 1e-13, "maxcor": 30}
+    options = {"maxiter": 300, "gtol": tolerance, "ftol": 1e-13 if dim == 1 else 1e-10, "maxcor": 30}
     result = minimize(loss, start_theta, jac=True, method="L-BFGS-B", options=options)
     if result.fun >= 1e299:
         return End(start, math.inf, math.inf, int(result.nit))

@@ -70,15 +70,14 @@ class Solver(ABC):
         """
 
 
-def distinct(optima: list[Optimum], same: float = 1e-3, tie: float = 1e-6) -> tuple[Optimum, ...]:
+def distinct(optima: list[Optimum], same: float = 0.02, tie: float = 1e-6) -> tuple[Optimum, ...]:
     """Sort optima by loss, drop those that repeat a better one, and mark the global ones.
 
-    Two models are the same where the mean and spread of both agree to `same` of the spread; a tie in loss is within
-    `tie` nats.
+    Two models are the same where mean and covariance agree to `same` of the spread; a tie in loss is within `tie` nats.
     """
     kept: list[Optimum] = []
     for one in sorted(optima, key=lambda o: (round(o.loss, 9), tuple(o.model.mean.tolist()))):
-        if not any(_alike(one.model, other.model, same) and abs(one.loss - other.loss) < same for other in kept):
+        if not any(_alike(one.model, other.model, same) for other in kept):
             kept.append(one)
     best = kept[0].loss
     return tuple(Optimum(o.model, o.loss, o.converged, o.loss - best <= tie) for o in kept)
@@ -86,5 +85,9 @@ def distinct(optima: list[Optimum], same: float = 1e-3, tie: float = 1e-6) -> tu
 
 def _alike(a: Distribution, b: Distribution, same: float) -> bool:
     spread = b.variance.sqrt()
+    if hasattr(a, "covariance_matrix") and hasattr(b, "covariance_matrix"):
+        off = (a.covariance_matrix - b.covariance_matrix).abs() / (spread[:, None] * spread)
+        if bool((off > 2 * same).any()):
+            return False
     near = ((a.mean - b.mean).abs() <= same * spread).all() and ((a.variance.sqrt() - spread).abs() <= same * spread).all()
     return bool(near)

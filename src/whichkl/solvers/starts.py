@@ -32,6 +32,7 @@ def find_starts(target: Target, seed: int) -> Gaussians:
         TargetError: the log density is −inf at every candidate, or looks like a density.
     """
     points = _candidates(target, seed)
+    target.value_and_score(points[:8].to(target.device))
     modes, laplace, heights = _find_modes(target, points)
     trils = torch.stack(laplace) if laplace else torch.empty(0, target.dim, target.dim, dtype=torch.float64)
     wide = torch.eye(target.dim, dtype=torch.float64)
@@ -61,6 +62,9 @@ def _candidates(target: Target, seed: int) -> Float[Tensor, "c d"]:
         points = normal * torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64).repeat(_CANDIDATES // 4)[:, None]
     value = target.log_prob(points.to(target.device)).detach().cpu()
     finite = value.isfinite()
+    if bool(finite.all()) and float(value.max()) == float(value.min()):
+        because = "`log_prob` is constant, so that the density doesn't fall off and can't be normalised"
+        raise TargetError(cannot("fit this target", because, "Pass `support=`, or the log density that you mean"))
     if not bool(finite.any()):
         because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.3 to 10 about 0"
         raise TargetError(
@@ -93,7 +97,7 @@ def _find_modes(target: Target, points: Float[Tensor, "c d"]) -> tuple[list[Tens
     """
 
     def descend(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, score = target.value_and_score(torch.from_numpy(x)[None].to(target.device))
+        value, score = target.trial(torch.from_numpy(x)[None].to(target.device))
         if not bool(value.isfinite().all()):
             return 1e300, np.zeros_like(x)
         return -float(value), -score[0].cpu().numpy()
@@ -125,7 +129,7 @@ def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d
     dim = len(mode)
     step = torch.maximum((1e-3 * scale).clamp(max=0.1), 1e-7 * mode.abs().clamp(min=1.0))
     ends = torch.cat([mode + torch.diag(step), mode - torch.diag(step)])
-    value, score = target.value_and_score(ends.to(target.device))
+    value, score = target.trial(ends.to(target.device))
     if not bool(value.isfinite().all()):
         return None
     hessian = (score[dim:] - score[:dim]).cpu() / (2 * step[:, None])

@@ -1,0 +1,138 @@
+"""Discrete distributions: sums over atoms, row by row, in blocks, with exact 0 · log 0 and explained infinities."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import InputError, cannot
+from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.kinds import Kind
+
+Form = Literal["probabilities", "logits"]
+
+_BLOCK = 1 << 18
+_REMAINDER = 1e-15
+
+
+def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: Form = "probabilities") -> Float[Tensor, " n"]:
+    """A divergence of each row of p from the same row of q, in nats: g(Σ h(log pᵢ, log qᵢ)) over the atoms.
+
+    Rows are taken in blocks that stay in the cache, and summed in float64: no temporary of full size.
+
+    Args:
+        p: probabilities or logits, atoms on the last axis.
+        q: the same shape.
+        kind: which divergence.
+        form: what the numbers are; logits may hold −∞, an atom without mass.
+
+    Raises:
+        InputError: shapes differ; a probability is negative, NaN or infinite; a row doesn't sum to one.
+    """
+    if p.shape != q.shape or p.ndim == 0 or p.numel() == 0:
+        because = f"p has shape {tuple(p.shape)} and q {tuple(q.shape)}"
+        raise InputError(cannot("compare these atoms", because, "Give both over the same atoms, on the last axis"))
+    if not p.is_floating_point() or not q.is_floating_point():
+        raise InputError(cannot("compare these atoms", f"they are {p.dtype} and {q.dtype}", f"Give {form} as floats"))
+    atoms = p.shape[-1]
+    flat_p, flat_q = p.reshape(-1, atoms), q.reshape(-1, atoms)
+    step = max(1, _BLOCK // atoms)
+    sums = []
+    for start in range(0, len(flat_p), step):
+        log_p = _log(flat_p[start : start + step], form, "p", start)
+        log_q = _log(flat_q[start : start + step], form, "q", start)
+        sums.append(kind.integrand(log_p, log_q).sum(-1))
+    values = torch.cat(sums)
+    out = torch.tensor([kind.value(float(v)) for v in values], dtype=torch.float64)
+    return out.clamp(min=0.0).reshape(p.shape[:-1])
+
+
+def enumerate_atoms(p: Distribution, q: Distribution) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"], list[str]] | None:
+    """Log probabilities of two discrete distributions over their joint atoms, and the atoms' names; None if they can't be listed.
+
+    Countable supports (Poisson, Geometric, …) are listed until less than 1e-15 of either is left.
+    """
+    lists = [_atoms(one) for one in (p, q)]
+    if any(one is None for one in lists):
+        return None
+    atoms = torch.cat([one for one in lists if one is not None]).unique(dim=0)
+    return _log_mass(p, atoms), _log_mass(q, atoms), [_name(atom) for atom in atoms]
+
+
+def enumeration(log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: Kind, names: list[str]) -> Estimate:
+    """A divergence by the sum over atoms; ∞ names the atoms that make it so, and their mass."""
+    missed = kind.misses(log_p, log_q)
+    if bool((missed > 0).any()):
+        where = (missed > 0).nonzero().flatten().tolist()
+        shown = ", ".join(names[i] for i in where[:5]) + (", …" if len(where) > 5 else "")
+        note = f"{float(missed.sum()):.4g} of the mass of one lies on atoms without mass in the other: {shown}"
+        return Estimate(kind.name, math.inf, finite="infinite", method="enumeration", exact=True, notes=(note,))
+    value = kind.value(float(kind.integrand(log_p, log_q).sum()))
+    finite = "certified" if math.isfinite(value) else "infinite"
+    return Estimate(
+        kind.name,
+        value if value > 0 or math.isnan(value) else 0.0,
+        finite="certified" if finite == "certified" else "infinite",
+        method="enumeration",
+        exact=True,
+        notes=(f"{len(names):,} atoms",),
+    )
+
+
+def _log(block: Tensor, form: Form, who: str, start: int) -> Float[Tensor, "b v"]:
+    block = block.to(torch.float64)
+    if form == "logits":
+        if bool((block.isnan() | (block == math.inf)).any()) or bool((block == -math.inf).all(-1).any()):
+            because = f"logits of {who} are NaN or +inf, or a row is all -inf, in rows {start} to {start + len(block) - 1}"
+            raise InputError(cannot("compare these atoms", because, "Correct them; -inf is an atom without mass"))
+        return block.log_softmax(-1)
+    low, total = float(block.min()), block.sum(-1)
+    if not low >= 0 or not bool(total.isfinite().all()):
+        wrong = (~(block >= 0) | (block == math.inf)).nonzero()[0].tolist()
+        because = f"{who} is {float(block[tuple(wrong)]):.4g} at row {start + wrong[0]}, atom {wrong[1]}"
+        raise InputError(
+            cannot("take these as probabilities", because, "Probabilities lie between 0 and 1; for logits say form='logits'")
+        )
+    off = (total - 1).abs()
+    if float(off.max()) > 1e-4:
+        row = int(off.argmax())
+        because = f"row {start + row} of {who} sums to {float(total[row]):.6g}, not 1"
+        raise InputError(cannot("take these as probabilities", because, "Normalise them yourself, so that it's meant"))
+    return (block / total[:, None]).log()
+
+
+def _atoms(p: Distribution) -> Float[Tensor, "v d"] | None:
+    if p.has_enumerate_support:
+        try:
+            return p.enumerate_support().reshape(-1, max(1, p.event_shape.numel())).to(torch.float64)
+        except NotImplementedError:
+            return None
+    support = p.support
+    if support is None or not support.is_discrete or p.event_shape != ():
+        return None
+    count = 64
+    while count <= 1 << 22:
+        atoms = torch.arange(count, dtype=torch.float64)[:, None]
+        if 1 - float(_log_mass(p, atoms).exp().sum()) < _REMAINDER * 10:
+            return torch.arange(2 * count, dtype=torch.float64)[:, None]
+        count *= 2
+    return None
+
+
+def _log_mass(p: Distribution, atoms: Float[Tensor, "v d"]) -> Float[Tensor, " v"]:
+    support = p.support
+    points = atoms[:, 0] if p.event_shape == () else atoms
+    inside = torch.ones(len(atoms), dtype=torch.bool) if support is None else support.check(points)
+    value = torch.full((len(atoms),), -math.inf, dtype=torch.float64)
+    if bool(inside.any()):
+        value[inside] = p.log_prob(points[inside].to(p.mean.dtype)).to(torch.float64)
+    return value
+
+
+def _name(atom: Tensor) -> str:
+    return f"{float(atom):g}" if atom.numel() == 1 else str([int(v) for v in atom])

@@ -1,0 +1,113 @@
+"""Named distributions: 'Normal(0, 1)' or '0.5*Normal(-3,1) + 0.5*Normal(3,1)' → a torch distribution, by a closed grammar."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Cauchy,
+    Distribution,
+    Exponential,
+    Gamma,
+    Gumbel,
+    Laplace,
+    LogNormal,
+    MixtureSameFamily,
+    Normal,
+    Poisson,
+    StudentT,
+    Uniform,
+)
+
+from whichkl._checks import InputError, cannot
+
+_NAMES: dict[str, tuple[Callable[..., Distribution], str]] = {
+    "Normal": (Normal, "mean, sd"),
+    "Uniform": (Uniform, "low, high"),
+    "Laplace": (Laplace, "location, scale"),
+    "Cauchy": (Cauchy, "location, scale"),
+    "StudentT": (StudentT, "df, location, scale"),
+    "Gumbel": (Gumbel, "location, scale"),
+    "LogNormal": (LogNormal, "mean, sd of the logarithm"),
+    "Exponential": (Exponential, "rate"),
+    "Gamma": (Gamma, "shape, rate"),
+    "Beta": (Beta, "a, b"),
+    "Poisson": (Poisson, "rate"),
+    "Bernoulli": (Bernoulli, "probability"),
+}
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?([A-Za-z]+)\s*\(([^()]*)\)\s*")
+
+
+def named(text: str) -> Distribution:
+    """Read a distribution, or a weighted sum of several of one family; nothing is evaluated but numbers.
+
+    Raises:
+        InputError: a name, a number of arguments or an argument isn't right.
+
+    >>> named("Normal(0, 1)")
+    Normal(loc: 0.0, scale: 1.0)
+    >>> named("0.5*Normal(-3,1) + 0.5*Normal(3,1)").variance
+    tensor(10., dtype=torch.float64)
+    """
+    terms = _terms(text)
+    if text.strip().startswith("Categorical"):
+        return _build(text, Categorical, torch.tensor(terms[0][2], dtype=torch.float64))
+    names = {name for _, name, _ in terms}
+    for name in names:
+        if name not in _NAMES:
+            known = ", ".join(f"{one}({arguments})" for one, (_, arguments) in _NAMES.items())
+            raise InputError(cannot(f"read `{text}`", f"`{name}` isn't a known distribution", f"Choose among {known}"))
+    if len(names) > 1:
+        raise InputError(cannot(f"read `{text}`", "a sum must be of one family", "Use, say, two Normals"))
+    kind, arguments = _NAMES[names.pop()]
+    counts = {len(values) for _, _, values in terms}
+    if counts != {len(arguments.split(", "))}:
+        raise InputError(cannot(f"read `{text}`", f"it takes {arguments}", "Give these numbers"))
+    columns = torch.tensor([values for _, _, values in terms], dtype=torch.float64).T
+    if len(terms) == 1 and terms[0][0] is None:
+        return _build(text, kind, *(column[0] for column in columns))
+    weights = torch.tensor([1.0 if weight is None else weight for weight, _, _ in terms], dtype=torch.float64)
+    if bool((weights <= 0).any()) or abs(float(weights.sum()) - 1) > 1e-9:
+        raise InputError(cannot(f"read `{text}`", f"the weights {weights.tolist()} don't sum to 1", "Correct them"))
+    return MixtureSameFamily(Categorical(probs=weights), _build(text, kind, *columns))
+
+
+def looks_named(text: str) -> bool:
+    """Whether a text has the form of a distribution rather than of a path."""
+    return _TERM.match(text) is not None
+
+
+def _terms(text: str) -> list[tuple[float | None, str, list[float]]]:
+    terms, rest = [], text
+    while True:
+        match = _TERM.match(rest)
+        if match is None:
+            raise InputError(cannot(f"read `{text}`", "it isn't a distribution", "Write, say, Normal(0, 1)"))
+        weight, name, inside = match.groups()
+        parts = [part.strip() for part in inside.split(",")]
+        if not all(re.fullmatch(_NUMBER, part) for part in parts):
+            raise InputError(cannot(f"read `{text}`", f"`{inside}` isn't a list of numbers", "Write, say, Normal(0, 1)"))
+        terms.append((None if weight is None else float(weight), name, [float(part) for part in parts]))
+        rest = rest[match.end() :]
+        if not rest:
+            return terms
+        if not rest.startswith("+"):
+            raise InputError(
+                cannot(f"read `{text}`", f"`{rest}` doesn't go on with +", "Write 0.5*Normal(0,1) + 0.5*Normal(3,1)")
+            )
+        rest = rest[1:]
+
+
+def _build(text: str, kind: Callable[..., Distribution], *arguments: Tensor) -> Distribution:
+    try:
+        return kind(*arguments, validate_args=True)
+    except ValueError as error:
+        because = " ".join(str(error).split())[:200]
+        raise InputError(cannot(f"read `{text}`", because, "Give arguments in their range")) from error
