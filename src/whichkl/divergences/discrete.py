@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences.estimate import Estimate
@@ -129,9 +130,28 @@ def _log_mass(p: Distribution, atoms: Float[Tensor, "v d"]) -> Float[Tensor, " v
     points = atoms[:, 0] if p.event_shape == () else atoms
     inside = torch.ones(len(atoms), dtype=torch.bool) if support is None else support.check(points)
     value = torch.full((len(atoms),), -math.inf, dtype=torch.float64)
+    inside = inside if inside.ndim == 1 else inside.all(-1)
     if bool(inside.any()):
         value[inside] = p.log_prob(points[inside].to(p.mean.dtype)).to(torch.float64)
+    zeros = _zero_atoms(p)
+    if zeros is not None:
+        value[inside] = torch.where(zeros(points[inside]), -math.inf, value[inside])
     return value
+
+
+def _zero_atoms(p: Distribution) -> Callable[[Tensor], Tensor] | None:
+    """Which atoms have probability 0 exactly: torch clamps it to 1e-16 inside `log_prob`, and so makes an infinite KL finite."""
+    inner = p._categorical if isinstance(p, OneHotCategorical) else p
+    probs = vars(inner).get("probs")
+    if probs is None:
+        return None
+    if isinstance(p, Categorical):
+        return lambda atoms: probs[atoms.long()] == 0
+    if isinstance(p, OneHotCategorical):
+        return lambda atoms: (atoms * probs).sum(-1) == 0
+    if isinstance(p, Bernoulli):
+        return lambda atoms: torch.where(atoms > 0, probs == 0, probs == 1)
+    return None
 
 
 def _name(atom: Tensor) -> str:

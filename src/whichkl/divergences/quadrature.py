@@ -136,7 +136,7 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
     missed = integrate(lambda x: kind.misses(*densities(x))[None], breaks, low, high, least=1e-3)
     outside = float(missed.value[0])
     if outside > 1e-9:
-        where = _regions(missed.x, torch.logaddexp(*densities(missed.x)).exp(), kind.misses(*densities(missed.x)))
+        where = _regions(missed.x, torch.logaddexp(*densities(missed.x)).exp(), kind.misses(*densities(missed.x)), ends.tolist())
         note = f"{outside:.4g} of the mass of one lies outside the support of the other, at {where}"
         return _infinite(kind, note)
     change = _Change.fitting(breaks, low, high)
@@ -303,19 +303,25 @@ def _check_mass(p: Target, panels: Panels, shift: float) -> float:
     return mass
 
 
-def _regions(x: Float[Tensor, " n"], density: Float[Tensor, " n"], missed: Float[Tensor, " n"]) -> str:
-    """Describe the runs of points where p has mass and q none, as intervals."""
+def _regions(x: Float[Tensor, " n"], density: Float[Tensor, " n"], missed: Float[Tensor, " n"], ends: list[float]) -> str:
+    """Describe the runs of points where one has mass and the other none, as intervals that end at a support's end."""
     here = x[density > 0]
     order = torch.argsort(here)
     here, runs = here[order], (missed[density > 0][order] > 0).to(torch.int8)
     zero = torch.zeros(1, dtype=torch.int8)
     change = torch.diff(torch.cat([zero, runs, zero]))
-    starts, ends = (change == 1).nonzero().flatten().tolist(), (change == -1).nonzero().flatten().tolist()
+    starts, stops = (change == 1).nonzero().flatten().tolist(), (change == -1).nonzero().flatten().tolist()
     digits = 3 - math.floor(math.log10(float(here.quantile(0.9) - here.quantile(0.1)) + 1e-300))
     parts = []
-    for start, end in list(zip(starts, ends, strict=True))[:4]:
-        low = f"{round(float(here[start]), digits) + 0.0:g} < " if start > 0 else ""
-        high = f" < {round(float(here[end - 1]), digits) + 0.0:g}" if end < len(here) else ""
+
+    def edge(below: int, above: int, near: int) -> str:
+        """The support's end between two neighbouring nodes, or the node itself."""
+        between = [e for e in ends if float(here[below]) <= e <= float(here[above])]
+        return f"{round(between[0] if between else float(here[near]), digits) + 0.0:g}"
+
+    for start, end in list(zip(starts, stops, strict=True))[:4]:
+        low = f"{edge(start - 1, start, start)} < " if start > 0 else ""
+        high = f" < {edge(end - 1, end, end - 1)}" if end < len(here) else ""
         parts.append(f"{low}x{high}" if low or high else "every x")
     return " and ".join(parts) + (" and elsewhere" if len(starts) > 4 else "")
 

@@ -1,0 +1,224 @@
+"""Exact divergences: closed form, enumeration and quadrature against the truth and against each other."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Cauchy,
+    ContinuousBernoulli,
+    Geometric,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    StudentT,
+    Uniform,
+)
+
+from whichkl import Target
+from whichkl.divergences.closed_form import closed_form
+from whichkl.divergences.discrete import enumerate_atoms, enumeration, rows
+from whichkl.divergences.kinds import KINDS, ChiSquared, ForwardKLDivergence, JensenShannon, Renyi, SkewForwardKL
+from whichkl.divergences.quadrature import divergence
+from whichkl.problems import named
+
+D = torch.float64
+
+
+def t(*values):
+    return torch.tensor(values[0] if len(values) == 1 else values, dtype=D)
+
+
+def on_the_line(p, q, kind):
+    return divergence(Target.of(p), Target.of(q), kind)
+
+
+NORMALS = {
+    "forward_kl": 0.443147,
+    "reverse_kl": 1.306853,
+    "jeffreys": 1.75,
+    "total_variation": 0.390066,
+    "jensen_shannon": 0.128175,
+    "hellinger": 0.149195,
+    "renyi": 0.323144,
+    "chi_squared": 0.744026,
+}
+
+
+@pytest.mark.parametrize(("name", "truth"), NORMALS.items())
+def test_every_kind_agrees_with_the_test_bed(name, truth):
+    estimate = on_the_line(Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0)), KINDS[name]())
+    assert abs(estimate.value - truth) < 6e-7
+    assert estimate.exact
+    assert estimate.finite == "certified"
+
+
+@pytest.mark.parametrize("kind", list(KINDS.values()), ids=list(KINDS))
+@pytest.mark.parametrize(
+    "p", [Normal(t(0.0), t(1.0)), Laplace(t(1.0), t(2.0)), Cauchy(t(0.0), t(1.0)), Beta(t(0.5), t(0.5))], ids=str
+)
+def test_every_kind_is_zero_between_equal_laws(kind, p):
+    assert 0 <= on_the_line(p, p, kind()).value < 1e-9
+
+
+INFINITE = [
+    (Cauchy(t(0.0), t(1.0)), Normal(t(0.0), t(1.0)), "forward_kl", "tail"),
+    (Cauchy(t(0.0), t(1.0)), Normal(t(0.0), t(1.0)), "chi_squared", "tail"),
+    (StudentT(t(2.0)), Normal(t(0.0), t(1.0)), "forward_kl", "tail"),
+    (Normal(t(0.0), t(1.5)), Normal(t(0.0), t(1.0)), "chi_squared", "tail"),
+    (Laplace(t(0.0), t(1.0)), Normal(t(0.0), t(1.0)), "chi_squared", "tail"),
+    (Beta(t(0.5), t(0.5)), Uniform(t(0.0), t(1.0)), "chi_squared", "as x → "),
+    (Normal(t(0.0), t(1.0)), Uniform(t(0.0), t(1.0)), "forward_kl", "0.6587 of the mass of one lies outside the support"),
+    (Normal(t(0.0), t(1.0)), Uniform(t(0.0), t(1.0)), "jeffreys", "outside the support"),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "name", "reason"), INFINITE, ids=str)
+def test_infinities_are_found_and_explained(p, q, name, reason):
+    estimate = on_the_line(p, q, KINDS[name]())
+    assert estimate.value == math.inf
+    assert estimate.finite == "infinite"
+    assert reason in estimate.notes[0]
+
+
+FINITE_BESIDE = [
+    (StudentT(t(3.0)), Normal(t(0.0), t(1.0)), "forward_kl", 0.645461),
+    (Normal(t(0.0), t(1.5)), Normal(t(0.0), t(1.0)), "forward_kl", 1.125 - 0.5 - math.log(1.5)),
+    (Normal(t(0.0), t(1.0)), Cauchy(t(0.0), t(1.0)), "chi_squared", None),
+    (Beta(t(0.5), t(0.5)), Uniform(t(0.0), t(1.0)), "forward_kl", -math.log(math.pi) + 2 * math.log(2)),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "name", "truth"), FINITE_BESIDE, ids=str)
+def test_a_finite_divergence_beside_an_infinite_one_is_found(p, q, name, truth):
+    value = on_the_line(p, q, KINDS[name]()).value
+    assert math.isfinite(value)
+    assert truth is None or value == pytest.approx(truth, abs=2e-6)
+
+
+def test_disjoint_supports_reach_the_bounds():
+    p, q = Uniform(t(0.0), t(1.0)), Uniform(t(2.0), t(3.0))
+    values = {name: on_the_line(p, q, kind()).value for name, kind in KINDS.items()}
+    assert values["forward_kl"] == values["chi_squared"] == values["renyi"] == math.inf
+    assert values["jensen_shannon"] == pytest.approx(math.log(2))
+    assert values["total_variation"] == pytest.approx(1)
+    assert values["hellinger"] == pytest.approx(1)
+    assert on_the_line(p, q, SkewForwardKL(0.25)).value == pytest.approx(math.log(4))
+    assert on_the_line(p, q, JensenShannon(0.2)).value == pytest.approx(-0.2 * math.log(0.2) - 0.8 * math.log(0.8))
+
+
+def test_renyi_tends_to_forward_kl_and_a_value_beyond_floats_is_refused():
+    p, q = Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0))
+    assert on_the_line(p, q, Renyi(1 + 1e-6)).value == pytest.approx(0.443147, abs=1e-5)
+    with pytest.raises(ValueError, match="beyond 1e308"):
+        on_the_line(Normal(t(0.0), t(1.0)), Normal(t(40.0), t(1.0)), ChiSquared())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [(lambda: Renyi(1.0), "other than 1"), (lambda: JensenShannon(1.0), "strictly between")]
+)
+def test_knobs_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_torchs_wrong_entries_are_left_to_quadrature():
+    p, q = ContinuousBernoulli(t(0.3)), Uniform(t(0.0), t(1.0))
+    assert closed_form(p, q, "forward_kl") is None
+    for first, second in ((p, q), (q, p)):
+        assert 0 < on_the_line(first, second, ForwardKLDivergence()).value < 0.2
+
+
+def test_closed_forms_agree_with_quadrature_and_know_their_limits():
+    p, q = Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0))
+    for name in ("forward_kl", "reverse_kl", "jeffreys"):
+        assert closed_form(p, q, name).value == pytest.approx(on_the_line(p, q, KINDS[name]()).value, abs=1e-9)
+    assert closed_form(p, q, "hellinger") is None
+    assert closed_form(StudentT(t(3.0)), p, "forward_kl") is None
+    plane = MultivariateNormal(t([0.0, 0.0]), t([[1.0, 0.9], [0.9, 1.0]]))
+    flat = MultivariateNormal(t([0.0, 0.0]), torch.eye(2, dtype=D))
+    assert closed_form(plane, flat, "forward_kl").value == pytest.approx(0.830366, abs=6e-7)
+    assert closed_form(p, Uniform(t(0.0), t(1.0)), "forward_kl").value == math.inf
+
+
+def summed(p, q, kind):
+    log_p, log_q, names = enumerate_atoms(p, q)
+    return enumeration(log_p, log_q, kind, names)
+
+
+def test_enumeration_agrees_with_the_test_bed():
+    p, q = Categorical(t([0.36, 0.48, 0.16])), Categorical(t([1.0, 1.0, 1.0]) / 3)
+    assert summed(p, q, ForwardKLDivergence()).value == pytest.approx(0.0853, abs=6e-6)
+    assert summed(q, p, ForwardKLDivergence()).value == pytest.approx(0.097455, abs=6e-7)
+    assert summed(Poisson(t(3.0)), Poisson(t(5.0)), ForwardKLDivergence()).value == pytest.approx(0.467523, abs=6e-7)
+    assert summed(Poisson(t(5.0)), Poisson(t(3.0)), ForwardKLDivergence()).value == pytest.approx(0.554128, abs=6e-7)
+    assert summed(Bernoulli(t(0.3)), Geometric(t(0.4)), KINDS["total_variation"]()).value > 0
+
+
+def test_missing_atoms_are_named():
+    p, q = Categorical(t([0.25, 0.75, 0.0])), Categorical(t([0.0, 0.5, 0.5]))
+    estimate = summed(p, q, ForwardKLDivergence())
+    assert estimate.value == math.inf
+    assert estimate.notes == ("0.25 of the mass of one lies on atoms without mass in the other: 0",)
+    assert summed(p, q, JensenShannon()).value < math.log(2)
+    assert summed(Bernoulli(t(0.5)), Bernoulli(t(1.0)), ForwardKLDivergence()).value == math.inf
+    assert summed(Bernoulli(t(1.0)), Bernoulli(t(0.5)), ForwardKLDivergence()).value == pytest.approx(math.log(2))
+    hot = (torch.distributions.OneHotCategorical(one.probs) for one in (p, q))
+    assert summed(*hot, ForwardKLDivergence()).value == math.inf
+
+
+def test_rows_agree_with_enumeration_whatever_the_form_and_block():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 50, 700, generator=generator)
+    logits[0, 3, 5] = -math.inf
+    p, q = logits.softmax(-1)
+    for kind in (ForwardKLDivergence(), JensenShannon(), Renyi(0.5)):
+        by_probability = rows(p, q, kind)
+        by_logit = rows(logits[0], logits[1], kind, "logits")
+        torch.testing.assert_close(by_probability, by_logit, rtol=1e-4, atol=1e-6)
+        one = enumeration(p[7].double().log(), q[7].double().log(), kind, [str(i) for i in range(700)])
+        assert float(by_probability[7]) == pytest.approx(one.value, rel=1e-4)
+    assert float(rows(q, p, ForwardKLDivergence())[3]) == math.inf
+    assert bool((rows(p, p, ForwardKLDivergence()) == 0).all())
+
+
+BAD = [
+    (t([[0.5, 0.5]]), t([[0.3, 0.3]]), "row 0 of q sums to 0.6, not 1"),
+    (t([[0.5, 0.5], [1.2, -0.2]]), t([[0.5, 0.5], [0.5, 0.5]]), "p is -0.2 at row 1, atom 1"),
+    (t([[0.5, math.nan]]), t([[0.5, 0.5]]), "p is nan at row 0, atom 1"),
+    (t([[0.5, 0.5]]), t([[1.0]]), r"p has shape \(1, 2\) and q \(1, 1\)"),
+    (torch.tensor([[1, 0]]), t([[0.5, 0.5]]), "as floats"),
+    (torch.empty(0, 2), torch.empty(0, 2), "shape"),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "message"), BAD)
+def test_what_is_no_probability_is_refused(p, q, message):
+    with pytest.raises(ValueError, match=message):
+        rows(p, q, ForwardKLDivergence())
+    with pytest.raises(ValueError, match="logits of p"):
+        rows(t([[-math.inf, -math.inf]]), t([[0.0, 0.0]]), ForwardKLDivergence(), "logits")
+
+
+def test_named_distributions_are_read_by_a_closed_grammar():
+    assert named("Normal(0, 2)").scale == 2
+    assert named("StudentT(3,0,1)").df == 3
+    assert named("Categorical(.36,.48,.16)").probs.tolist() == pytest.approx([0.36, 0.48, 0.16])
+    assert float(named("0.7*Normal(-3,1) + 0.3*Normal(3,1)").mean) == pytest.approx(-1.2)
+    for text, message in (
+        ("Normal(0)", "it takes mean, sd"),
+        ("Normal(0, -1)", "GreaterThan|positive"),
+        ("Norm(0, 1)", "isn't a known distribution"),
+        ("__import__('os')", "isn't a distribution|isn't a list"),
+        ("Normal(0, x)", "isn't a list of numbers"),
+        ("0.5*Normal(0,1) + 0.6*Normal(1,1)", "don't sum to 1"),
+        ("Normal(0,1) Normal(0,1)", "doesn't go on with"),
+        ("0.5*Normal(0,1) + 0.5*Laplace(0,1)", "of one family"),
+        ("", "isn't a distribution"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            named(text)
