@@ -6,22 +6,19 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from whichkl._checks import plain, require, write_whole
+from whichkl._checks import plain, write_whole
 from whichkl.demo import textbook
+from whichkl.demo.figures import bifurcation, case_curves, fixed, integrand_curves, mean_of, school_effects
 from whichkl.demo.run import Demo
 from whichkl.diagnostics import shown_khat
 from whichkl.divergences import Estimate
 from whichkl.fitting import Fit
-from whichkl.plots import COLORS, Curve, add_ellipses, density, lines, plot, style
-from whichkl.problems.eight_schools import EFFECTS, ERRORS
+from whichkl.plots import add_ellipses, plot
 from whichkl.reporting.page import Block, Section, write_page
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 _NAMES = {"forward_kl": "forward", "reverse_kl": "reverse"}
 _LEAD = (
@@ -93,21 +90,24 @@ def _answer(demo: Demo) -> Section:
 
 
 def _textbook(demo: Demo) -> list[Section]:
-    book = demo.textbook
     x = torch.linspace(-9, 9, 721, dtype=torch.float64)
-    first, second, third = book.cases
-    far, near = first.reverse.diagnostics.optima, second.reverse.diagnostics.optima
+    return [_picture(demo, x), _seeking(demo, x), _limits(demo)]
+
+
+def _picture(demo: Demo, x: torch.Tensor) -> Section:
+    first = demo.textbook.cases[0]
+    far = first.reverse.diagnostics.optima
     rows = [
         (f"{_NAMES[name]} fit, {label}", _exact(first.table[name, "forward_kl"]), _exact(first.table[name, "reverse_kl"]))
         for name, label in (("forward_kl", _model(first.forward)), ("reverse_kl", _model(first.reverse)))
     ]
     gap = f"{first.cross_entropy:.6f} − {first.entropy:.6f} = {first.cross_entropy - first.entropy:.6f}"
-    picture = Section(
+    return Section(
         "Two bumps, one Gaussian",
         f"The target is {first.label}; the family is a single Gaussian. N(m, s) names the mean and the standard deviation. Every optimum that several starts found is shown, not one by luck.",
         (
             Block.chart(
-                _case(first, x),
+                case_curves(first, x),
                 f"Blue: the forward fit, which spans both bumps. Orange: all {len(far)} reverse optima; solid ones tie for the best, the dashed one is only locally best.",
             ),
             Block.table(
@@ -120,19 +120,25 @@ def _textbook(demo: Demo) -> list[Section]:
                 f"forward KL = cross-entropy − H(p) = {gap} nats, where H(p) is the entropy of the target, which no fit can change."
             ),
             Block.chart(
-                _integrands(first, x),
+                integrand_curves(first, x),
                 "Where each divergence is paid: the signed area under a curve is the divergence. Missing a whole bump costs forward KL dearly (below), while spanning the empty middle is what reverse KL pays for (above).",
             ),
         ),
         "1 · The textbook experiment",
     )
-    seeks = Section(
+
+
+def _seeking(demo: Demo, x: torch.Tensor) -> Section:
+    book = demo.textbook
+    _, second, third = book.cases
+    near = second.reverse.diagnostics.optima
+    return Section(
         "Reverse KL does not always seek a mode",
-        f"For {second.label} there is {_number(len(near))} reverse optimum, and it is centred: mean {_mean(near[0])}, sd {_sd(near[0])}. The folklore holds only for bumps far enough apart.",
+        f"For {second.label} there is {_number(len(near))} reverse optimum, and it is centred: mean {mean_of(near[0])}, sd {_sd(near[0])}. The folklore holds only for bumps far enough apart.",
         (
-            Block.chart(_case(second, x), "Closer bumps: both directions span them."),
+            Block.chart(case_curves(second, x), "Closer bumps: both directions span them."),
             Block.chart(
-                _bifurcation(demo),
+                bifurcation(demo),
                 "Means of all reverse-KL optima for ½ N(−M, 1) + ½ N(M, 1) as M grows. Solid: best overall. Hollow: only locally best. The dotted lines: where one-bump optima first exist, and where they become the best.",
             ),
             Block.finding(
@@ -140,13 +146,18 @@ def _textbook(demo: Demo) -> list[Section]:
                 "Below that, reverse KL covers; above it, the covering solution stays a local optimum, so an unlucky start can end there."
             ),
             Block.chart(
-                _case(third, x),
+                case_curves(third, x),
                 f"Unequal bumps, {third.label}: the forward fit leans to the left; reverse KL has a global optimum on the larger bump ({third.reverse.diagnostics.optima[0].loss:.4f} nats) and a local one on the smaller ({third.reverse.diagnostics.optima[1].loss:.4f}).",
             ),
         ),
     )
+
+
+def _limits(demo: Demo) -> Section:
+    book = demo.textbook
+    first = book.cases[0]
     outside = book.infinite.notes[0].split(" of the mass")[0]
-    limits = Section(
+    return Section(
         "When KL is infinite, and when the choice stops mattering",
         "KL(p‖q) is finite only if q is positive wherever p is.",
         (
@@ -177,7 +188,6 @@ def _textbook(demo: Demo) -> list[Section]:
             ),
         ),
     )
-    return [picture, seeks, limits]
 
 
 def _petals(demo: Demo) -> Section:
@@ -246,7 +256,7 @@ def _schools(demo: Demo) -> Section:
         f"Advice: {_advice(result)}",
         (
             Block.chart(
-                _effects(demo),
+                school_effects(demo),
                 "What the fitted posterior says of each school (orange: median and 95 % interval under q) beside what was published (grey: effect ± 2 standard errors). The model pulls the noisy ones towards each other.",
             ),
             Block.table(
@@ -340,86 +350,6 @@ def _findings(fit: Fit) -> list[Block]:
     return found or [Block.finding("Nothing speaks against this fit in what could be measured.", "No findings")]
 
 
-def _case(case: textbook.Case, x: torch.Tensor) -> Figure:
-    grid = x.tolist()
-    curves = [Curve("target p", grid, case.target.log_prob(x[:, None]).exp().tolist(), "target", fill=True)]
-    curves.append(Curve("forward fit", grid, density(case.forward.model, x), "forward_kl"))
-    for one in case.reverse.diagnostics.optima:
-        kind = "global" if one.is_global else "local"
-        name = f"reverse at {_mean(one)} ({kind})"
-        curves.append(Curve(name, grid, density(one.model, x), "reverse_kl", "solid" if one.is_global else "dash"))
-    return lines(curves, "x", "density")
-
-
-def _integrands(case: textbook.Case, x: torch.Tensor) -> Figure:
-    make = require("plotly.subplots", "app").make_subplots
-    figure = make(rows=2, cols=1, subplot_titles=("at the forward fit", "at the reverse fit"), vertical_spacing=0.16)
-    for row, which in enumerate(("forward_kl", "reverse_kl"), 1):
-        values = textbook.integrands(case, which, x)
-        names = ("p log(p/q), area KL(p‖q)", "q log(q/p), area KL(q‖p)")
-        for name, color, y in zip(names, ("forward_kl", "reverse_kl"), values, strict=True):
-            shown = [float(f"{v:.5g}") for v in y]
-            line = {"color": COLORS[color], "width": 2.5, "simplify": False}
-            figure.add_scatter(
-                x=x.tolist(), y=shown, name=name, legendgroup=name, showlegend=row == 1, line=line, fill="tozeroy", row=row, col=1
-            )
-    style(figure, "", "nats per unit of x", 520)
-    axes = {"gridcolor": figure.layout.yaxis.gridcolor, "zeroline": False}
-    figure.update_layout(margin={"t": 40}, xaxis2={**axes, "title": "x"}, yaxis2={**axes, "title": "nats per unit of x"})
-    figure.update_layout(legend={"y": 1.07})
-    return figure
-
-
-def _bifurcation(demo: Demo) -> Figure:
-    go = require("plotly.graph_objects", "app")
-    figure = go.Figure()
-    for best, name, symbol in ((True, "global optimum", "circle"), (False, "local optimum", "circle-open")):
-        points = [(b.half_distance, m) for b in demo.textbook.branches for m, is_best in b.means if is_best is best]
-        marker = {
-            "color": COLORS["reverse_kl"],
-            "size": 8,
-            "symbol": symbol,
-            "line": {"width": 1.5, "color": COLORS["reverse_kl"]},
-        }
-        figure.add_scatter(x=[p[0] for p in points], y=[round(p[1], 5) for p in points], mode="markers", name=name, marker=marker)
-    notes = ((demo.textbook.exists_from, "right"), (demo.textbook.wins_from, "left"))
-    for value, side in notes:
-        figure.add_vline(x=value, line={"color": COLORS["target"], "dash": "dot"})
-        figure.add_annotation(x=value, y=4.6, text=f" {value:.2f} ", showarrow=False, xanchor=side)
-    return style(figure, "M, half the distance between the bumps (sd 1)", "mean of q", 380)
-
-
-def _effects(demo: Demo) -> Figure:
-    go = require("plotly.graph_objects", "app")
-    low, middle, high = demo.schools.effects.tolist()
-    names = [f"school {i + 1}" for i in range(len(EFFECTS))]
-    figure = go.Figure()
-    published = {"type": "data", "array": [2 * e for e in ERRORS], "thickness": 2, "width": 0}
-    figure.add_scatter(
-        x=list(EFFECTS),
-        y=names,
-        error_x=published,
-        mode="markers",
-        name="published effect ± 2 s.e.",
-        marker={"color": COLORS["target"], "size": 8},
-    )
-    spread = {"type": "data", "symmetric": False, "thickness": 3, "width": 0}
-    spread["array"] = [round(h - m, 3) for h, m in zip(high, middle, strict=True)]
-    spread["arrayminus"] = [round(m - lo, 3) for lo, m in zip(low, middle, strict=True)]
-    figure.add_scatter(
-        x=[round(m, 3) for m in middle],
-        y=[*range(len(names))],
-        error_x=spread,
-        mode="markers",
-        name="under q, 95 %",
-        marker={"color": COLORS["reverse_kl"], "size": 9},
-    )
-    figure.data[0].y = [i + 0.22 for i in range(len(names))]
-    style(figure, "effect on the test score", "", 430)
-    figure.update_yaxes(tickvals=[i + 0.11 for i in range(len(names))], ticktext=names, autorange="reversed")
-    return figure
-
-
 def _advice(fit: Fit) -> str:
     best = fit.advice.best
     return f"{_NAMES[fit.objective.name]} KL, because {best.reason}." if best else ""
@@ -432,19 +362,11 @@ def _gain(fit: Fit) -> str:
 
 def _model(fit: Fit) -> str:
     mean, variance = textbook.moments(fit.model)
-    return f"N({_fixed(mean)}, {math.sqrt(variance):.2f})"
-
-
-def _mean(optimum: Any) -> str:
-    return _fixed(textbook.moments(optimum.model)[0])
+    return f"N({fixed(mean)}, {math.sqrt(variance):.2f})"
 
 
 def _sd(optimum: Any) -> str:
     return f"{math.sqrt(textbook.moments(optimum.model)[1]):.2f}"
-
-
-def _fixed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _exact(estimate: Estimate) -> str:
