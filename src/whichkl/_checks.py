@@ -141,13 +141,19 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and try a file in it, before the work whose result is to go there.
+    """Try to write a file in a folder, before the work whose result is to go there; leaves nothing behind.
 
     Raises:
         ResourceError: it can't be written.
     """
-    write_whole(folder / ".whichkl", b"")
-    (folder / ".whichkl").unlink(missing_ok=True)
+    fresh = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        write_whole(folder / ".whichkl", b"")
+        (folder / ".whichkl").unlink(missing_ok=True)
+    finally:
+        for one in fresh:
+            if one.is_dir() and not any(one.iterdir()):
+                one.rmdir()
 
 
 def plain(value: Any) -> Any:
