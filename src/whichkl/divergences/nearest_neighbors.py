@@ -35,7 +35,8 @@ def two_sample_kl(
 
     Both are whitened together first. The error is that of subsamples of n^(2/3) rows, scaled, with the bias found on a
     Gaussian twin of the data added in squares. It's unreliable where that bias is above two sampling errors and a tenth
-    of the twin's truth, where the twin is mostly noise, where the value comes near its `cap`, or below 50 rows. Rounded rows are spread within their step.
+    of the twin's truth, where fitting noise makes up as much of that truth, where the value comes near its `cap`, or
+    below 50 rows. Rounded rows are spread within their step.
 
     Args:
         x: samples of the law that the mean is taken under; whatever `Target.of` reads, (n,) as (n, 1).
