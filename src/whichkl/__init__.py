@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from whichkl.access import Access
     from whichkl.advice import advise
     from whichkl.divergences import Estimate
+    from whichkl.divergences.dispatch import estimate
     from whichkl.fitting import Fit, fit
     from whichkl.objectives import ForwardKL, ReverseKL
     from whichkl.plots import plot
@@ -29,6 +30,7 @@ _HOMES = {
     "ReverseKL": "objectives",
     "Target": "targets",
     "advise": "advice",
+    "estimate": "divergences.dispatch",
     "families": "",
     "fit": "fitting",
     "plot": "plots",
@@ -44,6 +46,7 @@ __all__ = [
     "ReverseKL",
     "Target",
     "advise",
+    "estimate",
     "families",
     "fit",
     "plot",

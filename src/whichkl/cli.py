@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+_REVERSED = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
 _out, _err = Console(), Console(stderr=True)
 
 Samples = Annotated[Path | None, typer.Argument(help="Samples of the target: a CSV, Parquet, Arrow or NPY file, one row a draw.")]
@@ -176,6 +177,64 @@ def fit(
         _out.print(f"Report: {out / 'report.html'}", markup=False)
 
 
+@app.command()
+def estimate(
+    p: Annotated[str, typer.Option("--p", help="The target: a sample file, or a distribution such as 'Normal(0,1)'.")],
+    q: Annotated[str, typer.Option("--q", help="The model: the same.")],
+    divergence: Annotated[
+        str, typer.Option("--divergence", help="forward_kl, reverse_kl, jeffreys, jensen_shannon, total_variation, energy, …")
+    ] = "forward_kl",
+    method: Annotated[str | None, typer.Option("--method", help="Instead of the one that the access decides.")] = None,
+    form: Annotated[
+        str, typer.Option("--form", help="What files hold: samples, or probabilities or logits, a row each.")
+    ] = "samples",
+    weight: Annotated[float | None, typer.Option("--weight", help="Of p in Jensen–Shannon, of the skew in skew KLs.")] = None,
+    order: Annotated[float | None, typer.Option("--order", help="Of Rényi's divergence.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate a divergence between two distributions or samples, both directions side by side, and say how far to trust it."""
+    with _err.status("loading torch", spinner="dots"):
+        from whichkl.divergences.dispatch import estimate as run_estimate
+
+        first, second = _side(p, form), _side(q, form)
+        knobs: dict[str, Any] = {"weight": weight, "order": order, "seed": seed, "form": form, "method": method}
+        asked = run_estimate(p=first, q=second, divergence=divergence, **knobs)
+        other: Any = None
+        if divergence in _REVERSED:
+            try:
+                other = run_estimate(p=first, q=second, divergence=_REVERSED[divergence], **knobs)
+            except WhichklError as error:
+                other = str(error)
+    if as_json:
+        back = other.to_dict() if hasattr(other, "to_dict") else other
+        _print_json(
+            {"p": p, "q": q, **asked.to_dict(), "interval": asked.interval, "sentence": asked.sentence, "other_direction": back}
+        )
+        return
+    results = [one for one in (asked, other) if hasattr(one, "to_dict")]
+    _table(
+        f"p = {p}, q = {q}",
+        ("divergence", "value", "95 % interval", "method", "trust"),
+        [
+            (
+                one.quantity,
+                f"{one.number}{'' if one.unit == 'none' else ' ' + one.unit}{one.constant}",
+                "exact" if one.exact else f"{one.interval[0]:.4g} … {one.interval[1]:.4g}",
+                one.method,
+                "yes" if one.reliable else "no",
+            )
+            for one in results
+        ],
+    )
+    for one in results:
+        _out.print(f"{one.sentence}", highlight=False, markup=False, soft_wrap=True)
+        for note in one.notes:
+            _out.print(f"  · {note}", highlight=False, markup=False, soft_wrap=True)
+    if isinstance(other, str):
+        _out.print(f"The other direction: {other}", highlight=False, markup=False, soft_wrap=True)
+
+
 def run() -> None:
     """Run a command; turn its errors into one line and an exit code (2 input, 3 target, 4 resources, 5 integrity)."""
     debug = "--debug" in sys.argv
@@ -209,6 +268,18 @@ def _target(samples: Path | None, log_prob: str | None, dim: int | None, support
         dim=dim,
         support=support,
     )
+
+
+def _side(text: str, form: str) -> Any:
+    """Read a distribution by the closed grammar, or a file."""
+    from whichkl.problems.named import looks_named, named
+    from whichkl.samples import read_samples
+    from whichkl.targets import Target
+
+    if looks_named(text):
+        return named(text)
+    table = read_samples(Path(text))
+    return Target(samples=table.values, names=table.names) if form == "samples" else table.values
 
 
 def _load_function(place: str) -> Any:

@@ -11,6 +11,11 @@ from whichkl._checks import InputError, cannot, plain
 
 Finite = Literal["certified", "infinite", "not certified"]
 
+_DIRECTIONS = {
+    "forward_kl": "Forward KL, KL(p‖q), the expectation under p,",
+    "reverse_kl": "Reverse KL, KL(q‖p), the expectation under q,",
+    "jeffreys": "The Jeffreys divergence, both KLs summed,",
+}
 _CONSTANTS = {"log_z": "log Z", "entropy_p": "H(p)"}
 
 
@@ -23,6 +28,7 @@ class Estimate:
         value: the number, in nats; ∞ where the divergence is.
         stderr: its standard error; 0 for exact methods.
         up_to: None, ``"log_z"`` (value = divergence − log Z) or ``"entropy_p"`` (value = divergence + H(p)).
+        unit: nats, bits, or none for what has no unit.
         finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
         method: how it was computed, in words.
         exact: whether only rounding and a stated quadrature error separate it from the truth.
@@ -50,7 +56,7 @@ class Estimate:
     cap: float | None = None
     reliable: bool = True
     notes: tuple[str, ...] = field(default=())
-    unit: Literal["nats", "bits"] = "nats"
+    unit: Literal["nats", "bits", "none"] = "nats"
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -60,7 +66,13 @@ class Estimate:
 
     @property
     def bits(self) -> Estimate:
-        """The same in bits: every nat is 1/ln 2 of them."""
+        """The same in bits: every nat is 1/ln 2 of them.
+
+        Raises:
+            InputError: the quantity has no unit (total variation, Hellinger, χ², distances between samples).
+        """
+        if self.unit == "none":
+            raise InputError(cannot("give this in bits", f"`{self.quantity}` has no unit", "Read `.value`"))
         if self.unit == "bits":
             return self
         per = 1 / math.log(2)
@@ -91,7 +103,8 @@ class Estimate:
     def __str__(self) -> str:
         """One line: quantity, value, error, what it is up to, method."""
         doubt = "" if self.reliable else f"; not reliable: {'; '.join(self.notes)}"
-        return f"{self.quantity} = {self.number} {self.unit}{self.constant} ({self.method}{doubt})"
+        unit = "" if self.unit == "none" else f" {self.unit}"
+        return f"{self.quantity} = {self.number}{unit}{self.constant} ({self.method}{doubt})"
 
     @property
     def number(self) -> str:
@@ -102,6 +115,19 @@ class Estimate:
             return f"{0.0 if abs(self.value) < 5e-7 else self.value:.6f}"
         digits = 4 if not 0 < self.stderr < math.inf else min(6, max(0, 1 - math.floor(math.log10(self.stderr))))
         return f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+
+    @property
+    def sentence(self) -> str:
+        """What the number says, and whether to believe it, in plain words."""
+        what = _DIRECTIONS.get(self.quantity, self.quantity.replace("_", " "))
+        if math.isinf(self.value):
+            return f"{what} is infinite."
+        if self.exact:
+            return f"{what} is {self.number}{'' if self.unit == 'none' else ' ' + self.unit}, exactly."
+        low, high = self.interval
+        trust = "" if self.reliable else ", but this method says of itself that it shouldn't be trusted here"
+        known = f" ({self.constant.lstrip(', ')})" if self.constant else ""
+        return f"{what} lies between {low:.4g} and {high:.4g}{known} with 95 % confidence{trust}."
 
     @property
     def constant(self) -> str:

@@ -41,7 +41,7 @@ def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Estimat
     value, stderr = _u_statistic(x, y, torch.neg)
     notes = ("in the unit of the columns, not in nats", *_degenerate(value, stderr))
     method = "energy distance, unbiased U-statistic"
-    return Estimate("energy_distance", unit * value, unit * stderr, method=method, n=len(x) + len(y), notes=notes)
+    return Estimate("energy", unit * value, unit * stderr, method=method, n=len(x) + len(y), notes=notes)
 
 
 def mmd_squared(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], bandwidth: float | None = None) -> Estimate:
@@ -73,7 +73,7 @@ def mmd_squared(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], bandwidth: flo
     how = "as given" if bandwidth is not None else f"the median distance of at most {_MEDIAN_ROWS} pooled rows"
     notes = (f"no unit: not in nats; Gaussian kernel of bandwidth {h * unit:.4g}, {how}", *_degenerate(value, stderr))
     method = "MMD² with a Gaussian kernel, unbiased U-statistic"
-    return Estimate("mmd_squared", value, stderr, finite="certified", method=method, n=len(x) + len(y), notes=notes)
+    return Estimate("mmd", value, stderr, finite="certified", method=method, n=len(x) + len(y), notes=notes)
 
 
 def sliced_wasserstein(

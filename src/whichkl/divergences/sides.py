@@ -1,0 +1,84 @@
+"""Sides: p or q as the caller gave it, brought to the few forms that the methods read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import InputError, cannot
+from whichkl.access import Access
+from whichkl.targets import Target
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two distributions: a target, a discrete distribution, or both a torch distribution and its target."""
+
+    name: str
+    target: Target | None
+    distribution: Distribution | None
+    fitted_on: Tensor | None = None
+
+    @property
+    def discrete(self) -> bool:
+        """Whether it lives on atoms."""
+        return self.target is None
+
+    @property
+    def access(self) -> Access:
+        """What can be done with it."""
+        if self.target is None:
+            return Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED | Access.ENUMERABLE
+        return self.target.access
+
+    @property
+    def density(self) -> bool:
+        """Whether it has a normalised log density."""
+        return Access.NORMALIZED in self.access
+
+    @classmethod
+    def of(cls, obj: Any, name: str) -> Side:
+        """Read a torch distribution, a `Target`, samples (array, DataFrame, path) or the `model` of a fit.
+
+        Raises:
+            InputError: it is none of these.
+        """
+        model, fitted_on = getattr(obj, "model", None), None
+        if isinstance(model, Distribution):
+            fitted_on = getattr(getattr(obj, "target", None), "samples", None)
+            obj = model
+        if isinstance(obj, Distribution):
+            if obj.batch_shape != () and obj.event_shape == ():
+                because = f"{name} is a batch of {tuple(obj.batch_shape)} distributions"
+                instead = "Give one, or torch.distributions.Independent(…, 1) for a vector"
+                raise InputError(cannot("estimate one divergence of it", because, instead))
+            if _is_discrete(obj):
+                return cls(name, None, obj)
+            return cls(name, Target.of(obj), obj, fitted_on)
+        return cls(name, Target.of(obj), None)
+
+
+def as_rows(values: Any, name: str) -> Tensor:
+    """Bring probabilities or logits to a floating tensor, atoms on the last axis.
+
+    Raises:
+        InputError: it isn't an array of numbers.
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        return torch.as_tensor(array if array.dtype.kind == "f" else array.astype(np.float64))
+    except (TypeError, ValueError) as error:
+        because = f"{name} is a `{type(values).__name__}`"
+        raise InputError(cannot("read atoms", because, "Give an array or tensor of floats, atoms on the last axis")) from error
+
+
+def _is_discrete(p: Distribution) -> bool:
+    support = p.support
+    return support is not None and bool(support.is_discrete)

@@ -1,0 +1,260 @@
+"""`estimate`: the method follows from the access, the number is right, and bad input is refused in words."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import (
+    Beta,
+    Categorical,
+    Cauchy,
+    ContinuousBernoulli,
+    Exponential,
+    Independent,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    StudentT,
+    Uniform,
+    kl_divergence,
+)
+
+import whichkl as wk
+from whichkl._checks import InputError, TargetError
+from whichkl.divergences.dispatch import METHODS
+from whichkl.divergences.kinds import KINDS
+
+GRAMMAR = re.compile(r"^Cannot .+: .+\. [A-Z].+\.$", re.DOTALL)
+D = torch.float64
+
+
+def rows(seed, n, dim, shift=0.0):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=D) + shift
+
+
+def mvn(dim, shift=0.0, variance=1.0):
+    return MultivariateNormal(torch.full((dim,), shift, dtype=D), variance * torch.eye(dim, dtype=D))
+
+
+def unnormalised(dim, constant=2.0, **more):
+    return wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2 + constant, dim=dim, **more)
+
+
+EXACT = [
+    (Normal(0.0, 1.0), Normal(1.0, 2.0), "forward_kl", 0.443147, "closed form"),
+    (Normal(0.0, 1.0), Normal(1.0, 2.0), "reverse_kl", 1.306853, "closed form"),
+    (Normal(0.0, 1.0), Normal(1.0, 2.0), "total_variation", 0.390066, "quadrature"),
+    (Normal(0.0, 1.0), Normal(1.0, 2.0), "jensen_shannon", 0.128175, "quadrature"),
+    (Normal(0.0, 1.0), Normal(1.0, 2.0), "hellinger", 0.149195, "quadrature"),
+    (Normal(0.0, 1.0), Normal(1.0, 2.0), "renyi", 0.323144, "quadrature"),
+    (Normal(0.0, 1.0), Normal(1.0, 2.0), "chi_squared", 0.744026, "quadrature"),
+    (Exponential(0.2), Exponential(0.4), "forward_kl", 0.306853, "closed form"),
+    (Uniform(0.0, 1.0), Normal(0.0, 1.0), "forward_kl", 1.085605, "closed form"),
+    (Uniform(0.0, 1.0), Normal(0.0, 1.0), "reverse_kl", math.inf, "quadrature"),
+    (Uniform(0.0, 1.0), Beta(1.0, 1.0), "forward_kl", 0.0, "closed form"),
+    (Uniform(0.0, 1.0), Uniform(0.0, 2.0), "reverse_kl", math.inf, "quadrature"),
+    (Cauchy(0.0, 1.0), Cauchy(1.0, 1.0), "forward_kl", 0.223144, None),
+    (Laplace(0.0, 1.0), Normal(0.0, 1.0), "forward_kl", 0.225791, None),
+    (Normal(0.0, 1.0), Cauchy(0.0, 1.0), "forward_kl", 0.259245, "quadrature"),
+    (Normal(0.0, 1.0), Cauchy(0.0, 1.0), "reverse_kl", math.inf, "quadrature"),
+    (Categorical(torch.tensor([0.36, 0.48, 0.16])), Categorical(torch.ones(3) / 3), "forward_kl", 0.0853, "closed form"),
+    (Poisson(3.0), Poisson(5.0), "reverse_kl", 0.554128, "closed form"),
+    (Poisson(3.0), Poisson(5.0), "jensen_shannon", None, "enumeration"),
+    (Uniform(0.0, 1.0), Uniform(2.0, 3.0), "jensen_shannon", math.log(2), "quadrature"),
+    (ContinuousBernoulli(torch.tensor(0.3, dtype=D)), Uniform(0.0, 1.0), "forward_kl", 0.029386, "quadrature"),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "divergence", "truth", "method"), EXACT, ids=str)
+def test_exact_pairs_by_the_method_that_they_allow(p, q, divergence, truth, method):
+    e = wk.estimate(p=p, q=q, divergence=divergence)
+    assert e.exact and e.quantity == divergence and (method is None or e.method == method)
+    assert truth is None or e.value == pytest.approx(truth, abs=1e-6)
+    assert e.value == truth or e.finite == "certified"
+    assert math.isfinite(e.value) or e.notes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_by_monte_carlo_agrees_with_quadrature(kind):
+    p, q = Normal(torch.tensor(0.0, dtype=D), 1.0), Normal(torch.tensor(0.6, dtype=D), 1.2)
+    exact = wk.estimate(p=p, q=q, divergence=kind, method="quadrature")
+    scores = []
+    for seed in range(40):
+        e = wk.estimate(p=p, q=q, divergence=kind, method="monte_carlo", n=2000, seed=seed)
+        scores.append((e.value - exact.value) / e.stderr)
+    assert abs(np.mean(scores)) < 4 / math.sqrt(40)
+    assert 0.6 < np.std(scores) < 1.5
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys"])
+def test_monte_carlo_kl_in_ten_dimensions(divergence):
+    p, q = mvn(10), mvn(10, 0.3, 1.5)
+    truth = {"forward_kl": kl_divergence(p, q), "reverse_kl": kl_divergence(q, p)}
+    truth["jeffreys"] = truth["forward_kl"] + truth["reverse_kl"]
+    e = wk.estimate(p=p, q=q, divergence=divergence, method="monte_carlo")
+    assert not e.exact and abs(e.value - float(truth[divergence])) < 4 * e.stderr
+
+
+def test_constants_of_unnormalised_targets_are_said_or_cancel():
+    q = mvn(3, 0.2)
+    log_z = 1.5 * math.log(2 * math.pi) + 2.0
+    reverse = wk.estimate(p=unnormalised(3), q=q, divergence="reverse_kl")
+    assert reverse.up_to == "log_z" and abs(reverse.value + log_z - 0.06) < 4 * reverse.stderr
+    sampled = unnormalised(3, sampler=lambda n: torch.randn(n, 3, dtype=D))
+    both = wk.estimate(p=sampled, q=q, divergence="jeffreys")
+    assert both.up_to is None and abs(both.value - 0.12) < 4 * both.stderr
+    reweighted = wk.estimate(p=unnormalised(3), q=mvn(3, 0.2, 1.5))
+    assert reweighted.method.startswith("self-normalised") and reweighted.up_to is None and reweighted.reliable
+    assert abs(reweighted.value - float(kl_divergence(mvn(3), mvn(3, 0.2, 1.5)))) < 4 * reweighted.stderr
+
+
+def test_reweighting_knows_its_cap():
+    e = wk.estimate(p=unnormalised(20), q=mvn(20, 1.5))  # truth 22.5 nats, e^22 draws away
+    assert not e.reliable and e.value <= e.cap == pytest.approx(math.log(20_000)) and e.finite == "not certified"
+
+
+def test_reweighting_covers():
+    truth = float(kl_divergence(mvn(2), mvn(2, 0.3, 1.5)))
+    inside = 0
+    for seed in range(200):
+        low, high = wk.estimate(p=unnormalised(2), q=mvn(2, 0.3, 1.5), n=2000, seed=seed).interval
+        inside += low <= truth <= high
+    assert 0.9 <= inside / 200 <= 0.99
+
+
+def test_samples_choose_neighbours_a_classifier_or_a_statistic():
+    x, y = rows(0, 1500, 2, 0.5), rows(1, 1500, 2)
+    assert wk.estimate(p=x, q=y).method.startswith("nearest neighbours") and wk.estimate(p=x, q=y).finite == "not certified"
+    one = wk.estimate(p=x, q=mvn(2))
+    assert "log density" in one.method and abs(one.value - 0.25) < 4 * one.stderr
+    back = wk.estimate(p=x, q=mvn(2), divergence="reverse_kl")
+    assert "two samples" in back.method and back.quantity == "reverse_kl" and abs(back.value - 0.25) < 4 * back.stderr
+    sums = wk.estimate(p=x, q=y, divergence="jeffreys")
+    assert abs(sums.value - 0.5) < 3 * sums.stderr
+    assert "classifier" in wk.estimate(p=x, q=y, divergence="total_variation").method
+    for name in ("energy", "mmd", "sliced_wasserstein"):
+        e = wk.estimate(p=x, q=y, divergence=name)
+        assert e.quantity == name and e.unit == "none" and e.value > 0
+    assert "bound" in wk.estimate(p=x, q=y, method="bound").method
+
+
+def test_the_directions_are_not_mixed_up():
+    p, q = Normal(torch.tensor(0.0, dtype=D), 1.0), Normal(torch.tensor(0.0, dtype=D), 2.0)
+    truth = {"forward_kl": float(kl_divergence(p, q)), "reverse_kl": float(kl_divergence(q, p))}  # 0.32 and 0.81
+    x, y = rows(2, 4000, 1), 2 * rows(3, 4000, 1)
+    for name, value in truth.items():
+        e = wk.estimate(p=x, q=y, divergence=name)
+        assert e.reliable and e.stderr < 0.06 and abs(e.value - value) < 4 * e.stderr
+
+
+def test_where_one_method_doubts_itself_the_next_is_asked():
+    e = wk.estimate(p=rows(2, 4000, 1), q=2 * rows(3, 4000, 1), divergence="reverse_kl")
+    assert "classifier" in e.method and any(note.startswith("knn gives") for note in e.notes)
+
+
+def test_draws_outside_the_support_of_q_are_infinite():
+    e = wk.estimate(p=rows(0, 500, 1), q=Exponential(torch.tensor(1.0, dtype=D)))
+    assert e.value == math.inf and e.finite == "infinite" and "rows" in e.notes[0]
+
+
+def test_probabilities_and_logits():
+    p, q = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]), torch.tensor([[0.25, 0.25, 0.5], [0.2, 0.3, 0.5]])
+    e = wk.estimate(p=p, q=q, form="probabilities")
+    assert e.exact and e.value == pytest.approx(math.log(2) / 2, abs=1e-7) and "2 rows" in e.notes[0]
+    logits = wk.estimate(p=p.log() + 3, q=q.log() - 1, form="logits")
+    assert logits.value == pytest.approx(e.value, abs=1e-6)
+    infinite = wk.estimate(p=q, q=p, form="probabilities")
+    assert infinite.value == math.inf and "0.5 of the mass of p" in infinite.notes[-1] and infinite.notes[-1].endswith(": 2")
+
+
+def test_rows_that_a_fit_has_seen_are_refused():
+    x = rows(0, 400, 1, 1.0)
+    fit = wk.fit(wk.Target(samples=x), seed=0)
+    with pytest.raises(InputError, match="fitted on these very rows"):
+        wk.estimate(p=x, q=fit)
+    assert abs(wk.estimate(p=rows(1, 400, 1, 1.0), q=fit).value) < 0.2
+
+
+BAD = [
+    ({"p": [0.5, -0.5, 1.0], "q": [0.3, 0.3, 0.4], "form": "probabilities"}, "p is -0.5 at row 0, atom 1"),
+    ({"p": [0.5, 0.5], "q": [0.3, 0.3], "form": "probabilities"}, "row 0 of q sums to 0.6, not 1"),
+    ({"p": [0.5, 0.5], "q": [[0.5], [0.5]], "form": "probabilities"}, r"p has shape \(2,\) and q \(2, 1\)"),
+    ({"p": ["a"], "q": [1.0], "form": "probabilities"}, "p is a `list`"),
+    ({"p": rows(0, 50, 1), "q": rows(1, 50, 2)}, "p has dimension 1 and q has 2"),
+    ({"p": torch.ones(50, 1), "q": rows(1, 50, 1)}, "column `x1` is constant"),
+    ({"p": torch.full((50, 1), math.nan), "q": rows(1, 50, 1)}, "50 cells in 50 of 50 rows NaN or infinite"),
+    ({"p": torch.empty(0, 1), "q": rows(1, 50, 1)}, "they are empty"),
+    ({"p": Normal(0.0, 1.0), "q": Normal(torch.zeros(3), 1.0)}, r"q is a batch of \(3,\) distributions"),
+    ({"p": rows(0, 50, 1), "q": Poisson(3.0)}, "q lives on atoms"),
+    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "divergence": "kl"}, "no such divergence"),
+    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "order": 2.0}, "`forward_kl` has no such parameter"),
+    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "method": "guess"}, "no such method"),
+    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "form": "logit"}, "Say samples, probabilities or logits"),
+    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "n": 3}, "at least 100 draws"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input_is_refused_in_words(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        wk.estimate(**arguments)
+    assert GRAMMAR.match(str(caught.value))
+
+
+def test_a_column_and_a_vector_are_the_same_samples():
+    x, y = rows(0, 300, 1, 0.5), rows(1, 300, 1)
+    assert wk.estimate(p=x[:, 0], q=y) == wk.estimate(p=x, q=y)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_the_access_forbids_is_refused_with_those_that_it_allows(method):
+    """A log density alone on both sides allows nothing; the message says what each method needs."""
+    p, q = unnormalised(2), unnormalised(2)
+    with pytest.raises(TargetError, match=f"Cannot use `{method}` for .* it requires") as caught:
+        wk.estimate(p=p, q=q, method=method)
+    assert GRAMMAR.match(str(caught.value))
+    with pytest.raises(TargetError, match="no method takes this access"):
+        wk.estimate(p=p, q=q)
+
+
+def test_units():
+    with pytest.raises(InputError, match="has no unit"):
+        _ = wk.estimate(p=Normal(0.0, 1.0), q=Normal(1.0, 1.0), divergence="hellinger").bits
+    assert wk.estimate(p=Normal(0.0, 1.0), q=Normal(1.0, 1.0)).bits.value == pytest.approx(0.5 / math.log(2))
+
+
+def test_a_student_against_a_normal_has_infinite_chi_squared_beside_a_finite_kl():
+    p, q = Normal(torch.tensor(0.0, dtype=D), 1.5), Normal(torch.tensor(0.0, dtype=D), 1.0)
+    assert math.isfinite(wk.estimate(p=p, q=q).value)
+    infinite = wk.estimate(p=p, q=q, divergence="chi_squared")
+    assert infinite.value == math.inf and "tail" in infinite.notes[0]
+    assert wk.estimate(p=StudentT(torch.tensor(5.0, dtype=D)), q=q, divergence="chi_squared").value == math.inf
+
+
+def test_products_of_registered_pairs():
+    p = Independent(Normal(torch.zeros(40, dtype=D), 1.0), 1)
+    q = Independent(Normal(torch.ones(40, dtype=D), 1.0), 1)
+    assert wk.estimate(p=p, q=q).value == pytest.approx(20)
+
+
+def command(*arguments):
+    return subprocess.run([sys.executable, "-m", "whichkl", "estimate", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_prints_both_directions_and_json(tmp_path):
+    np.savetxt(tmp_path / "p.csv", rows(0, 800, 1, 0.5).numpy(), header="x1", comments="")
+    done = command("--p", str(tmp_path / "p.csv"), "--q", "Normal(0,1)")
+    assert done.returncode == 0, done.stderr
+    for word in ("forward_kl", "reverse_kl", "nearest", "KL(p‖q), the expectation under p", "95 % confidence"):
+        assert word in done.stdout
+    done = command("--p", "Normal(0,1)", "--q", "Cauchy(0,1)", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["value"] == pytest.approx(0.259245, abs=1e-6) and answer["other_direction"]["value"] == "inf"
+    done = command("--p", "Normal(0,1)", "--q", "__import__('os')")
+    assert done.returncode == 2 and done.stderr.startswith("error: Cannot read")
