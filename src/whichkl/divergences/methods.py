@@ -60,6 +60,8 @@ def _closed_form(ask: Question) -> Estimate | None:
     p, q = ask.p.distribution, ask.q.distribution
     if not isinstance(p, Distribution) or not isinstance(q, Distribution):
         return None
+    if ask.name not in _KLS:
+        return None if ask.kind is None else closed_form.gaussian(p, q, ask.kind)
     result = closed_form.closed_form(p, q, ask.name)
     if result is not None and result.value == math.inf:  # the methods that name the region or the atoms say more
         for one in (_enumeration, _quadrature):
@@ -167,7 +169,7 @@ TABLE = (
     Method(
         "closed_form",
         "two torch distributions with an entry for this divergence",
-        lambda ask: ask.p.distribution is not None and ask.q.distribution is not None and ask.name in _KLS,
+        lambda ask: ask.p.distribution is not None and ask.q.distribution is not None,
         _closed_form,
     ),
     Method("enumeration", "two discrete distributions whose atoms can be listed", lambda ask: ask.p.discrete, _enumeration),
