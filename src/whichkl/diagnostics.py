@@ -151,6 +151,7 @@ def _accesses_disagree(target: Target, seed: int) -> bool:
     free = target.unconstrained()
     if not (free.access.can_sample and Access.LOG_PROB in free.access):
         return False
+    free = free.thinned()[0]
     x = free.samples if free.samples is not None else free.draws(_STEIN, seed + 3)
     if len(x) < 30 or target.weights is not None:
         return False
@@ -240,32 +241,31 @@ def _held_out(
     own = cross_fit(target, family, solver, seed)
     if own is None:
         note = "too few rows to hold any out: the mean is over the rows that were fitted, and flatters the fit"
-        estimate = monte_carlo.cross_entropy(-q.log_prob(_samples(target)), "in-sample mean", target.weights)
+        loss = -q.log_prob(_samples(target))
+        estimate = monte_carlo.cross_entropy(loss, "in-sample mean", target.weights, target.chains)
         return replace(estimate, reliable=False, notes=(note,)), diagnostics
     order, mine, how = own
-    w = None if target.weights is None else target.weights[order]
+    w, chains = (None if one is None else one[order] for one in (target.weights, target.chains))
     gains = []
     for near in (richer(family), simpler(family)):
         theirs = None if near is None else cross_fit(target, near, solver_for(ForwardKL(), near, target.access), seed)
-        gains.append(_gain(mine, None if theirs is None else theirs[1], w))
-    held_out = monte_carlo.cross_entropy(mine, how, w)
+        gains.append(_gain(mine, None if theirs is None else theirs[1], w, chains))
+    held_out = monte_carlo.cross_entropy(mine, how, w, chains)
     diagnostics = replace(diagnostics, held_out=held_out, richer_gain=gains[0], simpler_gain=gains[1])
     if Access.LOG_PROB not in target.access:
         return held_out, diagnostics
     log_p = target.log_prob(_samples(target)[order])
-    absolute = monte_carlo.cross_entropy(mine + log_p, how, w)
+    absolute = monte_carlo.cross_entropy(mine + log_p, how, w, chains)
     return replace(absolute, up_to=None if target.normalized else "log_z"), diagnostics
 
 
 def cross_fit(target: Target, family: Family, solver: Solver, seed: int) -> tuple[Tensor, Float[Tensor, " m"], str] | None:
     """Return −log q of rows under models fitted without them (their numbers, losses, and the scheme); None if too few.
 
-    Up to 10,000 rows: ten folds. Above: one fifth is held out once.
+    Up to 10,000 rows: ten folds. Above: one fifth is held out once. Folds are random rows; of chains, stretches in time.
     """
     x, n = _samples(target), len(_samples(target))
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(n, generator=generator).to(x.device)
-    folds = [*shuffled.tensor_split(min(_FOLDS, n))] if n <= _FOLD_LIMIT else [shuffled[: n // 5]]
+    folds = _folds(target, n, seed)
     losses = []
     for fold in folds:
         keep = torch.ones(n, dtype=torch.bool, device=x.device)
@@ -277,7 +277,23 @@ def cross_fit(target: Target, family: Family, solver: Solver, seed: int) -> tupl
             return None
         losses.append(-fitted.log_prob(x[fold]))
     how = f"{len(folds)}-fold cross-fitting, {n} rows" if len(folds) > 1 else f"{len(folds[0]):,} rows held out"
-    return torch.cat(folds), torch.cat(losses), how
+    order, loss = torch.cat(folds), torch.cat(losses)
+    if target.chains is None:
+        return order, loss, how
+    in_time = order.argsort()
+    return order[in_time], loss[in_time], how
+
+
+def _folds(target: Target, n: int, seed: int) -> list[Tensor]:
+    """Rows to hold out: random ones, or one stretch of each chain, since neighbours in time would tell of each other."""
+    many = n <= _FOLD_LIMIT
+    if target.chains is None:
+        shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(_samples(target).device)
+        return [*shuffled.tensor_split(min(_FOLDS, n))] if many else [shuffled[: n // 5]]
+    own = [(target.chains == one).nonzero()[:, 0] for one in range(int(target.chains.max()) + 1)]
+    count = min(_FOLDS if many else 5, max(map(len, own)))
+    stretches = [rows.tensor_split(count) for rows in own]
+    return [torch.cat([parts[i] for parts in stretches]) for i in (range(count) if many else [count - 1])]
 
 
 def model_target(model: Distribution, like: Target) -> Target:
@@ -305,10 +321,11 @@ def _refit(target: Target, family: Family, solver: Solver, seed: int) -> Target 
         return None
 
 
-def _gain(mine: Tensor, theirs: Tensor | None, weights: Tensor | None = None) -> Estimate | None:
+def _gain(mine: Tensor, theirs: Tensor | None, weights: Tensor | None = None, chains: Tensor | None = None) -> Estimate | None:
     if theirs is None:
         return None
-    return replace(monte_carlo.cross_entropy(mine - theirs, "paired on unseen draws", weights), quantity="gain", up_to=None)
+    gain = monte_carlo.cross_entropy(mine - theirs, "paired on unseen draws", weights, chains)
+    return replace(gain, quantity="gain", up_to=None)
 
 
 def _samples(target: Target) -> Tensor:

@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
+from whichkl.chains import chain_ids, thinning
 from whichkl.density import Function, LogDensity
 from whichkl.samples import read_samples
 from whichkl.supports import Bijection, Support, support_of
@@ -38,6 +39,8 @@ class Target:
         support: where p > 0: a `torch.distributions.constraints` member, one a column, or a word (``"positive"``).
         normalized: whether `log_prob` integrates to one.
         weights: (n,) non-negative weights of `samples`.
+        chains: where `samples` come from Markov chains, in the order of time: how many equally long ones are stacked one
+            after another, or (n,) ids of the chain of each row. Error bars then count effective draws.
         names: the d column names.
         batched: False if `log_prob` and `score` take one point, (d,).
         dtype: what the functions are called with: float64 unless said.
@@ -62,6 +65,7 @@ class Target:
         support: Support = None,
         normalized: bool = False,
         weights: Any = None,
+        chains: Any = None,
         names: Sequence[str] | None = None,
         batched: bool = True,
         dtype: torch.dtype | None = None,
@@ -88,6 +92,7 @@ class Target:
         inside = self.bijection.forward(torch.zeros(1, self.bijection.free_dim, dtype=self.dtype, device=self.device))
         self.density = LogDensity(log_prob, score, batched, inside) if log_prob is not None else None
         self.weights = self._check_samples(weights)
+        self.chains = self._check_chains(chains)
 
     @classmethod
     def of(cls, obj: Any) -> Target:
@@ -203,12 +208,22 @@ class Target:
             dim=bijection.free_dim,
             normalized=self.normalized,
             weights=self.weights,
+            chains=self.chains,
             dtype=self.dtype,
             device=self.device,
         )
         free.evaluations = self.evaluations
         inner.evaluations = {"log_prob": 0, "score": 0, "samples": 0, "rejected": 0}
         return free
+
+    def thinned(self) -> tuple[Target, int]:
+        """Return this target with every τ-th row of its chains, nearly independent, and τ; itself and 1 without chains."""
+        if self.samples is None or self.chains is None:
+            return self, 1
+        rows, step = thinning(self.samples, self.chains)
+        few = copy.copy(self)
+        few.samples, few.chains = self.samples[rows], None
+        return few, step
 
     def __repr__(self) -> str:
         size = "" if self.samples is None else f", n={len(self.samples)}"
@@ -240,6 +255,14 @@ class Target:
             because = f"they must be {len(self.samples)} finite, non-negative numbers with a positive sum"
             raise InputError(cannot("use these `weights`", because, "Correct them"))
         return w
+
+    def _check_chains(self, chains: Any) -> Tensor | None:
+        if chains is None:
+            return None
+        if self.samples is None or self.weights is not None:
+            because = "there are no samples that they could belong to" if self.samples is None else "the samples are weighted"
+            raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
+        return chain_ids(chains, len(self.samples), self.device)
 
 
 def _inside(inside: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,0 +1,196 @@
+"""Correlated draws: effective numbers as ArviZ has them, error bars that cover, and thinning where independence is needed."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import lfilter
+from torch.distributions import MultivariateNormal, kl_divergence
+
+import whichkl as wk
+from whichkl import Target
+from whichkl.chains import chain_ids, effective_draws, standard_error, thinning
+from whichkl.diagnostics import cross_fit
+from whichkl.divergences import monte_carlo
+from whichkl.families import Gaussian
+from whichkl.solvers import ClosedForm
+
+D = torch.float64
+
+
+def autoregressive(n, rho, seed, dim=1):
+    """A stationary AR(1) chain with standard normal margins, (n, dim)."""
+    noise = np.random.default_rng(seed).normal(size=(n, dim)) * math.sqrt(1 - rho**2)
+    noise[0] /= math.sqrt(1 - rho**2)
+    return torch.from_numpy(lfilter([1.0], [1.0, -rho], noise, axis=0))
+
+
+def standard(dim, constant=0.0):
+    return lambda x: -x.square().sum(-1) / 2 - dim / 2 * math.log(2 * math.pi) + constant
+
+
+def chained(n, seed, dim=2, rho=0.9, chains=2, **more):
+    """Two chains of a standard normal, stacked, with its density."""
+    x = torch.cat([autoregressive(n // 2, rho, 2 * seed + one, dim) for one in range(2)])
+    more = {"log_prob": standard(dim), "normalized": True, **more}
+    return Target(samples=x, chains=chains, **more)
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 500), (1, 501), (4, 1000), (3, 37), (2, 40)])
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.95, -0.5])
+def test_effective_draws_agree_with_arviz(count, length, rho):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        az = pytest.importorskip("arviz")
+    x = torch.stack([autoregressive(length, rho, seed)[:, 0] for seed in range(count)])
+    for values in (x, x.square(), x + torch.arange(count)[:, None]):
+        theirs = float(az.ess(values.numpy(), method="mean"))
+        assert effective_draws(values.flatten(), chain_ids(count, count * length)) == pytest.approx(theirs, rel=1e-9)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_effective_draws_of_an_autoregression(rho):
+    n = 100_000
+    found = effective_draws(autoregressive(n, rho, 3)[:, 0], chain_ids(1, n))
+    assert found == pytest.approx(n * (1 - rho) / (1 + rho), rel=0.1)
+
+
+def test_unequal_chains_weigh_by_their_rows():
+    x = autoregressive(60_000, 0.8, 1)[:, 0]
+    ids = torch.cat([torch.full((10_000,), 7), torch.full((50_000,), -2)])
+    assert effective_draws(x, chain_ids(ids, 60_000)) == pytest.approx(60_000 / 9, rel=0.15)
+    mixed = torch.randperm(60_000, generator=torch.Generator().manual_seed(0)).sort()[1]  # rows of chains needn't be neighbours
+    assert effective_draws(x[mixed], chain_ids(1, 60_000)) > 40_000
+
+
+def test_thinned_rows_are_nearly_independent():
+    x = torch.cat([autoregressive(20_000, 0.9, 0), autoregressive(20_000, 0.5, 1)], dim=1)
+    ids = chain_ids(4, 20_000)
+    rows, step = thinning(x, ids)
+    assert 15 <= step <= 25 and len(rows) == pytest.approx(20_000 / step, abs=4)
+    few = x[rows]
+    assert effective_draws(few[:, 0], ids[rows]) > 0.6 * len(rows)
+    assert standard_error(few[:, 0], None)[1] is None and standard_error(few[:, 0], ids[rows])[1] <= len(rows)
+
+
+BAD = [
+    (3, "10 rows aren't 3 equally long chains"),
+    (0, "there must be at least one"),
+    (5, "the shortest chain has 2 rows"),
+    ([0] * 9, "they aren't 10 whole numbers"),
+    ([0.5] * 10, "they aren't 10 whole numbers"),
+    ([math.nan] * 10, "they aren't 10 whole numbers"),
+    (["a"] * 10, "not numbers"),
+    (True, "they aren't 10 whole numbers"),
+    ([0] * 8 + [1] * 2, "the shortest chain has 2 rows"),
+]
+
+
+@pytest.mark.parametrize(("chains", "message"), BAD, ids=[message for _, message in BAD])
+def test_what_is_no_chain_is_refused(chains, message):
+    with pytest.raises(ValueError, match=message):
+        chain_ids(chains, 10)
+
+
+def mvn(dim, shift=0.0, variance=1.0):
+    return MultivariateNormal(torch.full((dim,), shift, dtype=D), variance * torch.eye(dim, dtype=D))
+
+
+P, NEAR, FAR = mvn(2), mvn(2, 0.1), mvn(2, 0.5, 1.5)
+FORWARD, REVERSE = (float(kl_divergence(*pair)) for pair in ((P, FAR), (FAR, P)))
+UNNORMALISED = {"log_prob": standard(2, 4.0), "normalized": False}
+SILENT = Target(log_prob=FAR.log_prob, normalized=True, dim=2)
+ASKED = {
+    "mean": ({}, FAR, "forward_kl", FORWARD, "monte_carlo", "Monte Carlo"),
+    "control variate": ({}, NEAR, "forward_kl", 0.01, "monte_carlo", "control variate"),
+    "jeffreys": (UNNORMALISED, FAR, "jeffreys", FORWARD + REVERSE, "monte_carlo", "normalisers cancel"),
+    "bridge": (UNNORMALISED, FAR, "forward_kl", FORWARD, "bridge", "bridge"),
+    "bridge back": (UNNORMALISED, FAR, "reverse_kl", REVERSE, "bridge", "bridge"),
+    "any kind": ({}, mvn(2, 1.0), "skew_forward_kl", None, "monte_carlo", "Monte Carlo"),
+    "other side": ({}, None, "reverse_kl", float(kl_divergence(mvn(2, 0.3, 0.8), P)), "importance", "importance sampling"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_intervals_cover_with_chains_and_are_far_too_narrow_without(name):
+    """AR(1), ρ = 0.9: 6,000 draws are worth some 315 independent ones; without `chains` the error is a fourth of that."""
+    more, q, divergence, truth, method, words = ASKED[name]
+    q = q or Target(log_prob=mvn(2, 0.3, 0.8).log_prob, normalized=True, dim=2)
+    if truth is None:
+        truth = wk.estimate(p=P, q=q, divergence=divergence, method="quadrature").value
+    inside = {2: 0, None: 0}
+    for seed in range(200):
+        for chains in inside:
+            p = chained(6000, seed, chains=chains, **more)
+            e = wk.estimate(p=p, q=q, divergence=divergence, method=method, n=6000, seed=seed)
+            assert words in e.method
+            assert (e.ess is not None and e.ess < 9000) or chains is None
+            inside[chains] += e.interval[0] <= truth <= e.interval[1]
+    assert 180 <= inside[2] <= 199
+    assert inside[None] < 150
+
+
+def test_short_chains_are_called_unreliable():
+    e = wk.estimate(p=chained(600, 0), q=FAR, method="monte_carlo")
+    assert not e.reliable and e.notes[-1].startswith("the chains are worth ") and "error bars need 100" in e.notes[-1]
+    assert e.method.startswith("Monte Carlo, 600 samples of p in 2 chains, worth ")
+
+
+def test_methods_that_take_rows_as_independent_thin_the_chains():
+    p = chained(40_000, 1, log_prob=None)
+    y = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=D) * math.sqrt(1.5) + 0.5
+    for name, method in (("forward_kl", None), ("forward_kl", "bound"), ("total_variation", None), ("energy", None)):
+        e = wk.estimate(p=p, q=y, divergence=name, method=method)
+        assert e.notes[-1].startswith("the chains of p were thinned to every ") and e.notes[-1].endswith(" of 40,000")
+        assert e.n < 8000
+    squared = {2: 0.0, None: 0.0}
+    for seed in range(20):
+        for chains in squared:
+            e = wk.estimate(p=chained(6000, seed, chains=chains, log_prob=None), q=FAR, method="knn")
+            squared[chains] += ((e.value - FORWARD) / e.stderr) ** 2 / 20
+    assert squared[2] < 2.2 and squared[None] > 4
+
+
+def test_a_held_out_value_counts_effective_draws_and_holds_out_stretches_of_time():
+    inside = {2: 0, None: 0}
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    for seed in range(100):
+        for chains in inside:
+            target = chained(3000, seed, dim=1, log_prob=None, chains=chains)
+            order, loss, how = cross_fit(target, Gaussian(), ClosedForm(), seed)
+            e = monte_carlo.cross_entropy(loss, how, None, None if chains is None else target.chains[order])
+            truth = entropy + float(kl_divergence(mvn(1), ClosedForm().solve(target, Gaussian(), seed).best.model))
+            inside[chains] += e.interval[0] <= truth <= e.interval[1]
+            assert chains is None or torch.equal(order, torch.arange(3000))
+    assert 90 <= inside[2] <= 99 and inside[None] < 85
+    value = wk.fit(target := chained(3000, 0, dim=1, log_prob=None), Gaussian(), seed=0).value
+    assert value.up_to == "entropy_p" and value.ess < 1000 and target.chains is not None
+
+
+def test_chains_survive_a_change_of_coordinates_and_a_large_fold():
+    x = chained(24_000, 0, dim=1).samples.exp()
+    target = Target(samples=x, support="positive", chains=2)
+    assert torch.equal(target.unconstrained().chains, target.chains)
+    fit = wk.fit(target, Gaussian(), seed=0)
+    assert fit.value.n == 4800 and fit.value.ess < 2000 and "4,800 rows held out" in fit.value.method
+
+
+def test_chains_need_equally_weighted_samples():
+    for more in ({"log_prob": standard(1), "dim": 1}, {"samples": torch.randn(10, 1), "weights": torch.ones(10)}):
+        with pytest.raises(ValueError, match="Cannot use `chains=`"):
+            Target(chains=2, **more)
+
+
+def test_the_command_takes_the_count_of_chains(tmp_path):
+    np.savetxt(tmp_path / "p.csv", chained(6000, 0, dim=1).samples.numpy(), header="x1", comments="")
+    start = [sys.executable, "-m", "whichkl", "estimate", "--p", str(tmp_path / "p.csv"), "--q", "Normal(0.5,1)", "--json"]
+    done = subprocess.run([*start, "--p-chains", "2"], capture_output=True, text=True, timeout=120)
+    assert "of p were thinned to every" in json.loads(done.stdout)["notes"][-1]
+    for more, message in ((["--p-chains", "7"], "6000 rows aren't 7"), (["--q-chains", "2"], "it isn't a file of samples")):
+        done = subprocess.run([*start, *more], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and message in done.stderr
