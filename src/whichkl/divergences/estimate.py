@@ -16,7 +16,7 @@ _DIRECTIONS = {
     "reverse_kl": "Reverse KL, KL(q‖p), the expectation under q,",
     "jeffreys": "The Jeffreys divergence, both KLs summed,",
 }
-_CONSTANTS = {"log_z": "log Z", "entropy_p": "H(p)"}
+_CONSTANTS = {", H(p) included": "H(p)", ", log Z included": "+ log Z", ", log Z subtracted": "− log Z"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Estimate:
         quantity: what it is, such as ``"forward_kl"``.
         value: the number, in nats; ∞ where the divergence is.
         stderr: its standard error; 0 for exact methods.
-        up_to: None, ``"log_z"`` (value = divergence − log Z) or ``"entropy_p"`` (value = divergence + H(p)).
+        up_to: None, ``"entropy_p"`` (value = divergence + H(p)) or ``"log_z"``: value = forward KL + log Z, and reverse KL
+            − log Z, since log p̃ = log p + log Z stands in one with a plus and in the other with a minus.
         unit: nats, bits, or none for what has no unit.
         finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
         method: how it was computed, in words.
@@ -85,8 +86,8 @@ class Estimate:
         Raises:
             InputError: they are known up to different constants, or in different units.
         """
-        if (self.up_to, self.unit) != (other.up_to, other.unit):
-            mine, theirs = (f"up to {_CONSTANTS[e.up_to]}" if e.up_to else "absolute" for e in (self, other))
+        if (self.constant, self.unit) != (other.constant, other.unit):
+            mine, theirs = (f"up to {_CONSTANTS[e.constant]}" if e.constant else "absolute" for e in (self, other))
             because = f"one is {mine} in {self.unit}, the other {theirs} in {other.unit}"
             raise InputError(cannot("subtract these estimates", because, "Compare estimates of the same kind"))
         return Estimate(
@@ -131,8 +132,9 @@ class Estimate:
 
     @property
     def constant(self) -> str:
-        """``" + H(p)"`` or ``" − log Z"`` as the value contains it, or nothing."""
-        return {None: "", "entropy_p": ", H(p) included", "log_z": ", log Z subtracted"}[self.up_to]
+        """What the value contains beside the divergence, in words, or nothing."""
+        of_z = ", log Z included" if self.quantity == "forward_kl" else ", log Z subtracted"
+        return {None: "", "entropy_p": ", H(p) included", "log_z": of_z}[self.up_to]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; infinities as text."""

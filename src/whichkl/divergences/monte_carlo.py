@@ -1,17 +1,21 @@
-"""Monte Carlo: means of log ratios over fresh draws, each with its standard error."""
+"""Monte Carlo: means of log ratios over draws, fresh or fixed, independent or of chains, each with its standard error."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
+from whichkl.chains import FEWEST, standard_error
+from whichkl.divergences.control_variate import control_variate
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import ChiSquared, Kind, Renyi
 from whichkl.importance import pareto_smooth
@@ -24,33 +28,45 @@ _MATTERS = 0.005
 def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
     """KL(p‖q) = E_p[log p − log q] by fresh draws of p, or its samples; unbiased, up to log Z where p is unnormalised.
 
-    Samples that q was fitted on flatter it: hold some out.
+    Samples that q was fitted on flatter it: hold some out. Where both are normalised and q has a sampler, a control variate
+    takes noise away, if that pays (`control_variate`).
 
     Raises:
         TargetError: p has neither a sampler nor samples, or p or q can't be evaluated.
     """
-    x, of = _points(p, n, seed, "p")
-    ratio = p.log_prob(x) - q.log_prob(x)
+    x, of, chains = points(p, n, seed, "p")
+    ratio = log_ratio_at(p, q, x)
     up_to: Literal["log_z"] | None = None if p.normalized else "log_z"
     if p.sampler is None and p.weights is not None:
         return replace(cross_entropy(ratio, of, p.weights), up_to=up_to)
-    return mean_log_ratio("forward_kl", ratio, up_to, of)
+    return mean_log_ratio("forward_kl", ratio, up_to, of, _elsewhere(p, q, seed), chains)
 
 
 def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(q‖p) = E_q[log q − log p] by fresh draws of q; unbiased, up to log Z where p is unnormalised.
+    """KL(q‖p) = E_q[log q − log p] by fresh draws of q, or its samples; unbiased, up to log Z where p is unnormalised.
+
+    It's the forward KL of q from p, and has its control variate.
 
     Raises:
-        TargetError: q has no sampler, or p or q can't be evaluated.
+        TargetError: q has neither a sampler nor samples, or p or q can't be evaluated.
     """
-    x = q.draws(n, seed)
-    return mean_log_ratio("reverse_kl", q.log_prob(x) - p.log_prob(x), None if p.normalized else "log_z", "draws of q")
+    x, of, chains = points(q, n, seed, "q")
+    ratio = log_ratio_at(q, p, x)
+    up_to: Literal["log_z"] | None = None if p.normalized else "log_z"
+    if q.sampler is None and q.weights is not None:
+        return replace(cross_entropy(ratio, of, q.weights), quantity="reverse_kl", up_to=up_to)
+    return mean_log_ratio("reverse_kl", ratio, up_to, of, _elsewhere(q, p, seed), chains)
 
 
-def cross_entropy(loss: Float[Tensor, " n"], method: str, weights: Float[Tensor, " n"] | None = None) -> Estimate:
-    """E_p[−log q] = KL(p‖q) + H(p) from −log q at draws of p that q wasn't fitted on, with weights if p's draws have them."""
+def cross_entropy(
+    loss: Float[Tensor, " n"],
+    method: str,
+    weights: Float[Tensor, " n"] | None = None,
+    chains: Int[Tensor, " n"] | None = None,
+) -> Estimate:
+    """E_p[−log q] = KL(p‖q) + H(p) from −log q at draws of p that q wasn't fitted on, with their weights or chains if any."""
     if weights is None or not bool(loss.isfinite().all()):
-        return mean_log_ratio("forward_kl", loss, "entropy_p", method)
+        return mean_log_ratio("forward_kl", loss, "entropy_p", method, chains=chains)
     w = (weights / weights.sum()).to(torch.float64)
     mean = float(w @ loss.to(torch.float64))
     stderr = float((w.square() @ (loss - mean).square()).sqrt())
@@ -71,9 +87,9 @@ def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
     if p.weights is not None or q.weights is not None:
         because = "the samples are weighted"
         raise TargetError(cannot("compute the Z-free Jeffreys divergence", because, "Resample them by their weights first"))
-    (x, of_p), (y, of_q) = _points(p, n, seed, "p"), _points(q, n, seed + 1, "q")
-    from_p = mean_log_ratio("jeffreys", p.log_prob(x) - q.log_prob(x), None, "draws of p")
-    from_q = mean_log_ratio("jeffreys", q.log_prob(y) - p.log_prob(y), None, "draws of q")
+    (x, of_p, chains_p), (y, of_q, chains_q) = points(p, n, seed, "p"), points(q, n, seed + 1, "q")
+    from_p = mean_log_ratio("jeffreys", log_ratio_at(p, q, x), None, of_p, chains=chains_p)
+    from_q = mean_log_ratio("jeffreys", log_ratio_at(q, p, y), None, of_q, chains=chains_q)
     value = from_p.value + from_q.value
     return Estimate(
         quantity="jeffreys",
@@ -82,6 +98,7 @@ def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
         finite="infinite" if value == math.inf else "not certified",
         method=f"Monte Carlo, {of_p} and {of_q}; normalisers cancel",
         n=len(x) + len(y),
+        ess=None if from_p.ess is from_q.ess is None else (from_p.ess or len(x)) + (from_q.ess or len(y)),
         khat=max(from_p.khat or -math.inf, from_q.khat or -math.inf),
         reliable=from_p.reliable and from_q.reliable,
         notes=from_p.notes + from_q.notes,
@@ -100,9 +117,9 @@ def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) ->
     if not (p.normalized and q.normalized) or p.weights is not None or q.weights is not None:
         because = "it requires normalised densities, and equally weighted draws, of both"
         raise TargetError(cannot(f"estimate `{kind.name}` by Monte Carlo", because, "Pass `normalized=True` if they are"))
-    sides, method = [], []
+    sides, errors, method = [], [], []
     for side, name, shift in ((p, "p", 0), (q, "q", 1)):
-        x, of = _points(side, n, seed + shift, name)
+        x, of, chains = points(side, n, seed + shift, name)
         log_p, log_q = (one.log_prob(x).detach().to(torch.float64) for one in (p, q))
         middle = torch.logaddexp(log_p, log_q) - math.log(2)
         inside = kind.integrand(log_p, log_q)
@@ -112,9 +129,10 @@ def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) ->
             note = f"{share:.1%} of the draws of {name} fell where the other density is zero"
             return Estimate(kind.name, math.inf, finite="infinite", method=f"Monte Carlo, {of}", n=len(x), notes=(note,))
         sides.append(terms)
+        errors.append(standard_error(terms, chains))
         method.append(of)
     integral = sum(float(terms.mean()) for terms in sides) / 2
-    stderr = 0.5 * math.sqrt(sum(float(terms.var()) / len(terms) for terms in sides))
+    stderr = 0.5 * math.hypot(*(error for error, _ in errors))
     value = kind.value(integral)
     if isinstance(kind, Renyi):
         stderr = stderr / abs(integral * (kind.order - 1)) if integral > 0 else math.inf
@@ -122,6 +140,8 @@ def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) ->
     khat = None if bounded else max(pareto_smooth(terms.abs().clamp(min=1e-300).log())[1] for terms in sides)
     heavy = khat is not None and khat >= 0.5 and stderr > _MATTERS
     notes = (f"the terms have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small",) if heavy else ()
+    effective = [ess for _, ess in errors]
+    few = few_effective(*effective)
     return Estimate(
         kind.name,
         value,
@@ -129,37 +149,99 @@ def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) ->
         finite="certified" if bounded else "not certified",
         method=f"Monte Carlo, {method[0]} and {method[1]}",
         n=sum(map(len, sides)),
+        ess=None if effective == [None, None] else sum(e or len(side) for e, side in zip(effective, sides, strict=True)),
         khat=khat,
-        reliable=not heavy and math.isfinite(value),
-        notes=notes,
+        reliable=not heavy and not few and math.isfinite(value),
+        notes=(*notes, *few),
     )
 
 
-def _points(p: Target, n: int, seed: int, name: str) -> tuple[Float[Tensor, "n d"], str]:
-    """Fresh draws where there is a sampler, else the samples; and what they are."""
+def points(p: Target, n: int, seed: int, name: str) -> tuple[Float[Tensor, "n d"], str, Int[Tensor, " n"] | None]:
+    """Fresh draws where there is a sampler, else the samples; what they are; and their chains, where they have any."""
     if p.sampler is None and p.samples is not None:
-        return p.samples, f"{len(p.samples):,} samples of {name}"
-    return p.draws(n, seed), f"{n:,} fresh draws of {name}"
+        chains = "" if p.chains is None else f" in {int(p.chains.max()) + 1} chains"
+        return p.samples, f"{len(p.samples):,} samples of {name}{chains}", p.chains
+    return p.draws(n, seed), f"{n:,} fresh draws of {name}", None
+
+
+def log_ratio_at(a: Target, b: Target, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Log a/b at draws of a, +∞ where b is zero.
+
+    Raises:
+        TargetError: a is zero at draws of its own.
+    """
+    own = a.log_prob(x).detach().to(torch.float64)
+    if bool((own == -math.inf).any()):
+        because = f"{int((own == -math.inf).sum())} of its {len(x)} draws fell where its own log density is −∞"
+        raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
+    return own - b.log_prob(x).detach().to(torch.float64)
+
+
+def few_effective(*effective: float | None) -> tuple[str, ...]:
+    """Say where chains are too short for an error bar."""
+    least = min((ess for ess in effective if ess is not None), default=math.inf)
+    return (f"the chains are worth {least:.0f} independent draws, and error bars need {FEWEST}: run them longer",) * (
+        least < FEWEST
+    )
+
+
+def _elsewhere(a: Target, b: Target, seed: int) -> Callable[[int], Tensor] | None:
+    """Log a/b at fresh draws of b, for the control variate; None where a density isn't normalised, or b can't be drawn."""
+    if not (a.normalized and b.normalized and b.sampler is not None):
+        return None
+
+    def log_ratio(m: int) -> Tensor:
+        y = b.draws(m, seed + 7)
+        return (a.log_prob(y) - b.log_prob(y)).detach().to(torch.float64)
+
+    return log_ratio
 
 
 def mean_log_ratio(
-    quantity: str, log_ratio: Float[Tensor, " n"], up_to: Literal["log_z", "entropy_p"] | None, of: str
+    quantity: str,
+    log_ratio: Float[Tensor, " n"],
+    up_to: Literal["log_z", "entropy_p"] | None,
+    of: str,
+    elsewhere: Callable[[int], Float[Tensor, " m"]] | None = None,
+    chains: Int[Tensor, " n"] | None = None,
 ) -> Estimate:
-    """Mean and standard error of a log ratio, with the tail shape that says whether its variance is finite."""
+    """Mean and standard error of a log ratio, with the tail shape that says whether its variance is finite.
+
+    With the ratio at draws of the other side, `elsewhere`, a control variate is tried; with `chains` the error is that of the
+    effective draws.
+    """
     log_ratio = log_ratio.detach().to(torch.float64)
     n = len(log_ratio)
     of = f"{n:,} fresh {of}" if of.startswith("draws") else of
-    method = f"Monte Carlo, {of}" if of.endswith((" of p", " of q")) else of
+    method = f"Monte Carlo, {of}" if of.endswith((" of p", " of q", " chains")) else of
     outside = int((log_ratio == math.inf).sum())
     if outside:
         note = f"{outside} of {n} draws ({outside / n:.1%}) fell where the other density is zero"
         return Estimate(quantity, math.inf, 0.0, up_to, "infinite", method, n=n, notes=(note,))
-    stderr = float(log_ratio.std()) / math.sqrt(n)
     spread = float(log_ratio.std())
+    reduced = None
+    if elsewhere is not None and spread > 1e-9:
+        with contextlib.suppress(TargetError):  # a density that can't be evaluated at the other side's draws
+            reduced = control_variate(log_ratio, elsewhere, chains)
+    terms, further = (log_ratio, 0.0) if reduced is None else reduced
+    stderr, ess = standard_error(terms, chains)
+    stderr, few = math.hypot(stderr, further), few_effective(ess)
+    method += "" if ess is None else f", worth {ess:,.0f} independent ones"
+    method += "; log-ratio mean with control variate" if reduced is not None else ""
     away = (log_ratio - log_ratio.median()).abs()
     khat = -math.inf if spread < 1e-9 else pareto_smooth(torch.log(away.clamp(min=1e-300)))[1]
     heavy = khat >= 1 and stderr > _MATTERS
     notes = (f"the log ratio has a heavy tail (k̂ = {khat:.2f}): its mean or its error may be infinite",) if heavy else ()
     return Estimate(
-        quantity, float(log_ratio.mean()), stderr, up_to, "not certified", method, n=n, khat=khat, reliable=not heavy, notes=notes
+        quantity,
+        float(terms.mean()),
+        stderr,
+        up_to,
+        "not certified",
+        method,
+        n=n,
+        ess=ess,
+        khat=khat,
+        reliable=not heavy and not few,
+        notes=(*notes, *few),
     )
