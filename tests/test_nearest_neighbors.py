@@ -270,3 +270,15 @@ def test_rows_outside_the_support_of_q_make_it_infinite():
     estimate = one_sample_kl(X, lambda x: torch.where(x[:, 0] > 0.5, -math.inf, log_normal(x)))
     assert (estimate.value, estimate.finite) == (math.inf, "infinite")
     assert re.search(r"\d+ of 50 rows .* fell where q is zero", estimate.notes[0])
+
+
+@pytest.mark.parametrize("rows", [300, 2000, 25_000])
+def test_rows_out_of_reach_of_the_other_sample_are_said_to_be(rows):
+    """Half of a normal lies where an exponential has no mass: the truth is infinite, and any number finite."""
+    generator = np.random.default_rng(rows)
+    x, y = generator.normal(size=(rows, 1)), generator.exponential(size=(rows, 1))
+    found = two_sample_kl(x, y)
+    assert not found.reliable
+    assert found.finite == "not certified"
+    assert any("may be infinite" in note or "be infinite" in note for note in found.notes)
+    assert two_sample_kl(np.abs(x), y).reliable

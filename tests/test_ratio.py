@@ -7,8 +7,9 @@ import torch
 from torch.distributions import Cauchy, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from whichkl._checks import InputError
+from whichkl.divergences.bound import variational_bound
 from whichkl.divergences.kinds import KINDS, JensenShannon, Renyi, SkewForwardKL
-from whichkl.divergences.ratio import classifier_divergence, variational_bound
+from whichkl.divergences.ratio import classifier_divergence
 from whichkl.divergences.sample_distances import energy_distance, mmd_squared, sliced_wasserstein
 
 D = torch.float64

@@ -1,31 +1,32 @@
 """Nearest neighbours: KL from samples alone, or from samples and a log density, with its bias measured on Gaussian twins.
 
-The floor is two kd-trees and one k-nearest query a row in each; the bias-reduced variant counts once a row besides.
+The floor is one k-nearest query a row in each sample; the bias-reduced variant counts once a row besides, of many rows a part.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial import cKDTree
 from scipy.special import digamma
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import kl_divergence
 
 from whichkl._checks import InputError, cannot, check_log_prob
+from whichkl.divergences.calibration import TWIN_ROWS, Samples, bias_on, gaussian, judged, spread, subsampling_error
 from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.neighbors import Neighbors
 from whichkl.targets import Target
 
-Samples = Float[np.ndarray, "n d"]
 Variant = Literal["bias_reduced", "plain"]
+Radii = Float[np.ndarray, " n"]
 
-_TWIN_ROWS = 10_000
-_FEW = 50
+_LONELY = 0.05
+MANY = 20_000
+"""Rows from which the bias reduction is measured on a random part of them."""
 
 
 def two_sample_kl(
@@ -33,9 +34,11 @@ def two_sample_kl(
 ) -> Estimate:
     """KL(p‖q) in nats from samples x ~ p, (n, d), and y ~ q, (m, d); consistent, for continuous laws.
 
-    Both are whitened together first. The error is that of subsamples of n^(2/3) rows, scaled, with the bias found on a
-    Gaussian twin of the data added in squares. It's unreliable where that bias is above two sampling errors and a tenth
-    of the twin's truth, where fitting noise makes up as much of that truth, where the value comes near its `cap`, or
+    Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
+    least. The error is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's
+    larger, with the bias found on the twins added in squares. It's unreliable where that bias is above two sampling errors
+    and a tenth of the twin's truth, where fitting noise makes up as much of that truth, where the value comes near its
+    `cap`, where a twentieth of x lies so far from y that the balls around them aren't local (the KL may be infinite), or
     below 50 rows. Rounded rows are spread within their step.
 
     Args:
@@ -67,15 +70,31 @@ def two_sample_kl(
     def estimate(*parts: Samples) -> float:
         return _compare(parts[0], parts[1], min(k, len(parts[0]) - 1, len(parts[1])), variant)
 
-    (a, b), coarse, notes, wrong = _spread([a, b], generator)
+    (a, b), coarse, notes, wrong = spread([a, b], generator)
     white = _whiten(a, b)
-    p, q = (_gaussian(part) for part in white)
-    null, bias = (_bias_on(p, other, len(a), len(b), estimate, generator) for other in (p, q))
+    p, q = (gaussian(part) for part in white)
+    most = TWIN_ROWS if max(len(a), len(b)) <= TWIN_ROWS else TWIN_ROWS // 8
+    null = bias_on(p, p, min(len(a), most), min(len(b), most), estimate, generator)
+    bias = bias_on(p, q, len(a), len(b), estimate, generator)
     truth = float(kl_divergence(p, q))
-    rows = f" (at {_TWIN_ROWS:,} rows, so that its bias is overstated)" if max(len(a), len(b)) > _TWIN_ROWS else ""
+    rows = f" (at {TWIN_ROWS:,} rows, so that its bias is overstated)" if max(len(a), len(b)) > TWIN_ROWS else ""
     notes += [f"on a Gaussian twin of this data (truth {truth:.3g}) it gives {truth + bias[0]:.3g}{rows}"]
-    notes += [f"on two samples of one Gaussian (truth 0) it gives {null[0]:.2g} ± {null[1]:.1g}"]
-    value, sampling = estimate(*white), _subsampling_error(white, estimate, generator)
+    fewer = f", {most:,} rows" if most < min(len(a), len(b)) else ""
+    notes += [f"on two samples of one Gaussian (truth 0{fewer}) it gives {null[0]:.2g} ± {null[1]:.1g}"]
+    sampling = max(subsampling_error(white, estimate, generator), bias[2])  # few rows of many columns: subsamples say too little
+    correction, fewest = 0.0, min(k, len(a) - 1, len(b))
+    if variant == "bias_reduced" and len(a) > MANY:
+        terms, gap, further = _many_terms(white[0], white[1], fewest, generator)
+        sampling, correction = math.hypot(sampling, further), float(gap.mean())
+    else:
+        terms = _terms(white[0], white[1], fewest, variant)
+    value = float(terms.mean()) + correction + _finite(*white)
+    lonely = float((terms > math.log(max(0.1 * len(a) / k, 15))).mean())
+    if lonely > _LONELY:
+        wrong += [
+            f"{lonely:.1%} of the rows of x have fewer than {k} of y in a ball with a tenth of all x: y may have no mass there, "
+            "and the divergence be infinite, or far above this value"
+        ]
     cap = float(digamma(len(b) + 1) - digamma(k)) if variant == "bias_reduced" else None
     if cap is not None and value > 0.75 * cap:
         wrong += [f"the value is near {cap:.3g}, the most that {len(b):,} rows and k = {k} can show"]
@@ -84,7 +103,7 @@ def two_sample_kl(
         wrong += [f"the twin is fitted on few rows: about {inflation:.2g} of its {truth:.3g} is fitting noise (Wilks, 1938)"]
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
     raw = Estimate(quantity, value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
-    return _judged(raw, bias, truth, estimate(*_whiten(*coarse)) - value if coarse else 0.0, min(len(a), len(b)), wrong)
+    return judged(raw, bias, truth, estimate(*_whiten(*coarse)) - value if coarse else 0.0, min(len(a), len(b)), wrong)
 
 
 def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, seed: int = 0) -> Estimate:
@@ -116,17 +135,17 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
         volume = np.linalg.slogdet(np.atleast_2d(np.cov(part.T)))[1] / 2
         return np.column_stack([*_whiten(part), value.numpy() + volume])
 
-    (rows,), coarse, notes, wrong = _spread([rows], generator)
+    (rows,), coarse, notes, wrong = spread([rows], generator)
     table = with_log_q(rows)
     outside = int((table[:, -1] == -math.inf).sum())
     if outside:
         note = f"{outside} of {n} rows ({outside / n:.1%}) fell where q is zero"
         return Estimate("forward_kl", math.inf, 0.0, None, "infinite", method, n=n, notes=(note,))
-    value, sampling = estimate(table), _subsampling_error([table], estimate, generator)
-    bias = _bias_on(_gaussian(table[:, :-1]), None, n, 0, estimate, generator)
+    value, sampling = estimate(table), subsampling_error([table], estimate, generator)
+    bias = bias_on(gaussian(table[:, :-1]), None, n, 0, estimate, generator)
     notes += [f"on a Gaussian twin of these samples it's off by {bias[0]:+.2g} ± {bias[1]:.1g}"]
     raw = Estimate("forward_kl", value, sampling, method=method, n=n, notes=tuple(notes))
-    return _judged(raw, bias, value, estimate(with_log_q(coarse[0])) - value if coarse else 0.0, n, wrong)
+    return judged(raw, bias, value, estimate(with_log_q(coarse[0])) - value if coarse else 0.0, n, wrong)
 
 
 def point_estimate(x: Samples, y: Samples, k: int = 5, variant: Variant = "bias_reduced") -> float:
@@ -150,33 +169,67 @@ def point_estimate(x: Samples, y: Samples, k: int = 5, variant: Variant = "bias_
 
 
 def _compare(x: Samples, y: Samples, k: int, variant: Variant) -> float:
-    of_x, of_y, workers = cKDTree(x), cKDTree(y), _workers(x)
-    rho = of_x.query(x, [k + 1], workers=workers)[0][:, 0]
-    nu = of_y.query(x, [k], workers=workers)[0][:, 0]
-    finite = float(digamma(len(y) + 1) - digamma(len(x)))
+    return float(_terms(x, y, k, variant).mean()) + _finite(x, y)
+
+
+def _finite(x: Samples, y: Samples) -> float:
+    return float(digamma(len(y) + 1) - digamma(len(x)))
+
+
+def _terms(x: Samples, y: Samples, k: int, variant: Variant) -> Radii:
+    """About log(l/k) a row, l the rows of x in the ball that holds k rows of y."""
+    of_x, of_y = Neighbors(x), Neighbors(y)
+    x = x[of_x.order]
     if variant == "plain":
-        least = _least(np.concatenate([rho, nu]))
-        return float(x.shape[1] * np.log(np.maximum(nu, least) / np.maximum(rho, least)).mean()) + finite
-    wider, count = nu > rho, {"return_length": True, "workers": workers}
-    in_x = of_x.query_ball_point(x[wider], nu[wider], **count) - 1
-    in_y = of_y.query_ball_point(x[~wider], rho[~wider], **count)
-    total = digamma(in_x + 1).sum() - digamma(in_y + 1).sum() + (len(in_y) - len(in_x)) * digamma(k)
-    return float(total) / len(x) + finite
+        return _plain(of_x.distance(x, k + 1), of_y.distance(x, k), x.shape[1])
+    return _bias_reduced(x, of_y.distance(x, k), of_x, of_y, k)
+
+
+def _many_terms(x: Samples, y: Samples, k: int, generator: np.random.Generator) -> tuple[Radii, Radii, float]:
+    """Where there are many rows: plain terms of all, bias-reduced less plain ones of some, and the error that this adds.
+
+    That saves most of the counts, which cost more than both distances.
+    """
+    of_x, of_y = Neighbors(x), Neighbors(y)
+    x = x[of_x.order]
+    nu, rho = of_y.distance(x, k), of_x.distance(x, k + 1)
+    plain = _plain(rho, nu, x.shape[1])
+    some = np.sort(generator.choice(len(x), max(MANY // 2, len(x) // 10), False))
+    gap = _bias_reduced(x[some], nu[some], of_x, of_y, k, rho[some]) - plain[some]
+    return plain, gap, float(gap.std(ddof=1)) * math.sqrt(1 / len(some) - 1 / len(x))
+
+
+def _plain(rho: Radii, nu: Radii, dim: int) -> Radii:
+    least = _least(np.concatenate([rho, nu]))
+    terms: Radii = dim * np.log(np.maximum(nu, least) / np.maximum(rho, least))
+    return terms
+
+
+def _bias_reduced(x: Samples, nu: Radii, of_x: Neighbors, of_y: Neighbors, k: int, rho: Radii | None = None) -> Radii:
+    if rho is None:
+        in_x = of_x.count(x, nu) - 1
+        near = in_x < k  # here the k-th row of x lies beyond that of y; elsewhere its distance isn't needed
+        reach = of_x.distance(x[near], k + 1)
+    else:
+        near = rho > nu
+        in_x = np.zeros(len(x), dtype=np.int64)
+        in_x[~near] = of_x.count(x[~near], nu[~near]) - 1
+        reach = rho[near]
+    terms: Radii = digamma(np.maximum(in_x, 0) + 1.0) - digamma(k)
+    terms[near] = digamma(k) - digamma(of_y.count(x[near], reach) + 1.0)
+    return terms
 
 
 def _entropy_term(x: Samples, k: int) -> float:
     """E_p[log p] by neighbours. Source: Kozachenko & Leonenko (1987)."""
     n, dim = x.shape
-    rho = cKDTree(x).query(x, [k + 1], workers=_workers(x))[0][:, 0]
+    all_x = Neighbors(x)
+    rho = all_x.distance(x[all_x.order], k + 1)
     ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
     return float(digamma(k) - digamma(n) - ball - dim * np.log(np.maximum(rho, _least(rho))).mean())
 
 
-def _workers(x: Samples) -> int:
-    return -1 if len(x) > 2000 else 1
-
-
-def _least(radii: Float[np.ndarray, " n"]) -> float:
+def _least(radii: Radii) -> float:
     """The smallest positive radius: what the 0 of a row with k equals counts as."""
     return float(radii[radii > 0].min(initial=1.0))
 
@@ -187,56 +240,6 @@ def _whiten(*parts: Samples) -> list[Samples]:
     scale = np.sqrt(np.diag(covariance))
     root = np.linalg.cholesky(covariance / np.outer(scale, scale))
     return [np.linalg.solve(root, ((part - parts[0].mean(0)) / scale).T).T.copy() for part in parts]
-
-
-def _subsampling_error(parts: list[Samples], estimate: Callable[..., float], generator: np.random.Generator) -> float:
-    """Standard error from subsamples without replacement: their spread · √(f/(1 − f)), f the share of rows in each."""
-    share = min(map(len, parts)) ** (-1 / 3)
-    sizes = [max(2, int(len(part) * share)) for part in parts]
-    repeats = int(np.clip(200_000 // sum(sizes), 30, 100))
-    values = []
-    for _ in range(repeats):
-        few = (part[generator.choice(len(part), size, False)] for part, size in zip(parts, sizes, strict=True))
-        values.append(estimate(*few))
-    kept = sizes[0] / len(parts[0])
-    return float(np.std(values, ddof=1)) * math.sqrt(kept / (1 - kept))
-
-
-def _gaussian(x: Samples) -> MultivariateNormal:
-    return MultivariateNormal(torch.from_numpy(x.mean(0)), torch.from_numpy(np.atleast_2d(np.cov(x.T))))
-
-
-def _bias_on(
-    p: MultivariateNormal, q: MultivariateNormal | None, n: int, m: int, estimate: Callable[..., float], generator: Any
-) -> tuple[float, float]:
-    """Bias of the estimator on draws of p and q (or of p and its log density), and the error of that, over 3 to 8 repeats.
-
-    The mean log ratio at the draws stands in for the truth: it has the same mean, and most of the noise cancels.
-    """
-    n, m, gaps = min(n, _TWIN_ROWS), min(m, _TWIN_ROWS), []
-    for _ in range(int(np.clip(2 * _TWIN_ROWS // (n + m), 3, 8))):
-        noise = torch.from_numpy(generator.normal(size=(n + m, len(p.loc))))
-        x = p.loc + noise[:n] @ p.scale_tril.T
-        log_p = p.log_prob(x)
-        if q is None:
-            gaps.append(estimate(np.column_stack([x.numpy(), log_p.numpy()])))
-        else:
-            y = q.loc + noise[n:] @ q.scale_tril.T
-            gaps.append(estimate(x.numpy(), y.numpy()) - float((log_p - q.log_prob(x)).mean()))
-    return float(np.mean(gaps)), float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
-
-
-def _judged(raw: Estimate, bias: tuple[float, float], truth: float, change: float, rows: int, wrong: list[str]) -> Estimate:
-    """Add the bias (less what is noise in it) to the error, and say why the answer shouldn't be trusted, if it shouldn't."""
-    excess = math.sqrt(max(0.0, bias[0] ** 2 - bias[1] ** 2))
-    if rows < _FEW:
-        wrong = [*wrong, f"error bars need {_FEW} rows, and there are {rows}"]
-    if abs(bias[0]) > max(2 * math.hypot(raw.stderr, bias[1]), 0.1 * abs(truth)):
-        wrong = [*wrong, f"the bias on the Gaussian twin, {bias[0]:+.2g}, is beyond two sampling errors and a tenth of the truth"]
-    if abs(change) > max(2 * raw.stderr, 0.1 * abs(raw.value)):
-        wrong = [*wrong, f"steps twice as wide change the value by {change:+.2g}: the rounding matters"]
-    notes = (*wrong, *raw.notes, f"the error is {raw.stderr:.2g} by subsampling and {excess:.2g} for bias")
-    return replace(raw, stderr=math.hypot(raw.stderr, excess), reliable=not wrong, notes=notes)
 
 
 def _samples(values: Any, name: str, k: int) -> Samples:
@@ -258,30 +261,3 @@ def _samples(values: Any, name: str, k: int) -> Samples:
         because = f"column {flat} is constant" if flat else "its columns are linearly dependent"
         raise InputError(cannot(do, f"{because}, so that there is no density", "Drop what follows from other columns"))
     return x
-
-
-def _spread(parts: list[Samples], generator: np.random.Generator) -> tuple[list[Samples], list[Samples], list[str], list[str]]:
-    """Spread rounded values evenly within their step if over 1 % of the rows repeat.
-
-    The KL between the spread laws is that between the rounded ones, a bit below the truth; rounding twice as coarsely
-    shows how much. Returns the samples, the coarser ones (none if nothing was spread), notes, and reasons for distrust.
-    """
-    whole = np.concatenate(parts)
-    doubled = 1 - len(np.unique(whole, axis=0)) / len(whole)
-    step = np.array([_step(column) for column in whole.T]) if doubled > 0.01 else np.zeros(whole.shape[1])
-    if not step.any():
-        copies = f"{doubled:.1%} of the rows repeat, on no even grid: copies aren't independent draws"
-        return parts, [], [], [copies] if doubled > 0.01 else []
-    fine = [part + generator.uniform(-0.5, 0.5, part.shape) * step for part in parts]
-    wide = np.where(step > 0, 2 * step, 1.0)
-    coarse = [np.where(step > 0, (np.floor(part / wide) + generator.uniform(size=part.shape)) * wide, part) for part in fine]
-    steps = ", ".join(f"{one:.3g}" for one in step)
-    return fine, coarse, [f"{doubled:.1%} of the rows repeat: values were spread evenly within their steps, {steps}"], []
-
-
-def _step(column: Float[np.ndarray, " n"]) -> float:
-    """The step of the even grid that a column's values lie on, 0 where there is none."""
-    gaps = np.diff(np.unique(column))
-    gaps = gaps[gaps > 1e-9 * np.ptp(column)]
-    counts = gaps / gaps.min()
-    return float(gaps.min()) if np.abs(counts - counts.round()).max() < 0.01 else 0.0

@@ -1,0 +1,109 @@
+"""What a neighbour estimate is worth: its error by subsampling, its bias on a Gaussian twin, and what rounding does to it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch.distributions import MultivariateNormal
+
+from whichkl.divergences.estimate import Estimate
+
+Samples = Float[np.ndarray, "n d"]
+
+TWIN_ROWS = 8_000
+_FEW = 50
+
+
+def subsampling_error(parts: list[Samples], estimate: Callable[..., float], generator: np.random.Generator) -> float:
+    """Standard error from subsamples without replacement: their spread · √(f/(1 − f)), f the share of rows in each."""
+    share = min(map(len, parts)) ** (-1 / 3)
+    sizes = [max(2, int(len(part) * share)) for part in parts]
+    repeats = int(np.clip(110_000 // sum(sizes), 25, 100))
+    draws = [[generator.choice(len(part), size, False) for part, size in zip(parts, sizes, strict=True)] for _ in range(repeats)]
+
+    def on(rows: list[Any]) -> float:
+        return estimate(*(part[few] for part, few in zip(parts, rows, strict=True)))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the queries release the interpreter
+        values = list(pool.map(on, draws))
+    kept = sizes[0] / len(parts[0])
+    return float(np.std(values, ddof=1)) * math.sqrt(kept / (1 - kept))
+
+
+def bias_on(
+    p: MultivariateNormal, q: MultivariateNormal | None, n: int, m: int, estimate: Callable[..., float], generator: Any
+) -> tuple[float, float, float]:
+    """Bias of the estimator on draws of p and q (or of p and its log density), the error of that, and the spread of the values.
+
+    3 to 8 repeats. The mean log ratio at the draws stands in for the truth: it has the same mean, and most of the noise cancels.
+    The spread is 0 where there are too few rows or repeats to say it.
+    """
+    full, gaps, values = max(n, m) <= TWIN_ROWS, [], []
+    n, m = min(n, TWIN_ROWS), min(m, TWIN_ROWS)
+    for _ in range(int(np.clip(2 * TWIN_ROWS // (n + m), 3, 8))):
+        noise = torch.from_numpy(generator.normal(size=(n + m, len(p.loc))))
+        x = p.loc + noise[:n] @ p.scale_tril.T
+        log_p = p.log_prob(x)
+        if q is None:
+            values.append(estimate(np.column_stack([x.numpy(), log_p.numpy()])))
+            gaps.append(values[-1])
+        else:
+            y = q.loc + noise[n:] @ q.scale_tril.T
+            values.append(estimate(x.numpy(), y.numpy()))
+            gaps.append(values[-1] - float((log_p - q.log_prob(x)).mean()))
+    spread_of = float(np.std(values, ddof=1)) if full and len(values) >= 8 else 0.0
+    return float(np.mean(gaps)), float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps)), spread_of
+
+
+def gaussian(x: Samples) -> MultivariateNormal:
+    """The Gaussian with the mean and covariance of these rows."""
+    return MultivariateNormal(torch.from_numpy(x.mean(0)), torch.from_numpy(np.atleast_2d(np.cov(x.T))))
+
+
+def spread(parts: list[Samples], generator: np.random.Generator) -> tuple[list[Samples], list[Samples], list[str], list[str]]:
+    """Spread rounded values evenly within their step if over 1 % of the rows repeat.
+
+    The KL between the spread laws is that between the rounded ones, a bit below the truth; rounding twice as coarsely
+    shows how much. Returns the samples, the coarser ones (none if nothing was spread), notes, and reasons for distrust.
+    """
+    whole = np.concatenate(parts)
+    few = any(len(np.unique(column)) >= 0.99 * len(column) for column in whole.T)  # then whole rows can't repeat more often
+    doubled = 0.0 if few else 1 - len(np.unique(whole, axis=0)) / len(whole)
+    step = np.array([_step(column) for column in whole.T]) if doubled > 0.01 else np.zeros(whole.shape[1])
+    if not step.any():
+        copies = f"{doubled:.1%} of the rows repeat, on no even grid: copies aren't independent draws"
+        return parts, [], [], [copies] if doubled > 0.01 else []
+    fine = [part + generator.uniform(-0.5, 0.5, part.shape) * step for part in parts]
+    wide = np.where(step > 0, 2 * step, 1.0)
+    coarse = [np.where(step > 0, (np.floor(part / wide) + generator.uniform(size=part.shape)) * wide, part) for part in fine]
+    steps = ", ".join(f"{one:.3g}" for one in step)
+    return fine, coarse, [f"{doubled:.1%} of the rows repeat: values were spread evenly within their steps, {steps}"], []
+
+
+def judged(raw: Estimate, bias: tuple[float, float, float], truth: float, change: float, rows: int, wrong: list[str]) -> Estimate:
+    """Add the bias (less what is noise in it) to the error, and say why the answer shouldn't be trusted, if it shouldn't."""
+    excess = math.sqrt(max(0.0, bias[0] ** 2 - bias[1] ** 2))
+    if rows < _FEW:
+        wrong = [*wrong, f"error bars need {_FEW} rows, and there are {rows}"]
+    if abs(bias[0]) > max(2 * math.hypot(raw.stderr, bias[1]), 0.1 * abs(truth)):
+        wrong = [*wrong, f"the bias on the Gaussian twin, {bias[0]:+.2g}, is beyond two sampling errors and a tenth of the truth"]
+    if abs(change) > max(2 * raw.stderr, 0.1 * abs(raw.value)):
+        wrong = [*wrong, f"steps twice as wide change the value by {change:+.2g}: the rounding matters"]
+    notes = (*wrong, *raw.notes, f"the error is {raw.stderr:.2g} by subsampling and {excess:.2g} for bias")
+    return replace(raw, stderr=math.hypot(raw.stderr, excess), reliable=not wrong, notes=notes)
+
+
+def _step(column: Float[np.ndarray, " n"]) -> float:
+    """The step of the even grid that a column's values lie on, 0 where there is none."""
+    gaps = np.diff(np.unique(column))
+    gaps = gaps[gaps > 1e-9 * np.ptp(column)]
+    counts = gaps / gaps.min()
+    return float(gaps.min()) if np.abs(counts - counts.round()).max() < 0.01 else 0.0
