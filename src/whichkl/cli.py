@@ -188,6 +188,10 @@ def estimate(
     form: Annotated[
         str, typer.Option("--form", help="What files hold: samples, or probabilities or logits, a row each.")
     ] = "samples",
+    p_chains: Annotated[
+        int | None, typer.Option("--p-chains", help="The samples of p are this many Markov chains, one after another.")
+    ] = None,
+    q_chains: Annotated[int | None, typer.Option("--q-chains", help="The same of q.")] = None,
     weight: Annotated[float | None, typer.Option("--weight", help="Of p in Jensen–Shannon, of the skew in skew KLs.")] = None,
     order: Annotated[float | None, typer.Option("--order", help="Of Rényi's divergence.")] = None,
     seed: Seed = 0,
@@ -197,7 +201,7 @@ def estimate(
     with _err.status("loading torch", spinner="dots"):
         from whichkl.divergences.dispatch import estimate as run_estimate
 
-        first, second = _side(p, form), _side(q, form)
+        first, second = _side(p, form, p_chains), _side(q, form, q_chains)
         knobs: dict[str, Any] = {"weight": weight, "order": order, "seed": seed, "form": form, "method": method}
         asked = run_estimate(p=first, q=second, divergence=divergence, **knobs)
         other: Any = None
@@ -270,16 +274,18 @@ def _target(samples: Path | None, log_prob: str | None, dim: int | None, support
     )
 
 
-def _side(text: str, form: str) -> Any:
-    """Read a distribution by the closed grammar, or a file."""
+def _side(text: str, form: str, chains: int | None) -> Any:
+    """Read a distribution by the closed grammar, or a file, perhaps of chains."""
     from whichkl.problems.named import looks_named, named
     from whichkl.samples import read_samples
     from whichkl.targets import Target
 
+    if chains is not None and (looks_named(text) or form != "samples"):
+        raise InputError(cannot(f"read `{text}` as chains", "it isn't a file of samples", "Leave the count of chains out"))
     if looks_named(text):
         return named(text)
     table = read_samples(Path(text))
-    return Target(samples=table.values, names=table.names) if form == "samples" else table.values
+    return Target(samples=table.values, names=table.names, chains=chains) if form == "samples" else table.values
 
 
 def _load_function(place: str) -> Any:

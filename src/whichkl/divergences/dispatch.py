@@ -13,14 +13,15 @@ from whichkl._checks import InputError, TargetError, cannot
 from whichkl.divergences import discrete
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import KINDS, Kind
-from whichkl.divergences.methods import METHODS, TABLE, Question, target_of
+from whichkl.divergences.methods import METHODS, TABLE
+from whichkl.divergences.questions import Question, target_of
 from whichkl.divergences.sides import Side, as_rows
 
 Form = Literal["samples", "probabilities", "logits"]
 
 _DISTANCES = ("energy", "mmd", "sliced_wasserstein")
-_SAMPLE_METHODS = ("knn", "classifier")
-"""They calibrate themselves: where one calls itself unreliable, the next is asked."""
+_DOUBTERS = ("bridge", "knn", "classifier")
+"""They know where they fail: where one calls itself unreliable, the next is asked."""
 _UNITLESS = ("total_variation", "hellinger", "chi_squared", *_DISTANCES)
 
 
@@ -38,10 +39,11 @@ def estimate(
 ) -> Estimate:
     """A divergence between p and q, and how far to trust it.
 
-    The method follows from what can be done with each: closed form, enumeration of atoms, quadrature on the line, Monte Carlo,
-    self-normalised importance sampling, nearest neighbours, a cross-fitted classifier. It returns a value, never a loss: to
-    minimise a divergence use an objective (`ForwardKL`, `ReverseKL`) with `fit`, since the gradient of an estimator of a
-    value needn't be an estimator of the gradient.
+    The method follows from what can be done with each: closed form, enumeration of atoms, quadrature of up to three
+    variables, bridge sampling, Monte Carlo, self-normalised importance sampling, nearest neighbours, a cross-fitted
+    classifier. It returns a
+    value, never a loss: to minimise a divergence use an objective (`ForwardKL`, `ReverseKL`) with `fit`, since the gradient
+    of an estimator of a value needn't be an estimator of the gradient.
 
     Args:
         p: a torch distribution, a `Target`, a `Fit`, or samples: (n, d) array, tensor, DataFrame, path; (n,) is read as (n, 1).
@@ -86,29 +88,31 @@ def estimate(
     possible = [one for one in TABLE if one.can(question)]
     if method is not None:
         chosen = next((one for one in possible if one.name == method), None)
-        result = None if chosen is None else chosen.run(question)
+        result = None if chosen is None else chosen.answer(question)
         if result is None:
             raise TargetError(_refusal(question, method, [one.name for one in possible if one.name != method]))
         return _finished(result, name)
-    doubtful, doubts = None, []
+    doubtful: tuple[Estimate, str] | None = None
+    doubts: list[str] = []
     for one in possible:
         if not one.automatic:
             continue
         try:
-            result = one.run(question)
+            result = one.answer(question)
         except TargetError as error:
-            if one.name != "quadrature" or "normalized=True" in str(error):
+            if one.name not in ("quadrature", "bridge") or "normalized=True" in str(error):
                 raise
-            doubts.append(f"quadrature was refused: {error}")
+            doubts.append(f"{one.name} was refused: {error}")
             continue
         if result is None:
             continue
-        if result.reliable or one.name not in _SAMPLE_METHODS:
+        if result.reliable or one.name not in _DOUBTERS:
             return _finished(replace(result, notes=(*result.notes, *doubts)), name)
         doubts.append(f"{one.name} gives {result.number} and says of itself that it isn't reliable here")
-        doubtful = doubtful or result
+        doubtful = doubtful or (result, doubts[-1])
     if doubtful is not None:
-        return _finished(replace(doubtful, notes=(*doubtful.notes, *doubts[1:])), name)
+        result, own = doubtful
+        return _finished(replace(result, notes=(*result.notes, *(one for one in doubts if one != own))), name)
     raise TargetError(_refusal(question, None, [one.name for one in possible]))
 
 
@@ -175,6 +179,10 @@ def _check_pair(ask: Question) -> None:
             because = f"{fitted.name} was fitted on these very rows, and looks better on them than it is"
             instead = "Give rows held out of the fit, or read the fit's `value`, which is cross-fitted"
             raise InputError(cannot("estimate a divergence from these samples", because, instead))
+    if p.bijection.free_dim != q.bijection.free_dim:
+        flat, full = sorted((ask.p, ask.q), key=lambda side: target_of(side).bijection.free_dim)
+        because = f"{flat.name} lives on {target_of(flat).bijection.describe()[0]}, a set without volume where {full.name} lives"
+        raise InputError(cannot("compare their densities", because, "Give both the same `support=`"))
     if p.samples is not None and q.samples is not None and p.names != q.names and sorted(p.names) == sorted(q.names):
         because = f"the columns of p are {', '.join(p.names)} and those of q {', '.join(q.names)}"
         raise InputError(cannot("compare p and q", because, "Put them in one order"))

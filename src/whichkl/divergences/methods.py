@@ -5,55 +5,56 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch.distributions import Distribution
 
-from whichkl._checks import TargetError, WhichklError, cannot
+from whichkl._checks import WhichklError
 from whichkl.access import Access
 from whichkl.divergences import (
+    bound,
+    bridge,
     closed_form,
     discrete,
     importance_sampling,
+    line_distances,
     monte_carlo,
     nearest_neighbors,
+    products,
     quadrature,
     ratio,
     sample_distances,
 )
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.kinds import KINDS, Kind
-from whichkl.divergences.sides import Side
-from whichkl.targets import Target
+from whichkl.divergences.questions import Question, target_of
 
 _KLS = ("forward_kl", "reverse_kl", "jeffreys")
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked: both sides, the divergence, and how many draws."""
-
-    p: Side
-    q: Side
-    name: str
-    kind: Kind | None
-    n: int
-    seed: int
-
-    def swapped(self) -> Question:
-        """KL(q‖p) as the forward KL of q from p."""
-        return replace(self, p=self.q, q=self.p, name="forward_kl", kind=KINDS["forward_kl"]())
+_RESIDUAL = math.sqrt((1 + math.exp(-2)) / (1 - math.exp(-2)))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to the number: what it takes, why it can't (None if it can), and how."""
+    """A way to the number: what it takes, whether it can, how, and whether it takes draws as independent."""
 
     name: str
     needs: str
     can: Callable[[Question], bool]
     run: Callable[[Question], Estimate | None]
     automatic: bool = True
+    independent: bool = False
+
+    def answer(self, ask: Question) -> Estimate | None:
+        """Run it; chains are thinned first where it takes draws as independent, and the notes say so.
+
+        Kept neighbours, τ apart, still correlate by about e⁻²: the error is widened by √((1 + e⁻²)/(1 − e⁻²)) = 1.15.
+        """
+        if not self.independent:
+            return self.run(ask)
+        (p, of_p), (q, of_q) = ask.p.thinned(), ask.q.thinned()
+        result = self.run(replace(ask, p=p, q=q))
+        notes = [note for note in (of_p, of_q) if note is not None]
+        if result is None or not notes:
+            return result
+        return replace(result, stderr=_RESIDUAL * result.stderr, notes=(*result.notes, *notes))
 
 
 def _closed_form(ask: Question) -> Estimate | None:
@@ -66,7 +67,7 @@ def _closed_form(ask: Question) -> Estimate | None:
     if result is not None and result.value == math.inf:  # the methods that name the region or the atoms say more
         for one in (_enumeration, _quadrature):
             try:
-                explained = one(ask) if (ask.p.discrete if one is _enumeration else _on_the_line(ask)) else None
+                explained = one(ask) if (ask.p.discrete if one is _enumeration else _few_variables(ask)) else None
             except WhichklError:
                 continue
             if explained is not None and explained.value == math.inf:
@@ -83,7 +84,11 @@ def _enumeration(ask: Question) -> Estimate | None:
 
 
 def _quadrature(ask: Question) -> Estimate | None:
-    return None if ask.kind is None else quadrature.divergence(target_of(ask.p), target_of(ask.q), ask.kind)
+    p, q = target_of(ask.p), target_of(ask.q)
+    if ask.kind is None:
+        return line_distances.energy_distance(p, q) if ask.name == "energy" else line_distances.wasserstein(p, q)
+    joined = products.divergence(ask.p.distribution, ask.q.distribution, ask.kind)
+    return joined or quadrature.divergence(p, q, ask.kind)
 
 
 def _monte_carlo(ask: Question) -> Estimate | None:
@@ -97,8 +102,22 @@ def _monte_carlo(ask: Question) -> Estimate | None:
     return None if ask.kind is None else monte_carlo.by_both(p, q, ask.kind, ask.n, ask.seed)
 
 
+def _bridge(ask: Question) -> Estimate:
+    run = bridge.forward_kl if ask.name == "forward_kl" else bridge.reverse_kl
+    return run(target_of(ask.p), target_of(ask.q), ask.n, ask.seed)
+
+
 def _self_normalised(ask: Question) -> Estimate:
-    return importance_sampling.forward_kl(target_of(ask.p), target_of(ask.q), ask.n, ask.seed)
+    run = getattr(importance_sampling, ask.name)
+    result: Estimate = run(target_of(ask.p), target_of(ask.q), ask.n, ask.seed)
+    return result
+
+
+def _importance(ask: Question) -> Estimate:
+    p, q = target_of(ask.p), target_of(ask.q)
+    if ask.name == "reverse_kl":
+        return importance_sampling.from_other_side(q, p, ask.n, ask.seed)
+    return importance_sampling.from_other_side(p, q, ask.n, ask.seed, ("p", "q"))
 
 
 def _knn(ask: Question) -> Estimate:
@@ -117,27 +136,26 @@ def _knn(ask: Question) -> Estimate:
         )
     if ask.name == "reverse_kl":
         return replace(_knn(ask.swapped()), quantity="reverse_kl")
-    p, q = target_of(ask.p), target_of(ask.q)
     if ask.q.density:
-        return nearest_neighbors.one_sample_kl(_sample(p, ask), q.log_prob, seed=ask.seed)
-    return nearest_neighbors.two_sample_kl(_sample(p, ask), _sample(q, ask, 1), seed=ask.seed)
+        return nearest_neighbors.one_sample_kl(ask.drawn(ask.p), target_of(ask.q).log_prob, seed=ask.seed)
+    return nearest_neighbors.two_sample_kl(ask.drawn(ask.p), ask.drawn(ask.q, 1), seed=ask.seed)
 
 
 def _classifier(ask: Question) -> Estimate | None:
     if ask.kind is None:
         return None
-    x, y = _rows(_sample(target_of(ask.p), ask)), _rows(_sample(target_of(ask.q), ask, 1))
+    x, y = ask.rows()
     return ratio.classifier_divergence(x, y, ask.kind, seed=ask.seed)
 
 
 def _bound(ask: Question) -> Estimate:
     ask = ask if ask.name == "forward_kl" else ask.swapped()
-    x, y = _rows(_sample(target_of(ask.p), ask)), _rows(_sample(target_of(ask.q), ask, 1))
-    return ratio.variational_bound(x, y, seed=ask.seed)
+    x, y = ask.rows()
+    return bound.variational_bound(x, y, seed=ask.seed)
 
 
 def _distance(ask: Question) -> Estimate:
-    x, y = _rows(_sample(target_of(ask.p), ask)), _rows(_sample(target_of(ask.q), ask, 1))
+    x, y = ask.rows()
     if ask.name == "energy":
         return sample_distances.energy_distance(x, y)
     if ask.name == "mmd":
@@ -145,24 +163,44 @@ def _distance(ask: Question) -> Estimate:
     return sample_distances.sliced_wasserstein(x, y, seed=ask.seed)
 
 
-def _on_the_line(ask: Question) -> bool:
-    return _continuous(ask) and target_of(ask.p).dim == 1 and _both(ask, Access.LOG_PROB) and _both_sampled(ask)
+def _few_variables(ask: Question) -> bool:
+    """Whether quadrature takes them; densities of one point at a time are too slow for its millions of points in a plane."""
+    if not ask.continuous or not ask.evaluated:
+        return False
+    p, q = target_of(ask.p), target_of(ask.q)
+    dim = max(p.bijection.free_dim, q.bijection.free_dim)
+    batched = all(one.density is not None and one.density.batched for one in (p, q))
+    return dim == 1 or (dim <= quadrature.DIMENSIONS and batched)
 
 
 def _monte_carlo_can(ask: Question) -> bool:
-    if not _continuous(ask) or not _both(ask, Access.LOG_PROB):
+    if not ask.continuous or not ask.evaluated:
         return False
     if ask.name == "forward_kl":
         return ask.p.access.can_sample and ask.q.density
     if ask.name == "reverse_kl":
-        return Access.SAMPLER in ask.q.access and ask.q.density
-    return _both_sampled(ask) and (ask.name == "jeffreys" or (ask.p.density and ask.q.density))
+        return ask.q.access.can_sample and ask.q.density
+    return ask.sampled and (ask.name == "jeffreys" or (ask.p.density and ask.q.density))
+
+
+def _bridge_can(ask: Question) -> bool:
+    if not ask.continuous or ask.name not in _KLS[:2] or not ask.evaluated or not ask.sampled:
+        return False
+    weighted = target_of(ask.p).weights is not None or target_of(ask.q).weights is not None
+    return not weighted and not (ask.p.density and ask.q.density)
+
+
+def _importance_can(ask: Question) -> bool:
+    if not ask.continuous or ask.name not in _KLS[:2] or not (ask.p.density and ask.q.density):
+        return False
+    drawn = target_of(ask.p if ask.name == "reverse_kl" else ask.q)
+    return drawn.access.can_sample and drawn.weights is None
 
 
 def _knn_can(ask: Question) -> bool:
-    if not _continuous(ask) or ask.name not in _KLS:
+    if not ask.continuous or ask.name not in _KLS:
         return False
-    return _both_sampled(ask) or (ask.name == "forward_kl" and ask.p.access.can_sample and ask.q.density)
+    return ask.sampled or (ask.name == "forward_kl" and ask.p.access.can_sample and ask.q.density)
 
 
 TABLE = (
@@ -175,9 +213,18 @@ TABLE = (
     Method("enumeration", "two discrete distributions whose atoms can be listed", lambda ask: ask.p.discrete, _enumeration),
     Method(
         "quadrature",
-        "a log density and draws of both, in one variable",
-        lambda ask: ask.kind is not None and _on_the_line(ask),
+        "log densities of both, in one to three variables (in one for distances), or independent coordinates",
+        lambda ask: (
+            (_few_variables(ask) and (ask.kind is not None or (ask.name != "mmd" and target_of(ask.p).dim == 1)))
+            or (ask.continuous and products.applies(ask.p.distribution, ask.q.distribution, ask.kind))
+        ),
         _quadrature,
+    ),
+    Method(
+        "bridge",
+        "log densities and equally weighted draws of both, at least one of the densities unnormalised, for a KL",
+        _bridge_can,
+        _bridge,
     ),
     Method(
         "monte_carlo",
@@ -189,62 +236,42 @@ TABLE = (
         "self_normalised",
         "a log density of p, and a normalised one with a sampler of q",
         lambda ask: (
-            ask.name == "forward_kl"
-            and _continuous(ask)
+            ask.name in _KLS
+            and ask.continuous
             and Access.LOG_PROB in ask.p.access
             and ask.q.density
             and Access.SAMPLER in ask.q.access
         ),
         _self_normalised,
     ),
-    Method("knn", "draws of both, or draws of p and a normalised density of q for forward KL", _knn_can, _knn),
+    Method(
+        "importance",
+        "normalised log densities of both, and equally weighted draws of p for reverse KL, of q for forward KL",
+        _importance_can,
+        _importance,
+    ),
+    Method("knn", "draws of both, or draws of p and a normalised density of q for forward KL", _knn_can, _knn, independent=True),
     Method(
         "classifier",
         "draws of both",
-        lambda ask: ask.kind is not None and _continuous(ask) and _both_sampled(ask),
+        lambda ask: ask.kind is not None and ask.continuous and ask.sampled,
         _classifier,
+        independent=True,
     ),
     Method(
         "bound",
         "draws of both, for a KL",
-        lambda ask: ask.name in _KLS[:2] and _continuous(ask) and _both_sampled(ask),
+        lambda ask: ask.name in _KLS[:2] and ask.continuous and ask.sampled,
         _bound,
         automatic=False,
+        independent=True,
     ),
-    Method("u_statistic", "draws of both", lambda ask: ask.kind is None and _continuous(ask) and _both_sampled(ask), _distance),
+    Method(
+        "u_statistic",
+        "draws of both",
+        lambda ask: ask.kind is None and ask.continuous and ask.sampled,
+        _distance,
+        independent=True,
+    ),
 )
 METHODS = tuple(one.name for one in TABLE)
-
-
-def _continuous(ask: Question) -> bool:
-    return not ask.p.discrete and not ask.q.discrete
-
-
-def _both(ask: Question, access: Access) -> bool:
-    return access in ask.p.access and access in ask.q.access
-
-
-def _both_sampled(ask: Question) -> bool:
-    return ask.p.access.can_sample and ask.q.access.can_sample
-
-
-def target_of(side: Side) -> Target:
-    """The target of a continuous side."""
-    if side.target is None:
-        raise TypeError("discrete")
-    return side.target
-
-
-def _sample(target: Target, ask: Question, shift: int = 0) -> Target:
-    """The fixed samples where there are any, else as many fresh draws as asked for, but no more than 10,000."""
-    if target.samples is not None:
-        return target
-    x = target.draws(min(ask.n, 10_000), ask.seed + shift)
-    return Target(samples=x)
-
-
-def _rows(target: Target) -> Any:
-    if target.weights is not None:
-        because = "the samples are weighted, and this method takes equal weights"
-        raise TargetError(cannot("compare these samples", because, "Resample them by their weights first"))
-    return target.samples

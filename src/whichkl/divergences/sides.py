@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,15 @@ class Side:
     def density(self) -> bool:
         """Whether it has a normalised log density."""
         return Access.NORMALIZED in self.access
+
+    def thinned(self) -> tuple[Side, str | None]:
+        """Return it with its chains thinned to nearly independent rows, and what was done, if there was anything to do."""
+        if self.target is None or self.target.samples is None or self.target.chains is None:
+            return self, None
+        few, step = self.target.thinned()
+        rows = 0 if few.samples is None else len(few.samples)
+        note = f"the chains of {self.name} were thinned to every {step}. row, {rows:,} of {len(self.target.samples):,}"
+        return replace(self, target=few), note
 
     @classmethod
     def of(cls, obj: Any, name: str) -> Side:
