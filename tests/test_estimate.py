@@ -150,7 +150,7 @@ def test_the_directions_are_not_mixed_up():
     x, y = rows(2, 4000, 1), 2 * rows(3, 4000, 1)
     for name, value in truth.items():
         e = wk.estimate(p=x, q=y, divergence=name)
-        assert e.reliable and e.stderr < 0.06 and abs(e.value - value) < 4 * e.stderr
+        assert e.reliable and e.stderr < 0.08 and abs(e.value - value) < 4 * e.stderr  # a sixth of what separates them
 
 
 def test_where_one_method_doubts_itself_the_next_is_asked():

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from whichkl._checks import InputError, cannot, plain
 
+NORMAL = 1.959963984540054
+"""Standard errors to either side in a 95 % interval."""
 Finite = Literal["certified", "infinite", "not certified"]
 
 _DIRECTIONS = {
@@ -62,7 +64,7 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval, value ± 1.96 standard errors."""
-        reach = 1.959963984540054 * self.stderr
+        reach = NORMAL * self.stderr
         return (self.value - reach, self.value + reach)
 
     @property

