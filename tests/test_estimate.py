@@ -163,6 +163,32 @@ def test_draws_outside_the_support_of_q_are_infinite():
     assert e.value == math.inf and e.finite == "infinite" and "rows" in e.notes[0]
 
 
+BOX = Independent(Uniform(torch.full((4,), -2.0, dtype=D), torch.full((4,), 2.0, dtype=D)), 1)
+UNSCALED = {"log_prob": lambda x: torch.zeros(len(x), dtype=D), "dim": 4, "support": "interval(-2, 2)"}
+BEYOND = [  # p, q, divergence, method
+    (mvn(4), BOX, "forward_kl", "monte_carlo"),
+    (BOX, mvn(4), "reverse_kl", "monte_carlo"),
+    (mvn(4), BOX, "jeffreys", "monte_carlo"),
+    (mvn(4), BOX, "chi_squared", "monte_carlo"),
+    (wk.Target(sampler=lambda n: 4 * torch.rand(n, 4, dtype=D) - 2, **UNSCALED), mvn(4), "reverse_kl", "bridge"),
+    (wk.Target(**UNSCALED), mvn(4), "reverse_kl", "self_normalised"),
+    (wk.Target(**UNSCALED), mvn(4), "jeffreys", "self_normalised"),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "divergence", "method"), BEYOND, ids=str)
+def test_draws_beyond_the_other_support_are_explained_by_place_and_mass(p, q, divergence, method):
+    e = wk.estimate(p=p, q=q, divergence=divergence, method=method)
+    assert e.value == math.inf and e.finite == "infinite"
+    count, of, mass = re.match(r"([\d,]+) of ([\d,]+) draws \((.*) of the mass\) fell where", e.notes[0]).groups()
+    truth = 1 - (1 - 2 * 0.02275) ** 4
+    n = int(of.replace(",", ""))
+    assert abs(int(count.replace(",", "")) / n - truth) < 4 * math.sqrt(truth / n) and float(mass) == pytest.approx(
+        truth, abs=0.02
+    )
+    assert e.notes[0].endswith(": " + " or ".join(f"x{j} < -2 or x{j} > 2" for j in range(1, 5)))
+
+
 def test_probabilities_and_logits():
     p, q = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]), torch.tensor([[0.25, 0.25, 0.5], [0.2, 0.3, 0.5]])
     e = wk.estimate(p=p, q=q, form="probabilities")

@@ -269,7 +269,7 @@ def test_bad_densities_are_refused(log_q, message):
 def test_rows_outside_the_support_of_q_make_it_infinite():
     estimate = one_sample_kl(X, lambda x: torch.where(x[:, 0] > 0.5, -math.inf, log_normal(x)))
     assert (estimate.value, estimate.finite) == (math.inf, "infinite")
-    assert re.search(r"\d+ of 50 rows .* fell where q is zero", estimate.notes[0])
+    assert re.search(r"\d+ of 50 rows \(.* of the mass\) fell where the other density is zero: .* ≤ x1 ≤ ", estimate.notes[0])
 
 
 @pytest.mark.parametrize("rows", [300, 2000, 25_000])
@@ -282,3 +282,12 @@ def test_rows_out_of_reach_of_the_other_sample_are_said_to_be(rows):
     assert found.finite == "not certified"
     assert any("may be infinite" in note or "be infinite" in note for note in found.notes)
     assert two_sample_kl(np.abs(x), y).reliable
+
+
+def test_rounded_rows_at_an_end_of_the_support_are_not_spread_beyond_it():
+    q = torch.distributions.Exponential(torch.tensor(1.0, dtype=torch.float64))
+    x = np.round(np.random.default_rng(0).exponential(size=(2000, 1)), 2)
+    assert (x == 0).any()
+    estimate = one_sample_kl(x, lambda rows: Target.of(q).log_prob(rows))
+    assert math.isfinite(estimate.value) and abs(estimate.value) < 4 * estimate.stderr
+    assert "values were spread evenly within their steps, 0.01" in " ".join(estimate.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -90,6 +91,12 @@ class Bijection:
         columns = self.constraints * self.dim if len(self.constraints) == 1 else self.constraints
         inside: Tensor = torch.stack([c.check(x[:, i]) for i, c in enumerate(columns)], -1).all(-1)
         return finite & inside
+
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        """The ends of each coordinate's interval; infinite where there is none, or where coordinates are tied to each other."""
+        columns = self.constraints * (self.dim if len(self.constraints) == 1 else 1)
+        return [(float(getattr(c, "lower_bound", -math.inf)), float(getattr(c, "upper_bound", math.inf))) for c in columns]
 
     def wrap(self, model: Distribution) -> Distribution:
         """Carry a model of free coordinates into the support."""

@@ -14,7 +14,7 @@ from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.chains import FEWEST, standard_error
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.monte_carlo import log_ratio_at, mean_log_ratio, points
+from whichkl.divergences.monte_carlo import Place, log_ratio_at, mean_log_ratio, placed, points
 from whichkl.importance import effective_sample_size
 from whichkl.targets import Target
 
@@ -60,7 +60,7 @@ def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
         TargetError: as in `log_z`.
     """
     draws = _drawn(p, q, n, seed)
-    plain = mean_log_ratio("forward_kl", draws.at_p, None, draws.of[0], chains=draws.chains[0])
+    plain = mean_log_ratio("forward_kl", draws.at_p, None, draws.of[0], chains=draws.chains[0], place=draws.places[0])
     if plain.value == math.inf:
         return plain
     found = bridge(draws.at_p, draws.at_q, *draws.chains)
@@ -75,7 +75,7 @@ def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
         TargetError: as in `log_z`.
     """
     draws = _drawn(p, q, n, seed)
-    plain = mean_log_ratio("reverse_kl", -draws.at_q, None, draws.of[1], chains=draws.chains[1])
+    plain = mean_log_ratio("reverse_kl", -draws.at_q, None, draws.of[1], chains=draws.chains[1], place=draws.places[1])
     if plain.value == math.inf:
         return plain
     found = bridge(draws.at_p, draws.at_q, *draws.chains)
@@ -130,12 +130,13 @@ def bridge(
 
 @dataclass(frozen=True)
 class _Draws:
-    """Log p̃/q̃ at draws of both, what they are, and their chains."""
+    """Log p̃/q̃ at draws of both, what they are, their chains, and what says where the other density is zero."""
 
     at_p: Float[Tensor, " n"]
     at_q: Float[Tensor, " m"]
     of: tuple[str, str]
     chains: tuple[Tensor | None, Tensor | None]
+    places: tuple[Place, Place]
 
 
 def _drawn(p: Target, q: Target, n: int, seed: int) -> _Draws:
@@ -145,7 +146,8 @@ def _drawn(p: Target, q: Target, n: int, seed: int) -> _Draws:
             instead = "Give draws of equal weight, and a log density, of both"
             raise TargetError(cannot("bridge p and q", because, instead))
     (x, of_p, chains_p), (y, of_q, chains_q) = points(p, n, seed, "p"), points(q, n, seed + 1, "q")
-    return _Draws(log_ratio_at(p, q, x), -log_ratio_at(q, p, y), (of_p, of_q), (chains_p, chains_q))
+    places = placed(x, q), placed(y, p)
+    return _Draws(log_ratio_at(p, q, x), -log_ratio_at(q, p, y), (of_p, of_q), (chains_p, chains_q), places)
 
 
 def _estimate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor
 from whichkl._checks import TargetError, cannot
 from whichkl.chains import standard_error
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.monte_carlo import few_effective, log_ratio_at, mean_log_ratio, points
+from whichkl.divergences.monte_carlo import Place, few_effective, log_ratio_at, mean_log_ratio, placed, points
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.targets import Target
 
@@ -61,9 +61,9 @@ def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
     True
     """
     drawn = _reweighted(p, q, n, seed)
-    outside = mean_log_ratio("reverse_kl", -drawn.ratio, None, drawn.method)
+    outside = mean_log_ratio("reverse_kl", -drawn.ratio, None, drawn.method, place=drawn.place)
     if outside.value == math.inf:
-        return outside
+        return replace(outside, method=drawn.method)
     stderr = float((n * drawn.weight - drawn.ratio).std()) / math.sqrt(n)
     notes = ["biased low, since log of a mean is, and blind to what q doesn't reach", *drawn.doubts]
     return drawn.estimate("reverse_kl", drawn.log_z - float(drawn.ratio.mean()), stderr, notes)
@@ -76,9 +76,9 @@ def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
         TargetError: as in `forward_kl`.
     """
     drawn = _reweighted(p, q, n, seed)
-    outside = mean_log_ratio("jeffreys", -drawn.ratio, None, drawn.method)
+    outside = mean_log_ratio("jeffreys", -drawn.ratio, None, drawn.method, place=drawn.place)
     if outside.value == math.inf:
-        return outside
+        return replace(outside, method=drawn.method)
     mean = float(drawn.weight @ drawn.ratio)
     stderr = float((n * drawn.weight * (drawn.ratio - mean) - drawn.ratio).std()) / math.sqrt(n)
     notes = ["biased low, and blind to what q doesn't reach", *drawn.doubts]
@@ -139,6 +139,7 @@ class _Reweighted:
     khat: float
     doubts: tuple[str, ...]
     method: str
+    place: Place
 
     @property
     def seen(self) -> Float[Tensor, " n"]:
@@ -164,4 +165,5 @@ def _reweighted(p: Target, q: Target, n: int, seed: int) -> _Reweighted:
     if khat >= khat_limit(n):
         doubts = (f"the weights have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small",)
     method = f"self-normalised importance sampling, {n:,} fresh draws of q"
-    return _Reweighted(ratio, torch.softmax(ratio, 0), float(torch.logsumexp(ratio, 0)) - math.log(n), khat, doubts, method)
+    log_z = float(torch.logsumexp(ratio, 0)) - math.log(n)
+    return _Reweighted(ratio, torch.softmax(ratio, 0), log_z, khat, doubts, method, placed(x, p))

@@ -50,10 +50,7 @@ class Located:
         else:
             draws, sought = searched(p, near)
         draws = draws.to(torch.float64)
-        parts = p.bijection.constraints * (p.dim if len(p.bijection.constraints) == 1 else 1)
-        bounds = [
-            (float(getattr(part, "lower_bound", -math.inf)), float(getattr(part, "upper_bound", math.inf))) for part in parts
-        ]
+        bounds = p.bijection.bounds
         return cls(p, draws, bounds, float(p.log_prob(draws).detach().max()), Chart.fitting([draws], bounds), sought)
 
     def log_mass(self, whole: Integral | None = None) -> float:

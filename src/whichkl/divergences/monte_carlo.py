@@ -9,18 +9,21 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.chains import FEWEST, standard_error
+from whichkl.divergences import regions
 from whichkl.divergences.control_variate import control_variate
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import ChiSquared, Kind, Renyi
 from whichkl.importance import pareto_smooth
 from whichkl.targets import Target
 
+Place = Callable[[Bool[Tensor, " n"]], str]
+"""Says in words where the marked rows lie."""
 _MATTERS = 0.005
 """Nats of standard error from which a heavy tail makes an estimate unreliable."""
 
@@ -39,7 +42,7 @@ def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
     up_to: Literal["log_z"] | None = None if p.normalized else "log_z"
     if p.sampler is None and p.weights is not None:
         return replace(cross_entropy(ratio, of, p.weights), up_to=up_to)
-    return mean_log_ratio("forward_kl", ratio, up_to, of, _elsewhere(p, q, seed), chains)
+    return mean_log_ratio("forward_kl", ratio, up_to, of, _elsewhere(p, q, seed), chains, placed(x, q))
 
 
 def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
@@ -55,7 +58,7 @@ def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
     up_to: Literal["log_z"] | None = None if p.normalized else "log_z"
     if q.sampler is None and q.weights is not None:
         return replace(cross_entropy(ratio, of, q.weights), quantity="reverse_kl", up_to=up_to)
-    return mean_log_ratio("reverse_kl", ratio, up_to, of, _elsewhere(q, p, seed), chains)
+    return mean_log_ratio("reverse_kl", ratio, up_to, of, _elsewhere(q, p, seed), chains, placed(x, p))
 
 
 def cross_entropy(
@@ -88,8 +91,8 @@ def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
         because = "the samples are weighted"
         raise TargetError(cannot("compute the Z-free Jeffreys divergence", because, "Resample them by their weights first"))
     (x, of_p, chains_p), (y, of_q, chains_q) = points(p, n, seed, "p"), points(q, n, seed + 1, "q")
-    from_p = mean_log_ratio("jeffreys", log_ratio_at(p, q, x), None, of_p, chains=chains_p)
-    from_q = mean_log_ratio("jeffreys", log_ratio_at(q, p, y), None, of_q, chains=chains_q)
+    from_p = mean_log_ratio("jeffreys", log_ratio_at(p, q, x), None, of_p, chains=chains_p, place=placed(x, q))
+    from_q = mean_log_ratio("jeffreys", log_ratio_at(q, p, y), None, of_q, chains=chains_q, place=placed(y, p))
     value = from_p.value + from_q.value
     return Estimate(
         quantity="jeffreys",
@@ -125,8 +128,7 @@ def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) ->
         inside = kind.integrand(log_p, log_q)
         terms = torch.where(inside == 0, 0.0, inside * torch.exp(-middle))
         if bool((terms == math.inf).any()):
-            share = float((terms == math.inf).double().mean())
-            note = f"{share:.1%} of the draws of {name} fell where the other density is zero"
+            note = missed(terms == math.inf, placed(x, q if name == "p" else p))
             return Estimate(kind.name, math.inf, finite="infinite", method=f"Monte Carlo, {of}", n=len(x), notes=(note,))
         sides.append(terms)
         errors.append(standard_error(terms, chains))
@@ -177,6 +179,23 @@ def log_ratio_at(a: Target, b: Target, x: Float[Tensor, "n d"]) -> Float[Tensor,
     return own - b.log_prob(x).detach().to(torch.float64)
 
 
+def placed(x: Float[Tensor, "n d"], other: Target) -> Place:
+    """What says in words, of the rows of x at which the other density is zero, where they lie."""
+
+    def place(outside: Bool[Tensor, " n"]) -> str:
+        ends = [[end for end in pair if math.isfinite(end)] for pair in other.bijection.bounds]
+        return regions.ranges(x, outside.to(x.dtype), other.names, ends)
+
+    return place
+
+
+def missed(outside: Bool[Tensor, " n"], place: Place | None, what: str = "draws") -> str:
+    """How many draws make a divergence infinite, and where they lie."""
+    count, where = int(outside.sum()), "" if place is None else f": {place(outside)}"
+    share = f"{count:,} of {len(outside):,} {what} ({count / len(outside):.2g} of the mass)"
+    return f"{share} fell where the other density is zero{where}"
+
+
 def few_effective(*effective: float | None) -> tuple[str, ...]:
     """Say where chains are too short for an error bar."""
     least = min((ess for ess in effective if ess is not None), default=math.inf)
@@ -204,20 +223,20 @@ def mean_log_ratio(
     of: str,
     elsewhere: Callable[[int], Float[Tensor, " m"]] | None = None,
     chains: Int[Tensor, " n"] | None = None,
+    place: Place | None = None,
 ) -> Estimate:
     """Mean and standard error of a log ratio, with the tail shape that says whether its variance is finite.
 
     With the ratio at draws of the other side, `elsewhere`, a control variate is tried; with `chains` the error is that of the
-    effective draws.
+    effective draws; `place` says where the draws lie that make it infinite.
     """
     log_ratio = log_ratio.detach().to(torch.float64)
     n = len(log_ratio)
     of = f"{n:,} fresh {of}" if of.startswith("draws") else of
     method = f"Monte Carlo, {of}" if of.endswith((" of p", " of q", " chains")) else of
-    outside = int((log_ratio == math.inf).sum())
-    if outside:
-        note = f"{outside} of {n} draws ({outside / n:.1%}) fell where the other density is zero"
-        return Estimate(quantity, math.inf, 0.0, up_to, "infinite", method, n=n, notes=(note,))
+    outside = log_ratio == math.inf
+    if bool(outside.any()):
+        return Estimate(quantity, math.inf, 0.0, up_to, "infinite", method, n=n, notes=(missed(outside, place),))
     spread = float(log_ratio.std())
     reduced = None
     if elsewhere is not None and spread > 1e-9:

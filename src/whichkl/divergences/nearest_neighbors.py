@@ -16,8 +16,10 @@ from scipy.special import digamma
 from torch.distributions import kl_divergence
 
 from whichkl._checks import InputError, cannot, check_log_prob
+from whichkl.divergences import regions
 from whichkl.divergences.calibration import TWIN_ROWS, Samples, bias_on, gaussian, judged, spread, subsampling_error
 from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.monte_carlo import missed
 from whichkl.divergences.neighbors import Neighbors
 from whichkl.targets import Target
 
@@ -129,18 +131,26 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     def estimate(*parts: Samples) -> float:
         return _entropy_term(parts[0][:, :-1], min(k, len(parts[0]) - 1)) - float(parts[0][:, -1].mean())
 
-    def with_log_q(part: Samples) -> Samples:
+    def checked(part: Samples) -> Samples:
         at = torch.from_numpy(part)
-        value = check_log_prob(torch.as_tensor(log_q(at), dtype=torch.float64).detach(), at, "log_q")
-        volume = np.linalg.slogdet(np.atleast_2d(np.cov(part.T)))[1] / 2
-        return np.column_stack([*_whiten(part), value.numpy() + volume])
+        value: Samples = check_log_prob(torch.as_tensor(log_q(at), dtype=torch.float64).detach(), at, "log_q").numpy()
+        return value
 
-    (rows,), coarse, notes, wrong = spread([rows], generator)
-    table = with_log_q(rows)
-    outside = int((table[:, -1] == -math.inf).sum())
-    if outside:
-        note = f"{outside} of {n} rows ({outside / n:.1%}) fell where q is zero"
+    given = checked(rows)
+
+    def with_log_q(part: Samples) -> Samples:
+        value = checked(part) if part is not rows else given
+        value = np.where(value == -math.inf, given, value)  # a rounded row at an end of the support, spread beyond it
+        volume = np.linalg.slogdet(np.atleast_2d(np.cov(part.T)))[1] / 2
+        return np.column_stack([*_whiten(part), value + volume])
+
+    outside = torch.from_numpy(given == -math.inf)
+    if bool(outside.any()):
+        target = Target.of(x)
+        note = missed(outside, lambda mark: regions.ranges(torch.from_numpy(rows), mark.double(), target.names), "rows")
         return Estimate("forward_kl", math.inf, 0.0, None, "infinite", method, n=n, notes=(note,))
+    (even,), coarse, notes, wrong = spread([rows], generator)
+    table = with_log_q(even)
     value, sampling = estimate(table), subsampling_error([table], estimate, generator)
     bias = bias_on(gaussian(table[:, :-1]), None, n, 0, estimate, generator)
     notes += [f"on a Gaussian twin of these samples it's off by {bias[0]:+.2g} ± {bias[1]:.1g}"]
