@@ -72,8 +72,10 @@ INFINITE = [
     (Normal(t(0.0), t(1.5)), Normal(t(0.0), t(1.0)), "chi_squared", "tail"),
     (Laplace(t(0.0), t(1.0)), Normal(t(0.0), t(1.0)), "chi_squared", "tail"),
     (Beta(t(0.5), t(0.5)), Uniform(t(0.0), t(1.0)), "chi_squared", "as x → "),
-    (Normal(t(0.0), t(1.0)), Uniform(t(0.0), t(1.0)), "forward_kl", "0.6587 of the mass of one lies outside the support"),
-    (Normal(t(0.0), t(1.0)), Uniform(t(0.0), t(1.0)), "jeffreys", "outside the support"),
+    (Normal(t(0.0), t(1.0)), Uniform(t(0.0), t(1.0)), "forward_kl", "0.6587 of the mass of p lies outside the support of q"),
+    (Normal(t(0.0), t(1.0)), Uniform(t(0.0), t(1.0)), "jeffreys", "0.6587 of the mass of p lies outside the support of q"),
+    (Uniform(t(0.0), t(1.0)), Normal(t(0.0), t(1.0)), "reverse_kl", "0.6587 of the mass of q lies outside the support of p"),
+    (Uniform(t(0.0), t(2.0)), Uniform(t(1.0), t(3.0)), "jeffreys", "1 of the mass of each lies outside the support of the other"),
 ]
 
 
@@ -163,7 +165,7 @@ def test_missing_atoms_are_named():
     p, q = Categorical(t([0.25, 0.75, 0.0])), Categorical(t([0.0, 0.5, 0.5]))
     estimate = summed(p, q, ForwardKLDivergence())
     assert estimate.value == math.inf
-    assert estimate.notes == ("0.25 of the mass of one lies on atoms without mass in the other: 0",)
+    assert estimate.notes == ("0.25 of the mass of p lies outside the support of q, on the atoms 0",)
     assert summed(p, q, JensenShannon()).value < math.log(2)
     assert summed(Bernoulli(t(0.5)), Bernoulli(t(1.0)), ForwardKLDivergence()).value == math.inf
     assert summed(Bernoulli(t(1.0)), Bernoulli(t(0.5)), ForwardKLDivergence()).value == pytest.approx(math.log(2))

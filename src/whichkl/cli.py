@@ -211,10 +211,8 @@ def estimate(
             except WhichklError as error:
                 other = str(error)
     if as_json:
-        back = other.to_dict() if hasattr(other, "to_dict") else other
-        _print_json(
-            {"p": p, "q": q, **asked.to_dict(), "interval": asked.interval, "sentence": asked.sentence, "other_direction": back}
-        )
+        back = {"error": other} if isinstance(other, str) else None if other is None else _fields(other)
+        _print_json({"p": p, "q": q, **_fields(asked), "other_direction": back})
         return
     results = [one for one in (asked, other) if hasattr(one, "to_dict")]
     _table(
@@ -237,6 +235,11 @@ def estimate(
             _out.print(f"  · {note}", highlight=False, markup=False, soft_wrap=True)
     if isinstance(other, str):
         _out.print(f"The other direction: {other}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _fields(one: Any) -> dict[str, Any]:
+    """An estimate as JSON holds it, with its interval and its sentence."""
+    return {**one.to_dict(), "interval": list(one.interval), "sentence": one.sentence}
 
 
 def run() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
 
 from whichkl._checks import InputError, cannot
+from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import ForwardKLDivergence, Kind, ReverseKLDivergence
 from whichkl.divergences.kl_rows import kl_rows
@@ -77,7 +78,7 @@ def enumeration(log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: Ki
     if bool((missed > 0).any()):
         where = (missed > 0).nonzero().flatten().tolist()
         shown = ", ".join(names[i] for i in where[:5]) + (", …" if len(where) > 5 else "")
-        note = f"{float(missed.sum()):.4g} of the mass of one lies on atoms without mass in the other: {shown}"
+        note = f"{float(missed.sum()):.4g} of the mass of {regions.outside(missed, log_p, log_q)}, on the atoms {shown}"
         return Estimate(kind.name, math.inf, finite="infinite", method="enumeration", exact=True, notes=(note,))
     value = kind.value(float(kind.integrand(log_p, log_q).sum()))
     finite = "certified" if math.isfinite(value) else "infinite"

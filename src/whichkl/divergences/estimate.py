@@ -13,10 +13,20 @@ NORMAL = 1.959963984540054
 """Standard errors to either side in a 95 % interval."""
 Finite = Literal["certified", "infinite", "not certified"]
 
-_DIRECTIONS = {
+_WORDS = {
     "forward_kl": "Forward KL, KL(p‖q), the expectation under p,",
     "reverse_kl": "Reverse KL, KL(q‖p), the expectation under q,",
     "jeffreys": "The Jeffreys divergence, both KLs summed,",
+    "jensen_shannon": "The Jensen–Shannon divergence",
+    "skew_forward_kl": "The skew forward KL, the expectation under p,",
+    "skew_reverse_kl": "The skew reverse KL, the expectation under q,",
+    "renyi": "The Rényi divergence of p from q",
+    "total_variation": "The total variation distance",
+    "hellinger": "The squared Hellinger distance",
+    "chi_squared": "The χ² divergence of p from q",
+    "energy": "The energy distance",
+    "mmd": "The squared maximum mean discrepancy",
+    "sliced_wasserstein": "The squared sliced Wasserstein distance",
 }
 _CONSTANTS = {", H(p) included": "H(p)", ", log Z included": "+ log Z", ", log Z subtracted": "− log Z"}
 
@@ -122,7 +132,7 @@ class Estimate:
     @property
     def sentence(self) -> str:
         """What the number says, and whether to believe it, in plain words."""
-        what = _DIRECTIONS.get(self.quantity, self.quantity.replace("_", " "))
+        what = _WORDS.get(self.quantity, self.quantity.replace("_", " "))
         if math.isinf(self.value):
             return f"{what} is infinite."
         if self.exact:

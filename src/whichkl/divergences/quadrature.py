@@ -92,7 +92,7 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
     if outside > 1e-9:
         digits = 4 if float(missed.error[0]) < 1e-4 * outside else 2
         where = _where(densities, kind, missed.rule(chart)[0] if dim == 1 else torch.cat(draws), ends, p.names)
-        return _infinite(kind, f"{outside:.{digits}g} of the mass of one lies outside the support of the other{where}")
+        return _infinite(kind, f"{outside:.{digits}g} of the mass of {where}")
     place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names)
     if place:
         return _infinite(kind, f"the integrand of {kind.formula} isn't integrable {place}")
@@ -123,12 +123,13 @@ def _estimate(kind: Kind, whole: Integral, notes: tuple[str, ...]) -> Estimate:
 def _where(
     densities: Callable[[Tensor], tuple[Tensor, Tensor]], kind: Kind, x: Tensor, ends: list[list[float]], names: Sequence[str]
 ) -> str:
-    """Where the mass is missed, from points that have mass: the nodes on the line, draws elsewhere."""
+    """Whose mass is missed, and where, from points that have mass: the nodes on the line, draws elsewhere."""
     log_p, log_q = densities(x)
     seen = torch.logaddexp(log_p, log_q) > -700
     missed, x = kind.misses(log_p, log_q)[seen], x[seen]
     place = regions.intervals(x[:, 0], missed, ends[0]) if x.shape[1] == 1 else regions.ranges(x, missed, names, ends)
-    return f", at {place}" if place else ""
+    outside = regions.outside(missed, log_p[seen], log_q[seen])
+    return f"{outside}, at {place}" if place else outside
 
 
 def _infinite(kind: Kind, note: str) -> Estimate:

@@ -36,6 +36,17 @@ def intervals(x: Float[Tensor, " n"], missed: Float[Tensor, " n"], ends: Sequenc
     return " and ".join(parts) + (" and elsewhere" if len(starts) > 4 else "")
 
 
+def outside(missed: Float[Tensor, " n"], log_p: Float[Tensor, " n"], log_q: Float[Tensor, " n"]) -> str:
+    """Whose mass is missed, as the end of "so much of the mass of …".
+
+    >>> outside(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.0]), torch.tensor([0.0, -math.inf]))
+    'p lies outside the support of q'
+    """
+    of_p, of_q = (bool(((missed > 0) & (there == -math.inf)).any()) for there in (log_q, log_p))
+    one, other = {(True, False): ("p", "q"), (False, True): ("q", "p")}.get((of_p, of_q), ("each", "the other"))
+    return f"{one} lies outside the support of {other}"
+
+
 def ranges(
     draws: Float[Tensor, "n d"], missed: Float[Tensor, " n"], names: Sequence[str], ends: Sequence[Sequence[float]] = ()
 ) -> str:
