@@ -23,5 +23,5 @@ assert abs(samples_only.value - 0.5) < 4 * samples_only.stderr
 
 print(wk.estimate(p=x, q=y, divergence="hellinger"))  # a cross-fitted classifier; the truth is 0.1175
 unnormalised = wk.Target(log_prob=lambda z: -z.square().sum(-1) / 2 + 3, dim=1)
-print(wk.estimate(p=unnormalised, q=Normal(0.5, 1.2)))  # draws of q, reweighted: the normaliser cancels
+print(wk.estimate(p=unnormalised, q=Normal(0.5, 1.2)))  # quadrature, which normalises both
 assert math.isfinite(wk.estimate(p=[0.36, 0.48, 0.16], q=[0.25, 0.25, 0.5], form="probabilities").value)
