@@ -15,7 +15,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 from sklearn.neighbors import NearestNeighbors
 
-from whichkl.divergences.nearest_neighbors import point_estimate, two_sample_kl
+from whichkl.divergences.nearest_neighbors import two_sample_kl
+from whichkl.divergences.neighbor_terms import point_estimate
 
 K, DIM, SHARE = 5, 8, 10
 

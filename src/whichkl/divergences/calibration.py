@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,18 @@ TWIN_ROWS = 8_000
 _FEW = 50
 
 
-def subsampling_error(parts: list[Samples], estimate: Callable[..., float], generator: np.random.Generator) -> float:
-    """Standard error from subsamples without replacement: their spread · √(f/(1 − f)), f the share of rows in each."""
+@dataclass(frozen=True)
+class Subsamples:
+    """The estimate on subsamples: what standard error their spread gives for all rows, their mean, its error, their sizes."""
+
+    error: float
+    mean: float
+    mean_error: float
+    sizes: tuple[int, int]
+
+
+def subsamples(parts: list[Samples], estimate: Callable[..., float], generator: np.random.Generator) -> Subsamples:
+    """Subsamples of n^(2/3) rows without replacement; the error is their spread · √(f/(1 − f)), f the share of rows in each."""
     share = min(map(len, parts)) ** (-1 / 3)
     sizes = [max(2, int(len(part) * share)) for part in parts]
     repeats = int(np.clip(110_000 // sum(sizes), 25, 100))
@@ -35,20 +45,42 @@ def subsampling_error(parts: list[Samples], estimate: Callable[..., float], gene
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the queries release the interpreter
         values = list(pool.map(on, draws))
     kept = sizes[0] / len(parts[0])
-    return float(np.std(values, ddof=1)) * math.sqrt(kept / (1 - kept))
+    wide = float(np.std(values, ddof=1))
+    error = wide * math.sqrt(kept / (1 - kept))
+    return Subsamples(error, float(np.mean(values)), math.hypot(wide / math.sqrt(repeats), error), (sizes[0], sizes[-1]))
+
+
+def drift(value: float, sampling: float, few: Subsamples, on_twin: tuple[float, float], rows: int, dim: int) -> list[str]:
+    """Say so where the estimate grows with the rows by more than it does on the twin: it hasn't settled, whatever the twin says.
+
+    What is still to come is extrapolated from n^(2/3) rows to n, and on, with a bias that falls as n^(−1/d).
+    """
+    growth, error = value - few.mean - on_twin[0], math.hypot(few.mean_error, on_twin[1])
+    left = (few.sizes[0] / rows) ** (1 / dim)
+    coming = math.copysign(max(0.0, abs(growth) - 2 * error), growth) * left / (1 - left)
+    if abs(coming) <= max(2 * sampling, 0.1 * abs(value)):
+        return []
+    seen = f"from {few.sizes[0]:,} rows to {rows:,} it moves from {few.mean:.3g} to {value:.3g}"
+    return [f"{seen}, by {growth:+.2g} more than on a Gaussian twin: it hasn't settled"]
 
 
 def bias_on(
-    p: MultivariateNormal, q: MultivariateNormal | None, n: int, m: int, estimate: Callable[..., float], generator: Any
+    p: MultivariateNormal,
+    q: MultivariateNormal | None,
+    n: int,
+    m: int,
+    estimate: Callable[..., float],
+    generator: Any,
+    most: int = 8,
 ) -> tuple[float, float, float]:
     """Bias of the estimator on draws of p and q (or of p and its log density), the error of that, and the spread of the values.
 
-    3 to 8 repeats. The mean log ratio at the draws stands in for the truth: it has the same mean, and most of the noise cancels.
-    The spread is 0 where there are too few rows or repeats to say it.
+    3 to `most` repeats. The mean log ratio at the draws stands in for the truth: it has the same mean, and most of the noise
+    cancels. The spread is 0 where there are too few rows or repeats to say it.
     """
     full, gaps, values = max(n, m) <= TWIN_ROWS, [], []
     n, m = min(n, TWIN_ROWS), min(m, TWIN_ROWS)
-    for _ in range(int(np.clip(2 * TWIN_ROWS // (n + m), 3, 8))):
+    for _ in range(int(np.clip(2 * TWIN_ROWS // (n + m), 3, most))):
         noise = torch.from_numpy(generator.normal(size=(n + m, len(p.loc))))
         x = p.loc + noise[:n] @ p.scale_tril.T
         log_p = p.log_prob(x)

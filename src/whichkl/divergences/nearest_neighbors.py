@@ -1,34 +1,26 @@
-"""Nearest neighbours: KL from samples alone, or from samples and a log density, with its bias measured on Gaussian twins.
-
-The floor is one k-nearest query a row in each sample; the bias-reduced variant counts once a row besides, of many rows a part.
-"""
+"""Nearest neighbours: KL from samples alone, or from samples and a log density, with its bias measured on Gaussian twins."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from scipy.special import digamma
 from torch.distributions import kl_divergence
 
 from whichkl._checks import InputError, cannot, check_log_prob
 from whichkl.divergences import regions
-from whichkl.divergences.calibration import TWIN_ROWS, Samples, bias_on, gaussian, judged, spread, subsampling_error
-from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.calibration import TWIN_ROWS, bias_on, drift, gaussian, judged, spread, subsamples
+from whichkl.divergences.estimate import NORMAL, Estimate
+from whichkl.divergences.margins import hidden
 from whichkl.divergences.monte_carlo import missed
-from whichkl.divergences.neighbors import Neighbors
+from whichkl.divergences.neighbor_terms import MANY, Samples, Variant, compare, entropy_term, finite, many_terms, terms_of, whiten
 from whichkl.targets import Target
 
-Variant = Literal["bias_reduced", "plain"]
-Radii = Float[np.ndarray, " n"]
-
 _LONELY = 0.05
-MANY = 20_000
-"""Rows from which the bias reduction is measured on a random part of them."""
 
 
 def two_sample_kl(
@@ -41,7 +33,8 @@ def two_sample_kl(
     larger, with the bias found on the twins added in squares. It's unreliable where that bias is above two sampling errors
     and a tenth of the twin's truth, where fitting noise makes up as much of that truth, where the value comes near its
     `cap`, where a twentieth of x lies so far from y that the balls around them aren't local (the KL may be infinite), or
-    below 50 rows. Rounded rows are spread within their step.
+    below 50 rows; and, for what no Gaussian shows, where it grows with the rows by more than on the twin, or where few columns
+    alone show more than all together. Rounded rows are spread within their step.
 
     Args:
         x: samples of the law that the mean is taken under; whatever `Target.of` reads, (n,) as (n, 1).
@@ -68,12 +61,13 @@ def two_sample_kl(
     if variant not in ("bias_reduced", "plain"):
         raise InputError(cannot(f"use `variant={variant!r}`", "it is none of them", "Use 'bias_reduced' or 'plain'"))
     generator = np.random.default_rng(seed)
+    a, b = _centred(a, b)
 
     def estimate(*parts: Samples) -> float:
-        return _compare(parts[0], parts[1], min(k, len(parts[0]) - 1, len(parts[1])), variant)
+        return compare(parts[0], parts[1], min(k, len(parts[0]) - 1, len(parts[1])), variant)
 
     (a, b), coarse, notes, wrong = spread([a, b], generator)
-    white = _whiten(a, b)
+    white = whiten(a, b)
     p, q = (gaussian(part) for part in white)
     most = TWIN_ROWS if max(len(a), len(b)) <= TWIN_ROWS else TWIN_ROWS // 8
     null = bias_on(p, p, min(len(a), most), min(len(b), most), estimate, generator)
@@ -83,14 +77,15 @@ def two_sample_kl(
     notes += [f"on a Gaussian twin of this data (truth {truth:.3g}) it gives {truth + bias[0]:.3g}{rows}"]
     fewer = f", {most:,} rows" if most < min(len(a), len(b)) else ""
     notes += [f"on two samples of one Gaussian (truth 0{fewer}) it gives {null[0]:.2g} ± {null[1]:.1g}"]
-    sampling = max(subsampling_error(white, estimate, generator), bias[2])  # few rows of many columns: subsamples say too little
+    few = subsamples(white, estimate, generator)
+    sampling = max(few.error, bias[2])  # few rows of many columns: subsamples say too little
     correction, fewest = 0.0, min(k, len(a) - 1, len(b))
     if variant == "bias_reduced" and len(a) > MANY:
-        terms, gap, further = _many_terms(white[0], white[1], fewest, generator)
+        terms, gap, further = many_terms(white[0], white[1], fewest, generator)
         sampling, correction = math.hypot(sampling, further), float(gap.mean())
     else:
-        terms = _terms(white[0], white[1], fewest, variant)
-    value = float(terms.mean()) + correction + _finite(*white)
+        terms = terms_of(white[0], white[1], fewest, variant)
+    value = float(terms.mean()) + correction + finite(*white)
     lonely = float((terms > math.log(max(0.1 * len(a) / k, 15))).mean())
     if lonely > _LONELY:
         wrong += [
@@ -103,9 +98,12 @@ def two_sample_kl(
     inflation = a.shape[1] * (a.shape[1] + 3) / 4 * (1 / len(a) + 1 / len(b))
     if inflation > max(2 * sampling, 0.1 * truth):
         wrong += [f"the twin is fitted on few rows: about {inflation:.2g} of its {truth:.3g} is fitting noise (Wilks, 1938)"]
+    small = bias_on(p, q, *few.sizes, estimate, generator, 25)
+    wrong += drift(value, sampling, few, (bias[0] - small[0], math.hypot(bias[1], small[1])), len(a), a.shape[1])
+    wrong += hidden(a, b, value + NORMAL * math.hypot(sampling, bias[0]), seed)
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
     raw = Estimate(quantity, value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
-    return judged(raw, bias, truth, estimate(*_whiten(*coarse)) - value if coarse else 0.0, min(len(a), len(b)), wrong)
+    return judged(raw, bias, truth, estimate(*whiten(*coarse)) - value if coarse else 0.0, min(len(a), len(b)), wrong)
 
 
 def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, seed: int = 0) -> Estimate:
@@ -129,7 +127,7 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     method, n = f"nearest neighbours, k = {k}, one sample and a log density", len(rows)
 
     def estimate(*parts: Samples) -> float:
-        return _entropy_term(parts[0][:, :-1], min(k, len(parts[0]) - 1)) - float(parts[0][:, -1].mean())
+        return entropy_term(parts[0][:, :-1], min(k, len(parts[0]) - 1)) - float(parts[0][:, -1].mean())
 
     def checked(part: Samples) -> Samples:
         at = torch.from_numpy(part)
@@ -142,7 +140,7 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
         value = checked(part) if part is not rows else given
         value = np.where(value == -math.inf, given, value)  # a rounded row at an end of the support, spread beyond it
         volume = np.linalg.slogdet(np.atleast_2d(np.cov(part.T)))[1] / 2
-        return np.column_stack([*_whiten(part), value + volume])
+        return np.column_stack([*whiten(part), value + volume])
 
     outside = torch.from_numpy(given == -math.inf)
     if bool(outside.any()):
@@ -151,105 +149,22 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
         return Estimate("forward_kl", math.inf, 0.0, None, "infinite", method, n=n, notes=(note,))
     (even,), coarse, notes, wrong = spread([rows], generator)
     table = with_log_q(even)
-    value, sampling = estimate(table), subsampling_error([table], estimate, generator)
+    few, value = subsamples([table], estimate, generator), estimate(table)
+    sampling = few.error
     bias = bias_on(gaussian(table[:, :-1]), None, n, 0, estimate, generator)
+    small = bias_on(gaussian(table[:, :-1]), None, few.sizes[0], 0, estimate, generator, 25)
+    wrong += drift(value, sampling, few, (bias[0] - small[0], math.hypot(bias[1], small[1])), n, rows.shape[1])
     notes += [f"on a Gaussian twin of these samples it's off by {bias[0]:+.2g} ± {bias[1]:.1g}"]
     raw = Estimate("forward_kl", value, sampling, method=method, n=n, notes=tuple(notes))
     return judged(raw, bias, value, estimate(with_log_q(coarse[0])) - value if coarse else 0.0, n, wrong)
 
 
-def point_estimate(x: Samples, y: Samples, k: int = 5, variant: Variant = "bias_reduced") -> float:
-    """The value of `two_sample_kl` alone: no checks, no spreading, no error.
-
-    ``"plain"``: mean d log(ν_k/ρ_k) + ψ(m + 1) − ψ(n), with ρ_k, ν_k the distances to the k-th other x and the k-th y.
-    ``"bias_reduced"``: both counts in the ball of radius max(ρ_k, ν_k), mean ψ(l + 1) − ψ(k) + ψ(m + 1) − ψ(n), l the rows
-    of x inside where ν_k is the larger, and ψ(k) − ψ(l + 1), l those of y, where ρ_k is. That's eq. 29 of the paper with
-    its last distances averaged out, E[d log(ε/ρ_l)] = 1/l: the row on the boundary counts in its own sample only. It's
-    unbiased where both densities are constant in the ball (ψ(l) − ψ(k), both boundaries counted, is off by up to 0.07),
-    and had the smaller bias in 29 of 46 Gaussian cells of 1–10 dimensions (at k = 5), by no more than noise in some of them.
-
-    Source: Wang, Kulkarni & Verdú (2009), eq. 5 and 29.
-
-    >>> z = np.random.default_rng(0).normal(size=(2000, 1))
-    >>> round(point_estimate(z[:1000] + 1, z[1000:]), 1)  # the truth is 0.5
-    0.5
-    """
-    white = _whiten(x, y)
-    return _compare(white[0], white[1], k, variant)
-
-
-def _compare(x: Samples, y: Samples, k: int, variant: Variant) -> float:
-    return float(_terms(x, y, k, variant).mean()) + _finite(x, y)
-
-
-def _finite(x: Samples, y: Samples) -> float:
-    return float(digamma(len(y) + 1) - digamma(len(x)))
-
-
-def _terms(x: Samples, y: Samples, k: int, variant: Variant) -> Radii:
-    """About log(l/k) a row, l the rows of x in the ball that holds k rows of y."""
-    of_x, of_y = Neighbors(x), Neighbors(y)
-    x = x[of_x.order]
-    if variant == "plain":
-        return _plain(of_x.distance(x, k + 1), of_y.distance(x, k), x.shape[1])
-    return _bias_reduced(x, of_y.distance(x, k), of_x, of_y, k)
-
-
-def _many_terms(x: Samples, y: Samples, k: int, generator: np.random.Generator) -> tuple[Radii, Radii, float]:
-    """Where there are many rows: plain terms of all, bias-reduced less plain ones of some, and the error that this adds.
-
-    That saves most of the counts, which cost more than both distances.
-    """
-    of_x, of_y = Neighbors(x), Neighbors(y)
-    x = x[of_x.order]
-    nu, rho = of_y.distance(x, k), of_x.distance(x, k + 1)
-    plain = _plain(rho, nu, x.shape[1])
-    some = np.sort(generator.choice(len(x), max(MANY // 2, len(x) // 10), False))
-    gap = _bias_reduced(x[some], nu[some], of_x, of_y, k, rho[some]) - plain[some]
-    return plain, gap, float(gap.std(ddof=1)) * math.sqrt(1 / len(some) - 1 / len(x))
-
-
-def _plain(rho: Radii, nu: Radii, dim: int) -> Radii:
-    least = _least(np.concatenate([rho, nu]))
-    terms: Radii = dim * np.log(np.maximum(nu, least) / np.maximum(rho, least))
-    return terms
-
-
-def _bias_reduced(x: Samples, nu: Radii, of_x: Neighbors, of_y: Neighbors, k: int, rho: Radii | None = None) -> Radii:
-    if rho is None:
-        in_x = of_x.count(x, nu) - 1
-        near = in_x < k  # here the k-th row of x lies beyond that of y; elsewhere its distance isn't needed
-        reach = of_x.distance(x[near], k + 1)
-    else:
-        near = rho > nu
-        in_x = np.zeros(len(x), dtype=np.int64)
-        in_x[~near] = of_x.count(x[~near], nu[~near]) - 1
-        reach = rho[near]
-    terms: Radii = digamma(np.maximum(in_x, 0) + 1.0) - digamma(k)
-    terms[near] = digamma(k) - digamma(of_y.count(x[near], reach) + 1.0)
-    return terms
-
-
-def _entropy_term(x: Samples, k: int) -> float:
-    """E_p[log p] by neighbours. Source: Kozachenko & Leonenko (1987)."""
-    n, dim = x.shape
-    all_x = Neighbors(x)
-    rho = all_x.distance(x[all_x.order], k + 1)
-    ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    return float(digamma(k) - digamma(n) - ball - dim * np.log(np.maximum(rho, _least(rho))).mean())
-
-
-def _least(radii: Radii) -> float:
-    """The smallest positive radius: what the 0 of a row with k equals counts as."""
-    return float(radii[radii > 0].min(initial=1.0))
-
-
-def _whiten(*parts: Samples) -> list[Samples]:
-    """One affine map for all, which makes their mean covariance the identity; KL doesn't change."""
-    covariance = sum(np.atleast_2d(np.cov(part.T)) for part in parts) / len(parts)
-    scale = np.sqrt(np.diag(covariance))
-    root = np.linalg.cholesky(covariance / np.outer(scale, scale))
-    return [np.linalg.solve(root, ((part - parts[0].mean(0)) / scale).T).T.copy() for part in parts]
+def _centred(a: Samples, b: Samples) -> list[Samples]:
+    """Both about one row, where float64 has its digits, and within its range; KL doesn't change."""
+    moved = [part - a[0] for part in (a, b)]
+    extent = np.maximum(*(np.abs(part).max(0) for part in moved))
+    scale = np.where((extent > 1e100) | (extent < 1e-100), extent, 1.0)
+    return [part / scale for part in moved]
 
 
 def _samples(values: Any, name: str, k: int) -> Samples:

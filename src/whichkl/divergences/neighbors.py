@@ -30,15 +30,16 @@ class Neighbors:
 
     def __init__(self, rows: Rows) -> None:
         """Build the tree, if there's to be one."""
-        self.rows, self.tree = rows, None
+        self.rows, self.tree, self._placed = rows, None, np.arange(len(rows))
         if rows.shape[1] > _TREE_DIMENSIONS:
             return
         busy = rows.shape[1] >= _BUSY_DIMENSIONS
         self.tree = cKDTree(rows, leafsize=64 if busy else 32)
         self._leaves = self.tree.indices
         if busy:
-            self.tree = cKDTree(rows[self._leaves], leafsize=64)
-            self._leaves = self._leaves[self.tree.indices]
+            self._placed = self._leaves
+            self.tree = cKDTree(rows[self._placed], leafsize=64)
+            self._leaves = self._placed[self.tree.indices]
 
     @property
     def order(self) -> Int[np.ndarray, " n"]:
@@ -64,6 +65,13 @@ class Neighbors:
             exact = (block[:, None] - mine[nearest]).norm(dim=2)  # all k: rounding may have exchanged two of them
             parts.append(exact.amax(1))
         return torch.cat(parts).numpy()
+
+    def nearest(self, x: Rows, k: int) -> Int[np.ndarray, "m k"]:
+        """Numbers of the k nearest of these to each row of x, in no order (a row of these is among its own)."""
+        if self.tree is not None:
+            found: Int[np.ndarray, "m k"] = self._placed[self.tree.query(x, k, workers=_workers(x))[1]].reshape(len(x), k)
+            return found
+        return torch.cat([squares.topk(k, dim=1, largest=False).indices for _, squares in self._blocks(x)]).numpy()
 
     def count(self, x: Rows, radius: Float[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
         """How many of these lie within its radius of each row of x, the boundary included."""

@@ -14,13 +14,15 @@ from torch.nn.functional import logsigmoid
 from whichkl._checks import InputError, cannot
 from whichkl.divergences.estimate import NORMAL, Estimate
 from whichkl.divergences.kinds import KINDS, ChiSquared, JensenShannon, Kind, Renyi
+from whichkl.divergences.margins import hidden
+from whichkl.divergences.neighbors import Neighbors
 from whichkl.divergences.sample_distances import standardised
 from whichkl.importance import khat_limit, pareto_smooth
 
 LEAST_ROWS = 20
 _PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
 _WAVES, _SMALL, EXPONENT = 100, 0.1, 350.0
-_LIGHT, _TWIN_ROWS = 0.4, 40_000
+_LIGHT, _TWIN_ROWS, _NEAR, _NEAR_ROWS = 0.4, 40_000, 20, 10_000
 _Levels = tuple[float, float]
 _Parts = list[tuple[Tensor, Tensor, Tensor, Tensor]]
 _UNBOUNDED = ("forward_kl", "reverse_kl", "jeffreys", "chi_squared", "renyi")
@@ -38,7 +40,8 @@ def classifier_divergence(
     below 0. O((n + m) k² folds) time, k ≤ 500 terms.
 
     Misfit and shrinkage bias it: measured on pooled rows dealt out anew (truth 0), on Gaussians like x and y (truth by their
-    densities), by E_q[p/q] = E_p[q/p] = 1, and by waves in the rows, which mustn't tell x from reweighted y. The bias on the
+    densities), by E_q[p/q] = E_p[q/p] = 1, by waves in the rows, which mustn't tell x from reweighted y, and by neighbouring
+    rows, whose errors mustn't be alike. The bias on the
     Gaussians widens the interval at both ends. It isn't `reliable` where a bias exceeds 2 standard errors and 10 %, where an
     identity fails, or where the terms have a heavy tail.
 
@@ -75,7 +78,7 @@ def classifier_divergence(
     bias, bias_error = _bias(kind, z, dealt, n, folds, full, generator, levels)
     sides = [mean(torch.exp(one.clamp(max=EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     off = any(not abs(mean - 1) <= max(3 * error, _SMALL) for mean, error in sides)
-    wave = _misfit(z, n, log_ratio, generator)
+    wave, local = _misfit(z, n, log_ratio, generator), _clustered(z, n, log_ratio, generator)
     khat = max(_khat(one) for one in terms) if kind.name in _UNBOUNDED else None
     heavy = khat is not None and khat >= min(0.5, khat_limit(rows)) and any(float(one.max() - one.min()) > 1 for one in terms)
     biases = ((null, null_error), (bias, bias_error))
@@ -84,7 +87,8 @@ def classifier_divergence(
     because = [": no small part of this value" if one else "" for one in large]
     notes = [
         f"ℓ is taken to be quadratic in the columns{'' if full else ', without products'}"
-        + (f", and isn't: waves in the rows still tell x from y (z = {wave:.1f})" if wave else ""),
+        + (f", and isn't: waves in the rows still tell x from y (z = {wave:.1f})" if wave else "")
+        + (f", and isn't: neighbouring rows err alike (z = {local:.1f})" if local else ""),
         "on held-out rows E_q[p/q] = {:.3g} ± {:.2g} and E_p[q/p] = {:.3g} ± {:.2g}, ".format(*sides[0], *sides[1])
         + ("one too far from 1" if off else "near 1 as they must be"),
         f"on the pooled rows dealt out anew it gives {null:.3g} ± {null_error:.2g}, truth 0{because[0]}",
@@ -93,8 +97,9 @@ def classifier_divergence(
     ]
     notes += [f"the terms have a heavy tail, or too few rows to judge it (k̂ = {khat:.2f})"] if heavy else []
     method = f"cross-fitted classifier ({'' if full else 'diagonal '}quadratic logistic, {folds} folds)"
-    good = not (any(large) or off or wave or heavy)
     error = stderr + excess / NORMAL  # the interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right
+    notes += (doubts := _margins(kind.name, z, n, value + NORMAL * error, seed))
+    good = not (any(large) or off or wave or local or heavy or doubts)
     return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=tuple(notes))
 
 
@@ -247,6 +252,35 @@ def _misfit(z: Tensor, n: int, ratio: Tensor, generator: torch.Generator) -> flo
     gain = gap.square() / (4 * (spread[:n].mean(0) + spread[n:].mean(0)))
     seen = (score > 4.5) & (gain > _SMALL * abs(_score(JensenShannon(), n, ratio, [])[0]))
     return float(score[seen].max()) if bool(seen.any()) else None
+
+
+def _margins(name: str, z: Tensor, n: int, upper: float, seed: int) -> list[str]:
+    """What few columns alone say against a KL."""
+    if name not in ("forward_kl", "reverse_kl"):
+        return []
+    x, y = z[:n].cpu().numpy(), z[n:].cpu().numpy()
+    return hidden(x, y, upper, seed) if name == "forward_kl" else hidden(y, x, upper, seed)
+
+
+def _clustered(z: Tensor, n: int, ratio: Tensor, generator: torch.Generator) -> float | None:
+    """Standardised Σ rᵢ rⱼ over neighbours, r = label − σ(ℓ), or None: where ℓ is right they're independent, and its mean is 0.
+
+    Source: Moran (1950), with the variance that the probabilities give.
+    """
+    share = torch.logit(torch.tensor(n / len(z), dtype=z.dtype))
+    some = torch.randperm(len(z), generator=generator)[:_NEAR_ROWS]
+    rows, s = z[some].cpu().numpy(), torch.sigmoid(ratio[some] + share).cpu()
+    k = min(_NEAR, len(rows) // 10)
+    near = torch.from_numpy(Neighbors(rows).nearest(rows, k + 1))
+    link = (near != torch.arange(len(rows))[:, None]).to(z.dtype)
+    r, spread = (some < n).to(z.dtype) - s, (s * (1 - s)).clamp(min=1e-300)
+    mean = (link * r[near]).sum(1) / k
+    total = float((r * mean).sum())
+    # a pair counts twice where each is the other's neighbour, which is so for most: 2 bounds the variance
+    deviation = math.sqrt(2 * float((spread * (link * spread[near]).sum(1)).sum())) / k
+    gain = total**2 / (2 * len(rows) * float((spread * mean.square()).sum()))
+    here = abs(_score(JensenShannon(), n, ratio, [])[0])
+    return total / deviation if total > 4.5 * deviation and gain > _SMALL * here else None
 
 
 def _khat(terms: Tensor) -> float:
