@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.ratio import EXPONENT, LEAST_ROWS, cross_fit, mean
+from whichkl.divergences.ratio import EXPONENT, LEAST_ROWS, cross_fit, mean, ripples
 from whichkl.divergences.sample_distances import standardised
 from whichkl.importance import khat_limit, pareto_smooth
 
+_ROWS = 5_000
+
 
 def variational_bound(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, bound: Literal["dv", "nwj"] = "dv", seed: int = 0
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], *, bound: Literal["dv", "nwj"] = "dv", seed: int = 0, fine: bool = False
 ) -> Estimate:
     """Lower bound on KL(p‖q), in nats: a critic T fitted on half of the rows, the bound read on the other half.
 
@@ -31,6 +33,7 @@ def variational_bound(
         y: draws of q, (m, d) or (m,), at least 20.
         bound: ``"dv"`` or ``"nwj"``.
         seed: of the halves; the global generator isn't touched.
+        fine: whether the critic knows cosines of the rows beside quadratics.
 
     Raises:
         InputError: the samples are bad (as for `classifier_divergence`), or the bound is another word.
@@ -46,7 +49,8 @@ def variational_bound(
         raise InputError(cannot(f"use `bound={bound!r}`", "there is no such bound", 'Use "dv" or "nwj"'))
     z, n, rows = standardised(x, y, LEAST_ROWS)
     full = z.shape[1] * (z.shape[1] + 3) // 2 <= min(rows // 20, 500)
-    ratio, _ = cross_fit(z, n, 2, full, torch.Generator().manual_seed(seed), rounds=1)
+    generator = torch.Generator().manual_seed(seed)
+    ratio, _ = cross_fit(z, n, 2, full, generator, rounds=1, more=ripples(z, generator) if fine else None)
     critic, of_y = (one[~one.isnan()] for one in (ratio[:n], ratio[n:]))
     (top, top_error), (mass, mass_error) = mean(critic), mean(torch.exp(of_y - of_y.max()))
     log_mass, error = math.log(mass) + float(of_y.max()), mass_error / mass
@@ -61,3 +65,16 @@ def variational_bound(
     method = f"{'Donsker–Varadhan' if bound == 'dv' else 'NWJ'} lower bound, critic fitted on the other half"
     rows, good = len(critic) + len(of_y), len(notes) == 1
     return Estimate("forward_kl", min(raw, cap), error, method=method, n=rows, khat=khat, cap=cap, reliable=good, notes=(*notes,))
+
+
+def exceeded(x: Any, y: Any, upper: float, seed: int = 0) -> list[str]:
+    """Say so where a lower bound, on up to 5,000 rows of each, lies above the upper end of an interval for KL(p‖q)."""
+    if min(len(x), len(y)) < 10 * LEAST_ROWS:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    few = [torch.as_tensor(part)[torch.randperm(len(part), generator=generator)[:_ROWS]] for part in (x, y)]
+    least = variational_bound(few[0], few[1], seed=seed, fine=True)
+    reached = least.value - 2 * least.stderr
+    if reached <= upper or (least.khat is not None and least.khat >= khat_limit(len(few[1]) // 2)):
+        return []
+    return [f"a classifier shows at least {reached:.3g} on rows it hasn't seen, more than the {upper:.3g} at most seen here"]

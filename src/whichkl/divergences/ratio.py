@@ -22,7 +22,8 @@ from whichkl.importance import khat_limit, pareto_smooth
 LEAST_ROWS = 20
 _PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
 _WAVES, _SMALL, EXPONENT = 100, 0.1, 350.0
-_LIGHT, _TWIN_ROWS, _NEAR, _NEAR_ROWS = 0.4, 40_000, 20, 10_000
+_RIPPLES, _STIFF = 60, 10.0
+_LIGHT, _TWIN_ROWS, _NEAR, _NEAR_ROWS = 0.4, 40_000, (5, 20, 60), 10_000
 _Levels = tuple[float, float]
 _Parts = list[tuple[Tensor, Tensor, Tensor, Tensor]]
 _UNBOUNDED = ("forward_kl", "reverse_kl", "jeffreys", "chi_squared", "renyi")
@@ -79,6 +80,7 @@ def classifier_divergence(
     sides = [mean(torch.exp(one.clamp(max=EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     off = any(not abs(mean - 1) <= max(3 * error, _SMALL) for mean, error in sides)
     wave, local = _misfit(z, n, log_ratio, generator), _clustered(z, n, log_ratio, generator)
+    finer = _finer(z, n, log_ratio, cross_fit(z, n, folds, full, generator, more=ripples(z, generator))[0])
     khat = max(_khat(one) for one in terms) if kind.name in _UNBOUNDED else None
     heavy = khat is not None and khat >= min(0.5, khat_limit(rows)) and any(float(one.max() - one.min()) > 1 for one in terms)
     biases = ((null, null_error), (bias, bias_error))
@@ -88,7 +90,8 @@ def classifier_divergence(
     notes = [
         f"ℓ is taken to be quadratic in the columns{'' if full else ', without products'}"
         + (f", and isn't: waves in the rows still tell x from y (z = {wave:.1f})" if wave else "")
-        + (f", and isn't: neighbouring rows err alike (z = {local:.1f})" if local else ""),
+        + (f", and isn't: neighbouring rows err alike (z = {local:.1f})" if local else "")
+        + (f", and isn't: finer shapes tell x from y better on held-out rows (z = {finer:.1f})" if finer else ""),
         "on held-out rows E_q[p/q] = {:.3g} ± {:.2g} and E_p[q/p] = {:.3g} ± {:.2g}, ".format(*sides[0], *sides[1])
         + ("one too far from 1" if off else "near 1 as they must be"),
         f"on the pooled rows dealt out anew it gives {null:.3g} ± {null_error:.2g}, truth 0{because[0]}",
@@ -99,16 +102,20 @@ def classifier_divergence(
     method = f"cross-fitted classifier ({'' if full else 'diagonal '}quadratic logistic, {folds} folds)"
     error = stderr + excess / NORMAL  # the interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right
     notes += (doubts := _margins(kind.name, z, n, value + NORMAL * error, seed))
-    good = not (any(large) or off or wave or local or heavy or doubts)
+    good = not (any(large) or off or wave or local or finer or heavy or doubts)
     return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=tuple(notes))
 
 
 def cross_fit(
-    z: Tensor, n: int, folds: int, full: bool, generator: torch.Generator, rounds: int | None = None
+    z: Tensor, n: int, folds: int, full: bool, generator: torch.Generator, rounds: int | None = None, more: Tensor | None = None
 ) -> tuple[Tensor, _Parts]:
-    """Fit on all folds but one and read ℓ there, in turn; ℓ is NaN on folds beyond `rounds`. With it, what `_score` needs."""
+    """Fit on all folds but one and read ℓ there, in turn; ℓ is NaN on folds beyond `rounds`. With it, what `_score` needs.
+
+    Further features, `more`, are penalised ten times as much.
+    """
+    extra = 0 if more is None else more.shape[1]
     i, j = torch.triu_indices(z.shape[1], z.shape[1]) if full else torch.arange(z.shape[1]).expand(2, -1)
-    features = torch.cat([torch.ones_like(z[:, :1]), z, z[:, i] * z[:, j]], 1)
+    features = torch.cat([torch.ones_like(z[:, :1]), z, z[:, i] * z[:, j], *([] if more is None else [more])], 1)
     features[:, 1:] = (features[:, 1:] - features[:, 1:].mean(0)) / features[:, 1:].std(0).clamp(min=1e-9)
     is_x = (torch.arange(len(z), device=z.device) < n).to(z.dtype)
     fold = torch.cat([torch.randperm(count, generator=generator) % folds for count in (n, len(z) - n)]).to(z.device)
@@ -116,20 +123,30 @@ def cross_fit(
     for held in (fold == k for k in range(rounds or folds)):
         known, label = features[~held], is_x[~held]
         inner = torch.randperm(len(known), generator=generator).to(z.device) % 3 == 0
-        penalty, beta, curvature = _tuned(known[~inner], label[~inner], known[inner], label[inner])
-        beta, _ = _logistic(known, label, penalty, beta, curvature, 1e-13)
-        factor = torch.linalg.cholesky(_curvature(known, known @ beta) + _ridge(beta, penalty))
+        penalty, beta, curvature = _tuned(known[~inner], label[~inner], known[inner], label[inner], extra)
+        ridge = _ridge(beta, penalty, extra)
+        beta, _ = _logistic(known, label, ridge, beta, curvature, 1e-13)
+        factor = torch.linalg.cholesky(_curvature(known, known @ beta) + ridge)
         ratio[held] = features[held] @ beta - float(torch.logit(label.mean()))
         parts.append((held, features, label - torch.sigmoid(known @ beta), factor))
     return ratio, parts
 
 
-def _tuned(features: Tensor, label: Tensor, unseen: Tensor, theirs: Tensor) -> tuple[float, Tensor, Tensor]:
+def ripples(z: Tensor, generator: torch.Generator) -> Tensor:
+    """Cosines along random directions, of many lengths, in the normal scores of the columns: shapes that no quadratic has."""
+    score = torch.special.ndtri((z.argsort(0).argsort(0) + 0.5).to(z.dtype) / len(z))
+    aim = torch.randn(z.shape[1], _RIPPLES, generator=generator, dtype=z.dtype)
+    length, phase = torch.rand(2, _RIPPLES, generator=generator, dtype=z.dtype)
+    aim = aim / aim.norm(dim=0) * 0.7 * 8**length
+    return torch.cos(score @ aim.to(z.device) + 2 * math.pi * phase.to(z.device))
+
+
+def _tuned(features: Tensor, label: Tensor, unseen: Tensor, theirs: Tensor, extra: int) -> tuple[float, Tensor, Tensor]:
     """The penalty with the least log loss on unseen rows, from the largest down until the loss rises; its β and curvature."""
     beta, best, least = torch.zeros_like(features[0]), _PENALTIES[0], math.inf
     curvature = _curvature(features, features @ beta)
     for penalty in _PENALTIES:
-        now, matrix = _logistic(features, label, penalty, beta, curvature, 1e-9)
+        now, matrix = _logistic(features, label, _ridge(beta, penalty, extra), beta, curvature, 1e-9)
         loss = float(_log_loss(unseen @ now, theirs))
         if not loss < least:
             break
@@ -138,14 +155,14 @@ def _tuned(features: Tensor, label: Tensor, unseen: Tensor, theirs: Tensor) -> t
 
 
 def _logistic(
-    features: Tensor, label: Tensor, penalty: float, beta: Tensor, curvature: Tensor, tolerance: float
+    features: Tensor, label: Tensor, ridge: Tensor, beta: Tensor, curvature: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """Minimise mean log loss + ½ penalty |β|² (first term spared) from β on by damped Newton; and the last curvature used.
+    """Minimise mean log loss + ½ βᵀ ridge β from β on by damped Newton; and the last curvature used.
 
     The curvature of an earlier point serves while each step leaves a tenth of what there was to gain: a step with it costs two
     products with a vector, a new one the square of the columns.
     """
-    ridge, fit, before = _ridge(beta, penalty), features @ beta, math.inf
+    fit, before = features @ beta, math.inf
     value = _log_loss(fit, label) + 0.5 * ridge.diagonal() @ beta.square()
     fresh = False
     while True:
@@ -174,8 +191,12 @@ def _curvature(features: Tensor, fit: Tensor) -> Tensor:
     return (features * (s * (1 - s))[:, None]).T @ features / len(s)
 
 
-def _ridge(beta: Tensor, penalty: float) -> Tensor:
-    return torch.diag(torch.cat([torch.full_like(beta[:1], 1e-9), torch.full_like(beta[1:], penalty)]))
+def _ridge(beta: Tensor, penalty: float, extra: int) -> Tensor:
+    """The penalty on the diagonal: none on the constant, more on the last `extra`."""
+    ridge = torch.full_like(beta, penalty)
+    ridge[0] = 1e-9
+    ridge[len(ridge) - extra :] *= _STIFF
+    return torch.diag(ridge)
 
 
 def _score(kind: Kind, n: int, ratio: Tensor, parts: _Parts, levels: _Levels = (0.0, 0.0)) -> tuple[float, float, Tensor, Tensor]:
@@ -270,17 +291,31 @@ def _clustered(z: Tensor, n: int, ratio: Tensor, generator: torch.Generator) -> 
     share = torch.logit(torch.tensor(n / len(z), dtype=z.dtype))
     some = torch.randperm(len(z), generator=generator)[:_NEAR_ROWS]
     rows, s = z[some].cpu().numpy(), torch.sigmoid(ratio[some] + share).cpu()
-    k = min(_NEAR, len(rows) // 10)
-    near = torch.from_numpy(Neighbors(rows).nearest(rows, k + 1))
-    link = (near != torch.arange(len(rows))[:, None]).to(z.dtype)
+    index = Neighbors(rows)
     r, spread = (some < n).to(z.dtype) - s, (s * (1 - s)).clamp(min=1e-300)
-    mean = (link * r[near]).sum(1) / k
-    total = float((r * mean).sum())
-    # a pair counts twice where each is the other's neighbour, which is so for most: 2 bounds the variance
-    deviation = math.sqrt(2 * float((spread * (link * spread[near]).sum(1)).sum())) / k
-    gain = total**2 / (2 * len(rows) * float((spread * mean.square()).sum()))
+    here, seen = abs(_score(JensenShannon(), n, ratio, [])[0]), []
+    for k in (min(most, len(rows) // 10) for most in _NEAR):
+        near = torch.from_numpy(index.nearest(rows, k + 1))
+        link = (near != torch.arange(len(rows))[:, None]).to(z.dtype)
+        around = (link * r[near]).sum(1) / k
+        total = float((r * around).sum())
+        # a pair counts twice where each is the other's neighbour, which is so for most: 2 bounds the variance
+        deviation = math.sqrt(2 * float((spread * (link * spread[near]).sum(1)).sum())) / k
+        # noise in what's around makes the gain come out several times too small
+        gain = total**2 / (2 * len(rows) * float((spread * around.square()).sum()))
+        if total > 3.2 * deviation and gain > _SMALL / 8 * here:
+            seen.append(total / deviation)
+    return max(seen, default=None)
+
+
+def _finer(z: Tensor, n: int, ratio: Tensor, other: Tensor) -> float | None:
+    """Standardised gain in held-out log loss of another ℓ, or None where it's no clear and no small part of what there is."""
+    label = (torch.arange(len(z), device=z.device) < n).to(z.dtype)
+    share = math.log(n / (len(z) - n))
+    gain = torch.stack([_log_loss(one + share, label, reduction="none") for one in (ratio, other)])
+    value, error = mean(gain[0] - gain[1])
     here = abs(_score(JensenShannon(), n, ratio, [])[0])
-    return total / deviation if total > 4.5 * deviation and gain > _SMALL * here else None
+    return value / error if value > 2.5 * error and value > _SMALL / 2 * here else None
 
 
 def _khat(terms: Tensor) -> float:
