@@ -148,7 +148,7 @@ def test_closed_forms_agree_with_quadrature_and_know_their_limits():
 
 
 def summed(p, q, kind):
-    log_p, log_q, names = enumerate_atoms(p, q)
+    log_p, log_q, names = enumerate_atoms(p, q, kind)
     return enumeration(log_p, log_q, kind, names)
 
 

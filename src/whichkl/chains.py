@@ -73,7 +73,7 @@ def effective_draws(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> f
         middle = len(own) // 2
         halves += [own[:middle], own[len(own) - middle :]]
     n, total = len(values), sum(map(len, halves))
-    if float(values.max() - values.min()) < torch.finfo(torch.float64).resolution:
+    if float(values.max() - values.min()) < 1e-9 * max(1.0, float(values.abs().max())):  # constant, up to rounding
         return float(n)
     sizes = torch.tensor([len(half) for half in halves], dtype=torch.float64)
     pooled = torch.zeros(int(sizes.max()), dtype=torch.float64)

@@ -108,6 +108,9 @@ def _floats(column: Any) -> np.ndarray:
 def _is_headerless(file: Path) -> bool:
     with file.open(newline="", encoding="utf-8-sig") as lines:
         first = next(csv.reader(lines), [])
+    if len(first) > 1 and [cell.strip() for cell in first] == [str(i) for i in range(len(first))]:
+        because = "its first line is 0, 1, …: the names that pandas gives nameless columns, or a row"
+        raise InputError(cannot(f"read `{file}`", because, "Name the columns, or write 0.0 and 1.0 if it's a row"))
     return bool(first) and all(_is_number(cell) for cell in first)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Kumaraswamy, TransformedDistribution
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
@@ -284,10 +284,33 @@ def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Ten
         support = None
     if support is None:
         return p.log_prob(point)
-    inside = support.check(point)
+    inside = support.check(point) & _reached(p, point)
+    if isinstance(p, Kumaraswamy):  # torch's is −∞ where xᵃ rounds to 0
+        return _inside(inside, point, lambda y: _log_kumaraswamy(p, y))
     if x.dtype == torch.float64 and _single_precision(p):  # torch casts x to the parameters' type, where it overflows
         inside = inside & (x.abs() < 1e30).all(-1)
     return _inside(inside, point, lambda y: p.log_prob(y).to(x.dtype))
+
+
+def _reached(p: Distribution, x: Tensor) -> Tensor:
+    """Whether points come from the base's support: torch gives a shifted exponential the whole line."""
+    if isinstance(p, Independent):
+        inside = _reached(p.base_dist, x)
+        return inside.flatten(-p.reinterpreted_batch_ndims).all(-1)
+    if not isinstance(p, TransformedDistribution):
+        return torch.ones(x.shape[: x.ndim - len(p.event_shape)], dtype=torch.bool, device=x.device)
+    for transform in reversed(p.transforms):
+        x = transform.inv(x)
+    support = p.base_dist.support
+    return _reached(p.base_dist, x) if support is None else support.check(x) & _reached(p.base_dist, x)
+
+
+def _log_kumaraswamy(p: Kumaraswamy, x: Tensor) -> Tensor:
+    """Log a + log b + (a − 1) log x + (b − 1) log(1 − xᵃ). Source: Kumaraswamy (1980)."""
+    a, b = p.concentration1.to(x.dtype), p.concentration0.to(x.dtype)
+    log_x = x.log()
+    value: Tensor = a.log() + b.log() + (a - 1) * log_x + (b - 1) * (-torch.expm1(a * log_x)).log()
+    return value
 
 
 def _single_precision(p: Distribution) -> bool:

@@ -83,6 +83,30 @@ def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
     return _estimate("reverse_kl", plain.value + found.log_z, found, draws, found.from_p, terms, plain)
 
 
+def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
+    """Say so where draws and log densities don't belong together: two bridges that must agree give different Z.
+
+    Beside the optimal bridge, the geometric one: E_q[√(p̃/q̃)] = (Z_p/Z_q) E_p[√(q̃/p̃)]. Both hold if, and in general only if, the
+    draws of each are draws of its density. Where both densities are normalised, Z is 1.
+    """
+    draws = _drawn(p, q, n, seed)
+    if not bool((draws.at_p.isfinite().all()) and (draws.at_q > -math.inf).any()):
+        return None
+    found = bridge(draws.at_p, draws.at_q, *draws.chains)
+    if found.ess < _ENOUGH:
+        return None
+    low, high = torch.exp(-0.5 * (draws.at_p - found.log_z)), torch.exp(0.5 * (draws.at_q - found.log_z))
+    gap = float(high.mean().log() - low.mean().log())
+    sides = (found.from_p, 1 - low / low.mean(), draws.chains[0]), (found.from_q, high / high.mean() - 1, draws.chains[1])
+    error = math.hypot(*(standard_error(other - one, chains)[0] for one, other, chains in sides))
+    known = math.hypot(*(standard_error(one, chains)[0] for one, _, chains in sides))
+    if abs(gap) > 5 * error + 1e-3:
+        return f"two estimates of log Z, by different bridges, differ by {gap:+.2g} ± {error:.1g}: draws contradict a log density"
+    if p.normalized and q.normalized and abs(found.log_z) > 5 * known + 1e-3:
+        return f"the densities are said to be normalised, and log Z comes out as {found.log_z:+.3g} ± {known:.1g}"
+    return None
+
+
 def bridge(
     at_p: Float[Tensor, " n"],
     at_q: Float[Tensor, " m"],

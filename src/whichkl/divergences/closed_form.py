@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor
 from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
     ContinuousBernoulli,
     Distribution,
+    Geometric,
     Independent,
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
+    OneHotCategorical,
     Uniform,
     kl_divergence,
 )
@@ -20,6 +26,7 @@ from torch.distributions import (
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import Kind
 
+_RARE = 1e-12
 _KL_SUMS = {"forward_kl": (1, 0), "reverse_kl": (0, 1), "jeffreys": (1, 1)}
 """How often KL(p‖q) and KL(q‖p) are counted."""
 
@@ -80,13 +87,22 @@ def _moments(p: Distribution) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def _clamped(p: Distribution) -> bool:
+    """Whether an atom is so rare that torch's clamp of probabilities, to some 1e-16, is felt; enumeration has none."""
+    inner = p.base_dist if isinstance(p, Independent) else p
+    if not isinstance(inner, (Bernoulli, Binomial, Categorical, OneHotCategorical, Geometric)):
+        return False
+    probs = copy.copy(inner).probs  # torch keeps what it derives: a copy's is thrown away
+    rarest = probs if isinstance(inner, (Categorical, OneHotCategorical)) else torch.minimum(probs, 1 - probs)
+    return float(rarest.min()) < _RARE
+
+
 def _registered(p: Distribution, q: Distribution) -> float | None:
-    kinds = {type(p), type(q)}
-    if kinds == {ContinuousBernoulli, Uniform}:
+    if {type(p), type(q)} == {ContinuousBernoulli, Uniform} or _clamped(p) or _clamped(q):
         return None
     try:
         with torch.no_grad():
             value = kl_divergence(p, q)
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, ValueError, RuntimeError):
         return None
     return None if value.numel() != 1 or bool(value.isnan()) else float(value)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
+from torch.distributions import Bernoulli, Binomial, Categorical, Distribution, OneHotCategorical
+from torch.nn.functional import logsigmoid
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.kinds import ForwardKLDivergence, Kind, ReverseKLDivergence
+from whichkl.divergences.kinds import ForwardKLDivergence, Kind, Renyi, ReverseKLDivergence
 from whichkl.divergences.kl_rows import kl_rows
 
 Form = Literal["probabilities", "logits"]
 
 _KLS = (ForwardKLDivergence, ReverseKLDivergence)
 _BLOCK = 1 << 17
-_REMAINDER = 1e-15
+_REST = 40.0
+"""Nats below the largest at which the probabilities of countable atoms are left off."""
+_MOST_ATOMS = 1 << 17
 
 
 def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: Form = "probabilities") -> Float[Tensor, " n"]:
@@ -50,7 +52,7 @@ def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: For
 
     def general(numbers: Int[Tensor, " r"]) -> Float[Tensor, " r"]:
         log_p, log_q = (_log(one[numbers], form, who, numbers) for one, who in ((flat_p, "p"), (flat_q, "q")))
-        return torch.tensor([kind.value(v) for v in kind.integrand(log_p, log_q).sum(-1).tolist()], dtype=torch.float64)
+        return log_sum(kind, log_p, log_q)
 
     if form == "probabilities" and p.device.type == q.device.type == "cpu" and isinstance(kind, _KLS):
         forward = isinstance(kind, ForwardKLDivergence)
@@ -60,27 +62,53 @@ def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: For
     return values.clamp(min=0.0).reshape(p.shape[:-1])
 
 
-def enumerate_atoms(p: Distribution, q: Distribution) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"], list[str]] | None:
+def enumerate_atoms(
+    p: Distribution, q: Distribution, kind: Kind
+) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"], list[str]] | None:
     """Log probabilities of two discrete distributions over their joint atoms, and the atoms' names; None if they can't be listed.
 
-    Countable supports (Poisson, Geometric, …) are listed until less than 1e-15 of either is left.
+    Countable supports (Poisson, Geometric, …) are listed until e⁻⁴⁰ of the largest is left of either, and until the terms of the
+    divergence have fallen as far, or are seen not to fall.
     """
     lists = [_atoms(one) for one in (p, q)]
     if any(one is None for one in lists):
         return None
     atoms = torch.cat([one for one in lists if one is not None]).unique(dim=0)
+    if not (p.has_enumerate_support and q.has_enumerate_support):
+        while not _settled(kind.log_tail(_log_mass(p, atoms), _log_mass(q, atoms))) and len(atoms) < _MOST_ATOMS:
+            atoms = torch.arange(2 * len(atoms), dtype=torch.float64)[:, None]
     return _log_mass(p, atoms), _log_mass(q, atoms), [_name(atom) for atom in atoms]
 
 
-def enumeration(log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: Kind, names: list[str]) -> Estimate:
-    """A divergence by the sum over atoms; ∞ names the atoms that make it so, and their mass."""
+def _settled(size: Float[Tensor, " v"]) -> bool:
+    """Whether the last terms are negligible and fall."""
+    top, last = float(size.max()), size[-len(size) // 8 :]
+    return top == math.inf or float(last.max()) < top - _REST or top == -math.inf
+
+
+def log_sum(kind: Kind, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
+    """The divergence of rows of atoms: for Rényi's by the logarithm of the sum, which neither overflows nor vanishes."""
+    if isinstance(kind, Renyi):
+        return kind.log_tail(log_p, log_q).logsumexp(-1) / (kind.order - 1)
+    total = kind.integrand(log_p, log_q).sum(-1)
+    return torch.tensor([kind.value(v) for v in total.reshape(-1).tolist()], dtype=torch.float64).reshape(total.shape)
+
+
+def enumeration(log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: Kind, names: list[str]) -> Estimate | None:
+    """A divergence by the sum over atoms; ∞ names the atoms that make it so, and their mass; None if the sum doesn't settle."""
     missed = kind.misses(log_p, log_q)
     if bool((missed > 0).any()):
         where = (missed > 0).nonzero().flatten().tolist()
         shown = ", ".join(names[i] for i in where[:5]) + (", …" if len(where) > 5 else "")
         note = f"{float(missed.sum()):.4g} of the mass of {regions.outside(missed, log_p, log_q)}, on the atoms {shown}"
         return Estimate(kind.name, math.inf, finite="infinite", method="enumeration", exact=True, notes=(note,))
-    value = kind.value(float(kind.integrand(log_p, log_q).sum()))
+    value, size = float(log_sum(kind, log_p, log_q)), kind.log_tail(log_p, log_q)
+    if len(size) >= _MOST_ATOMS and not _settled(size):
+        rising = bool((size[-len(size) // 8 :].diff() >= 0).all())
+        if not rising:
+            return None
+        note = f"the terms of {kind.formula} don't fall beyond {len(size):,} atoms"
+        return Estimate(kind.name, math.inf, finite="infinite", method="enumeration", exact=True, notes=(note,))
     finite = "certified" if math.isfinite(value) else "infinite"
     return Estimate(
         kind.name,
@@ -126,7 +154,8 @@ def _atoms(p: Distribution) -> Float[Tensor, "v d"] | None:
     count = 64
     while count <= 1 << 22:
         atoms = torch.arange(count, dtype=torch.float64)[:, None]
-        if 1 - float(_log_mass(p, atoms).exp().sum()) < _REMAINDER * 10:
+        size = _log_mass(p, atoms)
+        if float(size[-1]) < float(size.max()) - _REST and float(size.logsumexp(0)) > -1e-6:
             return torch.arange(2 * count, dtype=torch.float64)[:, None]
         count *= 2
     return None
@@ -139,26 +168,27 @@ def _log_mass(p: Distribution, atoms: Float[Tensor, "v d"]) -> Float[Tensor, " v
     value = torch.full((len(atoms),), -math.inf, dtype=torch.float64)
     inside = inside if inside.ndim == 1 else inside.all(-1)
     if bool(inside.any()):
-        value[inside] = p.log_prob(points[inside].to(p.mean.dtype)).to(torch.float64)
-    zeros = _zero_atoms(p)
-    if zeros is not None:
-        value[inside] = torch.where(zeros(points[inside]), -math.inf, value[inside])
+        value[inside] = _log_prob(p, points[inside]).to(torch.float64)
     return value
 
 
-def _zero_atoms(p: Distribution) -> Callable[[Tensor], Tensor] | None:
-    """Which atoms have probability 0 exactly: torch clamps it to 1e-16 inside `log_prob`, and so makes an infinite KL finite."""
-    inner = p._categorical if isinstance(p, OneHotCategorical) else p
-    probs = vars(inner).get("probs")
-    if probs is None:
-        return None
-    if isinstance(p, Categorical):
-        return lambda atoms: probs[atoms.long()] == 0
+def _log_prob(p: Distribution, atoms: Tensor) -> Tensor:
+    """Log probabilities without torch's clamp of the parameter to some 1e-16, which makes infinite KLs finite."""
     if isinstance(p, OneHotCategorical):
-        return lambda atoms: (atoms * probs).sum(-1) == 0
-    if isinstance(p, Bernoulli):
-        return lambda atoms: torch.where(atoms > 0, probs == 0, probs == 1)
-    return None
+        return _log_prob(p._categorical, atoms.argmax(-1))
+    given = vars(p)
+    if isinstance(p, Categorical):
+        each: Tensor = given["probs"].log() if "probs" in given else given["logits"].log_softmax(-1)
+        return each[atoms.long()]
+    if isinstance(p, (Bernoulli, Binomial)):
+        if "probs" in given:
+            yes, no = given["probs"].log(), (-given["probs"]).log1p()
+        else:
+            yes, no = logsigmoid(p.logits), logsigmoid(-p.logits)
+        n = p.total_count if isinstance(p, Binomial) else torch.ones((), dtype=torch.float64)
+        ways = torch.lgamma(n + 1) - torch.lgamma(atoms + 1) - torch.lgamma(n - atoms + 1)
+        return ways + torch.where(atoms > 0, atoms * yes, 0.0) + torch.where(n > atoms, (n - atoms) * no, 0.0)
+    return p.log_prob(atoms.to(p.mean.dtype))
 
 
 def _name(atom: Tensor) -> str:

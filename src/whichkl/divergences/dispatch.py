@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from whichkl.divergences.kinds import KINDS, Kind
 from whichkl.divergences.methods import METHODS, TABLE
 from whichkl.divergences.questions import Question, target_of
 from whichkl.divergences.sides import Side, as_rows
+from whichkl.divergences.sober import sober
 
 Form = Literal["samples", "probabilities", "logits"]
 
@@ -77,6 +78,8 @@ def estimate(
     name, kind = _divergence(divergence, weight, order)
     if isinstance(n, bool) or not isinstance(n, int) or n < 100:
         raise InputError(cannot(f"use `n={n}`", "error bars need at least 100 draws", "Use, say, 20,000"))
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number from 0 on", "Use, say, 0"))
     if method is not None and method not in METHODS:
         raise InputError(cannot(f"use `method={method!r}`", "there is no such method", f"Choose among {', '.join(METHODS)}"))
     if form not in ("samples", "probabilities", "logits"):
@@ -91,21 +94,28 @@ def estimate(
         result = None if chosen is None else chosen.answer(question)
         if result is None:
             raise TargetError(_refusal(question, method, [one.name for one in possible if one.name != method]))
-        return _finished(result, name)
+        return _finished(sober(result, question, ()), name)
     doubtful: tuple[Estimate, str] | None = None
     doubts: list[str] = []
+    fatal: list[str] = []
     for one in possible:
         if not one.automatic:
             continue
         try:
             result = one.answer(question)
         except TargetError as error:
-            if one.name not in ("quadrature", "bridge") or "normalized=True" in str(error):
+            known = question.p.distribution is not None and question.q.distribution is not None
+            if one.name not in ("quadrature", "bridge") or ("normalized=True" in str(error) and not known):
                 raise
-            doubts.append(f"{one.name} was refused: {error}")
+            reason = f"{one.name} was refused: {str(error)[:300]}"
+            if one.name == "quadrature" and (target_of(question.p).dim == 1 or "isn't finite" in reason):
+                fatal.append(f"{reason} Other methods see even less of what makes it fail")
+            else:
+                doubts.append(reason)
             continue
         if result is None:
             continue
+        result = sober(result, question, fatal)
         if result.reliable or one.name not in _DOUBTERS:
             return _finished(replace(result, notes=(*result.notes, *doubts)), name)
         doubts.append(f"{one.name} gives {result.number} and says of itself that it isn't reliable here")
@@ -118,6 +128,9 @@ def estimate(
 
 def _divergence(divergence: str | Kind, weight: float | None, order: float | None) -> tuple[str, Kind | None]:
     knobs = {name: value for name, value in (("weight", weight), ("order", order)) if value is not None}
+    for one, value in knobs.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(cannot(f"use `{one}={value!r}`", f"it is a `{type(value).__name__}`, not a number", "Give a number"))
     if isinstance(divergence, Kind):
         if knobs:
             because = "the divergence was given with its own"
@@ -126,7 +139,7 @@ def _divergence(divergence: str | Kind, weight: float | None, order: float | Non
     if divergence not in KINDS and divergence not in _DISTANCES:
         known = ", ".join((*KINDS, *_DISTANCES))
         raise InputError(cannot(f"estimate `{divergence}`", "there is no such divergence", f"Choose among {known}"))
-    known_knobs = set(KINDS[divergence].__dataclass_fields__) if divergence in KINDS else set()
+    known_knobs = {field.name for field in fields(KINDS[divergence])} if divergence in KINDS else set()
     strange = ", ".join(sorted(set(knobs) - known_knobs))
     if strange:
         instead = f"It takes {', '.join(sorted(known_knobs))}" if known_knobs else "Leave it out"
@@ -138,6 +151,14 @@ def _of_rows(p: Any, q: Any, name: str, kind: Kind | None, form: Form, method: s
     if kind is None or method not in (None, "enumeration"):
         because = f"atoms given by their {form} have no coordinates and are summed over, nothing else"
         raise TargetError(cannot(f"estimate `{name}` by `{method}`" if method else f"estimate `{name}`", because, "Use a KL"))
+    labels = [
+        [str(label) for label in one]
+        for one in (getattr(side, "columns", getattr(side, "index", None)) for side in (p, q))
+        if one is not None and not callable(one)
+    ]
+    if len(labels) == 2 and labels[0] != labels[1]:
+        because = f"the atoms of p are {', '.join(labels[0][:8])} and those of q {', '.join(labels[1][:8])}"
+        raise InputError(cannot("compare these atoms", because, "Put them in one order, under the same labels"))
     a, b = as_rows(p, "p"), as_rows(q, "q")
     values = discrete.rows(a, b, kind, "logits" if form == "logits" else "probabilities")
     notes: tuple[str, ...] = ()
@@ -183,9 +204,12 @@ def _check_pair(ask: Question) -> None:
         flat, full = sorted((ask.p, ask.q), key=lambda side: target_of(side).bijection.free_dim)
         because = f"{flat.name} lives on {target_of(flat).bijection.describe()[0]}, a set without volume where {full.name} lives"
         raise InputError(cannot("compare their densities", because, "Give both the same `support=`"))
-    if p.samples is not None and q.samples is not None and p.names != q.names and sorted(p.names) == sorted(q.names):
-        because = f"the columns of p are {', '.join(p.names)} and those of q {', '.join(q.names)}"
-        raise InputError(cannot("compare p and q", because, "Put them in one order"))
+    if p.samples is not None and q.samples is not None and p.names != q.names:
+        plain = tuple(f"x{i + 1}" for i in range(p.dim))
+        if plain not in (p.names, q.names) and set(p.names) & set(q.names):
+            because = f"the columns of p are {', '.join(p.names)} and those of q {', '.join(q.names)}"
+            instead = "Put them in one order" if sorted(p.names) == sorted(q.names) else "Rename them where they are the same"
+            raise InputError(cannot("compare p and q", because, instead))
 
 
 def _shares_rows(fitted_on: Tensor, x: Tensor) -> bool:

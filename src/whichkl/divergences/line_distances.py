@@ -102,9 +102,21 @@ def _estimate(name: str, ground: Ground, once: Callable[[_Laws], float], unit: s
         because = f"two partitions give {value:.6g} and {again:.6g}"
         raise TargetError(cannot("compute this distance by quadrature", because, "Use draws of both"))
     exact = error <= 5e-7 * max(1.0, value)
-    notes = (unit, f"quadrature error about {max(error, 1e-12):.1g}", *ground.notes)
-    stderr = 0.0 if exact else error
-    return Estimate(name, value, stderr, finite="certified", method="quadrature", exact=exact, notes=notes, unit="none")
+    slow = (
+        () if exact else ("six digits aren't reached: tails that fall slowly hold more than is seen, and the error is too small",)
+    )
+    notes = (unit, f"quadrature error about {max(error, 1e-12):.1g}", *slow, *ground.notes)
+    return Estimate(
+        name,
+        value,
+        0.0 if exact else error,
+        finite="certified" if exact and not ground.notes else "not certified",
+        method="quadrature",
+        exact=exact,
+        reliable=exact,
+        notes=notes,
+        unit="none",
+    )
 
 
 @dataclass(frozen=True)

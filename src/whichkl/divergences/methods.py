@@ -70,8 +70,10 @@ def _closed_form(ask: Question) -> Estimate | None:
                 explained = one(ask) if (ask.p.discrete if one is _enumeration else _few_variables(ask)) else None
             except WhichklError:
                 continue
-            if explained is not None and explained.value == math.inf:
-                return explained
+            if explained is not None and explained.finite != "not certified":
+                return explained  # the closed form may have overflowed
+        doubt = "torch's closed form gives ∞, and no other method finds where: it may have overflowed"
+        return replace(result, finite="not certified", reliable=False, exact=False, notes=(doubt,))
     return result
 
 
@@ -79,7 +81,7 @@ def _enumeration(ask: Question) -> Estimate | None:
     p, q = ask.p.distribution, ask.q.distribution
     if p is None or q is None or ask.kind is None:
         return None
-    listed = discrete.enumerate_atoms(p, q)
+    listed = discrete.enumerate_atoms(p, q, ask.kind)
     return None if listed is None else discrete.enumeration(listed[0], listed[1], ask.kind, listed[2])
 
 

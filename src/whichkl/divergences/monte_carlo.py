@@ -249,8 +249,9 @@ def mean_log_ratio(
     method += "; log-ratio mean with control variate" if reduced is not None else ""
     away = (log_ratio - log_ratio.median()).abs()
     khat = -math.inf if spread < 1e-9 else pareto_smooth(torch.log(away.clamp(min=1e-300)))[1]
-    heavy = khat >= 1 and stderr > _MATTERS
-    notes = (f"the log ratio has a heavy tail (k̂ = {khat:.2f}): its mean or its error may be infinite",) if heavy else ()
+    heavy = khat >= 0.5 and stderr > _MATTERS
+    tail = f"the log ratio has a heavy tail (k̂ = {khat:.2f}): its {'mean' if khat >= 1 else 'variance'} may be infinite"
+    notes = (f"{tail}, and the value far too small",) if heavy else ()
     return Estimate(
         quantity,
         float(terms.mean()),

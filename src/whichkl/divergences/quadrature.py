@@ -18,9 +18,11 @@ from whichkl.divergences.boxes import Integral, integrate
 from whichkl.divergences.estimate import Estimate, Finite
 from whichkl.divergences.kinds import ForwardKLDivergence, Kind, Renyi
 from whichkl.divergences.located import BUDGET, TOLERANCE, Ground, Located
-from whichkl.divergences.tails import diverges
+from whichkl.divergences.tails import REACHES, diverges
 from whichkl.targets import Target
 
+_MISSED = 1e-13
+"""Mass outside of the other's support from which a divergence is infinite; less may be rounding in a user's density."""
 DIMENSIONS = 3
 """The most variables that quadrature takes."""
 
@@ -71,6 +73,7 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
         InputError: more than three variables.
         TargetError: p or q isn't integrable, the integral isn't finite for another reason, or not even two digits stand.
     """
+    given = p
     p, q = _free(p, q)
     dim = p.dim
     if dim > DIMENSIONS:
@@ -89,24 +92,30 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
         BUDGET[dim] // 4,
     )
     outside = float(missed.value[0])
-    if outside > 1e-9:
+    if outside > max(_MISSED, 3 * float(missed.error[0])):
         digits = 4 if float(missed.error[0]) < 1e-4 * outside else 2
         where = _where(densities, kind, missed.rule(chart)[0] if dim == 1 else torch.cat(draws), ends, p.names)
         return _infinite(kind, f"{outside:.{digits}g} of the mass of {where}")
-    place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names)
+    near = REACHES if p is given else REACHES[-1:]  # near the corners of a simplex torch's densities are clamped
+    place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names, near)
     if place:
         return _infinite(kind, f"the integrand of {kind.formula} isn't integrable {place}")
+    if isinstance(kind, Renyi) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
+        return _infinite(kind, "their supports don't overlap")
     whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, draws, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
-    return _estimate(kind, whole, ground.notes)
+    return _estimate(kind, whole, dim, ground.notes)
 
 
-def _estimate(kind: Kind, whole: Integral, notes: tuple[str, ...]) -> Estimate:
+def _estimate(kind: Kind, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
     integral, error = float(whole.value[0]), float(whole.error[0])
     if not math.isfinite(integral):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
         instead = "Use a divergence that grows less, such as a KL"
         raise TargetError(cannot("compute this divergence by quadrature", because, instead))
-    if isinstance(kind, Renyi) and integral > 0:
+    if isinstance(kind, Renyi) and integral < 1e-290:
+        because = f"the integral of {kind.formula} is below 1e-290: the two hardly overlap"
+        raise TargetError(cannot("compute this divergence by quadrature", because, "Use a divergence such as forward_kl"))
+    if isinstance(kind, Renyi):
         error = error / (integral * abs(kind.order - 1))
     value = kind.value(integral)
     if not error <= max(0.01 * abs(value), 1e-3):
@@ -115,9 +124,19 @@ def _estimate(kind: Kind, whole: Integral, notes: tuple[str, ...]) -> Estimate:
     exact = whole.converged or error <= 5e-7 * max(1.0, abs(value)) or not math.isfinite(value)
     note = f"quadrature error at most {max(error, 1e-12):.1g}, {whole.points:,} points"
     clean = max(value, 0.0) if value > -max(1e-9, error) else value
-    finite: Finite = "certified" if math.isfinite(clean) else "infinite"
+    finite: Finite = "infinite" if not math.isfinite(clean) else "certified" if exact and not notes else "not certified"
     stderr = 0.0 if exact else error
-    return Estimate(kind.name, clean, stderr, finite=finite, method="quadrature", exact=exact, notes=(note, *notes))
+    slow = () if exact or dim > 1 else ("six digits aren't reached on the line: it may fall so slowly that it's infinite",)
+    return Estimate(
+        kind.name,
+        clean,
+        stderr,
+        finite=finite,
+        method="quadrature",
+        exact=exact,
+        reliable=not slow,
+        notes=(note, *slow, *notes),
+    )
 
 
 def _where(

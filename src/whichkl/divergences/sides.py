@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,9 +60,11 @@ class Side:
         """
         model, fitted_on = getattr(obj, "model", None), None
         if isinstance(model, Distribution):
-            fitted_on = getattr(getattr(obj, "target", None), "samples", None)
+            if getattr(getattr(obj, "objective", None), "name", "") == "forward_kl":  # the others don't see the rows
+                fitted_on = getattr(getattr(obj, "target", None), "samples", None)
             obj = model
         if isinstance(obj, Distribution):
+            obj = widened(obj)
             if obj.batch_shape != () and obj.event_shape == ():
                 because = f"{name} is a batch of {tuple(obj.batch_shape)} distributions"
                 instead = "Give one, or torch.distributions.Independent(…, 1) for a vector"
@@ -70,6 +73,27 @@ class Side:
                 return cls(name, None, obj)
             return cls(name, Target.of(obj), obj, fitted_on)
         return cls(name, Target.of(obj), None)
+
+
+def widened(p: Distribution) -> Distribution:
+    """The same law with float64 parameters, for torch's own laws; float32 closed forms lose all digits of small divergences."""
+    if not _is_torchs(p):
+        return p
+    wide = copy.copy(p)
+    for name, value in vars(p).items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.device.type != "mps":
+            vars(wide)[name] = value.detach().to(torch.float64)
+        elif isinstance(value, Distribution):
+            vars(wide)[name] = widened(value)
+    return wide
+
+
+def _is_torchs(p: Distribution) -> bool:
+    """Whether it's torch's, and works in float64 (GeneralizedPareto doesn't)."""
+    parts = [p, *getattr(p, "transforms", []), *(one for one in vars(p).values() if isinstance(one, Distribution))]
+    plain = all(type(one).__module__.startswith("torch.distributions.") for one in parts)
+    inner = all(_is_torchs(one) for one in parts[1:] if isinstance(one, Distribution))
+    return plain and inner and type(p).__name__ != "GeneralizedPareto"
 
 
 def as_rows(values: Any, name: str) -> Tensor:
@@ -82,7 +106,8 @@ def as_rows(values: Any, name: str) -> Tensor:
         return values
     try:
         array = np.asarray(values)
-        return torch.as_tensor(array if array.dtype.kind == "f" else array.astype(np.float64))
+        array = array if array.dtype.kind == "f" else array.astype(np.float64)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:
         because = f"{name} is a `{type(values).__name__}`"
         raise InputError(cannot("read atoms", because, "Give an array or tensor of floats, atoms on the last axis")) from error

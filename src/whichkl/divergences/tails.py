@@ -16,6 +16,7 @@ from whichkl.divergences.charts import contrast
 
 _LINES = 8
 _STEP = 0.25
+REACHES = (100, 40, 15)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def diverges(
     bounds: Sequence[tuple[float, float]],
     draws: Sequence[Float[Tensor, "n d"]],
     names: Sequence[str],
+    reaches: Sequence[int] = REACHES,
 ) -> str | None:
     """Return where ∫|h| diverges, in words, or None where it isn't seen to.
 
@@ -62,14 +64,15 @@ def diverges(
         bounds: the ends of each coordinate's interval.
         draws: where the lines start, a set a density.
         names: of the coordinates, for the words.
+        reaches: how many octaves to look out; fewer where the function fails further out.
     """
-    dim = len(bounds)
+    dim, found = len(bounds), []
     starts = torch.cat([one[:: max(1, len(one) // (_LINES // 2))][: _LINES // 2] for one in draws])
     starts = starts[:1] if dim == 1 else starts
     paces = 0.5 + 0.5 * torch.rand(len(starts), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     needed = 1 if dim == 1 else 2
     for approach in _approaches(bounds, draws, names):
-        for reach in (100, 40, 15):
+        for reach in reaches:
             power = torch.arange(3, reach, _STEP, dtype=torch.float64)
             x, log_volume = approach.points(starts, paces if dim > 1 else torch.ones_like(paces), power)
             try:
@@ -80,13 +83,19 @@ def diverges(
             for j, _, end in approach.moves:
                 known &= x[..., j] != end
             if sum(_grows(line[ok]) for line, ok in zip(size, known, strict=True)) >= needed:
-                return approach.place
+                if dim > 1:
+                    return approach.place
+                found.append(approach.place)
             break
-    return None
+    return " and ".join(found) or None
 
 
 def _grows(size: Float[Tensor, " s"]) -> bool:
-    """Whether the last two octaves before an overflow, or the last of all, don't fall."""
+    """Whether the last two octaves before an overflow, or the last of all, don't fall; what precedes the support is skipped."""
+    known = size.isfinite().nonzero()
+    if len(known) == 0:
+        return False
+    size = size[int(known[0]) :]
     overflow = (~size.isfinite()).nonzero()
     last = size[: int(overflow[0]) if len(overflow) else len(size)][-9:]
     return len(last) == 9 and bool((last.diff() >= -1e-6).all())

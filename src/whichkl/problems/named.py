@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -58,11 +59,16 @@ def named(text: str) -> Distribution:
     """
     terms = _terms(text)
     if text.strip().startswith("Categorical"):
-        return _build(text, Categorical, torch.tensor(terms[0][2], dtype=torch.float64))
+        each = terms[0][2]
+        if len(terms) > 1 or min(each) < 0 or abs(math.fsum(each) - 1) > 1e-6:
+            because = f"its probabilities are {', '.join(f'{one:g}' for one in each)}, with the sum {math.fsum(each):g}"
+            raise InputError(cannot(f"read `{text}`", because, "Give probabilities that sum to 1"))
+        return _build(text, Categorical, torch.tensor(each, dtype=torch.float64))
     names = {name for _, name, _ in terms}
     for name in names:
         if name not in _NAMES:
             known = ", ".join(f"{one}({arguments})" for one, (_, arguments) in _NAMES.items())
+            known += ", Categorical(probabilities), or a weighted sum such as 0.5*Normal(-3,1) + 0.5*Normal(3,1)"
             raise InputError(cannot(f"read `{text}`", f"`{name}` isn't a known distribution", f"Choose among {known}"))
     if len(names) > 1:
         raise InputError(cannot(f"read `{text}`", "a sum must be of one family", "Use, say, two Normals"))
@@ -92,7 +98,7 @@ def _terms(text: str) -> list[tuple[float | None, str, list[float]]]:
             raise InputError(cannot(f"read `{text}`", "it isn't a distribution", "Write, say, Normal(0, 1)"))
         weight, name, inside = match.groups()
         parts = [part.strip() for part in inside.split(",")]
-        if not all(re.fullmatch(_NUMBER, part) for part in parts):
+        if not all(re.fullmatch(_NUMBER, part) and math.isfinite(float(part)) for part in parts):
             raise InputError(cannot(f"read `{text}`", f"`{inside}` isn't a list of numbers", "Write, say, Normal(0, 1)"))
         terms.append((None if weight is None else float(weight), name, [float(part) for part in parts]))
         rest = rest[match.end() :]
