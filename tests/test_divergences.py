@@ -19,7 +19,7 @@ from torch.distributions import (
     Uniform,
 )
 
-from whichkl import Target
+from whichkl import Target, estimate
 from whichkl.divergences.closed_form import closed_form
 from whichkl.divergences.discrete import enumerate_atoms, enumeration, rows
 from whichkl.divergences.kinds import KINDS, ChiSquared, ForwardKLDivergence, JensenShannon, Renyi, SkewForwardKL
@@ -224,3 +224,74 @@ def test_named_distributions_are_read_by_a_closed_grammar():
     ):
         with pytest.raises(ValueError, match=message):
             named(text)
+
+
+COUNTABLE = [
+    (Geometric(t(0.3)), Geometric(t(0.6)), "chi_squared", {}, math.inf),
+    (Geometric(t(0.3)), Geometric(t(0.6)), "renyi", {"order": 2.0}, math.inf),
+    (Geometric(t(0.3)), Geometric(t(0.5)), "chi_squared", {}, 8.0),
+    (Geometric(t(0.5)), Poisson(t(1.0)), "renyi", {"order": 2.0}, math.inf),
+    (Poisson(t(5.0)), Poisson(t(0.1)), "renyi", {"order": 2.0}, 4.9**2 / 0.1),
+    (Poisson(t(1.0)), Poisson(t(1e4)), "renyi", {"order": 0.5}, (1e4**0.5 - 1) ** 2),
+    (torch.distributions.Binomial(5, t(0.5)), torch.distributions.Binomial(5, t(0.0)), "forward_kl", {}, math.inf),
+    (torch.distributions.Binomial(5, t(0.0)), torch.distributions.Binomial(4, t(0.5)), "forward_kl", {}, 4 * math.log(2)),
+    (Bernoulli(t(0.5)), Bernoulli(t(1e-20)), "forward_kl", {}, -math.log(2) - 0.5 * math.log(1e-20)),
+    (Bernoulli(logits=t(0.0)), Bernoulli(logits=t(-800.0)), "forward_kl", {}, 400 - math.log(2)),
+    (Categorical(logits=t([0.0, 0.0])), Categorical(logits=t([0.0, -200.0])), "forward_kl", {}, 100 - math.log(2)),
+    (Categorical(t([0.3, 0.7])), Categorical(t([0.3, 0.3, 0.4])), "forward_kl", {}, 0.7 * math.log(7 / 3)),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "name", "knobs", "truth"), COUNTABLE, ids=str)
+def test_rare_atoms_and_long_sums_are_counted_to_the_end(p, q, name, knobs, truth):
+    e = estimate(p=p, q=q, divergence=name, **knobs)
+    assert e.exact and e.finite == ("infinite" if truth == math.inf else "certified")
+    assert e.value == truth or e.value == pytest.approx(truth, rel=1e-9)
+
+
+SINGLE = [
+    (
+        lambda d: torch.distributions.Gamma(torch.tensor(1e5, dtype=d), 1.0),
+        lambda d: torch.distributions.Gamma(torch.tensor(1.001e5, dtype=d), 1.0),
+    ),
+    (lambda d: Poisson(torch.tensor(1e4, dtype=d)), lambda d: Poisson(torch.tensor(10001.0, dtype=d))),
+    (lambda d: Normal(torch.tensor(0.0, dtype=d), 1.0), lambda d: Normal(torch.tensor(2.0**-13, dtype=d), 1.0)),
+    (lambda d: Normal(torch.tensor(0.0, dtype=d), 2.0**-80), lambda d: Normal(torch.tensor(0.0, dtype=d), 1.0)),
+]
+
+
+@pytest.mark.parametrize(("p", "q"), SINGLE)
+def test_single_precision_parameters_cost_no_digits(p, q):
+    narrow = estimate(p=p(torch.float32), q=q(torch.float32))
+    truth = estimate(p=p(torch.float64), q=q(torch.float64)).value
+    assert narrow.exact and truth > 0 and narrow.value == pytest.approx(truth, rel=1e-6)
+
+
+def test_a_closed_form_that_overflows_is_not_called_infinite():
+    e = estimate(p=Normal(t(0.0), t(1e-200)), q=Normal(t(0.0), t(1.0)))
+    assert not e.reliable and e.finite == "not certified" and "overflowed" in e.notes[0]
+
+
+LINES = [
+    (Uniform(t(0.0), t(1.0)), torch.distributions.Kumaraswamy(t(5.0), t(3.0)), 1.8683),
+    (Uniform(t(0.0), t(1.0)), torch.distributions.InverseGamma(t(0.7), t(3.0)), math.inf),
+    (torch.distributions.VonMises(t(0.0), t(1.0)), torch.distributions.VonMises(t(1.0), t(1.0)), 0.205204),
+    (
+        Normal(t(0.0), t(1.0)),
+        torch.distributions.TransformedDistribution(
+            torch.distributions.Exponential(t(1.0)), torch.distributions.transforms.AffineTransform(-1.0, 1.0)
+        ),
+        math.inf,
+    ),
+    (
+        torch.distributions.LogisticNormal(t([0.0, 0.0]), t([1.0, 1.0])),
+        torch.distributions.Dirichlet(t([1.0, 1.0, 1.0])),
+        0.299834,
+    ),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "truth"), LINES, ids=str)
+def test_laws_whose_torch_density_misleads(p, q, truth):
+    e = estimate(p=p, q=q)
+    assert e.exact and (e.value == truth or e.value == pytest.approx(truth, abs=5e-5))

@@ -14,6 +14,7 @@ from torch.distributions import (
     Independent,
     MixtureSameFamily,
     TransformedDistribution,
+    VonMises,
     biject_to,
     constraints,
     transforms,
@@ -162,7 +163,10 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
         inner = inner.base_dist if isinstance(inner, Independent) else inner
         support, pool = inner.support, True
     else:
+        inner = p.base_dist if isinstance(p, Independent) else p
         support, pool = p.support, False
+    if isinstance(inner, VonMises):  # torch says the whole line, over which the density is periodic
+        support = constraints.interval(-math.pi, math.pi)
     support = constraints.real if support is None else _scalar(support)
     bounds = {name: getattr(support, name) for name in ("lower_bound", "upper_bound") if hasattr(support, name)}
     if support.event_dim > 0 or support.is_discrete or not any(isinstance(v, Tensor) for v in bounds.values()):

@@ -18,6 +18,7 @@ from whichkl.divergences.monte_carlo import Place, log_ratio_at, mean_log_ratio,
 from whichkl.importance import effective_sample_size
 from whichkl.targets import Target
 
+_LEAN = 2.0
 _ENOUGH = 30
 """Effective draws on the bridge from which the error covers: 92–96 %, on Gaussians 4–30 nats apart in 1–40 dimensions."""
 
@@ -86,22 +87,26 @@ def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
 def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
     """Say so where draws and log densities don't belong together: two bridges that must agree give different Z.
 
-    Beside the optimal bridge, the geometric one: E_q[√(p̃/q̃)] = (Z_p/Z_q) E_p[√(q̃/p̃)]. Both hold if, and in general only if, the
-    draws of each are draws of its density. Where both densities are normalised, Z is 1.
+    E_q[p̃ h] = (Z_p/Z_q) E_p[q̃ h] holds for every h if the draws of each are draws of its density, and in general only then:
+    beside the optimal bridge it's asked at two that lean to either side. Where both densities are normalised, Z is 1.
     """
     draws = _drawn(p, q, n, seed)
-    if not bool((draws.at_p.isfinite().all()) and (draws.at_q > -math.inf).any()):
+    if not bool((draws.at_p < math.inf).any() and (draws.at_q > -math.inf).any()):
         return None
     found = bridge(draws.at_p, draws.at_q, *draws.chains)
     if found.ess < _ENOUGH:
         return None
-    low, high = torch.exp(-0.5 * (draws.at_p - found.log_z)), torch.exp(0.5 * (draws.at_q - found.log_z))
-    gap = float(high.mean().log() - low.mean().log())
-    sides = (found.from_p, 1 - low / low.mean(), draws.chains[0]), (found.from_q, high / high.mean() - 1, draws.chains[1])
-    error = math.hypot(*(standard_error(other - one, chains)[0] for one, other, chains in sides))
-    known = math.hypot(*(standard_error(one, chains)[0] for one, _, chains in sides))
-    if abs(gap) > 5 * error + 1e-3:
-        return f"two estimates of log Z, by different bridges, differ by {gap:+.2g} ± {error:.1g}: draws contradict a log density"
+
+    def error(from_p: Tensor, from_q: Tensor) -> float:
+        return math.hypot(*(standard_error(one, chains)[0] for one, chains in zip((from_p, from_q), draws.chains, strict=True)))
+
+    for lean in (-_LEAN, _LEAN):
+        other = bridge(draws.at_p, draws.at_q, *draws.chains, lean)
+        gap, noise = other.log_z - found.log_z, error(other.from_p - found.from_p, other.from_q - found.from_q)
+        if other.ess >= _ENOUGH and abs(gap) > 5 * noise + 1e-3:
+            seen = f"two estimates of log Z, by different bridges, differ by {gap:+.2g} ± {noise:.1g}"
+            return f"{seen}: draws contradict a log density"
+    known = error(found.from_p, found.from_q)
     if p.normalized and q.normalized and abs(found.log_z) > 5 * known + 1e-3:
         return f"the densities are said to be normalised, and log Z comes out as {found.log_z:+.3g} ± {known:.1g}"
     return None
@@ -112,6 +117,7 @@ def bridge(
     at_q: Float[Tensor, " m"],
     chains_p: Tensor | None = None,
     chains_q: Tensor | None = None,
+    lean: float = 0.0,
 ) -> Bridge:
     """Log Z by the optimal bridge, the z at which s E_p[σ(z − ℓ − a)] = (1 − s) E_q[σ(ℓ − z + a)], a = log s/(1 − s).
 
@@ -124,6 +130,7 @@ def bridge(
         at_q: ℓ at draws of q; −∞ where p is zero.
         chains_p: the chains of p's draws, as `chain_ids` gives them.
         chains_q: the chains of q's.
+        lean: added to a, which makes it another bridge than the optimal one, with a larger error.
 
     Raises:
         TargetError: no draw of q falls where p has mass, or the other way round.
@@ -134,7 +141,8 @@ def bridge(
     sides = ((at_p, chains_p), (at_q, chains_q))
     counts = [standard_error(ratio.clamp(-1e3, 1e3), chains)[1] or float(len(ratio)) for ratio, chains in sides]
     share = counts[0] / sum(counts)
-    offset = math.log(share / (1 - share))
+    offset = math.log(share / (1 - share)) + lean
+    share = 1 / (1 + math.exp(-offset))
 
     def excess(z: float) -> float:
         of_p, of_q = torch.sigmoid(z - at_p - offset), torch.sigmoid(at_q - z + offset)

@@ -118,6 +118,8 @@ def estimate(
         result = sober(result, question, fatal)
         if result.reliable or one.name not in _DOUBTERS:
             return _finished(replace(result, notes=(*result.notes, *doubts)), name)
+        if one.name == "bridge" and result.interval[1] < 0:
+            fatal.append(f"bridge gives {result.number}, below 0: draws and a log density contradict each other")
         doubts.append(f"{one.name} gives {result.number} and says of itself that it isn't reliable here")
         doubtful = doubtful or (result, doubts[-1])
     if doubtful is not None:

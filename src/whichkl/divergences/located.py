@@ -72,7 +72,8 @@ class Located:
             because = f"a search for its mass finds e^{self.sought:.2f}, and its integral there is e^{log_mass:.2f}"
             raise TargetError(cannot("integrate this density", because, "Pass `sampler=` or samples, which show where it is"))
         if p.normalized and abs(math.exp(log_mass) - 1) > max(1e-5, 2 * error):
-            because = f"`normalized=True` was said, and the density integrates to {math.exp(log_mass):.6g} where its mass is"
+            where = f"integrates to {math.exp(log_mass):.6g} where its mass is"
+            because = f"it's said to be normalised (`normalized=True`), and the density {where}"
             instead = "Normalise it, or say `normalized=False`; or a narrow mode far from the rest was missed"
             raise TargetError(cannot("use this target", because, instead))
         return 0.0 if p.normalized and error > 1e-9 else log_mass

@@ -214,7 +214,8 @@ def _samples(values: Any, name: str, k: int) -> Samples:
         because = f"`k={k}` in dimension {dim} needs at least {least} rows, and there are {n}"
         raise InputError(cannot(do, because, "Give more rows, or a smaller `k`"))
     flat = ", ".join(f"`{column}`" for column, extent in zip(target.names, np.ptp(x, 0), strict=True) if extent == 0)
-    dependent = not flat and dim > 1 and np.linalg.eigvalsh(np.corrcoef(x.T))[0] < 1e-12
+    even = (x - x[0]) / (np.abs(x - x[0]).max(0) + (np.ptp(x, 0) == 0))
+    dependent = not flat and dim > 1 and np.linalg.eigvalsh(np.corrcoef(even.T))[0] < 1e-12
     if flat or dependent:
         because = f"column {flat} is constant" if flat else "its columns are linearly dependent"
         raise InputError(cannot(do, f"{because}, so that there is no density", "Drop what follows from other columns"))

@@ -34,7 +34,10 @@ def sober(result: Estimate, ask: Question, fatal: Sequence[str]) -> Estimate:
         wrong.append("its whole interval is below 0, where no divergence lies: the draws and densities don't belong together")
     if math.isfinite(result.value) and ask.continuous:
         wrong += _contradictions(ask) + _kinship(ask, result)
-    return replace(result, reliable=False, exact=False, notes=(*wrong, *result.notes)) if wrong else result
+    if not wrong:
+        return result
+    finite = result.finite if result.value == math.inf else "not certified"
+    return replace(result, reliable=False, exact=False, finite=finite, notes=(*wrong, *result.notes))
 
 
 def _contradictions(ask: Question) -> list[str]:
@@ -45,7 +48,7 @@ def _contradictions(ask: Question) -> list[str]:
     if not (drawn and ask.evaluated and ask.sampled) or p.weights is not None or q.weights is not None:
         return []
     try:
-        found = bridge.contradiction(p, q, min(ask.n, 10_000), ask.seed + 17)
+        found = bridge.contradiction(p, q, ask.n, ask.seed + 17)
     except TargetError:
         return []
     return [] if found is None else [found]
