@@ -66,7 +66,7 @@ def test_one_kl_is_infinite_and_the_reason_is_said(demo, numbers):
     assert demo.textbook.finite.value == pytest.approx(1.085605, abs=6e-7)
     assert demo.textbook.infinite.value == math.inf
     assert demo.textbook.infinite.finite == "infinite"
-    assert "outside the support of the other, at x < 0 and 1 < x" in demo.textbook.infinite.notes[0]
+    assert "of the mass of p lies outside the support of q, at x < 0 and 1 < x" in demo.textbook.infinite.notes[0]
     assert numbers[0]["textbook"]["infinite"][1]["value"] == "inf"
     assert "65.9% of the mass" in numbers[1]
 

@@ -297,7 +297,7 @@ def _reached(p: Distribution, x: Tensor) -> Tensor:
     if isinstance(p, Independent):
         inside = _reached(p.base_dist, x)
         return inside.flatten(-p.reinterpreted_batch_ndims).all(-1)
-    if not isinstance(p, TransformedDistribution):
+    if type(p) is not TransformedDistribution:  # torch's own subclasses know their supports, and saturate on the way back
         return torch.ones(x.shape[: x.ndim - len(p.event_shape)], dtype=torch.bool, device=x.device)
     for transform in reversed(p.transforms):
         x = transform.inv(x)
