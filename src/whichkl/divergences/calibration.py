@@ -18,7 +18,7 @@ from whichkl.divergences.estimate import Estimate
 
 Samples = Float[np.ndarray, "n d"]
 
-TWIN_ROWS = 8_000
+TWIN_ROWS, _LARGE, _TWIN_ROWS_OF_LARGE = 8_000, 20_000, 5_000
 _FEW = 50
 
 
@@ -64,6 +64,11 @@ def drift(value: float, sampling: float, few: Subsamples, on_twin: tuple[float, 
     return [f"{seen}, by {growth:+.2g} more than on a Gaussian twin: it hasn't settled"]
 
 
+def twin_rows(n: int, m: int) -> int:
+    """The most rows of a twin: fewer where the samples are so large that its bias is overstated anyway."""
+    return TWIN_ROWS if max(n, m) <= _LARGE else _TWIN_ROWS_OF_LARGE
+
+
 def bias_on(
     p: MultivariateNormal,
     q: MultivariateNormal | None,
@@ -79,7 +84,8 @@ def bias_on(
     cancels. The spread is 0 where there are too few rows or repeats to say it.
     """
     full, gaps, values = max(n, m) <= TWIN_ROWS, [], []
-    n, m = min(n, TWIN_ROWS), min(m, TWIN_ROWS)
+    most_rows = twin_rows(n, m)
+    n, m = min(n, most_rows), min(m, most_rows)
     for _ in range(int(np.clip(2 * TWIN_ROWS // (n + m), 3, most))):
         noise = torch.from_numpy(generator.normal(size=(n + m, len(p.loc))))
         x = p.loc + noise[:n] @ p.scale_tril.T
