@@ -179,12 +179,25 @@ def fit(
 
 @app.command()
 def estimate(
-    p: Annotated[str, typer.Option("--p", help="The target: a sample file, or a distribution such as 'Normal(0,1)'.")],
+    p: Annotated[
+        str,
+        typer.Option(
+            "--p",
+            help="The target: a sample file, or a distribution such as 'Normal(0,1)', 'Categorical(.3,.7)' or "
+            "'0.5*Normal(-3,1) + 0.5*Normal(3,1)'; a wrong name lists all.",
+        ),
+    ],
     q: Annotated[str, typer.Option("--q", help="The model: the same.")],
     divergence: Annotated[
         str, typer.Option("--divergence", help="forward_kl, reverse_kl, jeffreys, jensen_shannon, total_variation, energy, …")
     ] = "forward_kl",
-    method: Annotated[str | None, typer.Option("--method", help="Instead of the one that the access decides.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="Instead of the one that the access decides: closed_form, quadrature, monte_carlo, knn, classifier, …",
+        ),
+    ] = None,
     form: Annotated[
         str, typer.Option("--form", help="What files hold: samples, or probabilities or logits, a row each.")
     ] = "samples",
