@@ -18,7 +18,7 @@ from whichkl.divergences.estimate import Estimate
 
 Samples = Float[np.ndarray, "n d"]
 
-TWIN_ROWS, _LARGE, _TWIN_ROWS_OF_LARGE = 8_000, 20_000, 5_000
+TWIN_ROWS, _LARGE, _TWIN_ROWS_OF_LARGE = 8_000, 20_000, 6_000
 _FEW = 50
 
 
@@ -65,7 +65,7 @@ def drift(value: float, sampling: float, few: Subsamples, on_twin: tuple[float, 
 
 
 def twin_rows(n: int, m: int) -> int:
-    """The most rows of a twin: fewer where the samples are so large that its bias is overstated anyway."""
+    """The most rows of a twin: fewer where the samples are large, so that it takes a small part of the time."""
     return TWIN_ROWS if max(n, m) <= _LARGE else _TWIN_ROWS_OF_LARGE
 
 
@@ -127,8 +127,12 @@ def spread(parts: list[Samples], generator: np.random.Generator) -> tuple[list[S
 
 
 def judged(raw: Estimate, bias: tuple[float, float, float], truth: float, change: float, rows: int, wrong: list[str]) -> Estimate:
-    """Add the bias (less what is noise in it) to the error, and say why the answer shouldn't be trusted, if it shouldn't."""
-    excess = math.sqrt(max(0.0, bias[0] ** 2 - bias[1] ** 2))
+    """Add the bias to the error, and say why the answer shouldn't be trusted, if it shouldn't.
+
+    Less what is noise in the bias; of large samples the twin's noise is as large as their own, and is added.
+    """
+    large = rows > _LARGE
+    excess = math.hypot(bias[0], bias[1]) if large else math.sqrt(max(0.0, bias[0] ** 2 - bias[1] ** 2))
     if rows < _FEW:
         wrong = [*wrong, f"error bars need {_FEW} rows, and there are {rows}"]
     if abs(bias[0]) > max(2 * math.hypot(raw.stderr, bias[1]), 0.1 * abs(truth)):

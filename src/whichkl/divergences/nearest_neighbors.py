@@ -75,7 +75,7 @@ def two_sample_kl(
     null = bias_on(p, p, min(len(a), most), min(len(b), most), estimate, generator)
     bias = bias_on(p, q, len(a), len(b), estimate, generator)
     truth = float(kl_divergence(p, q))
-    rows = f" (at {twin_rows(len(a), len(b)):,} rows, so that its bias is overstated)" if max(len(a), len(b)) > TWIN_ROWS else ""
+    rows = f" (at {twin_rows(len(a), len(b)):,} rows)" if max(len(a), len(b)) > TWIN_ROWS else ""
     notes += [f"on a Gaussian twin of this data (truth {truth:.3g}) it gives {truth + bias[0]:.3g}{rows}"]
     fewer = f", {most:,} rows" if most < min(len(a), len(b)) else ""
     notes += [f"on two samples of one Gaussian (truth 0{fewer}) it gives {null[0]:.2g} ± {null[1]:.1g}"]
