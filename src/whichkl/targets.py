@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +14,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Kumaraswamy, TransformedDistribution
+from torch.distributions import Distribution
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.chains import chain_ids, thinning
 from whichkl.density import Function, LogDensity
+from whichkl.distributions import distribution_log_prob, inside
 from whichkl.samples import read_samples
 from whichkl.supports import Bijection, Support, support_of
 
@@ -140,7 +140,7 @@ class Target:
         """
         density = self._require_density()
         self.evaluations["log_prob"] += len(x)
-        return _inside(self.bijection.contains(x), x, density.value)
+        return inside(self.bijection.contains(x), x, density.value)
 
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
         """Return log p and ∇log p at rows inside the support: the user's score, autograd or central differences.
@@ -187,7 +187,7 @@ class Target:
                 whole = inner.log_prob(x) + bijection.log_jacobian(free, x)
                 return whole if differentiable else whole.detach()
 
-            return _inside(bijection.contains(bijection.forward(u)), u, value)
+            return inside(bijection.contains(bijection.forward(u)), u, value)
 
         def sampler(n: int, generator: torch.Generator) -> Tensor:
             return bijection.inverse(self.draws(n, generator.initial_seed()))
@@ -263,59 +263,6 @@ class Target:
             because = "there are no samples that they could belong to" if self.samples is None else "the samples are weighted"
             raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
         return chain_ids(chains, len(self.samples), self.device)
-
-
-def _inside(inside: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Evaluate a log density on the rows inside the support; the others get −inf."""
-    if bool(inside.all()):
-        return function(x)
-    value = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
-    if bool(inside.any()):
-        value[inside] = function(x[inside])
-    return value
-
-
-def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Log density of a torch distribution, −inf outside its support (where torch may raise or return a number)."""
-    point = x[:, 0] if p.event_shape == () else x
-    try:
-        support = p.support
-    except NotImplementedError:
-        support = None
-    if support is None:
-        return p.log_prob(point)
-    inside = support.check(point) & _reached(p, point)
-    if isinstance(p, Kumaraswamy):  # torch's is −∞ where xᵃ rounds to 0
-        return _inside(inside, point, lambda y: _log_kumaraswamy(p, y))
-    if x.dtype == torch.float64 and _single_precision(p):  # torch casts x to the parameters' type, where it overflows
-        inside = inside & (x.abs() < 1e30).all(-1)
-    return _inside(inside, point, lambda y: p.log_prob(y).to(x.dtype))
-
-
-def _reached(p: Distribution, x: Tensor) -> Tensor:
-    """Whether points come from the base's support: torch gives a shifted exponential the whole line."""
-    if isinstance(p, Independent):
-        inside = _reached(p.base_dist, x)
-        return inside.flatten(-p.reinterpreted_batch_ndims).all(-1)
-    if type(p) is not TransformedDistribution:  # torch's own subclasses know their supports, and saturate on the way back
-        return torch.ones(x.shape[: x.ndim - len(p.event_shape)], dtype=torch.bool, device=x.device)
-    for transform in reversed(p.transforms):
-        x = transform.inv(x)
-    support = p.base_dist.support
-    return _reached(p.base_dist, x) if support is None else support.check(x) & _reached(p.base_dist, x)
-
-
-def _log_kumaraswamy(p: Kumaraswamy, x: Tensor) -> Tensor:
-    """Log a + log b + (a − 1) log x + (b − 1) log(1 − xᵃ). Source: Kumaraswamy (1980)."""
-    a, b = p.concentration1.to(x.dtype), p.concentration0.to(x.dtype)
-    log_x = x.log()
-    value: Tensor = a.log() + b.log() + (a - 1) * log_x + (b - 1) * (-torch.expm1(a * log_x)).log()
-    return value
-
-
-def _single_precision(p: Distribution) -> bool:
-    values = [getattr(p, name, None) for name in p.arg_constraints]
-    return any(isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16) for value in values)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot
 from whichkl.access import Access
+from whichkl.distributions import widened
 from whichkl.targets import Target
 
 
@@ -73,27 +73,6 @@ class Side:
                 return cls(name, None, obj)
             return cls(name, Target.of(obj), obj, fitted_on)
         return cls(name, Target.of(obj), None)
-
-
-def widened(p: Distribution) -> Distribution:
-    """The same law with float64 parameters, for torch's own laws; float32 closed forms lose all digits of small divergences."""
-    if not _is_torchs(p):
-        return p
-    wide = copy.copy(p)
-    for name, value in vars(p).items():
-        if isinstance(value, Tensor) and value.is_floating_point() and value.device.type != "mps":
-            vars(wide)[name] = value.detach().to(torch.float64)
-        elif isinstance(value, Distribution):
-            vars(wide)[name] = widened(value)
-    return wide
-
-
-def _is_torchs(p: Distribution) -> bool:
-    """Whether it's torch's, and works in float64 (GeneralizedPareto doesn't)."""
-    parts = [p, *getattr(p, "transforms", []), *(one for one in vars(p).values() if isinstance(one, Distribution))]
-    plain = all(type(one).__module__.startswith("torch.distributions.") for one in parts)
-    inner = all(_is_torchs(one) for one in parts[1:] if isinstance(one, Distribution))
-    return plain and inner and type(p).__name__ != "GeneralizedPareto"
 
 
 def as_rows(values: Any, name: str) -> Tensor:

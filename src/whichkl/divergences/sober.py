@@ -31,7 +31,9 @@ def sober(result: Estimate, ask: Question, fatal: Sequence[str]) -> Estimate:
             note = f"the columns {names[0]} of p were compared with {names[1]} of q, in this order"
             result = replace(result, notes=(*result.notes, note))
     if not result.exact and result.up_to is None and ask.kind is not None and result.interval[1] < 0:
-        wrong.append("its whole interval is below 0, where no divergence lies: the draws and densities don't belong together")
+        wrong.append(
+            "its whole interval is below 0, where no divergence lies: what it rests on contradicts itself, or its bias is larger"
+        )
     if math.isfinite(result.value) and ask.continuous:
         wrong += _contradictions(ask) + _kinship(ask, result)
     if not wrong:

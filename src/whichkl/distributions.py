@@ -1,0 +1,90 @@
+"""Distributions: torch's own laws in float64, with log densities where torch's raise, saturate or end too early."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Kumaraswamy, TransformedDistribution, constraints
+
+
+_REALS = (type(constraints.real), type(constraints.real_vector))
+
+
+def widened(p: Distribution) -> Distribution:
+    """The same law with float64 parameters, for torch's own laws; float32 closed forms lose all digits of small divergences."""
+    if not _is_torchs(p):
+        return p
+    wide = copy.copy(p)
+    for name, value in vars(p).items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.device.type != "mps":
+            vars(wide)[name] = value.detach().to(torch.float64)
+        elif isinstance(value, Distribution):
+            vars(wide)[name] = widened(value)
+    return wide
+
+
+def _is_torchs(p: Distribution) -> bool:
+    """Whether it's torch's, and works in float64 (GeneralizedPareto doesn't)."""
+    parts = [p, *getattr(p, "transforms", []), *(one for one in vars(p).values() if isinstance(one, Distribution))]
+    plain = all(type(one).__module__.startswith("torch.distributions.") for one in parts)
+    inner = all(_is_torchs(one) for one in parts[1:] if isinstance(one, Distribution))
+    return plain and inner and type(p).__name__ != "GeneralizedPareto"
+
+
+def inside(inside: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Evaluate a log density on the rows inside the support; the others get −inf."""
+    if bool(inside.all()):
+        return function(x)
+    value = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
+    if bool(inside.any()):
+        value[inside] = function(x[inside])
+    return value
+
+
+def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Log density of a torch distribution, −inf outside its support (where torch may raise or return a number)."""
+    point = x[:, 0] if p.event_shape == () else x
+    try:
+        support = p.support
+    except NotImplementedError:
+        support = None
+    if support is None:
+        return p.log_prob(point)
+    within = support.check(point) & _reached(p, point)
+    if isinstance(p, Kumaraswamy):  # torch's is −∞ where xᵃ rounds to 0
+        return inside(within, point, lambda y: _log_kumaraswamy(p, y))
+    if x.dtype == torch.float64 and _single_precision(p):  # torch casts x to the parameters' type, where it overflows
+        within = within & (x.abs() < 1e30).all(-1)
+    return inside(within, point, lambda y: p.log_prob(y).to(x.dtype))
+
+
+def _reached(p: Distribution, x: Tensor) -> Tensor:
+    """Whether points come from the base's support: torch gives a shifted exponential the whole line."""
+    if isinstance(p, Independent):
+        within = _reached(p.base_dist, x)
+        return within.flatten(-p.reinterpreted_batch_ndims).all(-1)
+    whole = type(p) is not TransformedDistribution  # torch's own subclasses know their supports, and saturate on the way back
+    if whole or isinstance(p.base_dist.support, _REALS):
+        return torch.ones(x.shape[: x.ndim - len(p.event_shape)], dtype=torch.bool, device=x.device)
+    for transform in reversed(p.transforms):
+        x = transform.inv(x)
+    support = p.base_dist.support
+    return _reached(p.base_dist, x) if support is None else support.check(x) & _reached(p.base_dist, x)
+
+
+def _log_kumaraswamy(p: Kumaraswamy, x: Tensor) -> Tensor:
+    """Log a + log b + (a − 1) log x + (b − 1) log(1 − xᵃ). Source: Kumaraswamy (1980)."""
+    a, b = p.concentration1.to(x.dtype), p.concentration0.to(x.dtype)
+    log_x = x.log()
+    value: Tensor = a.log() + b.log() + (a - 1) * log_x + (b - 1) * (-torch.expm1(a * log_x)).log()
+    return value
+
+
+def _single_precision(p: Distribution) -> bool:
+    values = [getattr(p, name, None) for name in p.arg_constraints]
+    return any(isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16) for value in values)
