@@ -12,9 +12,6 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Kumaraswamy, TransformedDistribution, constraints
 
 
-_REALS = (type(constraints.real), type(constraints.real_vector))
-
-
 def widened(p: Distribution) -> Distribution:
     """The same law with float64 parameters, for torch's own laws; float32 closed forms lose all digits of small divergences."""
     if not _is_torchs(p):
@@ -68,13 +65,17 @@ def _reached(p: Distribution, x: Tensor) -> Tensor:
     if isinstance(p, Independent):
         within = _reached(p.base_dist, x)
         return within.flatten(-p.reinterpreted_batch_ndims).all(-1)
-    whole = type(p) is not TransformedDistribution  # torch's own subclasses know their supports, and saturate on the way back
-    if whole or isinstance(p.base_dist.support, _REALS):
+    if not isinstance(p, TransformedDistribution) or type(p) is not TransformedDistribution or _is_real(p.base_dist):
+        # torch's own subclasses know their supports, and saturate on the way back
         return torch.ones(x.shape[: x.ndim - len(p.event_shape)], dtype=torch.bool, device=x.device)
     for transform in reversed(p.transforms):
         x = transform.inv(x)
     support = p.base_dist.support
     return _reached(p.base_dist, x) if support is None else support.check(x) & _reached(p.base_dist, x)
+
+
+def _is_real(p: Distribution) -> bool:
+    return isinstance(p.support, (type(constraints.real), type(constraints.real_vector)))
 
 
 def _log_kumaraswamy(p: Kumaraswamy, x: Tensor) -> Tensor:
