@@ -15,7 +15,7 @@ from whichkl.divergences.ratio import EXPONENT, LEAST_ROWS, cross_fit, mean, rip
 from whichkl.divergences.sample_distances import standardised
 from whichkl.importance import khat_limit, pareto_smooth
 
-_ROWS = 5_000
+_ROWS = 3_000
 
 
 def variational_bound(
@@ -68,7 +68,7 @@ def variational_bound(
 
 
 def exceeded(x: Any, y: Any, upper: float, seed: int = 0) -> list[str]:
-    """Say so where a lower bound, on up to 5,000 rows of each, lies above the upper end of an interval for KL(p‖q)."""
+    """Say so where a lower bound, on up to 3,000 rows of each, lies above the upper end of an interval for KL(p‖q)."""
     if min(len(x), len(y)) < 10 * LEAST_ROWS:
         return []
     generator = torch.Generator().manual_seed(seed)
