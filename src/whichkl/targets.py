@@ -21,7 +21,7 @@ from whichkl.access import Access
 from whichkl.chains import chain_ids, thinning
 from whichkl.density import Function, LogDensity
 from whichkl.distributions import distribution_log_prob, inside
-from whichkl.samples import read_samples
+from whichkl.samples import Stream, read_samples
 from whichkl.supports import Bijection, Support, support_of
 
 
@@ -29,7 +29,9 @@ class Target:
     """A distribution p on ℝᵈ, known by samples, by a sampler, by a log density, or by several of them.
 
     Args:
-        samples: (n, d) tensor, array or DataFrame of draws of p; (n,) is read as (n, 1).
+        samples: (n, d) tensor, array or DataFrame of draws of p; (n,) is read as (n, 1). A pair (x, y) makes a conditional
+            target: y is what is modelled, given x. What doesn't fit in memory comes as a `Stream`, a folder, several paths or
+            a `DataLoader`.
         log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A tensor function is
             differentiated by autograd; one of arrays by central differences (2d evaluations a gradient).
         sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument torch's and NumPy's global
@@ -72,8 +74,15 @@ class Target:
         device: torch.device | str | None = None,
     ) -> None:
         """Take what is known of p; see the class for the arguments."""
+        self.carrier: Bijection | None = None
+        self.stream = samples if isinstance(samples, Stream) else None
+        samples, given = (None, None) if self.stream is not None else _pair(samples)
         self.samples = None if samples is None else _matrix(samples, dtype, device)
+        self.context = None if given is None else _matrix(given, dtype, device)
+        self.scalar = self.context is not None and np.ndim(samples) == 1
+        """Whether y came as (n,), so that a conditional model has an event of no axes."""
         width = None if self.samples is None else self.samples.shape[1]
+        width = width if self.stream is None else len(self.stream.names)
         if dim is not None and (dim < 1 or (width is not None and width != dim)):
             found = "it must be at least 1" if width is None or dim < 1 else f"the samples have {width} columns"
             raise InputError(cannot(f"use `dim={dim}`", found, "Give the number of coordinates of one point"))
@@ -81,7 +90,8 @@ class Target:
             because = "there are no samples to read the dimension from"
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
         self.dim = width or dim or 1
-        self.names = _names(names, samples, self.dim)
+        self.names = _names(names if self.stream is None else self.stream.names, samples, self.dim)
+        self.context_names = () if self.context is None else _names(None, given, self.context.shape[1])
         self.normalized = normalized and log_prob is not None
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
         self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
@@ -91,6 +101,8 @@ class Target:
         self.bijection = Bijection(support, self.dim)
         inside = self.bijection.forward(torch.zeros(1, self.bijection.free_dim, dtype=self.dtype, device=self.device))
         self.density = LogDensity(log_prob, score, batched, inside) if log_prob is not None else None
+        self._check_context()
+        self._check_stream(weights, chains)
         self.weights = self._check_samples(weights)
         self.chains = self._check_chains(chains)
 
@@ -105,10 +117,12 @@ class Target:
             return obj
         if isinstance(obj, Distribution):
             return _of_distribution(obj)
+        if isinstance(obj, Stream):
+            return cls(samples=obj)
         if isinstance(obj, (str, os.PathLike)):
             table = read_samples(obj)
             return cls(samples=table.values, names=table.names)
-        if isinstance(obj, (Tensor, np.ndarray, list)) or hasattr(obj, "to_numpy"):
+        if isinstance(obj, (Tensor, np.ndarray, list, tuple)) or hasattr(obj, "to_numpy"):
             return cls(samples=obj)
         if callable(obj):
             because = "a bare function doesn't say its dimension"
@@ -120,7 +134,7 @@ class Target:
     def access(self) -> Access:
         """What can be done with this target."""
         have = Access(0)
-        if self.samples is not None:
+        if self.samples is not None or self.stream is not None:
             have |= Access.SAMPLES
         if self.sampler is not None:
             have |= Access.SAMPLER
@@ -176,6 +190,14 @@ class Target:
 
     def unconstrained(self) -> Target:
         """Return this target in free coordinates u ∈ ℝᵏ, x = T(u): log p(T(u)) + log|∂T/∂u|."""
+        if self.stream is not None:
+            free = copy.copy(self)
+            free.carrier, free.dim, free.bijection = (
+                self.bijection,
+                self.bijection.free_dim,
+                Bijection(None, self.bijection.free_dim),
+            )
+            return free
         if self.bijection.is_real:
             return self
         bijection, inner = self.bijection, copy.copy(self)
@@ -212,6 +234,7 @@ class Target:
             dtype=self.dtype,
             device=self.device,
         )
+        free.context, free.context_names, free.scalar = self.context, self.context_names, self.scalar
         free.evaluations = self.evaluations
         inner.evaluations = {"log_prob": 0, "score": 0, "samples": 0, "rejected": 0}
         return free
@@ -227,12 +250,34 @@ class Target:
 
     def __repr__(self) -> str:
         size = "" if self.samples is None else f", n={len(self.samples)}"
+        size += "" if self.context is None else f", given {self.context.shape[1]} columns"
         return f"Target(dim={self.dim}{size}, access: {self.access.label})"
 
     def _require_density(self) -> LogDensity:
         if self.density is None:
             raise TargetError(cannot("evaluate this target", f"it has only {self.access.label}", "Pass `log_prob=`"))
         return self.density
+
+    def _check_context(self) -> None:
+        if self.context is None or self.samples is None:
+            return
+        check_finite(self.context, self.context_names, "x")
+        if len(self.context) != len(self.samples):
+            because = f"x has {len(self.context)} rows and y has {len(self.samples)}"
+            raise InputError(cannot("use these pairs", because, "Give each row of x its row of y"))
+        if self.density is not None or self.sampler is not None or self.score is not None:
+            because = "a conditional target is known by its pairs alone"
+            raise InputError(cannot("use functions of p beside pairs (x, y)", because, "Leave them out"))
+
+    def _check_stream(self, weights: Any, chains: Any) -> None:
+        if self.stream is None:
+            return
+        extra = [name for name, value in (("weights", weights), ("chains", chains)) if value is not None]
+        extra += [name for name in ("density", "sampler", "score") if getattr(self, name) is not None]
+        if extra:
+            word = {"density": "log_prob"}.get(extra[0], extra[0])
+            because = "streamed samples are read in parts, and this version takes nothing beside them"
+            raise InputError(cannot(f"use `{word}=` here", because, "Leave it out, or read the samples into memory"))
 
     def _check_samples(self, weights: Any) -> Tensor | None:
         if self.samples is None:
@@ -301,11 +346,18 @@ def _of_distribution(p: Distribution) -> Target:
     )
 
 
+def _pair(samples: Any) -> tuple[Any, Any]:
+    """Tell y and x of a pair (x, y) apart; y alone where it isn't a pair."""
+    if not isinstance(samples, tuple):
+        return samples, None
+    if len(samples) != 2:
+        because = f"a tuple of {len(samples)} was given, and a pair is (x, y)"
+        raise InputError(cannot("use these samples", because, "Give one (n, d) array, or a pair of arrays"))
+    return samples[1], samples[0]
+
+
 def _matrix(values: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
     """Bring samples to a floating (n, d) tensor; numbers that aren't floats become float64."""
-    if isinstance(values, tuple):
-        because = "pairs (x, y) make a conditional target, and the families of this version are unconditional"
-        raise InputError(cannot("use these samples", because, "Give one (n, d) array"))
     if hasattr(values, "select_dtypes"):
         text = [str(name) for name in values.columns.difference(values.select_dtypes(["number", "bool"]).columns)]
         if text:

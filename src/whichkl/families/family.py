@@ -16,12 +16,17 @@ from whichkl._checks import InputError, IntegrityError, cannot
 
 
 class Family(ABC):
-    """An immutable description of a set of models on ℝᵈ; a model is a `torch.distributions.Distribution`.
+    """An immutable description of a set of models; a model is a `torch.distributions.Distribution`.
 
+    A conditional family's model is a function of (n, c) contexts that returns a `Distribution` with n rows.
     A concrete family is a frozen dataclass, so its fields are its configuration.
     """
 
     kinds: ClassVar[dict[str, type[Family]]] = {}
+    carried: ClassVar[bool] = True
+    """Whether its models live on ℝᵈ, so that a bijection carries them into the target's support; else they bring their own."""
+    conditional: ClassVar[bool] = False
+    """Whether its models are q(y|x), for targets of pairs (x, y)."""
 
     def __init_subclass__(cls) -> None:
         """Register a family under its class name, which is what a saved fit calls it."""
@@ -39,6 +44,49 @@ class Family(ABC):
     @abstractmethod
     def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
         """Build the model with these parameters."""
+
+    @abstractmethod
+    def minimum_rows(self, dim: int) -> int:
+        """The fewest distinct samples that determine a model of this family."""
+
+    def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
+        """Refuse samples under which this family's likelihood is unbounded.
+
+        Raises:
+            InputError: too few rows, or a constant column.
+        """
+        self.check_count(len(x), x.shape[1])
+        self.refuse_constant((x == x[:1]).all(0).nonzero().flatten().tolist(), names)
+
+    def check_count(self, rows: int, dim: int) -> None:
+        """Refuse fewer rows than `minimum_rows`.
+
+        Raises:
+            InputError: as said.
+        """
+        needed = self.minimum_rows(dim)
+        if rows < needed:
+            because = f"it needs at least {needed} rows in dimension {dim}, and there are {rows}"
+            raise InputError(cannot(f"fit `{self}`", because, "Give more samples, or a smaller family"))
+
+    def refuse_constant(self, columns: Sequence[int], names: Sequence[str]) -> None:
+        """Refuse columns whose values are all the same.
+
+        Raises:
+            InputError: there are any.
+        """
+        if columns:
+            which = ", ".join(f"`{names[i]}`" for i in columns)
+            because = f"column {which} is constant, so its density is unbounded"
+            raise InputError(cannot(f"fit `{self}`", because, "Drop the column"))
+
+    def config(self) -> dict[str, Any]:
+        """Return the class name and the fields, as JSON can hold them."""
+        return {"family": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+
+
+class NodeFamily(Family):
+    """A family whose models are smooth images of a rule for N(0, I): what deterministic solvers need."""
 
     @abstractmethod
     def pack(self, model: Distribution) -> Float[Tensor, " k"]:
@@ -62,30 +110,30 @@ class Family(ABC):
     def whitening(self, model: Distribution) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
         """Return the mean and a lower-triangular scale of the model, diagonal where the family's covariance is."""
 
-    @abstractmethod
-    def minimum_rows(self, dim: int) -> int:
-        """The fewest distinct samples that determine a model of this family."""
 
-    def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse samples under which this family's likelihood is unbounded.
+class MomentFamily(Family):
+    """A family whose maximum likelihood follows from sums over the rows: every exponential family, by its moments."""
+
+    @abstractmethod
+    def statistics(
+        self, x: Float[Tensor, "m d"], w: Float[Tensor, " m"], origin: Float[Tensor, " d"], context: Float[Tensor, "m c"] | None
+    ) -> dict[str, Tensor]:
+        """Return sums over these rows in float64, which add up over blocks.
+
+        Args:
+            x: the rows.
+            w: their weights.
+            origin: a point near the rows, the same for all blocks: sums of powers about it lose no digits.
+            context: what the rows are conditioned on; None but for conditional families.
+        """
+
+    @abstractmethod
+    def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " d"], names: Sequence[str]) -> Any:
+        """Return the model of maximum likelihood.
 
         Raises:
-            InputError: too few rows, or a constant column.
+            InputError: the likelihood has no maximum: too few rows, a constant column, a singular covariance.
         """
-        n, dim = x.shape
-        needed = self.minimum_rows(dim)
-        if n < needed:
-            because = f"it needs at least {needed} rows in dimension {dim}, and there are {n}"
-            raise InputError(cannot(f"fit `{self}`", because, "Give more samples, or a smaller family"))
-        constant = [names[i] for i in (x == x[:1]).all(0).nonzero().flatten().tolist()]
-        if constant:
-            which = ", ".join(f"`{name}`" for name in constant)
-            because = f"column {which} is constant, so its density is unbounded"
-            raise InputError(cannot(f"fit `{self}`", because, "Drop the column"))
-
-    def config(self) -> dict[str, Any]:
-        """Return the class name and the fields, as JSON can hold them."""
-        return {"family": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
 def family_from_config(config: Mapping[str, Any]) -> Family:
@@ -102,6 +150,28 @@ def family_from_config(config: Mapping[str, Any]) -> Family:
         return kind(**fields)
     except (TypeError, ValueError) as error:
         raise IntegrityError(cannot("rebuild the family", str(error), "Load it with the version that wrote it")) from error
+
+
+def log_likelihood(model: Any, x: Float[Tensor, "n d"], context: Float[Tensor, "n c"] | None = None) -> Float[Tensor, " n"]:
+    """Return log q(x) of each row, or log q(y|x) where the model is conditional and `context` holds the x's.
+
+    Raises:
+        InputError: the model's `log_prob` isn't one number a row.
+    """
+    law, rows = (model, x) if context is None else (model(context), x)
+    if context is not None and len(law.event_shape) == 0 and x.shape[1] == 1:
+        rows = x[:, 0]
+    try:
+        value: Tensor = law.log_prob(rows)
+    except ValueError as error:
+        because = f"its `log_prob` refuses them ({' '.join(str(error).split())[:200]})"
+        raise InputError(cannot("evaluate the model on these samples", because, "Check their columns and support")) from error
+    if tuple(value.shape) != (len(x),):
+        shapes = f"batch shape {tuple(law.batch_shape)} and event shape {tuple(law.event_shape)}"
+        because = f"its distribution has {shapes}, so that `log_prob` of {tuple(x.shape)} rows has shape {tuple(value.shape)}"
+        instead = f"Return one event a row: torch.distributions.Independent(law, 1) with event shape ({x.shape[1]},)"
+        raise InputError(cannot("use this model", because, instead))
+    return value
 
 
 def cast(family: Family, model: Distribution, like: torch.dtype, device: torch.device) -> Distribution:

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.family import Family
+from whichkl.families.family import MomentFamily, NodeFamily
 
 Covariance = Literal["full", "diagonal"]
 
 
 @dataclass(frozen=True)
-class Gaussian(Family):
+class Gaussian(MomentFamily, NodeFamily):
     """q(x) = exp(−½ (x − m)ᵀ Σ⁻¹ (x − m)) / √|2πΣ|.
 
     Args:
@@ -43,19 +43,29 @@ class Gaussian(Family):
         """Such as ``"a full Gaussian"``."""
         return f"a {self.covariance} Gaussian"
 
-    def maximum_likelihood(self, x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> Distribution:
-        """Return argmax Σ wᵢ log q(xᵢ) / Σ wᵢ: the weighted mean and covariance (division by n, not n − 1).
+    def statistics(
+        self, x: Float[Tensor, "m d"], w: Float[Tensor, " m"], origin: Float[Tensor, " d"], context: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, of which a diagonal covariance needs the diagonal alone."""
+        y = x - origin
+        second = w @ y.square() if self.covariance == "diagonal" else (w[:, None] * y).T @ y
+        return {"rows": (w > 0).sum(), "weight": w.sum(), "first": w @ y, "second": second}
+
+    def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " d"], names: Sequence[str]) -> Distribution:
+        """Return argmax Σ wᵢ log q(xᵢ): the weighted mean and covariance (division by Σw, not by one less).
 
         Raises:
-            InputError: the covariance of the samples is singular.
+            InputError: too few rows, a constant column, or a singular covariance.
         """
-        w = w / w.sum()
-        mean = w @ x
-        centred = x - mean
+        dim = len(origin)
+        self.check_count(int(sums["rows"]), dim)
+        shift = sums["first"] / sums["weight"]
+        second = sums["second"] / sums["weight"]
+        power = second if self.covariance == "diagonal" else second.diagonal()
+        self.refuse_constant((power == 0).nonzero().flatten().tolist(), names)
         if self.covariance == "diagonal":
-            variance = w @ centred.square()
-            return gaussian(mean, torch.diag(variance.sqrt()), self.covariance)
-        return gaussian(mean, _cholesky((w[:, None] * centred).T @ centred), self.covariance)
+            return gaussian(origin + shift, torch.diag((second - shift.square()).sqrt()), self.covariance)
+        return gaussian(origin + shift, _cholesky(second - torch.outer(shift, shift)), self.covariance)
 
     def minimum_rows(self, dim: int) -> int:
         """Return d + 1 for a full covariance, 2 for a diagonal one."""

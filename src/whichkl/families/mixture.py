@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.family import Family
+from whichkl.families.family import NodeFamily
 from whichkl.families.gaussian import (
     Covariance,
     check_covariance,
@@ -24,7 +24,7 @@ from whichkl.families.gaussian import (
 
 
 @dataclass(frozen=True)
-class Mixture(Family):
+class Mixture(NodeFamily):
     """q(x) = Σₖ πₖ N(x; mₖ, Σₖ) with K components.
 
     Args:

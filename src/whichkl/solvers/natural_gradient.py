@@ -19,6 +19,7 @@ from whichkl.solvers.nodes import first_count, gaussian_rule
 from whichkl.solvers.sample_average import minimize_on_nodes
 from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
 from whichkl.solvers.starts import find_starts
+from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 _CLOSE = 3.0
@@ -60,7 +61,7 @@ class NaturalGradient(Solver):
         """Reverse KL to a Gaussian, where log p can be evaluated."""
         return super().solves(objective, family, access) and Access.LOG_PROB in access
 
-    def solve(self, target: Target, family: Family, seed: int) -> Solution:
+    def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on the first nodes, then the distinct optima again on twice as many until they stay."""
         if not isinstance(family, Gaussian):
             raise TypeError(family)

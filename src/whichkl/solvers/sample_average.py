@@ -22,6 +22,7 @@ from whichkl.objectives import Objective, ReverseKL
 from whichkl.solvers.nodes import first_count, gaussian_rule
 from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
 from whichkl.solvers.starts import find_starts
+from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 
@@ -49,7 +50,7 @@ class SampleAverage(Solver):
         """Reverse KL to a mixture, where log p can be evaluated."""
         return super().solves(objective, family, access) and Access.LOG_PROB in access
 
-    def solve(self, target: Target, family: Family, seed: int) -> Solution:
+    def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise from every start on the first nodes, then the distinct optima on twice as many until they stay."""
         if not isinstance(family, Mixture):
             raise TypeError(family)

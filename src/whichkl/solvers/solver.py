@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch.distributions import Distribution
 
 from whichkl.access import Access
 from whichkl.families import Family
 from whichkl.objectives import Objective
+from whichkl.samples import Block
+from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 
@@ -18,11 +20,20 @@ from whichkl.targets import Target
 class Optimum:
     """One local optimum: its model, the loss there (in nats, up to the objective's constant) and how it ended."""
 
-    model: Distribution
+    model: Any
+    """A `Distribution`; of a conditional family, a function of contexts that returns one."""
     loss: float
     converged: bool
     is_global: bool
     """Whether no other optimum that was found is better (several can tie)."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Rows in free coordinates, and a model that was fitted without them."""
+
+    block: Block
+    model: Any
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,10 @@ class Solution:
     node_error: float | None = None
     """Largest shift of a mean, in model standard deviations, when the nodes are doubled."""
     nodes: int | None = None
+    held: Held | None = None
+    """What was held out, where the solver was asked to."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was found, such as a margin inferred from the data."""
 
     @property
     def best(self) -> Optimum:
@@ -60,13 +75,15 @@ class Solver(ABC):
         return self
 
     @abstractmethod
-    def solve(self, target: Target, family: Family, seed: int) -> Solution:
+    def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise the objective over the family.
 
         Args:
             target: p in unconstrained coordinates.
             family: which models are allowed.
             seed: fixes every random choice.
+            work: where passes over the rows run, whom to tell, and where to write down what is done.
+            stride: above 0, also give a model fitted without every `stride`-th row of each part (`Solution.held`).
         """
 
 

@@ -1,0 +1,148 @@
+"""Workers: map a function over parts of the data, here in threads or on the machines of a Ray cluster, in a fixed order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from whichkl._checks import InputError, ResourceError, cannot, require
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD = 2
+"""Parts under way or waiting, for each worker: what bounds the memory of a pass."""
+
+
+class Workers(ABC):
+    """Where the parts of a pass are worked on. Results come in the order of the parts, so that sums are the same anywhere.
+
+    A part is computed by one thread of torch wherever it runs: the rounding of a matrix product depends on their number.
+    """
+
+    @abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Yield `function(item)` for every item, in order."""
+
+
+@dataclass(frozen=True)
+class Threads(Workers):
+    """This process, a thread for each core."""
+
+    count: int = os.cpu_count() or 1
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Work `AHEAD` parts a thread ahead of the consumer."""
+        if self.count == 1 or len(items) == 1:
+            with _one_thread():
+                for item in items:
+                    yield function(item)
+            return
+        with _one_thread(), ThreadPoolExecutor(self.count, initializer=_single) as pool:
+            yield from _ahead(items, AHEAD * self.count, lambda item: pool.submit(function, item), lambda future: future.result())
+
+
+@dataclass(frozen=True)
+class Ray(Workers):
+    """A Ray cluster: every part is a task, begun anew elsewhere when its machine is lost.
+
+    Args:
+        address: ``"auto"`` for the cluster that this machine belongs to (or a new one on this machine alone), or HOST:PORT.
+        retries: how often a lost part is begun anew.
+    """
+
+    address: str = "auto"
+    retries: int = 4
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Submit parts as workers get free, and fetch their results in order.
+
+        Raises:
+            ResourceError: the cluster can't be reached, or a part was lost more than `retries` times.
+        """
+        ray = self._connect()
+        task = ray.remote(num_cpus=1, max_retries=self.retries)(_alone)
+        shared = ray.put(function)
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+        def fetch(reference: Any) -> Any:
+            try:
+                return ray.get(reference)
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
+                because = f"a part of the data was lost {self.retries + 1} times ({type(error).__name__})"
+                raise ResourceError(cannot("go on with this pass", because, "Look at the machines, then start again")) from error
+            except ray.exceptions.RayTaskError as error:
+                cause = getattr(error, "cause", None)
+                raise cause if isinstance(cause, Exception) else error from None
+
+        yield from _ahead(items, AHEAD * cores, lambda item: task.remote(shared, item), fetch)
+
+    def _connect(self) -> Any:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray = require("ray", "cluster")
+        if ray.is_initialized():
+            return ray
+        try:
+            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+        except ConnectionError as error:
+            if self.address != "auto":
+                because = f"no Ray cluster answers there ({' '.join(str(error).split())[:120]})"
+                instead = "Start one with `ray start --head`, or leave `cluster=` out"
+                raise ResourceError(cannot(f"use `cluster={self.address!r}`", because, instead)) from error
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        return ray
+
+
+def workers_of(cluster: Workers | str | None) -> Workers:
+    """Return the workers that an argument `cluster=` means; None is this process.
+
+    Raises:
+        InputError: it is something else than None, ``"auto"`` or an address.
+    """
+    if cluster is None:
+        return Threads()
+    if isinstance(cluster, Workers):
+        return cluster
+    if not isinstance(cluster, str) or not (cluster == "auto" or ":" in cluster):
+        because = "it is neither 'auto' nor an address such as '10.0.0.1:6379'"
+        raise InputError(cannot(f"use `cluster={cluster!r}`", because, "Give one of these, or leave it out"))
+    return Ray(cluster)
+
+
+def _ahead(items: Sequence[Any], most: int, start: Callable[[Any], Any], fetch: Callable[[Any], Any]) -> Iterator[Any]:
+    """Keep up to `most` items under way, and yield their results in order."""
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(start(item))
+        if len(waiting) >= most:
+            yield fetch(waiting.popleft())
+    while waiting:
+        yield fetch(waiting.popleft())
+
+
+def _alone(function: Callable[[Any], Any], item: Any) -> Any:
+    _single()
+    return function(item)
+
+
+def _single() -> None:
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch use one thread inside the block, and as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

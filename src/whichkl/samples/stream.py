@@ -1,0 +1,107 @@
+"""Stream: samples as an ordered list of parts, each read block by block, so that memory doesn't grow with their number."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BLOCK = 4_096
+"""Rows that are worked on at once: few enough for the processor's cache, many enough for its matrix units."""
+PART = 65_536
+"""Rows of a part of samples in memory."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of samples, their weights, and what they are conditioned on, if anything."""
+
+    x: Float[Tensor, "m d"]
+    w: Float[Tensor, " m"]
+    context: Float[Tensor, "m c"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Tensor) -> Block:
+        """Return some of the rows: their numbers, or a mask."""
+        return Block(self.x[rows], self.w[rows], None if self.context is None else self.context[rows])
+
+
+class Part(ABC):
+    """A piece of a stream that one worker reads by itself; small when pickled, where its rows lie in a file."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Where its rows come from, such as ``"`a.parquet`, row group 3"``, for messages."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Block]:
+        """Read its rows in order, in blocks of about `BLOCK` rows, in floating point; the same each time.
+
+        Raises:
+            InputError: a file is missing or broken; the message names file, row group and column.
+        """
+
+
+class Stream(ABC):
+    """Samples in parts. What it says of itself is read once: from metadata, and from the first rows."""
+
+    names: tuple[str, ...]
+    """The d column names."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[Part]:
+        """All parts, in a fixed order."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> int | None:
+        """The number of rows, where it can be told without reading them all."""
+
+    @cached_property
+    def first(self) -> Block:
+        """The first block of the first part that has rows."""
+        for part in self.parts:
+            for block in part.blocks():
+                if len(block):
+                    return block
+        raise ValueError("an empty stream")
+
+
+@dataclass(frozen=True)
+class Slice(Part):
+    """Rows that are in memory."""
+
+    block: Block
+    start: int = 0
+
+    @property
+    def label(self) -> str:
+        """The numbers of its rows."""
+        return f"rows {self.start:,} to {self.start + len(self.block) - 1:,}"
+
+    def blocks(self) -> Iterator[Block]:
+        """Cut the rows into blocks."""
+        b = self.block
+        for i in range(0, len(b), BLOCK):
+            yield b.take(slice(i, i + BLOCK))  # type: ignore[arg-type]
+
+
+def joined(blocks: Sequence[Block]) -> Block:
+    """Put blocks together into one."""
+    context = [block.context for block in blocks if block.context is not None]
+    x, w = torch.cat([block.x for block in blocks]), torch.cat([block.w for block in blocks])
+    return Block(x, w, torch.cat(context) if context else None)
+
+
+def slices(block: Block) -> tuple[Slice, ...]:
+    """Cut rows in memory into parts of `PART` rows, whatever the machine, so that sums over them are the same everywhere."""
+    return tuple(Slice(block.take(slice(i, i + PART)), i) for i in range(0, len(block), PART))  # type: ignore[arg-type]

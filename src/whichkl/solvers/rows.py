@@ -1,0 +1,145 @@
+"""Rows: the points that stand for the expectation under p in forward KL, in parts that are read as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot, check_finite
+from whichkl.cluster import Threads, Workers
+from whichkl.families.family import log_likelihood
+from whichkl.samples import Block, Part
+from whichkl.samples.stream import joined, slices
+from whichkl.solvers.points import points_of
+from whichkl.supports import Bijection
+from whichkl.targets import Target
+
+Result = TypeVar("Result")
+
+HELD = 20_000
+"""At most about so many rows are held out of a fit on a stream, or on many rows in memory."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Points and weights of p, in parts; `map` works on every part and yields the results in order."""
+
+    parts: Sequence[Part]
+    names: tuple[str, ...]
+    bijection: Bijection | None = None
+    """From free coordinates into the support, where the parts hold points of the support that are still to be carried."""
+    workers: Workers = Threads()  # noqa: RUF009
+    stride: int = 0
+    """Every `stride`-th row of a part is held out; 0 for none."""
+    held: bool = False
+    """Whether these are the held-out rows; else the others."""
+
+    def map(self, function: Callable[[Iterator[Block]], Result]) -> Iterator[Result]:
+        """Yield `function(blocks)` for every part, in their order, whoever finishes first."""
+        return self.workers.map(_Job(self, function), self.parts)
+
+    def blocks_of(self, part: Part) -> Iterator[Block]:
+        """Read a part: in float64, checked, in free coordinates, without the rows that aren't these."""
+        start = 0
+        for block in part.blocks():
+            is_held = held_out(start, len(block), self.stride)
+            start += len(block)
+            ready = _wide(block)
+            if self.bijection is not None:
+                ready = self._carried(ready, part, start - len(block))
+            if is_held is not None:
+                ready = ready.take(is_held if self.held else ~is_held)
+            if len(ready):
+                yield ready
+
+    def gather(self) -> Block:
+        """Read all of these rows into memory."""
+        return joined([block for part in self.map(list) for block in part])
+
+    def _carried(self, block: Block, part: Part, start: int) -> Block:
+        """Refuse what isn't finite or lies outside the support, and carry the rest to free coordinates."""
+        bijection = self.bijection
+        if bijection is None:
+            return block
+        check_finite(block.x, self.names, f"samples ({part.label}, rows from {start:,})")
+        outside = ~bijection.contains(block.x)
+        if bool(outside.any()):
+            first = start + int(outside.nonzero()[0, 0])
+            because = f"{part.label} has rows outside the support, first row {first}"
+            raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
+        return Block(bijection.inverse(block.x), block.w, block.context)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker is given: which rows of a part count, and what to do with them."""
+
+    rows: Any
+    function: Callable[[Iterator[Block]], Any]
+
+    def __init__(self, rows: Rows, function: Callable[[Iterator[Block]], Any]) -> None:
+        """Leave the list of parts behind: a worker gets one."""
+        object.__setattr__(self, "rows", Rows((), rows.names, rows.bijection, stride=rows.stride, held=rows.held))
+        object.__setattr__(self, "function", function)
+
+    def __call__(self, part: Part) -> Any:
+        """Work on one part."""
+        return self.function(self.rows.blocks_of(part))
+
+
+def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
+    """Return the rows of a target in free coordinates: its stream, its samples, or the draws or rule that stand for p."""
+    workers = workers or Threads()
+    if target.stream is not None:
+        return Rows(target.stream.parts, target.names, target.carrier, workers)
+    x, w = points_of(target, seed)
+    return Rows(slices(Block(x, w, target.context)), target.names, None, workers)
+
+
+def held_out(start: int, count: int, stride: int) -> Tensor | None:
+    """Tell which of the rows from `start` on are held out: every `stride`-th of their part; None where none is."""
+    if stride == 0:
+        return None
+    return (torch.arange(start, start + count) % stride) == stride - 1
+
+
+def first_row(rows: Rows) -> Float[Tensor, " d"]:
+    """Return the first row that there is: a point near the others.
+
+    Raises:
+        InputError: there are no rows.
+    """
+    for part in rows.parts:
+        for block in rows.blocks_of(part):
+            return block.x[0]
+    raise InputError(cannot("use these samples", "they hold no row", "Give at least one"))
+
+
+def mean_log_likelihood(model: Any, rows: Rows) -> float:
+    """Return Σ w log q / Σ w over all rows, in nats."""
+    total = sum(rows.map(_LogLikelihood(model)), torch.zeros(2, dtype=torch.float64))
+    return float(total[0] / total[1])
+
+
+@dataclass(frozen=True)
+class _LogLikelihood:
+    """Adds up w log q and w over the blocks of a part."""
+
+    model: Any
+
+    def __call__(self, blocks: Iterator[Block]) -> Tensor:
+        total = torch.zeros(2, dtype=torch.float64)
+        for block in blocks:
+            value = log_likelihood(self.model, block.x, block.context).detach()
+            total += torch.stack([block.w @ value.to(block.w), block.w.sum()]).cpu()
+        return total
+
+
+def _wide(block: Block) -> Block:
+    context = None if block.context is None else block.context.to(torch.float64)
+    return Block(block.x.to(torch.float64), block.w.to(torch.float64), context)
