@@ -15,6 +15,7 @@ from whichkl._checks import InputError, TargetError, WhichklError, cannot
 from whichkl.access import Access
 from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
 from whichkl.families import Family, Mixture, richer, simpler
+from whichkl.families.family import NodeFamily
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.solvers import Optimum, Solution, Solver, solver_for
@@ -185,6 +186,8 @@ def _by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnost
 def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
     """The best optima that hardly overlap: Bhattacharyya distance of their Gaussians above 2 nats (overlap below 14 %)."""
     kept: list[tuple[Optimum, Tensor, Tensor]] = []
+    if not isinstance(family, NodeFamily):
+        raise TypeError(family)
     for one in optima:
         loc, tril = family.whitening(one.model)
         cov = tril @ tril.T

@@ -189,6 +189,7 @@ def fit(
         raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number of at least 0", "Give, say, seed=0"))
     p = Target.of(target)
     family = _check_family(family)
+    _check_pairs(p, family)
     advice = advise(p, family)
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)
@@ -223,6 +224,18 @@ def _check_family(family: Any) -> Family:
         return family
     because = f"it is a `{type(family).__name__}`, and this version fits {', '.join(Family.kinds)}"
     raise InputError(cannot("fit this family", because, "Use, say, whichkl.families.Gaussian()"))
+
+
+def _check_pairs(target: Target, family: Family) -> None:
+    """Refuse pairs (x, y) for a family of one distribution, and single rows for a conditional one."""
+    if target.context is not None and not family.conditional:
+        because = "its samples are pairs (x, y), and this family is one distribution, not q(y|x)"
+        raise InputError(
+            cannot(f"fit `{family}` to this conditional target", because, "Use a conditional family, or pass y alone")
+        )
+    if target.context is None and family.conditional and not family.optional_context:
+        because = "it models y given x, and the samples aren't pairs"
+        raise InputError(cannot(f"fit `{family}` to this target", because, "Pass `samples=(x, y)`"))
 
 
 def _choose(objective: Objective | str | None, advice: Advice) -> Objective:

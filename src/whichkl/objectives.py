@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot
 from whichkl.access import Access, Requirement
-from whichkl.families import Family
+from whichkl.families.family import NodeFamily
 
 UpTo = Literal["log_z", "entropy_p"] | None
 
@@ -105,7 +105,7 @@ class ReverseKL(Objective):
 
     def loss(
         self,
-        family: Family,
+        family: NodeFamily,
         model: Distribution,
         log_prob_and_score: Callable[[Tensor], tuple[Tensor, Tensor]],
         z: Float[Tensor, "m d"],

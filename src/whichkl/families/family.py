@@ -26,7 +26,9 @@ class Family(ABC):
     carried: ClassVar[bool] = True
     """Whether its models live on ℝᵈ, so that a bijection carries them into the target's support; else they bring their own."""
     conditional: ClassVar[bool] = False
-    """Whether its models are q(y|x), for targets of pairs (x, y)."""
+    """Whether its models can be q(y|x), for targets of pairs (x, y)."""
+    optional_context: ClassVar[bool] = False
+    """Whether a conditional family also has models of single rows."""
 
     def __init_subclass__(cls) -> None:
         """Register a family under its class name, which is what a saved fit calls it."""

@@ -16,6 +16,7 @@ from whichkl.families.mixture import mixture
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.solvers.points import is_exact, points_of
 from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
+from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 _BLOCK = 4096
@@ -50,7 +51,7 @@ class ExpectationMaximization(Solver):
         """Two starts and 1e-5 nats a row: far below the error of a held-out mean."""
         return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200)
 
-    def solve(self, target: Target, family: Family, seed: int) -> Solution:
+    def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run EM from every start and keep the distinct optima."""
         if not isinstance(family, Mixture):
             raise TypeError(family)

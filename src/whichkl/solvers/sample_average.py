@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family, Mixture
-from whichkl.families.family import cast
+from whichkl.families.family import NodeFamily, cast
 from whichkl.families.mixture import mixture
 from whichkl.objectives import Objective, ReverseKL
 from whichkl.solvers.nodes import first_count, gaussian_rule
@@ -86,7 +86,7 @@ class End:
 
 
 def minimize_on_nodes(
-    target: Target, family: Family, start: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"], tolerance: float
+    target: Target, family: NodeFamily, start: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"], tolerance: float
 ) -> End:
     """Minimise −ELBO on the rule (z, w) from a model, in coordinates where that model has mean 0 and covariance I.
 
