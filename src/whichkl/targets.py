@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.chains import chain_ids, thinning
 from whichkl.density import Function, LogDensity
 from whichkl.distributions import distribution_log_prob, inside
-from whichkl.samples import Stream, read_samples
+from whichkl.samples import Stream, Table, open_samples
 from whichkl.supports import Bijection, Support, support_of
 
 
@@ -30,8 +31,8 @@ class Target:
 
     Args:
         samples: (n, d) tensor, array or DataFrame of draws of p; (n,) is read as (n, 1). A pair (x, y) makes a conditional
-            target: y is what is modelled, given x. What doesn't fit in memory comes as a `Stream`, a folder, several paths or
-            a `DataLoader`.
+            target: y is what is modelled, given x. The path of a sample file is read into memory up to 256 MB; a larger file,
+            a folder or a list of files, a `DataLoader`, a `Dataset` or a `Stream` is read in parts, as often as needed.
         log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A tensor function is
             differentiated by autograd; one of arrays by central differences (2d evaluations a gradient).
         sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument torch's and NumPy's global
@@ -75,7 +76,10 @@ class Target:
     ) -> None:
         """Take what is known of p; see the class for the arguments."""
         self.carrier: Bijection | None = None
-        self.stream = samples if isinstance(samples, Stream) else None
+        found = open_samples(samples)
+        if isinstance(found, Table):
+            samples, names = found.values, found.names if names is None else names
+        self.stream = found if isinstance(found, Stream) else None
         samples, given = (None, None) if self.stream is not None else _pair(samples)
         self.samples = None if samples is None else _matrix(samples, dtype, device)
         self.context = None if given is None else _matrix(given, dtype, device)
@@ -84,14 +88,15 @@ class Target:
         width = None if self.samples is None else self.samples.shape[1]
         width = width if self.stream is None else len(self.stream.names)
         if dim is not None and (dim < 1 or (width is not None and width != dim)):
-            found = "it must be at least 1" if width is None or dim < 1 else f"the samples have {width} columns"
-            raise InputError(cannot(f"use `dim={dim}`", found, "Give the number of coordinates of one point"))
+            because = "it must be at least 1" if width is None or dim < 1 else f"the samples have {width} columns"
+            raise InputError(cannot(f"use `dim={dim}`", because, "Give the number of coordinates of one point"))
         if dim is None and width is None and (log_prob or sampler or score):
             because = "there are no samples to read the dimension from"
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
         self.dim = width or dim or 1
-        self.names = _names(names if self.stream is None else self.stream.names, samples, self.dim)
+        self.names = _names(self.stream.names if self.stream is not None and names is None else names, samples, self.dim)
         self.context_names = () if self.context is None else _names(None, given, self.context.shape[1])
+        self.context_names = self.context_names if self.stream is None else self.stream.context_names
         self.normalized = normalized and log_prob is not None
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
         self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
@@ -108,7 +113,7 @@ class Target:
 
     @classmethod
     def of(cls, obj: Any) -> Target:
-        """Make a target of a torch distribution, an array, tensor, DataFrame, or the path of a sample file.
+        """Make a target of a torch distribution, an array, tensor or DataFrame, a sample file, folder or list of them, a loader.
 
         Raises:
             InputError: the object is none of these.
@@ -117,17 +122,14 @@ class Target:
             return obj
         if isinstance(obj, Distribution):
             return _of_distribution(obj)
-        if isinstance(obj, Stream):
+        if isinstance(obj, (Stream, DataLoader, Dataset, str, os.PathLike)):
             return cls(samples=obj)
-        if isinstance(obj, (str, os.PathLike)):
-            table = read_samples(obj)
-            return cls(samples=table.values, names=table.names)
         if isinstance(obj, (Tensor, np.ndarray, list, tuple)) or hasattr(obj, "to_numpy"):
             return cls(samples=obj)
         if callable(obj):
             because = "a bare function doesn't say its dimension"
             raise InputError(cannot("make a target of it", because, "Use `Target(log_prob=f, dim=d)`"))
-        known = "a torch Distribution, an array, a DataFrame or a path"
+        known = "a torch Distribution, an array, a DataFrame, a path or a DataLoader"
         raise InputError(cannot(f"make a target of a `{type(obj).__name__}`", f"it is none of {known}", "Convert it"))
 
     @cached_property
@@ -250,7 +252,10 @@ class Target:
 
     def __repr__(self) -> str:
         size = "" if self.samples is None else f", n={len(self.samples)}"
-        size += "" if self.context is None else f", given {self.context.shape[1]} columns"
+        if self.stream is not None:
+            parts, rows = len(self.stream.parts), self.stream.rows
+            size = f", streamed in {parts:,} part{'s' if parts != 1 else ''}" + ("" if rows is None else f", n={rows}")
+        size += f", given {len(self.context_names)} columns" if self.context_names else ""
         return f"Target(dim={self.dim}{size}, access: {self.access.label})"
 
     def _require_density(self) -> LogDensity:

@@ -55,6 +55,8 @@ class Stream(ABC):
 
     names: tuple[str, ...]
     """The d column names."""
+    context_names: tuple[str, ...] = ()
+    """The c names of what the rows are conditioned on; none where its blocks have no context."""
 
     @property
     @abstractmethod
@@ -65,6 +67,11 @@ class Stream(ABC):
     @abstractmethod
     def rows(self) -> int | None:
         """The number of rows, where it can be told without reading them all."""
+
+    @property
+    def about(self) -> int:
+        """The number of rows, or a guess at it."""
+        return 1_000_000 if self.rows is None else self.rows
 
     @cached_property
     def first(self) -> Block:

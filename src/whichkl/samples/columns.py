@@ -1,0 +1,71 @@
+"""Columns: which columns of a file count as numbers, and how they become float64."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot, require
+
+
+def check_names(file: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """Refuse columns without a name, and names that stand twice.
+
+    Raises:
+        InputError: as said.
+    """
+    if not names:
+        raise InputError(cannot(f"read `{file}`", "it has no columns", "Write at least one column of numbers"))
+    if any(not name.strip() or name == "__index_level_0__" for name in names):
+        because = "a column has no name: it may be an index that pandas wrote beside the data"
+        raise InputError(cannot(f"read `{file}`", because, "Write it with index=False, or name the column"))
+    if len(set(names)) != len(names):
+        doubled = sorted({name for name in names if list(names).count(name) > 1})
+        raise InputError(cannot(f"read `{file}`", f"the column names {doubled} stand twice", "Rename them"))
+
+
+def is_number(kind: Any) -> bool:
+    """Whether an Arrow type holds numbers: floats, integers, booleans, decimals, or nothing but nulls."""
+    types = require("pyarrow", "app").types
+    return bool(
+        types.is_floating(kind)
+        or types.is_integer(kind)
+        or types.is_boolean(kind)
+        or types.is_decimal(kind)
+        or types.is_null(kind)
+    )
+
+
+def check_types(file: str | os.PathLike[str], names: Sequence[str], kinds: Sequence[Any]) -> None:
+    """Refuse columns of Arrow types that aren't numbers.
+
+    Raises:
+        InputError: as said; the message names the file, the column and its type.
+    """
+    for name, kind in zip(names, kinds, strict=True):
+        if not is_number(kind):
+            because = f"column `{name}` holds {kind}, not numbers"
+            raise InputError(cannot(f"read `{file}`", because, "Drop or encode that column"))
+
+
+def floats(column: Any) -> np.ndarray:
+    """Return the numbers of an Arrow column, without a copy where it can be had; a null becomes NaN."""
+    types = require("pyarrow", "app").types
+    if column.null_count == 0 and (types.is_floating(column.type) or types.is_integer(column.type)):
+        return np.asarray(column.to_numpy(zero_copy_only=False) if hasattr(column, "buffers") else column.to_numpy())
+    wide = column.cast("float64", safe=False)
+    return np.asarray(wide.to_numpy(zero_copy_only=False) if hasattr(wide, "buffers") else wide.to_numpy(), dtype=np.float64)
+
+
+def rows_from(columns: Sequence[np.ndarray], start: int, stop: int) -> Float[Tensor, "m d"]:
+    """Copy some rows of columns into one float64 tensor, which lies in memory column by column."""
+    values = np.empty((len(columns), stop - start))
+    for out, column in zip(values, columns, strict=True):
+        out[:] = column[start:stop]
+    return torch.from_numpy(values).T

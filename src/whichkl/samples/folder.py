@@ -1,0 +1,117 @@
+"""Folder: a stream over one file or many shards of one format, whose columns were compared when it was opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+from whichkl._checks import InputError, cannot
+from whichkl.samples.arrow import open_arrow
+from whichkl.samples.csv import open_csv
+from whichkl.samples.npy import open_npy
+from whichkl.samples.parquet import open_parquet
+from whichkl.samples.shard import FilePart, Shard
+from whichkl.samples.stream import PART, Stream
+from whichkl.samples.table import FORMATS, check_file
+
+_MOST = 2**20
+"""Rows of a part of very many rows."""
+_PARTS = 1_024
+"""Parts that a stream is cut into, where that makes them neither smaller than `PART` rows nor larger than `_MOST`."""
+_OPENERS: dict[str, Callable[[str], Shard]] = {
+    ".parquet": open_parquet,
+    ".arrow": open_arrow,
+    ".feather": open_arrow,
+    ".npy": open_npy,
+    ".csv": open_csv,
+}
+
+
+class Shards(Stream):
+    """Files of one format and one schema, in the order given, cut into parts by their sizes alone.
+
+    Args:
+        paths: the files.
+
+    Raises:
+        InputError: a file is missing, broken, or has other columns than the first one, or they all are empty.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        """Read the metadata of every file, and compare them."""
+        files = [Path(os.path.abspath(path)) for path in paths]
+        if not files:
+            raise InputError(cannot("read this list of files", "it is empty", "Give at least one path"))
+        twice = next((file for i, file in enumerate(files) if file in files[:i]), None) if len(set(files)) < len(files) else None
+        if twice is not None:
+            raise InputError(cannot("read this list of files", f"`{twice}` stands in it twice", "Name each file once"))
+        kinds = {check_file(file): file for file in files}
+        if len(kinds) > 1:
+            (_, a), (_, b), *_ = kinds.items()
+            raise InputError(cannot("read these files together", f"`{a}` and `{b}` differ in format", "Give files of one format"))
+        open_one = _OPENERS[next(iter(kinds))]
+        with ThreadPoolExecutor(min(8, len(files))) as pool:
+            self.shards = tuple(pool.map(open_one, map(str, files)))
+        full = [shard for shard in self.shards if shard.rows != 0]
+        if not full:
+            because = f"`{files[0]}` holds no rows" if len(files) == 1 else f"none of the {len(files)} files holds a row"
+            raise InputError(cannot("read these samples", because, "Write at least one row of numbers"))
+        for shard in self.shards:
+            _compare(full[0], shard)
+        self.names = full[0].names
+
+    @cached_property
+    def rows(self) -> int | None:
+        """The number of rows; None for CSV, which doesn't say."""
+        counts = [shard.rows for shard in self.shards]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @cached_property
+    def parts(self) -> Sequence[FilePart]:
+        """Every file's parts, one after another."""
+        most = min(_MOST, max(PART, (self.rows or 0) // _PARTS))
+        return tuple(part for shard in self.shards for part in shard.parts(most))
+
+
+def shards_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the sample files of a folder, by name; names that begin with a dot or an underscore are passed over.
+
+    Raises:
+        InputError: there are none, or something else is among them.
+    """
+    path = Path(folder)
+    entries = sorted((entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))), key=lambda entry: entry.name)
+    if not entries:
+        raise InputError(cannot(f"read the folder `{path}`", "it is empty", "Name the folder that holds the files"))
+    for entry in entries:
+        if entry.is_dir() or entry.suffix.lower() not in FORMATS:
+            because = f"`{entry.name}` is a folder" if entry.is_dir() else f"`{entry.name}` isn't one of {', '.join(FORMATS)}"
+            raise InputError(cannot(f"read the folder `{path}`", because, "Move it elsewhere, or give a list of files"))
+    return entries
+
+
+def _compare(first: Shard, other: Shard) -> None:
+    """Refuse a shard whose columns aren't the first one's.
+
+    Raises:
+        InputError: names, order or types differ; an empty shard's types are not looked at, for they are often guessed.
+    """
+    a, b = f"`{first.path}`", f"`{other.path}`"
+    because = None
+    missing = [name for name in first.names if name not in other.names]
+    extra = [name for name in other.names if name not in first.names]
+    if missing:
+        because = f"column `{missing[0]}` of {a} isn't in {b}"
+    elif extra:
+        because = f"column `{extra[0]}` of {b} isn't in {a}"
+    elif first.names != other.names:
+        place = next(i for i, (x, y) in enumerate(zip(first.names, other.names, strict=True)) if x != y)
+        because = f"column {place + 1} is `{first.names[place]}` in {a} and `{other.names[place]}` in {b}"
+    elif other.rows != 0 and first.types != other.types:
+        place = next(i for i, (x, y) in enumerate(zip(first.types, other.types, strict=True)) if x != y)
+        because = f"column `{first.names[place]}` holds {first.types[place]} in {a} and {other.types[place]} in {b}"
+    if because:
+        raise InputError(cannot("read these files together", because, "Write them with the same columns"))

@@ -1,0 +1,184 @@
+"""Loader: a torch `DataLoader` or `Dataset` as a stream, in its own order, the same each time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.sampler import BatchSampler
+
+from whichkl._checks import InputError, cannot, check_finite
+from whichkl.samples.stream import BLOCK, Block, Part, Stream
+
+
+@dataclass(frozen=True)
+class LoaderPart(Part):
+    """All batches of a loader; one part, since a data set needn't bear two readers at once."""
+
+    loader: DataLoader[Any]
+    names: tuple[str, ...] = ()
+    context_names: tuple[str, ...] = ()
+    digest: str = ""
+    """Of the first batch that was seen: the next reading must begin with it."""
+
+    @property
+    def label(self) -> str:
+        """What the data set is."""
+        return f"the {type(self.loader.dataset).__name__}"
+
+    def blocks(self) -> Iterator[Block]:
+        """Give one block a batch.
+
+        Raises:
+            InputError: a batch isn't (m, d) numbers or a pair of them, a cell isn't finite, or the data set gives other
+                rows than the last time.
+        """
+        start, found = 0, self.digest
+        for number, batch in enumerate(_batches(self.loader)):
+            block = _block(batch, f"batch {number} of {self.label}")
+            if number == 0 and self.digest:
+                found = digest_of(block)
+            if self.digest and found != self.digest:
+                break
+            self._check(block, number, start)
+            start += len(block)
+            yield block
+        if self.digest and (found != self.digest or start == 0):
+            because = f"{self.label} gives other rows when it is read again, and a fit reads it several times"
+            instead = "Make its rows the same each time (no shuffling inside, no iterator that is used up)"
+            raise InputError(cannot("use this DataLoader", because, instead))
+
+    def _check(self, block: Block, number: int, start: int) -> None:
+        for values, names in ((block.x, self.names), (block.context, self.context_names)):
+            if values is None or not names:
+                continue
+            if values.shape[1] != len(names):
+                because = f"batch {number} of {self.label} has {values.shape[1]} columns, and the first one {len(names)}"
+                raise InputError(cannot("use this DataLoader", because, "Give every row the same columns"))
+            if not bool(values.sum().isfinite()):
+                check_finite(values, names, f"samples (batch {number} of {self.label}, rows from {start:,})")
+        if self.names and (block.context is None) == bool(self.context_names):
+            because = f"batch {number} of {self.label} is a pair and the first one isn't, or the other way round"
+            raise InputError(cannot("use this DataLoader", because, "Give all batches one form"))
+
+
+class Loaded(Stream):
+    """A DataLoader or Dataset, read batch by batch, without shuffling; a batch (x, y) is y given x.
+
+    Args:
+        data: a DataLoader, of which the collate function, the batch size and the worker processes are taken over; or a
+            Dataset, read in batches of `BLOCK` items.
+
+    Raises:
+        InputError: its sampler chooses rows, it is empty, or its batches aren't numbers.
+    """
+
+    def __init__(self, data: DataLoader[Any] | Dataset[Any]) -> None:
+        """Read the first batch, which tells the columns."""
+        loader = _in_order(data) if isinstance(data, DataLoader) else DataLoader(data, BLOCK, generator=torch.Generator())
+        bare = LoaderPart(loader)
+        first = next((block for block in bare.blocks() if len(block)), None)
+        if first is None:
+            raise InputError(cannot("use this DataLoader", f"{bare.label} gives no rows", "Give at least one"))
+        self.names = tuple(f"x{i + 1}" for i in range(first.x.shape[1]))
+        given = 0 if first.context is None else first.context.shape[1]
+        self.context_names = tuple(f"x{i + 1}" for i in range(given))
+        self._part = LoaderPart(loader, self.names, self.context_names, digest_of(first))
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The one part."""
+        return (self._part,)
+
+    @property
+    def rows(self) -> int | None:
+        """The length of the data set, where it has one and its items are rows."""
+        loader = self._part.loader
+        if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None or not hasattr(loader.dataset, "__len__"):
+            return None
+        return len(loader.dataset)
+
+
+def digest_of(block: Block) -> str:
+    """Return a fingerprint of a block's numbers."""
+    whole = hashlib.sha256(block.x.contiguous().cpu().numpy().tobytes())
+    if block.context is not None:
+        whole.update(block.context.contiguous().cpu().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a loader of the same batches, unshuffled, with the last, smaller one, too."""
+    if type(loader.sampler) not in (SequentialSampler, RandomSampler) and not isinstance(loader.dataset, IterableDataset):
+        chosen = type(loader.sampler).__name__
+    elif loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        chosen = type(loader.batch_sampler).__name__
+    elif isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or loader.sampler._num_samples is not None):
+        chosen = "RandomSampler with replacement or num_samples"
+    else:
+        return DataLoader(
+            loader.dataset,
+            loader.batch_size,
+            shuffle=False,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=torch.Generator(),
+            prefetch_factor=loader.prefetch_factor,
+        )
+    because = f"its sampler, {chosen}, chooses rows, and all rows are read, in order"
+    raise InputError(cannot("use this DataLoader", because, "Leave the sampler out; torch.utils.data.Subset chooses rows"))
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield the batches; each is made under its own seeds, so that what is random in the data set is the same each time."""
+    if loader.generator is not None:
+        loader.generator.manual_seed(0)
+    iterator = iter(loader)
+    number = 0
+    while True:
+        state = np.random.get_state()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(number)
+                np.random.seed(number)
+                batch = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            np.random.set_state(state)
+        yield batch
+        number += 1
+
+
+def _block(batch: Any, where: str) -> Block:
+    """Read a batch: rows, a list of one tensor, or a pair (x, y)."""
+    if isinstance(batch, (list, tuple)) and len(batch) in (1, 2):
+        values = [_rows(one, where) for one in batch]
+    else:
+        values = [_rows(batch, where)]
+    if len({len(one) for one in values}) > 1:
+        because = f"{where} pairs {len(values[0])} rows of x with {len(values[1])} of y"
+        raise InputError(cannot("use this DataLoader", because, "Give each row of x its row of y"))
+    x = values[-1]
+    return Block(x, torch.ones(len(x), dtype=torch.float64), values[0] if len(values) == 2 else None)
+
+
+def _rows(values: Any, where: str) -> Float[Tensor, "m d"]:
+    if not isinstance(values, (Tensor, np.ndarray)):
+        because = f"{where} is a `{type(values).__name__}`"
+        raise InputError(cannot("use this DataLoader", because, "Let it give tensors (m, d), or pairs (x, y) of them"))
+    tensor = torch.as_tensor(values)
+    if tensor.is_complex() or tensor.ndim not in (1, 2) or (tensor.ndim == 2 and tensor.shape[1] == 0):
+        because = f"{where} has shape {tuple(tensor.shape)} and type {tensor.dtype}"
+        raise InputError(cannot("use this DataLoader", because, "Flatten its rows to real (m, d)"))
+    return (tensor if tensor.ndim == 2 else tensor[:, None]).detach().to("cpu", torch.float64)

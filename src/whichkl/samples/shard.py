@@ -1,0 +1,100 @@
+"""Shard: one file of a stream, its columns, and the parts that it is cut into."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+from whichkl.samples.stream import BLOCK, Block, Part
+
+ROWS_READ = 4 * BLOCK
+"""Rows that a reader of files decodes at once: several blocks, of few enough bytes to stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class FilePart(Part):
+    """A piece of a file. It knows the file's size when the stream was opened, so that another file isn't taken for it."""
+
+    path: str
+    size: int
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def rows(self) -> Iterator[Float[Tensor, "m d"]]:
+        """Read its rows in order, in float64, about `BLOCK` at once.
+
+        Raises:
+            InputError: the file is broken.
+        """
+
+    def place(self, row: int) -> str:
+        """Say where the row of this number in this part lies in the file."""
+        return f"row {row:,} of {self.label}"
+
+    def blocks(self) -> Iterator[Block]:
+        """Read its rows, and refuse those that hold what isn't a finite number.
+
+        Raises:
+            InputError: the file is missing, has changed or is broken, or a cell is missing, NaN or infinite.
+        """
+        self._check_file()
+        start, weights = 0, torch.ones(BLOCK, dtype=torch.float64)
+        for x in self.rows():
+            if not bool(x.sum().isfinite()):  # a sum can also overflow, so look closely
+                self._refuse(x, start)
+            start += len(x)
+            yield Block(x, weights[: len(x)] if len(x) <= BLOCK else torch.ones(len(x), dtype=torch.float64))
+
+    def _check_file(self) -> None:
+        try:
+            size = os.stat(self.path).st_size
+        except OSError as error:
+            because = f"{(error.strerror or str(error)).lower()} on this machine"
+            instead = "Put it where every machine that reads it finds it under this path"
+            raise InputError(cannot(f"read `{self.path}`", because, instead)) from error
+        if size != self.size:
+            because = f"it has {size:,} bytes now, and had {self.size:,} when it was opened"
+            raise InputError(cannot(f"read `{self.path}`", because, "Leave the files alone until the fit is done"))
+
+    def _refuse(self, x: Float[Tensor, "m d"], start: int) -> None:
+        bad = (~x.isfinite()).nonzero()
+        if len(bad) == 0:
+            return
+        row, column = (int(i) for i in bad[0])
+        found = "missing or NaN" if bool(x[row, column].isnan()) else "infinite"
+        because = f"column `{self.names[column]}` is {found} in {self.place(start + row)} (rows count from 0)"
+        raise InputError(cannot("use these samples", because, "Drop or repair such rows first"))
+
+
+@dataclass(frozen=True)
+class Shard(ABC):
+    """What the metadata of a file say of it.
+
+    Args:
+        path: the file, absolute.
+        names: its column names.
+        types: their types, in words that can be compared with another shard's.
+        rows: how many there are; None where that isn't known without reading them all.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    rows: int | None
+
+    @abstractmethod
+    def parts(self, rows: int) -> Sequence[FilePart]:
+        """Cut the file into parts of about so many rows, as its format allows; the same ones each time."""
+
+
+def refuse_broken(path: str, kind: str, reason: str) -> InputError:
+    """Return the error for a file that isn't what its suffix says, or isn't whole."""
+    because = f"it isn't a whole {kind} file ({' '.join(reason.split())[:300]})"
+    return InputError(cannot(f"read `{path}`", because, "Write it anew; a copy may have been cut short"))
