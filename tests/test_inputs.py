@@ -107,8 +107,8 @@ CALLS = [
     (lambda: wk.Target.of("nowhere.csv"), "there is no such file"),
     (lambda: Mixture(0), "whole number of at least 1"),
     (lambda: Mixture(2.5), "whole number"),
-    (lambda: Gaussian("spherical"), "Choose 'full' or 'diagonal'"),
-    (lambda: wk.fit(X, torch.nn.Linear(2, 2)), "this version fits Gaussian, Mixture"),
+    (lambda: Gaussian("spherical"), "Choose 'full', 'diagonal' or 'low_rank'"),
+    (lambda: wk.fit(X, torch.nn.Linear(2, 2)), "and this version fits Gaussian, "),
     (lambda: wk.fit(X, objective="kl"), "this version minimises forward_kl, reverse_kl"),
     (
         lambda: wk.fit(X, objective="reverse_kl"),

@@ -42,12 +42,20 @@ class Threads(Workers):
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Work `AHEAD` parts a thread ahead of the consumer."""
         if self.count == 1 or len(items) == 1:
-            with _one_thread():
-                for item in items:
-                    yield function(item)
+            for item in items:
+                with _one_thread():
+                    result = function(item)
+                yield result
             return
-        with _one_thread(), ThreadPoolExecutor(self.count, initializer=_single) as pool:
-            yield from _ahead(items, AHEAD * self.count, lambda item: pool.submit(function, item), lambda future: future.result())
+        before = torch.get_num_threads()
+        pool = ThreadPoolExecutor(self.count, initializer=_single)
+        try:
+            yield from _ahead(
+                items, lambda: AHEAD * self.count, lambda item: pool.submit(function, item), lambda future: future.result()
+            )
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)  # torch also gives a thread's number to threads that are born later
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Ray(Workers):
     Args:
         address: ``"auto"`` for the cluster that this machine belongs to (or a new one on this machine alone), or HOST:PORT.
         retries: how often a lost part is begun anew.
+
+    Source: Moritz et al. (2018).
     """
 
     address: str = "auto"
@@ -71,19 +81,29 @@ class Ray(Workers):
         ray = self._connect()
         task = ray.remote(num_cpus=1, max_retries=self.retries)(_alone)
         shared = ray.put(function)
-        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        started: list[Any] = []
+
+        def start(item: Any) -> Any:
+            started.append(task.remote(shared, item))
+            return started[-1]
 
         def fetch(reference: Any) -> Any:
             try:
-                return ray.get(reference)
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError) as error:
-                because = f"a part of the data was lost {self.retries + 1} times ({type(error).__name__})"
-                raise ResourceError(cannot("go on with this pass", because, "Look at the machines, then start again")) from error
+                result = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                cause = getattr(error, "cause", None)
-                raise cause if isinstance(cause, Exception) else error from None
+                raise _cause(error) from None
+            except ray.exceptions.RayError as error:
+                because = f"a part of the data was lost {self.retries + 1} times ({_first_line(error)})"
+                instead = "Look at the machines' memory and logs, then start again"
+                raise ResourceError(cannot("go on with this pass", because, instead)) from error
+            started.remove(reference)
+            return result
 
-        yield from _ahead(items, AHEAD * cores, lambda item: task.remote(shared, item), fetch)
+        try:
+            yield from _ahead(items, lambda: AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))), start, fetch)
+        finally:
+            for reference in started:
+                ray.cancel(reference)
 
     def _connect(self) -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -92,9 +112,9 @@ class Ray(Workers):
             return ray
         try:
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
-        except ConnectionError as error:
+        except (ConnectionError, RuntimeError, ValueError) as error:
             if self.address != "auto":
-                because = f"no Ray cluster answers there ({' '.join(str(error).split())[:120]})"
+                because = f"no Ray cluster answers there ({_first_line(error)})"
                 instead = "Start one with `ray start --head`, or leave `cluster=` out"
                 raise ResourceError(cannot(f"use `cluster={self.address!r}`", because, instead)) from error
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -117,15 +137,33 @@ def workers_of(cluster: Workers | str | None) -> Workers:
     return Ray(cluster)
 
 
-def _ahead(items: Sequence[Any], most: int, start: Callable[[Any], Any], fetch: Callable[[Any], Any]) -> Iterator[Any]:
-    """Keep up to `most` items under way, and yield their results in order."""
+def _ahead(
+    items: Sequence[Any], most: Callable[[], int], start: Callable[[Any], Any], fetch: Callable[[Any], Any]
+) -> Iterator[Any]:
+    """Keep up to `most()` items under way, and yield their results in order."""
     waiting: deque[Any] = deque()
-    for item in items:
+    limit = most()
+    for number, item in enumerate(items):
         waiting.append(start(item))
-        if len(waiting) >= most:
+        if number % 64 == 63:
+            limit = most()  # a cluster grows and shrinks
+        while len(waiting) >= limit:
             yield fetch(waiting.popleft())
     while waiting:
         yield fetch(waiting.popleft())
+
+
+def _cause(error: Any) -> Exception:
+    """Return what a task raised, or what Ray says of it where that didn't travel."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, ModuleNotFoundError):
+        because = f"a worker has no module `{cause.name}`"
+        return ResourceError(cannot("work on this cluster", because, "Install the same packages on every machine"))
+    return cause if isinstance(cause, Exception) else error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, IntegrityError, TargetError, WhichklError, cannot, plain, write_whole
 from whichkl.access import Access
 from whichkl.advice import Advice, advise
-from whichkl.diagnostics import Diagnostics, explain, judge, model_target, shown_khat
+from whichkl.cluster import Workers, workers_of
+from whichkl.diagnostics import Diagnostics, carried, explain, shown_khat, stride_of
+from whichkl.diagnostics import judge as judge_fit
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian, family_from_config
 from whichkl.families.family import cast
-from whichkl.objectives import OBJECTIVES, Objective, objective_of
+from whichkl.journal import Journal
+from whichkl.objectives import OBJECTIVES, ForwardKL, Objective, objective_of
 from whichkl.solvers import Optimum, Solver, solver_for
+from whichkl.solvers.resolve import resolve
+from whichkl.solvers.work import QUIET, Work
 from whichkl.supports import Bijection
 from whichkl.targets import Target
 
@@ -35,8 +41,8 @@ _FORMAT = 1
 class Fit:
     """The result of `fit`."""
 
-    model: Distribution
-    """The fitted q: `log_prob`, `sample`, and `rsample` where it exists."""
+    model: Any
+    """The fitted q, a `Distribution`: `log_prob`, `sample`, and `rsample` where it exists. Conditional: x ↦ `Distribution`."""
     family: Family
     objective: Objective
     solver: str
@@ -67,6 +73,7 @@ class Fit:
             lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {shown_khat(d.khat)}")
         if len(d.optima) > 1:
             lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
+        lines += [f"  {note}" for note in d.notes]
         return "\n".join(
             lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
         )
@@ -86,6 +93,8 @@ class Fit:
             "diagnostics": {
                 **{name: getattr(d, name) for name in _NUMBERS},
                 **{name: None if getattr(d, name) is None else getattr(d, name).to_dict() for name in _ESTIMATES},
+                "curve": None if d.curve is None else [[count, one.to_dict()] for count, one in d.curve],
+                "notes": list(d.notes),
                 "optima": [{"loss": o.loss, "converged": o.converged, "is_global": o.is_global} for o in d.optima],
             },
             "access": self.advice.access.label,
@@ -165,19 +174,32 @@ def fit(
     objective: Objective | str | None = None,
     solver: Solver | str | None = None,
     seed: int = 0,
+    cluster: Workers | str | None = None,
+    judge: bool = True,
+    journal: str | os.PathLike[str] | None = None,
+    tell: Callable[[str, float], None] | None = None,
 ) -> Fit:
     """Fit a family to a target by the objective that its access allows.
 
     Args:
-        target: a `Target`, or anything that `Target.of` takes.
-        family: which models are allowed; a full Gaussian unless said.
+        target: a `Target`, or anything that `Target.of` takes. Pairs (x, y) make a conditional fit, q(y|x): its loss is
+            the cross-entropy, KL(p‖q) + H(p), as in supervised learning.
+        family: which models are allowed; a full Gaussian unless said. A `torch.nn.Module` whose `forward()`, or
+            `forward(x)` for pairs, returns a `Distribution` is copied and trained.
         objective: an objective or its name; unless said, the only possible one, and forward KL where both are.
         solver: a solver or its name; the best for the job unless said.
         seed: fixes every random choice; the same seed gives the same fit.
+        cluster: ``"auto"`` or the address of a Ray cluster, on whose machines passes over the samples run; the answer is
+            the same to the last bit.
+        judge: whether to hold rows out and compare; without, the value is the in-sample mean, and says so.
+        journal: a folder where the fit writes down how far it is; called again with the same arguments, a killed fit
+            goes on from there. `fit` deletes it at its end.
+        tell: called with what is being done and which fraction of it is done, for a progress bar.
 
     Raises:
         InputError: samples or arguments are bad.
         TargetError: the target can't do what the objective requires, or its log density is broken.
+        ResourceError: the cluster can't be reached, or the journal can't be written.
 
     >>> result = fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1), dim=2))
     >>> result.objective.name, result.status
@@ -188,18 +210,26 @@ def fit(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number of at least 0", "Give, say, seed=0"))
     p = Target.of(target)
-    family = _check_family(family)
+    family = Gaussian() if family is None else family_of(family)
     _check_pairs(p, family)
+    log = None if journal is None else Journal.of(journal, _identity(p, family, objective, solver, seed))
+    work = Work(workers_of(cluster), tell or QUIET.tell, log)
+    family, curve, notes = resolve(p, family, seed, work)
     advice = advise(p, family)
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)
-    free = p.unconstrained()
+    free = p.unconstrained() if family.carried else p
     if free.samples is not None:
         family.check_samples(free.samples, p.names)
-    solution = engine.solve(free, family, seed)
-    model = p.bijection.wrap(cast(family, solution.best.model, p.dtype, p.device))
-    q = model_target(model, p)
-    judgement = judge(p, family, chosen, engine, solution, q, seed)
+    is_judged = judge and isinstance(chosen, ForwardKL)
+    solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
+    model = solution.best.model
+    if isinstance(model, Distribution) and family.carried:
+        model = cast(family, model, p.dtype, p.device)
+    model = carried(model, p.bijection) if family.carried else model
+    judgement = judge_fit(p, family, chosen, engine, solution, model, seed, work, whole=judge)
+    if log is not None:
+        log.clear()
     return Fit(
         model=model,
         family=family,
@@ -209,20 +239,32 @@ def fit(
         value=judgement.value,
         status=judgement.status,
         findings=judgement.findings,
-        diagnostics=judgement.diagnostics,
+        diagnostics=replace(judgement.diagnostics, curve=curve, notes=(*notes, *judgement.diagnostics.notes)),
         names=p.names,
-        bijection=p.bijection,
+        bijection=p.bijection if family.carried else Bijection(None, p.dim),
         seed=seed,
         target=p,
     )
 
 
-def _check_family(family: Any) -> Family:
-    if family is None:
-        return Gaussian()
+def _identity(target: Target, family: Family, objective: Any, solver: Any, seed: int) -> dict[str, Any]:
+    """What a journal belongs to: the data (by content, or by file, size and time), the family and how it is fitted."""
+    data: Any = None
+    if target.samples is not None:
+        parts = [one for one in (target.samples, target.context, target.weights) if one is not None]
+        data = [hashlib.sha256(one.cpu().contiguous().numpy().tobytes()).hexdigest() for one in parts]
+    elif target.stream is not None:
+        data = target.stream.identity
+    how = {"objective": str(objective), "solver": str(solver), "seed": seed, "support": target.bijection.describe()}
+    return {"data": data, "names": target.names, "family": family.config(), "functions": target.access.label, **how}
+
+
+def family_of(family: Any) -> Family:
+    """Return a family, or say which there are."""
     if isinstance(family, Family):
         return family
-    because = f"it is a `{type(family).__name__}`, and this version fits {', '.join(Family.kinds)}"
+    known = [name for name, kind in Family.kinds.items() if not inspect.isabstract(kind)]
+    because = f"it is a `{type(family).__name__}`, and this version fits {', '.join(known)}"
     raise InputError(cannot("fit this family", because, "Use, say, whichkl.families.Gaussian()"))
 
 
@@ -270,7 +312,7 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
     bijection = Bijection(fields["support"], len(fields["names"]))
     best = optima[0].model
     return Fit(
-        model=bijection.wrap(best),
+        model=carried(best, bijection),
         family=family,
         objective=OBJECTIVES[fields["objective"]],
         solver=fields["solver"],
@@ -278,7 +320,13 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
         value=Estimate.from_dict(fields["value"]),
         status=fields["status"],
         findings=frozenset(fields["findings"]),
-        diagnostics=Diagnostics(optima=tuple(optima), **numbers, **estimates),
+        diagnostics=Diagnostics(
+            optima=tuple(optima),
+            curve=None if d.get("curve") is None else tuple((count, Estimate.from_dict(one)) for count, one in d["curve"]),
+            notes=tuple(d.get("notes", ())),
+            **numbers,
+            **estimates,
+        ),
         names=tuple(fields["names"]),
         bijection=bijection,
         seed=fields["seed"],

@@ -177,6 +177,9 @@ def log_likelihood(model: Any, x: Float[Tensor, "n d"], context: Float[Tensor, "
 
 
 def cast(family: Family, model: Distribution, like: torch.dtype, device: torch.device) -> Distribution:
-    """Return the same model with parameters of another dtype and device."""
-    moved = {name: value.detach().to(dtype=like, device=device) for name, value in family.parameters(model).items()}
+    """Return the same model with floating parameters of another dtype, and all of them on another device."""
+    moved = {
+        name: value.detach().to(dtype=like if value.is_floating_point() else value.dtype, device=device)
+        for name, value in family.parameters(model).items()
+    }
     return family.model(moved)

@@ -1,29 +1,40 @@
 """The ladder of families: where to go when one is too small, or too rich."""
 
+from dataclasses import replace
+
 from whichkl.families.family import Family
 from whichkl.families.gaussian import Gaussian
 from whichkl.families.mixture import Mixture
+from whichkl.families.student_t import StudentT
 
 
-def richer(family: Family) -> Family:
-    """Return the next richer family: a mixture of two above a Gaussian, one component more above a mixture.
+def richer(family: Family) -> Family | None:
+    """Return the next richer family: two components above a single law, one more above a mixture; None where none is near.
 
     >>> richer(Gaussian("diagonal"))
-    Mixture(components=2, covariance='diagonal')
+    Mixture(components=2, covariance='diagonal', law='gaussian')
     """
     if isinstance(family, Gaussian):
-        return Mixture(2, family.covariance)
+        return Mixture(2, "diagonal" if family.covariance == "diagonal" else "full")
+    if isinstance(family, StudentT):
+        return Mixture(2, family.covariance, "student_t")
     if isinstance(family, Mixture):
-        return Mixture(family.components + 1, family.covariance)
-    raise TypeError(family)
+        return replace(family, components=family.count + 1)
+    return None
 
 
 def simpler(family: Family) -> Family | None:
-    """Return the next simpler family: one component less below a mixture; None below a Gaussian.
+    """Return the next simpler family: one component less below a mixture, a Gaussian below a Student-t; None below that.
 
     >>> simpler(Mixture(2))
     Gaussian(covariance='full')
     """
-    if not isinstance(family, Mixture) or family.components == 1:
+    if isinstance(family, StudentT):
+        return Gaussian("diagonal" if family.covariance == "diagonal" else "full")
+    if not isinstance(family, Mixture) or family.count == 1:
         return None
-    return Gaussian(family.covariance) if family.components == 2 else Mixture(family.components - 1, family.covariance)
+    if family.count > 2:
+        return replace(family, components=family.count - 1)
+    if family.law == "student_t":
+        return StudentT("diagonal" if family.covariance == "diagonal" else "full")
+    return Gaussian("diagonal" if family.covariance == "diagonal" else "full")

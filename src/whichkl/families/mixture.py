@@ -1,102 +1,150 @@
-"""Mixture: a weighted sum of Gaussians."""
+"""Mixture: a weighted sum of Gaussians, or of Student-t distributions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, TargetError, cannot
 from whichkl.families.family import NodeFamily
-from whichkl.families.gaussian import (
-    Covariance,
-    check_covariance,
-    gaussian,
-    loc_and_tril,
-    pack_gaussian,
-    size,
-    unpack_gaussian,
-)
+from whichkl.families.gaussian import check_covariance, gaussian, loc_and_tril, pack_gaussian, size, unpack_gaussian
+from whichkl.families.student_t import MultivariateStudentT
+
+SHAPES = ("full", "diagonal", "tied")
+LAWS = ("gaussian", "student_t")
 
 
 @dataclass(frozen=True)
 class Mixture(NodeFamily):
-    """q(x) = Σₖ πₖ N(x; mₖ, Σₖ) with K components.
+    """q(x) = Σₖ πₖ N(x; mₖ, Σₖ) with K components, or Σₖ πₖ t(x; νₖ, mₖ, Σₖ).
 
     Args:
-        components: K ≥ 1.
-        covariance: ``"full"`` or ``"diagonal"``, for every component its own.
+        components: K ≥ 1, or ``"auto"``: chosen on held-out samples, the curve in `fit.diagnostics.curve`.
+        covariance: ``"full"`` or ``"diagonal"``, for every component its own, or ``"tied"``: one full Σ for all.
+        law: what the components are: ``"gaussian"`` or ``"student_t"``, which stands outliers.
 
     Raises:
-        InputError: K isn't a whole number of at least 1, or another word for `covariance`.
+        InputError: K isn't a whole number of at least 1 or ``"auto"``, or another word for `covariance` or `law`.
 
     >>> Mixture(3)
-    Mixture(components=3, covariance='full')
+    Mixture(components=3, covariance='full', law='gaussian')
     """
 
-    components: int
-    covariance: Covariance = "full"
+    components: int | str
+    covariance: str = "full"
+    law: str = "gaussian"
 
     def __post_init__(self) -> None:
-        """Check both fields."""
-        if isinstance(self.components, bool) or not isinstance(self.components, int) or self.components < 1:
-            because = "the number of components must be a whole number of at least 1"
+        """Check the fields."""
+        is_count = isinstance(self.components, int) and not isinstance(self.components, bool)
+        if self.components != "auto" and not (is_count and self.count >= 1):
+            because = "the number of components must be a whole number of at least 1, or 'auto'"
             raise InputError(cannot(f"use `Mixture({self.components!r})`", because, "Give, say, Mixture(2)"))
-        check_covariance(self.covariance)
+        check_covariance(self.covariance, SHAPES)
+        if self.law not in LAWS:
+            because = "components of that law can't be mixed here"
+            raise InputError(cannot(f"use `law={self.law!r}`", because, f"Choose among {', '.join(map(repr, LAWS))}"))
+
+    @property
+    def count(self) -> int:
+        """K.
+
+        Raises:
+            InputError: it is still to be chosen.
+        """
+        if isinstance(self.components, str):
+            raise InputError(cannot(f"use `{self}` here", "its number of components is still open", "Give a number"))
+        return self.components
 
     @property
     def label(self) -> str:
         """Such as ``"a mixture of 3 full Gaussians"``."""
-        return f"a mixture of {self.components} {self.covariance} Gaussian{'s' * (self.components > 1)}"
+        many = self.components != 1
+        word = {"gaussian": "Gaussian", "student_t": "Student-t"}[self.law]
+        tied = " with one covariance" if self.covariance == "tied" else ""
+        shape = "full" if self.covariance == "tied" else self.covariance
+        number = "some" if isinstance(self.components, str) else self.components
+        return f"a mixture of {number} {shape} {word}{'s' * (many and word == 'Gaussian')}{tied}"
 
     def minimum_rows(self, dim: int) -> int:
-        """Return K times what one component needs."""
-        return self.components * (dim + 1 if self.covariance == "full" else 2)
+        """Return K times what one component needs; with a tied covariance, what it needs and a row for each further mean."""
+        one = 2 if self.covariance == "diagonal" else dim + 1
+        return one + self._least - 1 if self.covariance == "tied" else self._least * one
+
+    @property
+    def _least(self) -> int:
+        return 1 if isinstance(self.components, str) else self.components
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
-        """Return `probs` (K,), `loc` (K, d) and `scale_tril` (K, d, d)."""
-        probs, loc, tril = mixture_parts(model)
-        return {"probs": probs, "loc": loc, "scale_tril": tril}
+        """Return `probs` (K,), `loc` (K, d), `scale_tril` (K, d, d) and, for Student-t, `df` (K,)."""
+        probs, loc, tril, df = mixture_parts(model)
+        return {"probs": probs, "loc": loc, "scale_tril": tril} | ({} if df is None else {"df": df})
 
     def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the model from `probs`, `loc` and `scale_tril`."""
-        return mixture(parameters["probs"], parameters["loc"], parameters["scale_tril"], self.covariance)
+        """Build the model from what `parameters` gives."""
+        p = parameters
+        return mixture(p["probs"], p["loc"], p["scale_tril"], self.covariance, p.get("df"))
 
     def pack(self, model: Distribution) -> Float[Tensor, " k"]:
-        """Write log π, then each component as a Gaussian does."""
-        probs, loc, tril = mixture_parts(model)
-        each = [pack_gaussian(m, s, self.covariance) for m, s in zip(loc, tril, strict=True)]
-        return torch.cat([probs.log(), *each])
+        """Write log π, log ν of Student-t, then each component as a Gaussian does (its mean alone but the first if tied)."""
+        probs, loc, tril, df = mixture_parts(model)
+        parts = [probs.log()] + ([] if df is None else [df.log()])
+        parts += [pack_gaussian(m, s, self._shape) for m, s in zip(loc, tril, strict=True)]
+        if self.covariance == "tied":
+            parts = parts[: -self.count + 1 or None] + [m for m in loc[1:]]
+        return torch.cat(parts)
 
     def unpack(self, theta: Float[Tensor, " k"], dim: int) -> Distribution:
         """Read the vector that `pack` writes; π is the softmax of its first K entries."""
-        logits, rest = theta[: self.components], theta[self.components :].reshape(self.components, -1)
-        if rest.shape[1] != size(dim, self.covariance):
+        k, one = self.count, size(dim, self._shape)
+        heads = k * (2 if self.law == "student_t" else 1)
+        want = heads + (one + (k - 1) * dim if self.covariance == "tied" else k * one)
+        if len(theta) != want:
             raise InputError(cannot("read the mixture", f"{len(theta)} numbers don't fit dimension {dim}", "Pack it anew"))
-        parts = [unpack_gaussian(one, dim, self.covariance) for one in rest]
-        loc, tril = torch.stack([m for m, _ in parts]), torch.stack([s for _, s in parts])
-        return mixture(logits.softmax(0), loc, tril, self.covariance)
+        df = theta[k:heads].exp() if self.law == "student_t" else None
+        if self.covariance == "tied":
+            first, tril = unpack_gaussian(theta[heads : heads + one], dim, "full")
+            loc = torch.cat([first[None], theta[heads + one :].reshape(-1, dim)])
+            tril = tril.expand(k, dim, dim)
+        else:
+            parts = [unpack_gaussian(part, dim, self._shape) for part in theta[heads:].reshape(k, -1)]
+            loc, tril = torch.stack([m for m, _ in parts]), torch.stack([s for _, s in parts])
+        return mixture(theta[:k].softmax(0), loc, tril, self.covariance, df)
+
+    @property
+    def _shape(self) -> Any:
+        """The shape of one component's covariance."""
+        return "diagonal" if self.covariance == "diagonal" else "full"
 
     def nodes(
         self, model: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"]
     ) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
-        """Return the same nodes under every component, weighted by πₖ (stratified)."""
-        probs, loc, tril = mixture_parts(model)
+        """Return the same nodes under every component, weighted by πₖ (stratified).
+
+        Raises:
+            TargetError: the components are Student-t, which a rule for normals doesn't reach.
+        """
+        probs, loc, tril, df = mixture_parts(model)
+        if df is not None:
+            because = "its nodes are those of normals, and these components have heavier tails"
+            raise TargetError(cannot("minimise reverse KL over a mixture of Student-t", because, "Use law='gaussian'"))
         x = loc[:, None] + torch.einsum("kij,mj->kmi", tril, z)
         return x.reshape(-1, z.shape[1]), (probs[:, None] * w).reshape(-1)
 
     def affine(self, model: Distribution, shift: Float[Tensor, " d"], scale: Float[Tensor, "d d"]) -> Distribution:
         """Carry every component over; the weights stay."""
-        probs, loc, tril = mixture_parts(model)
-        return mixture(probs, shift + loc @ scale.T, scale @ tril, self.covariance)
+        probs, loc, tril, df = mixture_parts(model)
+        return mixture(probs, shift + loc @ scale.T, scale @ tril, self.covariance, df)
 
     def whitening(self, model: Distribution) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-        """Return the mean and the Cholesky factor of the covariance of the whole mixture."""
-        probs, loc, tril = mixture_parts(model)
+        """Return the mean and the Cholesky factor of the covariance of the whole mixture (of the scales, if Student-t)."""
+        probs, loc, tril, _ = mixture_parts(model)
         mean = probs @ loc
         apart = loc - mean
         covariance = torch.einsum("k,kij,klj->il", probs, tril, tril) + torch.einsum("k,ki,kj->ij", probs, apart, apart)
@@ -105,14 +153,18 @@ class Mixture(NodeFamily):
         return mean, torch.linalg.cholesky(covariance)
 
 
-def mixture(probs: Tensor, loc: Tensor, tril: Tensor, covariance: Covariance) -> MixtureSameFamily:
-    """Build the torch distribution Σ πₖ N(mₖ, LₖLₖᵀ)."""
+def mixture(probs: Tensor, loc: Tensor, tril: Tensor, covariance: str, df: Tensor | None = None) -> MixtureSameFamily:
+    """Build the torch distribution Σ πₖ N(mₖ, LₖLₖᵀ), or of Student-t with ν = df."""
     weights = Categorical(probs=probs, validate_args=False)
-    return MixtureSameFamily(weights, gaussian(loc, tril, covariance), validate_args=False)
+    if df is not None:
+        parts: Distribution = MultivariateStudentT(df, loc, tril, validate_args=False)
+    else:
+        parts = gaussian(loc, tril, "diagonal" if covariance == "diagonal" else "full")
+    return MixtureSameFamily(weights, parts, validate_args=False)
 
 
-def mixture_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor]:
-    """Return π (K,), means (K, d) and Cholesky factors (K, d, d) of a mixture of Gaussians.
+def mixture_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return π (K,), means (K, d), Cholesky factors (K, d, d) and, of Student-t, ν (K,), of a mixture.
 
     Raises:
         InputError: it is something else.
@@ -120,4 +172,7 @@ def mixture_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor]:
     if not isinstance(model, MixtureSameFamily):
         because = f"it is a `{type(model).__name__}`"
         raise InputError(cannot("read a mixture from this model", because, "Use a MixtureSameFamily of Gaussians"))
-    return (model.mixture_distribution.probs, *loc_and_tril(model.component_distribution))
+    parts, probs = model.component_distribution, model.mixture_distribution.probs
+    if isinstance(parts, MultivariateStudentT):
+        return probs, parts.loc, parts.scale_tril, parts.df
+    return (probs, *loc_and_tril(parts), None)

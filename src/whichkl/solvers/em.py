@@ -1,47 +1,59 @@
-"""EM: maximum likelihood for mixtures of Gaussians, several k-means++ starts in one batch."""
+"""EM: maximum likelihood for mixtures and Student-t, several k-means++ starts in one batch, exact on any number of rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
-from whichkl.families import Family, Mixture
+from whichkl.families import Family, Mixture, StudentT
 from whichkl.families.mixture import mixture
+from whichkl.families.student_t import MultivariateStudentT
 from whichkl.objectives import ForwardKL, Objective
-from whichkl.solvers.points import is_exact, points_of
-from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
+from whichkl.samples import Block
+from whichkl.samples.stream import slices
+from whichkl.solvers.expectation import Expectation, State, Sums, maximize
+from whichkl.solvers.points import is_exact
+from whichkl.solvers.rows import Rows, mean_log_likelihood, rows_of, thinned
+from whichkl.solvers.seeding import seed_states
+from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
+from whichkl.solvers.squarem import cycle
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
-_BLOCK = 4096
 _FLOOR = 1e-6
 _SHORT = 21
 _ENOUGH = 0.1
+_COARSE = 1e-5
+_OFTEN = 2.0
+_SAMPLE = 50_000
+"""The starts are tried on at most so many rows; the best goes on with all."""
 
 
 @dataclass(frozen=True)
 class ExpectationMaximization(Solver):
     """argmin KL(p‖q) over mixtures: responsibilities, then weighted moments, until the likelihood stays.
 
-    Every covariance is kept above a floor of `_FLOOR` times the data's variances plus δ²/12, δ the step in which a column
+    Every covariance is kept above a floor of 1e-6 times the data's variances plus δ²/12, δ the step in which a column
     was recorded, so that no component can collapse onto a point, or onto a line of rounded values. All starts run as one
-    batch, the better two to the end; blocks of rows keep the memory flat. SQUAREM leaps
-    make it some times faster. It stops when two cycles in a row gain less than a hundredth of a nat over all rows (on a
-    quadrature rule: 1e-10 nats in the mean).
+    batch on at most 50,000 rows, the better two to the end; where there are more rows, the best goes on with all of them,
+    in passes whose sums are exact, in single precision while that is enough and in double at the end. SQUAREM leaps
+    make it some times faster. It stops when two cycles in a row gain less than a hundredth of a nat over all rows (over
+    50,000 where there are more; on a quadrature rule 1e-10 nats in the mean).
 
-    Source: Dempster, Laird & Rubin (1977); starts, Arthur & Vassilvitskii (2007), Biernacki, Celeux & Govaert (2003);
-    leaps, Varadhan & Roland (2008).
+    Source: Dempster, Laird & Rubin (1977); Student-t, Liu & Rubin (1995); starts, Arthur & Vassilvitskii (2007), Biernacki,
+    Celeux & Govaert (2003); leaps, Varadhan & Roland (2008).
     """
 
     name: ClassVar[str] = "em"
     objective: ClassVar[type[Objective]] = ForwardKL
-    families: ClassVar[tuple[type[Family], ...]] = (Mixture,)
+    families: ClassVar[tuple[type[Family], ...]] = (Mixture, StudentT)
 
     starts: int = 5
     tolerance: float = 1e-9
@@ -53,34 +65,162 @@ class ExpectationMaximization(Solver):
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run EM from every start and keep the distinct optima."""
-        if not isinstance(family, Mixture):
-            raise TypeError(family)
-        x, w = points_of(target, seed)
-        shift, scale = w @ x, (w @ (x - w @ x).square()).sqrt()
-        y = (x - shift) / scale
-        floor = _FLOOR + (resolution(x) / scale).square() / 12
-        state = _start(y, w, self.starts, family.components, seed)
-        tolerance = self.tolerance if is_exact(target) else max(self.tolerance, _ENOUGH / len(x))
-        diagonal = family.covariance == "diagonal"
+        return self.run(rows_of(target, seed, work.workers), family, seed, work, stride, exact=is_exact(target))
 
-        def update(at: State) -> tuple[Tensor, State]:
-            return _step(y, w, *at, floor, diagonal=diagonal)
+    def run(self, rows: Rows, family: Family, seed: int, work: Work = QUIET, stride: int = 0, *, exact: bool = False) -> Solution:
+        """Run EM on rows: the starts on a sample of them, the best on all."""
+        fitted = replace(rows, stride=stride)
+        sample, count = thinned(fitted, _SAMPLE)
+        frame = Frame.of(sample, family)
+        few = Rows(slices(sample), rows.names, None, rows.workers)
+        whole = count <= len(sample)
+        tolerance = self.tolerance if exact else max(self.tolerance, _ENOUGH / min(count, _SAMPLE))
+        first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
+        climb = self._climb(few, frame, first, tolerance if whole else _COARSE, work, "starts", shorten=True)
+        iterations = climb.iterations
+        if not whole:
+            climb = self._climb(fitted, frame, climb.best, tolerance, work, "all rows")
+            iterations += climb.iterations
+        held = None
+        if stride:
+            held = Held(replace(fitted, held=True).gather(), frame.model(climb.best, 0))
+            climb = self._climb(rows, frame, climb.best, tolerance, work, "held-out rows too")
+            iterations += climb.iterations
+        optima = []
+        for i in range(len(climb.likelihood)):
+            model = frame.model(climb.state, i)
+            loss = -mean_log_likelihood(model, rows) if whole else frame.loss(climb.likelihood[i])
+            optima.append(Optimum(model, loss, climb.small == 2, False))
+        return Solution(distinct(optima), iterations, climb.gain, held=held)
 
-        likelihood, gain, small, iterations = None, math.inf, 0, 0
-        while small < 2 and iterations < self.max_iterations:
-            before, (likelihood, state) = likelihood, _cycle(state, update)
-            iterations += 3
-            gain = math.inf if before is None else float((likelihood - before).max())
-            small = small + 1 if gain < tolerance / 10 else 0
-            if iterations == _SHORT and len(likelihood) > 2:
+    def _climb(
+        self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str, *, shorten: bool = False
+    ) -> Climb:
+        """Cycle until two in a row gain less than `tolerance` / 10; in single precision first, where that is enough."""
+        name = f"em-{step.replace(' ', '-')}"
+        climb = Climb.begin(state)
+        if work.journal is not None and (found := work.journal.load(name)) is not None:
+            climb = Climb.read(*found)
+        saved = time.monotonic()
+        while climb.small < 2 and climb.iterations < self.max_iterations:
+            single = climb.single and climb.state.fits_single and len(rows.parts) > 1
+            likelihood, state = cycle(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
+            gain = float((likelihood - climb.likelihood).max())
+            small = climb.small + 1 if gain < (max(tolerance, _COARSE) if single else tolerance) / 10 else 0
+            if single and small:
+                single, small = False, 0
+            climb = Climb(state, likelihood, gain, climb.iterations + 3, small, single)
+            if shorten and climb.iterations == _SHORT and len(likelihood) > 2:
                 best = likelihood.topk(2).indices
-                state, likelihood = (state[0][best], state[1][best], state[2][best]), likelihood[best]
-        found = []
-        for probs, loc, cov in zip(*state, strict=True):
-            tril = torch.diag(scale) @ torch.linalg.cholesky(cov)
-            model = mixture(probs, shift + scale * loc, tril, family.covariance)
-            found.append(Optimum(model, float(ForwardKL().loss(model, x, w)), small == 2, False))
-        return Solution(distinct(found), iterations, gain)
+                climb = replace(climb, state=state.take(best), likelihood=likelihood[best])
+            work.tell(f"EM on {step}", _done(gain, tolerance / 10))
+            if work.journal is not None and (climb.small == 2 or time.monotonic() - saved > _OFTEN):
+                work.journal.save(name, *climb.written())
+                saved = time.monotonic()
+        return climb
+
+
+@dataclass(frozen=True)
+class Climb:
+    """How far EM is: the state of each start, its mean log likelihood a cycle ago, and the gain of that cycle."""
+
+    state: State
+    likelihood: Float[Tensor, " s"]
+    gain: float
+    iterations: int
+    small: int
+    """How many cycles in a row gained next to nothing; two end it."""
+    single: bool
+    """Whether it is still in single precision."""
+
+    @classmethod
+    def begin(cls, state: State) -> Climb:
+        """Start from a state that hasn't been evaluated."""
+        return cls(state, torch.full((len(state.probs),), -math.inf, dtype=torch.float64), math.inf, 0, 0, single=True)
+
+    @property
+    def best(self) -> State:
+        """The start with the largest likelihood."""
+        return self.state.take(self.likelihood.topk(1).indices)
+
+    def written(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and notes for the journal."""
+        s = self.state
+        tensors = {"probs": s.probs, "loc": s.loc, "cov": s.cov, "likelihood": self.likelihood}
+        notes = {"gain": self.gain, "iterations": self.iterations, "small": self.small, "single": self.single}
+        return tensors | ({} if s.df is None else {"df": s.df}), notes
+
+    @classmethod
+    def read(cls, tensors: dict[str, Tensor], notes: dict[str, Any]) -> Climb:
+        """Read back what `written` gave."""
+        state = State(tensors["probs"], tensors["loc"], tensors["cov"], tensors.get("df"))
+        return cls(state, tensors["likelihood"], float(notes["gain"]), notes["iterations"], notes["small"], notes["single"])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates in which every column has mean 0 and variance 1, and what the family is there."""
+
+    shift: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    floor: Float[Tensor, " d"]
+    covariance: str
+    count: int
+    is_student: bool
+    is_single: bool
+    """Whether the model is one law, not a mixture."""
+
+    @classmethod
+    def of(cls, sample: Block, family: Family) -> Frame:
+        """Take the scales from a sample of the rows."""
+        if not isinstance(family, (Mixture, StudentT)):
+            raise TypeError(family)
+        x, w = sample.x, sample.w / sample.w.sum()
+        shift = w @ x
+        scale = (w @ (x - shift).square()).sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)
+        floor = _FLOOR + (resolution(x) / scale).square() / 12
+        is_single = isinstance(family, StudentT)
+        count = 1 if isinstance(family, StudentT) else family.count
+        is_student = True if isinstance(family, StudentT) else family.law == "student_t"
+        return cls(shift, scale, floor, family.covariance, count, is_student, is_single)
+
+    def standard(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Carry rows there."""
+        return (x - self.shift) / self.scale
+
+    def model(self, state: State, i: int) -> Distribution:
+        """Carry one of the states back, as a torch distribution."""
+        tril = torch.diag(self.scale) @ torch.linalg.cholesky(state.cov[i])
+        loc, df = self.shift + self.scale * state.loc[i], None if state.df is None else state.df[i]
+        if self.is_single and df is not None:
+            return MultivariateStudentT(df[0], loc[0], tril[0], validate_args=False)
+        return mixture(state.probs[i], loc, tril, self.covariance, df)
+
+    def loss(self, likelihood: Tensor) -> float:
+        """−mean log q in the coordinates of the rows."""
+        return float(self.scale.log().sum() - likelihood)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """One E and one M step over all rows."""
+
+    rows: Rows
+    frame: Frame
+    dtype: torch.dtype
+
+    def __call__(self, state: State) -> tuple[Float[Tensor, " s"], State]:
+        f = self.frame
+        total: Sums | None = None
+        for part in self.rows.map(Expectation(state, f.shift, f.scale, f.covariance == "diagonal", self.dtype)):
+            if total is None:
+                total = part
+            else:
+                total.add(part)
+        if total is None:
+            raise ValueError("no rows")
+        return total.likelihood / total.weight, maximize(total, state, f.floor, f.covariance)
 
 
 def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
@@ -92,93 +232,8 @@ def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     return torch.stack(steps)
 
 
-State = tuple[Float[Tensor, "s k"], Float[Tensor, "s k d"], Float[Tensor, "s k d d"]]
-
-
-def _cycle(state: State, update: Callable[[State], tuple[Tensor, State]]) -> tuple[Float[Tensor, " s"], State]:
-    """Two EM steps, a leap along their difference, and a step from there where the leap raised the likelihood.
-
-    Returns the likelihood at the beginning of the cycle and the state at its end. Source: SQUAREM, Varadhan & Roland (2008).
-    """
-    here, first = update(state)
-    ahead, second = update(first)
-    points = [torch.cat([p.log()[:, :, None], m, c.flatten(2)], -1).flatten(1) for p, m, c in (state, first, second)]
-    slope = points[1] - points[0]
-    bend = points[2] - points[1] - slope
-    length = (slope.square().sum(-1) / bend.square().sum(-1).clamp(min=1e-300)).sqrt().clamp(1.0, 1e4)[:, None]
-    leap = (points[0] + 2 * length * slope + length.square() * bend).reshape(*state[0].shape, -1)
-    dim = state[1].shape[-1]
-    probs, loc, cov = leap[..., 0].softmax(-1), leap[..., 1 : dim + 1], leap[..., dim + 1 :].unflatten(-1, (dim, dim))
-    safe = (torch.linalg.cholesky_ex(cov)[1] == 0).all(-1) & leap.isfinite().all((-1, -2))
-    guarded = tuple(torch.where(_wide(safe, new), new, old) for new, old in zip((probs, loc, cov), second, strict=True))
-    there, third = update((guarded[0], guarded[1], guarded[2]))
-    better = safe & (there >= ahead)
-    ends = tuple(torch.where(_wide(better, new), new, old) for new, old in zip(third, second, strict=True))
-    return here, (ends[0], ends[1], ends[2])
-
-
-def _wide(flag: Tensor, like: Tensor) -> Tensor:
-    return flag.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _start(y: Float[Tensor, "n d"], w: Float[Tensor, " n"], starts: int, count: int, seed: int) -> State:
-    """k-means++ seeding: each next centre drawn with probability proportional to w × squared distance."""
-    generator = torch.Generator(y.device).manual_seed(seed)
-    first = torch.multinomial(w, starts, replacement=True, generator=generator)
-    centres = y[first][:, None]
-    nearest = torch.cdist(y, centres[:, 0]).square()
-    for _ in range(1, count):
-        chance = (w[:, None] * nearest).T + 1e-300
-        pick = y[torch.multinomial(chance, 1, generator=generator)[:, 0]]
-        centres = torch.cat([centres, pick[:, None]], 1)
-        nearest = torch.minimum(nearest, torch.cdist(y, pick).square())
-    dim = y.shape[1]
-    spread = torch.eye(dim, dtype=y.dtype, device=y.device) / max(1.0, count ** (1 / dim)) ** 2
-    even = torch.full((starts, count), 1 / count, dtype=y.dtype, device=y.device)
-    return even, centres, spread.expand(starts, count, dim, dim)
-
-
-def _step(
-    y: Tensor, w: Tensor, probs: Tensor, loc: Tensor, cov: Tensor, floor: Tensor, *, diagonal: bool
-) -> tuple[Tensor, State]:
-    """One E and one M step for all starts: one matrix product a block for the densities, two for the moments."""
-    starts, count, dim = loc.shape
-    tril = torch.linalg.cholesky(cov)
-    identity = torch.eye(dim, dtype=y.dtype, device=y.device)
-    inverse = torch.linalg.solve_triangular(tril, identity.expand_as(tril), upper=False)
-    offset = (inverse @ loc[..., None])[..., 0].reshape(-1)
-    rows = inverse.reshape(-1, dim)
-    constant = probs.log() - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * dim * math.log(2 * math.pi)
-    mass = torch.zeros(starts * count, dtype=y.dtype, device=y.device)
-    first = torch.zeros(starts * count, dim, dtype=y.dtype, device=y.device)
-    second = torch.zeros(starts * count, dim * dim, dtype=y.dtype, device=y.device)
-    likelihood = torch.zeros(starts, dtype=y.dtype, device=y.device)
-    for block, weight in zip(y.split(_BLOCK), w.split(_BLOCK), strict=True):
-        white = (block @ rows.T - offset).reshape(len(block), starts, count, dim)
-        joint = constant - white.square().sum(-1) / 2
-        evidence = joint.logsumexp(-1)
-        likelihood += weight @ evidence
-        share = (torch.exp(joint - evidence[..., None]) * weight[:, None, None]).reshape(len(block), -1)
-        mass += share.sum(0)
-        first += share.T @ block
-        second += share.T @ (block[:, :, None] * block[:, None, :]).reshape(len(block), -1)
-    mass = mass.clamp(min=1e-12)
-    mean = first / mass[:, None]
-    moment = (second / mass[:, None]).reshape(-1, dim, dim) - mean[:, :, None] * mean[:, None, :]
-    if diagonal:
-        moment = torch.diag_embed(torch.maximum(moment.diagonal(dim1=-2, dim2=-1), floor))
-    else:
-        moment = _above(moment, floor)
-    fresh = (mass / mass.reshape(starts, count).sum(-1).repeat_interleave(count)).reshape(starts, count)
-    return likelihood, (fresh, mean.reshape(starts, count, dim), moment.reshape(starts, count, dim, dim))
-
-
-def _above(covariance: Float[Tensor, "k d d"], floor: Float[Tensor, " d"]) -> Float[Tensor, "k d d"]:
-    """Raise covariances to Σ ⪰ diag(floor): the exact M step under that constraint (eigenvalues clipped in its metric)."""
-    root = floor.sqrt()
-    eigenvalue, vector = torch.linalg.eigh(covariance / (root[:, None] * root))
-    if bool((eigenvalue >= 1).all()):
-        return covariance
-    raised = (vector * eigenvalue.clamp(min=1.0)[:, None]) @ vector.transpose(-1, -2)
-    above: Tensor = raised * (root[:, None] * root)
-    return above
+def _done(gain: float, enough: float) -> float:
+    """The fraction that is done, on a logarithmic scale of gains from 1 down to `enough`."""
+    if not 0 < gain < 1:
+        return 0.0 if gain > 0 else 0.99
+    return min(0.99, math.log(gain) / math.log(enough))

@@ -102,10 +102,16 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
 
 
 def held_out(start: int, count: int, stride: int) -> Tensor | None:
-    """Tell which of the rows from `start` on are held out: every `stride`-th of their part; None where none is."""
+    """Tell which of the rows from `start` on are held out: one in `stride` of their part; None where none is.
+
+    They are spread by a hash of the row's number (Steele, Lea & Flood, 2014), not evenly: data can have a period.
+    """
     if stride == 0:
         return None
-    return (torch.arange(start, start + count) % stride) == stride - 1
+    number = torch.arange(start + 1, start + count + 1)
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        number = (number ^ (number >> shift)) * factor
+    return ((number >> 33) & 0x3FFFFFFF) % stride == 0
 
 
 def first_row(rows: Rows) -> Float[Tensor, " d"]:
@@ -118,6 +124,30 @@ def first_row(rows: Rows) -> Float[Tensor, " d"]:
         for block in rows.blocks_of(part):
             return block.x[0]
     raise InputError(cannot("use these samples", "they hold no row", "Give at least one"))
+
+
+def thinned(rows: Rows, most: int) -> tuple[Block, int]:
+    """Read about `most` rows, evenly from every part (all of them where they are fewer), and count them all."""
+    found = list(rows.map(_Thin(most // max(1, len(rows.parts)) + 1)))
+    return joined([block for kept, _ in found for block in kept]), sum(count for _, count in found)
+
+
+@dataclass(frozen=True)
+class _Thin:
+    """Keeps every `step`-th row of a part, doubling the step whenever twice the wanted number is exceeded."""
+
+    wanted: int
+
+    def __call__(self, blocks: Iterator[Block]) -> tuple[list[Block], int]:
+        kept: list[Block] = []
+        step, start = 1, 0
+        for block in blocks:
+            kept.append(block.take(torch.arange(start, start + len(block)) % step == 0))
+            start += len(block)
+            while sum(map(len, kept)) > 2 * self.wanted:
+                whole = joined(kept)
+                kept, step = [whole.take(torch.arange(len(whole)) % 2 == 0)], 2 * step
+        return kept, start
 
 
 def mean_log_likelihood(model: Any, rows: Rows) -> float:

@@ -62,6 +62,8 @@ class Solver(ABC):
     """One algorithm; `solves` says for which objective and families."""
 
     name: ClassVar[str]
+    refits: ClassVar[bool] = True
+    """Whether refitting is cheap enough for cross-fitting and for comparing neighbouring families."""
     objective: ClassVar[type[Objective]]
     families: ClassVar[tuple[type[Family], ...]]
 

@@ -1,0 +1,20 @@
+"""Diagnostics: whether a fit worked, on draws that it hasn't seen, and what to do where it didn't."""
+
+from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat
+from whichkl.diagnostics.held_out import cross_fit, stride_of
+from whichkl.diagnostics.judge import Judgement, judge
+from whichkl.diagnostics.models import carried, model_target
+from whichkl.diagnostics.result import Diagnostics
+
+__all__ = [
+    "FINDINGS",
+    "Diagnostics",
+    "Judgement",
+    "carried",
+    "cross_fit",
+    "explain",
+    "judge",
+    "model_target",
+    "shown_khat",
+    "stride_of",
+]

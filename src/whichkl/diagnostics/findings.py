@@ -1,0 +1,111 @@
+"""Findings: what speaks against a fit, by rules that stand here and nowhere else, and the next step for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from whichkl.access import Access
+from whichkl.diagnostics.result import DRAWS, Diagnostics
+from whichkl.divergences import Estimate
+from whichkl.families import Family, Mixture, richer, simpler
+from whichkl.importance import khat_limit
+from whichkl.solvers import Solution
+from whichkl.targets import Target
+
+FINDINGS = {
+    "family_too_small": "The family can't follow the target: try a richer one, such as {richer}.",
+    "family_too_rich": "A simpler family does better on unseen draws: try {simpler}, or give more samples.",
+    "other_modes_exist": (
+        "Several local optima were found, and the fit shows the best: look at `fit.diagnostics.optima`, and at a richer "
+        "family ({richer})."
+    ),
+    "accesses_disagree": (
+        "The draws don't follow the log density (Stein's identity fails on them): check that both describe one target, in the "
+        "same coordinates, and that the draws have converged."
+    ),
+    "heavy_tails": "The log ratio has so heavy a tail that the divergence may be infinite: don't rely on the value.",
+    "nodes_too_few": "The nodes don't settle the fit: raise `max_nodes` of the solver, or use a smaller family.",
+    "not_converged": "The solver stopped before its own criterion was met: raise its `max_iterations`, or use a smaller family.",
+    "not_a_number_met": "The log density was NaN or +inf at points that the search tried: check it far from its mode.",
+    "weights_unreliable": "Importance weights can't repair this fit: don't reweight its draws.",
+}
+"""What can be found, each with the next step."""
+
+_TOO_FAR = 0.1
+"""Nats of KL from which a family counts as too small."""
+_STEIN = 2_000
+
+
+def find(
+    target: Target,
+    family: Family,
+    value: Estimate,
+    d: Diagnostics,
+    solution: Solution,
+    *,
+    is_forward: bool,
+    seed: int,
+) -> frozenset[str]:
+    """Name what was found; the rules stand here and nowhere else."""
+    known = value.up_to is None and value.reliable
+    least = d.least_kl or 0.0
+    left_out = d.separate > 1 and least > 0.01
+    weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(DRAWS) and d.ess < 0.9 * DRAWS
+    overfit = d.elbo is not None and d.nodes is not None and -solution.best.loss - d.elbo.value > max(0.1, 4 * d.elbo.stderr)
+    rules = {
+        "family_too_small": (value.interval[0] > _TOO_FAR if known else least > _TOO_FAR and not is_forward)
+        or (left_out and least > _TOO_FAR)
+        or (d.richer_gain is not None and d.richer_gain.value > max(4 * d.richer_gain.stderr, _TOO_FAR)),
+        "family_too_rich": d.simpler_gain is not None and d.simpler_gain.value > 2 * d.simpler_gain.stderr,
+        "other_modes_exist": len(d.optima) > 1 and not is_forward and not (known and value.value < 0.01),
+        "accesses_disagree": _accesses_disagree(target, seed),
+        "heavy_tails": not value.reliable and value.khat is not None and value.khat >= 1,
+        "nodes_too_few": overfit or (d.node_error or 0.0) > 0.05,
+        "not_converged": not solution.best.converged,
+        "not_a_number_met": target.evaluations["rejected"] > 0,
+        "weights_unreliable": weights or left_out,
+    }
+    return frozenset(name for name, holds in rules.items() if holds)
+
+
+def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -> tuple[str, ...]:
+    """Return a sentence with the next step for each finding."""
+    larger = richer(family) or "a flow, or a family of your own"
+    if isinstance(larger, Mixture) and diagnostics.separate > larger.components:
+        larger = replace(larger, components=diagnostics.separate)
+    return tuple(FINDINGS[name].format(richer=larger, simpler=simpler(family)) for name in sorted(findings))
+
+
+def shown_khat(khat: float | None) -> str:
+    """Write k̂; below 0 the tail is bounded, and how far doesn't matter."""
+    if khat is None or math.isinf(khat):
+        return "∞" if khat == math.inf else "below 0"
+    return f"{khat:.2f}" if khat >= 0 else "below 0"
+
+
+def _accesses_disagree(target: Target, seed: int) -> bool:
+    """Stein's identity, E_p[∇log p] = 0 and E_p[xᵢ ∂ᵢ log p] = −1, on p's own draws, with six standard errors' room.
+
+    Source: Stein (1972); as a check of samples, Gorham & Mackey (2015).
+    """
+    free = target.unconstrained()
+    if not (free.access.can_sample and Access.LOG_PROB in free.access):
+        return False
+    free = free.thinned()[0]
+    x = free.samples if free.samples is not None else free.draws(_STEIN, seed + 3)
+    if len(x) < 30 or target.weights is not None:
+        return False
+    x = x[torch.linspace(0, len(x) - 1, min(len(x), _STEIN), dtype=torch.float64).long()].to(torch.float64)
+    value, score = free.trial(x)
+    known = value.isfinite()
+    if float(known.double().mean()) < 0.99:
+        return True
+    x, score = x[known] - x[known].median(0).values, score[known]
+    scale = x.square().mean(0).sqrt().clamp(min=1e-300)
+    terms = torch.cat([score * scale, x * score + 1], dim=1)
+    off, stderr = terms.mean(0).abs(), terms.std(0) / math.sqrt(len(x))
+    return bool(((off > 6 * stderr) & (off > 0.25)).any())

@@ -1,0 +1,228 @@
+"""Held out: the value of forward KL on rows that the model was not fitted on, and what neighbouring families gain on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, WhichklError
+from whichkl.access import Access
+from whichkl.diagnostics.models import carried, model_target
+from whichkl.diagnostics.result import DRAWS, Diagnostics
+from whichkl.diagnostics.weights import on_the_line
+from whichkl.divergences import Estimate, monte_carlo, quadrature
+from whichkl.families import Family, richer, simpler
+from whichkl.families.family import log_likelihood
+from whichkl.objectives import ForwardKL
+from whichkl.samples import Block
+from whichkl.solvers import Solution, Solver, solver_for
+from whichkl.solvers.rows import HELD, rows_of, thinned
+from whichkl.solvers.work import Work
+from whichkl.targets import Target
+
+_FOLDS, FOLD_LIMIT = 10, 10_000
+_COMPARED = 20_000
+"""Neighbouring families are compared on models fitted to at most so many rows."""
+
+
+def stride_of(target: Target, solver: Solver) -> int:
+    """Every how many rows one is held out inside the solver; 0 where fresh draws or cross-fitting serve instead."""
+    if target.sampler is not None or target.chains is not None:
+        return 0
+    rows = len(target.samples) if target.samples is not None else target.stream.about if target.stream is not None else 0
+    if target.samples is not None and solver.refits and rows <= FOLD_LIMIT:
+        return 0
+    return min(max(5, rows // HELD), 32_768) if rows >= 20 else 0
+
+
+def forward_value(
+    target: Target, family: Family, solver: Solver, model: Any, solution: Solution, d: Diagnostics, seed: int, work: Work
+) -> tuple[Estimate, Diagnostics]:
+    """Estimate KL(p‖q), or the cross-entropy KL(p‖q) + H(p) where p can't be evaluated, on draws that q hasn't seen."""
+    if target.sampler is not None:
+        return _fresh(target, family, model, d, seed)
+    if solution.held is not None:
+        return _on_held_rows(target, family, solver, solution, d, seed, work)
+    if target.samples is None:
+        raise TypeError("neither rows nor a sampler")
+    own = cross_fit(target, family, solver, seed)
+    if own is None:
+        return in_sample(target, model), d
+    order, mine, how = own
+    w, chains = (None if one is None else one[order] for one in (target.weights, target.chains))
+    gains = []
+    for near in (richer(family), simpler(family)):
+        refit = None if near is None else solver_for(ForwardKL(), near, target.access)
+        theirs = None if near is None or refit is None or not refit.refits else cross_fit(target, near, refit, seed)
+        gains.append(_gain(mine, None if theirs is None else theirs[1], w, chains))
+    held_out = monte_carlo.cross_entropy(mine, how, w, chains)
+    d = replace(d, held_out=held_out, richer_gain=gains[0], simpler_gain=gains[1])
+    if Access.LOG_PROB not in target.access:
+        return held_out, d
+    log_p = target.log_prob(_samples(target)[order])
+    absolute = monte_carlo.cross_entropy(mine + log_p, how, w, chains)
+    return replace(absolute, up_to=None if target.normalized else "log_z"), d
+
+
+def in_sample(target: Target, model: Any) -> Estimate:
+    """Mean −log q over the rows that were fitted: it flatters the fit, and says so."""
+    note = "no rows were held out: the mean is over the rows that were fitted, and flatters the fit"
+    if target.samples is None:
+        raise TypeError("no rows in memory")
+    loss = -log_likelihood(model, _samples(target), target.context)
+    estimate = monte_carlo.cross_entropy(loss, "in-sample mean", target.weights, target.chains)
+    return replace(estimate, reliable=False, notes=(note,))
+
+
+def unseen(target: Target, family: Family, solver: Solver, solution: Solution, seed: int) -> tuple[Block, Any] | None:
+    """Return rows of the target, and a model carried into its support that was fitted without them; None if too few."""
+    if solution.held is not None:
+        held = solution.held
+        x = target.bijection.forward(held.block.x) if family.carried else held.block.x
+        return Block(x, held.block.w, held.block.context), carried(held.model, target.bijection) if family.carried else held.model
+    if target.samples is None:
+        return None
+    fold = _folds(target, len(target.samples), seed)[:2]
+    rows = torch.cat(fold) if len(fold[0]) * 5 <= len(target.samples) and len(fold) > 1 else fold[0]
+    keep = torch.ones(len(target.samples), dtype=torch.bool, device=rows.device)
+    keep[rows] = False
+    model = _refit(part_of(target, keep), family, solver, seed)
+    if model is None:
+        return None
+    w = torch.ones(len(rows), dtype=torch.float64) if target.weights is None else target.weights[rows].to(torch.float64)
+    return Block(_samples(target)[rows], w, None if target.context is None else target.context[rows]), model
+
+
+def cross_fit(target: Target, family: Family, solver: Solver, seed: int) -> tuple[Tensor, Float[Tensor, " m"], str] | None:
+    """Return −log q of rows under models fitted without them (their numbers, losses, and the scheme); None if too few.
+
+    Up to 10,000 rows: ten folds. Above: one fifth is held out once. Folds are random rows; of chains, stretches in time.
+    """
+    x, n = _samples(target), len(_samples(target))
+    folds = _folds(target, n, seed)
+    losses = []
+    for fold in folds:
+        keep = torch.ones(n, dtype=torch.bool, device=x.device)
+        keep[fold] = False
+        fitted = _refit(part_of(target, keep), family, solver, seed)
+        if fitted is None:
+            return None
+        losses.append(-log_likelihood(fitted, x[fold], None if target.context is None else target.context[fold]).detach())
+    how = f"{len(folds)}-fold cross-fitting, {n} rows" if len(folds) > 1 else f"{len(folds[0]):,} rows held out"
+    order, loss = torch.cat(folds), torch.cat(losses)
+    if target.chains is None:
+        return order, loss, how
+    in_time = order.argsort()
+    return order[in_time], loss[in_time], how
+
+
+def part_of(target: Target, keep: Tensor) -> Target:
+    """Return the target of some of the rows, known by them alone."""
+    samples: Any = _samples(target)[keep]
+    if target.context is not None:
+        samples = (target.context[keep], samples[:, 0] if target.scalar else samples)
+    weights = None if target.weights is None else target.weights[keep]
+    return Target(samples=samples, weights=weights, names=target.names, support=target.bijection.constraints)
+
+
+def _fresh(target: Target, family: Family, model: Any, d: Diagnostics, seed: int) -> tuple[Estimate, Diagnostics]:
+    """By quadrature on the line, else on fresh draws."""
+    q = model_target(model, target)
+    if on_the_line(target):
+        try:
+            return quadrature.kl(target, q), d
+        except WhichklError:  # heavy tails: Monte Carlo below says how far it can be trusted
+            pass
+    if Access.LOG_PROB in target.access:
+        return monte_carlo.forward_kl(target, q, DRAWS, seed + 2), d
+    x = target.draws(DRAWS, seed + 2)
+    mine, larger, other = -log_likelihood(model, x), richer(family), None
+    if larger is not None and (refit := solver_for(ForwardKL(), larger, target.access)).refits:
+        other = _refit(target, larger, refit, seed)
+    held_out = monte_carlo.cross_entropy(mine, f"mean over {len(x):,} fresh draws")
+    gain = _gain(mine, None if other is None else -log_likelihood(other, x))
+    return held_out, replace(d, held_out=held_out, richer_gain=gain)
+
+
+def _on_held_rows(
+    target: Target, family: Family, solver: Solver, solution: Solution, d: Diagnostics, seed: int, work: Work
+) -> tuple[Estimate, Diagnostics]:
+    """On the rows that the solver left out; neighbouring families on models of one smaller sample, all on the same rows."""
+    found = unseen(target, family, solver, solution, seed)
+    if found is None:
+        raise TypeError("nothing was held out")
+    block, model = found
+    w = block.w if target.weights is not None else None
+    mine = -log_likelihood(model, block.x, block.context).detach()
+    held_out = monte_carlo.cross_entropy(mine, f"{len(mine):,} rows held out", w)
+    near = [one for one in (richer(family), simpler(family))]
+    able = [one is not None and solver.refits and solver_for(ForwardKL(), one, target.access).refits for one in near]
+    gains: list[Estimate | None] = [None, None]
+    if any(able):
+        sample = _training_sample(target, family, seed, work)
+        own = _refit(sample, family, solver, seed)
+        base = None if own is None else -log_likelihood(own, block.x, block.context).detach()
+        for i, one in enumerate(near):
+            if one is None or not able[i] or base is None:
+                continue
+            other = _refit(sample, one, solver_for(ForwardKL(), one, target.access), seed)
+            loss = None if other is None else -log_likelihood(other, block.x, block.context).detach()
+            gains[i] = _gain(base, loss, w)
+    d = replace(d, held_out=held_out, richer_gain=gains[0], simpler_gain=gains[1], held=block)
+    if Access.LOG_PROB not in target.access:
+        return held_out, d
+    absolute = monte_carlo.cross_entropy(mine + target.log_prob(block.x), held_out.method, w)
+    return replace(absolute, up_to=None if target.normalized else "log_z"), d
+
+
+def _training_sample(target: Target, family: Family, seed: int, work: Work) -> Target:
+    """Some of the rows that weren't held out, evenly from all parts, in the coordinates of the target."""
+    free = target.unconstrained() if family.carried else target
+    rows = replace(rows_of(free, seed, work.workers), stride=stride_of(target, solver_for(ForwardKL(), family, target.access)))
+    block, _ = thinned(rows, _COMPARED)
+    x: Any = target.bijection.forward(block.x) if family.carried else block.x
+    if block.context is not None:
+        x = (block.context, x[:, 0] if target.scalar else x)
+    weights = block.w if target.weights is not None else None
+    return Target(samples=x, weights=weights, names=target.names, support=target.bijection.constraints)
+
+
+def _folds(target: Target, n: int, seed: int) -> list[Tensor]:
+    """Rows to hold out: random ones, or one stretch of each chain, since neighbours in time would tell of each other."""
+    many = n <= FOLD_LIMIT
+    if target.chains is None:
+        shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(_samples(target).device)
+        return [*shuffled.tensor_split(min(_FOLDS, n))] if many else [shuffled[: n // 5]]
+    own = [(target.chains == one).nonzero()[:, 0] for one in range(int(target.chains.max()) + 1)]
+    count = min(_FOLDS if many else 5, max(map(len, own)))
+    stretches = [rows.tensor_split(count) for rows in own]
+    return [torch.cat([parts[i] for parts in stretches]) for i in (range(count) if many else [count - 1])]
+
+
+def _refit(target: Target, family: Family, solver: Solver, seed: int) -> Any:
+    """Fit without judging: the model in the target's coordinates; None where the rows don't allow it."""
+    free, solver = target.unconstrained() if family.carried else target, solver.quick()
+    try:
+        if free.samples is not None:
+            family.check_samples(free.samples, target.names)
+        model = solver.solve(free, family, seed).best.model
+    except InputError:
+        return None
+    return carried(model, target.bijection) if family.carried else model
+
+
+def _gain(mine: Tensor, theirs: Tensor | None, weights: Tensor | None = None, chains: Tensor | None = None) -> Estimate | None:
+    if theirs is None:
+        return None
+    gain = monte_carlo.cross_entropy(mine - theirs, "paired on unseen draws", weights, chains)
+    return replace(gain, quantity="gain", up_to=None)
+
+
+def _samples(target: Target) -> Tensor:
+    if target.samples is None:
+        raise TypeError("no samples")
+    return target.samples.to(torch.float64)

@@ -1,0 +1,77 @@
+"""Judge: measure a fit with the access that there is, on draws that it hasn't seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from whichkl._checks import TargetError, cannot
+from whichkl.access import Access
+from whichkl.diagnostics.findings import find
+from whichkl.diagnostics.held_out import forward_value, in_sample, unseen
+from whichkl.diagnostics.models import model_target
+from whichkl.diagnostics.result import Diagnostics
+from whichkl.diagnostics.weights import by_weights, reverse_value
+from whichkl.divergences import Estimate
+from whichkl.families import Family
+from whichkl.objectives import ForwardKL, Objective
+from whichkl.solvers import Solution, Solver
+from whichkl.solvers.work import Work
+from whichkl.targets import Target
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The value of the objective, the diagnostics, how the fit ended, and what was found."""
+
+    value: Estimate
+    diagnostics: Diagnostics
+    status: str
+    findings: frozenset[str]
+
+
+def judge(
+    target: Target,
+    family: Family,
+    objective: Objective,
+    solver: Solver,
+    solution: Solution,
+    model: Any,
+    seed: int,
+    work: Work,
+    *,
+    whole: bool = True,
+) -> Judgement:
+    """Measure a fit; with `whole=False` only by the rows that were fitted.
+
+    Raises:
+        TargetError: the target was said to be normalised, and the KL would be negative.
+    """
+    d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
+    d = replace(d, notes=solution.notes)
+    is_forward = isinstance(objective, ForwardKL)
+    if is_forward and not whole and target.samples is not None:
+        value = in_sample(target, model)
+    else:
+        if Access.LOG_PROB in target.access:
+            d = by_weights(target, family, model_target(model, target), d, seed, separate=not is_forward)
+        if is_forward:
+            work.tell("judging the fit on unseen rows", float("nan"))
+            value, d = forward_value(target, family, solver, model, solution, d, seed, work)
+            d = _checked(target, family, solver, solution, d, seed)
+        else:
+            value = reverse_value(target, model_target(model, target), d)
+    if value.up_to is None and value.value + 6 * value.stderr < -1e-6:
+        because = f"`normalized=True` was said, and the KL would be {value.number} nats, below 0: its integral isn't one"
+        raise TargetError(cannot("use this target", because, "Normalise it, or say `normalized=False`"))
+    findings = find(target, family, value, d, solution, is_forward=is_forward, seed=seed)
+    d = replace(d, evaluations=dict(target.evaluations))
+    return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
+
+
+def _checked(target: Target, family: Family, solver: Solver, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:
+    """Add the classifier two-sample test and the calibration of the probability integral transform, on unseen rows."""
+    if target.chains is not None or target.sampler is not None:
+        return d
+    found = unseen(target, family, solver, solution, seed)
+    return d if found is None else replace(d, held=found[0])

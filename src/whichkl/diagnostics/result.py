@@ -1,0 +1,57 @@
+"""Result: what was measured about a fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from whichkl.divergences import Estimate
+from whichkl.samples import Block
+from whichkl.solvers import Optimum
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What was measured about a fit; None where it doesn't apply."""
+
+    optima: tuple[Optimum, ...]
+    iterations: int
+    residual: float
+    nodes: int | None = None
+    node_error: float | None = None
+    elbo: Estimate | None = None
+    ess: float | None = None
+    khat: float | None = None
+    held_out: Estimate | None = None
+    """Mean −log q on draws that the fit hasn't seen (forward KL plus H(p))."""
+    richer_gain: Estimate | None = None
+    """By how many nats a draw the next richer family does better, paired on the same unseen draws."""
+    simpler_gain: Estimate | None = None
+    """The same for the next simpler one."""
+    least_kl: float | None = None
+    """What reverse KL amounts to at least, in nats: from the importance weights, and from separate optima that q leaves out."""
+    separate: int = 1
+    """How many of the optima lie apart from each other: as many components could hold them all."""
+    evaluations: dict[str, int] | None = None
+    curve: tuple[tuple[int, Estimate], ...] | None = None
+    """Held-out mean −log q for each number of components, where that number was to be chosen."""
+    two_sample: Any = None
+    """Whether a classifier tells the model's draws from unseen rows."""
+    calibration: Any = None
+    """Whether the probability integral transform of unseen rows is uniform."""
+    held: Block | None = None
+    """The unseen rows, in the coordinates of the target; not saved."""
+    notes: tuple[str, ...] = ()
+    """What the solver or the family says of how it was found."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The value of the objective, the diagnostics, how the fit ended, and what was found."""
+
+    value: Estimate
+    diagnostics: Diagnostics
+    status: str
+    findings: frozenset[str]

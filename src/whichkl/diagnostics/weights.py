@@ -1,0 +1,74 @@
+"""Weights: how good a model is as a proposal for p, where log p can be evaluated, and the value of reverse KL."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from whichkl._checks import WhichklError
+from whichkl.access import Access
+from whichkl.diagnostics.result import DRAWS, Diagnostics
+from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
+from whichkl.families import Family
+from whichkl.families.family import NodeFamily
+from whichkl.importance import effective_sample_size, pareto_smooth
+from whichkl.solvers import Optimum
+from whichkl.targets import Target
+
+
+def by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnostics, seed: int, *, separate: bool) -> Diagnostics:
+    """ELBO, ESS, k̂ and what reverse KL amounts to at least, on fresh draws of the model."""
+    x = q.draws(DRAWS, seed + 1)
+    log_weight = (target.log_prob(x).to(torch.float64) - q.log_prob(x).to(torch.float64)).detach()
+    reverse = monte_carlo.mean_log_ratio("elbo", -log_weight, None, "draws of q")
+    ess, khat = effective_sample_size(log_weight), math.inf
+    if bool((log_weight > -math.inf).any()):
+        khat = pareto_smooth(log_weight)[1]
+    elbo = replace(reverse, value=-reverse.value, ess=ess, khat=khat)
+    gap = float(torch.logsumexp(log_weight, 0)) - math.log(DRAWS) - elbo.value
+    apart = _apart(diagnostics.optima, family) if separate else diagnostics.optima[:1]
+    missed = math.log(sum(math.exp(diagnostics.optima[0].loss - one.loss) for one in apart))
+    return replace(diagnostics, elbo=elbo, ess=ess, khat=khat, least_kl=max(gap, missed), separate=len(apart))
+
+
+def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
+    """The best optima that hardly overlap: Bhattacharyya distance of their Gaussians above 2 nats (overlap below 14 %)."""
+    kept: list[tuple[Optimum, Tensor, Tensor]] = []
+    if not isinstance(family, NodeFamily):
+        raise TypeError(family)
+    for one in optima:
+        loc, tril = family.whitening(one.model)
+        cov = tril @ tril.T
+        if all(_bhattacharyya(loc, cov, other, theirs) > 2 for _, other, theirs in kept):
+            kept.append((one, loc, cov))
+    return [one for one, _, _ in kept]
+
+
+def _bhattacharyya(a: Tensor, a_cov: Tensor, b: Tensor, b_cov: Tensor) -> float:
+    middle = (a_cov + b_cov) / 2
+    squared = (a - b) @ torch.linalg.solve(middle, a - b)
+    volume = torch.logdet(middle) - (torch.logdet(a_cov) + torch.logdet(b_cov)) / 2
+    return float(squared / 8 + volume / 2)
+
+
+def reverse_value(target: Target, q: Target, diagnostics: Diagnostics) -> Estimate:
+    """KL(q‖p): by quadrature on the line, else −ELBO, up to log Z where p is unnormalised."""
+    if on_the_line(target):
+        try:
+            return quadrature.kl(q, target, "reverse_kl")
+        except WhichklError:  # heavy tails: Monte Carlo below says how far it can be trusted
+            pass
+    elbo = diagnostics.elbo
+    if elbo is None:
+        raise TypeError("reverse KL needs log_prob")
+    value = 0.0 - elbo.value
+    finite: Finite = "infinite" if value == math.inf else "not certified"
+    return replace(elbo, quantity="reverse_kl", value=value, finite=finite, up_to=None if target.normalized else "log_z")
+
+
+def on_the_line(target: Target) -> bool:
+    """Whether the expectation under p can be taken by quadrature: one variable, a log density and a sampler."""
+    return target.dim == 1 and Access.LOG_PROB in target.access and target.sampler is not None

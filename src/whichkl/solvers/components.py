@@ -1,0 +1,114 @@
+"""Components: how many a mixture should have, by what each number is worth on rows that it wasn't fitted on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whichkl._checks import InputError, TargetError, cannot
+from whichkl.divergences import Estimate, monte_carlo
+from whichkl.families import Mixture
+from whichkl.families.family import log_likelihood
+from whichkl.samples import Block
+from whichkl.samples.stream import slices
+from whichkl.solvers.em import ExpectationMaximization
+from whichkl.solvers.rows import Rows, rows_of, thinned
+from whichkl.solvers.work import Work
+from whichkl.targets import Target
+
+_ROWS = 20_000
+"""The number is chosen on at most so many rows."""
+_FOLDS = 5
+_MOST = 64
+_PATIENCE = 3
+"""So many larger numbers in a row that are no better end the search."""
+
+Curve = tuple[tuple[int, Estimate], ...]
+
+
+def choose_components(target: Target, family: Mixture, seed: int, work: Work) -> tuple[Mixture, Curve, tuple[str, ...]]:
+    """Cross-fit mixtures of 1, 2, 3, … components until three in a row are no better; keep the smallest that is as good.
+
+    As good is: within one standard error of the paired difference to the best, the one-standard-error rule of Breiman et al.
+    (1984). Five folds, on at most 20,000 rows evenly from the whole; the same folds and rows for every number.
+
+    Raises:
+        InputError: too few rows for one component.
+        TargetError: the target has no samples to choose by.
+    """
+    if not target.access.can_sample:
+        because = "the number of components is chosen on held-out samples, and the target has none"
+        raise TargetError(cannot(f"use `{family}` here", because, "Give a number, say Mixture(3)"))
+    block = _sample(target, seed, work)
+    folds = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed)).tensor_split(min(_FOLDS, len(block)))
+    losses: dict[int, Tensor] = {}
+    best, count, worse = 0, 1, 0
+    while count <= _MOST and worse < _PATIENCE:
+        work.tell(f"trying {count} component{'s' * (count > 1)}", math.nan)
+        loss = _cross_fitted(block, folds, replace(family, components=count), target, seed, work, count)
+        if loss is None:
+            break
+        losses[count] = loss
+        if best == 0 or _mean(block, loss) < _mean(block, losses[best]):
+            best, worse = count, 0
+        else:
+            worse += 1
+        count += 1 if count < 10 else 2 if count < 20 else 4
+    if best == 0:
+        needed = replace(family, components=1).minimum_rows(block.x.shape[1])
+        because = f"{len(block)} rows in {len(folds)} folds are too few for one component, which needs {needed}"
+        raise InputError(cannot(f"fit `{family}`", because, "Give more samples, or a smaller family"))
+    chosen = next(k for k in sorted(losses) if _as_good(block, losses[k], losses[best]))
+    how = f"{len(folds)}-fold cross-fitting, {len(block):,} rows"
+    weights = block.w if target.weights is not None else None
+    order = torch.cat(folds)
+    curve = tuple(
+        (k, monte_carlo.cross_entropy(losses[k], how, None if weights is None else weights[order])) for k in sorted(losses)
+    )
+    note = (
+        f"{chosen} component{'s' * (chosen > 1)} were chosen by {how}: the fewest within one standard error of the best ({best})"
+    )
+    return replace(family, components=chosen), curve, (note,)
+
+
+def _sample(target: Target, seed: int, work: Work) -> Block:
+    """At most `_ROWS` rows in free coordinates, evenly from all parts."""
+    block, _ = thinned(rows_of(target.unconstrained(), seed, work.workers), _ROWS)
+    return block
+
+
+def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, seed: int, work: Work, count: int) -> Tensor | None:
+    """−log q of every row under a mixture that was fitted without its fold; None where the rows don't allow it."""
+    name, done = f"components-{count}", None
+    if work.journal is not None and (done := work.journal.load(name)) is not None:
+        return done[0]["loss"]
+    losses = []
+    solver = ExpectationMaximization().quick()
+    for fold in folds:
+        keep = torch.ones(len(block), dtype=torch.bool)
+        keep[fold] = False
+        part = block.take(keep)
+        try:
+            family.check_samples(part.x, target.names)
+            state = solver.run(Rows(slices(part), target.names, None, work.workers), family, seed)
+        except InputError:
+            return None
+        losses.append(-log_likelihood(state.best.model, block.x[fold]))
+    loss = torch.cat(losses)
+    if work.journal is not None:
+        work.journal.save(name, {"loss": loss}, {})
+    return loss
+
+
+def _mean(block: Block, loss: Tensor) -> float:
+    return float(loss.mean())
+
+
+def _as_good(block: Block, loss: Tensor, best: Tensor) -> bool:
+    """Whether a paired loss is within one standard error of the best."""
+    apart = loss - best
+    return float(apart.mean()) <= float(apart.std()) / math.sqrt(len(apart))

@@ -1,0 +1,212 @@
+"""Expectation: one E step of a mixture over the rows, as sums of features that all starts share, and the M step from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl.samples import Block
+
+_ROWS = 1_024
+"""Rows of a matrix product: their features stay in the second-level cache."""
+_SINGLE = 1e5
+"""Largest trace of a precision, times the dimension, at which single precision still gives log densities to a hundredth."""
+FREEDOM = (0.2, 1e3)
+"""Degrees of freedom are kept in this range: above it a Student-t is a normal in all but name."""
+
+
+@dataclass(frozen=True)
+class State:
+    """S mixtures of K components in standardised coordinates; `df` is None for Gaussians."""
+
+    probs: Float[Tensor, "s k"]
+    loc: Float[Tensor, "s k d"]
+    cov: Float[Tensor, "s k d d"]
+    df: Float[Tensor, "s k"] | None = None
+
+    def take(self, starts: Tensor) -> State:
+        """Return some of the starts."""
+        df = None if self.df is None else self.df[starts]
+        return State(self.probs[starts], self.loc[starts], self.cov[starts], df)
+
+    @property
+    def fits_single(self) -> bool:
+        """Whether single precision is enough for an E step that isn't the last one."""
+        dim = self.loc.shape[-1]
+        trace = torch.linalg.inv(self.cov).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return float(trace.max()) * dim < _SINGLE
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The E step: Σ w r φ(x) for every component, φ the products, the values and 1, and Σ w log q for every start.
+
+    Both the log densities and the sums are one matrix product with the same features, half the work of whitened residuals.
+    Where the components are Student-t, r is multiplied by u = (ν + d)/(ν + δ), the expected precision of a row.
+
+    Source: Dempster, Laird & Rubin (1977); for Student-t, Liu & Rubin (1995).
+    """
+
+    state: State
+    shift: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    diagonal: bool
+    dtype: torch.dtype
+
+    def __call__(self, blocks: Iterator[Block]) -> Sums:
+        """Add up over the blocks of a part."""
+        starts, count, dim = self.state.loc.shape
+        forms = quadratic_forms(self.state, diagonal=self.diagonal)
+        constant = _log_constant(self.state)
+        if self.state.df is None:
+            forms = -forms / 2
+            forms[:, -1] += constant.reshape(-1)
+        forms, constant = forms.to(self.dtype), constant.to(self.dtype)[..., None]
+        df = None if self.state.df is None else self.state.df.to(self.dtype)[..., None]
+        sums = Sums.zero(starts, count, forms.shape[1])
+        buffer = torch.empty(forms.shape[1], _ROWS, dtype=self.dtype)
+        for block in blocks:
+            for x, w in zip(block.x.split(_ROWS), block.w.split(_ROWS), strict=True):
+                y = ((x - self.shift) / self.scale).T.to(self.dtype).contiguous()
+                features = _features(y, buffer[:, : len(x)], diagonal=self.diagonal)
+                form = (forms @ features).reshape(starts, count, -1)
+                joint = form if df is None else constant - (df + dim) / 2 * torch.log1p(form.clamp(min=0) / df)
+                top = joint.amax(1, keepdim=True)
+                share = (joint - top).exp_()
+                total = share.sum(1, keepdim=True)
+                weight = w.to(self.dtype)
+                evidence = (top + total.log())[:, 0].to(torch.float64)
+                share *= weight / total
+                sums.likelihood += evidence @ w
+                sums.weight += w.sum()
+                if df is not None:
+                    up = (df + dim) / (df + form.clamp(min=0))
+                    sums.mass += share.sum(-1).to(torch.float64)
+                    sums.spread += (share * (up.log() - up)).sum(-1).to(torch.float64)
+                    share *= up
+                sums.moments += (share.reshape(starts * count, -1) @ features.T).to(torch.float64)
+        return sums
+
+
+@dataclass
+class Sums:
+    """What an E step adds up, in float64."""
+
+    likelihood: Float[Tensor, " s"]
+    weight: Float[Tensor, ""]
+    moments: Float[Tensor, "sk p"]
+    mass: Float[Tensor, "s k"]
+    spread: Float[Tensor, "s k"]
+    """Σ w r (log u − u), for the degrees of freedom."""
+
+    @classmethod
+    def zero(cls, starts: int, count: int, features: int) -> Sums:
+        """Begin with nothing."""
+        zero = torch.zeros(starts, count, dtype=torch.float64)
+        moments = torch.zeros(starts * count, features, dtype=torch.float64)
+        return cls(zero[:, 0].clone(), zero.new_zeros(()), moments, zero.clone(), zero.clone())
+
+    def add(self, more: Sums) -> None:
+        """Add another part's sums."""
+        for name in ("likelihood", "weight", "moments", "mass", "spread"):
+            getattr(self, name).add_(getattr(more, name))
+
+
+def maximize(sums: Sums, state: State, floor: Float[Tensor, " d"], covariance: str) -> State:
+    """The M step: weighted moments, covariances kept above `floor`, one for all components where they are tied."""
+    starts, count, dim = state.loc.shape
+    diagonal = covariance == "diagonal"
+    around = sums.moments[:, -1].clamp(min=1e-12)
+    mean = sums.moments[:, -1 - dim : -1] / around[:, None]
+    mass = (sums.moments[:, -1].reshape(starts, count) if state.df is None else sums.mass).clamp(min=1e-12)
+    second = sums.moments[:, : -1 - dim] / around[:, None]
+    if diagonal:
+        moment = torch.diag_embed(second - mean.square())
+    else:
+        row, column = torch.triu_indices(dim, dim)
+        moment = torch.zeros(starts * count, dim, dim, dtype=torch.float64)
+        moment[:, row, column] = second
+        moment[:, column, row] = second
+        moment = moment - mean[:, :, None] * mean[:, None, :]
+    if state.df is not None:
+        moment = moment * (around / mass.reshape(-1))[:, None, None]
+    moment = moment.reshape(starts, count, dim, dim)
+    if covariance == "tied":
+        together = (mass[..., None, None] * moment).sum(1, keepdim=True) / mass.sum(1)[:, None, None, None]
+        moment = together.expand(starts, count, dim, dim)
+    df = None if state.df is None else _freedom(state.df, dim, sums.spread / mass)
+    probs = mass / mass.sum(-1, keepdim=True)
+    return State(probs, mean.reshape(starts, count, dim), _above(moment, floor, diagonal=diagonal), df)
+
+
+def quadratic_forms(state: State, *, diagonal: bool) -> Float[Tensor, "sk p"]:
+    """Coefficients of δ = (x − m)ᵀ Σ⁻¹ (x − m) over the features of x: products, values, 1."""
+    starts, count, dim = state.loc.shape
+    loc = state.loc.reshape(-1, dim)
+    cov = state.cov.reshape(-1, dim, dim)
+    if diagonal:
+        precision = 1 / cov.diagonal(dim1=-2, dim2=-1)
+        middle = precision * loc
+        return torch.cat([precision, -2 * middle, (middle * loc).sum(-1, keepdim=True)], -1)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(cov))
+    middle = (inverse @ loc[..., None])[..., 0]
+    row, column = torch.triu_indices(dim, dim)
+    products = inverse[:, row, column] * torch.where(row == column, 1.0, 2.0)
+    return torch.cat([products, -2 * middle, (middle * loc).sum(-1, keepdim=True)], -1)
+
+
+def _features(y: Float[Tensor, "d m"], out: Float[Tensor, "p m"], *, diagonal: bool) -> Float[Tensor, "p m"]:
+    dim, at = len(y), 0
+    if diagonal:
+        torch.mul(y, y, out=out[:dim])
+        at = dim
+    else:
+        for i in range(dim):
+            torch.mul(y[i:], y[i], out=out[at : at + dim - i])
+            at += dim - i
+    out[at : at + dim] = y
+    out[-1] = 1
+    return out
+
+
+def _log_constant(state: State) -> Float[Tensor, "s k"]:
+    """Log π and the logarithm of the component's normaliser."""
+    dim = state.loc.shape[-1]
+    volume = torch.linalg.cholesky(state.cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    if state.df is None:
+        return state.probs.log() - volume - 0.5 * dim * math.log(2 * math.pi)
+    gamma = torch.lgamma((state.df + dim) / 2) - torch.lgamma(state.df / 2)
+    return state.probs.log() - volume + gamma - 0.5 * dim * (state.df * math.pi).log()
+
+
+def _freedom(df: Float[Tensor, "s k"], dim: int, spread: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
+    """Solve log(ν/2) − ψ(ν/2) + 1 + mean(log u − u) + ψ((ν′ + d)/2) − log((ν′ + d)/2) = 0 for ν by bisection in log ν.
+
+    ν′ is the old ν; the left side falls with ν (Liu & Rubin, 1995).
+    """
+    constant = 1 + spread + torch.digamma((df + dim) / 2) - ((df + dim) / 2).log()
+    low, high = (torch.full_like(df, math.log(end)) for end in FREEDOM)
+    for _ in range(60):
+        middle = (low + high) / 2
+        half = middle.exp() / 2
+        above = half.log() - torch.digamma(half) + constant > 0
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return ((low + high) / 2).exp()
+
+
+def _above(covariance: Float[Tensor, "s k d d"], floor: Float[Tensor, " d"], *, diagonal: bool) -> Float[Tensor, "s k d d"]:
+    """Raise covariances to Σ ⪰ diag(floor): the exact M step under that constraint (eigenvalues clipped in its metric)."""
+    if diagonal:
+        return torch.diag_embed(torch.maximum(covariance.diagonal(dim1=-2, dim2=-1), floor))
+    root = floor.sqrt()
+    eigenvalue, vector = torch.linalg.eigh(covariance / (root[:, None] * root))
+    if bool((eigenvalue >= 1).all()):
+        return covariance
+    raised = (vector * eigenvalue.clamp(min=1.0)[..., None, :]) @ vector.transpose(-1, -2)
+    above: Tensor = raised * (root[:, None] * root)
+    return above
