@@ -1,21 +1,24 @@
-"""Gaussian: one normal distribution, with a full or a diagonal covariance."""
+"""Gaussian: one normal distribution, with a full, a diagonal or a low-rank covariance."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
 from whichkl._checks import InputError, cannot
+from whichkl.families.factors import maximum_likelihood_factors
 from whichkl.families.family import MomentFamily, NodeFamily
 
-Covariance = Literal["full", "diagonal"]
+Covariance = Literal["full", "diagonal", "low_rank"]
+_DEPENDENT = 1e-12
+"""Columns determine each other where the smallest eigenvalue of their correlations is so small beside the largest."""
 
 
 @dataclass(frozen=True)
@@ -23,25 +26,46 @@ class Gaussian(MomentFamily, NodeFamily):
     """q(x) = exp(−½ (x − m)ᵀ Σ⁻¹ (x − m)) / √|2πΣ|.
 
     Args:
-        covariance: ``"full"`` (Σ any positive definite matrix) or ``"diagonal"``.
+        covariance: ``"full"`` (Σ any positive definite matrix), ``"diagonal"``, or ``"low_rank"`` (Σ = WWᵀ + D with W of shape
+            (d, rank) and D diagonal: factor analysis).
+        rank: the number of factors, the columns of W; for ``"low_rank"`` alone, where it must be below d.
 
     Raises:
-        InputError: another word for `covariance`.
+        InputError: another word for `covariance`, or a rank that doesn't go with it.
 
     >>> Gaussian("diagonal")
     Gaussian(covariance='diagonal')
+    >>> Gaussian("low_rank", rank=2)
+    Gaussian(covariance='low_rank', rank=2)
     """
 
     covariance: Covariance = "full"
+    rank: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the one field."""
-        check_covariance(self.covariance)
+        """Check the two fields."""
+        if self.covariance != "low_rank":
+            check_covariance(self.covariance, ("full", "diagonal", "low_rank"))
+            if self.rank is not None:
+                because = "a rank belongs to covariance='low_rank'"
+                raise InputError(cannot(f"use `rank={self.rank!r}` with {self.covariance!r}", because, "Leave it out"))
+        elif isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            because = "the rank must be a whole number of at least 1"
+            raise InputError(cannot(f"use `rank={self.rank!r}`", because, "Give, say, Gaussian('low_rank', rank=2)"))
+
+    def __repr__(self) -> str:
+        rank = "" if self.rank is None else f", rank={self.rank}"
+        return f"Gaussian(covariance={self.covariance!r}{rank})"
+
+    def config(self) -> dict[str, Any]:
+        """Return the class name and the fields; no rank where there is none."""
+        rank = {} if self.rank is None else {"rank": self.rank}
+        return {"family": "Gaussian", "covariance": self.covariance, **rank}
 
     @property
     def label(self) -> str:
         """Such as ``"a full Gaussian"``."""
-        return f"a {self.covariance} Gaussian"
+        return f"a rank-{self.rank} Gaussian" if self.rank else f"a {self.covariance} Gaussian"
 
     def statistics(
         self, x: Float[Tensor, "m d"], w: Float[Tensor, " m"], origin: Float[Tensor, " d"], context: Tensor | None = None
@@ -54,21 +78,30 @@ class Gaussian(MomentFamily, NodeFamily):
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " d"], names: Sequence[str]) -> Distribution:
         """Return argmax Σ wᵢ log q(xᵢ): the weighted mean and covariance (division by Σw, not by one less).
 
+        For a low rank the covariance that is nearest to it by likelihood, WWᵀ + D.
+
         Raises:
-            InputError: too few rows, a constant column, or a singular covariance.
+            InputError: too few rows, a constant column, a singular covariance, or a rank of d or more.
         """
         dim = len(origin)
         self.check_count(int(sums["rows"]), dim)
         shift = sums["first"] / sums["weight"]
         second = sums["second"] / sums["weight"]
-        power = second if self.covariance == "diagonal" else second.diagonal()
-        self.refuse_constant((power == 0).nonzero().flatten().tolist(), names)
         if self.covariance == "diagonal":
-            return gaussian(origin + shift, torch.diag((second - shift.square()).sqrt()), self.covariance)
-        return gaussian(origin + shift, _cholesky(second - torch.outer(shift, shift)), self.covariance)
+            variance = second - shift.square()
+            self.refuse_constant((variance <= 0).nonzero().flatten().tolist(), names)
+            return gaussian(origin + shift, torch.diag(variance.sqrt()), self.covariance)
+        covariance = second - torch.outer(shift, shift)
+        self.refuse_constant((covariance.diagonal() <= 0).nonzero().flatten().tolist(), names)
+        if self.covariance == "low_rank":
+            return low_rank(origin + shift, *maximum_likelihood_factors(covariance, self._rank(dim), names))
+        self._refuse_dependent(covariance, names)
+        return gaussian(origin + shift, torch.linalg.cholesky(covariance), self.covariance)
 
     def minimum_rows(self, dim: int) -> int:
-        """Return d + 1 for a full covariance, 2 for a diagonal one."""
+        """Return d + 1 for a full covariance, 2 for a diagonal one, rank + 2 for a low rank."""
+        if self.covariance == "low_rank":
+            return min(self._rank(dim) + 2, dim + 1)
         return dim + 1 if self.covariance == "full" else 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
@@ -78,32 +111,36 @@ class Gaussian(MomentFamily, NodeFamily):
             InputError: as said.
         """
         super().check_samples(x, names)
-        if self.covariance == "diagonal" or x.shape[1] == 1:
-            return
-        scaled = (x - x.mean(0)) / x.std(0)
-        eigenvalues, vectors = torch.linalg.eigh(scaled.T @ scaled / len(x))
-        if float(eigenvalues[0]) < 1e-12 * float(eigenvalues[-1]):
-            involved = (vectors[:, 0].abs() > 1e-3).nonzero().flatten().tolist()
-            which = ", ".join(f"`{names[i]}`" for i in involved)
-            because = f"the columns {which} are linearly dependent, so the covariance is singular"
-            raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use Gaussian('diagonal')"))
+        if self.covariance == "full" and x.shape[1] > 1:
+            centred = x - x.mean(0)
+            self._refuse_dependent(centred.T @ centred / len(x), names)
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
-        """Return `loc` (d,) and `scale_tril` (d, d), the Cholesky factor of Σ."""
+        """Return `loc` (d,) and `scale_tril` (d, d), the Cholesky factor of Σ; of a low rank `cov_factor` W and `cov_diag`."""
+        if self.covariance == "low_rank":
+            loc, factor, diagonal = low_rank_parts(model)
+            return {"loc": loc, "cov_factor": factor, "cov_diag": diagonal}
         loc, tril = loc_and_tril(model)
         return {"loc": loc, "scale_tril": tril}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the model from `loc` and `scale_tril`."""
+        """Build the model from what `parameters` returns."""
+        if self.covariance == "low_rank":
+            return low_rank(parameters["loc"], parameters["cov_factor"], parameters["cov_diag"])
         return gaussian(parameters["loc"], parameters["scale_tril"], self.covariance)
 
     def pack(self, model: Distribution) -> Float[Tensor, " k"]:
-        """Write m, log diag L and, where Σ is full, L's strict lower triangle."""
+        """Write m, log diag L and, where Σ is full, L's strict lower triangle; of a low rank m, log D and W."""
+        if self.covariance == "low_rank":
+            loc, factor, diagonal = low_rank_parts(model)
+            return torch.cat([loc, diagonal.log(), factor.flatten()])
         loc, tril = loc_and_tril(model)
         return pack_gaussian(loc, tril, self.covariance)
 
     def unpack(self, theta: Float[Tensor, " k"], dim: int) -> Distribution:
         """Read the vector that `pack` writes."""
+        if self.covariance == "low_rank":
+            return low_rank(theta[:dim], theta[2 * dim :].reshape(dim, self._rank(dim)), theta[dim : 2 * dim].exp())
         return gaussian(*unpack_gaussian(theta, dim, self.covariance), self.covariance)
 
     def nodes(
@@ -114,13 +151,44 @@ class Gaussian(MomentFamily, NodeFamily):
         return loc + z @ tril.T, w
 
     def affine(self, model: Distribution, shift: Float[Tensor, " d"], scale: Float[Tensor, "d d"]) -> Distribution:
-        """Return N(shift + scale · m, (scale · L)(scale · L)ᵀ)."""
+        """Return N(shift + scale · m, (scale · L)(scale · L)ᵀ).
+
+        Raises:
+            InputError: the covariance has a low rank, and `scale` isn't diagonal: such an image would leave the family.
+        """
+        if self.covariance == "low_rank":
+            loc, factor, diagonal = low_rank_parts(model)
+            by = scale.diagonal()
+            if bool((scale != torch.diag(by)).any()):
+                because = "it would no longer be WWᵀ + D"
+                raise InputError(cannot("scale a low-rank Gaussian by a full matrix", because, "Give a diagonal one"))
+            return low_rank(shift + by * loc, by[:, None] * factor, by.square() * diagonal)
         loc, tril = loc_and_tril(model)
         return gaussian(shift + scale @ loc, scale @ tril, self.covariance)
 
     def whitening(self, model: Distribution) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-        """Return m and L."""
+        """Return m and L; of a low rank m and the standard deviations, since only these keep it in the family."""
+        if self.covariance == "low_rank":
+            loc, factor, diagonal = low_rank_parts(model)
+            return loc, torch.diag((factor.square().sum(-1) + diagonal).sqrt())
         return loc_and_tril(model)
+
+    def _rank(self, dim: int) -> int:
+        """Return the rank where dimension `dim` has room for it."""
+        rank = self.rank or 0
+        if rank >= dim:
+            because = f"there are {dim} columns, and the rank must be smaller"
+            raise InputError(cannot(f"use `{self}`", because, "Lower the rank, or use Gaussian('full')"))
+        return rank
+
+    def _refuse_dependent(self, covariance: Float[Tensor, "d d"], names: Sequence[str]) -> None:
+        sd = covariance.diagonal().sqrt()
+        eigenvalues, vectors = torch.linalg.eigh(covariance / torch.outer(sd, sd))
+        if float(eigenvalues[0]) < _DEPENDENT * float(eigenvalues[-1]):
+            involved = (vectors[:, 0].abs() > 1e-3).nonzero().flatten().tolist()
+            which = ", ".join(f"`{names[i]}`" for i in involved)
+            because = f"the columns {which} are linearly dependent, so the covariance is singular"
+            raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use Gaussian('diagonal')"))
 
 
 def gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Distribution:
@@ -130,9 +198,26 @@ def gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Distribution:
     return Independent(Normal(loc, tril.diagonal(dim1=-2, dim2=-1), validate_args=False), 1, validate_args=False)
 
 
+def low_rank(loc: Tensor, factor: Tensor, diagonal: Tensor) -> LowRankMultivariateNormal:
+    """Build the torch distribution N(m, WWᵀ + D)."""
+    return LowRankMultivariateNormal(loc, factor, diagonal, validate_args=False)
+
+
+def low_rank_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor]:
+    """Return m (d,), W (d, k) and D (d,) of a low-rank Gaussian model.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(model, LowRankMultivariateNormal):
+        because = f"it is a `{type(model).__name__}`"
+        raise InputError(cannot("read a low-rank Gaussian from this model", because, "Use a LowRankMultivariateNormal"))
+    return model.loc, model.cov_factor, model.cov_diag
+
+
 def loc_and_tril(model: Distribution) -> tuple[Tensor, Tensor]:
     """Return (…, d) means and (…, d, d) Cholesky factors of a (batch of) Gaussian model(s)."""
-    if isinstance(model, MultivariateNormal):
+    if isinstance(model, (MultivariateNormal, LowRankMultivariateNormal)):
         return model.loc, model.scale_tril
     if isinstance(model, Independent) and isinstance(model.base_dist, Normal):
         return model.base_dist.loc, torch.diag_embed(model.base_dist.scale)
@@ -171,20 +256,12 @@ def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
     return volume + constant
 
 
-def check_covariance(word: str) -> None:
-    """Refuse another word than ``full`` or ``diagonal``.
+def check_covariance(word: str, shapes: Sequence[str] = ("full", "diagonal")) -> None:
+    """Refuse another word than those in `shapes`.
 
     Raises:
         InputError: as said.
     """
-    if word not in ("full", "diagonal"):
-        raise InputError(cannot(f"use `covariance={word!r}`", "it isn't a known shape", "Choose 'full' or 'diagonal'"))
-
-
-def _cholesky(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    tril: Tensor
-    tril, info = torch.linalg.cholesky_ex(covariance)
-    if int(info) != 0:
-        because = "the covariance of the samples is singular"
-        raise InputError(cannot("fit a full Gaussian", because, "Give more samples, or use Gaussian('diagonal')"))
-    return tril
+    if word not in shapes:
+        instead = f"Choose {', '.join(map(repr, shapes[:-1]))} or {shapes[-1]!r}"
+        raise InputError(cannot(f"use `covariance={word!r}`", "it isn't a known shape", instead))

@@ -14,6 +14,8 @@ def richer(family: Family) -> Family | None:
     >>> richer(Gaussian("diagonal"))
     Mixture(components=2, covariance='diagonal', law='gaussian')
     """
+    if isinstance(family, Gaussian) and family.covariance == "low_rank":
+        return Gaussian("full")
     if isinstance(family, Gaussian):
         return Mixture(2, "diagonal" if family.covariance == "diagonal" else "full")
     if isinstance(family, StudentT):
@@ -29,6 +31,8 @@ def simpler(family: Family) -> Family | None:
     >>> simpler(Mixture(2))
     Gaussian(covariance='full')
     """
+    if isinstance(family, Gaussian) and family.covariance == "low_rank":
+        return Gaussian("diagonal")
     if isinstance(family, StudentT):
         return Gaussian("diagonal" if family.covariance == "diagonal" else "full")
     if not isinstance(family, Mixture) or family.count == 1:

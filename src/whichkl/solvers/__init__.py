@@ -7,16 +7,18 @@ from whichkl.objectives import Objective
 from whichkl.solvers.closed_form import ClosedForm
 from whichkl.solvers.em import ExpectationMaximization
 from whichkl.solvers.natural_gradient import NaturalGradient
+from whichkl.solvers.newton import Newton
 from whichkl.solvers.sample_average import SampleAverage
 from whichkl.solvers.solver import Optimum, Solution, Solver
 
-SOLVERS: tuple[type[Solver], ...] = (ClosedForm, ExpectationMaximization, NaturalGradient, SampleAverage)
+SOLVERS: tuple[type[Solver], ...] = (ClosedForm, Newton, ExpectationMaximization, NaturalGradient, SampleAverage)
 
 __all__ = [
     "SOLVERS",
     "ClosedForm",
     "ExpectationMaximization",
     "NaturalGradient",
+    "Newton",
     "Optimum",
     "SampleAverage",
     "Solution",

@@ -58,8 +58,9 @@ class NaturalGradient(Solver):
 
     @classmethod
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to a Gaussian, where log p can be evaluated."""
-        return super().solves(objective, family, access) and Access.LOG_PROB in access
+        """Reverse KL to a Gaussian of full or diagonal covariance, where log p can be evaluated."""
+        is_able = isinstance(family, Gaussian) and family.covariance != "low_rank"
+        return is_able and super().solves(objective, family, access) and Access.LOG_PROB in access
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on the first nodes, then the distinct optima again on twice as many until they stay."""

@@ -1,0 +1,137 @@
+"""Categorical: one column of categories, and how often each occurs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from whichkl._checks import InputError, cannot
+from whichkl.families.atoms import Codes
+from whichkl.families.family import MomentFamily
+from whichkl.families.margins import shown
+from whichkl.families.margins_whole import CategoricalMargin
+
+
+@dataclass(frozen=True)
+class Categorical(MomentFamily):
+    """q(x = k) = π_k for the codes k = 0 … K−1 of one column: πₖ = (n_k + s) / (n + s K).
+
+    The model is `Independent(Categorical, 1)` with event shape (1,). A category that no row has gets probability 0, so that one
+    such unseen row makes the cross-entropy infinite, unless `smoothing` says otherwise. For several columns there is
+    `Product("categorical")`.
+
+    Args:
+        categories: K; None for one more than the largest code, where every code below it must occur.
+        smoothing: s ≥ 0, by how many further rows every category is counted; 0 is maximum likelihood, 1 Laplace's rule.
+
+    Raises:
+        InputError: K isn't a whole number of at least 1, or s isn't a finite number of at least 0.
+
+    Source: Laplace (1774) for the rule of succession.
+
+    >>> import torch
+    >>> family = Categorical(categories=3)
+    >>> x = torch.tensor([[0.0], [0.0], [1.0], [0.0]])
+    >>> model = family.from_statistics(family.statistics(x, torch.ones(4), x[0]), x[0], ["side"])
+    >>> [round(p, 4) for p in family.parameters(model)["probs"].tolist()]
+    [0.75, 0.25, 0.0]
+    """
+
+    carried: ClassVar[bool] = False
+
+    categories: int | None = None
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check both fields."""
+        k = self.categories
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+            because = "the number of categories must be a whole number of at least 1"
+            raise InputError(cannot(f"use `categories={k!r}`", because, "Give a number, or leave it out"))
+        check_smoothing(self.smoothing)
+
+    @property
+    def label(self) -> str:
+        """``"a table of categories"``."""
+        return "a table of categories"
+
+    def statistics(
+        self, x: Float[Tensor, "m 1"], w: Float[Tensor, " m"], origin: Float[Tensor, " 1"], context: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the weight of each code, and how often it was seen.
+
+        Raises:
+            InputError: there are several columns.
+        """
+        _refuse_columns(x.shape[1])
+        return self._margin.statistics(x[:, 0], w, origin[0])
+
+    def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " 1"], names: Sequence[str]) -> Distribution:
+        """Return the frequencies.
+
+        Raises:
+            InputError: values aren't codes, or a code below the largest never occurs and K wasn't said.
+        """
+        self.check_count(int(sums["rows"]), 1)
+        return Independent(self._margin.from_statistics(sums, origin[0], names[0]).expand((1,)), 1, validate_args=False)
+
+    def minimum_rows(self, dim: int) -> int:
+        """One."""
+        return 1
+
+    def check_samples(self, x: Float[Tensor, "n 1"], names: Sequence[str]) -> None:
+        """Refuse several columns, and values that aren't codes.
+
+        Raises:
+            InputError: as said.
+        """
+        _refuse_columns(x.shape[1])
+        outside = ~self._margin.allows(x[:, 0])
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0, 0])
+            top = "K − 1" if self.categories is None else str(self.categories - 1)
+            because = (
+                f"column `{names[0]}` holds {shown(float(x[row, 0]))} in row {row}, and codes are whole numbers from 0 to {top}"
+            )
+            instead = "Recode it (torch.unique(x, return_inverse=True)), or correct `categories=`"
+            raise InputError(cannot(f"fit `{self}`", because, instead))
+
+    def parameters(self, model: Distribution) -> dict[str, Tensor]:
+        """Return `probs` (K,)."""
+        law: Any = model.base_dist if isinstance(model, Independent) else None
+        if not isinstance(law, Codes):
+            because = f"it is a `{type(model).__name__}`"
+            raise InputError(cannot("read categories from this model", because, "Use a model of this family"))
+        return {"probs": law.logits.exp()[0]}
+
+    def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
+        """Build the model from `probs`."""
+        return Independent(self._margin.rebuild({"probs": parameters["probs"][None]}), 1, validate_args=False)
+
+    @property
+    def _margin(self) -> CategoricalMargin:
+        return CategoricalMargin(self.categories, self.smoothing)
+
+
+def check_smoothing(value: float) -> None:
+    """Refuse a number of further rows that isn't finite or is below 0.
+
+    Raises:
+        InputError: as said.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise InputError(cannot(f"use `smoothing={value!r}`", "it must be a finite number of at least 0", "Give, say, 0 or 1"))
+
+
+def _refuse_columns(count: int) -> None:
+    if count != 1:
+        because = f"there are {count} columns, and it is a table of one"
+        raise InputError(
+            cannot("fit `Categorical`", because, "Use Product('categorical'), or code the combinations in one column")
+        )

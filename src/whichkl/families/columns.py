@@ -1,0 +1,105 @@
+"""Columns: the distribution of independent columns, each with a law of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
+
+
+class ColumnsSupport(Constraint):
+    """Rows whose every column lies in its law's support; true or false a row, unlike `constraints.stack`."""
+
+    event_dim = 1
+
+    def __init__(self, columns: Sequence[Constraint]) -> None:
+        """Take one constraint a column."""
+        self.columns = tuple(columns)
+        self.is_discrete = any(one.is_discrete for one in self.columns)
+
+    def check(self, value: Tensor) -> Tensor:
+        """Tell which rows lie inside."""
+        return torch.stack([one.check(value[..., i]) for i, one in enumerate(self.columns)], -1).all(-1)
+
+
+class Columns(Distribution):
+    """log q(x) = Σᵢ log qᵢ(xᵢ), −∞ outside the support; batch shape (), event shape (d,).
+
+    Args:
+        laws: d distributions of one number each.
+        margins: the names of their families.
+
+    >>> from torch.distributions import Exponential, Normal
+    >>> model = Columns([Normal(0.0, 1.0), Exponential(torch.tensor(2.0))], ["normal", "exponential"])
+    >>> model.log_prob(torch.tensor([[0.0, 0.0], [0.0, -1.0]])).tolist()
+    [-0.2257..., -inf]
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, laws: Sequence[Distribution], margins: Sequence[str]) -> None:
+        """Put the columns together."""
+        self.laws, self.margins = tuple(laws), tuple(margins)
+        super().__init__(torch.Size(), torch.Size((len(self.laws),)), validate_args=False)
+
+    def __repr__(self) -> str:
+        return f"Columns({', '.join(self.margins)})"
+
+    @constraints.dependent_property(event_dim=1)
+    def support(self) -> Constraint:
+        """The product of the columns' supports."""
+        supports = [law.support for law in self.laws]
+        return ColumnsSupport([constraints.real if one is None else one for one in supports])
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether every column has."""
+        return all(law.has_rsample for law in self.laws)
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """The columns' means; NaN where a column holds categories."""
+        return self._stack(lambda law: law.mean)
+
+    @property
+    def variance(self) -> Float[Tensor, " d"]:
+        """The columns' variances; NaN where a column holds categories."""
+        return self._stack(lambda law: law.variance)
+
+    def log_prob(self, value: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
+        """Return the sum of the columns' log densities (or probabilities).
+
+        Raises:
+            ValueError: the last axis isn't d long.
+        """
+        if value.shape[-1:] != self.event_shape:
+            raise ValueError(f"the last axis has length {value.shape[-1] if value.ndim else 0}, not {len(self.laws)}")
+        terms = []
+        for i, law in enumerate(self.laws):
+            x, support = value[..., i], law.support
+            inside = x.isfinite() if support is None else support.check(x) & x.isfinite()
+            if bool(inside.all()):
+                terms.append(law.log_prob(x))
+            else:
+                some = torch.full_like(x, -math.inf)
+                terms.append(some.masked_scatter(inside, law.log_prob(x[inside]).to(x.dtype)))
+        total: Tensor = torch.stack(terms).sum(0)
+        return total
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... d"]:
+        """Draw every column by itself."""
+        return self._stack(lambda law: law.sample(torch.Size(sample_shape)))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... d"]:
+        """Draw every column by itself, differentiably in the parameters."""
+        return self._stack(lambda law: law.rsample(torch.Size(sample_shape)))
+
+    def _stack(self, of: Callable[[Distribution], Tensor]) -> Tensor:
+        values = [of(law) for law in self.laws]
+        kind = next((value.dtype for value in values if value.is_floating_point()), torch.float64)
+        return torch.stack([value.to(kind) for value in values], -1)

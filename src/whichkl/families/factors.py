@@ -1,0 +1,75 @@
+"""Factors: maximum-likelihood factor analysis, the covariance WWᵀ + D that is nearest to a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import minimize
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+
+_FLOOR = 1e-8
+"""The least share of a column's variance that is its own (a Heywood case ends there, where the likelihood has its supremum)."""
+
+
+def maximum_likelihood_factors(
+    covariance: Float[Tensor, "d d"], rank: int, names: Sequence[str]
+) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"]]:
+    """Return W and diag D that minimise log|Σ| + tr(Σ⁻¹S) over Σ = WWᵀ + D.
+
+    For given D the best W follows from the eigenvectors of D^(−½) S D^(−½), which leaves a function of log D; L-BFGS from three
+    starts, on the scale of correlations.
+
+    Args:
+        covariance: S.
+        rank: k < d, the columns of W.
+        names: the columns' names, for messages.
+
+    Raises:
+        InputError: the likelihood is unbounded: some columns determine each other.
+
+    Source: Jöreskog (1967); Robertson & Symons (2007) for when it is bounded.
+    """
+    sd = covariance.diagonal().sqrt()
+    correlation = (covariance / torch.outer(sd, sd)).cpu().numpy()
+    bounds = [(np.log(_FLOOR), 0.0)] * len(sd)
+    options = {"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
+    ends = [
+        minimize(_profile, np.log(start), args=(correlation, rank), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        for start in _starts(correlation, rank)
+    ]
+    best = min(ends, key=lambda end: float(end.fun)).x
+    nothing_own = np.flatnonzero(best <= np.log(2 * _FLOOR))
+    if len(nothing_own) > rank:
+        which = ", ".join(f"`{names[i]}`" for i in nothing_own.tolist())
+        because = f"{rank} factors explain the columns {which} without rest, so the density is unbounded"
+        raise InputError(cannot("fit a low-rank Gaussian", because, "Drop one of them, give more rows, or lower the rank"))
+    own = np.exp(best)
+    theta, vectors = np.linalg.eigh(correlation / np.sqrt(np.outer(own, own)))
+    loadings = np.sqrt(own)[:, None] * vectors[:, -rank:] * np.sqrt(np.maximum(theta[-rank:] - 1, 0))
+    return sd[:, None] * torch.from_numpy(loadings[:, ::-1].copy()).to(sd), sd.square() * torch.from_numpy(own).to(sd)
+
+
+def _profile(log_own: np.ndarray, correlation: np.ndarray, rank: int) -> tuple[float, np.ndarray]:
+    """Return log|Σ| + tr(Σ⁻¹R) at the best W for this D, and its gradient in log D: (Σ − R)ᵢᵢ / Dᵢᵢ."""
+    root = np.exp(log_own / 2)
+    theta, vectors = np.linalg.eigh(correlation / np.outer(root, root))
+    top = np.maximum(theta[-rank:], 1)
+    value = log_own.sum() + np.log(top).sum() + (theta[-rank:] / top).sum() + theta[:-rank].sum()
+    explained = (vectors[:, -rank:] ** 2) @ (top - 1)
+    return float(value), 1 + explained - np.exp(-log_own)
+
+
+def _starts(correlation: np.ndarray, rank: int) -> list[np.ndarray]:
+    """Half of each variance; what the other columns leave unexplained (Jöreskog's start); the rest of principal components."""
+    dim = len(correlation)
+    theta, vectors = np.linalg.eigh(correlation)
+    floor = max(float(theta[-1]) * 1e-10, 1e-10)
+    inverse = (vectors**2) @ (1 / np.maximum(theta, floor))
+    alone = (1 - rank / (2 * dim)) / inverse
+    rest = 1 - (vectors[:, -rank:] ** 2) @ theta[-rank:]
+    return [np.clip(start, 1e-4, 1.0) for start in (np.full(dim, 0.5), alone, rest)]

@@ -1,0 +1,164 @@
+"""Linear Gaussian: y given x is normal about a linear function of x."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from whichkl._checks import InputError, cannot
+from whichkl.families.design import check_context, context_names, refuse_degenerate
+from whichkl.families.family import MomentFamily
+from whichkl.families.gaussian import Covariance, check_covariance
+
+_SINGULAR = 1e-12
+
+
+@dataclass(frozen=True)
+class LinearGaussian(MomentFamily):
+    """q(y|x) = N(y; A x + b, Σ): least squares, with the mean squared residual (division by n) for Σ.
+
+    Args:
+        covariance: of the residuals of several columns y: ``"full"`` or ``"diagonal"``.
+
+    Raises:
+        InputError: another word for `covariance`.
+
+    Source: Gauss (1809).
+
+    >>> x, y = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([[1.0], [3.1], [4.9], [7.0]])
+    >>> family, w, origin = LinearGaussian(), torch.ones(4), torch.zeros(2)
+    >>> model = family.from_statistics(family.statistics(y, w, origin, x), origin, ["y", "x"])
+    >>> model
+    LinearGaussianModel(y of 1 column given x of 1)
+    >>> [round(value, 3) for value in model(torch.tensor([[10.0]])).mean.tolist()]
+    [20.83]
+    """
+
+    conditional: ClassVar[bool] = True
+
+    covariance: Covariance = "full"
+
+    def __post_init__(self) -> None:
+        """Check the one field."""
+        check_covariance(self.covariance)
+
+    @property
+    def label(self) -> str:
+        """``"a linear Gaussian model"``."""
+        return "a linear Gaussian model"
+
+    def minimum_rows(self, dim: int) -> int:
+        """Return d + 2, which is enough for one column x; each further one needs one row more."""
+        return dim + 2 if self.covariance == "full" else 3
+
+    def statistics(
+        self, x: Float[Tensor, "m d"], w: Float[Tensor, " m"], origin: Float[Tensor, " k"], context: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return Σw, and the first and second sums of (y, x) about the origin.
+
+        Args:
+            x: the rows of y.
+            w: their weights.
+            origin: a point near the (y, x), (d + c,); where it has d numbers only, the x's are taken about 0.
+            context: the rows of x.
+
+        Raises:
+            InputError: there is no context.
+        """
+        given = check_context(self, context)
+        origin = _padded(origin, x.shape[1] + given.shape[1])
+        y, given = x - origin[: x.shape[1]], given - origin[x.shape[1] :]
+        wy, wx = w[:, None] * y, w[:, None] * given
+        moments = {"y": wy.sum(0), "x": wx.sum(0), "yy": wy.T @ y, "xy": wx.T @ y, "xx": wx.T @ given}
+        return {"rows": (w > 0).sum(), "weight": w.sum(), **moments}
+
+    def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " k"], names: Sequence[str]) -> Any:
+        """Return the least-squares A and b, and the covariance of the residuals.
+
+        Args:
+            sums: what `statistics` returned, added up.
+            origin: the same as there.
+            names: of y's columns and then of x's; the latter are called x1, x2, … where they are missing.
+
+        Raises:
+            InputError: too few rows, columns x that are constant or depend on each other, or residuals that vanish.
+        """
+        dim, given = len(sums["y"]), len(sums["x"])
+        needed = given + 1 + (dim if self.covariance == "full" else 1)
+        if int(sums["rows"]) < needed:
+            because = f"it needs at least {needed} rows for {dim} columns y and {given} columns x, and there are {sums['rows']}"
+            raise InputError(cannot(f"fit `{self}`", because, "Give more rows, or fewer columns x"))
+        at_y, at_x = (sums[name] / sums["weight"] for name in ("y", "x"))
+        y = sums["yy"] / sums["weight"] - torch.outer(at_y, at_y)
+        x = sums["xx"] / sums["weight"] - torch.outer(at_x, at_x)
+        xy = sums["xy"] / sums["weight"] - torch.outer(at_x, at_y)
+        self.refuse_constant((y.diagonal() <= 0).nonzero().flatten().tolist(), names)
+        refuse_degenerate(self, x, context_names(names[dim:], given))
+        sd = x.diagonal().sqrt()
+        weight = (torch.linalg.solve(x / torch.outer(sd, sd), xy / sd[:, None]) / sd[:, None]).T
+        residual = y - weight @ xy
+        scale = y.diagonal().sqrt()
+        flat = (residual.diagonal() <= _SINGULAR * y.diagonal()).nonzero().flatten().tolist()
+        if flat:
+            because = f"x determines column `{names[flat[0]]}` of y without rest, so its density is unbounded"
+            raise InputError(cannot(f"fit `{self}`", because, "Drop that column of y, or what gives it away in x"))
+        if self.covariance == "diagonal":
+            tril = torch.diag(residual.diagonal().sqrt())
+        else:
+            residual = (residual + residual.T) / 2
+            unit = torch.linalg.eigvalsh(residual / torch.outer(residual.diagonal(), residual.diagonal()).sqrt())
+            if float(unit[0]) < _SINGULAR * float(unit[-1]):
+                because = "the residuals of y's columns depend on each other, so their covariance is singular"
+                raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use LinearGaussian('diagonal')"))
+            tril = scale[:, None] * torch.linalg.cholesky(residual / torch.outer(scale, scale))
+        mean = _padded(origin, dim + given) + torch.cat([at_y, at_x])
+        return LinearGaussianModel(weight, mean[:dim] - weight @ mean[dim:], tril)
+
+    def parameters(self, model: Any) -> dict[str, Tensor]:
+        """Return `weight` A (d, c), `bias` b (d,) and `scale_tril` (d, d), the Cholesky factor of Σ.
+
+        Raises:
+            InputError: the model is of another family.
+        """
+        if not isinstance(model, LinearGaussianModel):
+            because = f"it is a `{type(model).__name__}`"
+            raise InputError(cannot("read a linear Gaussian from this model", because, "Use a model of this family"))
+        return {"weight": model.weight, "bias": model.bias, "scale_tril": model.scale_tril}
+
+    def model(self, parameters: Mapping[str, Tensor]) -> Any:
+        """Build the model from what `parameters` returns."""
+        return LinearGaussianModel(parameters["weight"], parameters["bias"], parameters["scale_tril"])
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class LinearGaussianModel:
+    """x (n, c) ↦ N(A x + b, Σ), n rows: event shape () where y is one column, else (d,)."""
+
+    weight: Float[Tensor, "d c"]
+    bias: Float[Tensor, " d"]
+    scale_tril: Float[Tensor, "d d"]
+
+    def __call__(self, x: Float[Tensor, "n c"]) -> Distribution:
+        """Return the law of y for each row of x."""
+        loc = x.to(self.weight.dtype) @ self.weight.T + self.bias
+        if len(self.bias) == 1:
+            return Normal(loc[:, 0], self.scale_tril[0, 0].expand(len(loc)), validate_args=False)
+        if bool((self.scale_tril == torch.diag(self.scale_tril.diagonal())).all()):
+            return Independent(
+                Normal(loc, self.scale_tril.diagonal().expand_as(loc), validate_args=False), 1, validate_args=False
+            )
+        return MultivariateNormal(loc, scale_tril=self.scale_tril, validate_args=False)
+
+    def __repr__(self) -> str:
+        d, c = self.weight.shape
+        return f"LinearGaussianModel(y of {d} column{'s' * (d > 1)} given x of {c})"
+
+
+def _padded(origin: Tensor, size: int) -> Tensor:
+    return torch.cat([origin, origin.new_zeros(size - len(origin))]) if len(origin) < size else origin
