@@ -64,7 +64,7 @@ class Bijection:
             self.transform: transforms.Transform = biject_to(self.constraints[0])
         else:
             each = [biject_to(column) for column in self.constraints]
-            self.transform = transforms.IndependentTransform(each[0], 1) if len(each) == 1 else _Columns(each)
+            self.transform = transforms.IndependentTransform(each[0], 1) if len(each) == 1 else Columns(each)
         self.free_dim = int(self.transform.inverse_shape(torch.Size([dim]))[-1])
 
     def forward(self, u: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
@@ -108,7 +108,7 @@ class Bijection:
         return [_describe(part) for part in self.constraints]
 
 
-class _Columns(transforms.Transform):
+class Columns(transforms.Transform):
     """One transform a column; unlike torch's StackTransform, its log Jacobian is summed over the columns."""
 
     domain = constraints.real_vector

@@ -107,18 +107,27 @@ def classifier_divergence(
 
 
 def cross_fit(
-    z: Tensor, n: int, folds: int, full: bool, generator: torch.Generator, rounds: int | None = None, more: Tensor | None = None
+    z: Tensor,
+    n: int,
+    folds: int,
+    full: bool,
+    generator: torch.Generator,
+    rounds: int | None = None,
+    more: Tensor | None = None,
+    fold: Tensor | None = None,
 ) -> tuple[Tensor, _Parts]:
     """Fit on all folds but one and read ℓ there, in turn; ℓ is NaN on folds beyond `rounds`. With it, what `_score` needs.
 
-    Further features, `more`, are penalised ten times as much.
+    Further features, `more`, are penalised ten times as much. The fold of each row is drawn at random unless given.
     """
     extra = 0 if more is None else more.shape[1]
     i, j = torch.triu_indices(z.shape[1], z.shape[1]) if full else torch.arange(z.shape[1]).expand(2, -1)
     features = torch.cat([torch.ones_like(z[:, :1]), z, z[:, i] * z[:, j], *([] if more is None else [more])], 1)
     features[:, 1:] = (features[:, 1:] - features[:, 1:].mean(0)) / features[:, 1:].std(0).clamp(min=1e-9)
     is_x = (torch.arange(len(z), device=z.device) < n).to(z.dtype)
-    fold = torch.cat([torch.randperm(count, generator=generator) % folds for count in (n, len(z) - n)]).to(z.device)
+    if fold is None:
+        fold = torch.cat([torch.randperm(count, generator=generator) % folds for count in (n, len(z) - n)])
+    fold = fold.to(z.device)
     ratio, parts = torch.full_like(z[:, 0], math.nan), []
     for held in (fold == k for k in range(rounds or folds)):
         known, label = features[~held], is_x[~held]

@@ -1,0 +1,55 @@
+"""Bands: where the distribution function of n uniform numbers lies as a whole, and whether one of them has left."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from scipy.stats import binom, kstwo
+
+LEVELS = 100
+"""The distribution function is compared at k/100."""
+_PATHS = 2_000
+
+
+def levels() -> np.ndarray:
+    """Return 0.01, 0.02, …, 0.99."""
+    return np.arange(1, LEVELS) / LEVELS
+
+
+@lru_cache(maxsize=64)
+def band(n: int, chance: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the lower and upper ends at every level, between which all of the curve lies with so large a chance.
+
+    The ends are binomial quantiles of one and the same tail, which is set on simulated curves, so that the band is as narrow
+    at the ends as it can be there (the one of Kolmogorov and Smirnov is equally wide everywhere).
+
+    Args:
+        n: how many uniform numbers.
+        chance: such as 0.95, of the whole curve.
+
+    Source: Säilynoja, Bürkner & Vehtari (2022), section 2.2.
+
+    >>> low, high = band(100, 0.95)
+    >>> round(low[49], 2), round(high[49], 2)
+    (0.36, 0.64)
+    """
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(n, np.full(LEVELS, 1 / LEVELS), size=_PATHS).cumsum(1)[:, :-1]
+    z = levels()
+    below, above = binom.cdf(counts, n, z), binom.sf(counts - 1, n, z)
+    tail = float(np.quantile(2 * np.minimum(below, above).min(1), 1 - chance))
+    low, high = binom.ppf(tail / 2, n, z) / n, binom.isf(tail / 2, n, z) / n
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
+def distance(u: np.ndarray) -> float:
+    """Kolmogorov and Smirnov's distance of these numbers from uniform: the largest gap of the distribution functions."""
+    u = np.sort(u)
+    n = len(u)
+    return float(max((np.arange(1, n + 1) / n - u).max(), (u - np.arange(n) / n).max()))
+
+
+def distance_p_value(d: float, n: float) -> float:
+    """Chance of such a distance or a larger one for n uniform numbers."""
+    return float(kstwo.sf(d, max(1, round(n))))

@@ -1,0 +1,113 @@
+"""Draws: rows of a model, conditional or not, and rows of the data of equal weight; or the reason why there are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl.targets import seeded
+
+
+class Unable(Exception):
+    """A check can't be made with this model or these rows; the text says why, in a few words."""
+
+
+def equal_rows(
+    x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None, context: Float[Tensor, "n c"] | None, most: int, seed: int
+) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m c"] | None]:
+    """Return at most so many rows of equal weight, in float64 on the CPU: a row of weight w is kept with chance w / max w.
+
+    Raises:
+        Unable: the rows and what they are conditioned on don't match, or a cell isn't finite.
+    """
+    x = x.detach().to("cpu", torch.float64)
+    context = None if context is None else context.detach().to("cpu", torch.float64)
+    if context is not None and len(context) != len(x):
+        raise Unable(f"there are {len(x)} rows and {len(context)} contexts")
+    if not bool(x.isfinite().all()) or (context is not None and not bool(context.isfinite().all())):
+        raise Unable("some rows aren't finite")
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(x), generator=generator)
+    if w is not None:
+        weight = w.detach().to("cpu", torch.float64)
+        chance = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        rows = rows[(chance * float(weight.amax()) < weight)[rows]]
+    rows = rows[:most].sort().values
+    return x[rows], None if context is None else context[rows]
+
+
+def law_at(model: Any, context: Float[Tensor, "n c"]) -> Distribution:
+    """Return the law of y at each row of the context, without gradients.
+
+    Raises:
+        Unable: the model raises, or returns something else.
+    """
+    try:
+        with torch.no_grad():
+            law = model(like(model, context))
+    except Exception as error:
+        raise Unable(f"the model raised {type(error).__name__}: {error}") from error
+    if not isinstance(law, Distribution):
+        raise Unable(f"the model returned a `{type(law).__name__}`, not a Distribution")
+    return law
+
+
+def drawn(law: Any, shape: tuple[int, ...], width: int, seed: int) -> Float[Tensor, "... d"]:
+    """Draw from a law without touching the global generators: `(*shape, *batch, d)` in float64 on the CPU.
+
+    Raises:
+        Unable: it can't be drawn from, or the draws have another width, or aren't finite.
+    """
+    if not callable(getattr(law, "sample", None)):
+        raise Unable("the model has no `sample`")
+    try:
+        with seeded(seed), torch.no_grad():
+            x = law.sample(torch.Size(shape))
+    except Exception as error:
+        raise Unable(f"drawing from the model raised {type(error).__name__}: {error}") from error
+    x = x.detach().to("cpu", torch.float64)
+    if len(law.event_shape) == 0:
+        x = x[..., None]
+    if x.shape[-1] != width:
+        raise Unable(f"the model's draws have {x.shape[-1]} columns, and the rows have {width}")
+    bad = int((~x.isfinite()).any(-1).sum())
+    if bad:
+        raise Unable(f"{bad:,} of {x[..., 0].numel():,} draws of the model aren't finite")
+    return x
+
+
+def log_density(law: Any, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
+    """Log density of rows in float64 on the CPU, NaN counted as −∞.
+
+    Raises:
+        Unable: the law has no density, or it raises.
+    """
+    try:
+        with torch.no_grad():
+            value = law.log_prob(like(law, x[..., 0] if len(law.event_shape) == 0 else x))
+    except Exception as error:
+        raise Unable(f"the model's `log_prob` raised {type(error).__name__}: {error}") from error
+    if tuple(value.shape) != tuple(x.shape[:-1]):
+        raise Unable(f"the model's `log_prob` has shape {tuple(value.shape)} for rows of shape {tuple(x.shape)}")
+    value = value.detach().to("cpu", torch.float64)
+    known: Tensor = torch.where(value.isnan(), -torch.inf, value)
+    return known
+
+
+def like(model: Any, x: Tensor) -> Tensor:
+    """Return x in the dtype and on the device in which a model computes, where they can be told."""
+    for name in ("loc", "mean"):
+        try:
+            value = getattr(model, name, None)
+        except Exception:  # a law without a mean says so by raising
+            value = None
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return x.to(value.device, value.dtype)
+    if isinstance(model, torch.nn.Module):
+        for one in model.parameters():
+            return x.to(one.device, one.dtype)
+    return x

@@ -1,0 +1,234 @@
+"""Transform: calibration of a model by the probability integral transform of rows that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl.goodness.bands import band, distance, distance_p_value, levels
+from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_density
+from whichkl.goodness.margin_laws import margins
+
+_LEAST, _MOST, _DRAWS, _CELLS = 20, 20_000, 20_000, 4_000_000
+_LIKELY = 0.05
+JOINT = "joint density"
+"""The name of the transform that sees all columns at once."""
+
+
+@dataclass(frozen=True)
+class ColumnCalibration:
+    """The transforms u of one column: uniform where the model is right."""
+
+    name: str
+    curve: tuple[float, ...]
+    """Their distribution function at 0.01, 0.02, …, 0.99."""
+    distance: float
+    """Its largest gap from the diagonal (Kolmogorov and Smirnov)."""
+    p_value: float
+    """Chance of such a gap somewhere among all the columns compared (Bonferroni)."""
+    exact: bool
+    """Whether u is F(x) in closed form; else a rank among draws of the model."""
+    effective: int
+    """Independent uniform numbers that vary as much: fewer than the rows where they share the draws."""
+    compared: int
+    """How many columns were compared."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the column isn't uniform at 5 %, all columns taken together."""
+        return self.p_value < _LIKELY
+
+    @property
+    def band(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Ends between which all curves of all columns lie together with 95 % chance, if the model is right."""
+        return band(self.effective, 1 - _LIKELY / self.compared)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The transforms of every column, and of all at once; empty where `reason` says why."""
+
+    columns: tuple[ColumnCalibration, ...]
+    """One a column, then `joint density`, where there are several columns."""
+    rows: int = 0
+    p_value: float | None = None
+    """The least of the columns'."""
+    notes: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether some column isn't uniform at 5 %."""
+        return self.p_value is not None and self.p_value < _LIKELY
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if self.p_value is None:
+            return f"No calibration: {self.reason}."
+        if not self.differs:
+            return (
+                f"Calibrated as far as {self.rows:,} unseen rows can tell: least p = {self.p_value:.2g} of {len(self.columns)}."
+            )
+        off = sorted((one for one in self.columns if one.differs), key=lambda one: -one.distance)
+        said = ", ".join(f"{one.name} (gap {one.distance:.3f}, p = {one.p_value:.2g})" for one in off[:3])
+        more = f" and {len(off) - 3} more" if len(off) > 3 else ""
+        return f"Not calibrated on {self.rows:,} unseen rows: {said}{more}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Calibration:
+        """Read back what `to_dict` wrote, also from JSON."""
+        columns = tuple(ColumnCalibration(**{**one, "curve": tuple(one["curve"])}) for one in fields["columns"])
+        return cls(columns, fields["rows"], fields["p_value"], tuple(fields["notes"]), fields["reason"])
+
+
+def transform_calibration(
+    x: Float[Tensor, "n d"],
+    w: Float[Tensor, " n"] | None,
+    context: Float[Tensor, "n c"] | None,
+    model: Any,
+    names: Sequence[str],
+    seed: int = 0,
+) -> Calibration:
+    """Compare u = F_q(x) of unseen rows with uniform numbers, column by column and for all together.
+
+    F is the model's margin in closed form where there is one, else the rank among its draws, ties broken at random, which is
+    uniform for laws with atoms too. The transform of all columns is the rank of log q(x) among log q of the model's draws:
+    it sees dependence that no margin shows. A conditional model gives every row its own law, F(y|x), and its own draws.
+
+    Args:
+        x: rows of p, in the coordinates of the model; at most 20,000 are used.
+        w: their weights: a row stays with chance w / max w. Or None.
+        context: what each row is conditioned on, or None.
+        model: a `Distribution`, or a function of contexts that returns one.
+        names: the d column names.
+        seed: of draws, ties and chosen rows.
+
+    Source: Dawid (1984); randomised ranks: Czado, Gneiting & Held (2009); ranks of log q: Hyndman (1996), Gneiting et al. (2008).
+
+    >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    >>> print(transform_calibration(x, None, None, law, ["a", "b"]))
+    Calibrated as far as 1,000 unseen rows can tell: least p = ... of 3.
+    >>> print(transform_calibration(x * torch.tensor([1.0, 2.0]), None, None, law, ["a", "b"]))
+    Not calibrated on 1,000 unseen rows: joint density (gap 0.2..., p = ...), b (gap 0.1..., p = ...).
+    """
+    try:
+        x, context = equal_rows(x, w, context, _MOST, seed)
+        if len(x) < _LEAST:
+            raise Unable(f"{len(x)} unseen rows of equal weight are too few; it takes {_LEAST}")
+        if context is None:
+            return _judged(x, _alone(model, x, seed), names)
+        return _judged(x, _conditional(law_at(model, context), x, seed), names)
+    except Unable as error:
+        return Calibration((), reason=str(error))
+
+
+@dataclass(frozen=True)
+class _Transforms:
+    columns: Tensor | None
+    """(n, d), or None where there are neither closed forms nor draws."""
+    exact: bool
+    joint: Tensor | None
+    effective: int
+    """Of ranks: how many independent numbers vary as much."""
+    missing: str = ""
+    """Why there are no draws, or no log density."""
+
+
+def _judged(x: Tensor, u: _Transforms, names: Sequence[str]) -> Calibration:
+    """Compare every transform with a uniform one."""
+    n, d = x.shape
+    if u.columns is None:
+        raise Unable(u.missing)
+    parts = [(name, u.columns[:, j], u.exact) for j, name in enumerate(names)]
+    parts += [] if u.joint is None else [(JOINT, u.joint, False)]
+    columns = []
+    for name, one, exact in parts:
+        effective, values = n if exact else u.effective, one.numpy()
+        gap = distance(values)
+        p_value = min(1.0, len(parts) * distance_p_value(gap, effective))
+        curve = np.searchsorted(np.sort(values), levels(), side="right") / n
+        columns.append(ColumnCalibration(name, tuple(curve.tolist()), gap, p_value, exact, effective, len(parts)))
+    notes = [f"all columns at once weren't compared: {u.missing}"] if u.joint is None and u.missing else []
+    repeated = [name for j, name in enumerate(names) if u.exact and len(x[:, j].unique()) < n / 2]
+    if repeated:
+        notes.append(f"values repeat in {', '.join(repeated)}: with enough rounded rows no density is calibrated")
+    return Calibration(tuple(columns), n, min(one.p_value for one in columns), tuple(notes))
+
+
+def _alone(model: Any, x: Tensor, seed: int) -> _Transforms:
+    """All rows among the same draws: their ranks vary by the draws too."""
+    n, d = x.shape
+    u = _exact(model, x)
+    if u is not None and d == 1:
+        return _Transforms(u, True, None, n)
+    try:
+        draws = drawn(model, (_DRAWS,), d, seed + 1)
+    except Unable as error:
+        return _Transforms(u, u is not None, None, n, str(error))
+    generator, joint, missing = torch.Generator().manual_seed(seed + 2), None, ""
+    columns = torch.stack([_rank(x[:, j], draws[:, j], generator) for j in range(d)], 1) if u is None else u
+    if d > 1:
+        try:
+            joint = _rank(log_density(model, x), log_density(model, draws), generator)
+        except Unable as error:
+            missing = str(error)
+    return _Transforms(columns, u is not None, joint, round(n * len(draws) / (n + len(draws))), missing)
+
+
+def _conditional(law: Any, y: Tensor, seed: int) -> _Transforms:
+    """Each row among draws of its own law."""
+    n, d = y.shape
+    u = _exact(law, y)
+    if u is not None and d == 1:
+        return _Transforms(u, True, None, n)
+    many = max(20, min(200, _CELLS // (n * d)))
+    try:
+        both = torch.cat([y[None], drawn(law, (many,), d, seed + 1)])
+    except Unable as error:
+        return _Transforms(u, u is not None, None, n, str(error))
+    generator, joint, missing = torch.Generator().manual_seed(seed + 2), None, ""
+    columns = _rank_first(both, generator) if u is None else u
+    if d > 1:
+        try:
+            joint = _rank_first(log_density(law, both), generator)
+        except Unable as error:
+            missing = str(error)
+    return _Transforms(columns, u is not None, joint, n, missing)
+
+
+def _exact(law: Any, x: Tensor) -> Tensor | None:
+    """Closed-form transforms of every column, if there are any and all are numbers."""
+    with torch.no_grad():
+        try:
+            u = margins(law, like(law, x))
+        except Exception:  # whatever a law of the user's own raises, its draws serve as well
+            return None
+    if u is None or tuple(u.shape) != tuple(x.shape) or not bool(u.isfinite().all()):
+        return None
+    return u.to("cpu", torch.float64).clamp(0, 1)
+
+
+def _rank(x: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor:
+    """(draws below x + V (draws equal to x + 1)) / (m + 1) with V uniform on [0, 1]."""
+    ordered = draws.sort().values
+    less, upto = torch.searchsorted(ordered, x.contiguous()), torch.searchsorted(ordered, x.contiguous(), right=True)
+    share = torch.rand(len(x), generator=generator, dtype=torch.float64)
+    return (less + share * (upto - less + 1)) / (len(draws) + 1)
+
+
+def _rank_first(both: Tensor, generator: torch.Generator) -> Tensor:
+    """The same for the first of several rows among the others."""
+    less, same = (both[1:] < both[0]).sum(0), (both[1:] == both[0]).sum(0)
+    share = torch.rand(less.shape, generator=generator, dtype=torch.float64)
+    return (less + share * (same + 1)) / len(both)
