@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -107,12 +108,15 @@ class Ray(Workers):
 
     def _connect(self) -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first failed part is reported, in our words
         ray = require("ray", "cluster")
         if ray.is_initialized():
             return ray
         try:
+            if self.address != "auto":
+                _knock(self.address)
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             if self.address != "auto":
                 because = f"no Ray cluster answers there ({_first_line(error)})"
                 instead = "Start one with `ray start --head`, or leave `cluster=` out"
@@ -153,13 +157,19 @@ def _ahead(
         yield fetch(waiting.popleft())
 
 
+def _knock(address: str) -> None:
+    """Try to reach HOST:PORT within a few seconds: Ray itself would wait for many minutes."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=5).close()
+
+
 def _cause(error: Any) -> Exception:
-    """Return what a task raised, or what Ray says of it where that didn't travel."""
+    """Return what a task raised; where it couldn't even begin, what Ray says of it."""
     cause = getattr(error, "cause", None)
-    if isinstance(cause, ModuleNotFoundError):
-        because = f"a worker has no module `{cause.name}`"
+    if not isinstance(cause, Exception) or type(cause).__module__.startswith("ray."):
+        because = f"a worker failed ({_first_line(cause or error)})"
         return ResourceError(cannot("work on this cluster", because, "Install the same packages on every machine"))
-    return cause if isinstance(cause, Exception) else error
+    return cause
 
 
 def _first_line(error: BaseException) -> str:
