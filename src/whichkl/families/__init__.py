@@ -1,25 +1,40 @@
 """Families: immutable descriptions of the sets of models that a fit chooses from."""
 
+from whichkl.families.autoencoder import VariationalAutoencoder
+from whichkl.families.autoregressive import Autoregressive
 from whichkl.families.categorical import Categorical
 from whichkl.families.family import Family, family_from_config
+from whichkl.families.flow import Flow
 from whichkl.families.gaussian import Gaussian
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.families.ladder import richer, simpler
 from whichkl.families.linear_gaussian import LinearGaussian
 from whichkl.families.mixture import Mixture
+from whichkl.families.mixture_density import MixtureDensityNetwork
+from whichkl.families.network_family import NetworkFamily
+from whichkl.families.neural import Neural
 from whichkl.families.product import Product
 from whichkl.families.student_t import StudentT
+from whichkl.families.user_module import Module, family_of
 
 __all__ = [
+    "Autoregressive",
     "Categorical",
     "Family",
+    "Flow",
     "Gaussian",
     "GeneralizedLinear",
     "LinearGaussian",
     "Mixture",
+    "MixtureDensityNetwork",
+    "Module",
+    "NetworkFamily",
+    "Neural",
     "Product",
     "StudentT",
+    "VariationalAutoencoder",
     "family_from_config",
+    "family_of",
     "richer",
     "simpler",
 ]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from whichkl.families.family import Family
 from whichkl.families.gaussian import Gaussian
 from whichkl.families.mixture import Mixture
+from whichkl.families.network_family import NetworkFamily
 from whichkl.families.student_t import StudentT
 
 
@@ -22,6 +23,8 @@ def richer(family: Family) -> Family | None:
         return Mixture(2, family.covariance, "student_t")
     if isinstance(family, Mixture):
         return replace(family, components=family.count + 1)
+    if isinstance(family, NetworkFamily):
+        return family.wider()
     return None
 
 

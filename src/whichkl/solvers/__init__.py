@@ -10,8 +10,9 @@ from whichkl.solvers.natural_gradient import NaturalGradient
 from whichkl.solvers.newton import Newton
 from whichkl.solvers.sample_average import SampleAverage
 from whichkl.solvers.solver import Optimum, Solution, Solver
+from whichkl.solvers.stochastic import Stochastic
 
-SOLVERS: tuple[type[Solver], ...] = (ClosedForm, Newton, ExpectationMaximization, NaturalGradient, SampleAverage)
+SOLVERS: tuple[type[Solver], ...] = (ClosedForm, Newton, ExpectationMaximization, NaturalGradient, SampleAverage, Stochastic)
 
 __all__ = [
     "SOLVERS",
@@ -23,6 +24,7 @@ __all__ = [
     "SampleAverage",
     "Solution",
     "Solver",
+    "Stochastic",
     "solver_for",
 ]
 

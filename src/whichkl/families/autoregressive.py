@@ -1,0 +1,154 @@
+"""Autoregressive: a masked network for columns of categories, each given those before it, with exact probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from whichkl._checks import InputError, cannot
+from whichkl.families.data_shape import Shape, Summary
+from whichkl.families.layers import Standardised, check_widths, masked_perceptron
+from whichkl.families.network_family import NetworkFamily
+
+
+@dataclass(frozen=True)
+class Autoregressive(NetworkFamily):
+    """q(x) = Πⱼ q(xⱼ | x₁ … xⱼ₋₁), or q(y|x) likewise, for columns of whole numbers 0 … Kⱼ − 1; exact log q.
+
+    Kⱼ is one more than the largest value in the data, of held-out rows too. Other values have probability 0.
+
+    Args:
+        hidden: widths of the masked layers.
+
+    Raises:
+        InputError: they aren't whole numbers of at least 1.
+
+    Source: Germain, Gregor, Murray & Larochelle (2015).
+
+    >>> Autoregressive(hidden=(32,)).label
+    'an autoregressive network'
+    """
+
+    carried: ClassVar[bool] = False
+    conditional: ClassVar[bool] = True
+    optional_context: ClassVar[bool] = True
+
+    hidden: tuple[int, ...] = (64, 64)
+
+    def __post_init__(self) -> None:
+        """Check the widths."""
+        object.__setattr__(self, "hidden", check_widths("Autoregressive", self.hidden))
+
+    @property
+    def label(self) -> str:
+        """What it is."""
+        return "an autoregressive network"
+
+    def shape(self, summary: Summary, scalar: bool) -> Shape:
+        """Count the categories of each column."""
+        return Shape(len(summary.mean), len(summary.context_mean), scalar, categories_of(summary))
+
+    def network(self, shape: Shape) -> nn.Module:
+        """Build the masked network."""
+        return _Network(shape, self.hidden)
+
+    def check_rows(self, x: Float[Tensor, "m d"], names: Sequence[str]) -> None:
+        """Refuse what isn't a whole number of at least 0.
+
+        Raises:
+            InputError: as said.
+        """
+        check_categories(x, names, self)
+
+
+def categories_of(summary: Summary) -> tuple[int, ...]:
+    """One more than the largest value of each column."""
+    return tuple(int(one) + 1 for one in summary.high.tolist())
+
+
+def check_categories(x: Float[Tensor, "m d"], names: Sequence[str], family: Any, most: int = 4_096) -> None:
+    """Refuse columns that aren't whole numbers from 0 to `most` − 1.
+
+    Raises:
+        InputError: there are any.
+    """
+    wrong = (x < 0) | (x != x.floor()) | (x >= most)
+    if bool(wrong.any()):
+        row, column = (int(one) for one in wrong.nonzero()[0])
+        because = f"column `{names[column]}` holds {float(x[row, column]):g}, not a whole number from 0 to {most - 1:,}"
+        raise InputError(cannot(f"fit `{family}`", because, "Number the categories from 0"))
+
+
+class _Network(Standardised):
+    """One-hot columns in, logits of each column's categories out."""
+
+    def __init__(self, shape: Shape, hidden: Sequence[int]) -> None:
+        super().__init__(shape)
+        self.categories = shape.categories
+        column = torch.arange(self.dim).repeat_interleave(torch.tensor(self.categories))
+        takes = torch.cat([torch.full((shape.context,), -1), column])
+        self.net = masked_perceptron(takes, column, hidden, self.dim)
+
+    def settle(self, summary: Summary) -> None:
+        """Take the scale of the contexts; categories have none."""
+        super().settle(summary)
+        self.mean.zero_()
+        self.scale.fill_(1.0)
+
+    def forward(self, x: Tensor | None = None) -> Distribution:
+        """Return the law of y, given x where there are contexts."""
+        return Columns(self, None if x is None else self.standard_context(x))
+
+    def logits(self, y: Tensor, given: Tensor | None) -> list[Tensor]:
+        """Return log q of every category of every column, given the columns before it: (…, Kⱼ) for each j."""
+        hot = [nn.functional.one_hot(one, count) for one, count in zip(y.unbind(-1), self.categories, strict=True)]
+        inputs = torch.cat(hot, -1).to(self.mean)
+        if given is not None:
+            inputs = torch.cat([given.expand(*inputs.shape[:-1], -1), inputs], -1)
+        return [one.log_softmax(-1) for one in self.net(inputs).split(self.categories, -1)]
+
+
+class Columns(Distribution):
+    """The law of columns of categories, each given those before it; drawn column by column."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, network: _Network, given: Tensor | None) -> None:
+        """Take the network and the contexts, if there are any."""
+        self.network, self.given = network, given
+        event = () if network.is_scalar and network.dim == 1 else (network.dim,)
+        super().__init__(Size(()) if given is None else given.shape[:-1], Size(event), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """Whole numbers from 0 to the largest number of categories."""
+        whole = constraints.integer_interval(0, max(self.network.categories) - 1)
+        return constraints.independent(whole, 1) if self.event_shape else whole
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log q of rows; −∞ where a value isn't one of a column's categories."""
+        rows = value if self.event_shape else value[..., None]
+        most = torch.tensor(self.network.categories, device=rows.device)
+        known = ((rows >= 0) & (rows < most) & (rows == rows.floor())).all(-1)
+        whole = torch.where(known[..., None], rows, torch.zeros_like(rows)).long()
+        found = self.network.logits(whole, self.given)
+        total = torch.stack([one.gather(-1, whole[..., j, None])[..., 0] for j, one in enumerate(found)], -1).sum(-1)
+        return torch.where(known, total, torch.full_like(total, -math.inf))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw column by column."""
+        size = Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            y = torch.zeros(*size, self.network.dim, dtype=torch.long, device=self.network.mean.device)
+            for j in range(self.network.dim):
+                chance = self.network.logits(y, self.given)[j].exp()
+                y[..., j] = torch.multinomial(chance.reshape(-1, chance.shape[-1]), 1).reshape(size)
+        drawn = y.to(self.network.mean)
+        return drawn if self.event_shape else drawn[..., 0]

@@ -1,0 +1,92 @@
+"""Named: a family from a line of text, such as "mixture:3:diagonal": the grammar of the command line and of scikit-learn."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import MISSING, fields
+from typing import Any
+
+from whichkl._checks import InputError, WhichklError, cannot
+from whichkl.families.family import Family
+
+
+def family_named(text: str) -> Family:
+    """Return the family that a text names: its name, then its fields in their order, divided by colons.
+
+    Numbers are numbers, ``a,b`` is several, and what is left out keeps its default.
+
+    Args:
+        text: such as ``gaussian``, ``gaussian:low_rank:2``, ``mixture:auto:tied``, ``product:normal,gamma`` or ``flow``.
+
+    Raises:
+        InputError: there is no such family, or its fields can't be these; the message lists what there is.
+
+    >>> family_named("mixture:3:diagonal")
+    Mixture(components=3, covariance='diagonal', law='gaussian')
+    >>> family_named("product:normal,gamma")
+    Product(margins=('normal', 'gamma'))
+    """
+    known, (name, *values) = named_families(), (part.strip() for part in text.split(":"))
+    kind = known.get(name)
+    if kind is None:
+        raise InputError(cannot(f"use the family `{text}`", "it isn't a known one", f"Choose among {', '.join(grammar())}"))
+    given = fields(kind)  # type: ignore[arg-type]
+    least = sum(one.default is MISSING and one.default_factory is MISSING for one in given)
+    if not least <= len(values) <= len(given) or any(not value for value in values):
+        because = f"it is written {_written(name, kind)}"
+        raise InputError(cannot(f"use the family `{text}`", because, "Correct it"))
+    try:
+        return kind(**{one.name: _value(value) for one, value in zip(given, values, strict=False)})
+    except WhichklError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(cannot(f"use the family `{text}`", str(error), f"Write {_written(name, kind)}")) from error
+
+
+def named_families() -> dict[str, type[Family]]:
+    """Return the families that a text can name, by their names in small letters."""
+    from whichkl import families
+
+    public = {name: getattr(families, name) for name in families.__all__}
+    return {
+        _small(name): one
+        for name, one in public.items()
+        if isinstance(one, type) and issubclass(one, Family) and not inspect.isabstract(one) and _can_be_written(one)
+    }
+
+
+def grammar() -> list[str]:
+    """Return how each family is written, such as ``mixture:COMPONENTS[:COVARIANCE[:LAW]]``."""
+    return [_written(name, kind) for name, kind in named_families().items()]
+
+
+def _written(name: str, kind: type[Family]) -> str:
+    text, depth = name, 0
+    for one in fields(kind):  # type: ignore[arg-type]
+        needed = one.default is MISSING and one.default_factory is MISSING
+        text += f"{'' if needed else '['}:{one.name.upper()}"
+        depth += not needed
+    return text + "]" * depth
+
+
+def _can_be_written(kind: type[Family]) -> bool:
+    """Whether every field that must be given is a word or a number."""
+    needed = [one for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]  # type: ignore[arg-type]
+    return all(re.fullmatch(r"[\s|]*((int|str|float|Literal\[.*\]|\w*Kind|None)[\s|]*)+", str(one.type)) for one in needed)
+
+
+def _small(name: str) -> str:
+    """GeneralizedLinear → generalized_linear."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _value(text: str) -> Any:
+    """Read a number, a word, or several divided by commas."""
+    if "," in text:
+        return tuple(_value(part.strip()) for part in text.split(",") if part.strip())
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    if re.fullmatch(r"\d*\.\d+|\d+\.", text):
+        return float(text)
+    return text

@@ -1,0 +1,127 @@
+"""User module: any `nn.Module` whose `forward()`, or `forward(x)`, returns a `Distribution`, as a family."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from whichkl._checks import InputError, cannot
+from whichkl.families.data_shape import Shape, Summary
+from whichkl.families.family import Family
+from whichkl.families.network_family import NetworkFamily, load_state, state_of
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Module(NetworkFamily):
+    """The models that a module's weights can make it; the module itself is copied, and never changed.
+
+    `forward()` returns one distribution over rows; `forward(x)`, with (n, c) contexts, returns n of them (batch shape (n,)).
+    The law brings its own support and scale: nothing is standardised, and no weight decays.
+
+    Args:
+        module: its weights are where training starts; those that don't ask for a gradient stay as they are.
+
+    Raises:
+        InputError: it isn't a module, or none of its weights asks for a gradient.
+
+    >>> import torch
+    >>> class Bell(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.centre = torch.nn.Parameter(torch.zeros(2))
+    ...     def forward(self):
+    ...         return torch.distributions.Independent(torch.distributions.Normal(self.centre, 1.0), 1)
+    >>> Module(Bell())
+    Module(Bell)
+    """
+
+    carried: ClassVar[bool] = False
+    decays: ClassVar[bool] = False
+
+    module: nn.Module
+
+    def __post_init__(self) -> None:
+        """Check the module, and tell from its signature whether it takes contexts."""
+        given: Any = self.module
+        if not isinstance(given, nn.Module):
+            because = f"it is the module of a user ({given}), which isn't saved with a fit"
+            raise InputError(cannot("rebuild this family", because, "Pass `family=` with such a module"))
+        name = type(self.module).__name__
+        if not any(one.requires_grad for one in self.module.parameters()):
+            because = "none of its parameters asks for a gradient"
+            raise InputError(cannot(f"fit the module `{name}`", because, "Make them `nn.Parameter`s"))
+        taken, needed = _arguments(self.module)
+        if needed > 1:
+            because = f"its `forward` takes {needed} arguments"
+            raise InputError(cannot(f"fit the module `{name}`", because, "Write `forward()`, or `forward(x)` for pairs (x, y)"))
+        object.__setattr__(self, "conditional", taken > 0)
+        object.__setattr__(self, "optional_context", needed == 0)
+
+    def __repr__(self) -> str:
+        return f"Module({type(self.module).__name__})"
+
+    @property
+    def label(self) -> str:
+        """Such as ``"the module Bell"``."""
+        return f"the module {type(self.module).__name__}"
+
+    def network(self, shape: Shape) -> nn.Module:
+        """Return a deep copy of the module.
+
+        Raises:
+            InputError: it can't be copied.
+        """
+        try:
+            return copy.deepcopy(self.module)
+        except (RuntimeError, TypeError) as error:
+            because = f"it can't be copied ({' '.join(str(error).split())[:200]})"
+            instead = "Compute what it derives from its weights in `forward`"
+            raise InputError(cannot(f"fit `{self}`", because, instead)) from error
+
+    def start(self, summary: Summary, shape: Shape) -> nn.Module:
+        """Return a copy in its own dtype."""
+        return self.network(shape)
+
+    def config(self) -> dict[str, Any]:
+        """Return the class names, and a digest of the starting weights: the module itself isn't written down."""
+        digest = hashlib.sha256(repr(self.module).encode())
+        for name, value in state_of(self.module).items():
+            digest.update(name.encode() + value.detach().cpu().double().contiguous().numpy().tobytes())
+        return {"family": "Module", "module": type(self.module).__qualname__, "start": digest.hexdigest()[:16]}
+
+    def _loaded(self, module: nn.Module, state: Mapping[str, Tensor], floats: Sequence[Tensor]) -> nn.Module:
+        """Load into the module in its own dtype."""
+        return load_state(module.to(device=floats[0].device) if floats else module, state)
+
+
+def family_of(obj: Any) -> Family:
+    """Return a family as it is, and a module as the family of what its weights can make it.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(obj, Family):
+        return obj
+    if isinstance(obj, nn.Module):
+        return Module(obj)
+    known = sorted(name for name, kind in Family.kinds.items() if not inspect.isabstract(kind) and name != "Module")
+    name = obj.__name__ if isinstance(obj, type) else type(obj).__name__
+    because = f"it is a `{name}`, and this version fits {', '.join(known)}, and modules of your own"
+    raise InputError(cannot("fit this family", because, "Use, say, whichkl.families.Gaussian()"))
+
+
+def _arguments(module: nn.Module) -> tuple[int, int]:
+    """Count the positional arguments that `forward` takes, and those that it needs."""
+    try:
+        every = inspect.signature(module.forward).parameters.values()
+    except (ValueError, TypeError):
+        return 1, 0
+    positional = [p for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    starred = any(p.kind == p.VAR_POSITIONAL for p in every)
+    return len(positional) + starred, sum(p.default is p.empty for p in positional)

@@ -1,0 +1,186 @@
+"""Batches: rows in random order for gradient descent, from memory or from a stream, and rows set aside to stop by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from whichkl._checks import InputError, cannot
+from whichkl.families.data_shape import Shape, Summary
+from whichkl.families.network_family import NetworkFamily
+from whichkl.samples import Block
+from whichkl.samples.stream import joined, slices
+from whichkl.solvers.moments import Look, aside_from, settle
+from whichkl.solvers.points import FRESH
+from whichkl.solvers.rows import Rows, rows_of
+from whichkl.solvers.work import Work
+from whichkl.targets import Target
+
+VALIDATION = 20_000
+"""At most about so many rows, and about a tenth, are set aside to stop by."""
+_BUFFER = 65_536
+"""Rows of a stream that are shuffled at once."""
+
+
+class Batches(ABC):
+    """Batches of training rows, in rounds; the order of a round depends on the seed and its number alone."""
+
+    rows: int
+    size: int
+    """Rows of a batch."""
+    steps: int
+    """About how many batches a round has."""
+    per_epoch: float
+    """Rounds in which every row comes once."""
+
+    @abstractmethod
+    def round(self, number: int) -> Iterator[Block]:
+        """Yield the batches of a round; weights average 1 over all rows."""
+
+
+class Shuffled(Batches):
+    """Rows in memory, in a new random order each epoch; what doesn't fill a batch waits for another one."""
+
+    def __init__(self, block: Block, size: int, seed: int) -> None:
+        """Take the rows, and scale their weights."""
+        self.block = Block(block.x, block.w / block.w.mean(), block.context)
+        self.rows, self.size, self.seed = len(block), min(size, len(block)), seed
+        self.epoch_steps = self.rows // self.size
+        self.steps = min(max(self.epoch_steps, 25), 500)
+        self.per_epoch = self.epoch_steps / self.steps
+
+    def round(self, number: int) -> Iterator[Block]:
+        """Yield the next `steps` batches."""
+        order, epoch = None, -1
+        for step in range(number * self.steps, (number + 1) * self.steps):
+            if order is None or step // self.epoch_steps != epoch:
+                epoch = step // self.epoch_steps
+                order = torch.randperm(self.rows, generator=generator_for(self.seed, epoch)).to(self.block.x.device)
+            first = step % self.epoch_steps * self.size
+            yield self.block.take(order[first : first + self.size])
+
+
+class Streamed(Batches):
+    """A stream's parts in a new random order each epoch, and rows in random order within a buffer of `_BUFFER` rows.
+
+    Rows of one part so come near to each other in time; where parts differ (files in order of dates), smaller ones mix better.
+    """
+
+    def __init__(self, rows: Rows, every: int, count: int, mean_weight: float, size: int, seed: int) -> None:
+        """Take the parts; every `every`-th row, by a hash, is one to stop by."""
+        self.parts, self.every, self.mean_weight = rows, every, mean_weight
+        self.rows, self.size, self.seed = count, min(size, count), seed
+        pieces = min(max(1, round(count / (500 * self.size))), len(rows.parts))
+        self.per_epoch = float(pieces)
+        self.pieces, self.steps = pieces, max(1, count // (pieces * self.size))
+
+    def round(self, number: int) -> Iterator[Block]:
+        """Read the next parts, a buffer at a time."""
+        epoch, piece = divmod(number, self.pieces)
+        order = torch.randperm(len(self.parts.parts), generator=generator_for(self.seed, epoch))
+        mine: list[int] = order.tensor_split(self.pieces)[piece].tolist()
+        shuffle = generator_for(self.seed, -1 - number)
+        waiting: list[Block] = []
+        for block in self._blocks(mine):
+            waiting.append(block)
+            if sum(map(len, waiting)) >= _BUFFER:
+                whole, rest = self._cut(waiting, shuffle)
+                yield from whole
+                waiting = [rest] if len(rest) else []
+        if waiting:
+            whole, rest = self._cut(waiting, shuffle)
+            yield from whole
+            if len(rest) >= self.size // 2:
+                yield rest
+
+    def _blocks(self, parts: Sequence[int]) -> Iterator[Block]:
+        for i in parts:
+            start = 0
+            for block in self.parts.blocks_of(self.parts.parts[i]):
+                aside = aside_from(start, len(block), self.every)
+                start += len(block)
+                kept = block.take(~aside)
+                yield Block(kept.x, kept.w / self.mean_weight, kept.context)
+
+    def _cut(self, blocks: list[Block], shuffle: torch.Generator) -> tuple[list[Block], Block]:
+        block = joined(blocks)
+        block = block.take(torch.randperm(len(block), generator=shuffle).to(block.x.device))
+        whole = len(block) // self.size * self.size
+        ranges = [torch.arange(i, i + self.size) for i in range(0, whole, self.size)]
+        return [block.take(one) for one in ranges], block.take(torch.arange(whole, len(block)))
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that training needs of a target."""
+
+    batches: Batches
+    validation: Block
+    """Rows to stop by."""
+    held: Block | None
+    """Rows that training never sees."""
+    kept: Rows
+    """The rows that aren't held out."""
+    shape: Shape
+    summary: Summary
+
+
+def data_of(target: Target, family: NetworkFamily, seed: int, work: Work, stride: int, size: int | None) -> Data:
+    """Look at all rows once, set some aside, and put the others in batches.
+
+    A target that is a sampler gives `FRESH` draws.
+
+    Raises:
+        InputError: too few rows, a constant column, or rows for which the family has no probability.
+    """
+    rows = _rows(target, seed, work)
+    kept, apart = replace(rows, stride=stride), replace(rows, stride=stride, held=True)
+    if target.stream is None:
+        block = kept.gather()
+        block = block.take(block.w > 0)
+        family.check_count(len(block), block.x.shape[1])
+        order = torch.randperm(len(block), generator=generator_for(seed, -1)).to(block.x.device)
+        aside = min(max(1, len(block) // 10), VALIDATION)
+        validation, train = block.take(order[:aside]), block.take(order[aside:])
+        held = apart.gather() if stride else None
+        looked = Look(family, target.names, 0, 0, keep=False)([block])
+        if held is not None:
+            family.check_rows(held.x, target.names)
+            looked.reach(held.x)
+        summary = looked.summary(block)
+        batches: Batches = Shuffled(train, size or _size(len(train)), seed)
+    else:
+        about = target.stream.about
+        every = max(10, about // VALIDATION)
+        looked = settle(rows.map(Look(family, target.names, stride, every, keep=True)))
+        if not looked.aside or looked.count < family.minimum_rows(target.dim):
+            family.check_count(looked.count, target.dim)
+            raise InputError(cannot("stop training by unseen rows", "too few rows could be set aside", "Give more rows"))
+        validation = joined(looked.aside)
+        held = joined(looked.held) if looked.held else None
+        summary = looked.summary(target.stream.first)
+        trained = looked.count - len(validation)
+        batches = Streamed(kept, every, trained, looked.weight / looked.count, size or _size(trained), seed)
+    family.check_summary(summary, target.names)
+    return Data(batches, validation, held, kept, family.shape(summary, target.scalar), summary)
+
+
+def generator_for(seed: int, number: int) -> torch.Generator:
+    """Return a generator for one stretch of a seeded run."""
+    mixed = (seed * 6364136223846793005 + (number + 2) * 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def _rows(target: Target, seed: int, work: Work) -> Rows:
+    if target.samples is None and target.stream is None:
+        x = target.draws(FRESH, seed).to(torch.float64)
+        return Rows(slices(Block(x, torch.ones(len(x), dtype=torch.float64, device=x.device))), target.names, None, work.workers)
+    return rows_of(target, seed, work.workers)
+
+
+def _size(rows: int) -> int:
+    """A batch of a 64th of the rows: 32 at least, 1,024 at most."""
+    return min(max(32, rows // 64), 1024)

@@ -1,0 +1,170 @@
+"""Training: the state of a run of gradient descent, one step and one round of it, and how it is written down and read back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whichkl.families.family import log_likelihood
+from whichkl.families.network_family import NetworkFamily
+from whichkl.journal import Journal
+from whichkl.samples import Block
+
+_CHUNK = 4_096
+_ENTRY = "training"
+
+
+@dataclass
+class Run:
+    """A module under training, its optimizer, and the best weights so far."""
+
+    family: NetworkFamily
+    module: nn.Module
+    model: Any
+    optimizer: torch.optim.Optimizer
+    clip: float
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = math.inf
+    """Mean −log q of the rows to stop by, under the best weights."""
+    best_error: float = math.inf
+    """Its standard error."""
+    start_loss: float = math.inf
+    history: list[float] = field(default_factory=list)
+    """The best loss after each round."""
+    since: int = 0
+    """Rounds since it last fell."""
+    round: int = 0
+    skipped: int = 0
+    trouble: str = ""
+    """What the first skipped batch ran into."""
+    factor: float = 1.0
+    """What the learning rate was multiplied by after rounds that diverged."""
+    gradient: float = 0.0
+
+    def step(self, block: Block, rate: float, generator: torch.Generator) -> float:
+        """Take one step, or skip a batch whose loss or gradient isn't finite; return the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.factor
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            losses = self.family.loss(self.model, block.x, block.context, generator)
+            loss = (block.w.to(losses) * losses).mean()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                return self._skip(f"its log density was {'NaN' if math.isnan(value) else 'infinite'}")
+            loss.backward()
+        except ValueError as error:
+            return self._skip(" ".join(str(error).split())[:200])
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.clip))
+        if not math.isfinite(norm):
+            return self._skip("its gradient was NaN or infinite")
+        self.gradient = norm
+        self.optimizer.step()
+        return value
+
+    def judge(self, validation: Block) -> float:
+        """Measure the loss on the rows to stop by, and keep the weights where it's the least so far."""
+        loss, error = measured(self.module, self.model, validation)
+        if loss < self.best_loss:
+            self.best_loss, self.best_error, self.since = loss, error, 0
+            self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        else:
+            self.since += 1
+        self.history.append(self.best_loss)
+        return loss
+
+    def restore(self, *, slower: float = 1.0) -> None:
+        """Go back to the best weights; forget the optimizer's moments, and go on more slowly."""
+        self.module.load_state_dict(self.best)
+        self.optimizer.state.clear()
+        self.factor *= slower
+
+    def save(self, journal: Journal, rate: float) -> None:
+        """Write down everything that the next round depends on."""
+        tensors = {f"now.{name}": value for name, value in self.module.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{name}": value for name, value in state.items()}
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        history = [str(one) for one in self.history]
+        journal.save(
+            _ENTRY, {name: value.clone() for name, value in tensors.items()}, {**numbers, "history": history, "rate": rate}
+        )
+
+    def resume(self, journal: Journal) -> float | None:
+        """Take up what `save` wrote; return its learning rate, or None where there is nothing."""
+        found = journal.load(_ENTRY)
+        if found is None:
+            return None
+        tensors, notes = found
+        self.module.load_state_dict(_under("now.", tensors))
+        device = next(self.module.parameters()).device
+        self.best = {name: value.to(device) for name, value in _under("best.", tensors).items()}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("adam.", tensors).items():
+            number, key = name.split(".", 1)
+            moments.setdefault(int(number), {})[key] = value
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for name, kind in _NUMBERS.items():
+            setattr(self, name, kind(notes[name]))
+        self.history = [float(one) for one in notes["history"]]
+        return float(notes["rate"])
+
+    def _skip(self, why: str) -> float:
+        self.skipped += 1
+        self.trouble = self.trouble or why
+        return math.nan
+
+
+_NUMBERS: dict[str, type] = {
+    "best_loss": float,
+    "best_error": float,
+    "start_loss": float,
+    "since": int,
+    "round": int,
+    "skipped": int,
+    "trouble": str,
+    "factor": float,
+    "gradient": float,
+}
+
+
+def started(family: NetworkFamily, module: nn.Module, model: Any, decay: float, clip: float) -> Run:
+    """Begin a run: AdamW, with weight decay on matrices alone, and on none where the family's weights have a meaning.
+
+    Source: Loshchilov & Hutter (2019).
+    """
+    free = [one for one in module.parameters() if one.requires_grad]
+    matrices = [one for one in free if one.ndim > 1]
+    others = [one for one in free if one.ndim <= 1]
+    groups: Iterable[Any] = [{"params": matrices, "weight_decay": decay if family.decays else 0.0}, {"params": others}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=1e-3, weight_decay=0.0)
+    return Run(family, module, model, optimizer, clip)
+
+
+def measured(module: nn.Module, model: Any, rows: Block) -> tuple[float, float]:
+    """Return the weighted mean of −log q over rows, and its standard error; infinite where it isn't a number."""
+    module.eval()
+    parts = []
+    with torch.no_grad():
+        for i in range(0, len(rows), _CHUNK):
+            block = rows.take(torch.arange(i, min(i + _CHUNK, len(rows))))
+            try:
+                parts.append(-log_likelihood(model, block.x, block.context).to(rows.w))
+            except ValueError:
+                return math.inf, math.inf
+    module.train()
+    losses = torch.cat(parts)
+    share = rows.w / rows.w.sum()
+    mean = float(share @ losses)
+    error = float((share.square() @ (losses - mean).square()).sqrt())
+    return (mean, error) if math.isfinite(mean) else (math.inf, math.inf)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
