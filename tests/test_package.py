@@ -65,7 +65,7 @@ def test_every_example_runs(path, tmp_path):
 
 
 def test_the_examples_cover_the_four_cells():
-    assert [path.stem for path in EXAMPLES] == ["both", "estimate", "log_density_only", "neither", "samples_only"]
+    assert [path.stem for path in EXAMPLES] == ["both", "estimate", "log_density_only", "neither", "samples_only", "sklearn_pipeline"]
 
 
 def test_the_readmes_code_runs(tmp_path):

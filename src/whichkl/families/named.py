@@ -52,7 +52,7 @@ def named_families() -> dict[str, type[Family]]:
     return {
         _small(name): one
         for name, one in public.items()
-        if isinstance(one, type) and issubclass(one, Family) and not inspect.isabstract(one) and _can_be_written(one)
+        if isinstance(one, type) and issubclass(one, Family) and not inspect.isabstract(one)
     }
 
 
@@ -68,12 +68,6 @@ def _written(name: str, kind: type[Family]) -> str:
         text += f"{'' if needed else '['}:{one.name.upper()}"
         depth += not needed
     return text + "]" * depth
-
-
-def _can_be_written(kind: type[Family]) -> bool:
-    """Whether every field that must be given is a word or a number."""
-    needed = [one for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]  # type: ignore[arg-type]
-    return all(re.fullmatch(r"[\s|]*((int|str|float|Literal\[.*\]|\w*Kind|None)[\s|]*)+", str(one.type)) for one in needed)
 
 
 def _small(name: str) -> str:

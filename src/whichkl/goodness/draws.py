@@ -66,7 +66,7 @@ def drawn(law: Any, shape: tuple[int, ...], width: int, seed: int) -> Float[Tens
         raise Unable("the model has no `sample`")
     try:
         with seeded(seed), torch.no_grad():
-            x = law.sample(torch.Size(shape))
+            x: Tensor = law.sample(torch.Size(shape))
     except Exception as error:
         raise Unable(f"drawing from the model raised {type(error).__name__}: {error}") from error
     x = x.detach().to("cpu", torch.float64)
