@@ -75,7 +75,7 @@ def find(
 def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -> tuple[str, ...]:
     """Return a sentence with the next step for each finding."""
     larger = richer(family) or "a flow, or a family of your own"
-    if isinstance(larger, Mixture) and diagnostics.separate > larger.components:
+    if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
         larger = replace(larger, components=diagnostics.separate)
     return tuple(FINDINGS[name].format(richer=larger, simpler=simpler(family)) for name in sorted(findings))
 

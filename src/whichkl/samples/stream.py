@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class Stream(ABC):
     def about(self) -> int:
         """The number of rows, or a guess at it."""
         return 1_000_000 if self.rows is None else self.rows
+
+    @property
+    def identity(self) -> str:
+        """What tells this stream from others: its parts, with the size and time of their files."""
+        return hashlib.sha256("\n".join(repr(part) for part in self.parts).encode()).hexdigest()
 
     @cached_property
     def first(self) -> Block:

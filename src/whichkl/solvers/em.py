@@ -23,12 +23,13 @@ from whichkl.solvers.points import is_exact
 from whichkl.solvers.rows import Rows, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.seeding import seed_states
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
+from whichkl.solvers.split_merge import rearranged
 from whichkl.solvers.squarem import cycle
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 _FLOOR = 1e-6
-_SHORT = 21
+_SHORT, _TRIED = 21, 12
 _ENOUGH = 0.1
 _COARSE = 1e-5
 _OFTEN = 2.0
@@ -40,15 +41,15 @@ _SAMPLE = 50_000
 class ExpectationMaximization(Solver):
     """argmin KL(p‖q) over mixtures: responsibilities, then weighted moments, until the likelihood stays.
 
-    Every covariance is kept above a floor of 1e-6 times the data's variances plus δ²/12, δ the step in which a column
-    was recorded, so that no component can collapse onto a point, or onto a line of rounded values. All starts run as one
-    batch on at most 50,000 rows, the better two to the end; where there are more rows, the best goes on with all of them,
-    in passes whose sums are exact, in single precision while that is enough and in double at the end. SQUAREM leaps
-    make it some times faster. It stops when two cycles in a row gain less than a hundredth of a nat over all rows (over
-    50,000 where there are more; on a quadrature rule 1e-10 nats in the mean).
+    Every covariance is kept above a floor of 1e-6 times the data's variances plus δ²/12, δ the step in which a column was
+    recorded, so that no component can collapse onto a point, or onto a line of rounded values. All starts run as one batch on
+    at most 50,000 rows, the better two to the end; components of the best are split and merged while that helps; where there
+    are more rows, the best goes on with all of them, in passes whose sums are exact, in single precision while that is enough
+    and in double at the end. SQUAREM leaps make it some times faster. It stops when two cycles in a row gain less than a
+    hundredth of a nat over all rows (over 50,000 where there are more; on a quadrature rule 1e-10 nats in the mean).
 
     Source: Dempster, Laird & Rubin (1977); Student-t, Liu & Rubin (1995); starts, Arthur & Vassilvitskii (2007), Biernacki,
-    Celeux & Govaert (2003); leaps, Varadhan & Roland (2008).
+    Celeux & Govaert (2003); leaps, Varadhan & Roland (2008); splits and mergers, Ueda et al. (2000).
     """
 
     name: ClassVar[str] = "em"
@@ -58,10 +59,12 @@ class ExpectationMaximization(Solver):
     starts: int = 5
     tolerance: float = 1e-9
     max_iterations: int = 500
+    moves: bool = True
+    """Whether components are split and merged where that helps."""
 
     def quick(self) -> ExpectationMaximization:
         """Two starts and 1e-5 nats a row: far below the error of a held-out mean."""
-        return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200)
+        return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200, moves=False)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run EM from every start and keep the distinct optima."""
@@ -76,8 +79,15 @@ class ExpectationMaximization(Solver):
         whole = count <= len(sample)
         tolerance = self.tolerance if exact else max(self.tolerance, _ENOUGH / min(count, _SAMPLE))
         first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
-        climb = self._climb(few, frame, first, tolerance if whole else _COARSE, work, "starts", shorten=True)
-        iterations = climb.iterations
+        near = tolerance if whole else _COARSE
+        climb = replace(self, max_iterations=_SHORT)._climb(few, frame, first, near, work, "starts")
+        iterations, state = climb.iterations, climb.state.take(climb.likelihood.topk(min(2, self.starts)).indices)
+        if self.moves and frame.count > 2:
+            better, more = self._rearrange(few, frame, climb.best, work)
+            iterations += more
+            state = better if self.starts == 1 else better.beside(state.take(torch.tensor([0])))
+        climb = self._climb(few, frame, state, near, work, "a sample" if not whole else "the best starts")
+        iterations += climb.iterations
         if not whole:
             climb = self._climb(fitted, frame, climb.best, tolerance, work, "all rows")
             iterations += climb.iterations
@@ -93,9 +103,23 @@ class ExpectationMaximization(Solver):
             optima.append(Optimum(model, loss, climb.small == 2, False))
         return Solution(distinct(optima), iterations, climb.gain, held=held)
 
-    def _climb(
-        self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str, *, shorten: bool = False
-    ) -> Climb:
+    def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
+        """Split and merge components, as long as a few iterations from there end higher than as many from here."""
+        iterations, short = 0, replace(self, max_iterations=_TRIED)
+        for _ in range(frame.count):
+            others = rearranged(here)
+            if others is None:
+                break
+            tried = short._climb(rows, frame, here.beside(others), _COARSE, work.quiet(), "other places")
+            iterations += tried.iterations
+            work.tell("EM, components rearranged", math.nan)
+            best = tried.likelihood.argmax()
+            here = tried.best
+            if int(best) == 0 or float(tried.likelihood[best] - tried.likelihood[0]) < _COARSE:
+                break
+        return here, iterations
+
+    def _climb(self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str) -> Climb:
         """Cycle until two in a row gain less than `tolerance` / 10; in single precision first, where that is enough."""
         name = f"em-{step.replace(' ', '-')}"
         climb = Climb.begin(state)
@@ -110,9 +134,6 @@ class ExpectationMaximization(Solver):
             if single and small:
                 single, small = False, 0
             climb = Climb(state, likelihood, gain, climb.iterations + 3, small, single)
-            if shorten and climb.iterations == _SHORT and len(likelihood) > 2:
-                best = likelihood.topk(2).indices
-                climb = replace(climb, state=state.take(best), likelihood=likelihood[best])
             work.tell(f"EM on {step}", _done(gain, tolerance / 10))
             if work.journal is not None and (climb.small == 2 or time.monotonic() - saved > _OFTEN):
                 work.journal.save(name, *climb.written())

@@ -34,6 +34,11 @@ class State:
         df = None if self.df is None else self.df[starts]
         return State(self.probs[starts], self.loc[starts], self.cov[starts], df)
 
+    def beside(self, other: State) -> State:
+        """Return both as one batch of starts."""
+        df = None if self.df is None or other.df is None else torch.cat([self.df, other.df])
+        return State(torch.cat([self.probs, other.probs]), torch.cat([self.loc, other.loc]), torch.cat([self.cov, other.cov]), df)
+
     @property
     def fits_single(self) -> bool:
         """Whether single precision is enough for an E step that isn't the last one."""
@@ -177,11 +182,10 @@ def _features(y: Float[Tensor, "d m"], out: Float[Tensor, "p m"], *, diagonal: b
 def _log_constant(state: State) -> Float[Tensor, "s k"]:
     """Log π and the logarithm of the component's normaliser."""
     dim = state.loc.shape[-1]
-    volume = torch.linalg.cholesky(state.cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    constant: Tensor = state.probs.log() - torch.linalg.cholesky(state.cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
     if state.df is None:
-        return state.probs.log() - volume - 0.5 * dim * math.log(2 * math.pi)
-    gamma = torch.lgamma((state.df + dim) / 2) - torch.lgamma(state.df / 2)
-    return state.probs.log() - volume + gamma - 0.5 * dim * (state.df * math.pi).log()
+        return constant - 0.5 * dim * math.log(2 * math.pi)
+    return constant + torch.lgamma((state.df + dim) / 2) - torch.lgamma(state.df / 2) - 0.5 * dim * (state.df * math.pi).log()
 
 
 def _freedom(df: Float[Tensor, "s k"], dim: int, spread: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:

@@ -47,8 +47,9 @@ class SampleAverage(Solver):
 
     @classmethod
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to a mixture, where log p can be evaluated."""
-        return super().solves(objective, family, access) and Access.LOG_PROB in access
+        """Reverse KL to a mixture of Gaussians that doesn't tie their covariances, where log p can be evaluated."""
+        is_able = isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
+        return is_able and super().solves(objective, family, access) and Access.LOG_PROB in access
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise from every start on the first nodes, then the distinct optima on twice as many until they stay."""
@@ -129,8 +130,8 @@ def _starts(target: Target, family: Mixture, seed: int) -> list[Distribution]:
     """Mixtures on the best modes, on every start together, and on each start split along its longest axis."""
     locs, trils = find_starts(target, seed)
     starts = [_split(loc, tril, family) for loc, tril in zip(locs, trils, strict=True)]
-    modes = locs[: family.components]
-    if len(modes) == family.components and family.components > 1:
+    modes = locs[: family.count]
+    if len(modes) == family.count and family.count > 1:
         even = torch.full((len(modes),), 1 / len(modes), dtype=locs.dtype)
         starts.insert(0, mixture(even, modes, _shape(trils[: len(modes)], family), family.covariance))
     return [cast(family, start, torch.float64, target.device) for start in starts[:6]]
@@ -138,7 +139,7 @@ def _starts(target: Target, family: Mixture, seed: int) -> list[Distribution]:
 
 def _split(loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], family: Mixture) -> Distribution:
     """Spread K components evenly over ±1 standard deviation of one Gaussian along its longest axis."""
-    count = family.components
+    count = family.count
     _, vector = torch.linalg.eigh(tril @ tril.T)
     axis = vector[:, -1] * torch.linalg.vector_norm(tril.T @ vector[:, -1])
     at = torch.linspace(-1, 1, count, dtype=loc.dtype) if count > 1 else torch.zeros(1, dtype=loc.dtype)

@@ -4,7 +4,7 @@ p is Gaussian with standard deviations 0.9 and a mean at distance 1, q standard 
 neighbours, the classifier, and the automatic one, which is the first of the two that calls itself reliable. Coverage is that of
 the 95 % interval among the answers that call themselves reliable.
 
-`python benchmarks/coverage.py 200 100 3` makes 200, 100 and 3 repeats at 1,000, 10,000 and 100,000 rows: an hour or more; numbers
+`python benchmarks/intervals.py 200 100 3` makes 200, 100 and 3 repeats at 1,000, 10,000 and 100,000 rows: an hour or more; numbers
 after these are dimensions.
 """
 
@@ -72,7 +72,7 @@ def main(repeats, dimensions):
             )
             out.append({"rows": rows, "dim": dim, "truth": truth(dim), "way": way, "repeats": len(all_of_it), **one})
         out[-1]["seconds"] = statistics.fmean(seconds for _, seconds in all_of_it)
-    print(json.dumps({"benchmark": "coverage", "repeats": repeats, "cells": out}))
+    print(json.dumps({"benchmark": "intervals", "repeats": repeats, "cells": out}))
 
 
 if __name__ == "__main__":
