@@ -31,11 +31,15 @@ def context_names(names: Sequence[str], count: int) -> list[str]:
 
 
 def refuse_degenerate(family: Family, covariance: Float[Tensor, "c c"], names: Sequence[str], *, dependent: bool = True) -> None:
-    """Refuse columns x that are constant, which the intercept stands for, and such as depend on each other.
+    """Refuse columns x that aren't finite or are constant, which the intercept stands for, and such as depend on each other.
 
     Raises:
         InputError: there are any; the message names them.
     """
+    if not bool(covariance.isfinite().all()):
+        which = ", ".join(f"`{names[i]}`" for i in (~covariance.diagonal().isfinite()).nonzero().flatten().tolist())
+        because = f"column {which} of x holds NaN or infinities"
+        raise InputError(cannot(f"fit `{family}`", because, "Drop or repair those rows first"))
     constant = (covariance.diagonal() <= 0).nonzero().flatten().tolist()
     if constant:
         which = ", ".join(f"`{names[i]}`" for i in constant)

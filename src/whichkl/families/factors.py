@@ -12,14 +12,14 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 
-_FLOOR = 1e-8
+_FLOOR = 1e-6
 """The least share of a column's variance that is its own (a Heywood case ends there, where the likelihood has its supremum)."""
 
 
 def maximum_likelihood_factors(
     covariance: Float[Tensor, "d d"], rank: int, names: Sequence[str]
 ) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"]]:
-    """Return W and diag D that minimise log|Σ| + tr(Σ⁻¹S) over Σ = WWᵀ + D.
+    """Return W and diag D that minimise log|Σ| + tr(Σ⁻¹S) over Σ = WWᵀ + D; WᵀD⁻¹W is diagonal, the first factor the strongest.
 
     For given D the best W follows from the eigenvectors of D^(−½) S D^(−½), which leaves a function of log D; L-BFGS from three
     starts, on the scale of correlations.
@@ -51,6 +51,7 @@ def maximum_likelihood_factors(
     own = np.exp(best)
     theta, vectors = np.linalg.eigh(correlation / np.sqrt(np.outer(own, own)))
     loadings = np.sqrt(own)[:, None] * vectors[:, -rank:] * np.sqrt(np.maximum(theta[-rank:] - 1, 0))
+    loadings *= np.sign(np.take_along_axis(loadings, np.abs(loadings).argmax(0)[None], 0))  # the sign of a factor is free
     return sd[:, None] * torch.from_numpy(loadings[:, ::-1].copy()).to(sd), sd.square() * torch.from_numpy(own).to(sd)
 
 

@@ -45,8 +45,8 @@ class Response(ABC):
         """Return Cov(y) · by of each row."""
 
     @abstractmethod
-    def gain(self, change: Float[Tensor, "m k"], y: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """Return a number a row: where none is below 0 and one is above, the likelihood grows for ever along `change` of η.
+    def gain(self, change: Float[Tensor, "m k"], y: Float[Tensor, " m"]) -> Float[Tensor, "m j"]:
+        """Return numbers for each row: where none is below 0 and one is above, the likelihood grows for ever along `change` of η.
 
         Source: Albert & Anderson (1984).
         """
@@ -80,7 +80,7 @@ class BernoulliResponse(Response):
 
     def gain(self, change: Tensor, y: Tensor) -> Tensor:
         """Up for 1, down for 0."""
-        return (2 * y - 1) * change[:, 0]
+        return (2 * y - 1)[:, None] * change
 
 
 class CategoricalResponse(Response):
@@ -114,9 +114,8 @@ class CategoricalResponse(Response):
         return mean * (by - (mean * by).sum(1, keepdim=True))
 
     def gain(self, change: Tensor, y: Tensor) -> Tensor:
-        """By how much the row's class gains on the best of the others."""
-        own = y.long()[:, None]
-        return change.gather(1, own)[:, 0] - change.scatter(1, own, -torch.inf).amax(1)
+        """By how much the row's class gains on each of the others."""
+        return change.gather(1, y.long()[:, None]) - change
 
 
 class PoissonResponse(Response):
@@ -143,7 +142,7 @@ class PoissonResponse(Response):
 
     def gain(self, change: Tensor, y: Tensor) -> Tensor:
         """Down for 0; any change loses elsewhere."""
-        return torch.where(y > 0, -change[:, 0].abs(), -change[:, 0])
+        return torch.where(y[:, None] > 0, -change.abs(), -change)
 
     def side(self, y: Tensor) -> Tensor:
         """Nothing, or something."""

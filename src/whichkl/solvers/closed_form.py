@@ -28,6 +28,10 @@ _FAR = 1e3
 """Sums of squares about a point so many standard deviations from the mean have lost six digits: they are taken anew."""
 
 
+_LOCATED = 8
+"""Of so many blocks one tells how far the mean is from the origin: enough to see whether that is far."""
+
+
 class ClosedForm(Solver):
     """argmin KL(p‖q) over an exponential family: q has p's expected sufficient statistics, the only optimum.
 
@@ -131,22 +135,22 @@ class _Add:
 
     def __call__(self, blocks: Iterator[Block]) -> tuple[Sums, Sums, list[Block]]:
         sums: Sums = {}
-        apart: Sums = {}
         kept, start = [], 0
-        for block in blocks:
+        for number, block in enumerate(blocks):
             is_held = held_out(start, len(block), self.stride)
             start += len(block)
-            if is_held is None:
-                _add(sums, self._statistics(block))
-                continue
-            kept.append(block.take(is_held))
-            # rows held out count for nothing here, but are seen: which values there are is no secret
-            _add(sums, self._statistics(Block(block.x, block.w * ~is_held.to(block.w.device), block.context)))
-            _add(apart, self._statistics(kept[-1]))
-        return sums, apart, kept
+            if is_held is not None:
+                if bool(is_held.any()):
+                    kept.append(block.take(is_held))
+                # rows held out count for nothing here, but are seen: which values there are is no secret
+                block = Block(block.x, block.w * ~is_held.to(block.w.device), block.context)
+            _add(sums, self._statistics(block, located=number % _LOCATED == 0))
+        return sums, self._statistics(joined(kept)) if kept else {}, kept
 
-    def _statistics(self, block: Block) -> Sums:
+    def _statistics(self, block: Block, located: bool = True) -> Sums:
         sums = self.family.statistics(block.x, block.w, self.origin, block.context)
+        if not located:
+            return sums
         z = (block.x if block.context is None else torch.cat([block.x, block.context], 1)) - self.origin
         about = {"origin.weight": block.w.sum(), "origin.first": block.w @ z, "origin.second": block.w @ z.square()}
         return {**sums, **about}

@@ -14,6 +14,8 @@ from whichkl.solvers.rows import Rows
 
 _BITS = 16
 _DIGITS = 1 << _BITS
+_ROUNDING = 1e-12
+"""So little less than half of the weight is half of it."""
 _MAGNITUDE = 0x7FFFFFFFFFFFFFFF
 
 
@@ -34,11 +36,9 @@ def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
     for digit in range(64 // _BITS):
         nothing = torch.zeros(len(columns), _DIGITS, dtype=torch.float64)
         table = sum(rows.map(_Count(tuple(columns), found, digit)), nothing)
-        half = table.sum(1) / 2 if digit == 0 else half
+        half = table.sum(1) / 2 * (1 - _ROUNDING) if digit == 0 else half
         reached = below[:, None] + table.cumsum(1)
-        heavy = table > 0  # by rounding all may fall short of half: then it is the last digit that has weight
-        enough = (reached >= half[:, None]) & heavy
-        at = torch.where(enough.any(1), enough.int().argmax(1), (heavy * torch.arange(_DIGITS)).argmax(1))
+        at = ((reached >= half[:, None]) & (table > 0)).int().argmax(1)
         below = (reached - table).gather(1, at[:, None])[:, 0]
         found = found * _DIGITS + at - (_DIGITS // 2 if digit == 0 else 0)
     return torch.where(found < 0, found ^ _MAGNITUDE, found).view(torch.float64)
