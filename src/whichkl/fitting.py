@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -24,8 +23,9 @@ from whichkl.cluster import Workers, workers_of
 from whichkl.diagnostics import Diagnostics, carried, explain, shown_khat, stride_of
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.divergences import Estimate
-from whichkl.families import Family, Gaussian, family_from_config
+from whichkl.families import Family, Gaussian, family_from_config, family_of
 from whichkl.families.family import cast
+from whichkl.goodness import Calibration, TwoSample
 from whichkl.journal import Journal
 from whichkl.objectives import OBJECTIVES, ForwardKL, Objective, objective_of
 from whichkl.solvers import Optimum, Solver, solver_for
@@ -73,6 +73,7 @@ class Fit:
             lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {shown_khat(d.khat)}")
         if len(d.optima) > 1:
             lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
+        lines += [f"  {one}" for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
         lines += [f"  {note}" for note in d.notes]
         return "\n".join(
             lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
@@ -95,6 +96,8 @@ class Fit:
                 **{name: None if getattr(d, name) is None else getattr(d, name).to_dict() for name in _ESTIMATES},
                 "curve": None if d.curve is None else [[count, one.to_dict()] for count, one in d.curve],
                 "notes": list(d.notes),
+                "two_sample": None if d.two_sample is None else d.two_sample.to_dict(),
+                "calibration": None if d.calibration is None else d.calibration.to_dict(),
                 "optima": [{"loss": o.loss, "converged": o.converged, "is_global": o.is_global} for o in d.optima],
             },
             "access": self.advice.access.label,
@@ -259,15 +262,6 @@ def _identity(target: Target, family: Family, objective: Any, solver: Any, seed:
     return {"data": data, "names": target.names, "family": family.config(), "functions": target.access.label, **how}
 
 
-def family_of(family: Any) -> Family:
-    """Return a family, or say which there are."""
-    if isinstance(family, Family):
-        return family
-    known = [name for name, kind in Family.kinds.items() if not inspect.isabstract(kind)]
-    because = f"it is a `{type(family).__name__}`, and this version fits {', '.join(known)}"
-    raise InputError(cannot("fit this family", because, "Use, say, whichkl.families.Gaussian()"))
-
-
 def _check_pairs(target: Target, family: Family) -> None:
     """Refuse pairs (x, y) for a family of one distribution, and single rows for a conditional one."""
     if target.context is not None and not family.conditional:
@@ -324,6 +318,8 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
             optima=tuple(optima),
             curve=None if d.get("curve") is None else tuple((count, Estimate.from_dict(one)) for count, one in d["curve"]),
             notes=tuple(d.get("notes", ())),
+            two_sample=None if d.get("two_sample") is None else TwoSample.from_dict(d["two_sample"]),
+            calibration=None if d.get("calibration") is None else Calibration.from_dict(d["calibration"]),
             **numbers,
             **estimates,
         ),

@@ -37,6 +37,8 @@ FINDINGS = {
 
 _TOO_FAR = 0.1
 """Nats of KL from which a family counts as too small."""
+_SURE, _TOLD, _OFF = 1e-4, 0.6, 0.06
+"""A test on unseen rows counts from this p-value and this AUC, or this distance of the transform from uniform, on."""
 _STEIN = 2_000
 
 
@@ -59,7 +61,8 @@ def find(
     rules = {
         "family_too_small": (value.interval[0] > _TOO_FAR if known else least > _TOO_FAR and not is_forward)
         or (left_out and least > _TOO_FAR)
-        or (d.richer_gain is not None and d.richer_gain.value > max(4 * d.richer_gain.stderr, _TOO_FAR)),
+        or (d.richer_gain is not None and d.richer_gain.value > max(4 * d.richer_gain.stderr, _TOO_FAR))
+        or (is_forward and _is_told_apart(d)),
         "family_too_rich": d.simpler_gain is not None and d.simpler_gain.value > 2 * d.simpler_gain.stderr,
         "other_modes_exist": len(d.optima) > 1 and not is_forward and not (known and value.value < 0.01),
         "accesses_disagree": _accesses_disagree(target, seed),
@@ -70,6 +73,15 @@ def find(
         "weights_unreliable": weights or left_out,
     }
     return frozenset(name for name, holds in rules.items() if holds)
+
+
+def _is_told_apart(d: Diagnostics) -> bool:
+    """Whether unseen rows are far from the model's draws: surely, and by much."""
+    two, calibration = d.two_sample, d.calibration
+    if two is not None and two.auc is not None and two.p_value is not None and two.p_value < _SURE and two.auc > _TOLD:
+        return True
+    columns = () if calibration is None else calibration.columns
+    return any(one.p_value < _SURE and one.distance > _OFF for one in columns)
 
 
 def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from whichkl.diagnostics.result import Diagnostics
 from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.divergences import Estimate
 from whichkl.families import Family
+from whichkl.goodness import transform_calibration, two_sample_test
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.work import Work
@@ -61,6 +62,9 @@ def judge(
             d = _checked(target, family, solver, solution, d, seed)
         else:
             value = reverse_value(target, model_target(model, target), d)
+    if getattr(model, "is_bound", False) and is_forward:
+        note = "the model's log density is known by a lower bound alone, so that this is an upper bound of the cross-entropy"
+        value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))
     if value.up_to is None and value.value + 6 * value.stderr < -1e-6:
         because = f"`normalized=True` was said, and the KL would be {value.number} nats, below 0: its integral isn't one"
         raise TargetError(cannot("use this target", because, "Normalise it, or say `normalized=False`"))
@@ -70,8 +74,20 @@ def judge(
 
 
 def _checked(target: Target, family: Family, solver: Solver, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:
-    """Add the classifier two-sample test and the calibration of the probability integral transform, on unseen rows."""
+    """Add the classifier two-sample test and the calibration of the probability integral transform, on unseen rows.
+
+    Draws of chains aren't independent, and a test would reject for that alone: they are left out.
+    """
     if target.chains is not None or target.sampler is not None:
         return d
     found = unseen(target, family, solver, solution, seed)
-    return d if found is None else replace(d, held=found[0])
+    if found is None:
+        return d
+    block, model = found
+    rows = (block.x, block.w if target.weights is not None else None, block.context, model)
+    return replace(
+        d,
+        held=block,
+        two_sample=two_sample_test(*rows, seed),
+        calibration=transform_calibration(*rows, target.names, seed),
+    )

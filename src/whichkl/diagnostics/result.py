@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from whichkl.divergences import Estimate
+from whichkl.goodness import Calibration, TwoSample
 from whichkl.samples import Block
 from whichkl.solvers import Optimum
 
@@ -37,9 +37,9 @@ class Diagnostics:
     evaluations: dict[str, int] | None = None
     curve: tuple[tuple[int, Estimate], ...] | None = None
     """Held-out mean −log q for each number of components, where that number was to be chosen."""
-    two_sample: Any = None
+    two_sample: TwoSample | None = None
     """Whether a classifier tells the model's draws from unseen rows."""
-    calibration: Any = None
+    calibration: Calibration | None = None
     """Whether the probability integral transform of unseen rows is uniform."""
     held: Block | None = None
     """The unseen rows, in the coordinates of the target; not saved."""
