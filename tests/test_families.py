@@ -12,7 +12,7 @@ from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import LinearRegression
 from torch.distributions import Gamma, Independent, LowRankMultivariateNormal, MultivariateNormal
 
-from whichkl import Target
+from whichkl import Target, fit
 from whichkl._checks import InputError
 from whichkl.families import (
     Categorical,
@@ -361,10 +361,26 @@ def test_margins_are_inferred_from_the_values_and_said():
     x = torch.cat([data(1, 2_000), torch.tensor(g.lognormal(9, 1, (2_000, 1))).round()], 1)
     names = [f"x{i + 1}" for i in range(10)]
     family, note = Product().resolve(x, names)
-    assert family == Product((*NAMED, "lognormal"))
+    assert family == Product((*NAMED, "lognormal"), categories=(None,) * 8 + (5, None))
+    assert Product().resolve(x, names, whole=False)[0] == Product((*NAMED, "lognormal"))
     assert "`x8` holds whole numbers from 0: poisson" in note
     assert "`x7` holds 0 and 1: bernoulli" in note
     assert Product("gamma").resolve(x, names) == (Product("gamma"), "")
+
+
+def test_categories_are_counted_before_a_fit_so_that_rows_held_out_may_be_the_only_ones_of_their_kind():
+    x = torch.tensor([0.0, 1, 2, 2], dtype=D)[:, None]
+    assert Categorical(smoothing=0.5).resolve(x, ["side"]) == (Categorical(3, 0.5), "`side` holds the codes of 3 categories")
+    assert Categorical().resolve(x, ["side"], whole=False) == (Categorical(), "")
+    assert Product("categorical").resolve(x, ["side"])[0] == Product("categorical", categories=(3,))
+    with pytest.raises(InputError, match="1 never occurs"):
+        Categorical().resolve(x[[0, 2]], ["side"])
+    once = Target(samples=torch.tensor([0.0] * 50 + [2.0] * 49 + [1.0]))
+    for family in (Categorical(), Product("categorical")):
+        found = fit(once, family)
+        assert found.value.value == math.inf
+        assert "10-fold" in found.value.method
+        assert math.isfinite(fit(once, type(family)(*["categorical"] * (type(family) is Product), smoothing=1.0)).value.value)
 
 
 def test_a_product_is_evaluated_only_where_its_margins_are():
@@ -442,6 +458,10 @@ SAID = [
     (lambda: maximum_likelihood(Categorical(), data()[:, :2]), r"there are 2 columns.*Use Product\('categorical'\)"),
     (lambda: Product("normel"), "margin 'normel': it isn't a known one. Choose among bernoulli"),
     (lambda: Product().statistics(data(), torch.ones(300), data()[0]), "haven't been chosen yet"),
+    (
+        lambda: Product("categorical", categories=[2]).check_samples(data()[:, 7:], "ab"),
+        "categories of 1 columns, and there are 2",
+    ),
     (lambda: Product(NAMED[:3]).check_samples(data(), ["x"] * 9), "names 3 margins, and there are 9 columns"),
     (
         lambda: Product(NAMED).check_samples(bad(7, -3.0), NAMED),

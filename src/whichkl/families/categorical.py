@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent
@@ -60,6 +61,28 @@ class Categorical(MomentFamily):
     def label(self) -> str:
         """``"a table of categories"``."""
         return "a table of categories"
+
+    def resolve(self, x: Float[Tensor, "n 1"], names: Sequence[str], *, whole: bool = True) -> tuple[Categorical, str]:
+        """Say the number of categories, where it isn't said, so that a part of the rows that lacks some is fitted alike.
+
+        Args:
+            x: rows.
+            names: the column's name.
+            whole: whether these are all rows; of some, nothing can be told.
+
+        Returns:
+            The family to fit, and a note.
+
+        Raises:
+            InputError: values aren't codes, or a code below the largest never occurs.
+        """
+        if self.categories is not None or not whole:
+            return self, ""
+        self.check_samples(x, names)
+        x = x.to(torch.float64)
+        model = self.from_statistics(self.statistics(x, torch.ones_like(x[:, 0]), x[0]), x[0], names)
+        count = len(self.parameters(model)["probs"])
+        return Categorical(count, self.smoothing), f"`{names[0]}` holds the codes of {count} categories"
 
     def statistics(
         self, x: Float[Tensor, "m 1"], w: Float[Tensor, " m"], origin: Float[Tensor, " 1"], context: Tensor | None = None

@@ -51,6 +51,8 @@ class Product(MomentFamily):
             ``"exponential"``, ``"laplace"``, ``"poisson"``, ``"bernoulli"``, ``"categorical"``. None: `resolve` chooses them
             from the values.
         smoothing: by how many further rows each category of a categorical margin is counted.
+        categories: for each column the K of a categorical margin, else None; unless said, every code up to the largest must
+            occur.
 
     Raises:
         InputError: a name isn't known.
@@ -66,6 +68,7 @@ class Product(MomentFamily):
 
     margins: str | tuple[str, ...] | None = None
     smoothing: float = 0.0
+    categories: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check both fields, and keep several names as a tuple."""
@@ -75,19 +78,24 @@ class Product(MomentFamily):
             if name not in MARGINS:
                 instead = f"Choose among {', '.join(sorted(MARGINS))}"
                 raise InputError(cannot(f"use the margin {name!r}", "it isn't a known one", instead))
+        if self.categories is not None:
+            object.__setattr__(self, "categories", tuple(self.categories))
         check_smoothing(self.smoothing)
 
     def __repr__(self) -> str:
         smoothing = f", smoothing={self.smoothing}" if self.smoothing else ""
-        return f"Product(margins={self.margins!r}{smoothing})"
+        categories = f", categories={self.categories}" if self.categories else ""
+        return f"Product(margins={self.margins!r}{smoothing}{categories})"
 
     @property
     def label(self) -> str:
         """``"independent columns"``."""
         return "independent columns"
 
-    def resolve(self, x: Float[Tensor, "n d"], names: Sequence[str], w: Float[Tensor, " n"] | None = None) -> tuple[Product, str]:
-        """Choose a margin for each column where none was said, and say why.
+    def resolve(
+        self, x: Float[Tensor, "n d"], names: Sequence[str], w: Float[Tensor, " n"] | None = None, *, whole: bool = True
+    ) -> tuple[Product, str]:
+        """Choose a margin for each column where none was said, and say why; count the categories of categorical ones.
 
         Of the margins that take all of a column's values, the one with the best BIC, log likelihood − ½ · parameters · log n.
         Whole numbers get a density only where they spread over many steps.
@@ -96,25 +104,27 @@ class Product(MomentFamily):
             x: rows to choose by.
             names: the columns' names.
             w: their weights.
+            whole: whether these are all rows; of some, the number of categories can't be told.
 
         Returns:
-            A product with named margins, and a note; this product and ``""`` where they were named.
+            A product with named margins, and a note; ``""`` where they were named.
 
         Raises:
             InputError: no margin takes a column's values, as where it is constant.
 
         Source: Schwarz (1978).
         """
-        if self.margins is not None:
-            return self, ""
         x = x.to(torch.float64)
+        if self.margins is not None:
+            return self._counted(x, names) if whole else self, ""
         w = torch.ones_like(x[:, 0]) if w is None else w.to(torch.float64)
         chosen, notes = [], []
         for column, name in zip(x.T, names, strict=True):
             margin, note = self._best(column, w / w.sum() * len(x), name)
             chosen.append(margin)
             notes.append(note)
-        return Product(tuple(chosen), self.smoothing), "; ".join(notes)
+        family = Product(tuple(chosen), self.smoothing)
+        return family._counted(x, names) if whole else family, "; ".join(notes)
 
     def about_median(self, dim: int) -> list[int]:
         """Return the columns whose `origin` must be their weighted median, since their sums are taken about it."""
@@ -187,8 +197,22 @@ class Product(MomentFamily):
         ]
         return Columns(laws, margins)
 
-    def _margin(self, name: str) -> Margin:
-        return CategoricalMargin(None, self.smoothing) if name == "categorical" else MARGINS[name]()
+    def _counted(self, x: Tensor, names: Sequence[str]) -> Product:
+        """Say the number of categories of each categorical margin that takes the values of its column."""
+        margins = self._each(x.shape[1])
+        if self.categories is not None or all(margin.name != "categorical" for margin in margins):
+            return self
+        counts: list[int | None] = []
+        for margin, column, name in zip(margins, x.T, names, strict=True):
+            if margin.name == "categorical" and bool(margin.allows(column).all()):
+                sums = margin.statistics(column.contiguous(), torch.ones_like(column), column[0])
+                counts.append(len(margin.parameters(margin.from_statistics(sums, column[0], name))["probs"]))
+            else:
+                counts.append(None)
+        return Product(self.margins, self.smoothing, tuple(counts))
+
+    def _margin(self, name: str, categories: int | None = None) -> Margin:
+        return CategoricalMargin(categories, self.smoothing) if name == "categorical" else MARGINS[name]()
 
     def _each(self, dim: int) -> list[Margin]:
         """Return the margin of each column."""
@@ -199,7 +223,11 @@ class Product(MomentFamily):
         if len(names) != dim:
             because = f"it names {len(names)} margins, and there are {dim} columns"
             raise InputError(cannot(f"use `{self}`", because, "Name one a column, or one for all"))
-        return [self._margin(name) for name in names]
+        counts = self.categories or (None,) * dim
+        if len(counts) != dim:
+            because = f"it names the categories of {len(counts)} columns, and there are {dim}"
+            raise InputError(cannot(f"use `{self}`", because, "Name one a column, None where it isn't categorical"))
+        return [self._margin(name, count) for name, count in zip(names, counts, strict=True)]
 
     def _best(self, column: Tensor, w: Tensor, name: str) -> tuple[str, str]:
         """Return the margin with the best BIC, and a note."""

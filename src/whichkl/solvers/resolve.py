@@ -23,5 +23,5 @@ def resolve(target: Target, family: Family, seed: int, work: Work) -> tuple[Fami
     x = target.samples if target.samples is not None else None if target.stream is None else target.stream.first.x
     if x is None:
         return family, None, ()
-    explicit, note = inferred(x, target.names)
+    explicit, note = inferred(x, target.names, whole=target.samples is not None)
     return explicit, None, (note,) if note else ()
