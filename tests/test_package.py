@@ -65,7 +65,15 @@ def test_every_example_runs(path, tmp_path):
 
 
 def test_the_examples_cover_the_four_cells():
-    assert [path.stem for path in EXAMPLES] == ["both", "estimate", "log_density_only", "neither", "samples_only", "sklearn_pipeline"]
+    assert [path.stem for path in EXAMPLES] == [
+        "both",
+        "estimate",
+        "log_density_only",
+        "neither",
+        "samples_only",
+        "sklearn_pipeline",
+        "supervised",
+    ]
 
 
 def test_the_readmes_code_runs(tmp_path):
