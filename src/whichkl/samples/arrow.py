@@ -12,8 +12,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.samples.columns import check_names, check_types, floats, rows_from
-from whichkl.samples.shard import FilePart, Shard, refuse_broken
-from whichkl.samples.stream import BLOCK
+from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,11 @@ class ArrowPart(FilePart):
 
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
         """Map the file anew for every batch, so that pages that have been read are let go."""
+        step = block_rows(len(self.names))
         for number in range(*self.batches):
             columns, count = self._batch(number)
-            for start in range(0, count, BLOCK):
-                yield rows_from(columns, start, min(start + BLOCK, count))
+            for start in range(0, count, step):
+                yield rows_from(columns, start, min(start + step, count))
 
     def _batch(self, number: int) -> tuple[list[Any], int]:
         arrow = require("pyarrow", "app")

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.samples.columns import check_names, floats, is_number, rows_from
-from whichkl.samples.shard import FilePart, Shard
-from whichkl.samples.stream import BLOCK
+from whichkl.samples.shard import FilePart, Shard, block_rows
 
 _BYTES = 2**22
 """Bytes that are parsed at once; a column's type is told from the first so many."""
@@ -34,13 +33,13 @@ class CsvPart(FilePart):
 
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
         """Parse the file from its start."""
-        arrow = require("pyarrow", "app")
+        arrow, step = require("pyarrow", "app"), block_rows(len(self.names))
         try:
             with _reader(Path(self.path), dict(zip(self.names, self.types, strict=True))) as reader:
                 for batch in reader:
                     columns = [floats(column) for column in batch.columns]
-                    for start in range(0, len(batch), BLOCK):
-                        yield rows_from(columns, start, min(start + BLOCK, len(batch)))
+                    for start in range(0, len(batch), step):
+                        yield rows_from(columns, start, min(start + step, len(batch)))
         except (arrow.ArrowException, UnicodeDecodeError) as error:
             explain(Path(self.path), str(error))
 

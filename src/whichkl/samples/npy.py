@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.samples.shard import ROWS_READ, FilePart, Shard
-from whichkl.samples.stream import BLOCK
+from whichkl.samples.shard import FilePart, Shard, block_rows
+
+_BLOCKS = 16
+"""Blocks that are mapped at once."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,11 @@ class NpyPart(FilePart):
 
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
         """Map the file anew every few blocks, so that pages that have been read are let go."""
-        for first in range(self.start, self.stop, ROWS_READ):
-            values = open_array(self.path, mapped="r")[first : min(first + ROWS_READ, self.stop)]
-            for start in range(0, len(values), BLOCK):
-                yield torch.from_numpy(np.array(values[start : start + BLOCK], dtype=np.float64, order="C"))
+        step = block_rows(len(self.names))
+        for first in range(self.start, self.stop, _BLOCKS * step):
+            values = open_array(self.path, mapped="r")[first : min(first + _BLOCKS * step, self.stop)]
+            for start in range(0, len(values), step):
+                yield torch.from_numpy(np.array(values[start : start + step], dtype=np.float64, order="C"))
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.samples.columns import check_names, check_types, floats, rows_from
-from whichkl.samples.shard import ROWS_READ, FilePart, Shard, refuse_broken
-from whichkl.samples.stream import BLOCK
+from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken
 
 _BUFFER = 65_536
 """Bytes that are read at once of each column."""
-_CHECKED = 2**22
-"""Values that are decoded at once, at most: it bounds the rows of very wide tables."""
+_BLOCKS = 4
+"""Blocks that are decoded at once."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,13 @@ class ParquetPart(FilePart):
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
         """Decode the row groups, one thread for all columns: others work on other parts."""
         arrow = require("pyarrow", "app")
-        most = max(BLOCK, min(ROWS_READ, _CHECKED // len(self.names)))
+        step = block_rows(len(self.names))
         try:
             with self._open() as file:
-                for batch in file.iter_batches(batch_size=most, row_groups=range(*self.groups), use_threads=False):
+                for batch in file.iter_batches(batch_size=_BLOCKS * step, row_groups=range(*self.groups), use_threads=False):
                     columns = [floats(column) for column in batch.columns]
-                    for start in range(0, len(batch), BLOCK):
-                        yield rows_from(columns, start, min(start + BLOCK, len(batch)))
+                    for start in range(0, len(batch), step):
+                        yield rows_from(columns, start, min(start + step, len(batch)))
         except (arrow.ArrowException, OSError) as error:
             raise self._explain(str(error)) from error
 
@@ -73,7 +72,7 @@ class ParquetPart(FilePart):
             for name in self.names:
                 try:
                     with self._open() as file:
-                        for _ in file.iter_batches(batch_size=BLOCK, row_groups=[group], columns=[name], use_threads=False):
+                        for _ in file.iter_batches(batch_size=4_096, row_groups=[group], columns=[name], use_threads=False):
                             pass
                 except (arrow.ArrowException, OSError) as error:
                     because = f"column `{name}` of row group {group} is broken ({' '.join(str(error).split())[:200]})"

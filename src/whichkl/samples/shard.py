@@ -14,8 +14,17 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.samples.stream import BLOCK, Block, Part
 
-ROWS_READ = 4 * BLOCK
-"""Rows that a reader of files decodes at once: several blocks, of few enough bytes to stay in the processor's cache."""
+_VALUES = 2**15
+"""Values of a block, where its rows aren't few: what is made of them should stay in the processor's cache."""
+
+
+def block_rows(columns: int) -> int:
+    """Return how many rows of so many columns make a block: `BLOCK`, and fewer of wide ones.
+
+    >>> block_rows(2), block_rows(16), block_rows(1_000)
+    (4096, 2048, 512)
+    """
+    return max(512, min(BLOCK, _VALUES // columns))
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class FilePart(Part):
 
     @abstractmethod
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Read its rows in order, in float64, about `BLOCK` at once.
+        """Read its rows in order, in float64, `block_rows` at once.
 
         Raises:
             InputError: the file is broken.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -67,6 +68,8 @@ class Rows:
         if bijection is None:
             return block
         check_finite(block.x, self.names, f"samples ({part.label}, rows from {start:,})")
+        if bijection.is_real:
+            return block
         outside = ~bijection.contains(block.x)
         if bool(outside.any()):
             first = start + int(outside.nonzero()[0, 0])
@@ -101,10 +104,12 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     return Rows(slices(Block(x, w, target.context)), target.names, None, workers)
 
 
+@lru_cache(maxsize=512)
 def held_out(start: int, count: int, stride: int) -> Tensor | None:
     """Tell which of the rows from `start` on are held out: one in `stride` of their part; None where none is.
 
-    They are spread by a hash of the row's number (Steele, Lea & Flood, 2014), not evenly: data can have a period.
+    They are spread by a hash of the row's number (Steele, Lea & Flood, 2014), not evenly: data can have a period. All parts
+    share one answer, which isn't to be changed.
     """
     if stride == 0:
         return None
