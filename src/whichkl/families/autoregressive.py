@@ -134,13 +134,16 @@ class Columns(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q of rows; −∞ where a value isn't one of a column's categories."""
-        rows = value if self.event_shape else value[..., None]
+        return self.columns(value if self.event_shape else value[..., None]).sum(-1)
+
+    def columns(self, rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Return log q of each column given those before it."""
         most = torch.tensor(self.network.categories, device=rows.device)
-        known = ((rows >= 0) & (rows < most) & (rows == rows.floor())).all(-1)
-        whole = torch.where(known[..., None], rows, torch.zeros_like(rows)).long()
+        known = (rows >= 0) & (rows < most) & (rows == rows.floor())
+        whole = torch.where(known, rows, torch.zeros_like(rows)).long()
         found = self.network.logits(whole, self.given)
-        total = torch.stack([one.gather(-1, whole[..., j, None])[..., 0] for j, one in enumerate(found)], -1).sum(-1)
-        return torch.where(known, total, torch.full_like(total, -math.inf))
+        each = torch.stack([one.gather(-1, whole[..., j, None])[..., 0] for j, one in enumerate(found)], -1)
+        return torch.where(known, each, torch.full_like(each, -math.inf))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw column by column."""

@@ -89,7 +89,7 @@ class _Network(Standardised):
 
     def __init__(self, shape: Shape, family: Flow) -> None:
         super().__init__(shape)
-        flows: Any = require("zuko", "flows").flows
+        flows = _flows()
         fields = {"transforms": family.transforms, "hidden_features": family.hidden, "activation": nn.SiLU}
         if family.kind != "maf":
             fields["bins"] = family.bins
@@ -103,3 +103,12 @@ class _Network(Standardised):
         base = self.flow() if x is None else self.flow(self.standard_context(x))
         law = TransformedDistribution(base, [AffineTransform(self.mean, self.scale, event_dim=1)], validate_args=False)
         return Scalar(law) if self.is_scalar and self.dim == 1 else law
+
+
+def _flows() -> Any:
+    """Import zuko's flows, and leave torch's checks of arguments on, which zuko turns off for everybody."""
+    checks = Distribution._validate_args
+    try:
+        return require("zuko", "flows").flows
+    finally:
+        Distribution.set_default_validate_args(checks)

@@ -163,7 +163,8 @@ def law_of(module: nn.Module, *given: Tensor) -> Distribution:
     """
     law = module(*given)
     if not isinstance(law, Distribution):
-        because = f"its `forward` returned a `{type(law).__name__}`, not a torch Distribution"
+        kind = "Tensor" if isinstance(law, Tensor) else type(law).__name__
+        because = f"its `forward` returned a `{kind}`, not a torch Distribution"
         raise InputError(cannot(f"use the module `{type(module).__name__}`", because, "Return the law of a row"))
     return law
 

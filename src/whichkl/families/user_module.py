@@ -89,11 +89,11 @@ class Module(NetworkFamily):
         return self.network(shape)
 
     def config(self) -> dict[str, Any]:
-        """Return the class names, and a digest of the starting weights: the module itself isn't written down."""
+        """Return the class's name, and a digest of the starting weights: the module itself isn't written down."""
         digest = hashlib.sha256(repr(self.module).encode())
         for name, value in state_of(self.module).items():
             digest.update(name.encode() + value.detach().cpu().double().contiguous().numpy().tobytes())
-        return {"family": "Module", "module": type(self.module).__qualname__, "start": digest.hexdigest()[:16]}
+        return {"family": "Module", "module": f"{type(self.module).__qualname__}, start {digest.hexdigest()[:16]}"}
 
     def _loaded(self, module: nn.Module, state: Mapping[str, Tensor], floats: Sequence[Tensor]) -> nn.Module:
         """Load into the module in its own dtype."""

@@ -18,22 +18,22 @@ from whichkl.solvers.training import Run, started
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target, seeded
 
-_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-_RATES_OF_MODULES = (*_RATES, 3e-2, 1e-1)
-"""A user's module isn't standardised: its weights may have a long way to go."""
+_RATES = (5e-4, 1.5e-3, 5e-3)
+_RATES_OF_FEW = (*_RATES, 1.5e-2, 5e-2, 0.15)
+"""The weights of a user's module, and of a linear model, may have a long way to go."""
 _TRIAL = 100
 _WARM = 100
 _RESTARTS = 5
 _FLAT = 1e-3
-"""Nats of which a loss may still fall in the last fifth of the schedule, and count as flat; or one standard error."""
+"""Nats of which a loss may still fall in the second half of the schedule, and count as flat; or half a standard error."""
 
 
 @dataclass(frozen=True)
 class Stochastic(Solver):
     """argmin KL(p‖q) over a network's weights: AdamW on batches, warm-up and cosine decay, clipped gradients.
 
-    A tenth of the rows (20,000 at most) is set aside: the weights that do best on them are the answer, and training stops
-    when they haven't been bettered for `patience` of the schedule. Rows in memory are shuffled fully, a stream's parts by
+    The weights are averaged over the last hundred steps or so. A tenth of the rows (20,000 at most) is set aside: the averages
+    that do best on them are the answer, and training stops when they haven't been bettered for `patience` of the schedule. Rows in memory are shuffled fully, a stream's parts by
     their order and its rows within a buffer. A learning rate is chosen by short trials. A round that ends worse than the
     start goes back to the best weights, at half the rate. Gradient descent finds a local optimum, which depends on the seed.
 
@@ -50,7 +50,7 @@ class Stochastic(Solver):
     Raises:
         InputError: a field is out of range.
 
-    Source: Loshchilov & Hutter (2017, 2019); early stopping, Prechelt (1998).
+    Source: Loshchilov & Hutter (2017, 2019); averages, Polyak & Juditsky (1992); early stopping, Prechelt (1998).
 
     >>> Stochastic(epochs=10).quick().epochs
     3
@@ -120,9 +120,9 @@ class Stochastic(Solver):
         x = data.validation.x
         with seeded(seed):
             module = family.start(data.summary, data.shape).to(x.device)
-            model: Any = family.wrap(module.train(), data.shape)
             few = data.validation.take(slice(0, 32))  # type: ignore[arg-type]
             try:
+                model: Any = family.wrap(module.train(), data.shape)
                 value = log_likelihood(model, few.x, few.context)
             except InputError:
                 raise
@@ -137,7 +137,7 @@ class Stochastic(Solver):
     def _best_rate(self, family: NetworkFamily, data: Data, seed: int, work: Work) -> float:
         """Train for `_TRIAL` steps at each rate from the same start; return the one with the least loss on unseen rows."""
         found = []
-        rates = _RATES if family.decays else _RATES_OF_MODULES
+        rates = _RATES if family.decays and getattr(family, "hidden", ()) else _RATES_OF_FEW
         for i, rate in enumerate(rates):
             work.tell("trying learning rates", i / len(rates))
             run = self._begin(family, data, seed)
@@ -181,8 +181,8 @@ class Stochastic(Solver):
         model = run.family.finished(run.module, data.shape)
         failed = run.skipped > self.skips or run.factor < 0.5**_RESTARTS
         early = self._is_stopped(run, rounds)
-        before = run.history[max(0, len(run.history) - 1 - max(1, rounds // 5))]
-        flat = run.round >= rounds and before - run.best_loss <= max(_FLAT, run.best_error)
+        before = run.history[len(run.history) // 2]
+        flat = run.round >= rounds and before - run.best_loss <= max(_FLAT, run.best_error / 2)
         notes = list(run.family.remarks(data.summary, target.names))
         if failed:
             why = f"{run.skipped} batches were skipped ({run.trouble})" if run.skipped else "its loss rose again and again"

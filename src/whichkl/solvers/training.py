@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from whichkl.samples import Block
 
 _CHUNK = 4_096
 _ENTRY = "training"
+_MEMORY = 100
 
 
 @dataclass
@@ -28,6 +29,10 @@ class Run:
     model: Any
     optimizer: torch.optim.Optimizer
     clip: float
+    average: list[Tensor] = field(default_factory=list)
+    """A moving average of the weights, over the last hundred steps or so: it is what is judged and kept."""
+    taken: int = 0
+    """Steps in that average."""
     best: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = math.inf
     """Mean −log q of the rows to stop by, under the best weights."""
@@ -65,16 +70,20 @@ class Run:
             return self._skip("its gradient was NaN or infinite")
         self.gradient = norm
         self.optimizer.step()
+        self._mix()
         return value
 
     def judge(self, validation: Block) -> float:
         """Measure the loss on the rows to stop by, and keep the weights where it's the least so far."""
+        now = [one.detach().clone() for one in self.weights]
+        self._put(self.average or now)
         loss, error = measured(self.module, self.model, validation)
         if loss < self.best_loss:
             self.best_loss, self.best_error, self.since = loss, error, 0
             self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         else:
             self.since += 1
+        self._put(now)
         self.history.append(self.best_loss)
         return loss
 
@@ -82,12 +91,19 @@ class Run:
         """Go back to the best weights; forget the optimizer's moments, and go on more slowly."""
         self.module.load_state_dict(self.best)
         self.optimizer.state.clear()
+        self.average, self.taken = [], 0
         self.factor *= slower
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights that are trained."""
+        return [one for one in self.module.parameters() if one.requires_grad]
 
     def save(self, journal: Journal, rate: float) -> None:
         """Write down everything that the next round depends on."""
         tensors = {f"now.{name}": value for name, value in self.module.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"average.{i}": value for i, value in enumerate(self.average)}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": value for name, value in state.items()}
         numbers = {name: getattr(self, name) for name in _NUMBERS}
@@ -105,6 +121,7 @@ class Run:
         self.module.load_state_dict(_under("now.", tensors))
         device = next(self.module.parameters()).device
         self.best = {name: value.to(device) for name, value in _under("best.", tensors).items()}
+        self.average = [tensors[f"average.{i}"].to(device) for i in range(len(_under("average.", tensors)))]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("adam.", tensors).items():
             number, key = name.split(".", 1)
@@ -114,6 +131,22 @@ class Run:
             setattr(self, name, kind(notes[name]))
         self.history = [float(one) for one in notes["history"]]
         return float(notes["rate"])
+
+    def _mix(self) -> None:
+        """Take the weights into their average: of all steps at first, then with a memory of `_MEMORY` steps.
+
+        Source: Polyak & Juditsky (1992).
+        """
+        self.taken += 1
+        now = [one.detach() for one in self.weights]
+        if not self.average:
+            self.average = [one.clone() for one in now]
+        torch._foreach_lerp_(self.average, now, 1 / min(1 + self.taken / 10, _MEMORY))
+
+    def _put(self, weights: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for one, value in zip(self.weights, weights, strict=True):
+                one.copy_(value)
 
     def _skip(self, why: str) -> float:
         self.skipped += 1
@@ -127,6 +160,7 @@ _NUMBERS: dict[str, type] = {
     "start_loss": float,
     "since": int,
     "round": int,
+    "taken": int,
     "skipped": int,
     "trouble": str,
     "factor": float,
