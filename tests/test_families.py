@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import LinearRegression
-from torch.distributions import Gamma, Independent, LowRankMultivariateNormal, MultivariateNormal
+from torch.distributions import Gamma, Independent, LowRankMultivariateNormal, MultivariateNormal, kl_divergence
 
-from whichkl import Target, fit
+from whichkl import Target, estimate, fit
 from whichkl._checks import InputError
 from whichkl.families import (
     Categorical,
@@ -393,6 +393,19 @@ def test_a_product_is_evaluated_only_where_its_margins_are():
         model.log_prob(data()[:, :2])
     assert not model.has_rsample
     assert maximum_likelihood(Product("gamma"), data()[:, 3]).rsample((2,)).shape == (2, 1)
+
+
+def test_a_product_of_densities_is_a_target_like_any_law():
+    p, q = (maximum_likelihood(Product(["gamma", "normal"]), data(seed)[:, [3, 0]]) for seed in (0, 1))
+    target = Target.of(p)
+    x = data()[:20, [3, 0]]
+    free = target.unconstrained()
+    u = target.bijection.inverse(x)
+    torch.testing.assert_close(target.bijection.forward(u), x)
+    torch.testing.assert_close(free.log_prob(u), p.log_prob(x) + x[:, 0].log())
+    each = [float(kl_divergence(a, b)) for a, b in zip(p.laws, q.laws, strict=True)]
+    found = estimate(p=p, q=q, divergence="forward_kl")
+    assert found.value == pytest.approx(sum(each), abs=5 * (found.stderr or 0) + 1e-6)
 
 
 # ---- linear Gaussian

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, biject_to, constraints, transforms
 from torch.distributions.constraints import Constraint
 
 
@@ -25,6 +25,15 @@ class ColumnsSupport(Constraint):
     def check(self, value: Tensor) -> Tensor:
         """Tell which rows lie inside."""
         return torch.stack([one.check(value[..., i]) for i, one in enumerate(self.columns)], -1).all(-1)
+
+
+def _bijection(support: ColumnsSupport) -> transforms.Transform:
+    """Carry each column of ℝᵈ into its own support."""
+    each = [transforms.IndependentTransform(biject_to(one), 1) for one in support.columns]
+    return transforms.CatTransform(each, dim=-1, lengths=[1] * len(each))
+
+
+biject_to.register(ColumnsSupport, _bijection)
 
 
 class Columns(Distribution):

@@ -140,10 +140,11 @@ class _Add:
             is_held = held_out(start, len(block), self.stride)
             start += len(block)
             if is_held is not None:
-                if bool(is_held.any()):
-                    kept.append(block.take(is_held))
+                apart = is_held.nonzero()[:, 0]
+                if len(apart):
+                    kept.append(block.take(apart))
                 # rows held out count for nothing here, but are seen: which values there are is no secret
-                block = Block(block.x, block.w * ~is_held.to(block.w.device), block.context)
+                block = Block(block.x, block.w.masked_fill(is_held.to(block.w.device), 0), block.context)
             _add(sums, self._statistics(block, located=number % _LOCATED == 0))
         return sums, self._statistics(joined(kept)) if kept else {}, kept
 

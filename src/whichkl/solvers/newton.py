@@ -15,9 +15,10 @@ from whichkl.families import Family
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.samples import Slice
-from whichkl.solvers.regression import Design, Evaluation, survey
+from whichkl.solvers.regression import Design, Evaluation
 from whichkl.solvers.rows import Rows, mean_log_likelihood, rows_of
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
+from whichkl.solvers.survey import survey
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
