@@ -24,8 +24,8 @@ _RATES_OF_FEW = (*_RATES, 1.5e-2, 5e-2, 0.15)
 _TRIAL = 100
 _WARM = 100
 _RESTARTS = 5
-_FLAT = 1e-3
-"""Nats of which a loss may still fall in the second half of the schedule, and count as flat; or half a standard error."""
+_FLAT = (0.002, 0.02)
+"""Nats of which a loss may still fall in the second half of the schedule, and count as flat: half a standard error, within these."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ class Stochastic(Solver):
         model = run.family.finished(run.module, data.shape)
         failed = run.skipped > self.skips or run.factor < 0.5**_RESTARTS
         early = self._is_stopped(run, rounds)
-        before = run.history[len(run.history) // 2]
-        flat = run.round >= rounds and before - run.best_loss <= max(_FLAT, run.best_error / 2)
+        before = run.history[(len(run.history) - 1) // 2]
+        flat = run.round >= rounds and before - run.best_loss <= min(max(_FLAT[0], run.best_error / 2), _FLAT[1])
         notes = list(run.family.remarks(data.summary, target.names))
         if failed:
             why = f"{run.skipped} batches were skipped ({run.trouble})" if run.skipped else "its loss rose again and again"
