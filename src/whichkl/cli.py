@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +29,10 @@ app = typer.Typer(
 _REVERSED = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
 _out, _err = Console(), Console(stderr=True)
 
-Samples = Annotated[Path | None, typer.Argument(help="Samples of the target: a CSV, Parquet, Arrow or NPY file, one row a draw.")]
+Samples = Annotated[
+    Path | None,
+    typer.Argument(help="Samples of the target: a CSV, Parquet, Arrow or NPY file, or a folder of them, one row a draw."),
+]
 LogProb = Annotated[
     str | None,
     typer.Option(
@@ -43,7 +46,13 @@ Support = Annotated[
     str | None,
     typer.Option("--support", help="Where the target has mass: real, positive, unit_interval, simplex, 'interval(a, b)'."),
 ]
-FamilyName = Annotated[str, typer.Option("--family", help="gaussian, gaussian:diagonal, mixture:K or mixture:K:diagonal.")]
+FamilyName = Annotated[
+    str,
+    typer.Option(
+        "--family",
+        help="gaussian, gaussian:diagonal, mixture:3, mixture:auto, mixture:4:tied, student_t, product, flow; a wrong one lists all.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes every random choice.")]
 
@@ -150,21 +159,36 @@ def fit(
         str | None, typer.Option("--objective", help="forward_kl or reverse_kl; unless said, what the access allows.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html and the saved fit.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", help="'auto' or HOST:PORT of a Ray cluster whose machines read the samples; the same answer."),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a model to samples, to a log density, or to both."""
+    """Fit a model to samples, to a log density, or to both. Killed, the same command with the same --out goes on."""
     if out is not None:
         check_writable(out)
-    with _err.status("loading torch", spinner="dots") as status:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
+        bar = progress.add_task("loading torch", total=None)
+
+        def tell(step: str, done: float) -> None:
+            total = None if done != done else 1.0
+            progress.update(bar, description=step, total=total, completed=0.0 if total is None else min(done, 1.0))
+
         from whichkl.fitting import fit as run_fit
         from whichkl.reporting import report
 
+        tell("opening the target", math.nan)
         target, chosen = _target(samples, log_prob, dim, support), _family(family)
-        status.update(f"fitting {chosen.label}")
-        result = run_fit(target, chosen, objective=objective, seed=seed)
+        tell(f"fitting {chosen.label}", math.nan)
+        journal = None if out is None else out / ".journal"
+        result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
         if out is not None:
-            status.update("writing the report")
+            tell("writing the report", math.nan)
             result.save(out / "fit")
             report(result, out / "report.html")
     if as_json:
@@ -276,18 +300,10 @@ def run() -> None:
 
 
 def _target(samples: Path | None, log_prob: str | None, dim: int | None, support: str | None) -> Target:
-    from whichkl.samples import read_samples
     from whichkl.targets import Target
 
-    table = read_samples(samples) if samples is not None else None
     function = _load_function(log_prob) if log_prob is not None else None
-    return Target(
-        samples=None if table is None else table.values,
-        names=None if table is None else table.names,
-        log_prob=function,
-        dim=dim,
-        support=support,
-    )
+    return Target(samples=samples, log_prob=function, dim=dim, support=support)
 
 
 def _side(text: str, form: str, chains: int | None) -> Any:
@@ -336,20 +352,15 @@ def _load_function(place: str) -> Any:
 
 
 def _family(text: str) -> Family:
-    from whichkl.families import Gaussian, Mixture
+    from whichkl.families.named import family_named
 
-    match = re.fullmatch(r"(gaussian|mixture:(\d+))(?::(full|diagonal))?", text.strip())
-    if match is None:
-        because = "it isn't a known one"
-        raise InputError(
-            cannot(f"use the family `{text}`", because, "Choose gaussian, gaussian:diagonal, mixture:K or mixture:K:diagonal")
-        )
-    shape: Any = match[3] or "full"
-    return Mixture(int(match[2]), shape) if match[2] else Gaussian(shape)
+    return family_named(text)
 
 
 def _parameters(result: Any) -> dict[str, Any]:
-    """The best model's parameters in free coordinates."""
+    """The best model's parameters in free coordinates; of a network nothing, they are in the saved fit."""
+    if result.solver == "stochastic":
+        return {}
     best = result.diagnostics.optima[0].model
     return {name: value.tolist() for name, value in result.family.parameters(best).items()}
 

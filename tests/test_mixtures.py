@@ -1,0 +1,324 @@
+"""Mixtures and Student-t by EM: known laws found again, on rows in memory and in files, and killed fits that go on."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import scipy.stats
+import torch
+
+import whichkl as wk
+from whichkl._checks import InputError
+from whichkl.cluster import Threads
+from whichkl.families import Gaussian, Mixture, StudentT, family_from_config
+from whichkl.families.student_t import MultivariateStudentT
+from whichkl.journal import Journal
+from whichkl.samples import Block, Slice
+from whichkl.solvers import ExpectationMaximization
+from whichkl.solvers.rows import Rows
+from whichkl.solvers.work import Work
+
+D = torch.float64
+
+
+def clouds(n, seed=0, dim=3, count=4, apart=5.0):
+    rng = np.random.default_rng(seed)
+    centres = apart * np.random.default_rng(99).normal(size=(count, dim))
+    return centres[rng.integers(0, count, n)] + rng.normal(size=(n, dim))
+
+
+def solved(x, family, **options):
+    return ExpectationMaximization(**options).solve(wk.Target(samples=x), family, 0)
+
+
+def same(a, b, family, atol=0.0):
+    for name, value in family.parameters(a).items():
+        torch.testing.assert_close(family.parameters(b)[name], value, rtol=0, atol=atol)
+
+
+# ---- the Student-t law itself
+
+
+def test_student_t_is_scipys():
+    loc, scale = np.array([0.5, -1.0, 2.0]), np.array([[2.0, 0.3, 0.1], [0.3, 1.0, 0.0], [0.1, 0.0, 0.5]])
+    law = MultivariateStudentT(torch.tensor(3.5, dtype=D), torch.tensor(loc), torch.linalg.cholesky(torch.tensor(scale)))
+    other = scipy.stats.multivariate_t(loc, scale, df=3.5)
+    x = other.rvs(size=50, random_state=0)
+    np.testing.assert_allclose(law.log_prob(torch.tensor(x)), other.logpdf(x), rtol=1e-12)
+    np.testing.assert_allclose(law.covariance_matrix, scale * 3.5 / 1.5, rtol=1e-12)
+
+
+def test_student_t_draws_have_its_covariance_and_gradients():
+    torch.manual_seed(0)
+    df = torch.tensor(9.0, dtype=D, requires_grad=True)
+    law = MultivariateStudentT(df, torch.zeros(2, dtype=D), torch.eye(2, dtype=D))
+    x = law.rsample((100_000,))
+    y = x.detach().square()
+    assert float((y.mean(0) - law.variance.detach()).abs().max()) < 4 * float(y.std()) / math.sqrt(len(y))
+    x.square().sum().backward()
+    assert df.grad is not None and float(df.grad) < 0  # fewer degrees of freedom, wider
+
+
+@pytest.mark.parametrize("df", [0.9, 1.9])
+def test_student_t_moments_that_do_not_exist_are_not_numbers(df):
+    law = MultivariateStudentT(torch.tensor(df), torch.zeros(2), torch.eye(2))
+    assert bool(law.mean.isnan().all()) == (df <= 1)
+    assert bool((law.variance == math.inf).all())
+
+
+def test_student_t_is_fitted_as_scipy_does():
+    x = scipy.stats.t(4, loc=1, scale=2).rvs(size=800, random_state=1)
+    df, loc, scale = scipy.stats.t.fit(x)
+    model = solved(x, StudentT(), tolerance=1e-12).best.model
+    theirs = scipy.stats.t(df, loc, scale).logpdf(x).mean()
+    assert float(model.log_prob(torch.tensor(x)[:, None]).mean()) >= theirs - 1e-7
+    assert [float(model.df), float(model.loc[0]), float(model.scale_tril[0, 0])] == pytest.approx([df, loc, scale], rel=1e-3)
+
+
+def test_student_t_stands_outliers_and_the_report_says_that_a_gaussian_does_not():
+    x = np.concatenate([np.random.default_rng(0).normal(size=(400, 2)), np.full((8, 2), 60.0) + np.arange(16).reshape(8, 2)])
+    fit = wk.fit(x, StudentT())
+    assert float(fit.model.loc.abs().max()) < 0.2
+    assert fit.value.value < wk.fit(x).value.value - 1
+
+
+def test_diagonal_student_t_has_no_correlations():
+    x = clouds(500, count=1)
+    scale = solved(x, StudentT("diagonal")).best.model.scale_tril
+    assert torch.equal(scale, torch.diag(scale.diagonal()))
+
+
+# ---- mixtures
+
+
+@pytest.mark.parametrize("family", [Mixture(4), Mixture(4, "diagonal"), Mixture(4, "tied"), Mixture(4, law="student_t")], ids=str)
+def test_four_clouds_are_found(family):
+    x = clouds(2_000)
+    solution = solved(x, family)
+    truth = Mixture(4).model(
+        {
+            "probs": torch.full((4,), 0.25, dtype=D),
+            "loc": torch.tensor(5.0 * np.random.default_rng(99).normal(size=(4, 3))),
+            "scale_tril": torch.eye(3, dtype=D).expand(4, 3, 3),
+        }
+    )
+    assert solution.best.converged
+    assert solution.best.loss <= -float(truth.log_prob(torch.tensor(x)).mean()) + 1e-9
+
+
+def test_tied_covariances_are_one():
+    scale = solved(clouds(600), Mixture(3, "tied")).best.model.component_distribution.scale_tril
+    assert torch.equal(scale[0], scale[1]) and torch.equal(scale[0], scale[2])
+
+
+def test_split_and_merge_leaves_a_poor_optimum():
+    x = clouds(3_000, count=8, apart=6.0)
+    losses = {moves: [solved_with(x, moves, seed) for seed in range(8)] for moves in (False, True)}
+    best = min(losses[True])
+    assert max(losses[True]) - best < 1e-3
+    assert max(losses[False]) - best > 0.05  # without, one start of eight isn't enough
+
+
+def solved_with(x, moves, seed):
+    solver = ExpectationMaximization(starts=1, moves=moves)
+    return solver.solve(wk.Target(samples=x), Mixture(8), seed).best.loss
+
+
+def test_weights_are_repeated_rows():
+    x, w = clouds(300), np.arange(300) % 3 + 1.0
+    again = ExpectationMaximization().solve(wk.Target(samples=x, weights=w), Mixture(2), 0).best
+    repeated = solved(np.repeat(x, w.astype(int), axis=0), Mixture(2)).best
+    assert again.loss == pytest.approx(repeated.loss, abs=1e-4)
+
+
+def test_duplicated_points_do_not_collapse_a_component():
+    x = np.concatenate([clouds(200), np.repeat([[40.0, 40.0, 40.0]], 50, axis=0)])
+    model = solved(x, Mixture(2)).best.model
+    assert float(model.component_distribution.scale_tril.diagonal(dim1=-2, dim2=-1).min()) > 1e-4
+    assert bool(model.log_prob(torch.tensor(x)).isfinite().all())
+
+
+def test_auto_finds_the_number_and_shows_its_curve(tmp_path):
+    fit = wk.fit(clouds(1_000), Mixture("auto"))
+    assert fit.family == Mixture(4)
+    curve = dict(fit.diagnostics.curve)
+    assert min(curve, key=lambda k: curve[k].value) >= 4
+    assert curve[1].value - curve[4].value > 1
+    assert any("4 components were chosen" in note for note in fit.diagnostics.notes)
+    fit.save(tmp_path / "fit")
+    assert dict(wk.Fit.load(tmp_path / "fit").diagnostics.curve)[4].value == curve[4].value
+
+
+def test_auto_of_one_cloud_is_one():
+    assert wk.fit(clouds(500, count=1), Mixture("auto", "tied")).family.components == 1
+
+
+def test_auto_says_what_it_needs():
+    with pytest.raises(InputError, match="too few for one component"):
+        wk.fit(clouds(4), Mixture("auto"))
+    with pytest.raises(ValueError, match="held-out samples, and the target has none"):
+        wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1), dim=2), Mixture("auto"))
+
+
+@pytest.mark.parametrize("family", [StudentT(), StudentT("diagonal"), Mixture(2, "tied"), Mixture(2, law="student_t")], ids=str)
+def test_families_are_rebuilt_from_their_configuration_and_file(family, tmp_path):
+    assert family_from_config(family.config()) == family
+    fit = wk.fit(clouds(300), family)
+    fit.save(tmp_path / "fit")
+    x = torch.tensor(clouds(20, seed=5))
+    torch.testing.assert_close(wk.Fit.load(tmp_path / "fit").model.log_prob(x), fit.model.log_prob(x))
+
+
+BAD = [
+    (lambda: Mixture("many"), "whole number of at least 1, or 'auto'"),
+    (lambda: Mixture(0), "at least 1"),
+    (lambda: Mixture(2, "round"), "Choose 'full', 'diagonal' or 'tied'"),
+    (lambda: Mixture(2, law="cauchy"), "Choose among 'gaussian', 'student_t'"),
+    (lambda: StudentT("tied"), "Choose 'full' or 'diagonal'"),
+    (lambda: wk.fit(clouds(3), StudentT()), "needs at least 5 rows"),
+    (lambda: wk.fit(wk.problems.bimodal(), Mixture(2, "tied"), objective="reverse_kl"), "doesn't minimise `reverse_kl`"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=range(len(BAD)))
+def test_what_cannot_be_is_said(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- many rows: parts, single precision, held-out rows, files, threads
+
+
+def many(n=150_000):
+    return clouds(n, dim=4, count=3)
+
+
+def test_single_precision_on_the_way_ends_where_double_does():
+    x = many()
+    single = solved(x, Mixture(3), starts=2).best
+    whole = Slice(Block(torch.tensor(x), torch.ones(len(x), dtype=D)))
+    double = ExpectationMaximization(starts=2).run(Rows((whole,), tuple("abcd")), Mixture(3), 0).best  # one part: all double
+    assert single.loss == pytest.approx(double.loss, abs=1e-6)
+    same(*(_sorted(one.model) for one in (single, double)), Mixture(3), atol=2e-3)
+
+
+def _sorted(model):
+    family = Mixture(3)
+    order = family.parameters(model)["loc"][:, 0].argsort()
+    return family.model({name: value[order] for name, value in family.parameters(model).items()})
+
+
+def test_a_fit_of_many_rows_holds_rows_out_and_still_uses_them_all():
+    x = many()
+    fit = wk.fit(x, Mixture(3))
+    assert "rows held out" in fit.value.method
+    assert fit.value.n == pytest.approx(len(x) / 7, rel=0.05)
+    entropy = 0.5 * 4 * (1 + math.log(2 * math.pi)) + math.log(3)
+    assert abs(fit.value.value - entropy) < 4 * fit.value.stderr + 0.01
+    again = solved(x, Mixture(3)).best.model  # on all rows from the beginning
+    same(_sorted(fit.model), _sorted(again), Mixture(3), atol=1e-3)
+    assert fit.findings == frozenset()
+
+
+def test_files_and_memory_threads_and_one_thread_give_the_same_bits(tmp_path):
+    x = many(140_000)
+    for i, part in enumerate(np.split(x, 2)):
+        table = pa.table({name: part[:, j] for j, name in enumerate("abcd")})
+        pyarrow.parquet.write_table(table, tmp_path / f"part-{i}.parquet", row_group_size=35_000)
+    target = wk.Target.of(tmp_path)
+    solver = ExpectationMaximization(starts=2)
+    found = [solver.solve(target.unconstrained(), Mixture(3), 0, Work(Threads(k)), 7).best.model for k in (1, 2)]
+    same(*found, Mixture(3))
+    inside = solved(x, Mixture(3), starts=2).best
+    streamed = solver.solve(target.unconstrained(), Mixture(3), 0).best
+    assert streamed.loss == pytest.approx(inside.loss, abs=1e-6)
+    fit = wk.fit(target, Mixture(3))
+    assert fit.status == "converged"
+    assert "rows held out" in fit.value.method
+
+
+# ---- killed, and begun again
+
+
+def test_an_interrupted_climb_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("whichkl.solvers.em._OFTEN", 0.0)
+
+    class Stop(Exception):
+        pass
+
+    def journal(folder):
+        return Work(Threads(1), journal=Journal.of(tmp_path / folder, {"a": 1}))
+
+    x, family = clouds(20_000, count=6), Mixture(5, law="student_t")
+    solver, target = ExpectationMaximization(starts=2), wk.Target(samples=x)
+    whole = solver.solve(target, family, 0, journal("whole")).best.model
+    for patience in (3, 9, 20):
+        left = [patience]
+
+        def tell(step, done, left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Stop
+
+        with pytest.raises(Stop):
+            solver.solve(target, family, 0, Work(Threads(1), tell, journal(f"broken-{patience}").journal))
+        assert any((tmp_path / f"broken-{patience}").rglob("*.safetensors"))
+        again = solver.solve(target, family, 0, journal(f"broken-{patience}")).best.model
+        same(whole, again, family)
+
+
+@pytest.mark.parametrize("family", ["mixture:auto", "mixture:6"])
+def test_the_command_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path, family):
+    x = clouds(12_000, dim=4, count=5, apart=1.5)
+    pyarrow.parquet.write_table(pa.table({f"c{j}": x[:, j] for j in range(4)}), tmp_path / "data.parquet")
+
+    def start(out):
+        command = [sys.executable, "-m", "whichkl", "fit", "data.parquet", "--family", family, "--out", out, "--json"]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    kills = 0
+    broken = start("broken")
+    deadline = time.monotonic() + 60
+    while broken.poll() is None and time.monotonic() < deadline:
+        if any((tmp_path / "broken" / ".journal").glob("*/*.safetensors")):
+            broken.send_signal(signal.SIGKILL)
+            kills += 1
+            break
+        time.sleep(0.05)
+    broken.communicate()
+    assert kills == 1, "the fit ended before it could be killed: give it more to do"
+    kept = list((tmp_path / "broken" / ".journal").glob("*/*.safetensors"))
+    assert kept
+    assert not (tmp_path / "broken" / "report.html").exists()
+    out, error = start("broken").communicate()
+    expected, _ = whole.communicate()
+    assert error == ""
+    assert json.loads(out)["parameters"] == json.loads(expected)["parameters"]
+    assert (tmp_path / "broken" / "report.html").exists()
+    assert not (tmp_path / "broken" / ".journal").exists()
+    assert sorted(os.listdir(tmp_path / "broken")) == ["fit", "report.html"]
+
+
+def test_a_journal_of_other_data_is_not_read(tmp_path):
+    a, b = clouds(300), clouds(300, seed=1)
+    one = Journal.of(tmp_path, {"data": "a"})
+    ExpectationMaximization().solve(wk.Target(samples=a), Mixture(2), 0, Work(journal=one))
+    plain = wk.fit(b, Mixture(2)).model
+    again = wk.fit(b, Mixture(2), journal=tmp_path).model
+    same(plain, again, Mixture(2))
+    assert not tmp_path.exists()
+
+
+def test_the_gaussian_below_a_mixture_of_one_is_the_same():
+    x = clouds(300)
+    one = solved(x, Mixture(1)).best
+    assert one.loss == pytest.approx(wk.solvers.ClosedForm().solve(wk.Target(samples=x), Gaussian(), 0).best.loss, abs=1e-9)
