@@ -1,9 +1,8 @@
 """Closed-form Gaussian over a folder of Parquet: memory and time beside reading the same files by the same iterator.
 
 `python benchmarks/streams.py 1 2 1x8` takes so many gigabytes (10⁹ bytes of float64), one after another, in 16 columns unless
-said; the files are written to a temporary folder as pyarrow writes them unless told otherwise. Each measurement is a process of its own; the
-peak is what its resident memory grew beyond that after the imports. Files are read once before, so that all ways find them in
-the page cache.
+said; pyarrow writes them to a temporary folder in its usual way. Each measurement is a process of its own; the peak is what its
+resident memory grew beyond that after the imports. The first round is not counted, so that all find the files in the page cache.
 """
 
 import json
@@ -94,12 +93,14 @@ def main(cases, rounds=3):
     table = []
     for gigabytes, columns in cases:
         with tempfile.TemporaryDirectory() as name:
-            write(Path(name), gigabytes, columns)
+            # in a process of its own: a child's peak begins at its parent's
+            subprocess.run([sys.executable, __file__, "--write", name, str(gigabytes), str(columns)], check=True)
             found = {way: [] for way in WAYS}
-            for _ in range(rounds):
+            for number in range(rounds + 1):
                 for way in WAYS:
                     command = [sys.executable, __file__, "--measure", way, name]
-                    found[way].append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+                    done = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+                    found[way] += [done] if number else []
         middle = {key: {way: statistics.median(one[key] for one in found[way]) for way in WAYS} for key in ("seconds", "cpu")}
         for way in WAYS:
             row = {"gigabytes": gigabytes, "columns": columns, "rows": found[way][0]["rows"], "way": way}
@@ -124,5 +125,7 @@ def _case(text):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         measure(sys.argv[2], sys.argv[3], 2)
+    elif sys.argv[1:2] == ["--write"]:
+        write(Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
     else:
         main([_case(text) for text in sys.argv[1:]] or [(0.25, 16)])

@@ -85,7 +85,7 @@ def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None
     Raises:
         InputError: a cell isn't finite.
     """
-    if bool(x.sum().isfinite()):  # one fast pass: a sum over NaN or an infinity is never finite
+    if math.isfinite(x.sum().item()):  # one fast pass: a sum over NaN or an infinity is never finite
         return
     bad = (~x.isfinite()).nonzero()
     if len(bad) == 0:

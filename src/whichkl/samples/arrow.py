@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.samples.columns import check_names, check_types, floats, rows_from
-from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken
+from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken, stamp
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ class ArrowPart(FilePart):
 class ArrowShard(Shard):
     """An Arrow file, as its footer tells it."""
 
-    size: int
     batches: int
 
     def parts(self, rows: int) -> Sequence[ArrowPart]:
@@ -63,7 +62,7 @@ class ArrowShard(Shard):
             return []
         step = max(1, rows * self.batches // self.rows)
         cuts = [(i, min(i + step, self.batches)) for i in range(0, self.batches, step)]
-        return [ArrowPart(self.path, self.size, self.names, cut) for cut in cuts]
+        return [ArrowPart(self.path, self.size, self.changed, self.names, cut) for cut in cuts]
 
 
 def open_arrow(path: str) -> ArrowShard:
@@ -83,4 +82,4 @@ def open_arrow(path: str) -> ArrowShard:
     if rows:
         check_types(path, schema.names, schema.types)
     kinds = tuple(str(kind) for kind in schema.types)
-    return ArrowShard(path, tuple(schema.names), kinds, rows, os.stat(path).st_size, batches)
+    return ArrowShard(*stamp(path), tuple(schema.names), kinds, rows, batches)

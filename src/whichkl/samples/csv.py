@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.samples.columns import check_names, floats, is_number, rows_from
-from whichkl.samples.shard import FilePart, Shard, block_rows
+from whichkl.samples.shard import FilePart, Shard, block_rows, stamp
 
 _BYTES = 2**22
 """Bytes that are parsed at once; a column's type is told from the first so many."""
@@ -48,11 +47,9 @@ class CsvPart(FilePart):
 class CsvShard(Shard):
     """A CSV file, as its first lines tell it."""
 
-    size: int
-
     def parts(self, rows: int) -> Sequence[CsvPart]:
         """Return the one part, the file, unless it's known to be empty."""
-        return [] if self.rows == 0 else [CsvPart(self.path, self.size, self.names, self.types)]
+        return [] if self.rows == 0 else [CsvPart(self.path, self.size, self.changed, self.names, self.types)]
 
 
 def open_csv(path: str) -> CsvShard:
@@ -75,7 +72,7 @@ def open_csv(path: str) -> CsvShard:
             if not is_number(kind):
                 explain(Path(path), f"column `{name}` holds {kind}")
     kinds = tuple("bool" if arrow.types.is_boolean(kind) else "double" for kind in schema.types)
-    return CsvShard(path, names, kinds, 0 if first is None else None, os.stat(path).st_size)
+    return CsvShard(*stamp(path), names, kinds, 0 if first is None else None)
 
 
 def _reader(file: Path, types: dict[str, str] | None) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ from whichkl.samples.stream import BLOCK, Block, Part, Stream
 class LoaderPart(Part):
     """All batches of a loader; one part, since a data set needn't bear two readers at once."""
 
-    loader: DataLoader[Any]
+    loader: DataLoader[Any] = field(repr=False)
     names: tuple[str, ...] = ()
     context_names: tuple[str, ...] = ()
     digest: str = ""
     """Of the first batch that was seen: the next reading must begin with it."""
+    count: int | None = None
+    """The number of items, where it's known."""
 
     @property
     def label(self) -> str:
@@ -62,7 +65,7 @@ class LoaderPart(Part):
             if values.shape[1] != len(names):
                 because = f"batch {number} of {self.label} has {values.shape[1]} columns, and the first one {len(names)}"
                 raise InputError(cannot("use this DataLoader", because, "Give every row the same columns"))
-            if not bool(values.sum().isfinite()):
+            if not math.isfinite(values.sum().item()):
                 check_finite(values, names, f"samples (batch {number} of {self.label}, rows from {start:,})")
         if self.names and (block.context is None) == bool(self.context_names):
             because = f"batch {number} of {self.label} is a pair and the first one isn't, or the other way round"
@@ -90,7 +93,7 @@ class Loaded(Stream):
         self.names = tuple(f"x{i + 1}" for i in range(first.x.shape[1]))
         given = 0 if first.context is None else first.context.shape[1]
         self.context_names = tuple(f"x{i + 1}" for i in range(given))
-        self._part = LoaderPart(loader, self.names, self.context_names, digest_of(first))
+        self._part = LoaderPart(loader, self.names, self.context_names, digest_of(first), _count(loader))
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -100,10 +103,7 @@ class Loaded(Stream):
     @property
     def rows(self) -> int | None:
         """The length of the data set, where it has one and its items are rows."""
-        loader = self._part.loader
-        if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None or not hasattr(loader.dataset, "__len__"):
-            return None
-        return len(loader.dataset)
+        return None if self._part.loader.batch_size is None else self._part.count
 
 
 def digest_of(block: Block) -> str:
@@ -112,6 +112,11 @@ def digest_of(block: Block) -> str:
     if block.context is not None:
         whole.update(block.context.contiguous().cpu().numpy().tobytes())
     return whole.hexdigest()
+
+
+def _count(loader: DataLoader[Any]) -> int | None:
+    data: Any = loader.dataset
+    return None if isinstance(data, IterableDataset) or not hasattr(data, "__len__") else len(data)
 
 
 def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:

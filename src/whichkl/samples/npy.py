@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.samples.shard import FilePart, Shard, block_rows
+from whichkl.samples.shard import FilePart, Shard, block_rows, stamp
 
 _BLOCKS = 16
 """Blocks that are mapped at once."""
@@ -48,12 +48,10 @@ class NpyPart(FilePart):
 class NpyShard(Shard):
     """An NPY file, as its header tells it."""
 
-    size: int
-
     def parts(self, rows: int) -> Sequence[NpyPart]:
         """Cut after every so many rows."""
         count = self.rows or 0
-        return [NpyPart(self.path, self.size, self.names, i, min(i + rows, count)) for i in range(0, count, rows)]
+        return [NpyPart(self.path, self.size, self.changed, self.names, i, min(i + rows, count)) for i in range(0, count, rows)]
 
 
 def open_npy(path: str) -> NpyShard:
@@ -66,7 +64,7 @@ def open_npy(path: str) -> NpyShard:
     names = tuple(f"x{i + 1}" for i in range(values.shape[1]))
     if not names:
         raise InputError(cannot(f"read `{path}`", "it has no columns", "Write at least one column of numbers"))
-    return NpyShard(path, names, (str(values.dtype),) * len(names), len(values), os.stat(path).st_size)
+    return NpyShard(*stamp(path), names, (str(values.dtype),) * len(names), len(values))
 
 
 def open_array(path: str | os.PathLike[str], mapped: Literal["r"] | None = None) -> np.ndarray:

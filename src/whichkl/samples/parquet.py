@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.samples.columns import check_names, check_types, floats, rows_from
-from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken
+from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken, stamp
 
 _BUFFER = 65_536
 """Bytes that are read at once of each column."""
@@ -37,7 +36,7 @@ class ParquetPart(FilePart):
 
     def place(self, row: int) -> str:
         """Name the row group, and the row in it."""
-        footer = _footer(self.path, self.size, os.stat(self.path).st_mtime_ns)
+        footer = _footer(self.path, self.size, self.changed)
         for group in range(*self.groups):
             rows = footer.row_group(group).num_rows
             if row < rows:
@@ -59,7 +58,7 @@ class ParquetPart(FilePart):
             raise self._explain(str(error)) from error
 
     def _open(self) -> Any:
-        footer = _footer(self.path, self.size, os.stat(self.path).st_mtime_ns)
+        footer = _footer(self.path, self.size, self.changed)
         module = require("pyarrow.parquet", "app")
         return module.ParquetFile(
             self.path, metadata=footer, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
@@ -84,7 +83,6 @@ class ParquetPart(FilePart):
 class ParquetShard(Shard):
     """A Parquet file, as its footer tells it."""
 
-    size: int
     counts: tuple[int, ...] = field(repr=False)
     """The rows of each row group."""
 
@@ -98,7 +96,7 @@ class ParquetShard(Shard):
             have += count
         if have:
             found.append((first, len(self.counts)))
-        return [ParquetPart(self.path, self.size, self.names, groups) for groups in found]
+        return [ParquetPart(self.path, self.size, self.changed, self.names, groups) for groups in found]
 
 
 def open_parquet(path: str) -> ParquetShard:
@@ -118,7 +116,7 @@ def open_parquet(path: str) -> ParquetShard:
         check_types(path, schema.names, schema.types)
     counts = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
     kinds = tuple(str(kind) for kind in schema.types)
-    return ParquetShard(path, tuple(schema.names), kinds, footer.num_rows, os.stat(path).st_size, counts)
+    return ParquetShard(*stamp(path), tuple(schema.names), kinds, footer.num_rows, counts)
 
 
 @lru_cache(maxsize=16)

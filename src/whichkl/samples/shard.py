@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ class FilePart(Part):
 
     path: str
     size: int
+    changed: int
+    """When, in nanoseconds; for telling fits apart, not checked, since copies on other machines have other dates."""
     names: tuple[str, ...]
 
     @abstractmethod
@@ -56,7 +59,7 @@ class FilePart(Part):
         self._check_file()
         start, weights = 0, torch.ones(BLOCK, dtype=torch.float64)
         for x in self.rows():
-            if not bool(x.sum().isfinite()):  # a sum can also overflow, so look closely
+            if not math.isfinite(x.sum().item()):  # a sum can also overflow, so look closely
                 self._refuse(x, start)
             start += len(x)
             yield Block(x, weights[: len(x)] if len(x) <= BLOCK else torch.ones(len(x), dtype=torch.float64))
@@ -88,12 +91,16 @@ class Shard(ABC):
 
     Args:
         path: the file, absolute.
+        size: its bytes.
+        changed: when it was last written, in nanoseconds.
         names: its column names.
         types: their types, in words that can be compared with another shard's.
         rows: how many there are; None where that isn't known without reading them all.
     """
 
     path: str
+    size: int
+    changed: int
     names: tuple[str, ...]
     types: tuple[str, ...]
     rows: int | None
@@ -101,6 +108,12 @@ class Shard(ABC):
     @abstractmethod
     def parts(self, rows: int) -> Sequence[FilePart]:
         """Cut the file into parts of about so many rows, as its format allows; the same ones each time."""
+
+
+def stamp(path: str) -> tuple[str, int, int]:
+    """Return a file's path, its size, and when it was last written."""
+    status = os.stat(path)
+    return path, status.st_size, status.st_mtime_ns
 
 
 def refuse_broken(path: str, kind: str, reason: str) -> InputError:
