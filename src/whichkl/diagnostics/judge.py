@@ -7,6 +7,7 @@ from typing import Any
 
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
+from whichkl.diagnostics.ends import beyond_the_ends
 from whichkl.diagnostics.findings import find
 from whichkl.diagnostics.held_out import forward_value, in_sample, unseen
 from whichkl.diagnostics.models import model_target
@@ -49,8 +50,9 @@ def judge(
         TargetError: the target was said to be normalised, and the KL would be negative.
     """
     d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
-    d = replace(d, notes=solution.notes)
     is_forward = isinstance(objective, ForwardKL)
+    ends = beyond_the_ends(target, model, seed) if is_forward and whole and family.carried else ()
+    d = replace(d, notes=(*solution.notes, *ends))
     if is_forward and not whole and target.samples is not None:
         value = in_sample(target, model)
     else:
