@@ -7,12 +7,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributions import Distribution
+
 from whichkl._checks import InputError, cannot, plain
 from whichkl.diagnostics import shown_khat
-from whichkl.families import richer
+from whichkl.families import richer, simpler
 from whichkl.fitting import Fit
 from whichkl.plots import SHOWN, plot
+from whichkl.plots.rows import data
 from whichkl.reporting.page import Block, Section, write_page
+from whichkl.reporting.rows_section import rows_section
 from whichkl.solvers import Optimum
 
 _TITLES = {"forward_kl": "Forward KL", "reverse_kl": "Reverse KL"}
@@ -20,6 +25,12 @@ _DIRECTIONS = {
     "forward_kl": "KL(p‖q), the expectation under the target: it covers mass.",
     "reverse_kl": "KL(q‖p), the expectation under the model: it tends to seek modes.",
 }
+
+
+_CROSS_ENTROPY = (
+    "The loss is the cross-entropy KL(p‖q) + H(p), as in every fit to samples alone: H(p), the entropy of the data, is the same "
+    "for every model, so that differences between models are differences in KL, and the number itself is not one."
+)
 
 
 def report(result: Any, path: str | os.PathLike[str]) -> Path:
@@ -37,7 +48,8 @@ def report(result: Any, path: str | os.PathLike[str]) -> Path:
         because = f"it is a `{type(result).__name__}`"
         raise InputError(cannot("report on this", because, "Pass what whichkl.fit returned"))
     title = f"{_TITLES[result.objective.name]} over {result.family.label}"
-    sections = [_verdict(result), _evidence(result), _choice(result), _configuration(result)]
+    rows = rows_section(result)
+    sections = [_verdict(result), *([] if rows is None else [rows]), _evidence(result), _choice(result), _configuration(result)]
     return write_page(path, title, _DIRECTIONS[result.objective.name], sections, "Written by whichkl. All numbers are in nats.")
 
 
@@ -51,7 +63,15 @@ def _verdict(fit: Fit) -> Section:
         "nothing speaks against it" if not count else f"{count} finding{'s' * (count > 1)} speak{'s' * (count == 1)} against it"
     )
     lead = f"The solver {fit.status}, and {judgement}. {fit.value}."
-    return Section("Did it work?", lead, (*blocks, Block.chart(plot(fit), _caption(fit))))
+    return Section("Did it work?", lead, (*blocks, *_figure(fit)))
+
+
+def _figure(fit: Fit) -> list[Block]:
+    """The fit's own figure; none for a conditional fit without its rows."""
+    if not isinstance(fit.model, Distribution) and data(fit) is None:
+        return []
+    figure = plot(fit)
+    return [Block.chart(figure, (figure.layout.meta or {}).get("caption") or _caption(fit))]
 
 
 def _caption(fit: Fit) -> str:
@@ -68,6 +88,8 @@ def _caption(fit: Fit) -> str:
 def _evidence(fit: Fit) -> Section:
     d = fit.diagnostics
     rows = [("value", fit.value.number, fit.value.method)]
+    if d.held_out is not None and d.held_out.number != fit.value.number:
+        rows.append(("held-out −log q", d.held_out.number, d.held_out.method))
     if d.elbo is not None:
         rows.append(("ELBO", d.elbo.number, "mean of log p − log q over fresh draws of q"))
     if d.ess is not None and d.khat is not None and d.elbo is not None:
@@ -80,13 +102,27 @@ def _evidence(fit: Fit) -> Section:
                 "from the weights, and from separate optima that q leaves out",
             )
         )
-    if d.richer_gain is not None:
-        rows.append(("gain of the next richer family", d.richer_gain.number, f"{richer(fit.family)}, nats a draw, paired"))
+    for word, gain, near in (("richer", d.richer_gain, richer(fit.family)), ("simpler", d.simpler_gain, simpler(fit.family))):
+        if gain is not None and near is not None:
+            rows.append((f"gain of the next {word} family", gain.number, f"{near.label}, nats a draw, paired"))
+    if d.two_sample is not None and d.two_sample.auc is not None:
+        number = f"AUC {d.two_sample.auc:.3f} ± {d.two_sample.stderr:.3f}"
+        rows.append(("classifier, unseen rows or draws of q?", number, f"chance is 0.5; p = {d.two_sample.p_value:.2g}"))
+    if d.calibration is not None and d.calibration.p_value is not None:
+        count, seen = len(d.calibration.columns), f"{d.calibration.rows:,} unseen rows"
+        what = f"least of {count} columns, corrected for their number" if count > 1 else "of the one column"
+        rows.append(("calibration", f"p = {d.calibration.p_value:.2g}", f"{what}, on {seen}"))
     if d.node_error is not None:
         rows.append(("node error", f"{d.node_error:.3g}", "shift of the means in sd when the nodes are doubled"))
     if d.residual > 0:
         rows.append(("size of the gradient at the end", f"{d.residual:.1g}", f"after {d.iterations} iterations"))
     blocks = [Block.table(("measure", "number", "meaning"), rows)]
+    for name, check in (("classifier test", d.two_sample), ("calibration", d.calibration)):
+        if check is not None and check.reason is not None:
+            blocks.append(Block.paragraph(f"No {name}: {check.reason}."))
+    if fit.value.up_to == "entropy_p":
+        blocks.append(Block.paragraph(_CROSS_ENTROPY))
+    blocks += [Block.paragraph(f"{note[:1].upper()}{note[1:]}{'' if note.endswith('.') else '.'}") for note in d.notes]
     if len(d.optima) > 1:
         optima = [(str(i + 1), f"{o.loss:.4f}", "global" if o.is_global else "local", _at(o)) for i, o in enumerate(d.optima)]
         note = "Every distinct optimum that was found; means in unconstrained coordinates."
@@ -95,7 +131,7 @@ def _evidence(fit: Fit) -> Section:
 
 
 def _at(optimum: Optimum) -> str:
-    mean = [f"{value + 0.0:.3g}" for value in optimum.model.mean.tolist()]
+    mean = [f"{value + 0.0:.3g}" for value in torch.as_tensor(optimum.model.mean).flatten().tolist()]
     return ", ".join(mean[:6]) + (", …" if len(mean) > 6 else "")
 
 
@@ -104,5 +140,10 @@ def _choice(fit: Fit) -> Section:
 
 
 def _configuration(fit: Fit) -> Section:
-    text = json.dumps(plain(fit.to_dict()), indent=1)
+    fields = fit.to_dict()
+    calibration = fields["diagnostics"].get("calibration")
+    if calibration:
+        columns = [{key: value for key, value in one.items() if key != "curve"} for one in calibration["columns"]]
+        fields["diagnostics"] = {**fields["diagnostics"], "calibration": {**calibration, "columns": columns}}
+    text = json.dumps(plain(fields), indent=1, ensure_ascii=False)
     return Section("Exact configuration", "What it takes to do this again.", (Block.listing(text),))

@@ -12,6 +12,7 @@ function paint({ box, figure }) {
   for (const key of Object.keys(layout)) {
     if (/^[xy]axis/.test(key)) layout[key] = { ...layout[key], gridcolor: grid };
   }
+  if (layout.meta && layout.meta.square) layout.height = Math.min(layout.height, box.clientWidth);
   if (box.clientWidth < 480) layout.font.size = 11;
   Plotly.react(box, figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import secrets
@@ -23,7 +24,7 @@ class Block:
 
     kind: str
     text: str = ""
-    figure: Figure | None = None
+    figures: tuple[Figure, ...] = ()
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     label: str = ""
@@ -51,7 +52,12 @@ class Block:
     @classmethod
     def chart(cls, figure: Figure, caption: str) -> Block:
         """A plotly figure with a caption that says what to see."""
-        return cls("chart", caption, figure=figure)
+        return cls("chart", caption, figures=(figure,))
+
+    @classmethod
+    def charts(cls, figures: Sequence[Figure], caption: str) -> Block:
+        """Small figures side by side, as many as fit, under one caption; each has its heading in `layout.title`."""
+        return cls("charts", caption, figures=tuple(figures))
 
     @classmethod
     def table(cls, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Block:
@@ -93,7 +99,7 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
     here = files("whichkl.reporting")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     safe = require("markupsafe", "app").Markup
-    numbered = [(section, [(block, _figure_json(block, safe)) for block in section.blocks]) for section in sections]
+    numbered = [(section, [(block, _charts(block, safe)) for block in section.blocks]) for section in sections]
     text = environment.from_string((here / "page.html.j2").read_text()).render(
         title=title,
         lead=lead,
@@ -112,9 +118,13 @@ def _is_prose(cells: Sequence[str]) -> bool:
     return any(len(cell) > 24 for cell in cells) or all(not any(c.isdigit() for c in cell) for cell in cells)
 
 
-def _figure_json(block: Block, safe: Any) -> Any:
-    """The figure as JSON that can't end the script element it stands in."""
-    if block.figure is None:
-        return ""
-    text = json.dumps(json.loads(block.figure.to_json()), separators=(",", ":"))
-    return safe(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+def _charts(block: Block, safe: Any) -> list[tuple[Any, str]]:
+    """Each figure as JSON that can't end the script element it stands in, and what it shows, for those who don't see it."""
+    charts = []
+    for figure in block.figures:
+        fields = json.loads(figure.to_json())
+        title = html.unescape((fields["layout"].get("title") or {}).get("text") or "")
+        text = json.dumps(fields, separators=(",", ":"))
+        text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        charts.append((safe(text), f"{title}. {block.text}" if title else block.text))
+    return charts
