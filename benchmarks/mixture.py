@@ -31,8 +31,11 @@ def rows(n, seed):
     spread = shape.normal(size=(COUNT, DIM, DIM))
     roots = np.linalg.cholesky(spread @ spread.transpose(0, 2, 1) / DIM + np.eye(DIM) / 2)
     rng = np.random.default_rng(seed)
-    which = rng.integers(0, COUNT, n)
-    return means[which] + np.einsum("nij,nj->ni", roots[which], rng.normal(size=(n, DIM)))
+    which, x = rng.integers(0, COUNT, n), rng.normal(size=(n, DIM))
+    for k in range(COUNT):
+        mine = which == k
+        x[mine] = means[k] + x[mine] @ roots[k].T
+    return x
 
 
 def ours(x, tolerance, seed):
