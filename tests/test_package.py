@@ -67,7 +67,9 @@ def test_every_example_runs(path, tmp_path):
 def test_the_examples_cover_the_four_cells():
     assert [path.stem for path in EXAMPLES] == [
         "both",
+        "classifier",
         "estimate",
+        "flow",
         "log_density_only",
         "neither",
         "samples_only",

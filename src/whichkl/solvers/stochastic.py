@@ -24,8 +24,8 @@ _RATES_OF_FEW = (*_RATES, 1.5e-2, 5e-2, 0.15)
 _TRIAL = 100
 _WARM = 100
 _RESTARTS = 5
-_FLAT = (0.002, 0.02)
-"""Nats of which a loss may still fall in the second half of the schedule, and count as flat: half a standard error, within these."""
+_FLAT = (0.002, 0.05)
+"""Nats by which a loss may fall in the second half of the schedule and count as flat: half a standard error, within these."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Stochastic(Solver):
     """argmin KL(p‖q) over a network's weights: AdamW on batches, warm-up and cosine decay, clipped gradients.
 
     The weights are averaged over the last hundred steps or so. A tenth of the rows (20,000 at most) is set aside: the averages
-    that do best on them are the answer, and training stops when they haven't been bettered for `patience` of the schedule. Rows in memory are shuffled fully, a stream's parts by
-    their order and its rows within a buffer. A learning rate is chosen by short trials. A round that ends worse than the
-    start goes back to the best weights, at half the rate. Gradient descent finds a local optimum, which depends on the seed.
+    that do best on them are the answer, and training stops when they haven't been bettered for `patience` of the schedule.
+    Rows in memory are shuffled fully, a stream's parts by their order and its rows within a buffer. A learning rate is chosen
+    by short trials. A round that ends worse than the start goes back to the best weights, at half the rate. Gradient descent
+    finds a local optimum, which depends on the seed.
 
     Args:
         steps: about how many batches the schedule has, where `epochs` doesn't say.
@@ -137,7 +138,8 @@ class Stochastic(Solver):
     def _best_rate(self, family: NetworkFamily, data: Data, seed: int, work: Work) -> float:
         """Train for `_TRIAL` steps at each rate from the same start; return the one with the least loss on unseen rows."""
         found = []
-        rates = _RATES if family.decays and getattr(family, "hidden", ()) else _RATES_OF_FEW
+        deep: Any = getattr(family, "hidden", None)
+        rates = _RATES if family.decays and deep else _RATES_OF_FEW
         for i, rate in enumerate(rates):
             work.tell("trying learning rates", i / len(rates))
             run = self._begin(family, data, seed)
@@ -187,8 +189,12 @@ class Stochastic(Solver):
         if failed:
             why = f"{run.skipped} batches were skipped ({run.trouble})" if run.skipped else "its loss rose again and again"
             notes.append(f"training was given up in round {run.round} of {rounds}: {why}; the best weights before are kept")
-        elif run.skipped:
+        if run.skipped and not failed:
             notes.append(f"{run.skipped} batches were skipped: {run.trouble}")
+        if not (failed or early or flat):
+            fall, epochs = before - run.best_loss, math.ceil(run.round / data.batches.per_epoch)
+            also = f"the loss still fell by {fall:.2g} nats in the second half of {epochs} epochs"
+            notes.append(f"{also}: give solver=Stochastic(epochs={2 * epochs}), or more, to see whether it goes on")
         loss = run.best_loss if target.stream is not None else -mean_log_likelihood(model, data.kept)
         best = Optimum(model, loss, converged=(early or flat) and not failed, is_global=True)
         held = None if data.held is None else Held(data.held, model)
