@@ -46,7 +46,7 @@ def bare(path):
     """Decode a file by pyarrow alone, as the parts do, and make nothing of it."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path, buffer_size=65_536) as file:
+    with pyarrow.parquet.ParquetFile(path, buffer_size=65_536, pre_buffer=False) as file:
         return sum(len(batch) for batch in file.iter_batches(batch_size=16_384, use_threads=False))
 
 

@@ -56,6 +56,8 @@ class ParquetPart(FilePart):
                         yield rows_from(columns, start, min(start + step, len(batch)))
         except (arrow.ArrowException, OSError) as error:
             raise self._explain(str(error)) from error
+        finally:
+            arrow.default_memory_pool().release_unused()
 
     def _open(self) -> Any:
         footer = _footer(self.path, self.size, self.changed)
