@@ -356,6 +356,8 @@ def test_modules_that_are_no_law_of_the_rows_are_refused(law, words):
         (lambda: solved(Target(samples=(normal(60, 1), normal(60))), Neural("bernoulli")), "not a whole number"),
         (lambda: solved(Target(samples=normal(5, 1)), Flow()), "at least 20 rows"),
         (lambda: solved(Target(samples=torch.ones(50, 1)), Flow()), "constant"),
+        (lambda: solved(Target(samples=normal(50, 1) * 1e-200), Flow()), "beyond what a float64 holds"),
+        (lambda: solved(Target(samples=normal(50, 1) * 1e200), Flow()), "beyond what a float64 holds"),
     ],
 )
 def test_bad_fields_and_rows_are_refused(make, words):

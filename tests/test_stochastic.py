@@ -172,6 +172,13 @@ def test_a_schedule_that_is_too_short_is_not_converged():
     assert long.best.converged and long.best.loss < short.best.loss - 1
 
 
+def test_epochs_are_as_many_as_said():
+    target = Target(samples=rows(200))
+    for epochs in (1, 3, 7):
+        solver = Stochastic(epochs=epochs, learning_rate=1e-3, batch=30)
+        assert solver.solve(target, Module(Bell()), 0).iterations == 6 * epochs  # 180 rows in batches of 30
+
+
 def test_a_rate_that_is_too_large_never_ends_worse_than_the_start():
     target, family = Target(samples=rows(400)), Flow(transforms=1, hidden=(8,))
     start = Stochastic(epochs=1, learning_rate=1e-12).solve(target, family, 0).best.loss

@@ -57,7 +57,7 @@ class NetworkFamily(Family):
         """
 
     def check_summary(self, summary: Summary, names: Sequence[str]) -> None:
-        """Refuse too few rows, and constant columns where the family has a density.
+        """Refuse too few rows, scales without digits, and constant columns where the family has a density.
 
         Raises:
             InputError: as said.
@@ -65,6 +65,11 @@ class NetworkFamily(Family):
         self.check_count(summary.rows, len(summary.mean))
         if self.carried:
             self.refuse_constant((summary.low == summary.high).nonzero().flatten().tolist(), names)
+        beyond = ~((summary.scale > 0) & summary.scale.isfinite()) & (summary.low < summary.high)
+        if bool(beyond.any()):
+            which = ", ".join(f"`{names[i]}`" for i in beyond.nonzero().flatten().tolist())
+            because = f"the variance of column {which} is beyond what a float64 holds"
+            raise InputError(cannot(f"fit `{self}`", because, "Give it in other units"))
 
     def remarks(self, summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
         """Say what the user should know of this family on these data."""

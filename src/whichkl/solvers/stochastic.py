@@ -98,7 +98,8 @@ class Stochastic(Solver):
             raise TypeError(family)
         work.tell("looking at the rows", math.nan)
         data = data_of(target, family, seed, work, stride, self.batch)
-        rounds = self._rounds(data)
+        total = self._total(data)
+        rounds = max(1, math.ceil(total / data.batches.steps))
         run = self._begin(family, data, seed)
         rate = None if work.journal is None else run.resume(work.journal)
         if rate is None:
@@ -107,14 +108,14 @@ class Stochastic(Solver):
             run.start_loss = run.best_loss
         while run.round < rounds and not self._is_over(run, rounds):
             work.tell(f"training, loss {run.best_loss:.4g} on unseen rows", run.round / rounds)
-            self._round(run, data, rate, rounds, seed)
+            self._round(run, data, rate, total, seed)
             if work.journal is not None:
                 run.save(work.journal, rate)
         if not math.isfinite(run.best_loss):
             because = run.trouble or "its log density is infinite or NaN on unseen rows"
             instead = "Look at the scale of the data and at the starting weights, or give a smaller `learning_rate`"
             raise InputError(cannot(f"train `{family}`", because, instead))
-        return self._solution(run, data, rounds, target)
+        return self._solution(run, data, rounds, total, target)
 
     def _begin(self, family: NetworkFamily, data: Data, seed: int) -> Run:
         """Build the module, the same for a seed, and refuse it where it isn't a law of such rows."""
@@ -150,14 +151,14 @@ class Stochastic(Solver):
             found.append((run.judge(data.validation), rate))
         return min(found)[1]
 
-    def _round(self, run: Run, data: Data, rate: float, rounds: int, seed: int) -> None:
+    def _round(self, run: Run, data: Data, rate: float, total: int, seed: int) -> None:
         """Train for one round, judge it, and go back to the best weights where it diverged."""
         batches = data.batches
-        total = rounds * batches.steps
+        left = total - run.round * batches.steps
         generator = generator_for(seed, 2**20 + run.round)
         with seeded((seed + 7_919 * (run.round + 1)) % 2**32):
-            for i, block in enumerate(batches.round(run.round)):
-                done = min(run.round * batches.steps + i, (run.round + 1) * batches.steps) / total
+            for i, block in enumerate(islice(batches.round(run.round), left if left < batches.steps else None)):
+                done = min(run.round * batches.steps + i, (run.round + 1) * batches.steps, total) / total
                 run.step(block, rate * _schedule(done, total), generator)
                 if run.skipped > self.skips:
                     break
@@ -166,10 +167,11 @@ class Stochastic(Solver):
         if run.best and not loss <= run.start_loss + 1:
             run.restore(slower=0.5)
 
-    def _rounds(self, data: Data) -> int:
+    def _total(self, data: Data) -> int:
+        """Return the steps of the schedule."""
         per_epoch = data.batches.per_epoch * data.batches.steps
         epochs = self.epochs or min(max(2, round(self.steps / per_epoch)), 200)
-        return max(1, math.ceil(epochs * data.batches.per_epoch))
+        return max(1, round(epochs * per_epoch))
 
     def _is_over(self, run: Run, rounds: int) -> bool:
         return self._is_stopped(run, rounds) or run.skipped > self.skips or run.factor < 0.5**_RESTARTS
@@ -177,7 +179,7 @@ class Stochastic(Solver):
     def _is_stopped(self, run: Run, rounds: int) -> bool:
         return run.since >= max(5, math.ceil(self.patience * rounds))
 
-    def _solution(self, run: Run, data: Data, rounds: int, target: Target) -> Solution:
+    def _solution(self, run: Run, data: Data, rounds: int, total: int, target: Target) -> Solution:
         """Say how it ended: early, flat, or stopped in the middle of a fall."""
         run.module.load_state_dict(run.best)
         model = run.family.finished(run.module, data.shape)
@@ -192,13 +194,13 @@ class Stochastic(Solver):
         if run.skipped and not failed:
             notes.append(f"{run.skipped} batches were skipped: {run.trouble}")
         if not (failed or early or flat):
-            fall, epochs = before - run.best_loss, math.ceil(run.round / data.batches.per_epoch)
+            fall, epochs = before - run.best_loss, round(total / (data.batches.per_epoch * data.batches.steps))
             also = f"the loss still fell by {fall:.2g} nats in the second half of {epochs} epochs"
             notes.append(f"{also}: give solver=Stochastic(epochs={2 * epochs}), or more, to see whether it goes on")
         loss = run.best_loss if target.stream is not None else -mean_log_likelihood(model, data.kept)
         best = Optimum(model, loss, converged=(early or flat) and not failed, is_global=True)
         held = None if data.held is None else Held(data.held, model)
-        steps = run.round * data.batches.steps
+        steps = min(total, run.round * data.batches.steps)
         return Solution((best,), iterations=steps, residual=run.gradient, held=held, notes=tuple(notes))
 
 
