@@ -23,9 +23,7 @@ def timed(job):
 
 def main(first, last):
     out = []
-    print(
-        "| rows | Gaussian, solver | Gaussian, `fit` | Mixture(16), solver | E steps over all rows or a sample | Mixture(16), `fit` |"
-    )
+    print("| rows | Gaussian, solver | Gaussian, `fit` | Mixture(16), solver | its E steps | Mixture(16), `fit` |")
     print("|---|---|---|---|---|---|")
     wk.fit(rows(1_000, 1), Gaussian())
     for power in range(first, last + 1):

@@ -4,8 +4,8 @@ p is Gaussian with standard deviations 0.9 and a mean at distance 1, q standard 
 neighbours, the classifier, and the automatic one, which is the first of the two that calls itself reliable. Coverage is that of
 the 95 % interval among the answers that call themselves reliable.
 
-`python benchmarks/intervals.py 200 100 3` makes 200, 100 and 3 repeats at 1,000, 10,000 and 100,000 rows: an hour or more; numbers
-after these are dimensions.
+`python benchmarks/intervals.py 200 100 3` makes 200, 100 and 3 repeats at 1,000, 10,000 and 100,000 rows: an hour or more;
+numbers after these are dimensions.
 """
 
 import json

@@ -25,7 +25,9 @@ from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
 _FOLDS, FOLD_LIMIT = 10, 10_000
-_COMPARED = 20_000
+_FEW = 2_000
+"""Up to so many rows every fold counts; above, half as many folds, and neighbouring families are compared on one."""
+_COMPARED = 8_000
 """Neighbouring families are compared on models fitted to at most so many rows."""
 
 
@@ -57,8 +59,10 @@ def forward_value(
     gains = []
     for near in (richer(family), simpler(family)):
         refit = None if near is None else solver_for(ForwardKL(), near, target.access)
-        theirs = None if near is None or refit is None or not refit.refits else cross_fit(target, near, refit, seed)
-        gains.append(_gain(mine, None if theirs is None else theirs[1], w, chains))
+        most = None if len(order) <= _FEW or chains is not None else 1
+        theirs = None if near is None or refit is None or not refit.refits else cross_fit(target, near, refit, seed, most)
+        m = len(theirs[1]) if theirs is not None else 0
+        gains.append(None if theirs is None else _gain(mine[:m], theirs[1], None if w is None else w[:m], chains))
     held_out = monte_carlo.cross_entropy(mine, how, w, chains)
     d = replace(d, held_out=held_out, richer_gain=gains[0], simpler_gain=gains[1])
     if Access.LOG_PROB not in target.access:
@@ -86,8 +90,8 @@ def unseen(target: Target, family: Family, solver: Solver, solution: Solution, s
         return Block(x, held.block.w, held.block.context), carried(held.model, target.bijection) if family.carried else held.model
     if target.samples is None:
         return None
-    fold = _folds(target, len(target.samples), seed)[:2]
-    rows = torch.cat(fold) if len(fold[0]) * 5 <= len(target.samples) and len(fold) > 1 else fold[0]
+    folds = _folds(target, len(target.samples), seed)
+    rows = torch.cat(folds[: max(1, len(folds) // 5)])
     keep = torch.ones(len(target.samples), dtype=torch.bool, device=rows.device)
     keep[rows] = False
     model = _refit(part_of(target, keep), family, solver, seed)
@@ -97,13 +101,16 @@ def unseen(target: Target, family: Family, solver: Solver, solution: Solution, s
     return Block(_samples(target)[rows], w, None if target.context is None else target.context[rows]), model
 
 
-def cross_fit(target: Target, family: Family, solver: Solver, seed: int) -> tuple[Tensor, Float[Tensor, " m"], str] | None:
+def cross_fit(
+    target: Target, family: Family, solver: Solver, seed: int, most: int | None = None
+) -> tuple[Tensor, Float[Tensor, " m"], str] | None:
     """Return −log q of rows under models fitted without them (their numbers, losses, and the scheme); None if too few.
 
-    Up to 10,000 rows: ten folds. Above: one fifth is held out once. Folds are random rows; of chains, stretches in time.
+    Up to 2,000 rows: ten folds. Up to 10,000: five. Above: one fifth is held out once. Folds are random rows; of chains,
+    stretches in time. With `most`, only so many of the folds.
     """
     x, n = _samples(target), len(_samples(target))
-    folds = _folds(target, n, seed)
+    folds = _folds(target, n, seed)[:most]
     losses = []
     for fold in folds:
         keep = torch.ones(n, dtype=torch.bool, device=x.device)
@@ -196,7 +203,7 @@ def _folds(target: Target, n: int, seed: int) -> list[Tensor]:
     many = n <= FOLD_LIMIT
     if target.chains is None:
         shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(_samples(target).device)
-        return [*shuffled.tensor_split(min(_FOLDS, n))] if many else [shuffled[: n // 5]]
+        return [*shuffled.tensor_split(min(_FOLDS if n <= _FEW else _FOLDS // 2, n))] if many else [shuffled[: n // 5]]
     own = [(target.chains == one).nonzero()[:, 0] for one in range(int(target.chains.max()) + 1)]
     count = min(_FOLDS if many else 5, max(map(len, own)))
     stretches = [rows.tensor_split(count) for rows in own]
