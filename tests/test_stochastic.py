@@ -13,7 +13,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 from whichkl._checks import InputError
-from whichkl.families import Flow, Gaussian, Module, Neural, VariationalAutoencoder
+from whichkl.families import Flow, Gaussian, MixtureDensityNetwork, Module, Neural, VariationalAutoencoder
 from whichkl.journal import Journal
 from whichkl.objectives import ForwardKL
 from whichkl.samples import Block, Slice, Stream
@@ -268,3 +268,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert same(whole[0], killed[0]) and whole[1] == killed[1]
     rounds = [Journal.of(tmp_path / name, {"fit": 1}).load("training")[1]["round"] for name in ("whole", "killed")]
     assert rounds[0] == rounds[1] > 3
+
+
+def test_a_stream_of_pairs_is_fitted_too():
+    x = rows(2_000)
+    y = 20 * x[:, :1] + 10 + rows(2_000, 1)[:, :1]
+    blocks = [Block(b, torch.ones(len(b), dtype=torch.float64), a) for a, b in zip(x.split(500), y.split(500), strict=True)]
+    stream = Pieces(blocks)
+    stream.names = ("y",)
+    family = MixtureDensityNetwork(1, (16,))
+    solution = Stochastic(steps=600, learning_rate=1e-2).solve(Target(samples=stream), family, 0, stride=5)
+    law = solution.best.model(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    assert law.event_shape == (1,) and torch.allclose(law.mean[:, 0], torch.tensor([10.0, 30.0], dtype=torch.float64), atol=1.5)
+    assert solution.held.block.context.shape[1] == 2
