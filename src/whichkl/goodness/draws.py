@@ -99,15 +99,15 @@ def log_density(law: Any, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
 
 
 def like(model: Any, x: Tensor) -> Tensor:
-    """Return x in the dtype and on the device in which a model computes, where they can be told."""
-    for name in ("loc", "mean"):
-        try:
-            value = getattr(model, name, None)
-        except Exception:  # a law without a mean says so by raising
-            value = None
+    """Return x in the dtype and on the device in which a model computes, where they can be told from its parameters."""
+    one = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else _parameter(model)
+    return x if one is None else x.to(one.device, one.dtype)
+
+
+def _parameter(law: Any) -> Tensor | None:
+    """Some floating parameter of a law, or of the laws that it consists of; properties, which may cost draws, aren't asked."""
+    held = list(vars(law).values()) if isinstance(law, Distribution) else []
+    for value in held:
         if isinstance(value, Tensor) and value.is_floating_point():
-            return x.to(value.device, value.dtype)
-    if isinstance(model, torch.nn.Module):
-        for one in model.parameters():
-            return x.to(one.device, one.dtype)
-    return x
+            return value
+    return next((found for one in held if (found := _parameter(one)) is not None), None)

@@ -17,6 +17,7 @@ from torch.distributions import (
 )
 
 from whichkl.families import student_t
+from whichkl.families.columns import Columns as IndependentColumns
 from whichkl.supports import Columns
 
 
@@ -49,6 +50,10 @@ def _columns(law: Distribution, x: Tensor) -> Tensor | None:
         return below
     if isinstance(law, student_t.MultivariateStudentT):
         return _student(law.df[..., None], (x - law.loc) / law.scale_tril.square().sum(-1).sqrt())
+    if isinstance(law, IndependentColumns):
+        each = [_single(one, x[..., j]) for j, one in enumerate(law.laws)]
+        known = [one for one in each if one is not None]
+        return torch.stack(known, -1) if len(known) == len(each) else None
     if isinstance(law, Independent) and law.reinterpreted_batch_ndims == 1 and len(law.base_dist.event_shape) == 0:
         return _single(law.base_dist, x)
     if isinstance(law, MixtureSameFamily):

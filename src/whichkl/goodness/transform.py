@@ -15,7 +15,11 @@ from whichkl.goodness.bands import band, distance, distance_p_value, levels
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_density
 from whichkl.goodness.margin_laws import margins
 
-_LEAST, _MOST, _DRAWS, _CELLS = 20, 20_000, 20_000, 4_000_000
+_LEAST, _MOST, _DRAWS = 20, 20_000, 20_000
+_RANKED = 4_000
+"""Rows, and draws, of a model whose margins have no closed form: a flow may draw column by column."""
+_LAWS, _EACH = 10_000, 200_000
+"""Of a conditional model so many rows, and draws over all of them: 20 to 200 a row."""
 _LIKELY = 0.05
 JOINT = "joint density"
 """The name of the transform that sees all columns at once."""
@@ -106,7 +110,8 @@ def transform_calibration(
     it sees dependence that no margin shows. A conditional model gives every row its own law, F(y|x), and its own draws.
 
     Args:
-        x: rows of p, in the coordinates of the model; at most 20,000 are used.
+        x: rows of p, in the coordinates of the model; at most 20,000 are used, 10,000 of pairs, and 4,000 where
+            there is no closed form.
         w: their weights: a row stays with chance w / max w. Or None.
         context: what each row is conditioned on, or None.
         model: a `Distribution`, or a function of contexts that returns one.
@@ -123,11 +128,13 @@ def transform_calibration(
     Not calibrated on 1,000 unseen rows: joint density (gap 0.2..., p = ...), b (gap 0.1..., p = ...).
     """
     try:
-        x, context = equal_rows(x, w, context, _MOST, seed)
+        x, context = equal_rows(x, w, context, _MOST if context is None else _LAWS, seed)
         if len(x) < _LEAST:
             raise Unable(f"{len(x)} unseen rows of equal weight are too few; it takes {_LEAST}")
         if context is None:
-            return _judged(x, _alone(model, x, seed), names)
+            u = _exact(model, x)
+            x = x if u is not None else x[:: -(-len(x) // _RANKED)]
+            return _judged(x, _alone(model, x, u, seed), names)
         return _judged(x, _conditional(law_at(model, context), x, seed), names)
     except Unable as error:
         return Calibration((), reason=str(error))
@@ -166,14 +173,13 @@ def _judged(x: Tensor, u: _Transforms, names: Sequence[str]) -> Calibration:
     return Calibration(tuple(columns), n, min(one.p_value for one in columns), tuple(notes))
 
 
-def _alone(model: Any, x: Tensor, seed: int) -> _Transforms:
+def _alone(model: Any, x: Tensor, u: Tensor | None, seed: int) -> _Transforms:
     """All rows among the same draws: their ranks vary by the draws too."""
     n, d = x.shape
-    u = _exact(model, x)
     if u is not None and d == 1:
         return _Transforms(u, True, None, n)
     try:
-        draws = drawn(model, (_DRAWS,), d, seed + 1)
+        draws = drawn(model, (_RANKED if u is None else _DRAWS,), d, seed + 1)
     except Unable as error:
         return _Transforms(u, u is not None, None, n, str(error))
     generator, joint, missing = torch.Generator().manual_seed(seed + 2), None, ""
@@ -192,7 +198,7 @@ def _conditional(law: Any, y: Tensor, seed: int) -> _Transforms:
     u = _exact(law, y)
     if u is not None and d == 1:
         return _Transforms(u, True, None, n)
-    many = max(20, min(200, _CELLS // (n * d)))
+    many = max(20, min(200, _EACH // n))
     try:
         both = torch.cat([y[None], drawn(law, (many,), d, seed + 1)])
     except Unable as error:

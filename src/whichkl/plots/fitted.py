@@ -76,9 +76,10 @@ def _on_the_line(fit: Fit) -> Figure:
         values = target.log_prob(x[:, None]).exp().tolist()
         curves.append(Curve("target p", x.tolist(), values, "target", fill=True))
     for optimum, model in zip(fit.diagnostics.optima, models, strict=True):
-        kind = "global" if optimum.is_global else "local"
-        at = float(model.mean[0]) + 0.0 if fit.bijection.is_real else float(draws(fit, model, 999).median())
-        name = f"q at {at:.2f} ({kind})" if len(models) > 1 else f"q ({fit.objective.name})"
+        kind, name = "global" if optimum.is_global else "local", f"q ({fit.objective.name})"
+        if len(models) > 1:
+            at = float(model.mean[0]) + 0.0 if fit.bijection.is_real else float(draws(fit, model, 999).median())
+            name = f"q at {at:.2f} ({kind})"
         dash = "solid" if optimum.is_global else "dash"
         curves.append(Curve(name, x.tolist(), density(model, x), fit.objective.name, dash))
     figure = lines(curves, html.escape(fit.names[0]), "density")
