@@ -1,6 +1,6 @@
 """Mixture(16) on a million rows of a stated mixture in 16 dimensions, beside scikit-learn and pomegranate.
 
-The rows come from 16 Gaussians of equal weight, with means N(0, 4 I) and covariances A Aᵀ/16 + I/2, A with standard normal entries.
+The rows come from 16 Gaussians of equal weight, means N(0, 4 I), covariances A Aᵀ/16 + I/2, A with standard normal entries.
 Every library gets one start, k-means++, and the same seed. It is run again with a tighter tolerance until its held-out mean log
 likelihood is within 0.01 nats of the best that any of them reaches; the time is that of the loosest tolerance that does.
 Five rounds, interleaved; medians. `python benchmarks/mixture.py 1000000 5` takes half an hour; fewer rows and rounds are quicker.

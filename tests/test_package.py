@@ -71,6 +71,7 @@ def test_the_examples_cover_the_four_cells():
         "estimate",
         "flow",
         "log_density_only",
+        "many_rows",
         "neither",
         "samples_only",
         "sklearn_pipeline",
