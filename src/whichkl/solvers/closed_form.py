@@ -146,7 +146,10 @@ class _Add:
                 # rows held out count for nothing here, but are seen: which values there are is no secret
                 block = Block(block.x, block.w.masked_fill(is_held.to(block.w.device), 0), block.context)
             _add(sums, self._statistics(block, located=number % _LOCATED == 0))
-        return sums, self._statistics(joined(kept)) if kept else {}, kept
+        if not kept:
+            return sums, {}, []
+        together = joined(kept)  # many small tensors would keep the large ones' memory from being used again
+        return sums, self._statistics(together), [together]
 
     def _statistics(self, block: Block, located: bool = True) -> Sums:
         sums = self.family.statistics(block.x, block.w, self.origin, block.context)
