@@ -50,7 +50,7 @@ FamilyName = Annotated[
     str,
     typer.Option(
         "--family",
-        help="gaussian, gaussian:diagonal, mixture:3, mixture:auto, mixture:4:tied, student_t, product, flow; a wrong one lists all.",
+        help="gaussian, gaussian:diagonal, mixture:3, mixture:auto, student_t, product, flow, …; a wrong one lists all.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, IntegrityError, TargetError, WhichklError, cannot, plain, write_whole
@@ -136,12 +136,12 @@ class Fit:
                 one.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], family: Family | None = None) -> Fit:
+    def load(cls, folder: str | os.PathLike[str], family: Family | nn.Module | None = None) -> Fit:
         """Read a saved fit.
 
         Args:
             folder: what `save` was given.
-            family: the family, where it isn't one of this library's.
+            family: the family, or the module, where it isn't one of this library's.
 
         Raises:
             InputError: there is no fit in that folder.
@@ -160,7 +160,7 @@ class Fit:
             if hashlib.sha256(weights).hexdigest() != fields["sha256"]:
                 because = f"{fields['weights']} isn't what was saved (SHA-256 differs)"
                 raise IntegrityError(cannot(f"load `{path}`", because, "Fit anew"))
-            return _rebuild(fields, load(weights), family or family_from_config(fields["family"]))
+            return _rebuild(fields, load(weights), family_from_config(fields["family"]) if family is None else family_of(family))
         except FileNotFoundError as error:
             raise InputError(cannot(f"load a fit from `{path}`", f"`{error.filename}` is missing", "Correct the path")) from error
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -264,12 +264,13 @@ def _identity(target: Target, family: Family, objective: Any, solver: Any, seed:
 
 def _check_pairs(target: Target, family: Family) -> None:
     """Refuse pairs (x, y) for a family of one distribution, and single rows for a conditional one."""
-    if target.context is not None and not family.conditional:
+    is_pairs = target.context is not None or (target.stream is not None and bool(target.stream.context_names))
+    if is_pairs and not family.conditional:
         because = "its samples are pairs (x, y), and this family is one distribution, not q(y|x)"
         raise InputError(
             cannot(f"fit `{family}` to this conditional target", because, "Use a conditional family, or pass y alone")
         )
-    if target.context is None and family.conditional and not family.optional_context:
+    if not is_pairs and family.conditional and not family.optional_context:
         because = "it models y given x, and the samples aren't pairs"
         raise InputError(cannot(f"fit `{family}` to this target", because, "Pass `samples=(x, y)`"))
 

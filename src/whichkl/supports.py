@@ -116,6 +116,7 @@ class Columns(transforms.Transform):
     bijective = True
 
     def __init__(self, parts: Sequence[transforms.Transform]) -> None:
+        """Take a transform a column."""
         super().__init__()
         self.parts = tuple(parts)
 
@@ -126,6 +127,7 @@ class Columns(transforms.Transform):
         return torch.stack([part.inv(y[..., i]) for i, part in enumerate(self.parts)], -1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum the columns' logarithms."""
         columns = [part.log_abs_det_jacobian(x[..., i], y[..., i]) for i, part in enumerate(self.parts)]
         return torch.stack(columns, -1).sum(-1)
 

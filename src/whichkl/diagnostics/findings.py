@@ -29,7 +29,10 @@ FINDINGS = {
     ),
     "heavy_tails": "The log ratio has so heavy a tail that the divergence may be infinite: don't rely on the value.",
     "nodes_too_few": "The nodes don't settle the fit: raise `max_nodes` of the solver, or use a smaller family.",
-    "not_converged": "The solver stopped before its own criterion was met: raise its `max_iterations`, or use a smaller family.",
+    "not_converged": (
+        "The solver stopped before its own criterion was met: let it go on longer (`solver=` with more iterations, steps or epochs), "
+        "or use a smaller family."
+    ),
     "not_a_number_met": "The log density was NaN or +inf at points that the search tried: check it far from its mode.",
     "weights_unreliable": "Importance weights can't repair this fit: don't reweight its draws.",
 }
@@ -66,7 +69,7 @@ def find(
         "family_too_rich": d.simpler_gain is not None and d.simpler_gain.value > 2 * d.simpler_gain.stderr,
         "other_modes_exist": len(d.optima) > 1 and not is_forward and not (known and value.value < 0.01),
         "accesses_disagree": _accesses_disagree(target, seed),
-        "heavy_tails": not value.reliable and value.khat is not None and value.khat >= 1,
+        "heavy_tails": not family.conditional and not value.reliable and value.khat is not None and value.khat >= 1,
         "nodes_too_few": overfit or (d.node_error or 0.0) > 0.05,
         "not_converged": not solution.best.converged,
         "not_a_number_met": target.evaluations["rejected"] > 0,

@@ -51,7 +51,7 @@ def forward_value(
         return _on_held_rows(target, family, solver, solution, d, seed, work)
     if target.samples is None:
         raise TypeError("neither rows nor a sampler")
-    own = cross_fit(target, family, solver, seed)
+    own = cross_fit(target, family, solver, seed, None if solver.refits else 1)
     if own is None:
         return in_sample(target, model), d
     order, mine, how = own

@@ -64,7 +64,7 @@ def judge(
             d = _checked(target, family, solver, solution, d, seed)
         else:
             value = reverse_value(target, model_target(model, target), d)
-    if getattr(model, "is_bound", False) and is_forward:
+    if getattr(solution.best.model, "is_bound", False) and is_forward:
         note = "the model's log density is known by a lower bound alone, so that this is an upper bound of the cross-entropy"
         value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))
     if value.up_to is None and value.value + 6 * value.stderr < -1e-6:

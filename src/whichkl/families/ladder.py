@@ -4,13 +4,17 @@ from dataclasses import replace
 
 from whichkl.families.family import Family
 from whichkl.families.gaussian import Gaussian
+from whichkl.families.generalized_linear import GeneralizedLinear
+from whichkl.families.linear_gaussian import LinearGaussian
 from whichkl.families.mixture import Mixture
+from whichkl.families.mixture_density import MixtureDensityNetwork
 from whichkl.families.network_family import NetworkFamily
+from whichkl.families.neural import Neural
 from whichkl.families.student_t import StudentT
 
 
 def richer(family: Family) -> Family | None:
-    """Return the next richer family: two components above a single law, one more above a mixture; None where none is near.
+    """Return the next richer family, or None: two components above one law, one more above a mixture, networks above lines.
 
     >>> richer(Gaussian("diagonal"))
     Mixture(components=2, covariance='diagonal', law='gaussian')
@@ -25,6 +29,10 @@ def richer(family: Family) -> Family | None:
         return replace(family, components=family.count + 1)
     if isinstance(family, NetworkFamily):
         return family.wider()
+    if isinstance(family, LinearGaussian):
+        return MixtureDensityNetwork(1)
+    if isinstance(family, GeneralizedLinear):
+        return Neural(family.response)
     return None
 
 

@@ -20,7 +20,7 @@ _RANKED = 4_000
 """Rows, and draws, of a model whose margins have no closed form: a flow may draw column by column."""
 _LAWS, _EACH = 10_000, 200_000
 """Of a conditional model so many rows, and draws over all of them: 20 to 200 a row."""
-_LIKELY = 0.05
+_LIKELY = 0.01
 JOINT = "joint density"
 """The name of the transform that sees all columns at once."""
 
@@ -45,7 +45,7 @@ class ColumnCalibration:
 
     @property
     def differs(self) -> bool:
-        """Whether the column isn't uniform at 5 %, all columns taken together."""
+        """Whether the column isn't uniform at 1 %, all columns taken together."""
         return self.p_value < _LIKELY
 
     @property
@@ -68,7 +68,7 @@ class Calibration:
 
     @property
     def differs(self) -> bool:
-        """Whether some column isn't uniform at 5 %."""
+        """Whether some column isn't uniform at 1 %."""
         return self.p_value is not None and self.p_value < _LIKELY
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
 _MOST = 4_000
 _WIDE = 500
 _CLASSES = 20
-_LIKELY = 0.05
+_LIKELY = 0.01
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TwoSample:
 
     @property
     def differs(self) -> bool:
-        """Whether the test rejects at 5 %."""
+        """Whether the test rejects at 1 %."""
         return self.p_value is not None and self.p_value < _LIKELY
 
     def __str__(self) -> str:
