@@ -54,10 +54,13 @@ def check_types(file: str | os.PathLike[str], names: Sequence[str], kinds: Seque
             raise InputError(cannot(f"read `{file}`", because, "Drop or encode that column"))
 
 
+_PLAIN = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float", "double", "halffloat"}
+"""Types whose memory NumPy reads as it is."""
+
+
 def floats(column: Any) -> np.ndarray:
     """Return the numbers of an Arrow column, without a copy where it can be had; a null becomes NaN."""
-    types = require("pyarrow", "app").types
-    if column.null_count == 0 and (types.is_floating(column.type) or types.is_integer(column.type)):
+    if column.null_count == 0 and str(column.type) in _PLAIN:
         return np.asarray(column.to_numpy(zero_copy_only=False) if hasattr(column, "buffers") else column.to_numpy())
     wide = column.cast("float64", safe=False)
     return np.asarray(wide.to_numpy(zero_copy_only=False) if hasattr(wide, "buffers") else wide.to_numpy(), dtype=np.float64)

@@ -27,7 +27,7 @@ class Block:
     context: Float[Tensor, "m c"] | None = None
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
     def take(self, rows: Tensor) -> Block:
         """Return some of the rows: their numbers, or a mask."""
@@ -44,10 +44,10 @@ class Part(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[Block]:
-        """Read its rows in order, in blocks of about `BLOCK` rows, in floating point; the same each time.
+        """Read its rows in order, in blocks of about `BLOCK` rows, in floating point and finite; the same each time.
 
         Raises:
-            InputError: a file is missing or broken; the message names file, row group and column.
+            InputError: a file is missing or broken, or a cell isn't finite; the message names file, row group and column.
         """
 
 

@@ -17,7 +17,7 @@ from whichkl.objectives import ForwardKL, Objective
 from whichkl.samples import Block, Slice
 from whichkl.samples.stream import joined
 from whichkl.solvers.medians import weighted_medians
-from whichkl.solvers.rows import Rows, held_out, mean_log_likelihood, rows_of
+from whichkl.solvers.rows import Rows, held_rows, mean_log_likelihood, rows_of
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -66,12 +66,12 @@ def _about_rows(rows: Rows, family: MomentFamily, names: Sequence[str], stride: 
     """Fit by sums about the first row, or about the mean where that is far from it."""
     origin = _first(rows)
     sums, apart, kept = _pass(rows, family, origin, stride)
-    shift = _needed_shift(_together(sums, apart))
+    shift = _needed_shift(sums)
     if shift is not None:
         origin = origin + shift
         sums, apart, kept = _pass(rows, family, origin, stride)
-    model = family.from_statistics(_together(sums, apart), origin, names)
-    held = _held(lambda: family.from_statistics(sums, origin, names), joined(kept)) if kept else (None, ())
+    model = family.from_statistics(sums, origin, names)
+    held = _held(lambda: family.from_statistics(_without(sums, apart), origin, names), joined(kept)) if kept else (None, ())
     return model, *held
 
 
@@ -127,7 +127,7 @@ def _needed_shift(sums: Sums) -> Float[Tensor, " k"] | None:
 
 @dataclass(frozen=True)
 class _Add:
-    """Adds up a family's statistics over the blocks of a part: of most rows, and of every `stride`-th one, which it keeps."""
+    """Adds up a family's statistics over the blocks of a part: of all rows, and of one in `stride`, which it keeps."""
 
     family: MomentFamily
     origin: Float[Tensor, " k"]
@@ -137,14 +137,10 @@ class _Add:
         sums: Sums = {}
         kept, start = [], 0
         for number, block in enumerate(blocks):
-            is_held = held_out(start, len(block), self.stride)
+            apart = held_rows(start, len(block), self.stride)
             start += len(block)
-            if is_held is not None:
-                apart = is_held.nonzero()[:, 0]
-                if len(apart):
-                    kept.append(block.take(apart))
-                # rows held out count for nothing here, but are seen: which values there are is no secret
-                block = Block(block.x, block.w.masked_fill(is_held.to(block.w.device), 0), block.context)
+            if apart is not None and len(apart):
+                kept.append(block.take(apart.to(block.x.device)))
             _add(sums, self._statistics(block, located=number % _LOCATED == 0))
         if not kept:
             return sums, {}, []
@@ -165,27 +161,29 @@ def _pass(rows: Rows, family: MomentFamily, origin: Float[Tensor, " k"], stride:
     sums: Sums = {}
     apart: Sums = {}
     kept: list[Block] = []
-    for of_most, of_held, held in rows.map(_Add(family, origin, stride)):
-        _add(sums, of_most)
+    for of_all, of_held, held in rows.map(_Add(family, origin, stride)):
+        _add(sums, of_all)
         _add(apart, of_held)
         kept += held
     return sums, apart, kept
 
 
-def _together(sums: Sums, apart: Sums) -> Sums:
-    whole = dict(sums)
-    _add(whole, apart)
-    return whole
+def _without(sums: Sums, apart: Sums) -> Sums:
+    """Take the sums over the rows held out away from those over all; what was seen stays seen: which values there are."""
+    rest: Sums = {}
+    _add(rest, sums)
+    _add(rest, {name: -value for name, value in apart.items() if not name.endswith("seen")})
+    return rest
 
 
 def _add(sums: Sums, more: Mapping[str, Tensor]) -> None:
     """Add sums to others; a count of categories that knows fewer of them is 0 for the rest."""
     for name, value in more.items():
-        sums[name] = _sum(sums[name], value) if name in sums else value
-
-
-def _sum(a: Tensor, b: Tensor) -> Tensor:
-    if a.ndim == 1 and a.shape != b.shape:
-        size = max(len(a), len(b))
-        a, b = (torch.nn.functional.pad(one, (0, size - len(one))) for one in (a, b))
-    return a + b
+        if name not in sums:
+            sums[name] = value.clone()
+        elif sums[name].shape == value.shape:
+            sums[name] += value
+        else:
+            size = max(len(sums[name]), len(value))
+            a, b = (torch.nn.functional.pad(one, (0, size - len(one))) for one in (sums[name], value))
+            sums[name] = a + b

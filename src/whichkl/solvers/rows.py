@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, check_finite
+from whichkl._checks import InputError, cannot
 from whichkl.cluster import Threads, Workers
 from whichkl.families.family import log_likelihood
 from whichkl.samples import Block, Part
@@ -63,11 +63,10 @@ class Rows:
         return joined([block for part in self.map(list) for block in part])
 
     def _carried(self, block: Block, part: Part, start: int) -> Block:
-        """Refuse what isn't finite or lies outside the support, and carry the rest to free coordinates."""
+        """Refuse what lies outside the support, and carry the rest to free coordinates."""
         bijection = self.bijection
         if bijection is None:
             return block
-        check_finite(block.x, self.names, f"samples ({part.label}, rows from {start:,})")
         if bijection.is_real:
             return block
         outside = ~bijection.contains(block.x)
@@ -117,6 +116,13 @@ def held_out(start: int, count: int, stride: int) -> Tensor | None:
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         number = (number ^ (number >> shift)) * factor
     return ((number >> 33) & 0x3FFFFFFF) % stride == 0
+
+
+@lru_cache(maxsize=512)
+def held_rows(start: int, count: int, stride: int) -> Tensor | None:
+    """Return the numbers, within the block, of the rows that `held_out` names."""
+    mask = held_out(start, count, stride)
+    return None if mask is None else mask.nonzero()[:, 0]
 
 
 def first_row(rows: Rows) -> Float[Tensor, " d"]:
@@ -176,5 +182,7 @@ class _LogLikelihood:
 
 
 def _wide(block: Block) -> Block:
+    if block.x.dtype == block.w.dtype == torch.float64 and block.context is None:
+        return block
     context = None if block.context is None else block.context.to(torch.float64)
     return Block(block.x.to(torch.float64), block.w.to(torch.float64), context)
