@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
 from whichkl import Target
 from whichkl._checks import InputError
-from whichkl.families import GeneralizedLinear, family_from_config, richer, simpler
+from whichkl.families import GeneralizedLinear, Neural, family_from_config, richer, simpler
 from whichkl.families.family import log_likelihood
 from whichkl.journal import Journal
 from whichkl.samples import Block, Stream
@@ -101,7 +101,7 @@ def test_parameters_and_configuration_say_the_model_and_the_family(word):
     assert tuple(law.batch_shape) == (7,)
     assert tuple(law.event_shape) == ()
     assert tuple(law.sample((2,)).shape) == (2, 7)
-    assert richer(family) is None
+    assert richer(family) == Neural(family.response)
     assert simpler(family) is None
     assert family.label
 
