@@ -2,8 +2,9 @@
 
 The rows come from 16 Gaussians of equal weight, means N(0, 4 I), covariances A Aᵀ/16 + I/2, A with standard normal entries.
 Every library gets one start, k-means++, and the same seed. It is run again with a tighter tolerance until its held-out mean log
-likelihood is within 0.01 nats of the best that any of them reaches; the time is that of the loosest tolerance that does.
-Five rounds, interleaved; medians. `python benchmarks/mixture.py 1000000 5` takes half an hour; fewer rows and rounds are quicker.
+likelihood is within 0.01 nats of the best that any of them reaches; the time is that of the loosest tolerance that does. A
+library that a tighter tolerance no longer moves has settled in another optimum, and its time is that of its first try.
+Interleaved rounds; medians. `python benchmarks/mixture.py 1000000 5` takes a quarter of an hour; fewer rows and rounds are quicker.
 """
 
 import json
@@ -90,7 +91,8 @@ def main(n, rounds):
         best = -np.inf
         for tolerance in TOLERANCES:
             for name in names:
-                if runs[name] and runs[name][-1][1] >= best - 0.01:
+                had = [score for _, score in runs[name]]
+                if had and (had[-1] >= best - 0.01 or (len(had) > 1 and had[-1] - had[-2] < 0.002)):
                     continue
                 start = time.perf_counter()
                 score = PEERS[name](x, tolerance, seed)
@@ -99,7 +101,7 @@ def main(n, rounds):
             best = max(score for one in runs.values() for _, score in one)
         for name in names:
             enough = [took for took, score in runs[name] if score >= best - 0.01]
-            seconds[name].append(enough[0] if enough else sum(took for took, _ in runs[name]))
+            seconds[name].append(enough[0] if enough else runs[name][0][0])
             scores[name].append(max(score for _, score in runs[name]) - best)
     out = {
         name: {"median_seconds": statistics.median(seconds[name]), "seconds": seconds[name], "below_best": scores[name]}
