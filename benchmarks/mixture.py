@@ -4,7 +4,7 @@ The rows come from 16 Gaussians of equal weight, means N(0, 4 I), covariances A 
 Every library gets one start, k-means++, and the same seed. It is run again with a tighter tolerance until its held-out mean log
 likelihood is within 0.01 nats of the best that any of them reaches; the time is that of the loosest tolerance that does. A
 library that a tighter tolerance no longer moves has settled in another optimum, and its time is that of its first try.
-Interleaved rounds; medians. `python benchmarks/mixture.py 1000000 5` takes a quarter of an hour; fewer rows and rounds are quicker.
+Interleaved rounds; medians. `python benchmarks/mixture.py 1000000 5` takes a quarter of an hour; fewer rows are quicker.
 """
 
 import json

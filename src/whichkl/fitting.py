@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from whichkl.cluster import Workers, workers_of
 from whichkl.diagnostics import Diagnostics, carried, explain, shown_khat, stride_of
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.divergences import Estimate
-from whichkl.families import Family, Gaussian, family_from_config, family_of
+from whichkl.families import Family, Gaussian, NetworkFamily, family_from_config, family_of
 from whichkl.families.family import cast
 from whichkl.goodness import Calibration, TwoSample
 from whichkl.journal import Journal
@@ -229,6 +230,8 @@ def fit(
     model = solution.best.model
     if isinstance(model, Distribution) and family.carried:
         model = cast(family, model, p.dtype, p.device)
+    elif p.device.type != "cpu" and not isinstance(family, NetworkFamily):
+        model = cast(family, model, torch.float64, p.device)
     model = carried(model, p.bijection) if family.carried else model
     judgement = judge_fit(p, family, chosen, engine, solution, model, seed, work, whole=judge)
     if log is not None:
@@ -258,6 +261,8 @@ def _identity(target: Target, family: Family, objective: Any, solver: Any, seed:
         data = [hashlib.sha256(one.cpu().contiguous().numpy().tobytes()).hexdigest() for one in parts]
     elif target.stream is not None:
         data = target.stream.identity
+    elif target.sampler is not None:
+        data = hashlib.sha256(target.draws(64, seed=0).cpu().contiguous().numpy().tobytes()).hexdigest()
     how = {"objective": str(objective), "solver": str(solver), "seed": seed, "support": target.bijection.describe()}
     return {"data": data, "names": target.names, "family": family.config(), "functions": target.access.label, **how}
 

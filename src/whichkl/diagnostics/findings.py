@@ -30,8 +30,8 @@ FINDINGS = {
     "heavy_tails": "The log ratio has so heavy a tail that the divergence may be infinite: don't rely on the value.",
     "nodes_too_few": "The nodes don't settle the fit: raise `max_nodes` of the solver, or use a smaller family.",
     "not_converged": (
-        "The solver stopped before its own criterion was met: let it go on longer (`solver=` with more iterations, steps or epochs), "
-        "or use a smaller family."
+        "The solver stopped before its own criterion was met: let it go on longer (`solver=` with more iterations, steps or "
+        "epochs), or use a smaller family."
     ),
     "not_a_number_met": "The log density was NaN or +inf at points that the search tried: check it far from its mode.",
     "weights_unreliable": "Importance weights can't repair this fit: don't reweight its draws.",

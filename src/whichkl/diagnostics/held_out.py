@@ -15,8 +15,8 @@ from whichkl.diagnostics.models import carried, model_target
 from whichkl.diagnostics.result import DRAWS, Diagnostics
 from whichkl.diagnostics.weights import on_the_line
 from whichkl.divergences import Estimate, monte_carlo, quadrature
-from whichkl.families import Family, richer, simpler
-from whichkl.families.family import log_likelihood
+from whichkl.families import Family, NetworkFamily, richer, simpler
+from whichkl.families.family import cast, log_likelihood
 from whichkl.objectives import ForwardKL
 from whichkl.samples import Block
 from whichkl.solvers import Solution, Solver, solver_for
@@ -219,6 +219,8 @@ def _refit(target: Target, family: Family, solver: Solver, seed: int) -> Any:
         model = solver.solve(free, family, seed).best.model
     except InputError:
         return None
+    if target.device.type != "cpu" and not isinstance(family, NetworkFamily):
+        model = cast(family, model, torch.float64, target.device)
     return carried(model, target.bijection) if family.carried else model
 
 

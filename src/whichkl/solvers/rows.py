@@ -100,7 +100,8 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     if target.stream is not None:
         return Rows(target.stream.parts, target.names, target.carrier, workers)
     x, w = points_of(target, seed)
-    return Rows(slices(Block(x, w, target.context)), target.names, None, workers)
+    context = None if target.context is None else target.context.cpu()
+    return Rows(slices(Block(x.cpu(), w.cpu(), context)), target.names, None, workers)
 
 
 @lru_cache(maxsize=512)
