@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -48,15 +50,21 @@ class Threads(Workers):
                     result = function(item)
                 yield result
             return
+        pool, started = _pool(self.count), []
         before = torch.get_num_threads()
-        pool = ThreadPoolExecutor(self.count, initializer=_single)
+        torch.set_num_threads(1)  # matrix products look at the process's number, not at the thread's
+
+        def start(item: Item) -> Future[Result]:
+            started.append(pool.submit(function, item))
+            return started[-1]
+
         try:
-            yield from _ahead(
-                items, lambda: AHEAD * self.count, lambda item: pool.submit(function, item), lambda future: future.result()
-            )
+            yield from _ahead(items, lambda: AHEAD * self.count, start, lambda future: future.result())
         finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)  # torch also gives a thread's number to threads that are born later
+            for one in started:
+                one.cancel()
+            wait(started)
+            torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,16 @@ def _first_line(error: BaseException) -> str:
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:
     _single()
     return function(item)
+
+
+@lru_cache(maxsize=4)
+def _pool(count: int) -> ThreadPoolExecutor:
+    """Keep the threads of one pass for the next: a new thread's first matrix product takes as long as a hundred others."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=_single)
+    wait([pool.submit(time.sleep, 0.01) for _ in range(count)])  # all are born here
+    torch.set_num_threads(before)  # torch also gives a thread's number to threads that are born later
+    return pool
 
 
 def _single() -> None:

@@ -30,10 +30,12 @@ from whichkl.targets import Target
 
 _FLOOR = 1e-6
 _SHORT, _TRIED = 21, 12
+_MOVED = 8_000
+"""Splits and mergers are compared on about so many rows."""
 _ENOUGH = 0.1
 _COARSE = 1e-5
 _OFTEN = 2.0
-_SAMPLE = 50_000
+_SAMPLE = 30_000
 """The starts are tried on at most so many rows; the best goes on with all."""
 
 
@@ -43,10 +45,10 @@ class ExpectationMaximization(Solver):
 
     Every covariance is kept above a floor of 1e-6 times the data's variances plus δ²/12, δ the step in which a column was
     recorded, so that no component can collapse onto a point, or onto a line of rounded values. All starts run as one batch on
-    at most 50,000 rows, the better two to the end; components of the best are split and merged while that helps; where there
+    at most 30,000 rows, the better two to the end; components of the best are split and merged while that helps; where there
     are more rows, the best goes on with all of them, in passes whose sums are exact, in single precision while that is enough
     and in double at the end. SQUAREM leaps make it some times faster. It stops when two cycles in a row gain less than a
-    hundredth of a nat over all rows (over 50,000 where there are more; on a quadrature rule 1e-10 nats in the mean).
+    hundredth of a nat over all rows (over 30,000 where there are more; on a quadrature rule 1e-10 nats in the mean).
 
     Source: Dempster, Laird & Rubin (1977); Student-t, Liu & Rubin (1995); starts, Arthur & Vassilvitskii (2007), Biernacki,
     Celeux & Govaert (2003); leaps, Varadhan & Roland (2008); splits and mergers, Ueda et al. (2000).
@@ -83,7 +85,8 @@ class ExpectationMaximization(Solver):
         climb = replace(self, max_iterations=_SHORT)._climb(few, frame, first, near, work, "starts")
         iterations, state = climb.iterations, climb.state.take(climb.likelihood.topk(min(2, self.starts)).indices)
         if self.moves and frame.count > 2:
-            better, more = self._rearrange(few, frame, climb.best, work)
+            fewer = sample.take(torch.arange(0, len(sample), max(1, len(sample) // _MOVED)))
+            better, more = self._rearrange(Rows(slices(fewer), rows.names, None, rows.workers), frame, climb.best, work)
             iterations += more
             state = better if self.starts == 1 else better.beside(state.take(torch.tensor([0])))
         climb = self._climb(few, frame, state, near, work, "a sample" if not whole else "the best starts")
@@ -128,12 +131,15 @@ class ExpectationMaximization(Solver):
         saved = time.monotonic()
         while climb.small < 2 and climb.iterations < self.max_iterations:
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
-            likelihood, state = cycle(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
-            gain = float((likelihood - climb.likelihood).max())
+            here, likelihood, state = cycle(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
+            gain = float((likelihood - here).max())
             small = climb.small + 1 if gain < (max(tolerance, _COARSE) if single else tolerance) / 10 else 0
-            if single and small:
+            steps = 3
+            if single and small and tolerance >= _COARSE:  # settled; one step in double precision for the last digits
+                (_, state), small, steps = _Update(rows, frame, torch.float64)(state), 2, 4
+            elif single and small:
                 single, small = False, 0
-            climb = Climb(state, likelihood, gain, climb.iterations + 3, small, single)
+            climb = Climb(state, likelihood, gain, climb.iterations + steps, small, single)
             work.tell(f"EM on {step}", _done(gain, tolerance / 10))
             if work.journal is not None and (climb.small == 2 or time.monotonic() - saved > _OFTEN):
                 work.journal.save(name, *climb.written())
@@ -143,7 +149,7 @@ class ExpectationMaximization(Solver):
 
 @dataclass(frozen=True)
 class Climb:
-    """How far EM is: the state of each start, its mean log likelihood a cycle ago, and the gain of that cycle."""
+    """How far EM is: the state of each start, its mean log likelihood a step ago, and the gain of the last cycle."""
 
     state: State
     likelihood: Float[Tensor, " s"]

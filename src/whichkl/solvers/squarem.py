@@ -12,10 +12,13 @@ from torch import Tensor
 from whichkl.solvers.expectation import FREEDOM, State
 
 
-def cycle(state: State, update: Callable[[State], tuple[Tensor, State]]) -> tuple[Float[Tensor, " s"], State]:
+def cycle(
+    state: State, update: Callable[[State], tuple[Tensor, State]]
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"], State]:
     """Two EM steps, a leap along their difference, and a step from there where the leap raised the likelihood.
 
-    Returns the likelihood at the beginning of the cycle and the state at its end. Source: SQUAREM, Varadhan & Roland (2008).
+    Returns the likelihood at the beginning of the cycle, the largest that was met in it, and the state at its end, which is a
+    step better than that. Source: SQUAREM, Varadhan & Roland (2008).
     """
     here, first = update(state)
     ahead, second = update(first)
@@ -27,7 +30,8 @@ def cycle(state: State, update: Callable[[State], tuple[Tensor, State]]) -> tupl
     safe = (torch.linalg.cholesky_ex(leap.cov)[1] == 0).all(-1)
     safe = safe & leap.probs.isfinite().all(-1) & leap.loc.isfinite().all((-1, -2))
     there, third = update(_where(safe, leap, second))
-    return here, _where(safe & (there >= ahead), third, second)
+    better = safe & (there >= ahead)
+    return here, torch.where(better, there, ahead), _where(better, third, second)
 
 
 def _flat(state: State) -> Float[Tensor, "s f"]:
