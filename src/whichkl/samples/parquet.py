@@ -16,7 +16,7 @@ from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken, st
 
 _BUFFER = 65_536
 """Bytes that are read at once of each column."""
-_BLOCKS = 2
+_BLOCKS = 1
 """Blocks that are decoded at once."""
 
 

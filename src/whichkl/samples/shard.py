@@ -15,7 +15,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.samples.stream import BLOCK, Block, Part
 
-_VALUES = 2**16
+_VALUES = 2**17
 """Values of a block, where its rows aren't few: what is made of them should stay in the processor's cache."""
 
 
@@ -23,7 +23,7 @@ def block_rows(columns: int) -> int:
     """Return how many rows of so many columns make a block: `BLOCK`, and fewer of wide ones.
 
     >>> block_rows(2), block_rows(16), block_rows(1_000)
-    (4096, 4096, 512)
+    (8192, 8192, 512)
     """
     return max(512, min(BLOCK, _VALUES // columns))
 

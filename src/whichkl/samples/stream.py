@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 4_096
+BLOCK = 8_192
 """Rows that are worked on at once: few enough for the processor's cache, many enough for its matrix units."""
 PART = 65_536
 """Rows of a part of samples in memory."""
