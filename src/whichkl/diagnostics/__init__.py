@@ -2,9 +2,9 @@
 
 from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat
 from whichkl.diagnostics.held_out import cross_fit, stride_of
-from whichkl.diagnostics.judge import Judgement, judge
+from whichkl.diagnostics.judge import judge
 from whichkl.diagnostics.models import carried, model_target
-from whichkl.diagnostics.result import Diagnostics
+from whichkl.diagnostics.result import Diagnostics, Judgement
 
 __all__ = [
     "FINDINGS",

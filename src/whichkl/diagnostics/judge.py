@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from whichkl._checks import TargetError, cannot
@@ -11,25 +11,14 @@ from whichkl.diagnostics.ends import beyond_the_ends
 from whichkl.diagnostics.findings import find
 from whichkl.diagnostics.held_out import forward_value, in_sample, unseen
 from whichkl.diagnostics.models import model_target
-from whichkl.diagnostics.result import Diagnostics
+from whichkl.diagnostics.result import Diagnostics, Judgement
 from whichkl.diagnostics.weights import by_weights, reverse_value
-from whichkl.divergences import Estimate
 from whichkl.families import Family
 from whichkl.goodness import transform_calibration, two_sample_test
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The value of the objective, the diagnostics, how the fit ended, and what was found."""
-
-    value: Estimate
-    diagnostics: Diagnostics
-    status: str
-    findings: frozenset[str]
 
 
 def judge(
