@@ -53,7 +53,7 @@ BAD = [
     (["fit", "flat.csv"], 2, "column `b` is constant"),
     (["fit", "ragged.csv"], 2, "line 3 has 1 fields"),
     (["fit", "empty.csv"], 2, "the file is empty"),
-    (["fit", "x.csv", "--family", "flow"], 2, "Choose gaussian"),
+    (["fit", "x.csv", "--family", "flaw"], 2, "Choose among"),
     (["fit", "x.csv", "--objective", "reverse_kl"], 3, "Use `ForwardKL`, or pass `log_prob=`"),
     (["fit", "--log-prob", "model.py:log_prob"], 2, "Pass `dim=`"),
     (["fit", "--log-prob", "model.py", "--dim", "2"], 2, "FILE.py:FUNCTION"),
