@@ -108,7 +108,8 @@ CALLS = [
     (lambda: Mixture(0), "whole number of at least 1"),
     (lambda: Mixture(2.5), "whole number"),
     (lambda: Gaussian("spherical"), "Choose 'full', 'diagonal' or 'low_rank'"),
-    (lambda: wk.fit(X, torch.nn.Linear(2, 2)), "and this version fits Gaussian, "),
+    (lambda: wk.fit(X, torch.nn.Linear(2, 2)), "models y given x, and the samples aren't pairs"),
+    (lambda: wk.fit(X, "gaussian"), "it is a `str`"),
     (lambda: wk.fit(X, objective="kl"), "this version minimises forward_kl, reverse_kl"),
     (
         lambda: wk.fit(X, objective="reverse_kl"),

@@ -92,7 +92,9 @@ def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -
     larger = richer(family) or "a flow, or a family of your own"
     if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
         larger = replace(larger, components=diagnostics.separate)
-    return tuple(FINDINGS[name].format(richer=larger, simpler=simpler(family)) for name in sorted(findings))
+    return tuple(
+        FINDINGS[name].format(richer=larger, simpler=diagnostics.simpler or simpler(family)) for name in sorted(findings)
+    )
 
 
 def shown_khat(khat: float | None) -> str:

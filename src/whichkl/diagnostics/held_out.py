@@ -15,7 +15,7 @@ from whichkl.diagnostics.models import carried, model_target
 from whichkl.diagnostics.result import DRAWS, Diagnostics
 from whichkl.diagnostics.weights import on_the_line
 from whichkl.divergences import Estimate, monte_carlo, quadrature
-from whichkl.families import Family, NetworkFamily, richer, simpler
+from whichkl.families import Family, NetworkFamily, richer, simpler, simplest
 from whichkl.families.family import cast, log_likelihood
 from whichkl.objectives import ForwardKL
 from whichkl.samples import Block
@@ -56,15 +56,23 @@ def forward_value(
         return in_sample(target, model), d
     order, mine, how = own
     w, chains = (None if one is None else one[order] for one in (target.weights, target.chains))
-    gains = []
-    for near in (richer(family), simpler(family)):
+    most = None if len(order) <= _FEW or chains is not None else 1
+
+    def gained(near: Family | None) -> Estimate | None:
         refit = None if near is None else solver_for(ForwardKL(), near, target.access)
-        most = None if len(order) <= _FEW or chains is not None else 1
-        theirs = None if near is None or refit is None or not refit.refits else cross_fit(target, near, refit, seed, most)
+        if near is None or refit is None or not refit.refits:
+            return None
+        theirs = cross_fit(target, near, refit, seed, most)
         m = len(theirs[1]) if theirs is not None else 0
-        gains.append(None if theirs is None else _gain(mine[:m], theirs[1], None if w is None else w[:m], chains))
+        return None if theirs is None else _gain(mine[:m], theirs[1], None if w is None else w[:m], chains)
+
     held_out = monte_carlo.cross_entropy(mine, how, w, chains)
-    d = replace(d, held_out=held_out, richer_gain=gains[0], simpler_gain=gains[1])
+    d = replace(d, held_out=held_out, richer_gain=gained(richer(family)), simpler_gain=gained(simpler(family)))
+    lowest = simplest(family)
+    if d.simpler_gain is not None and d.simpler_gain.value > 0 and lowest not in (None, simpler(family)):
+        gain = gained(lowest)
+        if gain is not None and gain.value > d.simpler_gain.value:
+            d = replace(d, simpler_gain=gain, simpler=str(lowest))
     if Access.LOG_PROB not in target.access:
         return held_out, d
     log_p = target.log_prob(_samples(target)[order])

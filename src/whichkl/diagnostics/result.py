@@ -29,7 +29,9 @@ class Diagnostics:
     richer_gain: Estimate | None = None
     """By how many nats a draw the next richer family does better, paired on the same unseen draws."""
     simpler_gain: Estimate | None = None
-    """The same for the next simpler one."""
+    """The same for the next simpler one, or for that in `simpler`."""
+    simpler: str | None = None
+    """The simplest family, where it does better still than the next simpler one."""
     least_kl: float | None = None
     """What reverse KL amounts to at least, in nats: from the importance weights, and from separate optima that q leaves out."""
     separate: int = 1

@@ -7,7 +7,7 @@ from whichkl.families.family import Family, family_from_config
 from whichkl.families.flow import Flow
 from whichkl.families.gaussian import Gaussian
 from whichkl.families.generalized_linear import GeneralizedLinear
-from whichkl.families.ladder import richer, simpler
+from whichkl.families.ladder import richer, simpler, simplest
 from whichkl.families.linear_gaussian import LinearGaussian
 from whichkl.families.mixture import Mixture
 from whichkl.families.mixture_density import MixtureDensityNetwork
@@ -37,4 +37,5 @@ __all__ = [
     "family_of",
     "richer",
     "simpler",
+    "simplest",
 ]

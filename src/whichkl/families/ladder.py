@@ -36,6 +36,15 @@ def richer(family: Family) -> Family | None:
     return None
 
 
+def simplest(family: Family) -> Family | None:
+    """Return the single law below a mixture; None below anything else.
+
+    >>> simplest(Mixture(5, "diagonal"))
+    Gaussian(covariance='diagonal')
+    """
+    return simpler(replace(family, components=2)) if isinstance(family, Mixture) and family.count > 1 else None
+
+
 def simpler(family: Family) -> Family | None:
     """Return the next simpler family: one component less below a mixture, a Gaussian below a Student-t; None below that.
 

@@ -104,7 +104,11 @@ def _evidence(fit: Fit) -> Section:
         )
     for word, gain, near in (("richer", d.richer_gain, richer(fit.family)), ("simpler", d.simpler_gain, simpler(fit.family))):
         if gain is not None and near is not None:
-            rows.append((f"gain of the next {word} family", gain.number, f"{near.label}, nats a draw, paired"))
+            is_lowest = word == "simpler" and d.simpler is not None
+            name, label = (
+                ("gain of the simplest family", str(d.simpler)) if is_lowest else (f"gain of the next {word} family", near.label)
+            )
+            rows.append((name, gain.number, f"{label}, nats a draw, paired"))
     if d.two_sample is not None and d.two_sample.auc is not None:
         number = f"AUC {d.two_sample.auc:.3f} ± {d.two_sample.stderr:.3f}"
         rows.append(("classifier, unseen rows or draws of q?", number, f"chance is 0.5; p = {d.two_sample.p_value:.2g}"))
