@@ -200,7 +200,11 @@ def two_nodes(folder):
             processes.append(process)
             if number == 3:
                 cluster.remove_node(lost, allow_graceful=False)
-        alive = sum(node["Alive"] for node in ray.nodes())
+        for _ in range(60):  # the head notices a loss by heartbeats
+            alive = sum(node["Alive"] for node in ray.nodes())
+            if alive == 1:
+                break
+            time.sleep(0.5)
         return result.numpy(), len(set(processes[:4])), alive, solved(wk.Target.of(folder), Ray()).numpy()
     finally:
         ray.shutdown()

@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import linprog
 from sklearn.linear_model import LogisticRegression, PoissonRegressor
 
+import whichkl as wk
 from whichkl import Target
 from whichkl._checks import InputError
 from whichkl.families import GeneralizedLinear, Neural, family_from_config, richer, simpler
@@ -337,3 +338,17 @@ def test_dependent_columns_are_no_matter_under_a_prior():
     twice = np.column_stack([X, X[:, 0]])
     model = fitted(GeneralizedLinear(penalty=1.0), twice, COINS)
     torch.testing.assert_close(model.weight[0, 0], model.weight[0, 3])
+
+
+@pytest.mark.parametrize("response", ["bernoulli", "categorical", "poisson"])
+def test_events_have_the_shape_in_which_y_came(response, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 2, generator=generator, dtype=D)
+    y = (x[:, 0] + torch.randn(200, generator=generator, dtype=D) > 0).to(D)
+    flat, column = (wk.fit(Target(samples=(x, one)), GeneralizedLinear(response)) for one in (y, y[:, None]))
+    assert (tuple(flat.model(x).event_shape), tuple(column.model(x).event_shape)) == ((), (1,))
+    torch.testing.assert_close(flat.model(x).log_prob(y), column.model(x.numpy()).log_prob(y[:, None]))
+    column.save(tmp_path / "fit")
+    assert tuple(wk.Fit.load(tmp_path / "fit").model(x).event_shape) == (1,)
+    with pytest.raises(ValueError, match="the model was fitted on 2 columns"):
+        flat.model(x[:, :1])

@@ -418,3 +418,14 @@ def test_only_streams_and_what_names_them_are_opened():
 def test_every_part_of_a_file_is_a_file_part(tmp_path):
     shutil.copy(write(tmp_path / "x.npy", X), tmp_path / "y.npy")
     assert all(isinstance(part, FilePart) for part in open_stream(tmp_path).parts)
+
+
+def test_shards_that_share_an_order_do_not_share_their_held_out_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        np.save(tmp_path / f"{i:03}.npy", (np.arange(10) * 3 + rng.normal(size=10))[:, None])
+    values = [wk.fit(tmp_path, seed=seed).value for seed in range(2)]
+    truth = 0.5 * np.log(2 * np.pi * np.e * (9 * 8.25 + 1))  # of one Gaussian on all rows
+    assert values[0].value != values[1].value
+    for value in values:
+        assert abs(value.value - truth) < 4 * value.stderr

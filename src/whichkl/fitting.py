@@ -228,6 +228,8 @@ def fit(
         family.check_samples(free.samples, p.names)
     is_judged = judge and isinstance(chosen, ForwardKL)
     solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
+    if p.dim == 1 and not p.scalar and hasattr(solution.best.model, "column"):  # y came as (n, 1), and events have its shape
+        solution = replace(solution, optima=tuple(replace(o, model=replace(o.model, column=True)) for o in solution.optima))
     model = solution.best.model
     if isinstance(model, Distribution) and family.carried:
         model = cast(family, model, p.dtype, p.device)

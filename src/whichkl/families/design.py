@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent
 
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family
@@ -23,6 +26,29 @@ def check_context(family: Family, context: Tensor | None) -> Tensor:
     if context is None:
         raise InputError(cannot(f"fit `{family}`", "it models y given x, and there is no x", "Pass `samples=(x, y)`"))
     return context
+
+
+def read_context(x: Any, weight: Float[Tensor, "k c"]) -> Float[Tensor, "n c"]:
+    """Bring contexts, a tensor, an array or a DataFrame, to the dtype and device of the weights.
+
+    Raises:
+        InputError: they aren't (n, c) finite numbers.
+    """
+    rows = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).to(weight)
+    if rows.ndim != 2 or rows.shape[1] != weight.shape[1]:
+        because = f"they have shape {tuple(rows.shape)}, and the model was fitted on {weight.shape[1]} columns"
+        raise InputError(cannot("predict at these x", because, f"Give (n, {weight.shape[1]}) rows"))
+    if not bool(rows.isfinite().all()):
+        raise InputError(cannot("predict at these x", "some are NaN or infinite", "Drop or repair those rows first"))
+    return rows
+
+
+def as_column(law: Any) -> Distribution:
+    """Return the law of the same numbers as a column: batch shape (n,), event shape (1,)."""
+    names = [name for name in ("loc", "scale", "rate", "logits") if name in law.arg_constraints]
+    parts = {name: getattr(law, name) for name in names}
+    wide = {name: value[:, None, :] if isinstance(law, Categorical) else value[:, None] for name, value in parts.items()}
+    return Independent(type(law)(**wide, validate_args=False), 1, validate_args=False)
 
 
 def context_names(names: Sequence[str], count: int) -> list[str]:

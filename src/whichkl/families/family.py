@@ -150,6 +150,8 @@ def family_from_config(config: Mapping[str, Any]) -> Family:
         if kind is None:
             raise TypeError(f"no family is called {config.get('family')!r}")
         return kind(**fields)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise IntegrityError(cannot("rebuild the family", str(error), "Load it with the version that wrote it")) from error
 
@@ -161,6 +163,8 @@ def log_likelihood(model: Any, x: Float[Tensor, "n d"], context: Float[Tensor, "
         InputError: the model's `log_prob` isn't one number a row.
     """
     law, rows = (model, x) if context is None else (model(context), x)
+    if context is not None and law.batch_shape == () and len(x) != 1:  # it ignores its contexts, as a baseline may
+        law = law.expand((len(x),))
     if context is not None and len(law.event_shape) == 0 and x.shape[1] == 1:
         rows = x[:, 0]
     try:

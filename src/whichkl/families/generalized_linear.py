@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot
+from whichkl.families.design import as_column, read_context
 from whichkl.families.family import Family
 from whichkl.families.margins import shown
 from whichkl.families.responses import RESPONSES, Response
@@ -115,24 +117,28 @@ class GeneralizedLinear(Family):
         if not isinstance(model, GeneralizedLinearModel):
             because = f"it is a `{type(model).__name__}`"
             raise InputError(cannot("read a generalised linear model from this", because, "Use a model of this family"))
-        return {"weight": model.weight, "bias": model.bias}
+        return {"weight": model.weight, "bias": model.bias, **({"column": torch.tensor(1)} if model.column else {})}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Any:
         """Build the model from `weight` and `bias`."""
-        return GeneralizedLinearModel(self.response, parameters["weight"], parameters["bias"])
+        p = parameters
+        return GeneralizedLinearModel(self.response, p["weight"], p["bias"], "column" in p)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class GeneralizedLinearModel:
-    """x (n, c) ↦ the law of y in each row: batch shape (n,), event shape ()."""
+    """x (n, c) ↦ the law of y in each row: batch shape (n,), event shape (), or (1,) where y came as (n, 1)."""
 
     response: Word
     weight: Float[Tensor, "k c"]
     bias: Float[Tensor, " k"]
+    column: bool = False
+    """Whether y came as (n, 1)."""
 
     def __call__(self, x: Float[Tensor, "n c"]) -> Distribution:
         """Return the law of y for each row of x."""
-        return RESPONSES[self.response].law(x.to(self.weight.dtype) @ self.weight.T + self.bias)
+        law = RESPONSES[self.response].law(read_context(x, self.weight) @ self.weight.T + self.bias)
+        return as_column(law) if self.column else law
 
     def __repr__(self) -> str:
         k, c = self.weight.shape

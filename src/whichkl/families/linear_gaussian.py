@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.design import check_context, context_names, refuse_degenerate
+from whichkl.families.design import as_column, check_context, context_names, read_context, refuse_degenerate
 from whichkl.families.family import MomentFamily
 from whichkl.families.gaussian import Covariance, check_covariance
 
@@ -129,26 +129,31 @@ class LinearGaussian(MomentFamily):
         if not isinstance(model, LinearGaussianModel):
             because = f"it is a `{type(model).__name__}`"
             raise InputError(cannot("read a linear Gaussian from this model", because, "Use a model of this family"))
-        return {"weight": model.weight, "bias": model.bias, "scale_tril": model.scale_tril}
+        column = {"column": torch.tensor(1)} if model.column else {}
+        return {"weight": model.weight, "bias": model.bias, "scale_tril": model.scale_tril, **column}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Any:
         """Build the model from what `parameters` returns."""
-        return LinearGaussianModel(parameters["weight"], parameters["bias"], parameters["scale_tril"])
+        p = parameters
+        return LinearGaussianModel(p["weight"], p["bias"], p["scale_tril"], "column" in p)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LinearGaussianModel:
-    """x (n, c) ↦ N(A x + b, Σ), n rows: event shape () where y is one column, else (d,)."""
+    """x (n, c) ↦ N(A x + b, Σ), n rows: event shape () where y came as (n,), else (d,)."""
 
     weight: Float[Tensor, "d c"]
     bias: Float[Tensor, " d"]
     scale_tril: Float[Tensor, "d d"]
+    column: bool = False
+    """Whether y came as (n, 1), so that events have shape (1,)."""
 
     def __call__(self, x: Float[Tensor, "n c"]) -> Distribution:
         """Return the law of y for each row of x."""
-        loc = x.to(self.weight.dtype) @ self.weight.T + self.bias
+        loc = read_context(x, self.weight) @ self.weight.T + self.bias
         if len(self.bias) == 1:
-            return Normal(loc[:, 0], self.scale_tril[0, 0].expand(len(loc)), validate_args=False)
+            law = Normal(loc[:, 0], self.scale_tril[0, 0].expand(len(loc)), validate_args=False)
+            return as_column(law) if self.column else law
         if bool((self.scale_tril == torch.diag(self.scale_tril.diagonal())).all()):
             return Independent(
                 Normal(loc, self.scale_tril.diagonal().expand_as(loc), validate_args=False), 1, validate_args=False

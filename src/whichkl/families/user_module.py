@@ -112,6 +112,8 @@ def family_of(obj: Any) -> Family:
         return Module(obj)
     known = sorted(name for name, kind in Family.kinds.items() if not inspect.isabstract(kind) and name != "Module")
     name = obj.__name__ if isinstance(obj, type) else type(obj).__name__
+    if isinstance(obj, type) and issubclass(obj, Family):
+        raise InputError(cannot("fit this family", f"`{name}` is the class", f"Make one of it, say {name}()"))
     because = f"it is a `{name}`, and this version fits {', '.join(known)}, and modules of your own"
     raise InputError(cannot("fit this family", because, "Use, say, whichkl.families.Gaussian()"))
 

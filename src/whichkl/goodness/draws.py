@@ -53,7 +53,7 @@ def law_at(model: Any, context: Float[Tensor, "n c"]) -> Distribution:
         raise Unable(f"the model raised {type(error).__name__}: {error}") from error
     if not isinstance(law, Distribution):
         raise Unable(f"the model returned a `{type(law).__name__}`, not a Distribution")
-    return law
+    return law.expand((len(context),)) if law.batch_shape == () else law
 
 
 def drawn(law: Any, shape: tuple[int, ...], width: int, seed: int) -> Float[Tensor, "... d"]:

@@ -25,13 +25,16 @@ class Block:
     x: Float[Tensor, "m d"]
     w: Float[Tensor, " m"]
     context: Float[Tensor, "m c"] | None = None
+    first: int = 0
+    """The number of its first row, in a numbering of its part's own: what tells which rows are held out."""
 
     def __len__(self) -> int:
         return self.x.shape[0]
 
     def take(self, rows: Tensor) -> Block:
         """Return some of the rows: their numbers, or a mask."""
-        return Block(self.x[rows], self.w[rows], None if self.context is None else self.context[rows])
+        context = None if self.context is None else self.context[rows]
+        return Block(self.x[rows], self.w[rows], context, self.first)
 
 
 class Part(ABC):

@@ -98,10 +98,8 @@ class Streamed(Batches):
 
     def _blocks(self, parts: Sequence[int]) -> Iterator[Block]:
         for i in parts:
-            start = 0
             for block in self.parts.blocks_of(self.parts.parts[i]):
-                aside = aside_from(start, len(block), self.every)
-                start += len(block)
+                aside = aside_from(block.first, len(block), self.every)
                 kept = block.take(~aside)
                 yield Block(kept.x, kept.w / self.mean_weight, kept.context)
 

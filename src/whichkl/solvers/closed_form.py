@@ -135,10 +135,9 @@ class _Add:
 
     def __call__(self, blocks: Iterator[Block]) -> tuple[Sums, Sums, list[Block]]:
         sums: Sums = {}
-        kept, start = [], 0
+        kept = []
         for number, block in enumerate(blocks):
-            apart = held_rows(start, len(block), self.stride)
-            start += len(block)
+            apart = held_rows(block.first, len(block), self.stride)
             if apart is not None and len(apart):
                 kept.append(block.take(apart.to(block.x.device)))
             _add(sums, self._statistics(block, located=number % _LOCATED == 0))

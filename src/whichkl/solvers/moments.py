@@ -81,19 +81,17 @@ class Look:
 
     def __call__(self, blocks: Iterable[Block]) -> Looked:
         """Return what was seen."""
-        seen, start, number = Looked(), 0, 0
+        seen = Looked()
         for block in blocks:
             self.family.check_rows(block.x, self.names)
             seen.reach(block.x)
-            is_held = held_out(start, len(block), self.stride)
-            start += len(block)
+            is_held = held_out(block.first, len(block), self.stride)
             kept = block
             if is_held is not None:
                 seen.held.append(block.take(is_held))
                 kept = block.take(~is_held)
             if self.keep:
-                seen.aside.append(kept.take(aside_from(number, len(kept), self.every)))
-                number += len(kept)
+                seen.aside.append(kept.take(aside_from(kept.first, len(kept), self.every)))
             _add(seen, kept)
         return seen
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -39,6 +40,8 @@ class Rows:
     """Every `stride`-th row of a part is held out; 0 for none."""
     held: bool = False
     """Whether these are the held-out rows; else the others."""
+    seed: int = 0
+    """Which rows are held out depends on it, and on the part: shards can share an order."""
 
     def map(self, function: Callable[[Iterator[Block]], Result]) -> Iterator[Result]:
         """Yield `function(blocks)` for every part, in their order, whoever finishes first."""
@@ -46,13 +49,15 @@ class Rows:
 
     def blocks_of(self, part: Part) -> Iterator[Block]:
         """Read a part: in float64, checked, in free coordinates, without the rows that aren't these."""
-        start = 0
+        start, salt = 0, (zlib.crc32(f"{self.seed}: {part.label}".encode()) & 0x7FFFFFFF) << 31
         for block in part.blocks():
-            is_held = held_out(start, len(block), self.stride)
-            start += len(block)
+            first = salt + start
+            is_held = held_out(first, len(block), self.stride)
             ready = _wide(block)
             if self.bijection is not None:
-                ready = self._carried(ready, part, start - len(block))
+                ready = self._carried(ready, part, start)
+            start += len(block)
+            ready = replace(ready, first=first)
             if is_held is not None:
                 ready = ready.take(is_held if self.held else ~is_held)
             if len(ready):
@@ -86,7 +91,7 @@ class _Job:
 
     def __init__(self, rows: Rows, function: Callable[[Iterator[Block]], Any]) -> None:
         """Leave the list of parts behind: a worker gets one."""
-        object.__setattr__(self, "rows", Rows((), rows.names, rows.bijection, stride=rows.stride, held=rows.held))
+        object.__setattr__(self, "rows", Rows((), rows.names, rows.bijection, stride=rows.stride, held=rows.held, seed=rows.seed))
         object.__setattr__(self, "function", function)
 
     def __call__(self, part: Part) -> Any:
@@ -98,18 +103,18 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     """Return the rows of a target in free coordinates: its stream, its samples, or the draws or rule that stand for p."""
     workers = workers or Threads()
     if target.stream is not None:
-        return Rows(target.stream.parts, target.names, target.carrier, workers)
+        return Rows(target.stream.parts, target.names, target.carrier, workers, seed=seed)
     x, w = points_of(target, seed)
     context = None if target.context is None else target.context.cpu()
-    return Rows(slices(Block(x.cpu(), w.cpu(), context)), target.names, None, workers)
+    return Rows(slices(Block(x.cpu(), w.cpu(), context)), target.names, None, workers, seed=seed)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def held_out(start: int, count: int, stride: int) -> Tensor | None:
-    """Tell which of the rows from `start` on are held out: one in `stride` of their part; None where none is.
+    """Tell which of the rows from `start` on are held out: one in `stride`; None where none is.
 
-    They are spread by a hash of the row's number (Steele, Lea & Flood, 2014), not evenly: data can have a period. All parts
-    share one answer, which isn't to be changed.
+    They are spread by a hash of the row's number (Steele, Lea & Flood, 2014), not evenly: data can have a period. The answer is
+    shared, and isn't to be changed.
     """
     if stride == 0:
         return None
@@ -119,7 +124,7 @@ def held_out(start: int, count: int, stride: int) -> Tensor | None:
     return ((number >> 33) & 0x3FFFFFFF) % stride == 0
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def held_rows(start: int, count: int, stride: int) -> Tensor | None:
     """Return the numbers, within the block, of the rows that `held_out` names."""
     mask = held_out(start, count, stride)
