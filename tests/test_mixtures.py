@@ -146,6 +146,13 @@ def test_duplicated_points_do_not_collapse_a_component():
     assert bool(model.log_prob(torch.tensor(x)).isfinite().all())
 
 
+def test_a_likelihood_without_a_maximum_is_said_to_be_one():
+    x = clouds(300)[:, :2]
+    for rows, family in ((np.column_stack([x, x.sum(1)]), Mixture(2)), (np.repeat(x[:5], 100, 0), Mixture(5))):
+        assert any("lies at its floor" in note for note in solved(rows, family).notes)
+    assert solved(x, Mixture(2)).notes == ()
+
+
 def test_auto_finds_the_number_and_shows_its_curve(tmp_path):
     fit = wk.fit(clouds(1_000), Mixture("auto"))
     assert fit.family == Mixture(4)

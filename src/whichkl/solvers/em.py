@@ -35,6 +35,10 @@ _MOVED = 8_000
 _ENOUGH = 0.1
 _COARSE = 1e-5
 _OFTEN = 2.0
+_AT_THE_FLOOR = (
+    "a component's covariance lies at its floor: rows repeat, or columns depend on each other, so that the likelihood has no "
+    "maximum and the floor sets the value"
+)
 _SAMPLE = 30_000
 """The starts are tried on at most so many rows; the best goes on with all."""
 
@@ -104,7 +108,9 @@ class ExpectationMaximization(Solver):
             model = frame.model(climb.state, i)
             loss = -mean_log_likelihood(model, rows) if whole else frame.loss(climb.likelihood[i])
             optima.append(Optimum(model, loss, climb.small == 2, False))
-        return Solution(distinct(optima), iterations, climb.gain, held=held)
+        ordered = distinct(optima)
+        notes = (_AT_THE_FLOOR,) if frame.is_at_floor(climb.best) else ()
+        return Solution(ordered, iterations, climb.gain, held=held, notes=notes)
 
     def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
         """Split and merge components, as long as a few iterations from there end higher than as many from here."""
@@ -211,6 +217,12 @@ class Frame:
         count = 1 if isinstance(family, StudentT) else family.count
         is_student = True if isinstance(family, StudentT) else family.law == "student_t"
         return cls(shift, scale, floor, family.covariance, count, is_student, is_single)
+
+    def is_at_floor(self, state: State) -> bool:
+        """Whether some component is as narrow, in some direction, as the floor allows."""
+        root = self.floor.sqrt()
+        narrowest = torch.linalg.eigvalsh(state.cov[0] / (root[:, None] * root))[..., 0].min()
+        return bool(narrowest < 1 + 1e-6)
 
     def standard(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Carry rows there."""
