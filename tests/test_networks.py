@@ -291,7 +291,7 @@ def test_a_users_module_is_trained_as_a_copy():
     again = Module(Bell()).model(family.parameters(model))
     assert torch.equal(again.log_prob(x), model.log_prob(x)) and again.log_prob(x).dtype == torch.float32
     assert family.config()["module"].startswith("Bell, start ") and repr(family) == "Module(Bell)"
-    with pytest.raises(IntegrityError, match="Pass `family=`"):
+    with pytest.raises(InputError, match="Pass `family=`"):
         family_from_config(family.config())
 
 

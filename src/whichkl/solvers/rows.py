@@ -120,7 +120,8 @@ def held_out(start: int, count: int, stride: int) -> Tensor | None:
         return None
     number = torch.arange(start + 1, start + count + 1)
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        number = (number ^ (number >> shift)) * factor
+        number ^= number >> shift
+        number *= factor
     return ((number >> 33) & 0x3FFFFFFF) % stride == 0
 
 
