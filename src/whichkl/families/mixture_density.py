@@ -16,7 +16,6 @@ from torch.distributions import (
     Normal,
 )
 
-from whichkl._checks import InputError, cannot
 from whichkl.families.data_shape import Shape
 from whichkl.families.gaussian import Covariance, check_covariance
 from whichkl.families.layers import Standardised, check_count, check_widths, perceptron
@@ -70,9 +69,7 @@ class MixtureDensityNetwork(NetworkFamily):
         Raises:
             InputError: there is no x.
         """
-        if not shape.context:
-            because = "it models y given x, and the samples aren't pairs"
-            raise InputError(cannot(f"fit `{self}` to this target", because, "Pass `samples=(x, y)`"))
+        self.refuse_single_rows(shape)
         return _Network(shape, self)
 
     def wider(self) -> MixtureDensityNetwork:

@@ -93,6 +93,16 @@ class NetworkFamily(Family):
             self.refuse_constant((x == x[:1]).all(0).nonzero().flatten().tolist(), names)
         self.check_rows(x, names)
 
+    def refuse_single_rows(self, shape: Shape) -> None:
+        """Refuse rows without an x to condition on.
+
+        Raises:
+            InputError: there is no x.
+        """
+        if not shape.context:
+            because = "it models y given x, and the samples aren't pairs"
+            raise InputError(cannot(f"fit `{self}` to this target", because, "Pass `samples=(x, y)`"))
+
     def wider(self) -> Family | None:
         """Return the next richer family, if there is a natural one."""
         return None

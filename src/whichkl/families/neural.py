@@ -71,9 +71,7 @@ class Neural(NetworkFamily):
         Raises:
             InputError: there is no x.
         """
-        if not shape.context:
-            because = "it models y given x, and the samples aren't pairs"
-            raise InputError(cannot(f"fit `{self}` to this target", because, "Pass `samples=(x, y)`"))
+        self.refuse_single_rows(shape)
         return _Network(shape, self)
 
     def check_rows(self, x: Float[Tensor, "m d"], names: Sequence[str]) -> None:
