@@ -496,7 +496,7 @@ SAID = [
     ),
     (
         lambda: ClosedForm().solve(Target(samples=(CORRELATED[:, :2], CORRELATED[:, :1] * 2)), LinearGaussian(), 0),
-        "x determines column `x1` of y without rest",
+        "x determines column `y` of y without rest",
     ),
     (
         lambda: ClosedForm().solve(Target(samples=(CORRELATED[:, :2], CORRELATED[:, [2, 2]])), LinearGaussian(), 0),

@@ -343,7 +343,7 @@ def test_pairs_of_a_loader_are_y_given_x():
     target = wk.Target.of(DataLoader(TensorDataset(x, y), batch_size=8))
     block = rows(target.stream)
     assert torch.equal(block.x, y[:, None].double()) and torch.equal(block.context, x.double())
-    assert (target.dim, target.names, target.context_names) == (1, ("x1",), ("x1", "x2", "x3", "x4"))
+    assert (target.dim, target.names, target.context_names) == (1, ("y",), ("x1", "x2", "x3", "x4"))
     assert "given 4 columns" in repr(target)
 
 

@@ -15,8 +15,9 @@ from whichkl.families.family import log_likelihood
 from whichkl.families.named import family_named
 from whichkl.fitting import fit
 from whichkl.objectives import ForwardKL, Objective, objective_of
+from whichkl.seeds import seeded
 from whichkl.solvers import Solver
-from whichkl.targets import Target, seeded
+from whichkl.targets import Target
 
 require("sklearn", "sklearn")
 

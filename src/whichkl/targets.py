@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
+from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair
 from whichkl.chains import chain_ids, thinning
+from whichkl.coordinates import free_log_prob, free_sampler, free_score
 from whichkl.density import Function, LogDensity
 from whichkl.distributions import distribution_log_prob, inside
 from whichkl.samples import Stream, Table, open_samples
+from whichkl.seeds import seeded, seeded_draws
 from whichkl.supports import Bijection, Support, support_of
 
 
@@ -44,7 +45,7 @@ class Target:
         weights: (n,) non-negative weights of `samples`.
         chains: where `samples` come from Markov chains, in the order of time: how many equally long ones are stacked one
             after another, or (n,) ids of the chain of each row. Error bars then count effective draws.
-        names: the d column names.
+        names: the d column names; unless said, those of a DataFrame or file, else x1, x2, …, and of y given x y1, y2, … (y).
         batched: False if `log_prob` and `score` take one point, (d,).
         dtype: what the functions are called with: float64 unless said.
         device: where they are called: the CPU, or the device of `samples`, unless said.
@@ -80,9 +81,9 @@ class Target:
         if isinstance(found, Table):
             samples, names = found.values, found.names if names is None else names
         self.stream = found if isinstance(found, Stream) else None
-        samples, given = (None, None) if self.stream is not None else _pair(samples)
-        self.samples = None if samples is None else _matrix(samples, dtype, device)
-        self.context = None if given is None else _matrix(given, dtype, device)
+        samples, given = (None, None) if self.stream is not None else split_pair(samples)
+        self.samples = None if samples is None else read_matrix(samples, dtype, device)
+        self.context = None if given is None else read_matrix(given, dtype, device)
         self.scalar = self.context is not None and np.ndim(samples) == 1
         """Whether y came as (n,), so that a conditional model has an event of no axes."""
         width = None if self.samples is None else self.samples.shape[1]
@@ -94,9 +95,12 @@ class Target:
             because = "there are no samples to read the dimension from"
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
         self.dim = width or dim or 1
-        self.names = _names(self.stream.names if self.stream is not None and names is None else names, samples, self.dim)
-        self.context_names = () if self.context is None else _names(None, given, self.context.shape[1])
-        self.context_names = self.context_names if self.stream is None else self.stream.context_names
+        if self.stream is not None:
+            self.context_names = self.stream.context_names
+            names = _stream_names(self.stream) if names is None else names
+        else:
+            self.context_names = () if self.context is None else read_names(None, given, self.context.shape[1])
+        self.names = read_names(names, samples, self.dim, is_response=self.context is not None)
         self.normalized = normalized and log_prob is not None
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
         self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
@@ -183,7 +187,7 @@ class Target:
         if self.sampler is None:
             raise TargetError(cannot("draw fresh points", f"the target has only {self.access.label}", "Pass `sampler=`"))
         self.evaluations["samples"] += n
-        x = _matrix(_seeded_draws(self.sampler, n, seed, self.device), self.dtype, self.device)
+        x = read_matrix(seeded_draws(self.sampler, n, seed, self.device), self.dtype, self.device)
         if tuple(x.shape) != (n, self.dim):
             because = f"`sampler` returned shape {tuple(x.shape)}, not ({n}, {self.dim})"
             raise TargetError(cannot("use this target", because, "Return one point a row"))
@@ -205,31 +209,13 @@ class Target:
         bijection, inner = self.bijection, copy.copy(self)
         differentiable = self.density is not None and self.density.differentiable
 
-        def log_prob(u: Tensor) -> Tensor:
-            def value(free: Tensor) -> Tensor:
-                x = bijection.forward(free)
-                whole = inner.log_prob(x) + bijection.log_jacobian(free, x)
-                return whole if differentiable else whole.detach()
-
-            return inside(bijection.contains(bijection.forward(u)), u, value)
-
-        def sampler(n: int, generator: torch.Generator) -> Tensor:
-            return bijection.inverse(self.draws(n, generator.initial_seed()))
-
-        def score(u: Tensor) -> Tensor:
-            free = u.detach().requires_grad_(True)
-            with torch.enable_grad():
-                x = bijection.forward(free)
-                pulled = (x * inner.value_and_score(x)[1]).sum() + bijection.log_jacobian(free, x).sum()
-                (gradient,) = torch.autograd.grad(pulled, free)
-            return gradient
-
         free = Target(
             samples=None if self.samples is None else bijection.inverse(self.samples),
-            log_prob=log_prob if self.density else None,
-            sampler=sampler if self.sampler else None,
-            score=score if self.score else None,
+            log_prob=free_log_prob(bijection, inner.log_prob, differentiable=differentiable) if self.density else None,
+            sampler=free_sampler(bijection, self.draws) if self.sampler else None,
+            score=free_score(bijection, lambda x: inner.value_and_score(x)[1]) if self.score else None,
             dim=bijection.free_dim,
+            names=self.names if bijection.free_dim == self.dim else None,
             normalized=self.normalized,
             weights=self.weights,
             chains=self.chains,
@@ -266,10 +252,7 @@ class Target:
     def _check_context(self) -> None:
         if self.context is None or self.samples is None:
             return
-        check_finite(self.context, self.context_names, "x")
-        if len(self.context) != len(self.samples):
-            because = f"x has {len(self.context)} rows and y has {len(self.samples)}"
-            raise InputError(cannot("use these pairs", because, "Give each row of x its row of y"))
+        check_pairs(self.context, self.samples, self.context_names)
         if self.density is not None or self.sampler is not None or self.score is not None:
             because = "a conditional target is known by its pairs alone"
             raise InputError(cannot("use functions of p beside pairs (x, y)", because, "Leave them out"))
@@ -289,22 +272,14 @@ class Target:
             if weights is not None:
                 raise InputError(cannot("use `weights=`", "there are no samples to weigh", "Pass `samples=`"))
             return None
-        if self.samples.numel() == 0:
-            shape = tuple(self.samples.shape)
-            raise InputError(cannot("use these samples", f"they are empty, shape {shape}", "Give at least one row"))
+        check_filled(self.samples)
         check_finite(self.samples, self.names)
         outside = ~self.bijection.contains(self.samples)
         if bool(outside.any()):
             where = ", ".join(str(int(i)) for i in outside.nonzero()[:5, 0])
             because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first rows {where}"
             raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
-        if weights is None:
-            return None
-        w = torch.as_tensor(weights, dtype=self.samples.dtype, device=self.device)
-        if w.shape != self.samples.shape[:1] or not bool(w.isfinite().all()) or bool((w < 0).any()) or w.sum() <= 0:
-            because = f"they must be {len(self.samples)} finite, non-negative numbers with a positive sum"
-            raise InputError(cannot("use these `weights`", because, "Correct them"))
-        return w
+        return None if weights is None else read_weights(weights, self.samples)
 
     def _check_chains(self, chains: Any) -> Tensor | None:
         if chains is None:
@@ -313,19 +288,6 @@ class Target:
             because = "there are no samples that they could belong to" if self.samples is None else "the samples are weighted"
             raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
         return chain_ids(chains, len(self.samples), self.device)
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Set torch's and NumPy's global seeds inside the block, and restore their states after it."""
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
 
 
 def _of_distribution(p: Distribution) -> Target:
@@ -351,62 +313,7 @@ def _of_distribution(p: Distribution) -> Target:
     )
 
 
-def _pair(samples: Any) -> tuple[Any, Any]:
-    """Tell y and x of a pair (x, y) apart; y alone where it isn't a pair."""
-    if not isinstance(samples, tuple):
-        return samples, None
-    if len(samples) != 2:
-        because = f"a tuple of {len(samples)} was given, and a pair is (x, y)"
-        raise InputError(cannot("use these samples", because, "Give one (n, d) array, or a pair of arrays"))
-    return samples[1], samples[0]
-
-
-def _matrix(values: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
-    """Bring samples to a floating (n, d) tensor; numbers that aren't floats become float64."""
-    if hasattr(values, "select_dtypes"):
-        text = [str(name) for name in values.columns.difference(values.select_dtypes(["number", "bool"]).columns)]
-        if text:
-            which = ", ".join(f"`{name}`" for name in text)
-            raise InputError(cannot("use these samples", f"column {which} isn't numeric", "Drop or encode it"))
-    if hasattr(values, "to_numpy"):
-        values = values.to_numpy(dtype=np.float64)
-    if not isinstance(values, Tensor):
-        array = np.asarray(values)
-        if array.dtype.kind not in "biuf":
-            because = f"their type is `{array.dtype}`, not a number"
-            raise InputError(cannot("use these samples", because, "Drop the text columns, or encode them"))
-        values = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
-    if values.is_complex():
-        raise InputError(cannot("use these samples", "they are complex", "Give real and imaginary parts as columns"))
-    if values.ndim == 1:
-        values = values[:, None]
-    if values.ndim != 2:
-        because = f"they have shape {tuple(values.shape)}, not (n, d)"
-        raise InputError(cannot("use these samples", because, "Give one row a draw"))
-    wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
-    x: Tensor = values.detach().to(device=device, dtype=dtype or wide)
-    return x
-
-
-def _names(names: Sequence[str] | None, samples: Any, dim: int) -> tuple[str, ...]:
-    if names is None and hasattr(samples, "columns"):
-        names = [str(column) for column in samples.columns]
-    if names is None:
-        return tuple(f"x{i + 1}" for i in range(dim))
-    if len(names) != dim or len(set(names)) != dim:
-        twice = sorted({str(name) for name in names if list(names).count(name) > 1})
-        because = f"`{twice[0]}` stands twice" if twice else f"{len(names)} names were given for {dim} coordinates"
-        raise InputError(cannot("use these `names`", because, "Give each coordinate one name of its own"))
-    return tuple(str(name) for name in names)
-
-
-def _seeded_draws(draw: Function, n: int, seed: int, device: torch.device) -> Any:
-    try:
-        parameters = inspect.signature(draw).parameters.values()
-    except ValueError:
-        parameters = {}.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) >= 2 and positional[1].default in (inspect.Parameter.empty, None):
-        return draw(n, torch.Generator(device).manual_seed(seed))
-    with seeded(seed):
-        return draw(n)
+def _stream_names(stream: Stream) -> Sequence[str]:
+    """The stream's names; of pairs without names, such as batches have, y's are told apart from x's."""
+    is_unnamed = bool(stream.context_names) and tuple(stream.names) == default_names(len(stream.names))
+    return default_names(len(stream.names), "y") if is_unnamed else stream.names

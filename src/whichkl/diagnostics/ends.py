@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl.targets import Target, seeded
+from whichkl.seeds import seeded
+from whichkl.targets import Target
 
 _DRAWS = 2_000
 _NOTED = 0.01

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from whichkl.fitting import Fit
 from whichkl.samples import Block
-from whichkl.targets import seeded
+from whichkl.seeds import seeded
 
 DRAWS = 20_000
 _ATOMS = 30

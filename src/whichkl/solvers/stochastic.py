@@ -11,12 +11,13 @@ from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family, log_likelihood
 from whichkl.families.network_family import NetworkFamily
 from whichkl.objectives import ForwardKL, Objective
+from whichkl.seeds import seeded
 from whichkl.solvers.batches import Data, data_of, generator_for
 from whichkl.solvers.rows import mean_log_likelihood
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.training import Run, started
 from whichkl.solvers.work import QUIET, Work
-from whichkl.targets import Target, seeded
+from whichkl.targets import Target
 
 _RATES = (5e-4, 1.5e-3, 5e-3)
 _RATES_OF_FEW = (*_RATES, 1.5e-2, 5e-2, 0.15)

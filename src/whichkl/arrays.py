@@ -1,0 +1,136 @@
+"""Arrays: how samples, pairs, weights and column names, given as tensors, arrays or DataFrames, are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot, check_finite
+
+
+def split_pair(samples: Any) -> tuple[Any, Any]:
+    """Tell y and x of a pair (x, y) apart; y alone where it isn't a pair.
+
+    Raises:
+        InputError: it is a tuple of another length.
+    """
+    if not isinstance(samples, tuple):
+        return samples, None
+    if len(samples) != 2:
+        because = f"a tuple of {len(samples)} was given, and a pair is (x, y)"
+        raise InputError(cannot("use these samples", because, "Give one (n, d) array, or a pair of arrays"))
+    return samples[1], samples[0]
+
+
+def read_matrix(values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Float[Tensor, "n d"]:
+    """Bring samples to a floating (n, d) tensor; numbers that aren't floats become float64.
+
+    Raises:
+        InputError: they hold something other than real numbers, or have another shape than (n,) or (n, d).
+    """
+    if hasattr(values, "select_dtypes"):
+        text = [str(name) for name in values.columns.difference(values.select_dtypes(["number", "bool"]).columns)]
+        if text:
+            which = ", ".join(f"`{name}`" for name in text)
+            raise InputError(cannot("use these samples", f"column {which} isn't numeric", "Drop or encode it"))
+    if hasattr(values, "to_numpy"):
+        values = values.to_numpy(dtype=np.float64)
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            because = f"their type is `{array.dtype}`, not a number"
+            raise InputError(cannot("use these samples", because, "Drop the text columns, or encode them"))
+        values = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
+    if values.is_complex():
+        raise InputError(cannot("use these samples", "they are complex", "Give real and imaginary parts as columns"))
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2:
+        because = f"they have shape {tuple(values.shape)}, not (n, d)"
+        raise InputError(cannot("use these samples", because, "Give one row a draw"))
+    wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
+    x: Tensor = values.detach().to(device=device, dtype=dtype or wide)
+    return x
+
+
+def check_filled(samples: Float[Tensor, "n d"]) -> None:
+    """Refuse samples of no rows, or of no columns.
+
+    Raises:
+        InputError: as said.
+    """
+    if samples.numel() == 0:
+        because = f"they are empty, shape {tuple(samples.shape)}"
+        raise InputError(cannot("use these samples", because, "Give at least one row"))
+
+
+def check_pairs(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"], names: Sequence[str]) -> None:
+    """Refuse an x that isn't finite, and other counts of rows in x than in y.
+
+    Raises:
+        InputError: as said.
+    """
+    check_finite(x, names, "x")
+    if len(x) != len(y):
+        because = f"x has {len(x)} rows and y has {len(y)}"
+        raise InputError(cannot("use these pairs", because, "Give each row of x its row of y"))
+
+
+def read_names(names: Sequence[str] | None, samples: Any, dim: int, *, is_response: bool = False) -> tuple[str, ...]:
+    """Return the names of d columns: those given, those of a DataFrame or a Series, else the default ones.
+
+    Raises:
+        InputError: they aren't d different ones.
+    """
+    if names is None and hasattr(samples, "columns"):
+        names = [str(column) for column in samples.columns]
+    if names is None and hasattr(samples, "to_numpy") and getattr(samples, "name", None):
+        names = [str(samples.name)]
+    if names is None:
+        return default_names(dim, "y" if is_response else "x")
+    if len(names) != dim or len(set(names)) != dim:
+        twice = sorted({str(name) for name in names if list(names).count(name) > 1})
+        because = f"`{twice[0]}` stands twice" if twice else f"{len(names)} names were given for {dim} coordinates"
+        raise InputError(cannot("use these `names`", because, "Give each coordinate one name of its own"))
+    return tuple(str(name) for name in names)
+
+
+def default_names(dim: int, letter: str = "x") -> tuple[str, ...]:
+    """Return x1, x2, …; for y given x y1, y2, …, and y alone where it's one column.
+
+    >>> default_names(2), default_names(1, "y")
+    (('x1', 'x2'), ('y',))
+    """
+    return ("y",) if letter == "y" and dim == 1 else tuple(f"{letter}{i + 1}" for i in range(dim))
+
+
+def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Bring the weights of n rows to the rows' dtype and device.
+
+    Raises:
+        InputError: they aren't (n,) finite, non-negative numbers with a positive sum.
+    """
+    n = len(samples)
+    wanted = f"they must be ({n},) finite, non-negative numbers with a positive sum"
+    try:
+        given = weights if isinstance(weights, Tensor) else torch.as_tensor(np.asarray(weights))
+    except (TypeError, ValueError) as error:
+        because = f"{wanted}, and they are a `{type(weights).__name__}`, not numbers"
+        raise InputError(cannot("use these `weights`", because, "Give one number a row of `samples`")) from error
+    if given.is_complex():
+        because = f"{wanted}, and they are complex, of shape {tuple(given.shape)}"
+        raise InputError(cannot("use these `weights`", because, "Give one real number a row of `samples`"))
+    if tuple(given.shape) != (n,):
+        because = f"{wanted}, and their shape is {tuple(given.shape)}"
+        raise InputError(cannot("use these `weights`", because, "Give one number a row of `samples`"))
+    w = given.detach().to(samples)
+    if not bool(w.isfinite().all()) or bool((w < 0).any()) or float(w.sum()) <= 0:
+        bad = (~w.isfinite() | (w < 0)).nonzero()[:5, 0].tolist()
+        where = f"rows {', '.join(map(str, bad))} hold others" if bad else "all are 0"
+        raise InputError(cannot("use these `weights`", f"{wanted}, and {where}", "Correct them"))
+    return w

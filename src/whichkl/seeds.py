@@ -1,0 +1,37 @@
+"""Seeds: global random states that are set for a while and restored, and samplers that are called under them."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Set torch's and NumPy's global seeds inside the block, and restore their states after it."""
+    numpy_state = np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+
+
+def seeded_draws(draw: Callable[..., Any], n: int, seed: int, device: torch.device) -> Any:
+    """Call a sampler for n draws: with a generator where it takes one, else under global seeds."""
+    try:
+        parameters = inspect.signature(draw).parameters.values()
+    except ValueError:
+        parameters = {}.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) >= 2 and positional[1].default in (inspect.Parameter.empty, None):
+        return draw(n, torch.Generator(device).manual_seed(seed))
+    with seeded(seed):
+        return draw(n)
