@@ -3,6 +3,7 @@
 from whichkl.problems.eight_schools import eight_schools
 from whichkl.problems.named import named
 from whichkl.problems.petals import petals
+from whichkl.problems.posteriors import POSTERIORS, posterior
 from whichkl.problems.textbook import bimodal
 
-__all__ = ["bimodal", "eight_schools", "named", "petals"]
+__all__ = ["POSTERIORS", "bimodal", "eight_schools", "named", "petals", "posterior"]

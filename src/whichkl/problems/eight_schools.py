@@ -22,14 +22,15 @@ def eight_schools() -> Target:
     >>> eight_schools()
     Target(dim=10, access: log_prob, differentiable)
     """
-    effects, errors = torch.tensor(EFFECTS, dtype=torch.float64), torch.tensor(ERRORS, dtype=torch.float64)
-
-    def log_prob(u: Float[Tensor, "n 10"]) -> Float[Tensor, " n"]:
-        standardized, mean, log_tau = u[:, :8], u[:, 8], u[:, 9]
-        tau = log_tau.exp()
-        prior = -0.5 * standardized.square().sum(-1) - 0.5 * (mean / 5).square() - torch.log1p((tau / 5).square()) + log_tau
-        misfit = (effects.to(u) - mean[:, None] - tau[:, None] * standardized) / errors.to(u)
-        return prior - 0.5 * misfit.square().sum(-1)
-
     names = [f"school {i + 1}, standardised" for i in range(8)] + ["mean effect", "log spread"]
     return Target(log_prob=log_prob, dim=10, names=names)
+
+
+def log_prob(u: Float[Tensor, "n 10"]) -> Float[Tensor, " n"]:
+    """Return the unnormalised log density at (n, 10) points, in nats."""
+    effects, errors = torch.tensor(EFFECTS).to(u), torch.tensor(ERRORS).to(u)
+    standardized, mean, log_tau = u[:, :8], u[:, 8], u[:, 9]
+    tau = log_tau.exp()
+    prior = -0.5 * standardized.square().sum(-1) - 0.5 * (mean / 5).square() - torch.log1p((tau / 5).square()) + log_tau
+    misfit = (effects - mean[:, None] - tau[:, None] * standardized) / errors
+    return prior - 0.5 * misfit.square().sum(-1)
