@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
@@ -9,10 +11,14 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from whichkl._checks import InputError, IntegrityError
 from whichkl.families import (
     Autoregressive,
+    Family,
     Flow,
     Gaussian,
+    GeneralizedLinear,
+    LinearGaussian,
     MixtureDensityNetwork,
     Module,
+    NetworkFamily,
     Neural,
     VariationalAutoencoder,
     family_from_config,
@@ -22,6 +28,8 @@ from whichkl.families import (
 from whichkl.families.data_shape import Shape
 from whichkl.families.family import cast, log_likelihood
 from whichkl.families.flow import _flows
+from whichkl.objectives import ForwardKL
+from whichkl.solvers import solver_for
 from whichkl.solvers.closed_form import ClosedForm
 from whichkl.solvers.stochastic import Stochastic
 from whichkl.targets import Target
@@ -235,6 +243,48 @@ def test_counts_and_least_squares_find_the_mean(response):
     model = solved(Target(samples=(x, y)), Neural(response, (16,))).best.model
     at = torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
     assert torch.allclose(model(at).mean, (0.5 * at[:, 0] + 3).exp(), rtol=0.1)
+
+
+CONDITIONAL = [
+    (LinearGaussian(), normal),
+    (GeneralizedLinear("bernoulli"), lambda n: (normal(n) > 0).double()),
+    (GeneralizedLinear("categorical"), lambda n: (normal(n) > 0).double()),
+    (GeneralizedLinear("poisson"), lambda n: normal(n).abs().round()),
+    (Neural("bernoulli", (8,)), lambda n: (normal(n) > 0).double()),
+    (Neural("categorical", (8,)), lambda n: (normal(n) > 0).double()),
+    (Neural("poisson", (8,)), lambda n: normal(n).abs().round()),
+    (Neural("normal", (8,)), normal),
+    (MixtureDensityNetwork(2, (8,)), normal),
+    (Flow(transforms=1, hidden=(8,)), normal),
+    (Autoregressive((8,)), lambda n: (normal(n) > 0).double()),
+]
+
+
+@pytest.mark.parametrize(("family", "make"), CONDITIONAL, ids=lambda one: str(one) if isinstance(one, Family) else "")
+def test_models_of_y_given_x_take_arrays_and_whole_numbers_and_refuse_other_columns(family, make):
+    y, x = make(60), normal(60, 2, seed=1)
+    network = isinstance(family, NetworkFamily)
+    solver = Stochastic(epochs=2, learning_rate=1e-3) if network else solver_for(ForwardKL(), family, Target(samples=x).access)
+    model = solver.solve(Target(samples=(x, y)), family, 0).best.model
+    law, whole = model(x), y.round().clamp(0, 1)
+    for same in (x.numpy(), x.tolist(), pd.DataFrame(x.numpy())):
+        torch.testing.assert_close(model(same).log_prob(y), law.log_prob(y))
+    for kind in (torch.int64, torch.int32, torch.bool):
+        if kind != torch.bool or make is not normal:
+            torch.testing.assert_close(law.log_prob(whole.to(kind)).double(), law.log_prob(whole), rtol=1e-6, atol=1e-6)
+    with pytest.raises(InputError, match=r"shape \(60, 1\), and the model was fitted on 2 columns"):
+        model(x[:, :1])
+    with pytest.raises(InputError, match=r"use these x: 1 cell .*\(row 0, x2\)"):
+        model(np.array([[0.0, math.nan]]))
+    with pytest.raises(InputError, match="not a number"):
+        model([["a", "b"]])
+
+
+def test_a_coin_of_a_network_gives_other_values_no_probability():
+    target = Target(samples=(normal(60, 1, seed=1), (normal(60) > 0).double()))
+    law = solved(target, Neural("bernoulli", (8,)), Stochastic(epochs=2, learning_rate=1e-3)).best.model(target.context)
+    assert law.log_prob(torch.tensor(0.5)).max() == -math.inf
+    assert law.log_prob(torch.tensor(2)).max() == -math.inf
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ def split_pair(samples: Any) -> tuple[Any, Any]:
     return samples[1], samples[0]
 
 
-def read_matrix(values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Float[Tensor, "n d"]:
+def read_matrix(
+    values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None, what: str = "samples"
+) -> Float[Tensor, "n d"]:
     """Bring samples to a floating (n, d) tensor; numbers that aren't floats become float64.
 
     Raises:
@@ -37,25 +39,46 @@ def read_matrix(values: Any, dtype: torch.dtype | None = None, device: torch.dev
         text = [str(name) for name in values.columns.difference(values.select_dtypes(["number", "bool"]).columns)]
         if text:
             which = ", ".join(f"`{name}`" for name in text)
-            raise InputError(cannot("use these samples", f"column {which} isn't numeric", "Drop or encode it"))
+            raise InputError(cannot(f"use these {what}", f"column {which} isn't numeric", "Drop or encode it"))
     if hasattr(values, "to_numpy"):
         values = values.to_numpy(dtype=np.float64)
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
             because = f"their type is `{array.dtype}`, not a number"
-            raise InputError(cannot("use these samples", because, "Drop the text columns, or encode them"))
+            raise InputError(cannot(f"use these {what}", because, "Drop the text columns, or encode them"))
         values = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
     if values.is_complex():
-        raise InputError(cannot("use these samples", "they are complex", "Give real and imaginary parts as columns"))
+        raise InputError(cannot(f"use these {what}", "they are complex", "Give real and imaginary parts as columns"))
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2:
         because = f"they have shape {tuple(values.shape)}, not (n, d)"
-        raise InputError(cannot("use these samples", because, "Give one row a draw"))
+        raise InputError(cannot(f"use these {what}", because, "Give one row a draw"))
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
     x: Tensor = values.detach().to(device=device, dtype=dtype or wide)
     return x
+
+
+def read_context(x: Any, columns: int, like: Tensor) -> Float[Tensor, "n c"]:
+    """Bring what a model of y given x is called with, a tensor, an array or a DataFrame, to the dtype and device of its weights.
+
+    Args:
+        x: (n, c); of one column also (n,).
+        columns: how many the model was fitted on.
+        like: one of its weights.
+
+    Raises:
+        InputError: they aren't (n, c) finite numbers.
+    """
+    rows = x.to(like) if isinstance(x, Tensor) and not x.is_complex() else read_matrix(x, what="x").to(like)
+    if rows.ndim == 1 and columns == 1:
+        rows = rows[:, None]
+    if rows.ndim != 2 or rows.shape[1] != columns:
+        because = f"they have shape {tuple(rows.shape)}, and the model was fitted on {columns} column{'s' * (columns != 1)}"
+        raise InputError(cannot("predict at these x", because, f"Give (n, {columns}) rows"))
+    check_finite(rows.detach(), default_names(columns), "x")
+    return rows
 
 
 def check_filled(samples: Float[Tensor, "n d"]) -> None:

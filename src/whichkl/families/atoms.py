@@ -19,6 +19,7 @@ class Codes(Categorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p of each value."""
+        value = _numbers(value)
         inside = (value >= 0) & (value < self._num_events) & (value == value.round())
         return torch.where(inside, super().log_prob(torch.where(inside, value, 0)), -math.inf)
 
@@ -48,8 +49,14 @@ class Counts(Poisson):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p of each value."""
+        value = _numbers(value)
         inside = (value >= 0) & (value == value.round())
         return torch.where(inside, super().log_prob(torch.where(inside, value, 0)), -math.inf)
+
+
+def _numbers(value: Tensor) -> Tensor:
+    """Read True and False as 1 and 0."""
+    return value.long() if value.dtype == torch.bool else value
 
 
 def codes(probs: Tensor) -> Codes:

@@ -139,6 +139,7 @@ class Columns(Distribution):
     def columns(self, rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Return log q of each column given those before it."""
         most = torch.tensor(self.network.categories, device=rows.device)
+        rows = rows.long() if rows.dtype == torch.bool else rows
         known = (rows >= 0) & (rows < most) & (rows == rows.floor())
         whole = torch.where(known, rows, torch.zeros_like(rows)).long()
         found = self.network.logits(whole, self.given)

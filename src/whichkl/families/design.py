@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,21 +25,6 @@ def check_context(family: Family, context: Tensor | None) -> Tensor:
     if context is None:
         raise InputError(cannot(f"fit `{family}`", "it models y given x, and there is no x", "Pass `samples=(x, y)`"))
     return context
-
-
-def read_context(x: Any, weight: Float[Tensor, "k c"]) -> Float[Tensor, "n c"]:
-    """Bring contexts, a tensor, an array or a DataFrame, to the dtype and device of the weights.
-
-    Raises:
-        InputError: they aren't (n, c) finite numbers.
-    """
-    rows = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).to(weight)
-    if rows.ndim != 2 or rows.shape[1] != weight.shape[1]:
-        because = f"they have shape {tuple(rows.shape)}, and the model was fitted on {weight.shape[1]} columns"
-        raise InputError(cannot("predict at these x", because, f"Give (n, {weight.shape[1]}) rows"))
-    if not bool(rows.isfinite().all()):
-        raise InputError(cannot("predict at these x", "some are NaN or infinite", "Drop or repair those rows first"))
-    return rows
 
 
 def as_column(law: Any) -> Distribution:

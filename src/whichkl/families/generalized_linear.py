@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.design import as_column, read_context
+from whichkl.arrays import read_context
+from whichkl.families.design import as_column
 from whichkl.families.family import Family
 from whichkl.families.margins import shown
 from whichkl.families.responses import RESPONSES, Response
@@ -137,7 +138,7 @@ class GeneralizedLinearModel:
 
     def __call__(self, x: Float[Tensor, "n c"]) -> Distribution:
         """Return the law of y for each row of x."""
-        law = RESPONSES[self.response].law(read_context(x, self.weight) @ self.weight.T + self.bias)
+        law = RESPONSES[self.response].law(read_context(x, self.weight.shape[1], self.weight) @ self.weight.T + self.bias)
         return as_column(law) if self.column else law
 
     def __repr__(self) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.design import as_column, check_context, context_names, read_context, refuse_degenerate
+from whichkl.arrays import read_context
+from whichkl.families.design import as_column, check_context, context_names, refuse_degenerate
 from whichkl.families.family import MomentFamily
 from whichkl.families.gaussian import Covariance, check_covariance
 
@@ -150,7 +151,7 @@ class LinearGaussianModel:
 
     def __call__(self, x: Float[Tensor, "n c"]) -> Distribution:
         """Return the law of y for each row of x."""
-        loc = read_context(x, self.weight) @ self.weight.T + self.bias
+        loc = read_context(x, self.weight.shape[1], self.weight) @ self.weight.T + self.bias
         if len(self.bias) == 1:
             law = Normal(loc[:, 0], self.scale_tril[0, 0].expand(len(loc)), validate_args=False)
             return as_column(law) if self.column else law

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from whichkl._checks import InputError, cannot
+from whichkl.arrays import read_context
 from whichkl.families.data_shape import Shape
 
 DRAWS = 16_384
@@ -67,7 +68,7 @@ class NetworkModel(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q of rows (…, d)."""
         law = self.law
-        rows = value.to(dtype_of(self.module))
+        rows = value.to(weight_of(self.module).dtype)
         result: Tensor = law.log_prob(rows[..., 0] if law.event_shape == () and self.dim == 1 else rows)
         return result
 
@@ -89,7 +90,7 @@ class NetworkModel(Distribution):
         except (NotImplementedError, AttributeError):
             with fixed(0):
                 drawn = self.sample((DRAWS,)).to(torch.float64)
-            return (drawn.mean(0) if name == "mean" else drawn.var(0)).to(dtype_of(self.module))
+            return (drawn.mean(0) if name == "mean" else drawn.var(0)).to(weight_of(self.module).dtype)
 
     def __repr__(self) -> str:
         return f"NetworkModel({type(self.module).__name__}, dim={self.dim})"
@@ -107,9 +108,13 @@ class ConditionalModel:
         """Keep both."""
         self.module, self.shape = module, shape
 
-    def __call__(self, x: Tensor) -> Distribution:
-        """Return the law of y at each row of x."""
-        return law_of(self.module, torch.as_tensor(x).to(dtype_of(self.module)))
+    def __call__(self, x: Any) -> Distribution:
+        """Return the law of y at each row of x, a tensor, an array or a DataFrame.
+
+        Raises:
+            InputError: x isn't (n, c) finite numbers, with the c columns of the fit.
+        """
+        return law_of(self.module, read_context(x, self.shape.context, weight_of(self.module)))
 
     def __repr__(self) -> str:
         return f"ConditionalModel({type(self.module).__name__})"
@@ -169,13 +174,13 @@ def law_of(module: nn.Module, *given: Tensor) -> Distribution:
     return law
 
 
-def dtype_of(module: nn.Module) -> torch.dtype:
-    """The dtype of a module's first floating parameter or buffer; float64 where it has none."""
+def weight_of(module: nn.Module) -> Tensor:
+    """A module's first floating parameter or buffer, for its dtype and device; a float64 of the CPU where it has none."""
     for tensors in (module.parameters(), module.buffers()):
         for one in tensors:
             if one.is_floating_point():
-                return one.dtype
-    return torch.float64
+                return one
+    return torch.empty(0, dtype=torch.float64)
 
 
 @contextmanager

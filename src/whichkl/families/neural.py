@@ -9,9 +9,10 @@ from typing import ClassVar, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, Poisson
+from torch.distributions import Distribution, Independent, Normal
 
 from whichkl._checks import InputError, cannot
+from whichkl.families.atoms import Codes, Coin, Counts
 from whichkl.families.autoregressive import categories_of, check_categories
 from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.layers import Standardised, check_widths, perceptron
@@ -101,8 +102,8 @@ class _Network(Standardised):
         out = self.net(self.standard_context(x))
         law: Distribution
         if self.response == "categorical":
-            law = Categorical(logits=out.unflatten(-1, (self.dim, self.count)), validate_args=False)
-            return self._of_rows(law) if not self.is_scalar else Categorical(logits=out, validate_args=False)
+            law = Codes(logits=out.unflatten(-1, (self.dim, self.count)), validate_args=False)
+            return self._of_rows(law) if not self.is_scalar else Codes(logits=out, validate_args=False)
         if self.is_scalar and self.dim == 1:
             return self._law(out[..., 0], 0)
         return self._of_rows(self._law(out, slice(None)))
@@ -110,9 +111,9 @@ class _Network(Standardised):
     def _law(self, out: Tensor, columns: int | slice) -> Distribution:
         mean, scale = self.mean[columns], self.scale[columns]
         if self.response == "bernoulli":
-            return Bernoulli(logits=out, validate_args=False)
+            return Coin(logits=out, validate_args=False)
         if self.response == "poisson":
-            return Poisson(mean.clamp(min=1e-12) * out.clamp(max=50.0).exp(), validate_args=False)
+            return Counts(mean.clamp(min=1e-12) * out.clamp(max=50.0).exp(), validate_args=False)
         sigma = scale * (FLOOR + nn.functional.softplus(self.noise[columns] + 0.5))
         return Normal(mean + scale * out, sigma, validate_args=False)
 
