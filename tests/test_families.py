@@ -484,7 +484,10 @@ SAID = [
     (lambda: maximum_likelihood(Product("laplace"), torch.ones(5)), "it is constant"),
     (lambda: maximum_likelihood(Product("gamma"), torch.full((5,), 0.1)), "it is constant"),
     (lambda: maximum_likelihood(Product("exponential"), torch.zeros(5)), "all its values are 0"),
-    (lambda: Product().resolve(torch.full((9, 1), 0.5), ["flat"]), "column `flat`: it is constant"),
+    (lambda: Product().resolve(torch.full((9, 1), 0.5), ["flat"]), r"column `flat`: it is constant \(0.5\)"),
+    (lambda: Product().resolve(torch.full((9, 1), 0.5), ["flat"], whole=False), "column `flat`: it is constant"),
+    (lambda: Product().resolve(torch.zeros(9, 1), ["flat"]), r"column `flat`: it is constant \(0\), .* Drop the column, or name"),
+    (lambda: fit(np.column_stack([np.ones(50), np.arange(50)]), Product()), r"column `x1`: it is constant \(1\)"),
     (lambda: Product("normal").parameters(maximum_likelihood(Gaussian(), CORRELATED)), "isn't|it is a `MultivariateNormal`"),
     (
         lambda: ClosedForm().solve(Target(samples=(torch.ones(20, 1), torch.randn(20))), LinearGaussian(), 0),

@@ -110,7 +110,7 @@ class Product(MomentFamily):
             A product with named margins, and a note; ``""`` where they were named.
 
         Raises:
-            InputError: no margin takes a column's values, as where it is constant.
+            InputError: a column is constant.
 
         Source: Schwarz (1978).
         """
@@ -120,7 +120,7 @@ class Product(MomentFamily):
         w = torch.ones_like(x[:, 0]) if w is None else w.to(torch.float64)
         chosen, notes = [], []
         for column, name in zip(x.T, names, strict=True):
-            margin, note = self._best(column, w / w.sum() * len(x), name)
+            margin, note = self._best(column, w / w.sum() * len(x), name, whole)
             chosen.append(margin)
             notes.append(note)
         family = Product(tuple(chosen), self.smoothing)
@@ -229,9 +229,12 @@ class Product(MomentFamily):
             raise InputError(cannot(f"use `{self}`", because, "Name one a column, None where it isn't categorical"))
         return [self._margin(name, count) for name, count in zip(names, counts, strict=True)]
 
-    def _best(self, column: Tensor, w: Tensor, name: str) -> tuple[str, str]:
-        """Return the margin with the best BIC, and a note."""
+    def _best(self, column: Tensor, w: Tensor, name: str, is_all: bool) -> tuple[str, str]:
+        """Return the margin with the best BIC, and a note; a column that is constant in all rows is for no margin to tell."""
         whole = bool((column == column.round()).all())
+        if is_all and bool((column == column[0]).all()):
+            because = f"it is constant ({shown(float(column[0]))}), so that no margin can be told from its values"
+            raise InputError(cannot(f"choose a margin for column `{name}`", because, "Drop the column, or name the margins"))
         if whole and bool(((column == 0) | (column == 1)).all()):
             return "bernoulli", f"`{name}` holds 0 and 1: bernoulli"
         if bool((column == column[0]).all()) and not (whole and float(column[0]) >= 0):
