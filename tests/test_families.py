@@ -21,6 +21,7 @@ from whichkl.families import (
     Mixture,
     MixtureDensityNetwork,
     Product,
+    StudentT,
     family_from_config,
     richer,
     simpler,
@@ -530,8 +531,13 @@ def test_the_ladder_has_an_answer_for_every_family():
     assert richer(Gaussian("low_rank", rank=2)) == Gaussian()
     assert simpler(Gaussian("low_rank", rank=2)) == Gaussian("diagonal")
     assert isinstance(richer(Gaussian()), Mixture)
+    for family in (Gaussian("diagonal"), Product("normal"), Product(["normal", "normal"])):
+        assert richer(family, correlated=True) == Gaussian()
+        assert richer(family) == Mixture(2, "diagonal")
+    assert richer(StudentT("diagonal"), correlated=True) == StudentT()
     for family, _, _ in FITS.values():
-        if not isinstance(family, Gaussian):
+        if not isinstance(family, Gaussian) and family != Product("normal"):
             assert richer(family) == (MixtureDensityNetwork(1) if isinstance(family, LinearGaussian) else None)
+        if not isinstance(family, Gaussian):
             assert simpler(family) is None
     assert set(NAMED) == set(MARGINS)

@@ -1,6 +1,7 @@
 """fit, from a target to a saved result: objective, model, value, findings, and files that survive a kill."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -117,6 +118,43 @@ def test_findings_come_with_the_next_step():
     assert "Mixture(components=2" in " ".join(fit.explanations)
     assert "family_too_small" in str(fit)
     assert wk.fit(wk.problems.bimodal(), Mixture(2)).findings == frozenset()
+
+
+def correlated(n: int, rho: float) -> np.ndarray:
+    x = np.random.default_rng(1).normal(size=(n, 2))
+    return np.column_stack([x[:, 0], rho * x[:, 0] + math.sqrt(1 - rho**2) * x[:, 1]])
+
+
+NEXT = [
+    (correlated(600, 0.8), Gaussian("diagonal"), "Gaussian(covariance='full')"),
+    (correlated(600, 0.8), wk.families.Product("normal"), "Gaussian(covariance='full')"),
+    (wk.Target(samples=np.exp(correlated(600, 0.8)), support="positive"), Gaussian("diagonal"), "Gaussian(covariance='full')"),
+    (
+        MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.8], [0.8, 1.0]])),
+        Gaussian("diagonal"),
+        "Gaussian(covariance='full')",
+    ),
+    (
+        wk.Target(log_prob=lambda x: -(x[:, 0] ** 2 + x[:, 1] ** 2 - 1.8 * x[:, 0] * x[:, 1]), dim=2),
+        Gaussian("diagonal"),
+        "Gaussian(covariance='full')",
+    ),
+    (
+        np.abs(correlated(600, 0.0)) ** 0.5 * np.sign(correlated(600, 0.0)),
+        Gaussian("diagonal"),
+        "Mixture(components=2, covariance='diagonal'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("target", "family", "larger"), NEXT)
+def test_correlated_columns_ask_for_a_full_covariance_before_components(target, family, larger, tmp_path):
+    fit = wk.fit(target, family)
+    assert "family_too_small" in fit.findings
+    said = dict(zip(sorted(fit.findings), fit.explanations, strict=True))["family_too_small"]
+    assert larger in said
+    fit.save(tmp_path / "fit")
+    assert wk.Fit.load(tmp_path / "fit").explanations == fit.explanations
 
 
 SUPPORTS = [

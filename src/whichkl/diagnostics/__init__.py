@@ -1,5 +1,6 @@
 """Diagnostics: whether a fit worked, on draws that it hasn't seen, and what to do where it didn't."""
 
+from whichkl.diagnostics.correlation import next_richer
 from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat
 from whichkl.diagnostics.held_out import cross_fit, stride_of
 from whichkl.diagnostics.judge import judge
@@ -15,6 +16,7 @@ __all__ = [
     "explain",
     "judge",
     "model_target",
+    "next_richer",
     "shown_khat",
     "stride_of",
 ]

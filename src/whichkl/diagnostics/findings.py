@@ -9,9 +9,10 @@ from dataclasses import replace
 import torch
 
 from whichkl.access import Access
+from whichkl.diagnostics.correlation import next_richer
 from whichkl.diagnostics.result import DRAWS, Diagnostics
 from whichkl.divergences import Estimate
-from whichkl.families import Family, Mixture, richer, simpler
+from whichkl.families import Family, Mixture, simpler
 from whichkl.importance import khat_limit
 from whichkl.solvers import Solution
 from whichkl.targets import Target
@@ -89,7 +90,7 @@ def _is_told_apart(d: Diagnostics) -> bool:
 
 def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -> tuple[str, ...]:
     """Return a sentence with the next step for each finding."""
-    larger = richer(family) or "a flow, or a family of your own"
+    larger = next_richer(family, diagnostics) or "a flow, or a family of your own"
     if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
         larger = replace(larger, components=diagnostics.separate)
     return tuple(

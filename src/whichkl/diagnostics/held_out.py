@@ -11,11 +11,12 @@ from torch import Tensor
 
 from whichkl._checks import InputError, WhichklError
 from whichkl.access import Access
+from whichkl.diagnostics.correlation import next_richer, rows_are_correlated
 from whichkl.diagnostics.models import carried, model_target
 from whichkl.diagnostics.result import DRAWS, Diagnostics
 from whichkl.diagnostics.weights import on_the_line
 from whichkl.divergences import Estimate, monte_carlo, quadrature
-from whichkl.families import Family, NetworkFamily, richer, simpler, simplest
+from whichkl.families import Family, NetworkFamily, simpler, simplest
 from whichkl.families.family import cast, log_likelihood
 from whichkl.objectives import ForwardKL
 from whichkl.samples import Block
@@ -45,6 +46,7 @@ def forward_value(
     target: Target, family: Family, solver: Solver, model: Any, solution: Solution, d: Diagnostics, seed: int, work: Work
 ) -> tuple[Estimate, Diagnostics]:
     """Estimate KL(p‖q), or the cross-entropy KL(p‖q) + H(p) where p can't be evaluated, on draws that q hasn't seen."""
+    d = replace(d, correlated=rows_are_correlated(target, family, solution, seed))
     if target.sampler is not None:
         return _fresh(target, family, model, d, seed)
     if solution.held is not None:
@@ -67,7 +69,7 @@ def forward_value(
         return None if theirs is None else _gain(mine[:m], theirs[1], None if w is None else w[:m], chains)
 
     held_out = monte_carlo.cross_entropy(mine, how, w, chains)
-    d = replace(d, held_out=held_out, richer_gain=gained(richer(family)), simpler_gain=gained(simpler(family)))
+    d = replace(d, held_out=held_out, richer_gain=gained(next_richer(family, d)), simpler_gain=gained(simpler(family)))
     lowest = simplest(family)
     if d.simpler_gain is not None and d.simpler_gain.value > 0 and lowest not in (None, simpler(family)):
         gain = gained(lowest)
@@ -155,7 +157,7 @@ def _fresh(target: Target, family: Family, model: Any, d: Diagnostics, seed: int
     if Access.LOG_PROB in target.access:
         return monte_carlo.forward_kl(target, q, DRAWS, seed + 2), d
     x = target.draws(DRAWS, seed + 2)
-    mine, larger, other = -log_likelihood(model, x), richer(family), None
+    mine, larger, other = -log_likelihood(model, x), next_richer(family, d), None
     if larger is not None and (refit := solver_for(ForwardKL(), larger, target.access)).refits:
         other = _refit(target, larger, refit, seed)
     held_out = monte_carlo.cross_entropy(mine, f"mean over {len(x):,} fresh draws")
@@ -174,7 +176,7 @@ def _on_held_rows(
     w = block.w if target.weights is not None else None
     mine = -log_likelihood(model, block.x, block.context).detach()
     held_out = monte_carlo.cross_entropy(mine, f"{len(mine):,} rows held out", w)
-    near = [one for one in (richer(family), simpler(family))]
+    near = [one for one in (next_richer(family, d), simpler(family))]
     able = [one is not None and solver.refits and solver_for(ForwardKL(), one, target.access).refits for one in near]
     gains: list[Estimate | None] = [None, None]
     if any(able):

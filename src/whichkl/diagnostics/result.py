@@ -32,6 +32,8 @@ class Diagnostics:
     """The same for the next simpler one, or for that in `simpler`."""
     simpler: str | None = None
     """The simplest family, where it does better still than the next simpler one."""
+    correlated: bool | None = None
+    """Whether columns hang together, where the family keeps them apart."""
     least_kl: float | None = None
     """What reverse KL amounts to at least, in nats: from the importance weights, and from separate optima that q leaves out."""
     separate: int = 1

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whichkl._checks import WhichklError
 from whichkl.access import Access
+from whichkl.diagnostics.correlation import weights_are_correlated
 from whichkl.diagnostics.result import DRAWS, Diagnostics
 from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
 from whichkl.families import Family
@@ -31,7 +32,10 @@ def by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnosti
     gap = float(torch.logsumexp(log_weight, 0)) - math.log(DRAWS) - elbo.value
     apart = _apart(diagnostics.optima, family) if separate else diagnostics.optima[:1]
     missed = math.log(sum(math.exp(diagnostics.optima[0].loss - one.loss) for one in apart))
-    return replace(diagnostics, elbo=elbo, ess=ess, khat=khat, least_kl=max(gap, missed), separate=len(apart))
+    correlated = weights_are_correlated(target, family, x, log_weight)
+    return replace(
+        diagnostics, elbo=elbo, ess=ess, khat=khat, correlated=correlated, least_kl=max(gap, missed), separate=len(apart)
+    )
 
 
 def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:

@@ -7,7 +7,7 @@ from whichkl.families.family import Family, family_from_config
 from whichkl.families.flow import Flow
 from whichkl.families.gaussian import Gaussian
 from whichkl.families.generalized_linear import GeneralizedLinear
-from whichkl.families.ladder import richer, simpler, simplest
+from whichkl.families.ladder import has_independent_columns, richer, simpler, simplest
 from whichkl.families.linear_gaussian import LinearGaussian
 from whichkl.families.mixture import Mixture
 from whichkl.families.mixture_density import MixtureDensityNetwork
@@ -35,6 +35,7 @@ __all__ = [
     "VariationalAutoencoder",
     "family_from_config",
     "family_of",
+    "has_independent_columns",
     "richer",
     "simpler",
     "simplest",

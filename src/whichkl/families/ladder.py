@@ -10,19 +10,42 @@ from whichkl.families.mixture import Mixture
 from whichkl.families.mixture_density import MixtureDensityNetwork
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.neural import Neural
+from whichkl.families.product import Product
 from whichkl.families.student_t import StudentT
 
 
-def richer(family: Family) -> Family | None:
+def has_independent_columns(family: Family) -> bool:
+    """Whether it is a single normal or Student-t law of columns that are independent of each other.
+
+    >>> has_independent_columns(Gaussian("diagonal")), has_independent_columns(Gaussian("full"))
+    (True, False)
+    """
+    if isinstance(family, Product):
+        margins = (family.margins,) if isinstance(family.margins, str) else family.margins or ()
+        return set(margins) == {"normal"}
+    return isinstance(family, (Gaussian, StudentT)) and family.covariance == "diagonal"
+
+
+def richer(family: Family, *, correlated: bool = False) -> Family | None:
     """Return the next richer family, or None: two components above one law, one more above a mixture, networks above lines.
+
+    Args:
+        family: where one stands.
+        correlated: whether columns hang together that the family keeps apart: a full covariance comes first then.
 
     >>> richer(Gaussian("diagonal"))
     Mixture(components=2, covariance='diagonal', law='gaussian')
+    >>> richer(Gaussian("diagonal"), correlated=True)
+    Gaussian(covariance='full')
     """
+    if has_independent_columns(family):
+        if correlated:
+            return StudentT() if isinstance(family, StudentT) else Gaussian("full")
+        return Mixture(2, "diagonal", "student_t" if isinstance(family, StudentT) else "gaussian")
     if isinstance(family, Gaussian) and family.covariance == "low_rank":
         return Gaussian("full")
     if isinstance(family, Gaussian):
-        return Mixture(2, "diagonal" if family.covariance == "diagonal" else "full")
+        return Mixture(2)
     if isinstance(family, StudentT):
         return Mixture(2, family.covariance, "student_t")
     if isinstance(family, Mixture):

@@ -11,8 +11,8 @@ import torch
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot, plain
-from whichkl.diagnostics import shown_khat
-from whichkl.families import richer, simpler
+from whichkl.diagnostics import next_richer, shown_khat
+from whichkl.families import simpler
 from whichkl.fitting import Fit
 from whichkl.plots import SHOWN, plot
 from whichkl.plots.rows import data
@@ -102,7 +102,10 @@ def _evidence(fit: Fit) -> Section:
                 "from the weights, and from separate optima that q leaves out",
             )
         )
-    for word, gain, near in (("richer", d.richer_gain, richer(fit.family)), ("simpler", d.simpler_gain, simpler(fit.family))):
+    for word, gain, near in (
+        ("richer", d.richer_gain, next_richer(fit.family, d)),
+        ("simpler", d.simpler_gain, simpler(fit.family)),
+    ):
         if gain is not None and near is not None:
             is_lowest = word == "simpler" and d.simpler is not None
             name, label = (

@@ -1,0 +1,72 @@
+"""Correlation: whether columns hang together that a family of independent columns keeps apart, and what is richer then."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl.diagnostics.result import Diagnostics
+from whichkl.families import Family, has_independent_columns, richer
+from whichkl.importance import effective_sample_size
+from whichkl.solvers import Solution
+from whichkl.targets import Target
+
+_DRAWS, _ENOUGH = 2_000, 100
+
+
+def next_richer(family: Family, diagnostics: Diagnostics) -> Family | None:
+    """Return the next richer family for what was measured: correlations before components, unless optima lie apart."""
+    return richer(family, correlated=bool(diagnostics.correlated) and diagnostics.separate == 1)
+
+
+def rows_are_correlated(target: Target, family: Family, solution: Solution, seed: int) -> bool | None:
+    """Tell it by draws of p, in the coordinates of the family; None where the family has correlations of its own."""
+    if not has_independent_columns(family):
+        return None
+    if solution.held is not None:
+        return are_correlated(solution.held.block.x, solution.held.block.w)
+    free = target.unconstrained() if family.carried else target
+    few = free.thinned()[0]
+    return are_correlated(few.draws(_DRAWS, seed + 4) if few.samples is None else few.samples, few.weights)
+
+
+def weights_are_correlated(
+    target: Target, family: Family, x: Float[Tensor, "n d"], log_weight: Float[Tensor, " n"]
+) -> bool | None:
+    """Tell it by draws of q, reweighted to p; where too few of them count, a full covariance is the next thing to try."""
+    if not has_independent_columns(family):
+        return None
+    if effective_sample_size(log_weight) < _ENOUGH:
+        return x.shape[1] > 1
+    return are_correlated(target.bijection.inverse(x) if family.carried else x, (log_weight - log_weight.max()).exp())
+
+
+def are_correlated(x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None = None) -> bool:
+    """Tell whether a full Gaussian has a better BIC than a diagonal one: −n/2 · log|R| > d (d − 1)/4 · log n.
+
+    Args:
+        x: rows.
+        w: their weights; n is then the effective number of rows, (Σw)²/Σw².
+
+    Source: Schwarz (1978).
+
+    >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> are_correlated(x), are_correlated(x @ torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=torch.float64))
+    (False, True)
+    """
+    x, dim = x.detach().to(torch.float64), x.shape[1]
+    w = torch.ones_like(x[:, 0]) if w is None else w.to(x)
+    n = float(w.sum().square() / w.square().sum())
+    if dim < 2 or not n > dim + 1:
+        return False
+    w = w / w.sum()
+    centred = x - w @ x
+    covariance = (w[:, None] * centred).T @ centred
+    sd = covariance.diagonal().sqrt()
+    if not bool((sd > 0).all()) or not bool(covariance.isfinite().all()):
+        return False
+    gain = -n / 2 * float(torch.linalg.slogdet(covariance / torch.outer(sd, sd))[1])
+    return gain > dim * (dim - 1) / 4 * math.log(n)
