@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
+from whichkl.adapters import jax as adapters
 
 Function = Callable[..., Any]
 
@@ -21,7 +21,8 @@ Function = Callable[..., Any]
 class LogDensity:
     """A log density, with its gradient by the user's score, by autograd, or by central differences.
 
-    A function that can't take a tensor that requires a gradient is called with NumPy arrays.
+    A function that can't take a tensor that requires a gradient is called with NumPy arrays; one of JAX arrays, which is
+    seen by what it returns or complains of, is compiled and differentiated by JAX.
 
     Args:
         function: f(x), (n, d) → (n,), natural log, up to a constant.
@@ -46,7 +47,8 @@ class LogDensity:
         Raises:
             TargetError: the function raised, or returned the wrong shape, NaN or +inf.
         """
-        return check_log_prob(call(self.function, x, "log_prob", self.batched, self._style == "numpy"), x)
+        as_array = self._style == "numpy"  # first, since it settles what the function is
+        return check_log_prob(call(self.function, x, "log_prob", self.batched, as_array), x)
 
     def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
         """Return log p and ∇log p for a search: −∞ and 0 where either isn't a number, and how many points that were."""
@@ -82,7 +84,7 @@ class LogDensity:
     def _raw(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
         """Call the function and its gradient; only their shapes are checked."""
         if self.score is not None:
-            value = self._call(x).detach()
+            value = self._call(x).detach()  # before the gradient, since it settles what the functions are
             gradient = call(self.score, x, "score", self.batched, self._style == "numpy").detach()
         elif self.differentiable:
             point = x.clone().requires_grad_(True)
@@ -95,7 +97,8 @@ class LogDensity:
         return value, check_shape(gradient, x)
 
     def _call(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        value = call(self.function, x, "log_prob", self.batched, self._style == "numpy")
+        as_array = self._style == "numpy"
+        value = call(self.function, x, "log_prob", self.batched, as_array)
         return value if tuple(value.shape) == (len(x),) else check_log_prob(value, x)
 
     def _verify(self, x: Float[Tensor, "n d"], value: Float[Tensor, " n"], gradient: Float[Tensor, "n d"]) -> None:
@@ -148,17 +151,38 @@ class LogDensity:
 
     @cached_property
     def _style(self) -> str:
-        """`autograd`, `tensor` (takes tensors, no gradient comes back) or `numpy`; found by one call."""
-        try:
-            with torch.enable_grad():
-                value = call(self.function, self.probe.clone().requires_grad_(True), "log_prob", self.batched, False)
-        except TargetError as first:
+        """`autograd`, `tensor` (takes tensors, no gradient comes back) or `numpy`; found by one or two calls."""
+        returned: list[Any] = []
+
+        def watched(x: Any) -> Any:
+            returned.append(self.function(x))
+            return returned[-1]
+
+        errors: list[TargetError] = []
+        for as_array in (False, True):
             try:
-                call(self.function, self.probe, "log_prob", self.batched, True)
-            except TargetError:
-                raise first from first.__cause__
-            return "numpy"
-        return "autograd" if value.requires_grad else "tensor"
+                with torch.enable_grad():
+                    value = call(watched, self.probe.clone().requires_grad_(True), "log_prob", self.batched, as_array)
+            except TargetError as error:
+                errors.append(error)
+                if adapters.is_from_jax(error.__cause__):
+                    return self._compile()
+                continue
+            if adapters.is_jax(returned[-1]):
+                return self._compile()
+            return "numpy" if as_array else "autograd" if value.requires_grad else "tensor"
+        if adapters.is_function(self.function, self.probe):
+            return self._compile()
+        raise errors[0] from errors[0].__cause__
+
+    def _compile(self) -> str:
+        """Have JAX compile and differentiate its own functions; from here on they take tensors."""
+        batched = None if self.batched else False
+        self.function = adapters.log_density(self.function, batched)
+        if self.score is not None:
+            self.score = adapters.score(self.score, batched)
+        self.batched = True
+        return "autograd"
 
 
 def call(function: Function, x: Float[Tensor, "n d"], who: str, batched: bool, as_array: bool) -> Tensor:
@@ -176,8 +200,8 @@ def call(function: Function, x: Float[Tensor, "n d"], who: str, batched: bool, a
     except WhichklError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        because = f"it raised {type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+        first = (str(error).splitlines() or [""])[0]
+        because = f"it raised {type(error).__name__}: {first}{adapters.place_of(error)}"
         instead = "Mend the function; it gets an (n, d) tensor" if batched else "Mend the function; it gets one (d,) point"
         raise TargetError(cannot(f"evaluate `{who}`", because, instead)) from error
 

@@ -1,0 +1,229 @@
+"""JAX: functions of JAX arrays, compiled for a few batch sizes and called with tensors, in place and in double precision."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils.dlpack
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import TargetError, cannot, require
+from whichkl.adapters.pairs import Paired
+
+if TYPE_CHECKING:
+    from jax import Array
+
+SIZES = (16, 128, 512)
+"""The batch sizes that are compiled for; JAX compiles anew for each, which takes as long as thousands of evaluations."""
+
+
+class Rows:
+    """A JAX function of rows, called with an (n, d) tensor of any n: compiled at most once for each of `SIZES`.
+
+    Batches are cut into these sizes, and the last piece is filled up with its last row. Tensors go over and come back by
+    DLPack, without a copy where a batch has one of these sizes. `jax_enable_x64` holds for these calls alone.
+
+    Args:
+        function: of a JAX array (n, d), to arrays, or a nest of arrays, with a first axis of n.
+
+    >>> import jax.numpy as jnp
+    >>> Rows(lambda x: jnp.exp(x))(torch.zeros(2, 1, dtype=torch.float64))
+    tensor([[1.],
+            [1.]], dtype=torch.float64)
+    """
+
+    def __init__(self, function: Callable[[Array], Any]) -> None:
+        """Take the function; see the class."""
+        self.compiled = require("jax", "bayes").jit(function)
+
+    def __call__(self, x: Float[Tensor, "n d"]) -> Any:
+        """Return what the function returns, as tensors of the dtype that JAX gave them, on the device of `x`."""
+        jax = require("jax", "bayes")
+        parts, start = [], 0
+        with double_precision():
+            for size in pieces(len(x)):
+                rows = x[start : start + size]
+                if len(rows) < size:
+                    rows = torch.cat([rows, rows[-1:].expand(size - len(rows), -1)])
+                parts.append(self.compiled(to_jax(rows)))
+                start += size
+        return jax.tree.map(lambda *leaves: _joined(leaves, x), *parts)
+
+
+def log_density(function: Callable[[Array], Array], batched: bool | None = None) -> Paired:
+    """Make a tensor function of a log density in JAX; value and gradient are compiled together, and computed once for both.
+
+    `Target(log_prob=f)` does this by itself where f can't take a tensor, or returns a JAX array.
+
+    Args:
+        function: f(x), natural log, up to a constant: (d,) → () or (n, d) → (n,). It's traced, so it may not look at
+            the numbers (no `if x[0] > 0`).
+        batched: whether it takes (n, d); found by its shapes unless said.
+
+    >>> import jax.numpy as jnp
+    >>> f = log_density(lambda x: -jnp.sum(x**2))
+    >>> f(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+    tensor([-25.], dtype=torch.float64)
+    """
+    rows: Rows | None = None
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal rows
+        if rows is None:
+            rows = Rows(_value_and_gradient(function, is_batched(function, x) if batched is None else batched))
+        value, gradient = rows(x)
+        return value.to(x), gradient.to(x)
+
+    return Paired(evaluate)
+
+
+def score(function: Callable[[Array], Array], batched: bool | None = None) -> Callable[[Tensor], Tensor]:
+    """Make a tensor function of the gradient of a log density in JAX, (d,) → (d,) or (n, d) → (n, d).
+
+    Args:
+        function: g(x), traced as in `log_density`.
+        batched: whether it takes (n, d); found by its shapes unless said.
+    """
+    rows: Rows | None = None
+
+    def evaluate(x: Tensor) -> Tensor:
+        nonlocal rows
+        if rows is None:
+            many = is_batched(function, x, gradient=True) if batched is None else batched
+            rows = Rows(function if many else require("jax", "bayes").vmap(function))
+        gradient: Tensor = rows(x).to(x)
+        return gradient
+
+    return evaluate
+
+
+def is_batched(function: Callable[..., Any], x: Float[Tensor, "n d"], gradient: bool = False) -> bool:
+    """Whether f takes rows, (n, d) → (n,), or a point, (d,) → (); found by tracing shapes, without computing.
+
+    Args:
+        function: of JAX arrays.
+        x: an example of its points.
+        gradient: whether it is a gradient, (n, d) → (n, d) or (d,) → (d,).
+
+    Raises:
+        TargetError: it is neither.
+    """
+    rows, d = 5 if x.shape[1] != 5 else 7, x.shape[1]
+    failed: Exception | None = None
+    shapes = []
+    point, many = ((d,), (d,)[:gradient]), ((rows, d), (rows, d)[: 1 + gradient])
+    for asked, wanted in (point, many):  # what takes one point is a function of one, also where many would pass as one
+        try:
+            shapes.append(_shape(function, asked, x.dtype))
+        except Exception as error:
+            failed = failed or error
+            continue
+        if shapes[-1] == wanted:
+            return asked == many[0]
+    if failed is not None:
+        raise failed
+    who, instead = ("score", "gradient") if gradient else ("log_prob", "log density")
+    because = f"`{who}` returned shape {shapes[0]} for one point of dimension {d}, and {shapes[1]} for {rows}"
+    raise TargetError(cannot("use this target", because, f"Return one {instead} a row, or that of one point (d,)"))
+
+
+def double_precision() -> AbstractContextManager[None]:
+    """JAX's double precision for a block, whatever its global setting, which stays."""
+    jax = require("jax", "bayes")
+    context: AbstractContextManager[None] = (
+        jax.enable_x64(True) if hasattr(jax, "enable_x64") else require("jax.experimental", "bayes").enable_x64()
+    )
+    return context
+
+
+def to_jax(x: Tensor) -> Array:
+    """The same numbers as a JAX array, in place where JAX has the tensor's device; otherwise on the CPU."""
+    jax = require("jax", "bayes")
+    if x.device.type != "cpu" and jax.default_backend() == "cpu":
+        x = x.cpu()
+    array: Array = jax.dlpack.from_dlpack(x.detach().contiguous())
+    return array
+
+
+def is_jax(value: Any) -> bool:
+    """Whether a value is a JAX array; doesn't import JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.Array)
+
+
+def is_from_jax(error: BaseException | None) -> bool:
+    """Whether JAX complains, as it does when its functions get a tensor; doesn't import JAX."""
+    if error is None or "jax" not in sys.modules:
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = any("/jax/_src/" in frame.filename.replace("\\", "/") for frame in frames)
+    return inside or "jaxlib" in str(error) or ("abstract array" in str(error) and "torch" in str(error))
+
+
+def is_function(function: Callable[..., Any], x: Float[Tensor, "n d"]) -> bool:
+    """Whether JAX can trace it as a log density, for what fails on tensors and arrays of many rows; doesn't import JAX."""
+    if "jax" not in sys.modules:
+        return False
+    try:
+        is_batched(function, x)
+    except Exception:
+        return False
+    return True
+
+
+def place_of(error: BaseException) -> str:
+    """Where a user's function failed, as " (file:line)": the last line that isn't JAX's or NumPyro's own; "" if there is none."""
+    inner = ("/jax/", "/jaxlib/", "/numpyro/", "/torch/autograd/", Path(__file__).parents[1].as_posix())
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(one in frame.filename.replace("\\", "/") for one in inner)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def pieces(n: int) -> list[int]:
+    """Cut n rows into pieces of the compiled sizes: at most four of a kind below the largest, and few rows to fill up.
+
+    >>> pieces(200), pieces(1000), pieces(3)
+    ([128, 128], [512, 512], [16])
+    """
+    cut, left = [SIZES[-1]] * (n // SIZES[-1]), n % SIZES[-1]
+    for small, large in zip(reversed(SIZES[:-1]), reversed(SIZES[1:]), strict=True):
+        if left > large // 2:
+            return [*cut, large]
+        cut, left = cut + [small] * (left // small), left % small
+    return cut + [SIZES[0]] * (left > 0)
+
+
+def _value_and_gradient(function: Callable[..., Any], batched: bool) -> Callable[..., Any]:
+    jax = require("jax", "bayes")
+    if not batched:
+        return jax.vmap(jax.value_and_grad(function))  # type: ignore[no-any-return]
+
+    def summed(x: Array) -> tuple[Array, Array]:
+        value = function(x)
+        return value.sum(), value
+
+    def both(x: Array) -> tuple[Array, Array]:
+        (_, value), gradient = jax.value_and_grad(summed, has_aux=True)(x)  # rows don't mix: a row's gradient is that of the sum
+        return value, gradient
+
+    return both
+
+
+def _shape(function: Callable[..., Any], shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    jax = require("jax", "bayes")
+    with double_precision():
+        found = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, str(dtype).removeprefix("torch.")))
+    return tuple(getattr(found, "shape", (f"{type(found).__name__}",)))
+
+
+def _joined(leaves: tuple[Any, ...], x: Tensor) -> Tensor:
+    parts = [torch.utils.dlpack.from_dlpack(leaf) for leaf in leaves]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole[: len(x)].to(x.device)
