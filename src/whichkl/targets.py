@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
+from whichkl.adapters.numpyro import NumPyroModel, is_numpyro
+from whichkl.adapters.pairs import paired
 from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair
 from whichkl.chains import chain_ids, thinning
 from whichkl.coordinates import free_log_prob, free_sampler, free_score
@@ -35,10 +37,12 @@ class Target:
             target: y is what is modelled, given x. The path of a sample file is read into memory up to 256 MB; a larger file,
             a folder or a list of files, a `DataLoader`, a `Dataset` or a `Stream` is read in parts, as often as needed.
         log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A tensor function is
-            differentiated by autograd; one of arrays by central differences (2d evaluations a gradient).
+            differentiated by autograd; one of arrays by central differences (2d evaluations a gradient); one of JAX arrays
+            by JAX, (d,) → () too.
         sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument torch's and NumPy's global
             seeds are set for the call and restored after it.
-        score: g(x), (n, d) → (n, d), the gradient of log p.
+        score: g(x), (n, d) → (n, d), the gradient of log p. True where `log_prob` returns the pair (value, gradient), as
+            SciPy's ``jac=True`` has it.
         dim: d; needed where there are no samples.
         support: where p > 0: a `torch.distributions.constraints` member, one a column, or a word (``"positive"``).
         normalized: whether `log_prob` integrates to one.
@@ -64,7 +68,7 @@ class Target:
         samples: Any = None,
         log_prob: Function | None = None,
         sampler: Function | None = None,
-        score: Function | None = None,
+        score: Function | bool | None = None,
         dim: int | None = None,
         support: Support = None,
         normalized: bool = False,
@@ -77,6 +81,14 @@ class Target:
     ) -> None:
         """Take what is known of p; see the class for the arguments."""
         self.carrier: Bijection | None = None
+        self.origin: NumPyroModel | None = None
+        """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
+        if isinstance(score, bool):
+            if score and log_prob is None:
+                because = "it says that `log_prob` returns value and gradient, and there is none"
+                raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))
+            log_prob, batched = (paired(log_prob, batched), True) if score and log_prob else (log_prob, batched)
+            score = None
         found = open_samples(samples)
         if isinstance(found, Table):
             samples, names = found.values, found.names if names is None else names
@@ -116,12 +128,26 @@ class Target:
         self.chains = self._check_chains(chains)
 
     @classmethod
-    def of(cls, obj: Any) -> Target:
+    def of(cls, obj: Any, /, *args: Any, **kwargs: Any) -> Target:
         """Make a target of a torch distribution, an array, tensor or DataFrame, a sample file, folder or list of them, a loader.
+
+        Args:
+            obj: one of these, or a NumPyro model: its posterior, in unconstrained coordinates (see `NumPyroModel`).
+            args: the model's arguments, as ``MCMC.run`` takes them.
+            kwargs: its keyword arguments.
 
         Raises:
             InputError: the object is none of these.
+            TargetError: the model can't be run, or has a discrete latent site.
         """
+        if is_numpyro(obj, args, kwargs):
+            model = NumPyroModel(obj, args, kwargs)
+            target = cls(log_prob=model.log_prob, dim=model.dim, names=model.names)
+            target.origin = model
+            return target
+        if args or kwargs:
+            because = f"a `{type(obj).__name__}` takes none; they are for a NumPyro model"
+            raise InputError(cannot("use further arguments", because, "Leave them out"))
         if isinstance(obj, Target):
             return obj
         if isinstance(obj, Distribution):
@@ -132,8 +158,9 @@ class Target:
             return cls(samples=obj)
         if callable(obj):
             because = "a bare function doesn't say its dimension"
-            raise InputError(cannot("make a target of it", because, "Use `Target(log_prob=f, dim=d)`"))
-        known = "a torch Distribution, an array, a DataFrame, a path or a DataLoader"
+            instead = "Use `Target(log_prob=f, dim=d)`; a NumPyro model's arguments go beside it, `Target.of(model, data, …)`"
+            raise InputError(cannot("make a target of it", because, instead))
+        known = "a torch Distribution, an array, a DataFrame, a path, a DataLoader or a NumPyro model"
         raise InputError(cannot(f"make a target of a `{type(obj).__name__}`", f"it is none of {known}", "Convert it"))
 
     @cached_property

@@ -117,9 +117,11 @@ class NumPyroModel:
 
 
 def is_numpyro(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a callable makes NumPyro statements when it's run with these arguments; doesn't import NumPyro."""
+    """Whether a callable makes NumPyro statements when it's run, or comes with arguments; doesn't import NumPyro."""
     if "numpyro" not in sys.modules or not callable(obj):
         return False
+    if args or kwargs:
+        return True
     with _tracing() as sites, contextlib.suppress(Exception):  # a model that breaks is told so when it's traced to be used
         obj(*args, **kwargs)
     return bool(sites)
