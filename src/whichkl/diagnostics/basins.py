@@ -1,0 +1,140 @@
+"""Basins: which modes of p lie behind given points, which of them are one, and how much mass each holds at least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import chi2
+from torch import Tensor
+
+from whichkl.particles.ascent import Ends
+from whichkl.particles.hamiltonian import Density
+
+_DIP = 1.0
+"""Two ends are one mode where log p on the line between them falls by less than so many nats below the lower end."""
+_ON_A_LINE = 15
+_NEIGHBORS = 4
+_DRAWS = 64
+_STEP = 1e-4
+_ARRIVED = 0.01
+"""An end from which Newton's step would gain more nats isn't a mode."""
+
+
+def spread_out(y: Float[Tensor, "n d"], first: int, count: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " n"]]:
+    """Choose up to `count` points far from each other, and give for every point the place of the nearest chosen one.
+
+    Source: Gonzalez (1985), farthest-first traversal.
+    """
+    chosen = [first]
+    distance = (y - y[first]).square().sum(-1)
+    nearest = torch.zeros(len(y), dtype=torch.long)
+    while len(chosen) < min(count, len(y)) and float(distance.max()) > 0:
+        chosen.append(int(distance.argmax()))
+        new = (y - y[chosen[-1]]).square().sum(-1)
+        nearest = torch.where(new < distance, len(chosen) - 1, nearest)
+        distance = torch.minimum(distance, new)
+    return torch.tensor(chosen), nearest
+
+
+def joined(density: Density, a: Float[Tensor, "m d"], b: Float[Tensor, "m d"], lower: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
+    """Whether log p stays within a nat of `lower`, or above it, on the straight lines from a to b.
+
+    Args:
+        density: log p and its gradient.
+        a: one end of each line.
+        b: the other.
+        lower: the smaller of log p at both.
+    """
+    if len(a) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    t = (torch.arange(_ON_A_LINE, dtype=torch.float64) + 1)[:, None, None] / (_ON_A_LINE + 1)
+    value = density((a + t * (b - a)).reshape(-1, a.shape[1]))[0].view(_ON_A_LINE, -1)
+    least: Bool[Tensor, " m"] = value.amin(0) >= lower - _DIP
+    return least
+
+
+def labels(density: Density, ends: Ends) -> Int[Tensor, " k"]:
+    """Number the modes on which ascents ended, highest first: ends that coincide, or that a line without a dip joins, are one.
+
+    Every end is compared with the nearest few of the higher ones.
+    """
+    order = torch.argsort(ends.value, descending=True, stable=True)
+    y, value = ends.y[order], ends.value[order]
+    count = len(y)
+    distance = torch.cdist(y, y)
+    same = (distance < 1e-3) & ((value[:, None] - value).abs() < 1e-3)
+    earlier = torch.arange(count)[None, :] < torch.arange(count)[:, None]
+    copy = (same & earlier).any(1)
+    unique = (~copy).nonzero()[:, 0]
+    near = torch.where(earlier, distance, math.inf)[unique][:, unique]
+    pairs = [
+        (int(unique[i]), int(unique[j]))
+        for i in range(len(unique))
+        for j in near[i].argsort()[:_NEIGHBORS].tolist()
+        if math.isfinite(float(near[i, j]))
+    ]
+    low, high = (torch.tensor([pair[side] for pair in pairs], dtype=torch.long) for side in (0, 1))
+    is_one = joined(density, y[low], y[high], value[low])
+    label = torch.arange(count)
+    for i in range(count):  # highest first, so that what an end points to has its final number
+        if bool(copy[i]):
+            label[i] = label[int((same & earlier)[i].nonzero()[0, 0])]
+            continue
+        bound = [int(high[k]) for k in ((low == i) & is_one).nonzero()[:, 0].tolist()]
+        if bound:
+            label[i] = label[min(bound)]
+            label[torch.isin(label, label[torch.tensor(bound)])] = label[i].clone()
+    _, numbers = label.unique(return_inverse=True)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(count)
+    placed: Tensor = numbers[back]
+    return placed
+
+
+def log_masses(
+    density: Density,
+    modes: Float[Tensor, "k d"],
+    reached: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """Estimate log ∫ p̃ about each mode, over the ellipsoid of 99.9 % of a Gaussian with its curvature, and the relative error.
+
+    With S draws of that Gaussian, N(mₖ, Hₖ⁻¹), it is log 1/S Σ p̃(x) / N(x; mₖ, Hₖ⁻¹) over those inside the ellipsoid, nearer
+    to no other mode in its own metric, and where `reached` is false: on the scale of the mass unbiased. −∞ where −∇² log p isn't
+    positive definite, or the end isn't one: no mode, or none whose mass can be told.
+
+    Args:
+        density: log p and its gradient.
+        modes: ends of ascents, one a mode.
+        reached: y ↦ whether q reaches there.
+        generator: of the draws.
+    """
+    count, dim = modes.shape
+    steps = _STEP * torch.eye(dim, dtype=torch.float64)
+    ends = torch.cat([modes[:, None] + steps, modes[:, None] - steps])
+    slope = density(ends.reshape(-1, dim))[1].view(2, count, dim, dim)
+    hessian, gradient = (slope[1] - slope[0]) / (2 * _STEP), slope.mean((0, 2))
+    eigenvalue, vector = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
+    along = torch.einsum("kij,ki->kj", vector, gradient)
+    decrement = (along.square() / eigenvalue.clamp(min=1e-300)).sum(-1) / 2
+    curved = (eigenvalue[:, 0] > 1e-8 * eigenvalue[:, -1].clamp(min=1e-300)) & (decrement < _ARRIVED)
+    precision = torch.where(curved[:, None, None], hessian + hessian.transpose(1, 2), 2 * torch.eye(dim, dtype=torch.float64)) / 2
+    scale = vector / eigenvalue.clamp(min=1e-300).sqrt()[:, None]
+    z = torch.randn(count, _DRAWS, dim, generator=generator, dtype=torch.float64)
+    y = modes[:, None] + torch.einsum("kij,ksj->ksi", torch.where(curved[:, None, None], scale, 0.0), z)
+    own = z.square().sum(-1)
+    away = y[:, :, None] - modes
+    others = torch.einsum("ksmi,mij,ksmj->ksm", away, precision, away)
+    others = torch.where(torch.eye(count, dtype=torch.bool)[:, None] | ~curved, math.inf, others)
+    inside = (own < chi2.ppf(0.999, dim)) & (own <= others.amin(-1))
+    flat = y.reshape(-1, dim)
+    value = density(flat)[0]
+    counted = inside & ~reached(flat).view(count, -1)
+    log_normal = -own / 2 + eigenvalue.clamp(min=1e-300).log().sum(-1)[:, None] / 2 - dim * math.log(2 * math.pi) / 2
+    log_weight = torch.where(counted, value.view(count, -1) - log_normal, -math.inf)
+    mass = torch.where(curved, log_weight.logsumexp(1) - math.log(_DRAWS), -math.inf)
+    weight = (log_weight - torch.where(mass > -math.inf, mass, 0.0)[:, None]).exp()
+    return mass, torch.where(mass > -math.inf, weight.std(1) / math.sqrt(_DRAWS), 0.0)

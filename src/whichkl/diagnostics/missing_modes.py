@@ -1,0 +1,72 @@
+"""Missing modes: mass of p where q never goes, and the sentence that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_SHARE = 0.01
+"""The share of p's mass from which modes count as missing."""
+
+
+@dataclass(frozen=True)
+class MissingModes:
+    """What was found of p where q doesn't reach: log q below its 10⁻⁴ quantile under q itself, at modes of their own."""
+
+    mass: float
+    """Share of p's mass at these modes, measured about each by importance sampling, beside the mass that q reaches; what lies at
+    modes that weren't found isn't in it."""
+    stderr: float
+    """Its standard error."""
+    by_particles: float | None
+    """The share of the particles (or draws of p) at these modes, a rough cross-check: few particles settle the weights of modes
+    badly. None where the particles didn't get down to the temperature of p."""
+    least_kl: float
+    """What these modes add to KL(q‖p) at least, −log(1 − mass), in nats."""
+    count: int
+    """How many missing modes were told apart; there may be more."""
+    modes: tuple[tuple[float, ...], ...]
+    """Where they are, in the coordinates of the target, heaviest first; at most twenty."""
+    shares: tuple[float, ...]
+    """The share of each of these."""
+    names: tuple[str, ...]
+    """The coordinates' names."""
+    unresolved: float
+    """Share of the particles that q doesn't reach and that lead to no missing mode: tails, ridges, necks."""
+    method: str
+    """``"particles"``, ``"draws of p"``, or ``"none"`` where `reason` says why."""
+    searched: str
+    """Where was looked; nothing is known of modes outside."""
+    gradients: int
+    """Points at which log p and its gradient were evaluated."""
+    calls: int
+    """Batched calls of the target."""
+    reason: str | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether at least 1 % of p's mass is missed, by two standard errors."""
+        return self.mass - 2 * self.stderr > _SHARE
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if self.reason is not None:
+            return f"Missing modes weren't looked for: {self.reason}."
+        if not self.found:
+            return f"No missing mode was found by {self.method}, searched {self.searched}."
+        where = ", ".join(f"{name} = {value:.3g}" for name, value in list(zip(self.names, self.modes[0], strict=False))[:4])
+        where += ", …" if len(self.names) > 4 else ""
+        what = "mode that the fit misses" if self.count == 1 else "modes that the fit misses"
+        share = f"{self.mass:.0%} ± {self.stderr:.0%} of the mass, at least {self.least_kl:.2g} nats"
+        return f"{self.count} {what} ({share}), the heaviest at {where}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> MissingModes:
+        """Read back what `to_dict` wrote."""
+        lists = {name: tuple(fields[name]) for name in ("shares", "names")}
+        return cls(**{**fields, **lists, "modes": tuple(tuple(one) for one in fields["modes"])})

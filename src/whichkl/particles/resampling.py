@@ -1,0 +1,61 @@
+"""Resampling: how far a temperature may rise at once, and which particles go on from there."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def conditional_ess(log_weights: Float[Tensor, ...]) -> float:
+    """Share of equally weighted particles that are worth keeping under new weights, (mean w)² / mean w², in (0, 1].
+
+    Source: Zhou, Johansen & Aston (2016).
+
+    >>> conditional_ess(torch.zeros(4))
+    1.0
+    """
+    logw = log_weights.flatten()
+    if not bool((logw > -math.inf).any()):
+        return 0.0
+    return float(torch.exp(2 * torch.logsumexp(logw, 0) - torch.logsumexp(2 * logw, 0))) / len(logw)
+
+
+def next_step(log_ratio: Float[Tensor, ...], left: float, keep: float) -> float:
+    """Return the largest rise of the inverse temperature, up to `left`, at which the conditional ESS stays above `keep`.
+
+    Args:
+        log_ratio: log p − log base of every particle, all finite or −∞.
+        left: what is missing to 1.
+        keep: the share that must stay, of those particles at which the ratio is above −∞.
+
+    Source: bisection as in Jasra et al. (2011).
+    """
+    finite = log_ratio[log_ratio > -math.inf]
+    if len(finite) == 0 or conditional_ess(left * finite) >= keep:
+        return left
+    low, high = 0.0, left
+    for _ in range(200):
+        middle = math.sqrt(low * high) if low > 0 else high / 16
+        low, high = (middle, high) if conditional_ess(middle * finite) >= keep else (low, middle)
+        if low > 0 and high / low < 1.01:
+            break
+    return low or high
+
+
+def systematic(log_weights: Float[Tensor, "g n"], generator: torch.Generator) -> Int[Tensor, "g n"]:
+    """Return which particles of each island go on: copies by one uniform number an island, spaced by 1/n.
+
+    An island whose weights are all 0 goes on unchanged; it counts for nothing anyway.
+
+    Source: Kitagawa (1996).
+    """
+    islands, n = log_weights.shape
+    dead = ~(log_weights > -math.inf).any(1, keepdim=True)
+    cumulative = torch.softmax(torch.where(dead, 0.0, log_weights), 1).cumsum(1)
+    uniform = torch.rand(islands, 1, generator=generator, dtype=torch.float64)
+    at = (torch.arange(n, dtype=torch.float64) + uniform) / n
+    chosen = torch.searchsorted(cumulative / cumulative[:, -1:], at).clamp(max=n - 1)
+    return torch.where(dead, torch.arange(n), chosen)
