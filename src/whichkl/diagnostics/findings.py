@@ -29,6 +29,10 @@ FINDINGS = {
         "same coordinates, and that the draws have converged."
     ),
     "heavy_tails": "The log ratio has so heavy a tail that the divergence may be infinite: don't rely on the value.",
+    "modes_missing": (
+        "The target has mass at modes that the fit never visits (`fit.diagnostics.missing_modes`): try {holding}, a flow, or "
+        "forward KL where the target can be drawn from."
+    ),
     "nodes_too_few": "The nodes don't settle the fit: raise `max_nodes` of the solver, or use a smaller family.",
     "not_converged": (
         "The solver stopped before its own criterion was met: let it go on longer (`solver=` with more iterations, steps or "
@@ -60,6 +64,7 @@ def find(
     known = value.up_to is None and value.reliable
     least = d.least_kl or 0.0
     left_out = d.separate > 1 and least > 0.01
+    missing = d.missing_modes is not None and d.missing_modes.found
     weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(DRAWS) and d.ess < 0.9 * DRAWS
     overfit = d.elbo is not None and d.nodes is not None and -solution.best.loss - d.elbo.value > max(0.1, 4 * d.elbo.stderr)
     rules = {
@@ -71,10 +76,11 @@ def find(
         "other_modes_exist": len(d.optima) > 1 and not is_forward and not (known and value.value < 0.01),
         "accesses_disagree": _accesses_disagree(target, seed),
         "heavy_tails": not family.conditional and not value.reliable and value.khat is not None and value.khat >= 1,
+        "modes_missing": missing,
         "nodes_too_few": overfit or (d.node_error or 0.0) > 0.05,
         "not_converged": not solution.best.converged,
         "not_a_number_met": target.evaluations["rejected"] > 0,
-        "weights_unreliable": weights or left_out,
+        "weights_unreliable": weights or left_out or missing,
     }
     return frozenset(name for name, holds in rules.items() if holds)
 
@@ -93,9 +99,10 @@ def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -
     larger = next_richer(family, diagnostics) or "a flow, or a family of your own"
     if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
         larger = replace(larger, components=diagnostics.separate)
-    return tuple(
-        FINDINGS[name].format(richer=larger, simpler=diagnostics.simpler or simpler(family)) for name in sorted(findings)
-    )
+    missed = 0 if diagnostics.missing_modes is None else diagnostics.missing_modes.count
+    holding = Mixture((family.count if isinstance(family, Mixture) else 1) + missed)
+    words = {"richer": larger, "simpler": diagnostics.simpler or simpler(family), "holding": f"`{holding}`"}
+    return tuple(FINDINGS[name].format(**words) for name in sorted(findings))
 
 
 def shown_khat(khat: float | None) -> str:

@@ -10,6 +10,7 @@ from whichkl.access import Access
 from whichkl.diagnostics.ends import beyond_the_ends
 from whichkl.diagnostics.findings import find
 from whichkl.diagnostics.held_out import forward_value, in_sample, unseen
+from whichkl.diagnostics.mode_search import missing_modes
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement
 from whichkl.diagnostics.weights import by_weights, reverse_value
@@ -53,6 +54,9 @@ def judge(
             d = _checked(target, family, solver, solution, d, seed)
         else:
             value = reverse_value(target, model_target(model, target), d)
+            if whole:
+                work.tell("looking for modes that the fit misses", float("nan"))
+                d = _searched(target, solution, d, seed)
     if getattr(solution.best.model, "is_bound", False) and is_forward:
         note = "the model's log density is known by a lower bound alone, so that this is an upper bound of the cross-entropy"
         value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))
@@ -62,6 +66,13 @@ def judge(
     findings = find(target, family, value, d, solution, is_forward=is_forward, seed=seed)
     d = replace(d, evaluations=dict(target.evaluations))
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
+
+
+def _searched(target: Target, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:
+    """Add the search for modes of p where the model never goes, and what they cost."""
+    found = missing_modes(target, solution, seed)
+    least = max(d.least_kl or 0.0, found.least_kl) if found.found else d.least_kl
+    return replace(d, missing_modes=found, least_kl=least)
 
 
 def _checked(target: Target, family: Family, solver: Solver, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:

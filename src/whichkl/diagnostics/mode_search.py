@@ -88,8 +88,7 @@ class _Search:
         self.y = self.whiten(x)
         self.height = self.log_q(self.y)
         self.least = self.height.kthvalue(max(1, round(_QUANTILE * _OF_Q))).values
-        means = torch.stack([one.model.mean.reshape(-1).to("cpu", torch.float64) for one in solution.optima])
-        self.spread = self.whiten(means[means.isfinite().all(1)])
+        self.spread = self.whiten(torch.stack([_mean(one.model, self.frame.loc) for one in solution.optima]))
 
     def whiten(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Carry free coordinates to those in which q is standardised."""
@@ -227,3 +226,12 @@ class _Search:
         from_q = rest * float((weight - near).exp().std()) / math.sqrt(_WEIGHED)
         stderr = math.hypot(rest * float(torch.linalg.vector_norm(share * error)), missed * from_q)
         return share, missed, stderr
+
+
+def _mean(model: Distribution, otherwise: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """The mean of an optimum in free coordinates; that of the draws of the best where it isn't known, or is infinite."""
+    try:
+        mean = model.mean.detach().reshape(-1).to("cpu", torch.float64)
+    except NotImplementedError:
+        return otherwise
+    return mean if bool(mean.isfinite().all()) else otherwise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from whichkl.diagnostics.missing_modes import MissingModes
 from whichkl.divergences import Estimate
 from whichkl.goodness import Calibration, TwoSample
 from whichkl.samples import Block
@@ -45,6 +46,8 @@ class Diagnostics:
     """Whether a classifier tells the model's draws from unseen rows."""
     calibration: Calibration | None = None
     """Whether the probability integral transform of unseen rows is uniform."""
+    missing_modes: MissingModes | None = None
+    """Whether p has modes where a fit by reverse KL never goes."""
     held: Block | None = None
     """The unseen rows, in the coordinates of the target; not saved."""
     notes: tuple[str, ...] = ()
