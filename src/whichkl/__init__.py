@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from whichkl import families, problems
     from whichkl.access import Access
     from whichkl.advice import advise
+    from whichkl.arviz import to_arviz
     from whichkl.divergences import Estimate
     from whichkl.divergences.dispatch import estimate
     from whichkl.fitting import Fit, fit
@@ -36,6 +37,7 @@ _HOMES = {
     "plot": "plots",
     "problems": "",
     "report": "reporting",
+    "to_arviz": "arviz",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "plot",
     "problems",
     "report",
+    "to_arviz",
 ]
 
 
