@@ -109,6 +109,14 @@ def test_both_accesses_start_with_forward_kl_and_point_to_the_experiment():
     assert "family_too_small" in fit.findings
 
 
+def test_a_family_may_be_named_by_a_text():
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    assert wk.fit(x, "mixture:2:diagonal").family == Mixture(2, "diagonal")
+    assert wk.advise(x, "gaussian:diagonal").family == Gaussian("diagonal")
+    with pytest.raises(InputError, match="it isn't a known one. Choose among"):
+        wk.fit(x, "mixtur")
+
+
 def test_findings_come_with_the_next_step():
     fit = wk.fit(wk.problems.bimodal(), objective="reverse_kl")
     assert fit.findings == {"family_too_small", "other_modes_exist", "weights_unreliable"}

@@ -51,7 +51,11 @@ SAMPLES = [
     (X.reshape(5, 10, 2), r"shape \(5, 10, 2\), not \(n, d\)"),
     (np.array([["a", "b"]]), "not a number"),
     (X + 1j, "not a number|complex"),
-    ((X, X), "conditional target"),
+    ((X, X), r"conditional target: .* y holds real numbers, and no .* Use `LinearGaussian\(\)`, `MixtureDensityNetwork\(\)`"),
+    ((X, X[:, 0] > 0), r"y holds 0 and 1, .* Use `GeneralizedLinear\(.bernoulli.\)`, `Neural\(.bernoulli.\)`"),
+    ((X, np.arange(50) % 4), r"y holds whole numbers from 0 to 3, .* `GeneralizedLinear\(.categorical.\)`.*poisson"),
+    ((X, np.arange(50) * 3), r"y holds whole numbers from 0, .* Use `GeneralizedLinear\(.poisson.\)`"),
+    ((X, (X > 0) * 1.0), r"y holds 0 and 1, .* Use `Neural\(.bernoulli.\)`"),
     (pd.DataFrame({"a": [1.0, 2.0], "species": ["x", "y"]}), "column `species` isn't numeric"),
 ]
 DENSITIES = [
@@ -117,7 +121,8 @@ CALLS = [
     (lambda: Mixture(2.5), "whole number"),
     (lambda: Gaussian("spherical"), "Choose 'full', 'diagonal' or 'low_rank'"),
     (lambda: wk.fit(X, torch.nn.Linear(2, 2)), "models y given x, and the samples aren't pairs"),
-    (lambda: wk.fit(X, "gaussian"), "it is a `str`"),
+    (lambda: wk.fit(X, 3), "it is a `int`"),
+    (lambda: wk.fit(X, "gausian"), "it isn.t a known one"),
     (lambda: wk.fit(X, objective="kl"), "this version minimises forward_kl, reverse_kl"),
     (
         lambda: wk.fit(X, objective="reverse_kl"),

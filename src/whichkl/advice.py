@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whichkl.access import Access
-from whichkl.families import Family, Gaussian
+from whichkl.families import Family, Gaussian, family_of
 from whichkl.objectives import OBJECTIVES, Objective
 from whichkl.solvers import SOLVERS
 from whichkl.targets import Target
@@ -158,12 +158,12 @@ class Advice:
         return "\n".join(lines)
 
 
-def advise(target: Any, family: Family | None = None) -> Advice:
+def advise(target: Any, family: Family | str | None = None) -> Advice:
     """Say which objectives are possible for a target, and why.
 
     Args:
         target: a `Target`, an `Access`, or anything that `Target.of` takes.
-        family: the family that is to be fitted; a full Gaussian unless said.
+        family: the family that is to be fitted, or its name; a full Gaussian unless said.
 
     >>> import torch
     >>> advise(Target(samples=torch.randn(50, 2))).best.objective.name
@@ -171,7 +171,7 @@ def advise(target: Any, family: Family | None = None) -> Advice:
     >>> advise(Access.LOG_PROB).missing
     {'forward_kl': 'it requires `samples` or `sampler`, and the target has log_prob'}
     """
-    family = Gaussian() if family is None else family
+    family = Gaussian() if family is None else family_of(family)
     access, dim = (target, None) if isinstance(target, Access) else (Target.of(target).access, Target.of(target).dim)
     options, missing = [], {}
     for objective in OBJECTIVES.values():

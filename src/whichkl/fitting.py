@@ -21,10 +21,11 @@ from whichkl._checks import InputError, IntegrityError, TargetError, WhichklErro
 from whichkl.access import Access
 from whichkl.advice import Advice, advise
 from whichkl.cluster import Workers, workers_of
-from whichkl.diagnostics import Diagnostics, carried, explain, shown_khat, stride_of
+from whichkl.diagnostics import Diagnostics, MissingModes, carried, explain, shown_khat, stride_of
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian, NetworkFamily, family_from_config, family_of
+from whichkl.families.conditional import conditional_families
 from whichkl.families.family import cast
 from whichkl.goodness import Calibration, TwoSample
 from whichkl.journal import Journal
@@ -75,6 +76,7 @@ class Fit:
         if len(d.optima) > 1:
             lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
         lines += [f"  {one}" for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
+        lines += [f"  {one}" for one in (d.missing_modes,) if one is not None and (one.found or one.reason)]
         lines += [f"  {note}" for note in d.notes]
         return "\n".join(
             lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
@@ -101,6 +103,7 @@ class Fit:
                 "correlated": d.correlated,
                 "two_sample": None if d.two_sample is None else d.two_sample.to_dict(),
                 "calibration": None if d.calibration is None else d.calibration.to_dict(),
+                "missing_modes": None if d.missing_modes is None else d.missing_modes.to_dict(),
                 "optima": [{"loss": o.loss, "converged": o.converged, "is_global": o.is_global} for o in d.optima],
             },
             "access": self.advice.access.label,
@@ -175,7 +178,7 @@ class Fit:
 
 def fit(
     target: Any,
-    family: Family | None = None,
+    family: Family | nn.Module | str | None = None,
     *,
     objective: Objective | str | None = None,
     solver: Solver | str | None = None,
@@ -190,8 +193,8 @@ def fit(
     Args:
         target: a `Target`, or anything that `Target.of` takes. Pairs (x, y) make a conditional fit, q(y|x): its loss is
             the cross-entropy, KL(p‖q) + H(p), as in supervised learning.
-        family: which models are allowed; a full Gaussian unless said. A `torch.nn.Module` whose `forward()`, or
-            `forward(x)` for pairs, returns a `Distribution` is copied and trained.
+        family: which models are allowed, or their name, such as ``"mixture:auto"``; a full Gaussian unless said. A
+            `torch.nn.Module` whose `forward()`, or `forward(x)` for pairs, returns a `Distribution` is copied and trained.
         objective: an objective or its name; unless said, the only possible one, and forward KL where both are.
         solver: a solver or its name; the best for the job unless said.
         seed: fixes every random choice; the same seed gives the same fit.
@@ -216,8 +219,9 @@ def fit(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number of at least 0", "Give, say, seed=0"))
     p = Target.of(target)
-    family = Gaussian() if family is None else family_of(family)
-    _check_pairs(p, family)
+    said = None if family is None else family_of(family)
+    _check_pairs(p, said)
+    family = Gaussian() if said is None else said
     log = None if journal is None else Journal.of(journal, _identity(p, family, objective, solver, seed))
     work = Work(workers_of(cluster), tell or QUIET.tell, log)
     family, curve, notes = resolve(p, family, seed, work)
@@ -271,15 +275,17 @@ def _identity(target: Target, family: Family, objective: Any, solver: Any, seed:
     return {"data": data, "names": target.names, "family": family.config(), "functions": target.access.label, **how}
 
 
-def _check_pairs(target: Target, family: Family) -> None:
-    """Refuse pairs (x, y) for a family of one distribution, and single rows for a conditional one."""
-    is_pairs = target.context is not None or (target.stream is not None and bool(target.stream.context_names))
-    if is_pairs and not family.conditional:
-        because = "its samples are pairs (x, y), and this family is one distribution, not q(y|x)"
-        raise InputError(
-            cannot(f"fit `{family}` to this conditional target", because, "Use a conditional family, or pass y alone")
-        )
-    if not is_pairs and family.conditional and not family.optional_context:
+def _check_pairs(target: Target, family: Family | None) -> None:
+    """Refuse pairs (x, y) for a family of one distribution, and single rows for a conditional one; None is the default."""
+    y = target.samples if target.stream is None else target.stream.first.x if target.stream.context_names else None
+    if target.context_names and y is not None and (family is None or not family.conditional):
+        do, because = f"fit `{family}` to this conditional target", "and this family is one distribution, not q(y|x)"
+        if family is None:
+            do, because = "fit this conditional target", "and no `family=` of y given x was named"
+        kind, names = conditional_families(y)
+        instead = f"Use {', '.join(f'`{name}`' for name in names)} of whichkl.families, or pass y alone"
+        raise InputError(cannot(do, f"its samples are pairs (x, y), y holds {kind}, {because}", instead))
+    if not target.context_names and family is not None and family.conditional and not family.optional_context:
         because = "it models y given x, and the samples aren't pairs"
         raise InputError(cannot(f"fit `{family}` to this target", because, "Pass `samples=(x, y)`"))
 
@@ -332,6 +338,7 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
             correlated=d.get("correlated"),
             two_sample=None if d.get("two_sample") is None else TwoSample.from_dict(d["two_sample"]),
             calibration=None if d.get("calibration") is None else Calibration.from_dict(d["calibration"]),
+            missing_modes=None if d.get("missing_modes") is None else MissingModes.from_dict(d["missing_modes"]),
             **numbers,
             **estimates,
         ),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from whichkl._checks import InputError, cannot
 from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.family import Family
+from whichkl.families.named import family_named
 from whichkl.families.network_family import NetworkFamily, load_state, state_of
 
 
@@ -101,13 +102,15 @@ class Module(NetworkFamily):
 
 
 def family_of(obj: Any) -> Family:
-    """Return a family as it is, and a module as the family of what its weights can make it.
+    """Return a family as it is, that which a text names, and a module as the family of what its weights can make it.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is none of these.
     """
     if isinstance(obj, Family):
         return obj
+    if isinstance(obj, str):
+        return family_named(obj)
     if isinstance(obj, nn.Module):
         return Module(obj)
     known = sorted(name for name, kind in Family.kinds.items() if not inspect.isabstract(kind) and name != "Module")
