@@ -15,7 +15,10 @@ from torch.distributions import Beta, Distribution, Gamma, Independent, LogNorma
 
 import whichkl as wk
 from whichkl._checks import InputError, IntegrityError, ResourceError
+from whichkl.diagnostics import cross_fit
+from whichkl.divergences import monte_carlo
 from whichkl.families import Gaussian, Mixture
+from whichkl.solvers import ClosedForm
 
 D = torch.float64
 
@@ -355,6 +358,27 @@ def test_too_rich_a_mixture_is_said_to_be():
     fit = wk.fit(np.random.default_rng(3).normal(size=(40, 2)), Mixture(5))
     assert fit.diagnostics.simpler_gain is not None
     assert fit.findings & {"family_too_rich", "heavy_tails"}
+
+
+def unseen_loss(x: np.ndarray):
+    order, loss, how = cross_fit(wk.Target(samples=x), Gaussian(), ClosedForm(), 0)
+    return monte_carlo.cross_entropy(loss, how)
+
+
+@pytest.mark.parametrize("rows", [12, 15, 20, 25, 30, 60])
+def test_few_rows_are_no_evidence_of_heavy_tails(rows):
+    def is_heavy(value):
+        return not value.reliable and value.khat is not None and value.khat >= 1
+
+    values = [unseen_loss(np.random.default_rng(seed).normal(size=(rows, 2))) for seed in range(200)]
+    assert sum(map(is_heavy, values)) <= 4
+
+
+def test_a_fit_of_few_rows_says_that_their_tail_cannot_be_told():
+    fit = wk.fit(np.random.default_rng(0).normal(size=(15, 2)))
+    assert "heavy_tails" not in fit.findings
+    assert "15 draws are too few to tell how heavy the tail of the log ratio is" in str(fit)
+    assert "heavy_tails" in wk.fit(np.random.default_rng(0).standard_cauchy(size=(300, 1))).findings
 
 
 def test_a_search_survives_points_where_the_function_breaks():

@@ -82,7 +82,8 @@ def test_estimates_print_their_digits_and_refuse_to_be_mixed():
     exact = Estimate("forward_kl", 0.4619946, exact=True, finite="certified", method="quadrature")
     rough = Estimate("forward_kl", 1.84231, 0.0766, up_to="entropy_p", method="held out", n=150)
     assert str(exact) == "forward_kl = 0.461995 nats (quadrature)"
-    assert str(rough) == "forward_kl = 1.842 ± 0.077 nats, H(p) included (held out)"
+    assert str(rough) == "cross-entropy KL(p‖q) + H(p) = 1.842 ± 0.077 nats (held out)"
+    assert rough.sentence == "The cross-entropy, KL(p‖q) + H(p), lies between 1.692 and 1.992 with 95 % confidence."
     assert exact.bits.value == pytest.approx(0.4619946 / np.log(2))
     assert exact.bits.bits is not None
     assert exact.bits.bits.unit == "bits"

@@ -39,7 +39,7 @@ class Estimate:
         quantity: what it is, such as ``"forward_kl"``.
         value: the number, in nats; ∞ where the divergence is.
         stderr: its standard error; 0 for exact methods.
-        up_to: None, ``"entropy_p"`` (value = divergence + H(p)) or ``"log_z"``: value = forward KL + log Z, and reverse KL
+        up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy) or ``"log_z"``: value = forward KL + log Z, and reverse KL
             − log Z, since log p̃ = log p + log Z stands in one with a plus and in the other with a minus.
         unit: nats, bits, or none for what has no unit.
         finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
@@ -117,6 +117,8 @@ class Estimate:
         """One line: quantity, value, error, what it is up to, method."""
         doubt = "" if self.reliable else f"; not reliable: {'; '.join(self.notes)}"
         unit = "" if self.unit == "none" else f" {self.unit}"
+        if self.up_to == "entropy_p":
+            return f"cross-entropy KL(p‖q) + H(p) = {self.number}{unit} ({self.method}{doubt})"
         return f"{self.quantity} = {self.number}{unit}{self.constant} ({self.method}{doubt})"
 
     @property
@@ -132,14 +134,15 @@ class Estimate:
     @property
     def sentence(self) -> str:
         """What the number says, and whether to believe it, in plain words."""
-        what = _WORDS.get(self.quantity, self.quantity.replace("_", " "))
+        is_whole = self.up_to == "entropy_p"
+        what = "The cross-entropy, KL(p‖q) + H(p)," if is_whole else _WORDS.get(self.quantity, self.quantity.replace("_", " "))
         if math.isinf(self.value):
             return f"{what} is infinite."
         if self.exact:
             return f"{what} is {self.number}{'' if self.unit == 'none' else ' ' + self.unit}, exactly."
         low, high = self.interval
         trust = "" if self.reliable else ", but this method says of itself that it shouldn't be trusted here"
-        known = f" ({self.constant.lstrip(', ')})" if self.constant else ""
+        known = f" ({self.constant.lstrip(', ')})" if self.constant and not is_whole else ""
         return f"{what} lies between {low:.4g} and {high:.4g}{known} with 95 % confidence{trust}."
 
     @property
