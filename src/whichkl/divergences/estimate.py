@@ -39,8 +39,8 @@ class Estimate:
         quantity: what it is, such as ``"forward_kl"``.
         value: the number, in nats; ∞ where the divergence is.
         stderr: its standard error; 0 for exact methods.
-        up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy) or ``"log_z"``: value = forward KL + log Z, and reverse KL
-            − log Z, since log p̃ = log p + log Z stands in one with a plus and in the other with a minus.
+        up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy) or ``"log_z"``: value = forward KL + log Z,
+            and reverse KL − log Z, since log p̃ = log p + log Z stands in one with a plus and in the other with a minus.
         unit: nats, bits, or none for what has no unit.
         finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
         method: how it was computed, in words.
