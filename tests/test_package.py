@@ -73,6 +73,7 @@ def test_the_examples_cover_the_four_cells():
         "log_density_only",
         "many_rows",
         "neither",
+        "numpyro_model",
         "samples_only",
         "sklearn_pipeline",
         "supervised",

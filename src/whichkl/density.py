@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -77,7 +78,7 @@ class LogDensity:
         value, gradient = self._raw(x.detach())
         value = check_log_prob(value, x)
         gradient = check_score(gradient, value, x)
-        if not self._verified:
+        if len(x) and not self._verified:
             self._verify(x.detach(), value, gradient)
         return value, gradient
 
@@ -161,7 +162,8 @@ class LogDensity:
         errors: list[TargetError] = []
         for as_array in (False, True):
             try:
-                with torch.enable_grad():
+                with torch.enable_grad(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of what a function of arrays makes of a tensor
                     value = call(watched, self.probe.clone().requires_grad_(True), "log_prob", self.batched, as_array)
             except TargetError as error:
                 errors.append(error)

@@ -48,10 +48,11 @@ class Rows:
         jax = require("jax", "bayes")
         parts, start = [], 0
         with double_precision():
-            for size in pieces(len(x)):
+            for size in pieces(len(x)) or SIZES[:1]:
                 rows = x[start : start + size]
                 if len(rows) < size:
-                    rows = torch.cat([rows, rows[-1:].expand(size - len(rows), -1)])
+                    filler = rows[-1:] if len(rows) else x.new_zeros(1, x.shape[1])
+                    rows = torch.cat([rows, filler.expand(size - len(rows), -1)])
                 parts.append(self.compiled(to_jax(rows)))
                 start += size
         return jax.tree.map(lambda *leaves: _joined(leaves, x), *parts)
