@@ -11,14 +11,15 @@ from torch import Tensor
 _STEP, _REACH = 0.05, 9.0
 
 
-def gaussian_rule(dim: int, count: int, seed: int) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
+def gaussian_rule(dim: int, count: int, seed: int, apart: int = 0) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
     """Return points z and weights w with Σ w = 1, Σ w z = 0, Σ w z zᵀ = I to rounding, and z, −z in pairs.
 
     In one dimension it's the trapezoid rule on [−9, 9] with step 0.05, whose error for a function that is analytic
     in a strip of half-width a around the real line falls as exp(−2πa/0.05) (Trefethen & Weideman, 2014), whatever
     `count`. Above, `count` scrambled Sobol points and their negatives, mapped linearly to have covariance I, so that
     a quadratic log density is integrated exactly. Where they are fewer than 4d, no such map would leave them normal: then
-    every column has variance 1, and is uncorrelated with its neighbours, a quarter of `count` to each side at least.
+    every column has variance 1, and is uncorrelated with the first `apart` columns and with its neighbours, to each side at least
+    an eighth of the other nodes.
 
     >>> z, w = gaussian_rule(dim=3, count=64, seed=0)
     >>> torch.allclose(z.T @ (w[:, None] * z), torch.eye(3, dtype=z.dtype))
@@ -30,7 +31,7 @@ def gaussian_rule(dim: int, count: int, seed: int) -> tuple[Float[Tensor, "m d"]
         w = torch.exp(-z.square() / 2)
         return z[:, None], w / w.sum()
     if count < 4 * dim:
-        half = _neighbours_apart(dim, count // 2, seed)
+        half = _neighbours_apart(dim, count // 2, seed, apart)
         z = torch.cat([half, -half])
         return z, torch.full((len(z),), 1 / len(z), dtype=torch.float64)
     half = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(count // 2, dtype=torch.float64)
@@ -42,18 +43,21 @@ def gaussian_rule(dim: int, count: int, seed: int) -> tuple[Float[Tensor, "m d"]
     return z.contiguous(), torch.full((len(z),), 1 / len(z), dtype=torch.float64)
 
 
-def _neighbours_apart(dim: int, count: int, seed: int) -> Float[Tensor, "m d"]:
+def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tensor, "m d"]:
     """Normal draws, mapped so that each block of columns has covariance I and is uncorrelated with the two blocks before it.
+
+    The first `apart` columns are a block that all others are uncorrelated with.
 
     Sobol points won't do: so few of them are nearly equal in some pairs of many columns, at correlations of 0.9.
     """
     z = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    width = max(1, count // 4)
-    for begin in range(0, dim, width):
-        block, before = z[:, begin : begin + width], z[:, max(0, begin - 2 * width) : begin]
-        block = block - before @ (before.T @ block) / count
+    width = max(1, (count - apart) // 4)
+    for begin in ([0] if apart else []) + list(range(apart, dim, width)):
+        end = begin + width if begin >= apart else apart
+        before = torch.cat([z[:, : min(apart, begin)], z[:, max(apart, begin - 2 * width) : begin]], -1)
+        block = z[:, begin:end] - before @ (before.T @ z[:, begin:end]) / count
         tril = torch.linalg.cholesky(block.T @ block / count)
-        z[:, begin : begin + width] = torch.linalg.solve_triangular(tril, block.T, upper=False).T
+        z[:, begin:end] = torch.linalg.solve_triangular(tril, block.T, upper=False).T
     return z
 
 

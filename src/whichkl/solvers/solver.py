@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch.distributions import Distribution
+from torch.distributions import Distribution, LowRankMultivariateNormal
 
 from whichkl.access import Access
 from whichkl.families import Family
@@ -104,7 +104,12 @@ def distinct(optima: list[Optimum], same: float = 0.02, tie: float = 1e-6) -> tu
 
 def _alike(a: Distribution, b: Distribution, same: float) -> bool:
     spread = b.variance.sqrt()
-    if hasattr(a, "covariance_matrix") and hasattr(b, "covariance_matrix"):
+    if isinstance(a, LowRankMultivariateNormal) and isinstance(b, LowRankMultivariateNormal):
+        sizes = [(one.cov_factor.T / b.variance) @ two.cov_factor for one, two in ((a, a), (b, b), (a, b))]
+        off = sizes[0].square().sum() + sizes[1].square().sum() - 2 * sizes[2].square().sum()
+        if float(off) > (2 * same) ** 2 * len(spread):
+            return False
+    elif hasattr(a, "covariance_matrix") and hasattr(b, "covariance_matrix"):
         off = (a.covariance_matrix - b.covariance_matrix).abs() / (spread[:, None] * spread)
         if bool((off > 2 * same).any()):
             return False

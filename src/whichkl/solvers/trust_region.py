@@ -20,6 +20,8 @@ _STEP = 1e-5
 _BLUR = 1e-11
 """Below this part of a value, rounding hides whether a step lowered it, and the gradient decides."""
 _SHORTEST = 1e-9
+_ROUGHLY = 12
+"""After so many steps cheap second derivatives have proved too rough."""
 _LEAST_RESIDUE = 1e-4
 
 
@@ -55,7 +57,7 @@ def minimize(
         metric: the scale of each coordinate.
         theta: the starts.
         tolerance: length of the gradient at the end.
-        bend: a cheaper function of nearly the same second derivatives, from which they are taken.
+        bend: a cheaper function of nearly the same second derivatives, from which they are taken in the first 12 steps.
         most: Newton steps at the most.
 
     Source: Steihaug (1983); Nocedal & Wright (2006), algorithms 4.1 and 7.2; for `bend`, Byrd, Chin, Neveitt & Nocedal (2011).
@@ -71,7 +73,8 @@ def minimize(
             break
         steps += 1
         here, slope, unit, reach = theta[active], (scale * gradient)[active], scale[active], radius[active]
-        step, foretold = _steihaug(function if bend is None else bend, here, slope, unit, reach, residual[active], bend is None)
+        bent = function if bend is None or steps > _ROUGHLY else bend
+        step, foretold = _steihaug(bent, here, slope, unit, reach, residual[active], bent is function)
         there = here + unit * step
         new, new_gradient = function(there)
         fell = value[active] - new

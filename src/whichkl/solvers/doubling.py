@@ -1,0 +1,128 @@
+"""Doubling: minima of a sample average on nodes that are doubled until they stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import TargetError, cannot
+from whichkl.families import Family
+from whichkl.solvers.solver import Optimum, Solution, distinct
+from whichkl.solvers.trust_region import End, minimize
+from whichkl.targets import Target
+
+_CLOSE, _KEPT, _UNBOUNDED = 3.0, 12, 1e12
+_ROUGH = 1e-3
+"""Length of the gradient, a coordinate, that tells whether more nodes are needed."""
+_FARTHEST = 0.05
+_STALLED = 0.03
+"""Length of the gradient, a coordinate, at which a kink in the log density may keep it; smooth ones reach the tolerance."""
+_ROOM = 1 << 24
+"""Numbers in the nodes at most: 128 MB."""
+
+
+class Average(Protocol):
+    """−ELBO on nodes as a function of θ (b, p), the first d numbers of which are the mean and the next d log scales."""
+
+    target: Target
+    z: Tensor
+
+    def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and gradients."""
+
+    def metric(self, theta: Tensor) -> Tensor:
+        """Return by how much each coordinate moves in a step of length 1."""
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """How a sample average of a family is made, read and written, and when its nodes are enough."""
+
+    family: Family
+    average: Callable[[int], Average]
+    """Number of nodes ↦ −ELBO on them."""
+    read: Callable[[Float[Tensor, " p"]], Distribution]
+    write: Callable[[Distribution], Float[Tensor, " p"]]
+    tolerance: float
+    node_tolerance: float
+    max_nodes: int
+
+    def solve(self, theta: Float[Tensor, "b p"], count: int) -> Solution:
+        """Minimise from every start on `count` nodes, then the distinct optima on twice as many until they stay.
+
+        Raises:
+            TargetError: every start failed, or the best spreads without bound.
+        """
+        few = average = self.average(count)
+        dim, first = average.target.dim, count
+        size, steps, error, settled = math.sqrt(theta.shape[1] / 2), 0, math.inf, dim == 1
+        loss = torch.full_like(theta[:, 0], math.inf)
+        while True:
+            bend = few if count > first else None
+            end = minimize(average, average.metric, theta, _ROUGH * size, bend)
+            steps += end.steps
+            _refuse_unbounded(end, average.target)
+            if math.isfinite(error):
+                error, settled = self._moved(end, theta, loss, average)
+            if settled or 2 * count > min(self.max_nodes, _ROOM // dim):
+                break
+            optima = self._optima(end, _ROUGH)[:_KEPT]
+            count, error = 2 * count, 1e300
+            loss = torch.tensor([one.loss for one in optima], dtype=theta.dtype, device=theta.device)
+            theta = torch.stack([self.write(one.model) for one in optima])
+            average = self.average(count)
+        end = minimize(average, average.metric, end.theta, self.tolerance * size, bend)
+        node_error = None if dim == 1 or error >= 1e300 else error
+        residual = float(end.residual[int(end.value.argmin())])
+        return Solution(self._optima(end, self.tolerance), steps + end.steps, residual, node_error, len(average.z))
+
+    def _moved(self, end: End, theta: Tensor, loss: Tensor, average: Average) -> tuple[float, bool]:
+        """Return the largest shift of a mean of the best optimum, and whether those within 3 nats of it stay."""
+        dim, best = average.z.shape[1], int(end.value.argmin())
+        moved = (end.theta - theta) / average.metric(end.theta)
+        shift, slack = moved[:, :dim].abs(), max(self.node_tolerance, 2.5e-4 * theta.shape[1])
+        stays = (shift.square().mean(-1).sqrt() <= self.node_tolerance) & (shift.amax(-1) <= _FARTHEST)
+        stays &= (moved.square().sum(-1) / 2 <= slack) & ((end.value - loss).abs() <= slack)
+        return float(shift[best].max()), bool(stays[end.value <= end.value[best] + _CLOSE].all())
+
+    def _optima(self, end: End, tolerance: float) -> tuple[Optimum, ...]:
+        size = end.residual / math.sqrt(end.theta.shape[1] / 2)
+        good = (size <= tolerance) | (end.stalled & (size <= _STALLED))
+        found = [
+            Optimum(self.read(theta), float(value), bool(ok), False)
+            for theta, value, ok in zip(end.theta, end.value, good, strict=True)
+            if math.isfinite(float(value))
+        ]
+        return distinct([one for one in found if one.converged] or found)
+
+
+def first_nodes(dim: int) -> int:
+    """The number of nodes to begin with: 256, on which quadratics are exact up to 64 dimensions; above, 64."""
+    return 256 if dim <= 64 else 64
+
+
+def _refuse_unbounded(end: End, target: Target) -> None:
+    """Refuse a target on which every start failed, or the best one spreads without bound.
+
+    Raises:
+        TargetError: as said.
+    """
+    if not bool(end.value.isfinite().any()):
+        because = (
+            "`log_prob` is -inf inside the support of every start, so that reverse KL is infinite there, or it doesn't "
+            "fall off and can't be normalised"
+        )
+        raise TargetError(cannot("minimise `reverse_kl` here", because, "Pass `support=`, check its signs, or use `forward_kl`"))
+    best, dim = int(end.value.argmin()), target.dim
+    spread = end.theta[best, dim : 2 * dim].exp()
+    if float(spread.max()) > _UNBOUNDED or float(end.value[best]) < -_UNBOUNDED:
+        where = target.names[int(spread.argmax())]
+        because = f"the model spreads without bound along {where}: the density doesn't fall off there"
+        raise TargetError(cannot("fit this target", because, "Check the signs of `log_prob`, or pass `support=`"))
