@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from whichkl._checks import InputError, IntegrityError, TargetError, WhichklErro
 from whichkl.access import Access
 from whichkl.advice import Advice, advise
 from whichkl.cluster import Workers, workers_of
+from whichkl.correction import Expectation, Weighted, check_draws, draw, expectation
+from whichkl.correction import corrected as corrected_points
 from whichkl.diagnostics import Diagnostics, MissingModes, carried, explain, shown_khat, stride_of
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.divergences import Estimate
@@ -37,6 +40,7 @@ from whichkl.supports import Bijection
 from whichkl.targets import Target
 
 _FORMAT = 1
+_CORRECTED = 10_000
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,63 @@ class Fit:
         return "\n".join(
             lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
         )
+
+    def draws(
+        self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Target | None = None
+    ) -> Float[Tensor, "n d"]:
+        """Draw n points in the coordinates of the target: of q, or, corrected, of p as far as q leads to it.
+
+        Args:
+            n: how many.
+            corrected: whether to resample draws of q by Pareto-smoothed importance weights, or, where k̂ forbids it, to move
+                particles from q to p (`whichkl.correction.corrected` has the rules). Corrected points can repeat.
+            seed: fixes the draws.
+            target: what was fitted, for a fit that was loaded.
+
+        Raises:
+            InputError: the fit is conditional, or n isn't a whole number of at least 1.
+            TargetError: there is no log density to correct by, or neither weights nor particles can be trusted.
+
+        Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024); Dai, Heng, Jacob & Whiteley (2022).
+
+        >>> fit(Target(log_prob=lambda x: -x.square().sum(-1), dim=2)).draws(5, corrected=True).shape
+        torch.Size([5, 2])
+        """
+        check_draws(self.model, self.names, n)
+        return draw(self.model, self._weighted(max(_CORRECTED, n), seed, target) if corrected else None, n, seed)
+
+    def expect(
+        self,
+        f: Callable[[Tensor], Any],
+        *,
+        corrected: bool = True,
+        n: int = _CORRECTED,
+        seed: int = 0,
+        target: Target | None = None,
+    ) -> Expectation:
+        """Return E f(x) with its standard error, under p as far as q leads to it, or under q itself.
+
+        Args:
+            f: (n, d) → (n,) or (n, k), of points in the coordinates of the target.
+            corrected: whether under p, by importance weights or particles as in `draws`.
+            n: draws of q to begin with.
+            seed: fixes the draws.
+            target: what was fitted, for a fit that was loaded.
+
+        Raises:
+            InputError: the fit is conditional, f returns something else, or n isn't a whole number of at least 1.
+            TargetError: there is no log density to correct by, or neither weights nor particles can be trusted.
+
+        >>> print(fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1) / 2, dim=2)).expect(lambda x: x[:, 0]))
+        0.999 ± 0.01 (importance weights, 10,000 of 10,000)
+        """
+        check_draws(self.model, self.names, n)
+        weighted = self._weighted(n, seed, target) if corrected else None
+        return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
+
+    def _weighted(self, n: int, seed: int, target: Target | None) -> Weighted:
+        p = self.target if target is None else Target.of(target)
+        return corrected_points(p, self.model, n, seed, misses_modes="modes_missing" in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the parameters as JSON can hold it."""

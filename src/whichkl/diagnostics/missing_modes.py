@@ -58,7 +58,7 @@ class MissingModes:
         where = ", ".join(f"{name} = {value:.3g}" for name, value in list(zip(self.names, self.modes[0], strict=False))[:4])
         where += ", …" if len(self.names) > 4 else ""
         what = "mode that the fit misses" if self.count == 1 else "modes that the fit misses"
-        share = f"{self.mass:.0%} ± {self.stderr:.0%} of the mass, at least {self.least_kl:.2g} nats"
+        share = f"{self.mass:.1%} ± {self.stderr:.1%} of the mass, at least {self.least_kl:.2g} nats"
         return f"{self.count} {what} ({share}), the heaviest at {where}."
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,7 +32,12 @@ class Particles:
     calls: int
     """Batched calls of the target."""
     acceptance: float
-    """Mean chance that a move was accepted, over the last temperature."""
+    """Mean chance that a move was accepted, over the last trajectory."""
+    drift: float | None = None
+    """How far means of x, x² and log p still moved when the last moves were doubled, as a share of what chance allows: above 1
+    they hadn't settled. None where that wasn't asked for."""
+    before: Float[Tensor, "n d"] | None = None
+    """The points before the last moves were doubled, where that was asked for."""
 
     @property
     def finished(self) -> bool:
@@ -55,10 +60,7 @@ class Particles:
         Args:
             f: a function's value at every particle.
         """
-        w = self.log_weights.exp()[:, None]
-        value = (w * f).sum(0)
-        parts = (w * (f - value)).view(self.islands, -1, f.shape[1]).sum(1)
-        return value, (parts.square().sum(0) * (self.islands / (self.islands - 1))).sqrt()
+        return island_mean(self.log_weights, self.islands, f)
 
     def draws(self, n: int, seed: int = 0) -> Float[Tensor, "n d"]:
         """Draw n of the particles by their weights, in random order; above their number they repeat.
@@ -72,3 +74,19 @@ class Particles:
         cumulative = self.log_weights.exp().cumsum(0)
         chosen = torch.searchsorted(cumulative / cumulative[-1], at).clamp(max=len(cumulative) - 1)
         return self.x[chosen[torch.randperm(n, generator=generator)]]
+
+
+def island_mean(
+    log_weights: Float[Tensor, " n"], islands: int, f: Float[Tensor, "n k"]
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """Return Σ W f and its standard error, that of a ratio of sums over independent islands.
+
+    Args:
+        log_weights: natural logs of weights that sum to 1, an island's rows side by side.
+        islands: how many.
+        f: a function's value at every row.
+    """
+    w = log_weights.exp()[:, None]
+    value = (w * f).sum(0)
+    parts = (w * (f - value)).view(islands, -1, f.shape[1]).sum(1)
+    return value, (parts.square().sum(0) * (islands / (islands - 1))).sqrt()

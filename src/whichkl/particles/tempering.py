@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.particles.hamiltonian import Cloud, move
 from whichkl.particles.resampling import next_step, systematic
-from whichkl.particles.result import Particles
+from whichkl.particles.result import Particles, island_mean
 from whichkl.targets import Target
 
 _ACCEPTED = 0.75
@@ -20,7 +21,6 @@ _ACCEPTED = 0.75
 _TOO_FEW = 0.35
 """Below it, the particles are moved again with a shorter step."""
 _TRIES = 3
-_LAST_MOVES = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def temper(
     islands: int = 8,
     keep: float = 0.5,
     leapfrogs: int = 5,
+    last_moves: int = 2,
+    settle: bool = False,
     max_calls: int = 1000,
     seed: int = 0,
 ) -> Particles:
@@ -65,6 +67,9 @@ def temper(
         islands: how many groups resample by themselves.
         keep: the conditional ESS, as a share, that a rise of β must leave.
         leapfrogs: steps of a trajectory, each one batched call with n points.
+        last_moves: trajectories at the temperature of p.
+        settle: whether to go on there, with twice as many trajectories each time, until means of x, x² and log p stay within what
+            chance allows.
         max_calls: calls of the target after which it ends, if need be above the temperature of p (`Particles.finished`).
         seed: fixes every random choice.
 
@@ -110,19 +115,29 @@ def temper(
         cloud = cloud.take(chosen.flatten())
         beta = 1.0 if rise >= 1 - temperatures[-1] else temperatures[-1] + rise
         temperatures.append(beta)
-        for attempt in range(_TRIES if beta < 1 else _TRIES + _LAST_MOVES):
+        for attempt in range(_TRIES if beta < 1 else _TRIES + last_moves):
             if calls + leapfrogs > max_calls:
                 break
             cloud, rate = move(cloud, density, beta, step, leapfrogs, generator)
-            step = min(step * math.exp(max(-1.2, min(0.4, 2 * (rate - _ACCEPTED)))), 2.0)
-            if rate >= _TOO_FEW and (beta < 1 or attempt + 1 >= _LAST_MOVES):
+            step = _adapted(step, rate)
+            if rate >= _TOO_FEW and (beta < 1 or attempt + 1 >= last_moves):
                 break
+    log_weights = (log_z - torch.logsumexp(log_z, 0) - math.log(particles // islands)).repeat_interleave(particles // islands)
+    drift: float | None = math.inf if settle else None
+    before: Cloud | None = None
+    moves = last_moves
+    while drift is not None and drift > 1 and temperatures[-1] == 1 and calls + moves * leapfrogs <= max_calls:
+        before = cloud
+        for _ in range(moves):
+            cloud, rate = move(cloud, density, 1.0, step, leapfrogs, generator)
+            step = _adapted(step, rate)
+        drift, moves = _drift(before, cloud, log_weights, islands), 2 * moves
     target.evaluations["rejected"] = refused  # far from p, where the base begins, this says nothing against it
     whole = torch.logsumexp(log_z, 0) - math.log(islands)
     relative = (log_z - whole).exp()
     return Particles(
         x=base.place(cloud.y),
-        log_weights=(log_z - torch.logsumexp(log_z, 0) - math.log(particles // islands)).repeat_interleave(particles // islands),
+        log_weights=log_weights,
         islands=islands,
         log_z=float(whole),
         log_z_stderr=float(relative.std() / math.sqrt(islands)),
@@ -130,4 +145,21 @@ def temper(
         gradients=calls * particles,
         calls=calls,
         acceptance=rate,
+        drift=drift,
+        before=None if before is None else base.place(before.y),
     )
+
+
+def _adapted(step: float, rate: float) -> float:
+    """A longer step where more moves are accepted than aimed at, a shorter one where fewer are."""
+    return min(step * math.exp(max(-1.2, min(0.4, 2 * (rate - _ACCEPTED)))), 2.0)
+
+
+def _drift(before: Cloud, after: Cloud, log_weights: Float[Tensor, " n"], islands: int) -> float:
+    """The largest change of a mean in standard errors, over the 99 % bound for the largest of so many (Bonferroni)."""
+    change = torch.cat(
+        [after.y - before.y, after.y.square() - before.y.square(), (after.value - before.value)[:, None]], dim=1
+    ).nan_to_num(0.0)
+    mean, stderr = island_mean(log_weights, islands, change)
+    bound = float(student_t.isf(0.005 / len(mean), islands - 1))
+    return float((mean.abs() / stderr.clamp(min=1e-300)).max()) / bound
