@@ -28,7 +28,7 @@ from whichkl.families import Gaussian, Mixture, family_from_config, richer
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.objectives import OBJECTIVES
 from whichkl.problems import bimodal, eight_schools, petals
-from whichkl.solvers import SOLVERS, ClosedForm, ExpectationMaximization, NaturalGradient, SampleAverage
+from whichkl.solvers import SOLVERS, ClosedForm, ExpectationMaximization, MeanField, NaturalGradient, SampleAverage
 from whichkl.solvers.nodes import gaussian_rule
 
 D = torch.float64
@@ -362,7 +362,7 @@ IDS = [f"{kind.name}-{family}-{name}" for kind, family, name in SOLVED]
 
 
 def test_every_solver_is_under_the_laws():
-    assert {kind for kind, _, _ in SOLVED} == {ClosedForm, ExpectationMaximization, NaturalGradient, SampleAverage}
+    assert {kind for kind, _, _ in SOLVED} == {ClosedForm, ExpectationMaximization, MeanField, NaturalGradient, SampleAverage}
 
 
 @pytest.mark.parametrize(("kind", "family", "name"), SOLVED, ids=IDS)
@@ -373,7 +373,8 @@ def test_solver_is_deterministic_ends_at_an_optimum_and_lists_the_best_first(kin
         assert torch.equal(value, parameters[key])
     assert first.best.converged
     assert first.best.is_global
-    assert [one.loss for one in first.optima] == sorted(one.loss for one in first.optima)
+    losses = [round(one.loss, 9) for one in first.optima]  # ties are put in the order of their means
+    assert losses == sorted(losses)
     _assert_local_minimum(first, kind, family, TARGETS[name]())
 
 
@@ -418,25 +419,24 @@ def test_reverse_solver_ignores_the_normaliser(kind, family, name):
 # ---- Gaussian targets: the answer is known, and one step finds it
 
 
-@pytest.mark.parametrize(("covariance", "dim"), grid(("full", "diagonal"), (1, 2, 7, 40)))
-def test_natural_gradient_is_exact_in_one_step_on_a_gaussian(covariance, dim):
+@pytest.mark.parametrize("dim", (1, 2, 7, 40))
+def test_natural_gradient_is_exact_in_one_step_on_a_gaussian(dim):
     generator = torch.Generator().manual_seed(dim)
     root = torch.randn(dim, dim, generator=generator, dtype=D)
     truth = MultivariateNormal(
         100 * torch.randn(dim, generator=generator, dtype=D), root @ root.T + 0.1 * torch.eye(dim, dtype=D)
     )
-    solution = NaturalGradient().solve(Target(log_prob=truth.log_prob, dim=dim), Gaussian(covariance), seed=0)
-    variance = truth.covariance_matrix.diagonal() if covariance == "full" else 1 / truth.precision_matrix.diagonal()
+    solution = NaturalGradient().solve(Target(log_prob=truth.log_prob, dim=dim), Gaussian(), seed=0)
     assert solution.iterations <= 1
     assert len(solution.optima) == 1
     torch.testing.assert_close(solution.best.model.mean, truth.mean, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(solution.best.model.variance, variance, rtol=1e-6, atol=0)
+    torch.testing.assert_close(solution.best.model.variance, truth.variance, rtol=1e-6, atol=0)
 
 
 def test_projections_of_a_correlated_gaussian_on_a_product_agree_with_the_test_bed():
     p = MultivariateNormal(t([0.0, 0.0]), t([[1.0, 0.9], [0.9, 1.0]]))
-    reverse = NaturalGradient().solve(Target.of(p), Gaussian("diagonal"), seed=0).best.model
-    forward = Gaussian("diagonal").model({"loc": t([0.0, 0.0]), "scale_tril": torch.eye(2, dtype=D)})
+    reverse = MeanField().solve(Target.of(p), Gaussian("diagonal"), seed=0).best.model
+    forward = Gaussian("diagonal").model({"loc": t([0.0, 0.0]), "scale": t([1.0, 1.0])})
     torch.testing.assert_close(reverse.variance, t([0.19, 0.19]))
     truth = 0.830366
     for first, second in ((p, forward), (reverse, p)):
@@ -461,9 +461,10 @@ OPTIMA = {
 }
 
 
-@pytest.mark.parametrize(("case", "seed"), grid(OPTIMA, range(4)))
-def test_every_reverse_optimum_of_the_textbook_picture_is_found(case, seed):
-    optima = NaturalGradient().solve(Target.of(bimodal(*case)), Gaussian(), seed).optima
+@pytest.mark.parametrize(("kind", "case", "seed"), grid((NaturalGradient, MeanField), OPTIMA, range(4)))
+def test_every_reverse_optimum_of_the_textbook_picture_is_found(kind, case, seed):
+    family = Gaussian("full" if kind is NaturalGradient else "diagonal")
+    optima = kind().solve(Target.of(bimodal(*case)), family, seed).optima
     found = sorted((float(o.model.mean), float(o.model.variance.sqrt()), o.loss) for o in optima)
     for (mean, sd, loss), truth in zip(found, sorted(OPTIMA[case]), strict=True):
         assert mean == pytest.approx(truth[0], abs=6e-6)

@@ -111,7 +111,8 @@ def _volatility(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
         for one in shock.unbind():
             variance.append(torch.addcmul(one, b, variance[-1]))
         s = torch.stack(variance)
-        return jacobian - (s.log() + squared / s).sum(0) / 2
+        value: Tensor = jacobian - (s.log() + squared / s).sum(0) / 2
+        return value
 
     return log_prob, ["mu", "log alpha0", "logit alpha1", "logit beta1"]
 
@@ -127,7 +128,8 @@ def _two_components(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
         prior = prior + 5 * logsigmoid(logit) + 5 * logsigmoid(-logit)
         first = logsigmoid(logit)[:, None] - log_s1[:, None] - ((y.to(u) - low[:, None]) / log_s1.exp()[:, None]).square() / 2
         second = logsigmoid(-logit)[:, None] - log_s2[:, None] - ((y.to(u) - high[:, None]) / log_s2.exp()[:, None]).square() / 2
-        return prior + (first + softplus(second - first)).sum(-1)
+        value: Tensor = prior + (first + softplus(second - first)).sum(-1)
+        return value
 
     return log_prob, ["mu1", "log gap", "log sigma1", "log sigma2", "logit theta"]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
+from whichkl.solvers.ascent import ascend
 from whichkl.targets import Target
 
 _CANDIDATES = 256
@@ -91,37 +90,36 @@ def _refuse_density(target: Target, value: Tensor) -> None:
 
 
 def _find_modes(target: Target, points: Float[Tensor, "c d"]) -> tuple[list[Tensor], list[Tensor], Float[Tensor, " m"]]:
-    """L-BFGS ascents from some of the candidates: the distinct modes, their Laplace factors and heights, best first.
+    """Ascents from some of the candidates: the distinct modes, their Laplace factors and heights, best first.
 
-    An end that another Newton step would still raise is no mode (the density rises without bound there), and goes.
+    An end that another quasi-Newton step would still raise is no mode (the density rises without bound there), and goes.
+    Two ends are one mode where they lie within a twentieth of the Laplace approximation's standard deviation.
     """
 
-    def descend(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, score = target.trial(torch.from_numpy(x)[None].to(target.device))
-        if not bool(value.isfinite().all()):
-            return 1e300, np.zeros_like(x)
-        return -float(value), -score[0].cpu().numpy()
+    def trial(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        value, score = target.trial(x.to(target.device))
+        return value.cpu(), score.cpu()
 
-    ends: list[tuple[float, Tensor, Tensor]] = []
-    for start in points[:_SEARCHES].numpy():
-        result = minimize(descend, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-6})
-        slope = result.jac
-        decrement = slope @ (result.hess_inv @ slope) / 2
-        if np.isfinite(result.x).all() and result.fun < 1e299 and decrement < 1e-3:
-            scale = np.sqrt(np.maximum(result.hess_inv.todense().diagonal(), 0))
-            ends.append((-float(result.fun), torch.from_numpy(result.x), torch.from_numpy(scale)))
+    peaks = ascend(trial, points[:_SEARCHES])
+    settled = peaks.x.isfinite().all(-1) & peaks.value.isfinite() & (peaks.decrement < 1e-3)
     modes: list[Tensor] = []
     factors: list[Tensor] = []
     heights: list[float] = []
-    for height, end, scale in sorted(ends, key=lambda triple: -triple[0]):
-        if any(float((end - mode).abs().max()) <= 1e-3 * (1 + float(mode.abs().max())) for mode in modes):
+    for i in peaks.value.argsort(descending=True).tolist():
+        end = peaks.x[i]
+        if not bool(settled[i]) or any(_same(end, *pair) for pair in zip(modes, factors, strict=True)):
             continue
-        tril = _laplace(target, end, scale)
+        tril = _laplace(target, end, peaks.scale(i))
         if len(modes) < _MODES and tril is not None:
             modes.append(end)
             factors.append(tril)
-            heights.append(height)
+            heights.append(float(peaks.value[i]))
     return modes, factors, torch.tensor(heights, dtype=torch.float64)
+
+
+def _same(end: Tensor, mode: Tensor, tril: Tensor) -> bool:
+    apart = torch.linalg.solve_triangular(tril, (end - mode)[:, None], upper=False)
+    return float(torch.linalg.vector_norm(apart)) <= 0.05
 
 
 def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> Float[Tensor, "d d"] | None:

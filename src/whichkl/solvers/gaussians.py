@@ -1,0 +1,141 @@
+"""Gaussians: several at once on shared nodes, with what reverse KL's natural gradient needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from whichkl.families import Gaussian
+from whichkl.families.gaussian import entropy
+from whichkl.solvers.ascent import ascend
+from whichkl.targets import Target
+
+_MOVING = ("loc", "tril", "elbo", "b", "a", "residual")
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """B Gaussians with their ELBO, whitened gradient b and curvature A on shared nodes.
+
+    With x = m + L z and h = Lᵀ∇log p(x): b = E[h] and A = −E[h zᵀ] (its lower triangle, mirrored) over the nodes, so that
+    (b, I − A) is the exact gradient of the ELBO on these nodes. The residual is √(‖b‖² + ½‖A − I‖²).
+    """
+
+    family: Gaussian
+    target: Target
+    z: Float[Tensor, "m d"]
+    w: Float[Tensor, " m"]
+    loc: Float[Tensor, "b d"]
+    tril: Float[Tensor, "b d d"]
+    elbo: Float[Tensor, " b"]
+    b: Float[Tensor, "b d"]
+    a: Float[Tensor, "b d d"]
+    residual: Float[Tensor, " b"]
+
+    @classmethod
+    def at(cls, family: Gaussian, target: Target, z: Tensor, w: Tensor, loc: Tensor, tril: Tensor) -> Gaussians:
+        """Evaluate the target at B × m points in one call."""
+        if family.covariance == "diagonal":
+            is_full = bool((tril.tril(-1) != 0).any())
+            tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1) if is_full else tril.diagonal(dim1=-2, dim2=-1))
+        value, score = evaluate(target, loc[:, None] + z @ tril.transpose(-1, -2))
+        elbo = value @ w + entropy(tril)
+        h = score @ tril
+        b = torch.einsum("m,bmi->bi", w, h)
+        a = -(h.transpose(-1, -2) @ (w[:, None] * z))
+        a = a.tril() + a.tril(-1).transpose(-1, -2)
+        curvature = torch.diag_embed(a.diagonal(dim1=-2, dim2=-1)) if family.covariance == "diagonal" else a
+        off = curvature - torch.eye(loc.shape[1], dtype=a.dtype, device=a.device)
+        residual = (b.square().sum(-1) + off.square().sum((-1, -2)) / 2).sqrt()
+        broken = ~(elbo.isfinite() & residual.isfinite())
+        elbo, residual = elbo.masked_fill(broken, -math.inf), residual.masked_fill(broken, math.inf)
+        return cls(family, target, z, w, loc, tril, elbo, b.nan_to_num(), a.nan_to_num(0.0, 0.0, 0.0), residual)
+
+    def moved(self, loc: Float[Tensor, "b d"], tril: Float[Tensor, "b d d"]) -> Gaussians:
+        """Evaluate others on the same nodes."""
+        return Gaussians.at(self.family, self.target, self.z, self.w, loc, tril)
+
+    def step(self, rho: Float[Tensor, " b"]) -> Gaussians:
+        """Take every natural-gradient step of length ρ; a full one is damped only where A isn't positive.
+
+        In the coordinates whitened by q the precision becomes (1 − ρ) I + ρ A and the mean moves by ρ · precision⁻¹ b:
+        at ρ = 1 Newton's step, exact at once on a Gaussian target.
+        """
+        eigenvalue, vector = torch.linalg.eigh(self.a)
+        tame = (rho < 1) | (eigenvalue[:, 0] <= 1e-8)
+        length = rho[:, None]
+        precision = 1 - length + length * torch.where(tame[:, None], eigenvalue.clamp(0.25, 16.0), eigenvalue)
+        pull = torch.einsum("bji,bj->bi", vector, self.b) / precision
+        move = length * torch.einsum("bij,bj->bi", vector, pull)
+        limit = 2 * length * math.sqrt(self.loc.shape[1])
+        norm = torch.linalg.vector_norm(move, dim=-1, keepdim=True)
+        move = torch.where(tame[:, None], move * (limit / norm).clamp(max=1.0), move)
+        if self.family.covariance == "diagonal":
+            diagonal = self.a.diagonal(dim1=-2, dim2=-1)
+            tame_scale = tame | (diagonal <= 1e-8).any(-1)
+            own = 1 - length + length * torch.where(tame_scale[:, None], diagonal.clamp(0.25, 16.0), diagonal)
+            factor = torch.diag_embed(own.rsqrt())
+        else:
+            factor = torch.linalg.cholesky((vector / precision[:, None]) @ vector.transpose(-1, -2))
+        return self.moved(self.loc + torch.einsum("bij,bj->bi", self.tril, move), self.tril @ factor)
+
+    def ascended(self, max_calls: int) -> Gaussians:
+        """Climb the ELBO on these nodes by L-BFGS over (a, T), m ← m + L a, L ← L T, where its Hessian is near the identity.
+
+        T is lower triangular with diagonal exp(t); the free numbers are a, √2 t and T's strict lower triangle, each of
+        curvature 1 on a Gaussian target.
+        """
+        dim = self.loc.shape[1]
+        is_full = self.family.covariance == "full"
+        row, column = torch.tril_indices(dim, dim, -1, device=self.loc.device)
+        volume = entropy(self.tril)
+
+        def read(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            grow = (theta[:, dim : 2 * dim] / math.sqrt(2)).exp()
+            factor = torch.diag_embed(grow)
+            if is_full:
+                factor[:, row, column] = theta[:, 2 * dim :]
+            return theta[:, :dim], grow, factor
+
+        def trial(theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            shift, grow, factor = read(theta)
+            tril = self.tril[rows]
+            value, score = evaluate(
+                self.target, self.loc[rows, None] + (shift[:, None] + self.z @ factor.transpose(-1, -2)) @ tril.transpose(-1, -2)
+            )
+            h = score @ tril
+            slope = h.transpose(-1, -2) @ (self.w[:, None] * self.z)
+            stretch = (slope.diagonal(dim1=-2, dim2=-1) * grow + 1) / math.sqrt(2)
+            parts = [torch.einsum("m,bmi->bi", self.w, h), stretch]
+            parts += [slope[:, row, column]] if is_full else []
+            elbo = value @ self.w + volume[rows] + grow.log().sum(-1)
+            return elbo, torch.cat(parts, -1).nan_to_num(0.0, 0.0, 0.0)
+
+        size = 2 * dim + (len(row) if is_full else 0)
+        peaks = ascend(trial, self.loc.new_zeros(len(self.loc), size), tolerance=1e-15, max_calls=max_calls)
+        shift, _, factor = read(peaks.x)
+        return self.moved(self.loc + torch.einsum("bij,bj->bi", self.tril, shift), self.tril @ factor)
+
+    def improves_on(self, before: Gaussians) -> Bool[Tensor, " b"]:
+        """A higher ELBO on the same nodes; near the end, where rounding blurs it, a smaller residual."""
+        near = (before.residual < 1e-3) & (self.residual <= 0.9 * before.residual)
+        return self.elbo.isfinite() & ((self.elbo > before.elbo) | near | ~before.elbo.isfinite())
+
+    def take(self, which: Bool[Tensor, " b"]) -> Gaussians:
+        """Select some of the Gaussians."""
+        return replace(self, **{name: getattr(self, name)[which] for name in _MOVING})
+
+    def put(self, active: Bool[Tensor, " b"], better: Bool[Tensor, " a"], trial: Gaussians) -> Gaussians:
+        """Replace those active ones that got better."""
+        index = active.nonzero()[:, 0][better]
+        return replace(self, **{name: getattr(self, name).index_copy(0, index, getattr(trial, name)[better]) for name in _MOVING})
+
+
+def evaluate(target: Target, x: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m d"]]:
+    """Return log p and ∇log p at a batch of node sets, in one call."""
+    value, score = target.trial(x.reshape(-1, x.shape[-1]))
+    return value.reshape(x.shape[:2]), score.reshape(x.shape)
