@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 from whichkl._checks import InputError, cannot
 from whichkl.families.factors import maximum_likelihood_factors
 from whichkl.families.family import MomentFamily, NodeFamily
+from whichkl.families.gram import gram
 
 Covariance = Literal["full", "diagonal", "low_rank"]
 _DEPENDENT = 1e-12
@@ -68,12 +69,18 @@ class Gaussian(MomentFamily, NodeFamily):
         return f"a rank-{self.rank} Gaussian" if self.rank else f"a {self.covariance} Gaussian"
 
     def statistics(
-        self, x: Float[Tensor, "m d"], w: Float[Tensor, " m"], origin: Float[Tensor, " d"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "m d"],
+        w: Float[Tensor, " m"],
+        origin: Float[Tensor, " d"],
+        context: Tensor | None = None,
+        *,
+        overwrite: bool = False,
     ) -> dict[str, Tensor]:
         """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, of which a diagonal covariance needs the diagonal alone."""
-        y = x - origin
-        if bool((w == 1).all()):  # half the work, and the usual case
-            second = y.square().sum(0) if self.covariance == "diagonal" else y.T @ y
+        y = x.sub_(origin) if overwrite else x - origin
+        if all(float(end) == 1 for end in w.aminmax()):  # half the work, and the usual case
+            second = y.square().sum(0) if self.covariance == "diagonal" else gram(y)
             return {"rows": torch.tensor(len(x)), "weight": w.sum(), "first": y.sum(0), "second": second}
         second = w @ y.square() if self.covariance == "diagonal" else (w[:, None] * y).T @ y
         return {"rows": (w > 0).sum(), "weight": w.sum(), "first": w @ y, "second": second}
@@ -93,18 +100,18 @@ class Gaussian(MomentFamily, NodeFamily):
         if self.covariance == "diagonal":
             variance = second - shift.square()
             self.refuse_constant((variance <= 0).nonzero().flatten().tolist(), names)
-            return gaussian(origin + shift, torch.diag(variance.sqrt()), self.covariance)
+            return diagonal_gaussian(origin + shift, variance.sqrt())
         covariance = second - torch.outer(shift, shift)
         self.refuse_constant((covariance.diagonal() <= 0).nonzero().flatten().tolist(), names)
         if self.covariance == "low_rank":
-            return low_rank(origin + shift, *maximum_likelihood_factors(covariance, self._rank(dim), names))
+            return low_rank(origin + shift, *maximum_likelihood_factors(covariance, self.rank_in(dim), names))
         self._refuse_dependent(covariance, names)
         return gaussian(origin + shift, torch.linalg.cholesky(covariance), self.covariance)
 
     def minimum_rows(self, dim: int) -> int:
         """Return d + 1 for a full covariance, 2 for a diagonal one, rank + 2 for a low rank."""
         if self.covariance == "low_rank":
-            return min(self._rank(dim) + 2, dim + 1)
+            return min(self.rank_in(dim) + 2, dim + 1)
         return dim + 1 if self.covariance == "full" else 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
@@ -119,17 +126,24 @@ class Gaussian(MomentFamily, NodeFamily):
             self._refuse_dependent(centred.T @ centred / len(x), names)
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
-        """Return `loc` (d,) and `scale_tril` (d, d), the Cholesky factor of Σ; of a low rank `cov_factor` W and `cov_diag`."""
+        """Return `loc` (d,) and `scale_tril` (d, d), the Cholesky factor of Σ.
+
+        Of a diagonal Σ `scale` (d,), the standard deviations; of a low rank `cov_factor` W and `cov_diag` D.
+        """
         if self.covariance == "low_rank":
             loc, factor, diagonal = low_rank_parts(model)
             return {"loc": loc, "cov_factor": factor, "cov_diag": diagonal}
+        if self.covariance == "diagonal":
+            return dict(zip(("loc", "scale"), diagonal_parts(model), strict=True))
         loc, tril = loc_and_tril(model)
         return {"loc": loc, "scale_tril": tril}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the model from what `parameters` returns."""
+        """Build the model from what `parameters` returns; a diagonal one from `scale_tril` too, as older files have it."""
         if self.covariance == "low_rank":
             return low_rank(parameters["loc"], parameters["cov_factor"], parameters["cov_diag"])
+        if self.covariance == "diagonal" and "scale" in parameters:
+            return diagonal_gaussian(parameters["loc"], parameters["scale"])
         return gaussian(parameters["loc"], parameters["scale_tril"], self.covariance)
 
     def pack(self, model: Distribution) -> Float[Tensor, " k"]:
@@ -137,19 +151,27 @@ class Gaussian(MomentFamily, NodeFamily):
         if self.covariance == "low_rank":
             loc, factor, diagonal = low_rank_parts(model)
             return torch.cat([loc, diagonal.log(), factor.flatten()])
+        if self.covariance == "diagonal":
+            loc, scale = diagonal_parts(model)
+            return torch.cat([loc, scale.log()])
         loc, tril = loc_and_tril(model)
         return pack_gaussian(loc, tril, self.covariance)
 
     def unpack(self, theta: Float[Tensor, " k"], dim: int) -> Distribution:
         """Read the vector that `pack` writes."""
         if self.covariance == "low_rank":
-            return low_rank(theta[:dim], theta[2 * dim :].reshape(dim, self._rank(dim)), theta[dim : 2 * dim].exp())
+            return low_rank(theta[:dim], theta[2 * dim :].reshape(dim, self.rank_in(dim)), theta[dim : 2 * dim].exp())
+        if self.covariance == "diagonal":
+            return diagonal_gaussian(theta[:dim], theta[dim : 2 * dim].exp())
         return gaussian(*unpack_gaussian(theta, dim, self.covariance), self.covariance)
 
     def nodes(
         self, model: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"]
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
         """Return m + L z with the same weights."""
+        if self.covariance == "diagonal":
+            loc, scale = diagonal_parts(model)
+            return loc + scale * z, w
         loc, tril = loc_and_tril(model)
         return loc + z @ tril.T, w
 
@@ -176,8 +198,12 @@ class Gaussian(MomentFamily, NodeFamily):
             return loc, torch.diag((factor.square().sum(-1) + diagonal).sqrt())
         return loc_and_tril(model)
 
-    def _rank(self, dim: int) -> int:
-        """Return the rank where dimension `dim` has room for it."""
+    def rank_in(self, dim: int) -> int:
+        """Return the rank where dimension `dim` has room for it.
+
+        Raises:
+            InputError: it hasn't.
+        """
         rank = self.rank or 0
         if rank >= dim:
             because = f"there are {dim} columns, and the rank must be smaller"
@@ -198,7 +224,12 @@ def gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Distribution:
     """Build the torch distribution N(m, LLᵀ)."""
     if covariance == "full":
         return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
-    return Independent(Normal(loc, tril.diagonal(dim1=-2, dim2=-1), validate_args=False), 1, validate_args=False)
+    return diagonal_gaussian(loc, tril.diagonal(dim1=-2, dim2=-1))
+
+
+def diagonal_gaussian(loc: Tensor, scale: Tensor) -> Distribution:
+    """Build the torch distribution N(m, diag s²)."""
+    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
 
 def low_rank(loc: Tensor, factor: Tensor, diagonal: Tensor) -> LowRankMultivariateNormal:
@@ -216,6 +247,18 @@ def low_rank_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor]:
         because = f"it is a `{type(model).__name__}`"
         raise InputError(cannot("read a low-rank Gaussian from this model", because, "Use a LowRankMultivariateNormal"))
     return model.loc, model.cov_factor, model.cov_diag
+
+
+def diagonal_parts(model: Distribution) -> tuple[Tensor, Tensor]:
+    """Return m (d,) and s (d,) of a diagonal Gaussian model.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not (isinstance(model, Independent) and isinstance(model.base_dist, Normal)):
+        because = f"it is a `{type(model).__name__}`"
+        raise InputError(cannot("read a diagonal Gaussian from this model", because, "Use an Independent(Normal, 1)"))
+    return model.base_dist.loc, model.base_dist.scale
 
 
 def loc_and_tril(model: Distribution) -> tuple[Tensor, Tensor]:

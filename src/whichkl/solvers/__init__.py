@@ -6,18 +6,31 @@ from whichkl.families import Family
 from whichkl.objectives import Objective
 from whichkl.solvers.closed_form import ClosedForm
 from whichkl.solvers.em import ExpectationMaximization
+from whichkl.solvers.low_rank import LowRank
+from whichkl.solvers.mean_field import MeanField
 from whichkl.solvers.natural_gradient import NaturalGradient
 from whichkl.solvers.newton import Newton
 from whichkl.solvers.sample_average import SampleAverage
 from whichkl.solvers.solver import Optimum, Solution, Solver
 from whichkl.solvers.stochastic import Stochastic
 
-SOLVERS: tuple[type[Solver], ...] = (ClosedForm, Newton, ExpectationMaximization, NaturalGradient, SampleAverage, Stochastic)
+SOLVERS: tuple[type[Solver], ...] = (
+    ClosedForm,
+    Newton,
+    ExpectationMaximization,
+    MeanField,
+    LowRank,
+    NaturalGradient,
+    SampleAverage,
+    Stochastic,
+)
 
 __all__ = [
     "SOLVERS",
     "ClosedForm",
     "ExpectationMaximization",
+    "LowRank",
+    "MeanField",
     "NaturalGradient",
     "Newton",
     "Optimum",

@@ -31,8 +31,13 @@ _ROOM = 1 << 24
 class Average(Protocol):
     """−ELBO on nodes as a function of θ (b, p), the first d numbers of which are the mean and the next d log scales."""
 
-    target: Target
-    z: Tensor
+    @property
+    def target(self) -> Target:
+        """What is fitted."""
+
+    @property
+    def z(self) -> Tensor:
+        """The nodes, (m, d)."""
 
     def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and gradients."""
