@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.linear_model import PoissonRegressor
 
 MODEL = """
 import torch, numpy as np
@@ -28,6 +30,40 @@ def whichkl(*arguments, cwd, env=None):
     command = [sys.executable, "-m", "whichkl", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "200", **(env or {})}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_columns_are_fitted_given_others_from_a_file_and_from_a_folder_of_them(tmp_path):
+    rng = np.random.default_rng(0)
+    age, dose = rng.normal(50, 9, 400), rng.uniform(0, 2, 400)
+    frame = pd.DataFrame({"age": age, "visits": rng.poisson(np.exp(0.01 * age + 0.3 * dose)), "dose": dose})
+    (tmp_path / "parts").mkdir()
+    frame.to_parquet(tmp_path / "all.parquet", index=False)
+    frame.to_csv(tmp_path / "all.csv", index=False)
+    for i in range(2):
+        frame[200 * i : 200 * (i + 1)].to_parquet(tmp_path / "parts" / f"{i}.parquet", index=False)
+    family = ("--family", "generalized_linear:poisson")
+    runs = [
+        whichkl("fit", name, "--given", "age, dose", *family, "--json", cwd=tmp_path)
+        for name in ("all.parquet", "all.csv", "parts")
+    ]
+    assert [run.returncode for run in runs] == [0, 0, 0], runs[0].stderr
+    found = [json.loads(run.stdout) for run in runs]
+    assert found[0]["names"] == ["visits"]
+    weights = [np.array(one["parameters"]["weight"]) for one in found]
+    theirs = PoissonRegressor(alpha=0, tol=1e-10).fit(frame[["age", "dose"]], frame["visits"]).coef_
+    np.testing.assert_allclose(weights[0][0], theirs, rtol=1e-4)
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-9)
+    np.testing.assert_allclose(weights[2], weights[0], rtol=1e-9)
+    out = whichkl("fit", "parts", "--given", "age,dose", *family, "--out", "out", cwd=tmp_path)
+    assert out.returncode == 0 and (tmp_path / "out" / "report.html").is_file(), out.stderr
+    assert whichkl("fit", "parts", "--given", "age,dose", cwd=tmp_path).stderr.count("GeneralizedLinear")
+    for given, said in (
+        ("weight", "there is no column `weight`, but `age`"),
+        ("age,age", "stands twice"),
+        ("age,visits,dose", "left for y"),
+    ):
+        refused = whichkl("fit", "all.parquet", "--given", given, *family, cwd=tmp_path)
+        assert refused.returncode == 2 and said in refused.stderr
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from torch.utils.data import (
 import whichkl as wk
 from whichkl._checks import InputError
 from whichkl.cluster import Threads
+from whichkl.families import LinearGaussian, Neural
 from whichkl.samples import Loaded, Shards, open_stream, opening
 from whichkl.samples.parquet import ParquetShard
 from whichkl.samples.shard import FilePart
@@ -324,6 +325,29 @@ def test_support_names_and_what_goes_with_samples_are_checked_for_streams(tmp_pa
     with pytest.raises(InputError, match=r"part-0.parquet`, row groups 0 to 3 has rows outside the support"):
         gaussian(wk.Target(samples=folder, support="positive"))
     assert wk.Target(samples=folder, names=["u", "v", "w"]).names == ("u", "v", "w")
+
+
+@pytest.mark.parametrize("family", [LinearGaussian(), Neural("normal", hidden=(4,))], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_events_of_a_loader_have_the_shape_in_which_y_came(family, shape):
+    x, y = torch.from_numpy(X[:200, :2]), torch.from_numpy(X[:200, 2]).reshape(200, *shape)
+    data = TensorDataset(x, y)
+    for samples in ((x, y), data, DataLoader(data, 50, shuffle=True), DataLoader([(x, y)], None)):
+        target = wk.Target(samples=samples)
+        assert target.scalar == (shape == ())
+        assert tuple(wk.fit(target, family, judge=False).model(x[:3]).event_shape) == shape
+
+
+def test_columns_of_a_folder_are_given_as_those_of_a_table_are(tmp_path):
+    folder = folder_of(tmp_path / "data", "parquet")
+    streamed = wk.Target(samples=folder, given=["c", "a"])
+    held = wk.Target(samples=pd.DataFrame(X, columns=list("abc")), given=["c", "a"])
+    assert (streamed.names, streamed.context_names, streamed.dim) == (("b",), ("c", "a"), 1)
+    assert (held.names, held.context_names, held.scalar, streamed.scalar) == (("b",), ("c", "a"), True, True)
+    one, other = (wk.fit(target, LinearGaussian(), judge=False).model for target in (streamed, held))
+    torch.testing.assert_close(one.weight, other.weight)
+    assert one(X[:2, :2]).event_shape == other(X[:2, :2]).event_shape == ()
+    assert wk.Target(samples=folder, given="a").names == ("b", "c")
 
 
 def test_a_loader_is_read_in_order_whatever_its_shuffling():

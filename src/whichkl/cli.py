@@ -50,7 +50,8 @@ FamilyName = Annotated[
     str,
     typer.Option(
         "--family",
-        help="gaussian, gaussian:diagonal, mixture:3, mixture:auto, student_t, product, flow, …; a wrong one lists all.",
+        help="gaussian, gaussian:diagonal, mixture:3, mixture:auto, student_t, product, flow, …; with --given linear_gaussian, "
+        "generalized_linear:poisson, mixture_density_network, neural:categorical, …; a wrong one lists all.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -155,6 +156,14 @@ def fit(
     dim: Dim = None,
     support: Support = None,
     family: FamilyName = "gaussian",
+    given: Annotated[
+        str | None,
+        typer.Option(
+            "--given",
+            metavar="COLUMNS",
+            help="Names of the columns that are x, divided by commas; the rest are y, and q(y|x) is fitted: supervised learning.",
+        ),
+    ] = None,
     objective: Annotated[
         str | None, typer.Option("--objective", help="forward_kl or reverse_kl; unless said, what the access allows.")
     ] = None,
@@ -183,7 +192,7 @@ def fit(
         from whichkl.reporting import report
 
         tell("opening the target", math.nan)
-        target, chosen = _target(samples, log_prob, dim, support), _family(family)
+        target, chosen = _target(samples, log_prob, dim, support, given), _family(family)
         tell(f"fitting {chosen.label}", math.nan)
         journal = None if out is None else out / ".journal"
         result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
@@ -299,11 +308,12 @@ def run() -> None:
         raise SystemExit(130) from None
 
 
-def _target(samples: Path | None, log_prob: str | None, dim: int | None, support: str | None) -> Target:
+def _target(samples: Path | None, log_prob: str | None, dim: int | None, support: str | None, given: str | None = None) -> Target:
     from whichkl.targets import Target
 
     function = _load_function(log_prob) if log_prob is not None else None
-    return Target(samples=samples, log_prob=function, dim=dim, support=support)
+    columns = None if given is None else [name.strip() for name in given.split(",") if name.strip()]
+    return Target(samples=samples, log_prob=function, dim=dim, support=support, given=columns)
 
 
 def _side(text: str, form: str, chains: int | None) -> Any:

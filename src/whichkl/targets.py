@@ -22,8 +22,10 @@ from whichkl.adapters.pairs import paired
 from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair
 from whichkl.chains import chain_ids, thinning
 from whichkl.coordinates import free_log_prob, free_sampler, free_score
-from whichkl.density import Function, LogDensity
+from whichkl.density import Function, LogDensity, Score
 from whichkl.distributions import distribution_log_prob, inside
+from whichkl.line_integral import LineIntegral
+from whichkl.pairing import has_flat_response, tell_apart
 from whichkl.samples import Stream, Table, open_samples
 from whichkl.seeds import seeded, seeded_draws
 from whichkl.supports import Bijection, Support, support_of
@@ -50,6 +52,7 @@ class Target:
         chains: where `samples` come from Markov chains, in the order of time: how many equally long ones are stacked one
             after another, or (n,) ids of the chain of each row. Error bars then count effective draws.
         names: the d column names; unless said, those of a DataFrame or file, else x1, x2, …, and of y given x y1, y2, … (y).
+        given: names of the columns of `samples` that are x; the rest are y, which is modelled given x.
         batched: False if `log_prob` and `score` take one point, (d,).
         dtype: what the functions are called with: float64 unless said.
         device: where they are called: the CPU, or the device of `samples`, unless said.
@@ -75,6 +78,7 @@ class Target:
         weights: Any = None,
         chains: Any = None,
         names: Sequence[str] | None = None,
+        given: str | Sequence[str] | None = None,
         batched: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -92,12 +96,15 @@ class Target:
         found = open_samples(samples)
         if isinstance(found, Table):
             samples, names = found.values, found.names if names is None else names
+        x_names: Sequence[str] | None = None
+        if given is not None:
+            found, samples, names, x_names = tell_apart(found, samples, names, given)
         self.stream = found if isinstance(found, Stream) else None
-        samples, given = (None, None) if self.stream is not None else split_pair(samples)
+        samples, x = (None, None) if self.stream is not None else split_pair(samples)
         self.samples = None if samples is None else read_matrix(samples, dtype, device)
-        self.context = None if given is None else read_matrix(given, dtype, device)
+        self.context = None if x is None else read_matrix(x, dtype, device, "x")
         self.scalar = self.context is not None and np.ndim(samples) == 1
-        """Whether y came as (n,), so that a conditional model has an event of no axes."""
+        """Whether y came as (n,), or as the one column beside `given=`, so that a conditional model has an event of no axes."""
         width = None if self.samples is None else self.samples.shape[1]
         width = width if self.stream is None else len(self.stream.names)
         if dim is not None and (dim < 1 or (width is not None and width != dim)):
@@ -108,10 +115,10 @@ class Target:
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
         self.dim = width or dim or 1
         if self.stream is not None:
-            self.context_names = self.stream.context_names
+            self.context_names, self.scalar = self.stream.context_names, has_flat_response(self.stream)
             names = _stream_names(self.stream) if names is None else names
         else:
-            self.context_names = () if self.context is None else read_names(None, given, self.context.shape[1])
+            self.context_names = () if self.context is None else read_names(x_names, x, self.context.shape[1])
         self.names = read_names(names, samples, self.dim, is_response=self.context is not None)
         self.normalized = normalized and log_prob is not None
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
@@ -121,7 +128,7 @@ class Target:
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
         inside = self.bijection.forward(torch.zeros(1, self.bijection.free_dim, dtype=self.dtype, device=self.device))
-        self.density = LogDensity(log_prob, score, batched, inside) if log_prob is not None else None
+        self.density = self._density(log_prob, score, batched, inside)
         self._check_context()
         self._check_stream(weights, chains)
         self.weights = self._check_samples(weights)
@@ -171,7 +178,7 @@ class Target:
             have |= Access.SAMPLES
         if self.sampler is not None:
             have |= Access.SAMPLER
-        if self.density is not None:
+        if self.density is not None and self.line_integral is None:
             have |= Access.LOG_PROB
             have |= Access.NORMALIZED if self.normalized else Access(0)
             have |= Access.DIFFERENTIABLE if self.density.differentiable else Access(0)
@@ -186,7 +193,7 @@ class Target:
             TargetError: there is no log density, or it returned the wrong shape, NaN or +inf.
         """
         density = self._require_density()
-        self.evaluations["log_prob"] += len(x)
+        self.evaluations["log_prob"] += 0 if self.line_integral else len(x)
         return inside(self.bijection.contains(x), x, density.value)
 
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
@@ -204,6 +211,11 @@ class Target:
         value, gradient, rejected = self._require_density().trial(x)
         self.evaluations["rejected"] += rejected
         return value, gradient
+
+    def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the user's score alone at rows inside the support."""
+        self.evaluations["score"] += len(x)
+        return self._require_density().gradient(x)
 
     def draws(self, n: int, seed: int) -> Float[Tensor, "n d"]:
         """Draw n fresh points from the sampler; the same seed gives the same points.
@@ -240,7 +252,7 @@ class Target:
             samples=None if self.samples is None else bijection.inverse(self.samples),
             log_prob=free_log_prob(bijection, inner.log_prob, differentiable=differentiable) if self.density else None,
             sampler=free_sampler(bijection, self.draws) if self.sampler else None,
-            score=free_score(bijection, lambda x: inner.value_and_score(x)[1]) if self.score else None,
+            score=free_score(bijection, inner.gradient) if self.score else None,
             dim=bijection.free_dim,
             names=self.names if bijection.free_dim == self.dim else None,
             normalized=self.normalized,
@@ -270,6 +282,23 @@ class Target:
             size = f", streamed in {parts:,} part{'s' if parts != 1 else ''}" + ("" if rows is None else f", n={rows}")
         size += f", given {len(self.context_names)} columns" if self.context_names else ""
         return f"Target(dim={self.dim}{size}, access: {self.access.label})"
+
+    def _density(
+        self, log_prob: Function | None, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]
+    ) -> LogDensity | None:
+        """The log density: the user's, or the line integral of the score where there is that alone."""
+        self.line_integral: LineIntegral | None = None
+        if log_prob is not None:
+            return LogDensity(log_prob, score, batched, probe)
+        if score is None:
+            return None
+        gradient = Score(score, batched, probe)
+
+        def count(n: int) -> None:
+            self.evaluations["score"] += n
+
+        self.line_integral = LineIntegral(gradient, probe, count)
+        return LogDensity(self.line_integral, gradient, True, probe)
 
     def _require_density(self) -> LogDensity:
         if self.density is None:
