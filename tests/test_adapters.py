@@ -119,6 +119,14 @@ def test_a_support_is_respected():
     torch.testing.assert_close(fit.model.log_prob(draws), expected.model.log_prob(draws), atol=1e-8, rtol=1e-8)
 
 
+def test_a_search_may_leave_the_support_with_every_row():
+    for function in (lambda x: -x.sum(-1), lambda x: -jnp.sum(x)):
+        free = wk.Target(log_prob=function, dim=1, support="positive").unconstrained()
+        value, gradient = free.trial(torch.full((2, 1), 3000.0, dtype=torch.float64))  # exp(3000) = ∞
+        assert torch.equal(value, torch.full((2,), -math.inf, dtype=torch.float64))
+        assert torch.equal(gradient, torch.zeros(2, 1, dtype=torch.float64))
+
+
 def test_single_precision_is_respected():
     target = wk.Target(log_prob=by_point, dim=3, dtype=torch.float32)
     assert target.log_prob(points(4).float()).dtype == torch.float32
@@ -451,9 +459,21 @@ def test_to_arviz_of_other_fits(tmp_path):
     assert float(gaussian["sample_stats"]["log_weight"].std()) < 1e-9  # q is p
 
 
+def test_to_arviz_corrects_draws_and_names_those_of_a_loaded_fit(tmp_path):
+    target = wk.Target.of(constrained, np.array([2, 3, 5]))
+    wk.fit(target).save(tmp_path / "fit")
+    fit = wk.Fit.load(tmp_path / "fit")
+    assert "share[0], free" in wk.to_arviz(fit, n=50)["posterior"]
+    data = wk.to_arviz(fit, n=4000, corrected=True, target=target)
+    np.testing.assert_allclose(data["posterior"]["share"].mean(("chain", "draw")), np.array([3, 4, 6]) / 13, atol=0.015)
+    assert set(data["sample_stats"].data_vars) == {"lp", "log_q"}
+    with pytest.raises(ValueError, match="Cannot correct this fit's draws"):
+        wk.to_arviz(fit, corrected=True)
+
+
 def test_to_arviz_refuses_what_it_cannot_hold():
     fit = wk.fit(wk.Target(samples=(points(100, 1), points(100, 1, seed=1))), wk.families.LinearGaussian())
-    with pytest.raises(ValueError, match=r"Cannot hand this fit to ArviZ: .* Draw from `fit.model\(x\)`"):
+    with pytest.raises(ValueError, match=r"Cannot draw from this fit alone: it is a conditional model"):
         wk.to_arviz(fit)
-    with pytest.raises(ValueError, match="Cannot draw `n=0`"):
-        wk.to_arviz(fit, n=0)
+    with pytest.raises(ValueError, match="Cannot draw n=0 points"):
+        wk.to_arviz(wk.fit(wk.problems.petals(), judge=False), n=0)

@@ -91,7 +91,8 @@ class LogDensity:
             point = x.clone().requires_grad_(True)
             with torch.enable_grad():
                 value = self._call(point)
-                (gradient,) = torch.autograd.grad(value.sum(), point)
+                leads = value.requires_grad  # not where every row lies outside the support
+                gradient = torch.autograd.grad(value.sum(), point)[0] if leads else torch.zeros_like(x)
             value = value.detach()
         else:
             value, gradient = self._call(x).detach(), self._central_differences(x)
