@@ -10,9 +10,9 @@ import torch
 
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import next_richer
-from whichkl.diagnostics.result import DRAWS, Diagnostics
+from whichkl.diagnostics.result import Diagnostics, draws_in
 from whichkl.divergences import Estimate
-from whichkl.families import Family, Mixture, simpler
+from whichkl.families import Family, Gaussian, Mixture, simpler
 from whichkl.importance import khat_limit
 from whichkl.solvers import Solution
 from whichkl.targets import Target
@@ -48,6 +48,8 @@ _TOO_FAR = 0.1
 _SURE, _TOLD, _OFF = 1e-4, 0.6, 0.06
 """A test on unseen rows counts from this p-value and this AUC, or this distance of the transform from uniform, on."""
 _STEIN = 2_000
+_WIDE = 300
+"""In more dimensions than these a low rank is richer enough; a full covariance would take long."""
 
 
 def find(
@@ -65,8 +67,11 @@ def find(
     least = d.least_kl or 0.0
     left_out = d.separate > 1 and least > 0.01
     missing = d.missing_modes is not None and d.missing_modes.found
-    weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(DRAWS) and d.ess < 0.9 * DRAWS
-    overfit = d.elbo is not None and d.nodes is not None and -solution.best.loss - d.elbo.value > max(0.1, 4 * d.elbo.stderr)
+    draws = draws_in(target.dim)
+    weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(draws) and d.ess < 0.9 * draws
+    overfit = False
+    if d.elbo is not None and d.nodes is not None:
+        overfit = -solution.best.loss - d.elbo.value > max(_TOO_FAR, 1e-3 * target.dim, 4 * d.elbo.stderr)
     rules = {
         "family_too_small": (value.interval[0] > _TOO_FAR if known else least > _TOO_FAR and not is_forward)
         or (left_out and least > _TOO_FAR)
@@ -99,6 +104,8 @@ def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -
     larger = next_richer(family, diagnostics) or "a flow, or a family of your own"
     if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
         larger = replace(larger, components=diagnostics.separate)
+    if larger == Gaussian() and diagnostics.optima[0].model.event_shape[0] > _WIDE:
+        larger = Gaussian("low_rank", rank=10)
     missed = 0 if diagnostics.missing_modes is None else diagnostics.missing_modes.count
     holding = Mixture((family.count if isinstance(family, Mixture) else 1) + missed)
     words = {"richer": larger, "simpler": diagnostics.simpler or simpler(family), "holding": f"`{holding}`"}
@@ -118,7 +125,7 @@ def _accesses_disagree(target: Target, seed: int) -> bool:
     Source: Stein (1972); as a check of samples, Gorham & Mackey (2015).
     """
     free = target.unconstrained()
-    if not (free.access.can_sample and Access.LOG_PROB in free.access):
+    if not (free.access.can_sample and free.access.can_evaluate):
         return False
     free = free.thinned()[0]
     x = free.samples if free.samples is not None else free.draws(_STEIN, seed + 3)

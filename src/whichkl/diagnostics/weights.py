@@ -11,25 +11,29 @@ from torch import Tensor
 from whichkl._checks import WhichklError
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import weights_are_correlated
-from whichkl.diagnostics.result import DRAWS, Diagnostics
+from whichkl.diagnostics.result import Diagnostics, draws_in
 from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
-from whichkl.families import Family
+from whichkl.families import Family, Gaussian
 from whichkl.families.family import NodeFamily
 from whichkl.importance import effective_sample_size, pareto_smooth
 from whichkl.solvers import Optimum
 from whichkl.targets import Target
 
+_BLOCK = 1 << 23
+"""Numbers in the points of one call of the target."""
+
 
 def by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnostics, seed: int, *, separate: bool) -> Diagnostics:
     """ELBO, ESS, k̂ and what reverse KL amounts to at least, on fresh draws of the model."""
-    x = q.draws(DRAWS, seed + 1)
-    log_weight = (target.log_prob(x).to(torch.float64) - q.log_prob(x).to(torch.float64)).detach()
+    x = q.draws(draws_in(q.dim), seed + 1)
+    parts = x.split(max(1, _BLOCK // x.shape[1]))
+    log_weight = torch.cat([(target.log_prob(y).to(torch.float64) - q.log_prob(y).to(torch.float64)).detach() for y in parts])
     reverse = monte_carlo.mean_log_ratio("elbo", -log_weight, None, "draws of q")
     ess, khat = effective_sample_size(log_weight), math.inf
     if bool((log_weight > -math.inf).any()):
         khat = pareto_smooth(log_weight)[1]
     elbo = replace(reverse, value=-reverse.value, ess=ess, khat=khat)
-    gap = float(torch.logsumexp(log_weight, 0)) - math.log(DRAWS) - elbo.value
+    gap = float(torch.logsumexp(log_weight, 0)) - math.log(len(x)) - elbo.value
     apart = _apart(diagnostics.optima, family) if separate else diagnostics.optima[:1]
     missed = math.log(sum(math.exp(diagnostics.optima[0].loss - one.loss) for one in apart))
     correlated = weights_are_correlated(target, family, x, log_weight)
@@ -39,13 +43,22 @@ def by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnosti
 
 
 def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
-    """The best optima that hardly overlap: Bhattacharyya distance of their Gaussians above 2 nats (overlap below 14 %)."""
+    """The best optima that hardly overlap: Bhattacharyya distance of their Gaussians above 2 nats (overlap below 14 %).
+
+    Those of single Gaussians of diagonal or low-rank covariance are compared column by column, in memory linear in d.
+    """
+    if len(optima) == 1:
+        return list(optima)
     kept: list[tuple[Optimum, Tensor, Tensor]] = []
     if not isinstance(family, NodeFamily):
         raise TypeError(family)
+    is_factorised = isinstance(family, Gaussian) and family.covariance != "full"
     for one in optima:
-        loc, tril = family.whitening(one.model)
-        cov = tril @ tril.T
+        if is_factorised:
+            loc, cov = one.model.mean, one.model.variance
+        else:
+            loc, tril = family.whitening(one.model)
+            cov = tril @ tril.T
         if all(_bhattacharyya(loc, cov, other, theirs) > 2 for _, other, theirs in kept):
             kept.append((one, loc, cov))
     return [one for one, _, _ in kept]
@@ -53,6 +66,9 @@ def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
 
 def _bhattacharyya(a: Tensor, a_cov: Tensor, b: Tensor, b_cov: Tensor) -> float:
     middle = (a_cov + b_cov) / 2
+    if a_cov.ndim == 1:
+        squared = ((a - b).square() / middle).sum()
+        return float(squared / 8 + (middle.log() - (a_cov.log() + b_cov.log()) / 2).sum() / 2)
     squared = (a - b) @ torch.linalg.solve(middle, a - b)
     volume = torch.logdet(middle) - (torch.logdet(a_cov) + torch.logdet(b_cov)) / 2
     return float(squared / 8 + volume / 2)
