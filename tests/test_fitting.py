@@ -122,7 +122,7 @@ def test_a_family_may_be_named_by_a_text():
 
 def test_findings_come_with_the_next_step():
     fit = wk.fit(wk.problems.bimodal(), objective="reverse_kl")
-    assert fit.findings == {"family_too_small", "other_modes_exist", "weights_unreliable"}
+    assert fit.findings == {"family_too_small", "modes_missing", "other_modes_exist", "weights_unreliable"}
     assert fit.diagnostics.separate == 2
     assert len(fit.diagnostics.optima) == 3
     assert [one.is_global for one in fit.diagnostics.optima] == [True, True, False]
