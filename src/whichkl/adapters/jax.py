@@ -168,12 +168,12 @@ def is_from_jax(error: BaseException | None) -> bool:
     return inside or "jaxlib" in str(error) or ("abstract array" in str(error) and "torch" in str(error))
 
 
-def is_function(function: Callable[..., Any], x: Float[Tensor, "n d"]) -> bool:
-    """Whether JAX can trace it as a log density, for what fails on tensors and arrays of many rows; doesn't import JAX."""
+def is_function(function: Callable[..., Any], x: Float[Tensor, "n d"], gradient: bool = False) -> bool:
+    """Whether JAX can trace it as a log density or a gradient, for what fails on tensors and arrays; doesn't import JAX."""
     if "jax" not in sys.modules:
         return False
     try:
-        is_batched(function, x)
+        is_batched(function, x, gradient)
     except Exception:
         return False
     return True
