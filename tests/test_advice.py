@@ -16,7 +16,8 @@ CELLS = [
     (Access.SAMPLES | Access.LOG_PROB, "both", ["forward_kl", "reverse_kl"]),
     (Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED, "both", ["forward_kl", "reverse_kl"]),
     (Access(0), "neither", []),
-    (Access.SCORE, "neither", []),
+    (Access.SCORE, "log_prob", ["reverse_kl"]),
+    (Access.SAMPLES | Access.SCORE, "both", ["forward_kl", "reverse_kl"]),
 ]
 
 
@@ -40,7 +41,7 @@ def test_access_decides(access, cell, possible, family):
 def test_neither_names_what_could_be_converted_and_the_cheapest_access():
     advice = wk.advise(wk.Target(dim=3))
     text = " ".join(str(advice).split())
-    for word in ("simulator", "Bradley–Terry", "moments", "weights", "pass/fail", "score", "at least 4 draws"):
+    for word in ("simulator", "Bradley–Terry", "moments", "weights", "pass/fail", "at least 4 draws"):
         assert word in text
 
 

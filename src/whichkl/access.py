@@ -62,11 +62,16 @@ class Access(enum.Flag):
         return bool(self & (Access.SAMPLES | Access.SAMPLER))
 
     @property
+    def can_evaluate(self) -> bool:
+        """Whether log p is at hand up to a constant: by itself, or by integrating the score along lines."""
+        return bool(self & (Access.LOG_PROB | Access.SCORE))
+
+    @property
     def cell(self) -> str:
         """The cell of the access table: ``samples``, ``log_prob``, ``both`` or ``neither``."""
         if self.can_sample:
-            return "both" if Access.LOG_PROB in self else "samples"
-        return "log_prob" if Access.LOG_PROB in self else "neither"
+            return "both" if self.can_evaluate else "samples"
+        return "log_prob" if self.can_evaluate else "neither"
 
     def __str__(self) -> str:
         return self.label

@@ -76,11 +76,6 @@ CONVERSIONS = (
         "log model + log P(pass | x), a log density up to a constant: reverse KL",
         "Rafailov et al., 2023 for the KL-regularised form",
     ),
-    Conversion(
-        "the score ∇log p alone",
-        "a log density up to a constant, by integrating the score along lines from one point, if it is conservative",
-        "fundamental theorem of calculus; Hyvärinen, 2005 for score matching",
-    ),
 )
 
 
@@ -106,7 +101,9 @@ class Advice:
     @property
     def situation(self) -> str:
         """One sentence on what can be done with the target."""
-        return _CELLS[self.access.cell]
+        said = _CELLS[self.access.cell]
+        is_by_score = Access.SCORE in self.access and Access.LOG_PROB not in self.access
+        return said.replace("evaluate the target", "evaluate the target by its score") if is_by_score else said
 
     @property
     def verdict(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
+from whichkl.line_integral import LineIntegral
 
 Function = Callable[..., Any]
 
@@ -51,6 +52,17 @@ class LogDensity:
         as_array = self._style == "numpy"  # first, since it settles what the function is
         return check_log_prob(call(self.function, x, "log_prob", self.batched, as_array), x)
 
+    def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the user's score at each row.
+
+        Raises:
+            TargetError: there is none, it raised, or it returned the wrong shape.
+        """
+        as_array = self._style == "numpy"
+        if self.score is None:
+            raise TargetError(cannot("evaluate the score", "the target has none", "Pass `score=`"))
+        return check_shape(call(self.score, x, "score", self.batched, as_array).detach(), x)
+
     def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
         """Return log p and ∇log p for a search: −∞ and 0 where either isn't a number, and how many points that were."""
         try:
@@ -86,8 +98,8 @@ class LogDensity:
         """Call the function and its gradient; only their shapes are checked."""
         if self.score is not None:
             value = self._call(x).detach()  # before the gradient, since it settles what the functions are
-            gradient = call(self.score, x, "score", self.batched, self._style == "numpy").detach()
-        elif self.differentiable:
+            return value, self.gradient(x)
+        if self.differentiable:
             point = x.clone().requires_grad_(True)
             with torch.enable_grad():
                 value = self._call(point)
@@ -140,6 +152,9 @@ class LogDensity:
             instead = (
                 "Mend it (a detach, a .item() or NumPy inside cuts the gradient), or return an array to have differences used"
             )
+            if isinstance(self.function, LineIntegral):
+                because = f"`score` is the gradient of no log density: it's {found} of its own integrals along lines"
+                instead = "Check its signs and coordinates, or pass `log_prob=`, whose gradient it is"
             raise TargetError(cannot("use this target", because, instead))
 
     def _central_differences(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -186,6 +201,51 @@ class LogDensity:
             self.score = adapters.score(self.score, batched)
         self.batched = True
         return "autograd"
+
+
+class Score:
+    """A user's score that stands alone, as a function of tensors whatever it takes.
+
+    Args:
+        function: g(x), (n, d) → (n, d).
+        batched: False if it takes one point, (d,).
+        probe: (1, d), a point inside the support where it's tried once.
+    """
+
+    def __init__(self, function: Function, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
+        """Take the function; see the class for the arguments."""
+        self.function, self.batched, self.probe = function, batched, probe
+
+    def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return ∇log p at each row.
+
+        Raises:
+            TargetError: the function raised, or returned another shape.
+        """
+        as_array = self._as_array  # first, since it settles what the function is
+        return check_shape(call(self.function, x.detach(), "score", self.batched, as_array).detach(), x)
+
+    @cached_property
+    def _as_array(self) -> bool:
+        """Whether it takes arrays and no tensors; a function of JAX arrays is compiled."""
+        errors: list[TargetError] = []
+        for as_array in (False, True):
+            try:
+                found = call(self.function, self.probe, "score", self.batched, as_array)
+            except TargetError as error:
+                errors.append(error)
+                if adapters.is_from_jax(error.__cause__):
+                    return self._compile()
+                continue
+            check_shape(found, self.probe)
+            return as_array
+        if adapters.is_function(self.function, self.probe):
+            return self._compile()
+        raise errors[0] from errors[0].__cause__
+
+    def _compile(self) -> bool:
+        self.function, self.batched = adapters.score(self.function, None if self.batched else False), True
+        return False
 
 
 def call(function: Function, x: Float[Tensor, "n d"], who: str, batched: bool, as_array: bool) -> Tensor:

@@ -91,11 +91,16 @@ class ReverseKL(Objective):
     name = "reverse_kl"
     formula = "KL(q‖p) = E_q[log q − log p] = −ELBO + log Z"
     character = "tends to mode-seeking: q avoids places where p has no mass"
-    requires = Requirement(Access.LOG_PROB)
+    requires = Requirement(Access.LOG_PROB, Access.SCORE)
     requires_of_model = Requirement(Access.LOG_PROB | Access.SAMPLER)
 
     def reason(self, access: Access) -> str:
         """Say that the expectation under q is at hand."""
+        if Access.LOG_PROB not in access:
+            return (
+                "its expectation is under q, which can always be sampled, and its gradient needs p's score alone (log p "
+                "follows up to a constant by integrating the score along lines, 9 to 33 scores a point)"
+            )
         tail = "" if Access.NORMALIZED in access else ", even unnormalised (log Z doesn't depend on q)"
         return f"its expectation is under q, which can always be sampled, and log p is what you can evaluate{tail}"
 

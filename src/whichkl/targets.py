@@ -22,8 +22,9 @@ from whichkl.adapters.pairs import paired
 from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair
 from whichkl.chains import chain_ids, thinning
 from whichkl.coordinates import free_log_prob, free_sampler, free_score
-from whichkl.density import Function, LogDensity
+from whichkl.density import Function, LogDensity, Score
 from whichkl.distributions import distribution_log_prob, inside
+from whichkl.line_integral import LineIntegral
 from whichkl.pairing import has_flat_response, tell_apart
 from whichkl.samples import Stream, Table, open_samples
 from whichkl.seeds import seeded, seeded_draws
@@ -42,8 +43,8 @@ class Target:
             by JAX, (d,) → () too.
         sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument torch's and NumPy's global
             seeds are set for the call and restored after it.
-        score: g(x), (n, d) → (n, d), the gradient of log p. True where `log_prob` returns the pair (value, gradient), as
-            SciPy's ``jac=True`` has it.
+        score: g(x), (n, d) → (n, d), the gradient of log p; without `log_prob` it's integrated along lines to log p up to a
+            constant. True where `log_prob` returns the pair (value, gradient), as SciPy's ``jac=True`` has it.
         dim: d; needed where there are no samples.
         support: where p > 0: a `torch.distributions.constraints` member, one a column, or a word (``"positive"``).
         normalized: whether `log_prob` integrates to one.
@@ -127,7 +128,7 @@ class Target:
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
         inside = self.bijection.forward(torch.zeros(1, self.bijection.free_dim, dtype=self.dtype, device=self.device))
-        self.density = LogDensity(log_prob, score, batched, inside) if log_prob is not None else None
+        self.density = self._density(log_prob, score, batched, inside)
         self._check_context()
         self._check_stream(weights, chains)
         self.weights = self._check_samples(weights)
@@ -177,7 +178,7 @@ class Target:
             have |= Access.SAMPLES
         if self.sampler is not None:
             have |= Access.SAMPLER
-        if self.density is not None:
+        if self.density is not None and self.line_integral is None:
             have |= Access.LOG_PROB
             have |= Access.NORMALIZED if self.normalized else Access(0)
             have |= Access.DIFFERENTIABLE if self.density.differentiable else Access(0)
@@ -192,7 +193,7 @@ class Target:
             TargetError: there is no log density, or it returned the wrong shape, NaN or +inf.
         """
         density = self._require_density()
-        self.evaluations["log_prob"] += len(x)
+        self.evaluations["log_prob"] += 0 if self.line_integral else len(x)
         return inside(self.bijection.contains(x), x, density.value)
 
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
@@ -210,6 +211,11 @@ class Target:
         value, gradient, rejected = self._require_density().trial(x)
         self.evaluations["rejected"] += rejected
         return value, gradient
+
+    def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the user's score alone at rows inside the support."""
+        self.evaluations["score"] += len(x)
+        return self._require_density().gradient(x)
 
     def draws(self, n: int, seed: int) -> Float[Tensor, "n d"]:
         """Draw n fresh points from the sampler; the same seed gives the same points.
@@ -246,7 +252,7 @@ class Target:
             samples=None if self.samples is None else bijection.inverse(self.samples),
             log_prob=free_log_prob(bijection, inner.log_prob, differentiable=differentiable) if self.density else None,
             sampler=free_sampler(bijection, self.draws) if self.sampler else None,
-            score=free_score(bijection, lambda x: inner.value_and_score(x)[1]) if self.score else None,
+            score=free_score(bijection, inner.gradient) if self.score else None,
             dim=bijection.free_dim,
             names=self.names if bijection.free_dim == self.dim else None,
             normalized=self.normalized,
@@ -276,6 +282,23 @@ class Target:
             size = f", streamed in {parts:,} part{'s' if parts != 1 else ''}" + ("" if rows is None else f", n={rows}")
         size += f", given {len(self.context_names)} columns" if self.context_names else ""
         return f"Target(dim={self.dim}{size}, access: {self.access.label})"
+
+    def _density(
+        self, log_prob: Function | None, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]
+    ) -> LogDensity | None:
+        """The log density: the user's, or the line integral of the score where there is that alone."""
+        self.line_integral: LineIntegral | None = None
+        if log_prob is not None:
+            return LogDensity(log_prob, score, batched, probe)
+        if score is None:
+            return None
+        gradient = Score(score, batched, probe)
+
+        def count(n: int) -> None:
+            self.evaluations["score"] += n
+
+        self.line_integral = LineIntegral(gradient, probe, count)
+        return LogDensity(self.line_integral, gradient, True, probe)
 
     def _require_density(self) -> LogDensity:
         if self.density is None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 
-from whichkl.access import Access
 from whichkl.diagnostics.correlation import next_richer
 from whichkl.diagnostics.result import Diagnostics, draws_in
 from whichkl.divergences import Estimate
@@ -39,6 +38,10 @@ FINDINGS = {
         "epochs), or use a smaller family."
     ),
     "not_a_number_met": "The log density was NaN or +inf at points that the search tried: check it far from its mode.",
+    "score_not_conservative": (
+        "Integrals of the score round triangles aren't 0, by more than 0.05 nats: it's the gradient of no log density, and the "
+        "value depends on the lines taken. Give a score that is a gradient, or `log_prob=`."
+    ),
     "weights_unreliable": "Importance weights can't repair this fit: don't reweight its draws.",
 }
 """What can be found, each with the next step."""
@@ -85,6 +88,7 @@ def find(
         "nodes_too_few": overfit or (d.node_error or 0.0) > 0.05,
         "not_converged": not solution.best.converged,
         "not_a_number_met": target.evaluations["rejected"] > 0,
+        "score_not_conservative": target.line_integral is not None and target.line_integral.is_open,
         "weights_unreliable": weights or left_out or missing,
     }
     return frozenset(name for name, holds in rules.items() if holds)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from whichkl._checks import TargetError, cannot
-from whichkl.access import Access
 from whichkl.diagnostics.ends import beyond_the_ends
 from whichkl.diagnostics.findings import find
 from whichkl.diagnostics.held_out import forward_value, in_sample, unseen
@@ -46,7 +45,7 @@ def judge(
     if is_forward and not whole and target.samples is not None:
         value = in_sample(target, model)
     else:
-        if Access.LOG_PROB in target.access:
+        if target.access.can_evaluate:
             d = by_weights(target, family, model_target(model, target), d, seed, separate=not is_forward)
         if is_forward:
             work.tell("judging the fit on unseen rows", float("nan"))

@@ -53,7 +53,7 @@ class LowRank(Solver):
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
         """Reverse KL to a Gaussian of low-rank covariance, where log p can be evaluated."""
         is_able = isinstance(family, Gaussian) and family.covariance == "low_rank"
-        return is_able and super().solves(objective, family, access) and Access.LOG_PROB in access
+        return is_able and super().solves(objective, family, access) and access.can_evaluate
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Fit by mean field, add the directions that it gets wrong, and minimise as mean field does."""

@@ -66,7 +66,7 @@ class NaturalGradient(Solver):
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
         """Reverse KL to a Gaussian of full covariance, where log p can be evaluated."""
         is_able = isinstance(family, Gaussian) and family.covariance == "full"
-        return is_able and super().solves(objective, family, access) and Access.LOG_PROB in access
+        return is_able and super().solves(objective, family, access) and access.can_evaluate
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on the first nodes, then the distinct optima again on twice as many until they stay."""

@@ -49,7 +49,7 @@ class SampleAverage(Solver):
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
         """Reverse KL to a mixture of Gaussians that doesn't tie their covariances, where log p can be evaluated."""
         is_able = isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
-        return is_able and super().solves(objective, family, access) and Access.LOG_PROB in access
+        return is_able and super().solves(objective, family, access) and access.can_evaluate
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise from every start on the first nodes, then the distinct optima on twice as many until they stay."""
