@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 AHEAD = 2
 """Parts under way or waiting, for each worker: what bounds the memory of a pass."""
+_KEPT = 2**23
+"""Bytes: some blocks."""
 
 
 class Workers(ABC):
@@ -44,6 +46,7 @@ class Threads(Workers):
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Work `AHEAD` parts a thread ahead of the consumer."""
+        _keep_memory()
         if self.count == 1 or len(items) == 1:
             for item in items:
                 with _one_thread():
@@ -186,6 +189,7 @@ def _first_line(error: BaseException) -> str:
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:
     _single()
+    _keep_memory()
     return function(item)
 
 
@@ -201,6 +205,15 @@ def _pool(count: int) -> ThreadPoolExecutor:
 
 def _single() -> None:
     torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=1)
+def _keep_memory() -> None:
+    """Have the C library keep what a block leaves behind for the next one, rather than give it back and ask for it anew.
+
+    glibc keeps twice as much as the largest chunk that it was ever given back (mallopt(3)); elsewhere nothing happens.
+    """
+    torch.empty(_KEPT, dtype=torch.uint8)
 
 
 @contextlib.contextmanager

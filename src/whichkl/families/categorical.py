@@ -85,7 +85,13 @@ class Categorical(MomentFamily):
         return Categorical(count, self.smoothing), f"`{names[0]}` holds the codes of {count} categories"
 
     def statistics(
-        self, x: Float[Tensor, "m 1"], w: Float[Tensor, " m"], origin: Float[Tensor, " 1"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "m 1"],
+        w: Float[Tensor, " m"],
+        origin: Float[Tensor, " 1"],
+        context: Tensor | None = None,
+        *,
+        overwrite: bool = False,
     ) -> dict[str, Tensor]:
         """Return the weight of each code, and how often it was seen.
 

@@ -118,7 +118,13 @@ class MomentFamily(Family):
 
     @abstractmethod
     def statistics(
-        self, x: Float[Tensor, "m d"], w: Float[Tensor, " m"], origin: Float[Tensor, " d"], context: Float[Tensor, "m c"] | None
+        self,
+        x: Float[Tensor, "m d"],
+        w: Float[Tensor, " m"],
+        origin: Float[Tensor, " d"],
+        context: Float[Tensor, "m c"] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> dict[str, Tensor]:
         """Return sums over these rows in float64, which add up over blocks.
 
@@ -127,6 +133,7 @@ class MomentFamily(Family):
             w: their weights.
             origin: a point near the rows, the same for all blocks: sums of powers about it lose no digits.
             context: what the rows are conditioned on; None but for conditional families.
+            overwrite: whether x isn't needed any more, so that it may be written over.
         """
 
     @abstractmethod

@@ -59,7 +59,13 @@ class LinearGaussian(MomentFamily):
         return dim + 2 if self.covariance == "full" else 3
 
     def statistics(
-        self, x: Float[Tensor, "m d"], w: Float[Tensor, " m"], origin: Float[Tensor, " k"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "m d"],
+        w: Float[Tensor, " m"],
+        origin: Float[Tensor, " k"],
+        context: Tensor | None = None,
+        *,
+        overwrite: bool = False,
     ) -> dict[str, Tensor]:
         """Return Σw, and the first and second sums of (y, x) about the origin.
 
@@ -68,6 +74,7 @@ class LinearGaussian(MomentFamily):
             w: their weights.
             origin: a point near the (y, x), (d + c,); where it has d numbers only, the x's are taken about 0.
             context: the rows of x.
+            overwrite: makes no difference here.
 
         Raises:
             InputError: there is no context.

@@ -131,7 +131,13 @@ class Product(MomentFamily):
         return [i for i, margin in enumerate(self._each(dim)) if margin.about_median]
 
     def statistics(
-        self, x: Float[Tensor, "m d"], w: Float[Tensor, " m"], origin: Float[Tensor, " d"], context: Tensor | None = None
+        self,
+        x: Float[Tensor, "m d"],
+        w: Float[Tensor, " m"],
+        origin: Float[Tensor, " d"],
+        context: Tensor | None = None,
+        *,
+        overwrite: bool = False,
     ) -> dict[str, Tensor]:
         """Return every margin's sums, their names led by the number of the column."""
         columns = zip(self._each(x.shape[1]), x.T, origin, strict=True)

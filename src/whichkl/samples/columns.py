@@ -66,6 +66,13 @@ def floats(column: Any) -> np.ndarray:
     return np.asarray(wide.to_numpy(zero_copy_only=False) if hasattr(wide, "buffers") else wide.to_numpy(), dtype=np.float64)
 
 
+def rows_of(batch: Any) -> Float[Tensor, "m d"]:
+    """Copy a record batch into one float64 tensor, which lies in memory column by column; a null becomes NaN."""
+    if set(batch.schema.types) == {require("pyarrow", "app").float64()}:  # in one call, not one a column
+        return torch.from_numpy(batch.to_tensor(null_to_nan=True, row_major=False).to_numpy())
+    return rows_from([floats(column) for column in batch.columns], 0, len(batch))
+
+
 def rows_from(columns: Sequence[np.ndarray], start: int, stop: int) -> Float[Tensor, "m d"]:
     """Copy some rows of columns into one float64 tensor, which lies in memory column by column."""
     values = np.empty((len(columns), stop - start))

@@ -11,13 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
-from whichkl.samples.columns import check_names, check_types, floats, rows_from
+from whichkl.samples.columns import check_names, check_types, rows_of
 from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken, stamp
 
 _BUFFER = 65_536
 """Bytes that are read at once of each column."""
-_BLOCKS = 1
-"""Blocks that are decoded at once."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,8 @@ class ParquetPart(FilePart):
         step = block_rows(len(self.names))
         try:
             with self._open() as file:
-                for batch in file.iter_batches(batch_size=_BLOCKS * step, row_groups=range(*self.groups), use_threads=False):
-                    columns = [floats(column) for column in batch.columns]
-                    for start in range(0, len(batch), step):
-                        yield rows_from(columns, start, min(start + step, len(batch)))
+                for batch in file.iter_batches(batch_size=step, row_groups=range(*self.groups), use_threads=False):
+                    yield rows_of(batch)
         except (arrow.ArrowException, OSError) as error:
             raise self._explain(str(error)) from error
         finally:

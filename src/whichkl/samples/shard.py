@@ -15,7 +15,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.samples.stream import BLOCK, Block, Part
 
-_VALUES = 2**17
+_VALUES = 2**18
 """Values of a block, where its rows aren't few: what is made of them should stay in the processor's cache."""
 
 
@@ -23,7 +23,7 @@ def block_rows(columns: int) -> int:
     """Return how many rows of so many columns make a block: `BLOCK`, and fewer of wide ones.
 
     >>> block_rows(2), block_rows(16), block_rows(1_000)
-    (8192, 8192, 512)
+    (16384, 16384, 512)
     """
     return max(512, min(BLOCK, _VALUES // columns))
 
@@ -40,7 +40,7 @@ class FilePart(Part):
 
     @abstractmethod
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Read its rows in order, in float64, `block_rows` at once.
+        """Read its rows in order, in float64, `block_rows` at once, into new memory.
 
         Raises:
             InputError: the file is broken.
@@ -62,7 +62,8 @@ class FilePart(Part):
             if not math.isfinite(x.sum().item()):  # a sum can also overflow, so look closely
                 self._refuse(x, start)
             start += len(x)
-            yield Block(x, weights[: len(x)] if len(x) <= BLOCK else torch.ones(len(x), dtype=torch.float64))
+            w = weights[: len(x)] if len(x) <= BLOCK else torch.ones(len(x), dtype=torch.float64)
+            yield Block(x, w, fresh=True)
 
     def _check_file(self) -> None:
         try:

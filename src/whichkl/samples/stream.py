@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 8_192
+BLOCK = 16_384
 """Rows that are worked on at once: few enough for the processor's cache, many enough for its matrix units."""
 PART = 65_536
 """Rows of a part of samples in memory."""
@@ -27,6 +27,8 @@ class Block:
     context: Float[Tensor, "m c"] | None = None
     first: int = 0
     """The number of its first row, in a numbering of its part's own: what tells which rows are held out."""
+    fresh: bool = False
+    """Whether its x was made for this reading alone, so that whoever reads it may write over it."""
 
     def __len__(self) -> int:
         return self.x.shape[0]

@@ -27,9 +27,10 @@ Sums = dict[str, Tensor]
 _FAR = 1e3
 """Sums of squares about a point so many standard deviations from the mean have lost six digits: they are taken anew."""
 
-
 _LOCATED = 8
 """Of so many blocks one tells how far the mean is from the origin: enough to see whether that is far."""
+_LOCATING = 1_024
+"""Rows of that block that do, or up to twice as many."""
 
 
 class ClosedForm(Solver):
@@ -138,7 +139,7 @@ class _Add:
         kept = []
         for number, block in enumerate(blocks):
             apart = held_rows(block.first, len(block), self.stride)
-            if apart is not None and len(apart):
+            if len(apart):
                 kept.append(block.take(apart.to(block.x.device)))
             _add(sums, self._statistics(block, located=number % _LOCATED == 0))
         if not kept:
@@ -147,11 +148,12 @@ class _Add:
         return sums, self._statistics(together), [together]
 
     def _statistics(self, block: Block, located: bool = True) -> Sums:
-        sums = self.family.statistics(block.x, block.w, self.origin, block.context)
-        if not located:
-            return sums
-        z = (block.x if block.context is None else torch.cat([block.x, block.context], 1)) - self.origin
-        about = {"origin.weight": block.w.sum(), "origin.first": block.w @ z, "origin.second": block.w @ z.square()}
+        about: Sums = {}
+        if located:
+            few = block.take(slice(None, None, max(1, len(block) // _LOCATING)))  # type: ignore[arg-type]
+            z = (few.x if few.context is None else torch.cat([few.x, few.context], 1)) - self.origin
+            about = {"origin.weight": few.w.sum(), "origin.first": few.w @ z, "origin.second": few.w @ z.square()}
+        sums = self.family.statistics(block.x, block.w, self.origin, block.context, overwrite=block.fresh)
         return {**sums, **about}
 
 

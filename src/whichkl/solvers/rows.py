@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +27,8 @@ Result = TypeVar("Result")
 HELD = 20_000
 """At most about so many rows are held out of a fit on a stream, or on many rows in memory."""
 
+_SPAN = 2**18
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -37,7 +40,7 @@ class Rows:
     """From free coordinates into the support, where the parts hold points of the support that are still to be carried."""
     workers: Workers = Threads()  # noqa: RUF009
     stride: int = 0
-    """Every `stride`-th row of a part is held out; 0 for none."""
+    """One of every `stride` rows of a part is held out; 0 for none."""
     held: bool = False
     """Whether these are the held-out rows; else the others."""
     seed: int = 0
@@ -109,28 +112,43 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     return Rows(slices(Block(x.cpu(), w.cpu(), context)), target.names, None, workers, seed=seed)
 
 
-@lru_cache(maxsize=64)
-def held_out(start: int, count: int, stride: int) -> Tensor | None:
-    """Tell which of the rows from `start` on are held out: one in `stride`; None where none is.
+def held_rows(start: int, count: int, stride: int) -> Tensor:
+    """Return which of `count` rows, the first of which has number `start`, are held out: one of every `stride`; none for 0.
 
-    They are spread by a hash of the row's number (Steele, Lea & Flood, 2014), not evenly: data can have a period. The answer is
-    shared, and isn't to be changed.
+    Where among them a hash of their common number tells (Steele, Lea & Flood, 2014): data can have a period.
     """
     if stride == 0:
-        return None
-    number = torch.arange(start + 1, start + count + 1)
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        number ^= number >> shift
-        number *= factor
-    share = ((number >> 33) & 0x3FFFFFFF).to(torch.float64) / stride  # exact where it is whole, and faster than a remainder
-    return share == share.floor()
+        return torch.empty(0, dtype=torch.int64)
+    spans = [_held_in(span, stride) for span in range(start // _SPAN, -(-(start + count) // _SPAN))]
+    numbers = spans[0] if len(spans) == 1 else np.concatenate([np.empty(0, dtype=np.int64), *spans])
+    first, end = numbers.searchsorted([start, start + count])
+    return torch.from_numpy(numbers[first:end] - start)
 
 
 @lru_cache(maxsize=64)
-def held_rows(start: int, count: int, stride: int) -> Tensor | None:
-    """Return the numbers, within the block, of the rows that `held_out` names."""
-    mask = held_out(start, count, stride)
-    return None if mask is None else mask.nonzero()[:, 0]
+def _held_in(span: int, stride: int) -> np.ndarray:
+    """Return the numbers of the rows held out among those of a span: for many blocks at once, since one has few."""
+    start, end = span * _SPAN, (span + 1) * _SPAN
+    stretch = np.arange(start // stride, -(-end // stride), dtype=np.uint64)
+    numbers: np.ndarray = (stretch * np.uint64(stride) + _mixed(stretch) % np.uint64(stride)).astype(np.int64)
+    return numbers[(numbers >= start) & (numbers < end)]
+
+
+@lru_cache(maxsize=64)
+def held_out(start: int, count: int, stride: int) -> Tensor | None:
+    """Return `held_rows` as a mask, which is shared and isn't to be changed; None where no row can be held out."""
+    if stride == 0:
+        return None
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[held_rows(start, count, stride)] = True
+    return mask
+
+
+def _mixed(number: np.ndarray) -> np.ndarray:
+    mixed = number * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def first_row(rows: Rows) -> Float[Tensor, " d"]:
