@@ -280,6 +280,13 @@ def test_errors_in_such_functions_are_named(function, message):
         wk.Target(log_prob=function, score=True, dim=3).value_and_score(points(8))
 
 
+def test_second_derivatives_are_refused_rather_than_zero():
+    x = points(2).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(log_density(by_point)(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(gradient.sum(), x)
+
+
 def test_a_gradient_needs_its_value():
     with pytest.raises(ValueError, match="Cannot use `score=True`"):
         wk.Target(score=True, dim=3)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from whichkl._checks import TargetError, cannot
 
@@ -50,6 +51,7 @@ class _Paired(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable  # the gradient is known as numbers; a second derivative would come out as 0
     def backward(ctx: Any, outer: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
         # a row that isn't asked for has outer = 0, and 0 · NaN would come back as NaN
