@@ -18,6 +18,8 @@ _SINGLE = 1e5
 """Largest trace of a precision, times the dimension, at which single precision still gives log densities to a hundredth."""
 FREEDOM = (0.2, 1e3)
 """Degrees of freedom are kept in this range: above it a Student-t is a normal in all but name."""
+_CLOSE = 1e-12
+"""In the logarithm of the degrees of freedom: where rounding begins."""
 
 
 @dataclass(frozen=True)
@@ -189,18 +191,30 @@ def _log_constant(state: State) -> Float[Tensor, "s k"]:
 
 
 def _freedom(df: Float[Tensor, "s k"], dim: int, spread: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
-    """Solve log(ν/2) − ψ(ν/2) + 1 + mean(log u − u) + ψ((ν′ + d)/2) − log((ν′ + d)/2) = 0 for ν by bisection in log ν.
+    """Solve log(ν/2) − ψ(ν/2) + 1 + mean(log u − u) + ψ((ν′ + d)/2) − log((ν′ + d)/2) = 0 for ν by Newton's method in log ν.
 
-    ν′ is the old ν; the left side falls with ν (Liu & Rubin, 1995).
+    ν′ is the old ν; the left side falls with ν (Liu & Rubin, 1995). A step that leaves the bracket is replaced by its middle;
+    where the root lies beyond an end of `FREEDOM`, that end is returned.
     """
-    constant = 1 + spread + torch.digamma((df + dim) / 2) - ((df + dim) / 2).log()
+    old = (df + dim) / 2
+    constant = 1 + spread + torch.digamma(old) - old.log()
     low, high = (torch.full_like(df, math.log(end)) for end in FREEDOM)
+    ends = torch.tensor(FREEDOM, dtype=torch.float64) / 2
+    at_low, at_high = (ends.log() - torch.digamma(ends)).tolist()
+    to_low, to_high = at_low + constant <= 0, at_high + constant > 0
+    outside = to_low | to_high
+    t = torch.where(to_low, low, torch.where(to_high, high, df.log().clamp(math.log(FREEDOM[0]), math.log(FREEDOM[1]))))
     for _ in range(60):
-        middle = (low + high) / 2
-        half = middle.exp() / 2
-        above = half.log() - torch.digamma(half) + constant > 0
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return ((low + high) / 2).exp()
+        half = t.exp() / 2
+        value = half.log() - torch.digamma(half) + constant
+        low, high = torch.where(value > 0, t, low), torch.where(value > 0, high, t)
+        step = t - value / (1 - half * torch.polygamma(1, half))
+        step = torch.where((step > low - _CLOSE) & (step < high + _CLOSE), step, (low + high) / 2)
+        step = torch.where(outside, t, step)
+        moved, t = float((step - t).abs().amax()), step
+        if not moved > _CLOSE:
+            break
+    return t.exp()
 
 
 def _above(covariance: Float[Tensor, "s k d d"], floor: Float[Tensor, " d"], *, diagonal: bool) -> Float[Tensor, "s k d d"]:
