@@ -20,7 +20,8 @@ from whichkl.targets import Target
 
 _QUANTILE = 1e-4
 _OF_Q = 10_000
-_MODEL_ENDS = 16
+_FROM_Q, _OWN = 64, 4
+"""Draws of q that climb, and how many of them make a mode q's own: fewer may have come over a saddle from a tail."""
 _WEIGHED = 1_000
 _REACH = 20.0
 """Standard deviations of q, from which the particles start."""
@@ -36,10 +37,11 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0) -> MissingM
 
     Draws of p, where there are any, else particles (`whichkl.particles.temper`, from a Gaussian 20 times as wide as q and twice
     as wide as the optima are spread), show where p's mass may be. Those with log q below its 10⁻⁴ quantile under q climb log p,
-    and so do draws of q. A missing mode is an end with log q below that quantile, from which every straight line to an
-    end of q's draws dips by a nat or more. About each, p's mass m is measured by importance sampling where q doesn't reach; a
-    region with mass m under p and ε under q costs KL(q‖p) ≥ −(1 − ε) log(1 − m) + ε log ε (the data-processing inequality), here
-    with ε ≤ 10⁻⁴. So a family too small for skewness, heavy tails or a funnel isn't taken for a missing mode.
+    and so do draws of q. A missing mode is where ascents end that hardly any draw of q comes to, and from where every straight
+    line to an end of q's draws dips by a nat or more. About each, p's mass m is measured by importance sampling where log q is
+    below that quantile; a region with mass m under p and ε under q costs KL(q‖p) ≥ −(1 − ε) log(1 − m) + ε log ε (the
+    data-processing inequality), here with ε ≤ 10⁻⁴. So a family too small for skewness, heavy tails or a funnel isn't taken for
+    a missing mode.
 
     Args:
         target: p, in the coordinates of the user, with a log density.
@@ -158,6 +160,7 @@ class _Search:
         start = Reference(self.frame.place(self.spread.mean(0)[None])[0], self.frame.tril @ tril)
         cost = 1 if self.free.density is not None and self.free.density.differentiable or self.free.score else 2 * dim + 1
         count = 512 if dim <= 30 and cost < 10 else 256
+        count = count if self.free.density is None or self.free.density.batched else 128
         cloud = temper(
             self.free,
             start,
@@ -176,16 +179,13 @@ class _Search:
     def _missing(self, y: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
         """Return modes that q doesn't reach, and for every point which of them it belongs to, −1 for none."""
         chosen, nearest = spread_out(y, 0, min(128, max(24, 1500 // y.shape[1])))
-        bulk = self.y[self.height >= self.height.median()][:_MODEL_ENDS]
-        ends = ascend(self.density, torch.cat([bulk, y[chosen]]))
+        ends = ascend(self.density, torch.cat([self.y[:_FROM_Q], y[chosen]]))
         label = labels(self.density, ends)
-        seen = self.reached(ends.y)
-        seen[: len(bulk)] = True
-        known = torch.zeros(int(label.max()) + 1, dtype=torch.bool)
-        known[label[seen]] = True
+        held = torch.bincount(label[:_FROM_Q], minlength=int(label.max()) + 1) >= _OWN
+        seen = held[label] if bool(held.any()) else torch.arange(len(label)) < _FROM_Q
         modes: list[Tensor] = []
-        number = torch.full_like(known, -1, dtype=torch.long)
-        for one in (~known).nonzero()[:, 0].tolist():
+        number = torch.full_like(held, -1, dtype=torch.long)
+        for one in (~held).nonzero()[:, 0].tolist():
             rows = ((label == one) & ends.arrived).nonzero()[:, 0]
             if len(rows):
                 top = ends.y[rows[ends.value[rows].argmax()]]
@@ -195,7 +195,7 @@ class _Search:
         alone = self._alone(candidates, ends, seen)
         keep = torch.cumsum(alone, 0) - 1
         place = torch.where(alone, keep, -1)
-        which = number[label[len(bulk) :]][nearest]
+        which = number[label[_FROM_Q:]][nearest]
         which = torch.where(which >= 0, place[which.clamp(min=0)] if len(modes) else -1, -1)
         return candidates[alone], which
 
