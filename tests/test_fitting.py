@@ -18,7 +18,7 @@ from whichkl._checks import InputError, IntegrityError, ResourceError
 from whichkl.diagnostics import cross_fit
 from whichkl.divergences import monte_carlo
 from whichkl.families import Gaussian, Mixture
-from whichkl.solvers import ClosedForm
+from whichkl.solvers import ClosedForm, ExpectationMaximization
 
 D = torch.float64
 
@@ -110,6 +110,24 @@ def test_both_accesses_start_with_forward_kl_and_point_to_the_experiment():
     assert fit.value.exact
     assert fit.value.value == pytest.approx(0.461995, abs=6e-7)
     assert "family_too_small" in fit.findings
+
+
+@pytest.mark.parametrize("family", [Mixture(2), wk.families.StudentT()])
+def test_diagnostics_print_a_line_each_and_no_rows(family):
+    x = np.random.default_rng(0).normal(size=(3_000, 2))
+    d = wk.fit(x, family, solver=ExpectationMaximization()).diagnostics
+    lines = str(d).splitlines()
+    assert {line.split(":")[0] for line in lines} >= {
+        "optima",
+        "held_out",
+        "richer_gain",
+        "two_sample",
+        "calibration",
+        "iterations",
+    }
+    assert all(len(line) < 250 for line in lines)
+    assert "tensor(" not in str(d) and "tensor(" not in repr(d) and len(repr(d)) < 4_000
+    assert d.held is not None and "held=" not in repr(d)
 
 
 def test_a_family_may_be_named_by_a_text():

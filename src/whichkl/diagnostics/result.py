@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from whichkl.diagnostics.missing_modes import MissingModes
 from whichkl.divergences import Estimate
@@ -47,7 +48,7 @@ class Diagnostics:
     separate: int = 1
     """How many of the optima lie apart from each other: as many components could hold them all."""
     evaluations: dict[str, int] | None = None
-    curve: tuple[tuple[int, Estimate], ...] | None = None
+    curve: tuple[tuple[int, Estimate], ...] | None = field(default=None, repr=False)
     """Held-out mean −log q for each number of components, where that number was to be chosen."""
     two_sample: TwoSample | None = None
     """Whether a classifier tells the model's draws from unseen rows."""
@@ -55,10 +56,15 @@ class Diagnostics:
     """Whether the probability integral transform of unseen rows is uniform."""
     missing_modes: MissingModes | None = None
     """Whether p has modes where a fit by reverse KL never goes."""
-    held: Block | None = None
+    held: Block | None = field(default=None, repr=False)
     """The unseen rows, in the coordinates of the target; not saved."""
     notes: tuple[str, ...] = ()
     """What the solver or the family says of how it was found."""
+
+    def __str__(self) -> str:
+        """A line for each thing that was measured."""
+        shown = [(one.name, getattr(self, one.name)) for one in fields(self) if one.repr]
+        return "\n".join(f"{name}: {_line(value)}" for name, value in shown if value is not None and value != ())
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,18 @@ class Judgement:
     diagnostics: Diagnostics
     status: str
     findings: frozenset[str]
+
+
+def _line(value: Any) -> str:
+    """Write what was measured in one line."""
+    if isinstance(value, Estimate):
+        return f"{value.number} nats ({value.method})"
+    if isinstance(value, Optimum):
+        return f"{value.loss:.4f}{'' if value.is_global else ', local'}{'' if value.converged else ', not converged'}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_line(one)}" for name, one in value.items())
+    if isinstance(value, tuple):
+        return "; ".join(map(_line, value))
+    return str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class ColumnCalibration:
     """The transforms u of one column: uniform where the model is right."""
 
     name: str
-    curve: tuple[float, ...]
+    curve: tuple[float, ...] = field(repr=False)
     """Their distribution function at 0.01, 0.02, …, 0.99."""
     distance: float
     """Its largest gap from the diagonal (Kolmogorov and Smirnov)."""
