@@ -283,7 +283,7 @@ def test_errors_in_such_functions_are_named(function, message):
 def test_second_derivatives_are_refused_rather_than_zero():
     x = points(2).requires_grad_(True)
     (gradient,) = torch.autograd.grad(log_density(by_point)(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiat"):
         torch.autograd.grad(gradient.sum(), x)
 
 
