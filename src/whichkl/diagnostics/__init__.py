@@ -4,6 +4,7 @@ from whichkl.diagnostics.correlation import next_richer
 from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat
 from whichkl.diagnostics.held_out import cross_fit, stride_of
 from whichkl.diagnostics.judge import judge
+from whichkl.diagnostics.linear_response import linear_response
 from whichkl.diagnostics.missing_modes import MissingModes
 from whichkl.diagnostics.models import carried, model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement
@@ -17,6 +18,7 @@ __all__ = [
     "cross_fit",
     "explain",
     "judge",
+    "linear_response",
     "model_target",
     "next_richer",
     "shown_khat",

@@ -42,6 +42,10 @@ FINDINGS = {
         "Integrals of the score round triangles aren't 0, by more than 0.05 nats: it's the gradient of no log density, and the "
         "value depends on the lines taken. Give a score that is a gradient, or `log_prob=`."
     ),
+    "variances_understated": (
+        "By linear response mean field makes columns too narrow, as it does where they hang together: `fit.linear_response()` "
+        "has their covariance; or try {richer}."
+    ),
     "weights_unreliable": "Importance weights can't repair this fit: don't reweight its draws.",
 }
 """What can be found, each with the next step."""
@@ -50,6 +54,8 @@ _TOO_FAR = 0.1
 """Nats of KL from which a family counts as too small."""
 _SURE, _TOLD, _OFF = 1e-4, 0.6, 0.06
 """A test on unseen rows counts from this p-value and this AUC, or this distance of the transform from uniform, on."""
+NARROW = 1.25
+"""Mean field counts as too narrow where linear response makes a column so many times as wide."""
 _STEIN = 2_000
 _WIDE = 300
 """In more dimensions than these a low rank is richer enough; a full covariance would take long."""
@@ -89,6 +95,7 @@ def find(
         "not_converged": not solution.best.converged,
         "not_a_number_met": target.evaluations["rejected"] > 0,
         "score_not_conservative": target.line_integral is not None and target.line_integral.is_open,
+        "variances_understated": d.understated is not None and d.understated >= NARROW,
         "weights_unreliable": weights or left_out or missing,
     }
     return frozenset(name for name, holds in rules.items() if holds)

@@ -7,13 +7,14 @@ from typing import Any
 
 from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.ends import beyond_the_ends
-from whichkl.diagnostics.findings import find
+from whichkl.diagnostics.findings import NARROW, find
 from whichkl.diagnostics.held_out import forward_value, in_sample, unseen
+from whichkl.diagnostics.linear_response import spread_ratios
 from whichkl.diagnostics.mode_search import missing_modes
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement
 from whichkl.diagnostics.weights import by_weights, reverse_value
-from whichkl.families import Family
+from whichkl.families import Family, Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.solvers import Solution, Solver
@@ -53,6 +54,7 @@ def judge(
             d = _checked(target, family, solver, solution, d, seed)
         else:
             value = reverse_value(target, model_target(model, target), d)
+            d = _with_spreads(target, family, solution, d, seed)
             if whole:
                 work.tell("looking for modes that the fit misses", float("nan"))
                 d = _searched(target, solution, d, seed)
@@ -65,6 +67,22 @@ def judge(
     findings = find(target, family, value, d, solution, is_forward=is_forward, seed=seed)
     d = replace(d, evaluations=dict(target.evaluations))
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
+
+
+def _with_spreads(target: Target, family: Family, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:
+    """Add by how much mean field understates spreads, and a note that names the column where it does so most."""
+    if not (isinstance(family, Gaussian) and family.covariance == "diagonal" and solution.best.converged):
+        return d
+    free = target.unconstrained()
+    ratios = spread_ratios(free, solution.best.model, seed)
+    if ratios is None:
+        return d
+    worst, ratio = int(ratios.argmax()), float(ratios.max())
+    if ratio < NARROW:
+        return replace(d, understated=ratio)
+    where = "" if target.bijection.is_real else " (in free coordinates)"
+    note = f"by linear response `{free.names[worst]}` is {ratio:.3g} times as wide as in the model{where}, more than any other"
+    return replace(d, understated=ratio, notes=(*d.notes, note))
 
 
 def _searched(target: Target, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:

@@ -45,6 +45,8 @@ class Diagnostics:
     """Whether columns hang together, where the family keeps them apart."""
     least_kl: float | None = None
     """What reverse KL amounts to at least, in nats: from the importance weights, and from separate optima that q leaves out."""
+    understated: float | None = None
+    """How many times as wide as in the model a column is at most by linear response, where mean field was fitted."""
     separate: int = 1
     """How many of the optima lie apart from each other: as many components could hold them all."""
     evaluations: dict[str, int] | None = None

@@ -1,0 +1,187 @@
+"""Linear response: the covariance that a mean-field fit implies by how its means answer to a tilt of the target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import InputError, TargetError, cannot
+from whichkl.diagnostics.result import Diagnostics
+from whichkl.families import Family, Gaussian
+from whichkl.families.gaussian import diagonal_parts
+from whichkl.objectives import Objective, ReverseKL
+from whichkl.solvers.averages import DiagonalAverage
+from whichkl.solvers.mean_field import diagonal_average
+from whichkl.targets import Target
+
+_STEP, _SETTLED = 1e-4, 1e-9
+_GROUP = 64
+"""Columns that are solved for together."""
+_DENSE, _STEPS = 1_000, 20
+"""The whole Hessian up to so many dimensions, where so many steps of conjugate gradients for the columns would cost as much."""
+_ALL = 200
+"""Up to so many dimensions the spreads of all columns are compared after every fit, on few nodes."""
+_FEW, _AGREE = 64, 3.0
+_WHOLE = 500
+_KINKS = "the second derivatives of log p contradict the scales of q: it has kinks, where derivatives say nothing"
+_BENT = "−ELBO bends downwards there, so that the fit isn't a minimum of it"
+
+
+def linear_response(
+    target: Target | None,
+    family: Family,
+    objective: Objective,
+    diagnostics: Diagnostics,
+    columns: Sequence[int | str] | None,
+    seed: int,
+) -> Float[Tensor, "k d"]:
+    """Check what was asked of a fit, and answer it by `response`.
+
+    Raises:
+        InputError: it isn't a mean-field fit by reverse KL, a column isn't known, or there are too many.
+        TargetError: there is no target, or as `response`.
+    """
+    do = "take the linear response of this fit"
+    if not (isinstance(objective, ReverseKL) and isinstance(family, Gaussian) and family.covariance == "diagonal"):
+        because = f"it minimised {objective.name} over {family}, and only mean field's means answer for its spreads"
+        raise InputError(cannot(do, because, 'Use `fit(target, Gaussian("diagonal"), objective="reverse_kl")`'))
+    if target is None:
+        raise TargetError(cannot(do, "a loaded fit has no log density", "Pass `target=`, what was fitted"))
+    free = target.unconstrained()
+    if columns is None and free.dim > _WHOLE:
+        because = f"all of it would be {free.dim:,} × {free.dim:,} numbers"
+        raise InputError(cannot(do, because, f"Name up to {_WHOLE} `columns=`"))
+    best = diagnostics.optima[0].model
+    if tuple(best.event_shape) != (free.dim,):
+        because = f"the target has {free.dim} free coordinates, and the fit {best.event_shape[0]}"
+        raise InputError(cannot(do, because, "Pass the target that was fitted"))
+    named = [columns] if isinstance(columns, (str, int)) else columns
+    chosen = list(range(free.dim)) if named is None else [_number(one, free) for one in named]
+    if not chosen:
+        raise InputError(cannot(do, "no column is named", "Name one, or leave `columns=` out"))
+    return response(free, best, chosen, diagnostics.nodes or _FEW, seed)
+
+
+def _number(column: int | str, free: Target) -> int:
+    """The number of a column that is named or numbered."""
+    if isinstance(column, str) and column in free.names:
+        return free.names.index(column)
+    if isinstance(column, int) and not isinstance(column, bool) and -free.dim <= column < free.dim:
+        return column % free.dim
+    because = f"there is no column {column!r} among {', '.join(free.names[:5])}{', …' if free.dim > 5 else ''}"
+    raise InputError(cannot("take the linear response there", because, f"Give names, or numbers below {free.dim}"))
+
+
+def response(target: Target, model: Distribution, columns: Sequence[int], nodes: int, seed: int) -> Float[Tensor, "k d"]:
+    """Return rows of Σ = ∂E_q[x] / ∂t, where log p is tilted by tᵀx: the block of the means in the inverse Hessian of −ELBO.
+
+    At the minimum of F(m, log s) on the nodes, Σ = [∇²F]⁻¹ in the rows and columns of m: −∂²F/∂m² is E_q[∇² log p], whose
+    inverse has the correlations that q lacks, and the scales respond too. On a Gaussian target it's the exact covariance,
+    however many nodes there are. In coordinates where q is N(0, I), second derivatives are central differences of gradients:
+    the whole Hessian for many columns of few dimensions, 4 d evaluations of all nodes; else conjugate gradients, two
+    evaluations a step and column, in memory linear in d.
+
+    Args:
+        target: p in unconstrained coordinates.
+        model: the mean-field fit.
+        columns: which rows.
+        nodes: on how many nodes it was fitted.
+        seed: the seed that it was fitted with.
+
+    Raises:
+        TargetError: the fit isn't a minimum, log p has kinks, or the equations can't be solved to nine digits.
+
+    Source: Giordano, Broderick & Jordan (2018), "Covariances, robustness, and variational Bayes"; Giordano, Ingram &
+    Broderick (2024).
+    """
+    average = diagonal_average(target, nodes, seed)
+    loc, scale = (part.to(torch.float64) for part in diagonal_parts(model))
+    theta = torch.cat([loc, scale.log()])
+    if len(loc) <= _DENSE and 2 * len(loc) <= _STEPS * len(columns):
+        unit, hessian = average.metric(theta[None])[0, : len(loc)], _hessian(average, theta)
+        if _has_kinks(hessian.diagonal()[: len(loc)]):
+            raise TargetError(cannot("take the linear response of this fit", _KINKS, "Smooth them, or use Gaussian('full')"))
+        inverse = _inverse(hessian)
+        if inverse is None:
+            raise TargetError(cannot("take the linear response of this fit", _BENT, "Fit with other seeds, or a richer family"))
+        return (unit[:, None] * inverse[: len(loc), : len(loc)] * unit)[list(columns)]
+    groups = [list(columns[i : i + _GROUP]) for i in range(0, len(columns), _GROUP)]
+    return torch.cat([_solved(average, theta, torch.tensor(one)) for one in groups])
+
+
+def _solved(average: DiagonalAverage, theta: Float[Tensor, " p"], rows: Tensor) -> Float[Tensor, "k d"]:
+    """Conjugate gradients for several right-hand sides together; those that are done drop out."""
+    dim, unit = len(theta) // 2, average.metric(theta[None])[0]
+    every = torch.arange(len(rows))
+    left = theta.new_zeros(len(rows), 2 * dim)
+    left[every, rows.to(left.device)] = 1.0
+    answer, along, squared = torch.zeros_like(left), left.clone(), torch.ones_like(left[:, 0])
+    running = every
+    for _ in range(max(100, 4 * dim)):
+        bent = _bent(average, theta, unit, along[running])
+        bend = (along[running] * bent).sum(-1)
+        if running is every and _has_kinks(bend):
+            raise TargetError(cannot("take the linear response of this fit", _KINKS, "Smooth them, or use Gaussian('full')"))
+        if not bool((bend > 0).all()):
+            raise TargetError(cannot("take the linear response of this fit", _BENT, "Fit with other seeds, or a richer family"))
+        rate = (squared[running] / bend)[:, None]
+        answer[running] += rate * along[running]
+        left[running] -= rate * bent
+        after = left[running].square().sum(-1)
+        along[running] = left[running] + (after / squared[running])[:, None] * along[running]
+        squared[running] = after
+        running = running[(after > _SETTLED**2).cpu()]
+        if len(running) == 0:
+            covariance: Tensor = unit[rows, None] * answer[:, :dim] * unit[:dim]
+            return covariance
+    because = f"conjugate gradients reached {float(squared.max().sqrt()):.1e} of the right-hand side, not {_SETTLED:.0e}"
+    instead = "Scale the coordinates of the target alike, smooth its kinks, or use Gaussian('full')"
+    raise TargetError(cannot("take the linear response of this fit", because, instead))
+
+
+def _bent(average: DiagonalAverage, theta: Tensor, unit: Tensor, along: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+    """Hessian of −ELBO times directions, in units of the metric, by central differences of gradients."""
+    size = _STEP * math.sqrt(len(theta)) / torch.linalg.vector_norm(along, dim=-1, keepdim=True).clamp(min=1e-300)
+    step = size * unit * along
+    (_, ahead), (_, behind) = average(theta + step), average(theta - step)
+    return unit * (ahead - behind) / (2 * size)
+
+
+def spread_ratios(target: Target, model: Distribution, seed: int) -> Float[Tensor, " d"] | None:
+    """Return how many times as wide each column is by linear response; None above 200 dimensions or away from a minimum.
+
+    The whole Hessian on few nodes, 4 d evaluations of them.
+    """
+    if not 1 < target.dim <= _ALL:
+        return None
+    dim = target.dim
+    average = diagonal_average(target, max(_FEW, 1 << (4 * dim - 1).bit_length()) if dim <= 32 else _FEW, seed)
+    loc, scale = (part.to(torch.float64) for part in diagonal_parts(model))
+    theta = torch.cat([loc, scale.log()])
+    hessian = _hessian(average, theta)
+    inverse = None if _has_kinks(hessian.diagonal()[:dim]) else _inverse(hessian)
+    return None if inverse is None else inverse.diagonal()[:dim].sqrt()
+
+
+def _hessian(average: DiagonalAverage, theta: Float[Tensor, " p"]) -> Float[Tensor, "p p"]:
+    """The whole Hessian in units of the metric."""
+    unit = average.metric(theta[None])[0]
+    eye = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)
+    hessian = torch.cat([_bent(average, theta, unit, rows) for rows in eye.split(_GROUP)])
+    return (hessian + hessian.T) / 2
+
+
+def _inverse(hessian: Float[Tensor, "p p"]) -> Float[Tensor, "p p"] | None:
+    """Return the inverse; None where the Hessian isn't positive definite."""
+    tril, failed = torch.linalg.cholesky_ex(hessian)
+    return None if int(failed) or not bool(tril.isfinite().all()) else torch.cholesky_inverse(tril)
+
+
+def _has_kinks(bends: Float[Tensor, " k"]) -> bool:
+    """Whether −s² E[∂² log p] is far from 1, which it is at the fit of a smooth density (Price's theorem), but for the nodes."""
+    return not bool(((bends > 1 / _AGREE) & (bends < _AGREE)).all())
