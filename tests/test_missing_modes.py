@@ -180,6 +180,13 @@ def test_it_is_saved_and_loaded(tmp_path):
     assert MissingModes.from_dict(fields) == fit.diagnostics.missing_modes
 
 
+def test_a_report_shows_it(tmp_path):
+    wk.report(wk.fit(two(4, 0.9)), tmp_path / "fit.html")
+    page = (tmp_path / "fit.html").read_text()
+    assert "mass at modes that q misses" in page
+    assert "10.0% ± 0" in page
+
+
 def test_where_it_is_not_made_it_says_why():
     found = wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1), dim=201), wk.families.Gaussian("diagonal"))
     found = found.diagnostics.missing_modes

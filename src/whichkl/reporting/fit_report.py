@@ -99,8 +99,14 @@ def _evidence(fit: Fit) -> Section:
             (
                 "reverse KL, at least",
                 f"{max(d.least_kl or 0.0, 0.0):.3f}",
-                "from the weights, and from separate optima that q leaves out",
+                "from the weights, and from separate optima and missing modes that q leaves out",
             )
+        )
+    missing = d.missing_modes
+    if missing is not None and missing.reason is None:
+        number = f"{missing.mass:.1%} ± {missing.stderr:.1%}"
+        rows.append(
+            ("mass at modes that q misses", number, f"{missing.count} found; by {missing.method}, searched {missing.searched}")
         )
     for word, gain, near in (
         ("richer", d.richer_gain, next_richer(fit.family, d)),
