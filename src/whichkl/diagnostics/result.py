@@ -12,12 +12,12 @@ from whichkl.samples import Block
 from whichkl.solvers import Optimum
 
 DRAWS = 10_000
-_ROOM = 1 << 23
-"""Numbers in the draws at most, 64 MB, but at least 1,000 draws."""
+_ROOM = 1 << 22
+"""Numbers in the draws at most, 32 MB, but at least 1,000 draws."""
 
 
 def draws_in(dim: int) -> int:
-    """Return on how many fresh draws a fit is judged: 10,000 up to 838 dimensions, 1,000 from 8,388 on."""
+    """Return on how many fresh draws a fit is judged: 10,000 up to 419 dimensions, 1,000 from 4,194 on."""
     return min(DRAWS, max(1_000, _ROOM // dim))
 
 
