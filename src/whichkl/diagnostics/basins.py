@@ -28,6 +28,8 @@ def spread_out(y: Float[Tensor, "n d"], first: int, count: int) -> tuple[Int[Ten
 
     Source: Gonzalez (1985), farthest-first traversal.
     """
+    if len(y) == 0:
+        return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     chosen = [first]
     distance = (y - y[first]).square().sum(-1)
     nearest = torch.zeros(len(y), dtype=torch.long)

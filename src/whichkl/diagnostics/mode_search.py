@@ -120,8 +120,9 @@ class _Search:
         unreached = ~self.reached(y) & (weight > 0)
         missing, unresolved = torch.zeros(len(y), dtype=torch.bool), 0.0
         modes, shares, mass, stderr = y[:0], torch.zeros(0, dtype=torch.float64), 0.0, 0.0
-        if bool(unreached.any()):
-            modes, which = self._missing(y[unreached])
+        optima = self.spread[~self.reached(self.spread)]
+        if bool(unreached.any()) or len(optima):
+            modes, which = self._missing(y[unreached], optima)
             shares, mass, stderr = self._shares(modes)
             is_mode = shares > _LEAST
             missing[unreached] = torch.where(which >= 0, is_mode[which.clamp(min=0)] if len(modes) else False, False)
@@ -176,10 +177,13 @@ class _Search:
         searched = f"from a Gaussian {width:.0f} times as wide as the fit" + ("" if cloud.finished else ", and not to its end")
         return self.whiten(cloud.x), cloud.log_weights.exp(), cloud.finished, "particles", searched
 
-    def _missing(self, y: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
-        """Return modes that q doesn't reach, and for every point which of them it belongs to, −1 for none."""
-        chosen, nearest = spread_out(y, 0, min(128, max(24, 1500 // y.shape[1])))
-        ends = ascend(self.density, torch.cat([self.y[:_FROM_Q], y[chosen]]))
+    def _missing(self, y: Float[Tensor, "n d"], optima: Float[Tensor, "o d"]) -> tuple[Tensor, Tensor]:
+        """Return modes that q doesn't reach, and for every point of `y` which of them it belongs to, −1 for none.
+
+        Other optima of the fit climb too: a solver that found them knows of modes.
+        """
+        chosen, nearest = spread_out(y, 0, min(128, max(24, 2400 // y.shape[1])))
+        ends = ascend(self.density, torch.cat([self.y[:_FROM_Q], optima, y[chosen]]))
         label = labels(self.density, ends)
         held = torch.bincount(label[:_FROM_Q], minlength=int(label.max()) + 1) >= _OWN
         seen = held[label] if bool(held.any()) else torch.arange(len(label)) < _FROM_Q
@@ -195,7 +199,7 @@ class _Search:
         alone = self._alone(candidates, ends, seen)
         keep = torch.cumsum(alone, 0) - 1
         place = torch.where(alone, keep, -1)
-        which = number[label[_FROM_Q:]][nearest]
+        which = number[label[_FROM_Q + len(optima) :]][nearest]
         which = torch.where(which >= 0, place[which.clamp(min=0)] if len(modes) else -1, -1)
         return candidates[alone], which
 
