@@ -80,6 +80,8 @@ def _updated(
     first = (safe / change.square().sum(-1).clamp(min=1e-300))[:, None, None]
     eye = torch.eye(step.shape[1], dtype=step.dtype)
     start = torch.where((fresh & curved)[:, None, None], first * eye, inverse)
-    left = eye - step[:, :, None] * change[:, None, :] / safe[:, None, None]
-    new = left @ start @ left.transpose(1, 2) + step[:, :, None] * step[:, None, :] / safe[:, None, None]
+    way = torch.einsum("jik,jk->ji", start, change)
+    cross = way[:, :, None] * step[:, None, :] / safe[:, None, None]
+    outer = step[:, :, None] * step[:, None, :] / safe[:, None, None]
+    new = start - cross - cross.transpose(1, 2) + (1 + (way * change).sum(-1) / safe)[:, None, None] * outer
     return torch.where(curved[:, None, None], new, inverse)
