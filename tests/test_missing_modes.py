@@ -99,6 +99,12 @@ def test_a_family_that_is_too_small_is_no_missing_mode(name):
     assert "modes_missing" not in fit.findings
 
 
+@pytest.mark.parametrize("family", [wk.families.Gaussian("diagonal"), wk.families.Mixture(2)])
+def test_nor_is_a_model_far_narrower_than_the_target_or_one_component_too_many(family):
+    for target in (correlated(8, 1e5), gumbel(4)):
+        assert wk.fit(target, family).diagnostics.missing_modes.count == 0
+
+
 def test_posteriors_give_no_false_alarm(shared):
     folder = shared / "posteriors"
     for name in ("arK-arK", "eight_schools-centered", "kidiq-kidscore_interaction", "nes1980-nes"):
