@@ -91,10 +91,10 @@ class Doubling:
     def _moved(self, end: End, theta: Tensor, loss: Tensor, average: Average) -> tuple[float, bool]:
         """Return the largest shift of a mean of the best optimum, and whether those within 3 nats of it stay."""
         dim, best = average.z.shape[1], int(end.value.argmin())
-        moved = (end.theta - theta) / average.metric(end.theta)
-        shift, slack = moved[:, :dim].abs(), max(self.node_tolerance, 2.5e-4 * theta.shape[1])
+        shift = ((end.theta - theta) / average.metric(end.theta))[:, :dim].abs()
+        slack = max(self.node_tolerance, 5e-4 * dim)
         stays = (shift.square().mean(-1).sqrt() <= self.node_tolerance) & (shift.amax(-1) <= _FARTHEST)
-        stays &= (moved.square().sum(-1) / 2 <= slack) & ((end.value - loss).abs() <= slack)
+        stays &= (end.fall <= slack) & ((end.value - loss).abs() <= slack)
         return float(shift[best].max()), bool(stays[end.value <= end.value[best] + _CLOSE].all())
 
     def _optima(self, end: End, tolerance: float) -> tuple[Optimum, ...]:

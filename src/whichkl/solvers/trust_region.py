@@ -22,7 +22,7 @@ _BLUR = 1e-11
 _SHORTEST = 1e-9
 _ROUGHLY = 12
 """After so many steps cheap second derivatives have proved too rough."""
-_LEAST_RESIDUE = 1e-4
+_LEAST_RESIDUE, _MOST = 1e-4, 250
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class End:
     """Whether no step, however short, could improve it: at a kink."""
     steps: int
     """Newton steps, all starts together."""
+    fall: Float[Tensor, " b"]
+    """By how much each value fell from its start."""
 
 
 def minimize(
@@ -63,7 +65,7 @@ def minimize(
     Source: Steihaug (1983); Nocedal & Wright (2006), algorithms 4.1 and 7.2; for `bend`, Byrd, Chin, Neveitt & Nocedal (2011).
     """
     value, gradient = function(theta)
-    scale = metric(theta)
+    begun, scale = value, metric(theta)
     radius = torch.full_like(value, math.sqrt(theta.shape[1]))
     stalled, steps = torch.zeros_like(value, dtype=torch.bool), 0
     while steps < most:
@@ -91,7 +93,7 @@ def minimize(
         theta, gradient = theta.index_copy(0, moved, there[taken]), gradient.index_copy(0, moved, new_gradient[taken])
         value, scale = value.index_copy(0, moved, new[taken]), scale.index_copy(0, moved, new_scale[taken])
     residual = torch.linalg.vector_norm(scale * gradient, dim=-1)
-    return End(theta, value, residual.masked_fill(~value.isfinite(), math.inf), stalled, steps)
+    return End(theta, value, residual.masked_fill(~value.isfinite(), math.inf), stalled, steps, begun - value)
 
 
 def curvature(
@@ -113,7 +115,7 @@ def _steihaug(
     size = residual / math.sqrt(slope.shape[1])
     goal = (residual * size.sqrt().clamp(_LEAST_RESIDUE, 0.1)).square()
     running = torch.ones_like(radius, dtype=torch.bool)
-    for _ in range(min(2 * slope.shape[1], 1000)):
+    for _ in range(min(2 * slope.shape[1], _MOST)):
         on = running.nonzero()[:, 0]
         if len(on) == 0:
             break
