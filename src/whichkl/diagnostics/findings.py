@@ -57,7 +57,7 @@ _SURE, _TOLD, _OFF = 1e-4, 0.6, 0.06
 NARROW = 1.25
 """Mean field counts as too narrow where linear response makes a column so many times as wide."""
 _STEIN = 2_000
-_WIDE = 300
+_WIDE = 200
 """In more dimensions than these a low rank is richer enough; a full covariance would take long."""
 
 
