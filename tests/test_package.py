@@ -72,6 +72,7 @@ def test_the_examples_cover_the_four_cells():
         "flow",
         "log_density_only",
         "many_rows",
+        "mean_field",
         "missing_modes",
         "neither",
         "numpyro_model",
