@@ -31,7 +31,7 @@ from whichkl.families.margins_real import _log_minus_digamma, _shape
 from whichkl.families.product import MARGINS
 from whichkl.samples import Block, Stream
 from whichkl.samples import stream as streams
-from whichkl.solvers import ClosedForm, NaturalGradient
+from whichkl.solvers import ClosedForm
 from whichkl.solvers.medians import weighted_medians
 from whichkl.solvers.nodes import gaussian_rule
 from whichkl.solvers.rows import Rows
@@ -246,17 +246,6 @@ def test_low_rank_keeps_every_promise_of_a_family_with_nodes():
     torch.testing.assert_close(white.log_prob((x - shift) @ inverse), model.log_prob(x) + scale.diagonal().log().sum())
     with pytest.raises(InputError, match="no longer be WWᵀ"):
         family.affine(model, shift, scale + torch.ones(6, 6, dtype=D).tril(-1))
-    with pytest.raises(ValueError, match="doesn't minimise `reverse_kl`"):
-        _reverse(family)
-
-
-def _reverse(family):
-    from whichkl import ReverseKL
-    from whichkl.solvers import solver_for
-
-    p = Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=3)
-    assert NaturalGradient.solves(ReverseKL(), Gaussian(), p.access)
-    solver_for(ReverseKL(), family, p.access)
 
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])

@@ -149,7 +149,8 @@ def _bent(average: DiagonalAverage, theta: Tensor, unit: Tensor, along: Float[Te
     size = _STEP * math.sqrt(len(theta)) / torch.linalg.vector_norm(along, dim=-1, keepdim=True).clamp(min=1e-300)
     step = size * unit * along
     (_, ahead), (_, behind) = average(theta + step), average(theta - step)
-    return unit * (ahead - behind) / (2 * size)
+    bent: Tensor = unit * (ahead - behind) / (2 * size)
+    return bent
 
 
 def spread_ratios(target: Target, model: Distribution, seed: int) -> Float[Tensor, " d"] | None:

@@ -102,7 +102,8 @@ def curvature(
     """Return U H U v: a forward difference of gradients along U v, where U = diag(unit)."""
     size = _STEP * math.sqrt(theta.shape[1]) / torch.linalg.vector_norm(along, dim=-1, keepdim=True).clamp(min=1e-300)
     _, ahead = function(theta + size * unit * along)
-    return (unit * ahead - gradient) / size
+    bent: Tensor = (unit * ahead - gradient) / size
+    return bent
 
 
 def _steihaug(
