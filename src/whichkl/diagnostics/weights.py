@@ -16,11 +16,13 @@ from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
 from whichkl.families import Family, Gaussian
 from whichkl.families.family import NodeFamily
 from whichkl.importance import effective_sample_size, pareto_smooth
+from whichkl.seeds import seeded
 from whichkl.solvers import Optimum
 from whichkl.targets import Target
 
 _BLOCK = 1 << 23
 """Numbers in the points of one call of the target."""
+_OVERLAP = 1_000
 
 
 def by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnostics, seed: int, *, separate: bool) -> Diagnostics:
@@ -49,9 +51,9 @@ def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
     """
     if len(optima) == 1:
         return list(optima)
-    kept: list[tuple[Optimum, Tensor, Tensor]] = []
     if not isinstance(family, NodeFamily):
-        raise TypeError(family)
+        return _apart_by_draws(optima)
+    kept: list[tuple[Optimum, Tensor, Tensor]] = []
     is_factorised = isinstance(family, Gaussian) and family.covariance != "full"
     for one in optima:
         if is_factorised:
@@ -61,6 +63,19 @@ def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
             cov = tril @ tril.T
         if all(_bhattacharyya(loc, cov, other, theirs) > 2 for _, other, theirs in kept):
             kept.append((one, loc, cov))
+    return [one for one, _, _ in kept]
+
+
+def _apart_by_draws(optima: tuple[Optimum, ...], seed: int = 0) -> list[Optimum]:
+    """The same of any laws, the overlap ∫√(q q′) = E_q √(q′/q) by 1,000 draws of the one already kept."""
+    kept: list[tuple[Optimum, Tensor, Tensor]] = []
+    for one in optima:
+        with torch.no_grad():
+            overlaps = [float(((one.model.log_prob(x) - log_q) / 2).exp().mean()) for _, x, log_q in kept]
+            if all(overlap < math.exp(-2) for overlap in overlaps):
+                with seeded(seed):
+                    x = one.model.sample((_OVERLAP,))
+                kept.append((one, x, one.model.log_prob(x)))
     return [one for one, _, _ in kept]
 
 

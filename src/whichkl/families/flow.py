@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Distribution, TransformedDistribution
+from torch.distributions import AffineTransform, Distribution, Independent, Normal, TransformedDistribution
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.layers import Standardised, check_count, check_widths
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import Scalar
+from whichkl.families.triangular import Triangular
 
 Kind = Literal["spline", "coupling", "maf"]
 _EDGE = 5.0
@@ -69,7 +71,7 @@ class Flow(NetworkFamily):
 
     def network(self, shape: Shape) -> nn.Module:
         """Build zuko's flow between layers of standardised data."""
-        return _Network(shape, self)
+        return FlowNetwork(shape, self)
 
     def wider(self) -> Flow:
         """Return the flow with two transforms more."""
@@ -84,10 +86,22 @@ class Flow(NetworkFamily):
         return (*super().remarks(summary, names), *(note if far else ()))
 
 
-class _Network(Standardised):
-    """Zuko's flow, and the data's scale around it."""
+class FlowNetwork(Standardised):
+    """Zuko's flow, and the scale around it: of each column, or a lower triangle where the flow started from a Gaussian.
+
+    Then the flow carries N(0, s² I), and the triangle is 1/s times as large: splines that end five units out reach 5/s
+    standard deviations of that Gaussian. And it is run the other way round, which draws, with log q of the draws, in one pass;
+    log q elsewhere takes as many passes as draws do else.
+
+    Source: Kingma et al. (2016) for the other way round.
+    """
+
+    tril: Tensor | None
+    within: Tensor | None
+    """S, of the normal that the flow carries; 1 unless said."""
 
     def __init__(self, shape: Shape, family: Flow) -> None:
+        """Build the flow with random weights."""
         super().__init__(shape)
         flows = _flows()
         fields = {"transforms": family.transforms, "hidden_features": family.hidden, "activation": nn.SiLU}
@@ -97,12 +111,55 @@ class _Network(Standardised):
             fields["passes"] = 2
         kind = flows.MAF if family.kind == "maf" else flows.NSF
         self.flow = kind(shape.dim, shape.context, **fields)
+        self.register_buffer("tril", None)
+        self.register_buffer("within", None)
 
     def forward(self, x: Tensor | None = None) -> Distribution:
         """Return the law of y, given x where there are contexts."""
-        base = self.flow() if x is None else self.flow(self.standard_context(x))
-        law = TransformedDistribution(base, [AffineTransform(self.mean, self.scale, event_dim=1)], validate_args=False)
+        base = self.inner() if x is None else self.flow(self.standard_context(x))
+        around = AffineTransform(self.mean, self.scale, event_dim=1) if self.tril is None else Triangular(self.mean, self.tril)
+        law = TransformedDistribution(base, [around], validate_args=False)
         return Scalar(law) if self.is_scalar and self.dim == 1 else law
+
+    def inner(self) -> Distribution:
+        """Return the law of the flow's draws, before any map around it."""
+        law: Any = self.flow()
+        if self.within is None:
+            return cast(Distribution, law)
+        return cast(Distribution, type(law)(law.transform.inv, self.carried_normal(self.within)))
+
+    def carry(self, z: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
+        """Carry draws of N(0, within² I) through the flow, with log q of where they end."""
+        law: Any = self.flow()
+        y, volume = law.transform.call_and_ladj(z)
+        return y, self.carried_normal(self.within).log_prob(z) - volume
+
+    def carried_normal(self, scale: Tensor | None) -> Distribution:
+        """Return N(0, scale² I)."""
+        wide = (torch.ones_like(self.mean[0]) if scale is None else scale).expand(self.dim)
+        return Independent(Normal(torch.zeros_like(wide), wide, validate_args=False), 1, validate_args=False)
+
+    def rest(self) -> None:
+        """Make the flow the identity, by zeros in the last layer of each transform's network."""
+        for part in self.flow.transform.transforms:
+            nn.init.zeros_(part.hyper[-1].weight)
+            nn.init.zeros_(part.hyper[-1].bias)
+
+    def surround(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], within: float) -> None:
+        """Carry N(0, within² I) through the flow, and its draws y to loc + tril y."""
+        self.mean.copy_(loc)
+        self.scale.fill_(1.0)
+        self.tril = tril.detach().to(self.mean).clone()
+        self.within = torch.tensor(within).to(self.mean)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room for a triangle where the weights have one."""
+        for name in ("tril", "within"):
+            found = state_dict.get(f"{prefix}{name}")
+            setattr(
+                self, name, None if found is None else torch.empty_like(found, dtype=self.mean.dtype, device=self.mean.device)
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _flows() -> Any:

@@ -12,6 +12,7 @@ from whichkl.solvers.natural_gradient import NaturalGradient
 from whichkl.solvers.newton import Newton
 from whichkl.solvers.sample_average import SampleAverage
 from whichkl.solvers.solver import Optimum, Solution, Solver
+from whichkl.solvers.sticking_the_landing import StickingTheLanding
 from whichkl.solvers.stochastic import Stochastic
 
 SOLVERS: tuple[type[Solver], ...] = (
@@ -22,6 +23,7 @@ SOLVERS: tuple[type[Solver], ...] = (
     LowRank,
     NaturalGradient,
     SampleAverage,
+    StickingTheLanding,
     Stochastic,
 )
 
@@ -37,6 +39,7 @@ __all__ = [
     "SampleAverage",
     "Solution",
     "Solver",
+    "StickingTheLanding",
     "Stochastic",
     "solver_for",
 ]
