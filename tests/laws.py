@@ -391,7 +391,8 @@ def _assert_local_minimum(solution, kind, family, target):
         # EM stops a tenth of a nat, over all rows, or 1e-5 nats from the top
         slack = 1e-5 + (0.1 / len(x) if target.samples is not None else 0) if kind is ExpectationMaximization else 1e-9
     else:
-        rule = gaussian_rule(target.dim, solution.nodes, seed=5)
+        doubled_anew = kind in (NaturalGradient, SampleAverage)
+        rule = gaussian_rule(target.dim, solution.nodes, seed=5 + solution.nodes * doubled_anew)
 
         def loss(theta):
             return ReverseKL().loss(family, family.unpack(theta, target.dim), target.value_and_score, *rule)

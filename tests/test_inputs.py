@@ -131,7 +131,7 @@ CALLS = [
     (lambda: wk.fit(X, objective="kl"), "this version minimises forward_kl, reverse_kl"),
     (
         lambda: wk.fit(X, objective="reverse_kl"),
-        "it requires `log_prob`, but the target only has samples. Use `ForwardKL`, or pass",
+        "it requires `log_prob` or `score`, but the target only has samples. Use `ForwardKL`, or pass",
     ),
     (lambda: wk.fit(wk.Target(log_prob=gaussian, dim=2), objective="forward_kl"), "requires `samples` or `sampler`"),
     (lambda: wk.fit(wk.Target(dim=2)), "neither sample the target nor evaluate it"),

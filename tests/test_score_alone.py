@@ -135,3 +135,12 @@ def test_samples_beside_a_score_are_held_against_it():
     x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=D)
     assert "accesses_disagree" not in wk.fit(wk.Target(samples=x, score=lambda x: -x)).findings
     assert "accesses_disagree" in wk.fit(wk.Target(samples=x, score=lambda x: -4 * x)).findings
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_score_in_jax_is_compiled_in_double_precision(batched):
+    pytest.importorskip("jax", reason="JAX isn't installed")
+    import jax.numpy as jnp
+
+    target = wk.Target(score=lambda x: -(jnp.asarray(x) - 1 / 3), dim=2, batched=batched)
+    assert float((wk.fit(target).model.mean - 1 / 3).abs().max()) < 1e-12

@@ -169,12 +169,17 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
     {'forward_kl': 'it requires `samples` or `sampler`, and the target has log_prob'}
     """
     family = Gaussian() if family is None else family_of(family)
-    access, dim = (target, None) if isinstance(target, Access) else (Target.of(target).access, Target.of(target).dim)
+    p = None if isinstance(target, Access) else Target.of(target)
+    access, dim = (target, None) if p is None else (p.access, p.dim)
+    is_apart = p is not None and p.bijection.is_discrete and family.carried
     options, missing = [], {}
     for objective in OBJECTIVES.values():
         solver = next((kind.name for kind in SOLVERS if kind.solves(objective, family, access)), None)
         if not objective.requires.met_by(access):
             missing[objective.name] = f"it requires {objective.requires.label}, and the target has {access.label}"
+        elif is_apart:
+            instead = "use Product('bernoulli'), Product('categorical') or Autoregressive()"
+            missing[objective.name] = f"the target is discrete, and {family} has a density on ℝᵈ: {instead}"
         elif solver is None:
             missing[objective.name] = f"no solver minimises it over {family}"
         else:

@@ -228,18 +228,28 @@ class Score:
     @cached_property
     def _as_array(self) -> bool:
         """Whether it takes arrays and no tensors; a function of JAX arrays is compiled."""
+        returned: list[Any] = []
+
+        def watched(x: Any) -> Any:
+            returned.append(self.function(x))
+            return returned[-1]
+
         errors: list[TargetError] = []
         for as_array in (False, True):
             try:
-                found = call(self.function, self.probe, "score", self.batched, as_array)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of what a function of arrays makes of a tensor
+                    found = call(watched, self.probe, "score", self.batched, as_array)
             except TargetError as error:
                 errors.append(error)
                 if adapters.is_from_jax(error.__cause__):
                     return self._compile()
                 continue
+            if adapters.is_jax(returned[-1]):
+                return self._compile()
             check_shape(found, self.probe)
             return as_array
-        if adapters.is_function(self.function, self.probe):
+        if adapters.is_function(self.function, self.probe, gradient=True):
             return self._compile()
         raise errors[0] from errors[0].__cause__
 

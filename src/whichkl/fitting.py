@@ -317,10 +317,10 @@ def fit(
     log = None if journal is None else Journal.of(journal, _identity(p, family, objective, solver, seed))
     work = Work(workers_of(cluster), tell or QUIET.tell, log)
     family, curve, notes = resolve(p, family, seed, work)
+    free = p.unconstrained() if family.carried else p
     advice = advise(p, family)
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)
-    free = p.unconstrained() if family.carried else p
     if free.samples is not None:
         family.check_samples(free.samples, p.names)
     is_judged = judge and isinstance(chosen, ForwardKL)

@@ -26,12 +26,13 @@ from whichkl._checks import InputError, cannot
 Support = Constraint | Sequence[Constraint] | str | None
 
 _REALS = (type(constraints.real), type(constraints.real_vector))
-_BOUNDED = r"(interval|greater_than|less_than)\(([^(),]+)(?:,([^(),]+))?\)"
+_BOUNDED = r"(interval|integer_interval|greater_than|less_than)\(([^(),]+)(?:,([^(),]+))?\)"
 _WORDS = {
     "real": constraints.real,
     "positive": constraints.positive,
     "unit_interval": constraints.unit_interval,
     "simplex": constraints.simplex,
+    "boolean": constraints.boolean,
 }
 
 
@@ -55,10 +56,11 @@ class Bijection:
             because = f"{len(parts)} constraints were given for {dim} columns"
             raise InputError(cannot("use this `support`", because, "Give one constraint, or one a column"))
         self.constraints = tuple(_scalar(part) for part in parts)
-        if any(part.is_discrete for part in self.constraints):
-            because = "it is discrete, and the families of this version have densities on ℝᵈ"
-            raise InputError(cannot("use this `support`", because, "Use a continuous target"))
+        self.levels = _levels(self.constraints, dim)
         self.is_real = all(isinstance(part, _REALS) for part in self.constraints)
+        if self.is_discrete:
+            self.free_dim = dim
+            return
         whole = len(self.constraints) == 1 and self.constraints[0].event_dim == 1
         if whole:
             self.transform: transforms.Transform = biject_to(self.constraints[0])
@@ -67,19 +69,30 @@ class Bijection:
             self.transform = transforms.IndependentTransform(each[0], 1) if len(each) == 1 else Columns(each)
         self.free_dim = int(self.transform.inverse_shape(torch.Size([dim]))[-1])
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the support is a finite set of rows of whole numbers; then nothing is carried anywhere."""
+        return self.levels is not None
+
+    def inside(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "1 d"]:
+        """Return one point of the support."""
+        if self.levels is not None:
+            return torch.tensor([[low for low, _ in self.levels]], dtype=dtype, device=device)
+        return self.forward(torch.zeros(1, self.free_dim, dtype=dtype, device=device))
+
     def forward(self, u: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         """Carry free coordinates into the support."""
-        x: Tensor = u if self.is_real else self.transform(u)
+        x: Tensor = u if self.is_real or self.is_discrete else self.transform(u)
         return x
 
     def inverse(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Carry points of the support to free coordinates."""
-        u: Tensor = x if self.is_real else self.transform.inv(x)
+        u: Tensor = x if self.is_real or self.is_discrete else self.transform.inv(x)
         return u
 
     def log_jacobian(self, u: Float[Tensor, "n k"], x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return log|∂x/∂u| a row."""
-        return torch.zeros_like(u[:, 0]) if self.is_real else self.transform.log_abs_det_jacobian(u, x)
+        return torch.zeros_like(u[:, 0]) if self.is_real or self.is_discrete else self.transform.log_abs_det_jacobian(u, x)
 
     def contains(self, x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
         """Whether each row is finite and lies in the support."""
@@ -101,7 +114,9 @@ class Bijection:
 
     def wrap(self, model: Distribution) -> Distribution:
         """Carry a model of free coordinates into the support."""
-        return model if self.is_real else TransformedDistribution(model, [self.transform], validate_args=False)
+        return (
+            model if self.is_real or self.is_discrete else TransformedDistribution(model, [self.transform], validate_args=False)
+        )
 
     def describe(self) -> list[str]:
         """Write the support as words that `parse_support` reads back."""
@@ -150,11 +165,12 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
     match = re.fullmatch(_BOUNDED, word)
     try:
         if match:
-            numbers = [float(number) for number in match.groups()[1:] if number is not None]
+            read = int if match[1] == "integer_interval" else float
+            numbers = [read(number) for number in match.groups()[1:] if number is not None]
             return (getattr(constraints, match[1])(*numbers),)
     except (TypeError, ValueError):
         pass
-    known = ", ".join([*_WORDS, "interval(a, b)", "greater_than(a)", "less_than(b)"])
+    known = ", ".join([*_WORDS, "interval(a, b)", "integer_interval(a, b)", "greater_than(a)", "less_than(b)"])
     raise InputError(cannot(f"read the support `{word}`", "it isn't a known one", f"Choose among {known}"))
 
 
@@ -181,6 +197,27 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     return tuple(kind(*ends) for ends in zip(*columns, strict=True))
 
 
+def _levels(parts: Sequence[Constraint], dim: int) -> tuple[tuple[int, int], ...] | None:
+    """Return the least and the largest value of every column of a discrete support; None of a continuous one.
+
+    Raises:
+        InputError: some columns are discrete and others not, or one has no end.
+    """
+    if not any(part.is_discrete for part in parts):
+        return None
+    if not all(part.is_discrete for part in parts):
+        because = "some columns are discrete and others aren't, and this version has no family of both"
+        raise InputError(cannot("use this `support`", because, "Sum or integrate the one kind out of `log_prob`"))
+    ends = []
+    for part in parts:
+        low, high = (0, 1) if part is constraints.boolean else (getattr(part, f"{end}_bound", None) for end in ("lower", "upper"))
+        if part.event_dim > 0 or low is None or high is None:
+            because = f"{part} isn't a finite range of whole numbers a column"
+            raise InputError(cannot("use this discrete `support`", because, "Use 'boolean', or 'integer_interval(0, K - 1)'"))
+        ends.append((int(low), int(high)))
+    return tuple(ends) * (dim if len(ends) == 1 else 1)
+
+
 def _scalar(part: Constraint) -> Constraint:
     """Undo `constraints.independent(c, 1)` where c acts on one coordinate: it's the same constraint a column."""
     inner = getattr(part, "base_constraint", None)
@@ -192,6 +229,8 @@ def _describe(part: Constraint) -> str:
         if part is known or (word == "real" and isinstance(part, _REALS)):
             return word
     bounds = [getattr(part, name) for name in ("lower_bound", "upper_bound") if hasattr(part, name)]
+    if part.is_discrete and len(bounds) == 2:
+        return f"integer_interval({', '.join(str(int(bound)) for bound in bounds)})"
     name = {2: "interval", 1: "greater_than" if hasattr(part, "lower_bound") else "less_than"}.get(len(bounds))
     if name is None:
         because = f"a file can't hold the constraint {part}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset
 
+from whichkl import enumeration
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.adapters.numpyro import NumPyroModel, is_numpyro
@@ -24,6 +25,7 @@ from whichkl.chains import chain_ids, thinning
 from whichkl.coordinates import free_log_prob, free_sampler, free_score
 from whichkl.density import Function, LogDensity, Score
 from whichkl.distributions import distribution_log_prob, inside
+from whichkl.energies import NegativeEnergy
 from whichkl.line_integral import LineIntegral
 from whichkl.pairing import has_flat_response, tell_apart
 from whichkl.samples import Stream, Table, open_samples
@@ -41,12 +43,14 @@ class Target:
         log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A tensor function is
             differentiated by autograd; one of arrays by central differences (2d evaluations a gradient); one of JAX arrays
             by JAX, (d,) → () too.
+        energy: E(x), (n, d) → (n,), in place of `log_prob`: log p = −E − log Z. An `nn.Module` is copied and frozen.
         sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument torch's and NumPy's global
             seeds are set for the call and restored after it.
         score: g(x), (n, d) → (n, d), the gradient of log p; without `log_prob` it's integrated along lines to log p up to a
             constant. True where `log_prob` returns the pair (value, gradient), as SciPy's ``jac=True`` has it.
         dim: d; needed where there are no samples.
-        support: where p > 0: a `torch.distributions.constraints` member, one a column, or a word (``"positive"``).
+        support: where p > 0: a `torch.distributions.constraints` member, one a column, or a word (``"positive"``). With
+            ``"boolean"`` or ``"integer_interval(0, 3)"`` the target is discrete, and `log_prob` gets rows of whole numbers.
         normalized: whether `log_prob` integrates to one.
         weights: (n,) non-negative weights of `samples`.
         chains: where `samples` come from Markov chains, in the order of time: how many equally long ones are stacked one
@@ -70,6 +74,7 @@ class Target:
         *,
         samples: Any = None,
         log_prob: Function | None = None,
+        energy: Function | None = None,
         sampler: Function | None = None,
         score: Function | bool | None = None,
         dim: int | None = None,
@@ -87,6 +92,11 @@ class Target:
         self.carrier: Bijection | None = None
         self.origin: NumPyroModel | None = None
         """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
+        if energy is not None:
+            if log_prob is not None or score is not None or normalized:
+                because = "an energy is log p, turned round, up to its own log Z"
+                raise InputError(cannot("use `energy=` with `log_prob=`, `score=` or `normalized=`", because, "Pass one of them"))
+            log_prob = NegativeEnergy(energy)
         if isinstance(score, bool):
             if score and log_prob is None:
                 because = "it says that `log_prob` returns value and gradient, and there is none"
@@ -127,7 +137,7 @@ class Target:
         self.score = score
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
-        inside = self.bijection.forward(torch.zeros(1, self.bijection.free_dim, dtype=self.dtype, device=self.device))
+        inside = self.bijection.inside(self.dtype, self.device)
         self.density = self._density(log_prob, score, batched, inside)
         self._check_context()
         self._check_stream(weights, chains)
@@ -181,10 +191,28 @@ class Target:
         if self.density is not None and self.line_integral is None:
             have |= Access.LOG_PROB
             have |= Access.NORMALIZED if self.normalized else Access(0)
-            have |= Access.DIFFERENTIABLE if self.density.differentiable else Access(0)
+            is_smooth = self.density.differentiable and not self.bijection.is_discrete
+            have |= Access.DIFFERENTIABLE if is_smooth else Access(0)
         if self.score is not None:
             have |= Access.SCORE
+        levels = self.bijection.levels
+        if levels is not None and enumeration.count(levels) <= enumeration.MOST:
+            have |= Access.ENUMERABLE
         return have
+
+    @cached_property
+    def atoms(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Every row of a discrete support, and log p of it.
+
+        Raises:
+            TargetError: they can't be listed, or there is no log density.
+        """
+        levels = self.bijection.levels
+        if levels is None or Access.ENUMERABLE not in self.access:
+            because = "its support isn't discrete" if levels is None else f"there are more than {enumeration.MOST:,}"
+            raise TargetError(cannot("list the states of this target", because, "Draw from a model of it"))
+        x = enumeration.rows(levels, self.dtype).to(self.device)
+        return x, self.log_prob(x).detach().to(torch.float64)
 
     def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Natural log of the density (up to a constant unless `normalized`), −inf outside the support.
@@ -234,7 +262,15 @@ class Target:
         return x
 
     def unconstrained(self) -> Target:
-        """Return this target in free coordinates u ∈ ℝᵏ, x = T(u): log p(T(u)) + log|∂T/∂u|."""
+        """Return this target in free coordinates u ∈ ℝᵏ, x = T(u): log p(T(u)) + log|∂T/∂u|.
+
+        Raises:
+            TargetError: it is discrete.
+        """
+        if self.bijection.is_discrete:
+            because = "it is discrete, and this family has a density on ℝᵈ"
+            instead = "Use Product('bernoulli'), Product('categorical'), Autoregressive() or Categorical() of whichkl.families"
+            raise TargetError(cannot("carry this target to ℝᵈ", because, instead))
         if self.stream is not None:
             free = copy.copy(self)
             free.carrier, free.dim, free.bijection = (
@@ -351,6 +387,10 @@ def _of_distribution(p: Distribution) -> Target:
         shapes = f"batch shape {tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}"
         instead = "Give one distribution over a scalar or a vector (torch.distributions.Independent makes one)"
         raise InputError(cannot("make a target of this distribution", f"it has {shapes}", instead))
+    if getattr(p.support, "is_discrete", False):
+        instead = "Use Target(log_prob=p.log_prob, dim=d, support='boolean', normalized=True), or its draws as `samples=`"
+        because = "it is discrete, and the families that a distribution is fitted by have densities on ℝᵈ"
+        raise InputError(cannot("make a target of this distribution", because, instead))
     with seeded(0):
         example = p.sample()
 

@@ -11,7 +11,7 @@ import torch
 from whichkl.diagnostics.correlation import next_richer
 from whichkl.diagnostics.result import Diagnostics, draws_in
 from whichkl.divergences import Estimate
-from whichkl.families import Family, Gaussian, Mixture, simpler
+from whichkl.families import Categorical, Family, Gaussian, Mixture, Product, simpler
 from whichkl.importance import khat_limit
 from whichkl.solvers import Solution
 from whichkl.targets import Target
@@ -112,7 +112,8 @@ def _is_told_apart(d: Diagnostics) -> bool:
 
 def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -> tuple[str, ...]:
     """Return a sentence with the next step for each finding."""
-    larger = next_richer(family, diagnostics) or "a flow, or a family of your own"
+    otherwise = "Autoregressive()" if isinstance(family, (Categorical, Product)) else "a flow, or a family of your own"
+    larger = next_richer(family, diagnostics) or otherwise
     if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
         larger = replace(larger, components=diagnostics.separate)
     if larger == Gaussian() and diagnostics.optima[0].model.event_shape[0] > _WIDE:
@@ -135,6 +136,8 @@ def _accesses_disagree(target: Target, seed: int) -> bool:
 
     Source: Stein (1972); as a check of samples, Gorham & Mackey (2015).
     """
+    if target.bijection.is_discrete:
+        return False
     free = target.unconstrained()
     if not (free.access.can_sample and free.access.can_evaluate):
         return False

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import TargetError
+from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
 from whichkl.diagnostics.missing_modes import MissingModes
 from whichkl.particles import Reference, temper
@@ -50,6 +51,9 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0) -> MissingM
 
     Source: Del Moral, Doucet & Jasra (2006) for the particles; Dai, Heng, Jacob & Whiteley (2022).
     """
+    if target.bijection.is_discrete:
+        counted = "every state of the target is counted, so that the value is exact"
+        return _nothing(target, counted if Access.ENUMERABLE in target.access else "the target is discrete")
     free = target.unconstrained()
     skip = _reason(free)
     if skip is not None:

@@ -108,8 +108,8 @@ class _Network(Standardised):
 
     def logits(self, y: Tensor, given: Tensor | None) -> list[Tensor]:
         """Return log q of every category of every column, given the columns before it: (…, Kⱼ) for each j."""
-        hot = [nn.functional.one_hot(one, count) for one, count in zip(y.unbind(-1), self.categories, strict=True)]
-        inputs = torch.cat(hot, -1).to(self.mean)
+        every = [torch.arange(count, device=y.device) for count in self.categories]  # one_hot can't be mapped by vmap
+        inputs = torch.cat([one[..., None] == k for one, k in zip(y.unbind(-1), every, strict=True)], -1).to(self.mean)
         if given is not None:
             inputs = torch.cat([given.expand(*inputs.shape[:-1], -1), inputs], -1)
         return [one.log_softmax(-1) for one in self.net(inputs).split(self.categories, -1)]

@@ -5,12 +5,15 @@ from whichkl.access import Access
 from whichkl.families import Family
 from whichkl.objectives import Objective
 from whichkl.solvers.closed_form import ClosedForm
+from whichkl.solvers.coordinate_ascent import CoordinateAscent
 from whichkl.solvers.em import ExpectationMaximization
+from whichkl.solvers.enumeration import Enumeration
 from whichkl.solvers.low_rank import LowRank
 from whichkl.solvers.mean_field import MeanField
 from whichkl.solvers.natural_gradient import NaturalGradient
 from whichkl.solvers.newton import Newton
 from whichkl.solvers.sample_average import SampleAverage
+from whichkl.solvers.score_function import ScoreFunction
 from whichkl.solvers.solver import Optimum, Solution, Solver
 from whichkl.solvers.sticking_the_landing import StickingTheLanding
 from whichkl.solvers.stochastic import Stochastic
@@ -24,12 +27,17 @@ SOLVERS: tuple[type[Solver], ...] = (
     NaturalGradient,
     SampleAverage,
     StickingTheLanding,
+    Enumeration,
+    CoordinateAscent,
+    ScoreFunction,
     Stochastic,
 )
 
 __all__ = [
     "SOLVERS",
     "ClosedForm",
+    "CoordinateAscent",
+    "Enumeration",
     "ExpectationMaximization",
     "LowRank",
     "MeanField",
@@ -37,6 +45,7 @@ __all__ = [
     "Newton",
     "Optimum",
     "SampleAverage",
+    "ScoreFunction",
     "Solution",
     "Solver",
     "StickingTheLanding",

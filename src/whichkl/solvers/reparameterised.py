@@ -15,6 +15,7 @@ from torch.func import functional_call, vmap
 from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_model import law_of
 from whichkl.seeds import seeded
+from whichkl.solvers.flat import Flat
 
 
 class Rows(ABC):
@@ -71,7 +72,7 @@ class FlowRows(Rows):
             network.rest()
             network.within = torch.tensor(1 / reach).to(network.mean)
             self.operations = _Within(network.to(locs.device), reach)
-            self.weights = _Flat(self.operations)
+            self.weights = Flat(self.operations)
             rows.append(self.weights.read())
         self.starts = torch.stack(rows)
 
@@ -130,7 +131,7 @@ class ModuleRows(Rows):
     def __init__(self, module: nn.Module, dim: int) -> None:
         """Read its free weights."""
         self.operations, self.dim = _Law(module), dim
-        self.weights = _Flat(self.operations)
+        self.weights = Flat(self.operations)
         self.starts = self.weights.read()[None].to(torch.float64)
 
     def sample(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -192,25 +193,3 @@ class _Law(nn.Module):
             return law.rsample(torch.Size((given,)))
         value: Tensor = law.log_prob(given)
         return value
-
-
-class _Flat:
-    """A module's free weights as one vector."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.free = {name: one for name, one in module.named_parameters() if one.requires_grad}
-
-    def read(self) -> Float[Tensor, " p"]:
-        """Copy the weights into a vector."""
-        return torch.cat([one.detach().reshape(-1) for one in self.free.values()])
-
-    def named(self, row: Float[Tensor, " p"]) -> dict[str, Tensor]:
-        """Return views of a vector under the weights' names, in their dtype."""
-        parts = row.split([one.numel() for one in self.free.values()])
-        return {name: part.view(one.shape).to(one.dtype) for (name, one), part in zip(self.free.items(), parts, strict=True)}
-
-    def write(self, row: Float[Tensor, " p"]) -> None:
-        """Copy a vector into the weights."""
-        with torch.no_grad():
-            for name, value in self.named(row).items():
-                self.free[name].copy_(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -30,22 +31,45 @@ def find_starts(target: Target, seed: int) -> Gaussians:
     Raises:
         TargetError: the log density is −inf at every candidate, or looks like a density.
     """
-    points = _candidates(target, seed)
-    target.value_and_score(points[:8].to(target.device))
-    modes, laplace, heights = _find_modes(target, points)
-    trils = torch.stack(laplace) if laplace else torch.empty(0, target.dim, target.dim, dtype=torch.float64)
+    modes = find_modes(target, seed)
     wide = torch.eye(target.dim, dtype=torch.float64)
-    locs = [*modes, points.mean(0)]
-    factors = [*laplace, wide]
-    if len(modes) > 1:
-        evidence = heights + trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        groups: list[tuple[int, ...]] = [*itertools.combinations(range(min(len(modes), 5)), 2)]
-        groups += [tuple(range(len(modes)))] if len(modes) > 2 else []
+    locs = [*modes.locs, modes.points.mean(0)]
+    factors = [*modes.trils, wide]
+    if len(modes.locs) > 1:
+        groups: list[tuple[int, ...]] = [*itertools.combinations(range(min(len(modes.locs), 5)), 2)]
+        groups += [tuple(range(len(modes.locs)))] if len(modes.locs) > 2 else []
         for group in groups:
-            loc, tril = _merge(torch.stack([modes[i] for i in group]), trils[list(group)], evidence[list(group)])
+            loc, tril = _merge(*(part[list(group)] for part in (modes.locs, modes.trils, modes.evidence)))
             locs.append(loc)
             factors.append(tril)
     return torch.stack(locs), torch.stack(factors)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Distinct modes, the highest first, each with its Laplace approximation, and the points from which they were sought."""
+
+    locs: Float[Tensor, "m d"]
+    trils: Float[Tensor, "m d d"]
+    heights: Float[Tensor, " m"]
+    points: Float[Tensor, "c d"]
+
+    @property
+    def evidence(self) -> Float[Tensor, " m"]:
+        """Log mass of each by Laplace's approximation, up to (d/2) log 2π."""
+        return self.heights + self.trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def find_modes(target: Target, seed: int) -> Modes:
+    """Climb from candidates of several scales, or from draws of p, to the modes.
+
+    Raises:
+        TargetError: the log density is −inf at every candidate, or looks like a density.
+    """
+    points = _candidates(target, seed)
+    target.value_and_score(points[:8].to(target.device))
+    modes = climb_to_modes(target, points[:_SEARCHES], _MODES)
+    return replace(modes, points=points)
 
 
 def _candidates(target: Target, seed: int) -> Float[Tensor, "c d"]:
@@ -89,8 +113,8 @@ def _refuse_density(target: Target, value: Tensor) -> None:
         raise TargetError(cannot("use this `log_prob`", because, "Return the natural logarithm of the density"))
 
 
-def _find_modes(target: Target, points: Float[Tensor, "c d"]) -> tuple[list[Tensor], list[Tensor], Float[Tensor, " m"]]:
-    """Ascents from some of the candidates: the distinct modes, their Laplace factors and heights, best first.
+def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_calls: int = 250) -> Modes:
+    """Ascents from every point: at most so many distinct modes, their Laplace factors and heights, best first.
 
     An end that another quasi-Newton step would still raise is no mode (the density rises without bound there), and goes.
     Two ends are one mode where they lie within a twentieth of the Laplace approximation's standard deviation.
@@ -100,21 +124,24 @@ def _find_modes(target: Target, points: Float[Tensor, "c d"]) -> tuple[list[Tens
         value, score = target.trial(x.to(target.device))
         return value.cpu(), score.cpu()
 
-    peaks = ascend(trial, points[:_SEARCHES])
+    peaks = ascend(trial, points, max_calls=max_calls)
     settled = peaks.x.isfinite().all(-1) & peaks.value.isfinite() & (peaks.decrement < 1e-3)
     modes: list[Tensor] = []
     factors: list[Tensor] = []
     heights: list[float] = []
     for i in peaks.value.argsort(descending=True).tolist():
         end = peaks.x[i]
-        if not bool(settled[i]) or any(_same(end, *pair) for pair in zip(modes, factors, strict=True)):
+        if len(modes) == most or not bool(settled[i]) or any(_same(end, *pair) for pair in zip(modes, factors, strict=True)):
             continue
         tril = _laplace(target, end, peaks.scale(i))
-        if len(modes) < _MODES and tril is not None:
+        if tril is not None:
             modes.append(end)
             factors.append(tril)
             heights.append(float(peaks.value[i]))
-    return modes, factors, torch.tensor(heights, dtype=torch.float64)
+    dim = points.shape[1]
+    locs = torch.stack(modes) if modes else points.new_empty(0, dim)
+    trils = torch.stack(factors) if factors else points.new_empty(0, dim, dim)
+    return Modes(locs, trils, torch.tensor(heights, dtype=torch.float64), points)
 
 
 def _same(end: Tensor, mode: Tensor, tril: Tensor) -> bool:

@@ -31,7 +31,7 @@ from whichkl.targets import Target
 
 _WIDE = 100
 """In more dimensions than these a flow starts from a Gaussian of diagonal covariance."""
-_SAME = 0.25
+_SAME = 0.5
 """Flows whose means and spreads agree to this much of the spread are one optimum, found twice."""
 REACH = 3.0
 """Splines end at 15 standard deviations of the Gaussian that a flow starts from."""

@@ -1,0 +1,293 @@
+"""Reverse KL to a full Gaussian on real posteriors: ours beside NumPyro SVI, PyMC ADVI and blackjax Pathfinder.
+
+    python benchmarks/reverse_posteriors.py [FOLDER] [--rounds 5] [--peers numpyro,pymc,blackjax] [--only NAME]
+
+FOLDER holds posteriordb's data (`data_*.json`) and reference draws (`<name>.npz`); without it the Bayesian logistic
+regression of scikit-learn's breast-cancer data (31 parameters) runs alone. NumPyro gets, for each posterior, the best
+point of a grid of learning rates and step counts: the fastest whose ELBO lies within 0.01 nats of the grid's best. All
+are scored by one ELBO on 100,000 draws from common normals. Seconds include compilation; the share of it is given apart.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+
+import numpy as np
+import torch
+
+import whichkl as wk
+from whichkl.problems import POSTERIORS, posterior
+
+D = torch.float64
+TOLERANCE = 0.01
+RATES, STEPS = (0.1, 0.03, 0.01, 0.003), (1_000, 3_000, 10_000, 30_000)
+
+
+def breast_cancer():
+    """31 coefficients with N(0, 1) priors on standardised columns."""
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    x = np.concatenate([np.ones((len(x), 1)), (x - x.mean(0)) / x.std(0)], 1)
+    a, b = torch.tensor(x), torch.tensor(y, dtype=D)
+    softplus = torch.nn.functional.softplus
+    ours = wk.Target(log_prob=lambda u: (b * (u @ a.T) - softplus(u @ a.T)).sum(-1) - 0.5 * u.square().sum(-1), dim=31)
+
+    def theirs(m, u):
+        z = m.dot(x, u)
+        return (y * z - m.softplus(z)).sum() - 0.5 * (u**2).sum()
+
+    return ours, theirs
+
+
+def density(name, folder):
+    """The same density of one point, in what JAX and PyTensor have in common; `m` holds their functions."""
+    data = json.loads((folder / f"data_{DATA[name]}.json").read_text())
+
+    def cauchy(m, log_s, scale):
+        return -m.log1p((m.exp(log_s) / scale) ** 2)
+
+    def regression(x, y, prior):
+        def value(m, u):
+            return prior(m, u) - (len(y) - 1) * u[-1] - ((y - m.dot(x, u[:-1])) ** 2).sum() * m.exp(-2 * u[-1]) / 2
+
+        return value
+
+    if name == "arK-arK":
+        y, k = np.array(data["y"]), data["K"]
+        x = np.stack([np.ones(len(y) - k), *(y[k - 1 - i : len(y) - 1 - i] for i in range(k))], 1)
+        return regression(x, y[k:], lambda m, u: -((u[:-1] / 10) ** 2).sum() / 2 + cauchy(m, u[-1], 2.5))
+    if name == "kidiq-kidscore_interaction":
+        y, hs, iq = (np.array(data[key], dtype=float) for key in ("kid_score", "mom_hs", "mom_iq"))
+        return regression(np.stack([np.ones_like(iq), hs, iq, hs * iq], 1), y, lambda m, u: cauchy(m, u[-1], 2.5))
+    if name == "nes1980-nes":
+        c = {key: np.array(value, dtype=float) for key, value in data.items() if isinstance(value, list)}
+        ages = [(c["age_discrete"] == k).astype(float) for k in (2, 3, 4)]
+        x = [np.ones_like(c["income"]), c["real_ideo"], c["race_adj"], *ages, c["educ1"], c["gender"], c["income"]]
+        return regression(np.stack(x, 1), c["partyid7"], lambda m, u: 0.0 * u[-1])
+    if name.startswith("eight_schools"):
+        y, s = np.array(data["y"], dtype=float), np.array(data["sigma"], dtype=float)
+
+        def schools(m, u):
+            prior = cauchy(m, u[9], 5.0) - (u[8] / 5) ** 2 / 2 + u[9]
+            if name.endswith("noncentered"):
+                return prior - (u[:8] ** 2).sum() / 2 - (((y - u[8] - m.exp(u[9]) * u[:8]) / s) ** 2).sum() / 2
+            return prior - (((u[:8] - u[8]) * m.exp(-u[9])) ** 2).sum() / 2 - 8 * u[9] - (((y - u[:8]) / s) ** 2).sum() / 2
+
+        return schools
+    if name == "garch-garch11":
+        y, first = np.array(data["y"]), data["sigma1"]
+        n = len(y)
+        lag = np.maximum(np.arange(n)[:, None] - np.arange(n), 0).astype(float)
+        below = np.tril(np.ones((n, n)))
+
+        def volatility(m, u):
+            a, room = m.sigmoid(u[2]), m.sigmoid(-u[2])
+            b = room * m.sigmoid(u[3])
+            squared = (y - u[0]) ** 2
+            into = m.concatenate([first**2 + 0 * u[:1], m.exp(u[1]) + a * squared[:-1]])
+            s = m.dot(below * m.exp(lag * m.log(b)), into)
+            jacobian = u[1] - m.softplus(-u[2]) - 2 * m.softplus(u[2]) - m.softplus(-u[3]) - m.softplus(u[3])
+            return jacobian - (m.log(s) + squared / s).sum() / 2
+
+        return volatility
+    y = np.array(data["y"])
+
+    def components(m, u):
+        high = u[0] + m.exp(u[1])
+        prior = -((u[0] / 2) ** 2 + (high / 2) ** 2) / 2 + u[1] + u[2] + u[3]
+        prior = prior - ((m.exp(u[2]) / 2) ** 2 + (m.exp(u[3]) / 2) ** 2) / 2 - 5 * m.softplus(-u[4]) - 5 * m.softplus(u[4])
+        one = -m.softplus(-u[4]) - u[2] - ((y - u[0]) * m.exp(-u[2])) ** 2 / 2
+        two = -m.softplus(u[4]) - u[3] - ((y - high) * m.exp(-u[3])) ** 2 / 2
+        return prior + (one + m.softplus(two - one)).sum()
+
+    return components
+
+
+DATA = {
+    "arK-arK": "arK",
+    "kidiq-kidscore_interaction": "kidiq",
+    "eight_schools-noncentered": "eight_schools",
+    "eight_schools-centered": "eight_schools",
+    "garch-garch11": "garch",
+    "low_dim_gauss_mix": "low_dim_gauss_mix",
+    "nes1980-nes": "nes1980",
+}
+
+
+def elbo(target, loc, tril, n=100_000):
+    """On common standard normals, with its standard error."""
+    z = torch.randn(n, target.dim, generator=torch.Generator().manual_seed(20), dtype=D)
+    loc, tril = torch.as_tensor(np.array(loc), dtype=D), torch.as_tensor(np.array(tril), dtype=D)
+    log_p = torch.cat([target.log_prob(x) for x in (loc + z @ tril.T).split(2_000)])
+    value = log_p + tril.diagonal().abs().log().sum() + (0.5 * z.square().sum(-1)) + 0.5 * target.dim * math.log(2 * math.pi)
+    return float(value.mean()), float(value.std()) / math.sqrt(n)
+
+
+def ours(target):
+    begin = time.perf_counter()
+    fit = wk.fit(target)
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "loc": fit.model.loc, "tril": fit.model.scale_tril, "fit": fit}
+
+
+def jax_functions():
+    import jax
+    import jax.numpy as jnp
+
+    class M:
+        exp, log, log1p, dot, concatenate = jnp.exp, jnp.log, jnp.log1p, jnp.dot, jnp.concatenate
+        softplus, sigmoid = jax.nn.softplus, jax.nn.sigmoid
+
+    return M
+
+
+def numpyro_svi(value, dim, rate, steps, seed=0):
+    """AutoMultivariateNormal, Adam, one particle a step; steps run in one compiled scan."""
+    import jax
+    import numpyro
+    from numpyro.distributions import ImproperUniform, constraints
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.infer.autoguide import AutoMultivariateNormal
+
+    m = jax_functions()
+
+    def model():
+        u = numpyro.sample("u", ImproperUniform(constraints.real_vector, (), (dim,)))
+        numpyro.factor("log_prob", value(m, u))
+
+    begin = time.perf_counter()
+    guide = AutoMultivariateNormal(model)
+    svi = SVI(model, guide, numpyro.optim.Adam(rate), Trace_ELBO())
+    state = svi.init(jax.random.PRNGKey(seed))
+    run = jax.jit(lambda s: jax.lax.scan(lambda c, _: (svi.update(c)[0], None), s, None, length=steps)[0])
+    end = jax.block_until_ready(run(state))
+    seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    jax.block_until_ready(run(state))
+    again = time.perf_counter() - begin
+    parameters = svi.get_params(end)
+    return {"seconds": seconds, "run": again, "loc": parameters["auto_loc"], "tril": parameters["auto_scale_tril"]}
+
+
+def pathfinder(value, dim, seed=0):
+    """Blackjax's single path with its defaults, from the same kind of start as NumPyro's."""
+    import blackjax
+    import jax
+
+    m = jax_functions()
+    begin = time.perf_counter()
+    key = jax.random.PRNGKey(seed)
+    start = jax.random.uniform(key, (dim,), minval=-2.0, maxval=2.0)
+    run = jax.jit(lambda k, x: blackjax.vi.pathfinder.approximate(k, lambda u: value(m, u), x)[0])
+    state = jax.block_until_ready(run(key, start))
+    seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    jax.block_until_ready(run(key, start))
+    again = time.perf_counter() - begin
+    draws = np.array(blackjax.vi.pathfinder.sample(jax.random.PRNGKey(seed + 1), state, 20 * dim + 20_000)[0])
+    covariance = np.cov(draws.T).reshape(dim, dim)
+    return {"seconds": seconds, "run": again, "loc": draws.mean(0), "tril": np.linalg.cholesky(covariance)}
+
+
+def advi(value, dim, steps=30_000, seed=0):
+    """PyMC's full-rank ADVI with its default optimiser."""
+    import pymc as pm
+    import pytensor.tensor as pt
+
+    class M:
+        exp, log, log1p, dot, concatenate = pt.exp, pt.log, pt.log1p, pt.dot, pt.concatenate
+        softplus, sigmoid = pt.softplus, pt.sigmoid
+
+    begin = time.perf_counter()
+    with pm.Model():
+        u = pm.Flat("u", shape=dim)
+        pm.Potential("log_prob", value(M, u))
+        method = pm.FullRankADVI(random_seed=seed)
+        method.fit(1, progressbar=False)
+        compiled = time.perf_counter() - begin
+        approximation = method.fit(steps, progressbar=False)
+    seconds = time.perf_counter() - begin
+    loc = approximation.mean.eval()
+    return {"seconds": seconds, "run": seconds - compiled, "loc": loc, "tril": np.linalg.cholesky(approximation.cov.eval())}
+
+
+def scored(target, row):
+    if not (np.isfinite(np.array(row["loc"])).all() and np.isfinite(np.array(row["tril"])).all()):
+        return {**row, "elbo": -math.inf, "stderr": math.inf}
+    value, stderr = elbo(target, row["loc"], row["tril"])
+    return {**row, "elbo": value if math.isfinite(value) else -math.inf, "stderr": stderr}
+
+
+def best_of_grid(target, value, dim):
+    """The fastest grid point whose ELBO is within the tolerance of the best."""
+    rows = []
+    for rate in RATES:
+        for steps in STEPS:
+            rows.append({**scored(target, numpyro_svi(value, dim, rate, steps)), "rate": rate, "steps": steps})
+    top = max(row["elbo"] for row in rows)
+    return min((row for row in rows if row["elbo"] >= top - TOLERANCE), key=lambda row: row["seconds"])
+
+
+def median(rows):
+    middle = {"seconds": statistics.median(row["seconds"] for row in rows), "elbo": statistics.median(r["elbo"] for r in rows)}
+    if "run" in rows[0]:
+        middle["run"] = statistics.median(row["run"] for row in rows)
+    return middle
+
+
+def main():
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", default="numpyro,pymc,blackjax")
+    parser.add_argument("--only")
+    options = parser.parse_args()
+    peers = [name for name in options.peers.split(",") if name]
+    if {"numpyro", "blackjax"} & set(peers):
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    folder = Path(options.folder) if options.folder else None
+    problems = {name: (posterior(name, folder), density(name, folder)) for name in POSTERIORS if folder}
+    problems["breast cancer"] = breast_cancer()
+    wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1), dim=2))
+    table = []
+    for name, (target, value) in problems.items():
+        if options.only and options.only not in name:
+            continue
+        point = best_of_grid(target, value, target.dim) if "numpyro" in peers else None
+        runs = {"whichkl": []} | {peer: [] for peer in peers}
+        for k in range(options.rounds):
+            before = target.evaluations["score"]
+            runs["whichkl"].append(scored(target, ours(target)))
+            gradients = target.evaluations["score"] - before
+            if point:
+                runs["numpyro"].append(scored(target, numpyro_svi(value, target.dim, point["rate"], point["steps"], k)))
+            if "blackjax" in peers:
+                runs["blackjax"].append(scored(target, pathfinder(value, target.dim, k)))
+            if "pymc" in peers:
+                runs["pymc"].append(scored(target, advi(value, target.dim, seed=k)))
+        row = {"posterior": name, "gradients": gradients} | {who: median(found) for who, found in runs.items()}
+        row["stderr"] = runs["whichkl"][-1]["stderr"]
+        if folder and (folder / f"{name}.npz").exists():
+            with np.load(folder / f"{name}.npz") as file:
+                row["mean_off"] = float(np.abs((runs["whichkl"][-1]["loc"].numpy() - file["mean"]) / file["sd"]).max())
+        row |= {"numpyro_point": [point["rate"], point["steps"]]} if point else {}
+        table.append(row)
+        line = f"{name:<27} {gradients:7d} gradients  whichkl {row['whichkl']['seconds']:6.2f} s {row['whichkl']['elbo']:11.4f}"
+        for peer in peers:
+            times = row[peer]["seconds"] / row["whichkl"]["seconds"]
+            line += f"   {peer} {row[peer]['seconds']:6.2f} s ({row[peer]['run']:.2f}) {row[peer]['elbo']:11.4f} {times:6.1f} x"
+        print(line, flush=True)
+    ratios = {p: math.exp(statistics.mean(math.log(r[p]["seconds"] / r["whichkl"]["seconds"]) for r in table)) for p in peers}
+    print("less time by, in the geometric mean: " + ", ".join(f"{peer} {ratio:.1f} x" for peer, ratio in ratios.items()))
+    print(json.dumps({"benchmark": "reverse_posteriors", "rows": table, "geometric_mean": ratios}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Tables: what the solvers of discrete targets share: which families they take, the probabilities of columns as models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, TargetError, cannot
+from whichkl.families import Categorical, Family, Product
+from whichkl.families.atoms import codes
+from whichkl.solvers.solver import Optimum
+from whichkl.targets import Target
+
+_KINDS = {"bernoulli", "categorical"}
+_SAME, _TIE = 0.02, 1e-6
+
+
+def is_table(family: Family) -> bool:
+    """Whether it is a family of independent columns of categories, or of one such column."""
+    if isinstance(family, Product):
+        margins = (family.margins,) if isinstance(family.margins, str) else family.margins or ()
+        return bool(margins) and set(margins) <= _KINDS
+    return isinstance(family, Categorical)
+
+
+def categories_for(target: Target, family: Family) -> tuple[int, ...]:
+    """Return how many categories each column of the target has, once it is seen that the family can have them.
+
+    Raises:
+        TargetError: the target doesn't say that it's discrete, or its categories aren't counted from 0.
+        InputError: the family has other columns.
+    """
+    levels = target.bijection.levels
+    if levels is None:
+        because = "its support isn't said to be discrete"
+        instead = "Pass support='boolean' or 'integer_interval(0, K - 1)'"
+        raise TargetError(cannot(f"fit `{family}` to this target", because, instead))
+    if any(low != 0 for low, _ in levels):
+        because = "its whole numbers don't begin at 0, and categories are counted from there"
+        raise TargetError(cannot(f"fit `{family}` to this target", because, "Subtract the least value inside `log_prob`"))
+    counts = tuple(high + 1 for _, high in levels)
+    if isinstance(family, Categorical):
+        if len(counts) > 1:
+            because = f"there are {len(counts)} columns, and it is a table of one"
+            raise InputError(cannot(f"fit `{family}`", because, "Use Product('categorical'), or Autoregressive()"))
+        _refuse_other(family, [family.categories], counts)
+    if isinstance(family, Product):
+        margins = _margins(family, len(counts))
+        said = [2 if margin == "bernoulli" else None for margin in margins]
+        said = [a if a is not None else b for a, b in zip(said, family.categories or (None,) * len(counts), strict=True)]
+        _refuse_other(family, said, counts)
+    return counts
+
+
+def refuse_empty(log_p: Float[Tensor, " n"], family: Family) -> None:
+    """Refuse states of probability 0, which a model with mass everywhere can't leave out.
+
+    Raises:
+        TargetError: there are any.
+    """
+    empty = int((log_p == -torch.inf).sum())
+    if empty:
+        because = f"`log_prob` is -inf at {empty:,} of {len(log_p):,} states, where every model of it has mass"
+        instead = "Give these states a finite penalty, or draw from the target and use forward KL"
+        raise TargetError(cannot(f"minimise `reverse_kl` over `{family}` here", because, instead))
+
+
+def model_of(family: Family, logs: Sequence[Float[Tensor, " k"]]) -> Any:
+    """Return the model whose columns have these log probabilities."""
+    if isinstance(family, Categorical):
+        return family.model({"probs": logs[0].exp()})
+    if not isinstance(family, Product):
+        raise TypeError(family)
+    margins = _margins(family, len(logs))
+    parts = {}
+    for i, (margin, log) in enumerate(zip(margins, logs, strict=True)):
+        parts[f"{i}.{margin}.probs"] = log[1].exp() if margin == "bernoulli" else codes(log.exp()).logits.exp()
+    return family.model(parts)
+
+
+def distinct_tables(
+    family: Family, ends: Sequence[tuple[float, Sequence[Float[Tensor, " k"]], bool]], tie: float = _TIE
+) -> tuple[Optimum, ...]:
+    """Sort ends (loss, log probabilities of each column, converged) by loss, and drop those that repeat a better one.
+
+    Two are the same where no probability differs by more than 0.02.
+    """
+    kept: list[tuple[float, Sequence[Tensor], bool]] = []
+    for one in sorted(ends, key=lambda end: (round(end[0], 9), [float(log[0]) for log in end[1]])):
+        if not any(_alike(one[1], other[1]) for other in kept):
+            kept.append(one)
+    best = kept[0][0]
+    return tuple(Optimum(model_of(family, logs), loss, done, loss - best <= tie) for loss, logs, done in kept)
+
+
+def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return max(float((x.exp() - y.exp()).abs().max()) for x, y in zip(a, b, strict=True)) <= _SAME
+
+
+def _margins(family: Product, dim: int) -> tuple[str, ...]:
+    margins = (family.margins,) * dim if isinstance(family.margins, str) else family.margins or ()
+    if len(margins) != dim:
+        because = f"it names {len(margins)} margins, and there are {dim} columns"
+        raise InputError(cannot(f"use `{family}`", because, "Name one a column, or one for all"))
+    return margins
+
+
+def _refuse_other(family: Family, said: Sequence[int | None], counts: Sequence[int]) -> None:
+    for i, (mine, found) in enumerate(zip(said, counts, strict=True)):
+        if mine is not None and mine != found:
+            because = f"column {i + 1} has {mine} categories in it and {found} in the target's support"
+            raise InputError(cannot(f"fit `{family}` to this target", because, "Correct the one or the other"))
