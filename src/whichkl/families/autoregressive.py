@@ -112,7 +112,10 @@ class _Network(Standardised):
         inputs = torch.cat([one[..., None] == k for one, k in zip(y.unbind(-1), every, strict=True)], -1).to(self.mean)
         if given is not None:
             inputs = torch.cat([given.expand(*inputs.shape[:-1], -1), inputs], -1)
-        return [one.log_softmax(-1) for one in self.net(inputs).split(self.categories, -1)]
+        outputs, count = self.net(inputs), self.categories[0]
+        if all(one == count for one in self.categories):  # all columns in one call
+            return list(outputs.unflatten(-1, (-1, count)).log_softmax(-1).unbind(-2))
+        return [one.log_softmax(-1) for one in outputs.split(self.categories, -1)]
 
 
 class Columns(Distribution):

@@ -136,6 +136,10 @@ class MomentFamily(Family):
             overwrite: whether x isn't needed any more, so that it may be written over.
         """
 
+    def origin(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
+        """Return a point near all rows, given some: the first of them."""
+        return x[0].clone()
+
     @abstractmethod
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " d"], names: Sequence[str]) -> Any:
         """Return the model of maximum likelihood.

@@ -20,6 +20,8 @@ from whichkl.families.gram import gram
 Covariance = Literal["full", "diagonal", "low_rank"]
 _DEPENDENT = 1e-12
 """Columns determine each other where the smallest eigenvalue of their correlations is so small beside the largest."""
+_NEAR = 10.0
+"""Sums of squares about a point so many standard deviations from the mean have lost two digits."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,20 @@ class Gaussian(MomentFamily, NodeFamily):
         overwrite: bool = False,
     ) -> dict[str, Tensor]:
         """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, of which a diagonal covariance needs the diagonal alone."""
-        y = x.sub_(origin) if overwrite else x - origin
+        if not bool(origin.any()):
+            y = x
+        else:
+            y = x.sub_(origin) if overwrite else x - origin
         if all(float(end) == 1 for end in w.aminmax()):  # half the work, and the usual case
             second = y.square().sum(0) if self.covariance == "diagonal" else gram(y)
             return {"rows": torch.tensor(len(x)), "weight": w.sum(), "first": y.sum(0), "second": second}
         second = w @ y.square() if self.covariance == "diagonal" else (w[:, None] * y).T @ y
         return {"rows": (w > 0).sum(), "weight": w.sum(), "first": w @ y, "second": second}
+
+    def origin(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
+        """Return 0 where the rows lie about it, which saves taking it away; else the first row."""
+        is_near = x.mean(0).square() <= _NEAR**2 * x.var(0, correction=0)
+        return torch.zeros_like(x[0]) if bool(is_near.all()) else x[0].clone()
 
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " d"], names: Sequence[str]) -> Distribution:
         """Return argmax Σ wᵢ log q(xᵢ): the weighted mean and covariance (division by Σw, not by one less).

@@ -65,7 +65,7 @@ class ClosedForm(Solver):
 
 def _about_rows(rows: Rows, family: MomentFamily, names: Sequence[str], stride: int) -> tuple[Any, Held | None, tuple[str, ...]]:
     """Fit by sums about the first row, or about the mean where that is far from it."""
-    origin = _first(rows)
+    origin = _first(rows, family)
     sums, apart, kept = _pass(rows, family, origin, stride)
     shift = _needed_shift(sums)
     if shift is not None:
@@ -82,7 +82,7 @@ def _about_medians(
     """Fit by sums about a point whose `columns` are their medians: those of all rows, and those of the rows that are kept."""
 
     def fitted(some: Rows) -> Any:
-        origin = _first(some)
+        origin = _first(some, family)
         origin[list(columns)] = weighted_medians(some, columns).to(origin)
         sums, _, _ = _pass(some, family, origin, 0)
         shift = _needed_shift(sums)
@@ -107,15 +107,16 @@ def _held(fit: Any, block: Block) -> tuple[Held | None, tuple[str, ...]]:
         return None, (f"no rows could be held out, since the others alone don't determine a model: {error}",)
 
 
-def _first(rows: Rows) -> Float[Tensor, " k"]:
-    """Return the first row that there is, followed by what it is conditioned on.
+def _first(rows: Rows, family: MomentFamily) -> Float[Tensor, " k"]:
+    """Return a point near the first rows that there are, followed by the first that they are conditioned on.
 
     Raises:
         InputError: there are no rows.
     """
     for part in rows.parts:
         for block in rows.blocks_of(part):
-            return block.x[0].clone() if block.context is None else torch.cat([block.x[0], block.context[0]])
+            origin = family.origin(block.x)
+            return origin if block.context is None else torch.cat([origin, block.context[0]])
     raise InputError(cannot("use these samples", "they hold no row", "Give at least one"))
 
 
