@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whichkl import families, problems
+    from whichkl import families, losses, problems
     from whichkl.access import Access
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
@@ -34,6 +34,7 @@ _HOMES = {
     "estimate": "divergences.dispatch",
     "families": "",
     "fit": "fitting",
+    "losses": "",
     "plot": "plots",
     "problems": "",
     "report": "reporting",
@@ -51,6 +52,7 @@ __all__ = [
     "estimate",
     "families",
     "fit",
+    "losses",
     "plot",
     "problems",
     "report",

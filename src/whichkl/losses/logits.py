@@ -1,0 +1,104 @@
+"""From logits to a loss: temperature, masks, padding and reductions, the same for every divergence of rows."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+from whichkl.losses.partial_teacher import SampledTokens, TopK, widened
+from whichkl.losses.reduction import check_mask, check_reduction, check_temperature, reduce
+from whichkl.losses.row_divergence import RowDivergence
+
+Logits = Float[Tensor, "... v"]
+Mask = Bool[Tensor, "..."]
+Teacher = Logits | TopK | SampledTokens
+Loss = Float[Tensor, "..."]
+
+
+def of_logits(
+    divergence: RowDivergence,
+    *,
+    teacher: Teacher,
+    student: Logits,
+    temperature: float = 1.0,
+    mask: Mask | None = None,
+    reduction: str = "mean",
+    vocabulary: int | None = None,
+    temperature_squared: bool = False,
+) -> Loss:
+    """Compute a `RowDivergence` of logits; `forward_kl` and the other named functions are this one with theirs filled in.
+
+    Sums are taken in float32, or in float64 where a side is float64. 0·log 0 is 0; logits may be −inf; a row with mass where
+    the other has none is ∞ where the divergence says so, with a gradient of 0. Gradients reach the teacher too, unless it is
+    detached.
+
+    Args:
+        divergence: which one, with its parameters.
+        teacher: logits (…, v), or what was stored of them: `TopK`, `SampledTokens`.
+        student: logits (…, v).
+        temperature: divides both logits first.
+        mask: (…), True for rows that count, for example `labels != -100`; of other rows nothing counts, not even NaN.
+        reduction: "mean" over rows that count (0, with a gradient of 0, if there is none), "sum", or "none" (0 at rows that
+            don't count). To accumulate over batches, take the sum and divide by the rows of all batches.
+        vocabulary: how many columns are tokens; those after them are padding and count as −inf. It must be given where the
+            widths differ.
+        temperature_squared: multiply by temperature². The gradient by the logits, which falls like 1/T², then keeps its size
+            as T grows (Hinton et al., 2015); the value is no longer a divergence in nats.
+
+    Returns:
+        The divergence in nats: a scalar, or (…) for "none".
+
+    Raises:
+        InputError: shapes, dtypes, the temperature, the mask or the widths can't be used.
+
+    >>> from whichkl.losses.kinds import RowForwardKL
+    >>> of_logits(RowForwardKL(), teacher=torch.tensor([[1.0, 0.0]]), student=torch.tensor([[0.0, 0.0]]))
+    tensor(0.1109)
+    """
+    check_temperature(temperature)
+    check_reduction(reduction)
+    _check_logits(teacher, student, vocabulary, temperature)
+    check_mask(mask, student.shape[:-1])
+    dtype = torch.float64 if torch.float64 in (student.dtype, _dtype(teacher)) else torch.float32
+    log_q = _log_probs(student, temperature, mask, vocabulary, dtype)
+    if isinstance(teacher, (TopK, SampledTokens)):
+        values = teacher.value(divergence, log_q)
+    else:
+        values = divergence.value(_log_probs(teacher, temperature, mask, vocabulary, dtype), log_q)
+    loss = reduce(values, mask, reduction)
+    return loss * temperature**2 if temperature_squared else loss
+
+
+def _log_probs(logits: Logits, temperature: float, mask: Mask | None, vocabulary: int | None, dtype: torch.dtype) -> Logits:
+    logits = logits[..., :vocabulary]
+    if mask is not None:  # before anything else, so that NaN in a row that doesn't count can't reach a gradient
+        logits = logits.masked_fill(~mask[..., None], 0.0)
+    return torch.log_softmax(logits if temperature == 1 else widened(logits) / temperature, -1, dtype=dtype)
+
+
+def _dtype(teacher: Teacher) -> torch.dtype:
+    return teacher.dtype if isinstance(teacher, Tensor) else teacher.log_probs.dtype
+
+
+def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, temperature: float) -> None:
+    partial = isinstance(teacher, (TopK, SampledTokens))
+    if not student.is_floating_point() or not _dtype(teacher).is_floating_point:
+        because = f"they are {_dtype(teacher)} and {student.dtype}"
+        raise InputError(cannot("compare these logits", because, "Pass floating-point logits, not token numbers"))
+    shape = teacher.log_probs.shape if isinstance(teacher, (TopK, SampledTokens)) else teacher.shape
+    if student.dim() == 0 or len(shape) == 0 or shape[:-1] != student.shape[:-1]:
+        because = f"the teacher has shape {tuple(shape)}, the student {tuple(student.shape)}"
+        raise InputError(cannot("compare these logits", because, "Pass the same rows of both, the vocabulary on the last axis"))
+    widths = {student.shape[-1]} if partial else {student.shape[-1], shape[-1]}
+    if vocabulary is None and len(widths) > 1:
+        because = f"the teacher has {shape[-1]} columns, the student {student.shape[-1]}"
+        hint = "If both share a tokenizer and the rest is padding, pass vocabulary= the number of tokens"
+        raise InputError(cannot("compare these logits", because, hint))
+    if vocabulary is not None and not 0 < vocabulary <= min(widths):
+        because = f"the logits have {' and '.join(str(width) for width in sorted(widths))} columns"
+        raise InputError(cannot(f"take {vocabulary} tokens of them", because, f"Pass 1 ≤ vocabulary ≤ {min(widths)}"))
+    if isinstance(teacher, (TopK, SampledTokens)) and teacher.temperature != temperature:
+        because = f"its probabilities are for temperature {teacher.temperature}, and the tokens left out are needed for another"
+        raise InputError(cannot(f"use this stored teacher at temperature {temperature}", because, "Store it at that temperature"))

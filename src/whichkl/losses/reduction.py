@@ -1,0 +1,69 @@
+"""From one number a row to the number that is asked for: masks, sums and means over rows, never over the vocabulary."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+
+Rows = Float[Tensor, "..."]
+Mask = Bool[Tensor, "..."]
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def reduce(values: Rows, mask: Mask | None, reduction: str) -> Rows:
+    """Reduce rows that count; the mean over no row is 0, with a gradient of 0.
+
+    >>> reduce(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([True, True, False]), "mean")
+    tensor(1.5000)
+    """
+    if mask is not None:
+        values = values.masked_fill(~mask, 0.0)
+    if reduction == "none":
+        return values
+    return values.sum() if reduction == "sum" else values.sum() / count(values, mask)
+
+
+def count(values: Rows, mask: Mask | None) -> Tensor | int:
+    """How many rows count, at least 1: a mean over no row is then 0, which a batch of padding only should add to a sum."""
+    return max(values.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuse an unknown reduction.
+
+    Raises:
+        InputError: it isn't one of mean, sum, none.
+    """
+    if reduction not in REDUCTIONS:
+        because = "a divergence is a sum over the vocabulary, and its mean goes over rows"
+        raise InputError(cannot(f"use reduction={reduction!r}", because, f"Pass one of {', '.join(REDUCTIONS)}"))
+
+
+def check_mask(mask: Tensor | None, rows: torch.Size) -> None:
+    """Refuse a mask that isn't bool (n) for rows (n).
+
+    Raises:
+        InputError: its dtype or shape is wrong.
+    """
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != rows:
+        because = f"it has dtype {mask.dtype} and shape {tuple(mask.shape)}, not torch.bool and {tuple(rows)}"
+        raise InputError(cannot("use this mask", because, "Pass True for each row that counts, for example labels != -100"))
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that isn't positive and finite.
+
+    Raises:
+        InputError: it is zero, negative, infinite or NaN.
+    """
+    if not 0 < temperature < math.inf:
+        because = "logits are divided by it"
+        raise InputError(cannot(f"use temperature={temperature}", because, "Pass a positive number; 1 leaves the logits alone"))
