@@ -26,6 +26,7 @@ from whichkl.coordinates import free_log_prob, free_sampler, free_score
 from whichkl.density import Function, LogDensity, Score
 from whichkl.distributions import distribution_log_prob, inside
 from whichkl.energies import NegativeEnergy
+from whichkl.evaluations import Evaluations
 from whichkl.line_integral import LineIntegral
 from whichkl.pairing import has_flat_response, tell_apart
 from whichkl.samples import Stream, Table, open_samples
@@ -133,7 +134,7 @@ class Target:
         self.normalized = normalized and log_prob is not None
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
         self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
-        self.evaluations = {"log_prob": 0, "score": 0, "samples": 0, "rejected": 0}
+        self.evaluations = Evaluations()
         self.score = score
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
@@ -299,7 +300,7 @@ class Target:
         )
         free.context, free.context_names, free.scalar = self.context, self.context_names, self.scalar
         free.evaluations = self.evaluations
-        inner.evaluations = {"log_prob": 0, "score": 0, "samples": 0, "rejected": 0}
+        inner.evaluations = Evaluations()
         return free
 
     def thinned(self) -> tuple[Target, int]:
@@ -334,7 +335,7 @@ class Target:
             self.evaluations["score"] += n
 
         self.line_integral = LineIntegral(gradient, probe, count)
-        return LogDensity(self.line_integral, gradient, True, probe)
+        return LogDensity(self.line_integral, gradient, True, probe.to(torch.float64))
 
     def _require_density(self) -> LogDensity:
         if self.density is None:

@@ -14,7 +14,7 @@ from whichkl.families.network_family import NetworkFamily
 from whichkl.samples import Block
 from whichkl.samples.stream import joined, slices
 from whichkl.solvers.moments import Look, aside_from, settle
-from whichkl.solvers.points import FRESH
+from whichkl.solvers.points import fresh_count
 from whichkl.solvers.rows import Rows, rows_of
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
@@ -125,11 +125,17 @@ class Data:
     shape: Shape
     summary: Summary
 
+    def read(self, block: Block) -> Block:
+        """Count a reading of rows of the target, and return them."""
+        if self.kept.evaluations is not None:
+            self.kept.evaluations["rows"] += len(block)
+        return block
+
 
 def data_of(target: Target, family: NetworkFamily, seed: int, work: Work, stride: int, size: int | None) -> Data:
     """Look at all rows once, set some aside, and put the others in batches.
 
-    A target that is a sampler gives `FRESH` draws.
+    A target that is a sampler gives `fresh_count` draws.
 
     Raises:
         InputError: too few rows, a constant column, or rows for which the family has no probability.
@@ -174,7 +180,7 @@ def generator_for(seed: int, number: int) -> torch.Generator:
 
 def _rows(target: Target, seed: int, work: Work) -> Rows:
     if target.samples is None and target.stream is None:
-        x = target.draws(FRESH, seed).to(torch.float64)
+        x = target.draws(fresh_count(target), seed).to(torch.float64)
         return Rows(slices(Block(x, torch.ones(len(x), dtype=torch.float64, device=x.device))), target.names, None, work.workers)
     return rows_of(target, seed, work.workers)
 

@@ -94,7 +94,8 @@ class CoordinateAscent(Solver):
                 keep = _good(state.losses(target, seed + 7), state)
                 state, off, noise = state.take(keep), off[keep], noise[keep]
             spread = noise / max(1, t - _BOLD)
-            if t >= 2 * _BOLD and bool(((off <= self.tolerance) & (spread <= self.tolerance)).all()):
+            is_settled = t >= 2 * _BOLD and bool(((off <= self.tolerance) & (spread <= self.tolerance)).all())
+            if is_settled or target.evaluations.is_spent:
                 break
         losses, settled = state.losses(target, seed + 7), (off <= self.tolerance) & (spread <= self.tolerance)
         loss = losses.mean(-1).nan_to_num(math.inf, math.inf)

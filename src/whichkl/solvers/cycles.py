@@ -112,7 +112,9 @@ class Cycles:
         state, per_cycle = Descent.at(start), max(1, math.ceil(self.steps / _ROUND))
         if work.journal is not None:
             state.resume(work.journal)
-        while bool(state.active.any()) and int(state.rounds) < self.most * per_cycle:
+        while (
+            bool(state.active.any()) and int(state.rounds) < self.most * per_cycle and not (int(state.rounds) and work.is_spent)
+        ):
             cycle, within = divmod(int(state.rounds), per_cycle)
             loss = float(state.loss.min())
             shown = "" if math.isinf(loss) else f", ELBO {-loss:.4g}"

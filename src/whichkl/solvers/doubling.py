@@ -69,21 +69,26 @@ class Doubling:
         dim, first = average.target.dim, count
         size, steps, error, settled = math.sqrt(theta.shape[1] / 2), 0, math.inf, dim == 1
         loss = torch.full_like(theta[:, 0], math.inf)
+        counts = average.target.evaluations
+
+        def spent() -> bool:
+            return counts.is_spent
+
         while True:
             bend = few if count > first else None
-            end = minimize(average, average.metric, theta, _ROUGH * size, bend)
+            end = minimize(average, average.metric, theta, _ROUGH * size, bend, spent=spent)
             steps += end.steps
             _refuse_unbounded(end, average.target)
             if math.isfinite(error):
                 error, settled = self._moved(end, theta, loss, average)
-            if settled or 2 * count > min(self.max_nodes, _ROOM // dim):
+            if settled or 2 * count > min(self.max_nodes, _ROOM // dim) or spent():
                 break
             optima = self._optima(end, _ROUGH)[:_KEPT]
             count, error = 2 * count, 1e300
             loss = torch.tensor([one.loss for one in optima], dtype=theta.dtype, device=theta.device)
             theta = torch.stack([self.write(one.model) for one in optima])
             average = self.average(count)
-        end = minimize(average, average.metric, end.theta, self.tolerance * size, bend)
+        end = minimize(average, average.metric, end.theta, self.tolerance * size, bend, spent=spent)
         node_error = None if dim == 1 or error >= 1e300 else error
         residual = float(end.residual[int(end.value.argmin())])
         return Solution(self._optima(end, self.tolerance), steps + end.steps, residual, node_error, len(average.z))

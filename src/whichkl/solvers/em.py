@@ -81,7 +81,7 @@ class ExpectationMaximization(Solver):
         fitted = replace(rows, stride=stride)
         sample, count = thinned(fitted, _SAMPLE)
         frame = Frame.of(sample, family)
-        few = Rows(slices(sample), rows.names, None, rows.workers)
+        few = Rows(slices(sample), rows.names, None, rows.workers, evaluations=rows.evaluations)
         whole = count <= len(sample)
         tolerance = self.tolerance if exact else max(self.tolerance, _ENOUGH / min(count, _SAMPLE))
         first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
@@ -90,7 +90,8 @@ class ExpectationMaximization(Solver):
         iterations, state = climb.iterations, climb.state.take(climb.likelihood.topk(min(2, self.starts)).indices)
         if self.moves and frame.count > 2:
             fewer = sample.take(torch.arange(0, len(sample), max(1, len(sample) // _MOVED)))
-            better, more = self._rearrange(Rows(slices(fewer), rows.names, None, rows.workers), frame, climb.best, work)
+            less = replace(few, parts=slices(fewer))
+            better, more = self._rearrange(less, frame, climb.best, work)
             iterations += more
             state = better if self.starts == 1 else better.beside(state.take(torch.tensor([0])))
         climb = self._climb(few, frame, state, near, work, "a sample" if not whole else "the best starts")
@@ -135,7 +136,7 @@ class ExpectationMaximization(Solver):
         if work.journal is not None and (found := work.journal.load(name)) is not None:
             climb = Climb.read(*found)
         saved = time.monotonic()
-        while climb.small < 2 and climb.iterations < self.max_iterations:
+        while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.is_spent):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             here, likelihood, state = cycle(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
             gain = float((likelihood - here).max())

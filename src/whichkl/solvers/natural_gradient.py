@@ -94,7 +94,7 @@ class NaturalGradient(Solver):
                 lost = (state.elbo - begun.elbo) / 3
                 error, settled = float(shift[best]), (shift <= self.node_tolerance) & (lost <= self.node_loss)
                 is_settled = bool(settled[state.elbo >= state.elbo[best] - _CLOSE].all())
-            if is_settled or 2 * count > self.max_nodes:
+            if is_settled or 2 * count > self.max_nodes or target.evaluations.is_spent:
                 break
             optima, count = self._optima(state, family)[:_KEPT], 2 * count
             loc, tril = map(torch.stack, zip(*(loc_and_tril(one.model) for one in optima), strict=True))
@@ -109,7 +109,7 @@ class NaturalGradient(Solver):
         """Natural-gradient steps far from the optimum, near it L-BFGS in the coordinates that they whitened."""
         rho, held = torch.ones_like(state.elbo), torch.zeros_like(state.elbo)
         iterations = 0
-        while iterations < self.max_iterations:
+        while iterations < self.max_iterations and not state.target.evaluations.is_spent:
             active = (state.residual > (_NEAR if iterations else self.tolerance)) & (rho > 1e-6)
             if not bool(active.any()):
                 break
@@ -123,7 +123,7 @@ class NaturalGradient(Solver):
             iterations += 1
         for _ in range(self.rounds):
             active = (state.residual > self.tolerance) & state.elbo.isfinite()
-            if not bool(active.any()):
+            if not bool(active.any()) or state.target.evaluations.is_spent:
                 break
             trial = state.take(active).ascended(_CALLS)
             better = trial.improves_on(state.take(active))

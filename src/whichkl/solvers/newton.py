@@ -87,7 +87,7 @@ class Newton(Solver):
         dense = theta.numel() <= self.dense
         here = design.evaluate(rows, theta, None, hessian=dense)
         residual = float("inf")
-        while count < self.max_iterations:
+        while count < self.max_iterations and not (count and rows.is_spent):
             step = _newton_step(here) if dense else _conjugate_step(rows, design, theta, here)
             decrement = -float((here.gradient * step).sum()) / design.count
             length, there = 1.0, design.evaluate(rows, theta + step, step, hessian=dense)

@@ -25,8 +25,14 @@ def points_of(target: Target, seed: int) -> tuple[Float[Tensor, "n d"], Float[Te
         return x, w / w.sum()
     if is_exact(target):
         return expectation_rule(target)
-    x = target.draws(FRESH, seed).to(torch.float64)
+    x = target.draws(fresh_count(target), seed).to(torch.float64)
     return x, torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device)
+
+
+def fresh_count(target: Target) -> int:
+    """How many draws stand for p: `FRESH`, or fewer where no more may be used, but 100 at least."""
+    counts = target.evaluations
+    return int(min(FRESH, max(100, counts.most - counts.total)))
 
 
 def is_exact(target: Target) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.cluster import Threads, Workers
+from whichkl.evaluations import Evaluations
 from whichkl.families.family import log_likelihood
 from whichkl.samples import Block, Part
 from whichkl.samples.stream import joined, slices
@@ -45,10 +46,20 @@ class Rows:
     """Whether these are the held-out rows; else the others."""
     seed: int = 0
     """Which rows are held out depends on it, and on the part: shards can share an order."""
+    evaluations: Evaluations | None = None
+    """Where reads are counted, if they are reads of the target's own rows."""
 
     def map(self, function: Callable[[Iterator[Block]], Result]) -> Iterator[Result]:
-        """Yield `function(blocks)` for every part, in their order, whoever finishes first."""
-        return self.workers.map(_Job(self, function), self.parts)
+        """Yield `function(blocks)` for every part, in their order, whoever finishes first; count the rows that it reads."""
+        for result, read in self.workers.map(_Job(self, function), self.parts):
+            if self.evaluations is not None:
+                self.evaluations["rows"] += read
+            yield result
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether as many evaluations of the target were used as may be."""
+        return self.evaluations is not None and self.evaluations.is_spent
 
     def blocks_of(self, part: Part) -> Iterator[Block]:
         """Read a part: in float64, checked, in free coordinates, without the rows that aren't these."""
@@ -97,19 +108,28 @@ class _Job:
         object.__setattr__(self, "rows", Rows((), rows.names, rows.bijection, stride=rows.stride, held=rows.held, seed=rows.seed))
         object.__setattr__(self, "function", function)
 
-    def __call__(self, part: Part) -> Any:
-        """Work on one part."""
-        return self.function(self.rows.blocks_of(part))
+    def __call__(self, part: Part) -> tuple[Any, int]:
+        """Work on one part; return the result and the number of rows that were read for it."""
+        read = 0
+
+        def counted() -> Iterator[Block]:
+            nonlocal read
+            for block in self.rows.blocks_of(part):
+                read += len(block)
+                yield block
+
+        return self.function(counted()), read
 
 
 def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     """Return the rows of a target in free coordinates: its stream, its samples, or the draws or rule that stand for p."""
     workers = workers or Threads()
     if target.stream is not None:
-        return Rows(target.stream.parts, target.names, target.carrier, workers, seed=seed)
+        return Rows(target.stream.parts, target.names, target.carrier, workers, seed=seed, evaluations=target.evaluations)
     x, w = points_of(target, seed)
     context = None if target.context is None else target.context.cpu()
-    return Rows(slices(Block(x.cpu(), w.cpu(), context)), target.names, None, workers, seed=seed)
+    counts = None if target.samples is None else target.evaluations  # draws were counted when they were drawn
+    return Rows(slices(Block(x.cpu(), w.cpu(), context)), target.names, None, workers, seed=seed, evaluations=counts)
 
 
 def held_rows(start: int, count: int, stride: int) -> Tensor:

@@ -87,7 +87,7 @@ class SampleAverage(Solver):
                 lost = (state.elbo - begun.elbo) / 3
                 error = float(lost[best])
                 is_settled = bool((lost <= self.node_loss)[state.elbo >= state.elbo[best] - _CLOSE].all())
-            if is_settled or 2 * count > self.max_nodes:
+            if is_settled or 2 * count > self.max_nodes or target.evaluations.is_spent:
                 break
             work.tell("doubling the nodes", float("nan"))
             count *= 2
@@ -111,7 +111,7 @@ class SampleAverage(Solver):
         """L-BFGS, whitened anew by each component after every `_CALLS` calls, until the gradient is small."""
         done, active = 0, (state.residual > tolerance) & state.elbo.isfinite()
         for _ in range(self.rounds if rounds is None else rounds):
-            if not bool(active.any()):
+            if not bool(active.any()) or state.target.evaluations.is_spent:
                 break
             trial = state.take(active).ascended(_CALLS, tolerance**2 / 2)
             gain = trial.elbo - state.elbo[active]

@@ -105,9 +105,9 @@ class Stochastic(Solver):
         rate = None if work.journal is None else run.resume(work.journal)
         if rate is None:
             rate = self.learning_rate or self._best_rate(family, data, seed, work)
-            run.judge(data.validation)
+            run.judge(data.read(data.validation))
             run.start_loss = run.best_loss
-        while run.round < rounds and not self._is_over(run, rounds):
+        while run.round < rounds and not self._is_over(run, rounds) and not (run.round and data.kept.is_spent):
             work.tell(f"training, loss {run.best_loss:.4g} on unseen rows", run.round / rounds)
             self._round(run, data, rate, total, seed)
             if work.journal is not None:
@@ -148,8 +148,8 @@ class Stochastic(Solver):
             generator = generator_for(seed, -2)
             with seeded(seed):
                 for step, block in enumerate(islice(_endless(data), _TRIAL)):
-                    run.step(block, rate * min(1.0, (step + 1) / (_TRIAL / 10)), generator)
-            found.append((run.judge(data.validation), rate))
+                    run.step(data.read(block), rate * min(1.0, (step + 1) / (_TRIAL / 10)), generator)
+            found.append((run.judge(data.read(data.validation)), rate))
         return min(found)[1]
 
     def _round(self, run: Run, data: Data, rate: float, total: int, seed: int) -> None:
@@ -160,10 +160,10 @@ class Stochastic(Solver):
         with seeded((seed + 7_919 * (run.round + 1)) % 2**32):
             for i, block in enumerate(islice(batches.round(run.round), left if left < batches.steps else None)):
                 done = min(run.round * batches.steps + i, (run.round + 1) * batches.steps, total) / total
-                run.step(block, rate * _schedule(done, total), generator)
-                if run.skipped > self.skips:
+                run.step(data.read(block), rate * _schedule(done, total), generator)
+                if run.skipped > self.skips or data.kept.is_spent:
                     break
-        loss = run.judge(data.validation)
+        loss = run.judge(data.read(data.validation))
         run.round += 1
         if run.best and not loss <= run.start_loss + 1:
             run.restore(slower=0.5)
@@ -187,7 +187,11 @@ class Stochastic(Solver):
         failed = run.skipped > self.skips or run.factor < 0.5**_RESTARTS
         early = self._is_stopped(run, rounds)
         before = run.history[(len(run.history) - 1) // 2]
-        flat = run.round >= rounds and before - run.best_loss <= min(max(_FLAT[0], run.best_error / 2), _FLAT[1])
+        flat = (
+            run.round >= rounds
+            and not data.kept.is_spent
+            and before - run.best_loss <= min(max(_FLAT[0], run.best_error / 2), _FLAT[1])
+        )
         notes = list(run.family.remarks(data.summary, target.names))
         if failed:
             why = f"{run.skipped} batches were skipped ({run.trouble})" if run.skipped else "its loss rose again and again"

@@ -48,6 +48,7 @@ def minimize(
     tolerance: float,
     bend: Function | None = None,
     most: int = 100,
+    spent: Callable[[], bool] | None = None,
 ) -> End:
     """Minimise from every start: min over ‖δ‖ ≤ Δ of gᵀδ + ½ δᵀHδ, by conjugate gradients, Δ by how well that foretold f.
 
@@ -61,6 +62,7 @@ def minimize(
         tolerance: length of the gradient at the end.
         bend: a cheaper function of nearly the same second derivatives, from which they are taken in the first 12 steps.
         most: Newton steps at the most.
+        spent: whether it has to end now, with what it has.
 
     Source: Steihaug (1983); Nocedal & Wright (2006), algorithms 4.1 and 7.2; for `bend`, Byrd, Chin, Neveitt & Nocedal (2011).
     """
@@ -71,7 +73,7 @@ def minimize(
     while steps < most:
         residual = torch.linalg.vector_norm(scale * gradient, dim=-1)
         active = (value.isfinite() & (residual > tolerance) & ~stalled).nonzero()[:, 0]
-        if len(active) == 0:
+        if len(active) == 0 or (spent is not None and spent()):
             break
         steps += 1
         here, slope, unit, reach = theta[active], (scale * gradient)[active], scale[active], radius[active]

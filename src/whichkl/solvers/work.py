@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from whichkl.cluster import Threads, Workers
+from whichkl.evaluations import Evaluations
 from whichkl.journal import Journal
 
 
@@ -21,6 +22,13 @@ class Work:
     tell: Callable[[str, float], None] = _silent
     """Called with what is being done, and the fraction of it that is done (an upper bound is 1; NaN where it can't be told)."""
     journal: Journal | None = None
+    evaluations: Evaluations | None = None
+    """Of the target: a solver that has used as many as it may ends with what it has."""
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether as many evaluations of the target were used as may be."""
+        return self.evaluations is not None and self.evaluations.is_spent
 
     def under(self, prefix: str) -> Work:
         """Return the work of a part, whose entries in the journal are its own."""

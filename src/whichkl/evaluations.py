@@ -1,0 +1,49 @@
+"""Evaluations: how much of a target was used, counted by the target itself, and how much may be."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+COUNTED = ("log_prob", "score", "samples", "rows")
+"""What costs: log densities, gradients, fresh draws, and reads of fixed rows, a unit each."""
+
+
+class Evaluations(dict[str, int]):
+    """Counts by name; `rejected` ones among them cost nothing of their own.
+
+    >>> counts = Evaluations()
+    >>> with counts.capped(10) as used:
+    ...     counts["log_prob"] += 12
+    ...     counts.is_spent
+    True
+    >>> used, counts.is_spent
+    ({'log_prob': 12, 'score': 0, 'samples': 0, 'rows': 0}, False)
+    """
+
+    def __init__(self) -> None:
+        """Begin at zero, without a limit."""
+        super().__init__(dict.fromkeys((*COUNTED, "rejected"), 0))
+        self.most = math.inf
+
+    @property
+    def total(self) -> int:
+        """Everything that costs."""
+        return sum(self[name] for name in COUNTED)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether as much was used as may be: a solver then ends with what it has."""
+        return self.total >= self.most
+
+    @contextlib.contextmanager
+    def capped(self, budget: float | None = None) -> Iterator[dict[str, int]]:
+        """Let the block use so much more, and fill the yielded counts with what it used."""
+        before, limit, used = dict(self), self.most, dict.fromkeys(COUNTED, 0)
+        self.most = math.inf if budget is None else self.total + budget
+        try:
+            yield used
+        finally:
+            self.most = limit
+            used.update({name: self[name] - before[name] for name in COUNTED})
