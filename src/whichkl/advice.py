@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whichkl.access import Access
-from whichkl.families import Family, Gaussian, family_of
+from whichkl.families import Family, Gaussian, Product, family_of
 from whichkl.objectives import OBJECTIVES, Objective
 from whichkl.solvers import SOLVERS
 from whichkl.targets import Target
@@ -89,7 +89,7 @@ class Advice:
     options: tuple[Option, ...]
     """The possible objectives, best first."""
     missing: dict[str, str]
-    """Name of each impossible objective → what it requires, in words."""
+    """Name of each impossible objective → what it requires, in words; those between the directions, where both are possible."""
     conversions: tuple[Conversion, ...]
     """What could still be converted; empty where an objective is possible."""
 
@@ -108,6 +108,8 @@ class Advice:
     @property
     def verdict(self) -> str:
         """What to do, in plain words."""
+        if not self.options and self.access.cell != "neither":
+            return f"Nothing can be minimised over {self.family}: see below what stands in the way."
         return _VERDICTS[self.access.cell]
 
     @property
@@ -160,7 +162,7 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
 
     Args:
         target: a `Target`, an `Access`, or anything that `Target.of` takes.
-        family: the family that is to be fitted, or its name; a full Gaussian unless said.
+        family: the family that is to be fitted, or its name; unless said, `default_family` of the target.
 
     >>> import torch
     >>> advise(Target(samples=torch.randn(50, 2))).best.objective.name
@@ -168,23 +170,37 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
     >>> advise(Access.LOG_PROB).missing
     {'forward_kl': 'it requires `samples` or `sampler`, and the target has log_prob'}
     """
-    family = Gaussian() if family is None else family_of(family)
     p = None if isinstance(target, Access) else Target.of(target)
+    family = default_family(p) if family is None else family_of(family)
     access, dim = (target, None) if p is None else (p.access, p.dim)
-    is_apart = p is not None and p.bijection.is_discrete and family.carried
+    is_discrete = p is not None and p.bijection.is_discrete
     options, missing = [], {}
     for objective in OBJECTIVES.values():
+        if objective.is_between and access.cell != "both":
+            continue
         solver = next((kind.name for kind in SOLVERS if kind.solves(objective, family, access)), None)
         if not objective.requires.met_by(access):
             missing[objective.name] = f"it requires {objective.requires.label}, and the target has {access.label}"
-        elif is_apart:
+        elif is_discrete and (family.carried or solver is None):
+            why = f"{family} has a density on ℝᵈ" if family.carried else f"no solver minimises it over {family}"
             instead = "use Product('bernoulli'), Product('categorical') or Autoregressive()"
-            missing[objective.name] = f"the target is discrete, and {family} has a density on ℝᵈ: {instead}"
+            missing[objective.name] = f"the target is discrete, and {why}: {instead}"
         elif solver is None:
             missing[objective.name] = f"no solver minimises it over {family}"
         else:
             options.append(Option(objective, objective.reason(access), solver))
     return Advice(access, family, dim, tuple(options), missing, () if options else CONVERSIONS)
+
+
+def default_family(target: Target | None) -> Family:
+    """Return what is fitted unless said: a full Gaussian, or independent columns of categories where the target is discrete.
+
+    >>> default_family(Target(log_prob=lambda x: x[:, 0], dim=1, support="boolean"))
+    Product(margins='bernoulli', categories=None)
+    """
+    if target is None or target.bijection.levels is None:
+        return Gaussian()
+    return Product("bernoulli" if set(target.bijection.levels) == {(0, 1)} else "categorical")
 
 
 def _wrap(text: str, indent: str = "", first: str | None = None) -> str:

@@ -32,7 +32,8 @@ def pareto_smooth(log_weights: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"]
     them. k̂ < min(1 − 1/log₁₀ n, 0.7) says that the reweighted answers can be trusted.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024). Returns k̂ = ∞ with fewer than five distinct tail weights
-    below the maximum, unless all weights are equal to rounding (then −∞: nothing to smooth).
+    below the maximum, unless all weights, or all those of the tail, as on a few discrete states, are equal to rounding
+    (then −∞: nothing to smooth).
     """
     logw = log_weights.detach().to(torch.float64)
     logw = logw - logw.max()
@@ -45,6 +46,8 @@ def pareto_smooth(log_weights: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"]
         return logw - torch.logsumexp(logw, 0), math.inf
     index = order[-tail:]
     cutoff = max(float(logw[order[-tail - 1]]), math.log(torch.finfo(torch.float64).tiny))
+    if cutoff > -1e-9:
+        return logw - torch.logsumexp(logw, 0), -math.inf
     exceed = logw[index] > cutoff
     index = index[exceed]
     if len(index) <= 4:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,10 +10,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.families import Autoregressive, Categorical, Family, Product
 from whichkl.families.data_shape import Shape
@@ -28,6 +30,9 @@ _STARTS = 16
 _TWO = 2.0
 _NUDGE = 0.01
 """By which log odds are moved off a saddle."""
+_WINDOW = 100
+"""Iterations of L-BFGS that must gain something."""
+_FAST, _NOTHING = 50, 1e-9
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,17 @@ class Enumeration(Solver):
 
     Independent columns by coordinate ascent from 16 starts at once: log qⱼ(k) = E_q[log p | xⱼ = k] + const., which never lowers
     the ELBO; every end is nudged, so that it can't stay on a saddle. A single column of categories is p itself. An
-    autoregressive network, from the uniform distribution, by L-BFGS on its weights.
+    autoregressive network, from the uniform distribution, by L-BFGS on its weights, until the KL itself, which is all that
+    could still be gained, is at most `gap` nats and no longer halved by fifty iterations, or a hundred gain less than `gap`.
 
     Args:
         tolerance: nats that a sweep, and the largest probability that it moves, must fall short of.
         sweeps: of coordinate ascent, at most.
+        gap: nats that a network may be from p.
         iterations: of L-BFGS, at most.
+
+    Raises:
+        InputError: a field is out of range.
 
     Source: Saul, Jaakkola & Jordan (1996) for mean field on Boltzmann machines.
     """
@@ -52,7 +62,21 @@ class Enumeration(Solver):
 
     tolerance: float = 1e-9
     sweeps: int = 2_000
-    iterations: int = 500
+    gap: float = 1e-3
+    iterations: int = 2_000
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("sweeps", "iterations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                because = f"`{name}={value!r}` isn't a whole number of at least 1"
+                raise InputError(cannot("use `Enumeration`", because, f"Leave `{name}` out"))
+        for name in ("tolerance", "gap"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                because = f"`{name}={value!r}` isn't a positive number"
+                raise InputError(cannot("use `Enumeration`", because, f"Leave `{name}` out"))
 
     @classmethod
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
@@ -104,22 +128,39 @@ class Enumeration(Solver):
         with seeded(seed):
             network = family.network(shape).to(torch.float64)
         uniform(network)
-        whole, flat, states = x.long(), Flat(network), _Logits(network)
+        flat, states, log_z = Flat(network), _States(network), log_p.logsumexp(0)
+        leading, table = x.long()[:: counts[-1]], log_p.reshape(-1, counts[-1]) - log_z
+        kls, best = [math.inf], flat.read().numpy()
 
         def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
             row = torch.from_numpy(theta).requires_grad_(True)
             named = {f"network.{name}": value for name, value in flat.named(row).items()}
-            log_q = functional_call(states, named, (whole,))
-            value = log_q.exp() @ (log_q - log_p)
+            log_q = functional_call(states, named, (leading,))
+            value = (log_q.exp() * (log_q - table)).sum()
             (gradient,) = torch.autograd.grad(value, row)
-            work.tell("minimising over all states", float("nan"))
             return value.item(), gradient.numpy()
 
-        options = {"maxiter": self.iterations, "maxfun": 2 * self.iterations, "gtol": 1e-6, "ftol": 1e-11, "maxcor": 30}
-        result = minimize(loss, flat.read().numpy(), jac=True, method="L-BFGS-B", options=options)
-        flat.write(torch.from_numpy(result.x))
-        best = Optimum(family.finished(network, shape), float(result.fun), bool(result.success), True)
-        return Solution((best,), int(result.nit), float(np.abs(result.jac).max()))
+        def watch(intermediate_result: OptimizeResult) -> None:
+            nonlocal best
+            kls.append(float(intermediate_result.fun))
+            best = np.array(intermediate_result.x)
+            work.tell(f"minimising over all states, KL {kls[-1]:.4g}", len(kls) / self.iterations)
+            if self._has_settled(kls):
+                raise StopIteration
+
+        options = {"maxiter": self.iterations, "maxfun": 2 * self.iterations, "gtol": 0.0, "ftol": 0.0, "maxcor": 30}
+        result = minimize(loss, best, jac=True, method="L-BFGS-B", options=options, callback=watch)
+        kl = min(kls[-1], float(result.fun))
+        flat.write(torch.from_numpy(best if kls[-1] < math.inf else result.x))
+        settled = kl <= self.gap or self._has_settled(kls)
+        notes = () if settled else (f"{len(kls) - 1:,} iterations ended {kl:.2g} nats from p, and still gained",)
+        optimum = Optimum(family.finished(network, shape), kl - float(log_z), settled, True)
+        return Solution((optimum,), int(result.nit), float(np.abs(result.jac).max()), notes=notes)
+
+    def _has_settled(self, kls: Sequence[float]) -> bool:
+        """Whether p is near enough, as KL ≥ 0 bounds what can be gained, or the last iterations gained too little."""
+        near = kls[-1] <= self.gap and (kls[-1] < _NOTHING or (len(kls) > _FAST and kls[-1] > kls[-1 - _FAST] / 2))
+        return near or (len(kls) > _WINDOW and kls[-1 - _WINDOW] - kls[-1] <= self.gap)
 
 
 def sweep(
@@ -151,13 +192,18 @@ def uniform(network: nn.Module) -> None:
     nn.init.zeros_(last.bias)
 
 
-class _Logits(nn.Module):
-    """Log q of whole rows; inside `forward`, which is where `functional_call` reaches."""
+class _States(nn.Module):
+    """Log q of every state, (n / K, K): a row gives all K values of the last column, on which nothing depends.
+
+    Inside `forward`, which is where `functional_call` reaches.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, rows: Tensor) -> Tensor:
-        found = self.network.logits(rows, None)  # type: ignore[operator]
-        return torch.stack([one.gather(-1, rows[:, j, None])[:, 0] for j, one in enumerate(found)], -1).sum(-1)
+    def forward(self, leading: Tensor) -> Tensor:
+        *before, last = self.network.logits(leading, None)  # type: ignore[operator]
+        each = [one.gather(-1, leading[:, j, None]) for j, one in enumerate(before)]
+        log_q: Tensor = torch.cat([*each, torch.zeros_like(last[:, :1])], -1).sum(-1, keepdim=True) + last
+        return log_q
