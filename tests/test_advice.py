@@ -13,11 +13,11 @@ CELLS = [
     (Access.SAMPLER, "samples", ["forward_kl"]),
     (Access.LOG_PROB, "log_prob", ["reverse_kl"]),
     (Access.LOG_PROB | Access.NORMALIZED | Access.DIFFERENTIABLE, "log_prob", ["reverse_kl"]),
-    (Access.SAMPLES | Access.LOG_PROB, "both", ["forward_kl", "reverse_kl"]),
-    (Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED, "both", ["forward_kl", "reverse_kl"]),
+    (Access.SAMPLES | Access.LOG_PROB, "both", ["forward_kl", "reverse_kl", "jeffreys", "renyi"]),
+    (Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED, "both", list(OBJECTIVES)),
     (Access(0), "neither", []),
     (Access.SCORE, "log_prob", ["reverse_kl"]),
-    (Access.SAMPLES | Access.SCORE, "both", ["forward_kl", "reverse_kl"]),
+    (Access.SAMPLES | Access.SCORE, "both", ["forward_kl", "reverse_kl", "jeffreys", "renyi"]),
 ]
 
 
@@ -27,7 +27,8 @@ def test_access_decides(access, cell, possible, family):
     advice = wk.advise(access, family)
     assert access.cell == cell
     assert [option.objective.name for option in advice.options] == possible
-    assert sorted([*possible, *advice.missing]) == sorted(OBJECTIVES)
+    shown = [name for name, one in OBJECTIVES.items() if cell == "both" or not one.is_between]
+    assert sorted([*possible, *advice.missing]) == sorted(shown)
     for name, why in advice.missing.items():
         assert OBJECTIVES[name].requires.label in why
     assert (advice.best is None) == (not possible)

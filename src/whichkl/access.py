@@ -98,7 +98,19 @@ class Requirement:
         """Whether `access` holds one alternative whole."""
         return any(one in access for one in self.alternatives)
 
+    def lacking(self, access: Access) -> set[str]:
+        """What would have to be passed beside `access`, in each of the ways that need least.
+
+        >>> sorted(Requirement(Access.LOG_PROB, Access.SCORE).lacking(Access.SAMPLES))
+        ['`log_prob=`', '`score=`']
+        """
+        gaps = [one & ~access for one in self.alternatives]
+        least = min(len(gap) for gap in gaps)
+        words = [" with ".join(f"`{word}={'True' * (word == 'normalized')}`" for word in gap.label.split(", ")) for gap in gaps]
+        return {text for text, gap in zip(words, gaps, strict=True) if len(gap) == least}
+
     @property
     def label(self) -> str:
         """The alternatives in words: ``"`samples` or `sampler`"``."""
-        return " or ".join(" with ".join(f"`{part}`" for part in one.label.split(", ")) for one in self.alternatives)
+        ways = [[f"`{part}`" for part in one.label.split(", ")] for one in self.alternatives]
+        return " or ".join(" with ".join([first, *([" and ".join(rest)] if rest else [])]) for first, *rest in ways)

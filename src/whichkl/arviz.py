@@ -70,7 +70,7 @@ def _attributes(fit: Fit, corrected: bool, seed: int) -> dict[str, Any]:
     return {
         "inference_library": "whichkl",
         "inference_library_version": version("whichkl"),
-        "objective": fit.objective.name,
+        "objective": fit.objective.spec,
         "family": str(fit.family),
         "solver": fit.solver,
         "status": fit.status,

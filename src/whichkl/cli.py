@@ -165,7 +165,12 @@ def fit(
         ),
     ] = None,
     objective: Annotated[
-        str | None, typer.Option("--objective", help="forward_kl or reverse_kl; unless said, what the access allows.")
+        str | None,
+        typer.Option(
+            "--objective",
+            help="forward_kl, reverse_kl, or between them jeffreys:0.3, jensen_shannon:0.5, renyi:0.5, …; unless said, what the "
+            "access allows.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html and the saved fit.")] = None,
     cluster: Annotated[

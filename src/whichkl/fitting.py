@@ -20,22 +20,22 @@ from torch.distributions import Distribution
 
 from whichkl._checks import InputError, IntegrityError, TargetError, WhichklError, cannot, plain, write_whole
 from whichkl.access import Access
-from whichkl.advice import Advice, advise
+from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
 from whichkl.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.correction import corrected as corrected_points
-from whichkl.diagnostics import Diagnostics, MissingModes, carried, explain, shown_khat, stride_of
+from whichkl.diagnostics import Diagnostics, Judgement, MissingModes, carried, explain, shown_khat, stride_of
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
-from whichkl.families import Family, Gaussian, NetworkFamily, family_from_config, family_of
+from whichkl.families import Family, NetworkFamily, family_from_config, family_of
 from whichkl.families.conditional import conditional_families
 from whichkl.families.family import cast
 from whichkl.goodness import Calibration, TwoSample
 from whichkl.journal import Journal
-from whichkl.objectives import OBJECTIVES, ForwardKL, Objective, objective_of
-from whichkl.solvers import Optimum, Solver, solver_for
-from whichkl.solvers.resolve import resolve
+from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
+from whichkl.solvers import Optimum, Solution, Solver, solver_for
+from whichkl.solvers.resolve import Curve, resolve
 from whichkl.solvers.work import QUIET, Work
 from whichkl.supports import Bijection
 from whichkl.targets import Target
@@ -75,7 +75,7 @@ class Fit:
     def __str__(self) -> str:
         """A few lines: what was minimised, how it ended, the value, the findings."""
         d = self.diagnostics
-        lines = [f"{self.objective.name} over {self.family} by {self.solver}: {self.status}", f"  {self.value}"]
+        lines = [f"{self.objective.spec} over {self.family} by {self.solver}: {self.status}", f"  {self.value}"]
         if d.elbo is not None:
             lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {shown_khat(d.khat)}")
         if len(d.optima) > 1:
@@ -180,7 +180,7 @@ class Fit:
         return {
             "format": _FORMAT,
             "family": self.family.config(),
-            "objective": self.objective.name,
+            "objective": self.objective.spec,
             "solver": self.solver,
             "status": self.status,
             "findings": sorted(self.findings),
@@ -217,6 +217,15 @@ class Fit:
         path = Path(folder)
         if path.is_dir() and any(not _ours(one.name) for one in path.iterdir()):
             raise InputError(cannot(f"save a fit in `{path}`", "it holds something else", "Name a new or empty folder"))
+        files = self.files()
+        for name, data in files.items():  # fit.json comes last
+            write_whole(path / name, data)
+        for one in path.iterdir():
+            if one.name not in files:
+                one.unlink(missing_ok=True)
+
+    def files(self) -> dict[str, bytes]:
+        """Return what `save` writes: the weights under a name of their own, and `fit.json`, which names them."""
         tensors = {
             f"{i}.{name}": value.detach().cpu().contiguous()
             for i, optimum in enumerate(self.diagnostics.optima)
@@ -227,11 +236,7 @@ class Fit:
         name = f"model-{digest[:16]}.safetensors"
         fields = {**plain(self.to_dict()), "weights": name, "sha256": digest}
         text = json.dumps({**fields, "checksum": _checksum(fields)}, indent=1, allow_nan=False)
-        write_whole(path / name, weights)
-        write_whole(path / "fit.json", text.encode())
-        for one in path.iterdir():
-            if one.name not in ("fit.json", name):
-                one.unlink(missing_ok=True)
+        return {name: weights, "fit.json": text.encode()}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], family: Family | nn.Module | None = None) -> Fit:
@@ -285,9 +290,11 @@ def fit(
     Args:
         target: a `Target`, or anything that `Target.of` takes. Pairs (x, y) make a conditional fit, q(y|x): its loss is
             the cross-entropy, KL(p‖q) + H(p), as in supervised learning.
-        family: which models are allowed, or their name, such as ``"mixture:auto"``; a full Gaussian unless said. A
-            `torch.nn.Module` whose `forward()`, or `forward(x)` for pairs, returns a `Distribution` is copied and trained.
-        objective: an objective or its name; unless said, the only possible one, and forward KL where both are.
+        family: which models are allowed, or their name, such as ``"mixture:auto"``; a full Gaussian unless said, independent
+            columns of categories where the target is discrete. A `torch.nn.Module` whose `forward()`, or `forward(x)` for pairs,
+            returns a `Distribution` is copied and trained.
+        objective: an objective or its name, with its parameter as in ``"jeffreys:0.3"``; unless said, the only possible one, and
+            forward KL where both are.
         solver: a solver or its name; the best for the job unless said.
         seed: fixes every random choice; the same seed gives the same fit.
         cluster: ``"auto"`` or the address of a Ray cluster, on whose machines passes over the samples run; the answer is
@@ -313,9 +320,65 @@ def fit(
     p = Target.of(target)
     said = None if family is None else family_of(family)
     _check_pairs(p, said)
-    family = Gaussian() if said is None else said
+    family = default_family(p) if said is None else said
     log = None if journal is None else Journal.of(journal, _identity(p, family, objective, solver, seed))
-    work = Work(workers_of(cluster), tell or QUIET.tell, log)
+    work = Work(workers_of(cluster), tell or QUIET.tell, log, p.evaluations)
+    done = solve(p, family, objective, solver, seed, work, judged=judge)
+    judgement = judge_fit(p, done.family, done.objective, done.solver, done.solution, done.model, seed, work, whole=judge)
+    if log is not None:
+        log.clear()
+    return done.judged(p, judgement, seed)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a solver found, in the coordinates of the target, before it is judged."""
+
+    model: Any
+    family: Family
+    objective: Objective
+    solver: Solver
+    solution: Solution
+    advice: Advice
+    curve: Curve | None
+    notes: tuple[str, ...]
+
+    def judged(self, target: Target, judgement: Judgement, seed: int) -> Fit:
+        """Return the fit, with what was measured about it."""
+        d = judgement.diagnostics
+        return Fit(
+            model=self.model,
+            family=self.family,
+            objective=self.objective,
+            solver=self.solver.name,
+            advice=self.advice,
+            value=judgement.value,
+            status=judgement.status,
+            findings=judgement.findings,
+            diagnostics=replace(d, curve=self.curve, notes=(*self.notes, *d.notes)),
+            names=target.names,
+            bijection=target.bijection if self.family.carried else Bijection(None, target.dim),
+            seed=seed,
+            target=target,
+        )
+
+
+def solve(
+    p: Target,
+    family: Family,
+    objective: Objective | str | None,
+    solver: Solver | str | None,
+    seed: int,
+    work: Work,
+    *,
+    judged: bool,
+) -> Solved:
+    """Choose objective and solver, and minimise; where it's going to be `judged`, rows may be held out for that.
+
+    Raises:
+        InputError: samples or arguments are bad.
+        TargetError: the target can't do what the objective requires, or its log density is broken.
+    """
     family, curve, notes = resolve(p, family, seed, work)
     free = p.unconstrained() if family.carried else p
     advice = advise(p, family)
@@ -323,7 +386,7 @@ def fit(
     engine = solver_for(chosen, family, p.access, solver)
     if free.samples is not None:
         family.check_samples(free.samples, p.names)
-    is_judged = judge and isinstance(chosen, ForwardKL)
+    is_judged = judged and isinstance(chosen, (ForwardKL, Between))
     solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
     if p.dim == 1 and not p.scalar and hasattr(solution.best.model, "column"):  # y came as (n, 1), and events have its shape
         solution = replace(solution, optima=tuple(replace(o, model=replace(o.model, column=True)) for o in solution.optima))
@@ -333,24 +396,7 @@ def fit(
     elif p.device.type != "cpu" and not isinstance(family, NetworkFamily):
         model = cast(family, model, torch.float64, p.device)
     model = carried(model, p.bijection) if family.carried else model
-    judgement = judge_fit(p, family, chosen, engine, solution, model, seed, work, whole=judge)
-    if log is not None:
-        log.clear()
-    return Fit(
-        model=model,
-        family=family,
-        objective=chosen,
-        solver=engine.name,
-        advice=advice,
-        value=judgement.value,
-        status=judgement.status,
-        findings=judgement.findings,
-        diagnostics=replace(judgement.diagnostics, curve=curve, notes=(*notes, *judgement.diagnostics.notes)),
-        names=p.names,
-        bijection=p.bijection if family.carried else Bijection(None, p.dim),
-        seed=seed,
-        target=p,
-    )
+    return Solved(model, family, chosen, engine, solution, advice, curve, notes)
 
 
 def _identity(target: Target, family: Family, objective: Any, solver: Any, seed: int) -> dict[str, Any]:
@@ -386,15 +432,15 @@ def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
     """The wanted objective if the access allows it, else the advised one."""
     if objective is None:
         if advice.best is None:
-            do, because = "fit this target", f"{advice.situation[0].lower()}{advice.situation[1:-1]}"
+            apart = [why for name, why in advice.missing.items() if OBJECTIVES[name].requires.met_by(advice.access)]
+            do, because = "fit this target", apart[0] if apart else f"{advice.situation[0].lower()}{advice.situation[1:-1]}"
             raise TargetError(cannot(do, because, "See `whichkl.advise(target)` for what could be converted"))
         return advice.best.objective
     wanted = objective_of(objective)
     if not wanted.requires.met_by(advice.access):
         because = f"it requires {wanted.requires.label}, but the target only has {advice.access.label}"
         able = f"Use `{type(advice.best.objective).__name__}`, or pass" if advice.best else "Pass"
-        words = {word for one in wanted.requires.alternatives for word in one.label.split(", ")}
-        instead = f"{able} {' or '.join(f'`{word}=`' for word in sorted(words))}"
+        instead = f"{able} {' or '.join(sorted(wanted.requires.lacking(advice.access)))}"
         raise TargetError(cannot(f"use `{type(wanted).__name__}` with this target", because, instead))
     return wanted
 
@@ -417,7 +463,7 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
     return Fit(
         model=carried(best, bijection),
         family=family,
-        objective=OBJECTIVES[fields["objective"]],
+        objective=objective_of(fields["objective"]),
         solver=fields["solver"],
         advice=replace(advise(Access.parse(fields["access"]), family), dim=len(fields["names"])),
         value=Estimate.from_dict(fields["value"]),

@@ -13,6 +13,7 @@ from whichkl.diagnostics.result import Diagnostics, draws_in
 from whichkl.divergences import Estimate
 from whichkl.families import Categorical, Family, Gaussian, Mixture, Product, simpler
 from whichkl.importance import khat_limit
+from whichkl.objectives import Between, ForwardKL, Objective, ReverseKL
 from whichkl.solvers import Solution
 from whichkl.targets import Target
 
@@ -67,11 +68,12 @@ def find(
     value: Estimate,
     d: Diagnostics,
     solution: Solution,
-    *,
-    is_forward: bool,
+    objective: Objective,
     seed: int,
 ) -> frozenset[str]:
     """Name what was found; the rules stand here and nowhere else."""
+    is_forward = isinstance(objective, ForwardKL)
+    too_far = _TOO_FAR * (objective.curvature if isinstance(objective, Between) else 1.0)
     known = value.up_to is None and value.reliable
     least = d.least_kl or 0.0
     left_out = d.separate > 1 and least > 0.01
@@ -79,10 +81,10 @@ def find(
     draws = draws_in(target.dim)
     weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(draws) and d.ess < 0.9 * draws
     overfit = False
-    if d.elbo is not None and d.nodes is not None:
+    if d.elbo is not None and d.nodes is not None and isinstance(objective, ReverseKL):
         overfit = -solution.best.loss - d.elbo.value > max(_TOO_FAR, 1e-3 * target.dim, 4 * d.elbo.stderr)
     rules = {
-        "family_too_small": (value.interval[0] > _TOO_FAR if known else least > _TOO_FAR and not is_forward)
+        "family_too_small": (value.interval[0] > too_far if known else least > _TOO_FAR and not is_forward)
         or (left_out and least > _TOO_FAR)
         or (d.richer_gain is not None and d.richer_gain.value > max(4 * d.richer_gain.stderr, _TOO_FAR))
         or (is_forward and _is_told_apart(d)),

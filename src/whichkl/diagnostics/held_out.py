@@ -34,6 +34,8 @@ _COMPARED = 8_000
 
 def stride_of(target: Target, solver: Solver) -> int:
     """Every how many rows one is held out inside the solver; 0 where fresh draws or cross-fitting serve instead."""
+    if target.chains is not None and target.sampler is None and solver.holds_chains:
+        return _FOLDS // 2
     if target.sampler is not None or target.chains is not None:
         return 0
     rows = len(target.samples) if target.samples is not None else target.stream.about if target.stream is not None else 0

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from whichkl._checks import TargetError, cannot
+from whichkl.diagnostics.between import between_value
 from whichkl.diagnostics.ends import beyond_the_ends
 from whichkl.diagnostics.findings import NARROW, find
-from whichkl.diagnostics.held_out import forward_value, in_sample, unseen
+from whichkl.diagnostics.held_out import forward_value, in_sample, stride_of, unseen
 from whichkl.diagnostics.linear_response import spread_ratios
 from whichkl.diagnostics.mode_search import missing_modes
 from whichkl.diagnostics.models import model_target
@@ -16,7 +17,7 @@ from whichkl.diagnostics.result import Diagnostics, Judgement
 from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.families import Family, Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
-from whichkl.objectives import ForwardKL, Objective
+from whichkl.objectives import Between, ForwardKL, Objective
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
@@ -40,18 +41,26 @@ def judge(
         TargetError: the target was said to be normalised, and the KL would be negative.
     """
     d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
-    is_forward = isinstance(objective, ForwardKL)
+    is_forward, is_between = isinstance(objective, ForwardKL), isinstance(objective, Between)
     ends = beyond_the_ends(target, model, seed) if is_forward and whole and family.carried else ()
     d = replace(d, notes=(*solution.notes, *ends))
     if is_forward and not whole and target.samples is not None:
         value = in_sample(target, model)
     else:
         if target.access.can_evaluate:
-            d = by_weights(target, family, model_target(model, target), d, seed, separate=not is_forward)
+            d = by_weights(target, family, model_target(model, target), d, seed, separate=not (is_forward or is_between))
         if is_forward:
             work.tell("judging the fit on unseen rows", float("nan"))
             value, d = forward_value(target, family, solver, model, solution, d, seed, work)
             d = _checked(target, family, solver, solution, d, seed)
+        elif isinstance(objective, Between):
+            work.tell("judging the fit on unseen draws", float("nan"))
+            value = between_value(target, objective, model, solution, stride_of(target, solver), seed)
+            if solution.held is not None:
+                d = _checked(target, family, solver, solution, d, seed)
+            if whole and not objective.reads_p:
+                work.tell("looking for modes that the fit misses", float("nan"))
+                d = _searched(target, solution, d, seed)
         else:
             value = reverse_value(target, model_target(model, target), d)
             d = _with_spreads(target, family, solution, d, seed)
@@ -64,7 +73,7 @@ def judge(
     if value.up_to is None and value.value + 6 * value.stderr < -1e-6:
         because = f"`normalized=True` was said, and the KL would be {value.number} nats, below 0: its integral isn't one"
         raise TargetError(cannot("use this target", because, "Normalise it, or say `normalized=False`"))
-    findings = find(target, family, value, d, solution, is_forward=is_forward, seed=seed)
+    findings = find(target, family, value, d, solution, objective, seed)
     d = replace(d, evaluations=dict(target.evaluations))
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
 

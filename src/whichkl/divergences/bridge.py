@@ -19,7 +19,7 @@ from whichkl.importance import effective_sample_size
 from whichkl.targets import Target
 
 _LEAN = 2.0
-_ENOUGH = 30
+ENOUGH = 30
 """Effective draws on the bridge from which the error covers: 92–96 %, on Gaussians 4–30 nats apart in 1–40 dimensions."""
 
 
@@ -94,7 +94,7 @@ def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
     if not bool((draws.at_p < math.inf).any() and (draws.at_q > -math.inf).any()):
         return None
     found = bridge(draws.at_p, draws.at_q, *draws.chains)
-    if found.ess < _ENOUGH:
+    if found.ess < ENOUGH:
         return None
 
     def error(from_p: Tensor, from_q: Tensor) -> float:
@@ -103,7 +103,7 @@ def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
     for lean in (-_LEAN, _LEAN):
         other = bridge(draws.at_p, draws.at_q, *draws.chains, lean)
         gap, noise = other.log_z - found.log_z, error(other.from_p - found.from_p, other.from_q - found.from_q)
-        if other.ess >= _ENOUGH and abs(gap) > 5 * noise + 1e-3:
+        if other.ess >= ENOUGH and abs(gap) > 5 * noise + 1e-3:
             seen = f"two estimates of log Z, by different bridges, differ by {gap:+.2g} ± {noise:.1g}"
             return f"{seen}: draws contradict a log density"
     known = error(found.from_p, found.from_q)
@@ -190,9 +190,9 @@ def _estimate(
         standard_error(terms, chains) for terms, chains in zip((of_p, of_q), draws.chains, strict=True)
     )
     notes = () if plain is None else plain.notes
-    if found.ess < _ENOUGH:
+    if found.ess < ENOUGH:
         text = (
-            f"p and q overlap too little: {found.ess:.0f} effective draws of one lie where the other is, and {_ENOUGH} are needed"
+            f"p and q overlap too little: {found.ess:.0f} effective draws of one lie where the other is, and {ENOUGH} are needed"
         )
         notes = (*notes, text)
     for ess, whose in ((ess_p, "p"), (ess_q, "q")):

@@ -1,43 +1,16 @@
-"""Objectives: what a fit minimises, and the access that it requires. Advice and dispatch read nothing else."""
+"""KL: the two directions, forward and reverse."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, cannot
 from whichkl.access import Access, Requirement
 from whichkl.families.family import NodeFamily
-
-UpTo = Literal["log_z", "entropy_p"] | None
-
-
-class Objective(ABC):
-    """What a fit minimises. Concrete objectives say what they require of p and of q, and up to what they are known."""
-
-    name: ClassVar[str]
-    formula: ClassVar[str]
-    character: ClassVar[str]
-    requires: ClassVar[Requirement]
-    """What the target must expose."""
-    requires_of_model: ClassVar[Requirement]
-    """What the model must expose; every family of this library does."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-    @abstractmethod
-    def reason(self, access: Access) -> str:
-        """Say why this objective can be minimised with `access`."""
-
-    @abstractmethod
-    def up_to(self, access: Access) -> UpTo:
-        """Name the constant that separates what can be computed from the divergence itself."""
+from whichkl.objectives.objective import Objective, UpTo
 
 
 class ForwardKL(Objective):
@@ -50,6 +23,7 @@ class ForwardKL(Objective):
     """
 
     name = "forward_kl"
+    title = "Forward KL"
     formula = "KL(p‖q) = E_p[log p − log q]"
     character = "mass-covering: q must put mass wherever p does"
     requires = Requirement(Access.SAMPLES, Access.SAMPLER)
@@ -89,6 +63,7 @@ class ReverseKL(Objective):
     """
 
     name = "reverse_kl"
+    title = "Reverse KL"
     formula = "KL(q‖p) = E_q[log q − log p] = −ELBO + log Z"
     character = "tends to mode-seeking: q avoids places where p has no mass"
     requires = Requirement(Access.LOG_PROB, Access.SCORE)
@@ -134,20 +109,3 @@ class ReverseKL(Objective):
         log_p = value + ((x - x.detach()) * score).sum(-1)
         density = family.model({k: v.detach() for k, v in family.parameters(model).items()}) if sticking_the_landing else model
         return weight @ (density.log_prob(x) - log_p)
-
-
-OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in (ForwardKL(), ReverseKL())}
-
-
-def objective_of(objective: Objective | str) -> Objective:
-    """Return the objective that a name stands for.
-
-    Raises:
-        InputError: the name isn't known.
-    """
-    if isinstance(objective, Objective):
-        return objective
-    if objective not in OBJECTIVES:
-        because = f"this version minimises {', '.join(OBJECTIVES)}"
-        raise InputError(cannot(f"minimise `{objective}`", because, "Choose one of them"))
-    return OBJECTIVES[objective]

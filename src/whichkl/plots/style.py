@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from whichkl._checks import require
+from whichkl.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 COLORS = {"target": "#8b93a1", "forward_kl": "#2f7fd6", "reverse_kl": "#e0762f", "other": "#3a9d6a"}
 SOFT = {"target": "rgba(139,147,161,0.28)", "forward_kl": "rgba(47,127,214,0.18)", "reverse_kl": "rgba(224,118,47,0.18)"}
+for _name, _one in OBJECTIVES.items():
+    if _one.is_between:
+        COLORS[_name], SOFT[_name] = "#9457c9", "rgba(148,87,201,0.18)"
 AXIS = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.2)", "linecolor": "rgba(128,128,128,0.5)", "automargin": True}
 
 

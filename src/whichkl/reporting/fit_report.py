@@ -20,7 +20,6 @@ from whichkl.reporting.page import Block, Section, write_page
 from whichkl.reporting.rows_section import rows_section
 from whichkl.solvers import Optimum
 
-_TITLES = {"forward_kl": "Forward KL", "reverse_kl": "Reverse KL"}
 _DIRECTIONS = {
     "forward_kl": "KL(p‖q), the expectation under the target: it covers mass.",
     "reverse_kl": "KL(q‖p), the expectation under the model: it tends to seek modes.",
@@ -47,10 +46,12 @@ def report(result: Any, path: str | os.PathLike[str]) -> Path:
     if not isinstance(result, Fit):
         because = f"it is a `{type(result).__name__}`"
         raise InputError(cannot("report on this", because, "Pass what whichkl.fit returned"))
-    title = f"{_TITLES[result.objective.name]} over {result.family.label}"
+    title = f"{result.objective.title} over {result.family.label}"
     rows = rows_section(result)
     sections = [_verdict(result), *([] if rows is None else [rows]), _evidence(result), _choice(result), _configuration(result)]
-    return write_page(path, title, _DIRECTIONS[result.objective.name], sections, "Written by whichkl. All numbers are in nats.")
+    objective = result.objective
+    what = _DIRECTIONS.get(objective.name, f"{objective.spec}, {objective.formula}: {objective.character}.")
+    return write_page(path, title, what, sections, "Written by whichkl. All numbers are in nats.")
 
 
 def _verdict(fit: Fit) -> Section:

@@ -17,6 +17,7 @@ from whichkl.solvers.score_function import ScoreFunction
 from whichkl.solvers.solver import Optimum, Solution, Solver
 from whichkl.solvers.sticking_the_landing import StickingTheLanding
 from whichkl.solvers.stochastic import Stochastic
+from whichkl.solvers.two_sided import TwoSided
 
 SOLVERS: tuple[type[Solver], ...] = (
     ClosedForm,
@@ -31,6 +32,7 @@ SOLVERS: tuple[type[Solver], ...] = (
     CoordinateAscent,
     ScoreFunction,
     Stochastic,
+    TwoSided,
 )
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "Solver",
     "StickingTheLanding",
     "Stochastic",
+    "TwoSided",
     "solver_for",
 ]
 
@@ -64,13 +67,13 @@ def solver_for(objective: Objective, family: Family, access: Access, wanted: Sol
     if isinstance(wanted, Solver):
         able, label = [kind for kind in able if isinstance(wanted, kind)], wanted.name
         if able:
-            return wanted
+            return wanted.toward(objective)
     elif wanted is not None:
         able, label = [kind for kind in able if kind.name == wanted], wanted
     else:
         label = "any solver"
     if able:
-        return able[0]()
+        return able[0]().toward(objective)
     others = [kind.name for kind in SOLVERS if kind.solves(objective, family, access)]
     instead = f"Use solver={others[0]!r}" if others else "Use another family or objective"
     because = f"it doesn't minimise `{objective.name}` over `{family}` with access to {access.label}"

@@ -84,22 +84,7 @@ class Mixtures:
         return self.loc.new_zeros(batch, count * (1 + each))
 
     def _read(self, theta: Float[Tensor, "a n"], rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Log weights, means and factors that θ stands for; differentiable."""
-        _, count, dim = self._shape
-        own = self.logits[rows]
-        size = own.exp().clamp(min=_LEAST).sqrt()  # curvature of a component's coordinates: its weight
-        logits = (own + theta[:, :count] / size).log_softmax(-1)
-        rest = (theta[:, count:].reshape(len(theta), count, -1)) / size[..., None]
-        grow = (rest[..., dim : 2 * dim] / math.sqrt(2)).exp()
-        factor = torch.diag_embed(grow)
-        if self.family.covariance == "full":
-            row, column = torch.tril_indices(dim, dim, -1, device=theta.device)
-            lower = torch.zeros_like(factor)
-            lower[..., row, column] = rest[..., 2 * dim :]
-            factor = factor + lower
-        tril = self.tril[rows]
-        loc = self.loc[rows] + (tril @ rest[..., :dim, None])[..., 0]
-        return logits, loc, tril @ factor
+        return read(theta, self.logits[rows], self.loc[rows], self.tril[rows], is_full=self.family.covariance == "full")
 
     def _trial(self, theta: Float[Tensor, "a n"], rows: Tensor) -> tuple[Float[Tensor, " a"], Float[Tensor, "a n"]]:
         """The ELBO and its gradient, for some of the mixtures."""
@@ -110,7 +95,7 @@ class Mixtures:
             x = loc[:, :, None] + torch.einsum("bkij,mj->bkmi", tril, self.z)
             flat = x.reshape(batch, -1, dim)
             value, score = evaluate(self.target, flat.detach())
-            log_q = log_density(flat, logits, loc, tril)
+            log_q = log_density(flat, logits, loc, tril, self.z)
             weight = (logits.exp()[..., None] * self.w).reshape(batch, -1)
             gain = torch.where(weight > 0, value - log_q, 0.0)
             elbo = (weight * gain).sum(-1)
@@ -121,11 +106,39 @@ class Mixtures:
         return torch.where(elbo.isnan(), -math.inf, elbo), slope.nan_to_num(0.0, 0.0, 0.0)
 
 
-def log_density(x: Float[Tensor, "b n d"], logits: Float[Tensor, "b k"], loc: Tensor, tril: Tensor) -> Float[Tensor, "b n"]:
-    """Log of the mixture at its own nodes, by one triangular solve a component."""
+def read(
+    theta: Float[Tensor, "a n"], logits: Float[Tensor, "a k"], loc: Float[Tensor, "a k d"], tril: Tensor, *, is_full: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log weights, means and factors that θ stands for, in coordinates whitened by the given ones; differentiable."""
+    count, dim = loc.shape[1:]
+    size = logits.exp().clamp(min=_LEAST).sqrt()  # curvature of a component's coordinates: its weight
+    log_weight = (logits + theta[:, :count] / size).log_softmax(-1)
+    rest = (theta[:, count:].reshape(len(theta), count, -1)) / size[..., None]
+    grow = (rest[..., dim : 2 * dim] / math.sqrt(2)).exp()
+    factor = torch.diag_embed(grow)
+    if is_full:
+        row, column = torch.tril_indices(dim, dim, -1, device=theta.device)
+        lower = torch.zeros_like(factor)
+        lower[..., row, column] = rest[..., 2 * dim :]
+        factor = factor + lower
+    return log_weight, loc + (tril @ rest[..., :dim, None])[..., 0], tril @ factor
+
+
+def log_density(
+    x: Float[Tensor, "b n d"], logits: Float[Tensor, "b k"], loc: Tensor, tril: Tensor, z: Float[Tensor, "m d"] | None = None
+) -> Float[Tensor, "b n"]:
+    """Log of the mixture at given points, by one triangular solve a component.
+
+    With z the points are mₖ + Lₖ zᵢ, n = K m of them, and each component knows its own: solved for, they would lose their digits
+    where Lₖ is nearly singular, and climbing the ELBO would find the places where that makes log q small.
+    """
     dim = x.shape[-1]
     identity = torch.eye(dim, dtype=x.dtype, device=x.device)
     inverse = torch.linalg.solve_triangular(tril, identity.expand_as(tril), upper=False)
     white = torch.einsum("bkij,bnj->bkni", inverse, x) - torch.einsum("bkij,bkj->bki", inverse, loc)[:, :, None]
+    if z is not None:
+        count = loc.shape[1]
+        own = torch.eye(count, dtype=torch.bool, device=x.device).repeat_interleave(len(z), 1)
+        white = torch.where(own[..., None], z.repeat(count, 1), white)
     volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
     return torch.logsumexp((logits - volume)[..., None] - white.square().sum(-1) / 2, 1)

@@ -64,6 +64,8 @@ class Solver(ABC):
     name: ClassVar[str]
     refits: ClassVar[bool] = True
     """Whether refitting is cheap enough for cross-fitting and for comparing neighbouring families."""
+    holds_chains: ClassVar[bool] = False
+    """Whether it leaves out the ends of chains where it's given a stride."""
     objective: ClassVar[type[Objective]]
     families: ClassVar[tuple[type[Family], ...]]
 
@@ -71,6 +73,10 @@ class Solver(ABC):
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
         """Whether this solver can do the job."""
         return isinstance(objective, cls.objective) and isinstance(family, cls.families)
+
+    def toward(self, objective: Objective) -> Solver:
+        """Return the solver of this very objective, where the class solves several; itself unless said."""
+        return self
 
     def quick(self) -> Solver:
         """Return a cheaper copy, good enough for refits whose answer is compared within its statistical error."""

@@ -1,0 +1,190 @@
+"""Between: the value of a divergence that reads both sides, on draws of p that the model hasn't seen and on fresh ones of q."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import TargetError, WhichklError
+from whichkl.chains import standard_error
+from whichkl.diagnostics.models import model_target
+from whichkl.diagnostics.result import draws_in
+from whichkl.diagnostics.weights import on_the_line
+from whichkl.divergences import Estimate, Finite, bridge, monte_carlo, quadrature
+from whichkl.importance import pareto_smooth
+from whichkl.objectives import Between
+from whichkl.objectives.objective import parameters
+from whichkl.solvers import Solution
+from whichkl.solvers.two_sided import left_out
+from whichkl.targets import Target
+
+_MATTERS = 0.005
+"""Nats of standard error from which a heavy tail makes the value unreliable."""
+_TAIL = 30
+
+
+def between_value(
+    target: Target, objective: Between, model: Distribution, solution: Solution, stride: int, seed: int
+) -> Estimate:
+    """Estimate the divergence: by quadrature on the line, else by draws of both, log Z by bridge sampling where it is contained.
+
+    Its error is that of the influence of each draw, the derivative of the loss in the draw's weight (infinitesimal jackknife).
+
+    Args:
+        target: p.
+        objective: the divergence.
+        model: the fitted q, in the coordinates of the target.
+        solution: where it comes from, with the rows that were held out.
+        stride: every how many rows one was.
+        seed: fixes the draws.
+
+    Source: Efron (1982) for the error; Meng & Wong (1996) for log Z.
+    """
+    if on_the_line(target):
+        with contextlib.suppress(WhichklError):  # heavy tails: Monte Carlo below says how far it can be trusted
+            return _on_the_line(target, objective, model)
+    free = target.unconstrained()
+    x, w, chains, of, notes = _of_p(target, free, solution, stride, seed)
+    law: Distribution = solution.held.model if x is not None and solution.held is not None else solution.best.model
+    y = model_target(law, free).draws(draws_in(free.dim), seed + 1).to(torch.float64)
+    at_q = _ratio(free, law, y)
+    at_p = at_q[:0] if x is None else _ratio(free, law, x)
+    return _estimate(objective, free, _Side(at_p, w, chains, of), _Side(at_q, None, None, f"{len(y):,} draws of q"), notes)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Log p − log q at draws of one side, their weights and chains, and what they are."""
+
+    ratio: Float[Tensor, " n"]
+    weights: Float[Tensor, " n"] | None
+    chains: Tensor | None
+    of: str
+
+    @property
+    def even(self) -> Float[Tensor, " n"]:
+        """Weights with the sum 1."""
+        w = torch.ones_like(self.ratio) if self.weights is None else self.weights.to(self.ratio)
+        return w / w.sum() if len(w) else w
+
+    def error(self, influence: Float[Tensor, " n"]) -> tuple[float, float | None]:
+        """Return the standard error that so much influence of each draw makes, and the shape of its tail."""
+        if not len(influence):
+            return 0.0, None
+        if self.weights is not None:
+            stderr = float((self.even * influence).square().sum().sqrt())
+        else:
+            stderr = standard_error(influence, self.chains)[0]
+        away = (influence - influence.median()).abs()
+        if float(influence.std()) < 1e-9:
+            return stderr, -math.inf
+        return stderr, pareto_smooth(away.clamp(min=1e-300).log())[1] if len(influence) >= _TAIL else None
+
+
+def _estimate(objective: Between, p: Target, of_p: _Side, of_q: _Side, notes: Sequence[str]) -> Estimate:
+    sides, read = (of_p, of_q), (objective.reads_p, objective.reads_q)
+    parts = [side.of for side, is_read in zip(sides, read, strict=True) if is_read]
+    weights = [side.even.clone().requires_grad_(True) for side in sides]
+    with torch.enable_grad():
+        loss = objective.loss(of_p.ratio, weights[0], of_q.ratio, weights[1])
+    value, method = float(loss.detach()), f"Monte Carlo, {' and '.join(parts)}{_knob(objective)}"
+    n = sum(len(side.ratio) for side, is_read in zip(sides, read, strict=True) if is_read)
+    if not math.isfinite(value):
+        outside = of_q.ratio == -math.inf
+        why = monte_carlo.missed(outside, None) if bool(outside.any()) else "q is zero, in float64, at draws of p"
+        finite: Finite = "infinite" if value == math.inf and bool(outside.any()) else "not certified"
+        return Estimate(objective.quantity, math.inf, 0.0, None, finite, method, n=n, notes=(why,), reliable=bool(outside.any()))
+    slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+    pulls = [
+        torch.zeros_like(side.ratio) if slope is None else slope - side.even @ slope
+        for side, slope in zip(sides, slopes, strict=True)
+    ]
+    share = 0.0 if p.normalized else objective.log_z_share
+    if share:
+        log_z, from_p, from_q, doubts = _log_z(of_p, of_q)
+        value, notes = value - share * log_z, [*notes, *doubts]
+        pulls = [pulls[0] - share * from_p, pulls[1] - share * from_q]
+        method += "; log Z by bridge sampling"
+    errors, khats = zip(*(side.error(pull) for side, pull in zip(sides, pulls, strict=True)), strict=True)
+    stderr, khat = math.hypot(*errors), max((one for one in khats if one is not None), default=None)
+    for side, error, own in zip(sides, errors, khats, strict=True):
+        if error > _MATTERS and (own is None or own >= 0.5):
+            doubt = f"{side.of} are too few to tell how heavy the tail of the ratio of p and q is"
+            if own is not None:
+                doubt = f"on {side.of} the ratio of p and q has a heavy tail (k̂ = {own:.2f}): the value may be far too small"
+            notes = [*notes, doubt]
+    return Estimate(
+        objective.quantity, value, stderr, method=method, n=n, khat=khat, reliable=not notes, notes=tuple(dict.fromkeys(notes))
+    )
+
+
+def _log_z(of_p: _Side, of_q: _Side) -> tuple[float, Tensor, Tensor, tuple[str, ...]]:
+    """Log Z with the influence of each draw; by importance sampling from q where draws of p are weighted or far."""
+    doubts: tuple[str, ...] = ()
+    if of_p.weights is None and len(of_p.ratio):
+        try:
+            found = bridge.bridge(of_p.ratio, of_q.ratio, of_p.chains)
+            if found.ess >= bridge.ENOUGH:
+                return found.log_z, found.from_p, found.from_q, ()
+            doubts = (f"p and q overlap too little for log Z: {found.ess:.0f} effective draws, and {bridge.ENOUGH} are needed",)
+            return found.log_z, found.from_p, found.from_q, doubts
+        except TargetError as error:
+            doubts = (f"log Z isn't known: {error}",)
+    top = of_q.ratio.max()
+    ratio = (of_q.ratio - top).exp()
+    log_z = float(ratio.mean().log() + top)
+    khat = pareto_smooth(of_q.ratio)[1]
+    if khat >= 0.7:
+        doubts = (*doubts, f"log Z by importance sampling from q has a heavy tail (k̂ = {khat:.2f})")
+    return log_z, torch.zeros_like(of_p.ratio), ratio / ratio.mean() - 1, doubts
+
+
+def _of_p(
+    target: Target, free: Target, solution: Solution, stride: int, seed: int
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, str, list[str]]:
+    """Draws of p in free coordinates that the model hasn't seen, their weights and chains, what they are, and doubts."""
+    if target.sampler is not None:
+        x = free.draws(draws_in(free.dim), seed + 2).to(torch.float64)
+        return x, None, None, f"{len(x):,} fresh draws of p", []
+    if solution.held is not None:
+        block = solution.held.block
+        chains = None if target.chains is None else target.chains[left_out(target, stride)]
+        weights = None if target.weights is None else block.w
+        return block.x.to(torch.float64), weights, chains, f"{len(block.x):,} rows held out", []
+    if free.samples is None:
+        return None, None, None, "", []
+    note = "no rows were held out: the mean is over the rows that were fitted, and flatters the fit"
+    return free.samples.to(torch.float64), target.weights, target.chains, f"{len(free.samples):,} rows", [note]
+
+
+def _ratio(free: Target, law: Distribution, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    log_p = free.log_prob(x.to(free.dtype)).detach().to(torch.float64)
+    return log_p - law.log_prob(x).detach().to(torch.float64)
+
+
+def _on_the_line(target: Target, objective: Between, model: Distribution) -> Estimate:
+    q = model_target(model, target)
+    parts = [(weight, quadrature.divergence(target, q, kind)) for weight, kind in objective.kinds]
+    whole = parts[0][1]
+    return replace(
+        whole,
+        quantity=objective.quantity,
+        value=sum(weight * one.value for weight, one in parts),
+        stderr=math.hypot(*(weight * one.stderr for weight, one in parts)),
+        finite="infinite" if any(one.finite == "infinite" for _, one in parts) else max(one.finite for _, one in parts),
+        method=f"quadrature{_knob(objective)}",
+        exact=all(one.exact for _, one in parts),
+        reliable=all(one.reliable for _, one in parts),
+        notes=tuple(dict.fromkeys(note for _, one in parts for note in one.notes)),
+    )
+
+
+def _knob(objective: Between) -> str:
+    return "".join(f"; {name} = {getattr(objective, name):g}" for name in parameters(objective))

@@ -1,0 +1,69 @@
+"""Objectives: what a fit minimises, and the access that it requires; the registry, and how a text names one of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whichkl._checks import InputError, cannot
+from whichkl.objectives.between import Between
+from whichkl.objectives.jeffreys import Jeffreys
+from whichkl.objectives.kl import ForwardKL, ReverseKL
+from whichkl.objectives.mixed import JensenShannon, SkewForwardKL, SkewReverseKL
+from whichkl.objectives.objective import Objective, UpTo, parameters
+from whichkl.objectives.renyi import Renyi
+
+OBJECTIVES: dict[str, Objective] = {
+    one.name: one for one in (ForwardKL(), ReverseKL(), Jeffreys(), JensenShannon(), SkewForwardKL(), SkewReverseKL(), Renyi())
+}
+"""Every objective by its name, best first where several are possible; those with a parameter at its default."""
+
+__all__ = [
+    "OBJECTIVES",
+    "Between",
+    "ForwardKL",
+    "Jeffreys",
+    "JensenShannon",
+    "Objective",
+    "Renyi",
+    "ReverseKL",
+    "SkewForwardKL",
+    "SkewReverseKL",
+    "UpTo",
+    "objective_of",
+]
+
+
+def objective_of(objective: Objective | str) -> Objective:
+    """Return the objective that a text stands for: its name, and after a colon its parameter where it has one.
+
+    Raises:
+        InputError: the name isn't known, or the parameter can't be this.
+
+    >>> objective_of("jeffreys:0.3")
+    Jeffreys(weight_on_forward=0.3)
+    >>> objective_of("renyi").spec
+    'renyi:0.5'
+    """
+    if isinstance(objective, Objective):
+        return objective
+    name, colon, value = (part.strip() for part in objective.partition(":"))
+    known = OBJECTIVES.get(name)
+    if known is None:
+        because = f"this version minimises {', '.join(map(_written, OBJECTIVES.values()))}"
+        raise InputError(cannot(f"minimise `{objective}`", because, "Choose one of them"))
+    if not colon:
+        return known
+    build: Any = type(known)
+    try:
+        number = float(value)
+    except ValueError:
+        number = None
+    if number is None or not parameters(known):
+        raise InputError(cannot(f"minimise `{objective}`", f"it is written {_written(known)}", "Correct it"))
+    one: Objective = build(number)
+    return one
+
+
+def _written(objective: Objective) -> str:
+    """Such as ``jeffreys[:WEIGHT_ON_FORWARD]``."""
+    return objective.name + "".join(f"[:{name.upper()}]" for name in parameters(objective))

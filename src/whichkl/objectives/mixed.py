@@ -1,0 +1,169 @@
+"""Mixed: divergences from a mixture of p and q, which are bounded: Jensen–Shannon and the skew KLs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl.access import Access, Requirement
+from whichkl.divergences import kinds
+from whichkl.objectives.between import Between, Ratios, check_weight
+
+_NORMALIZED = Access.LOG_PROB | Access.NORMALIZED
+
+
+@dataclass(frozen=True)
+class JensenShannon(Between):
+    """w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q: bounded by the entropy of (w, 1 − w), and finite always.
+
+    It vanishes at both ends of its weight: divided by w (1 − w) it goes to forward KL as w → 0, and to reverse KL as w → 1. That
+    scaled one is what solvers minimise, so that tolerances in nats mean the same all along.
+
+    Args:
+        weight: w, the weight of p in m, in (0, 1), as in `estimate`.
+
+    Raises:
+        InputError: w is something else.
+
+    Source: Lin (1991); its limits, Huszár (2015); as a path between the directions, Agarwal et al. (2024).
+    """
+
+    weight: float = 0.5
+
+    name: ClassVar[str] = "jensen_shannon"
+    title: ClassVar[str] = "Jensen–Shannon"
+    formula: ClassVar[str] = "w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q"
+    character: ClassVar[str] = "bounded: what one of them misses costs at most so much; forward as w → 0, reverse as w → 1"
+    requires: ClassVar[Requirement] = Requirement(Access.SAMPLES | _NORMALIZED, Access.SAMPLER | _NORMALIZED)
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        check_weight("weight", self.weight)
+
+    def reason(self, access: Access) -> str:
+        """Say that the mixture can be evaluated at draws of both."""
+        return "you have draws of p, and the mixture of p and q can be evaluated, since p is normalised"
+
+    @property
+    def curvature(self) -> float:
+        """Return w (1 − w)."""
+        return self.weight * (1 - self.weight)
+
+    @property
+    def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
+        """Itself."""
+        return ((1.0, kinds.JensenShannon(self.weight)),)
+
+    def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
+        """W Σ w_p log p/m + (1 − W) Σ w_q log q/m."""
+        w = self.weight
+        return w * (_over_mixture(at_p, w) @ w_p) + (1 - w) * (_over_mixture(-at_q, 1 - w) @ w_q)
+
+
+@dataclass(frozen=True)
+class SkewForwardKL(Between):
+    """KL(p‖w p + (1 − w) q), at most −log w: forward KL as w → 0, that forgives what q misses altogether.
+
+    Args:
+        weight: w, how much of p is mixed into q, in (0, 1).
+
+    Raises:
+        InputError: w is something else.
+
+    Source: Lee (2001); for distillation, Ko et al. (2024).
+    """
+
+    weight: float = 0.1
+
+    name: ClassVar[str] = "skew_forward_kl"
+    title: ClassVar[str] = "Skew forward KL"
+    formula: ClassVar[str] = "KL(p‖w p + (1 − w) q)"
+    character: ClassVar[str] = "forward KL with a bound, −log w: outliers of p that q misses cost at most so much"
+    requires: ClassVar[Requirement] = Requirement(Access.SAMPLES | _NORMALIZED, Access.SAMPLER | _NORMALIZED)
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        check_weight("weight", self.weight)
+
+    def reason(self, access: Access) -> str:
+        """Say that the mixture can be evaluated at draws of p."""
+        return "its expectation is under p, whose draws you have, and log p is normalised, so that the mixture can be evaluated"
+
+    @property
+    def reads_q(self) -> bool:
+        """It doesn't."""
+        return False
+
+    @property
+    def curvature(self) -> float:
+        """Return (1 − w)²."""
+        return (1 - self.weight) ** 2
+
+    @property
+    def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
+        """Itself."""
+        return ((1.0, kinds.SkewForwardKL(self.weight)),)
+
+    def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
+        """Σ w_p log p/m."""
+        return _over_mixture(at_p, self.weight) @ w_p
+
+
+@dataclass(frozen=True)
+class SkewReverseKL(Between):
+    """KL(q‖w q + (1 − w) p), at most −log w: reverse KL as w → 0, finite where p is zero.
+
+    Args:
+        weight: w, how much of q is mixed into p, in (0, 1).
+
+    Raises:
+        InputError: w is something else.
+
+    Source: Lee (2001); for distillation, Ko et al. (2024).
+    """
+
+    weight: float = 0.1
+
+    name: ClassVar[str] = "skew_reverse_kl"
+    title: ClassVar[str] = "Skew reverse KL"
+    formula: ClassVar[str] = "KL(q‖w q + (1 − w) p)"
+    character: ClassVar[str] = "reverse KL with a bound, −log w: q may stand where p has no mass, at that price"
+    requires: ClassVar[Requirement] = Requirement(_NORMALIZED)
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        check_weight("weight", self.weight)
+
+    def reason(self, access: Access) -> str:
+        """Say that the mixture can be evaluated at draws of q."""
+        return "its expectation is under q, which can always be sampled, and log p is normalised, so the mixture can be evaluated"
+
+    @property
+    def reads_p(self) -> bool:
+        """It doesn't."""
+        return False
+
+    @property
+    def curvature(self) -> float:
+        """Return (1 − w)²."""
+        return (1 - self.weight) ** 2
+
+    @property
+    def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
+        """Itself."""
+        return ((1.0, kinds.SkewReverseKL(self.weight)),)
+
+    def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
+        """Σ w_q log q/m."""
+        return _over_mixture(-at_q, self.weight) @ w_q
+
+
+def _over_mixture(ratio: Ratios, weight: float) -> Ratios:
+    """Log a/(w a + (1 − w) b) of ratio = log a − log b."""
+    own = ratio.new_tensor(math.log(weight))
+    return -torch.logaddexp(own, math.log1p(-weight) - ratio)

@@ -1,0 +1,85 @@
+"""Rényi: the divergence of an order, from both sides where it is below one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+from whichkl.access import Access, Requirement
+from whichkl.divergences import kinds
+from whichkl.objectives.between import BOTH, Between, Ratios
+
+
+@dataclass(frozen=True)
+class Renyi(Between):
+    """log(∫ pᵃ q¹⁻ᵃ) / (a − 1): forward KL as a → 1; divided by a, reverse KL as a → 0. Above 1 it covers more than forward KL.
+
+    Below 1 the integral I is taken from both sides, log I = (1 − a) log E_q[(p/q)ᵃ] + a log E_p[(q/p)¹⁻ᵃ]: Z cancels between
+    them, and neither ratio is raised to a power above one. Above 1 it is E_p[(p/q)ᵃ⁻¹], up to log Z. The log of a mean is
+    biased, low, by half its squared standard error.
+
+    Args:
+        order: a > 0, other than 1.
+
+    Raises:
+        InputError: the order is something else.
+
+    Source: Rényi (1961); van Erven & Harremoës (2014); for variational inference, Li & Turner (2016).
+    """
+
+    order: float = 0.5
+
+    name: ClassVar[str] = "renyi"
+    title: ClassVar[str] = "Rényi"
+    formula: ClassVar[str] = "log(∫ pᵃ q¹⁻ᵃ) / (a − 1)"
+    character: ClassVar[str] = "forward KL as a → 1, and above it covers more; a times reverse KL as a → 0"
+    requires: ClassVar[Requirement] = BOTH
+
+    def __post_init__(self) -> None:
+        """Check the order."""
+        if isinstance(self.order, bool) or not isinstance(self.order, (int, float)):
+            raise InputError(cannot(f"use `order={self.order!r}`", "it isn't a number", "Give, say, 0.5"))
+        kinds.Renyi(self.order)
+
+    def reason(self, access: Access) -> str:
+        """Say that ratios are at hand at draws of both."""
+        return "you have log p at draws of p and of q, and below order 1 log Z cancels between them"
+
+    @property
+    def reads_q(self) -> bool:
+        """Below order 1."""
+        return self.order < 1
+
+    @property
+    def curvature(self) -> float:
+        """Return a."""
+        return self.order
+
+    @property
+    def log_z_share(self) -> float:
+        """1 above order 1."""
+        return float(self.order > 1)
+
+    @property
+    def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
+        """Itself."""
+        return ((1.0, kinds.Renyi(self.order)),)
+
+    def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
+        """Log of the integral over a − 1, as the class says."""
+        a = self.order
+        if a > 1:
+            return _log_mean((a - 1) * at_p, w_p) / (a - 1)
+        return -_log_mean(a * at_q, w_q) - a / (1 - a) * _log_mean((a - 1) * at_p, w_p)
+
+
+def _log_mean(x: Ratios, w: Float[Tensor, " n"]) -> Float[Tensor, ...]:
+    """Log Σ w eˣ, differentiable in w too where w is 0."""
+    top = x.detach().amax(-1, keepdim=True)
+    top = torch.where(top.isfinite(), top, 0.0)
+    return ((x - top).exp() @ w).log() + top[..., 0]

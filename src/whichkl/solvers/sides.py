@@ -1,0 +1,155 @@
+"""Sides: Gaussians or mixtures of them, several at once, with log p − log q at fixed points of p and at nodes of their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl.families import Gaussian, Mixture
+from whichkl.families.gaussian import gaussian
+from whichkl.families.mixture import mixture
+from whichkl.objectives import Between
+from whichkl.solvers.ascent import ascend
+from whichkl.solvers.gaussians import evaluate
+from whichkl.solvers.mixtures import log_density, read
+from whichkl.targets import Target
+
+_ROOM = 1 << 22
+"""Numbers in what is made of p's points at once: 32 MB, some of them for autograd."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of p, their weights, Σ w = 1, and log p of them."""
+
+    x: Float[Tensor, "n d"]
+    w: Float[Tensor, " n"]
+    log_p: Float[Tensor, " n"]
+
+    def at(self, rows: Tensor | slice) -> Points:
+        """Return some of the points, their weights made to sum to one again."""
+        w = self.w[rows]
+        return Points(self.x[rows], w / w.sum(), self.log_p[rows])
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A rule for N(0, I), carried to every component; where an objective doesn't read q, without points."""
+
+    z: Float[Tensor, "m d"]
+    w: Float[Tensor, " m"]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """B mixtures of K Gaussians (a Gaussian is K = 1) with the loss of an objective, divided by its curvature.
+
+    The residual is the length of the gradient in coordinates whitened by each component, as in `Mixtures`.
+    """
+
+    moving: ClassVar[tuple[str, ...]] = ("logits", "loc", "tril", "loss", "residual")
+
+    objective: Between
+    family: Gaussian | Mixture
+    target: Target
+    points: Points
+    nodes: Nodes
+    logits: Float[Tensor, "b k"]
+    loc: Float[Tensor, "b k d"]
+    tril: Float[Tensor, "b k d d"]
+    loss: Float[Tensor, " b"]
+    residual: Float[Tensor, " b"]
+
+    @classmethod
+    def at(
+        cls,
+        objective: Between,
+        family: Gaussian | Mixture,
+        target: Target,
+        points: Points,
+        nodes: Nodes,
+        parts: tuple[Tensor, Tensor, Tensor],
+    ) -> Sides:
+        """Evaluate mixtures of these log weights, means and factors."""
+        unknown = parts[0].new_zeros(len(parts[0]))
+        return cls(objective, family, target, points, nodes, *parts, unknown, unknown).measured()
+
+    def measured(self) -> Sides:
+        """Evaluate loss and residual on the points and nodes that are there."""
+        value, slope = self.trial(self.origin(), torch.arange(len(self.logits), device=self.logits.device))
+        residual = torch.linalg.vector_norm(slope, dim=-1)
+        broken = ~(value.isfinite() & residual.isfinite())
+        return replace(self, loss=(-value).masked_fill(broken, math.inf), residual=residual.masked_fill(broken, math.inf))
+
+    def descended(self, max_calls: int, tolerance: float) -> Sides:
+        """Descend by L-BFGS in the coordinates whitened by each component."""
+        end = ascend(self.trial, self.origin(), tolerance=tolerance, max_calls=max_calls).x
+        logits, loc, tril = self._read(end, slice(None))
+        return replace(self, logits=logits, loc=loc, tril=tril).measured()
+
+    def models(self) -> list[Distribution]:
+        """The mixtures as distributions of the family."""
+        parts = zip(self.logits, self.loc, self.tril, strict=True)
+        if isinstance(self.family, Gaussian):
+            return [gaussian(loc[0], tril[0], self.family.covariance) for _, loc, tril in parts]
+        return [mixture(logits.softmax(-1), loc, tril, self.family.covariance) for logits, loc, tril in parts]
+
+    def take(self, which: Bool[Tensor, " b"]) -> Sides:
+        """Select some of the mixtures."""
+        return replace(self, **{name: getattr(self, name)[which] for name in self.moving})
+
+    def put(self, rows: Tensor, other: Sides) -> Sides:
+        """Replace those in these rows."""
+        return replace(self, **{name: getattr(self, name).index_copy(0, rows, getattr(other, name)) for name in self.moving})
+
+    def origin(self) -> Float[Tensor, "b n"]:
+        """Coordinates of the mixtures themselves: 0."""
+        batch, count, dim = self.loc.shape
+        each = 2 * dim + (dim * (dim - 1) // 2 if self.family.covariance == "full" else 0)
+        return self.loc.new_zeros(batch, count * (1 + each))
+
+    def trial(self, theta: Float[Tensor, "a n"], rows: Tensor) -> tuple[Float[Tensor, " a"], Float[Tensor, "a n"]]:
+        """Minus the loss and its gradient, for some of the mixtures; −∞ where it isn't a number."""
+        count = max(1, self.loc.shape[1] * len(self.points.x) * self.points.x.shape[1])
+        parts = [
+            self._trial(part, row)
+            for part, row in zip(*(one.split(max(1, _ROOM // count)) for one in (theta, rows)), strict=True)
+        ]
+        value, slope = (torch.cat(part) for part in zip(*parts, strict=True))
+        broken = ~(value.isfinite() & slope.isfinite().all(-1))
+        return value.masked_fill(broken, -math.inf), slope.masked_fill(broken[:, None], 0.0)
+
+    def _trial(self, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        point = theta.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits, loc, tril = self._read(point, rows)
+            batch, _, dim = loc.shape
+            at_p, at_q = point.new_zeros(batch, 0), point.new_zeros(batch, 0)
+            w_p, w_q = self.points.w, self.nodes.w
+            if self.objective.reads_p:
+                if self.target.samples is not None:
+                    self.target.evaluations["rows"] += batch * len(self.points.x)
+                x = self.points.x.expand(batch, -1, -1)
+                at_p = self.points.log_p - log_density(x, logits, loc, tril)
+            weight = at_q
+            if self.objective.reads_q:
+                x = (loc[:, :, None] + torch.einsum("bkij,mj->bkmi", tril, self.nodes.z)).reshape(batch, -1, dim)
+                value, score = evaluate(self.target, x.detach())
+                # log p enters the graph through its score: its value is a constant there.
+                pulled = (score * (x - x.detach())).sum(-1)
+                at_q = torch.where(value > -math.inf, value + pulled, -math.inf) - log_density(x, logits, loc, tril)
+                weight = (logits.exp()[..., None] * w_q).reshape(batch, -1)
+            losses = [self.objective.loss(at_p[i], w_p, at_q[i], weight[i]) for i in range(batch)]
+            value = -torch.stack(losses) / self.objective.curvature
+            (slope,) = torch.autograd.grad(value.sum(), point)
+        return value.detach(), slope
+
+    def _read(self, theta: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+        is_full = self.family.covariance == "full"
+        return read(theta, self.logits[rows], self.loc[rows], self.tril[rows], is_full=is_full)
