@@ -151,7 +151,7 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
     """Read a support: a constraint, several, or words such as ``"positive"`` and ``"interval(0, 2)"``.
 
     Raises:
-        InputError: a word isn't known.
+        InputError: a word isn't known, or its bounds leave nothing between them.
     """
     if support is None:
         return (constraints.real,)
@@ -163,13 +163,9 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
     if word in _WORDS:
         return (_WORDS[word],)
     match = re.fullmatch(_BOUNDED, word)
-    try:
-        if match:
-            read = int if match[1] == "integer_interval" else float
-            numbers = [read(number) for number in match.groups()[1:] if number is not None]
-            return (getattr(constraints, match[1])(*numbers),)
-    except (TypeError, ValueError):
-        pass
+    bounded = None if match is None else _bounded(*match.groups())
+    if bounded is not None:
+        return (bounded,)
     known = ", ".join([*_WORDS, "interval(a, b)", "integer_interval(a, b)", "greater_than(a)", "less_than(b)"])
     raise InputError(cannot(f"read the support `{word}`", "it isn't a known one", f"Choose among {known}"))
 
@@ -195,6 +191,23 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     columns = [value.expand(dim).tolist() for value in torch.broadcast_tensors(*wide.values())]
     kind = {2: constraints.interval, 1: constraints.greater_than if "lower_bound" in wide else constraints.less_than}[len(wide)]
     return tuple(kind(*ends) for ends in zip(*columns, strict=True))
+
+
+def _bounded(name: str, *ends: str | None) -> Constraint | None:
+    """Return a constraint between bounds; None where they aren't numbers, or not as many as it takes.
+
+    Raises:
+        InputError: there is nothing between them.
+    """
+    try:
+        numbers = [int(end) if name == "integer_interval" else float(end) for end in ends if end is not None]
+        constraint: Constraint = getattr(constraints, name)(*numbers)
+    except (TypeError, ValueError):
+        return None
+    if len(numbers) == 2 and (numbers[0] > numbers[1] or (name == "interval" and numbers[0] == numbers[1])):
+        because = "its ends leave nothing between them"
+        raise InputError(cannot(f"read the support `{name}({ends[0]},{ends[1]})`", because, "Give the lesser end first"))
+    return constraint
 
 
 def _levels(parts: Sequence[Constraint], dim: int) -> tuple[tuple[int, int], ...] | None:

@@ -83,7 +83,7 @@ class ScoreFunction(Solver):
         problem = Columns(target, family, shape, [seed + 101 * i for i in range(self.starts)], self.draws, self.judged_on)
         numbers = (self.learning_rate, self.steps, self.cycles, self.clip, self.tolerance, self.skips)
         state = Cycles(problem.gradient, problem.losses, *numbers).run(problem.starts, seed, work)
-        losses = problem.losses(state.best, list(range(self.starts)), (seed + 77) % 2**31).mean(-1).nan_to_num(math.inf)
+        losses = problem.losses(state.best, list(range(self.starts)), (seed + 77) % 2**31).mean(-1).nan_to_num(math.inf, math.inf)
         best = int(losses.argmin())
         if not math.isfinite(float(losses[best])):
             because = "the ELBO isn't finite: `log_prob` is -inf, or not a number, at states that the model draws"
