@@ -149,6 +149,9 @@ def test_gradients_match_finite_differences_and_closed_forms(name, given):
     got = gradients(name, given, teacher, student)
     value, slope = of(name, given).gradient(teacher.log_softmax(-1), student.log_softmax(-1))
     torch.testing.assert_close(got, slope, atol=1e-10, rtol=0)
+    known, quick = of(name, given).gradient(teacher.log_softmax(-1), student.log_softmax(-1), all_possible=True)
+    torch.testing.assert_close(quick, slope, atol=1e-12, rtol=0)
+    torch.testing.assert_close(known, value, atol=1e-12, rtol=0)
     torch.testing.assert_close(value, of(name, given).value(teacher.log_softmax(-1), student.log_softmax(-1)), atol=1e-12, rtol=0)
     function = wl.DIVERGENCES[name].function
     if name in ("adaptive_kl", "interpolated_kl"):

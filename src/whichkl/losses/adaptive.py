@@ -10,7 +10,16 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.losses.kinds import RowForwardKL, RowReverseKL
-from whichkl.losses.row_divergence import LogProbs, RowDivergence, Rows, kl, settled
+from whichkl.losses.row_divergence import (
+    LogProbs,
+    RowDivergence,
+    Rows,
+    kl,
+    kl_and_terms,
+    settled,
+    through_logits,
+    unless_infinite,
+)
 
 
 @dataclass(frozen=True)
@@ -39,21 +48,21 @@ class RowAdaptiveKL(RowDivergence):
         forward, reverse = RowForwardKL().value(log_p, log_q), RowReverseKL().value(log_p, log_q)
         return settled(_side(weight, forward) + _side(1 - weight, reverse))
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and the weighted sum of the two gradients."""
-        weight = self.weights(log_p, log_q)
-        forward, slope = RowForwardKL().gradient(log_p, log_q)
-        reverse, other = RowReverseKL().gradient(log_p, log_q)
+        weight, p, q = self.weights(log_p, log_q), log_p.exp(), log_q.exp()
+        forward, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
+        reverse, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
         value = _side(weight, forward) + _side(1 - weight, reverse)
-        slope = weight[..., None] * slope + (1 - weight[..., None]) * other
-        return value, slope.masked_fill((value == torch.inf)[..., None], 0.0)
+        slope = weight[..., None] * (q - p) + (1 - weight[..., None]) * through_logits(value, terms, q, all_possible)
+        return value, slope if all_possible else unless_infinite(value, slope)
 
     def weights(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return w of each row, without a gradient; ½ where p = q."""
         p, q = log_p.detach().exp(), log_q.detach().exp()
         ordered, order = p.sort(-1, descending=True)
-        gap = (p - q).abs().gather(-1, order)
-        head = torch.where(ordered.cumsum(-1) - ordered < self.head_mass, gap, 0.0).sum(-1)
+        gap = (p - q).abs()
+        head = torch.where(ordered.cumsum(-1) - ordered < self.head_mass, gap.gather(-1, order), 0.0).sum(-1)
         total = gap.sum(-1)
         return torch.where(total == 0, 0.5, head / total.masked_fill(total == 0, 1.0))
 
@@ -83,9 +92,9 @@ class RowInterpolatedKL(RowDivergence):
         """Return the KL of the interpolated teacher."""
         return kl(self.teacher(log_p, log_q), log_q)
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and q − m."""
-        return RowForwardKL().gradient(self.teacher(log_p, log_q), log_q)
+        return RowForwardKL().gradient(self.teacher(log_p, log_q), log_q, all_possible=all_possible)
 
     def teacher(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
         """Return log m, normalised."""

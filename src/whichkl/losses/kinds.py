@@ -11,7 +11,20 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.losses.row_divergence import LogProbs, RowDivergence, Rows, kl, kl_terms, mix, nonnegative, settled, through_logits
+from whichkl.losses.row_divergence import (
+    LogProbs,
+    RowDivergence,
+    Rows,
+    kl,
+    kl_and_terms,
+    kl_terms,
+    mix,
+    mixture,
+    nonnegative,
+    settled,
+    through_logits,
+    unless_infinite,
+)
 
 
 @dataclass(frozen=True)
@@ -29,10 +42,11 @@ class RowForwardKL(RowDivergence):
         """Return p log(p/q)."""
         return kl_terms(log_p, log_q)
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and q − p."""
-        value = kl(log_p, log_q)
-        return value, (log_q.exp() - log_p.exp()).masked_fill((value == math.inf)[..., None], 0.0)
+        p, q = log_p.exp(), log_q.exp()
+        value, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
+        return value, q - p if all_possible else unless_infinite(value, q - p)
 
 
 @dataclass(frozen=True)
@@ -50,10 +64,11 @@ class RowReverseKL(RowDivergence):
         """Return q log(q/p)."""
         return kl_terms(log_q, log_p)
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and q (log(q/p) − D)."""
-        value = kl(log_q, log_p)
-        return value, through_logits(value, kl_terms(log_q, log_p), log_q.exp())
+        q = log_q.exp()
+        value, terms = kl_and_terms(log_q, log_p, q, log_p.exp(), all_possible)
+        return value, through_logits(value, terms, q, all_possible)
 
 
 @dataclass(frozen=True)
@@ -79,15 +94,17 @@ class RowJeffreys(RowDivergence):
         """Return the weighted sum of the two KLs' terms."""
         return _weighted(self.weight_on_forward, RowForwardKL().terms, RowReverseKL().terms, log_p, log_q)
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and the weighted sum of the two gradients."""
         weight = self.weight_on_forward
         if weight in (0, 1):
-            return (RowForwardKL() if weight else RowReverseKL()).gradient(log_p, log_q)
-        forward, slope = RowForwardKL().gradient(log_p, log_q)
-        reverse, other = RowReverseKL().gradient(log_p, log_q)
+            return (RowForwardKL() if weight else RowReverseKL()).gradient(log_p, log_q, all_possible=all_possible)
+        p, q = log_p.exp(), log_q.exp()
+        forward, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
+        reverse, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
         value = weight * forward + (1 - weight) * reverse
-        return value, (weight * slope + (1 - weight) * other).masked_fill((value == math.inf)[..., None], 0.0)
+        slope = torch.add(through_logits(value, (1 - weight) * terms, q, all_possible), q - p, alpha=weight)
+        return value, slope if all_possible else unless_infinite(value, slope)
 
 
 @dataclass(frozen=True)
@@ -121,11 +138,14 @@ class RowJensenShannon(RowDivergence):
         log_m = mix(log_p, log_q, self.weight)
         return self.weight * kl_terms(log_p, log_m) + (1 - self.weight) * kl_terms(log_q, log_m)
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and (1 − w) q (log(q/m) − KL(q‖m))."""
-        log_m = mix(log_p, log_q, self.weight)
-        value = self.weight * kl(log_p, log_m) + (1 - self.weight) * kl(log_q, log_m)
-        return value, through_logits(value, (1 - self.weight) * kl_terms(log_q, log_m), log_q.exp())
+        p, q = log_p.exp(), log_q.exp()
+        log_m, m = mixture(log_p, log_q, p, q, self.weight, all_possible)
+        of_p, _ = kl_and_terms(log_p, log_m, p, m, all_possible)
+        of_q, terms = kl_and_terms(log_q, log_m, q, m, all_possible)
+        value = self.weight * of_p + (1 - self.weight) * of_q
+        return value, through_logits(value, (1 - self.weight) * terms, q, all_possible)
 
 
 @dataclass(frozen=True)
@@ -149,12 +169,12 @@ class RowSkewForwardKL(RowDivergence):
         """Return its terms."""
         return kl_terms(log_p, mix(log_p, log_q, self.skew))
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and, by log q, −(1 − s) q p/m."""
-        log_m = mix(log_p, log_q, self.skew)
-        value = kl(log_p, log_m)
-        share = (log_q - log_m.masked_fill(log_m == -math.inf, 0.0)).exp()
-        return value, through_logits(value, (self.skew - 1) * log_p.exp() * share, log_q.exp())
+        p, q = log_p.exp(), log_q.exp()
+        log_m, m = mixture(log_p, log_q, p, q, self.skew, all_possible)
+        value, _ = kl_and_terms(log_p, log_m, p, m, all_possible)
+        return value, through_logits(value, (self.skew - 1) * p * _share(q, m), q, all_possible)
 
 
 @dataclass(frozen=True)
@@ -178,12 +198,12 @@ class RowSkewReverseKL(RowDivergence):
         """Return its terms."""
         return kl_terms(log_q, mix(log_q, log_p, self.skew))
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and, by log q, q (log(q/m) + 1 − s q/m)."""
-        log_m = mix(log_q, log_p, self.skew)
-        q, value = log_q.exp(), kl(log_q, log_m)
-        share = self.skew * (log_q - log_m.masked_fill(log_m == -math.inf, 0.0)).exp()
-        return value, through_logits(value, kl_terms(log_q, log_m) + q * (1 - share), q)
+        p, q = log_p.exp(), log_q.exp()
+        log_m, m = mixture(log_q, log_p, q, p, self.skew, all_possible)
+        value, terms = kl_and_terms(log_q, log_m, q, m, all_possible)
+        return value, through_logits(value, terms + q - self.skew * q * _share(q, m), q, all_possible)
 
 
 @dataclass(frozen=True)
@@ -209,12 +229,12 @@ class RowRenyi(RowDivergence):
         """Return the log of the sum, over a − 1."""
         return kl(log_p, log_q) if self.order == 1 else self._tilted(log_p, log_q)[0]
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and q − r."""
         if self.order == 1:
-            return RowForwardKL().gradient(log_p, log_q)
+            return RowForwardKL().gradient(log_p, log_q, all_possible=all_possible)
         value, log_r = self._tilted(log_p, log_q)
-        return value, (log_q.exp() - log_r.exp()).masked_fill((value == math.inf)[..., None], 0.0)
+        return value, unless_infinite(value, log_q.exp() - log_r.exp())
 
     def _tilted(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
         """Return D and log r; log r means nothing in rows that are infinite."""
@@ -248,12 +268,12 @@ class RowTotalVariation(RowDivergence):
         """Return ½ |p − q|."""
         return (log_p.exp() - log_q.exp()).abs() / 2
 
-    def gradient(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and its gradient."""
         q = log_q.exp()
         gap = log_p.exp() - q
         value = gap.abs().sum(-1) / 2
-        return value, through_logits(value, gap.sign() * q / -2, q)
+        return value, through_logits(value, gap.sign() * q / -2, q, all_possible)
 
 
 def _weighted(
@@ -267,3 +287,8 @@ def _weighted(
 def _check_skew(skew: float) -> None:
     if not 0 <= skew < 1:
         raise InputError(cannot(f"use skew={skew}", "it lies between 0 and 1, 1 left out", "Pass for example skew=0.1"))
+
+
+def _share(q: LogProbs, m: LogProbs) -> LogProbs:
+    """The part q/m of a mixture's mass, 0 where there is none."""
+    return q / m.clamp(min=torch.finfo(m.dtype).tiny)
