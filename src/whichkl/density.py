@@ -50,7 +50,7 @@ class LogDensity:
             TargetError: the function raised, or returned the wrong shape, NaN or +inf.
         """
         as_array = self._style == "numpy"  # first, since it settles what the function is
-        return check_log_prob(call(self.function, x, "log_prob", self.batched, as_array), x)
+        return check_log_prob(call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype), x)
 
     def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return the user's score at each row.
@@ -61,7 +61,7 @@ class LogDensity:
         as_array = self._style == "numpy"
         if self.score is None:
             raise TargetError(cannot("evaluate the score", "the target has none", "Pass `score=`"))
-        return check_shape(call(self.score, x, "score", self.batched, as_array).detach(), x)
+        return check_shape(call(self.score, x, "score", self.batched, as_array, self.probe.dtype).detach(), x)
 
     def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
         """Return log p and ∇log p for a search: −∞ and 0 where either isn't a number, and how many points that were."""
@@ -112,7 +112,7 @@ class LogDensity:
 
     def _call(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         as_array = self._style == "numpy"
-        value = call(self.function, x, "log_prob", self.batched, as_array)
+        value = call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype)
         return value if tuple(value.shape) == (len(x),) else check_log_prob(value, x)
 
     def _verify(self, x: Float[Tensor, "n d"], value: Float[Tensor, " n"], gradient: Float[Tensor, "n d"]) -> None:
@@ -138,7 +138,7 @@ class LogDensity:
         generator = torch.Generator().manual_seed(0)
         along = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         along = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
-        eps = torch.finfo(x.dtype).eps
+        eps = torch.finfo(self.probe.dtype).eps
         step = eps ** (1 / 3) * torch.linalg.vector_norm(x, dim=-1).clamp(min=1.0)
         ahead, behind = (self._call(x + sign * step[:, None] * along).detach() for sign in (1, -1))
         difference, slope = (ahead - behind) / (2 * step), (gradient * along).sum(-1)
@@ -159,7 +159,7 @@ class LogDensity:
 
     def _central_differences(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         n, d = x.shape
-        step = torch.finfo(x.dtype).eps ** (1 / 3) * x.abs().clamp(min=1.0)
+        step = torch.finfo(self.probe.dtype).eps ** (1 / 3) * x.abs().clamp(min=1.0)
         moves = torch.diag_embed(step)
         ends = torch.cat([x[:, None] + moves, x[:, None] - moves]).reshape(-1, d)
         high, low = self._call(ends).detach().reshape(2, n, d)
@@ -223,7 +223,7 @@ class Score:
             TargetError: the function raised, or returned another shape.
         """
         as_array = self._as_array  # first, since it settles what the function is
-        return check_shape(call(self.function, x.detach(), "score", self.batched, as_array).detach(), x)
+        return check_shape(call(self.function, x.detach(), "score", self.batched, as_array, self.probe.dtype).detach(), x)
 
     @cached_property
     def _as_array(self) -> bool:
@@ -258,25 +258,35 @@ class Score:
         return False
 
 
-def call(function: Function, x: Float[Tensor, "n d"], who: str, batched: bool, as_array: bool) -> Tensor:
-    """Call a user's function on a batch; what it returns comes back in the dtype and on the device of `x`.
+def call(
+    function: Function, x: Float[Tensor, "n d"], who: str, batched: bool, as_array: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Call a user's function on a batch, read in `dtype`; what it returns comes back in the dtype and on the device of `x`.
 
     Raises:
-        TargetError: the function raised; its message and line are named.
+        TargetError: the function raised (its message and line are named), or returned the wrong shape for one point.
     """
-    points = x.detach().cpu().numpy() if as_array else x
+    read = x if dtype is None else x.to(dtype)
+    points = read.detach().cpu().numpy() if as_array else read
     try:
-        value = function(points) if batched else [function(point) for point in points]
-        if not batched:
-            return torch.stack([_tensor(one, x) for one in value])
-        return _tensor(value, x)
+        if batched:
+            return _tensor(function(points), x)
+        values = [_tensor(function(point), x) for point in points]
     except WhichklError:
         raise
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         because = f"it raised {type(error).__name__}: {first}{adapters.place_of(error)}"
-        instead = "Mend the function; it gets an (n, d) tensor" if batched else "Mend the function; it gets one (d,) point"
+        gets = f"{'an (n, d) tensor' if batched else 'one (d,) point'} of {str(read.dtype).removeprefix('torch.')}"
+        instead = f"Mend the function; it gets {gets}" + (", which `dtype=` changes" if "dtype" in first else "")
         raise TargetError(cannot(f"evaluate `{who}`", because, instead)) from error
+    due = () if who == "log_prob" else tuple(x.shape[1:])
+    wrong = next((one for one in values if tuple(one.shape) != due), None)
+    if wrong is not None:
+        because = f"`{who}` returned shape {tuple(wrong.shape)} for one point of dimension {x.shape[-1]}, not {due}"
+        instead = "Return one number" if who == "log_prob" else "Return the gradient at that point"
+        raise TargetError(cannot("use this target", because, f"{instead}, or leave `batched=False` out if it takes rows"))
+    return torch.stack(values) if values else x.new_empty(0, *due)
 
 
 def check_score(gradient: Tensor, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

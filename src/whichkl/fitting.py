@@ -445,7 +445,10 @@ def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
     return wanted
 
 
-_NUMBERS = ("iterations", "residual", "nodes", "node_error", "ess", "khat", "least_kl", "understated", "separate", "evaluations")
+_NUMBERS = (
+    *("iterations", "residual", "nodes", "node_error", "ess", "khat", "least_kl", "jump", "understated", "separate"),
+    "evaluations",
+)
 _ESTIMATES = ("elbo", "held_out", "richer_gain", "simpler_gain")
 
 

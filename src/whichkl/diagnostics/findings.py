@@ -11,7 +11,7 @@ import torch
 from whichkl.diagnostics.correlation import next_richer
 from whichkl.diagnostics.result import Diagnostics, draws_in
 from whichkl.divergences import Estimate
-from whichkl.families import Categorical, Family, Gaussian, Mixture, Product, simpler
+from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
 from whichkl.importance import khat_limit
 from whichkl.objectives import Between, ForwardKL, Objective, ReverseKL
 from whichkl.solvers import Solution
@@ -29,6 +29,11 @@ FINDINGS = {
         "same coordinates, and that the draws have converged."
     ),
     "heavy_tails": "The log ratio has so heavy a tail that the divergence may be infinite: don't rely on the value.",
+    "log_density_jumps": (
+        "Between draws of the model log p changes by more than its gradient says, as where it jumps (`round()`, a threshold, a "
+        "table): a fit that follows the gradient is blind to that, and its optimum may lie elsewhere. Smooth the jumps, or mend "
+        "the gradient."
+    ),
     "modes_missing": (
         "The target has mass at modes that the fit never visits (`fit.diagnostics.missing_modes`): try {holding}, a flow, or "
         "forward KL where the target can be drawn from."
@@ -38,7 +43,14 @@ FINDINGS = {
         "The solver stopped before its own criterion was met: let it go on longer (`solver=` with more iterations, steps or "
         "epochs), or use a smaller family."
     ),
-    "not_a_number_met": "The log density was NaN or +inf at points that the search tried: check it far from its mode.",
+    "not_a_number_met": (
+        "The log density was NaN or +inf, or its gradient not finite, at points that the search tried: check it far from its "
+        "mode, and where it has a cusp."
+    ),
+    "outside_support": (
+        "The log density is -inf at draws of the model, so that reverse KL is infinite: pass `support=`, or use forward KL where "
+        "the target can be drawn from."
+    ),
     "score_not_conservative": (
         "Integrals of the score round triangles aren't 0, by more than 0.05 nats: it's the gradient of no log density, and the "
         "value depends on the lines taken. Give a score that is a gradient, or `log_prob=`."
@@ -57,6 +69,8 @@ _SURE, _TOLD, _OFF = 1e-4, 0.6, 0.06
 """A test on unseen rows counts from this p-value and this AUC, or this distance of the transform from uniform, on."""
 NARROW = 1.25
 """Mean field counts as too narrow where linear response makes a column so many times as wide."""
+_JUMP = 0.05
+"""Nats that log p changes beyond its gradient, in the mean over lines between draws."""
 _STEIN = 2_000
 _WIDE = 200
 """In more dimensions than these a low rank is richer enough; a full covariance would take long."""
@@ -82,7 +96,8 @@ def find(
     weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(draws) and d.ess < 0.9 * draws
     overfit = False
     if d.elbo is not None and d.nodes is not None and isinstance(objective, ReverseKL):
-        overfit = -solution.best.loss - d.elbo.value > max(_TOO_FAR, 1e-3 * target.dim, 4 * d.elbo.stderr)
+        excess = -solution.best.loss - d.elbo.value
+        overfit = math.isfinite(excess) and excess > max(_TOO_FAR, 1e-3 * target.dim, 4 * d.elbo.stderr)
     rules = {
         "family_too_small": (value.interval[0] > too_far if known else least > _TOO_FAR and not is_forward)
         or (left_out and least > _TOO_FAR)
@@ -92,10 +107,12 @@ def find(
         "other_modes_exist": len(d.optima) > 1 and not is_forward and not (known and value.value < 0.01),
         "accesses_disagree": _accesses_disagree(target, seed),
         "heavy_tails": not family.conditional and not value.reliable and value.khat is not None and value.khat >= 1,
+        "log_density_jumps": (d.jump or 0.0) > _JUMP,
         "modes_missing": missing,
         "nodes_too_few": overfit or (d.node_error or 0.0) > 0.05,
         "not_converged": not solution.best.converged,
         "not_a_number_met": target.evaluations["rejected"] > 0,
+        "outside_support": not is_forward and d.elbo is not None and d.elbo.value == -math.inf,
         "score_not_conservative": target.line_integral is not None and target.line_integral.is_open,
         "variances_understated": d.understated is not None and d.understated >= NARROW,
         "weights_unreliable": weights or left_out or missing,
@@ -115,6 +132,7 @@ def _is_told_apart(d: Diagnostics) -> bool:
 def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -> tuple[str, ...]:
     """Return a sentence with the next step for each finding."""
     otherwise = "Autoregressive()" if isinstance(family, (Categorical, Product)) else "a flow, or a family of your own"
+    otherwise = "one with wider layers, `hidden=`" if isinstance(family, Autoregressive) else otherwise
     larger = next_richer(family, diagnostics) or otherwise
     if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
         larger = replace(larger, components=diagnostics.separate)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.between import between_value
 from whichkl.diagnostics.ends import beyond_the_ends
 from whichkl.diagnostics.findings import NARROW, find
 from whichkl.diagnostics.held_out import forward_value, in_sample, stride_of, unseen
+from whichkl.diagnostics.jumps import LINES, jumps
 from whichkl.diagnostics.linear_response import spread_ratios
 from whichkl.diagnostics.mode_search import missing_modes
 from whichkl.diagnostics.models import model_target
@@ -18,6 +21,7 @@ from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.families import Family, Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
 from whichkl.objectives import Between, ForwardKL, Objective
+from whichkl.seeds import seeded
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
@@ -63,7 +67,7 @@ def judge(
                 d = _searched(target, solution, d, seed)
         else:
             value = reverse_value(target, model_target(model, target), d)
-            d = _with_spreads(target, family, solution, d, seed)
+            d = replace(_with_spreads(target, family, solution, d, seed), jump=_jump(target, solution, seed))
             if whole:
                 work.tell("looking for modes that the fit misses", float("nan"))
                 d = _searched(target, solution, d, seed)
@@ -92,6 +96,14 @@ def _with_spreads(target: Target, family: Family, solution: Solution, d: Diagnos
     where = "" if target.bijection.is_real else " (in free coordinates)"
     note = f"by linear response `{free.names[worst]}` is {ratio:.3g} times as wide as in the model{where}, more than any other"
     return replace(d, understated=ratio, notes=(*d.notes, note))
+
+
+def _jump(target: Target, solution: Solution, seed: int) -> float | None:
+    if target.bijection.is_discrete or target.line_integral is not None:  # that is the integral of the gradient
+        return None
+    with seeded(seed + 4), torch.no_grad():
+        x = solution.best.model.sample((LINES * 2,))
+    return jumps(target.unconstrained(), x.reshape(len(x), -1).to(torch.float64))
 
 
 def _searched(target: Target, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:

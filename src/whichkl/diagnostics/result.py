@@ -43,6 +43,8 @@ class Diagnostics:
     """The simplest family, where it does better still than the next simpler one."""
     correlated: bool | None = None
     """Whether columns hang together, where the family keeps them apart."""
+    jump: float | None = None
+    """By how many nats log p changes between draws of the model beyond what its gradient says, in the mean over lines."""
     least_kl: float | None = None
     """What reverse KL amounts to at least, in nats: from the importance weights, and from separate optima that q leaves out."""
     understated: float | None = None

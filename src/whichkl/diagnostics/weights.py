@@ -13,7 +13,7 @@ from whichkl.access import Access
 from whichkl.diagnostics.correlation import weights_are_correlated
 from whichkl.diagnostics.result import Diagnostics, draws_in
 from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
-from whichkl.families import Family, Gaussian
+from whichkl.families import Family, Gaussian, Mixture
 from whichkl.families.family import NodeFamily
 from whichkl.importance import effective_sample_size, pareto_smooth
 from whichkl.seeds import seeded
@@ -51,7 +51,7 @@ def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
     """
     if len(optima) == 1:
         return list(optima)
-    if not isinstance(family, NodeFamily):
+    if not isinstance(family, NodeFamily) or isinstance(family, Mixture):  # moments don't say where a mixture's mass is
         return _apart_by_draws(optima)
     kept: list[tuple[Optimum, Tensor, Tensor]] = []
     is_factorised = isinstance(family, Gaussian) and family.covariance != "full"

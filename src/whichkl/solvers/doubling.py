@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import TargetError, cannot
 from whichkl.families import Family
+from whichkl.solvers.refusals import refuse_infinite, refuse_unbounded
 from whichkl.solvers.solver import Optimum, Solution, distinct
 from whichkl.solvers.trust_region import End, minimize
 from whichkl.targets import Target
 
-_CLOSE, _KEPT, _UNBOUNDED = 3.0, 12, 1e12
+_CLOSE, _KEPT = 3.0, 12
 _ROUGH = 1e-3
 """Length of the gradient, a coordinate, that tells whether more nodes are needed."""
 _FARTHEST = 0.05
@@ -124,15 +124,6 @@ def _refuse_unbounded(end: End, target: Target) -> None:
     Raises:
         TargetError: as said.
     """
-    if not bool(end.value.isfinite().any()):
-        because = (
-            "`log_prob` is -inf inside the support of every start, so that reverse KL is infinite there, or it doesn't "
-            "fall off and can't be normalised"
-        )
-        raise TargetError(cannot("minimise `reverse_kl` here", because, "Pass `support=`, check its signs, or use `forward_kl`"))
+    refuse_infinite(-end.value)
     best, dim = int(end.value.argmin()), target.dim
-    spread = end.theta[best, dim : 2 * dim].exp()
-    if float(spread.max()) > _UNBOUNDED or float(end.value[best]) < -_UNBOUNDED:
-        where = target.names[int(spread.argmax())]
-        because = f"the model spreads without bound along {where}: the density doesn't fall off there"
-        raise TargetError(cannot("fit this target", because, "Check the signs of `log_prob`, or pass `support=`"))
+    refuse_unbounded(-float(end.value[best]), end.theta[best, dim : 2 * dim].exp(), target.names)

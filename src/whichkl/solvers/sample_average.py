@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family, Mixture
 from whichkl.families.mixture import mixture_parts
@@ -19,6 +18,7 @@ from whichkl.objectives import Objective, ReverseKL
 from whichkl.solvers.discovery import discovered, joined
 from whichkl.solvers.mixtures import Mixtures
 from whichkl.solvers.nodes import first_count, gaussian_rule
+from whichkl.solvers.refusals import refuse_infinite, refuse_unbounded
 from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
 from whichkl.solvers.starts import find_starts
 from whichkl.solvers.work import QUIET, Work
@@ -79,10 +79,10 @@ class SampleAverage(Solver):
         state, last = self._climb(state)
         iterations += done + more + last
         while True:
-            if not bool(state.elbo.isfinite().any()):
-                because = "the ELBO is not finite at any start: log_prob is -inf inside the support of the family"
-                raise TargetError(cannot("minimise reverse KL here", because, "Pass `support=`, or use forward_kl"))
+            refuse_infinite(state.elbo)
             best, error, is_settled = int(state.elbo.argmax()), math.inf, target.dim == 1
+            spread = torch.linalg.vector_norm(state.tril[best], dim=-1).amax(0)
+            refuse_unbounded(float(state.elbo[best]), spread, target.names)
             if count > first:
                 lost = (state.elbo - begun.elbo) / 3
                 error = float(lost[best])
