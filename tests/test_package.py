@@ -66,10 +66,13 @@ def test_every_example_runs(path, tmp_path):
 
 def test_the_examples_cover_the_four_cells():
     assert [path.stem for path in EXAMPLES] == [
+        "boltzmann",
         "both",
         "classifier",
+        "compare",
         "estimate",
         "flow",
+        "flow_reverse",
         "log_density_only",
         "many_rows",
         "mean_field",
@@ -77,6 +80,7 @@ def test_the_examples_cover_the_four_cells():
         "neither",
         "numpyro_model",
         "samples_only",
+        "score_only",
         "sklearn_pipeline",
         "supervised",
     ]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from whichkl.objectives import ForwardKL, ReverseKL
     from whichkl.plots import plot
     from whichkl.reporting import report
+    from whichkl.study import compare
     from whichkl.targets import Target
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "ReverseKL": "objectives",
     "Target": "targets",
     "advise": "advice",
+    "compare": "study",
     "estimate": "divergences.dispatch",
     "families": "",
     "fit": "fitting",
@@ -40,6 +42,7 @@ _HOMES = {
     "report": "reporting",
     "to_arviz": "arviz",
 }
+"""Where each name lives; rooms such as `families` are loaded by their own."""
 
 __all__ = [
     "Access",
@@ -49,12 +52,10 @@ __all__ = [
     "ReverseKL",
     "Target",
     "advise",
+    "compare",
     "estimate",
-    "families",
     "fit",
-    "losses",
     "plot",
-    "problems",
     "report",
     "to_arviz",
 ]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from whichkl import __version__
-from whichkl._checks import InputError, WhichklError, cannot, check_writable, plain
+from whichkl._checks import InputError, TargetError, WhichklError, cannot, check_writable, plain
 
 if TYPE_CHECKING:
     from whichkl.families import Family
@@ -288,6 +288,49 @@ def estimate(
         _out.print(f"The other direction: {other}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What is compared: target, families, objectives, seeds, …")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the cells and tables; unless said, STUDY.out beside the file.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="So many processes of this machine (needs Ray).")] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", help="'auto' or HOST:PORT of a Ray cluster.")] = None,
+    pilot: Annotated[
+        bool, typer.Option("--pilot", help="Drop the worse half of the arms after two seeds, and again after four.")
+    ] = False,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Compute cells anew that failed or are corrupt.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare families and objectives by an experiment. Killed, the same command goes on and reruns nothing."""
+    folder = study.with_suffix(".out") if out is None else out
+    with _err.status("loading torch", spinner="dots"):
+        from whichkl._checks import require
+
+        for module in ("pydantic", "yaml"):
+            require(module, "app")
+        from whichkl.study.comparing import run
+        from whichkl.study.config import read_plan
+        from whichkl.study.live import LiveTable
+
+        plan = read_plan(study)
+    with LiveTable(_err) as live:
+        result = run(plan, folder, cluster, workers, pilot=pilot, recompute=recompute, tell=live.tell)
+    failed = result.failed
+    if as_json:
+        arms = {"dropped": [{"arm": arm, "seeds": count} for arm, count in result.dropped]}
+        _print_json({"folder": str(folder), "cells": len(result.cells), "failed": len(failed), **arms, "rows": result.rows})
+    else:
+        _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+        for cell in failed[:5]:
+            said = f"failed: {cell.row['family']} · {cell.row['objective']}, seed {cell.row['seed']}: {cell.row['error']}"
+            _out.print(said, highlight=False, markup=False, soft_wrap=True)
+        _out.print(f"Table: {folder / 'table.csv'}", highlight=False, markup=False, soft_wrap=True)
+    if len(failed) == len(result.cells):
+        because = f"all {len(failed)} cells failed, the first one so: {failed[0].row['error']}"
+        raise TargetError(cannot("compare anything", because, "Look at `cell.json` of a cell, and correct the target"))
+
+
 def _fields(one: Any) -> dict[str, Any]:
     """An estimate as JSON holds it, with its interval and its sentence."""
     return {**one.to_dict(), "interval": list(one.interval), "sentence": one.sentence}
@@ -315,8 +358,9 @@ def run() -> None:
 
 def _target(samples: Path | None, log_prob: str | None, dim: int | None, support: str | None, given: str | None = None) -> Target:
     from whichkl.targets import Target
+    from whichkl.user_code import load_function
 
-    function = _load_function(log_prob) if log_prob is not None else None
+    function = None if log_prob is None else load_function(log_prob, f"--log-prob {log_prob}")
     columns = None if given is None else [name.strip() for name in given.split(",") if name.strip()]
     return Target(samples=samples, log_prob=function, dim=dim, support=support, given=columns)
 
@@ -333,37 +377,6 @@ def _side(text: str, form: str, chains: int | None) -> Any:
         return named(text)
     table = read_samples(Path(text))
     return Target(samples=table.values, names=table.names, chains=chains) if form == "samples" else table.values
-
-
-def _load_function(place: str) -> Any:
-    """Import FILE.py and return FUNCTION from it; it is the user's own code, and it is run."""
-    import importlib.util
-
-    path, colon, name = place.rpartition(":")
-    if not colon or not path.endswith(".py") or not name.isidentifier():
-        raise InputError(
-            cannot(f"read `--log-prob {place}`", "it isn't of the form FILE.py:FUNCTION", "Write, say, model.py:log_prob")
-        )
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(cannot(f"read `{path}`", "there is no such file", "Correct the path"))
-    spec = importlib.util.spec_from_file_location(f"whichkl_user_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise InputError(cannot(f"read `{path}`", "Python can't import it", "Give a .py file"))
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        because = f"it raised {type(error).__name__}: {error}"
-        raise InputError(cannot(f"import `{path}`", because, "Mend the file")) from error
-    finally:
-        sys.path.pop(0)
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = ", ".join(sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_")))
-        raise InputError(cannot(f"find `{name}` in `{path}`", f"its functions are {there or 'none'}", "Name one of them"))
-    return function
 
 
 def _family(text: str) -> Family:

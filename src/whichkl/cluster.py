@@ -12,19 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from whichkl._checks import InputError, ResourceError, cannot, require
+from whichkl.memory import BLOCKS, keep_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 2
 """Parts under way or waiting, for each worker: what bounds the memory of a pass."""
-_KEPT = 2**23
-"""Bytes: some blocks."""
 
 
 class Workers(ABC):
@@ -46,10 +45,10 @@ class Threads(Workers):
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Work `AHEAD` parts a thread ahead of the consumer."""
-        _keep_memory()
+        keep_memory(BLOCKS)
         if self.count == 1 or len(items) == 1:
             for item in items:
-                with _one_thread():
+                with one_thread():
                     result = function(item)
                 yield result
             return
@@ -70,19 +69,29 @@ class Threads(Workers):
             torch.set_num_threads(before)
 
 
+class Source(Protocol):
+    """Items to be worked on, which may be chosen when they are asked for."""
+
+    def take(self, workers: int) -> Any:
+        """Return the next item for one of so many workers; None where there is none now."""
+
+
 @dataclass(frozen=True)
 class Ray(Workers):
     """A Ray cluster: every part is a task, begun anew elsewhere when its machine is lost.
 
     Args:
-        address: ``"auto"`` for the cluster that this machine belongs to (or a new one on this machine alone), or HOST:PORT.
+        address: ``"auto"`` for the cluster that this machine belongs to (or a new one on this machine alone), ``"local"`` for a
+            new one on this machine alone, or HOST:PORT.
         retries: how often a lost part is begun anew.
+        most: how many are worked on at once; of ``"local"`` that many processes.
 
     Source: Moritz et al. (2018).
     """
 
     address: str = "auto"
     retries: int = 4
+    most: int | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Submit parts as workers get free, and fetch their results in order.
@@ -117,11 +126,52 @@ class Ray(Workers):
             for reference in started:
                 ray.cancel(reference)
 
+    def as_completed(self, function: Callable[[Any], Result], source: Source) -> Iterator[tuple[Any, Result | Exception]]:
+        """Yield items with their results as they come, in any order; the error where an item's worker died again and again.
+
+        Args:
+            function: sent to the workers once.
+            source: asked for the next item whenever a worker gets free.
+
+        Raises:
+            ResourceError: the cluster can't be reached, or lacks what the function needs.
+        """
+        ray = self._connect()
+        task = ray.remote(num_cpus=1, max_retries=self.retries)(_alone)
+        try:
+            shared = ray.put(function)
+        except Exception as error:  # a lambda's closure can hold anything
+            because = f"it can't be sent to other processes ({_first_line(error)})"
+            raise InputError(cannot("work on this elsewhere", because, "Leave `workers=` and `cluster=` out")) from error
+        under_way: dict[Any, Any] = {}
+        try:
+            while True:
+                workers = self.most or max(1, int(ray.cluster_resources().get("CPU", 1)))
+                while len(under_way) < workers and (item := source.take(workers)) is not None:
+                    under_way[task.remote(shared, item)] = item
+                if not under_way:
+                    return
+                ready, _ = ray.wait(list(under_way), num_returns=1)
+                item = under_way.pop(ready[0])
+                try:
+                    result: Any = ray.get(ready[0])
+                except ray.exceptions.RayTaskError as error:
+                    raise _cause(error) from None
+                except ray.exceptions.RayError as error:
+                    result = ResourceError(_first_line(error))
+                yield item, result
+        finally:
+            for reference in under_way:
+                ray.cancel(reference)
+
     def _connect(self) -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first failed part is reported, in our words
         ray = require("ray", "cluster")
         if ray.is_initialized():
+            return ray
+        if self.address == "local":
+            ray.init("local", num_cpus=self.most, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             return ray
         try:
             if self.address != "auto":
@@ -189,7 +239,7 @@ def _first_line(error: BaseException) -> str:
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:
     _single()
-    _keep_memory()
+    keep_memory(BLOCKS)
     return function(item)
 
 
@@ -207,17 +257,8 @@ def _single() -> None:
     torch.set_num_threads(1)
 
 
-@lru_cache(maxsize=1)
-def _keep_memory() -> None:
-    """Have the C library keep what a block leaves behind for the next one, rather than give it back and ask for it anew.
-
-    glibc keeps twice as much as the largest chunk that it was ever given back (mallopt(3)); elsewhere nothing happens.
-    """
-    torch.empty(_KEPT, dtype=torch.uint8)
-
-
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Have torch use one thread inside the block, and as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

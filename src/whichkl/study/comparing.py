@@ -1,0 +1,174 @@
+"""Compare: fit every family by every objective from every seed at equal cost, and score all of them on unseen draws."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whichkl._checks import InputError, cannot
+from whichkl.cluster import Ray, workers_of
+from whichkl.study.cell import Outcome
+from whichkl.study.engines import here, on_ray
+from whichkl.study.ledger import Ledger, Stored, stored_of
+from whichkl.study.pilot import rungs, survivors
+from whichkl.study.plan import Cell, Metric, Plan, plan_of
+from whichkl.study.result import Study, ordered
+from whichkl.study.table import write_tables
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is: told once at its start, and after every cell."""
+
+    done: int
+    of: int
+    """Cells that are planned now; a pilot plans fewer as it drops arms."""
+    skipped: int
+    """Of those done, how many an earlier run had finished."""
+    failed: int
+    cell: Stored | None
+    """The last one."""
+
+
+def compare(
+    target: Any,
+    families: Any = None,
+    objectives: Any = None,
+    seeds: int | Sequence[int] = 10,
+    budget: int | None = None,
+    metrics: Sequence[str | Metric] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    cluster: str | None = None,
+    workers: int | None = None,
+    pilot: bool = False,
+    *,
+    held_out: float = 0.2,
+    draws: int = 10_000,
+    recompute: bool = False,
+    tell: Callable[[Progress], None] | None = None,
+) -> Study:
+    """Fit families by objectives from several seeds at equal cost, and score each fit on draws that none has seen.
+
+    What a cell costs is counted by the target: log densities, scores, fresh draws, reads of fixed rows. Of fixed samples
+    each seed holds out others, and all cells of a seed are scored on the same draws, so that arms can be compared in pairs.
+
+    Args:
+        target: a `Target`, or anything that `Target.of` takes.
+        families: families or their names; what `fit` takes unless said.
+        objectives: objectives or their names; forward and reverse KL, as far as the access allows, unless said.
+        seeds: how many, or which.
+        budget: evaluations that a solver may use in a cell; one that runs out is `stopped`, with what it has.
+        metrics: names of the scorecard (`whichkl.study.MEASURES`), all unless said, and functions f(model, draws) of your own.
+        out: a folder for the cells and tables; the same call goes on where a killed one was, and reruns nothing.
+        cluster: ``"auto"`` or the address of a Ray cluster.
+        workers: so many processes on this machine, also by Ray.
+        pilot: whether to drop the worse half of the arms after two seeds, and again after four.
+        held_out: share of fixed samples that no fit of a seed sees.
+        draws: fresh draws of p and q on which a cell is scored.
+        recompute: whether to compute cells anew that failed, or whose files are corrupt.
+        tell: called after every cell.
+
+    Raises:
+        InputError: an argument is bad, or `out` holds another study.
+        TargetError: an objective requires what the target doesn't have.
+        ResourceError: `out` can't be written or is in use, or the cluster can't be reached.
+        IntegrityError: a cell in `out` isn't what was written.
+
+    >>> from torch.distributions import Laplace
+    >>> study = compare(Laplace(0.0, 1.0), seeds=2)
+    >>> study.table["objective"], study.table["status"]
+    (['forward_kl', 'reverse_kl', 'forward_kl', 'reverse_kl'], ['converged', 'converged', 'converged', 'converged'])
+    """
+    plan = plan_of(target, families, objectives, seeds, budget, metrics, held_out=held_out, draws=draws)
+    return run(plan, out, cluster, workers, pilot=pilot, recompute=recompute, tell=tell)
+
+
+def run(
+    plan: Plan,
+    out: str | os.PathLike[str] | None = None,
+    cluster: str | None = None,
+    workers: int | None = None,
+    *,
+    pilot: bool = False,
+    recompute: bool = False,
+    tell: Callable[[Progress], None] | None = None,
+) -> Study:
+    """Run a plan; see `compare` for the arguments and errors."""
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise InputError(cannot(f"use `workers={workers!r}`", "it isn't a whole number of at least 1", "Give, say, 4"))
+    if workers is not None and cluster is not None:
+        raise InputError(
+            cannot("use both `workers=` and `cluster=`", "workers are processes of this machine", "Give one of them")
+        )
+    ray = Ray("local", most=workers) if workers is not None else None if cluster is None else workers_of(cluster)
+    config = {**plan.config, "pilot": pilot}
+    with contextlib.ExitStack() as stack:
+        store: _Store = _Memory()
+        if out is not None:
+            store = stack.enter_context(Ledger.opened(Path(out), config, recompute=recompute))
+        work = _Run(plan, store, ray if isinstance(ray, Ray) else None, tell or (lambda _: None))
+        cells, dropped = work.piloted() if pilot else (work.finish(plan.cells), ())
+        study = Study(ordered(cells, config), config, None if out is None else Path(out), dropped)
+        if study.folder is not None:
+            write_tables(study.folder, study.cells, study.table)
+    return study
+
+
+class _Memory:
+    """Where cells are kept that have no folder."""
+
+    def __init__(self) -> None:
+        self.cells: dict[str, Stored] = {}
+
+    def write(self, key: str, outcome: Outcome) -> Stored:
+        self.cells[key] = stored_of(key, outcome.files, outcome.seconds, None)
+        return self.cells[key]
+
+
+_Store = _Memory | Ledger
+
+
+class _Run:
+    """Cells that are done stay as they are; the others are worked on and stored one by one."""
+
+    def __init__(self, plan: Plan, store: _Store, ray: Ray | None, tell: Callable[[Progress], None]) -> None:
+        self.plan, self.store, self.ray, self.tell = plan, store, ray, tell
+        self.done = self.skipped = self.failed = self.of = 0
+
+    def finish(self, cells: Sequence[Cell], more: int = 0) -> list[Stored]:
+        """Return these cells, all of them done; `more` are planned after them."""
+        known = [cell for cell in cells if cell.key in self.store.cells]
+        self.of = self.done + len(cells) + more
+        self.done, self.skipped = self.done + len(known), self.skipped + len(known)
+        self.failed += sum(self.store.cells[cell.key].row["status"] == "failed" for cell in known)
+        self.tell(Progress(self.done, self.of, self.skipped, self.failed, None))
+        left = [cell for cell in cells if cell.key not in self.store.cells]
+        for cell, outcome in self._outcomes(left):
+            stored = self.store.write(cell.key, outcome)
+            self.done, self.failed = self.done + 1, self.failed + (outcome.row["status"] == "failed")
+            self.tell(Progress(self.done, self.of, self.skipped, self.failed, stored))
+        return [self.store.cells[cell.key] for cell in cells]
+
+    def piloted(self) -> tuple[list[Stored], tuple[tuple[str, int], ...]]:
+        """Halve the arms after each rung."""
+        arms = list(dict.fromkeys(cell.arm for cell in self.plan.cells))
+        found: list[Stored] = []
+        arm_of: list[str] = []
+        dropped: list[tuple[str, int]] = []
+        steps = rungs(self.plan.seeds)
+        for i, seeds in enumerate(steps):
+            cells = [cell for cell in self.plan.cells if cell.seed in seeds and cell.arm in arms]
+            found += self.finish(cells, len(arms) * sum(map(len, steps[i + 1 :])))
+            arm_of += [cell.arm for cell in cells]
+            if i + 1 < len(steps) and len(arms) > 1:
+                kept = survivors(arms, [cell.row for cell in found], arm_of)
+                dropped += [(arm, sum(map(len, steps[: i + 1]))) for arm in arms if arm not in kept]
+                arms = kept
+        return found, tuple(dropped)
+
+    def _outcomes(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        return here(self.plan, cells) if self.ray is None or not cells else on_ray(self.plan, cells, self.ray)

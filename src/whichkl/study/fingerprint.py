@@ -1,0 +1,66 @@
+"""Fingerprint: what tells one target from another, and one version of the code from another."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whichkl.targets import Target
+
+_DRAWN, _PROBES = 64, 16
+_APART = {"cli.py", "__main__.py", "plots", "reporting", "demo", "sklearn.py", "arviz.py"}
+"""Rooms on which no number of a study depends."""
+_WRITTEN = {"live.py", "writers.py", "verdict.py"}
+"""Files of the study's own room on which no cell depends."""
+
+
+def target_fingerprint(target: Target) -> dict[str, Any]:
+    """Return what a target is, as JSON holds it: its rows by hash, its functions by their values at a few points.
+
+    Values are rounded to nine digits, so that the same study goes on on another machine.
+    """
+    digest: dict[str, Any] = {"names": list(target.names), "support": target.bijection.describe(), "access": target.access.label}
+    for name in ("samples", "context", "weights", "chains"):
+        value = getattr(target, name)
+        if value is not None:
+            digest[name] = tensor_hash(value)
+    if target.samples is not None:
+        digest["rows"] = len(target.samples)
+    if target.sampler is not None:
+        digest["draws"] = _rounded_hash(target.draws(_DRAWN, seed=0))
+    if target.density is not None and not target.bijection.is_discrete:
+        u = torch.randn(_PROBES, target.bijection.free_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x = target.bijection.forward(u).to(target.dtype).to(target.device)
+        digest["log_prob"] = _rounded_hash(target.density.trial(x)[0])
+    elif target.density is not None and target.bijection.levels is not None:
+        generator = torch.Generator().manual_seed(0)
+        columns = [torch.randint(low, high + 1, (_PROBES,), generator=generator) for low, high in target.bijection.levels]
+        digest["log_prob"] = _rounded_hash(target.log_prob(torch.stack(columns, 1).to(target.device, target.dtype)).detach())
+    return digest
+
+
+def tensor_hash(value: Tensor) -> str:
+    """SHA-256 of a tensor's numbers, to 16 digits."""
+    return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Return the version of whichkl, of torch, and a hash of every file on which a cell's numbers depend."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if parts[0] not in _APART and not (parts[0] == "study" and parts[-1] in _WRITTEN):
+            digest.update("/".join(parts).encode() + b"\0" + path.read_bytes())
+    return f"whichkl {version('whichkl')} ({digest.hexdigest()[:12]}), torch {torch.__version__.split('+')[0]}"
+
+
+def _rounded_hash(value: Tensor) -> str:
+    text = " ".join(f"{one:.9g}" for one in value.detach().cpu().to(torch.float64).flatten().tolist())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,93 @@
+"""Held out: for each seed, what the fits see of the target, and the draws that they are scored on, the same for all."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl.study.plan import Plan
+from whichkl.targets import Target
+
+
+@dataclass(frozen=True)
+class Held:
+    """Draws of p that no fit of this seed has seen; `p.samples` is None where p can't be drawn from."""
+
+    p: Target
+    """The target, known by these draws in place of its samples or sampler."""
+    whole: Target
+    seed: int
+
+    @property
+    def x(self) -> Float[Tensor, "m d"] | None:
+        """The draws."""
+        return self.p.samples
+
+    @cached_property
+    def log_p(self) -> Float[Tensor, " m"] | None:
+        """Log p there, up to its constant; None where either is missing."""
+        if self.x is None or not self.p.access.can_evaluate:
+            return None
+        return self.p.log_prob(self.x).detach().to(torch.float64)
+
+    @cached_property
+    def independent(self) -> Target:
+        """The same with chains thinned to nearly independent draws, for tests that take them as such."""
+        return self.p.thinned()[0]
+
+
+def split(plan: Plan, seed: int) -> tuple[Target, Held]:
+    """Return what the fits of a seed see, and what they are scored on.
+
+    A sampler gives fresh draws. Of fixed samples a share is held out at random; of chains, a stretch of each.
+    """
+    p = plan.target
+    if p.sampler is not None:
+        return p, Held(_known_by(p, p.draws(plan.draws, mixed(seed, "held out"))), p, seed)
+    if p.samples is None:
+        return p, Held(p, p, seed)
+    keep = _kept(p, plan.held_out, seed)
+    return _part(p, keep), Held(_part(p, ~keep), p, seed)
+
+
+def mixed(seed: int, what: str) -> int:
+    """Return a seed for something, far from those that solvers derive from theirs."""
+    return int.from_bytes(hashlib.sha256(f"{what} {seed}".encode()).digest()[:4]) >> 1
+
+
+def _kept(p: Target, share: float, seed: int) -> Tensor:
+    n = 0 if p.samples is None else len(p.samples)
+    keep = torch.ones(n, dtype=torch.bool)
+    if p.chains is None:
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(mixed(seed, "split")))
+        keep[order[: max(1, round(share * n))]] = False
+        return keep
+    for chain in p.chains.unique():
+        rows = (p.chains == chain).nonzero()[:, 0].cpu()
+        count = max(1, round(share * len(rows)))
+        first = mixed(seed, f"chain {int(chain)}") % (len(rows) - count + 1)
+        keep[rows[first : first + count]] = False
+    return keep
+
+
+def _part(p: Target, keep: Tensor) -> Target:
+    part = copy.copy(p)
+    for name in ("samples", "context", "weights", "chains"):
+        value = getattr(p, name)
+        setattr(part, name, None if value is None else value[keep.to(value.device)])
+    if part.chains is not None:
+        part.chains = part.chains.unique(return_inverse=True)[1]
+    return part
+
+
+def _known_by(p: Target, x: Float[Tensor, "m d"]) -> Target:
+    part = copy.copy(p)
+    part.__dict__.pop("access", None)
+    part.samples, part.sampler, part.weights, part.chains = x, None, None, None
+    return part

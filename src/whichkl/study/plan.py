@@ -1,0 +1,285 @@
+"""Plan: what a study compares, resolved to objects, and the cells that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from whichkl._checks import InputError, TargetError, cannot, plain
+from whichkl.advice import advise, default_family
+from whichkl.families import Family, family_of
+from whichkl.families.named import named_families
+from whichkl.objectives import Objective, objective_of
+from whichkl.solvers.rows import rows_of
+from whichkl.study.fingerprint import code_version, target_fingerprint, tensor_hash
+from whichkl.study.measures import MEASURES
+from whichkl.targets import Target
+
+FORMAT = 1
+_IN_MEMORY = 2**30
+Metric = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fit of a study: an arm and a seed."""
+
+    family: int
+    """The number of its family in the plan."""
+    objective: int
+    seed: int
+    arm: str
+    """Its family and objective as text."""
+    config: dict[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of its configuration, which names its folder."""
+        return config_hash(self.config)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, resolved. `plan_of` makes one and checks it."""
+
+    target: Target
+    source: str
+    """What the target is called in tables and pages."""
+    families: tuple[Family, ...]
+    objectives: tuple[Objective, ...]
+    seeds: tuple[int, ...]
+    budget: int | None
+    """Evaluations of the target that a solver may use; None for as many as it wants."""
+    measures: tuple[str, ...]
+    """Names of `MEASURES` that are computed."""
+    metrics: dict[str, Metric]
+    """The user's own, by name."""
+    held_out: float
+    """Share of fixed samples that no fit sees."""
+    draws: int
+    """Fresh draws on which cells are scored."""
+    codes: dict[str, str]
+    """Hashes of the user's files, by what they were called."""
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Everything on which a number depends, as JSON holds it."""
+        return {
+            "format": FORMAT,
+            "code": code_version(),
+            "target": {"source": self.source, **target_fingerprint(self.target)},
+            "families": [family_config(one) for one in self.families],
+            "objectives": [one.spec for one in self.objectives],
+            "seeds": list(self.seeds),
+            **self._common,
+        }
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {
+            "budget": self.budget,
+            "metrics": [*self.measures, *self.metrics],
+            "held_out": self.held_out,
+            "draws": self.draws,
+            "files": self.codes,
+        }
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, seed by seed, since those of one seed share their held-out draws."""
+        whole = self.config
+        found = []
+        for seed in self.seeds:
+            for i, family in enumerate(self.families):
+                for j, objective in enumerate(self.objectives):
+                    config = {
+                        **{name: whole[name] for name in ("format", "code", "target")},
+                        "family": whole["families"][i],
+                        "objective": whole["objectives"][j],
+                        "seed": seed,
+                        **self._common,
+                    }
+                    found.append(Cell(i, j, seed, f"{family_text(family)} · {objective.spec}", config))
+        return tuple(found)
+
+
+def plan_of(
+    target: Any,
+    families: Any = None,
+    objectives: Any = None,
+    seeds: int | Sequence[int] = 10,
+    budget: int | None = None,
+    metrics: Sequence[str | Metric] | None = None,
+    *,
+    held_out: float = 0.2,
+    draws: int = 10_000,
+    source: str | None = None,
+    codes: dict[str, str] | None = None,
+) -> Plan:
+    """Resolve names, and refuse what can't be compared.
+
+    Raises:
+        InputError: an argument is bad.
+        TargetError: an objective requires what the target doesn't have.
+    """
+    p = in_memory(Target.of(target))
+    chosen = _distinct([default_family(p)] if families is None else [family_of(one) for one in listed(families)], family_text)
+    for family in chosen:
+        if bool(p.context_names) != family.conditional and not (family.conditional and family.optional_context):
+            what = "pairs (x, y)" if p.context_names else "single rows"
+            because = f"`{family_text(family)}` {'models y given x' if family.conditional else 'is one distribution'}"
+            raise InputError(cannot(f"compare on {what}", because, "Name families of the same kind as the target"))
+    access = p.access
+    if objectives is None:
+        wanted = [one.objective for one in advise(p, chosen[0]).options if one.objective.name in ("forward_kl", "reverse_kl")]
+    else:
+        wanted = [objective_of(one) for one in listed(objectives)]
+    for one in wanted:
+        if not one.requires.met_by(access):
+            because = f"it requires {one.requires.label}, but the target only has {access.label}"
+            raise TargetError(
+                cannot(f"compare `{one.spec}` on this target", because, "Leave it out, or give the target more access")
+            )
+    if not wanted:
+        raise TargetError(cannot("compare on this target", f"it has {access.label}", "See `whichkl.advise(target)`"))
+    measures, own = _metrics(metrics)
+    _check_number("held_out", held_out, 0.01, 0.9)
+    _check_count("draws", draws, 100)
+    if budget is not None:
+        _check_count("budget", budget, 1)
+    name = source or (f"{type(target).__name__}" if not isinstance(target, str) else target)
+    return Plan(
+        p,
+        name,
+        chosen,
+        _distinct(wanted, lambda one: one.spec),
+        seeds_of(seeds),
+        budget,
+        measures,
+        own,
+        float(held_out),
+        draws,
+        codes or {},
+    )
+
+
+def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the seeds that a number of them, or a list, means.
+
+    Raises:
+        InputError: it's neither.
+
+    >>> seeds_of(3), seeds_of([4, 7])
+    ((0, 1, 2), (4, 7))
+    """
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
+        return tuple(range(seeds))
+    listed_ = [] if isinstance(seeds, (int, str, float)) else list(seeds)
+    if not listed_ or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in listed_):
+        because = "it is neither a number of seeds nor a list of whole numbers of at least 0"
+        raise InputError(cannot(f"use `seeds={seeds!r}`", because, "Give, say, 10"))
+    if len(set(listed_)) < len(listed_):
+        raise InputError(cannot(f"use `seeds={seeds!r}`", "one stands twice, which isn't new evidence", "Name each once"))
+    return tuple(listed_)
+
+
+def family_text(family: Family) -> str:
+    """Return a family as text in the grammar of names, where it has one, such as ``"mixture:3:diagonal"``.
+
+    >>> from whichkl.families import Gaussian, Mixture
+    >>> family_text(Gaussian()), family_text(Mixture(3, "diagonal"))
+    ('gaussian', 'mixture:3:diagonal')
+    """
+    name = next((text for text, kind in named_families().items() if type(family) is kind), None)
+    values = [(getattr(family, one.name), one) for one in fields(family)] if name else []  # type: ignore[arg-type]
+    while values and values[-1][0] == _default(values[-1][1]):
+        values.pop()
+    texts = [",".join(map(str, value)) if isinstance(value, tuple) else str(value) for value, _ in values]
+    return ":".join([name, *texts]) if name and all(text and ":" not in text for text in texts) else repr(family)
+
+
+def family_config(family: Family) -> dict[str, Any]:
+    """Return a family's fields, and of a module its weights by hash, as JSON holds them."""
+    module = getattr(family, "module", None)
+    if isinstance(module, nn.Module):
+        weights = {name: tensor_hash(value) for name, value in module.state_dict().items()}
+        return {"family": type(family).__name__, "module": repr(module), "weights": weights}
+    config: dict[str, Any] = json.loads(json.dumps(plain(family.config()), default=str))
+    return config
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """SHA-256 of a configuration, its keys in order."""
+    return hashlib.sha256(json.dumps(plain(config), sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def in_memory(target: Target) -> Target:
+    """Return a target whose samples are in memory, since rows are held out of them anew for each seed.
+
+    Raises:
+        InputError: they would take more than a gigabyte.
+    """
+    stream = target.stream
+    if stream is None:
+        return target
+    if 8 * stream.about * (len(stream.names) + len(stream.context_names)) > _IN_MEMORY:
+        because = "its rows would take more than a gigabyte, and each seed holds out others of them"
+        raise InputError(cannot("compare on this stream", because, "Compare on a sample of it, and fit the winner on all"))
+    block = rows_of(target, 0).gather()
+    y: Any = block.x[:, 0] if target.scalar else block.x
+    weights = block.w if bool((block.w != block.w[0]).any()) else None
+    samples = y if block.context is None else (block.context, y)
+    return Target(samples=samples, weights=weights, names=target.names, support=target.bijection.constraints)
+
+
+def _default(field: Any) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not MISSING else MISSING
+
+
+def listed(values: Any) -> list[Any]:
+    """Return a list of one, or the list."""
+    return list(values) if isinstance(values, (list, tuple)) else [values]
+
+
+def _distinct(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[Any, ...]:
+    if not values:
+        raise InputError(cannot("compare nothing", "the list is empty", "Name at least one"))
+    texts = [text(one) for one in values]
+    for one in texts:
+        if texts.count(one) > 1:
+            raise InputError(cannot(f"compare `{one}` with itself", "it stands twice", "Name each once"))
+    return tuple(values)
+
+
+def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], dict[str, Metric]]:
+    """Tell the names of the scorecard from the user's own functions."""
+    if metrics is None:
+        return tuple(MEASURES), {}
+    names, own = [], {}
+    for one in listed(metrics):
+        if callable(one):
+            own[getattr(one, "__name__", "metric")] = one
+        elif one in MEASURES:
+            names.append(one)
+        else:
+            known = f"{', '.join(MEASURES)}, or a function; on the command line FILE.py:FUNCTION"
+            raise InputError(cannot(f"measure `{one}`", "there is no such metric", f"Choose among {known}"))
+    return tuple(names) if names else tuple(MEASURES), own
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(cannot(f"use `{name}={value!r}`", f"it isn't a whole number of at least {least}", "Correct it"))
+
+
+def _check_number(name: str, value: Any, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise InputError(cannot(f"use `{name}={value!r}`", f"it isn't between {least} and {most}", "Correct it"))

@@ -1,0 +1,147 @@
+"""Study: what a comparison came to: its rows, what stands behind each, and the fits themselves."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from whichkl._checks import InputError, cannot, write_whole
+from whichkl.families import Family
+from whichkl.fitting import Fit
+from whichkl.study.ledger import Ledger, Stored, read_config
+from whichkl.study.measures import columns_with
+from whichkl.study.table import columns_of
+
+_SHOWN = ("forward_kl", "reverse_kl", "jeffreys", "ess_q", "coverage", "interval_90", "evaluations")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The result of `compare`; `Study.load` reads it back from its folder."""
+
+    cells: tuple[Stored, ...]
+    """Every finished cell, seed by seed, in the order of families and objectives."""
+    config: dict[str, Any]
+    """What was compared, with the versions of code and data."""
+    folder: Path | None = None
+    dropped: tuple[tuple[str, int], ...] = field(default=())
+    """Arms that a pilot dropped, and after how many seeds."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict for each cell, its fields in the order of the table."""
+        return [{name: cell.row.get(name) for name in self.columns} for cell in self.cells]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the table's columns."""
+        known = set(columns_with([]))
+        own = list(dict.fromkeys(name for cell in self.cells for name in cell.row if name not in known))
+        return columns_with(own)
+
+    @cached_property
+    def table(self) -> dict[str, list[Any]]:
+        """The rows as columns, such as ``pandas.DataFrame(study.table)`` takes."""
+        return columns_of([cell.row for cell in self.cells], self.columns)
+
+    @property
+    def failed(self) -> tuple[Stored, ...]:
+        """The cells that failed."""
+        return tuple(cell for cell in self.cells if cell.row["status"] == "failed")
+
+    @cached_property
+    def verdict(self) -> Any:
+        """Which arm is better for what, if any: see `whichkl.study.verdict`."""
+        return importlib.import_module("whichkl.study.verdict").decide(self.rows)
+
+    def fit(self, cell: Stored | str | int, family: Family | None = None) -> Fit:
+        """Return the fit of a cell.
+
+        Args:
+            cell: one of `cells`, its key or the beginning of it, or its number.
+            family: the family, where it's a module of your own.
+
+        Raises:
+            InputError: there is no such cell, or it failed.
+        """
+        one = self._cell(cell)
+        if one.row["status"] == "failed":
+            raise InputError(cannot(f"load the fit of cell {one.key[:8]}", f"it failed: {one.row['error']}", "Choose another"))
+        if one.folder is not None:
+            return Fit.load(one.folder / "fit", family)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in (one.files or {}).items():
+                if name.startswith("fit/"):
+                    write_whole(Path(folder) / name, data)
+            return Fit.load(Path(folder) / "fit", family)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Study:
+        """Read a study from its folder, also one that isn't finished.
+
+        Raises:
+            InputError: there is none.
+            IntegrityError: a file isn't what was written.
+        """
+        path = Path(folder)
+        config, ledger = read_config(path), Ledger(path)
+        ledger.load()
+        return cls(ordered(list(ledger.cells.values()), config), config, path)
+
+    def _cell(self, cell: Stored | str | int) -> Stored:
+        if isinstance(cell, Stored):
+            return cell
+        if isinstance(cell, int):
+            if not -len(self.cells) <= cell < len(self.cells):
+                raise InputError(cannot(f"find cell {cell}", f"there are {len(self.cells)}", "Give a number below that"))
+            return self.cells[cell]
+        found = [one for one in self.cells if one.key.startswith(cell)]
+        if len(found) != 1:
+            because = f"{len(found)} of {len(self.cells)} begin so"
+            raise InputError(cannot(f"find cell `{cell}`", because, "Give a key out of `table['cell']`"))
+        return found[0]
+
+    def __str__(self) -> str:
+        """An arm a line: means over the seeds with their standard errors, and how many cells failed."""
+        arms: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            arms.setdefault(f"{row['family']} · {row['objective']}", []).append(row)
+        shown = [name for name in _SHOWN if any(row[name] is not None for row in self.rows)]
+        lines = [["", *shown, "failed"]]
+        for arm, rows in arms.items():
+            bad = sum(row["status"] == "failed" for row in rows)
+            lines.append([arm, *(mean_text(rows, name) for name in shown), f"{bad} of {len(rows)}"])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join(text + [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped])
+
+
+def mean_text(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """Write the mean of a column over the cells that have it, with its standard error over seeds."""
+    values = [float(row[name]) for row in rows if row[name] is not None]
+    if not values:
+        return "–"
+    mean = fmean(values)
+    if not math.isfinite(mean):
+        return "∞" if mean > 0 else str(mean)
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return f"{mean:.4g}"
+    return f"{mean:.4g} ± {stdev(values) / math.sqrt(len(values)):.1g}"
+
+
+def ordered(cells: list[Stored], config: dict[str, Any]) -> tuple[Stored, ...]:
+    """Sort cells by seed, family and objective, as the study names them."""
+    families, objectives, seeds = config["families"], config["objectives"], config["seeds"]
+
+    def place(cell: Stored) -> tuple[int, int, int]:
+        c = cell.config
+        return seeds.index(c["seed"]), families.index(c["family"]), objectives.index(c["objective"])
+
+    return tuple(sorted(cells, key=place))

@@ -1,0 +1,73 @@
+"""Table: a study's rows as CSV, Parquet and JSON lines, the same bytes for the same cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from whichkl._checks import plain, write_whole
+from whichkl.study.ledger import Stored
+
+_RISKY = ("=", "+", "-", "@", "\t", "\r")
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return rows as columns; what a row lacks is None."""
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Write columns as CSV; a text that a spreadsheet would run as a formula gets an apostrophe.
+
+    >>> csv_text({"a": [0.1, -2.0, None], "b": ["=1+1", "-3", "x,y"]}).split()
+    ['a,b', "0.1,'=1+1", '-2.0,-3', ',"x,y"']
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([safe(name) for name in columns])
+    writer.writerows([[_cell(value) for value in row] for row in zip(*columns.values(), strict=True)])
+    return out.getvalue()
+
+
+def safe(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula; numbers stay."""
+    if not text.startswith(_RISKY):
+        return text
+    try:
+        return text if math.isfinite(float(text)) and text == text.strip() else f"'{text}"
+    except ValueError:
+        return f"'{text}"
+
+
+def write_tables(folder: Path, cells: Sequence[Stored], columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write `table.csv`, `table.parquet` (where pyarrow is installed), `metrics.jsonl` and `times.jsonl`.
+
+    Raises:
+        ResourceError: they can't be written.
+    """
+    write_whole(folder / "table.csv", csv_text(columns).encode())
+    lines = [json.dumps(plain({**one.row, "details": one.details}), allow_nan=False) for one in cells]
+    write_whole(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
+    times = [json.dumps({"cell": one.key, **{name: round(value, 6) for name, value in one.seconds.items()}}) for one in cells]
+    write_whole(folder / "times.jsonl", ("\n".join(times) + "\n").encode())
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        return
+    stream = io.BytesIO()
+    parquet.write_table(pa.table({name: pa.array(list(values)) for name, values in columns.items()}), stream)
+    write_whole(folder / "table.parquet", stream.getvalue())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return safe(value) if isinstance(value, str) else repr(value)
