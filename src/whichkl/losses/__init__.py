@@ -11,6 +11,7 @@ from whichkl.losses.kinds import (
     RowSkewReverseKL,
     RowTotalVariation,
 )
+from whichkl.losses.linear import linear_divergence
 from whichkl.losses.logits import of_logits
 from whichkl.losses.partial_teacher import SampledTokens, TopK
 from whichkl.losses.registry import DIVERGENCES, Entry, divergence_named
@@ -50,6 +51,7 @@ __all__ = [
     "interpolated_kl",
     "jeffreys",
     "jensen_shannon",
+    "linear_divergence",
     "of_logits",
     "renyi",
     "reverse_kl",

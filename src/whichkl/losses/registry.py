@@ -26,15 +26,16 @@ from whichkl.losses.row_divergence import RowDivergence
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: the function of logits, and the divergence, whose class attributes are its properties."""
+    """One line of the table: a function of logits, its divergence, whose class attributes are its properties, and parameters."""
 
     function: Callable[..., Tensor]
     divergence: type[RowDivergence]
+    parameters: Mapping[str, float]  # and their defaults
 
-    @property
-    def parameters(self) -> dict[str, float]:
-        """Return the parameters of the divergence and their defaults."""
-        return {one.name: one.default for one in fields(self.divergence) if isinstance(one.default, float)}
+
+def _entry(function: Callable[..., Tensor], divergence: type[RowDivergence]) -> Entry:
+    defaults = {one.name: one.default for one in fields(divergence) if isinstance(one.default, float)}
+    return Entry(function, divergence, defaults)
 
 
 def divergence_named(name: str | RowDivergence, **parameters: float) -> RowDivergence:
@@ -64,16 +65,16 @@ DIVERGENCES: Mapping[str, Entry] = MappingProxyType(
     {
         entry.divergence.name: entry
         for entry in (
-            Entry(rows.forward_kl, RowForwardKL),
-            Entry(rows.reverse_kl, RowReverseKL),
-            Entry(rows.jeffreys, RowJeffreys),
-            Entry(rows.jensen_shannon, RowJensenShannon),
-            Entry(rows.skew_forward_kl, RowSkewForwardKL),
-            Entry(rows.skew_reverse_kl, RowSkewReverseKL),
-            Entry(rows.renyi, RowRenyi),
-            Entry(rows.total_variation, RowTotalVariation),
-            Entry(rows.adaptive_kl, RowAdaptiveKL),
-            Entry(rows.interpolated_kl, RowInterpolatedKL),
+            _entry(rows.forward_kl, RowForwardKL),
+            _entry(rows.reverse_kl, RowReverseKL),
+            _entry(rows.jeffreys, RowJeffreys),
+            _entry(rows.jensen_shannon, RowJensenShannon),
+            _entry(rows.skew_forward_kl, RowSkewForwardKL),
+            _entry(rows.skew_reverse_kl, RowSkewReverseKL),
+            _entry(rows.renyi, RowRenyi),
+            _entry(rows.total_variation, RowTotalVariation),
+            _entry(rows.adaptive_kl, RowAdaptiveKL),
+            _entry(rows.interpolated_kl, RowInterpolatedKL),
         )
     }
 )
