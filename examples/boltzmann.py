@@ -10,7 +10,8 @@ columns = wk.fit(target)  # all 256 states are listed, so that nothing is drawn
 network = wk.fit(target, wk.families.Autoregressive(hidden=(32,)))
 print(columns)
 print(network)
-print(f"log Z = {machine.log_z:.4f}; ELBO {-columns.diagnostics.optima[0].loss:.4f} and {-network.diagnostics.optima[0].loss:.4f}")
+for fit in (columns, network):
+    print(f"log Z = {machine.log_z:.4f}, ELBO {-fit.diagnostics.optima[0].loss:.4f} of {fit.family}")
 
 large = wk.fit(wk.problems.restricted_boltzmann(60, 12), judge=False)  # 2⁶⁰ states: coordinate ascent on draws
 print(large)
