@@ -59,12 +59,13 @@ def in_chunks(
     """
     dtype = accumulating(student.hidden, student.weight, teacher.hidden, teacher.weight)
     n, (v, width), new = len(student.hidden), student.weight.shape, student.hidden.new_zeros
+    many = n if rows is None else len(rows)
     gradients = Gradients(
         new((n, width), dtype=dtype) if needs[0] else None,
-        new((padded_to, width), dtype=dtype) if needs[1] else None,
+        _unwritten(student.weight, padded_to, dtype, written=bool(many)) if needs[1] else None,
         new((padded_to,), dtype=dtype) if needs[2] else None,
     )
-    values, many = new((n,), dtype=dtype), n if rows is None else len(rows)
+    values = new((n,), dtype=dtype)
     step = _chunk(many, v, dtype) if chunk_size is None else chunk_size
     product_s, product_t = (new(0, dtype=dtype).new_empty((min(step, many), v)) for _ in range(2))
     for start in range(0, many, step):
@@ -80,7 +81,7 @@ def in_chunks(
             student.hidden_gradient(mine, by_hidden)
             gradients.hidden[part] = by_hidden
         if gradients.weight is not None:
-            student.add_weight_gradient(part, mine, gradients.weight[:v])
+            student.add_weight_gradient(part, mine, gradients.weight[:v], first=start == 0)
         if gradients.bias is not None:
             gradients.bias[:v] += mine.sum(0)
     return values, gradients
@@ -112,6 +113,13 @@ def _in_blocks(
             slope = slope * (1 - bent.square())
         torch.mul(slope, (factor[block] * (student.logit_scale / temperature))[:, None], out=mine[block])
     return values
+
+
+def _unwritten(weight: Tensor, padded_to: int, dtype: torch.dtype, written: bool) -> Tensor:
+    """Room for the weight's gradient, 0 only where the first chunk won't write: a large matrix is not filled twice."""
+    room = weight.new_empty((padded_to, weight.shape[1]), dtype=dtype)
+    room[len(weight) if written else 0 :] = 0
+    return room
 
 
 def accumulating(*tensors: Tensor) -> torch.dtype:

@@ -58,14 +58,18 @@ class Head:
         for columns, tile in _tiles(self.weight, out.dtype):
             torch.addmm(out, slope[:, columns], tile, beta=0 if columns.start == 0 else 1, out=out)
 
-    def add_weight_gradient(self, rows: slice | Tensor, slope: Float[Tensor, "r v"], total: Float[Tensor, "v h"]) -> None:
-        """Add the gradient by the weight that these rows contribute."""
+    def add_weight_gradient(
+        self, rows: slice | Tensor, slope: Float[Tensor, "r v"], total: Float[Tensor, "v h"], first: bool
+    ) -> None:
+        """Add the gradient by the weight that these rows contribute; the first ones write over what was there."""
         if not _native(self.weight, total.dtype):
-            total.addmm_(slope.T, self.hidden[rows].to(total.dtype))
+            hidden = self.hidden[rows].to(total.dtype)
+            torch.addmm(total, slope.T, hidden, beta=0 if first else 1, out=total)
             return
         narrow, hidden = slope.to(self.weight.dtype), self.hidden[rows].to(self.weight.dtype)
         for columns in _columns(len(total), hidden.shape[1]):
-            total[columns] += torch.mm(narrow[:, columns].T, hidden, out_dtype=total.dtype)
+            tile = torch.mm(narrow[:, columns].T, hidden, out_dtype=total.dtype)
+            total[columns] = tile if first else total[columns] + tile
 
 
 def _native(weight: Tensor, dtype: torch.dtype) -> bool:
