@@ -106,11 +106,9 @@ def _volatility(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
         b = room * torch.sigmoid(logit_b)
         jacobian = log_a0 + logsigmoid(logit_a) + 2 * logsigmoid(-logit_a) + logsigmoid(logit_b) + logsigmoid(-logit_b)
         squared = (y.to(u)[:, None] - mean).square()
-        shock = log_a0.exp() + a * squared[:-1]
-        variance = [torch.full_like(mean, first**2)]
-        for one in shock.unbind():
-            variance.append(torch.addcmul(one, b, variance[-1]))
-        s = torch.stack(variance)
+        s, power, step = torch.cat([torch.full_like(mean, first**2)[None], log_a0.exp() + a * squared[:-1]]), b, 1
+        while step < len(s):  # sₜ = shockₜ + b sₜ₋₁, as sums over twice as many shocks each time
+            s, power, step = torch.cat([s[:step], s[step:] + power * s[:-step]]), power.square(), 2 * step
         value: Tensor = jacobian - (s.log() + squared / s).sum(0) / 2
         return value
 

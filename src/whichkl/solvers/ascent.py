@@ -94,46 +94,48 @@ def ascend(
 
 @dataclass
 class _Memory:
-    """The last steps s and falls of the gradient y of each row, newest last."""
+    """The last steps s and falls of the gradient y of each row, newest last; zero where there are none yet."""
 
-    s: Float[Tensor, "m b d"]
-    y: Float[Tensor, "m b d"]
-    held: Bool[Tensor, "m b"]
+    s: Float[Tensor, "b m d"]
+    y: Float[Tensor, "b m d"]
+    held: Bool[Tensor, "b m"]
     reach: Float[Tensor, " b"]
     """How far a step along the gradient may go where there is no curvature to read it from."""
 
     @classmethod
     def empty(cls, x: Float[Tensor, "b d"]) -> _Memory:
-        shape = (_MEMORY, *x.shape)
-        return cls(x.new_zeros(shape), x.new_zeros(shape), torch.zeros(shape[:2], dtype=torch.bool), x.new_ones(len(x)))
+        zero = x.new_zeros(len(x), _MEMORY, x.shape[1])
+        return cls(zero, zero.clone(), torch.zeros_like(zero[..., 0], dtype=torch.bool), x.new_ones(len(x)))
 
     def add(self, rows: Tensor, s: Float[Tensor, "a d"], y: Float[Tensor, "a d"]) -> None:
         """Keep pairs of positive curvature; where there is none, forget, and let the next step be twice as long."""
-        curved = (s * y).sum(-1) > 1e-12 * torch.linalg.vector_norm(s, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-        flat = rows[~curved]
-        self.held[:, flat] = False
-        self.reach[flat] = 2 * torch.linalg.vector_norm(s[~curved], dim=-1)
-        rows, s, y = rows[curved], s[curved], y[curved]
-        for store, new in ((self.s, s), (self.y, y)):
-            store[:-1, rows] = store[1:, rows]
-            store[-1, rows] = new
-        self.held[:-1, rows] = self.held[1:, rows]
-        self.held[-1, rows] = True
+        length = torch.linalg.vector_norm(s, dim=-1)
+        curved = (s * y).sum(-1) > 1e-12 * length * torch.linalg.vector_norm(y, dim=-1)
+        if not bool(curved.all()):
+            flat = rows[~curved]
+            self.s[flat], self.y[flat], self.held[flat] = 0.0, 0.0, False
+            self.reach[flat] = 2 * length[~curved]
+            rows, s, y = rows[curved], s[curved], y[curved]
+        for store, new in ((self.s, s), (self.y, y), (self.held, torch.ones_like(rows, dtype=torch.bool))):
+            store[rows] = torch.cat([store[rows, 1:], new[:, None]], 1)
 
     def times(self, rows: Tensor, g: Float[Tensor, "a d"]) -> Float[Tensor, "a d"]:
-        """Return H g by the two-loop recursion; along g, `reach` far, for a row without pairs."""
-        s, y, held = self.s[:, rows], self.y[:, rows], self.held[:, rows]
-        inner = (s * y).sum(-1)
-        rho = torch.where(held, 1 / inner, 0.0)
-        weights = []
-        q = g.clone()
-        for i in range(_MEMORY - 1, -1, -1):
-            weight = rho[i] * (s[i] * q).sum(-1)
-            weights.append(weight)
-            q = q - weight[:, None] * y[i]
+        """Return H g, in the compact form of the two-loop recursion; along g, `reach` far, for a row without pairs.
+
+        H = γI + [S, γY] [[R⁻ᵀ(D + γYᵀY)R⁻¹, −R⁻ᵀ], [−R⁻¹, 0]] [S, γY]ᵀ, R the upper triangle of SᵀY and D its diagonal.
+
+        Source: Byrd, Nocedal & Schnabel (1994), theorem 2.2.
+        """
+        s, y, held = self.s[rows], self.y[rows], self.held[rows]
+        across = s @ y.transpose(1, 2)
+        inner = across.diagonal(dim1=1, dim2=2)
+        upper = across.triu() + torch.diag_embed((~held).to(g.dtype))
+        square = y @ y.transpose(1, 2)
         plain = self.reach[rows] / torch.linalg.vector_norm(g, dim=-1).clamp(min=1e-300)
-        scale = torch.where(held[-1], inner[-1] / y[-1].square().sum(-1), plain)
-        q = scale[:, None] * q
-        for i in range(_MEMORY):
-            q = q + (weights[_MEMORY - 1 - i] - rho[i] * (y[i] * q).sum(-1))[:, None] * s[i]
-        return q
+        scale = torch.where(held[:, -1], inner[:, -1] / square[:, -1, -1], plain)[:, None, None]
+        column = g[..., None]
+        p = torch.linalg.solve_triangular(upper, s @ column, upper=True)
+        q = inner[..., None] * p + scale * (square @ p - y @ column)
+        q = torch.linalg.solve_triangular(upper.transpose(1, 2), q, upper=False)
+        moved: Tensor = scale * (column - y.transpose(1, 2) @ p) + s.transpose(1, 2) @ q
+        return moved[..., 0]

@@ -83,7 +83,7 @@ class Gaussians:
             factor = torch.linalg.cholesky((vector / precision[:, None]) @ vector.transpose(-1, -2))
         return self.moved(self.loc + torch.einsum("bij,bj->bi", self.tril, move), self.tril @ factor)
 
-    def ascended(self, max_calls: int) -> Gaussians:
+    def ascended(self, max_calls: int, tolerance: float = 1e-15) -> Gaussians:
         """Climb the ELBO on these nodes by L-BFGS over (a, T), m ← m + L a, L ← L T, where its Hessian is near the identity.
 
         T is lower triangular with diagonal exp(t); the free numbers are a, √2 t and T's strict lower triangle, each of
@@ -116,7 +116,7 @@ class Gaussians:
             return elbo, torch.cat(parts, -1).nan_to_num(0.0, 0.0, 0.0)
 
         size = 2 * dim + (len(row) if is_full else 0)
-        peaks = ascend(trial, self.loc.new_zeros(len(self.loc), size), tolerance=1e-15, max_calls=max_calls)
+        peaks = ascend(trial, self.loc.new_zeros(len(self.loc), size), tolerance=tolerance, max_calls=max_calls)
         shift, _, factor = read(peaks.x)
         return self.moved(self.loc + torch.einsum("bij,bj->bi", self.tril, shift), self.tril @ factor)
 

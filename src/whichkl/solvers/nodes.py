@@ -61,6 +61,11 @@ def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tens
     return z
 
 
+def least_count(dim: int) -> int:
+    """A power of two, well above the dimension: with fewer nodes q's scale is unbounded."""
+    return 1 << math.ceil(math.log2(8 * (dim + 1)))
+
+
 def first_count(dim: int) -> int:
-    """The number of nodes to begin with: a power of two, well above the dimension (below it, q's scale is unbounded)."""
-    return max(256, 1 << math.ceil(math.log2(8 * (dim + 1))))
+    """The number of nodes on which an optimum begins to count."""
+    return max(256, least_count(dim))
