@@ -136,7 +136,9 @@ class Ray(Workers):
         Raises:
             ResourceError: the cluster can't be reached, or lacks what the function needs.
         """
-        ray = self._connect()
+        ray = _ray()
+        is_own = self.address == "local" and not ray.is_initialized()
+        self._connect()
         task = ray.remote(num_cpus=1, max_retries=self.retries)(_alone)
         try:
             shared = ray.put(function)
@@ -163,11 +165,11 @@ class Ray(Workers):
         finally:
             for reference in under_way:
                 ray.cancel(reference)
+            if is_own:
+                ray.shutdown()
 
     def _connect(self) -> Any:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first failed part is reported, in our words
-        ray = require("ray", "cluster")
+        ray = _ray()
         if ray.is_initialized():
             return ray
         if self.address == "local":
@@ -184,6 +186,13 @@ class Ray(Workers):
                 raise ResourceError(cannot(f"use `cluster={self.address!r}`", because, instead)) from error
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         return ray
+
+
+def _ray() -> Any:
+    """Import Ray, which reads its settings then."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first failed part is reported, in our words
+    return require("ray", "cluster")
 
 
 def workers_of(cluster: Workers | str | None) -> Workers:

@@ -33,6 +33,7 @@ from whichkl.families.conditional import conditional_families
 from whichkl.families.family import cast
 from whichkl.goodness import Calibration, TwoSample
 from whichkl.journal import Journal
+from whichkl.memory import CALLS, keep_memory
 from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
 from whichkl.solvers import Optimum, Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
@@ -381,6 +382,8 @@ def solve(
     """
     family, curve, notes = resolve(p, family, seed, work)
     free = p.unconstrained() if family.carried else p
+    if p.access.can_evaluate:
+        keep_memory(CALLS)
     advice = advise(p, family)
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)
