@@ -74,6 +74,7 @@ def test_the_examples_cover_the_four_cells():
         "flow",
         "flow_reverse",
         "log_density_only",
+        "losses",
         "many_rows",
         "mean_field",
         "missing_modes",

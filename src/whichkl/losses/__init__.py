@@ -14,6 +14,7 @@ from whichkl.losses.kinds import (
 from whichkl.losses.linear import linear_divergence
 from whichkl.losses.logits import of_logits
 from whichkl.losses.partial_teacher import SampledTokens, TopK
+from whichkl.losses.penalties import kl_estimate, kl_penalty_loss
 from whichkl.losses.registry import DIVERGENCES, Entry, divergence_named
 from whichkl.losses.row_divergence import RowDivergence
 from whichkl.losses.rows import (
@@ -51,6 +52,8 @@ __all__ = [
     "interpolated_kl",
     "jeffreys",
     "jensen_shannon",
+    "kl_estimate",
+    "kl_penalty_loss",
     "linear_divergence",
     "of_logits",
     "renyi",
