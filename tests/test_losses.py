@@ -296,6 +296,12 @@ def test_narrow_logits_are_summed_in_float32(name, dtype):
     assert got.dtype == torch.float32
     assert (got >= 0).all()
     torch.testing.assert_close(got.double(), truth, rtol=5e-3, atol=2e-7)
+    log_p, log_q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
+    exact = of(name, {}).gradient(teacher.double().log_softmax(-1), student.double().log_softmax(-1))[1]
+    for all_possible in (False, True):
+        value, slope = of(name, {}).gradient(log_p, log_q, all_possible=all_possible)
+        torch.testing.assert_close(value.double(), truth, rtol=5e-3, atol=2e-7)
+        assert (slope - exact).norm() < 1e-3 * exact.norm()
 
 
 def test_float32_keeps_small_divergences():
@@ -361,6 +367,23 @@ def test_sampled_tokens_are_unbiased_in_value_and_gradient(name, proposal):
     exact = wl.DIVERGENCES[name].function(teacher=teacher, student=student)
     for got, wanted in ((values.detach()[:, None], exact), (leaf.grad, gradients(name, {}, teacher, student)[0])):
         assert ((got.mean(0) - wanted).abs() <= 4 * got.std(0) / math.sqrt(draws)).all()
+
+
+def test_adaptive_kl_is_the_same_whether_its_head_is_small_or_not(monkeypatch):
+    monkeypatch.setattr("whichkl.losses.adaptive._FEW", 4)
+    for spread in (0.1, 3.0):  # the head is most of the row; it is a token or two
+        log_p, log_q = (one.log_softmax(-1) for one in pair(rows=6, vocabulary=40, spread=spread))
+        weights = wl.RowAdaptiveKL().weights
+        torch.testing.assert_close(weights(log_p, log_q, look=True), weights(log_p, log_q), atol=1e-12, rtol=0)
+
+
+@every_name
+def test_rows_compile_into_one_graph(name):
+    function, (teacher, student) = wl.DIVERGENCES[name].function, pair()
+    mask = torch.arange(5) != 2
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    got = compiled(teacher=teacher, student=student, mask=mask, vocabulary=15)
+    assert torch.equal(got, function(teacher=teacher, student=student, mask=mask, vocabulary=15))
 
 
 def test_weights_of_adaptive_kl_say_where_the_student_errs():

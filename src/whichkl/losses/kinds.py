@@ -227,28 +227,35 @@ class RowRenyi(RowDivergence):
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the log of the sum, over a − 1."""
-        return kl(log_p, log_q) if self.order == 1 else self._tilted(log_p, log_q)[0]
+        return kl(log_p, log_q) if self.order == 1 else self._tilted(log_p, log_q, log_p.exp(), log_q.exp())[0]
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and q − r."""
         if self.order == 1:
             return RowForwardKL().gradient(log_p, log_q, all_possible=all_possible)
-        value, log_r = self._tilted(log_p, log_q)
-        return value, unless_infinite(value, log_q.exp() - log_r.exp())
+        q = log_q.exp()
+        value, r = self._tilted(log_p, log_q, log_p.exp(), q, all_possible)
+        return value, q - r if all_possible else unless_infinite(value, q - r)
 
-    def _tilted(self, log_p: LogProbs, log_q: LogProbs) -> tuple[Rows, LogProbs]:
-        """Return D and log r; log r means nothing in rows that are infinite."""
-        no_p, no_q = log_p == -math.inf, log_q == -math.inf
-        empty = (no_p | no_q) if self.order < 1 else no_p
-        lost = (no_q & ~no_p).any(-1) if self.order > 1 else empty.all(-1)
-        tilted = self.order * log_p.masked_fill(no_p, 0.0) + (1 - self.order) * log_q.masked_fill(no_q, 0.0)
-        tilted = tilted.masked_fill(empty & ~lost[..., None], -math.inf)
-        log_sum = tilted.logsumexp(-1, keepdim=True)
+    def _tilted(
+        self, log_p: LogProbs, log_q: LogProbs, p: LogProbs, q: LogProbs, all_possible: bool = False
+    ) -> tuple[Rows, LogProbs]:
+        """Return D and r; r means nothing in rows that are infinite."""
+        lost = None
+        if not all_possible:
+            no_p, no_q = log_p == -math.inf, log_q == -math.inf
+            empty = (no_p | no_q) if self.order < 1 else no_p
+            lost = (no_q & ~no_p).any(-1) if self.order > 1 else empty.all(-1)
+            log_p, log_q = log_p.masked_fill(no_p, 0.0), log_q.masked_fill(no_q, 0.0)
+        tilted = torch.add((1 - self.order) * log_q, log_p, alpha=self.order)
+        if lost is not None:
+            tilted = tilted.masked_fill(empty & ~lost[..., None], -math.inf)
+        r, log_sum = tilted.softmax(-1), tilted.logsumexp(-1, keepdim=True)
         near = log_sum.abs() < 0.5  # there Σ p^a q^(1−a) − 1 loses fewer digits, and Σ p and Σ q take out their own rounding
-        excess = tilted.masked_fill(~near, 0.0).exp() - self.order * log_p.exp() - (1 - self.order) * log_q.exp()
-        excess = excess.sum(-1, keepdim=True).masked_fill(~near, 0.0)
-        value = nonnegative(torch.where(near, excess.log1p(), log_sum).squeeze(-1) / (self.order - 1))
-        return torch.where(lost, math.inf, value), tilted - log_sum
+        excess = (tilted.masked_fill(~near, 0.0).exp() - self.order * p - (1 - self.order) * q).sum(-1, keepdim=True)
+        log_sum = torch.where(near, excess.masked_fill(~near, 0.0).log1p(), log_sum)
+        value = nonnegative(log_sum.squeeze(-1) / (self.order - 1))
+        return value if lost is None else torch.where(lost, math.inf, value), r
 
 
 @dataclass(frozen=True)
