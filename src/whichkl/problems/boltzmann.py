@@ -26,7 +26,7 @@ class RestrictedBoltzmann(nn.Module):
         hidden: how many hidden units; none of them, or `coupling` 0, makes v independent.
         seed: of W ~ coupling · N(0, 1) / √d and b + W 1 / 2 ~ 0.3 · N(0, 1), and c likewise, so that no corner is preferred
             at first.
-        coupling: how strong W is; from about 4 on there are many modes.
+        coupling: how strong W is; the stronger, the more modes.
 
     Raises:
         InputError: a number of units isn't a whole number of at least 1 (hidden: 0).
