@@ -18,7 +18,7 @@ study = wk.compare(
 )
 print(study)  # an arm a line; study.table has every cell, study.fit(0) the fit behind one
 for cell in study.cells[:2]:
-    missed = [f"{one['share']:.0%} about {one['centre'][0]:.1f}" for one in cell.details["details"]["coverage"]["missed"]]
+    missed = [f"{one['share']:.0%} about {one['centre'][0]:.1f}" for one in cell.details["coverage"]["missed"]]
     print(f"{cell.row['objective']}: sd {cell.row['spread']:.2f}, never comes to {', '.join(missed) or 'no part of p'}")
 
 assert not study.failed

@@ -304,6 +304,7 @@ def compare(
 ) -> None:
     """Compare families and objectives by an experiment. Killed, the same command goes on and reruns nothing."""
     folder = study.with_suffix(".out") if out is None else out
+    check_writable(folder)
     with _err.status("loading torch", spinner="dots"):
         from whichkl._checks import require
 

@@ -15,7 +15,7 @@ from whichkl.divergences import Estimate
 from whichkl.fitting import Solved, solve
 from whichkl.solvers.work import Work
 from whichkl.study.held_out import Held, split
-from whichkl.study.measures import HEAD
+from whichkl.study.measures import FIELDS
 from whichkl.study.plan import Cell, Plan, family_text
 from whichkl.study.scorecard import Scorecard, score
 from whichkl.targets import Target
@@ -51,7 +51,7 @@ class Bench:
         row = _row(self.plan, cell)
         try:
             with one_thread():
-                fields, files = self._measured(cell, row, seconds)
+                details, files = self._measured(cell, row, seconds)
         except MemoryError as error:
             because = f"memory ran out in the cell {cell.arm}, seed {cell.seed}"
             raise ResourceError(cannot("go on with this study", because, "Use fewer samples or a smaller family")) from error
@@ -59,9 +59,9 @@ class Bench:
             raise
         except Exception as error:  # a fit that fails is a result of the study
             row |= {"status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:2_000]}
-            fields, files = {"traceback": traceback.format_exc(limit=-6)}, {}
+            details, files = {"traceback": traceback.format_exc(limit=-6)}, {}
         seconds["total"] = time.perf_counter() - begun
-        body = {"config": cell.config, "row": row, **fields}
+        body = {"config": cell.config, "row": row, "details": details}
         files["cell.json"] = json.dumps(plain(body), indent=1, allow_nan=False).encode()
         return Outcome(row, files, seconds)
 
@@ -93,7 +93,7 @@ class Bench:
         }
         fit = _fit(solved, target, card, row["status"], used, cell.seed)
         files = {f"fit/{name}": data for name, data in fit.files().items()}
-        return {"details": card.details, "optima": fit.to_dict()["diagnostics"]["optima"]}, files
+        return {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"]}, files
 
     def _of_seed(self, seed: int) -> tuple[Target, Held]:
         if self._split is None or self._seed != seed:
@@ -104,7 +104,7 @@ class Bench:
 def failed(plan: Plan, cell: Cell, why: str) -> Outcome:
     """Return the outcome of a cell that took its worker with it."""
     row = _row(plan, cell) | {"status": "failed", "error": why}
-    body = {"config": cell.config, "row": row}
+    body = {"config": cell.config, "row": row, "details": {}}
     return Outcome(row, {"cell.json": json.dumps(plain(body), indent=1, allow_nan=False).encode()}, {"total": 0.0})
 
 
@@ -117,7 +117,7 @@ def _row(plan: Plan, cell: Cell) -> dict[str, Any]:
         "budget": plan.budget,
         "error": None,
     }
-    return {**dict.fromkeys(HEAD), **head}
+    return {**dict.fromkeys(FIELDS), **head}
 
 
 def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dict[str, int], seed: int) -> Any:

@@ -38,7 +38,7 @@ class Coverage:
     coverage: float
     """Share of p's draws with a draw of q nearer than their fifth neighbour among p's draws."""
     density: float
-    """Mean number of such balls about p's draws in which a draw of q lies, divided by five; above 1 where q is too narrow."""
+    """Mean number of such balls about p's draws in which a draw of q lies, divided by five; below 1 where q goes beyond p."""
     missed: tuple[Missed, ...]
     """Groups of at least 1 % of p's draws that lie where q never goes, the largest first."""
     missed_mass: float

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from whichkl.study.cell import Outcome
 from whichkl.study.measures import HEAD
 
 _STUDY, _CELLS, _DONE, _LOCK, _TEMPORARY = "study.json", "cells", "DONE", ".lock", ".new-"
+_AHEAD = 16
+"""Cells that may wait to be written."""
 _TEXT = {
     *(name for name in HEAD if name not in ("seed", "iterations", "optima")),
     "forward_kl_up_to",
@@ -45,7 +49,9 @@ class Ledger:
     """The cells of one study. `opened` gives one that is locked, checked and clean.
 
     A cell's files are written to a temporary folder beside the others, each synced; the folder is renamed to the cell's
-    hash, and `DONE`, which holds the hashes of the files, is written last. What has no `DONE` never happened.
+    hash, and `DONE`, which holds the hashes of the files, is written last. What has no `DONE` never happened. That is left to
+    a thread, since a disk takes milliseconds to sync, in which the next cell is worked on; its errors come up with the next
+    cell, or at the end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,6 +59,8 @@ class Ledger:
         self.folder = folder
         self.cells: dict[str, Stored] = {}
         """The finished ones, by their keys."""
+        self._writer: ThreadPoolExecutor | None = None
+        self._waiting: deque[Future[None]] = deque()
 
     @classmethod
     @contextlib.contextmanager
@@ -75,7 +83,9 @@ class Ledger:
             ledger._settle(config)
             ledger._clean()
             ledger.load(recompute=recompute)
-            yield ledger
+            with ThreadPoolExecutor(1) as ledger._writer:  # which ends when all is written
+                yield ledger
+                ledger._settled(0)
 
     def load(self, *, recompute: bool = False) -> None:
         """Read every finished cell, its hashes checked.
@@ -107,16 +117,27 @@ class Ledger:
             raise IntegrityError(cannot("trust this study", because, instead))
 
     def write(self, key: str, outcome: Outcome) -> Stored:
-        """Write a cell, whole or not at all.
+        """Have a cell written, whole or not at all.
 
         Raises:
-            ResourceError: the disk is full, or can't be written.
+            ResourceError: the disk is full, or can't be written; this cell or one before isn't there.
         """
+        if self._writer is None:
+            raise ValueError("the ledger isn't open")
+        self._settled(_AHEAD)
+        self._waiting.append(self._writer.submit(self._commit, key, outcome))
+        self.cells[key] = stored_of(key, outcome.files, outcome.seconds, self.folder / _CELLS / key)
+        return self.cells[key]
+
+    def _settled(self, most: int) -> None:
+        """Wait until at most so many cells are still to be written, and raise what went wrong with the others."""
+        while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def _commit(self, key: str, outcome: Outcome) -> None:
         final = self.folder / _CELLS / key
         fresh = self.folder / _CELLS / f"{_TEMPORARY}{key[:16]}"
         try:
-            _remove(fresh)
-            _remove(final)  # what has no DONE
             for name, data in outcome.files.items():
                 _write_synced(fresh / name, data)
             for one in {(fresh / name).parent for name in outcome.files} | {fresh}:
@@ -134,8 +155,6 @@ class Ledger:
                 if not (final / _DONE).exists():
                     shutil.rmtree(final, ignore_errors=True)
             raise _unwritable(final, error) from error
-        self.cells[key] = stored_of(key, outcome.files, outcome.seconds, final)
-        return self.cells[key]
 
     def _settle(self, config: dict[str, Any]) -> None:
         """Write down what is studied, or compare it with what was."""
@@ -191,8 +210,7 @@ def stored_of(key: str, files: Mapping[str, bytes], seconds: dict[str, float], f
     """Return a cell from its files; where there is a folder they stay there alone."""
     body = json.loads(files["cell.json"])
     row = {name: _number(name, value) for name, value in body["row"].items()}
-    details = {name: value for name, value in body.items() if name not in ("row", "config")}
-    return Stored(key, row, details, body["config"], seconds, folder, None if folder else files)
+    return Stored(key, row, body["details"], body["config"], seconds, folder, None if folder else files)
 
 
 def write_folder(folder: Path) -> None:
