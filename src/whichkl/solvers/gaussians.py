@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl.families import Gaussian
 from whichkl.families.gaussian import entropy
 from whichkl.solvers.ascent import ascend
 from whichkl.targets import Target
@@ -25,7 +24,6 @@ class Gaussians:
     (b, I − A) is the exact gradient of the ELBO on these nodes. The residual is √(‖b‖² + ½‖A − I‖²).
     """
 
-    family: Gaussian
     target: Target
     z: Float[Tensor, "m d"]
     w: Float[Tensor, " m"]
@@ -37,27 +35,23 @@ class Gaussians:
     residual: Float[Tensor, " b"]
 
     @classmethod
-    def at(cls, family: Gaussian, target: Target, z: Tensor, w: Tensor, loc: Tensor, tril: Tensor) -> Gaussians:
+    def at(cls, target: Target, z: Tensor, w: Tensor, loc: Tensor, tril: Tensor) -> Gaussians:
         """Evaluate the target at B × m points in one call."""
-        if family.covariance == "diagonal":
-            is_full = bool((tril.tril(-1) != 0).any())
-            tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1) if is_full else tril.diagonal(dim1=-2, dim2=-1))
         value, score = evaluate(target, loc[:, None] + z @ tril.transpose(-1, -2))
         elbo = value @ w + entropy(tril)
         h = score @ tril
         b = torch.einsum("m,bmi->bi", w, h)
         a = -(h.transpose(-1, -2) @ (w[:, None] * z))
         a = a.tril() + a.tril(-1).transpose(-1, -2)
-        curvature = torch.diag_embed(a.diagonal(dim1=-2, dim2=-1)) if family.covariance == "diagonal" else a
-        off = curvature - torch.eye(loc.shape[1], dtype=a.dtype, device=a.device)
+        off = a - torch.eye(loc.shape[1], dtype=a.dtype, device=a.device)
         residual = (b.square().sum(-1) + off.square().sum((-1, -2)) / 2).sqrt()
         broken = ~(elbo.isfinite() & residual.isfinite())
         elbo, residual = elbo.masked_fill(broken, -math.inf), residual.masked_fill(broken, math.inf)
-        return cls(family, target, z, w, loc, tril, elbo, b.nan_to_num(), a.nan_to_num(0.0, 0.0, 0.0), residual)
+        return cls(target, z, w, loc, tril, elbo, b.nan_to_num(), a.nan_to_num(0.0, 0.0, 0.0), residual)
 
     def moved(self, loc: Float[Tensor, "b d"], tril: Float[Tensor, "b d d"]) -> Gaussians:
         """Evaluate others on the same nodes."""
-        return Gaussians.at(self.family, self.target, self.z, self.w, loc, tril)
+        return Gaussians.at(self.target, self.z, self.w, loc, tril)
 
     def step(self, rho: Float[Tensor, " b"]) -> Gaussians:
         """Take every natural-gradient step of length ρ; a full one is damped only where A isn't positive.
@@ -74,13 +68,7 @@ class Gaussians:
         limit = 2 * length * math.sqrt(self.loc.shape[1])
         norm = torch.linalg.vector_norm(move, dim=-1, keepdim=True)
         move = torch.where(tame[:, None], move * (limit / norm).clamp(max=1.0), move)
-        if self.family.covariance == "diagonal":
-            diagonal = self.a.diagonal(dim1=-2, dim2=-1)
-            tame_scale = tame | (diagonal <= 1e-8).any(-1)
-            own = 1 - length + length * torch.where(tame_scale[:, None], diagonal.clamp(0.25, 16.0), diagonal)
-            factor = torch.diag_embed(own.rsqrt())
-        else:
-            factor = torch.linalg.cholesky((vector / precision[:, None]) @ vector.transpose(-1, -2))
+        factor = torch.linalg.cholesky((vector / precision[:, None]) @ vector.transpose(-1, -2))
         return self.moved(self.loc + torch.einsum("bij,bj->bi", self.tril, move), self.tril @ factor)
 
     def ascended(self, max_calls: int, tolerance: float = 1e-15) -> Gaussians:
@@ -90,15 +78,13 @@ class Gaussians:
         curvature 1 on a Gaussian target.
         """
         dim = self.loc.shape[1]
-        is_full = self.family.covariance == "full"
         row, column = torch.tril_indices(dim, dim, -1, device=self.loc.device)
         volume = entropy(self.tril)
 
         def read(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             grow = (theta[:, dim : 2 * dim] / math.sqrt(2)).exp()
             factor = torch.diag_embed(grow)
-            if is_full:
-                factor[:, row, column] = theta[:, 2 * dim :]
+            factor[:, row, column] = theta[:, 2 * dim :]
             return theta[:, :dim], grow, factor
 
         def trial(theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,12 +96,11 @@ class Gaussians:
             h = score @ tril
             slope = h.transpose(-1, -2) @ (self.w[:, None] * self.z)
             stretch = (slope.diagonal(dim1=-2, dim2=-1) * grow + 1) / math.sqrt(2)
-            parts = [torch.einsum("m,bmi->bi", self.w, h), stretch]
-            parts += [slope[:, row, column]] if is_full else []
             elbo = value @ self.w + volume[rows] + grow.log().sum(-1)
+            parts = (torch.einsum("m,bmi->bi", self.w, h), stretch, slope[:, row, column])
             return elbo, torch.cat(parts, -1).nan_to_num(0.0, 0.0, 0.0)
 
-        size = 2 * dim + (len(row) if is_full else 0)
+        size = 2 * dim + len(row)
         peaks = ascend(trial, self.loc.new_zeros(len(self.loc), size), tolerance=tolerance, max_calls=max_calls)
         shift, _, factor = read(peaks.x)
         return self.moved(self.loc + torch.einsum("bij,bj->bi", self.tril, shift), self.tril @ factor)

@@ -81,7 +81,7 @@ class NaturalGradient(Solver):
         iterations, fewer = 0, 0
         while True:
             z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed + count))
-            begun = Gaussians.at(family, target, z, w, loc, tril)
+            begun = Gaussians.at(target, z, w, loc, tril)
             state, done = self._climb(begun, _ROUGH)
             iterations += done
             refuse_infinite(state.elbo)
