@@ -247,6 +247,8 @@ def test_shapes_of_batches_and_no_rows():
     flat = wl.linear_divergence(**arguments, reduction="none")
     shaped = arguments | {key: arguments[key].view(3, 4, -1) for key in ("hidden_student", "hidden_teacher")}
     torch.testing.assert_close(wl.linear_divergence(**shaped, reduction="none"), flat.view(3, 4))
+    single = arguments | {key: arguments[key][0] for key in ("hidden_student", "hidden_teacher")}
+    torch.testing.assert_close(wl.linear_divergence(**single, mask=torch.tensor(True)), flat[0])
     nothing = arguments | {key: arguments[key][:0] for key in ("hidden_student", "hidden_teacher")}
     loss = wl.linear_divergence(**nothing)
     loss.backward()

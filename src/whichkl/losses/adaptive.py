@@ -75,6 +75,7 @@ class RowAdaptiveKL(RowDivergence):
 class RowInterpolatedKL(RowDivergence):
     """KL(m‖q), where m ∝ p^w q^(1−w), w = `weight_on_teacher` in (0, 1], q a constant in m; gradient q − m.
 
+    Rows without a common token have no such m, and are NaN unless w = 1.
     Source: Shing et al., TAID (2025), who raise w from small to 1 in the course of training.
     """
 

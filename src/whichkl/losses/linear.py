@@ -103,9 +103,9 @@ def linear_divergence(
         (logit_scale_student, logit_scale_teacher),
         caps,
     )
-    tensors = (hidden_student.flatten(0, -2), weight_student, bias_student)
+    tensors = (hidden_student.reshape(-1, hidden_student.shape[-1]), weight_student, bias_student)
     teacher = (
-        hidden_teacher.detach().flatten(0, -2),
+        hidden_teacher.detach().reshape(-1, hidden_teacher.shape[-1]),
         weight_teacher.detach(),
         None if bias_teacher is None else bias_teacher.detach(),
     )
