@@ -82,18 +82,33 @@ class _Side:
             stderr = float((self.even * influence).square().sum().sqrt())
         else:
             stderr = standard_error(influence, self.chains)[0]
-        away = (influence - influence.median()).abs()
-        if float(influence.std()) < 1e-9:
-            return stderr, -math.inf
-        return stderr, pareto_smooth(away.clamp(min=1e-300).log())[1] if len(influence) >= _TAIL else None
+        if len(influence) < _TAIL:
+            return stderr, None
+        away = influence - influence.median()
+        return stderr, max(_tail(away[away > 0]), _tail(-away[away < 0]))
+
+
+def _tail(sizes: Float[Tensor, " n"]) -> float:
+    """Pareto shape of the tail of positive numbers; −∞ where it ends soon, as on the side where a divergence is bounded."""
+    if len(sizes) < _TAIL:
+        return -math.inf
+    begin = math.ceil(min(0.2 * len(sizes), 3 * math.sqrt(len(sizes))))
+    top = sizes.topk(begin).values
+    if float(top[0]) < max(1e-9, 2 * float(top[-1])):
+        return -math.inf
+    return pareto_smooth(sizes.log())[1]
 
 
 def _estimate(objective: Between, p: Target, of_p: _Side, of_q: _Side, notes: Sequence[str]) -> Estimate:
     sides, read = (of_p, of_q), (objective.reads_p, objective.reads_q)
     parts = [side.of for side, is_read in zip(sides, read, strict=True) if is_read]
     weights = [side.even.clone().requires_grad_(True) for side in sides]
+    needs_log_z = not p.normalized and (objective.reads_log_z or objective.log_z_share != 0)
+    none = [torch.zeros_like(side.ratio) for side in sides]
+    log_z, from_p, from_q, doubts = _log_z(of_p, of_q) if needs_log_z else (0.0, none[0], none[1], ())
+    shift = torch.tensor(log_z, dtype=torch.float64, device=of_q.ratio.device, requires_grad=True)
     with torch.enable_grad():
-        loss = objective.loss(of_p.ratio, weights[0], of_q.ratio, weights[1])
+        loss = objective.loss(of_p.ratio - shift, weights[0], of_q.ratio - shift, weights[1])
     value, method = float(loss.detach()), f"Monte Carlo, {' and '.join(parts)}{_knob(objective)}"
     n = sum(len(side.ratio) for side, is_read in zip(sides, read, strict=True) if is_read)
     if not math.isfinite(value):
@@ -101,17 +116,13 @@ def _estimate(objective: Between, p: Target, of_p: _Side, of_q: _Side, notes: Se
         why = monte_carlo.missed(outside, None) if bool(outside.any()) else "q is zero, in float64, at draws of p"
         finite: Finite = "infinite" if value == math.inf and bool(outside.any()) else "not certified"
         return Estimate(objective.quantity, math.inf, 0.0, None, finite, method, n=n, notes=(why,), reliable=bool(outside.any()))
-    slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+    *slopes, of_z = torch.autograd.grad(loss, [*weights, shift], allow_unused=True)
     pulls = [
-        torch.zeros_like(side.ratio) if slope is None else slope - side.even @ slope
-        for side, slope in zip(sides, slopes, strict=True)
+        (nothing if slope is None else slope - side.even @ slope) + (nothing if of_z is None else of_z * pull)
+        for side, slope, nothing, pull in zip(sides, slopes, none, (from_p, from_q), strict=True)
     ]
-    share = 0.0 if p.normalized else objective.log_z_share
-    if share:
-        log_z, from_p, from_q, doubts = _log_z(of_p, of_q)
-        value, notes = value - share * log_z, [*notes, *doubts]
-        pulls = [pulls[0] - share * from_p, pulls[1] - share * from_q]
-        method += "; log Z by bridge sampling"
+    notes = [*notes, *doubts]
+    method += "; log Z by bridge sampling" if needs_log_z else ""
     errors, khats = zip(*(side.error(pull) for side, pull in zip(sides, pulls, strict=True)), strict=True)
     stderr, khat = math.hypot(*errors), max((one for one in khats if one is not None), default=None)
     for side, error, own in zip(sides, errors, khats, strict=True):

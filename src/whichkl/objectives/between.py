@@ -44,6 +44,11 @@ class Between(Objective):
         return 1.0
 
     @property
+    def reads_log_z(self) -> bool:
+        """Whether its minimum depends on log Z, which is estimated first where p isn't normalised."""
+        return False
+
+    @property
     def log_z_share(self) -> float:
         """How many log Z the loss of an unnormalised p contains beside the divergence; 0 where log Z cancels."""
         return 0.0

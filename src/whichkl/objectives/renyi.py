@@ -19,9 +19,10 @@ from whichkl.objectives.between import BOTH, Between, Ratios
 class Renyi(Between):
     """log(∫ pᵃ q¹⁻ᵃ) / (a − 1): forward KL as a → 1; divided by a, reverse KL as a → 0. Above 1 it covers more than forward KL.
 
-    Below 1 the integral I is taken from both sides, log I = (1 − a) log E_q[(p/q)ᵃ] + a log E_p[(q/p)¹⁻ᵃ]: Z cancels between
-    them, and neither ratio is raised to a power above one. Above 1 it is E_p[(p/q)ᵃ⁻¹], up to log Z. The log of a mean is
-    biased, low, by half its squared standard error.
+    Below 1 the integral is 1 − J, J = ∫ (a p + (1 − a) q − pᵃ q¹⁻ᵃ), whose integrand is never negative, over draws of both:
+    J = E_m[…/m] with m = ½ p + ½ q, so that no term is above 2 and none rewards a model that fits a few draws alone. p must
+    be normalised for that, or its Z be estimated. Above 1 it is log E_p[(p/q)ᵃ⁻¹]/(a − 1), up to log Z. The log of a mean is
+    biased by half its squared standard error.
 
     Args:
         order: a > 0, other than 1.
@@ -48,7 +49,8 @@ class Renyi(Between):
 
     def reason(self, access: Access) -> str:
         """Say that ratios are at hand at draws of both."""
-        return "you have log p at draws of p and of q, and below order 1 log Z cancels between them"
+        tail = "" if Access.NORMALIZED in access else " (log Z is estimated by bridge sampling between them)"
+        return f"you have log p at draws of p and of q{tail}"
 
     @property
     def reads_q(self) -> bool:
@@ -61,6 +63,11 @@ class Renyi(Between):
         return self.order
 
     @property
+    def reads_log_z(self) -> bool:
+        """Below order 1."""
+        return self.order < 1
+
+    @property
     def log_z_share(self) -> float:
         """1 above order 1."""
         return float(self.order > 1)
@@ -71,11 +78,17 @@ class Renyi(Between):
         return ((1.0, kinds.Renyi(self.order)),)
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
-        """Log of the integral over a − 1, as the class says."""
+        """Log of the integral over a − 1, as the class says; ∞ where nothing is left of the integral."""
         a = self.order
         if a > 1:
             return _log_mean((a - 1) * at_p, w_p) / (a - 1)
-        return -_log_mean(a * at_q, w_q) - a / (1 - a) * _log_mean((a - 1) * at_p, w_p)
+        return -torch.log1p(-(self._gap(at_p) @ w_p + self._gap(at_q) @ w_q) / 2) / (1 - a)
+
+    def _gap(self, ratio: Ratios) -> Ratios:
+        """(a p + (1 − a) q − pᵃ q¹⁻ᵃ) / m, between 0 and 2."""
+        a = self.order
+        share = torch.sigmoid(ratio)
+        return 2 * (a * share + (1 - a) * (1 - share) - torch.exp(a * ratio - torch.nn.functional.softplus(ratio)))
 
 
 def _log_mean(x: Ratios, w: Float[Tensor, " n"]) -> Float[Tensor, ...]:

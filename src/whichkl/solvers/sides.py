@@ -58,6 +58,8 @@ class Sides:
     objective: Between
     family: Gaussian | Mixture
     target: Target
+    log_z: float
+    """Of p, subtracted from log p at nodes; of the points it is already."""
     points: Points
     nodes: Nodes
     logits: Float[Tensor, "b k"]
@@ -72,13 +74,18 @@ class Sides:
         objective: Between,
         family: Gaussian | Mixture,
         target: Target,
+        log_z: float,
         points: Points,
         nodes: Nodes,
         parts: tuple[Tensor, Tensor, Tensor],
     ) -> Sides:
         """Evaluate mixtures of these log weights, means and factors."""
         unknown = parts[0].new_zeros(len(parts[0]))
-        return cls(objective, family, target, points, nodes, *parts, unknown, unknown).measured()
+        return cls(objective, family, target, log_z, points, nodes, *parts, unknown, unknown).measured()
+
+    def on(self, nodes: Nodes, parts: tuple[Tensor, Tensor, Tensor]) -> Sides:
+        """Evaluate others on other nodes."""
+        return Sides.at(self.objective, self.family, self.target, self.log_z, self.points, nodes, parts)
 
     def measured(self) -> Sides:
         """Evaluate loss and residual on the points and nodes that are there."""
@@ -125,30 +132,36 @@ class Sides:
         broken = ~(value.isfinite() & slope.isfinite().all(-1))
         return value.masked_fill(broken, -math.inf), slope.masked_fill(broken[:, None], 0.0)
 
+    def ratios(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Log p − log q at the points of p and at the nodes of each, and the nodes' weights, as they are."""
+        rows = torch.arange(len(self.logits), device=self.logits.device)
+        with torch.no_grad():
+            return [self._ratios(self.origin()[i : i + 1], rows[i : i + 1])[0] for i in range(len(rows))]
+
     def _trial(self, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         point = theta.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits, loc, tril = self._read(point, rows)
-            batch, _, dim = loc.shape
-            at_p, at_q = point.new_zeros(batch, 0), point.new_zeros(batch, 0)
-            w_p, w_q = self.points.w, self.nodes.w
-            if self.objective.reads_p:
-                if self.target.samples is not None:
-                    self.target.evaluations["rows"] += batch * len(self.points.x)
-                x = self.points.x.expand(batch, -1, -1)
-                at_p = self.points.log_p - log_density(x, logits, loc, tril)
-            weight = at_q
-            if self.objective.reads_q:
-                x = (loc[:, :, None] + torch.einsum("bkij,mj->bkmi", tril, self.nodes.z)).reshape(batch, -1, dim)
-                value, score = evaluate(self.target, x.detach())
-                # log p enters the graph through its score: its value is a constant there.
-                pulled = (score * (x - x.detach())).sum(-1)
-                at_q = torch.where(value > -math.inf, value + pulled, -math.inf) - log_density(x, logits, loc, tril)
-                weight = (logits.exp()[..., None] * w_q).reshape(batch, -1)
-            losses = [self.objective.loss(at_p[i], w_p, at_q[i], weight[i]) for i in range(batch)]
+            losses = [self.objective.loss(at_p, self.points.w, at_q, w) for at_p, at_q, w in self._ratios(point, rows)]
             value = -torch.stack(losses) / self.objective.curvature
             (slope,) = torch.autograd.grad(value.sum(), point)
         return value.detach(), slope
+
+    def _ratios(self, point: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        logits, loc, tril = self._read(point, rows)
+        batch, _, dim = loc.shape
+        at_p = at_q = weight = point.new_zeros(batch, 0)
+        if self.objective.reads_p:
+            if self.target.samples is not None:
+                self.target.evaluations["rows"] += batch * len(self.points.x)
+            at_p = self.points.log_p - log_density(self.points.x.expand(batch, -1, -1), logits, loc, tril)
+        if self.objective.reads_q:
+            x = (loc[:, :, None] + torch.einsum("bkij,mj->bkmi", tril, self.nodes.z)).reshape(batch, -1, dim)
+            value, score = evaluate(self.target, x.detach())
+            # log p enters the graph through its score: its value is a constant there.
+            pulled = (score * (x - x.detach())).sum(-1)
+            at_q = torch.where(value > -math.inf, value - self.log_z + pulled, -math.inf) - log_density(x, logits, loc, tril)
+            weight = (logits.exp()[..., None] * self.nodes.w).reshape(batch, -1)
+        return list(zip(at_p, at_q, weight, strict=True))
 
     def _read(self, theta: Tensor, rows: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
         is_full = self.family.covariance == "full"

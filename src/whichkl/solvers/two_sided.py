@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -13,6 +14,7 @@ from torch.distributions import Distribution
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
+from whichkl.divergences import bridge
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
@@ -35,6 +37,8 @@ _FEW = 4_096
 """Points of p, of many, on which starts are followed before all are taken."""
 _CALLS = 60
 """Of L-BFGS, before the coordinates are whitened anew."""
+_BRIDGED = 4_096
+"""Nodes of a start, and draws among them, from which log Z is bridged."""
 _ROUGH, _SETTLED = 1e-2, 1e-3
 """Length of the gradient that tells whether more nodes are needed, and from which an optimum counts as one."""
 _NARROW = 1e-4
@@ -50,7 +54,8 @@ class TwoSided(Solver):
     stratified over its components. On both the loss is a smooth function of means, scales and weights, and L-BFGS
     descends it in coordinates that each component whitens, from the forward-KL optimum and from every reverse-KL
     optimum, so that the ends of a path are those of the two directions. Nodes are doubled, each time with new ones, until they
-    cost less than `node_loss` nats (as `NaturalGradient` says). Losses are divided by the objective's curvature inside, not
+    cost less than `node_loss` nats (as `NaturalGradient` says); an optimum of few nodes that is worse on new ones than the
+    starts are is given up for these. Losses are divided by the objective's curvature inside, not
     in what is returned.
 
     Source: Giordano, Ingram & Broderick (2024) for fixed draws.
@@ -87,11 +92,15 @@ class TwoSided(Solver):
         if not isinstance(family, (Gaussian, Mixture)):
             raise TypeError(family)
         whole, notes = self._points(target, family, seed)
-        few = whole if len(whole.x) <= _FEW or is_exact(target) else whole.at(_spread(len(whole.x), _FEW))
         work.tell("fitting both directions to start from", math.nan)
         parts = self._starts(target, family, seed)
+        log_z = 0.0
+        if self.minimised.reads_log_z and not target.normalized:
+            log_z = self._log_z(Sides.at(Jeffreys(), family, target, 0.0, whole, _nodes(target, _BRIDGED, seed), parts))
+            whole = replace(whole, log_p=whole.log_p - log_z)
+        few = whole if len(whole.x) <= _FEW or is_exact(target) else whole.at(_spread(len(whole.x), _FEW))
         first = count = first_count(target.dim) if _size(family) <= 4 else max(64, first_count(target.dim) // 4)
-        begun = Sides.at(self.minimised, family, target, few, _nodes(target, count, seed), parts)
+        begun = Sides.at(self.minimised, family, target, log_z, few, _nodes(target, count, seed), parts)
         state, iterations = self._descend(begun, _ROUGH)
         while True:
             if not bool(state.loss.isfinite().any()):
@@ -109,7 +118,10 @@ class TwoSided(Solver):
             work.tell("doubling the nodes", math.nan)
             count *= 2
             kept = _stacked([one.model for one in self._optima(state, _ROUGH)[:_KEPT]])
-            begun = Sides.at(self.minimised, family, target, few, _nodes(target, count, seed), kept)
+            begun = state.on(_nodes(target, count, seed), kept)
+            again = state.on(begun.nodes, parts)
+            if float(begun.loss.min()) > float(again.loss.min()):
+                begun = again  # what was found fits those few nodes alone: on others it's worse than where it began
             state, done = self._descend(begun, _ROUGH)
             iterations += done
         work.tell("descending on all points", math.nan)
@@ -155,6 +167,26 @@ class TwoSided(Solver):
                     raise
         return _stacked(models)
 
+    def _log_z(self, starts: Sides) -> float:
+        """Log Z, bridged between the points of p and the start that overlaps most with them; by nodes where these have weights.
+
+        Raises:
+            TargetError: no start overlaps.
+        """
+        found, is_even = [], bool((starts.points.w == starts.points.w[0]).all())
+        for i, (at_p, at_q, weight) in enumerate(starts.ratios()):
+            if not is_even:
+                found.append((-float(starts.loss[i]), float(torch.logsumexp(at_q + weight.log(), 0))))
+                continue
+            drawn = weight.multinomial(_BRIDGED, replacement=True, generator=torch.Generator(weight.device).manual_seed(i))
+            with contextlib.suppress(TargetError):
+                one = bridge.bridge(at_p, at_q[drawn])
+                found.append((one.ess, one.log_z))
+        if not found:
+            because = "log Z can't be estimated: neither direction's optimum overlaps with p"
+            raise TargetError(cannot(f"minimise `{self.minimised.spec}` here", because, "Give a normalised log density"))
+        return max(found)[1]
+
     def _descend(self, state: Sides, tolerance: float) -> tuple[Sides, int]:
         """L-BFGS, whitened anew by each component after every `_CALLS` calls, until the gradient is small."""
         done, active = 0, (state.residual > tolerance) & state.loss.isfinite()
@@ -177,9 +209,9 @@ class TwoSided(Solver):
         out = left_out(target, stride)
         x, w = points_of(target, seed)
         log_p = target.log_prob(x[~out].to(target.dtype)).detach().to(torch.float64)
-        rest = Points(x[~out], w[~out], log_p)
+        rest = Points(x[~out], w[~out], log_p - state.log_z)
         rest = rest.at(_spread(len(rest.x), FRESH)) if len(rest.x) > FRESH else rest.at(slice(None))
-        begun = Sides.at(self.minimised, state.family, target, rest, state.nodes, _stacked([best.model]))
+        begun = replace(state, points=rest).on(state.nodes, _stacked([best.model]))
         model = self._descend(begun, 1e-4)[0].models()[0]
         return Held(Block(x[out], w[out] * len(w)), model)
 
