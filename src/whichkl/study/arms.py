@@ -1,0 +1,129 @@
+"""Arms: the rows of a study by arm and seed, as matrices of what is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from whichkl._checks import InputError, cannot
+from whichkl.study.needs import COST, Need
+from whichkl.study.paired import FEWEST, Array
+
+Cells = dict[str, dict[int, Mapping[str, Any]]]
+"""Rows by arm and seed."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A family with an objective, and what became of its cells."""
+
+    name: str
+    cells: int
+    finished: int
+    failed: int
+    stopped: int
+    """Of those finished, how many ended without having converged."""
+    cost: float
+    """Mean evaluations of a finished cell; NaN where none is."""
+    error: str = ""
+    """Of the first cell that failed."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a verdict is made from."""
+
+    arms: tuple[Arm, ...]
+    needs: tuple[tuple[Need, str], ...]
+    """Those with a column that has values, and that column."""
+    values: tuple[Array, ...]
+    """For each need, seeds × arms; less is better, NaN where a cell failed or has no value."""
+    up_to: frozenset[str]
+    """Columns that are known up to a constant."""
+    notes: tuple[str, ...]
+
+
+def arm_of(row: Mapping[str, Any]) -> str:
+    """Return the name of a row's arm.
+
+    >>> arm_of({"family": "gaussian", "objective": "jeffreys:0.3"})
+    'gaussian · jeffreys:0.3'
+    """
+    return f"{row['family']} · {row['objective']}"
+
+
+def arms_of(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """Return the rows by arm and seed, in their order.
+
+    Raises:
+        InputError: a seed stands twice in an arm, which isn't new evidence.
+    """
+    arms: Cells = {}
+    for row in rows:
+        mine = arms.setdefault(arm_of(row), {})
+        if row["seed"] in mine:
+            because = f"seed {row['seed']} of {arm_of(row)} stands twice"
+            raise InputError(cannot("decide", because, "Give each cell once"))
+        mine[row["seed"]] = row
+    return arms
+
+
+def scores_of(rows: Sequence[Mapping[str, Any]], arms: Cells, needs: Sequence[Need]) -> Scores:
+    """Lay the values of each need out by seed and arm."""
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    kept, values, notes, up_to = [], [], [], set()
+    for need in needs:
+        column = need.column(rows)
+        if column is None:
+            continue
+        constants = {row.get(f"{column}_up_to") for row in rows if row.get(column) is not None}
+        if len(constants) > 1:
+            notes.append(f"{column} isn't judged: its cells are known up to different constants.")
+            continue
+        if constants != {None}:
+            up_to.add(column)
+        sign = 1.0 if need.less_is_better else -1.0
+        matrix = [[sign * _value(cells.get(seed), column) for cells in arms.values()] for seed in seeds]
+        kept.append((need, column))
+        values.append(np.array(matrix, dtype=np.float64))
+        notes += _doubts(arms, column, need)
+    summaries = tuple(_arm(name, list(cells.values())) for name, cells in arms.items())
+    return Scores(summaries, tuple(kept), tuple(values), frozenset(up_to), tuple(notes))
+
+
+def _value(row: Mapping[str, Any] | None, column: str) -> float:
+    if row is None or row["status"] == "failed" or row.get(column) is None:
+        return float("nan")
+    return float(row[column])
+
+
+def _arm(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
+    bad = [row for row in rows if row["status"] == "failed"]
+    good = [row for row in rows if row["status"] != "failed"]
+    costs = [float(row[COST]) for row in good if row.get(COST) is not None]
+    stopped = sum(row["status"] == "stopped" for row in good)
+    cost = fmean(costs) if costs else float("nan")
+    return Arm(name, len(rows), len(good), len(bad), stopped, cost, str(bad[0].get("error") or "") if bad else "")
+
+
+def _doubts(arms: Cells, column: str, need: Need) -> list[str]:
+    """Say where a column's own error bars call it unreliable, or where it is missing though the cell didn't fail."""
+    doubted, missing, cells = 0, 0, 0
+    for mine in arms.values():
+        if len(mine) < FEWEST:
+            continue
+        for row in mine.values():
+            if row["status"] != "failed":
+                cells += 1
+                missing += row.get(column) is None
+                doubted += row.get(column) is not None and row.get(f"{column}_reliable") is False
+    notes = []
+    if missing:
+        notes.append(f"{column} ({need.name}) couldn't be measured in {missing:,} of {cells:,} cells, which are left out of it.")
+    if doubted:
+        notes.append(f"{column} ({need.name}) is called unreliable in {doubted:,} of {cells:,} cells: see their notes.")
+    return notes

@@ -1,0 +1,48 @@
+"""Needs: what users want of a model, the column that measures it, and how much of it matters in practice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that a user may want; `decide` judges arms by each on its own."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Of the table: the first that has values is what counts."""
+    wish: str
+    """In words, after "you want"."""
+    less_is_better: bool = True
+    absolute: float = 0.01
+    """Smaller differences don't matter, in the column's unit."""
+    relative: float = 0.05
+    """Nor do differences below this share of the better arm's mean; left out where a column is known up to a constant."""
+
+    def column(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return the column that counts for these rows."""
+        return next((name for name in self.columns if any(row.get(name) is not None for row in rows)), None)
+
+
+NEEDS = (
+    Need("overall", ("jeffreys",), "q close to p in both directions"),
+    Need("coverage", ("forward_kl",), "nothing of p to be missed"),
+    Need("precision", ("reverse_kl",), "no draws where p has none"),
+    Need("calibration", ("interval_gap",), "intervals that hold as much of p as they say", relative=0.0),
+)
+"""Jeffreys and the KLs in nats; the worst gap between what a central interval of q says and what it holds, as a share."""
+
+COST = "evaluations"
+"""Cost is counted, not estimated: it's shown, and takes part in the trade-off, but needs no test."""
+CHEAPER = 0.1
+"""An arm is cheaper where it uses less by more than this share."""
+
+UNITS = {
+    **dict.fromkeys(("forward_kl", "reverse_kl", "jeffreys"), "nats"),
+    **dict.fromkeys(("interval_gap", "coverage", "ess_q", "ess_p"), "as a share"),
+    "evaluations": "evaluations",
+}
+"""Units of columns, as they are written after a number."""

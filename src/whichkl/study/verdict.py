@@ -1,0 +1,288 @@
+"""Verdict: which arm of a study is better for what, or that there is no telling; failed cells are counted, never averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from whichkl._checks import InputError, cannot, plain
+from whichkl.study.arms import Arm, Scores, arms_of, scores_of
+from whichkl.study.needs import CHEAPER, NEEDS, Need
+from whichkl.study.paired import FEWEST, Array, Paired, half_width, holm, paired, sign_flip
+from whichkl.study.wording import sentence_of
+
+Outcome = Literal["winner", "no_detectable_difference", "depends", "too_few_seeds", "failed"]
+Kind = Literal["better", "equal", "unclear"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The leading arm of a need beside another, over the seeds that both finished."""
+
+    need: str
+    column: str
+    arm: str
+    """The leading one."""
+    other: str
+    difference: float
+    """Mean of the other's value less the leader's; above 0 the leader is better where less is, below 0 where more is."""
+    low: float
+    """Ends of the interval of this comparison alone, by Student's t."""
+    high: float
+    pairs: int
+    """Seeds that both finished."""
+    p_t: float
+    """Of the paired t test."""
+    p_adjusted: float
+    """The same after Holm's correction, over all pairs of arms and all needs."""
+    p_flip: float
+    """Of flipping the signs of the differences, which isn't corrected: n pairs can't give less than 2^(1−n)."""
+    threshold: float
+    """Below it a difference doesn't matter in practice, in the column's unit."""
+    kind: Kind
+    """`better`: detected, and it matters. `equal`: the whole interval is below the threshold. `unclear`: neither."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the study says for one need."""
+
+    need: str
+    column: str
+    wish: str
+    leader: str
+    best: tuple[str, ...]
+    """The leader, and every arm that isn't detectably worse; a single one wins."""
+    less_is_better: bool
+
+    @property
+    def winner(self) -> str | None:
+        """The arm that is detectably better than every other; None where there is none."""
+        return self.best[0] if len(self.best) == 1 else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a study came to; `decide` makes one."""
+
+    outcome: Outcome
+    sentence: str
+    """The verdict in plain words."""
+    winners: tuple[str, ...]
+    """Arms that no need speaks against: one where the outcome is `winner`, more where they can't be told apart."""
+    choices: tuple[Choice, ...]
+    """One for each need that could be tested."""
+    comparisons: tuple[Comparison, ...]
+    front: tuple[str, ...]
+    """Arms that no other dominates: as good for every need and in cost, and better for one (the Pareto front)."""
+    arms: tuple[Arm, ...]
+    """All of them, with what they finished, and where they failed."""
+    notes: tuple[str, ...] = ()
+    level: float = 0.05
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        lists = {name: [vars(one) for one in getattr(self, name)] for name in ("choices", "comparisons", "arms")}
+        fields: dict[str, Any] = plain({**vars(self), **lists})
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Verdict:
+        """Read what `to_dict` returned.
+
+        Raises:
+            InputError: it's something else.
+        """
+        try:
+            choices = tuple(Choice(**{**one, "best": tuple(one["best"])}) for one in fields["choices"])
+            comparisons = tuple(Comparison(**_floats(one)) for one in fields["comparisons"])
+            arms = tuple(Arm(**_floats(one)) for one in fields["arms"])
+            texts = {name: tuple(fields[name]) for name in ("winners", "front", "notes")}
+            rest: dict[str, Any] = {"choices": choices, "comparisons": comparisons, "arms": arms, **texts}
+            if fields["outcome"] not in get_args(Outcome):
+                raise ValueError(f"its outcome is {fields['outcome']!r}")
+            return cls(**{**fields, **rest})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(cannot("read a verdict", str(error), "Give what `to_dict` returned")) from error
+
+    def __str__(self) -> str:
+        """The sentence, and what must be known to read it."""
+        return "\n".join([self.sentence, *self.notes])
+
+
+def decide(rows: Sequence[Mapping[str, Any]], needs: Sequence[Need] = NEEDS, level: float = 0.05) -> Verdict:
+    """Say which arm is better for what need, paired over the seeds.
+
+    An arm is better than another where a paired t test says so after Holm's correction over all pairs of arms and all needs,
+    flipping the signs of the differences says so too, and the difference is large enough to matter. An arm wins a need if it's
+    better than every other; it wins the study if for no need another is better. Under six seeds that two arms both finished
+    they aren't compared.
+
+    Args:
+        rows: of a study's table, as `Study.rows`.
+        needs: what to judge by; four unless said.
+        level: chance of naming any false difference.
+
+    Raises:
+        InputError: `level` isn't between 0 and 1, or a seed stands twice in an arm.
+
+    >>> rows = [{"family": "gaussian", "objective": name, "seed": seed, "status": "converged", "jeffreys": gap + 0.01 * seed}
+    ...         for seed in range(8) for name, gap in (("forward_kl", 1.0), ("reverse_kl", 2.0))]
+    >>> decide(rows).winners
+    ('gaussian · forward_kl',)
+    """
+    if not 0 < level < 1:
+        raise InputError(cannot(f"use `level={level!r}`", "it isn't between 0 and 1", "Give, say, 0.05"))
+    scores = scores_of(rows, arms_of(rows), needs)
+    tests = _Tests(scores, level)
+    choices, comparisons = [], []
+    for k in range(len(scores.needs)):
+        found = tests.choice(k)
+        if found is not None:
+            choices.append(found[0])
+            comparisons += found[1]
+    outcome, winners = _outcome(scores, choices, comparisons)
+    front = tests.front() if choices else ()
+    sentence = sentence_of(outcome, winners, choices, comparisons, scores)
+    notes = (*scores.notes, *_limits(scores, tests, choices))
+    return Verdict(outcome, sentence, winners, tuple(choices), tuple(comparisons), front, scores.arms, notes, level)
+
+
+class _Tests:
+    """All pairs of arms under all needs, tested at once; less is better in all of their values."""
+
+    def __init__(self, scores: Scores, level: float) -> None:
+        self.scores, self.level, count = scores, level, len(scores.arms)
+        self.i, self.j = np.triu_indices(count, 1)
+        values = [_differences(one[:, self.j], one[:, self.i]) for one in scores.values]
+        self.found: list[Paired] = [paired(one) for one in values]
+        p = np.concatenate([one.p for one in self.found]) if values else np.empty(0)
+        self.count = int((~np.isnan(p)).sum())
+        self.adjusted = holm(p).reshape(len(values), len(self.i))
+        self.gain = [_square(one.mean, one.p, count, self.i, self.j) for one in self.found]
+        """[a, b]: by how much arm a is better than b, on average; NaN where they can't be compared."""
+
+    def choice(self, k: int) -> tuple[Choice, list[Comparison]] | None:
+        """The leader of a need, by the number of arms that are worse on average, and its comparisons."""
+        scores, gain = self.scores, self.gain[k]
+        known = ~np.isnan(gain)
+        if not known.any():
+            return None
+        wins = (gain > 0).sum(1) - (gain < 0).sum(1)
+        wins[~known.any(1)] = -len(wins)
+        lead, names = int(wins.argmax()), [arm.name for arm in scores.arms]
+        need, column = scores.needs[k]
+        others = [b for b in range(len(names)) if known[lead, b]]
+        found = [self._comparison(k, lead, b) for b in others]
+        best = [names[lead], *(one.other for one in found if one.kind != "better")]
+        return Choice(need.name, column, need.wish, names[lead], tuple(best), need.less_is_better), found
+
+    def _comparison(self, k: int, a: int, b: int) -> Comparison:
+        scores, (need, column) = self.scores, self.scores.needs[k]
+        first, second = sorted((a, b))
+        at = first * len(scores.arms) - first * (first + 1) // 2 + second - first - 1  # its place among all pairs
+        one, sign = self.found[k], 1.0 if need.less_is_better else -1.0
+        gain, pairs = float(self.gain[k][a, b]), int(one.pairs[at])
+        reach = half_width(float(one.stderr[at]), pairs, self.level)
+        threshold = self.threshold(k, a)
+        flip = sign_flip(_differences(scores.values[k][:, b], scores.values[k][:, a]))
+        adjusted = float(self.adjusted[k, at])
+        is_better = adjusted <= self.level and flip <= self.level and gain >= threshold
+        is_equal = math.isfinite(gain) and abs(gain) + reach <= threshold
+        low, high = (gain - reach, gain + reach) if math.isfinite(gain) else (-math.inf, math.inf)
+        low, high = sorted((sign * low, sign * high))
+        return Comparison(
+            need.name,
+            column,
+            scores.arms[a].name,
+            scores.arms[b].name,
+            sign * gain,
+            low,
+            high,
+            pairs,
+            float(one.p[at]),
+            adjusted,
+            flip,
+            threshold,
+            "better" if is_better else "equal" if is_equal else "unclear",
+        )
+
+    def threshold(self, k: int, a: int) -> float:
+        """What matters in practice beside arm `a`."""
+        need, column = self.scores.needs[k]
+        share = 0.0 if column in self.scores.up_to else need.relative
+        values = self.scores.values[k][:, a]
+        values = np.abs(values[np.isfinite(values)])
+        return max(need.absolute, share * float(values.mean()) if len(values) else 0.0)
+
+    def front(self) -> tuple[str, ...]:
+        """Arms that no other dominates, on average over the seeds."""
+        arms, count = self.scores.arms, len(self.scores.arms)
+        cost = np.array([arm.cost for arm in arms])
+        failures = np.array([arm.failed / arm.cells for arm in arms])
+        with np.errstate(invalid="ignore"):
+            better = cost[:, None] < (1 - CHEAPER) * cost[None, :]
+            no_worse = ~(cost[None, :] < (1 - CHEAPER) * cost[:, None]) & (failures[:, None] <= failures[None, :])
+        compared = np.zeros((count, count), dtype=bool)
+        for k, gain in enumerate(self.gain):
+            known = ~np.isnan(gain)
+            least = np.array([self.threshold(k, a) for a in range(count)])
+            p = _square(self.adjusted[k], self.found[k].p, count, self.i, self.j, symmetric=True)
+            better |= known & (gain >= least[:, None]) & (np.nan_to_num(p, nan=1.0) <= self.level)
+            no_worse &= ~(known & (gain <= -least[None, :]))
+            compared |= known
+        dominated = np.asarray((better & no_worse & compared).any(0))
+        finished = np.array([arm.finished >= FEWEST for arm in arms])
+        return tuple(arm.name for arm, out, ok in zip(arms, dominated, finished, strict=True) if ok and not out)
+
+
+def _outcome(scores: Scores, choices: Sequence[Choice], comparisons: Sequence[Comparison]) -> tuple[Outcome, tuple[str, ...]]:
+    if sum(arm.finished > 0 for arm in scores.arms) < min(2, len(scores.arms)):
+        return "failed", ()
+    if not choices:
+        return "too_few_seeds", ()
+    compared = {name for one in comparisons for name in (one.arm, one.other)}
+    winners = tuple(arm.name for arm in scores.arms if arm.name in compared and all(arm.name in one.best for one in choices))
+    if len(winners) == 1:
+        return "winner", winners
+    return ("no_detectable_difference", winners) if winners else ("depends", ())
+
+
+def _limits(scores: Scores, tests: _Tests, choices: Sequence[Choice]) -> list[str]:
+    """What must be known to read a verdict."""
+    notes = []
+    for arm in scores.arms:
+        if arm.failed:
+            notes.append(f"{arm.name} failed in {arm.failed} of {arm.cells} seeds; it is compared over the others alone.")
+    short = [arm.name for arm in scores.arms if arm.finished < FEWEST]
+    if choices and short:
+        notes.append(f"Not compared, since they finished fewer than {FEWEST} seeds: {', '.join(short)}.")
+    if tests.count:
+        notes.append(
+            f"{tests.count:,} comparison{'s' * (tests.count > 1)} of two arms {'were' if tests.count > 1 else 'was'} made; "
+            f"p-values are corrected for that (Holm), so that the chance of any false difference is {tests.level:.0%}."
+        )
+    return notes
+
+
+def _differences(b: Array, a: Array) -> Array:
+    """B − a; 0 where both are the same infinity, NaN where either is missing."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(a) & (a == b), 0.0, b - a)
+
+
+def _square(values: Array, p: Array, count: int, i: Any, j: Any, *, symmetric: bool = False) -> Array:
+    """Values of pairs as an antisymmetric (or symmetric) matrix; NaN where a pair wasn't tested."""
+    square = np.full((count, count), np.nan)
+    known = np.where(np.isnan(p), np.nan, values)
+    square[i, j], square[j, i] = known, known if symmetric else -known
+    return square
+
+
+def _floats(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Read infinities and NaN back from text."""
+    return {name: float(value) if value in ("inf", "-inf", "nan") else value for name, value in fields.items()}
