@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
+from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth, tail_shape
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -42,3 +42,12 @@ def test_equal_and_few_weights():
     assert pareto_smooth(torch.tensor([0.0, 1.0, 2.0]))[1] == math.inf
     assert khat_limit(10_000) == 0.7
     assert khat_limit(100) == pytest.approx(0.5)
+
+
+def test_values_that_gather_before_a_light_tail_are_not_taken_for_a_heavy_one():
+    x = torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 12**-0.25
+    light = (x.pow(4) - math.sqrt(3) * x.square()).sum(-1)  # with a local maximum, 0, about which three of a hundred lie
+    assert pareto_smooth((light - light.median()).clamp(min=1e-300).log())[1] > 1
+    assert tail_shape(light) < 0.5
+    heavy = torch.distributions.Cauchy(0.0, 1.0).icdf((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
+    assert tail_shape(heavy) == pytest.approx(1, abs=0.1)

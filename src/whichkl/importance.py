@@ -8,6 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_SHORTEST_TAIL = 60
+"""Values that tell a tail's shape at the least."""
+_FITS = 1.2
+"""Kolmogorov's distance times √n, which a fitted distribution exceeds in less than one of a hundred cases."""
+
 
 def effective_sample_size(log_weights: Float[Tensor, " n"]) -> float:
     """Effective sample size of self-normalised weights, (Σw)² / Σw², between 1 and n.
@@ -63,6 +68,36 @@ def pareto_smooth(log_weights: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"]
         logw = logw.clone()
         logw[index] = torch.clamp(torch.log(smoothed + math.exp(cutoff)), max=0.0)
     return logw - torch.logsumexp(logw, 0), shape
+
+
+def tail_shape(values: Float[Tensor, " n"]) -> float:
+    """Pareto's k̂ of the upper tail of some numbers, above their median: k̂ ≥ ½ says that their variance may be infinite.
+
+    The largest min(n/5, 3√n) are looked at, or half as many, and so on, until a generalised Pareto distribution fits them:
+    where numbers gather at one place, as about a local maximum of what they are values of, the tail begins beyond it.
+
+    Source: Pickands (1975); Kolmogorov's distance for where a tail begins, as in Clauset, Shalizi & Newman (2009).
+
+    >>> even = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    >>> round(tail_shape(-even.log()), 1), round(tail_shape(even.pow(-0.8)), 1)
+    (0.0, 0.8)
+    """
+    ordered = values.detach().to(torch.float64).sort().values
+    above = (ordered - ordered[(len(ordered) - 1) // 2]).clamp(min=1e-300)
+    tail = math.ceil(min(0.2 * len(above), 3 * math.sqrt(len(above))))
+    shape = pareto_smooth(above.log())[1]
+    while tail >= _SHORTEST_TAIL and shape >= 0.5:
+        excess = above[-tail:] - above[-tail - 1]
+        if not float(excess[0]) > 0:
+            break
+        shape, scale = _fit_generalized_pareto(excess)
+        below = -torch.expm1(-torch.log1p(shape * excess / scale) / shape)
+        steps = torch.arange(tail + 1, dtype=torch.float64, device=below.device) / tail
+        apart = float(torch.maximum(steps[1:] - below, below - steps[:-1]).max())
+        if apart * math.sqrt(tail) <= _FITS:
+            break
+        tail //= 2
+    return shape
 
 
 def khat_limit(n: int) -> float:

@@ -19,7 +19,7 @@ from whichkl.divergences import regions
 from whichkl.divergences.control_variate import control_variate
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import ChiSquared, Kind, Renyi
-from whichkl.importance import pareto_smooth
+from whichkl.importance import pareto_smooth, tail_shape
 from whichkl.targets import Target
 
 Place = Callable[[Bool[Tensor, " n"]], str]
@@ -249,12 +249,11 @@ def mean_log_ratio(
     stderr, few = math.hypot(stderr, further), few_effective(ess)
     method += "" if ess is None else f", worth {ess:,.0f} independent ones"
     method += "; log-ratio mean with control variate" if reduced is not None else ""
-    away = (log_ratio - log_ratio.median()).abs()
     khat: float | None = None
     if spread < 1e-9:
         khat = -math.inf
     elif n >= _TAIL:
-        khat = pareto_smooth(torch.log(away.clamp(min=1e-300)))[1]
+        khat = max(tail_shape(log_ratio), tail_shape(-log_ratio))
     heavy = (khat is None or khat >= 0.5) and stderr > _MATTERS
     tail = f"{n} draws are too few to tell how heavy the tail of the log ratio is"
     if khat is not None:
