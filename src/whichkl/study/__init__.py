@@ -2,6 +2,8 @@
 
 from whichkl.study.comparing import Progress, compare
 from whichkl.study.measures import FIELDS, MEASURES
+from whichkl.study.needs import NEEDS, Need
 from whichkl.study.result import Study
+from whichkl.study.verdict import Verdict, decide
 
-__all__ = ["FIELDS", "MEASURES", "Progress", "Study", "compare"]
+__all__ = ["FIELDS", "MEASURES", "NEEDS", "Need", "Progress", "Study", "Verdict", "compare", "decide"]

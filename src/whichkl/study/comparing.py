@@ -112,7 +112,7 @@ def run(
             store = stack.enter_context(Ledger.opened(Path(out), config, recompute=recompute))
         work = _Run(plan, store, ray if isinstance(ray, Ray) else None, tell or (lambda _: None))
         cells, dropped = work.piloted() if pilot else (work.finish(plan.cells), ())
-        study = Study(ordered(cells, config), config, None if out is None else Path(out), dropped)
+        study = Study(ordered(cells, config), config, None if out is None else Path(out), dropped, plan.target)
         if study.folder is not None:
             write_tables(study.folder, study.cells, study.table)
     return study

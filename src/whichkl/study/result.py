@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from whichkl.fitting import Fit
 from whichkl.study.ledger import Ledger, Stored, read_config
 from whichkl.study.measures import columns_with
 from whichkl.study.table import columns_of
+from whichkl.study.verdict import Verdict, decide
+from whichkl.targets import Target
 
 _SHOWN = ("forward_kl", "reverse_kl", "jeffreys", "ess_q", "coverage", "interval_90", "evaluations")
 
@@ -33,11 +34,14 @@ class Study:
     folder: Path | None = None
     dropped: tuple[tuple[str, int], ...] = field(default=())
     """Arms that a pilot dropped, and after how many seeds."""
+    target: Target | None = field(default=None, compare=False, repr=False)
+    """What was fitted; None after `Study.load`."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """A dict for each cell, its fields in the order of the table."""
-        return [{name: cell.row.get(name) for name in self.columns} for cell in self.cells]
+        names = self.columns
+        return [{name: cell.row.get(name) for name in names} for cell in self.cells]
 
     @property
     def columns(self) -> list[str]:
@@ -57,9 +61,9 @@ class Study:
         return tuple(cell for cell in self.cells if cell.row["status"] == "failed")
 
     @cached_property
-    def verdict(self) -> Any:
-        """Which arm is better for what, if any: see `whichkl.study.verdict`."""
-        return importlib.import_module("whichkl.study.verdict").decide(self.rows)
+    def verdict(self) -> Verdict:
+        """Which arm is better for what, if any."""
+        return decide(self.rows)
 
     def fit(self, cell: Stored | str | int, family: Family | None = None) -> Fit:
         """Return the fit of a cell.
