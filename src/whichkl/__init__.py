@@ -9,10 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whichkl import families, losses, problems
+    from whichkl import families, losses, problems  # noqa: F401
     from whichkl.access import Access
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
+    from whichkl.distillation import distill
     from whichkl.divergences import Estimate
     from whichkl.divergences.dispatch import estimate
     from whichkl.fitting import Fit, fit
@@ -33,6 +34,7 @@ _HOMES = {
     "Target": "targets",
     "advise": "advice",
     "compare": "study",
+    "distill": "distillation",
     "estimate": "divergences.dispatch",
     "families": "",
     "fit": "fitting",
@@ -53,6 +55,7 @@ __all__ = [
     "Target",
     "advise",
     "compare",
+    "distill",
     "estimate",
     "fit",
     "plot",

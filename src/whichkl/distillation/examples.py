@@ -1,0 +1,255 @@
+"""Examples: what a student learns from, in memory or by a `DataLoader`, in batches that a seed fixes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset, TensorDataset, default_collate
+
+from whichkl._checks import InputError, cannot, check_finite
+from whichkl.distillation.networks import Teacher, digest
+from whichkl.seeds import seeded
+
+_CACHED = 2**30
+"""Bytes of a teacher's logits that are kept in memory; of more, those of each batch are computed anew."""
+
+
+class Batch(NamedTuple):
+    """Inputs, labels where there are any, and the teacher's logits."""
+
+    x: Any
+    labels: Int[Tensor, " n"] | None
+    teacher: Float[Tensor, "n c"]
+
+
+class Examples(ABC):
+    """Examples that can be gone through as often as needed."""
+
+    count: int | None
+    """Batches of one pass; None where it can't be told."""
+
+    @abstractmethod
+    def batches(self, teacher: Teacher, seed: int | None = None) -> Iterator[Batch]:
+        """Go through all examples once: in an order that the seed fixes, or, without one, as they come."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Any:
+        """What tells these examples from others, as far as can be told."""
+
+
+@dataclass
+class InMemory(Examples):
+    """Examples in tensors, shuffled fully; the teacher sees each once, if its logits fit into memory."""
+
+    x: Tensor
+    labels: Int[Tensor, " n"] | None
+    batch: int
+    kept: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        """Batches, nearly equal in size."""
+        return math.ceil(len(self.x) / self.batch)
+
+    def batches(self, teacher: Teacher, seed: int | None = None) -> Iterator[Batch]:
+        """Go through the rows; without a seed in their order."""
+        n = len(self.x)
+        order = torch.arange(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        kept = self._kept(teacher)
+        for rows in order.tensor_split(self.count):
+            x = self.x[rows]
+            yield Batch(x, None if self.labels is None else self.labels[rows], teacher(x) if kept is None else kept[rows])
+
+    def take(self, rows: Tensor) -> InMemory:
+        """Return some of the rows."""
+        return InMemory(self.x[rows], None if self.labels is None else self.labels[rows], self.batch)
+
+    @property
+    def identity(self) -> str:
+        """A hash of the content."""
+        return digest({"x": self.x} | ({} if self.labels is None else {"labels": self.labels}))
+
+    def _kept(self, teacher: Teacher) -> Tensor | None:
+        if self.kept is None:
+            first = teacher(self.x[:1])
+            if first.numel() * first.element_size() * len(self.x) > _CACHED:
+                return None
+            self.kept = torch.cat([teacher(x) for x in self.x.split(max(self.batch, 512))])
+        return self.kept
+
+
+@dataclass
+class Loaded(Examples):
+    """Examples of a `DataLoader`, which may look different each time (augmentation): the teacher sees what the student sees."""
+
+    loader: DataLoader[Any]
+
+    @property
+    def count(self) -> int | None:  # type: ignore[override]
+        """Batches, where the loader knows."""
+        return None if isinstance(self.loader.dataset, IterableDataset) else len(self.loader)
+
+    def batches(self, teacher: Teacher, seed: int | None = None) -> Iterator[Batch]:
+        """Go through the loader under a seed, also of the generators that it brings."""
+        found = 0
+        with _reseeded(self.loader, 0 if seed is None else seed):
+            reader = iter(self.loader)
+            state = torch.random.get_rng_state()
+            while True:
+                # what the data draw and what the student draws stay apart, so that neither depends on the other
+                with torch.random.fork_rng(devices=[]):
+                    torch.random.set_rng_state(state)
+                    one = next(reader, None)
+                    state = torch.random.get_rng_state()
+                if one is None:
+                    break
+                x, labels = _pair(one)
+                found += 1
+                yield Batch(x, labels, teacher(x))
+        if not found:
+            raise InputError(cannot("distill on this loader", "it gives no batch", "Give it examples"))
+
+    @property
+    def identity(self) -> Any:
+        """Its types and sizes: what the examples hold can't be told without reading them."""
+        dataset: Any = self.loader.dataset
+        size = len(dataset) if isinstance(dataset, Sized) else None
+        return [type(dataset).__qualname__, size, self.loader.batch_size]
+
+
+def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
+    """Read tensors or arrays, x or (x, labels), a `DataLoader`, or a `Dataset`.
+
+    Raises:
+        InputError: it's none of these, it's empty, or labels aren't whole numbers, one a row.
+    """
+    if isinstance(data, torch.utils.data.Dataset):
+        data = DataLoader(data, batch_size=batch or 64)
+    if isinstance(data, DataLoader):
+        plain = type(data.dataset) is TensorDataset and data.collate_fn is default_collate and is_standard(data)
+        if not plain:
+            return Loaded(data)
+        batch, data = batch or data.batch_size, data.dataset.tensors  # type: ignore[attr-defined]
+    pair = data if isinstance(data, (tuple, list)) else (data,)
+    if not 1 <= len(pair) <= 2 or any(not isinstance(one, (Tensor, np.ndarray)) for one in pair):
+        because = f"it is a `{type(data).__name__}`" + (f" of {len(pair)}" if isinstance(data, (tuple, list)) else "")
+        raise InputError(cannot(f"read `{what}`", because, "Pass a DataLoader, tensors (x, labels), or x alone"))
+    tensors = [torch.as_tensor(one) for one in pair]
+    x = tensors[0].detach()
+    if x.ndim == 0 or len(x) == 0:
+        raise InputError(cannot(f"distill on `{what}`", "it has no examples", "Give it some"))
+    if x.is_floating_point():
+        flat = x.reshape(len(x), -1)
+        check_finite(flat, [f"element {i}" for i in range(flat.shape[1])], "inputs")
+    labels = labels_of(tensors[1], len(x)) if len(tensors) == 2 else None
+    return InMemory(x, labels, batch or 64)
+
+
+def divided(examples: Examples, shares: tuple[float | None, float | None], seed: int) -> list[Examples | None]:
+    """Split examples at random into those to train on, to stop by and to report on; a share of None takes none.
+
+    Raises:
+        InputError: a loader can't be split, or there are too few examples.
+    """
+    if shares == (None, None):
+        return [_shuffled(examples), None, None]
+    if isinstance(examples, Loaded):
+        loader = examples.loader
+        if isinstance(loader.dataset, IterableDataset) or not is_standard(loader) or not isinstance(loader.dataset, Sized):
+            because = "it draws its examples by a sampler or a stream of its own"
+            raise InputError(cannot("split this loader", because, "Pass other data as both `stopping=` and `held_out=`"))
+        n = len(loader.dataset)
+    else:
+        n = len(examples.x)  # type: ignore[attr-defined]
+    sizes = [0 if share is None else max(1, round(share * n)) for share in shares]
+    if n - sum(sizes) < 1:
+        because = f"{n} examples don't divide into parts to train on, to stop by and to report on"
+        raise InputError(cannot("distill on these data", because, "Give more examples"))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    parts: list[Examples | None] = []
+    for i, rows in enumerate(order.split([n - sum(sizes), *sizes])):
+        parts.append(None if i and not sizes[i - 1] else _part(examples, rows.sort().values, shuffle=i == 0))
+    return parts
+
+
+def labels_of(labels: Any, n: int) -> Int[Tensor, " n"]:
+    """Check labels, one whole number an example, from 0.
+
+    Raises:
+        InputError: they aren't that.
+    """
+    if not isinstance(labels, Tensor) or labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
+        what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(
+            cannot("use these labels", f"they are {what} for {n} examples", "Pass whole numbers from 0, one an example")
+        )
+    if bool((labels < 0).any()):
+        raise InputError(
+            cannot("use these labels", f"one is {int(labels.min())}", "Number the classes from 0, and leave the rest out")
+        )
+    return labels.detach().long()
+
+
+def is_standard(loader: DataLoader[Any]) -> bool:
+    """Whether a loader goes through a dataset in order or at random, each example once, in batches."""
+    sampler = loader.sampler
+    plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+    return plain and loader.batch_size is not None and not isinstance(loader.dataset, IterableDataset)
+
+
+def _pair(one: Any) -> tuple[Any, Tensor | None]:
+    if isinstance(one, (tuple, list)) and len(one) == 2:
+        return one[0], labels_of(one[1], len(one[1]) if isinstance(one[1], Tensor) and one[1].ndim else 0)
+    return (one[0], None) if isinstance(one, (tuple, list)) and len(one) == 1 else (one, None)
+
+
+def _part(examples: Examples, rows: Tensor, *, shuffle: bool) -> Examples:
+    if isinstance(examples, InMemory):
+        return examples.take(rows)
+    loader: Any = examples.loader  # type: ignore[attr-defined]
+    size = loader.batch_size
+    return Loaded(
+        DataLoader(
+            Subset(loader.dataset, rows.tolist()),
+            batch_size=size,
+            shuffle=shuffle,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+            drop_last=shuffle and len(rows) > size > 1 and len(rows) % size == 1,  # one row has no batch statistics
+            generator=torch.Generator(),
+        )
+    )
+
+
+def _shuffled(examples: Examples) -> Examples:
+    """Return a loader that shuffles, where it goes through its dataset in a standard way."""
+    if isinstance(examples, Loaded) and is_standard(examples.loader) and isinstance(examples.loader.dataset, Sized):
+        return _part(examples, torch.arange(len(examples.loader.dataset)), shuffle=True)
+    return examples
+
+
+@contextlib.contextmanager
+def _reseeded(loader: DataLoader[Any], seed: int) -> Iterator[None]:
+    """Seed everything that a loader draws from, and put the states of its own generators back."""
+    own = [loader.generator, getattr(loader.sampler, "generator", None), getattr(loader.batch_sampler, "generator", None)]
+    generators = {id(one): one for one in own if isinstance(one, torch.Generator)}.values()
+    states = [one.get_state() for one in generators]
+    with seeded(seed):
+        for one in generators:
+            one.manual_seed(seed)
+        try:
+            yield
+        finally:
+            for one, state in zip(generators, states, strict=True):
+                one.set_state(state)
