@@ -121,7 +121,7 @@ DATA = {
 def elbo(target, loc, tril, n=100_000):
     """On common standard normals, with its standard error."""
     z = torch.randn(n, target.dim, generator=torch.Generator().manual_seed(20), dtype=D)
-    loc, tril = torch.as_tensor(np.array(loc), dtype=D), torch.as_tensor(np.array(tril), dtype=D)
+    loc, tril = (torch.as_tensor(np.array(part), dtype=D) if not torch.is_tensor(part) else part for part in (loc, tril))
     log_p = torch.cat([target.log_prob(x) for x in (loc + z @ tril.T).split(2_000)])
     value = log_p + tril.diagonal().abs().log().sum() + (0.5 * z.square().sum(-1)) + 0.5 * target.dim * math.log(2 * math.pi)
     return float(value.mean()), float(value.std()) / math.sqrt(n)
@@ -226,7 +226,7 @@ def advi(value, dim, steps=30_000, seed=0):
 
 
 def scored(target, row):
-    if not (np.isfinite(np.array(row["loc"])).all() and np.isfinite(np.array(row["tril"])).all()):
+    if not all(math.isfinite(float(row[key].sum())) for key in ("loc", "tril")):
         return {**row, "elbo": -math.inf, "stderr": math.inf}
     value, stderr = elbo(target, row["loc"], row["tril"])
     return {**row, "elbo": value if math.isfinite(value) else -math.inf, "stderr": stderr}
@@ -291,7 +291,7 @@ def main():
                 row["mean_off"] = float(np.abs((runs["whichkl"][-1]["loc"].numpy() - file["mean"]) / file["sd"]).max())
         row |= {"numpyro_point": [point["rate"], point["steps"]]} if point else {}
         table.append(row)
-        line = f"{name:<27} {gradients:7d} gradients  whichkl {row['whichkl']['seconds']:6.2f} s (floor {row['floor']:.2f}) {row['whichkl']['elbo']:11.4f}"
+            line_PLACEHOLDER
         for peer in peers:
             times = row[peer]["seconds"] / row["whichkl"]["seconds"]
             line += f"   {peer} {row[peer]['seconds']:6.2f} s ({row[peer]['run']:.2f}) {row[peer]['elbo']:11.4f} {times:6.1f} x"
