@@ -15,8 +15,8 @@ from torch import Tensor
 from whichkl.losses.heads import Head
 from whichkl.losses.row_divergence import RowDivergence
 
-_BUFFERS = 160 << 20  # bytes of both buffers of logits
-_IN_CACHE = 1 << 18  # numbers a thread of a block of rows
+_BUFFERS = 192 << 20  # bytes of both buffers of logits
+_IN_CACHE = 1 << 18  # numbers of a block of rows, for each of two to four threads
 
 
 @dataclass
@@ -98,7 +98,7 @@ def _in_blocks(
 ) -> Float[Tensor, " r"]:
     """Return the divergences; where there is a factor, `mine` becomes the gradient by the student's product, times it."""
     values = mine.new_empty(len(mine))
-    step = max(1, _IN_CACHE * min(max(torch.get_num_threads(), 2), 16) // mine.shape[1])
+    step = max(1, _IN_CACHE * min(max(torch.get_num_threads(), 2), 4) // mine.shape[1])
     for block in (slice(start, start + step) for start in range(0, len(mine), step)):
         log_p, _ = teacher.log_probs(others[block], temperature)
         log_q, bent = student.log_probs(mine[block], temperature)
