@@ -291,8 +291,8 @@ def main():
                 row["mean_off"] = float(np.abs((runs["whichkl"][-1]["loc"].numpy() - file["mean"]) / file["sd"]).max())
         row |= {"numpyro_point": [point["rate"], point["steps"]]} if point else {}
         table.append(row)
-        mine = row["whichkl"]
-        line = f"{name:<27} {gradients:7d} gradients  whichkl {mine['seconds']:6.2f} s (floor {row['floor']:.2f}) {mine['elbo']:11.4f}"
+        line = f"{name:<27} {gradients:7d} gradients  whichkl {row['whichkl']['seconds']:6.2f} s (floor {row['floor']:.2f})"
+        line += f" {row['whichkl']['elbo']:11.4f}"
         for peer in peers:
             times = row[peer]["seconds"] / row["whichkl"]["seconds"]
             line += f"   {peer} {row[peer]['seconds']:6.2f} s ({row[peer]['run']:.2f}) {row[peer]['elbo']:11.4f} {times:6.1f} x"
