@@ -133,7 +133,8 @@ def test_samples_alone_are_split_anew_for_each_seed_and_never_scored_on_what_was
         assert torch.equal(both[both[:, 0].argsort()], x[x[:, 0].argsort()])
         shares.append(held.x)
     assert not torch.equal(*shares)
-    found = wk.compare(x, ["gaussian", "gaussian:diagonal"], seeds=[3, 8], metrics=["forward_kl", "reverse_kl"])
+    found = wk.compare(x, "gaussian", seeds=[3, 8], metrics=["forward_kl", "reverse_kl"])
+    assert all(abs(row["reverse_kl"]) < 4 * row["reverse_kl_stderr"] + 0.1 for row in found.rows)
     assert {row["forward_kl_up_to"] for row in found.rows} == {"entropy_p"}
     assert {row["jeffreys"] for row in found.rows} == {None}
     mean, std = x.mean(0), x.std(0)
@@ -235,10 +236,19 @@ def test_a_budget_ends_reverse_kl_and_says_so(family):
     assert math.isfinite(row["reverse_kl"])
 
 
+class Bell(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.centre = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self):
+        return torch.distributions.Independent(Normal(self.centre, 1.0), 1)
+
+
 def test_a_budget_ends_em_and_networks_and_leaves_what_is_cheaper_alone():
     x = rows(2_000) * rows(2_000, seed=4).abs()
     asked = {"objectives": "forward_kl", "seeds": 1, "budget": 20_000, "metrics": ["forward_kl"]}
-    closed, em, network = wk.compare(x, ["gaussian", "mixture:3", "flow"], **asked).rows
+    closed, em, network = wk.compare(x, ["gaussian", "mixture:3", Bell()], **asked).rows
     assert (closed["status"], closed["out_of_budget"], closed["evaluations"]) == ("converged", False, 3_200)
     for row in (em, network):
         assert (row["status"], row["out_of_budget"]) == ("stopped", True)
@@ -329,12 +339,13 @@ def test_families_are_written_in_the_grammar_that_reads_them():
 
 
 def test_the_same_study_twice_has_the_same_rows():
-    asked = {"families": ["gaussian", "mixture:2"], "seeds": 2, "draws": 1_000}
+    metrics = ["forward_kl", "c2st", "mmd", "coverage", "calibration"]
+    asked = {"families": ["gaussian", "mixture:2"], "seeds": 2, "metrics": metrics}
     assert str(wk.compare(rows(), **asked).rows) == str(wk.compare(rows(), **asked).rows)
 
 
 def test_a_study_gives_back_its_fits():
-    found = wk.compare(rows(), ["gaussian", "mixture:2"], seeds=1)
+    found = wk.compare(rows(), ["gaussian", "mixture:2"], seeds=1, metrics=["forward_kl"])
     fit = found.fit(1)
     assert str(fit.family) == str(wk.families.Mixture(2))
     assert fit.value.value == pytest.approx(found.rows[1]["forward_kl"])
@@ -397,7 +408,7 @@ def test_no_cell_of_the_table_is_a_formula():
 
 
 def test_the_table_is_written_as_csv_and_parquet(tmp_path):
-    found = wk.compare(rows(), ["gaussian", "mixture:2"], seeds=2, out=tmp_path)
+    found = wk.compare(rows(), ["gaussian", "mixture:2"], seeds=2, metrics=["forward_kl", "coverage"], out=tmp_path)
     with (tmp_path / "table.csv").open() as file:
         read = list(csv.DictReader(file))
     assert [row["cell"] for row in read] == found.table["cell"]
@@ -506,6 +517,7 @@ def by_workers(out):
     return found.rows, ray.is_initialized(), deadly.rows[0], other.rows[0]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bytes_and_a_cell_that_kills_its_worker_has_failed(tmp_path):
     pytest.importorskip("ray")
     found, running, deadly, other = in_fresh_process(by_workers, tmp_path / "ray")

@@ -353,7 +353,8 @@ def run() -> None:
         _err.print("[bold red]error:[/] Cannot go on: memory ran out. Use fewer samples or a smaller family.")
         raise SystemExit(4) from None
     except KeyboardInterrupt:
-        _err.print("stopped; nothing was written")
+        kept = "what was done is kept, and the same command goes on" if "compare" in sys.argv[1:2] else "nothing was written"
+        _err.print(f"stopped; {kept}")
         raise SystemExit(130) from None
 
 

@@ -20,6 +20,8 @@ _QUANTILE = 1e-3
 """Of log q under q: below it, a draw of p lies where q never goes."""
 _SHARE, _LEAST = 0.01, 5
 _LINKED, _REACH = 15, 3.0
+_PEAK, _DIP, _BORDER = 0.1, 1.5, 0.4
+"""Missed modes are told from tails by these; in ten dimensions and more few are told."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Missed:
     share: float
     """Of p's draws."""
     centre: tuple[float, ...]
+    is_mode: bool
+    """Whether p is denser inside of it than where it borders on what the model reaches: a mode, and not a tail."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,14 @@ class Coverage:
     density: float
     """Mean number of such balls about p's draws in which a draw of q lies, divided by five; below 1 where q goes beyond p."""
     missed: tuple[Missed, ...]
-    """Groups of at least 1 % of p's draws that lie where q never goes, the largest first."""
+    """Groups of at least 1 % of p's draws that lie where q never goes, modes and tails, the largest first."""
     missed_mass: float
     """The share of p's draws that lie where q never goes, in groups or alone."""
+
+    @property
+    def modes(self) -> int:
+        """How many modes are missed."""
+        return sum(one.is_mode for one in self.missed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them."""
@@ -99,5 +108,21 @@ def _groups(x: Tensor, a: np.ndarray, never: np.ndarray, radius: np.ndarray) -> 
     for one in range(label.max() + 1):
         mine = rows[label == one]
         if len(mine) >= max(_LEAST, _SHARE * len(never)):
-            found.append(Missed(len(mine) / len(never), tuple(x[mine].double().mean(0).tolist())))
+            centre = tuple(x[mine].double().mean(0).tolist())
+            found.append(Missed(len(mine) / len(never), centre, _dips(a, mine, never, radius)))
     return tuple(sorted(found, key=lambda group: -group.share))
+
+
+def _dips(a: np.ndarray, mine: np.ndarray, never: np.ndarray, radius: np.ndarray) -> bool:
+    """Whether few of a group's draws have a reached one near, and log p rises from those into the group by 1.5 nats or more.
+
+    A tail begins where p is densest in it; in many dimensions all of its draws have reached ones near. Log p is told by the
+    distance to the fifth neighbour.
+    """
+    if never.all():
+        return True
+    border = cKDTree(a[~never]).query(a[mine])[0] <= radius[mine]
+    if not border.any():
+        return True
+    here, inside = np.median(radius[mine][border]), np.quantile(radius[mine], _PEAK)
+    return bool(border.mean() < _BORDER and a.shape[1] * np.log(here / inside) > _DIP)

@@ -239,7 +239,7 @@ def _coverage(s: _Sides, card: Scorecard) -> None:
     log_q = s.log_q_x if rows is s.held.p else s.q.log_prob(x).detach()
     found = coverage(x, s.y, log_q, s.log_q_y)
     card.details["coverage"] = found.to_dict()
-    values = {"coverage": found.coverage, "density": found.density, "missed": len(found.missed), "missed_mass": found.missed_mass}
+    values = {"coverage": found.coverage, "density": found.density, "missed": found.modes, "missed_mass": found.missed_mass}
     card.columns.update(values)
 
 
