@@ -4,5 +4,6 @@ from whichkl.distillation.calibration import Reliability, reliability
 from whichkl.distillation.classifier import distill
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.scores import Contrast, Scores, scored
+from whichkl.distillation.target import DistillationTarget
 
-__all__ = ["Contrast", "Distillation", "Reliability", "Scores", "distill", "reliability", "scored"]
+__all__ = ["Contrast", "Distillation", "DistillationTarget", "Reliability", "Scores", "distill", "reliability", "scored"]

@@ -115,7 +115,9 @@ def distill(
     say("scoring the student", math.nan)
     scores = _scores(frozen, pupil, parts[2])
     status = "stopped early" if _is_stopped(run, patience) else "finished"
-    return Distillation(pupil, scores, str(loss), settings, status, run.epoch, run.best_epoch, tuple(run.history), _notes(run))
+    return Distillation(
+        pupil, scores, str(loss), settings, status, run.epoch, run.seen, run.best_epoch, tuple(run.history), _notes(run)
+    )
 
 
 def _train(

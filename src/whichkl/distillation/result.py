@@ -35,6 +35,8 @@ class Distillation:
     status: str
     """``"stopped early"``, or ``"finished"`` at the end of the schedule."""
     epochs: int
+    examples: int
+    """Trained on, each as often as it came."""
     best_epoch: int
     """The epoch whose weights are the answer; 0 for those at the start."""
     history: tuple[tuple[float, float], ...] = field(repr=False)
@@ -73,7 +75,9 @@ class Distillation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the weights, as JSON can hold it."""
-        fields = {name: getattr(self, name) for name in ("loss", "settings", "status", "epochs", "best_epoch", "notes")}
+        fields = {
+            name: getattr(self, name) for name in ("loss", "settings", "status", "epochs", "examples", "best_epoch", "notes")
+        }
         fields["history"] = [list(one) for one in self.history]
         found: dict[str, Any] = plain({**fields, "notes": list(self.notes), "scores": self.scores.to_dict()})
         return found
@@ -138,7 +142,7 @@ class Distillation:
             because = f"its weights aren't those of such a `{type(student).__name__}` ({' '.join(str(error).split())[:200]})"
             raise InputError(cannot(f"load `{path}`", because, "Pass the architecture that was trained")) from error
         history = tuple((float(a), float(b)) for a, b in fields["history"])
-        rest = {name: fields[name] for name in ("loss", "settings", "status", "epochs", "best_epoch")}
+        rest = {name: fields[name] for name in ("loss", "settings", "status", "epochs", "examples", "best_epoch")}
         return cls(module.eval(), Scores.from_dict(fields["scores"]), **rest, history=history, notes=tuple(fields["notes"]))
 
 

@@ -25,6 +25,7 @@ _NUMBERS: dict[str, type] = {
     "best_loss": float,
     "best_epoch": int,
     "since": int,
+    "seen": int,
     "skipped": int,
     "trouble": str,
 }
@@ -46,6 +47,8 @@ class Run:
     best_epoch: int = 0
     since: int = 0
     """Epochs since it last fell."""
+    seen: int = 0
+    """Examples trained on, each as often as it came."""
     skipped: int = 0
     trouble: str = ""
     """What the first skipped batch ran into."""
@@ -117,6 +120,7 @@ class Run:
 
     def _step(self, batch: Batch, rate: float) -> float:
         """Take one step, or skip a batch whose loss or gradient isn't finite; return the loss."""
+        self.seen += len(batch.teacher)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)

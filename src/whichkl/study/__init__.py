@@ -2,8 +2,8 @@
 
 from whichkl.study.comparing import Progress, compare
 from whichkl.study.measures import FIELDS, MEASURES
-from whichkl.study.needs import NEEDS, Need
+from whichkl.study.needs import DISTILLATION_NEEDS, NEEDS, Need
 from whichkl.study.result import Study
 from whichkl.study.verdict import Verdict, decide
 
-__all__ = ["FIELDS", "MEASURES", "NEEDS", "Need", "Progress", "Study", "Verdict", "compare", "decide"]
+__all__ = ["DISTILLATION_NEEDS", "FIELDS", "MEASURES", "NEEDS", "Need", "Progress", "Study", "Verdict", "compare", "decide"]

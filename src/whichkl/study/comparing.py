@@ -11,13 +11,16 @@ from typing import Any
 
 from whichkl._checks import InputError, cannot
 from whichkl.cluster import Ray, workers_of
+from whichkl.distillation.target import DistillationTarget
 from whichkl.study.cell import Outcome
+from whichkl.study.distilling import distillation_plan_of
 from whichkl.study.engines import here, on_ray
 from whichkl.study.ledger import Ledger, Stored, stored_of
 from whichkl.study.pilot import rungs, survivors
 from whichkl.study.plan import Cell, Metric, Plan, plan_of
 from whichkl.study.result import Study, ordered
 from whichkl.study.table import write_tables
+from whichkl.targets import Target
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ def compare(
     each seed holds out others, and all cells of a seed are scored on the same draws, so that arms can be compared in pairs.
 
     Args:
-        target: a `Target`, or anything that `Target.of` takes.
-        families: families or their names; what `fit` takes unless said.
+        target: a `Target`, or anything that `Target.of` takes; or a `whichkl.distillation.DistillationTarget`.
+        families: families or their names; what `fit` takes unless said. Of a distillation, students by name.
         objectives: objectives or their names; forward and reverse KL, as far as the access allows, unless said.
         seeds: how many, or which.
         budget: evaluations that a solver may use in a cell; one that runs out is `stopped`, with what it has.
@@ -83,7 +86,13 @@ def compare(
     >>> study.table["objective"], study.table["status"]
     (['forward_kl', 'reverse_kl', 'forward_kl', 'reverse_kl'], ['converged', 'converged', 'converged', 'converged'])
     """
-    plan = plan_of(target, families, objectives, seeds, budget, metrics, held_out=held_out, draws=draws)
+    if isinstance(target, DistillationTarget):
+        if budget is not None or metrics is not None:
+            because = "students are trained by the schedule of the target, and scored by one card"
+            raise InputError(cannot("set `budget=` or `metrics=` of distillations", because, "Leave them out"))
+        plan: Any = distillation_plan_of(target, families, objectives, seeds)
+    else:
+        plan = plan_of(target, families, objectives, seeds, budget, metrics, held_out=held_out, draws=draws)
     return run(plan, out, cluster, workers, pilot=pilot, recompute=recompute, tell=tell)
 
 
@@ -112,10 +121,15 @@ def run(
             store = stack.enter_context(Ledger.opened(Path(out), config, recompute=recompute))
         work = _Run(plan, store, ray if isinstance(ray, Ray) else None, tell or (lambda _: None))
         cells, dropped = work.piloted() if pilot else (work.finish(plan.cells), ())
-        study = Study(ordered(cells, config), config, None if out is None else Path(out), dropped, plan.target)
+        study = Study(ordered(cells, config), config, None if out is None else Path(out), dropped, _drawn(plan))
         if study.folder is not None:
             write_tables(study.folder, study.cells, study.table)
     return study
+
+
+def _drawn(plan: Any) -> Target | None:
+    """What reports draw beneath the fits."""
+    return plan.target if isinstance(plan.target, Target) else None
 
 
 class _Memory:

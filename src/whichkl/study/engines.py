@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from whichkl.cluster import Ray, Threads
 from whichkl.study.cell import Bench, Outcome, failed
+from whichkl.study.distilling import bench_of, failed_of
 from whichkl.study.plan import Cell, Plan
 
 _TASK = 1.0
@@ -17,7 +18,7 @@ _LARGEST = 1_000
 
 def here(plan: Plan, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
     """Work on the cells one after another, those of a seed on the same held-out draws."""
-    bench = Bench(plan)
+    bench = bench_of(plan, Bench)
     for cell in cells:
         yield cell, bench.run(cell)
 
@@ -37,7 +38,7 @@ def on_ray(plan: Plan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cell, 
         if isinstance(result, Exception):
             if len(bundle) == 1:
                 why = f"its worker died {ray.retries + 1} times ({' '.join(str(result).split())[:200]})"
-                yield bundle[0], failed(plan, bundle[0], why)
+                yield bundle[0], failed_of(plan, bundle[0], why, failed)
             else:
                 bundles.put_back(bundle)
             continue
@@ -92,5 +93,5 @@ class _Task:
     plan: Plan
 
     def __call__(self, cells: Sequence[Cell]) -> list[Outcome]:
-        bench = Bench(self.plan, Threads(1))
+        bench = bench_of(self.plan, lambda plan: Bench(plan, Threads(1)))
         return [bench.run(cell) for cell in cells]

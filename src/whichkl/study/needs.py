@@ -35,14 +35,24 @@ NEEDS = (
 )
 """Jeffreys and the KLs in nats; the worst gap between what a central interval of q says and what it holds, as a share."""
 
+DISTILLATION_NEEDS = (
+    Need("accuracy", ("accuracy",), "labels to be right", less_is_better=False, absolute=0.005, relative=0.0),
+    Need("agreement", ("agreement",), "the teacher's decisions", less_is_better=False, absolute=0.005, relative=0.0),
+    Need("likelihood", ("nll",), "probabilities of the labels that are high", absolute=0.005),
+    Need("calibration", ("ece",), "confidence that is right as often as it says", absolute=0.005, relative=0.0),
+    Need("coverage", ("forward_kl",), "nothing to be missed that the teacher holds possible", absolute=0.005),
+    Need("precision", ("reverse_kl",), "nothing that the teacher holds impossible", absolute=0.005),
+)
+"""What students are judged by: shares, and nats."""
+
 COST = "evaluations"
 """Cost is counted, not estimated: it's shown, and takes part in the trade-off, but needs no test."""
 CHEAPER = 0.1
 """An arm is cheaper where it uses less by more than this share."""
 
 UNITS = {
-    **dict.fromkeys(("forward_kl", "reverse_kl", "jeffreys"), "nats"),
-    **dict.fromkeys(("interval_gap", "coverage", "ess_q", "ess_p"), "as a share"),
+    **dict.fromkeys(("forward_kl", "reverse_kl", "jeffreys", "nll"), "nats"),
+    **dict.fromkeys(("interval_gap", "coverage", "ess_q", "ess_p", "accuracy", "agreement", "ece"), "as a share"),
     "evaluations": "evaluations",
 }
 """Units of columns, as they are written after a number."""

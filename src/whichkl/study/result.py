@@ -16,11 +16,24 @@ from whichkl.families import Family
 from whichkl.fitting import Fit
 from whichkl.study.ledger import Ledger, Stored, read_config
 from whichkl.study.measures import columns_with
+from whichkl.study.needs import DISTILLATION_NEEDS, NEEDS
 from whichkl.study.table import columns_of
 from whichkl.study.verdict import Verdict, decide
 from whichkl.targets import Target
 
-_SHOWN = ("forward_kl", "reverse_kl", "jeffreys", "ess_q", "coverage", "interval_90", "evaluations")
+_SHOWN = (
+    "accuracy",
+    "agreement",
+    "nll",
+    "ece",
+    "forward_kl",
+    "reverse_kl",
+    "jeffreys",
+    "ess_q",
+    "coverage",
+    "interval_90",
+    "evaluations",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Study:
     @cached_property
     def verdict(self) -> Verdict:
         """Which arm is better for what, if any."""
-        return decide(self.rows)
+        return decide(self.rows, DISTILLATION_NEEDS if self.config["target"].get("source") == "distillation" else NEEDS)
 
     def fit(self, cell: Stored | str | int, family: Family | None = None) -> Fit:
         """Return the fit of a cell.
@@ -117,7 +130,7 @@ class Study:
         arms: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows:
             arms.setdefault(f"{row['family']} · {row['objective']}", []).append(row)
-        shown = [name for name in _SHOWN if any(row[name] is not None for row in self.rows)]
+        shown = [name for name in _SHOWN if any(row.get(name) is not None for row in self.rows)]
         lines = [["", *shown, "failed"]]
         for arm, rows in arms.items():
             bad = sum(row["status"] == "failed" for row in rows)

@@ -1,0 +1,125 @@
+"""Handwritten digits: a convolutional teacher, students of three sizes, every objective from ten seeds; which direction won.
+
+The teacher learns from two thirds of the 1,797 images; so do the students, less a tenth to stop by, from its probabilities
+alone. The last third scores them, and none has seen it. Split and teacher are the same throughout, a seed fixes a student's
+starting weights and the order of the images, so that objectives are compared in pairs; the verdict is that of a study.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import whichkl as wk
+from whichkl.distillation import DistillationTarget
+from whichkl.study import DISTILLATION_NEEDS, decide
+
+SIZES = {"tiny": (2, 4, 8), "small": (4, 8, 16), "medium": (8, 16, 32)}
+TEACHER = (32, 64, 64)
+
+
+def network(first, second, hidden):
+    return nn.Sequential(
+        nn.Conv2d(1, first, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(first, second, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * second, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, 10),
+    )
+
+
+def taught(x, y, epochs=20):
+    torch.manual_seed(0)
+    teacher = network(*TEACHER)
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=3e-3)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(teacher(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return teacher
+
+
+def digits():
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    images = torch.as_tensor(x[order] / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    return images, torch.as_tensor(y[order])
+
+
+def summary(rows, columns=("accuracy", "agreement", "nll", "ece", "forward_kl", "reverse_kl")):
+    """Means over the seeds with their standard errors."""
+    found = {}
+    for name in columns:
+        values = np.array([row[name] for row in rows], dtype=float)
+        error = float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        found[name] = [round(float(values.mean()), 4), round(error, 4)]
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    x, y = digits()
+    seen = 2 * len(x) // 3
+    teacher = taught(x[:seen], y[:seen])
+    settings = {"held_out": (x[seen:], y[seen:]), "epochs": options.epochs, "batch": 128, "learning_rate": 0.01, "patience": 10}
+    target = DistillationTarget(teacher, (x[:seen], y[:seen]), {**settings, "temperature": options.temperature})
+    students = {name: (lambda size=size: network(*size)) for name, size in SIZES.items()}
+    objectives = list(wk.losses.DIVERGENCES)
+    study = wk.compare(
+        target,
+        students,
+        objectives,
+        seeds=options.seeds,
+        tell=lambda p: None if p.done % 10 else print(p.done, "of", p.of, flush=True),
+    )
+
+    scores = study.cells[0].details["scores"]
+    accuracy, ece, nll = (scores[name]["teacher"]["value"] for name in ("accuracy", "ece", "nll"))
+    size = sum(one.numel() for one in teacher.parameters())
+    print(f"teacher: {size:,} weights, accuracy {accuracy:.4f}, ECE {ece:.4f}, NLL {nll:.4f} on {scores['rows']} unseen images")
+    line = {"benchmark": "digits_distillation", "seeds": options.seeds, "epochs": options.epochs}
+    line |= {"temperature": options.temperature, "failed": len(study.failed), "students": {}}
+    line["teacher"] = {"weights": size, "accuracy": round(accuracy, 4), "ece": round(ece, 4), "nll": round(nll, 4)}
+    for name in SIZES:
+        rows = [row for row in study.rows if row["family"] == name and row["status"] != "failed"]
+        weights = sum(one.numel() for one in students[name]().parameters())
+        print(f"\n{name}: {weights:,} weights; means of the seeds ± standard errors")
+        print(f"{'':19}{'accuracy':>16}{'agreement':>16}{'NLL':>16}{'ECE':>16}{'forward KL':>16}{'reverse KL':>16}")
+        table = {}
+        for objective in dict.fromkeys(row["objective"] for row in rows):
+            table[objective] = summary([row for row in rows if row["objective"] == objective])
+            print(f"{objective:19}" + "".join(f"{f'{mean:.4f} ± {error:.4f}':>16}" for mean, error in table[objective].values()))
+        every = decide(rows, DISTILLATION_NEEDS)
+        two = decide([row for row in rows if row["objective"] in ("forward_kl", "reverse_kl")], DISTILLATION_NEEDS)
+        winners = {}
+        for label, verdict in (("all objectives", every), ("forward or reverse KL", two)):
+            print(f"{label}: {verdict.sentence}")
+            winners[label] = {}
+            for choice in verdict.choices:
+                best = [one.split(" · ")[1] for one in choice.best]
+                winners[label][choice.column] = best
+                print(f"  by {choice.column}: " + (f"{best[0]} won" if len(best) == 1 else f"none won: {', '.join(best)} alike"))
+        line["students"][name] = {"weights": weights, "objectives": table, "best": winners}
+    line["seconds"] = round(time.perf_counter() - begin, 1)
+    print()
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
