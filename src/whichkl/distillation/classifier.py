@@ -23,6 +23,8 @@ from whichkl.seeds import seeded
 
 _SKIPS = 20
 """Batches whose loss isn't a number, before training is given up."""
+_FLAT = 0.002
+"""A fall of the loss that is smaller isn't worth more epochs."""
 
 
 def distill(
@@ -193,7 +195,7 @@ def _notes(run: Run) -> tuple[str, ...]:
         notes.append("training never did better than the weights that it started from, which are the answer")
     elif run.best_epoch == run.epoch and len(run.history) > 2:
         before = min(loss for _, loss in run.history[: (len(run.history) + 1) // 2])
-        if before - run.best_loss > 0.05 * before:
+        if before - run.best_loss > max(_FLAT, 0.05 * before):
             notes.append(f"the loss still fell from {before:.3g} to {run.best_loss:.3g} in the second half: give more `epochs`")
     return tuple(notes)
 
