@@ -20,6 +20,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+import whichkl as wk
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.goodness import Calibration, transform_calibration
 from whichkl.goodness.bands import band, distance, distance_p_value, levels
@@ -174,3 +175,18 @@ def test_results_survive_json():
         transform_calibration(GAUSS.sample((5,)), None, None, GAUSS, NAMES),
     ):
         assert Calibration.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+@pytest.mark.parametrize("support", ["positive", "interval(0, 2)", "simplex", ["positive", "real"]])
+def test_a_fit_on_a_support_has_no_density_outside_it_and_says_where_it_lies(support):
+    generator = torch.Generator().manual_seed(0)
+    x = 0.1 + 1.5 * torch.rand(200, 2, generator=generator, dtype=torch.float64)
+    x = x / x.sum(-1, keepdim=True) if support == "simplex" else x
+    model = wk.fit(wk.Target(samples=x, support=support), judge=False).model
+    outside = torch.tensor([[-0.5, 0.5]], dtype=torch.float64)
+    both = torch.cat([outside, x[:1], torch.full_like(outside, float("nan"))])
+    value = model.log_prob(both)
+    assert float(value[0]) == -float("inf") and bool(value[1].isfinite()) and bool(value[2].isnan())
+    assert model.support.check(both).tolist() == [False, True, False]
+    assert wk.Target.of(model).bijection.describe() == wk.Target(samples=x, support=support).bijection.describe()
+    assert model.expand((3,)).log_prob(x[:1]).shape == (3,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -103,7 +104,7 @@ class Bijection:
             whole: Tensor = self.constraints[0].check(x)
             return finite & whole
         columns = self.constraints * self.dim if len(self.constraints) == 1 else self.constraints
-        inside: Tensor = torch.stack([c.check(x[:, i]) for i, c in enumerate(columns)], -1).all(-1)
+        inside: Tensor = torch.stack([c.check(x[..., i]) for i, c in enumerate(columns)], -1).all(-1)
         return finite & inside
 
     @property
@@ -114,13 +115,51 @@ class Bijection:
 
     def wrap(self, model: Distribution) -> Distribution:
         """Carry a model of free coordinates into the support."""
-        return (
-            model if self.is_real or self.is_discrete else TransformedDistribution(model, [self.transform], validate_args=False)
-        )
+        if self.is_real or self.is_discrete:
+            return model
+        carried = Supported(model, [self.transform], validate_args=False)
+        carried.bijection = self
+        return carried
 
     def describe(self) -> list[str]:
         """Write the support as words that `parse_support` reads back."""
         return [_describe(part) for part in self.constraints]
+
+
+class Supported(TransformedDistribution):
+    """A model carried into a support, whose density is 0 outside; torch's own takes it for the whole line, and is NaN there."""
+
+    bijection: Bijection
+
+    @property
+    def support(self) -> Constraint:
+        """Where the density isn't 0."""
+        return _Inside(self.bijection)
+
+    def log_prob(self, value: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
+        """Return the log density, −inf outside the support, NaN at NaN."""
+        within = self.bijection.contains(value)
+        safe = torch.where(within[..., None], value, self.bijection.inside(value.dtype, value.device)[0])
+        found: Tensor = super().log_prob(safe)
+        return torch.where(within, found, torch.where(value.isnan().any(-1), math.nan, -math.inf).to(found))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Supported:
+        """Return the same law for a batch."""
+        new = self._get_checked_instance(Supported, _instance)
+        new.bijection = self.bijection
+        return cast(Supported, super().expand(batch_shape, _instance=new))
+
+
+class _Inside(Constraint):
+    """Rows that a bijection carries free coordinates to."""
+
+    event_dim = 1
+
+    def __init__(self, bijection: Bijection) -> None:
+        self.bijection = bijection
+
+    def check(self, value: Float[Tensor, "... d"]) -> Bool[Tensor, ...]:
+        return self.bijection.contains(value)
 
 
 class Columns(transforms.Transform):
@@ -172,6 +211,8 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
 
 def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     """Return a torch distribution's support as constraints that `Bijection` takes, bounds a column where they differ."""
+    if isinstance(p, Supported):
+        return p.bijection.constraints
     if isinstance(p, MixtureSameFamily):
         inner = p.component_distribution
         inner = inner.base_dist if isinstance(inner, Independent) else inner
