@@ -135,6 +135,7 @@ def test_the_command_runs_a_study_and_refuses_a_wrong_one(tmp_path):
     found = json.loads(done.stdout)
     assert (found["cells"], found["failed"], found["folder"]) == (4, 0, "study.out")
     assert {row["objective"] for row in found["rows"]} == {"forward_kl", "reverse_kl"}
+    assert found["verdict"]["outcome"] == "too_few_seeds"
     assert len((tmp_path / "study.out" / "table.csv").read_text().splitlines()) == 5
     (tmp_path / "study.yaml").write_text(text + "budgett: 3\n")
     wrong = command("study.yaml", cwd=tmp_path)

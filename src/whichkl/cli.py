@@ -320,8 +320,10 @@ def compare(
     failed = result.failed
     if as_json:
         arms = {"dropped": [{"arm": arm, "seeds": count} for arm, count in result.dropped]}
-        _print_json({"folder": str(folder), "cells": len(result.cells), "failed": len(failed), **arms, "rows": result.rows})
+        counts = {"cells": len(result.cells), "failed": len(failed)}
+        _print_json({"folder": str(folder), **counts, **arms, "verdict": result.verdict.to_dict(), "rows": result.rows})
     else:
+        _out.print(result.verdict.sentence, highlight=False, markup=False, soft_wrap=True)
         _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
         for cell in failed[:5]:
             said = f"failed: {cell.row['family']} · {cell.row['objective']}, seed {cell.row['seed']}: {cell.row['error']}"

@@ -14,10 +14,10 @@ from torch import Tensor
 from whichkl.targets import Target
 
 _DRAWN, _PROBES = 64, 16
-_APART = {"cli.py", "__main__.py", "plots", "reporting", "demo", "sklearn.py", "arviz.py"}
+_APART = {"cli.py", "__main__.py", "plots", "reporting", "demo", "auditing", "sklearn.py", "arviz.py"}
 """Rooms on which no number of a study depends."""
-_WRITTEN = {"live.py", "writers.py", "verdict.py"}
-"""Files of the study's own room on which no cell depends."""
+_OWN = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py", "plan.py", "scorecard.py"}
+"""Files of the study's own room on which its cells depend."""
 
 
 def target_fingerprint(target: Target) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def code_version() -> str:
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if parts[0] not in _APART and not (parts[0] == "study" and parts[-1] in _WRITTEN):
+        if parts[0] not in _APART and (parts[0] != "study" or parts[-1] in _OWN):
             digest.update("/".join(parts).encode() + b"\0" + path.read_bytes())
     return f"whichkl {version('whichkl')} ({digest.hexdigest()[:12]}), torch {torch.__version__.split('+')[0]}"
 
