@@ -1,0 +1,180 @@
+"""Adapters: how losses of other shapes are called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How a loss is called.
+
+    Args:
+        name: how it's asked for.
+        shape: the call, for people.
+        call: `call(loss, *, teacher, student, mask, labels, knobs)`, which calls the loss with logits (b, t, v), a mask
+            (b, t), True for tokens that count, or None where all do, and labels (b, t), −100 where the mask is False.
+        masks: whether tokens can be left out.
+        labels: whether that is done by labels.
+        infinite: whether logits may be −∞; not where they come about by a product with a head.
+    """
+
+    name: str
+    shape: str
+    call: Callable[..., Any]
+    masks: bool = False
+    labels: bool = False
+    infinite: bool = True
+
+
+def adapter_for(adapter: str | Adapter | Callable[..., Any] | None, loss: Callable[..., Any]) -> Adapter:
+    """Return an adapter by its name, the one given, or that of a function `f(loss, *, teacher, student, mask, **knobs)`.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if isinstance(adapter, Adapter):
+        return adapter
+    if adapter is None or adapter == "keywords":
+        return replace(ADAPTERS["keywords"], masks=_takes_mask(loss)[0])
+    if callable(adapter):
+        own = adapter
+        return Adapter("your own", "by a function of yours", lambda loss, **said: _own(own, loss, **said), masks=True)
+    if adapter not in ADAPTERS:
+        because = f"the names are {', '.join(ADAPTERS)}"
+        hint = "Name one of them, or pass a function `f(loss, *, teacher, student, mask)`"
+        raise InputError(cannot(f"use adapter={adapter!r}", because, hint))
+    return ADAPTERS[adapter]
+
+
+def _takes_mask(loss: Callable[..., Any]) -> tuple[bool, bool]:
+    """Whether a mask can be passed by keyword, and whether it must be."""
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        return True, False
+    mask = parameters.get("mask")
+    if mask is None:
+        return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()), False
+    return True, mask.default is inspect.Parameter.empty
+
+
+def _keywords(loss: Any, *, teacher: Tensor, student: Tensor, mask: Tensor | None, knobs: Any, **_: Any) -> Any:
+    if mask is None and _takes_mask(loss)[1]:
+        mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+    return loss(teacher=teacher, student=student, **({} if mask is None else {"mask": mask}), **knobs)
+
+
+def _own(own: Callable[..., Any], loss: Any, *, teacher: Tensor, student: Tensor, mask: Any, knobs: Any, **_: Any) -> Any:
+    mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
+    return own(loss, teacher=teacher, student=student, mask=mask, **knobs)
+
+
+def _student_teacher(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
+    return loss(student, teacher, **knobs)
+
+
+def _teacher_student(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
+    return loss(teacher, student, **knobs)
+
+
+def _labels(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
+    return loss(student, teacher, labels, **knobs)
+
+
+def _named_labels(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
+    return loss(student_logits=student, teacher_logits=teacher, labels=labels, **knobs)
+
+
+def _chunks(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
+    count = getattr(loss, "num_output_chunks", 2)
+    return loss(list(student.tensor_split(count, 1)), list(teacher.tensor_split(count, 1)), labels, **knobs)
+
+
+def _log_probs(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
+    return loss(student.log_softmax(-1), teacher.log_softmax(-1), **knobs)
+
+
+def _probs(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
+    return loss(student.log_softmax(-1), teacher.softmax(-1), **knobs)
+
+
+def _heads(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
+    eye = torch.eye(student.shape[-1], dtype=student.dtype, device=student.device)
+    return loss(student.flatten(0, 1), eye, teacher.flatten(0, 1), eye, labels.flatten(), **knobs)
+
+
+def _named_heads(loss: Any, *, teacher: Tensor, student: Tensor, mask: Any, knobs: Any, **_: Any) -> Any:
+    eye = torch.eye(student.shape[-1], dtype=student.dtype, device=student.device)
+    return loss(hidden_student=student, weight_student=eye, hidden_teacher=teacher, weight_teacher=eye, mask=mask, **knobs)
+
+
+ADAPTERS = MappingProxyType(
+    {
+        one.name: one
+        for one in (
+            Adapter("keywords", "loss(teacher=, student=, mask=)", _keywords, masks=True),
+            Adapter("student_teacher", "loss(student, teacher)", _student_teacher),
+            Adapter("teacher_student", "loss(teacher, student)", _teacher_student),
+            Adapter("labels", "loss(student, teacher, labels), −100 ignored", _labels, masks=True, labels=True),
+            Adapter(
+                "named_labels",
+                "loss(student_logits=, teacher_logits=, labels=), −100 ignored",
+                _named_labels,
+                masks=True,
+                labels=True,
+            ),
+            Adapter(
+                "chunks", "loss([student, …], [teacher, …], labels), split along positions", _chunks, masks=True, labels=True
+            ),
+            Adapter("log_probs", "loss(log student, log teacher), probabilities", _log_probs),
+            Adapter("probabilities", "loss(log student, teacher), probabilities", _probs),
+            Adapter(
+                "heads",
+                "loss(hidden, head, hidden of the teacher, its head, labels), rows flat; the heads are the identity",
+                _heads,
+                masks=True,
+                labels=True,
+                infinite=False,
+            ),
+            Adapter(
+                "named_heads",
+                "loss(hidden_student=, weight_student=, hidden_teacher=, weight_teacher=, mask=); the heads are the identity",
+                _named_heads,
+                masks=True,
+                infinite=False,
+            ),
+        )
+    }
+)
+"""The named ways of calling a loss."""
+
+
+def as_knobs(text: str) -> Mapping[str, tuple[float, float]]:
+    """Read NAME=LOW:HIGH.
+
+    >>> as_knobs("beta=0:1")
+    {'beta': (0.0, 1.0)}
+
+    Raises:
+        InputError: it isn't of that form.
+    """
+    name, equals, ends = text.partition("=")
+    try:
+        low, high = (float(one) for one in ends.split(":"))
+    except ValueError:
+        equals = ""
+    if not equals or not name.isidentifier():
+        raise InputError(cannot(f"read the knob `{text}`", "it isn't of the form NAME=LOW:HIGH", "Write, say, beta=0:1"))
+    return {name: (low, high)}

@@ -1,0 +1,165 @@
+"""A loss as it is called: once for each question, on seeded draws, with its gradient by the student's logits."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+from whichkl.auditing.adapters import IGNORED, Adapter
+
+Logits = Float[Tensor, "b t v"]
+Mask = Bool[Tensor, "b t"]
+Labels = Int[Tensor, "b t"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gave: a number (the sum, if it gave one for each token), its gradient, and whether there was a graph."""
+
+    value: float
+    gradient: Logits
+    rows: bool
+    graph: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether neither the value nor the gradient is NaN or infinite."""
+        return abs(self.value) < float("inf") and bool(self.gradient.isfinite().all())
+
+
+@dataclass
+class Subject:
+    """The loss that is audited.
+
+    Attributes:
+        dtype: float64, or float32 where the loss refuses that.
+        shift: how many positions before its label a token's logits lie: 0, or 1 if the loss shifts by itself.
+    """
+
+    loss: Callable[..., Any]
+    adapter: Adapter
+    seed: int = 0
+    device: str = "cpu"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+    shift: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the loss is called."""
+        return str(getattr(self.loss, "__name__", type(self.loss).__name__))
+
+    def settle(self, teacher: Logits, student: Logits) -> Answer:
+        """Make the first call, in float64 or else in float32.
+
+        Raises:
+            InputError: it can't be called this way, or what it returns isn't a loss.
+        """
+        try:
+            return self(teacher, student)
+        except InputError:
+            self.dtype = torch.float32
+            return self(teacher, student)
+
+    def __call__(
+        self,
+        teacher: Logits,
+        student: Logits,
+        mask: Mask | None = None,
+        *,
+        labels: Labels | None = None,
+        seed: int = 0,
+        **knobs: Any,
+    ) -> Answer:
+        """Call the loss; logits in bfloat16 stay so, others take the dtype that it accepts.
+
+        Raises:
+            InputError: it raises, or what it returns isn't a loss.
+        """
+        teacher, student = (self._cast(x).detach() for x in (teacher, student))
+        student = student.requires_grad_()
+        with (
+            torch.random.fork_rng(devices=[] if self.device == "cpu" else [torch.device(self.device)]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            torch.manual_seed(self.seed + seed)
+            loss = self._value(teacher, student, mask, labels, knobs)
+            graph = loss.requires_grad
+            if graph:
+                try:
+                    (gradient,) = torch.autograd.grad(loss.sum(), student, allow_unused=True)
+                except Exception as error:
+                    because = f"its backward pass raised {type(error).__name__}: {_short(error)}"
+                    raise InputError(
+                        cannot("audit this loss", because, "Make it differentiable by the student's logits")
+                    ) from error
+                graph = gradient is not None
+        if not graph:
+            gradient = torch.zeros_like(student)
+        value = float(loss.detach().double().sum())
+        return Answer(value, gradient.detach().double().cpu(), loss.dim() > 0 and loss.numel() > 1, graph)
+
+    def _value(self, teacher: Logits, student: Logits, mask: Mask | None, labels: Labels | None, knobs: dict[str, Any]) -> Tensor:
+        if labels is None:
+            labels = some_labels(student.shape)
+        labels = labels if mask is None else labels.masked_fill(~mask, IGNORED)
+        loss, arguments = self._turned({**self.fixed, **knobs})
+        where = {"mask": None if mask is None else mask.to(self.device), "labels": labels.to(self.device)}
+        try:
+            value = self.adapter.call(loss, teacher=teacher, student=student, knobs=arguments, **where)
+        except Exception as error:
+            because = f"called as {self.adapter.shape} it raised {type(error).__name__}: {_short(error)}"
+            hint = "Pass adapter=, the name of another way to call it or a function `f(loss, *, teacher, student, mask)`"
+            raise InputError(cannot("audit this loss", because, hint)) from error
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            because = f"it returned {type(value).__name__}, not a tensor of floats"
+            raise InputError(cannot("audit this loss", because, "Pass an adapter that returns the loss alone"))
+        if value.numel() not in (1, student.shape[0] * student.shape[1]):
+            because = (
+                f"it returned shape {tuple(value.shape)} for logits {tuple(student.shape)}, neither one number nor one a token"
+            )
+            raise InputError(cannot("audit this loss", because, "Sum over the vocabulary, and pass what is left"))
+        return value
+
+    def knob_there(self, name: str) -> bool:
+        """Whether the loss has an argument or an attribute of that name."""
+        try:
+            parameters = inspect.signature(self.loss).parameters
+        except (TypeError, ValueError):
+            return hasattr(self.loss, name)
+        return name in parameters or hasattr(self.loss, name)
+
+    def _turned(self, knobs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The loss with knobs that are attributes set on a copy, and those that are arguments."""
+        loss, arguments = self.loss, {}
+        for name, value in knobs.items():
+            if isinstance(loss, torch.nn.Module) and hasattr(loss, name):
+                loss = copy.copy(loss)
+                setattr(loss, name, value)
+            else:
+                arguments[name] = value
+        return loss, arguments
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.device, x.dtype if x.dtype == torch.bfloat16 else self.dtype)
+
+
+def some_labels(shape: torch.Size, step: int = 7) -> Labels:
+    """Labels that differ from place to place, none of them ignored."""
+    b, t, v = shape
+    return ((torch.arange(b * t) * step + step) % v).view(b, t)
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:199] + "…"

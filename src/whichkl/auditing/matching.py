@@ -1,0 +1,245 @@
+"""What a loss is: its gradient and its values, matched against every divergence of rows, with fitted parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import minimize, minimize_scalar
+from torch import Tensor
+
+from whichkl.auditing.probes import grid
+from whichkl.losses import DIVERGENCES, RowDivergence, divergence_named
+
+Rows = Float[Tensor, "n v"]
+
+TOLERANCE = 1e-4
+"""Of the norm that may be left over: above single precision's rounding, far below any other divergence."""
+
+_RANGES = {
+    "weight_on_forward": (0.0, 1.0, False),
+    "weight": (1e-3, 1 - 1e-3, False),
+    "skew": (0.0, 0.99, False),
+    "order": (0.02, 20.0, True),
+    "head_mass": (0.02, 0.98, False),
+    "weight_on_teacher": (0.01, 1.0, False),
+}
+"""Where parameters are looked for: low, high, whether by logarithm."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that count in a call, and what the call gave."""
+
+    teacher: Rows
+    student: Rows
+    labels: Float[Tensor, " n"]
+    value: float
+    gradient: Rows
+
+
+@dataclass(frozen=True)
+class Match:
+    """A divergence at a temperature, whose multiple (plus one of the labels' cross-entropy) is what was seen."""
+
+    divergence: RowDivergence
+    temperature: float
+    factor: float
+    on_labels: float
+    left: float
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What a loss was found to be.
+
+    Attributes:
+        name: of a divergence in `DIVERGENCES`, "cross_entropy", or "something else".
+        parameters: of that divergence, as fitted.
+        temperature: that divides both logits.
+        weight: what multiplies the divergence, summed or averaged over tokens; None before the reduction is known.
+        reduction: how tokens are put together.
+        hard_labels: weight of a cross-entropy with the labels, beside it.
+        note: what else is to be said.
+    """
+
+    name: str
+    parameters: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    weight: float | None = None
+    reduction: str = ""
+    hard_labels: float = 0.0
+    note: str = ""
+
+    def __str__(self) -> str:
+        said = [] if self.weight is None or abs(self.weight - 1) < 1e-3 else [f"{self.weight:.4g} ×"]
+        said.append(self.name)
+        if self.parameters:
+            said.append("(" + ", ".join(f"{key}={value:.4g}" for key, value in self.parameters.items()) + ")")
+        if abs(self.temperature - 1) > 1e-3:
+            said.append(f"at temperature {self.temperature:.4g}")
+        if self.hard_labels:
+            said.append(f"+ {self.hard_labels:.4g} × cross-entropy with the labels")
+        text = " ".join(said) + (f", {self.reduction}" if self.reduction else "")
+        return text + (f": {self.note}" if self.note else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "temperature": self.temperature,
+            "weight": self.weight,
+            "reduction": self.reduction,
+            "hard_labels": self.hard_labels,
+            "note": self.note,
+        }
+
+
+def by_gradient(batch: Batch, labels: bool) -> Match | None:
+    """Match the gradient of one batch; None if nothing in the reference family has it."""
+    return _search(lambda d, t: _slope(d, t, batch), batch.gradient.flatten(), _hard_slope(batch) if labels else None)
+
+
+def same_gradient(match: Match, batch: Batch) -> bool:
+    """Whether a divergence that was found by values has the gradient that was seen, some of its factors held constant or not."""
+    column = _slope(match.divergence, match.temperature, batch)
+    seen = batch.gradient.flatten()
+    found = _projected(match.divergence, match.temperature, column, seen, _hard_slope(batch) if match.on_labels else None)
+    near = max(abs(found.factor - match.factor) / abs(match.factor), abs(found.on_labels - match.on_labels) / abs(match.factor))
+    return found.left < 10 * TOLERANCE and near < 10 * TOLERANCE
+
+
+def _slope(divergence: RowDivergence, temperature: float, batch: Batch) -> Tensor:
+    log_p, log_q = log_probs(batch.teacher, temperature), log_probs(batch.student, temperature)
+    return divergence.gradient(log_p, log_q)[1].flatten() / temperature
+
+
+def _hard_slope(batch: Batch) -> Tensor:
+    q = batch.student.softmax(-1)
+    return q.scatter_add(-1, batch.labels[:, None], q.new_full((len(q), 1), -1.0)).flatten()
+
+
+def by_value(batches: list[Batch], labels: bool) -> Match | None:
+    """Match the values of many batches."""
+    teacher, student = torch.stack([one.teacher for one in batches]), torch.stack([one.student for one in batches])
+
+    def reference(divergence: RowDivergence, temperature: float) -> Tensor:
+        return divergence.value(log_probs(teacher, temperature), log_probs(student, temperature)).sum(-1)
+
+    hard = torch.stack([hard_total(one) for one in batches]) if labels else None
+    return _search(reference, torch.tensor([one.value for one in batches], dtype=torch.float64), hard)
+
+
+def total(divergence: RowDivergence, temperature: float, teacher: Rows, student: Rows) -> Tensor:
+    """The sum of a divergence over rows."""
+    return divergence.value(log_probs(teacher, temperature), log_probs(student, temperature)).sum()
+
+
+def hard_total(batch: Batch) -> Tensor:
+    """The sum of the cross-entropies with the labels."""
+    return -batch.student.log_softmax(-1).gather(-1, batch.labels[:, None]).sum()
+
+
+def entropy(batch: Batch, temperature: float) -> Tensor:
+    """The sum of the teacher's entropies."""
+    log_p = log_probs(batch.teacher, temperature)
+    return -(log_p.exp() * log_p).sum()
+
+
+def log_probs(logits: Rows, temperature: float) -> Rows:
+    """Log-probabilities at a temperature."""
+    return torch.log_softmax(logits / temperature, -1)
+
+
+def _search(reference: Callable[[RowDivergence, float], Tensor], seen: Tensor, hard: Tensor | None) -> Match | None:
+    """Try the plain divergences first, then parameters, then temperatures, then both; the first that fits is taken."""
+    if not bool(seen.isfinite().all()) or float(seen.norm()) == 0:
+        return None
+
+    def fit(name: str, value: float | None, temperature: float) -> Match:
+        entry = DIVERGENCES[name]
+        key = next(iter(entry.parameters), None)
+        parameters = {} if key is None or value is None else {key: value}
+        divergence = divergence_named(name, **parameters)
+        return _projected(divergence, temperature, reference(divergence, temperature), seen, hard)
+
+    plain = [name for name, entry in DIVERGENCES.items() if not entry.parameters]
+    turned = {name: next(iter(entry.parameters)) for name, entry in DIVERGENCES.items() if entry.parameters}
+    for name in plain:
+        if (match := fit(name, None, 1.0)).left < TOLERANCE:
+            return match
+    tiers: list[list[Callable[[], Match | None]]] = [
+        [partial(_refined, lambda x, n=n: fit(n, x, 1.0), *_RANGES[key], count=21) for n, key in turned.items()],
+        [partial(_refined, lambda t, n=n: fit(n, None, t), 0.1, 50.0, True, count=31) for n in plain],
+        [partial(_both, lambda x, t, n=n: fit(n, x, t), *_RANGES[key]) for n, key in turned.items()],
+    ]
+    for tier in tiers:
+        best: Match | None = None
+        for attempt in tier:
+            match = attempt()
+            if match is not None and (best is None or match.left < best.left):
+                best = match
+            if best is not None and best.left < TOLERANCE / 1000:  # others of the tier come near, and no nearer than 1e-5
+                return best
+        if best is not None:
+            return best
+    return None
+
+
+def _projected(divergence: RowDivergence, temperature: float, column: Tensor, seen: Tensor, hard: Tensor | None) -> Match:
+    """Least squares of what was seen on a reference, and on the labels' cross-entropy where there are labels."""
+    size = float(seen.norm())
+    if not bool(column.isfinite().all()):
+        return Match(divergence, temperature, 0.0, 0.0, 1.0)
+    if hard is not None:
+        both = torch.stack([column, hard], -1)
+        factor, beside = (float(one) for one in torch.linalg.lstsq(both, seen[:, None]).solution[:, 0])
+        if abs(beside) * float(hard.norm()) >= TOLERANCE * size:
+            left = float((seen - factor * column - beside * hard).norm())
+            return Match(divergence, temperature, factor, beside, left / size)
+    factor = float(column @ seen) / max(float(column @ column), 1e-300)
+    return Match(divergence, temperature, factor, 0.0, float((seen - factor * column).norm()) / size)
+
+
+def _refined(fit: Callable[[float], Match], low: float, high: float, log: bool, count: int) -> Match | None:
+    """The best of a grid, refined by one-dimensional search in the two cells beside it."""
+    points = grid(low, high, count, log)
+    tried = [fit(x) for x in points]
+    best = min(range(count), key=lambda i: tried[i].left)
+    if tried[best].left < TOLERANCE / 10:
+        return tried[best]
+    if tried[best].left > 0.5:
+        return None
+    ends = (points[max(best - 1, 0)], points[min(best + 1, count - 1)])
+    to, back = (math.log, math.exp) if log else (float, float)
+    found = minimize_scalar(
+        lambda u: fit(back(u)).left, bounds=(to(ends[0]), to(ends[1])), method="bounded", options={"xatol": 1e-9}
+    )
+    match = min(fit(back(float(found.x))), tried[best], key=lambda one: one.left)
+    return match if match.left < TOLERANCE else None
+
+
+def _both(fit: Callable[[float, float], Match], low: float, high: float, log: bool) -> Match | None:
+    """The best of a grid of parameter and temperature, refined by Nelder & Mead's search."""
+    points = [(x, t) for x in grid(low, high, 9, log) for t in grid(0.25, 16.0, 10, True)]
+    x, t = min(points, key=lambda point: fit(*point).left)
+    if fit(x, t).left > 0.5:
+        return None
+    to, back = (math.log, math.exp) if log else (float, float)
+
+    def left(u: Any) -> float:
+        return fit(min(max(back(float(u[0])), low), high), math.exp(float(u[1]))).left
+
+    cell = ((to(high) - to(low)) / 9, math.log(1.6))
+    inward = -1 if to(x) + cell[0] > to(high) else 1
+    start = [(to(x), math.log(t)), (to(x) + inward * cell[0], math.log(t)), (to(x), math.log(t) + cell[1])]
+    options = {"initial_simplex": start, "xatol": 1e-7, "fatol": 1e-8, "maxfev": 250}
+    found = minimize(left, start[0], method="Nelder-Mead", options=options)
+    match = fit(min(max(back(float(found.x[0])), low), high), math.exp(float(found.x[1])))
+    return match if match.left < TOLERANCE else None

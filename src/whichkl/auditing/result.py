@@ -1,0 +1,91 @@
+"""Audit: what was found about a loss, a check a line, printed as a table."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from whichkl.auditing.matching import Identified
+
+_WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of an audit.
+
+    Attributes:
+        name: what was looked at.
+        outcome: "pass", "fail" or "not applicable".
+        seen: what the loss did.
+        change: what to change where it failed.
+        finding: a short name of the failure, for programs.
+        decides: whether a failure here is one of the number itself, so that the audit isn't passed; others are limits of
+            dtype, infinities and padding that many losses have.
+    """
+
+    name: str
+    outcome: str
+    seen: str
+    change: str = ""
+    finding: str = ""
+    decides: bool = True
+
+    def __str__(self) -> str:
+        mark = {"pass": "pass", "fail": "FAIL" if self.decides else "fail", "not applicable": "n/a "}[self.outcome]
+        text = self.seen + (f" → {self.change}" if self.change else "")
+        lines = textwrap.wrap(text, _WIDTH - 30)
+        return "\n".join(f"{mark if not i else '':<6}{self.name if not i else '':<24}{line}" for i, line in enumerate(lines))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found: `identified` says what the loss is, `checks` what was looked at.
+
+    `passed` is False where the number itself is wrong: a cross-entropy that passes for a KL, a sign, a mask that is ignored, a
+    mean over the vocabulary, a renormalised top-k, a gradient of something else. `findings` names every failure, of edges too.
+    """
+
+    subject: str
+    adapter: str
+    identified: Identified
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed that decides."""
+        return not any(check.outcome == "fail" and check.decides for check in self.checks)
+
+    @property
+    def findings(self) -> frozenset[str]:
+        """The names of all failures."""
+        return frozenset(check.finding for check in self.checks if check.outcome == "fail")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        return {
+            "subject": self.subject,
+            "adapter": self.adapter,
+            "passed": self.passed,
+            "identified": self.identified.to_dict(),
+            "findings": sorted(self.findings),
+            "checks": [
+                {
+                    "name": check.name,
+                    "outcome": check.outcome,
+                    "seen": check.seen,
+                    "change": check.change,
+                    "finding": check.finding,
+                    "decides": check.decides,
+                }
+                for check in self.checks
+            ],
+        }
+
+    def __str__(self) -> str:
+        count = sum(check.outcome == "fail" for check in self.checks)
+        verdict = "passed" if self.passed else "not passed"
+        found = f"{verdict}; {count or 'no'} finding{'s' if count > 1 else ''}"
+        head = f"Audit of {self.subject}, called as `{self.adapter}`: {found}\nIt is {self.identified}."
+        return "\n".join([head, "", *(str(check) for check in self.checks)])
