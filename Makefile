@@ -12,7 +12,7 @@ demo: .venv/.app
 	$(BIN)/whichkl demo --out out
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -q -m slow
