@@ -143,7 +143,7 @@ def test_more_can_be_better_and_the_needs_are_the_users():
         rows_of({"a": [0.9 + s / 1000 for s in range(8)], "b": [0.5 - s / 1000 for s in range(8)]}, column="coverage"), need
     )
     assert verdict.winners == ("gaussian · a",)
-    assert verdict.comparisons[0].difference < 0
+    assert verdict.comparisons[0].difference == pytest.approx(0.4 + 2 * 3.5 / 1000)
     assert verdict.comparisons[0].low <= verdict.comparisons[0].difference <= verdict.comparisons[0].high
 
 

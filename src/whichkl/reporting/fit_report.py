@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, cannot, plain
+from whichkl._checks import plain
 from whichkl.diagnostics import next_richer, shown_khat
 from whichkl.families import simpler
 from whichkl.fitting import Fit
@@ -32,20 +31,13 @@ _CROSS_ENTROPY = (
 )
 
 
-def report(result: Any, path: str | os.PathLike[str]) -> Path:
+def report_fit(result: Fit, path: str | os.PathLike[str]) -> Path:
     """Write the report of a fit as one HTML file.
 
-    Args:
-        result: what `fit` returned.
-        path: where to.
-
     Raises:
-        InputError: the result isn't a fit, or the `app` extra isn't installed.
+        InputError: the `app` extra isn't installed.
         ResourceError: the file can't be written.
     """
-    if not isinstance(result, Fit):
-        because = f"it is a `{type(result).__name__}`"
-        raise InputError(cannot("report on this", because, "Pass what whichkl.fit returned"))
     title = f"{result.objective.title} over {result.family.label}"
     rows = rows_section(result)
     sections = [_verdict(result), *([] if rows is None else [rows]), _evidence(result), _choice(result), _configuration(result)]

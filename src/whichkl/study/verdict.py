@@ -29,7 +29,7 @@ class Comparison:
     """The leading one."""
     other: str
     difference: float
-    """Mean of the other's value less the leader's; above 0 the leader is better where less is, below 0 where more is."""
+    """How much worse the other is, on average over the seeds, in the column's unit; above 0 the leader is better."""
     low: float
     """Ends of the interval of this comparison alone, by Student's t."""
     high: float
@@ -57,7 +57,6 @@ class Choice:
     leader: str
     best: tuple[str, ...]
     """The leader, and every arm that isn't detectably worse; a single one wins."""
-    less_is_better: bool
 
     @property
     def winner(self) -> str | None:
@@ -179,13 +178,13 @@ class _Tests:
         others = [b for b in range(len(names)) if known[lead, b]]
         found = [self._comparison(k, lead, b) for b in others]
         best = [names[lead], *(one.other for one in found if one.kind != "better")]
-        return Choice(need.name, column, need.wish, names[lead], tuple(best), need.less_is_better), found
+        return Choice(need.name, column, need.wish, names[lead], tuple(best)), found
 
     def _comparison(self, k: int, a: int, b: int) -> Comparison:
         scores, (need, column) = self.scores, self.scores.needs[k]
         first, second = sorted((a, b))
         at = first * len(scores.arms) - first * (first + 1) // 2 + second - first - 1  # its place among all pairs
-        one, sign = self.found[k], 1.0 if need.less_is_better else -1.0
+        one = self.found[k]
         gain, pairs = float(self.gain[k][a, b]), int(one.pairs[at])
         reach = half_width(float(one.stderr[at]), pairs, self.level)
         threshold = self.threshold(k, a)
@@ -194,13 +193,12 @@ class _Tests:
         is_better = adjusted <= self.level and flip <= self.level and gain >= threshold
         is_equal = math.isfinite(gain) and abs(gain) + reach <= threshold
         low, high = (gain - reach, gain + reach) if math.isfinite(gain) else (-math.inf, math.inf)
-        low, high = sorted((sign * low, sign * high))
         return Comparison(
             need.name,
             column,
             scores.arms[a].name,
             scores.arms[b].name,
-            sign * gain,
+            gain,
             low,
             high,
             pairs,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _MOST = 4
 """Arms that a sentence names one by one."""
+_TINY = 5e-5
+"""Smaller numbers are shown as 0."""
 _WORDS = {"forward_kl": "forward KL", "reverse_kl": "reverse KL", "jeffreys": "Jeffreys", "interval_gap": "interval gap"}
 
 
@@ -59,7 +61,7 @@ def number(value: float, column: str) -> str:
     elif UNITS.get(column) == "as a share":
         return f"{100 * value + 0.0:.1f} %".replace("-", "−")
     else:
-        text = f"{value + 0.0:,.0f}" if abs(value) >= 10_000 else f"{value + 0.0:.3g}"
+        text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}" if abs(value) >= _TINY else "0"
     unit = UNITS.get(column, "")
     return f"{text} {unit}".strip().replace("-", "−")
 
@@ -99,11 +101,11 @@ def _winner(name: str, choices: Sequence[Choice], comparisons: Sequence[Comparis
 def _nearest(choice: Choice, comparisons: Sequence[Comparison]) -> str:
     """By how much a winner leads the nearest of the others."""
     mine = [one for one in comparisons if one.need == choice.need]
-    near = min(mine, key=lambda one: abs(one.difference))
-    ends = sorted((abs(near.low), abs(near.high))) if near.low * near.high > 0 else [near.low, near.high]
-    interval = f", interval {ends[0]:.3g} to {ends[1]:.3g}" if math.isfinite(near.low) and ends[0] != ends[1] else ""
+    near = min(mine, key=lambda one: one.difference)
+    ends = [number(one, choice.column) for one in (near.low, near.high)]
+    interval = f", interval {ends[0]} to {ends[1]}" if math.isfinite(near.low) and ends[0] != ends[1] else ""
     to_next = " to the next" if len(mine) > 1 else ""
-    return f"{column_words(choice.column)}: {number(abs(near.difference), choice.column)}{to_next}{interval}"
+    return f"{column_words(choice.column)} better by {number(near.difference, choice.column)}{to_next}{interval}"
 
 
 def _depends(choices: Sequence[Choice], arms: dict[str, Arm]) -> str:

@@ -1,0 +1,175 @@
+"""Arms: the figures of a study: what each arm trades for what, how sure the differences are, and every seed."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from whichkl._checks import require
+from whichkl.plots.style import COLORS, SOFT, short, small, style
+from whichkl.study.arms import arm_of
+from whichkl.study.needs import UNITS
+from whichkl.study.verdict import Verdict
+from whichkl.study.wording import column_words
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+MOST = 12
+"""Arms that a figure tells apart by name."""
+_POINTS = 2_000
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
+_WIDE = 30
+
+
+def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
+    """Draw the mean of one column over that of another, a point for each arm: filled on the Pareto front, hollow behind it.
+
+    None where fewer than two arms have both.
+    """
+    go = require("plotly.graph_objects", "app")
+    found = {arm: (_mean(mine, x), _mean(mine, y)) for arm, mine in _by_arm(rows).items()}
+    points = {arm: (a, b) for arm, (a, b) in found.items() if a is not None and b is not None}
+    if len(points) < 2:
+        return None
+    families = list(dict.fromkeys(arm.split(" · ")[0] for arm in points))
+    figure, is_few = go.Figure(), len(points) <= MOST
+    for arm, ((a, da), (b, db)) in points.items():
+        color, is_front = color_of(arm), arm in verdict.front
+        symbol = _SYMBOLS[families.index(arm.split(" · ")[0]) % len(_SYMBOLS)] if is_few else "circle"
+        figure.add_scatter(
+            x=short([a]),
+            y=short([b]),
+            error_x={"array": short([da]), "color": color, "thickness": 1.5, "width": 0},
+            error_y={"array": short([db]), "color": color, "thickness": 1.5, "width": 0},
+            mode="markers",
+            name=html.escape(_cut(arm)),
+            hovertext=html.escape(arm),
+            marker={
+                "symbol": symbol if is_front else f"{symbol}-open",
+                "color": color,
+                "size": 12 if is_few else 7,
+                "line": {"width": 2, "color": color},
+            },
+            showlegend=is_few,
+        )
+    style(figure, _title(x), _title(y), 440)
+    for axis, column, k in ((figure.update_xaxes, x, 0), (figure.update_yaxes, y, 1)):
+        axis(**_scale([pair[k][0] for pair in points.values()], column))
+    return figure
+
+
+def differences(verdict: Verdict, most: int = MOST) -> list[Figure]:
+    """Draw, for each need, how much worse the other arms are than the leading one, with their intervals.
+
+    The band is where a difference doesn't matter in practice. The nearest of many arms are shown.
+    """
+    go, figures = require("plotly.graph_objects", "app"), []
+    for choice in verdict.choices:
+        mine = [one for one in verdict.comparisons if one.need == choice.need and math.isfinite(one.difference)]
+        mine = sorted(mine, key=lambda one: abs(one.difference))[:most][::-1]
+        if not mine:
+            continue
+        figure, names = go.Figure(), [html.escape(_cut(one.other)) for one in mine]
+        band = max(one.threshold for one in mine)
+        figure.add_vrect(x0=-band, x1=band, fillcolor=SOFT["target"], line_width=0, layer="below")
+        for kinds, color, name in (
+            (("better",), "reverse_kl", "worse"),
+            (("equal", "unclear"), "target", "not detectably worse"),
+        ):
+            some = [(one, label) for one, label in zip(mine, names, strict=True) if one.kind in kinds]
+            error = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 0}
+            error["array"] = short([one.high - one.difference for one, _ in some])
+            error["arrayminus"] = short([one.difference - one.low for one, _ in some])
+            figure.add_scatter(
+                x=short([one.difference for one, _ in some]),
+                y=[label for _, label in some],
+                error_x=error,
+                mode="markers",
+                marker={"color": COLORS[color], "size": 9},
+                name=name,
+            )
+        unit = UNITS.get(choice.column, "")
+        small(figure, f"{choice.need}: beside {_cut(choice.leader)}", f"{column_words(choice.column)}, {unit}".strip(", "))
+        figure.update_layout(height=110 + 26 * len(mine))
+        figure.update_yaxes(categoryorder="array", categoryarray=names)
+        figures.append(figure)
+    return figures
+
+
+def seeds(rows: Rows, columns: Sequence[str], most: int = MOST) -> list[Figure]:
+    """Draw every cell's value of each column, a line of points for each of the first arms."""
+    go, figures = require("plotly.graph_objects", "app"), []
+    arms = dict(list(_by_arm(rows).items())[:most])
+    for column in columns:
+        figure = go.Figure()
+        known = {arm: [row for row in mine if _number(row, column) is not None] for arm, mine in arms.items()}
+        each = max(1, _POINTS // max(1, len(arms)))
+        for arm, mine in list(known.items())[::-1]:
+            some = mine[:each]
+            figure.add_scatter(
+                x=short([float(row[column]) for row in some]),
+                y=[html.escape(_cut(arm))] * len(some),
+                mode="markers",
+                hovertext=[f"seed {row['seed']}" for row in some],
+                marker={"color": color_of(arm), "size": 8, "opacity": 0.55},
+            )
+        values = [float(row[column]) for mine in known.values() for row in mine[:each]]
+        if values:
+            small(figure, column_words(column), UNITS.get(column, ""), "", 110 + 24 * len(arms))
+            figure.update_xaxes(**{**_scale(values, column), "title": {"text": UNITS.get(column, "")}})
+            figures.append(figure)
+    return figures
+
+
+def color_of(arm: str) -> str:
+    """Return the colour of an arm, which is that of its objective."""
+    return COLORS.get(arm.rsplit(" · ", 1)[-1].split(":")[0], COLORS["other"])
+
+
+def _by_arm(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["status"] != "failed":
+            arms.setdefault(arm_of(row), []).append(row)
+    return arms
+
+
+def _mean(rows: Rows, column: str) -> tuple[float, float] | None:
+    """Mean and its standard error; None where a value is infinite or there is none."""
+    values = [_number(row, column) for row in rows if row.get(column) is not None]
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return fmean(known), stdev(known) / math.sqrt(len(known)) if len(known) > 1 else 0.0
+
+
+def _number(row: Mapping[str, Any], column: str) -> float | None:
+    value = row.get(column)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _scale(values: Sequence[float], column: str) -> dict[str, Any]:
+    """A logarithmic axis where values span much, and some room for the points."""
+    low, high = min(values), max(values)
+    if low > 0 and high > 30 * low:
+        room = 0.08 * math.log10(high / low)
+        ends = [math.log10(low) - room, math.log10(high) + room]
+        return {"type": "log", "range": short(ends), "title": {"text": f"{_title(column)} (log scale)"}, "dtick": 1}
+    room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    return {"range": short([low - room, high + room]), "nticks": 6}
+
+
+def _title(column: str) -> str:
+    unit = UNITS.get(column, "")
+    words = {"forward_kl": "forward KL: what q misses of p", "reverse_kl": "reverse KL: where q goes and p doesn't"}
+    word = words.get(column, column_words(column))
+    return html.escape(f"{word}, {unit}" if unit and unit != word else word)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDE else text[: _WIDE - 1] + "…"
