@@ -18,28 +18,22 @@ import whichkl as wk
 from whichkl.distillation import DistillationTarget
 from whichkl.study import DISTILLATION_NEEDS, decide
 
-SIZES = {"tiny": (2, 4, 8), "small": (4, 8, 16), "medium": (8, 16, 32)}
-TEACHER = (32, 64, 64)
+SIZES = {"tiny": 1, "small": 3, "medium": 12}  # channels
 
 
-def network(first, second, hidden):
-    return nn.Sequential(
-        nn.Conv2d(1, first, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(first, second, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(4 * second, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, 10),
-    )
+def large():
+    layers = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def small(channels):
+    layers = [nn.Conv2d(1, channels, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * channels, 10))
 
 
 def taught(x, y, epochs=20):
     torch.manual_seed(0)
-    teacher = network(*TEACHER)
+    teacher = large()
     optimizer = torch.optim.Adam(teacher.parameters(), lr=3e-3)
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(64):
@@ -69,7 +63,7 @@ def summary(rows, columns=("accuracy", "agreement", "nll", "ece", "forward_kl", 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=1.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -77,9 +71,9 @@ def main():
     x, y = digits()
     seen = 2 * len(x) // 3
     teacher = taught(x[:seen], y[:seen])
-    settings = {"held_out": (x[seen:], y[seen:]), "epochs": options.epochs, "batch": 128, "learning_rate": 0.01, "patience": 10}
+    settings = {"held_out": (x[seen:], y[seen:]), "epochs": options.epochs, "batch": 128, "learning_rate": 0.02, "patience": 10}
     target = DistillationTarget(teacher, (x[:seen], y[:seen]), {**settings, "temperature": options.temperature})
-    students = {name: (lambda size=size: network(*size)) for name, size in SIZES.items()}
+    students = {name: (lambda channels=channels: small(channels)) for name, channels in SIZES.items()}
     objectives = list(wk.losses.DIVERGENCES)
     study = wk.compare(
         target,
