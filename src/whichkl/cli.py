@@ -334,6 +334,84 @@ def compare(
         raise TargetError(cannot("compare anything", because, "Look at `cell.json` of a cell, and correct the target"))
 
 
+@app.command()
+def distill(
+    job: Annotated[Path | None, typer.Argument(metavar="JOB.yaml", help="The arguments in a file; options come on top.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher", metavar="FILE.py:NAME", help="A torch module, or a function that makes one. Your own code: it is run."
+        ),
+    ] = None,
+    student: Annotated[str | None, typer.Option("--student", metavar="FILE.py:NAME", help="The same.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="FILE.py:FUNCTION", help="A function that returns (x, labels), x, a Dataset or a DataLoader."
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            "--held-out", metavar="FILE.py:FUNCTION", help="The same, of what is scored; a fifth of the data unless said."
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option("--objective", help="forward_kl unless said, reverse_kl, jeffreys:0.3, jensen_shannon, total_variation, …"),
+    ] = None,
+    hard_label_weight: Annotated[
+        float | None, typer.Option("--hard-label-weight", help="Share of the labels' cross-entropy.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Divides both logits.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the examples, 40 unless said.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html and the student's weights.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Fixes every random choice.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a student classifier on its teacher, and report on unseen examples. Killed, the same command with --out goes on."""
+    if out is not None:
+        check_writable(out)
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
+        bar = progress.add_task("loading torch", total=None)
+
+        def tell(step: str, done: float) -> None:
+            total = None if done != done else 1.0
+            progress.update(bar, description=step, total=total, completed=0.0 if total is None else min(done, 1.0))
+
+        from whichkl.distillation.classifier import distill as run_distill
+        from whichkl.distillation.job import job as job_of
+        from whichkl.distillation.job import read_job
+
+        said: dict[str, Any] = {
+            "teacher": teacher,
+            "student": student,
+            "data": data,
+            "held_out": held_out,
+            "objective": objective,
+            "seed": seed,
+        }
+        said |= {"hard_label_weight": hard_label_weight, "temperature": temperature, "epochs": epochs}
+        given = {name: value for name, value in said.items() if value is not None}
+        arguments = job_of(given) if job is None else read_job(job, given)
+        result = run_distill(**arguments, journal=None if out is None else out / ".journal", tell=tell)
+        if out is not None:
+            from whichkl.reporting import report
+
+            tell("writing the report", math.nan)
+            result.save(out / "student")
+            report(result, out / "report.html")
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        _out.print(f"Report: {out / 'report.html'}", markup=False)
+
+
 def _fields(one: Any) -> dict[str, Any]:
     """An estimate as JSON holds it, with its interval and its sentence."""
     return {**one.to_dict(), "interval": list(one.interval), "sentence": one.sentence}
