@@ -1,6 +1,7 @@
 """Distillation of classifiers: what is trained, what is measured, and that neither network of the user's is touched."""
 
 import copy
+import json
 import math
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import whichkl as wk
-from whichkl.distillation import Distillation, reliability, scored
+from whichkl.distillation import Distillation, DistillationTarget, reliability, scored
+from whichkl.distillation.job import read_job
 from whichkl.distillation.objective import Loss, row_divergence_of, spec_of
 
 
@@ -435,3 +437,89 @@ def test_an_infinite_objective_is_refused_and_bounded_ones_are_not():
         wk.distill(teacher=Sure(), student=nn.Linear(6, 4), data=rows(), objective="reverse_kl")
     result = wk.distill(teacher=Sure(), student=nn.Linear(6, 4), data=rows(), objective="jensen_shannon", epochs=5)
     assert result.scores.reverse_kl.value == math.inf and math.isfinite(result.scores.forward_kl.value)
+
+
+def test_a_distillation_is_a_target_of_compare(tmp_path):
+    x, y = labelled(mlp(), 200)
+    target = DistillationTarget(mlp(), (x, y), {"epochs": 2, "learning_rate": 0.03})
+    students = {"wide": lambda: mlp(hidden=8), "broken": lambda: mlp(classes=3)}
+    study = wk.compare(target, students, ["forward_kl", "jeffreys:0.3"], seeds=6, out=tmp_path / "study")
+    assert len(study.cells) == 24 and len(study.failed) == 12
+    assert "the teacher" in study.failed[0].row["error"]
+    alone = target.distill(students["wide"], "jeffreys:0.3", seed=4)
+    row = next(r for r in study.rows if (r["family"], r["objective"], r["seed"]) == ("wide", "jeffreys:0.3", 4))
+    assert row["forward_kl"] == alone.scores.forward_kl.value
+    assert row["accuracy"] == alone.scores.accuracy.student.value
+    assert row["evaluations"] == alone.examples == 2 * 140
+    back = Distillation.load(study.cells[0].folder / "fit", student=mlp(hidden=8))
+    assert back.to_dict() == json.loads((study.cells[0].folder / "cell.json").read_text())["details"]
+
+    seen = []
+    again = wk.compare(target, students, ["forward_kl", "jeffreys:0.3"], seeds=6, out=tmp_path / "study", tell=seen.append)
+    assert seen[0].skipped == 24 and again.rows == study.rows
+    assert {one.column for one in study.verdict.choices} >= {"accuracy", "nll", "ece", "forward_kl", "reverse_kl"}
+    assert "wide · forward_kl" in str(study)
+    for change, match in (
+        ({"families": {"a": 3}}, "Cannot compare these students"),
+        ({"objectives": ["renyi", "renyi:0.5"]}, "stands twice"),
+        ({"budget": 100}, "Cannot set `budget=`"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            wk.compare(target, **{"families": students, "seeds": 2, **change})
+    with pytest.raises(ValueError, match="`compare` sets seed itself"):
+        DistillationTarget(mlp(), x, {"seed": 3})
+
+
+def test_the_report_is_one_page(tmp_path):
+    x, y = labelled(mlp())
+    result = wk.distill(teacher=mlp(), student=mlp(hidden=4), data=(x, y), epochs=3)
+    page = wk.report(result, tmp_path / "page.html").read_text()
+    for said in ("Student against teacher", result.scores.accuracy.student.number, "KL(teacher‖student)", "ECE"):
+        assert said in page
+    assert 'src="http' not in page
+    unlabelled = wk.distill(teacher=mlp(), student=mlp(hidden=4), data=x, epochs=3)
+    assert "There were no labels" in wk.report(unlabelled, tmp_path / "other.html").read_text()
+
+
+_CODE = """
+import torch
+from torch import nn
+teacher = nn.Linear(6, 4)
+class Student(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 4)
+def data():
+    x = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
+    return x, x[:, :4].argmax(-1)
+"""
+
+
+def test_a_job_is_a_file_or_options_on_top(tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(_CODE)
+    lines = ["teacher: nets.py:teacher", "student: nets.py:Student", "data: nets.py:data", "epochs: 5", "patience: null"]
+    (tmp_path / "job.yaml").write_text("\n".join(lines))
+    read = read_job(tmp_path / "job.yaml", {"epochs": 2})
+    assert read["epochs"] == 2 and read["patience"] is None and len(read["data"]) == 2
+    assert wk.distill(**read).epochs == 2
+    monkeypatch.chdir(tmp_path)
+    from typer.testing import CliRunner
+
+    from whichkl.cli import app
+
+    said = CliRunner().invoke(app, ["distill", "job.yaml", "--objective", "reverse_kl", "--out", "out", "--json"])
+    assert said.exit_code == 0, said.output
+    told = json.loads(said.stdout)
+    assert told["settings"]["objective"] == "reverse_kl" and told["settings"]["epochs"] == 5
+    assert (tmp_path / "out" / "report.html").exists()
+    assert Distillation.load(tmp_path / "out" / "student", student=nn.Linear(6, 4)).to_dict()["scores"] == told["scores"]
+    for line, match in (
+        ("epoch: 3", "takes no such argument"),
+        ("epochs: many", "has no meaning"),
+        ("objective: 3", "no meaning"),
+    ):
+        (tmp_path / "bad.yaml").write_text("\n".join([*lines, line]))
+        with pytest.raises(ValueError, match=match):
+            read_job(tmp_path / "bad.yaml")
+    (tmp_path / "few.yaml").write_text(lines[0])
+    with pytest.raises(ValueError, match="`student` is missing"):
+        read_job(tmp_path / "few.yaml")
