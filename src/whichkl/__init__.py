@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from whichkl.access import Access
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
+    from whichkl.auditing import audit
     from whichkl.distillation import distill
     from whichkl.divergences import Estimate
     from whichkl.divergences.dispatch import estimate
@@ -33,6 +34,7 @@ _HOMES = {
     "ReverseKL": "objectives",
     "Target": "targets",
     "advise": "advice",
+    "audit": "auditing",
     "compare": "study",
     "distill": "distillation",
     "estimate": "divergences.dispatch",
@@ -54,6 +56,7 @@ __all__ = [
     "ReverseKL",
     "Target",
     "advise",
+    "audit",
     "compare",
     "distill",
     "estimate",

@@ -31,7 +31,7 @@ class Reduction:
 
     def weight(self, factor: float, b: int, t: int, v: int) -> float:
         """What multiplies the divergence, from the factor of the sum in a call of these sizes."""
-        return factor * b ** (1 - self.b) * t ** (1 - self.t) * v ** (-self.v)
+        return float(factor * float(b) ** (1 - self.b) * float(t) ** (1 - self.t) * float(v) ** (-self.v))
 
 
 def shifted(subject: Subject, seed: int, expected: int | None) -> Check:
@@ -64,15 +64,17 @@ def reduction(subject: Subject, seed: int) -> tuple[Check, Reduction | None]:
     generator = torch.Generator().manual_seed(seed)
     teacher, student = one_row(generator, 4, 8)
     s = subject.shift
-    values = [subject(teacher[:b, :t], student[:b, :t]) for b, t in ((2, 4), (4, 4), (2, 8))]
+    same = torch.zeros(4, 8, dtype=torch.long)  # labels, so that a part of the loss that reads them stays the same, too
+    sizes = ((2, 4), (4, 4), (2, 8))
+    values = [subject(teacher[:b, :t], student[:b, :t], labels=same[:b, :t]) for b, t in sizes]
     wide = [torch.cat([x[:2, :4], torch.full((2, 4, VOCABULARY), _PADDING, dtype=x.dtype)], -1) for x in (teacher, student)]
     base, by_b, by_t = (one.value for one in values)
-    by_v = subject(*wide).value
+    by_v = subject(wide[0], wide[1], labels=same[:2, :4]).value
     if not 0 < abs(base) < float("inf"):
         return Check("reduction", "not applicable", "its value is 0 or infinite"), None
     b, t = _power(by_b / base, 2), _power(by_t / base, (8 - s) / (4 - s))
     v = _power(by_v / base, 2)
-    names = {
+    names: dict[tuple[float, float], str] = {
         (0, 0): "mean over tokens",
         (1, 1): "sum",
         (1, 0): "sum of means of sequences",
@@ -102,8 +104,8 @@ def masked(subject: Subject, seed: int, how: Reduction | None) -> list[Check]:
         counts[:, -1] = False
     clean = subject(teacher, student, mask)
     full = subject(teacher, student)
-    garbage = [torch.where(counts[..., None], x, x.flip(-1) * 5 + 1) for x in (teacher, student)]
-    answer = subject(*garbage, mask)
+    other = [torch.where(counts[..., None], x, x.flip(-1) * 5 + 1) for x in (teacher, student)]
+    answer = subject(other[0], other[1], mask)
     checks = []
     if _same(answer.value, clean.value) and not answer.gradient[~counts].any():
         checks.append(Check("mask", "pass", "other logits at masked tokens change nothing, and get no gradient"))
@@ -127,8 +129,9 @@ def _count(subject: Subject, seed: int, how: Reduction | None) -> Check:
     teacher, student = one_row(torch.Generator().manual_seed(seed), 2, 8)
     mask = torch.ones(2, 8, dtype=torch.bool)
     mask[:, 4:] = False
+    same = torch.zeros(2, 8, dtype=torch.long)
     share = (4 - subject.shift) / (8 - subject.shift)
-    ratio = subject(teacher, student, mask).value / subject(teacher, student).value
+    ratio = subject(teacher, student, mask, labels=same).value / subject(teacher, student, labels=same).value
     if abs(ratio - (1 if how.t == 0 else share)) < 1e-4:
         return Check(name, "pass", "a mean over tokens that count" if how.t == 0 else "a sum over tokens that count")
     if how.t == 0 and abs(ratio - share) < 1e-4:
@@ -141,7 +144,8 @@ def _nan(subject: Subject, teacher: Tensor, student: Tensor, mask: Tensor, count
     name, clean, broken = "NaN in padding", subject(teacher, student, mask), []
     for what, bad in (("NaN", float("nan")), ("inf", float("inf")), ("−inf", -float("inf"))):
         try:
-            answer = subject(*(torch.where(counts[..., None], x, bad) for x in (teacher, student)), mask)
+            one, other = (torch.where(counts[..., None], x, bad) for x in (teacher, student))
+            answer = subject(one, other, mask)
         except InputError:
             broken.append(f"{what} raises")
             continue
@@ -215,7 +219,7 @@ def chunked(subject: Subject, seed: int, nature: Nature, how: Reduction | None, 
     knob = next((one for one in (*given, *CHUNKS) if one in CHUNKS and subject.knob_there(one)), None)
     if knob is not None and knob not in subject.fixed and subject.adapter.name != "chunks":
         teacher, student = pair(generator, 2, 7)
-        answers = {size: subject(teacher, student, **{knob: size}) for size in (1, 2, 3, 5, 7, 64)}
+        answers = {size: subject(teacher, student, knobs={knob: size}) for size in (1, 2, 3, 5, 7, 64)}
         for size, one in answers.items():
             off = float((one.gradient - answers[64].gradient).norm()) / max(float(answers[64].gradient.norm()), 1e-300)
             off = max(off, abs(one.value - answers[64].value) / max(abs(answers[64].value), 1e-300))
@@ -230,10 +234,10 @@ def chunked(subject: Subject, seed: int, nature: Nature, how: Reduction | None, 
             n = t - subject.shift
             said *= nature.identified.weight / how.weight(1.0, 2, n, VOCABULARY)
             try:
-                seen = subject(teacher, student).value
+                found = subject(teacher, student).value
             except InputError as error:
                 return Check(name, "fail", f"{t} positions: {error}", "cut logits, labels and masks at the same places", "chunks")
-            off = abs(seen - said) / abs(said)
+            off = abs(found - said) / abs(said)
             worst, where = (off, f"{t} positions") if not off <= worst else (worst, where)
     elif knob is None:
         return Check(name, "not applicable", "it has no chunks, and its divergence isn't known")

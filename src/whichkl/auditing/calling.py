@@ -78,7 +78,7 @@ class Subject:
         *,
         labels: Labels | None = None,
         seed: int = 0,
-        **knobs: Any,
+        knobs: Mapping[str, Any] | None = None,
     ) -> Answer:
         """Call the loss; logits in bfloat16 stay so, others take the dtype that it accepts.
 
@@ -93,7 +93,7 @@ class Subject:
         ):
             warnings.simplefilter("ignore")
             torch.manual_seed(self.seed + seed)
-            loss = self._value(teacher, student, mask, labels, knobs)
+            loss = self._value(teacher, student, mask, labels, knobs or {})
             graph = loss.requires_grad
             if graph:
                 try:
@@ -109,7 +109,9 @@ class Subject:
         value = float(loss.detach().double().sum())
         return Answer(value, gradient.detach().double().cpu(), loss.dim() > 0 and loss.numel() > 1, graph)
 
-    def _value(self, teacher: Logits, student: Logits, mask: Mask | None, labels: Labels | None, knobs: dict[str, Any]) -> Tensor:
+    def _value(
+        self, teacher: Logits, student: Logits, mask: Mask | None, labels: Labels | None, knobs: Mapping[str, Any]
+    ) -> Tensor:
         if labels is None:
             labels = some_labels(student.shape)
         labels = labels if mask is None else labels.masked_fill(~mask, IGNORED)

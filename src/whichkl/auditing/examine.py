@@ -105,7 +105,7 @@ def _examined(
         edges.top_k(subject, seed),
         edges.bfloat16(subject, seed),
     ]
-    checks += [knob(subject, name, *ends, seed) for name, ends in knobs.items() if name not in batching.CHUNKS]
+    checks += [knob(subject, name, low, high, seed) for name, (low, high) in knobs.items() if name not in batching.CHUNKS]
     return checks, found
 
 

@@ -30,7 +30,7 @@ def knob(subject: Subject, name: str, low: float, high: float, seed: int) -> Che
     said, jumps = [], False
     for u, near in ((0.0, _NEAR), (1.0, 1 - _NEAR)):
         at, beside = ends[u], inside[near]
-        what = tries(subject, seed, **{name: low + u * span}) if at is not None else None
+        what = tries(subject, seed, {name: low + u * span}) if at is not None else None
         text = f"{name}={low + u * span:g}: "
         text += "refused" if at is None else f"{at:.4g}" + (f", {what.identified.name}" if what is not None else "")
         if beside is not None:
@@ -40,7 +40,7 @@ def knob(subject: Subject, name: str, low: float, high: float, seed: int) -> Che
             text += f"; it jumps to {beside:.2g} just inside" if far else ""
             text += ", where it vanishes" if gone and far else f"; it vanishes towards this end ({beside:.2g})" if gone else ""
         said.append(text)
-    middle = tries(subject, seed, **{name: low + span / 2})
+    middle = tries(subject, seed, {name: low + span / 2})
     if middle is not None:
         found = middle.identified
         said.insert(1, f"halfway {found.name}" + (f" {found.parameters}" if found.parameters else ""))
@@ -52,6 +52,6 @@ def knob(subject: Subject, name: str, low: float, high: float, seed: int) -> Che
 
 def _value(subject: Subject, teacher: torch.Tensor, student: torch.Tensor, name: str, value: float) -> float | None:
     try:
-        return subject(teacher, student, **{name: value}).value
+        return subject(teacher, student, knobs={name: value}).value
     except InputError:
         return None

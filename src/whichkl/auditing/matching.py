@@ -175,16 +175,16 @@ def _search(reference: Callable[[RowDivergence, float], Tensor], seen: Tensor, h
         if (match := fit(name, None, 1.0)).left < TOLERANCE:
             return match
     tiers: list[list[Callable[[], Match | None]]] = [
-        [partial(_refined, lambda x, n=n: fit(n, x, 1.0), *_RANGES[key], count=21) for n, key in turned.items()],
-        [partial(_refined, lambda t, n=n: fit(n, None, t), 0.1, 50.0, True, count=31) for n in plain],
-        [partial(_both, lambda x, t, n=n: fit(n, x, t), *_RANGES[key]) for n, key in turned.items()],
+        [partial(_refined, partial(fit, n, temperature=1.0), *_RANGES[key], count=21) for n, key in turned.items()],
+        [partial(_refined, partial(fit, n, None), 0.1, 50.0, True, count=31) for n in plain],
+        [partial(_both, partial(fit, n), *_RANGES[key]) for n, key in turned.items()],
     ]
     for tier in tiers:
         best: Match | None = None
         for attempt in tier:
-            match = attempt()
-            if match is not None and (best is None or match.left < best.left):
-                best = match
+            found = attempt()
+            if found is not None and (best is None or found.left < best.left):
+                best = found
             if best is not None and best.left < TOLERANCE / 1000:  # others of the tier come near, and no nearer than 1e-5
                 return best
         if best is not None:
