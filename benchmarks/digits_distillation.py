@@ -7,6 +7,7 @@ starting weights and the order of the images, so that objectives are compared in
 
 import argparse
 import json
+import sys
 import time
 
 import numpy as np
@@ -60,47 +61,50 @@ def summary(rows, columns=("accuracy", "agreement", "nll", "ece", "forward_kl", 
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    begin = time.perf_counter()
+def compared(seeds, epochs, temperature, out=None):
+    """Run the study."""
     x, y = digits()
     seen = 2 * len(x) // 3
     teacher = taught(x[:seen], y[:seen])
-    settings = {"held_out": (x[seen:], y[seen:]), "epochs": options.epochs, "batch": 128, "learning_rate": 0.02, "patience": 10}
-    target = DistillationTarget(teacher, (x[:seen], y[:seen]), {**settings, "temperature": options.temperature})
+    settings = {
+        "held_out": (x[seen:], y[seen:]),
+        "epochs": epochs,
+        "batch": 128,
+        "learning_rate": 0.02,
+        "temperature": temperature,
+    }
+    target = DistillationTarget(teacher, (x[:seen], y[:seen]), settings)
     students = {name: (lambda channels=channels: small(channels)) for name, channels in SIZES.items()}
-    objectives = list(wk.losses.DIVERGENCES)
-    study = wk.compare(
-        target,
-        students,
-        objectives,
-        seeds=options.seeds,
-        tell=lambda p: None if p.done % 10 else print(p.done, "of", p.of, flush=True),
-    )
 
-    scores = study.cells[0].details["scores"]
+    def tell(progress):
+        if progress.done % 30 == 0:
+            print(progress.done, "of", progress.of, file=sys.stderr, flush=True)
+
+    return wk.compare(target, students, list(wk.losses.DIVERGENCES), seeds=seeds, out=out, tell=tell)
+
+
+def weights(module):
+    return sum(one.numel() for one in module.parameters())
+
+
+def told(rows, scores):
+    """Print a table and the verdicts of each size; return them as JSON holds them."""
     accuracy, ece, nll = (scores[name]["teacher"]["value"] for name in ("accuracy", "ece", "nll"))
-    size = sum(one.numel() for one in teacher.parameters())
-    print(f"teacher: {size:,} weights, accuracy {accuracy:.4f}, ECE {ece:.4f}, NLL {nll:.4f} on {scores['rows']} unseen images")
-    line = {"benchmark": "digits_distillation", "seeds": options.seeds, "epochs": options.epochs}
-    line |= {"temperature": options.temperature, "failed": len(study.failed), "students": {}}
-    line["teacher"] = {"weights": size, "accuracy": round(accuracy, 4), "ece": round(ece, 4), "nll": round(nll, 4)}
-    for name in SIZES:
-        rows = [row for row in study.rows if row["family"] == name and row["status"] != "failed"]
-        weights = sum(one.numel() for one in students[name]().parameters())
-        print(f"\n{name}: {weights:,} weights; means of the seeds ± standard errors")
+    print(
+        f"teacher: {weights(large()):,} weights, accuracy {accuracy:.4f}, ECE {ece:.4f}, NLL {nll:.4f} on {scores['rows']} images"
+    )
+    teacher = {"weights": weights(large()), "accuracy": round(accuracy, 4), "ece": round(ece, 4), "nll": round(nll, 4)}
+    line = {"teacher": teacher, "failed": sum(row["status"] == "failed" for row in rows), "students": {}}
+    for name, channels in SIZES.items():
+        mine = [row for row in rows if row["family"] == name and row["status"] != "failed"]
+        print(f"\n{name}: {weights(small(channels)):,} weights; means of the seeds ± standard errors")
         print(f"{'':19}{'accuracy':>16}{'agreement':>16}{'NLL':>16}{'ECE':>16}{'forward KL':>16}{'reverse KL':>16}")
         table = {}
-        for objective in dict.fromkeys(row["objective"] for row in rows):
-            table[objective] = summary([row for row in rows if row["objective"] == objective])
+        for objective in dict.fromkeys(row["objective"] for row in mine):
+            table[objective] = summary([row for row in mine if row["objective"] == objective])
             print(f"{objective:19}" + "".join(f"{f'{mean:.4f} ± {error:.4f}':>16}" for mean, error in table[objective].values()))
-        every = decide(rows, DISTILLATION_NEEDS)
-        two = decide([row for row in rows if row["objective"] in ("forward_kl", "reverse_kl")], DISTILLATION_NEEDS)
+        every = decide(mine, DISTILLATION_NEEDS)
+        two = decide([row for row in mine if row["objective"] in ("forward_kl", "reverse_kl")], DISTILLATION_NEEDS)
         winners = {}
         for label, verdict in (("all objectives", every), ("forward or reverse KL", two)):
             print(f"{label}: {verdict.sentence}")
@@ -109,10 +113,25 @@ def main():
                 best = [one.split(" · ")[1] for one in choice.best]
                 winners[label][choice.column] = best
                 print(f"  by {choice.column}: " + (f"{best[0]} won" if len(best) == 1 else f"none won: {', '.join(best)} alike"))
-        line["students"][name] = {"weights": weights, "objectives": table, "best": winners}
-    line["seconds"] = round(time.perf_counter() - begin, 1)
+        line["students"][name] = {"weights": weights(small(channels)), "objectives": table, "best": winners}
     print()
-    print(json.dumps(line))
+    return line
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--out", help="folder where cells are kept, so that the same command goes on")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    study = compared(options.seeds, options.epochs, options.temperature, options.out)
+    line = told(study.rows, study.cells[0].details["scores"])
+    settings = {"seeds": options.seeds, "epochs": options.epochs, "temperature": options.temperature}
+    seconds = round(time.perf_counter() - begin, 1)
+    print(json.dumps({"benchmark": "digits_distillation", **settings, **line, "seconds": seconds}))
 
 
 if __name__ == "__main__":

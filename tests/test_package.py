@@ -71,6 +71,7 @@ def test_the_examples_cover_the_four_cells():
         "both",
         "classifier",
         "compare",
+        "distill",
         "estimate",
         "flow",
         "flow_reverse",
