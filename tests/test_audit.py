@@ -190,7 +190,7 @@ def test_what_mutants_are_is_said():
     mixed = audit(hard_labels_too, adapter="labels").identified
     assert mixed.name == "jensen_shannon" and mixed.temperature == pytest.approx(0.9, abs=1e-3)
     assert (mixed.weight, mixed.hard_labels) == (pytest.approx(0.5, abs=1e-3), pytest.approx(0.5, abs=1e-3))
-    assert "top 64" in str(audit(renormalised_top_k))
+    assert "top 64" in " ".join(str(audit(renormalised_top_k)).split())
     assert "top 1000" in " ".join(str(audit(partial(renormalised_top_k, k=1000), seed=1)).split())
 
 
@@ -238,12 +238,8 @@ def test_torchs_own_loss_used_rightly_passes():
     result = audit(used_rightly, adapter="student_teacher", claims="forward_kl")
     assert result.passed and result.identified.reduction == "mean over tokens"
     assert result.findings == {"impossible_tokens", "infinity_hidden"}, str(result)  # (−inf) · 0 is NaN there, and it is said
-    batchmean = audit(partial(F.kl_div, log_target=True, reduction="batchmean"), adapter="log_probs")
-    assert (
-        batchmean.passed
-        and batchmean.identified.reduction == "sum of means of sequences"
-        or batchmean.identified.name == "forward_kl"
-    )
+    found = audit(partial(F.kl_div, log_target=True, reduction="batchmean"), adapter="log_probs")
+    assert found.passed and found.identified.reduction == "sum over positions, mean over sequences"
 
 
 def test_the_published_case_of_another_library_is_a_cross_entropy():

@@ -412,6 +412,50 @@ def distill(
         _out.print(f"Report: {out / 'report.html'}", markup=False)
 
 
+@app.command()
+def audit(
+    loss: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py:LOSS",
+            help="A distillation loss, loss(*, teacher, student, mask=None) of logits unless --adapter says another. It is run.",
+        ),
+    ],
+    adapter: Annotated[
+        str,
+        typer.Option(
+            "--adapter",
+            help="How it's called: keywords, student_teacher, labels, named_labels, log_probs, heads, …; a wrong one lists all.",
+        ),
+    ] = "keywords",
+    knob: Annotated[
+        list[str] | None,
+        typer.Option("--knob", metavar="NAME=LOW:HIGH", help="An argument to sweep between its ends; repeatable."),
+    ] = None,
+    claims: Annotated[str | None, typer.Option("--claims", help="What it's said to be: forward_kl, reverse_kl, …")] = None,
+    shift: Annotated[
+        int | None, typer.Option("--shift", min=0, max=1, help="How far before its label a token's logits should lie.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Examine a distillation loss by calling it: which divergence, with which faults. Exit code 1: not passed."""
+    with _err.status("auditing", spinner="dots"):
+        from whichkl.auditing import audit as run_audit
+        from whichkl.auditing.adapters import as_knobs
+        from whichkl.user_code import load_function
+
+        knobs = {name: ends for text in knob or () for name, ends in as_knobs(text).items()}
+        function = load_function(loss, loss)
+        result = run_audit(function, adapter=adapter, knobs=knobs, claims=claims, shift=shift, seed=seed)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
 def _fields(one: Any) -> dict[str, Any]:
     """An estimate as JSON holds it, with its interval and its sentence."""
     return {**one.to_dict(), "interval": list(one.interval), "sentence": one.sentence}

@@ -78,7 +78,7 @@ def reduction(subject: Subject, seed: int) -> tuple[Check, Reduction | None]:
         (0, 0): "mean over tokens",
         (1, 1): "sum",
         (1, 0): "sum of means of sequences",
-        (0, 1): "sum over positions, mean over b",
+        (0, 1): "sum over positions, mean over sequences",
     }
     name = "a number for each token" if values[0].rows else names.get((b, t), "")
     if v == -1:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.auditing.adapters import IGNORED, Adapter
+from whichkl.auditing.probes import VOCABULARY, WIDE
 
 Logits = Float[Tensor, "b t v"]
 Mask = Bool[Tensor, "b t"]
@@ -54,9 +55,14 @@ class Subject:
     shift: int = 0
 
     @property
+    def wide(self) -> int:
+        """So many tokens are a large vocabulary; less where the heads are square matrices."""
+        return WIDE if self.adapter.infinite else 4 * VOCABULARY
+
+    @property
     def name(self) -> str:
         """What the loss is called."""
-        return str(getattr(self.loss, "__name__", type(self.loss).__name__))
+        return str(getattr(getattr(self.loss, "func", self.loss), "__name__", type(self.loss).__name__))
 
     def settle(self, teacher: Logits, student: Logits) -> Answer:
         """Make the first call, in float64 or else in float32.

@@ -11,7 +11,7 @@ from whichkl._checks import InputError
 from whichkl.auditing.calling import Answer, Subject
 from whichkl.auditing.identify import Nature
 from whichkl.auditing.matching import total
-from whichkl.auditing.probes import VOCABULARY, WIDE, leaked, pair
+from whichkl.auditing.probes import VOCABULARY, leaked, pair
 from whichkl.auditing.result import Check
 
 _BLIND = 1e-7
@@ -70,7 +70,7 @@ def infinite(subject: Subject, seed: int, nature: Nature) -> Check:
 def top_k(subject: Subject, seed: int) -> Check:
     """Mass that the student puts on tokens which the teacher hardly uses is seen, however few are looked at."""
     name = "mass outside a top-k"
-    for v in (WIDE, VOCABULARY):
+    for v in (subject.wide, VOCABULARY):
         teacher, student = pair(torch.Generator().manual_seed(seed), 1, 2, v, 1.0)
         try:
             kept = _blind_at(subject, teacher, abs(subject(teacher, student).value) / _forward_kl(teacher, student))

@@ -7,7 +7,7 @@ import torch
 from whichkl._checks import InputError
 from whichkl.auditing.calling import Subject
 from whichkl.auditing.identify import Nature, label
-from whichkl.auditing.probes import WIDE, leaked, pair
+from whichkl.auditing.probes import VOCABULARY, leaked, pair
 from whichkl.auditing.result import Check
 
 
@@ -31,7 +31,7 @@ def zero(subject: Subject, scale: float, seed: int, nature: Nature) -> Check:
 def least(subject: Subject, scale: float, seed: int) -> Check:
     """Never below 0, on students that sharpen, flatten, leak, and err at random."""
     values = []
-    for v in (128, WIDE):
+    for v in (VOCABULARY, subject.wide):
         teacher, student = pair(torch.Generator().manual_seed(seed), 1, 2, v)
         for other in (student, 3 * teacher, teacher / 3, leaked(teacher, v // 8), teacher + 0.1 * (student - teacher)):
             try:
