@@ -1,4 +1,4 @@
-"""Regret: what `advise` says for each of four needs, against the direction that an experiment finds best, on 58 problems.
+"""Regret: what `advise` says for each of four needs, against the direction that an experiment finds best, on 59 problems.
 
 Every problem has both accesses, and is fitted by forward and by reverse KL from six seeds. A need is judged by a measure that
 neither direction minimises, save the last: coverage by the share of p's draws that q's come near to, precision by the share of

@@ -23,7 +23,9 @@ MOST = 12
 """Arms that a figure tells apart by name."""
 _POINTS = 2_000
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
-_WIDE = 30
+_WIDE, _SHORT = 30, 18
+_LEAST, _SPAN = 1e-4, 30
+"""On logarithmic axes smaller values stand at 0.0001, which no reader tells from 0."""
 
 
 def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
@@ -38,12 +40,13 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
         return None
     families = list(dict.fromkeys(arm.split(" · ")[0] for arm in points))
     figure, is_few = go.Figure(), len(points) <= MOST
+    (x_log, x_axis), (y_log, y_axis) = (_scale([pair[k][0] for pair in points.values()]) for k in (0, 1))
     for arm, ((a, da), (b, db)) in points.items():
         color, is_front = color_of(arm), arm in verdict.front
         symbol = _SYMBOLS[families.index(arm.split(" · ")[0]) % len(_SYMBOLS)] if is_few else "circle"
         figure.add_scatter(
-            x=short([a]),
-            y=short([b]),
+            x=short([max(a, _LEAST) if x_log else a]),
+            y=short([max(b, _LEAST) if y_log else b]),
             error_x={"array": short([da]), "color": color, "thickness": 1.5, "width": 0},
             error_y={"array": short([db]), "color": color, "thickness": 1.5, "width": 0},
             mode="markers",
@@ -58,8 +61,8 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
             showlegend=is_few,
         )
     style(figure, _title(x), _title(y), 440)
-    for axis, column, k in ((figure.update_xaxes, x, 0), (figure.update_yaxes, y, 1)):
-        axis(**_scale([pair[k][0] for pair in points.values()], column))
+    figure.update_xaxes(**x_axis)
+    figure.update_yaxes(**y_axis)
     return figure
 
 
@@ -74,7 +77,7 @@ def differences(verdict: Verdict, most: int = MOST) -> list[Figure]:
         mine = sorted(mine, key=lambda one: abs(one.difference))[:most][::-1]
         if not mine:
             continue
-        figure, names = go.Figure(), [html.escape(_cut(one.other)) for one in mine]
+        figure, names = go.Figure(), [_in_two(one.other) for one in mine]
         band = max(one.threshold for one in mine)
         figure.add_vrect(x0=-band, x1=band, fillcolor=SOFT["target"], line_width=0, layer="below")
         for kinds, color, name in (
@@ -94,8 +97,7 @@ def differences(verdict: Verdict, most: int = MOST) -> list[Figure]:
                 name=name,
             )
         unit = UNITS.get(choice.column, "")
-        small(figure, f"{choice.need}: beside {_cut(choice.leader)}", f"{column_words(choice.column)}, {unit}".strip(", "))
-        figure.update_layout(height=110 + 26 * len(mine))
+        small(figure, choice.need, html.escape(f"{column_words(choice.column)}, {unit}".strip(", ")), height=110 + 34 * len(mine))
         figure.update_yaxes(categoryorder="array", categoryarray=names)
         figures.append(figure)
     return figures
@@ -105,24 +107,24 @@ def seeds(rows: Rows, columns: Sequence[str], most: int = MOST) -> list[Figure]:
     """Draw every cell's value of each column, a line of points for each of the first arms."""
     go, figures = require("plotly.graph_objects", "app"), []
     arms = dict(list(_by_arm(rows).items())[:most])
+    each = max(1, _POINTS // max(1, len(arms)))
     for column in columns:
-        figure = go.Figure()
-        known = {arm: [row for row in mine if _number(row, column) is not None] for arm, mine in arms.items()}
-        each = max(1, _POINTS // max(1, len(arms)))
+        known = {arm: [row for row in mine if _number(row, column) is not None][:each] for arm, mine in arms.items()}
+        values = [float(row[column]) for mine in known.values() for row in mine]
+        if not values:
+            continue
+        figure, (log, axis) = go.Figure(), _scale(values)
         for arm, mine in list(known.items())[::-1]:
-            some = mine[:each]
             figure.add_scatter(
-                x=short([float(row[column]) for row in some]),
-                y=[html.escape(_cut(arm))] * len(some),
+                x=short([max(float(row[column]), _LEAST) if log else float(row[column]) for row in mine]),
+                y=[_in_two(arm)] * len(mine),
                 mode="markers",
-                hovertext=[f"seed {row['seed']}" for row in some],
+                hovertext=[f"seed {row['seed']}" for row in mine],
                 marker={"color": color_of(arm), "size": 8, "opacity": 0.55},
             )
-        values = [float(row[column]) for mine in known.values() for row in mine[:each]]
-        if values:
-            small(figure, column_words(column), UNITS.get(column, ""), "", 110 + 24 * len(arms))
-            figure.update_xaxes(**{**_scale(values, column), "title": {"text": UNITS.get(column, "")}})
-            figures.append(figure)
+        small(figure, column_words(column), UNITS.get(column, ""), height=110 + 34 * len(arms))
+        figure.update_xaxes(**axis)
+        figures.append(figure)
     return figures
 
 
@@ -153,15 +155,17 @@ def _number(row: Mapping[str, Any], column: str) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _scale(values: Sequence[float], column: str) -> dict[str, Any]:
-    """A logarithmic axis where values span much, and some room for the points."""
+def _scale(values: Sequence[float]) -> tuple[bool, dict[str, Any]]:
+    """Whether an axis is logarithmic, as it is where values that can be seen span much, and the axis, with room for points."""
+    seen = [value for value in values if value >= _LEAST]
+    if min(values) >= 0 and seen and max(seen) > _SPAN * min(seen):
+        low, high = (math.log10(max(_LEAST, one)) for one in (min(values), max(values)))
+        room = 0.08 * (high - low)
+        ticks = {"dtick": 1, "exponentformat": "power"} if high > 4 else {"dtick": 1}
+        return True, {"type": "log", "range": short([low - room, high + room]), **ticks}
     low, high = min(values), max(values)
-    if low > 0 and high > 30 * low:
-        room = 0.08 * math.log10(high / low)
-        ends = [math.log10(low) - room, math.log10(high) + room]
-        return {"type": "log", "range": short(ends), "title": {"text": f"{_title(column)} (log scale)"}, "dtick": 1}
     room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    return {"range": short([low - room, high + room]), "nticks": 6}
+    return False, {"range": short([low - room, high + room]), "nticks": 6}
 
 
 def _title(column: str) -> str:
@@ -169,6 +173,11 @@ def _title(column: str) -> str:
     words = {"forward_kl": "forward KL: what q misses of p", "reverse_kl": "reverse KL: where q goes and p doesn't"}
     word = words.get(column, column_words(column))
     return html.escape(f"{word}, {unit}" if unit and unit != word else word)
+
+
+def _in_two(arm: str) -> str:
+    """An arm on two lines, so that a narrow figure keeps its width."""
+    return "<br>".join(html.escape(part if len(part) <= _SHORT else part[: _SHORT - 1] + "…") for part in arm.split(" · ", 1))
 
 
 def _cut(text: str) -> str:

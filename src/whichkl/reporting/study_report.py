@@ -93,7 +93,7 @@ def _verdict(study: Study, verdict: Verdict) -> Section:
         blocks.append(Block.warning(text, "Failed cells"))
     rows = need_rows(verdict)
     if rows:
-        columns = ("you need", "that is", "take", "by", "measured by")
+        columns = ("you need", "that is", "take", "by")
         blocks.append(Block.table(columns, rows, "Where several arms are named, the study can't tell them apart."))
     blocks += _tradeoffs(study, verdict)
     blocks += [Block.paragraph(note) for note in verdict.notes if " failed in " not in note]
@@ -143,11 +143,13 @@ def _certainty(study: Study, verdict: Verdict) -> Section | None:
         "The arm that leads for each need is at 0; the others are as much worse as their points say. Grey band: too small to "
         "matter. Orange: detectably worse. Grey points: not told apart from the leader."
     )
-    columns = ("leader beside", "need", "worse by", "interval", "pairs", "p (t)", "p (Holm)", "p (signs)", "says")
-    rows, left = comparison_rows(verdict)
-    note = f"The {len(rows)} nearest; {left:,} more are in the verdict's comparisons." if left else ""
     how = _HOW.format(fewest=FEWEST, level=verdict.level, share=1 - verdict.level)
-    blocks = [Block.paragraph(how), Block.charts(differences(verdict), caption), Block.table(columns, rows, note)]
+    blocks = [Block.paragraph(how), Block.charts(differences(verdict), caption)]
+    for choice in verdict.choices:
+        rows, left = comparison_rows(verdict, choice.need)
+        note = f" The {len(rows)} nearest; {left:,} more are in study.verdict.comparisons." if left else ""
+        columns = (choice.need, "worse by", "interval", "pairs", "p (Holm)", "p (signs)", "says")
+        blocks.append(Block.table(columns, rows, f"Beside {choice.leader}, which leads for {choice.need}.{note}"))
     return Section("How sure that is", "Each difference, over the seeds that both arms finished.", tuple(blocks))
 
 

@@ -15,7 +15,8 @@ from whichkl.study.wording import column_words, listed, number
 
 MOST_ARMS, MOST_ROWS = 40, 60
 _NEEDED = ("jeffreys", "forward_kl", "reverse_kl", "interval_gap")
-_MORE = ("coverage", "density", "missed_mass", "ess_q", "ess_p", "khat", "c2st", "mmd", "interval_50", "interval_90")
+_REACH = ("coverage", "density", "missed_mass", "c2st", "mmd")
+_WEIGHTS = ("ess_q", "ess_p", "khat", "interval_50", "interval_90")
 _HEADS = {
     "jeffreys": "Jeffreys",
     "forward_kl": "forward KL",
@@ -30,7 +31,7 @@ _HEADS = {
     "interval_50": "50 % interval",
     "interval_90": "90 % interval",
 }
-_SAYS = {"better": "worse", "equal": "equal in practice", "unclear": "not told apart"}
+_SAYS = {"better": "worse", "equal": "equal", "unclear": "not told apart"}
 _UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z"}
 
 
@@ -48,7 +49,7 @@ def need_rows(verdict: Verdict) -> list[tuple[str, ...]]:
         near = min(mine, key=lambda one: one.difference)
         lead = f"{number(near.difference, choice.column)}" if choice.winner else "no detectable lead"
         take = choice.winner or listed(choice.best)
-        rows.append((choice.need, choice.wish, take, lead, column_words(choice.column)))
+        rows.append((choice.need, f"{choice.wish} ({column_words(choice.column)})", take, lead))
     return rows
 
 
@@ -61,7 +62,7 @@ def scorecard_rows(study: Study, shown: Sequence[str]) -> list[tuple[tuple[str, 
     known, some = set(FIELDS), [row for rows in arms.values() for row in rows]
     own = [name for name in dict.fromkeys(name for row in some for name in row) if name not in known]
     tables = []
-    for group in (_NEEDED, _MORE, own):
+    for group in (_NEEDED, _REACH, _WEIGHTS, own):
         columns = [name for name in group if any(row.get(name) is not None for row in some)]
         if columns:
             heads = tuple(_head(name, some) for name in columns)
@@ -81,11 +82,10 @@ def cost_rows(verdict: Verdict, shown: Sequence[str]) -> list[tuple[str, ...]]:
     return rows
 
 
-def comparison_rows(verdict: Verdict) -> tuple[list[tuple[str, ...]], int]:
-    """The comparisons that are nearest to undecided, and how many are left out."""
-    order = sorted(verdict.comparisons, key=lambda one: (one.kind == "better", -one.p_t))[:MOST_ROWS]
-    kept = [one for one in verdict.comparisons if one in order] if len(verdict.comparisons) > MOST_ROWS else verdict.comparisons
-    return [_compared(one) for one in kept], len(verdict.comparisons) - len(kept)
+def comparison_rows(verdict: Verdict, need: str) -> tuple[list[tuple[str, ...]], int]:
+    """A need's comparisons, the nearest first, and how many are left out."""
+    mine = sorted((one for one in verdict.comparisons if one.need == need), key=lambda one: one.difference)
+    return [_compared(one) for one in mine[:MOST_ARMS]], max(0, len(mine) - MOST_ARMS)
 
 
 def failure_rows(study: Study) -> tuple[list[tuple[str, ...]], int]:
@@ -100,17 +100,10 @@ def failure_rows(study: Study) -> tuple[list[tuple[str, ...]], int]:
 
 
 def _compared(one: Comparison) -> tuple[str, ...]:
-    ends = f"{number(one.low, one.column)} to {number(one.high, one.column)}" if math.isfinite(one.low) else "–"
-    p = (_p(one.p_t), _p(one.p_adjusted), _p(one.p_flip))
-    return (
-        f"{one.arm} beside {one.other}",
-        one.need,
-        number(one.difference, one.column),
-        ends,
-        str(one.pairs),
-        *p,
-        _SAYS[one.kind],
-    )
+    ends = [number(value, one.column).removesuffix(" nats") for value in (one.low, one.high)]
+    interval = f"{ends[0]} to {ends[1]}" if math.isfinite(one.low) else "–"
+    p = (_p(one.p_adjusted), _p(one.p_flip))
+    return (one.other, number(one.difference, one.column), interval, str(one.pairs), *p, _SAYS[one.kind])
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> str:

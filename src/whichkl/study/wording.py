@@ -17,7 +17,13 @@ _MOST = 4
 """Arms that a sentence names one by one."""
 _TINY = 5e-5
 """Smaller numbers are shown as 0."""
-_WORDS = {"forward_kl": "forward KL", "reverse_kl": "reverse KL", "jeffreys": "Jeffreys", "interval_gap": "interval gap"}
+_WORDS = {
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+    "jeffreys": "Jeffreys",
+    "interval_gap": "interval gap",
+    "ess_q": "ESS of q",
+}
 
 
 def sentence_of(
