@@ -194,6 +194,10 @@ def test_the_teacher_sees_each_fixed_example_once():
     wk.distill(teacher=Counting(), student=mlp(), data=DataLoader(TensorDataset(rows()), batch_size=32, shuffle=True), epochs=5)
     assert 600 <= sum(Counting.calls) <= 600 + 30  # single rows that tell the size
     Counting.calls.clear()
+    target = DistillationTarget(Counting(), rows(), {"epochs": 2})
+    wk.compare(target, {"student": mlp}, "forward_kl", seeds=3)
+    assert 600 <= sum(Counting.calls) <= 600 + 30
+    Counting.calls.clear()
     wk.distill(teacher=Counting(), student=mlp(), data=Noisy(), epochs=5)
     assert sum(Counting.calls) >= 5 * 0.7 * 200
 

@@ -65,21 +65,23 @@ class InMemory(Examples):
         """Go through the rows; without a seed in their order."""
         n = len(self.x)
         order = torch.arange(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        kept = self._kept(teacher)
+        kept = self.seen_by(teacher)
         for rows in order.tensor_split(self.count):
             x = self.x[rows]
             yield Batch(x, None if self.labels is None else self.labels[rows], teacher(x) if kept is None else kept[rows])
 
     def take(self, rows: Tensor) -> InMemory:
         """Return some of the rows."""
-        return InMemory(self.x[rows], None if self.labels is None else self.labels[rows], self.batch)
+        kept = None if self.kept is None else self.kept[rows]
+        return InMemory(self.x[rows], None if self.labels is None else self.labels[rows], self.batch, kept)
 
     @property
     def identity(self) -> str:
         """A hash of the content."""
         return digest({"x": self.x} | ({} if self.labels is None else {"labels": self.labels}))
 
-    def _kept(self, teacher: Teacher) -> Tensor | None:
+    def seen_by(self, teacher: Teacher) -> Tensor | None:
+        """Return the teacher's logits, computed at the first call; None where they would take more than a gigabyte."""
         if self.kept is None:
             first = teacher(self.x[:1])
             if first.numel() * first.element_size() * len(self.x) > _CACHED:
@@ -133,6 +135,8 @@ def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
     Raises:
         InputError: it's none of these, it's empty, or labels aren't whole numbers, one a row.
     """
+    if isinstance(data, Examples):
+        return data
     if isinstance(data, torch.utils.data.Dataset):
         data = DataLoader(data, batch_size=batch or 64)
     if isinstance(data, DataLoader):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.classifier import distill
-from whichkl.distillation.examples import examples_of
+from whichkl.distillation.examples import InMemory, examples_of
 from whichkl.distillation.networks import Teacher, copied, digest, state_of
 from whichkl.distillation.objective import row_divergence_of, spec_of
 from whichkl.distillation.result import Distillation
@@ -49,9 +50,19 @@ class DistillationTarget:
 
     def distill(self, student: Student, objective: str | RowDivergence, seed: int) -> Distillation:
         """Train one student."""
-        return distill(
-            teacher=self.teacher, student=student, data=self.data, objective=objective, seed=seed, **dict(self.settings)
-        )
+        return distill(teacher=self.teacher, student=student, objective=objective, seed=seed, **self._seen)
+
+    @cached_property
+    def _seen(self) -> dict[str, Any]:
+        """The arguments of `distill`, the teacher's logits of fixed examples in them, so that no cell computes them anew."""
+        found: dict[str, Any] = {**self.settings, "data": self.data}
+        teacher, batch = Teacher(self.teacher), self.settings.get("batch")
+        for name, value in found.items():
+            if not _is_plain(value):
+                found[name] = examples = examples_of(value, batch, name)
+                if isinstance(examples, InMemory):
+                    examples.seen_by(teacher)
+        return found
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -60,8 +71,7 @@ class DistillationTarget:
         fields: dict[str, Any] = {"teacher": repr(teacher), "weights": digest(state_of(teacher))[:16]}
         fields["data"] = examples_of(self.data, None).identity
         for name, value in self.settings.items():
-            is_plain = value is None or isinstance(value, (bool, int, float, str))
-            fields[name] = value if is_plain else examples_of(value, None, name).identity
+            fields[name] = value if _is_plain(value) else examples_of(value, None, name).identity
         return fields
 
 
@@ -74,3 +84,7 @@ def student_identity(name: str, student: Student) -> dict[str, Any]:
 def objective_spec(objective: Any) -> str:
     """Return a row divergence as text."""
     return spec_of(row_divergence_of(objective))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
