@@ -194,8 +194,9 @@ def split(subject: Subject, seed: int) -> Check:
     if subject.adapter.masks:
         mask[0, 3:], mask[1, 4:], mask[3, 2:] = False, False, False
     use = (lambda rows: mask[rows]) if subject.adapter.masks else (lambda rows: None)
-    whole = subject(teacher, student, use(slice(0, 4)))
-    parts = [subject(teacher[i:j], student[i:j], use(slice(i, j))) for i, j in ((0, 1), (1, 4))]
+    labels = some_labels(student.shape)
+    whole = subject(teacher, student, use(slice(0, 4)), labels=labels)
+    parts = [subject(teacher[i:j], student[i:j], use(slice(i, j)), labels=labels[i:j]) for i, j in ((0, 1), (1, 4))]
     tokens = [float(mask[i:j, subject.shift :].sum()) for i, j in ((0, 1), (1, 4))]
     weights = {
         "by sums: parts add up": (1.0, 1.0),

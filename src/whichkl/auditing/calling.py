@@ -126,7 +126,8 @@ class Subject:
         try:
             value = self.adapter.call(loss, teacher=teacher, student=student, knobs=arguments, **where)
         except Exception as error:
-            because = f"called as {self.adapter.shape} it raised {type(error).__name__}: {_short(error)}"
+            shape = tuple(student.shape)
+            because = f"called as {self.adapter.shape}, logits {shape}, it raised {type(error).__name__}: {_short(error)}"
             hint = "Pass adapter=, the name of another way to call it or a function `f(loss, *, teacher, student, mask)`"
             raise InputError(cannot("audit this loss", because, hint)) from error
         if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -23,10 +23,10 @@ def impossible(subject: Subject, seed: int) -> Check:
     if not subject.adapter.infinite:
         return Check(name, "not applicable", "logits come about by a product with a head")
     teacher, student = pair(torch.Generator().manual_seed(seed), 2, 3)
-    cut = VOCABULARY // 2
-    bare = subject(teacher[..., :cut], student[..., :cut])
+    bare = subject(teacher, student)
+    none = torch.full((2, 3, VOCABULARY // 2), -math.inf, dtype=teacher.dtype)
     try:
-        answer = subject(*(torch.cat([x[..., :cut], torch.full_like(x[..., cut:], -math.inf)], -1) for x in (teacher, student)))
+        answer = subject(torch.cat([teacher, none], -1), torch.cat([student, none], -1))
     except InputError as error:
         return Check(name, "not applicable", f"it refuses them: {error}")
     if answer.finite and abs(answer.value - bare.value) <= 1e-4 * abs(bare.value):
@@ -90,20 +90,21 @@ def _blind_at(subject: Subject, teacher: Tensor, usual: float) -> int | None:
     """The fewest tokens on which agreement is enough, or None; `usual` is the loss of an ordinary student for each nat."""
     v = teacher.shape[-1]
 
-    def blind(kept: int) -> bool:
+    def share(kept: int) -> float:
         student = leaked(teacher, kept)
         truth = _forward_kl(teacher, student)
-        return truth > _BLIND and abs(subject(teacher, student).value) < 1e-3 * usual * truth
+        return abs(subject(teacher, student).value) / (usual * truth) if truth > _BLIND else math.inf
 
     levels = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if k < v]
-    seen = [blind(k) for k in levels]
-    if not any(seen):
+    shares = [share(k) for k in levels]
+    if min(shares) > 1e-3:
         return None
-    first = seen.index(True)
+    noise = max(1e-9, 100 * min(shares))
+    first = next(i for i, one in enumerate(shares) if one <= noise)
     low, high = (levels[first - 1] if first else 0), levels[first]
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if blind(middle) else (middle, high)
+        low, high = (low, middle) if share(middle) <= noise else (middle, high)
     return high
 
 
