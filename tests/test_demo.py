@@ -116,3 +116,20 @@ def test_neither_is_refused_with_a_way_on(numbers):
     assert numbers[0]["neither"]["best"] is None
     assert len(numbers[0]["neither"]["conversions"]) >= 5
     assert "Cheapest access to acquire" in numbers[1]
+
+
+def test_the_fourth_section_is_decided_by_a_study(demo, numbers):
+    verdict = demo.study.verdict
+    assert verdict.outcome == "depends"
+    assert {one.need: one.winner for one in verdict.choices} == {
+        "overall": "gaussian · forward_kl",
+        "coverage": "gaussian · forward_kl",
+        "precision": "gaussian · reverse_kl",
+        "calibration": "gaussian · forward_kl",
+    }
+    by = {(one.need, one.other): one.difference for one in verdict.comparisons}
+    # exact: 7.86 − 0.462 and 0.938 − 0.689 nats
+    assert by["coverage", "gaussian · reverse_kl"] == pytest.approx(7.398, abs=0.5)
+    assert by["precision", "gaussian · forward_kl"] == pytest.approx(0.249, abs=0.1)
+    assert verdict.sentence in numbers[1]
+    assert numbers[0]["study"]["verdict"]["outcome"] == "depends"

@@ -25,7 +25,8 @@ _VERDICTS = {
     "both": (
         "Either direction is possible, so let an experiment on your task decide. Start with forward KL, because it drops "
         "no mode; if you need every draw of the model to be plausible (precision) more than every draw of the target to "
-        "be covered, fit reverse KL too and compare both divergences on draws that neither fit has seen."
+        "be covered, fit reverse KL too and compare both divergences on draws that neither fit has seen. Compare also where the "
+        "target has heavy tails and central intervals must hold what they say: they make a forward fit too wide."
     ),
     "neither": "Neither direction is possible yet: both KLs are expectations of log p or under p.",
 }

@@ -18,6 +18,7 @@ from whichkl.divergences import Estimate, monte_carlo
 from whichkl.families import Gaussian, Mixture
 from whichkl.fitting import Fit, fit
 from whichkl.problems import bimodal, eight_schools, petals
+from whichkl.study import Study, compare
 from whichkl.targets import Target
 
 STEPS = (
@@ -30,6 +31,8 @@ STEPS = (
     "neither: what could be converted",
 )
 _UNSEEN = 20_000
+_SEEDS = 6
+"""The fewest that a verdict takes."""
 _SHIFT = 7.0
 
 
@@ -90,6 +93,8 @@ class Demo:
     petals: Petals
     schools: Schools
     both: list[Direction]
+    study: Study
+    """The same choice by `compare`: both directions from several seeds, in pairs."""
     neither: Advice
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,6 +138,7 @@ class Demo:
                 }
                 for one in self.both
             ],
+            "study": {"seeds": _SEEDS, "verdict": self.study.verdict.to_dict()},
             "neither": self.neither.to_dict(),
         }
 
@@ -157,9 +163,9 @@ def run_demo(progress: Callable[[int], None] = lambda step: None) -> Demo:
     progress(4)
     schools = _schools()
     progress(5)
-    both = _both()
+    both, study = _both(), _study()
     progress(6)
-    return Demo(book, flowers, schools, both, advise(Target(dim=2)))
+    return Demo(book, flowers, schools, both, study, advise(Target(dim=2)))
 
 
 def _petals() -> Petals:
@@ -184,10 +190,19 @@ def _schools() -> Schools:
     return Schools(result, effects.quantile(levels, dim=0))
 
 
+def _scaled() -> Target:
+    """The two bumps, their density times e⁷."""
+    p = Target.of(bimodal(3.0))
+    return Target(sampler=p.sampler, log_prob=lambda x: p.log_prob(x) + _SHIFT, dim=1)
+
+
+def _study() -> Study:
+    measures = ["forward_kl", "reverse_kl", "jeffreys", "calibration"]
+    return compare(_scaled(), objectives=["forward_kl", "reverse_kl"], seeds=_SEEDS, metrics=measures, draws=2_000)
+
+
 def _both() -> list[Direction]:
-    p = bimodal(3.0)
-    target = Target.of(p)
-    scaled = Target(sampler=lambda n: p.sample((n,))[:, None], log_prob=lambda x: p.log_prob(x[:, 0]) + _SHIFT, dim=1)
+    target, scaled = Target.of(bimodal(3.0)), _scaled()
     directions = []
     for name in ("forward_kl", "reverse_kl"):
         one = fit(target, objective=name)

@@ -18,7 +18,9 @@ from whichkl.diagnostics import shown_khat
 from whichkl.divergences import Estimate
 from whichkl.fitting import Fit
 from whichkl.plots import add_ellipses, plot
+from whichkl.plots.arms import differences
 from whichkl.reporting.page import Block, Section, write_page
+from whichkl.reporting.study_tables import need_rows
 
 _NAMES = {"forward_kl": "forward", "reverse_kl": "reverse"}
 _LEAD = (
@@ -301,8 +303,20 @@ def _both(demo: Demo) -> Section:
                 f"For coverage take the {_NAMES[covers.fit.objective.name]} fit: KL(p‖q) is {_short(covers.forward)} nats against {_short(other.forward)}, and it reaches "
                 f"{covers.coverage:.0%} of the target's draws against {other.coverage:.0%}. For precision take the {_NAMES[precise.fit.objective.name]} fit: KL(q‖p) is "
                 f"{_short(precise.reverse)} against {_short(rest.reverse)}, and {precise.precision:.0%} of its draws are plausible against {rest.precision:.0%}.",
-                "Verdict",
+                "What it shows",
             ),
+            Block.paragraph(
+                "One fit of each proves little: another seed may say otherwise. whichkl compare repeats both, here from "
+                f"{len(demo.study.config['seeds'])} seeds, each pair scored on the same unseen draws, and names a winner only where "
+                "tests find one after correction for their number. The density is again multiplied by e⁷."
+            ),
+            Block.finding(demo.study.verdict.sentence, "Verdict of the study"),
+            Block.charts(
+                differences(demo.study.verdict),
+                "By how much the other direction is worse than the one that leads for each need, with 95 % intervals over the seeds. "
+                "Orange: detectably worse.",
+            ),
+            Block.table(("you need", "that is", "take", "by"), need_rows(demo.study.verdict)),
         ),
         "4 · Both → decide by experiment",
     )

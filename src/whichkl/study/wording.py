@@ -67,7 +67,8 @@ def number(value: float, column: str) -> str:
     elif UNITS.get(column) == "as a share":
         return f"{100 * value + 0.0:.1f} %".replace("-", "−")
     else:
-        text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}" if abs(value) >= _TINY else "0"
+        text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.4f}"
+        text = text if abs(value) >= _TINY else "0"
     unit = UNITS.get(column, "")
     return f"{text} {unit}".strip().replace("-", "−")
 
