@@ -66,6 +66,7 @@ def test_every_example_runs(path, tmp_path):
 
 def test_the_examples_cover_the_four_cells():
     assert [path.stem for path in EXAMPLES] == [
+        "audit",
         "between",
         "boltzmann",
         "both",

@@ -99,7 +99,7 @@ def _named_labels(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor
 
 def _chunks(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
     count = getattr(loss, "num_output_chunks", 2)
-    return loss(list(student.tensor_split(count, 1)), list(teacher.tensor_split(count, 1)), labels, **knobs)
+    return loss(list(student.chunk(count, 1)), list(teacher.chunk(count, 1)), labels, **knobs)
 
 
 def _log_probs(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
