@@ -94,6 +94,20 @@ def test_a_loaded_study_is_reported_without_its_target(tmp_path):
     assert "at least 6 seeds" in own_html(text)
 
 
+def test_the_command_line_says_the_verdict_and_writes_the_report(tmp_path):
+    from typer.testing import CliRunner
+
+    from whichkl.cli import app
+
+    (tmp_path / "s.yaml").write_text("target: Laplace(0, 1)\nseeds: 6\nmetrics: [calibration]\ndraws: 500\n")
+    done = CliRunner().invoke(app, ["compare", str(tmp_path / "s.yaml")])
+    assert done.exit_code == 0
+    study = Study.load(tmp_path / "s.out")
+    assert study.verdict.sentence in done.stdout
+    assert study.verdict.sentence in (tmp_path / "s.out" / "report.html").read_text()
+    assert (tmp_path / "s.out" / "report.md").exists()
+
+
 def test_markup_in_names_and_errors_stays_text_and_failed_cells_are_shown(tmp_path):
     study = made(4, 8, lambda arm, seed: None if arm == 1 and seed < 3 else {**measured(arm, seed), EVIL: 1.0})
     text = wk.report(study, tmp_path / "r.html").read_text()

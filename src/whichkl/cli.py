@@ -317,18 +317,31 @@ def compare(
         plan = read_plan(study)
     with LiveTable(_err) as live:
         result = run(plan, folder, cluster, workers, pilot=pilot, recompute=recompute, tell=live.tell)
+    with _err.status("writing the report", spinner="dots"):
+        from whichkl.reporting import report
+
+        page = report(result, folder / "report.html")
     failed = result.failed
     if as_json:
         arms = {"dropped": [{"arm": arm, "seeds": count} for arm, count in result.dropped]}
         counts = {"cells": len(result.cells), "failed": len(failed)}
-        _print_json({"folder": str(folder), **counts, **arms, "verdict": result.verdict.to_dict(), "rows": result.rows})
+        _print_json(
+            {
+                "folder": str(folder),
+                "report": str(page),
+                **counts,
+                **arms,
+                "verdict": result.verdict.to_dict(),
+                "rows": result.rows,
+            }
+        )
     else:
         _out.print(result.verdict.sentence, highlight=False, markup=False, soft_wrap=True)
         _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
         for cell in failed[:5]:
             said = f"failed: {cell.row['family']} · {cell.row['objective']}, seed {cell.row['seed']}: {cell.row['error']}"
             _out.print(said, highlight=False, markup=False, soft_wrap=True)
-        _out.print(f"Table: {folder / 'table.csv'}", highlight=False, markup=False, soft_wrap=True)
+        _out.print(f"Table: {folder / 'table.csv'}\nReport: {page}", highlight=False, markup=False, soft_wrap=True)
     if len(failed) == len(result.cells):
         because = f"all {len(failed)} cells failed, the first one so: {failed[0].row['error']}"
         raise TargetError(cannot("compare anything", because, "Look at `cell.json` of a cell, and correct the target"))

@@ -21,7 +21,7 @@ from whichkl.study.wording import listed
 
 MOST_FITS = 6
 _MOST_PAIRS = 4
-_MOST_LOSSES = 6
+_MOST_LOSSES = 12
 
 
 def fits_section(study: Study, verdict: Verdict) -> Section | None:
@@ -71,7 +71,11 @@ def _figures(study: Study, fits: Mapping[str, Fit]) -> list[Block]:
         return wide
     planar = len(next(iter(fits.values())).names) == 2
     grey = "Grey: the target p." if study.target is not None else "The target isn't at hand: report where the study was made."
-    said = "one and two standard deviations, or the regions of 50 % and 90 %" if planar else "dashed, local optima"
+    said = (
+        "one and two standard deviations, or the regions of 50 % and 90 %; dotted, its other optima"
+        if planar
+        else "dashed, its local optima"
+    )
     return [Block.charts(small, f"{grey} Lines: q; {said}."), *wide]
 
 
@@ -107,7 +111,7 @@ def _optima(cells: Mapping[str, list[Stored]]) -> list[Block]:
         rows.append((name, count, ", ".join(losses) + more, f"{ended} of {len(mine)}"))
     if not rows:
         return []
-    caption = "Every distinct optimum that the solver found, of the seed that found most; losses up to the objective's constant."
+    caption = "Every distinct optimum of the seed that found most; losses are up to the objective's constant."
     return [Block.table(("arm", "optima a seed", "their losses", "converged"), rows[:MOST_ARMS], caption)]
 
 
