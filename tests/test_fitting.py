@@ -106,7 +106,7 @@ def test_both_accesses_start_with_forward_kl_and_point_to_the_experiment():
     fit = wk.fit(wk.problems.bimodal())
     assert fit.objective.name == "forward_kl"
     assert "experiment" in fit.advice.verdict
-    assert [option.objective.name for option in fit.advice.options] == ["forward_kl", "reverse_kl"]
+    assert [option.objective.name for option in fit.advice.options][:2] == ["forward_kl", "reverse_kl"]
     assert fit.value.exact
     assert fit.value.value == pytest.approx(0.461995, abs=6e-7)
     assert "family_too_small" in fit.findings
