@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from whichkl._checks import InputError, cannot
-from whichkl.auditing import batching, edges, number
+from whichkl.auditing import batching, edges, number, pieces
 from whichkl.auditing.adapters import Adapter, adapter_for
 from whichkl.auditing.calling import Subject
 from whichkl.auditing.identify import Nature, nature
@@ -95,17 +95,17 @@ def _examined(
         number.normalised(subject, scale, seed),
         number.temperature(found),
         reduced,
-        batching.dropped(found),
+        pieces.dropped(found),
         shifted,
         *batching.masked(subject, seed, how),
-        batching.split(subject, seed),
-        batching.chunked(subject, seed, found, how, knobs),
+        pieces.split(subject, seed),
+        pieces.chunked(subject, seed, how, knobs),
         edges.impossible(subject, seed),
         edges.infinite(subject, seed, found),
         edges.top_k(subject, seed),
         edges.bfloat16(subject, seed),
     ]
-    checks += [knob(subject, name, low, high, seed) for name, (low, high) in knobs.items() if name not in batching.CHUNKS]
+    checks += [knob(subject, name, low, high, seed) for name, (low, high) in knobs.items() if name not in pieces.CHUNKS]
     return checks, found
 
 
