@@ -41,24 +41,25 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
     families = list(dict.fromkeys(arm.split(" · ")[0] for arm in points))
     figure, is_few = go.Figure(), len(points) <= MOST
     (x_log, x_axis), (y_log, y_axis) = (_scale([pair[k][0] for pair in points.values()]) for k in (0, 1))
-    for arm, ((a, da), (b, db)) in points.items():
-        color, is_front = color_of(arm), arm in verdict.front
-        symbol = _SYMBOLS[families.index(arm.split(" · ")[0]) % len(_SYMBOLS)] if is_few else "circle"
+    for name, arms in _traces(list(points), verdict, is_few).items():
+        color, symbol = color_of(arms[0]), "circle"
+        if is_few:
+            symbol = _SYMBOLS[families.index(name.split(" · ")[0]) % len(_SYMBOLS)]
+        (a, da), (b, db) = ([[points[arm][k][m] for arm in arms] for m in (0, 1)] for k in (0, 1))
         figure.add_scatter(
-            x=short([max(a, _LEAST) if x_log else a]),
-            y=short([max(b, _LEAST) if y_log else b]),
-            error_x={"array": short([da]), "color": color, "thickness": 1.5, "width": 0},
-            error_y={"array": short([db]), "color": color, "thickness": 1.5, "width": 0},
+            x=short([max(one, _LEAST) if x_log else one for one in a]),
+            y=short([max(one, _LEAST) if y_log else one for one in b]),
+            error_x={"array": short(da), "color": color, "thickness": 1.5, "width": 0},
+            error_y={"array": short(db), "color": color, "thickness": 1.5, "width": 0},
             mode="markers",
-            name=html.escape(_cut(arm)),
-            hovertext=html.escape(arm),
+            name=html.escape(_cut(name)),
+            hovertext=[html.escape(arm) for arm in arms],
             marker={
-                "symbol": symbol if is_front else f"{symbol}-open",
+                "symbol": symbol if arms[0] in verdict.front else f"{symbol}-open",
                 "color": color,
                 "size": 12 if is_few else 7,
                 "line": {"width": 2, "color": color},
             },
-            showlegend=is_few,
         )
     style(figure, _title(x), _title(y), 440)
     figure.update_xaxes(**x_axis)
@@ -131,6 +132,18 @@ def seeds(rows: Rows, columns: Sequence[str], most: int = MOST) -> list[Figure]:
 def color_of(arm: str) -> str:
     """Return the colour of an arm, which is that of its objective."""
     return COLORS.get(arm.rsplit(" · ", 1)[-1].split(":")[0], COLORS["other"])
+
+
+def _traces(arms: Sequence[str], verdict: Verdict, is_few: bool) -> dict[str, list[str]]:
+    """A trace for each arm, or, of many, one for each objective, on and behind the front."""
+    if is_few:
+        return {arm: [arm] for arm in arms}
+    traces: dict[str, list[str]] = {}
+    front = set(verdict.front)
+    for arm in arms:
+        objective = arm.rsplit(" · ", 1)[-1]
+        traces.setdefault(f"{objective}, on the front" if arm in front else objective, []).append(arm)
+    return traces
 
 
 def _by_arm(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
