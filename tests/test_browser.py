@@ -33,6 +33,18 @@ def test_every_chart_of_the_demo_is_drawn_and_nothing_is_logged(tmp_path, width)
     assert "CONSOLE" not in result.stderr
 
 
+@pytest.mark.parametrize("width", [390, 1200])
+def test_every_chart_of_a_study_is_drawn_and_nothing_is_logged(tmp_path, width):
+    measures = ["jeffreys", "forward_kl", "reverse_kl", "coverage", "calibration"]
+    study = wk.compare(wk.problems.many_well(4), seeds=6, metrics=measures, draws=500)
+    page = wk.report(study, tmp_path / "r.html")
+    result = opened(page, tmp_path / "profile", f"--window-size={width},900")
+    charts = result.stdout.count('data-testid="chart"')
+    assert charts >= 2 + 5 + 4 + 2
+    assert len(re.findall(r'<svg class="main-svg"', result.stdout)) >= charts
+    assert "CONSOLE" not in result.stderr
+
+
 def test_markup_in_names_starts_no_script(tmp_path):
     names = ["</script><script>document.title='taken'</script>", "<img src=x onerror=\"document.title='taken'\">"]
     fit = wk.fit(wk.Target(samples=np.random.default_rng(0).normal(size=(60, 2)), names=names))

@@ -129,6 +129,22 @@ def seeds(rows: Rows, columns: Sequence[str], most: int = MOST) -> list[Figure]:
     return figures
 
 
+def training(histories: Mapping[str, Sequence[float]]) -> Figure | None:
+    """Draw the best loss of each arm over the rounds of its training; None where none was trained."""
+    go = require("plotly.graph_objects", "app")
+    known = {arm: losses for arm, losses in histories.items() if any(map(math.isfinite, losses))}
+    if not known:
+        return None
+    figure, dashes = go.Figure(), ("solid", "dash", "dot", "dashdot")
+    for i, (arm, losses) in enumerate(known.items()):
+        step = max(1, len(losses) // 400)
+        rounds = [k for k in range(0, len(losses), step) if math.isfinite(losses[k])]
+        line = {"color": color_of(arm), "width": 2.2, "dash": dashes[i % len(dashes)], "simplify": False}
+        y = short([losses[k] for k in rounds])
+        figure.add_scatter(x=[k + 1 for k in rounds], y=y, mode="lines", name=html.escape(_cut(arm)), line=line)
+    return style(figure, "round", "best loss so far, nats", 340)
+
+
 def color_of(arm: str) -> str:
     """Return the colour of an arm, which is that of its objective."""
     return COLORS.get(arm.rsplit(" · ", 1)[-1].split(":")[0], COLORS["other"])

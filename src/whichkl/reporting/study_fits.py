@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from whichkl._checks import WhichklError
 from whichkl.fitting import Fit
 from whichkl.plots import components_curve, pairs, plot
+from whichkl.plots.arms import training
 from whichkl.reporting.page import Block, Section
 from whichkl.reporting.study_tables import MOST_ARMS, arms_shown
 from whichkl.study import Study, Verdict
@@ -36,7 +37,8 @@ def fits_section(study: Study, verdict: Verdict) -> Section | None:
     if not shown:
         return None
     fits = {name: fit for name in shown[:MOST_FITS] if (fit := _fit(study, cells[name])) is not None}
-    blocks = [*_figures(study, fits), *_curves(fits), *_optima({name: everything[name] for name in shown})]
+    blocks = [*_figures(study, fits), *_curves(fits), *_trained({name: cells[name] for name in shown[:MOST_FITS]})]
+    blocks += _optima({name: everything[name] for name in shown})
     blocks += _missed({name: cells[name] for name in shown})
     more = f" of the first {len(fits)} of {len(cells):,} arms" if len(fits) < len(cells) else ""
     lead = f"The first finished seed{more}; study.fit(cell) has any other."
@@ -94,6 +96,12 @@ def _curves(fits: Mapping[str, Fit]) -> list[Block]:
         if figure is not None:
             blocks.append(Block.chart(figure, f"{name}: held-out −log q for each number of components; lower is better."))
     return blocks
+
+
+def _trained(cells: Mapping[str, Stored]) -> list[Block]:
+    histories = {name: [float(one) for one in cell.details.get("training", [])] for name, cell in cells.items()}
+    figure = training(histories)
+    return [] if figure is None else [Block.chart(figure, "Training: the best held-out loss so far, round by round.")]
 
 
 def _optima(cells: Mapping[str, list[Stored]]) -> list[Block]:

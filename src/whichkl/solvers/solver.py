@@ -51,6 +51,8 @@ class Solution:
     """What was held out, where the solver was asked to."""
     notes: tuple[str, ...] = ()
     """What the user should know of how it was found, such as a margin inferred from the data."""
+    history: tuple[float, ...] = ()
+    """The best loss after each round, of a solver that trains a network on rows."""
 
     @property
     def best(self) -> Optimum:

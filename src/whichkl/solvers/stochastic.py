@@ -206,7 +206,9 @@ class Stochastic(Solver):
         best = Optimum(model, loss, converged=(early or flat) and not failed, is_global=True)
         held = None if data.held is None else Held(data.held, model)
         steps = min(total, run.round * data.batches.steps)
-        return Solution((best,), iterations=steps, residual=run.gradient, held=held, notes=tuple(notes))
+        return Solution(
+            (best,), iterations=steps, residual=run.gradient, held=held, notes=tuple(notes), history=tuple(run.history)
+        )
 
 
 def _endless(data: Data) -> Any:

@@ -93,7 +93,8 @@ class Bench:
         }
         fit = _fit(solved, target, card, row["status"], used, cell.seed)
         files = {f"fit/{name}": data for name, data in fit.files().items()}
-        return {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"]}, files
+        training = {"training": list(solution.history)} if solution.history else {}
+        return {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"], **training}, files
 
     def _of_seed(self, seed: int) -> tuple[Target, Held]:
         if self._split is None or self._seed != seed:
