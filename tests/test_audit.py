@@ -214,6 +214,7 @@ def test_no_reference_gives_a_false_alarm(name):
             1,
             "mean over tokens",
         ),
+        (partial(wl.adaptive_kl, head_mass=0.8), "adaptive_kl", {"head_mass": 0.8}, 1, 1, "mean over tokens"),
         (partial(wl.renyi, order=3.0, reduction="sum"), "renyi", {"order": 3.0}, 1, 1, "sum"),
         (partial(wl.skew_reverse_kl, skew=0.02, temperature=3.0), "skew_reverse_kl", {"skew": 0.02}, 3, 1, "mean over tokens"),
         (partial(wl.forward_kl, temperature=2.0, temperature_squared=True), "forward_kl", {}, 2, 4, "mean over tokens"),
