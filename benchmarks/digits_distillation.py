@@ -112,7 +112,8 @@ def told(rows, scores):
             for choice in verdict.choices:
                 best = [one.split(" · ")[1] for one in choice.best]
                 winners[label][choice.column] = best
-                print(f"  by {choice.column}: " + (f"{best[0]} won" if len(best) == 1 else f"none won: {', '.join(best)} alike"))
+                said = f"{best[0]} won" if len(best) == 1 else f"none won; not told apart from {best[0]}: {', '.join(best[1:])}"
+                print(f"  by {choice.column}: {said}")
         line["students"][name] = {"weights": weights(small(channels)), "objectives": table, "best": winners}
     print()
     return line
