@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
+from whichkl._checks import InputError
 from whichkl.auditing.probes import grid
 from whichkl.losses import DIVERGENCES, RowDivergence, divergence_named
 
@@ -186,10 +187,24 @@ def _search(reference: Callable[[RowDivergence, float], Tensor], seen: Tensor, h
             if found is not None and (best is None or found.left < best.left):
                 best = found
             if best is not None and best.left < TOLERANCE / 1000:  # others of the tier come near, and no nearer than 1e-5
-                return best
+                break
         if best is not None:
-            return best
+            return _plain(best, fit)
     return None
+
+
+def _plain(match: Match, fit: Callable[[str, float | None, float], Match]) -> Match:
+    """The plainest parameter and temperature that fit as well: where the fit is a step function a whole interval does."""
+    parameters = [float(value) for value in vars(match.divergence).values()]
+    for digits in (2, 3):
+        rounded = round(parameters[0], digits) if parameters else None
+        try:
+            near = fit(match.divergence.name, rounded, round(match.temperature, digits))
+        except InputError:  # rounded to an end that isn't allowed
+            continue
+        if near.left <= max(2 * match.left, TOLERANCE / 1000):
+            return near
+    return match
 
 
 def _projected(divergence: RowDivergence, temperature: float, column: Tensor, seen: Tensor, hard: Tensor | None) -> Match:
