@@ -3,7 +3,8 @@
 Every problem has both accesses, and is fitted by forward and by reverse KL from six seeds. A need is judged by a measure that
 neither direction minimises, save the last: coverage by the share of p's draws that q's come near to, precision by the share of
 q's draws above the 1 % level of p's density, calibration by the worst gap of central intervals, and all in all by Jeffreys.
-Run it as ``python benchmarks/regret.py [RESULTS.jsonl]``: problems that the file has are not run again.
+Run it as ``python benchmarks/regret.py [RESULTS.jsonl]`` (``out/regret.jsonl`` unless said): problems that the file has are not
+run again. Prints Markdown, and one JSON line last.
 """
 
 import json
@@ -241,7 +242,8 @@ def summary(rows):
 
 
 def main():
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "regret.jsonl")
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "out/regret.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {(row["problem"], row["family"], row["dim"]) for row in rows}
     for problem in PROBLEMS:
@@ -253,6 +255,8 @@ def main():
     print(summary(rows))
     print()
     print(table(rows))
+    counts = {need.name: sum(regret(row, need) > 0 for row in rows) for need in NEEDS}
+    print(json.dumps({"problems": len(rows), "misses": counts}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""You have both accesses, and the choice is empirical: an experiment over families, objectives and seeds, scored on unseen draws."""
+"""You have both accesses, and the choice is empirical: an experiment over families, objectives and seeds, on unseen draws."""
 
 import whichkl as wk
 
@@ -21,5 +21,9 @@ for cell in study.cells[:2]:
     missed = [f"{one['share']:.0%} about {one['centre'][0]:.1f}" for one in cell.details["coverage"]["missed"]]
     print(f"{cell.row['objective']}: sd {cell.row['spread']:.2f}, never comes to {', '.join(missed) or 'no part of p'}")
 
+print(study.verdict)  # two seeds are too few for one: it takes six
+print(wk.report(study, "out/study/report.html"))
+
 assert not study.failed
+assert study.verdict.outcome == "too_few_seeds"
 assert [row["missed"] for row in study.rows[:2]] == [0, 1]  # forward KL covers both bumps, reverse KL one
