@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -183,16 +185,7 @@ def fit(
     """Fit a model to samples, to a log density, or to both. Killed, the same command with the same --out goes on."""
     if out is not None:
         check_writable(out)
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
-        bar = progress.add_task("loading torch", total=None)
-
-        def tell(step: str, done: float) -> None:
-            total = None if done != done else 1.0
-            progress.update(bar, description=step, total=total, completed=0.0 if total is None else min(done, 1.0))
-
+    with _progress() as tell:
         from whichkl.fitting import fit as run_fit
         from whichkl.reporting import report
 
@@ -385,16 +378,7 @@ def distill(
     """Train a student classifier on its teacher, and report on unseen examples. Killed, the same command with --out goes on."""
     if out is not None:
         check_writable(out)
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
-        bar = progress.add_task("loading torch", total=None)
-
-        def tell(step: str, done: float) -> None:
-            total = None if done != done else 1.0
-            progress.update(bar, description=step, total=total, completed=0.0 if total is None else min(done, 1.0))
-
+    with _progress() as tell:
         from whichkl.distillation.classifier import distill as run_distill
         from whichkl.distillation.job import job as job_of
         from whichkl.distillation.job import read_job
@@ -550,6 +534,22 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     _out.print(table)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """Show on a terminal what is being done, and the fraction of it that is done; NaN where that can't be told."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
+        bar = progress.add_task("loading torch", total=None)
+
+        def tell(step: str, done: float) -> None:
+            total = None if done != done else 1.0
+            progress.update(bar, description=step, total=total, completed=0.0 if total is None else min(done, 1.0))
+
+        yield tell
 
 
 def _print_json(value: Any) -> None:
