@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ def ascend(
     x: Float[Tensor, "b d"],
     tolerance: float = 1e-7,
     max_calls: int = 250,
+    foreseen: Callable[[Peaks, Tensor, Tensor], Tensor] | None = None,
+    patience: float = math.inf,
 ) -> Peaks:
     """Climb a function, such as a log density, from every row of x by L-BFGS with backtracking.
 
@@ -49,6 +52,9 @@ def ascend(
         x: where to begin; a row whose value isn't finite stays.
         tolerance: a row has arrived when ½ gᵀ H g, the rise that a quasi-Newton step promises, is below so much.
         max_calls: at most so many calls of `trial`.
+        foreseen: where all rows are, the numbers of those that have just arrived, and of those that have just moved on → which of
+            the latter needn't go on, since it's known where they would arrive.
+        patience: when three quarters of the rows have ended, the others get so many times the calls that there were till then.
 
     Source: Liu & Nocedal (1989); where rounding hides a rise, a smaller gradient counts (Hager & Zhang, 2005).
 
@@ -64,8 +70,11 @@ def ascend(
     length, tries = torch.ones_like(value), torch.zeros_like(value)
     rise = (score * step).sum(-1)
     active = value.isfinite() & (rise / 2 > tolerance)
-    for _ in range(max_calls):
-        if not bool(active.any()):
+    last = float(max_calls)
+    for call in range(max_calls):
+        left = int(active.sum())
+        last = min(last, patience * call) if call and 4 * left <= len(x) and last == max_calls else last
+        if left == 0 or call >= last:
             break
         rows = active.nonzero()[:, 0]
         new = x[rows] + length[rows, None] * step[rows]
@@ -87,7 +96,11 @@ def ascend(
             step[won] = memory.times(won, score[won])
             rise[won] = (score[won] * step[won]).sum(-1)
             length[won], tries[won] = 1.0, 0.0
-            active[won] = (rise[won] / 2 > tolerance) & (x[won].abs().amax(-1) < 1e12)
+            goes_on = (rise[won] / 2 > tolerance) & (x[won].abs().amax(-1) < 1e12)
+            active[won] = goes_on
+            if foreseen is not None:
+                going = won[goes_on]
+                active[going] = ~foreseen(Peaks(x, value, score, rise / 2, memory), won[~goes_on], going)
     step = memory.times(every, score)
     return Peaks(x, value, score, (score * step).sum(-1) / 2, memory)
 

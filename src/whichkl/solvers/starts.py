@@ -7,16 +7,19 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
-from whichkl.solvers.ascent import ascend
+from whichkl.solvers.ascent import Peaks, ascend
 from whichkl.targets import Target
 
 _CANDIDATES = 256
 _SEARCHES = 12
 _MODES = 8
+_PATIENCE = 1.5
+_TENTH = 0.1
+"""By how much log p and its gradient may differ from a mode's parabola at a point that is said to lead to it."""
 
 Gaussians = tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]
 
@@ -117,31 +120,51 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
     """Ascents from every point: at most so many distinct modes, their Laplace factors and heights, best first.
 
     An end that another quasi-Newton step would still raise is no mode (the density rises without bound there), and goes.
-    Two ends are one mode where they lie within a twentieth of the Laplace approximation's standard deviation.
+    Two ends are one mode where they lie within a twentieth of the Laplace approximation's standard deviation; an ascent that
+    comes to where log p is nearly a found mode's parabola leads to it, and is spared the rest.
     """
 
     def trial(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         value, score = target.trial(x.to(target.device))
         return value.cpu(), score.cpu()
 
-    peaks = ascend(trial, points, max_calls=max_calls)
-    settled = peaks.x.isfinite().all(-1) & peaks.value.isfinite() & (peaks.decrement < 1e-3)
-    modes: list[Tensor] = []
-    factors: list[Tensor] = []
-    heights: list[float] = []
-    for i in peaks.value.argsort(descending=True).tolist():
-        end = peaks.x[i]
-        if len(modes) == most or not bool(settled[i]) or any(_same(end, *pair) for pair in zip(modes, factors, strict=True)):
-            continue
-        tril = _laplace(target, end, peaks.scale(i))
-        if tril is not None:
-            modes.append(end)
-            factors.append(tril)
-            heights.append(float(peaks.value[i]))
+    found: list[tuple[int, Tensor]] = []
+
+    def foreseen(peaks: Peaks, arrived: Tensor, going: Tensor) -> Tensor:
+        for i in arrived.tolist():
+            tril = _new_mode(target, peaks, i, found)
+            if tril is not None:
+                found.append((i, tril))
+        known = torch.zeros(len(going), dtype=torch.bool)
+        for i, tril in found:
+            known |= _lies_under(peaks, going, i, tril)
+        return known
+
+    peaks = ascend(trial, points, max_calls=max_calls, foreseen=foreseen, patience=_PATIENCE)
+    best = sorted(found, key=lambda one: -float(peaks.value[one[0]]))[:most]
+    chosen = torch.tensor([i for i, _ in best], dtype=torch.int64)
     dim = points.shape[1]
-    locs = torch.stack(modes) if modes else points.new_empty(0, dim)
-    trils = torch.stack(factors) if factors else points.new_empty(0, dim, dim)
-    return Modes(locs, trils, torch.tensor(heights, dtype=torch.float64), points)
+    trils = torch.stack([tril for _, tril in best]) if best else points.new_empty(0, dim, dim)
+    return Modes(peaks.x[chosen], trils, peaks.value[chosen], points)
+
+
+def _new_mode(target: Target, peaks: Peaks, i: int, found: list[tuple[int, Tensor]]) -> Float[Tensor, "d d"] | None:
+    """Laplace's factor at the end of an ascent; None where it's no mode, or one that was found before."""
+    end = peaks.x[i]
+    settled = bool(end.isfinite().all()) and bool(peaks.value[i].isfinite()) and float(peaks.decrement[i]) < 1e-3
+    if not settled or any(_same(end, peaks.x[j], tril) for j, tril in found):
+        return None
+    return _laplace(target, end, peaks.scale(i))
+
+
+def _lies_under(peaks: Peaks, rows: Tensor, i: int, tril: Float[Tensor, "d d"]) -> Bool[Tensor, " a"]:
+    """Whether the value and the gradient at each of these rows are those of a mode's parabola, so that it leads there."""
+    away = torch.linalg.solve_triangular(tril, (peaks.x[rows] - peaks.x[i]).T, upper=False).T
+    half = away.square().sum(-1) / 2
+    gradient = peaks.score[rows] @ tril
+    is_value = (peaks.value[rows] - (peaks.value[i] - half)).abs() <= _TENTH * half
+    under: Bool[Tensor, " a"] = is_value & ((gradient + away).square().sum(-1) <= 2 * _TENTH**2 * half)
+    return under
 
 
 def _same(end: Tensor, mode: Tensor, tril: Tensor) -> bool:
