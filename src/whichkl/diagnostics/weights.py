@@ -20,15 +20,15 @@ from whichkl.seeds import seeded
 from whichkl.solvers import Optimum
 from whichkl.targets import Target
 
-_BLOCK = 1 << 23
-"""Numbers in the points of one call of the target."""
+_BLOCK, _ROWS = 1 << 23, 1_024
+"""Numbers in the points of one call of the target, and points: a likelihood of much data has a number for each of both."""
 _OVERLAP = 1_000
 
 
 def by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnostics, seed: int, *, separate: bool) -> Diagnostics:
     """ELBO, ESS, k̂ and what reverse KL amounts to at least, on fresh draws of the model."""
     x = q.draws(draws_in(q.dim), seed + 1)
-    parts = x.split(max(1, _BLOCK // x.shape[1]))
+    parts = x.split(max(1, min(_ROWS, _BLOCK // x.shape[1])))
     log_weight = torch.cat([(target.log_prob(y).to(torch.float64) - q.log_prob(y).to(torch.float64)).detach() for y in parts])
     reverse = monte_carlo.mean_log_ratio("elbo", -log_weight, None, "draws of q")
     ess, khat = effective_sample_size(log_weight), math.inf
