@@ -12,7 +12,7 @@ demo: .venv/.app
 	$(BIN)/whichkl demo --out out
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -q -m slow
