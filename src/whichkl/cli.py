@@ -483,6 +483,8 @@ def _target(samples: Path | None, log_prob: str | None, dim: int | None, support
     from whichkl.targets import Target
     from whichkl.user_code import load_function
 
+    if log_prob is not None and samples is None and dim is None:
+        raise InputError(cannot("use `--log-prob` alone", "a function doesn't say how many coordinates it takes", "Pass `--dim`"))
     function = None if log_prob is None else load_function(log_prob, f"--log-prob {log_prob}")
     columns = None if given is None else [name.strip() for name in given.split(",") if name.strip()]
     return Target(samples=samples, log_prob=function, dim=dim, support=support, given=columns)

@@ -24,7 +24,7 @@ from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
 from whichkl.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.correction import corrected as corrected_points
-from whichkl.diagnostics import Diagnostics, Judgement, MissingModes, carried, explain, shown_khat, stride_of
+from whichkl.diagnostics import Diagnostics, Judgement, MissingModes, carried, explain, shown_weights, stride_of
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
@@ -78,7 +78,8 @@ class Fit:
         d = self.diagnostics
         lines = [f"{self.objective.spec} over {self.family} by {self.solver}: {self.status}", f"  {self.value}"]
         if d.elbo is not None:
-            lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {shown_khat(d.khat)}")
+            tail = shown_weights(d.ess or 0.0, d.khat, d.elbo.n)
+            lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {tail}")
         if len(d.optima) > 1:
             lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
         lines += [f"  {one}" for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]

@@ -1,7 +1,7 @@
 """Diagnostics: whether a fit worked, on draws that it hasn't seen, and what to do where it didn't."""
 
 from whichkl.diagnostics.correlation import next_richer
-from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat
+from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat, shown_weights
 from whichkl.diagnostics.held_out import cross_fit, stride_of
 from whichkl.diagnostics.judge import judge
 from whichkl.diagnostics.linear_response import linear_response
@@ -22,5 +22,6 @@ __all__ = [
     "model_target",
     "next_richer",
     "shown_khat",
+    "shown_weights",
     "stride_of",
 ]

@@ -94,6 +94,7 @@ def find(
     missing = d.missing_modes is not None and d.missing_modes.found
     draws = draws_in(target.dim)
     weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(draws) and d.ess < 0.9 * draws
+    followed = (d.ess or 0.0) > 0.99 * draws and least < 0.01 and not missing and not weights
     overfit = False
     if d.elbo is not None and d.nodes is not None and isinstance(objective, ReverseKL):
         excess = -solution.best.loss - d.elbo.value
@@ -104,7 +105,7 @@ def find(
         or (d.richer_gain is not None and d.richer_gain.value > max(4 * d.richer_gain.stderr, _TOO_FAR))
         or (is_forward and _is_told_apart(d)),
         "family_too_rich": d.simpler_gain is not None and d.simpler_gain.value > 2 * d.simpler_gain.stderr,
-        "other_modes_exist": len(d.optima) > 1 and not is_forward and not (known and value.value < 0.01),
+        "other_modes_exist": len(d.optima) > 1 and not is_forward and not (known and value.value < 0.01) and not followed,
         "accesses_disagree": _accesses_disagree(target, seed),
         "heavy_tails": not family.conditional and not value.reliable and value.khat is not None and value.khat >= 1,
         "log_density_jumps": (d.jump or 0.0) > _JUMP,
@@ -142,6 +143,13 @@ def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -
     holding = Mixture((family.count if isinstance(family, Mixture) else 1) + missed)
     words = {"richer": larger, "simpler": diagnostics.simpler or simpler(family), "holding": f"`{holding}`"}
     return tuple(FINDINGS[name].format(**words) for name in sorted(findings))
+
+
+def shown_weights(ess: float, khat: float | None, draws: int | None) -> str:
+    """Write k̂, and why a large one does no harm where nearly all draws count."""
+    share = ess / (draws or math.inf)
+    harmless = khat is not None and draws is not None and khat > khat_limit(draws) and share >= 0.9
+    return shown_khat(khat) + (f" (of a tail that hardly counts: ESS is {share:.1%})" if harmless else "")
 
 
 def shown_khat(khat: float | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Distribution
 
 from whichkl._checks import plain
-from whichkl.diagnostics import next_richer, shown_khat
+from whichkl.diagnostics import next_richer, shown_weights
 from whichkl.families import simpler
 from whichkl.fitting import Fit
 from whichkl.plots import SHOWN, plot
@@ -87,7 +87,8 @@ def _evidence(fit: Fit) -> Section:
         rows.append(("ELBO", d.elbo.number, "mean of log p − log q over fresh draws of q"))
     if d.ess is not None and d.khat is not None and d.elbo is not None:
         rows.append(("importance ESS", f"{d.ess:,.0f} of {d.elbo.n:,}", "draws of q that count, reweighted to p"))
-        rows.append(("PSIS k̂", shown_khat(d.khat), "below 0.7 q's draws can be reweighted to p, where q reaches"))
+        tail = shown_weights(d.ess, d.khat, d.elbo.n)
+        rows.append(("PSIS k̂ of the weights", tail, "below 0.7 q's draws can be reweighted to p, where q reaches"))
         rows.append(
             (
                 "reverse KL, at least",
