@@ -116,7 +116,10 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("name", ASKED)
+LONG = ("bridge", "bridge back", "control variate", "any kind")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in ASKED])
 def test_intervals_cover_with_chains_and_are_far_too_narrow_without(name):
     """AR(1), ρ = 0.9: 6,000 draws are worth some 315 independent ones; without `chains` the error is a fourth of that."""
     more, q, divergence, truth, method, words = ASKED[name]

@@ -39,6 +39,7 @@ def test_samples_alone_give_maximum_likelihood():
     assert fit.advice.best.objective.name == "forward_kl"
 
 
+@pytest.mark.slow
 def test_held_out_value_estimates_the_cross_entropy():
     truth = MultivariateNormal(torch.zeros(3, dtype=D), torch.eye(3, dtype=D))
     entropy = float(truth.entropy())

@@ -73,6 +73,7 @@ def test_classifier_in_several_dimensions(name):
     assert estimate.reliable, estimate.notes
 
 
+@pytest.mark.slow
 def test_classifier_error_covers_over_repeats():
     repeats = [classifier_divergence(*pair(400, 600, 2 * seed), "jensen_shannon", seed=seed) for seed in range(40)]
     truth = integral(JensenShannon(), P, Q)
