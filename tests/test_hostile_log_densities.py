@@ -49,7 +49,7 @@ REFUSED = {
         r"shape \(1,\) for one point.*Return one number",
     ),
     "one point, (d,)": (lambda x: -x.square(), {"batched": False}, r"shape \(2,\) for one point"),
-    "one point, unsaid": (lambda x: -(x[0] ** 2) - x[1] ** 2, {}, r"gets an \(n, d\) tensor of float64"),
+    "one point, unsaid": (lambda x: -(x[0] ** 2) - torch.square(x[1]), {}, r"gets an \(n, d\) tensor of float64"),
     "single precision": (lambda x: bell(x @ torch.eye(2)), {}, "which `dtype=` changes"),
     "flat": (lambda x: 0 * x.sum(-1), {}, "is constant"),
     "flat along x2": (lambda x: -x[:, 0].square(), {}, "spreads without bound along x2"),

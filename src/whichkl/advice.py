@@ -197,7 +197,7 @@ def default_family(target: Target | None) -> Family:
     """Return what is fitted unless said: a full Gaussian, or independent columns of categories where the target is discrete.
 
     >>> default_family(Target(log_prob=lambda x: x[:, 0], dim=1, support="boolean"))
-    Product(margins='bernoulli', categories=None)
+    Product(margins='bernoulli')
     """
     if target is None or target.bijection.levels is None:
         return Gaussian()

@@ -165,7 +165,7 @@ class Fit:
         Source: Giordano, Broderick & Jordan (2018); Giordano, Ingram & Broderick (2024).
 
         >>> tilted = Target(log_prob=lambda x: -(x[:, 0] ** 2 + x[:, 1] ** 2 - 1.2 * x[:, 0] * x[:, 1]) / 1.28, dim=2)
-        >>> mean_field = fit(tilted, Gaussian("diagonal"))
+        >>> mean_field = fit(tilted, "gaussian:diagonal")
         >>> mean_field.model.variance, mean_field.linear_response(["x1"])
         (tensor([0.6400, 0.6400], dtype=torch.float64), tensor([[1.0000, 0.6000]], dtype=torch.float64))
         """
