@@ -291,7 +291,8 @@ def test_the_compiled_node_keeps_torchs_contract():
     )
     rest = ([True, True, True], "forward_kl", [], 4, 1.0, 2, [1.0, 1.0], [0.0, 0.0])
     for scale in (torch.tensor(0.5, dtype=torch.float64), None):
-        torch.library.opcheck(_op, (*tensors, None, scale, None, *rest))
+        found = torch.library.opcheck(_op, (*tensors, None, scale, None, *rest))
+        assert found and set(found.values()) == {"SUCCESS"}
 
 
 BAD = [
