@@ -66,7 +66,23 @@ class JensenShannon(Between):
 
 
 @dataclass(frozen=True)
-class SkewForwardKL(Between):
+class _Skew(Between):
+    """What both skew KLs share: their weight, and their curvature at q = p."""
+
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        check_weight("weight", self.weight)
+
+    @property
+    def curvature(self) -> float:
+        """Return (1 − w)²."""
+        return (1 - self.weight) ** 2
+
+
+@dataclass(frozen=True)
+class SkewForwardKL(_Skew):
     """KL(p‖w p + (1 − w) q), at most −log w: forward KL as w → 0, that forgives what q misses altogether.
 
     Args:
@@ -78,17 +94,11 @@ class SkewForwardKL(Between):
     Source: Lee (2001); for distillation, Ko et al. (2024).
     """
 
-    weight: float = 0.1
-
     name: ClassVar[str] = "skew_forward_kl"
     title: ClassVar[str] = "Skew forward KL"
     formula: ClassVar[str] = "KL(p‖w p + (1 − w) q)"
     character: ClassVar[str] = "forward KL with a bound, −log w: outliers of p that q misses cost at most so much"
     requires: ClassVar[Requirement] = Requirement(Access.SAMPLES | _NORMALIZED, Access.SAMPLER | _NORMALIZED)
-
-    def __post_init__(self) -> None:
-        """Check the weight."""
-        check_weight("weight", self.weight)
 
     def reason(self, access: Access) -> str:
         """Say that the mixture can be evaluated at draws of p."""
@@ -98,11 +108,6 @@ class SkewForwardKL(Between):
     def reads_q(self) -> bool:
         """It doesn't."""
         return False
-
-    @property
-    def curvature(self) -> float:
-        """Return (1 − w)²."""
-        return (1 - self.weight) ** 2
 
     @property
     def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
@@ -115,7 +120,7 @@ class SkewForwardKL(Between):
 
 
 @dataclass(frozen=True)
-class SkewReverseKL(Between):
+class SkewReverseKL(_Skew):
     """KL(q‖w q + (1 − w) p), at most −log w: reverse KL as w → 0, finite where p is zero.
 
     Args:
@@ -127,17 +132,11 @@ class SkewReverseKL(Between):
     Source: Lee (2001); for distillation, Ko et al. (2024).
     """
 
-    weight: float = 0.1
-
     name: ClassVar[str] = "skew_reverse_kl"
     title: ClassVar[str] = "Skew reverse KL"
     formula: ClassVar[str] = "KL(q‖w q + (1 − w) p)"
     character: ClassVar[str] = "reverse KL with a bound, −log w: q may stand where p has no mass, at that price"
     requires: ClassVar[Requirement] = Requirement(_NORMALIZED)
-
-    def __post_init__(self) -> None:
-        """Check the weight."""
-        check_weight("weight", self.weight)
 
     def reason(self, access: Access) -> str:
         """Say that the mixture can be evaluated at draws of q."""
@@ -147,11 +146,6 @@ class SkewReverseKL(Between):
     def reads_p(self) -> bool:
         """It doesn't."""
         return False
-
-    @property
-    def curvature(self) -> float:
-        """Return (1 − w)²."""
-        return (1 - self.weight) ** 2
 
     @property
     def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
