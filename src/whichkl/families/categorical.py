@@ -92,6 +92,7 @@ class Categorical(MomentFamily):
         context: Tensor | None = None,
         *,
         overwrite: bool = False,
+        total: Float[Tensor, " d"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the weight of each code, and how often it was seen.
 

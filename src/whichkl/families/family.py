@@ -125,6 +125,7 @@ class MomentFamily(Family):
         context: Float[Tensor, "m c"] | None = None,
         *,
         overwrite: bool = False,
+        total: Float[Tensor, " d"] | None = None,
     ) -> dict[str, Tensor]:
         """Return sums over these rows in float64, which add up over blocks.
 
@@ -134,6 +135,7 @@ class MomentFamily(Family):
             origin: a point near the rows, the same for all blocks: sums of powers about it lose no digits.
             context: what the rows are conditioned on; None but for conditional families.
             overwrite: whether x isn't needed any more, so that it may be written over.
+            total: the column sums of x, where whoever read it has them.
         """
 
     def origin(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:

@@ -78,15 +78,16 @@ class Gaussian(MomentFamily, NodeFamily):
         context: Tensor | None = None,
         *,
         overwrite: bool = False,
+        total: Float[Tensor, " d"] | None = None,
     ) -> dict[str, Tensor]:
         """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, of which a diagonal covariance needs the diagonal alone."""
-        if not bool(origin.any()):
-            y = x
-        else:
-            y = x.sub_(origin) if overwrite else x - origin
+        y = x
+        if bool(origin.any()):
+            y, total = x.sub_(origin) if overwrite else x - origin, None
         if all(float(end) == 1 for end in w.aminmax()):  # half the work, and the usual case
             second = y.square().sum(0) if self.covariance == "diagonal" else gram(y)
-            return {"rows": torch.tensor(len(x)), "weight": w.sum(), "first": y.sum(0), "second": second}
+            first = y.sum(0) if total is None else total
+            return {"rows": torch.tensor(len(x)), "weight": w.sum(), "first": first, "second": second}
         second = w @ y.square() if self.covariance == "diagonal" else (w[:, None] * y).T @ y
         return {"rows": (w > 0).sum(), "weight": w.sum(), "first": w @ y, "second": second}
 

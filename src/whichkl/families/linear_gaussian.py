@@ -66,6 +66,7 @@ class LinearGaussian(MomentFamily):
         context: Tensor | None = None,
         *,
         overwrite: bool = False,
+        total: Float[Tensor, " d"] | None = None,
     ) -> dict[str, Tensor]:
         """Return Σw, and the first and second sums of (y, x) about the origin.
 
@@ -75,6 +76,7 @@ class LinearGaussian(MomentFamily):
             origin: a point near the (y, x), (d + c,); where it has d numbers only, the x's are taken about 0.
             context: the rows of x.
             overwrite: makes no difference here.
+            total: makes no difference here.
 
         Raises:
             InputError: there is no context.

@@ -138,6 +138,7 @@ class Product(MomentFamily):
         context: Tensor | None = None,
         *,
         overwrite: bool = False,
+        total: Float[Tensor, " d"] | None = None,
     ) -> dict[str, Tensor]:
         """Return every margin's sums, their names led by the number of the column."""
         columns = zip(self._each(x.shape[1]), x.T, origin, strict=True)

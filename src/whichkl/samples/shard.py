@@ -59,11 +59,12 @@ class FilePart(Part):
         self._check_file()
         start, weights = 0, torch.ones(BLOCK, dtype=torch.float64)
         for x in self.rows():
-            if not math.isfinite(x.sum().item()):  # a sum can also overflow, so look closely
+            total = x.sum(0)
+            if not math.isfinite(total.sum().item()):  # a sum can also overflow, so look closely
                 self._refuse(x, start)
             start += len(x)
             w = weights[: len(x)] if len(x) <= BLOCK else torch.ones(len(x), dtype=torch.float64)
-            yield Block(x, w, fresh=True)
+            yield Block(x, w, fresh=True, total=total)
 
     def _check_file(self) -> None:
         try:

@@ -29,6 +29,8 @@ class Block:
     """The number of its first row, in a numbering of its part's own: what tells which rows are held out."""
     fresh: bool = False
     """Whether its x was made for this reading alone, so that whoever reads it may write over it."""
+    total: Float[Tensor, " d"] | None = None
+    """The column sums of x, where the reader took them to see that all is finite."""
 
     def __len__(self) -> int:
         return self.x.shape[0]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError
 from whichkl.families.family import Family, MomentFamily
 from whichkl.families.product import Product
 from whichkl.objectives import ForwardKL, Objective
@@ -108,16 +108,10 @@ def _held(fit: Any, block: Block) -> tuple[Held | None, tuple[str, ...]]:
 
 
 def _first(rows: Rows, family: MomentFamily) -> Float[Tensor, " k"]:
-    """Return a point near the first rows that there are, followed by the first that they are conditioned on.
-
-    Raises:
-        InputError: there are no rows.
-    """
-    for part in rows.parts:
-        for block in rows.blocks_of(part):
-            origin = family.origin(block.x)
-            return origin if block.context is None else torch.cat([origin, block.context[0]])
-    raise InputError(cannot("use these samples", "they hold no row", "Give at least one"))
+    """Return a point near the rows, followed by one near what they are conditioned on."""
+    block = rows.some()
+    origin = family.origin(block.x)
+    return origin if block.context is None else torch.cat([origin, block.context[0]])
 
 
 def _needed_shift(sums: Sums) -> Float[Tensor, " k"] | None:
@@ -154,7 +148,7 @@ class _Add:
             few = block.take(slice(None, None, max(1, len(block) // _LOCATING)))  # type: ignore[arg-type]
             z = (few.x if few.context is None else torch.cat([few.x, few.context], 1)) - self.origin
             about = {"origin.weight": few.w.sum(), "origin.first": few.w @ z, "origin.second": few.w @ z.square()}
-        sums = self.family.statistics(block.x, block.w, self.origin, block.context, overwrite=block.fresh)
+        sums = self.family.statistics(block.x, block.w, self.origin, block.context, overwrite=block.fresh, total=block.total)
         return {**sums, **about}
 
 

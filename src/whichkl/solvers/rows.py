@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
@@ -48,6 +47,8 @@ class Rows:
     """Which rows are held out depends on it, and on the part: shards can share an order."""
     evaluations: Evaluations | None = None
     """Where reads are counted, if they are reads of the target's own rows."""
+    start: Block | None = None
+    """The first rows as their parts hold them, where they have been read."""
 
     def map(self, function: Callable[[Iterator[Block]], Result]) -> Iterator[Result]:
         """Yield `function(blocks)` for every part, in their order, whoever finishes first; count the rows that it reads."""
@@ -76,6 +77,19 @@ class Rows:
                 ready = ready.take(is_held if self.held else ~is_held)
             if len(ready):
                 yield ready
+
+    def some(self) -> Block:
+        """Return the first rows that there are: some that lie near the others.
+
+        Raises:
+            InputError: there are no rows.
+        """
+        if self.start is not None:
+            return self._carried(_wide(self.start), self.parts[0], 0)
+        for part in self.parts:
+            for block in self.blocks_of(part):
+                return block
+        raise InputError(cannot("use these samples", "they hold no row", "Give at least one"))
 
     def gather(self) -> Block:
         """Read all of these rows into memory."""
@@ -125,7 +139,9 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     """Return the rows of a target in free coordinates: its stream, its samples, or the draws or rule that stand for p."""
     workers = workers or Threads()
     if target.stream is not None:
-        return Rows(target.stream.parts, target.names, target.carrier, workers, seed=seed, evaluations=target.evaluations)
+        read = target.stream
+        counted = target.evaluations
+        return Rows(read.parts, target.names, target.carrier, workers, seed=seed, evaluations=counted, start=read.first)
     x, w = points_of(target, seed)
     context = None if target.context is None else target.context.cpu()
     counts = None if target.samples is None else target.evaluations  # draws were counted when they were drawn
@@ -169,18 +185,6 @@ def _mixed(number: np.ndarray) -> np.ndarray:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return mixed ^ (mixed >> np.uint64(31))
-
-
-def first_row(rows: Rows) -> Float[Tensor, " d"]:
-    """Return the first row that there is: a point near the others.
-
-    Raises:
-        InputError: there are no rows.
-    """
-    for part in rows.parts:
-        for block in rows.blocks_of(part):
-            return block.x[0]
-    raise InputError(cannot("use these samples", "they hold no row", "Give at least one"))
 
 
 def thinned(rows: Rows, most: int) -> tuple[Block, int]:
