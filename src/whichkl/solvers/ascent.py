@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,13 +26,15 @@ class Peaks:
     score: Float[Tensor, "b d"]
     decrement: Float[Tensor, " b"]
     """By how much another quasi-Newton step would raise the value: ½ gᵀ H g, in nats."""
-    memory: _Memory
+    curvature: Curvature
+    """H, as the ascent has learnt it."""
+
+
+class Curvature(Protocol):
+    """What an ascent has learnt of the curvature at each row."""
 
     def scale(self, row: int) -> Float[Tensor, " d"]:
-        """Standard deviations that the last pairs of a row suggest, √diag(H)."""
-        dim = self.x.shape[1]
-        columns = self.memory.times(torch.full((dim,), row), torch.eye(dim, dtype=self.x.dtype, device=self.x.device))
-        return columns.diagonal().clamp(min=0).sqrt()
+        """Standard deviations that it suggests, √diag(H)."""
 
 
 def ascend(
@@ -119,6 +122,12 @@ class _Memory:
     def empty(cls, x: Float[Tensor, "b d"]) -> _Memory:
         zero = x.new_zeros(len(x), _MEMORY, x.shape[1])
         return cls(zero, zero.clone(), torch.zeros_like(zero[..., 0], dtype=torch.bool), x.new_ones(len(x)))
+
+    def scale(self, row: int) -> Float[Tensor, " d"]:
+        """Read the diagonal of H from its columns."""
+        dim = self.s.shape[-1]
+        columns = self.times(torch.full((dim,), row), torch.eye(dim, dtype=self.s.dtype, device=self.s.device))
+        return columns.diagonal().clamp(min=0).sqrt()
 
     def add(self, rows: Tensor, s: Float[Tensor, "a d"], y: Float[Tensor, "a d"]) -> None:
         """Keep pairs of positive curvature; where there is none, forget, and let the next step be twice as long."""
