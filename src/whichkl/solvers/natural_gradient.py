@@ -12,9 +12,9 @@ from torch import Tensor
 
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
-from whichkl.families.gaussian import gaussian, loc_and_tril
+from whichkl.families.gaussian import gaussian
 from whichkl.objectives import Objective, ReverseKL
-from whichkl.solvers.gaussians import Gaussians
+from whichkl.solvers.gaussians import Gaussians, Path
 from whichkl.solvers.nodes import first_count, gaussian_rule, least_count
 from whichkl.solvers.refusals import refuse_infinite, refuse_unbounded
 from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
@@ -79,10 +79,12 @@ class NaturalGradient(Solver):
         loc, tril = (part.to(target.device) for part in find_starts(target, seed))
         first, count = first_count(target.dim), least_count(target.dim)
         iterations, fewer = 0, 0
+        path: Path | None = None
+        trail: list[float] = []
         while True:
             z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed + count))
             begun = Gaussians.at(target, z, w, loc, tril)
-            state, done = self._climb(begun, _ROUGH)
+            state, path, done = self._climb(begun, path, _ROUGH, trail)
             iterations += done
             refuse_infinite(state.elbo)
             best, is_settled, further = int(state.elbo.argmax()), target.dim == 1, max(first, 2 * count)
@@ -94,19 +96,29 @@ class NaturalGradient(Solver):
                 further = count << min(3, max(1, math.floor(math.log2(max(times, 2)))))
             if is_settled or count >= self.max_nodes or target.evaluations.is_spent:
                 break
-            optima, fewer, count = self._optima(state, family)[:_KEPT], count, min(further, self.max_nodes)
-            loc, tril = map(torch.stack, zip(*(loc_and_tril(one.model) for one in optima), strict=True))
-        state, done = self._climb(state, self.tolerance)
+            rows = torch.tensor(self._optima(state, family)[1][:_KEPT], device=state.loc.device)
+            loc, tril, path = state.loc[rows], state.tril[rows], None if path is None else path.take(rows)
+            fewer, count = count, min(further, self.max_nodes)
+        state, _, done = self._climb(state, path, self.tolerance, trail)
         refuse_unbounded(float(state.elbo[best]), torch.linalg.vector_norm(state.tril[best], dim=-1), target.names)
         node_error = None if target.dim == 1 else float(_shift(state, loc)[best]) if count > first else math.inf
-        return Solution(self._optima(state, family), iterations + done, float(state.residual[best]), node_error, len(z))
+        residual = float(state.residual[best])
+        found, _ = self._optima(state, family)
+        return Solution(found, iterations + done, residual, node_error, len(z), history=tuple(trail))
 
-    def _climb(self, state: Gaussians, tolerance: float) -> tuple[Gaussians, int]:
-        """Natural-gradient steps far from the optimum, near it L-BFGS in the coordinates that they whitened."""
+    def _climb(
+        self, state: Gaussians, path: Path | None, tolerance: float, trail: list[float]
+    ) -> tuple[Gaussians, Path | None, int]:
+        """Natural-gradient steps far from the optimum, near it L-BFGS in the coordinates that they whitened, or on a path.
+
+        A path, that of an ascent on other nodes, is followed further if all are near the optimum on these nodes too. `trail`
+        gets the best loss after each iteration.
+        """
         rho, held = torch.ones_like(state.elbo), torch.zeros_like(state.elbo)
         iterations = 0
+        path = path if bool((state.residual <= _NEAR).all()) else None
         while iterations < self.max_iterations and not state.target.evaluations.is_spent:
-            active = (state.residual > (_NEAR if iterations else tolerance)) & (rho > 1e-6)
+            active = (state.residual > (_NEAR if iterations or path is not None else tolerance)) & (rho > 1e-6)
             if not bool(active.any()):
                 break
             trial = state.take(active).step(rho[active])
@@ -117,26 +129,31 @@ class NaturalGradient(Solver):
             rho[active] = torch.where(better, torch.where(held[active] < 0, 2 * rho[active], rho[active]), rho[active] / 2)
             rho, held = rho.clamp(max=1.0), held.clamp(min=0.0)
             iterations += 1
-        for _ in range(self.rounds):
+            trail.append(-float(state.elbo.max()))
+        for again in range(self.rounds):
             active = (state.residual > tolerance) & state.elbo.isfinite()
             if not bool(active.any()) or state.target.evaluations.is_spent:
                 break
-            trial = state.take(active).ascended(_CALLS, tolerance**2 / 4)
+            path = Path.begin(state) if path is None or again else path
+            trial, way = state.take(active).ascended(path.take(active), _CALLS, tolerance**2 / 4)
             better = trial.improves_on(state.take(active))
             state = state.put(active, better, trial)
+            path = path.put(active, way) if bool(better.all()) else None
             iterations += 1
+            trail.append(-float(state.elbo.max()))
             if not bool(better.any()):
                 break
-        return state, iterations
+        return state, path, iterations
 
-    def _optima(self, state: Gaussians, family: Gaussian) -> tuple[Optimum, ...]:
-        found = [
-            Optimum(gaussian(loc, tril, family.covariance), -float(elbo), bool(r <= _STALLED), False)
-            for loc, tril, elbo, r in zip(state.loc, state.tril, state.elbo, state.residual, strict=True)
+    def _optima(self, state: Gaussians, family: Gaussian) -> tuple[tuple[Optimum, ...], list[int]]:
+        """Return the distinct optima, the best first, and their rows."""
+        found = {
+            i: Optimum(gaussian(loc, tril, family.covariance), -float(elbo), bool(r <= _STALLED), False)
+            for i, (loc, tril, elbo, r) in enumerate(zip(state.loc, state.tril, state.elbo, state.residual, strict=True))
             if math.isfinite(float(elbo))
-        ]
-        settled = [one for one in found if one.converged]
-        return distinct(settled or found)
+        }
+        kept = distinct([one for one in found.values() if one.converged] or list(found.values()))
+        return kept, [next(i for i, one in found.items() if one.model is two.model) for two in kept]
 
 
 def _shift(state: Gaussians, loc: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
