@@ -30,9 +30,9 @@ Gaussians = tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]
 def find_starts(target: Target, seed: int) -> Gaussians:
     """Return means and Cholesky factors of Gaussians to start from.
 
-    Modes are sought by L-BFGS from draws of p where there are any, else from normal draws of several scales. Each
-    distinct mode gives its Laplace approximation; each pair of modes, and all of them together, the Gaussian with the
-    moments of their mixture weighted by Laplace evidence. The last start is N(0, I) about the candidates.
+    Modes are sought by Newton's method, or L-BFGS in many dimensions, from draws of p where there are any, else from normal
+    draws of several scales. Each distinct mode gives its Laplace approximation; each pair of modes, and all of them together,
+    the Gaussian with the moments of their mixture weighted by Laplace evidence. The last start is N(0, I) about the candidates.
 
     Raises:
         TargetError: the log density is −inf at every candidate, or looks like a density.
