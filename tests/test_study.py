@@ -236,6 +236,13 @@ def test_a_budget_ends_reverse_kl_and_says_so(family):
     assert math.isfinite(row["reverse_kl"])
 
 
+def test_a_mixture_ends_soon_after_its_budget():
+    asked = {"seeds": 1, "budget": 60_000, "metrics": ["reverse_kl"], "draws": 200}
+    (row,) = wk.compare(wk.problems.many_well(8), "mixture:4", "reverse_kl", **asked).rows
+    assert row["out_of_budget"]
+    assert row["evaluations"] < 1.5 * 60_000  # a round of all starts takes some 250,000
+
+
 class Bell(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -432,18 +439,62 @@ def test_infinities_come_back_as_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(("writer", "module"), [(to_mlflow, "mlflow"), (to_tensorboard, "tensorboard")])
-def test_writers_say_what_to_install_or_write(writer, module, tmp_path, monkeypatch):
+def test_writers_say_what_to_install(writer, module, tmp_path, monkeypatch):
     found = wk.compare(rows(), "gaussian", seeds=1, metrics=["forward_kl"])
-    monkeypatch.chdir(tmp_path)
-    arguments = (found,) if writer is to_mlflow else (found, tmp_path)
-    try:
-        __import__(module)
-    except ModuleNotFoundError:
-        with pytest.raises(InputError, match=f"pip install {module}"):
-            writer(*arguments)
-    else:
-        writer(*arguments)
-        assert any(path.is_file() for path in tmp_path.rglob("*"))
+    for name in (module, "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=f"pip install {module}"):
+        writer(*((found,) if writer is to_mlflow else (found, tmp_path)))
+
+
+def logged():
+    """A study with a failed arm, a metric that MLflow has no name for, and solvers with and without a curve."""
+
+    def odd(model, draws):
+        return {"<b>": 2.0, "never": math.inf}
+
+    target = wk.Target(samples=rows(), log_prob=lambda x: -x.square().sum(-1) / 2)
+    return wk.compare(target, ["gaussian", "student_t"], ["forward_kl", "jeffreys:0.3"], seeds=2, metrics=["coverage", odd])
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    study = logged()
+    to_tensorboard(study, tmp_path)
+    runs = sorted(path.name for path in tmp_path.iterdir())
+    assert runs == ["gaussian · forward_kl", "gaussian · jeffreys-0.3", "student_t · forward_kl"]
+    read = accumulator.EventAccumulator(str(tmp_path / runs[1]))
+    read.Reload()
+    mine = [cell for cell in study.cells if cell.row["objective"] == "jeffreys:0.3" and cell.row["status"] != "failed"]
+    for name in ("coverage", "odd.<b>", "evaluations"):
+        assert {one.step: one.value for one in read.Scalars(name)} == {
+            cell.row["seed"]: pytest.approx(cell.row[name], rel=1e-6) for cell in mine
+        }
+    curve = [one.value for one in read.Scalars("training/seed 1")]
+    assert curve == pytest.approx(mine[1].details["training"], rel=1e-5)
+    assert "odd.never" not in read.Tags()["scalars"]
+
+
+def test_mlflow_reads_what_was_logged(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
+    study = logged()
+    to_mlflow(study, "mine")
+    client = mlflow.MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    by_cell = {one.data.tags["cell"]: one for one in runs}
+    assert len(by_cell) == len(study.cells) == 8
+    for cell in study.cells:
+        run = by_cell[cell.row["cell"]]
+        assert run.data.params["objective"] == cell.row["objective"]
+        assert run.info.status == ("FAILED" if cell.row["status"] == "failed" else "FINISHED")
+        if cell.row["status"] != "failed":
+            assert run.data.metrics["coverage"] == cell.row["coverage"]
+            assert run.data.metrics["odd._b_"] == 2.0
+            curve = client.get_metric_history(run.info.run_id, "training")
+            assert [one.value for one in curve] == cell.details.get("training", [])
+    assert mlflow.active_run() is None
 
 
 def test_the_live_table_shows_arms_failures_and_the_time_left():

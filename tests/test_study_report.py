@@ -135,14 +135,17 @@ def test_a_study_without_any_finished_cell_is_reported(tmp_path):
         wk.report(3, tmp_path / "x.html")
 
 
-def test_training_curves_are_drawn_where_a_network_was_trained(tmp_path):
+def test_training_curves_are_drawn_where_a_solver_has_them(tmp_path):
     rows = np.random.default_rng(0).normal(size=(300, 2))
-    study = wk.compare(rows, families=["flow", "gaussian"], seeds=1, metrics=["forward_kl"])
+    study = wk.compare(rows, families=["flow", "gaussian", "mixture:2"], seeds=1, metrics=["forward_kl"])
     losses = study.cells[0].details["training"]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
     assert "training" not in study.cells[1].details
-    assert "best held-out loss so far" in wk.report(study, tmp_path / "r.html").read_text()
+    climbed = study.cells[2].details["training"]
+    assert 2 < len(climbed) <= 200
+    assert climbed[-1] == pytest.approx(study.cells[2].details["optima"][0]["loss"], abs=1e-3)
+    assert "How the loss fell" in wk.report(study, tmp_path / "r.html").read_text()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian, Product, family_of
 from whichkl.objectives import OBJECTIVES, Objective
-from whichkl.solvers import SOLVERS
+from whichkl.solvers import SOLVERS, families_of
 from whichkl.targets import Target
 
 _CELLS = {
@@ -185,9 +185,10 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
         elif is_discrete and (family.carried or solver is None):
             why = f"{family} has a density on ℝᵈ" if family.carried else f"no solver minimises it over {family}"
             instead = "use Product('bernoulli'), Product('categorical') or Autoregressive()"
+            instead = "use Autoregressive()" if objective.is_between else instead
             missing[objective.name] = f"the target is discrete, and {why}: {instead}"
         elif solver is None:
-            missing[objective.name] = f"no solver minimises it over {family}"
+            missing[objective.name] = f"no solver minimises it over {family}{_others(objective)}"
         else:
             options.append(Option(objective, objective.reason(access), solver))
     return Advice(access, family, dim, tuple(options), missing, () if options else CONVERSIONS)
@@ -202,6 +203,11 @@ def default_family(target: Target | None) -> Family:
     if target is None or target.bijection.levels is None:
         return Gaussian()
     return Product("bernoulli" if set(target.bijection.levels) == {(0, 1)} else "categorical")
+
+
+def _others(objective: Objective) -> str:
+    """Over which families a divergence between the directions is minimised."""
+    return f"; over {', '.join(families_of(objective))} one does" if objective.is_between else ""
 
 
 def _wrap(text: str, indent: str = "", first: str | None = None) -> str:

@@ -192,6 +192,7 @@ class Fit:
                 **{name: getattr(d, name) for name in _NUMBERS},
                 **{name: None if getattr(d, name) is None else getattr(d, name).to_dict() for name in _ESTIMATES},
                 "curve": None if d.curve is None else [[count, one.to_dict()] for count, one in d.curve],
+                "history": list(d.history),
                 "notes": list(d.notes),
                 "simpler": d.simpler,
                 "correlated": d.correlated,
@@ -479,6 +480,7 @@ def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: F
         diagnostics=Diagnostics(
             optima=tuple(optima),
             curve=None if d.get("curve") is None else tuple((count, Estimate.from_dict(one)) for count, one in d["curve"]),
+            history=tuple(map(float, d.get("history", ()))),
             notes=tuple(d.get("notes", ())),
             simpler=d.get("simpler"),
             correlated=d.get("correlated"),

@@ -47,7 +47,7 @@ def judge(
     d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
     is_forward, is_between = isinstance(objective, ForwardKL), isinstance(objective, Between)
     ends = beyond_the_ends(target, model, seed) if is_forward and whole and family.carried else ()
-    d = replace(d, notes=(*solution.notes, *ends))
+    d = replace(d, history=solution.history, notes=(*solution.notes, *ends))
     if is_forward and not whole and target.samples is not None:
         value = in_sample(target, model)
     else:

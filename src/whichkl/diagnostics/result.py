@@ -62,6 +62,8 @@ class Diagnostics:
     """Whether p has modes where a fit by reverse KL never goes."""
     held: Block | None = field(default=None, repr=False)
     """The unseen rows, in the coordinates of the target; not saved."""
+    history: tuple[float, ...] = field(default=(), repr=False)
+    """The best loss after each iteration, where the solver had it at hand (`Solution.history`)."""
     notes: tuple[str, ...] = ()
     """What the solver or the family says of how it was found."""
 

@@ -130,7 +130,7 @@ def seeds(rows: Rows, columns: Sequence[str], most: int = MOST) -> list[Figure]:
 
 
 def training(histories: Mapping[str, Sequence[float]]) -> Figure | None:
-    """Draw the best loss of each arm over the rounds of its training; None where none was trained."""
+    """Draw the best loss of each arm over the iterations of its solver; None where no solver had them at hand."""
     go = require("plotly.graph_objects", "app")
     known = {arm: losses for arm, losses in histories.items() if any(map(math.isfinite, losses))}
     if not known:
@@ -142,7 +142,7 @@ def training(histories: Mapping[str, Sequence[float]]) -> Figure | None:
         line = {"color": color_of(arm), "width": 2.2, "dash": dashes[i % len(dashes)], "simplify": False}
         y = short([losses[k] for k in rounds])
         figure.add_scatter(x=[k + 1 for k in rounds], y=y, mode="lines", name=html.escape(_cut(arm)), line=line)
-    return style(figure, "round", "best loss so far, nats", 340)
+    return style(figure, "iteration", "best loss, nats", 340)
 
 
 def color_of(arm: str) -> str:

@@ -14,9 +14,11 @@ from whichkl.diagnostics import next_richer, shown_weights
 from whichkl.families import simpler
 from whichkl.fitting import Fit
 from whichkl.plots import SHOWN, plot
+from whichkl.plots.arms import training
 from whichkl.plots.rows import data
 from whichkl.reporting.page import Block, Section, write_page
 from whichkl.reporting.rows_section import rows_section
+from whichkl.reporting.study_fits import TRAINING
 from whichkl.solvers import Optimum
 
 _DIRECTIONS = {
@@ -134,6 +136,8 @@ def _evidence(fit: Fit) -> Section:
         optima = [(str(i + 1), f"{o.loss:.4f}", "global" if o.is_global else "local", _at(o)) for i, o in enumerate(d.optima)]
         note = "Every distinct optimum that was found; means in unconstrained coordinates."
         blocks.append(Block.table(("optimum", "loss", "kind", "mean"), optima, note))
+    curve = training({fit.objective.spec: d.history}) if len(d.history) > 1 else None
+    blocks += [] if curve is None else [Block.chart(curve, TRAINING)]
     return Section("The evidence", "Measured on draws that the fit has not seen, wherever the access allows it.", tuple(blocks))
 
 
@@ -148,6 +152,7 @@ def _choice(fit: Fit) -> Section:
 
 def _configuration(fit: Fit) -> Section:
     fields = fit.to_dict()
+    del fields["diagnostics"]["history"]
     calibration = fields["diagnostics"].get("calibration")
     if calibration:
         columns = [{key: value for key, value in one.items() if key != "curve"} for one in calibration["columns"]]

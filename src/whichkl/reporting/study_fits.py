@@ -21,6 +21,11 @@ from whichkl.study.ledger import Stored
 from whichkl.study.wording import listed
 
 MOST_FITS = 6
+TRAINING = (
+    "How the loss fell: of networks trained on rows the least so far on rows set aside, round by round; else that of the best "
+    "start, iteration by iteration. It may rise where nodes were doubled, or where all rows followed some. Losses are up to the "
+    "objective's constant."
+)
 _MOST_PAIRS = 4
 _MOST_LOSSES = 12
 
@@ -101,7 +106,7 @@ def _curves(fits: Mapping[str, Fit]) -> list[Block]:
 def _trained(cells: Mapping[str, Stored]) -> list[Block]:
     histories = {name: [float(one) for one in cell.details.get("training", [])] for name, cell in cells.items()}
     figure = training(histories)
-    return [] if figure is None else [Block.chart(figure, "Training: the best held-out loss so far, round by round.")]
+    return [] if figure is None else [Block.chart(figure, TRAINING)]
 
 
 def _optima(cells: Mapping[str, list[Stored]]) -> list[Block]:

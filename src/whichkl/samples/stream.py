@@ -31,6 +31,8 @@ class Block:
     """Whether its x was made for this reading alone, so that whoever reads it may write over it."""
     total: Float[Tensor, " d"] | None = None
     """The column sums of x, where the reader took them to see that all is finite."""
+    log_p: Float[Tensor, " m"] | None = None
+    """Log p of the rows, where a solver reads it beside them."""
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -38,7 +40,8 @@ class Block:
     def take(self, rows: Tensor) -> Block:
         """Return some of the rows: their numbers, or a mask."""
         context = None if self.context is None else self.context[rows]
-        return Block(self.x[rows], self.w[rows], context, self.first)
+        log_p = None if self.log_p is None else self.log_p[rows]
+        return Block(self.x[rows], self.w[rows], context, self.first, log_p=log_p)
 
 
 class Part(ABC):

@@ -3,7 +3,7 @@
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family
-from whichkl.objectives import Objective
+from whichkl.objectives import Between, Objective
 from whichkl.solvers.closed_form import ClosedForm
 from whichkl.solvers.coordinate_ascent import CoordinateAscent
 from whichkl.solvers.em import ExpectationMaximization
@@ -17,6 +17,7 @@ from whichkl.solvers.score_function import ScoreFunction
 from whichkl.solvers.solver import Optimum, Solution, Solver
 from whichkl.solvers.sticking_the_landing import StickingTheLanding
 from whichkl.solvers.stochastic import Stochastic
+from whichkl.solvers.stochastic_two_sided import StochasticTwoSided
 from whichkl.solvers.two_sided import TwoSided
 
 SOLVERS: tuple[type[Solver], ...] = (
@@ -33,6 +34,7 @@ SOLVERS: tuple[type[Solver], ...] = (
     ScoreFunction,
     Stochastic,
     TwoSided,
+    StochasticTwoSided,
 )
 
 __all__ = [
@@ -52,7 +54,9 @@ __all__ = [
     "Solver",
     "StickingTheLanding",
     "Stochastic",
+    "StochasticTwoSided",
     "TwoSided",
+    "families_of",
     "solver_for",
 ]
 
@@ -75,6 +79,17 @@ def solver_for(objective: Objective, family: Family, access: Access, wanted: Sol
     if able:
         return able[0]().toward(objective)
     others = [kind.name for kind in SOLVERS if kind.solves(objective, family, access)]
-    instead = f"Use solver={others[0]!r}" if others else "Use another family or objective"
+    instead = f"Use solver={others[0]!r}" if others else f"Use another family{_families(objective)} or objective"
     because = f"it doesn't minimise `{objective.name}` over `{family}` with access to {access.label}"
     raise TargetError(cannot(f"use {label} here", because, instead))
+
+
+def families_of(objective: Objective) -> tuple[str, ...]:
+    """Return the names of the families over which some solver minimises an objective, with some of their options at least."""
+    kinds = [kind for kind in SOLVERS if isinstance(objective, kind.objective)]
+    return tuple(dict.fromkeys(family.__name__ for kind in kinds for family in kind.families))
+
+
+def _families(objective: Objective) -> str:
+    """Which those are, in brackets, for a divergence between the directions; of others they are too many to name."""
+    return f" ({', '.join(families_of(objective))})" if isinstance(objective, Between) else ""

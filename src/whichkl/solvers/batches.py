@@ -46,7 +46,7 @@ class Shuffled(Batches):
 
     def __init__(self, block: Block, size: int, seed: int) -> None:
         """Take the rows, and scale their weights."""
-        self.block = Block(block.x, block.w / block.w.mean(), block.context)
+        self.block = replace(block, w=block.w / block.w.mean())
         self.rows, self.size, self.seed = len(block), min(size, len(block)), seed
         self.epoch_steps = self.rows // self.size
         self.steps = min(max(self.epoch_steps, 25), 500)
@@ -132,15 +132,17 @@ class Data:
         return block
 
 
-def data_of(target: Target, family: NetworkFamily, seed: int, work: Work, stride: int, size: int | None) -> Data:
+def data_of(
+    target: Target, family: NetworkFamily, seed: int, work: Work, stride: int, size: int | None, share: float = 1.0
+) -> Data:
     """Look at all rows once, set some aside, and put the others in batches.
 
-    A target that is a sampler gives `fresh_count` draws.
+    A target that is a sampler gives `fresh_count` draws, which take at most so great a share of a budget.
 
     Raises:
         InputError: too few rows, a constant column, or rows for which the family has no probability.
     """
-    rows = _rows(target, seed, work)
+    rows = _rows(target, seed, work, share)
     kept, apart = replace(rows, stride=stride), replace(rows, stride=stride, held=True)
     if target.stream is None:
         block = kept.gather()
@@ -178,9 +180,9 @@ def generator_for(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def _rows(target: Target, seed: int, work: Work) -> Rows:
+def _rows(target: Target, seed: int, work: Work, share: float) -> Rows:
     if target.samples is None and target.stream is None:
-        x = target.draws(fresh_count(target), seed).to(torch.float64)
+        x = target.draws(fresh_count(target, share), seed).to(torch.float64)
         return Rows(slices(Block(x, torch.ones(len(x), dtype=torch.float64, device=x.device))), target.names, None, work.workers)
     return rows_of(target, seed, work.workers)
 

@@ -54,6 +54,8 @@ class Descent:
     gain: Float[Tensor, " s"]
     """Nats that the last whole cycle gained."""
     rounds: Float[Tensor, " 1"]
+    history: Float[Tensor, " r"]
+    """The least loss after each round, on the draws of its cycle."""
 
     @classmethod
     def at(cls, start: Float[Tensor, "s p"]) -> Descent:
@@ -63,7 +65,7 @@ class Descent:
         endless = row + math.inf
         return cls(
             *(start.clone(), zero, zero.clone(), start.clone(), start.clone(), endless, start.clone()),
-            *(row, row + 1, row.clone(), endless.clone(), ~no, no, endless.clone(), row[:1].clone()),
+            *(row, row + 1, row.clone(), endless.clone(), ~no, no, endless.clone(), row[:1].clone(), row[:0].clone()),
         )
 
     def save(self, journal: Journal) -> None:
@@ -128,6 +130,7 @@ class Cycles:
                 self._step(state, self.rate * _SLOWER**cycle * _schedule(done, self.steps), _seed(seed, 2 * _at(state, i)))
             self._judge(state, judged_by)
             state.rounds += 1
+            state.history = torch.cat([state.history, state.loss.min()[None]])
             if within == per_cycle - 1:
                 self._end(state, judged_by)
             if work.journal is not None:

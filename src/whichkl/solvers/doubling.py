@@ -68,6 +68,7 @@ class Doubling:
         few = average = self.average(count)
         dim, first = average.target.dim, count
         size, steps, error, settled = math.sqrt(theta.shape[1] / 2), 0, math.inf, dim == 1
+        history: tuple[float, ...] = ()
         loss = torch.full_like(theta[:, 0], math.inf)
         counts = average.target.evaluations
 
@@ -78,6 +79,7 @@ class Doubling:
             bend = few if count > first else None
             end = minimize(average, average.metric, theta, _ROUGH * size, bend, spent=spent)
             steps += end.steps
+            history += end.history
             _refuse_unbounded(end, average.target)
             if math.isfinite(error):
                 error, settled = self._moved(end, theta, loss, average)
@@ -91,7 +93,8 @@ class Doubling:
         end = minimize(average, average.metric, end.theta, self.tolerance * size, bend, spent=spent)
         node_error = None if dim == 1 or error >= 1e300 else error
         residual = float(end.residual[int(end.value.argmin())])
-        return Solution(self._optima(end, self.tolerance), steps + end.steps, residual, node_error, len(average.z))
+        optima, history = self._optima(end, self.tolerance), history + end.history
+        return Solution(optima, steps + end.steps, residual, node_error, len(average.z), history=history)
 
     def _moved(self, end: End, theta: Tensor, loss: Tensor, average: Average) -> tuple[float, bool]:
         """Return the largest shift of a mean of the best optimum, and whether those within 3 nats of it stay."""

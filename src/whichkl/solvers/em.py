@@ -88,6 +88,7 @@ class ExpectationMaximization(Solver):
         near = tolerance if whole else _COARSE
         climb = replace(self, max_iterations=_SHORT)._climb(few, frame, first, near, work, "starts")
         iterations, state = climb.iterations, climb.state.take(climb.likelihood.topk(min(2, self.starts)).indices)
+        history = climb.history
         if self.moves and frame.count > 2:
             fewer = sample.take(torch.arange(0, len(sample), max(1, len(sample) // _MOVED)))
             less = replace(few, parts=slices(fewer))
@@ -96,14 +97,17 @@ class ExpectationMaximization(Solver):
             state = better if self.starts == 1 else better.beside(state.take(torch.tensor([0])))
         climb = self._climb(few, frame, state, near, work, "a sample" if not whole else "the best starts")
         iterations += climb.iterations
+        history += climb.history
         if not whole:
             climb = self._climb(fitted, frame, climb.best, tolerance, work, "all rows")
             iterations += climb.iterations
+            history += climb.history
         held = None
         if stride:
             held = Held(replace(fitted, held=True).gather(), frame.model(climb.best, 0))
             climb = self._climb(rows, frame, climb.best, tolerance, work, "held-out rows too")
             iterations += climb.iterations
+            history += climb.history
         optima = []
         for i in range(len(climb.likelihood)):
             model = frame.model(climb.state, i)
@@ -111,7 +115,7 @@ class ExpectationMaximization(Solver):
             optima.append(Optimum(model, loss, climb.small == 2, False))
         ordered = distinct(optima)
         notes = (_AT_THE_FLOOR,) if frame.is_at_floor(climb.best) else ()
-        return Solution(ordered, iterations, climb.gain, held=held, notes=notes)
+        return Solution(ordered, iterations, climb.gain, held=held, notes=notes, history=history)
 
     def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
         """Split and merge components, as long as a few iterations from there end higher than as many from here."""
@@ -146,7 +150,8 @@ class ExpectationMaximization(Solver):
                 (_, state), small, steps = _Update(rows, frame, torch.float64)(state), 2, 4
             elif single and small:
                 single, small = False, 0
-            climb = Climb(state, likelihood, gain, climb.iterations + steps, small, single)
+            history = (*climb.history, frame.loss(likelihood.max()))
+            climb = Climb(state, likelihood, gain, climb.iterations + steps, small, single, history)
             work.tell(f"EM on {step}", _done(gain, tolerance / 10))
             if work.journal is not None and (climb.small == 2 or time.monotonic() - saved > _OFTEN):
                 work.journal.save(name, *climb.written())
@@ -166,6 +171,8 @@ class Climb:
     """How many cycles in a row gained next to nothing; two end it."""
     single: bool
     """Whether it is still in single precision."""
+    history: tuple[float, ...] = ()
+    """The loss of the best start in each cycle."""
 
     @classmethod
     def begin(cls, state: State) -> Climb:
@@ -181,14 +188,23 @@ class Climb:
         """Return tensors and notes for the journal."""
         s = self.state
         tensors = {"probs": s.probs, "loc": s.loc, "cov": s.cov, "likelihood": self.likelihood}
-        notes = {"gain": self.gain, "iterations": self.iterations, "small": self.small, "single": self.single}
+        notes: dict[str, Any] = {"gain": self.gain, "iterations": self.iterations, "small": self.small, "single": self.single}
+        notes["history"] = list(self.history)
         return tensors | ({} if s.df is None else {"df": s.df}), notes
 
     @classmethod
     def read(cls, tensors: dict[str, Tensor], notes: dict[str, Any]) -> Climb:
         """Read back what `written` gave."""
         state = State(tensors["probs"], tensors["loc"], tensors["cov"], tensors.get("df"))
-        return cls(state, tensors["likelihood"], float(notes["gain"]), notes["iterations"], notes["small"], notes["single"])
+        return cls(
+            state,
+            tensors["likelihood"],
+            float(notes["gain"]),
+            notes["iterations"],
+            notes["small"],
+            notes["single"],
+            tuple(map(float, notes["history"])),
+        )
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ class Enumeration(Solver):
         for one in logs:
             one[0] = 0.0
         table, done = log_p.reshape(tuple(counts)), 0
+        history: list[float] = []
         logs = [one.log_softmax(-1) for one in logs]
         for again in (False, True):
             if again:
@@ -114,11 +115,12 @@ class Enumeration(Solver):
                 done += 1
                 move = torch.stack([(one.exp() - old).abs().amax(-1) for one, old in zip(logs, before, strict=True)]).amax(0)
                 settled, loss = (loss - after <= self.tolerance) & (move <= self.tolerance), after
+                history.append(float(loss.min()))
                 if bool(settled.all()):
                     break
         ends = [(float(loss[i]), [one[i] for one in logs], bool(settled[i])) for i in range(_STARTS)]
         optima = distinct_tables(family, ends)
-        return Solution(optima, done, float(move[loss.argmin()]))
+        return Solution(optima, done, float(move[loss.argmin()]), history=tuple(history))
 
     def _network(
         self, family: Autoregressive, x: Tensor, log_p: Tensor, counts: tuple[int, ...], seed: int, work: Work
@@ -155,7 +157,8 @@ class Enumeration(Solver):
         settled = kl <= self.gap or self._has_settled(kls)
         notes = () if settled else (f"{len(kls) - 1:,} iterations ended {kl:.2g} nats from p, and still gained",)
         optimum = Optimum(family.finished(network, shape), kl - float(log_z), settled, True)
-        return Solution((optimum,), int(result.nit), float(np.abs(result.jac).max()), notes=notes)
+        history = tuple(one - float(log_z) for one in kls[1:])
+        return Solution((optimum,), int(result.nit), float(np.abs(result.jac).max()), notes=notes, history=history)
 
     def _has_settled(self, kls: Sequence[float]) -> bool:
         """Whether p is near enough, as KL ≥ 0 bounds what can be gained, or the last iterations gained too little."""

@@ -65,7 +65,7 @@ class Newton(Solver):
         held, notes = self._held(rows, family, target.context_names, design, end, work, stride) if stride else (None, ())
         judged = rows if held is None or target.stream is None else Rows((Slice(held.block),), rows.names)
         optimum = Optimum(model, -mean_log_likelihood(model, judged), converged=end.converged, is_global=True)
-        return Solution((optimum,), iterations=end.iterations, residual=end.residual, held=held, notes=notes)
+        return Solution((optimum,), iterations=end.iterations, residual=end.residual, held=held, notes=notes, history=end.history)
 
     def _held(
         self, rows: Rows, family: GeneralizedLinear, names: Sequence[str], all_rows: Design, end: _End, work: Work, stride: int
@@ -87,6 +87,7 @@ class Newton(Solver):
         dense = theta.numel() <= self.dense
         here = design.evaluate(rows, theta, None, hessian=dense)
         residual = float("inf")
+        trail: list[float] = []
         while count < self.max_iterations and not (count and rows.is_spent):
             step = _newton_step(here) if dense else _conjugate_step(rows, design, theta, here)
             decrement = -float((here.gradient * step).sum()) / design.count
@@ -98,15 +99,16 @@ class Newton(Solver):
                 length /= 2
                 there = design.evaluate(rows, theta + length * step, length * step, hessian=dense)
             if not there.loss <= here.loss + small:
-                return _End(theta, count, residual, residual < _NEAR)
+                return _End(theta, count, residual, residual < _NEAR, tuple(trail))
             theta, here, count = theta + length * step, there, count + 1
+            trail.append(here.loss / design.count)
             residual = max(decrement, 0.0) ** 0.5
             work.tell(f"newton step {count} on {what}", float("nan"))
             if work.journal is not None:
                 work.journal.save("newton", {"theta": theta}, {"steps": count})
             if length == 1.0 and decrement < self.tolerance and there.reach < _NEAR:
-                return _End(theta, count, residual, converged=True)
-        return _End(theta, count, residual, converged=False)
+                return _End(theta, count, residual, converged=True, history=tuple(trail))
+        return _End(theta, count, residual, converged=False, history=tuple(trail))
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class _End:
     iterations: int
     residual: float
     converged: bool
+    history: tuple[float, ...]
 
 
 def _resumed(work: Work, theta: Tensor) -> tuple[Tensor, int]:

@@ -29,10 +29,10 @@ def points_of(target: Target, seed: int) -> tuple[Float[Tensor, "n d"], Float[Te
     return x, torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device)
 
 
-def fresh_count(target: Target) -> int:
-    """How many draws stand for p: `FRESH`, or fewer where no more may be used, but 100 at least."""
+def fresh_count(target: Target, share: float = 1.0) -> int:
+    """How many draws stand for p: `FRESH`, or fewer where no more than this share of a budget may be used, but 100 at least."""
     counts = target.evaluations
-    return int(min(FRESH, max(100, counts.most - counts.total)))
+    return int(min(FRESH, max(100, share * (counts.most - counts.total))))
 
 
 def is_exact(target: Target) -> bool:

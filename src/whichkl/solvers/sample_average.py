@@ -72,11 +72,12 @@ class SampleAverage(Solver):
         locs, trils = find_starts(target, seed)
         starts, iterations = _starts(family, locs, trils), 0
         begun = self._on_nodes(target, family, count, seed, starts)
-        state, done = self._climb(begun, rounds=2)
+        trail: list[float] = []
+        state, done = self._climb(begun, trail, rounds=2)
         grown, more = self._grow(target, family, locs, trils, count, seed, work)
         state = _stacked([state, grown] if grown is not None else [state])
         state = state.take(state.elbo >= state.elbo.max() - _CLOSE)
-        state, last = self._climb(state)
+        state, last = self._climb(state, trail)
         iterations += done + more + last
         while True:
             refuse_infinite(state.elbo)
@@ -93,12 +94,14 @@ class SampleAverage(Solver):
             count *= 2
             kept = [mixture_parts(one.model) for one in self._optima(state, _ROUGH)[:_KEPT]]
             begun = self._on_nodes(target, family, count, seed, [(p.log(), loc, tril) for p, loc, tril, _ in kept])
-            state, done = self._climb(begun)
+            state, done = self._climb(begun, trail)
             iterations += done
-        state, done = self._climb(state, self.tolerance)
+        state, done = self._climb(state, trail, self.tolerance)
         iterations, best = iterations + done, int(state.elbo.argmax())
         node_error = None if target.dim == 1 or math.isinf(error) else error
-        return Solution(self._optima(state, _SETTLED), iterations, float(state.residual[best]), node_error, len(state.z))
+        return Solution(
+            self._optima(state, _SETTLED), iterations, float(state.residual[best]), node_error, len(state.z), history=tuple(trail)
+        )
 
     def _on_nodes(self, target: Target, family: Mixture, count: int, seed: int, starts: Sequence[Start]) -> Mixtures:
         z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed + count))
@@ -107,13 +110,19 @@ class SampleAverage(Solver):
             tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1))
         return Mixtures.at(family, target, z, w, logits, loc, tril)
 
-    def _climb(self, state: Mixtures, tolerance: float = _ROUGH, rounds: int | None = None) -> tuple[Mixtures, int]:
-        """L-BFGS, whitened anew by each component after every `_CALLS` calls, until the gradient is small."""
+    def _climb(
+        self, state: Mixtures, trail: list[float], tolerance: float = _ROUGH, rounds: int | None = None
+    ) -> tuple[Mixtures, int]:
+        """L-BFGS, whitened anew by each component after every `_CALLS` calls, until the gradient is small.
+
+        `trail` gets the best loss after each of these rounds.
+        """
         done, active = 0, (state.residual > tolerance) & state.elbo.isfinite()
         for _ in range(self.rounds if rounds is None else rounds):
             if not bool(active.any()) or state.target.evaluations.is_spent:
                 break
-            trial = state.take(active).ascended(_CALLS, tolerance**2 / 2)
+            some = state.take(active)
+            trial = some.ascended(state.target.evaluations.calls(some.points, _CALLS), tolerance**2 / 2)
             gain = trial.elbo - state.elbo[active]
             better = (gain > 0) | ((gain > -1e-9) & (trial.residual < state.residual[active]))
             state = state.put(active, better, trial)
@@ -121,6 +130,7 @@ class SampleAverage(Solver):
             # A round that gained nothing has met a kink or rounding.
             active[rows] = better & (trial.residual > tolerance) & ((gain > _GAIN) | (trial.residual > _SETTLED / 10))
             done += 1
+            trail.append(-float(state.elbo.max()))
         return state, done
 
     def _grow(
@@ -136,7 +146,7 @@ class SampleAverage(Solver):
         """Add components where log p − log q is largest until there are K; none where one start can't be evaluated."""
         state, done = self._on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])]), 0
         while state.loc.shape[1] < family.count:
-            state, rounds = self._climb(state, rounds=1)
+            state, rounds = self._climb(state, [], rounds=1)
             done += rounds
             if not bool(state.elbo.isfinite().all()):
                 return None, done

@@ -99,7 +99,9 @@ class ScoreFunction(Solver):
         model = family.finished(problem.module(state.best[best]), shape)
         end = Optimum(model, float(losses[best]), bool(state.settled[best]), True)
         steps = min(int(state.rounds) * _ROUND, self.steps * self.cycles)
-        return Solution((end,), iterations=steps, residual=float(state.size[best]), notes=tuple(notes))
+        return Solution(
+            (end,), iterations=steps, residual=float(state.size[best]), notes=tuple(notes), history=tuple(state.history.tolist())
+        )
 
 
 class Columns:

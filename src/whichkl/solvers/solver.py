@@ -52,7 +52,8 @@ class Solution:
     notes: tuple[str, ...] = ()
     """What the user should know of how it was found, such as a margin inferred from the data."""
     history: tuple[float, ...] = ()
-    """The best loss after each round, of a solver that trains a network on rows."""
+    """The loss of the best start after each iteration, where the solver has it at hand; of a network trained on rows the least so
+    far on those set aside, round by round. It may rise where nodes were doubled, or where all rows followed some."""
 
     @property
     def best(self) -> Optimum:

@@ -120,7 +120,7 @@ class StickingTheLanding(Solver):
 
     def _flows(self, target: Target, family: Flow, shape: Shape, seed: int) -> FlowRows:
         """Flows at rest inside the Gaussians to start from."""
-        locs, trils = _gaussians(target, seed, self.starts)
+        locs, trils = gaussians_to_start(target, seed, self.starts)
 
         def build() -> FlowNetwork:
             network = family.network(shape)
@@ -161,7 +161,9 @@ class StickingTheLanding(Solver):
                 f"solver=StickingTheLanding(cycles={2 * self.cycles}), or more, to see whether it goes on"
             )
         steps = min(int(state.rounds) * 50, self.steps * self.cycles)
-        return Solution(kept, iterations=steps, residual=float(state.size[winner]), notes=tuple(notes))
+        return Solution(
+            kept, iterations=steps, residual=float(state.size[winner]), notes=tuple(notes), history=tuple(state.history.tolist())
+        )
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class _Path:
         return value, score if matrix is None else score @ matrix
 
 
-def _gaussians(target: Target, seed: int, most: int) -> tuple[Float[Tensor, "s d"], Float[Tensor, "s d d"]]:
+def gaussians_to_start(target: Target, seed: int, most: int) -> tuple[Float[Tensor, "s d"], Float[Tensor, "s d d"]]:
     """The best optima of the reverse-KL Gaussian, the Gaussian that covers them all, and a wider one."""
     if target.dim > _WIDE:
         optima = MeanField().solve(target, Gaussian("diagonal"), seed).optima

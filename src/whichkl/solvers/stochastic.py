@@ -13,7 +13,7 @@ from whichkl.families.network_family import NetworkFamily
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.seeds import seeded
 from whichkl.solvers.batches import Data, data_of, generator_for
-from whichkl.solvers.rows import mean_log_likelihood
+from whichkl.solvers.criterion import Criterion, Likelihood
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.training import Run, started
 from whichkl.solvers.work import QUIET, Work
@@ -98,27 +98,31 @@ class Stochastic(Solver):
         if not isinstance(family, NetworkFamily):
             raise TypeError(family)
         work.tell("looking at the rows", math.nan)
-        data = data_of(target, family, seed, work, stride, self.batch)
-        total = self._total(data)
+        data, criterion = self._problem(target, family, seed, work, stride)
+        total = self._total(data, criterion)
         rounds = max(1, math.ceil(total / data.batches.steps))
-        run = self._begin(family, data, seed)
+        run = self._begin(family, criterion, data, seed)
         rate = None if work.journal is None else run.resume(work.journal)
         if rate is None:
-            rate = self.learning_rate or self._best_rate(family, data, seed, work)
+            rate = self.learning_rate or self._best_rate(family, criterion, data, seed, work)
             run.judge(data.read(data.validation))
             run.start_loss = run.best_loss
-        while run.round < rounds and not self._is_over(run, rounds) and not (run.round and data.kept.is_spent):
+        while run.round < rounds and not self._is_over(run, rounds) and not (run.round and criterion.is_spent):
             work.tell(f"training, loss {run.best_loss:.4g} on unseen rows", run.round / rounds)
             self._round(run, data, rate, total, seed)
             if work.journal is not None:
                 run.save(work.journal, rate)
         if not math.isfinite(run.best_loss):
-            because = run.trouble or "its log density is infinite or NaN on unseen rows"
-            instead = "Look at the scale of the data and at the starting weights, or give a smaller `learning_rate`"
-            raise InputError(cannot(f"train `{family}`", because, instead))
+            because = run.trouble or f"its {criterion.what} is infinite or NaN on unseen rows"
+            raise InputError(cannot(f"train `{family}`", because, criterion.instead))
         return self._solution(run, data, rounds, total, target)
 
-    def _begin(self, family: NetworkFamily, data: Data, seed: int) -> Run:
+    def _problem(self, target: Target, family: NetworkFamily, seed: int, work: Work, stride: int) -> tuple[Data, Criterion]:
+        """Return the rows, and what is minimised on them."""
+        data = data_of(target, family, seed, work, stride, self.batch)
+        return data, Likelihood(family, data.kept, target.stream is not None)
+
+    def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Run:
         """Build the module, the same for a seed, and refuse it where it isn't a law of such rows."""
         x = data.validation.x
         with seeded(seed):
@@ -135,22 +139,26 @@ class Stochastic(Solver):
         if not value.requires_grad:
             because = "its `log_prob` doesn't depend on its weights"
             raise InputError(cannot(f"train `{family}`", because, "Build the law of parameters in `forward`"))
-        return started(family, module, model, self.weight_decay, self.clip)
+        return started(family, criterion, module, model, self.weight_decay, self.clip)
 
-    def _best_rate(self, family: NetworkFamily, data: Data, seed: int, work: Work) -> float:
+    def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
         """Train for `_TRIAL` steps at each rate from the same start; return the one with the least loss on unseen rows."""
         found = []
-        deep: Any = getattr(family, "hidden", None)
-        rates = _RATES if family.decays and deep else _RATES_OF_FEW
+        rates = self._rates(family)
         for i, rate in enumerate(rates):
             work.tell("trying learning rates", i / len(rates))
-            run = self._begin(family, data, seed)
+            run = self._begin(family, criterion, data, seed)
             generator = generator_for(seed, -2)
             with seeded(seed):
                 for step, block in enumerate(islice(_endless(data), _TRIAL)):
                     run.step(data.read(block), rate * min(1.0, (step + 1) / (_TRIAL / 10)), generator)
             found.append((run.judge(data.read(data.validation)), rate))
         return min(found)[1]
+
+    def _rates(self, family: NetworkFamily) -> tuple[float, ...]:
+        """Return the learning rates to try."""
+        deep: Any = getattr(family, "hidden", None)
+        return _RATES if family.decays and deep else _RATES_OF_FEW
 
     def _round(self, run: Run, data: Data, rate: float, total: int, seed: int) -> None:
         """Train for one round, judge it, and go back to the best weights where it diverged."""
@@ -161,14 +169,14 @@ class Stochastic(Solver):
             for i, block in enumerate(islice(batches.round(run.round), left if left < batches.steps else None)):
                 done = min(run.round * batches.steps + i, (run.round + 1) * batches.steps, total) / total
                 run.step(data.read(block), rate * _schedule(done, total), generator)
-                if run.skipped > self.skips or data.kept.is_spent:
+                if run.skipped > self.skips or run.criterion.is_spent:
                     break
         loss = run.judge(data.read(data.validation))
         run.round += 1
         if run.best and not loss <= run.start_loss + 1:
             run.restore(slower=0.5)
 
-    def _total(self, data: Data) -> int:
+    def _total(self, data: Data, criterion: Criterion) -> int:
         """Return the steps of the schedule."""
         per_epoch = data.batches.per_epoch * data.batches.steps
         epochs = self.epochs or min(max(2, round(self.steps / per_epoch)), 200)
@@ -189,10 +197,10 @@ class Stochastic(Solver):
         before = run.history[(len(run.history) - 1) // 2]
         flat = (
             run.round >= rounds
-            and not data.kept.is_spent
+            and not run.criterion.is_spent
             and before - run.best_loss <= min(max(_FLAT[0], run.best_error / 2), _FLAT[1])
         )
-        notes = list(run.family.remarks(data.summary, target.names))
+        notes = [*run.criterion.notes, *run.family.remarks(data.summary, target.names)]
         if failed:
             why = f"{run.skipped} batches were skipped ({run.trouble})" if run.skipped else "its loss rose again and again"
             notes.append(f"training was given up in round {run.round} of {rounds}: {why}; the best weights before are kept")
@@ -201,13 +209,18 @@ class Stochastic(Solver):
         if not (failed or early or flat):
             fall, epochs = before - run.best_loss, round(total / (data.batches.per_epoch * data.batches.steps))
             also = f"the loss still fell by {fall:.2g} nats in the second half of {epochs} epochs"
-            notes.append(f"{also}: give solver=Stochastic(epochs={2 * epochs}), or more, to see whether it goes on")
-        loss = run.best_loss if target.stream is not None else -mean_log_likelihood(model, data.kept)
+            notes.append(f"{also}: give solver={type(self).__name__}(epochs={2 * epochs}), or more, to see whether it goes on")
+        loss = run.criterion.scale * run.criterion.final(model, run.best_loss)
         best = Optimum(model, loss, converged=(early or flat) and not failed, is_global=True)
         held = None if data.held is None else Held(data.held, model)
         steps = min(total, run.round * data.batches.steps)
         return Solution(
-            (best,), iterations=steps, residual=run.gradient, held=held, notes=tuple(notes), history=tuple(run.history)
+            (best,),
+            iterations=steps,
+            residual=run.gradient,
+            held=held,
+            notes=tuple(notes),
+            history=tuple(run.criterion.scale * one for one in run.history),
         )
 
 

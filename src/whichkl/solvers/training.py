@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whichkl.families.family import log_likelihood
 from whichkl.families.network_family import NetworkFamily
 from whichkl.journal import Journal
 from whichkl.samples import Block
+from whichkl.solvers.criterion import Criterion
 
-_CHUNK = 4_096
 _ENTRY = "training"
 _MEMORY = 100
 
@@ -25,6 +24,7 @@ class Run:
     """A module under training, its optimizer, and the best weights so far."""
 
     family: NetworkFamily
+    criterion: Criterion
     module: nn.Module
     model: Any
     optimizer: torch.optim.Optimizer
@@ -35,7 +35,7 @@ class Run:
     """Steps in that average."""
     best: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = math.inf
-    """Mean −log q of the rows to stop by, under the best weights."""
+    """The criterion on the rows to stop by, under the best weights."""
     best_error: float = math.inf
     """Its standard error."""
     start_loss: float = math.inf
@@ -57,11 +57,10 @@ class Run:
             group["lr"] = rate * self.factor
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            losses = self.family.loss(self.model, block.x, block.context, generator)
-            loss = (block.w.to(losses) * losses).mean()
+            loss = self.criterion.loss(self.model, block, generator)
             value = float(loss.detach())
             if not math.isfinite(value):
-                return self._skip(f"its log density was {'NaN' if math.isnan(value) else 'infinite'}")
+                return self._skip(f"its {self.criterion.what} was {'NaN' if math.isnan(value) else 'infinite'}")
             loss.backward()
         except ValueError as error:
             return self._skip(" ".join(str(error).split())[:200])
@@ -77,7 +76,7 @@ class Run:
         """Measure the loss on the rows to stop by, and keep the weights where it's the least so far."""
         now = [one.detach().clone() for one in self.weights]
         self._put(self.average or now)
-        loss, error = measured(self.module, self.model, validation)
+        loss, error = self.criterion.measured(self.module, self.model, validation)
         if loss < self.best_loss:
             self.best_loss, self.best_error, self.since = loss, error, 0
             self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
@@ -168,7 +167,7 @@ _NUMBERS: dict[str, type] = {
 }
 
 
-def started(family: NetworkFamily, module: nn.Module, model: Any, decay: float, clip: float) -> Run:
+def started(family: NetworkFamily, criterion: Criterion, module: nn.Module, model: Any, decay: float, clip: float) -> Run:
     """Begin a run: AdamW, with weight decay on matrices alone, and on none where the family's weights have a meaning.
 
     Source: Loshchilov & Hutter (2019).
@@ -178,26 +177,7 @@ def started(family: NetworkFamily, module: nn.Module, model: Any, decay: float, 
     others = [one for one in free if one.ndim <= 1]
     groups: Iterable[Any] = [{"params": matrices, "weight_decay": decay if family.decays else 0.0}, {"params": others}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=1e-3, weight_decay=0.0)
-    return Run(family, module, model, optimizer, clip)
-
-
-def measured(module: nn.Module, model: Any, rows: Block) -> tuple[float, float]:
-    """Return the weighted mean of −log q over rows, and its standard error; infinite where it isn't a number."""
-    module.eval()
-    parts = []
-    with torch.no_grad():
-        for i in range(0, len(rows), _CHUNK):
-            block = rows.take(torch.arange(i, min(i + _CHUNK, len(rows))))
-            try:
-                parts.append(-log_likelihood(model, block.x, block.context).to(rows.w))
-            except ValueError:
-                return math.inf, math.inf
-    module.train()
-    losses = torch.cat(parts)
-    share = rows.w / rows.w.sum()
-    mean = float(share @ losses)
-    error = float((share.square() @ (losses - mean).square()).sqrt())
-    return (mean, error) if math.isfinite(mean) else (math.inf, math.inf)
+    return Run(family, criterion, module, model, optimizer, clip)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -39,6 +39,8 @@ class End:
     """Newton steps, all starts together."""
     fall: Float[Tensor, " b"]
     """By how much each value fell from its start."""
+    history: tuple[float, ...] = ()
+    """The least value after each step."""
 
 
 def minimize(
@@ -70,6 +72,7 @@ def minimize(
     begun, scale = value, metric(theta)
     radius = torch.full_like(value, math.sqrt(theta.shape[1]))
     stalled, steps = torch.zeros_like(value, dtype=torch.bool), 0
+    history: list[float] = []
     while steps < most:
         residual = torch.linalg.vector_norm(scale * gradient, dim=-1)
         active = (value.isfinite() & (residual > tolerance) & ~stalled).nonzero()[:, 0]
@@ -94,8 +97,9 @@ def minimize(
         moved = active[taken]
         theta, gradient = theta.index_copy(0, moved, there[taken]), gradient.index_copy(0, moved, new_gradient[taken])
         value, scale = value.index_copy(0, moved, new[taken]), scale.index_copy(0, moved, new_scale[taken])
+        history.append(float(value.min()))
     residual = torch.linalg.vector_norm(scale * gradient, dim=-1)
-    return End(theta, value, residual.masked_fill(~value.isfinite(), math.inf), stalled, steps, begun - value)
+    return End(theta, value, residual.masked_fill(~value.isfinite(), math.inf), stalled, steps, begun - value, tuple(history))
 
 
 def curvature(

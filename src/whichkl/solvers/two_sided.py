@@ -101,7 +101,8 @@ class TwoSided(Solver):
         few = whole if len(whole.x) <= _FEW or is_exact(target) else whole.at(_spread(len(whole.x), _FEW))
         first = count = first_count(target.dim) if _size(family) <= 4 else max(64, first_count(target.dim) // 4)
         begun = Sides.at(self.minimised, family, target, log_z, few, _nodes(target, count, seed), parts)
-        state, iterations = self._descend(begun, _ROUGH)
+        trail: list[float] = []
+        state, iterations = self._descend(begun, _ROUGH, trail)
         while True:
             if not bool(state.loss.isfinite().any()):
                 because = "it isn't finite at any start: log_prob is -inf where the models have mass"
@@ -122,17 +123,17 @@ class TwoSided(Solver):
             again = state.on(begun.nodes, parts)
             if float(begun.loss.min()) > float(again.loss.min()):
                 begun = again  # what was found fits those few nodes alone: on others it's worse than where it began
-            state, done = self._descend(begun, _ROUGH)
+            state, done = self._descend(begun, _ROUGH, trail)
             iterations += done
         work.tell("descending on all points", math.nan)
         state = replace(state, points=whole).measured() if few is not whole else state
-        state, done = self._descend(state, self.tolerance)
+        state, done = self._descend(state, self.tolerance, trail)
         optima = self._optima(state, _SETTLED)
         held = None if not stride or target.samples is None else self._held(target, state, optima[0], stride, seed)
         node_error = None if target.dim == 1 or math.isinf(error) else error
         residual = float(state.residual[int(state.loss.argmin())])
         nodes = len(state.nodes.z) if self.minimised.reads_q else None
-        return Solution(optima, iterations + done, residual, node_error, nodes, held, notes)
+        return Solution(optima, iterations + done, residual, node_error, nodes, held, notes, tuple(trail))
 
     def _points(self, target: Target, family: Gaussian | Mixture, seed: int) -> tuple[Points, tuple[str, ...]]:
         """Points of p in float64 with log p of them, of very many rows some, evenly; none where p isn't read."""
@@ -187,19 +188,24 @@ class TwoSided(Solver):
             raise TargetError(cannot(f"minimise `{self.minimised.spec}` here", because, "Give a normalised log density"))
         return max(found)[1]
 
-    def _descend(self, state: Sides, tolerance: float) -> tuple[Sides, int]:
-        """L-BFGS, whitened anew by each component after every `_CALLS` calls, until the gradient is small."""
+    def _descend(self, state: Sides, tolerance: float, trail: list[float]) -> tuple[Sides, int]:
+        """L-BFGS, whitened anew by each component after every `_CALLS` calls, until the gradient is small.
+
+        `trail` gets the best loss after each of these rounds.
+        """
         done, active = 0, (state.residual > tolerance) & state.loss.isfinite()
         for _ in range(self.rounds):
             if not bool(active.any()) or state.target.evaluations.is_spent:
                 break
             rows = active.nonzero()[:, 0]
-            trial = state.take(active).descended(_CALLS, tolerance**2 / 2)
+            each = len(rows) * state.loc.shape[1] * len(state.nodes.z) if self.minimised.reads_q else 0
+            trial = state.take(active).descended(state.target.evaluations.calls(each, _CALLS), tolerance**2 / 2)
             gain = state.loss[rows] - trial.loss
             better = (gain > 0) | ((gain > -1e-9) & (trial.residual < state.residual[rows]))
             state = state.put(rows[better], trial.take(better))
             active[rows] = better & (trial.residual > tolerance)
             done += 1
+            trail.append(float(state.loss.min()) * self.minimised.curvature)
         return state, done
 
     def _held(self, target: Target, state: Sides, best: Optimum, stride: int, seed: int) -> Held | None:
@@ -212,7 +218,7 @@ class TwoSided(Solver):
         rest = Points(x[~out], w[~out], log_p - state.log_z)
         rest = rest.at(_spread(len(rest.x), FRESH)) if len(rest.x) > FRESH else rest.at(slice(None))
         begun = replace(state, points=rest).on(state.nodes, _stacked([best.model]))
-        model = self._descend(begun, 1e-4)[0].models()[0]
+        model = self._descend(begun, 1e-4, [])[0].models()[0]
         return Held(Block(x[out], w[out] * len(w)), model)
 
     def _optima(self, state: Sides, settled: float) -> tuple[Optimum, ...]:

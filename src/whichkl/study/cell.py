@@ -20,6 +20,9 @@ from whichkl.study.plan import Cell, Plan, family_text
 from whichkl.study.scorecard import Scorecard, score
 from whichkl.targets import Target
 
+_CURVE = 200
+"""Numbers of a training curve that are kept, evenly, at most."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -93,7 +96,8 @@ class Bench:
         }
         fit = _fit(solved, target, card, row["status"], used, cell.seed)
         files = {f"fit/{name}": data for name, data in fit.files().items()}
-        training = {"training": list(solution.history)} if solution.history else {}
+        step = -(-len(solution.history) // _CURVE)
+        training = {"training": list(solution.history[::step])} if solution.history else {}
         return {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"], **training}, files
 
     def _of_seed(self, seed: int) -> tuple[Target, Held]:

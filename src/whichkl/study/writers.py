@@ -1,37 +1,60 @@
-"""Writers: a study's rows for MLflow and TensorBoard, where they are installed."""
+"""Writers: a study's rows, and how each cell's loss fell, for MLflow and TensorBoard, where they are installed."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import time
 from typing import Any
 
 from whichkl._checks import InputError
+from whichkl.study.arms import arm_of
+from whichkl.study.ledger import Stored
 from whichkl.study.result import Study
 
 _NOT_METRICS = ("seed", "budget")
+_BATCH = 1_000
+"""Metrics that MLflow takes at once."""
+_LONGEST = 200
+"""Characters of a folder's name."""
 
 
 def to_mlflow(study: Study, experiment: str = "whichkl") -> None:
-    """Log each cell as an MLflow run: its arm and seed as parameters, its finite numbers as metrics, its status as a tag.
+    """Log each cell as an MLflow run, where the tracking URI says: a failed cell is a failed run.
+
+    Its arm and seed are parameters, its finite numbers metrics, its status, key and error tags, and the loss of each iteration,
+    where the solver had it at hand, is the metric `training`. Neither an active run nor the active experiment is touched. In
+    names of metrics MLflow takes letters, digits and a few signs; others become `_`.
 
     Raises:
         InputError: MLflow isn't installed.
     """
     try:
-        import mlflow  # type: ignore[import-not-found,unused-ignore]
+        from mlflow import MlflowClient  # type: ignore[import-not-found,unused-ignore]
+        from mlflow.entities import Metric, Param  # type: ignore[import-not-found,unused-ignore]
     except ModuleNotFoundError as error:
         raise InputError("Cannot log to MLflow: it isn't installed. Run: pip install mlflow.") from error
-    mlflow.set_experiment(experiment)
-    for row in study.rows:
-        with mlflow.start_run(run_name=f"{row['family']} · {row['objective']} · seed {row['seed']}"):
-            mlflow.log_params({name: row[name] for name in ("family", "objective", "seed", "budget")})
-            mlflow.set_tags({"cell": row["cell"], "status": row["status"], **({"error": row["error"]} if row["error"] else {})})
-            mlflow.log_metrics(_numbers(row))
+    client = MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    where = client.create_experiment(experiment) if found is None else found.experiment_id
+    for cell in study.cells:
+        row, now = cell.row, int(1_000 * time.time())
+        tags = {"cell": row["cell"], "status": row["status"], **({"error": row["error"]} if row["error"] else {})}
+        run = client.create_run(where, tags=tags, run_name=f"{arm_of(row)} · seed {row['seed']}").info.run_id
+        params = [Param(name, str(row[name])) for name in ("family", "objective", "seed", "budget")]
+        client.log_batch(run, params=params)
+        numbers = [Metric(_named(name), value, now, 0) for name, value in _numbers(row).items()]
+        numbers += [Metric("training", loss, now, i + 1) for i, loss in _training(cell)]
+        for i in range(0, len(numbers), _BATCH):
+            client.log_batch(run, metrics=numbers[i : i + _BATCH])
+        client.set_terminated(run, "FAILED" if row["status"] == "failed" else "FINISHED")
 
 
 def to_tensorboard(study: Study, folder: str | os.PathLike[str]) -> None:
-    """Write a TensorBoard run for each arm, its finite numbers as scalars over the seeds.
+    """Write a TensorBoard run for each arm: its finite numbers as scalars over the seeds, and each seed's loss over iterations.
+
+    Written again into the same folder, everything stands there twice: name a new one.
 
     Raises:
         InputError: TensorBoard isn't installed.
@@ -40,14 +63,31 @@ def to_tensorboard(study: Study, folder: str | os.PathLike[str]) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise InputError("Cannot write for TensorBoard: it isn't installed. Run: pip install tensorboard.") from error
-    for row in study.rows:
-        arm = f"{row['family']} {row['objective']}".replace("/", "-")
-        with SummaryWriter(os.path.join(folder, arm), filename_suffix=f"-{row['seed']}") as writer:
-            for name, value in _numbers(row).items():
-                writer.add_scalar(name, value, row["seed"])
+    arms: dict[str, list[Stored]] = {}
+    for cell in study.cells:
+        if _numbers(cell.row):
+            arms.setdefault(arm_of(cell.row), []).append(cell)
+    for arm, cells in arms.items():
+        with SummaryWriter(os.path.join(folder, re.sub(r"[/\\:\x00-\x1f]", "-", arm)[:_LONGEST])) as writer:
+            for cell in cells:
+                seed = cell.row["seed"]
+                for name, value in _numbers(cell.row).items():
+                    writer.add_scalar(name, value, seed)
+                for i, loss in _training(cell):
+                    writer.add_scalar(f"training/seed {seed}", loss, i + 1)
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """The finite numbers that were measured."""
     found = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in _NOT_METRICS}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def _training(cell: Stored) -> list[tuple[int, float]]:
+    """The finite losses of the kept iterations, and which of them they are."""
+    losses = enumerate(float(one) for one in cell.details.get("training", []))
+    return [(i, loss) for i, loss in losses if math.isfinite(loss)]
+
+
+def _named(metric: str) -> str:
+    return re.sub(r"[^\w.\- ]", "_", metric).strip(". ")[:250] or "_"
