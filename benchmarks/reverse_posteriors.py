@@ -20,6 +20,7 @@ import torch
 
 import whichkl as wk
 from whichkl.problems import POSTERIORS, posterior
+from whichkl.problems.breast_cancer import breast_cancer_rows
 
 D = torch.float64
 TOLERANCE = 0.01
@@ -28,19 +29,13 @@ RATES, STEPS = (0.1, 0.03, 0.01, 0.003), (1_000, 3_000, 10_000, 30_000)
 
 def breast_cancer():
     """31 coefficients with N(0, 1) priors on standardised columns."""
-    from sklearn.datasets import load_breast_cancer
-
-    x, y = load_breast_cancer(return_X_y=True)
-    x = np.concatenate([np.ones((len(x), 1)), (x - x.mean(0)) / x.std(0)], 1)
-    a, b = torch.tensor(x), torch.tensor(y, dtype=D)
-    softplus = torch.nn.functional.softplus
-    ours = wk.Target(log_prob=lambda u: (b * (u @ a.T) - softplus(u @ a.T)).sum(-1) - 0.5 * u.square().sum(-1), dim=31)
+    x, y = (part.numpy() for part in breast_cancer_rows()[:2])
 
     def theirs(m, u):
         z = m.dot(x, u)
         return (y * z - m.softplus(z)).sum() - 0.5 * (u**2).sum()
 
-    return ours, theirs
+    return wk.problems.breast_cancer(), theirs
 
 
 def density(name, folder):

@@ -7,6 +7,7 @@ import torch
 
 import whichkl as wk
 from whichkl._checks import InputError
+from whichkl.problems.multimodal import gmm40_means
 
 D = torch.float64
 
@@ -24,6 +25,7 @@ def test_forty_gaussians_are_the_published_ones():
     torch.testing.assert_close(first, torch.tensor([-0.2995, 21.4577], dtype=D), atol=1e-4, rtol=0)
     scale = math.log1p(math.e)
     assert scale == pytest.approx(1.3133, abs=1e-4)
+    assert torch.equal(gmm40_means()[0], first)
     height = float(p.log_prob(first[None]))
     assert height == pytest.approx(-math.log(40 * 2 * math.pi * scale**2), abs=0.02)
     assert float(p.log_prob(torch.tensor([[500.0, 0.0]], dtype=D))) == -math.inf

@@ -37,6 +37,17 @@ class Evaluations(dict[str, int]):
         """Whether as much was used as may be: a solver then ends with what it has."""
         return self.total >= self.most
 
+    def calls(self, points: int, most: int) -> int:
+        """How many calls with so many points use the budget up; at least 1, at most `most`.
+
+        >>> counts = Evaluations()
+        >>> with counts.capped(100):
+        ...     counts.calls(30, 60), counts.calls(1, 60), counts.calls(200, 60)
+        (4, 60, 1)
+        """
+        left = self.most - self.total
+        return most if left >= most * points else max(1, math.ceil(left / max(1, points)))
+
     @contextlib.contextmanager
     def capped(self, budget: float | None = None) -> Iterator[dict[str, int]]:
         """Let the block use so much more, and fill the yielded counts with what it used."""

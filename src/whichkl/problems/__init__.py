@@ -1,6 +1,7 @@
 """Problems: targets with a known truth, or real ones that everybody knows."""
 
 from whichkl.problems.boltzmann import RestrictedBoltzmann, restricted_boltzmann
+from whichkl.problems.breast_cancer import breast_cancer
 from whichkl.problems.eight_schools import eight_schools
 from whichkl.problems.multimodal import gmm40, many_well
 from whichkl.problems.named import named
@@ -14,6 +15,7 @@ __all__ = [
     "RestrictedBoltzmann",
     "banana",
     "bimodal",
+    "breast_cancer",
     "eight_schools",
     "funnel",
     "gmm40",

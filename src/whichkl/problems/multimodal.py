@@ -34,8 +34,7 @@ def gmm40(access: Known = "both") -> Target:
     >>> gmm40("log_prob")
     Target(dim=2, access: log_prob, normalized, differentiable)
     """
-    means = (torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) - 0.5) * 80
-    means = means.to(torch.float64)
+    means = gmm40_means()
     scale = math.log1p(math.e)
 
     def log_prob(x: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
@@ -48,6 +47,15 @@ def gmm40(access: Known = "both") -> Target:
         return means[chosen] + scale * torch.randn(n, 2, generator=generator, dtype=torch.float64)
 
     return _target(log_prob, draw, 2, access, normalized=True)
+
+
+def gmm40_means() -> Float[Tensor, "40 2"]:
+    """Return the means mₖ of `gmm40`.
+
+    >>> gmm40_means()[0]
+    tensor([-0.2995, 21.4577], dtype=torch.float64)
+    """
+    return ((torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) - 0.5) * 80).to(torch.float64)
 
 
 def many_well(dim: int = 32, access: Known = "both") -> Target:

@@ -75,6 +75,11 @@ class Mixtures:
         return replace(self, **{name: getattr(self, name).index_copy(0, index, getattr(trial, name)[better]) for name in _MOVING})
 
     @property
+    def points(self) -> int:
+        """At which a call evaluates the target."""
+        return self.loc.shape[0] * self.loc.shape[1] * len(self.z)
+
+    @property
     def _shape(self) -> tuple[int, int, int]:
         return self.loc.shape[0], self.loc.shape[1], self.loc.shape[2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ def on_ray(plan: Plan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cell, 
         ResourceError: the cluster can't be reached.
     """
     sizes = _Sizes()
-    bundles = _Bundles(list(cells), sizes)
+    bundles = _Bundles(cells, sizes)
     for bundle, result in ray.as_completed(_Task(plan), bundles):
         if isinstance(result, Exception):
             if len(bundle) == 1:
@@ -67,19 +68,18 @@ class _Sizes:
 class _Bundles:
     """Cells still to be given out, in bundles whose size is chosen when one is taken."""
 
-    def __init__(self, cells: list[Cell], sizes: _Sizes) -> None:
-        self.cells, self.sizes = cells, sizes
-        self.alone: list[Cell] = []
+    def __init__(self, cells: Sequence[Cell], sizes: _Sizes) -> None:
+        self.cells, self.sizes = deque(cells), sizes
+        self.alone: deque[Cell] = deque()
 
     def take(self, workers: int) -> tuple[Cell, ...] | None:
         """Return the next bundle; None where all are given out."""
         if self.alone:
-            return (self.alone.pop(0),)
+            return (self.alone.popleft(),)
         if not self.cells:
             return None
         size = self.sizes.now(len(self.cells), workers)
-        bundle, self.cells = self.cells[:size], self.cells[size:]
-        return tuple(bundle)
+        return tuple(self.cells.popleft() for _ in range(min(size, len(self.cells))))
 
     def put_back(self, cells: Sequence[Cell]) -> None:
         """Take back the cells of a bundle whose worker died: one of them may have been too much for it."""
