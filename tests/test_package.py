@@ -86,6 +86,9 @@ def test_the_examples_cover_the_four_cells():
         "samples_only",
         "score_only",
         "sklearn_pipeline",
+        "study_bimodal",
+        "study_many_modes",
+        "study_posteriors",
         "supervised",
     ]
 
