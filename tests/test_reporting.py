@@ -9,6 +9,7 @@ import pytest
 import whichkl as wk
 from whichkl._checks import ResourceError
 from whichkl.divergences import Estimate
+from whichkl.solvers import StickingTheLanding
 
 EVIL = ["</script><script>alert(1)</script>", '<img src=x onerror="alert(2)">']
 
@@ -94,3 +95,37 @@ def test_estimates_print_their_digits_and_refuse_to_be_mixed():
     infinite = Estimate("reverse_kl", np.inf, finite="infinite", exact=True)
     assert infinite.number == "∞"
     assert Estimate.from_dict(json.loads(json.dumps(infinite.to_dict()))) == infinite
+
+
+def _binary(x):
+    return x.sum(-1) + x[:, 0] * x[:, 1]
+
+
+@pytest.mark.parametrize(
+    ("target", "family", "arguments"),
+    [
+        (wk.problems.eight_schools, "gaussian", {}),
+        (wk.problems.eight_schools, "gaussian:diagonal", {}),
+        (wk.problems.two_moons, "mixture:2", {}),
+        (wk.problems.petals, "mixture:2", {}),
+        (wk.problems.petals, "student_t", {}),
+        (lambda: wk.problems.bimodal(3.0), "gaussian", {"objective": "jeffreys:0.3"}),
+        (lambda: wk.Target(log_prob=_binary, dim=2, support="boolean"), wk.families.Product("bernoulli"), {}),
+        (lambda: wk.Target(log_prob=_binary, dim=2, support="boolean"), wk.families.Autoregressive((4,)), {}),
+        (
+            wk.problems.two_moons,
+            wk.families.Flow(transforms=1, hidden=(8,)),
+            {"solver": StickingTheLanding(steps=60, cycles=1, draws=32, judged_on=256, starts=1)},
+        ),
+    ],
+    ids=["natural", "mean-field", "sample-average", "em", "student", "two-sided", "table", "enumeration", "landing"],
+)
+def test_how_the_loss_fell_ends_at_the_optimum_and_is_drawn(target, family, arguments, tmp_path):
+    fit = wk.fit(target(), family, judge=False, **arguments)
+    trail, best = fit.diagnostics.history, fit.diagnostics.optima[0].loss
+    assert len(trail) >= 1
+    assert trail[-1] == pytest.approx(best, abs=0.2 if fit.solver == "sticking_the_landing" else 2e-3)
+    fit.save(tmp_path / "fit")
+    assert wk.Fit.load(tmp_path / "fit").diagnostics.history == trail
+    page = wk.report(fit, tmp_path / "r.html").read_text()
+    assert ("How the loss fell" in page) is (len(trail) > 1)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from whichkl._checks import InputError, cannot
 from whichkl.families.family import log_likelihood
 from whichkl.objectives import Between
 from whichkl.samples import Block
@@ -115,7 +116,10 @@ class BothSides(Criterion):
         if not has_path:
             at_q = self._evaluated(x.reshape(m, -1)) - log_q.detach() - m * apart
             return at_q, 1 / m + apart
-        (pull,) = torch.autograd.grad(log_q.sum(), at, retain_graph=True)
+        (pull,) = torch.autograd.grad(log_q.sum(), at, retain_graph=True, allow_unused=True)
+        if pull is None:
+            because = "its log density is flat, as that of a uniform law: the ends of its support have no gradient"
+            raise InputError(cannot("differentiate along draws of the model", because, "Return a law with a smooth density"))
         value, slope = self._trial(at.detach().reshape(m, -1))
         path = ((slope - pull.reshape(m, -1).to(like)) * (x - x.detach()).reshape(m, -1).to(like)).sum(-1)
         return value - log_q.detach() + path - m * apart, torch.full_like(log_q, 1 / m)

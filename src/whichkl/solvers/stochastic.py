@@ -22,7 +22,8 @@ from whichkl.targets import Target
 _RATES = (5e-4, 1.5e-3, 5e-3)
 _RATES_OF_FEW = (*_RATES, 1.5e-2, 5e-2, 0.15)
 """The weights of a user's module, and of a linear model, may have a long way to go."""
-_TRIAL = 100
+TRIAL = 100
+"""Steps of a trial of a learning rate."""
 _WARM = 100
 _RESTARTS = 5
 _FLAT = (0.002, 0.05)
@@ -142,7 +143,7 @@ class Stochastic(Solver):
         return started(family, criterion, module, model, self.weight_decay, self.clip)
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
-        """Train for `_TRIAL` steps at each rate from the same start; return the one with the least loss on unseen rows."""
+        """Train for `TRIAL` steps at each rate from the same start; return the one with the least loss on unseen rows."""
         found = []
         rates = self._rates(family)
         for i, rate in enumerate(rates):
@@ -150,8 +151,8 @@ class Stochastic(Solver):
             run = self._begin(family, criterion, data, seed)
             generator = generator_for(seed, -2)
             with seeded(seed):
-                for step, block in enumerate(islice(_endless(data), _TRIAL)):
-                    run.step(data.read(block), rate * min(1.0, (step + 1) / (_TRIAL / 10)), generator)
+                for step, block in enumerate(islice(_endless(data), TRIAL)):
+                    run.step(data.read(block), rate * min(1.0, (step + 1) / (TRIAL / 10)), generator)
             found.append((run.judge(data.read(data.validation)), rate))
         return min(found)[1]
 

@@ -23,7 +23,7 @@ from whichkl.solvers.both_sides import BothSides
 from whichkl.solvers.closed_form import ClosedForm
 from whichkl.solvers.criterion import Criterion
 from whichkl.solvers.sticking_the_landing import gaussians_to_start
-from whichkl.solvers.stochastic import Stochastic
+from whichkl.solvers.stochastic import TRIAL, Stochastic
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
@@ -31,8 +31,8 @@ _BRIDGED = 16_384
 """Draws of each side, at most, from which log Z is bridged."""
 _ROWS = 0.25
 """The part of a budget that may go into draws of p: they are evaluated too, and draws of q come beside them."""
-_UNTRIED, _TRIALS = (1.5e-3, 1.5e-2), 0.25
-"""The learning rates of networks and of users' modules, where trials would take more than this part of a budget."""
+_TRIALS = 0.25
+"""The part of a budget that may go into trials of learning rates."""
 _STARTS = 8
 
 
@@ -111,6 +111,8 @@ class StochasticTwoSided(Stochastic):
             if self.minimised.reads_log_z and not target.normalized:
                 log_z, notes = _log_z(target, train, self.minimised, seed)
             data.batches.block, data = _less(train, log_z), replace(data, validation=_less(aside, log_z))
+        else:  # rows set the pace alone, and nothing of them is used
+            data = replace(data, kept=replace(data.kept, evaluations=None))
         draws = self.draws or max(2, data.batches.size)
         return data, BothSides(self.minimised, target, log_z, draws, self.judged_on, (seed + 77) % 2**31, notes)
 
@@ -122,10 +124,10 @@ class StochasticTwoSided(Stochastic):
         return max(1, min(total, int(left / self._cost(data, criterion))))
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
-        """By trials, where they take little of the budget."""
+        """By trials, where they take little of the budget; else the middle one."""
         rates = self._rates(family)
-        if len(rates) * 100 * self._cost(data, criterion) > _TRIALS * _left(criterion):
-            return _UNTRIED[rates != self._rates(Flow())]
+        if len(rates) * TRIAL * self._cost(data, criterion) > _TRIALS * _left(criterion):
+            return rates[len(rates) // 2]
         return super()._best_rate(family, criterion, data, seed, work)
 
     def _cost(self, data: Data, criterion: Criterion) -> float:
