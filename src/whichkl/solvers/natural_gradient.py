@@ -86,6 +86,8 @@ class NaturalGradient(Solver):
             begun = Gaussians.at(target, z, w, loc, tril)
             state, path, done = self._climb(begun, path, _ROUGH, trail)
             iterations += done
+            if not bool(state.elbo.isfinite().any()):  # on fewer nodes they may have spread so far that nothing is finite on these
+                refuse_unbounded(-math.inf, torch.linalg.vector_norm(tril, dim=-1).amax(0), target.names)
             refuse_infinite(state.elbo)
             best, is_settled, further = int(state.elbo.argmax()), target.dim == 1, max(first, 2 * count)
             if count > first:

@@ -63,7 +63,7 @@ def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tens
 
 def least_count(dim: int) -> int:
     """A power of two, well above the dimension: with fewer nodes q's scale is unbounded."""
-    return 1 << math.ceil(math.log2(8 * (dim + 1)))
+    return max(64, 1 << math.ceil(math.log2(8 * (dim + 1))))
 
 
 def first_count(dim: int) -> int:
