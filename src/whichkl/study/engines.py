@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whichkl.cluster import Ray, Threads
 from whichkl.study.cell import Bench, Outcome, failed
@@ -35,7 +35,7 @@ def on_ray(plan: Plan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cell, 
     """
     sizes = _Sizes()
     bundles = _Bundles(cells, sizes)
-    for bundle, result in ray.as_completed(_Task(plan), bundles):
+    for bundle, result in ray.as_completed(_Task.of(plan), bundles):
         if isinstance(result, Exception):
             if len(bundle) == 1:
                 why = f"its worker died {ray.retries + 1} times ({' '.join(str(result).split())[:200]})"
@@ -91,6 +91,11 @@ class _Task:
     """What a worker is given once: the plan."""
 
     plan: Plan
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Task:
+        """Leave out the list of all cells, which the plan remembers: each task would read it anew."""
+        return cls(replace(plan))
 
     def __call__(self, cells: Sequence[Cell]) -> list[Outcome]:
         bench = bench_of(self.plan, lambda plan: Bench(plan, Threads(1)))

@@ -22,6 +22,8 @@ from whichkl.study.measures import HEAD
 _STUDY, _CELLS, _DONE, _LOCK, _TEMPORARY = "study.json", "cells", "DONE", ".lock", ".new-"
 _AHEAD = 16
 """Cells that may wait to be written."""
+_WRITERS = 8
+"""Cells written at once: what takes time is that a disk syncs, which it does for several as fast as for one."""
 _TEXT = {
     *(name for name in HEAD if name not in ("seed", "iterations", "optima")),
     "forward_kl_up_to",
@@ -50,7 +52,7 @@ class Ledger:
 
     A cell's files are written to a temporary folder beside the others, each synced; the folder is renamed to the cell's
     hash, and `DONE`, which holds the hashes of the files, is written last. What has no `DONE` never happened. That is left to
-    a thread, since a disk takes milliseconds to sync, in which the next cell is worked on; its errors come up with the next
+    threads, since a disk takes milliseconds to sync, in which the next cells are worked on; their errors come up with the next
     cell, or at the end.
     """
 
@@ -83,7 +85,7 @@ class Ledger:
             ledger._settle(config)
             ledger._clean()
             ledger.load(recompute=recompute)
-            with ThreadPoolExecutor(1) as ledger._writer:  # which ends when all is written
+            with ThreadPoolExecutor(_WRITERS) as ledger._writer:  # which ends when all is written
                 yield ledger
                 ledger._settled(0)
 

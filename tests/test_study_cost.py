@@ -1,8 +1,13 @@
-"""Budget: solvers whose rounds are long end within them, and cells are given out in the order of the plan."""
+"""Cost: mixtures end soon after their budget, and what is sent to workers doesn't grow with the study."""
+
+import pickle
+
+import torch
 
 import whichkl as wk
 from whichkl.evaluations import Evaluations
-from whichkl.study.engines import _Bundles, _Sizes
+from whichkl.study.engines import _Bundles, _Sizes, _Task
+from whichkl.study.plan import plan_of
 
 
 def test_a_mixture_ends_soon_after_its_budget():
@@ -36,3 +41,15 @@ def test_bundles_hold_each_cell_once_in_order_and_those_of_a_lost_worker_alone()
     while (bundle := bundles.take(2)) is not None:
         rest += bundle
     assert rest == list(range(11, 1_000))
+
+
+def test_a_worker_is_sent_the_plan_without_its_cells():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    for seeds in ([7], list(range(1_000, 1_500))):
+        plan = plan_of(x, "gaussian", "forward_kl", seeds)
+        assert len(plan.cells) == len(seeds)
+        task = pickle.dumps(_Task.of(plan))
+        assert pickle.loads(task).plan.cells == plan.cells  # noqa: S301
+        sizes.append(len(task))
+    assert sizes[1] < sizes[0] + 4 * 500  # the seeds themselves, of three bytes each
