@@ -61,6 +61,21 @@ class BothSides(Criterion):
         """The objective's curvature."""
         return self.objective.curvature
 
+    def check(self, model: Any) -> None:
+        """Refuse a law that is drawn along a path, and whose density doesn't change along it.
+
+        Raises:
+            InputError: as said.
+        """
+        if not (self.objective.reads_q and model.has_rsample):
+            return
+        with seeded(self.seed):
+            x = model.sample((2,)).requires_grad_(True)
+        (pull,) = torch.autograd.grad(model.log_prob(x).sum(), x, allow_unused=True)
+        if pull is None:
+            because = "its log density is flat, as that of a uniform law: the ends of its support have no gradient"
+            raise InputError(cannot("differentiate along draws of the model", because, "Return a law with a smooth density"))
+
     def loss(self, model: Any, block: Block, generator: torch.Generator) -> Float[Tensor, ""]:
         """Return the loss of a batch, with the gradient that the class says."""
         at_p = w_p = at_q = w_q = block.w[:0]
@@ -116,10 +131,7 @@ class BothSides(Criterion):
         if not has_path:
             at_q = self._evaluated(x.reshape(m, -1)) - log_q.detach() - m * apart
             return at_q, 1 / m + apart
-        (pull,) = torch.autograd.grad(log_q.sum(), at, retain_graph=True, allow_unused=True)
-        if pull is None:
-            because = "its log density is flat, as that of a uniform law: the ends of its support have no gradient"
-            raise InputError(cannot("differentiate along draws of the model", because, "Return a law with a smooth density"))
+        (pull,) = torch.autograd.grad(log_q.sum(), at, retain_graph=True)
         value, slope = self._trial(at.detach().reshape(m, -1))
         path = ((slope - pull.reshape(m, -1).to(like)) * (x - x.detach()).reshape(m, -1).to(like)).sum(-1)
         return value - log_q.detach() + path - m * apart, torch.full_like(log_q, 1 / m)

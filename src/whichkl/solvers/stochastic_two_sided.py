@@ -24,6 +24,7 @@ from whichkl.solvers.closed_form import ClosedForm
 from whichkl.solvers.criterion import Criterion
 from whichkl.solvers.sticking_the_landing import gaussians_to_start
 from whichkl.solvers.stochastic import TRIAL, Stochastic
+from whichkl.solvers.training import Run
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
@@ -115,6 +116,13 @@ class StochasticTwoSided(Stochastic):
             data = replace(data, kept=replace(data.kept, evaluations=None))
         draws = self.draws or max(2, data.batches.size)
         return data, BothSides(self.minimised, target, log_z, draws, self.judged_on, (seed + 77) % 2**31, notes)
+
+    def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Run:
+        """Refuse a law without a gradient where one is needed."""
+        run = super()._begin(family, criterion, data, seed)
+        if isinstance(criterion, BothSides):
+            criterion.check(run.model)
+        return run
 
     def _total(self, data: Data, criterion: Criterion) -> int:
         """As many steps as the schedule has, or as the budget allows, so that the rate falls to its end within it."""
