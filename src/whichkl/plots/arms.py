@@ -23,7 +23,8 @@ MOST = 12
 """Arms that a figure tells apart by name."""
 _POINTS = 2_000
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
-_WIDE, _SHORT = 30, 18
+_WIDE, _SHORT = 30, 20
+_UP_TO = {"log_z": ", up to log Z", "entropy_p": " + H(p)"}
 _LEAST, _SPAN = 1e-4, 30
 """On logarithmic axes smaller values stand at 0.0001, which no reader tells from 0."""
 
@@ -61,7 +62,7 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
                 "line": {"width": 2, "color": color},
             },
         )
-    style(figure, _title(x), _title(y), 440)
+    style(figure, _title(x, rows), _title(y, rows), 440)
     figure.update_xaxes(**x_axis)
     figure.update_yaxes(**y_axis)
     return figure
@@ -124,7 +125,7 @@ def seeds(rows: Rows, columns: Sequence[str], most: int = MOST) -> list[Figure]:
                 marker={"color": color_of(arm), "size": 8, "opacity": 0.55},
             )
         small(figure, column_words(column), UNITS.get(column, ""), height=110 + 34 * len(arms))
-        figure.update_xaxes(**axis)
+        figure.update_xaxes(**axis, tickangle=0)
         figures.append(figure)
     return figures
 
@@ -194,13 +195,16 @@ def _scale(values: Sequence[float]) -> tuple[bool, dict[str, Any]]:
         return True, {"type": "log", "range": short([low - room, high + room]), **ticks}
     low, high = min(values), max(values)
     room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    return False, {"range": short([low - room, high + room]), "nticks": 6}
+    return False, {"range": short([low - room, high + room]), "nticks": 5}
 
 
-def _title(column: str) -> str:
+def _title(column: str, rows: Rows) -> str:
     unit = UNITS.get(column, "")
     words = {"forward_kl": "forward KL: what q misses of p", "reverse_kl": "reverse KL: where q goes and p doesn't"}
     word = words.get(column, column_words(column))
+    constant = next((row[f"{column}_up_to"] for row in rows if row.get(f"{column}_up_to")), None)
+    if constant is not None:
+        return f"{html.escape(word)}<br>{html.escape(unit)}{_UP_TO[constant]}"
     return html.escape(f"{word}, {unit}" if unit and unit != word else word)
 
 
