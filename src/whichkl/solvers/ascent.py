@@ -44,7 +44,6 @@ def ascend(
     max_calls: int = 250,
     foreseen: Callable[[Peaks, Tensor, Tensor], Tensor] | None = None,
     patience: float = math.inf,
-    memory: Memory | None = None,
     first: tuple[Tensor, Tensor] | None = None,
 ) -> Peaks:
     """Climb a function, such as a log density, from every row of x by L-BFGS with backtracking.
@@ -60,7 +59,6 @@ def ascend(
         foreseen: where all rows are, the numbers of those that have just arrived, and of those that have just moved on → which of
             the latter needn't go on, since it's known where they would arrive.
         patience: when three quarters of the rows have ended, the others get so many times the calls that there were till then.
-        memory: the curvature of an ascent on nearly the same function, in the same coordinates; it is taken over and changed.
         first: value and gradient at x, where they are known.
 
     Source: Liu & Nocedal (1989); where rounding hides a rise, a smaller gradient counts (Hager & Zhang, 2005).
@@ -72,9 +70,8 @@ def ascend(
     every = torch.arange(len(x), device=x.device)
     value, score = first or trial(x, every)
     x, value, score = x.clone(), value.clone(), score.clone()
-    memory = memory or Memory.empty(x)
+    memory = _Memory.empty(x)
     step = score / torch.linalg.vector_norm(score, dim=-1, keepdim=True).clamp(min=1.0)
-    step = torch.where(memory.held[:, -1:], memory.times(every, score), step)
     length, tries = torch.ones_like(value), torch.zeros_like(value)
     rise = (score * step).sum(-1)
     active = value.isfinite() & (rise / 2 > tolerance)
@@ -114,7 +111,7 @@ def ascend(
 
 
 @dataclass
-class Memory:
+class _Memory:
     """The last steps s and falls of the gradient y of each row, newest last; zero where there are none yet."""
 
     s: Float[Tensor, "b m d"]
@@ -124,18 +121,9 @@ class Memory:
     """How far a step along the gradient may go where there is no curvature to read it from."""
 
     @classmethod
-    def empty(cls, x: Float[Tensor, "b d"]) -> Memory:
-        """Know nothing yet."""
+    def empty(cls, x: Float[Tensor, "b d"]) -> _Memory:
         zero = x.new_zeros(len(x), _MEMORY, x.shape[1])
         return cls(zero, zero.clone(), torch.zeros_like(zero[..., 0], dtype=torch.bool), x.new_ones(len(x)))
-
-    def of(self, rows: Tensor) -> Memory:
-        """Return that of some rows."""
-        return Memory(self.s[rows], self.y[rows], self.held[rows], self.reach[rows])
-
-    def put(self, rows: Tensor, other: Memory) -> None:
-        """Take over what another has learnt for these rows."""
-        self.s[rows], self.y[rows], self.held[rows], self.reach[rows] = other.s, other.y, other.held, other.reach
 
     def scale(self, row: int) -> Float[Tensor, " d"]:
         """Read the diagonal of H from its columns."""

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl.families.gaussian import entropy
-from whichkl.solvers.ascent import Memory, ascend
+from whichkl.solvers.ascent import ascend
 from whichkl.targets import Target
 
 _MOVING = ("loc", "tril", "elbo", "b", "a", "residual")
@@ -77,44 +77,47 @@ class Gaussians:
         factor = torch.linalg.cholesky((vector / precision[:, None]) @ vector.transpose(-1, -2))
         return self.moved(self.loc + torch.einsum("bij,bj->bi", self.tril, move), self.tril @ factor)
 
-    def ascended(self, path: Path, max_calls: int, tolerance: float = 1e-15) -> tuple[Gaussians, Path]:
-        """Climb the ELBO on these nodes by L-BFGS in the coordinates of a path, where its Hessian is near the identity.
+    def ascended(self, max_calls: int, tolerance: float = 1e-15) -> Gaussians:
+        """Climb the ELBO on these nodes by L-BFGS over (a, T), m ← m + L a, L ← L T, where its Hessian is near the identity.
 
-        With L = L₀ T, b = Tᵀ b₀ and A = −Tᵀ E[h₀ zᵀ], of which the lower triangle needs only that of E[h₀ zᵀ]: so the gradient by
-        θ is known at the start, and b, A and the residual at the end, without a call.
+        T is lower triangular with diagonal exp(t); the free numbers are a, √2 t and T's strict lower triangle, each of
+        curvature 1 on a Gaussian target. The gradient by them is known at the start, and b, A and the residual at the end,
+        without a call: with S = E[h zᵀ] in the coordinates of the start, b is Tᵀ E[h] and A is −Tᵀ S, whose lower triangle
+        needs only S's.
         """
         dim = self.loc.shape[1]
         row, column = torch.tril_indices(dim, dim, -1, device=self.loc.device)
-        volume = entropy(path.tril)
+        volume = entropy(self.tril)
 
-        def trial(theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            shift, grow, factor = _read(theta, dim)
-            tril = path.tril[rows]
-            value, score = evaluate(
-                self.target, path.loc[rows, None] + (shift[:, None] + self.z @ factor.transpose(-1, -2)) @ tril.transpose(-1, -2)
-            )
-            h = score @ tril
-            slope = h.transpose(-1, -2) @ (self.w[:, None] * self.z)
-            elbo = value @ self.w + volume[rows] + grow.log().sum(-1)
-            return elbo, gradient(torch.einsum("m,bmi->bi", self.w, h), slope, grow)
+        def read(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            grow = (theta[:, dim : 2 * dim] / math.sqrt(2)).exp()
+            factor = torch.diag_embed(grow)
+            factor[:, row, column] = theta[:, 2 * dim :]
+            return theta[:, :dim], grow, factor
 
         def gradient(pull: Tensor, slope: Tensor, grow: Tensor) -> Tensor:
             stretch = (slope.diagonal(dim1=-2, dim2=-1) * grow + 1) / math.sqrt(2)
             return torch.cat([pull, stretch, slope[:, row, column]], -1).nan_to_num(0.0, 0.0, 0.0)
 
-        _, grow, factor = _read(path.theta, dim)
-        pull = torch.linalg.solve_triangular(factor.mT, self.b[..., None], upper=True)[..., 0]
-        slope = torch.linalg.solve_triangular(factor.mT, -self.a.tril(), upper=True)
-        first = (self.elbo, gradient(pull, slope, grow))
-        peaks = ascend(trial, path.theta, tolerance=tolerance, max_calls=max_calls, memory=path.memory, first=first)
-        shift, grow, factor = _read(peaks.x, dim)
+        def trial(theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            shift, grow, factor = read(theta)
+            tril = self.tril[rows]
+            value, score = evaluate(
+                self.target, self.loc[rows, None] + (shift[:, None] + self.z @ factor.transpose(-1, -2)) @ tril.transpose(-1, -2)
+            )
+            h = score @ tril
+            elbo = value @ self.w + volume[rows] + grow.log().sum(-1)
+            return elbo, gradient(torch.einsum("m,bmi->bi", self.w, h), h.transpose(-1, -2) @ (self.w[:, None] * self.z), grow)
+
+        start = self.loc.new_zeros(len(self.loc), 2 * dim + len(row))
+        first = (self.elbo, gradient(self.b, -self.a, torch.ones_like(self.b)))
+        peaks = ascend(trial, start, tolerance=tolerance, max_calls=max_calls, first=first)
+        shift, grow, factor = read(peaks.x)
         slope = torch.diag_embed((math.sqrt(2) * peaks.score[:, dim : 2 * dim] - 1) / grow)
         slope[:, row, column] = peaks.score[:, 2 * dim :]
-        b = torch.einsum("bji,bj->bi", factor, peaks.score[:, :dim])
-        loc = path.loc + torch.einsum("bij,bj->bi", path.tril, shift)
-        a = -factor.transpose(-1, -2) @ slope
-        new = Gaussians._made(self.target, self.z, self.w, loc, path.tril @ factor, peaks.value, b, a)
-        return new, replace(path, theta=peaks.x)
+        b, a = torch.einsum("bji,bj->bi", factor, peaks.score[:, :dim]), -factor.transpose(-1, -2) @ slope
+        loc = self.loc + torch.einsum("bij,bj->bi", self.tril, shift)
+        return Gaussians._made(self.target, self.z, self.w, loc, self.tril @ factor, peaks.value, b, a)
 
     def improves_on(self, before: Gaussians) -> Bool[Tensor, " b"]:
         """A higher ELBO on the same nodes; near the end, where rounding blurs it, a smaller residual."""
@@ -129,44 +132,6 @@ class Gaussians:
         """Replace those active ones that got better."""
         index = active.nonzero()[:, 0][better]
         return replace(self, **{name: getattr(self, name).index_copy(0, index, getattr(trial, name)[better]) for name in _MOVING})
-
-
-@dataclass(frozen=True)
-class Path:
-    """Coordinates θ = (a, √2 t, T's strict lower triangle) of m = m₀ + L₀ a and L = L₀ T, and what an ascent in them has learnt.
-
-    T is lower triangular with diagonal exp(t); each coordinate has curvature 1 on a Gaussian target, at its optimum (m₀, L₀).
-    """
-
-    loc: Float[Tensor, "b d"]
-    tril: Float[Tensor, "b d d"]
-    theta: Float[Tensor, "b p"]
-    memory: Memory
-
-    @classmethod
-    def begin(cls, state: Gaussians) -> Path:
-        """Start where the Gaussians are."""
-        dim = state.loc.shape[1]
-        theta = state.loc.new_zeros(len(state.loc), dim * (dim + 3) // 2)
-        return cls(state.loc, state.tril, theta, Memory.empty(theta))
-
-    def take(self, rows: Tensor) -> Path:
-        """Select some of them."""
-        return Path(self.loc[rows], self.tril[rows], self.theta[rows], self.memory.of(rows))
-
-    def put(self, rows: Tensor, other: Path) -> Path:
-        """Replace where some of them are, and what they have learnt."""
-        self.memory.put(rows, other.memory)
-        return replace(self, theta=self.theta.index_copy(0, rows.nonzero()[:, 0], other.theta))
-
-
-def _read(theta: Float[Tensor, "b p"], dim: int) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
-    """Return a, exp(t) and T."""
-    row, column = torch.tril_indices(dim, dim, -1, device=theta.device)
-    grow = (theta[:, dim : 2 * dim] / math.sqrt(2)).exp()
-    factor = torch.diag_embed(grow)
-    factor[:, row, column] = theta[:, 2 * dim :]
-    return theta[:, :dim], grow, factor
 
 
 def evaluate(target: Target, x: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m d"]]:

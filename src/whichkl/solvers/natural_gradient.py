@@ -14,7 +14,7 @@ from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import gaussian
 from whichkl.objectives import Objective, ReverseKL
-from whichkl.solvers.gaussians import Gaussians, Path
+from whichkl.solvers.gaussians import Gaussians
 from whichkl.solvers.nodes import first_count, gaussian_rule, least_count
 from whichkl.solvers.refusals import refuse_infinite, refuse_unbounded
 from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
@@ -79,14 +79,13 @@ class NaturalGradient(Solver):
         loc, tril = (part.to(target.device) for part in find_starts(target, seed))
         first, count = first_count(target.dim), least_count(target.dim)
         iterations, fewer = 0, 0
-        path: Path | None = None
         trail: list[float] = []
         while True:
             z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed + count))
             begun = Gaussians.at(target, z, w, loc, tril)
-            state, path, done = self._climb(begun, path, _ROUGH, trail)
+            state, done = self._climb(begun, _ROUGH, trail)
             iterations += done
-            if not bool(state.elbo.isfinite().any()):  # on fewer nodes they may have spread so far that nothing is finite on these
+            if not bool(state.elbo.isfinite().any()):  # fewer nodes may have let them spread too far for these
                 refuse_unbounded(-math.inf, torch.linalg.vector_norm(tril, dim=-1).amax(0), target.names)
             refuse_infinite(state.elbo)
             best, is_settled, further = int(state.elbo.argmax()), target.dim == 1, max(first, 2 * count)
@@ -99,28 +98,23 @@ class NaturalGradient(Solver):
             if is_settled or count >= self.max_nodes or target.evaluations.is_spent:
                 break
             rows = torch.tensor(self._optima(state, family)[1][:_KEPT], device=state.loc.device)
-            loc, tril, path = state.loc[rows], state.tril[rows], None if path is None else path.take(rows)
-            fewer, count = count, min(further, self.max_nodes)
-        state, _, done = self._climb(state, path, self.tolerance, trail)
+            loc, tril, fewer, count = state.loc[rows], state.tril[rows], count, min(further, self.max_nodes)
+        state, done = self._climb(state, self.tolerance, trail)
         refuse_unbounded(float(state.elbo[best]), torch.linalg.vector_norm(state.tril[best], dim=-1), target.names)
         node_error = None if target.dim == 1 else float(_shift(state, loc)[best]) if count > first else math.inf
         residual = float(state.residual[best])
         found, _ = self._optima(state, family)
         return Solution(found, iterations + done, residual, node_error, len(z), history=tuple(trail))
 
-    def _climb(
-        self, state: Gaussians, path: Path | None, tolerance: float, trail: list[float]
-    ) -> tuple[Gaussians, Path | None, int]:
-        """Natural-gradient steps far from the optimum, near it L-BFGS in the coordinates that they whitened, or on a path.
+    def _climb(self, state: Gaussians, tolerance: float, trail: list[float]) -> tuple[Gaussians, int]:
+        """Natural-gradient steps far from the optimum, near it L-BFGS in the coordinates that they whitened.
 
-        A path, that of an ascent on other nodes, is followed further if all are near the optimum on these nodes too. `trail`
-        gets the best loss after each iteration.
+        `trail` gets the best loss after each iteration.
         """
         rho, held = torch.ones_like(state.elbo), torch.zeros_like(state.elbo)
         iterations = 0
-        path = path if bool((state.residual <= _NEAR).all()) else None
         while iterations < self.max_iterations and not state.target.evaluations.is_spent:
-            active = (state.residual > (_NEAR if iterations or path is not None else tolerance)) & (rho > 1e-6)
+            active = (state.residual > (_NEAR if iterations else tolerance)) & (rho > 1e-6)
             if not bool(active.any()):
                 break
             trial = state.take(active).step(rho[active])
@@ -132,20 +126,18 @@ class NaturalGradient(Solver):
             rho, held = rho.clamp(max=1.0), held.clamp(min=0.0)
             iterations += 1
             trail.append(-float(state.elbo.max()))
-        for again in range(self.rounds):
+        for _ in range(self.rounds):
             active = (state.residual > tolerance) & state.elbo.isfinite()
             if not bool(active.any()) or state.target.evaluations.is_spent:
                 break
-            path = Path.begin(state) if path is None or again else path
-            trial, way = state.take(active).ascended(path.take(active), _CALLS, tolerance**2 / 4)
+            trial = state.take(active).ascended(_CALLS, tolerance**2 / 4)
             better = trial.improves_on(state.take(active))
             state = state.put(active, better, trial)
-            path = path.put(active, way) if bool(better.all()) else None
             iterations += 1
             trail.append(-float(state.elbo.max()))
             if not bool(better.any()):
                 break
-        return state, path, iterations
+        return state, iterations
 
     def _optima(self, state: Gaussians, family: Gaussian) -> tuple[tuple[Optimum, ...], list[int]]:
         """Return the distinct optima, the best first, and their rows."""

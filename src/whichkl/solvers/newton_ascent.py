@@ -20,7 +20,9 @@ _FLOOR = 1e-12
 _LONGEST = 8.0
 """Newton steps at once, while the last gained more than a parabola would: an exponential takes one for each unit."""
 _REACH = 10.0
-"""How far the first step may go; twice as far after each that went so far and rose."""
+"""How far the first step may go; twice as far after each that went so far and rose, and much further where it is a parabola."""
+_EXACT = 1e-3
+"""By how much, relatively, the rise then differs from the parabola's."""
 
 
 def ascend_by_newton(
@@ -82,7 +84,8 @@ def ascend_by_newton(
             more = smooth & (gain[good] > 0.55 * slope[good])
             length[won] = torch.where(more, 2 * t[good].clamp(min=1.0), 1.0).clamp(max=_LONGEST)
             held = smooth & ((t * far)[good] >= 0.9 * reach[won])
-            reach[won] = torch.where(held, 2 * reach[won], reach[won])
+            foretold = slope[good] * (1 - t[good] / 2)
+            reach[won] *= torch.where(held, torch.where((gain[good] - foretold).abs() <= _EXACT * foretold, 100.0, 2.0), 1.0)
             tries[won] = 0.0
             goes_on = (rise[won] / 2 > tolerance) & (here.x[won].abs().amax(-1) < 1e12)
             active[won] = goes_on

@@ -185,11 +185,12 @@ def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d
     if not bool(value.isfinite().all()):
         return None
     hessian = (score[dim:] - score[:dim]).cpu() / (2 * step[:, None])
-    eigenvalue, vector = torch.linalg.eigh((hessian + hessian.T) / 2)
+    unit = hessian.diagonal().clamp(min=1e-300).rsqrt()  # columns may have any units
+    eigenvalue, vector = torch.linalg.eigh(unit[:, None] * (hessian + hessian.T) / 2 * unit)
     if float(eigenvalue[0]) <= 1e-12 * float(eigenvalue[-1]):
         return None
     factor, failed = torch.linalg.cholesky_ex((vector / eigenvalue) @ vector.T)
-    return None if int(failed) else factor
+    return None if int(failed) else unit[:, None] * factor
 
 
 def _merge(locs: Float[Tensor, "m d"], trils: Float[Tensor, "m d d"], evidence: Float[Tensor, " m"]) -> tuple[Tensor, Tensor]:
