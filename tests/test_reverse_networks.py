@@ -116,6 +116,16 @@ def test_flow_gains_on_the_gaussian_and_is_saved(tmp_path):
     torch.testing.assert_close(wk.Fit.load(tmp_path / "flow").model.log_prob(x), fit.model.log_prob(x), rtol=0, atol=0)
 
 
+def test_flow_of_one_column_starts_as_its_gaussian_and_gains_on_it():
+    _, rows, _ = flows("spline", dim=1, count=1, moved=0.0)
+    u, log_q = rows.sample(rows.starts, [0], 40, 3)
+    torch.testing.assert_close(log_q, Normal(0.0, 1.0).log_prob(u[..., 0]))
+    two = wk.problems.bimodal(1.5)
+    target = wk.Target(log_prob=lambda x: two.log_prob(x[:, 0]), dim=1, normalized=True)
+    fit = wk.fit(target, Flow(**SMALL), solver=SHORT, judge=False)
+    assert fit.value.value < 0.02 < wk.fit(target, Gaussian(), judge=False).value.value
+
+
 def test_flow_is_carried_into_a_support():
     gamma = torch.distributions.Gamma(torch.tensor(2.0, dtype=D), 1.0)
     target = wk.Target(log_prob=lambda x: gamma.log_prob(x).sum(-1), dim=2, support="positive", normalized=True)

@@ -148,8 +148,8 @@ def weights_of(solution):
 def test_all_weight_on_forward_is_forward_kl_step_by_step():
     target = Target.of(bimodal(2.0))
     settings = {"epochs": 1, "learning_rate": 1e-2, "batch": 1_024}
-    forward = Stochastic(**settings).solve(target, FLOW, 1)
-    ours = StochasticTwoSided(**settings).toward(Jeffreys(1.0)).solve(target, FLOW, 1)
+    forward = Stochastic(**settings).solve(target, Module(Bumps()), 1)
+    ours = StochasticTwoSided(**settings).toward(Jeffreys(1.0)).solve(target, Module(Bumps()), 1)
     torch.testing.assert_close(weights_of(ours), weights_of(forward), rtol=1e-6, atol=1e-6)
     fall = [one.history[0] - one.history[-1] for one in (forward, ours)]
     assert fall[0] == pytest.approx(fall[1], abs=1e-9)

@@ -140,10 +140,11 @@ class FlowNetwork(Standardised):
         return Independent(Normal(torch.zeros_like(wide), wide, validate_args=False), 1, validate_args=False)
 
     def rest(self) -> None:
-        """Make the flow the identity, by zeros in the last layer of each transform's network."""
+        """Make the flow the identity, by zeros in the last layer of each transform's network; in one column it has none."""
         for part in self.flow.transform.transforms:
-            nn.init.zeros_(part.hyper[-1].weight)
-            nn.init.zeros_(part.hyper[-1].bias)
+            last = part.phi if hasattr(part, "phi") else part.hyper[-1].parameters()
+            for one in last:
+                nn.init.zeros_(one)
 
     def surround(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], within: float) -> None:
         """Carry N(0, within² I) through the flow, and its draws y to loc + tril y."""

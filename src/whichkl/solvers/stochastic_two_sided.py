@@ -13,6 +13,7 @@ from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences import bridge
 from whichkl.families import Autoregressive, Family, Flow, Gaussian
+from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.user_module import Module
 from whichkl.objectives import Between, Jeffreys, Objective
@@ -30,10 +31,11 @@ from whichkl.targets import Target
 
 _BRIDGED = 16_384
 """Draws of each side, at most, from which log Z is bridged."""
-_ROWS = 0.25
+_ROWS = 0.1
 """The part of a budget that may go into draws of p: they are evaluated too, and draws of q come beside them."""
 _TRIALS = 0.25
 """The part of a budget that may go into trials of learning rates."""
+_HIGH = 0.05
 _STARTS = 8
 
 
@@ -52,7 +54,8 @@ class StochasticTwoSided(Stochastic):
     | Rényi, order a < 1 | half of J | half of J | at both; log Z by bridge sampling, once, before training |
     | Rényi, order a > 1 | log mean (p/q)ᵃ⁻¹ | none | at rows of p; log Z is a constant |
 
-    Gradients are as in `BothSides`: reparameterised where the law has `rsample`, by the score function where it hasn't. log p is
+    A flow starts at rest, as the normal law with the means and scales of the rows. Gradients are as in `BothSides`:
+    reparameterised where the law has `rsample`, by the score function where it has none. log p is
     evaluated at p's rows once. The best weights are those of the least divergence on a tenth of the rows and on `judged_on`
     draws of q from the same noise each time; a batch whose divergence is infinite or NaN is skipped and counted. log Z is bridged
     between the rows and their Gaussian of maximum likelihood, in free coordinates.
@@ -118,8 +121,10 @@ class StochasticTwoSided(Stochastic):
         return data, BothSides(self.minimised, target, log_z, draws, self.judged_on, (seed + 77) % 2**31, notes)
 
     def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Run:
-        """Refuse a law without a gradient where one is needed."""
+        """Put a flow at rest, and refuse a law without a gradient where one is needed."""
         run = super()._begin(family, criterion, data, seed)
+        if isinstance(run.module, FlowNetwork):
+            run.module.rest()
         if isinstance(criterion, BothSides):
             criterion.check(run.model)
         return run
@@ -132,10 +137,10 @@ class StochasticTwoSided(Stochastic):
         return max(1, min(total, int(left / self._cost(data, criterion))))
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
-        """By trials, where they take little of the budget; else the middle one."""
+        """By trials, where they take little of the budget; else a high one, since steps are few."""
         rates = self._rates(family)
         if len(rates) * TRIAL * self._cost(data, criterion) > _TRIALS * _left(criterion):
-            return rates[len(rates) // 2]
+            return min(rates[-1], _HIGH)
         return super()._best_rate(family, criterion, data, seed, work)
 
     def _cost(self, data: Data, criterion: Criterion) -> float:
