@@ -62,14 +62,10 @@ def scaling(workers, seeds):
             tell=tell,
         )
     end, cells = time.perf_counter() - begun, [cell.seconds["total"] for cell in study.cells]
-    row = {
-        "workers": workers,
-        "cells": len(cells),
-        "wall_s": end,
-        "first_cell_s": came[0],
-        "from_first_to_last_s": came[-1] - came[0],
-    }
-    return row | {"cell_s": sum(cells) / len(cells), "longest_cell_s": max(cells)}
+    cells_s, first = sum(cells), study.cells[0].seconds["total"]
+    span = came[-1] - came[0] + first
+    row = {"workers": workers, "cells": len(cells), "wall_s": end, "first_cell_s": came[0], "span_s": span}
+    return row | {"cell_s": cells_s / len(cells), "longest_cell_s": max(cells), "busy": cells_s / (workers * span)}
 
 
 class _Items:
@@ -138,7 +134,7 @@ def main():
     torch.set_num_threads(1)
     line = {}
     if options.scaling:
-        line["scaling"] = [scaling(workers, 24) for workers in (1, 2)]
+        line["scaling"] = [scaling(workers, 16) for workers in (1, 2)]
     if options.head:
         line["head"] = head()
     if not line:
