@@ -35,7 +35,8 @@ _ROWS = 0.1
 """The part of a budget that may go into draws of p: they are evaluated too, and draws of q come beside them."""
 _TRIALS = 0.25
 """The part of a budget that may go into trials of learning rates."""
-_HIGH = 0.05
+_HIGH, _WITHIN = 0.05, 0.95
+"""The highest learning rate without a trial, and the part of a budget that steps and judging are to take."""
 _STARTS = 8
 
 
@@ -134,7 +135,7 @@ class StochasticTwoSided(Stochastic):
         total, left = super()._total(data, criterion), _left(criterion)
         if math.isinf(left):
             return total
-        return max(1, min(total, int(left / self._cost(data, criterion))))
+        return max(1, min(total, int((_WITHIN * left - 2 * self.judged_on) / self._cost(data, criterion))))
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
         """By trials, where they take little of the budget; else a high one, since steps are few."""
