@@ -47,7 +47,7 @@ class MissingModes:
     @property
     def found(self) -> bool:
         """Whether at least 1 % of p's mass is missed, by two standard errors."""
-        return self.mass - 2 * self.stderr > _SHARE
+        return is_missed(self.mass, self.stderr)
 
     def __str__(self) -> str:
         """One sentence."""
@@ -70,3 +70,8 @@ class MissingModes:
         """Read back what `to_dict` wrote."""
         lists = {name: tuple(fields[name]) for name in ("shares", "names")}
         return cls(**{**fields, **lists, "modes": tuple(tuple(one) for one in fields["modes"])})
+
+
+def is_missed(mass: float, stderr: float) -> bool:
+    """Whether a mass is at least 1 % by two standard errors."""
+    return mass - 2 * stderr > _SHARE

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from whichkl._checks import TargetError
 from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
-from whichkl.diagnostics.missing_modes import MissingModes
+from whichkl.diagnostics.missing_modes import MissingModes, is_missed
 from whichkl.particles import Reference, temper
 from whichkl.particles.ascent import Ends, ascend
 from whichkl.seeds import seeded
@@ -30,6 +30,9 @@ _WIDEST = 200
 _LEAST = 1e-4
 """Modes with a smaller share aren't named."""
 _SHOWN = 20
+_SEVERAL = 4
+_FAR = 3.0
+"""Standard deviations of q, in one coordinate, from which a mode is elsewhere."""
 _LEAPFROGS, _KEEP = 3, 0.3
 
 
@@ -131,6 +134,13 @@ class _Search:
             is_mode = shares > _LEAST
             missing[unreached] = torch.where(which >= 0, is_mode[which.clamp(min=0)] if len(modes) else False, False)
             unresolved = float(weight[unreached & ~missing].sum())
+            if len(modes) > _SEVERAL or (len(modes) and not is_missed(mass, stderr)):
+                # Of very many modes particles may have come to the lightest.
+                nearer, _ = self._missing(torch.cat([modes, self._crossed(modes, shares)]), optima[:0])
+                again = self._shares(nearer)
+                if again[1] > mass:
+                    modes, (shares, mass, stderr) = nearer, again
+                    is_mode = shares > _LEAST
             modes, shares = modes[is_mode], shares[is_mode]
         order = shares.argsort(descending=True)[:_SHOWN]
         places = self.target.bijection.forward(self.frame.place(modes[order]).to(self.target.device, self.target.dtype))
@@ -206,6 +216,18 @@ class _Search:
         which = number[label[_FROM_Q + len(optima) :]][nearest]
         which = torch.where(which >= 0, place[which.clamp(min=0)] if len(modes) else -1, -1)
         return candidates[alone], which
+
+    def _crossed(self, modes: Float[Tensor, "k d"], shares: Float[Tensor, " k"]) -> Float[Tensor, "c d"]:
+        """Points that differ from q's middle in one coordinate, where they are as the heaviest mode that is far there.
+
+        Modes that come of many coordinates, each with its own, are next to each other in this way; those in between are heavier.
+        """
+        modes = modes[shares.argsort(descending=True)]
+        far = modes.abs() > _FAR
+        columns = far.any(0).nonzero()[:, 0]
+        points = modes.new_zeros(len(columns), modes.shape[1])
+        points[torch.arange(len(columns)), columns] = modes[far[:, columns].int().argmax(0), columns]
+        return points
 
     def _alone(self, modes: Float[Tensor, "k d"], ends: Ends, seen: Bool[Tensor, " e"]) -> Bool[Tensor, " k"]:
         """Whether no straight line without a dip joins a mode to an end that q reaches."""
