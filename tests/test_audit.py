@@ -325,6 +325,23 @@ def test_calls_that_fail_say_why(loss, options, said):
         audit(loss, **options)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda *, teacher, student: F.kl_div(student, teacher, reduction="batchmean"),  # on raw logits: log of a negative number
+        lambda *, teacher, student: (student * math.nan).sum(),
+        lambda *, teacher, student: (student * math.inf).sum(),
+        lambda *, teacher, student: 0 * student.sum(),
+    ],
+)
+def test_a_loss_without_a_number_or_without_content_fails(loss):
+    result = audit(loss)
+    gradient = next(check for check in result.checks if check.name == "gradient")
+    assert not result.passed
+    assert gradient.outcome == "fail"
+    assert "StopIteration" not in str(result)
+
+
 def test_a_loss_that_nothing_reaches_fails_and_one_that_is_random_is_named():
     assert "no_gradient" in audit(lambda *, teacher, student: wl.forward_kl(teacher=teacher, student=student.detach())).findings
 

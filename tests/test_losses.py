@@ -407,9 +407,28 @@ BAD = [
     ({"mask": torch.ones(2)}, "torch.bool"),
     ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "each row"),
     ({"reduction": "batchmean"}, "mean goes over rows"),
-    ({"teacher": wl.TopK(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.long), temperature=2.0)}, "at that temperature"),
+    ({"teacher": wl.TopK(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.long), temperature=2.0)}, "Store it with `temperature=1.0`"),
     ({"teacher": wl.TopK(torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.long))}, "the same rows"),
+    ({"teacher": T.numpy()}, "the teacher is a ndarray"),
+    ({"teacher": wl.TopK(torch.full((2, 2), 0.5), torch.tensor([[0, 1], [1, 2]]))}, "hold a probability of 3.3"),
+    ({"teacher": wl.TopK(torch.full((2, 2), -1.0), torch.tensor([[0, 1], [2, 2]]))}, "a token twice"),
+    ({"teacher": wl.TopK(torch.full((2, 2), -1.0), torch.tensor([[0, 1], [1, 4]]))}, "names token 4, and the student has 4"),
+    ({"teacher": wl.TopK(torch.full((2, 2), -1.0), torch.tensor([[0, 1], [1, 3]])), "vocabulary": 3}, "the student has 3"),
+    ({"teacher": wl.SampledTokens(torch.tensor([[0], [-1]]), torch.full((2, 1), -1.0))}, "names token -1"),
+    ({"teacher": wl.SampledTokens(torch.tensor([[0], [1]]), torch.ones(2, 1))}, "hold a probability of 2.7"),
 ]
+
+
+def test_stored_rows_that_do_not_count_may_hold_anything_and_rounded_ones_pass():
+    mask = torch.tensor([True, False])
+    stored = wl.TopK(torch.tensor([[-0.5, -1.5], [9.0, 9.0]]), torch.tensor([[0, 1], [0, 0]]))
+    found = wl.forward_kl(teacher=stored, student=S, mask=mask)
+    whole = wl.TopK(stored.log_probs[:1], stored.indices[:1])
+    torch.testing.assert_close(found, wl.forward_kl(teacher=whole, student=S[:1]))
+    for dtype in (torch.bfloat16, torch.float16):
+        logits = 3 * torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
+        kept = wl.TopK.of(logits, 50)
+        wl.forward_kl(teacher=wl.TopK(kept.log_probs.to(dtype), kept.indices), student=logits)
 
 
 @pytest.mark.parametrize(("wrong", "match"), BAD)

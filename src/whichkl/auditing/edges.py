@@ -63,6 +63,8 @@ def infinite(subject: Subject, seed: int, nature: Nature) -> Check:
             hidden.append(f"tokens impossible for the {who} alone make it NaN, not infinite")
     if hidden:
         change = "don't zero what is infinite: mass where the other side has none must show"
+        if any("nan" in one for one in hidden):
+            change = "take 0 · log 0 as 0, by `torch.where` on both sides of it, so that nothing becomes 0 · ∞"
         return Check(name, "fail", "; ".join(hidden), change, "infinity_hidden", decides=False)
     return Check(name, "pass", "infinite where its divergence is, finite where that is")
 
@@ -73,7 +75,10 @@ def top_k(subject: Subject, seed: int) -> Check:
     for v in (subject.wide, VOCABULARY):
         teacher, student = pair(torch.Generator().manual_seed(seed), 1, 2, v, 1.0)
         try:
-            kept = _blind_at(subject, teacher, abs(subject(teacher, student).value) / _forward_kl(teacher, student))
+            usual = abs(subject(teacher, student).value) / _forward_kl(teacher, student)
+            if not 0 < usual < math.inf:
+                return Check(name, "not applicable", f"an ordinary student's loss is {usual:.3g}")
+            kept = _blind_at(subject, teacher, usual)
         except InputError:
             continue
         if kept is None:
@@ -92,8 +97,8 @@ def _blind_at(subject: Subject, teacher: Tensor, usual: float) -> int | None:
 
     def share(kept: int) -> float:
         student = leaked(teacher, kept)
-        truth = _forward_kl(teacher, student)
-        return abs(subject(teacher, student).value) / (usual * truth) if truth > _BLIND else math.inf
+        truth, seen = _forward_kl(teacher, student), abs(subject(teacher, student).value)
+        return seen / (usual * truth) if truth > _BLIND and not math.isnan(seen) else math.inf
 
     levels = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if k < v]
     shares = [share(k) for k in levels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -91,7 +92,8 @@ def _slope_off(subject: Subject, seed: int, knobs: Mapping[str, Any] | None) -> 
         up, down = (subject(teacher, student + sign * step * way, knobs=knobs).value for sign in (1, -1))
         slope, said = (up - down) / (2 * step), float((answer.gradient * way).sum())
         noise = 1e-6 * abs(answer.value) / step  # of sums in single precision
-        worst = max(worst, (abs(slope - said) - noise) / max(abs(slope), abs(said), 1e-300))
+        off = (abs(slope - said) - noise) / max(abs(slope), abs(said), 1e-300)
+        worst = max(worst, off if math.isfinite(off) else math.inf)
     return worst
 
 
@@ -105,7 +107,7 @@ def _asked(
     labels = some_labels(student.shape)[:, subject.shift :]
     gradient = answer.gradient[:, rows].reshape(-1, v)
     size = gradient.norm(dim=-1)
-    still = int((size <= 1e-12 * size.max()).sum()) if float(size.max()) > 0 else 0
+    still = int((~(size > 1e-12 * size.max())).sum())
     batch = Batch(teacher[:, rows].reshape(-1, v), student[:, rows].reshape(-1, v), labels.flatten(), answer.value, gradient)
     return batch, (still, len(gradient))
 

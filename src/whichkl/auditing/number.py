@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from whichkl._checks import InputError
@@ -77,13 +79,21 @@ def gradient(subject: Subject, nature: Nature, seed: int) -> Check:
     """The gradient is that of the value: by that of the divergence which the values are, or by finite differences."""
     name = "gradient"
     teacher, student = pair(torch.Generator().manual_seed(seed), 2, 4, gap=1.0)
-    if not subject(teacher, student).graph:
+    answer = subject(teacher, student)
+    if not answer.graph:
         return Check(name, "fail", "no gradient reaches the student", "don't detach the student's logits", "no_gradient")
+    if not bool(answer.gradient.isfinite().all()):
+        change = "take `log_softmax` of both sides' logits before anything else"
+        return Check(name, "fail", "on ordinary logits it isn't a number", change, "no_gradient")
+    if not bool(answer.gradient.any()):
+        change = "let the value depend on the student's logits"
+        return Check(name, "fail", "0 between different rows: nothing can be learnt from it", change, "no_gradient")
     if nature.whole is not None:
         left = max(nature.whole.left, 1e-16)
         return Check(name, "pass", f"that of {nature.whole.divergence.name}, up to {left:.0e} of its size")
     if nature.slope_off > 0.05:
-        seen = f"off by {nature.slope_off:.0%} of the value's slope: {nature.identified.note}"
+        off = f"off by {nature.slope_off:.0%} of the value's slope" if nature.slope_off < math.inf else "the value has no slope"
+        seen = f"{off}: {nature.identified.note}"
         return Check(name, "fail", seen, _MEND, "gradient_of_another")
     return Check(name, "pass", "that of its own value, by finite differences")
 

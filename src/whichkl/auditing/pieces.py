@@ -77,7 +77,7 @@ def chunked(subject: Subject, seed: int, how: Reduction | None, given: Mapping[s
     if not worst <= 2e-4:
         seen = f"off by {worst:.2g} of the value with {where}"
         return Check(name, "fail", seen, _CUT, "chunks")
-    return Check(name, "pass", ("every chunk size and " if knob else "") + "every length give what single positions give")
+    return Check(name, "pass", ("every chunk size and " if knob else "") + "every length gives what single positions give")
 
 
 def dropped(nature: Nature) -> Check:
@@ -86,7 +86,9 @@ def dropped(nature: Nature) -> Check:
     if still and nature.gradient is not None or 0 < still < count:
         seen = f"{still} of {count} rows that count get no gradient"
         return Check("every row counts", "fail", seen, "look for a remainder that is cut off", "rows_dropped")
-    return Check("every row counts", "pass", "all rows get a gradient" if not still else "no row gets one")
+    if still:
+        return Check("every row counts", "not applicable", "no row gets a gradient")
+    return Check("every row counts", "pass", "all rows get a gradient")
 
 
 def _shares(x: list[float]) -> tuple[float, float]:

@@ -64,6 +64,7 @@ def of_logits(
     dtype = torch.float64 if torch.float64 in (student.dtype, _dtype(teacher)) else torch.float32
     log_q = _log_probs(student, temperature, mask, vocabulary, dtype)
     if isinstance(teacher, (TopK, SampledTokens)):
+        teacher.check(student.shape[-1] if vocabulary is None else vocabulary, mask)
         values = teacher.value(divergence, log_q)
     else:
         values = divergence.value(_log_probs(teacher, temperature, mask, vocabulary, dtype), log_q)
@@ -84,6 +85,9 @@ def _dtype(teacher: Teacher) -> torch.dtype:
 
 def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, temperature: float) -> None:
     partial = isinstance(teacher, (TopK, SampledTokens))
+    if not isinstance(student, Tensor) or not (partial or isinstance(teacher, Tensor)):
+        because = f"the teacher is a {type(teacher).__name__}, the student a {type(student).__name__}"
+        raise InputError(cannot("compare these logits", because, "Pass torch tensors of logits, or a stored teacher (`TopK`)"))
     if not student.is_floating_point() or not _dtype(teacher).is_floating_point:
         because = f"they are {_dtype(teacher)} and {student.dtype}"
         raise InputError(cannot("compare these logits", because, "Pass floating-point logits, not token numbers"))
@@ -101,4 +105,6 @@ def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, tem
         raise InputError(cannot(f"take {vocabulary} tokens of them", because, f"Pass 1 ≤ vocabulary ≤ {min(widths)}"))
     if isinstance(teacher, (TopK, SampledTokens)) and teacher.temperature != temperature:
         because = f"its probabilities are for temperature {teacher.temperature}, and the tokens left out are needed for another"
-        raise InputError(cannot(f"use this stored teacher at temperature {temperature}", because, "Store it at that temperature"))
+        raise InputError(
+            cannot(f"use this stored teacher at temperature {temperature}", because, f"Store it with `temperature={temperature}`")
+        )

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.losses.row_divergence import LogProbs, RowDivergence, Rows
+
+Mask = Bool[Tensor, "..."]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,14 @@ class TopK:
         log_p = torch.log_softmax(widened(logits) / temperature, -1)
         log_probs, indices = log_p.topk(k, -1)
         return cls(log_probs, indices, temperature, log_p.scatter(-1, indices, -math.inf).logsumexp(-1))
+
+    def check(self, vocabulary: int, mask: Mask | None) -> None:
+        """Refuse rows that count and can't be log-probabilities of so many tokens, each once.
+
+        Raises:
+            InputError: as said.
+        """
+        _check_rows("top-k", self.log_probs, self.indices, vocabulary, mask, distinct=True)
 
     def value(self, divergence: RowDivergence, log_q: LogProbs) -> Rows:
         """Return the divergence of each row between k + 1 buckets."""
@@ -109,6 +119,14 @@ class SampledTokens:
             because = f"log_proposal has shape {tuple(self.log_proposal.shape)}, log_probs {tuple(self.log_probs.shape)}"
             raise InputError(cannot("use this sample of tokens", because, "Pass one log-probability for each token drawn"))
 
+    def check(self, vocabulary: int, mask: Mask | None) -> None:
+        """Refuse rows that count and can't be log-probabilities of so many tokens.
+
+        Raises:
+            InputError: as said.
+        """
+        _check_rows("sample of tokens", self.log_probs, self.indices, vocabulary, mask, distinct=False)
+
     def value(self, divergence: RowDivergence, log_q: LogProbs) -> Rows:
         """Return the estimate of each row, which may be below 0."""
         if not divergence.sums:
@@ -130,3 +148,29 @@ def _check_stored(what: str, log_probs: Tensor, indices: Tensor) -> None:
         raise InputError(cannot(f"use this {what}", because, "Pass integer tokens, one for each log-probability"))
     if not log_probs.is_floating_point() or log_probs.dim() == 0 or log_probs.shape[-1] == 0:
         raise InputError(cannot(f"use this {what}", "it holds no log-probabilities", "Pass floats of shape (…, k), k ≥ 1"))
+
+
+def _check_rows(what: str, log_probs: Tensor, indices: Tensor, vocabulary: int, mask: Tensor | None, *, distinct: bool) -> None:
+    """Look at the numbers, which a compiled graph can't."""
+    if torch.compiler.is_compiling():
+        return
+    if mask is not None:  # rows that don't count may hold anything
+        log_probs, indices = log_probs[mask], indices[mask]
+    if indices.numel() == 0:
+        return
+    low, high = (int(end) for end in indices.aminmax())
+    if low < 0 or high >= vocabulary:
+        because = f"it names token {low if low < 0 else high}, and the student has {vocabulary}, counted from 0"
+        raise InputError(
+            cannot(f"use this {what}", because, "Pass indices into the student's vocabulary; leave rows out by `mask`")
+        )
+    exact = log_probs.dtype in (torch.float32, torch.float64)
+    most = (log_probs.detach().double().logsumexp(-1) if distinct else log_probs.detach().double()).exp().max().item()
+    if most > 1 + (1e-3 if exact else 0.05):
+        because = f"the tokens of a row hold a probability of {most:.3g}"
+        raise InputError(
+            cannot(f"use this {what}", because, "Pass log-probabilities: `log_softmax` of logits, the log of probabilities")
+        )
+    if distinct and bool((indices.sort(-1).values.diff(dim=-1) == 0).any()):
+        because = "a row names a token twice, so that its probability would count twice"
+        raise InputError(cannot(f"use this {what}", because, "Pass each token once a row; `SampledTokens` takes repeats"))
