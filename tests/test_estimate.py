@@ -214,7 +214,7 @@ BAD = [
     ({"p": ["a"], "q": [1.0], "form": "probabilities"}, "p is a `list`"),
     ({"p": rows(0, 50, 1), "q": rows(1, 50, 2)}, "p has dimension 1 and q has 2"),
     ({"p": torch.ones(50, 1), "q": rows(1, 50, 1)}, "column `x1` is constant"),
-    ({"p": torch.full((50, 1), math.nan), "q": rows(1, 50, 1)}, "50 cells in 50 of 50 rows NaN or infinite"),
+    ({"p": torch.full((50, 1), math.nan), "q": rows(1, 50, 1)}, "50 cells in 50 of 50 rows are NaN or infinite"),
     ({"p": torch.empty(0, 1), "q": rows(1, 50, 1)}, "they are empty"),
     ({"p": Normal(0.0, 1.0), "q": Normal(torch.zeros(3), 1.0)}, r"q is a batch of \(3,\) distributions"),
     ({"p": rows(0, 50, 1), "q": Poisson(3.0)}, "q lives on atoms"),

@@ -41,7 +41,7 @@ def rough(x):
 
 
 SAMPLES = [
-    (poked(math.nan, (3, 1)), r"1 cell in 1 of 50 rows NaN or infinite: \(row 3, x2\)"),
+    (poked(math.nan, (3, 1)), r"1 cell in 1 of 50 rows is NaN or infinite: \(row 3, x2\)"),
     (poked(math.inf, (0, 0), (7, 1)), r"2 cells in 2 of 50 rows .* \(row 0, x1\), \(row 7, x2\)"),
     (poked(math.nan, *((i, 0) for i in range(9))), r"9 cells in 9 of 50 rows .*\(row 4, x1\), …"),
     (np.empty((0, 2)), r"they are empty, shape \(0, 2\)"),

@@ -407,7 +407,10 @@ BAD = [
     ({"mask": torch.ones(2)}, "torch.bool"),
     ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "each row"),
     ({"reduction": "batchmean"}, "mean goes over rows"),
-    ({"teacher": wl.TopK(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.long), temperature=2.0)}, "Store it with `temperature=1.0`"),
+    (
+        {"teacher": wl.TopK(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.long), temperature=2.0)},
+        "Store it with `temperature=1.0`",
+    ),
     ({"teacher": wl.TopK(torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.long))}, "the same rows"),
     ({"teacher": T.numpy()}, "the teacher is a ndarray"),
     ({"teacher": wl.TopK(torch.full((2, 2), 0.5), torch.tensor([[0, 1], [1, 2]]))}, "hold a probability of 3.3"),

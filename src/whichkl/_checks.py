@@ -94,7 +94,8 @@ def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None
     more = ", …" if len(bad) > 5 else ""
     rows = len(bad[:, 0].unique())
     count = "1 cell" if len(bad) == 1 else f"{len(bad)} cells"
-    because = f"{count} in {rows} of {len(x)} rows NaN or infinite: {cells}{more} (rows count from 0, without the header)"
+    verb = "is" if len(bad) == 1 else "are"
+    because = f"{count} in {rows} of {len(x)} rows {verb} NaN or infinite: {cells}{more} (rows count from 0, without the header)"
     raise InputError(cannot(f"use these {what}", because, "Drop or repair those rows first"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,7 +193,7 @@ def fit(
         tell("opening the target", math.nan)
         target, chosen = _target(samples, log_prob, dim, support, given), _family(family)
         tell(f"fitting {chosen.label}", math.nan)
-        journal = None if out is None else out / ".journal"
+        journal = _journal(out)
         result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
         if out is not None:
             tell("writing the report", math.nan)
@@ -394,13 +395,14 @@ def distill(
         said |= {"hard_label_weight": hard_label_weight, "temperature": temperature, "epochs": epochs}
         given = {name: value for name, value in said.items() if value is not None}
         arguments = job_of(given) if job is None else read_job(job, given)
-        result = run_distill(**arguments, journal=None if out is None else out / ".journal", tell=tell)
+        result = run_distill(**arguments, journal=_journal(out), tell=tell)
         if out is not None:
             from whichkl.reporting import report
 
             tell("writing the report", math.nan)
             result.save(out / "student")
             report(result, out / "report.html")
+            shutil.rmtree(out / ".journal", ignore_errors=True)
     if as_json:
         _print_json(result.to_dict())
         return
@@ -508,6 +510,18 @@ def _family(text: str) -> Family:
     from whichkl.families.named import family_named
 
     return family_named(text)
+
+
+def _journal(out: Path | None) -> Path | None:
+    """Where training writes down how far it is; says where something lies there already."""
+    if out is None:
+        return None
+    journal = out / ".journal"
+    if next(journal.glob("*/*.safetensors"), None) is not None:
+        _err.print(
+            f"A run that didn't end left its state in {out}: the same run goes on from there.", markup=False, soft_wrap=True
+        )
+    return journal
 
 
 def _parameters(result: Any) -> dict[str, Any]:

@@ -113,5 +113,6 @@ def _compare(first: Shard, other: Shard) -> None:
     elif other.rows != 0 and first.types != other.types:
         place = next(i for i, (x, y) in enumerate(zip(first.types, other.types, strict=True)) if x != y)
         because = f"column `{first.names[place]}` holds {first.types[place]} in {a} and {other.types[place]} in {b}"
+        raise InputError(cannot("read these files together", because, "Write them with the same types"))
     if because:
         raise InputError(cannot("read these files together", because, "Write them with the same columns"))
