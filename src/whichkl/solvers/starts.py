@@ -143,7 +143,7 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
             known |= _lies_under(peaks, going, i, tril)
         return known
 
-    climb, calls = (ascend_by_newton, max_calls // 4) if points.shape[1] <= _NEWTON else (ascend, max_calls)
+    climb, calls = (ascend_by_newton, max_calls // 6) if points.shape[1] <= _NEWTON else (ascend, max_calls)
     peaks = climb(trial, points, max_calls=calls, foreseen=foreseen, patience=_PATIENCE)
     best = sorted(found, key=lambda one: -float(peaks.value[one[0]]))[:most]
     chosen = torch.tensor([i for i, _ in best], dtype=torch.int64)
