@@ -89,7 +89,7 @@ def _drain_part(part):
     return drain(part.blocks())
 
 
-def main(cases, rounds=3):
+def main(cases, rounds=5):
     table = []
     for gigabytes, columns in cases:
         with tempfile.TemporaryDirectory() as name:
