@@ -13,7 +13,8 @@ from torch import Tensor
 
 _MEMORY = 10
 _ARMIJO = 1e-4
-_TRIES = 30
+TRIES = 30
+"""Of ever shorter steps, after which a row ends."""
 _BLUR = 1e-14
 
 
@@ -84,17 +85,12 @@ def ascend(
         rows = active.nonzero()[:, 0]
         new = x[rows] + length[rows, None] * step[rows]
         new_value, new_score = trial(new, rows)
-        good = new_value >= value[rows] + _ARMIJO * length[rows] * rise[rows]
-        blurred = (new_value - value[rows]).abs() <= _BLUR * value[rows].abs()
-        good |= blurred & (new_score.square().sum(-1) < 0.8 * score[rows].square().sum(-1))
-        good &= new_value.isfinite()
+        slope = length[rows] * rise[rows]
+        good = has_risen(new_value, new_score, value[rows], score[rows], slope)
         bad, won = rows[~good], rows[good]
-        # The parabola through both values and the slope, kept within a tenth and a half.
-        curve = 2 * (value[bad] + length[bad] * rise[bad] - new_value[~good])
-        shorter = (length[bad] * rise[bad] / curve).nan_to_num(0.1, 0.1, 0.1).clamp(0.1, 0.5)
-        length[bad] = length[bad] * shorter
+        length[bad] = length[bad] * shortened((new_value - value[rows])[~good], slope[~good])
         tries[bad] += 1
-        active[bad[tries[bad] >= _TRIES]] = False
+        active[bad[tries[bad] >= TRIES]] = False
         if len(won):
             memory.add(won, new[good] - x[won], score[won] - new_score[good])
             x[won], value[won], score[won] = new[good], new_value[good], new_score[good]
@@ -108,6 +104,27 @@ def ascend(
                 active[going] = ~foreseen(Peaks(x, value, score, rise / 2, memory), won[~goes_on], going)
     step = memory.times(every, score)
     return Peaks(x, value, score, (score * step).sum(-1) / 2, memory)
+
+
+def has_risen(
+    new_value: Float[Tensor, " a"],
+    new_score: Float[Tensor, "a d"],
+    value: Float[Tensor, " a"],
+    score: Float[Tensor, "a d"],
+    slope: Float[Tensor, " a"],
+) -> Bool[Tensor, " a"]:
+    """Whether a step of first-order rise `slope` is to be taken: by Armijo's rule, by the gradient where rounding hides it."""
+    gain = new_value - value
+    blurred = gain.abs() <= _BLUR * value.abs()
+    falls = new_score.square().sum(-1) < 0.8 * score.square().sum(-1)
+    good: Bool[Tensor, " a"] = ((gain >= _ARMIJO * slope) | (blurred & falls)) & new_value.isfinite()
+    return good
+
+
+def shortened(gain: Float[Tensor, " a"], slope: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+    """Return the share of a refused step to try next: the top of the parabola through both values and the slope, 0.1 to 0.5."""
+    share: Float[Tensor, " a"] = (slope / (2 * (slope - gain))).nan_to_num(0.1, 0.1, 0.1).clamp(0.1, 0.5)
+    return share
 
 
 @dataclass

@@ -10,11 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.solvers.ascent import Peaks
+from whichkl.solvers.ascent import TRIES, Peaks, has_risen, shortened
 
-_ARMIJO = 1e-4
-_TRIES = 30
-_BLUR = 1e-14
 _FLOOR = 1e-12
 """Of the largest curvature, in units of each coordinate's own: what is smaller is noise."""
 _LONGEST = 8.0
@@ -65,16 +62,12 @@ def ascend_by_newton(
         t = torch.minimum(length[rows], reach[rows] / far)
         there = _look(trial, rows, here.x[rows] + t[:, None] * step[rows], here.curvature.of(rows))
         gain, slope = there.value - here.value[rows], t * rise[rows]
-        blurred = gain.abs() <= _BLUR * here.value[rows].abs()
-        good = (gain >= _ARMIJO * slope) | (blurred & (there.score.square().sum(-1) < 0.8 * here.score[rows].square().sum(-1)))
-        good &= there.value.isfinite()
+        good = has_risen(there.value, there.score, here.value[rows], here.score[rows], slope)
         bad, won = rows[~good], rows[good]
-        # The parabola through both values and the slope, kept within a tenth and a half.
-        curve = 2 * (slope - gain)[~good]
-        reach[bad] = (t * far)[~good] * (slope[~good] / curve).nan_to_num(0.1, 0.1, 0.1).clamp(0.1, 0.5)
+        reach[bad] = (t * far)[~good] * shortened(gain[~good], slope[~good])
         length[bad] = 1.0
         tries[bad] += 1
-        active[bad[tries[bad] >= _TRIES]] = False
+        active[bad[tries[bad] >= TRIES]] = False
         if len(won):
             here.put(won, there, good)
             step[won] = here.curvature.of(won).times(here.score[won])
