@@ -135,7 +135,7 @@ class MomentFamily(Family):
             origin: a point near the rows, the same for all blocks: sums of powers about it lose no digits.
             context: what the rows are conditioned on; None but for conditional families.
             overwrite: whether x isn't needed any more, so that it may be written over.
-            total: the column sums of x, where whoever read it has them.
+            total: the column sums of x, where whoever read it has them, all rows weigh 1 and the origin is 0.
         """
 
     def origin(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:

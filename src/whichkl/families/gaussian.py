@@ -82,12 +82,12 @@ class Gaussian(MomentFamily, NodeFamily):
     ) -> dict[str, Tensor]:
         """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, of which a diagonal covariance needs the diagonal alone."""
         y = x
-        if bool(origin.any()):
-            y, total = x.sub_(origin) if overwrite else x - origin, None
-        if all(float(end) == 1 for end in w.aminmax()):  # half the work, and the usual case
+        if total is None and bool(origin.any()):
+            y = x.sub_(origin) if overwrite else x - origin
+        if total is not None or all(float(end) == 1 for end in w.aminmax()):  # half the work, and the usual case
             second = y.square().sum(0) if self.covariance == "diagonal" else gram(y)
-            first = y.sum(0) if total is None else total
-            return {"rows": torch.tensor(len(x)), "weight": w.sum(), "first": first, "second": second}
+            first, count = y.sum(0) if total is None else total, torch.tensor(len(y))
+            return {"rows": count, "weight": count.to(w), "first": first, "second": second}
         second = w @ y.square() if self.covariance == "diagonal" else (w[:, None] * y).T @ y
         return {"rows": (w > 0).sum(), "weight": w.sum(), "first": w @ y, "second": second}
 

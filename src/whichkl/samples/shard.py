@@ -13,19 +13,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.samples.stream import BLOCK, Block, Part
+from whichkl.samples.stream import Block, Part
 
-_VALUES = 2**18
+_ROWS = 32_768
+"""Rows of a file that are read at once: what Python does for a block should be little beside them."""
+_VALUES = 2**19
 """Values of a block, where its rows aren't few: what is made of them should stay in the processor's cache."""
 
 
 def block_rows(columns: int) -> int:
-    """Return how many rows of so many columns make a block: `BLOCK`, and fewer of wide ones.
+    """Return how many rows of so many columns make a block of a file: fewer of wide ones.
 
     >>> block_rows(2), block_rows(16), block_rows(1_000)
-    (16384, 16384, 512)
+    (32768, 32768, 524)
     """
-    return max(512, min(BLOCK, _VALUES // columns))
+    return max(512, min(_ROWS, _VALUES // columns))
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,13 @@ class FilePart(Part):
             InputError: the file is missing, has changed or is broken, or a cell is missing, NaN or infinite.
         """
         self._check_file()
-        start, weights = 0, torch.ones(BLOCK, dtype=torch.float64)
+        start, weights = 0, torch.ones(_ROWS, dtype=torch.float64)
         for x in self.rows():
             total = x.sum(0)
             if not math.isfinite(total.sum().item()):  # a sum can also overflow, so look closely
                 self._refuse(x, start)
             start += len(x)
-            w = weights[: len(x)] if len(x) <= BLOCK else torch.ones(len(x), dtype=torch.float64)
+            w = weights[: len(x)] if len(x) <= _ROWS else torch.ones(len(x), dtype=torch.float64)
             yield Block(x, w, fresh=True, total=total)
 
     def _check_file(self) -> None:

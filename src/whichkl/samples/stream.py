@@ -30,7 +30,7 @@ class Block:
     fresh: bool = False
     """Whether its x was made for this reading alone, so that whoever reads it may write over it."""
     total: Float[Tensor, " d"] | None = None
-    """The column sums of x, where the reader took them to see that all is finite."""
+    """The column sums of x, where all rows weigh 1 and the reader took them to see that all is finite."""
     log_p: Float[Tensor, " m"] | None = None
     """Log p of the rows, where a solver reads it beside them."""
 
@@ -54,7 +54,7 @@ class Part(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[Block]:
-        """Read its rows in order, in blocks of about `BLOCK` rows, in floating point and finite; the same each time.
+        """Read its rows in order, in blocks of some ten thousand rows, in floating point and finite; the same each time.
 
         Raises:
             InputError: a file is missing or broken, or a cell isn't finite; the message names file, row group and column.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -129,6 +130,10 @@ class _Add:
     origin: Float[Tensor, " k"]
     stride: int
 
+    @cached_property
+    def _is_about_0(self) -> bool:
+        return not bool(self.origin.any())
+
     def __call__(self, blocks: Iterator[Block]) -> tuple[Sums, Sums, list[Block]]:
         sums: Sums = {}
         kept = []
@@ -148,7 +153,8 @@ class _Add:
             few = block.take(slice(None, None, max(1, len(block) // _LOCATING)))  # type: ignore[arg-type]
             z = (few.x if few.context is None else torch.cat([few.x, few.context], 1)) - self.origin
             about = {"origin.weight": few.w.sum(), "origin.first": few.w @ z, "origin.second": few.w @ z.square()}
-        sums = self.family.statistics(block.x, block.w, self.origin, block.context, overwrite=block.fresh, total=block.total)
+        total = block.total if self._is_about_0 else None
+        sums = self.family.statistics(block.x, block.w, self.origin, block.context, overwrite=block.fresh, total=total)
         return {**sums, **about}
 
 
