@@ -232,7 +232,7 @@ def test_a_budget_ends_reverse_kl_and_says_so(family):
     (row,) = wk.compare(wk.problems.gmm40(), family, "reverse_kl", seeds=1, budget=30_000, metrics=["reverse_kl"]).rows
     assert (row["status"], row["out_of_budget"], row["budget"]) == ("stopped", True, 30_000)
     assert row["notes"].startswith(f"the budget of 30,000 evaluations ran out: {row['evaluations']:,} were used")
-    assert 30_000 <= row["evaluations"] < 200_000  # without a budget it's above a million
+    assert 20_000 <= row["evaluations"] < 60_000  # without a budget it's above a million
     assert math.isfinite(row["reverse_kl"])
 
 

@@ -53,3 +53,29 @@ def test_a_worker_is_sent_the_plan_without_its_cells():
         assert pickle.loads(task).plan.cells == plan.cells  # noqa: S301
         sizes.append(len(task))
     assert sizes[1] < sizes[0] + 4 * 500  # the seeds themselves, of three bytes each
+
+
+def test_what_lies_between_the_directions_keeps_a_share_of_the_budget_for_itself():
+    asked = {"seeds": 1, "budget": 60_000, "metrics": ["reverse_kl"], "draws": 200}
+    study = wk.compare(wk.problems.many_well(8), "mixture:4", ["forward_kl", "jeffreys"], **asked)
+    forward, between = study.rows
+    assert between["out_of_budget"]
+    assert between["iterations"] >= 1  # rounds on its own objective, after both directions' optima
+    assert between["evaluations"] < 90_000
+    assert forward["evaluations"] <= 60_000
+
+
+def test_a_step_that_the_budget_does_not_hold_ends_it():
+    counts = Evaluations()
+    assert counts.affords(10**9)
+    with counts.capped(100):
+        counts["log_prob"] += 60
+        assert counts.affords(40)
+        assert not counts.is_spent
+        with counts.capped(10):
+            assert not counts.affords(11)
+            assert counts.is_spent
+        assert not counts.is_spent
+        assert not counts.affords(41)
+        assert counts.is_spent
+    assert not counts.is_spent

@@ -26,6 +26,8 @@ class Evaluations(dict[str, int]):
         """Begin at zero, without a limit."""
         super().__init__(dict.fromkeys((*COUNTED, "rejected"), 0))
         self.most = math.inf
+        self.is_cut = False
+        """Whether a step was left out, since the budget doesn't hold so many more."""
 
     @property
     def total(self) -> int:
@@ -35,7 +37,18 @@ class Evaluations(dict[str, int]):
     @property
     def is_spent(self) -> bool:
         """Whether as much was used as may be: a solver then ends with what it has."""
-        return self.total >= self.most
+        return self.is_cut or self.total >= self.most
+
+    def affords(self, points: int) -> bool:
+        """Whether so many more may be used; where they may not, the budget counts as spent from then on.
+
+        >>> counts = Evaluations()
+        >>> with counts.capped(100):
+        ...     counts.affords(60), counts.is_spent, counts.affords(160), counts.is_spent
+        (True, False, False, True)
+        """
+        self.is_cut = self.is_cut or self.total + points > self.most
+        return not self.is_cut
 
     def calls(self, points: int, most: int) -> int:
         """How many calls with so many points use the budget up; at least 1, at most `most`.
@@ -51,10 +64,10 @@ class Evaluations(dict[str, int]):
     @contextlib.contextmanager
     def capped(self, budget: float | None = None) -> Iterator[dict[str, int]]:
         """Let the block use so much more, and fill the yielded counts with what it used."""
-        before, limit, used = dict(self), self.most, dict.fromkeys(COUNTED, 0)
-        self.most = math.inf if budget is None else self.total + budget
+        before, limit, was_cut, used = dict(self), self.most, self.is_cut, dict.fromkeys(COUNTED, 0)
+        self.most, self.is_cut = math.inf if budget is None else self.total + budget, False
         try:
             yield used
         finally:
-            self.most = limit
+            self.most, self.is_cut = limit, was_cut
             used.update({name: self[name] - before[name] for name in COUNTED})

@@ -40,6 +40,8 @@ class TwoSample:
     """Draws of q that it was tried on."""
     method: str = ""
     reason: str | None = None
+    of_pairs: bool = False
+    """Whether rows were compared in pairs: `auc` is then the share told apart rightly, and the p-value that of signed ranks."""
 
     @property
     def differs(self) -> bool:
@@ -51,7 +53,17 @@ class TwoSample:
         if self.auc is None or self.p_value is None:
             return f"No classifier test: {self.reason}."
         found = "can tell unseen rows from the model's draws" if self.differs else "can't tell unseen rows from the model's draws"
-        return f"A classifier {found}: AUC {self.auc:.3f} ± {self.stderr:.3f} (chance: 0.5), p = {self.p_value:.2g}."
+        return f"A classifier {found}: {self.number} (chance: 0.5), {self.chance}."
+
+    @property
+    def number(self) -> str:
+        """Such as ``"AUC 0.516 ± 0.026"``; of pairs, the share that is told apart rightly."""
+        return f"{'pairs told apart' if self.of_pairs else 'AUC'} {self.auc:.3f} ± {self.stderr:.3f}"
+
+    @property
+    def chance(self) -> str:
+        """Such as ``"p = 0.26"``; of pairs, with the test that also counts by how much they are told apart."""
+        return f"p = {self.p_value:.2g}{' by signed ranks' if self.of_pairs else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them."""
@@ -160,7 +172,7 @@ def _paired(context: Tensor, y: Tensor, other: Tensor, law: Distribution, seed: 
     ranks = torch.from_numpy(rankdata(apart.abs().numpy())) * torch.sign(apart)
     p_value = float(torch.special.ndtr(-ranks.sum() / ranks.norm())) if bool(apart.any()) else 1.0
     method = "classifier trained on half of the pairs (x, y), (x, y′), tried on the other"
-    return TwoSample(share, stderr, p_value, count, count, method)
+    return TwoSample(share, stderr, p_value, count, count, method, of_pairs=True)
 
 
 def _residual(law: Distribution, y: Tensor) -> Tensor:

@@ -117,7 +117,9 @@ def _on_the_plane(fit: Fit) -> Figure:
     if rows is not None:
         marker = {"color": COLORS["target"], "size": 6, "opacity": faint(len(rows))}
         x, y = (short(rows.x[:, j].tolist()) for j in (0, 1))
-        figure.add_scatter(x=x, y=y, mode="markers", name="target p", marker=marker)
+        figure.add_scatter(x=x, y=y, mode="markers", name="target p", marker=marker, showlegend=False)
+        seen = {**marker, "opacity": 1}  # a legend would show its point as faint as these are
+        figure.add_scatter(x=[None], y=[None], mode="markers", name="target p", marker=seen, hoverinfo="skip")
     if _parts(fit.diagnostics.optima[0].model):
         add_ellipses(figure, fit, fit.objective.name, f"q ({fit.objective.name})")
     else:

@@ -57,7 +57,7 @@ def _verdict(fit: Fit) -> Section:
     judgement = (
         "nothing speaks against it" if not count else f"{count} finding{'s' * (count > 1)} speak{'s' * (count == 1)} against it"
     )
-    lead = f"The solver {fit.status}, and {judgement}. {fit.value}."
+    lead = f"The solver {fit.status}, and {judgement}; {fit.value}."
     return Section("Did it work?", lead, (*blocks, *_figure(fit)))
 
 
@@ -115,8 +115,7 @@ def _evidence(fit: Fit) -> Section:
             )
             rows.append((name, gain.number, f"{label}, nats a draw, paired"))
     if d.two_sample is not None and d.two_sample.auc is not None:
-        number = f"AUC {d.two_sample.auc:.3f} ± {d.two_sample.stderr:.3f}"
-        rows.append(("classifier, unseen rows or draws of q?", number, f"chance is 0.5; p = {d.two_sample.p_value:.2g}"))
+        rows.append(("classifier, unseen rows or draws of q?", d.two_sample.number, f"chance is 0.5; {d.two_sample.chance}"))
     if d.calibration is not None and d.calibration.p_value is not None:
         count, seen = len(d.calibration.columns), f"{d.calibration.rows:,} unseen rows"
         what = f"least of {count} columns, corrected for their number" if count > 1 else "of the one column"

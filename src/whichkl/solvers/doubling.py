@@ -83,9 +83,11 @@ class Doubling:
             _refuse_unbounded(end, average.target)
             if math.isfinite(error):
                 error, settled = self._moved(end, theta, loss, average)
-            if settled or 2 * count > min(self.max_nodes, _ROOM // dim) or spent():
+            if settled or 2 * count > min(self.max_nodes, _ROOM // dim):
                 break
             optima = self._optima(end, _ROUGH)[:_KEPT]
+            if not counts.affords(len(optima) * 2 * count):
+                break
             count, error = 2 * count, 1e300
             loss = torch.tensor([one.loss for one in optima], dtype=theta.dtype, device=theta.device)
             theta = torch.stack([self.write(one.model) for one in optima])

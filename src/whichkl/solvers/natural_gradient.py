@@ -95,10 +95,13 @@ class NaturalGradient(Solver):
                 is_settled = bool(((shift <= self.node_tolerance) & (lost <= self.node_loss))[good].all())
                 times = float(torch.maximum(lost / self.node_loss, (shift / self.node_tolerance).square())[good].max())
                 further = count << min(3, max(1, math.floor(math.log2(max(times, 2)))))
-            if is_settled or count >= self.max_nodes or target.evaluations.is_spent:
+            if is_settled or count >= self.max_nodes:
                 break
             rows = torch.tensor(self._optima(state, family)[1][:_KEPT], device=state.loc.device)
-            loc, tril, fewer, count = state.loc[rows], state.tril[rows], count, min(further, self.max_nodes)
+            further = min(further, self.max_nodes)
+            if not target.evaluations.affords(len(rows) * further):
+                break
+            loc, tril, fewer, count = state.loc[rows], state.tril[rows], count, further
         state, done = self._climb(state, self.tolerance, trail)
         refuse_unbounded(float(state.elbo[best]), torch.linalg.vector_norm(state.tril[best], dim=-1), target.names)
         node_error = None if target.dim == 1 else float(_shift(state, loc)[best]) if count > first else math.inf
@@ -113,9 +116,10 @@ class NaturalGradient(Solver):
         """
         rho, held = torch.ones_like(state.elbo), torch.zeros_like(state.elbo)
         iterations = 0
-        while iterations < self.max_iterations and not state.target.evaluations.is_spent:
+        counts, nodes = state.target.evaluations, len(state.z)
+        while iterations < self.max_iterations:
             active = (state.residual > (_NEAR if iterations else tolerance)) & (rho > 1e-6)
-            if not bool(active.any()):
+            if not bool(active.any()) or not counts.affords(int(active.sum()) * nodes):
                 break
             trial = state.take(active).step(rho[active])
             better = trial.improves_on(state.take(active))
@@ -128,9 +132,10 @@ class NaturalGradient(Solver):
             trail.append(-float(state.elbo.max()))
         for _ in range(self.rounds):
             active = (state.residual > tolerance) & state.elbo.isfinite()
-            if not bool(active.any()) or state.target.evaluations.is_spent:
+            points = int(active.sum()) * nodes
+            if not bool(active.any()) or not counts.affords(points):
                 break
-            trial = state.take(active).ascended(_CALLS, tolerance**2 / 4)
+            trial = state.take(active).ascended(counts.calls(points, _CALLS), tolerance**2 / 4)
             better = trial.improves_on(state.take(active))
             state = state.put(active, better, trial)
             iterations += 1

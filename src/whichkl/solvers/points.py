@@ -13,10 +13,11 @@ from whichkl.targets import Target
 FRESH = 65_536
 
 
-def points_of(target: Target, seed: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+def points_of(target: Target, seed: int, share: float = 1.0) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
     """Return points and weights (Σ w = 1) in float64: p's samples, else quadrature on the line, else fresh draws.
 
-    Quadrature needs a sampler, to find the mass, and a log density of one variable; it makes the fit exact.
+    Quadrature needs a sampler, to find the mass, and a log density of one variable; it makes the fit exact. `share` is that of a
+    budget which fresh draws may use.
     """
     if target.samples is not None:
         x = target.samples.to(torch.float64)
@@ -25,7 +26,7 @@ def points_of(target: Target, seed: int) -> tuple[Float[Tensor, "n d"], Float[Te
         return x, w / w.sum()
     if is_exact(target):
         return expectation_rule(target)
-    x = target.draws(fresh_count(target), seed).to(torch.float64)
+    x = target.draws(fresh_count(target, share), seed).to(torch.float64)
     return x, torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device)
 
 

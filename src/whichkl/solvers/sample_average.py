@@ -88,11 +88,13 @@ class SampleAverage(Solver):
                 lost = (state.elbo - begun.elbo) / 3
                 error = float(lost[best])
                 is_settled = bool((lost <= self.node_loss)[state.elbo >= state.elbo[best] - _CLOSE].all())
-            if is_settled or 2 * count > self.max_nodes or target.evaluations.is_spent:
+            if is_settled or 2 * count > self.max_nodes:
+                break
+            kept = [mixture_parts(one.model) for one in self._optima(state, _ROUGH)[:_KEPT]]
+            if not target.evaluations.affords(len(kept) * family.count * 2 * count):
                 break
             work.tell("doubling the nodes", float("nan"))
             count *= 2
-            kept = [mixture_parts(one.model) for one in self._optima(state, _ROUGH)[:_KEPT]]
             begun = self._on_nodes(target, family, count, seed, [(p.log(), loc, tril) for p, loc, tril, _ in kept])
             state, done = self._climb(begun, trail)
             iterations += done
@@ -119,9 +121,9 @@ class SampleAverage(Solver):
         """
         done, active = 0, (state.residual > tolerance) & state.elbo.isfinite()
         for _ in range(self.rounds if rounds is None else rounds):
-            if not bool(active.any()) or state.target.evaluations.is_spent:
-                break
             some = state.take(active)
+            if not bool(active.any()) or not state.target.evaluations.affords(some.points):
+                break
             trial = some.ascended(state.target.evaluations.calls(some.points, _CALLS), tolerance**2 / 2)
             gain = trial.elbo - state.elbo[active]
             better = (gain > 0) | ((gain > -1e-9) & (trial.residual < state.residual[active]))

@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences import bridge
+from whichkl.evaluations import Evaluations
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
@@ -39,6 +40,8 @@ _CALLS = 60
 """Of L-BFGS, before the coordinates are whitened anew."""
 _BRIDGED = 4_096
 """Nodes of a start, and draws among them, from which log Z is bridged."""
+_SHARE = 0.25
+"""Of the evaluations that are left, which finding a direction's optima may take."""
 _ROUGH, _SETTLED = 1e-2, 1e-3
 """Length of the gradient that tells whether more nodes are needed, and from which an optimum counts as one."""
 _NARROW = 1e-4
@@ -93,7 +96,7 @@ class TwoSided(Solver):
             raise TypeError(family)
         whole, notes = self._points(target, family, seed)
         work.tell("fitting both directions to start from", math.nan)
-        parts = self._starts(target, family, seed)
+        parts = self._starts(target, family, seed, whole)
         log_z = 0.0
         if self.minimised.reads_log_z and not target.normalized:
             log_z = self._log_z(Sides.at(Jeffreys(), family, target, 0.0, whole, _nodes(target, _BRIDGED, seed), parts))
@@ -114,11 +117,13 @@ class TwoSided(Solver):
                 lost = (begun.loss - state.loss) / 3
                 error = float(lost[best])
                 is_settled = is_settled or bool((lost <= self.node_loss)[state.loss <= state.loss[best] + _CLOSE].all())
-            if is_settled or 2 * count > self.max_nodes or target.evaluations.is_spent:
+            if is_settled or 2 * count > self.max_nodes:
+                break
+            kept = _stacked([one.model for one in self._optima(state, _ROUGH)[:_KEPT]])
+            if not target.evaluations.affords((len(kept[0]) + len(parts[0])) * kept[0].shape[1] * 2 * count):
                 break
             work.tell("doubling the nodes", math.nan)
             count *= 2
-            kept = _stacked([one.model for one in self._optima(state, _ROUGH)[:_KEPT]])
             begun = state.on(_nodes(target, count, seed), kept)
             again = state.on(begun.nodes, parts)
             if float(begun.loss.min()) > float(again.loss.min()):
@@ -140,7 +145,7 @@ class TwoSided(Solver):
         if not self.minimised.reads_p:
             none = torch.zeros(0, dtype=torch.float64, device=target.device)
             return Points(none.reshape(0, target.dim), none, none), ()
-        x, w = points_of(target, seed)
+        x, w = points_of(target, seed, _SHARE / 2)  # drawn, and evaluated
         notes: tuple[str, ...] = ()
         if len(x) > FRESH and not is_exact(target):
             rows = _spread(len(x), FRESH)
@@ -152,17 +157,21 @@ class TwoSided(Solver):
             raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
         return Points(x, w, log_p), notes
 
-    def _starts(self, target: Target, family: Gaussian | Mixture, seed: int) -> Parts:
-        """The optima of both directions, as far as the access has them."""
+    def _starts(self, target: Target, family: Gaussian | Mixture, seed: int, points: Points) -> Parts:
+        """The optima of both directions, as far as the access has them, each at the cost of a share of what may be used."""
         models: list[Distribution] = []
         if ForwardKL().requires.met_by(target.access):
             forward: Solver = ClosedForm() if isinstance(family, Gaussian) else ExpectationMaximization()
-            models += [one.model for one in forward.solve(target, family, seed).optima[:_KEPT]]
+            drawn = len(points.x) > 0 and target.samples is None and not is_exact(target)
+            with _share(target.evaluations):
+                solution = forward.solve(Target(samples=points.x) if drawn else target, family, seed)
+            models += [one.model for one in solution.optima[:_KEPT]]
         if ReverseKL().requires.met_by(target.access):
             single: Solver = MeanField() if family.covariance == "diagonal" else NaturalGradient()
             reverse = single if isinstance(family, Gaussian) else SampleAverage()
             try:
-                models += [one.model for one in reverse.solve(target, family, seed).optima[:_KEPT]]
+                with _share(target.evaluations):
+                    models += [one.model for one in reverse.solve(target, family, seed).optima[:_KEPT]]
             except TargetError:  # reverse KL may be infinite for every member, and the objective not
                 if not models:
                     raise
@@ -195,10 +204,10 @@ class TwoSided(Solver):
         """
         done, active = 0, (state.residual > tolerance) & state.loss.isfinite()
         for _ in range(self.rounds):
-            if not bool(active.any()) or state.target.evaluations.is_spent:
-                break
             rows = active.nonzero()[:, 0]
             each = len(rows) * state.loc.shape[1] * len(state.nodes.z) if self.minimised.reads_q else 0
+            if len(rows) == 0 or not state.target.evaluations.affords(each):
+                break
             trial = state.take(active).descended(state.target.evaluations.calls(each, _CALLS), tolerance**2 / 2)
             gain = state.loss[rows] - trial.loss
             better = (gain > 0) | ((gain > -1e-9) & (trial.residual < state.residual[rows]))
@@ -232,6 +241,11 @@ class TwoSided(Solver):
             raise InputError(cannot(f"minimise `{self.minimised.spec}`", because, "Use fewer components, or more samples"))
         same = 0.02 if isinstance(state.family, Gaussian) else 0.05
         return distinct([one for one in found if one.converged] or found, same=same)
+
+
+def _share(counts: Evaluations) -> contextlib.AbstractContextManager[dict[str, int]]:
+    """Let a direction use a part of what is left: the descent on the objective itself comes after it."""
+    return counts.capped((counts.most - counts.total) * _SHARE)
 
 
 def _size(family: Gaussian | Mixture) -> int:

@@ -75,10 +75,11 @@ class Bench:
         with target.evaluations.capped(plan.budget) as used:
             work = Work(self.workers, evaluations=target.evaluations)
             solved = solve(target, family, objective, None, cell.seed, work, judged=False)
+            is_cut = target.evaluations.is_cut
         seconds["fit"] = time.perf_counter() - begun
         solution, total = solved.solution, sum(used.values())
         converged = solution.best.converged
-        is_over = plan.budget is not None and (total > plan.budget or (total == plan.budget and not converged))
+        is_over = plan.budget is not None and (is_cut or total > plan.budget or (total == plan.budget and not converged))
         card = score(solved.model, held, plan.measures, plan.metrics, plan.draws)
         seconds["score"] = time.perf_counter() - begun - seconds["fit"]
         if is_over:
