@@ -13,6 +13,8 @@ from whichkl.targets import Target
 LINES, _ORDER = 32, 32
 _ROOM = 1 << 22
 """Numbers in the points at most, but at least four lines."""
+_CALL = 512
+"""Points of one call."""
 _HALVINGS, _LEFT = 8, 1e-3
 _TOLD, _FEW = 0.05, 3
 """Nats, and lines, from which a difference counts."""
@@ -65,7 +67,8 @@ def _beyond(
     t, w = (part.to(a) for part in clenshaw_curtis(_ORDER))
     _, half = (part.to(a) for part in clenshaw_curtis(_ORDER // 2))
     points = a[:, None] + t[:, None] * (b - a)[:, None]
-    value, score = target.trial(points.reshape(-1, a.shape[1]))
+    parts = [target.trial(part) for part in points.reshape(-1, a.shape[1]).split(_CALL)]
+    value, score = (torch.cat(one) for one in zip(*parts, strict=True))
     value, slope = value.reshape(len(a), -1), torch.einsum("nmd,nd->nm", score.reshape(points.shape), b - a)
     known = value.isfinite().all(-1)
     off = (value[:, -1] - value[:, 0] - slope @ w).abs()

@@ -183,6 +183,7 @@ class _Search:
             islands=8,
             keep=_KEEP,
             leapfrogs=_LEAPFROGS,
+            last_moves=1,
             max_calls=64 if dim <= 30 else 120,
             seed=self.seed + 12,
         )
