@@ -135,7 +135,7 @@ def test_a_family_may_be_named_by_a_text():
     x = np.random.default_rng(0).normal(size=(200, 2))
     assert wk.fit(x, "mixture:2:diagonal").family == Mixture(2, "diagonal")
     assert wk.advise(x, "gaussian:diagonal").family == Gaussian("diagonal")
-    with pytest.raises(InputError, match="it isn't a known one. Choose among"):
+    with pytest.raises(InputError, match=r"it isn't a known one. Did you mean `mixture`\? Choose among"):
         wk.fit(x, "mixtur")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from typing import Any
 
 from whichkl._checks import InputError, WhichklError, cannot
@@ -30,7 +31,11 @@ def family_named(text: str) -> Family:
     known, (name, *values) = named_families(), (part.strip() for part in text.split(":"))
     kind = known.get(name)
     if kind is None:
-        raise InputError(cannot(f"use the family `{text}`", "it isn't a known one", f"Choose among {', '.join(grammar())}"))
+        near = get_close_matches(_small(name).replace("-", "_").replace(" ", "_"), known, 1)
+        meant = f"Did you mean `{near[0]}`? " if near else ""
+        raise InputError(
+            cannot(f"use the family `{text}`", "it isn't a known one", f"{meant}Choose among {', '.join(grammar())}")
+        )
     given = fields(kind)  # type: ignore[arg-type]
     least = sum(one.default is MISSING and one.default_factory is MISSING for one in given)
     if not least <= len(values) <= len(given) or any(not value for value in values):
