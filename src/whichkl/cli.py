@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from whichkl import __version__
-from whichkl._checks import InputError, TargetError, WhichklError, cannot, check_writable, plain
+from whichkl import __version__, console
+from whichkl._checks import InputError, TargetError, WhichklError, cannot, check_writable
 
 if TYPE_CHECKING:
     from whichkl.families import Family
@@ -30,7 +26,6 @@ app = typer.Typer(
     add_completion=False,
 )
 _REVERSED = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
-_out, _err = Console(), Console(stderr=True)
 
 Samples = Annotated[
     Path | None,
@@ -69,7 +64,7 @@ def _options(
 ) -> None:
     context.obj = debug
     if version:
-        _out.print(__version__)
+        console.OUT.print(__version__)
         raise typer.Exit
 
 
@@ -83,7 +78,7 @@ def demo(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_err, disable=as_json) as progress:
+    with Progress(*columns, console=console.ERR, disable=as_json) as progress:
         bar = progress.add_task("loading torch", total=None)
         import torch
 
@@ -95,32 +90,37 @@ def demo(
         page, _ = write_demo(result, out)
         progress.update(bar, completed=len(STEPS), description="done")
     if as_json:
-        _print_json(result.to_dict())
+        console.print_json(result.to_dict())
         return
-    _table(
+    console.table(
         "Forward or reverse KL?",
         ("with p you can …", "minimise", "measured on unseen draws (nats)", "found"),
         [
-            ("sample", "forward KL", f"held-out −log q {result.petals.fit.value.number}", _found(result.petals.fit.findings)),
+            (
+                "sample",
+                "forward KL",
+                f"held-out −log q {result.petals.fit.value.number}",
+                console.found(result.petals.fit.findings),
+            ),
             (
                 "evaluate up to a constant",
                 "reverse KL",
                 f"ELBO {getattr(result.schools.fit.diagnostics.elbo, 'number', '')}",
-                _found(result.schools.fit.findings),
+                console.found(result.schools.fit.findings),
             ),
             *(
                 (
                     "both",
                     one.fit.objective.name.replace("_kl", " KL"),
                     f"KL(p‖q) {one.forward.number}, KL(q‖p) {one.reverse.number}",
-                    _found(one.fit.findings),
+                    console.found(one.fit.findings),
                 )
                 for one in result.both
             ),
             ("neither", "none yet", "—", f"{len(result.neither.conversions)} ways to convert what is left"),
         ],
     )
-    _out.print(f"Report: {page}")
+    console.OUT.print(f"Report: {page}")
 
 
 @app.command()
@@ -147,9 +147,9 @@ def advise(
     target = _target(samples, log_prob, dim, support) if access is None else Access.parse(access)
     advice = ask(target, _family(family))
     if as_json:
-        _print_json(advice.to_dict())
+        console.print_json(advice.to_dict())
     else:
-        _out.print(str(advice), highlight=False, markup=False, soft_wrap=True)
+        console.OUT.print(str(advice), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -186,7 +186,7 @@ def fit(
     """Fit a model to samples, to a log density, or to both. Killed, the same command with the same --out goes on."""
     if out is not None:
         check_writable(out)
-    with _progress() as tell:
+    with console.progress() as tell:
         from whichkl.fitting import fit as run_fit
         from whichkl.reporting import report
 
@@ -200,13 +200,13 @@ def fit(
             result.save(out / "fit")
             report(result, out / "report.html")
     if as_json:
-        _print_json({**result.to_dict(), "parameters": _parameters(result)})
+        console.print_json({**result.to_dict(), "parameters": _parameters(result)})
         return
-    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
     for name, values in _parameters(result).items():
-        _out.print(f"  {name}: {_shown(values)}", highlight=False, markup=False, soft_wrap=True)
+        console.OUT.print(f"  {name}: {console.shown(values)}", highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        _out.print(f"Report: {out / 'report.html'}", markup=False)
+        console.OUT.print(f"Report: {out / 'report.html'}", markup=False)
 
 
 @app.command()
@@ -243,7 +243,7 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Estimate a divergence between two distributions or samples, both directions side by side, and say how far to trust it."""
-    with _err.status("loading torch", spinner="dots"):
+    with console.ERR.status("loading torch", spinner="dots"):
         from whichkl.divergences.dispatch import estimate as run_estimate
 
         first, second = _side(p, form, p_chains), _side(q, form, q_chains)
@@ -257,10 +257,10 @@ def estimate(
                 other = str(error)
     if as_json:
         back = {"error": other} if isinstance(other, str) else None if other is None else _fields(other)
-        _print_json({"p": p, "q": q, **_fields(asked), "other_direction": back})
+        console.print_json({"p": p, "q": q, **_fields(asked), "other_direction": back})
         return
     results = [one for one in (asked, other) if hasattr(one, "to_dict")]
-    _table(
+    console.table(
         f"p = {p}, q = {q}",
         ("divergence", "value", "95 % interval", "method", "trust"),
         [
@@ -275,11 +275,11 @@ def estimate(
         ],
     )
     for one in results:
-        _out.print(f"{one.sentence}", highlight=False, markup=False, soft_wrap=True)
+        console.OUT.print(f"{one.sentence}", highlight=False, markup=False, soft_wrap=True)
         for note in one.notes:
-            _out.print(f"  · {note}", highlight=False, markup=False, soft_wrap=True)
+            console.OUT.print(f"  · {note}", highlight=False, markup=False, soft_wrap=True)
     if isinstance(other, str):
-        _out.print(f"The other direction: {other}", highlight=False, markup=False, soft_wrap=True)
+        console.OUT.print(f"The other direction: {other}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -299,7 +299,7 @@ def compare(
     """Compare families and objectives by an experiment. Killed, the same command goes on and reruns nothing."""
     folder = study.with_suffix(".out") if out is None else out
     check_writable(folder)
-    with _err.status("loading torch", spinner="dots"):
+    with console.ERR.status("loading torch", spinner="dots"):
         from whichkl._checks import require
 
         for module in ("pydantic", "yaml"):
@@ -309,9 +309,9 @@ def compare(
         from whichkl.study.live import LiveTable
 
         plan = read_plan(study)
-    with LiveTable(_err) as live:
+    with LiveTable(console.ERR) as live:
         result = run(plan, folder, cluster, workers, pilot=pilot, recompute=recompute, tell=live.tell)
-    with _err.status("writing the report", spinner="dots"):
+    with console.ERR.status("writing the report", spinner="dots"):
         from whichkl.reporting import report
 
         page = report(result, folder / "report.html")
@@ -319,7 +319,7 @@ def compare(
     if as_json:
         arms = {"dropped": [{"arm": arm, "seeds": count} for arm, count in result.dropped]}
         counts = {"cells": len(result.cells), "failed": len(failed)}
-        _print_json(
+        console.print_json(
             {
                 "folder": str(folder),
                 "report": str(page),
@@ -330,12 +330,12 @@ def compare(
             }
         )
     else:
-        _out.print(result.verdict.sentence, highlight=False, markup=False, soft_wrap=True)
-        _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+        console.OUT.print(result.verdict.sentence, highlight=False, markup=False, soft_wrap=True)
+        console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
         for cell in failed[:5]:
             said = f"failed: {cell.row['family']} · {cell.row['objective']}, seed {cell.row['seed']}: {cell.row['error']}"
-            _out.print(said, highlight=False, markup=False, soft_wrap=True)
-        _out.print(f"Table: {folder / 'table.csv'}\nReport: {page}", highlight=False, markup=False, soft_wrap=True)
+            console.OUT.print(said, highlight=False, markup=False, soft_wrap=True)
+        console.OUT.print(f"Table: {folder / 'table.csv'}\nReport: {page}", highlight=False, markup=False, soft_wrap=True)
     if len(failed) == len(result.cells):
         because = f"all {len(failed)} cells failed, the first one so: {failed[0].row['error']}"
         raise TargetError(cannot("compare anything", because, "Look at `cell.json` of a cell, and correct the target"))
@@ -379,7 +379,7 @@ def distill(
     """Train a student classifier on its teacher, and report on unseen examples. Killed, the same command with --out goes on."""
     if out is not None:
         check_writable(out)
-    with _progress() as tell:
+    with console.progress() as tell:
         from whichkl.distillation.classifier import distill as run_distill
         from whichkl.distillation.job import job as job_of
         from whichkl.distillation.job import read_job
@@ -404,11 +404,11 @@ def distill(
             report(result, out / "report.html")
             shutil.rmtree(out / ".journal", ignore_errors=True)
     if as_json:
-        _print_json(result.to_dict())
+        console.print_json(result.to_dict())
         return
-    _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+    console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        _out.print(f"Report: {out / 'report.html'}", markup=False)
+        console.OUT.print(f"Report: {out / 'report.html'}", markup=False)
 
 
 @app.command()
@@ -439,7 +439,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Examine a distillation loss by calling it: which divergence, with which faults. Exit code 1: not passed."""
-    with _err.status("auditing", spinner="dots"):
+    with console.ERR.status("auditing", spinner="dots"):
         from whichkl.auditing import audit as run_audit
         from whichkl.auditing.adapters import as_knobs
         from whichkl.user_code import load_function
@@ -448,9 +448,9 @@ def audit(
         function = load_function(loss, loss)
         result = run_audit(function, adapter=adapter, knobs=knobs, claims=claims, shift=shift, seed=seed)
     if as_json:
-        _print_json(result.to_dict())
+        console.print_json(result.to_dict())
     else:
-        _out.print(str(result), highlight=False, markup=False, soft_wrap=True)
+        console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
     if not result.passed:
         raise typer.Exit(1)
 
@@ -468,16 +468,16 @@ def run() -> None:
     except WhichklError as error:
         if debug:
             raise
-        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.ERR.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from None
     except MemoryError:
         if debug:
             raise
-        _err.print("[bold red]error:[/] Cannot go on: memory ran out. Use fewer samples or a smaller family.")
+        console.ERR.print("[bold red]error:[/] Cannot go on: memory ran out. Use fewer samples or a smaller family.")
         raise SystemExit(4) from None
     except KeyboardInterrupt:
         kept = "what was done is kept, and the same command goes on" if "compare" in sys.argv[1:2] else "nothing was written"
-        _err.print(f"stopped; {kept}")
+        console.ERR.print(f"stopped; {kept}")
         raise SystemExit(130) from None
 
 
@@ -518,7 +518,7 @@ def _journal(out: Path | None) -> Path | None:
         return None
     journal = out / ".journal"
     if next(journal.glob("*/*.safetensors"), None) is not None:
-        _err.print(
+        console.ERR.print(
             f"A run that didn't end left its state in {out}: the same run goes on from there.", markup=False, soft_wrap=True
         )
     return journal
@@ -530,43 +530,3 @@ def _parameters(result: Any) -> dict[str, Any]:
         return {}
     best = result.diagnostics.optima[0].model
     return {name: value.tolist() for name, value in result.family.parameters(best).items()}
-
-
-def _shown(values: Any) -> str:
-    if isinstance(values, list):
-        return "[" + ", ".join(_shown(value) for value in values[:8]) + (", …]" if len(values) > 8 else "]")
-    return f"{values:.5g}"
-
-
-def _found(findings: frozenset[str]) -> str:
-    return ", ".join(sorted(name.replace("_", " ") for name in findings)) or "nothing against it"
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    _out.print(table)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """Show on a terminal what is being done, and the fraction of it that is done; NaN where that can't be told."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
-        bar = progress.add_task("loading torch", total=None)
-
-        def tell(step: str, done: float) -> None:
-            total = None if done != done else 1.0
-            progress.update(bar, description=step, total=total, completed=0.0 if total is None else min(done, 1.0))
-
-        yield tell
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
