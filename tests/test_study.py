@@ -141,6 +141,16 @@ def test_samples_alone_are_split_anew_for_each_seed_and_never_scored_on_what_was
     assert all(abs(row["forward_kl"] - (1 + math.log(2 * math.pi))) < 0.6 for row in found.rows), (mean, std)
 
 
+def test_a_study_of_one_set_of_samples_says_what_its_value_holds_and_that_its_splits_overlap():
+    x = rows(300) * rows(300, seed=4).abs()
+    study = wk.compare(x, ["gaussian", "student_t"], "forward_kl", seeds=6, metrics=["forward_kl"])
+    assert "forward_kl + H(p)" in str(study)
+    assert any("parts overlap" in note for note in study.verdict.notes)
+    fresh = wk.compare(wk.problems.bimodal(), ["gaussian", "mixture:2"], "forward_kl", seeds=6, metrics=["forward_kl"], draws=200)
+    assert "H(p)" not in str(fresh)
+    assert not any("parts overlap" in note for note in fresh.verdict.notes)
+
+
 def test_chains_are_held_out_in_stretches_and_weights_are_kept():
     x = rows(400)
     train, held = split(plan_of(wk.Target(samples=x, chains=4), "gaussian", seeds=1), 0)

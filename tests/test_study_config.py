@@ -61,9 +61,19 @@ def test_targets_come_in_several_ways(tmp_path, target, source, access):
 
 
 WRONG = {
-    "unknown field": ("target: bimodal\n\nbudgett: 3\n", "line 3, `budgett`: extra inputs are not permitted"),
-    "unknown field inside": ("target:\n  problem: bimodal\n  dims: 2\n", "line 3, `target.dims`: extra inputs"),
+    "unknown field": ("target: bimodal\n\nbudgett: 3\n", "line 3, `budgett`: there is no such field (did you mean `budget`?)"),
+    "unknown field inside": (
+        "target:\n  problem: bimodal\n  dims: 2\n",
+        "line 3, `target.dims`: there is no such field (did you mean `dim`?)",
+    ),
     "type": ("target: bimodal\nseeds: 3\nbudget: many\n", "line 3, `budget`: input should be a valid integer"),
+    "no seeds": ("target: bimodal\nseeds: ten\n", "line 2, `seeds`: it's neither a whole number nor a list of them. Correct"),
+    "nearly a problem": (
+        "seeds: 1\ntarget: bimodl\n",
+        "line 2: Cannot use the target `bimodl`: it's neither a problem of that name",
+    ),
+    "argument": ("seeds: 1\ntarget: {problem: many_well, arguments: {dims: 8}}\n", "It takes `dim`"),
+    "nearly an objective": ("target: bimodal\nobjectives: foward_kl\n", "Write `forward_kl`, if you meant that"),
     "range": ("target: bimodal\nheld_out: 2.0\n", "line 2, `held_out`: input should be less than or equal to 0.9"),
     "family": (
         "target: bimodal\nfamilies:\n  - gaussian\n  - gausian\n",
@@ -72,7 +82,7 @@ WRONG = {
     "objective": ("target: bimodal\nobjectives: [forward_kl,\n  backward_kl]\n", "line 3, `objectives.1`: cannot minimise"),
     "metric": ("target: bimodal\nmetrics: [fkl]\n", "line 2, `metrics.0`: cannot measure `fkl`"),
     "seeds": ("target: bimodal\nseeds: [1, 1]\n", "line 2, `seeds`: cannot use `seeds=[1, 1]`: one stands twice"),
-    "no target": ("seeds: 2\n", "line 1, `target`: field required"),
+    "no target": ("seeds: 2\n", "line 1, `target`: it's missing"),
     "no such problem": ("seeds: 2\ntarget: {problem: bimodall}\n", "line 2, `target.problem`: there is no such problem"),
     "two kinds": ("seeds: 1\ntarget: {problem: bimodal, dim: 1, samples: x.csv}\n", "line 2, `target`: give one of"),
     "no file": ("seeds: 1\ntarget: nowhere.csv\n", "line 2: Cannot read"),

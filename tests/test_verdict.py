@@ -57,7 +57,7 @@ def test_under_six_seeds_there_is_no_verdict_whatever_the_difference():
     verdict = decide(rows_of({"a": [1.0] * 5, "b": [100.0] * 5}))
     assert verdict.outcome == "too_few_seeds"
     assert not verdict.winners
-    assert "at least 6 seeds" in verdict.sentence
+    assert "it takes at least 6 seeds, and this study has 5." in verdict.sentence
     assert decide(rows_of({"a": [1.0 + s / 9 for s in range(6)], "b": [100.0 - s for s in range(6)]})).outcome == "winner"
 
 

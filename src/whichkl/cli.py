@@ -337,8 +337,8 @@ def compare(
             console.OUT.print(said, highlight=False, markup=False, soft_wrap=True)
         console.OUT.print(f"Table: {folder / 'table.csv'}\nReport: {page}", highlight=False, markup=False, soft_wrap=True)
     if len(failed) == len(result.cells):
-        because = f"all {len(failed)} cells failed, the first one so: {failed[0].row['error']}"
-        raise TargetError(cannot("compare anything", because, "Look at `cell.json` of a cell, and correct the target"))
+        because = f"all {len(failed)} cells failed, the first one so: {str(failed[0].row['error']).rstrip('.')}"
+        raise TargetError(cannot("compare anything", because, "Correct what it names; `cell.json` of a cell says more"))
 
 
 @app.command()

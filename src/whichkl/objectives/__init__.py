@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from whichkl._checks import InputError, cannot
@@ -50,7 +51,10 @@ def objective_of(objective: Objective | str) -> Objective:
     known = OBJECTIVES.get(name)
     if known is None:
         because = f"this version minimises {', '.join(map(_written, OBJECTIVES.values()))}"
-        raise InputError(cannot(f"minimise `{objective}`", because, "Choose one of them"))
+        near = get_close_matches(name, OBJECTIVES, 1)
+        raise InputError(
+            cannot(f"minimise `{objective}`", because, f"Write `{near[0]}`, if you meant that" if near else "Choose one of them")
+        )
     if not colon:
         return known
     build: Any = type(known)

@@ -150,7 +150,7 @@ class SampleAverage(Solver):
         while state.loc.shape[1] < family.count:
             state, rounds = self._climb(state, [], rounds=1)
             done += rounds
-            if not bool(state.elbo.isfinite().all()):
+            if not bool(state.elbo.isfinite().all()) or target.evaluations.is_spent:
                 return None, done
             room = family.count - state.loc.shape[1]
             work.tell("looking for modes", 1 - room / family.count)

@@ -162,10 +162,10 @@ class TwoSided(Solver):
         models: list[Distribution] = []
         if ForwardKL().requires.met_by(target.access):
             forward: Solver = ClosedForm() if isinstance(family, Gaussian) else ExpectationMaximization()
-            drawn = len(points.x) > 0 and target.samples is None and not is_exact(target)
+            made = len(points.x) > 0 and target.samples is None  # drawn, or a rule: not anew
+            known = Target(samples=points.x, weights=points.w if is_exact(target) else None) if made else target
             with _share(target.evaluations):
-                solution = forward.solve(Target(samples=points.x) if drawn else target, family, seed)
-            models += [one.model for one in solution.optima[:_KEPT]]
+                models += [one.model for one in forward.solve(known, family, seed).optima[:_KEPT]]
         if ReverseKL().requires.met_by(target.access):
             single: Solver = MeanField() if family.covariance == "diagonal" else NaturalGradient()
             reverse = single if isinstance(family, Gaussian) else SampleAverage()

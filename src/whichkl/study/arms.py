@@ -125,5 +125,5 @@ def _doubts(arms: Cells, column: str, need: Need) -> list[str]:
     if missing:
         notes.append(f"{column} ({need.name}) couldn't be measured in {missing:,} of {cells:,} cells, which are left out of it.")
     if doubted:
-        notes.append(f"{column} ({need.name}) is called unreliable in {doubted:,} of {cells:,} cells: see their notes.")
+        notes.append(f"{column} ({need.name}) is called unreliable in {doubted:,} of {cells:,} cells; the table's notes say why.")
     return notes

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -141,7 +143,7 @@ def read_plan(path: Path) -> Plan:
         places = [(_located(one), one) for one in error.errors()]
         found = sorted({(lines.of_place(place), _place(place), _message(one)) for place, one in places})
         said = "; ".join(f"line {line}{f', `{place}`' if place else ''}: {message}" for line, place, message in found)
-        raise InputError(cannot(f"read `{path}`", said, "Correct it")) from error
+        raise InputError(cannot(f"read `{path}`", said, "Correct the file, and run it again")) from error
     return _plan(config, path, lines)
 
 
@@ -180,7 +182,9 @@ def _target(config: TargetConfig, folder: Path, codes: dict[str, str]) -> tuple[
         try:
             return Target.of(getattr(problems, config.problem)(**arguments)), source
         except TypeError as error:
-            raise InputError(cannot(f"make the problem `{source}`", str(error), "Correct its arguments")) from error
+            takes = ", ".join(f"`{name}`" for name in inspect.signature(getattr(problems, config.problem)).parameters)
+            instead = f"It takes {takes}" if takes else "It takes none"
+            raise InputError(cannot(f"make the problem `{source}`", str(error), instead)) from error
     if config.make is not None:
         try:
             return Target.of(_function(config.make, folder, codes)()), config.make
@@ -190,6 +194,12 @@ def _target(config: TargetConfig, folder: Path, codes: dict[str, str]) -> tuple[
             raise InputError(cannot(f"make a target by `{config.make}`", because, instead)) from error
     functions = {name: getattr(config, name) for name in _FUNCTIONS if getattr(config, name) is not None}
     samples: Any = config.samples
+    if isinstance(samples, str) and not Path(samples).suffix and not (folder / samples).exists():
+        near = get_close_matches(samples, _PROBLEMS, 1)
+        meant = f"Did you mean `{near[0]}`? " if near else ""
+        because = "it's neither a problem of that name nor a file or folder beside the study"
+        instead = f"{meant}Problems are {', '.join(_PROBLEMS)}; files are .csv, .parquet, .arrow or .npy"
+        raise InputError(cannot(f"use the target `{samples}`", because, instead))
     if samples is not None:
         samples = _path(samples, folder) if isinstance(samples, str) else [_path(one, folder) for one in samples]
     target = Target(
@@ -233,6 +243,15 @@ def _located(error: Any) -> tuple[Any, ...]:
 
 
 def _message(error: Any) -> str:
+    """What is wrong with a field, in words of ours where pydantic's speak of code."""
+    if error["type"] == "extra_forbidden":
+        known = TargetConfig.model_fields if error["loc"][0] == "target" else StudyConfig.model_fields
+        near = get_close_matches(str(error["loc"][-1]), known, 1)
+        return "there is no such field" + (f" (did you mean `{near[0]}`?)" if near else f"; there are {', '.join(known)}")
+    if error["type"] == "missing":
+        return "it's missing"
+    if error["loc"][:1] == ("seeds",) and error["type"] in ("int_type", "list_type"):
+        return "it's neither a whole number nor a list of them"
     said = re.sub(r"^Value error, (\[\d+\] )?", "", str(error["msg"])).rstrip(".")
     return said[0].lower() + said[1:] if said else said
 
@@ -263,7 +282,7 @@ class _Lines:
             mark = getattr(error, "problem_mark", None)
             line = "" if mark is None else f"line {mark.line + 1}: "
             because = f"{line}it isn't YAML ({getattr(error, 'problem', None) or error})"
-            raise InputError(cannot(f"read `{path}`", because, "Correct it")) from error
+            raise InputError(cannot(f"read `{path}`", because, "Look there, and at the line before")) from error
         if not isinstance(root, yaml.MappingNode):
             because = "line 1: it isn't a mapping of names to values"
             raise InputError(cannot(f"read `{path}`", because, "Begin with, say, `target: bimodal`"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -34,6 +34,12 @@ _SHOWN = (
     "interval_90",
     "evaluations",
 )
+
+_SPLITS = (
+    "The seeds split one set of samples, each in its own way, so that their parts overlap: intervals and p-values tell which arm "
+    "is better on these samples, and would be wider for others from the same source (Nadeau & Bengio, 2003)."
+)
+_CONSTANTS = {"entropy_p": "H(p)", "log_z": "−log Z"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,9 @@ class Study:
     @cached_property
     def verdict(self) -> Verdict:
         """Which arm is better for what, if any."""
-        return decide(self.rows, DISTILLATION_NEEDS if self.config["target"].get("source") == "distillation" else NEEDS)
+        target = self.config["target"]
+        found = decide(self.rows, DISTILLATION_NEEDS if target.get("source") == "distillation" else NEEDS)
+        return replace(found, notes=(*found.notes, _SPLITS)) if found.comparisons and target.get("rows") else found
 
     def fit(self, cell: Stored | str | int, family: Family | None = None) -> Fit:
         """Return the fit of a cell.
@@ -135,6 +143,9 @@ class Study:
         for arm, rows in arms.items():
             bad = sum(row["status"] == "failed" for row in rows)
             lines.append([arm, *(mean_text(rows, name) for name in shown), f"{bad} of {len(rows)}"])
+        for j, name in enumerate(shown, 1):
+            found = {row.get(f"{name}_up_to") for row in self.rows if row.get(name) is not None}
+            lines[0][j] += "".join(f" + {text}" for one, text in _CONSTANTS.items() if one in found)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip() for line in lines]
         return "\n".join(text + [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped])
@@ -148,6 +159,8 @@ def mean_text(rows: Sequence[dict[str, Any]], name: str) -> str:
     mean = fmean(values)
     if not math.isfinite(mean):
         return "∞" if mean > 0 else str(mean)
+    if name == "evaluations":
+        return f"{mean:,.0f}"
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return f"{mean:.4g}"
     return f"{mean:.4g} ± {stdev(values) / math.sqrt(len(values)):.1g}"

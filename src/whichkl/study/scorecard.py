@@ -298,6 +298,8 @@ def _keep(card: Scorecard, name: str, value: Estimate | None) -> None:
     card.columns.update({name: value.value, f"{name}_stderr": value.stderr, f"{name}_reliable": value.reliable})
     if name != "jeffreys":
         card.columns[f"{name}_up_to"] = value.up_to
+    if not value.reliable:
+        card.notes.append(f"{name} is unreliable{': ' if value.notes else ''}{'; '.join(value.notes)}".rstrip("."))
 
 
 def _mean(name: str, ratio: Tensor, s: _Sides, of: str, rows: Target | None) -> Estimate:

@@ -256,6 +256,9 @@ def _limits(scores: Scores, tests: _Tests, choices: Sequence[Choice]) -> list[st
     for arm in scores.arms:
         if arm.failed:
             notes.append(f"{arm.name} failed in {arm.failed} of {arm.cells} seeds; it is compared over the others alone.")
+    stopped = [f"{arm.name} in {arm.stopped} of {arm.cells}" for arm in scores.arms if arm.stopped]
+    if stopped:
+        notes.append(f"Stopped before they had converged, by their budget or a limit of their own: {', '.join(stopped)}.")
     short = [arm.name for arm in scores.arms if arm.finished < FEWEST]
     if choices and short:
         notes.append(f"Not compared, since they finished fewer than {FEWEST} seeds: {', '.join(short)}.")

@@ -141,9 +141,12 @@ def _too_few(scores: Scores) -> str:
         return "No verdict: there is one arm, and nothing to compare it with."
     if fewest >= FEWEST and not scores.needs:
         return "No verdict: nothing was measured that a need could be judged by."
-    because = f"it takes at least {FEWEST} seeds that two arms both finished"
+    seeds = max((arm.cells for arm in scores.arms), default=0)
+    because = f"it takes at least {FEWEST} seeds that two arms both finished, and no two did"
+    if seeds < FEWEST:
+        because = f"it takes at least {FEWEST} seeds, and this study has {seeds}"
     had = f" ({failed} cells failed)" if failed else ""
-    return f"No verdict: {because}, and no two did{had}. The numbers are shown; add seeds to have them judged."
+    return f"No verdict: {because}{had}. The numbers are shown; add seeds to have them judged."
 
 
 def _over(comparisons: Sequence[Comparison]) -> str:
