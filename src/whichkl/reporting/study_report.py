@@ -87,7 +87,10 @@ def _counted(count: int, one: str, many: str) -> str:
 def _verdict(study: Study, verdict: Verdict) -> Section:
     is_clear = verdict.outcome in ("winner", "depends", "no_detectable_difference")
     make = Block.finding if is_clear else Block.warning
-    blocks = [make(verdict.sentence, _HEADINGS[verdict.outcome])]
+    heading = _HEADINGS[verdict.outcome]
+    if verdict.outcome == "no_detectable_difference" and len(verdict.winners) < sum(arm.finished > 0 for arm in verdict.arms):
+        heading = "Several arms lead, and no difference between them is detectable"
+    blocks = [make(verdict.sentence, heading)]
     for arm in [one for one in verdict.arms if one.failed][:3]:
         text = f"{arm.name} failed in {arm.failed} of {arm.cells} seeds, the first time so: {arm.error[:300]}"
         blocks.append(Block.warning(text, "Failed cells"))
