@@ -116,7 +116,7 @@ ASKED = {
 }
 
 
-LONG = ("bridge", "bridge back", "control variate", "any kind")
+LONG = ("jeffreys", "bridge", "bridge back", "control variate", "any kind")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in ASKED])

@@ -282,7 +282,7 @@ def test_an_interrupted_climb_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         same(whole, again, family)
 
 
-@pytest.mark.parametrize("family", ["mixture:auto", "mixture:6"])
+@pytest.mark.parametrize("family", [pytest.param("mixture:auto", marks=pytest.mark.slow), "mixture:6"])
 def test_the_command_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path, family):
     x = clouds(12_000, dim=4, count=5, apart=1.5)
     pyarrow.parquet.write_table(pa.table({f"c{j}": x[:, j] for j in range(4)}), tmp_path / "data.parquet")

@@ -105,7 +105,12 @@ def banana(n, dim, rng):
     return tuple(np.column_stack([a[:, 0], 0.3 * a[:, 1] + b * a[:, 0] ** 2]) for a, b in zip(z, (1.0, 1.2), strict=True))
 
 
-SHAPES = [(two_bumps, 1000, 5, 1.113), (two_bumps, 1000, 10, 1.113), (parity, 1000, 3, math.log(2)), (banana, 2000, 2, 0.667)]
+SHAPES = [
+    (two_bumps, 1000, 5, 1.113),
+    pytest.param(two_bumps, 1000, 10, 1.113, marks=pytest.mark.slow),
+    (parity, 1000, 3, math.log(2)),
+    (banana, 2000, 2, 0.667),
+]
 
 
 @pytest.mark.parametrize(("law", "rows", "dim", "truth"), SHAPES)
