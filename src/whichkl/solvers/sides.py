@@ -100,6 +100,12 @@ class Sides:
         logits, loc, tril = self._read(end, slice(None))
         return replace(self, logits=logits, loc=loc, tril=tril).measured()
 
+    @property
+    def each(self) -> int:
+        """What a call costs for each of the mixtures: nodes of q at which log p is evaluated, and rows of p that are read."""
+        nodes = self.loc.shape[1] * len(self.nodes.z) if self.objective.reads_q else 0
+        return nodes + (len(self.points.x) if self.objective.reads_p and self.target.samples is not None else 0)
+
     def models(self) -> list[Distribution]:
         """The mixtures as distributions of the family."""
         parts = zip(self.logits, self.loc, self.tril, strict=True)

@@ -38,6 +38,8 @@ _FEW = 4_096
 """Points of p, of many, on which starts are followed before all are taken."""
 _CALLS = 60
 """Of L-BFGS, before the coordinates are whitened anew."""
+_LEAST = 20
+"""Calls that a start should have: rather fewer starts than fewer calls for each."""
 _BRIDGED = 4_096
 """Nodes of a start, and draws among them, from which log Z is bridged."""
 _SHARE = 0.25
@@ -103,7 +105,7 @@ class TwoSided(Solver):
             whole = replace(whole, log_p=whole.log_p - log_z)
         few = whole if len(whole.x) <= _FEW or is_exact(target) else whole.at(_spread(len(whole.x), _FEW))
         first = count = first_count(target.dim) if _size(family) <= 4 else max(64, first_count(target.dim) // 4)
-        begun = Sides.at(self.minimised, family, target, log_z, few, _nodes(target, count, seed), parts)
+        begun = _affordable(Sides.at(self.minimised, family, target, log_z, few, _nodes(target, count, seed), parts))
         trail: list[float] = []
         state, iterations = self._descend(begun, _ROUGH, trail)
         while True:
@@ -120,7 +122,7 @@ class TwoSided(Solver):
             if is_settled or 2 * count > self.max_nodes:
                 break
             kept = _stacked([one.model for one in self._optima(state, _ROUGH)[:_KEPT]])
-            if not target.evaluations.affords((len(kept[0]) + len(parts[0])) * kept[0].shape[1] * 2 * count):
+            if not target.evaluations.affords((len(kept[0]) + len(parts[0])) * 2 * state.each):
                 break
             work.tell("doubling the nodes", math.nan)
             count *= 2
@@ -205,10 +207,10 @@ class TwoSided(Solver):
         done, active = 0, (state.residual > tolerance) & state.loss.isfinite()
         for _ in range(self.rounds):
             rows = active.nonzero()[:, 0]
-            each = len(rows) * state.loc.shape[1] * len(state.nodes.z) if self.minimised.reads_q else 0
-            if len(rows) == 0 or not state.target.evaluations.affords(each):
+            cost = len(rows) * state.each
+            if len(rows) == 0 or not state.target.evaluations.affords(cost):
                 break
-            trial = state.take(active).descended(state.target.evaluations.calls(each, _CALLS), tolerance**2 / 2)
+            trial = state.take(active).descended(state.target.evaluations.calls(cost, _CALLS), tolerance**2 / 2)
             gain = state.loss[rows] - trial.loss
             better = (gain > 0) | ((gain > -1e-9) & (trial.residual < state.residual[rows]))
             state = state.put(rows[better], trial.take(better))
@@ -246,6 +248,15 @@ class TwoSided(Solver):
 def _share(counts: Evaluations) -> contextlib.AbstractContextManager[dict[str, int]]:
     """Let a direction use a part of what is left: the descent on the objective itself comes after it."""
     return counts.capped((counts.most - counts.total) * _SHARE)
+
+
+def _affordable(starts: Sides) -> Sides:
+    """The best starts, as many as a budget lets descend for `_LEAST` calls; all of them without one."""
+    counts = starts.target.evaluations
+    many = (counts.most - counts.total) / (_LEAST * max(1, starts.each))
+    if many >= len(starts.loss):
+        return starts
+    return starts.take(starts.loss <= starts.loss.sort().values[max(0, int(many) - 1)])
 
 
 def _size(family: Gaussian | Mixture) -> int:
