@@ -146,6 +146,8 @@ def test_a_study_of_one_set_of_samples_says_what_its_value_holds_and_that_its_sp
     study = wk.compare(x, ["gaussian", "student_t"], "forward_kl", seeds=6, metrics=["forward_kl"])
     assert "forward_kl + H(p)" in str(study)
     assert any("parts overlap" in note for note in study.verdict.notes)
+    alone = wk.compare(wk.Target(log_prob=lambda x: -x.square().sum(-1), dim=2), "gaussian", "reverse_kl", seeds=1, draws=200)
+    assert "reverse_kl up to log Z" in str(alone)
     fresh = wk.compare(wk.problems.bimodal(), ["gaussian", "mixture:2"], "forward_kl", seeds=6, metrics=["forward_kl"], draws=200)
     assert "H(p)" not in str(fresh)
     assert not any("parts overlap" in note for note in fresh.verdict.notes)

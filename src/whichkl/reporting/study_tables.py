@@ -10,6 +10,7 @@ from typing import Any
 from whichkl.study import Study, Verdict
 from whichkl.study.arms import arm_of
 from whichkl.study.measures import FIELDS
+from whichkl.study.result import UP_TO
 from whichkl.study.verdict import Comparison
 from whichkl.study.wording import column_words, listed, number
 
@@ -32,7 +33,6 @@ _HEADS = {
     "interval_90": "90 % interval",
 }
 _SAYS = {"better": "worse", "equal": "equal", "unclear": "not told apart"}
-_UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z"}
 
 
 def arms_shown(verdict: Verdict) -> list[str]:
@@ -127,4 +127,4 @@ def _p(value: float) -> str:
 
 def _head(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     constant = next((row.get(f"{name}_up_to") for row in rows if row.get(f"{name}_up_to")), None)
-    return f"{_HEADS.get(name, name)}{f' {_UP_TO.get(constant, constant)}' if constant else ''}"
+    return f"{_HEADS.get(name, name)}{f' {UP_TO.get(constant, constant)}' if constant else ''}"

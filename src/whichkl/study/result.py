@@ -39,7 +39,8 @@ _SPLITS = (
     "The seeds split one set of samples, each in its own way, so that their parts overlap: intervals and p-values tell which arm "
     "is better on these samples, and would be wider for others from the same source (Nadeau & Bengio, 2003)."
 )
-_CONSTANTS = {"entropy_p": "H(p)", "log_z": "−log Z"}
+UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z"}
+"""What a value holds beside the divergence, in the words of a column's head."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Study:
             lines.append([arm, *(mean_text(rows, name) for name in shown), f"{bad} of {len(rows)}"])
         for j, name in enumerate(shown, 1):
             found = {row.get(f"{name}_up_to") for row in self.rows if row.get(name) is not None}
-            lines[0][j] += "".join(f" + {text}" for one, text in _CONSTANTS.items() if one in found)
+            lines[0][j] += "".join(f" {text}" for one, text in UP_TO.items() if one in found)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip() for line in lines]
         return "\n".join(text + [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped])
