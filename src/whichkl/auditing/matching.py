@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from whichkl._checks import InputError
@@ -233,7 +233,7 @@ def _refined(fit: Callable[[float], Match], low: float, high: float, log: bool, 
         return None
     ends = (points[max(best - 1, 0)], points[min(best + 1, count - 1)])
     to, back = (math.log, math.exp) if log else (float, float)
-    found = minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         lambda u: fit(back(u)).left, bounds=(to(ends[0]), to(ends[1])), method="bounded", options={"xatol": 1e-9}
     )
     match = min(fit(back(float(found.x))), tried[best], key=lambda one: one.left)
@@ -255,6 +255,6 @@ def _both(fit: Callable[[float, float], Match], low: float, high: float, log: bo
     inward = -1 if to(x) + cell[0] > to(high) else 1
     start = [(to(x), math.log(t)), (to(x) + inward * cell[0], math.log(t)), (to(x), math.log(t) + cell[1])]
     options = {"initial_simplex": start, "xatol": 1e-7, "fatol": 1e-8, "maxfev": 250}
-    found = minimize(left, start[0], method="Nelder-Mead", options=options)
+    found = scipy.optimize.minimize(left, start[0], method="Nelder-Mead", options=options)
     match = fit(min(max(back(float(found.x[0])), low), high), math.exp(float(found.x[1])))
     return match if match.left < TOLERANCE else None

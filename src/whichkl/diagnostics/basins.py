@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import scipy
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import chi2
 from torch import Tensor
 
 from whichkl.particles.ascent import Ends
@@ -131,7 +131,7 @@ def log_masses(
     away = y[:, :, None] - modes
     others = torch.einsum("ksmi,mij,ksmj->ksm", away, precision, away)
     others = torch.where(torch.eye(count, dtype=torch.bool)[:, None] | ~curved, math.inf, others)
-    inside = (own < chi2.ppf(0.999, dim)) & (own <= others.amin(-1))
+    inside = (own < scipy.special.chdtri(dim, 0.001)) & (own <= others.amin(-1))
     flat = y.reshape(-1, dim)
     value = density(flat)[0]
     counted = inside & ~reached(flat).view(count, -1)

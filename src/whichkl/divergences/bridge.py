@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.optimize import brentq
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
@@ -151,7 +151,7 @@ def bridge(
     finite = torch.cat([at_p, at_q])
     finite = finite[finite.isfinite()]
     reach = 50 + 2 * abs(offset) + math.log(len(finite))  # nats beyond all ratios, where one side is 0 and the other isn't
-    z = float(brentq(excess, float(finite.min()) - reach, float(finite.max()) + reach, xtol=1e-10))
+    z = float(scipy.optimize.brentq(excess, float(finite.min()) - reach, float(finite.max()) + reach, xtol=1e-10))
     on_p, on_q = torch.sigmoid(z - at_p - offset), torch.sigmoid(at_q - z + offset)
     steep = share * float((on_p * (1 - on_p)).mean()) + (1 - share) * float((on_q * (1 - on_q)).mean())
     if steep < 1e-100:

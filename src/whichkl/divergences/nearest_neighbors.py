@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import digamma
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from whichkl._checks import InputError, cannot, check_log_prob
@@ -94,7 +94,7 @@ def two_sample_kl(
             f"{lonely:.1%} of the rows of x have fewer than {k} of y in a ball with a tenth of all x: y may have no mass there, "
             "and the divergence be infinite, or far above this value"
         ]
-    cap = float(digamma(len(b) + 1) - digamma(k)) if variant == "bias_reduced" else None
+    cap = float(scipy.special.digamma(len(b) + 1) - scipy.special.digamma(k)) if variant == "bias_reduced" else None
     if cap is not None and value > 0.75 * cap:
         wrong += [f"the value is near {cap:.3g}, the most that {len(b):,} rows and k = {k} can show"]
     inflation = a.shape[1] * (a.shape[1] + 3) / 4 * (1 / len(a) + 1 / len(b))

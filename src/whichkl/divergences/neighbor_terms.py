@@ -9,8 +9,8 @@ import math
 from typing import Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.special import digamma
 
 from whichkl.divergences.neighbors import Neighbors
 
@@ -49,7 +49,7 @@ def compare(x: Samples, y: Samples, k: int, variant: Variant) -> float:
 
 def finite(x: Samples, y: Samples) -> float:
     """What is added to the terms' mean for the sizes of the samples."""
-    return float(digamma(len(y) + 1) - digamma(len(x)))
+    return float(scipy.special.digamma(len(y) + 1) - scipy.special.digamma(len(x)))
 
 
 def terms_of(x: Samples, y: Samples, k: int, variant: Variant) -> Radii:
@@ -91,8 +91,8 @@ def _bias_reduced(x: Samples, nu: Radii, of_x: Neighbors, of_y: Neighbors, k: in
         in_x = np.zeros(len(x), dtype=np.int64)
         in_x[~near] = of_x.count(x[~near], nu[~near]) - 1
         reach = rho[near]
-    terms: Radii = digamma(np.maximum(in_x, 0) + 1.0) - digamma(k)
-    terms[near] = digamma(k) - digamma(of_y.count(x[near], reach) + 1.0)
+    terms: Radii = scipy.special.digamma(np.maximum(in_x, 0) + 1.0) - scipy.special.digamma(k)
+    terms[near] = scipy.special.digamma(k) - scipy.special.digamma(of_y.count(x[near], reach) + 1.0)
     return terms
 
 
@@ -102,7 +102,7 @@ def entropy_term(x: Samples, k: int) -> float:
     all_x = Neighbors(x)
     rho = all_x.distance(x[all_x.order], k + 1)
     ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    return float(digamma(k) - digamma(n) - ball - dim * np.log(np.maximum(rho, _least(rho))).mean())
+    return float(scipy.special.digamma(k) - scipy.special.digamma(n) - ball - dim * np.log(np.maximum(rho, _least(rho))).mean())
 
 
 def _least(radii: Radii) -> float:

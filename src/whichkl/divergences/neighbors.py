@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.spatial import cKDTree
 
 Rows = Float[np.ndarray, "n d"]
 
@@ -34,11 +34,11 @@ class Neighbors:
         if rows.shape[1] > _TREE_DIMENSIONS:
             return
         busy = rows.shape[1] >= _BUSY_DIMENSIONS
-        self.tree = cKDTree(rows, leafsize=64 if busy else 32)
+        self.tree = scipy.spatial.cKDTree(rows, leafsize=64 if busy else 32)
         self._leaves = self.tree.indices
         if busy:
             self._placed = self._leaves
-            self.tree = cKDTree(rows[self._placed], leafsize=64)
+            self.tree = scipy.spatial.cKDTree(rows[self._placed], leafsize=64)
             self._leaves = self._placed[self.tree.indices]
 
     @property

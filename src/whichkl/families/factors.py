@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
@@ -39,7 +39,9 @@ def maximum_likelihood_factors(
     bounds = [(np.log(_FLOOR), 0.0)] * len(sd)
     options = {"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
     ends = [
-        minimize(_profile, np.log(start), args=(correlation, rank), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        scipy.optimize.minimize(
+            _profile, np.log(start), args=(correlation, rank), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        )
         for start in _starts(correlation, rank)
     ]
     best = min(ends, key=lambda end: float(end.fun)).x

@@ -234,8 +234,17 @@ class Gaussian(MomentFamily, NodeFamily):
 def gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Distribution:
     """Build the torch distribution N(m, LLᵀ)."""
     if covariance == "full":
-        return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+        return multivariate_normal(loc, tril)
     return diagonal_gaussian(loc, tril.diagonal(dim1=-2, dim2=-1))
+
+
+def multivariate_normal(loc: Float[Tensor, "*b d"], tril: Float[Tensor, "*b d d"]) -> MultivariateNormal:
+    """N(m, LLᵀ), made as torch's own `expand` makes it: its constructor loads sympy first, which takes longer than many a fit."""
+    made = MultivariateNormal.__new__(MultivariateNormal)
+    made.loc, made._unbroadcasted_scale_tril = loc, tril
+    vars(made)["scale_tril"] = tril  # where torch keeps it: the class has a lazy property of this name
+    Distribution.__init__(made, loc.shape[:-1], loc.shape[-1:], validate_args=False)
+    return made
 
 
 def diagonal_gaussian(loc: Tensor, scale: Tensor) -> Distribution:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import scipy
 import torch
-from scipy.special import betaln, digamma, polygamma
 from torch import Tensor
 from torch.distributions import Beta, Distribution, Exponential, Gamma, Laplace, LogNormal, Normal
 
@@ -224,7 +224,7 @@ def _shape(gap: float) -> float:
     """Solve log k − ψ(k) = gap > 0."""
     k = (3 - gap + math.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
     for _ in range(50):
-        step = (_log_minus_digamma(k) - gap) / (1 - k * float(polygamma(1, k)))
+        step = (_log_minus_digamma(k) - gap) / (1 - k * float(scipy.special.polygamma(1, k)))
         k *= math.exp(-max(-2.0, min(2.0, step)))
         if abs(step) < 1e-15:
             break
@@ -233,7 +233,7 @@ def _shape(gap: float) -> float:
 
 def _log_minus_digamma(k: float) -> float:
     if k < 20:
-        return math.log(k) - float(digamma(k))
+        return math.log(k) - float(scipy.special.digamma(k))
     r = 1 / k**2  # the asymptotic series, since the two logarithms would cancel
     return 1 / (2 * k) + r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r / 132))))
 
@@ -242,12 +242,12 @@ def _beta_shapes(start: np.ndarray, logs: np.ndarray) -> tuple[float, float]:
     """Minimise log B(a, b) − a E[log x] − b E[log(1 − x)], which is convex."""
 
     def loss(at: np.ndarray) -> float:
-        return float(betaln(*at) - at @ logs)
+        return float(scipy.special.betaln(*at) - at @ logs)
 
     at = start
     for _ in range(200):
-        gradient = digamma(at) - digamma(at.sum()) - logs
-        step = -np.linalg.solve(np.diag(polygamma(1, at)) - polygamma(1, at.sum()), gradient)
+        gradient = scipy.special.digamma(at) - scipy.special.digamma(at.sum()) - logs
+        step = -np.linalg.solve(np.diag(scipy.special.polygamma(1, at)) - scipy.special.polygamma(1, at.sum()), gradient)
         length, size = 1.0, float(np.abs(step / at).max())
         while (at + length * step <= 0).any() or (size > 1e-5 and loss(at + length * step) > loss(at)):
             length /= 2

@@ -17,7 +17,7 @@ from torch.distributions import (
 )
 
 from whichkl.families.data_shape import Shape
-from whichkl.families.gaussian import Covariance, check_covariance
+from whichkl.families.gaussian import Covariance, check_covariance, multivariate_normal
 from whichkl.families.layers import Standardised, check_count, check_widths, perceptron
 from whichkl.families.network_family import NetworkFamily
 
@@ -104,7 +104,7 @@ class _Network(Standardised):
             row, column = torch.tril_indices(dim, dim, -1, device=out.device)
             tril = torch.diag_embed(sigma)
             tril[..., row, column] = self.scale[row] * below.unflatten(-1, (count, self.below))
-            each = MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+            each = multivariate_normal(loc, tril)
         else:
             each = Independent(Normal(loc, sigma, validate_args=False), 1, validate_args=False)
         if count > 1:
@@ -115,7 +115,7 @@ class _Network(Standardised):
 def _only(each: Distribution) -> Distribution:
     """Return the one component of a batch (n, 1) as a law with batch (n,)."""
     if isinstance(each, MultivariateNormal):
-        return MultivariateNormal(each.loc[..., 0, :], scale_tril=each.scale_tril[..., 0, :, :], validate_args=False)
+        return multivariate_normal(each.loc[..., 0, :], each.scale_tril[..., 0, :, :])
     if isinstance(each, Independent) and isinstance(each.base_dist, Normal):
         inner = each.base_dist
         normal = Normal(inner.loc[..., 0, :], inner.scale[..., 0, :], validate_args=False)

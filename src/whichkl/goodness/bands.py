@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import binom, kstwo
+import scipy
 
 LEVELS = 100
 """The distribution function is compared at k/100."""
@@ -37,9 +37,9 @@ def band(n: int, chance: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     rng = np.random.default_rng(0)
     counts = rng.multinomial(n, np.full(LEVELS, 1 / LEVELS), size=_PATHS).cumsum(1)[:, :-1]
     z = levels()
-    below, above = binom.cdf(counts, n, z), binom.sf(counts - 1, n, z)
+    below, above = scipy.stats.binom.cdf(counts, n, z), scipy.stats.binom.sf(counts - 1, n, z)
     tail = float(np.quantile(2 * np.minimum(below, above).min(1), 1 - chance))
-    low, high = binom.ppf(tail / 2, n, z) / n, binom.isf(tail / 2, n, z) / n
+    low, high = scipy.stats.binom.ppf(tail / 2, n, z) / n, scipy.stats.binom.isf(tail / 2, n, z) / n
     return tuple(low.tolist()), tuple(high.tolist())
 
 
@@ -52,4 +52,4 @@ def distance(u: np.ndarray) -> float:
 
 def distance_p_value(d: float, n: float) -> float:
     """Chance of such a distance or a larger one for n uniform numbers."""
-    return float(kstwo.sf(d, max(1, round(n))))
+    return float(scipy.stats.kstwo.sf(d, max(1, round(n))))

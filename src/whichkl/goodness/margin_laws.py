@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.special import stdtr
 from torch import Tensor
 from torch.distributions import (
     Distribution,
@@ -84,7 +84,7 @@ def _single(law: Distribution, x: Tensor) -> Tensor | None:
 
 
 def _student(df: Tensor, t: Tensor) -> Tensor:
-    return torch.from_numpy(stdtr(df.detach().double().cpu().numpy(), t.detach().double().cpu().numpy()))
+    return torch.from_numpy(scipy.special.stdtr(df.detach().double().cpu().numpy(), t.detach().double().cpu().numpy()))
 
 
 def _each_alone(transform: torch.distributions.Transform) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.stats import mannwhitneyu, rankdata
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import one_hot
@@ -144,7 +144,7 @@ def c2st(x_held: Float[Tensor, "n d"], model_draws: Float[Tensor, "m d"], seed: 
     ours, theirs = (part[half[side] == 0].numpy() for part, side in ((logit[:n], slice(n)), (logit[n:], slice(n, None))))
     auc, stderr = _delong(ours, theirs)
     varied = len(np.unique(np.concatenate([ours, theirs]))) > 1
-    p_value = float(mannwhitneyu(ours, theirs, alternative="greater", use_continuity=False).pvalue) if varied else 1.0
+    p_value = float(scipy.stats.mannwhitneyu(ours, theirs, alternative="greater", use_continuity=False).pvalue) if varied else 1.0
     return TwoSample(auc, stderr, p_value, len(ours), len(theirs), "classifier trained on half of the rows, tried on the other")
 
 
@@ -169,7 +169,7 @@ def _paired(context: Tensor, y: Tensor, other: Tensor, law: Distribution, seed: 
     apart = (logit[:n] - logit[n:])[half[:n] == 0]
     count, right = len(apart), (torch.sign(apart) + 1) / 2
     share, stderr = float(right.mean()), max(float(right.std()), 0.5 / math.sqrt(count)) / math.sqrt(count)
-    ranks = torch.from_numpy(rankdata(apart.abs().numpy())) * torch.sign(apart)
+    ranks = torch.from_numpy(scipy.stats.rankdata(apart.abs().numpy())) * torch.sign(apart)
     p_value = float(torch.special.ndtr(-ranks.sum() / ranks.norm())) if bool(apart.any()) else 1.0
     method = "classifier trained on half of the pairs (x, y), (x, y′), tried on the other"
     return TwoSample(share, stderr, p_value, count, count, method, of_pairs=True)
@@ -199,7 +199,7 @@ def _scores(z: Tensor) -> Tensor:
     z = z[:, _moving(z)]
     ranks = np.empty(tuple(z.shape))
     for j in range(z.shape[1]):
-        ranks[:, j] = rankdata(z[:, j].numpy())
+        ranks[:, j] = scipy.stats.rankdata(z[:, j].numpy())
     scores: Tensor = torch.special.ndtri((torch.from_numpy(ranks) - 0.5) / len(z))
     return scores
 
@@ -225,6 +225,6 @@ def _around(z: Tensor, n: int, known: Tensor) -> Tensor:
 def _delong(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """AUC and its standard error from the placements of each side among the other."""
     n, m = len(ours), len(theirs)
-    whole, first, second = rankdata(np.concatenate([ours, theirs])), rankdata(ours), rankdata(theirs)
+    whole, first, second = map(scipy.stats.rankdata, (np.concatenate([ours, theirs]), ours, theirs))
     above, below = (whole[:n] - first) / m, (whole[n:] - second) / n
     return float(above.mean()), math.sqrt(above.var(ddof=1) / n + below.var(ddof=1) / m)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
@@ -161,5 +161,5 @@ def _drift(before: Cloud, after: Cloud, log_weights: Float[Tensor, " n"], island
         [after.y - before.y, after.y.square() - before.y.square(), (after.value - before.value)[:, None]], dim=1
     ).nan_to_num(0.0)
     mean, stderr = island_mean(log_weights, islands, change)
-    bound = float(student_t.isf(0.005 / len(mean), islands - 1))
+    bound = float(scipy.stats.t.isf(0.005 / len(mean), islands - 1))
     return float((mean.abs() / stderr.clamp(min=1e-300)).max()) / bound

@@ -6,8 +6,8 @@ import html
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from whichkl._checks import require
@@ -77,7 +77,7 @@ def regions(go: Any, points: Tensor, x_ends: tuple[float, float], y_ends: tuple[
     """The smallest regions that hold 50 % and 90 % of the draws, from a smoothed histogram."""
     x, y = (points[:, k].numpy() for k in (0, 1))
     height, x_edges, y_edges = np.histogram2d(x, y, _CELLS, (x_ends, y_ends))
-    smooth = gaussian_filter(height, 1.2, mode="constant")
+    smooth = scipy.ndimage.gaussian_filter(height, 1.2, mode="constant")
     order = np.argsort(-smooth, axis=None)
     inside = np.empty(smooth.size)
     inside[order] = smooth.ravel()[order].cumsum() / max(len(x), 1)

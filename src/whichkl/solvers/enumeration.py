@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -142,7 +142,7 @@ class Enumeration(Solver):
             (gradient,) = torch.autograd.grad(value, row)
             return value.item(), gradient.numpy()
 
-        def watch(intermediate_result: OptimizeResult) -> None:
+        def watch(intermediate_result: scipy.optimize.OptimizeResult) -> None:
             nonlocal best
             kls.append(float(intermediate_result.fun))
             best = np.array(intermediate_result.x)
@@ -151,7 +151,7 @@ class Enumeration(Solver):
                 raise StopIteration
 
         options = {"maxiter": self.iterations, "maxfun": 2 * self.iterations, "gtol": 0.0, "ftol": 0.0, "maxcor": 30}
-        result = minimize(loss, best, jac=True, method="L-BFGS-B", options=options, callback=watch)
+        result = scipy.optimize.minimize(loss, best, jac=True, method="L-BFGS-B", options=options, callback=watch)
         kl = min(kls[-1], float(result.fun))
         flat.write(torch.from_numpy(best if kls[-1] < math.inf else result.x))
         settled = kl <= self.gap or self._has_settled(kls)
