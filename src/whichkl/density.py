@@ -69,6 +69,8 @@ class LogDensity:
             value, gradient = self._raw(x.detach())
         except TargetError:
             return self._split_trial(x)
+        if math.isfinite(float(value.sum() + gradient.sum())):  # so is each: the usual case
+            return value, gradient, 0
         wrong = value.isnan() | (value == math.inf) | ~gradient.isfinite().all(-1) & value.isfinite()
         wrong_or_zero = wrong | ~value.isfinite()
         gradient = torch.where(wrong_or_zero[:, None], 0.0, gradient)

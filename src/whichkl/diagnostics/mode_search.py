@@ -33,7 +33,7 @@ _SHOWN = 20
 _SEVERAL = 4
 _FAR = 3.0
 """Standard deviations of q, in one coordinate, from which a mode is elsewhere."""
-_LEAPFROGS, _KEEP = 3, 0.3
+_LEAPFROGS, _KEEP = 2, 0.3
 
 
 def missing_modes(target: Target, solution: Solution, seed: int = 0) -> MissingModes:

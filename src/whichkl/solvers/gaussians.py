@@ -39,9 +39,16 @@ class Gaussians:
         """Evaluate the target at B × m points in one call."""
         value, score = evaluate(target, loc[:, None] + z @ tril.transpose(-1, -2))
         elbo = value @ w + entropy(tril)
-        h = score @ tril
-        b = torch.einsum("m,bmi->bi", w, h)
-        return cls._made(target, z, w, loc, tril, elbo, b, -(h.transpose(-1, -2) @ (w[:, None] * z)))
+        b, slope = cls._moments(score, tril, torch.cat([w[:, None], w[:, None] * z], 1))
+        return cls._made(target, z, w, loc, tril, elbo, b, -slope)
+
+    @staticmethod
+    def _moments(
+        score: Float[Tensor, "b m d"], tril: Float[Tensor, "b d d"], weighted: Float[Tensor, "m 1+d"]
+    ) -> tuple[Tensor, Tensor]:
+        """E[h] and E[h zᵀ] for h = Lᵀ∇log p, with the nodes' (w, w z); L comes last, when the sums are small."""
+        moments = tril.transpose(-1, -2) @ (score.transpose(-1, -2) @ weighted)
+        return moments[..., 0], moments[..., 1:]
 
     @classmethod
     def _made(
@@ -87,7 +94,7 @@ class Gaussians:
         """
         dim = self.loc.shape[1]
         row, column = torch.tril_indices(dim, dim, -1, device=self.loc.device)
-        volume = entropy(self.tril)
+        volume, weighted = entropy(self.tril), torch.cat([self.w[:, None], self.w[:, None] * self.z], 1)
 
         def read(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             grow = (theta[:, dim : 2 * dim] / math.sqrt(2)).exp()
@@ -102,12 +109,10 @@ class Gaussians:
         def trial(theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             shift, grow, factor = read(theta)
             tril = self.tril[rows]
-            value, score = evaluate(
-                self.target, self.loc[rows, None] + (shift[:, None] + self.z @ factor.transpose(-1, -2)) @ tril.transpose(-1, -2)
-            )
-            h = score @ tril
+            loc = self.loc[rows] + torch.einsum("bij,bj->bi", tril, shift)
+            value, score = evaluate(self.target, loc[:, None] + self.z @ (tril @ factor).transpose(-1, -2))
             elbo = value @ self.w + volume[rows] + grow.log().sum(-1)
-            return elbo, gradient(torch.einsum("m,bmi->bi", self.w, h), h.transpose(-1, -2) @ (self.w[:, None] * self.z), grow)
+            return elbo, gradient(*self._moments(score, tril, weighted), grow)
 
         start = self.loc.new_zeros(len(self.loc), 2 * dim + len(row))
         first = (self.elbo, gradient(self.b, -self.a, torch.ones_like(self.b)))
