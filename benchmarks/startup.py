@@ -1,4 +1,4 @@
-"""What importing and asking for help cost, beside `import torch`: medians of interleaved fresh processes."""
+"""What importing, asking for help and a first fit cost, beside `import torch`: medians of interleaved fresh processes."""
 
 import json
 import statistics
@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 
+FIT = "import whichkl as wk; wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=2))"
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
     "import whichkl": [sys.executable, "-c", "import whichkl"],
     "import whichkl, every name": [sys.executable, "-c", "import whichkl as w; [getattr(w, n) for n in w.__all__]"],
+    "a first fit, imports included": [sys.executable, "-c", FIT],
     "whichkl --help": [sys.executable, "-m", "whichkl", "--help"],
 }
 
@@ -29,7 +31,7 @@ def main(rounds=7):
             times[name].append(seconds(command))
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, value in medians.items():
-        print(f"{name:<28} {value:6.3f} s   {value / medians['import torch']:5.2f} × import torch")
+        print(f"{name:<30} {value:6.3f} s   {value / medians['import torch']:5.2f} × import torch")
     print(json.dumps({"benchmark": "startup", **{name: round(value, 4) for name, value in medians.items()}}))
 
 

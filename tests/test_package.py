@@ -57,6 +57,17 @@ assert state() == before
     assert result.returncode == 0, result.stderr
 
 
+def test_a_first_fit_waits_for_no_library_that_it_does_not_use():
+    code = "import sys, whichkl as wk\n"
+    code += "wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=2))\n"
+    code += (
+        "slow = {'sympy', 'scipy.stats', 'scipy.optimize', 'sklearn', 'pyarrow', 'plotly', 'pandas', 'jax'} & set(sys.modules)\n"
+    )
+    code += "assert not slow, slow"
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_runs(path, tmp_path):
     result = subprocess.run([sys.executable, "-W", "error", str(path)], cwd=tmp_path, capture_output=True, text=True, check=False)
