@@ -46,6 +46,7 @@ def ascend(
     foreseen: Callable[[Peaks, Tensor, Tensor], Tensor] | None = None,
     patience: float = math.inf,
     first: tuple[Tensor, Tensor] | None = None,
+    memory: Memory | None = None,
 ) -> Peaks:
     """Climb a function, such as a log density, from every row of x by L-BFGS with backtracking.
 
@@ -61,6 +62,7 @@ def ascend(
             the latter needn't go on, since it's known where they would arrive.
         patience: when three quarters of the rows have ended, the others get so many times the calls that there were till then.
         first: value and gradient at x, where they are known.
+        memory: what an earlier ascent of much the same function has learnt, row by row.
 
     Source: Liu & Nocedal (1989); where rounding hides a rise, a smaller gradient counts (Hager & Zhang, 2005).
 
@@ -71,8 +73,12 @@ def ascend(
     every = torch.arange(len(x), device=x.device)
     value, score = first or trial(x, every)
     x, value, score = x.clone(), value.clone(), score.clone()
-    memory = _Memory.empty(x)
     step = score / torch.linalg.vector_norm(score, dim=-1, keepdim=True).clamp(min=1.0)
+    if memory is None:
+        memory = Memory.empty(x)
+    else:
+        memory = memory.take(every)  # a copy
+        step = torch.where(memory.held[:, -1:], memory.times(every, score), step)
     length, tries = torch.ones_like(value), torch.zeros_like(value)
     rise = (score * step).sum(-1)
     active = value.isfinite() & (rise / 2 > tolerance)
@@ -128,7 +134,7 @@ def shortened(gain: Float[Tensor, " a"], slope: Float[Tensor, " a"]) -> Float[Te
 
 
 @dataclass
-class _Memory:
+class Memory:
     """The last steps s and falls of the gradient y of each row, newest last; zero where there are none yet."""
 
     s: Float[Tensor, "b m d"]
@@ -138,9 +144,23 @@ class _Memory:
     """How far a step along the gradient may go where there is no curvature to read it from."""
 
     @classmethod
-    def empty(cls, x: Float[Tensor, "b d"]) -> _Memory:
-        zero = x.new_zeros(len(x), _MEMORY, x.shape[1])
+    def empty(cls, x: Float[Tensor, "b d"], steps: int | None = None) -> Memory:
+        """Nothing is known of any row; so many steps will be kept, ten unless said."""
+        zero = x.new_zeros(len(x), steps or _MEMORY, x.shape[1])
         return cls(zero, zero.clone(), torch.zeros_like(zero[..., 0], dtype=torch.bool), x.new_ones(len(x)))
+
+    def blank(self, rows: int) -> Memory:
+        """Nothing is known of so many rows like these."""
+        return Memory.empty(self.s.new_empty(rows, self.s.shape[-1]), self.s.shape[1])
+
+    def take(self, rows: Tensor) -> Memory:
+        """Return a copy of what is known of some rows."""
+        return Memory(self.s[rows], self.y[rows], self.held[rows], self.reach[rows])
+
+    def put(self, rows: Tensor, other: Memory) -> Memory:
+        """Return a copy in which what is known of some rows is replaced."""
+        parts = ((self.s, other.s), (self.y, other.y), (self.held, other.held), (self.reach, other.reach))
+        return Memory(*(mine.index_copy(0, rows, theirs) for mine, theirs in parts))
 
     def scale(self, row: int) -> Float[Tensor, " d"]:
         """Read the diagonal of H from its columns."""

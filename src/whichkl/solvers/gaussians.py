@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl.families.gaussian import entropy
-from whichkl.solvers.ascent import ascend
+from whichkl.solvers.ascent import Memory, ascend
 from whichkl.targets import Target
 
+_STEPS, _SMALL = 20, 200
+"""Steps that L-BFGS remembers, from few nodes to many, and the dimension up to which it remembers more than usual."""
 _MOVING = ("loc", "tril", "elbo", "b", "a", "residual")
 
 
@@ -33,14 +35,16 @@ class Gaussians:
     b: Float[Tensor, "b d"]
     a: Float[Tensor, "b d d"]
     residual: Float[Tensor, " b"]
+    memory: Memory | None
+    """What L-BFGS has learnt of the ELBO about each, on these nodes or on fewer, in the coordinates that were whitened then."""
 
     @classmethod
-    def at(cls, target: Target, z: Tensor, w: Tensor, loc: Tensor, tril: Tensor) -> Gaussians:
+    def at(cls, target: Target, z: Tensor, w: Tensor, loc: Tensor, tril: Tensor, memory: Memory | None = None) -> Gaussians:
         """Evaluate the target at B × m points in one call."""
         value, score = evaluate(target, loc[:, None] + z @ tril.transpose(-1, -2))
         elbo = value @ w + entropy(tril)
         b, slope = cls._moments(score, tril, torch.cat([w[:, None], w[:, None] * z], 1))
-        return cls._made(target, z, w, loc, tril, elbo, b, -slope)
+        return cls._made(target, z, w, loc, tril, elbo, b, -slope, memory)
 
     @staticmethod
     def _moments(
@@ -52,7 +56,16 @@ class Gaussians:
 
     @classmethod
     def _made(
-        cls, target: Target, z: Tensor, w: Tensor, loc: Tensor, tril: Tensor, elbo: Tensor, b: Tensor, a: Tensor
+        cls,
+        target: Target,
+        z: Tensor,
+        w: Tensor,
+        loc: Tensor,
+        tril: Tensor,
+        elbo: Tensor,
+        b: Tensor,
+        a: Tensor,
+        memory: Memory | None,
     ) -> Gaussians:
         """Mirror the lower triangle of A, and measure the residual; where something isn't finite, it is ∞ and the ELBO −∞."""
         a = a.tril() + a.tril(-1).transpose(-1, -2)
@@ -60,7 +73,7 @@ class Gaussians:
         residual = (b.square().sum(-1) + off.square().sum((-1, -2)) / 2).sqrt()
         broken = ~(elbo.isfinite() & residual.isfinite())
         elbo, residual = elbo.masked_fill(broken, -math.inf), residual.masked_fill(broken, math.inf)
-        return cls(target, z, w, loc, tril, elbo, b.nan_to_num(), a.nan_to_num(0.0, 0.0, 0.0), residual)
+        return cls(target, z, w, loc, tril, elbo, b.nan_to_num(), a.nan_to_num(0.0, 0.0, 0.0), residual, memory)
 
     def moved(self, loc: Float[Tensor, "b d"], tril: Float[Tensor, "b d d"]) -> Gaussians:
         """Evaluate others on the same nodes."""
@@ -116,13 +129,16 @@ class Gaussians:
 
         start = self.loc.new_zeros(len(self.loc), 2 * dim + len(row))
         first = (self.elbo, gradient(self.b, -self.a, torch.ones_like(self.b)))
-        peaks = ascend(trial, start, tolerance=tolerance, max_calls=max_calls, first=first)
+        memory = self.memory or Memory.empty(start, _STEPS if dim <= _SMALL else None)
+        peaks = ascend(trial, start, tolerance=tolerance, max_calls=max_calls, first=first, memory=memory)
+        if not isinstance(peaks.curvature, Memory):
+            raise TypeError(peaks.curvature)
         shift, grow, factor = read(peaks.x)
         slope = torch.diag_embed((math.sqrt(2) * peaks.score[:, dim : 2 * dim] - 1) / grow)
         slope[:, row, column] = peaks.score[:, 2 * dim :]
         b, a = torch.einsum("bji,bj->bi", factor, peaks.score[:, :dim]), -factor.transpose(-1, -2) @ slope
         loc = self.loc + torch.einsum("bij,bj->bi", self.tril, shift)
-        return Gaussians._made(self.target, self.z, self.w, loc, self.tril @ factor, peaks.value, b, a)
+        return Gaussians._made(self.target, self.z, self.w, loc, self.tril @ factor, peaks.value, b, a, peaks.curvature)
 
     def improves_on(self, before: Gaussians) -> Bool[Tensor, " b"]:
         """A higher ELBO on the same nodes; near the end, where rounding blurs it, a smaller residual."""
@@ -131,12 +147,19 @@ class Gaussians:
 
     def take(self, which: Bool[Tensor, " b"]) -> Gaussians:
         """Select some of the Gaussians."""
-        return replace(self, **{name: getattr(self, name)[which] for name in _MOVING})
+        memory = self.memory and self.memory.take(which.nonzero()[:, 0])
+        return replace(self, memory=memory, **{name: getattr(self, name)[which] for name in _MOVING})
 
     def put(self, active: Bool[Tensor, " b"], better: Bool[Tensor, " a"], trial: Gaussians) -> Gaussians:
-        """Replace those active ones that got better."""
-        index = active.nonzero()[:, 0][better]
-        return replace(self, **{name: getattr(self, name).index_copy(0, index, getattr(trial, name)[better]) for name in _MOVING})
+        """Replace those active ones that got better; those that weren't by L-BFGS forget what it had learnt."""
+        index, chosen = active.nonzero()[:, 0][better], better.nonzero()[:, 0]
+        moving = {name: getattr(self, name).index_copy(0, index, getattr(trial, name)[better]) for name in _MOVING}
+        memory = self.memory
+        if trial.memory is not None:
+            memory = (memory or trial.memory.blank(len(active))).put(index, trial.memory.take(chosen))
+        elif memory is not None:
+            memory = memory.put(index, memory.blank(len(index)))
+        return replace(self, memory=memory, **moving)
 
 
 def evaluate(target: Target, x: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m d"]]:

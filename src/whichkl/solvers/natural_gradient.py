@@ -77,12 +77,12 @@ class NaturalGradient(Solver):
         if not isinstance(family, Gaussian):
             raise TypeError(family)
         loc, tril = (part.to(target.device) for part in find_starts(target, seed))
-        first, count = first_count(target.dim), least_count(target.dim)
+        first, count, memory = first_count(target.dim), least_count(target.dim), None
         iterations, fewer = 0, 0
         trail: list[float] = []
         while True:
             z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed + count))
-            begun = Gaussians.at(target, z, w, loc, tril)
+            begun = Gaussians.at(target, z, w, loc, tril, memory)
             state, done = self._climb(begun, _ROUGH, trail)
             iterations += done
             if not bool(state.elbo.isfinite().any()):  # fewer nodes may have let them spread too far for these
@@ -101,7 +101,8 @@ class NaturalGradient(Solver):
             further = min(further, self.max_nodes)
             if not target.evaluations.affords(len(rows) * further):
                 break
-            loc, tril, fewer, count = state.loc[rows], state.tril[rows], count, further
+            loc, tril, memory = state.loc[rows], state.tril[rows], state.memory and state.memory.take(rows)
+            fewer, count = count, further
         state, done = self._climb(state, self.tolerance, trail)
         refuse_unbounded(float(state.elbo[best]), torch.linalg.vector_norm(state.tril[best], dim=-1), target.names)
         node_error = None if target.dim == 1 else float(_shift(state, loc)[best]) if count > first else math.inf
@@ -118,7 +119,8 @@ class NaturalGradient(Solver):
         iterations = 0
         counts, nodes = state.target.evaluations, len(state.z)
         while iterations < self.max_iterations:
-            active = (state.residual > (_NEAR if iterations else tolerance)) & (rho > 1e-6)
+            is_known = torch.zeros_like(held, dtype=torch.bool) if state.memory is None else state.memory.held[:, -1]
+            active = (state.residual > torch.where(is_known | (iterations > 0), _NEAR, tolerance)) & (rho > 1e-6)
             if not bool(active.any()) or not counts.affords(int(active.sum()) * nodes):
                 break
             trial = state.take(active).step(rho[active])
