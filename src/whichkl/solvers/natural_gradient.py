@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -47,9 +47,9 @@ class NaturalGradient(Solver):
 
     All starts climb on few nodes first, and their distinct optima on more: nodes are doubled, each time with new ones,
     until the means of every good optimum move by less than `node_tolerance` standard deviations and its nodes cost less
-    than `node_loss` nats. What n nodes cost, the ELBO at the true optimum less that at theirs, falls as 1/n: if the
-    optimum of n/2 nodes gains G by climbing on n others, then G is the cost of n/2 nodes and that of n, three times the
-    latter. Where many more are needed, the doublings between are left out.
+    than `node_loss` nats; L-BFGS keeps what it has learnt. What n nodes cost, the ELBO at the true optimum less that at
+    theirs, falls as 1/n: if the optimum of n/2 nodes gains G by climbing on n others, then G is the cost of n/2 nodes and
+    that of n, three times the latter. Where many more are needed, the doublings between are left out.
 
     Source: Amari (1998); Opper & Archambeau (2009) for the two expectations; Giordano, Ingram & Broderick (2024) for
     fixed draws.
@@ -132,6 +132,7 @@ class NaturalGradient(Solver):
             rho, held = rho.clamp(max=1.0), held.clamp(min=0.0)
             iterations += 1
             trail.append(-float(state.elbo.max()))
+        inherits = state.memory is not None
         for _ in range(self.rounds):
             active = (state.residual > tolerance) & state.elbo.isfinite()
             points = int(active.sum()) * nodes
@@ -143,7 +144,10 @@ class NaturalGradient(Solver):
             iterations += 1
             trail.append(-float(state.elbo.max()))
             if not bool(better.any()):
-                break
+                if not inherits:
+                    break
+                state = replace(state, memory=None)  # what was learnt on fewer nodes may mislead
+            inherits = False
         return state, iterations
 
     def _optima(self, state: Gaussians, family: Gaussian) -> tuple[tuple[Optimum, ...], list[int]]:
