@@ -50,6 +50,16 @@ def test_newton_climbs_to_the_mode_in_fewer_calls(name):
     assert calls < more
 
 
+@pytest.mark.parametrize("climb", [ascend, ascend_by_newton])
+def test_ascents_end_on_modes(climb):
+    target = wk.problems.gmm40("log_prob")
+    y = 40 * torch.randn(64, 2, generator=torch.Generator().manual_seed(3), dtype=D)
+    ends = climb(lambda at, rows: target.trial(at), y)
+    assert float(ends.decrement.max()) < 1e-7
+    assert bool((ends.value >= target.log_prob(y)).all())
+    assert float(target.trial(ends.x)[1].abs().max()) < 0.01
+
+
 def test_newton_leaves_a_saddle_upwards():
     f = lambda x: -x[:, 0].square() / 2 + x[:, 1].square() / 2 - x[:, 1].pow(4) / 4  # noqa: E731
     begin = torch.tensor([[1.0, 1e-3], [-2.0, -1e-3]], dtype=D)

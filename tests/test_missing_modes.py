@@ -9,7 +9,6 @@ import torch
 import whichkl as wk
 from whichkl.diagnostics import MissingModes
 from whichkl.diagnostics.basins import labels, spread_out
-from whichkl.particles.ascent import Ends
 
 D = torch.float64
 
@@ -223,6 +222,5 @@ def test_parts():
     assert nearest.tolist() == [0, 0, 1, 1]
     target = two(3)
     y = torch.tensor([[-3.0], [-2.9], [3.0], [2.0]], dtype=D)
-    ends = Ends(y, target.log_prob(y), torch.ones(4, dtype=torch.bool))
-    number = labels(target.trial, ends)
+    number = labels(target.trial, y, target.log_prob(y))
     assert number[0] == number[1] != number[2] == number[3]

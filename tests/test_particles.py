@@ -8,7 +8,6 @@ import torch
 import whichkl as wk
 from whichkl._checks import InputError, TargetError
 from whichkl.particles import Reference, temper
-from whichkl.particles.ascent import ascend
 from whichkl.particles.resampling import conditional_ess, next_step, systematic
 
 D = torch.float64
@@ -107,20 +106,3 @@ def test_parts():
     chosen = systematic(logw.repeat(2, 1), torch.Generator().manual_seed(0))
     counts = torch.bincount(chosen[0], minlength=4)
     assert bool(((counts - 4 * w / w.sum()).abs() < 1).all())
-
-
-def test_ascents_end_on_the_modes():
-    target = wk.problems.gmm40("log_prob")
-    y = 40 * torch.randn(64, 2, dtype=D)
-    start = target.log_prob(y)
-    ends = ascend(lambda at: target.trial(at), y)
-    assert bool(ends.arrived.all())
-    assert bool((ends.value >= start).all())
-    assert float(target.trial(ends.y)[1].abs().max()) < 0.01
-
-
-def test_ascents_of_a_narrow_valley():
-    scale = torch.logspace(0, 3, 6, dtype=D)
-    ends = ascend(lambda y: (-(y * scale).square().sum(-1) / 2, -y * scale.square()), torch.ones(3, 6, dtype=D), max_calls=200)
-    assert bool(ends.arrived.all())
-    assert float(ends.value.min()) > -1e-6

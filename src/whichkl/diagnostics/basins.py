@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from whichkl.particles.ascent import Ends
 from whichkl.particles.hamiltonian import Density
 
 _DIP = 1.0
@@ -58,41 +57,38 @@ def joined(density: Density, a: Float[Tensor, "m d"], b: Float[Tensor, "m d"], l
     return least
 
 
-def labels(density: Density, ends: Ends) -> Int[Tensor, " k"]:
+def labels(density: Density, y: Float[Tensor, "k d"], value: Float[Tensor, " k"]) -> Int[Tensor, " k"]:
     """Number the modes on which ascents ended, highest first: ends that coincide, or that a line without a dip joins, are one.
 
     Every end is compared with the nearest few of the higher ones.
     """
-    order = torch.argsort(ends.value, descending=True, stable=True)
-    y, value = ends.y[order], ends.value[order]
+    order = torch.argsort(value, descending=True, stable=True)
+    y, value = y[order], value[order]
     count = len(y)
     distance = torch.cdist(y, y)
     same = (distance < 1e-3) & ((value[:, None] - value).abs() < 1e-3)
     earlier = torch.arange(count)[None, :] < torch.arange(count)[:, None]
     copy = (same & earlier).any(1)
-    unique = (~copy).nonzero()[:, 0]
+    unique, repeated = (~copy).nonzero()[:, 0], copy.nonzero()[:, 0]
     near = torch.where(earlier, distance, math.inf)[unique][:, unique]
-    pairs = [
-        (int(unique[i]), int(unique[j]))
-        for i in range(len(unique))
-        for j in near[i].argsort()[:_NEIGHBORS].tolist()
-        if math.isfinite(float(near[i, j]))
-    ]
-    low, high = (torch.tensor([pair[side] for pair in pairs], dtype=torch.long) for side in (0, 1))
+    apart, place = near.topk(min(_NEIGHBORS, len(unique)), largest=False)
+    is_pair = apart.isfinite()
+    low, high = unique[:, None].expand_as(place)[is_pair], unique[place[is_pair]]
     is_one = joined(density, y[low], y[high], value[low])
-    label = torch.arange(count)
-    for i in range(count):  # highest first, so that what an end points to has its final number
-        if bool(copy[i]):
-            label[i] = label[int((same & earlier)[i].nonzero()[0, 0])]
-            continue
-        bound = [int(high[k]) for k in ((low == i) & is_one).nonzero()[:, 0].tolist()]
-        if bound:
-            label[i] = label[min(bound)]
-            label[torch.isin(label, label[torch.tensor(bound)])] = label[i].clone()
-    _, numbers = label.unique(return_inverse=True)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(count)
-    placed: Tensor = numbers[back]
+    first = (same & earlier).int().argmax(1)
+    edges = torch.cat([torch.stack([low, high])[:, is_one], torch.stack([repeated, first[repeated]])], 1)
+    root = list(range(count))
+
+    def top(i: int) -> int:
+        while root[i] != i:
+            i = root[i]
+        return i
+
+    for a, b in edges.T.tolist():
+        ends = top(a), top(b)
+        root[max(ends)] = min(ends)
+    _, numbers = torch.tensor([top(i) for i in range(count)]).unique(return_inverse=True)
+    placed: Tensor = torch.empty_like(order).index_copy(0, order, numbers)
     return placed
 
 

@@ -14,9 +14,9 @@ from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
 from whichkl.diagnostics.missing_modes import MissingModes, is_missed
 from whichkl.particles import Reference, temper
-from whichkl.particles.ascent import Ends, ascend
 from whichkl.seeds import seeded
 from whichkl.solvers import Solution
+from whichkl.solvers.ascent import Peaks, ascend
 from whichkl.targets import Target
 
 _QUANTILE = 1e-4
@@ -34,6 +34,8 @@ _SEVERAL = 4
 _FAR = 3.0
 """Standard deviations of q, in one coordinate, from which a mode is elsewhere."""
 _LEAPFROGS, _KEEP = 2, 0.3
+_CALLS, _DONE = 60, 1e-8
+"""Calls in which ascents are to arrive, and the rise in nats that a quasi-Newton step then still promises."""
 
 
 def missing_modes(target: Target, solution: Solution, seed: int = 0) -> MissingModes:
@@ -198,16 +200,18 @@ class _Search:
         Other optima of the fit climb too: a solver that found them knows of modes.
         """
         chosen, nearest = spread_out(y, 0, min(128, max(24, 2400 // y.shape[1])))
-        ends = ascend(self.density, torch.cat([self.y[:_FROM_Q], optima, y[chosen]]))
-        label = labels(self.density, ends)
+        start = torch.cat([self.y[:_FROM_Q], optima, y[chosen]])
+        ends = ascend(lambda at, _: self.density(at), start, tolerance=_DONE, max_calls=_CALLS)
+        arrived = ends.value.isfinite() & (ends.decrement <= _DONE)
+        label = labels(self.density, ends.x, ends.value)
         held = torch.bincount(label[:_FROM_Q], minlength=int(label.max()) + 1) >= _OWN
         seen = held[label] if bool(held.any()) else torch.arange(len(label)) < _FROM_Q
         modes: list[Tensor] = []
         number = torch.full_like(held, -1, dtype=torch.long)
         for one in (~held).nonzero()[:, 0].tolist():
-            rows = ((label == one) & ends.arrived).nonzero()[:, 0]
+            rows = ((label == one) & arrived).nonzero()[:, 0]
             if len(rows):
-                top = ends.y[rows[ends.value[rows].argmax()]]
+                top = ends.x[rows[ends.value[rows].argmax()]]
                 number[one] = len(modes)
                 modes.append(top)
         candidates = torch.stack(modes) if modes else y[:0]
@@ -230,14 +234,14 @@ class _Search:
         points[torch.arange(len(columns)), columns] = modes[far[:, columns].int().argmax(0), columns]
         return points
 
-    def _alone(self, modes: Float[Tensor, "k d"], ends: Ends, seen: Bool[Tensor, " e"]) -> Bool[Tensor, " k"]:
+    def _alone(self, modes: Float[Tensor, "k d"], ends: Peaks, seen: Bool[Tensor, " e"]) -> Bool[Tensor, " k"]:
         """Whether no straight line without a dip joins a mode to an end that q reaches."""
         if len(modes) == 0:
             return torch.zeros(0, dtype=torch.bool)
         value = self.density(modes)[0]
         order = ends.value[seen].argsort(descending=True)
-        pick, _ = spread_out(ends.y[seen][order], 0, 4)
-        goals, heights = ends.y[seen][order][pick], ends.value[seen][order][pick]
+        pick, _ = spread_out(ends.x[seen][order], 0, 4)
+        goals, heights = ends.x[seen][order][pick], ends.value[seen][order][pick]
         k, g = len(modes), len(goals)
         a, b = modes.repeat_interleave(g, 0), goals.repeat(k, 1)
         lower = torch.minimum(value.repeat_interleave(g), heights.repeat(k))
