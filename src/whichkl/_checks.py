@@ -38,6 +38,10 @@ class TargetError(WhichklError):
     exit_code = 3
 
 
+class NotANumberError(TargetError):
+    """A log density is NaN somewhere: harmless where p has no mass, as where an integrator blows up."""
+
+
 class ResourceError(WhichklError):
     """Disk, memory or permission is missing (exit code 4)."""
 
@@ -103,7 +107,8 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
     """Return a batch of log densities if it has shape (n,) and neither NaN nor +inf in it.
 
     Raises:
-        TargetError: the shape is wrong, or a value is NaN or +inf (the first such point is named).
+        NotANumberError: values are NaN, and none is +inf (the first such point is named).
+        TargetError: the shape is wrong, or a value is +inf (likewise).
     """
     n = len(x)
     if tuple(value.shape) != (n,):
@@ -116,7 +121,8 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
         shown = ", ".join(f"{v:.4g}" for v in first[:8].tolist()) + (", …" if len(first) > 8 else "")
         kind = "NaN" if bool(value[wrong][0].isnan()) else "+inf"
         because = f"`{who}` is {kind} at {int(wrong.sum())} of {n} points, first at ({shown})"
-        raise TargetError(cannot("use this target", because, "Return -inf where the density is zero, and a number elsewhere"))
+        error = TargetError if bool((value == float("inf")).any()) else NotANumberError
+        raise error(cannot("use this target", because, "Return -inf where the density is zero, and a number elsewhere"))
     return value
 
 

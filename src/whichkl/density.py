@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
+from whichkl._checks import NotANumberError, TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
 from whichkl.line_integral import LineIntegral
 
@@ -75,6 +75,22 @@ class LogDensity:
         wrong_or_zero = wrong | ~value.isfinite()
         gradient = torch.where(wrong_or_zero[:, None], 0.0, gradient)
         return torch.where(wrong, -math.inf, value), gradient, int(wrong.sum())
+
+    def tried(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], int]:
+        """Return log p for a search: −∞ where it's NaN, and at how many points that was.
+
+        Raises:
+            TargetError: as `value`, but for NaN.
+        """
+        try:
+            value = self._call(x).detach()
+        except NotANumberError:  # of the target in other coordinates
+            if len(x) == 1:
+                return torch.full_like(x[:, 0], -math.inf), 1
+            left, right = (self.tried(half) for half in x.tensor_split(2))
+            return torch.cat([left[0], right[0]]), left[1] + right[1]
+        nan = value.isnan()
+        return check_log_prob(value.masked_fill(nan, -math.inf), x), int(nan.sum())
 
     def _split_trial(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor, int]:
         """Find the points at which the function raises, by halves, and reject those alone."""

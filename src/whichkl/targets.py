@@ -225,6 +225,17 @@ class Target:
         self.evaluations["log_prob"] += 0 if self.line_integral else len(x)
         return inside(self.bijection.contains(x), x, density.value)
 
+    def tried(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """As `log_prob` for a search: a point where it's NaN gets −∞, and is counted.
+
+        Raises:
+            TargetError: as `log_prob`, but for NaN.
+        """
+        self.evaluations["log_prob"] += 0 if self.line_integral else len(x)
+        value, rejected = self._require_density().tried(x)
+        self.evaluations["rejected"] += rejected
+        return value
+
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
         """Return log p and ∇log p at rows inside the support: the user's score, autograd or central differences.
 

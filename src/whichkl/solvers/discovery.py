@@ -41,7 +41,7 @@ def discovered(
     """
     logits, loc, tril = (part[0].cpu() for part in (model.logits, model.loc, model.tril))
     pool = torch.cat([points, _spread(logits, loc, tril, seed)])
-    log_p = target.log_prob(pool.to(target.device)).detach().cpu()
+    log_p = target.tried(pool.to(target.device)).cpu()
     log_q = log_density(pool[None], logits[None], loc[None], tril[None])[0]
     dim = loc.shape[1]
     lacking = log_p - torch.maximum(log_q, log_q.max() - 20 - 2 * dim)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.solvers.ascent import ascend
-from whichkl.solvers.starts import find_starts
+from whichkl.solvers.starts import find_starts, look
 from whichkl.targets import Target
 
 _WIDE = 200
@@ -69,8 +69,9 @@ def _points(target: Target, seed: int) -> Float[Tensor, "c d"]:
         scales = torch.tensor([0.03, 0.3, 1.0, 3.0], dtype=torch.float64)
         points = scales[:, None] * torch.randn(_SEARCHES, target.dim, generator=generator, dtype=torch.float64)
     points = points.cpu()
-    finite = target.log_prob(points.to(target.device)).detach().cpu().isfinite()
+    finite = look(target, points).isfinite()
     if not bool(finite.any()):
+        target.log_prob(points.to(target.device))  # says where it is NaN, if it is
         because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.03 to 3 about 0"
         instead = "Pass `support=`, or shift and scale x so that p has mass there"
         raise TargetError(cannot("start on this target", because, instead))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl._checks import TargetError, cannot
+from whichkl._checks import NotANumberError, TargetError, cannot
 from whichkl.solvers.ascent import Peaks, ascend
 from whichkl.solvers.newton_ascent import ascend_by_newton
 from whichkl.targets import Target
@@ -21,6 +21,8 @@ _MODES = 8
 _PATIENCE = 1.5
 _NEWTON = 16
 """Up to so many dimensions a call with d more points a row costs little more, and Newton's method needs a fifth of the calls."""
+_AROUND = 256
+"""Draws of the modes' Laplace approximations at which a log density must be a number, if far away it isn't."""
 _TENTH = 0.1
 """By how much log p and its gradient may differ from a mode's parabola at a point that is said to lead to it."""
 
@@ -69,17 +71,39 @@ class Modes:
 def find_modes(target: Target, seed: int) -> Modes:
     """Climb from candidates of several scales, or from draws of p, to the modes.
 
+    Candidates at which the log density is NaN are left out, where it's a number all over the modes' Laplace approximations.
+
     Raises:
-        TargetError: the log density is −inf at every candidate, or looks like a density.
+        NotANumberError: the log density is NaN at candidates, and no modes are found, or it's NaN about them too.
+        TargetError: the log density is −inf or NaN at every candidate, +inf at one, or looks like a density.
     """
-    points = _candidates(target, seed)
-    target.value_and_score(points[:8].to(target.device))
-    modes = climb_to_modes(target, points[:_SEARCHES], _MODES)
-    return replace(modes, points=points)
+    rejected = target.evaluations["rejected"]
+    points, value = _candidates(target, seed)
+    has_nan = target.evaluations["rejected"] > rejected
+    began = points[value.isfinite()]
+    target.value_and_score(began[:8].to(target.device))
+    modes = climb_to_modes(target, began[:_SEARCHES], _MODES)
+    if has_nan and not _is_number_about(target, modes, seed):
+        target.log_prob(points.to(target.device))  # raises, and says where
+    return replace(modes, points=began)
 
 
-def _candidates(target: Target, seed: int) -> Float[Tensor, "c d"]:
-    """Points where the log density is finite, to begin the search for modes."""
+def _is_number_about(target: Target, modes: Modes, seed: int) -> bool:
+    """Whether there are modes, and the log density is a number or −∞ at draws of their Laplace approximations."""
+    if len(modes.locs) == 0:
+        return False
+    z = torch.randn(_AROUND, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    which = torch.arange(_AROUND) % len(modes.locs)
+    x = modes.locs[which] + torch.einsum("nij,nj->ni", modes.trils[which], z)
+    try:
+        target.log_prob(x.to(target.device))
+    except NotANumberError:
+        return False
+    return True
+
+
+def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
+    """Points among which the search for modes begins, with log p; it is −∞ where it isn't a number, but not at draws of p."""
     if target.samples is not None:
         generator = torch.Generator().manual_seed(seed)
         points = target.samples[torch.randperm(len(target.samples), generator=generator)[:_CANDIDATES]].to(torch.float64)
@@ -89,18 +113,25 @@ def _candidates(target: Target, seed: int) -> Float[Tensor, "c d"]:
         sobol = torch.quasirandom.SobolEngine(target.dim, scramble=True, seed=seed).draw(_CANDIDATES, dtype=torch.float64)
         normal = math.sqrt(2) * torch.erfinv((2 * sobol - 1).clamp(-1 + 1e-12, 1 - 1e-12))
         points = normal * torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64).repeat(_CANDIDATES // 4)[:, None]
-    value = target.log_prob(points.to(target.device)).detach().cpu()
+    value = look(target, points)
     finite = value.isfinite()
     if bool(finite.all()) and float(value.max()) == float(value.min()):
         because = "`log_prob` is constant, so that the density doesn't fall off and can't be normalised"
         raise TargetError(cannot("fit this target", because, "Pass `support=`, or the log density that you mean"))
     if not bool(finite.any()):
+        target.log_prob(points.to(target.device))  # says where it is NaN, if it is
         because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.3 to 10 about 0"
         raise TargetError(
             cannot("start on this target", because, "Pass `support=`, or shift and scale x so that p has mass there")
         )
     _refuse_density(target, value)
-    return points[finite]
+    return points, value
+
+
+def look(target: Target, points: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
+    """Return log p at points to start from, −∞ where it's NaN; at draws of p that is an error."""
+    value = target.log_prob if target.access.can_sample else target.tried
+    return value(points.to(target.device)).detach().cpu()
 
 
 def _refuse_density(target: Target, value: Tensor) -> None:
