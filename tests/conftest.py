@@ -9,6 +9,8 @@ import torch
 # The tests' operations are small: on a busy machine, threads that wait for each other cost ten times the work.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# Two hundred commands and examples are started: without this each would compile the package anew, where the machine says so.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

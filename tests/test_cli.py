@@ -45,7 +45,8 @@ def test_columns_are_fitted_given_others_from_a_file_and_from_a_folder_of_them(t
     for i in range(2):
         frame[200 * i : 200 * (i + 1)].to_parquet(tmp_path / "parts" / f"{i}.parquet", index=False)
     family = ("--family", "generalized_linear:poisson")
-    runs = [whichkl("fit", name, "--given", "age, dose", *family, "--json", cwd=tmp_path) for name in ("all.csv", "parts")]
+    wanted = {"all.csv": ("--json",), "parts": ("--json", "--out", "out")}
+    runs = [whichkl("fit", name, "--given", "age, dose", *family, *more, cwd=tmp_path) for name, more in wanted.items()]
     assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
     found = [json.loads(run.stdout) for run in runs]
     assert found[0]["names"] == ["visits"]
@@ -53,8 +54,7 @@ def test_columns_are_fitted_given_others_from_a_file_and_from_a_folder_of_them(t
     theirs = PoissonRegressor(alpha=0, tol=1e-10).fit(frame[["age", "dose"]], frame["visits"]).coef_
     np.testing.assert_allclose(weights[0][0], theirs, rtol=1e-4)
     np.testing.assert_allclose(weights[1], weights[0], rtol=1e-9)
-    out = whichkl("fit", "parts", "--given", "age,dose", *family, "--out", "out", cwd=tmp_path)
-    assert out.returncode == 0 and (tmp_path / "out" / "report.html").is_file(), out.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
     assert whichkl("fit", "parts", "--given", "age,dose", cwd=tmp_path).stderr.count("GeneralizedLinear")
     for given, said in (
         ("weight", "there is no column `weight`, but `age`"),
@@ -197,6 +197,7 @@ def test_an_output_that_is_a_file_is_exit_four_and_stays(folder):
     assert (folder / "taken").read_text() == "mine"
 
 
+@pytest.mark.slow  # CI runs `make demo`, and test_demo.py looks at what it makes
 def test_demo_writes_both_files_and_a_table(folder):
     result = whichkl("demo", "--out", "out", cwd=folder)
     assert result.returncode == 0, result.stderr
