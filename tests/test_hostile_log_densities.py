@@ -83,6 +83,16 @@ def test_no_number_far_from_the_mass_is_found_and_said(family):
     assert found.diagnostics.elbo.value == pytest.approx(math.log(2 * math.pi), abs=1e-3)
 
 
+def test_no_number_on_a_support_is_said_in_its_coordinates():
+    near = wk.Target(log_prob=lambda x: torch.where(x.amax(-1) > 0.5, math.nan, -x.sum(-1)), dim=2, support="positive")
+    with pytest.raises(TargetError, match="NaN at .* points, first at") as caught:
+        wk.fit(near)
+    first = [float(one) for one in str(caught.value).split("first at (")[1].split(")")[0].split(", ")]
+    assert min(first) > 0 and max(first) > 0.5
+    gamma = lambda x: torch.where(x.amax(-1) > 60, math.nan, (3 * x.log() - x).sum(-1))  # noqa: E731
+    assert "not_a_number_met" in wk.fit(wk.Target(log_prob=gamma, dim=2, support="positive")).findings
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["flat along x2", "a huge constant", "a box"])
 def test_every_family_says_the_same(name, family):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import NotANumberError, TargetError, WhichklError, cannot, check_log_prob
+from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
 from whichkl.line_integral import LineIntegral
 
@@ -36,6 +36,8 @@ class LogDensity:
     def __init__(self, function: Function, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
         """Take the functions; see the class for the arguments."""
         self.function, self.score, self.batched, self.probe = function, score, batched, probe
+        self.place: Callable[[Tensor], Tensor] | None = None
+        """Where errors say that a point lies: elsewhere than x, where the function is read in other coordinates."""
         self._verified = False
 
     @property
@@ -49,8 +51,7 @@ class LogDensity:
         Raises:
             TargetError: the function raised, or returned the wrong shape, NaN or +inf.
         """
-        as_array = self._style == "numpy"  # first, since it settles what the function is
-        return check_log_prob(call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype), x)
+        return self._checked(self.unchecked(x), x)
 
     def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return the user's score at each row.
@@ -82,15 +83,9 @@ class LogDensity:
         Raises:
             TargetError: as `value`, but for NaN.
         """
-        try:
-            value = self._call(x).detach()
-        except NotANumberError:  # of the target in other coordinates
-            if len(x) == 1:
-                return torch.full_like(x[:, 0], -math.inf), 1
-            left, right = (self.tried(half) for half in x.tensor_split(2))
-            return torch.cat([left[0], right[0]]), left[1] + right[1]
+        value = self.unchecked(x).detach()
         nan = value.isnan()
-        return check_log_prob(value.masked_fill(nan, -math.inf), x), int(nan.sum())
+        return self._checked(value.masked_fill(nan, -math.inf), x), int(nan.sum())
 
     def _split_trial(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor, int]:
         """Find the points at which the function raises, by halves, and reject those alone."""
@@ -106,7 +101,7 @@ class LogDensity:
             TargetError: as `value`, or the gradient isn't finite where the value is.
         """
         value, gradient = self._raw(x.detach())
-        value = check_log_prob(value, x)
+        value = self._checked(value, x)
         gradient = check_score(gradient, value, x)
         if len(x) and not self._verified:
             self._verify(x.detach(), value, gradient)
@@ -115,21 +110,35 @@ class LogDensity:
     def _raw(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
         """Call the function and its gradient; only their shapes are checked."""
         if self.score is not None:
-            value = self._call(x).detach()  # before the gradient, since it settles what the functions are
+            value = self.unchecked(x).detach()  # before the gradient, since it settles what the functions are
             return value, self.gradient(x)
         if self.differentiable:
             point = x.clone().requires_grad_(True)
             with torch.enable_grad():
-                value = self._call(point)
+                value = self.unchecked(point)
                 leads = value.requires_grad  # not where every row lies outside the support
                 gradient = torch.autograd.grad(value.sum(), point)[0] if leads else torch.zeros_like(x)
             value = value.detach()
         else:
-            value, gradient = self._call(x).detach(), self._central_differences(x)
+            value, gradient = self.unchecked(x).detach(), self._central_differences(x)
         return value, check_shape(gradient, x)
 
-    def _call(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        as_array = self._style == "numpy"
+    def _checked(self, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return values if each is a number or −∞.
+
+        Raises:
+            TargetError: one isn't.
+        """
+        is_number = value.shape == (len(x),) and not bool((value.isnan() | (value == math.inf)).any())
+        return value if is_number else check_log_prob(value, self.place(x) if self.place else x)
+
+    def unchecked(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return log p at each row, which may be NaN or +inf.
+
+        Raises:
+            TargetError: the function raised, or returned the wrong shape.
+        """
+        as_array = self._style == "numpy"  # first, since it settles what the function is
         value = call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype)
         return value if tuple(value.shape) == (len(x),) else check_log_prob(value, x)
 
@@ -140,7 +149,7 @@ class LogDensity:
             TargetError: they disagree at most of up to eight points.
         """
         self._verified = True
-        alone = torch.cat([self._call(x[i : i + 1]).detach() for i in range(min(3, len(x)))])
+        alone = torch.cat([self.unchecked(x[i : i + 1]).detach() for i in range(min(3, len(x)))])
         together = value[: len(alone)]
         apart = (alone - together).abs() > 1e-3 * (1 + together.abs())
         if bool((apart & together.isfinite()).any()):
@@ -158,7 +167,7 @@ class LogDensity:
         along = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
         eps = torch.finfo(self.probe.dtype).eps
         step = eps ** (1 / 3) * torch.linalg.vector_norm(x, dim=-1).clamp(min=1.0)
-        ahead, behind = (self._call(x + sign * step[:, None] * along).detach() for sign in (1, -1))
+        ahead, behind = (self.unchecked(x + sign * step[:, None] * along).detach() for sign in (1, -1))
         difference, slope = (ahead - behind) / (2 * step), (gradient * along).sum(-1)
         slack = 0.05 * (difference.abs() + slope.abs()) + 1e-3 * torch.linalg.vector_norm(gradient, dim=-1)
         wrong = (difference - slope).abs() > slack + 1e-6 + 100 * eps * value.abs() / step
@@ -180,7 +189,7 @@ class LogDensity:
         step = torch.finfo(self.probe.dtype).eps ** (1 / 3) * x.abs().clamp(min=1.0)
         moves = torch.diag_embed(step)
         ends = torch.cat([x[:, None] + moves, x[:, None] - moves]).reshape(-1, d)
-        high, low = self._call(ends).detach().reshape(2, n, d)
+        high, low = self.unchecked(ends).detach().reshape(2, n, d)
         slope: Tensor = (high - low) / (2 * step)
         return slope
 

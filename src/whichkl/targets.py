@@ -293,12 +293,12 @@ class Target:
             return free
         if self.bijection.is_real:
             return self
-        bijection, inner = self.bijection, copy.copy(self)
-        differentiable = self.density is not None and self.density.differentiable
-
+        bijection, inner, log_prob = self.bijection, copy.copy(self), None
+        if self.density is not None:
+            log_prob = free_log_prob(bijection, self.density.unchecked, differentiable=self.density.differentiable)
         free = Target(
             samples=None if self.samples is None else bijection.inverse(self.samples),
-            log_prob=free_log_prob(bijection, inner.log_prob, differentiable=differentiable) if self.density else None,
+            log_prob=log_prob,
             sampler=free_sampler(bijection, self.draws) if self.sampler else None,
             score=free_score(bijection, inner.gradient) if self.score else None,
             dim=bijection.free_dim,
@@ -309,6 +309,8 @@ class Target:
             dtype=self.dtype,
             device=self.device,
         )
+        if free.density is not None:
+            free.density.place = bijection.forward
         free.context, free.context_names, free.scalar = self.context, self.context_names, self.scalar
         free.evaluations = self.evaluations
         inner.evaluations = Evaluations()
