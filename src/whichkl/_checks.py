@@ -122,7 +122,8 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
         kind = "NaN" if bool(value[wrong][0].isnan()) else "+inf"
         because = f"`{who}` is {kind} at {int(wrong.sum())} of {n} points, first at ({shown})"
         error = TargetError if bool((value == float("inf")).any()) else NotANumberError
-        raise error(cannot("use this target", because, "Return -inf where the density is zero, and a number elsewhere"))
+        instead = "Return a number, or -inf where the density is zero; where x is bounded, pass `support=`"
+        raise error(cannot("use this target", because, instead))
     return value
 
 

@@ -170,7 +170,10 @@ def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: W
 
 
 def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
-    value = torch.as_tensor(f(points)).detach().to("cpu", torch.float64)
+    returned = f(points)
+    if returned is None:
+        raise InputError(cannot("take the expectation of this function", "it returned None", "Return (n,) or (n, k)"))
+    value = torch.as_tensor(returned).detach().to("cpu", torch.float64)
     if value.ndim not in (1, 2) or len(value) != len(points):
         because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
         raise InputError(cannot("take the expectation of this function", because, "Return (n,) or (n, k), a row each point"))

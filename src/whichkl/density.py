@@ -153,6 +153,12 @@ class LogDensity:
         together = value[: len(alone)]
         apart = (alone - together).abs() > 1e-3 * (1 + together.abs())
         if bool((apart & together.isfinite()).any()):
+            again = self.unchecked(x).detach()
+            if bool((again != value)[value.isfinite()].any()):
+                two = f"{float(value[again != value][0]):.4g} and {float(again[again != value][0]):.4g}"
+                because = f"`log_prob` isn't a function: it was {two} at one point, at two calls"
+                instead = "Take the noise out (dropout: `.eval()`; draws inside: fix their seed)"
+                raise TargetError(cannot("use this target", because, instead))
             found = f"{float(together[apart][0]):.4g} in it, {float(alone[apart][0]):.4g} alone"
             because = f"`log_prob` of a point depends on the batch: {found}"
             raise TargetError(
@@ -346,4 +352,6 @@ def check_shape(gradient: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d
 def _tensor(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.to(like)
+    if value is None:
+        raise TargetError(cannot("evaluate this function", "it returned None", "Return a tensor or an array, a row each point"))
     return torch.as_tensor(np.asarray(value, dtype=np.float64)).to(like)

@@ -143,6 +143,10 @@ class Supported(TransformedDistribution):
         found: Tensor = super().log_prob(safe)
         return torch.where(within, found, torch.where(value.isnan().any(-1), math.nan, -math.inf).to(found))
 
+    def __repr__(self) -> str:
+        """Name the model, and the support that it is carried into."""
+        return f"Supported({self.base_dist!r}, {', '.join(str(part) for part in self.bijection.constraints)})"
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Supported:
         """Return the same law for a batch."""
         new = self._get_checked_instance(Supported, _instance)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from whichkl.diagnostics.correlation import next_richer
-from whichkl.diagnostics.result import Diagnostics, draws_in
+from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics, draws_in
 from whichkl.divergences import Estimate
 from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
 from whichkl.importance import khat_limit
@@ -59,7 +59,10 @@ FINDINGS = {
         "By linear response mean field makes columns too narrow, as it does where they hang together: `fit.linear_response()` "
         "has their covariance; or try {richer}."
     ),
-    "weights_unreliable": "Importance weights can't repair this fit: don't reweight its draws.",
+    "weights_unreliable": (
+        "Importance weights can't repair this fit: don't reweight its draws. `fit.expect(f)` goes on to particles, or says "
+        "why not; or try {richer}."
+    ),
 }
 """What can be found, each with the next step."""
 
@@ -91,6 +94,8 @@ def find(
     known = value.up_to is None and value.reliable
     least = d.least_kl or 0.0
     left_out = d.separate > 1 and least > 0.01
+    best = d.optima[0].loss
+    several = sum(one.loss - best < NEGLIGIBLE for one in d.optima) > 1
     missing = d.missing_modes is not None and d.missing_modes.found
     draws = draws_in(target.dim)
     weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(draws) and d.ess < 0.9 * draws
@@ -105,7 +110,7 @@ def find(
         or (d.richer_gain is not None and d.richer_gain.value > max(4 * d.richer_gain.stderr, _TOO_FAR))
         or (is_forward and _is_told_apart(d)),
         "family_too_rich": d.simpler_gain is not None and d.simpler_gain.value > 2 * d.simpler_gain.stderr,
-        "other_modes_exist": len(d.optima) > 1 and not is_forward and not (known and value.value < 0.01) and not followed,
+        "other_modes_exist": several and not is_forward and not (known and value.value < 0.01) and not followed,
         "accesses_disagree": _accesses_disagree(target, seed),
         "heavy_tails": not family.conditional and not value.reliable and value.khat is not None and value.khat >= 1,
         "log_density_jumps": (d.jump or 0.0) > _JUMP,

@@ -12,6 +12,8 @@ from whichkl.samples import Block
 from whichkl.solvers import Optimum
 
 DRAWS = 10_000
+NEGLIGIBLE = 10.0
+"""An optimum so many nats worse than the best has no mass to speak of beside it, some e⁻¹⁰."""
 _ROOM = 1 << 22
 """Numbers in the draws at most, 32 MB, but at least 1,000 draws."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from whichkl._checks import WhichklError
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import weights_are_correlated
-from whichkl.diagnostics.result import Diagnostics, draws_in
+from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics, draws_in
 from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.families.family import NodeFamily
@@ -36,8 +36,10 @@ def by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnosti
         khat = pareto_smooth(log_weight)[1]
     elbo = replace(reverse, value=-reverse.value, ess=ess, khat=khat)
     gap = float(torch.logsumexp(log_weight, 0)) - math.log(len(x)) - elbo.value
-    apart = _apart(diagnostics.optima, family) if separate else diagnostics.optima[:1]
-    missed = math.log(sum(math.exp(diagnostics.optima[0].loss - one.loss) for one in apart))
+    best = diagnostics.optima[0].loss
+    relevant = tuple(one for one in diagnostics.optima if one is diagnostics.optima[0] or one.loss - best < NEGLIGIBLE)
+    apart = _apart(relevant, family) if separate else relevant[:1]
+    missed = math.log(sum(math.exp(best - one.loss) for one in apart))
     correlated = weights_are_correlated(target, family, x, log_weight)
     return replace(
         diagnostics, elbo=elbo, ess=ess, khat=khat, correlated=correlated, least_kl=max(gap, missed), separate=len(apart)

@@ -24,7 +24,8 @@ def refuse_infinite(elbo: Float[Tensor, " b"]) -> None:
         "`log_prob` is -inf inside the support of every start, so that reverse KL is infinite there, or it doesn't fall off and "
         "can't be normalised"
     )
-    raise TargetError(cannot("minimise `reverse_kl` here", because, "Pass `support=`, check its signs, or use `forward_kl`"))
+    instead = "Pass `support=`, check its signs, or use `forward_kl`, for which the target has to be drawn from"
+    raise TargetError(cannot("minimise `reverse_kl` here", because, instead))
 
 
 def refuse_unbounded(elbo: float, spread: Float[Tensor, " d"], names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl._checks import NotANumberError, TargetError, cannot
+from whichkl._checks import TargetError, cannot
 from whichkl.solvers.ascent import Peaks, ascend
 from whichkl.solvers.newton_ascent import ascend_by_newton
 from whichkl.targets import Target
@@ -83,23 +83,23 @@ def find_modes(target: Target, seed: int) -> Modes:
     began = points[value.isfinite()]
     target.value_and_score(began[:8].to(target.device))
     modes = climb_to_modes(target, began[:_SEARCHES], _MODES)
-    if has_nan and not _is_number_about(target, modes, seed):
-        target.log_prob(points.to(target.device))  # raises, and says where
+    if has_nan and len(modes.locs):
+        _check_about(target, modes, seed)
+    elif has_nan:
+        target.log_prob(points.to(target.device))  # raises
     return replace(modes, points=began)
 
 
-def _is_number_about(target: Target, modes: Modes, seed: int) -> bool:
-    """Whether there are modes, and the log density is a number or −∞ at draws of their Laplace approximations."""
-    if len(modes.locs) == 0:
-        return False
+def _check_about(target: Target, modes: Modes, seed: int) -> None:
+    """Try the log density at draws of the modes' Laplace approximations.
+
+    Raises:
+        NotANumberError: it is NaN there.
+    """
     z = torch.randn(_AROUND, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     which = torch.arange(_AROUND) % len(modes.locs)
     x = modes.locs[which] + torch.einsum("nij,nj->ni", modes.trils[which], z)
-    try:
-        target.log_prob(x.to(target.device))
-    except NotANumberError:
-        return False
-    return True
+    target.log_prob(x.to(target.device))
 
 
 def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
