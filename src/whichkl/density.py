@@ -154,8 +154,9 @@ class LogDensity:
         apart = (alone - together).abs() > 1e-3 * (1 + together.abs())
         if bool((apart & together.isfinite()).any()):
             again = self.unchecked(x).detach()
-            if bool((again != value)[value.isfinite()].any()):
-                two = f"{float(value[again != value][0]):.4g} and {float(again[again != value][0]):.4g}"
+            noise = (again - value).abs() > 1e-6 * (1 + value.abs())
+            if bool(noise.any()):
+                two = f"{float(value[noise][0]):.4g} and {float(again[noise][0]):.4g}"
                 because = f"`log_prob` isn't a function: it was {two} at one point, at two calls"
                 instead = "Take the noise out (dropout: `.eval()`; draws inside: fix their seed)"
                 raise TargetError(cannot("use this target", because, instead))

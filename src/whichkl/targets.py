@@ -226,7 +226,7 @@ class Target:
         return inside(self.bijection.contains(x), x, density.value)
 
     def tried(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """As `log_prob` for a search: a point where it's NaN gets −∞, and is counted.
+        """As `log_prob` at rows inside the support, for a search: a point where it's NaN gets −∞, and is counted.
 
         Raises:
             TargetError: as `log_prob`, but for NaN.
