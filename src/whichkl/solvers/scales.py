@@ -71,7 +71,6 @@ def _points(target: Target, seed: int) -> Float[Tensor, "c d"]:
     points = points.cpu()
     finite = look(target, points).isfinite()
     if not bool(finite.any()):
-        target.log_prob(points.to(target.device))  # says where it is NaN, if it is
         because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.03 to 3 about 0"
         instead = "Pass `support=`, or shift and scale x so that p has mass there"
         raise TargetError(cannot("start on this target", because, instead))

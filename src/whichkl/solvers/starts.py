@@ -119,7 +119,6 @@ def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[
         because = "`log_prob` is constant, so that the density doesn't fall off and can't be normalised"
         raise TargetError(cannot("fit this target", because, "Pass `support=`, or the log density that you mean"))
     if not bool(finite.any()):
-        target.log_prob(points.to(target.device))  # says where it is NaN, if it is
         because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.3 to 10 about 0"
         raise TargetError(
             cannot("start on this target", because, "Pass `support=`, or shift and scale x so that p has mass there")
@@ -130,8 +129,11 @@ def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[
 
 def look(target: Target, points: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
     """Return log p at points to start from, −∞ where it's NaN; at draws of p that is an error."""
-    value = target.log_prob if target.access.can_sample else target.tried
-    return value(points.to(target.device)).detach().cpu()
+    points = points.to(target.device)
+    value = target.log_prob(points) if target.access.can_sample else target.tried(points)
+    if not bool(value.isfinite().any()):
+        target.log_prob(points)  # says where it is NaN, if it is
+    return value.detach().cpu()
 
 
 def _refuse_density(target: Target, value: Tensor) -> None:
