@@ -122,7 +122,8 @@ def run(
         work = _Run(plan, store, ray if isinstance(ray, Ray) else None, tell or (lambda _: None))
         cells, dropped = work.piloted() if pilot else (work.finish(plan.cells), ())
         study = Study(ordered(cells, config), config, None if out is None else Path(out), dropped, _drawn(plan))
-        if study.folder is not None:
+        if isinstance(store, Ledger) and study.folder is not None:
+            store.settle()  # a table never tells of a cell that isn't there
             write_tables(study.folder, study.cells, study.table)
     return study
 

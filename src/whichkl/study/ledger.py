@@ -87,7 +87,7 @@ class Ledger:
             ledger.load(recompute=recompute)
             with ThreadPoolExecutor(_WRITERS) as ledger._writer:  # which ends when all is written
                 yield ledger
-                ledger._settled(0)
+                ledger.settle()
 
     def load(self, *, recompute: bool = False) -> None:
         """Read every finished cell, its hashes checked.
@@ -126,13 +126,17 @@ class Ledger:
         """
         if self._writer is None:
             raise ValueError("the ledger isn't open")
-        self._settled(_AHEAD)
+        self.settle(_AHEAD)
         self._waiting.append(self._writer.submit(self._commit, key, outcome))
         self.cells[key] = stored_of(key, outcome.files, outcome.seconds, self.folder / _CELLS / key)
         return self.cells[key]
 
-    def _settled(self, most: int) -> None:
-        """Wait until at most so many cells are still to be written, and raise what went wrong with the others."""
+    def settle(self, most: int = 0) -> None:
+        """Wait until at most so many cells are still to be written.
+
+        Raises:
+            ResourceError: one of the others couldn't be written.
+        """
         while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
             self._waiting.popleft().result()
 
