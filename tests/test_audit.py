@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import whichkl as wk
+from programs import whichkl
 from whichkl import losses as wl
 from whichkl._checks import InputError
 from whichkl.auditing import ADAPTERS, Adapter, audit
@@ -371,9 +369,7 @@ def test_the_command_line(tmp_path):
     )
 
     def run(*arguments):
-        command = [sys.executable, "-m", "whichkl", "audit", *arguments]
-        environment = {**os.environ, "COLUMNS": "160"}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+        return whichkl("audit", *arguments, cwd=tmp_path, env={"COLUMNS": "160"})
 
     good = run("mine.py:good", "--knob", "w=0:1", "--claims", "jeffreys")
     assert good.returncode == 0 and "It is jeffreys" in good.stdout and "knob w" in good.stdout, good.stderr

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -13,6 +11,7 @@ from scipy.signal import lfilter
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import whichkl as wk
+from programs import whichkl
 from whichkl import Target
 from whichkl.chains import chain_ids, effective_draws, standard_error, thinning
 from whichkl.diagnostics import cross_fit
@@ -191,9 +190,9 @@ def test_chains_need_equally_weighted_samples():
 
 def test_the_command_takes_the_count_of_chains(tmp_path):
     np.savetxt(tmp_path / "p.csv", chained(6000, 0, dim=1).samples.numpy(), header="x1", comments="")
-    start = [sys.executable, "-m", "whichkl", "estimate", "--p", str(tmp_path / "p.csv"), "--q", "Normal(0.5,1)", "--json"]
-    done = subprocess.run([*start, "--p-chains", "2"], capture_output=True, text=True, timeout=120)
+    start = ["estimate", "--p", tmp_path / "p.csv", "--q", "Normal(0.5,1)", "--json"]
+    done = whichkl(*start, "--p-chains", "2")
     assert "of p were thinned to every" in json.loads(done.stdout)["notes"][-1]
     for more, message in ((["--p-chains", "7"], "6000 rows aren't 7"), (["--q-chains", "2"], "it isn't a file of samples")):
-        done = subprocess.run([*start, *more], capture_output=True, text=True, timeout=120)
+        done = whichkl(*start, *more)
         assert done.returncode == 2 and message in done.stderr

@@ -1,7 +1,6 @@
 """The command line in real subprocesses: what it prints, its exit codes, and that nothing is half-written."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import PoissonRegressor
 
+from programs import run, whichkl
 from whichkl import Target
 from whichkl._checks import InputError
 
@@ -27,12 +27,6 @@ def empty(x):
 def broken(x):
     return undefined
 """
-
-
-def whichkl(*arguments, cwd, env=None):
-    command = [sys.executable, "-m", "whichkl", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200", **(env or {})}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
 
 
 def test_columns_are_fitted_given_others_from_a_file_and_from_a_folder_of_them(tmp_path):
@@ -178,7 +172,7 @@ def test_a_missing_extra_names_the_install_line(folder):
     assert "Traceback" not in result.stderr
     for module, call in (("pyarrow", "wk.Target.of('x.csv')"), ("plotly", "wk.plot(wk.fit(wk.problems.bimodal()))")):
         code = f"import sys, whichkl as wk; sys.modules[{module!r}] = None\ntry:\n {call}\nexcept ValueError as e:\n print(e)"
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+        result = run("-c", code, cwd=folder)
         assert "pip install 'whichkl[app]'" in result.stdout, result.stderr
 
 

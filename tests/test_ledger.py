@@ -16,6 +16,7 @@ import torch
 from torch.distributions import Normal
 
 import whichkl as wk
+from programs import whichkl
 from whichkl._checks import InputError, IntegrityError, ResourceError
 from whichkl.study import Study
 from whichkl.study.ledger import Ledger, differences
@@ -311,8 +312,7 @@ def test_the_command_says_what_it_could_not_do_by_its_exit_code(tmp_path):
     (tmp_path / "file").write_text("")
 
     def run(*arguments):
-        command = [sys.executable, "-m", "whichkl", "compare", "study.yaml", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return whichkl("compare", "study.yaml", *arguments, cwd=tmp_path)
 
     assert run("--out", "file/out").returncode == 4
     assert run("--out", "out").returncode == 0

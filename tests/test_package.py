@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import programs
 import whichkl as wk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +71,7 @@ def test_a_first_fit_waits_for_no_library_that_it_does_not_use():
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_runs(path, tmp_path):
-    result = subprocess.run([sys.executable, "-W", "error", str(path)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = programs.run(str(path), cwd=tmp_path, strict=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
@@ -117,7 +118,7 @@ def test_the_readmes_code_runs(tmp_path):
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
 def test_the_code_of_every_docs_page_runs(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    result = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = programs.run("-c", "\n".join(blocks), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 

@@ -1,13 +1,12 @@
 """Studies in files: what they may say, and the line of whatever they say wrong."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from programs import whichkl
 from whichkl._checks import InputError, TargetError
 from whichkl.study.config import read_plan
 from whichkl.study.plan import family_text
@@ -132,9 +131,7 @@ def test_the_data_and_the_code_are_part_of_a_cells_name(tmp_path):
 
 
 def command(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "whichkl", "compare", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return whichkl("compare", *arguments, cwd=cwd)
 
 
 def test_the_command_runs_a_study_and_refuses_a_wrong_one(tmp_path):

@@ -1,0 +1,94 @@
+"""Programs: commands and scripts, each in a process of its own, forked from one that has loaded torch and the package.
+
+A process of Python loads them in three seconds, and the tests start a hundred. What a program is told is what Python would
+tell it: arguments, folder, environment, streams, warnings; how it ends is what the system says. A test of loading itself
+needs a fresh Python.
+"""
+
+import functools
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_LONGEST = 600
+"""Seconds after which a program that hangs is killed."""
+
+
+def whichkl(*arguments, cwd=None, env=None):
+    """Run `python -m whichkl` with these arguments."""
+    return run("-m", "whichkl", *map(str, arguments), cwd=cwd, env={"COLUMNS": "200", **(env or {})})
+
+
+def run(*command, cwd=None, env=None, strict=False):
+    """Run Python with a command line of `-m module`, `-c code` or a script, and arguments; `strict` makes warnings errors."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, error = Path(folder) / "out", Path(folder) / "error"
+        asked = {"command": command, "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **(env or {})}, "strict": strict}
+        server = _server()
+        server.stdin.write(json.dumps({**asked, "out": str(out), "error": str(error)}) + "\n")
+        server.stdin.flush()
+        ended = json.loads(server.stdout.readline())
+        return subprocess.CompletedProcess(command, ended, out.read_text(), error.read_text())
+
+
+@functools.cache
+def _server():
+    command = [sys.executable, __file__]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # it ends with its input
+
+
+def _serve():
+    """Fork a process for each line that is read; return, in that process, what it is to run."""
+    import pyarrow.parquet  # noqa: F401
+    import torch  # noqa: F401
+
+    import whichkl as wk
+
+    for name in wk.__all__:
+        getattr(wk, name)
+    gc.freeze()  # a process that ends doesn't look through it all
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            return asked
+        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
+    return None
+
+
+def _become(asked):
+    """Take on what a fresh process would have been given, and return what it runs."""
+    import runpy
+    import warnings
+
+    signal.alarm(_LONGEST)
+    os.chdir(asked["cwd"])
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    for number, path in enumerate((os.devnull, asked["out"], asked["error"])):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.dup2(handle, number)
+        os.close(handle)
+    if asked["strict"]:
+        warnings.simplefilter("error")
+    first, *rest = asked["command"]
+    where = {"-m": asked["cwd"], "-c": ""}
+    sys.argv, sys.path[0] = [first, *rest], where.get(first, str(Path(first).parent))
+    if first == "-m":
+        sys.argv = rest
+        return functools.partial(runpy.run_module, rest[0], run_name="__main__", alter_sys=True)
+    if first == "-c":
+        sys.argv = [first, *rest[1:]]
+        return functools.partial(exec, rest[0], vars(sys.modules["__main__"]))
+    return functools.partial(runpy.run_path, first, run_name="__main__")
+
+
+if __name__ == "__main__":
+    told = _serve()
+    if told is not None:
+        _become(told)()
