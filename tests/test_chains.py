@@ -115,7 +115,7 @@ ASKED = {
 }
 
 
-LONG = ("jeffreys", "bridge", "bridge back", "control variate", "any kind")
+LONG = ("mean", "jeffreys", "bridge", "bridge back", "control variate", "any kind")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in ASKED])

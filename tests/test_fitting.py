@@ -384,7 +384,7 @@ def unseen_loss(x: np.ndarray):
     return monte_carlo.cross_entropy(loss, how)
 
 
-@pytest.mark.parametrize("rows", [12, 15, 20, 25, 30, 60])
+@pytest.mark.parametrize("rows", [15, 60, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (12, 20, 25, 30))])
 def test_few_rows_are_no_evidence_of_heavy_tails(rows):
     def is_heavy(value):
         return not value.reliable and value.khat is not None and value.khat >= 1

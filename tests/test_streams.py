@@ -29,7 +29,7 @@ from whichkl.samples import Loaded, Shards, open_stream, opening
 from whichkl.samples.parquet import ParquetShard
 from whichkl.samples.shard import FilePart
 from whichkl.samples.stream import joined
-from whichkl.solvers import ClosedForm
+from whichkl.solvers import ClosedForm, Stochastic
 from whichkl.solvers.work import Work
 
 RNG = np.random.default_rng(0)
@@ -327,15 +327,17 @@ def test_support_names_and_what_goes_with_samples_are_checked_for_streams(tmp_pa
     assert wk.Target(samples=folder, names=["u", "v", "w"]).names == ("u", "v", "w")
 
 
-@pytest.mark.parametrize("family", [LinearGaussian(), Neural("normal", hidden=(4,))], ids=str)
+@pytest.mark.parametrize(
+    ("family", "solver"), [(LinearGaussian(), None), (Neural("normal", hidden=(4,)), Stochastic(steps=20, learning_rate=0.01))]
+)
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
-def test_events_of_a_loader_have_the_shape_in_which_y_came(family, shape):
+def test_events_of_a_loader_have_the_shape_in_which_y_came(family, solver, shape):
     x, y = torch.from_numpy(X[:200, :2]), torch.from_numpy(X[:200, 2]).reshape(200, *shape)
     data = TensorDataset(x, y)
     for samples in ((x, y), data, DataLoader(data, 50, shuffle=True), DataLoader([(x, y)], None)):
         target = wk.Target(samples=samples)
         assert target.scalar == (shape == ())
-        assert tuple(wk.fit(target, family, judge=False).model(x[:3]).event_shape) == shape
+        assert tuple(wk.fit(target, family, solver=solver, judge=False).model(x[:3]).event_shape) == shape
 
 
 def test_columns_of_a_folder_are_given_as_those_of_a_table_are(tmp_path):
