@@ -85,6 +85,17 @@ def test_no_number_far_from_the_mass_is_found_and_said(family):
     assert found.diagnostics.elbo.value == pytest.approx(math.log(2 * math.pi), abs=1e-3)
 
 
+@pytest.mark.parametrize("family", ["full", "diagonal", "mixture"])
+def test_a_pole_of_infinite_mass_is_refused_and_one_of_finite_mass_is_not(family):
+    def log_prob(power):
+        return lambda x: bell(x) - power * x.square().sum(-1).log() / 2
+
+    with pytest.raises(TargetError, match=r"the model shrinks to a point along x[12].*∫p may be infinite"):
+        fit(log_prob(3.0), FAMILIES[family])
+    assert fit(log_prob(0.9), FAMILIES[family]).model.variance.sqrt().tolist() == pytest.approx([0.742, 0.742], rel=0.05)
+    assert fit(lambda x: bell(x / 1e-13), FAMILIES[family]).status == "converged"
+
+
 def test_no_number_on_a_support_is_said_in_its_coordinates():
     near = wk.Target(log_prob=lambda x: torch.where(x.amax(-1) > 0.5, math.nan, -x.sum(-1)), dim=2, support="positive")
     with pytest.raises(TargetError, match="NaN at .* points, first at") as caught:

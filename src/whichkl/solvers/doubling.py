@@ -63,7 +63,7 @@ class Doubling:
         """Minimise from every start on `count` nodes, then the distinct optima on twice as many until they stay.
 
         Raises:
-            TargetError: every start failed, or the best spreads without bound.
+            TargetError: every start failed, or the best spreads or shrinks without bound.
         """
         few = average = self.average(count)
         dim, first = average.target.dim, count
@@ -124,11 +124,12 @@ def first_nodes(dim: int) -> int:
 
 
 def _refuse_unbounded(end: End, target: Target) -> None:
-    """Refuse a target on which every start failed, or the best one spreads without bound.
+    """Refuse a target on which every start failed, or the best one spreads or shrinks without bound.
 
     Raises:
         TargetError: as said.
     """
     refuse_infinite(-end.value)
     best, dim = int(end.value.argmin()), target.dim
-    refuse_unbounded(-float(end.value[best]), end.theta[best, dim : 2 * dim].exp(), target.names)
+    residual = float(end.residual[best]) / math.sqrt(end.theta.shape[1] / 2)
+    refuse_unbounded(-float(end.value[best]), end.theta[best, None, dim : 2 * dim].exp(), target.names, residual)

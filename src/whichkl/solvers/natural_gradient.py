@@ -86,9 +86,10 @@ class NaturalGradient(Solver):
             state, done = self._climb(begun, _ROUGH, trail)
             iterations += done
             if not bool(state.elbo.isfinite().any()):  # fewer nodes may have let them spread too far for these
-                refuse_unbounded(-math.inf, torch.linalg.vector_norm(tril, dim=-1).amax(0), target.names)
+                refuse_unbounded(-math.inf, torch.linalg.vector_norm(tril, dim=-1), target.names)
             refuse_infinite(state.elbo)
             best, is_settled, further = int(state.elbo.argmax()), target.dim == 1, max(first, 2 * count)
+            _refuse_unbounded(-math.inf, state, best)
             if count > first:
                 shift, lost = _shift(state, loc), (state.elbo - begun.elbo) / (1 + count / fewer)
                 good = state.elbo >= state.elbo[best] - _CLOSE
@@ -104,7 +105,7 @@ class NaturalGradient(Solver):
             loc, tril, memory = state.loc[rows], state.tril[rows], state.memory and state.memory.take(rows)
             fewer, count = count, further
         state, done = self._climb(state, self.tolerance, trail)
-        refuse_unbounded(float(state.elbo[best]), torch.linalg.vector_norm(state.tril[best], dim=-1), target.names)
+        _refuse_unbounded(float(state.elbo[best]), state, best)
         node_error = None if target.dim == 1 else float(_shift(state, loc)[best]) if count > first else math.inf
         residual = float(state.residual[best])
         found, _ = self._optima(state, family)
@@ -159,6 +160,11 @@ class NaturalGradient(Solver):
         }
         kept = distinct([one for one in found.values() if one.converged] or list(found.values()))
         return kept, [next(i for i, one in found.items() if one.model is two.model) for two in kept]
+
+
+def _refuse_unbounded(elbo: float, state: Gaussians, best: int) -> None:
+    spread = torch.linalg.vector_norm(state.tril[best, None], dim=-1)
+    refuse_unbounded(elbo, spread, state.target.names, float(state.residual[best]))
 
 
 def _shift(state: Gaussians, loc: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:

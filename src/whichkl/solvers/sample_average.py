@@ -82,8 +82,8 @@ class SampleAverage(Solver):
         while True:
             refuse_infinite(state.elbo)
             best, error, is_settled = int(state.elbo.argmax()), math.inf, target.dim == 1
-            spread = torch.linalg.vector_norm(state.tril[best], dim=-1).amax(0)
-            refuse_unbounded(float(state.elbo[best]), spread, target.names)
+            spread = torch.linalg.vector_norm(state.tril[best], dim=-1)
+            refuse_unbounded(float(state.elbo[best]), spread, target.names, float(state.residual[best]))
             if count > first:
                 lost = (state.elbo - begun.elbo) / 3
                 error = float(lost[best])
