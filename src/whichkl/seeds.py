@@ -16,7 +16,8 @@ def seeded(seed: int) -> Iterator[None]:
     """Set torch's and NumPy's global seeds inside the block, and restore their states after it."""
     numpy_state = np.random.get_state()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        # Without an accelerator `torch.manual_seed` spends its time on keeping the seed, and a trace, for one that may come.
+        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         np.random.seed(seed % 2**32)
         try:
             yield

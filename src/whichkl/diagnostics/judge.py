@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.between import between_value
@@ -16,7 +18,7 @@ from whichkl.diagnostics.jumps import LINES, jumps
 from whichkl.diagnostics.linear_response import spread_ratios
 from whichkl.diagnostics.mode_search import missing_modes
 from whichkl.diagnostics.models import model_target
-from whichkl.diagnostics.result import Diagnostics, Judgement
+from whichkl.diagnostics.result import Diagnostics, Judgement, draws_in
 from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.families import Family, Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
@@ -51,8 +53,12 @@ def judge(
     if is_forward and not whole and target.samples is not None:
         value = in_sample(target, model)
     else:
+        draws = free = None
         if target.access.can_evaluate:
-            d = by_weights(target, family, model_target(model, target), d, seed, separate=not (is_forward or is_between))
+            q = model_target(model, target)
+            draws = q.draws(draws_in(q.dim), seed + 1)
+            free = draws.to(torch.float64) if target.bijection.is_real else None
+            d = by_weights(target, family, q, draws, d, separate=not (is_forward or is_between))
         if is_forward:
             work.tell("judging the fit on unseen rows", float("nan"))
             value, d = forward_value(target, family, solver, model, solution, d, seed, work)
@@ -64,13 +70,13 @@ def judge(
                 d = _checked(target, family, solver, solution, d, seed)
             if whole and not objective.reads_p:
                 work.tell("looking for modes that the fit misses", float("nan"))
-                d = _searched(target, solution, d, seed)
+                d = _searched(target, solution, free, d, seed)
         else:
             value = reverse_value(target, model_target(model, target), d)
-            d = replace(_with_spreads(target, family, solution, d, seed), jump=_jump(target, solution, seed))
+            d = replace(_with_spreads(target, family, solution, d, seed), jump=_jump(target, solution, free, seed))
             if whole:
                 work.tell("looking for modes that the fit misses", float("nan"))
-                d = _searched(target, solution, d, seed)
+                d = _searched(target, solution, free, d, seed)
     if getattr(solution.best.model, "is_bound", False) and is_forward:
         note = "the model's log density is known by a lower bound alone, so that this is an upper bound of the cross-entropy"
         value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))
@@ -98,17 +104,18 @@ def _with_spreads(target: Target, family: Family, solution: Solution, d: Diagnos
     return replace(d, understated=ratio, notes=(*d.notes, note))
 
 
-def _jump(target: Target, solution: Solution, seed: int) -> float | None:
+def _jump(target: Target, solution: Solution, draws: Float[Tensor, "n d"] | None, seed: int) -> float | None:
     if target.bijection.is_discrete or target.line_integral is not None:  # that is the integral of the gradient
         return None
-    with seeded(seed + 4), torch.no_grad():
-        x = solution.best.model.sample((LINES * 2,))
-    return jumps(target.unconstrained(), x.reshape(len(x), -1).to(torch.float64))
+    if draws is None:
+        with seeded(seed + 4), torch.no_grad():
+            draws = solution.best.model.sample((LINES * 2,)).reshape(LINES * 2, -1).to(torch.float64)
+    return jumps(target.unconstrained(), draws[: LINES * 2])
 
 
-def _searched(target: Target, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:
+def _searched(target: Target, solution: Solution, draws: Float[Tensor, "n d"] | None, d: Diagnostics, seed: int) -> Diagnostics:
     """Add the search for modes of p where the model never goes, and what they cost."""
-    found = missing_modes(target, solution, seed)
+    found = missing_modes(target, solution, seed, draws)
     least = max(d.least_kl or 0.0, found.least_kl) if found.found else d.least_kl
     return replace(d, missing_modes=found, least_kl=least)
 

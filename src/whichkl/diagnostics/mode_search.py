@@ -38,7 +38,7 @@ _CALLS, _DONE = 60, 1e-8
 """Calls in which ascents are to arrive, and the rise in nats that a quasi-Newton step then still promises."""
 
 
-def missing_modes(target: Target, solution: Solution, seed: int = 0) -> MissingModes:
+def missing_modes(target: Target, solution: Solution, seed: int = 0, draws: Float[Tensor, "n d"] | None = None) -> MissingModes:
     """Look for modes of p that the best model of a solution doesn't reach.
 
     Draws of p, where there are any, else particles (`whichkl.particles.temper`, from a Gaussian 20 times as wide as q and twice
@@ -53,6 +53,7 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0) -> MissingM
         target: p, in the coordinates of the user, with a log density.
         solution: what a solver found, in free coordinates.
         seed: fixes every random choice.
+        draws: of the best model, in free coordinates; 10,000 fresh ones unless given.
 
     Source: Del Moral, Doucet & Jasra (2006) for the particles; Dai, Heng, Jacob & Whiteley (2022).
     """
@@ -65,7 +66,7 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0) -> MissingM
         return _nothing(target, skip)
     spent, refused = dict(free.evaluations), free.evaluations["rejected"]
     try:
-        return _Search(target, free, solution, seed).run(spent["score"])
+        return _Search(target, free, solution, seed, draws).run(spent["score"])
     except (TargetError, RuntimeError) as error:
         return _nothing(target, f"the search failed ({error})".rstrip("."))
     finally:
@@ -87,18 +88,19 @@ def _nothing(target: Target, reason: str) -> MissingModes:
 class _Search:
     """One search: coordinates in which q has mean 0 and covariance I, and what is known there."""
 
-    def __init__(self, target: Target, free: Target, solution: Solution, seed: int) -> None:
+    def __init__(self, target: Target, free: Target, solution: Solution, seed: int, draws: Float[Tensor, "n d"] | None) -> None:
         self.target, self.free, self.seed, self.calls = target, free, seed, 0
         self.model: Distribution = solution.best.model
-        with seeded(seed + 11):
-            x = self.model.sample((_OF_Q,)).reshape(_OF_Q, -1)
-        x = x.to("cpu", torch.float64)
+        if draws is None:
+            with seeded(seed + 11):
+                draws = self.model.sample((_OF_Q,)).reshape(_OF_Q, -1)
+        x = draws.to("cpu", torch.float64)
         centred = x - x.mean(0)
         covariance = centred.T @ centred / len(x)
         self.frame = Reference(x.mean(0), torch.linalg.cholesky(covariance + 1e-12 * torch.diag(covariance.diagonal())))
         self.y = self.whiten(x)
         self.height = self.log_q(self.y)
-        self.least = self.height.kthvalue(max(1, round(_QUANTILE * _OF_Q))).values
+        self.least = self.height.kthvalue(max(1, round(_QUANTILE * len(x)))).values
         self.spread = self.whiten(torch.stack([_mean(one.model, self.frame.loc) for one in solution.optima]))
 
     def whiten(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

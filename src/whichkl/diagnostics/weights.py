@@ -6,12 +6,13 @@ import math
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import WhichklError
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import weights_are_correlated
-from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics, draws_in
+from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics
 from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.families.family import NodeFamily
@@ -21,15 +22,20 @@ from whichkl.solvers import Optimum
 from whichkl.targets import Target
 
 _BLOCK, _ROWS = 1 << 23, 1_024
-"""Numbers in the points of one call of the target, and points: a likelihood of much data has a number for each of both."""
+"""Numbers in the points of one call, and points, of the target: a likelihood of much data has a number for each of both."""
 _OVERLAP = 1_000
 
 
-def by_weights(target: Target, family: Family, q: Target, diagnostics: Diagnostics, seed: int, *, separate: bool) -> Diagnostics:
-    """ELBO, ESS, k̂ and what reverse KL amounts to at least, on fresh draws of the model."""
-    x = q.draws(draws_in(q.dim), seed + 1)
-    parts = x.split(max(1, min(_ROWS, _BLOCK // x.shape[1])))
-    log_weight = torch.cat([(target.log_prob(y).to(torch.float64) - q.log_prob(y).to(torch.float64)).detach() for y in parts])
+def by_weights(
+    target: Target, family: Family, q: Target, x: Float[Tensor, "n d"], diagnostics: Diagnostics, *, separate: bool
+) -> Diagnostics:
+    """ELBO, ESS, k̂ and what reverse KL amounts to at least, on fresh draws x of the model."""
+    room = max(1, _BLOCK // x.shape[1])
+    log_p, log_q = (
+        torch.cat([law.log_prob(y).detach().to(torch.float64) for y in x.split(min(rows, room))])
+        for law, rows in ((target, _ROWS), (q, len(x)))
+    )
+    log_weight = log_p - log_q
     reverse = monte_carlo.mean_log_ratio("elbo", -log_weight, None, "draws of q")
     ess, khat = effective_sample_size(log_weight), math.inf
     if bool((log_weight > -math.inf).any()):

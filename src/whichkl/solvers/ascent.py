@@ -92,12 +92,15 @@ def ascend(
         new = x[rows] + length[rows, None] * step[rows]
         new_value, new_score = trial(new, rows)
         slope = length[rows] * rise[rows]
-        good = has_risen(new_value, new_score, value[rows], score[rows], slope)
-        bad, won = rows[~good], rows[good]
-        length[bad] = length[bad] * shortened((new_value - value[rows])[~good], slope[~good])
-        tries[bad] += 1
-        active[bad[tries[bad] >= TRIES]] = False
-        if len(won):
+        risen = has_risen(new_value, new_score, value[rows], score[rows], slope)
+        good, refused = risen.nonzero()[:, 0], (~risen).nonzero()[:, 0]
+        if len(refused):
+            bad = rows[refused]
+            length[bad] = length[bad] * shortened(new_value[refused] - value[bad], slope[refused])
+            tries[bad] += 1
+            active[bad[tries[bad] >= TRIES]] = False
+        if len(good):
+            won = rows[good]
             memory.add(won, new[good] - x[won], score[won] - new_score[good])
             x[won], value[won], score[won] = new[good], new_value[good], new_score[good]
             step[won] = memory.times(won, score[won])

@@ -147,13 +147,14 @@ class Gaussians:
 
     def take(self, which: Bool[Tensor, " b"]) -> Gaussians:
         """Select some of the Gaussians."""
-        memory = self.memory and self.memory.take(which.nonzero()[:, 0])
-        return replace(self, memory=memory, **{name: getattr(self, name)[which] for name in _MOVING})
+        index = which.nonzero()[:, 0]
+        memory = self.memory and self.memory.take(index)
+        return replace(self, memory=memory, **{name: getattr(self, name)[index] for name in _MOVING})
 
     def put(self, active: Bool[Tensor, " b"], better: Bool[Tensor, " a"], trial: Gaussians) -> Gaussians:
         """Replace those active ones that got better; those that weren't by L-BFGS forget what it had learnt."""
         index, chosen = active.nonzero()[:, 0][better], better.nonzero()[:, 0]
-        moving = {name: getattr(self, name).index_copy(0, index, getattr(trial, name)[better]) for name in _MOVING}
+        moving = {name: getattr(self, name).index_copy(0, index, getattr(trial, name)[chosen]) for name in _MOVING}
         memory = self.memory
         if trial.memory is not None:
             memory = (memory or trial.memory.blank(len(active))).put(index, trial.memory.take(chosen))

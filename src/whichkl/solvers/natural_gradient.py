@@ -124,8 +124,9 @@ class NaturalGradient(Solver):
             active = (state.residual > torch.where(is_known | (iterations > 0), _NEAR, tolerance)) & (rho > 1e-6)
             if not bool(active.any()) or not counts.affords(int(active.sum()) * nodes):
                 break
-            trial = state.take(active).step(rho[active])
-            better = trial.improves_on(state.take(active))
+            now = state.take(active)
+            trial = now.step(rho[active])
+            better = trial.improves_on(now)
             state = state.put(active, better, trial)
             # A step that was just halved isn't doubled at the first success: it would fail again.
             held[active] = torch.where(better, held[active] - 1, torch.ones_like(held[active]))
@@ -139,8 +140,9 @@ class NaturalGradient(Solver):
             points = int(active.sum()) * nodes
             if not bool(active.any()) or not counts.affords(points):
                 break
-            trial = state.take(active).ascended(counts.calls(points, _CALLS), tolerance**2 / 4)
-            better = trial.improves_on(state.take(active))
+            now = state.take(active)
+            trial = now.ascended(counts.calls(points, _CALLS), tolerance**2 / 4)
+            better = trial.improves_on(now)
             state = state.put(active, better, trial)
             iterations += 1
             trail.append(-float(state.elbo.max()))

@@ -62,13 +62,16 @@ def ascend_by_newton(
         t = torch.minimum(length[rows], reach[rows] / far)
         there = _look(trial, rows, here.x[rows] + t[:, None] * step[rows], here.curvature.of(rows))
         gain, slope = there.value - here.value[rows], t * rise[rows]
-        good = has_risen(there.value, there.score, here.value[rows], here.score[rows], slope)
-        bad, won = rows[~good], rows[good]
-        reach[bad] = (t * far)[~good] * shortened(gain[~good], slope[~good])
-        length[bad] = 1.0
-        tries[bad] += 1
-        active[bad[tries[bad] >= TRIES]] = False
-        if len(won):
+        risen = has_risen(there.value, there.score, here.value[rows], here.score[rows], slope)
+        good, refused = risen.nonzero()[:, 0], (~risen).nonzero()[:, 0]
+        if len(refused):
+            bad = rows[refused]
+            reach[bad] = (t * far)[refused] * shortened(gain[refused], slope[refused])
+            length[bad] = 1.0
+            tries[bad] += 1
+            active[bad[tries[bad] >= TRIES]] = False
+        if len(good):
+            won = rows[good]
             here.put(won, there, good)
             step[won] = here.curvature.of(won).times(here.score[won])
             rise[won] = (here.score[won] * step[won]).sum(-1)
