@@ -60,7 +60,7 @@ class Fit:
     status: str
     """`converged` or `stopped`."""
     findings: frozenset[str]
-    """Names from `diagnostics.FINDINGS`; `explanations` has the sentences."""
+    """Names from `diagnostics.FINDINGS`; `explanations` has the sentences, in the order of `sorted(findings)`."""
     diagnostics: Diagnostics
     names: tuple[str, ...]
     bijection: Bijection
@@ -70,7 +70,7 @@ class Fit:
 
     @property
     def explanations(self) -> tuple[str, ...]:
-        """A sentence with the next step for each finding."""
+        """A sentence with the next step for each of `sorted(findings)`."""
         return explain(self.findings, self.family, self.diagnostics)
 
     def __str__(self) -> str:
