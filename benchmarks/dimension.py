@@ -1,9 +1,10 @@
-"""Reverse KL by mean field from 10 to 10,000 dimensions: time, memory and evaluations, beside the floor.
+"""Reverse KL by mean field from 10 to 10,000 dimensions, and as log p costs more: time, memory and evaluations, beside the floor.
 
 First the solver alone, beside what its evaluations of log p and its gradient would take by themselves, at 64 points a call; then
 the whole fit, which judges it on fresh draws, and up to 200 dimensions looks for missing modes and asks linear response.
 
-A chain is Gaussian, xᵢ₊₁ ~ N(0.9 xᵢ, 1), and its optimum known, 1/√Λᵢᵢ; the posterior of a logistic regression has 500 rows.
+A chain is Gaussian, xᵢ₊₁ ~ N(0.9 xᵢ, 1), and its optimum known, 1/√Λᵢᵢ; the posterior of a logistic regression has 500 rows, and
+in 10 dimensions 50 to 50,000, by which one log density costs more.
 Every fit runs in a process of its own, whose peak of memory is read.
 """
 
@@ -14,10 +15,10 @@ import subprocess
 import sys
 import time
 
-DIMENSIONS, ROWS, RHO = (10, 100, 1_000, 10_000), 500, 0.9
+DIMENSIONS, ROWS, RHO = (10, 100, 1_000, 10_000), (50, 500, 5_000, 50_000), 0.9
 
 
-def chain(dim):
+def chain(dim, _):
     import torch
 
     def log_prob(x):
@@ -28,13 +29,13 @@ def chain(dim):
     return log_prob, scale.rsqrt()
 
 
-def logistic(dim):
+def logistic(dim, rows):
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    x = 3 * torch.randn(ROWS, dim, generator=generator, dtype=torch.float64) / math.sqrt(dim)
+    x = 3 * torch.randn(rows, dim, generator=generator, dtype=torch.float64) / math.sqrt(dim)
     chance = torch.sigmoid(x @ torch.randn(dim, generator=generator, dtype=torch.float64))
-    y = (torch.rand(ROWS, generator=generator, dtype=torch.float64) < chance).to(torch.float64)
+    y = (torch.rand(rows, generator=generator, dtype=torch.float64) < chance).to(torch.float64)
 
     def log_prob(b):
         score = b @ x.T
@@ -57,16 +58,16 @@ def seconds_of(call):
     return sorted(times)[2]
 
 
-def one(name, dim):
+def one(name, dim, rows):
     import torch
 
     import whichkl as wk
 
-    log_prob, scale = globals()[name](dim)
+    log_prob, scale = globals()[name](dim, rows)
     wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1), dim=2), wk.families.Gaussian("diagonal"))  # imports
     target, before, begin = wk.Target(log_prob=log_prob, dim=dim), peak(), time.perf_counter()
     fit = wk.fit(target, wk.families.Gaussian("diagonal"))
-    row = {"target": name, "dim": dim, "whole": time.perf_counter() - begin, "megabytes": peak() - before}
+    row = {"target": name, "dim": dim, "rows": rows, "whole": time.perf_counter() - begin, "megabytes": peak() - before}
     row |= {"nodes": fit.diagnostics.nodes, "node_error": fit.diagnostics.node_error, "status": fit.status}
     target, begin = wk.Target(log_prob=log_prob, dim=dim), time.perf_counter()
     wk.solvers.MeanField().solve(target, wk.families.Gaussian("diagonal"), seed=0)
@@ -79,19 +80,23 @@ def one(name, dim):
 
 
 def main():
-    rows, heads = [], ("dim", "seconds", "× floor", "gradients", "nodes", "node error", "whole fit", "MB", "sd error")
+    table, heads = (
+        [],
+        ("dim", "rows", "µs a point", "seconds", "× floor", "gradients", "nodes", "node error", "whole fit", "MB", "sd error"),
+    )
     print(f"{'target':<10}" + "".join(f"{head:>11}" for head in heads))
-    for name in ("chain", "logistic"):
-        for dim in DIMENSIONS:
-            done = subprocess.run([sys.executable, __file__, name, str(dim)], capture_output=True, text=True, check=True)
-            row = json.loads(done.stdout.splitlines()[-1])
-            rows.append(row)
-            cells = [f"{dim}", f"{row['seconds']:.2f}", f"{row['seconds'] / row['floor']:.2f}", f"{row['gradients']}"]
-            cells += [f"{row['nodes']}", f"{row['node_error']:.1e}", f"{row['whole']:.2f}", f"{row['megabytes']:.0f}"]
-            cells += [f"{row['sd_error']:.1e}"] if "sd_error" in row else []
-            print(f"{name:<10}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
-    print(json.dumps({"benchmark": "dimension", "rows": rows}))
+    asked = [(name, dim, 500) for name in ("chain", "logistic") for dim in DIMENSIONS]
+    for name, dim, rows in [*asked, *(("logistic", 10, rows) for rows in ROWS)]:
+        command = [sys.executable, __file__, name, str(dim), str(rows)]
+        row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        table.append(row)
+        cells = [f"{dim}", f"{rows:,}", f"{1e6 * row['floor'] / row['gradients']:.1f}", f"{row['seconds']:.2f}"]
+        cells += [f"{row['seconds'] / row['floor']:.2f}", f"{row['gradients']}"]
+        cells += [f"{row['nodes']}", f"{row['node_error']:.1e}", f"{row['whole']:.2f}", f"{row['megabytes']:.0f}"]
+        cells += [f"{row['sd_error']:.1e}"] if "sd_error" in row else []
+        print(f"{name:<10}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
+    print(json.dumps({"benchmark": "dimension", "rows": table}))
 
 
 if __name__ == "__main__":
-    one(sys.argv[1], int(sys.argv[2])) if len(sys.argv) == 3 else main()
+    one(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) if len(sys.argv) == 4 else main()
