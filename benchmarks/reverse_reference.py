@@ -1,4 +1,4 @@
-"""How far a full Gaussian by `fit` is from the best one, found by brute force: L-BFGS with autograd on 65,536 fixed nodes.
+"""How far a full Gaussian by `fit` is from the best one, found by brute force: L-BFGS with autograd on 16,384 fixed nodes.
 
 The brute force shares no code with the solver: torch's own L-BFGS with a strong Wolfe search, until nothing moves, over the mean
 and the Cholesky factor, from three starts: our own answer, a Gaussian about it three times as wide, and the moments of long
@@ -20,7 +20,7 @@ from reverse_posteriors import BREAST_CANCER, breast_cancer
 import whichkl as wk
 from whichkl.problems import POSTERIORS, posterior
 
-NODES, JUDGED_ON, STEPS, PART, WIDE = 65_536, 100_000, 400, 2_048, 3.0
+NODES, JUDGED_ON, STEPS, PART, WIDE = 16_384, 100_000, 400, 2_048, 3.0
 D = torch.float64
 
 

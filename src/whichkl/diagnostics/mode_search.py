@@ -255,7 +255,9 @@ class _Search:
             return torch.zeros(0, dtype=torch.float64), 0.0, 0.0
         generator = torch.Generator().manual_seed(self.seed + 13)
         mass, error = log_masses(self.density, modes, self.reached, generator)
-        weight = self.density(self.y[:_WEIGHED])[0] - self.height[:_WEIGHED]
+        height = self.height[:_WEIGHED]
+        weight = self.density(self.y[:_WEIGHED])[0] - height
+        weight = torch.where(height > self.least, weight, -math.inf)  # the others lie where the modes' masses are counted
         near = torch.logsumexp(weight, 0) - math.log(_WEIGHED)
         whole = torch.logsumexp(torch.cat([mass, near[None]]), 0)
         share, rest = (mass - whole).exp(), float((near - whole).exp())
