@@ -107,13 +107,13 @@ def test_affine_maps_change_nothing():
 # ---- honest
 
 
-@pytest.mark.parametrize(("dim", "count"), [(1, 50), *(pytest.param(dim, 200, marks=pytest.mark.slow) for dim in (1, 2))])
-def test_intervals_cover(dim, count):
-    found = [two_sample_kl(*pair(300, dim, seed), seed=seed) for seed in range(count)]
+@pytest.mark.parametrize("dim", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_intervals_cover(dim):
+    found = [two_sample_kl(*pair(300, dim, seed), seed=seed) for seed in range(100)]
     trusted = [one for one in found if one.reliable]
-    assert len(trusted) >= 0.9 * count
-    inside = sum(one.interval[0] <= truth(dim) <= one.interval[1] for one in trusted) / len(trusted)
-    assert abs(inside - 0.95) <= 3 * math.sqrt(0.05 * 0.95 / len(trusted))
+    assert len(trusted) >= 90
+    inside = sum(one.interval[0] <= truth(dim) <= one.interval[1] for one in trusted)
+    assert 0.90 <= inside / len(trusted) <= 0.99
 
 
 def test_many_dimensions_are_flagged_with_the_measured_bias():

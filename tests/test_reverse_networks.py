@@ -110,7 +110,9 @@ def test_flow_gains_on_the_gaussian_and_is_saved(tmp_path):
     assert 0 < fit.value.value < 0.15 < 0.4 < gaussian.value.value
     assert fit.diagnostics.elbo.value - gaussian.diagnostics.elbo.value > 8 * fit.diagnostics.elbo.stderr
     assert fit.diagnostics.missing_modes.count == 0
+    again = wk.fit(target, Flow(**SMALL), solver=SHORT)
     x = fit.model.sample((20,))
+    torch.testing.assert_close(again.model.log_prob(x), fit.model.log_prob(x), rtol=0, atol=0)
     fit.save(tmp_path / "flow")
     torch.testing.assert_close(wk.Fit.load(tmp_path / "flow").model.log_prob(x), fit.model.log_prob(x), rtol=0, atol=0)
 

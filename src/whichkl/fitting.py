@@ -160,7 +160,7 @@ class Fit:
 
         Raises:
             InputError: it's another fit, a column isn't known, or all of more than 500 are asked for.
-            TargetError: there is no target, the fit isn't a minimum, or the equations can't be solved to six digits.
+            TargetError: there is no target, the fit isn't a minimum, or the equations can't be solved to nine digits.
 
         Source: Giordano, Broderick & Jordan (2018); Giordano, Ingram & Broderick (2024).
 

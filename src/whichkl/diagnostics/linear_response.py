@@ -19,7 +19,7 @@ from whichkl.solvers.averages import DiagonalAverage
 from whichkl.solvers.mean_field import diagonal_average
 from whichkl.targets import Target
 
-_STEP, _SETTLED = 1e-4, 1e-6
+_STEP, _SETTLED = 1e-4, 1e-9
 _GROUP = 64
 """Columns that are solved for together."""
 _DENSE, _STEPS = 1_000, 20
@@ -94,7 +94,7 @@ def response(target: Target, model: Distribution, columns: Sequence[int], nodes:
         seed: the seed that it was fitted with.
 
     Raises:
-        TargetError: the fit isn't a minimum, log p has kinks, or the equations can't be solved to six digits.
+        TargetError: the fit isn't a minimum, log p has kinks, or the equations can't be solved to nine digits.
 
     Source: Giordano, Broderick & Jordan (2018), "Covariances, robustness, and variational Bayes"; Giordano, Ingram &
     Broderick (2024).
