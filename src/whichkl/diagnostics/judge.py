@@ -53,7 +53,7 @@ def judge(
     if is_forward and not whole and target.samples is not None:
         value = in_sample(target, model)
     else:
-        draws = free = None
+        free = None
         if target.access.can_evaluate:
             q = model_target(model, target)
             draws = q.draws(draws_in(q.dim), seed + 1)
