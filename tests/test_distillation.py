@@ -348,7 +348,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         Distillation.load(tmp_path / "kept", student=mlp(hidden=5, norm=True))
     text = (tmp_path / "kept" / "distillation.json").read_text()
     (tmp_path / "kept" / "distillation.json").write_text(text.replace('"finished"', '"stopped early"'))
-    with pytest.raises(ValueError, match="checksum differs"):
+    with pytest.raises(ValueError, match="the checksum of distillation.json differs"):
         Distillation.load(tmp_path / "kept", student=mlp(hidden=4, norm=True))
     with pytest.raises(ValueError, match="there is no distillation in it"):
         Distillation.load(tmp_path, student=mlp())

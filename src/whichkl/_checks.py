@@ -5,12 +5,8 @@ Nothing here imports torch, so that the command line can name an error before to
 
 from __future__ import annotations
 
-import errno
 import importlib
 import math
-import os
-import tempfile
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -125,45 +121,6 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
         instead = "Return a number, or -inf where the density is zero; where x is bounded, pass `support=`"
         raise error(cannot("use this target", because, instead))
     return value
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file through a temporary one beside it, synced and renamed, so that it's never half there.
-
-    Raises:
-        ResourceError: the folder or file can't be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        because, full = error.strerror or str(error), error.errno == errno.ENOSPC
-        raise ResourceError(cannot(f"write `{path}`", because, "Free some space" if full else "Name another path")) from error
-
-
-def check_writable(folder: Path) -> None:
-    """Try to write a file in a folder, before the work whose result is to go there; leaves nothing behind.
-
-    Raises:
-        ResourceError: it can't be written.
-    """
-    fresh = [one for one in (folder, *folder.parents) if not one.exists()]
-    try:
-        write_whole(folder / ".whichkl", b"")
-        (folder / ".whichkl").unlink(missing_ok=True)
-    finally:
-        for one in fresh:
-            if one.is_dir() and not any(one.iterdir()):
-                one.rmdir()
 
 
 def plain(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,9 @@ import typer
 from rich.markup import escape
 
 from whichkl import __version__, console
-from whichkl._checks import InputError, TargetError, WhichklError, cannot, check_writable
+from whichkl._checks import InputError, TargetError, WhichklError, cannot
+from whichkl._files import check_writable
+from whichkl._locks import locked
 
 if TYPE_CHECKING:
     from whichkl.families import Family
@@ -186,7 +188,7 @@ def fit(
     """Fit a model to samples, to a log density, or to both. Killed, the same command with the same --out goes on."""
     if out is not None:
         check_writable(out)
-    with console.progress() as tell:
+    with console.progress() as tell, _locked(out, "fit"):
         from whichkl.fitting import fit as run_fit
         from whichkl.reporting import report
 
@@ -379,7 +381,7 @@ def distill(
     """Train a student classifier on its teacher, and report on unseen examples. Killed, the same command with --out goes on."""
     if out is not None:
         check_writable(out)
-    with console.progress() as tell:
+    with console.progress() as tell, _locked(out, "distill"):
         from whichkl.distillation.classifier import distill as run_distill
         from whichkl.distillation.job import job as job_of
         from whichkl.distillation.job import read_job
@@ -402,7 +404,8 @@ def distill(
             tell("writing the report", math.nan)
             result.save(out / "student")
             report(result, out / "report.html")
-            shutil.rmtree(out / ".journal", ignore_errors=True)
+            if result.journal is not None:
+                result.journal.clear()
     if as_json:
         console.print_json(result.to_dict())
         return
@@ -453,6 +456,23 @@ def audit(
         console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
     if not result.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A saved fit, distillation or study, or a command's --out.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check that saved results are whole: every checksum, field and table. Exit code 5: something is damaged."""
+    with console.ERR.status("loading torch", spinner="dots"):
+        from whichkl.verifying import verify as run_verify
+
+        found = run_verify(folder)
+    if as_json:
+        console.print_json({"folder": str(folder), "whole": True, "results": [one.to_dict() for one in found]})
+        return
+    for one in found:
+        console.OUT.print(str(one), highlight=False, markup=False, soft_wrap=True)
 
 
 def _fields(one: Any) -> dict[str, Any]:
@@ -510,6 +530,11 @@ def _family(text: str) -> Family:
     from whichkl.families.named import family_named
 
     return family_named(text)
+
+
+def _locked(out: Path | None, do: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of an output folder, where there is one."""
+    return contextlib.nullcontext() if out is None else locked(out, f"{do} into `{out}`")
 
 
 def _journal(out: Path | None) -> Path | None:

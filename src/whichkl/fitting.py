@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, IntegrityError, TargetError, WhichklError, cannot, plain, write_whole
-from whichkl.access import Access
+from whichkl._checks import InputError, IntegrityError, TargetError, WhichklError, cannot
 from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
 from whichkl.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.correction import corrected as corrected_points
-from whichkl.diagnostics import Diagnostics, Judgement, MissingModes, carried, explain, shown_weights, stride_of
+from whichkl.diagnostics import Diagnostics, Judgement, carried, explain, shown_weights, stride_of
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
 from whichkl.families import Family, NetworkFamily, family_from_config, family_of
 from whichkl.families.conditional import conditional_families
 from whichkl.families.family import cast
-from whichkl.goodness import Calibration, TwoSample
+from whichkl.fingerprint import code_version, target_fingerprint
+from whichkl.fit_file import FIT, FitFields, described, rebuilt_fit, tensors_of
 from whichkl.journal import Journal
 from whichkl.memory import CALLS, keep_memory
 from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
-from whichkl.solvers import Optimum, Solution, Solver, solver_for
+from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
 from whichkl.solvers.work import QUIET, Work
 from whichkl.supports import Bijection
 from whichkl.targets import Target
 
-_FORMAT = 1
 _CORRECTED = 10_000
 
 
@@ -178,68 +172,23 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the parameters as JSON can hold it."""
-        d = self.diagnostics
-        return {
-            "format": _FORMAT,
-            "family": self.family.config(),
-            "objective": self.objective.spec,
-            "solver": self.solver,
-            "status": self.status,
-            "findings": sorted(self.findings),
-            "explanations": list(self.explanations),
-            "value": self.value.to_dict(),
-            "diagnostics": {
-                **{name: getattr(d, name) for name in _NUMBERS},
-                **{name: None if getattr(d, name) is None else getattr(d, name).to_dict() for name in _ESTIMATES},
-                "curve": None if d.curve is None else [[count, one.to_dict()] for count, one in d.curve],
-                "history": list(d.history),
-                "notes": list(d.notes),
-                "simpler": d.simpler,
-                "correlated": d.correlated,
-                "two_sample": None if d.two_sample is None else d.two_sample.to_dict(),
-                "calibration": None if d.calibration is None else d.calibration.to_dict(),
-                "missing_modes": None if d.missing_modes is None else d.missing_modes.to_dict(),
-                "optima": [{"loss": o.loss, "converged": o.converged, "is_global": o.is_global} for o in d.optima],
-            },
-            "access": self.advice.access.label,
-            "names": list(self.names),
-            "support": self.bijection.describe(),
-            "seed": self.seed,
-        }
+        return described(self)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `fit.json` and the weights that it names (every optimum's parameters, in free coordinates).
 
-        An earlier fit in that folder is replaced in one step, when the new `fit.json` is renamed into its place; killed
-        before, it stays as it was.
+        An earlier fit in that folder is replaced in one step, when the new `fit.json` gets its name. If the process is killed
+        before, the earlier fit stays as it was. Several processes may save into one folder: they wait for each other.
 
         Raises:
             InputError: the folder holds something other than a fit.
             ResourceError: it can't be written.
         """
-        path = Path(folder)
-        if path.is_dir() and any(not _ours(one.name) for one in path.iterdir()):
-            raise InputError(cannot(f"save a fit in `{path}`", "it holds something else", "Name a new or empty folder"))
-        files = self.files()
-        for name, data in files.items():  # fit.json comes last
-            write_whole(path / name, data)
-        for one in path.iterdir():
-            if one.name not in files:
-                one.unlink(missing_ok=True)
+        FIT.write(Path(folder), self.files())
 
     def files(self) -> dict[str, bytes]:
         """Return what `save` writes: the weights under a name of their own, and `fit.json`, which names them."""
-        tensors = {
-            f"{i}.{name}": value.detach().cpu().contiguous()
-            for i, optimum in enumerate(self.diagnostics.optima)
-            for name, value in self.family.parameters(optimum.model).items()
-        }
-        weights = save(tensors)
-        digest = hashlib.sha256(weights).hexdigest()
-        name = f"model-{digest[:16]}.safetensors"
-        fields = {**plain(self.to_dict()), "weights": name, "sha256": digest}
-        text = json.dumps({**fields, "checksum": _checksum(fields)}, indent=1, allow_nan=False)
-        return {name: weights, "fit.json": text.encode()}
+        return FIT.files(self.to_dict(), tensors_of(self.family, self.diagnostics.optima))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], family: Family | nn.Module | None = None) -> Fit:
@@ -251,29 +200,19 @@ class Fit:
 
         Raises:
             InputError: there is no fit in that folder.
-            IntegrityError: a file was changed, cut short, or written by a newer version.
+            IntegrityError: a file was changed, cut short, or written by a newer version, or holds what no fit can hold.
+            ResourceError: a file can't be read.
         """
         path = Path(folder)
+        fields, tensors = FIT.read(path, FitFields)
+        is_given = family is not None or fields["family"].get("family") == "Module"
         try:
-            fields = json.loads((path / "fit.json").read_bytes())
-            if fields["format"] > _FORMAT:
-                raise IntegrityError(cannot(f"load `{path}`", "a newer version wrote it", "Upgrade whichkl"))
-            if not _ours(fields["weights"]):
-                raise KeyError("weights")
-            if _checksum(fields) != fields["checksum"]:
-                raise IntegrityError(cannot(f"load `{path}`", "fit.json isn't what was saved (its checksum differs)", "Fit anew"))
-            weights = (path / fields["weights"]).read_bytes()
-            if hashlib.sha256(weights).hexdigest() != fields["sha256"]:
-                because = f"{fields['weights']} isn't what was saved (SHA-256 differs)"
-                raise IntegrityError(cannot(f"load `{path}`", because, "Fit anew"))
-            return _rebuild(fields, load(weights), family_from_config(fields["family"]) if family is None else family_of(family))
-        except FileNotFoundError as error:
-            raise InputError(cannot(f"load a fit from `{path}`", f"`{error.filename}` is missing", "Correct the path")) from error
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
-            if isinstance(error, WhichklError):
+            chosen = family_from_config(fields["family"]) if family is None else family_of(family)
+            return cls(**rebuilt_fit(fields, tensors, chosen))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, IntegrityError) or (is_given and isinstance(error, WhichklError)):
                 raise
-            because = f"fit.json isn't what was saved ({type(error).__name__}: {error})"
-            raise IntegrityError(cannot(f"load `{path}`", because, "Fit anew")) from error
+            raise FIT.damaged(path, " ".join(str(error).split())[:300]) from error
 
 
 def fit(
@@ -405,17 +344,10 @@ def solve(
 
 
 def _identity(target: Target, family: Family, objective: Any, solver: Any, seed: int) -> dict[str, Any]:
-    """What a journal belongs to: the data (by content, or by file, size and time), the family and how it is fitted."""
-    data: Any = None
-    if target.samples is not None:
-        parts = [one for one in (target.samples, target.context, target.weights) if one is not None]
-        data = [hashlib.sha256(one.cpu().contiguous().numpy().tobytes()).hexdigest() for one in parts]
-    elif target.stream is not None:
-        data = target.stream.identity
-    elif target.sampler is not None:
-        data = hashlib.sha256(target.draws(64, seed=0).cpu().contiguous().numpy().tobytes()).hexdigest()
-    how = {"objective": str(objective), "solver": str(solver), "seed": seed, "support": target.bijection.describe()}
-    return {"data": data, "names": target.names, "family": family.config(), "functions": target.access.label, **how}
+    """What a journal belongs to: the target, its rows and its functions, the family, how it is fitted, and the version."""
+    stream = None if target.stream is None else target.stream.identity
+    how = {"objective": str(objective), "solver": str(solver), "seed": seed, "family": family.config(), "code": code_version()}
+    return {"target": target_fingerprint(target), "stream": stream, **how}
 
 
 def _check_pairs(target: Target, family: Family | None) -> None:
@@ -448,60 +380,3 @@ def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
         instead = f"{able} {' or '.join(sorted(wanted.requires.lacking(advice.access)))}"
         raise TargetError(cannot(f"use `{type(wanted).__name__}` with this target", because, instead))
     return wanted
-
-
-_NUMBERS = (
-    *("iterations", "residual", "nodes", "node_error", "ess", "khat", "least_kl", "jump", "understated", "separate"),
-    "evaluations",
-)
-_ESTIMATES = ("elbo", "held_out", "richer_gain", "simpler_gain")
-
-
-def _rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], family: Family) -> Fit:
-    d = fields["diagnostics"]
-    optima = []
-    for i, one in enumerate(d["optima"]):
-        parameters = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.split(".", 1)[0] == str(i)}
-        optima.append(Optimum(family.model(parameters), one["loss"], one["converged"], one["is_global"]))
-    found = {name: d.get(name) for name in _NUMBERS}
-    numbers: dict[str, Any] = {name: float(value) if isinstance(value, str) else value for name, value in found.items()}
-    estimates: dict[str, Any] = {name: None if d[name] is None else Estimate.from_dict(d[name]) for name in _ESTIMATES}
-    bijection = Bijection(fields["support"], len(fields["names"]))
-    best = optima[0].model
-    return Fit(
-        model=carried(best, bijection),
-        family=family,
-        objective=objective_of(fields["objective"]),
-        solver=fields["solver"],
-        advice=replace(advise(Access.parse(fields["access"]), family), dim=len(fields["names"])),
-        value=Estimate.from_dict(fields["value"]),
-        status=fields["status"],
-        findings=frozenset(fields["findings"]),
-        diagnostics=Diagnostics(
-            optima=tuple(optima),
-            curve=None if d.get("curve") is None else tuple((count, Estimate.from_dict(one)) for count, one in d["curve"]),
-            history=tuple(map(float, d.get("history", ()))),
-            notes=tuple(d.get("notes", ())),
-            simpler=d.get("simpler"),
-            correlated=d.get("correlated"),
-            two_sample=None if d.get("two_sample") is None else TwoSample.from_dict(d["two_sample"]),
-            calibration=None if d.get("calibration") is None else Calibration.from_dict(d["calibration"]),
-            missing_modes=None if d.get("missing_modes") is None else MissingModes.from_dict(d["missing_modes"]),
-            **numbers,
-            **estimates,
-        ),
-        names=tuple(fields["names"]),
-        bijection=bijection,
-        seed=fields["seed"],
-    )
-
-
-def _checksum(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of everything else in fit.json."""
-    rest = {key: value for key, value in fields.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _ours(name: str) -> bool:
-    """Whether a file in a fit's folder is one that `save` writes (also half-written ones, left by a kill)."""
-    return name == "fit.json" or re.fullmatch(r"model-[0-9a-f]{16}\.safetensors|\.(fit|model)[^/]*", name) is not None

@@ -1,21 +1,30 @@
-"""Journal: what a long fit has done so far, in a folder, so that a killed one goes on where it was."""
+"""Journal: what a long fit has done so far, in a folder, so that an interrupted fit resumes where it was."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from whichkl._checks import plain, write_whole
+from whichkl._checks import plain
+from whichkl._files import TEMPORARY, remove_own, write_whole
+from whichkl.reading import read_json
+
+T = TypeVar("T")
+_log = logging.getLogger("whichkl")
+_OWN = rf"({re.escape(TEMPORARY)}.*|[^/]*\.safetensors)"
+"""Names of a journal's entries, and of those that were being written when the process was killed."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +32,9 @@ class Journal:
     """Entries by name, each written whole or not at all, and kept apart by what they belong to.
 
     Args:
-        folder: where the entries of all fits lie.
-        key: what this fit is: data, family, objective, solver, seed. Another key never reads these entries.
+        folder: where the journals of all fits lie.
+        key: SHA-256 of what this fit is: data, functions, family, objective, solver, seed, version. Its entries are in a
+            folder of this name, and no other fit reads or removes them.
         prefix: put before every name, by `under`.
     """
 
@@ -42,6 +52,11 @@ class Journal:
         """Return this journal with another prefix, for a part of the work."""
         return Journal(self.folder, self.key, f"{self.prefix}{prefix}-")
 
+    @property
+    def has_entries(self) -> bool:
+        """Whether an earlier run of this fit left entries."""
+        return next((self.folder / self.key).glob("*.safetensors"), None) is not None
+
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Write an entry, in place of an earlier one of that name.
 
@@ -49,21 +64,77 @@ class Journal:
             ResourceError: it can't be written.
         """
         content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        write_whole(self._path(name), save(content, metadata={"notes": json.dumps(plain(dict(notes)))}))
+        text = json.dumps(plain(dict(notes)))
+        write_whole(self._path(name), save(content, metadata={"notes": text, "sha256": _digest(content, text)}))
 
-    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read an entry; None where there is none, or where it isn't whole."""
+    def load(self, name: str, read: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T | None:
+        """Read an entry; None where there is none, or where it isn't what was written, which is logged.
+
+        Args:
+            name: what `save` was given.
+            read: makes of the tensors and the notes what is needed, and changes nothing. Where they can't be those of this fit it
+                raises an error.
+        """
         path = self._path(name)
+        if not path.is_file():
+            return None
         try:
             with safe_open(path, framework="pt") as file:
-                notes = json.loads(file.metadata()["notes"])
-                return {key: file.get_tensor(key) for key in file.keys()}, notes  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if metadata.get("sha256") != _digest(tensors, metadata["notes"]):
+                raise ValueError("its checksum differs")
+            return read(tensors, dict(read_json(metadata["notes"].encode())))
+        except (OSError, SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            _log.warning("The journal's entry `%s` isn't what was written (%s). Its work is done again.", path, why)
             return None
 
     def clear(self) -> None:
-        """Delete the entries of every fit in this folder: the result has been written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove this fit's own entries, and the folders that are empty without them: the result has been written."""
+        try:
+            own = self.folder / self.key
+            if own.is_dir() and remove_own(own, lambda name: re.fullmatch(_OWN, name) is not None):
+                remove_own(self.folder, lambda name: False)
+        except OSError as error:
+            _log.warning("The journal in `%s` can't be removed (%s).", self.folder, error.strerror or error)
 
     def _path(self, name: str) -> Path:
         return self.folder / self.key / f"{self.prefix}{name}.safetensors"
+
+
+def tensors_behind(prefix: str, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors behind a prefix, on the devices of those that they are to replace.
+
+    Raises:
+        ValueError: their names or shapes aren't those of `like`.
+    """
+    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in like.items()}:
+        raise ValueError(f"the tensors `{prefix}…` are those of another network")
+    return {name: value.to(like[name].device) for name, value in found.items()}
+
+
+def optimizer_state(prefix: str, tensors: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Return an optimizer's state for each weight, as `torch.optim` numbers them.
+
+    Raises:
+        ValueError: a state isn't that of one of the weights.
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            number, key = name.removeprefix(prefix).split(".", 1)
+            if not 0 <= int(number) < len(weights) or value.shape not in (weights[int(number)].shape, ()):
+                raise ValueError(f"the tensor `{name}` isn't the state of a weight")
+            found.setdefault(int(number), {})[key] = value
+    return found
+
+
+def _digest(tensors: Mapping[str, Tensor], notes: str) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors, and of the notes."""
+    digest = hashlib.sha256(notes.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()

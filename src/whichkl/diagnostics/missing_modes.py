@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from whichkl.reading import rebuilt
+
 _SHARE = 0.01
 """The share of p's mass from which modes count as missing."""
 
@@ -68,8 +70,7 @@ class MissingModes:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MissingModes:
         """Read back what `to_dict` wrote."""
-        lists = {name: tuple(fields[name]) for name in ("shares", "names")}
-        return cls(**{**fields, **lists, "modes": tuple(tuple(one) for one in fields["modes"])})
+        return rebuilt(cls, fields)
 
 
 def is_missed(mass: float, stderr: float) -> bool:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from whichkl.reading import rebuilt
+
 BINS = 15
 _RESAMPLES = 200
 
@@ -39,7 +41,7 @@ class Reliability:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Reliability:
         """Rebuild it from `to_dict`."""
-        return cls(tuple(fields["counts"]), tuple(fields["confidence"]), tuple(fields["accuracy"]))
+        return rebuilt(cls, fields)
 
 
 def reliability(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], bins: int = BINS) -> Reliability:

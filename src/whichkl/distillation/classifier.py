@@ -117,9 +117,8 @@ def distill(
     say("scoring the student", math.nan)
     scores = _scores(frozen, pupil, parts[2])
     status = "stopped early" if _is_stopped(run, patience) else "finished"
-    return Distillation(
-        pupil, scores, str(loss), settings, status, run.epoch, run.seen, run.best_epoch, tuple(run.history), _notes(run)
-    )
+    trained = (run.epoch, run.seen, run.best_epoch, tuple(run.history))
+    return Distillation(pupil, scores, str(loss), settings, status, *trained, _notes(run), log)
 
 
 def _train(

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from safetensors.torch import load, save
 from torch import nn
 
-from whichkl._checks import InputError, IntegrityError, cannot, plain, write_whole
+from whichkl._checks import InputError, cannot, plain
 from whichkl.distillation.calibration import BINS
 from whichkl.distillation.networks import state_of
 from whichkl.distillation.scores import Contrast, Scores
+from whichkl.journal import Journal
+from whichkl.saving import FORMAT, Saved
 
-_FORMAT = 1
-_NAME = "distillation.json"
+DISTILLATION = Saved("a distillation", "distillation.json", "student", "Distil again")
+
+
+class DistillationFields(TypedDict):
+    """Everything but the weights, as `distillation.json` holds it."""
+
+    format: int
+    loss: str
+    settings: Mapping[str, Any]
+    status: str
+    epochs: int
+    examples: int
+    best_epoch: int
+    history: tuple[tuple[float, ...], ...]
+    notes: tuple[str, ...]
+    scores: Scores
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,8 @@ class Distillation:
     history: tuple[tuple[float, float], ...] = field(repr=False)
     """Mean loss while training (NaN at the start), and on the examples to stop by, after each epoch from 0."""
     notes: tuple[str, ...] = ()
+    journal: Journal | None = field(default=None, repr=False, compare=False)
+    """Where training wrote down how far it was, which isn't needed once this is saved: `journal.clear()` removes it."""
 
     def __str__(self) -> str:
         """Student against teacher, a measure a line."""
@@ -85,23 +101,17 @@ class Distillation:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `distillation.json`, and the student's weights as safetensors under the name that it gives.
 
+        An earlier distillation in that folder is replaced in one step. Several processes may save into one folder.
+
         Raises:
             InputError: the folder holds something other than a distillation.
             ResourceError: it can't be written.
         """
-        path = Path(folder)
-        if path.is_dir() and any(not _ours(one.name) for one in path.iterdir()):
-            raise InputError(cannot(f"save a distillation in `{path}`", "it holds something else", "Name a new or empty folder"))
-        weights = save({name: value.cpu().contiguous() for name, value in state_of(self.student).items()})
-        hashed = hashlib.sha256(weights).hexdigest()
-        name = f"student-{hashed[:16]}.safetensors"
-        fields = {"format": _FORMAT, **self.to_dict(), "weights": name, "sha256": hashed}
-        text = json.dumps({**fields, "checksum": _checksum(fields)}, indent=1, allow_nan=False)
-        write_whole(path / name, weights)
-        write_whole(path / _NAME, text.encode())
-        for one in path.iterdir():
-            if one.name not in (name, _NAME):
-                one.unlink(missing_ok=True)
+        DISTILLATION.write(Path(folder), self.files())
+
+    def files(self) -> dict[str, bytes]:
+        """Return what `save` writes, by name."""
+        return DISTILLATION.files({"format": FORMAT, **self.to_dict()}, state_of(self.student))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, student: nn.Module) -> Distillation:
@@ -113,43 +123,22 @@ class Distillation:
 
         Raises:
             InputError: there is none in that folder, or the weights aren't those of such a module.
-            IntegrityError: a file was changed, cut short, or written by a newer version.
+            IntegrityError: a file was changed, cut short, or written by a newer version, or holds what no distillation can hold.
+            ResourceError: a file can't be read.
         """
         path = Path(folder)
-        try:
-            fields = json.loads((path / _NAME).read_bytes())
-            if fields["format"] > _FORMAT:
-                raise IntegrityError(cannot(f"load `{path}`", "a newer version wrote it", "Upgrade whichkl"))
-            if _checksum(fields) != fields["checksum"] or not _ours(fields["weights"]):
-                because = f"{_NAME} isn't what was saved (its checksum differs)"
-                raise IntegrityError(cannot(f"load `{path}`", because, "Distill anew"))
-            weights = (path / fields["weights"]).read_bytes()
-            if hashlib.sha256(weights).hexdigest() != fields["sha256"]:
-                because = f"{fields['weights']} isn't what was saved (SHA-256 differs)"
-                raise IntegrityError(cannot(f"load `{path}`", because, "Distill anew"))
-        except FileNotFoundError as error:
-            raise InputError(
-                cannot(f"load `{path}`", "there is no distillation in it", "Name a folder that `save` wrote")
-            ) from error
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, (InputError, IntegrityError)):
-                raise
-            raise IntegrityError(cannot(f"load `{path}`", f"{_NAME} isn't what was saved", "Distill anew")) from error
+        fields, tensors = DISTILLATION.read(path, DistillationFields)
+        if wrong := next(
+            (name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())), None
+        ):
+            raise DISTILLATION.damaged(path, f"the weights `{wrong[:80]}` are NaN")
+        if not 0 <= fields["best_epoch"] < len(fields["history"]) or "epochs" not in fields["settings"]:
+            raise DISTILLATION.damaged(path, "its epochs can't be those of a distillation")
         module = copy.deepcopy(student)
         try:
-            module.load_state_dict(load(weights))
+            module.load_state_dict(tensors)
         except RuntimeError as error:
             because = f"its weights aren't those of such a `{type(student).__name__}` ({' '.join(str(error).split())[:200]})"
             raise InputError(cannot(f"load `{path}`", because, "Pass the architecture that was trained")) from error
-        history = tuple((float(a), float(b)) for a, b in fields["history"])
-        rest = {name: fields[name] for name in ("loss", "settings", "status", "epochs", "examples", "best_epoch")}
-        return cls(module.eval(), Scores.from_dict(fields["scores"]), **rest, history=history, notes=tuple(fields["notes"]))
-
-
-def _ours(name: str) -> bool:
-    return name == _NAME or (name.startswith("student-") and name.endswith(".safetensors") and "/" not in name)
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    rest = {name: value for name, value in fields.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+        kept = {name: value for name, value in fields.items() if name in DistillationFields.__annotations__ and name != "format"}
+        return cls(module.eval(), **kept)

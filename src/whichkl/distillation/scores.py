@@ -13,6 +13,7 @@ from torch import Tensor
 from whichkl.distillation.calibration import BINS, Reliability, ece_resampled, reliability
 from whichkl.divergences import Estimate
 from whichkl.losses import forward_kl, reverse_kl
+from whichkl.reading import rebuilt
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,7 @@ class Scores:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Scores:
         """Rebuild them from `to_dict`."""
-        read: dict[str, Any] = {name: Estimate.from_dict(fields[name]) for name in _PAIRED}
-        for name in _CONTRASTS:
-            if fields[name] is not None:
-                sides: Any = {k: None if v is None else Estimate.from_dict(v) for k, v in fields[name].items()}
-                read[name] = Contrast(**sides)
-        if fields["reliability"] is not None:
-            read["reliability"] = {k: Reliability.from_dict(v) for k, v in fields["reliability"].items()}
-        return cls(fields["rows"], fields["classes"], **read)
+        return rebuilt(cls, fields)
 
 
 _PAIRED, _CONTRASTS = ("agreement", "forward_kl", "reverse_kl"), ("accuracy", "nll", "ece")

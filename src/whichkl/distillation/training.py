@@ -14,7 +14,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.distillation.examples import Batch, Examples
 from whichkl.distillation.networks import Teacher, logits_of, state_of
 from whichkl.distillation.objective import Loss
-from whichkl.journal import Journal
+from whichkl.journal import Journal, optimizer_state, tensors_behind
 from whichkl.seeds import seeded
 
 _ENTRY = "distillation"
@@ -101,21 +101,25 @@ class Run:
 
     def resume(self, journal: Journal) -> bool:
         """Take up what `save` wrote; return whether there was anything."""
-        found = journal.load(_ENTRY)
+        state = state_of(self.student)
+        weights = [one for group in self.optimizer.param_groups for one in group["params"]]
+
+        def read(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Any, ...]:
+            numbers = {name: kind(notes[name]) for name, kind in _NUMBERS.items()}
+            numbers |= {
+                "history": [(float(a), float(b)) for a, b in notes["history"]],
+                "best": tensors_behind("best.", tensors, state),
+            }
+            return tensors_behind("now.", tensors, state), optimizer_state("adam.", tensors, weights), numbers
+
+        found = journal.load(_ENTRY, read)
         if found is None:
             return False
-        tensors, notes = found
-        device = next(self.student.parameters()).device
-        self.student.load_state_dict(_under("now.", tensors))
-        self.best = {name: value.to(device) for name, value in _under("best.", tensors).items()}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("adam.", tensors).items():
-            number, key = name.split(".", 1)
-            moments.setdefault(int(number), {})[key] = value
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        for name, kind in _NUMBERS.items():
-            setattr(self, name, kind(notes[name]))
-        self.history = [(float(a), float(b)) for a, b in notes["history"]]
+        now, adam, numbers = found
+        self.student.load_state_dict(now)
+        self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for name, value in numbers.items():
+            setattr(self, name, value)
         return True
 
     def _step(self, batch: Batch, rate: float) -> float:
@@ -193,7 +197,3 @@ def schedule(done: float) -> float:
     if done < 0.02:
         return 0.1 + 0.9 * done / 0.02
     return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - 0.02) / 0.98)) / 2
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from whichkl._checks import InputError, cannot, plain
+from whichkl.reading import rebuilt
 
 NORMAL = 1.959963984540054
 """Standard errors to either side in a 95 % interval."""
@@ -159,8 +160,9 @@ class Estimate:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Estimate:
-        """Rebuild an estimate from `to_dict`."""
-        numbers = {"value", "stderr", "ess", "khat", "cap"}
-        read: dict[str, Any] = {name: float(v) if name in numbers and isinstance(v, str) else v for name, v in fields.items()}
-        read["notes"] = tuple(fields["notes"])
-        return cls(**read)
+        """Rebuild an estimate from `to_dict`.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another type.
+        """
+        return rebuilt(cls, fields)

@@ -14,6 +14,7 @@ from torch import Tensor
 from whichkl.goodness.bands import band, distance, distance_p_value, levels
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_density
 from whichkl.goodness.margin_laws import margins
+from whichkl.reading import rebuilt
 
 _LEAST, _MOST, _DRAWS = 20, 20_000, 20_000
 _RANKED = 4_000
@@ -91,8 +92,7 @@ class Calibration:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Calibration:
         """Read back what `to_dict` wrote, also from JSON."""
-        columns = tuple(ColumnCalibration(**{**one, "curve": tuple(one["curve"])}) for one in fields["columns"])
-        return cls(columns, fields["rows"], fields["p_value"], tuple(fields["notes"]), fields["reason"])
+        return rebuilt(cls, fields)
 
 
 def transform_calibration(

@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 from whichkl.divergences.neighbors import Neighbors
 from whichkl.divergences.ratio import LEAST_ROWS, cross_fit, ripples
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
+from whichkl.reading import rebuilt
 
 _MOST = 4_000
 _WIDE = 500
@@ -72,7 +73,7 @@ class TwoSample:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TwoSample:
         """Read back what `to_dict` wrote."""
-        return cls(**fields)
+        return rebuilt(cls, fields)
 
 
 def two_sample_test(

@@ -12,7 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whichkl._checks import require, write_whole
+from whichkl._checks import require
+from whichkl._files import is_report, write_whole
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -81,7 +82,7 @@ class Section:
 
 
 def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Sequence[Section], footer: str = "") -> Path:
-    """Write the page; an earlier file is replaced only when the new one is whole.
+    """Write the page; an earlier report is replaced only when the new one is whole, and no other file is replaced.
 
     Args:
         path: where to; its folder is made.
@@ -91,7 +92,7 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         footer: small print.
 
     Raises:
-        InputError: jinja2 or plotly isn't installed.
+        InputError: jinja2 or plotly isn't installed, or there is a file of this name that isn't a report.
         ResourceError: the file can't be written.
     """
     jinja2 = require("jinja2", "app")
@@ -110,7 +111,7 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         plotly=safe(script.replace("</script", "<\\/script")),
         script=safe((here / "page.js").read_text()),
     )
-    write_whole(Path(path), text.encode())
+    write_whole(Path(path), text.encode(), is_own=is_report)
     return Path(path)
 
 

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from whichkl._checks import plain, write_whole
+from whichkl._checks import plain
+from whichkl._files import is_report, write_whole
 from whichkl.plots.arms import MOST, differences, seeds, tradeoff
 from whichkl.reporting.markdown import markdown
 from whichkl.reporting.page import Block, Section, write_page
@@ -62,7 +63,7 @@ def report_study(study: Study, path: str | os.PathLike[str]) -> Path:
     title = "Which fit serves best?" if source.isidentifier() and source[:1].isupper() else f"Which fit of {source} serves best?"
     footer = "Written by whichkl. KL divergences are in nats; ± is one standard error over seeds."
     where = Path(path)
-    write_whole(where.with_suffix(".md"), markdown(title, _lead(study), sections, footer).encode())
+    write_whole(where.with_suffix(".md"), markdown(title, _lead(study), sections, footer).encode(), is_own=is_report)
     return write_page(where, title, _lead(study), sections, footer)
 
 

@@ -13,6 +13,7 @@ from whichkl._checks import InputError, TargetError, cannot
 from whichkl.divergences import Estimate, monte_carlo
 from whichkl.families import Mixture
 from whichkl.families.family import log_likelihood
+from whichkl.journal import tensors_behind
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
 from whichkl.solvers.em import ExpectationMaximization
@@ -85,9 +86,12 @@ def _sample(target: Target, seed: int, work: Work) -> Block:
 
 def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, seed: int, work: Work, count: int) -> Tensor | None:
     """−log q of every row under a mixture that was fitted without its fold; None where the rows don't allow it."""
-    name, done = f"components-{count}", None
-    if work.journal is not None and (done := work.journal.load(name)) is not None:
-        return done[0]["loss"]
+    name = f"components-{count}"
+    if work.journal is not None:
+        like = {"loss": torch.zeros(sum(map(len, folds)))}
+        done = work.journal.load(name, lambda tensors, _: tensors_behind("", tensors, like))
+        if done is not None:
+            return done["loss"]
     losses = []
     solver = ExpectationMaximization().quick()
     for fold in folds:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl.journal import Journal
+from whichkl.journal import Journal, tensors_behind
 from whichkl.solvers.work import Work
 
 Gradient = Callable[[Float[Tensor, "s p"], list[int], int], Float[Tensor, "s p"]]
@@ -74,10 +74,10 @@ class Descent:
 
     def resume(self, journal: Journal) -> None:
         """Take up what `save` wrote, if anything."""
-        found = journal.load(_ENTRY)
-        if found is not None and set(found[0]) == {one.name for one in fields(self)}:
-            for name, value in found[0].items():
-                setattr(self, name, value.to(self.now.device))
+        like = {one.name: getattr(self, one.name) for one in fields(self)}
+        found = journal.load(_ENTRY, lambda tensors, _: tensors_behind("", tensors, {**like, "history": tensors["history"]}))
+        for name, value in (found or {}).items():
+            setattr(self, name, value.to(self.now.device))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
+from whichkl.journal import tensors_behind
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
@@ -137,8 +138,8 @@ class ExpectationMaximization(Solver):
         """Cycle until two in a row gain less than `tolerance` / 10; in single precision first, where that is enough."""
         name = f"em-{step.replace(' ', '-')}"
         climb = Climb.begin(state)
-        if work.journal is not None and (found := work.journal.load(name)) is not None:
-            climb = Climb.read(*found)
+        if work.journal is not None and (found := work.journal.load(name, climb.read)) is not None:
+            climb = found
         saved = time.monotonic()
         while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.is_spent):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
@@ -192,19 +193,17 @@ class Climb:
         notes["history"] = list(self.history)
         return tensors | ({} if s.df is None else {"df": s.df}), notes
 
-    @classmethod
-    def read(cls, tensors: dict[str, Tensor], notes: dict[str, Any]) -> Climb:
-        """Read back what `written` gave."""
-        state = State(tensors["probs"], tensors["loc"], tensors["cov"], tensors.get("df"))
-        return cls(
-            state,
-            tensors["likelihood"],
-            float(notes["gain"]),
-            notes["iterations"],
-            notes["small"],
-            notes["single"],
-            tuple(map(float, notes["history"])),
-        )
+    def read(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> Climb:
+        """Return the climb from the same starts that `written` gave.
+
+        Raises:
+            ValueError: it began at others.
+        """
+        mine, _ = self.written()
+        found = tensors_behind("", tensors, mine)
+        state = State(found["probs"], found["loc"], found["cov"], found.get("df"))
+        numbers = (float(notes["gain"]), int(notes["iterations"]), int(notes["small"]), bool(notes["single"]))
+        return Climb(state, found["likelihood"], *numbers, tuple(map(float, notes["history"])))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.families import Family
 from whichkl.families.generalized_linear import GeneralizedLinear
+from whichkl.journal import tensors_behind
 from whichkl.objectives import ForwardKL, Objective
 from whichkl.samples import Slice
 from whichkl.solvers.regression import Design, Evaluation
@@ -124,10 +125,13 @@ class _End:
 
 def _resumed(work: Work, theta: Tensor) -> tuple[Tensor, int]:
     """Go on from the journal, where it holds a step of this fit."""
-    entry = None if work.journal is None else work.journal.load("newton")
-    if entry is None or entry[0]["theta"].shape != theta.shape:
+    if work.journal is None:
         return theta, 0
-    return entry[0]["theta"].to(theta), int(entry[1]["steps"])
+    like = {"theta": theta}
+    found = work.journal.load(
+        "newton", lambda tensors, notes: (tensors_behind("", tensors, like)["theta"].to(theta), int(notes["steps"]))
+    )
+    return found or (theta, 0)
 
 
 def _newton_step(here: Evaluation) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whichkl.families.network_family import NetworkFamily
-from whichkl.journal import Journal
+from whichkl.journal import Journal, optimizer_state, tensors_behind
 from whichkl.samples import Block
 from whichkl.solvers.criterion import Criterion
 
@@ -94,6 +94,11 @@ class Run:
         self.factor *= slower
 
     @property
+    def optimized(self) -> list[Tensor]:
+        """The weights in the optimizer's order."""
+        return [one for group in self.optimizer.param_groups for one in group["params"]]
+
+    @property
     def weights(self) -> list[Tensor]:
         """The weights that are trained."""
         return [one for one in self.module.parameters() if one.requires_grad]
@@ -113,23 +118,30 @@ class Run:
 
     def resume(self, journal: Journal) -> float | None:
         """Take up what `save` wrote; return its learning rate, or None where there is nothing."""
-        found = journal.load(_ENTRY)
+        state, weights = self.module.state_dict(), self.optimized
+
+        def read(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Any, ...]:
+            average = {str(i): one for i, one in enumerate(self.weights)} if "average.0" in tensors else {}
+            averages = tensors_behind("average.", tensors, average)
+            numbers = {name: kind(notes[name]) for name, kind in _NUMBERS.items()}
+            numbers |= {"average": [averages[str(i)] for i in range(len(averages))]}
+            numbers |= {"history": [float(one) for one in notes["history"]], "best": tensors_behind("best.", tensors, state)}
+            return (
+                tensors_behind("now.", tensors, state),
+                optimizer_state("adam.", tensors, weights),
+                numbers,
+                float(notes["rate"]),
+            )
+
+        found = journal.load(_ENTRY, read)
         if found is None:
             return None
-        tensors, notes = found
-        self.module.load_state_dict(_under("now.", tensors))
-        device = next(self.module.parameters()).device
-        self.best = {name: value.to(device) for name, value in _under("best.", tensors).items()}
-        self.average = [tensors[f"average.{i}"].to(device) for i in range(len(_under("average.", tensors)))]
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("adam.", tensors).items():
-            number, key = name.split(".", 1)
-            moments.setdefault(int(number), {})[key] = value
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        for name, kind in _NUMBERS.items():
-            setattr(self, name, kind(notes[name]))
-        self.history = [float(one) for one in notes["history"]]
-        return float(notes["rate"])
+        now, adam, numbers, rate = found
+        self.module.load_state_dict(now)
+        self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for name, value in numbers.items():
+            setattr(self, name, value)
+        return float(rate)
 
     def _mix(self) -> None:
         """Take the weights into their average: of all steps at first, then with a memory of `_MEMORY` steps.
@@ -178,7 +190,3 @@ def started(family: NetworkFamily, criterion: Criterion, module: nn.Module, mode
     groups: Iterable[Any] = [{"params": matrices, "weight_decay": decay if family.decays else 0.0}, {"params": others}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=1e-3, weight_decay=0.0)
     return Run(family, criterion, module, model, optimizer, clip)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

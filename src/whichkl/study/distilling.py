@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,8 +17,8 @@ from whichkl._checks import InputError, ResourceError, cannot, plain
 from whichkl.cluster import one_thread
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.target import DistillationTarget, Student, objective_spec, student_identity
+from whichkl.fingerprint import code_version
 from whichkl.study.cell import Outcome
-from whichkl.study.fingerprint import code_version
 from whichkl.study.measures import HEAD
 from whichkl.study.needs import DISTILLATION_NEEDS
 from whichkl.study.plan import FORMAT, Cell, seeds_of
@@ -105,7 +103,7 @@ class DistillationBench:
             with one_thread():
                 result = self.plan.target.distill(self.plan.students[row["family"]], row["objective"], cell.seed)
             row |= _columns(result)
-            details, files = result.to_dict(), _files(result)
+            details, files = result.to_dict(), {f"fit/{name}": data for name, data in result.files().items()}
         except (ResourceError, MemoryError):
             raise
         except Exception as error:  # a distillation that fails is a result of the study
@@ -136,12 +134,6 @@ def _columns(result: Distillation) -> dict[str, Any]:
         if one is not None:
             row |= {name: one.student.value, f"{name}_stderr": one.student.stderr, f"{name}_teacher": one.teacher.value}
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-
-
-def _files(result: Distillation) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        result.save(Path(folder) / "fit")
-        return {f"fit/{one.name}": one.read_bytes() for one in sorted((Path(folder) / "fit").iterdir())}
 
 
 def _row(plan: DistillationPlan, cell: Cell) -> dict[str, Any]:

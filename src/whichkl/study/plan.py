@@ -15,9 +15,9 @@ from whichkl._checks import InputError, TargetError, cannot, plain
 from whichkl.advice import advise, default_family
 from whichkl.families import Family, family_of
 from whichkl.families.named import named_families
+from whichkl.fingerprint import code_version, target_fingerprint, tensor_hash
 from whichkl.objectives import Objective, objective_of
 from whichkl.solvers.rows import rows_of
-from whichkl.study.fingerprint import code_version, target_fingerprint, tensor_hash
 from whichkl.study.measures import MEASURES
 from whichkl.targets import Target
 

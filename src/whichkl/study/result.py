@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from whichkl._checks import InputError, cannot, write_whole
+from whichkl._checks import InputError, cannot
+from whichkl._files import write_whole
 from whichkl.families import Family
 from whichkl.fitting import Fit
 from whichkl.study.ledger import Ledger, Stored, read_config

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from whichkl._checks import plain, write_whole
+from whichkl._checks import plain
+from whichkl._files import write_whole
 from whichkl.study.ledger import Stored
 
 _RISKY = ("=", "+", "-", "@", "\t", "\r")
@@ -44,25 +45,34 @@ def safe(text: str) -> str:
         return f"'{text}"
 
 
-def write_tables(folder: Path, cells: Sequence[Stored], columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write `table.csv`, `table.parquet` (where pyarrow is installed), `metrics.jsonl` and `times.jsonl`.
-
-    Raises:
-        ResourceError: they can't be written.
-    """
-    write_whole(folder / "table.csv", csv_text(columns).encode())
+def table_files(cells: Sequence[Stored], columns: Mapping[str, Sequence[Any]]) -> dict[str, bytes]:
+    """Return `table.csv`, `metrics.jsonl`, `times.jsonl` and, where pyarrow is installed, `table.parquet`."""
     lines = [json.dumps(plain({**one.row, "details": one.details}), allow_nan=False) for one in cells]
-    write_whole(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
     times = [json.dumps({"cell": one.key, **{name: round(value, 6) for name, value in one.seconds.items()}}) for one in cells]
-    write_whole(folder / "times.jsonl", ("\n".join(times) + "\n").encode())
+    files = {
+        "table.csv": csv_text(columns).encode(),
+        "metrics.jsonl": ("\n".join(lines) + "\n").encode(),
+        "times.jsonl": ("\n".join(times) + "\n").encode(),
+    }
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ModuleNotFoundError:
-        return
+        return files
     stream = io.BytesIO()
-    parquet.write_table(pa.table({name: pa.array(list(values)) for name, values in columns.items()}), stream)
-    write_whole(folder / "table.parquet", stream.getvalue())
+    table = pa.table({name: pa.array(list(values)) for name, values in columns.items()})
+    parquet.write_table(table, stream, write_page_checksum=True)
+    return {**files, "table.parquet": stream.getvalue()}
+
+
+def write_tables(folder: Path, cells: Sequence[Stored], columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write what `table_files` returns.
+
+    Raises:
+        ResourceError: they can't be written.
+    """
+    for name, content in table_files(cells, columns).items():
+        write_whole(folder / name, content)
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Fingerprint: what tells one target from another, and one version of the code from another."""
+"""Fingerprint: what distinguishes one target from another, and one version of the code from another."""
 
 from __future__ import annotations
 
@@ -13,9 +13,22 @@ from torch import Tensor
 
 from whichkl.targets import Target
 
-_DRAWN, _PROBES = 64, 16
-_APART = {"cli.py", "__main__.py", "plots", "reporting", "demo", "auditing", "sklearn.py", "arviz.py"}
-"""Rooms on which no number of a study depends."""
+_DRAWN = 64
+_PROBES = 16
+"""Points at which functions are evaluated: every second one is ten times as far out, where a small change shows."""
+_APART = {
+    "cli.py",
+    "__main__.py",
+    "plots",
+    "reporting",
+    "demo",
+    "auditing",
+    "sklearn.py",
+    "arviz.py",
+    "console.py",
+    "verifying.py",
+}
+"""Files and folders on which no number of a study depends."""
 _OWN = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py", "plan.py", "scorecard.py"}
 """Files of the study's own room on which its cells depend."""
 
@@ -23,7 +36,7 @@ _OWN = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py",
 def target_fingerprint(target: Target) -> dict[str, Any]:
     """Return what a target is, as JSON holds it: its rows by hash, its functions by their values at a few points.
 
-    Values are rounded to nine digits, so that the same study goes on on another machine.
+    Values are rounded to nine digits, so that the same study resumes on another machine.
     """
     digest: dict[str, Any] = {"names": list(target.names), "support": target.bijection.describe(), "access": target.access.label}
     for name in ("samples", "context", "weights", "chains"):
@@ -36,8 +49,12 @@ def target_fingerprint(target: Target) -> dict[str, Any]:
         digest["draws"] = _rounded_hash(target.draws(_DRAWN, seed=0))
     if target.density is not None and not target.bijection.is_discrete:
         u = torch.randn(_PROBES, target.bijection.free_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        u[1::2] *= 10
         x = target.bijection.forward(u).to(target.dtype).to(target.device)
-        digest["log_prob"] = _rounded_hash(target.density.trial(x)[0])
+        value, gradient, _ = target.density.trial(x)
+        digest["log_prob"] = _rounded_hash(value)
+        if target.score is not None:
+            digest["score"] = _rounded_hash(gradient)
     elif target.density is not None and target.bijection.levels is not None:
         generator = torch.Generator().manual_seed(0)
         columns = [torch.randint(low, high + 1, (_PROBES,), generator=generator) for low, high in target.bijection.levels]
@@ -53,7 +70,7 @@ def tensor_hash(value: Tensor) -> str:
 @lru_cache(maxsize=1)
 def code_version() -> str:
     """Return the version of whichkl, of torch, and a hash of every file on which a cell's numbers depend."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    root, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if parts[0] not in _APART and (parts[0] != "study" or parts[-1] in _OWN):

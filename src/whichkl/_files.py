@@ -1,0 +1,195 @@
+"""Files: the only place that writes, renames or removes a file, so that nothing of the user's is ever touched.
+
+Nothing here imports torch, so that the command line can check a folder before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from whichkl._checks import InputError, ResourceError, cannot
+
+TEMPORARY = ".new-"
+"""First characters of the name of every file and folder that isn't whole yet. If a process is killed, these are left over."""
+WRITTEN_BY = b"Written by whichkl"
+"""Words in every report; a file without them was not written by whichkl, and is never replaced."""
+
+
+def remove_own(path: Path, is_own: Callable[[str], bool]) -> bool:
+    """Remove what whichkl itself wrote at a path. This is the only function of the library that removes anything.
+
+    The rule: an entry is removed only if whichkl wrote it, and whichkl knows what it wrote by its name. Only such entries are
+    removed from a folder, and the folder itself only when nothing else is left in it. A link is never followed and never removed.
+
+    Args:
+        path: a file or a folder, by a name that only whichkl gives. A missing one is already removed.
+        is_own: tells whether whichkl writes something of this name. For a file the name is `path.name`, for a file in a folder
+            its place in the folder, such as ``"fit/fit.json"``, and for a folder in a folder likewise, such as ``"fit/"``.
+
+    Returns:
+        Whether nothing is left at `path`.
+
+    Raises:
+        OSError: an entry can't be removed.
+    """
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return _remove_folder(path, path, is_own)
+    if path.exists() and is_own(path.name):
+        path.unlink(missing_ok=True)
+    return not path.exists()
+
+
+def _remove_folder(folder: Path, root: Path, is_own: Callable[[str], bool]) -> bool:
+    """Remove own files and folders below a folder, and the folder itself if nothing else is left in it."""
+    for entry in sorted(folder.iterdir()):
+        name = entry.relative_to(root).as_posix()
+        if entry.is_symlink():
+            continue
+        if entry.is_dir() and is_own(f"{name}/"):
+            _remove_folder(entry, root, is_own)
+        elif entry.is_file() and is_own(name):
+            entry.unlink(missing_ok=True)
+    if any(folder.iterdir()):
+        return False
+    folder.rmdir()
+    return True
+
+
+def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | None = None) -> None:
+    """Write a file through a temporary one next to it, which is synced and renamed, so that the file is never half written.
+
+    Args:
+        path: the file. Its folder is made.
+        data: the content.
+        is_own: tells from the content of an earlier file of this name whether whichkl wrote it. Without this argument the
+            name alone says that it did.
+
+    Raises:
+        InputError: the path is a link, or an earlier file there isn't one that whichkl wrote.
+        ResourceError: the folder or the file can't be written.
+    """
+    refuse_foreign(path, is_own)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def refuse_foreign(path: Path, is_own: Callable[[bytes], bool] | None = None) -> None:
+    """Refuse to replace a link, or a file that whichkl didn't write.
+
+    Args:
+        path: the file that is going to be written.
+        is_own: tells from the content of a file whether whichkl wrote it.
+
+    Raises:
+        InputError: the path is a link, or the file there was not written by whichkl.
+        ResourceError: the file can't be read.
+    """
+    if path.is_symlink():
+        raise InputError(cannot(f"write `{path}`", "it is a link", "Name another place, or remove the link"))
+    if is_own is None:
+        return
+    try:
+        is_foreign = path.is_dir() or (path.exists() and not is_own(path.read_bytes()))
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if is_foreign:
+        because = "there is a folder of this name" if path.is_dir() else "there is a file of this name that whichkl didn't write"
+        raise InputError(cannot(f"write `{path}`", because, "Name another folder, or move it away"))
+
+
+def is_report(content: bytes) -> bool:
+    """Whether a file's content is a report that whichkl wrote."""
+    return WRITTEN_BY in content
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write and sync a file that isn't there yet.
+
+    Raises:
+        OSError: it is there, or can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def rename_new(fresh: Path, final: Path) -> None:
+    """Give a finished file or folder its final name, under which there must be nothing yet, and sync its folder.
+
+    Raises:
+        OSError: there is something under the final name, or it can't be renamed.
+    """
+    if final.is_symlink() or final.exists():
+        raise FileExistsError(errno.EEXIST, "there is something of this name", str(final))
+    fresh.rename(final)
+    sync_folder(final.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder written to the disk. Windows can't open a folder, and writes names without being asked."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        ResourceError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write a file in a folder before the work whose result goes there. Nothing is left behind.
+
+    Raises:
+        ResourceError: the folder can't be written.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+        os.close(handle)
+        Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        for one in made:
+            if one.is_dir() and not any(one.iterdir()):
+                one.rmdir()
+
+
+def unwritable(path: Path, error: OSError) -> ResourceError:
+    """Return the error that says why a path can't be written."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    instead = "Free some space, and run the same command again" if is_full else "Name another place"
+    return ResourceError(cannot(f"write `{path}`", error.strerror or str(error), instead))

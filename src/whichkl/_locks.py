@@ -1,0 +1,188 @@
+"""Locks: one process at a time works in a folder, on Linux, macOS and Windows."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from whichkl._checks import ResourceError, cannot
+from whichkl._files import make_folder, refuse_foreign, remove_own, unwritable
+
+LOCK = ".whichkl-lock"
+"""Name of the file that marks a folder as in use. It holds the number of the process."""
+_SECONDS_BETWEEN_TRIES = 0.02
+_SECONDS_TO_WRITE = 10.0
+"""Age from which a lock file without a number is taken for one whose process was killed."""
+_HAS_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of disks that have no locks."""
+_LOCKED_BYTE = 2**30
+"""Windows lets nobody read a locked byte, so the lock is on one behind the number."""
+_Release = Callable[[], None]
+
+
+@contextlib.contextmanager
+def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a folder. It ends with this process, however the process ends.
+
+    Args:
+        folder: what is locked. It is made where it isn't there.
+        do: what can't be done while another process holds the lock, for the message.
+        wait: seconds to wait for another process.
+
+    Raises:
+        ResourceError: another process holds the lock, or the folder can't be written.
+    """
+    make_folder(folder)
+    path, give_up = folder / LOCK, time.monotonic() + wait
+    refuse_foreign(path)
+    try:
+        while (release := _take(path)) is None:
+            if time.monotonic() >= give_up:
+                because = f"another run is working in `{folder}` (process {_holder(path)})"
+                raise ResourceError(cannot(do, because, "Wait for it, or name another folder"))
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        release()
+
+
+def _take(path: Path) -> _Release | None:
+    """Return what ends the lock, or None where another process holds it."""
+    lock = _system_lock()
+    if lock is None:
+        return _take_name(path)
+    try:
+        return _take_handle(path, lock)
+    except OSError as error:
+        if error.errno not in _HAS_NO_LOCKS:
+            raise
+        return _take_name(path)
+
+
+def _take_handle(path: Path, lock: Callable[[int], bool]) -> _Release | None:
+    """Lock by the operating system, which unlocks when the process ends."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not lock(handle):
+                os.close(handle)
+                return None
+            if _is_at(handle, path):  # else the process that held it has removed it since
+                os.write(handle, _number())
+                return lambda: _end(path, handle)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _take_name(path: Path) -> _Release | None:
+    """Lock by the name of a file, where neither the system nor the disk has locks."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        if _is_left_over(path):
+            _remove(path)
+        return None
+    os.write(handle, _number())
+    return lambda: _end(path, handle)
+
+
+def _end(path: Path, handle: int) -> None:
+    """Remove a lock file while it's held, so that no other process's is removed, and give it up."""
+    if os.name == "nt":  # which removes no open file
+        os.close(handle)
+        _remove(path)
+    else:
+        _remove(path)
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # another process is about to lock it
+        remove_own(path, lambda name: name == LOCK)
+
+
+def _number() -> bytes:
+    return f"{os.getpid():<20}\n".encode()
+
+
+def _holder(path: Path) -> str:
+    """The process that holds a lock, as far as its file says it."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip() or "?"
+    except OSError:
+        return "?"
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether the process that made a lock file has ended without removing it."""
+    try:
+        text, age = path.read_text(encoding="ascii", errors="replace").strip(), time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if not text.isdigit():
+        return age > _SECONDS_TO_WRITE
+    if os.name == "nt":  # where `os.kill` ends the process
+        return False
+    try:
+        os.kill(int(text), 0)  # sends nothing
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _system_lock() -> Callable[[int], bool] | None:
+    """Return what locks an open file and says whether it could, or None where the system has no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return _windows_lock()
+
+    def lock(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise
+        return True
+
+    return lock
+
+
+def _windows_lock() -> Callable[[int], bool] | None:
+    try:
+        import msvcrt
+    except ImportError:
+        return None
+
+    def lock(handle: int) -> bool:
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                return False
+            raise
+        os.lseek(handle, 0, os.SEEK_SET)
+        return True
+
+    return lock
