@@ -16,8 +16,9 @@ from whichkl.distillation.calibration import BINS
 from whichkl.distillation.networks import state_of
 from whichkl.distillation.scores import Contrast, Scores
 from whichkl.journal import Journal
-from whichkl.saving import FORMAT, Saved
+from whichkl.saving import FORMAT, Saved, checksum
 
+_checksum = checksum
 DISTILLATION = Saved("a distillation", "distillation.json", "student", "Distil again")
 
 

@@ -1,0 +1,310 @@
+"""Nothing of the user's is removed or changed: canaries beside every output, and one function that removes."""
+
+import ast
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import whichkl as wk
+from canaries import plant, seen
+from programs import whichkl
+from whichkl._checks import InputError, IntegrityError, ResourceError
+from whichkl._files import check_writable, remove_own, write_whole
+from whichkl.journal import Journal
+from whichkl.reporting import report
+from whichkl.study import Study
+
+SOURCES = Path(wk.__file__).parent
+STUDY = {"families": "gaussian", "objectives": "forward_kl", "seeds": 2, "metrics": ["khat"], "draws": 200}
+
+
+def rows(n=120, d=2, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def study(out, **changes):
+    return wk.compare(wk.Target(samples=rows()), **{**STUDY, "out": out, **changes})
+
+
+def test_only_one_module_removes_renames_or_overwrites():
+    removing = {
+        "unlink",
+        "rmtree",
+        "rmdir",
+        "removedirs",
+        "rename",
+        "renames",
+        "truncate",
+        "ftruncate",
+        "move",
+        "copyfile",
+        "copy2",
+    }
+    writing = {"write_text", "write_bytes", "savez", "tofile"}
+    found = []
+    for path in sorted(SOURCES.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name, on = node.func.attr, ast.unparse(node.func.value)
+            texts = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            overwrites = name == "replace" and len(node.args) == 1 and not node.keywords  # a text's own takes two
+            opens = name in ("open", "fdopen") and any(set("wax+") & set(text) and len(text) <= 3 for text in texts)
+            if name in removing | writing or (name == "remove" and on == "os") or overwrites or opens:
+                found.append((path.relative_to(SOURCES).as_posix(), f"{on}.{name}"))
+    assert {place for place, _ in found} == {"_files.py"}, found
+
+
+class TestRemoveOwn:
+    def test_only_own_names_go_and_the_folder_only_when_it_is_empty(self, tmp_path):
+        (tmp_path / "cell" / "fit").mkdir(parents=True)
+        (tmp_path / "cell" / "fit" / "fit.json").write_text("{}")
+        (tmp_path / "cell" / "mine").mkdir()
+        assert not remove_own(tmp_path / "cell", lambda name: name in ("fit/", "fit/fit.json"))
+        assert [one.name for one in (tmp_path / "cell").iterdir()] == ["mine"]
+        (tmp_path / "cell" / "mine").rmdir()
+        assert remove_own(tmp_path / "cell", lambda name: False)
+        assert not (tmp_path / "cell").exists()
+
+    def test_an_empty_folder_of_the_users_stays(self, tmp_path):
+        (tmp_path / "cell" / "todo").mkdir(parents=True)
+        assert not remove_own(tmp_path / "cell", lambda name: not name.endswith("/"))
+        assert (tmp_path / "cell" / "todo").is_dir()
+
+    def test_links_are_neither_followed_nor_removed(self, tmp_path):
+        plant(tmp_path / "mine")
+        (tmp_path / "cell").mkdir()
+        (tmp_path / "cell" / "fit").symlink_to(tmp_path / "mine")
+        (tmp_path / "to-cell").symlink_to(tmp_path / "cell")
+        before = seen(tmp_path)
+        assert not remove_own(tmp_path / "cell", lambda name: True)
+        assert not remove_own(tmp_path / "to-cell", lambda name: True)
+        assert seen(tmp_path) == before
+
+    def test_a_missing_path_is_removed_already(self, tmp_path):
+        assert remove_own(tmp_path / "nowhere", lambda name: True)
+
+
+def test_trying_a_folder_leaves_it_as_it_was(tmp_path):
+    before = seen(plant(tmp_path / "mine"))
+    check_writable(tmp_path / "mine")
+    check_writable(tmp_path / "mine" / "new" / "below")
+    assert seen(tmp_path / "mine") == before
+
+
+def test_a_link_is_never_replaced(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    (tmp_path / "report.html").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(InputError, match="it is a link"):
+        write_whole(tmp_path / "report.html", b"new")
+    assert (tmp_path / "mine.txt").read_text() == "x"
+
+
+class TestStudies:
+    @pytest.mark.parametrize(
+        "place", ["thesis.tex", "cells/plate1/img.tif", "cells/readme", f"cells/{'a' * 64}/img.tif", "table.csv", "report.html"]
+    )
+    def test_a_folder_that_holds_something_else_is_refused(self, tmp_path, place):
+        (tmp_path / "out" / place).parent.mkdir(parents=True)
+        (tmp_path / "out" / place).write_text("irreplaceable")
+        before = seen(tmp_path)
+        with pytest.raises(InputError, match="Cannot start a study in .*something else"):
+            study(tmp_path / "out")
+        assert seen(tmp_path) == before
+
+    def test_a_folder_of_cells_that_is_a_link_is_refused(self, tmp_path):
+        plant(tmp_path / "mine")
+        (tmp_path / "mine" / ("a" * 64)).mkdir()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "cells").symlink_to(tmp_path / "mine")
+        before = seen(tmp_path)
+        with pytest.raises(InputError, match="is a link"):
+            study(tmp_path / "out")
+        assert seen(tmp_path) == before
+
+    def test_files_that_come_later_are_passed_over(self, tmp_path):
+        out = tmp_path / "out"
+        study(out)
+        table = (out / "table.csv").read_bytes()
+        for place in (out, out / "cells", out / "cells" / "mine"):
+            plant(place)
+        before = seen(tmp_path, but=["out/table.csv", "out/metrics.jsonl", "out/times.jsonl", "out/table.parquet"])
+        for again in (
+            lambda: study(out),
+            lambda: study(out, recompute=True),
+            lambda: study(out, seeds=3),
+            lambda: Study.load(out),
+        ):
+            again()
+        assert (
+            seen(tmp_path, but=["out/table.csv", "out/metrics.jsonl", "out/times.jsonl", "out/table.parquet"]).items()
+            >= {name: one for name, one in before.items() if name[1] != "out/study.json"}.items()
+        )
+        assert (out / "table.csv").read_bytes().startswith(table[:100])
+
+    @pytest.mark.parametrize("how", ["unfinished", "failed"])
+    def test_a_users_file_in_a_cell_stays_and_is_named(self, tmp_path, how):
+        out = tmp_path / "out"
+        cell = study(out).cells[0].folder
+        if how == "unfinished":
+            (cell / "DONE").unlink()
+        else:
+            (cell / "cell.json").write_text("{}")
+        (cell / "img.tif").write_text("irreplaceable")
+        with pytest.raises(IntegrityError, match="something that no study writes"):
+            study(out, recompute=True)
+        assert (cell / "img.tif").read_text() == "irreplaceable"
+
+    @pytest.mark.parametrize("place", ["", "fit", "cell.json"])
+    def test_a_linked_cell_is_refused_and_what_it_leads_to_stays(self, tmp_path, place):
+        out = tmp_path / "out"
+        cell = study(out).cells[0].folder
+        elsewhere = tmp_path / "elsewhere"
+        shutil.move(cell / place, elsewhere)
+        (cell / place).symlink_to(elsewhere)
+        before = seen(elsewhere) if elsewhere.is_dir() else elsewhere.read_bytes()
+        for recompute in (False, True):
+            with pytest.raises(IntegrityError):
+                study(out, recompute=recompute)
+        assert (seen(elsewhere) if elsewhere.is_dir() else elsewhere.read_bytes()) == before
+
+
+class TestJournals:
+    @pytest.mark.parametrize("family", ["gaussian", "mixture:2", "flow"])
+    def test_a_fit_removes_its_own_entries_alone(self, tmp_path, family):
+        mine = plant(tmp_path / "mine")
+        other = Journal.of(mine, {"another": "fit"})
+        other.save("em", {"x": torch.zeros(3)}, {})
+        before = seen(mine)
+        wk.fit(rows(), family, journal=mine, judge=False)
+        assert seen(mine) == before
+
+    def test_a_users_file_among_the_entries_stays(self, tmp_path):
+        journal = Journal.of(tmp_path / "j", {"a": "fit"})
+        journal.save("em", {"x": torch.zeros(3)}, {})
+        (tmp_path / "j" / journal.key / "notes.txt").write_text("x")
+        journal.clear()
+        assert [one.name for one in (tmp_path / "j" / journal.key).iterdir()] == ["notes.txt"]
+
+    def test_an_empty_journal_leaves_no_folder(self, tmp_path):
+        wk.fit(rows(), "mixture:2", journal=tmp_path / "j", judge=False)
+        assert not (tmp_path / "j").exists()
+
+    def test_a_distillation_writes_beside_the_users_files(self, tmp_path):
+        mine = plant(tmp_path / "mine")
+        before = seen(mine)
+        result = wk.distill(teacher=nn.Linear(2, 3), student=nn.Linear(2, 3), data=rows().float(), epochs=2, journal=mine)
+        result.journal.clear()
+        assert seen(mine) == before
+
+
+class TestSaves:
+    def test_a_folder_that_holds_something_else_is_refused(self, tmp_path):
+        mine = plant(tmp_path / "mine")
+        before = seen(mine)
+        fit = wk.fit(rows(), judge=False)
+        distilled = wk.distill(teacher=nn.Linear(2, 3), student=nn.Linear(2, 3), data=rows().float(), epochs=1)
+        for one in (fit, distilled):
+            with pytest.raises(InputError, match="holds something else"):
+                one.save(mine)
+        assert seen(mine) == before
+
+    @pytest.mark.parametrize("name", ["fit.json", "model-0123456789abcdef.safetensors"])
+    @pytest.mark.parametrize("kind", ["link", "folder"])
+    def test_links_and_folders_of_our_names_are_refused(self, tmp_path, name, kind):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine.txt").write_text("x")
+        if kind == "link":
+            (tmp_path / "mine" / name).symlink_to(tmp_path / "mine.txt")
+        else:
+            (tmp_path / "mine" / name).mkdir()
+        before = seen(tmp_path)
+        with pytest.raises(InputError, match="holds something else"):
+            wk.fit(rows(), judge=False).save(tmp_path / "mine")
+        assert seen(tmp_path) == before
+
+    def test_only_weights_that_the_replaced_fit_named_are_removed(self, tmp_path):
+        folder = tmp_path / "fit"
+        first, second = (wk.fit(rows(seed=seed), judge=False) for seed in (0, 1))
+        first.save(folder)
+        named = next(folder.glob("model-*"))
+        (folder / "model-0123456789abcdef.safetensors").write_bytes(b"put there by hand")
+        (folder / ".new-fit.json-abcdefgh").write_bytes(b"left by a kill")
+        second.save(folder)
+        left = {one.name for one in folder.iterdir()}
+        assert named.name not in left and "model-0123456789abcdef.safetensors" in left and len(left) == 3
+        assert wk.Fit.load(folder).model.mean.tolist() == second.model.mean.tolist()
+
+
+class TestReports:
+    def test_a_file_that_is_no_report_is_never_replaced(self, tmp_path):
+        fit = wk.fit(rows(), judge=False)
+        (tmp_path / "page.html").write_text("<p>mine, about whichkl</p>")
+        with pytest.raises(InputError, match="whichkl didn't write"):
+            report(fit, tmp_path / "page.html")
+        assert (tmp_path / "page.html").read_text() == "<p>mine, about whichkl</p>"
+        report(fit, tmp_path / "new.html")
+        report(fit, tmp_path / "new.html")  # its own is
+
+    def test_notes_beside_the_report_of_a_study_stay(self, tmp_path):
+        found = study(tmp_path / "out")
+        (tmp_path / "page.md").write_text("my notes")
+        with pytest.raises(InputError, match="whichkl didn't write"):
+            report(found, tmp_path / "page.html")
+        assert (tmp_path / "page.md").read_text() == "my notes"
+
+
+class TestCommands:
+    @pytest.fixture
+    def project(self, tmp_path):
+        """A folder with a user's work in it, and what the commands read."""
+        folder = plant(tmp_path / "project")
+        np.save(folder / "x.npy", rows(60).numpy())
+        (folder / "nets.py").write_text(
+            "import torch\nfrom torch import nn\ndef net():\n    return nn.Linear(2, 3)\n"
+            "def data():\n    return torch.randn(60, 2, generator=torch.Generator().manual_seed(0))\n"
+        )
+        (folder / "s.yaml").write_text("target: Normal(0, 1)\nfamilies: gaussian\nseeds: 1\nmetrics: [khat]\ndraws: 500\n")
+        return folder
+
+    def test_outputs_in_a_project_touch_nothing_of_it(self, project):
+        before = seen(project)
+        new = ["fit", "student", "report.html", "__pycache__"]
+        assert whichkl("fit", "x.npy", "--out", ".", cwd=project).returncode == 0
+        nets = ("--teacher", "nets.py:net", "--student", "nets.py:net", "--data", "nets.py:data", "--epochs", "1")
+        assert whichkl("distill", *nets, "--out", ".", cwd=project).returncode == 0
+        assert whichkl("fit", "x.npy", "--out", ".", cwd=project).returncode == 0
+        assert seen(project, but=new) == before
+        assert (project / "fit" / "fit.json").exists() and (project / "student" / "distillation.json").exists()
+
+    @pytest.mark.parametrize("name", ["report.html", "fit/notes.txt"])
+    def test_a_users_file_in_the_way_is_refused_before_the_fit(self, project, name):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("mine")
+        before = seen(project)
+        found = whichkl("fit", "x.npy", "--out", ".", cwd=project)
+        assert found.returncode == 2 and found.stdout == "", found.stderr
+        assert seen(project, but=["__pycache__"]) == before
+
+    def test_a_study_into_a_project_is_refused(self, project):
+        before = seen(project)
+        found = whichkl("compare", "s.yaml", "--out", ".", cwd=project)
+        assert found.returncode == 2 and "something else" in found.stderr
+        assert seen(project) == before
+
+    def test_a_demo_never_replaces_a_users_report(self, project):
+        (project / "report.json").write_text('{"mine": 1}')
+        before = seen(project)
+        assert whichkl("demo", "--out", ".", cwd=project).returncode == 2
+        assert seen(project, but=["report.html"]) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such folder")
+def test_a_full_or_forbidden_place_is_exit_four(tmp_path):
+    with pytest.raises(ResourceError, match="Cannot write"):
+        check_writable(Path("/proc/whichkl"))
