@@ -72,8 +72,11 @@ class Fit:
         d = self.diagnostics
         lines = [f"{self.objective.spec} over {self.family} by {self.solver}: {self.status}", f"  {self.value}"]
         if d.elbo is not None:
-            tail = shown_weights(d.ess or 0.0, d.khat, d.elbo.n)
-            lines.append(f"  ELBO {d.elbo.number} nats, importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {tail}")
+            weights = ""
+            if d.ess is not None and d.elbo.n is not None:
+                tail = shown_weights(d.ess, d.khat, d.elbo.n)
+                weights = f", importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {tail}"
+            lines.append(f"  ELBO {d.elbo.number} nats{weights}")
         if len(d.optima) > 1:
             lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
         lines += [f"  {one}" for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
