@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow lint types layers bench clean
+.PHONY: demo test test-slow test-portable test-two-threads lint types layers bench clean
 
 demo: .venv/.app
 	$(BIN)/whichkl demo --out out
@@ -16,6 +16,16 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -q -m slow
+
+# The instructions of a processor of 2008, with one thread and with two: tolerances must hold wherever rounding is another one.
+OLD := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2
+test-portable: .venv/.dev
+	for threads in 1 2; do $(OLD) WHICHKL_TEST_THREADS=$$threads \
+	  $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal || exit 1; done
+
+TWO := tests/faults tests/laws.py tests/test_cluster.py tests/test_fitting.py tests/test_mixtures.py tests/test_streams.py
+test-two-threads: .venv/.dev
+	WHICHKL_TEST_THREADS=2 $(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist worksteal $(TWO)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
