@@ -34,6 +34,7 @@ from whichkl.families.family import cast
 from whichkl.goodness import Calibration, TwoSample
 from whichkl.journal import Journal
 from whichkl.memory import CALLS, keep_memory
+from whichkl.memory_limits import check_memory
 from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
 from whichkl.solvers import Optimum, Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
@@ -43,6 +44,7 @@ from whichkl.targets import Target
 
 _FORMAT = 1
 _CORRECTED = 10_000
+_SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,7 @@ class Fit:
             ResourceError: it can't be written.
         """
         path = Path(folder)
-        if path.is_dir() and any(not _ours(one.name) for one in path.iterdir()):
-            raise InputError(cannot(f"save a fit in `{path}`", "it holds something else", "Name a new or empty folder"))
+        check_fit_folder(path)
         files = self.files()
         for name, data in files.items():  # fit.json comes last
             write_whole(path / name, data)
@@ -274,6 +275,18 @@ class Fit:
                 raise
             because = f"fit.json isn't what was saved ({type(error).__name__}: {error})"
             raise IntegrityError(cannot(f"load `{path}`", because, "Fit anew")) from error
+
+
+def check_fit_folder(path: Path) -> None:
+    """Refuse a folder that a fit can't be saved in.
+
+    Raises:
+        InputError: it is a file, or holds something other than a fit.
+    """
+    is_taken = path.exists() and not path.is_dir()
+    if is_taken or (path.is_dir() and any(not _ours(one.name) for one in path.iterdir())):
+        because = "it is a file" if is_taken else "it holds something else"
+        raise InputError(cannot(f"save a fit in `{path}`", because, "Name a new or empty folder"))
 
 
 def fit(
@@ -391,6 +404,8 @@ def solve(
     engine = solver_for(chosen, family, p.access, solver)
     if free.samples is not None:
         family.check_samples(free.samples, p.names)
+    if p.device.type == "cpu":
+        check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
     is_judged = judged and isinstance(chosen, (ForwardKL, Between))
     solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
     if p.dim == 1 and not p.scalar and hasattr(solution.best.model, "column"):  # y came as (n, 1), and events have its shape

@@ -90,8 +90,7 @@ class Distillation:
             ResourceError: it can't be written.
         """
         path = Path(folder)
-        if path.is_dir() and any(not _ours(one.name) for one in path.iterdir()):
-            raise InputError(cannot(f"save a distillation in `{path}`", "it holds something else", "Name a new or empty folder"))
+        check_distillation_folder(path)
         weights = save({name: value.cpu().contiguous() for name, value in state_of(self.student).items()})
         hashed = hashlib.sha256(weights).hexdigest()
         name = f"student-{hashed[:16]}.safetensors"
@@ -144,6 +143,18 @@ class Distillation:
         history = tuple((float(a), float(b)) for a, b in fields["history"])
         rest = {name: fields[name] for name in ("loss", "settings", "status", "epochs", "examples", "best_epoch")}
         return cls(module.eval(), Scores.from_dict(fields["scores"]), **rest, history=history, notes=tuple(fields["notes"]))
+
+
+def check_distillation_folder(path: Path) -> None:
+    """Refuse a folder that a distillation can't be saved in.
+
+    Raises:
+        InputError: it is a file, or holds something other than a distillation.
+    """
+    is_taken = path.exists() and not path.is_dir()
+    if is_taken or (path.is_dir() and any(not _ours(one.name) for one in path.iterdir())):
+        because = "it is a file" if is_taken else "it holds something else"
+        raise InputError(cannot(f"save a distillation in `{path}`", because, "Name a new or empty folder"))
 
 
 def _ours(name: str) -> bool:

@@ -110,7 +110,7 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         plotly=safe(script.replace("</script", "<\\/script")),
         script=safe((here / "page.js").read_text()),
     )
-    write_whole(Path(path), text.encode())
+    write_whole(Path(path), text.encode(errors="backslashreplace"))  # names of files may not be text
     return Path(path)
 
 
