@@ -283,9 +283,11 @@ def check_fit_folder(path: Path) -> None:
     Raises:
         InputError: it is a file, or holds something other than a fit.
     """
-    is_taken = path.exists() and not path.is_dir()
-    if is_taken or (path.is_dir() and any(not _ours(one.name) for one in path.iterdir())):
-        because = "it is a file" if is_taken else "it holds something else"
+    if not path.exists():
+        return
+    foreign = sorted(one.name for one in path.iterdir() if not _ours(one.name)) if path.is_dir() else []
+    if foreign or not path.is_dir():
+        because = f"the folder holds something else, `{foreign[0]}`" if foreign else "it is a file"
         raise InputError(cannot(f"save a fit in `{path}`", because, "Name a new or empty folder"))
 
 
