@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-
-from whichkl._checks import missing_extra
+from whichkl import exits
+from whichkl._checks import InputError, missing_extra
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    exits.run(_command)
+
+
+def _command() -> None:
     try:
-        from whichkl.cli import run
+        from whichkl.cli import invoke
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "click"):
             raise
-        sys.stderr.write(missing_extra(error.name, "app") + "\n")
-        raise SystemExit(2) from None
-    run()
+        raise InputError(missing_extra(error.name, "app")) from error
+    invoke()
 
 
 if __name__ == "__main__":

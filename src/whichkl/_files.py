@@ -120,6 +120,11 @@ def is_report(content: bytes) -> bool:
     return WRITTEN_BY in content
 
 
+def is_demo(content: bytes) -> bool:
+    """Whether a file's content is the numbers of a demo."""
+    return all(name in content for name in (b'"units"', b'"textbook"', b'"log_density_only"'))
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write and sync a file that isn't there yet.
 

@@ -5,28 +5,72 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
-from whichkl import __version__, console
-from whichkl._checks import InputError, TargetError, WhichklError, cannot
+from whichkl import __version__, console, exits
+from whichkl._checks import InputError, ResourceError, TargetError, WhichklError, cannot, require
 from whichkl._files import check_writable
 from whichkl._locks import locked
+from whichkl.printable import one_line
+from whichkl.results_folder import check_results_folder, deliver, write_report
 
 if TYPE_CHECKING:
     from whichkl.families import Family
     from whichkl.targets import Target
 
-app = typer.Typer(
+
+class _Command(TyperCommand):
+    """A command, whose results are kept apart from what the user's code prints, and which that code can't end."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it; errors that typer has other plans for get our words."""
+        from whichkl.user_code import said_of
+
+        try:
+            with console.results_apart():
+                return super().invoke(ctx)
+        except (SystemExit, GeneratorExit, EOFError) as error:
+            raise InputError(cannot("go on", f"of your own code {said_of(error)}", "Leave that out of it")) from error
+        except OSError as error:
+            raise ResourceError(exits.described(error)) from error
+
+
+class _Group(TyperGroup):
+    """The commands; what a usage error repeats of the command line is made printable."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the options before the command."""
+        with _printable_usage():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's own options, and run it."""
+        with _printable_usage():
+            return super().invoke(ctx)
+
+
+class _App(typer.Typer):
+    """An app whose commands are of the class above."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        """Register a command."""
+        return super().command(*args, **{"cls": _Command, **kwargs})
+
+
+app = _App(
     name="whichkl",
+    cls=_Group,
     help="Forward or reverse KL? Say what you can do with your target; see which is possible, fit it, see if it worked.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+_LINES = ("metrics.jsonl", "times.jsonl")
 _REVERSED = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
 
 Samples = Annotated[
@@ -66,7 +110,7 @@ def _options(
 ) -> None:
     context.obj = debug
     if version:
-        console.OUT.print(__version__)
+        console.say(__version__)
         raise typer.Exit
 
 
@@ -77,6 +121,7 @@ def demo(
 ) -> None:
     """Answer the question on five inputs, with a report to open in a browser."""
     check_writable(out)
+    check_results_folder(out, "report.html", "report.json")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -89,11 +134,17 @@ def demo(
         torch.set_num_threads(1)  # its operations are small: more threads only wait for each other
         progress.update(bar, total=len(STEPS))
         result = run_demo(lambda step: progress.update(bar, completed=step, description=STEPS[step]))
-        page, _ = write_demo(result, out)
         progress.update(bar, completed=len(STEPS), description="done")
     if as_json:
         console.print_json(result.to_dict())
-        return
+    else:
+        _show_demo(result)
+    page, _ = write_demo(result, out)
+    if not as_json:
+        console.say(f"Report: {page}")
+
+
+def _show_demo(result: Any) -> None:
     console.table(
         "Forward or reverse KL?",
         ("with p you can …", "minimise", "measured on unseen draws (nats)", "found"),
@@ -122,7 +173,6 @@ def demo(
             ("neither", "none yet", "—", f"{len(result.neither.conversions)} ways to convert what is left"),
         ],
     )
-    console.OUT.print(f"Report: {page}")
 
 
 @app.command()
@@ -151,7 +201,7 @@ def advise(
     if as_json:
         console.print_json(advice.to_dict())
     else:
-        console.OUT.print(str(advice), highlight=False, markup=False, soft_wrap=True)
+        console.say(str(advice))
 
 
 @app.command()
@@ -188,27 +238,32 @@ def fit(
     """Fit a model to samples, to a log density, or to both. Killed, the same command with the same --out goes on."""
     if out is not None:
         check_writable(out)
-    with console.progress() as tell, _locked(out, "fit"):
-        from whichkl.fitting import fit as run_fit
-        from whichkl.reporting import report
+        check_results_folder(out, "report.html")
+    with _locked(out, "fit"):
+        with console.progress() as tell:
+            from whichkl.fit_file import FIT
+            from whichkl.fitting import fit as run_fit
 
-        tell("opening the target", math.nan)
-        target, chosen = _target(samples, log_prob, dim, support, given), _family(family)
-        tell(f"fitting {chosen.label}", math.nan)
-        journal = _journal(out)
-        result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
+            if out is not None:
+                FIT.refuse_other(out / "fit")
+            tell("opening the target", math.nan)
+            target, chosen = _target(samples, log_prob, dim, support, given), _family(family)
+            tell(f"fitting {chosen.label}", math.nan)
+            journal = _journal(out)
+            result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
+
+        def show() -> None:
+            if as_json:
+                console.print_json({**result.to_dict(), "parameters": _parameters(result)})
+                return
+            console.say(str(result))
+            for name, values in _parameters(result).items():
+                console.say(f"  {name}: {console.shown(values)}")
+
+        place = None if out is None else out / "fit"
+        deliver(None if place is None else lambda: result.save(place), f"The fit is saved in `{place}`", show)
         if out is not None:
-            tell("writing the report", math.nan)
-            result.save(out / "fit")
-            report(result, out / "report.html")
-    if as_json:
-        console.print_json({**result.to_dict(), "parameters": _parameters(result)})
-        return
-    console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
-    for name, values in _parameters(result).items():
-        console.OUT.print(f"  {name}: {console.shown(values)}", highlight=False, markup=False, soft_wrap=True)
-    if out is not None:
-        console.OUT.print(f"Report: {out / 'report.html'}", markup=False)
+            write_report(result, out / "report.html", quiet=as_json)
 
 
 @app.command()
@@ -245,7 +300,7 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Estimate a divergence between two distributions or samples, both directions side by side, and say how far to trust it."""
-    with console.ERR.status("loading torch", spinner="dots"):
+    with console.ERR.status("loading torch", spinner="line"):
         from whichkl.divergences.dispatch import estimate as run_estimate
 
         first, second = _side(p, form, p_chains), _side(q, form, q_chains)
@@ -277,11 +332,11 @@ def estimate(
         ],
     )
     for one in results:
-        console.OUT.print(f"{one.sentence}", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"{one.sentence}")
         for note in one.notes:
-            console.OUT.print(f"  · {note}", highlight=False, markup=False, soft_wrap=True)
+            console.say(f"  · {note}")
     if isinstance(other, str):
-        console.OUT.print(f"The other direction: {other}", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"The other direction: {other}")
 
 
 @app.command()
@@ -301,9 +356,8 @@ def compare(
     """Compare families and objectives by an experiment. Killed, the same command goes on and reruns nothing."""
     folder = study.with_suffix(".out") if out is None else out
     check_writable(folder)
-    with console.ERR.status("loading torch", spinner="dots"):
-        from whichkl._checks import require
-
+    check_results_folder(folder, "report.html", "report.md", "study.json", "table.csv", "table.parquet", *_LINES)
+    with console.ERR.status("loading torch", spinner="line"):
         for module in ("pydantic", "yaml"):
             require(module, "app")
         from whichkl.study.comparing import run
@@ -313,11 +367,7 @@ def compare(
         plan = read_plan(study)
     with LiveTable(console.ERR) as live:
         result = run(plan, folder, cluster, workers, pilot=pilot, recompute=recompute, tell=live.tell)
-    with console.ERR.status("writing the report", spinner="dots"):
-        from whichkl.reporting import report
-
-        page = report(result, folder / "report.html")
-    failed = result.failed
+    page, failed = folder / "report.html", result.failed
     if as_json:
         arms = {"dropped": [{"arm": arm, "seeds": count} for arm, count in result.dropped]}
         counts = {"cells": len(result.cells), "failed": len(failed)}
@@ -332,12 +382,14 @@ def compare(
             }
         )
     else:
-        console.OUT.print(result.verdict.sentence, highlight=False, markup=False, soft_wrap=True)
-        console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
+        console.say(result.verdict.sentence)
+        console.say(str(result))
         for cell in failed[:5]:
             said = f"failed: {cell.row['family']} · {cell.row['objective']}, seed {cell.row['seed']}: {cell.row['error']}"
-            console.OUT.print(said, highlight=False, markup=False, soft_wrap=True)
-        console.OUT.print(f"Table: {folder / 'table.csv'}\nReport: {page}", highlight=False, markup=False, soft_wrap=True)
+            console.say(said)
+        console.say(f"Table: {folder / 'table.csv'}")
+    exits.KEPT.saved.append(f"The cells and tables are saved in `{folder}`")
+    write_report(result, page, quiet=as_json)
     if len(failed) == len(result.cells):
         because = f"all {len(failed)} cells failed, the first one so: {str(failed[0].row['error']).rstrip('.')}"
         raise TargetError(cannot("compare anything", because, "Correct what it names; `cell.json` of a cell says more"))
@@ -381,37 +433,38 @@ def distill(
     """Train a student classifier on its teacher, and report on unseen examples. Killed, the same command with --out goes on."""
     if out is not None:
         check_writable(out)
-    with console.progress() as tell, _locked(out, "distill"):
-        from whichkl.distillation.classifier import distill as run_distill
-        from whichkl.distillation.job import job as job_of
-        from whichkl.distillation.job import read_job
+        check_results_folder(out, "report.html")
+    with _locked(out, "distill"):
+        with console.progress() as tell:
+            from whichkl.distillation.classifier import distill as run_distill
+            from whichkl.distillation.job import job as job_of
+            from whichkl.distillation.job import read_job
+            from whichkl.distillation.result import DISTILLATION
 
-        said: dict[str, Any] = {
-            "teacher": teacher,
-            "student": student,
-            "data": data,
-            "held_out": held_out,
-            "objective": objective,
-            "seed": seed,
-        }
-        said |= {"hard_label_weight": hard_label_weight, "temperature": temperature, "epochs": epochs}
-        given = {name: value for name, value in said.items() if value is not None}
-        arguments = job_of(given) if job is None else read_job(job, given)
-        result = run_distill(**arguments, journal=_journal(out), tell=tell)
+            if out is not None:
+                DISTILLATION.refuse_other(out / "student")
+            said: dict[str, Any] = {
+                "teacher": teacher,
+                "student": student,
+                "data": data,
+                "held_out": held_out,
+                "objective": objective,
+                "seed": seed,
+            }
+            said |= {"hard_label_weight": hard_label_weight, "temperature": temperature, "epochs": epochs}
+            given = {name: value for name, value in said.items() if value is not None}
+            arguments = job_of(given) if job is None else read_job(job, given)
+            result = run_distill(**arguments, journal=_journal(out), tell=tell)
+        place = None if out is None else out / "student"
+        deliver(
+            None if place is None else lambda: result.save(place),
+            f"The student is saved in `{place}`",
+            lambda: console.print_json(result.to_dict()) if as_json else console.say(str(result)),
+        )
         if out is not None:
-            from whichkl.reporting import report
-
-            tell("writing the report", math.nan)
-            result.save(out / "student")
-            report(result, out / "report.html")
+            write_report(result, out / "report.html", quiet=as_json)
             if result.journal is not None:
                 result.journal.clear()
-    if as_json:
-        console.print_json(result.to_dict())
-        return
-    console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
-    if out is not None:
-        console.OUT.print(f"Report: {out / 'report.html'}", markup=False)
 
 
 @app.command()
@@ -442,7 +495,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Examine a distillation loss by calling it: which divergence, with which faults. Exit code 1: not passed."""
-    with console.ERR.status("auditing", spinner="dots"):
+    with console.ERR.status("auditing", spinner="line"):
         from whichkl.auditing import audit as run_audit
         from whichkl.auditing.adapters import as_knobs
         from whichkl.user_code import load_function
@@ -453,7 +506,7 @@ def audit(
     if as_json:
         console.print_json(result.to_dict())
     else:
-        console.OUT.print(str(result), highlight=False, markup=False, soft_wrap=True)
+        console.say(str(result))
     if not result.passed:
         raise typer.Exit(1)
 
@@ -472,7 +525,7 @@ def verify(
         console.print_json({"folder": str(folder), "whole": True, "results": [one.to_dict() for one in found]})
         return
     for one in found:
-        console.OUT.print(str(one), highlight=False, markup=False, soft_wrap=True)
+        console.say(str(one))
 
 
 def _fields(one: Any) -> dict[str, Any]:
@@ -480,25 +533,24 @@ def _fields(one: Any) -> dict[str, Any]:
     return {**one.to_dict(), "interval": list(one.interval), "sentence": one.sentence}
 
 
+def invoke() -> None:
+    """Run the command that the process's arguments name."""
+    app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+
+
 def run() -> None:
-    """Run a command; turn its errors into one line and an exit code (2 input, 3 target, 4 resources, 5 integrity)."""
-    debug = "--debug" in sys.argv
+    """Run it as the whole process: see `exits.run` for how it ends."""
+    exits.run(invoke)
+
+
+@contextlib.contextmanager
+def _printable_usage() -> Iterator[None]:
     try:
-        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=True)
-    except WhichklError as error:
-        if debug:
-            raise
-        console.ERR.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(error.exit_code) from None
-    except MemoryError:
-        if debug:
-            raise
-        console.ERR.print("[bold red]error:[/] Cannot go on: memory ran out. Use fewer samples or a smaller family.")
-        raise SystemExit(4) from None
-    except KeyboardInterrupt:
-        kept = "what was done is kept, and the same command goes on" if "compare" in sys.argv[1:2] else "nothing was written"
-        console.ERR.print(f"stopped; {kept}")
-        raise SystemExit(130) from None
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):
+            error.message = one_line(str(error.message))
+        raise
 
 
 def _target(samples: Path | None, log_prob: str | None, dim: int | None, support: str | None, given: str | None = None) -> Target:
@@ -543,9 +595,7 @@ def _journal(out: Path | None) -> Path | None:
         return None
     journal = out / ".journal"
     if next(journal.glob("*/*.safetensors"), None) is not None:
-        console.ERR.print(
-            f"A run that didn't end left its state in {out}: the same run goes on from there.", markup=False, soft_wrap=True
-        )
+        console.note(f"A run that didn't end left its state in {out}: the same run goes on from there.")
     return journal
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -24,6 +26,10 @@ Result = TypeVar("Result")
 
 AHEAD = 2
 """Parts under way or waiting, for each worker: what bounds the memory of a pass."""
+
+
+_POLL = 1.0
+"""Seconds between two looks at the processes of a cluster."""
 
 
 class Workers(ABC):
@@ -134,7 +140,7 @@ class Ray(Workers):
             source: asked for the next item whenever a worker gets free.
 
         Raises:
-            ResourceError: the cluster can't be reached, or lacks what the function needs.
+            ResourceError: the cluster can't be reached, lacks what the function needs, or is gone.
         """
         ray = _ray()
         is_own = self.address == "local" and not ray.is_initialized()
@@ -148,18 +154,24 @@ class Ray(Workers):
         under_way: dict[Any, Any] = {}
         try:
             while True:
+                _refuse_lost_node(ray)
                 workers = self.most or max(1, int(ray.cluster_resources().get("CPU", 1)))
                 while len(under_way) < workers and (item := source.take(workers)) is not None:
                     under_way[task.remote(shared, item)] = item
                 if not under_way:
                     return
-                ready, _ = ray.wait(list(under_way), num_returns=1)
+                ready: list[Any] = []
+                while not ready:
+                    _refuse_lost_node(ray)
+                    ready, _ = ray.wait(list(under_way), num_returns=1, timeout=_POLL)
                 item = under_way.pop(ready[0])
                 try:
                     result: Any = ray.get(ready[0])
                 except ray.exceptions.RayTaskError as error:
                     raise _cause(error) from None
-                except ray.exceptions.RayError as error:
+                except (ray.exceptions.RayError, ConnectionError) as error:
+                    if not is_workers_fault(error):
+                        raise ResourceError(_gone(_first_line(error))) from error
                     result = ResourceError(_first_line(error))
                 yield item, result
         finally:
@@ -172,9 +184,14 @@ class Ray(Workers):
         ray = _ray()
         if ray.is_initialized():
             return ray
+        with _termination_kept():
+            self._start(ray)
+        return ray
+
+    def _start(self, ray: Any) -> None:
         if self.address == "local":
             ray.init("local", num_cpus=self.most, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-            return ray
+            return
         try:
             if self.address != "auto":
                 _knock(self.address)
@@ -185,7 +202,50 @@ class Ray(Workers):
                 instead = "Start one with `ray start --head`, or leave `cluster=` out"
                 raise ResourceError(cannot(f"use `cluster={self.address!r}`", because, instead)) from error
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        return ray
+
+
+def is_workers_fault(error: BaseException) -> bool:
+    """Whether a lost task took its worker with it, by a crash or by too much memory; all else is the cluster's own loss.
+
+    >>> is_workers_fault(ConnectionError("the head node doesn't answer"))
+    False
+    """
+    return type(error).__name__ in ("WorkerCrashedError", "OutOfMemoryError")
+
+
+def _refuse_lost_node(ray: Any) -> None:
+    """Check that the processes of a cluster that this process started are alive: Ray would wait for 15 seconds, then exit.
+
+    Raises:
+        ResourceError: one has ended.
+    """
+    node = getattr(getattr(ray, "_private", None) and ray._private.worker, "_global_node", None)
+    for name in ("raylet", "gcs_server"):
+        for started in getattr(node, "all_processes", {}).get(name, ()):
+            if started.process.poll() is not None:
+                raise ResourceError(_gone(f"its process `{name}` has ended"))
+
+
+def _gone(why: str) -> str:
+    return cannot("go on", f"the cluster is gone ({why})", "Look at its machines, then run the same command again to resume")
+
+
+@contextlib.contextmanager
+def _termination_kept() -> Iterator[None]:
+    """Put back a handler of SIGTERM, which Ray replaces; a signal that Ray's own handler gets meanwhile is passed on to it."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    is_ended = False
+    try:
+        yield
+    except SystemExit:  # how Ray's handlers end a process
+        is_ended = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if is_ended:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _ray() -> Any:

@@ -16,6 +16,8 @@ from torch import Tensor
 from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
 from whichkl.line_integral import LineIntegral
+from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.user_code import said_of
 
 Function = Callable[..., Any]
 
@@ -306,13 +308,14 @@ def call(
         if batched:
             return _tensor(function(points), x)
         values = [_tensor(function(point), x) for point in points]
-    except WhichklError:
+    except (KeyboardInterrupt, WhichklError):
         raise
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        because = f"it raised {type(error).__name__}: {first}{adapters.place_of(error)}"
+    except BaseException as error:  # SystemExit too: a script's `sys.exit` must not end the fit
+        refuse_if_ran_out(error, f"evaluate `{who}` at {len(x):,} points")
+        said = said_of(error)
+        because = f"{said}{adapters.place_of(error)}"
         gets = f"{'an (n, d) tensor' if batched else 'one (d,) point'} of {str(read.dtype).removeprefix('torch.')}"
-        instead = f"Mend the function; it gets {gets}" + (", which `dtype=` changes" if "dtype" in first else "")
+        instead = f"Mend the function; it gets {gets}" + (", which `dtype=` changes" if "dtype" in said else "")
         raise TargetError(cannot(f"evaluate `{who}`", because, instead)) from error
     due = () if who == "log_prob" else tuple(x.shape[1:])
     wrong = next((one for one in values if tuple(one.shape) != due), None)

@@ -29,6 +29,7 @@ from whichkl.fingerprint import code_version, target_fingerprint
 from whichkl.fit_file import FIT, FitFields, described, rebuilt_fit, tensors_of
 from whichkl.journal import Journal
 from whichkl.memory import CALLS, keep_memory
+from whichkl.memory_limits import check_memory
 from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
@@ -37,6 +38,7 @@ from whichkl.supports import Bijection
 from whichkl.targets import Target
 
 _CORRECTED = 10_000
+_SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,8 @@ def solve(
     engine = solver_for(chosen, family, p.access, solver)
     if free.samples is not None:
         family.check_samples(free.samples, p.names)
+    if p.device.type == "cpu":
+        check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
     is_judged = judged and isinstance(chosen, (ForwardKL, Between))
     solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
     if p.dim == 1 and not p.scalar and hasattr(solution.best.model, "column"):  # y came as (n, 1), and events have its shape

@@ -71,13 +71,15 @@ class Saved:
                     remove_own(entry, self.is_own)
 
     def refuse_other(self, folder: Path) -> None:
-        """Refuse a folder that holds something other than such a result.
+        """Refuse a file, and a folder that holds something other than such a result.
 
         Raises:
             InputError: it does; the message names one of the things.
         """
-        if not folder.is_dir():
+        if not folder.exists():
             return
+        if not folder.is_dir():
+            raise InputError(cannot(f"save {self.what} in `{folder}`", "it is a file", "Name a new or empty folder"))
         other = sorted(one.name for one in folder.iterdir() if one.is_symlink() or one.is_dir() or not self.is_own(one.name))
         if other:
             because = f"it holds something else (`{other[0]}`)"

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ from whichkl.pairing import has_flat_response, tell_apart
 from whichkl.samples import Stream, Table, open_samples
 from whichkl.seeds import seeded, seeded_draws
 from whichkl.supports import Bijection, Support, support_of
+from whichkl.user_code import call_user
+
+_MAX_DIM = 1_000_000
+"""Largest number of coordinates of a target without samples: even a factorised fit of so many takes 16 GB of memory."""
 
 
 class Target:
@@ -118,9 +123,7 @@ class Target:
         """Whether y came as (n,), or as the one column beside `given=`, so that a conditional model has an event of no axes."""
         width = None if self.samples is None else self.samples.shape[1]
         width = width if self.stream is None else len(self.stream.names)
-        if dim is not None and (dim < 1 or (width is not None and width != dim)):
-            because = "it must be at least 1" if width is None or dim < 1 else f"the samples have {width} columns"
-            raise InputError(cannot(f"use `dim={dim}`", because, "Give the number of coordinates of one point"))
+        _check_dim(dim, width)
         if dim is None and width is None and (log_prob or sampler or score):
             because = "there are no samples to read the dimension from"
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
@@ -266,7 +269,9 @@ class Target:
         if self.sampler is None:
             raise TargetError(cannot("draw fresh points", f"the target has only {self.access.label}", "Pass `sampler=`"))
         self.evaluations["samples"] += n
-        x = read_matrix(seeded_draws(self.sampler, n, seed, self.device), self.dtype, self.device)
+        sampler, instead = self.sampler, "Mend the sampler; it gets the number of points"
+        drawn = call_user(lambda: seeded_draws(sampler, n, seed, self.device), "draw from this target", instead, TargetError)
+        x = read_matrix(drawn, self.dtype, self.device)
         if tuple(x.shape) != (n, self.dim):
             because = f"`sampler` returned shape {tuple(x.shape)}, not ({n}, {self.dim})"
             raise TargetError(cannot("use this target", because, "Return one point a row"))
@@ -394,6 +399,21 @@ class Target:
             because = "there are no samples that they could belong to" if self.samples is None else "the samples are weighted"
             raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
         return chain_ids(chains, len(self.samples), self.device)
+
+
+def _check_dim(dim: Any, width: int | None) -> None:
+    """Refuse a `dim=` that is no number of coordinates, or another one than the samples have."""
+    if dim is None:
+        return
+    if isinstance(dim, bool) or not isinstance(dim, Integral) or int(dim) < 1:
+        because = "it must be a whole number of at least 1"
+    elif width is not None and width != int(dim):
+        because = f"the samples have {width} columns"
+    elif int(dim) > _MAX_DIM:
+        because = f"it is more than {_MAX_DIM:,}, the most coordinates that a log density can have here"
+    else:
+        return
+    raise InputError(cannot(f"use `dim={dim!r}`", because, "Give the number of coordinates of one point"))
 
 
 def _of_distribution(p: Distribution) -> Target:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, TargetError, WhichklError, cannot
+from whichkl.memory_limits import refuse_if_ran_out
 
 
 def looks_like_code(text: str) -> bool:
@@ -19,6 +21,55 @@ def looks_like_code(text: str) -> bool:
     """
     path, colon, name = text.rpartition(":")
     return bool(colon) and path.endswith(".py") and name.isidentifier()
+
+
+def said_of(error: BaseException) -> str:
+    """Return what a user's code did, as a clause: what it raised, or that it tried to end the process.
+
+    >>> said_of(KeyError("a")), said_of(SystemExit(0))
+    ("it raised KeyError: 'a'", 'it called sys.exit(0)')
+    """
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({'' if error.code is None else repr(error.code)})"
+    first = (str(error).splitlines() or [""])[0]
+    return f"it raised {type(error).__name__}: {first}"
+
+
+def call_user(function: Callable[..., Any], do: str, instead: str = "Mend it", error: type[WhichklError] = InputError) -> Any:
+    """Call a user's function without arguments; whatever it raises, `SystemExit` too, comes back as one of our errors.
+
+    Args:
+        function: takes no argument.
+        do: what can't be done where it raises, such as ``"read `data`"``.
+        instead: what to do then.
+        error: the kind of error.
+
+    Raises:
+        WhichklError: of the kind `error`: the function raised; errors of ours pass as they are.
+        ResourceError: it ran out of memory.
+    """
+    try:
+        return function()
+    except (KeyboardInterrupt, WhichklError):
+        raise
+    except BaseException as raised:
+        refuse_if_ran_out(raised, do)
+        raise error(cannot(do, said_of(raised), instead)) from raised
+
+
+@contextlib.contextmanager
+def kept_running() -> Iterator[None]:
+    """Turn `SystemExit` and the like in the block into an exception that its surroundings handle as any other.
+
+    Raises:
+        TargetError: the code in the block tried to end the process.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as raised:
+        raise TargetError(cannot("call this function", said_of(raised), "Leave that out of it")) from raised
 
 
 def load_function(place: str, said: str, folder: Path | None = None) -> Callable[..., Any]:
@@ -45,9 +96,13 @@ def load_function(place: str, said: str, folder: Path | None = None) -> Callable
     sys.path.insert(0, str(file.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        because = f"it raised {type(error).__name__}: {error}"
-        raise InputError(cannot(f"import `{path}`", because, "Mend the file")) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        refuse_if_ran_out(error, f"import `{path}`")
+        guard = 'Put what runs when it is a script under `if __name__ == "__main__":`'
+        instead = guard if isinstance(error, SystemExit) else "Mend the file"
+        raise InputError(cannot(f"import `{path}`", said_of(error), instead)) from error
     finally:
         sys.path.pop(0)
     function = getattr(module, name, None)

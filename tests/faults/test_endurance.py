@@ -74,7 +74,12 @@ def student():
 def data():
     return torch.randn(2_000, 6, generator=torch.Generator().manual_seed(0)), torch.arange(2_000) % 4
 """
-STUDY = "target: '0.5*Normal(-3,1) + 0.5*Normal(3,1)'\\nfamilies: [gaussian, 'mixture:2']\\nseeds: 8\\nmetrics: [forward_kl]\\ndraws: 500\\n"
+STUDY = """target: "0.5*Normal(-3,1) + 0.5*Normal(3,1)"
+families: [gaussian, "mixture:2"]
+seeds: 8
+metrics: [forward_kl]
+draws: 500
+"""
 COMMANDS = {
     "mixture": (["fit", "x.npy", "--family", "mixture:auto"], "fit"),
     "flow": (["fit", "few.npy", "--family", "flow"], "fit"),
@@ -102,7 +107,7 @@ def test_twenty_kills_at_random_moments_come_to_the_same_bytes(tmp_path, name):
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "few.npy", x[:300])
     (tmp_path / "nets.py").write_text(NETS)
-    (tmp_path / "s.yaml").write_text(STUDY.replace("\\n", "\n"))
+    (tmp_path / "s.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "whichkl", *arguments, "--out"]
     whole = tmp_path / "whole"
     subprocess.run([*command, str(whole)], cwd=tmp_path, check=True, capture_output=True)

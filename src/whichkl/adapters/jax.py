@@ -16,6 +16,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot, require
 from whichkl.adapters.pairs import Paired
+from whichkl.user_code import kept_running
 
 if TYPE_CHECKING:
     from jax import Array
@@ -219,7 +220,7 @@ def _value_and_gradient(function: Callable[..., Any], batched: bool) -> Callable
 
 def _shape(function: Callable[..., Any], shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
     jax = require("jax", "bayes")
-    with double_precision():
+    with double_precision(), kept_running():
         found = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, str(dtype).removeprefix("torch.")))
     return tuple(getattr(found, "shape", (f"{type(found).__name__}",)))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from whichkl._checks import TargetError, cannot, require
 from whichkl.adapters.jax import Rows, double_precision, log_density, place_of
 from whichkl.adapters.pairs import Paired
+from whichkl.user_code import kept_running
 
 
 class NumPyroModel:
@@ -106,7 +107,7 @@ class NumPyroModel:
 
     def _trace(self) -> dict[str, Any]:
         try:
-            with _tracing() as sites:
+            with _tracing() as sites, kept_running():
                 self.model(*self.args, **self.kwargs)
             return sites
         except Exception as error:
@@ -122,7 +123,8 @@ def is_numpyro(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool
         return False
     if args or kwargs:
         return True
-    with _tracing() as sites, contextlib.suppress(Exception):  # a model that breaks is told so when it's traced to be used
+    # A model that breaks is told so when it's traced to be used.
+    with _tracing() as sites, contextlib.suppress(Exception), kept_running():
         obj(*args, **kwargs)
     return bool(sites)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from whichkl._checks import TargetError, cannot
+from whichkl.user_code import kept_running
 
 Function = Callable[..., Any]
 
@@ -96,7 +97,8 @@ def paired(function: Function, batched: bool = True) -> Paired:
 def _takes_tensors(function: Function, x: Tensor) -> bool:
     """Whether a tensor goes in and a pair of tensors comes out; one call."""
     try:
-        return all(isinstance(one, Tensor) for one in function(x))
+        with kept_running():
+            return all(isinstance(one, Tensor) for one in function(x))
     except Exception:  # whatever it raises, the call with arrays decides
         return False
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.auditing.adapters import IGNORED, Adapter
 from whichkl.auditing.probes import VOCABULARY, WIDE
+from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.user_code import kept_running, said_of
 
 Logits = Float[Tensor, "b t v"]
 Mask = Bool[Tensor, "b t"]
@@ -103,8 +105,10 @@ class Subject:
             graph = loss.requires_grad
             if graph:
                 try:
-                    (gradient,) = torch.autograd.grad(loss.sum(), student, allow_unused=True)
+                    with kept_running():
+                        (gradient,) = torch.autograd.grad(loss.sum(), student, allow_unused=True)
                 except Exception as error:
+                    refuse_if_ran_out(error, "audit this loss")
                     because = f"its backward pass raised {type(error).__name__}: {_short(error)}"
                     raise InputError(
                         cannot("audit this loss", because, "Make it differentiable by the student's logits")
@@ -125,9 +129,13 @@ class Subject:
         where = {"mask": None if mask is None else mask.to(self.device), "labels": labels.to(self.device)}
         try:
             value = self.adapter.call(loss, teacher=teacher, student=student, knobs=arguments, **where)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            refuse_if_ran_out(error, "audit this loss")
             shape = tuple(student.shape)
-            because = f"called as {self.adapter.shape}, logits {shape}, it raised {type(error).__name__}: {_short(error)}"
+            said = said_of(error) if isinstance(error, SystemExit) else f"it raised {type(error).__name__}: {_short(error)}"
+            because = f"called as {self.adapter.shape}, logits {shape}, {said}"
             hint = "Pass adapter=, the name of another way to call it or a function `f(loss, *, teacher, student, mask)`"
             raise InputError(cannot("audit this loss", because, hint)) from error
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -169,6 +177,6 @@ def some_labels(shape: torch.Size, step: int = 7) -> Labels:
     return ((torch.arange(b * t) * step + step) % v).view(b, t)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:199] + "…"

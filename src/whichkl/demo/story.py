@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from whichkl._checks import plain
-from whichkl._files import write_whole
+from whichkl._files import is_demo, write_whole
 from whichkl.demo import textbook
 from whichkl.demo.figures import bifurcation, case_curves, fixed, integrand_curves, mean_of, school_effects
 from whichkl.demo.run import Demo
@@ -44,16 +44,11 @@ def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         "The same numbers, with all digits, are in report.json."
     )
     data = Path(folder) / "report.json"
-    write_whole(data, json.dumps(plain(demo.to_dict()), indent=1, allow_nan=False).encode(), is_own=_is_demo)
+    write_whole(data, json.dumps(plain(demo.to_dict()), indent=1, allow_nan=False).encode(), is_own=is_demo)
     page = write_page(
         Path(folder) / "report.html", "Forward or reverse KL: which, when, and did it work?", _LEAD, sections, footer
     )
     return page, data
-
-
-def _is_demo(content: bytes) -> bool:
-    """Whether a file holds the numbers of a demo."""
-    return all(name in content for name in (b'"units"', b'"textbook"', b'"log_density_only"'))
 
 
 def _answer(demo: Demo) -> Section:

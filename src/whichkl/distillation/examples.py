@@ -18,9 +18,12 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.distillation.networks import Teacher, digest
 from whichkl.seeds import seeded
+from whichkl.user_code import call_user
 
 _CACHED = 2**30
 """Bytes of a teacher's logits that are kept in memory; of more, those of each batch are computed anew."""
+
+_READ, _MEND = "read this DataLoader", "Mend its data set"
 
 
 class Batch(NamedTuple):
@@ -105,13 +108,13 @@ class Loaded(Examples):
         """Go through the loader under a seed, also of the generators that it brings."""
         found = 0
         with _reseeded(self.loader, 0 if seed is None else seed):
-            reader = iter(self.loader)
+            reader = call_user(lambda: iter(self.loader), _READ, _MEND)
             state = torch.random.get_rng_state()
             while True:
                 # what the data draw and what the student draws stay apart, so that neither depends on the other
                 with torch.random.fork_rng(devices=[]):
                     torch.random.set_rng_state(state)
-                    one = next(reader, None)
+                    one = call_user(lambda: next(reader, None), _READ, _MEND)
                     state = torch.random.get_rng_state()
                 if one is None:
                     break

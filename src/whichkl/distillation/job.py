@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, cannot, require
-from whichkl.user_code import load_function
+from whichkl.user_code import call_user, load_function
 
 _CODE = ("teacher", "student", "data", "held_out", "stopping")
 _NEEDED = ("teacher", "student", "data")
@@ -59,7 +59,8 @@ def job(fields: Mapping[str, Any]) -> dict[str, Any]:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if name in _CODE and isinstance(value, str):
             function = load_function(value, f"{name} {value}")
-            found[name] = function if name in ("teacher", "student") else function()
+            makes = name in ("teacher", "student")
+            found[name] = function if makes else call_user(function, f"read `{name}: {value}`", "Mend the function")
         elif (name in _TEXTS and isinstance(value, str)) or (name == "temperature_squared" and isinstance(value, bool)):
             found[name] = value
         elif is_number and (name in _NUMBERS or name in ("stopping", "held_out")) or (name == "patience" and value is None):

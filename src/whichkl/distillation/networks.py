@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
+from whichkl.memory_limits import refuse_if_ran_out
 from whichkl.seeds import seeded
+from whichkl.user_code import call_user, said_of
 
 
 class Teacher:
@@ -44,7 +46,7 @@ def copied(module: Any, who: str, seed: int) -> nn.Module:
     """
     if not isinstance(module, nn.Module) and callable(module):
         with seeded(seed):
-            made: Any = module()
+            made: Any = call_user(module, f"make the {who}", "Mend the function that makes it")
         if not isinstance(made, nn.Module):
             because = f"the function made a `{type(made).__name__}`"
             raise InputError(cannot(f"use this {who}", because, "Return a torch.nn.Module"))
@@ -68,14 +70,12 @@ def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:
     like = next((one for one in module.parameters() if one.is_floating_point()), None)
     try:
         found: Any = module(_fed(x, like))
-    except InputError:
+    except (KeyboardInterrupt, InputError):
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise InputError(
-            cannot(f"call this {who}", f"it fails ({_short(error)})", "Correct it, or the shape of the inputs")
-        ) from error
+    except BaseException as error:  # SystemExit too: a network's own code may end in it
+        refuse_if_ran_out(error, f"call the {who}")
+        why = said_of(error) if isinstance(error, SystemExit) else f"it fails ({_short(error)})"
+        raise InputError(cannot(f"call this {who}", why, "Correct it, or the shape of the inputs")) from error
     logits = getattr(found, "logits", found)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         what = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a `{type(logits).__name__}`"
@@ -123,5 +123,5 @@ def _fed(x: Any, like: Tensor | None) -> Any:
     return type(x)(_fed(one, like) for one in x) if type(x) in (list, tuple) else x
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]

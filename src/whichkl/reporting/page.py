@@ -111,7 +111,7 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         plotly=safe(script.replace("</script", "<\\/script")),
         script=safe((here / "page.js").read_text()),
     )
-    write_whole(Path(path), text.encode(), is_own=is_report)
+    write_whole(Path(path), text.encode(errors="backslashreplace"), is_own=is_report)  # names of files may not be text
     return Path(path)
 
 

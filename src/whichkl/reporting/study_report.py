@@ -63,7 +63,8 @@ def report_study(study: Study, path: str | os.PathLike[str]) -> Path:
     title = "Which fit serves best?" if source.isidentifier() and source[:1].isupper() else f"Which fit of {source} serves best?"
     footer = "Written by whichkl. KL divergences are in nats; ± is one standard error over seeds."
     where = Path(path)
-    write_whole(where.with_suffix(".md"), markdown(title, _lead(study), sections, footer).encode(), is_own=is_report)
+    text = markdown(title, _lead(study), sections, footer)
+    write_whole(where.with_suffix(".md"), text.encode(errors="backslashreplace"), is_own=is_report)
     return write_page(where, title, _lead(study), sections, footer)
 
 

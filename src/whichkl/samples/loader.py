@@ -17,6 +17,10 @@ from torch.utils.data.sampler import BatchSampler
 
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.samples.stream import BLOCK, Block, Part, Stream
+from whichkl.user_code import call_user
+
+_END = object()
+"""What comes after the last batch."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,8 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield the batches; each is made under its own seeds, so that what is random in the data set is the same each time."""
     if loader.generator is not None:
         loader.generator.manual_seed(0)
-    iterator = iter(loader)
+    do, instead = "read this DataLoader", "Mend its data set"
+    iterator = call_user(lambda: iter(loader), do, instead)
     number = 0
     while True:
         state = np.random.get_state()
@@ -156,11 +161,11 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(number)
                 np.random.seed(number)
-                batch = next(iterator)
-        except StopIteration:
-            return
+                batch = call_user(lambda: next(iterator, _END), do, instead)
         finally:
             np.random.set_state(state)
+        if batch is _END:
+            return
         yield batch
         number += 1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from whichkl._checks import InputError, cannot, require
+from whichkl.memory_limits import check_memory, refuse_if_ran_out
 from whichkl.samples.columns import check_names, check_types, floats, is_number
 from whichkl.samples.csv import explain, is_headerless
 from whichkl.samples.npy import open_array
@@ -36,7 +37,9 @@ def read_samples(path: str | os.PathLike[str]) -> Table:
     file = Path(path)
     suffix = check_file(file)
     if suffix == ".npy":
-        values = open_array(file).astype(np.float64)
+        values = open_array(file)
+        check_memory(8 * values.size, f"read the {len(values):,} rows and {values.shape[1]:,} columns of `{file}`")
+        values = values.astype(np.float64, copy=False)
         table = Table(values, tuple(f"x{i + 1}" for i in range(values.shape[1])))
     else:
         table = _read_arrow(file, suffix)
@@ -78,6 +81,7 @@ def _read_arrow(file: Path, suffix: str) -> Table:
         else:
             table = require("pyarrow.feather", "app").read_table(file)
     except (arrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        refuse_if_ran_out(error, f"read `{file}`")
         if suffix == ".csv":
             explain(file, str(error))
         reason = " ".join(str(error).split())

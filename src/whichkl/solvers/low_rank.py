@@ -56,6 +56,10 @@ class LowRank(Solver):
         is_able = isinstance(family, Gaussian) and family.covariance == "low_rank"
         return is_able and super().solves(objective, family, access) and access.can_evaluate
 
+    def least_memory(self, family: Family, dim: int) -> int:
+        """Return the bytes of 1,000 draws of the model, at which a fit is judged, and of the scores there."""
+        return 16_000 * dim
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Fit by mean field, add the directions that it gets wrong, and minimise as mean field does."""
         if not isinstance(family, Gaussian):

@@ -51,6 +51,10 @@ class MeanField(Solver):
         is_able = isinstance(family, Gaussian) and family.covariance == "diagonal"
         return is_able and super().solves(objective, family, access) and access.can_evaluate
 
+    def least_memory(self, family: Family, dim: int) -> int:
+        """Return the bytes of 1,000 draws of the model, at which a fit is judged, and of the scores there."""
+        return 16_000 * dim
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on the first nodes, then the distinct optima again on twice as many until they stay."""
         loc, scale = (part.to(target.device) for part in find_scales(target, seed))

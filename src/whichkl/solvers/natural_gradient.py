@@ -72,6 +72,11 @@ class NaturalGradient(Solver):
         is_able = isinstance(family, Gaussian) and family.covariance == "full"
         return is_able and super().solves(objective, family, access) and access.can_evaluate
 
+    def least_memory(self, family: Family, dim: int) -> int:
+        """Return the bytes of seven arrays of nodes: points and scores of two starts and what they are made of."""
+        nodes = least_count(dim)
+        return 56 * dim * max(nodes, min(2 * nodes, self.max_nodes))
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on few nodes, then the distinct optima on more until they stay, and these to the end."""
         if not isinstance(family, Gaussian):

@@ -85,6 +85,15 @@ class Solver(ABC):
         """Return a cheaper copy, good enough for refits whose answer is compared within its statistical error."""
         return self
 
+    def least_memory(self, family: Family, dim: int) -> int:
+        """Return the bytes that a fit in `dim` free coordinates allocates at least, as far as they are known before it begins.
+
+        By default four matrices per full covariance: the model, its factor, and the sums or gradients that they come from.
+        """
+        components = getattr(family, "components", 1)
+        count = components if isinstance(components, int) else 1
+        return 32 * count * dim**2 if getattr(family, "covariance", None) == "full" else 0
+
     @abstractmethod
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise the objective over the family.

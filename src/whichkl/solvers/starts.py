@@ -110,9 +110,8 @@ def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[
     elif target.sampler is not None:
         points = target.draws(_CANDIDATES, seed).to(torch.float64)
     else:
-        sobol = torch.quasirandom.SobolEngine(target.dim, scramble=True, seed=seed).draw(_CANDIDATES, dtype=torch.float64)
-        normal = math.sqrt(2) * torch.erfinv((2 * sobol - 1).clamp(-1 + 1e-12, 1 - 1e-12))
-        points = normal * torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64).repeat(_CANDIDATES // 4)[:, None]
+        scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64).repeat(_CANDIDATES // 4)
+        points = _normal_points(target.dim, seed) * scales[:, None]
     value = look(target, points)
     finite = value.isfinite()
     if bool(finite.all()) and float(value.max()) == float(value.min()):
@@ -125,6 +124,14 @@ def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[
         )
     _refuse_density(target, value)
     return points, value
+
+
+def _normal_points(dim: int, seed: int) -> Float[Tensor, "c d"]:
+    """Scrambled Sobol points, mapped to N(0, I); plain normal draws in more dimensions than torch has Sobol points for."""
+    if dim > torch.quasirandom.SobolEngine.MAXDIM:
+        return torch.randn(_CANDIDATES, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sobol = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(_CANDIDATES, dtype=torch.float64)
+    return math.sqrt(2) * torch.erfinv((2 * sobol - 1).clamp(-1 + 1e-12, 1 - 1e-12))
 
 
 def look(target: Target, points: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:

@@ -8,11 +8,12 @@ import traceback
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whichkl._checks import ResourceError, cannot, plain
+from whichkl._checks import ResourceError, plain
 from whichkl.cluster import Threads, Workers, one_thread
 from whichkl.diagnostics import Diagnostics, Judgement
 from whichkl.divergences import Estimate
 from whichkl.fitting import Solved, solve
+from whichkl.memory_limits import refuse_if_ran_out
 from whichkl.solvers.work import Work
 from whichkl.study.held_out import Held, split
 from whichkl.study.measures import FIELDS
@@ -55,12 +56,10 @@ class Bench:
         try:
             with one_thread():
                 details, files = self._measured(cell, row, seconds)
-        except MemoryError as error:
-            because = f"memory ran out in the cell {cell.arm}, seed {cell.seed}"
-            raise ResourceError(cannot("go on with this study", because, "Use fewer samples or a smaller family")) from error
         except ResourceError:
             raise
         except Exception as error:  # a fit that fails is a result of the study
+            refuse_if_ran_out(error, f"go on with this study in the cell {cell.arm}, seed {cell.seed}")
             row |= {"status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:2_000]}
             details, files = {"traceback": traceback.format_exc(limit=-6)}, {}
         seconds["total"] = time.perf_counter() - begun

@@ -22,7 +22,7 @@ from whichkl.problems.named import looks_named, named
 from whichkl.study.measures import MEASURES
 from whichkl.study.plan import Plan, plan_of, seeds_of
 from whichkl.targets import Target
-from whichkl.user_code import load_function, looks_like_code
+from whichkl.user_code import call_user, load_function, looks_like_code
 
 _FUNCTIONS = ("log_prob", "sampler", "score", "energy")
 _PROBLEMS = tuple(name for name in problems.__all__ if name[0].islower() and name != "named")
@@ -186,12 +186,9 @@ def _target(config: TargetConfig, folder: Path, codes: dict[str, str]) -> tuple[
             instead = f"It takes {takes}" if takes else "It takes none"
             raise InputError(cannot(f"make the problem `{source}`", str(error), instead)) from error
     if config.make is not None:
-        try:
-            return Target.of(_function(config.make, folder, codes)()), config.make
-        except TypeError as error:
-            because = f"calling it without arguments raised {error}"
-            instead = "Write a function that takes nothing and returns a Target; name a log density under `log_prob:`"
-            raise InputError(cannot(f"make a target by `{config.make}`", because, instead)) from error
+        function = _function(config.make, folder, codes)
+        instead = "Write a function that takes nothing and returns a Target; name a log density under `log_prob:`"
+        return Target.of(call_user(function, f"make a target by `{config.make}`", instead)), config.make
     functions = {name: getattr(config, name) for name in _FUNCTIONS if getattr(config, name) is not None}
     samples: Any = config.samples
     if isinstance(samples, str) and not Path(samples).suffix and not (folder / samples).exists():

@@ -18,6 +18,7 @@ from whichkl.cluster import one_thread
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.target import DistillationTarget, Student, objective_spec, student_identity
 from whichkl.fingerprint import code_version
+from whichkl.memory_limits import refuse_if_ran_out
 from whichkl.study.cell import Outcome
 from whichkl.study.measures import HEAD
 from whichkl.study.needs import DISTILLATION_NEEDS
@@ -104,9 +105,10 @@ class DistillationBench:
                 result = self.plan.target.distill(self.plan.students[row["family"]], row["objective"], cell.seed)
             row |= _columns(result)
             details, files = result.to_dict(), {f"fit/{name}": data for name, data in result.files().items()}
-        except (ResourceError, MemoryError):
+        except ResourceError:
             raise
         except Exception as error:  # a distillation that fails is a result of the study
+            refuse_if_ran_out(error, f"go on with this study in the cell {cell.arm}, seed {cell.seed}")
             row |= {"status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:2_000]}
             details = {"traceback": traceback.format_exc(limit=-6)}
         body = {"config": cell.config, "row": row, "details": details}

@@ -21,10 +21,12 @@ from whichkl.divergences.sample_distances import mmd_squared
 from whichkl.families.family import log_likelihood
 from whichkl.goodness import Calibration, transform_calibration, two_sample_test
 from whichkl.importance import effective_sample_size, pareto_smooth
+from whichkl.memory_limits import refuse_if_ran_out
 from whichkl.study.coverage import coverage
 from whichkl.study.held_out import Held, mixed
 from whichkl.study.measures import MEASURES
 from whichkl.targets import Target
+from whichkl.user_code import said_of
 
 UpTo = Literal["log_z"] | None
 _MMD_ROWS = 1_000
@@ -60,9 +62,10 @@ def score(model: Any, held: Held, measures: tuple[str, ...], metrics: dict[str, 
             _MEASURED[name](sides, card)
         except _Missing:
             continue
-        except (ResourceError, MemoryError):
+        except ResourceError:
             raise
         except Exception as error:  # one measure that fails doesn't take the others with it
+            refuse_if_ran_out(error, f"measure `{name}`")
             card.notes.append(f"{name} wasn't measured ({_short(error)})")
     for name, metric in metrics.items():
         card.columns.update(_own(name, metric, model, held, card))
@@ -285,7 +288,10 @@ def _own(name: str, metric: Callable[..., Any], model: Any, held: Held, card: Sc
         found = metric(model, held.x)
         values = {f"{name}.{key}": value for key, value in found.items()} if isinstance(found, dict) else {name: found}
         return {key: float(value) for key, value in values.items()}
-    except Exception as error:  # whatever the user's own code raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's own code raises, SystemExit too
+        refuse_if_ran_out(error, f"measure `{name}`")
         card.notes.append(f"{name} wasn't measured ({_short(error)})")
         return {name: None}
 
@@ -318,4 +324,6 @@ def _summed(name: str, log_a: Tensor, log_b: Tensor) -> Estimate:
 
 
 def _short(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return said_of(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}" if str(error) else type(error).__name__

@@ -1,0 +1,286 @@
+"""Exits: every end of a command has one line on standard error and an exit code.
+
+Only the command line uses this module: it installs signal handlers and replaces `sys.stdout` and `sys.stderr`, which a library
+must not do. It imports nothing but the standard library, so that a signal has its line from the first moment.
+"""
+
+from __future__ import annotations
+
+import _thread
+import codecs
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from whichkl._checks import ResourceError, WhichklError, cannot
+from whichkl.memory_limits import memory_message, ran_out
+from whichkl.printable import ENCODING_ERRORS, one_line, printable, spell
+
+_CLOSED_PIPE = 141
+"""Exit code where the reader of standard output has gone: 128 + SIGPIPE, as the shell reports it of other programs."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class OutputLost(BaseException):
+    """Standard output can't be written. No library takes it for an error that it could handle."""
+
+
+@dataclass
+class Kept:
+    """What of a command's work outlives it."""
+
+    folder: Path | None = None
+    """The folder of results, where a journal or the cells of a study may lie."""
+    saved: list[str] = field(default_factory=list)
+    """Sentences about results that are on disk."""
+
+    def sentence(self) -> str:
+        """Say what is kept, for a command that was stopped."""
+        if self.saved:
+            return " ".join(self.saved)
+        if self.folder is not None and _has_state(self.folder):
+            return f"what was done is kept in `{self.folder}`: run the same command again to resume"
+        return "nothing was written"
+
+
+KEPT = Kept()
+_received: list[int] = []
+"""Signals that this process has got."""
+
+
+def run(command: Callable[[], None]) -> None:
+    """Run a command and end the process: 0, 1 (see the command), 2 input, 3 target, 4 resources, 5 integrity, 128 + signal.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        with _signals_raise(), _streams() as is_open:
+            code = _code_of(command) if is_open else 4
+    except KeyboardInterrupt:  # in the moments before and after the command
+        code = _stopped()
+    raise SystemExit(code) from None
+
+
+def _code_of(command: Callable[[], None]) -> int:
+    """Run a command, print the line that its end needs, and return its exit code."""
+    try:
+        try:
+            command()
+            code = 0
+        except SystemExit as end:  # how typer ends
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                _say(end.code)
+        sys.stdout.flush()
+    except BaseException as error:
+        return _told(error)
+    if code == 130 or (code and _received):  # typer takes a KeyboardInterrupt itself
+        return _stopped()
+    return code
+
+
+def _told(error: BaseException) -> int:
+    """Print the line of an error, and return its code."""
+    if _received or isinstance(error, KeyboardInterrupt):  # whatever a signal became on its way here
+        return _stopped()
+    if isinstance(error, OutputLost):
+        _drop_output()
+        if isinstance(error.__cause__, BrokenPipeError):
+            return _CLOSED_PIPE
+    if "--debug" in sys.argv:
+        _write("".join(traceback.format_exception(error)))
+    for sentence in KEPT.saved:
+        _write(f"{sentence}.\n")
+    code, message = _described(error)
+    _say(message)
+    return code
+
+
+def _described(error: BaseException) -> tuple[int, str]:
+    if ran_out(error) and not isinstance(error, ResourceError):
+        return 4, memory_message()
+    if isinstance(error, WhichklError):
+        return error.exit_code, str(error)
+    if isinstance(error, OutputLost):
+        return 4, cannot("print the result", _reason(error.__cause__), "Free some space, or redirect the output elsewhere")
+    if isinstance(error, OSError):
+        return 4, described(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    because = f"an error that whichkl doesn't expect, {type(error).__name__}: {error}{place}"
+    return 1, cannot("go on", because, "Run the same command with `--debug`, and report what it prints")
+
+
+def described(error: OSError) -> str:
+    """Return the sentence for an error of the operating system that nobody foresaw."""
+    return memory_message() if ran_out(error) else cannot("go on", _reason(error), "Check this path, and the disk")
+
+
+def _reason(error: BaseException | None) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    name = f" (`{error.filename}`)" if error.filename is not None else ""
+    return f"{error.strerror or error}{name}"
+
+
+def _stopped() -> int:
+    """Print the line of a command that was stopped; a second signal then ends the process at once."""
+    for number in _SIGNALS:
+        with contextlib.suppress(ValueError, OSError):
+            signal.signal(number, signal.SIG_DFL)
+    with contextlib.suppress(OutputLost):
+        sys.stdout.flush()
+    _write(f"stopped; {one_line(KEPT.sentence())}\n")
+    return 128 + (_received[0] if _received else signal.SIGINT)
+
+
+def _has_state(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        is_study = (folder / "study.json").exists()
+        return is_study or any(one.is_file() for one in (folder / ".journal").rglob("*"))
+    return False
+
+
+def _say(message: str) -> None:
+    """Print an error in one line."""
+    is_styled = os.name != "nt" and sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    before, after = ("\x1b[1;31m", "\x1b[0m") if is_styled else ("", "")
+    sys.stderr.write(f"{before}error:{after} {one_line(message)}\n")
+    sys.stderr.flush()
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(printable(text))
+    sys.stderr.flush()
+
+
+# Signals
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Have SIGINT and SIGTERM unwind the command, so that locks are let go and temporary files removed."""
+    home, hook = os.getpid(), sys.unraisablehook
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() != home:  # a process that was forked off ends as if there were no handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        _received.append(number)
+        raise KeyboardInterrupt
+
+    def unraisable(found: Any) -> None:
+        """Raise a signal once more that came where no exception can leave, as in a destructor."""
+        if _received and isinstance(found.exc_value, KeyboardInterrupt):
+            again = threading.Timer(0.05, _thread.interrupt_main, (_received[-1],))
+            again.daemon = True
+            again.start()
+        else:
+            hook(found)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    watched = [one for one in _SIGNALS if is_main and signal.getsignal(one) not in (signal.SIG_IGN, None)]
+    before = {one: signal.signal(one, stop) for one in watched}
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for one, handler in before.items():
+            if signal.getsignal(one) is stop:
+                signal.signal(one, handler)
+
+
+# Streams
+
+
+class _Stream:
+    """A text stream whose failures are told in one place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError) as error:
+            self._fail(error)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        raise NotImplementedError
+
+
+class _Results(_Stream):
+    """Standard output: what can't be written there is lost, and the command has failed."""
+
+    def _fail(self, error: Exception) -> None:
+        raise OutputLost from error
+
+
+class _Notes(_Stream):
+    """Standard error: where it can't be written there is nobody to tell."""
+
+    def _fail(self, error: Exception) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[bool]:
+    """Make standard output and error take any text; yield whether there is a standard output.
+
+    A descriptor that is closed is opened to the null device: the next file would get its number, and stray output.
+    """
+    codecs.register_error(ENCODING_ERRORS, spell)
+    before = sys.stdout, sys.stderr
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    is_open = sys.stdout is not None
+    with open(os.devnull, "w") as null:  # noqa: PTH123
+        for stream in before:
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors=ENCODING_ERRORS)
+        sys.stdout, sys.stderr = _Results(before[0] or null), _Notes(before[1] or null)
+        try:
+            if not is_open:
+                because = "standard output is closed"
+                _say(cannot("print the result", because, "Redirect it to a file, or to the null device"))
+            yield is_open
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+def _drop_output() -> None:
+    """Send what is still buffered for standard output to the null device, so that Python doesn't fail on it at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,0 +1,144 @@
+"""Memory limits: how much memory can still be allocated, and the refusals before and after it runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from whichkl._checks import ResourceError, cannot
+
+_SAYINGS = (
+    *("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc"),
+    *("failed to map segment", "can't start new thread", "resource_exhausted", "unable to allocate"),
+)
+"""What torch, its libraries, JAX and the dynamic linker say of memory that ran out, in errors of other kinds."""
+_NAMES = ("OutOfMemoryError", "ArrowMemoryError", "_ArrayMemoryError")
+_SMALLER = "Use fewer samples, a smaller family or fewer dimensions, or free some memory"
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Return whether an error, or the error that caused it, says that memory ran out.
+
+    >>> ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory")), ran_out(RuntimeError("singular matrix"))
+    (True, False)
+    """
+    while error is not None:
+        says = str(error).lower() if isinstance(error, (RuntimeError, ImportError, OSError)) else ""
+        by_name = isinstance(error, MemoryError) or type(error).__name__ in _NAMES
+        if by_name or getattr(error, "errno", None) == errno.ENOMEM or any(one in says for one in _SAYINGS):
+            return True
+        error = error.__cause__
+    return False
+
+
+def refuse_if_ran_out(error: BaseException, do: str = "go on") -> None:
+    """Raise a `ResourceError` in place of an error that says that memory ran out; do nothing for any other error.
+
+    Raises:
+        ResourceError: memory ran out.
+    """
+    if ran_out(error):
+        raise ResourceError(memory_message(do)) from error
+
+
+def memory_message(do: str = "go on") -> str:
+    """Return the sentence for memory that ran out."""
+    return cannot(do, f"memory ran out, and {shown_bytes(available_memory())} are free", _SMALLER)
+
+
+def check_memory(needed: float, do: str, instead: str = _SMALLER) -> None:
+    """Refuse work that needs more memory than there is, before it begins.
+
+    Args:
+        needed: bytes that the work allocates at least.
+        do: what can't be done otherwise, such as ``"fit `Gaussian()` in 30,000 dimensions"``.
+        instead: what to do.
+
+    Raises:
+        ResourceError: less memory is available.
+    """
+    free = available_memory()
+    if needed > free:
+        because = f"it takes at least {shown_bytes(needed)} of memory, and {shown_bytes(free)} are free"
+        raise ResourceError(cannot(do, because, instead))
+
+
+def available_memory() -> float:
+    """Return the bytes that this process can still allocate, as far as the system tells; infinity where it doesn't.
+
+    It is the least of the free memory of the machine with its swap, of what limits of the process leave, and of what the
+    process's control group leaves.
+    """
+    return max(0.0, min(_of_machine(), _of_process(), _of_group(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
+
+
+def shown_bytes(count: float) -> str:
+    """Write a number of bytes to two digits or more.
+
+    >>> shown_bytes(7_200_000_000), shown_bytes(150_000_000), shown_bytes(512)
+    ('7.2 GB', '150 MB', '512 bytes')
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}" if count < 10 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _of_machine() -> float:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        known = [fields[name] for name in ("MemAvailable", "SwapFree") if name in fields]
+        if "MemAvailable" in fields:
+            return sum(1024.0 * int(one.split()[0]) for one in known)
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return math.inf
+
+
+def _of_process() -> float:
+    """What the limits of address space and of data leave."""
+    try:
+        import resource
+
+        used = [int(one) * resource.getpagesize() for one in Path("/proc/self/statm").read_text().split()]
+    except (ImportError, OSError, ValueError):
+        return math.inf
+    left = math.inf
+    for limit, taken in ((resource.RLIMIT_AS, used[0]), (resource.RLIMIT_DATA, used[5])):
+        most, _ = resource.getrlimit(limit)
+        left = left if most == resource.RLIM_INFINITY else min(left, most - taken)
+    return left
+
+
+def _of_group(mine: Path, root: Path) -> float:
+    """What the control groups (v2 or v1) of this process leave; files that were read and can be dropped don't count."""
+    left = math.inf
+    for folder in _groups(mine, root):
+        for limit, usage, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number
+                most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                left = min(left, most - used + int(stat.get(cache, 0)))
+    return left
+
+
+def _groups(mine: Path, root: Path) -> Iterator[Path]:
+    """The folders of this process's groups, and of the groups that they are in."""
+    try:
+        lines = [line.split(":", 2) for line in mine.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        inner = top / path.lstrip("/")
+        yield inner
+        yield from (one for one in inner.parents if one == top or top in one.parents)
