@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whichkl._checks import InputError, ResourceError, cannot
@@ -107,11 +107,11 @@ def refuse_foreign(path: Path, is_own: Callable[[bytes], bool] | None = None) ->
     if is_own is None:
         return
     try:
-        is_foreign = path.is_dir() or (path.exists() and not is_own(path.read_bytes()))
+        is_foreign = path.is_file() and not is_own(path.read_bytes())
     except OSError as error:
         raise unwritable(path, error) from error
     if is_foreign:
-        because = "there is a folder of this name" if path.is_dir() else "there is a file of this name that whichkl didn't write"
+        because = "there is a file of this name that whichkl didn't write"
         raise InputError(cannot(f"write `{path}`", because, "Name another folder, or move it away"))
 
 
@@ -179,7 +179,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         ResourceError: the folder can't be written.
     """
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    made = missing(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
@@ -188,13 +188,23 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         raise unwritable(folder, error) from error
     finally:
-        for one in made:
-            if one.is_dir() and not any(one.iterdir()):
-                one.rmdir()
+        remove_empty(made)
+
+
+def missing(folder: Path) -> list[Path]:
+    """Return a folder and those above it that aren't there, the innermost first."""
+    return [one for one in (folder, *folder.parents) if not one.exists()]
+
+
+def remove_empty(made: Sequence[Path]) -> None:
+    """Remove folders that this process has made, the innermost first, as far as they are still empty."""
+    for one in made:
+        if one.is_dir() and not any(one.iterdir()):
+            one.rmdir()
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
     """Return the error that says why a path can't be written."""
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    instead = "Free some space, and run the same command again" if is_full else "Name another place"
+    instead = "Free some space, and run the same command again" if is_full else "Name another path"
     return ResourceError(cannot(f"write `{path}`", error.strerror or str(error), instead))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from whichkl._checks import ResourceError, cannot
-from whichkl._files import make_folder, refuse_foreign, remove_own, unwritable
+from whichkl._files import make_folder, missing, refuse_foreign, remove_empty, remove_own, unwritable
 
 LOCK = ".whichkl-lock"
 """Name of the file that marks a folder as in use. It holds the number of the process."""
@@ -29,13 +29,14 @@ def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder. It ends with this process, however the process ends.
 
     Args:
-        folder: what is locked. It is made where it isn't there.
+        folder: what is locked. It is made where it isn't there, and removed again if it's still empty at the end.
         do: what can't be done while another process holds the lock, for the message.
         wait: seconds to wait for another process.
 
     Raises:
         ResourceError: another process holds the lock, or the folder can't be written.
     """
+    made = missing(folder)
     make_folder(folder)
     path, give_up = folder / LOCK, time.monotonic() + wait
     refuse_foreign(path)
@@ -51,6 +52,7 @@ def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
         yield
     finally:
         release()
+        remove_empty(made)
 
 
 def _take(path: Path) -> _Release | None:

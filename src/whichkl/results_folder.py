@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whichkl import console, exits
-from whichkl._checks import ResourceError, WhichklError, cannot, require
+from whichkl._checks import InputError, ResourceError, WhichklError, cannot, require
 from whichkl._files import is_demo, is_report, refuse_foreign
 from whichkl.memory_limits import shown_bytes
 
@@ -33,6 +33,9 @@ def check_results_folder(folder: Path, *files: str) -> None:
     for module in ("plotly", "jinja2", "markupsafe"):
         require(module, "app")
     for name in files:
+        if (folder / name).is_dir():
+            because = "it is a folder"
+            raise InputError(cannot(f"write `{folder / name}`", because, "Move it away, or name another folder with `--out`"))
         refuse_foreign(folder / name, _IS_OWN.get(name, lambda content: True))
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     free = shutil.disk_usage(there).free
