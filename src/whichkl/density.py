@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
 from whichkl.line_integral import LineIntegral
+from whichkl.process_lock import without_warnings
 
 Function = Callable[..., Any]
 
@@ -212,8 +212,7 @@ class LogDensity:
         errors: list[TargetError] = []
         for as_array in (False, True):
             try:
-                with torch.enable_grad(), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what a function of arrays makes of a tensor
+                with torch.enable_grad(), without_warnings():  # of what a function of arrays makes of a tensor
                     value = call(watched, self.probe.clone().requires_grad_(True), "log_prob", self.batched, as_array)
             except TargetError as error:
                 errors.append(error)
@@ -271,8 +270,7 @@ class Score:
         errors: list[TargetError] = []
         for as_array in (False, True):
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what a function of arrays makes of a tensor
+                with without_warnings():  # of what a function of arrays makes of a tensor
                     found = call(watched, self.probe, "score", self.batched, as_array)
             except TargetError as error:
                 errors.append(error)

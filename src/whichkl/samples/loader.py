@@ -17,6 +17,9 @@ from torch.utils.data.sampler import BatchSampler
 
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.samples.stream import BLOCK, Block, Part, Stream
+from whichkl.seeds import seeded
+
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -151,16 +154,10 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
     iterator = iter(loader)
     number = 0
     while True:
-        state = np.random.get_state()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(number)
-                np.random.seed(number)
-                batch = next(iterator)
-        except StopIteration:
+        with seeded(number):
+            batch = next(iterator, _END)
+        if batch is _END:
             return
-        finally:
-            np.random.set_state(state)
         yield batch
         number += 1
 
