@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from whichkl._checks import require
 from whichkl.fitting import Fit
 from whichkl.goodness.draws import Unable, log_density
+from whichkl.process_lock import without_warnings
 from whichkl.targets import Target
 
 
@@ -42,8 +42,7 @@ def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, ta
     >>> data["posterior"]["a"].shape, data["posterior"].attrs["objective"]
     ((1, 100), 'reverse_kl')
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some versions announce the next one when they're imported
+    with without_warnings():  # some versions announce the next one when they're imported
         arviz = require("arviz", "bayes")
     target = fit.target if target is None else target
     x = fit.draws(n, corrected=corrected, seed=seed, target=target).to("cpu", torch.float64)

@@ -127,13 +127,12 @@ def demo(
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console.ERR, disable=as_json) as progress:
         bar = progress.add_task("loading torch", total=None)
-        import torch
-
         from whichkl.demo import STEPS, run_demo, write_demo
+        from whichkl.threads import one_thread
 
-        torch.set_num_threads(1)  # its operations are small: more threads only wait for each other
         progress.update(bar, total=len(STEPS))
-        result = run_demo(lambda step: progress.update(bar, completed=step, description=STEPS[step]))
+        with one_thread():  # its operations are small: more threads only wait for each other
+            result = run_demo(lambda step: progress.update(bar, completed=step, description=STEPS[step]))
         progress.update(bar, completed=len(STEPS), description="done")
     if as_json:
         console.print_json(result.to_dict())

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
-import torch
-
 from whichkl._checks import InputError, ResourceError, cannot, require
 from whichkl.memory import BLOCKS, keep_memory
+from whichkl.process_lock import PROCESS_LOCK
+from whichkl.threads import one_thread, use_one_thread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,15 +51,13 @@ class Threads(Workers):
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Work `AHEAD` parts a thread ahead of the consumer."""
         keep_memory(BLOCKS)
-        if self.count == 1 or len(items) == 1:
+        if self.count == 1 or len(items) == 1 or PROCESS_LOCK.is_mine:  # which a part could need
             for item in items:
                 with one_thread():
                     result = function(item)
                 yield result
             return
         pool, started = _pool(self.count), []
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)  # matrix products look at the process's number, not at the thread's
 
         def start(item: Item) -> Future[Result]:
             started.append(pool.submit(function, item))
@@ -72,7 +69,6 @@ class Threads(Workers):
             for one in started:
                 one.cancel()
             wait(started)
-            torch.set_num_threads(before)
 
 
 class Source(Protocol):
@@ -307,31 +303,16 @@ def _first_line(error: BaseException) -> str:
 
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:
-    _single()
     keep_memory(BLOCKS)
-    return function(item)
+    with one_thread():
+        return function(item)
 
 
 @lru_cache(maxsize=4)
 def _pool(count: int) -> ThreadPoolExecutor:
     """Keep the threads of one pass for the next: a new thread's first matrix product takes as long as a hundred others."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, initializer=_single)
-    wait([pool.submit(time.sleep, 0.01) for _ in range(count)])  # all are born here
-    torch.set_num_threads(before)  # torch also gives a thread's number to threads that are born later
-    return pool
+    return ThreadPoolExecutor(count, initializer=use_one_thread)
 
 
-def _single() -> None:
-    torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Have torch use one thread inside the block, and as many as before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork takes no threads along

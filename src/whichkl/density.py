@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -17,6 +16,7 @@ from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
 from whichkl.line_integral import LineIntegral
 from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.process_lock import without_warnings
 from whichkl.user_code import said_of
 
 Function = Callable[..., Any]
@@ -214,8 +214,7 @@ class LogDensity:
         errors: list[TargetError] = []
         for as_array in (False, True):
             try:
-                with torch.enable_grad(), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what a function of arrays makes of a tensor
+                with torch.enable_grad(), without_warnings():  # of what a function of arrays makes of a tensor
                     value = call(watched, self.probe.clone().requires_grad_(True), "log_prob", self.batched, as_array)
             except TargetError as error:
                 errors.append(error)
@@ -273,8 +272,7 @@ class Score:
         errors: list[TargetError] = []
         for as_array in (False, True):
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what a function of arrays makes of a tensor
+                with without_warnings():  # of what a function of arrays makes of a tensor
                     found = call(watched, self.probe, "score", self.batched, as_array)
             except TargetError as error:
                 errors.append(error)

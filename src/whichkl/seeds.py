@@ -10,12 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from whichkl.process_lock import PROCESS_LOCK
+
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Set torch's and NumPy's global seeds inside the block, and restore their states after it."""
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng():
+    """Set torch's and NumPy's global seeds inside the block, and restore their states after it.
+
+    One thread at a time: others wait, so that a seed gives the same numbers whatever runs beside it. The lock is this library's:
+    draws that the user's own threads take from the global states meanwhile aren't held back.
+    """
+    with PROCESS_LOCK.held(), torch.random.fork_rng():
+        numpy_state = np.random.get_state()
         # Without an accelerator `torch.manual_seed` spends its time on keeping the seed, and a trace, for one that may come.
         (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         np.random.seed(seed % 2**32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,8 @@ from whichkl._checks import InputError, cannot
 from whichkl.auditing.adapters import IGNORED, Adapter
 from whichkl.auditing.probes import VOCABULARY, WIDE
 from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.process_lock import without_warnings
+from whichkl.seeds import seeded
 from whichkl.user_code import kept_running, said_of
 
 Logits = Float[Tensor, "b t v"]
@@ -95,12 +96,7 @@ class Subject:
         """
         teacher, student = (self._cast(x).detach() for x in (teacher, student))
         student = student.requires_grad_()
-        with (
-            torch.random.fork_rng(devices=[] if self.device == "cpu" else [torch.device(self.device)]),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            torch.manual_seed(self.seed + seed)
+        with seeded(self.seed + seed), without_warnings():
             loss = self._value(teacher, student, mask, labels, knobs or {})
             graph = loss.requires_grad
             if graph:

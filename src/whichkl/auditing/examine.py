@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from whichkl.auditing.knobs import knob
 from whichkl.auditing.probes import VOCABULARY, pair
 from whichkl.auditing.result import Audit, Check
 from whichkl.losses import DIVERGENCES
+from whichkl.threads import one_thread
 
 
 def audit(
@@ -64,7 +64,7 @@ def audit(
             cannot(f"check the claim {claims!r}", "there is none of that name", f"Use one of {', '.join(DIVERGENCES)}")
         )
     subject = Subject(loss_fn, adapter_for(adapter, loss_fn), seed, device)
-    with _one_thread():
+    with one_thread():  # small tensors: more threads only wait for each other
         teacher, student = pair(torch.Generator().manual_seed(seed), 2, 4, gap=1.0)
         first = subject.settle(teacher, student)
         checks, found = _examined(subject, abs(first.value), dict(knobs or {}), claims, shift, seed)
@@ -116,14 +116,3 @@ def _steady(subject: Subject, seed: int) -> Check:
         return Check("the same number twice", "pass", "it doesn't depend on random draws")
     seen = f"{min(values):.4g} to {max(values):.4g} on the same logits"
     return Check("the same number twice", "fail", seen, "audit the exact loss, or fix what is drawn", "random")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small tensors: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

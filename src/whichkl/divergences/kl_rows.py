@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from whichkl.threads import use_one_thread
+
 _ATOMS = 1 << 18
 _BLOCKS = 16
 _OFF = 0.99e-4
@@ -81,11 +83,8 @@ def _in_threads(work: Callable[[int], None], jobs: range) -> None:
         for job in jobs:
             work(job)
         return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(work, jobs))
-    finally:
-        torch.set_num_threads(threads)  # what a thread sets holds for it and for those that begin later
+    with ThreadPoolExecutor(threads, initializer=use_one_thread) as pool:
+        list(pool.map(work, jobs))
 
 
 def _sum(p: Float[Tensor, "b v"], q: Float[Tensor, "b v"], spare: Float[Tensor, "2 s"], sums: Float[Tensor, "3 b"]) -> None:

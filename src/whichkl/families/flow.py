@@ -17,6 +17,7 @@ from whichkl.families.layers import Standardised, check_count, check_widths
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import Scalar
 from whichkl.families.triangular import Triangular
+from whichkl.process_lock import PROCESS_LOCK
 
 Kind = Literal["spline", "coupling", "maf"]
 _EDGE = 5.0
@@ -165,8 +166,9 @@ class FlowNetwork(Standardised):
 
 def _flows() -> Any:
     """Import zuko's flows, and leave torch's checks of arguments on, which zuko turns off for everybody."""
-    checks = Distribution._validate_args
-    try:
-        return require("zuko", "flows").flows
-    finally:
-        Distribution.set_default_validate_args(checks)
+    with PROCESS_LOCK.held():
+        checks = Distribution._validate_args
+        try:
+            return require("zuko", "flows").flows
+        finally:
+            Distribution.set_default_validate_args(checks)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.family import Family, log_likelihood
-from whichkl.families.network_model import ConditionalModel, NetworkModel, fixed
+from whichkl.families.network_model import ConditionalModel, NetworkModel
+from whichkl.seeds import seeded
 
 FEWEST = 20
 """Rows below which nothing is left to stop early by."""
@@ -120,7 +121,7 @@ class NetworkFamily(Family):
         """
         shape = Shape.read(parameters["shape"])
         state = {name.removeprefix("module."): value for name, value in parameters.items() if name != "shape"}
-        with fixed(0):
+        with seeded(0):
             module = self.network(shape)
         floats = [value for value in state.values() if value.is_floating_point()]
         return self.finished(self._loaded(module, state, floats), shape)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch.distributions import Distribution, constraints
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import read_context
 from whichkl.families.data_shape import Shape
+from whichkl.seeds import seeded
 
 DRAWS = 16_384
 """Draws, with a fixed seed, behind a mean or a variance that has no formula."""
@@ -88,7 +87,7 @@ class NetworkModel(Distribution):
         try:
             return self._column(getattr(self.law, name))
         except (NotImplementedError, AttributeError):
-            with fixed(0):
+            with seeded(0):
                 drawn = self.sample((DRAWS,)).to(torch.float64)
             return (drawn.mean(0) if name == "mean" else drawn.var(0)).to(weight_of(self.module).dtype)
 
@@ -181,11 +180,3 @@ def weight_of(module: nn.Module) -> Tensor:
             if one.is_floating_point():
                 return one
     return torch.empty(0, dtype=torch.float64)
-
-
-@contextmanager
-def fixed(seed: int) -> Iterator[None]:
-    """Set torch's global seed inside the block, and restore its state after it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

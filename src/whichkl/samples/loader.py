@@ -17,6 +17,7 @@ from torch.utils.data.sampler import BatchSampler
 
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.samples.stream import BLOCK, Block, Part, Stream
+from whichkl.seeds import seeded
 from whichkl.user_code import call_user
 
 _END = object()
@@ -156,14 +157,8 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
     iterator = call_user(lambda: iter(loader), do, instead)
     number = 0
     while True:
-        state = np.random.get_state()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(number)
-                np.random.seed(number)
-                batch = call_user(lambda: next(iterator, _END), do, instead)
-        finally:
-            np.random.set_state(state)
+        with seeded(number):
+            batch = call_user(lambda: next(iterator, _END), do, instead)
         if batch is _END:
             return
         yield batch

@@ -70,8 +70,9 @@ class LowRankAverage:
         scale = half.exp()
         white = factor / scale[..., None]
         small = torch.eye(self.rank, dtype=theta.dtype, device=theta.device) + white.mT @ white
-        white = torch.linalg.solve(small, white.mT).mT
-        value = -half.sum(-1) - torch.linalg.slogdet(small)[1] / 2 - dim * (1 + math.log(2 * math.pi)) / 2
+        root = torch.linalg.cholesky(small)
+        white = torch.cholesky_solve(white.mT, root).mT
+        value = -half.sum(-1) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - dim * (1 + math.log(2 * math.pi)) / 2
         kept = 1 - (white * (factor / scale[..., None])).sum(-1)
         pull, stretch, turn = torch.zeros_like(loc), -kept, -white / scale[..., None]
         for row, nodes, w in _blocks(len(theta), torch.cat([self.e, self.z], -1), self.w):

@@ -45,8 +45,9 @@ class State:
     def fits_single(self) -> bool:
         """Whether single precision is enough for an E step that isn't the last one."""
         dim = self.loc.shape[-1]
-        trace = torch.linalg.inv(self.cov).diagonal(dim1=-2, dim2=-1).sum(-1)
-        return float(trace.max()) * dim < _SINGLE
+        tril, failed = torch.linalg.cholesky_ex(self.cov)
+        trace = torch.cholesky_inverse(tril).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return not bool(failed.any()) and float(trace.max()) * dim < _SINGLE
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_model import law_of
 from whichkl.seeds import seeded
 from whichkl.solvers.flat import Flat
+from whichkl.threads import one_thread
 
 
 class Rows(ABC):
@@ -90,7 +91,8 @@ class FlowRows(Rows):
         (pull,) = torch.autograd.grad(log_q.sum(), z, retain_graph=True)
         units = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)[:, None, None, :].expand(-1, *z.shape)
         (jacobian,) = torch.autograd.grad(u, z, units, retain_graph=True, is_grads_batched=True)
-        return u, torch.linalg.solve(jacobian.permute(1, 2, 3, 0), pull)
+        with one_thread():  # where torch uses several, its LU of a batch can be wrong
+            return u, torch.linalg.solve(jacobian.permute(1, 2, 3, 0), pull)
 
     def place(self, which: list[int], x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Carry u to x."""

@@ -28,7 +28,7 @@ def rearranged(state: State) -> State | None:
     count = len(probs)
     if count < 3:
         return None
-    volume = torch.logdet(cov)
+    volume = _log_det(cov)
     cost = _merge_cost(probs, loc, cov, volume)
     row, column = torch.triu_indices(count, count, 1)
     nearest = cost[row, column].argsort()
@@ -47,8 +47,14 @@ def _merge_cost(probs: Tensor, loc: Tensor, cov: Tensor, volume: Tensor) -> Floa
     apart = loc[:, None] - loc
     between = (share * (1 - share))[..., None, None] * apart[..., :, None] * apart[..., None, :]
     merged = share[..., None, None] * cov[:, None] + (1 - share)[..., None, None] * cov + between
-    cost: Tensor = (weight * torch.logdet(merged) - probs[:, None] * volume[:, None] - probs * volume) / 2
+    cost: Tensor = (weight * _log_det(merged) - probs[:, None] * volume[:, None] - probs * volume) / 2
     return cost
+
+
+def _log_det(cov: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
+    """Log determinants by Cholesky: torch's LU of a batch can be wrong (see `whichkl.threads`)."""
+    total: Tensor = 2 * torch.linalg.cholesky(cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return total
 
 
 def _moved(state: State, i: int, j: int, k: int) -> State:

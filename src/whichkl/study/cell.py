@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whichkl._checks import ResourceError, plain
-from whichkl.cluster import Threads, Workers, one_thread
+from whichkl.cluster import Threads, Workers
 from whichkl.diagnostics import Diagnostics, Judgement
 from whichkl.divergences import Estimate
 from whichkl.fitting import Solved, solve
@@ -20,6 +20,7 @@ from whichkl.study.measures import FIELDS
 from whichkl.study.plan import Cell, Plan, family_text
 from whichkl.study.scorecard import Scorecard, score
 from whichkl.targets import Target
+from whichkl.threads import one_thread
 
 _CURVE = 200
 """Numbers of a training curve that are kept, evenly, at most."""

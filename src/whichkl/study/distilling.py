@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 
 from whichkl._checks import InputError, ResourceError, cannot, plain
-from whichkl.cluster import one_thread
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.target import DistillationTarget, Student, objective_spec, student_identity
 from whichkl.fingerprint import code_version
@@ -23,6 +22,7 @@ from whichkl.study.cell import Outcome
 from whichkl.study.measures import HEAD
 from whichkl.study.needs import DISTILLATION_NEEDS
 from whichkl.study.plan import FORMAT, Cell, seeds_of
+from whichkl.threads import one_thread
 
 
 @dataclass(frozen=True)
