@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -23,6 +24,8 @@ from whichkl.targets import Target
 
 FORMAT = 1
 _IN_MEMORY = 2**30
+_MAX_SEEDS = 1_000_000
+"""Largest number of seeds: each is a fit at least, and its cell is held in memory."""
 Metric = Callable[..., Any]
 
 
@@ -179,6 +182,8 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     ((0, 1, 2), (4, 7))
     """
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
+        if seeds > _MAX_SEEDS:
+            raise InputError(cannot(f"use `seeds={seeds}`", f"more than {_MAX_SEEDS:,} never end", "Give, say, 10"))
         return tuple(range(seeds))
     listed_ = [] if isinstance(seeds, (int, str, float)) else list(seeds)
     if not listed_ or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in listed_):
@@ -252,9 +257,8 @@ def listed(values: Any) -> list[Any]:
 def _distinct(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[Any, ...]:
     if not values:
         raise InputError(cannot("compare nothing", "the list is empty", "Name at least one"))
-    texts = [text(one) for one in values]
-    for one in texts:
-        if texts.count(one) > 1:
+    for one, count in Counter(text(one) for one in values).items():
+        if count > 1:
             raise InputError(cannot(f"compare `{one}` with itself", "it stands twice", "Name each once"))
     return tuple(values)
 
