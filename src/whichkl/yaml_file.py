@@ -94,7 +94,7 @@ class _Fault(Exception):
         self.line, self.because, self.instead = line, because, instead
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Composes plain values only, and refuses the rest before anything is made of it."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
@@ -166,10 +166,14 @@ def _text_of(path: Path) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        because = "there is no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
+        because = (
+            "there is no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
+        )
         raise InputError(cannot(do, because, "Correct the path")) from error
     if len(data) > _MAX_BYTES:
-        raise InputError(cannot(do, f"it is larger than {_MAX_BYTES:,} bytes", "Name the YAML file; a list of data is another file"))
+        raise InputError(
+            cannot(do, f"it is larger than {_MAX_BYTES:,} bytes", "Name the YAML file; a list of data is another file")
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -24,8 +24,8 @@ from whichkl.targets import Target
 
 FORMAT = 1
 _IN_MEMORY = 2**30
-_MAX_SEEDS = 1_000_000
-"""Largest number of seeds: each is a fit at least, and its cell is held in memory."""
+_MAX_SEEDS = 100_000
+"""Largest number of seeds: all cells are held in memory, a kilobyte each."""
 Metric = Callable[..., Any]
 
 
@@ -183,7 +183,7 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
         if seeds > _MAX_SEEDS:
-            raise InputError(cannot(f"use `seeds={seeds}`", f"more than {_MAX_SEEDS:,} never end", "Give, say, 10"))
+            raise InputError(cannot(f"use `seeds={seeds}`", f"{_MAX_SEEDS:,} are the most", "Give, say, 10"))
         return tuple(range(seeds))
     listed_ = [] if isinstance(seeds, (int, str, float)) else list(seeds)
     if not listed_ or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in listed_):
@@ -233,7 +233,7 @@ def in_memory(target: Target) -> Target:
     stream = target.stream
     if stream is None:
         return target
-    if 8 * stream.about * (len(stream.names) + len(stream.context_names)) > _IN_MEMORY:
+    if stream.bytes_in_memory > _IN_MEMORY:
         because = "its rows would take more than a gigabyte, and each seed holds out others of them"
         raise InputError(cannot("compare on this stream", because, "Compare on a sample of it, and fit the winner on all"))
     block = rows_of(target, 0).gather()
