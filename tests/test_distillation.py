@@ -518,7 +518,7 @@ def test_a_job_is_a_file_or_options_on_top(tmp_path, monkeypatch):
     assert Distillation.load(tmp_path / "out" / "student", student=nn.Linear(6, 4)).to_dict()["scores"] == told["scores"]
     for line, match in (
         ("epoch: 3", "takes no such argument"),
-        ("epochs: many", "has no meaning"),
+        ("batch: many", "has no meaning"),
         ("objective: 3", "no meaning"),
     ):
         (tmp_path / "bad.yaml").write_text("\n".join([*lines, line]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+
+_MAX_QUOTED = 160
+"""Most characters of a quoted value that a message shows whole: more than most paths have."""
+_QUOTED = re.compile("`([^`]*)`")
 
 
 class WhichklError(ValueError):
@@ -56,7 +62,13 @@ def cannot(do: str, because: str, instead: str) -> str:
     >>> cannot("use `ReverseKL` with this target", "it has only samples", "Use `ForwardKL`, or pass `log_prob=`")
     'Cannot use `ReverseKL` with this target: it has only samples. Use `ForwardKL`, or pass `log_prob=`.'
     """
-    return f"Cannot {do}: {because}. {instead}."
+    return _QUOTED.sub(_shortened, f"Cannot {do}: {because}. {instead}.")
+
+
+def _shortened(quoted: re.Match[str]) -> str:
+    """Cut the middle out of a long quoted value, since values come from files and can be of any length."""
+    text = quoted[1]
+    return f"`{text}`" if len(text) <= _MAX_QUOTED else f"`{text[: _MAX_QUOTED // 2]} … {text[-_MAX_QUOTED // 4 :]}`"
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -353,7 +353,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare families and objectives by an experiment. Killed, the same command goes on and reruns nothing."""
-    folder = study.with_suffix(".out") if out is None else out
+    folder = study.parent / f"{study.stem}.out" if out is None else out
     check_writable(folder)
     check_results_folder(folder, "report.html", "report.md", "study.json", "table.csv", "table.parquet", *_LINES)
     with console.ERR.status("loading torch", spinner="line"):

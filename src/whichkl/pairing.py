@@ -90,6 +90,11 @@ class Paired(Stream):
         """The other stream's."""
         return self._stream.rows
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """The other stream's."""
+        return self._stream.bytes_in_memory
+
 
 def has_flat_response(stream: Stream) -> bool:
     """Whether y is one column that comes as (n,), or that is left beside columns of x: an event of no axes.

@@ -44,8 +44,9 @@ class Target:
 
     Args:
         samples: (n, d) tensor, array or DataFrame of draws of p; (n,) is read as (n, 1). A pair (x, y) makes a conditional
-            target: y is what is modelled, given x. The path of a sample file is read into memory up to 256 MB; a larger file,
-            a folder or a list of files, a `DataLoader`, a `Dataset` or a `Stream` is read in parts, as often as needed.
+            target: y is what is modelled, given x. The path of a sample file is read into memory up to 256 MB of file and of
+            float64, or where anything but the support goes with its rows; a larger file, a folder or a list of files, a
+            `DataLoader`, a `Dataset` or a `Stream` is read in parts, as often as needed.
         log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A tensor function is
             differentiated by autograd; one of arrays by central differences (2d evaluations a gradient); one of JAX arrays
             by JAX, (d,) → () too.
@@ -109,7 +110,8 @@ class Target:
                 raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))
             log_prob, batched = (paired(log_prob, batched), True) if score and log_prob else (log_prob, batched)
             score = None
-        found = open_samples(samples)
+        beside = (log_prob, sampler, score, weights, chains)
+        found = open_samples(samples, is_whole=any(one is not None for one in beside))
         if isinstance(found, Table):
             samples, names = found.values, found.names if names is None else names
         x_names: Sequence[str] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def load_function(place: str, said: str, folder: Path | None = None) -> Callable
         raise InputError(cannot(f"read `{said}`", "it isn't of the form FILE.py:FUNCTION", "Write, say, model.py:log_prob"))
     path, _, name = place.rpartition(":")
     file = (folder or Path()) / path
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file raises where the name is too long
         raise InputError(cannot(f"read `{path}`", "there is no such file", "Correct the path"))
     spec = importlib.util.spec_from_file_location(f"whichkl_user_{file.stem}", file)
     if spec is None or spec.loader is None:

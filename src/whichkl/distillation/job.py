@@ -26,15 +26,10 @@ def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, An
     Raises:
         InputError: it can't be read, or an argument isn't known or of the wrong type.
     """
-    yaml = require("yaml", "app")
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(cannot(f"read `{path}`", "there is no such file", "Correct the path")) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(cannot(f"read `{path}`", " ".join(str(error).split())[:200], "Correct it")) from error
-    if not isinstance(fields, dict):
-        raise InputError(cannot(f"read `{path}`", "it isn't a list of names and values", "Write, say, teacher: nets.py:teacher"))
+    require("yaml", "app")
+    from whichkl.yaml_file import read_yaml
+
+    fields = read_yaml(path, "teacher: nets.py:teacher").values
     mine = dict(given or {})
     from_file = {name: value for name, value in fields.items() if name not in mine}
     both = {name: _from(path.parent, name, value) for name, value in from_file.items()}

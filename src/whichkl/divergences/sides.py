@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.distributions import widened
+from whichkl.memory_limits import check_memory
 from whichkl.targets import Target
 
 
@@ -72,7 +73,24 @@ class Side:
             if _is_discrete(obj):
                 return cls(name, None, obj)
             return cls(name, Target.of(obj), obj, fitted_on)
-        return cls(name, Target.of(obj), None)
+        return cls(name, _in_memory(Target.of(obj), name), None)
+
+
+def _in_memory(target: Target, name: str) -> Target:
+    """Return a target whose samples are in memory, since all of them are compared with each other.
+
+    Raises:
+        InputError: they are pairs (x, y).
+        ResourceError: they need more memory than is free.
+    """
+    stream = target.stream
+    if stream is None:
+        return target
+    if stream.context_names:
+        raise InputError(cannot("estimate a divergence of pairs (x, y)", f"{name} is conditional", "Give single rows"))
+    check_memory(2 * stream.bytes_in_memory, f"hold the rows of {name}", "Give a part of them")
+    rows = torch.cat([block.x for part in stream.parts for block in part.blocks()])
+    return Target(samples=rows, names=target.names)
 
 
 def as_rows(values: Any, name: str) -> Tensor:

@@ -1,10 +1,11 @@
 """Samples in files and streams: one table that fits in memory, or parts that are read block by block, as often as needed."""
 
+from whichkl.samples.file_formats import FORMATS
 from whichkl.samples.folder import Shards
 from whichkl.samples.loader import Loaded
 from whichkl.samples.opening import open_samples, open_stream
 from whichkl.samples.stream import Block, Part, Slice, Stream
-from whichkl.samples.table import FORMATS, Table, read_samples
+from whichkl.samples.table import Table, read_samples
 
 __all__ = [
     "FORMATS",

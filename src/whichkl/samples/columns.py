@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,21 +14,37 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
 
+_MAX_COLUMNS = 2**17
+"""Largest number of columns of a table: each costs its reader up to 10 kB, whatever it holds. A matrix in NPY costs nothing."""
+
 
 def check_names(file: str | os.PathLike[str], names: Sequence[str]) -> None:
-    """Refuse columns without a name, and names that stand twice.
+    """Refuse columns without a name, names that stand twice, and more columns than a table can have.
 
     Raises:
         InputError: as said.
     """
+    check_columns(file, len(names))
     if not names:
         raise InputError(cannot(f"read `{file}`", "it has no columns", "Write at least one column of numbers"))
     if any(not name.strip() or name == "__index_level_0__" for name in names):
         because = "a column has no name: it may be an index that pandas wrote beside the data"
         raise InputError(cannot(f"read `{file}`", because, "Write it with index=False, or name the column"))
     if len(set(names)) != len(names):
-        doubled = sorted({name for name in names if list(names).count(name) > 1})
-        raise InputError(cannot(f"read `{file}`", f"the column names {doubled} stand twice", "Rename them"))
+        doubled = sorted(name for name, count in Counter(names).items() if count > 1)
+        shown = ", ".join(repr(name[:40]) for name in doubled[:5]) + (", …" if len(doubled) > 5 else "")
+        raise InputError(cannot(f"read `{file}`", f"the column names [{shown}] stand twice", "Rename them"))
+
+
+def check_columns(file: str | os.PathLike[str], count: int) -> None:
+    """Refuse a table of very many columns.
+
+    Raises:
+        InputError: there are more than `_MAX_COLUMNS`.
+    """
+    if count > _MAX_COLUMNS:
+        because = f"it has {count:,} columns, and {_MAX_COLUMNS:,} are the most that a table can have"
+        raise InputError(cannot(f"read `{file}`", because, "Save one matrix, as .npy"))
 
 
 def is_number(kind: Any) -> bool:

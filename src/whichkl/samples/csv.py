@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,11 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
-from whichkl.samples.columns import check_names, floats, is_number, rows_from
-from whichkl.samples.shard import FilePart, Shard, block_rows, stamp
+from whichkl.samples.columns import check_columns, check_names, floats, is_number, rows_from
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
 
 _BYTES = 2**22
-"""Bytes that are parsed at once; a column's type is told from the first so many."""
+"""Bytes that are parsed at once, and so of the longest line; a column's type is told from the first of them."""
+_COUNTED = 2**28
+"""Bytes of a file whose values are counted; in a larger one a value is taken to have eight characters."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,33 @@ class CsvPart(FilePart):
         """The file."""
         return f"`{self.path}`"
 
-    def rows(self) -> Iterator[Float[Tensor, "m d"]]:
+    def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
         """Parse the file from its start."""
-        arrow, step = require("pyarrow", "app"), block_rows(len(self.names))
-        try:
-            with _reader(Path(self.path), dict(zip(self.names, self.types, strict=True))) as reader:
+        file, step = Path(self.path), block_rows(len(self.names))
+        with decoding(self.path, partial(explain, file)):
+            with _reader(file, dict(zip(self.names, self.types, strict=True))) as reader:
                 for batch in reader:
                     columns = [floats(column) for column in batch.columns]
                     for start in range(0, len(batch), step):
                         yield rows_from(columns, start, min(start + step, len(batch)))
-        except (arrow.ArrowException, UnicodeDecodeError) as error:
-            explain(Path(self.path), str(error))
 
 
 @dataclass(frozen=True)
 class CsvShard(Shard):
     """A CSV file, as its first lines tell it."""
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """Count what separates values, of which each but the last is followed by one."""
+        if self.size > _COUNTED:
+            return self.size
+        with open(self.path, "rb") as file:
+            pieces = iter(partial(file.read, _BYTES), b"")
+            return 8 * (1 + sum(piece.count(b",") + max(piece.count(b"\n"), piece.count(b"\r")) for piece in pieces))
+
     def parts(self, rows: int) -> Sequence[CsvPart]:
         """Return the one part, the file, unless it's known to be empty."""
-        return [] if self.rows == 0 else [CsvPart(self.path, self.size, self.changed, self.names, self.types)]
+        return [] if self.rows == 0 else [CsvPart(self.path, self.size, self.changed, self.names, None, self.types)]
 
 
 def open_csv(path: str) -> CsvShard:
@@ -58,14 +69,11 @@ def open_csv(path: str) -> CsvShard:
     Raises:
         InputError: they don't parse, or a column holds no numbers; the message names the line.
     """
-    arrow = require("pyarrow", "app")
-    try:
-        with _reader(Path(path), None) as reader:
-            first = next((batch for batch in reader if len(batch)), None)
-            schema = reader.schema
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
-        explain(Path(path), str(error))
-    names = tuple(f"x{i + 1}" for i in range(len(schema.names))) if is_headerless(Path(path)) else tuple(schema.names)
+    arrow, headerless = require("pyarrow", "app"), is_headerless(Path(path))
+    with decoding(path, partial(explain, Path(path))), _reader(Path(path), None) as reader:
+        first = next((batch for batch in reader if len(batch)), None)
+        schema, names = reader.schema, tuple(reader.schema.names)
+    names = tuple(f"x{i + 1}" for i in range(len(names))) if headerless else names
     check_names(path, names)
     if first is not None:
         for name, kind in zip(names, schema.types, strict=True):
@@ -91,10 +99,11 @@ def is_headerless(file: Path) -> bool:
     """Whether the first line is all numbers, so that it is a row.
 
     Raises:
-        InputError: it counts 0, 1, …, which may be either.
+        InputError: it counts 0, 1, …, which may be either; or it isn't text, or too long.
     """
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        first = next(csv.reader(lines), [])
+    with _fields(file) as rows:
+        first: list[str] = next(rows, [])
+    check_columns(file, len(first))
     if len(first) > 1 and [cell.strip() for cell in first] == [str(i) for i in range(len(first))]:
         because = "its first line is 0, 1, …: the names that pandas gives nameless columns, or a row"
         raise InputError(cannot(f"read `{file}`", because, "Name the columns, or write 0.0 and 1.0 if it's a row"))
@@ -107,18 +116,49 @@ def explain(file: Path, reason: str) -> NoReturn:
     Raises:
         InputError: always.
     """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            _find_fault(file, lines)
-    except UnicodeDecodeError as error:
-        because = f"byte {error.start} isn't UTF-8"
-        raise InputError(cannot(f"read `{file}`", because, "Save it as UTF-8")) from error
-    raise InputError(cannot(f"read `{file}`", " ".join(reason.split()), "Correct it"))
+    with _fields(file) as rows:
+        _find_fault(file, rows)
+    raise InputError(cannot(f"read `{file}`", reason, "Correct it"))
 
 
-def _find_fault(file: Path, lines: Any) -> None:
-    reader = csv.reader(lines)
-    header = next(reader, [])
+@contextmanager
+def _fields(file: Path) -> Iterator[Any]:
+    """Open a CSV as Python's own reader of it, which counts lines.
+
+    Raises:
+        InputError: a line isn't text, or a line or a field is too long, in what is read within the block.
+    """
+    with closing(_lines(file)) as lines:
+        rows = csv.reader(lines)
+        try:
+            yield rows
+        except csv.Error as error:
+            because = f"line {rows.line_num} can't be parsed ({error}), perhaps since a quote isn't closed"
+            raise InputError(cannot(f"read `{file}`", because, "Mend that line")) from error
+
+
+def _lines(file: Path) -> Generator[str, None, None]:
+    """Yield the lines of a text file one by one, in bounded memory.
+
+    Raises:
+        InputError: a line isn't UTF-8, has a NUL in it, or is longer than what is parsed at once.
+    """
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as text:
+        for number, line in enumerate(iter(partial(text.readline, _BYTES + 1), ""), 1):
+            place = f"line {number}"
+            if len(line) > _BYTES:
+                raise InputError(cannot(f"read `{file}`", f"{place} has more than {_BYTES:,} characters", "Mend that line"))
+            if "\0" in line:
+                raise InputError(
+                    cannot(f"read `{file}`", f"{place} has a NUL in it, as UTF-16 and damaged text do", "Save it as UTF-8")
+                )
+            if not line.isascii() and any("\udc80" <= one <= "\udcff" for one in line):
+                raise InputError(cannot(f"read `{file}`", f"{place} isn't UTF-8", "Save it as UTF-8"))
+            yield line
+
+
+def _find_fault(file: Path, reader: Any) -> None:
+    header: list[str] = next(reader, [])
     if header and header[0].startswith("#"):
         raise InputError(cannot(f"read `{file}`", "its first line is a comment", "Delete it; the first line holds the names"))
     for mark, word in ((";", "semicolons"), ("\t", "tabs")):

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 from whichkl._checks import InputError, cannot
-from whichkl.samples.arrow import open_arrow
-from whichkl.samples.csv import open_csv
-from whichkl.samples.npy import open_npy
-from whichkl.samples.parquet import open_parquet
+from whichkl.samples.file_formats import FORMATS, check_file, open_file
 from whichkl.samples.shard import FilePart, Shard
 from whichkl.samples.stream import PART, Stream
-from whichkl.samples.table import FORMATS, check_file
 
 _MOST = 2**20
 """Rows of a part of very many rows."""
 _PARTS = 1_024
 """Parts that a stream is cut into, where that makes them neither smaller than `PART` rows nor larger than `_MOST`."""
-_OPENERS: dict[str, Callable[[str], Shard]] = {
-    ".parquet": open_parquet,
-    ".arrow": open_arrow,
-    ".feather": open_arrow,
-    ".npy": open_npy,
-    ".csv": open_csv,
-}
 
 
 class Shards(Stream):
@@ -45,16 +35,15 @@ class Shards(Stream):
         files = [Path(os.path.abspath(path)) for path in paths]
         if not files:
             raise InputError(cannot("read this list of files", "it is empty", "Give at least one path"))
-        twice = next((file for i, file in enumerate(files) if file in files[:i]), None) if len(set(files)) < len(files) else None
+        twice = next((file for file, count in Counter(files).items() if count > 1), None)
         if twice is not None:
             raise InputError(cannot("read this list of files", f"`{twice}` stands in it twice", "Name each file once"))
         kinds = {check_file(file): file for file in files}
         if len(kinds) > 1:
             (_, a), (_, b), *_ = kinds.items()
             raise InputError(cannot("read these files together", f"`{a}` and `{b}` differ in format", "Give files of one format"))
-        open_one = _OPENERS[next(iter(kinds))]
         with ThreadPoolExecutor(min(8, len(files))) as pool:
-            self.shards = tuple(pool.map(open_one, map(str, files)))
+            self.shards = tuple(pool.map(open_file, files))
         full = [shard for shard in self.shards if shard.rows != 0]
         if not full:
             because = f"`{files[0]}` holds no rows" if len(files) == 1 else f"none of the {len(files)} files holds a row"
@@ -70,6 +59,11 @@ class Shards(Stream):
         return None if None in counts else sum(count for count in counts if count is not None)
 
     @cached_property
+    def bytes_in_memory(self) -> int:
+        """Bytes of all rows in float64."""
+        return sum(shard.bytes_in_memory for shard in self.shards)
+
+    @cached_property
     def parts(self) -> Sequence[FilePart]:
         """Every file's parts, one after another."""
         most = min(_MOST, max(PART, (self.rows or 0) // _PARTS))
@@ -83,12 +77,19 @@ def shards_in(folder: str | os.PathLike[str]) -> list[Path]:
         InputError: there are none, or something else is among them.
     """
     path = Path(folder)
-    entries = sorted((entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))), key=lambda entry: entry.name)
+    try:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
+    except OSError as error:
+        because = (error.strerror or str(error)).lower()
+        raise InputError(cannot(f"read the folder `{path}`", because, "Correct the path, or who may read it")) from error
     if not entries:
         raise InputError(cannot(f"read the folder `{path}`", "it is empty", "Name the folder that holds the files"))
+    entries.sort(key=lambda entry: entry.name)
     for entry in entries:
-        if entry.is_dir() or entry.suffix.lower() not in FORMATS:
-            because = f"`{entry.name}` is a folder" if entry.is_dir() else f"`{entry.name}` isn't one of {', '.join(FORMATS)}"
+        if os.path.isdir(entry) or entry.suffix.lower() not in FORMATS:
+            because = (
+                f"`{entry.name}` is a folder" if os.path.isdir(entry) else f"`{entry.name}` isn't one of {', '.join(FORMATS)}"
+            )
             raise InputError(cannot(f"read the folder `{path}`", because, "Move it elsewhere, or give a list of files"))
     return entries
 
@@ -101,8 +102,11 @@ def _compare(first: Shard, other: Shard) -> None:
     """
     a, b = f"`{first.path}`", f"`{other.path}`"
     because = None
-    missing = [name for name in first.names if name not in other.names]
-    extra = [name for name in other.names if name not in first.names]
+    if first.names == other.names and (other.rows == 0 or first.types == other.types):
+        return
+    here, there = set(first.names), set(other.names)
+    missing = [name for name in first.names if name not in there]
+    extra = [name for name in other.names if name not in here]
     if missing:
         because = f"column `{missing[0]}` of {a} isn't in {b}"
     elif extra:

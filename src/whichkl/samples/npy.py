@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +16,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.samples.shard import FilePart, Shard, block_rows, stamp
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
 
 _BLOCKS = 16
 """Blocks that are mapped at once."""
+_MAGIC = b"\x93NUMPY"
+_MAX_HEADER = 10_000
+"""Most bytes of a header, as NumPy itself has it; of one matrix it has 118."""
+_MAX_COLUMNS = 2**22
+"""Largest number of columns: their names take 60 bytes each."""
+_KEYS = {"descr", "fortran_order", "shape"}
+_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f(2|4|8|12|16))")
+_LONG = re.compile(r"(?<=\d)L\b")
+"""How Python 2 wrote whole numbers."""
+
+
+class Header(NamedTuple):
+    """What an NPY file says of its matrix, held against the file's size."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, int]
+    order: Any
+    """"C" or "F": which of rows and columns lie one after another."""
+    offset: int
+    """Bytes before the numbers."""
+
+    def mapped(self, path: str) -> np.ndarray:
+        """Map the matrix into memory."""
+        return np.memmap(path, self.dtype, "r", self.offset, self.shape, self.order) if min(self.shape) else np.empty(self.shape)
 
 
 @dataclass(frozen=True)
@@ -25,6 +52,7 @@ class NpyPart(FilePart):
 
     start: int
     stop: int
+    header: Header
 
     @property
     def label(self) -> str:
@@ -35,11 +63,12 @@ class NpyPart(FilePart):
         """Name the row of the file."""
         return f"row {self.start + row:,} of `{self.path}`"
 
-    def rows(self) -> Iterator[Float[Tensor, "m d"]]:
+    def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
         """Map the file anew every few blocks, so that pages that have been read are let go."""
         step = block_rows(len(self.names))
         for first in range(self.start, self.stop, _BLOCKS * step):
-            values = open_array(self.path, mapped="r")[first : min(first + _BLOCKS * step, self.stop)]
+            with decoding(self.path, partial(_refuse, self.path)):
+                values = self.header.mapped(self.path)[first : min(first + _BLOCKS * step, self.stop)]
             for start in range(0, len(values), step):
                 yield torch.from_numpy(np.array(values[start : start + step], dtype=np.float64, order="C"))
 
@@ -48,40 +77,74 @@ class NpyPart(FilePart):
 class NpyShard(Shard):
     """An NPY file, as its header tells it."""
 
+    header: Header
+
     def parts(self, rows: int) -> Sequence[NpyPart]:
         """Cut after every so many rows."""
         count = self.rows or 0
-        return [NpyPart(self.path, self.size, self.changed, self.names, i, min(i + rows, count)) for i in range(0, count, rows)]
+        cuts = [(i, min(i + rows, count)) for i in range(0, count, rows)]
+        where = (self.path, self.size, self.changed, self.names)
+        return [NpyPart(*where, stop - start, start, stop, self.header) for start, stop in cuts]
 
 
 def open_npy(path: str) -> NpyShard:
-    """Read an NPY file's header.
-
-    Raises:
-        InputError: it isn't a whole NPY file of numbers.
-    """
-    values = open_array(path, mapped="r")
-    names = tuple(f"x{i + 1}" for i in range(values.shape[1]))
-    if not names:
-        raise InputError(cannot(f"read `{path}`", "it has no columns", "Write at least one column of numbers"))
-    return NpyShard(*stamp(path), names, (str(values.dtype),) * len(names), len(values))
-
-
-def open_array(path: str | os.PathLike[str], mapped: Literal["r"] | None = None) -> np.ndarray:
-    """Read an NPY file of numbers as a matrix of its own type, or map it into memory; (n,) becomes (n, 1).
+    """Read an NPY file's header; the shape (n,) is read as (n, 1).
 
     Raises:
         InputError: it is cut short, pickled, not of numbers, or has more than two axes.
     """
-    try:
-        values: np.ndarray = np.load(path, mmap_mode=mapped, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(cannot(f"read `{path}`", f"it isn't a whole NPY file of numbers ({error})", "Write it anew")) from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-        kind = f"its type is `{values.dtype}`, not a number" if isinstance(values, np.ndarray) else "it is an archive of arrays"
-        raise InputError(cannot(f"read `{path}`", kind, "Save one array of floats"))
-    if values.ndim == 1:
-        values = values[:, None]
-    if values.ndim != 2:
-        raise InputError(cannot(f"read `{path}`", f"its shape is {values.shape}, not (n, d)", "Save one row a draw"))
-    return values
+    with decoding(path, partial(_refuse, path)), open(path, "rb") as file:
+        header = _header(path, file)
+    names = tuple(f"x{i + 1}" for i in range(header.shape[1]))
+    if not names:
+        raise InputError(cannot(f"read `{path}`", "it has no columns", "Write at least one column of numbers"))
+    return NpyShard(*stamp(path), names, (str(header.dtype),) * len(names), header.shape[0], header)
+
+
+def _refuse(path: str, reason: str) -> InputError:
+    return InputError(cannot(f"read `{path}`", f"it isn't a whole NPY file of numbers ({reason})", "Write it anew"))
+
+
+def _header(path: str, file: BinaryIO) -> Header:
+    """Read the header of a file, and hold what it claims against the file's size before anything is made of it.
+
+    Raises:
+        InputError: it isn't one matrix of numbers, or the file has another size.
+        Exception: it isn't a header.
+    """
+    said, offset = _literal(file)
+    if not isinstance(said, dict) or set(said) != _KEYS or type(said["fortran_order"]) is not bool:
+        raise ValueError("its header isn't one of NPY")
+    kind, shape = said["descr"], said["shape"]
+    if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind):
+        raise _refuse(path, f"its type is `{kind}`, not a number")
+    if not isinstance(shape, tuple) or any(type(one) is not int or one < 0 for one in shape):
+        raise ValueError(f"its shape is `{shape}`, not whole numbers")
+    if len(shape) not in (1, 2):
+        raise InputError(cannot(f"read `{path}`", f"its shape is `{shape}`, not (n, d)", "Save one row a draw"))
+    rows, columns = (*shape, 1)[:2]
+    if columns > _MAX_COLUMNS:
+        because = f"it has {columns:,} columns, and {_MAX_COLUMNS:,} are the most"
+        raise InputError(cannot(f"read `{path}`", because, "Save one row a draw"))
+    dtype, size = np.dtype(kind), os.fstat(file.fileno()).st_size - offset
+    if rows * columns * dtype.itemsize != size:
+        raise ValueError(f"{rows:,} × {columns:,} numbers are {rows * columns * dtype.itemsize:,} bytes, and it has {size:,}")
+    return Header(dtype, (rows, columns), "F" if said["fortran_order"] else "C", offset)
+
+
+def _literal(file: BinaryIO) -> tuple[Any, int]:
+    """Return what a header says, and where it ends; a literal of Python, in which nothing is run."""
+    start = file.read(len(_MAGIC) + 2)
+    if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + 2:
+        raise ValueError("it doesn't begin as one")
+    version, wide = start[len(_MAGIC)], 2 if start[len(_MAGIC)] == 1 else 4
+    if version not in (1, 2, 3):
+        raise ValueError(f"its version is {version}")
+    length = int.from_bytes(file.read(wide), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"its header has {length:,} bytes")
+    text = file.read(length)
+    if len(text) < length:
+        raise ValueError("its header is cut short")
+    written = text.decode("utf-8" if version == 3 else "latin-1").strip()
+    return ast.literal_eval(written if version == 3 else _LONG.sub("", written)), file.tell()

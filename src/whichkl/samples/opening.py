@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, cannot
+from whichkl.samples.file_formats import open_file
 from whichkl.samples.folder import Shards, shards_in
 from whichkl.samples.loader import Loaded
 from whichkl.samples.stream import Stream
-from whichkl.samples.table import Table, check_file, read_samples
+from whichkl.samples.table import Table, table_of
 
 IN_MEMORY = 256 * 2**20
-"""Bytes of a single file below which it's read into memory."""
+"""Bytes of a single file, and of its values in float64, below which it's read into memory."""
 
 
-def open_samples(obj: Any) -> Table | Stream | None:
+def open_samples(obj: Any, *, is_whole: bool = False) -> Table | Stream | None:
     """Return what `obj` names: a table for one file below `IN_MEMORY` bytes, else a stream; None where it's something else.
+
+    Args:
+        obj: a path, a list of paths, a DataLoader, a Dataset, a stream, or anything else.
+        is_whole: whether a single file of any size is to be read into memory.
 
     Raises:
         InputError: a file can't be read, or files don't fit together.
+        ResourceError: it is to be read into memory, and needs more than is free.
     """
     if not _is_named(obj):
         return None
-    if isinstance(obj, (str, os.PathLike)) and not Path(obj).is_dir():
-        check_file(Path(obj))
-        if Path(obj).stat().st_size < IN_MEMORY:
-            return read_samples(obj)
+    if isinstance(obj, (str, os.PathLike)) and not os.path.isdir(obj):
+        shard = open_file(obj)
+        if is_whole or max(shard.size, shard.bytes_in_memory) < IN_MEMORY:
+            return table_of(shard)
     return open_stream(obj)
 
 
@@ -48,7 +53,7 @@ def open_stream(obj: Any) -> Stream:
         return Loaded(obj)
     if isinstance(obj, list):
         return Shards(obj)
-    return Shards(shards_in(obj) if Path(obj).is_dir() else [obj])
+    return Shards(shards_in(obj) if os.path.isdir(obj) else [obj])
 
 
 def _is_named(obj: Any) -> bool:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, require
-from whichkl.samples.columns import check_names, check_types, rows_of
-from whichkl.samples.shard import FilePart, Shard, block_rows, refuse_broken, stamp
+from whichkl._checks import InputError, require
+from whichkl.samples.columns import check_columns, check_names, check_types, rows_of
+from whichkl.samples.parquet_pages import check_pages
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
 
-_BUFFER = 65_536
-"""Bytes that are read at once of each column."""
+_BUFFER, _BUFFERS = 65_536, 2**28
+"""Bytes that are read at once of each column, and of all columns together."""
+_MIN_BUFFER = 4_096
 
 
 @dataclass(frozen=True)
@@ -42,39 +44,48 @@ class ParquetPart(FilePart):
             row -= rows
         return self.label
 
-    def rows(self) -> Iterator[Float[Tensor, "m d"]]:
+    def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
         """Decode the row groups, one thread for all columns: others work on other parts."""
-        arrow = require("pyarrow", "app")
         step = block_rows(len(self.names))
         try:
-            with self._open() as file:
+            with decoding(self.path, self._explain), self._open() as file:
+                check_pages(self.path, file.metadata, range(*self.groups))
                 for batch in file.iter_batches(batch_size=step, row_groups=range(*self.groups), use_threads=False):
                     yield rows_of(batch)
-        except (arrow.ArrowException, OSError) as error:
-            raise self._explain(str(error)) from error
         finally:
-            arrow.default_memory_pool().release_unused()
+            require("pyarrow", "app").default_memory_pool().release_unused()
 
     def _open(self) -> Any:
         footer = _footer(self.path, self.size, self.changed)
         module = require("pyarrow.parquet", "app")
+        buffer = max(_MIN_BUFFER, min(_BUFFER, _BUFFERS // len(self.names)))
         return module.ParquetFile(
-            self.path, metadata=footer, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
+            self.path, metadata=footer, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True
         )
 
     def _explain(self, reason: str) -> InputError:
-        """Read the row groups again, a column at a time, to find the one that is broken."""
-        arrow = require("pyarrow", "app")
+        """Read the row groups again, and of a broken one half the columns, a quarter, …, to find the one that is broken."""
         for group in range(*self.groups):
-            for name in self.names:
-                try:
-                    with self._open() as file:
-                        for _ in file.iter_batches(batch_size=4_096, row_groups=[group], columns=[name], use_threads=False):
-                            pass
-                except (arrow.ArrowException, OSError) as error:
-                    because = f"column `{name}` of row group {group} is broken ({' '.join(str(error).split())[:200]})"
-                    return InputError(cannot(f"read `{self.path}`", because, "Write it anew; a copy may have been damaged"))
+            names = list(self.names)
+            error = self._error(group, names)
+            while error is not None and len(names) > 1:
+                half = len(names) // 2
+                of_half = self._error(group, names[:half])
+                names, error = (names[half:], self._error(group, names[half:])) if of_half is None else (names[:half], of_half)
+            if error is not None:
+                return error
         return refuse_broken(self.path, "parquet", reason)
+
+    def _error(self, group: int, names: list[str]) -> InputError | None:
+        """Read some columns of a row group; return what is wrong with them."""
+        try:
+            with decoding(self.path, partial(refuse_damaged, self.path, f"column `{names[0]}` of row group {group}")):
+                with self._open() as file:
+                    for _ in file.iter_batches(batch_size=4_096, row_groups=[group], columns=names, use_threads=False):
+                        pass
+        except InputError as error:
+            return error
+        return None
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,8 @@ class ParquetShard(Shard):
             have += count
         if have:
             found.append((first, len(self.counts)))
-        return [ParquetPart(self.path, self.size, self.changed, self.names, groups) for groups in found]
+        where = (self.path, self.size, self.changed, self.names)
+        return [ParquetPart(*where, sum(self.counts[slice(*groups)]), groups) for groups in found]
 
 
 def open_parquet(path: str) -> ParquetShard:
@@ -103,18 +115,17 @@ def open_parquet(path: str) -> ParquetShard:
     Raises:
         InputError: it isn't a whole Parquet file, or a column holds no numbers.
     """
-    arrow, module = require("pyarrow", "app"), require("pyarrow.parquet", "app")
-    try:
-        footer = module.read_metadata(path)
+    with decoding(path, partial(refuse_broken, path, "parquet")):
+        footer = require("pyarrow.parquet", "app").read_metadata(path)
+        check_columns(path, footer.num_columns)
         schema = footer.schema.to_arrow_schema()
-    except (arrow.ArrowException, OSError) as error:
-        raise refuse_broken(path, "parquet", str(error)) from error
-    check_names(path, schema.names)
+        names, counts = tuple(schema.names), tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+        if sum(counts) != footer.num_rows or any(count < 0 for count in counts):
+            raise ValueError(f"its footer tells of {footer.num_rows:,} rows, and its row groups of {sum(counts):,}")
+    check_names(path, names)
     if footer.num_rows:
-        check_types(path, schema.names, schema.types)
-    counts = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-    kinds = tuple(str(kind) for kind in schema.types)
-    return ParquetShard(*stamp(path), tuple(schema.names), kinds, footer.num_rows, counts)
+        check_types(path, names, schema.types)
+    return ParquetShard(*stamp(path), names, tuple(str(kind) for kind in schema.types), footer.num_rows, counts)
 
 
 @lru_cache(maxsize=16)

@@ -5,29 +5,32 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, ResourceError, WhichklError, cannot
 from whichkl.samples.stream import Block, Part
 
 _ROWS = 32_768
 """Rows of a file that are read at once: what Python does for a block should be little beside them."""
 _VALUES = 2**19
 """Values of a block, where its rows aren't few: what is made of them should stay in the processor's cache."""
+_MAX_VALUES = 2**25
+"""Largest number of values of a block, 256 MB, however many columns there are."""
 
 
 def block_rows(columns: int) -> int:
     """Return how many rows of so many columns make a block of a file: fewer of wide ones.
 
-    >>> block_rows(2), block_rows(16), block_rows(1_000)
-    (32768, 32768, 524)
+    >>> block_rows(2), block_rows(16), block_rows(1_000), block_rows(1_000_000)
+    (32768, 32768, 524, 33)
     """
-    return max(512, min(_ROWS, _VALUES // columns))
+    return max(1, min(512, _MAX_VALUES // columns), min(_ROWS, _VALUES // columns))
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,33 @@ class FilePart(Part):
     changed: int
     """When, in nanoseconds; for telling fits apart, not checked, since copies on other machines have other dates."""
     names: tuple[str, ...]
+    count: int | None
+    """The number of its rows, as the file's metadata tell it; None where they don't."""
 
     @abstractmethod
-    def rows(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Read its rows in order, in float64, `block_rows` at once, into new memory.
+    def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
+        """Decode its rows in order, in float64, `block_rows` at once, into new memory.
 
         Raises:
             InputError: the file is broken.
+            ResourceError: memory ran out.
         """
+
+    def rows(self) -> Iterator[Float[Tensor, "m d"]]:
+        """Read its rows, and refuse a part that doesn't have as many as the file's metadata tell.
+
+        Raises:
+            InputError: the file is missing, has changed or is broken.
+            ResourceError: memory ran out.
+        """
+        self._check_file()
+        found = 0
+        for x in self.decoded():
+            found += len(x)
+            yield x
+        if self.count is not None and found != self.count:
+            because = f"{self.label} holds {found:,} rows, and its metadata tell of {self.count:,}"
+            raise InputError(cannot(f"read `{self.path}`", because, _REWRITE))
 
     def place(self, row: int) -> str:
         """Say where the row of this number in this part lies in the file."""
@@ -58,7 +80,6 @@ class FilePart(Part):
         Raises:
             InputError: the file is missing, has changed or is broken, or a cell is missing, NaN or infinite.
         """
-        self._check_file()
         start, weights = 0, torch.ones(_ROWS, dtype=torch.float64)
         for x in self.rows():
             total = x.sum(0)
@@ -109,6 +130,11 @@ class Shard(ABC):
     types: tuple[str, ...]
     rows: int | None
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """Bytes of its values in float64, whatever the file's size: what was compressed can be a thousand times larger."""
+        return 8 * (self.rows or 0) * len(self.names)
+
     @abstractmethod
     def parts(self, rows: int) -> Sequence[FilePart]:
         """Cut the file into parts of about so many rows, as its format allows; the same ones each time."""
@@ -120,7 +146,39 @@ def stamp(path: str) -> tuple[str, int, int]:
     return path, status.st_size, status.st_mtime_ns
 
 
+@contextmanager
+def decoding(path: str, refusal: Callable[[str], InputError]) -> Iterator[None]:
+    """Turn whatever a decoder raises on the bytes of a file into one error of ours.
+
+    Args:
+        path: the file.
+        refusal: makes the error for a broken file of what the decoder said.
+
+    Raises:
+        InputError: the file is broken.
+        ResourceError: memory ran out.
+    """
+    try:
+        yield
+    except WhichklError:
+        raise
+    except MemoryError as error:
+        raise ResourceError(
+            cannot(f"read `{path}`", "there isn't enough memory to decode it", "Write it in smaller parts")
+        ) from error
+    except Exception as error:  # bytes that no writer wrote make decoders raise anything: OverflowError, KeyError, …
+        raise refusal(f"{' '.join(str(error).split())[:200]}") from error
+
+
+_REWRITE = "Write it anew; a copy may have been damaged"
+
+
 def refuse_broken(path: str, kind: str, reason: str) -> InputError:
     """Return the error for a file that isn't what its suffix says, or isn't whole."""
-    because = f"it isn't a whole {kind} file ({' '.join(reason.split())[:300]})"
+    because = f"it isn't a whole {kind} file ({reason})"
     return InputError(cannot(f"read `{path}`", because, "Write it anew; a copy may have been cut short"))
+
+
+def refuse_damaged(path: str, place: str, reason: str) -> InputError:
+    """Return the error for a file that is broken in one place."""
+    return InputError(cannot(f"read `{path}`", f"{place} is broken ({reason})", _REWRITE))

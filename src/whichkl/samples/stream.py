@@ -85,6 +85,11 @@ class Stream(ABC):
         return 1_000_000 if self.rows is None else self.rows
 
     @property
+    def bytes_in_memory(self) -> int:
+        """Bytes of all rows in float64, or a guess at them."""
+        return 8 * self.about * (len(self.names) + len(self.context_names))
+
+    @property
     def identity(self) -> str:
         """What tells this stream from others: its parts, with the size and time of their files."""
         return hashlib.sha256("\n".join(repr(part) for part in self.parts).encode()).hexdigest()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from whichkl import problems
@@ -23,8 +21,11 @@ from whichkl.study.measures import MEASURES
 from whichkl.study.plan import Plan, plan_of, seeds_of
 from whichkl.targets import Target
 from whichkl.user_code import call_user, load_function, looks_like_code
+from whichkl.yaml_file import YamlFile, read_yaml
 
 _FUNCTIONS = ("log_prob", "sampler", "score", "energy")
+_MAX_MISTAKES = 20
+"""Most mistakes that one message names."""
 _PROBLEMS = tuple(name for name in problems.__all__ if name[0].islower() and name != "named")
 
 
@@ -131,32 +132,29 @@ def read_plan(path: Path) -> Plan:
         InputError: the file can't be read, or something in it is wrong: every message names the line.
         TargetError: the target can't do what an objective requires.
     """
+    file = read_yaml(path, "target: bimodal")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        because = getattr(error, "strerror", None) or str(error)
-        raise InputError(cannot(f"read `{path}`", because, "Correct the path")) from error
-    lines = _Lines.of(text, path)
-    try:
-        config = StudyConfig.model_validate(yaml.safe_load(text))
+        config = StudyConfig.model_validate(file.values)
     except ValidationError as error:
-        places = [(_located(one), one) for one in error.errors()]
-        found = sorted({(lines.of_place(place), _place(place), _message(one)) for place, one in places})
+        wrong = error.errors(include_url=False, include_input=False)
+        places = [(_located(one), one) for one in wrong[:_MAX_MISTAKES]]
+        found = sorted({(file.line_of(place), _place(place), _message(one)) for place, one in places})
         said = "; ".join(f"line {line}{f', `{place}`' if place else ''}: {message}" for line, place, message in found)
-        raise InputError(cannot(f"read `{path}`", said, "Correct the file, and run it again")) from error
-    return _plan(config, path, lines)
+        more = f"; and {len(wrong) - _MAX_MISTAKES:,} more" if len(wrong) > _MAX_MISTAKES else ""
+        raise InputError(cannot(f"read `{path}`", said + more, "Correct the file, and run it again")) from error
+    return _plan(config, path, file)
 
 
-def _plan(config: StudyConfig, path: Path, lines: _Lines) -> Plan:
+def _plan(config: StudyConfig, path: Path, file: YamlFile) -> Plan:
     folder = path.parent
     codes: dict[str, str] = {}
-    with lines.naming("target"):
+    with file.naming("target"):
         target, source = _target(config.target, folder, codes)
     metrics: list[Any] | None = None if config.metrics is None else []
     for i, name in enumerate(config.metrics or ()):
-        with lines.naming("metrics", i):
+        with file.naming("metrics", i):
             metrics.append(_function(name, folder, codes) if looks_like_code(name) else name)  # type: ignore[union-attr]
-    with lines.naming("objectives"):
+    with file.naming("objectives"):
         return plan_of(
             target,
             config.families,
@@ -191,7 +189,7 @@ def _target(config: TargetConfig, folder: Path, codes: dict[str, str]) -> tuple[
         return Target.of(call_user(function, f"make a target by `{config.make}`", instead)), config.make
     functions = {name: getattr(config, name) for name in _FUNCTIONS if getattr(config, name) is not None}
     samples: Any = config.samples
-    if isinstance(samples, str) and not Path(samples).suffix and not (folder / samples).exists():
+    if isinstance(samples, str) and not Path(samples).suffix and not os.path.exists(folder / samples):
         near = get_close_matches(samples, _PROBLEMS, 1)
         meant = f"Did you mean `{near[0]}`? " if near else ""
         because = "it's neither a problem of that name nor a file or folder beside the study"
@@ -256,70 +254,3 @@ def _message(error: Any) -> str:
 def _place(loc: tuple[Any, ...]) -> str:
     words = [one for one in loc if isinstance(one, int) or re.fullmatch(r"[a-z_]+", one)]
     return ".".join(str(one) for one in words if one not in ("int", "str", "list"))
-
-
-class _Lines:
-    """Where in the text each value stands."""
-
-    def __init__(self, root: Any, path: Path) -> None:
-        self.root, self.path = root, path
-
-    @classmethod
-    def of(cls, text: str, path: Path) -> _Lines:
-        """Compose the text.
-
-        Raises:
-            InputError: it isn't YAML, isn't a mapping, or names a key twice.
-        """
-        try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-            _refuse_doubles(root, path)
-            yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = "" if mark is None else f"line {mark.line + 1}: "
-            because = f"{line}it isn't YAML ({getattr(error, 'problem', None) or error})"
-            raise InputError(cannot(f"read `{path}`", because, "Look there, and at the line before")) from error
-        if not isinstance(root, yaml.MappingNode):
-            because = "line 1: it isn't a mapping of names to values"
-            raise InputError(cannot(f"read `{path}`", because, "Begin with, say, `target: bimodal`"))
-        return cls(root, path)
-
-    def of_place(self, place: tuple[Any, ...]) -> int:
-        """Return the line of the value at a place, or of what is nearest to it."""
-        node, line = self.root, 1
-        for step in place:
-            if isinstance(node, yaml.MappingNode):
-                pair = next((pair for pair in node.value if pair[0].value == step), None)
-                if pair is None:
-                    continue  # a word of pydantic's own, or a missing key
-                line, node = pair[0].start_mark.line + 1, pair[1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-                node = node.value[step]
-                line = node.start_mark.line + 1
-        return line
-
-    @contextmanager
-    def naming(self, *place: Any) -> Iterator[None]:
-        """Put the line of a place before the message of an error in the block."""
-        try:
-            yield
-        except WhichklError as error:
-            raise type(error)(f"{self.path}, line {self.of_place(place)}: {error}") from error
-
-
-def _refuse_doubles(node: Any, path: Path) -> None:
-    children = []
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                because = f"line {line}: `{key.value}` stands here again, after line {seen[key.value]}"
-                raise InputError(cannot(f"read `{path}`", because, "Keep one of them"))
-            seen[key.value] = line
-            children.append(value)
-    elif isinstance(node, yaml.SequenceNode):
-        children = node.value
-    for child in children:
-        _refuse_doubles(child, path)

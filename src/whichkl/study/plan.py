@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -23,6 +24,8 @@ from whichkl.targets import Target
 
 FORMAT = 1
 _IN_MEMORY = 2**30
+_MAX_SEEDS = 100_000
+"""Largest number of seeds: all cells are held in memory, a kilobyte each."""
 Metric = Callable[..., Any]
 
 
@@ -179,6 +182,8 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     ((0, 1, 2), (4, 7))
     """
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
+        if seeds > _MAX_SEEDS:
+            raise InputError(cannot(f"use `seeds={seeds}`", f"{_MAX_SEEDS:,} are the most", "Give, say, 10"))
         return tuple(range(seeds))
     listed_ = [] if isinstance(seeds, (int, str, float)) else list(seeds)
     if not listed_ or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in listed_):
@@ -228,7 +233,7 @@ def in_memory(target: Target) -> Target:
     stream = target.stream
     if stream is None:
         return target
-    if 8 * stream.about * (len(stream.names) + len(stream.context_names)) > _IN_MEMORY:
+    if stream.bytes_in_memory > _IN_MEMORY:
         because = "its rows would take more than a gigabyte, and each seed holds out others of them"
         raise InputError(cannot("compare on this stream", because, "Compare on a sample of it, and fit the winner on all"))
     block = rows_of(target, 0).gather()
@@ -252,9 +257,8 @@ def listed(values: Any) -> list[Any]:
 def _distinct(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[Any, ...]:
     if not values:
         raise InputError(cannot("compare nothing", "the list is empty", "Name at least one"))
-    texts = [text(one) for one in values]
-    for one in texts:
-        if texts.count(one) > 1:
+    for one, count in Counter(text(one) for one in values).items():
+        if count > 1:
             raise InputError(cannot(f"compare `{one}` with itself", "it stands twice", "Name each once"))
     return tuple(values)
 
