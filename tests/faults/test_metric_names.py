@@ -28,7 +28,8 @@ def compare(*metrics):
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_a_metric_with_the_name_of_a_column_is_refused(name):
-    with pytest.raises(InputError, match=rf"Cannot measure by `{name}` \(.*test_metric_names.py, line \d+\): a column .*`{name}`"):
+    said = rf"Cannot measure by `{name}` \(.*test_metric_names.py, line \d+\): a column .*`{name}`"
+    with pytest.raises(InputError, match=said):
         compare(metric(name, 123.0))
 
 
@@ -64,8 +65,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_study_in_a_file_is_refused_with_the_line_and_both_names(case, tmp_path):
     (tmp_path / "sub").mkdir()
-    own = "def status(model, draws): return 7.0\ndef mine(model, draws): return 1.0\ndef seed(model, draws): return 9.0\nalias = seed\n"
-    (tmp_path / "m.py").write_text(own)
+    own = [f"def {name}(model, draws): return 7.0" for name in ("status", "mine", "seed")]
+    (tmp_path / "m.py").write_text("\n".join([*own, "alias = seed"]))
     for other in ("n.py", "sub/m.py"):
         (tmp_path / other).write_text("def mine(model, draws): return 2.0\n")
     metrics, *said = REFUSED[case]
