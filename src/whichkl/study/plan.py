@@ -263,7 +263,8 @@ def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], d
     """Tell the names of the scorecard from the user's own functions."""
     if metrics is None:
         return tuple(MEASURES), {}
-    names, own = [], {}
+    names: list[str] = []
+    own: dict[str, Metric] = {}
     for one in listed(metrics):
         if callable(one):
             add_metric(own, one)
