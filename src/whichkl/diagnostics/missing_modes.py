@@ -8,6 +8,8 @@ from typing import Any
 
 _SHARE = 0.01
 """The share of p's mass from which modes count as missing."""
+_MUCH = 10
+"""How many times the mass that a model reaches makes a second fit worth its cost: a gain of log 10 nats."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class MissingModes:
         """Whether at least 1 % of p's mass is missed, by two standard errors."""
         return is_missed(self.mass, self.stderr)
 
+    def outweigh(self, count: int) -> bool:
+        """Whether the `count` heaviest modes hold half of p's mass, or ten times what the model reaches, by two errors."""
+        return sum(self.shares[:count]) - 2 * self.stderr > min(0.5, _MUCH * (1 - self.mass))
+
     def __str__(self) -> str:
         """One sentence."""
         if self.reason is not None:
@@ -68,7 +74,8 @@ class MissingModes:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MissingModes:
         """Read back what `to_dict` wrote."""
-        lists = {name: tuple(fields[name]) for name in ("shares", "names")}
+        lists: dict[str, Any] = {name: tuple(fields[name]) for name in ("shares", "names")}
+        lists["least_kl"] = float(fields["least_kl"])  # JSON has infinity as text
         return cls(**{**fields, **lists, "modes": tuple(tuple(one) for one in fields["modes"])})
 
 

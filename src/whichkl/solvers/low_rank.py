@@ -56,6 +56,10 @@ class LowRank(Solver):
         is_able = isinstance(family, Gaussian) and family.covariance == "low_rank"
         return is_able and super().solves(objective, family, access) and access.can_evaluate
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """Its starts are optima of mean field, which start from the modes of p."""
+        return True
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Fit by mean field, add the directions that it gets wrong, and minimise as mean field does."""
         if not isinstance(family, Gaussian):

@@ -51,6 +51,10 @@ class MeanField(Solver):
         is_able = isinstance(family, Gaussian) and family.covariance == "diagonal"
         return is_able and super().solves(objective, family, access) and access.can_evaluate
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """Its starts are the modes of p."""
+        return True
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on the first nodes, then the distinct optima again on twice as many until they stay."""
         loc, scale = (part.to(target.device) for part in find_scales(target, seed))

@@ -72,6 +72,10 @@ class NaturalGradient(Solver):
         is_able = isinstance(family, Gaussian) and family.covariance == "full"
         return is_able and super().solves(objective, family, access) and access.can_evaluate
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """Its starts are the modes of p."""
+        return True
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on few nodes, then the distinct optima on more until they stay, and these to the end."""
         if not isinstance(family, Gaussian):
