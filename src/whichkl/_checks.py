@@ -44,6 +44,10 @@ class NotANumberError(TargetError):
     """A log density is NaN somewhere: harmless where p has no mass, as where an integrator blows up."""
 
 
+class DeadDensityError(TargetError):
+    """A log density gave numbers once and gives none any more, not even where it did: no search takes this for a bad point."""
+
+
 class ResourceError(WhichklError):
     """Disk, memory or permission is missing (exit code 4)."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import TargetError, WhichklError, cannot, check_log_prob
+from whichkl._checks import DeadDensityError, TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
 from whichkl.line_integral import LineIntegral
 from whichkl.memory_limits import refuse_if_ran_out
@@ -20,6 +21,10 @@ from whichkl.process_lock import without_warnings
 from whichkl.user_code import said_of
 
 Function = Callable[..., Any]
+_PATIENCE = 8
+"""Rows in a row without a number after which a log density is tried where it once gave one."""
+_TRIES = 3
+"""Calls at that point before a log density counts as dead: a server may fail once."""
 
 
 class LogDensity:
@@ -40,7 +45,12 @@ class LogDensity:
         self.function, self.score, self.batched, self.probe = function, score, batched, probe
         self.place: Callable[[Tensor], Tensor] | None = None
         """Where errors say that a point lies: elsewhere than x, where the function is read in other coordinates."""
+        self.source: LogDensity | None = None
+        """The log density that the function calls, where it is that of other coordinates."""
         self._verified = False
+        self._answered: tuple[Float[Tensor, "1 d"], bool] | None = None
+        """A point where the function gave a number, and whether there was a gradient too."""
+        self._unanswered, self._patience = 0, _PATIENCE
 
     @property
     def differentiable(self) -> bool:
@@ -53,7 +63,10 @@ class LogDensity:
         Raises:
             TargetError: the function raised, or returned the wrong shape, NaN or +inf.
         """
-        return self._checked(self.unchecked(x), x)
+        with self._watched():
+            value = self.unchecked(x)
+            self._count(x, value)
+            return self._checked(value, x)
 
     def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return the user's score at each row.
@@ -67,11 +80,23 @@ class LogDensity:
         return check_shape(call(self.score, x, "score", self.batched, as_array, self.probe.dtype).detach(), x)
 
     def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
-        """Return log p and ∇log p for a search: −∞ and 0 where either isn't a number, and how many points that were."""
+        """Return log p and ∇log p for a search: −∞ and 0 where either isn't a number, and how many points that were.
+
+        Raises:
+            DeadDensityError: the function gives no number any more, not even where it once did.
+        """
         try:
-            value, gradient = self._raw(x.detach())
-        except TargetError:
+            found = self._sorted(*self._raw(x.detach()))
+        except DeadDensityError:
+            raise
+        except TargetError as error:
+            self._check_alive(error)
             return self._split_trial(x)
+        self._count(x, *found[:2])
+        return found
+
+    def _sorted(self, value: Tensor, gradient: Tensor) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
+        """Put −∞ and 0 where value or gradient isn't a number, and count these points."""
         if math.isfinite(float(value.sum() + gradient.sum())):  # so is each: the usual case
             return value, gradient, 0
         wrong = value.isnan() | (value == math.inf) | ~gradient.isfinite().all(-1) & value.isfinite()
@@ -85,16 +110,93 @@ class LogDensity:
         Raises:
             TargetError: as `value`, but for NaN.
         """
-        value = self.unchecked(x).detach()
-        nan = value.isnan()
-        return self._checked(value.masked_fill(nan, -math.inf), x), int(nan.sum())
+        with self._watched():
+            value = self.unchecked(x).detach()
+            self._count(x, value)
+            nan = value.isnan()
+            return self._checked(value.masked_fill(nan, -math.inf), x), int(nan.sum())
 
     def _split_trial(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor, int]:
-        """Find the points at which the function raises, by halves, and reject those alone."""
+        """Find the points at which the function raises, by halves, and reject those alone.
+
+        Raises:
+            DeadDensityError: it stops to give numbers meanwhile.
+        """
         if len(x) == 1:
             return torch.full_like(x[:, 0], -math.inf), torch.zeros_like(x), 1
-        left, right = (self.trial(half) for half in x.tensor_split(2))
-        return torch.cat([left[0], right[0]]), torch.cat([left[1], right[1]]), left[2] + right[2]
+        parts = []
+        for half in x.tensor_split(2):
+            try:
+                parts.append(self._sorted(*self._raw(half.detach())))
+            except DeadDensityError:
+                raise
+            except TargetError as error:
+                parts.append(self._split_trial(half))
+                if len(half) >= _PATIENCE and parts[-1][2] == len(half):
+                    self._check_alive(error)
+        (left, right), (above, below), counts = zip(*parts, strict=True)
+        return torch.cat([left, right]), torch.cat([above, below]), sum(counts)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Let an error out of the block as it is, or as that of a dead function."""
+        try:
+            yield
+        except DeadDensityError:
+            raise
+        except TargetError as error:
+            self._check_alive(error)
+            raise
+
+    def _count(self, x: Float[Tensor, "n d"], value: Tensor, gradient: Tensor | None = None) -> None:
+        """Remember a point that got a number, and try one again where for many rows there was none.
+
+        Raises:
+            DeadDensityError: there is none at that point either.
+        """
+        if self._remember(x, value, gradient):
+            self._unanswered, self._patience = 0, _PATIENCE
+            return
+        self._unanswered += len(x)
+        if self._unanswered >= self._patience:
+            self._patience = 2 * self._unanswered
+            self._check_alive()
+
+    def _remember(self, x: Float[Tensor, "n d"], value: Tensor, gradient: Tensor | None = None) -> bool:
+        """Whether any value is a number; the first such point is kept."""
+        known = value.detach().isfinite()
+        if not bool(known.any()):
+            return False
+        if self._answered is None or (gradient is not None and not self._answered[1]):
+            first = int(known.int().argmax())
+            self._answered = x[first : first + 1].detach().clone(), gradient is not None
+        return True
+
+    def _check_alive(self, error: TargetError | None = None) -> None:
+        """Call the function where it once gave a number.
+
+        Raises:
+            DeadDensityError: it gives none there any more, at several calls.
+        """
+        if self._is_alive():
+            return
+        cause = None if error is None else error.__cause__
+        said = "" if cause is None else f" ({type(cause).__name__}: {(str(cause).splitlines() or [''])[0]})"
+        because = f"`log_prob` gives no number any more, not even at a point where it gave one before{said}"
+        instead = "Bring back what it depends on (a server, memory, a file), and fit again"
+        raise DeadDensityError(cannot("go on with this target", because, instead)) from error
+
+    def _is_alive(self) -> bool:
+        """Whether the function still gives a number where it once did, or never did anywhere."""
+        if self._answered is None:
+            return self.source is None or self.source._is_alive()
+        x, has_gradient = self._answered
+        for _ in range(_TRIES):
+            with contextlib.suppress(TargetError):
+                value, rejected = self._sorted(*self._raw(x))[::2] if has_gradient else (self.unchecked(x).detach(), 0)
+                if not rejected and bool(value.isfinite().all()):
+                    return True
+        return False
 
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
         """Return log p and ∇log p at each row, both detached.
@@ -102,9 +204,11 @@ class LogDensity:
         Raises:
             TargetError: as `value`, or the gradient isn't finite where the value is.
         """
-        value, gradient = self._raw(x.detach())
-        value = self._checked(value, x)
-        gradient = check_score(gradient, value, x)
+        with self._watched():
+            value, gradient = self._raw(x.detach())
+            value = self._checked(value, x)
+            gradient = check_score(gradient, value, x)
+        self._count(x, value, gradient)
         if len(x) and not self._verified:
             self._verify(x.detach(), value, gradient)
         return value, gradient
@@ -142,7 +246,11 @@ class LogDensity:
         """
         as_array = self._style == "numpy"  # first, since it settles what the function is
         value = call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype)
-        return value if tuple(value.shape) == (len(x),) else check_log_prob(value, x)
+        if tuple(value.shape) != (len(x),):
+            return check_log_prob(value, x)  # raises
+        if self._answered is None:
+            self._remember(x, value)
+        return value
 
     def _verify(self, x: Float[Tensor, "n d"], value: Float[Tensor, " n"], gradient: Float[Tensor, "n d"]) -> None:
         """Hold the first gradients against differences of the values: a part cut off from autograd shows here.

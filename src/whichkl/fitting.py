@@ -22,7 +22,7 @@ from whichkl.diagnostics import Diagnostics, Judgement, carried, explain, shown_
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
-from whichkl.families import Family, NetworkFamily, family_from_config, family_of
+from whichkl.families import Family, Gaussian, Mixture, NetworkFamily, family_from_config, family_of
 from whichkl.families.conditional import conditional_families
 from whichkl.families.family import cast
 from whichkl.fingerprint import code_version, target_fingerprint
@@ -39,6 +39,10 @@ from whichkl.targets import Target
 
 _CORRECTED = 10_000
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
+_MAX_RESTARTS = 2
+"""How often a fit starts again from modes that it misses."""
+_HELD = 20
+"""How many modes a model other than a Gaussian or a mixture may hold: as many as a search names."""
 
 
 @dataclass(frozen=True)
@@ -272,9 +276,36 @@ def fit(
     work = Work(workers_of(cluster), tell or QUIET.tell, log, p.evaluations)
     done = solve(p, family, objective, solver, seed, work, judged=judge)
     judgement = judge_fit(p, done.family, done.objective, done.solver, done.solution, done.model, seed, work, whole=judge)
+    done, judgement = _from_missing_modes(p, done, judgement, seed, work)
     if log is not None:
         log.clear()
     return done.judged(p, judgement, seed)
+
+
+def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int, work: Work) -> tuple[Solved, Judgement]:
+    """Solve again from the modes that a fit misses, where they hold more of p's mass than it reaches, and keep what is better."""
+    start = p
+    for attempt in range(_MAX_RESTARTS):
+        missing = judgement.diagnostics.missing_modes
+        held = done.family.count if isinstance(done.family, Mixture) else 1 if isinstance(done.family, Gaussian) else _HELD
+        if missing is None or not missing.outweigh(held) or not done.solver.starts_from_modes(done.family) or work.is_spent:
+            break
+        work.tell("starting again from modes that the fit misses", float("nan"))
+        modes = torch.tensor(missing.modes, dtype=torch.float64)
+        start, part = start.starting_at(modes), work.under(f"again-{attempt}")
+        before = done.solution.best.loss
+        try:
+            again = solve(start, done.family, done.objective, done.solver, seed, part, judged=True)
+        except Exception as error:  # whatever it is, there is a fit
+            note = f"solving again from the missing modes failed ({error})".rstrip(".")
+            return replace(done, notes=(*done.notes, note)), judgement
+        loss = again.solution.best.loss
+        if not loss < before:
+            break
+        note = f"modes with {missing.mass:.1%} of the mass were missed at first; solving again from them, the loss fell from "
+        done = replace(again, curve=done.curve, notes=(*done.notes, f"{note}{before:.4f} to {loss:.4f}"))
+        judgement = judge_fit(start, done.family, done.objective, done.solver, done.solution, done.model, seed, part)
+    return done, judgement
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ class Target:
         self.carrier: Bijection | None = None
         self.origin: NumPyroModel | None = None
         """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
+        self.known_modes: Tensor | None = None
+        """Points (k, d) at modes that were found before, the heaviest first, from which searches start too."""
         if energy is not None:
             if log_prob is not None or score is not None or normalized:
                 because = "an energy is log p, turned round, up to its own log Z"
@@ -317,11 +319,19 @@ class Target:
             device=self.device,
         )
         if free.density is not None:
-            free.density.place = bijection.forward
+            free.density.place, free.density.source = bijection.forward, self.density
+        free.known_modes = None if self.known_modes is None else bijection.inverse(self.known_modes)
         free.context, free.context_names, free.scalar = self.context, self.context_names, self.scalar
         free.evaluations = self.evaluations
         inner.evaluations = Evaluations()
         return free
+
+    def starting_at(self, modes: Float[Tensor, "k d"]) -> Target:
+        """Return this target with further points from which searches for its modes start; evaluations are counted together."""
+        known = copy.copy(self)
+        modes = modes.to(self.device, self.dtype)
+        known.known_modes = modes if self.known_modes is None else torch.cat([modes, self.known_modes])
+        return known
 
     def thinned(self) -> tuple[Target, int]:
         """Return this target with every τ-th row of its chains, nearly independent, and τ; itself and 1 without chains."""

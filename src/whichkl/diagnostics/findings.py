@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from whichkl.diagnostics.correlation import next_richer
+from whichkl.diagnostics.measured import Measured
 from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics, draws_in
 from whichkl.divergences import Estimate
 from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
@@ -44,8 +45,12 @@ FINDINGS = {
         "epochs), or use a smaller family."
     ),
     "not_a_number_met": (
-        "The log density was NaN or +inf, or its gradient not finite, at points that the search tried: check it far from its "
-        "mode, and where it has a cusp."
+        "The log density was NaN or +inf, or its gradient not finite, or it raised, at points that were tried: check it far from "
+        "its mode, and where it has a cusp; and whether it still answers."
+    ),
+    "not_measured": (
+        "A diagnostic failed, so that nothing is known of what it would have found: `fit.diagnostics.notes` says which one and "
+        "why. Mend the cause, and fit again."
     ),
     "outside_support": (
         "The log density is -inf at draws of the model, so that reverse KL is infinite: pass `support=`, or use forward KL where "
@@ -86,7 +91,9 @@ def find(
     d: Diagnostics,
     solution: Solution,
     objective: Objective,
-    seed: int,
+    measured: Measured,
+    *,
+    disagree: bool,
 ) -> frozenset[str]:
     """Name what was found; the rules stand here and nowhere else."""
     is_forward = isinstance(objective, ForwardKL)
@@ -111,13 +118,14 @@ def find(
         or (is_forward and _is_told_apart(d)),
         "family_too_rich": d.simpler_gain is not None and d.simpler_gain.value > 2 * d.simpler_gain.stderr,
         "other_modes_exist": several and not is_forward and not (known and value.value < 0.01) and not followed,
-        "accesses_disagree": _accesses_disagree(target, seed),
+        "accesses_disagree": disagree,
         "heavy_tails": not family.conditional and not value.reliable and value.khat is not None and value.khat >= 1,
         "log_density_jumps": (d.jump or 0.0) > _JUMP,
         "modes_missing": missing,
         "nodes_too_few": overfit or (d.node_error or 0.0) > 0.05,
         "not_converged": not solution.best.converged,
-        "not_a_number_met": target.evaluations["rejected"] > 0,
+        "not_a_number_met": target.evaluations["rejected"] > 0 or measured.met_no_number,
+        "not_measured": bool(measured.notes),
         "outside_support": not is_forward and d.elbo is not None and d.elbo.value == -math.inf,
         "score_not_conservative": target.line_integral is not None and target.line_integral.is_open,
         "variances_understated": d.understated is not None and d.understated >= NARROW,
@@ -164,7 +172,7 @@ def shown_khat(khat: float | None) -> str:
     return f"{khat:.2f}" if khat >= 0 else "below 0"
 
 
-def _accesses_disagree(target: Target, seed: int) -> bool:
+def accesses_disagree(target: Target, seed: int) -> bool:
     """Stein's identity, E_p[∇log p] = 0 and E_p[xᵢ ∂ᵢ log p] = −1, on p's own draws, with six standard errors' room.
 
     Source: Stein (1972); as a check of samples, Gorham & Mackey (2015).

@@ -12,6 +12,7 @@ from torch import Tensor
 from whichkl._checks import InputError, WhichklError
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import next_richer, rows_are_correlated
+from whichkl.diagnostics.measured import Measured
 from whichkl.diagnostics.models import carried, model_target
 from whichkl.diagnostics.result import DRAWS, Diagnostics
 from whichkl.diagnostics.weights import on_the_line
@@ -45,14 +46,23 @@ def stride_of(target: Target, solver: Solver) -> int:
 
 
 def forward_value(
-    target: Target, family: Family, solver: Solver, model: Any, solution: Solution, d: Diagnostics, seed: int, work: Work
+    target: Target,
+    family: Family,
+    solver: Solver,
+    model: Any,
+    solution: Solution,
+    d: Diagnostics,
+    seed: int,
+    work: Work,
+    measured: Measured,
 ) -> tuple[Estimate, Diagnostics]:
     """Estimate KL(p‖q), or the cross-entropy KL(p‖q) + H(p) where p can't be evaluated, on draws that q hasn't seen."""
-    d = replace(d, correlated=rows_are_correlated(target, family, solution, seed))
+    correlated = measured("the correlation of the columns", lambda: rows_are_correlated(target, family, solution, seed), None)
+    d = replace(d, correlated=correlated)
     if target.sampler is not None:
-        return _fresh(target, family, model, d, seed)
+        return _fresh(target, family, model, d, seed, measured)
     if solution.held is not None:
-        return _on_held_rows(target, family, solver, solution, d, seed, work)
+        return _on_held_rows(target, family, solver, solution, d, seed, work, measured)
     if target.samples is None:
         raise TypeError("neither rows nor a sampler")
     own = cross_fit(target, family, solver, seed, None if solver.refits else 1)
@@ -63,6 +73,9 @@ def forward_value(
     most = None if len(order) <= _FEW or chains is not None else 1
 
     def gained(near: Family | None) -> Estimate | None:
+        return measured(f"the gain of `{near}`", lambda: gain_of(near), None)
+
+    def gain_of(near: Family | None) -> Estimate | None:
         refit = None if near is None else solver_for(ForwardKL(), near, target.access)
         if near is None or refit is None or not refit.refits:
             return None
@@ -79,9 +92,18 @@ def forward_value(
             d = replace(d, simpler_gain=gain, simpler=str(lowest))
     if Access.LOG_PROB not in target.access:
         return held_out, d
-    log_p = target.log_prob(_samples(target)[order])
-    absolute = monte_carlo.cross_entropy(mine + log_p, how, w, chains)
-    return replace(absolute, up_to=None if target.normalized else "log_z"), d
+    log_p = measured("log p at the unseen rows", lambda: target.log_prob(_samples(target)[order]), None)
+    return _absolute(target, held_out, mine, log_p, w, chains), d
+
+
+def _absolute(
+    target: Target, held_out: Estimate, mine: Tensor, log_p: Tensor | None, w: Tensor | None, chains: Tensor | None = None
+) -> Estimate:
+    """KL in place of the cross-entropy, where log p at the rows is known."""
+    if log_p is None:
+        return held_out
+    absolute = monte_carlo.cross_entropy(mine + log_p, held_out.method, w, chains)
+    return replace(absolute, up_to=None if target.normalized else "log_z")
 
 
 def in_sample(target: Target, model: Any) -> Estimate:
@@ -148,7 +170,9 @@ def part_of(target: Target, keep: Tensor) -> Target:
     return Target(samples=samples, weights=weights, names=target.names, support=target.bijection.constraints)
 
 
-def _fresh(target: Target, family: Family, model: Any, d: Diagnostics, seed: int) -> tuple[Estimate, Diagnostics]:
+def _fresh(
+    target: Target, family: Family, model: Any, d: Diagnostics, seed: int, measured: Measured
+) -> tuple[Estimate, Diagnostics]:
     """By quadrature on the line, else on fresh draws."""
     q = model_target(model, target)
     if on_the_line(target):
@@ -157,18 +181,30 @@ def _fresh(target: Target, family: Family, model: Any, d: Diagnostics, seed: int
         except WhichklError:  # heavy tails: Monte Carlo below says how far it can be trusted
             pass
     if Access.LOG_PROB in target.access:
-        return monte_carlo.forward_kl(target, q, DRAWS, seed + 2), d
+        value = measured("forward KL on fresh draws", lambda: monte_carlo.forward_kl(target, q, DRAWS, seed + 2), None)
+        if value is not None:
+            return value, d
     x = target.draws(DRAWS, seed + 2)
-    mine, larger, other = -log_likelihood(model, x), next_richer(family, d), None
-    if larger is not None and (refit := solver_for(ForwardKL(), larger, target.access)).refits:
-        other = _refit(target, larger, refit, seed)
+    mine, larger = -log_likelihood(model, x), next_richer(family, d)
     held_out = monte_carlo.cross_entropy(mine, f"mean over {len(x):,} fresh draws")
-    gain = _gain(mine, None if other is None else -log_likelihood(other, x))
-    return held_out, replace(d, held_out=held_out, richer_gain=gain)
+
+    def gained() -> Estimate | None:
+        refit = None if larger is None else solver_for(ForwardKL(), larger, target.access)
+        other = None if larger is None or refit is None or not refit.refits else _refit(target, larger, refit, seed)
+        return _gain(mine, None if other is None else -log_likelihood(other, x))
+
+    return held_out, replace(d, held_out=held_out, richer_gain=measured(f"the gain of `{larger}`", gained, None))
 
 
 def _on_held_rows(
-    target: Target, family: Family, solver: Solver, solution: Solution, d: Diagnostics, seed: int, work: Work
+    target: Target,
+    family: Family,
+    solver: Solver,
+    solution: Solution,
+    d: Diagnostics,
+    seed: int,
+    work: Work,
+    measured: Measured,
 ) -> tuple[Estimate, Diagnostics]:
     """On the rows that the solver left out; neighbouring families on models of one smaller sample, all on the same rows."""
     found = unseen(target, family, solver, solution, seed)
@@ -179,9 +215,12 @@ def _on_held_rows(
     mine = -log_likelihood(model, block.x, block.context).detach()
     held_out = monte_carlo.cross_entropy(mine, f"{len(mine):,} rows held out", w)
     near = [one for one in (next_richer(family, d), simpler(family))]
-    able = [one is not None and solver.refits and solver_for(ForwardKL(), one, target.access).refits for one in near]
-    gains: list[Estimate | None] = [None, None]
-    if any(able):
+
+    def gained() -> list[Estimate | None]:
+        able = [one is not None and solver.refits and solver_for(ForwardKL(), one, target.access).refits for one in near]
+        gains: list[Estimate | None] = [None, None]
+        if not any(able):
+            return gains
         sample = _training_sample(target, family, seed, work)
         own = _refit(sample, family, solver, seed)
         base = None if own is None else -log_likelihood(own, block.x, block.context).detach()
@@ -191,11 +230,14 @@ def _on_held_rows(
             other = _refit(sample, one, solver_for(ForwardKL(), one, target.access), seed)
             loss = None if other is None else -log_likelihood(other, block.x, block.context).detach()
             gains[i] = _gain(base, loss, w)
+        return gains
+
+    gains = measured("the gain of neighbouring families", gained, [None, None])
     d = replace(d, held_out=held_out, richer_gain=gains[0], simpler_gain=gains[1], held=block)
     if Access.LOG_PROB not in target.access:
         return held_out, d
-    absolute = monte_carlo.cross_entropy(mine + target.log_prob(block.x), held_out.method, w)
-    return replace(absolute, up_to=None if target.normalized else "log_z"), d
+    log_p = measured("log p at the unseen rows", lambda: target.log_prob(block.x), None)
+    return _absolute(target, held_out, mine, log_p, w), d
 
 
 def _training_sample(target: Target, family: Family, seed: int, work: Work) -> Target:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,14 +12,16 @@ from torch import Tensor
 from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.between import between_value
 from whichkl.diagnostics.ends import beyond_the_ends
-from whichkl.diagnostics.findings import NARROW, find
+from whichkl.diagnostics.findings import NARROW, accesses_disagree, find
 from whichkl.diagnostics.held_out import forward_value, in_sample, stride_of, unseen
 from whichkl.diagnostics.jumps import LINES, jumps
 from whichkl.diagnostics.linear_response import spread_ratios
+from whichkl.diagnostics.measured import Measured
 from whichkl.diagnostics.mode_search import missing_modes
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement, draws_in
 from whichkl.diagnostics.weights import by_weights, reverse_value
+from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
 from whichkl.objectives import Between, ForwardKL, Objective
@@ -43,49 +45,86 @@ def judge(
 ) -> Judgement:
     """Measure a fit; with `whole=False` only by the rows that were fitted.
 
+    A diagnostic that fails is a note and the finding `not_measured`: the fit is there, whatever is known of it.
+
     Raises:
         TargetError: the target was said to be normalised, and the KL would be negative.
     """
+    measured = Measured()
     d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
     is_forward, is_between = isinstance(objective, ForwardKL), isinstance(objective, Between)
-    ends = beyond_the_ends(target, model, seed) if is_forward and whole and family.carried else ()
+    ends: tuple[str, ...] = ()
+    if is_forward and whole and family.carried:
+        ends = measured("mass beyond the ends of the columns", lambda: beyond_the_ends(target, model, seed), ())
     d = replace(d, history=solution.history, notes=(*solution.notes, *ends))
+    value: Estimate | None
     if is_forward and not whole and target.samples is not None:
-        value = in_sample(target, model)
+        value = measured("the value on the fitted rows", lambda: in_sample(target, model), None)
     else:
         free = None
         if target.access.can_evaluate:
-            q = model_target(model, target)
-            draws = q.draws(draws_in(q.dim), seed + 1)
-            free = draws.to(torch.float64) if target.bijection.is_real else None
-            d = by_weights(target, family, q, draws, d, separate=not (is_forward or is_between))
+            drawn = measured("a sample of the model", lambda: _drawn(model, target, seed), None)
+            if drawn is not None:
+                q, draws = drawn
+                free = draws.to(torch.float64) if target.bijection.is_real else None
+                separate = not (is_forward or is_between)
+                d = measured("the ELBO", lambda: by_weights(target, family, q, draws, d, separate=separate), d)
         if is_forward:
             work.tell("judging the fit on unseen rows", float("nan"))
-            value, d = forward_value(target, family, solver, model, solution, d, seed, work)
-            d = _checked(target, family, solver, solution, d, seed)
+            what = "the value on unseen rows"
+            value, d = measured(
+                what, lambda: forward_value(target, family, solver, model, solution, d, seed, work, measured), (None, d)
+            )
+            d = _checked(target, family, solver, solution, d, seed, measured)
         elif isinstance(objective, Between):
             work.tell("judging the fit on unseen draws", float("nan"))
-            value = between_value(target, objective, model, solution, stride_of(target, solver), seed)
+            stride = stride_of(target, solver)
+            value = measured(
+                "the value on unseen draws", lambda: between_value(target, objective, model, solution, stride, seed), None
+            )
             if solution.held is not None:
-                d = _checked(target, family, solver, solution, d, seed)
+                d = _checked(target, family, solver, solution, d, seed, measured)
             if whole and not objective.reads_p:
                 work.tell("looking for modes that the fit misses", float("nan"))
-                d = _searched(target, solution, free, d, seed)
+                d = measured("the mass at missing modes", lambda: _searched(target, solution, free, d, seed), d)
         else:
-            value = reverse_value(target, model_target(model, target), d)
-            d = replace(_with_spreads(target, family, solution, d, seed), jump=_jump(target, solution, free, seed))
+            value = measured("reverse KL", lambda: reverse_value(target, model_target(model, target), d), None)
+            d = measured("the spread by linear response", lambda: _with_spreads(target, family, solution, d, seed), d)
+            d = replace(d, jump=measured("the jump of log p", lambda: _jump(target, solution, free, seed), None))
             if whole:
                 work.tell("looking for modes that the fit misses", float("nan"))
-                d = _searched(target, solution, free, d, seed)
+                d = measured("the mass at missing modes", lambda: _searched(target, solution, free, d, seed), d)
+    is_measured = value is not None
+    value = _substitute(target, objective, model, solution, measured) if value is None else value
     if getattr(solution.best.model, "is_bound", False) and is_forward:
         note = "the model's log density is known by a lower bound alone, so that this is an upper bound of the cross-entropy"
         value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))
-    if value.up_to is None and value.value + 6 * value.stderr < -1e-6:
+    if is_measured and value.up_to is None and value.value + 6 * value.stderr < -1e-6:
         because = f"`normalized=True` was said, and the KL would be {value.number} nats, below 0: its integral isn't one"
         raise TargetError(cannot("use this target", because, "Normalise it, or say `normalized=False`"))
-    findings = find(target, family, value, d, solution, objective, seed)
-    d = replace(d, evaluations=dict(target.evaluations))
+    disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, seed), False)
+    findings = find(target, family, value, d, solution, objective, measured, disagree=disagree)
+    d = replace(d, evaluations=dict(target.evaluations), notes=(*d.notes, *measured.notes))
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
+
+
+def _drawn(model: Any, target: Target, seed: int) -> tuple[Target, Float[Tensor, "n d"]]:
+    """The model as a target, and draws of it."""
+    q = model_target(model, target)
+    return q, q.draws(draws_in(q.dim), seed + 1)
+
+
+def _substitute(target: Target, objective: Objective, model: Any, solution: Solution, measured: Measured) -> Estimate:
+    """The mean over the fitted rows, or the solver's loss, in place of a value that couldn't be measured; not reliable."""
+    if isinstance(objective, ForwardKL) and target.samples is not None:
+        value = measured("the value on the fitted rows", lambda: in_sample(target, model), None)
+        if value is not None:
+            return value
+    note = "it couldn't be measured on draws that the fit hasn't seen, and this is what the solver minimised"
+    up_to: Literal["entropy_p", "log_z"] | None = "entropy_p" if isinstance(objective, ForwardKL) else "log_z"
+    up_to = None if target.normalized and not isinstance(objective, ForwardKL) else up_to
+    name = objective.quantity if isinstance(objective, Between) else objective.name
+    return Estimate(name, solution.best.loss, up_to=up_to, method="loss of the solver", reliable=False, notes=(note,))
 
 
 def _with_spreads(target: Target, family: Family, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:
@@ -120,14 +159,16 @@ def _searched(target: Target, solution: Solution, draws: Float[Tensor, "n d"] | 
     return replace(d, missing_modes=found, least_kl=least)
 
 
-def _checked(target: Target, family: Family, solver: Solver, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:
+def _checked(
+    target: Target, family: Family, solver: Solver, solution: Solution, d: Diagnostics, seed: int, measured: Measured
+) -> Diagnostics:
     """Add the classifier two-sample test and the calibration of the probability integral transform, on unseen rows.
 
     Draws of chains aren't independent, and a test would reject for that alone: they are left out.
     """
     if target.chains is not None or target.sampler is not None:
         return d
-    found = unseen(target, family, solver, solution, seed)
+    found = measured("a model without the unseen rows", lambda: unseen(target, family, solver, solution, seed), None)
     if found is None:
         return d
     block, model = found
@@ -135,6 +176,6 @@ def _checked(target: Target, family: Family, solver: Solver, solution: Solution,
     return replace(
         d,
         held=block,
-        two_sample=two_sample_test(*rows, seed),
-        calibration=transform_calibration(*rows, target.names, seed),
+        two_sample=measured("the two-sample test", lambda: two_sample_test(*rows, seed), None),
+        calibration=measured("the calibration", lambda: transform_calibration(*rows, target.names, seed), None),
     )

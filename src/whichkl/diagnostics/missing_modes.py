@@ -10,6 +10,8 @@ from whichkl.reading import rebuilt
 
 _SHARE = 0.01
 """The share of p's mass from which modes count as missing."""
+_MUCH = 10
+"""How many times the mass that a model reaches makes a second fit worth its cost: a gain of log 10 nats."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class MissingModes:
     def found(self) -> bool:
         """Whether at least 1 % of p's mass is missed, by two standard errors."""
         return is_missed(self.mass, self.stderr)
+
+    def outweigh(self, count: int) -> bool:
+        """Whether the `count` heaviest modes hold half of p's mass, or ten times what the model reaches, by two errors."""
+        return sum(self.shares[:count]) - 2 * self.stderr > min(0.5, _MUCH * (1 - self.mass))
 
     def __str__(self) -> str:
         """One sentence."""

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import TargetError
 from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
 from whichkl.diagnostics.missing_modes import MissingModes, is_missed
@@ -64,13 +63,10 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0, draws: Floa
     skip = _reason(free)
     if skip is not None:
         return _nothing(target, skip)
-    spent, refused = dict(free.evaluations), free.evaluations["rejected"]
-    try:
-        return _Search(target, free, solution, seed, draws).run(spent["score"])
-    except (TargetError, RuntimeError) as error:
-        return _nothing(target, f"the search failed ({error})".rstrip("."))
-    finally:
-        free.evaluations["rejected"] = refused
+    spent, refused = free.evaluations["score"], free.evaluations["rejected"]
+    found = _Search(target, free, solution, seed, draws).run(spent)
+    free.evaluations["rejected"] = refused  # a search goes where nobody else does, and no number there is no finding
+    return found
 
 
 def _reason(free: Target) -> str | None:
@@ -102,6 +98,9 @@ class _Search:
         self.height = self.log_q(self.y)
         self.least = self.height.kthvalue(max(1, round(_QUANTILE * len(x)))).values
         self.spread = self.whiten(torch.stack([_mean(one.model, self.frame.loc) for one in solution.optima]))
+        known = x[:0] if free.known_modes is None else free.known_modes.to("cpu", torch.float64)
+        self.known = torch.cat([self.spread, self.whiten(known)])
+        """Other optima of the fit, and modes that an earlier search found."""
 
     def whiten(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Carry free coordinates to those in which q is standardised."""
@@ -130,11 +129,12 @@ class _Search:
         y, weight, weighs, method, searched = self._points()
         unreached = ~self.reached(y) & (weight > 0)
         missing, unresolved = torch.zeros(len(y), dtype=torch.bool), 0.0
-        modes, shares, mass, stderr = y[:0], torch.zeros(0, dtype=torch.float64), 0.0, 0.0
-        optima = self.spread[~self.reached(self.spread)]
+        modes, shares = y[:0], torch.zeros(0, dtype=torch.float64)
+        mass, stderr, least = 0.0, 0.0, 0.0
+        optima = self.known[~self.reached(self.known)]
         if bool(unreached.any()) or len(optima):
             modes, which = self._missing(y[unreached], optima)
-            shares, mass, stderr = self._shares(modes)
+            shares, mass, stderr, least = self._shares(modes)
             is_mode = shares > _LEAST
             missing[unreached] = torch.where(which >= 0, is_mode[which.clamp(min=0)] if len(modes) else False, False)
             unresolved = float(weight[unreached & ~missing].sum())
@@ -143,7 +143,7 @@ class _Search:
                 nearer, _ = self._missing(torch.cat([modes, self._crossed(modes, shares)]), optima[:0])
                 again = self._shares(nearer)
                 if again[1] > mass:
-                    modes, (shares, mass, stderr) = nearer, again
+                    modes, (shares, mass, stderr, least) = nearer, again
                     is_mode = shares > _LEAST
             modes, shares = modes[is_mode], shares[is_mode]
         order = shares.argsort(descending=True)[:_SHOWN]
@@ -152,7 +152,7 @@ class _Search:
             mass=mass,
             stderr=stderr,
             by_particles=float(weight[missing].sum()) if weighs else None,
-            least_kl=-math.log1p(-mass),
+            least_kl=least,
             count=len(shares),
             modes=tuple(tuple(one) for one in places.tolist()),
             shares=tuple(shares[order].tolist()),
@@ -199,7 +199,7 @@ class _Search:
     def _missing(self, y: Float[Tensor, "n d"], optima: Float[Tensor, "o d"]) -> tuple[Tensor, Tensor]:
         """Return modes that q doesn't reach, and for every point of `y` which of them it belongs to, −1 for none.
 
-        Other optima of the fit climb too: a solver that found them knows of modes.
+        Other optima of the fit climb too, and modes that were known before.
         """
         chosen, nearest = spread_out(y, 0, min(128, max(24, 2400 // y.shape[1])))
         start = torch.cat([self.y[:_FROM_Q], optima, y[chosen]])
@@ -249,10 +249,13 @@ class _Search:
         lower = torch.minimum(value.repeat_interleave(g), heights.repeat(k))
         return ~joined(self.density, a, b, lower).view(k, g).any(1)
 
-    def _shares(self, modes: Float[Tensor, "k d"]) -> tuple[Float[Tensor, " k"], float, float]:
-        """The share of p's mass at each mode, beside all of them and what q reaches; their sum, and its standard error."""
+    def _shares(self, modes: Float[Tensor, "k d"]) -> tuple[Float[Tensor, " k"], float, float, float]:
+        """The share of p's mass at each mode, beside all of them and what q reaches; their sum, its error, and −log(1 − sum).
+
+        The last is from the logarithms of the masses, since a sum may differ from 1 by less than float64 tells.
+        """
         if len(modes) == 0:
-            return torch.zeros(0, dtype=torch.float64), 0.0, 0.0
+            return torch.zeros(0, dtype=torch.float64), 0.0, 0.0, 0.0
         generator = torch.Generator().manual_seed(self.seed + 13)
         mass, error = log_masses(self.density, modes, self.reached, generator)
         height = self.height[:_WEIGHED]
@@ -260,11 +263,13 @@ class _Search:
         weight = torch.where(height > self.least, weight, -math.inf)  # the others lie where the modes' masses are counted
         near = torch.logsumexp(weight, 0) - math.log(_WEIGHED)
         whole = torch.logsumexp(torch.cat([mass, near[None]]), 0)
+        if float(whole) == -math.inf:
+            return torch.zeros(len(modes), dtype=torch.float64), 0.0, 0.0, 0.0
         share, rest = (mass - whole).exp(), float((near - whole).exp())
         missed = float(share.sum())
-        from_q = rest * float((weight - near).exp().std()) / math.sqrt(_WEIGHED)
+        from_q = rest * float((weight - near).exp().std()) / math.sqrt(_WEIGHED) if rest > 0 else 0.0
         stderr = math.hypot(rest * float(torch.linalg.vector_norm(share * error)), missed * from_q)
-        return share, missed, stderr
+        return share, missed, stderr, max(0.0, float(whole - near))
 
 
 def _mean(model: Distribution, otherwise: Float[Tensor, " d"]) -> Float[Tensor, " d"]:

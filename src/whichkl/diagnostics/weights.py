@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import WhichklError
+from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import weights_are_correlated
 from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics
@@ -41,7 +41,7 @@ def by_weights(
     if bool((log_weight > -math.inf).any()):
         khat = pareto_smooth(log_weight)[1]
     elbo = replace(reverse, value=-reverse.value, ess=ess, khat=khat)
-    gap = float(torch.logsumexp(log_weight, 0)) - math.log(len(x)) - elbo.value
+    gap = math.inf if elbo.value == -math.inf else float(torch.logsumexp(log_weight, 0)) - math.log(len(x)) - elbo.value
     best = diagnostics.optima[0].loss
     relevant = tuple(one for one in diagnostics.optima if one is diagnostics.optima[0] or one.loss - best < NEGLIGIBLE)
     apart = _apart(relevant, family) if separate else relevant[:1]
@@ -108,7 +108,8 @@ def reverse_value(target: Target, q: Target, diagnostics: Diagnostics) -> Estima
             pass
     elbo = diagnostics.elbo
     if elbo is None:
-        raise TypeError("reverse KL needs log_prob")
+        because = "the log density couldn't be evaluated at draws of the model"
+        raise TargetError(cannot("measure reverse KL", because, "Mend it, and fit again"))
     value = 0.0 - elbo.value
     finite: Finite = "infinite" if value == math.inf else "not certified"
     return replace(elbo, quantity="reverse_kl", value=value, finite=finite, up_to=None if target.normalized else "log_z")

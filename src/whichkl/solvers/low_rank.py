@@ -60,6 +60,10 @@ class LowRank(Solver):
         """Return the bytes of 1,000 draws of the model, at which a fit is judged, and of the scores there."""
         return 16_000 * dim
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """Its starts are optima of mean field, which start from the modes of p."""
+        return True
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Fit by mean field, add the directions that it gets wrong, and minimise as mean field does."""
         if not isinstance(family, Gaussian):

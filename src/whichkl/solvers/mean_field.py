@@ -55,6 +55,10 @@ class MeanField(Solver):
         """Return the bytes of 1,000 draws of the model, at which a fit is judged, and of the scores there."""
         return 16_000 * dim
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """Its starts are the modes of p."""
+        return True
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on the first nodes, then the distinct optima again on twice as many until they stay."""
         loc, scale = (part.to(target.device) for part in find_scales(target, seed))

@@ -77,6 +77,10 @@ class NaturalGradient(Solver):
         nodes = least_count(dim)
         return 56 * dim * max(nodes, min(2 * nodes, self.max_nodes))
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """Its starts are the modes of p."""
+        return True
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on few nodes, then the distinct optima on more until they stay, and these to the end."""
         if not isinstance(family, Gaussian):

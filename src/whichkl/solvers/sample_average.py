@@ -64,6 +64,10 @@ class SampleAverage(Solver):
         is_able = isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
         return is_able and super().solves(objective, family, access) and access.can_evaluate
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """Its starts are the modes of p."""
+        return True
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise from every start on the first nodes, then the distinct optima on twice as many until they stay."""
         if not isinstance(family, Mixture):

@@ -81,6 +81,10 @@ class Solver(ABC):
         """Return the solver of this very objective, where the class solves several; itself unless said."""
         return self
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """Whether it starts from the modes of p, and so from those in `Target.known_modes`."""
+        return False
+
     def quick(self) -> Solver:
         """Return a cheaper copy, good enough for refits whose answer is compared within its statistical error."""
         return self

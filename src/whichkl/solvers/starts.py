@@ -69,7 +69,7 @@ class Modes:
 
 
 def find_modes(target: Target, seed: int) -> Modes:
-    """Climb from candidates of several scales, or from draws of p, to the modes.
+    """Climb from candidates of several scales, or from draws of p, and from the modes that the target knows, to the modes.
 
     Candidates at which the log density is NaN are left out, where it's a number all over the modes' Laplace approximations.
 
@@ -82,7 +82,8 @@ def find_modes(target: Target, seed: int) -> Modes:
     has_nan = target.evaluations["rejected"] > rejected
     began = points[value.isfinite()]
     target.value_and_score(began[:8].to(target.device))
-    modes = climb_to_modes(target, began[:_SEARCHES], _MODES)
+    known = began[:0] if target.known_modes is None else target.known_modes[:_MODES].to("cpu", torch.float64)
+    modes = climb_to_modes(target, torch.cat([known, began[:_SEARCHES]]), _MODES + len(known))
     if has_nan and len(modes.locs):
         _check_about(target, modes, seed)
     elif has_nan:
@@ -185,6 +186,8 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
 
     climb, calls = (ascend_by_newton, max_calls // 6) if points.shape[1] <= _NEWTON else (ascend, max_calls)
     peaks = climb(trial, points, max_calls=calls, foreseen=foreseen, patience=_PATIENCE)
+    rested = (peaks.x == points).all(-1).nonzero()[:, 0]
+    foreseen(peaks, rested, rested[:0])  # those that began at a mode never arrived at one
     best = sorted(found, key=lambda one: -float(peaks.value[one[0]]))[:most]
     chosen = torch.tensor([i for i, _ in best], dtype=torch.int64)
     dim = points.shape[1]

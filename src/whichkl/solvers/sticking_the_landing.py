@@ -104,6 +104,10 @@ class StickingTheLanding(Solver):
         """One short cycle."""
         return replace(self, steps=max(1, self.steps // 4), cycles=1)
 
+    def starts_from_modes(self, family: Family) -> bool:
+        """A flow's starts are Gaussians at the modes of p; a module has its own weights."""
+        return isinstance(family, Flow)
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Train all starts, and return their distinct ends, best first."""
         if not isinstance(family, NetworkFamily):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import DeadDensityError, InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences import bridge
 from whichkl.evaluations import Evaluations
@@ -91,6 +91,10 @@ class TwoSided(Solver):
         if not isinstance(objective, Between):
             raise TypeError(objective)
         return replace(self, minimised=objective)
+
+    def starts_from_modes(self, family: Family) -> bool:
+        """Its starts are the optima of both directions, and those of reverse KL start from the modes of p."""
+        return True
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Descend from both directions' optima on few points of p, then the distinct optima on all, and on more nodes."""
@@ -174,6 +178,8 @@ class TwoSided(Solver):
             try:
                 with _share(target.evaluations):
                     models += [one.model for one in reverse.solve(target, family, seed).optima[:_KEPT]]
+            except DeadDensityError:
+                raise
             except TargetError:  # reverse KL may be infinite for every member, and the objective not
                 if not models:
                     raise

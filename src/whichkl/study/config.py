@@ -18,7 +18,7 @@ from whichkl.families import family_of
 from whichkl.objectives import objective_of
 from whichkl.problems.named import looks_named, named
 from whichkl.study.measures import MEASURES
-from whichkl.study.plan import Plan, plan_of, seeds_of
+from whichkl.study.plan import Metric, Plan, add_metric, plan_of, seeds_of
 from whichkl.targets import Target
 from whichkl.user_code import call_user, load_function, looks_like_code
 from whichkl.yaml_file import YamlFile, read_yaml
@@ -151,9 +151,13 @@ def _plan(config: StudyConfig, path: Path, file: YamlFile) -> Plan:
     with file.naming("target"):
         target, source = _target(config.target, folder, codes)
     metrics: list[Any] | None = None if config.metrics is None else []
+    own: dict[str, Metric] = {}
     for i, name in enumerate(config.metrics or ()):
         with file.naming("metrics", i):
-            metrics.append(_function(name, folder, codes) if looks_like_code(name) else name)  # type: ignore[union-attr]
+            metric = _function(name, folder, codes) if looks_like_code(name) else name
+            if callable(metric):
+                add_metric(own, metric)
+            metrics.append(metric)  # type: ignore[union-attr]
     with file.naming("objectives"):
         return plan_of(
             target,

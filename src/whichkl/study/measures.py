@@ -20,6 +20,11 @@ COST = ("budget", "out_of_budget", "evaluations", "log_prob", "score", "samples"
 FIELDS = (*HEAD, *COST, *(column for columns in MEASURES.values() for column in columns), "notes")
 """The columns of every row, in their order; the user's own metrics come before the notes."""
 
+_SUFFIXES = ("_stderr", "_up_to", "_reliable")
+"""What tables and reports look for next to a column."""
+RESERVED = frozenset((*FIELDS, *MEASURES, *(f"{name}{end}" for name in FIELDS for end in _SUFFIXES), "details", "training"))
+"""Names that a metric of the user's own can't have."""
+
 
 def columns_with(metrics: tuple[str, ...] | list[str]) -> list[str]:
     """Return the columns of a study with such metrics of the user's own, by their names."""

@@ -19,7 +19,7 @@ from whichkl.families.named import named_families
 from whichkl.fingerprint import code_version, target_fingerprint, tensor_hash
 from whichkl.objectives import Objective, objective_of
 from whichkl.solvers.rows import rows_of
-from whichkl.study.measures import MEASURES
+from whichkl.study.measures import MEASURES, RESERVED
 from whichkl.targets import Target
 
 FORMAT = 1
@@ -267,16 +267,39 @@ def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], d
     """Tell the names of the scorecard from the user's own functions."""
     if metrics is None:
         return tuple(MEASURES), {}
-    names, own = [], {}
+    names: list[str] = []
+    own: dict[str, Metric] = {}
     for one in listed(metrics):
         if callable(one):
-            own[getattr(one, "__name__", "metric")] = one
+            add_metric(own, one)
         elif one in MEASURES:
             names.append(one)
         else:
             known = f"{', '.join(MEASURES)}, or a function; on the command line FILE.py:FUNCTION"
             raise InputError(cannot(f"measure `{one}`", "there is no such metric", f"Choose among {known}"))
     return tuple(names) if names else tuple(MEASURES), own
+
+
+def add_metric(own: dict[str, Metric], metric: Metric) -> None:
+    """Add a function of the user's own to those already named; it's called by its `__name__`, which is its column too.
+
+    Raises:
+        InputError: a column of every study has that name, or another metric has.
+    """
+    name = getattr(metric, "__name__", "metric")
+    if name in RESERVED:
+        because = f"a column of every study is called `{name}` too, and the one would overwrite the other"
+        raise InputError(cannot(f"measure by {_described(name, metric)}", because, "Rename the function"))
+    if name in own:
+        because = f"it has the name of {_described(name, own[name])}, and both would fill one column"
+        raise InputError(cannot(f"measure by {_described(name, metric)}", because, "Rename one of them"))
+    own[name] = metric
+
+
+def _described(name: str, metric: Metric) -> str:
+    """The name of a metric and, where Python knows it, the file and line of its code."""
+    code = getattr(metric, "__code__", None)
+    return f"`{name}`" if code is None else f"`{name}` ({code.co_filename}, line {code.co_firstlineno})"
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
