@@ -34,6 +34,7 @@ from whichkl.families.family import cast
 from whichkl.goodness import Calibration, TwoSample
 from whichkl.journal import Journal
 from whichkl.memory import CALLS, keep_memory
+from whichkl.modes import plain_modes
 from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
 from whichkl.solvers import Optimum, Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
@@ -89,6 +90,7 @@ class Fit:
             lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
         )
 
+    @plain_modes()
     def draws(
         self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Target | None = None
     ) -> Float[Tensor, "n d"]:
@@ -113,6 +115,7 @@ class Fit:
         check_draws(self.model, self.names, n)
         return draw(self.model, self._weighted(max(_CORRECTED, n), seed, target) if corrected else None, n, seed)
 
+    @plain_modes()
     def expect(
         self,
         f: Callable[[Tensor], Any],
@@ -142,6 +145,7 @@ class Fit:
         weighted = self._weighted(n, seed, target) if corrected else None
         return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
 
+    @plain_modes()
     def linear_response(
         self, columns: Sequence[int | str] | None = None, *, target: Target | None = None
     ) -> Float[Tensor, "k d"]:
@@ -227,6 +231,7 @@ class Fit:
             if one.name not in files:
                 one.unlink(missing_ok=True)
 
+    @plain_modes()
     def files(self) -> dict[str, bytes]:
         """Return what `save` writes: the weights under a name of their own, and `fit.json`, which names them."""
         tensors = {
@@ -242,6 +247,7 @@ class Fit:
         return {name: weights, "fit.json": text.encode()}
 
     @classmethod
+    @plain_modes()
     def load(cls, folder: str | os.PathLike[str], family: Family | nn.Module | None = None) -> Fit:
         """Read a saved fit.
 
@@ -276,6 +282,7 @@ class Fit:
             raise IntegrityError(cannot(f"load `{path}`", because, "Fit anew")) from error
 
 
+@plain_modes()
 def fit(
     target: Any,
     family: Family | nn.Module | str | None = None,

@@ -17,6 +17,7 @@ from whichkl._checks import InputError, IntegrityError, cannot, plain, write_who
 from whichkl.distillation.calibration import BINS
 from whichkl.distillation.networks import state_of
 from whichkl.distillation.scores import Contrast, Scores
+from whichkl.modes import plain_modes
 
 _FORMAT = 1
 _NAME = "distillation.json"
@@ -82,6 +83,7 @@ class Distillation:
         found: dict[str, Any] = plain({**fields, "notes": list(self.notes), "scores": self.scores.to_dict()})
         return found
 
+    @plain_modes()
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `distillation.json`, and the student's weights as safetensors under the name that it gives.
 
@@ -104,6 +106,7 @@ class Distillation:
                 one.unlink(missing_ok=True)
 
     @classmethod
+    @plain_modes()
     def load(cls, folder: str | os.PathLike[str], *, student: nn.Module) -> Distillation:
         """Read a saved distillation.
 
