@@ -8,6 +8,7 @@ from typing import Any
 
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian, Product, family_of
+from whichkl.modes import plain_modes
 from whichkl.objectives import OBJECTIVES, Objective
 from whichkl.solvers import SOLVERS, families_of
 from whichkl.targets import Target
@@ -158,6 +159,7 @@ class Advice:
         return "\n".join(lines)
 
 
+@plain_modes()
 def advise(target: Any, family: Family | str | None = None) -> Advice:
     """Say which objectives are possible for a target, and why.
 

@@ -11,6 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_finite
+from whichkl.modes import normal
+
+
+def tensor_of(values: Any) -> Tensor:
+    """Return a tensor as it is, and an array or numbers on the CPU, in the type that NumPy gives them.
+
+    >>> tensor_of([1.0, 2.0])
+    tensor([1., 2.], dtype=torch.float64)
+    """
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
 
 
 def split_pair(samples: Any) -> tuple[Any, Any]:
@@ -56,7 +66,7 @@ def read_matrix(
         because = f"they have shape {tuple(values.shape)}, not (n, d)"
         raise InputError(cannot(f"use these {what}", because, "Give one row a draw"))
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
-    x: Tensor = values.detach().to(device=device, dtype=dtype or wide)
+    x: Tensor = normal(values.detach()).to(device=device, dtype=dtype or wide)
     return x
 
 
@@ -141,7 +151,7 @@ def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, "
     n = len(samples)
     wanted = f"they must be ({n},) finite, non-negative numbers with a positive sum"
     try:
-        given = weights if isinstance(weights, Tensor) else torch.as_tensor(np.asarray(weights))
+        given = weights if isinstance(weights, Tensor) else torch.from_numpy(np.asarray(weights))
     except (TypeError, ValueError) as error:
         because = f"{wanted}, and they are a `{type(weights).__name__}`, not numbers"
         raise InputError(cannot("use these `weights`", because, "Give one number a row of `samples`")) from error
@@ -151,7 +161,7 @@ def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, "
     if tuple(given.shape) != (n,):
         because = f"{wanted}, and their shape is {tuple(given.shape)}"
         raise InputError(cannot("use these `weights`", because, "Give one number a row of `samples`"))
-    w = given.detach().to(samples)
+    w = normal(given.detach()).to(samples)
     if not bool(w.isfinite().all()) or bool((w < 0).any()) or float(w.sum()) <= 0:
         bad = (~w.isfinite() | (w < 0)).nonzero()[:5, 0].tolist()
         where = f"rows {', '.join(map(str, bad))} hold others" if bad else "all are 0"

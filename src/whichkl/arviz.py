@@ -13,10 +13,12 @@ from torch import Tensor
 from whichkl._checks import require
 from whichkl.fitting import Fit
 from whichkl.goodness.draws import Unable, log_density
+from whichkl.modes import plain_modes
 from whichkl.process_lock import without_warnings
 from whichkl.targets import Target
 
 
+@plain_modes()
 def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, target: Target | None = None) -> Any:
     """Return draws of a fit for ArviZ: an `arviz.InferenceData`, or, from ArviZ 1 on, an `xarray.DataTree`.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.arrays import tensor_of
 
 _SHORTEST = 4
 FEWEST = 100
@@ -33,7 +34,7 @@ def chain_ids(chains: Any, n: int, device: torch.device | str = "cpu") -> Int[Te
         ids = torch.arange(chains, device=device).repeat_interleave(n // chains)
     else:
         try:
-            given = torch.as_tensor(chains if isinstance(chains, Tensor) else np.asarray(chains), device=device)
+            given = tensor_of(chains).to(device)
         except (TypeError, ValueError) as error:
             because = f"they are a `{type(chains).__name__}`, not numbers"
             raise InputError(cannot("use these `chains`", because, "Give their count, or a whole number a row")) from error
@@ -75,8 +76,8 @@ def effective_draws(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> f
     n, total = len(values), sum(map(len, halves))
     if float(values.max() - values.min()) < 1e-9 * max(1.0, float(values.abs().max())):  # constant, up to rounding
         return float(n)
-    sizes = torch.tensor([len(half) for half in halves], dtype=torch.float64)
-    pooled = torch.zeros(int(sizes.max()), dtype=torch.float64)
+    sizes = torch.tensor([len(half) for half in halves], dtype=torch.float64, device="cpu")
+    pooled = torch.zeros(int(sizes.max()), dtype=torch.float64, device="cpu")
     for half in halves:
         pooled[: len(half)] += len(half) / total * _autocovariance(half)
     mean_size = total / len(halves)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whichkl.density import Function
 from whichkl.distributions import inside
+from whichkl.modes import autograd_on, normal
 from whichkl.supports import Bijection
 
 
@@ -40,8 +41,8 @@ def free_score(bijection: Bijection, score: Callable[[Tensor], Tensor]) -> Funct
     """Return the gradient in u of log p(T(u)) + log|∂T/∂u|, from that of log p in x."""
 
     def carried(u: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        free = u.detach().requires_grad_(True)
-        with torch.enable_grad():
+        with autograd_on():
+            free = normal(u.detach()).requires_grad_(True)
             x = bijection.forward(free)
             pulled = (x * score(x)).sum() + bijection.log_jacobian(free, x).sum()
             (gradient,) = torch.autograd.grad(pulled, free)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, TargetError, cannot
+from whichkl.arrays import tensor_of
 from whichkl.diagnostics import model_target
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.particles import Particles, Reference, temper
@@ -128,10 +129,12 @@ def draw(model: Any, weighted: Weighted | None, n: int, seed: int) -> Float[Tens
             x: Tensor = model.sample((n,))
         return x.reshape(n, -1)
     generator = torch.Generator().manual_seed(seed)
-    at = (torch.arange(n, dtype=torch.float64) + torch.rand(1, generator=generator, dtype=torch.float64)) / n
+    at = (
+        torch.arange(n, dtype=torch.float64, device="cpu") + torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+    ) / n
     cumulative = weighted.log_weights.exp().cumsum(0)
     chosen = torch.searchsorted(cumulative / cumulative[-1], at).clamp(max=len(cumulative) - 1)
-    return weighted.x[chosen[torch.randperm(n, generator=generator)]]
+    return weighted.x[chosen[torch.randperm(n, generator=generator, device="cpu")]]
 
 
 def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: Weighted | None) -> Expectation:
@@ -158,7 +161,7 @@ def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: W
             stderr = (stderr.square() + (mean - earlier).square()).sqrt()
     else:
         count = len(points)
-        w = torch.full((count,), 1 / count, dtype=torch.float64) if weighted is None else weighted.log_weights.exp()
+        w = torch.full((count,), 1 / count, dtype=torch.float64, device="cpu") if weighted is None else weighted.log_weights.exp()
         mean = w @ table
         stderr = (w.square() @ (table - mean).square()).sqrt()
     shape = value.shape[1:]
@@ -173,7 +176,7 @@ def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
     returned = f(points)
     if returned is None:
         raise InputError(cannot("take the expectation of this function", "it returned None", "Return (n,) or (n, k)"))
-    value = torch.as_tensor(returned).detach().to("cpu", torch.float64)
+    value = tensor_of(returned).detach().to("cpu", torch.float64)
     if value.ndim not in (1, 2) or len(value) != len(points):
         because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
         raise InputError(cannot("take the expectation of this function", because, "Return (n,) or (n, k), a row each point"))

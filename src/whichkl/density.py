@@ -17,6 +17,7 @@ from whichkl._checks import DeadDensityError, TargetError, WhichklError, cannot,
 from whichkl.adapters import jax as adapters
 from whichkl.line_integral import LineIntegral
 from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.modes import autograd_on, is_of_inference, plain_modes, without_inference_tensors
 from whichkl.process_lock import without_warnings
 from whichkl.user_code import said_of
 
@@ -47,7 +48,7 @@ class LogDensity:
         """Where errors say that a point lies: elsewhere than x, where the function is read in other coordinates."""
         self.source: LogDensity | None = None
         """The log density that the function calls, where it is that of other coordinates."""
-        self._verified = False
+        self._verified = self._copies = False
         self._answered: tuple[Float[Tensor, "1 d"], bool] | None = None
         """A point where the function gave a number, and whether there was a gradient too."""
         self._unanswered, self._patience = 0, _PATIENCE
@@ -219,15 +220,27 @@ class LogDensity:
             value = self.unchecked(x).detach()  # before the gradient, since it settles what the functions are
             return value, self.gradient(x)
         if self.differentiable:
-            point = x.clone().requires_grad_(True)
-            with torch.enable_grad():
+            with autograd_on():
+                point = x.clone().requires_grad_(True)
                 value = self.unchecked(point)
                 leads = value.requires_grad  # not where every row lies outside the support
-                gradient = torch.autograd.grad(value.sum(), point)[0] if leads else torch.zeros_like(x)
+                try:
+                    gradient = torch.autograd.grad(value.sum(), point)[0] if leads else torch.zeros_like(x)
+                except RuntimeError as error:
+                    if "returned nan values" not in str(error):
+                        raise
+                    return self._split_raw(x)
             value = value.detach()
         else:
             value, gradient = self.unchecked(x).detach(), self._central_differences(x)
         return value, check_shape(gradient, x)
+
+    def _split_raw(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
+        """Find the rows whose gradient is NaN, by halves: with `torch.autograd.detect_anomaly` torch raises for the batch."""
+        if len(x) == 1:
+            return self.unchecked(x).detach(), torch.full_like(x, math.nan)
+        value, gradient = zip(*(self._raw(half) for half in x.tensor_split(2)), strict=True)
+        return torch.cat(value), torch.cat(gradient)
 
     def _checked(self, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return values if each is a number or −∞.
@@ -280,7 +293,7 @@ class LogDensity:
         pick = value.isfinite().nonzero()[:8, 0]
         x, value, gradient = x[pick], value[pick], gradient[pick]
         generator = torch.Generator().manual_seed(0)
-        along = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        along = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
         along = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
         eps = torch.finfo(self.probe.dtype).eps
         step = eps ** (1 / 3) * torch.linalg.vector_norm(x, dim=-1).clamp(min=1.0)
@@ -322,9 +335,12 @@ class LogDensity:
         errors: list[TargetError] = []
         for as_array in (False, True):
             try:
-                with torch.enable_grad(), without_warnings():  # of what a function of arrays makes of a tensor
+                with plain_modes(), without_warnings():  # of what a function of arrays makes of a tensor
                     value = call(watched, self.probe.clone().requires_grad_(True), "log_prob", self.batched, as_array)
             except TargetError as error:
+                if is_of_inference(error.__cause__) and not self._copies:
+                    self.function, self._copies = without_inference_tensors(self.function), True
+                    return self._style
                 errors.append(error)
                 if adapters.is_from_jax(error.__cause__):
                     return self._compile()
@@ -411,9 +427,10 @@ def call(
     read = x if dtype is None else x.to(dtype)
     points = read.detach().cpu().numpy() if as_array else read
     try:
-        if batched:
-            return _tensor(function(points), x)
-        values = [_tensor(function(point), x) for point in points]
+        with np.errstate(all="ignore"):  # also the user's, which would raise where a density underflows
+            if batched:
+                return _tensor(function(points), x)
+            values = [_tensor(function(point), x) for point in points]
     except (KeyboardInterrupt, WhichklError):
         raise
     except BaseException as error:  # SystemExit too: a script's `sys.exit` must not end the fit
@@ -464,4 +481,4 @@ def _tensor(value: Any, like: Tensor) -> Tensor:
         return value.to(like)
     if value is None:
         raise TargetError(cannot("evaluate this function", "it returned None", "Return a tensor or an array, a row each point"))
-    return torch.as_tensor(np.asarray(value, dtype=np.float64)).to(like)
+    return torch.as_tensor(np.asarray(value, dtype=np.float64), dtype=torch.float64, device="cpu").to(like)

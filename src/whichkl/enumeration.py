@@ -28,5 +28,5 @@ def rows(levels: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float64) 
     >>> rows([(0, 1), (1, 2)]).tolist()
     [[0.0, 1.0], [0.0, 2.0], [1.0, 1.0], [1.0, 2.0]]
     """
-    columns = [torch.arange(low, high + 1, dtype=dtype) for low, high in levels]
+    columns = [torch.arange(low, high + 1, dtype=dtype, device="cpu") for low, high in levels]
     return torch.stack(torch.meshgrid(*columns, indexing="ij"), -1).reshape(-1, len(levels))

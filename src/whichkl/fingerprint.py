@@ -48,7 +48,8 @@ def target_fingerprint(target: Target) -> dict[str, Any]:
     if target.sampler is not None:
         digest["draws"] = _rounded_hash(target.draws(_DRAWN, seed=0))
     if target.density is not None and not target.bijection.is_discrete:
-        u = torch.randn(_PROBES, target.bijection.free_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(_PROBES, target.bijection.free_dim, generator=generator, dtype=torch.float64, device="cpu")
         u[1::2] *= 10
         x = target.bijection.forward(u).to(target.dtype).to(target.device)
         value, gradient, _ = target.density.trial(x)
@@ -57,7 +58,9 @@ def target_fingerprint(target: Target) -> dict[str, Any]:
             digest["score"] = _rounded_hash(gradient)
     elif target.density is not None and target.bijection.levels is not None:
         generator = torch.Generator().manual_seed(0)
-        columns = [torch.randint(low, high + 1, (_PROBES,), generator=generator) for low, high in target.bijection.levels]
+        columns = [
+            torch.randint(low, high + 1, (_PROBES,), generator=generator, device="cpu") for low, high in target.bijection.levels
+        ]
         digest["log_prob"] = _rounded_hash(target.log_prob(torch.stack(columns, 1).to(target.device, target.dtype)).detach())
     return digest
 

@@ -30,6 +30,7 @@ from whichkl.fit_file import FIT, FitFields, described, rebuilt_fit, tensors_of
 from whichkl.journal import Journal
 from whichkl.memory import CALLS, keep_memory
 from whichkl.memory_limits import check_memory
+from whichkl.modes import plain_modes
 from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
@@ -92,6 +93,7 @@ class Fit:
             lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
         )
 
+    @plain_modes()
     def draws(
         self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Target | None = None
     ) -> Float[Tensor, "n d"]:
@@ -116,6 +118,7 @@ class Fit:
         check_draws(self.model, self.names, n)
         return draw(self.model, self._weighted(max(_CORRECTED, n), seed, target) if corrected else None, n, seed)
 
+    @plain_modes()
     def expect(
         self,
         f: Callable[[Tensor], Any],
@@ -145,6 +148,7 @@ class Fit:
         weighted = self._weighted(n, seed, target) if corrected else None
         return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
 
+    @plain_modes()
     def linear_response(
         self, columns: Sequence[int | str] | None = None, *, target: Target | None = None
     ) -> Float[Tensor, "k d"]:
@@ -195,11 +199,13 @@ class Fit:
         """
         FIT.write(Path(folder), self.files())
 
+    @plain_modes()
     def files(self) -> dict[str, bytes]:
         """Return what `save` writes: the weights under a name of their own, and `fit.json`, which names them."""
         return FIT.files(self.to_dict(), tensors_of(self.family, self.diagnostics.optima))
 
     @classmethod
+    @plain_modes()
     def load(cls, folder: str | os.PathLike[str], family: Family | nn.Module | None = None) -> Fit:
         """Read a saved fit.
 
@@ -224,6 +230,7 @@ class Fit:
             raise FIT.damaged(path, " ".join(str(error).split())[:300]) from error
 
 
+@plain_modes()
 def fit(
     target: Any,
     family: Family | nn.Module | str | None = None,

@@ -105,7 +105,9 @@ class LineIntegral:
         known = value.isfinite().nonzero()[:, 0]
         if len(known) < 3:
             return
-        picked = known[torch.linspace(0, len(known) - 1, min(len(known), _TRIANGLES + 1)).long()]
+        picked = known[
+            torch.linspace(0, len(known) - 1, min(len(known), _TRIANGLES + 1), dtype=torch.float32, device="cpu").long()
+        ]
         a, b = picked[:-1], picked[1:]
         between = self._along(x[a], x[b], _HALVINGS)
         loop = (value[a] + between - value[b]).abs()
@@ -143,14 +145,14 @@ def clenshaw_curtis(order: int) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"
 @cache
 def _points(order: int) -> Float[Tensor, " m"]:
     """The order + 1 points of Clenshaw–Curtis on [0, 1]; every second one belongs to the rule of half the order."""
-    return (1 - torch.cos(math.pi * torch.arange(order + 1, dtype=torch.float64) / order)) / 2
+    return (1 - torch.cos(math.pi * torch.arange(order + 1, dtype=torch.float64, device="cpu") / order)) / 2
 
 
 @cache
 def _weights(order: int) -> Float[Tensor, " m"]:
     """Their weights, for an even order."""
-    k = torch.arange(order + 1, dtype=torch.float64)
-    j = torch.arange(1, order // 2 + 1, dtype=torch.float64)
+    k = torch.arange(order + 1, dtype=torch.float64, device="cpu")
+    j = torch.arange(1, order // 2 + 1, dtype=torch.float64, device="cpu")
     b = torch.where(j == order // 2, 1.0, 2.0)
     inner = (b / (4 * j.square() - 1) * torch.cos(2 * math.pi * k[:, None] * j / order)).sum(1)
     ends = torch.where((k == 0) | (k == order), 1.0, 2.0)

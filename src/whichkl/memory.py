@@ -19,4 +19,4 @@ def keep_memory(most: int) -> None:
     glibc keeps twice as much as the largest chunk that it was ever given back, up to 64 MB (mallopt(3)); elsewhere nothing
     happens.
     """
-    torch.empty(most, dtype=torch.uint8)
+    torch.empty(most, dtype=torch.uint8, device="cpu")

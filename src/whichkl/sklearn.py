@@ -14,6 +14,7 @@ from whichkl.families import Family
 from whichkl.families.family import log_likelihood
 from whichkl.families.named import family_named
 from whichkl.fitting import fit
+from whichkl.modes import plain_modes
 from whichkl.objectives import ForwardKL, Objective, objective_of
 from whichkl.seeds import seeded
 from whichkl.solvers import Solver
@@ -68,6 +69,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.support = support
         self.random_state = random_state
 
+    @plain_modes()
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DensityEstimator:  # noqa: N803
         """Fit the family to the rows of X.
 
@@ -102,6 +104,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.value_ = self.fit_.value
         return self
 
+    @plain_modes()
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return log q(x) of each row in nats, −∞ where q has no mass."""
         check_is_fitted(self)
@@ -113,6 +116,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Return the mean log likelihood of the rows in nats: on unseen rows −(KL(p‖q) + H(p)); more is better."""
         return float(self.score_samples(X).mean())
 
+    @plain_modes()
     def sample(self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> np.ndarray:
         """Draw rows from the model.
 

@@ -230,7 +230,7 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     bounds = {name: getattr(support, name) for name in ("lower_bound", "upper_bound") if hasattr(support, name)}
     if support.event_dim > 0 or support.is_discrete or not any(isinstance(v, Tensor) for v in bounds.values()):
         return (support,)
-    wide = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in bounds.items()}
+    wide = {name: torch.as_tensor(value, dtype=torch.float64, device="cpu") for name, value in bounds.items()}
     if pool:
         wide = {name: value.min() if name == "lower_bound" else value.max() for name, value in wide.items()}
     columns = [value.expand(dim).tolist() for value in torch.broadcast_tensors(*wide.values())]

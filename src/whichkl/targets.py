@@ -29,6 +29,7 @@ from whichkl.distributions import distribution_log_prob, inside
 from whichkl.energies import NegativeEnergy
 from whichkl.evaluations import Evaluations
 from whichkl.line_integral import LineIntegral
+from whichkl.modes import plain_modes
 from whichkl.pairing import has_flat_response, tell_apart
 from whichkl.samples import Stream, Table, open_samples
 from whichkl.seeds import seeded, seeded_draws
@@ -76,6 +77,7 @@ class Target:
     <Access: log_prob, differentiable>
     """
 
+    @plain_modes()
     def __init__(
         self,
         *,
@@ -264,6 +266,7 @@ class Target:
         self.evaluations["score"] += len(x)
         return self._require_density().gradient(x)
 
+    @plain_modes()
     def draws(self, n: int, seed: int) -> Float[Tensor, "n d"]:
         """Draw n fresh points from the sampler; the same seed gives the same points.
 
@@ -282,6 +285,7 @@ class Target:
         check_finite(x, self.names, "draws")
         return x
 
+    @plain_modes()
     def unconstrained(self) -> Target:
         """Return this target in free coordinates u ∈ ℝᵏ, x = T(u): log p(T(u)) + log|∂T/∂u|.
 

@@ -112,4 +112,4 @@ def _tensor(value: Any, like: Tensor) -> Tensor:
         because = "it got float64 points and returned float32: differences of log densities lose their digits"
         instead = "Compute in float64; a JAX function is differentiated here, and needs no gradient (leave `score` out)"
         raise TargetError(cannot("use this `log_prob`", because, instead))
-    return torch.as_tensor(array.astype(np.float64)).to(like)
+    return torch.as_tensor(array, dtype=torch.float64, device="cpu").to(like)

@@ -35,7 +35,7 @@ def shifted(subject: Subject, seed: int, expected: int | None) -> Check:
     teacher, student = pair(torch.Generator().manual_seed(seed), 2, 6)
     mask = None
     if subject.adapter.masks:
-        mask = torch.zeros(2, 6, dtype=torch.bool)
+        mask = torch.zeros(2, 6, dtype=torch.bool, device="cpu")
         mask[0, 3] = True
     moved = _moved(subject(teacher, student, mask).gradient)
     if moved == [(0, 2)]:
@@ -59,10 +59,15 @@ def reduction(subject: Subject, seed: int) -> tuple[Check, Reduction | None]:
     generator = torch.Generator().manual_seed(seed)
     teacher, student = one_row(generator, 4, 8)
     s = subject.shift
-    fixed = torch.zeros(4, 8, dtype=torch.long)  # labels, so that a part of the loss that reads them stays the same, too
+    fixed = torch.zeros(
+        4, 8, dtype=torch.long, device="cpu"
+    )  # labels, so that a part of the loss that reads them stays the same, too
     sizes = ((2, 4), (4, 4), (2, 8))
     values = [subject(teacher[:b, :t], student[:b, :t], labels=fixed[:b, :t]) for b, t in sizes]
-    wide = [torch.cat([x[:2, :4], torch.full((2, 4, VOCABULARY), _PADDING, dtype=x.dtype)], -1) for x in (teacher, student)]
+    wide = [
+        torch.cat([x[:2, :4], torch.full((2, 4, VOCABULARY), _PADDING, dtype=x.dtype, device="cpu")], -1)
+        for x in (teacher, student)
+    ]
     base, by_b, by_t = (one.value for one in values)
     by_v = subject(wide[0], wide[1], labels=fixed[:2, :4]).value
     if not 0 < abs(base) < float("inf"):
@@ -92,7 +97,7 @@ def masked(subject: Subject, seed: int, how: Reduction | None) -> list[Check]:
     if not subject.adapter.masks:
         return [Check(one, "not applicable", "this call leaves no tokens out") for one in names]
     teacher, student = pair(torch.Generator().manual_seed(seed), 3, 5)
-    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask = torch.ones(3, 5, dtype=torch.bool, device="cpu")
     mask[0, 2:], mask[1, 4:] = False, False
     counts = mask.roll(-subject.shift, 1)  # the rows of logits that stand behind labels
     if subject.shift:
@@ -122,9 +127,9 @@ def _count(subject: Subject, seed: int, how: Reduction | None) -> Check:
     if how is None:
         return Check(name, "not applicable", "the reduction isn't known")
     teacher, student = one_row(torch.Generator().manual_seed(seed), 2, 8)
-    mask = torch.ones(2, 8, dtype=torch.bool)
+    mask = torch.ones(2, 8, dtype=torch.bool, device="cpu")
     mask[:, 4:] = False
-    fixed = torch.zeros(2, 8, dtype=torch.long)
+    fixed = torch.zeros(2, 8, dtype=torch.long, device="cpu")
     share = (4 - subject.shift) / (8 - subject.shift)
     ratio = subject(teacher, student, mask, labels=fixed).value / subject(teacher, student, labels=fixed).value
     if abs(ratio - (1 if how.t == 0 else share)) < 1e-4:
@@ -157,7 +162,7 @@ def _nan(subject: Subject, teacher: Tensor, student: Tensor, mask: Tensor, count
 def _none(subject: Subject, teacher: Tensor, student: Tensor) -> Check:
     name, change = "all masked", "divide by the count, but at least by 1, and keep the graph"
     try:
-        answer = subject(teacher, student, torch.zeros(teacher.shape[:2], dtype=torch.bool))
+        answer = subject(teacher, student, torch.zeros(teacher.shape[:2], dtype=torch.bool, device="cpu"))
     except InputError as error:
         return Check(name, "fail", f"a batch of padding only raises: {error}", change, "all_masked", decides=False)
     if not answer.finite:

@@ -170,7 +170,7 @@ class Subject:
 def some_labels(shape: torch.Size, step: int = 7) -> Labels:
     """Labels that differ from place to place, none of them ignored."""
     b, t, v = shape
-    return ((torch.arange(b * t) * step + step) % v).view(b, t)
+    return ((torch.arange(b * t, device="cpu") * step + step) % v).view(b, t)
 
 
 def _short(error: BaseException) -> str:

@@ -24,7 +24,7 @@ def impossible(subject: Subject, seed: int) -> Check:
         return Check(name, "not applicable", "logits come about by a product with a head")
     teacher, student = pair(torch.Generator().manual_seed(seed), 2, 3)
     bare = subject(teacher, student)
-    none = torch.full((2, 3, VOCABULARY // 2), -math.inf, dtype=teacher.dtype)
+    none = torch.full((2, 3, VOCABULARY // 2), -math.inf, dtype=teacher.dtype, device="cpu")
     try:
         answer = subject(torch.cat([teacher, none], -1), torch.cat([student, none], -1))
     except InputError as error:

@@ -17,9 +17,11 @@ from whichkl.auditing.knobs import knob
 from whichkl.auditing.probes import VOCABULARY, pair
 from whichkl.auditing.result import Audit, Check
 from whichkl.losses import DIVERGENCES
+from whichkl.modes import plain_modes
 from whichkl.threads import one_thread
 
 
+@plain_modes()
 def audit(
     loss_fn: Callable[..., Any],
     *,

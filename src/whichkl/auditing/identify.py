@@ -85,7 +85,11 @@ def _slope_off(subject: Subject, seed: int, knobs: Mapping[str, Any] | None) -> 
     answer = subject(teacher, student, knobs=knobs)
     step = 1e-3 if subject.dtype == torch.float64 else 3e-2
     worst = 0.0
-    for direction in (torch.randn(student.shape, generator=generator).double(), student - teacher, answer.gradient):
+    for direction in (
+        torch.randn(student.shape, generator=generator, dtype=torch.float32, device="cpu").double(),
+        student - teacher,
+        answer.gradient,
+    ):
         if not direction.any() or not direction.isfinite().all():
             continue
         way = direction / direction.abs().max()
@@ -114,7 +118,7 @@ def _asked(
 
 def _values(match: Match, batches: list[Batch]) -> tuple[Match | None, float, bool]:
     """Whether the values are those of the divergence whose gradient was found; else how much of the entropy they hold."""
-    seen = torch.tensor([one.value for one in batches], dtype=torch.float64)
+    seen = torch.tensor([one.value for one in batches], dtype=torch.float64, device="cpu")
     said = torch.stack([match.factor * total(match.divergence, match.temperature, one.teacher, one.student) for one in batches])
     if match.on_labels:
         said = said + match.on_labels * torch.stack([hard_total(one) for one in batches])

@@ -134,7 +134,7 @@ def by_value(batches: list[Batch], labels: bool) -> Match | None:
         return divergence.value(log_probs(teacher, temperature), log_probs(student, temperature)).sum(-1)
 
     hard = torch.stack([hard_total(one) for one in batches]) if labels else None
-    return _search(reference, torch.tensor([one.value for one in batches], dtype=torch.float64), hard)
+    return _search(reference, torch.tensor([one.value for one in batches], dtype=torch.float64, device="cpu"), hard)
 
 
 def total(divergence: RowDivergence, temperature: float, teacher: Rows, student: Rows) -> Tensor:

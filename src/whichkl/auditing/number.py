@@ -17,7 +17,8 @@ def zero(subject: Subject, scale: float, seed: int, nature: Nature) -> Check:
     """0 where the student is the teacher, whose gradient is 0 there too."""
     teacher, _ = pair(torch.Generator().manual_seed(seed), 2, 4)
     answer = subject(teacher, teacher)
-    move = subject(teacher, teacher + torch.randn(teacher.shape, generator=torch.Generator().manual_seed(seed)).double())
+    generator = torch.Generator().manual_seed(seed)
+    move = subject(teacher, teacher + torch.randn(teacher.shape, generator=generator, dtype=torch.float32, device="cpu").double())
     seen = f"{answer.value:.3g} at student = teacher, against {scale:.3g} between different rows"
     if not abs(answer.value) <= 1e-5 * scale:
         change = "take the teacher's entropy away" if nature.entropy_kept else "find what remains when the rows agree"

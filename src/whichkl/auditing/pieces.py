@@ -22,7 +22,7 @@ def split(subject: Subject, seed: int) -> Check:
     """A batch in two parts gives the same, once the parts are weighed by what their reduction says."""
     name = "accumulation"
     teacher, student = pair(torch.Generator().manual_seed(seed), 4, 5)
-    mask = torch.ones(4, 5, dtype=torch.bool)
+    mask = torch.ones(4, 5, dtype=torch.bool, device="cpu")
     if subject.adapter.masks:
         mask[0, 3:], mask[1, 4:], mask[3, 2:] = False, False, False
     use = (lambda rows: mask[rows]) if subject.adapter.masks else (lambda rows: None)

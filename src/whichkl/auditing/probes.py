@@ -15,9 +15,9 @@ WIDE = 4096
 
 def pair(generator: torch.Generator, b: int, t: int, v: int = VOCABULARY, gap: float | None = None) -> tuple[Logits, Logits]:
     """Teacher and student of scale 2; the student is the teacher with noise of size `gap`, which varies by row unless said."""
-    teacher = 2 * torch.randn(b, t, v, generator=generator, dtype=torch.float64)
-    size = torch.empty(b, t, 1, dtype=torch.float64).uniform_(0.3, 3, generator=generator) if gap is None else gap
-    return teacher, teacher + size * torch.randn(b, t, v, generator=generator, dtype=torch.float64)
+    teacher = 2 * torch.randn(b, t, v, generator=generator, dtype=torch.float64, device="cpu")
+    size = torch.empty(b, t, 1, dtype=torch.float64, device="cpu").uniform_(0.3, 3, generator=generator) if gap is None else gap
+    return teacher, teacher + size * torch.randn(b, t, v, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def one_row(generator: torch.Generator, b: int, t: int, v: int = VOCABULARY) -> tuple[Logits, Logits]:
@@ -39,6 +39,6 @@ def leaked(teacher: Logits, kept: int, amount: float = 0.5) -> Logits:
 
 def grid(low: float, high: float, count: int, log: bool = False) -> list[float]:
     """Numbers from low to high, evenly in themselves or in their logarithm."""
-    x = torch.linspace(0, 1, count, dtype=torch.float64)
+    x = torch.linspace(0, 1, count, dtype=torch.float64, device="cpu")
     values = low * (high / low) ** x if log else low + (high - low) * x
     return [float(one) for one in values]

@@ -186,7 +186,7 @@ def _schools() -> Schools:
     result = fit(eight_schools())
     u = model_target(result.model, eight_schools()).draws(_UNSEEN, seed=1)
     effects = u[:, 8:9] + u[:, 9:10].exp() * u[:, :8]
-    levels = torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64)
+    levels = torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64, device="cpu")
     return Schools(result, effects.quantile(levels, dim=0))
 
 
@@ -208,7 +208,7 @@ def _both() -> list[Direction]:
         one = fit(target, objective=name)
         q = model_target(one.model, target)
         x, y = target.draws(_UNSEEN, seed=101), q.draws(_UNSEEN, seed=102)
-        level = torch.tensor(0.01, dtype=torch.float64)
+        level = torch.tensor(0.01, dtype=torch.float64, device="cpu")
         coverage = float((q.log_prob(x) >= q.log_prob(y).quantile(level)).double().mean())
         precision = float((target.log_prob(y) >= target.log_prob(x).quantile(level)).double().mean())
         directions.append(

@@ -93,7 +93,7 @@ def _answer(demo: Demo) -> Section:
 
 
 def _textbook(demo: Demo) -> list[Section]:
-    x = torch.linspace(-9, 9, 721, dtype=torch.float64)
+    x = torch.linspace(-9, 9, 721, dtype=torch.float64, device="cpu")
     return [_picture(demo, x), _seeking(demo, x), _limits(demo)]
 
 

@@ -116,7 +116,7 @@ def integrands(case: Case, which: str, x: Tensor) -> tuple[list[float], list[flo
 def branches(count: int = 31) -> list[Branch]:
     """Every reverse-KL optimum as the two bumps move apart."""
     found = []
-    for half_distance in torch.linspace(1.0, 4.0, count, dtype=torch.float64).tolist():
+    for half_distance in torch.linspace(1.0, 4.0, count, dtype=torch.float64, device="cpu").tolist():
         optima = _RULE.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
         found.append(Branch(half_distance, tuple((moments(one.model)[0], one.is_global) for one in optima)))
     return found
@@ -131,7 +131,7 @@ def thresholds() -> tuple[float, float]:
 
 def infinity() -> tuple[Estimate, Estimate]:
     """KL(U‖N) and KL(N‖U) for U = Uniform(0, 1), N = N(0, 1): finite one way, infinite the other, with the reason."""
-    one = torch.tensor(1.0, dtype=torch.float64)
+    one = torch.tensor(1.0, dtype=torch.float64, device="cpu")
     uniform, normal = Target.of(Uniform(0 * one, one)), Target.of(Normal(0 * one, one))
     return quadrature.kl(uniform, normal), quadrature.kl(normal, uniform, "reverse_kl")
 

@@ -28,16 +28,16 @@ def spread_out(y: Float[Tensor, "n d"], first: int, count: int) -> tuple[Int[Ten
     Source: Gonzalez (1985), farthest-first traversal.
     """
     if len(y) == 0:
-        return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+        return torch.zeros(0, dtype=torch.long, device="cpu"), torch.zeros(0, dtype=torch.long, device="cpu")
     chosen = [first]
     distance = (y - y[first]).square().sum(-1)
-    nearest = torch.zeros(len(y), dtype=torch.long)
+    nearest = torch.zeros(len(y), dtype=torch.long, device="cpu")
     while len(chosen) < min(count, len(y)) and float(distance.max()) > 0:
         chosen.append(int(distance.argmax()))
         new = (y - y[chosen[-1]]).square().sum(-1)
         nearest = torch.where(new < distance, len(chosen) - 1, nearest)
         distance = torch.minimum(distance, new)
-    return torch.tensor(chosen), nearest
+    return torch.tensor(chosen, dtype=torch.int64, device="cpu"), nearest
 
 
 def joined(density: Density, a: Float[Tensor, "m d"], b: Float[Tensor, "m d"], lower: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
@@ -50,8 +50,8 @@ def joined(density: Density, a: Float[Tensor, "m d"], b: Float[Tensor, "m d"], l
         lower: the smaller of log p at both.
     """
     if len(a) == 0:
-        return torch.zeros(0, dtype=torch.bool)
-    t = (torch.arange(_ON_A_LINE, dtype=torch.float64) + 1)[:, None, None] / (_ON_A_LINE + 1)
+        return torch.zeros(0, dtype=torch.bool, device="cpu")
+    t = (torch.arange(_ON_A_LINE, dtype=torch.float64, device="cpu") + 1)[:, None, None] / (_ON_A_LINE + 1)
     value = density((a + t * (b - a)).reshape(-1, a.shape[1]))[0].view(_ON_A_LINE, -1)
     least: Bool[Tensor, " m"] = value.amin(0) >= lower - _DIP
     return least
@@ -67,7 +67,7 @@ def labels(density: Density, y: Float[Tensor, "k d"], value: Float[Tensor, " k"]
     count = len(y)
     distance = torch.cdist(y, y)
     same = (distance < 1e-3) & ((value[:, None] - value).abs() < 1e-3)
-    earlier = torch.arange(count)[None, :] < torch.arange(count)[:, None]
+    earlier = torch.arange(count, device="cpu")[None, :] < torch.arange(count, device="cpu")[:, None]
     copy = (same & earlier).any(1)
     unique, repeated = (~copy).nonzero()[:, 0], copy.nonzero()[:, 0]
     near = torch.where(earlier, distance, math.inf)[unique][:, unique]
@@ -87,7 +87,7 @@ def labels(density: Density, y: Float[Tensor, "k d"], value: Float[Tensor, " k"]
     for a, b in edges.T.tolist():
         ends = top(a), top(b)
         root[max(ends)] = min(ends)
-    _, numbers = torch.tensor([top(i) for i in range(count)]).unique(return_inverse=True)
+    _, numbers = torch.tensor([top(i) for i in range(count)], dtype=torch.int64, device="cpu").unique(return_inverse=True)
     placed: Tensor = torch.empty_like(order).index_copy(0, order, numbers)
     return placed
 
@@ -111,7 +111,7 @@ def log_masses(
         generator: of the draws.
     """
     count, dim = modes.shape
-    steps = _STEP * torch.eye(dim, dtype=torch.float64)
+    steps = _STEP * torch.eye(dim, dtype=torch.float64, device="cpu")
     ends = torch.cat([modes[:, None] + steps, modes[:, None] - steps])
     slope = density(ends.reshape(-1, dim))[1].view(2, count, dim, dim)
     hessian, gradient = (slope[1] - slope[0]) / (2 * _STEP), slope.mean((0, 2))
@@ -119,14 +119,19 @@ def log_masses(
     along = torch.einsum("kij,ki->kj", vector, gradient)
     decrement = (along.square() / eigenvalue.clamp(min=1e-300)).sum(-1) / 2
     curved = (eigenvalue[:, 0] > 1e-8 * eigenvalue[:, -1].clamp(min=1e-300)) & (decrement < _ARRIVED)
-    precision = torch.where(curved[:, None, None], hessian + hessian.transpose(1, 2), 2 * torch.eye(dim, dtype=torch.float64)) / 2
+    precision = (
+        torch.where(
+            curved[:, None, None], hessian + hessian.transpose(1, 2), 2 * torch.eye(dim, dtype=torch.float64, device="cpu")
+        )
+        / 2
+    )
     scale = vector / eigenvalue.clamp(min=1e-300).sqrt()[:, None]
-    z = torch.randn(count, _DRAWS, dim, generator=generator, dtype=torch.float64)
+    z = torch.randn(count, _DRAWS, dim, generator=generator, dtype=torch.float64, device="cpu")
     y = modes[:, None] + torch.einsum("kij,ksj->ksi", torch.where(curved[:, None, None], scale, 0.0), z)
     own = z.square().sum(-1)
     away = y[:, :, None] - modes
     others = torch.einsum("ksmi,mij,ksmj->ksm", away, precision, away)
-    others = torch.where(torch.eye(count, dtype=torch.bool)[:, None] | ~curved, math.inf, others)
+    others = torch.where(torch.eye(count, dtype=torch.bool, device="cpu")[:, None] | ~curved, math.inf, others)
     inside = (own < scipy.special.chdtri(dim, 0.001)) & (own <= others.amin(-1))
     flat = y.reshape(-1, dim)
     value = density(flat)[0]

@@ -186,7 +186,7 @@ def accesses_disagree(target: Target, seed: int) -> bool:
     x = free.samples if free.samples is not None else free.draws(_STEIN, seed + 3)
     if len(x) < 30 or target.weights is not None:
         return False
-    x = x[torch.linspace(0, len(x) - 1, min(len(x), _STEIN), dtype=torch.float64).long()].to(torch.float64)
+    x = x[torch.linspace(0, len(x) - 1, min(len(x), _STEIN), dtype=torch.float64, device="cpu").long()].to(torch.float64)
     value, score = free.trial(x)
     known = value.isfinite()
     if float(known.double().mean()) < 0.99:

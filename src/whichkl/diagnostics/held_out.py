@@ -131,7 +131,11 @@ def unseen(target: Target, family: Family, solver: Solver, solution: Solution, s
     model = _refit(part_of(target, keep), family, solver, seed)
     if model is None:
         return None
-    w = torch.ones(len(rows), dtype=torch.float64) if target.weights is None else target.weights[rows].to(torch.float64)
+    w = (
+        torch.ones(len(rows), dtype=torch.float64, device="cpu")
+        if target.weights is None
+        else target.weights[rows].to(torch.float64)
+    )
     return Block(_samples(target)[rows], w, None if target.context is None else target.context[rows]), model
 
 
@@ -256,7 +260,7 @@ def _folds(target: Target, n: int, seed: int) -> list[Tensor]:
     """Rows to hold out: random ones, or one stretch of each chain, since neighbours in time would tell of each other."""
     many = n <= FOLD_LIMIT
     if target.chains is None:
-        shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(_samples(target).device)
+        shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu").to(_samples(target).device)
         return [*shuffled.tensor_split(min(_FOLDS if n <= _FEW else _FOLDS // 2, n))] if many else [shuffled[: n // 5]]
     own = [(target.chains == one).nonzero()[:, 0] for one in range(int(target.chains.max()) + 1)]
     count = min(_FOLDS if many else 5, max(map(len, own)))

@@ -111,13 +111,13 @@ def response(target: Target, model: Distribution, columns: Sequence[int], nodes:
             raise TargetError(cannot("take the linear response of this fit", _BENT, "Fit with other seeds, or a richer family"))
         return (unit[:, None] * inverse[: len(loc), : len(loc)] * unit)[list(columns)]
     groups = [list(columns[i : i + _GROUP]) for i in range(0, len(columns), _GROUP)]
-    return torch.cat([_solved(average, theta, torch.tensor(one)) for one in groups])
+    return torch.cat([_solved(average, theta, torch.tensor(one, dtype=torch.int64, device="cpu")) for one in groups])
 
 
 def _solved(average: DiagonalAverage, theta: Float[Tensor, " p"], rows: Tensor) -> Float[Tensor, "k d"]:
     """Conjugate gradients for several right-hand sides together; those that are done drop out."""
     dim, unit = len(theta) // 2, average.metric(theta[None])[0]
-    every = torch.arange(len(rows))
+    every = torch.arange(len(rows), device="cpu")
     left = theta.new_zeros(len(rows), 2 * dim)
     left[every, rows.to(left.device)] = 1.0
     answer, along, squared = torch.zeros_like(left), left.clone(), torch.ones_like(left[:, 0])

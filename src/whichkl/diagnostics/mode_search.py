@@ -128,8 +128,8 @@ class _Search:
         """Particles, ascents, modes, masses."""
         y, weight, weighs, method, searched = self._points()
         unreached = ~self.reached(y) & (weight > 0)
-        missing, unresolved = torch.zeros(len(y), dtype=torch.bool), 0.0
-        modes, shares = y[:0], torch.zeros(0, dtype=torch.float64)
+        missing, unresolved = torch.zeros(len(y), dtype=torch.bool, device="cpu"), 0.0
+        modes, shares = y[:0], torch.zeros(0, dtype=torch.float64, device="cpu")
         mass, stderr, least = 0.0, 0.0, 0.0
         optima = self.known[~self.reached(self.known)]
         if bool(unreached.any()) or len(optima):
@@ -170,11 +170,11 @@ class _Search:
         if p.access.can_sample:
             x = p.samples if p.samples is not None else p.draws(2_000, self.seed + 12)
             x = x.to("cpu", torch.float64)
-            w = torch.ones(len(x), dtype=torch.float64) if p.weights is None else p.weights.to("cpu", torch.float64)
+            w = torch.ones(len(x), dtype=torch.float64, device="cpu") if p.weights is None else p.weights.to("cpu", torch.float64)
             return self.whiten(x), w / w.sum(), True, "draws of p", f"where its {len(x):,} draws are"
         dim = self.free.dim
         apart = self.spread - self.spread.mean(0)
-        base = torch.eye(dim, dtype=torch.float64) * _REACH**2 + 4 * apart.T @ apart / len(apart)
+        base = torch.eye(dim, dtype=torch.float64, device="cpu") * _REACH**2 + 4 * apart.T @ apart / len(apart)
         tril = torch.linalg.cholesky(base)
         start = Reference(self.frame.place(self.spread.mean(0)[None])[0], self.frame.tril @ tril)
         cost = 1 if self.free.density is not None and self.free.density.differentiable or self.free.score else 2 * dim + 1
@@ -207,7 +207,7 @@ class _Search:
         arrived = ends.value.isfinite() & (ends.decrement <= _DONE)
         label = labels(self.density, ends.x, ends.value)
         held = torch.bincount(label[:_FROM_Q], minlength=int(label.max()) + 1) >= _OWN
-        seen = held[label] if bool(held.any()) else torch.arange(len(label)) < _FROM_Q
+        seen = held[label] if bool(held.any()) else torch.arange(len(label), device="cpu") < _FROM_Q
         modes: list[Tensor] = []
         number = torch.full_like(held, -1, dtype=torch.long)
         for one in (~held).nonzero()[:, 0].tolist():
@@ -233,13 +233,13 @@ class _Search:
         far = modes.abs() > _FAR
         columns = far.any(0).nonzero()[:, 0]
         points = modes.new_zeros(len(columns), modes.shape[1])
-        points[torch.arange(len(columns)), columns] = modes[far[:, columns].int().argmax(0), columns]
+        points[torch.arange(len(columns), device="cpu"), columns] = modes[far[:, columns].int().argmax(0), columns]
         return points
 
     def _alone(self, modes: Float[Tensor, "k d"], ends: Peaks, seen: Bool[Tensor, " e"]) -> Bool[Tensor, " k"]:
         """Whether no straight line without a dip joins a mode to an end that q reaches."""
         if len(modes) == 0:
-            return torch.zeros(0, dtype=torch.bool)
+            return torch.zeros(0, dtype=torch.bool, device="cpu")
         value = self.density(modes)[0]
         order = ends.value[seen].argsort(descending=True)
         pick, _ = spread_out(ends.x[seen][order], 0, 4)
@@ -255,7 +255,7 @@ class _Search:
         The last is from the logarithms of the masses, since a sum may differ from 1 by less than float64 tells.
         """
         if len(modes) == 0:
-            return torch.zeros(0, dtype=torch.float64), 0.0, 0.0, 0.0
+            return torch.zeros(0, dtype=torch.float64, device="cpu"), 0.0, 0.0, 0.0
         generator = torch.Generator().manual_seed(self.seed + 13)
         mass, error = log_masses(self.density, modes, self.reached, generator)
         height = self.height[:_WEIGHED]

@@ -63,7 +63,7 @@ def ece_resampled(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], bins:
     generator, n = torch.Generator().manual_seed(0), len(labels)
     found = []
     for _ in range(_RESAMPLES):
-        rows = torch.randint(n, (n,), generator=generator)
+        rows = torch.randint(n, (n,), generator=generator, device="cpu")
         gap = torch.bincount(bin_of[rows], (right - confidence)[rows], minlength=bins)
         found.append(gap.abs().sum() / n)
     return torch.stack(found)

@@ -19,6 +19,7 @@ from whichkl.distillation.scores import Scores, scored
 from whichkl.distillation.training import Run, begun, usable
 from whichkl.journal import Journal
 from whichkl.losses import RowDivergence
+from whichkl.modes import plain_modes
 from whichkl.seeds import seeded
 
 _SKIPS = 20
@@ -27,6 +28,7 @@ _FLAT = 0.002
 """A fall of the loss that is smaller isn't worth more epochs."""
 
 
+@plain_modes()
 def distill(
     *,
     teacher: nn.Module | Callable[[], nn.Module],

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset, TensorDataset, default_collate
 
 from whichkl._checks import InputError, cannot, check_finite
+from whichkl.arrays import tensor_of
 from whichkl.distillation.networks import Teacher, digest
+from whichkl.modes import normal
 from whichkl.seeds import seeded
 from whichkl.user_code import call_user
 
@@ -67,7 +69,11 @@ class InMemory(Examples):
     def batches(self, teacher: Teacher, seed: int | None = None) -> Iterator[Batch]:
         """Go through the rows; without a seed in their order."""
         n = len(self.x)
-        order = torch.arange(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        order = (
+            torch.arange(n, device="cpu")
+            if seed is None
+            else torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
+        )
         kept = self.seen_by(teacher)
         for rows in order.tensor_split(self.count):
             x = self.x[rows]
@@ -151,8 +157,8 @@ def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
     if not 1 <= len(pair) <= 2 or any(not isinstance(one, (Tensor, np.ndarray)) for one in pair):
         because = f"it is a `{type(data).__name__}`" + (f" of {len(pair)}" if isinstance(data, (tuple, list)) else "")
         raise InputError(cannot(f"read `{what}`", because, "Pass a DataLoader, tensors (x, labels), or x alone"))
-    tensors = [torch.as_tensor(one) for one in pair]
-    x = tensors[0].detach()
+    tensors = [tensor_of(one) for one in pair]
+    x = normal(tensors[0].detach())
     if x.ndim == 0 or len(x) == 0:
         raise InputError(cannot(f"distill on `{what}`", "it has no examples", "Give it some"))
     if x.is_floating_point():
@@ -182,7 +188,7 @@ def divided(examples: Examples, shares: tuple[float | None, float | None], seed:
     if n - sum(sizes) < 1:
         because = f"{n} examples don't divide into parts to train on, to stop by and to report on"
         raise InputError(cannot("distill on these data", because, "Give more examples"))
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
     parts: list[Examples | None] = []
     for i, rows in enumerate(order.split([n - sum(sizes), *sizes])):
         parts.append(None if i and not sizes[i - 1] else _part(examples, rows.sort().values, shuffle=i == 0))
@@ -242,7 +248,7 @@ def _part(examples: Examples, rows: Tensor, *, shuffle: bool) -> Examples:
 def _shuffled(examples: Examples) -> Examples:
     """Return a loader that shuffles, where it goes through its dataset in a standard way."""
     if isinstance(examples, Loaded) and is_standard(examples.loader) and isinstance(examples.loader.dataset, Sized):
-        return _part(examples, torch.arange(len(examples.loader.dataset)), shuffle=True)
+        return _part(examples, torch.arange(len(examples.loader.dataset), device="cpu"), shuffle=True)
     return examples
 
 

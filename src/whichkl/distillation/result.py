@@ -16,6 +16,7 @@ from whichkl.distillation.calibration import BINS
 from whichkl.distillation.networks import state_of
 from whichkl.distillation.scores import Contrast, Scores
 from whichkl.journal import Journal
+from whichkl.modes import plain_modes
 from whichkl.saving import FORMAT, Saved, checksum
 
 _checksum = checksum
@@ -99,6 +100,7 @@ class Distillation:
         found: dict[str, Any] = plain({**fields, "notes": list(self.notes), "scores": self.scores.to_dict()})
         return found
 
+    @plain_modes()
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `distillation.json`, and the student's weights as safetensors under the name that it gives.
 
@@ -115,6 +117,7 @@ class Distillation:
         return DISTILLATION.files({"format": FORMAT, **self.to_dict()}, state_of(self.student))
 
     @classmethod
+    @plain_modes()
     def load(cls, folder: str | os.PathLike[str], *, student: nn.Module) -> Distillation:
         """Read a saved distillation.
 

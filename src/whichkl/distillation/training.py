@@ -15,6 +15,7 @@ from whichkl.distillation.examples import Batch, Examples
 from whichkl.distillation.networks import Teacher, logits_of, state_of
 from whichkl.distillation.objective import Loss
 from whichkl.journal import Journal, optimizer_state, tensors_behind
+from whichkl.modes import own_defaults
 from whichkl.seeds import seeded
 
 _ENTRY = "distillation"
@@ -136,7 +137,8 @@ class Run:
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), self.clip))
         if not math.isfinite(norm):
             return self._skip("its gradient was NaN or infinite")
-        self.optimizer.step()
+        with own_defaults():  # it counts its steps in a tensor
+            self.optimizer.step()
         return value
 
     def _rows(self, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.arrays import tensor_of
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.ratio import EXPONENT, LEAST_ROWS, cross_fit, mean, ripples
 from whichkl.divergences.sample_distances import standardised
@@ -72,7 +73,7 @@ def exceeded(x: Any, y: Any, upper: float, seed: int = 0) -> list[str]:
     if min(len(x), len(y)) < 10 * LEAST_ROWS:
         return []
     generator = torch.Generator().manual_seed(seed)
-    few = [torch.as_tensor(part)[torch.randperm(len(part), generator=generator)[:_ROWS]] for part in (x, y)]
+    few = [tensor_of(part)[torch.randperm(len(part), generator=generator, device="cpu")[:_ROWS]] for part in (x, y)]
     least = variational_bound(few[0], few[1], seed=seed, fine=True)
     reached = least.value - 2 * least.stderr
     if reached <= upper or (least.khat is not None and least.khat >= khat_limit(len(few[1]) // 2)):

@@ -111,7 +111,7 @@ def adapt(
             break
         fresh = _Batch.of(function, chart, *_halves(batch.low[chosen], batch.high[chosen], axis[chosen]))
         spent += len(fresh.low) * each
-        kept = torch.ones(len(score), dtype=torch.bool)
+        kept = torch.ones(len(score), dtype=torch.bool, device="cpu")
         kept[chosen] = False
         batch = batch.take(kept).with_(fresh)
     return Integral(batch.fine.sum(0), batch.error.sum((0, 2)), converged, spent, batch.low, batch.high)
@@ -164,9 +164,9 @@ def _contract(value: Tensor, axis: int | None) -> Tensor:
 
 
 def _whole_rule() -> tuple[Tensor, Tensor, Tensor]:
-    half, kronrod = torch.tensor(_X, dtype=torch.float64), torch.tensor(_K, dtype=torch.float64)
-    gauss = torch.zeros(15, dtype=torch.float64)
-    gauss[1:14:2] = torch.tensor(_G + _G[2::-1], dtype=torch.float64)
+    half, kronrod = torch.tensor(_X, dtype=torch.float64, device="cpu"), torch.tensor(_K, dtype=torch.float64, device="cpu")
+    gauss = torch.zeros(15, dtype=torch.float64, device="cpu")
+    gauss[1:14:2] = torch.tensor(_G + _G[2::-1], dtype=torch.float64, device="cpu")
     return torch.cat([-half[:7], half.flip(0)]), torch.cat([kronrod[:7], kronrod.flip(0)]), gauss
 
 

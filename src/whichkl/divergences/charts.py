@@ -26,7 +26,7 @@ class Axis:
     @classmethod
     def fitting(cls, draws: Float[Tensor, " n"], low: float, high: float) -> Axis:
         """The axis over (low, high) whose scale is that of the draws."""
-        tenth, middle, ninetieth = draws.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=draws.dtype)).tolist()
+        tenth, middle, ninetieth = draws.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=draws.dtype, device="cpu")).tolist()
         return cls(low, high, middle, ninetieth - tenth if ninetieth > tenth else 1.0)
 
     def from_unit(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class Chart:
     def grid(self, low: Float[Tensor, "b d"], high: Float[Tensor, "b d"], nodes: Float[Tensor, " m"]) -> tuple[Tensor, Tensor]:
         """The mᵈ nodes (of a rule on −1 … 1) in each box, (b, m, …, d), and the volume that each stands for, (b, m, …)."""
         boxes, dim = low.shape
-        columns, volume = [], torch.ones((boxes,) + (1,) * dim, dtype=torch.float64)
+        columns, volume = [], torch.ones((boxes,) + (1,) * dim, dtype=torch.float64, device="cpu")
         for j, axis in enumerate(self.axes):
             half = ((high[:, j] - low[:, j]) / 2)[:, None]
             x, slope = axis.from_unit(low[:, j, None] + half * (1 + nodes))
@@ -116,9 +116,9 @@ class Chart:
         cuts = []
         for j, axis in enumerate(self.axes):
             inner = [end for end in ends[j] if axis.low < end < axis.high] if self.linear is None else []
-            unit = axis.to_unit(torch.tensor(inner, dtype=torch.float64))
-            grid = (torch.arange(even + 1, dtype=torch.float64) + share - 0.5).clamp(0, even) / even
-            cuts.append(torch.cat([unit, grid, torch.tensor([0.0, 1.0], dtype=torch.float64)]).unique())
+            unit = axis.to_unit(torch.tensor(inner, dtype=torch.float64, device="cpu"))
+            grid = (torch.arange(even + 1, dtype=torch.float64, device="cpu") + share - 0.5).clamp(0, even) / even
+            cuts.append(torch.cat([unit, grid, torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")]).unique())
         low = torch.cartesian_prod(*(cut[:-1] for cut in cuts)).reshape(-1, dim)
         high = torch.cartesian_prod(*(cut[1:] for cut in cuts)).reshape(-1, dim)
         sets = [self.to_unit(one) for one in draws]
@@ -157,12 +157,12 @@ def contrast(draws: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "d d"]:
 
 def _bulk(draws: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
     """Covariance of the bulk: by medians and quartiles, clipped at four deviations."""
-    quartiles = draws.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=draws.dtype), 0)
+    quartiles = draws.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=draws.dtype, device="cpu"), 0)
     scale = (quartiles[2] - quartiles[0]) / 1.349
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     core = ((draws - quartiles[1]) / scale).clamp(-4, 4)
     covariance = core.T @ core / len(core)
-    covariance = covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(draws.shape[1], dtype=draws.dtype)
+    covariance = covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(draws.shape[1], dtype=draws.dtype, device="cpu")
     return scale[:, None] * covariance * scale
 
 
@@ -171,7 +171,7 @@ def _cut(a: Tensor, b: Tensor, inside: Sequence[Tensor], most: int, share: float
     for u in inside:
         if len(u) < 32:
             continue
-        low, high = u.quantile(torch.tensor([0.1, 0.9], dtype=u.dtype), 0)
+        low, high = u.quantile(torch.tensor([0.1, 0.9], dtype=u.dtype, device="cpu"), 0)
         bulk, side = high - low, b - a
         for j in ((bulk > LEAST_WIDTH) & (bulk < side / 12)).nonzero().flatten().tolist():
             near = (1.6 + share) * float(bulk[j])

@@ -71,8 +71,8 @@ def control_variate(
 def _half(n: int, chains: Int[Tensor, " n"] | None) -> Bool[Tensor, " n"]:
     """Every other draw; the first half of each chain."""
     if chains is None:
-        return torch.arange(n) % 2 == 0
-    first = torch.zeros(n, dtype=torch.bool)
+        return torch.arange(n, device="cpu") % 2 == 0
+    first = torch.zeros(n, dtype=torch.bool, device="cpu")
     for one in range(int(chains.max()) + 1):
         rows = (chains == one).nonzero()[:, 0]
         first[rows[: len(rows) // 2]] = True

@@ -58,7 +58,7 @@ def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: For
         forward = isinstance(kind, ForwardKLDivergence)
         values = kl_rows(flat_p, flat_q, general) if forward else kl_rows(flat_q, flat_p, general)
     else:
-        values = torch.cat([general(torch.arange(start, min(n, start + step))) for start in range(0, n, step)])
+        values = torch.cat([general(torch.arange(start, min(n, start + step), device="cpu")) for start in range(0, n, step)])
     return values.clamp(min=0.0).reshape(p.shape[:-1])
 
 
@@ -76,7 +76,7 @@ def enumerate_atoms(
     atoms = torch.cat([one for one in lists if one is not None]).unique(dim=0)
     if not (p.has_enumerate_support and q.has_enumerate_support):
         while not _settled(kind.log_tail(_log_mass(p, atoms), _log_mass(q, atoms))) and len(atoms) < _MOST_ATOMS:
-            atoms = torch.arange(2 * len(atoms), dtype=torch.float64)[:, None]
+            atoms = torch.arange(2 * len(atoms), dtype=torch.float64, device="cpu")[:, None]
     return _log_mass(p, atoms), _log_mass(q, atoms), [_name(atom) for atom in atoms]
 
 
@@ -91,7 +91,9 @@ def log_sum(kind: Kind, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "...
     if isinstance(kind, Renyi):
         return kind.log_tail(log_p, log_q).logsumexp(-1) / (kind.order - 1)
     total = kind.integrand(log_p, log_q).sum(-1)
-    return torch.tensor([kind.value(v) for v in total.reshape(-1).tolist()], dtype=torch.float64).reshape(total.shape)
+    return torch.tensor([kind.value(v) for v in total.reshape(-1).tolist()], dtype=torch.float64, device="cpu").reshape(
+        total.shape
+    )
 
 
 def enumeration(log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: Kind, names: list[str]) -> Estimate | None:
@@ -153,10 +155,10 @@ def _atoms(p: Distribution) -> Float[Tensor, "v d"] | None:
         return None
     count = 64
     while count <= 1 << 22:
-        atoms = torch.arange(count, dtype=torch.float64)[:, None]
+        atoms = torch.arange(count, dtype=torch.float64, device="cpu")[:, None]
         size = _log_mass(p, atoms)
         if float(size[-1]) < float(size.max()) - _REST and float(size.logsumexp(0)) > -1e-6:
-            return torch.arange(2 * count, dtype=torch.float64)[:, None]
+            return torch.arange(2 * count, dtype=torch.float64, device="cpu")[:, None]
         count *= 2
     return None
 
@@ -164,8 +166,8 @@ def _atoms(p: Distribution) -> Float[Tensor, "v d"] | None:
 def _log_mass(p: Distribution, atoms: Float[Tensor, "v d"]) -> Float[Tensor, " v"]:
     support = p.support
     points = atoms[:, 0] if p.event_shape == () else atoms
-    inside = torch.ones(len(atoms), dtype=torch.bool) if support is None else support.check(points)
-    value = torch.full((len(atoms),), -math.inf, dtype=torch.float64)
+    inside = torch.ones(len(atoms), dtype=torch.bool, device="cpu") if support is None else support.check(points)
+    value = torch.full((len(atoms),), -math.inf, dtype=torch.float64, device="cpu")
     inside = inside if inside.ndim == 1 else inside.all(-1)
     if bool(inside.any()):
         value[inside] = _log_prob(p, points[inside]).to(torch.float64)
@@ -185,7 +187,7 @@ def _log_prob(p: Distribution, atoms: Tensor) -> Tensor:
             yes, no = given["probs"].log(), (-given["probs"]).log1p()
         else:
             yes, no = logsigmoid(p.logits), logsigmoid(-p.logits)
-        n = p.total_count if isinstance(p, Binomial) else torch.ones((), dtype=torch.float64)
+        n = p.total_count if isinstance(p, Binomial) else torch.ones((), dtype=torch.float64, device="cpu")
         ways = torch.lgamma(n + 1) - torch.lgamma(atoms + 1) - torch.lgamma(n - atoms + 1)
         return ways + torch.where(atoms > 0, atoms * yes, 0.0) + torch.where(n > atoms, (n - atoms) * no, 0.0)
     return p.log_prob(atoms.to(p.mean.dtype))

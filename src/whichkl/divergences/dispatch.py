@@ -17,6 +17,7 @@ from whichkl.divergences.methods import METHODS, TABLE
 from whichkl.divergences.questions import Question, target_of
 from whichkl.divergences.sides import Side, as_rows
 from whichkl.divergences.sober import sober
+from whichkl.modes import plain_modes
 
 Form = Literal["samples", "probabilities", "logits"]
 
@@ -26,6 +27,7 @@ _DOUBTERS = ("bridge", "knn", "classifier")
 _UNITLESS = ("total_variation", "hellinger", "chi_squared", *_DISTANCES)
 
 
+@plain_modes()
 def estimate(
     *,
     p: Any,

@@ -58,10 +58,10 @@ def _pass(
     """The divergences of these rows (all of them if None), NaN where such floats are too narrow or a row is no distribution."""
     n, atoms = len(p) if numbers is None else len(numbers), p.shape[1]
     step, width = max(1, _ATOMS // atoms), min(atoms, _ATOMS)
-    parts = torch.zeros(-(-atoms // width), 3, n, dtype=dtype)
+    parts = torch.zeros(-(-atoms // width), 3, n, dtype=dtype, device="cpu")
 
     def sum_up(first: int) -> None:
-        spare = torch.empty(2, step * width, dtype=dtype)
+        spare = torch.empty(2, step * width, dtype=dtype, device="cpu")
         for start in range(first, min(n, first + _BLOCKS * step), step):
             rows = slice(start, start + step)
             of_p, of_q = (one[rows] if numbers is None else one[numbers[rows]] for one in (p, q))

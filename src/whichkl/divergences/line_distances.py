@@ -232,7 +232,7 @@ def _interpolated(knots: Float[Tensor, "n 17"], t: Float[Tensor, " n"]) -> Float
 
 def _to_nodes() -> Float[Tensor, "15 15"]:
     """Matrix S with Σⱼ Sᵢⱼ f(tⱼ) = ∫ f from −1 to tᵢ, exact for polynomials of degree 14 (by Legendre polynomials)."""
-    degree = torch.arange(16, dtype=torch.float64)
+    degree = torch.arange(16, dtype=torch.float64, device="cpu")
     legendre = [torch.ones_like(NODE), NODE]
     for k in range(1, 15):
         legendre.append(((2 * k + 1) * NODE * legendre[k] - k * legendre[k - 1]) / (k + 1))
@@ -243,5 +243,5 @@ def _to_nodes() -> Float[Tensor, "15 15"]:
 
 
 _TO_NODES = _to_nodes()
-_KNOTS = torch.cat([-torch.ones(1, dtype=torch.float64), NODE, torch.ones(1, dtype=torch.float64)])
-_BARYCENTRIC = 1 / ((_KNOTS[:, None] - _KNOTS) * 2 + torch.eye(17, dtype=torch.float64)).prod(1)
+_KNOTS = torch.cat([-torch.ones(1, dtype=torch.float64, device="cpu"), NODE, torch.ones(1, dtype=torch.float64, device="cpu")])
+_BARYCENTRIC = 1 / ((_KNOTS[:, None] - _KNOTS) * 2 + torch.eye(17, dtype=torch.float64, device="cpu")).prod(1)

@@ -136,7 +136,9 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
 
     def checked(part: Samples) -> Samples:
         at = torch.from_numpy(part)
-        value: Samples = check_log_prob(torch.as_tensor(log_q(at), dtype=torch.float64).detach(), at, "log_q").numpy()
+        value: Samples = check_log_prob(
+            torch.as_tensor(log_q(at), dtype=torch.float64, device="cpu").detach(), at, "log_q"
+        ).numpy()
         return value
 
     given = checked(rows)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch.distributions import Distribution, Independent
 
+from whichkl.arrays import tensor_of
 from whichkl.divergences import quadrature
 from whichkl.divergences.closed_form import closed_form
 from whichkl.divergences.estimate import Estimate, Finite
@@ -37,7 +37,7 @@ def coordinates(p: Distribution | None) -> list[Distribution] | None:
     if type(base).__module__.partition(".")[0] != "torch" or not values or any(value is None for value in values.values()):
         return None
     try:
-        wide = {name: torch.as_tensor(value).expand(base.batch_shape) for name, value in values.items()}
+        wide = {name: tensor_of(value).expand(base.batch_shape) for name, value in values.items()}
         return [type(base)(**{name: value[j] for name, value in wide.items()}) for j in range(base.batch_shape[0])]
     except (TypeError, ValueError):  # its constructor takes other arguments than its constraints name
         return None

@@ -74,7 +74,7 @@ def classifier_divergence(
     light = [_upper_khat(one) < _LIGHT for one in (log_ratio[n:], -log_ratio[:n])]
     levels = (float(light[0]), float(light[1]))
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
-    dealt = z[torch.randperm(len(z), generator=generator)]
+    dealt = z[torch.randperm(len(z), generator=generator, device="cpu")]
     null, null_error, *_ = _score(kind, n, *cross_fit(dealt, n, folds, full, generator), levels)
     bias, bias_error = _bias(kind, z, dealt, n, folds, full, generator, levels)
     sides = [mean(torch.exp(one.clamp(max=EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
@@ -121,17 +121,19 @@ def cross_fit(
     Further features, `more`, are penalised ten times as much. The fold of each row is drawn at random unless given.
     """
     extra = 0 if more is None else more.shape[1]
-    i, j = torch.triu_indices(z.shape[1], z.shape[1]) if full else torch.arange(z.shape[1]).expand(2, -1)
+    i, j = (
+        torch.triu_indices(z.shape[1], z.shape[1], device="cpu") if full else torch.arange(z.shape[1], device="cpu").expand(2, -1)
+    )
     features = torch.cat([torch.ones_like(z[:, :1]), z, z[:, i] * z[:, j], *([] if more is None else [more])], 1)
     features[:, 1:] = (features[:, 1:] - features[:, 1:].mean(0)) / features[:, 1:].std(0).clamp(min=1e-9)
     is_x = (torch.arange(len(z), device=z.device) < n).to(z.dtype)
     if fold is None:
-        fold = torch.cat([torch.randperm(count, generator=generator) % folds for count in (n, len(z) - n)])
+        fold = torch.cat([torch.randperm(count, generator=generator, device="cpu") % folds for count in (n, len(z) - n)])
     fold = fold.to(z.device)
     ratio, parts = torch.full_like(z[:, 0], math.nan), []
     for held in (fold == k for k in range(rounds or folds)):
         known, label = features[~held], is_x[~held]
-        inner = torch.randperm(len(known), generator=generator).to(z.device) % 3 == 0
+        inner = torch.randperm(len(known), generator=generator, device="cpu").to(z.device) % 3 == 0
         penalty, beta, curvature = _tuned(known[~inner], label[~inner], known[inner], label[inner], extra)
         ridge = _ridge(beta, penalty, extra)
         beta, _ = _logistic(known, label, ridge, beta, curvature, 1e-13)
@@ -144,8 +146,8 @@ def cross_fit(
 def ripples(z: Tensor, generator: torch.Generator) -> Tensor:
     """Cosines along random directions, of many lengths, in the normal scores of the columns: shapes that no quadratic has."""
     score = torch.special.ndtri((z.argsort(0).argsort(0) + 0.5).to(z.dtype) / len(z))
-    aim = torch.randn(z.shape[1], _RIPPLES, generator=generator, dtype=z.dtype)
-    length, phase = torch.rand(2, _RIPPLES, generator=generator, dtype=z.dtype)
+    aim = torch.randn(z.shape[1], _RIPPLES, generator=generator, dtype=z.dtype, device="cpu")
+    length, phase = torch.rand(2, _RIPPLES, generator=generator, dtype=z.dtype, device="cpu")
     aim = aim / aim.norm(dim=0) * 0.7 * 8**length
     return torch.cos(score @ aim.to(z.device) + 2 * math.pi * phase.to(z.device))
 
@@ -247,7 +249,7 @@ def _bias(
         twin, ratio = _twin(z, dealt, n, generator)
         found = _score(kind, n, *cross_fit(twin, n, folds, full, generator), levels)[0]
         gaps.append(found - _score(kind, n, ratio, [], levels)[0])
-    of_all = torch.tensor(gaps, dtype=torch.float64)
+    of_all = torch.tensor(gaps, dtype=torch.float64, device="cpu")
     return float(of_all.mean()), float(of_all.std()) / math.sqrt(len(gaps))
 
 
@@ -256,7 +258,7 @@ def _twin(z: Tensor, dealt: Tensor, n: int, generator: torch.Generator) -> tuple
     pairs = _gaussians(dealt, n, 1.0), _gaussians(z, n, 1.0)
     by_chance, seen = (float(kl_divergence(a, b) + kl_divergence(b, a)) for a, b in pairs)
     laws = _gaussians(z, n, math.sqrt(max(0.0, 1 - by_chance / max(seen, 1e-300))))
-    noise = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+    noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device="cpu").to(z.device)
     twin = torch.cat([law.loc + part @ law.scale_tril.T for law, part in zip(laws, (noise[:n], noise[n:]), strict=True)])
     return twin, laws[0].log_prob(twin) - laws[1].log_prob(twin)
 
@@ -271,9 +273,12 @@ def _gaussians(z: Tensor, n: int, apart: float) -> list[MultivariateNormal]:
 
 def _misfit(z: Tensor, n: int, ratio: Tensor, generator: torch.Generator) -> float | None:
     """Standardised gap of the wave g that best tells x from y beyond ℓ, or None; E_p[g σ(−ℓ)] = E_q[g σ(ℓ)] where ℓ is right."""
-    aim, axes = torch.randn(z.shape[1], _WAVES, generator=generator, dtype=z.dtype), torch.arange(_WAVES // 2)
-    aim[:, axes] = torch.eye(z.shape[1], dtype=z.dtype)[:, axes % z.shape[1]]
-    phase, length = torch.rand(2, _WAVES, generator=generator, dtype=z.dtype)
+    aim, axes = (
+        torch.randn(z.shape[1], _WAVES, generator=generator, dtype=z.dtype, device="cpu"),
+        torch.arange(_WAVES // 2, device="cpu"),
+    )
+    aim[:, axes] = torch.eye(z.shape[1], dtype=z.dtype, device="cpu")[:, axes % z.shape[1]]
+    phase, length = torch.rand(2, _WAVES, generator=generator, dtype=z.dtype, device="cpu")
     wave = torch.cos(z @ (aim / aim.norm(dim=0) * (0.5 + 2.5 * length)).to(z.device) + 2 * math.pi * phase.to(z.device))
     s = torch.sigmoid(ratio)[:, None]
     over_p, over_q, spread = wave[:n] * (1 - s[:n]), wave[n:] * s[n:], (s * (1 - s)).clamp(min=1e-300) * wave.square()
@@ -297,15 +302,15 @@ def _clustered(z: Tensor, n: int, ratio: Tensor, generator: torch.Generator) -> 
 
     Source: Moran (1950), with the variance that the probabilities give.
     """
-    share = torch.logit(torch.tensor(n / len(z), dtype=z.dtype))
-    some = torch.randperm(len(z), generator=generator)[:_NEAR_ROWS]
+    share = torch.logit(torch.tensor(n / len(z), dtype=z.dtype, device="cpu"))
+    some = torch.randperm(len(z), generator=generator, device="cpu")[:_NEAR_ROWS]
     rows, s = z[some].cpu().numpy(), torch.sigmoid(ratio[some] + share).cpu()
     index = Neighbors(rows)
     r, spread = (some < n).to(z.dtype) - s, (s * (1 - s)).clamp(min=1e-300)
     here, seen = abs(_score(JensenShannon(), n, ratio, [])[0]), []
     for k in (min(most, len(rows) // 10) for most in _NEAR):
         near = torch.from_numpy(index.nearest(rows, k + 1))
-        link = (near != torch.arange(len(rows))[:, None]).to(z.dtype)
+        link = (near != torch.arange(len(rows), device="cpu")[:, None]).to(z.dtype)
         around = (link * r[near]).sum(1) / k
         total = float((r * around).sum())
         # a pair counts twice where each is the other's neighbour, which is so for most: 2 bounds the variance

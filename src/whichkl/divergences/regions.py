@@ -18,7 +18,7 @@ def intervals(x: Float[Tensor, " n"], missed: Float[Tensor, " n"], ends: Sequenc
     """
     order = torch.argsort(x)
     here, runs = x[order], (missed[order] > 0).to(torch.int8)
-    zero = torch.zeros(1, dtype=torch.int8)
+    zero = torch.zeros(1, dtype=torch.int8, device="cpu")
     change = torch.diff(torch.cat([zero, runs, zero]))
     starts, stops = (change == 1).nonzero().flatten().tolist(), (change == -1).nonzero().flatten().tolist()
     digits = 3 - math.floor(math.log10(float(here.quantile(0.9) - here.quantile(0.1)) + 1e-300))
@@ -61,7 +61,7 @@ def ranges(
     inside, reached = draws[missed > 0], draws[missed == 0]
     if len(inside) == 0:
         return ""
-    beyond, parts = torch.zeros(len(inside), dtype=torch.bool), []
+    beyond, parts = torch.zeros(len(inside), dtype=torch.bool, device="cpu"), []
     for j, places in enumerate(ends):
         for end in places:
             for sign, word in ((-1, "<"), (1, ">")):

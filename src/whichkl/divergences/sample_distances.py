@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_finite
+from whichkl.arrays import tensor_of
 from whichkl.divergences.estimate import Estimate
 
 _CELLS = 8_000_000
@@ -111,7 +112,7 @@ def sliced_wasserstein(
     x, y, scale = _rescaled(x, y)
     n, d = x.shape
     unit, count = scale**power, projections if d > 1 else 1
-    directions = torch.randn(d, count, generator=generator, dtype=torch.float64).to(x.device)
+    directions = torch.randn(d, count, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
     directions = directions / directions.norm(dim=0)
     each = _sliced(x, y, directions, power)
     part = min(n, len(y)) ** (-1 / 3)
@@ -120,7 +121,7 @@ def sliced_wasserstein(
     stderr = float(small.std()) * math.sqrt(part / (1 - part))
     stderr = math.hypot(stderr, float(each.std()) / math.sqrt(count)) if count > 1 else stderr
     pooled = torch.cat([x, y])
-    shuffled = [pooled[torch.randperm(len(pooled), generator=generator)] for _ in range(_PERMUTATIONS)]
+    shuffled = [pooled[torch.randperm(len(pooled), generator=generator, device="cpu")] for _ in range(_PERMUTATIONS)]
     null = sum(float(_sliced(z[:n], z[n:], directions, power).mean()) for z in shuffled) / _PERMUTATIONS
     value = float(each.mean())
     biased = null > 2 * stderr and null > 0.1 * value
@@ -146,7 +147,7 @@ def two_samples(
     """
     both = []
     for name, given in (("x", x), ("y", y)):
-        z = torch.as_tensor(given).detach().to(torch.float64)
+        z = tensor_of(given).detach().to(torch.float64)
         z = z[:, None] if z.ndim == 1 else z
         if z.ndim != 2 or z.shape[1] == 0:
             raise InputError(cannot(f"use `{name}`", f"its shape is {tuple(z.shape)}, not (n, d)", "Pass one row a draw"))
@@ -212,7 +213,7 @@ def _degenerate(value: float, stderr: float) -> tuple[str, ...]:
 def _median_distance(x: Tensor, y: Tensor) -> float:
     """Median distance between different pooled rows; a larger pool is thinned at random from a fixed seed."""
     pooled = torch.cat([x, y])
-    kept = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0))[:_MEDIAN_ROWS]
+    kept = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0), device="cpu")[:_MEDIAN_ROWS]
     median = float(torch.pdist(pooled[kept]).median())
     if median > 0:
         return median
@@ -222,7 +223,7 @@ def _median_distance(x: Tensor, y: Tensor) -> float:
 
 def _drawn(x: Tensor, y: Tensor, sizes: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """That many rows of each, without replacement."""
-    i, j = (torch.randperm(len(z), generator=generator)[:size] for z, size in zip((x, y), sizes, strict=True))
+    i, j = (torch.randperm(len(z), generator=generator, device="cpu")[:size] for z, size in zip((x, y), sizes, strict=True))
     return x[i], y[j]
 
 
@@ -233,7 +234,9 @@ def _sliced(x: Tensor, y: Tensor, directions: Tensor, power: float) -> Tensor:
         i = j = torch.arange(n, device=x.device)
         width = torch.full((n,), 1 / n, dtype=torch.float64, device=x.device)
     else:
-        ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique().to(x.device)
+        ends = (
+            torch.cat([torch.arange(1, n + 1, device="cpu") * m, torch.arange(1, m + 1, device="cpu") * n]).unique().to(x.device)
+        )
         width = ends.diff(prepend=ends.new_zeros(1)).to(torch.float64) / (n * m)
         i, j = (ends - 1) // m, (ends - 1) // n
     blocks = directions.split(max(1, _CELLS // (4 * (n + m))), dim=1)

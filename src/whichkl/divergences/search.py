@@ -39,10 +39,10 @@ def searched(p: Target, near: Float[Tensor, "n d"] | None = None, seed: int = 0)
     generator = torch.Generator().manual_seed(seed)
     free = p.unconstrained()
     k = free.dim
-    start = torch.zeros(2, k, dtype=torch.float64) if near is None else p.bijection.inverse(near).to(torch.float64)
+    start = torch.zeros(2, k, dtype=torch.float64, device="cpu") if near is None else p.bijection.inverse(near).to(torch.float64)
     start = start[start.isfinite().all(1)]
-    centre = start.median(0).values if len(start) else torch.zeros(k, dtype=torch.float64)
-    scale = (start - centre).abs().median(0).values if len(start) else torch.zeros(k, dtype=torch.float64)
+    centre = start.median(0).values if len(start) else torch.zeros(k, dtype=torch.float64, device="cpu")
+    scale = (start - centre).abs().median(0).values if len(start) else torch.zeros(k, dtype=torch.float64, device="cpu")
     scale = 3 * torch.where(scale > 0, scale, torch.ones_like(scale))
 
     def wide(u: Tensor) -> Tensor:
@@ -50,8 +50,8 @@ def searched(p: Target, near: Float[Tensor, "n d"] | None = None, seed: int = 0)
         constant = math.lgamma((k + 1) / 2) - (k + 1) / 2 * math.log(math.pi)
         return constant - scale.log().sum() - (k + 1) / 2 * torch.log1p(y.square().sum(1))
 
-    normal = torch.randn(_PARTICLES, k, generator=generator, dtype=torch.float64)
-    shared = torch.randn(_PARTICLES, 1, generator=generator, dtype=torch.float64).abs().clamp(min=1e-6)
+    normal = torch.randn(_PARTICLES, k, generator=generator, dtype=torch.float64, device="cpu")
+    shared = torch.randn(_PARTICLES, 1, generator=generator, dtype=torch.float64, device="cpu").abs().clamp(min=1e-6)
     u = centre + scale * normal / shared
     u = torch.where(p.bijection.contains(p.bijection.forward(u))[:, None], u, centre)
     log_p, log_w = _evaluated(free, u), wide(u)
@@ -68,14 +68,14 @@ def searched(p: Target, near: Float[Tensor, "n d"] | None = None, seed: int = 0)
         kept = torch.multinomial(torch.softmax(weight, 0), _PARTICLES, replacement=True, generator=generator)
         u, log_p, log_w = u[kept], log_p[kept], log_w[kept]
         for _ in range(_MOVES if temper < 1 else 4 * _MOVES):
-            away = u[torch.randint(_PARTICLES, (_PARTICLES,), generator=generator)]
-            other = u[torch.randint(_PARTICLES, (_PARTICLES,), generator=generator)]
-            length = 10 ** (2 * torch.rand(_PARTICLES, 1, generator=generator, dtype=torch.float64) - 1.7)
-            jitter = torch.randn(_PARTICLES, k, generator=generator, dtype=torch.float64) * u.std(0) * 1e-3
+            away = u[torch.randint(_PARTICLES, (_PARTICLES,), generator=generator, device="cpu")]
+            other = u[torch.randint(_PARTICLES, (_PARTICLES,), generator=generator, device="cpu")]
+            length = 10 ** (2 * torch.rand(_PARTICLES, 1, generator=generator, dtype=torch.float64, device="cpu") - 1.7)
+            jitter = torch.randn(_PARTICLES, k, generator=generator, dtype=torch.float64, device="cpu") * u.std(0) * 1e-3
             moved = u + length * (away - other) + jitter  # symmetric: differential evolution among the particles
             new_p, new_w = _evaluated(free, moved), wide(moved)
             gain = temper * (new_p - log_p) + (1 - temper) * (new_w - log_w)
-            yes = torch.rand(_PARTICLES, generator=generator, dtype=torch.float64).log() < gain
+            yes = torch.rand(_PARTICLES, generator=generator, dtype=torch.float64, device="cpu").log() < gain
             u, log_p, log_w = torch.where(yes[:, None], moved, u), torch.where(yes, new_p, log_p), torch.where(yes, new_w, log_w)
         if temper == 1:
             return p.bijection.forward(u), log_z

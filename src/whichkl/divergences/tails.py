@@ -33,7 +33,7 @@ class _Approach:
     ) -> tuple[Tensor, Tensor]:
         """Points (m, s, d) along the lines, and the log of the volume that a step of log distance stands for, (m, s)."""
         x = starts[:, None].expand(-1, len(power), -1).clone()
-        log_volume = torch.zeros(len(starts), len(power), dtype=torch.float64)
+        log_volume = torch.zeros(len(starts), len(power), dtype=torch.float64, device="cpu")
         for j, sign, end in self.moves:
             pace = paces[:, j, None]
             if math.isfinite(end):
@@ -69,11 +69,13 @@ def diverges(
     dim, found = len(bounds), []
     starts = torch.cat([one[:: max(1, len(one) // (_LINES // 2))][: _LINES // 2] for one in draws])
     starts = starts[:1] if dim == 1 else starts
-    paces = 0.5 + 0.5 * torch.rand(len(starts), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    paces = 0.5 + 0.5 * torch.rand(
+        len(starts), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     needed = 1 if dim == 1 else 2
     for approach in _approaches(bounds, draws, names):
         for reach in reaches:
-            power = torch.arange(3, reach, _STEP, dtype=torch.float64)
+            power = torch.arange(3, reach, _STEP, dtype=torch.float64, device="cpu")
             x, log_volume = approach.points(starts, paces if dim > 1 else torch.ones_like(paces), power)
             try:
                 size = log_size(x.reshape(-1, dim)).reshape(log_volume.shape) + log_volume
@@ -104,8 +106,8 @@ def _grows(size: Float[Tensor, " s"]) -> bool:
 def _approaches(bounds: Sequence[tuple[float, float]], draws: Sequence[Tensor], names: Sequence[str]) -> list[_Approach]:
     dim = len(bounds)
     pooled = torch.cat(list(draws))
-    spread = pooled.quantile(torch.tensor([0.1, 0.9], dtype=pooled.dtype), 0)
-    width = torch.where(spread[1] > spread[0], spread[1] - spread[0], torch.ones(dim, dtype=pooled.dtype))
+    spread = pooled.quantile(torch.tensor([0.1, 0.9], dtype=pooled.dtype, device="cpu"), 0)
+    width = torch.where(spread[1] > spread[0], spread[1] - spread[0], torch.ones(dim, dtype=pooled.dtype, device="cpu"))
     found = []
     for moving in (sorted(one) for size in range(1, dim + 1) for one in itertools.combinations(range(dim), size)):
         for sides in itertools.product((0, 1), repeat=len(moving)):

@@ -79,7 +79,7 @@ class VariationalAutoencoder(NetworkFamily):
 
     def loss(self, model: Any, x: Tensor, context: Tensor | None, generator: torch.Generator) -> Float[Tensor, " n"]:
         """Return −ELBO of each row, by one draw of z."""
-        noise = torch.randn(1, len(x), self.latent, generator=generator, dtype=torch.float64).to(x)
+        noise = torch.randn(1, len(x), self.latent, generator=generator, dtype=torch.float64, device="cpu").to(x)
         ratio: Tensor = model.module.log_ratio(x, noise)[0]
         return -ratio
 
@@ -109,7 +109,7 @@ class _Network(Standardised):
         self.counts = shape.categories or (1,) * shape.dim
         self.encoder = perceptron(sum(self.counts), family.hidden, 2 * family.latent)
         self.decoder = perceptron(family.latent, tuple(reversed(family.hidden)), sum(self.counts))
-        self.noise = nn.Parameter(torch.zeros(shape.dim))
+        self.noise = nn.Parameter(torch.zeros(shape.dim, dtype=torch.float32, device="cpu"))
 
     def settle(self, summary: Summary) -> None:
         """Take the data's scale, where it has one."""
@@ -186,7 +186,11 @@ class Latent(Distribution):
         rows = value.reshape(-1, self.network.dim)
         inside = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         if self.network.kind != "normal":
-            most = torch.tensor([max(one, 2) if self.network.kind == "bernoulli" else one for one in self.network.counts])
+            most = torch.tensor(
+                [max(one, 2) if self.network.kind == "bernoulli" else one for one in self.network.counts],
+                dtype=torch.int64,
+                device="cpu",
+            )
             inside = ((rows >= 0) & (rows < most.to(rows.device)) & (rows == rows.floor())).all(-1)
         safe = torch.where(inside[:, None], rows, torch.zeros_like(rows))
         step = max(1, _BLOCK // (DRAWS * max(self.network.dim, self.network.latent)))

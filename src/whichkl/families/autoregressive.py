@@ -92,8 +92,10 @@ class _Network(Standardised):
     def __init__(self, shape: Shape, hidden: Sequence[int]) -> None:
         super().__init__(shape)
         self.categories = shape.categories
-        column = torch.arange(self.dim).repeat_interleave(torch.tensor(self.categories))
-        takes = torch.cat([torch.full((shape.context,), -1), column])
+        column = torch.arange(self.dim, device="cpu").repeat_interleave(
+            torch.tensor(self.categories, dtype=torch.int64, device="cpu")
+        )
+        takes = torch.cat([torch.full((shape.context,), -1, dtype=torch.int64, device="cpu"), column])
         self.net = masked_perceptron(takes, column, hidden, self.dim)
 
     def settle(self, summary: Summary) -> None:
@@ -141,7 +143,7 @@ class Columns(Distribution):
 
     def columns(self, rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Return log q of each column given those before it."""
-        most = torch.tensor(self.network.categories, device=rows.device)
+        most = torch.tensor(self.network.categories, device=rows.device, dtype=torch.int64)
         rows = rows.long() if rows.dtype == torch.bool else rows
         known = (rows >= 0) & (rows < most) & (rows == rows.floor())
         whole = torch.where(known, rows, torch.zeros_like(rows)).long()

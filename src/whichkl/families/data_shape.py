@@ -23,7 +23,7 @@ class Shape:
 
     def tensor(self) -> Tensor:
         """Write as an int64 tensor."""
-        return torch.tensor([self.dim, self.context, int(self.scalar), *self.categories], dtype=torch.int64)
+        return torch.tensor([self.dim, self.context, int(self.scalar), *self.categories], dtype=torch.int64, device="cpu")
 
     @classmethod
     def read(cls, tensor: Tensor) -> Shape:

@@ -17,6 +17,7 @@ from whichkl.families.layers import Standardised, check_count, check_widths
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import Scalar
 from whichkl.families.triangular import Triangular
+from whichkl.modes import own_defaults
 from whichkl.process_lock import PROCESS_LOCK
 
 Kind = Literal["spline", "coupling", "maf"]
@@ -111,7 +112,8 @@ class FlowNetwork(Standardised):
         if family.kind == "coupling":
             fields["passes"] = 2
         kind = flows.MAF if family.kind == "maf" else flows.NSF
-        self.flow = kind(shape.dim, shape.context, **fields)
+        with own_defaults():
+            self.flow = kind(shape.dim, shape.context, **fields)
         self.register_buffer("tril", None)
         self.register_buffer("within", None)
 
@@ -152,7 +154,7 @@ class FlowNetwork(Standardised):
         self.mean.copy_(loc)
         self.scale.fill_(1.0)
         self.tril = tril.detach().to(self.mean).clone()
-        self.within = torch.tensor(within).to(self.mean)
+        self.within = self.mean.new_tensor(within)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Make room for a triangle where the weights have one."""

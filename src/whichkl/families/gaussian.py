@@ -86,7 +86,7 @@ class Gaussian(MomentFamily, NodeFamily):
             y = x.sub_(origin) if overwrite else x - origin
         if total is not None or all(float(end) == 1 for end in w.aminmax()):  # half the work, and the usual case
             second = y.square().sum(0) if self.covariance == "diagonal" else gram(y)
-            first, count = y.sum(0) if total is None else total, torch.tensor(len(y))
+            first, count = y.sum(0) if total is None else total, torch.tensor(len(y), dtype=torch.int64, device="cpu")
             return {"rows": count, "weight": count.to(w), "first": first, "second": second}
         second = w @ y.square() if self.covariance == "diagonal" else (w[:, None] * y).T @ y
         return {"rows": (w > 0).sum(), "weight": w.sum(), "first": w @ y, "second": second}
@@ -295,7 +295,7 @@ def pack_gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Float[Te
     """Write (m, L) as one vector: m, log diag L, strict lower triangle of L."""
     parts = [loc, tril.diagonal().log()]
     if covariance == "full":
-        row, column = torch.tril_indices(len(loc), len(loc), -1)
+        row, column = torch.tril_indices(len(loc), len(loc), -1, device="cpu")
         parts.append(tril[row, column])
     return torch.cat(parts)
 
@@ -304,7 +304,7 @@ def unpack_gaussian(theta: Tensor, dim: int, covariance: Covariance) -> tuple[Te
     """Read (m, L) back from the vector."""
     tril = torch.diag(theta[dim : 2 * dim].exp())
     if covariance == "full":
-        row, column = torch.tril_indices(dim, dim, -1)
+        row, column = torch.tril_indices(dim, dim, -1, device="cpu")
         tril = tril.index_put((row, column), theta[2 * dim :])
     return theta[:dim], tril
 

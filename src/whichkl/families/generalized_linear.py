@@ -118,7 +118,11 @@ class GeneralizedLinear(Family):
         if not isinstance(model, GeneralizedLinearModel):
             because = f"it is a `{type(model).__name__}`"
             raise InputError(cannot("read a generalised linear model from this", because, "Use a model of this family"))
-        return {"weight": model.weight, "bias": model.bias, **({"column": torch.tensor(1)} if model.column else {})}
+        return {
+            "weight": model.weight,
+            "bias": model.bias,
+            **({"column": torch.tensor(1, dtype=torch.int64, device="cpu")} if model.column else {}),
+        }
 
     def model(self, parameters: Mapping[str, Tensor]) -> Any:
         """Build the model from `weight` and `bias`."""

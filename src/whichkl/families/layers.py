@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from whichkl._checks import InputError, cannot
 from whichkl.families.data_shape import Shape, Summary
 
+_MADE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""How layers are made, whatever torch's defaults are; a network is carried to its own dtype and device afterwards."""
+
 
 class Standardised(nn.Module):
     """A module that knows the scale of its data: buffers `mean` and `scale` of y, `context_mean` and `context_scale` of x.
@@ -29,10 +32,10 @@ class Standardised(nn.Module):
         """Start with means of 0 and scales of 1."""
         super().__init__()
         self.dim, self.context, self.is_scalar = shape.dim, shape.context, shape.scalar
-        self.register_buffer("mean", torch.zeros(shape.dim))
-        self.register_buffer("scale", torch.ones(shape.dim))
-        self.register_buffer("context_mean", torch.zeros(shape.context))
-        self.register_buffer("context_scale", torch.ones(shape.context))
+        self.register_buffer("mean", torch.zeros(shape.dim, dtype=torch.float32, device="cpu"))
+        self.register_buffer("scale", torch.ones(shape.dim, dtype=torch.float32, device="cpu"))
+        self.register_buffer("context_mean", torch.zeros(shape.context, dtype=torch.float32, device="cpu"))
+        self.register_buffer("context_scale", torch.ones(shape.context, dtype=torch.float32, device="cpu"))
 
     def settle(self, summary: Summary) -> None:
         """Take the means and scales of the data; a constant column keeps its scale of 1."""
@@ -54,8 +57,8 @@ def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequentia
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(before, after), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+        layers += [nn.Linear(before, after, **_MADE), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs, **_MADE))
 
 
 class MaskedLinear(nn.Linear):
@@ -69,7 +72,7 @@ class MaskedLinear(nn.Linear):
 
     def __init__(self, mask: Tensor) -> None:
         """Make the layer; the mask is kept with the weights."""
-        super().__init__(mask.shape[1], mask.shape[0])
+        super().__init__(mask.shape[1], mask.shape[0], **_MADE)
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,9 +94,13 @@ def masked_perceptron(takes: Tensor, gives: Tensor, hidden: Sequence[int], colum
     layers: list[nn.Module] = []
     before = takes
     for width in hidden:
-        after = torch.arange(width) % max(1, columns - 1) if columns > 1 else torch.full((width,), -1)
+        after = (
+            torch.arange(width, device="cpu") % max(1, columns - 1)
+            if columns > 1
+            else torch.full((width,), -1, dtype=torch.int64, device="cpu")
+        )
         if bool((takes < 0).any()) and columns > 1:
-            after = torch.arange(width) % columns - 1
+            after = torch.arange(width, device="cpu") % columns - 1
         layers += [MaskedLinear(after[:, None] >= before), nn.SiLU()]
         before = after
     return nn.Sequential(*layers, MaskedLinear(gives[:, None] > before))

@@ -139,7 +139,7 @@ class LinearGaussian(MomentFamily):
         if not isinstance(model, LinearGaussianModel):
             because = f"it is a `{type(model).__name__}`"
             raise InputError(cannot("read a linear Gaussian from this model", because, "Use a model of this family"))
-        column = {"column": torch.tensor(1)} if model.column else {}
+        column = {"column": torch.tensor(1, dtype=torch.int64, device="cpu")} if model.column else {}
         return {"weight": model.weight, "bias": model.bias, "scale_tril": model.scale_tril, **column}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Any:

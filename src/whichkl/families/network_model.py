@@ -179,4 +179,4 @@ def weight_of(module: nn.Module) -> Tensor:
         for one in tensors:
             if one.is_floating_point():
                 return one
-    return torch.empty(0, dtype=torch.float64)
+    return torch.empty(0, dtype=torch.float64, device="cpu")

@@ -95,7 +95,7 @@ class _Network(Standardised):
         self.count = shape.categories[0] if shape.categories else 1
         self.net = perceptron(shape.context, family.hidden, shape.dim * self.count)
         if self.response == "normal":
-            self.noise = nn.Parameter(torch.zeros(shape.dim))
+            self.noise = nn.Parameter(torch.zeros(shape.dim, dtype=torch.float32, device="cpu"))
 
     def forward(self, x: Tensor) -> Distribution:
         """Return the law of y at each row of x."""

@@ -31,10 +31,10 @@ def equal_rows(
     if not bool(x.isfinite().all()) or (context is not None and not bool(context.isfinite().all())):
         raise Unable("some rows aren't finite")
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(x), generator=generator)
+    rows = torch.randperm(len(x), generator=generator, device="cpu")
     if w is not None:
         weight = w.detach().to("cpu", torch.float64)
-        chance = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        chance = torch.rand(len(x), generator=generator, dtype=torch.float64, device="cpu")
         rows = rows[(chance * float(weight.amax()) < weight)[rows]]
     rows = rows[:most].sort().values
     return x[rows], None if context is None else context[rows]

@@ -14,6 +14,7 @@ from torch import Tensor
 from whichkl.goodness.bands import band, distance, distance_p_value, levels
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_density
 from whichkl.goodness.margin_laws import margins
+from whichkl.modes import plain_modes
 from whichkl.reading import rebuilt
 
 _LEAST, _MOST, _DRAWS = 20, 20_000, 20_000
@@ -95,6 +96,7 @@ class Calibration:
         return rebuilt(cls, fields)
 
 
+@plain_modes()
 def transform_calibration(
     x: Float[Tensor, "n d"],
     w: Float[Tensor, " n"] | None,
@@ -229,12 +231,12 @@ def _rank(x: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor:
     """(draws below x + V (draws equal to x + 1)) / (m + 1) with V uniform on [0, 1]."""
     ordered = draws.sort().values
     less, upto = torch.searchsorted(ordered, x.contiguous()), torch.searchsorted(ordered, x.contiguous(), right=True)
-    share = torch.rand(len(x), generator=generator, dtype=torch.float64)
+    share = torch.rand(len(x), generator=generator, dtype=torch.float64, device="cpu")
     return (less + share * (upto - less + 1)) / (len(draws) + 1)
 
 
 def _rank_first(both: Tensor, generator: torch.Generator) -> Tensor:
     """The same for the first of several rows among the others."""
     less, same = (both[1:] < both[0]).sum(0), (both[1:] == both[0]).sum(0)
-    share = torch.rand(less.shape, generator=generator, dtype=torch.float64)
+    share = torch.rand(less.shape, generator=generator, dtype=torch.float64, device="cpu")
     return (less + share * (same + 1)) / len(both)

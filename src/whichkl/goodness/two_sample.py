@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 from whichkl.divergences.neighbors import Neighbors
 from whichkl.divergences.ratio import LEAST_ROWS, cross_fit, ripples
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
+from whichkl.modes import plain_modes
 from whichkl.reading import rebuilt
 
 _MOST = 4_000
@@ -76,6 +77,7 @@ class TwoSample:
         return rebuilt(cls, fields)
 
 
+@plain_modes()
 def two_sample_test(
     x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None, context: Float[Tensor, "n c"] | None, model: Any, seed: int = 0
 ) -> TwoSample:
@@ -109,6 +111,7 @@ def two_sample_test(
         return TwoSample(None, None, None, reason=str(error))
 
 
+@plain_modes()
 def c2st(x_held: Float[Tensor, "n d"], model_draws: Float[Tensor, "m d"], seed: int = 0) -> TwoSample:
     """Classifier two-sample test: learn x from draws on one half of the rows, and rank the other half by its logit.
 
@@ -131,14 +134,15 @@ def c2st(x_held: Float[Tensor, "n d"], model_draws: Float[Tensor, "m d"], seed: 
     """
     generator = torch.Generator().manual_seed(seed)
     x, y = (
-        part.to("cpu", torch.float64)[torch.randperm(len(part), generator=generator)[:_MOST]] for part in (x_held, model_draws)
+        part.to("cpu", torch.float64)[torch.randperm(len(part), generator=generator, device="cpu")[:_MOST]]
+        for part in (x_held, model_draws)
     )
     if min(len(x), len(y)) < LEAST_ROWS:
         return TwoSample(None, None, None, reason=f"it takes {LEAST_ROWS} rows of each, and there are {len(x)} and {len(y)}")
     n, z = len(x), _scores(torch.cat([x, y]))
     if z.shape[1] == 0:
         return TwoSample(None, None, None, reason="every column is constant")
-    half = torch.cat([(torch.arange(len(part)) < (len(part) + 1) // 2).long() for part in (x, y)])
+    half = torch.cat([(torch.arange(len(part), device="cpu") < (len(part) + 1) // 2).long() for part in (x, y)])
     more = torch.cat([_waves(z, generator), _around(z, n, half == 1)], 1)
     full = z.shape[1] * (z.shape[1] + 3) // 2 <= min(min(n, len(y)) // 10, _WIDE)
     logit, _ = cross_fit(z, n, 2, full, generator, rounds=1, more=more, fold=half)
@@ -160,12 +164,12 @@ def _paired(context: Tensor, y: Tensor, other: Tensor, law: Distribution, seed: 
     scale = residual.std(0).clamp(min=1e-300)
     residual = (residual / scale).clamp(-10, 10)
     given = x.repeat(2, 1)
-    i, j = torch.triu_indices(residual.shape[1], residual.shape[1], 1)
+    i, j = torch.triu_indices(residual.shape[1], residual.shape[1], 1, device="cpu")
     products = torch.cat([(one[:, :, None] * given[:, None]).flatten(1) for one in (residual, residual.square())], 1)
     products = torch.cat([products[:, : _WIDE // 2], (residual[:, i] * residual[:, j])[:, : _WIDE // 4]], 1)
     z = torch.cat([residual, _scores(torch.cat([y, other])), products], 1)
     z, waves = z[:, _moving(z)], _waves(torch.cat([given, residual], 1), generator)
-    half = (torch.randperm(n, generator=generator) < (n + 1) // 2).long().repeat(2)
+    half = (torch.randperm(n, generator=generator, device="cpu") < (n + 1) // 2).long().repeat(2)
     logit, _ = cross_fit(z, n, 2, False, generator, rounds=1, more=waves, fold=half)
     apart = (logit[:n] - logit[n:])[half[:n] == 0]
     count, right = len(apart), (torch.sign(apart) + 1) / 2
@@ -207,17 +211,17 @@ def _scores(z: Tensor) -> Tensor:
 
 def _waves(z: Tensor, generator: torch.Generator) -> Tensor:
     """Waves in the rows; ties are broken at random, not by the order of the rows, which is their label."""
-    order = torch.randperm(len(z), generator=generator)
+    order = torch.randperm(len(z), generator=generator, device="cpu")
     return ripples(z[order], generator)[order.argsort()]
 
 
 def _around(z: Tensor, n: int, known: Tensor) -> Tensor:
     """The share of rows of p, as a logit, among the nearest known rows; a known row isn't its own neighbour."""
-    label = (torch.arange(len(z)) < n)[known].double()
+    label = (torch.arange(len(z), device="cpu") < n)[known].double()
     index, k = Neighbors(z[known].numpy()), max(3, round(math.sqrt(len(label)) / 2))
     near = torch.from_numpy(index.nearest(z.numpy(), k + 1))
-    mine = torch.full((len(z),), -1)
-    mine[known] = torch.arange(len(label))
+    mine = torch.full((len(z),), -1, dtype=torch.int64, device="cpu")
+    mine[known] = torch.arange(len(label), device="cpu")
     others = (near != mine[:, None]).double()
     share = ((others * label[near]).sum(1) + 1) / (others.sum(1) + 2)
     return torch.logit(share)[:, None]

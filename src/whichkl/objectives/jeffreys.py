@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -82,5 +81,5 @@ class Jeffreys(Between):
         tensor(1.2500)
         """
         w = self.weight_on_forward
-        forward = w * (at_p @ w_p) if self.reads_p else 0.0
-        return forward - (1 - w) * (at_q @ w_q) if self.reads_q else torch.as_tensor(forward)
+        forward = w * (at_p @ w_p) if self.reads_p else at_q.new_zeros(())
+        return forward - (1 - w) * (at_q @ w_q) if self.reads_q else forward

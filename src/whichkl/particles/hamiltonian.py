@@ -67,8 +67,8 @@ def move(
     def energy(at: Cloud, momentum: Tensor) -> Tensor:
         return beta * at.value - (1 - beta) * at.y.square().sum(-1) / 2 - momentum.square().sum(-1) / 2
 
-    momentum = torch.randn(cloud.y.shape, generator=generator, dtype=torch.float64)
-    length = step * 1.5 * 10 ** -torch.rand(n, 1, generator=generator, dtype=torch.float64)
+    momentum = torch.randn(cloud.y.shape, generator=generator, dtype=torch.float64, device="cpu")
+    length = step * 1.5 * 10 ** -torch.rand(n, 1, generator=generator, dtype=torch.float64, device="cpu")
     before, now = energy(cloud, momentum), cloud
     momentum = momentum + length / 2 * slope(now)
     for i in range(leapfrogs):
@@ -77,7 +77,7 @@ def move(
         momentum = momentum + length * (1.0 if i + 1 < leapfrogs else 0.5) * slope(now)
     change = energy(now, momentum) - before
     chance = torch.where(now.value > -math.inf, change.nan_to_num(nan=-math.inf, posinf=0.0), -math.inf).clamp(max=0).exp()
-    better = torch.rand(n, generator=generator, dtype=torch.float64) < chance
+    better = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu") < chance
     moved = Cloud(
         torch.where(better[:, None], now.y, cloud.y),
         torch.where(better, now.value, cloud.value),

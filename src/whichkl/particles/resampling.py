@@ -63,7 +63,7 @@ def systematic(log_weights: Float[Tensor, "g n"], generator: torch.Generator) ->
     islands, n = log_weights.shape
     dead = ~(log_weights > -math.inf).any(1, keepdim=True)
     cumulative = torch.softmax(torch.where(dead, 0.0, log_weights), 1).cumsum(1)
-    uniform = torch.rand(islands, 1, generator=generator, dtype=torch.float64)
-    at = (torch.arange(n, dtype=torch.float64) + uniform) / n
+    uniform = torch.rand(islands, 1, generator=generator, dtype=torch.float64, device="cpu")
+    at = (torch.arange(n, dtype=torch.float64, device="cpu") + uniform) / n
     chosen = torch.searchsorted(cumulative / cumulative[:, -1:], at).clamp(max=n - 1)
-    return torch.where(dead, torch.arange(n), chosen)
+    return torch.where(dead, torch.arange(n, device="cpu"), chosen)

@@ -70,10 +70,13 @@ class Particles:
             seed: of the draws.
         """
         generator = torch.Generator().manual_seed(seed)
-        at = (torch.arange(n, dtype=torch.float64) + torch.rand(1, generator=generator, dtype=torch.float64)) / n
+        at = (
+            torch.arange(n, dtype=torch.float64, device="cpu")
+            + torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+        ) / n
         cumulative = self.log_weights.exp().cumsum(0)
         chosen = torch.searchsorted(cumulative / cumulative[-1], at).clamp(max=len(cumulative) - 1)
-        return self.x[chosen[torch.randperm(n, generator=generator)]]
+        return self.x[chosen[torch.randperm(n, generator=generator, device="cpu")]]
 
 
 def island_mean(

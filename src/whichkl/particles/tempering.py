@@ -88,8 +88,8 @@ def temper(
         instead = "Use at least two islands of equally many particles, at least two each, 0 < keep < 1, and positive counts"
         raise InputError(cannot("run sequential Monte Carlo with these numbers", because, instead))
     if base is None:
-        eye = torch.eye(target.dim, dtype=torch.float64)
-        base = Reference(torch.zeros(target.dim, dtype=torch.float64), 10 * eye)
+        eye = torch.eye(target.dim, dtype=torch.float64, device="cpu")
+        base = Reference(torch.zeros(target.dim, dtype=torch.float64, device="cpu"), 10 * eye)
     generator = torch.Generator().manual_seed(seed)
     calls, refused = 0, target.evaluations["rejected"]
 
@@ -99,19 +99,19 @@ def temper(
         value, score = target.trial(base.place(y).to(target.device))
         return value.to("cpu", torch.float64), score.to("cpu", torch.float64) @ base.tril
 
-    y = torch.randn(particles, target.dim, generator=generator, dtype=torch.float64)
+    y = torch.randn(particles, target.dim, generator=generator, dtype=torch.float64, device="cpu")
     cloud = Cloud(y, *density(y))
     if not bool((cloud.value > -math.inf).any()):
         because = f"its log density is −∞ at all {particles} points of the base"
         raise TargetError(cannot("follow this target with particles", because, "Pass `support=`, or a base nearer to its mass"))
-    log_z = torch.zeros(islands, dtype=torch.float64)
+    log_z = torch.zeros(islands, dtype=torch.float64, device="cpu")
     temperatures, step, rate = [0.0], 1.5 * target.dim**-0.25 / leapfrogs**0.5, _ACCEPTED
     while temperatures[-1] < 1 and calls + leapfrogs <= max_calls:
         ratio = cloud.value - base.log_prob(cloud.y)
         rise = next_step(ratio, 1 - temperatures[-1], keep)
         log_weights = (rise * ratio).view(islands, -1)
         log_z = log_z + log_weights.logsumexp(1) - math.log(particles // islands)
-        chosen = systematic(log_weights, generator) + torch.arange(islands)[:, None] * (particles // islands)
+        chosen = systematic(log_weights, generator) + torch.arange(islands, device="cpu")[:, None] * (particles // islands)
         cloud = cloud.take(chosen.flatten())
         beta = 1.0 if rise >= 1 - temperatures[-1] else temperatures[-1] + rise
         temperatures.append(beta)

@@ -68,7 +68,7 @@ def _reliability(fit: Fit, chances: Tensor, y: Tensor) -> Figure:
     """Chances in ten bins of equally many, with Wilson's 95 % intervals of how often they came true."""
     figure, k = require("plotly.graph_objects", "app").Figure(), chances.shape[1]
     said = chances[:, 1:] if k == 2 else chances
-    came = (y[:, None].long() == torch.arange(k)[None, k - said.shape[1] :]).double()
+    came = (y[:, None].long() == torch.arange(k, device="cpu")[None, k - said.shape[1] :]).double()
     p, hit = said.flatten(), came.flatten()
     order = p.argsort()
     bins = [part for part in order.tensor_split(_BINS) if len(part)]
@@ -104,9 +104,9 @@ def _reliability(fit: Fit, chances: Tensor, y: Tensor) -> Figure:
 def _over_x(fit: Fit, x: Tensor, y: Tensor) -> list[Figure]:
     """Each column of y over the one column of x: rows, the median, and the middle 90 %."""
     go, figures, color = require("plotly.graph_objects", "app"), [], fit.objective.name
-    grid = torch.linspace(float(x.min()), float(x.max()), 121, dtype=torch.float64)[:, None]
+    grid = torch.linspace(float(x.min()), float(x.max()), 121, dtype=torch.float64, device="cpu")[:, None]
     q = drawn(law_at(fit.model, grid), (4 * _DRAWS,), y.shape[1], fit.seed).quantile(
-        torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), 0
+        torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device="cpu"), 0
     )
     x_name = fit.target.context_names[0] if fit.target is not None and fit.target.context_names else "x"
     x_name = f"{x_name} (given)" if x_name in fit.names else x_name
@@ -128,7 +128,7 @@ def _over_x(fit: Fit, x: Tensor, y: Tensor) -> list[Figure]:
 def _against(fit: Fit, draws: Tensor, y: Tensor) -> list[Figure]:
     """Observed over the median of q, about the diagonal where the model is right; behind each its middle 90 %."""
     go, figures, color = require("plotly.graph_objects", "app"), [], fit.objective.name
-    q = draws[:, :_SHOWN].quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), 0)
+    q = draws[:, :_SHOWN].quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device="cpu"), 0)
     alone = len(fit.names) == 1
     for j, name in enumerate(fit.names[:_COLUMNS]):
         figure, (low, middle, high) = go.Figure(), q[:, :, j]

@@ -16,6 +16,7 @@ from whichkl.families import Gaussian
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
 from whichkl.fitting import Fit
+from whichkl.modes import plain_modes
 from whichkl.plots.conditional import predictions
 from whichkl.plots.margins import margin_steps
 from whichkl.plots.pairs import regions
@@ -30,6 +31,7 @@ SHOWN = 40
 """A plot of intervals shows at most so many coordinates."""
 
 
+@plain_modes()
 def plot(fit: Any) -> Figure:
     """Draw a fit: density curves in one dimension, points and ellipses in two, intervals above; predictions of q(y|x).
 
@@ -57,7 +59,7 @@ def density(model: Distribution, x: Tensor) -> list[float]:
 
 def ellipse(loc: Tensor, tril: Tensor, radius: float = 2.0) -> tuple[list[float], list[float]]:
     """The curve m + radius · L (cos t, sin t): two standard deviations hold 86 % of a plane Gaussian."""
-    t = torch.linspace(0, 2 * math.pi, 121, dtype=loc.dtype)
+    t = torch.linspace(0, 2 * math.pi, 121, dtype=loc.dtype, device="cpu")
     points = loc + radius * torch.stack([t.cos(), t.sin()], -1) @ tril.T
     return [float(v) for v in points[:, 0]], [float(v) for v in points[:, 1]]
 
@@ -69,7 +71,7 @@ def _on_the_line(fit: Fit) -> Figure:
     if rows is not None and Sight(rows.x, drawn[:, None], fit.names).atoms[0]:
         return _shares(fit, rows.x[:, 0], drawn)
     low, high = (float(drawn.quantile(q)) for q in (0.001, 0.999))
-    x = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), _GRID, dtype=torch.float64)
+    x = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), _GRID, dtype=torch.float64, device="cpu")
     x = x[fit.bijection.contains(x[:, None])]
     curves, target = [], fit.target
     if target is not None and Access.LOG_PROB in target.access and target.normalized:
@@ -167,7 +169,7 @@ def _intervals(fit: Fit) -> Figure:
         q = torch.stack([best.mean - reach, best.mean, best.mean + reach])
     else:
         drawn = draws(fit, _in_the_support(fit, best))
-        q = drawn.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64), 0)
+        q = drawn.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64, device="cpu"), 0)
     names = [html.escape(name) for name in fit.names][:SHOWN][::-1]
     middle, low, high = (short(q[i].tolist()[:SHOWN][::-1]) for i in (1, 0, 2))
     error = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 0}

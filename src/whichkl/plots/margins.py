@@ -56,7 +56,7 @@ def margin_steps(x: Tensor, ends: tuple[float, float], atoms: bool) -> tuple[lis
     count = min(60, max(8, min(30, len(x) // 6), math.ceil((high - low) / (2 * spread / len(x) ** (1 / 3)))))
     width = (high - low) / count
     counts = torch.histc(x[(x >= low) & (x <= high)], count, low, high)
-    middles = low + width * (torch.arange(count, dtype=torch.float64) + 0.5)
+    middles = low + width * (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5)
     return short(middles.tolist()), short((counts / (len(x) * width)).tolist()), width
 
 
@@ -67,10 +67,10 @@ def margin_curve(fit: Fit, both: Sight, j: int, ends: tuple[float, float]) -> tu
         values, counts = draws.unique(return_counts=True)
         inside = (values >= low) & (values <= high)
         return values[inside].tolist(), short((counts[inside] / len(draws)).tolist())
-    grid = torch.linspace(low, high, _GRID, dtype=torch.float64)
+    grid = torch.linspace(low, high, _GRID, dtype=torch.float64, device="cpu")
     below = _distribution_function(fit, j, grid, both)
     if below is None:
-        grid = torch.linspace(low, high, 62, dtype=torch.float64)
+        grid = torch.linspace(low, high, 62, dtype=torch.float64, device="cpu")
         below = torch.searchsorted(draws.sort().values, grid).double() / len(draws)
     density, middles = below.diff() / grid.diff(), (grid[1:] + grid[:-1]) / 2
     return short(middles.tolist()), short(density.tolist())

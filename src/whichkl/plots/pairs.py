@@ -95,8 +95,8 @@ def regions(go: Any, points: Tensor, x_ends: tuple[float, float], y_ends: tuple[
 
 def _scattered(x: Tensor, atoms: list[bool], seed: int) -> Tensor:
     """Move points of columns with atoms apart by up to 0.18, so that they don't hide each other."""
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
-    return x + (noise - 0.5) * 0.36 * torch.tensor(atoms, dtype=x.dtype)
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype, device="cpu")
+    return x + (noise - 0.5) * 0.36 * torch.tensor(atoms, dtype=x.dtype, device="cpu")
 
 
 def _axes(figure: Any, both: Sight, keep: list[int], ranges: dict[int, tuple[float, float]]) -> None:

@@ -33,7 +33,7 @@ class Sight:
 
     def range(self, j: int) -> tuple[float, float]:
         """The middle 99 % of a column, of rows and of draws, with some room."""
-        tails = torch.tensor([0.005, 0.995], dtype=torch.float64)
+        tails = torch.tensor([0.005, 0.995], dtype=torch.float64, device="cpu")
         ends = torch.stack([part[:, j].quantile(tails) for part in (self.rows, self.draws)])
         low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
         room = 0.6 if self.atoms[j] else 0.08 * (high - low) or 1.0
@@ -48,12 +48,12 @@ def data(fit: Fit, most: int = 20_000) -> Block | None:
     held, target = fit.diagnostics.held, fit.target
     generator = torch.Generator().manual_seed(fit.seed)
     if target is not None and target.samples is not None:
-        w = torch.ones(len(target.samples)) if target.weights is None else target.weights.cpu()
+        w = torch.ones(len(target.samples), dtype=torch.float64, device="cpu") if target.weights is None else target.weights.cpu()
         block = Block(target.samples, w, target.context)
         weighted = target.weights is not None
     elif target is not None and target.sampler is not None:
         x = target.draws(1000, seed=fit.seed)
-        block, weighted = Block(x, torch.ones(len(x))), False
+        block, weighted = Block(x, torch.ones(len(x), dtype=torch.float64, device="cpu")), False
     elif held is not None:
         block, weighted = held, bool((held.w != held.w[0]).any())
     else:
@@ -62,7 +62,7 @@ def data(fit: Fit, most: int = 20_000) -> Block | None:
         rows = torch.multinomial(block.w.double(), most, replacement=True, generator=generator)
         block = block.take(rows)
     elif len(block) > most:
-        block = block.take(torch.randperm(len(block), generator=generator)[:most])
+        block = block.take(torch.randperm(len(block), generator=generator, device="cpu")[:most])
     context = None if block.context is None else block.context.cpu()
     return Block(block.x.cpu().to(torch.float64), block.w.cpu(), context)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from whichkl import enumeration
 from whichkl._checks import InputError, cannot
+from whichkl.modes import plain_modes
 from whichkl.targets import Target
 
 _MOST = 20
@@ -49,7 +50,7 @@ class RestrictedBoltzmann(nn.Module):
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator, dtype=torch.float64)
+            return torch.randn(*size, generator=generator, dtype=torch.float64, device="cpu")
 
         weight = coupling * normal(visible, hidden) / math.sqrt(visible)
         self.weight = nn.Parameter(weight)
@@ -81,6 +82,7 @@ class RestrictedBoltzmann(nn.Module):
         return float(torch.logsumexp(torch.cat(parts), 0))
 
 
+@plain_modes()
 def restricted_boltzmann(visible: int = 12, hidden: int = 6, seed: int = 0, coupling: float = 4.0) -> Target:
     """Return the visible units of a `RestrictedBoltzmann` as a discrete target, unnormalised; that class knows log Z.
 

@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from whichkl._checks import require
+from whichkl.modes import plain_modes
 from whichkl.targets import Target
 
 
+@plain_modes()
 def breast_cancer() -> Target:
     """Return the posterior of a logistic regression, unnormalised, in β ∈ ℝ³¹: an intercept and 30 coefficients.
 
@@ -38,4 +40,4 @@ def breast_cancer_rows() -> tuple[Float[Tensor, "569 31"], Float[Tensor, " 569"]
     data = require("sklearn.datasets", "sklearn").load_breast_cancer()
     x, y = torch.from_numpy(data.data), torch.from_numpy(data.target).to(torch.float64)
     x = (x - x.mean(0)) / x.std(0, correction=0)
-    return torch.cat([torch.ones(len(x), 1, dtype=x.dtype), x], 1), y, ["intercept", *map(str, data.feature_names)]
+    return torch.cat([torch.ones(len(x), 1, dtype=x.dtype, device="cpu"), x], 1), y, ["intercept", *map(str, data.feature_names)]

@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from whichkl.modes import plain_modes
 from whichkl.targets import Target
 
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
 ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
 
 
+@plain_modes()
 def eight_schools() -> Target:
     """Return the non-centred posterior, unnormalised, in u = (θ̃₁…₈, μ, log τ) ∈ ℝ¹⁰.
 
@@ -28,7 +30,7 @@ def eight_schools() -> Target:
 
 def log_prob(u: Float[Tensor, "n 10"]) -> Float[Tensor, " n"]:
     """Return the unnormalised log density at (n, 10) points, in nats."""
-    effects, errors = torch.tensor(EFFECTS).to(u), torch.tensor(ERRORS).to(u)
+    effects, errors = u.new_tensor(EFFECTS), u.new_tensor(ERRORS)
     standardized, mean, log_tau = u[:, :8], u[:, 8], u[:, 9]
     tau = log_tau.exp()
     prior = -0.5 * standardized.square().sum(-1) - 0.5 * (mean / 5).square() - torch.log1p((tau / 5).square()) + log_tau

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.density import Function
+from whichkl.modes import plain_modes
 from whichkl.targets import Target
 
 Known = Literal["both", "log_prob", "samples"]
 _FLOOR = -1e4
 
 
+@plain_modes()
 def gmm40(access: Known = "both") -> Target:
     """Return GMM-40: p(x) = 1/40 Σₖ N(x; mₖ, s² I) in the plane, with mₖ uniform on [−40, 40]² and s = log(1 + e) ≈ 1.3133.
 
@@ -43,8 +45,8 @@ def gmm40(access: Known = "both") -> Target:
         return torch.where(value < _FLOOR, -math.inf, value)
 
     def draw(n: int, generator: torch.Generator) -> Float[Tensor, "n 2"]:
-        chosen = torch.randint(40, (n,), generator=generator)
-        return means[chosen] + scale * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        chosen = torch.randint(40, (n,), generator=generator, device="cpu")
+        return means[chosen] + scale * torch.randn(n, 2, generator=generator, dtype=torch.float64, device="cpu")
 
     return _target(log_prob, draw, 2, access, normalized=True)
 
@@ -55,9 +57,12 @@ def gmm40_means() -> Float[Tensor, "40 2"]:
     >>> gmm40_means()[0]
     tensor([-0.2995, 21.4577], dtype=torch.float64)
     """
-    return ((torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) - 0.5) * 80).to(torch.float64)
+    return ((torch.rand(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu") - 0.5) * 80).to(
+        torch.float64
+    )
 
 
+@plain_modes()
 def many_well(dim: int = 32, access: Known = "both") -> Target:
     """Return ManyWell: log p̃(x) = Σ over pairs (x₁, x₂) of −x₁⁴ + 6x₁² + ½x₁ − ½x₂², with 2^(d/2) modes.
 
@@ -77,7 +82,7 @@ def many_well(dim: int = 32, access: Known = "both") -> Target:
     """
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2 or dim % 2:
         raise InputError(cannot(f"make wells with `dim={dim!r}`", "they come in pairs of coordinates", "Use an even number"))
-    grid = torch.linspace(-4, 4, 80_001, dtype=torch.float64)
+    grid = torch.linspace(-4, 4, 80_001, dtype=torch.float64, device="cpu")
     below = torch.cumulative_trapezoid(torch.exp(_well(grid) - 11), grid)
     below = torch.cat([below.new_zeros(1), below]) / below[-1]
 
@@ -85,10 +90,10 @@ def many_well(dim: int = 32, access: Known = "both") -> Target:
         return _well(x[:, ::2]).sum(-1) - x[:, 1::2].square().sum(-1) / 2
 
     def draw(n: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
-        uniform = torch.rand(n, dim // 2, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(n, dim // 2, generator=generator, dtype=torch.float64, device="cpu")
         cell = torch.searchsorted(below, uniform).clamp(1, len(grid) - 1)
         inside = (uniform - below[cell - 1]) / (below[cell] - below[cell - 1]).clamp(min=1e-300)
-        x = torch.randn(n, dim, generator=generator, dtype=torch.float64)
+        x = torch.randn(n, dim, generator=generator, dtype=torch.float64, device="cpu")
         x[:, ::2] = grid[cell - 1] + inside * (grid[cell] - grid[cell - 1])
         return x
 

@@ -27,6 +27,7 @@ from torch.distributions import (
 )
 
 from whichkl._checks import InputError, cannot
+from whichkl.modes import plain_modes
 
 _NAMES: dict[str, tuple[Callable[..., Distribution], str]] = {
     "Normal": (Normal, "mean, sd"),
@@ -46,6 +47,7 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?([A-Za-z]+)\s*\(([^()]*)\)\s*")
 
 
+@plain_modes()
 def named(text: str) -> Distribution:
     """Read a distribution, or a weighted sum of several of one family; nothing is evaluated but numbers.
 
@@ -63,7 +65,7 @@ def named(text: str) -> Distribution:
         if len(terms) > 1 or min(each) < 0 or abs(math.fsum(each) - 1) > 1e-6:
             because = f"its probabilities are {', '.join(f'{one:g}' for one in each)}, with the sum {math.fsum(each):g}"
             raise InputError(cannot(f"read `{text}`", because, "Give probabilities that sum to 1"))
-        return _build(text, Categorical, torch.tensor(each, dtype=torch.float64))
+        return _build(text, Categorical, torch.tensor(each, dtype=torch.float64, device="cpu"))
     names = {name for _, name, _ in terms}
     for name in names:
         if name not in _NAMES:
@@ -76,10 +78,10 @@ def named(text: str) -> Distribution:
     counts = {len(values) for _, _, values in terms}
     if counts != {len(arguments.split(", "))}:
         raise InputError(cannot(f"read `{text}`", f"it takes {arguments}", "Give these numbers"))
-    columns = torch.tensor([values for _, _, values in terms], dtype=torch.float64).T
+    columns = torch.tensor([values for _, _, values in terms], dtype=torch.float64, device="cpu").T
     if len(terms) == 1 and terms[0][0] is None:
         return _build(text, kind, *(column[0] for column in columns))
-    weights = torch.tensor([1.0 if weight is None else weight for weight, _, _ in terms], dtype=torch.float64)
+    weights = torch.tensor([1.0 if weight is None else weight for weight, _, _ in terms], dtype=torch.float64, device="cpu")
     if bool((weights <= 0).any()) or abs(float(weights.sum()) - 1) > 1e-9:
         raise InputError(cannot(f"read `{text}`", f"the weights {weights.tolist()} don't sum to 1", "Correct them"))
     return MixtureSameFamily(Categorical(probs=weights), _build(text, kind, *columns))

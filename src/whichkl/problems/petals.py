@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
+from whichkl.modes import plain_modes
 from whichkl.samples import read_samples
 from whichkl.targets import Target
 
 
+@plain_modes()
 def petals() -> Target:
     """Return the samples as a target; the species aren't in it.
 

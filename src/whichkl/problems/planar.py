@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.modes import plain_modes
 from whichkl.targets import Target
 
 TWO_MOONS_LOG_Z = 1.8775016
 """Log of the integral of `two_moons`, by the trapezoid rule on [−6, 6]² with step 0.006, in which it converges geometrically."""
 
 
+@plain_modes()
 def banana() -> Target:
     """Return x₁ ~ N(0, 1), x₂ | x₁ ~ N(x₁² − 1, ½): normalised, log Z = 0.
 
@@ -30,6 +32,7 @@ def banana() -> Target:
     return Target(log_prob=log_prob, dim=2, normalized=True)
 
 
+@plain_modes()
 def funnel(dim: int = 2) -> Target:
     """Return x₁ ~ N(0, 3), xⱼ | x₁ ~ N(0, exp(x₁/2)) for the others: normalised, log Z = 0.
 
@@ -55,6 +58,7 @@ def funnel(dim: int = 2) -> Target:
     return Target(log_prob=log_prob, dim=dim, normalized=True)
 
 
+@plain_modes()
 def two_moons() -> Target:
     """Return log p̃ = −½ ((‖x‖ − 2) / 0.4)² + log(exp(−½ ((x₁ − 2) / 0.6)²) + exp(−½ ((x₁ + 2) / 0.6)²)): two arcs of a ring.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from whichkl._checks import InputError, cannot
+from whichkl.modes import plain_modes
 from whichkl.problems.eight_schools import EFFECTS, ERRORS
 from whichkl.problems.eight_schools import log_prob as eight_schools_log_prob
 from whichkl.targets import Target
@@ -22,6 +23,7 @@ from whichkl.targets import Target
 LogProb = Callable[[Float[Tensor, "n d"]], Float[Tensor, " n"]]
 
 
+@plain_modes()
 def posterior(name: str, folder: str | os.PathLike[str], *, draws: bool = False) -> Target:
     """Return a posterior of posteriordb in unconstrained coordinates, unnormalised, named as its parameters.
 
@@ -66,9 +68,9 @@ def _half_cauchy(log_sigma: Tensor, scale: float) -> Tensor:
 
 
 def _autoregression(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    y, k = torch.tensor(data["y"], dtype=torch.float64), data["K"]
+    y, k = torch.tensor(data["y"], dtype=torch.float64, device="cpu"), data["K"]
     lags = [y[k - 1 - i : len(y) - 1 - i] for i in range(k)]
-    x = torch.stack([torch.ones(len(y) - k, dtype=y.dtype), *lags], 1)
+    x = torch.stack([torch.ones(len(y) - k, dtype=y.dtype, device="cpu"), *lags], 1)
 
     def log_prior(u: Tensor) -> Tensor:
         return -(u[:, :-1] / 10).square().sum(-1) / 2 + _half_cauchy(u[:, -1], 2.5)
@@ -77,7 +79,7 @@ def _autoregression(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _kid_scores(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    score, school, iq = (torch.tensor(data[key], dtype=torch.float64) for key in ("kid_score", "mom_hs", "mom_iq"))
+    score, school, iq = (torch.tensor(data[key], dtype=torch.float64, device="cpu") for key in ("kid_score", "mom_hs", "mom_iq"))
     x = torch.stack([torch.ones_like(iq), school, iq, school * iq], 1)
     return _regression(x, score, lambda u: _half_cauchy(u[:, -1], 2.5)), [
         "intercept",
@@ -89,7 +91,9 @@ def _kid_scores(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _elections(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    columns = {key: torch.tensor(value, dtype=torch.float64) for key, value in data.items() if isinstance(value, list)}
+    columns = {
+        key: torch.tensor(value, dtype=torch.float64, device="cpu") for key, value in data.items() if isinstance(value, list)
+    }
     ages = {f"age {k}": (columns["age_discrete"] == k).double() for k in (2, 3, 4)}
     known = {key: columns[key] for key in ("real_ideo", "race_adj")} | ages
     known |= {key: columns[key] for key in ("educ1", "gender", "income")}
@@ -98,7 +102,7 @@ def _elections(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _volatility(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    y, first = torch.tensor(data["y"], dtype=torch.float64), float(data["sigma1"])
+    y, first = torch.tensor(data["y"], dtype=torch.float64, device="cpu"), float(data["sigma1"])
 
     def log_prob(u: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
         mean, log_a0, logit_a, logit_b = u.T
@@ -116,7 +120,7 @@ def _volatility(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _two_components(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    y = torch.tensor(data["y"], dtype=torch.float64)
+    y = torch.tensor(data["y"], dtype=torch.float64, device="cpu")
 
     def log_prob(u: Float[Tensor, "n 5"]) -> Float[Tensor, " n"]:
         low, log_gap, log_s1, log_s2, logit = u.T
@@ -137,7 +141,10 @@ def _schools(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _schools_centered(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    effects, errors = torch.tensor(EFFECTS, dtype=torch.float64), torch.tensor(ERRORS, dtype=torch.float64)
+    effects, errors = (
+        torch.tensor(EFFECTS, dtype=torch.float64, device="cpu"),
+        torch.tensor(ERRORS, dtype=torch.float64, device="cpu"),
+    )
 
     def log_prob(u: Float[Tensor, "n 10"]) -> Float[Tensor, " n"]:
         effect, mean, log_tau = u[:, :8], u[:, 8], u[:, 9]

@@ -9,12 +9,14 @@ from typing import Any
 from whichkl._checks import InputError, cannot
 from whichkl.distillation import Distillation
 from whichkl.fitting import Fit
+from whichkl.modes import plain_modes
 from whichkl.reporting.distillation_report import report_distillation
 from whichkl.reporting.fit_report import report_fit
 from whichkl.reporting.study_report import report_study
 from whichkl.study import Study
 
 
+@plain_modes()
 def report(result: Any, path: str | os.PathLike[str]) -> Path:
     """Write the report of a fit, a study or a distillation as one HTML file; of a study also as Markdown beside it.
 

@@ -6,10 +6,10 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from torch.distributions import Distribution
 
 from whichkl._checks import plain
+from whichkl.arrays import tensor_of
 from whichkl.diagnostics import next_richer, shown_weights
 from whichkl.families import simpler
 from whichkl.fitting import Fit
@@ -141,7 +141,7 @@ def _evidence(fit: Fit) -> Section:
 
 
 def _at(optimum: Optimum) -> str:
-    mean = [f"{value + 0.0:.3g}" for value in torch.as_tensor(optimum.model.mean).flatten().tolist()]
+    mean = [f"{value + 0.0:.3g}" for value in tensor_of(optimum.model.mean).flatten().tolist()]
     return ", ".join(mean[:6]) + (", …" if len(mean) > 6 else "")
 
 

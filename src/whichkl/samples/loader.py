@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.sampler import BatchSampler
 
 from whichkl._checks import InputError, cannot, check_finite
+from whichkl.arrays import tensor_of
 from whichkl.samples.stream import BLOCK, Block, Part, Stream
 from whichkl.seeds import seeded
 from whichkl.user_code import call_user
@@ -175,14 +176,14 @@ def _block(batch: Any, where: str) -> Block:
         because = f"{where} pairs {len(values[0])} rows of x with {len(values[1])} of y"
         raise InputError(cannot("use this DataLoader", because, "Give each row of x its row of y"))
     x = values[-1]
-    return Block(x, torch.ones(len(x), dtype=torch.float64), values[0] if len(values) == 2 else None)
+    return Block(x, torch.ones(len(x), dtype=torch.float64, device="cpu"), values[0] if len(values) == 2 else None)
 
 
 def _rows(values: Any, where: str) -> Float[Tensor, "m d"]:
     if not isinstance(values, (Tensor, np.ndarray)):
         because = f"{where} is a `{type(values).__name__}`"
         raise InputError(cannot("use this DataLoader", because, "Let it give tensors (m, d), or pairs (x, y) of them"))
-    tensor = torch.as_tensor(values)
+    tensor = tensor_of(values)
     if tensor.is_complex() or tensor.ndim not in (1, 2) or (tensor.ndim == 2 and tensor.shape[1] == 0):
         because = f"{where} has shape {tuple(tensor.shape)} and type {tensor.dtype}"
         raise InputError(cannot("use this DataLoader", because, "Flatten its rows to real (m, d)"))

@@ -80,13 +80,13 @@ class FilePart(Part):
         Raises:
             InputError: the file is missing, has changed or is broken, or a cell is missing, NaN or infinite.
         """
-        start, weights = 0, torch.ones(_ROWS, dtype=torch.float64)
+        start, weights = 0, torch.ones(_ROWS, dtype=torch.float64, device="cpu")
         for x in self.rows():
             total = x.sum(0)
             if not math.isfinite(total.sum().item()):  # a sum can also overflow, so look closely
                 self._refuse(x, start)
             start += len(x)
-            w = weights[: len(x)] if len(x) <= _ROWS else torch.ones(len(x), dtype=torch.float64)
+            w = weights[: len(x)] if len(x) <= _ROWS else torch.ones(len(x), dtype=torch.float64, device="cpu")
             yield Block(x, w, fresh=True, total=total)
 
     def _check_file(self) -> None:

@@ -168,7 +168,9 @@ class Memory:
     def scale(self, row: int) -> Float[Tensor, " d"]:
         """Read the diagonal of H from its columns."""
         dim = self.s.shape[-1]
-        columns = self.times(torch.full((dim,), row), torch.eye(dim, dtype=self.s.dtype, device=self.s.device))
+        columns = self.times(
+            torch.full((dim,), row, dtype=torch.int64, device="cpu"), torch.eye(dim, dtype=self.s.dtype, device=self.s.device)
+        )
         return columns.diagonal().clamp(min=0).sqrt()
 
     def add(self, rows: Tensor, s: Float[Tensor, "a d"], y: Float[Tensor, "a d"]) -> None:

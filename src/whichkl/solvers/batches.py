@@ -58,7 +58,7 @@ class Shuffled(Batches):
         for step in range(number * self.steps, (number + 1) * self.steps):
             if order is None or step // self.epoch_steps != epoch:
                 epoch = step // self.epoch_steps
-                order = torch.randperm(self.rows, generator=generator_for(self.seed, epoch)).to(self.block.x.device)
+                order = torch.randperm(self.rows, generator=generator_for(self.seed, epoch), device="cpu").to(self.block.x.device)
             first = step % self.epoch_steps * self.size
             yield self.block.take(order[first : first + self.size])
 
@@ -80,7 +80,7 @@ class Streamed(Batches):
     def round(self, number: int) -> Iterator[Block]:
         """Read the next parts, a buffer at a time."""
         epoch, piece = divmod(number, self.pieces)
-        order = torch.randperm(len(self.parts.parts), generator=generator_for(self.seed, epoch))
+        order = torch.randperm(len(self.parts.parts), generator=generator_for(self.seed, epoch), device="cpu")
         mine: list[int] = order.tensor_split(self.pieces)[piece].tolist()
         shuffle = generator_for(self.seed, -1 - number)
         waiting: list[Block] = []
@@ -105,10 +105,10 @@ class Streamed(Batches):
 
     def _cut(self, blocks: list[Block], shuffle: torch.Generator) -> tuple[list[Block], Block]:
         block = joined(blocks)
-        block = block.take(torch.randperm(len(block), generator=shuffle).to(block.x.device))
+        block = block.take(torch.randperm(len(block), generator=shuffle, device="cpu").to(block.x.device))
         whole = len(block) // self.size * self.size
-        ranges = [torch.arange(i, i + self.size) for i in range(0, whole, self.size)]
-        return [block.take(one) for one in ranges], block.take(torch.arange(whole, len(block)))
+        ranges = [torch.arange(i, i + self.size, device="cpu") for i in range(0, whole, self.size)]
+        return [block.take(one) for one in ranges], block.take(torch.arange(whole, len(block), device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def data_of(
         block = kept.gather()
         block = block.take(block.w > 0)
         family.check_count(len(block), block.x.shape[1])
-        order = torch.randperm(len(block), generator=generator_for(seed, -1)).to(block.x.device)
+        order = torch.randperm(len(block), generator=generator_for(seed, -1), device="cpu").to(block.x.device)
         aside = min(max(1, len(block) // 10), VALIDATION)
         validation, train = block.take(order[:aside]), block.take(order[aside:])
         held = apart.gather() if stride else None

@@ -46,7 +46,7 @@ def choose_components(target: Target, family: Mixture, seed: int, work: Work) ->
         because = "the number of components is chosen on held-out samples, and the target has none"
         raise TargetError(cannot(f"use `{family}` here", because, "Give a number, say Mixture(3)"))
     block = _sample(target, seed, work)
-    shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed))
+    shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed), device="cpu")
     folds = shuffled.tensor_split(min(_FOLDS, len(block))) if len(block) <= _FEW else (shuffled[: len(block) // 3],)
     order = torch.cat(folds)
     w = block.w[order] / block.w[order].sum()
@@ -95,7 +95,7 @@ def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, see
     losses = []
     solver = ExpectationMaximization().quick()
     for fold in folds:
-        keep = torch.ones(len(block), dtype=torch.bool)
+        keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
         keep[fold] = False
         part = block.take(keep)
         try:

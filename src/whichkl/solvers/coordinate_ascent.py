@@ -119,9 +119,9 @@ class _Columns:
     def at(cls, counts: Sequence[int], starts: int, seed: int) -> _Columns:
         """Start from uniform probabilities, and from random ones."""
         generator = torch.Generator().manual_seed(seed)
-        logits = _TWO * torch.randn(starts, len(counts), max(counts), generator=generator, dtype=torch.float64)
+        logits = _TWO * torch.randn(starts, len(counts), max(counts), generator=generator, dtype=torch.float64, device="cpu")
         logits[0] = 0.0
-        beyond = torch.arange(max(counts)) >= torch.tensor(counts)[:, None]
+        beyond = torch.arange(max(counts), device="cpu") >= torch.tensor(counts, dtype=torch.int64, device="cpu")[:, None]
         return cls(logits.masked_fill(beyond, -math.inf).log_softmax(-1), counts)
 
     def take(self, keep: list[int]) -> _Columns:
@@ -139,13 +139,16 @@ class _Columns:
     def sweep(self, target: Target, draws: int, rate: float, seed: int) -> tuple[Tensor, Tensor]:
         """Update every column in turn; return what the answers were off, and what their noise costs, in nats a start."""
         generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand(draws, len(self.counts), generator=generator, dtype=torch.float64)
+        uniforms = torch.rand(draws, len(self.counts), generator=generator, dtype=torch.float64, device="cpu")
         x = self.draw(uniforms)
         starts = len(x)
-        off, noise = torch.zeros(starts, dtype=torch.float64), torch.zeros(starts, dtype=torch.float64)
+        off, noise = (
+            torch.zeros(starts, dtype=torch.float64, device="cpu"),
+            torch.zeros(starts, dtype=torch.float64, device="cpu"),
+        )
         for j, count in enumerate(self.counts):
             tried = x[:, :, None].expand(-1, -1, count, -1).clone()
-            tried[..., j] = torch.arange(count, dtype=torch.float64)
+            tried[..., j] = torch.arange(count, dtype=torch.float64, device="cpu")
             log_p = evaluated(target, tried)
             old = self.log_q[:, j, :count]
             chance = old.exp()
@@ -160,7 +163,7 @@ class _Columns:
     def losses(self, target: Target, seed: int) -> Float[Tensor, "s m"]:
         """Log q − log p on draws of every start."""
         generator = torch.Generator().manual_seed(seed)
-        x = self.draw(torch.rand(_JUDGED_ON, len(self.counts), generator=generator, dtype=torch.float64))
+        x = self.draw(torch.rand(_JUDGED_ON, len(self.counts), generator=generator, dtype=torch.float64, device="cpu"))
         each = self.log_q[:, None].expand(-1, x.shape[1], -1, -1).gather(-1, x.long()[..., None])[..., 0]
         return each.sum(-1) - evaluated(target, x)
 
@@ -192,4 +195,4 @@ def _good(losses: Float[Tensor, "s m"], state: _Columns) -> list[int]:
 
 
 def _zeros(state: _Columns) -> Float[Tensor, " s"]:
-    return torch.zeros(len(state.log_q), dtype=torch.float64)
+    return torch.zeros(len(state.log_q), dtype=torch.float64, device="cpu")

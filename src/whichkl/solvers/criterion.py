@@ -97,7 +97,7 @@ def judged(module: nn.Module, model: Any, rows: Block) -> Float[Tensor, " n"] | 
     parts = []
     with torch.no_grad():
         for i in range(0, len(rows), CHUNK):
-            block = rows.take(torch.arange(i, min(i + CHUNK, len(rows))))
+            block = rows.take(torch.arange(i, min(i + CHUNK, len(rows)), device="cpu"))
             try:
                 parts.append(log_likelihood(model, block.x, block.context).to(rows.w))
             except ValueError:

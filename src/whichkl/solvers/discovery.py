@@ -79,6 +79,6 @@ def _spread(logits: Float[Tensor, " k"], loc: Float[Tensor, "k d"], tril: Float[
     """Draws of the mixture, each about its component's mean, several times as wide."""
     generator = torch.Generator().manual_seed(seed)
     which = torch.multinomial(torch.full_like(logits, 1.0).exp(), _POOL, replacement=True, generator=generator)
-    z = torch.randn(_POOL, loc.shape[1], generator=generator, dtype=loc.dtype)
-    stretch = torch.tensor(_STRETCHES, dtype=loc.dtype).repeat(_POOL)[:_POOL]
+    z = torch.randn(_POOL, loc.shape[1], generator=generator, dtype=loc.dtype, device="cpu")
+    stretch = torch.tensor(_STRETCHES, dtype=loc.dtype, device="cpu").repeat(_POOL)[:_POOL]
     return loc[which] + stretch[:, None] * torch.einsum("nij,nj->ni", tril[which], z)

@@ -91,11 +91,11 @@ class ExpectationMaximization(Solver):
         iterations, state = climb.iterations, climb.state.take(climb.likelihood.topk(min(2, self.starts)).indices)
         history = climb.history
         if self.moves and frame.count > 2:
-            fewer = sample.take(torch.arange(0, len(sample), max(1, len(sample) // _MOVED)))
+            fewer = sample.take(torch.arange(0, len(sample), max(1, len(sample) // _MOVED), device="cpu"))
             less = replace(few, parts=slices(fewer))
             better, more = self._rearrange(less, frame, climb.best, work)
             iterations += more
-            state = better if self.starts == 1 else better.beside(state.take(torch.tensor([0])))
+            state = better if self.starts == 1 else better.beside(state.take(torch.tensor([0], dtype=torch.int64, device="cpu")))
         climb = self._climb(few, frame, state, near, work, "a sample" if not whole else "the best starts")
         iterations += climb.iterations
         history += climb.history
@@ -178,7 +178,9 @@ class Climb:
     @classmethod
     def begin(cls, state: State) -> Climb:
         """Start from a state that hasn't been evaluated."""
-        return cls(state, torch.full((len(state.probs),), -math.inf, dtype=torch.float64), math.inf, 0, 0, single=True)
+        return cls(
+            state, torch.full((len(state.probs),), -math.inf, dtype=torch.float64, device="cpu"), math.inf, 0, 0, single=True
+        )
 
     @property
     def best(self) -> State:

@@ -98,7 +98,7 @@ class Enumeration(Solver):
     def _columns(self, family: Family, log_p: Float[Tensor, " n"], counts: Sequence[int], seed: int) -> Solution:
         """Coordinate ascent from uniform probabilities and from random ones, twice: the second time off the ends of the first."""
         generator = torch.Generator().manual_seed(seed)
-        logs = [torch.randn(_STARTS, count, generator=generator, dtype=torch.float64).mul(_TWO) for count in counts]
+        logs = [torch.randn(_STARTS, count, generator=generator, dtype=torch.float64, device="cpu").mul(_TWO) for count in counts]
         for one in logs:
             one[0] = 0.0
         table, done = log_p.reshape(tuple(counts)), 0
@@ -106,9 +106,9 @@ class Enumeration(Solver):
         logs = [one.log_softmax(-1) for one in logs]
         for again in (False, True):
             if again:
-                noise = [torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in logs]
+                noise = [torch.randn(one.shape, generator=generator, dtype=torch.float64, device="cpu") for one in logs]
                 logs = [(one + _NUDGE * more).log_softmax(-1) for one, more in zip(logs, noise, strict=True)]
-            loss = torch.full((_STARTS,), torch.inf, dtype=torch.float64)
+            loss = torch.full((_STARTS,), torch.inf, dtype=torch.float64, device="cpu")
             for _ in range(self.sweeps):
                 before = [one.exp() for one in logs]
                 after, logs = sweep(table, logs)

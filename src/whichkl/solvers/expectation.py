@@ -77,7 +77,7 @@ class Expectation:
         forms, constant = forms.to(self.dtype), constant.to(self.dtype)[..., None]
         df = None if self.state.df is None else self.state.df.to(self.dtype)[..., None]
         sums = Sums.zero(starts, count, forms.shape[1])
-        buffer = torch.empty(forms.shape[1], _ROWS, dtype=self.dtype)
+        buffer = torch.empty(forms.shape[1], _ROWS, dtype=self.dtype, device="cpu")
         for block in blocks:
             for x, w in zip(block.x.split(_ROWS), block.w.split(_ROWS), strict=True):
                 y = ((x - self.shift) / self.scale).T.to(self.dtype).contiguous()
@@ -115,8 +115,8 @@ class Sums:
     @classmethod
     def zero(cls, starts: int, count: int, features: int) -> Sums:
         """Begin with nothing."""
-        zero = torch.zeros(starts, count, dtype=torch.float64)
-        moments = torch.zeros(starts * count, features, dtype=torch.float64)
+        zero = torch.zeros(starts, count, dtype=torch.float64, device="cpu")
+        moments = torch.zeros(starts * count, features, dtype=torch.float64, device="cpu")
         return cls(zero[:, 0].clone(), zero.new_zeros(()), moments, zero.clone(), zero.clone())
 
     def add(self, more: Sums) -> None:
@@ -136,8 +136,8 @@ def maximize(sums: Sums, state: State, floor: Float[Tensor, " d"], covariance: s
     if diagonal:
         moment = torch.diag_embed(second - mean.square())
     else:
-        row, column = torch.triu_indices(dim, dim)
-        moment = torch.zeros(starts * count, dim, dim, dtype=torch.float64)
+        row, column = torch.triu_indices(dim, dim, device="cpu")
+        moment = torch.zeros(starts * count, dim, dim, dtype=torch.float64, device="cpu")
         moment[:, row, column] = second
         moment[:, column, row] = second
         moment = moment - mean[:, :, None] * mean[:, None, :]
@@ -163,7 +163,7 @@ def quadratic_forms(state: State, *, diagonal: bool) -> Float[Tensor, "sk p"]:
         return torch.cat([precision, -2 * middle, (middle * loc).sum(-1, keepdim=True)], -1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(cov))
     middle = (inverse @ loc[..., None])[..., 0]
-    row, column = torch.triu_indices(dim, dim)
+    row, column = torch.triu_indices(dim, dim, device="cpu")
     products = inverse[:, row, column] * torch.where(row == column, 1.0, 2.0)
     return torch.cat([products, -2 * middle, (middle * loc).sum(-1, keepdim=True)], -1)
 
@@ -200,7 +200,7 @@ def _freedom(df: Float[Tensor, "s k"], dim: int, spread: Float[Tensor, "s k"]) -
     old = (df + dim) / 2
     constant = 1 + spread + torch.digamma(old) - old.log()
     low, high = (torch.full_like(df, math.log(end)) for end in FREEDOM)
-    ends = torch.tensor(FREEDOM, dtype=torch.float64) / 2
+    ends = torch.tensor(FREEDOM, dtype=torch.float64, device="cpu") / 2
     at_low, at_high = (ends.log() - torch.digamma(ends)).tolist()
     to_low, to_high = at_low + constant <= 0, at_high + constant > 0
     outside = to_low | to_high

@@ -98,7 +98,7 @@ def _widened(target: Target, model: Distribution, rank: int, seed: int) -> Float
     def bend(v: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
         return curvature(average, theta, slope, torch.cat([v, torch.zeros_like(v)])[None], unit)[0, :dim]
 
-    start = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(loc.device)
+    start = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu").to(loc.device)
     value, vector = _least(bend, start, rank)
     length = (1 / value.clamp(min=1e-300) - 1).clamp(min=0).sqrt().clamp(_LEAST, _MOST)
     return torch.cat([loc, scale.log(), (scale[:, None] * vector * length).flatten()])

@@ -31,10 +31,10 @@ def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
 
     Source: radix selection, Knuth (1998), The Art of Computer Programming 3, 5.2.5.
     """
-    found = torch.zeros(len(columns), dtype=torch.int64)
-    half = below = torch.zeros(len(columns), dtype=torch.float64)
+    found = torch.zeros(len(columns), dtype=torch.int64, device="cpu")
+    half = below = torch.zeros(len(columns), dtype=torch.float64, device="cpu")
     for digit in range(64 // _BITS):
-        nothing = torch.zeros(len(columns), _DIGITS, dtype=torch.float64)
+        nothing = torch.zeros(len(columns), _DIGITS, dtype=torch.float64, device="cpu")
         table = sum(rows.map(_Count(tuple(columns), found, digit)), nothing)
         half = table.sum(1) / 2 * (1 - _ROUNDING) if digit == 0 else half
         reached = below[:, None] + table.cumsum(1)
@@ -53,7 +53,7 @@ class _Count:
     digit: int
 
     def __call__(self, blocks: Iterator[Block]) -> Tensor:
-        table = torch.zeros(len(self.columns), _DIGITS, dtype=torch.float64)
+        table = torch.zeros(len(self.columns), _DIGITS, dtype=torch.float64, device="cpu")
         shift = 64 - _BITS * (self.digit + 1)
         for block in blocks:
             for i, column in enumerate(self.columns):

@@ -113,7 +113,7 @@ def settle(looks: Iterable[Any]) -> Looked:
 def aside_from(start: int, count: int, every: int) -> Tensor:
     """Tell which of the rows from `start` on are set aside to stop by: one in `every`, spread by a hash."""
     mask = held_out(start + _SALT, count, every)
-    return torch.zeros(count, dtype=torch.bool) if mask is None else mask
+    return torch.zeros(count, dtype=torch.bool, device="cpu") if mask is None else mask
 
 
 def _add(seen: Looked, block: Block) -> None:

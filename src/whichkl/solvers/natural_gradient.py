@@ -107,7 +107,7 @@ class NaturalGradient(Solver):
                 further = count << min(3, max(1, math.floor(math.log2(max(times, 2)))))
             if is_settled or count >= self.max_nodes:
                 break
-            rows = torch.tensor(self._optima(state, family)[1][:_KEPT], device=state.loc.device)
+            rows = torch.tensor(self._optima(state, family)[1][:_KEPT], device=state.loc.device, dtype=torch.int64)
             further = min(further, self.max_nodes)
             if not target.evaluations.affords(len(rows) * further):
                 break

@@ -139,7 +139,9 @@ def _newton_step(here: Evaluation) -> Tensor:
     hessian, ridge = here.curvature, 0.0
     size = float(hessian.diagonal().mean())
     while True:
-        factor, info = torch.linalg.cholesky_ex(hessian + ridge * size * torch.eye(len(hessian)).to(hessian))
+        factor, info = torch.linalg.cholesky_ex(
+            hessian + ridge * size * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+        )
         if int(info) == 0:
             return -torch.cholesky_solve(here.gradient.flatten()[:, None], factor).reshape(here.gradient.shape)
         ridge = max(1e-14, 10 * ridge)

@@ -26,21 +26,21 @@ def gaussian_rule(dim: int, count: int, seed: int, apart: int = 0) -> tuple[Floa
     True
     """
     if dim == 1:
-        z = torch.arange(-_REACH, _REACH + _STEP / 2, _STEP, dtype=torch.float64)
+        z = torch.arange(-_REACH, _REACH + _STEP / 2, _STEP, dtype=torch.float64, device="cpu")
         z = (z - z.flip(0)) / 2
         w = torch.exp(-z.square() / 2)
         return z[:, None], w / w.sum()
     if count < 4 * dim or dim > torch.quasirandom.SobolEngine.MAXDIM:
         half = _neighbours_apart(dim, count // 2, seed, apart)
         z = torch.cat([half, -half])
-        return z, torch.full((len(z),), 1 / len(z), dtype=torch.float64)
+        return z, torch.full((len(z),), 1 / len(z), dtype=torch.float64, device="cpu")
     half = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(count // 2, dtype=torch.float64)
     tiny = 2.0**-33
     half = math.sqrt(2) * torch.erfinv(2 * half.clamp(tiny, 1 - tiny) - 1)
     z = torch.cat([half, -half])
     tril = torch.linalg.cholesky(z.T @ z / len(z))
     z = torch.linalg.solve_triangular(tril, z.T, upper=False).T
-    return z.contiguous(), torch.full((len(z),), 1 / len(z), dtype=torch.float64)
+    return z.contiguous(), torch.full((len(z),), 1 / len(z), dtype=torch.float64, device="cpu")
 
 
 def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tensor, "m d"]:
@@ -50,7 +50,7 @@ def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tens
 
     Sobol points won't do: so few of them are nearly equal in some pairs of many columns, at correlations of 0.9.
     """
-    z = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    z = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
     width = max(1, (count - apart) // 4)
     for begin in ([0] if apart else []) + list(range(apart, dim, width)):
         end = begin + width if begin >= apart else apart

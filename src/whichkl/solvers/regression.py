@@ -91,8 +91,8 @@ class Design:
         if hessian:
             curvature = curvature + torch.diag(prior.repeat(k))
             if k > 1:  # adding the same to all η changes nothing: let the Hessian be 1 there, and no step goes that way
-                same = torch.full((k, k), self.count / k).to(prior)
-                curvature = curvature + torch.kron(same, torch.eye(len(prior)).to(prior))
+                same = prior.new_full((k, k), self.count / k)
+                curvature = curvature + torch.kron(same, torch.eye(len(prior), dtype=prior.dtype, device=prior.device))
         else:
             curvature = curvature + prior
         gradient = self.per_row * total["gradient"] + prior * theta
@@ -116,7 +116,7 @@ class Design:
         low, high = low.amin(0), high.amax(0)
         alone: set[int] = set()
         for group in range(groups):
-            rest = torch.arange(groups) != group
+            rest = torch.arange(groups, device="cpu") != group
             below, above = low[rest].amin(0), high[rest].amax(0)
             apart = ((high[group] <= below) | (low[group] >= above)) & ((low[group] < above) | (high[group] > below))
             if self.family.response == "poisson":  # where something was counted the column must not vary
@@ -173,7 +173,7 @@ class _Ends:
     def __call__(self, blocks: Iterator[Block]) -> tuple[Tensor, Tensor]:
         c = len(self.design.center)
         law, groups = self.design.family.law, max(2, self.design.columns)
-        low, high = torch.full((groups, c), torch.inf).double(), torch.full((groups, c), -torch.inf).double()
+        low, high = (torch.full((groups, c), end, dtype=torch.float64, device="cpu") for end in (torch.inf, -torch.inf))
         for block in blocks:
             x, side = check_context(self.design.family, block.context), law.side(block.x[:, 0])
             for group in range(groups):

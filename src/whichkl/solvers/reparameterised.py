@@ -71,7 +71,7 @@ class FlowRows(Rows):
             with seeded(seed):
                 network = build()
             network.rest()
-            network.within = torch.tensor(1 / reach).to(network.mean)
+            network.within = network.mean.new_tensor(1 / reach)
             self.operations = _Within(network.to(locs.device), reach)
             self.weights = Flat(self.operations)
             rows.append(self.weights.read())
@@ -81,7 +81,7 @@ class FlowRows(Rows):
         """Carry the same standard normal draws through every flow."""
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)
-            z = torch.randn(m, self.locs.shape[1], generator=generator, dtype=self.locs.dtype).to(self.locs.device)
+            z = torch.randn(m, self.locs.shape[1], generator=generator, dtype=self.locs.dtype, device="cpu").to(self.locs.device)
             return self._carried(theta, z.expand(len(theta), -1, -1))
 
     def path(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ class FlowRows(Rows):
     def _pairs(self, m: int, seed: int) -> Float[Tensor, "m d"]:
         """Normal draws, each with its negative, which takes noise from the gradient; not from losses, whose error is wanted."""
         generator = torch.Generator().manual_seed(seed)
-        half = torch.randn((m + 1) // 2, self.locs.shape[1], generator=generator, dtype=self.locs.dtype)
+        half = torch.randn((m + 1) // 2, self.locs.shape[1], generator=generator, dtype=self.locs.dtype, device="cpu")
         return torch.cat([half, -half])[:m].to(self.locs.device)
 
     def _carried(self, theta: Tensor, z: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor]:
@@ -173,8 +173,8 @@ class _Within(nn.Module):
     def __init__(self, network: FlowNetwork, reach: float) -> None:
         super().__init__()
         self.network, self.reach = network, reach
-        self.shift = nn.Parameter(torch.zeros(network.dim).to(network.mean))
-        self.mix = nn.Parameter(torch.eye(network.dim).to(network.mean))
+        self.shift = nn.Parameter(network.mean.new_zeros(network.dim))
+        self.mix = nn.Parameter(torch.eye(network.dim, dtype=network.mean.dtype, device=network.mean.device))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y, log_q = self.network.carry(z / self.reach)

@@ -154,7 +154,7 @@ def held_rows(start: int, count: int, stride: int) -> Tensor:
     Where among them a hash of their common number tells (Steele, Lea & Flood, 2014): data can have a period.
     """
     if stride == 0:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     spans = [_held_in(span, stride) for span in range(start // _SPAN, -(-(start + count) // _SPAN))]
     numbers = spans[0] if len(spans) == 1 else np.concatenate([np.empty(0, dtype=np.int64), *spans])
     first, end = numbers.searchsorted([start, start + count])
@@ -175,7 +175,7 @@ def held_out(start: int, count: int, stride: int) -> Tensor | None:
     """Return `held_rows` as a mask, which is shared and isn't to be changed; None where no row can be held out."""
     if stride == 0:
         return None
-    mask = torch.zeros(count, dtype=torch.bool)
+    mask = torch.zeros(count, dtype=torch.bool, device="cpu")
     mask[held_rows(start, count, stride)] = True
     return mask
 
@@ -203,17 +203,17 @@ class _Thin:
         kept: list[Block] = []
         step, start = 1, 0
         for block in blocks:
-            kept.append(block.take(torch.arange(start, start + len(block)) % step == 0))
+            kept.append(block.take(torch.arange(start, start + len(block), device="cpu") % step == 0))
             start += len(block)
             while sum(map(len, kept)) > 2 * self.wanted:
                 whole = joined(kept)
-                kept, step = [whole.take(torch.arange(len(whole)) % 2 == 0)], 2 * step
+                kept, step = [whole.take(torch.arange(len(whole), device="cpu") % 2 == 0)], 2 * step
         return kept, start
 
 
 def mean_log_likelihood(model: Any, rows: Rows) -> float:
     """Return Σ w log q / Σ w over all rows, in nats."""
-    total = sum(rows.map(_LogLikelihood(model)), torch.zeros(2, dtype=torch.float64))
+    total = sum(rows.map(_LogLikelihood(model)), torch.zeros(2, dtype=torch.float64, device="cpu"))
     return float(total[0] / total[1])
 
 
@@ -224,7 +224,7 @@ class _LogLikelihood:
     model: Any
 
     def __call__(self, blocks: Iterator[Block]) -> Tensor:
-        total = torch.zeros(2, dtype=torch.float64)
+        total = torch.zeros(2, dtype=torch.float64, device="cpu")
         for block in blocks:
             value = log_likelihood(self.model, block.x, block.context).detach()
             total += torch.stack([block.w @ value.to(block.w), block.w.sum()]).cpu()

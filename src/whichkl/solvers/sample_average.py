@@ -190,5 +190,9 @@ def _split(loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], count: int) -> 
     """Spread K components evenly over ±1 standard deviation of one Gaussian along its longest axis."""
     _, vector = torch.linalg.eigh(tril @ tril.T)
     axis = vector[:, -1] * torch.linalg.vector_norm(tril.T @ vector[:, -1])
-    at = torch.linspace(-1, 1, count, dtype=loc.dtype) if count > 1 else torch.zeros(1, dtype=loc.dtype)
+    at = (
+        torch.linspace(-1, 1, count, dtype=loc.dtype, device="cpu")
+        if count > 1
+        else torch.zeros(1, dtype=loc.dtype, device="cpu")
+    )
     return loc.new_zeros(count), loc + at[:, None] * axis, tril.expand(count, -1, -1)

@@ -34,7 +34,7 @@ def find_scales(target: Target, seed: int) -> Starts:
     """
     if target.dim <= _WIDE:
         loc, tril = find_starts(target, seed)
-        eye = torch.eye(target.dim, dtype=tril.dtype).expand_as(tril)
+        eye = torch.eye(target.dim, dtype=tril.dtype, device="cpu").expand_as(tril)
         inverse = torch.linalg.solve_triangular(tril, eye, upper=False)
         return loc, torch.linalg.vector_norm(inverse, dim=-2).reciprocal()
     points = _points(target, seed)
@@ -54,7 +54,7 @@ def find_scales(target: Target, seed: int) -> Starts:
             locs.append(peaks.x[i])
             scales.append(_spread(target, peaks.x[i], seed))
     if not locs:  # a density without modes
-        locs, scales = [points.mean(0)], [torch.ones(target.dim, dtype=torch.float64)]
+        locs, scales = [points.mean(0)], [torch.ones(target.dim, dtype=torch.float64, device="cpu")]
     return torch.stack(locs), torch.stack(scales)
 
 
@@ -62,12 +62,14 @@ def _points(target: Target, seed: int) -> Float[Tensor, "c d"]:
     """Where to begin the search for modes."""
     generator = torch.Generator().manual_seed(seed)
     if target.samples is not None:
-        points = target.samples[torch.randperm(len(target.samples), generator=generator)[:_SEARCHES]].to(torch.float64)
+        points = target.samples[torch.randperm(len(target.samples), generator=generator, device="cpu")[:_SEARCHES]].to(
+            torch.float64
+        )
     elif target.sampler is not None:
         points = target.draws(_SEARCHES, seed).to(torch.float64)
     else:
-        scales = torch.tensor([0.03, 0.3, 1.0, 3.0], dtype=torch.float64)
-        points = scales[:, None] * torch.randn(_SEARCHES, target.dim, generator=generator, dtype=torch.float64)
+        scales = torch.tensor([0.03, 0.3, 1.0, 3.0], dtype=torch.float64, device="cpu")
+        points = scales[:, None] * torch.randn(_SEARCHES, target.dim, generator=generator, dtype=torch.float64, device="cpu")
     points = points.cpu()
     finite = look(target, points).isfinite()
     if not bool(finite.any()):
@@ -80,7 +82,7 @@ def _points(target: Target, seed: int) -> Float[Tensor, "c d"]:
 def _spread(target: Target, mode: Float[Tensor, " d"], seed: int) -> Float[Tensor, " d"]:
     """1/√diag(−∇² log p) at a mode; where an estimate isn't positive, the median of the others."""
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (_PROBES, len(mode)), generator=generator).to(torch.float64).mul(2).sub(1)
+    signs = torch.randint(0, 2, (_PROBES, len(mode)), generator=generator, device="cpu").to(torch.float64).mul(2).sub(1)
     size = 1e-5 * (1 + float(mode.abs().median()))
     _, ahead = target.trial((mode + size * signs).to(target.device))
     _, behind = target.trial((mode - size * signs).to(target.device))

@@ -153,7 +153,7 @@ class Columns:
 
     def _drawn(self, theta: Tensor, m: int, seed: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand(m, self.target.dim, generator=generator, dtype=torch.float64)
+        uniforms = torch.rand(m, self.target.dim, generator=generator, dtype=torch.float64, device="cpu")
 
         def one(row: Tensor) -> Any:
             return functional_call(self.operations, self.flat.named(row), (uniforms,))

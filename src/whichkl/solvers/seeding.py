@@ -33,7 +33,7 @@ def seed_states(
         drawn = y[torch.multinomial(chance, trials, replacement=True, generator=generator)]
         left = torch.stack([torch.minimum(nearest, torch.cdist(y, drawn[:, t]).square()) for t in range(trials)])
         best = (w[:, None] * left).sum(1).argmin(0)
-        each = torch.arange(starts)
+        each = torch.arange(starts, device="cpu")
         centres = torch.cat([centres, drawn[each, best][:, None]], 1)
         nearest = left[best, :, each].T
     dim = y.shape[1]

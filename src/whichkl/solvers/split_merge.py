@@ -30,7 +30,7 @@ def rearranged(state: State) -> State | None:
         return None
     volume = _log_det(cov)
     cost = _merge_cost(probs, loc, cov, volume)
-    row, column = torch.triu_indices(count, count, 1)
+    row, column = torch.triu_indices(count, count, 1, device="cpu")
     nearest = cost[row, column].argsort()
     widest = torch.where(probs > 0.25 / count, volume, -math.inf).argsort(descending=True)
     found: list[State] = []

@@ -40,7 +40,7 @@ def find_starts(target: Target, seed: int) -> Gaussians:
         TargetError: the log density is −inf at every candidate, or looks like a density.
     """
     modes = find_modes(target, seed)
-    wide = torch.eye(target.dim, dtype=torch.float64)
+    wide = torch.eye(target.dim, dtype=torch.float64, device="cpu")
     locs = [*modes.locs, modes.points.mean(0)]
     factors = [*modes.trils, wide]
     if len(modes.locs) > 1:
@@ -97,8 +97,8 @@ def _check_about(target: Target, modes: Modes, seed: int) -> None:
     Raises:
         NotANumberError: it is NaN there.
     """
-    z = torch.randn(_AROUND, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    which = torch.arange(_AROUND) % len(modes.locs)
+    z = torch.randn(_AROUND, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    which = torch.arange(_AROUND, device="cpu") % len(modes.locs)
     x = modes.locs[which] + torch.einsum("nij,nj->ni", modes.trils[which], z)
     target.log_prob(x.to(target.device))
 
@@ -107,11 +107,13 @@ def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[
     """Points among which the search for modes begins, with log p; it is −∞ where it isn't a number, but not at draws of p."""
     if target.samples is not None:
         generator = torch.Generator().manual_seed(seed)
-        points = target.samples[torch.randperm(len(target.samples), generator=generator)[:_CANDIDATES]].to(torch.float64)
+        points = target.samples[torch.randperm(len(target.samples), generator=generator, device="cpu")[:_CANDIDATES]].to(
+            torch.float64
+        )
     elif target.sampler is not None:
         points = target.draws(_CANDIDATES, seed).to(torch.float64)
     else:
-        scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64).repeat(_CANDIDATES // 4)
+        scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)
         points = _normal_points(target.dim, seed) * scales[:, None]
     value = look(target, points)
     finite = value.isfinite()
@@ -148,7 +150,8 @@ def _refuse_density(target: Target, value: Tensor) -> None:
     """Notice a density where a *log* density is due: never negative, and 0 far away, where its log would be −∞."""
     if bool((value < 0).any()):
         return
-    far = torch.cat([torch.eye(target.dim), -torch.eye(target.dim)]).to(torch.float64) * 1e6
+    far = 1e6 * torch.eye(target.dim, dtype=torch.float64, device="cpu")
+    far = torch.cat([far, -far])
     try:
         tail = target.log_prob(far.to(target.device)).detach()
     except TargetError:
@@ -179,7 +182,7 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
             tril = _new_mode(target, peaks, i, found)
             if tril is not None:
                 found.append((i, tril))
-        known = torch.zeros(len(going), dtype=torch.bool)
+        known = torch.zeros(len(going), dtype=torch.bool, device="cpu")
         for i, tril in found:
             known |= _lies_under(peaks, going, i, tril)
         return known
@@ -189,7 +192,7 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
     rested = (peaks.x == points).all(-1).nonzero()[:, 0]
     foreseen(peaks, rested, rested[:0])  # those that began at a mode never arrived at one
     best = sorted(found, key=lambda one: -float(peaks.value[one[0]]))[:most]
-    chosen = torch.tensor([i for i, _ in best], dtype=torch.int64)
+    chosen = torch.tensor([i for i, _ in best], dtype=torch.int64, device="cpu")
     dim = points.shape[1]
     trils = torch.stack([tril for _, tril in best]) if best else points.new_empty(0, dim, dim)
     return Modes(peaks.x[chosen], trils, peaks.value[chosen], points)

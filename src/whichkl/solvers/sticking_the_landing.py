@@ -216,7 +216,9 @@ def gaussians_to_start(target: Target, seed: int, most: int) -> tuple[Float[Tens
         parts = [loc_and_tril(one.model) for one in optima[:most]]
     parts = parts[: max(1, most - 2)]
     locs, trils = (torch.stack(part) for part in zip(*parts, strict=True))
-    weight = torch.softmax(-torch.tensor([one.loss for one in optima[: len(parts)]], dtype=locs.dtype), 0).to(locs.device)
+    weight = torch.softmax(-torch.tensor([one.loss for one in optima[: len(parts)]], dtype=locs.dtype, device="cpu"), 0).to(
+        locs.device
+    )
     if len(parts) > 1:
         mean = weight @ locs
         apart = (locs - mean) * weight.sqrt()[:, None]

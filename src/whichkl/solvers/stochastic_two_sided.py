@@ -215,8 +215,8 @@ def _stand_in(target: Target, family: NetworkFamily, seed: int) -> Target:
     locs, trils = gaussians_to_start(target.unconstrained(), seed, _STARTS)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
-        which = torch.randint(len(locs), (n,), generator=generator).to(locs.device)
-        z = torch.randn(n, locs.shape[1], generator=generator, dtype=locs.dtype).to(locs.device)
+        which = torch.randint(len(locs), (n,), generator=generator, device="cpu").to(locs.device)
+        z = torch.randn(n, locs.shape[1], generator=generator, dtype=locs.dtype, device="cpu").to(locs.device)
         return target.bijection.forward(locs[which] + (trils[which] @ z[:, :, None])[..., 0])
 
     return Target(sampler=draw, dim=target.dim, names=target.names, device=target.device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from whichkl.families.network_family import NetworkFamily
 from whichkl.journal import Journal, optimizer_state, tensors_behind
+from whichkl.modes import own_defaults
 from whichkl.samples import Block
 from whichkl.solvers.criterion import Criterion
 
@@ -68,7 +69,8 @@ class Run:
         if not math.isfinite(norm):
             return self._skip("its gradient was NaN or infinite")
         self.gradient = norm
-        self.optimizer.step()
+        with own_defaults():  # it counts its steps in a tensor
+            self.optimizer.step()
         self._mix()
         return value
 

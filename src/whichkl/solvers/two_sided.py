@@ -291,7 +291,7 @@ def _nodes(target: Target, count: int, seed: int) -> Nodes:
 
 def _spread(count: int, most: int) -> Tensor:
     """Numbers of `most` rows out of `count`, evenly."""
-    return torch.linspace(0, count - 1, most, dtype=torch.float64).long()
+    return torch.linspace(0, count - 1, most, dtype=torch.float64, device="cpu").long()
 
 
 def left_out(target: Target, stride: int) -> Bool[Tensor, " n"]:

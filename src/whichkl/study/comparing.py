@@ -12,6 +12,7 @@ from typing import Any
 from whichkl._checks import InputError, cannot
 from whichkl.cluster import Ray, workers_of
 from whichkl.distillation.target import DistillationTarget
+from whichkl.modes import plain_modes
 from whichkl.study.cell import Outcome
 from whichkl.study.distilling import distillation_plan_of
 from whichkl.study.engines import here, on_ray
@@ -37,6 +38,7 @@ class Progress:
     """The last one."""
 
 
+@plain_modes()
 def compare(
     target: Any,
     families: Any = None,
@@ -96,6 +98,7 @@ def compare(
     return run(plan, out, cluster, workers, pilot=pilot, recompute=recompute, tell=tell)
 
 
+@plain_modes()
 def run(
     plan: Plan,
     out: str | os.PathLike[str] | None = None,

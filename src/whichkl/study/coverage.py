@@ -13,6 +13,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from whichkl.modes import plain_modes
+
 ROWS = 2_000
 """Draws of each that are compared."""
 _NEIGHBORS = 5
@@ -58,6 +60,7 @@ class Coverage:
         return asdict(self)
 
 
+@plain_modes()
 def coverage(
     x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], log_q_x: Float[Tensor, " n"] | None, log_q_y: Float[Tensor, " m"] | None
 ) -> Coverage:

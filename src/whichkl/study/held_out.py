@@ -63,9 +63,9 @@ def mixed(seed: int, what: str) -> int:
 
 def _kept(p: Target, share: float, seed: int) -> Tensor:
     n = 0 if p.samples is None else len(p.samples)
-    keep = torch.ones(n, dtype=torch.bool)
+    keep = torch.ones(n, dtype=torch.bool, device="cpu")
     if p.chains is None:
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(mixed(seed, "split")))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(mixed(seed, "split")), device="cpu")
         keep[order[: max(1, round(share * n))]] = False
         return keep
     for chain in p.chains.unique():

@@ -15,6 +15,7 @@ from whichkl._checks import InputError, cannot
 from whichkl._files import write_whole
 from whichkl.families import Family
 from whichkl.fitting import Fit
+from whichkl.modes import plain_modes
 from whichkl.study.ledger import Ledger, Stored, read_config
 from whichkl.study.measures import columns_with
 from whichkl.study.needs import DISTILLATION_NEEDS, NEEDS
@@ -88,6 +89,7 @@ class Study:
         found = decide(self.rows, DISTILLATION_NEEDS if target.get("source") == "distillation" else NEEDS)
         return replace(found, notes=(*found.notes, _SPLITS)) if found.comparisons and target.get("rows") else found
 
+    @plain_modes()
     def fit(self, cell: Stored | str | int, family: Family | None = None) -> Fit:
         """Return the fit of a cell.
 
