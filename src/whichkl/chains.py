@@ -98,7 +98,10 @@ def standard_error(terms: Float[Tensor, " n"], chains: Int[Tensor, " n"] | None)
     >>> standard_error(torch.tensor([0.0, 1.0, 2.0]), None)
     (0.577..., None)
     """
-    spread, n = float(terms.std()), len(terms)
+    n = len(terms)
+    if n == 1:
+        return math.inf, None if chains is None else 1.0
+    spread = float(terms.std())
     if chains is None:
         return spread / math.sqrt(n), None
     effective = min(float(n), effective_draws(terms, chains))

@@ -276,17 +276,19 @@ def fit(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number of at least 0", "Give, say, seed=0"))
     p = Target.of(target)
+    given = p
     said = None if family is None else family_of(family)
     _check_pairs(p, said)
     family = default_family(p) if said is None else said
     log = None if journal is None else Journal.of(journal, _identity(p, family, objective, solver, seed))
     work = Work(workers_of(cluster), tell or QUIET.tell, log, p.evaluations)
+    p = p.noting_repeats() if judge else p
     done = solve(p, family, objective, solver, seed, work, judged=judge)
     judgement = judge_fit(p, done.family, done.objective, done.solver, done.solution, done.model, seed, work, whole=judge)
     done, judgement = _from_missing_modes(p, done, judgement, seed, work)
     if log is not None:
         log.clear()
-    return done.judged(p, judgement, seed)
+    return done.judged(given, judgement, seed)
 
 
 def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int, work: Work) -> tuple[Solved, Judgement]:

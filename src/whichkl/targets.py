@@ -32,6 +32,7 @@ from whichkl.line_integral import LineIntegral
 from whichkl.modes import plain_modes
 from whichkl.pairing import has_flat_response, tell_apart
 from whichkl.samples import Stream, Table, open_samples
+from whichkl.samples.repeats import Repeats, repeats_of
 from whichkl.seeds import seeded, seeded_draws
 from whichkl.supports import Bijection, Support, support_of
 from whichkl.user_code import call_user
@@ -103,6 +104,8 @@ class Target:
         """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
         self.known_modes: Tensor | None = None
         """Points (k, d) at modes that were found before, the heaviest first, from which searches start too."""
+        self.repeats: Repeats | None = None
+        """Which rows are equal, where that was looked for and matters; see `noting_repeats`."""
         if energy is not None:
             if log_prob is not None or score is not None or normalized:
                 because = "an energy is log p, turned round, up to its own log Z"
@@ -324,6 +327,7 @@ class Target:
         )
         if free.density is not None:
             free.density.place, free.density.source = bijection.forward, self.density
+        free.repeats = self.repeats
         free.known_modes = None if self.known_modes is None else bijection.inverse(self.known_modes)
         free.context, free.context_names, free.scalar = self.context, self.context_names, self.scalar
         free.evaluations = self.evaluations
@@ -337,13 +341,24 @@ class Target:
         known.known_modes = modes if self.known_modes is None else torch.cat([modes, self.known_modes])
         return known
 
+    def noting_repeats(self) -> Target:
+        """Return this target with what repeats among its rows, or among the first of a stream; draws of chains do by nature."""
+        block = None if self.stream is None else self.stream.first
+        x, context = (self.samples, self.context) if block is None else (block.x, block.context)
+        found = None if x is None or self.chains is not None else repeats_of(x, context)
+        if found is None:
+            return self
+        noted = copy.copy(self)
+        noted.repeats = found
+        return noted
+
     def thinned(self) -> tuple[Target, int]:
         """Return this target with every τ-th row of its chains, nearly independent, and τ; itself and 1 without chains."""
         if self.samples is None or self.chains is None:
             return self, 1
         rows, step = thinning(self.samples, self.chains)
         few = copy.copy(self)
-        few.samples, few.chains = self.samples[rows], None
+        few.samples, few.chains, few.repeats = self.samples[rows], None, None
         return few, step
 
     def __repr__(self) -> str:

@@ -21,6 +21,7 @@ from whichkl.divergences import Estimate, Finite, bridge, monte_carlo, quadratur
 from whichkl.importance import pareto_smooth
 from whichkl.objectives import Between
 from whichkl.objectives.objective import parameters
+from whichkl.samples.repeats import row_keys
 from whichkl.solvers import Solution
 from whichkl.solvers.two_sided import left_out
 from whichkl.targets import Target
@@ -56,7 +57,10 @@ def between_value(
     y = model_target(law, free).draws(draws_in(free.dim), seed + 1).to(torch.float64)
     at_q = _ratio(free, law, y)
     at_p = at_q[:0] if x is None else _ratio(free, law, x)
-    return _estimate(objective, free, _Side(at_p, w, chains, of), _Side(at_q, None, None, f"{len(y):,} draws of q"), notes)
+    groups = None if x is None or target.repeats is None or target.sampler is not None else row_keys(x)
+    return _estimate(
+        objective, free, _Side(at_p, w, chains, of, groups), _Side(at_q, None, None, f"{len(y):,} draws of q"), notes
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class _Side:
     weights: Float[Tensor, " n"] | None
     chains: Tensor | None
     of: str
+    groups: Tensor | None = None
+    """Numbers that equal draws share, where rows repeat."""
 
     @property
     def even(self) -> Float[Tensor, " n"]:
@@ -78,8 +84,12 @@ class _Side:
         """Return the standard error that so much influence of each draw makes, and the shape of its tail."""
         if not len(influence):
             return 0.0, None
-        if self.weights is not None:
-            stderr = float((self.even * influence).square().sum().sqrt())
+        if self.weights is not None or self.groups is not None:
+            parts = self.even * influence
+            if self.groups is not None:
+                number = self.groups.unique(return_inverse=True)[1]
+                parts = torch.zeros(int(number.max()) + 1).to(parts).index_add(0, number, parts)
+            stderr = float(parts.square().sum().sqrt())
         else:
             stderr = standard_error(influence, self.chains)[0]
         if len(influence) < _TAIL:

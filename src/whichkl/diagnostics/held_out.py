@@ -21,6 +21,7 @@ from whichkl.families import Family, NetworkFamily, simpler, simplest
 from whichkl.families.family import cast, log_likelihood
 from whichkl.objectives import ForwardKL
 from whichkl.samples import Block
+from whichkl.samples.repeats import row_keys
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.rows import HELD, rows_of, thinned
 from whichkl.solvers.work import Work
@@ -69,7 +70,8 @@ def forward_value(
     if own is None:
         return in_sample(target, model), d
     order, mine, how = own
-    w, chains = (None if one is None else one[order] for one in (target.weights, target.chains))
+    groups = None if target.repeats is None else target.repeats.group
+    w, chains, groups = (None if one is None else one[order] for one in (target.weights, target.chains, groups))
     most = None if len(order) <= _FEW or chains is not None else 1
 
     def gained(near: Family | None) -> Estimate | None:
@@ -81,9 +83,9 @@ def forward_value(
             return None
         theirs = cross_fit(target, near, refit, seed, most)
         m = len(theirs[1]) if theirs is not None else 0
-        return None if theirs is None else _gain(mine[:m], theirs[1], None if w is None else w[:m], chains)
+        return None if theirs is None else _gain(mine[:m], theirs[1], _first(w, m), chains, _first(groups, m))
 
-    held_out = monte_carlo.cross_entropy(mine, how, w, chains)
+    held_out = monte_carlo.cross_entropy(mine, how, w, chains, groups)
     d = replace(d, held_out=held_out, richer_gain=gained(next_richer(family, d)), simpler_gain=gained(simpler(family)))
     lowest = simplest(family)
     if d.simpler_gain is not None and d.simpler_gain.value > 0 and lowest not in (None, simpler(family)):
@@ -93,16 +95,26 @@ def forward_value(
     if Access.LOG_PROB not in target.access:
         return held_out, d
     log_p = measured("log p at the unseen rows", lambda: target.log_prob(_samples(target)[order]), None)
-    return _absolute(target, held_out, mine, log_p, w, chains), d
+    return _absolute(target, held_out, mine, log_p, w, chains, groups), d
+
+
+def _first(values: Tensor | None, count: int) -> Tensor | None:
+    return None if values is None else values[:count]
 
 
 def _absolute(
-    target: Target, held_out: Estimate, mine: Tensor, log_p: Tensor | None, w: Tensor | None, chains: Tensor | None = None
+    target: Target,
+    held_out: Estimate,
+    mine: Tensor,
+    log_p: Tensor | None,
+    w: Tensor | None,
+    chains: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> Estimate:
     """KL in place of the cross-entropy, where log p at the rows is known."""
     if log_p is None:
         return held_out
-    absolute = monte_carlo.cross_entropy(mine + log_p, held_out.method, w, chains)
+    absolute = monte_carlo.cross_entropy(mine + log_p, held_out.method, w, chains, groups)
     return replace(absolute, up_to=None if target.normalized else "log_z")
 
 
@@ -121,7 +133,8 @@ def unseen(target: Target, family: Family, solver: Solver, solution: Solution, s
     if solution.held is not None:
         held = solution.held
         x = target.bijection.forward(held.block.x) if family.carried else held.block.x
-        return Block(x, held.block.w, held.block.context), carried(held.model, target.bijection) if family.carried else held.model
+        block = _distinct(target, Block(x, held.block.w, held.block.context))
+        return block, carried(held.model, target.bijection) if family.carried else held.model
     if target.samples is None:
         return None
     folds = _folds(target, len(target.samples), seed)
@@ -136,7 +149,20 @@ def unseen(target: Target, family: Family, solver: Solver, solution: Solution, s
         if target.weights is None
         else target.weights[rows].to(torch.float64)
     )
-    return Block(_samples(target)[rows], w, None if target.context is None else target.context[rows]), model
+    block = Block(_samples(target)[rows], w, None if target.context is None else target.context[rows])
+    return _distinct(target, block), model
+
+
+def _distinct(target: Target, block: Block) -> Block:
+    """Put equal rows together into one of their weight, where rows repeat: tests take rows as independent."""
+    if target.repeats is None:
+        return block
+    _, number = row_keys(block.x, block.context).unique(return_inverse=True)
+    count = int(number.max()) + 1
+    first = torch.full((count,), len(block), device=number.device)
+    first = first.scatter_reduce(0, number, torch.arange(len(block), device=number.device), "amin")
+    w = torch.zeros(count, dtype=block.w.dtype, device=block.w.device).index_add(0, number, block.w)
+    return replace(block.take(first), w=w)
 
 
 def cross_fit(
@@ -158,6 +184,7 @@ def cross_fit(
             return None
         losses.append(-log_likelihood(fitted, x[fold], None if target.context is None else target.context[fold]).detach())
     how = f"{len(folds)}-fold cross-fitting, {n} rows" if len(folds) > 1 else f"{len(folds[0]):,} rows held out"
+    how += "" if target.repeats is None else f", {target.repeats.count:,} distinct in all"
     order, loss = torch.cat(folds), torch.cat(losses)
     if target.chains is None:
         return order, loss, how
@@ -215,9 +242,12 @@ def _on_held_rows(
     if found is None:
         raise TypeError("nothing was held out")
     block, model = found
-    w = block.w if target.weights is not None else None
+    are_weighted = target.weights is not None or target.repeats is not None
+    w = block.w if are_weighted else None
+    groups = None if target.repeats is None else torch.arange(len(block), device=block.w.device)
     mine = -log_likelihood(model, block.x, block.context).detach()
-    held_out = monte_carlo.cross_entropy(mine, f"{len(mine):,} rows held out", w)
+    what = "rows" if target.repeats is None else "distinct rows"
+    held_out = monte_carlo.cross_entropy(mine, f"{len(mine):,} {what} held out", w, groups=groups)
     near = [one for one in (next_richer(family, d), simpler(family))]
 
     def gained() -> list[Estimate | None]:
@@ -233,7 +263,7 @@ def _on_held_rows(
                 continue
             other = _refit(sample, one, solver_for(ForwardKL(), one, target.access), seed)
             loss = None if other is None else -log_likelihood(other, block.x, block.context).detach()
-            gains[i] = _gain(base, loss, w)
+            gains[i] = _gain(base, loss, w, groups=groups)
         return gains
 
     gains = measured("the gain of neighbouring families", gained, [None, None])
@@ -241,7 +271,7 @@ def _on_held_rows(
     if Access.LOG_PROB not in target.access:
         return held_out, d
     log_p = measured("log p at the unseen rows", lambda: target.log_prob(block.x), None)
-    return _absolute(target, held_out, mine, log_p, w), d
+    return _absolute(target, held_out, mine, log_p, w, groups=groups), d
 
 
 def _training_sample(target: Target, family: Family, seed: int, work: Work) -> Target:
@@ -257,8 +287,10 @@ def _training_sample(target: Target, family: Family, seed: int, work: Work) -> T
 
 
 def _folds(target: Target, n: int, seed: int) -> list[Tensor]:
-    """Rows to hold out: random ones, or one stretch of each chain, since neighbours in time would tell of each other."""
+    """Rows to hold out: random ones, equal ones together; of chains stretches, since neighbours in time tell of each other."""
     many = n <= FOLD_LIMIT
+    if target.repeats is not None:
+        return target.repeats.folds(_FOLDS if n <= _FEW else _FOLDS // 2, seed)[: None if many else 1]
     if target.chains is None:
         shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu").to(_samples(target).device)
         return [*shuffled.tensor_split(min(_FOLDS if n <= _FEW else _FOLDS // 2, n))] if many else [shuffled[: n // 5]]
@@ -282,10 +314,16 @@ def _refit(target: Target, family: Family, solver: Solver, seed: int) -> Any:
     return carried(model, target.bijection) if family.carried else model
 
 
-def _gain(mine: Tensor, theirs: Tensor | None, weights: Tensor | None = None, chains: Tensor | None = None) -> Estimate | None:
+def _gain(
+    mine: Tensor,
+    theirs: Tensor | None,
+    weights: Tensor | None = None,
+    chains: Tensor | None = None,
+    groups: Tensor | None = None,
+) -> Estimate | None:
     if theirs is None:
         return None
-    gain = monte_carlo.cross_entropy(mine - theirs, "paired on unseen draws", weights, chains)
+    gain = monte_carlo.cross_entropy(mine - theirs, "paired on unseen draws", weights, chains, groups)
     return replace(gain, quantity="gain", up_to=None)
 
 

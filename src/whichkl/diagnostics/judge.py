@@ -56,7 +56,8 @@ def judge(
     ends: tuple[str, ...] = ()
     if is_forward and whole and family.carried:
         ends = measured("mass beyond the ends of the columns", lambda: beyond_the_ends(target, model, seed), ())
-    d = replace(d, history=solution.history, notes=(*solution.notes, *ends))
+    repeats = () if target.repeats is None else (target.repeats.note,)
+    d = replace(d, history=solution.history, notes=(*solution.notes, *ends, *repeats))
     value: Estimate | None
     if is_forward and not whole and target.samples is not None:
         value = measured("the value on the fitted rows", lambda: in_sample(target, model), None)
@@ -172,7 +173,8 @@ def _checked(
     if found is None:
         return d
     block, model = found
-    rows = (block.x, block.w if target.weights is not None else None, block.context, model)
+    are_weighted = target.weights is not None or target.repeats is not None
+    rows = (block.x, block.w if are_weighted else None, block.context, model)
     return replace(
         d,
         held=block,

@@ -68,14 +68,35 @@ def cross_entropy(
     method: str,
     weights: Float[Tensor, " n"] | None = None,
     chains: Int[Tensor, " n"] | None = None,
+    groups: Int[Tensor, " n"] | None = None,
 ) -> Estimate:
-    """E_p[−log q] = KL(p‖q) + H(p) from −log q at draws of p that q wasn't fitted on, with their weights or chains if any."""
+    """E_p[−log q] = KL(p‖q) + H(p) from −log q at draws of p that q wasn't fitted on, with their weights or chains if any.
+
+    With `groups`, numbers that equal draws share, the error is that of their sums (Liang & Zeger, 1986), and `n` counts groups.
+    """
+    if groups is not None and bool(loss.isfinite().all()):
+        return _over_groups(loss.to(torch.float64), method, weights, groups)
     if weights is None or not bool(loss.isfinite().all()):
         return mean_log_ratio("forward_kl", loss, "entropy_p", method, chains=chains)
     w = (weights / weights.sum()).to(torch.float64)
     mean = float(w @ loss.to(torch.float64))
     stderr = float((w.square() @ (loss - mean).square()).sqrt())
     return Estimate("forward_kl", mean, stderr, "entropy_p", method=method, n=len(loss), ess=float(1 / w.square().sum()))
+
+
+def _over_groups(
+    loss: Float[Tensor, " n"], method: str, weights: Float[Tensor, " n"] | None, groups: Int[Tensor, " n"]
+) -> Estimate:
+    """The (weighted) mean, with the error of sums over groups, and the tail of the groups' means."""
+    w = torch.ones_like(loss) if weights is None else weights.to(loss)
+    w = w / w.sum()
+    mean = w @ loss
+    number = groups.unique(return_inverse=True)[1]
+    count = int(number.max()) + 1
+    share, part = (torch.zeros(count).to(loss).index_add(0, number, one) for one in (w, w * (loss - mean)))
+    found = mean_log_ratio("forward_kl", mean + part / share.clamp(min=1e-300), "entropy_p", method)
+    stderr = float(part.square().sum().sqrt()) * math.sqrt(count / (count - 1)) if count > 1 else math.inf
+    return replace(found, value=float(mean), stderr=stderr)
 
 
 def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
@@ -239,7 +260,7 @@ def mean_log_ratio(
     outside = log_ratio == math.inf
     if bool(outside.any()):
         return Estimate(quantity, math.inf, 0.0, up_to, "infinite", method, n=n, notes=(missed(outside, place),))
-    spread = float(log_ratio.std())
+    spread = float(log_ratio.std()) if n > 1 else math.inf
     reduced = None
     if elsewhere is not None and spread > 1e-9:
         with contextlib.suppress(TargetError):  # a density that can't be evaluated at the other side's draws
@@ -255,7 +276,7 @@ def mean_log_ratio(
     elif n >= _TAIL:
         khat = max(tail_shape(log_ratio), tail_shape(-log_ratio))
     heavy = (khat is None or khat >= 0.5) and stderr > _MATTERS
-    tail = f"{n} draws are too few to tell how heavy the tail of the log ratio is"
+    tail = f"{n} draw{'s are' if n > 1 else ' is'} too few to tell how heavy the tail of the log ratio is"
     if khat is not None:
         tail = f"the log ratio has a heavy tail (k̂ = {khat:.2f}): its {'mean' if khat >= 1 else 'variance'} may be infinite"
         tail += ", and the value far too small"

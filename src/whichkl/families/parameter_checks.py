@@ -80,7 +80,7 @@ def _check_counts(parameters: Mapping[str, Tensor], config: Mapping[str, Any]) -
     """Refuse sizes that no stored tensor has: a network of them would fill the memory before its weights are compared."""
     largest = max([_MAX_COUNT, *(size for value in parameters.values() for size in value.shape)])
     numbers = [one for value in config.values() for one in (value if isinstance(value, (list, tuple)) else [value])]
-    shape = parameters.get("shape", torch.zeros(0))
+    shape = parameters.get("shape", torch.zeros(0, dtype=torch.int64, device="cpu"))
     for one in [*numbers, *shape.flatten().tolist()]:
         if isinstance(one, (int, float)) and not -largest <= one <= largest:
             raise ValueError(f"the family's configuration holds {one:.6g}, a size that none of its weights has")

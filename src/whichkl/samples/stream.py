@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 16_384
@@ -33,6 +33,8 @@ class Block:
     """The column sums of x, where all rows weigh 1 and the reader took them to see that all is finite."""
     log_p: Float[Tensor, " m"] | None = None
     """Log p of the rows, where a solver reads it beside them."""
+    keys: Int[Tensor, " m"] | None = None
+    """Numbers that are the same for equal rows, where these are to be held out together."""
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -41,7 +43,8 @@ class Block:
         """Return some of the rows: their numbers, or a mask."""
         context = None if self.context is None else self.context[rows]
         log_p = None if self.log_p is None else self.log_p[rows]
-        return Block(self.x[rows], self.w[rows], context, self.first, log_p=log_p)
+        keys = None if self.keys is None else self.keys[rows]
+        return Block(self.x[rows], self.w[rows], context, self.first, log_p=log_p, keys=keys)
 
 
 class Part(ABC):

@@ -148,9 +148,7 @@ def data_of(
         block = kept.gather()
         block = block.take(block.w > 0)
         family.check_count(len(block), block.x.shape[1])
-        order = torch.randperm(len(block), generator=generator_for(seed, -1), device="cpu").to(block.x.device)
-        aside = min(max(1, len(block) // 10), VALIDATION)
-        validation, train = block.take(order[:aside]), block.take(order[aside:])
+        validation, train = _set_aside(block, seed)
         held = apart.gather() if stride else None
         looked = Look(family, target.names, 0, 0, keep=False)([block])
         if held is not None:
@@ -172,6 +170,19 @@ def data_of(
         batches = Streamed(kept, every, trained, looked.weight / looked.count, size or _size(trained), seed)
     family.check_summary(summary, target.names)
     return Data(batches, validation, held, kept, family.shape(summary, target.scalar), summary)
+
+
+def _set_aside(block: Block, seed: int) -> tuple[Block, Block]:
+    """Return a tenth of the rows, to stop by, and the others; rows of one key stay together."""
+    generator = generator_for(seed, -1)
+    if block.keys is None:
+        order = torch.randperm(len(block), generator=generator, device="cpu").to(block.x.device)
+        aside = min(max(1, len(block) // 10), VALIDATION)
+        return block.take(order[:aside]), block.take(order[aside:])
+    number = block.keys.unique(return_inverse=True)[1]
+    count = int(number.max()) + 1
+    is_aside = (torch.randperm(count, generator=generator, device="cpu") < max(1, count // 10))[number.cpu()].to(block.x.device)
+    return block.take(is_aside), block.take(~is_aside) if count > 1 else block
 
 
 def generator_for(seed: int, number: int) -> torch.Generator:

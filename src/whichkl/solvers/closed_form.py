@@ -18,7 +18,7 @@ from whichkl.objectives import ForwardKL, Objective
 from whichkl.samples import Block, Slice
 from whichkl.samples.stream import joined
 from whichkl.solvers.medians import weighted_medians
-from whichkl.solvers.rows import Rows, held_rows, mean_log_likelihood, rows_of
+from whichkl.solvers.rows import Rows, held_numbers, mean_log_likelihood, rows_of
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -138,7 +138,7 @@ class _Add:
         sums: Sums = {}
         kept = []
         for number, block in enumerate(blocks):
-            apart = held_rows(block.first, len(block), self.stride)
+            apart = held_numbers(block, self.stride)
             if len(apart):
                 kept.append(block.take(apart.to(block.x.device)))
             _add(sums, self._statistics(block, located=number % _LOCATED == 0))

@@ -15,6 +15,7 @@ from whichkl.families import Mixture
 from whichkl.families.family import log_likelihood
 from whichkl.journal import tensors_behind
 from whichkl.samples import Block
+from whichkl.samples.repeats import repeats_of
 from whichkl.samples.stream import slices
 from whichkl.solvers.em import ExpectationMaximization
 from whichkl.solvers.rows import Rows, rows_of, thinned
@@ -46,9 +47,11 @@ def choose_components(target: Target, family: Mixture, seed: int, work: Work) ->
         because = "the number of components is chosen on held-out samples, and the target has none"
         raise TargetError(cannot(f"use `{family}` here", because, "Give a number, say Mixture(3)"))
     block = _sample(target, seed, work)
-    shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed), device="cpu")
-    folds = shuffled.tensor_split(min(_FOLDS, len(block))) if len(block) <= _FEW else (shuffled[: len(block) // 3],)
+    repeats = None if target.chains is not None else repeats_of(block.x)
+    folds = _folds(block, seed) if repeats is None else repeats.folds(*((_FOLDS, seed) if len(block) <= _FEW else (3, seed)))
+    folds = folds if len(block) <= _FEW else folds[:1]
     order = torch.cat(folds)
+    groups = None if repeats is None else repeats.group[order]
     w = block.w[order] / block.w[order].sum()
     losses: dict[int, Tensor] = {}
     best, count, worse = 0, 1, 0
@@ -67,15 +70,20 @@ def choose_components(target: Target, family: Mixture, seed: int, work: Work) ->
         needed = replace(family, components=1).minimum_rows(block.x.shape[1])
         because = f"{len(block)} rows in {len(folds)} folds are too few for one component, which needs {needed}"
         raise InputError(cannot(f"fit `{family}`", because, "Give more samples, or a smaller family"))
-    chosen = next(k for k in sorted(losses) if _is_as_good(w, losses[k], losses[best]))
+    chosen = next(k for k in sorted(losses) if _is_as_good(w, losses[k], losses[best], groups))
     how = (
         f"{len(w):,} of {len(block):,} rows held out" if len(folds) == 1 else f"{len(folds)}-fold cross-fitting, {len(w):,} rows"
     )
     weights = None if target.weights is None else w
-    curve = tuple((k, monte_carlo.cross_entropy(losses[k], how, weights)) for k in sorted(losses))
+    curve = tuple((k, monte_carlo.cross_entropy(losses[k], how, weights, groups=groups)) for k in sorted(losses))
     were = "component was" if chosen == 1 else "components were"
     note = f"{chosen} {were} chosen by {how}: the fewest within one standard error of the best ({best})"
     return replace(family, components=chosen), curve, (note,)
+
+
+def _folds(block: Block, seed: int) -> list[Tensor]:
+    shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [*shuffled.tensor_split(min(_FOLDS, len(block)))] if len(block) <= _FEW else [shuffled[: len(block) // 3]]
 
 
 def _sample(target: Target, seed: int, work: Work) -> Block:
@@ -88,7 +96,7 @@ def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, see
     """−log q of every row under a mixture that was fitted without its fold; None where the rows don't allow it."""
     name = f"components-{count}"
     if work.journal is not None:
-        like = {"loss": torch.zeros(sum(map(len, folds)))}
+        like = {"loss": torch.zeros(sum(map(len, folds)), dtype=torch.float64, device="cpu")}
         done = work.journal.load(name, lambda tensors, _: tensors_behind("", tensors, like))
         if done is not None:
             return done["loss"]
@@ -110,8 +118,11 @@ def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, see
     return loss
 
 
-def _is_as_good(w: Tensor, loss: Tensor, best: Tensor) -> bool:
-    """Whether a paired loss is within one standard error of the best."""
+def _is_as_good(w: Tensor, loss: Tensor, best: Tensor, groups: Tensor | None) -> bool:
+    """Whether a paired loss is within one standard error of the best; rows of one group count as one."""
     apart = loss - best
     mean = w @ apart
-    return float(mean) <= float((w.square() @ (apart - mean).square()).sqrt())
+    parts = w * (apart - mean)
+    if groups is not None:
+        parts = torch.zeros(int(groups.max()) + 1, dtype=parts.dtype, device="cpu").index_add(0, groups, parts)
+    return float(mean) <= float(parts.square().sum().sqrt())

@@ -13,7 +13,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.families.data_shape import Summary
 from whichkl.families.network_family import NetworkFamily
 from whichkl.samples import Block
-from whichkl.solvers.rows import held_out
+from whichkl.solvers.rows import held_among, held_out
 
 _SALT = 2**40
 """Numbers rows anew, so that those to stop by are drawn apart from those held out."""
@@ -85,7 +85,7 @@ class Look:
         for block in blocks:
             self.family.check_rows(block.x, self.names)
             seen.reach(block.x)
-            is_held = held_out(block.first, len(block), self.stride)
+            is_held = held_among(block, self.stride)
             kept = block
             if is_held is not None:
                 seen.held.append(block.take(is_held))

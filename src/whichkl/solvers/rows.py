@@ -17,6 +17,7 @@ from whichkl.cluster import Threads, Workers
 from whichkl.evaluations import Evaluations
 from whichkl.families.family import log_likelihood
 from whichkl.samples import Block, Part
+from whichkl.samples.repeats import row_keys
 from whichkl.samples.stream import joined, slices
 from whichkl.solvers.points import points_of
 from whichkl.supports import Bijection
@@ -49,6 +50,8 @@ class Rows:
     """Where reads are counted, if they are reads of the target's own rows."""
     start: Block | None = None
     """The first rows as their parts hold them, where they have been read."""
+    by_content: bool = False
+    """Whether which rows are held out depends on what is in them, so that equal rows are held out together."""
 
     def map(self, function: Callable[[Iterator[Block]], Result]) -> Iterator[Result]:
         """Yield `function(blocks)` for every part, in their order, whoever finishes first; count the rows that it reads."""
@@ -67,8 +70,10 @@ class Rows:
         start, salt = 0, (zlib.crc32(f"{self.seed}: {part.label}".encode()) & 0x7FFFFFFF) << 31
         for block in part.blocks():
             first = salt + start
-            is_held = held_out(first, len(block), self.stride)
-            ready = _wide(block)
+            ready = replace(_wide(block), first=first)
+            if self.by_content:
+                ready = replace(ready, keys=_salted(row_keys(ready.x, ready.context), self.seed))
+            is_held = held_among(ready, self.stride)
             if self.bijection is not None:
                 ready = self._carried(ready, part, start)
             start += len(block)
@@ -107,7 +112,7 @@ class Rows:
             first = start + int(outside.nonzero()[0, 0])
             because = f"{part.label} has rows outside the support, first row {first}"
             raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
-        return Block(bijection.inverse(block.x), block.w, block.context)
+        return Block(bijection.inverse(block.x), block.w, block.context, keys=block.keys)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,8 @@ class _Job:
 
     def __init__(self, rows: Rows, function: Callable[[Iterator[Block]], Any]) -> None:
         """Leave the list of parts behind: a worker gets one."""
-        object.__setattr__(self, "rows", Rows((), rows.names, rows.bijection, stride=rows.stride, held=rows.held, seed=rows.seed))
+        kept = {name: getattr(rows, name) for name in ("stride", "held", "seed", "by_content")}
+        object.__setattr__(self, "rows", Rows((), rows.names, rows.bijection, **kept))
         object.__setattr__(self, "function", function)
 
     def __call__(self, part: Part) -> tuple[Any, int]:
@@ -141,11 +147,28 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     if target.stream is not None:
         read = target.stream
         counted = target.evaluations
-        return Rows(read.parts, target.names, target.carrier, workers, seed=seed, evaluations=counted, start=read.first)
+        rows = Rows(read.parts, target.names, target.carrier, workers, seed=seed, evaluations=counted, start=read.first)
+        return replace(rows, by_content=target.repeats is not None)
     x, w = points_of(target, seed)
     context = None if target.context is None else target.context.cpu()
     counts = None if target.samples is None else target.evaluations  # draws were counted when they were drawn
-    return Rows(slices(Block(x.cpu(), w.cpu(), context)), target.names, None, workers, seed=seed, evaluations=counts)
+    keys = None if target.repeats is None else target.repeats.rank(seed).cpu()
+    block = Block(x.cpu(), w.cpu(), context, keys=keys)
+    return Rows(slices(block), target.names, None, workers, seed=seed, evaluations=counts)
+
+
+def held_among(block: Block, stride: int) -> Tensor | None:
+    """Return which rows of a block are held out, as a mask that isn't to be changed: by their keys, where they have any."""
+    if block.keys is None or stride == 0:
+        return held_out(block.first, len(block), stride)
+    return block.keys % stride == 0
+
+
+def held_numbers(block: Block, stride: int) -> Tensor:
+    """Return the numbers of these rows within the block."""
+    if block.keys is None or stride == 0:
+        return held_rows(block.first, len(block), stride)
+    return (block.keys % stride == 0).nonzero()[:, 0]
 
 
 def held_rows(start: int, count: int, stride: int) -> Tensor:
@@ -178,6 +201,12 @@ def held_out(start: int, count: int, stride: int) -> Tensor | None:
     mask = torch.zeros(count, dtype=torch.bool, device="cpu")
     mask[held_rows(start, count, stride)] = True
     return mask
+
+
+def _salted(keys: Tensor, seed: int) -> Tensor:
+    """Mix keys with a seed, so that another seed holds out others."""
+    mixed = _mixed(keys.cpu().numpy().view(np.uint64) + _mixed(np.array([seed], dtype=np.uint64)))
+    return torch.from_numpy((mixed >> np.uint64(1)).view(np.int64)).to(keys.device)
 
 
 def _mixed(number: np.ndarray) -> np.ndarray:
@@ -235,4 +264,4 @@ def _wide(block: Block) -> Block:
     if block.x.dtype == block.w.dtype == torch.float64 and block.context is None:
         return block
     context = None if block.context is None else block.context.to(torch.float64)
-    return Block(block.x.to(torch.float64), block.w.to(torch.float64), context)
+    return Block(block.x.to(torch.float64), block.w.to(torch.float64), context, keys=block.keys)

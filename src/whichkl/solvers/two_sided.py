@@ -295,8 +295,10 @@ def _spread(count: int, most: int) -> Tensor:
 
 
 def left_out(target: Target, stride: int) -> Bool[Tensor, " n"]:
-    """Every `stride`-th row; of chains, whose neighbours would tell of each other, the last rows of each."""
+    """Every `stride`-th row, or distinct row; of chains, whose neighbours would tell of each other, the last rows of each."""
     n = 0 if target.samples is None else len(target.samples)
+    if target.repeats is not None:
+        return target.repeats.rank(0) % stride == 0
     if target.chains is None:
         return torch.arange(n, device=target.device) % stride == stride // 2
     out = torch.zeros(n, dtype=torch.bool, device=target.device)

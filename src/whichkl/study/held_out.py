@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from whichkl.samples.repeats import row_keys
 from whichkl.study.plan import Plan
 from whichkl.targets import Target
 
@@ -37,6 +38,13 @@ class Held:
         return self.p.log_prob(self.x).detach().to(torch.float64)
 
     @cached_property
+    def groups(self) -> Int[Tensor, " m"] | None:
+        """Numbers that equal rows share, where rows of the target repeat."""
+        if self.x is None or self.whole.repeats is None:
+            return None
+        return row_keys(self.x, self.p.context)
+
+    @cached_property
     def independent(self) -> Target:
         """The same with chains thinned to nearly independent draws, for tests that take them as such."""
         return self.p.thinned()[0]
@@ -45,7 +53,7 @@ class Held:
 def split(plan: Plan, seed: int) -> tuple[Target, Held]:
     """Return what the fits of a seed see, and what they are scored on.
 
-    A sampler gives fresh draws. Of fixed samples a share is held out at random; of chains, a stretch of each.
+    A sampler gives fresh draws. Of fixed samples a share is held out at random, equal rows together; of chains, a stretch.
     """
     p = plan.target
     if p.sampler is not None:
@@ -64,6 +72,9 @@ def mixed(seed: int, what: str) -> int:
 def _kept(p: Target, share: float, seed: int) -> Tensor:
     n = 0 if p.samples is None else len(p.samples)
     keep = torch.ones(n, dtype=torch.bool, device="cpu")
+    if p.repeats is not None:
+        rank = p.repeats.rank(mixed(seed, "split")).cpu()
+        return rank >= max(1, round(share * p.repeats.count))
     if p.chains is None:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(mixed(seed, "split")), device="cpu")
         keep[order[: max(1, round(share * n))]] = False
@@ -81,6 +92,7 @@ def _part(p: Target, keep: Tensor) -> Target:
     for name in ("samples", "context", "weights", "chains"):
         value = getattr(p, name)
         setattr(part, name, None if value is None else value[keep.to(value.device)])
+    part.repeats = None
     if part.chains is not None:
         part.chains = part.chains.unique(return_inverse=True)[1]
     return part
@@ -89,5 +101,5 @@ def _part(p: Target, keep: Tensor) -> Target:
 def _known_by(p: Target, x: Float[Tensor, "m d"]) -> Target:
     part = copy.copy(p)
     part.__dict__.pop("access", None)
-    part.samples, part.sampler, part.weights, part.chains = x, None, None, None
+    part.samples, part.sampler, part.weights, part.chains, part.repeats = x, None, None, None, None
     return part

@@ -131,7 +131,7 @@ def plan_of(
         InputError: an argument is bad.
         TargetError: an objective requires what the target doesn't have.
     """
-    p = in_memory(Target.of(target))
+    p = in_memory(Target.of(target)).noting_repeats()
     chosen = _distinct([default_family(p)] if families is None else [family_of(one) for one in listed(families)], family_text)
     for family in chosen:
         if bool(p.context_names) != family.conditional and not (family.conditional and family.optional_context):

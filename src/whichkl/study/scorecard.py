@@ -67,6 +67,8 @@ def score(model: Any, held: Held, measures: tuple[str, ...], metrics: dict[str, 
         except Exception as error:  # one measure that fails doesn't take the others with it
             refuse_if_ran_out(error, f"measure `{name}`")
             card.notes.append(f"{name} wasn't measured ({_short(error)})")
+    if held.groups is not None and held.whole.repeats is not None:
+        card.notes.append(held.whole.repeats.note)
     for name, metric in metrics.items():
         card.columns.update(_own(name, metric, model, held, card))
     for name in MEASURES:
@@ -148,7 +150,8 @@ def _forward_value(s: _Sides) -> Estimate | None:
     if log_q_x is None:
         return None
     if s.held.log_p is None:
-        return monte_carlo.cross_entropy(-log_q_x, f"{len(log_q_x):,} unseen draws", s.held.p.weights, s.held.p.chains)
+        rows = s.held.p
+        return monte_carlo.cross_entropy(-log_q_x, f"{len(log_q_x):,} unseen draws", rows.weights, rows.chains, s.held.groups)
     return _mean("forward_kl", s.held.log_p - log_q_x, s, "samples of p", s.held.p)
 
 
@@ -309,9 +312,10 @@ def _keep(card: Scorecard, name: str, value: Estimate | None) -> None:
 
 
 def _mean(name: str, ratio: Tensor, s: _Sides, of: str, rows: Target | None) -> Estimate:
-    weights, chains = (None, None) if rows is None else (rows.weights, rows.chains)
-    if weights is not None:
-        found = monte_carlo.cross_entropy(ratio, f"Monte Carlo, {len(ratio):,} weighted {of}", weights)
+    weights, chains, groups = (None, None, None) if rows is None else (rows.weights, rows.chains, s.held.groups)
+    if weights is not None or groups is not None:
+        what = "weighted " if weights is not None else ""
+        found = monte_carlo.cross_entropy(ratio, f"Monte Carlo, {len(ratio):,} {what}{of}", weights, groups=groups)
         return replace(found, quantity=name, up_to=s.up_to)
     return monte_carlo.mean_log_ratio(name, ratio, s.up_to, f"{len(ratio):,} unseen {of}", chains=chains)
 
