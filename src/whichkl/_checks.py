@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _MAX_QUOTED = 160
 """Most characters of a quoted value that a message shows whole: more than most paths have."""
 _QUOTED = re.compile("`([^`]*)`")
+LARGEST = 1e145
+"""Largest size of a number in a column, and the inverse of the least width: squares of 10¹⁸ rows add up within float64."""
+
+_FEW = 1_000
+"""Rows that may tell by themselves that a column varies enough."""
 
 
 class WhichklError(ValueError):
@@ -113,6 +118,32 @@ def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None
     verb = "is" if len(bad) == 1 else "are"
     because = f"{count} in {rows} of {len(x)} rows {verb} NaN or infinite: {cells}{more} (rows count from 0, without the header)"
     raise InputError(cannot(f"use these {what}", because, "Drop or repair those rows first"))
+
+
+def check_scales(x: Tensor, names: Sequence[str], what: str = "samples") -> None:
+    """Refuse columns of an (n, d) matrix whose squares, or sums of them, leave float64: they would be infinite, 0 or NaN.
+
+    Raises:
+        InputError: the numbers of a column are too large, or vary too little about each other.
+    """
+    x = x.detach()
+    few, ends = x[:_FEW], [float(end) for end in x.aminmax()]
+    if max(-ends[0], ends[1]) <= LARGEST and float((few.amax(0) - few.amin(0)).amin()) >= 1 / LARGEST:
+        return  # nearly always, and ten times as fast
+    low, high = x.amin(0).double(), x.amax(0).double()
+    size, width = high.abs().maximum(low.abs()), high - low
+    wrong = (size > LARGEST) | ((width > 0) & (width < 1 / LARGEST))
+    if not bool(wrong.any()):
+        return
+    i = int(wrong.int().argmax())
+    if float(size[i]) > LARGEST:
+        because = f"column `{names[i]}` reaches {float(size[i]):.3g}, and numbers whose squares count must stay below {LARGEST:g}"
+        unit = float(size[i])
+    else:
+        because = f"column `{names[i]}` varies by {float(width[i]):.3g} in all, and its squares vanish below {1 / LARGEST:g}"
+        unit = float(width[i])
+    instead = f"Divide that column by {unit:.0e}, and subtract the log of it, {math.log(unit):.5g}, from log densities"
+    raise InputError(cannot(f"use these {what}", because, instead))
 
 
 def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:

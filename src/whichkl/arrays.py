@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ def tensor_of(values: Any) -> Tensor:
     tensor([1., 2.], dtype=torch.float64)
     """
     return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
+
+
+_ROOM = 10.0
+"""How far below the root of the largest number of a precision samples of that precision stay."""
 
 
 def split_pair(samples: Any) -> tuple[Any, Any]:
@@ -68,6 +73,20 @@ def read_matrix(
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
     x: Tensor = normal(values.detach()).to(device=device, dtype=dtype or wide)
     return x
+
+
+def widened(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return samples in float64 where squares in their own precision would overflow or vanish, else as they are.
+
+    >>> [widened(torch.tensor([[0.0], [size]])).dtype for size in (1.0, 1e30, 1e-30)]
+    [torch.float32, torch.float64, torch.float64]
+    """
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return x
+    low, high = x.amin(0), x.amax(0)
+    size, width = high.abs().maximum(low.abs()), high - low
+    most = math.sqrt(torch.finfo(x.dtype).max) / _ROOM
+    return x.double() if bool(((size > most) | ((width > 0) & (width < 1 / most))).any()) else x
 
 
 def read_context(x: Any, columns: int, like: Tensor) -> Float[Tensor, "n c"]:
@@ -142,6 +161,13 @@ def default_names(dim: int, letter: str = "x") -> tuple[str, ...]:
     return ("y",) if letter == "y" and dim == 1 else tuple(f"{letter}{i + 1}" for i in range(dim))
 
 
+def _within_reach(w: Tensor) -> Tensor:
+    """Return weights divided by the largest, where their sums would overflow or vanish in single precision."""
+    most = float(w.double().abs().max()) if w.numel() else 1.0
+    is_usual = not math.isfinite(most) or most == 0 or 1e-20 < most < 1e20
+    return w if is_usual else w.double() / most
+
+
 def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Bring the weights of n rows to the rows' dtype and device.
 
@@ -161,7 +187,7 @@ def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, "
     if tuple(given.shape) != (n,):
         because = f"{wanted}, and their shape is {tuple(given.shape)}"
         raise InputError(cannot("use these `weights`", because, "Give one number a row of `samples`"))
-    w = normal(given.detach()).to(samples)
+    w = _within_reach(normal(given.detach())).to(samples)
     if not bool(w.isfinite().all()) or bool((w < 0).any()) or float(w.sum()) <= 0:
         bad = (~w.isfinite() | (w < 0)).nonzero()[:5, 0].tolist()
         where = f"rows {', '.join(map(str, bad))} hold others" if bad else "all are 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, IntegrityError, TargetError, WhichklError, cannot
+from whichkl._checks import LARGEST, InputError, IntegrityError, TargetError, WhichklError, cannot, check_scales
 from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
 from whichkl.correction import Expectation, Weighted, check_draws, draw, expectation
@@ -366,8 +367,9 @@ def solve(
         InputError: samples or arguments are bad.
         TargetError: the target can't do what the objective requires, or its log density is broken.
     """
-    family, curve, notes = resolve(p, family, seed, work)
     free = p.unconstrained() if family.carried else p
+    _check_scales(free)
+    family, curve, notes = resolve(p, family, seed, work)
     if p.access.can_evaluate:
         keep_memory(CALLS)
     advice = advise(p, family)
@@ -379,6 +381,9 @@ def solve(
         check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
     is_judged = judged and isinstance(chosen, (ForwardKL, Between))
     solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
+    if math.isnan(solution.best.loss):
+        because = f"the loss of `{family}` isn't a number: squares of some rows, or of their x, leave float64"
+        raise InputError(cannot("use this target", because, f"Divide columns so that their numbers stay below {LARGEST:g}"))
     if p.dim == 1 and not p.scalar and hasattr(solution.best.model, "column"):  # y came as (n, 1), and events have its shape
         solution = replace(solution, optima=tuple(replace(o, model=replace(o.model, column=True)) for o in solution.optima))
     model = solution.best.model
@@ -410,6 +415,22 @@ def _check_pairs(target: Target, family: Family | None) -> None:
     if not target.context_names and family is not None and family.conditional and not family.optional_context:
         because = "it models y given x, and the samples aren't pairs"
         raise InputError(cannot(f"fit `{family}` to this target", because, "Pass `samples=(x, y)`"))
+
+
+def _check_scales(free: Target) -> None:
+    """Refuse rows, in the coordinates in which they are fitted, whose squares leave float64; of a stream the first ones tell.
+
+    Raises:
+        InputError: as said.
+    """
+    x, context = free.samples, free.context
+    if free.stream is not None:
+        first = free.stream.first
+        x, context = first.x if free.carrier is None else free.carrier.inverse(first.x), first.context
+    if x is not None:
+        check_scales(x, free.names)
+    if context is not None:
+        check_scales(context, free.context_names, "x")
 
 
 def _choose(objective: Objective | str | None, advice: Advice) -> Objective:

@@ -21,7 +21,7 @@ from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.adapters.numpyro import NumPyroModel, is_numpyro
 from whichkl.adapters.pairs import paired
-from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair
+from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair, widened
 from whichkl.chains import chain_ids, thinning
 from whichkl.coordinates import free_log_prob, free_sampler, free_score
 from whichkl.density import Function, LogDensity, Score
@@ -127,6 +127,7 @@ class Target:
         self.stream = found if isinstance(found, Stream) else None
         samples, x = (None, None) if self.stream is not None else split_pair(samples)
         self.samples = None if samples is None else read_matrix(samples, dtype, device)
+        self.samples = self.samples if self.samples is None or dtype is not None else widened(self.samples)
         self.context = None if x is None else read_matrix(x, dtype, device, "x")
         self.scalar = self.context is not None and np.ndim(samples) == 1
         """Whether y came as (n,), or as the one column beside `given=`, so that a conditional model has an event of no axes."""

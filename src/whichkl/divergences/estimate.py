@@ -30,6 +30,7 @@ _WORDS = {
     "mmd": "The squared maximum mean discrepancy",
     "sliced_wasserstein": "The squared sliced Wasserstein distance",
 }
+_NO_NUMBER = "the value, or its error, isn't a number: something overflowed, or there was nothing to measure on"
 _CONSTANTS = {", H(p) included": "H(p)", ", log Z included": "+ log Z", ", log Z subtracted": "− log Z"}
 
 
@@ -72,6 +73,12 @@ class Estimate:
     reliable: bool = True
     notes: tuple[str, ...] = field(default=())
     unit: Literal["nats", "bits", "none"] = "nats"
+
+    def __post_init__(self) -> None:
+        """Never call what isn't a number reliable."""
+        if math.isnan(self.value) or math.isnan(self.stderr):
+            object.__setattr__(self, "reliable", False)
+            object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, _NO_NUMBER))))
 
     @property
     def interval(self) -> tuple[float, float]:

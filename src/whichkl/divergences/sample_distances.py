@@ -15,6 +15,8 @@ from whichkl.divergences.estimate import Estimate
 
 _CELLS = 8_000_000
 """Numbers in the largest temporary: 64 MB of float64."""
+_LEAST_LOG = -650.0
+"""Logarithm of a unit below which, and above whose inverse, a distance in that unit leaves float64."""
 _SUBSAMPLES, _PERMUTATIONS, _MEDIAN_ROWS = 50, 5, 1000
 
 
@@ -94,7 +96,7 @@ def sliced_wasserstein(
 
     Raises:
         InputError: a sample has fewer than eight rows, a cell isn't finite, the columns differ in number, `power` is below 1
-            or infinite, or there are fewer than two projections.
+            or infinite, there are fewer than two projections, or the columns' unit to that power isn't a number.
 
     Source: Bonneel et al. (2015); error by subsampling n^⅔ rows, Politis & Romano (1994), and by the spread over directions.
 
@@ -111,6 +113,9 @@ def sliced_wasserstein(
     generator = torch.Generator().manual_seed(seed)
     x, y, scale = _rescaled(x, y)
     n, d = x.shape
+    if not _LEAST_LOG < power * math.log(scale) < -_LEAST_LOG:
+        because = f"they lie up to {scale:.3g} apart, and distances to the power {power:g} leave float64"
+        raise InputError(cannot("compare these samples", because, "Divide all columns by one number"))
     unit, count = scale**power, projections if d > 1 else 1
     directions = torch.randn(d, count, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
     directions = directions / directions.norm(dim=0)

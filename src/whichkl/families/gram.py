@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,4 +21,5 @@ def gram(y: Float[Tensor, "m d"]) -> Float[Tensor, "d d"]:
     if y.shape[1] > _NARROW or y.device.type != "cpu" or y.requires_grad:
         return y.T @ y
     rows = y.numpy()
-    return torch.from_numpy(rows.T @ rows)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite sums are refused where they are read
+        return torch.from_numpy(rows.T @ rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, cannot, check_scales
 from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.network_family import NetworkFamily
 from whichkl.samples import Block
@@ -194,6 +194,7 @@ def generator_for(seed: int, number: int) -> torch.Generator:
 def _rows(target: Target, seed: int, work: Work, share: float) -> Rows:
     if target.samples is None and target.stream is None:
         x = target.draws(fresh_count(target, share), seed).to(torch.float64)
+        check_scales(x, target.names, "draws")
         return Rows(slices(Block(x, torch.ones(len(x), dtype=torch.float64, device=x.device))), target.names, None, work.workers)
     return rows_of(target, seed, work.workers)
 

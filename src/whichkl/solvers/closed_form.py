@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError
+from whichkl._checks import LARGEST, InputError, cannot
 from whichkl.families.family import Family, MomentFamily
 from whichkl.families.product import Product
 from whichkl.objectives import ForwardKL, Objective
@@ -159,7 +159,11 @@ class _Add:
 
 
 def _pass(rows: Rows, family: MomentFamily, origin: Float[Tensor, " k"], stride: int) -> tuple[Sums, Sums, list[Block]]:
-    """Add up a family's statistics over all rows, in the order of the parts."""
+    """Add up a family's statistics over all rows, in the order of the parts.
+
+    Raises:
+        InputError: squares overflow, as in later parts of a stream.
+    """
     sums: Sums = {}
     apart: Sums = {}
     kept: list[Block] = []
@@ -167,6 +171,11 @@ def _pass(rows: Rows, family: MomentFamily, origin: Float[Tensor, " k"], stride:
         _add(sums, of_all)
         _add(apart, of_held)
         kept += held
+    for name in ("origin.second", "second"):
+        value = sums.get(name)
+        if value is not None and not bool(value.isfinite().all()):
+            because = f"the squares of a column ({', '.join(rows.names[:5])}, …) are too large for float64"
+            raise InputError(cannot("use these samples", because, f"Divide it so that its numbers stay below {LARGEST:g}"))
     return sums, apart, kept
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from whichkl._checks import check_scales
 from whichkl.access import Access
 from whichkl.divergences.quadrature import expectation_rule
 from whichkl.targets import Target
@@ -25,8 +26,11 @@ def points_of(target: Target, seed: int, share: float = 1.0) -> tuple[Float[Tens
         w = w.to(torch.float64)
         return x, w / w.sum()
     if is_exact(target):
-        return expectation_rule(target)
+        x, w = expectation_rule(target)
+        check_scales(x, target.names, "points of p")
+        return x, w
     x = target.draws(fresh_count(target, share), seed).to(torch.float64)
+    check_scales(x, target.names, "draws")
     return x, torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device)
 
 
