@@ -125,7 +125,7 @@ def demo(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console.ERR, disable=as_json) as progress:
+    with Progress(*columns, console=console.ERR, disable=as_json or not console.ERR.is_terminal) as progress:
         bar = progress.add_task("loading torch", total=None)
         from whichkl.demo import STEPS, run_demo, write_demo
         from whichkl.threads import one_thread

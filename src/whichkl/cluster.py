@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import socket
-import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from whichkl._checks import InputError, ResourceError, cannot, require
+from whichkl.held_signals import uninterrupted
 from whichkl.memory import BLOCKS, keep_memory
 from whichkl.process_lock import PROCESS_LOCK
 from whichkl.threads import one_thread, use_one_thread
@@ -174,14 +172,17 @@ class Ray(Workers):
             for reference in under_way:
                 ray.cancel(reference)
             if is_own:
-                ray.shutdown()
+                uninterrupted(ray.shutdown)
 
     def _connect(self) -> Any:
         ray = _ray()
         if ray.is_initialized():
             return ray
-        with _termination_kept():
-            self._start(ray)
+        try:
+            uninterrupted(lambda: self._start(ray))
+        except (KeyboardInterrupt, SystemExit):
+            uninterrupted(ray.shutdown)
+            raise
         return ray
 
     def _start(self, ray: Any) -> None:
@@ -224,24 +225,6 @@ def _refuse_lost_node(ray: Any) -> None:
 
 def _gone(why: str) -> str:
     return cannot("go on", f"the cluster is gone ({why})", "Look at its machines, then run the same command again to resume")
-
-
-@contextlib.contextmanager
-def _termination_kept() -> Iterator[None]:
-    """Put back a handler of SIGTERM, which Ray replaces; a signal that Ray's own handler gets meanwhile is passed on to it."""
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    is_ended = False
-    try:
-        yield
-    except SystemExit:  # how Ray's handlers end a process
-        is_ended = True
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if is_ended:
-        signal.raise_signal(signal.SIGTERM)
 
 
 def _ray() -> Any:

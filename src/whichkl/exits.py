@@ -168,23 +168,20 @@ def _write(text: str) -> None:
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
     """Have SIGINT and SIGTERM unwind the command, so that locks are let go and temporary files removed."""
-    home, hook = os.getpid(), sys.unraisablehook
+    home, hook, is_over = os.getpid(), sys.unraisablehook, threading.Event()
 
     def stop(number: int, frame: Any) -> None:
         if os.getpid() != home:  # a process that was forked off ends as if there were no handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        if not _received:
+            threading.Thread(target=_insist, args=(number, is_over), daemon=True).start()
         _received.append(number)
         raise KeyboardInterrupt
 
     def unraisable(found: Any) -> None:
-        """Raise a signal once more that came where no exception can leave, as in a destructor."""
-        if _received and isinstance(found.exc_value, KeyboardInterrupt):
-            again = threading.Timer(0.05, _thread.interrupt_main, (_received[-1],))
-            again.daemon = True
-            again.start()
-        else:
+        if not (_received and isinstance(found.exc_value, KeyboardInterrupt)):
             hook(found)
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -194,10 +191,27 @@ def _signals_raise() -> Iterator[None]:
     try:
         yield
     finally:
+        is_over.set()
         sys.unraisablehook = hook
         for one, handler in before.items():
             if signal.getsignal(one) is stop:
                 signal.signal(one, handler)
+
+
+def _insist(number: int, is_over: threading.Event) -> None:
+    """Raise a signal again for as long as its exception gets lost: in a destructor, or in a library's bare `except`."""
+    while not is_over.wait(0.5):
+        if not _unwinds():
+            _thread.interrupt_main(signal.Signals(number))
+
+
+def _unwinds() -> bool:
+    """Whether the main thread is on its way out of a `KeyboardInterrupt`, which a second one would disturb."""
+    found: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
+    error = found[1] if isinstance(found, tuple) else found
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 # Streams
