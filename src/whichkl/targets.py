@@ -33,6 +33,9 @@ from whichkl.samples import Stream, Table, open_samples
 from whichkl.seeds import seeded, seeded_draws
 from whichkl.supports import Bijection, Support, support_of
 
+_MAX_DIM = 2**22
+"""Largest number of coordinates: their names alone take 60 bytes each."""
+
 
 class Target:
     """A distribution p on ℝᵈ, known by samples, by a sampler, by a log density, or by several of them.
@@ -123,6 +126,8 @@ class Target:
         if dim is not None and (dim < 1 or (width is not None and width != dim)):
             because = "it must be at least 1" if width is None or dim < 1 else f"the samples have {width} columns"
             raise InputError(cannot(f"use `dim={dim}`", because, "Give the number of coordinates of one point"))
+        if dim is not None and dim > _MAX_DIM:
+            raise InputError(cannot(f"use `dim={dim}`", f"{_MAX_DIM:,} coordinates are the most", "Model a part of them"))
         if dim is None and width is None and (log_prob or sampler or score):
             because = "there are no samples to read the dimension from"
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
