@@ -17,7 +17,9 @@ import yaml
 from whichkl._checks import InputError, WhichklError, cannot
 
 _MAX_BYTES = 1_000_000
-"""Largest file that is read; PyYAML takes 5 seconds for it."""
+"""Largest file that is read."""
+_MAX_VALUES = 50_000
+"""Most names, values, lists and mappings: PyYAML takes a second for them."""
 _MAX_DEPTH = 100
 """Most lists and mappings inside each other."""
 _MAX_TEXT = 10_000
@@ -68,9 +70,9 @@ def read_yaml(path: Path, example: str) -> YamlFile:
         example: how such a file can begin, for messages.
 
     Raises:
-        InputError: the file can't be read, is larger than 1 MB, isn't UTF-8 or YAML, isn't a mapping, gives a name twice, has a
-            name that isn't text, an anchor, an alias or a tag, or is nested more than a hundred times. The message names the
-            line.
+        InputError: the file can't be read, is larger than 1 MB or has more than 50,000 values, isn't UTF-8 or YAML, isn't a
+            mapping, gives a name twice, has a name that isn't text, an anchor, an alias or a tag, or is nested more than a
+            hundred times. The message names the line.
     """
     text = _text_of(path)
     try:
@@ -103,7 +105,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._depth = 0
+        self._depth = self._values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Check an event before, and the node that comes of it after."""
@@ -117,6 +119,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_TEXT:
             because = f"a value has {len(event.value):,} characters, and {_MAX_TEXT:,} are the most"
             raise _Fault(line, because, "Shorten it")
+        self._values += 1
+        if self._values > _MAX_VALUES:
+            because = f"it has more than {_MAX_VALUES:,} names and values"
+            raise _Fault(line, because, "Put data into a file of samples, and many files into a folder")
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise _Fault(line, f"it is nested more than {_MAX_DEPTH} times", "Correct the brackets, or the indentation")

@@ -49,6 +49,9 @@ def posterior(name: str, folder: str | os.PathLike[str], *, draws: bool = False)
     except FileNotFoundError as error:
         because = f"`{error.filename}` is missing"
         raise InputError(cannot(f"make the posterior `{name}`", because, "Name the folder that holds it")) from error
+    except Exception as error:  # files that nobody wrote
+        because = f"its files in `{folder}` are broken ({type(error).__name__}: {str(error)[:200]})"
+        raise InputError(cannot(f"make the posterior `{name}`", because, "Copy them again")) from error
     return Target(log_prob=log_prob, samples=samples, dim=len(names), names=names)
 
 

@@ -72,12 +72,16 @@ def check_types(file: str | os.PathLike[str], names: Sequence[str], kinds: Seque
 
 
 _PLAIN = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float", "double", "halffloat"}
-"""Types whose memory NumPy reads as it is."""
+
+
+def is_plain(kind: Any) -> bool:
+    """Whether an Arrow type is one of whole or floating numbers, whose memory NumPy reads as it is."""
+    return str(kind) in _PLAIN
 
 
 def floats(column: Any) -> np.ndarray:
     """Return the numbers of an Arrow column, without a copy where it can be had; a null becomes NaN."""
-    if column.null_count == 0 and str(column.type) in _PLAIN:
+    if column.null_count == 0 and is_plain(column.type):
         return np.asarray(column.to_numpy(zero_copy_only=False) if hasattr(column, "buffers") else column.to_numpy())
     wide = column.cast("float64", safe=False)
     return np.asarray(wide.to_numpy(zero_copy_only=False) if hasattr(wide, "buffers") else wide.to_numpy(), dtype=np.float64)
@@ -93,6 +97,7 @@ def rows_of(batch: Any) -> Float[Tensor, "m d"]:
 def rows_from(columns: Sequence[np.ndarray], start: int, stop: int) -> Float[Tensor, "m d"]:
     """Copy some rows of columns into one float64 tensor, which lies in memory column by column."""
     values = np.empty((len(columns), stop - start))
-    for out, column in zip(values, columns, strict=True):
-        out[:] = column[start:stop]
+    with np.errstate(all="ignore"):  # a NaN that signals is refused as any other
+        for out, column in zip(values, columns, strict=True):
+            out[:] = column[start:stop]
     return torch.from_numpy(values).T

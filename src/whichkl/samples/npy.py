@@ -70,7 +70,9 @@ class NpyPart(FilePart):
             with decoding(self.path, partial(_refuse, self.path)):
                 values = self.header.mapped(self.path)[first : min(first + _BLOCKS * step, self.stop)]
             for start in range(0, len(values), step):
-                yield torch.from_numpy(np.array(values[start : start + step], dtype=np.float64, order="C"))
+                with np.errstate(all="ignore"):  # what is wider than float64 becomes infinite, which is refused later
+                    block = np.array(values[start : start + step], dtype=np.float64, order="C")
+                yield torch.from_numpy(block)
 
 
 @dataclass(frozen=True)

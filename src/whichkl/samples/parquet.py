@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, require
-from whichkl.samples.columns import check_columns, check_names, check_types, rows_of
+from whichkl.samples.columns import check_columns, check_names, check_types, is_plain, rows_of
 from whichkl.samples.parquet_pages import check_pages
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
 
@@ -120,12 +121,32 @@ def open_parquet(path: str) -> ParquetShard:
         check_columns(path, footer.num_columns)
         schema = footer.schema.to_arrow_schema()
         names, counts = tuple(schema.names), tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-        if sum(counts) != footer.num_rows or any(count < 0 for count in counts):
-            raise ValueError(f"its footer tells of {footer.num_rows:,} rows, and its row groups of {sum(counts):,}")
+        _check_footer(footer, schema, counts)
     check_names(path, names)
     if footer.num_rows:
         check_types(path, names, schema.types)
     return ParquetShard(*stamp(path), names, tuple(str(kind) for kind in schema.types), footer.num_rows, counts)
+
+
+def _check_footer(footer: Any, schema: Any, counts: Sequence[int]) -> None:
+    """Refuse a footer that contradicts itself, since no checksum covers it.
+
+    Where Arrow wrote it, it has the types of its columns twice; uint32 can be stored as int64. What pyarrow says of a column of a
+    row group isn't asked for: of a damaged one it ends the process.
+
+    Raises:
+        ValueError: row groups have other rows than the file, or a column has another type than it was written with.
+    """
+    if sum(counts) != footer.num_rows or any(count < 0 for count in counts):
+        raise ValueError(f"its footer tells of {footer.num_rows:,} rows, and its row groups of {sum(counts):,}")
+    written = (footer.metadata or {}).get(b"ARROW:schema")
+    if written is None:
+        return
+    arrow, ipc = require("pyarrow", "app"), require("pyarrow.ipc", "app")
+    original = ipc.read_schema(arrow.BufferReader(base64.b64decode(written)))
+    for name, here, there in zip(schema.names, schema.types, original.types, strict=True):
+        if here != there and is_plain(here) and is_plain(there) and (str(here), str(there)) != ("int64", "uint32"):
+            raise ValueError(f"column `{name}` is of type {here} in its schema, and was written as {there}")
 
 
 @lru_cache(maxsize=16)

@@ -65,9 +65,12 @@ class FilePart(Part):
         found = 0
         for x in self.decoded():
             found += len(x)
+            if self.count is not None and found > self.count:
+                break
             yield x
         if self.count is not None and found != self.count:
-            because = f"{self.label} holds {found:,} rows, and its metadata tell of {self.count:,}"
+            held = f"more than {self.count:,}" if found > self.count else f"only {found:,}"
+            because = f"{self.label} holds {held} rows, and its metadata tell of {self.count:,}"
             raise InputError(cannot(f"read `{self.path}`", because, _REWRITE))
 
     def place(self, row: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,12 +43,25 @@ def table_of(shard: Shard) -> Table:
         ResourceError: its values need more memory than is free.
     """
     check_memory(2 * shard.bytes_in_memory, f"read `{shard.path}` into memory", "Give a part of it")
-    blocks = [x.numpy() for part in shard.parts(_ALL) for x in part.rows()]
-    values = np.concatenate(blocks) if blocks else np.empty((0, len(shard.names)))
+    blocks = (x.numpy() for part in shard.parts(_ALL) for x in part.rows())
+    values = _joined(list(blocks), len(shard.names)) if shard.rows is None else _filled(blocks, (shard.rows, len(shard.names)))
     if values.size == 0:
         because = f"it holds {values.shape[0]} rows and {values.shape[1]} columns"
         raise InputError(cannot(f"read `{shard.path}`", because, "Write at least one row of numbers"))
     return Table(values, shard.names)
+
+
+def _joined(blocks: list[np.ndarray], columns: int) -> np.ndarray:
+    values = np.empty((sum(map(len, blocks)), columns))
+    return np.concatenate(blocks, out=values) if blocks else values
+
+
+def _filled(blocks: Iterable[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    values, start = np.empty(shape), 0
+    for block in blocks:
+        values[start : start + len(block)] = block
+        start += len(block)
+    return values
 
 
 _ALL = 2**62

@@ -183,10 +183,12 @@ def _target(config: TargetConfig, folder: Path, codes: dict[str, str]) -> tuple[
         arguments = {name: _path(value, folder) if name == "folder" else value for name, value in config.arguments.items()}
         try:
             return Target.of(getattr(problems, config.problem)(**arguments)), source
-        except TypeError as error:
+        except WhichklError:
+            raise
+        except Exception as error:  # whatever torch makes of numbers that nobody meant
             takes = ", ".join(f"`{name}`" for name in inspect.signature(getattr(problems, config.problem)).parameters)
             instead = f"It takes {takes}" if takes else "It takes none"
-            raise InputError(cannot(f"make the problem `{source}`", str(error), instead)) from error
+            raise InputError(cannot(f"make the problem `{source}`", str(error)[:200], instead)) from error
     if config.make is not None:
         function = _function(config.make, folder, codes)
         instead = "Write a function that takes nothing and returns a Target; name a log density under `log_prob:`"

@@ -17,6 +17,7 @@ from whichkl.advice import advise, default_family
 from whichkl.families import Family, family_of
 from whichkl.families.named import named_families
 from whichkl.fingerprint import code_version, target_fingerprint, tensor_hash
+from whichkl.memory_limits import check_memory
 from whichkl.objectives import Objective, objective_of
 from whichkl.solvers.rows import rows_of
 from whichkl.study.measures import MEASURES, RESERVED
@@ -24,6 +25,8 @@ from whichkl.targets import Target
 
 FORMAT = 1
 _IN_MEMORY = 2**30
+_COPIES = 2
+"""Draws of p and of q are held side by side."""
 _MAX_SEEDS = 100_000
 """Largest number of seeds: all cells are held in memory, a kilobyte each."""
 Metric = Callable[..., Any]
@@ -130,6 +133,7 @@ def plan_of(
     Raises:
         InputError: an argument is bad.
         TargetError: an objective requires what the target doesn't have.
+        ResourceError: the draws to score on need more memory than is free.
     """
     p = in_memory(Target.of(target)).noting_repeats()
     chosen = _distinct([default_family(p)] if families is None else [family_of(one) for one in listed(families)], family_text)
@@ -156,6 +160,7 @@ def plan_of(
     _check_count("draws", draws, 100)
     if budget is not None:
         _check_count("budget", budget, 1)
+    check_memory(_COPIES * 8 * draws * p.dim, f"score on `draws={draws}`", "Give, say, 10,000")
     name = source or (f"{type(target).__name__}" if not isinstance(target, str) else target)
     return Plan(
         p,
