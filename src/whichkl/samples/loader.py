@@ -152,7 +152,8 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield the batches; each is made under its own seeds, so that what is random in the data set is the same each time."""
     if loader.generator is not None:
         loader.generator.manual_seed(0)
-    iterator = iter(loader)
+    with torch.device("cpu"):  # where it draws the seed of its workers
+        iterator = iter(loader)
     number = 0
     while True:
         with seeded(number):

@@ -13,6 +13,7 @@ from torch import Tensor
 from whichkl._checks import TargetError, cannot
 from whichkl.solvers.ascent import Peaks, ascend
 from whichkl.solvers.newton_ascent import ascend_by_newton
+from whichkl.solvers.nodes import sobol
 from whichkl.targets import Target
 
 _CANDIDATES = 256
@@ -112,8 +113,7 @@ def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[
     elif target.sampler is not None:
         points = target.draws(_CANDIDATES, seed).to(torch.float64)
     else:
-        sobol = torch.quasirandom.SobolEngine(target.dim, scramble=True, seed=seed).draw(_CANDIDATES, dtype=torch.float64)
-        normal = math.sqrt(2) * torch.erfinv((2 * sobol - 1).clamp(-1 + 1e-12, 1 - 1e-12))
+        normal = math.sqrt(2) * torch.erfinv((2 * sobol(target.dim, _CANDIDATES, seed) - 1).clamp(-1 + 1e-12, 1 - 1e-12))
         points = normal * torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)[:, None]
     value = look(target, points)
     finite = value.isfinite()
