@@ -153,7 +153,7 @@ def _weights(order: int) -> Float[Tensor, " m"]:
     """Their weights, for an even order."""
     k = torch.arange(order + 1, dtype=torch.float64, device="cpu")
     j = torch.arange(1, order // 2 + 1, dtype=torch.float64, device="cpu")
-    b = torch.where(j == order // 2, 1.0, 2.0)
+    b = 2 - (j == order // 2).to(j.dtype)
     inner = (b / (4 * j.square() - 1) * torch.cos(2 * math.pi * k[:, None] * j / order)).sum(1)
-    ends = torch.where((k == 0) | (k == order), 1.0, 2.0)
+    ends = 2 - ((k == 0) | (k == order)).to(k.dtype)
     return ends / order * (1 - inner) / 2

@@ -56,7 +56,7 @@ class _OwnDefaults(TorchFunctionMode):
         if func not in _device_constructors():
             return func(*args, **given)
         if given.get("device") is None:
-            given["device"] = "cpu"
+            given["device"] = args[0].device if args and isinstance(args[0], Tensor) else "cpu"
         if given.get("dtype") is None and (func in _FLOATING or (func in _BY_VALUE and _is_floating(func, args, given))):
             given["dtype"] = _BUILT_IN
         return func(*args, **given)

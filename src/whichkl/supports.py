@@ -141,7 +141,7 @@ class Supported(TransformedDistribution):
         within = self.bijection.contains(value)
         safe = torch.where(within[..., None], value, self.bijection.inside(value.dtype, value.device)[0])
         found: Tensor = super().log_prob(safe)
-        return torch.where(within, found, torch.where(value.isnan().any(-1), math.nan, -math.inf).to(found))
+        return torch.where(within, found, torch.where(value.isnan().any(-1), math.nan, found.new_tensor(-math.inf)))
 
     def __repr__(self) -> str:
         """Name the model, and the support that it is carried into."""

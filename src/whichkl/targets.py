@@ -40,9 +40,6 @@ from whichkl.user_code import call_user
 _MAX_DIM = 1_000_000
 """Largest number of coordinates of a target without samples: even a factorised fit of so many takes 16 GB of memory."""
 
-_MAX_DIM = 2**22
-"""Largest number of coordinates: their names alone take 60 bytes each."""
-
 
 class Target:
     """A distribution p on ℝᵈ, known by samples, by a sampler, by a log density, or by several of them.

@@ -114,7 +114,8 @@ class Loaded(Examples):
         """Go through the loader under a seed, also of the generators that it brings."""
         found = 0
         with _reseeded(self.loader, 0 if seed is None else seed):
-            reader = call_user(lambda: iter(self.loader), _READ, _MEND)
+            with torch.device("cpu"):  # where it draws the seed of its workers
+                reader = call_user(lambda: iter(self.loader), _READ, _MEND)
             state = torch.random.get_rng_state()
             while True:
                 # what the data draw and what the student draws stay apart, so that neither depends on the other
@@ -230,19 +231,27 @@ def _part(examples: Examples, rows: Tensor, *, shuffle: bool) -> Examples:
     if isinstance(examples, InMemory):
         return examples.take(rows)
     loader: Any = examples.loader  # type: ignore[attr-defined]
-    size = loader.batch_size
+    size, part, generator = loader.batch_size, Subset(loader.dataset, rows.tolist()), torch.Generator()
     return Loaded(
         DataLoader(
-            Subset(loader.dataset, rows.tolist()),
+            part,
             batch_size=size,
-            shuffle=shuffle,
+            sampler=_AnyOrder(part, generator=generator) if shuffle else None,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
             drop_last=shuffle and len(rows) > size > 1 and len(rows) % size == 1,  # one row has no batch statistics
-            generator=torch.Generator(),
+            generator=generator,
         )
     )
+
+
+class _AnyOrder(RandomSampler):
+    """Torch's random order, drawn on the CPU, where the generator is, whatever the default device."""
+
+    def __iter__(self) -> Iterator[int]:
+        with torch.device("cpu"):
+            return iter(list(super().__iter__()))
 
 
 def _shuffled(examples: Examples) -> Examples:

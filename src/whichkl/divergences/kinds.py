@@ -259,7 +259,7 @@ class ChiSquared(Kind):
         ratio = log_p - torch.where(log_q == -math.inf, 0.0, log_q)
         size = torch.where(ratio > 30, ratio, torch.expm1(ratio.clamp(max=30)).abs().log())
         inside = torch.exp(log_q + 2 * size)
-        return torch.where(log_q == -math.inf, torch.where(log_p > -math.inf, math.inf, 0.0), inside)
+        return torch.where(log_q == -math.inf, torch.where(log_p > -math.inf, math.inf, torch.zeros_like(inside)), inside)
 
     def log_tail(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return the larger of log p²/q and log q."""

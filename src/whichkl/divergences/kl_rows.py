@@ -99,7 +99,7 @@ def _sum(p: Float[Tensor, "b v"], q: Float[Tensor, "b v"], spare: Float[Tensor, 
         small = torch.mul(q, 1 / floor, out=ratio).clamp_(max=1).sub_(1).mul_(p).amin(-1) < 0
         if bool(small.any()):
             missed = ((q == 0) & (p > 0)).any(-1)
-            extra = extra + torch.where(missed, math.inf, torch.where(small, math.nan, 0.0))
+            extra = extra + torch.where(missed, math.inf, torch.where(small, math.nan, torch.zeros_like(sums[0])))
         q = q.clamp(min=tiny)
     if low_p < tiny:
         p = p.clamp(min=tiny)  # an atom without mass in p counts q, as it should

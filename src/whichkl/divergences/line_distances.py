@@ -213,7 +213,7 @@ def _inverted(knots: Float[Tensor, "n 17"], wanted: Float[Tensor, " n"]) -> Floa
         t = torch.minimum(torch.maximum(t, low), high)
         off = _interpolated(knots, t) - wanted
         side = torch.where(off < 0, -1, 1)
-        again = torch.where(side == before, 0.5, 1.0)  # the end that stays twice counts half
+        again = 1 - (side == before).to(under.dtype) / 2  # the end that stays twice counts half
         under, over = torch.where(side < 0, off, under * again), torch.where(side > 0, off, over * again)
         low, high, before = torch.where(side < 0, t, low), torch.where(side > 0, t, high), side
         if bool(((off.abs() <= 4e-16 * knots[:, -1]) | (high - low <= 4e-16)).all()):

@@ -145,7 +145,7 @@ def cross_fit(
 
 def ripples(z: Tensor, generator: torch.Generator) -> Tensor:
     """Cosines along random directions, of many lengths, in the normal scores of the columns: shapes that no quadratic has."""
-    score = torch.special.ndtri((z.argsort(0).argsort(0) + 0.5).to(z.dtype) / len(z))
+    score = torch.special.ndtri((z.argsort(0).argsort(0).to(z.dtype) + 0.5) / len(z))
     aim = torch.randn(z.shape[1], _RIPPLES, generator=generator, dtype=z.dtype, device="cpu")
     length, phase = torch.rand(2, _RIPPLES, generator=generator, dtype=z.dtype, device="cpu")
     aim = aim / aim.norm(dim=0) * 0.7 * 8**length

@@ -119,7 +119,8 @@ class FlowNetwork(Standardised):
 
     def forward(self, x: Tensor | None = None) -> Distribution:
         """Return the law of y, given x where there are contexts."""
-        base = self.inner() if x is None else self.flow(self.standard_context(x))
+        with own_defaults():
+            base = self.inner() if x is None else self.flow(self.standard_context(x))
         around = AffineTransform(self.mean, self.scale, event_dim=1) if self.tril is None else Triangular(self.mean, self.tril)
         law = TransformedDistribution(base, [around], validate_args=False)
         return Scalar(law) if self.is_scalar and self.dim == 1 else law
@@ -133,7 +134,8 @@ class FlowNetwork(Standardised):
 
     def carry(self, z: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
         """Carry draws of N(0, within² I) through the flow, with log q of where they end."""
-        law: Any = self.flow()
+        with own_defaults():
+            law: Any = self.flow()
         y, volume = law.transform.call_and_ladj(z)
         return y, self.carried_normal(self.within).log_prob(z) - volume
 

@@ -155,7 +155,8 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
     if loader.generator is not None:
         loader.generator.manual_seed(0)
     do, instead = "read this DataLoader", "Mend its data set"
-    iterator = call_user(lambda: iter(loader), do, instead)
+    with torch.device("cpu"):  # where it draws the seed of its workers
+        iterator = call_user(lambda: iter(loader), do, instead)
     number = 0
     while True:
         with seeded(number):

@@ -164,7 +164,7 @@ def quadratic_forms(state: State, *, diagonal: bool) -> Float[Tensor, "sk p"]:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(cov))
     middle = (inverse @ loc[..., None])[..., 0]
     row, column = torch.triu_indices(dim, dim, device="cpu")
-    products = inverse[:, row, column] * torch.where(row == column, 1.0, 2.0)
+    products = inverse[:, row, column] * (1 + (row != column).to(inverse.dtype))
     return torch.cat([products, -2 * middle, (middle * loc).sum(-1, keepdim=True)], -1)
 
 

@@ -130,7 +130,8 @@ class NaturalGradient(Solver):
         counts, nodes = state.target.evaluations, len(state.z)
         while iterations < self.max_iterations:
             is_known = torch.zeros_like(held, dtype=torch.bool) if state.memory is None else state.memory.held[:, -1]
-            active = (state.residual > torch.where(is_known | (iterations > 0), _NEAR, tolerance)) & (rho > 1e-6)
+            enough = torch.where(is_known | (iterations > 0), rho.new_tensor(_NEAR), tolerance)
+            active = (state.residual > enough) & (rho > 1e-6)
             if not bool(active.any()) or not counts.affords(int(active.sum()) * nodes):
                 break
             now = state.take(active)

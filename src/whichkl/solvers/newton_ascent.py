@@ -81,7 +81,8 @@ def ascend_by_newton(
             length[won] = torch.where(more, 2 * t[good].clamp(min=1.0), 1.0).clamp(max=_LONGEST)
             held = smooth & ((t * far)[good] >= 0.9 * reach[won])
             foretold = slope[good] * (1 - t[good] / 2)
-            reach[won] *= torch.where(held, torch.where((gain[good] - foretold).abs() <= _EXACT * foretold, 100.0, 2.0), 1.0)
+            exact = (gain[good] - foretold).abs() <= _EXACT * foretold
+            reach[won] *= torch.where(held, 2 + 98 * exact.to(reach.dtype), 1.0)
             tries[won] = 0.0
             goes_on = (rise[won] / 2 > tolerance) & (here.x[won].abs().amax(-1) < 1e12)
             active[won] = goes_on

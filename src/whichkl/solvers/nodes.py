@@ -34,13 +34,25 @@ def gaussian_rule(dim: int, count: int, seed: int, apart: int = 0) -> tuple[Floa
         half = _neighbours_apart(dim, count // 2, seed, apart)
         z = torch.cat([half, -half])
         return z, torch.full((len(z),), 1 / len(z), dtype=torch.float64, device="cpu")
-    half = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(count // 2, dtype=torch.float64)
+    half = sobol(dim, count // 2, seed)
     tiny = 2.0**-33
     half = math.sqrt(2) * torch.erfinv(2 * half.clamp(tiny, 1 - tiny) - 1)
     z = torch.cat([half, -half])
     tril = torch.linalg.cholesky(z.T @ z / len(z))
     z = torch.linalg.solve_triangular(tril, z.T, upper=False).T
     return z.contiguous(), torch.full((len(z),), 1 / len(z), dtype=torch.float64, device="cpu")
+
+
+def sobol(dim: int, count: int, seed: int) -> Float[Tensor, "n d"]:
+    """Return the first points of a scrambled Sobol sequence in the unit cube, the first one in single precision, as torch's is.
+
+    Torch's engine makes that one in the default dtype, whatever dtype it's asked for.
+    """
+    engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
+    first = engine.quasi.to(torch.float32) / 2**engine.MAXBIT
+    points: Tensor = engine.draw(count, dtype=torch.float64)
+    points[0] = first
+    return points
 
 
 def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tensor, "m d"]:

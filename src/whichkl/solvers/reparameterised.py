@@ -90,7 +90,7 @@ class FlowRows(Rows):
         u, log_q = self._carried(theta, z)
         (pull,) = torch.autograd.grad(log_q.sum(), z, retain_graph=True)
         units = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)[:, None, None, :].expand(-1, *z.shape)
-        (jacobian,) = torch.autograd.grad(u, z, units, retain_graph=True, is_grads_batched=True)
+        jacobian = _pulled(u, z, units)
         with one_thread():  # where torch uses several, its LU of a batch can be wrong
             return u, torch.linalg.solve(jacobian.permute(1, 2, 3, 0), pull)
 
@@ -165,6 +165,14 @@ class ModuleRows(Rows):
 
     def _shaped(self, x: Tensor) -> Float[Tensor, "1 m d"]:
         return x.reshape(1, len(x), self.dim).to(torch.float64)
+
+
+def _pulled(u: Tensor, z: Tensor, units: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:
+    """Return the gradient in z of u along each unit; one by one with `torch.autograd.detect_anomaly`, which takes no batches."""
+    if torch.is_anomaly_enabled():
+        return torch.stack([torch.autograd.grad(u, z, one, retain_graph=True)[0] for one in units])
+    (jacobian,) = torch.autograd.grad(u, z, units, retain_graph=True, is_grads_batched=True)
+    return jacobian
 
 
 class _Within(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor
 from whichkl._checks import TargetError, cannot
 from whichkl.solvers.ascent import Peaks, ascend
 from whichkl.solvers.newton_ascent import ascend_by_newton
+from whichkl.solvers.nodes import sobol
 from whichkl.targets import Target
 
 _CANDIDATES = 256
@@ -132,9 +133,9 @@ def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[
 def _normal_points(dim: int, seed: int) -> Float[Tensor, "c d"]:
     """Scrambled Sobol points, mapped to N(0, I); plain normal draws in more dimensions than torch has Sobol points for."""
     if dim > torch.quasirandom.SobolEngine.MAXDIM:
-        return torch.randn(_CANDIDATES, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    sobol = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(_CANDIDATES, dtype=torch.float64)
-    return math.sqrt(2) * torch.erfinv((2 * sobol - 1).clamp(-1 + 1e-12, 1 - 1e-12))
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(_CANDIDATES, dim, generator=generator, dtype=torch.float64, device="cpu")
+    return math.sqrt(2) * torch.erfinv((2 * sobol(dim, _CANDIDATES, seed) - 1).clamp(-1 + 1e-12, 1 - 1e-12))
 
 
 def look(target: Target, points: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
