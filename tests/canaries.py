@@ -1,4 +1,4 @@
-"""Canaries: files, folders and links of a user's, planted beside what whichkl writes, and whether they are as they were."""
+"""Canaries: files, folders and links of a user's, planted next to what whichkl writes, and whether they are as they were."""
 
 import hashlib
 import os

@@ -594,7 +594,7 @@ def _journal(out: Path | None) -> Path | None:
         return None
     journal = out / ".journal"
     if next(journal.glob("*/*.safetensors"), None) is not None:
-        console.note(f"A run that didn't end left its state in {out}: the same run goes on from there.")
+        console.note(f"An interrupted run left its state in {out}: the same run resumes from there.")
     return journal
 
 

@@ -17,7 +17,7 @@ from whichkl.process_lock import PROCESS_LOCK
 def seeded(seed: int) -> Iterator[None]:
     """Set torch's and NumPy's global seeds inside the block, and restore their states after it.
 
-    One thread at a time: others wait, so that a seed gives the same numbers whatever runs beside it. The lock is this library's:
+    One thread at a time: others wait, so that a seed gives the same numbers whatever runs next to it. The lock is this library's:
     draws that the user's own threads take from the global states meanwhile aren't held back.
     """
     with PROCESS_LOCK.held(), torch.random.fork_rng():

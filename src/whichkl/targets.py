@@ -38,7 +38,7 @@ from whichkl.supports import Bijection, Support, support_of
 from whichkl.user_code import call_user
 
 _MAX_DIM = 1_000_000
-"""Largest number of coordinates of a target without samples: even a factorised fit of so many takes 16 GB of memory."""
+"""Largest number of coordinates of a target without samples: even a factorised fit of this many takes 16 GB of memory."""
 
 
 class Target:

@@ -26,7 +26,7 @@ SUPPORTS = {"real": (lambda x: -x.square().sum(-1) / 2, None), "positive": (lamb
 
 
 class Dying:
-    """A log density that answers so many calls."""
+    """A log density that answers this many calls."""
 
     def __init__(self, log_prob, calls, ending):
         self.log_prob, self.most, self.ending, self.calls = log_prob, calls, ending, 0

@@ -1,4 +1,4 @@
-"""Nothing of the user's is removed or changed: canaries beside every output, and one function that removes."""
+"""Nothing of the user's is removed or changed: canaries next to every output, and one function that removes."""
 
 import ast
 import os

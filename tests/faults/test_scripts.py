@@ -1,4 +1,4 @@
-"""Scripts that each show one fault, where a folder of them lies beside this checkout: none of the faults is there any more."""
+"""Scripts that each show one fault, where a folder of them is next to this checkout: none of the faults is there any more."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ SCRIPTS = sorted((SHARED / "faults").glob("f[0-9]*.py"))
 _SECONDS = 300
 
 
-@pytest.mark.skipif(not SCRIPTS, reason="no folder of such scripts beside this checkout")
+@pytest.mark.skipif(not SCRIPTS, reason="no folder of such scripts next to this checkout")
 @pytest.mark.parametrize("script", SCRIPTS or [None], ids=lambda one: one.stem if one else "none")
 def test_the_fault_is_mended(script, tmp_path):
     command = Path(sys.executable).parent / "whichkl"

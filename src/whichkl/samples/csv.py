@@ -18,7 +18,7 @@ from whichkl.samples.columns import check_columns, check_names, floats, is_numbe
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
 
 _BYTES = 2**22
-"""Bytes that are parsed at once, and so of the longest line; a column's type is told from the first of them."""
+"""Bytes that are parsed at once, and so of the longest line; a column's type follows from the first of them."""
 _COUNTED = 2**28
 """Bytes of a file whose values are counted; in a larger one a value is taken to have eight characters."""
 

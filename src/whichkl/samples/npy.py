@@ -104,7 +104,7 @@ def open_npy(path: str) -> NpyShard:
 
 
 def _refuse(path: str, reason: str) -> InputError:
-    return InputError(cannot(f"read `{path}`", f"it isn't a whole NPY file of numbers ({reason})", "Write it anew"))
+    return InputError(cannot(f"read `{path}`", f"it isn't a whole NPY file of numbers ({reason})", "Write it again"))
 
 
 def _header(path: str, file: BinaryIO) -> Header:

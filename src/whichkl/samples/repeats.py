@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _FEW, _LOOKED_AT = 20_000, 20_000
-"""Up to so many rows all are looked at; of more, so many at random tell whether it's worth it."""
+"""Up to `_FEW` rows all are compared; of more, `_LOOKED_AT` at random decide whether comparing all is worth it."""
 _SHARE, _LEAST = 0.01, 3
 """Shares of repeated rows, and of rows that occur several times, from which they matter; and how many of the latter."""
 _COLUMNS = 4

@@ -173,7 +173,7 @@ def decoding(path: str, refusal: Callable[[str], InputError]) -> Iterator[None]:
         raise refusal(f"{' '.join(str(error).split())[:200]}") from error
 
 
-_REWRITE = "Write it anew; a copy may have been damaged"
+_REWRITE = "Write it again; a copy may have been damaged"
 
 
 def refuse_broken(path: str, kind: str, reason: str) -> InputError:
