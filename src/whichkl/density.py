@@ -434,7 +434,7 @@ def call(
     except (KeyboardInterrupt, WhichklError):
         raise
     except BaseException as error:  # SystemExit too: a script's `sys.exit` must not end the fit
-        refuse_if_ran_out(error, f"evaluate `{who}` at {len(x):,} points")
+        refuse_if_ran_out(error, f"evaluate `{who}` at {len(x):,} point{'s' * (len(x) != 1)}")
         said = said_of(error)
         because = f"{said}{adapters.place_of(error)}"
         gets = f"{'an (n, d) tensor' if batched else 'one (d,) point'} of {str(read.dtype).removeprefix('torch.')}"

@@ -47,7 +47,10 @@ def refuse_if_ran_out(error: BaseException, do: str = "go on") -> None:
 
 def memory_message(do: str = "go on") -> str:
     """Return the sentence for memory that ran out."""
-    return cannot(do, f"memory ran out, and {shown_bytes(available_memory())} are free", _SMALLER)
+    because = "memory ran out"
+    with contextlib.suppress(MemoryError):
+        because = f"memory ran out, and {shown_bytes(available_memory())} are free"
+    return cannot(do, because, _SMALLER)
 
 
 def check_memory(needed: float, do: str, instead: str = _SMALLER) -> None:

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from whichkl.printable import one_line
 from whichkl.study.comparing import Progress
 from whichkl.study.result import mean_text
 
@@ -66,7 +67,7 @@ class LiveTable:
         for arm, rows in self.rows.items():
             bad = sum(row["status"] == "failed" for row in rows)
             values = [mean_text([{name: row.get(name)} for row in rows], name) for name in _SHOWN]
-            table.add_row(escape(arm), *values, str(len(rows)), str(bad) if bad else "")
+            table.add_row(escape(one_line(arm)), *values, str(len(rows)), str(bad) if bad else "")
         p, left = self.last, self.seconds_left
         said = f"{p.done:,} of {p.of:,} cells" + (f", {p.skipped:,} from an earlier run" if p.skipped else "")
         said += f", {p.failed:,} failed" if p.failed else ""
