@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
+import signal
 import socket
+import sys
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +104,10 @@ class Ray(Workers):
         Raises:
             ResourceError: the cluster can't be reached, or a part was lost more than `retries` times.
         """
+        with _kept():
+            yield from self._mapped(function, items)
+
+    def _mapped(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         ray = self._connect()
         task = ray.remote(num_cpus=1, max_retries=self.retries)(_alone)
         shared = ray.put(function)
@@ -118,7 +127,7 @@ class Ray(Workers):
                 instead = "Look at the machines' memory and logs, then start again"
                 raise ResourceError(cannot("go on with this pass", because, instead)) from error
             started.remove(reference)
-            return result
+            return _unwrapped(result)
 
         try:
             yield from _ahead(items, lambda: AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))), start, fetch)
@@ -136,7 +145,11 @@ class Ray(Workers):
         Raises:
             ResourceError: the cluster can't be reached, lacks what the function needs, or is gone.
         """
-        ray = _ray()
+        with _kept():
+            yield from self._as_completed(function, source)
+
+    def _as_completed(self, function: Callable[[Any], Result], source: Source) -> Iterator[tuple[Any, Result | Exception]]:
+        ray = require("ray", "cluster")
         is_own = self.address == "local" and not ray.is_initialized()
         self._connect()
         task = ray.remote(num_cpus=1, max_retries=self.retries)(_alone)
@@ -167,7 +180,7 @@ class Ray(Workers):
                     if not is_workers_fault(error):
                         raise ResourceError(_gone(_first_line(error))) from error
                     result = ResourceError(_first_line(error))
-                yield item, result
+                yield item, _unwrapped(result)
         finally:
             for reference in under_way:
                 ray.cancel(reference)
@@ -175,7 +188,7 @@ class Ray(Workers):
                 uninterrupted(ray.shutdown)
 
     def _connect(self) -> Any:
-        ray = _ray()
+        ray = require("ray", "cluster")
         if ray.is_initialized():
             return ray
         try:
@@ -227,11 +240,28 @@ def _gone(why: str) -> str:
     return cannot("go on", f"the cluster is gone ({why})", "Look at its machines, then run the same command again to resume")
 
 
-def _ray() -> Any:
-    """Import Ray, which reads its settings then."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first failed part is reported, in our words
-    return require("ray", "cluster")
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+"""Ray's own, for the time of a pass: nothing is sent anywhere, and the first failed part is reported, in our words."""
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Put back what Ray changes for the whole process: how it ends on SIGTERM, what it does on errors, and its environment."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler, hook, dumps = signal.getsignal(signal.SIGTERM), sys.excepthook, faulthandler.is_enabled()
+    names = (*_SETTINGS, "PYTHONBREAKPOINT")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: value for name, value in _SETTINGS.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        if is_main and signal.getsignal(signal.SIGTERM) is not handler:
+            signal.signal(signal.SIGTERM, handler)
+        sys.excepthook = hook
+        if not dumps:
+            faulthandler.disable()
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def workers_of(cluster: Workers | str | None) -> Workers:
@@ -286,9 +316,24 @@ def _first_line(error: BaseException) -> str:
 
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:
+    """Work on a part; what it raises is returned, since Ray shouts about a failed part that nobody asks for any more."""
     keep_memory(BLOCKS)
-    with one_thread():
-        return function(item)
+    try:
+        with one_thread():
+            return function(item)
+    except Exception as error:
+        return _Failed(error)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: Exception
+
+
+def _unwrapped(result: Any) -> Any:
+    if isinstance(result, _Failed):
+        raise result.error from None
+    return result
 
 
 @lru_cache(maxsize=4)

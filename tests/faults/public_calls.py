@@ -60,15 +60,17 @@ class Bell(torch.nn.Module):
         return Independent(Normal(self.centre, torch.ones_like(self.centre)), 1)
 
 
-def _net(classes=3):
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(2, 4, dtype=torch.float32), torch.nn.Linear(4, classes, dtype=torch.float32))
+def _net(seed, classes=3):
+    linear, made = torch.nn.utils.skip_init, {"dtype": torch.float32, "device": "cpu"}
+    net = torch.nn.Sequential(linear(torch.nn.Linear, 2, 4, **made), linear(torch.nn.Linear, 4, classes, **made))
+    for i, weight in enumerate(net.parameters()):
+        weight.data = _normal(*weight.shape, seed=seed + i).to(torch.float32)
+    return net
 
 
 @cache
 def networks():
-    return _net(), _net()
+    return _net(10), _net(20)
 
 
 def fitted(*arguments, **keywords):

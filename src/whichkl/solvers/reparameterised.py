@@ -101,7 +101,8 @@ class FlowRows(Rows):
     def module(self, theta: Tensor, which: int) -> nn.Module:
         """Return the flow with s and M taken into the map around it."""
         self.weights.write(theta)
-        network = self.build().to(self.locs.device)
+        with seeded(0):  # its weights are overwritten
+            network = self.build().to(self.locs.device)
         network.load_state_dict(self.operations.network.state_dict())
         shift, mix = self.operations.shift.detach(), self.reach * self.operations.mix.detach().tril()
         tril = self.trils[which]

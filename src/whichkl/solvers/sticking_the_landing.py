@@ -234,8 +234,9 @@ def _user_rows(target: Target, family: NetworkFamily, shape: Shape, seed: int) -
     Raises:
         InputError: it isn't.
     """
-    module = family.network(shape)
-    law = law_of(module)
+    with seeded(0):
+        module = family.network(shape)
+        law = law_of(module)
     if not law.has_rsample:
         because = f"its law, a `{type(law).__name__}`, has no `rsample`, through which the gradient would flow"
         raise InputError(cannot(f"fit `{family}` by reverse KL", because, "Return a law that has one, or use Flow()"))
