@@ -6,7 +6,9 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow lint types layers bench clean
+FLOORS := .venv-floors/bin/python
+
+.PHONY: demo test test-slow test-floors lint types layers bench clean
 
 demo: .venv/.app
 	$(BIN)/whichkl demo --out out
@@ -16,6 +18,10 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -q -m slow
+
+# With the lowest versions that pyproject.toml allows, in an environment of their own.
+test-floors: .venv-floors/.made
+	$(FLOORS) -m pytest -q -n auto --maxprocesses 4 --dist worksteal -W default::DeprecationWarning $$($(FLOORS) tests/floors.py --tests)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -31,7 +37,7 @@ bench: .venv/.dev
 	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-floors out
 
 .venv/.made: $(INPUTS)
 	$(PYTHON) -m venv --clear .venv
@@ -45,4 +51,11 @@ clean:
 .venv/.dev: .venv/.app
 	@echo "installing what the tests need ..."
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-floors/.made: $(INPUTS) tests/floors.py
+	$(PYTHON) -m venv --clear .venv-floors
+	$(FLOORS) tests/floors.py > .venv-floors/floors.txt
+	@echo "installing the lowest versions (this takes a few minutes) ..."
+	$(FLOORS) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c .venv-floors/floors.txt $(PIP_FLAGS) -e '.[dev]'
 	@touch $@
