@@ -6,7 +6,9 @@ BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-portable test-two-threads lint types layers bench clean
+FLOORS := .venv-floors/bin/python
+
+.PHONY: demo test test-slow test-portable test-two-threads test-floors lint types layers bench clean
 
 demo: .venv/.app
 	$(BIN)/whichkl demo --out out
@@ -26,6 +28,9 @@ test-portable: .venv/.dev
 TWO := tests/faults tests/laws.py tests/test_cluster.py tests/test_fitting.py tests/test_mixtures.py tests/test_streams.py
 test-two-threads: .venv/.dev
 	WHICHKL_TEST_THREADS=2 $(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist worksteal $(TWO)
+# With the lowest versions that pyproject.toml allows, in an environment of their own.
+test-floors: .venv-floors/.made
+	$(FLOORS) -m pytest -q -n auto --maxprocesses 4 --dist worksteal -W default::DeprecationWarning $$($(FLOORS) tests/floors.py --tests)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -41,7 +46,7 @@ bench: .venv/.dev
 	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-floors out
 
 .venv/.made: $(INPUTS)
 	$(PYTHON) -m venv --clear .venv
@@ -55,4 +60,11 @@ clean:
 .venv/.dev: .venv/.app
 	@echo "installing what the tests need ..."
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-floors/.made: $(INPUTS) tests/floors.py
+	$(PYTHON) -m venv --clear .venv-floors
+	$(FLOORS) tests/floors.py > .venv-floors/floors.txt
+	@echo "installing the lowest versions (this takes a few minutes) ..."
+	$(FLOORS) -m pip install --quiet --disable-pip-version-check -c constraints.txt -c .venv-floors/floors.txt $(PIP_FLAGS) -e '.[dev]'
 	@touch $@

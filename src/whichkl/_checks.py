@@ -75,8 +75,8 @@ def cannot(do: str, because: str, instead: str) -> str:
 
 
 def _shortened(quoted: re.Match[str]) -> str:
-    """Cut the middle out of a long quoted value, since values come from files and can be of any length."""
-    text = quoted[1]
+    """Keep a quoted value to a line: values come from files, and can have any length and any characters."""
+    text = quoted[1] if quoted[1].isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in quoted[1])
     return f"`{text}`" if len(text) <= _MAX_QUOTED else f"`{text[: _MAX_QUOTED // 2]} … {text[-_MAX_QUOTED // 4 :]}`"
 
 

@@ -120,7 +120,7 @@ def _header(path: str, file: BinaryIO) -> Header:
     kind, shape = said["descr"], said["shape"]
     if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind):
         raise _refuse(path, f"its type is `{kind}`, not a number")
-    if not isinstance(shape, tuple) or any(type(one) is not int or one < 0 for one in shape):
+    if not isinstance(shape, tuple) or any(type(one) is not int or not 0 <= one < 2**63 for one in shape):
         raise ValueError(f"its shape is `{shape}`, not whole numbers")
     if len(shape) not in (1, 2):
         raise InputError(cannot(f"read `{path}`", f"its shape is `{shape}`, not (n, d)", "Save one row a draw"))
