@@ -83,7 +83,11 @@ def test_the_posix_locale_without_coercion_gets_ascii(folder):
 
 
 def test_advice_help_and_errors_are_ascii_where_that_is_all_there_is(folder):
-    for arguments, code in ((("advise", "--access", "log_prob"), 0), (("fit", "--help"), 0), (("fit", "x.npy", "--family", "é‖"), 2)):
+    for arguments, code in (
+        (("advise", "--access", "log_prob"), 0),
+        (("fit", "--help"), 0),
+        (("fit", "x.npy", "--family", "é‖"), 2),
+    ):
         done = fresh(*arguments, cwd=folder, encoding="ascii")
         assert done.returncode == code
         (done.stdout + done.stderr).decode("ascii")

@@ -15,6 +15,7 @@ from whichkl.targets import Target
 
 _DRAWN, _PROBES = 64, 16
 _APART = {"cli.py", "__main__.py", "plots", "reporting", "demo", "auditing", "sklearn.py", "arviz.py"}
+_APART |= {"console.py", "exits.py", "held_signals.py", "memory_limits.py", "printable.py", "results_folder.py"}
 """Rooms on which no number of a study depends."""
 _OWN = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py", "plan.py", "scorecard.py"}
 """Files of the study's own room on which its cells depend."""
