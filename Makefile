@@ -28,6 +28,7 @@ test-portable: .venv/.dev
 TWO := tests/faults tests/laws.py tests/test_cluster.py tests/test_fitting.py tests/test_mixtures.py tests/test_streams.py
 test-two-threads: .venv/.dev
 	WHICHKL_TEST_THREADS=2 $(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist worksteal $(TWO)
+
 # With the lowest versions that pyproject.toml allows, in an environment of their own.
 test-floors: .venv-floors/.made
 	$(FLOORS) -m pytest -q -n auto --maxprocesses 4 --dist worksteal -W default::DeprecationWarning $$($(FLOORS) tests/floors.py --tests)

@@ -18,11 +18,12 @@ def main() -> None:
 def _command() -> None:
     try:
         from whichkl.cli import invoke
+
+        invoke()
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "click"):
+        if str(error.name).split(".")[0] not in ("typer", "rich", "click", "pydantic"):  # typer itself imports pydantic
             raise
-        raise InputError(missing_extra(error.name, "app")) from error
-    invoke()
+        raise InputError(missing_extra(str(error.name), "app")) from error
 
 
 if __name__ == "__main__":

@@ -16,18 +16,8 @@ from whichkl.targets import Target
 _DRAWN = 64
 _PROBES = 16
 """Points at which functions are evaluated: every second one is ten times as far out, where a small change shows."""
-_APART = {
-    "cli.py",
-    "__main__.py",
-    "plots",
-    "reporting",
-    "demo",
-    "auditing",
-    "sklearn.py",
-    "arviz.py",
-    "console.py",
-    "verifying.py",
-}
+_APART = {"cli.py", "__main__.py", "plots", "reporting", "demo", "auditing", "sklearn.py", "arviz.py", "verifying.py"}
+_APART |= {"console.py", "exits.py", "held_signals.py", "memory_limits.py", "printable.py", "results_folder.py"}
 """Files and folders on which no number of a study depends."""
 _OWN = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py", "plan.py", "scorecard.py"}
 """Files of the study's own room on which its cells depend."""
