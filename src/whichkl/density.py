@@ -181,6 +181,7 @@ class LogDensity:
         """
         if self._is_alive():
             return
+        self._unanswered, self._patience = 0, _PATIENCE  # whoever asks next is told at once
         cause = None if error is None else error.__cause__
         said = "" if cause is None else f" ({type(cause).__name__}: {(str(cause).splitlines() or [''])[0]})"
         because = f"`log_prob` gives no number any more, not even at a point where it gave one before{said}"

@@ -42,13 +42,14 @@ def calls_of(log_prob, family, support, *, judge=True):
     return live.calls
 
 
-@pytest.mark.parametrize("support", SUPPORTS)
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("family", ["gaussian", "gaussian:diagonal", "mixture:2"])
+@pytest.mark.parametrize(
+    ("family", "support"), [("gaussian", "real"), ("gaussian", "positive"), ("gaussian:diagonal", "real"), ("mixture:2", "real")]
+)
 def test_it_is_given_up_after_a_few_calls_whenever_it_dies(family, ending, support):
     log_prob, where = SUPPORTS[support]
     whole = calls_of(log_prob, family, where)
-    for share in (0.3, 0.6, 0.8, 0.9, 0.97):
+    for share in (0.3, 0.8, 0.95):
         density = Dying(log_prob, max(6, int(share * whole)), ENDINGS[ending])
         try:
             fit = wk.fit(wk.Target(log_prob=density, dim=2, support=where), family)
@@ -88,6 +89,21 @@ def test_a_failed_search_for_modes_is_no_clean_bill(tmp_path):
     assert "not_measured: A diagnostic failed" in str(fit)
     fit.save(tmp_path / "fit")
     assert str(wk.Fit.load(tmp_path / "fit")) == str(fit)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_draws_are_not_said_to_contradict_a_density_that_is_dead(ending):
+    x = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    log_prob = SUPPORTS["real"][0]
+    live = Dying(log_prob, math.inf, None)
+    wk.fit(wk.Target(samples=x, log_prob=live), objective="forward_kl")
+    for calls in range(4, live.calls):
+        dying = Dying(log_prob, calls, ENDINGS[ending])
+        fit = wk.fit(wk.Target(samples=x, log_prob=dying), objective="forward_kl")
+        assert {"not_measured", "not_a_number_met"} <= fit.findings
+        assert "accesses_disagree" not in fit.findings
+        assert dying.calls <= calls + 20
+        assert fit.value.up_to in ("entropy_p", "log_z")
 
 
 def test_the_command_ends_with_exit_code_3(tmp_path):
