@@ -82,7 +82,7 @@ class Saved:
             raise InputError(cannot(f"save {self.what} in `{folder}`", "it is a file", "Name a new or empty folder"))
         other = sorted(one.name for one in folder.iterdir() if one.is_symlink() or one.is_dir() or not self.is_own(one.name))
         if other:
-            because = f"it holds something else (`{other[0]}`)"
+            because = f"the folder holds something else (`{other[0]}`)"
             raise InputError(cannot(f"save {self.what} in `{folder}`", because, "Name a new or empty folder"))
 
     def is_own(self, name: str) -> bool:

@@ -94,7 +94,8 @@ def load_function(place: str, said: str, folder: Path | None = None) -> Callable
     if spec is None or spec.loader is None:
         raise InputError(cannot(f"read `{path}`", "Python can't import it", "Give a .py file"))
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.resolve().parent))
+    parent = str(file.resolve().parent)
+    sys.path.insert(0, parent)
     try:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:
@@ -105,7 +106,8 @@ def load_function(place: str, said: str, folder: Path | None = None) -> Callable
         instead = guard if isinstance(error, SystemExit) else "Mend the file"
         raise InputError(cannot(f"import `{path}`", said_of(error), instead)) from error
     finally:
-        sys.path.pop(0)
+        with contextlib.suppress(ValueError):  # the file may have changed the path itself
+            sys.path.remove(parent)
     function = getattr(module, name, None)
     if not callable(function):
         there = ", ".join(sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_")))

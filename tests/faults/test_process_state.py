@@ -23,6 +23,7 @@ import whichkl as wk
 from whichkl.cluster import Threads
 from whichkl.process_lock import PROCESS_LOCK, without_warnings
 from whichkl.seeds import seeded
+from whichkl.user_code import load_function
 
 SOURCE = Path(wk.__file__).parent
 HERE = Path(__file__).parent
@@ -138,6 +139,14 @@ if __name__ == "__main__":
     assert done.returncode == 0, done.stderr
     assert done.stdout == "refused\n"
     assert "Unhandled" not in done.stderr
+
+
+def test_a_file_of_the_users_that_changes_the_path_loses_nothing_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own.py").write_text("import sys\nsys.path.insert(0, 'first')\ndef f(x):\n    return x\n")
+    before = list(sys.path)
+    assert load_function(f"{tmp_path}/own.py:f", "--log-prob own.py:f")(1) == 1
+    assert sys.path == ["first", *before]
 
 
 # ---- modes

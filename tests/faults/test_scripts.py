@@ -10,7 +10,7 @@ import pytest
 from conftest import SHARED
 
 SCRIPTS = sorted((SHARED / "faults").glob("f[0-9]*.py"))
-_SECONDS = 300
+_SECONDS = 900
 
 
 @pytest.mark.skipif(not SCRIPTS, reason="no folder of such scripts next to this checkout")
