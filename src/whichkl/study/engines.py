@@ -27,8 +27,9 @@ def here(plan: Plan, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
 def on_ray(plan: Plan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cell, Outcome]]:
     """Work on the cells in tasks of several, and yield each as its task ends, whatever the order.
 
-    A task whose worker is lost is begun anew, by Ray some times over, then cell by cell; a cell that takes its worker with it
-    even alone has failed. Where the cluster itself is lost, that says nothing of the cells in flight: they are left undone.
+    A task whose worker is lost is started again, by Ray several times, then cell by cell; a cell that takes its worker with it
+    even alone has failed. A cluster that is lost (Ray's `LocalRayletDiedError`, `NodeDiedError`) says nothing of the cells in
+    flight: they are left undone.
 
     Raises:
         ResourceError: the cluster can't be reached, or is gone.
