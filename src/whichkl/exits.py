@@ -26,6 +26,10 @@ from whichkl.printable import ENCODING_ERRORS, one_line, printable, spell
 _CLOSED_PIPE = 141
 """Exit code where the reader of standard output has gone: 128 + SIGPIPE, as the shell reports it of other programs."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PAUSE = 0.5
+"""Seconds after which a signal whose exception got lost is raised again."""
+_MAX_TRIES = 10
+"""Times that it is raised, before the process ends without unwinding; whatever is on disk is whole all the same."""
 
 
 class OutputLost(BaseException):
@@ -199,10 +203,16 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _insist(number: int, is_over: threading.Event) -> None:
-    """Raise a signal again for as long as its exception gets lost: in a destructor, or in a library's bare `except`."""
-    while not is_over.wait(0.5):
-        if not _unwinds():
-            _thread.interrupt_main(signal.Signals(number))
+    """Raise a signal again for as long as its exception gets lost: in a destructor, or in somebody's bare `except`."""
+    for _ in range(_MAX_TRIES):
+        while _unwinds():
+            if is_over.wait(_PAUSE):
+                return
+        if is_over.wait(_PAUSE):
+            return
+        _thread.interrupt_main(signal.Signals(number))
+    _stopped()
+    os._exit(128 + number)
 
 
 def _unwinds() -> bool:

@@ -43,12 +43,12 @@ print("from the file")
 """
 
 
-def fresh(*arguments, cwd=None, encoding=None, env=None, shell=None, stdout=subprocess.PIPE):
+def fresh(*arguments, cwd=None, encoding=None, env=None, redirect=None, stdout=subprocess.PIPE):
     """Run the command in a Python of its own, whose streams are what this test is about; bytes come back."""
     settings = {**os.environ, "COLUMNS": "100", **({"PYTHONIOENCODING": encoding} if encoding else {}), **(env or {})}
     command = [sys.executable, "-m", "whichkl", *map(str, arguments)]
-    if shell is not None:
-        command = ["bash", "-c", f'"$@" {shell}', "bash", *command]
+    if redirect is not None:
+        command = ["bash", "-c", f'"$@" {redirect}', "bash", *command]
     return subprocess.run(command, cwd=cwd, env=settings, stdout=stdout, stderr=subprocess.PIPE, check=False)
 
 
@@ -229,7 +229,7 @@ def test_a_full_disk_under_standard_output_is_exit_four(folder):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     for arguments in (("fit", "x.npy"), ("fit", "x.npy", "--json"), ("--help",), ("--version",)):
-        done = fresh(*arguments, cwd=folder, shell="> /dev/full")
+        done = fresh(*arguments, cwd=folder, redirect="> /dev/full")
         assert done.returncode == 4, done.stderr
         assert done.stderr.decode().splitlines()[-1].startswith("error: Cannot print the result: No space left on device.")
         assert done.stderr.count(b"\n") == 1
@@ -238,7 +238,7 @@ def test_a_full_disk_under_standard_output_is_exit_four(folder):
 def test_a_result_that_could_not_be_printed_is_said_to_be_saved(folder):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
-    done = fresh("fit", "x.npy", "--out", "o", cwd=folder, shell="> /dev/full")
+    done = fresh("fit", "x.npy", "--out", "o", cwd=folder, redirect="> /dev/full")
     assert done.returncode == 4
     first, last = done.stderr.decode().splitlines()
     assert first == "The fit is saved in `o/fit`." and "No space left" in last
@@ -256,16 +256,16 @@ def test_a_closed_pipe_ends_quietly(folder):
 
 
 def test_closed_standard_streams(folder):
-    done = fresh("fit", "x.npy", "--out", "o", cwd=folder, shell=">&-")
+    done = fresh("fit", "x.npy", "--out", "o", cwd=folder, redirect=">&-")
     assert done.returncode == 4
     assert done.stderr.decode().startswith("error: Cannot print the result: standard output is closed.")
     assert not (folder / "o").exists()
-    done = fresh("fit", "x.npy", cwd=folder, shell="2>&-")
+    done = fresh("fit", "x.npy", cwd=folder, redirect="2>&-")
     assert done.returncode == 0
     assert b"forward_kl" in done.stdout
-    assert fresh("fit", "nowhere.npy", cwd=folder, shell="2>&-").returncode == 2
+    assert fresh("fit", "nowhere.npy", cwd=folder, redirect="2>&-").returncode == 2
     if os.path.exists("/dev/full"):
-        assert fresh("fit", "x.npy", "--out", "o", cwd=folder, shell="2> /dev/full").returncode == 0
+        assert fresh("fit", "x.npy", "--out", "o", cwd=folder, redirect="2> /dev/full").returncode == 0
 
 
 def test_what_user_code_prints_stays_out_of_the_result(folder):
