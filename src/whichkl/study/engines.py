@@ -28,7 +28,8 @@ def on_ray(plan: Plan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cell, 
     """Work on the cells in tasks of several, and yield each as its task ends, whatever the order.
 
     A task whose worker is lost is begun anew, by Ray some times over, then cell by cell; a cell that takes its worker with it
-    even alone has failed. Where the cluster itself is lost, that says nothing of the cells in flight: they are left undone.
+    even alone has failed. A cluster that is lost (LocalRayletDiedError, NodeDiedError, no connection) says nothing of the cells
+    in flight: they are left undone.
 
     Raises:
         ResourceError: the cluster can't be reached, or is gone.
