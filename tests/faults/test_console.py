@@ -287,3 +287,18 @@ assert before == after and sys.stdout.errors == errors
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_hostile_names_are_shown_in_files_that_a_terminal_may_print(folder):
+    evil = HOSTILE["clear"] + HOSTILE["override"]
+    (folder / "metric.py").write_text(f"def m(model, x):\n    raise ValueError({evil!r})\nm.__name__ = {evil!r}\n")
+    lines = ["target: x.npy", "families: [gaussian]", "seeds: 1", 'metrics: [forward_kl, "metric.py:m"]']
+    (folder / "s.yaml").write_text("\n".join(lines))
+    assert whichkl("compare", "s.yaml", "--out", "o", cwd=folder).returncode == 0
+    for name in ("table.csv", "report.md", "metrics.jsonl"):
+        text = (folder / "o" / name).read_text()
+        assert not UNSAFE.search(text), name
+    page = (folder / "o" / "report.html").read_text()
+    ours = re.sub("<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not UNSAFE.search(ours)
+    assert "\\u202etxt.csv" in ours

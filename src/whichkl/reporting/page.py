@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whichkl._checks import require
 from whichkl._files import is_report, write_whole
+from whichkl.printable import printable
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -98,8 +99,14 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
     jinja2 = require("jinja2", "app")
     script = require("plotly.offline", "app").get_plotlyjs()
     here = files("whichkl.reporting")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     safe = require("markupsafe", "app").Markup
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, safe) else value,
+    )
     numbered = [(section, [(block, _charts(block, safe)) for block in section.blocks]) for section in sections]
     text = environment.from_string((here / "page.html.j2").read_text()).render(
         title=title,
@@ -111,7 +118,7 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         plotly=safe(script.replace("</script", "<\\/script")),
         script=safe((here / "page.js").read_text()),
     )
-    write_whole(Path(path), text.encode(errors="backslashreplace"), is_own=is_report)  # names of files may not be text
+    write_whole(Path(path), text.encode(), is_own=is_report)
     return Path(path)
 
 

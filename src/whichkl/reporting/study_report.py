@@ -10,6 +10,7 @@ from typing import Any
 from whichkl._checks import plain
 from whichkl._files import is_report, write_whole
 from whichkl.plots.arms import MOST, differences, seeds, tradeoff
+from whichkl.printable import printable
 from whichkl.reporting.markdown import markdown
 from whichkl.reporting.page import Block, Section, write_page
 from whichkl.reporting.study_fits import fits_section
@@ -63,8 +64,8 @@ def report_study(study: Study, path: str | os.PathLike[str]) -> Path:
     title = "Which fit serves best?" if source.isidentifier() and source[:1].isupper() else f"Which fit of {source} serves best?"
     footer = "Written by whichkl. KL divergences are in nats; ± is one standard error over seeds."
     where = Path(path)
-    text = markdown(title, _lead(study), sections, footer)
-    write_whole(where.with_suffix(".md"), text.encode(errors="backslashreplace"), is_own=is_report)
+    text = printable(markdown(title, _lead(study), sections, footer))
+    write_whole(where.with_suffix(".md"), text.encode(), is_own=is_report)
     return write_page(where, title, _lead(study), sections, footer)
 
 

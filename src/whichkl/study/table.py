@@ -12,6 +12,7 @@ from typing import Any
 
 from whichkl._checks import plain
 from whichkl._files import write_whole
+from whichkl.printable import printable
 from whichkl.study.ledger import Stored
 
 _RISKY = ("=", "+", "-", "@", "\t", "\r")
@@ -23,15 +24,15 @@ def columns_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[
 
 
 def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Write columns as CSV; a text that a spreadsheet would run as a formula gets an apostrophe.
+    """Write columns as CSV; a text that a spreadsheet would run as a formula gets an apostrophe, control characters are shown.
 
     >>> csv_text({"a": [0.1, -2.0, None], "b": ["=1+1", "-3", "x,y"]}).split()
     ['a,b', "0.1,'=1+1", '-2.0,-3', ',"x,y"']
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([safe(name) for name in columns])
-    writer.writerows([[_cell(value) for value in row] for row in zip(*columns.values(), strict=True)])
+    writer.writerow([printable(safe(name)) for name in columns])
+    writer.writerows([[printable(_cell(value)) for value in row] for row in zip(*columns.values(), strict=True)])
     return out.getvalue()
 
 
