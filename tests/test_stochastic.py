@@ -25,6 +25,10 @@ from whichkl.targets import Target
 SHORT = Stochastic(steps=150, learning_rate=1e-2)
 
 
+def _both(tensors, notes):
+    return tensors, notes
+
+
 def rows(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -254,19 +258,19 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     running = subprocess.Popen(command("killed", 0.1), env=quiet)
     journal, deadline = Journal.of(tmp_path / "killed", {"fit": 1}), time.monotonic() + 60
     while time.monotonic() < deadline:
-        found = journal.load("training")
+        found = journal.load("training", _both)
         if found is not None and int(found[1]["round"]) >= 3:
             break
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    part = journal.load("training")
+    part = journal.load("training", _both)
     assert part is not None and 3 <= int(part[1]["round"]) < 12
-    assert Journal.of(tmp_path / "killed", {"answer": 1}).load("answer") is None
+    assert Journal.of(tmp_path / "killed", {"answer": 1}).load("answer", _both) is None
     subprocess.run(command("killed", 0), check=True, env=quiet)
-    whole, killed = (Journal.of(tmp_path / name, {"answer": 1}).load("answer") for name in ("whole", "killed"))
+    whole, killed = (Journal.of(tmp_path / name, {"answer": 1}).load("answer", _both) for name in ("whole", "killed"))
     assert same(whole[0], killed[0]) and whole[1] == killed[1]
-    rounds = [Journal.of(tmp_path / name, {"fit": 1}).load("training")[1]["round"] for name in ("whole", "killed")]
+    rounds = [Journal.of(tmp_path / name, {"fit": 1}).load("training", _both)[1]["round"] for name in ("whole", "killed")]
     assert rounds[0] == rounds[1] > 3
 
 

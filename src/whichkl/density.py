@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import DeadDensityError, TargetError, WhichklError, cannot, check_log_prob
+from whichkl._checks import DeadDensityError, ResourceError, TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
 from whichkl.line_integral import LineIntegral
 from whichkl.memory_limits import refuse_if_ran_out
@@ -22,6 +22,8 @@ from whichkl.process_lock import without_warnings
 from whichkl.user_code import said_of
 
 Function = Callable[..., Any]
+_FAILURES = (TargetError, ResourceError)
+"""What a call of the user's function raises; memory may suffice for fewer points at once."""
 _PATIENCE = 8
 """Rows in a row without a number after which a log density is tried where it once gave one."""
 _TRIES = 3
@@ -90,7 +92,7 @@ class LogDensity:
             found = self._sorted(*self._raw(x.detach()))
         except DeadDensityError:
             raise
-        except TargetError as error:
+        except _FAILURES as error:
             self._check_alive(error)
             return self._split_trial(x)
         self._count(x, *found[:2])
@@ -131,7 +133,7 @@ class LogDensity:
                 parts.append(self._sorted(*self._raw(half.detach())))
             except DeadDensityError:
                 raise
-            except TargetError as error:
+            except _FAILURES as error:
                 parts.append(self._split_trial(half))
                 if len(half) >= _PATIENCE and parts[-1][2] == len(half):
                     self._check_alive(error)
@@ -145,7 +147,7 @@ class LogDensity:
             yield
         except DeadDensityError:
             raise
-        except TargetError as error:
+        except _FAILURES as error:
             self._check_alive(error)
             raise
 
@@ -173,7 +175,7 @@ class LogDensity:
             self._answered = x[first : first + 1].detach().clone(), gradient is not None
         return True
 
-    def _check_alive(self, error: TargetError | None = None) -> None:
+    def _check_alive(self, error: WhichklError | None = None) -> None:
         """Call the function where it once gave a number.
 
         Raises:
@@ -194,7 +196,7 @@ class LogDensity:
             return self.source is None or self.source._is_alive()
         x, has_gradient = self._answered
         for _ in range(_TRIES):
-            with contextlib.suppress(TargetError):
+            with contextlib.suppress(*_FAILURES):
                 value, rejected = self._sorted(*self._raw(x))[::2] if has_gradient else (self.unchecked(x).detach(), 0)
                 if not rejected and bool(value.isfinite().all()):
                     return True

@@ -301,7 +301,7 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
         if missing is None or not missing.outweigh(held) or not done.solver.starts_from_modes(done.family) or work.is_spent:
             break
         work.tell("starting again from modes that the fit misses", float("nan"))
-        modes = torch.tensor(missing.modes, dtype=torch.float64)
+        modes = torch.tensor(missing.modes, dtype=torch.float64, device="cpu")
         start, part = start.starting_at(modes), work.under(f"again-{attempt}")
         before = done.solution.best.loss
         try:

@@ -53,8 +53,8 @@ class Saved:
     def write(self, folder: Path, files: Mapping[str, bytes]) -> None:
         """Write what `files` returned. An earlier result in that folder is replaced when the new JSON file gets its name.
 
-        If the process is killed before, the earlier result stays as it was. Only weights that the replaced JSON file named are
-        removed.
+        If the process is killed before, the earlier result stays as it was. Of weights, only those are removed that
+        the replaced JSON file named, and those of a save that was killed, whose name is that of their content.
 
         Raises:
             InputError: the folder holds something other than such a result.
@@ -67,7 +67,7 @@ class Saved:
             for name, data in files.items():
                 write_whole(folder / name, data)
             for entry in sorted(folder.iterdir()):
-                if entry.name.startswith(TEMPORARY) or (entry.name in before and entry.name not in files):
+                if entry.name not in files and (entry.name in before or _is_left_over(entry)):
                     remove_own(entry, self.is_own)
 
     def refuse_other(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ class Saved:
             raise InputError(cannot(f"save {self.what} in `{folder}`", "it is a file", "Name a new or empty folder"))
         other = sorted(one.name for one in folder.iterdir() if one.is_symlink() or one.is_dir() or not self.is_own(one.name))
         if other:
-            because = f"the folder holds something else (`{other[0]}`)"
+            because = f"the folder holds something else, `{other[0]}`"
             raise InputError(cannot(f"save {self.what} in `{folder}`", because, "Name a new or empty folder"))
 
     def is_own(self, name: str) -> bool:
@@ -112,7 +112,7 @@ class Saved:
             fields = self._checked(folder, text, weights, kind)
             return fields, read_tensors(weights)
         except FileNotFoundError as error:
-            because = f"`{Path(str(error.filename)).name}` is missing in it"
+            because = f"there is no {self.what.removeprefix('a ')} in it: `{Path(str(error.filename)).name}` is missing"
             raise InputError(cannot(f"load {self.what} from `{folder}`", because, "Correct the path")) from error
         except (IsADirectoryError, NotADirectoryError) as error:
             raise self.damaged(folder, f"`{Path(str(error.filename)).name}` isn't a file") from error
@@ -136,7 +136,7 @@ class Saved:
             except FileNotFoundError:
                 now = (folder / self.file).read_bytes()
                 if now == text:
-                    raise
+                    raise self.damaged(folder, f"`{self._weights_of(text)}` is missing") from None
                 text = now
         raise ResourceError(cannot(f"read `{folder}`", "other processes keep on replacing it", "Wait for them"))
 
@@ -165,6 +165,15 @@ class Saved:
             return {self._weights_of((folder / self.file).read_bytes())}
         except (OSError, ValueError):
             return set()
+
+
+def _is_left_over(entry: Path) -> bool:
+    """Whether a killed save left a file: one that isn't whole, or weights whose name is the hash of their content."""
+    if entry.name.startswith((TEMPORARY, ".")):
+        return entry.name != LOCK
+    if not entry.name.endswith(".safetensors"):
+        return False
+    return hashlib.sha256(entry.read_bytes()).hexdigest()[:16] == entry.stem.rpartition("-")[2]
 
 
 def checksum(fields: Mapping[str, Any]) -> str:

@@ -68,11 +68,9 @@ def _holds(folder: Path, saved: Saved) -> bool:
 def _fit(folder: Path) -> Whole:
     if not (folder / FIT.file).exists():
         raise FIT.damaged(folder, f"`{FIT.file}` is missing")
-    if not (named := list(folder.glob("model-*.safetensors"))):
-        raise FIT.damaged(folder, "its weights are missing")
     fields, tensors = FIT.read(folder, FitFields)
     if fields["family"].get("family") not in Family.kinds or fields["family"]["family"] == "Module":
-        return Whole("fit", str(folder), f"checksums and fields of {FIT.file} and {named[0].name}; the module is your own")
+        return Whole("fit", str(folder), f"checksums and fields of {FIT.file} and {fields['weights']}; the module is your own")
     optima = len(Fit.load(folder).diagnostics.optima)
     return Whole("fit", str(folder), f"checksums, fields and the {len(tensors)} parameters of {optima} optima")
 
@@ -80,8 +78,6 @@ def _fit(folder: Path) -> Whole:
 def _distillation(folder: Path) -> Whole:
     if not (folder / DISTILLATION.file).exists():
         raise DISTILLATION.damaged(folder, f"`{DISTILLATION.file}` is missing")
-    if next(folder.glob("student-*.safetensors"), None) is None:
-        raise DISTILLATION.damaged(folder, "its weights are missing")
     _, tensors = DISTILLATION.read(folder, DistillationFields)
     return Whole("distillation", str(folder), f"checksums, fields and {len(tensors)} weights")
 

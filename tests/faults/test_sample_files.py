@@ -12,7 +12,7 @@ import pytest
 
 import whichkl as wk
 from programs import run, whichkl
-from whichkl import free_memory
+from whichkl import memory_limits
 from whichkl._checks import InputError, ResourceError, WhichklError
 from whichkl.samples import open_stream, opening, parquet_pages, read_samples
 
@@ -161,8 +161,8 @@ def test_a_file_is_read_into_memory_where_something_goes_with_its_rows(tmp_path,
 def test_what_needs_more_memory_than_is_free_is_refused_with_both_numbers(tmp_path, monkeypatch):
     pyarrow.parquet.write_table(table(), tmp_path / "x.parquet")
     pyarrow.feather.write_feather(table(), tmp_path / "x.arrow", compression="zstd")
-    monkeypatch.setattr(free_memory, "free_bytes", lambda: 20_000.0)
-    with pytest.raises(ResourceError, match=r"needs 0\.0 GB of memory, and 0\.0 GB are free"):
+    monkeypatch.setattr(memory_limits, "available_memory", lambda: 20_000.0)
+    with pytest.raises(ResourceError, match="it takes at least .* of memory, and 20 kB are free"):
         read_samples(tmp_path / "x.parquet")
     with pytest.raises(ResourceError, match="smaller record batches"):
         open_stream(tmp_path / "x.arrow")
@@ -176,10 +176,10 @@ def test_a_large_page_is_refused_before_it_is_decompressed_and_small_ones_are_re
         path, kept = tmp_path / f"{name}.parquet", {"use_dictionary": False, "compression": "zstd", "row_group_size": rows}
         pyarrow.parquet.write_table(zeros, path, **kept, **sizes)
     monkeypatch.setattr(parquet_pages, "_SMALL", 1_000_000)
-    for module in (parquet_pages, free_memory):
-        monkeypatch.setattr(module, "free_bytes", lambda: 2e7)
+    for module in (parquet_pages, memory_limits):
+        monkeypatch.setattr(module, "available_memory", lambda: 2e7)
     assert count(open_stream(tmp_path / "small.parquet")) == rows
-    with pytest.raises(ResourceError, match="read row group 0 of .*large.parquet`: it needs 0.0 GB.*smaller pages"):
+    with pytest.raises(ResourceError, match="read row group 0 of .*large.parquet`: it takes at least .*smaller pages"):
         count(open_stream(tmp_path / "large.parquet"))
 
 

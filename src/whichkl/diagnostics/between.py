@@ -88,7 +88,7 @@ class _Side:
             parts = self.even * influence
             if self.groups is not None:
                 number = self.groups.unique(return_inverse=True)[1]
-                parts = torch.zeros(int(number.max()) + 1).to(parts).index_add(0, number, parts)
+                parts = torch.zeros(int(number.max()) + 1, dtype=parts.dtype, device=parts.device).index_add(0, number, parts)
             stderr = float(parts.square().sum().sqrt())
         else:
             stderr = standard_error(influence, self.chains)[0]

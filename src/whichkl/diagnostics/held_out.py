@@ -159,7 +159,7 @@ def _distinct(target: Target, block: Block) -> Block:
         return block
     _, number = row_keys(block.x, block.context).unique(return_inverse=True)
     count = int(number.max()) + 1
-    first = torch.full((count,), len(block), device=number.device)
+    first = torch.full((count,), len(block), dtype=torch.int64, device=number.device)
     first = first.scatter_reduce(0, number, torch.arange(len(block), device=number.device), "amin")
     w = torch.zeros(count, dtype=block.w.dtype, device=block.w.device).index_add(0, number, block.w)
     return replace(block.take(first), w=w)

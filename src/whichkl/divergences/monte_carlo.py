@@ -93,7 +93,9 @@ def _over_groups(
     mean = w @ loss
     number = groups.unique(return_inverse=True)[1]
     count = int(number.max()) + 1
-    share, part = (torch.zeros(count).to(loss).index_add(0, number, one) for one in (w, w * (loss - mean)))
+    share, part = (
+        torch.zeros(count, dtype=loss.dtype, device=loss.device).index_add(0, number, one) for one in (w, w * (loss - mean))
+    )
     found = mean_log_ratio("forward_kl", mean + part / share.clamp(min=1e-300), "entropy_p", method)
     stderr = float(part.square().sum().sqrt()) * math.sqrt(count / (count - 1)) if count > 1 else math.inf
     return replace(found, value=float(mean), stderr=stderr)
