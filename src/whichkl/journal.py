@@ -136,6 +136,6 @@ def _digest(tensors: Mapping[str, Tensor], notes: str) -> str:
     digest = hashlib.sha256(notes.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        flat = value.flatten().clone()  # one axis of one value may have any stride
+        flat = value.flatten().clone(memory_format=torch.contiguous_format)  # an axis of one value may have any stride
         digest.update(flat.view(torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()

@@ -52,9 +52,9 @@ def test_a_keyboard_interrupt_passes(tmp_path):
         wk.fit(wk.Target(log_prob=stop, dim=1))
 
 
-def raising(error):
+def raising(kind):
     def function(*_, **__):
-        raise error
+        raise kind
 
     return function
 
@@ -62,8 +62,8 @@ def raising(error):
 LEAVERS = {
     "exit": leave,
     "builtin": lambda *_: exit(),
-    "generator": raising(GeneratorExit()),
-    "cancelled": raising(asyncio.CancelledError()),
+    "generator": raising(GeneratorExit),
+    "cancelled": raising(asyncio.CancelledError),
 }
 TARGETS = {
     "log_prob": lambda f: wk.Target(log_prob=f, dim=2),

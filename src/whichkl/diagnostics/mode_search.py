@@ -264,7 +264,7 @@ class _Search:
         near = torch.logsumexp(weight, 0) - math.log(_WEIGHED)
         whole = torch.logsumexp(torch.cat([mass, near[None]]), 0)
         if float(whole) == -math.inf:
-            return torch.zeros(len(modes), dtype=torch.float64), 0.0, 0.0, 0.0
+            return torch.zeros(len(modes), dtype=torch.float64, device="cpu"), 0.0, 0.0, 0.0
         share, rest = (mass - whole).exp(), float((near - whole).exp())
         missed = float(share.sum())
         from_q = rest * float((weight - near).exp().std()) / math.sqrt(_WEIGHED) if rest > 0 else 0.0

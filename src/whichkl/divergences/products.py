@@ -27,6 +27,7 @@ _JOINED: dict[str, Callable[[list[float]], float]] = {
 def coordinates(p: Distribution | None) -> list[Distribution] | None:
     """The laws of the coordinates of `Independent(base, 1)`, or None where p isn't of that form.
 
+    >>> import torch
     >>> from torch.distributions import Normal
     >>> [float(one.mean) for one in coordinates(Independent(Normal(torch.tensor([1.0, 2.0]), 1.0), 1))]
     [1.0, 2.0]

@@ -76,6 +76,7 @@ class Jeffreys(Between):
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
         """W Σ w_p ℓ − (1 − W) Σ w_q ℓ.
 
+        >>> import torch
         >>> one = torch.ones(1)
         >>> Jeffreys(0.25).loss(2 * one, one, -one, one)
         tensor(1.2500)
