@@ -20,9 +20,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(autouse=True)
 def _fixed_seed():
+    before = _settings()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+    assert _settings() == before, "a test, or what it called, left torch's settings changed"
+
+
+def _settings():
+    return torch.distributions.Distribution._validate_args, torch.get_default_dtype(), torch.get_num_threads()
 
 
 @pytest.fixture
