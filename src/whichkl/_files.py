@@ -61,6 +61,10 @@ def _remove_folder(folder: Path, root: Path, is_own: Callable[[str], bool]) -> b
     return True
 
 
+def _is_temporary(name: str) -> bool:
+    return name.startswith(TEMPORARY)
+
+
 def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | None = None) -> None:
     """Write a file through a temporary one next to it, which is synced and renamed, so that the file is never half written.
 
@@ -86,7 +90,7 @@ def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | No
             Path(name).chmod(0o644)
             Path(name).replace(path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            remove_own(Path(name), _is_temporary)
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -184,7 +188,7 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
         os.close(handle)
-        Path(name).unlink(missing_ok=True)
+        remove_own(Path(name), _is_temporary)
     except OSError as error:
         raise unwritable(folder, error) from error
     finally:
@@ -199,8 +203,7 @@ def missing(folder: Path) -> list[Path]:
 def remove_empty(made: Sequence[Path]) -> None:
     """Remove folders that this process has made, the innermost first, as far as they are still empty."""
     for one in made:
-        if one.is_dir() and not any(one.iterdir()):
-            one.rmdir()
+        remove_own(one, lambda name: False)
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
