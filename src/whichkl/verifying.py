@@ -72,7 +72,7 @@ def _fit(folder: Path) -> Whole:
     if fields["family"].get("family") not in Family.kinds or fields["family"]["family"] == "Module":
         return Whole("fit", str(folder), f"checksums and fields of {FIT.file} and {fields['weights']}; the module is your own")
     optima = len(Fit.load(folder).diagnostics.optima)
-    return Whole("fit", str(folder), f"checksums, fields and the {len(tensors)} parameters of {optima} optima")
+    return Whole("fit", str(folder), f"checksums, fields and {len(tensors)} tensors of {optima} {'optimum' if optima == 1 else 'optima'}")
 
 
 def _distillation(folder: Path) -> Whole:
