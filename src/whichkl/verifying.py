@@ -71,8 +71,9 @@ def _fit(folder: Path) -> Whole:
     fields, tensors = FIT.read(folder, FitFields)
     if fields["family"].get("family") not in Family.kinds or fields["family"]["family"] == "Module":
         return Whole("fit", str(folder), f"checksums and fields of {FIT.file} and {fields['weights']}; the module is your own")
-    optima = len(Fit.load(folder).diagnostics.optima)
-    return Whole("fit", str(folder), f"checksums, fields and {len(tensors)} tensors of {optima} {'optimum' if optima == 1 else 'optima'}")
+    count = len(Fit.load(folder).diagnostics.optima)
+    optima = "1 optimum" if count == 1 else f"{count} optima"
+    return Whole("fit", str(folder), f"checksums, fields and {len(tensors)} tensors of {optima}")
 
 
 def _distillation(folder: Path) -> Whole:
