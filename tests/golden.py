@@ -1,0 +1,209 @@
+"""Golden records: what every solver finds on small targets, against which moves and rewrites of the code are held.
+
+`python tests/golden.py` prints by how much each case differs from its record; with `--record` it writes the records again.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from whichkl import Target
+from whichkl.families import Autoregressive, Categorical, Flow, Gaussian, GeneralizedLinear, Mixture, Module, Product, StudentT
+from whichkl.objectives import objective_of
+from whichkl.problems import bimodal, eight_schools, petals, restricted_boltzmann
+from whichkl.solvers import (
+    SOLVERS,
+    CoordinateAscent,
+    Enumeration,
+    ScoreFunction,
+    StickingTheLanding,
+    Stochastic,
+    StochasticTwoSided,
+    solver_for,
+)
+
+D = torch.float64
+FILE = Path(__file__).with_name("golden.json")
+SEED = 5
+MOST_NUMBERS = 400
+"""Largest number of parameters that is recorded one by one; of more, the first ones are."""
+TRAINED = ("stochastic", "sticking_the_landing", "score_function", "stochastic_two_sided")
+"""Solvers whose steps follow random draws: another processor's rounding leads them to another model of much the same loss."""
+
+
+def correlated(count=400):
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.tensor([[1.0, 0.8], [0.0, 0.6]], dtype=D)
+    return torch.randn(count, 2, generator=generator, dtype=D) @ mixing + torch.tensor([5.0, -1.0], dtype=D)
+
+
+def banana(x):
+    return -0.5 * (x[:, 0] / 2).square() - 0.5 * (x[:, 1] - 0.3 * x[:, 0].square()).square()
+
+
+def ridge(x):
+    """Ten correlated columns with tails heavier than a normal law's."""
+    whole = x.sum(-1)
+    return -3 * torch.log1p(x.square() / 4).sum(-1) - 0.2 * (whole - 3).square()
+
+
+def normalised_banana():
+    """Draws and a normalised density of x₁ ~ N(0, 1), x₂ ~ N(x₁² − 1, ½)."""
+
+    def draw(n, generator):
+        z = torch.randn(n, 2, generator=generator, dtype=D)
+        return torch.stack([z[:, 0], z[:, 0].square() - 1 + z[:, 1] / 2], -1)
+
+    def log_prob(x):
+        return -x[:, 0].square() / 2 - 2 * (x[:, 1] - x[:, 0].square() + 1).square() - torch.log(torch.tensor(torch.pi, dtype=D))
+
+    return Target(sampler=draw, log_prob=log_prob, normalized=True, dim=2)
+
+
+def responses(kind):
+    """Pairs (x, y) with y a function of x and noise."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(300, 3, generator=generator, dtype=D)
+    line = x @ torch.tensor([1.0, -0.5, 0.2], dtype=D)
+    noise = torch.rand(300, generator=generator, dtype=D)
+    y = {
+        "bernoulli": (noise < torch.sigmoid(line)).to(D),
+        "poisson": torch.floor(-torch.log(noise) * (line / 2).exp()),
+        "categorical": (2 * torch.sigmoid(line) + noise).floor().clamp(max=2),
+    }[kind]
+    return Target(samples=(x, y))
+
+
+class Bell(torch.nn.Module):
+    """A user's own family: independent normal laws."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(2, dtype=D))
+        self.log_scale = torch.nn.Parameter(torch.zeros(2, dtype=D))
+
+    def forward(self):
+        return Independent(Normal(self.loc, self.log_scale.exp()), 1)
+
+
+TARGETS = {
+    "samples": lambda: Target(samples=correlated()),
+    "petals": petals,
+    "bimodal": lambda: Target.of(bimodal(3.0)),
+    "unequal": lambda: Target.of(bimodal(3.0, 0.7)),
+    "banana": lambda: Target(log_prob=banana, dim=2),
+    "ridge": lambda: Target(log_prob=ridge, dim=10),
+    "schools": eight_schools,
+    "both": normalised_banana,
+    "boltzmann": lambda: restricted_boltzmann(8, 4),
+    "bernoulli": lambda: responses("bernoulli"),
+    "poisson": lambda: responses("poisson"),
+    "categorical": lambda: responses("categorical"),
+}
+FLOW = Flow(transforms=1, hidden=(8,))
+SMALL = Autoregressive(hidden=(8,))
+FULL, DIAGONAL, LOW_RANK = Gaussian(), Gaussian("diagonal"), Gaussian("low_rank", rank=2)
+LANDING = StickingTheLanding(steps=60, cycles=1, draws=64, judged_on=512, starts=2)
+SCORES = ScoreFunction(steps=60, cycles=1, draws=32, judged_on=256)
+TWO = StochasticTwoSided(epochs=1, learning_rate=2e-2, batch=2_048, judged_on=512)
+
+CASES = [
+    *[("forward_kl", "closed_form", family, name) for family in (FULL, DIAGONAL, LOW_RANK) for name in ("samples", "petals")],
+    *[("forward_kl", "closed_form", FULL, name) for name in ("bimodal", "unequal", "both")],
+    *[("forward_kl", "newton", GeneralizedLinear(kind), kind) for kind in ("bernoulli", "poisson", "categorical")],
+    *[("forward_kl", "em", Mixture(3, kind), "petals") for kind in ("full", "diagonal", "tied")],
+    *[("forward_kl", "em", Mixture(2), name) for name in ("samples", "bimodal", "both")],
+    *[("forward_kl", "em", family, "samples") for family in (Mixture(2, law="student_t"), StudentT())],
+    *[("reverse_kl", "mean_field", DIAGONAL, name) for name in ("bimodal", "unequal", "banana", "schools", "ridge", "both")],
+    *[("reverse_kl", "low_rank", LOW_RANK, name) for name in ("schools", "ridge")],
+    *[("reverse_kl", "natural_gradient", FULL, name) for name in ("bimodal", "unequal", "banana", "schools", "ridge", "both")],
+    *[("reverse_kl", "sample_average", Mixture(2), name) for name in ("bimodal", "unequal", "banana", "both")],
+    *[("reverse_kl", "sample_average", Mixture(3, "diagonal"), name) for name in ("bimodal", "banana")],
+    *[
+        (spec, "two_sided", family, name)
+        for spec in ("jeffreys:0.3", "jensen_shannon:0.4", "skew_forward_kl:0.2", "skew_reverse_kl:0.2", "renyi:0.4", "renyi:1.7")
+        for family, name in ((FULL, "unequal"), (DIAGONAL, "both"), (Mixture(2), "both"))
+    ],
+    ("jeffreys:0.5", "two_sided", FULL, "both"),
+    *[("reverse_kl", "enumeration", family, "boltzmann") for family in (Product("bernoulli"), SMALL)],
+    ("reverse_kl", "coordinate_ascent", Product("bernoulli"), "boltzmann"),
+    ("reverse_kl", SCORES, SMALL, "boltzmann"),
+    *[("reverse_kl", LANDING, family, "banana") for family in (FLOW, Module(Bell()))],
+    *[("forward_kl", Stochastic(steps=100, batch=256), family, "samples") for family in (FLOW, Module(Bell()))],
+    *[(spec, TWO, FLOW, "both") for spec in ("jeffreys:0.3", "jensen_shannon:0.4", "renyi:0.4")],
+]
+
+
+def label(case):
+    objective, solver, family, target = case
+    return f"{objective}-{solver if isinstance(solver, str) else solver.name}-{family}-{target}"
+
+
+LABELS = {label(case): case for case in CASES}
+
+
+def found(case):
+    """What a solver finds, as JSON can hold it."""
+    spec, wanted, family, name = case
+    objective, target = objective_of(spec), TARGETS[name]()
+    solver = solver_for(objective, family, target.access, wanted)
+    target.evaluations.update(dict.fromkeys(target.evaluations, 0))
+    free = target.unconstrained() if family.carried else target
+    solution = solver.solve(free, family, SEED)
+    numbers = {key: value.detach().to(D).flatten() for key, value in family.parameters(solution.best.model).items()}
+    return {
+        "losses": [one.loss for one in solution.optima],
+        "converged": [one.converged for one in solution.optima],
+        "residual": solution.residual,
+        "nodes": solution.nodes,
+        "node_error": solution.node_error,
+        "parameters": {key: value[:MOST_NUMBERS].tolist() for key, value in numbers.items()},
+        "evaluations": {key: int(value) for key, value in target.evaluations.items() if value},
+    }
+
+
+def difference(now, then):
+    """The largest shift of a parameter, the change of the losses, and that of the evaluations as a fraction."""
+    shift = max(
+        (abs(a - b) / max(1.0, abs(b)) for key in then["parameters"] for a, b in zip(now["parameters"][key], then["parameters"][key], strict=True)),
+        default=0.0,
+    )
+    worse = max((a - b for a, b in zip(now["losses"], then["losses"], strict=True)), key=abs, default=0.0)
+    used = sum(then["evaluations"].values())
+    return shift, worse, sum(now["evaluations"].values()) / used - 1 if used else 0.0
+
+
+def test_every_solver_has_a_record():
+    solvers = {one if isinstance(one, str) else one.name for _, one, _, _ in CASES}
+    assert solvers == {kind.name for kind in SOLVERS}
+    assert set(json.loads(FILE.read_text())) == set(LABELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LABELS)
+def test_solver_finds_what_it_found(name):
+    now, then = found(LABELS[name]), json.loads(FILE.read_text())[name]
+    is_trained = any(f"-{one}-" in name for one in TRAINED)
+    assert sum(now["evaluations"].values()) <= 1.05 * sum(then["evaluations"].values())
+    if is_trained:
+        assert now["losses"][0] <= then["losses"][0] + 0.02
+        return
+    assert now["converged"] == then["converged"]
+    shift, worse, _ = difference(now, then)
+    # A solver stops within its residual of the optimum, in units of the model's spread, on any processor.
+    stop = 10 * max(now["residual"], then["residual"])
+    assert shift <= 1e-9 + stop
+    assert worse <= 1e-9 + stop**2
+
+
+if __name__ == "__main__":
+    records = {name: found(case) for name, case in LABELS.items()}
+    if "--record" in sys.argv:
+        FILE.write_text(json.dumps(records, indent=None, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+    for name, then in json.loads(FILE.read_text()).items():
+        shift, worse, more = difference(records[name], then)
+        print(f"{shift:8.1e} {worse:+9.1e} {more:+7.1%}  {name}")
