@@ -14,7 +14,7 @@ import whichkl as wk
 from programs import run, whichkl
 from whichkl import memory_limits
 from whichkl._checks import InputError, ResourceError, WhichklError
-from whichkl.samples import open_stream, opening, parquet_pages, read_samples
+from whichkl.samples import open_stream, opening, read_samples
 
 X = np.random.default_rng(0).normal(size=(2_000, 2))
 
@@ -166,25 +166,6 @@ def test_what_needs_more_memory_than_is_free_is_refused_with_both_numbers(tmp_pa
         read_samples(tmp_path / "x.parquet")
     with pytest.raises(ResourceError, match="smaller record batches"):
         open_stream(tmp_path / "x.arrow")
-
-
-def test_a_large_page_is_refused_before_it_is_decompressed_and_small_ones_are_read(tmp_path, monkeypatch):
-    rows = 2**20
-    zeros = pa.table({"a": np.zeros(rows), "b": np.ones(rows)})
-    unbounded = {"max_rows_per_page": rows} if "max_rows_per_page" in pyarrow.parquet.write_table.__doc__ else {}
-    for name, sizes in (("large", {"data_page_size": 2**30, **unbounded}), ("small", {"data_page_size": 10_000})):
-        path, kept = tmp_path / f"{name}.parquet", {"use_dictionary": False, "compression": "zstd", "row_group_size": rows}
-        pyarrow.parquet.write_table(zeros, path, **kept, **sizes)
-    monkeypatch.setattr(parquet_pages, "_SMALL", 1_000_000)
-    for module in (parquet_pages, memory_limits):
-        monkeypatch.setattr(module, "available_memory", lambda: 2e7)
-    assert count(open_stream(tmp_path / "small.parquet")) == rows
-    with pytest.raises(ResourceError, match="read row group 0 of .*large.parquet`: it takes at least .*smaller pages"):
-        count(open_stream(tmp_path / "large.parquet"))
-
-
-def count(stream):
-    return sum(len(block) for part in stream.parts for block in part.blocks())
 
 
 def test_an_arrow_file_is_opened_without_decompressing_it(tmp_path):

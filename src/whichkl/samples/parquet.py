@@ -13,7 +13,6 @@ from torch import Tensor
 
 from whichkl._checks import InputError, require
 from whichkl.samples.columns import check_columns, check_names, check_types, is_plain, rows_of
-from whichkl.samples.parquet_pages import check_pages
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
 
 _BUFFER, _BUFFERS = 65_536, 2**28
@@ -50,7 +49,6 @@ class ParquetPart(FilePart):
         step = block_rows(len(self.names))
         try:
             with decoding(self.path, self._explain), self._open() as file:
-                check_pages(self.path, file.metadata, range(*self.groups))
                 for batch in file.iter_batches(batch_size=step, row_groups=range(*self.groups), use_threads=False):
                     yield rows_of(batch)
         finally:
