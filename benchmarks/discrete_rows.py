@@ -15,7 +15,7 @@ import torch
 from scipy.special import rel_entr
 from torch.nn.functional import kl_div
 
-from whichkl.divergences.discrete import rows
+from whichkl.divergences.exact.discrete import rows
 from whichkl.divergences.kinds import ForwardKLDivergence
 
 ATOMS = 50_000

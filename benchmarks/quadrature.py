@@ -23,7 +23,7 @@ from torch.distributions import (
 )
 
 from whichkl import Target
-from whichkl.divergences.quadrature import kl
+from whichkl.divergences.exact.quadrature import kl
 
 D = torch.float64
 MOST = 4_000

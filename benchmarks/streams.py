@@ -57,7 +57,7 @@ def measure(way, folder, rounds):
     import whichkl as wk
     from whichkl.cluster import Threads
     from whichkl.solvers import ClosedForm
-    from whichkl.solvers.rows import HELD
+    from whichkl.solvers.rows.rows import HELD
 
     before = peak()
     family, target = wk.families.Gaussian(), wk.Target.of(folder)

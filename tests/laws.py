@@ -23,13 +23,14 @@ from torch.distributions import (
 )
 
 from whichkl import ForwardKL, ReverseKL, Target
-from whichkl.divergences import monte_carlo, quadrature
+from whichkl.divergences.draws import monte_carlo
+from whichkl.divergences.exact import quadrature
 from whichkl.families import Gaussian, Mixture, family_from_config, richer
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.objectives import OBJECTIVES, Between, objective_of
 from whichkl.problems import bimodal, eight_schools, petals
 from whichkl.solvers import SOLVERS, ClosedForm, ExpectationMaximization, MeanField, NaturalGradient, SampleAverage, TwoSided
-from whichkl.solvers.nodes import gaussian_rule
+from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 
 D = torch.float64
 
@@ -399,7 +400,7 @@ def between_loss(objective, family, model, target, points, rule):
 
 def _assert_local_minimum(solution, kind, family, target):
     """No small step in parameters lowers the loss on the very points or nodes that were minimised on."""
-    from whichkl.solvers.points import points_of
+    from whichkl.solvers.rows.points import points_of
 
     if kind.objective is ForwardKL:
         x, w = points_of(target, seed=5)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import whichkl as wk
-from whichkl.solvers.ascent import ascend
-from whichkl.solvers.gaussians import Gaussians
-from whichkl.solvers.newton_ascent import ascend_by_newton
-from whichkl.solvers.nodes import gaussian_rule
-from whichkl.solvers.starts import find_modes
+from whichkl.solvers.nodes.batched_lbfgs import ascend
+from whichkl.solvers.nodes.batched_newton import ascend_by_newton
+from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
+from whichkl.solvers.nodes.gaussians import Gaussians
+from whichkl.solvers.nodes.starts import find_modes
 
 D = torch.float64
 

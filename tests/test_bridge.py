@@ -9,7 +9,7 @@ from torch.distributions import HalfNormal, MultivariateNormal, Normal, kl_diver
 import whichkl as wk
 from whichkl import Target
 from whichkl._checks import TargetError
-from whichkl.divergences import bridge
+from whichkl.divergences.draws import bridge
 
 D = torch.float64
 SHIFT = 5.0

@@ -15,7 +15,7 @@ from programs import whichkl
 from whichkl import Target
 from whichkl.chains import chain_ids, effective_draws, standard_error, thinning
 from whichkl.diagnostics import cross_fit
-from whichkl.divergences import monte_carlo
+from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Gaussian
 from whichkl.solvers import ClosedForm
 

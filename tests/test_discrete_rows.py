@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from whichkl._checks import InputError
-from whichkl.divergences import kl_rows as module
-from whichkl.divergences.discrete import rows
+from whichkl.divergences.exact import kl_rows as module
+from whichkl.divergences.exact.discrete import rows
 from whichkl.divergences.kinds import ForwardKLDivergence, ReverseKLDivergence
 
 D = torch.float64
@@ -195,7 +195,7 @@ def test_bad_rows_among_infinite_ones_are_found():
 
 PROGRAM = """
 import json, resource, torch
-from whichkl.divergences.discrete import rows
+from whichkl.divergences.exact.discrete import rows
 from whichkl.divergences.kinds import ForwardKLDivergence
 torch.set_num_threads(1)
 p, q = torch.rand(2, 2500, 20_000)

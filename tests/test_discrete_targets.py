@@ -13,7 +13,7 @@ from whichkl.families.data_shape import Shape
 from whichkl.importance import pareto_smooth
 from whichkl.problems import RestrictedBoltzmann, restricted_boltzmann
 from whichkl.solvers import CoordinateAscent, Enumeration, ScoreFunction
-from whichkl.solvers.score_function import Columns
+from whichkl.solvers.states.score_function import Columns
 from whichkl.supports import Bijection
 
 D = torch.float64

@@ -20,10 +20,10 @@ from torch.distributions import (
 )
 
 from whichkl import Target, estimate
-from whichkl.divergences.closed_form import closed_form
-from whichkl.divergences.discrete import enumerate_atoms, enumeration, rows
+from whichkl.divergences.exact.closed_form import closed_form
+from whichkl.divergences.exact.discrete import enumerate_atoms, enumeration, rows
+from whichkl.divergences.exact.quadrature import divergence
 from whichkl.divergences.kinds import KINDS, ChiSquared, ForwardKLDivergence, JensenShannon, Renyi, SkewForwardKL
-from whichkl.divergences.quadrature import divergence
 from whichkl.problems import named
 
 D = torch.float64

@@ -16,7 +16,7 @@ from torch.distributions import Beta, Distribution, Gamma, Independent, LogNorma
 import whichkl as wk
 from whichkl._checks import InputError, IntegrityError, ResourceError
 from whichkl.diagnostics import cross_fit
-from whichkl.divergences import monte_carlo
+from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Gaussian, Mixture
 from whichkl.solvers import ClosedForm, ExpectationMaximization
 

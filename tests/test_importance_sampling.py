@@ -8,7 +8,7 @@ from torch.distributions import MixtureSameFamily, MultivariateNormal, Normal, U
 
 import whichkl as wk
 from whichkl import Target
-from whichkl.divergences import importance_sampling
+from whichkl.divergences.draws import importance_sampling
 
 D = torch.float64
 

@@ -19,7 +19,7 @@ from torch.distributions import (
 
 import whichkl as wk
 from whichkl import Target
-from whichkl.divergences.line_distances import energy_distance, wasserstein
+from whichkl.divergences.exact.line_distances import energy_distance, wasserstein
 
 D = torch.float64
 

@@ -23,7 +23,7 @@ from whichkl.families.student_t import MultivariateStudentT
 from whichkl.journal import Journal
 from whichkl.samples import Block, Slice
 from whichkl.solvers import ExpectationMaximization
-from whichkl.solvers.rows import Rows
+from whichkl.solvers.rows.rows import Rows
 from whichkl.solvers.work import Work
 
 D = torch.float64
@@ -256,7 +256,7 @@ def test_files_and_memory_threads_and_one_thread_give_the_same_bits(tmp_path):
 
 
 def test_an_interrupted_climb_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("whichkl.solvers.em._OFTEN", 0.0)
+    monkeypatch.setattr("whichkl.solvers.rows.em._OFTEN", 0.0)
 
     class Stop(Exception):
         pass

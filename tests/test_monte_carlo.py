@@ -8,7 +8,8 @@ from torch.distributions import Categorical, Exponential, MixtureSameFamily, Mul
 
 import whichkl as wk
 from whichkl import Target
-from whichkl.divergences import monte_carlo, quadrature
+from whichkl.divergences.draws import monte_carlo
+from whichkl.divergences.exact import quadrature
 
 D = torch.float64
 USED = "log-ratio mean with control variate"

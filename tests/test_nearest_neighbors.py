@@ -11,8 +11,8 @@ from scipy.special import digamma, gammaln
 
 from whichkl import Target
 from whichkl._checks import InputError, TargetError
-from whichkl.divergences.nearest_neighbors import one_sample_kl, two_sample_kl
-from whichkl.divergences.neighbor_terms import point_estimate
+from whichkl.divergences.samples.nearest_neighbors import one_sample_kl, two_sample_kl
+from whichkl.divergences.samples.neighbor_terms import point_estimate
 
 GRAMMAR = re.compile(r"^Cannot [^:]+: .+\. [A-Z].+\.$", re.DOTALL)
 

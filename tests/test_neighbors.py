@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from whichkl.divergences import nearest_neighbors, neighbor_terms, neighbors
-from whichkl.divergences.neighbors import Neighbors
+from whichkl.divergences.samples import nearest_neighbors, neighbor_terms, neighbors
+from whichkl.divergences.samples.neighbors import Neighbors
 
 
 @pytest.mark.parametrize("dim", [2, 15, 16, 40])

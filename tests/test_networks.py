@@ -30,8 +30,8 @@ from whichkl.families.family import cast, log_likelihood
 from whichkl.families.flow import _flows
 from whichkl.objectives import ForwardKL
 from whichkl.solvers import solver_for
-from whichkl.solvers.closed_form import ClosedForm
-from whichkl.solvers.stochastic import Stochastic
+from whichkl.solvers.draws.stochastic import Stochastic
+from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.targets import Target
 
 QUICK = Stochastic(steps=1_000, learning_rate=1.5e-2)

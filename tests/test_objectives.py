@@ -25,7 +25,7 @@ from whichkl.objectives import (
 )
 from whichkl.problems import bimodal
 from whichkl.solvers import Optimum, Solution, TwoSided, solver_for
-from whichkl.solvers.nodes import gaussian_rule
+from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 
 D = torch.float64
 BETWEEN = [Jeffreys(0.3), JensenShannon(0.4), SkewForwardKL(0.2), SkewReverseKL(0.2), Renyi(0.4), Renyi(1.7)]

@@ -7,9 +7,9 @@ import torch
 from torch.distributions import Beta, Categorical, Cauchy, Gamma, Independent, Laplace, MixtureSameFamily, Normal, StudentT
 
 import whichkl as wk
-from whichkl.divergences.closed_form import gaussian
+from whichkl.divergences.exact.closed_form import gaussian
+from whichkl.divergences.exact.products import coordinates, divergence
 from whichkl.divergences.kinds import KINDS
-from whichkl.divergences.products import coordinates, divergence
 
 D = torch.float64
 

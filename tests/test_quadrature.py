@@ -21,7 +21,8 @@ from torch.distributions import (
 
 import whichkl as wk
 from whichkl import Target
-from whichkl.divergences.closed_form import gaussian
+from whichkl.divergences.exact.closed_form import gaussian
+from whichkl.divergences.exact.quadrature import divergence
 from whichkl.divergences.kinds import (
     KINDS,
     ChiSquared,
@@ -32,7 +33,6 @@ from whichkl.divergences.kinds import (
     ReverseKLDivergence,
     TotalVariation,
 )
-from whichkl.divergences.quadrature import divergence
 
 D = torch.float64
 FORWARD = ForwardKLDivergence()

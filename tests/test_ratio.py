@@ -7,10 +7,10 @@ import torch
 from torch.distributions import Cauchy, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from whichkl._checks import InputError
-from whichkl.divergences.bound import variational_bound
 from whichkl.divergences.kinds import KINDS, JensenShannon, Renyi, SkewForwardKL
-from whichkl.divergences.ratio import classifier_divergence
-from whichkl.divergences.sample_distances import energy_distance, mmd_squared, sliced_wasserstein
+from whichkl.divergences.samples.bound import variational_bound
+from whichkl.divergences.samples.ratio import classifier_divergence
+from whichkl.divergences.samples.sample_distances import energy_distance, mmd_squared, sliced_wasserstein
 
 D = torch.float64
 
@@ -195,7 +195,7 @@ def test_energy_distance_by_its_definition_and_in_blocks(monkeypatch):
     within = [torch.pdist(one).mean() for one in (x, y)]
     truth = float(2 * torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").mean() - within[0] - within[1])
     assert energy_distance(x, y).value == pytest.approx(truth, rel=1e-9)
-    monkeypatch.setattr("whichkl.divergences.sample_distances._CELLS", 100)
+    monkeypatch.setattr("whichkl.divergences.samples.sample_distances._CELLS", 100)
     assert energy_distance(x, y).value == pytest.approx(truth, rel=1e-9)
     assert energy_distance(1e200 * x, -1e200 * x).value < math.inf
 

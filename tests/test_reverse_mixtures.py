@@ -11,9 +11,9 @@ from whichkl.families import Gaussian, Mixture
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.objectives import ReverseKL
 from whichkl.solvers import SampleAverage
-from whichkl.solvers.discovery import discovered, joined
-from whichkl.solvers.mixtures import Mixtures
-from whichkl.solvers.nodes import gaussian_rule
+from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
+from whichkl.solvers.nodes.mixture_discovery import discovered, joined
+from whichkl.solvers.nodes.mixtures import Mixtures
 
 D = torch.float64
 

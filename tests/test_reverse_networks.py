@@ -12,9 +12,9 @@ from whichkl._checks import InputError, TargetError
 from whichkl.families import Flow, Gaussian, Module
 from whichkl.families.data_shape import Shape
 from whichkl.solvers import StickingTheLanding
-from whichkl.solvers.cycles import Cycles
-from whichkl.solvers.reparameterised import FlowRows
-from whichkl.solvers.sticking_the_landing import _Path
+from whichkl.solvers.draws.cosine_cycles import Cycles
+from whichkl.solvers.draws.reparameterised import FlowRows
+from whichkl.solvers.draws.sticking_the_landing import _Path
 from whichkl.solvers.work import QUIET
 
 D = torch.float64

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal, Normal, StudentT
 import whichkl as wk
 from whichkl import Target
 from whichkl._checks import InputError
-from whichkl.divergences import bridge
+from whichkl.divergences.draws import bridge
 
 D = torch.float64
 

@@ -18,7 +18,7 @@ from whichkl.journal import Journal
 from whichkl.objectives import ForwardKL
 from whichkl.samples import Block, Slice, Stream
 from whichkl.solvers import Stochastic, solver_for
-from whichkl.solvers.batches import data_of
+from whichkl.solvers.draws.batches import data_of
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 

@@ -16,8 +16,8 @@ from programs import whichkl
 from whichkl._checks import InputError, ResourceError
 from whichkl.families import Gaussian, Mixture
 from whichkl.memory_limits import _of_group, available_memory, check_memory, ran_out, refuse_if_ran_out, shown_bytes
-from whichkl.solvers.nodes import gaussian_rule
-from whichkl.solvers.starts import _normal_points
+from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
+from whichkl.solvers.nodes.starts import _normal_points
 
 resource = pytest.importorskip("resource")
 MODEL = """
@@ -213,9 +213,9 @@ def test_a_fit_in_too_little_memory_has_one_line(folder, size):
 
 
 def test_forecasts_grow_with_what_is_allocated():
-    from whichkl.solvers.mean_field import MeanField
-    from whichkl.solvers.natural_gradient import NaturalGradient
-    from whichkl.solvers.sample_average import SampleAverage
+    from whichkl.solvers.nodes.mean_field import MeanField
+    from whichkl.solvers.nodes.natural_gradient import NaturalGradient
+    from whichkl.solvers.nodes.sample_average import SampleAverage
 
     assert NaturalGradient().least_memory(Gaussian(), 30_000) > 8 * 30_000**2 * 8
     assert NaturalGradient().least_memory(Gaussian(), 1_000) < 1e9

@@ -469,11 +469,11 @@ def test_matrices_in_batches_are_not_factorised_by_lu():
     assert left == {
         "diagnostics/correlation.py": ["slogdet"],
         "diagnostics/weights.py": ["solve", "logdet", "logdet", "logdet"],
-        "divergences/charts.py": ["solve", "solve"],
-        "divergences/closed_form.py": ["logdet", "logdet"],
-        "divergences/line_distances.py": ["solve"],
+        "divergences/exact/charts.py": ["solve", "solve"],
+        "divergences/exact/closed_form.py": ["logdet", "logdet"],
+        "divergences/exact/line_distances.py": ["solve"],
         "families/linear_gaussian.py": ["solve"],
-        "solvers/reparameterised.py": ["solve"],
+        "solvers/draws/reparameterised.py": ["solve"],
     }
 
 

@@ -13,7 +13,7 @@ from whichkl.diagnostics import cross_fit
 from whichkl.families import Gaussian, LinearGaussian
 from whichkl.samples.repeats import repeats_of, row_keys
 from whichkl.solvers import ClosedForm
-from whichkl.solvers.rows import rows_of
+from whichkl.solvers.rows.rows import rows_of
 
 RANDOM = np.random.default_rng(0)
 DISTINCT = RANDOM.normal(size=(200, 2))

@@ -14,7 +14,8 @@ from torch.distributions import Normal
 from whichkl.advice import Advice, advise
 from whichkl.demo import textbook
 from whichkl.diagnostics import model_target
-from whichkl.divergences import Estimate, monte_carlo
+from whichkl.divergences import Estimate
+from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Gaussian, Mixture
 from whichkl.fitting import Fit, fit
 from whichkl.problems import bimodal, eight_schools, petals

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, Uniform
 
 from whichkl.diagnostics import model_target
-from whichkl.divergences import Estimate, quadrature
+from whichkl.divergences import Estimate
+from whichkl.divergences.exact import quadrature
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.fitting import Fit, fit
 from whichkl.problems import bimodal

@@ -17,13 +17,15 @@ from whichkl.chains import standard_error
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import draws_in
 from whichkl.diagnostics.weights import on_the_line
-from whichkl.divergences import Estimate, Finite, bridge, monte_carlo, quadrature
+from whichkl.divergences import Estimate, Finite
+from whichkl.divergences.draws import bridge, monte_carlo
+from whichkl.divergences.exact import quadrature
 from whichkl.importance import pareto_smooth
 from whichkl.objectives import Between
 from whichkl.objectives.objective import parameters
 from whichkl.samples.repeats import row_keys
 from whichkl.solvers import Solution
-from whichkl.solvers.two_sided import left_out
+from whichkl.solvers.nodes.two_sided import left_out
 from whichkl.targets import Target
 
 _MATTERS = 0.005

@@ -16,14 +16,16 @@ from whichkl.diagnostics.measured import Measured
 from whichkl.diagnostics.models import carried, model_target
 from whichkl.diagnostics.result import DRAWS, Diagnostics
 from whichkl.diagnostics.weights import on_the_line
-from whichkl.divergences import Estimate, monte_carlo, quadrature
+from whichkl.divergences import Estimate
+from whichkl.divergences.draws import monte_carlo
+from whichkl.divergences.exact import quadrature
 from whichkl.families import Family, NetworkFamily, simpler, simplest
 from whichkl.families.family import cast, log_likelihood
 from whichkl.objectives import ForwardKL
 from whichkl.samples import Block
 from whichkl.samples.repeats import row_keys
 from whichkl.solvers import Solution, Solver, solver_for
-from whichkl.solvers.rows import HELD, rows_of, thinned
+from whichkl.solvers.rows.rows import HELD, rows_of, thinned
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 

@@ -13,7 +13,9 @@ from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import weights_are_correlated
 from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics
-from whichkl.divergences import Estimate, Finite, monte_carlo, quadrature
+from whichkl.divergences import Estimate, Finite
+from whichkl.divergences.draws import monte_carlo
+from whichkl.divergences.exact import quadrature
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.families.family import NodeFamily
 from whichkl.importance import effective_sample_size, pareto_smooth

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
-from whichkl.divergences import discrete
 from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.exact import discrete
 from whichkl.divergences.kinds import KINDS, Kind
 from whichkl.divergences.methods import METHODS, TABLE
-from whichkl.divergences.questions import Question, target_of
+from whichkl.divergences.query import Question, target_of
+from whichkl.divergences.sanity_checks import sober
 from whichkl.divergences.sides import Side, as_rows
-from whichkl.divergences.sober import sober
 from whichkl.modes import plain_modes
 
 Form = Literal["samples", "probabilities", "logits"]

@@ -10,22 +10,11 @@ from torch.distributions import Distribution
 
 from whichkl._checks import WhichklError
 from whichkl.access import Access
-from whichkl.divergences import (
-    bound,
-    bridge,
-    closed_form,
-    discrete,
-    importance_sampling,
-    line_distances,
-    monte_carlo,
-    nearest_neighbors,
-    products,
-    quadrature,
-    ratio,
-    sample_distances,
-)
+from whichkl.divergences.draws import bridge, importance_sampling, monte_carlo
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.questions import Question, target_of
+from whichkl.divergences.exact import closed_form, discrete, line_distances, products, quadrature
+from whichkl.divergences.query import Question, target_of
+from whichkl.divergences.samples import bound, nearest_neighbors, ratio, sample_distances
 
 _KLS = ("forward_kl", "reverse_kl", "jeffreys")
 _RESIDUAL = math.sqrt((1 + math.exp(-2)) / (1 - math.exp(-2)))

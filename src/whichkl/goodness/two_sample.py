@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
-from whichkl.divergences.neighbors import Neighbors
-from whichkl.divergences.ratio import LEAST_ROWS, cross_fit, ripples
+from whichkl.divergences.samples.neighbors import Neighbors
+from whichkl.divergences.samples.ratio import LEAST_ROWS, cross_fit, ripples
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
 from whichkl.modes import plain_modes
 from whichkl.reading import rebuilt

@@ -4,21 +4,21 @@ from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family
 from whichkl.objectives import Between, Objective
-from whichkl.solvers.closed_form import ClosedForm
-from whichkl.solvers.coordinate_ascent import CoordinateAscent
-from whichkl.solvers.em import ExpectationMaximization
-from whichkl.solvers.enumeration import Enumeration
-from whichkl.solvers.low_rank import LowRank
-from whichkl.solvers.mean_field import MeanField
-from whichkl.solvers.natural_gradient import NaturalGradient
-from whichkl.solvers.newton import Newton
-from whichkl.solvers.sample_average import SampleAverage
-from whichkl.solvers.score_function import ScoreFunction
+from whichkl.solvers.draws.sticking_the_landing import StickingTheLanding
+from whichkl.solvers.draws.stochastic import Stochastic
+from whichkl.solvers.draws.stochastic_two_sided import StochasticTwoSided
+from whichkl.solvers.nodes.low_rank import LowRank
+from whichkl.solvers.nodes.mean_field import MeanField
+from whichkl.solvers.nodes.natural_gradient import NaturalGradient
+from whichkl.solvers.nodes.sample_average import SampleAverage
+from whichkl.solvers.nodes.two_sided import TwoSided
+from whichkl.solvers.rows.closed_form import ClosedForm
+from whichkl.solvers.rows.em import ExpectationMaximization
+from whichkl.solvers.rows.newton import Newton
 from whichkl.solvers.solver import Optimum, Solution, Solver
-from whichkl.solvers.sticking_the_landing import StickingTheLanding
-from whichkl.solvers.stochastic import Stochastic
-from whichkl.solvers.stochastic_two_sided import StochasticTwoSided
-from whichkl.solvers.two_sided import TwoSided
+from whichkl.solvers.states.coordinate_ascent import CoordinateAscent
+from whichkl.solvers.states.enumeration import Enumeration
+from whichkl.solvers.states.score_function import ScoreFunction
 
 SOLVERS: tuple[type[Solver], ...] = (
     ClosedForm,

@@ -6,7 +6,7 @@ from typing import Any
 
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Mixture
-from whichkl.solvers.components import choose_components
+from whichkl.solvers.rows.component_count import choose_components
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 

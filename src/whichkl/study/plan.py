@@ -19,7 +19,7 @@ from whichkl.families.named import named_families
 from whichkl.fingerprint import code_version, target_fingerprint, tensor_hash
 from whichkl.memory_limits import check_memory
 from whichkl.objectives import Objective, objective_of
-from whichkl.solvers.rows import rows_of
+from whichkl.solvers.rows.rows import rows_of
 from whichkl.study.measures import MEASURES, RESERVED
 from whichkl.targets import Target
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from whichkl._checks import ResourceError, WhichklError
 from whichkl.access import Access
 from whichkl.diagnostics import model_target
-from whichkl.divergences import Estimate, monte_carlo, quadrature
+from whichkl.divergences import Estimate
 from whichkl.divergences.dispatch import estimate
-from whichkl.divergences.sample_distances import mmd_squared
+from whichkl.divergences.draws import monte_carlo
+from whichkl.divergences.exact import quadrature
+from whichkl.divergences.samples.sample_distances import mmd_squared
 from whichkl.families.family import log_likelihood
 from whichkl.goodness import Calibration, transform_calibration, two_sample_test
 from whichkl.importance import effective_sample_size, pareto_smooth

@@ -1,0 +1,298 @@
+"""Monte Carlo: means of log ratios over draws, fresh or fixed, independent or of chains, each with its standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from whichkl._checks import TargetError, cannot
+from whichkl.access import Access
+from whichkl.chains import FEWEST, standard_error
+from whichkl.divergences import regions
+from whichkl.divergences.draws.control_variate import control_variate
+from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.kinds import ChiSquared, Kind, Renyi
+from whichkl.importance import pareto_smooth, tail_shape
+from whichkl.targets import Target
+
+Place = Callable[[Bool[Tensor, " n"]], str]
+"""Says in words where the marked rows lie."""
+_MATTERS = 0.005
+"""Nats of standard error from which a heavy tail makes an estimate unreliable."""
+_TAIL = 30
+"""Draws from which k̂ says something: below, of normal draws one fit in twenty has a k̂ above 1."""
+
+
+def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
+    """KL(p‖q) = E_p[log p − log q] by fresh draws of p, or its samples; unbiased, up to log Z where p is unnormalised.
+
+    Samples that q was fitted on flatter it: hold some out. Where both are normalised and q has a sampler, a control variate
+    takes noise away, if that pays (`control_variate`).
+
+    Raises:
+        TargetError: p has neither a sampler nor samples, or p or q can't be evaluated.
+    """
+    x, of, chains = points(p, n, seed, "p")
+    ratio = log_ratio_at(p, q, x)
+    up_to: Literal["log_z"] | None = None if p.normalized else "log_z"
+    if p.sampler is None and p.weights is not None:
+        return replace(cross_entropy(ratio, of, p.weights), up_to=up_to)
+    return mean_log_ratio("forward_kl", ratio, up_to, of, _elsewhere(p, q, seed), chains, placed(x, q))
+
+
+def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
+    """KL(q‖p) = E_q[log q − log p] by fresh draws of q, or its samples; unbiased, up to log Z where p is unnormalised.
+
+    It's the forward KL of q from p, and has its control variate.
+
+    Raises:
+        TargetError: q has neither a sampler nor samples, or p or q can't be evaluated.
+    """
+    x, of, chains = points(q, n, seed, "q")
+    ratio = log_ratio_at(q, p, x)
+    up_to: Literal["log_z"] | None = None if p.normalized else "log_z"
+    if q.sampler is None and q.weights is not None:
+        return replace(cross_entropy(ratio, of, q.weights), quantity="reverse_kl", up_to=up_to)
+    return mean_log_ratio("reverse_kl", ratio, up_to, of, _elsewhere(q, p, seed), chains, placed(x, p))
+
+
+def cross_entropy(
+    loss: Float[Tensor, " n"],
+    method: str,
+    weights: Float[Tensor, " n"] | None = None,
+    chains: Int[Tensor, " n"] | None = None,
+    groups: Int[Tensor, " n"] | None = None,
+) -> Estimate:
+    """E_p[−log q] = KL(p‖q) + H(p) from −log q at draws of p that q wasn't fitted on, with their weights or chains if any.
+
+    With `groups`, numbers that equal draws share, the error is that of their sums (Liang & Zeger, 1986), and `n` counts groups.
+    """
+    if groups is not None and bool(loss.isfinite().all()):
+        return _over_groups(loss.to(torch.float64), method, weights, groups)
+    if weights is None or not bool(loss.isfinite().all()):
+        return mean_log_ratio("forward_kl", loss, "entropy_p", method, chains=chains)
+    w = (weights / weights.sum()).to(torch.float64)
+    mean = float(w @ loss.to(torch.float64))
+    stderr = float((w.square() @ (loss - mean).square()).sqrt())
+    return Estimate("forward_kl", mean, stderr, "entropy_p", method=method, n=len(loss), ess=float(1 / w.square().sum()))
+
+
+def _over_groups(
+    loss: Float[Tensor, " n"], method: str, weights: Float[Tensor, " n"] | None, groups: Int[Tensor, " n"]
+) -> Estimate:
+    """The (weighted) mean, with the error of sums over groups, and the tail of the groups' means."""
+    w = torch.ones_like(loss) if weights is None else weights.to(loss)
+    w = w / w.sum()
+    mean = w @ loss
+    number = groups.unique(return_inverse=True)[1]
+    count = int(number.max()) + 1
+    share, part = (
+        torch.zeros(count, dtype=loss.dtype, device=loss.device).index_add(0, number, one) for one in (w, w * (loss - mean))
+    )
+    found = mean_log_ratio("forward_kl", mean + part / share.clamp(min=1e-300), "entropy_p", method)
+    stderr = float(part.square().sum().sqrt()) * math.sqrt(count / (count - 1)) if count > 1 else math.inf
+    return replace(found, value=float(mean), stderr=stderr)
+
+
+def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
+    """KL(p‖q) + KL(q‖p) = E_p[log p̃ − log q] − E_q[log p̃ − log q]: log Z cancels, so that it's absolute and unbiased.
+
+    It bounds either KL from above. Needs a sampler and an unnormalised density of p.
+
+    Raises:
+        TargetError: p has no sampler or no log density.
+    """
+    if not (p.access.can_sample and Access.LOG_PROB in p.access):
+        because = f"it requires draws of p and `log_prob`, and the target has {p.access.label}"
+        raise TargetError(cannot("compute the Z-free Jeffreys divergence", because, "Pass `sampler=` and `log_prob=`"))
+    if p.weights is not None or q.weights is not None:
+        because = "the samples are weighted"
+        raise TargetError(cannot("compute the Z-free Jeffreys divergence", because, "Resample them by their weights first"))
+    (x, of_p, chains_p), (y, of_q, chains_q) = points(p, n, seed, "p"), points(q, n, seed + 1, "q")
+    from_p = mean_log_ratio("jeffreys", log_ratio_at(p, q, x), None, of_p, chains=chains_p, place=placed(x, q))
+    from_q = mean_log_ratio("jeffreys", log_ratio_at(q, p, y), None, of_q, chains=chains_q, place=placed(y, p))
+    value = from_p.value + from_q.value
+    return Estimate(
+        quantity="jeffreys",
+        value=value,
+        stderr=math.hypot(from_p.stderr, from_q.stderr),
+        finite="infinite" if value == math.inf else "not certified",
+        method=f"Monte Carlo, {of_p} and {of_q}; normalisers cancel",
+        n=len(x) + len(y),
+        ess=None if from_p.ess is from_q.ess is None else (from_p.ess or len(x)) + (from_q.ess or len(y)),
+        khat=max(from_p.khat or -math.inf, from_q.khat or -math.inf),
+        reliable=from_p.reliable and from_q.reliable,
+        notes=from_p.notes + from_q.notes,
+    )
+
+
+def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) -> Estimate:
+    """Any f-divergence g(∫ h(p, q)) as ½ E_p[h/m] + ½ E_q[h/m], m = (p + q)/2, from draws and normalised densities of both.
+
+    Unbiased before g. No density divides what it doesn't cover, so that h/m is bounded for total variation, Hellinger,
+    Jensen–Shannon and skew KLs; for the others the tail shape of the terms says whether their error can be trusted.
+
+    Raises:
+        TargetError: a density isn't normalised, samples are weighted, or there are no draws of one side.
+    """
+    if not (p.normalized and q.normalized) or p.weights is not None or q.weights is not None:
+        because = "it requires normalised densities, and equally weighted draws, of both"
+        raise TargetError(cannot(f"estimate `{kind.name}` by Monte Carlo", because, "Pass `normalized=True` if they are"))
+    sides, errors, method = [], [], []
+    for side, name, shift in ((p, "p", 0), (q, "q", 1)):
+        x, of, chains = points(side, n, seed + shift, name)
+        log_p, log_q = (one.log_prob(x).detach().to(torch.float64) for one in (p, q))
+        middle = torch.logaddexp(log_p, log_q) - math.log(2)
+        inside = kind.integrand(log_p, log_q)
+        terms = torch.where(inside == 0, 0.0, inside * torch.exp(-middle))
+        if bool((terms == math.inf).any()):
+            note = missed(terms == math.inf, placed(x, q if name == "p" else p))
+            return Estimate(kind.name, math.inf, finite="infinite", method=f"Monte Carlo, {of}", n=len(x), notes=(note,))
+        sides.append(terms)
+        errors.append(standard_error(terms, chains))
+        method.append(of)
+    integral = sum(float(terms.mean()) for terms in sides) / 2
+    stderr = 0.5 * math.hypot(*(error for error, _ in errors))
+    value = kind.value(integral)
+    if isinstance(kind, Renyi):
+        stderr = stderr / abs(integral * (kind.order - 1)) if integral > 0 else math.inf
+    bounded = not isinstance(kind, (Renyi, ChiSquared))
+    khat = None if bounded else max(pareto_smooth(terms.abs().clamp(min=1e-300).log())[1] for terms in sides)
+    heavy = khat is not None and khat >= 0.5 and stderr > _MATTERS
+    notes = (f"the terms have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small",) if heavy else ()
+    effective = [ess for _, ess in errors]
+    few = few_effective(*effective)
+    return Estimate(
+        kind.name,
+        value,
+        stderr,
+        finite="certified" if bounded else "not certified",
+        method=f"Monte Carlo, {method[0]} and {method[1]}",
+        n=sum(map(len, sides)),
+        ess=None if effective == [None, None] else sum(e or len(side) for e, side in zip(effective, sides, strict=True)),
+        khat=khat,
+        reliable=not heavy and not few and math.isfinite(value),
+        notes=(*notes, *few),
+    )
+
+
+def points(p: Target, n: int, seed: int, name: str) -> tuple[Float[Tensor, "n d"], str, Int[Tensor, " n"] | None]:
+    """Fresh draws where there is a sampler, else the samples; what they are; and their chains, where they have any."""
+    if p.sampler is None and p.samples is not None:
+        chains = "" if p.chains is None else f" in {int(p.chains.max()) + 1} chains"
+        return p.samples, f"{len(p.samples):,} samples of {name}{chains}", p.chains
+    return p.draws(n, seed), f"{n:,} fresh draws of {name}", None
+
+
+def log_ratio_at(a: Target, b: Target, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Log a/b at draws of a, +∞ where b is zero.
+
+    Raises:
+        TargetError: a is zero at draws of its own.
+    """
+    own = a.log_prob(x).detach().to(torch.float64)
+    if bool((own == -math.inf).any()):
+        because = f"{int((own == -math.inf).sum())} of its {len(x)} draws fell where its own log density is −∞"
+        raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
+    return own - b.log_prob(x).detach().to(torch.float64)
+
+
+def placed(x: Float[Tensor, "n d"], other: Target) -> Place:
+    """What says in words, of the rows of x at which the other density is zero, where they lie."""
+
+    def place(outside: Bool[Tensor, " n"]) -> str:
+        ends = [[end for end in pair if math.isfinite(end)] for pair in other.bijection.bounds]
+        return regions.ranges(x, outside.to(x.dtype), other.names, ends)
+
+    return place
+
+
+def missed(outside: Bool[Tensor, " n"], place: Place | None, what: str = "draws") -> str:
+    """How many draws make a divergence infinite, and where they lie."""
+    count, where = int(outside.sum()), "" if place is None else f": {place(outside)}"
+    share = f"{count:,} of {len(outside):,} {what} ({count / len(outside):.2g} of the mass)"
+    return f"{share} fell where the other density is zero{where}"
+
+
+def few_effective(*effective: float | None) -> tuple[str, ...]:
+    """Say where chains are too short for an error bar."""
+    least = min((ess for ess in effective if ess is not None), default=math.inf)
+    return (f"the chains are worth {least:.0f} independent draws, and error bars need {FEWEST}: run them longer",) * (
+        least < FEWEST
+    )
+
+
+def _elsewhere(a: Target, b: Target, seed: int) -> Callable[[int], Tensor] | None:
+    """Log a/b at fresh draws of b, for the control variate; None where a density isn't normalised, or b can't be drawn."""
+    if not (a.normalized and b.normalized and b.sampler is not None):
+        return None
+
+    def log_ratio(m: int) -> Tensor:
+        y = b.draws(m, seed + 7)
+        return (a.log_prob(y) - b.log_prob(y)).detach().to(torch.float64)
+
+    return log_ratio
+
+
+def mean_log_ratio(
+    quantity: str,
+    log_ratio: Float[Tensor, " n"],
+    up_to: Literal["log_z", "entropy_p"] | None,
+    of: str,
+    elsewhere: Callable[[int], Float[Tensor, " m"]] | None = None,
+    chains: Int[Tensor, " n"] | None = None,
+    place: Place | None = None,
+) -> Estimate:
+    """Mean and standard error of a log ratio, with the tail shape that says whether its variance is finite.
+
+    With the ratio at draws of the other side, `elsewhere`, a control variate is tried; with `chains` the error is that of the
+    effective draws; `place` says where the draws lie that make it infinite.
+    """
+    log_ratio = log_ratio.detach().to(torch.float64)
+    n = len(log_ratio)
+    of = f"{n:,} fresh {of}" if of.startswith("draws") else of
+    method = f"Monte Carlo, {of}" if of.endswith((" of p", " of q", " chains")) else of
+    outside = log_ratio == math.inf
+    if bool(outside.any()):
+        return Estimate(quantity, math.inf, 0.0, up_to, "infinite", method, n=n, notes=(missed(outside, place),))
+    spread = float(log_ratio.std()) if n > 1 else math.inf
+    reduced = None
+    if elsewhere is not None and spread > 1e-9:
+        with contextlib.suppress(TargetError):  # a density that can't be evaluated at the other side's draws
+            reduced = control_variate(log_ratio, elsewhere, chains)
+    terms, further = (log_ratio, 0.0) if reduced is None else reduced
+    stderr, ess = standard_error(terms, chains)
+    stderr, few = math.hypot(stderr, further), few_effective(ess)
+    method += "" if ess is None else f", worth {ess:,.0f} independent ones"
+    method += "; log-ratio mean with control variate" if reduced is not None else ""
+    khat: float | None = None
+    if spread < 1e-9:
+        khat = -math.inf
+    elif n >= _TAIL:
+        khat = max(tail_shape(log_ratio), tail_shape(-log_ratio))
+    heavy = (khat is None or khat >= 0.5) and stderr > _MATTERS
+    tail = f"{n} draw{'s are' if n > 1 else ' is'} too few to tell how heavy the tail of the log ratio is"
+    if khat is not None:
+        tail = f"the log ratio has a heavy tail (k̂ = {khat:.2f}): its {'mean' if khat >= 1 else 'variance'} may be infinite"
+        tail += ", and the value far too small"
+    notes = (tail,) if heavy else ()
+    return Estimate(
+        quantity,
+        float(terms.mean()),
+        stderr,
+        up_to,
+        "not certified",
+        method,
+        n=n,
+        ess=ess,
+        khat=khat,
+        reliable=not heavy and not few,
+        notes=(*notes, *few),
+    )

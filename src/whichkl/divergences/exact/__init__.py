@@ -1,0 +1,1 @@
+"""Exact: divergences of two densities without sampling error: closed forms, sums over states, quadrature."""

@@ -1,0 +1,1 @@
+"""Samples: divergences between two samples alone: neighbours, classifiers, bounds and distances."""

@@ -1,0 +1,206 @@
+"""Reparameterised: draws of several models at once, differentiable in their weights, which lie in the rows of a matrix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.func import functional_call, vmap
+
+from whichkl.families.flow import FlowNetwork
+from whichkl.families.network_model import law_of
+from whichkl.seeds import seeded
+from whichkl.solvers.flat_weights import Flat
+from whichkl.threads import one_thread
+
+
+class Rows(ABC):
+    """Models of one shape, their free weights in the rows of a matrix."""
+
+    starts: Float[Tensor, "s p"]
+    """Where training starts."""
+
+    @abstractmethod
+    def sample(self, theta: Float[Tensor, "s p"], which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return m draws of each model (s, m, d), and log q of them (s, m); the same seed gives the same noise."""
+
+    @abstractmethod
+    def path(self, theta: Float[Tensor, "s p"], which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return m draws of each model, differentiable in its weights, and ∇ₓ log q of them at fixed weights."""
+
+    @abstractmethod
+    def place(self, which: list[int], x: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the points in the target's coordinates, the matrices L of that map (None: the identity), and log|L|."""
+
+    @abstractmethod
+    def module(self, theta: Float[Tensor, " p"], which: int) -> nn.Module:
+        """Return a module with these weights."""
+
+
+class FlowRows(Rows):
+    """Flows within Gaussians: x = loc + L u, u = s + M f⁻¹(z / r), with s, M and f free, and u = z at the start, where M = r I.
+
+    All of them run as one batch (`torch.func.vmap`), in the coordinates u.
+
+    Args:
+        build: returns a flow with random weights.
+        seeds: a row each.
+        locs: means of the Gaussians.
+        trils: their Cholesky factors.
+        reach: r; a flow's splines end 5 r standard deviations of the Gaussian out.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], FlowNetwork],
+        seeds: Sequence[int],
+        locs: Float[Tensor, "s d"],
+        trils: Float[Tensor, "s d d"],
+        reach: float,
+    ) -> None:
+        """Build them all, each from its own seed and at rest."""
+        self.locs, self.trils, self.build, self.reach = locs, trils, build, reach
+        self.volume = trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        rows = []
+        for seed in seeds:
+            with seeded(seed):
+                network = build()
+            network.rest()
+            network.within = network.mean.new_tensor(1 / reach)
+            self.operations = _Within(network.to(locs.device), reach)
+            self.weights = Flat(self.operations)
+            rows.append(self.weights.read())
+        self.starts = torch.stack(rows)
+
+    def sample(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Carry the same standard normal draws through every flow."""
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            z = torch.randn(m, self.locs.shape[1], generator=generator, dtype=self.locs.dtype, device="cpu").to(self.locs.device)
+            return self._carried(theta, z.expand(len(theta), -1, -1))
+
+    def path(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """As J = ∂u/∂z is at hand, ∇ log q(u) = J⁻ᵀ ∂/∂z [log N(z) − log|J|]: the flow needn't be inverted."""
+        z = self._pairs(m, seed).expand(len(theta), -1, -1).clone().requires_grad_(True)
+        u, log_q = self._carried(theta, z)
+        (pull,) = torch.autograd.grad(log_q.sum(), z, retain_graph=True)
+        units = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)[:, None, None, :].expand(-1, *z.shape)
+        jacobian = _pulled(u, z, units)
+        with one_thread():  # where torch uses several, its LU of a batch can be wrong
+            return u, torch.linalg.solve(jacobian.permute(1, 2, 3, 0), pull)
+
+    def place(self, which: list[int], x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Carry u to x."""
+        return self.locs[which, None] + x @ self.trils[which].mT, self.trils[which], self.volume[which]
+
+    def module(self, theta: Tensor, which: int) -> nn.Module:
+        """Return the flow with s and M taken into the map around it."""
+        self.weights.write(theta)
+        with seeded(0):  # its weights are overwritten
+            network = self.build().to(self.locs.device)
+        network.load_state_dict(self.operations.network.state_dict())
+        shift, mix = self.operations.shift.detach(), self.reach * self.operations.mix.detach().tril()
+        tril = self.trils[which]
+        network.surround(self.locs[which] + tril @ shift, tril @ mix, 1 / self.reach)
+        return network
+
+    def _pairs(self, m: int, seed: int) -> Float[Tensor, "m d"]:
+        """Normal draws, each with its negative, which takes noise from the gradient; not from losses, whose error is wanted."""
+        generator = torch.Generator().manual_seed(seed)
+        half = torch.randn((m + 1) // 2, self.locs.shape[1], generator=generator, dtype=self.locs.dtype, device="cpu")
+        return torch.cat([half, -half])[:m].to(self.locs.device)
+
+    def _carried(self, theta: Tensor, z: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor]:
+        def one(row: Tensor, noise: Tensor) -> Any:
+            return functional_call(self.operations, self.weights.named(row), (noise,))
+
+        u, log_q = vmap(one)(theta, z)
+        return u, log_q
+
+
+class ModuleRows(Rows):
+    """One module of a user, from the weights that it has: nothing is assumed of it, so nothing is batched.
+
+    Args:
+        module: a copy that may be written to.
+        dim: columns of its draws.
+    """
+
+    def __init__(self, module: nn.Module, dim: int) -> None:
+        """Read its free weights."""
+        self.operations, self.dim = _Law(module), dim
+        self.weights = Flat(self.operations)
+        self.starts = self.weights.read()[None].to(torch.float64)
+
+    def sample(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Draw under torch's global seed, which is restored."""
+        with torch.no_grad():
+            x = self._call(theta, "draw", m, seed)
+            return self._shaped(x), self._call(theta, "log_prob", x)[None].to(torch.float64)
+
+    def path(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Differentiate log q at the draws by autograd."""
+        x = self._call(theta, "draw", m, seed)
+        at = x.detach().requires_grad_(True)
+        (pull,) = torch.autograd.grad(self._call(theta.detach(), "log_prob", at).sum(), at)
+        return self._shaped(x), self._shaped(pull)
+
+    def place(self, which: list[int], x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """They are in the target's coordinates."""
+        return x, None, torch.zeros_like(x[:, 0, 0])
+
+    def module(self, theta: Tensor, which: int) -> nn.Module:
+        """Return the module itself, with these weights."""
+        self.weights.write(theta)
+        return self.operations.module
+
+    def _call(self, theta: Tensor, what: str, given: Any, seed: int = 0) -> Tensor:
+        with seeded(seed):
+            value: Tensor = functional_call(self.operations, self.weights.named(theta[0]), (what, given))
+        return value
+
+    def _shaped(self, x: Tensor) -> Float[Tensor, "1 m d"]:
+        return x.reshape(1, len(x), self.dim).to(torch.float64)
+
+
+def _pulled(u: Tensor, z: Tensor, units: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:
+    """Return the gradient in z of u along each unit; one by one with `torch.autograd.detect_anomaly`, which takes no batches."""
+    if torch.is_anomaly_enabled():
+        return torch.stack([torch.autograd.grad(u, z, one, retain_graph=True)[0] for one in units])
+    (jacobian,) = torch.autograd.grad(u, z, units, retain_graph=True, is_grads_batched=True)
+    return jacobian
+
+
+class _Within(nn.Module):
+    """A flow with an affine map of its own; all inside `forward`, which is where `functional_call` reaches."""
+
+    def __init__(self, network: FlowNetwork, reach: float) -> None:
+        super().__init__()
+        self.network, self.reach = network, reach
+        self.shift = nn.Parameter(network.mean.new_zeros(network.dim))
+        self.mix = nn.Parameter(torch.eye(network.dim, dtype=network.mean.dtype, device=network.mean.device))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_q = self.network.carry(z / self.reach)
+        mix = self.reach * self.mix.tril()
+        return self.shift + y @ mix.mT, log_q - mix.diagonal().abs().log().sum()
+
+
+class _Law(nn.Module):
+    """The law of a user's module: its draws and its log density."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, what: str, given: Any) -> Tensor:
+        law: Distribution = law_of(self.module)
+        if what == "draw":
+            return law.rsample(torch.Size((given,)))
+        value: Tensor = law.log_prob(given)
+        return value

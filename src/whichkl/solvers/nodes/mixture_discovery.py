@@ -1,0 +1,84 @@
+"""Discovery: where a mixture lacks mass, and the components that it should get there."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl.solvers.nodes.mixtures import Mixtures, log_density
+from whichkl.solvers.nodes.starts import climb_to_modes
+from whichkl.targets import Target
+
+_POOL, _CLIMBED = 1024, 48
+_STRETCHES = (1.5, 3.0, 8.0)
+_APART = 3.0
+"""A mode so many standard deviations from every component is a new one."""
+_NEGLIGIBLE = -12.0
+"""Components that would hold less than this share, as a logarithm, aren't worth their nodes."""
+
+
+def discovered(
+    target: Target, model: Mixtures, points: Float[Tensor, "c d"], most: int, seed: int
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d d"]]:
+    """Return log weights, means and factors of at most so many components for the places where log p − log q is largest.
+
+    The places are sought among draws of the mixture spread 1.5 to 8 times as wide and among given points, by
+    log p − max(log q, max log q − Δ), Δ = 20 + 2d, so that far tails don't count for more than modes; the best of them
+    climb log p. A mode that no component is near gets its Laplace approximation, weighted by its evidence. Where there is
+    none, the mixture is bent rather than incomplete: the best place gets half the scale of the component nearest to it.
+
+    Args:
+        target: p in unconstrained coordinates.
+        model: one mixture.
+        points: further places to look at.
+        most: how many components there is room for.
+        seed: fixes the draws.
+
+    Source: Arenz, Zhong & Neumann (2020), VIPS, for where components are added.
+    """
+    logits, loc, tril = (part[0].cpu() for part in (model.logits, model.loc, model.tril))
+    pool = torch.cat([points, _spread(logits, loc, tril, seed)])
+    log_p = target.tried(pool.to(target.device)).cpu()
+    log_q = log_density(pool[None], logits[None], loc[None], tril[None])[0]
+    dim = loc.shape[1]
+    lacking = log_p - torch.maximum(log_q, log_q.max() - 20 - 2 * dim)
+    lacking = torch.where(lacking.isfinite(), lacking, -math.inf)
+    order = lacking.argsort(descending=True)[:_CLIMBED]
+    best = order[lacking[order] > -math.inf]
+    if not len(best):
+        return logits[:0], loc[:0], tril[:0]
+    modes = climb_to_modes(target, pool[best], most + len(loc), max_calls=60)
+    white = torch.linalg.solve_triangular(tril[None], (modes.locs[:, None] - loc)[..., None], upper=False)[..., 0]
+    mass = modes.evidence + dim / 2 * math.log(2 * math.pi) - float(model.elbo[0])
+    is_new = (torch.linalg.vector_norm(white, dim=-1) > _APART).all(-1) & (mass > _NEGLIGIBLE)
+    if bool(is_new.any()):
+        chosen = is_new.nonzero()[:, 0]
+        chosen = chosen[mass[chosen].argsort(descending=True)][:most]
+        return mass[chosen], modes.locs[chosen], modes.trils[chosen]
+    place = pool[best[0]]
+    near = torch.linalg.vector_norm(torch.linalg.solve_triangular(tril, (place - loc)[..., None], upper=False)[..., 0], dim=-1)
+    nearest = int(near.argmin())
+    return logits[nearest : nearest + 1] - 2, place[None], tril[nearest : nearest + 1] / 2
+
+
+def joined(model: Mixtures, log_mass: Float[Tensor, " n"], loc: Float[Tensor, "n d"], tril: Float[Tensor, "n d d"]) -> Mixtures:
+    """Return one mixture with further components; masses are relative to its own, and at least a hundredth of the even share."""
+    count = model.loc.shape[1] + len(loc)
+    mass = log_mass.clamp(min=math.log(0.01 / count), max=math.log(10.0)).to(model.logits)
+    if model.family.covariance == "diagonal":
+        tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1))
+    logits = torch.cat([model.logits[0], mass]).log_softmax(0)
+    parts = (torch.cat([own[0], new.to(own)]) for own, new in ((model.loc, loc), (model.tril, tril)))
+    return model.moved(logits[None], *(part[None] for part in parts))
+
+
+def _spread(logits: Float[Tensor, " k"], loc: Float[Tensor, "k d"], tril: Float[Tensor, "k d d"], seed: int) -> Tensor:
+    """Draws of the mixture, each about its component's mean, several times as wide."""
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.multinomial(torch.full_like(logits, 1.0).exp(), _POOL, replacement=True, generator=generator)
+    z = torch.randn(_POOL, loc.shape[1], generator=generator, dtype=loc.dtype, device="cpu")
+    stretch = torch.tensor(_STRETCHES, dtype=loc.dtype, device="cpu").repeat(_POOL)[:_POOL]
+    return loc[which] + stretch[:, None] * torch.einsum("nij,nj->ni", tril[which], z)

@@ -1,0 +1,250 @@
+"""Starts: the modes of a log density, a Laplace approximation at each, and the Gaussians that cover several."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from whichkl._checks import TargetError, cannot
+from whichkl.solvers.nodes.batched_lbfgs import Peaks, ascend
+from whichkl.solvers.nodes.batched_newton import ascend_by_newton
+from whichkl.solvers.nodes.gaussian_rule import sobol
+from whichkl.targets import Target
+
+_CANDIDATES = 256
+_SEARCHES = 12
+_MODES = 8
+_PATIENCE = 1.5
+_NEWTON = 16
+"""Up to so many dimensions a call with d more points a row costs little more, and Newton's method needs a fifth of the calls."""
+_AROUND = 256
+"""Draws of the modes' Laplace approximations at which a log density must be a number, if far away it isn't."""
+_TENTH = 0.1
+"""By how much log p and its gradient may differ from a mode's parabola at a point that is said to lead to it."""
+
+Gaussians = tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]
+
+
+def find_starts(target: Target, seed: int) -> Gaussians:
+    """Return means and Cholesky factors of Gaussians to start from.
+
+    Modes are sought by Newton's method, or L-BFGS in many dimensions, from draws of p where there are any, else from normal
+    draws of several scales. Each distinct mode gives its Laplace approximation; each pair of modes, and all of them together,
+    the Gaussian with the moments of their mixture weighted by Laplace evidence. The last start is N(0, I) about the candidates.
+
+    Raises:
+        TargetError: the log density is −inf at every candidate, or looks like a density.
+    """
+    modes = find_modes(target, seed)
+    wide = torch.eye(target.dim, dtype=torch.float64, device="cpu")
+    locs = [*modes.locs, modes.points.mean(0)]
+    factors = [*modes.trils, wide]
+    if len(modes.locs) > 1:
+        groups: list[tuple[int, ...]] = [*itertools.combinations(range(min(len(modes.locs), 5)), 2)]
+        groups += [tuple(range(len(modes.locs)))] if len(modes.locs) > 2 else []
+        for group in groups:
+            loc, tril = _merge(*(part[list(group)] for part in (modes.locs, modes.trils, modes.evidence)))
+            locs.append(loc)
+            factors.append(tril)
+    return torch.stack(locs), torch.stack(factors)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Distinct modes, the highest first, each with its Laplace approximation, and the points from which they were sought."""
+
+    locs: Float[Tensor, "m d"]
+    trils: Float[Tensor, "m d d"]
+    heights: Float[Tensor, " m"]
+    points: Float[Tensor, "c d"]
+
+    @property
+    def evidence(self) -> Float[Tensor, " m"]:
+        """Log mass of each by Laplace's approximation, up to (d/2) log 2π."""
+        return self.heights + self.trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def find_modes(target: Target, seed: int) -> Modes:
+    """Climb from candidates of several scales, or from draws of p, and from the modes that the target knows, to the modes.
+
+    Candidates at which the log density is NaN are left out, where it's a number all over the modes' Laplace approximations.
+
+    Raises:
+        NotANumberError: the log density is NaN at candidates, and no modes are found, or it's NaN about them too.
+        TargetError: the log density is −inf or NaN at every candidate, +inf at one, or looks like a density.
+    """
+    rejected = target.evaluations["rejected"]
+    points, value = _candidates(target, seed)
+    has_nan = target.evaluations["rejected"] > rejected
+    began = points[value.isfinite()]
+    target.value_and_score(began[:8].to(target.device))
+    known = began[:0] if target.known_modes is None else target.known_modes[:_MODES].to("cpu", torch.float64)
+    modes = climb_to_modes(target, torch.cat([known, began[:_SEARCHES]]), _MODES + len(known))
+    if has_nan and len(modes.locs):
+        _check_about(target, modes, seed)
+    elif has_nan:
+        target.log_prob(points.to(target.device))  # raises
+    return replace(modes, points=began)
+
+
+def _check_about(target: Target, modes: Modes, seed: int) -> None:
+    """Try the log density at draws of the modes' Laplace approximations.
+
+    Raises:
+        NotANumberError: it is NaN there.
+    """
+    z = torch.randn(_AROUND, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    which = torch.arange(_AROUND, device="cpu") % len(modes.locs)
+    x = modes.locs[which] + torch.einsum("nij,nj->ni", modes.trils[which], z)
+    target.log_prob(x.to(target.device))
+
+
+def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
+    """Points among which the search for modes begins, with log p; it is −∞ where it isn't a number, but not at draws of p."""
+    if target.samples is not None:
+        generator = torch.Generator().manual_seed(seed)
+        points = target.samples[torch.randperm(len(target.samples), generator=generator, device="cpu")[:_CANDIDATES]].to(
+            torch.float64
+        )
+    elif target.sampler is not None:
+        points = target.draws(_CANDIDATES, seed).to(torch.float64)
+    else:
+        scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)
+        points = _normal_points(target.dim, seed) * scales[:, None]
+    value = look(target, points)
+    finite = value.isfinite()
+    if bool(finite.all()) and float(value.max()) == float(value.min()):
+        because = "`log_prob` is constant, so that the density doesn't fall off and can't be normalised"
+        raise TargetError(cannot("fit this target", because, "Pass `support=`, or the log density that you mean"))
+    if not bool(finite.any()):
+        because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.3 to 10 about 0"
+        raise TargetError(
+            cannot("start on this target", because, "Pass `support=`, or shift and scale x so that p has mass there")
+        )
+    _refuse_density(target, value)
+    return points, value
+
+
+def _normal_points(dim: int, seed: int) -> Float[Tensor, "c d"]:
+    """Scrambled Sobol points, mapped to N(0, I); plain normal draws in more dimensions than torch has Sobol points for."""
+    if dim > torch.quasirandom.SobolEngine.MAXDIM:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(_CANDIDATES, dim, generator=generator, dtype=torch.float64, device="cpu")
+    return math.sqrt(2) * torch.erfinv((2 * sobol(dim, _CANDIDATES, seed) - 1).clamp(-1 + 1e-12, 1 - 1e-12))
+
+
+def look(target: Target, points: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
+    """Return log p at points to start from, −∞ where it's NaN; at draws of p that is an error."""
+    points = points.to(target.device)
+    value = target.log_prob(points) if target.access.can_sample else target.tried(points)
+    if not bool(value.isfinite().any()):
+        target.log_prob(points)  # says where it is NaN, if it is
+    return value.detach().cpu()
+
+
+def _refuse_density(target: Target, value: Tensor) -> None:
+    """Notice a density where a *log* density is due: never negative, and 0 far away, where its log would be −∞."""
+    if bool((value < 0).any()):
+        return
+    far = 1e6 * torch.eye(target.dim, dtype=torch.float64, device="cpu")
+    far = torch.cat([far, -far])
+    try:
+        tail = target.log_prob(far.to(target.device)).detach()
+    except TargetError:
+        return
+    if bool((tail.abs() < 1e-9).all()):
+        because = (
+            f"it lies between {float(value.min()):.3g} and {float(value.max()):.3g} and is 0 far away: a density, not its log"
+        )
+        raise TargetError(cannot("use this `log_prob`", because, "Return the natural logarithm of the density"))
+
+
+def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_calls: int = 250) -> Modes:
+    """Ascents from every point: at most so many distinct modes, their Laplace factors and heights, best first.
+
+    An end that another quasi-Newton step would still raise is no mode (the density rises without bound there), and goes.
+    Two ends are one mode where they lie within a twentieth of the Laplace approximation's standard deviation; an ascent that
+    comes to where log p is nearly a found mode's parabola leads to it, and is spared the rest.
+    """
+
+    def trial(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        value, score = target.trial(x.to(target.device))
+        return value.cpu(), score.cpu()
+
+    found: list[tuple[int, Tensor]] = []
+
+    def foreseen(peaks: Peaks, arrived: Tensor, going: Tensor) -> Tensor:
+        for i in arrived.tolist():
+            tril = _new_mode(target, peaks, i, found)
+            if tril is not None:
+                found.append((i, tril))
+        known = torch.zeros(len(going), dtype=torch.bool, device="cpu")
+        for i, tril in found:
+            known |= _lies_under(peaks, going, i, tril)
+        return known
+
+    climb, calls = (ascend_by_newton, max_calls // 6) if points.shape[1] <= _NEWTON else (ascend, max_calls)
+    peaks = climb(trial, points, max_calls=calls, foreseen=foreseen, patience=_PATIENCE)
+    rested = (peaks.x == points).all(-1).nonzero()[:, 0]
+    foreseen(peaks, rested, rested[:0])  # those that began at a mode never arrived at one
+    best = sorted(found, key=lambda one: -float(peaks.value[one[0]]))[:most]
+    chosen = torch.tensor([i for i, _ in best], dtype=torch.int64, device="cpu")
+    dim = points.shape[1]
+    trils = torch.stack([tril for _, tril in best]) if best else points.new_empty(0, dim, dim)
+    return Modes(peaks.x[chosen], trils, peaks.value[chosen], points)
+
+
+def _new_mode(target: Target, peaks: Peaks, i: int, found: list[tuple[int, Tensor]]) -> Float[Tensor, "d d"] | None:
+    """Laplace's factor at the end of an ascent; None where it's no mode, or one that was found before."""
+    end = peaks.x[i]
+    settled = bool(end.isfinite().all()) and bool(peaks.value[i].isfinite()) and float(peaks.decrement[i]) < 1e-3
+    if not settled or any(_same(end, peaks.x[j], tril) for j, tril in found):
+        return None
+    return _laplace(target, end, peaks.curvature.scale(i))
+
+
+def _lies_under(peaks: Peaks, rows: Tensor, i: int, tril: Float[Tensor, "d d"]) -> Bool[Tensor, " a"]:
+    """Whether the value and the gradient at each of these rows are those of a mode's parabola, so that it leads there."""
+    away = torch.linalg.solve_triangular(tril, (peaks.x[rows] - peaks.x[i]).T, upper=False).T
+    half = away.square().sum(-1) / 2
+    gradient = peaks.score[rows] @ tril
+    is_value = (peaks.value[rows] - (peaks.value[i] - half)).abs() <= _TENTH * half
+    under: Bool[Tensor, " a"] = is_value & ((gradient + away).square().sum(-1) <= 2 * _TENTH**2 * half)
+    return under
+
+
+def _same(end: Tensor, mode: Tensor, tril: Tensor) -> bool:
+    apart = torch.linalg.solve_triangular(tril, (end - mode)[:, None], upper=False)
+    return float(torch.linalg.vector_norm(apart)) <= 0.05
+
+
+def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> Float[Tensor, "d d"] | None:
+    """Cholesky factor of the inverse of −∇² log p, from 2d scores a thousandth of `scale` away; None at a saddle."""
+    dim = len(mode)
+    step = torch.maximum((1e-3 * scale).clamp(max=0.1), 1e-7 * mode.abs().clamp(min=1.0))
+    ends = torch.cat([mode + torch.diag(step), mode - torch.diag(step)])
+    value, score = target.trial(ends.to(target.device))
+    if not bool(value.isfinite().all()):
+        return None
+    hessian = (score[dim:] - score[:dim]).cpu() / (2 * step[:, None])
+    unit = hessian.diagonal().clamp(min=1e-300).rsqrt()  # columns may have any units
+    eigenvalue, vector = torch.linalg.eigh(unit[:, None] * (hessian + hessian.T) / 2 * unit)
+    if float(eigenvalue[0]) <= 1e-12 * float(eigenvalue[-1]):
+        return None
+    factor, failed = torch.linalg.cholesky_ex((vector / eigenvalue) @ vector.T)
+    return None if int(failed) else unit[:, None] * factor
+
+
+def _merge(locs: Float[Tensor, "m d"], trils: Float[Tensor, "m d d"], evidence: Float[Tensor, " m"]) -> tuple[Tensor, Tensor]:
+    """Mean and Cholesky factor of a mixture of Gaussians with weights softmax(evidence), each at least 5 %."""
+    w = torch.softmax(evidence, 0).clamp(min=0.05)
+    w = w / w.sum()
+    mean = w @ locs
+    apart = locs - mean
+    covariance = torch.einsum("m,mij,mkj->ik", w, trils, trils) + torch.einsum("m,mi,mj->ij", w, apart, apart)
+    return mean, torch.linalg.cholesky(covariance)

@@ -1,0 +1,129 @@
+"""Components: how many a mixture should have, by what each number is worth on rows that it wasn't fitted on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whichkl._checks import InputError, TargetError, cannot
+from whichkl.divergences import Estimate
+from whichkl.divergences.draws import monte_carlo
+from whichkl.families import Mixture
+from whichkl.families.family import log_likelihood
+from whichkl.journal import tensors_behind
+from whichkl.samples import Block
+from whichkl.samples.repeats import repeats_of
+from whichkl.samples.stream import slices
+from whichkl.solvers.rows.em import ExpectationMaximization
+from whichkl.solvers.rows.rows import Rows, rows_of, thinned
+from whichkl.solvers.work import Work
+from whichkl.targets import Target
+
+_ROWS = 20_000
+"""The number is chosen on at most so many rows."""
+_FOLDS, _FEW = 5, 3_000
+_MOST = 64
+_PATIENCE = 3
+"""So many larger numbers in a row that are no better end the search."""
+
+Curve = tuple[tuple[int, Estimate], ...]
+
+
+def choose_components(target: Target, family: Mixture, seed: int, work: Work) -> tuple[Mixture, Curve, tuple[str, ...]]:
+    """Cross-fit mixtures of 1, 2, 3, … components until three in a row are no better; keep the smallest that is as good.
+
+    As good is: within one standard error of the paired difference to the best, the one-standard-error rule of Breiman et al.
+    (1984). Five folds up to 3,000 rows, above these a third that is held out once, of at most 20,000 rows evenly from the whole;
+    the same rows for every number.
+
+    Raises:
+        InputError: too few rows for one component.
+        TargetError: the target has no samples to choose by.
+    """
+    if not target.access.can_sample:
+        because = "the number of components is chosen on held-out samples, and the target has none"
+        raise TargetError(cannot(f"use `{family}` here", because, "Give a number, say Mixture(3)"))
+    block = _sample(target, seed, work)
+    repeats = None if target.chains is not None else repeats_of(block.x)
+    folds = _folds(block, seed) if repeats is None else repeats.folds(*((_FOLDS, seed) if len(block) <= _FEW else (3, seed)))
+    folds = folds if len(block) <= _FEW else folds[:1]
+    order = torch.cat(folds)
+    groups = None if repeats is None else repeats.group[order]
+    w = block.w[order] / block.w[order].sum()
+    losses: dict[int, Tensor] = {}
+    best, count, worse = 0, 1, 0
+    while count <= _MOST and worse < _PATIENCE:
+        work.tell(f"trying {count} component{'s' * (count > 1)}", math.nan)
+        loss = _cross_fitted(block, folds, replace(family, components=count), target, seed, work, count)
+        if loss is None:
+            break
+        losses[count] = loss
+        if best == 0 or float(w @ loss) < float(w @ losses[best]):
+            best, worse = count, 0
+        else:
+            worse += 1
+        count += 1 if count < 10 else 2 if count < 20 else 4
+    if best == 0:
+        needed = replace(family, components=1).minimum_rows(block.x.shape[1])
+        because = f"{len(block)} rows in {len(folds)} folds are too few for one component, which needs {needed}"
+        raise InputError(cannot(f"fit `{family}`", because, "Give more samples, or a smaller family"))
+    chosen = next(k for k in sorted(losses) if _is_as_good(w, losses[k], losses[best], groups))
+    how = (
+        f"{len(w):,} of {len(block):,} rows held out" if len(folds) == 1 else f"{len(folds)}-fold cross-fitting, {len(w):,} rows"
+    )
+    weights = None if target.weights is None else w
+    curve = tuple((k, monte_carlo.cross_entropy(losses[k], how, weights, groups=groups)) for k in sorted(losses))
+    were = "component was" if chosen == 1 else "components were"
+    note = f"{chosen} {were} chosen by {how}: the fewest within one standard error of the best ({best})"
+    return replace(family, components=chosen), curve, (note,)
+
+
+def _folds(block: Block, seed: int) -> list[Tensor]:
+    shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [*shuffled.tensor_split(min(_FOLDS, len(block)))] if len(block) <= _FEW else [shuffled[: len(block) // 3]]
+
+
+def _sample(target: Target, seed: int, work: Work) -> Block:
+    """At most `_ROWS` rows in free coordinates, evenly from all parts."""
+    block, _ = thinned(rows_of(target.unconstrained(), seed, work.workers), _ROWS)
+    return block
+
+
+def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, seed: int, work: Work, count: int) -> Tensor | None:
+    """−log q of every row under a mixture that was fitted without its fold; None where the rows don't allow it."""
+    name = f"components-{count}"
+    if work.journal is not None:
+        like = {"loss": torch.zeros(sum(map(len, folds)), dtype=torch.float64, device="cpu")}
+        done = work.journal.load(name, lambda tensors, _: tensors_behind("", tensors, like))
+        if done is not None:
+            return done["loss"]
+    losses = []
+    solver = ExpectationMaximization().quick()
+    for fold in folds:
+        keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
+        keep[fold] = False
+        part = block.take(keep)
+        try:
+            family.check_samples(part.x, target.names)
+            state = solver.run(Rows(slices(part), target.names, None, work.workers), family, seed)
+        except InputError:
+            return None
+        losses.append(-log_likelihood(state.best.model, block.x[fold]))
+    loss = torch.cat(losses)
+    if work.journal is not None:
+        work.journal.save(name, {"loss": loss}, {})
+    return loss
+
+
+def _is_as_good(w: Tensor, loss: Tensor, best: Tensor, groups: Tensor | None) -> bool:
+    """Whether a paired loss is within one standard error of the best; rows of one group count as one."""
+    apart = loss - best
+    mean = w @ apart
+    parts = w * (apart - mean)
+    if groups is not None:
+        parts = torch.zeros(int(groups.max()) + 1, dtype=parts.dtype, device="cpu").index_add(0, groups, parts)
+    return float(mean) <= float(parts.square().sum().sqrt())

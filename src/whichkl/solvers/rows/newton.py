@@ -1,0 +1,185 @@
+"""Newton: generalised linear models by Newton's method, with sums over the rows in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+from whichkl.families import Family
+from whichkl.families.generalized_linear import GeneralizedLinear
+from whichkl.journal import tensors_behind
+from whichkl.objectives import ForwardKL, Objective
+from whichkl.samples import Slice
+from whichkl.solvers.rows.newton_passes import Design, Evaluation
+from whichkl.solvers.rows.newton_survey import survey
+from whichkl.solvers.rows.rows import Rows, mean_log_likelihood, rows_of
+from whichkl.solvers.solver import Held, Optimum, Solution, Solver
+from whichkl.solvers.work import QUIET, Work
+from whichkl.targets import Target
+
+_CERTAIN = 1e-8
+"""Rows may lose so much along a direction, relative to what others gain, by rounding, and it still separates."""
+_NEAR = 1e-3
+"""Steps that move no row's η by more are near a maximum."""
+
+
+@dataclass(frozen=True)
+class Newton(Solver):
+    """argmin −Σ log q(y|x) + ½ penalty ‖W‖² over generalised linear models, a convex problem with one optimum.
+
+    Each step solves the Hessian's equations (with the canonical link it is Fisher's information, so that this is Fisher scoring),
+    and is halved until the loss falls. Columns x are standardised first. Above `dense` parameters the equations are solved by
+    conjugate gradients, a pass for each product with the Hessian. Where no maximum exists the steps never shrink, and along one
+    the likelihood of no row falls: that is the certificate of separation, and the fit is refused.
+
+    Args:
+        tolerance: the Newton decrement, in nats a row, at which the last step is taken.
+        max_iterations: steps at most.
+        dense: parameters up to which the Hessian is formed.
+
+    Source: Nelder & Wedderburn (1972); separation, Albert & Anderson (1984); conjugate gradients, Dembo, Eisenstat & Steihaug
+    (1982).
+    """
+
+    name: ClassVar[str] = "newton"
+    objective: ClassVar[type[Objective]] = ForwardKL
+    families: ClassVar[tuple[type[Family], ...]] = (GeneralizedLinear,)
+
+    tolerance: float = 1e-13
+    max_iterations: int = 100
+    dense: int = 1_000
+
+    def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
+        """Fit all rows, and from there, where asked to, those that aren't held out."""
+        if not isinstance(family, GeneralizedLinear):
+            raise TypeError(family)
+        rows = rows_of(target, seed, work.workers)
+        design = survey(rows, family, target.context_names)
+        end = self._climb(rows, design, design.start(), work, "all rows")
+        model = design.model(end.theta)
+        held, notes = self._held(rows, family, target.context_names, design, end, work, stride) if stride else (None, ())
+        judged = rows if held is None or target.stream is None else Rows((Slice(held.block),), rows.names)
+        optimum = Optimum(model, -mean_log_likelihood(model, judged), converged=end.converged, is_global=True)
+        return Solution((optimum,), iterations=end.iterations, residual=end.residual, held=held, notes=notes, history=end.history)
+
+    def _held(
+        self, rows: Rows, family: GeneralizedLinear, names: Sequence[str], all_rows: Design, end: _End, work: Work, stride: int
+    ) -> tuple[Held | None, tuple[str, ...]]:
+        most = replace(rows, stride=stride)
+        block = replace(most, held=True).gather()
+        try:
+            design = survey(most, family, names)
+            if design.columns != all_rows.columns:
+                raise InputError("some class has no other rows.")
+            theta = design.theta(all_rows.model(end.theta))
+            return Held(block, design.model(self._climb(most, design, theta, work.under("held"), "rows not held out").theta)), ()
+        except InputError as error:
+            return None, (f"no rows could be held out, since the others alone don't determine a model: {error}",)
+
+    def _climb(self, rows: Rows, design: Design, theta: Tensor, work: Work, what: str) -> _End:
+        """Take Newton steps until the last one is far below rounding."""
+        theta, count = _resumed(work, theta)
+        dense = theta.numel() <= self.dense
+        here = design.evaluate(rows, theta, None, hessian=dense)
+        residual = float("inf")
+        trail: list[float] = []
+        while count < self.max_iterations and not (count and rows.is_spent):
+            step = _newton_step(here) if dense else _conjugate_step(rows, design, theta, here)
+            decrement = -float((here.gradient * step).sum()) / design.count
+            length, there = 1.0, design.evaluate(rows, theta + step, step, hessian=dense)
+            if design.family.penalty == 0 and there.separates(_CERTAIN):
+                raise InputError(_separated(design, rows, step))
+            small = 1e-13 * max(1.0, abs(here.loss))
+            while not there.loss <= here.loss + small and length > 1e-9:
+                length /= 2
+                there = design.evaluate(rows, theta + length * step, length * step, hessian=dense)
+            if not there.loss <= here.loss + small:
+                return _End(theta, count, residual, residual < _NEAR, tuple(trail))
+            theta, here, count = theta + length * step, there, count + 1
+            trail.append(here.loss / design.count)
+            residual = max(decrement, 0.0) ** 0.5
+            work.tell(f"newton step {count} on {what}", float("nan"))
+            if work.journal is not None:
+                work.journal.save("newton", {"theta": theta}, {"steps": count})
+            if length == 1.0 and decrement < self.tolerance and there.reach < _NEAR:
+                return _End(theta, count, residual, converged=True, history=tuple(trail))
+        return _End(theta, count, residual, converged=False, history=tuple(trail))
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where the steps ended; `residual` is the square root of the last Newton decrement a row."""
+
+    theta: Float[Tensor, "k c1"]
+    iterations: int
+    residual: float
+    converged: bool
+    history: tuple[float, ...]
+
+
+def _resumed(work: Work, theta: Tensor) -> tuple[Tensor, int]:
+    """Go on from the journal, where it holds a step of this fit."""
+    if work.journal is None:
+        return theta, 0
+    like = {"theta": theta}
+    found = work.journal.load(
+        "newton", lambda tensors, notes: (tensors_behind("", tensors, like)["theta"].to(theta), int(notes["steps"]))
+    )
+    return found or (theta, 0)
+
+
+def _newton_step(here: Evaluation) -> Tensor:
+    """Solve H step = −g; a ridge is added where rounding has made H singular."""
+    hessian, ridge = here.curvature, 0.0
+    size = float(hessian.diagonal().mean())
+    while True:
+        factor, info = torch.linalg.cholesky_ex(
+            hessian + ridge * size * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+        )
+        if int(info) == 0:
+            return -torch.cholesky_solve(here.gradient.flatten()[:, None], factor).reshape(here.gradient.shape)
+        ridge = max(1e-14, 10 * ridge)
+
+
+def _conjugate_step(rows: Rows, design: Design, theta: Tensor, here: Evaluation) -> Tensor:
+    """Solve H step = −g by conjugate gradients under the Hessian's diagonal, ever more exactly near the end."""
+    scale = here.curvature.clamp(min=1e-12 * float(here.curvature.max()))
+
+    def near(left: Tensor) -> Tensor:
+        ready = left / scale
+        return ready - ready.mean(0) if design.columns > 1 else ready
+
+    step, left = torch.zeros_like(theta), -here.gradient
+    toward = near(left)
+    power = first = float((left * toward).sum())
+    wanted = min(0.25, (first / design.count) ** 0.5) ** 2
+    for _ in range(250):
+        if power <= wanted * first:
+            break
+        turned = design.product(rows, theta, toward)
+        length = power / float((toward * turned).sum())
+        step, left = step + length * toward, left - length * turned
+        ready = near(left)
+        before, power = power, float((left * ready).sum())
+        toward = ready + power / before * toward
+    return step
+
+
+def _separated(design: Design, rows: Rows, step: Tensor) -> str:
+    """Say which columns tell the rows apart so well that the likelihood has no maximum."""
+    alone = design.separating(rows)
+    if alone:
+        which = " and ".join(f"`{design.names[i]}`" for i in alone)
+    else:
+        size = step[:, :-1].abs().amax(0)
+        involved = [design.names[i] for i in (size > 1e-2 * size.max()).nonzero().flatten().tolist()]
+        which = f"a combination of {', '.join(f'`{name}`' for name in involved)}"
+    what = "counts of 0 and above are" if design.family.response == "poisson" else "classes are"
+    because = f"the {what} separated by {which}, so the likelihood has no maximum"
+    return cannot(f"fit `{design.family}`", because, "Use penalty=, say penalty=1.0, or drop that column")

@@ -1,0 +1,212 @@
+"""Enumeration: reverse KL on a discrete target whose states can all be listed, without any draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import scipy
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from whichkl._checks import InputError, cannot
+from whichkl.access import Access
+from whichkl.families import Autoregressive, Categorical, Family, Product
+from whichkl.families.data_shape import Shape
+from whichkl.objectives import Objective, ReverseKL
+from whichkl.seeds import seeded
+from whichkl.solvers.flat_weights import Flat
+from whichkl.solvers.solver import Optimum, Solution, Solver
+from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table, refuse_empty
+from whichkl.solvers.work import QUIET, Work
+from whichkl.targets import Target
+
+_STARTS = 16
+_TWO = 2.0
+_NUDGE = 0.01
+"""By which log odds are moved off a saddle."""
+_WINDOW = 100
+"""Iterations of L-BFGS that must gain something."""
+_FAST, _NOTHING = 50, 1e-9
+
+
+@dataclass(frozen=True)
+class Enumeration(Solver):
+    """argmin KL(q‖p) = Σ q (log q − log p) over all states: exact values and gradients.
+
+    Independent columns by coordinate ascent from 16 starts at once: log qⱼ(k) = E_q[log p | xⱼ = k] + const., which never lowers
+    the ELBO; every end is nudged, so that it can't stay on a saddle. A single column of categories is p itself. An
+    autoregressive network, from the uniform distribution, by L-BFGS on its weights, until the KL itself, which is all that
+    could still be gained, is at most `gap` nats and no longer halved by fifty iterations, or a hundred gain less than `gap`.
+
+    Args:
+        tolerance: nats that a sweep, and the largest probability that it moves, must fall short of.
+        sweeps: of coordinate ascent, at most.
+        gap: nats that a network may be from p.
+        iterations: of L-BFGS, at most.
+
+    Raises:
+        InputError: a field is out of range.
+
+    Source: Saul, Jaakkola & Jordan (1996) for mean field on Boltzmann machines.
+    """
+
+    name: ClassVar[str] = "enumeration"
+    objective: ClassVar[type[Objective]] = ReverseKL
+    families: ClassVar[tuple[type[Family], ...]] = (Product, Categorical, Autoregressive)
+
+    tolerance: float = 1e-9
+    sweeps: int = 2_000
+    gap: float = 1e-3
+    iterations: int = 2_000
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("sweeps", "iterations"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                because = f"`{name}={value!r}` isn't a whole number of at least 1"
+                raise InputError(cannot("use `Enumeration`", because, f"Leave `{name}` out"))
+        for name in ("tolerance", "gap"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                because = f"`{name}={value!r}` isn't a positive number"
+                raise InputError(cannot("use `Enumeration`", because, f"Leave `{name}` out"))
+
+    @classmethod
+    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
+        """Reverse KL to columns of categories, where every state can be listed and evaluated."""
+        is_able = is_table(family) or isinstance(family, Autoregressive)
+        return is_able and super().solves(objective, family, access) and access.can_evaluate and Access.ENUMERABLE in access
+
+    def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
+        """List the states, and minimise."""
+        counts = categories_for(target, family)
+        x, log_p = (part.cpu() for part in target.atoms)
+        if isinstance(family, Categorical):
+            return Solution(distinct_tables(family, [(-float(log_p.logsumexp(0)), [log_p.log_softmax(0)], True)]), 1, 0.0)
+        refuse_empty(log_p, family)
+        if isinstance(family, Autoregressive):
+            return self._network(family, x, log_p, counts, seed, work)
+        return self._columns(family, log_p, counts, seed)
+
+    def _columns(self, family: Family, log_p: Float[Tensor, " n"], counts: Sequence[int], seed: int) -> Solution:
+        """Coordinate ascent from uniform probabilities and from random ones, twice: the second time off the ends of the first."""
+        generator = torch.Generator().manual_seed(seed)
+        logs = [torch.randn(_STARTS, count, generator=generator, dtype=torch.float64, device="cpu").mul(_TWO) for count in counts]
+        for one in logs:
+            one[0] = 0.0
+        table, done = log_p.reshape(tuple(counts)), 0
+        history: list[float] = []
+        logs = [one.log_softmax(-1) for one in logs]
+        for again in (False, True):
+            if again:
+                noise = [torch.randn(one.shape, generator=generator, dtype=torch.float64, device="cpu") for one in logs]
+                logs = [(one + _NUDGE * more).log_softmax(-1) for one, more in zip(logs, noise, strict=True)]
+            loss = torch.full((_STARTS,), torch.inf, dtype=torch.float64, device="cpu")
+            for _ in range(self.sweeps):
+                before = [one.exp() for one in logs]
+                after, logs = sweep(table, logs)
+                done += 1
+                move = torch.stack([(one.exp() - old).abs().amax(-1) for one, old in zip(logs, before, strict=True)]).amax(0)
+                settled, loss = (loss - after <= self.tolerance) & (move <= self.tolerance), after
+                history.append(float(loss.min()))
+                if bool(settled.all()):
+                    break
+        ends = [(float(loss[i]), [one[i] for one in logs], bool(settled[i])) for i in range(_STARTS)]
+        optima = distinct_tables(family, ends)
+        return Solution(optima, done, float(move[loss.argmin()]), history=tuple(history))
+
+    def _network(
+        self, family: Autoregressive, x: Tensor, log_p: Tensor, counts: tuple[int, ...], seed: int, work: Work
+    ) -> Solution:
+        """L-BFGS on the weights of the network, from the uniform distribution."""
+        shape = Shape(len(counts), categories=counts)
+        with seeded(seed):
+            network = family.network(shape).to(torch.float64)
+        uniform(network)
+        flat, states, log_z = Flat(network), _States(network), log_p.logsumexp(0)
+        leading, table = x.long()[:: counts[-1]], log_p.reshape(-1, counts[-1]) - log_z
+        kls, best = [math.inf], flat.read().numpy()
+
+        def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            row = torch.from_numpy(theta).requires_grad_(True)
+            named = {f"network.{name}": value for name, value in flat.named(row).items()}
+            log_q = functional_call(states, named, (leading,))
+            value = (log_q.exp() * (log_q - table)).sum()
+            (gradient,) = torch.autograd.grad(value, row)
+            return value.item(), gradient.numpy()
+
+        def watch(intermediate_result: scipy.optimize.OptimizeResult) -> None:
+            nonlocal best
+            kls.append(float(intermediate_result.fun))
+            best = np.array(intermediate_result.x)
+            work.tell(f"minimising over all states, KL {kls[-1]:.4g}", len(kls) / self.iterations)
+            if self._has_settled(kls):
+                raise StopIteration
+
+        options = {"maxiter": self.iterations, "maxfun": 2 * self.iterations, "gtol": 0.0, "ftol": 0.0, "maxcor": 30}
+        result = scipy.optimize.minimize(loss, best, jac=True, method="L-BFGS-B", options=options, callback=watch)
+        kl = min(kls[-1], float(result.fun))
+        flat.write(torch.from_numpy(best if kls[-1] < math.inf else result.x))
+        settled = kl <= self.gap or self._has_settled(kls)
+        notes = () if settled else (f"{len(kls) - 1:,} iterations ended {kl:.2g} nats from p, and still gained",)
+        optimum = Optimum(family.finished(network, shape), kl - float(log_z), settled, True)
+        history = tuple(one - float(log_z) for one in kls[1:])
+        return Solution((optimum,), int(result.nit), float(np.abs(result.jac).max()), notes=notes, history=history)
+
+    def _has_settled(self, kls: Sequence[float]) -> bool:
+        """Whether p is near enough, as KL ≥ 0 bounds what can be gained, or the last iterations gained too little."""
+        near = kls[-1] <= self.gap and (kls[-1] < _NOTHING or (len(kls) > _FAST and kls[-1] > kls[-1 - _FAST] / 2))
+        return near or (len(kls) > _WINDOW and kls[-1 - _WINDOW] - kls[-1] <= self.gap)
+
+
+def sweep(
+    table: Float[Tensor, ...], logs: Sequence[Float[Tensor, "s k"]]
+) -> tuple[Float[Tensor, " s"], list[Float[Tensor, "s k"]]]:
+    """Update every column once, in order; return −ELBO after it and the log probabilities.
+
+    Args:
+        table: log p of every state, an axis a column.
+        logs: log probabilities of each column, a row a start.
+    """
+    logs, starts = list(logs), len(logs[0])
+    left = table.expand(starts, *table.shape)
+    for j in range(len(logs)):
+        rest = left
+        for i in reversed(range(j + 1, len(logs))):
+            rest = (rest.reshape(starts, -1, logs[i].shape[1]) @ logs[i].exp()[:, :, None])[..., 0]
+        logs[j] = rest.reshape(starts, -1).log_softmax(-1)
+        left = (logs[j].exp()[:, None] @ left.reshape(starts, logs[j].shape[1], -1))[:, 0]
+        left = left.reshape(starts, *table.shape[j + 1 :])
+    entropy = -sum((one.exp() * one).nan_to_num(0.0).sum(-1) for one in logs)
+    return -(left.reshape(starts) + entropy), logs
+
+
+def uniform(network: nn.Module) -> None:
+    """Give every category the same probability, by zeros in the last layer."""
+    last = [one for one in network.modules() if isinstance(one, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+
+
+class _States(nn.Module):
+    """Log q of every state, (n / K, K): a row gives all K values of the last column, on which nothing depends.
+
+    Inside `forward`, which is where `functional_call` reaches.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, leading: Tensor) -> Tensor:
+        *before, last = self.network.logits(leading, None)  # type: ignore[operator]
+        each = [one.gather(-1, leading[:, j, None]) for j, one in enumerate(before)]
+        log_q: Tensor = torch.cat([*each, torch.zeros_like(last[:, :1])], -1).sum(-1, keepdim=True) + last
+        return log_q
