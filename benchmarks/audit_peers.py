@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from whichkl.auditing import audit
+from whichkl.distillation.audit import audit
 
 
 def trl_generalised():

@@ -32,6 +32,12 @@ def _settings():
 
 
 @pytest.fixture
+def compiling(monkeypatch):
+    """Put back the validation of arguments, which torch.compile turns off for the rest of the process."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", torch.distributions.Distribution._validate_args)
+
+
+@pytest.fixture
 def shared():
     if not (SHARED / "testbed.json").exists():
         pytest.skip("no folder `shared` beside this checkout: the published truths and posteriors aren't here")

@@ -12,8 +12,8 @@ import whichkl as wk
 from programs import whichkl
 from whichkl import losses as wl
 from whichkl._checks import InputError
-from whichkl.auditing import ADAPTERS, Adapter, audit
-from whichkl.auditing.adapters import as_knobs
+from whichkl.distillation.audit import ADAPTERS, Adapter, audit
+from whichkl.distillation.audit.adapters import as_knobs
 
 
 def logs(*logits):

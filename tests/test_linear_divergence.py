@@ -231,7 +231,7 @@ def test_wide_weights_and_narrow_hidden_states_as_under_autocast():
 
 
 def test_tiles_of_narrow_weights(monkeypatch):
-    monkeypatch.setattr("whichkl.losses.heads._TILE", 5 * H)
+    monkeypatch.setattr("whichkl.distillation.losses.heads._TILE", 5 * H)
     arguments = setting(torch.float32, chunk_size=4)
     narrow = {
         key: one.detach().bfloat16().requires_grad_(one.requires_grad) for key, one in arguments.items() if key != "chunk_size"
@@ -257,9 +257,7 @@ def test_shapes_of_batches_and_no_rows():
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiles_into_one_graph(reduction, monkeypatch):
-    checks = torch.distributions.Distribution._validate_args
-    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", checks)  # which torch.compile turns off for good
+def test_compiles_into_one_graph(reduction, compiling):
     arguments = setting(reduction=reduction, divergence="jensen_shannon", mask=MASKS["some"], softcap_student=4.0)
     weights = torch.linspace(-1, 2, N, dtype=torch.float64) if reduction == "none" else None
 
@@ -280,7 +278,7 @@ def test_compiles_into_one_graph(reduction, monkeypatch):
 
 
 def test_the_compiled_node_keeps_torchs_contract():
-    from whichkl.losses.head_gradients import _op
+    from whichkl.distillation.losses.head_gradients import _op
 
     a = setting(rows=3, vocabulary=4)
     tensors = (

@@ -370,7 +370,7 @@ def test_sampled_tokens_are_unbiased_in_value_and_gradient(name, proposal):
 
 
 def test_adaptive_kl_is_the_same_whether_its_head_is_small_or_not(monkeypatch):
-    monkeypatch.setattr("whichkl.losses.adaptive._FEW", 4)
+    monkeypatch.setattr("whichkl.distillation.losses.adaptive._FEW", 4)
     for spread in (0.1, 3.0):  # the head is most of the row; it is a token or two
         log_p, log_q = (one.log_softmax(-1) for one in pair(rows=6, vocabulary=40, spread=spread))
         weights = wl.RowAdaptiveKL().weights
@@ -378,7 +378,7 @@ def test_adaptive_kl_is_the_same_whether_its_head_is_small_or_not(monkeypatch):
 
 
 @every_name
-def test_rows_compile_into_one_graph(name):
+def test_rows_compile_into_one_graph(name, compiling):
     function, (teacher, student) = wl.DIVERGENCES[name].function, pair()
     mask = torch.arange(5) != 2
     compiled = torch.compile(function, backend="eager", fullgraph=True)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from whichkl.access import Access
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
-    from whichkl.auditing import audit
     from whichkl.distillation import distill
+    from whichkl.distillation.audit import audit
     from whichkl.divergences import Estimate
     from whichkl.divergences.dispatch import estimate
     from whichkl.fitting import Fit, fit
@@ -34,7 +34,7 @@ _HOMES = {
     "ReverseKL": "objectives",
     "Target": "targets",
     "advise": "advice",
-    "audit": "auditing",
+    "audit": "distillation.audit",
     "compare": "study",
     "distill": "distillation",
     "estimate": "divergences.dispatch",

@@ -495,8 +495,8 @@ def audit(
 ) -> None:
     """Examine a distillation loss by calling it: which divergence, with which faults. Exit code 1: not passed."""
     with console.ERR.status("auditing", spinner="line"):
-        from whichkl.auditing import audit as run_audit
-        from whichkl.auditing.adapters import as_knobs
+        from whichkl.distillation.audit import audit as run_audit
+        from whichkl.distillation.audit.adapters import as_knobs
         from whichkl.user_code import load_function
 
         knobs = {name: ends for text in knob or () for name, ends in as_knobs(text).items()}

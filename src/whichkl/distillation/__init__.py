@@ -1,9 +1,36 @@
-"""Distillation: a student trained on a teacher that gives both samples and probabilities."""
+"""Distillation: losses, the audit of a loss, and a student trained on a teacher that gives both samples and probabilities.
 
-from whichkl.distillation.calibration import Reliability, reliability
-from whichkl.distillation.classifier import distill
-from whichkl.distillation.result import Distillation
-from whichkl.distillation.scores import Contrast, Scores, scored
-from whichkl.distillation.target import DistillationTarget
+Names are loaded when they are first used, so that a loss costs no more than itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whichkl.distillation.calibration import Reliability, reliability
+    from whichkl.distillation.classifier import distill
+    from whichkl.distillation.result import Distillation
+    from whichkl.distillation.scores import Contrast, Scores, scored
+    from whichkl.distillation.target import DistillationTarget
+
+_HOMES = {
+    "Contrast": "scores",
+    "Distillation": "result",
+    "DistillationTarget": "target",
+    "Reliability": "calibration",
+    "Scores": "scores",
+    "distill": "classifier",
+    "reliability": "calibration",
+    "scored": "scores",
+}
+"""The module of each name."""
 
 __all__ = ["Contrast", "Distillation", "DistillationTarget", "Reliability", "Scores", "distill", "reliability", "scored"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'whichkl.distillation' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"whichkl.distillation.{_HOMES[name]}"), name)

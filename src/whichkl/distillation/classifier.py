@@ -12,13 +12,13 @@ from torch import nn
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.examples import Examples, Loaded, divided, examples_of
+from whichkl.distillation.losses import RowDivergence
 from whichkl.distillation.networks import Teacher, checked, copied, digest, logits_of, state_of
 from whichkl.distillation.objective import Loss, row_divergence_of, spec_of
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.scores import Scores, scored
 from whichkl.distillation.training import Run, begun, usable
 from whichkl.journal import Journal
-from whichkl.losses import RowDivergence
 from whichkl.modes import plain_modes
 from whichkl.seeds import seeded
 

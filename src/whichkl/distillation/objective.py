@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.losses import DIVERGENCES, RowDivergence, divergence_named, of_logits
+from whichkl.distillation.losses import DIVERGENCES, RowDivergence, divergence_named, of_logits
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl.distillation.calibration import BINS, Reliability, ece_resampled, reliability
+from whichkl.distillation.losses import forward_kl, reverse_kl
 from whichkl.divergences import Estimate
-from whichkl.losses import forward_kl, reverse_kl
 from whichkl.reading import rebuilt
 
 

@@ -12,10 +12,10 @@ from torch import nn
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.classifier import distill
 from whichkl.distillation.examples import InMemory, examples_of
+from whichkl.distillation.losses import RowDivergence
 from whichkl.distillation.networks import Teacher, copied, digest, state_of
 from whichkl.distillation.objective import row_divergence_of, spec_of
 from whichkl.distillation.result import Distillation
-from whichkl.losses import RowDivergence
 
 Student = nn.Module | Callable[[], nn.Module]
 

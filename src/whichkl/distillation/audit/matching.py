@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError
-from whichkl.auditing.probes import grid
-from whichkl.losses import DIVERGENCES, RowDivergence, divergence_named
+from whichkl.distillation.audit.probes import grid
+from whichkl.distillation.losses import DIVERGENCES, RowDivergence, divergence_named
 
 Rows = Float[Tensor, "n v"]
 

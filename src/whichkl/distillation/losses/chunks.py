@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from whichkl.losses.heads import Head
-from whichkl.losses.row_divergence import RowDivergence
+from whichkl.distillation.losses.heads import Head
+from whichkl.distillation.losses.row_divergence import RowDivergence
 
 _BUFFERS = 192 << 20  # bytes of both buffers of logits
 _IN_CACHE = 1 << 18  # numbers of a block of rows, for each of two to four threads

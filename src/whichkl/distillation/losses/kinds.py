@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.losses.row_divergence import (
+from whichkl.distillation.losses.row_divergence import (
     LogProbs,
     RowDivergence,
     Rows,

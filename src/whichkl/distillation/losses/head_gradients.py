@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from whichkl._checks import InputError, cannot
-from whichkl.losses.chunks import Gradients, accumulating, in_chunks
-from whichkl.losses.heads import Head
-from whichkl.losses.registry import DIVERGENCES
-from whichkl.losses.row_divergence import RowDivergence
+from whichkl.distillation.losses.chunks import Gradients, accumulating, in_chunks
+from whichkl.distillation.losses.heads import Head
+from whichkl.distillation.losses.registry import DIVERGENCES
+from whichkl.distillation.losses.row_divergence import RowDivergence
 
 Triple = tuple[Tensor, Tensor, Tensor | None]
 Needs = tuple[bool, bool, bool]

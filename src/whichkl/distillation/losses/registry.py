@@ -9,9 +9,9 @@ from types import MappingProxyType
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.losses import rows
-from whichkl.losses.adaptive import RowAdaptiveKL, RowInterpolatedKL
-from whichkl.losses.kinds import (
+from whichkl.distillation.losses import rows
+from whichkl.distillation.losses.adaptive import RowAdaptiveKL, RowInterpolatedKL
+from whichkl.distillation.losses.kinds import (
     RowForwardKL,
     RowJeffreys,
     RowJensenShannon,
@@ -21,7 +21,7 @@ from whichkl.losses.kinds import (
     RowSkewReverseKL,
     RowTotalVariation,
 )
-from whichkl.losses.row_divergence import RowDivergence
+from whichkl.distillation.losses.row_divergence import RowDivergence
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError
-from whichkl.auditing.calling import Subject, some_labels
-from whichkl.auditing.probes import VOCABULARY, one_row, pair
-from whichkl.auditing.result import Check
+from whichkl.distillation.audit.calling import Subject, some_labels
+from whichkl.distillation.audit.probes import VOCABULARY, one_row, pair
+from whichkl.distillation.audit.result import Check
 
 _PADDING = -1e4
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError
-from whichkl.auditing.calling import Answer, Subject
-from whichkl.auditing.identify import Nature
-from whichkl.auditing.matching import total
-from whichkl.auditing.probes import VOCABULARY, leaked, pair
-from whichkl.auditing.result import Check
+from whichkl.distillation.audit.calling import Answer, Subject
+from whichkl.distillation.audit.identify import Nature
+from whichkl.distillation.audit.matching import total
+from whichkl.distillation.audit.probes import VOCABULARY, leaked, pair
+from whichkl.distillation.audit.result import Check
 
 _BLIND = 1e-7
 
@@ -86,7 +86,7 @@ def top_k(subject: Subject, seed: int) -> Check:
         seen = (
             f"0 for a student that agrees on {kept} tokens and leaks mass to the others: both are renormalised on the top {kept}"
         )
-        change = "keep the mass of the rest as one bucket, never renormalised (`whichkl.losses.TopK`)"
+        change = "keep the mass of the rest as one bucket, never renormalised (`whichkl.distillation.losses.TopK`)"
         return Check(name, "fail", seen, change, "renormalised_top_k")
     return Check(name, "not applicable", "it refused these logits")
 

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.losses.chunks import accumulating
-from whichkl.losses.head_gradients import Settings, differentiable
-from whichkl.losses.reduction import check_mask, check_reduction, check_temperature, count
-from whichkl.losses.registry import divergence_named
-from whichkl.losses.row_divergence import RowDivergence
+from whichkl.distillation.losses.chunks import accumulating
+from whichkl.distillation.losses.head_gradients import Settings, differentiable
+from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, count
+from whichkl.distillation.losses.registry import divergence_named
+from whichkl.distillation.losses.row_divergence import RowDivergence
 
 Hidden = Float[Tensor, "... h"]
 Weight = Float[Tensor, "v h"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from whichkl.losses.adaptive import RowAdaptiveKL, RowInterpolatedKL
-from whichkl.losses.kinds import (
+from whichkl.distillation.losses.adaptive import RowAdaptiveKL, RowInterpolatedKL
+from whichkl.distillation.losses.kinds import (
     RowForwardKL,
     RowJeffreys,
     RowJensenShannon,
@@ -13,7 +13,7 @@ from whichkl.losses.kinds import (
     RowSkewReverseKL,
     RowTotalVariation,
 )
-from whichkl.losses.logits import Logits, Loss, Mask, Teacher, of_logits
+from whichkl.distillation.losses.logits import Logits, Loss, Mask, Teacher, of_logits
 
 
 def forward_kl(

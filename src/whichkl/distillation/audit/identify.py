@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from whichkl._checks import InputError
-from whichkl.auditing.calling import Subject, some_labels
-from whichkl.auditing.matching import (
+from whichkl.distillation.audit.calling import Subject, some_labels
+from whichkl.distillation.audit.matching import (
     TOLERANCE,
     Batch,
     Identified,
@@ -23,7 +23,7 @@ from whichkl.auditing.matching import (
     same_gradient,
     total,
 )
-from whichkl.auditing.probes import pair
+from whichkl.distillation.audit.probes import pair
 
 _BATCHES = 12
 

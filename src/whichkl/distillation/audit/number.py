@@ -7,10 +7,10 @@ import math
 import torch
 
 from whichkl._checks import InputError
-from whichkl.auditing.calling import Subject
-from whichkl.auditing.identify import Nature, label
-from whichkl.auditing.probes import VOCABULARY, leaked, pair
-from whichkl.auditing.result import Check
+from whichkl.distillation.audit.calling import Subject
+from whichkl.distillation.audit.identify import Nature, label
+from whichkl.distillation.audit.probes import VOCABULARY, leaked, pair
+from whichkl.distillation.audit.result import Check
 
 
 def zero(subject: Subject, scale: float, seed: int, nature: Nature) -> Check:

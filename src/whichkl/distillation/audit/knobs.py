@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from whichkl._checks import InputError, cannot
-from whichkl.auditing.calling import Subject
-from whichkl.auditing.identify import tries
-from whichkl.auditing.probes import pair
-from whichkl.auditing.result import Check
+from whichkl.distillation.audit.calling import Subject
+from whichkl.distillation.audit.identify import tries
+from whichkl.distillation.audit.probes import pair
+from whichkl.distillation.audit.result import Check
 
 _NEAR = 1e-4
 

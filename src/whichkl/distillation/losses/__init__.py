@@ -1,7 +1,7 @@
 """Losses for distillation: divergences between rows of logits, and penalties on tokens drawn; one source of truth for each."""
 
-from whichkl.losses.adaptive import RowAdaptiveKL, RowInterpolatedKL
-from whichkl.losses.kinds import (
+from whichkl.distillation.losses.adaptive import RowAdaptiveKL, RowInterpolatedKL
+from whichkl.distillation.losses.kinds import (
     RowForwardKL,
     RowJeffreys,
     RowJensenShannon,
@@ -11,13 +11,13 @@ from whichkl.losses.kinds import (
     RowSkewReverseKL,
     RowTotalVariation,
 )
-from whichkl.losses.linear import linear_divergence
-from whichkl.losses.logits import of_logits
-from whichkl.losses.partial_teacher import SampledTokens, TopK
-from whichkl.losses.penalties import kl_estimate, kl_penalty_loss
-from whichkl.losses.registry import DIVERGENCES, Entry, divergence_named
-from whichkl.losses.row_divergence import RowDivergence
-from whichkl.losses.rows import (
+from whichkl.distillation.losses.linear import linear_divergence
+from whichkl.distillation.losses.logits import of_logits
+from whichkl.distillation.losses.partial_teacher import SampledTokens, TopK
+from whichkl.distillation.losses.penalties import kl_estimate, kl_penalty_loss
+from whichkl.distillation.losses.registry import DIVERGENCES, Entry, divergence_named
+from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.distillation.losses.rows import (
     adaptive_kl,
     forward_kl,
     interpolated_kl,

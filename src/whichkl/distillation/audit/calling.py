@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.auditing.adapters import IGNORED, Adapter
-from whichkl.auditing.probes import VOCABULARY, WIDE
+from whichkl.distillation.audit.adapters import IGNORED, Adapter
+from whichkl.distillation.audit.probes import VOCABULARY, WIDE
 from whichkl.memory_limits import refuse_if_ran_out
 from whichkl.process_lock import without_warnings
 from whichkl.seeds import seeded

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.losses.kinds import RowForwardKL, RowReverseKL
-from whichkl.losses.row_divergence import (
+from whichkl.distillation.losses.kinds import RowForwardKL, RowReverseKL
+from whichkl.distillation.losses.row_divergence import (
     LogProbs,
     RowDivergence,
     Rows,

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from whichkl._checks import InputError
-from whichkl.auditing.batching import Reduction, same
-from whichkl.auditing.calling import Subject, some_labels
-from whichkl.auditing.identify import Nature
-from whichkl.auditing.probes import pair
-from whichkl.auditing.result import Check
+from whichkl.distillation.audit.batching import Reduction, same
+from whichkl.distillation.audit.calling import Subject, some_labels
+from whichkl.distillation.audit.identify import Nature
+from whichkl.distillation.audit.probes import pair
+from whichkl.distillation.audit.result import Check
 
 CHUNKS = ("chunk_size", "chunk", "chunks", "num_chunks", "num_output_chunks", "n_chunks")
 _CUT = "cut logits, labels and masks at the same places, the last piece too"

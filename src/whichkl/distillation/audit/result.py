@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from whichkl.auditing.matching import Identified
+from whichkl.distillation.audit.matching import Identified
 
 _WIDTH = 118
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from whichkl._checks import InputError, cannot
-from whichkl.auditing import batching, edges, number, pieces
-from whichkl.auditing.adapters import Adapter, adapter_for
-from whichkl.auditing.calling import Subject
-from whichkl.auditing.identify import Nature, nature
-from whichkl.auditing.knobs import knob
-from whichkl.auditing.probes import VOCABULARY, pair
-from whichkl.auditing.result import Audit, Check
-from whichkl.losses import DIVERGENCES
+from whichkl.distillation.audit import batching, edges, number, pieces
+from whichkl.distillation.audit.adapters import Adapter, adapter_for
+from whichkl.distillation.audit.calling import Subject
+from whichkl.distillation.audit.identify import Nature, nature
+from whichkl.distillation.audit.knobs import knob
+from whichkl.distillation.audit.probes import VOCABULARY, pair
+from whichkl.distillation.audit.result import Audit, Check
+from whichkl.distillation.losses import DIVERGENCES
 from whichkl.modes import plain_modes
 from whichkl.threads import one_thread
 
