@@ -32,7 +32,7 @@ from whichkl.journal import Journal
 from whichkl.memory import CALLS, keep_memory
 from whichkl.memory_limits import check_memory
 from whichkl.modes import plain_modes
-from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
+from whichkl.objectives import OBJECTIVES, Objective, objective_of
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
 from whichkl.solvers.work import QUIET, Work
@@ -379,7 +379,7 @@ def solve(
         family.check_samples(free.samples, p.names)
     if p.device.type == "cpu":
         check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
-    is_judged = judged and isinstance(chosen, (ForwardKL, Between))
+    is_judged = judged and chosen.direction != "reverse"
     solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
     if math.isnan(solution.best.loss):
         because = f"the loss of `{family}` isn't a number: squares of some rows, or of their x, leave float64"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family, log_likelihood
 from whichkl.families.network_family import NetworkFamily
-from whichkl.objectives import ForwardKL, Objective
+from whichkl.objectives import Direction
 from whichkl.seeds import seeded
 from whichkl.solvers.draws.batches import Data, data_of, generator_for
 from whichkl.solvers.draws.criterion import Criterion, Likelihood
@@ -61,7 +61,7 @@ class Stochastic(Solver):
 
     name: ClassVar[str] = "stochastic"
     refits: ClassVar[bool] = False
-    objective: ClassVar[type[Objective]] = ForwardKL
+    direction: ClassVar[Direction] = "forward"
     families: ClassVar[tuple[type[Family], ...]] = (NetworkFamily,)
 
     steps: int = 4_000

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts, low_rank, low_rank_parts
-from whichkl.objectives import Objective, ReverseKL
+from whichkl.objectives import Direction, Objective
 from whichkl.solvers.nodes.doubling import Doubling, first_nodes
 from whichkl.solvers.nodes.factorised_elbo import LowRankAverage
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
@@ -43,7 +43,7 @@ class LowRank(Solver):
     """
 
     name: ClassVar[str] = "low_rank"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
 
     tolerance: float = 1e-4

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_gaussian, diagonal_parts
-from whichkl.objectives import Objective, ReverseKL
+from whichkl.objectives import Direction, Objective
 from whichkl.solvers.nodes.doubling import Doubling, first_nodes
 from whichkl.solvers.nodes.factorised_elbo import DiagonalAverage
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
@@ -38,7 +38,7 @@ class MeanField(Solver):
     """
 
     name: ClassVar[str] = "mean_field"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
 
     tolerance: float = 1e-7

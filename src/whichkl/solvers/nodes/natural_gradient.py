@@ -13,7 +13,7 @@ from torch import Tensor
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import gaussian
-from whichkl.objectives import Objective, ReverseKL
+from whichkl.objectives import Direction, Objective
 from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule, least_count
 from whichkl.solvers.nodes.gaussians import Gaussians
 from whichkl.solvers.nodes.refusals import refuse_infinite, refuse_unbounded
@@ -56,7 +56,7 @@ class NaturalGradient(Solver):
     """
 
     name: ClassVar[str] = "natural_gradient"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
 
     tolerance: float = 1e-6

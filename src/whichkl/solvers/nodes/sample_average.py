@@ -14,7 +14,7 @@ from torch import Tensor
 from whichkl.access import Access
 from whichkl.families import Family, Mixture
 from whichkl.families.mixture import mixture_parts
-from whichkl.objectives import Objective, ReverseKL
+from whichkl.objectives import Direction, Objective
 from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule
 from whichkl.solvers.nodes.mixture_discovery import discovered, joined
 from whichkl.solvers.nodes.mixtures import Mixtures
@@ -50,7 +50,7 @@ class SampleAverage(Solver):
     """
 
     name: ClassVar[str] = "sample_average"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Mixture,)
 
     tolerance: float = 1e-5

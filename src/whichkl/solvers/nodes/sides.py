@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from whichkl.families import Gaussian, Mixture
 from whichkl.families.gaussian import gaussian
 from whichkl.families.mixture import mixture
-from whichkl.objectives import Between
+from whichkl.objectives import Objective
 from whichkl.solvers.nodes.batched_lbfgs import ascend
 from whichkl.solvers.nodes.gaussians import evaluate
 from whichkl.solvers.nodes.mixtures import log_density, read
@@ -55,7 +55,7 @@ class Sides:
 
     moving: ClassVar[tuple[str, ...]] = ("logits", "loc", "tril", "loss", "residual")
 
-    objective: Between
+    objective: Objective
     family: Gaussian | Mixture
     target: Target
     log_z: float
@@ -71,7 +71,7 @@ class Sides:
     @classmethod
     def at(
         cls,
-        objective: Between,
+        objective: Objective,
         family: Gaussian | Mixture,
         target: Target,
         log_z: float,

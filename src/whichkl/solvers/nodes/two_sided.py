@@ -19,7 +19,7 @@ from whichkl.evaluations import Evaluations
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
-from whichkl.objectives import Between, ForwardKL, Jeffreys, Objective, ReverseKL
+from whichkl.objectives import Direction, ForwardKL, Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
 from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule
 from whichkl.solvers.nodes.mean_field import MeanField
@@ -69,10 +69,10 @@ class TwoSided(Solver):
     name: ClassVar[str] = "two_sided"
     refits: ClassVar[bool] = False
     holds_chains: ClassVar[bool] = True
-    objective: ClassVar[type[Objective]] = Between  # type: ignore[type-abstract]
+    direction: ClassVar[Direction] = "between"
     families: ClassVar[tuple[type[Family], ...]] = (Gaussian, Mixture)
 
-    minimised: Between = field(default_factory=Jeffreys)
+    minimised: Objective = field(default_factory=Jeffreys)
     """Which of them; `fit` sets it."""
     tolerance: float = 1e-6
     node_loss: float = 0.004
@@ -88,7 +88,7 @@ class TwoSided(Solver):
 
     def toward(self, objective: Objective) -> TwoSided:
         """Return the solver of this very objective."""
-        if not isinstance(objective, Between):
+        if not objective.is_between:
             raise TypeError(objective)
         return replace(self, minimised=objective)
 
