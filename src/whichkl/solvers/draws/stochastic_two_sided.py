@@ -23,7 +23,7 @@ from whichkl.solvers.draws.batches import Data, Shuffled, data_of
 from whichkl.solvers.draws.criterion import Criterion
 from whichkl.solvers.draws.sticking_the_landing import gaussians_to_start
 from whichkl.solvers.draws.stochastic import TRIAL, Stochastic
-from whichkl.solvers.draws.training import Run
+from whichkl.solvers.draws.training import Training
 from whichkl.solvers.draws.two_sided_criterion import BothSides
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.work import Work
@@ -121,7 +121,7 @@ class StochasticTwoSided(Stochastic):
         draws = self.draws or max(2, data.batches.size)
         return data, BothSides(self.minimised, target, log_z, draws, self.judged_on, (seed + 77) % 2**31, notes)
 
-    def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Run:
+    def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Training:
         """Put a flow at rest, and refuse a law without a gradient where one is needed."""
         run = super()._begin(family, criterion, data, seed)
         if isinstance(run.module, FlowNetwork):
