@@ -375,17 +375,6 @@ SOLVED = [
 IDS = [f"{kind.name}-{family}-{name}" for kind, family, name in SOLVED]
 
 
-def test_every_solver_is_under_the_laws():
-    assert {kind for kind, _, _ in SOLVED} == {
-        ClosedForm,
-        ExpectationMaximization,
-        MeanField,
-        NaturalGradient,
-        SampleAverage,
-        TwoSided,
-    }
-
-
 @pytest.mark.parametrize(("kind", "family", "name"), SOLVED, ids=IDS)
 def test_solver_is_deterministic_ends_at_an_optimum_and_lists_the_best_first(kind, family, name):
     first, again = (kind().solve(TARGETS[name]().unconstrained(), family, seed=5) for _ in range(2))
