@@ -8,8 +8,8 @@ from typing import Any
 
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian, Product, family_of
-from whichkl.modes import plain_modes
 from whichkl.objectives import OBJECTIVES, Objective
+from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import SOLVERS, families_of
 from whichkl.targets import Target
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_finite
-from whichkl.modes import normal
+from whichkl.process.torch_modes import normal
 
 
 def tensor_of(values: Any) -> Tensor:

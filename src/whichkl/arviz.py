@@ -13,8 +13,8 @@ from torch import Tensor
 from whichkl._checks import require
 from whichkl.fitting import Fit
 from whichkl.goodness.draws import Unable, log_density
-from whichkl.modes import plain_modes
-from whichkl.process_lock import without_warnings
+from whichkl.process.lock import without_warnings
+from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
 

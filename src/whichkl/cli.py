@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from whichkl import __version__, console, exits
+from whichkl import __version__
 from whichkl._checks import InputError, ResourceError, TargetError, WhichklError, cannot, require
-from whichkl._files import check_writable
-from whichkl._locks import locked
+from whichkl.commands import console, exits
+from whichkl.commands.results_folder import check_results_folder, deliver, write_report
+from whichkl.files.locks import locked
+from whichkl.files.writing import check_writable
 from whichkl.printable import one_line
-from whichkl.results_folder import check_results_folder, deliver, write_report
 
 if TYPE_CHECKING:
     from whichkl.families import Family
@@ -128,7 +129,7 @@ def demo(
     with Progress(*columns, console=console.ERR, disable=as_json or not console.ERR.is_terminal) as progress:
         bar = progress.add_task("loading torch", total=None)
         from whichkl.demo import STEPS, run_demo, write_demo
-        from whichkl.threads import one_thread
+        from whichkl.process.threads import one_thread
 
         progress.update(bar, total=len(STEPS))
         with one_thread():  # its operations are small: more threads only wait for each other
@@ -240,8 +241,8 @@ def fit(
         check_results_folder(out, "report.html")
     with _locked(out, "fit"):
         with console.progress() as tell:
-            from whichkl.fit_file import FIT
             from whichkl.fitting import fit as run_fit
+            from whichkl.fitting.fit_file import FIT
 
             if out is not None:
                 FIT.refuse_other(out / "fit")

@@ -18,10 +18,10 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from whichkl._checks import InputError, ResourceError, cannot, require
-from whichkl.held_signals import uninterrupted
-from whichkl.memory import BLOCKS, keep_memory
-from whichkl.process_lock import PROCESS_LOCK
-from whichkl.threads import one_thread, use_one_thread
+from whichkl.process.held_signals import uninterrupted
+from whichkl.process.lock import PROCESS_LOCK
+from whichkl.process.memory import STREAM_BYTES, keep_memory
+from whichkl.process.threads import one_thread, use_one_thread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,7 +53,7 @@ class Threads(Workers):
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Work `AHEAD` parts a thread ahead of the consumer."""
-        keep_memory(BLOCKS)
+        keep_memory(STREAM_BYTES)
         if self.count == 1 or len(items) == 1 or PROCESS_LOCK.is_mine:  # which a part could need
             for item in items:
                 with one_thread():
@@ -317,7 +317,7 @@ def _first_line(error: BaseException) -> str:
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:
     """Work on a part; what it raises is returned, since Ray shouts about a failed part that nobody asks for any more."""
-    keep_memory(BLOCKS)
+    keep_memory(STREAM_BYTES)
     try:
         with one_thread():
             return function(item)

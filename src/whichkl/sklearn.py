@@ -14,9 +14,9 @@ from whichkl.families import Family
 from whichkl.families.family import log_likelihood
 from whichkl.families.named import family_named
 from whichkl.fitting import fit
-from whichkl.modes import plain_modes
 from whichkl.objectives import ForwardKL, Objective, objective_of
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
+from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import Solver
 from whichkl.targets import Target
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, TargetError, WhichklError, cannot
-from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.process.memory import refuse_if_ran_out
 
 
 def looks_like_code(text: str) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.distillation.result import DISTILLATION, DistillationFields
 from whichkl.families.family import Family
-from whichkl.fit_file import FIT, FitFields
+from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
-from whichkl.saving import Saved
+from whichkl.fitting.fit_file import FIT, FitFields
 from whichkl.study.ledger import STUDY
 from whichkl.study.result import Study
 from whichkl.study.table import table_files

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl.journal import Journal, tensors_behind
+from whichkl.files.journal import Journal, tensors_behind
 from whichkl.solvers.work import Work
 
 Gradient = Callable[[Float[Tensor, "s p"], list[int], int], Float[Tensor, "s p"]]

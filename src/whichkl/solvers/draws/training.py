@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from whichkl.families.network_family import NetworkFamily
-from whichkl.journal import Journal, optimizer_state, tensors_behind
-from whichkl.modes import own_defaults
+from whichkl.files.journal import Journal, optimizer_state, tensors_behind
+from whichkl.process.torch_modes import own_defaults
 from whichkl.samples import Block
 from whichkl.solvers.draws.criterion import Criterion
 

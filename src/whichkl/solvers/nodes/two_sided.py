@@ -15,7 +15,6 @@ from torch.distributions import Distribution
 from whichkl._checks import DeadDensityError, InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
-from whichkl.evaluations import Evaluations
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
@@ -32,6 +31,7 @@ from whichkl.solvers.rows.points import FRESH, is_exact, points_of
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
+from whichkl.targets.evaluations import Evaluations
 
 _CLOSE, _KEPT = 3.0, 8
 _FEW = 4_096

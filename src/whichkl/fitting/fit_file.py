@@ -13,11 +13,11 @@ from whichkl.diagnostics.findings import FINDINGS
 from whichkl.divergences import Estimate
 from whichkl.families import Family
 from whichkl.families.parameter_checks import check_parameters
+from whichkl.files.saving import FORMAT, Saved
 from whichkl.goodness import Calibration, TwoSample
 from whichkl.objectives import objective_of
-from whichkl.saving import FORMAT, Saved
 from whichkl.solvers import Optimum
-from whichkl.supports import Bijection
+from whichkl.targets.supports import Bijection
 
 FIT = Saved("a fit", "fit.json", "model", "Fit again")
 

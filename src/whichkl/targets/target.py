@@ -16,25 +16,25 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset
 
-from whichkl import enumeration
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.adapters.numpyro import NumPyroModel, is_numpyro
 from whichkl.adapters.pairs import paired
 from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair, widened
 from whichkl.chains import chain_ids, thinning
-from whichkl.coordinates import free_log_prob, free_sampler, free_score
-from whichkl.density import Function, LogDensity, Score
 from whichkl.distributions import distribution_log_prob, inside
-from whichkl.energies import NegativeEnergy
-from whichkl.evaluations import Evaluations
-from whichkl.line_integral import LineIntegral
-from whichkl.modes import plain_modes
-from whichkl.pairing import has_flat_response, tell_apart
+from whichkl.process.seeds import seeded, seeded_draws
+from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Stream, Table, open_samples
 from whichkl.samples.repeats import Repeats, repeats_of
-from whichkl.seeds import seeded, seeded_draws
-from whichkl.supports import Bijection, Support, support_of
+from whichkl.targets import enumeration
+from whichkl.targets.coordinates import free_log_prob, free_sampler, free_score
+from whichkl.targets.energies import NegativeEnergy
+from whichkl.targets.evaluations import Evaluations
+from whichkl.targets.line_integral import LineIntegral
+from whichkl.targets.log_density import Function, LogDensity, Score
+from whichkl.targets.pairing import has_flat_response, tell_apart
+from whichkl.targets.supports import Bijection, Support, support_of
 from whichkl.user_code import call_user
 
 _MAX_DIM = 1_000_000

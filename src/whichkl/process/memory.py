@@ -1,4 +1,4 @@
-"""Memory limits: how much memory can still be allocated, and the refusals before and after it runs out."""
+"""Memory: how much can still be allocated, the refusals before and after it runs out, and freed memory that is kept for reuse."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import errno
 import math
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from whichkl._checks import ResourceError, cannot
 
+STREAM_BYTES = 2**23
+"""Bytes to keep for the blocks of a stream."""
+LOG_DENSITY_BYTES = 31 * 2**20
+"""Bytes to keep for a log density: its largest intermediate results that glibc still keeps."""
 _SAYINGS = (
     *("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc"),
     *("failed to map segment", "can't start new thread", "resource_exhausted", "unable to allocate"),
@@ -89,6 +94,18 @@ def shown_bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}" if count < 10 * size else f"{count / size:,.0f} {unit}"
     return f"{count:.0f} bytes"
+
+
+@lru_cache(maxsize=4)
+def keep_memory(size: int) -> None:
+    """Have the C library keep up to twice `size` bytes for reuse: memory from the system costs a page fault per 4 kB.
+
+    glibc keeps twice the size of the largest chunk that it was ever given back, up to 64 MB (mallopt(3)). With other C libraries
+    this function has no effect.
+    """
+    import torch  # not above: the command line reads this module before torch is loaded
+
+    torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def _of_machine() -> float:

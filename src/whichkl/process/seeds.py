@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from whichkl.process_lock import PROCESS_LOCK
+from whichkl.process.lock import PROCESS_LOCK
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from whichkl._checks import plain
-from whichkl._files import TEMPORARY, remove_own, write_whole
-from whichkl.reading import read_json
+from whichkl.files.reading import read_json
+from whichkl.files.writing import TEMPORARY, remove_own, write_whole
 
 T = TypeVar("T")
 _log = logging.getLogger("whichkl")

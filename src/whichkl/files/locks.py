@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from whichkl._checks import ResourceError, cannot
-from whichkl._files import make_folder, missing, refuse_foreign, remove_empty, remove_own, unwritable
+from whichkl.files.writing import make_folder, missing, refuse_foreign, remove_empty, remove_own, unwritable
 
 LOCK = ".whichkl-lock"
 """Name of the file that marks a folder as in use. It holds the number of the process."""

@@ -17,7 +17,7 @@ from whichkl.arrays import tensor_of
 from whichkl.diagnostics import model_target
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.particles import Particles, Reference, temper
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.targets import Target
 
 _PARTICLES, _ISLANDS, _LEAPFROGS, _KEEP, _LAST_MOVES = 4096, 32, 8, 0.8, 8

@@ -14,9 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from whichkl._checks import InputError, IntegrityError, ResourceError, WhichklError, cannot, plain
-from whichkl._files import TEMPORARY, remove_own, write_whole
-from whichkl._locks import LOCK, locked
-from whichkl.reading import checked, read_json, read_tensors
+from whichkl.files.locks import LOCK, locked
+from whichkl.files.reading import checked, read_json, read_tensors
+from whichkl.files.writing import TEMPORARY, remove_own, write_whole
 
 FORMAT = 1
 _SECONDS_TO_WAIT = 60.0

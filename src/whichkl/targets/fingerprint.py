@@ -16,8 +16,8 @@ from whichkl.targets import Target
 _DRAWN = 64
 _PROBES = 16
 """Points at which functions are evaluated: every second one is ten times as far out, where a small change shows."""
-_APART = {"cli.py", "__main__.py", "plots", "reporting", "demo", "auditing", "sklearn.py", "arviz.py", "verifying.py"}
-_APART |= {"console.py", "exits.py", "held_signals.py", "memory_limits.py", "printable.py", "results_folder.py"}
+_APART = {"cli.py", "__main__.py", "commands", "plots", "reporting", "demo", "auditing", "sklearn.py", "arviz.py", "verifying.py"}
+_APART |= {"printable.py", "process/held_signals.py", "process/memory.py"}
 """Files and folders on which no number of a study depends."""
 _OWN = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py", "plan.py", "scorecard.py"}
 """Files of the study's own room on which its cells depend."""
@@ -63,10 +63,10 @@ def tensor_hash(value: Tensor) -> str:
 @lru_cache(maxsize=1)
 def code_version() -> str:
     """Return the version of whichkl, of torch, and a hash of every file on which a cell's numbers depend."""
-    root, digest = Path(__file__).parent, hashlib.sha256()
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if parts[0] not in _APART and (parts[0] != "study" or parts[-1] in _OWN):
+        if _APART.isdisjoint((parts[0], "/".join(parts))) and (parts[0] != "study" or parts[-1] in _OWN):
             digest.update("/".join(parts).encode() + b"\0" + path.read_bytes())
     return f"whichkl {version('whichkl')} ({digest.hexdigest()[:12]}), torch {torch.__version__.split('+')[0]}"
 

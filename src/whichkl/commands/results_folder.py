@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from whichkl import console, exits
 from whichkl._checks import InputError, ResourceError, WhichklError, cannot, require
-from whichkl._files import is_demo, is_report, refuse_foreign
-from whichkl.memory_limits import shown_bytes
+from whichkl.commands import console, exits
+from whichkl.files.writing import is_demo, is_report, refuse_foreign
+from whichkl.process.memory import shown_bytes
 
 _LEAST_FREE = 16 * 10**6
 """Free bytes that a disk must have before the work begins: a report with plotly in it takes 5 MB, and is written twice."""

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.density import Function
 from whichkl.distributions import inside
-from whichkl.modes import autograd_on, normal
-from whichkl.supports import Bijection
+from whichkl.process.torch_modes import autograd_on, normal
+from whichkl.targets.log_density import Function
+from whichkl.targets.supports import Bijection
 
 
 def free_log_prob(bijection: Bijection, log_prob: Callable[[Tensor], Tensor], *, differentiable: bool) -> Function:

@@ -17,8 +17,6 @@ from torch.distributions import Distribution
 from whichkl._checks import LARGEST, InputError, IntegrityError, TargetError, WhichklError, cannot, check_scales
 from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
-from whichkl.correction import Expectation, Weighted, check_draws, draw, expectation
-from whichkl.correction import corrected as corrected_points
 from whichkl.diagnostics import Diagnostics, Judgement, carried, explain, shown_weights, stride_of
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.diagnostics import linear_response as responses
@@ -26,18 +24,19 @@ from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian, Mixture, NetworkFamily, family_from_config, family_of
 from whichkl.families.conditional import conditional_families
 from whichkl.families.family import cast
-from whichkl.fingerprint import code_version, target_fingerprint
-from whichkl.fit_file import FIT, FitFields, described, rebuilt_fit, tensors_of
-from whichkl.journal import Journal
-from whichkl.memory import CALLS, keep_memory
-from whichkl.memory_limits import check_memory
-from whichkl.modes import plain_modes
+from whichkl.files.journal import Journal
+from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
+from whichkl.fitting.correction import corrected as corrected_points
+from whichkl.fitting.fit_file import FIT, FitFields, described, rebuilt_fit, tensors_of
 from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
+from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
+from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
 from whichkl.solvers.work import QUIET, Work
-from whichkl.supports import Bijection
 from whichkl.targets import Target
+from whichkl.targets.fingerprint import code_version, target_fingerprint
+from whichkl.targets.supports import Bijection
 
 _CORRECTED = 10_000
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
@@ -103,7 +102,7 @@ class Fit:
         Args:
             n: how many.
             corrected: whether to resample draws of q by Pareto-smoothed importance weights, or, where k̂ forbids it, to move
-                particles from q to p (`whichkl.correction.corrected` has the rules). Corrected points can repeat.
+                particles from q to p (`whichkl.fitting.correction.corrected` has the rules). Corrected points can repeat.
             seed: fixes the draws.
             target: what was fitted, for a fit that was loaded.
 
@@ -371,7 +370,7 @@ def solve(
     _check_scales(free)
     family, curve, notes = resolve(p, family, seed, work)
     if p.access.can_evaluate:
-        keep_memory(CALLS)
+        keep_memory(LOG_DENSITY_BYTES)
     advice = advise(p, family)
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from whichkl._checks import DeadDensityError, ResourceError, TargetError, WhichklError, cannot, check_log_prob
 from whichkl.adapters import jax as adapters
-from whichkl.line_integral import LineIntegral
-from whichkl.memory_limits import refuse_if_ran_out
-from whichkl.modes import autograd_on, is_of_inference, plain_modes, without_inference_tensors
-from whichkl.process_lock import without_warnings
+from whichkl.process.lock import without_warnings
+from whichkl.process.memory import refuse_if_ran_out
+from whichkl.process.torch_modes import autograd_on, is_of_inference, plain_modes, without_inference_tensors
+from whichkl.targets.line_integral import LineIntegral
 from whichkl.user_code import said_of
 
 Function = Callable[..., Any]

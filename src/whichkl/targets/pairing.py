@@ -11,9 +11,9 @@ from torch.utils.data import IterableDataset
 
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import read_matrix, read_names
+from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Stream, Table
 from whichkl.samples.loader import LoaderPart
-from whichkl.seeds import seeded
 
 
 def columns_of(given: str | Sequence[str], names: Sequence[str]) -> tuple[list[int], list[int]]:

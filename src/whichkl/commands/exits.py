@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from whichkl._checks import ResourceError, WhichklError, cannot
-from whichkl.memory_limits import memory_message, ran_out
 from whichkl.printable import ENCODING_ERRORS, one_line, printable, spell
+from whichkl.process.memory import memory_message, ran_out
 
 _CLOSED_PIPE = 141
 """Exit code where the reader of standard output has gone: 128 + SIGPIPE, as the shell reports it of other programs."""
