@@ -116,7 +116,7 @@ CALLS = [
     (lambda: wk.Target(samples=X, support="positive"), r"\d+ of 50 rows lie outside the support"),
     (lambda: wk.Target(samples=X, support="positve"), "isn't a known one"),
     (lambda: wk.Target(samples=X, support=["real", "real", "real"]), "3 constraints were given for 2 columns"),
-    (lambda: wk.Target(weights=np.ones(3)), "no samples to weigh"),
+    (lambda: wk.Target(weights=np.ones(3)), "no samples to weight"),
     (lambda: wk.Target.of(Poisson(3.0)), "discrete"),
     (lambda: wk.Target.of(Uniform(torch.zeros(3), 1.0)), r"batch shape \(3,\)"),
     (lambda: wk.Target.of(gaussian), "doesn't say its dimension"),

@@ -6,7 +6,8 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ def said_of(error: BaseException) -> str:
         return f"it called sys.exit({'' if error.code is None else repr(error.code)})"
     first = (str(error).splitlines() or [""])[0]
     return f"it raised {type(error).__name__}: {first}"
+
+
+def place_of(error: BaseException, libraries: Sequence[str] = ()) -> str:
+    """Return " (file:line)", the innermost line of the user's own code that an error passed through; "" if there is none.
+
+    Args:
+        error: what a user's function raised.
+        libraries: parts of paths, such as ``"/jax/"``, whose files aren't the user's.
+    """
+    inner = (*libraries, "/torch/autograd/", Path(__file__).parent.as_posix())
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(one in frame.filename.replace("\\", "/") for one in inner)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def call_user(function: Callable[..., Any], do: str, instead: str = "Mend it", error: type[WhichklError] = InputError) -> Any:

@@ -428,7 +428,7 @@ class TestJournals:
         assert identity(lambda x: -(x - 3).square().sum(-1)) != first
         assert identity(lambda x: -x.square().sum(-1) - 1e-4 * x[:, 0].clamp(min=4)) != first
         assert identity(lambda x: -x.square().sum(-1), score=lambda x: -2.001 * x) != first
-        monkeypatch.setattr("whichkl.fitting.result.code_version", lambda: "whichkl 0.0.0")
+        monkeypatch.setattr("whichkl.fitting.run.code_version", lambda: "whichkl 0.0.0")
         assert identity(lambda x: -x.square().sum(-1)) != first
 
 

@@ -1,4 +1,4 @@
-"""Console: how the commands print: tables, lines, JSON, and how far something is."""
+"""Console: how the commands print tables, lines, JSON and progress."""
 
 from __future__ import annotations
 
@@ -17,60 +17,67 @@ from whichkl.printable import one_line, printable, spelled
 
 
 class _Console(Console):
-    """A console through which no control character passes but rich's own, and no character that its stream can't encode."""
+    """A console that prints no control characters but rich's own, and no characters that its stream can't encode."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render, and make the text printable."""
+        """Render an object, and make its text printable."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=self.readable(segment.text))
 
     def readable(self, text: str) -> str:
-        """Return text as it can be printed here."""
+        """Return text in the form that this stream can print."""
         return spelled(printable(text), self.encoding)
 
     def on_broken_pipe(self) -> None:
-        """Leave it to whoever catches the error: rich would end the process."""
+        """Pass the error on to `exits`: rich would end the process."""
         raise
 
 
 OUT, ERR = _Console(), _Console(stderr=True)
+_MAX_SHOWN = 8
+"""Largest number of values of a list that are shown."""
 
 
 @contextlib.contextmanager
 def results_apart() -> Iterator[None]:
-    """Keep standard output for the results: what a user's own code prints in the block goes to standard error."""
+    """Keep standard output for results: what the user's code prints in the block goes to standard error."""
     OUT.file = sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        OUT.file = None  # type: ignore[assignment]  # whatever sys.stdout is then
+        OUT.file = None  # type: ignore[assignment]  # rich then looks sys.stdout up at every print
 
 
 def say(text: str) -> None:
-    """Print a result as text, with its lines as they are."""
+    """Print a result as text; its lines aren't wrapped."""
     OUT.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """Print a line about the work, apart from its result."""
+    """Print a line about the work to standard error."""
     ERR.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def show(result: Any, as_json: bool) -> None:
+    """Print a result as its page of text, or as one JSON object."""
+    print_json(result.to_dict()) if as_json else say(str(result))
+
+
 def shown(values: Any) -> str:
-    """Numbers to five digits; of a long list the first eight."""
+    """Return numbers to five digits; a list shows its first eight."""
     if isinstance(values, list):
-        return "[" + ", ".join(shown(value) for value in values[:8]) + (", …]" if len(values) > 8 else "]")
+        return "[" + ", ".join(shown(value) for value in values[:_MAX_SHOWN]) + (", …]" if len(values) > _MAX_SHOWN else "]")
     return f"{values:.5g}"
 
 
 def found(findings: frozenset[str]) -> str:
-    """The findings, divided by commas."""
+    """Return the findings, separated by commas."""
     return ", ".join(sorted(name.replace("_", " ") for name in findings)) or "nothing against it"
 
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table; its cells stay text."""
+    """Print a table; markup in its cells isn't read."""
     from rich import box
     from rich.table import Table
 
@@ -83,7 +90,7 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, float], None]]:
-    """Show on a terminal what is being done, and the fraction of it that is done; NaN where that can't be told."""
+    """Show on a terminal the current step and the fraction of it that is done; NaN where the fraction isn't known."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn("line"), TextColumn("{task.description:<44}", markup=False), BarColumn(), TimeElapsedColumn())

@@ -1,7 +1,7 @@
-"""Exits: every end of a command has one line on standard error and an exit code.
+"""Exits: however a command ends, it prints one line on standard error and returns an exit code.
 
 Only the command line uses this module: it installs signal handlers and replaces `sys.stdout` and `sys.stderr`, which a library
-must not do. It imports nothing but the standard library, so that a signal has its line from the first moment.
+must not do. It imports nothing but the standard library, so that signals are handled from the first moment.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from whichkl.printable import ENCODING_ERRORS, one_line, printable, spell
 from whichkl.process.memory import memory_message, ran_out
 
 _CLOSED_PIPE = 141
-"""Exit code where the reader of standard output has gone: 128 + SIGPIPE, as the shell reports it of other programs."""
+"""Exit code if the reader of standard output is gone: 128 + SIGPIPE, as for other programs."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PAUSE = 0.5
-"""Seconds after which a signal whose exception got lost is raised again."""
+_SECONDS_BETWEEN_SIGNALS = 0.5
+"""Seconds after which a signal whose exception was swallowed is raised again."""
 _MAX_TRIES = 10
-"""Times that it is raised, before the process ends without unwinding; whatever is on disk is whole all the same."""
+"""How often a signal is raised before the process ends without unwinding; files on disk are whole even then."""
 
 
 class OutputLost(BaseException):
-    """Standard output can't be written. No library takes it for an error that it could handle."""
+    """Standard output can't be written. It is a `BaseException`, so that no library handles it."""
 
 
 @dataclass
 class Kept:
-    """What of a command's work outlives it."""
+    """What a command leaves on disk."""
 
     folder: Path | None = None
-    """The folder of results, where a journal or the cells of a study may lie."""
+    """The folder of results, which may hold a journal or the cells of a study."""
     saved: list[str] = field(default_factory=list)
     """Sentences about results that are on disk."""
 
     def sentence(self) -> str:
-        """Say what is kept, for a command that was stopped."""
+        """Return what is kept, for a command that was stopped."""
         if self.saved:
             return " ".join(self.saved)
         if self.folder is not None and _has_state(self.folder):
@@ -56,7 +56,7 @@ class Kept:
 
 KEPT = Kept()
 _received: list[int] = []
-"""Signals that this process has got."""
+"""Signals that this process has received."""
 
 
 def run(command: Callable[[], None]) -> None:
@@ -74,7 +74,7 @@ def run(command: Callable[[], None]) -> None:
 
 
 def _code_of(command: Callable[[], None]) -> int:
-    """Run a command, print the line that its end needs, and return its exit code."""
+    """Run a command, print a line if it failed, and return its exit code."""
     try:
         try:
             command()
@@ -85,15 +85,15 @@ def _code_of(command: Callable[[], None]) -> int:
                 _say(end.code)
         sys.stdout.flush()
     except BaseException as error:
-        return _told(error)
+        return _report(error)
     if code == 130 or (code and _received):  # typer takes a KeyboardInterrupt itself
         return _stopped()
     return code
 
 
-def _told(error: BaseException) -> int:
+def _report(error: BaseException) -> int:
     """Print the line of an error, and return its code."""
-    if _received or isinstance(error, KeyboardInterrupt):  # whatever a signal became on its way here
+    if _received or isinstance(error, KeyboardInterrupt):  # on its way here, the exception may have become another
         return _stopped()
     if isinstance(error, OutputLost):
         _drop_output()
@@ -124,7 +124,7 @@ def _described(error: BaseException) -> tuple[int, str]:
 
 
 def described(error: OSError) -> str:
-    """Return the sentence for an error of the operating system that nobody foresaw."""
+    """Return the sentence for an unforeseen error of the operating system."""
     return memory_message() if ran_out(error) else cannot("go on", _reason(error), "Check this path, and the disk")
 
 
@@ -171,11 +171,11 @@ def _write(text: str) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Have SIGINT and SIGTERM unwind the command, so that locks are let go and temporary files removed."""
+    """Have SIGINT and SIGTERM unwind the command, so that locks are released and temporary files removed."""
     home, hook, is_over = os.getpid(), sys.unraisablehook, threading.Event()
 
     def stop(number: int, frame: Any) -> None:
-        if os.getpid() != home:  # a process that was forked off ends as if there were no handler
+        if os.getpid() != home:  # a forked process ends as if there were no handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -203,12 +203,12 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _insist(number: int, is_over: threading.Event) -> None:
-    """Raise a signal again for as long as its exception gets lost: in a destructor, or in somebody's bare `except`."""
+    """Raise a signal again while its exception is swallowed, in a destructor or in a bare `except`."""
     for _ in range(_MAX_TRIES):
         while _unwinds():
-            if is_over.wait(_PAUSE):
+            if is_over.wait(_SECONDS_BETWEEN_SIGNALS):
                 return
-        if is_over.wait(_PAUSE):
+        if is_over.wait(_SECONDS_BETWEEN_SIGNALS):
             return
         _thread.interrupt_main(signal.Signals(number))
     _stopped()
@@ -216,7 +216,7 @@ def _insist(number: int, is_over: threading.Event) -> None:
 
 
 def _unwinds() -> bool:
-    """Whether the main thread is on its way out of a `KeyboardInterrupt`, which a second one would disturb."""
+    """Whether the main thread is handling a `KeyboardInterrupt`, which a second one would disturb."""
     found: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
     error = found[1] if isinstance(found, tuple) else found
     while error is not None and not isinstance(error, KeyboardInterrupt):
@@ -228,7 +228,7 @@ def _unwinds() -> bool:
 
 
 class _Stream:
-    """A text stream whose failures are told in one place."""
+    """A text stream whose failures are handled in one place."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -261,14 +261,14 @@ class _Stream:
 
 
 class _Results(_Stream):
-    """Standard output: what can't be written there is lost, and the command has failed."""
+    """Standard output: if it can't be written, the command has failed."""
 
     def _fail(self, error: Exception) -> None:
         raise OutputLost from error
 
 
 class _Notes(_Stream):
-    """Standard error: where it can't be written there is nobody to tell."""
+    """Standard error: if it can't be written, nothing can be reported."""
 
     def _fail(self, error: Exception) -> None:
         pass
@@ -278,7 +278,7 @@ class _Notes(_Stream):
 def _streams() -> Iterator[bool]:
     """Make standard output and error take any text; yield whether there is a standard output.
 
-    A descriptor that is closed is opened to the null device: the next file would get its number, and stray output.
+    A closed descriptor is opened to the null device: otherwise the next file would get its number, and with it stray output.
     """
     codecs.register_error(ENCODING_ERRORS, spell)
     before = sys.stdout, sys.stderr
@@ -303,7 +303,7 @@ def _streams() -> Iterator[bool]:
 
 
 def _drop_output() -> None:
-    """Send what is still buffered for standard output to the null device, so that Python doesn't fail on it at its end."""
+    """Send buffered standard output to the null device, so that Python doesn't fail to flush it at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

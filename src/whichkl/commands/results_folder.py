@@ -1,7 +1,8 @@
-"""Results folder: what is checked before the work, and how a result is saved, printed and reported after it."""
+"""Results folder: what `--out` names is checked before the work; afterwards the result is saved, printed and reported."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,26 +10,28 @@ from typing import Any
 
 from whichkl._checks import InputError, ResourceError, WhichklError, cannot, require
 from whichkl.commands import console, exits
-from whichkl.files.writing import is_demo, is_report, refuse_foreign
+from whichkl.files.locks import locked
+from whichkl.files.writing import check_writable, is_demo, is_report, refuse_foreign
 from whichkl.process.memory import shown_bytes
 
-_LEAST_FREE = 16 * 10**6
-"""Free bytes that a disk must have before the work begins: a report with plotly in it takes 5 MB, and is written twice."""
+_MIN_FREE_BYTES = 16 * 10**6
+"""Bytes that must be free before the work begins: a report with plotly in it takes 5 MB, and is written twice."""
 _IS_OWN = {"report.html": is_report, "report.md": is_report, "report.json": is_demo}
-"""By which content a file of this name is known to be whichkl's own."""
+"""Tests of content by file name: they recognise a file that whichkl wrote."""
 
 
 def check_results_folder(folder: Path, *files: str) -> None:
-    """Refuse, before the work, a folder that its report couldn't be written to.
+    """Refuse a folder before the work if its report couldn't be written there.
 
     Args:
         folder: what `--out` names.
         files: names of files that will be written there.
 
     Raises:
-        InputError: a package that reports need isn't installed, or a file's name is taken by something that whichkl didn't write.
-        ResourceError: the disk is nearly full.
+        InputError: a package that reports need isn't installed, or whichkl didn't write a file of that name.
+        ResourceError: the folder can't be written, or the disk is nearly full.
     """
+    check_writable(folder)
     exits.KEPT.folder = folder
     for module in ("plotly", "jinja2", "markupsafe"):
         require(module, "app")
@@ -39,27 +42,28 @@ def check_results_folder(folder: Path, *files: str) -> None:
         refuse_foreign(folder / name, _IS_OWN.get(name, lambda content: True))
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     free = shutil.disk_usage(there).free
-    if free < _LEAST_FREE:
+    if free < _MIN_FREE_BYTES:
         because = f"its disk has {shown_bytes(free)} left, and the report alone takes 5 MB"
         raise ResourceError(cannot(f"write to `{folder}`", because, "Free some space, or name another folder with `--out`"))
 
 
-def deliver(save: Callable[[], None] | None, saved: str, show: Callable[[], None]) -> None:
-    """Save a result and print it; it is printed too where it can't be saved.
+def deliver(result: Any, folder: Path | None, what: str, show: Callable[[], None]) -> None:
+    """Save a result and print it; if saving fails, the result is printed all the same.
 
     Args:
-        save: writes the result; None where there is no folder.
-        saved: sentence that says so, for the case that something fails later.
+        result: it has a method `save`.
+        folder: where it is saved; None for nowhere.
+        what: what is saved, such as ``"The fit"``.
         show: prints the result.
 
     Raises:
         WhichklError: the result couldn't be saved.
     """
     failure: Exception | None = None
-    if save is not None:
+    if folder is not None:
         try:
-            save()
-            exits.KEPT.saved.append(saved)
+            result.save(folder)
+            exits.KEPT.saved.append(f"{what} is saved in `{folder}`")
         except (WhichklError, OSError) as error:
             failure = error
     show()
@@ -67,8 +71,23 @@ def deliver(save: Callable[[], None] | None, saved: str, show: Callable[[], None
         raise failure
 
 
+def locked_results(folder: Path | None, do: str) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a results folder, if there is one."""
+    return contextlib.nullcontext() if folder is None else locked(folder, f"{do} into `{folder}`")
+
+
+def journal_of(folder: Path | None) -> Path | None:
+    """Return the folder of a command's journal, and note it if an interrupted run left its state there."""
+    if folder is None:
+        return None
+    journal = folder / ".journal"
+    if next(journal.glob("*/*.safetensors"), None) is not None:
+        console.note(f"An interrupted run left its state in {folder}: the same run resumes from there.")
+    return journal
+
+
 def write_report(result: Any, page: Path, *, quiet: bool) -> None:
-    """Write the report of a result that has been printed, and name it unless `quiet`.
+    """Write the report of a result, and print its path unless `quiet`.
 
     Raises:
         ResourceError: it can't be written.

@@ -12,7 +12,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
-from whichkl.targets.log_density import Function
+from whichkl.targets.calling import Function
 
 Known = Literal["both", "log_prob", "samples"]
 _FLOOR = -1e4

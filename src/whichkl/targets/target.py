@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
-from whichkl.adapters.numpyro import NumPyroModel, is_numpyro
+from whichkl.adapters import Model
 from whichkl.adapters.pairs import paired
-from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair, widened
-from whichkl.chains import chain_ids, thinning
-from whichkl.distributions import distribution_log_prob, inside
-from whichkl.process.seeds import seeded, seeded_draws
+from whichkl.arrays import read_matrix
+from whichkl.chains import thinning
+from whichkl.distributions import inside
+from whichkl.process.seeds import seeded_draws
 from whichkl.process.torch_modes import plain_modes
-from whichkl.samples import Stream, Table, open_samples
 from whichkl.samples.repeats import Repeats, repeats_of
 from whichkl.targets import enumeration
-from whichkl.targets.coordinates import free_log_prob, free_sampler, free_score
+from whichkl.targets.calling import Function, Score
+from whichkl.targets.conversion import arguments_of
+from whichkl.targets.coordinates import free_target
 from whichkl.targets.energies import NegativeEnergy
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.line_integral import LineIntegral
-from whichkl.targets.log_density import Function, LogDensity, Score
-from whichkl.targets.pairing import has_flat_response, tell_apart
-from whichkl.targets.supports import Bijection, Support, support_of
+from whichkl.targets.log_density import LogDensity
+from whichkl.targets.rows import check_alone, check_rows, read_chains, read_row_weights, read_rows
+from whichkl.targets.supports import Bijection, Support
 from whichkl.user_code import call_user
 
 _MAX_DIM = 1_000_000
@@ -100,50 +97,26 @@ class Target:
     ) -> None:
         """Take what is known of p; see the class for the arguments."""
         self.carrier: Bijection | None = None
-        self.origin: NumPyroModel | None = None
+        """For streams: what carries rows to the free coordinates of this target."""
+        self.origin: Model | None = None
         """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
         self.known_modes: Tensor | None = None
         """Points (k, d) at modes that were found before, the heaviest first, from which searches start too."""
         self.repeats: Repeats | None = None
-        """Which rows are equal, where that was looked for and matters; see `noting_repeats`."""
-        if energy is not None:
-            if log_prob is not None or score is not None or normalized:
-                because = "an energy is log p, turned round, up to its own log Z"
-                raise InputError(cannot("use `energy=` with `log_prob=`, `score=` or `normalized=`", because, "Pass one of them"))
-            log_prob = NegativeEnergy(energy)
-        if isinstance(score, bool):
-            if score and log_prob is None:
-                because = "it says that `log_prob` returns value and gradient, and there is none"
-                raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))
-            log_prob, batched = (paired(log_prob, batched), True) if score and log_prob else (log_prob, batched)
-            score = None
-        beside = (log_prob, sampler, score, weights, chains)
-        found = open_samples(samples, is_whole=any(one is not None for one in beside))
-        if isinstance(found, Table):
-            samples, names = found.values, found.names if names is None else names
-        x_names: Sequence[str] | None = None
-        if given is not None:
-            found, samples, names, x_names = tell_apart(found, samples, names, given)
-        self.stream = found if isinstance(found, Stream) else None
-        samples, x = (None, None) if self.stream is not None else split_pair(samples)
-        self.samples = None if samples is None else read_matrix(samples, dtype, device)
-        self.samples = self.samples if self.samples is None or dtype is not None else widened(self.samples)
-        self.context = None if x is None else read_matrix(x, dtype, device, "x")
-        self.scalar = self.context is not None and np.ndim(samples) == 1
+        """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
+        log_prob, score, batched = _functions(log_prob, energy, score, normalized, batched)
+        beside = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
+        is_whole = any(value is not None for value in beside.values())
+        rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole)
+        self.samples, self.context, self.stream = rows.samples, rows.context, rows.stream
+        self.scalar = rows.is_scalar
         """Whether y came as (n,), or as the one column beside `given=`, so that a conditional model has an event of no axes."""
-        width = None if self.samples is None else self.samples.shape[1]
-        width = width if self.stream is None else len(self.stream.names)
-        _check_dim(dim, width)
-        if dim is None and width is None and (log_prob or sampler or score):
+        _check_dim(dim, rows.width)
+        if dim is None and rows.width is None and (log_prob or sampler or score):
             because = "there are no samples to read the dimension from"
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
-        self.dim = width or dim or 1
-        if self.stream is not None:
-            self.context_names, self.scalar = self.stream.context_names, has_flat_response(self.stream)
-            names = _stream_names(self.stream) if names is None else names
-        else:
-            self.context_names = () if self.context is None else read_names(x_names, x, self.context.shape[1])
-        self.names = read_names(names, samples, self.dim, is_response=self.context is not None)
+        self.dim = rows.width or dim or 1
+        self.context_names, self.names = rows.context_names, rows.column_names(self.dim)
         self.normalized = normalized and log_prob is not None
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
         self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
@@ -151,19 +124,19 @@ class Target:
         self.score = score
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
-        inside = self.bijection.inside(self.dtype, self.device)
-        self.density = self._density(log_prob, score, batched, inside)
-        self._check_context()
-        self._check_stream(weights, chains)
-        self.weights = self._check_samples(weights)
-        self.chains = self._check_chains(chains)
+        self.density = self._density(log_prob, score, batched, self.bijection.inside(self.dtype, self.device))
+        check_alone(rows, beside)
+        check_rows(rows, self.names, self.bijection)
+        self.weights = read_row_weights(weights, rows)
+        self.chains = read_chains(chains, rows, self.weights, self.device)
 
     @classmethod
     def of(cls, obj: Any, /, *args: Any, **kwargs: Any) -> Target:
         """Make a target of a torch distribution, an array, tensor or DataFrame, a sample file, folder or list of them, a loader.
 
         Args:
-            obj: one of these, or a NumPyro model: its posterior, in unconstrained coordinates (see `NumPyroModel`).
+            obj: one of these, or a model of an adapted library, such as a NumPyro model: its posterior, in unconstrained
+                coordinates (see `whichkl.adapters`).
             args: the model's arguments, as ``MCMC.run`` takes them.
             kwargs: its keyword arguments.
 
@@ -171,28 +144,12 @@ class Target:
             InputError: the object is none of these.
             TargetError: the model can't be run, or has a discrete latent site.
         """
-        if is_numpyro(obj, args, kwargs):
-            model = NumPyroModel(obj, args, kwargs)
-            target = cls(log_prob=model.log_prob, dim=model.dim, names=model.names)
-            target.origin = model
-            return target
-        if args or kwargs:
-            because = f"a `{type(obj).__name__}` takes none; they are for a NumPyro model"
-            raise InputError(cannot("use further arguments", because, "Leave them out"))
-        if isinstance(obj, Target):
+        if isinstance(obj, Target) and not (args or kwargs):
             return obj
-        if isinstance(obj, Distribution):
-            return _of_distribution(obj)
-        if isinstance(obj, (Stream, DataLoader, Dataset, str, os.PathLike)):
-            return cls(samples=obj)
-        if isinstance(obj, (Tensor, np.ndarray, list, tuple)) or hasattr(obj, "to_numpy"):
-            return cls(samples=obj)
-        if callable(obj):
-            because = "a bare function doesn't say its dimension"
-            instead = "Use `Target(log_prob=f, dim=d)`; a NumPyro model's arguments go beside it, `Target.of(model, data, …)`"
-            raise InputError(cannot("make a target of it", because, instead))
-        known = "a torch Distribution, an array, a DataFrame, a path, a DataLoader or a NumPyro model"
-        raise InputError(cannot(f"make a target of a `{type(obj).__name__}`", f"it is none of {known}", "Convert it"))
+        arguments, origin = arguments_of(obj, args, kwargs)
+        target = cls(**arguments)
+        target.origin = origin
+        return target
 
     @cached_property
     def access(self) -> Access:
@@ -296,44 +253,7 @@ class Target:
         Raises:
             TargetError: it is discrete.
         """
-        if self.bijection.is_discrete:
-            because = "it is discrete, and this family has a density on ℝᵈ"
-            instead = "Use Product('bernoulli'), Product('categorical'), Autoregressive() or Categorical() of whichkl.families"
-            raise TargetError(cannot("carry this target to ℝᵈ", because, instead))
-        if self.stream is not None:
-            free = copy.copy(self)
-            free.carrier, free.dim, free.bijection = (
-                self.bijection,
-                self.bijection.free_dim,
-                Bijection(None, self.bijection.free_dim),
-            )
-            return free
-        if self.bijection.is_real:
-            return self
-        bijection, inner, log_prob = self.bijection, copy.copy(self), None
-        if self.density is not None:
-            log_prob = free_log_prob(bijection, self.density.unchecked, differentiable=self.density.differentiable)
-        free = Target(
-            samples=None if self.samples is None else bijection.inverse(self.samples),
-            log_prob=log_prob,
-            sampler=free_sampler(bijection, self.draws) if self.sampler else None,
-            score=free_score(bijection, inner.gradient) if self.score else None,
-            dim=bijection.free_dim,
-            names=self.names if bijection.free_dim == self.dim else None,
-            normalized=self.normalized,
-            weights=self.weights,
-            chains=self.chains,
-            dtype=self.dtype,
-            device=self.device,
-        )
-        if free.density is not None:
-            free.density.place, free.density.source = bijection.forward, self.density
-        free.repeats = self.repeats
-        free.known_modes = None if self.known_modes is None else bijection.inverse(self.known_modes)
-        free.context, free.context_names, free.scalar = self.context, self.context_names, self.scalar
-        free.evaluations = self.evaluations
-        inner.evaluations = Evaluations()
-        return free
+        return free_target(self)
 
     def starting_at(self, modes: Float[Tensor, "k d"]) -> Target:
         """Return this target with further points from which searches for its modes start; evaluations are counted together."""
@@ -392,45 +312,28 @@ class Target:
             raise TargetError(cannot("evaluate this target", f"it has only {self.access.label}", "Pass `log_prob=`"))
         return self.density
 
-    def _check_context(self) -> None:
-        if self.context is None or self.samples is None:
-            return
-        check_pairs(self.context, self.samples, self.context_names)
-        if self.density is not None or self.sampler is not None or self.score is not None:
-            because = "a conditional target is known by its pairs alone"
-            raise InputError(cannot("use functions of p beside pairs (x, y)", because, "Leave them out"))
 
-    def _check_stream(self, weights: Any, chains: Any) -> None:
-        if self.stream is None:
-            return
-        extra = [name for name, value in (("weights", weights), ("chains", chains)) if value is not None]
-        extra += [name for name in ("density", "sampler", "score") if getattr(self, name) is not None]
-        if extra:
-            word = {"density": "log_prob"}.get(extra[0], extra[0])
-            because = "streamed samples are read in parts, and this version takes nothing beside them"
-            raise InputError(cannot(f"use `{word}=` here", because, "Leave it out, or read the samples into memory"))
+def _functions(
+    log_prob: Function | None, energy: Function | None, score: Function | bool | None, normalized: bool, batched: bool
+) -> tuple[Function | None, Function | None, bool]:
+    """Return log_prob, score and batched after `energy=` and `score=True` were read.
 
-    def _check_samples(self, weights: Any) -> Tensor | None:
-        if self.samples is None:
-            if weights is not None:
-                raise InputError(cannot("use `weights=`", "there are no samples to weigh", "Pass `samples=`"))
-            return None
-        check_filled(self.samples)
-        check_finite(self.samples, self.names)
-        outside = ~self.bijection.contains(self.samples)
-        if bool(outside.any()):
-            where = ", ".join(str(int(i)) for i in outside.nonzero()[:5, 0])
-            because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first rows {where}"
-            raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
-        return None if weights is None else read_weights(weights, self.samples)
-
-    def _check_chains(self, chains: Any) -> Tensor | None:
-        if chains is None:
-            return None
-        if self.samples is None or self.weights is not None:
-            because = "there are no samples that they could belong to" if self.samples is None else "the samples are weighted"
-            raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
-        return chain_ids(chains, len(self.samples), self.device)
+    Raises:
+        InputError: they contradict each other.
+    """
+    if energy is not None:
+        if log_prob is not None or score is not None or normalized:
+            because = "an energy is the negative of log p, up to its own log Z"
+            raise InputError(cannot("use `energy=` with `log_prob=`, `score=` or `normalized=`", because, "Pass one of them"))
+        log_prob = NegativeEnergy(energy)
+    if not isinstance(score, bool):
+        return log_prob, score, batched
+    if not score:
+        return log_prob, None, batched
+    if log_prob is None:
+        because = "it means that `log_prob` returns value and gradient, and there is no `log_prob`"
+        raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))
+    return paired(log_prob, batched), None, True
 
 
 def _check_dim(dim: Any, width: int | None) -> None:
@@ -446,36 +349,3 @@ def _check_dim(dim: Any, width: int | None) -> None:
     else:
         return
     raise InputError(cannot(f"use `dim={dim!r}`", because, "Give the number of coordinates of one point"))
-
-
-def _of_distribution(p: Distribution) -> Target:
-    if p.batch_shape != () or len(p.event_shape) > 1:
-        shapes = f"batch shape {tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}"
-        instead = "Give one distribution over a scalar or a vector (torch.distributions.Independent makes one)"
-        raise InputError(cannot("make a target of this distribution", f"it has {shapes}", instead))
-    if getattr(p.support, "is_discrete", False):
-        instead = "Use Target(log_prob=p.log_prob, dim=d, support='boolean', normalized=True), or its draws as `samples=`"
-        because = "it is discrete, and the families that a distribution is fitted by have densities on ℝᵈ"
-        raise InputError(cannot("make a target of this distribution", because, instead))
-    with seeded(0):
-        example = p.sample()
-
-    def draw(n: int) -> Tensor:
-        return p.sample((n,)).reshape(n, -1)
-
-    dim = max(1, example.numel())
-    return Target(
-        sampler=draw,
-        log_prob=lambda x: distribution_log_prob(p, x),
-        normalized=True,
-        dim=dim,
-        support=support_of(p, dim),
-        dtype=example.dtype if example.is_floating_point() else torch.float64,
-        device=example.device,
-    )
-
-
-def _stream_names(stream: Stream) -> Sequence[str]:
-    """The stream's names; of pairs without names, such as batches have, y's are told apart from x's."""
-    is_unnamed = bool(stream.context_names) and tuple(stream.names) == default_names(len(stream.names))
-    return default_names(len(stream.names), "y") if is_unnamed else stream.names
