@@ -56,7 +56,7 @@ def test_columns_are_fitted_given_others_from_a_file_and_from_a_folder_of_them(t
     assert whichkl("fit", "parts", "--given", "age,dose", cwd=tmp_path).stderr.count("GeneralizedLinear")
     for given, said in (
         ("weight", "there is no column `weight`, but `age`"),
-        ("age,age", "stands twice"),
+        ("age,age", "appears twice"),
         ("age,visits,dose", "left for y"),
     ):
         with pytest.raises(InputError, match=said):

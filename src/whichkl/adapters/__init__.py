@@ -18,9 +18,8 @@ from whichkl.adapters import jax, numpyro
 class FunctionAdapter(Protocol):
     """A library of arrays: its functions are recognised by what they return, by what they raise, or by being traced."""
 
-    @property
-    def FOLDERS(self) -> Sequence[str]:  # noqa: N802
-        """Folders of the library's own code, which error messages skip when they name a line."""
+    FOLDERS: tuple[str, ...]
+    """Folders of the library's own code, which error messages skip when they name a line."""
 
     def claims_value(self, value: Any, /) -> bool:
         """Whether a function that returned this value is the library's."""
@@ -60,9 +59,8 @@ class Model(Protocol):
 class ModelAdapter(Protocol):
     """A library of probabilistic programs."""
 
-    @property
-    def KIND(self) -> str:  # noqa: N802
-        """What an object of the library is called, with its article, for messages."""
+    KIND: str
+    """What a model of the library is called, with its article, for messages."""
 
     def claims(self, obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any], /) -> bool:
         """Whether an object is a model of the library."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SIZES = (16, 128, 512)
 """Compiled batch sizes. Each size is one more compilation, which takes as long as thousands of evaluations."""
-FOLDERS = ("/jax/", "/jaxlib/", "/numpyro/")
+FOLDERS: tuple[str, ...] = ("/jax/", "/jaxlib/", "/numpyro/")
 """Folders of JAX and of libraries on top of it, which error messages skip when they name a line."""
 
 

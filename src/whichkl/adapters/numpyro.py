@@ -116,7 +116,7 @@ class NumPyroModel:
             raise TargetError(cannot("run this NumPyro model", because, instead)) from error
 
 
-KIND = "a NumPyro model"
+KIND: str = "a NumPyro model"
 
 
 def claims(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -228,20 +228,18 @@ def _unwinds() -> bool:
 
 
 class _Stream:
-    """A text stream whose failures are handled in one place."""
+    """A text stream whose failures become `OutputLost`, or are ignored."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, *, must_work: bool) -> None:
+        self._stream, self._must_work = stream, must_work
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Write text."""
-        try:
-            return self._stream.write(text)
-        except (OSError, ValueError) as error:
-            self._fail(error)
+        with self._watched():
+            self._stream.write(text)
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -251,27 +249,16 @@ class _Stream:
 
     def flush(self) -> None:
         """Flush what was written."""
-        try:
+        with self._watched():
             self._stream.flush()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        raise NotImplementedError
-
-
-class _Results(_Stream):
-    """Standard output: if it can't be written, the command has failed."""
-
-    def _fail(self, error: Exception) -> None:
-        raise OutputLost from error
-
-
-class _Notes(_Stream):
-    """Standard error: if it can't be written, nothing can be reported."""
-
-    def _fail(self, error: Exception) -> None:
-        pass
+            if self._must_work:
+                raise OutputLost from error
 
 
 @contextlib.contextmanager
@@ -292,7 +279,8 @@ def _streams() -> Iterator[bool]:
         for stream in before:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors=ENCODING_ERRORS)
-        sys.stdout, sys.stderr = _Results(before[0] or null), _Notes(before[1] or null)
+        sys.stdout = _Stream(before[0] or null, must_work=True)
+        sys.stderr = _Stream(before[1] or null, must_work=False)  # if it fails, nothing can be reported
         try:
             if not is_open:
                 because = "standard output is closed"

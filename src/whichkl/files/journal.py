@@ -1,4 +1,4 @@
-"""Journal: what a long fit has done so far, in a folder, so that an interrupted fit resumes where it was."""
+"""Journal: the state of a long fit in a folder, so that an interrupted fit can resume."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from whichkl.files.writing import TEMPORARY, remove_own, write_whole
 T = TypeVar("T")
 _log = logging.getLogger("whichkl")
 _OWN = rf"({re.escape(TEMPORARY)}.*|[^/]*\.safetensors)"
-"""Names of a journal's entries, and of those that were being written when the process was killed."""
+"""Names of a journal's entries, and of entries that weren't finished when the process was killed."""
 
 
 @dataclass(frozen=True)
 class Journal:
-    """Entries by name, each written whole or not at all, and kept apart by what they belong to.
+    """Entries by name, each written whole or not at all; every fit has a folder of its own.
 
     Args:
-        folder: where the journals of all fits lie.
-        key: SHA-256 of what this fit is: data, functions, family, objective, solver, seed, version. Its entries are in a
-            folder of this name, and no other fit reads or removes them.
-        prefix: put before every name, by `under`.
+        folder: what holds the journals of all fits.
+        key: SHA-256 of the fit's data, functions, family, objective, solver, seed and version. Its entries are in a folder of
+            this name, and no other fit reads or removes them.
+        prefix: start of the name of every entry, set by `under`.
     """
 
     folder: Path
@@ -52,13 +52,8 @@ class Journal:
         """Return this journal with another prefix, for a part of the work."""
         return Journal(self.folder, self.key, f"{self.prefix}{prefix}-")
 
-    @property
-    def has_entries(self) -> bool:
-        """Whether an earlier run of this fit left entries."""
-        return next((self.folder / self.key).glob("*.safetensors"), None) is not None
-
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Write an entry, in place of an earlier one of that name.
+        """Write an entry; it replaces an earlier one of that name.
 
         Raises:
             ResourceError: it can't be written.
@@ -68,12 +63,11 @@ class Journal:
         write_whole(self._path(name), save(content, metadata={"notes": text, "sha256": _digest(content, text)}))
 
     def load(self, name: str, read: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T | None:
-        """Read an entry; None where there is none, or where it isn't what was written, which is logged.
+        """Read an entry; None if there is none, or if it isn't what was written, which is logged.
 
         Args:
             name: what `save` was given.
-            read: makes of the tensors and the notes what is needed, and changes nothing. Where they can't be those of this fit it
-                raises an error.
+            read: turns tensors and notes into a result, or raises an error if they can't be those of this fit.
         """
         path = self._path(name)
         if not path.is_file():
@@ -87,11 +81,11 @@ class Journal:
             return read(tensors, dict(read_json(metadata["notes"].encode())))
         except (OSError, SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())[:200] or type(error).__name__
-            _log.warning("The journal's entry `%s` isn't what was written (%s). Its work is done again.", path, why)
+            _log.warning("The journal's entry `%s` isn't what was written (%s). Its work is repeated.", path, why)
             return None
 
     def clear(self) -> None:
-        """Remove this fit's own entries, and the folders that are empty without them: the result has been written."""
+        """Remove this fit's entries and the folders that are then empty; call it after the result is written."""
         try:
             own = self.folder / self.key
             if own.is_dir() and remove_own(own, lambda name: re.fullmatch(_OWN, name) is not None):
@@ -104,7 +98,7 @@ class Journal:
 
 
 def tensors_behind(prefix: str, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors behind a prefix, on the devices of those that they are to replace.
+    """Return the tensors whose names have a prefix, on the devices of the tensors that they replace.
 
     Raises:
         ValueError: their names or shapes aren't those of `like`.
@@ -136,6 +130,6 @@ def _digest(tensors: Mapping[str, Tensor], notes: str) -> str:
     digest = hashlib.sha256(notes.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        flat = value.flatten().clone(memory_format=torch.contiguous_format)  # an axis of one value may have any stride
+        flat = value.flatten().clone(memory_format=torch.contiguous_format)  # an axis of size 1 may have any stride
         digest.update(flat.view(torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()

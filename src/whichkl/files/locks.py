@@ -13,23 +13,23 @@ from whichkl._checks import ResourceError, cannot
 from whichkl.files.writing import make_folder, missing, refuse_foreign, remove_empty, remove_own, unwritable
 
 LOCK = ".whichkl-lock"
-"""Name of the file that marks a folder as in use. It holds the number of the process."""
+"""Name of the file that marks a folder as used. It holds the number of the process."""
 _SECONDS_BETWEEN_TRIES = 0.02
-_SECONDS_TO_WRITE = 10.0
-"""Age from which a lock file without a number is taken for one whose process was killed."""
-_HAS_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of disks that have no locks."""
+_MAX_SECONDS_WITHOUT_NUMBER = 10.0
+"""Age after which a lock file without a number is treated as that of a killed process."""
+_NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of disks that don't support locks."""
 _LOCKED_BYTE = 2**30
-"""Windows lets nobody read a locked byte, so the lock is on one behind the number."""
+"""The locked byte lies behind the number: on Windows a locked byte can't be read."""
 _Release = Callable[[], None]
 
 
 @contextlib.contextmanager
 def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a folder. It ends with this process, however the process ends.
+    """Hold the lock of a folder. The lock is released when this process ends, however it ends.
 
     Args:
-        folder: what is locked. It is made where it isn't there, and removed again if it's still empty at the end.
+        folder: what is locked. It is made if it doesn't exist, and removed if it is still empty at the end.
         do: what can't be done while another process holds the lock, for the message.
         wait: seconds to wait for another process.
 
@@ -56,27 +56,27 @@ def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
 
 
 def _take(path: Path) -> _Release | None:
-    """Return what ends the lock, or None where another process holds it."""
+    """Return a function that releases the lock, or None if another process holds it."""
     lock = _system_lock()
     if lock is None:
         return _take_name(path)
     try:
         return _take_handle(path, lock)
     except OSError as error:
-        if error.errno not in _HAS_NO_LOCKS:
+        if error.errno not in _NO_LOCK_ERRORS:
             raise
         return _take_name(path)
 
 
 def _take_handle(path: Path, lock: Callable[[int], bool]) -> _Release | None:
-    """Lock by the operating system, which unlocks when the process ends."""
+    """Lock through the operating system, which unlocks when the process ends."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not lock(handle):
                 os.close(handle)
                 return None
-            if _is_at(handle, path):  # else the process that held it has removed it since
+            if _is_at(handle, path):  # else the process that held it has removed it
                 os.write(handle, _number())
                 return lambda: _end(path, handle)
         except BaseException:
@@ -86,7 +86,7 @@ def _take_handle(path: Path, lock: Callable[[int], bool]) -> _Release | None:
 
 
 def _take_name(path: Path) -> _Release | None:
-    """Lock by the name of a file, where neither the system nor the disk has locks."""
+    """Lock by the existence of a file, if the system or the disk doesn't support locks."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -98,8 +98,8 @@ def _take_name(path: Path) -> _Release | None:
 
 
 def _end(path: Path, handle: int) -> None:
-    """Remove a lock file while it's held, so that no other process's is removed, and give it up."""
-    if os.name == "nt":  # which removes no open file
+    """Remove a lock file while it is held, so that no other process's file is removed, and release it."""
+    if os.name == "nt":  # Windows can't remove an open file
         os.close(handle)
         _remove(path)
     else:
@@ -117,7 +117,7 @@ def _number() -> bytes:
 
 
 def _holder(path: Path) -> str:
-    """The process that holds a lock, as far as its file says it."""
+    """Return the number of the process that holds a lock, or a question mark."""
     try:
         return path.read_text(encoding="ascii", errors="replace").strip() or "?"
     except OSError:
@@ -125,7 +125,7 @@ def _holder(path: Path) -> str:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Whether an open file is still the file of that name."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -139,8 +139,8 @@ def _is_left_over(path: Path) -> bool:
     except FileNotFoundError:
         return False
     if not text.isdigit():
-        return age > _SECONDS_TO_WRITE
-    if os.name == "nt":  # where `os.kill` ends the process
+        return age > _MAX_SECONDS_WITHOUT_NUMBER
+    if os.name == "nt":  # on Windows `os.kill` ends the process
         return False
     try:
         os.kill(int(text), 0)  # sends nothing
@@ -152,7 +152,7 @@ def _is_left_over(path: Path) -> bool:
 
 
 def _system_lock() -> Callable[[int], bool] | None:
-    """Return what locks an open file and says whether it could, or None where the system has no locks."""
+    """Return a function that locks an open file and returns whether it could; None if the system has no locks."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""Reading: JSON and tensors that come from a file are checked before anything is made of them."""
+"""Reading: JSON and tensors from files are checked before they are used."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from whichkl._checks import WhichklError
 T = TypeVar("T")
 _MAX_JSON_BYTES = 2**28
 _MAX_SHOWN = 60
-"""Characters of a wrong value that a message shows."""
-_WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-"""Numbers that JSON has no sign for, as `_checks.plain` writes them."""
+"""Largest number of characters of a wrong value that a message shows."""
+_NUMBER_WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+"""Numbers that JSON doesn't have, as `_checks.plain` writes them."""
 
 
 def read_json(data: bytes) -> Any:
-    """Read JSON of a bounded size and depth, in which no name stands twice and every number is finite.
+    """Read JSON of a bounded size and depth in which names are distinct and numbers finite.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the data isn't such JSON.
 
     >>> read_json(b'{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
@@ -44,7 +44,7 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
     """Read tensors by name from the bytes of a safetensors file.
 
     Raises:
-        ValueError: it isn't a whole file of that format.
+        ValueError: the data isn't a whole file of that format.
     """
     try:
         return load(data)
@@ -53,16 +53,16 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def checked(kind: Any, value: Any, place: str = "") -> Any:
-    """Return a value out of a JSON file as the type that an annotation names.
+    """Return a value from a JSON file as the type that an annotation names.
 
     Args:
         kind: None, bool, int, float, str, `Literal`, a union, `tuple[X, ...]`, `list[X]`, `Mapping[str, X]`, `Any`, a dataclass
-            or a `TypedDict`. Integers also count as floats, and so do the texts "inf", "-inf" and "nan".
+            or a `TypedDict`. Integers count as floats too, and so do the texts "inf", "-inf" and "nan".
         value: what `read_json` returned.
-        place: where it is in the file, for messages.
+        place: where the value is in the file, for messages.
 
     Raises:
-        ValueError: it isn't of that type; the message names the place.
+        ValueError: the value isn't of that type; the message names the place.
 
     >>> checked(tuple[float, ...], [1, "inf"])
     (1.0, inf)
@@ -72,7 +72,7 @@ def checked(kind: Any, value: Any, place: str = "") -> Any:
         return value
     if kind is int and type(value) is int:
         return value
-    if kind is float and (type(value) in (int, float) or (type(value) is str and value in _WORDS)):
+    if kind is float and (type(value) in (int, float) or (type(value) is str and value in _NUMBER_WORDS)):
         return _number(value, place)
     if origin is Literal and type(value) in (str, int, bool) and value in arguments:
         return value
@@ -90,7 +90,7 @@ def checked(kind: Any, value: Any, place: str = "") -> Any:
 
 
 def rebuilt(kind: type[T], value: Mapping[str, Any], place: str = "") -> T:
-    """Return a dataclass from its fields as JSON holds them.
+    """Make a dataclass from its fields as JSON holds them.
 
     Raises:
         ValueError: a field is missing, unknown or of another type; the message names it.
@@ -121,12 +121,12 @@ def _of_union(kinds: tuple[Any, ...], value: Any, place: str) -> Any:
             raise
         except ValueError as error:
             errors.append(error)
-    raise max(errors, key=lambda error: len(str(error)))  # the one that got furthest
+    raise max(errors, key=lambda error: len(str(error)))  # the kind that matched furthest
 
 
 def _number(value: float | str, place: str) -> float:
     try:
-        return _WORDS[value] if isinstance(value, str) else float(value)
+        return _NUMBER_WORDS[value] if isinstance(value, str) else float(value)
     except OverflowError:
         raise ValueError(f"{place or 'the value'} is {_shown(value)}") from None
 
@@ -145,16 +145,16 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{_shown(next(name for name in names if names.count(name) > 1))} stands in it twice")
+        raise ValueError(f"{_shown(next(name for name in names if names.count(name) > 1))} appears in it twice")
     return found
 
 
 def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} stands in it, which JSON doesn't have")
+    raise ValueError(f"it contains {text}, which JSON doesn't have")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:_MAX_SHOWN]} stands in it, which is too large")
+        raise ValueError(f"it contains {text[:_MAX_SHOWN]}, which is too large")
     return value

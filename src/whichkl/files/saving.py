@@ -1,4 +1,4 @@
-"""Saving: a result as a JSON file that names its weights, each with its checksum, replaced in one step and read back checked."""
+"""Saving: a result is a JSON file that names its weights; both have checksums and are replaced in one step."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from whichkl.files.writing import TEMPORARY, remove_own, write_whole
 
 FORMAT = 1
 _SECONDS_TO_WAIT = 60.0
-"""How long a save waits for another one into the same folder. One takes milliseconds."""
+"""How long a save waits for another save into the same folder; a save takes milliseconds."""
 _MAX_READS = 1_000
-"""How often a reader begins again because another process replaced the result while it read."""
+"""How often a reader starts again because another process replaced the result meanwhile."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """How one kind of result is saved: as a JSON file that holds the name and the SHA-256 of a file of weights.
+    """How one kind of result is saved: a JSON file that holds the name and the SHA-256 of a file of weights.
 
     Args:
         what: the kind of result, with its article, for messages.
         file: name of the JSON file.
-        weights: beginning of the name of the weights' file.
-        again: what to do if a saved one is damaged.
+        weights: start of the name of the file of weights.
+        again: what to do if a saved result is damaged.
     """
 
     what: str
@@ -53,12 +53,12 @@ class Saved:
     def write(self, folder: Path, files: Mapping[str, bytes]) -> None:
         """Write what `files` returned. An earlier result in that folder is replaced when the new JSON file gets its name.
 
-        If the process is killed before, the earlier result stays as it was. Of weights, only those are removed that
-        the replaced JSON file named, and those of a save that was killed, whose name is that of their content.
+        If the process is killed before, the earlier result is unchanged. The only weights that are removed are those that the
+        replaced JSON file named, and those of a killed save, which are named for their content.
 
         Raises:
-            InputError: the folder holds something other than such a result.
-            ResourceError: it can't be written, or another process keeps on writing there.
+            InputError: the folder holds anything but such a result.
+            ResourceError: it can't be written, or another process keeps writing there.
         """
         self.refuse_other(folder)
         with locked(folder, f"save {self.what} in `{folder}`", _SECONDS_TO_WAIT):
@@ -71,10 +71,10 @@ class Saved:
                     remove_own(entry, self.is_own)
 
     def refuse_other(self, folder: Path) -> None:
-        """Refuse a file, and a folder that holds something other than such a result.
+        """Refuse a file, and a folder that holds anything but such a result.
 
         Raises:
-            InputError: it does; the message names one of the things.
+            InputError: the folder does; the message names one of the entries.
         """
         if not folder.exists():
             return
@@ -86,7 +86,7 @@ class Saved:
             raise InputError(cannot(f"save {self.what} in `{folder}`", because, "Name a new or empty folder"))
 
     def is_own(self, name: str) -> bool:
-        """Whether `write` gives files this name, also those that it left unfinished when it was killed."""
+        """Whether `write` gives files this name; a killed one leaves unfinished files of such names."""
         own = re.escape(self.file)
         weights = rf"{self.weights}-[0-9a-f]{{16}}\.safetensors"
         return (
@@ -102,7 +102,7 @@ class Saved:
             kind: the `TypedDict` of its fields.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no result.
             IntegrityError: a file was changed, cut short, or written by a newer version.
             ResourceError: a file can't be read.
         """
@@ -128,7 +128,7 @@ class Saved:
         return IntegrityError(cannot(f"load `{folder}`", f"it isn't what was saved: {why}", self.again))
 
     def _read_both(self, folder: Path) -> tuple[bytes, bytes]:
-        """Read the JSON file and its weights; again where another process has replaced them in between."""
+        """Read the JSON file and its weights; start again if another process replaced them in between."""
         text = (folder / self.file).read_bytes()
         for _ in range(_MAX_READS):
             try:
@@ -138,7 +138,7 @@ class Saved:
                 if now == text:
                     raise self.damaged(folder, f"`{self._weights_of(text)}` is missing") from None
                 text = now
-        raise ResourceError(cannot(f"read `{folder}`", "other processes keep on replacing it", "Wait for them"))
+        raise ResourceError(cannot(f"read `{folder}`", "other processes keep replacing it", "Wait for them"))
 
     def _weights_of(self, text: bytes) -> str:
         fields = read_json(text)
@@ -160,7 +160,7 @@ class Saved:
         return checked(kind, fields)
 
     def _names(self, folder: Path) -> set[str]:
-        """The weights that the result in a folder names, if there is a result."""
+        """Return the name of the weights of the result in a folder, if there is a result."""
         try:
             return {self._weights_of((folder / self.file).read_bytes())}
         except (OSError, ValueError):
@@ -168,7 +168,7 @@ class Saved:
 
 
 def _is_left_over(entry: Path) -> bool:
-    """Whether a killed save left a file: one that isn't whole, or weights whose name is the hash of their content."""
+    """Whether a killed save left a file: an unfinished one, or weights whose name is the hash of their content."""
     if entry.name.startswith((TEMPORARY, ".")):
         return entry.name != LOCK
     if not entry.name.endswith(".safetensors"):
@@ -177,6 +177,6 @@ def _is_left_over(entry: Path) -> bool:
 
 
 def checksum(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of everything else in a JSON file that holds its own checksum."""
+    """Return the SHA-256 of the fields of a JSON file except its own checksum."""
     rest = {key: value for key, value in fields.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()

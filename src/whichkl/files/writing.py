@@ -1,4 +1,4 @@
-"""Files: the only place that writes, renames or removes a file, so that nothing of the user's is ever touched.
+"""Writing: the only module that writes, renames or removes files, so that the user's own files are never touched.
 
 Nothing here imports torch, so that the command line can check a folder before torch is loaded.
 """
@@ -14,21 +14,21 @@ from pathlib import Path
 from whichkl._checks import InputError, ResourceError, cannot
 
 TEMPORARY = ".new-"
-"""First characters of the name of every file and folder that isn't whole yet. If a process is killed, these are left over."""
+"""First characters of the name of every file and folder that isn't whole yet; a killed process leaves these behind."""
 WRITTEN_BY = b"Written by whichkl"
-"""Words in every report; a file without them was not written by whichkl, and is never replaced."""
+"""Text in every report; a file without it was not written by whichkl, and is never replaced."""
 
 
 def remove_own(path: Path, is_own: Callable[[str], bool]) -> bool:
     """Remove what whichkl itself wrote at a path. This is the only function of the library that removes anything.
 
-    The rule: an entry is removed only if whichkl wrote it, and whichkl knows what it wrote by its name. Only such entries are
-    removed from a folder, and the folder itself only when nothing else is left in it. A link is never followed and never removed.
+    An entry is removed only if whichkl wrote it, which its name shows. A folder is removed only if nothing else is left in it.
+    A link is never followed and never removed.
 
     Args:
-        path: a file or a folder, by a name that only whichkl gives. A missing one is already removed.
-        is_own: tells whether whichkl writes something of this name. For a file the name is `path.name`, for a file in a folder
-            its place in the folder, such as ``"fit/fit.json"``, and for a folder in a folder likewise, such as ``"fit/"``.
+        path: a file or a folder with a name that only whichkl gives; it may be missing.
+        is_own: whether whichkl writes entries of this name: `path.name` for a file, the path inside the folder for an entry
+            of a folder, such as ``"fit/fit.json"`` for a file and ``"fit/"`` for a folder.
 
     Returns:
         Whether nothing is left at `path`.
@@ -46,7 +46,7 @@ def remove_own(path: Path, is_own: Callable[[str], bool]) -> bool:
 
 
 def _remove_folder(folder: Path, root: Path, is_own: Callable[[str], bool]) -> bool:
-    """Remove own files and folders below a folder, and the folder itself if nothing else is left in it."""
+    """Remove own files and folders below a folder, and the folder if nothing else is left in it."""
     for entry in sorted(folder.iterdir()):
         name = entry.relative_to(root).as_posix()
         if entry.is_symlink():
@@ -66,13 +66,13 @@ def _is_temporary(name: str) -> bool:
 
 
 def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | None = None) -> None:
-    """Write a file through a temporary one next to it, which is synced and renamed, so that the file is never half written.
+    """Write a temporary file, sync it and rename it, so that the file is never half written.
 
     Args:
-        path: the file. Its folder is made.
+        path: the file. A missing folder is made.
         data: the content.
-        is_own: tells from the content of an earlier file of this name whether whichkl wrote it. Without this argument the
-            name alone says that it did.
+        is_own: whether whichkl wrote an earlier file of this name, by its content. By default every file of this name counts
+            as whichkl's own.
 
     Raises:
         InputError: the path is a link, or an earlier file there isn't one that whichkl wrote.
@@ -96,11 +96,11 @@ def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | No
 
 
 def refuse_foreign(path: Path, is_own: Callable[[bytes], bool] | None = None) -> None:
-    """Refuse to replace a link, or a file that whichkl didn't write.
+    """Refuse a path that is a link, or a file that whichkl didn't write.
 
     Args:
-        path: the file that is going to be written.
-        is_own: tells from the content of a file whether whichkl wrote it.
+        path: the file to be written.
+        is_own: whether whichkl wrote a file, by its content.
 
     Raises:
         InputError: the path is a link, or the file there was not written by whichkl.
@@ -120,20 +120,20 @@ def refuse_foreign(path: Path, is_own: Callable[[bytes], bool] | None = None) ->
 
 
 def is_report(content: bytes) -> bool:
-    """Whether a file's content is a report that whichkl wrote."""
+    """Whether content is that of a report that whichkl wrote."""
     return WRITTEN_BY in content
 
 
 def is_demo(content: bytes) -> bool:
-    """Whether a file's content is the numbers of a demo."""
+    """Whether content is the numbers of a demo."""
     return all(name in content for name in (b'"units"', b'"textbook"', b'"log_density_only"'))
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write and sync a file that isn't there yet.
+    """Write and sync a file that doesn't exist yet.
 
     Raises:
-        OSError: it is there, or can't be written.
+        OSError: it exists, or can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as stream:
@@ -143,10 +143,10 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def rename_new(fresh: Path, final: Path) -> None:
-    """Give a finished file or folder its final name, under which there must be nothing yet, and sync its folder.
+    """Give a finished file or folder its final name, which must be free, and sync its folder.
 
     Raises:
-        OSError: there is something under the final name, or it can't be renamed.
+        OSError: the name is taken, or the entry can't be renamed.
     """
     if final.is_symlink() or final.exists():
         raise FileExistsError(errno.EEXIST, "there is something of this name", str(final))
@@ -155,7 +155,7 @@ def rename_new(fresh: Path, final: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder written to the disk. Windows can't open a folder, and writes names without being asked."""
+    """Write the names in a folder to the disk. Windows can't open a folder, and writes names on its own."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -166,7 +166,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none.
+    """Make a folder if it doesn't exist.
 
     Raises:
         ResourceError: it can't be made.
@@ -178,7 +178,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Try to write a file in a folder before the work whose result goes there. Nothing is left behind.
+    """Try to write a file in a folder; nothing is left behind.
 
     Raises:
         ResourceError: the folder can't be written.
@@ -196,12 +196,12 @@ def check_writable(folder: Path) -> None:
 
 
 def missing(folder: Path) -> list[Path]:
-    """Return a folder and those above it that aren't there, the innermost first."""
+    """Return a folder and its parents that don't exist, the innermost first."""
     return [one for one in (folder, *folder.parents) if not one.exists()]
 
 
 def remove_empty(made: Sequence[Path]) -> None:
-    """Remove folders that this process has made, the innermost first, as far as they are still empty."""
+    """Remove folders that this process made if they are still empty, the innermost first."""
     for one in made:
         remove_own(one, lambda name: False)
 

@@ -1,7 +1,7 @@
-"""YAML file: a mapping of names to plain values, read within bounds, and the line of every value.
+"""YAML file: a mapping of names to plain values, read within bounds, with the line of every value.
 
-A file is text from outside: its size, its depth and the length of its texts are bounded, and nothing in it refers to anything
-else, so that reading takes seconds at most and no more memory than the file's own values.
+The file comes from outside: its size, its depth and the length of its texts are bounded, and values can't refer to each other, so
+that reading takes at most seconds, and no more memory than the values themselves.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ import yaml
 from whichkl._checks import InputError, WhichklError, cannot
 
 _MAX_BYTES = 1_000_000
-"""Largest file that is read."""
+"""Size of the largest file that is read."""
 _MAX_VALUES = 50_000
-"""Most names, values, lists and mappings: PyYAML takes a second for them."""
+"""Largest number of names, values, lists and mappings, for which PyYAML takes a second."""
 _MAX_DEPTH = 100
-"""Most lists and mappings inside each other."""
+"""Largest number of lists and mappings inside each other."""
 _MAX_TEXT = 10_000
-"""Most characters of a value: a mixture of a hundred components needs half of them."""
+"""Largest number of characters of a value: a mixture of a hundred components needs half of them."""
 _MAX_NAME = 100
-"""Most characters of a name, or of a number."""
+"""Largest number of characters of a name, or of a number."""
 _PREFIX = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_PREFIX}int", f"{_PREFIX}float")
 _PLAIN = (*_NUMBERS, f"{_PREFIX}bool", f"{_PREFIX}null")
-"""What an unquoted value can be besides text. A date stays text."""
+"""Types of unquoted values other than text. A date is text."""
 
 
 class YamlFile:
-    """What a YAML file says: `values` by their names, and where in the file each one is."""
+    """The values of a YAML file by name, and the line of each value."""
 
     def __init__(self, path: Path, values: dict[str, Any], root: Any) -> None:
         """Hold the values, and the nodes that they were made from."""
         self.path, self.values, self._root = path, values, root
 
     def line_of(self, place: tuple[Any, ...]) -> int:
-        """Return the line of the value at a place, or of what is nearest to it."""
+        """Return the line of the value at a place, or of the nearest value."""
         node, line = self._root, 1
         for step in place:
             if isinstance(node, yaml.MappingNode):
                 pair = next((pair for pair in node.value if pair[0].value == step), None)
                 if pair is None:
-                    continue  # a word of pydantic's own, or a missing name
+                    continue  # a step that pydantic added, or a missing name
                 line, node = pair[0].start_mark.line + 1, pair[1]
             elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
                 node = node.value[step]
@@ -67,7 +67,7 @@ def read_yaml(path: Path, example: str) -> YamlFile:
 
     Args:
         path: the file.
-        example: how such a file can begin, for messages.
+        example: a possible first line of such a file, for messages.
 
     Raises:
         InputError: the file can't be read, is larger than 1 MB or has more than 50,000 values, isn't UTF-8 or YAML, isn't a
@@ -89,7 +89,7 @@ def read_yaml(path: Path, example: str) -> YamlFile:
 
 
 class _Fault(Exception):
-    """What YAML allows and a file of ours may not have."""
+    """YAML that this library doesn't accept."""
 
     def __init__(self, line: int, because: str, instead: str) -> None:
         super().__init__(because)
@@ -97,7 +97,7 @@ class _Fault(Exception):
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Composes plain values only, and refuses the rest before anything is made of it."""
+    """Composes plain values, and refuses anything else before it is built."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [one for one in pairs if one[0] in _PLAIN] for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -108,7 +108,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         self._depth = self._values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Check an event before, and the node that comes of it after."""
+        """Check an event, compose its node, and check the node."""
         event = self.peek_event()
         line = event.start_mark.line
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
@@ -136,7 +136,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def _check_names(node: Any) -> None:
-    """Refuse a name that is in a mapping twice, that isn't text, or that is long.
+    """Refuse a name that appears twice in a mapping, isn't text, or is too long.
 
     Raises:
         _Fault: a name is one of these.
@@ -150,16 +150,16 @@ def _check_names(node: Any) -> None:
         if len(key.value) > _MAX_NAME:
             raise _Fault(line, f"a name has {len(key.value):,} characters", "Shorten it")
         if key.value in seen:
-            because = f"`{key.value}` stands here again, after line {seen[key.value] + 1}"
+            because = f"`{key.value}` is repeated, after line {seen[key.value] + 1}"
             raise _Fault(line, because, "Keep one of them")
         seen[key.value] = line
 
 
 def _text_of(path: Path) -> str:
-    """Read a regular file of UTF-8 text within the bound.
+    """Read a regular file of UTF-8 text of bounded size.
 
     Raises:
-        InputError: it isn't one.
+        InputError: the path isn't such a file.
     """
     do = f"read `{path}`"
     try:

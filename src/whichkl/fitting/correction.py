@@ -1,4 +1,4 @@
-"""Correction: draws and expectations of p itself, from a fit to it, by importance weights or else by particles."""
+"""Correction: draws and expectations of p from a fit to p, by importance weights, or by particles if weights fail."""
 
 from __future__ import annotations
 
@@ -20,22 +20,29 @@ from whichkl.particles import Particles, Reference, temper
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
 
-_PARTICLES, _ISLANDS, _LEAPFROGS, _KEEP, _LAST_MOVES = 4096, 32, 8, 0.8, 8
-_ENOUGH, _MOST = 10_000, 16_384
-"""For up to 10,000 draws 4,096 particles will do; there are never more than 16,384."""
-_MOST_CALLS = 1_000
-_WIDER = 1.5
-"""The particles start from a Gaussian so many times as wide as q, which reverse KL tends to leave too narrow."""
-_SEARCHING = 20.0
-"""The same where q is known to miss modes."""
-_FINITE_VARIANCE = 0.5
-"""k̂ up to which weights have a variance, so that their error bars mean something (Vehtari et al., 2024)."""
-_ACCEPTED, _APART, _OFF = 0.3, 0.5, 0.1
+_PARTICLES = 4_096
+"""Number of particles for up to `_MAX_DRAWS_OF_FEW_PARTICLES` draws."""
+_MAX_DRAWS_OF_FEW_PARTICLES = 10_000
+_MAX_PARTICLES = 16_384
+_ISLANDS = 32
+_LEAPFROGS = 8
+_KEEP = 0.8
+_LAST_MOVES = 8
+_MAX_CALLS = 1_000
+_WIDTH_OF_START = 1.5
+"""Width of the Gaussian from which particles start, relative to q: reverse KL tends to make q too narrow."""
+_WIDTH_OF_SEARCH = 20.0
+"""The same if q is known to miss modes."""
+_MAX_KHAT_WITH_VARIANCE = 0.5
+"""Largest k̂ at which weights have a finite variance, so that their error bars are valid (Vehtari et al., 2024)."""
+_MIN_ACCEPTANCE = 0.3
+_MAX_STDERR_OF_LOG_Z = 0.5
+_MAX_STEIN_DEVIATION = 0.1
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """E f(x) with its standard error, a component each where f returns several."""
+    """E f(x) with its standard error, per component of f."""
 
     value: Tensor
     """Of shape () or (k,), in the units of f."""
@@ -44,21 +51,21 @@ class Expectation:
     method: str
     """``"draws of q"``, ``"importance weights"`` or ``"particles"``."""
     n: int
-    """Draws or particles."""
+    """Number of draws or particles."""
     ess: float
-    """How many of them count, by their weights."""
+    """Effective sample size of their weights."""
     khat: float | None = None
-    """PSIS k̂ of the importance weights, where they were tried."""
+    """PSIS k̂ of the importance weights, if they were computed."""
 
     def __str__(self) -> str:
-        """One line: values with their errors, and how they were found."""
+        """One line: values with their errors, and the method."""
         pairs = zip(self.value.reshape(-1).tolist(), self.stderr.reshape(-1).tolist(), strict=True)
         return ", ".join(f"{v:.4g} ± {s:.2g}" for v, s in pairs) + f" ({self.method}, {self.ess:,.0f} of {self.n:,})"
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """Points in the user's coordinates with normalised log weights that stand for p, and how they were found."""
+    """Points in the user's coordinates with normalised log weights, distributed as p, and the method."""
 
     x: Float[Tensor, "n d"]
     log_weights: Float[Tensor, " n"]
@@ -70,19 +77,19 @@ class Weighted:
 
 
 def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_modes: bool = False) -> Weighted:
-    """Return weighted points that stand for p: Pareto-smoothed importance weights on n draws of q, else particles.
+    """Return weighted points distributed as p: n draws of q with Pareto-smoothed importance weights, or particles.
 
-    The weights serve where k̂ ≤ 0.5, so that they have a variance, and q isn't known to miss modes. Elsewhere sequential Monte
-    Carlo goes from a Gaussian about q to p; its answer is used if it finished, moves were accepted, twice as many moves change
-    no mean by more than chance would, its islands agree on Z to half a nat, and Stein's identity holds on its particles,
-    E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. Where it is not, weights serve up to k̂ = min(1 − 1/log₁₀ n, 0.7).
+    The weights are used if k̂ ≤ 0.5, so that they have a finite variance, and q isn't known to miss modes. Otherwise sequential
+    Monte Carlo moves particles from a Gaussian around q to p. They are used if it finished, moves were accepted, twice as many
+    moves change no mean significantly, its islands agree on log Z to half a nat, and Stein's identity holds on the particles,
+    E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. If they aren't, weights are used up to k̂ = min(1 − 1/log₁₀ n, 0.7).
 
     Args:
         target: p, with a log density.
         model: q, in the user's coordinates.
-        n: draws of q, and particles where n is above 10,000; else there are 4,096.
+        n: number of draws of q; above 10,000 also of particles, which are 4,096 otherwise.
         seed: fixes every random choice.
-        misses_modes: whether q is known to miss modes, which weights can't repair and don't see.
+        misses_modes: whether q is known to miss modes, which weights can't correct or detect.
 
     Raises:
         TargetError: there is no log density, or neither weights nor particles can be trusted.
@@ -100,9 +107,9 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
     log_weight = (target.log_prob(x).to(torch.float64) - q.log_prob(x).to(torch.float64)).detach().cpu()
     khat = pareto_smooth(log_weight)[1] if bool((log_weight > -math.inf).any()) else math.inf
     by_weights = Weighted(x, pareto_smooth(log_weight)[0], "importance weights", khat) if khat < math.inf else None
-    if by_weights is not None and khat <= _FINITE_VARIANCE and not misses_modes:
+    if by_weights is not None and khat <= _MAX_KHAT_WITH_VARIANCE and not misses_modes:
         return by_weights
-    particles = _particles(target, x, n, seed, wider=_SEARCHING if misses_modes else _WIDER)
+    particles = _particles(target, x, n, seed, wider=_WIDTH_OF_SEARCH if misses_modes else _WIDTH_OF_START)
     wrong = _distrust(target, particles)
     if wrong is not None and by_weights is not None and khat <= khat_limit(n) and not misses_modes:
         return by_weights
@@ -116,12 +123,12 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
 
 
 def draw(model: Any, weighted: Weighted | None, n: int, seed: int) -> Float[Tensor, "n d"]:
-    """Draw n points: of q, or, given weighted points, of those by their weights (systematic resampling, in random order).
+    """Draw n points of q, or of weighted points by systematic resampling, in random order.
 
     Args:
         model: q, in the user's coordinates.
         weighted: what `corrected` returned, or None for q itself.
-        n: how many.
+        n: number of points.
         seed: fixes the draws.
     """
     if weighted is None:
@@ -140,12 +147,12 @@ def draw(model: Any, weighted: Weighted | None, n: int, seed: int) -> Float[Tens
 def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: Weighted | None) -> Expectation:
     """Return Σ W f(x) with its standard error.
 
-    Of weights, and of draws of q, which weigh 1/n, it is √Σ W² (f − mean)²; of particles, it comes from the islands' differences
-    and from how far the mean moved when the moves were doubled.
+    For weights, and for draws of q with weights 1/n, the error is √Σ W² (f − mean)². For particles, it combines the differences
+    between islands and the change of the mean when the moves were doubled.
 
     Args:
         f: (n, d) → (n,) or (n, k).
-        x: draws of q, in the user's coordinates, where nothing is corrected.
+        x: draws of q, in the user's coordinates, used if nothing is corrected.
         weighted: what `corrected` returned, or None.
 
     Raises:
@@ -179,7 +186,7 @@ def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
     value = tensor_of(returned).detach().to("cpu", torch.float64)
     if value.ndim not in (1, 2) or len(value) != len(points):
         because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
-        raise InputError(cannot("take the expectation of this function", because, "Return (n,) or (n, k), a row each point"))
+        raise InputError(cannot("take the expectation of this function", because, "Return (n,) or (n, k), one row per point"))
     if not bool(value.isfinite().all()):
         because = f"it isn't finite at {int((~value.isfinite()).sum())} of {value.numel()} places"
         raise InputError(cannot("take the expectation of this function", because, "Return finite numbers"))
@@ -187,10 +194,10 @@ def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
 
 
 def check_draws(model: Any, names: tuple[str, ...], n: Any) -> None:
-    """Refuse a conditional model, whose draws need an x, and a number of draws that isn't a whole one of at least 1.
+    """Check that a model can be drawn from.
 
     Raises:
-        InputError: as said.
+        InputError: the model is conditional, so that draws need an x, or n isn't a whole number of at least 1.
     """
     if not isinstance(model, Distribution):
         because = f"it is a conditional model of {', '.join(names[:4])}, with a law for each x"
@@ -205,7 +212,7 @@ def _particles(target: Target, x: Float[Tensor, "n d"], n: int, seed: int, *, wi
     centred = u - u.mean(0)
     covariance = centred.T @ centred / len(u)
     tril = torch.linalg.cholesky(covariance + 1e-12 * torch.diag(covariance.diagonal()))
-    count = _PARTICLES if n <= _ENOUGH else _ISLANDS * math.ceil(min(n, _MOST) / _ISLANDS)
+    count = _PARTICLES if n <= _MAX_DRAWS_OF_FEW_PARTICLES else _ISLANDS * math.ceil(min(n, _MAX_PARTICLES) / _ISLANDS)
     return temper(
         free,
         Reference(u.mean(0), wider * tril),
@@ -215,20 +222,20 @@ def _particles(target: Target, x: Float[Tensor, "n d"], n: int, seed: int, *, wi
         leapfrogs=_LEAPFROGS,
         last_moves=_LAST_MOVES,
         settle=True,
-        max_calls=_MOST_CALLS,
+        max_calls=_MAX_CALLS,
         seed=seed,
     )
 
 
 def _distrust(target: Target, particles: Particles) -> str | None:
-    """What speaks against particles, or None."""
+    """Return why particles can't be trusted, or None."""
     if not particles.finished:
-        return f"they didn't get to it in {particles.calls} calls"
-    if particles.acceptance < _ACCEPTED:
+        return f"they didn't reach it in {particles.calls} calls"
+    if particles.acceptance < _MIN_ACCEPTANCE:
         return f"only {particles.acceptance:.0%} of their moves were accepted"
     if particles.drift is None or particles.drift > 1:
         return f"their averages still moved after {particles.calls} calls"
-    if particles.log_z_stderr > _APART:
+    if particles.log_z_stderr > _MAX_STDERR_OF_LOG_Z:
         return f"independent groups of them disagree on log Z by {particles.log_z_stderr:.1f}"
     free = target.unconstrained()
     _, score = free.trial(particles.x.to(free.device))
@@ -236,6 +243,6 @@ def _distrust(target: Target, particles: Particles) -> str | None:
     centred = particles.x - particles.x.median(0).values
     scale = centred.square().mean(0).sqrt()
     mean, stderr = particles.mean(torch.cat([score * scale, centred * score + 1], dim=1))
-    if bool(((mean.abs() > 5 * stderr) & (mean.abs() > _OFF)).any()):
+    if bool(((mean.abs() > 5 * stderr) & (mean.abs() > _MAX_STEIN_DEVIATION)).any()):
         return "Stein's identity fails on them"
     return None

@@ -1,20 +1,19 @@
-"""Fit file: what a saved fit holds, and how its parts are read back, each checked."""
+"""Fit file: the fields of a saved fit, written and read back with checks."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal, NotRequired, TypedDict
+from dataclasses import MISSING, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, get_type_hints
 
 from torch import Tensor
 
 from whichkl.access import Access
 from whichkl.advice import advise
-from whichkl.diagnostics import Diagnostics, MissingModes, carried
+from whichkl.diagnostics import Diagnostics, carried
 from whichkl.diagnostics.findings import FINDINGS
 from whichkl.divergences import Estimate
 from whichkl.families import Family
 from whichkl.families.parameter_checks import check_parameters
 from whichkl.files.saving import FORMAT, Saved
-from whichkl.goodness import Calibration, TwoSample
 from whichkl.objectives import objective_of
 from whichkl.solvers import Optimum
 from whichkl.targets.supports import Bijection
@@ -30,37 +29,25 @@ class OptimumFields(TypedDict):
     is_global: bool
 
 
-class DiagnosticsFields(TypedDict):
-    """`Fit.diagnostics`, without the parameters; what older versions didn't measure may be missing."""
-
-    optima: list[OptimumFields]
-    iterations: int
-    residual: float
-    nodes: NotRequired[int | None]
-    node_error: NotRequired[float | None]
-    ess: NotRequired[float | None]
-    khat: NotRequired[float | None]
-    least_kl: NotRequired[float | None]
-    jump: NotRequired[float | None]
-    understated: NotRequired[float | None]
-    separate: NotRequired[int]
-    evaluations: NotRequired[Mapping[str, int] | None]
-    elbo: NotRequired[Estimate | None]
-    held_out: NotRequired[Estimate | None]
-    richer_gain: NotRequired[Estimate | None]
-    simpler_gain: NotRequired[Estimate | None]
-    curve: NotRequired[list[Any] | None]
-    history: NotRequired[tuple[float, ...]]
-    notes: NotRequired[tuple[str, ...]]
-    simpler: NotRequired[str | None]
-    correlated: NotRequired[bool | None]
-    two_sample: NotRequired[TwoSample | None]
-    calibration: NotRequired[Calibration | None]
-    missing_modes: NotRequired[MissingModes | None]
+_MEASURED = {one.name: one for one in fields(Diagnostics) if one.name not in ("optima", "curve", "held")}
+"""Fields of `Diagnostics` that are saved as they are."""
+if TYPE_CHECKING:
+    DiagnosticsFields = Mapping[str, Any]
+else:
+    _HINTS = get_type_hints(Diagnostics)
+    DiagnosticsFields = TypedDict(
+        "DiagnosticsFields",
+        {
+            "optima": list[OptimumFields],
+            "curve": NotRequired[list[Any] | None],
+            **{name: _HINTS[name] if one.default is MISSING else NotRequired[_HINTS[name]] for name, one in _MEASURED.items()},
+        },
+    )
+    """`Fit.diagnostics` without the parameters; what older versions didn't measure may be missing."""
 
 
 class FitFields(TypedDict):
-    """Everything but the parameters of a fit, as `fit.json` holds it."""
+    """Everything of a fit but its parameters, as `fit.json` holds it."""
 
     format: int
     family: Mapping[str, Any]
@@ -77,9 +64,9 @@ class FitFields(TypedDict):
 
 
 def described(fit: Any) -> dict[str, Any]:
-    """Return everything but the parameters of a `Fit`, as JSON can hold it."""
+    """Return everything of a `Fit` but its parameters, as JSON can hold it."""
     d = fit.diagnostics
-    kept = {name: getattr(d, name) for name in DiagnosticsFields.__annotations__ if name not in ("optima", "curve")}
+    kept = {name: getattr(d, name) for name in _MEASURED}
     return {
         "format": FORMAT,
         "family": fit.family.config(),
@@ -92,8 +79,6 @@ def described(fit: Any) -> dict[str, Any]:
         "diagnostics": {
             **{name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in kept.items()},
             "curve": None if d.curve is None else [[count, one.to_dict()] for count, one in d.curve],
-            "history": list(d.history),
-            "notes": list(d.notes),
             "optima": [{"loss": o.loss, "converged": o.converged, "is_global": o.is_global} for o in d.optima],
         },
         "access": fit.advice.access.label,
@@ -104,41 +89,49 @@ def described(fit: Any) -> dict[str, Any]:
 
 
 def tensors_of(family: Family, optima: tuple[Optimum, ...]) -> dict[str, Tensor]:
-    """Return every optimum's parameters, each name behind the optimum's number."""
+    """Return every optimum's parameters, under names such as ``0.loc``."""
     return {f"{i}.{name}": value for i, one in enumerate(optima) for name, value in family.parameters(one.model).items()}
 
 
-def rebuilt_fit(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
+def rebuilt_fit(saved: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
     """Return the arguments of `Fit` that a saved one holds.
 
     Raises:
-        ValueError: something in it can't be that of a fit; the message names it.
+        ValueError: a value can't be that of a fit; the message names it.
     """
-    names = fields["names"]
-    unknown = [name for name in fields["findings"] if name not in FINDINGS]
-    if unknown or fields["seed"] < 0 or not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"there is no finding `{unknown[0][:40]}`" if unknown else "its seed or its names can't be those of a fit"
-        )
-    optima = _optima(fields["diagnostics"]["optima"], tensors, family)
-    bijection = Bijection(fields["support"], len(names))  # type: ignore[arg-type]
-    shape = getattr(optima[0].model, "event_shape", None)
+    names = saved["names"]
+    unknown = [name for name in saved["findings"] if name not in FINDINGS]
+    if unknown:
+        raise ValueError(f"there is no finding `{unknown[0][:40]}`")
+    if saved["seed"] < 0 or not names or len(set(names)) < len(names):
+        raise ValueError("its seed or its names can't be those of a fit")
+    optima = _optima(saved["diagnostics"]["optima"], tensors, family)
+    model = optima[0].model
+    bijection = Bijection(saved["support"], len(names))  # type: ignore[arg-type]
+    shape = getattr(model, "event_shape", None)
     if shape is not None and not family.conditional and tuple(shape) not in ((bijection.free_dim,), ()):
         raise ValueError(f"its model has events of shape {tuple(shape)}, and it names {len(names)} columns")
     return {
-        "model": carried(optima[0].model, bijection),
+        "model": carried(model, bijection),
         "family": family,
-        "objective": objective_of(fields["objective"]),
-        "solver": fields["solver"],
-        "advice": replace(advise(Access.parse(fields["access"]), family), dim=len(names)),
-        "value": fields["value"],
-        "status": fields["status"],
-        "findings": frozenset(fields["findings"]),
-        "diagnostics": _diagnostics(fields["diagnostics"], optima),
+        "objective": objective_of(saved["objective"]),
+        "solver": saved["solver"],
+        "advice": replace(advise(Access.parse(saved["access"]), family), dim=len(names)),
+        "value": saved["value"],
+        "status": saved["status"],
+        "findings": frozenset(saved["findings"]),
+        "diagnostics": _diagnostics(saved["diagnostics"], optima),
         "names": names,
         "bijection": bijection,
-        "seed": fields["seed"],
+        "seed": saved["seed"],
     }
+
+
+def _diagnostics(d: Mapping[str, Any], optima: tuple[Optimum, ...]) -> Diagnostics:
+    measured = {name: d[name] for name in _MEASURED if name in d}
+    curve = d.get("curve")
+    measured["curve"] = None if curve is None else tuple((int(count), Estimate.from_dict(one)) for count, one in curve)
+    return Diagnostics(optima=optima, **measured)
 
 
 def _optima(described: list[OptimumFields], tensors: Mapping[str, Tensor], family: Family) -> tuple[Optimum, ...]:
@@ -160,10 +153,3 @@ def _optima(described: list[OptimumFields], tensors: Mapping[str, Tensor], famil
             raise ValueError(f"the parameters of optimum {i} aren't those of `{family}`")
         found.append(Optimum(model, one["loss"], one["converged"], one["is_global"]))
     return tuple(found)
-
-
-def _diagnostics(d: DiagnosticsFields, optima: tuple[Optimum, ...]) -> Diagnostics:
-    rest: dict[str, Any] = {name: d[name] for name in DiagnosticsFields.__annotations__ if name in d}  # type: ignore[literal-required]
-    curve = d.get("curve")
-    rest["curve"] = None if curve is None else tuple((int(count), Estimate.from_dict(one)) for count, one in curve)
-    return Diagnostics(**{**rest, "optima": optima})

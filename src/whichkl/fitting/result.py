@@ -43,7 +43,7 @@ class Fit:
     status: str
     """`converged` or `stopped`."""
     findings: frozenset[str]
-    """Names from `diagnostics.FINDINGS`; `explanations` has the sentences, in the order of `sorted(findings)`."""
+    """Names from `diagnostics.FINDINGS`; `explanations` has a sentence for each, in the order of `sorted(findings)`."""
     diagnostics: Diagnostics
     names: tuple[str, ...]
     bijection: Bijection
@@ -79,14 +79,14 @@ class Fit:
     def draws(
         self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Target | None = None
     ) -> Float[Tensor, "n d"]:
-        """Draw n points in the coordinates of the target: of q, or, corrected, of p as far as q leads to it.
+        """Draw n points of q in the coordinates of the target, or, corrected, of p.
 
         Args:
-            n: how many.
-            corrected: whether to resample draws of q by Pareto-smoothed importance weights, or, where k̂ forbids it, to move
-                particles from q to p (`whichkl.fitting.correction.corrected` has the rules). Corrected points can repeat.
+            n: number of points.
+            corrected: whether to resample draws of q by Pareto-smoothed importance weights, or, if k̂ is too large, to move
+                particles from q to p (see `whichkl.fitting.correction.corrected`). Corrected points can repeat.
             seed: fixes the draws.
-            target: what was fitted, for a fit that was loaded.
+            target: what was fitted, for a loaded fit.
 
         Raises:
             InputError: the fit is conditional, or n isn't a whole number of at least 1.
@@ -110,14 +110,14 @@ class Fit:
         seed: int = 0,
         target: Target | None = None,
     ) -> Expectation:
-        """Return E f(x) with its standard error, under p as far as q leads to it, or under q itself.
+        """Return E f(x) with its standard error, under p, or under q.
 
         Args:
             f: (n, d) → (n,) or (n, k), of points in the coordinates of the target.
-            corrected: whether under p, by importance weights or particles as in `draws`.
-            n: draws of q to begin with.
+            corrected: whether the expectation is under p, by importance weights or particles as in `draws`.
+            n: number of draws of q.
             seed: fixes the draws.
-            target: what was fitted, for a fit that was loaded.
+            target: what was fitted, for a loaded fit.
 
         Raises:
             InputError: the fit is conditional, f returns something else, or n isn't a whole number of at least 1.
@@ -134,21 +134,21 @@ class Fit:
     def linear_response(
         self, columns: Sequence[int | str] | None = None, *, target: Target | None = None
     ) -> Float[Tensor, "k d"]:
-        """Return rows of the covariance that a mean-field fit by reverse KL implies by how its means answer to a tilt of p.
+        """Return rows of the covariance that a mean-field fit by reverse KL implies: the response of its means to a tilt of p.
 
-        Mean field keeps columns independent, and too narrow where they aren't. Σ = [∇² (−ELBO)]⁻¹, in the rows and columns of
-        the means, has their correlations and spreads: exactly on a Gaussian target, to first order elsewhere.
+        Mean field makes columns independent, and too narrow if they are correlated. Σ = [∇² (−ELBO)]⁻¹, in the rows and columns
+        of the means, has their correlations and spreads: exactly for a Gaussian target, to first order for others.
 
         Args:
-            columns: names or numbers of the rows wanted; unless said, all, up to 500 dimensions.
-            target: what was fitted, for a fit that was loaded.
+            columns: names or numbers of the rows; by default all, up to 500 dimensions.
+            target: what was fitted, for a loaded fit.
 
         Returns:
-            Rows of Σ in the order of `columns`, in the squared units of x; where the target has a support other than ℝᵈ, in free
-            coordinates (those of `diagnostics.optima`), in which columns have numbers alone unless there are d of them.
+            Rows of Σ in the order of `columns`, in the squared units of x; if the target has a support other than ℝᵈ, in free
+            coordinates (those of `diagnostics.optima`), whose columns have only numbers unless there are d of them.
 
         Raises:
-            InputError: it's another fit, a column isn't known, or all of more than 500 are asked for.
+            InputError: it's another fit, a column isn't known, or all of more than 500 columns are requested.
             TargetError: there is no target, the fit isn't a minimum, or the equations can't be solved to nine digits.
 
         Source: Giordano, Broderick & Jordan (2018); Giordano, Ingram & Broderick (2024).
@@ -166,24 +166,24 @@ class Fit:
         return corrected_points(p, self.model, n, seed, misses_modes="modes_missing" in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the parameters as JSON can hold it."""
+        """Return everything except the parameters, as JSON can hold it."""
         return described(self)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `fit.json` and the weights that it names (every optimum's parameters, in free coordinates).
 
         An earlier fit in that folder is replaced in one step, when the new `fit.json` gets its name. If the process is killed
-        before, the earlier fit stays as it was. Several processes may save into one folder: they wait for each other.
+        before, the earlier fit is unchanged. Processes that save into one folder wait for each other.
 
         Raises:
-            InputError: the folder holds something other than a fit.
+            InputError: the folder holds anything but a fit.
             ResourceError: it can't be written.
         """
         FIT.write(Path(folder), self.files())
 
     @plain_modes()
     def files(self) -> dict[str, bytes]:
-        """Return what `save` writes: the weights under a name of their own, and `fit.json`, which names them."""
+        """Return the files that `save` writes: the weights, and `fit.json`, which names them."""
         return FIT.files(self.to_dict(), tensors_of(self.family, self.diagnostics.optima))
 
     @classmethod
@@ -193,11 +193,11 @@ class Fit:
 
         Args:
             folder: what `save` was given.
-            family: the family, or the module, where it isn't one of this library's.
+            family: the family or the module, if it isn't one of this library.
 
         Raises:
             InputError: there is no fit in that folder.
-            IntegrityError: a file was changed, cut short, or written by a newer version, or holds what no fit can hold.
+            IntegrityError: a file was changed, cut short, or written by a newer version, or holds impossible values.
             ResourceError: a file can't be read.
         """
         path = Path(folder)

@@ -51,22 +51,22 @@ def fit(
     Args:
         target: a `Target`, or anything that `Target.of` takes. Pairs (x, y) make a conditional fit, q(y|x): its loss is
             the cross-entropy, KL(p‖q) + H(p), as in supervised learning.
-        family: which models are allowed, or their name, such as ``"mixture:auto"``; a full Gaussian unless said, independent
-            columns of categories where the target is discrete. A `torch.nn.Module` whose `forward()`, or `forward(x)` for pairs,
+        family: which models are allowed, or their name, such as ``"mixture:auto"``; by default a full Gaussian, or independent
+            columns of categories for a discrete target. A `torch.nn.Module` whose `forward()`, or `forward(x)` for pairs,
             returns a `Distribution` is copied and trained.
-        objective: an objective or its name, with its parameter as in ``"jeffreys:0.3"``; unless said, the only possible one, and
-            forward KL where both are.
-        solver: a solver or its name; the best for the job unless said.
+        objective: an objective or its name, with its parameter as in ``"jeffreys:0.3"``; by default the only possible one, or
+            forward KL if both directions are possible.
+        solver: a solver or its name; by default the best for the job.
         seed: fixes every random choice; the same seed gives the same fit.
         cluster: ``"auto"`` or the address of a Ray cluster, on whose machines passes over the samples run; the answer is
             the same to the last bit.
-        judge: whether to hold rows out and compare; without, the value is the in-sample mean, and says so.
-        journal: a folder where the fit writes down how far it is; called again with the same arguments, a killed fit
-            goes on from there. `fit` deletes it at its end.
-        tell: called with what is being done and which fraction of it is done, for a progress bar.
+        judge: whether to hold rows out for diagnostics; otherwise the value is the in-sample mean, which its method reports.
+        journal: a folder for the state of the fit; if the fit is interrupted, the same call resumes it. `fit` deletes the
+            state at its end.
+        tell: called with the current step and the fraction of it that is done, for a progress bar.
 
     Raises:
-        InputError: samples or arguments are bad.
+        InputError: samples or arguments can't be used.
         TargetError: the target can't do what the objective requires, or its log density is broken.
         ResourceError: the cluster can't be reached, or the journal can't be written.
 
@@ -95,7 +95,7 @@ def fit(
 
 
 def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int, work: Work) -> tuple[Solved, Judgement]:
-    """Solve again from the modes that a fit misses, where they hold more of p's mass than it reaches, and keep what is better."""
+    """Solve again from the modes that a fit misses if they outweigh those that it holds, and keep the better fit."""
     start = p
     for attempt in range(_MAX_RESTARTS):
         missing = judgement.diagnostics.missing_modes
@@ -110,7 +110,7 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
         before = done.solution.best.loss
         try:
             again = solve(start, done.family, done.objective, done.solver, seed, part, judged=True)
-        except Exception as error:  # whatever it is, there is a fit
+        except Exception as error:  # whatever it is, there is a fit already
             note = f"solving again from the missing modes failed ({error})".rstrip(".")
             return replace(done, notes=(*done.notes, note)), judgement
         loss = again.solution.best.loss
@@ -123,14 +123,14 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
 
 
 def _identity(target: Target, family: Family, objective: Any, solver: Any, seed: int) -> dict[str, Any]:
-    """What a journal belongs to: the target, its rows and its functions, the family, how it is fitted, and the version."""
+    """Describe the fit that a journal belongs to: target, family, how it is fitted, and the version of the code."""
     stream = None if target.stream is None else target.stream.identity
     how = {"objective": str(objective), "solver": str(solver), "seed": seed, "family": family.config(), "code": code_version()}
     return {"target": target_fingerprint(target), "stream": stream, **how}
 
 
 def _check_pairs(target: Target, family: Family | None) -> None:
-    """Refuse pairs (x, y) for a family of one distribution, and single rows for a conditional one; None is the default."""
+    """Refuse pairs (x, y) for an unconditional family, and rows without x for a conditional one; None is the default family."""
     y = target.samples if target.stream is None else target.stream.first.x if target.stream.context_names else None
     if target.context_names and y is not None and (family is None or not family.conditional):
         do, because = f"fit `{family}` to this conditional target", "and this family is one distribution, not q(y|x)"

@@ -1,4 +1,4 @@
-"""Solve: objective and solver are chosen, and the loss is minimised; nothing is judged yet."""
+"""Solve: choose an objective and a solver, and minimise; the result isn't judged yet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the di
 
 @dataclass(frozen=True)
 class Solved:
-    """What a solver found, in the coordinates of the target, before it is judged."""
+    """The result of a solver in the coordinates of the target, before it is judged."""
 
     model: Any
     family: Family
@@ -40,7 +40,7 @@ class Solved:
     notes: tuple[str, ...]
 
     def judged(self, target: Target, judgement: Judgement, seed: int) -> Fit:
-        """Return the fit, with what was measured about it."""
+        """Return the fit with its judgement."""
         d = judgement.diagnostics
         return Fit(
             model=self.model,
@@ -69,10 +69,10 @@ def solve(
     *,
     judged: bool,
 ) -> Solved:
-    """Choose objective and solver, and minimise; where it's going to be `judged`, rows may be held out for that.
+    """Choose objective and solver, and minimise; rows may be held out if the result will be `judged`.
 
     Raises:
-        InputError: samples or arguments are bad.
+        InputError: samples or arguments can't be used.
         TargetError: the target can't do what the objective requires, or its log density is broken.
     """
     free = p.unconstrained() if family.carried else p
@@ -104,10 +104,10 @@ def solve(
 
 
 def _check_scales(free: Target) -> None:
-    """Refuse rows, in the coordinates in which they are fitted, whose squares leave float64; of a stream the first ones tell.
+    """Check the scales of rows in free coordinates; for a stream, of its first block.
 
     Raises:
-        InputError: as said.
+        InputError: squares of some rows leave float64.
     """
     x, context = free.samples, free.context
     if free.stream is not None:
@@ -120,7 +120,7 @@ def _check_scales(free: Target) -> None:
 
 
 def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
-    """The wanted objective if the access allows it, else the advised one."""
+    """Return the requested objective if the access allows it; without a request, the advised one."""
     if objective is None:
         if advice.best is None:
             apart = [why for name, why in advice.missing.items() if OBJECTIVES[name].requires.met_by(advice.access)]

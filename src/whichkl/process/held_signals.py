@@ -1,4 +1,4 @@
-"""Held signals: a step that would crash the process if it were interrupted, such as the beginning and the end of Ray."""
+"""Held signals: a step runs without interruption, such as the start and the end of Ray, which would crash the process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from functools import lru_cache
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_REARM = 0.05
-"""Seconds between two installations of the handlers, which Ray's core replaces and takes away without Python's knowledge."""
+_SECONDS_BETWEEN_HANDLERS = 0.05
+"""Seconds between two installations of the handlers, since Ray's core replaces and removes them unseen by Python."""
 
 
 def uninterrupted(step: Callable[[], None]) -> None:
-    """Run a step in another thread, hold back a signal that comes meanwhile, and raise it afterwards; a second isn't held.
+    """Run a step in another thread; a signal that arrives meanwhile is raised afterwards, a second one at once.
 
-    The step runs as usual where the process has no handler of SIGTERM, or this isn't the main thread.
+    The step runs in this thread if the process has no handler of SIGTERM, or if this isn't the main thread.
     """
     before = {one: signal.getsignal(one) for one in _SIGNALS}
     if threading.current_thread() is not threading.main_thread() or not callable(before[signal.SIGTERM]):
@@ -30,7 +30,7 @@ def uninterrupted(step: Callable[[], None]) -> None:
 
     def hold(number: int, frame: Any) -> None:
         if hasattr(signal, "alarm"):
-            signal.alarm(0)  # Ray's core, where it got the signal first, aborts the process three seconds later
+            signal.alarm(0)  # if Ray's core got the signal first, it would abort the process three seconds later
         held.append(number)
         if len(held) > 1:
             handlers[signal.Signals(number)](number, frame)
@@ -46,7 +46,7 @@ def uninterrupted(step: Callable[[], None]) -> None:
         for one in handlers:
             signal.signal(one, hold)
         _steps().put(work)
-        while not is_done.wait(_REARM):
+        while not is_done.wait(_SECONDS_BETWEEN_HANDLERS):
             for one in handlers:
                 signal.signal(one, hold)
     finally:
@@ -60,7 +60,7 @@ def uninterrupted(step: Callable[[], None]) -> None:
 
 @lru_cache(maxsize=1)
 def _steps() -> queue.SimpleQueue[Callable[[], None]]:
-    """What is put here runs in a thread that never ends: Linux ends what Ray starts together with the thread that started it."""
+    """Return a queue of steps for a thread that never ends: Linux ends Ray's processes with the thread that began them."""
     steps: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def work() -> None:

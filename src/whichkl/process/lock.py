@@ -1,4 +1,4 @@
-"""The lock around what Python or torch keep once for the whole process, and which is changed for a moment and put back."""
+"""Lock: one thread at a time changes states that Python and torch keep once per process, and restores them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class _ProcessLock:
-    """A re-entrant lock, free again in a forked child: the thread that held it doesn't live there."""
+    """A re-entrant lock that is free in a forked child, which doesn't have the thread that held it."""
 
     def __init__(self) -> None:
         self._renew()
@@ -29,7 +29,7 @@ class _ProcessLock:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock inside the block."""
-        lock = self._lock  # the one that was taken is the one to release, also in a child that was forked inside the block
+        lock = self._lock  # a child that was forked inside the block has another lock
         with lock:
             before, self._owner = self._owner, threading.get_ident()
             try:
@@ -39,15 +39,15 @@ class _ProcessLock:
 
 
 PROCESS_LOCK = _ProcessLock()
-"""Held while a global state is another than the user's: global seeds, or the filters of warnings.
+"""Held while a global state differs from the user's: global seeds, or the filters of warnings.
 
-Whoever holds it waits for no other thread of this library, which could need the lock too: see `cluster.Threads.map`.
+A thread that holds it must not wait for other threads of this library, which may need the lock too: see `cluster.Threads.map`.
 """
 
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Show no warning inside the block; the filters, which all threads share until Python 3.14, are put back in order."""
+    """Show no warnings inside the block. Until Python 3.14 all threads share the filters, so they are restored under the lock."""
     with PROCESS_LOCK.held(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -16,32 +16,32 @@ STREAM_BYTES = 2**23
 """Bytes to keep for the blocks of a stream."""
 LOG_DENSITY_BYTES = 31 * 2**20
 """Bytes to keep for a log density: its largest intermediate results that glibc still keeps."""
-_SAYINGS = (
+_OUT_OF_MEMORY_TEXTS = (
     *("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "bad_alloc"),
     *("failed to map segment", "can't start new thread", "resource_exhausted", "unable to allocate"),
 )
-"""What torch, its libraries, JAX and the dynamic linker say of memory that ran out, in errors of other kinds."""
-_NAMES = ("OutOfMemoryError", "ArrowMemoryError", "_ArrayMemoryError")
+"""Texts by which errors of torch, its libraries, JAX and the dynamic linker report that memory ran out."""
+_OUT_OF_MEMORY_ERRORS = ("OutOfMemoryError", "ArrowMemoryError", "_ArrayMemoryError")
 _SMALLER = "Use fewer samples, a smaller family or fewer dimensions, or free some memory"
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """Return whether an error, or the error that caused it, says that memory ran out.
+    """Whether an error, or an error that caused it, reports that memory ran out.
 
     >>> ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory")), ran_out(RuntimeError("singular matrix"))
     (True, False)
     """
     while error is not None:
         says = str(error).lower() if isinstance(error, (RuntimeError, ImportError, OSError)) else ""
-        by_name = isinstance(error, MemoryError) or type(error).__name__ in _NAMES
-        if by_name or getattr(error, "errno", None) == errno.ENOMEM or any(one in says for one in _SAYINGS):
+        by_name = isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY_ERRORS
+        if by_name or getattr(error, "errno", None) == errno.ENOMEM or any(one in says for one in _OUT_OF_MEMORY_TEXTS):
             return True
         error = error.__cause__
     return False
 
 
 def refuse_if_ran_out(error: BaseException, do: str = "go on") -> None:
-    """Raise a `ResourceError` in place of an error that says that memory ran out; do nothing for any other error.
+    """Raise a `ResourceError` if an error reports that memory ran out; do nothing for any other error.
 
     Raises:
         ResourceError: memory ran out.
@@ -59,11 +59,11 @@ def memory_message(do: str = "go on") -> str:
 
 
 def check_memory(needed: float, do: str, instead: str = _SMALLER) -> None:
-    """Refuse work that needs more memory than there is, before it begins.
+    """Refuse work that needs more memory than is available, before it starts.
 
     Args:
-        needed: bytes that the work allocates at least.
-        do: what can't be done otherwise, such as ``"fit `Gaussian()` in 30,000 dimensions"``.
+        needed: smallest number of bytes that the work allocates.
+        do: the work, such as ``"fit `Gaussian()` in 30,000 dimensions"``.
         instead: what to do.
 
     Raises:
@@ -76,16 +76,16 @@ def check_memory(needed: float, do: str, instead: str = _SMALLER) -> None:
 
 
 def available_memory() -> float:
-    """Return the bytes that this process can still allocate, as far as the system tells; infinity where it doesn't.
+    """Return the bytes that this process can still allocate; infinity if the system doesn't report it.
 
-    It is the least of the free memory of the machine with its swap, of what limits of the process leave, and of what the
-    process's control group leaves.
+    It is the minimum of the machine's free memory and swap, of what the limits of the process leave, and of what the limits of
+    its control group leave.
     """
     return max(0.0, min(_of_machine(), _of_process(), _of_group(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
 
 
 def shown_bytes(count: float) -> str:
-    """Write a number of bytes to two digits or more.
+    """Write a number of bytes with at least two digits.
 
     >>> shown_bytes(7_200_000_000), shown_bytes(150_000_000), shown_bytes(512)
     ('7.2 GB', '150 MB', '512 bytes')
@@ -120,7 +120,7 @@ def _of_machine() -> float:
 
 
 def _of_process() -> float:
-    """What the limits of address space and of data leave."""
+    """Return what the limits of address space and of data leave."""
     try:
         import resource
 
@@ -135,7 +135,7 @@ def _of_process() -> float:
 
 
 def _of_group(mine: Path, root: Path) -> float:
-    """What the control groups (v2 or v1) of this process leave; files that were read and can be dropped don't count."""
+    """Return what the control groups (v2 or v1) of this process leave; cached files that can be dropped don't count."""
     left = math.inf
     for folder in _groups(mine, root):
         for limit, usage, cache in (
@@ -150,7 +150,7 @@ def _of_group(mine: Path, root: Path) -> float:
 
 
 def _groups(mine: Path, root: Path) -> Iterator[Path]:
-    """The folders of this process's groups, and of the groups that they are in."""
+    """Yield the folders of this process's groups, and of the groups above them."""
     try:
         lines = [line.split(":", 2) for line in mine.read_text().splitlines()]
     except OSError:

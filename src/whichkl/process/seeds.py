@@ -1,4 +1,4 @@
-"""Seeds: global random states that are set for a while and restored, and samplers that are called under them."""
+"""Seeds: global random states are set for a block and restored, and samplers are called under them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from whichkl.process.lock import PROCESS_LOCK
 def seeded(seed: int) -> Iterator[None]:
     """Set torch's and NumPy's global seeds inside the block, and restore their states after it.
 
-    One thread at a time: others wait, so that a seed gives the same numbers whatever runs next to it. The lock is this library's:
-    draws that the user's own threads take from the global states meanwhile aren't held back.
+    Other threads of this library wait, so that a seed gives the same numbers whatever else runs. Threads of the user don't wait:
+    they can draw from the global states meanwhile.
     """
     with PROCESS_LOCK.held(), torch.random.fork_rng():
         numpy_state = np.random.get_state()
-        # Without an accelerator `torch.manual_seed` spends its time on keeping the seed, and a trace, for one that may come.
+        # without an accelerator `torch.manual_seed` spends most of its time on storing the seed for a later one
         (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         np.random.seed(seed % 2**32)
         try:
@@ -32,7 +32,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seeded_draws(draw: Callable[..., Any], n: int, seed: int, device: torch.device) -> Any:
-    """Call a sampler for n draws: with a generator where it takes one, else under global seeds."""
+    """Call a sampler for n draws: with a generator if it takes one, else under global seeds."""
     try:
         parameters = inspect.signature(draw).parameters.values()
     except ValueError:

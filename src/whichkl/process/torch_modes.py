@@ -1,4 +1,4 @@
-"""Modes: what a user may have switched on for a thread or the process, and what no result of this library depends on."""
+"""Torch modes: global modes of torch and NumPy that the user may have set, and on which no result may depend."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
 
-_BUILT_IN = torch.float32
-"""What networks are built in, as everywhere in torch; they are carried to their own dtype afterwards."""
+_DTYPE_OF_NEW_MODULES = torch.float32
+"""Networks are built in torch's usual dtype, and converted to their own afterwards."""
 
 
 @contextlib.contextmanager
 def plain_modes() -> Iterator[None]:
-    """Have autograd on, inference mode off and NumPy's floating-point errors silent inside the block, in the calling thread.
+    """Switch autograd on, inference mode off and NumPy's floating-point errors off inside the block, in the calling thread.
 
-    Every public function that computes is decorated with it, so that `torch.no_grad()`, `torch.inference_mode()` and
+    It decorates every public function that computes, so that `torch.no_grad()`, `torch.inference_mode()` and
     `numpy.seterr(all="raise")` around a call change no result.
     """
     with torch.inference_mode(False), torch.enable_grad(), np.errstate(all="ignore"):
@@ -30,18 +30,18 @@ def plain_modes() -> Iterator[None]:
 
 
 def autograd_on() -> AbstractContextManager[Any]:
-    """Return a block in which autograd works, at less cost than `plain_modes` where it may be: for inner loops."""
+    """Return a context in which autograd works; it usually costs less than `plain_modes`, and is for inner loops."""
     return plain_modes() if torch.is_inference_mode_enabled() else torch.enable_grad()
 
 
 @contextlib.contextmanager
 def own_defaults() -> Iterator[None]:
-    """Build modules on the CPU, in float32, whatever torch's default device and dtype are; for this library's modules alone.
+    """Build this library's modules on the CPU in float32, whatever torch's default device and dtype are.
 
-    The code of this library names dtype and device at every tensor that it makes. That of torch's modules and optimizers, and of
-    zuko's, leaves them to the defaults, which are the process's: they are overridden in the calling thread.
+    This library passes dtype and device with every tensor that it makes. The modules and optimizers of torch and zuko use the
+    process's defaults, which are overridden in the calling thread.
     """
-    if torch.get_default_dtype() == _BUILT_IN and torch.get_default_device().type == "cpu":
+    if torch.get_default_dtype() == _DTYPE_OF_NEW_MODULES and torch.get_default_device().type == "cpu":
         yield
         return
     with _OwnDefaults():
@@ -49,7 +49,7 @@ def own_defaults() -> Iterator[None]:
 
 
 class _OwnDefaults(TorchFunctionMode):
-    """Names device and dtype where a call that makes a tensor doesn't."""
+    """Passes device and dtype to calls that make a tensor without them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         given = dict(kwargs or {})
@@ -58,13 +58,13 @@ class _OwnDefaults(TorchFunctionMode):
         if given.get("device") is None:
             given["device"] = args[0].device if args and isinstance(args[0], Tensor) else "cpu"
         if given.get("dtype") is None and (func in _FLOATING or (func in _BY_VALUE and _is_floating(func, args, given))):
-            given["dtype"] = _BUILT_IN
+            given["dtype"] = _DTYPE_OF_NEW_MODULES
         return func(*args, **given)
 
 
 _FLOATING = {torch.empty, torch.zeros, torch.ones, torch.eye, torch.rand, torch.randn, torch.linspace, torch.logspace}
 _BY_VALUE = {torch.tensor, torch.as_tensor, torch.full, torch.arange, torch.scalar_tensor}
-"""Makers of tensors whose dtype depends on what they are given; only Python's numbers take the default."""
+"""Functions whose dtype depends on their arguments; only Python's numbers take the default dtype."""
 
 
 def _is_floating(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> bool:
@@ -75,10 +75,10 @@ def _is_floating(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> bo
 
 
 def without_inference_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that reads copies of the tensors that it was given under `torch.inference_mode()`.
+    """Return a function in which every torch call gets copies of tensors that were made under `torch.inference_mode()`.
 
-    Autograd can't keep such a tensor. What a user's function holds in its closure, or a distribution in its parameters, is seen
-    by torch's own calls alone, so that each of them is intercepted: for functions that have failed without.
+    Autograd can't save such tensors. They can be in the closure of a user's function or in a distribution, where
+    only torch's own calls meet them. This costs time, so it is for functions that failed without it.
     """
 
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -89,12 +89,12 @@ def without_inference_tensors(function: Callable[..., Any]) -> Callable[..., Any
 
 
 def is_of_inference(error: BaseException | None) -> bool:
-    """Whether torch raised because autograd met a tensor that was made under `torch.inference_mode()`."""
+    """Whether torch raised an error because a tensor was made under `torch.inference_mode()`."""
     return isinstance(error, RuntimeError) and "nference tensor" in str(error)
 
 
 def normal(x: Tensor) -> Tensor:
-    """Return a tensor that autograd can keep: a copy of one that was made under `torch.inference_mode()`, else itself."""
+    """Return a tensor that autograd can save: a copy if it was made under `torch.inference_mode()`, else itself."""
     return x.clone() if x.is_inference() else x
 
 

@@ -64,7 +64,7 @@ def free_target(p: Target) -> Target:
 
 
 def free_log_prob(bijection: Bijection, log_prob: Callable[[Tensor], Tensor], *, differentiable: bool) -> Function:
-    """Return u ↦ log p(T(u)) + log|∂T/∂u|, −∞ where T(u) leaves the support in floating point."""
+    """Return u ↦ log p(T(u)) + log|∂T/∂u|; −∞ where T(u) leaves the support by rounding."""
 
     def carried(u: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
         def value(free: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def free_sampler(bijection: Bijection, draws: Callable[[int, int], Tensor]) -> F
 
 
 def free_score(bijection: Bijection, score: Callable[[Tensor], Tensor]) -> Function:
-    """Return the gradient in u of log p(T(u)) + log|∂T/∂u|, from that of log p in x."""
+    """Return the gradient in u of log p(T(u)) + log|∂T/∂u|, from the gradient of log p in x."""
 
     def carried(u: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         with autograd_on():

@@ -1,4 +1,4 @@
-"""Energies: an energy E(x) as the log density −E(x), up to the log of its partition function."""
+"""Energies: an energy E(x) as a log density −E(x), up to the log of its partition function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class NegativeEnergy:
     """x ↦ −E(x), so that p(x) = exp(−E(x)) / Z. A module is copied, frozen and called in its own dtype.
 
     Args:
-        energy: E, (n, d) → (n,), a function or an `nn.Module`; (n, 1) of a network with one output is read as (n,).
+        energy: E, (n, d) → (n,), a function or an `nn.Module`; a module may return (n, 1).
 
     Raises:
         InputError: it can't be called, or the module can't be copied.
@@ -27,7 +27,7 @@ class NegativeEnergy:
     """
 
     def __init__(self, energy: Any) -> None:
-        """Copy the module, if it is one."""
+        """Copy and freeze the energy if it is a module."""
         if not callable(energy):
             because = f"it is a `{type(energy).__name__}`"
             raise InputError(cannot("use `energy=`", because, "Pass a function, or a module, of (n, d) points"))

@@ -1,4 +1,4 @@
-"""Enumeration: every row of a finite discrete support, in order, where they aren't too many to list."""
+"""Enumeration: every row of a finite discrete support, in order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 MOST = 1 << 16
-"""Rows that are listed at most: all those of 16 columns of 0 and 1."""
+"""Largest number of rows that are listed: all rows of 16 columns of 0 and 1."""
 
 
 def count(levels: Sequence[tuple[int, int]]) -> int:
-    """Return how many rows there are.
+    """Return the number of rows.
 
     >>> count([(0, 1), (0, 2)])
     6
@@ -23,7 +23,7 @@ def count(levels: Sequence[tuple[int, int]]) -> int:
 
 
 def rows(levels: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float64) -> Float[Tensor, "n d"]:
-    """Return every row, the last column running fastest.
+    """Return every row; the last column changes fastest.
 
     >>> rows([(0, 1), (1, 2)]).tolist()
     [[0.0, 1.0], [0.0, 2.0], [1.0, 1.0], [1.0, 2.0]]

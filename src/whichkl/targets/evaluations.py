@@ -1,4 +1,4 @@
-"""Evaluations: how much of a target was used, counted by the target itself, and how much may be."""
+"""Evaluations: a target counts how often it is used, and can have a budget."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator
 
 COUNTED = ("log_prob", "score", "samples", "rows")
-"""What costs: log densities, gradients, fresh draws, and reads of fixed rows, a unit each."""
+"""What has a cost of one unit: a log density, a gradient, a fresh draw, or a fixed row that is read."""
 
 
 class Evaluations(dict[str, int]):
-    """Counts by name; `rejected` ones among them cost nothing of their own.
+    """Counts by name; `rejected` points are counted among the log densities and gradients too.
 
     >>> counts = Evaluations()
     >>> with counts.capped(10) as used:
@@ -23,24 +23,24 @@ class Evaluations(dict[str, int]):
     """
 
     def __init__(self) -> None:
-        """Begin at zero, without a limit."""
+        """Start at zero, without a budget."""
         super().__init__(dict.fromkeys((*COUNTED, "rejected"), 0))
         self.most = math.inf
         self.is_cut = False
-        """Whether a step was left out, since the budget doesn't hold so many more."""
+        """Whether a step was omitted because the budget was too small for it."""
 
     @property
     def total(self) -> int:
-        """Everything that costs."""
+        """The sum of all costs."""
         return sum(self[name] for name in COUNTED)
 
     @property
     def is_spent(self) -> bool:
-        """Whether as much was used as may be: a solver then ends with what it has."""
+        """Whether the budget is used up; a solver then returns what it has."""
         return self.is_cut or self.total >= self.most
 
     def affords(self, points: int) -> bool:
-        """Whether so many more may be used; where they may not, the budget counts as spent from then on.
+        """Whether the budget has room for `points` more; if not, it counts as spent afterwards.
 
         >>> counts = Evaluations()
         >>> with counts.capped(100):
@@ -51,7 +51,7 @@ class Evaluations(dict[str, int]):
         return not self.is_cut
 
     def calls(self, points: int, most: int) -> int:
-        """How many calls with so many points use the budget up; at least 1, at most `most`.
+        """Return the number of calls with `points` points each that use the budget up, between 1 and `most`.
 
         >>> counts = Evaluations()
         >>> with counts.capped(100):
@@ -63,7 +63,7 @@ class Evaluations(dict[str, int]):
 
     @contextlib.contextmanager
     def capped(self, budget: float | None = None) -> Iterator[dict[str, int]]:
-        """Let the block use so much more, and fill the yielded counts with what it used."""
+        """Give the block a budget (None: no limit), and fill the yielded counts with what it used."""
         before, limit, was_cut, used = dict(self), self.most, self.is_cut, dict.fromkeys(COUNTED, 0)
         self.most, self.is_cut = math.inf if budget is None else self.total + budget, False
         try:

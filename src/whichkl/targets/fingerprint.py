@@ -13,18 +13,29 @@ from torch import Tensor
 
 from whichkl.targets import Target
 
-_DRAWN = 64
-_PROBES = 16
-"""Points at which functions are evaluated: every second one is ten times as far out, where a small change shows."""
-_APART = {"cli.py", "__main__.py", "commands", "plots", "reporting", "demo", "auditing", "sklearn.py", "arviz.py", "verifying.py"}
-_APART |= {"printable.py", "process/held_signals.py", "process/memory.py"}
-"""Files and folders on which no number of a study depends."""
-_OWN = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py", "plan.py", "scorecard.py"}
-"""Files of the study's own room on which its cells depend."""
+_DRAWS = 64
+_POINTS = 16
+"""Points at which functions are evaluated. Every second point is ten times as far out, where small changes show."""
+_WITHOUT_NUMBERS = {
+    "cli.py",
+    "__main__.py",
+    "commands",
+    "plots",
+    "reporting",
+    "demo",
+    "auditing",
+    "sklearn.py",
+    "arviz.py",
+    "verifying.py",
+}
+_WITHOUT_NUMBERS |= {"printable.py", "process/held_signals.py", "process/memory.py"}
+"""Files and folders on which no number of a fit or a study depends."""
+_STUDY_FILES = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py", "plan.py", "scorecard.py"}
+"""Files of the folder `study` on which the cells of a study depend."""
 
 
 def target_fingerprint(target: Target) -> dict[str, Any]:
-    """Return what a target is, as JSON holds it: its rows by hash, its functions by their values at a few points.
+    """Describe a target as JSON holds it: its rows by their hash, its functions by their values at a few points.
 
     Values are rounded to nine digits, so that the same study resumes on another machine.
     """
@@ -36,10 +47,10 @@ def target_fingerprint(target: Target) -> dict[str, Any]:
     if target.samples is not None:
         digest["rows"] = len(target.samples)
     if target.sampler is not None:
-        digest["draws"] = _rounded_hash(target.draws(_DRAWN, seed=0))
+        digest["draws"] = _rounded_hash(target.draws(_DRAWS, seed=0))
     if target.density is not None and not target.bijection.is_discrete:
         generator = torch.Generator().manual_seed(0)
-        u = torch.randn(_PROBES, target.bijection.free_dim, generator=generator, dtype=torch.float64, device="cpu")
+        u = torch.randn(_POINTS, target.bijection.free_dim, generator=generator, dtype=torch.float64, device="cpu")
         u[1::2] *= 10
         x = target.bijection.forward(u).to(target.dtype).to(target.device)
         value, gradient, _ = target.density.trial(x)
@@ -49,24 +60,24 @@ def target_fingerprint(target: Target) -> dict[str, Any]:
     elif target.density is not None and target.bijection.levels is not None:
         generator = torch.Generator().manual_seed(0)
         columns = [
-            torch.randint(low, high + 1, (_PROBES,), generator=generator, device="cpu") for low, high in target.bijection.levels
+            torch.randint(low, high + 1, (_POINTS,), generator=generator, device="cpu") for low, high in target.bijection.levels
         ]
         digest["log_prob"] = _rounded_hash(target.log_prob(torch.stack(columns, 1).to(target.device, target.dtype)).detach())
     return digest
 
 
 def tensor_hash(value: Tensor) -> str:
-    """SHA-256 of a tensor's numbers, to 16 digits."""
+    """Return the first 16 digits of the SHA-256 of a tensor's numbers."""
     return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Return the version of whichkl, of torch, and a hash of every file on which a cell's numbers depend."""
+    """Return the versions of whichkl and torch, and a hash of every file on which numbers depend."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if _APART.isdisjoint((parts[0], "/".join(parts))) and (parts[0] != "study" or parts[-1] in _OWN):
+        if _WITHOUT_NUMBERS.isdisjoint((parts[0], "/".join(parts))) and (parts[0] != "study" or parts[-1] in _STUDY_FILES):
             digest.update("/".join(parts).encode() + b"\0" + path.read_bytes())
     return f"whichkl {version('whichkl')} ({digest.hexdigest()[:12]}), torch {torch.__version__.split('+')[0]}"
 

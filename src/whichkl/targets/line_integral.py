@@ -1,4 +1,4 @@
-"""LineIntegral: a log density up to a constant, from its score alone."""
+"""LineIntegral: a log density up to a constant, computed from its score."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 
-_FIRST, _LAST = 8, 32
-_HALVINGS = 12
+_MIN_ORDER = 8
+_MAX_ORDER = 32
+_MAX_HALVINGS = 12
 _TOLERANCE = 1e-8
-_TRIANGLES = 16
-_REFUSED, _TOLD = 0.02, 0.05
+_MAX_TRIANGLES = 16
+_MAX_RELATIVE_GAP = 0.02
+"""Largest integral round a triangle, relative to its sides, of a score that is accepted."""
+_MAX_GAP = 0.05
+"""Largest integral round a triangle, in nats, that isn't reported."""
 
 
 class LineIntegral:
     """log p(x) − log p(a) = ∫₀¹ ∇log p(a + t (x − a)) · (x − a) dt.
 
-    Clenshaw–Curtis with 9 scores a point, 17 or 33 where the rule of every second one differs; then the line is halved until
-    they agree, so that kinks and far points cost more, and not digits. The whole line must lie in the support.
+    Clenshaw–Curtis with 9 scores per point, and with 17 or 33 where the rule on every second score differs. Then the line is
+    halved until the rules agree, so that kinks and far points cost more but lose no digits. The whole line must lie in the
+    support.
 
-    The first points are also joined to triangles with a. Round a triangle the integral is 0 if the score is the gradient of
-    anything; `gap` is the largest one met, in nats.
+    The first points are also joined to triangles with a. The integral round a triangle is 0 if the score is a gradient; `gap` is
+    the largest such integral, in nats.
 
     Args:
         score: g(x), (n, d) → (n, d).
         anchor: (1, d), the point a, inside the support.
-        count: told how many scores are evaluated.
+        count: called with the number of scores that are evaluated.
 
     Source: the gradient theorem; Clenshaw & Curtis (1960).
 
@@ -49,9 +54,9 @@ class LineIntegral:
         """Return log p(x) − log p(a), in nats.
 
         Raises:
-            TargetError: the score isn't the gradient of a function: integrals round most triangles aren't 0.
+            TargetError: the score isn't a gradient: integrals round most triangles aren't 0.
         """
-        value = self._along(self.anchor.to(x).expand_as(x), x, _HALVINGS)
+        value = self._along(self.anchor.to(x).expand_as(x), x, _MAX_HALVINGS)
         if self.gap is None and len(x) > 2:
             self._check_closed(x, value)
         return value
@@ -59,15 +64,15 @@ class LineIntegral:
     def _along(
         self, start: Float[Tensor, "n d"], end: Float[Tensor, "n d"], halvings: int, known: Float[Tensor, "n m"] | None = None
     ) -> Float[Tensor, " n"]:
-        """Integrate along each line: on twice as many points where two rules disagree, by halves where that isn't enough.
+        """Integrate along each line; where two rules disagree, use twice as many points, then halve the line.
 
         Args:
-            start: where the lines begin.
+            start: where the lines start.
             end: where they end.
             halvings: how often they may still be halved.
-            known: the slopes along them at the points of the rule before, which are every second one of the next.
+            known: the slopes at the points of the previous rule, which are every second point of this rule.
         """
-        order = _FIRST if known is None else 2 * (known.shape[1] - 1)
+        order = _MIN_ORDER if known is None else 2 * (known.shape[1] - 1)
         t, weights = (part.to(end) for part in clenshaw_curtis(order))
         slope = end.new_empty(len(end), order + 1)
         if known is None:
@@ -80,7 +85,7 @@ class LineIntegral:
         if not len(again):
             return value
         start, end = start[again], end[again]
-        if order < _LAST:
+        if order < _MAX_ORDER:
             better = self._along(start, end, halvings, slope[again])
         elif halvings:
             middle = (start + end) / 2
@@ -97,26 +102,26 @@ class LineIntegral:
         return torch.einsum("nmd,nd->nm", self.score(points.reshape(-1, way.shape[1])).reshape(points.shape), way)
 
     def _check_closed(self, x: Float[Tensor, "n d"], value: Float[Tensor, " n"]) -> None:
-        """Integrate round the triangles of the anchor and two points each.
+        """Integrate round triangles of the anchor and two points.
 
         Raises:
-            TargetError: most of them aren't 0.
+            TargetError: most of the integrals aren't 0.
         """
         known = value.isfinite().nonzero()[:, 0]
         if len(known) < 3:
             return
         picked = known[
-            torch.linspace(0, len(known) - 1, min(len(known), _TRIANGLES + 1), dtype=torch.float32, device="cpu").long()
+            torch.linspace(0, len(known) - 1, min(len(known), _MAX_TRIANGLES + 1), dtype=torch.float32, device="cpu").long()
         ]
         a, b = picked[:-1], picked[1:]
-        between = self._along(x[a], x[b], _HALVINGS)
+        between = self._along(x[a], x[b], _MAX_HALVINGS)
         loop = (value[a] + between - value[b]).abs()
         size = value[a].abs() + between.abs() + value[b].abs()
         ok = loop.isfinite()
         if not bool(ok.any()):
             return
         self.gap = float(loop[ok].max())
-        wrong = loop > _REFUSED * size + 1e-3
+        wrong = loop > _MAX_RELATIVE_GAP * size + 1e-3
         if 2 * int((wrong & ok).sum()) > int(ok.sum()):
             worst = int(torch.where(ok, loop, -1.0).argmax())
             because = (
@@ -128,8 +133,8 @@ class LineIntegral:
 
     @property
     def is_open(self) -> bool:
-        """Whether integrals round closed lines are so far from 0 that values depend on the way, by a part of a nat."""
-        return self.gap is not None and self.gap > _TOLD
+        """Whether values depend on the path by more than a twentieth of a nat."""
+        return self.gap is not None and self.gap > _MAX_GAP
 
 
 def clenshaw_curtis(order: int) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
@@ -144,13 +149,13 @@ def clenshaw_curtis(order: int) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"
 
 @cache
 def _points(order: int) -> Float[Tensor, " m"]:
-    """The order + 1 points of Clenshaw–Curtis on [0, 1]; every second one belongs to the rule of half the order."""
+    """Return the order + 1 points of Clenshaw–Curtis on [0, 1]; every second point is one of the rule of half the order."""
     return (1 - torch.cos(math.pi * torch.arange(order + 1, dtype=torch.float64, device="cpu") / order)) / 2
 
 
 @cache
 def _weights(order: int) -> Float[Tensor, " m"]:
-    """Their weights, for an even order."""
+    """Return the weights of these points, for an even order."""
     k = torch.arange(order + 1, dtype=torch.float64, device="cpu")
     j = torch.arange(1, order // 2 + 1, dtype=torch.float64, device="cpu")
     b = 2 - (j == order // 2).to(j.dtype)

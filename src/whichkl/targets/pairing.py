@@ -1,4 +1,4 @@
-"""Pairing: samples whose columns are told apart into x, which is given, and y, which is modelled: in memory or streamed."""
+"""Pairing: the columns of samples, in memory or streamed, are split into x, which is given, and y, which is modelled."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from whichkl.samples.loader import LoaderPart
 
 
 def columns_of(given: str | Sequence[str], names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Return the numbers of the columns of x, in the order in which they are given, and of y, in that of the samples.
+    """Return the numbers of the columns of x, in the given order, and of the remaining columns, y.
 
     Raises:
-        InputError: a column isn't there or stands twice, or none is left for y.
+        InputError: a column doesn't exist or appears twice, or none is left for y.
 
     >>> columns_of(["dose"], ["visits", "dose"])
     ([1], [0])
@@ -33,7 +33,7 @@ def columns_of(given: str | Sequence[str], names: Sequence[str]) -> tuple[list[i
         because = f"there is no column `{missing[0]}`, but {shown}" if missing else "it names no column"
         raise InputError(cannot(do, because, "Name the columns of x"))
     if len(set(wanted)) < len(wanted):
-        raise InputError(cannot(do, "a column stands twice", "Name each column once"))
+        raise InputError(cannot(do, "a column appears twice", "Name each column once"))
     x = [list(names).index(name) for name in wanted]
     y = [i for i in range(len(names)) if i not in x]
     if not y:
@@ -43,7 +43,7 @@ def columns_of(given: str | Sequence[str], names: Sequence[str]) -> tuple[list[i
 
 @dataclass(frozen=True)
 class PairedPart(Part):
-    """A part of another stream, whose columns are told apart."""
+    """A part of another stream, as pairs."""
 
     part: Part
     x: tuple[int, ...]
@@ -51,7 +51,7 @@ class PairedPart(Part):
 
     @property
     def label(self) -> str:
-        """The part's."""
+        """The label of the part."""
         return self.part.label
 
     def blocks(self) -> Iterator[Block]:
@@ -61,18 +61,18 @@ class PairedPart(Part):
 
 
 class Paired(Stream):
-    """A stream of pairs (x, y), whose x are columns of another stream, and y the rest.
+    """A stream of pairs (x, y): x are columns of another stream, y are its other columns.
 
     Args:
         stream: rows of all columns.
-        given: the names of those of x.
+        given: the names of the columns of x.
 
     Raises:
-        InputError: a column isn't there, or none is left for y.
+        InputError: a column doesn't exist, or none is left for y.
     """
 
     def __init__(self, stream: Stream, given: str | Sequence[str]) -> None:
-        """Tell the columns apart."""
+        """Split the columns."""
         if stream.context_names:
             raise InputError(cannot("use `given=` here", "the samples are pairs (x, y) already", "Leave it out"))
         x, y = columns_of(given, stream.names)
@@ -82,24 +82,24 @@ class Paired(Stream):
 
     @property
     def parts(self) -> Sequence[Part]:
-        """The other stream's."""
+        """As in the other stream."""
         return [PairedPart(part, self._x, self._y) for part in self._stream.parts]
 
     @property
     def rows(self) -> int | None:
-        """The other stream's."""
+        """As in the other stream."""
         return self._stream.rows
 
     @property
     def bytes_in_memory(self) -> int:
-        """The other stream's."""
+        """As in the other stream."""
         return self._stream.bytes_in_memory
 
 
 def has_flat_response(stream: Stream) -> bool:
-    """Whether y is one column that comes as (n,), or that is left beside columns of x: an event of no axes.
+    """Whether y is a scalar: a loader gives it as (n,), or it is the only column besides those of x.
 
-    A stream's blocks are matrices, so that of a loader's pairs one item is looked at as it comes.
+    The blocks of a stream are matrices, so the first item of a loader is read to see its shape.
     """
     if not isinstance(stream, Loaded):
         return isinstance(stream, Paired) and len(stream.names) == 1
@@ -113,19 +113,19 @@ def has_flat_response(stream: Stream) -> bool:
     return bool(np.ndim(batch[1]) == 1)
 
 
-def tell_apart(
+def split_columns(
     found: Table | Stream | None, samples: Any, names: Sequence[str] | None, given: str | Sequence[str]
 ) -> tuple[Stream | None, Any, tuple[str, ...], tuple[str, ...]]:
-    """Return the stream of pairs or the pair (x, y) in memory, and the names of y and of x; one column of y is (n,).
+    """Return the stream of pairs or the pair (x, y) in memory, and the names of y and of x; a single column y is (n,).
 
     Args:
-        found: what the samples were opened as, where they are files or a stream.
-        samples: else an array or a DataFrame.
-        names: the names of all columns; unless said, their own, or x1, x2, …
+        found: the opened samples, if they are files or a stream.
+        samples: otherwise an array or a DataFrame.
+        names: the names of all columns; by default their own, or x1, x2, …
         given: the names of the columns of x.
 
     Raises:
-        InputError: a column isn't there, none is left for y, or the samples are pairs already.
+        InputError: a column doesn't exist, none is left for y, or the samples are pairs already.
     """
     if isinstance(found, Stream):
         stream = Paired(found, given)

@@ -15,7 +15,7 @@ from whichkl._checks import InputError, cannot, check_finite
 from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair, widened
 from whichkl.chains import chain_ids
 from whichkl.samples import Stream, Table, open_samples
-from whichkl.targets.pairing import has_flat_response, tell_apart
+from whichkl.targets.pairing import has_flat_response, split_columns
 from whichkl.targets.supports import Bijection
 
 
@@ -69,7 +69,7 @@ def read_rows(
         samples, names = found.values, found.names if names is None else names
     x_names: Sequence[str] | None = None
     if given is not None:
-        found, samples, names, x_names = tell_apart(found, samples, names, given)
+        found, samples, names, x_names = split_columns(found, samples, names, given)
     if isinstance(found, Stream):
         if names is None:  # batches of pairs have no names: those of y differ from those of x
             is_unnamed = bool(found.context_names) and tuple(found.names) == default_names(len(found.names))

@@ -1,4 +1,4 @@
-"""Supports: where a target has mass, and the smooth bijection from ℝᵏ onto it."""
+"""Supports: where a target has mass, and the smooth bijection from ℝᵏ onto that set."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Bijection:
     """The map from ℝᵏ onto a support in ℝᵈ (`torch.distributions.biject_to`), with its log Jacobian.
 
     Args:
-        support: a torch constraint on every coordinate or on the whole vector, one constraint a column, a
-            text as in `describe`, or None for all of ℝᵈ.
+        support: a torch constraint on every coordinate or on the whole vector, one constraint per column, a
+            text as from `describe`, or None for all of ℝᵈ.
         dim: d, the number of coordinates in the support.
 
     >>> Bijection("positive", dim=2).forward(torch.zeros(1, 2))
@@ -55,7 +55,7 @@ class Bijection:
         parts = parse_support(support)
         if len(parts) not in (1, dim):
             because = f"{len(parts)} constraints were given for {dim} columns"
-            raise InputError(cannot("use this `support`", because, "Give one constraint, or one a column"))
+            raise InputError(cannot("use this `support`", because, "Give one constraint, or one per column"))
         self.constraints = tuple(_scalar(part) for part in parts)
         self.levels = _levels(self.constraints, dim)
         self.is_real = all(isinstance(part, _REALS) for part in self.constraints)
@@ -72,27 +72,27 @@ class Bijection:
 
     @property
     def is_discrete(self) -> bool:
-        """Whether the support is a finite set of rows of whole numbers; then nothing is carried anywhere."""
+        """Whether the support is a finite set of rows of whole numbers, which has no free coordinates."""
         return self.levels is not None
 
     def inside(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "1 d"]:
-        """Return one point of the support."""
+        """Return one point in the support."""
         if self.levels is not None:
             return torch.tensor([[low for low, _ in self.levels]], dtype=dtype, device=device)
         return self.forward(torch.zeros(1, self.free_dim, dtype=dtype, device=device))
 
     def forward(self, u: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
-        """Carry free coordinates into the support."""
+        """Map free coordinates to points in the support."""
         x: Tensor = u if self.is_real or self.is_discrete else self.transform(u)
         return x
 
     def inverse(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Carry points of the support to free coordinates."""
+        """Map points in the support to free coordinates."""
         u: Tensor = x if self.is_real or self.is_discrete else self.transform.inv(x)
         return u
 
     def log_jacobian(self, u: Float[Tensor, "n k"], x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return log|∂x/∂u| a row."""
+        """Return log|∂x/∂u| per row."""
         return torch.zeros_like(u[:, 0]) if self.is_real or self.is_discrete else self.transform.log_abs_det_jacobian(u, x)
 
     def contains(self, x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
@@ -109,12 +109,12 @@ class Bijection:
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """The ends of each coordinate's interval; infinite where there is none, or where coordinates are tied to each other."""
+        """The ends of each coordinate's interval; infinite without an interval, or if the constraint is on the whole vector."""
         columns = self.constraints * (self.dim if len(self.constraints) == 1 else 1)
         return [(float(getattr(c, "lower_bound", -math.inf)), float(getattr(c, "upper_bound", math.inf))) for c in columns]
 
     def wrap(self, model: Distribution) -> Distribution:
-        """Carry a model of free coordinates into the support."""
+        """Transform a model of free coordinates into one on the support."""
         if self.is_real or self.is_discrete:
             return model
         carried = Supported(model, [self.transform], validate_args=False)
@@ -122,12 +122,12 @@ class Bijection:
         return carried
 
     def describe(self) -> list[str]:
-        """Write the support as words that `parse_support` reads back."""
+        """Return the support as words that `parse_support` reads."""
         return [_describe(part) for part in self.constraints]
 
 
 class Supported(TransformedDistribution):
-    """A model carried into a support, whose density is 0 outside; torch's own takes it for the whole line, and is NaN there."""
+    """A model on a support, whose density is 0 outside; torch's own class has NaN there, since it assumes the whole line."""
 
     bijection: Bijection
 
@@ -137,14 +137,14 @@ class Supported(TransformedDistribution):
         return _Inside(self.bijection)
 
     def log_prob(self, value: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
-        """Return the log density, −inf outside the support, NaN at NaN."""
+        """Return the log density: −inf outside the support, NaN at NaN."""
         within = self.bijection.contains(value)
         safe = torch.where(within[..., None], value, self.bijection.inside(value.dtype, value.device)[0])
         found: Tensor = super().log_prob(safe)
         return torch.where(within, found, torch.where(value.isnan().any(-1), math.nan, found.new_tensor(-math.inf)))
 
     def __repr__(self) -> str:
-        """Name the model, and the support that it is carried into."""
+        """Name the model and the support."""
         return f"Supported({self.base_dist!r}, {', '.join(str(part) for part in self.bijection.constraints)})"
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Supported:
@@ -155,7 +155,7 @@ class Supported(TransformedDistribution):
 
 
 class _Inside(Constraint):
-    """Rows that a bijection carries free coordinates to."""
+    """The constraint that a row is in the support of a bijection."""
 
     event_dim = 1
 
@@ -167,14 +167,14 @@ class _Inside(Constraint):
 
 
 class Columns(transforms.Transform):
-    """One transform a column; unlike torch's StackTransform, its log Jacobian is summed over the columns."""
+    """One transform per column; unlike torch's StackTransform, it sums the log Jacobian over the columns."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
     def __init__(self, parts: Sequence[transforms.Transform]) -> None:
-        """Take a transform a column."""
+        """Take one transform per column."""
         super().__init__()
         self.parts = tuple(parts)
 
@@ -194,7 +194,7 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
     """Read a support: a constraint, several, or words such as ``"positive"`` and ``"interval(0, 2)"``.
 
     Raises:
-        InputError: a word isn't known, or its bounds leave nothing between them.
+        InputError: a word isn't known, or its interval is empty.
     """
     if support is None:
         return (constraints.real,)
@@ -214,7 +214,7 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
 
 
 def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
-    """Return a torch distribution's support as constraints that `Bijection` takes, bounds a column where they differ."""
+    """Return a torch distribution's support as constraints for `Bijection`, one per column if their bounds differ."""
     if isinstance(p, Supported):
         return p.bijection.constraints
     if isinstance(p, MixtureSameFamily):
@@ -224,7 +224,7 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     else:
         inner = p.base_dist if isinstance(p, Independent) else p
         support, pool = p.support, False
-    if isinstance(inner, VonMises):  # torch says the whole line, over which the density is periodic
+    if isinstance(inner, VonMises):  # torch names the whole line, on which the density is periodic
         support = constraints.interval(-math.pi, math.pi)
     support = constraints.real if support is None else _scalar(support)
     bounds = {name: getattr(support, name) for name in ("lower_bound", "upper_bound") if hasattr(support, name)}
@@ -239,10 +239,10 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
 
 
 def _bounded(name: str, *ends: str | None) -> Constraint | None:
-    """Return a constraint between bounds; None where they aren't numbers, or not as many as it takes.
+    """Return a constraint with bounds; None if they aren't numbers, or if their count is wrong.
 
     Raises:
-        InputError: there is nothing between them.
+        InputError: the interval is empty.
     """
     try:
         numbers = [int(end) if name == "integer_interval" else float(end) for end in ends if end is not None]
@@ -250,34 +250,34 @@ def _bounded(name: str, *ends: str | None) -> Constraint | None:
     except (TypeError, ValueError):
         return None
     if len(numbers) == 2 and (numbers[0] > numbers[1] or (name == "interval" and numbers[0] == numbers[1])):
-        because = "its ends leave nothing between them"
-        raise InputError(cannot(f"read the support `{name}({ends[0]},{ends[1]})`", because, "Give the lesser end first"))
+        because = "there is nothing between its ends"
+        raise InputError(cannot(f"read the support `{name}({ends[0]},{ends[1]})`", because, "Give the lower end first"))
     return constraint
 
 
 def _levels(parts: Sequence[Constraint], dim: int) -> tuple[tuple[int, int], ...] | None:
-    """Return the least and the largest value of every column of a discrete support; None of a continuous one.
+    """Return the smallest and the largest value per column of a discrete support; None for a continuous one.
 
     Raises:
-        InputError: some columns are discrete and others not, or one has no end.
+        InputError: only some columns are discrete, or a column has no end.
     """
     if not any(part.is_discrete for part in parts):
         return None
     if not all(part.is_discrete for part in parts):
-        because = "some columns are discrete and others aren't, and this version has no family of both"
-        raise InputError(cannot("use this `support`", because, "Sum or integrate the one kind out of `log_prob`"))
+        because = "some columns are discrete and others aren't, and no family has both"
+        raise InputError(cannot("use this `support`", because, "Sum or integrate one kind out of `log_prob`"))
     ends = []
     for part in parts:
         low, high = (0, 1) if part is constraints.boolean else (getattr(part, f"{end}_bound", None) for end in ("lower", "upper"))
         if part.event_dim > 0 or low is None or high is None:
-            because = f"{part} isn't a finite range of whole numbers a column"
+            because = f"{part} isn't a finite range of whole numbers per column"
             raise InputError(cannot("use this discrete `support`", because, "Use 'boolean', or 'integer_interval(0, K - 1)'"))
         ends.append((int(low), int(high)))
     return tuple(ends) * (dim if len(ends) == 1 else 1)
 
 
 def _scalar(part: Constraint) -> Constraint:
-    """Undo `constraints.independent(c, 1)` where c acts on one coordinate: it's the same constraint a column."""
+    """Undo `constraints.independent(c, 1)` if c acts on one coordinate: the columns have the same constraint."""
     inner = getattr(part, "base_constraint", None)
     return inner if inner is not None and inner.event_dim == 0 else part
 

@@ -43,29 +43,29 @@ class Target:
 
     Args:
         samples: (n, d) tensor, array or DataFrame of draws of p; (n,) is read as (n, 1). A pair (x, y) makes a conditional
-            target: y is what is modelled, given x. The path of a sample file is read into memory up to 256 MB of file and of
-            float64, or where anything but the support goes with its rows; a larger file, a folder or a list of files, a
-            `DataLoader`, a `Dataset` or a `Stream` is read in parts, as often as needed.
-        log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A tensor function is
-            differentiated by autograd; one of arrays by central differences (2d evaluations a gradient); one of JAX arrays
-            by JAX, (d,) → () too.
-        energy: E(x), (n, d) → (n,), in place of `log_prob`: log p = −E − log Z. An `nn.Module` is copied and frozen.
-        sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument torch's and NumPy's global
-            seeds are set for the call and restored after it.
-        score: g(x), (n, d) → (n, d), the gradient of log p; without `log_prob` it's integrated along lines to log p up to a
-            constant. True where `log_prob` returns the pair (value, gradient), as SciPy's ``jac=True`` has it.
-        dim: d; needed where there are no samples.
-        support: where p > 0: a `torch.distributions.constraints` member, one a column, or a word (``"positive"``). With
+            target: y is modelled, given x. A sample file is read into memory if it takes up to 256 MB on disk and in float64, or
+            if its rows have weights, chains or functions; a larger file, a folder or a list of files, a `DataLoader`, a
+            `Dataset` or a `Stream` is read in parts, as often as needed.
+        log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A function of tensors is
+            differentiated by autograd, one of arrays by central differences (2d evaluations per gradient), one of JAX arrays by
+            JAX, which may also be (d,) → ().
+        energy: E(x), (n, d) → (n,), instead of `log_prob`: log p = −E − log Z. An `nn.Module` is copied and frozen.
+        sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument the global seeds of torch and NumPy
+            are set for the call and restored afterwards.
+        score: g(x), (n, d) → (n, d), the gradient of log p; without `log_prob` it is integrated along lines to log p up to a
+            constant. True if `log_prob` returns the pair (value, gradient), as SciPy's ``jac=True`` has it.
+        dim: d; needed without samples.
+        support: where p > 0: a `torch.distributions.constraints` member, one per column, or a word (``"positive"``). With
             ``"boolean"`` or ``"integer_interval(0, 3)"`` the target is discrete, and `log_prob` gets rows of whole numbers.
         normalized: whether `log_prob` integrates to one.
         weights: (n,) non-negative weights of `samples`.
-        chains: where `samples` come from Markov chains, in the order of time: how many equally long ones are stacked one
-            after another, or (n,) ids of the chain of each row. Error bars then count effective draws.
-        names: the d column names; unless said, those of a DataFrame or file, else x1, x2, …, and of y given x y1, y2, … (y).
-        given: names of the columns of `samples` that are x; the rest are y, which is modelled given x.
+        chains: if `samples` come from Markov chains, in the order of time: the number of equally long stacked chains, or (n,) ids
+            of each row's chain. Error bars then count effective draws.
+        names: the d column names; by default those of a DataFrame or file, else x1, x2, …, or y1, y2, … (y) for y given x.
+        given: names of the columns of `samples` that are x; the others are y, which is modelled given x.
         batched: False if `log_prob` and `score` take one point, (d,).
-        dtype: what the functions are called with: float64 unless said.
-        device: where they are called: the CPU, or the device of `samples`, unless said.
+        dtype: of the points that functions get: by default that of `samples`, or float64.
+        device: of these points: by default that of `samples`, or the CPU.
 
     Raises:
         InputError: samples, names, weights or dimension don't fit.
@@ -97,7 +97,7 @@ class Target:
     ) -> None:
         """Take what is known of p; see the class for the arguments."""
         self.carrier: Bijection | None = None
-        """For streams: what carries rows to the free coordinates of this target."""
+        """For streams: the map between rows and the free coordinates of this target."""
         self.origin: Model | None = None
         """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
         self.known_modes: Tensor | None = None
@@ -110,7 +110,7 @@ class Target:
         rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole)
         self.samples, self.context, self.stream = rows.samples, rows.context, rows.stream
         self.scalar = rows.is_scalar
-        """Whether y came as (n,), or as the one column beside `given=`, so that a conditional model has an event of no axes."""
+        """Whether y is a scalar, given as (n,) or as the only column besides `given=`; then events have no axes."""
         _check_dim(dim, rows.width)
         if dim is None and rows.width is None and (log_prob or sampler or score):
             because = "there are no samples to read the dimension from"
@@ -173,10 +173,10 @@ class Target:
 
     @cached_property
     def atoms(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-        """Every row of a discrete support, and log p of it.
+        """Every row of a discrete support, and its log p.
 
         Raises:
-            TargetError: they can't be listed, or there is no log density.
+            TargetError: the rows can't be listed, or there is no log density.
         """
         levels = self.bijection.levels
         if levels is None or Access.ENUMERABLE not in self.access:
@@ -196,10 +196,10 @@ class Target:
         return inside(self.bijection.contains(x), x, density.value)
 
     def tried(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """As `log_prob` at rows inside the support, for a search: a point where it's NaN gets −∞, and is counted.
+        """Return `log_prob` for a search, at rows inside the support: −∞ where it is NaN; such points are counted.
 
         Raises:
-            TargetError: as `log_prob`, but for NaN.
+            TargetError: as `log_prob`, except for NaN.
         """
         self.evaluations["log_prob"] += 0 if self.line_integral else len(x)
         value, rejected = self._require_density().tried(x)
@@ -216,14 +216,14 @@ class Target:
         return self._require_density().value_and_score(x)
 
     def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
-        """As `value_and_score` for the steps of a search: a point where either isn't a number gets −∞, and is counted."""
+        """Return `value_and_score` for a search: −∞ where either isn't a number; such points are counted."""
         self.evaluations["score"] += len(x)
         value, gradient, rejected = self._require_density().trial(x)
         self.evaluations["rejected"] += rejected
         return value, gradient
 
     def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Return the user's score alone at rows inside the support."""
+        """Return the user's score at rows inside the support."""
         self.evaluations["score"] += len(x)
         return self._require_density().gradient(x)
 
@@ -232,17 +232,17 @@ class Target:
         """Draw n fresh points from the sampler; the same seed gives the same points.
 
         Raises:
-            TargetError: there is no sampler, or what it returned isn't n finite rows.
+            TargetError: there is no sampler, or it didn't return n finite rows.
         """
         if self.sampler is None:
             raise TargetError(cannot("draw fresh points", f"the target has only {self.access.label}", "Pass `sampler=`"))
         self.evaluations["samples"] += n
-        sampler, instead = self.sampler, "Mend the sampler; it gets the number of points"
+        sampler, instead = self.sampler, "Correct the sampler; it gets the number of points"
         drawn = call_user(lambda: seeded_draws(sampler, n, seed, self.device), "draw from this target", instead, TargetError)
         x = read_matrix(drawn, self.dtype, self.device)
         if tuple(x.shape) != (n, self.dim):
             because = f"`sampler` returned shape {tuple(x.shape)}, not ({n}, {self.dim})"
-            raise TargetError(cannot("use this target", because, "Return one point a row"))
+            raise TargetError(cannot("use this target", because, "Return one point per row"))
         check_finite(x, self.names, "draws")
         return x
 
@@ -256,14 +256,14 @@ class Target:
         return free_target(self)
 
     def starting_at(self, modes: Float[Tensor, "k d"]) -> Target:
-        """Return this target with further points from which searches for its modes start; evaluations are counted together."""
+        """Return this target with more points from which mode searches start; evaluations are counted together."""
         known = copy.copy(self)
         modes = modes.to(self.device, self.dtype)
         known.known_modes = modes if self.known_modes is None else torch.cat([modes, self.known_modes])
         return known
 
     def noting_repeats(self) -> Target:
-        """Return this target with what repeats among its rows, or among the first of a stream; draws of chains do by nature."""
+        """Return this target with its repeated rows noted; a stream by its first block, chains not, since their draws repeat."""
         block = None if self.stream is None else self.stream.first
         x, context = (self.samples, self.context) if block is None else (block.x, block.context)
         found = None if x is None or self.chains is not None else repeats_of(x, context)
@@ -274,7 +274,7 @@ class Target:
         return noted
 
     def thinned(self) -> tuple[Target, int]:
-        """Return this target with every τ-th row of its chains, nearly independent, and τ; itself and 1 without chains."""
+        """Return this target with every τ-th row of its chains, which are nearly independent, and τ; without chains τ is 1."""
         if self.samples is None or self.chains is None:
             return self, 1
         rows, step = thinning(self.samples, self.chains)
@@ -293,7 +293,7 @@ class Target:
     def _density(
         self, log_prob: Function | None, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]
     ) -> LogDensity | None:
-        """The log density: the user's, or the line integral of the score where there is that alone."""
+        """Return the user's log density, or the line integral of a score without a log density."""
         self.line_integral: LineIntegral | None = None
         if log_prob is not None:
             return LogDensity(log_prob, score, batched, probe)
@@ -337,7 +337,7 @@ def _functions(
 
 
 def _check_dim(dim: Any, width: int | None) -> None:
-    """Refuse a `dim=` that is no number of coordinates, or another one than the samples have."""
+    """Refuse a `dim=` that isn't a number of coordinates, or isn't that of the samples."""
     if dim is None:
         return
     if isinstance(dim, bool) or not isinstance(dim, Integral) or int(dim) < 1:
