@@ -422,7 +422,7 @@ def test_models_that_have_no_density_on_the_reals_are_refused(model, message):
 
 
 def test_what_a_model_lacks_is_said():
-    with pytest.raises(ValueError, match=r"it raised TypeError: schools\(\) missing 1 required.*pass the arguments it lacks"):
+    with pytest.raises(ValueError, match=r"it raised TypeError: schools\(\) missing.*pass the arguments that it lacks"):
         wk.Target.of(schools, DATA[0])
     with pytest.raises(ValueError, match="Cannot use further arguments: a `list` takes none"):
         wk.Target.of([1.0, 2.0], 3)

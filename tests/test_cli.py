@@ -4,15 +4,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.linear_model import PoissonRegressor
 
 from programs import run, whichkl
 from whichkl import Target
 from whichkl._checks import InputError
+from whichkl.commands.fit import shown_parameters
+from whichkl.families import Flow, Gaussian
 
 MODEL = """
 import torch, numpy as np
@@ -52,7 +56,7 @@ def test_columns_are_fitted_given_others_from_a_file_and_from_a_folder_of_them(t
     assert whichkl("fit", "parts", "--given", "age,dose", cwd=tmp_path).stderr.count("GeneralizedLinear")
     for given, said in (
         ("weight", "there is no column `weight`, but `age`"),
-        ("age,age", "stands twice"),
+        ("age,age", "appears twice"),
         ("age,visits,dose", "left for y"),
     ):
         with pytest.raises(InputError, match=said):
@@ -199,3 +203,18 @@ def test_demo_writes_both_files_and_a_table(folder):
         assert word in result.stdout
     assert json.loads((folder / "out" / "report.json").read_text())["units"] == "nats"
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["report.html", "report.json"]
+
+
+@pytest.mark.parametrize(
+    ("family", "solver", "shown"),
+    [
+        (Flow(), "sticking_the_landing", set()),
+        (Flow(), "stochastic", set()),
+        (Gaussian(), "natural_gradient", {"loc", "scale_tril"}),
+    ],
+)
+def test_parameters_are_printed_unless_the_family_is_a_network(family, solver, shown):
+    """A flow has thousands of weights, whichever solver fitted it."""
+    model = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    diagnostics = SimpleNamespace(optima=[SimpleNamespace(model=model)])
+    assert set(shown_parameters(SimpleNamespace(family=family, solver=solver, diagnostics=diagnostics))) == shown

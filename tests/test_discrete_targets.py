@@ -14,7 +14,7 @@ from whichkl.importance import pareto_smooth
 from whichkl.problems import RestrictedBoltzmann, restricted_boltzmann
 from whichkl.solvers import CoordinateAscent, Enumeration, ScoreFunction
 from whichkl.solvers.states.score_function import Columns
-from whichkl.supports import Bijection
+from whichkl.targets.supports import Bijection
 
 D = torch.float64
 SMALL = Autoregressive(hidden=(16,))

@@ -10,10 +10,10 @@ from torch.distributions import Normal
 
 import whichkl as wk
 from whichkl._checks import InputError, TargetError
-from whichkl.energies import NegativeEnergy
 from whichkl.families import Gaussian
 from whichkl.problems import RestrictedBoltzmann
 from whichkl.problems.planar import TWO_MOONS_LOG_Z
+from whichkl.targets.energies import NegativeEnergy
 
 D = torch.float64
 

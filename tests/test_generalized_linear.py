@@ -15,7 +15,7 @@ from whichkl import Target
 from whichkl._checks import InputError
 from whichkl.families import GeneralizedLinear, Neural, family_from_config, richer, simpler
 from whichkl.families.family import log_likelihood
-from whichkl.journal import Journal
+from whichkl.files.journal import Journal
 from whichkl.samples import Block, Stream
 from whichkl.samples import stream as streams
 from whichkl.solvers import Newton, solver_for

@@ -97,12 +97,12 @@ CALLS = [
     (lambda: wk.Target(samples=X, dim=3), "the samples have 2 columns"),
     (lambda: wk.Target(dim=0), "at least 1"),
     (lambda: wk.Target(samples=X, names=["a"]), "1 names were given for 2 coordinates"),
-    (lambda: wk.Target(samples=X, names=["a", "a"]), "`a` stands twice"),
+    (lambda: wk.Target(samples=X, names=["a", "a"]), "`a` appears twice"),
     (lambda: wk.Target(samples=X, weights=np.ones(3)), r"must be \(50,\) finite, non-negative .*, and their shape is \(3,\)"),
     (lambda: wk.Target(samples=X, weights=np.ones((50, 1))), r"their shape is \(50, 1\)"),
     (lambda: wk.Target(samples=X, weights=np.ones(50) + 1j), r"they are complex, of shape \(50,\)"),
     (lambda: wk.Target(samples=X, weights="even"), r"must be \(50,\) .*, and they are a `str`, not numbers"),
-    (lambda: wk.Target(samples=X, weights=np.r_[1.0, -1.0, np.nan, np.ones(47)]), "rows 1, 2 hold others"),
+    (lambda: wk.Target(samples=X, weights=np.r_[1.0, -1.0, np.nan, np.ones(47)]), "rows 1, 2 don't"),
     (lambda: wk.Target(samples=X, weights=np.zeros(50)), "and all are 0"),
     (lambda: wk.Target(samples=(X, poked(math.nan, (3, 1)))), r"\(row 3, y2\)"),
     (lambda: wk.Target(samples=(X, np.full(50, math.nan))), r"\(row 0, y\)"),
@@ -116,7 +116,7 @@ CALLS = [
     (lambda: wk.Target(samples=X, support="positive"), r"\d+ of 50 rows lie outside the support"),
     (lambda: wk.Target(samples=X, support="positve"), "isn't a known one"),
     (lambda: wk.Target(samples=X, support=["real", "real", "real"]), "3 constraints were given for 2 columns"),
-    (lambda: wk.Target(weights=np.ones(3)), "no samples to weigh"),
+    (lambda: wk.Target(weights=np.ones(3)), "no samples to weight"),
     (lambda: wk.Target.of(Poisson(3.0)), "discrete"),
     (lambda: wk.Target.of(Uniform(torch.zeros(3), 1.0)), r"batch shape \(3,\)"),
     (lambda: wk.Target.of(gaussian), "doesn't say its dimension"),
@@ -142,7 +142,7 @@ CALLS = [
     (lambda: wk.report(3, "x.html"), "it is a `int`"),
     (lambda: wk.plot(3), "it is a `int`"),
     (lambda: wk.fit(X, seed="a"), "isn't a whole number"),
-    (lambda: wk.Target(samples=pd.DataFrame(X, columns=["a", "a"])), "`a` stands twice"),
+    (lambda: wk.Target(samples=pd.DataFrame(X, columns=["a", "a"])), "`a` appears twice"),
 ]
 
 

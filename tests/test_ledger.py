@@ -215,7 +215,7 @@ sys.path.insert(0, {tests!r})
 import pandas, pyarrow.parquet, torch; torch.set_num_threads(1)
 import test_ledger
 import whichkl.study
-from whichkl.fingerprint import code_version
+from whichkl.targets.fingerprint import code_version
 code_version()
 torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))  # what is imported here isn't by every child
 ONE = {{"families": "gaussian", "seeds": 1}}  # no thread has begun here, so that forks are safe

@@ -20,7 +20,7 @@ from whichkl._checks import InputError
 from whichkl.cluster import Threads
 from whichkl.families import Gaussian, Mixture, StudentT, family_from_config
 from whichkl.families.student_t import MultivariateStudentT
-from whichkl.journal import Journal
+from whichkl.files.journal import Journal
 from whichkl.samples import Block, Slice
 from whichkl.solvers import ExpectationMaximization
 from whichkl.solvers.rows.rows import Rows

@@ -10,7 +10,7 @@ from torch.distributions import Gamma, MultivariateNormal, StudentT
 import whichkl as wk
 from whichkl._checks import InputError, TargetError
 from whichkl.families import Gaussian, Mixture
-from whichkl.line_integral import LineIntegral, _points, _weights
+from whichkl.targets.line_integral import LineIntegral, _points, _weights
 
 D = torch.float64
 

@@ -14,7 +14,7 @@ from torch.distributions import Independent, Normal
 
 from whichkl._checks import InputError
 from whichkl.families import Flow, Gaussian, MixtureDensityNetwork, Module, Neural, VariationalAutoencoder
-from whichkl.journal import Journal
+from whichkl.files.journal import Journal
 from whichkl.objectives import ForwardKL
 from whichkl.samples import Block, Slice, Stream
 from whichkl.solvers import Stochastic, solver_for

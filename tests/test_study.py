@@ -17,7 +17,6 @@ from torch.distributions import MultivariateNormal, Normal
 
 import whichkl as wk
 from whichkl._checks import InputError, TargetError
-from whichkl.evaluations import Evaluations
 from whichkl.study import FIELDS, MEASURES, Progress, Study
 from whichkl.study.coverage import coverage
 from whichkl.study.held_out import split
@@ -26,6 +25,7 @@ from whichkl.study.pilot import rungs, survivors
 from whichkl.study.plan import family_text, plan_of
 from whichkl.study.table import csv_text, safe
 from whichkl.study.writers import to_mlflow, to_tensorboard
+from whichkl.targets.evaluations import Evaluations
 
 
 def rows(n=400, d=2, seed=0):

@@ -88,7 +88,7 @@ WRONG = {
     "no code": ("seeds: 1\ntarget: nowhere.py:make\n", "line 2: Cannot read `nowhere.py`: there is no such file"),
     "no function": ("target: bimodal\nmetrics:\n- khat\n- nowhere.py:f\n", "line 4: Cannot read `nowhere.py`"),
     "syntax": ("target: bimodal\nseeds: [1, 2\nbudget: 3\n", "line 3: it isn't YAML"),
-    "twice": ("target: bimodal\nseeds: 2\nseeds: 3\n", "line 3: `seeds` stands here again, after line 2"),
+    "twice": ("target: bimodal\nseeds: 2\nseeds: 3\n", "line 3: `seeds` is repeated, after line 2"),
     "no mapping": ("- bimodal\n", "line 1: it isn't a mapping"),
     "a tag": ("target: !!python/object/apply:os.system [ls]\n", "line 1: it isn't YAML"),
 }

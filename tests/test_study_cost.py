@@ -5,9 +5,9 @@ import pickle
 import torch
 
 import whichkl as wk
-from whichkl.evaluations import Evaluations
 from whichkl.study.engines import _Bundles, _Sizes, _Task
 from whichkl.study.plan import plan_of
+from whichkl.targets.evaluations import Evaluations
 
 
 def test_a_mixture_ends_soon_after_its_budget():

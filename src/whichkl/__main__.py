@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from whichkl import exits
 from whichkl._checks import InputError, missing_extra
+from whichkl.commands import exits
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The errors, their one grammar, and the checks of shape and finiteness that every layer shares.
+"""Checks: the errors, the grammar of their messages, and the checks of shape and finiteness that every room uses.
 
 Nothing here imports torch, so that the command line can name an error before torch is loaded.
 """
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 
 _MAX_QUOTED = 160
-"""Most characters of a quoted value that a message shows whole: more than most paths have."""
+"""Largest number of characters of a quoted value that a message shows in full; most paths are shorter."""
 _QUOTED = re.compile("`([^`]*)`")
 LARGEST = 1e145
-"""Largest size of a number in a column, and the inverse of the least width: squares of 10¹⁸ rows add up within float64."""
-
-_FEW = 1_000
-"""Rows that may tell by themselves that a column varies enough."""
+"""Largest size of a number in a column, and inverse of the smallest width: float64 can sum the squares of 10¹⁸ such rows."""
+_MAX_ROWS_FOR_QUICK_CHECK = 1_000
+"""Number of first rows whose range usually shows that a column varies enough."""
 
 
 class WhichklError(ValueError):
@@ -34,23 +33,23 @@ class WhichklError(ValueError):
 
 
 class InputError(WhichklError):
-    """Samples, a file or an argument is bad (exit code 2)."""
+    """Samples, a file or an argument can't be used (exit code 2)."""
 
     exit_code = 2
 
 
 class TargetError(WhichklError):
-    """The target can't do what is asked, or its log density is broken (exit code 3)."""
+    """The target can't do what is requested, or its log density is broken (exit code 3)."""
 
     exit_code = 3
 
 
 class NotANumberError(TargetError):
-    """A log density is NaN somewhere: harmless where p has no mass, as where an integrator blows up."""
+    """A log density is NaN somewhere; this is harmless where p has no mass, for example where an integrator diverges."""
 
 
 class DeadDensityError(TargetError):
-    """A log density gave numbers once and gives none any more, not even where it did: no search takes this for a bad point."""
+    """A log density gives no number any more, not even where it once did, so that no search treats this as a bad point."""
 
 
 class ResourceError(WhichklError):
@@ -66,7 +65,7 @@ class IntegrityError(WhichklError):
 
 
 def cannot(do: str, because: str, instead: str) -> str:
-    """Return a message in the one grammar: what can't be done, why, and what to do.
+    """Return an error message: what can't be done, why, and what to do.
 
     >>> cannot("use `ReverseKL` with this target", "it has only samples", "Use `ForwardKL`, or pass `log_prob=`")
     'Cannot use `ReverseKL` with this target: it has only samples. Use `ForwardKL`, or pass `log_prob=`.'
@@ -75,7 +74,7 @@ def cannot(do: str, because: str, instead: str) -> str:
 
 
 def _shortened(quoted: re.Match[str]) -> str:
-    """Keep a quoted value to a line: values come from files, and can have any length and any characters."""
+    """Shorten a quoted value to one line: values from files have any length and any characters."""
     text = quoted[1] if quoted[1].isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in quoted[1])
     return f"`{text}`" if len(text) <= _MAX_QUOTED else f"`{text[: _MAX_QUOTED // 2]} … {text[-_MAX_QUOTED // 4 :]}`"
 
@@ -106,7 +105,7 @@ def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None
     Raises:
         InputError: a cell isn't finite.
     """
-    if math.isfinite(x.sum().item()):  # one fast pass: a sum over NaN or an infinity is never finite
+    if math.isfinite(x.sum().item()):  # fast: a sum over NaN or an infinity is never finite
         return
     bad = (~x.isfinite()).nonzero()
     if len(bad) == 0:
@@ -121,15 +120,15 @@ def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None
 
 
 def check_scales(x: Tensor, names: Sequence[str], what: str = "samples") -> None:
-    """Refuse columns of an (n, d) matrix whose squares, or sums of them, leave float64: they would be infinite, 0 or NaN.
+    """Refuse columns of an (n, d) matrix whose squares, or sums of squares, would be infinite, 0 or NaN in float64.
 
     Raises:
-        InputError: the numbers of a column are too large, or vary too little about each other.
+        InputError: the numbers of a column are too large, or differ too little.
     """
     x = x.detach()
-    few, ends = x[:_FEW], [float(end) for end in x.aminmax()]
+    few, ends = x[:_MAX_ROWS_FOR_QUICK_CHECK], [float(end) for end in x.aminmax()]
     if max(-ends[0], ends[1]) <= LARGEST and float((few.amax(0) - few.amin(0)).amin()) >= 1 / LARGEST:
-        return  # nearly always, and ten times as fast
+        return  # the usual case, ten times as fast as what follows
     low, high = x.amin(0).double(), x.amax(0).double()
     size, width = high.abs().maximum(low.abs()), high - low
     wrong = (size > LARGEST) | ((width > 0) & (width < 1 / LARGEST))
@@ -137,10 +136,10 @@ def check_scales(x: Tensor, names: Sequence[str], what: str = "samples") -> None
         return
     i = int(wrong.int().argmax())
     if float(size[i]) > LARGEST:
-        because = f"column `{names[i]}` reaches {float(size[i]):.3g}, and numbers whose squares count must stay below {LARGEST:g}"
+        because = f"column `{names[i]}` reaches {float(size[i]):.3g}, and numbers that are squared must stay below {LARGEST:g}"
         unit = float(size[i])
     else:
-        because = f"column `{names[i]}` varies by {float(width[i]):.3g} in all, and its squares vanish below {1 / LARGEST:g}"
+        because = f"column `{names[i]}` varies by {float(width[i]):.3g} in total, and squares vanish below {1 / LARGEST:g}"
         unit = float(width[i])
     instead = f"Divide that column by {unit:.0e}, and subtract the log of it, {math.log(unit):.5g}, from log densities"
     raise InputError(cannot(f"use these {what}", because, instead))
@@ -156,7 +155,7 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
     n = len(x)
     if tuple(value.shape) != (n,):
         because = f"`{who}` returned shape {tuple(value.shape)} for {n} points of dimension {x.shape[-1]}, not ({n},)"
-        hint = "Return one log density a row (sum over the last axis), or pass `batched=False` for a function of one point"
+        hint = "Return one log density per row (sum over the last axis), or pass `batched=False` for a function of one point"
         raise TargetError(cannot("use this target", because, hint))
     wrong = value.isnan() | (value == float("inf"))
     if bool(wrong.any()):
@@ -171,7 +170,7 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """Write infinities and NaN as text, anywhere in nested dicts and lists, since JSON has none."""
+    """Write infinities and NaN in nested dicts and lists as text, since JSON has neither."""
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Access: the closed set of things that one can do with a distribution, and what an objective asks of it."""
+"""Access: the closed set of things that one can do with a distribution, and what an objective requires."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Access(enum.Flag):
     SAMPLES = enum.auto()
     """A fixed set of draws."""
     SAMPLER = enum.auto()
-    """Fresh draws, as many as asked for."""
+    """Fresh draws, any number of them."""
     LOG_PROB = enum.auto()
     """The natural log of the density, at least up to a constant."""
     NORMALIZED = enum.auto()
@@ -53,17 +53,17 @@ class Access(enum.Flag):
 
     @property
     def label(self) -> str:
-        """The names of what is there, lower case, comma-separated; ``"nothing"`` for none."""
+        """The names of the members, lower case, separated by commas; ``"nothing"`` for none."""
         return ", ".join(str(member.name).lower() for member in type(self) if member in self) or "nothing"
 
     @property
     def can_sample(self) -> bool:
-        """Whether draws of the distribution are at hand, fixed or fresh."""
+        """Whether draws of the distribution are available, fixed or fresh."""
         return bool(self & (Access.SAMPLES | Access.SAMPLER))
 
     @property
     def can_evaluate(self) -> bool:
-        """Whether log p is at hand up to a constant: by itself, or by integrating the score along lines."""
+        """Whether log p is available up to a constant, directly or by integrating the score along lines."""
         return bool(self & (Access.LOG_PROB | Access.SCORE))
 
     @property
@@ -82,7 +82,7 @@ class Access(enum.Flag):
 
 @dataclass(frozen=True)
 class Requirement:
-    """A set of alternatives: it is met by an access that contains at least one of them whole.
+    """A set of alternatives; an access meets it if it contains all of at least one alternative.
 
     >>> Requirement(Access.SAMPLES, Access.SAMPLER).met_by(Access.SAMPLER | Access.LOG_PROB)
     True
@@ -95,19 +95,19 @@ class Requirement:
         object.__setattr__(self, "alternatives", alternatives)
 
     def met_by(self, access: Access) -> bool:
-        """Whether `access` holds one alternative whole."""
+        """Whether `access` contains all of one alternative."""
         return any(one in access for one in self.alternatives)
 
     def lacking(self, access: Access) -> set[str]:
-        """What would have to be passed beside `access`, in each of the ways that need least.
+        """Return what must be passed in addition to `access`, for each alternative that needs the fewest arguments.
 
         >>> sorted(Requirement(Access.LOG_PROB, Access.SCORE).lacking(Access.SAMPLES))
         ['`log_prob=`', '`score=`']
         """
         gaps = [one & ~access for one in self.alternatives]
-        least = min(len(gap) for gap in gaps)
+        fewest = min(len(gap) for gap in gaps)
         words = [" with ".join(f"`{word}={'True' * (word == 'normalized')}`" for word in gap.label.split(", ")) for gap in gaps]
-        return {text for text, gap in zip(words, gaps, strict=True) if len(gap) == least}
+        return {text for text, gap in zip(words, gaps, strict=True) if len(gap) == fewest}
 
     @property
     def label(self) -> str:

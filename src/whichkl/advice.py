@@ -8,8 +8,8 @@ from typing import Any
 
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian, Product, family_of
-from whichkl.modes import plain_modes
 from whichkl.objectives import OBJECTIVES, Objective
+from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import SOLVERS, families_of
 from whichkl.targets import Target
 
@@ -35,7 +35,7 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Option:
-    """An objective that can be minimised with this access."""
+    """An objective that can be minimised with an access."""
 
     objective: Objective
     reason: str
@@ -45,7 +45,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What else may be left, and what it can be turned into."""
+    """What a user may have instead of samples and a log density, and what it can be turned into."""
 
     left: str
     becomes: str
@@ -83,7 +83,7 @@ CONVERSIONS = (
 
 @dataclass(frozen=True)
 class Advice:
-    """Which objectives are possible for a target, ranked, and what stands in the way of the others."""
+    """The possible objectives for a target, ranked, and the reasons against the others."""
 
     access: Access
     family: Family
@@ -91,13 +91,13 @@ class Advice:
     options: tuple[Option, ...]
     """The possible objectives, best first."""
     missing: dict[str, str]
-    """Name of each impossible objective → what it requires, in words; those between the directions, where both are possible."""
+    """Name of each impossible objective → why; objectives between the directions only if both directions are possible."""
     conversions: tuple[Conversion, ...]
-    """What could still be converted; empty where an objective is possible."""
+    """What could be converted; empty if an objective is possible."""
 
     @property
     def best(self) -> Option | None:
-        """The first option; None where nothing is possible."""
+        """The first option; None if nothing is possible."""
         return self.options[0] if self.options else None
 
     @property
@@ -111,12 +111,12 @@ class Advice:
     def verdict(self) -> str:
         """What to do, in plain words."""
         if not self.options and self.access.cell != "neither":
-            return f"Nothing can be minimised over {self.family}: see below what stands in the way."
+            return f"Nothing can be minimised over {self.family}: the reasons are below."
         return _VERDICTS[self.access.cell]
 
     @property
     def cheapest(self) -> str:
-        """The cheapest access to acquire; empty where something is possible."""
+        """The cheapest access to acquire; empty if something is possible."""
         if self.options:
             return ""
         rows = self.family.minimum_rows(self.dim) if self.dim else None
@@ -161,11 +161,11 @@ class Advice:
 
 @plain_modes()
 def advise(target: Any, family: Family | str | None = None) -> Advice:
-    """Say which objectives are possible for a target, and why.
+    """Return which objectives are possible for a target, and why.
 
     Args:
         target: a `Target`, an `Access`, or anything that `Target.of` takes.
-        family: the family that is to be fitted, or its name; unless said, `default_family` of the target.
+        family: the family that is to be fitted, or its name; by default `default_family` of the target.
 
     >>> import torch
     >>> advise(Target(samples=torch.randn(50, 2))).best.objective.name
@@ -197,7 +197,7 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
 
 
 def default_family(target: Target | None) -> Family:
-    """Return what is fitted unless said: a full Gaussian, or independent columns of categories where the target is discrete.
+    """Return the default family: a full Gaussian, or independent columns of categories for a discrete target.
 
     >>> default_family(Target(log_prob=lambda x: x[:, 0], dim=1, support="boolean"))
     Product(margins='bernoulli')
@@ -208,7 +208,7 @@ def default_family(target: Target | None) -> Family:
 
 
 def _others(objective: Objective) -> str:
-    """Over which families a divergence between the directions is minimised."""
+    """Name the families over which a divergence between the directions is minimised."""
     return f"; over {', '.join(families_of(objective))} one does" if objective.is_between else ""
 
 

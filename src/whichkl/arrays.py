@@ -1,4 +1,4 @@
-"""Arrays: how samples, pairs, weights and column names, given as tensors, arrays or DataFrames, are read."""
+"""Arrays: samples, pairs, weights and column names are read from tensors, arrays and DataFrames."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_finite
-from whichkl.modes import normal
+from whichkl.process.torch_modes import normal
 
 
 def tensor_of(values: Any) -> Tensor:
-    """Return a tensor as it is, and an array or numbers on the CPU, in the type that NumPy gives them.
+    """Return a tensor unchanged; an array, or numbers, as a tensor on the CPU of the type that NumPy gives them.
 
     >>> tensor_of([1.0, 2.0])
     tensor([1., 2.], dtype=torch.float64)
@@ -24,15 +24,15 @@ def tensor_of(values: Any) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
 
 
-_ROOM = 10.0
-"""How far below the root of the largest number of a precision samples of that precision stay."""
+_SAFETY_FACTOR = 10.0
+"""Samples stay below the square root of the largest number of their precision, divided by this factor."""
 
 
 def split_pair(samples: Any) -> tuple[Any, Any]:
-    """Tell y and x of a pair (x, y) apart; y alone where it isn't a pair.
+    """Return y and x of a pair (x, y); samples that aren't a pair are y, and x is None.
 
     Raises:
-        InputError: it is a tuple of another length.
+        InputError: the samples are a tuple of another length.
     """
     if not isinstance(samples, tuple):
         return samples, None
@@ -45,10 +45,10 @@ def split_pair(samples: Any) -> tuple[Any, Any]:
 def read_matrix(
     values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None, what: str = "samples"
 ) -> Float[Tensor, "n d"]:
-    """Bring samples to a floating (n, d) tensor; numbers that aren't floats become float64.
+    """Return samples as a floating-point (n, d) tensor; other numbers become float64.
 
     Raises:
-        InputError: they hold something other than real numbers, or have another shape than (n,) or (n, d).
+        InputError: they hold anything but real numbers, or their shape is neither (n,) nor (n, d).
     """
     if hasattr(values, "select_dtypes"):
         text = [str(name) for name in values.columns.difference(values.select_dtypes(["number", "bool"]).columns)]
@@ -69,14 +69,14 @@ def read_matrix(
         values = values[:, None]
     if values.ndim != 2:
         because = f"they have shape {tuple(values.shape)}, not (n, d)"
-        raise InputError(cannot(f"use these {what}", because, "Give one row a draw"))
+        raise InputError(cannot(f"use these {what}", because, "Give one row per draw"))
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
     x: Tensor = normal(values.detach()).to(device=device, dtype=dtype or wide)
     return x
 
 
 def widened(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return samples in float64 where squares in their own precision would overflow or vanish, else as they are.
+    """Return samples in float64 if their squares would overflow or vanish in their own precision, else unchanged.
 
     >>> [widened(torch.tensor([[0.0], [size]])).dtype for size in (1.0, 1e30, 1e-30)]
     [torch.float32, torch.float64, torch.float64]
@@ -85,16 +85,16 @@ def widened(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return x
     low, high = x.amin(0), x.amax(0)
     size, width = high.abs().maximum(low.abs()), high - low
-    most = math.sqrt(torch.finfo(x.dtype).max) / _ROOM
+    most = math.sqrt(torch.finfo(x.dtype).max) / _SAFETY_FACTOR
     return x.double() if bool(((size > most) | ((width > 0) & (width < 1 / most))).any()) else x
 
 
 def read_context(x: Any, columns: int, like: Tensor) -> Float[Tensor, "n c"]:
-    """Bring what a model of y given x is called with, a tensor, an array or a DataFrame, to the dtype and device of its weights.
+    """Return the x that a model of y given x is called with as a tensor of the dtype and device of the model's weights.
 
     Args:
-        x: (n, c); of one column also (n,).
-        columns: how many the model was fitted on.
+        x: a tensor, an array or a DataFrame, (n, c); one column may be (n,).
+        columns: the number of columns that the model was fitted on.
         like: one of its weights.
 
     Raises:
@@ -111,10 +111,10 @@ def read_context(x: Any, columns: int, like: Tensor) -> Float[Tensor, "n c"]:
 
 
 def check_filled(samples: Float[Tensor, "n d"]) -> None:
-    """Refuse samples of no rows, or of no columns.
+    """Refuse empty samples.
 
     Raises:
-        InputError: as said.
+        InputError: there are no rows, or no columns.
     """
     if samples.numel() == 0:
         because = f"they are empty, shape {tuple(samples.shape)}"
@@ -122,22 +122,22 @@ def check_filled(samples: Float[Tensor, "n d"]) -> None:
 
 
 def check_pairs(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-    """Refuse an x that isn't finite, and other counts of rows in x than in y.
+    """Check pairs.
 
     Raises:
-        InputError: as said.
+        InputError: x isn't finite, or x and y have different numbers of rows.
     """
     check_finite(x, names, "x")
     if len(x) != len(y):
         because = f"x has {len(x)} rows and y has {len(y)}"
-        raise InputError(cannot("use these pairs", because, "Give each row of x its row of y"))
+        raise InputError(cannot("use these pairs", because, "Give one row of x per row of y"))
 
 
 def read_names(names: Sequence[str] | None, samples: Any, dim: int, *, is_response: bool = False) -> tuple[str, ...]:
     """Return the names of d columns: those given, those of a DataFrame or a Series, else the default ones.
 
     Raises:
-        InputError: they aren't d different ones.
+        InputError: they aren't d different names.
     """
     if names is None and hasattr(samples, "columns"):
         names = [str(column) for column in samples.columns]
@@ -147,13 +147,13 @@ def read_names(names: Sequence[str] | None, samples: Any, dim: int, *, is_respon
         return default_names(dim, "y" if is_response else "x")
     if len(names) != dim or len(set(names)) != dim:
         twice = sorted({str(name) for name in names if list(names).count(name) > 1})
-        because = f"`{twice[0]}` stands twice" if twice else f"{len(names)} names were given for {dim} coordinates"
-        raise InputError(cannot("use these `names`", because, "Give each coordinate one name of its own"))
+        because = f"`{twice[0]}` appears twice" if twice else f"{len(names)} names were given for {dim} coordinates"
+        raise InputError(cannot("use these `names`", because, "Give each coordinate its own name"))
     return tuple(str(name) for name in names)
 
 
 def default_names(dim: int, letter: str = "x") -> tuple[str, ...]:
-    """Return x1, x2, …; for y given x y1, y2, …, and y alone where it's one column.
+    """Return x1, x2, …; for y given x the names y1, y2, …, or y for one column.
 
     >>> default_names(2), default_names(1, "y")
     (('x1', 'x2'), ('y',))
@@ -162,14 +162,14 @@ def default_names(dim: int, letter: str = "x") -> tuple[str, ...]:
 
 
 def _within_reach(w: Tensor) -> Tensor:
-    """Return weights divided by the largest, where their sums would overflow or vanish in single precision."""
+    """Divide weights by the largest if their sums would overflow or vanish in single precision."""
     most = float(w.double().abs().max()) if w.numel() else 1.0
     is_usual = not math.isfinite(most) or most == 0 or 1e-20 < most < 1e20
     return w if is_usual else w.double() / most
 
 
 def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Bring the weights of n rows to the rows' dtype and device.
+    """Return the weights of n rows as a tensor of the rows' dtype and device.
 
     Raises:
         InputError: they aren't (n,) finite, non-negative numbers with a positive sum.
@@ -180,16 +180,16 @@ def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, "
         given = weights if isinstance(weights, Tensor) else torch.from_numpy(np.asarray(weights))
     except (TypeError, ValueError) as error:
         because = f"{wanted}, and they are a `{type(weights).__name__}`, not numbers"
-        raise InputError(cannot("use these `weights`", because, "Give one number a row of `samples`")) from error
+        raise InputError(cannot("use these `weights`", because, "Give one number per row of `samples`")) from error
     if given.is_complex():
         because = f"{wanted}, and they are complex, of shape {tuple(given.shape)}"
-        raise InputError(cannot("use these `weights`", because, "Give one real number a row of `samples`"))
+        raise InputError(cannot("use these `weights`", because, "Give one real number per row of `samples`"))
     if tuple(given.shape) != (n,):
         because = f"{wanted}, and their shape is {tuple(given.shape)}"
-        raise InputError(cannot("use these `weights`", because, "Give one number a row of `samples`"))
+        raise InputError(cannot("use these `weights`", because, "Give one number per row of `samples`"))
     w = _within_reach(normal(given.detach())).to(samples)
     if not bool(w.isfinite().all()) or bool((w < 0).any()) or float(w.sum()) <= 0:
         bad = (~w.isfinite() | (w < 0)).nonzero()[:5, 0].tolist()
-        where = f"rows {', '.join(map(str, bad))} hold others" if bad else "all are 0"
+        where = f"rows {', '.join(map(str, bad))} don't" if bad else "all are 0"
         raise InputError(cannot("use these `weights`", f"{wanted}, and {where}", "Correct them"))
     return w

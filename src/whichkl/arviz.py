@@ -1,4 +1,4 @@
-"""to_arviz: a fit as the container that ArviZ summarises, plots and saves."""
+"""to_arviz: a fit in the container that ArviZ summarises, plots and saves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from whichkl._checks import require
 from whichkl.fitting import Fit
 from whichkl.goodness.draws import Unable, log_density
-from whichkl.modes import plain_modes
-from whichkl.process_lock import without_warnings
+from whichkl.process.lock import without_warnings
+from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
 
@@ -22,18 +22,17 @@ from whichkl.targets import Target
 def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, target: Target | None = None) -> Any:
     """Return draws of a fit for ArviZ: an `arviz.InferenceData`, or, from ArviZ 1 on, an `xarray.DataTree`.
 
-    The group `posterior` has one chain of n draws: the sites of a NumPyro model under its own names and shapes, deterministic
-    ones included; of other targets a variable a column. Its attributes say objective, family, status, findings, value and
-    version. `sample_stats` has `log_q`, and where p has a log density `lp`, log p at the draws in the coordinates of the
-    fit (up to log Z), and `log_weight`, lp − log_q, for Pareto-smoothed importance sampling.
+    The group `posterior` has one chain of n draws. A model of an adapted library, such as NumPyro, gives the sites under their
+    own names and shapes, deterministic ones included; any other target gives one variable per column. The attributes are
+    objective, family, status, findings, value and version. `sample_stats` has `log_q`; if p has a log density, also `lp`, log p
+    at the draws in the coordinates of the fit (up to log Z), and `log_weight`, lp − log_q, for importance sampling.
 
     Args:
         fit: what `whichkl.fit` returned.
-        n: how many draws.
-        corrected: whether to draw from p as far as q leads to it, as in `Fit.draws`; the weights are used up then, and
-            `log_weight` is left out.
+        n: number of draws.
+        corrected: whether to draw from p as in `Fit.draws`; the draws use the weights, so there is no `log_weight`.
         seed: the same seed gives the same draws.
-        target: what was fitted, for a fit that was loaded; without it there are neither `lp` nor a model's own names.
+        target: what was fitted, for a loaded fit; without it there is no `lp`, and a model's own names are missing.
 
     Raises:
         InputError: ArviZ isn't installed, the fit is conditional, or n isn't at least 1.
@@ -44,7 +43,7 @@ def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, ta
     >>> data["posterior"]["a"].shape, data["posterior"].attrs["objective"]
     ((1, 100), 'reverse_kl')
     """
-    with without_warnings():  # some versions announce the next one when they're imported
+    with without_warnings():  # some versions announce the next one at import
         arviz = require("arviz", "bayes")
     target = fit.target if target is None else target
     x = fit.draws(n, corrected=corrected, seed=seed, target=target).to("cpu", torch.float64)
@@ -67,7 +66,7 @@ def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, ta
 
 
 def _attributes(fit: Fit, corrected: bool, seed: int) -> dict[str, Any]:
-    """What is said about the draws, as NetCDF can hold it."""
+    """Return the attributes of the draws in types that NetCDF can hold."""
     return {
         "inference_library": "whichkl",
         "inference_library_version": version("whichkl"),
@@ -83,7 +82,7 @@ def _attributes(fit: Fit, corrected: bool, seed: int) -> dict[str, Any]:
 
 
 def _log_q(fit: Fit, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"] | None:
-    """Log q at the draws, None where q has no density."""
+    """Return log q at the draws; None if q has no density."""
     try:
         return log_density(fit.model, x)
     except Unable:

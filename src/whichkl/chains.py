@@ -1,4 +1,4 @@
-"""Chains: draws of a Markov chain are worth fewer independent ones, and this says how many. Shared by all that averages."""
+"""Chains: how many independent draws the draws of Markov chains are worth, and standard errors that account for it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import tensor_of
 
-_SHORTEST = 4
+_MIN_ROWS_PER_CHAIN = 4
 FEWEST = 100
 """Effective draws below which an error bar isn't trusted (Vehtari et al., 2021, ask for 400 over four chains)."""
 
 
 def chain_ids(chains: Any, n: int, device: torch.device | str = "cpu") -> Int[Tensor, " n"]:
-    """Bring `chains` to one number a row, 0, 1, …: a count of equally long chains stacked one after another, or an id a row.
+    """Return the chain of each row as a number, 0, 1, …, from a count of equally long stacked chains, or from one id per row.
 
     Raises:
         InputError: the count doesn't divide the rows, the ids aren't n whole numbers, or a chain has fewer than four rows.
@@ -30,36 +30,36 @@ def chain_ids(chains: Any, n: int, device: torch.device | str = "cpu") -> Int[Te
     if isinstance(chains, int) and not isinstance(chains, bool):
         if chains < 1 or n % chains:
             because = f"{n} rows aren't {chains} equally long chains" if chains > 0 else "there must be at least one"
-            raise InputError(cannot(f"use `chains={chains}`", because, "Give the count that divides them, or an id a row"))
+            raise InputError(cannot(f"use `chains={chains}`", because, "Give a count that divides them, or one id per row"))
         ids = torch.arange(chains, device=device).repeat_interleave(n // chains)
     else:
         try:
             given = tensor_of(chains).to(device)
         except (TypeError, ValueError) as error:
             because = f"they are a `{type(chains).__name__}`, not numbers"
-            raise InputError(cannot("use these `chains`", because, "Give their count, or a whole number a row")) from error
+            raise InputError(cannot("use these `chains`", because, "Give their count, or one whole number per row")) from error
         whole = tuple(given.shape) == (n,) and not given.is_complex() and bool((given == given.to(torch.int64)).all())
         if not whole or given.dtype == torch.bool:
-            because = f"they aren't {n} whole numbers, one a row"
-            raise InputError(cannot("use these `chains`", because, "Give their count, or a whole number a row"))
+            because = f"they aren't {n} whole numbers, one per row"
+            raise InputError(cannot("use these `chains`", because, "Give their count, or one whole number per row"))
         ids = torch.unique(given.to(torch.int64), return_inverse=True)[1]
     shortest = int(torch.bincount(ids).min())
-    if shortest < _SHORTEST:
-        because = f"the shortest chain has {shortest} rows, and correlation can't be seen in fewer than {_SHORTEST}"
+    if shortest < _MIN_ROWS_PER_CHAIN:
+        because = f"the shortest chain has {shortest} rows, and correlation can't be seen in fewer than {_MIN_ROWS_PER_CHAIN}"
         raise InputError(cannot("use these `chains`", because, "Give longer chains"))
     return ids
 
 
 def effective_draws(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> float:
-    """How many independent draws have the mean of these values as certain as they have: n / τ, τ = 1 + 2 Σ ρ_t.
+    """Return the number of independent draws whose mean is as certain as the mean of these values: n / τ, τ = 1 + 2 Σ ρ_t.
 
-    Chains are split in half, so that drift shows as disagreement; ρ_t is 1 − (W − mean autocovariance)/V, with W the
-    variance within the halves and V that of all; the sum ends by Geyer's initial monotone sequence. Chains of unequal
-    length weigh by their rows. More than n for values that alternate; n if they're constant.
+    Chains are split in half, so that drift shows as disagreement. ρ_t is 1 − (W − mean autocovariance)/V, where W is the
+    variance within the halves and V the variance of all values; Geyer's initial monotone sequence ends the sum. Chains are
+    weighted by their number of rows. The result exceeds n for values that alternate, and is n for constant values.
 
     Args:
-        values: one number a row.
-        chains: as `chain_ids` gives it; the rows of a chain in the order of time.
+        values: one number per row.
+        chains: from `chain_ids`; the rows of each chain are in the order of time.
 
     Source: Vehtari, Gelman, Simpson, Carpenter & Bürkner (2021), eq. 10–13; Geyer (1992).
 
@@ -93,7 +93,7 @@ def effective_draws(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> f
 
 
 def standard_error(terms: Float[Tensor, " n"], chains: Int[Tensor, " n"] | None) -> tuple[float, float | None]:
-    """Standard error of the mean of terms, and their effective number, at most n; None for independent ones.
+    """Return the standard error of the mean of terms, and their effective number, at most n; None for independent terms.
 
     >>> standard_error(torch.tensor([0.0, 1.0, 2.0]), None)
     (0.577..., None)
@@ -109,9 +109,9 @@ def standard_error(terms: Float[Tensor, " n"], chains: Int[Tensor, " n"] | None)
 
 
 def thinning(x: Float[Tensor, "n d"], chains: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], int]:
-    """Rows to keep so that they're nearly independent, every τ-th of each chain, and τ: the largest n/ESS of a column.
+    """Return the numbers of nearly independent rows, every τ-th of each chain, and τ, the largest n/ESS of all columns.
 
-    Neighbours that are kept still correlate by about e⁻² = 0.14.
+    Consecutive kept rows still correlate by about e⁻² = 0.14.
     """
     fewest = min(effective_draws(column, chains) for column in x.T)
     step = max(1, math.ceil(len(x) / fewest - 1e-9))
@@ -128,7 +128,7 @@ def _autocovariance(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 def _geyer(rho: Float[np.ndarray, " n"]) -> float:
-    """τ from autocorrelations: the sums of neighbouring pairs while they're positive, made to fall. Source: Geyer (1992)."""
+    """Return τ from autocorrelations by Geyer's initial monotone sequence. Source: Geyer (1992)."""
     pairs = rho[: len(rho) // 2 * 2].reshape(-1, 2).sum(1)[: max(1, (len(rho) - 1) // 2)]
     if len(pairs) == 1:
         return float(2 * pairs[0] - 1)

@@ -1,4 +1,4 @@
-"""Workers: map a function over parts of the data, here in threads or on the machines of a Ray cluster, in a fixed order."""
+"""Workers: map a function over parts of the data in a fixed order, in threads of this process or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from whichkl._checks import InputError, ResourceError, cannot, require
-from whichkl.held_signals import uninterrupted
-from whichkl.memory import BLOCKS, keep_memory
-from whichkl.process_lock import PROCESS_LOCK
-from whichkl.threads import one_thread, use_one_thread
+from whichkl.process.held_signals import uninterrupted
+from whichkl.process.lock import PROCESS_LOCK
+from whichkl.process.memory import STREAM_BYTES, keep_memory
+from whichkl.process.threads import one_thread, use_one_thread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Parts under way or waiting, for each worker: what bounds the memory of a pass."""
-
-
-_POLL = 1.0
-"""Seconds between two looks at the processes of a cluster."""
+"""Parts per worker that run or wait; this bounds the memory of a pass."""
+_SECONDS_BETWEEN_CHECKS = 1.0
+"""Seconds between two checks of a cluster's own processes."""
+_RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+"""Environment variables during a pass: Ray sends no statistics, and failed parts are reported by this library alone."""
 
 
 class Workers(ABC):
-    """Where the parts of a pass are worked on. Results come in the order of the parts, so that sums are the same anywhere.
+    """Where the parts of a pass are worked on. Results come in the order of the parts, so that sums are the same everywhere.
 
-    A part is computed by one thread of torch wherever it runs: the rounding of a matrix product depends on their number.
+    Every part is computed by one thread of torch, since the rounding of a matrix product depends on the number of threads.
     """
 
     @abstractmethod
@@ -47,14 +47,14 @@ class Workers(ABC):
 
 @dataclass(frozen=True)
 class Threads(Workers):
-    """This process, a thread for each core."""
+    """This process, with one thread per core."""
 
     count: int = os.cpu_count() or 1
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """Work `AHEAD` parts a thread ahead of the consumer."""
-        keep_memory(BLOCKS)
-        if self.count == 1 or len(items) == 1 or PROCESS_LOCK.is_mine:  # which a part could need
+        """Work `AHEAD` parts per thread ahead of the consumer."""
+        keep_memory(STREAM_BYTES)
+        if self.count == 1 or len(items) == 1 or PROCESS_LOCK.is_mine:  # a part in another thread could wait for the lock
             for item in items:
                 with one_thread():
                     result = function(item)
@@ -75,21 +75,21 @@ class Threads(Workers):
 
 
 class Source(Protocol):
-    """Items to be worked on, which may be chosen when they are asked for."""
+    """Items to be worked on, each chosen when a worker asks for it."""
 
     def take(self, workers: int) -> Any:
-        """Return the next item for one of so many workers; None where there is none now."""
+        """Return the next item for one of `workers` workers; None if there is none now."""
 
 
 @dataclass(frozen=True)
 class Ray(Workers):
-    """A Ray cluster: every part is a task, begun anew elsewhere when its machine is lost.
+    """A Ray cluster: every part is a task, which starts again on another machine if its machine is lost.
 
     Args:
-        address: ``"auto"`` for the cluster that this machine belongs to (or a new one on this machine alone), ``"local"`` for a
-            new one on this machine alone, or HOST:PORT.
-        retries: how often a lost part is begun anew.
-        most: how many are worked on at once; of ``"local"`` that many processes.
+        address: ``"auto"`` for the cluster that this machine belongs to (or a new one on this machine), ``"local"`` for a new one
+            on this machine, or HOST:PORT.
+        retries: how often a lost part starts again.
+        most: largest number of parts at once; for ``"local"`` the number of processes.
 
     Source: Moritz et al. (2018).
     """
@@ -99,93 +99,67 @@ class Ray(Workers):
     most: int | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """Submit parts as workers get free, and fetch their results in order.
+        """Submit parts when workers are free, and yield their results in order.
 
         Raises:
             ResourceError: the cluster can't be reached, or a part was lost more than `retries` times.
         """
-        with _kept():
-            yield from self._mapped(function, items)
+        with self._tasks(function) as tasks:
 
-    def _mapped(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        ray = self._connect()
-        task = ray.remote(num_cpus=1, max_retries=self.retries)(_alone)
-        shared = ray.put(function)
-        started: list[Any] = []
+            def fetch(reference: Any) -> Any:
+                try:
+                    return tasks.result(reference)
+                except tasks.ray.exceptions.RayError as error:
+                    because = f"a part of the data was lost {self.retries + 1} times ({_first_line(error)})"
+                    instead = "Look at the machines' memory and logs, then start again"
+                    raise ResourceError(cannot("go on with this pass", because, instead)) from error
 
-        def start(item: Any) -> Any:
-            started.append(task.remote(shared, item))
-            return started[-1]
-
-        def fetch(reference: Any) -> Any:
-            try:
-                result = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise _cause(error) from None
-            except ray.exceptions.RayError as error:
-                because = f"a part of the data was lost {self.retries + 1} times ({_first_line(error)})"
-                instead = "Look at the machines' memory and logs, then start again"
-                raise ResourceError(cannot("go on with this pass", because, instead)) from error
-            started.remove(reference)
-            return _unwrapped(result)
-
-        try:
-            yield from _ahead(items, lambda: AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))), start, fetch)
-        finally:
-            for reference in started:
-                ray.cancel(reference)
+            yield from _ahead(items, lambda: AHEAD * tasks.count_workers(), tasks.start, fetch)
 
     def as_completed(self, function: Callable[[Any], Result], source: Source) -> Iterator[tuple[Any, Result | Exception]]:
-        """Yield items with their results as they come, in any order; the error where an item's worker died again and again.
+        """Yield items with their results as they finish, in any order; an error if an item's worker died at every retry.
 
         Args:
             function: sent to the workers once.
-            source: asked for the next item whenever a worker gets free.
+            source: asked for the next item when a worker is free.
 
         Raises:
             ResourceError: the cluster can't be reached, lacks what the function needs, or is gone.
         """
-        with _kept():
-            yield from self._as_completed(function, source)
-
-    def _as_completed(self, function: Callable[[Any], Result], source: Source) -> Iterator[tuple[Any, Result | Exception]]:
-        ray = require("ray", "cluster")
-        is_own = self.address == "local" and not ray.is_initialized()
-        self._connect()
-        task = ray.remote(num_cpus=1, max_retries=self.retries)(_alone)
-        try:
-            shared = ray.put(function)
-        except Exception as error:  # a lambda's closure can hold anything
-            because = f"it can't be sent to other processes ({_first_line(error)})"
-            raise InputError(cannot("work on this elsewhere", because, "Leave `workers=` and `cluster=` out")) from error
-        under_way: dict[Any, Any] = {}
-        try:
+        is_own = self.address == "local" and not require("ray", "cluster").is_initialized()
+        with self._tasks(function, end=is_own) as tasks:
             while True:
-                _refuse_lost_node(ray)
-                workers = self.most or max(1, int(ray.cluster_resources().get("CPU", 1)))
-                while len(under_way) < workers and (item := source.take(workers)) is not None:
-                    under_way[task.remote(shared, item)] = item
-                if not under_way:
+                _refuse_lost_node(tasks.ray)
+                workers = self.most or tasks.count_workers()
+                while len(tasks.under_way) < workers and (item := source.take(workers)) is not None:
+                    tasks.start(item)
+                if not tasks.under_way:
                     return
                 ready: list[Any] = []
                 while not ready:
-                    _refuse_lost_node(ray)
-                    ready, _ = ray.wait(list(under_way), num_returns=1, timeout=_POLL)
-                item = under_way.pop(ready[0])
+                    _refuse_lost_node(tasks.ray)
+                    ready, _ = tasks.ray.wait(list(tasks.under_way), num_returns=1, timeout=_SECONDS_BETWEEN_CHECKS)
+                item = tasks.under_way[ready[0]]
                 try:
-                    result: Any = ray.get(ready[0])
-                except ray.exceptions.RayTaskError as error:
-                    raise _cause(error) from None
-                except (ray.exceptions.RayError, ConnectionError) as error:
+                    result: Any = tasks.result(ready[0])
+                except (tasks.ray.exceptions.RayError, ConnectionError) as error:
                     if not is_workers_fault(error):
                         raise ResourceError(_gone(_first_line(error))) from error
                     result = ResourceError(_first_line(error))
-                yield item, _unwrapped(result)
-        finally:
-            for reference in under_way:
-                ray.cancel(reference)
-            if is_own:
-                uninterrupted(ray.shutdown)
+                yield item, result
+
+    @contextlib.contextmanager
+    def _tasks(self, function: Callable[[Any], Any], *, end: bool = False) -> Iterator[_Tasks]:
+        """Connect, and cancel at the end of the block what still runs; `end` shuts the cluster down too."""
+        with _restored_process():
+            tasks = _Tasks(self._connect(), function, self.retries)
+            try:
+                yield tasks
+            finally:
+                for reference in tasks.under_way:
+                    tasks.ray.cancel(reference)
+                if end:
+                    uninterrupted(tasks.ray.shutdown)
 
     def _connect(self) -> Any:
         ray = require("ray", "cluster")
@@ -204,7 +178,7 @@ class Ray(Workers):
             return
         try:
             if self.address != "auto":
-                _knock(self.address)
+                _check_reachable(self.address)
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             if self.address != "auto":
@@ -215,7 +189,7 @@ class Ray(Workers):
 
 
 def is_workers_fault(error: BaseException) -> bool:
-    """Whether a lost task took its worker with it, by a crash or by too much memory; all else is the cluster's own loss.
+    """Whether a task was lost because its worker crashed or ran out of memory, rather than because the cluster failed.
 
     >>> is_workers_fault(ConnectionError("the head node doesn't answer"))
     False
@@ -224,7 +198,7 @@ def is_workers_fault(error: BaseException) -> bool:
 
 
 def _refuse_lost_node(ray: Any) -> None:
-    """Check that the processes of a cluster that this process started are alive: Ray would wait for 15 seconds, then exit.
+    """Check that the processes of a cluster that this process started are alive: Ray itself would wait 15 seconds, then exit.
 
     Raises:
         ResourceError: one has ended.
@@ -240,18 +214,53 @@ def _gone(why: str) -> str:
     return cannot("go on", f"the cluster is gone ({why})", "Look at its machines, then run the same command again to resume")
 
 
-_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
-"""Ray's own, for the time of a pass: nothing is sent anywhere, and the first failed part is reported, in our words."""
+class _Tasks:
+    """Calls of one function on the workers of a cluster."""
+
+    def __init__(self, ray: Any, function: Callable[[Any], Any], retries: int) -> None:
+        self.ray = ray
+        self.under_way: dict[Any, Any] = {}
+        """References of the calls that aren't fetched yet, with their items."""
+        self._task = ray.remote(num_cpus=1, max_retries=retries)(_computed)
+        try:
+            self._function = ray.put(function)
+        except Exception as error:  # a lambda's closure can hold anything
+            because = f"it can't be sent to other processes ({_first_line(error)})"
+            raise InputError(cannot("work on this elsewhere", because, "Leave `workers=` and `cluster=` out")) from error
+
+    def count_workers(self) -> int:
+        """Return the number of cores of the cluster now."""
+        return max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+
+    def start(self, item: Any) -> Any:
+        """Submit an item, and return the reference of its result."""
+        reference = self._task.remote(self._function, item)
+        self.under_way[reference] = item
+        return reference
+
+    def result(self, reference: Any) -> Any:
+        """Wait for a result; what the function raised is raised here."""
+        try:
+            result = self.ray.get(reference)
+        except Exception as error:  # an interrupt leaves the call under way, so that it is cancelled
+            del self.under_way[reference]
+            if isinstance(error, self.ray.exceptions.RayTaskError):
+                raise _cause(error) from None
+            raise
+        del self.under_way[reference]
+        if isinstance(result, _Failed):
+            raise result.error from None
+        return result
 
 
 @contextlib.contextmanager
-def _kept() -> Iterator[None]:
-    """Put back what Ray changes for the whole process: how it ends on SIGTERM, what it does on errors, and its environment."""
+def _restored_process() -> Iterator[None]:
+    """Restore what Ray changes in this process: handlers of SIGTERM and of errors, and the environment."""
     is_main = threading.current_thread() is threading.main_thread()
     handler, hook, dumps = signal.getsignal(signal.SIGTERM), sys.excepthook, faulthandler.is_enabled()
-    names = (*_SETTINGS, "PYTHONBREAKPOINT")
+    names = (*_RAY_SETTINGS, "PYTHONBREAKPOINT")
     before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: value for name, value in _SETTINGS.items() if before[name] is None})
+    os.environ.update({name: value for name, value in _RAY_SETTINGS.items() if before[name] is None})
     try:
         yield
     finally:
@@ -265,10 +274,10 @@ def _kept() -> Iterator[None]:
 
 
 def workers_of(cluster: Workers | str | None) -> Workers:
-    """Return the workers that an argument `cluster=` means; None is this process.
+    """Return the workers that `cluster=` names; None is this process.
 
     Raises:
-        InputError: it is something else than None, ``"auto"`` or an address.
+        InputError: it is neither None, ``"auto"`` nor an address.
     """
     if cluster is None:
         return Threads()
@@ -281,29 +290,29 @@ def workers_of(cluster: Workers | str | None) -> Workers:
 
 
 def _ahead(
-    items: Sequence[Any], most: Callable[[], int], start: Callable[[Any], Any], fetch: Callable[[Any], Any]
+    items: Sequence[Any], limit_now: Callable[[], int], start: Callable[[Any], Any], fetch: Callable[[Any], Any]
 ) -> Iterator[Any]:
-    """Keep up to `most()` items under way, and yield their results in order."""
+    """Keep up to `limit_now()` items under way, and yield their results in order."""
     waiting: deque[Any] = deque()
-    limit = most()
+    limit = limit_now()
     for number, item in enumerate(items):
         waiting.append(start(item))
         if number % 64 == 63:
-            limit = most()  # a cluster grows and shrinks
+            limit = limit_now()  # a cluster grows and shrinks
         while len(waiting) >= limit:
             yield fetch(waiting.popleft())
     while waiting:
         yield fetch(waiting.popleft())
 
 
-def _knock(address: str) -> None:
-    """Try to reach HOST:PORT within a few seconds: Ray itself would wait for many minutes."""
+def _check_reachable(address: str) -> None:
+    """Try to reach HOST:PORT within five seconds: Ray itself would wait for many minutes."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=5).close()
 
 
 def _cause(error: Any) -> Exception:
-    """Return what a task raised; where it couldn't even begin, what Ray says of it."""
+    """Return what a task raised; if it couldn't start, what Ray reports."""
     cause = getattr(error, "cause", None)
     if not isinstance(cause, Exception) or type(cause).__module__.startswith("ray."):
         because = f"a worker failed ({_first_line(cause or error)})"
@@ -315,9 +324,9 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _alone(function: Callable[[Any], Any], item: Any) -> Any:
-    """Work on a part; what it raises is returned, since Ray shouts about a failed part that nobody asks for any more."""
-    keep_memory(BLOCKS)
+def _computed(function: Callable[[Any], Any], item: Any) -> Any:
+    """Compute a part on a worker. An error is returned, since Ray logs a failed part whose result nobody fetches."""
+    keep_memory(STREAM_BYTES)
     try:
         with one_thread():
             return function(item)
@@ -330,17 +339,11 @@ class _Failed:
     error: Exception
 
 
-def _unwrapped(result: Any) -> Any:
-    if isinstance(result, _Failed):
-        raise result.error from None
-    return result
-
-
 @lru_cache(maxsize=4)
 def _pool(count: int) -> ThreadPoolExecutor:
-    """Keep the threads of one pass for the next: a new thread's first matrix product takes as long as a hundred others."""
+    """Keep threads for the next pass: the first matrix product of a new thread takes as long as a hundred others."""
     return ThreadPoolExecutor(count, initializer=use_one_thread)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork takes no threads along
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no other threads

@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Kumaraswamy, Transfor
 
 
 def widened(p: Distribution) -> Distribution:
-    """The same law with float64 parameters, for torch's own laws; float32 closed forms lose all digits of small divergences."""
+    """Return one of torch's laws with float64 parameters: float32 closed forms lose all digits of small divergences."""
     if not _is_torchs(p):
         return p
     wide = copy.copy(p)
@@ -26,7 +26,7 @@ def widened(p: Distribution) -> Distribution:
 
 
 def _is_torchs(p: Distribution) -> bool:
-    """Whether it's torch's, and works in float64 (GeneralizedPareto doesn't)."""
+    """Whether a law is one of torch's that work in float64 (GeneralizedPareto doesn't)."""
     parts = [p, *getattr(p, "transforms", []), *(one for one in vars(p).values() if isinstance(one, Distribution))]
     plain = all(type(one).__module__.startswith("torch.distributions.") for one in parts)
     inner = all(_is_torchs(one) for one in parts[1:] if isinstance(one, Distribution))
@@ -34,7 +34,7 @@ def _is_torchs(p: Distribution) -> bool:
 
 
 def inside(inside: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Evaluate a log density on the rows inside the support; the others get −inf."""
+    """Evaluate a log density at the rows inside the support; other rows get −inf."""
     if bool(inside.all()):
         return function(x)
     value = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
@@ -44,7 +44,7 @@ def inside(inside: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> T
 
 
 def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Log density of a torch distribution, −inf outside its support (where torch may raise or return a number)."""
+    """Return the log density of a torch distribution; −inf outside its support, where torch may raise or return a number."""
     point = x[:, 0] if p.event_shape == () else x
     try:
         support = p.support
@@ -61,12 +61,12 @@ def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Ten
 
 
 def _reached(p: Distribution, x: Tensor) -> Tensor:
-    """Whether points come from the base's support: torch gives a shifted exponential the whole line."""
+    """Whether points come from the base's support: torch says that a shifted exponential covers the whole line."""
     if isinstance(p, Independent):
         within = _reached(p.base_dist, x)
         return within.flatten(-p.reinterpreted_batch_ndims).all(-1)
     if not isinstance(p, TransformedDistribution) or type(p) is not TransformedDistribution or _is_real(p.base_dist):
-        # torch's own subclasses know their supports, and saturate on the way back
+        # torch's own subclasses have the right supports, and their inverses saturate
         return torch.ones(x.shape[: x.ndim - len(p.event_shape)], dtype=torch.bool, device=x.device)
     for transform in reversed(p.transforms):
         x = transform.inv(x)

@@ -1,4 +1,4 @@
-"""Importance weights: effective sample size, Pareto smoothing and its k-hat. Shared by all that reweights."""
+"""Importance weights: effective sample size, Pareto smoothing and the tail shape k̂."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_SHORTEST_TAIL = 60
-"""Values that tell a tail's shape at the least."""
-_FITS = 1.2
-"""Kolmogorov's distance times √n, which a fitted distribution exceeds in less than one of a hundred cases."""
+_MIN_TAIL = 60
+"""Smallest number of values from which the shape of a tail is estimated."""
+_MAX_KOLMOGOROV = 1.2
+"""Largest Kolmogorov distance times √n of a good fit; a true distribution exceeds it in fewer than 1 % of cases."""
 
 
 def effective_sample_size(log_weights: Float[Tensor, " n"]) -> float:
-    """Effective sample size of self-normalised weights, (Σw)² / Σw², between 1 and n.
+    """Return the effective sample size of self-normalised weights, (Σw)² / Σw², between 1 and n.
 
     Args:
         log_weights: natural logs of the weights, up to one constant; −inf is a zero weight.
@@ -33,12 +33,11 @@ def effective_sample_size(log_weights: Float[Tensor, " n"]) -> float:
 def pareto_smooth(log_weights: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], float]:
     """Pareto-smoothed importance sampling: smoothed log weights (their sum is 1) and the tail shape k̂.
 
-    The largest min(n/5, 3√n) weights are replaced by quantiles of the generalised Pareto distribution fitted to
-    them. k̂ < min(1 − 1/log₁₀ n, 0.7) says that the reweighted answers can be trusted.
+    The largest min(n/5, 3√n) weights are replaced by quantiles of a generalised Pareto distribution that is fitted to them.
+    Reweighted results can be trusted if k̂ < min(1 − 1/log₁₀ n, 0.7). k̂ is ∞ with fewer than five distinct tail weights below
+    the maximum, and −∞ if all weights, or all tail weights, are equal up to rounding, as they can be on few discrete states.
 
-    Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024). Returns k̂ = ∞ with fewer than five distinct tail weights
-    below the maximum, unless all weights, or all those of the tail, as on a few discrete states, are equal to rounding
-    (then −∞: nothing to smooth).
+    Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024).
     """
     logw = log_weights.detach().to(torch.float64)
     logw = logw - logw.max()
@@ -71,10 +70,10 @@ def pareto_smooth(log_weights: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"]
 
 
 def tail_shape(values: Float[Tensor, " n"]) -> float:
-    """Pareto's k̂ of the upper tail of some numbers, above their median: k̂ ≥ ½ says that their variance may be infinite.
+    """Return Pareto's k̂ of the upper tail of numbers, above their median; if k̂ ≥ ½, their variance may be infinite.
 
-    The largest min(n/5, 3√n) are looked at, or half as many, and so on, until a generalised Pareto distribution fits them:
-    where numbers gather at one place, as about a local maximum of what they are values of, the tail begins beyond it.
+    The tail is the largest min(n/5, 3√n) numbers, or half as many, and so on, until a generalised Pareto distribution fits them:
+    numbers can accumulate at one value, such as a local maximum of a function, and the tail begins above it.
 
     Source: Pickands (1975); Kolmogorov's distance for where a tail begins, as in Clauset, Shalizi & Newman (2009).
 
@@ -86,7 +85,7 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
     above = (ordered - ordered[(len(ordered) - 1) // 2]).clamp(min=1e-300)
     tail = math.ceil(min(0.2 * len(above), 3 * math.sqrt(len(above))))
     shape = pareto_smooth(above.log())[1]
-    while tail >= _SHORTEST_TAIL and shape >= 0.5:
+    while tail >= _MIN_TAIL and shape >= 0.5:
         excess = above[-tail:] - above[-tail - 1]
         if not float(excess[0]) > 0:
             break
@@ -94,19 +93,19 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
         below = -torch.expm1(-torch.log1p(shape * excess / scale) / shape)
         steps = torch.arange(tail + 1, dtype=torch.float64, device=below.device) / tail
         apart = float(torch.maximum(steps[1:] - below, below - steps[:-1]).max())
-        if apart * math.sqrt(tail) <= _FITS:
+        if apart * math.sqrt(tail) <= _MAX_KOLMOGOROV:
             break
         tail //= 2
     return shape
 
 
 def khat_limit(n: int) -> float:
-    """The largest k̂ at which n weights can be trusted, min(1 − 1/log₁₀ n, 0.7) (Vehtari et al., 2024)."""
+    """Return the largest k̂ at which n weights can be trusted, min(1 − 1/log₁₀ n, 0.7) (Vehtari et al., 2024)."""
     return min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
 
 
 def _fit_generalized_pareto(excess: Float[Tensor, " m"]) -> tuple[float, float]:
-    """Zhang & Stephens (2009) posterior-mean fit to sorted positive excesses, with PSIS's weak prior k ~ 0.5."""
+    """Return shape and scale for sorted positive excesses: Zhang & Stephens (2009), with PSIS's weak prior k ~ 0.5."""
     m = len(excess)
     bins = 30 + int(math.sqrt(m))
     grid = 1 - torch.sqrt(bins / (torch.arange(1, bins + 1, dtype=torch.float64, device=excess.device) - 0.5))

@@ -1,14 +1,14 @@
-"""Printable text: control characters are shown instead of sent, and characters that an encoding lacks get a spelling."""
+"""Printable text: control characters are shown as escapes, and characters that an encoding lacks are spelled out."""
 
 from __future__ import annotations
 
 import re
 
 ENCODING_ERRORS = "whichkl.spelled"
-"""Name under which the command line registers `spell` as a handler of encoding errors."""
+"""Name under which `spell` is registered as a handler of encoding errors."""
 
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""C0 and C1 controls but for the newline and the tab, marks that turn the direction of text, and halves of characters."""
+"""C0 and C1 controls except newline and tab, marks that change the direction of text, and lone surrogates."""
 
 _SPELLINGS = {
     **{"‖": "||", "…": "...", "−": "-", "–": "-", "—": "-", "·": "-", "±": "+-", "×": "x", "→": "->", "←": "<-", "↦": "->"},
@@ -45,7 +45,7 @@ def one_line(text: str) -> str:
 
 
 def spelled(text: str, encoding: str) -> str:
-    r"""Return the text with a spelling in place of each character that the encoding lacks.
+    r"""Return the text with each character that the encoding lacks spelled out.
 
     >>> spelled("KL(p‖q) = 0.1 ± 0.2, k̂ below 0.7, 10⁻⁵ …", "ascii")
     'KL(p||q) = 0.1 +- 0.2, k-hat below 0.7, 10^-5 ...'
@@ -64,10 +64,10 @@ def spelled(text: str, encoding: str) -> str:
 
 
 def spell(error: UnicodeError) -> tuple[str, int]:
-    """Spell the characters that couldn't be encoded: a handler for `codecs.register_error`.
+    """Spell out the characters that couldn't be encoded: a handler for `codecs.register_error`.
 
     Raises:
-        UnicodeError: the error is one of decoding.
+        UnicodeError: the error isn't one of encoding.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error

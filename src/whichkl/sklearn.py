@@ -1,4 +1,4 @@
-"""sklearn: a family fitted by maximum likelihood, with scikit-learn's face."""
+"""sklearn: a scikit-learn estimator that fits a family by maximum likelihood."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from whichkl.families import Family
 from whichkl.families.family import log_likelihood
 from whichkl.families.named import family_named
 from whichkl.fitting import fit
-from whichkl.modes import plain_modes
 from whichkl.objectives import ForwardKL, Objective, objective_of
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
+from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import Solver
 from whichkl.targets import Target
 
@@ -28,20 +28,20 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 
 class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
-    """A model of p(x) from rows, by forward KL: the rows' mean log likelihood is as large as the family allows.
+    """A model of p(x) from rows by forward KL, which maximises the mean log likelihood of the rows.
 
     Args:
         family: a `Family`, or its name: ``"gaussian"``, ``"mixture:3"``, ``"mixture:auto:diagonal"``, ``"student_t"``, ``"flow"``
             and so on (`whichkl.families.named.grammar` lists all).
         objective: None or ``"forward_kl"``: rows alone allow no other.
-        solver: a solver or its name; the best for the family unless said.
-        support: where p > 0, as in `Target`: ``"positive"``, or a constraint a column.
+        solver: a solver or its name; by default the best for the family.
+        support: where p > 0, as in `Target`: ``"positive"``, or one constraint per column.
         random_state: a number, a `RandomState`, or None for a new seed at each fit.
 
     Attributes:
         fit_: what `whichkl.fit` returned, without held-out judging; pickles leave the rows out.
         model_: the `torch.distributions.Distribution`.
-        value_: mean −log q over the rows that were fitted, an `Estimate`; it flatters the model.
+        value_: mean −log q over the fitted rows, an `Estimate`; on unseen rows it is larger.
         n_features_in_: the number of columns.
         feature_names_in_: their names, if `X` had any.
 
@@ -62,7 +62,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         support: Any = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
-        """Keep the parameters as they are; see the class for them."""
+        """Store the parameters unchanged; see the class for them."""
         self.family = family
         self.objective = objective
         self.solver = solver
@@ -79,7 +79,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
             sample_weight: (n,) non-negative weights.
 
         Raises:
-            InputError: rows, weights or parameters are bad, or rows alone don't allow the objective.
+            InputError: rows, weights or parameters can't be used, or rows alone don't allow the objective.
         """
         rows = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         family = family_named(self.family) if isinstance(self.family, str) else self.family
@@ -106,14 +106,14 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     @plain_modes()
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return log q(x) of each row in nats, −∞ where q has no mass."""
+        """Return log q(x) of each row in nats; −∞ where q has no mass."""
         check_is_fitted(self)
         rows = torch.from_numpy(np.array(validate_data(self, X, dtype=np.float64, reset=False)))
         with torch.no_grad():
             return log_likelihood(self.model_, rows).to(torch.float64).numpy()
 
     def score(self, X: Any, y: Any = None) -> float:  # noqa: N803
-        """Return the mean log likelihood of the rows in nats: on unseen rows −(KL(p‖q) + H(p)); more is better."""
+        """Return the mean log likelihood of the rows in nats: on unseen rows −(KL(p‖q) + H(p)); higher is better."""
         return float(self.score_samples(X).mean())
 
     @plain_modes()
@@ -121,7 +121,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Draw rows from the model.
 
         Args:
-            n_samples: how many.
+            n_samples: number of rows.
             random_state: a number or a `RandomState`; None for new draws at each call.
         """
         check_is_fitted(self)
@@ -130,7 +130,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return draws.to(torch.float64).numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the rows out: who is given a pickled estimator isn't given its data."""
+        """Leave the rows out: a pickled estimator doesn't pass its data on."""
         state: dict[str, Any] = dict(super().__getstate__())
         if "fit_" in state:
             state["fit_"] = replace(state["fit_"], target=None)

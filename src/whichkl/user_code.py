@@ -1,4 +1,4 @@
-"""User code: a function out of a file of the user's own, named FILE.py:FUNCTION, which is imported and so run."""
+"""User code: functions from the user's own files, named FILE.py:FUNCTION, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, TargetError, WhichklError, cannot
-from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.process.memory import refuse_if_ran_out
 
 
 def looks_like_code(text: str) -> bool:
@@ -25,7 +26,7 @@ def looks_like_code(text: str) -> bool:
 
 
 def said_of(error: BaseException) -> str:
-    """Return what a user's code did, as a clause: what it raised, or that it tried to end the process.
+    """Return a clause on what a user's code raised, or that it tried to end the process.
 
     >>> said_of(KeyError("a")), said_of(SystemExit(0))
     ("it raised KeyError: 'a'", 'it called sys.exit(0)')
@@ -36,17 +37,30 @@ def said_of(error: BaseException) -> str:
     return f"it raised {type(error).__name__}: {first}"
 
 
-def call_user(function: Callable[..., Any], do: str, instead: str = "Mend it", error: type[WhichklError] = InputError) -> Any:
-    """Call a user's function without arguments; whatever it raises, `SystemExit` too, comes back as one of our errors.
+def place_of(error: BaseException, libraries: Sequence[str] = ()) -> str:
+    """Return " (file:line)", the innermost line of the user's own code that an error passed through; "" if there is none.
+
+    Args:
+        error: what a user's function raised.
+        libraries: parts of paths, such as ``"/jax/"``, whose files aren't the user's.
+    """
+    inner = (*libraries, "/torch/autograd/", Path(__file__).parent.as_posix())
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(one in frame.filename.replace("\\", "/") for one in inner)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def call_user(function: Callable[..., Any], do: str, instead: str = "Correct it", error: type[WhichklError] = InputError) -> Any:
+    """Call a user's function without arguments; whatever it raises, also `SystemExit`, becomes an error of this library.
 
     Args:
         function: takes no argument.
-        do: what can't be done where it raises, such as ``"read `data`"``.
-        instead: what to do then.
-        error: the kind of error.
+        do: what can't be done if it raises, such as ``"read `data`"``.
+        instead: what to do in this case.
+        error: the class of the error.
 
     Raises:
-        WhichklError: of the kind `error`: the function raised; errors of ours pass as they are.
+        WhichklError: an `error`, if the function raised; errors of this library pass unchanged.
         ResourceError: it ran out of memory.
     """
     try:
@@ -60,7 +74,7 @@ def call_user(function: Callable[..., Any], do: str, instead: str = "Mend it", e
 
 @contextlib.contextmanager
 def kept_running() -> Iterator[None]:
-    """Turn `SystemExit` and the like in the block into an exception that its surroundings handle as any other.
+    """Turn `SystemExit` and the like inside the block into a `TargetError`, which is handled like any other exception.
 
     Raises:
         TargetError: the code in the block tried to end the process.
@@ -70,7 +84,7 @@ def kept_running() -> Iterator[None]:
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as raised:
-        raise TargetError(cannot("call this function", said_of(raised), "Leave that out of it")) from raised
+        raise TargetError(cannot("call this function", said_of(raised), "Remove that from it")) from raised
 
 
 def load_function(place: str, said: str, folder: Path | None = None) -> Callable[..., Any]:
@@ -79,16 +93,16 @@ def load_function(place: str, said: str, folder: Path | None = None) -> Callable
     Args:
         place: FILE.py:FUNCTION.
         said: what the user wrote, for messages, such as ``--log-prob model.py:f``.
-        folder: where a relative path starts; the working directory unless said.
+        folder: where a relative path starts; by default the working directory.
 
     Raises:
-        InputError: it isn't of that form, there is no such file or function, or importing it raises.
+        InputError: the text isn't of that form, there is no such file or function, or importing the file raises.
     """
     if not looks_like_code(place):
         raise InputError(cannot(f"read `{said}`", "it isn't of the form FILE.py:FUNCTION", "Write, say, model.py:log_prob"))
     path, _, name = place.rpartition(":")
     file = (folder or Path()) / path
-    if not os.path.isfile(file):  # Path.is_file raises where the name is too long
+    if not os.path.isfile(file):  # Path.is_file raises if the name is too long
         raise InputError(cannot(f"read `{path}`", "there is no such file", "Correct the path"))
     spec = importlib.util.spec_from_file_location(f"whichkl_user_{file.stem}", file)
     if spec is None or spec.loader is None:
@@ -103,10 +117,10 @@ def load_function(place: str, said: str, folder: Path | None = None) -> Callable
     except BaseException as error:
         refuse_if_ran_out(error, f"import `{path}`")
         guard = 'Put what runs when it is a script under `if __name__ == "__main__":`'
-        instead = guard if isinstance(error, SystemExit) else "Mend the file"
+        instead = guard if isinstance(error, SystemExit) else "Correct the file"
         raise InputError(cannot(f"import `{path}`", said_of(error), instead)) from error
     finally:
-        with contextlib.suppress(ValueError):  # the file may have changed the path itself
+        with contextlib.suppress(ValueError):  # the file may have changed `sys.path`
             sys.path.remove(parent)
     function = getattr(module, name, None)
     if not callable(function):

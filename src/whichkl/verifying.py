@@ -1,4 +1,4 @@
-"""Verify: whether a saved fit, distillation or study is whole, down to every checksum, field and table."""
+"""Verify: check every checksum, field and table of a saved fit, distillation or study."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.distillation.result import DISTILLATION, DistillationFields
 from whichkl.families.family import Family
-from whichkl.fit_file import FIT, FitFields
+from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
-from whichkl.saving import Saved
+from whichkl.fitting.fit_file import FIT, FitFields
 from whichkl.study.ledger import STUDY
 from whichkl.study.result import Study
 from whichkl.study.table import table_files
@@ -29,7 +29,7 @@ class Whole:
     checked: str
     """What was checked, in words."""
     finished: bool = True
-    """Whether a study has all its cells and tables. One that was interrupted is whole, and not finished."""
+    """Whether a study has all its cells and tables. An interrupted study is whole but not finished."""
 
     def __str__(self) -> str:
         """One sentence."""
@@ -41,11 +41,11 @@ class Whole:
 
 
 def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
-    """Check every saved result in a folder: of `Fit.save`, of `Distillation.save`, of `compare`, or of a command's `--out`.
+    """Check every result in a folder that `Fit.save`, `Distillation.save`, `compare` or a command's `--out` wrote.
 
     Raises:
-        InputError: there is none.
-        IntegrityError: a file is missing, was changed or cut short, or holds what no such result can hold.
+        InputError: there is no result.
+        IntegrityError: a file is missing, was changed or cut short, or holds impossible values.
         ResourceError: a file can't be read.
     """
     path = Path(folder)
@@ -61,7 +61,7 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
 
 
 def _holds(folder: Path, saved: Saved) -> bool:
-    """Whether a folder holds a result, or the weights of one whose JSON file is gone."""
+    """Whether a folder holds a result, or weights whose JSON file is missing."""
     return (folder / saved.file).exists() or next(folder.glob(f"{saved.weights}-*.safetensors"), None) is not None
 
 
@@ -110,7 +110,7 @@ def _check_tables(folder: Path, study: Study) -> None:
 
 
 def _is_same(name: str, found: bytes, content: bytes) -> bool:
-    """Compare bytes; Parquet that another version of pyarrow wrote by its values."""
+    """Compare bytes, or the values of Parquet files that different versions of pyarrow wrote."""
     if not name.endswith(".parquet") or found == content:
         return found == content
     from pyarrow import ArrowException, parquet

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from programs import whichkl
-from whichkl import console
+from whichkl.commands import console
 from whichkl.printable import printable, spelled
 from whichkl.study import Progress
 from whichkl.study.ledger import Stored
@@ -281,7 +281,7 @@ def test_loading_the_command_line_changes_nothing_of_the_process():
 import codecs, signal, sys
 before = (sys.stdout, sys.stderr, sys.unraisablehook, *(signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)))
 errors = sys.stdout.errors
-import whichkl.cli, whichkl.exits, whichkl.console
+import whichkl.cli, whichkl.commands.exits, whichkl.commands.console
 after = (sys.stdout, sys.stderr, sys.unraisablehook, *(signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)))
 assert before == after and sys.stdout.errors == errors
 """

@@ -232,7 +232,7 @@ def test_a_fit_that_holds_most_of_the_mass_is_made_once():
 
 
 def test_a_restart_that_fails_leaves_the_first_fit(monkeypatch):
-    import whichkl.fitting as fitting
+    import whichkl.fitting.run as fitting
 
     solve, calls = fitting.solve, []
 

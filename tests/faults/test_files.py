@@ -14,8 +14,8 @@ import whichkl as wk
 from canaries import plant, seen
 from programs import whichkl
 from whichkl._checks import InputError, IntegrityError, ResourceError
-from whichkl._files import check_writable, remove_own, write_whole
-from whichkl.journal import Journal
+from whichkl.files.journal import Journal
+from whichkl.files.writing import check_writable, remove_own, write_whole
 from whichkl.reporting import report
 from whichkl.study import Study
 
@@ -57,7 +57,7 @@ def test_only_one_module_removes_renames_or_overwrites():
             opens = name in ("open", "fdopen") and any(set("wax+") & set(text) and len(text) <= 3 for text in texts)
             if name in removing | writing or (name == "remove" and on == "os") or overwrites or opens:
                 found.append((path.relative_to(SOURCES).as_posix(), f"{on}.{name}"))
-    assert {place for place, _ in found} == {"_files.py"}, found
+    assert {place for place, _ in found} == {"files/writing.py"}, found
 
 
 class TestRemoveOwn:

@@ -11,7 +11,7 @@ import pytest
 import whichkl as wk
 from programs import run, whichkl
 from whichkl._checks import ResourceError
-from whichkl.results_folder import check_results_folder
+from whichkl.commands.results_folder import check_results_folder
 
 MODEL = """
 import torch

@@ -14,15 +14,15 @@ import torch
 
 import whichkl as wk
 from programs import whichkl
-from whichkl import _locks
 from whichkl._checks import ResourceError, WhichklError
-from whichkl._locks import LOCK, locked
+from whichkl.files import locks as _locks
+from whichkl.files.locks import LOCK, locked
 
 HOLD = """
 import sys, time
 sys.modules["fcntl"] = {fcntl}
 from pathlib import Path
-from whichkl._locks import locked
+from whichkl.files.locks import locked
 with locked(Path(sys.argv[1]), "test"):
     print("held", flush=True)
     time.sleep(60)

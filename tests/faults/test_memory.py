@@ -15,7 +15,7 @@ import whichkl as wk
 from programs import whichkl
 from whichkl._checks import InputError, ResourceError
 from whichkl.families import Gaussian, Mixture
-from whichkl.memory_limits import _of_group, available_memory, check_memory, ran_out, refuse_if_ran_out, shown_bytes
+from whichkl.process.memory import _of_group, available_memory, check_memory, ran_out, refuse_if_ran_out, shown_bytes
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.starts import _normal_points
 
@@ -100,7 +100,7 @@ def test_other_errors_are_not():
 
 
 def test_available_memory_obeys_the_limit_of_the_process():
-    code = "from whichkl.memory_limits import available_memory; print(available_memory())"
+    code = "from whichkl.process.memory import available_memory; print(available_memory())"
     size = 600_000_000
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -21,8 +21,8 @@ from public_calls import CALLS, ROWS, of_density, sampler, text
 
 import whichkl as wk
 from whichkl.cluster import Threads
-from whichkl.process_lock import PROCESS_LOCK, without_warnings
-from whichkl.seeds import seeded
+from whichkl.process.lock import PROCESS_LOCK, without_warnings
+from whichkl.process.seeds import seeded
 from whichkl.user_code import load_function
 
 SOURCE = Path(wk.__file__).parent
@@ -56,7 +56,7 @@ def test_torchs_linear_algebra_stays_right_for_every_number_of_parts_and_threads
 import torch
 from process_state import of_a_new_thread, of_a_thread
 from whichkl.cluster import Threads
-from whichkl.threads import one_thread
+from whichkl.process.threads import one_thread
 before = of_a_thread(), of_a_new_thread()
 assert before[0]["threads of torch"] == 2 and not before[0]["wrong linear algebra"]
 for count in (1, 2, 5):
@@ -80,7 +80,7 @@ assert (of_a_thread(), of_a_new_thread()) == before
 def test_a_threads_own_number_is_put_back_and_not_taken_for_the_processs():
     code = """
 import threading, torch
-from whichkl.threads import one_thread
+from whichkl.process.threads import one_thread
 from process_state import of_a_new_thread
 torch.set_num_threads(3)
 def mine():
@@ -430,7 +430,7 @@ def test_no_choice_is_between_two_plain_numbers():
 
 
 def test_global_states_are_set_in_one_place_each():
-    """Threads of torch are set by `threads`, seeds by `seeds`, filters of warnings by `process_lock`; defaults by nobody."""
+    """Threads, seeds and filters of warnings are each set by one file of `process`; nobody sets defaults."""
     homes = {
         "set_num_threads": None,
         "set_num_interop_threads": None,
@@ -441,10 +441,10 @@ def test_global_states_are_set_in_one_place_each():
         "use_deterministic_algorithms": None,
         "seterr": None,
         "chdir": None,
-        "fork_rng": "seeds.py",
-        "catch_warnings": "process_lock.py",
-        "simplefilter": "process_lock.py",
-        "filterwarnings": "process_lock.py",
+        "fork_rng": "process/seeds.py",
+        "catch_warnings": "process/lock.py",
+        "simplefilter": "process/lock.py",
+        "filterwarnings": "process/lock.py",
     }
     wrong = [
         (place, name)
@@ -453,7 +453,7 @@ def test_global_states_are_set_in_one_place_each():
         and place.split(":")[0] not in (homes[last], "distillation/examples.py" if last == "fork_rng" else None)
     ]
     wrong += [(place, name) for place, _, name in calls_in_the_source() if name in ("torch.manual_seed", "np.random.seed")]
-    assert [one for one in wrong if not one[0].startswith("seeds.py")] == []
+    assert [one for one in wrong if not one[0].startswith("process/seeds.py")] == []
 
 
 def test_matrices_in_batches_are_not_factorised_by_lu():

@@ -12,8 +12,8 @@ import pytest
 
 import whichkl as wk
 from programs import run, whichkl
-from whichkl import memory_limits
 from whichkl._checks import InputError, ResourceError, WhichklError
+from whichkl.process import memory as memory_limits
 from whichkl.samples import open_stream, opening, read_samples
 
 X = np.random.default_rng(0).normal(size=(2_000, 2))

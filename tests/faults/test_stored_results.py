@@ -16,10 +16,10 @@ import whichkl as wk
 from programs import whichkl
 from whichkl._checks import InputError, IntegrityError, WhichklError
 from whichkl.distillation import Distillation
+from whichkl.files.journal import Journal
+from whichkl.files.reading import checked, read_json
+from whichkl.files.saving import checksum
 from whichkl.fitting import _identity
-from whichkl.journal import Journal
-from whichkl.reading import checked, read_json
-from whichkl.saving import checksum
 from whichkl.study import Study
 from whichkl.verifying import verify
 
@@ -431,7 +431,7 @@ class TestJournals:
         assert identity(lambda x: -(x - 3).square().sum(-1)) != first
         assert identity(lambda x: -x.square().sum(-1) - 1e-4 * x[:, 0].clamp(min=4)) != first
         assert identity(lambda x: -x.square().sum(-1), score=lambda x: -2.001 * x) != first
-        monkeypatch.setattr("whichkl.fitting.code_version", lambda: "whichkl 0.0.0")
+        monkeypatch.setattr("whichkl.fitting.run.code_version", lambda: "whichkl 0.0.0")
         assert identity(lambda x: -x.square().sum(-1)) != first
 
 

@@ -1,4 +1,4 @@
-"""JAX: functions of JAX arrays, compiled for a few batch sizes and called with tensors, in place and in double precision."""
+"""JAX: functions of JAX arrays, compiled for a few batch sizes and called with tensors in double precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,14 +21,16 @@ if TYPE_CHECKING:
     from jax import Array
 
 SIZES = (16, 128, 512)
-"""The batch sizes that are compiled for; JAX compiles anew for each, which takes as long as thousands of evaluations."""
+"""Compiled batch sizes. Each size is one more compilation, which takes as long as thousands of evaluations."""
+FOLDERS: tuple[str, ...] = ("/jax/", "/jaxlib/", "/numpyro/")
+"""Folders of JAX and of libraries on top of it, which error messages skip when they name a line."""
 
 
 class Rows:
-    """A JAX function of rows, called with an (n, d) tensor of any n: compiled at most once for each of `SIZES`.
+    """A JAX function of rows, called with an (n, d) tensor of any n, and compiled at most once per size in `SIZES`.
 
-    Batches are cut into these sizes, and the last piece is filled up with its last row. Tensors go over and come back by
-    DLPack, without a copy where a batch has one of these sizes. `jax_enable_x64` holds for these calls alone.
+    A batch is cut into pieces of these sizes, and the last piece is padded with copies of its last row. Tensors are shared with
+    JAX by DLPack; a piece that needs no padding isn't copied. `jax_enable_x64` is on during these calls only.
 
     Args:
         function: of a JAX array (n, d), to arrays, or a nest of arrays, with a first axis of n.
@@ -60,14 +61,14 @@ class Rows:
 
 
 def log_density(function: Callable[[Array], Array], batched: bool | None = None) -> Paired:
-    """Make a tensor function of a log density in JAX; value and gradient are compiled together, and computed once for both.
+    """Return a log density in JAX as a tensor function; one compiled call computes value and gradient.
 
-    `Target(log_prob=f)` does this by itself where f can't take a tensor, or returns a JAX array.
+    `Target(log_prob=f)` does this automatically if f can't take a tensor, or returns a JAX array.
 
     Args:
-        function: f(x), natural log, up to a constant: (d,) → () or (n, d) → (n,). It's traced, so it may not look at
-            the numbers (no `if x[0] > 0`).
-        batched: whether it takes (n, d); found by its shapes unless said.
+        function: f(x), natural log, up to a constant: (d,) → () or (n, d) → (n,). JAX traces it, so it can't branch on
+            numbers (no `if x[0] > 0`).
+        batched: whether it takes (n, d); by default its shapes are traced to find out.
 
     >>> import jax.numpy as jnp
     >>> f = log_density(lambda x: -jnp.sum(x**2))
@@ -87,11 +88,11 @@ def log_density(function: Callable[[Array], Array], batched: bool | None = None)
 
 
 def score(function: Callable[[Array], Array], batched: bool | None = None) -> Callable[[Tensor], Tensor]:
-    """Make a tensor function of the gradient of a log density in JAX, (d,) → (d,) or (n, d) → (n, d).
+    """Return the gradient of a log density in JAX, (d,) → (d,) or (n, d) → (n, d), as a tensor function.
 
     Args:
         function: g(x), traced as in `log_density`.
-        batched: whether it takes (n, d); found by its shapes unless said.
+        batched: whether it takes (n, d); by default its shapes are traced to find out.
     """
     rows: Rows | None = None
 
@@ -107,21 +108,21 @@ def score(function: Callable[[Array], Array], batched: bool | None = None) -> Ca
 
 
 def is_batched(function: Callable[..., Any], x: Float[Tensor, "n d"], gradient: bool = False) -> bool:
-    """Whether f takes rows, (n, d) → (n,), or a point, (d,) → (); found by tracing shapes, without computing.
+    """Whether f takes rows, (n, d) → (n,), or one point, (d,) → (). JAX traces the shapes and computes nothing.
 
     Args:
         function: of JAX arrays.
         x: an example of its points.
-        gradient: whether it is a gradient, (n, d) → (n, d) or (d,) → (d,).
+        gradient: whether f is a gradient, (n, d) → (n, d) or (d,) → (d,).
 
     Raises:
-        TargetError: it is neither.
+        TargetError: f takes neither.
     """
     rows, d = 5 if x.shape[1] != 5 else 7, x.shape[1]
     failed: Exception | None = None
     shapes = []
     point, many = ((d,), (d,)[:gradient]), ((rows, d), (rows, d)[: 1 + gradient])
-    for asked, wanted in (point, many):  # what takes one point is a function of one, also where many would pass as one
+    for asked, wanted in (point, many):  # a point first: a function of one point may accept rows too
         try:
             shapes.append(_shape(function, asked, x.dtype))
         except Exception as error:
@@ -133,11 +134,11 @@ def is_batched(function: Callable[..., Any], x: Float[Tensor, "n d"], gradient: 
         raise failed
     who, instead = ("score", "gradient") if gradient else ("log_prob", "log density")
     because = f"`{who}` returned shape {shapes[0]} for one point of dimension {d}, and {shapes[1]} for {rows}"
-    raise TargetError(cannot("use this target", because, f"Return one {instead} a row, or that of one point (d,)"))
+    raise TargetError(cannot("use this target", because, f"Return one {instead} per row, or that of one point (d,)"))
 
 
 def double_precision() -> AbstractContextManager[None]:
-    """JAX's double precision for a block, whatever its global setting, which stays."""
+    """Switch on JAX's double precision inside a block; the global setting stays as it is."""
     jax = require("jax", "bayes")
     context: AbstractContextManager[None] = (
         jax.enable_x64(True) if hasattr(jax, "enable_x64") else require("jax.experimental", "bayes").enable_x64()
@@ -146,7 +147,7 @@ def double_precision() -> AbstractContextManager[None]:
 
 
 def to_jax(x: Tensor) -> Array:
-    """The same numbers as a JAX array, in place where JAX has the tensor's device; otherwise on the CPU."""
+    """Return a tensor as a JAX array: without a copy if JAX has the tensor's device, else on the CPU."""
     jax = require("jax", "bayes")
     if x.device.type != "cpu" and jax.default_backend() == "cpu":
         x = x.cpu()
@@ -154,14 +155,14 @@ def to_jax(x: Tensor) -> Array:
     return array
 
 
-def is_jax(value: Any) -> bool:
-    """Whether a value is a JAX array; doesn't import JAX."""
+def claims_value(value: Any) -> bool:
+    """Whether a value is a JAX array. This doesn't import JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.Array)
 
 
-def is_from_jax(error: BaseException | None) -> bool:
-    """Whether JAX complains, as it does when its functions get a tensor; doesn't import JAX."""
+def claims_error(error: BaseException | None) -> bool:
+    """Whether JAX raised an error, as its functions do when they are called with a tensor. This doesn't import JAX."""
     if error is None or "jax" not in sys.modules:
         return False
     frames = traceback.extract_tb(error.__traceback__)
@@ -169,8 +170,8 @@ def is_from_jax(error: BaseException | None) -> bool:
     return inside or "jaxlib" in str(error) or ("abstract array" in str(error) and "torch" in str(error))
 
 
-def is_function(function: Callable[..., Any], x: Float[Tensor, "n d"], gradient: bool = False) -> bool:
-    """Whether JAX can trace it as a log density or a gradient, for what fails on tensors and arrays; doesn't import JAX."""
+def claims_function(function: Callable[..., Any], x: Float[Tensor, "n d"], gradient: bool = False) -> bool:
+    """Whether JAX can trace a function as a log density or a gradient. This doesn't import JAX."""
     if "jax" not in sys.modules:
         return False
     try:
@@ -180,16 +181,8 @@ def is_function(function: Callable[..., Any], x: Float[Tensor, "n d"], gradient:
     return True
 
 
-def place_of(error: BaseException) -> str:
-    """Where a user's function failed, as " (file:line)": the last line that isn't JAX's or NumPyro's own; "" if there is none."""
-    inner = ("/jax/", "/jaxlib/", "/numpyro/", "/torch/autograd/", Path(__file__).parents[1].as_posix())
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(one in frame.filename.replace("\\", "/") for one in inner)]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-
-
 def pieces(n: int) -> list[int]:
-    """Cut n rows into pieces of the compiled sizes: at most four of a kind below the largest, and few rows to fill up.
+    """Cut n rows into pieces of the compiled sizes: at most four of each size below the largest, with little padding.
 
     >>> pieces(200), pieces(1000), pieces(3)
     ([128, 128], [512, 512], [16])
@@ -212,7 +205,7 @@ def _value_and_gradient(function: Callable[..., Any], batched: bool) -> Callable
         return value.sum(), value
 
     def both(x: Array) -> tuple[Array, Array]:
-        (_, value), gradient = jax.value_and_grad(summed, has_aux=True)(x)  # rows don't mix: a row's gradient is that of the sum
+        (_, value), gradient = jax.value_and_grad(summed, has_aux=True)(x)  # a row's gradient is that of the sum
         return value, gradient
 
     return both

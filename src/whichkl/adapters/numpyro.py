@@ -1,4 +1,4 @@
-"""NumPyro: the posterior of a model in unconstrained coordinates, and the way back to the model's own names and shapes."""
+"""NumPyro: the posterior of a model in unconstrained coordinates, and the map back to the model's own names and shapes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot, require
-from whichkl.adapters.jax import Rows, double_precision, log_density, place_of
+from whichkl.adapters.jax import FOLDERS, Rows, double_precision, log_density
 from whichkl.adapters.pairs import Paired
-from whichkl.user_code import kept_running
+from whichkl.user_code import kept_running, place_of, said_of
 
 
 class NumPyroModel:
     """The posterior p(u | data) of a NumPyro model, u ∈ ℝᵈ: its latent sites, unconstrained, in the order of the model.
 
-    log p(u) = log joint density at T(u) + log|∂T/∂u|, up to the log evidence; T is NumPyro's own `biject_to` of each site's
-    support. The data are whatever the model gives to `obs=`, or what `numpyro.handlers.condition` fixes.
+    log p(u) = log joint density at T(u) + log|∂T/∂u|, up to the log evidence. T is NumPyro's `biject_to` of each site's support.
+    The data are what the model passes to `obs=`, or what `numpyro.handlers.condition` fixes.
 
     Args:
         model: a function with `numpyro.sample` statements; `functools.partial` and handlers may wrap it.
@@ -43,7 +43,7 @@ class NumPyroModel:
     """
 
     def __init__(self, model: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
-        """Run the model once to see its sites; see the class for the arguments."""
+        """Run the model once to find its sites; see the class for the arguments."""
         self.model, self.args, self.kwargs = model, tuple(args), dict(kwargs or {})
         self.shapes: dict[str, tuple[int, ...]] = {}
         """The unconstrained shape of each latent site, in the order of the model."""
@@ -56,7 +56,7 @@ class NumPyroModel:
                 names += _labels(name, self.shapes[name], _is_real(site["fn"].support))
         if not self.shapes:
             because = "it has no latent site: every `sample` statement is observed"
-            raise TargetError(cannot("make a target of this NumPyro model", because, "Leave `obs=` out where you infer"))
+            raise TargetError(cannot("make a target of this NumPyro model", because, "Leave `obs=` out of the sites to infer"))
         self.names = tuple(names)
         self.dim = len(names)
 
@@ -66,7 +66,7 @@ class NumPyroModel:
         return log_density(lambda u: -self._potential(u), batched=False)
 
     def constrain(self, u: Float[Tensor, "n d"]) -> dict[str, np.ndarray]:
-        """Carry points to the model's own sites, and compute its deterministic ones: a dict of arrays (n, *shape).
+        """Return the model's own sites at each point, deterministic ones included: a dict of arrays (n, *shape).
 
         Raises:
             TargetError: the points haven't d columns.
@@ -94,7 +94,7 @@ class NumPyroModel:
         return util.potential_energy(self._seeded(), self.args, self.kwargs, self._split(u))
 
     def _split(self, u: Any) -> dict[str, Any]:
-        """One point's coordinates, a site each."""
+        """Return one point's coordinates by site."""
         parts, start = {}, 0
         for name, shape in self.shapes.items():
             parts[name] = u[start : start + math.prod(shape)].reshape(shape)
@@ -102,7 +102,7 @@ class NumPyroModel:
         return parts
 
     def _seeded(self) -> Any:
-        """The model with a fixed random key, for statements that ask for one and don't count (unobserved, substituted)."""
+        """Return the model with a fixed random key, which its substituted statements ask for and don't use."""
         return require("numpyro.handlers", "bayes").seed(self.model, 0)
 
     def _trace(self) -> dict[str, Any]:
@@ -111,27 +111,32 @@ class NumPyroModel:
                 self.model(*self.args, **self.kwargs)
             return sites
         except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            because = f"it raised {type(error).__name__}: {first}{place_of(error)}"
-            instead = "Mend it, or pass the arguments it lacks, as MCMC.run takes them: `Target.of(model, data, …)`"
+            because = f"{said_of(error)}{place_of(error, FOLDERS)}"
+            instead = "Correct it, or pass the arguments that it lacks, as MCMC.run takes them: `Target.of(model, data, …)`"
             raise TargetError(cannot("run this NumPyro model", because, instead)) from error
 
 
-def is_numpyro(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a callable makes NumPyro statements when it's run, or comes with arguments; doesn't import NumPyro."""
+KIND: str = "a NumPyro model"
+
+
+def claims(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a callable runs NumPyro statements when it is called, or comes with arguments. This doesn't import NumPyro."""
     if "numpyro" not in sys.modules or not callable(obj):
         return False
     if args or kwargs:
         return True
-    # A model that breaks is told so when it's traced to be used.
+    # a model that raises is reported when it is traced again for use
     with _tracing() as sites, contextlib.suppress(Exception), kept_running():
         obj(*args, **kwargs)
     return bool(sites)
 
 
+posterior = NumPyroModel
+
+
 @contextlib.contextmanager
 def _tracing() -> Iterator[dict[str, Any]]:
-    """Note the sites that are met in a block; each gets a value inside its support, improper ones too."""
+    """Record the sites that run in a block; each gets a value inside its support, also if its prior is improper."""
     handlers = require("numpyro.handlers", "bayes")
     feasible = require("numpyro.infer", "bayes").init_to_feasible()
     with double_precision(), handlers.trace() as sites, handlers.substitute(substitute_fn=feasible), handlers.seed(rng_seed=0):
@@ -145,7 +150,7 @@ def _is_latent(name: str, site: Mapping[str, Any]) -> bool:
         TargetError: it can't be.
     """
     if site["type"] == "plate" and len(site["value"]) != site["args"][0]:
-        because = f"its plate `{name}` shows {len(site['value'])} of {site['args'][0]} rows, other ones at every call"
+        because = f"its plate `{name}` shows {len(site['value'])} of {site['args'][0]} rows, different ones at every call"
         raise TargetError(cannot("use this NumPyro model", because, "Leave `subsample_size` out"))
     if site["type"] == "param":
         because = f"`{name}` is a `numpyro.param`, which has no prior"
@@ -154,8 +159,8 @@ def _is_latent(name: str, site: Mapping[str, Any]) -> bool:
         return False
     kind = type(site["fn"]).__name__
     if site["fn"].support.is_discrete:
-        because = f"`{name}` is a latent {kind}, and the models of p have densities on ℝᵈ"
-        instead = "Sum it out, as with `MixtureSameFamily` in its place, or give it to `obs=`"
+        because = f"`{name}` is a latent {kind}, and the families that are fitted have densities on ℝᵈ"
+        instead = "Sum it out, for example with `MixtureSameFamily`, or pass it to `obs=`"
         raise TargetError(cannot("use this NumPyro model", because, instead))
     if kind == "Delta":
         because = f"`{name}` is a point mass"
@@ -171,7 +176,7 @@ def _is_real(support: Any) -> bool:
 
 
 def _labels(name: str, shape: tuple[int, ...], is_real: bool) -> list[str]:
-    """One name a coordinate: `theta[0]`, and `tau, free` where it isn't the site's own value."""
+    """Name each coordinate: `theta[0]`, or `tau, free` if the coordinate isn't the site's own value."""
     free = "" if is_real else ", free"
     places = [f"[{','.join(map(str, place))}]" if place else "" for place in product(*map(range, shape))]
     return [f"{name}{place}{free}" for place in places]

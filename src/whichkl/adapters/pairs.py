@@ -1,4 +1,4 @@
-"""Paired: a function that returns a log density and its gradient together, as a tensor function that autograd differentiates."""
+"""Pairs: a function that returns a log density with its gradient becomes a tensor function that autograd differentiates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Function = Callable[..., Any]
 
 
 class Paired:
-    """x ↦ log p(x), whose gradient was computed with the value; `backward` only multiplies by it.
+    """x ↦ log p(x), whose gradient is computed with the value; `backward` only multiplies by it.
 
     Args:
         evaluate: x ↦ (log p, ∇log p), (n, d) → (n,), (n, d), called once for both.
@@ -47,25 +47,25 @@ class _Paired(torch.autograd.Function):
         value, gradient = evaluate(x.detach())
         if gradient.shape != x.shape:
             because = f"`log_prob` returned a gradient of shape {tuple(gradient.shape)} for points of shape {tuple(x.shape)}"
-            raise TargetError(cannot("use this target", because, "Return one gradient a row"))
+            raise TargetError(cannot("use this target", because, "Return one gradient per row"))
         ctx.save_for_backward(gradient)
         return value
 
     @staticmethod
-    @once_differentiable  # the gradient is known as numbers; a second derivative would come out as 0
+    @once_differentiable  # a second derivative would be 0, since the gradient is a constant
     def backward(ctx: Any, outer: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        # a row that isn't asked for has outer = 0, and 0 · NaN would come back as NaN
+        # rows that aren't needed have outer = 0, and 0 · NaN would be NaN
         return torch.where(outer[:, None] == 0, 0.0, outer[:, None] * gradient), None
 
 
 def paired(function: Function, batched: bool = True) -> Paired:
-    """Make a tensor function of one that returns the pair (log p, ∇log p), as SciPy's ``jac=True`` has it.
+    """Return a function that returns the pair (log p, ∇log p), like SciPy's ``jac=True``, as a tensor function.
 
     Args:
-        function: x ↦ (value, gradient), (n, d) → (n,), (n, d), of tensors or of NumPy arrays: it gets a tensor first,
-            and arrays from then on if it can't take one.
-        batched: False if it takes one point, (d,) → (), (d,); it's called once a point.
+        function: x ↦ (value, gradient), (n, d) → (n,), (n, d), of tensors or of NumPy arrays: if the first call with a
+            tensor fails, it gets arrays.
+        batched: False if it takes one point, (d,) → (), (d,); it is called once per point.
 
     >>> f = paired(lambda x: (-np.sum(np.square(x)), -2 * x), batched=False)
     >>> f(torch.tensor([[3.0, 4.0]]))
@@ -95,16 +95,16 @@ def paired(function: Function, batched: bool = True) -> Paired:
 
 
 def _takes_tensors(function: Function, x: Tensor) -> bool:
-    """Whether a tensor goes in and a pair of tensors comes out; one call."""
+    """Whether a call with a tensor returns a pair of tensors."""
     try:
         with kept_running():
             return all(isinstance(one, Tensor) for one in function(x))
-    except Exception:  # whatever it raises, the call with arrays decides
+    except Exception:  # whatever it is, the call with arrays decides
         return False
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:
-    """As a tensor like `like`; single precision in place of double, as JAX returns it, is refused."""
+    """Return a value as a tensor like `like`; refuse single precision instead of double, which JAX returns by default."""
     if isinstance(value, Tensor):
         return value.to(like)
     array = np.asarray(value)

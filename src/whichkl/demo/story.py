@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from whichkl._checks import plain
-from whichkl._files import is_demo, write_whole
 from whichkl.demo import textbook
 from whichkl.demo.figures import bifurcation, case_curves, fixed, integrand_curves, mean_of, school_effects
 from whichkl.demo.run import Demo
 from whichkl.diagnostics import shown_khat
 from whichkl.divergences import Estimate
+from whichkl.files.writing import is_demo, write_whole
 from whichkl.fitting import Fit
 from whichkl.plots import add_ellipses, plot
 from whichkl.plots.arms import differences

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.targets import Target
 
 _DRAWS = 2_000

@@ -25,7 +25,7 @@ from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
 from whichkl.objectives import Objective
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.work import Work
 from whichkl.targets import Target

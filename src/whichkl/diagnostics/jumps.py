@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl.access import Access
-from whichkl.line_integral import clenshaw_curtis
 from whichkl.targets import Target
+from whichkl.targets.line_integral import clenshaw_curtis
 
 LINES, _ORDER = 32, 32
 _ROOM = 1 << 22

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from whichkl.reading import rebuilt
+from whichkl.files.reading import rebuilt
 
 _SHARE = 0.01
 """The share of p's mass from which modes count as missing."""

@@ -13,7 +13,7 @@ from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
 from whichkl.diagnostics.missing_modes import MissingModes, is_missed
 from whichkl.particles import Reference, temper
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.solvers import Solution
 from whichkl.solvers.nodes.batched_lbfgs import Peaks, ascend
 from whichkl.targets import Target

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution, biject_to
 
-from whichkl.supports import Bijection
 from whichkl.targets import Target
+from whichkl.targets.supports import Bijection
 
 
 @dataclass(frozen=True)

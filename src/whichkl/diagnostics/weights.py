@@ -19,7 +19,7 @@ from whichkl.divergences.exact import quadrature
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.importance import effective_sample_size, pareto_smooth
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.solvers import Optimum
 from whichkl.targets import Target
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from whichkl.reading import rebuilt
+from whichkl.files.reading import rebuilt
 
 BINS = 15
 _RESAMPLES = 200

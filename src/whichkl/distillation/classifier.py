@@ -18,9 +18,9 @@ from whichkl.distillation.objective import Loss, row_divergence_of, spec_of
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.scores import Scores, scored
 from whichkl.distillation.training import Run, begun, usable
-from whichkl.journal import Journal
-from whichkl.modes import plain_modes
-from whichkl.seeds import seeded
+from whichkl.files.journal import Journal
+from whichkl.process.seeds import seeded
+from whichkl.process.torch_modes import plain_modes
 
 _SKIPS = 20
 """Batches whose loss isn't a number, before training is given up."""

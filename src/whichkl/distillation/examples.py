@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.arrays import tensor_of
 from whichkl.distillation.networks import Teacher, digest
-from whichkl.modes import normal
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
+from whichkl.process.torch_modes import normal
 from whichkl.user_code import call_user
 
 _CACHED = 2**30

@@ -27,7 +27,7 @@ def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, An
         InputError: it can't be read, or an argument isn't known or of the wrong type.
     """
     require("yaml", "app")
-    from whichkl.yaml_file import read_yaml
+    from whichkl.files.yaml_file import read_yaml
 
     fields = read_yaml(path, "teacher: nets.py:teacher").values
     mine = dict(given or {})

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
-from whichkl.memory_limits import refuse_if_ran_out
-from whichkl.seeds import seeded
+from whichkl.process.memory import refuse_if_ran_out
+from whichkl.process.seeds import seeded
 from whichkl.user_code import call_user, said_of
 
 

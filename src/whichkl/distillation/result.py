@@ -15,9 +15,9 @@ from whichkl._checks import InputError, cannot, plain
 from whichkl.distillation.calibration import BINS
 from whichkl.distillation.networks import state_of
 from whichkl.distillation.scores import Contrast, Scores
-from whichkl.journal import Journal
-from whichkl.modes import plain_modes
-from whichkl.saving import FORMAT, Saved, checksum
+from whichkl.files.journal import Journal
+from whichkl.files.saving import FORMAT, Saved, checksum
+from whichkl.process.torch_modes import plain_modes
 
 _checksum = checksum
 DISTILLATION = Saved("a distillation", "distillation.json", "student", "Distil again")

@@ -13,7 +13,7 @@ from torch import Tensor
 from whichkl.distillation.calibration import BINS, Reliability, ece_resampled, reliability
 from whichkl.distillation.losses import forward_kl, reverse_kl
 from whichkl.divergences import Estimate
-from whichkl.reading import rebuilt
+from whichkl.files.reading import rebuilt
 
 
 @dataclass(frozen=True)

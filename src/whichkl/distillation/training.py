@@ -14,9 +14,9 @@ from whichkl._checks import InputError, cannot
 from whichkl.distillation.examples import Batch, Examples
 from whichkl.distillation.networks import Teacher, logits_of, state_of
 from whichkl.distillation.objective import Loss
-from whichkl.journal import Journal, optimizer_state, tensors_behind
-from whichkl.modes import own_defaults
-from whichkl.seeds import seeded
+from whichkl.files.journal import Journal, optimizer_state, tensors_behind
+from whichkl.process.seeds import seeded
+from whichkl.process.torch_modes import own_defaults
 
 _ENTRY = "distillation"
 _APART = 1.0

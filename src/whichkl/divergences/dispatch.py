@@ -17,7 +17,7 @@ from whichkl.divergences.methods import METHODS, TABLE
 from whichkl.divergences.query import Question, target_of
 from whichkl.divergences.sanity_checks import sober
 from whichkl.divergences.sides import Side, as_rows
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 
 Form = Literal["samples", "probabilities", "logits"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from whichkl._checks import InputError, cannot, plain
-from whichkl.reading import rebuilt
+from whichkl.files.reading import rebuilt
 
 NORMAL = 1.959963984540054
 """Standard errors to either side in a 95 % interval."""

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.distributions import widened
-from whichkl.memory_limits import check_memory
+from whichkl.process.memory import check_memory
 from whichkl.targets import Target
 
 

@@ -17,8 +17,8 @@ from whichkl.families.layers import Standardised, check_count, check_widths
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import Scalar
 from whichkl.families.triangular import Triangular
-from whichkl.modes import own_defaults
-from whichkl.process_lock import PROCESS_LOCK
+from whichkl.process.lock import PROCESS_LOCK
+from whichkl.process.torch_modes import own_defaults
 
 Kind = Literal["spline", "coupling", "maf"]
 _EDGE = 5.0

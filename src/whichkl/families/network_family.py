@@ -14,7 +14,7 @@ from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.family import Family, log_likelihood
 from whichkl.families.network_model import ConditionalModel, NetworkModel
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 
 FEWEST = 20
 """Rows below which nothing is left to stop early by."""

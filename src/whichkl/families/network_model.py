@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import read_context
 from whichkl.families.data_shape import Shape
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 
 DRAWS = 16_384
 """Draws, with a fixed seed, behind a mean or a variance that has no formula."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 
 
 class Unable(Exception):

@@ -18,7 +18,7 @@ from torch.distributions import (
 
 from whichkl.families import student_t
 from whichkl.families.columns import Columns as IndependentColumns
-from whichkl.supports import Columns
+from whichkl.targets.supports import Columns
 
 
 def margins(law: Distribution, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"] | None:

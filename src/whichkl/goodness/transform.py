@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from whichkl.files.reading import rebuilt
 from whichkl.goodness.bands import band, distance, distance_p_value, levels
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_density
 from whichkl.goodness.margin_laws import margins
-from whichkl.modes import plain_modes
-from whichkl.reading import rebuilt
+from whichkl.process.torch_modes import plain_modes
 
 _LEAST, _MOST, _DRAWS = 20, 20_000, 20_000
 _RANKED = 4_000

@@ -17,9 +17,9 @@ from torch.nn.functional import one_hot
 
 from whichkl.divergences.samples.neighbors import Neighbors
 from whichkl.divergences.samples.ratio import LEAST_ROWS, cross_fit, ripples
+from whichkl.files.reading import rebuilt
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
-from whichkl.modes import plain_modes
-from whichkl.reading import rebuilt
+from whichkl.process.torch_modes import plain_modes
 
 _MOST = 4_000
 _WIDE = 500

@@ -16,12 +16,12 @@ from whichkl.families import Gaussian
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
 from whichkl.fitting import Fit
-from whichkl.modes import plain_modes
 from whichkl.plots.conditional import predictions
 from whichkl.plots.margins import margin_steps
 from whichkl.plots.pairs import regions
 from whichkl.plots.rows import Sight, data, draws
 from whichkl.plots.style import COLORS, SOFT, Curve, faint, lines, short, style
+from whichkl.process.torch_modes import plain_modes
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

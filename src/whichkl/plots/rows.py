@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl.fitting import Fit
+from whichkl.process.seeds import seeded
 from whichkl.samples import Block
-from whichkl.seeds import seeded
 
 DRAWS = 20_000
 _ATOMS = 30

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whichkl import enumeration
 from whichkl._checks import InputError, cannot
-from whichkl.modes import plain_modes
-from whichkl.targets import Target
+from whichkl.process.torch_modes import plain_modes
+from whichkl.targets import Target, enumeration
 
 _MOST = 20
 """Units of the smaller layer over which log Z is summed."""

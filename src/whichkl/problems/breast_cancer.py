@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from whichkl._checks import require
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
 

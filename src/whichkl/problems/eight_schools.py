@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.density import Function
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
+from whichkl.targets.calling import Function
 
 Known = Literal["both", "log_prob", "samples"]
 _FLOOR = -1e4

@@ -27,7 +27,7 @@ from torch.distributions import (
 )
 
 from whichkl._checks import InputError, cannot
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 
 _NAMES: dict[str, tuple[Callable[..., Distribution], str]] = {
     "Normal": (Normal, "mean, sd"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import read_samples
 from whichkl.targets import Target
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
 TWO_MOONS_LOG_Z = 1.8775016

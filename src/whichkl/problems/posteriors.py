@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from whichkl._checks import InputError, cannot
-from whichkl.modes import plain_modes
 from whichkl.problems.eight_schools import EFFECTS, ERRORS
 from whichkl.problems.eight_schools import log_prob as eight_schools_log_prob
+from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
 LogProb = Callable[[Float[Tensor, "n d"]], Float[Tensor, " n"]]

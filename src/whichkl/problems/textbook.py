@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from whichkl._checks import InputError, cannot
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 
 
 @plain_modes()

@@ -9,7 +9,7 @@ from typing import Any
 from whichkl._checks import InputError, cannot
 from whichkl.distillation import Distillation
 from whichkl.fitting import Fit
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 from whichkl.reporting.distillation_report import report_distillation
 from whichkl.reporting.fit_report import report_fit
 from whichkl.reporting.study_report import report_study

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whichkl._checks import require
-from whichkl._files import is_report, write_whole
+from whichkl.files.writing import is_report, write_whole
 from whichkl.printable import printable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import plain
-from whichkl._files import is_report, write_whole
+from whichkl.files.writing import is_report, write_whole
 from whichkl.plots.arms import MOST, differences, seeds, tradeoff
 from whichkl.printable import printable
 from whichkl.reporting.markdown import markdown

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
-from whichkl.memory_limits import check_memory
+from whichkl.process.memory import check_memory
 from whichkl.samples.arrow_messages import BatchSize, batch_sizes
 from whichkl.samples.columns import check_names, check_types, floats, rows_from
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp

@@ -17,8 +17,8 @@ from torch.utils.data.sampler import BatchSampler
 
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.arrays import tensor_of
+from whichkl.process.seeds import seeded
 from whichkl.samples.stream import BLOCK, Block, Part, Stream
-from whichkl.seeds import seeded
 from whichkl.user_code import call_user
 
 _END = object()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whichkl._checks import InputError, cannot
-from whichkl.memory_limits import check_memory
+from whichkl.process.memory import check_memory
 from whichkl.samples.file_formats import open_file
 from whichkl.samples.shard import Shard
 

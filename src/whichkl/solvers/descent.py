@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from whichkl.journal import Journal, optimizer_state, tensors_behind
-from whichkl.modes import own_defaults
+from whichkl.files.journal import Journal, optimizer_state, tensors_behind
+from whichkl.process.torch_modes import own_defaults
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from whichkl.cluster import Threads, Workers
-from whichkl.evaluations import Evaluations
-from whichkl.journal import Journal
+from whichkl.files.journal import Journal
+from whichkl.targets.evaluations import Evaluations
 
 
 def _silent(step: str, done: float) -> None:

@@ -13,14 +13,14 @@ from whichkl.cluster import Threads, Workers
 from whichkl.diagnostics import Diagnostics, Judgement
 from whichkl.divergences import Estimate
 from whichkl.fitting import Solved, solve
-from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.process.memory import refuse_if_ran_out
+from whichkl.process.threads import one_thread
 from whichkl.solvers.work import Work
 from whichkl.study.held_out import Held, split
 from whichkl.study.measures import FIELDS
 from whichkl.study.plan import Cell, Plan, family_text
 from whichkl.study.scorecard import Scorecard, score
 from whichkl.targets import Target
-from whichkl.threads import one_thread
 
 _CURVE = 200
 """Numbers of a training curve that are kept, evenly, at most."""

@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from whichkl import problems
 from whichkl._checks import InputError, WhichklError, cannot
 from whichkl.families import family_of
+from whichkl.files.yaml_file import YamlFile, read_yaml
 from whichkl.objectives import objective_of
 from whichkl.problems.named import looks_named, named
 from whichkl.study.measures import MEASURES
 from whichkl.study.plan import Metric, Plan, add_metric, plan_of, seeds_of
 from whichkl.targets import Target
 from whichkl.user_code import call_user, load_function, looks_like_code
-from whichkl.yaml_file import YamlFile, read_yaml
 
 _FUNCTIONS = ("log_prob", "sampler", "score", "energy")
 _MAX_MISTAKES = 20

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 
 ROWS = 2_000
 """Draws of each that are compared."""

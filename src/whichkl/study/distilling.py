@@ -16,13 +16,13 @@ from torch import nn
 from whichkl._checks import InputError, ResourceError, cannot, plain
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.target import DistillationTarget, Student, objective_spec, student_identity
-from whichkl.fingerprint import code_version
-from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.process.memory import refuse_if_ran_out
+from whichkl.process.threads import one_thread
 from whichkl.study.cell import Outcome
 from whichkl.study.measures import HEAD
 from whichkl.study.needs import DISTILLATION_NEEDS
 from whichkl.study.plan import FORMAT, Cell, seeds_of
-from whichkl.threads import one_thread
+from whichkl.targets.fingerprint import code_version
 
 
 @dataclass(frozen=True)

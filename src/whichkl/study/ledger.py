@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from whichkl._checks import InputError, IntegrityError, cannot, plain
-from whichkl._files import TEMPORARY, make_folder, remove_own, rename_new, sync_folder, unwritable, write_new, write_whole
-from whichkl._locks import LOCK, locked
-from whichkl.reading import checked, read_json
-from whichkl.saving import checksum
+from whichkl.files.locks import LOCK, locked
+from whichkl.files.reading import checked, read_json
+from whichkl.files.saving import checksum
+from whichkl.files.writing import TEMPORARY, make_folder, remove_own, rename_new, sync_folder, unwritable, write_new, write_whole
 from whichkl.study.cell import Outcome
 from whichkl.study.measures import HEAD
 from whichkl.study.plan import config_hash

@@ -16,12 +16,12 @@ from whichkl._checks import InputError, TargetError, cannot, plain
 from whichkl.advice import advise, default_family
 from whichkl.families import Family, family_of
 from whichkl.families.named import named_families
-from whichkl.fingerprint import code_version, target_fingerprint, tensor_hash
-from whichkl.memory_limits import check_memory
 from whichkl.objectives import Objective, objective_of
+from whichkl.process.memory import check_memory
 from whichkl.solvers.rows.rows import rows_of
 from whichkl.study.measures import MEASURES, RESERVED
 from whichkl.targets import Target
+from whichkl.targets.fingerprint import code_version, target_fingerprint, tensor_hash
 
 FORMAT = 1
 _IN_MEMORY = 2**30

@@ -12,10 +12,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from whichkl._checks import InputError, cannot
-from whichkl._files import write_whole
 from whichkl.families import Family
+from whichkl.files.writing import write_whole
 from whichkl.fitting import Fit
-from whichkl.modes import plain_modes
+from whichkl.process.torch_modes import plain_modes
 from whichkl.study.ledger import Ledger, Stored, read_config
 from whichkl.study.measures import columns_with
 from whichkl.study.needs import DISTILLATION_NEEDS, NEEDS

@@ -23,7 +23,7 @@ from whichkl.divergences.samples.sample_distances import mmd_squared
 from whichkl.families.family import log_likelihood
 from whichkl.goodness import Calibration, transform_calibration, two_sample_test
 from whichkl.importance import effective_sample_size, pareto_smooth
-from whichkl.memory_limits import refuse_if_ran_out
+from whichkl.process.memory import refuse_if_ran_out
 from whichkl.study.coverage import coverage
 from whichkl.study.held_out import Held, mixed
 from whichkl.study.measures import MEASURES

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import plain
-from whichkl._files import write_whole
+from whichkl.files.writing import write_whole
 from whichkl.printable import printable
 from whichkl.study.ledger import Stored
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.audit.adapters import IGNORED, Adapter
 from whichkl.distillation.audit.probes import VOCABULARY, WIDE
-from whichkl.memory_limits import refuse_if_ran_out
-from whichkl.process_lock import without_warnings
-from whichkl.seeds import seeded
+from whichkl.process.lock import without_warnings
+from whichkl.process.memory import refuse_if_ran_out
+from whichkl.process.seeds import seeded
 from whichkl.user_code import kept_running, said_of
 
 Logits = Float[Tensor, "b t v"]

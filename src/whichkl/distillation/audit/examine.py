@@ -17,8 +17,8 @@ from whichkl.distillation.audit.knobs import knob
 from whichkl.distillation.audit.probes import VOCABULARY, pair
 from whichkl.distillation.audit.result import Audit, Check
 from whichkl.distillation.losses import DIVERGENCES
-from whichkl.modes import plain_modes
-from whichkl.threads import one_thread
+from whichkl.process.threads import one_thread
+from whichkl.process.torch_modes import plain_modes
 
 
 @plain_modes()

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from whichkl.threads import use_one_thread
+from whichkl.process.threads import use_one_thread
 
 _ATOMS = 1 << 18
 _BLOCKS = 16

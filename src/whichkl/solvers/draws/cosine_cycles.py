@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl.journal import Journal, tensors_behind
+from whichkl.files.journal import Journal, tensors_behind
 from whichkl.solvers.descent import warm_cosine
 from whichkl.solvers.work import Work
 

@@ -14,9 +14,9 @@ from torch.func import functional_call, vmap
 
 from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_model import law_of
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
+from whichkl.process.threads import one_thread
 from whichkl.solvers.flat_weights import Flat
-from whichkl.threads import one_thread
 
 
 class Rows(ABC):

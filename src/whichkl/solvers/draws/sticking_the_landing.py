@@ -20,7 +20,7 @@ from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import law_of
 from whichkl.families.user_module import Module
 from whichkl.objectives import Direction, Objective
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.solvers.draws.cosine_cycles import Cycles, Descent
 from whichkl.solvers.draws.reparameterised import FlowRows, ModuleRows, Rows
 from whichkl.solvers.nodes.mean_field import MeanField

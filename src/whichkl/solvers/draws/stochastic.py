@@ -11,7 +11,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family, log_likelihood
 from whichkl.families.network_family import NetworkFamily
 from whichkl.objectives import Direction
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.solvers.descent import warm_cosine
 from whichkl.solvers.draws.batches import Data, data_of, generator_for
 from whichkl.solvers.draws.criterion import Criterion, Likelihood

@@ -17,8 +17,8 @@ from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.user_module import Module
 from whichkl.objectives import Direction, Jeffreys, Objective
+from whichkl.process.seeds import seeded
 from whichkl.samples import Block
-from whichkl.seeds import seeded
 from whichkl.solvers.draws.batches import Data, Shuffled, data_of
 from whichkl.solvers.draws.criterion import Criterion
 from whichkl.solvers.draws.sticking_the_landing import gaussians_to_start

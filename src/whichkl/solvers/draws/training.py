@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whichkl.families.network_family import NetworkFamily
-from whichkl.journal import Journal, tensors_behind
+from whichkl.files.journal import Journal, tensors_behind
 from whichkl.samples import Block
 from whichkl.solvers.descent import Run, grouped
 from whichkl.solvers.draws.criterion import Criterion

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import log_likelihood
 from whichkl.objectives import Objective
+from whichkl.process.seeds import seeded
 from whichkl.samples import Block
-from whichkl.seeds import seeded
 from whichkl.solvers.draws.criterion import Criterion, judged
 from whichkl.targets import Target
 

@@ -15,7 +15,6 @@ from torch.distributions import Distribution
 from whichkl._checks import DeadDensityError, InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
-from whichkl.evaluations import Evaluations
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.objectives import Direction, ForwardKL, Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
@@ -30,6 +29,7 @@ from whichkl.solvers.rows.points import FRESH, is_exact, points_of
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
+from whichkl.targets.evaluations import Evaluations
 
 _MAX_OPTIMA = 8
 """Largest number of optima that are carried to more nodes."""

@@ -14,7 +14,7 @@ from whichkl.divergences import Estimate
 from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Mixture
 from whichkl.families.family import log_likelihood
-from whichkl.journal import tensors_behind
+from whichkl.files.journal import tensors_behind
 from whichkl.samples import Block
 from whichkl.samples.repeats import repeats_of
 from whichkl.samples.stream import slices

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
-from whichkl.journal import tensors_behind
+from whichkl.files.journal import tensors_behind
 from whichkl.objectives import Direction
 from whichkl.samples import Block
 from whichkl.samples.stream import slices

@@ -52,7 +52,7 @@ def _merge_cost(probs: Tensor, loc: Tensor, cov: Tensor, volume: Tensor) -> Floa
 
 
 def _log_det(cov: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
-    """Log determinants by Cholesky: torch's LU of a batch can be wrong (see `whichkl.threads`)."""
+    """Log determinants by Cholesky: torch's LU of a batch can be wrong (see `whichkl.process.threads`)."""
     total: Tensor = 2 * torch.linalg.cholesky(cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return total
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.families import Family
 from whichkl.families.generalized_linear import GeneralizedLinear
-from whichkl.journal import tensors_behind
+from whichkl.files.journal import tensors_behind
 from whichkl.objectives import Direction
 from whichkl.samples import Slice
 from whichkl.solvers.rows.newton_passes import Design, Evaluation

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.cluster import Threads, Workers
-from whichkl.evaluations import Evaluations
 from whichkl.families.family import log_likelihood
 from whichkl.samples import Block, Part
 from whichkl.samples.repeats import row_keys
 from whichkl.samples.stream import joined, slices
 from whichkl.solvers.rows.points import points_of
-from whichkl.supports import Bijection
 from whichkl.targets import Target
+from whichkl.targets.evaluations import Evaluations
+from whichkl.targets.supports import Bijection
 
 Result = TypeVar("Result")
 

@@ -19,7 +19,7 @@ from whichkl.access import Access
 from whichkl.families import Autoregressive, Categorical, Family, Product
 from whichkl.families.data_shape import Shape
 from whichkl.objectives import Direction, Objective
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.solvers.flat_weights import Flat
 from whichkl.solvers.solver import Optimum, Solution, Solver
 from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table, refuse_empty

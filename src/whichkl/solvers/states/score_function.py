@@ -16,7 +16,7 @@ from whichkl.access import Access
 from whichkl.families import Autoregressive, Family
 from whichkl.families.data_shape import Shape
 from whichkl.objectives import Direction, Objective
-from whichkl.seeds import seeded
+from whichkl.process.seeds import seeded
 from whichkl.solvers.draws.cosine_cycles import Cycles
 from whichkl.solvers.flat_weights import Flat
 from whichkl.solvers.solver import Optimum, Solution, Solver

@@ -1,0 +1,36 @@
+"""advise: which direction is possible for a target."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from whichkl._checks import InputError, cannot
+from whichkl.commands import console
+from whichkl.commands.options import AsJson, Dim, FamilyName, LogProb, Samples, Support, read_family, read_target
+
+
+def advise(
+    samples: Samples = None,
+    log_prob: LogProb = None,
+    dim: Dim = None,
+    support: Support = None,
+    access: Annotated[
+        str | None,
+        typer.Option(
+            "--access", help="Instead of a target, what you can do with it: 'samples', 'sampler,log_prob', … or 'nothing'."
+        ),
+    ] = None,
+    family: FamilyName = "gaussian",
+    as_json: AsJson = False,
+) -> None:
+    """Say which direction is possible for a target, and why."""
+    from whichkl.access import Access
+    from whichkl.advice import advise as ask
+
+    if access is not None and (samples or log_prob):
+        raise InputError(cannot("use `--access` here", "a target is given, which has its own access", "Drop one of them"))
+    target = read_target(samples, log_prob, dim, support) if access is None else Access.parse(access)
+    advice = ask(target, read_family(family))
+    console.show(advice, as_json)

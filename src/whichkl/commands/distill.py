@@ -1,0 +1,75 @@
+"""distill: a student classifier is trained on its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from whichkl.commands import console
+from whichkl.commands.options import AsJson
+from whichkl.commands.results_folder import check_results_folder, deliver, journal_of, locked_results, write_report
+
+
+def distill(
+    job: Annotated[Path | None, typer.Argument(metavar="JOB.yaml", help="A file of arguments; options override it.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher", metavar="FILE.py:NAME", help="A torch module, or a function that makes one. Your own code: it is run."
+        ),
+    ] = None,
+    student: Annotated[str | None, typer.Option("--student", metavar="FILE.py:NAME", help="The student, likewise.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="FILE.py:FUNCTION", help="A function that returns (x, labels), x, a Dataset or a DataLoader."
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", metavar="FILE.py:FUNCTION", help="What is scored, likewise; by default a fifth of the data."),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option("--objective", help="By default forward_kl; reverse_kl, jeffreys:0.3, jensen_shannon, total_variation, …"),
+    ] = None,
+    hard_label_weight: Annotated[
+        float | None, typer.Option("--hard-label-weight", help="Share of the labels' cross-entropy.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Divides both logits.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the examples; by default 40.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html and the student's weights.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Fixes every random choice.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a student classifier on its teacher, and report on unseen examples. With --out, the same command resumes."""
+    if out is not None:
+        check_results_folder(out, "report.html")
+    options: dict[str, Any] = {
+        "teacher": teacher,
+        "student": student,
+        "data": data,
+        "held_out": held_out,
+        "objective": objective,
+        "seed": seed,
+    }
+    options |= {"hard_label_weight": hard_label_weight, "temperature": temperature, "epochs": epochs}
+    given = {name: value for name, value in options.items() if value is not None}
+    with locked_results(out, "distill"):
+        with console.progress() as tell:
+            from whichkl.distillation.classifier import distill as run_distill
+            from whichkl.distillation.job import job as job_of
+            from whichkl.distillation.job import read_job
+            from whichkl.distillation.result import DISTILLATION
+
+            if out is not None:
+                DISTILLATION.refuse_other(out / "student")
+            arguments = job_of(given) if job is None else read_job(job, given)
+            result = run_distill(**arguments, journal=journal_of(out), tell=tell)
+        deliver(result, None if out is None else out / "student", "The student", lambda: console.show(result, as_json))
+        if out is not None:
+            write_report(result, out / "report.html", quiet=as_json)
+            if result.journal is not None:
+                result.journal.clear()

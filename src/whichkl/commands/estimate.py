@@ -1,0 +1,93 @@
+"""estimate: a divergence between two distributions or samples, in both directions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from whichkl._checks import WhichklError
+from whichkl.commands import console
+from whichkl.commands.options import AsJson, Seed, read_side
+
+_OTHER_DIRECTION = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
+
+
+def estimate(
+    p: Annotated[
+        str,
+        typer.Option(
+            "--p",
+            help="The target: a sample file, or a distribution such as 'Normal(0,1)', 'Categorical(.3,.7)' or "
+            "'0.5*Normal(-3,1) + 0.5*Normal(3,1)'; a wrong name lists all.",
+        ),
+    ],
+    q: Annotated[str, typer.Option("--q", help="The model: the same.")],
+    divergence: Annotated[
+        str, typer.Option("--divergence", help="forward_kl, reverse_kl, jeffreys, jensen_shannon, total_variation, energy, …")
+    ] = "forward_kl",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="By default the access decides: closed_form, quadrature, monte_carlo, knn, classifier, …",
+        ),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--form", help="What files hold: samples, or one row of probabilities or of logits per distribution.")
+    ] = "samples",
+    p_chains: Annotated[
+        int | None, typer.Option("--p-chains", help="The samples of p are this many Markov chains, one after another.")
+    ] = None,
+    q_chains: Annotated[int | None, typer.Option("--q-chains", help="The same for q.")] = None,
+    weight: Annotated[float | None, typer.Option("--weight", help="Weight of p in Jensen–Shannon and skew KLs.")] = None,
+    order: Annotated[float | None, typer.Option("--order", help="Order of Rényi's divergence.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate a divergence between two distributions or samples, both directions side by side, and report how reliable it is."""
+    with console.ERR.status("loading torch", spinner="line"):
+        from whichkl.divergences.dispatch import estimate as run_estimate
+
+        first, second = read_side(p, form, p_chains), read_side(q, form, q_chains)
+        knobs: dict[str, Any] = {"weight": weight, "order": order, "seed": seed, "form": form, "method": method}
+        asked = run_estimate(p=first, q=second, divergence=divergence, **knobs)
+        other: Any = None
+        if divergence in _OTHER_DIRECTION:
+            try:
+                other = run_estimate(p=first, q=second, divergence=_OTHER_DIRECTION[divergence], **knobs)
+            except WhichklError as error:
+                other = str(error)
+    if as_json:
+        back = {"error": other} if isinstance(other, str) else None if other is None else _as_json(other)
+        console.print_json({"p": p, "q": q, **_as_json(asked), "other_direction": back})
+        return
+    _show(f"p = {p}, q = {q}", [one for one in (asked, other) if hasattr(one, "to_dict")])
+    if isinstance(other, str):
+        console.say(f"The other direction: {other}")
+
+
+def _show(title: str, results: list[Any]) -> None:
+    console.table(
+        title,
+        ("divergence", "value", "95 % interval", "method", "trust"),
+        [
+            (
+                one.quantity,
+                f"{one.number}{'' if one.unit == 'none' else ' ' + one.unit}{one.constant}",
+                "exact" if one.exact else f"{one.interval[0]:.4g} … {one.interval[1]:.4g}",
+                one.method,
+                "yes" if one.reliable else "no",
+            )
+            for one in results
+        ],
+    )
+    for one in results:
+        console.say(f"{one.sentence}")
+        for note in one.notes:
+            console.say(f"  · {note}")
+
+
+def _as_json(one: Any) -> dict[str, Any]:
+    """Return an estimate as JSON holds it, with its interval and its sentence."""
+    return {**one.to_dict(), "interval": list(one.interval), "sentence": one.sentence}

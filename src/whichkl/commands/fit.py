@@ -1,0 +1,86 @@
+"""fit: a model is fitted to samples, to a log density, or to both."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from whichkl.commands import console
+from whichkl.commands.options import AsJson, Dim, FamilyName, LogProb, Samples, Seed, Support, read_family, read_target
+from whichkl.commands.results_folder import check_results_folder, deliver, journal_of, locked_results, write_report
+
+if TYPE_CHECKING:
+    from whichkl.fitting import Fit
+
+
+def fit(
+    samples: Samples = None,
+    log_prob: LogProb = None,
+    dim: Dim = None,
+    support: Support = None,
+    family: FamilyName = "gaussian",
+    given: Annotated[
+        str | None,
+        typer.Option(
+            "--given",
+            metavar="COLUMNS",
+            help="Names of the columns of x, separated by commas; the rest are y, and q(y|x) is fitted: supervised learning.",
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            "--objective",
+            help="forward_kl, reverse_kl, or between them jeffreys:0.3, jensen_shannon:0.5, renyi:0.5, …; by default what "
+            "the access allows.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html and the saved fit.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", help="'auto' or HOST:PORT of a Ray cluster whose machines read the samples; the same answer."),
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a model to samples, to a log density, or to both. With --out, the same command resumes an interrupted fit."""
+    if out is not None:
+        check_results_folder(out, "report.html")
+    with locked_results(out, "fit"):
+        with console.progress() as tell:
+            from whichkl.fitting import fit as run_fit
+            from whichkl.fitting.fit_file import FIT
+
+            if out is not None:
+                FIT.refuse_other(out / "fit")
+            tell("opening the target", math.nan)
+            target, chosen = read_target(samples, log_prob, dim, support, given), read_family(family)
+            tell(f"fitting {chosen.label}", math.nan)
+            journal = journal_of(out)
+            result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
+        deliver(result, None if out is None else out / "fit", "The fit", lambda: _show(result, as_json))
+        if out is not None:
+            write_report(result, out / "report.html", quiet=as_json)
+
+
+def _show(result: Fit, as_json: bool) -> None:
+    parameters = shown_parameters(result)
+    if as_json:
+        console.print_json({**result.to_dict(), "parameters": parameters})
+        return
+    console.say(str(result))
+    for name, values in parameters.items():
+        console.say(f"  {name}: {console.shown(values)}")
+
+
+def shown_parameters(result: Fit) -> dict[str, Any]:
+    """Return the best model's parameters in free coordinates; none of a network, whose thousands are in the saved fit."""
+    from whichkl.families import NetworkFamily
+
+    if isinstance(result.family, NetworkFamily):
+        return {}
+    best = result.diagnostics.optima[0].model
+    return {name: value.tolist() for name, value in result.family.parameters(best).items()}

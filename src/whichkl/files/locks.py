@@ -1,0 +1,190 @@
+"""Locks: one process at a time works in a folder, on Linux, macOS and Windows."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from whichkl._checks import ResourceError, cannot
+from whichkl.files.writing import make_folder, missing, refuse_foreign, remove_empty, remove_own, unwritable
+
+LOCK = ".whichkl-lock"
+"""Name of the file that marks a folder as used. It holds the number of the process."""
+_SECONDS_BETWEEN_TRIES = 0.02
+_MAX_SECONDS_WITHOUT_NUMBER = 10.0
+"""Age after which a lock file without a number is treated as that of a killed process."""
+_NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of disks that don't support locks."""
+_LOCKED_BYTE = 2**30
+"""The locked byte lies behind the number: on Windows a locked byte can't be read."""
+_Release = Callable[[], None]
+
+
+@contextlib.contextmanager
+def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a folder. The lock is released when this process ends, however it ends.
+
+    Args:
+        folder: what is locked. It is made if it doesn't exist, and removed if it is still empty at the end.
+        do: what can't be done while another process holds the lock, for the message.
+        wait: seconds to wait for another process.
+
+    Raises:
+        ResourceError: another process holds the lock, or the folder can't be written.
+    """
+    made = missing(folder)
+    make_folder(folder)
+    path, give_up = folder / LOCK, time.monotonic() + wait
+    refuse_foreign(path)
+    try:
+        while (release := _take(path)) is None:
+            if time.monotonic() >= give_up:
+                because = f"another run is working in `{folder}` (process {_holder(path)})"
+                raise ResourceError(cannot(do, because, "Wait for it, or name another folder"))
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        release()
+        remove_empty(made)
+
+
+def _take(path: Path) -> _Release | None:
+    """Return a function that releases the lock, or None if another process holds it."""
+    lock = _system_lock()
+    if lock is None:
+        return _take_name(path)
+    try:
+        return _take_handle(path, lock)
+    except OSError as error:
+        if error.errno not in _NO_LOCK_ERRORS:
+            raise
+        return _take_name(path)
+
+
+def _take_handle(path: Path, lock: Callable[[int], bool]) -> _Release | None:
+    """Lock through the operating system, which unlocks when the process ends."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not lock(handle):
+                os.close(handle)
+                return None
+            if _is_at(handle, path):  # else the process that held it has removed it
+                os.write(handle, _number())
+                return lambda: _end(path, handle)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _take_name(path: Path) -> _Release | None:
+    """Lock by the existence of a file, if the system or the disk doesn't support locks."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        if _is_left_over(path):
+            _remove(path)
+        return None
+    os.write(handle, _number())
+    return lambda: _end(path, handle)
+
+
+def _end(path: Path, handle: int) -> None:
+    """Remove a lock file while it is held, so that no other process's file is removed, and release it."""
+    if os.name == "nt":  # Windows can't remove an open file
+        os.close(handle)
+        _remove(path)
+    else:
+        _remove(path)
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # another process is about to lock it
+        remove_own(path, lambda name: name == LOCK)
+
+
+def _number() -> bytes:
+    return f"{os.getpid():<20}\n".encode()
+
+
+def _holder(path: Path) -> str:
+    """Return the number of the process that holds a lock, or a question mark."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip() or "?"
+    except OSError:
+        return "?"
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the file of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether the process that made a lock file has ended without removing it."""
+    try:
+        text, age = path.read_text(encoding="ascii", errors="replace").strip(), time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if not text.isdigit():
+        return age > _MAX_SECONDS_WITHOUT_NUMBER
+    if os.name == "nt":  # on Windows `os.kill` ends the process
+        return False
+    try:
+        os.kill(int(text), 0)  # sends nothing
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _system_lock() -> Callable[[int], bool] | None:
+    """Return a function that locks an open file and returns whether it could; None if the system has no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return _windows_lock()
+
+    def lock(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise
+        return True
+
+    return lock
+
+
+def _windows_lock() -> Callable[[int], bool] | None:
+    try:
+        import msvcrt
+    except ImportError:
+        return None
+
+    def lock(handle: int) -> bool:
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                return False
+            raise
+        os.lseek(handle, 0, os.SEEK_SET)
+        return True
+
+    return lock

@@ -1,0 +1,182 @@
+"""Saving: a result is a JSON file that names its weights; both have checksums and are replaced in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from whichkl._checks import InputError, IntegrityError, ResourceError, WhichklError, cannot, plain
+from whichkl.files.locks import LOCK, locked
+from whichkl.files.reading import checked, read_json, read_tensors
+from whichkl.files.writing import TEMPORARY, remove_own, write_whole
+
+FORMAT = 1
+_SECONDS_TO_WAIT = 60.0
+"""How long a save waits for another save into the same folder; a save takes milliseconds."""
+_MAX_READS = 1_000
+"""How often a reader starts again because another process replaced the result meanwhile."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How one kind of result is saved: a JSON file that holds the name and the SHA-256 of a file of weights.
+
+    Args:
+        what: the kind of result, with its article, for messages.
+        file: name of the JSON file.
+        weights: start of the name of the file of weights.
+        again: what to do if a saved result is damaged.
+    """
+
+    what: str
+    file: str
+    weights: str
+    again: str
+
+    def files(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """Return what `write` writes: the weights, then the JSON file that names them."""
+        weights = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        digest = hashlib.sha256(weights).hexdigest()
+        name = f"{self.weights}-{digest[:16]}.safetensors"
+        body = {**plain(dict(fields)), "weights": name, "sha256": digest}
+        text = json.dumps({**body, "checksum": checksum(body)}, indent=1, allow_nan=False)
+        return {name: weights, self.file: text.encode()}
+
+    def write(self, folder: Path, files: Mapping[str, bytes]) -> None:
+        """Write what `files` returned. An earlier result in that folder is replaced when the new JSON file gets its name.
+
+        If the process is killed before, the earlier result is unchanged. The only weights that are removed are those that the
+        replaced JSON file named, and those of a killed save, which are named for their content.
+
+        Raises:
+            InputError: the folder holds anything but such a result.
+            ResourceError: it can't be written, or another process keeps writing there.
+        """
+        self.refuse_other(folder)
+        with locked(folder, f"save {self.what} in `{folder}`", _SECONDS_TO_WAIT):
+            self.refuse_other(folder)
+            before = self._names(folder)
+            for name, data in files.items():
+                write_whole(folder / name, data)
+            for entry in sorted(folder.iterdir()):
+                if entry.name not in files and (entry.name in before or _is_left_over(entry)):
+                    remove_own(entry, self.is_own)
+
+    def refuse_other(self, folder: Path) -> None:
+        """Refuse a file, and a folder that holds anything but such a result.
+
+        Raises:
+            InputError: the folder does; the message names one of the entries.
+        """
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise InputError(cannot(f"save {self.what} in `{folder}`", "it is a file", "Name a new or empty folder"))
+        other = sorted(one.name for one in folder.iterdir() if one.is_symlink() or one.is_dir() or not self.is_own(one.name))
+        if other:
+            because = f"the folder holds something else, `{other[0]}`"
+            raise InputError(cannot(f"save {self.what} in `{folder}`", because, "Name a new or empty folder"))
+
+    def is_own(self, name: str) -> bool:
+        """Whether `write` gives files this name; a killed one leaves unfinished files of such names."""
+        own = re.escape(self.file)
+        weights = rf"{self.weights}-[0-9a-f]{{16}}\.safetensors"
+        return (
+            re.fullmatch(rf"({re.escape(TEMPORARY)}|\.)({own}|{weights})-\w{{8}}|{own}|{weights}|{re.escape(LOCK)}", name)
+            is not None
+        )
+
+    def read(self, folder: Path, kind: Any) -> tuple[Any, dict[str, Tensor]]:
+        """Read a saved result, with every checksum, field and number checked.
+
+        Args:
+            folder: where it was written.
+            kind: the `TypedDict` of its fields.
+
+        Raises:
+            InputError: there is no result.
+            IntegrityError: a file was changed, cut short, or written by a newer version.
+            ResourceError: a file can't be read.
+        """
+        path = folder / self.file
+        try:
+            text, weights = self._read_both(folder)
+            fields = self._checked(folder, text, weights, kind)
+            return fields, read_tensors(weights)
+        except FileNotFoundError as error:
+            because = f"there is no {self.what.removeprefix('a ')} in it: `{Path(str(error.filename)).name}` is missing"
+            raise InputError(cannot(f"load {self.what} from `{folder}`", because, "Correct the path")) from error
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise self.damaged(folder, f"`{Path(str(error.filename)).name}` isn't a file") from error
+        except OSError as error:
+            raise ResourceError(cannot(f"read `{path}`", error.strerror or str(error), "Correct its permissions")) from error
+        except ValueError as error:
+            if isinstance(error, WhichklError):
+                raise
+            raise self.damaged(folder, str(error)) from error
+
+    def damaged(self, folder: Path, why: str) -> IntegrityError:
+        """Return the error for a result that isn't what was saved."""
+        return IntegrityError(cannot(f"load `{folder}`", f"it isn't what was saved: {why}", self.again))
+
+    def _read_both(self, folder: Path) -> tuple[bytes, bytes]:
+        """Read the JSON file and its weights; start again if another process replaced them in between."""
+        text = (folder / self.file).read_bytes()
+        for _ in range(_MAX_READS):
+            try:
+                return text, (folder / self._weights_of(text)).read_bytes()
+            except FileNotFoundError:
+                now = (folder / self.file).read_bytes()
+                if now == text:
+                    raise self.damaged(folder, f"`{self._weights_of(text)}` is missing") from None
+                text = now
+        raise ResourceError(cannot(f"read `{folder}`", "other processes keep replacing it", "Wait for them"))
+
+    def _weights_of(self, text: bytes) -> str:
+        fields = read_json(text)
+        name = fields.get("weights") if isinstance(fields, dict) else None
+        if not isinstance(name, str) or not re.fullmatch(rf"{self.weights}-[0-9a-f]{{16}}\.safetensors", name):
+            raise ValueError(f"{self.file} names no weights")
+        return name
+
+    def _checked(self, folder: Path, text: bytes, weights: bytes, kind: Any) -> Any:
+        fields = read_json(text)
+        if type(fields.get("format")) is int and fields["format"] > FORMAT:
+            raise IntegrityError(cannot(f"load `{folder}`", "a newer version wrote it", "Upgrade whichkl"))
+        if checksum(fields) != fields.get("checksum"):
+            raise ValueError(f"the checksum of {self.file} differs")
+        if fields.get("format") != FORMAT:
+            raise ValueError(f"there is no format {str(fields.get('format'))[:20]}")
+        if hashlib.sha256(weights).hexdigest() != fields.get("sha256"):
+            raise ValueError(f"the SHA-256 of {fields['weights']} differs")
+        return checked(kind, fields)
+
+    def _names(self, folder: Path) -> set[str]:
+        """Return the name of the weights of the result in a folder, if there is a result."""
+        try:
+            return {self._weights_of((folder / self.file).read_bytes())}
+        except (OSError, ValueError):
+            return set()
+
+
+def _is_left_over(entry: Path) -> bool:
+    """Whether a killed save left a file: an unfinished one, or weights whose name is the hash of their content."""
+    if entry.name.startswith((TEMPORARY, ".")):
+        return entry.name != LOCK
+    if not entry.name.endswith(".safetensors"):
+        return False
+    return hashlib.sha256(entry.read_bytes()).hexdigest()[:16] == entry.stem.rpartition("-")[2]
+
+
+def checksum(fields: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the fields of a JSON file except its own checksum."""
+    rest = {key: value for key, value in fields.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()

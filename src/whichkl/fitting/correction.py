@@ -1,0 +1,248 @@
+"""Correction: draws and expectations of p from a fit to p, by importance weights, or by particles if weights fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import InputError, TargetError, cannot
+from whichkl.arrays import tensor_of
+from whichkl.diagnostics import model_target
+from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
+from whichkl.particles import Particles, Reference, temper
+from whichkl.process.seeds import seeded
+from whichkl.targets import Target
+
+_PARTICLES = 4_096
+"""Number of particles for up to `_MAX_DRAWS_OF_FEW_PARTICLES` draws."""
+_MAX_DRAWS_OF_FEW_PARTICLES = 10_000
+_MAX_PARTICLES = 16_384
+_ISLANDS = 32
+_LEAPFROGS = 8
+_KEEP = 0.8
+_LAST_MOVES = 8
+_MAX_CALLS = 1_000
+_WIDTH_OF_START = 1.5
+"""Width of the Gaussian from which particles start, relative to q: reverse KL tends to make q too narrow."""
+_WIDTH_OF_SEARCH = 20.0
+"""The same if q is known to miss modes."""
+_MAX_KHAT_WITH_VARIANCE = 0.5
+"""Largest k̂ at which weights have a finite variance, so that their error bars are valid (Vehtari et al., 2024)."""
+_MIN_ACCEPTANCE = 0.3
+_MAX_STDERR_OF_LOG_Z = 0.5
+_MAX_STEIN_DEVIATION = 0.1
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """E f(x) with its standard error, per component of f."""
+
+    value: Tensor
+    """Of shape () or (k,), in the units of f."""
+    stderr: Tensor
+    """Of the same shape."""
+    method: str
+    """``"draws of q"``, ``"importance weights"`` or ``"particles"``."""
+    n: int
+    """Number of draws or particles."""
+    ess: float
+    """Effective sample size of their weights."""
+    khat: float | None = None
+    """PSIS k̂ of the importance weights, if they were computed."""
+
+    def __str__(self) -> str:
+        """One line: values with their errors, and the method."""
+        pairs = zip(self.value.reshape(-1).tolist(), self.stderr.reshape(-1).tolist(), strict=True)
+        return ", ".join(f"{v:.4g} ± {s:.2g}" for v, s in pairs) + f" ({self.method}, {self.ess:,.0f} of {self.n:,})"
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Points in the user's coordinates with normalised log weights, distributed as p, and the method."""
+
+    x: Float[Tensor, "n d"]
+    log_weights: Float[Tensor, " n"]
+    method: str
+    khat: float | None
+    particles: Particles | None = None
+    before: Float[Tensor, "n d"] | None = None
+    """The particles before their last moves were doubled."""
+
+
+def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_modes: bool = False) -> Weighted:
+    """Return weighted points distributed as p: n draws of q with Pareto-smoothed importance weights, or particles.
+
+    The weights are used if k̂ ≤ 0.5, so that they have a finite variance, and q isn't known to miss modes. Otherwise sequential
+    Monte Carlo moves particles from a Gaussian around q to p. They are used if it finished, moves were accepted, twice as many
+    moves change no mean significantly, its islands agree on log Z to half a nat, and Stein's identity holds on the particles,
+    E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. If they aren't, weights are used up to k̂ = min(1 − 1/log₁₀ n, 0.7).
+
+    Args:
+        target: p, with a log density.
+        model: q, in the user's coordinates.
+        n: number of draws of q; above 10,000 also of particles, which are 4,096 otherwise.
+        seed: fixes every random choice.
+        misses_modes: whether q is known to miss modes, which weights can't correct or detect.
+
+    Raises:
+        TargetError: there is no log density, or neither weights nor particles can be trusted.
+
+    Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024); Dai, Heng, Jacob & Whiteley (2022); Stein (1972).
+    """
+    if target is None:
+        because = "a loaded fit doesn't hold its target"
+        raise TargetError(cannot("correct this fit's draws", because, "Pass `target=`, what was fitted"))
+    if target.density is None:
+        because = f"the target has only {target.access.label}, and weights compare log p with log q"
+        raise TargetError(cannot("correct this fit's draws", because, "Pass `target=` with a `log_prob`, or `corrected=False`"))
+    q = model_target(model, target)
+    x = q.draws(n, seed)
+    log_weight = (target.log_prob(x).to(torch.float64) - q.log_prob(x).to(torch.float64)).detach().cpu()
+    khat = pareto_smooth(log_weight)[1] if bool((log_weight > -math.inf).any()) else math.inf
+    by_weights = Weighted(x, pareto_smooth(log_weight)[0], "importance weights", khat) if khat < math.inf else None
+    if by_weights is not None and khat <= _MAX_KHAT_WITH_VARIANCE and not misses_modes:
+        return by_weights
+    particles = _particles(target, x, n, seed, wider=_WIDTH_OF_SEARCH if misses_modes else _WIDTH_OF_START)
+    wrong = _distrust(target, particles)
+    if wrong is not None and by_weights is not None and khat <= khat_limit(n) and not misses_modes:
+        return by_weights
+    if wrong is not None:
+        doubt = "it misses modes" if misses_modes else f"PSIS k̂ is {khat:.2f}, above {khat_limit(n):.2f}"
+        because = f"{doubt}, and the particles that go from it to the target can't be trusted either ({wrong})"
+        raise TargetError(cannot("correct this fit's draws", because, "Fit a richer family, or run a long Markov chain"))
+    now = target.bijection.forward(particles.x.to(target.device, target.dtype))
+    before = None if particles.before is None else target.bijection.forward(particles.before.to(target.device, target.dtype))
+    return Weighted(now, particles.log_weights, "particles", khat, particles, before)
+
+
+def draw(model: Any, weighted: Weighted | None, n: int, seed: int) -> Float[Tensor, "n d"]:
+    """Draw n points of q, or of weighted points by systematic resampling, in random order.
+
+    Args:
+        model: q, in the user's coordinates.
+        weighted: what `corrected` returned, or None for q itself.
+        n: number of points.
+        seed: fixes the draws.
+    """
+    if weighted is None:
+        with seeded(seed):
+            x: Tensor = model.sample((n,))
+        return x.reshape(n, -1)
+    generator = torch.Generator().manual_seed(seed)
+    at = (
+        torch.arange(n, dtype=torch.float64, device="cpu") + torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+    ) / n
+    cumulative = weighted.log_weights.exp().cumsum(0)
+    chosen = torch.searchsorted(cumulative / cumulative[-1], at).clamp(max=len(cumulative) - 1)
+    return weighted.x[chosen[torch.randperm(n, generator=generator, device="cpu")]]
+
+
+def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: Weighted | None) -> Expectation:
+    """Return Σ W f(x) with its standard error.
+
+    For weights, and for draws of q with weights 1/n, the error is √Σ W² (f − mean)². For particles, it combines the differences
+    between islands and the change of the mean when the moves were doubled.
+
+    Args:
+        f: (n, d) → (n,) or (n, k).
+        x: draws of q, in the user's coordinates, used if nothing is corrected.
+        weighted: what `corrected` returned, or None.
+
+    Raises:
+        InputError: f returns another shape, or a value at a point of positive weight that isn't finite.
+    """
+    points = x if weighted is None else weighted.x
+    value = _values(f, points)
+    table = value.reshape(len(points), -1)
+    if weighted is not None and weighted.particles is not None:
+        mean, stderr = weighted.particles.mean(table)
+        if weighted.before is not None:
+            earlier = weighted.particles.mean(_values(f, weighted.before).reshape(len(points), -1))[0]
+            stderr = (stderr.square() + (mean - earlier).square()).sqrt()
+    else:
+        count = len(points)
+        w = torch.full((count,), 1 / count, dtype=torch.float64, device="cpu") if weighted is None else weighted.log_weights.exp()
+        mean = w @ table
+        stderr = (w.square() @ (table - mean).square()).sqrt()
+    shape = value.shape[1:]
+    ess = float(len(points)) if weighted is None else effective_sample_size(weighted.log_weights)
+    method = "draws of q" if weighted is None else weighted.method
+    return Expectation(
+        mean.reshape(shape), stderr.reshape(shape), method, len(points), ess, None if weighted is None else weighted.khat
+    )
+
+
+def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
+    returned = f(points)
+    if returned is None:
+        raise InputError(cannot("take the expectation of this function", "it returned None", "Return (n,) or (n, k)"))
+    value = tensor_of(returned).detach().to("cpu", torch.float64)
+    if value.ndim not in (1, 2) or len(value) != len(points):
+        because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
+        raise InputError(cannot("take the expectation of this function", because, "Return (n,) or (n, k), one row per point"))
+    if not bool(value.isfinite().all()):
+        because = f"it isn't finite at {int((~value.isfinite()).sum())} of {value.numel()} places"
+        raise InputError(cannot("take the expectation of this function", because, "Return finite numbers"))
+    return value
+
+
+def check_draws(model: Any, names: tuple[str, ...], n: Any) -> None:
+    """Check that a model can be drawn from.
+
+    Raises:
+        InputError: the model is conditional, so that draws need an x, or n isn't a whole number of at least 1.
+    """
+    if not isinstance(model, Distribution):
+        because = f"it is a conditional model of {', '.join(names[:4])}, with a law for each x"
+        raise InputError(cannot("draw from this fit alone", because, "Use `fit.model(x).sample((n,))`"))
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InputError(cannot(f"draw n={n!r} points", "it isn't a whole number of at least 1", "Give, say, n=1000"))
+
+
+def _particles(target: Target, x: Float[Tensor, "n d"], n: int, seed: int, *, wider: float) -> Particles:
+    free = target.unconstrained()
+    u = target.bijection.inverse(x).to("cpu", torch.float64)
+    centred = u - u.mean(0)
+    covariance = centred.T @ centred / len(u)
+    tril = torch.linalg.cholesky(covariance + 1e-12 * torch.diag(covariance.diagonal()))
+    count = _PARTICLES if n <= _MAX_DRAWS_OF_FEW_PARTICLES else _ISLANDS * math.ceil(min(n, _MAX_PARTICLES) / _ISLANDS)
+    return temper(
+        free,
+        Reference(u.mean(0), wider * tril),
+        particles=count,
+        islands=_ISLANDS,
+        keep=_KEEP,
+        leapfrogs=_LEAPFROGS,
+        last_moves=_LAST_MOVES,
+        settle=True,
+        max_calls=_MAX_CALLS,
+        seed=seed,
+    )
+
+
+def _distrust(target: Target, particles: Particles) -> str | None:
+    """Return why particles can't be trusted, or None."""
+    if not particles.finished:
+        return f"they didn't reach it in {particles.calls} calls"
+    if particles.acceptance < _MIN_ACCEPTANCE:
+        return f"only {particles.acceptance:.0%} of their moves were accepted"
+    if particles.drift is None or particles.drift > 1:
+        return f"their averages still moved after {particles.calls} calls"
+    if particles.log_z_stderr > _MAX_STDERR_OF_LOG_Z:
+        return f"independent groups of them disagree on log Z by {particles.log_z_stderr:.1f}"
+    free = target.unconstrained()
+    _, score = free.trial(particles.x.to(free.device))
+    score = score.to("cpu", torch.float64)
+    centred = particles.x - particles.x.median(0).values
+    scale = centred.square().mean(0).sqrt()
+    mean, stderr = particles.mean(torch.cat([score * scale, centred * score + 1], dim=1))
+    if bool(((mean.abs() > 5 * stderr) & (mean.abs() > _MAX_STEIN_DEVIATION)).any()):
+        return "Stein's identity fails on them"
+    return None

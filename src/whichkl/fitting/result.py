@@ -1,0 +1,212 @@
+"""Fit: the result of `fit`: the model, its value, its findings, and what can be computed from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from whichkl._checks import IntegrityError, WhichklError
+from whichkl.advice import Advice
+from whichkl.diagnostics import Diagnostics, explain, shown_weights
+from whichkl.diagnostics import linear_response as responses
+from whichkl.divergences import Estimate
+from whichkl.families import Family, family_from_config, family_of
+from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
+from whichkl.fitting.correction import corrected as corrected_points
+from whichkl.fitting.fit_file import FIT, FitFields, described, rebuilt_fit, tensors_of
+from whichkl.objectives import Objective
+from whichkl.process.torch_modes import plain_modes
+from whichkl.targets import Target
+from whichkl.targets.supports import Bijection
+
+_DRAWS_FOR_CORRECTION = 10_000
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of `fit`."""
+
+    model: Any
+    """The fitted q, a `Distribution`: `log_prob`, `sample`, and `rsample` where it exists. Conditional: x ↦ `Distribution`."""
+    family: Family
+    objective: Objective
+    solver: str
+    advice: Advice
+    value: Estimate
+    """What was minimised, on draws that the fit hasn't seen, or exactly."""
+    status: str
+    """`converged` or `stopped`."""
+    findings: frozenset[str]
+    """Names from `diagnostics.FINDINGS`; `explanations` has a sentence for each, in the order of `sorted(findings)`."""
+    diagnostics: Diagnostics
+    names: tuple[str, ...]
+    bijection: Bijection
+    seed: int
+    target: Target | None = None
+    """What was fitted; None after `Fit.load`."""
+
+    @property
+    def explanations(self) -> tuple[str, ...]:
+        """A sentence with the next step for each of `sorted(findings)`."""
+        return explain(self.findings, self.family, self.diagnostics)
+
+    def __str__(self) -> str:
+        """A few lines: what was minimised, how it ended, the value, the findings."""
+        d = self.diagnostics
+        lines = [f"{self.objective.spec} over {self.family} by {self.solver}: {self.status}", f"  {self.value}"]
+        if d.elbo is not None:
+            weights = ""
+            if d.ess is not None and d.elbo.n is not None:
+                tail = shown_weights(d.ess, d.khat, d.elbo.n)
+                weights = f", importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {tail}"
+            lines.append(f"  ELBO {d.elbo.number} nats{weights}")
+        if len(d.optima) > 1:
+            lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
+        lines += [f"  {one}" for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
+        lines += [f"  {one}" for one in (d.missing_modes,) if one is not None and (one.found or one.reason)]
+        lines += [f"  {note}" for note in d.notes]
+        return "\n".join(
+            lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
+        )
+
+    @plain_modes()
+    def draws(
+        self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Target | None = None
+    ) -> Float[Tensor, "n d"]:
+        """Draw n points of q in the coordinates of the target, or, corrected, of p.
+
+        Args:
+            n: number of points.
+            corrected: whether to resample draws of q by Pareto-smoothed importance weights, or, if k̂ is too large, to move
+                particles from q to p (see `whichkl.fitting.correction.corrected`). Corrected points can repeat.
+            seed: fixes the draws.
+            target: what was fitted, for a loaded fit.
+
+        Raises:
+            InputError: the fit is conditional, or n isn't a whole number of at least 1.
+            TargetError: there is no log density to correct by, or neither weights nor particles can be trusted.
+
+        Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024); Dai, Heng, Jacob & Whiteley (2022).
+
+        >>> fit(Target(log_prob=lambda x: -x.square().sum(-1), dim=2)).draws(5, corrected=True).shape
+        torch.Size([5, 2])
+        """
+        check_draws(self.model, self.names, n)
+        return draw(self.model, self._weighted(max(_DRAWS_FOR_CORRECTION, n), seed, target) if corrected else None, n, seed)
+
+    @plain_modes()
+    def expect(
+        self,
+        f: Callable[[Tensor], Any],
+        *,
+        corrected: bool = True,
+        n: int = _DRAWS_FOR_CORRECTION,
+        seed: int = 0,
+        target: Target | None = None,
+    ) -> Expectation:
+        """Return E f(x) with its standard error, under p, or under q.
+
+        Args:
+            f: (n, d) → (n,) or (n, k), of points in the coordinates of the target.
+            corrected: whether the expectation is under p, by importance weights or particles as in `draws`.
+            n: number of draws of q.
+            seed: fixes the draws.
+            target: what was fitted, for a loaded fit.
+
+        Raises:
+            InputError: the fit is conditional, f returns something else, or n isn't a whole number of at least 1.
+            TargetError: there is no log density to correct by, or neither weights nor particles can be trusted.
+
+        >>> print(fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1) / 2, dim=2)).expect(lambda x: x[:, 0]))
+        0.999 ± 0.01 (importance weights, 10,000 of 10,000)
+        """
+        check_draws(self.model, self.names, n)
+        weighted = self._weighted(n, seed, target) if corrected else None
+        return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
+
+    @plain_modes()
+    def linear_response(
+        self, columns: Sequence[int | str] | None = None, *, target: Target | None = None
+    ) -> Float[Tensor, "k d"]:
+        """Return rows of the covariance that a mean-field fit by reverse KL implies: the response of its means to a tilt of p.
+
+        Mean field makes columns independent, and too narrow if they are correlated. Σ = [∇² (−ELBO)]⁻¹, in the rows and columns
+        of the means, has their correlations and spreads: exactly for a Gaussian target, to first order for others.
+
+        Args:
+            columns: names or numbers of the rows; by default all, up to 500 dimensions.
+            target: what was fitted, for a loaded fit.
+
+        Returns:
+            Rows of Σ in the order of `columns`, in the squared units of x; if the target has a support other than ℝᵈ, in free
+            coordinates (those of `diagnostics.optima`), whose columns have only numbers unless there are d of them.
+
+        Raises:
+            InputError: it's another fit, a column isn't known, or all of more than 500 columns are requested.
+            TargetError: there is no target, the fit isn't a minimum, or the equations can't be solved to nine digits.
+
+        Source: Giordano, Broderick & Jordan (2018); Giordano, Ingram & Broderick (2024).
+
+        >>> tilted = Target(log_prob=lambda x: -(x[:, 0] ** 2 + x[:, 1] ** 2 - 1.2 * x[:, 0] * x[:, 1]) / 1.28, dim=2)
+        >>> mean_field = fit(tilted, "gaussian:diagonal")
+        >>> mean_field.model.variance, mean_field.linear_response(["x1"])
+        (tensor([0.6400, 0.6400], dtype=torch.float64), tensor([[1.0000, 0.6000]], dtype=torch.float64))
+        """
+        p = self.target if target is None else Target.of(target)
+        return responses(p, self.family, self.objective, self.diagnostics, columns, self.seed)
+
+    def _weighted(self, n: int, seed: int, target: Target | None) -> Weighted:
+        p = self.target if target is None else Target.of(target)
+        return corrected_points(p, self.model, n, seed, misses_modes="modes_missing" in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything except the parameters, as JSON can hold it."""
+        return described(self)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `fit.json` and the weights that it names (every optimum's parameters, in free coordinates).
+
+        An earlier fit in that folder is replaced in one step, when the new `fit.json` gets its name. If the process is killed
+        before, the earlier fit is unchanged. Processes that save into one folder wait for each other.
+
+        Raises:
+            InputError: the folder holds anything but a fit.
+            ResourceError: it can't be written.
+        """
+        FIT.write(Path(folder), self.files())
+
+    @plain_modes()
+    def files(self) -> dict[str, bytes]:
+        """Return the files that `save` writes: the weights, and `fit.json`, which names them."""
+        return FIT.files(self.to_dict(), tensors_of(self.family, self.diagnostics.optima))
+
+    @classmethod
+    @plain_modes()
+    def load(cls, folder: str | os.PathLike[str], family: Family | nn.Module | None = None) -> Fit:
+        """Read a saved fit.
+
+        Args:
+            folder: what `save` was given.
+            family: the family or the module, if it isn't one of this library.
+
+        Raises:
+            InputError: there is no fit in that folder.
+            IntegrityError: a file was changed, cut short, or written by a newer version, or holds impossible values.
+            ResourceError: a file can't be read.
+        """
+        path = Path(folder)
+        fields, tensors = FIT.read(path, FitFields)
+        is_given = family is not None or fields["family"].get("family") == "Module"
+        try:
+            chosen = family_from_config(fields["family"]) if family is None else family_of(family)
+            return cls(**rebuilt_fit(fields, tensors, chosen))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, IntegrityError) or (is_given and isinstance(error, WhichklError)):
+                raise
+            raise FIT.damaged(path, " ".join(str(error).split())[:300]) from error

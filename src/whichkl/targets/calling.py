@@ -1,0 +1,182 @@
+"""Calling: how a user's log density or score is called (tensors or arrays, rows or one point), found by one or two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import TargetError, WhichklError, cannot
+from whichkl.adapters import FUNCTION_ADAPTERS, FunctionAdapter, library_folders
+from whichkl.process.lock import without_warnings
+from whichkl.process.memory import refuse_if_ran_out
+from whichkl.process.torch_modes import is_of_inference, plain_modes, without_inference_tensors
+from whichkl.user_code import place_of, said_of
+
+Function = Callable[..., Any]
+Who = Literal["log_prob", "score"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a function is called."""
+
+    style: Literal["autograd", "tensor", "numpy"]
+    """`autograd`: it takes tensors, and gradients flow. `tensor`: it takes tensors, no gradient comes back. `numpy`: arrays."""
+    batched: bool
+    """Whether it takes rows, (n, d), rather than one point, (d,)."""
+    adapter: FunctionAdapter | None = None
+    """What makes a function of another library one of tensors."""
+    copies: bool = False
+    """Whether it gets copies of tensors that were made under `torch.inference_mode()`."""
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether points are passed as NumPy arrays."""
+        return self.style == "numpy"
+
+    def applied_to(self, function: Function, who: Who) -> Function:
+        """Return the function in a form that this convention calls; an adapted function takes rows of tensors."""
+        if self.adapter is not None:
+            adapt = self.adapter.log_density if who == "log_prob" else self.adapter.score
+            return adapt(function, None if self.batched else False)
+        return without_inference_tensors(function) if self.copies else function
+
+
+def find_convention(function: Function, who: Who, batched: bool, probe: Float[Tensor, "1 d"]) -> Convention:
+    """Call a function with a tensor, then with an array, until one call succeeds.
+
+    Args:
+        function: the user's.
+        who: which argument of `Target` it is.
+        batched: whether it takes rows rather than one point.
+        probe: a point inside the support.
+
+    Raises:
+        TargetError: it fails either way; the error is that of the call with a tensor.
+    """
+    returned: list[Any] = []
+    copies = False
+
+    def called(as_array: bool) -> Tensor:
+        inner = without_inference_tensors(function) if copies else function
+        point = probe.clone().requires_grad_(True) if who == "log_prob" else probe
+
+        def watched(x: Any) -> Any:
+            returned.append(inner(x))
+            return returned[-1]
+
+        with plain_modes(), without_warnings():  # a function of arrays may warn about a tensor
+            return call(watched, point, who, batched, as_array)
+
+    errors: list[TargetError] = []
+    attempts = [False, True]
+    while attempts:
+        as_array = attempts.pop(0)
+        try:
+            value = called(as_array)
+        except TargetError as error:
+            if is_of_inference(error.__cause__) and not copies:
+                copies, attempts, errors = True, [False, True], []
+                continue
+            errors.append(error)
+            adapter = next((one for one in FUNCTION_ADAPTERS if one.claims_error(error.__cause__)), None)
+        else:
+            adapter = next((one for one in FUNCTION_ADAPTERS if one.claims_value(returned[-1])), None)
+            if adapter is None:
+                if who == "score":
+                    check_shape(value, probe)
+                return Convention("numpy" if as_array else "autograd" if value.requires_grad else "tensor", batched, None, copies)
+        if adapter is not None:
+            return Convention("autograd", batched, adapter)
+    adapter = next((one for one in FUNCTION_ADAPTERS if one.claims_function(function, probe, who == "score")), None)
+    if adapter is not None:
+        return Convention("autograd", batched, adapter)
+    raise errors[0] from errors[0].__cause__
+
+
+def call(
+    function: Function, x: Float[Tensor, "n d"], who: Who, batched: bool, as_array: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Call a user's function at rows of x, converted to `dtype`; the result has the dtype and the device of `x`.
+
+    Raises:
+        TargetError: the function raised (the message has its error and line), or returned the wrong shape for one point.
+    """
+    read = x if dtype is None else x.to(dtype)
+    points = read.detach().cpu().numpy() if as_array else read
+    try:
+        with np.errstate(all="ignore"):  # the user's `np.seterr` would raise where a density underflows
+            if batched:
+                return _tensor(function(points), x)
+            values = [_tensor(function(point), x) for point in points]
+    except (KeyboardInterrupt, WhichklError):
+        raise
+    except BaseException as error:  # SystemExit too: a script's `sys.exit` must not end the fit
+        refuse_if_ran_out(error, f"evaluate `{who}` at {len(x):,} point{'s' * (len(x) != 1)}")
+        said = said_of(error)
+        because = f"{said}{place_of(error, library_folders())}"
+        gets = f"{'an (n, d) tensor' if batched else 'one (d,) point'} of {str(read.dtype).removeprefix('torch.')}"
+        instead = f"Correct the function; it gets {gets}" + (", which `dtype=` changes" if "dtype" in said else "")
+        raise TargetError(cannot(f"evaluate `{who}`", because, instead)) from error
+    due = () if who == "log_prob" else tuple(x.shape[1:])
+    wrong = next((one for one in values if tuple(one.shape) != due), None)
+    if wrong is not None:
+        because = f"`{who}` returned shape {tuple(wrong.shape)} for one point of dimension {x.shape[-1]}, not {due}"
+        instead = "Return one number" if who == "log_prob" else "Return the gradient at that point"
+        raise TargetError(cannot("use this target", because, f"{instead}, or leave `batched=False` out if it takes rows"))
+    return torch.stack(values) if values else x.new_empty(0, *due)
+
+
+def check_shape(gradient: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return the gradient if it has the shape of `x`.
+
+    Raises:
+        TargetError: it has another shape.
+    """
+    if gradient.shape != x.shape:
+        because = f"`score` returned shape {tuple(gradient.shape)} for points of shape {tuple(x.shape)}"
+        raise TargetError(cannot("use this target", because, "Return one gradient per row"))
+    return gradient
+
+
+class Score:
+    """A user's score without a log density, as a function of tensors.
+
+    Args:
+        function: g(x), (n, d) → (n, d).
+        batched: False if it takes one point, (d,).
+        probe: (1, d), a point inside the support where the function is tried once.
+    """
+
+    def __init__(self, function: Function, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
+        """Take the function; see the class for the arguments."""
+        self.function, self.batched, self.probe = function, batched, probe
+        self._convention: Convention | None = None
+
+    def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return ∇log p at each row.
+
+        Raises:
+            TargetError: the function raised, or returned another shape.
+        """
+        if self._convention is None:
+            found = find_convention(self.function, "score", self.batched, self.probe)
+            self.function = found.applied_to(self.function, "score")
+            self.batched = self.batched or found.adapter is not None
+            self._convention = found
+        as_array = self._convention.takes_arrays
+        return check_shape(call(self.function, x.detach(), "score", self.batched, as_array, self.probe.dtype).detach(), x)
+
+
+def _tensor(value: Any, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(like)
+    if value is None:
+        raise TargetError(cannot("evaluate this function", "it returned None", "Return a tensor or an array, one row per point"))
+    return torch.as_tensor(np.asarray(value, dtype=np.float64), dtype=torch.float64, device="cpu").to(like)

@@ -1,0 +1,73 @@
+"""Conversion: which arguments of `Target` describe an object: a distribution, an array, a path or a model of another library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.utils.data import DataLoader, Dataset
+
+from whichkl._checks import InputError, cannot
+from whichkl.adapters import MODEL_ADAPTERS, Model
+from whichkl.distributions import distribution_log_prob
+from whichkl.process.seeds import seeded
+from whichkl.samples import Stream
+from whichkl.targets.supports import support_of
+
+_SAMPLES = (Stream, DataLoader, Dataset, str, os.PathLike, Tensor, np.ndarray, list, tuple)
+_MODELS = " or ".join(adapter.KIND for adapter in MODEL_ADAPTERS)
+
+
+def arguments_of(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Model | None]:
+    """Return the arguments of `Target` for an object, and the model of another library that it is the posterior of.
+
+    Raises:
+        InputError: the object is of no known kind, or takes no further arguments.
+        TargetError: a model can't be run, or has a discrete latent site.
+    """
+    for adapter in MODEL_ADAPTERS:
+        if adapter.claims(obj, args, kwargs):
+            model = adapter.posterior(obj, args, kwargs)
+            return {"log_prob": model.log_prob, "dim": model.dim, "names": model.names}, model
+    if args or kwargs:
+        because = f"a `{type(obj).__name__}` takes none; they are for {_MODELS}"
+        raise InputError(cannot("use further arguments", because, "Leave them out"))
+    if isinstance(obj, Distribution):
+        return _of_distribution(obj), None
+    if isinstance(obj, _SAMPLES) or hasattr(obj, "to_numpy"):
+        return {"samples": obj}, None
+    if callable(obj):
+        because = "a bare function doesn't say its dimension"
+        instead = f"Use `Target(log_prob=f, dim=d)`, or for {_MODELS} pass its arguments too, `Target.of(model, data, …)`"
+        raise InputError(cannot("make a target of it", because, instead))
+    known = f"a torch Distribution, an array, a DataFrame, a path, a DataLoader or {_MODELS}"
+    raise InputError(cannot(f"make a target of a `{type(obj).__name__}`", f"it is none of {known}", "Convert it"))
+
+
+def _of_distribution(p: Distribution) -> dict[str, Any]:
+    do = "make a target of this distribution"
+    if p.batch_shape != () or len(p.event_shape) > 1:
+        shapes = f"batch shape {tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}"
+        instead = "Give one distribution over a scalar or a vector (torch.distributions.Independent makes one)"
+        raise InputError(cannot(do, f"it has {shapes}", instead))
+    if getattr(p.support, "is_discrete", False):
+        because = "it is discrete, and the families that a distribution is fitted by have densities on ℝᵈ"
+        instead = "Use Target(log_prob=p.log_prob, dim=d, support='boolean', normalized=True), or its draws as `samples=`"
+        raise InputError(cannot(do, because, instead))
+    with seeded(0):
+        example = p.sample()
+    dim = max(1, example.numel())
+    return {
+        "sampler": lambda n: p.sample((n,)).reshape(n, -1),
+        "log_prob": lambda x: distribution_log_prob(p, x),
+        "normalized": True,
+        "dim": dim,
+        "support": support_of(p, dim),
+        "dtype": example.dtype if example.is_floating_point() else torch.float64,
+        "device": example.device,
+    }

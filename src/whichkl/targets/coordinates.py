@@ -1,0 +1,100 @@
+"""Coordinates: a target and its functions in free coordinates u ∈ ℝᵏ, where x = T(u) is in the support."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import TargetError, cannot
+from whichkl.distributions import inside
+from whichkl.process.torch_modes import autograd_on, normal
+from whichkl.targets.calling import Function
+from whichkl.targets.evaluations import Evaluations
+from whichkl.targets.supports import Bijection
+
+if TYPE_CHECKING:
+    from whichkl.targets.target import Target
+
+
+def free_target(p: Target) -> Target:
+    """Return a target in free coordinates u, with density p(T(u)) |∂T/∂u|; its evaluations are counted with those of `p`.
+
+    Raises:
+        TargetError: it is discrete.
+    """
+    bijection = p.bijection
+    if bijection.is_discrete:
+        because = "it is discrete, and this family has a density on ℝᵈ"
+        instead = "Use Product('bernoulli'), Product('categorical'), Autoregressive() or Categorical() of whichkl.families"
+        raise TargetError(cannot("carry this target to ℝᵈ", because, instead))
+    if p.stream is not None:  # solvers carry the rows themselves, part by part
+        free = copy.copy(p)
+        free.carrier, free.dim, free.bijection = bijection, bijection.free_dim, Bijection(None, bijection.free_dim)
+        return free
+    if bijection.is_real:
+        return p
+    inner, log_prob = copy.copy(p), None
+    if p.density is not None:
+        log_prob = free_log_prob(bijection, p.density.unchecked, differentiable=p.density.differentiable)
+    free = type(p)(
+        samples=None if p.samples is None else bijection.inverse(p.samples),
+        log_prob=log_prob,
+        sampler=free_sampler(bijection, p.draws) if p.sampler else None,
+        score=free_score(bijection, inner.gradient) if p.score else None,
+        dim=bijection.free_dim,
+        names=p.names if bijection.free_dim == p.dim else None,
+        normalized=p.normalized,
+        weights=p.weights,
+        chains=p.chains,
+        dtype=p.dtype,
+        device=p.device,
+    )
+    if free.density is not None and p.density is not None:
+        free.density.place, free.density.liveness.source = bijection.forward, p.density.liveness
+    free.repeats = p.repeats
+    free.known_modes = None if p.known_modes is None else bijection.inverse(p.known_modes)
+    free.context, free.context_names, free.scalar = p.context, p.context_names, p.scalar
+    free.evaluations, inner.evaluations = p.evaluations, Evaluations()  # the free target counts the calls already
+    return free
+
+
+def free_log_prob(bijection: Bijection, log_prob: Callable[[Tensor], Tensor], *, differentiable: bool) -> Function:
+    """Return u ↦ log p(T(u)) + log|∂T/∂u|; −∞ where T(u) leaves the support by rounding."""
+
+    def carried(u: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+        def value(free: Tensor) -> Tensor:
+            x = bijection.forward(free)
+            whole = log_prob(x) + bijection.log_jacobian(free, x)
+            return whole if differentiable else whole.detach()
+
+        return inside(bijection.contains(bijection.forward(u)), u, value)
+
+    return carried
+
+
+def free_sampler(bijection: Bijection, draws: Callable[[int, int], Tensor]) -> Function:
+    """Return the sampler of u = T⁻¹(x)."""
+
+    def carried(n: int, generator: torch.Generator) -> Float[Tensor, "n k"]:
+        return bijection.inverse(draws(n, generator.initial_seed()))
+
+    return carried
+
+
+def free_score(bijection: Bijection, score: Callable[[Tensor], Tensor]) -> Function:
+    """Return the gradient in u of log p(T(u)) + log|∂T/∂u|, from the gradient of log p in x."""
+
+    def carried(u: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        with autograd_on():
+            free = normal(u.detach()).requires_grad_(True)
+            x = bijection.forward(free)
+            pulled = (x * score(x)).sum() + bijection.log_jacobian(free, x).sum()
+            (gradient,) = torch.autograd.grad(pulled, free)
+        return gradient
+
+    return carried

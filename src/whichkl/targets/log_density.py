@@ -1,0 +1,215 @@
+"""LogDensity: a user's function log p(x) with its gradient: by the user's score, by autograd, or by central differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import DeadDensityError, TargetError, cannot, check_log_prob
+from whichkl.process.torch_modes import autograd_on
+from whichkl.targets.calling import Convention, Function, call, check_shape, find_convention
+from whichkl.targets.gradient_check import check_gradient, check_repeatable, check_score
+from whichkl.targets.liveness import FAILURES, ROWS_BEFORE_CHECK, Liveness
+
+
+class LogDensity:
+    """A log density with its gradient.
+
+    One or two calls at `probe` show whether the function takes tensors or NumPy arrays, and whether autograd reaches it. A
+    function of another library's arrays is compiled and differentiated by that library (see `whichkl.adapters`).
+
+    Args:
+        function: f(x), (n, d) → (n,), natural log, up to a constant.
+        score: g(x), (n, d) → (n, d), its gradient, or None.
+        batched: False if both take one point, (d,).
+        probe: (1, d), a point inside the support where the function is tried once.
+    """
+
+    def __init__(self, function: Function, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
+        """Take the functions; see the class for the arguments."""
+        self.function, self.score, self.batched, self.probe = function, score, batched, probe
+        self.place: Callable[[Tensor], Tensor] | None = None
+        """Maps x to the user's coordinates for error messages, if the function is read in other coordinates."""
+        self.liveness = Liveness(self._answers)
+        self._convention: Convention | None = None
+        self._is_verified = False
+
+    @property
+    def convention(self) -> Convention:
+        """How the functions are called; a function of another library is replaced by one of tensors at first use."""
+        if self._convention is None:
+            found = find_convention(self.function, "log_prob", self.batched, self.probe)
+            self.function = found.applied_to(self.function, "log_prob")
+            self.score = None if self.score is None else found.applied_to(self.score, "score")
+            self.batched = self.batched or found.adapter is not None
+            self._convention = found
+        return self._convention
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd reaches the function."""
+        return self.convention.style == "autograd"
+
+    def value(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return log p at each row.
+
+        Raises:
+            TargetError: the function raised, or returned the wrong shape, NaN or +inf.
+        """
+        with self.liveness.watched():
+            value = self.unchecked(x)
+            self.liveness.count(x, value)
+            return self._checked(value, x)
+
+    def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the user's score at each row.
+
+        Raises:
+            TargetError: there is none, it raised, or it returned the wrong shape.
+        """
+        as_array = self.convention.takes_arrays
+        if self.score is None:
+            raise TargetError(cannot("evaluate the score", "the target has none", "Pass `score=`"))
+        return check_shape(call(self.score, x, "score", self.batched, as_array, self.probe.dtype).detach(), x)
+
+    def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """Return log p and ∇log p at each row, both detached.
+
+        Raises:
+            TargetError: as `value`, or the gradient isn't finite where the value is.
+        """
+        with self.liveness.watched():
+            value, gradient = self._raw(x.detach())
+            value = self._checked(value, x)
+            gradient = check_score(gradient, value, x)
+        self.liveness.count(x, value, gradient)
+        if len(x) and not self._is_verified:
+            self._is_verified = True
+            check_repeatable(self.unchecked, x.detach(), value)
+            if self.score is not None or self.differentiable:
+                check_gradient(self, x.detach(), value, gradient)
+        return value, gradient
+
+    def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
+        """Return log p and ∇log p for a search: −∞ and 0 where either isn't a number, and the number of such points.
+
+        Raises:
+            DeadDensityError: the function gives no number any more, not even where it once did.
+        """
+        try:
+            found = self._sorted(*self._raw(x.detach()))
+        except DeadDensityError:
+            raise
+        except FAILURES as error:
+            self.liveness.check(error)
+            return self._split_trial(x)
+        self.liveness.count(x, *found[:2])
+        return found
+
+    def tried(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], int]:
+        """Return log p for a search: −∞ where it's NaN, and the number of such points.
+
+        Raises:
+            TargetError: as `value`, but for NaN.
+        """
+        with self.liveness.watched():
+            value = self.unchecked(x).detach()
+            self.liveness.count(x, value)
+            nan = value.isnan()
+            return self._checked(value.masked_fill(nan, -math.inf), x), int(nan.sum())
+
+    def unchecked(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return log p at each row, which may be NaN or +inf.
+
+        Raises:
+            TargetError: the function raised, or returned the wrong shape.
+        """
+        as_array = self.convention.takes_arrays  # first, since it may replace the function
+        value = call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype)
+        if tuple(value.shape) != (len(x),):
+            return check_log_prob(value, x)  # raises
+        if not self.liveness.has_answered:
+            self.liveness.remember(x, value)
+        return value
+
+    def _answers(self, x: Float[Tensor, "1 d"], with_gradient: bool) -> bool:
+        """Whether log p, with its gradient if asked for, is a number at a point."""
+        value, rejected = self._sorted(*self._raw(x))[::2] if with_gradient else (self.unchecked(x).detach(), 0)
+        return not rejected and bool(value.isfinite().all())
+
+    @staticmethod
+    def _sorted(value: Tensor, gradient: Tensor) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
+        """Put −∞ and 0 where the value or the gradient isn't a number, and count these points."""
+        if math.isfinite(float(value.sum() + gradient.sum())):  # then each is finite: the usual case
+            return value, gradient, 0
+        wrong = value.isnan() | (value == math.inf) | ~gradient.isfinite().all(-1) & value.isfinite()
+        wrong_or_zero = wrong | ~value.isfinite()
+        gradient = torch.where(wrong_or_zero[:, None], 0.0, gradient)
+        return torch.where(wrong, -math.inf, value), gradient, int(wrong.sum())
+
+    def _split_trial(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor, int]:
+        """Find the points at which the function raises, by halving the rows, and reject only these points.
+
+        Raises:
+            DeadDensityError: the function gives no number any more.
+        """
+        if len(x) == 1:
+            return torch.full_like(x[:, 0], -math.inf), torch.zeros_like(x), 1
+        parts = []
+        for half in x.tensor_split(2):
+            try:
+                parts.append(self._sorted(*self._raw(half.detach())))
+            except DeadDensityError:
+                raise
+            except FAILURES as error:
+                parts.append(self._split_trial(half))
+                if len(half) >= ROWS_BEFORE_CHECK and parts[-1][2] == len(half):
+                    self.liveness.check(error)
+        (left, right), (above, below), counts = zip(*parts, strict=True)
+        return torch.cat([left, right]), torch.cat([above, below]), sum(counts)
+
+    def _raw(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
+        """Call the function and its gradient; only their shapes are checked."""
+        if self.score is not None:
+            value = self.unchecked(x).detach()  # first, since it may replace both functions
+            return value, self.gradient(x)
+        if self.differentiable:
+            with autograd_on():
+                point = x.clone().requires_grad_(True)
+                value = self.unchecked(point)
+                leads = value.requires_grad  # false if every row lies outside the support
+                try:
+                    gradient = torch.autograd.grad(value.sum(), point)[0] if leads else torch.zeros_like(x)
+                except RuntimeError as error:
+                    if "returned nan values" not in str(error):
+                        raise
+                    return self._split_raw(x)
+            value = value.detach()
+        else:
+            value, gradient = self.unchecked(x).detach(), self._central_differences(x)
+        return value, check_shape(gradient, x)
+
+    def _split_raw(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
+        """Find the rows whose gradient is NaN, by halving: under `detect_anomaly` torch raises for the whole batch."""
+        if len(x) == 1:
+            return self.unchecked(x).detach(), torch.full_like(x, math.nan)
+        value, gradient = zip(*(self._raw(half) for half in x.tensor_split(2)), strict=True)
+        return torch.cat(value), torch.cat(gradient)
+
+    def _checked(self, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return the values, or raise `TargetError` if one is neither a number nor −∞."""
+        is_number = value.shape == (len(x),) and not bool((value.isnan() | (value == math.inf)).any())
+        return value if is_number else check_log_prob(value, self.place(x) if self.place else x)
+
+    def _central_differences(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        n, d = x.shape
+        step = torch.finfo(self.probe.dtype).eps ** (1 / 3) * x.abs().clamp(min=1.0)
+        moves = torch.diag_embed(step)
+        ends = torch.cat([x[:, None] + moves, x[:, None] - moves]).reshape(-1, d)
+        high, low = self.unchecked(ends).detach().reshape(2, n, d)
+        slope: Tensor = (high - low) / (2 * step)
+        return slope

@@ -1,0 +1,296 @@
+"""Supports: where a target has mass, and the smooth bijection from ℝᵏ onto that set."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    TransformedDistribution,
+    VonMises,
+    biject_to,
+    constraints,
+    transforms,
+)
+from torch.distributions.constraints import Constraint
+
+from whichkl._checks import InputError, cannot
+
+Support = Constraint | Sequence[Constraint] | str | None
+
+_REALS = (type(constraints.real), type(constraints.real_vector))
+_BOUNDED = r"(interval|integer_interval|greater_than|less_than)\(([^(),]+)(?:,([^(),]+))?\)"
+_WORDS = {
+    "real": constraints.real,
+    "positive": constraints.positive,
+    "unit_interval": constraints.unit_interval,
+    "simplex": constraints.simplex,
+    "boolean": constraints.boolean,
+}
+
+
+class Bijection:
+    """The map from ℝᵏ onto a support in ℝᵈ (`torch.distributions.biject_to`), with its log Jacobian.
+
+    Args:
+        support: a torch constraint on every coordinate or on the whole vector, one constraint per column, a
+            text as from `describe`, or None for all of ℝᵈ.
+        dim: d, the number of coordinates in the support.
+
+    >>> Bijection("positive", dim=2).forward(torch.zeros(1, 2))
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, support: Support, dim: int) -> None:
+        """Build the map; see the class for the arguments."""
+        self.dim = dim
+        parts = parse_support(support)
+        if len(parts) not in (1, dim):
+            because = f"{len(parts)} constraints were given for {dim} columns"
+            raise InputError(cannot("use this `support`", because, "Give one constraint, or one per column"))
+        self.constraints = tuple(_scalar(part) for part in parts)
+        self.levels = _levels(self.constraints, dim)
+        self.is_real = all(isinstance(part, _REALS) for part in self.constraints)
+        if self.is_discrete:
+            self.free_dim = dim
+            return
+        whole = len(self.constraints) == 1 and self.constraints[0].event_dim == 1
+        if whole:
+            self.transform: transforms.Transform = biject_to(self.constraints[0])
+        else:
+            each = [biject_to(column) for column in self.constraints]
+            self.transform = transforms.IndependentTransform(each[0], 1) if len(each) == 1 else Columns(each)
+        self.free_dim = int(self.transform.inverse_shape(torch.Size([dim]))[-1])
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the support is a finite set of rows of whole numbers, which has no free coordinates."""
+        return self.levels is not None
+
+    def inside(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "1 d"]:
+        """Return one point in the support."""
+        if self.levels is not None:
+            return torch.tensor([[low for low, _ in self.levels]], dtype=dtype, device=device)
+        return self.forward(torch.zeros(1, self.free_dim, dtype=dtype, device=device))
+
+    def forward(self, u: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
+        """Map free coordinates to points in the support."""
+        x: Tensor = u if self.is_real or self.is_discrete else self.transform(u)
+        return x
+
+    def inverse(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Map points in the support to free coordinates."""
+        u: Tensor = x if self.is_real or self.is_discrete else self.transform.inv(x)
+        return u
+
+    def log_jacobian(self, u: Float[Tensor, "n k"], x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return log|∂x/∂u| per row."""
+        return torch.zeros_like(u[:, 0]) if self.is_real or self.is_discrete else self.transform.log_abs_det_jacobian(u, x)
+
+    def contains(self, x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+        """Whether each row is finite and lies in the support."""
+        finite = x.isfinite().all(-1)
+        if self.is_real:
+            return finite
+        if self.constraints[0].event_dim == 1:
+            whole: Tensor = self.constraints[0].check(x)
+            return finite & whole
+        columns = self.constraints * self.dim if len(self.constraints) == 1 else self.constraints
+        inside: Tensor = torch.stack([c.check(x[..., i]) for i, c in enumerate(columns)], -1).all(-1)
+        return finite & inside
+
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        """The ends of each coordinate's interval; infinite without an interval, or if the constraint is on the whole vector."""
+        columns = self.constraints * (self.dim if len(self.constraints) == 1 else 1)
+        return [(float(getattr(c, "lower_bound", -math.inf)), float(getattr(c, "upper_bound", math.inf))) for c in columns]
+
+    def wrap(self, model: Distribution) -> Distribution:
+        """Transform a model of free coordinates into one on the support."""
+        if self.is_real or self.is_discrete:
+            return model
+        carried = Supported(model, [self.transform], validate_args=False)
+        carried.bijection = self
+        return carried
+
+    def describe(self) -> list[str]:
+        """Return the support as words that `parse_support` reads."""
+        return [_describe(part) for part in self.constraints]
+
+
+class Supported(TransformedDistribution):
+    """A model on a support, whose density is 0 outside; torch's own class has NaN there, since it assumes the whole line."""
+
+    bijection: Bijection
+
+    @property
+    def support(self) -> Constraint:
+        """Where the density isn't 0."""
+        return _Inside(self.bijection)
+
+    def log_prob(self, value: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
+        """Return the log density: −inf outside the support, NaN at NaN."""
+        within = self.bijection.contains(value)
+        safe = torch.where(within[..., None], value, self.bijection.inside(value.dtype, value.device)[0])
+        found: Tensor = super().log_prob(safe)
+        return torch.where(within, found, torch.where(value.isnan().any(-1), math.nan, found.new_tensor(-math.inf)))
+
+    def __repr__(self) -> str:
+        """Name the model and the support."""
+        return f"Supported({self.base_dist!r}, {', '.join(str(part) for part in self.bijection.constraints)})"
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Supported:
+        """Return the same law for a batch."""
+        new = self._get_checked_instance(Supported, _instance)
+        new.bijection = self.bijection
+        return cast(Supported, super().expand(batch_shape, _instance=new))
+
+
+class _Inside(Constraint):
+    """The constraint that a row is in the support of a bijection."""
+
+    event_dim = 1
+
+    def __init__(self, bijection: Bijection) -> None:
+        self.bijection = bijection
+
+    def check(self, value: Float[Tensor, "... d"]) -> Bool[Tensor, ...]:
+        return self.bijection.contains(value)
+
+
+class Columns(transforms.Transform):
+    """One transform per column; unlike torch's StackTransform, it sums the log Jacobian over the columns."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, parts: Sequence[transforms.Transform]) -> None:
+        """Take one transform per column."""
+        super().__init__()
+        self.parts = tuple(parts)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.stack([part(x[..., i]) for i, part in enumerate(self.parts)], -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.stack([part.inv(y[..., i]) for i, part in enumerate(self.parts)], -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum the columns' logarithms."""
+        columns = [part.log_abs_det_jacobian(x[..., i], y[..., i]) for i, part in enumerate(self.parts)]
+        return torch.stack(columns, -1).sum(-1)
+
+
+def parse_support(support: Support) -> tuple[Constraint, ...]:
+    """Read a support: a constraint, several, or words such as ``"positive"`` and ``"interval(0, 2)"``.
+
+    Raises:
+        InputError: a word isn't known, or its interval is empty.
+    """
+    if support is None:
+        return (constraints.real,)
+    if isinstance(support, Constraint):
+        return (support,)
+    if not isinstance(support, str):
+        return tuple(part for one in support for part in parse_support(one))
+    word = support.strip()
+    if word in _WORDS:
+        return (_WORDS[word],)
+    match = re.fullmatch(_BOUNDED, word)
+    bounded = None if match is None else _bounded(*match.groups())
+    if bounded is not None:
+        return (bounded,)
+    known = ", ".join([*_WORDS, "interval(a, b)", "integer_interval(a, b)", "greater_than(a)", "less_than(b)"])
+    raise InputError(cannot(f"read the support `{word}`", "it isn't a known one", f"Choose among {known}"))
+
+
+def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
+    """Return a torch distribution's support as constraints for `Bijection`, one per column if their bounds differ."""
+    if isinstance(p, Supported):
+        return p.bijection.constraints
+    if isinstance(p, MixtureSameFamily):
+        inner = p.component_distribution
+        inner = inner.base_dist if isinstance(inner, Independent) else inner
+        support, pool = inner.support, True
+    else:
+        inner = p.base_dist if isinstance(p, Independent) else p
+        support, pool = p.support, False
+    if isinstance(inner, VonMises):  # torch names the whole line, on which the density is periodic
+        support = constraints.interval(-math.pi, math.pi)
+    support = constraints.real if support is None else _scalar(support)
+    bounds = {name: getattr(support, name) for name in ("lower_bound", "upper_bound") if hasattr(support, name)}
+    if support.event_dim > 0 or support.is_discrete or not any(isinstance(v, Tensor) for v in bounds.values()):
+        return (support,)
+    wide = {name: torch.as_tensor(value, dtype=torch.float64, device="cpu") for name, value in bounds.items()}
+    if pool:
+        wide = {name: value.min() if name == "lower_bound" else value.max() for name, value in wide.items()}
+    columns = [value.expand(dim).tolist() for value in torch.broadcast_tensors(*wide.values())]
+    kind = {2: constraints.interval, 1: constraints.greater_than if "lower_bound" in wide else constraints.less_than}[len(wide)]
+    return tuple(kind(*ends) for ends in zip(*columns, strict=True))
+
+
+def _bounded(name: str, *ends: str | None) -> Constraint | None:
+    """Return a constraint with bounds; None if they aren't numbers, or if their count is wrong.
+
+    Raises:
+        InputError: the interval is empty.
+    """
+    try:
+        numbers = [int(end) if name == "integer_interval" else float(end) for end in ends if end is not None]
+        constraint: Constraint = getattr(constraints, name)(*numbers)
+    except (TypeError, ValueError):
+        return None
+    if len(numbers) == 2 and (numbers[0] > numbers[1] or (name == "interval" and numbers[0] == numbers[1])):
+        because = "there is nothing between its ends"
+        raise InputError(cannot(f"read the support `{name}({ends[0]},{ends[1]})`", because, "Give the lower end first"))
+    return constraint
+
+
+def _levels(parts: Sequence[Constraint], dim: int) -> tuple[tuple[int, int], ...] | None:
+    """Return the smallest and the largest value per column of a discrete support; None for a continuous one.
+
+    Raises:
+        InputError: only some columns are discrete, or a column has no end.
+    """
+    if not any(part.is_discrete for part in parts):
+        return None
+    if not all(part.is_discrete for part in parts):
+        because = "some columns are discrete and others aren't, and no family has both"
+        raise InputError(cannot("use this `support`", because, "Sum or integrate one kind out of `log_prob`"))
+    ends = []
+    for part in parts:
+        low, high = (0, 1) if part is constraints.boolean else (getattr(part, f"{end}_bound", None) for end in ("lower", "upper"))
+        if part.event_dim > 0 or low is None or high is None:
+            because = f"{part} isn't a finite range of whole numbers per column"
+            raise InputError(cannot("use this discrete `support`", because, "Use 'boolean', or 'integer_interval(0, K - 1)'"))
+        ends.append((int(low), int(high)))
+    return tuple(ends) * (dim if len(ends) == 1 else 1)
+
+
+def _scalar(part: Constraint) -> Constraint:
+    """Undo `constraints.independent(c, 1)` if c acts on one coordinate: the columns have the same constraint."""
+    inner = getattr(part, "base_constraint", None)
+    return inner if inner is not None and inner.event_dim == 0 else part
+
+
+def _describe(part: Constraint) -> str:
+    for word, known in _WORDS.items():
+        if part is known or (word == "real" and isinstance(part, _REALS)):
+            return word
+    bounds = [getattr(part, name) for name in ("lower_bound", "upper_bound") if hasattr(part, name)]
+    if part.is_discrete and len(bounds) == 2:
+        return f"integer_interval({', '.join(str(int(bound)) for bound in bounds)})"
+    name = {2: "interval", 1: "greater_than" if hasattr(part, "lower_bound") else "less_than"}.get(len(bounds))
+    if name is None:
+        because = f"a file can't hold the constraint {part}"
+        raise InputError(cannot("save this support", because, "Use real, positive, simplex or bounds"))
+    return f"{name}({', '.join(str(float(bound)) for bound in bounds)})"

@@ -1,0 +1,351 @@
+"""Target: the distribution p that is to be matched, and what can be done with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, TargetError, cannot, check_finite
+from whichkl.access import Access
+from whichkl.adapters import Model
+from whichkl.adapters.pairs import paired
+from whichkl.arrays import read_matrix
+from whichkl.chains import thinning
+from whichkl.distributions import inside
+from whichkl.process.seeds import seeded_draws
+from whichkl.process.torch_modes import plain_modes
+from whichkl.samples.repeats import Repeats, repeats_of
+from whichkl.targets import enumeration
+from whichkl.targets.calling import Function, Score
+from whichkl.targets.conversion import arguments_of
+from whichkl.targets.coordinates import free_target
+from whichkl.targets.energies import NegativeEnergy
+from whichkl.targets.evaluations import Evaluations
+from whichkl.targets.line_integral import LineIntegral
+from whichkl.targets.log_density import LogDensity
+from whichkl.targets.rows import check_alone, check_rows, read_chains, read_row_weights, read_rows
+from whichkl.targets.supports import Bijection, Support
+from whichkl.user_code import call_user
+
+_MAX_DIM = 1_000_000
+"""Largest number of coordinates of a target without samples: even a factorised fit of this many takes 16 GB of memory."""
+
+
+class Target:
+    """A distribution p on ℝᵈ, known by samples, by a sampler, by a log density, or by several of them.
+
+    Args:
+        samples: (n, d) tensor, array or DataFrame of draws of p; (n,) is read as (n, 1). A pair (x, y) makes a conditional
+            target: y is modelled, given x. A sample file is read into memory if it takes up to 256 MB on disk and in float64, or
+            if its rows have weights, chains or functions; a larger file, a folder or a list of files, a `DataLoader`, a
+            `Dataset` or a `Stream` is read in parts, as often as needed.
+        log_prob: f(x), (n, d) → (n,), the natural log of p's density up to a constant. A function of tensors is
+            differentiated by autograd, one of arrays by central differences (2d evaluations per gradient), one of JAX arrays by
+            JAX, which may also be (d,) → ().
+        energy: E(x), (n, d) → (n,), instead of `log_prob`: log p = −E − log Z. An `nn.Module` is copied and frozen.
+        sampler: draw(n) or draw(n, generator) → (n, d). Without a generator argument the global seeds of torch and NumPy
+            are set for the call and restored afterwards.
+        score: g(x), (n, d) → (n, d), the gradient of log p; without `log_prob` it is integrated along lines to log p up to a
+            constant. True if `log_prob` returns the pair (value, gradient), as SciPy's ``jac=True`` has it.
+        dim: d; needed without samples.
+        support: where p > 0: a `torch.distributions.constraints` member, one per column, or a word (``"positive"``). With
+            ``"boolean"`` or ``"integer_interval(0, 3)"`` the target is discrete, and `log_prob` gets rows of whole numbers.
+        normalized: whether `log_prob` integrates to one.
+        weights: (n,) non-negative weights of `samples`.
+        chains: if `samples` come from Markov chains, in the order of time: the number of equally long stacked chains, or (n,) ids
+            of each row's chain. Error bars then count effective draws.
+        names: the d column names; by default those of a DataFrame or file, else x1, x2, …, or y1, y2, … (y) for y given x.
+        given: names of the columns of `samples` that are x; the others are y, which is modelled given x.
+        batched: False if `log_prob` and `score` take one point, (d,).
+        dtype: of the points that functions get: by default that of `samples`, or float64.
+        device: of these points: by default that of `samples`, or the CPU.
+
+    Raises:
+        InputError: samples, names, weights or dimension don't fit.
+
+    >>> target = Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=2)
+    >>> target.access
+    <Access: log_prob, differentiable>
+    """
+
+    @plain_modes()
+    def __init__(
+        self,
+        *,
+        samples: Any = None,
+        log_prob: Function | None = None,
+        energy: Function | None = None,
+        sampler: Function | None = None,
+        score: Function | bool | None = None,
+        dim: int | None = None,
+        support: Support = None,
+        normalized: bool = False,
+        weights: Any = None,
+        chains: Any = None,
+        names: Sequence[str] | None = None,
+        given: str | Sequence[str] | None = None,
+        batched: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Take what is known of p; see the class for the arguments."""
+        self.carrier: Bijection | None = None
+        """For streams: the map between rows and the free coordinates of this target."""
+        self.origin: Model | None = None
+        """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
+        self.known_modes: Tensor | None = None
+        """Points (k, d) at modes that were found before, the heaviest first, from which searches start too."""
+        self.repeats: Repeats | None = None
+        """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
+        log_prob, score, batched = _functions(log_prob, energy, score, normalized, batched)
+        beside = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
+        is_whole = any(value is not None for value in beside.values())
+        rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole)
+        self.samples, self.context, self.stream = rows.samples, rows.context, rows.stream
+        self.scalar = rows.is_scalar
+        """Whether y is a scalar, given as (n,) or as the only column besides `given=`; then events have no axes."""
+        _check_dim(dim, rows.width)
+        if dim is None and rows.width is None and (log_prob or sampler or score):
+            because = "there are no samples to read the dimension from"
+            raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
+        self.dim = rows.width or dim or 1
+        self.context_names, self.names = rows.context_names, rows.column_names(self.dim)
+        self.normalized = normalized and log_prob is not None
+        self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
+        self.device = torch.device(device or (self.samples.device if self.samples is not None else "cpu"))
+        self.evaluations = Evaluations()
+        self.score = score
+        self.sampler = sampler
+        self.bijection = Bijection(support, self.dim)
+        self.density = self._density(log_prob, score, batched, self.bijection.inside(self.dtype, self.device))
+        check_alone(rows, beside)
+        check_rows(rows, self.names, self.bijection)
+        self.weights = read_row_weights(weights, rows)
+        self.chains = read_chains(chains, rows, self.weights, self.device)
+
+    @classmethod
+    def of(cls, obj: Any, /, *args: Any, **kwargs: Any) -> Target:
+        """Make a target of a torch distribution, an array, tensor or DataFrame, a sample file, folder or list of them, a loader.
+
+        Args:
+            obj: one of these, or a model of an adapted library, such as a NumPyro model: its posterior, in unconstrained
+                coordinates (see `whichkl.adapters`).
+            args: the model's arguments, as ``MCMC.run`` takes them.
+            kwargs: its keyword arguments.
+
+        Raises:
+            InputError: the object is none of these.
+            TargetError: the model can't be run, or has a discrete latent site.
+        """
+        if isinstance(obj, Target) and not (args or kwargs):
+            return obj
+        arguments, origin = arguments_of(obj, args, kwargs)
+        target = cls(**arguments)
+        target.origin = origin
+        return target
+
+    @cached_property
+    def access(self) -> Access:
+        """What can be done with this target."""
+        have = Access(0)
+        if self.samples is not None or self.stream is not None:
+            have |= Access.SAMPLES
+        if self.sampler is not None:
+            have |= Access.SAMPLER
+        if self.density is not None and self.line_integral is None:
+            have |= Access.LOG_PROB
+            have |= Access.NORMALIZED if self.normalized else Access(0)
+            is_smooth = self.density.differentiable and not self.bijection.is_discrete
+            have |= Access.DIFFERENTIABLE if is_smooth else Access(0)
+        if self.score is not None:
+            have |= Access.SCORE
+        levels = self.bijection.levels
+        if levels is not None and enumeration.count(levels) <= enumeration.MOST:
+            have |= Access.ENUMERABLE
+        return have
+
+    @cached_property
+    def atoms(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Every row of a discrete support, and its log p.
+
+        Raises:
+            TargetError: the rows can't be listed, or there is no log density.
+        """
+        levels = self.bijection.levels
+        if levels is None or Access.ENUMERABLE not in self.access:
+            because = "its support isn't discrete" if levels is None else f"there are more than {enumeration.MOST:,}"
+            raise TargetError(cannot("list the states of this target", because, "Draw from a model of it"))
+        x = enumeration.rows(levels, self.dtype).to(self.device)
+        return x, self.log_prob(x).detach().to(torch.float64)
+
+    def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Natural log of the density (up to a constant unless `normalized`), −inf outside the support.
+
+        Raises:
+            TargetError: there is no log density, or it returned the wrong shape, NaN or +inf.
+        """
+        density = self._require_density()
+        self.evaluations["log_prob"] += 0 if self.line_integral else len(x)
+        return inside(self.bijection.contains(x), x, density.value)
+
+    def tried(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return `log_prob` for a search, at rows inside the support: −∞ where it is NaN; such points are counted.
+
+        Raises:
+            TargetError: as `log_prob`, except for NaN.
+        """
+        self.evaluations["log_prob"] += 0 if self.line_integral else len(x)
+        value, rejected = self._require_density().tried(x)
+        self.evaluations["rejected"] += rejected
+        return value
+
+    def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """Return log p and ∇log p at rows inside the support: the user's score, autograd or central differences.
+
+        Raises:
+            TargetError: as `log_prob`, or the gradient isn't finite where the value is.
+        """
+        self.evaluations["score"] += len(x)
+        return self._require_density().value_and_score(x)
+
+    def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
+        """Return `value_and_score` for a search: −∞ where either isn't a number; such points are counted."""
+        self.evaluations["score"] += len(x)
+        value, gradient, rejected = self._require_density().trial(x)
+        self.evaluations["rejected"] += rejected
+        return value, gradient
+
+    def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return the user's score at rows inside the support."""
+        self.evaluations["score"] += len(x)
+        return self._require_density().gradient(x)
+
+    @plain_modes()
+    def draws(self, n: int, seed: int) -> Float[Tensor, "n d"]:
+        """Draw n fresh points from the sampler; the same seed gives the same points.
+
+        Raises:
+            TargetError: there is no sampler, or it didn't return n finite rows.
+        """
+        if self.sampler is None:
+            raise TargetError(cannot("draw fresh points", f"the target has only {self.access.label}", "Pass `sampler=`"))
+        self.evaluations["samples"] += n
+        sampler, instead = self.sampler, "Correct the sampler; it gets the number of points"
+        drawn = call_user(lambda: seeded_draws(sampler, n, seed, self.device), "draw from this target", instead, TargetError)
+        x = read_matrix(drawn, self.dtype, self.device)
+        if tuple(x.shape) != (n, self.dim):
+            because = f"`sampler` returned shape {tuple(x.shape)}, not ({n}, {self.dim})"
+            raise TargetError(cannot("use this target", because, "Return one point per row"))
+        check_finite(x, self.names, "draws")
+        return x
+
+    @plain_modes()
+    def unconstrained(self) -> Target:
+        """Return this target in free coordinates u ∈ ℝᵏ, x = T(u): log p(T(u)) + log|∂T/∂u|.
+
+        Raises:
+            TargetError: it is discrete.
+        """
+        return free_target(self)
+
+    def starting_at(self, modes: Float[Tensor, "k d"]) -> Target:
+        """Return this target with more points from which mode searches start; evaluations are counted together."""
+        known = copy.copy(self)
+        modes = modes.to(self.device, self.dtype)
+        known.known_modes = modes if self.known_modes is None else torch.cat([modes, self.known_modes])
+        return known
+
+    def noting_repeats(self) -> Target:
+        """Return this target with its repeated rows noted; a stream by its first block, chains not, since their draws repeat."""
+        block = None if self.stream is None else self.stream.first
+        x, context = (self.samples, self.context) if block is None else (block.x, block.context)
+        found = None if x is None or self.chains is not None else repeats_of(x, context)
+        if found is None:
+            return self
+        noted = copy.copy(self)
+        noted.repeats = found
+        return noted
+
+    def thinned(self) -> tuple[Target, int]:
+        """Return this target with every τ-th row of its chains, which are nearly independent, and τ; without chains τ is 1."""
+        if self.samples is None or self.chains is None:
+            return self, 1
+        rows, step = thinning(self.samples, self.chains)
+        few = copy.copy(self)
+        few.samples, few.chains, few.repeats = self.samples[rows], None, None
+        return few, step
+
+    def __repr__(self) -> str:
+        size = "" if self.samples is None else f", n={len(self.samples)}"
+        if self.stream is not None:
+            parts, rows = len(self.stream.parts), self.stream.rows
+            size = f", streamed in {parts:,} part{'s' if parts != 1 else ''}" + ("" if rows is None else f", n={rows}")
+        size += f", given {len(self.context_names)} columns" if self.context_names else ""
+        return f"Target(dim={self.dim}{size}, access: {self.access.label})"
+
+    def _density(
+        self, log_prob: Function | None, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]
+    ) -> LogDensity | None:
+        """Return the user's log density, or the line integral of a score without a log density."""
+        self.line_integral: LineIntegral | None = None
+        if log_prob is not None:
+            return LogDensity(log_prob, score, batched, probe)
+        if score is None:
+            return None
+        gradient = Score(score, batched, probe)
+
+        def count(n: int) -> None:
+            self.evaluations["score"] += n
+
+        self.line_integral = LineIntegral(gradient, probe, count)
+        return LogDensity(self.line_integral, gradient, True, probe.to(torch.float64))
+
+    def _require_density(self) -> LogDensity:
+        if self.density is None:
+            raise TargetError(cannot("evaluate this target", f"it has only {self.access.label}", "Pass `log_prob=`"))
+        return self.density
+
+
+def _functions(
+    log_prob: Function | None, energy: Function | None, score: Function | bool | None, normalized: bool, batched: bool
+) -> tuple[Function | None, Function | None, bool]:
+    """Return log_prob, score and batched after `energy=` and `score=True` were read.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    if energy is not None:
+        if log_prob is not None or score is not None or normalized:
+            because = "an energy is the negative of log p, up to its own log Z"
+            raise InputError(cannot("use `energy=` with `log_prob=`, `score=` or `normalized=`", because, "Pass one of them"))
+        log_prob = NegativeEnergy(energy)
+    if not isinstance(score, bool):
+        return log_prob, score, batched
+    if not score:
+        return log_prob, None, batched
+    if log_prob is None:
+        because = "it means that `log_prob` returns value and gradient, and there is no `log_prob`"
+        raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))
+    return paired(log_prob, batched), None, True
+
+
+def _check_dim(dim: Any, width: int | None) -> None:
+    """Refuse a `dim=` that isn't a number of coordinates, or isn't that of the samples."""
+    if dim is None:
+        return
+    if isinstance(dim, bool) or not isinstance(dim, Integral) or int(dim) < 1:
+        because = "it must be a whole number of at least 1"
+    elif width is not None and width != int(dim):
+        because = f"the samples have {width} columns"
+    elif int(dim) > _MAX_DIM:
+        because = f"it is more than {_MAX_DIM:,}, the most coordinates that a log density can have here"
+    else:
+        return
+    raise InputError(cannot(f"use `dim={dim!r}`", because, "Give the number of coordinates of one point"))
