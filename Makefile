@@ -8,7 +8,7 @@ INPUTS := pyproject.toml constraints.txt
 
 FLOORS := .venv-floors/bin/python
 
-.PHONY: demo test test-slow test-portable test-two-threads test-floors lint types layers bench clean
+.PHONY: demo test test-slow test-portable test-two-threads test-floors format lint types layers bench clean
 
 demo: .venv/.app
 	$(BIN)/whichkl demo --out out
@@ -34,6 +34,10 @@ test-two-threads: .venv/.dev
 # With the lowest versions that pyproject.toml allows, in an environment of their own.
 test-floors: .venv-floors/.made
 	$(FLOORS) -m pytest -q -n auto --maxprocesses 4 --dist worksteal -W default::DeprecationWarning $$($(FLOORS) tests/floors.py --tests)
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

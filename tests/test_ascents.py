@@ -6,6 +6,7 @@ import torch
 import whichkl as wk
 from whichkl.solvers.nodes.batched_lbfgs import ascend
 from whichkl.solvers.nodes.batched_newton import ascend_by_newton
+from whichkl.solvers.nodes.ensemble import Nodes
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.gaussians import Gaussians
 from whichkl.solvers.nodes.starts import find_modes
@@ -83,12 +84,12 @@ def skewed(dim=4):
 def test_an_ascent_begins_and_ends_without_a_call():
     target, (z, w) = skewed(), gaussian_rule(4, 128, 0)
     eye = torch.eye(4, dtype=D).expand(2, -1, -1)
-    state = Gaussians.at(target, z, w, torch.tensor([[0.5] * 4, [0.0] * 4], dtype=D), torch.stack([eye[0], 0.7 * eye[1]]))
+    state = Gaussians.at(target, Nodes(z, w), torch.tensor([[0.5] * 4, [0.0] * 4], dtype=D), torch.stack([eye[0], 0.7 * eye[1]]))
     for _ in range(3):  # some calls each: far from the end, in the middle, and near it
         before = target.evaluations["score"]
         state = state.ascended(6)
         assert target.evaluations["score"] - before <= 6 * 2 * len(z)
-        fresh = Gaussians.at(target, z, w, state.loc, state.tril)
+        fresh = Gaussians.at(target, Nodes(z, w), state.loc, state.tril)
         for name in ("elbo", "b", "a", "residual"):
             torch.testing.assert_close(getattr(state, name), getattr(fresh, name), rtol=1e-9, atol=1e-11)
     assert float(state.residual.max()) < 2e-3

@@ -7,7 +7,8 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import whichkl as wk
-from laws import FREE, between_loss, random_model
+from laws import FREE
+from oracle import between_loss, model_of, random_model, vector_of
 from whichkl import Access, Target
 from whichkl._checks import InputError, TargetError
 from whichkl.diagnostics.between import between_value
@@ -51,9 +52,9 @@ def test_gradient_equals_finite_differences(objective, family):
     target = Target(log_prob=skewed, dim=2)
     points = torch.randn(20, 2, dtype=D, generator=torch.Generator().manual_seed(1)), torch.full((20,), 0.05, dtype=D)
     rule = gaussian_rule(2, 32, seed=0)
-    theta = family.pack(random_model(family, 2)).detach().requires_grad_(True)
+    theta = vector_of(family, random_model(family, 2)).detach().requires_grad_(True)
     assert torch.autograd.gradcheck(
-        lambda v: between_loss(objective, family, family.unpack(v, 2), target, points, rule), theta, atol=1e-6
+        lambda v: between_loss(objective, family, model_of(family, v, 2), target, points, rule), theta, atol=1e-6
     )
 
 
@@ -71,10 +72,10 @@ def test_loss_is_zero_at_q_equal_to_p_on_any_points(objective, family):
 def test_an_unnormalised_density_shifts_the_loss_by_its_share_of_log_z_and_leaves_the_gradient(objective):
     family, losses, gradients = Gaussian(), [], []
     points, rule = (torch.randn(30, 2, dtype=D), torch.full((30,), 1 / 30, dtype=D)), gaussian_rule(2, 32, 0)
-    theta = family.pack(random_model(family, 2)).detach().requires_grad_(True)
+    theta = vector_of(family, random_model(family, 2)).detach().requires_grad_(True)
     for constant in (0.0, 30.0):
         target = Target(log_prob=lambda x, c=constant: skewed(x) + c, dim=2)
-        losses.append(between_loss(objective, family, family.unpack(theta, 2), target, points, rule))
+        losses.append(between_loss(objective, family, model_of(family, theta, 2), target, points, rule))
         gradients.append(torch.autograd.grad(losses[-1], theta)[0])
     assert float(losses[1].detach() - losses[0].detach()) == pytest.approx(30 * objective.log_z_share, abs=1e-9)
     torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)

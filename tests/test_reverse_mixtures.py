@@ -7,13 +7,14 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import whichkl as wk
+from oracle import reverse_loss
 from whichkl.families import Gaussian, Mixture
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.objectives import ReverseKL
 from whichkl.solvers import SampleAverage
+from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
-from whichkl.solvers.nodes.mixture_discovery import discovered, joined
-from whichkl.solvers.nodes.mixtures import Mixtures
+from whichkl.solvers.nodes.mixture_discovery import add_components, find_missing_mass
 
 D = torch.float64
 
@@ -31,8 +32,8 @@ def log_prob_of(p, **known):
 
 
 def state_of(family, target, logits, loc, tril, count=64):
-    z, w = gaussian_rule(target.dim, count, seed=0)
-    return Mixtures.at(family, target, z, w, logits, loc, tril)
+    nodes = Nodes(*gaussian_rule(target.dim, count, seed=0))
+    return Ensemble.at(ReverseKL(), family, target, Points.none(target), nodes, (logits, loc, tril))
 
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
@@ -42,15 +43,15 @@ def test_the_elbo_and_its_gradient_are_those_of_the_objective_on_the_same_nodes(
     loc = torch.randn(2, 3, 10, generator=generator, dtype=D)
     tril = torch.diag_embed(0.5 + torch.rand(2, 3, 10, generator=generator, dtype=D))
     state = state_of(family, target, torch.randn(2, 3, generator=generator, dtype=D), loc, tril)
-    rule = (state.z, state.w)
-    for model, elbo in zip(state.models(), state.elbo, strict=True):
-        loss = ReverseKL().loss(family, model, target.value_and_score, *rule)
-        assert float(elbo) == pytest.approx(-float(loss), abs=1e-10)
-    origin, rows = state._origin(), torch.arange(2)
-    slope = state._trial(origin, rows)[1]
+    rule = (state.nodes.z, state.nodes.w)
+    for model, found in zip(state.models(), state.loss, strict=True):
+        loss = reverse_loss(family, model, target.value_and_score, *rule)
+        assert float(found) == pytest.approx(float(loss), abs=1e-10)
+    origin, rows = state.origin(), torch.arange(2)
+    slope = state.trial(origin, rows)[1]
     for _ in range(4):
         step = torch.randn(origin.shape, generator=generator, dtype=D)
-        ahead, behind = (state._trial(origin + sign * 1e-5 * step, rows)[0] for sign in (1, -1))
+        ahead, behind = (state.trial(origin + sign * 1e-5 * step, rows)[0] for sign in (1, -1))
         torch.testing.assert_close((ahead - behind) / 2e-5, (slope * step).sum(-1), rtol=1e-6, atol=1e-6)
 
 
@@ -59,14 +60,14 @@ def test_components_are_put_where_mass_is_lacking():
     _, loc, tril, _ = mixture_parts(p)
     target = log_prob_of(p)
     state = state_of(Mixture(5), target, torch.zeros(1, 2, dtype=D), loc[None, :2], tril[None, :2])
-    mass, found, factors = discovered(target, state, torch.zeros(0, 2, dtype=D), most=3, seed=0)
+    mass, found, factors = find_missing_mass(target, state, torch.zeros(0, 2, dtype=D), most=3, seed=0)
     assert len(found) >= 1
     nearest = torch.cdist(found, loc[2:]).min(1)
     assert float(nearest.values.max()) < 0.05
     assert bool((mass[:-1] >= mass[1:]).all())
-    more = joined(state, mass, found, factors)
+    more = add_components(state, mass, found, factors)
     assert more.loc.shape[1] == 2 + len(found)
-    assert float(more.elbo) > float(state.elbo)
+    assert float(more.loss) < float(state.loss)
 
 
 @pytest.mark.parametrize("count", [3, 5])

@@ -83,7 +83,10 @@ def forged(source, folder, change_fields=None, change_tensors=None):
         old = folder / fields["weights"]
         tensors = load(old.read_bytes())
         change_tensors(tensors)
-        weights = save({name: value.contiguous() for name, value in tensors.items()})
+        try:
+            weights = save({name: value.contiguous() for name, value in tensors.items()})
+        except KeyError as error:
+            pytest.skip(f"safetensors before 0.7 can't write {error}")
         fields["sha256"] = hashlib.sha256(weights).hexdigest()
         old.write_bytes(weights)
     if change_fields is not None:

@@ -21,7 +21,7 @@ from whichkl.divergences import Estimate, Finite
 from whichkl.divergences.draws import bridge, monte_carlo
 from whichkl.divergences.exact import quadrature
 from whichkl.importance import pareto_smooth
-from whichkl.objectives import Between
+from whichkl.objectives import Objective
 from whichkl.objectives.objective import parameters
 from whichkl.samples.repeats import row_keys
 from whichkl.solvers import Solution
@@ -34,7 +34,7 @@ _TAIL = 30
 
 
 def between_value(
-    target: Target, objective: Between, model: Distribution, solution: Solution, stride: int, seed: int
+    target: Target, objective: Objective, model: Distribution, solution: Solution, stride: int, seed: int
 ) -> Estimate:
     """Estimate the divergence: by quadrature on the line, else by draws of both, log Z by bridge sampling where it is contained.
 
@@ -111,7 +111,7 @@ def _tail(sizes: Float[Tensor, " n"]) -> float:
     return pareto_smooth(sizes.log())[1]
 
 
-def _estimate(objective: Between, p: Target, of_p: _Side, of_q: _Side, notes: Sequence[str]) -> Estimate:
+def _estimate(objective: Objective, p: Target, of_p: _Side, of_q: _Side, notes: Sequence[str]) -> Estimate:
     sides, read = (of_p, of_q), (objective.reads_p, objective.reads_q)
     parts = [side.of for side, is_read in zip(sides, read, strict=True) if is_read]
     weights = [side.even.clone().requires_grad_(True) for side in sides]
@@ -192,7 +192,7 @@ def _ratio(free: Target, law: Distribution, x: Float[Tensor, "n d"]) -> Float[Te
     return log_p - law.log_prob(x).detach().to(torch.float64)
 
 
-def _on_the_line(target: Target, objective: Between, model: Distribution) -> Estimate:
+def _on_the_line(target: Target, objective: Objective, model: Distribution) -> Estimate:
     q = model_target(model, target)
     parts = [(weight, quadrature.divergence(target, q, kind)) for weight, kind in objective.kinds]
     whole = parts[0][1]
@@ -209,5 +209,5 @@ def _on_the_line(target: Target, objective: Between, model: Distribution) -> Est
     )
 
 
-def _knob(objective: Between) -> str:
+def _knob(objective: Objective) -> str:
     return "".join(f"; {name} = {getattr(objective, name):g}" for name in parameters(objective))

@@ -14,7 +14,7 @@ from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics, draws_in
 from whichkl.divergences import Estimate
 from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
 from whichkl.importance import khat_limit
-from whichkl.objectives import Between, ForwardKL, Objective, ReverseKL
+from whichkl.objectives import Objective
 from whichkl.solvers import Solution
 from whichkl.targets import Target
 
@@ -96,8 +96,8 @@ def find(
     disagree: bool,
 ) -> frozenset[str]:
     """Name what was found; the rules stand here and nowhere else."""
-    is_forward = isinstance(objective, ForwardKL)
-    too_far = _TOO_FAR * (objective.curvature if isinstance(objective, Between) else 1.0)
+    is_forward = objective.direction == "forward"
+    too_far = _TOO_FAR * objective.curvature
     known = value.up_to is None and value.reliable
     least = d.least_kl or 0.0
     left_out = d.separate > 1 and least > 0.01
@@ -108,7 +108,7 @@ def find(
     weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(draws) and d.ess < 0.9 * draws
     followed = (d.ess or 0.0) > 0.99 * draws and least < 0.01 and not missing and not weights
     overfit = False
-    if d.elbo is not None and d.nodes is not None and isinstance(objective, ReverseKL):
+    if d.elbo is not None and d.nodes is not None and objective.direction == "reverse":
         excess = -solution.best.loss - d.elbo.value
         overfit = math.isfinite(excess) and excess > max(_TOO_FAR, 1e-3 * target.dim, 4 * d.elbo.stderr)
     rules = {

@@ -24,7 +24,7 @@ from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
-from whichkl.objectives import Between, ForwardKL, Objective
+from whichkl.objectives import Objective
 from whichkl.process.seeds import seeded
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.work import Work
@@ -52,7 +52,7 @@ def judge(
     """
     measured = Measured()
     d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
-    is_forward, is_between = isinstance(objective, ForwardKL), isinstance(objective, Between)
+    is_forward, is_between = objective.direction == "forward", objective.is_between
     ends: tuple[str, ...] = ()
     if is_forward and whole and family.carried:
         ends = measured("mass beyond the ends of the columns", lambda: beyond_the_ends(target, model, seed), ())
@@ -77,7 +77,7 @@ def judge(
                 what, lambda: forward_value(target, family, solver, model, solution, d, seed, work, measured), (None, d)
             )
             d = _checked(target, family, solver, solution, d, seed, measured)
-        elif isinstance(objective, Between):
+        elif objective.is_between:
             work.tell("judging the fit on unseen draws", float("nan"))
             stride = stride_of(target, solver)
             value = measured(
@@ -117,14 +117,14 @@ def _drawn(model: Any, target: Target, seed: int) -> tuple[Target, Float[Tensor,
 
 def _substitute(target: Target, objective: Objective, model: Any, solution: Solution, measured: Measured) -> Estimate:
     """The mean over the fitted rows, or the solver's loss, in place of a value that couldn't be measured; not reliable."""
-    if isinstance(objective, ForwardKL) and target.samples is not None:
+    if objective.direction == "forward" and target.samples is not None:
         value = measured("the value on the fitted rows", lambda: in_sample(target, model), None)
         if value is not None:
             return value
     note = "it couldn't be measured on draws that the fit hasn't seen, and this is what the solver minimised"
-    up_to: Literal["entropy_p", "log_z"] | None = "entropy_p" if isinstance(objective, ForwardKL) else "log_z"
-    up_to = None if target.normalized and not isinstance(objective, ForwardKL) else up_to
-    name = objective.quantity if isinstance(objective, Between) else objective.name
+    up_to: Literal["entropy_p", "log_z"] | None = "entropy_p" if objective.direction == "forward" else "log_z"
+    up_to = None if target.normalized and not objective.direction == "forward" else up_to
+    name = objective.quantity
     return Estimate(name, solution.best.loss, up_to=up_to, method="loss of the solver", reliable=False, notes=(note,))
 
 

@@ -16,8 +16,8 @@ from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics
 from whichkl.divergences import Estimate, Finite
 from whichkl.divergences.draws import monte_carlo
 from whichkl.divergences.exact import quadrature
-from whichkl.families import Family, Gaussian, Mixture
-from whichkl.families.family import NodeFamily
+from whichkl.families import Family, Gaussian
+from whichkl.families.gaussian import loc_and_tril
 from whichkl.importance import effective_sample_size, pareto_smooth
 from whichkl.process.seeds import seeded
 from whichkl.solvers import Optimum
@@ -61,15 +61,13 @@ def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
     """
     if len(optima) == 1:
         return list(optima)
-    if not isinstance(family, NodeFamily) or isinstance(family, Mixture):  # moments don't say where a mixture's mass is
+    if not isinstance(family, Gaussian):  # the moments of a mixture don't say where its mass is
         return _apart_by_draws(optima)
     kept: list[tuple[Optimum, Tensor, Tensor]] = []
-    is_factorised = isinstance(family, Gaussian) and family.covariance != "full"
     for one in optima:
-        if is_factorised:
-            loc, cov = one.model.mean, one.model.variance
-        else:
-            loc, tril = family.whitening(one.model)
+        loc, cov = one.model.mean, one.model.variance
+        if family.covariance == "full":
+            loc, tril = loc_and_tril(one.model)
             cov = tril @ tril.T
         if all(_bhattacharyya(loc, cov, other, theirs) > 2 for _, other, theirs in kept):
             kept.append((one, loc, cov))

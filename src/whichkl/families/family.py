@@ -87,32 +87,6 @@ class Family(ABC):
         return {"family": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
-class NodeFamily(Family):
-    """A family whose models are smooth images of a rule for N(0, I): what deterministic solvers need."""
-
-    @abstractmethod
-    def pack(self, model: Distribution) -> Float[Tensor, " k"]:
-        """Write a model as one vector without constraints."""
-
-    @abstractmethod
-    def unpack(self, theta: Float[Tensor, " k"], dim: int) -> Distribution:
-        """Read the model that a vector without constraints stands for; differentiable."""
-
-    @abstractmethod
-    def nodes(
-        self, model: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"]
-    ) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
-        """Carry a rule for N(0, I) to one for the model: points and weights, differentiable in the parameters."""
-
-    @abstractmethod
-    def affine(self, model: Distribution, shift: Float[Tensor, " d"], scale: Float[Tensor, "d d"]) -> Distribution:
-        """Return the law of shift + scale · x for x ~ model; `scale` is lower triangular, as `whitening` gives it."""
-
-    @abstractmethod
-    def whitening(self, model: Distribution) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-        """Return the mean and a lower-triangular scale of the model, diagonal where the family's covariance is."""
-
-
 class MomentFamily(Family):
     """A family whose maximum likelihood follows from sums over the rows: every exponential family, by its moments."""
 

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 
 from whichkl._checks import InputError, cannot
 from whichkl.families.factors import maximum_likelihood_factors
-from whichkl.families.family import MomentFamily, NodeFamily
+from whichkl.families.family import MomentFamily
 from whichkl.families.gram import gram
 
 Covariance = Literal["full", "diagonal", "low_rank"]
@@ -25,7 +25,7 @@ _NEAR = 10.0
 
 
 @dataclass(frozen=True)
-class Gaussian(MomentFamily, NodeFamily):
+class Gaussian(MomentFamily):
     """q(x) = exp(−½ (x − m)ᵀ Σ⁻¹ (x − m)) / √|2πΣ|.
 
     Args:
@@ -157,58 +157,6 @@ class Gaussian(MomentFamily, NodeFamily):
             return diagonal_gaussian(parameters["loc"], parameters["scale"])
         return gaussian(parameters["loc"], parameters["scale_tril"], self.covariance)
 
-    def pack(self, model: Distribution) -> Float[Tensor, " k"]:
-        """Write m, log diag L and, where Σ is full, L's strict lower triangle; of a low rank m, log D and W."""
-        if self.covariance == "low_rank":
-            loc, factor, diagonal = low_rank_parts(model)
-            return torch.cat([loc, diagonal.log(), factor.flatten()])
-        if self.covariance == "diagonal":
-            loc, scale = diagonal_parts(model)
-            return torch.cat([loc, scale.log()])
-        loc, tril = loc_and_tril(model)
-        return pack_gaussian(loc, tril, self.covariance)
-
-    def unpack(self, theta: Float[Tensor, " k"], dim: int) -> Distribution:
-        """Read the vector that `pack` writes."""
-        if self.covariance == "low_rank":
-            return low_rank(theta[:dim], theta[2 * dim :].reshape(dim, self.rank_in(dim)), theta[dim : 2 * dim].exp())
-        if self.covariance == "diagonal":
-            return diagonal_gaussian(theta[:dim], theta[dim : 2 * dim].exp())
-        return gaussian(*unpack_gaussian(theta, dim, self.covariance), self.covariance)
-
-    def nodes(
-        self, model: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"]
-    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
-        """Return m + L z with the same weights."""
-        if self.covariance == "diagonal":
-            loc, scale = diagonal_parts(model)
-            return loc + scale * z, w
-        loc, tril = loc_and_tril(model)
-        return loc + z @ tril.T, w
-
-    def affine(self, model: Distribution, shift: Float[Tensor, " d"], scale: Float[Tensor, "d d"]) -> Distribution:
-        """Return N(shift + scale · m, (scale · L)(scale · L)ᵀ).
-
-        Raises:
-            InputError: the covariance has a low rank, and `scale` isn't diagonal: such an image would leave the family.
-        """
-        if self.covariance == "low_rank":
-            loc, factor, diagonal = low_rank_parts(model)
-            by = scale.diagonal()
-            if bool((scale != torch.diag(by)).any()):
-                because = "it would no longer be WWᵀ + D"
-                raise InputError(cannot("scale a low-rank Gaussian by a full matrix", because, "Give a diagonal one"))
-            return low_rank(shift + by * loc, by[:, None] * factor, by.square() * diagonal)
-        loc, tril = loc_and_tril(model)
-        return gaussian(shift + scale @ loc, scale @ tril, self.covariance)
-
-    def whitening(self, model: Distribution) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-        """Return m and L; of a low rank m and the standard deviations, since only these keep it in the family."""
-        if self.covariance == "low_rank":
-            loc, factor, diagonal = low_rank_parts(model)
-            return loc, torch.diag((factor.square().sum(-1) + diagonal).sqrt())
-        return loc_and_tril(model)
-
     def rank_in(self, dim: int) -> int:
         """Return the rank where dimension `dim` has room for it.
 
@@ -289,29 +237,6 @@ def loc_and_tril(model: Distribution) -> tuple[Tensor, Tensor]:
         return model.base_dist.loc, torch.diag_embed(model.base_dist.scale)
     because = f"it is a `{type(model).__name__}`"
     raise InputError(cannot("read a Gaussian from this model", because, "Use a MultivariateNormal or Independent(Normal, 1)"))
-
-
-def pack_gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Float[Tensor, " k"]:
-    """Write (m, L) as one vector: m, log diag L, strict lower triangle of L."""
-    parts = [loc, tril.diagonal().log()]
-    if covariance == "full":
-        row, column = torch.tril_indices(len(loc), len(loc), -1, device="cpu")
-        parts.append(tril[row, column])
-    return torch.cat(parts)
-
-
-def unpack_gaussian(theta: Tensor, dim: int, covariance: Covariance) -> tuple[Tensor, Tensor]:
-    """Read (m, L) back from the vector."""
-    tril = torch.diag(theta[dim : 2 * dim].exp())
-    if covariance == "full":
-        row, column = torch.tril_indices(dim, dim, -1, device="cpu")
-        tril = tril.index_put((row, column), theta[2 * dim :])
-    return theta[:dim], tril
-
-
-def size(dim: int, covariance: Covariance) -> int:
-    """The number of free parameters of one Gaussian."""
-    return 2 * dim + (dim * (dim - 1) // 2 if covariance == "full" else 0)
 
 
 def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
-from whichkl._checks import InputError, TargetError, cannot
-from whichkl.families.family import NodeFamily
-from whichkl.families.gaussian import check_covariance, gaussian, loc_and_tril, pack_gaussian, size, unpack_gaussian
+from whichkl._checks import InputError, cannot
+from whichkl.families.family import Family
+from whichkl.families.gaussian import check_covariance, gaussian, loc_and_tril
 from whichkl.families.student_t import MultivariateStudentT
 
 SHAPES = ("full", "diagonal", "tied")
@@ -21,7 +18,7 @@ LAWS = ("gaussian", "student_t")
 
 
 @dataclass(frozen=True)
-class Mixture(NodeFamily):
+class Mixture(Family):
     """q(x) = Σₖ πₖ N(x; mₖ, Σₖ) with K components, or Σₖ πₖ t(x; νₖ, mₖ, Σₖ).
 
     Args:
@@ -90,67 +87,6 @@ class Mixture(NodeFamily):
         """Build the model from what `parameters` gives."""
         p = parameters
         return mixture(p["probs"], p["loc"], p["scale_tril"], self.covariance, p.get("df"))
-
-    def pack(self, model: Distribution) -> Float[Tensor, " k"]:
-        """Write log π, log ν of Student-t, then each component as a Gaussian does (its mean alone but the first if tied)."""
-        probs, loc, tril, df = mixture_parts(model)
-        parts = [probs.log()] + ([] if df is None else [df.log()])
-        parts += [pack_gaussian(m, s, self._shape) for m, s in zip(loc, tril, strict=True)]
-        if self.covariance == "tied":
-            parts = parts[: -self.count + 1 or None] + [m for m in loc[1:]]
-        return torch.cat(parts)
-
-    def unpack(self, theta: Float[Tensor, " k"], dim: int) -> Distribution:
-        """Read the vector that `pack` writes; π is the softmax of its first K entries."""
-        k, one = self.count, size(dim, self._shape)
-        heads = k * (2 if self.law == "student_t" else 1)
-        want = heads + (one + (k - 1) * dim if self.covariance == "tied" else k * one)
-        if len(theta) != want:
-            raise InputError(cannot("read the mixture", f"{len(theta)} numbers don't fit dimension {dim}", "Pack it anew"))
-        df = theta[k:heads].exp() if self.law == "student_t" else None
-        if self.covariance == "tied":
-            first, tril = unpack_gaussian(theta[heads : heads + one], dim, "full")
-            loc = torch.cat([first[None], theta[heads + one :].reshape(-1, dim)])
-            tril = tril.expand(k, dim, dim)
-        else:
-            parts = [unpack_gaussian(part, dim, self._shape) for part in theta[heads:].reshape(k, -1)]
-            loc, tril = torch.stack([m for m, _ in parts]), torch.stack([s for _, s in parts])
-        return mixture(theta[:k].softmax(0), loc, tril, self.covariance, df)
-
-    @property
-    def _shape(self) -> Any:
-        """The shape of one component's covariance."""
-        return "diagonal" if self.covariance == "diagonal" else "full"
-
-    def nodes(
-        self, model: Distribution, z: Float[Tensor, "m d"], w: Float[Tensor, " m"]
-    ) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
-        """Return the same nodes under every component, weighted by πₖ (stratified).
-
-        Raises:
-            TargetError: the components are Student-t, which a rule for normals doesn't reach.
-        """
-        probs, loc, tril, df = mixture_parts(model)
-        if df is not None:
-            because = "its nodes are those of normals, and these components have heavier tails"
-            raise TargetError(cannot("minimise reverse KL over a mixture of Student-t", because, "Use law='gaussian'"))
-        x = loc[:, None] + torch.einsum("kij,mj->kmi", tril, z)
-        return x.reshape(-1, z.shape[1]), (probs[:, None] * w).reshape(-1)
-
-    def affine(self, model: Distribution, shift: Float[Tensor, " d"], scale: Float[Tensor, "d d"]) -> Distribution:
-        """Carry every component over; the weights stay."""
-        probs, loc, tril, df = mixture_parts(model)
-        return mixture(probs, shift + loc @ scale.T, scale @ tril, self.covariance, df)
-
-    def whitening(self, model: Distribution) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-        """Return the mean and the Cholesky factor of the covariance of the whole mixture (of the scales, if Student-t)."""
-        probs, loc, tril, _ = mixture_parts(model)
-        mean = probs @ loc
-        apart = loc - mean
-        covariance = torch.einsum("k,kij,klj->il", probs, tril, tril) + torch.einsum("k,ki,kj->ij", probs, apart, apart)
-        if self.covariance == "diagonal":
-            return mean, torch.diag(covariance.diagonal().sqrt())
-        return mean, torch.linalg.cholesky(covariance)
 
 
 def mixture(probs: Tensor, loc: Tensor, tril: Tensor, covariance: str, df: Tensor | None = None) -> MixtureSameFamily:

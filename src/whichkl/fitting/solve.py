@@ -15,7 +15,7 @@ from whichkl.diagnostics import Judgement, carried, stride_of
 from whichkl.families import Family, NetworkFamily
 from whichkl.families.family import cast
 from whichkl.fitting.result import Fit
-from whichkl.objectives import OBJECTIVES, Between, ForwardKL, Objective, objective_of
+from whichkl.objectives import OBJECTIVES, Objective, objective_of
 from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
@@ -87,7 +87,7 @@ def solve(
         family.check_samples(free.samples, p.names)
     if p.device.type == "cpu":
         check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
-    is_judged = judged and isinstance(chosen, (ForwardKL, Between))
+    is_judged = judged and chosen.direction != "reverse"
     solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
     if math.isnan(solution.best.loss):
         because = f"the loss of `{family}` isn't a number: squares of some rows, or of their x, leave float64"

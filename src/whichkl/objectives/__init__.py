@@ -1,4 +1,4 @@
-"""Objectives: what a fit minimises, and the access that it requires; the registry, and how a text names one of it."""
+"""Objectives: what a fit minimises, and the access that it requires; their registry, and the texts that name them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from difflib import get_close_matches
 from typing import Any
 
 from whichkl._checks import InputError, cannot
-from whichkl.objectives.between import Between
 from whichkl.objectives.jeffreys import Jeffreys
 from whichkl.objectives.kl import ForwardKL, ReverseKL
 from whichkl.objectives.mixed import JensenShannon, SkewForwardKL, SkewReverseKL
-from whichkl.objectives.objective import Objective, UpTo, parameters
+from whichkl.objectives.objective import Direction, Objective, UpTo, parameters
 from whichkl.objectives.renyi import Renyi
 
 OBJECTIVES: dict[str, Objective] = {
     one.name: one for one in (ForwardKL(), ReverseKL(), Jeffreys(), JensenShannon(), SkewForwardKL(), SkewReverseKL(), Renyi())
 }
-"""Every objective by its name, best first where several are possible; those with a parameter at its default."""
+"""Every objective by its name, best first where several are possible, with its default parameter."""
 
 __all__ = [
     "OBJECTIVES",
-    "Between",
+    "Direction",
     "ForwardKL",
     "Jeffreys",
     "JensenShannon",
@@ -35,10 +34,10 @@ __all__ = [
 
 
 def objective_of(objective: Objective | str) -> Objective:
-    """Return the objective that a text stands for: its name, and after a colon its parameter where it has one.
+    """Return the objective that a text names: its name, then a colon and its parameter if it has one.
 
     Raises:
-        InputError: the name isn't known, or the parameter can't be this.
+        InputError: the name isn't known, or the parameter isn't allowed.
 
     >>> objective_of("jeffreys:0.3")
     Jeffreys(weight_on_forward=0.3)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from whichkl.access import Access, Requirement
 from whichkl.divergences import kinds
-from whichkl.objectives.between import BOTH, Between, Ratios, check_weight
+from whichkl.objectives.objective import DRAWS_AND_LOG_P, Objective, Ratios, check_weight
 
 
 @dataclass(frozen=True)
-class Jeffreys(Between):
+class Jeffreys(Objective):
     """w KL(p‖q) + (1 − w) KL(q‖p): a path from reverse KL (w = 0) to forward KL (w = 1), with both as its ends.
 
     Args:
@@ -35,30 +35,30 @@ class Jeffreys(Between):
     title: ClassVar[str] = "Jeffreys"
     formula: ClassVar[str] = "w KL(p‖q) + (1 − w) KL(q‖p)"
     character: ClassVar[str] = "covers mass as far as w is on forward KL; w leads from one direction to the other"
-    requires: ClassVar[Requirement] = BOTH
+    requires: ClassVar[Requirement] = DRAWS_AND_LOG_P
 
     def __post_init__(self) -> None:
         """Check the weight."""
         check_weight("weight_on_forward", self.weight_on_forward, closed=True)
 
     def reason(self, access: Access) -> str:
-        """Say that both expectations are at hand."""
+        """Return that both expectations are available."""
         tail = "" if Access.NORMALIZED in access else " (log Z doesn't depend on q, and cancels at w = ½)"
         return f"you have draws of p for the forward part, and log p at draws of q for the reverse part{tail}"
 
     @property
     def quantity(self) -> str:
-        """`jeffreys` is the name of the sum of both, so that the value has another."""
+        """The name of a fit's value: `jeffreys` is the unweighted sum of both KLs."""
         return "weighted_jeffreys"
 
     @property
     def reads_p(self) -> bool:
-        """Where w > 0."""
+        """True if w > 0."""
         return self.weight_on_forward > 0
 
     @property
     def reads_q(self) -> bool:
-        """Where w < 1."""
+        """True if w < 1."""
         return self.weight_on_forward < 1
 
     @property
@@ -74,7 +74,7 @@ class Jeffreys(Between):
         return tuple(one for one in parts if one[0] > 0)
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
-        """W Σ w_p ℓ − (1 − W) Σ w_q ℓ.
+        """Return w Σ w_p ℓ − (1 − w) Σ w_q ℓ.
 
         >>> import torch
         >>> one = torch.ones(1)

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from whichkl.access import Access, Requirement
 from whichkl.divergences import kinds
-from whichkl.objectives.between import Between, Ratios, check_weight
+from whichkl.objectives.objective import Objective, Ratios, check_weight
 
 _NORMALIZED = Access.LOG_PROB | Access.NORMALIZED
 
 
 @dataclass(frozen=True)
-class JensenShannon(Between):
-    """w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q: bounded by the entropy of (w, 1 − w), and finite always.
+class JensenShannon(Objective):
+    """w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q: always finite, bounded by the entropy of (w, 1 − w).
 
-    It vanishes at both ends of its weight: divided by w (1 − w) it goes to forward KL as w → 0, and to reverse KL as w → 1. That
-    scaled one is what solvers minimise, so that tolerances in nats mean the same all along.
+    It vanishes at both ends of its weight: divided by w (1 − w) it goes to forward KL as w → 0, and to reverse KL as w → 1.
+    Solvers minimise the divided form, so that a tolerance in nats means the same for every w.
 
     Args:
         weight: w, the weight of p in m, in (0, 1), as in `estimate`.
@@ -38,7 +38,7 @@ class JensenShannon(Between):
     name: ClassVar[str] = "jensen_shannon"
     title: ClassVar[str] = "Jensen–Shannon"
     formula: ClassVar[str] = "w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q"
-    character: ClassVar[str] = "bounded: what one of them misses costs at most so much; forward as w → 0, reverse as w → 1"
+    character: ClassVar[str] = "bounded: what one of them misses has a bounded cost; forward as w → 0, reverse as w → 1"
     requires: ClassVar[Requirement] = Requirement(Access.SAMPLES | _NORMALIZED, Access.SAMPLER | _NORMALIZED)
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class JensenShannon(Between):
         check_weight("weight", self.weight)
 
     def reason(self, access: Access) -> str:
-        """Say that the mixture can be evaluated at draws of both."""
+        """Return that the mixture can be evaluated at draws of both."""
         return "you have draws of p, and the mixture of p and q can be evaluated, since p is normalised"
 
     @property
@@ -56,18 +56,18 @@ class JensenShannon(Between):
 
     @property
     def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """Itself."""
+        """The divergence itself."""
         return ((1.0, kinds.JensenShannon(self.weight)),)
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
-        """W Σ w_p log p/m + (1 − W) Σ w_q log q/m."""
+        """Return w Σ w_p log p/m + (1 − w) Σ w_q log q/m."""
         w = self.weight
         return w * (_over_mixture(at_p, w) @ w_p) + (1 - w) * (_over_mixture(-at_q, 1 - w) @ w_q)
 
 
 @dataclass(frozen=True)
-class _Skew(Between):
-    """What both skew KLs share: their weight, and their curvature at q = p."""
+class _Skew(Objective):
+    """The weight of both skew KLs, and their curvature at q = p."""
 
     weight: float = 0.1
 
@@ -97,25 +97,25 @@ class SkewForwardKL(_Skew):
     name: ClassVar[str] = "skew_forward_kl"
     title: ClassVar[str] = "Skew forward KL"
     formula: ClassVar[str] = "KL(p‖w p + (1 − w) q)"
-    character: ClassVar[str] = "forward KL with a bound, −log w: outliers of p that q misses cost at most so much"
+    character: ClassVar[str] = "forward KL with a bound, −log w: an outlier of p that q misses costs no more than that"
     requires: ClassVar[Requirement] = Requirement(Access.SAMPLES | _NORMALIZED, Access.SAMPLER | _NORMALIZED)
 
     def reason(self, access: Access) -> str:
-        """Say that the mixture can be evaluated at draws of p."""
+        """Return that the mixture can be evaluated at draws of p."""
         return "its expectation is under p, whose draws you have, and log p is normalised, so that the mixture can be evaluated"
 
     @property
     def reads_q(self) -> bool:
-        """It doesn't."""
+        """False."""
         return False
 
     @property
     def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """Itself."""
+        """The divergence itself."""
         return ((1.0, kinds.SkewForwardKL(self.weight)),)
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
-        """Σ w_p log p/m."""
+        """Return Σ w_p log p/m."""
         return _over_mixture(at_p, self.weight) @ w_p
 
 
@@ -135,25 +135,25 @@ class SkewReverseKL(_Skew):
     name: ClassVar[str] = "skew_reverse_kl"
     title: ClassVar[str] = "Skew reverse KL"
     formula: ClassVar[str] = "KL(q‖w q + (1 − w) p)"
-    character: ClassVar[str] = "reverse KL with a bound, −log w: q may stand where p has no mass, at that price"
+    character: ClassVar[str] = "reverse KL with a bound, −log w: q may put mass where p has none, at that price"
     requires: ClassVar[Requirement] = Requirement(_NORMALIZED)
 
     def reason(self, access: Access) -> str:
-        """Say that the mixture can be evaluated at draws of q."""
+        """Return that the mixture can be evaluated at draws of q."""
         return "its expectation is under q, which can always be sampled, and log p is normalised, so the mixture can be evaluated"
 
     @property
     def reads_p(self) -> bool:
-        """It doesn't."""
+        """False."""
         return False
 
     @property
     def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """Itself."""
+        """The divergence itself."""
         return ((1.0, kinds.SkewReverseKL(self.weight)),)
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
-        """Σ w_q log q/m."""
+        """Return Σ w_q log q/m."""
         return _over_mixture(-at_q, self.weight) @ w_q
 
 

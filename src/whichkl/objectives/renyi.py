@@ -12,16 +12,16 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.access import Access, Requirement
 from whichkl.divergences import kinds
-from whichkl.objectives.between import BOTH, Between, Ratios
+from whichkl.objectives.objective import DRAWS_AND_LOG_P, Objective, Ratios
 
 
 @dataclass(frozen=True)
-class Renyi(Between):
+class Renyi(Objective):
     """log(∫ pᵃ q¹⁻ᵃ) / (a − 1): forward KL as a → 1; divided by a, reverse KL as a → 0. Above 1 it covers more than forward KL.
 
     Below 1 the integral is 1 − J, J = ∫ (a p + (1 − a) q − pᵃ q¹⁻ᵃ), whose integrand is never negative, over draws of both:
     J = E_m[…/m] with m = ½ p + ½ q, so that no term is above 2 and none rewards a model that fits a few draws alone. p must
-    be normalised for that, or its Z be estimated. Above 1 it is log E_p[(p/q)ᵃ⁻¹]/(a − 1), up to log Z. The log of a mean is
+    be normalised for that, or Z is estimated. Above 1 it is log E_p[(p/q)ᵃ⁻¹]/(a − 1), up to log Z. The log of a mean is
     biased by half its squared standard error.
 
     Args:
@@ -39,7 +39,7 @@ class Renyi(Between):
     title: ClassVar[str] = "Rényi"
     formula: ClassVar[str] = "log(∫ pᵃ q¹⁻ᵃ) / (a − 1)"
     character: ClassVar[str] = "forward KL as a → 1, and above it covers more; a times reverse KL as a → 0"
-    requires: ClassVar[Requirement] = BOTH
+    requires: ClassVar[Requirement] = DRAWS_AND_LOG_P
 
     def __post_init__(self) -> None:
         """Check the order."""
@@ -48,13 +48,13 @@ class Renyi(Between):
         kinds.Renyi(self.order)
 
     def reason(self, access: Access) -> str:
-        """Say that ratios are at hand at draws of both."""
+        """Return that log p − log q can be evaluated at draws of both."""
         tail = "" if Access.NORMALIZED in access else " (log Z is estimated by bridge sampling between them)"
         return f"you have log p at draws of p and of q{tail}"
 
     @property
     def reads_q(self) -> bool:
-        """Below order 1."""
+        """True below order 1."""
         return self.order < 1
 
     @property
@@ -64,7 +64,7 @@ class Renyi(Between):
 
     @property
     def reads_log_z(self) -> bool:
-        """Below order 1."""
+        """True below order 1."""
         return self.order < 1
 
     @property
@@ -74,11 +74,11 @@ class Renyi(Between):
 
     @property
     def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """Itself."""
+        """The divergence itself."""
         return ((1.0, kinds.Renyi(self.order)),)
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
-        """Log of the integral over a − 1, as the class says; ∞ where nothing is left of the integral."""
+        """Return log of the integral over a − 1, in the form that the class gives; ∞ where the integral is 0."""
         a = self.order
         if a > 1:
             return _log_mean((a - 1) * at_p, w_p) / (a - 1)

@@ -3,7 +3,7 @@
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family
-from whichkl.objectives import Between, Objective
+from whichkl.objectives import Objective
 from whichkl.solvers.draws.sticking_the_landing import StickingTheLanding
 from whichkl.solvers.draws.stochastic import Stochastic
 from whichkl.solvers.draws.stochastic_two_sided import StochasticTwoSided
@@ -86,10 +86,10 @@ def solver_for(objective: Objective, family: Family, access: Access, wanted: Sol
 
 def families_of(objective: Objective) -> tuple[str, ...]:
     """Return the names of the families over which some solver minimises an objective, with some of their options at least."""
-    kinds = [kind for kind in SOLVERS if isinstance(objective, kind.objective)]
+    kinds = [kind for kind in SOLVERS if objective.direction == kind.direction]
     return tuple(dict.fromkeys(family.__name__ for kind in kinds for family in kind.families))
 
 
 def _families(objective: Objective) -> str:
     """Which those are, in brackets, for a divergence between the directions; of others they are too many to name."""
-    return f" ({', '.join(families_of(objective))})" if isinstance(objective, Between) else ""
+    return f" ({', '.join(families_of(objective))})" if objective.is_between else ""

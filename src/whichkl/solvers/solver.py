@@ -10,7 +10,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal
 
 from whichkl.access import Access
 from whichkl.families import Family
-from whichkl.objectives import Objective
+from whichkl.objectives import Direction, Objective
 from whichkl.samples import Block
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -69,13 +69,13 @@ class Solver(ABC):
     """Whether refitting is cheap enough for cross-fitting and for comparing neighbouring families."""
     holds_chains: ClassVar[bool] = False
     """Whether it leaves out the ends of chains where it's given a stride."""
-    objective: ClassVar[type[Objective]]
+    direction: ClassVar[Direction]
     families: ClassVar[tuple[type[Family], ...]]
 
     @classmethod
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
         """Whether this solver can do the job."""
-        return isinstance(objective, cls.objective) and isinstance(family, cls.families)
+        return objective.direction == cls.direction and isinstance(family, cls.families)
 
     def toward(self, objective: Objective) -> Solver:
         """Return the solver of this very objective, where the class solves several; itself unless said."""

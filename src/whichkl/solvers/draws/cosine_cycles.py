@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl.files.journal import Journal, tensors_behind
+from whichkl.solvers.descent import warm_cosine
 from whichkl.solvers.work import Work
 
 Gradient = Callable[[Float[Tensor, "s p"], list[int], int], Float[Tensor, "s p"]]
@@ -216,6 +217,4 @@ def _seed(seed: int, number: int) -> int:
 def _schedule(done: float, total: int) -> float:
     """Rise over `_WARM` steps, then fall as a cosine to a hundredth."""
     warm = min(_WARM / total, 0.1)
-    if done < warm:
-        return (done * total + 1) / (warm * total + 1)
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
+    return warm_cosine(done, warm, 1 / (warm * total + 1))

@@ -19,7 +19,7 @@ from whichkl.families.gaussian import diagonal_parts, loc_and_tril
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import law_of
 from whichkl.families.user_module import Module
-from whichkl.objectives import Objective, ReverseKL
+from whichkl.objectives import Direction, Objective
 from whichkl.process.seeds import seeded
 from whichkl.solvers.draws.cosine_cycles import Cycles, Descent
 from whichkl.solvers.draws.reparameterised import FlowRows, ModuleRows, Rows
@@ -68,7 +68,7 @@ class StickingTheLanding(Solver):
 
     name: ClassVar[str] = "sticking_the_landing"
     refits: ClassVar[bool] = False
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Flow, Module)
 
     steps: int = 400

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family, log_likelihood
 from whichkl.families.network_family import NetworkFamily
-from whichkl.objectives import ForwardKL, Objective
+from whichkl.objectives import Direction
 from whichkl.process.seeds import seeded
+from whichkl.solvers.descent import warm_cosine
 from whichkl.solvers.draws.batches import Data, data_of, generator_for
 from whichkl.solvers.draws.criterion import Criterion, Likelihood
-from whichkl.solvers.draws.training import Run, started
+from whichkl.solvers.draws.training import Training, start_training
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -61,7 +62,7 @@ class Stochastic(Solver):
 
     name: ClassVar[str] = "stochastic"
     refits: ClassVar[bool] = False
-    objective: ClassVar[type[Objective]] = ForwardKL
+    direction: ClassVar[Direction] = "forward"
     families: ClassVar[tuple[type[Family], ...]] = (NetworkFamily,)
 
     steps: int = 4_000
@@ -103,7 +104,7 @@ class Stochastic(Solver):
         total = self._total(data, criterion)
         rounds = max(1, math.ceil(total / data.batches.steps))
         run = self._begin(family, criterion, data, seed)
-        rate = None if work.journal is None else run.resume(work.journal)
+        rate = None if work.journal is None else run.read(work.journal)
         if rate is None:
             rate = self.learning_rate or self._best_rate(family, criterion, data, seed, work)
             run.judge(data.read(data.validation))
@@ -112,7 +113,7 @@ class Stochastic(Solver):
             work.tell(f"training, loss {run.best_loss:.4g} on unseen rows", run.round / rounds)
             self._round(run, data, rate, total, seed)
             if work.journal is not None:
-                run.save(work.journal, rate)
+                run.write(work.journal, rate)
         if not math.isfinite(run.best_loss):
             because = run.trouble or f"its {criterion.what} is infinite or NaN on unseen rows"
             raise InputError(cannot(f"train `{family}`", because, criterion.instead))
@@ -123,7 +124,7 @@ class Stochastic(Solver):
         data = data_of(target, family, seed, work, stride, self.batch)
         return data, Likelihood(family, data.kept, target.stream is not None)
 
-    def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Run:
+    def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Training:
         """Build the module, the same for a seed, and refuse it where it isn't a law of such rows."""
         x = data.validation.x
         with seeded(seed):
@@ -140,7 +141,7 @@ class Stochastic(Solver):
         if not value.requires_grad:
             because = "its `log_prob` doesn't depend on its weights"
             raise InputError(cannot(f"train `{family}`", because, "Build the law of parameters in `forward`"))
-        return started(family, criterion, module, model, self.weight_decay, self.clip)
+        return start_training(family, criterion, module, model, self.weight_decay, self.clip)
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
         """Train for `TRIAL` steps at each rate from the same start; return the one with the least loss on unseen rows."""
@@ -161,7 +162,7 @@ class Stochastic(Solver):
         deep: Any = getattr(family, "hidden", None)
         return _RATES if family.decays and deep else _RATES_OF_FEW
 
-    def _round(self, run: Run, data: Data, rate: float, total: int, seed: int) -> None:
+    def _round(self, run: Training, data: Data, rate: float, total: int, seed: int) -> None:
         """Train for one round, judge it, and go back to the best weights where it diverged."""
         batches = data.batches
         left = total - run.round * batches.steps
@@ -183,13 +184,13 @@ class Stochastic(Solver):
         epochs = self.epochs or min(max(2, round(self.steps / per_epoch)), 200)
         return max(1, round(epochs * per_epoch))
 
-    def _is_over(self, run: Run, rounds: int) -> bool:
+    def _is_over(self, run: Training, rounds: int) -> bool:
         return self._is_stopped(run, rounds) or run.skipped > self.skips or run.factor < 0.5**_RESTARTS
 
-    def _is_stopped(self, run: Run, rounds: int) -> bool:
+    def _is_stopped(self, run: Training, rounds: int) -> bool:
         return run.since >= max(5, math.ceil(self.patience * rounds))
 
-    def _solution(self, run: Run, data: Data, rounds: int, total: int, target: Target) -> Solution:
+    def _solution(self, run: Training, data: Data, rounds: int, total: int, target: Target) -> Solution:
         """Say how it ended: early, flat, or stopped in the middle of a fall."""
         run.module.load_state_dict(run.best)
         model = run.family.finished(run.module, data.shape)
@@ -233,6 +234,4 @@ def _endless(data: Data) -> Any:
 def _schedule(done: float, total: int) -> float:
     """Rise over 5 % of the steps (100 at most), then fall as a cosine to a hundredth. Source: Loshchilov & Hutter (2017)."""
     warm = min(_WARM / total, 0.05)
-    if done < warm:
-        return (done * total + 1) / (warm * total + 1)
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
+    return warm_cosine(done, warm, 1 / (warm * total + 1))

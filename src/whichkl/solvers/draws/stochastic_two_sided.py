@@ -16,14 +16,14 @@ from whichkl.families import Autoregressive, Family, Flow, Gaussian
 from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.user_module import Module
-from whichkl.objectives import Between, Jeffreys, Objective
+from whichkl.objectives import Direction, Jeffreys, Objective
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block
 from whichkl.solvers.draws.batches import Data, Shuffled, data_of
 from whichkl.solvers.draws.criterion import Criterion
 from whichkl.solvers.draws.sticking_the_landing import gaussians_to_start
 from whichkl.solvers.draws.stochastic import TRIAL, Stochastic
-from whichkl.solvers.draws.training import Run
+from whichkl.solvers.draws.training import Training
 from whichkl.solvers.draws.two_sided_criterion import BothSides
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.work import Work
@@ -75,12 +75,12 @@ class StochasticTwoSided(Stochastic):
     """
 
     name: ClassVar[str] = "stochastic_two_sided"
-    objective: ClassVar[type[Objective]] = Between  # type: ignore[type-abstract]
+    direction: ClassVar[Direction] = "between"
     families: ClassVar[tuple[type[Family], ...]] = (Flow, Autoregressive, Module)
 
     draws: int | None = None
     judged_on: int = 2_048
-    minimised: Between = field(default_factory=Jeffreys)
+    minimised: Objective = field(default_factory=Jeffreys)
     """Which of them; `fit` sets it."""
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class StochasticTwoSided(Stochastic):
 
     def toward(self, objective: Objective) -> StochasticTwoSided:
         """Return the solver of this very objective."""
-        if not isinstance(objective, Between):
+        if not objective.is_between:
             raise TypeError(objective)
         return replace(self, minimised=objective)
 
@@ -121,7 +121,7 @@ class StochasticTwoSided(Stochastic):
         draws = self.draws or max(2, data.batches.size)
         return data, BothSides(self.minimised, target, log_z, draws, self.judged_on, (seed + 77) % 2**31, notes)
 
-    def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Run:
+    def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Training:
         """Put a flow at rest, and refuse a law without a gradient where one is needed."""
         run = super()._begin(family, criterion, data, seed)
         if isinstance(run.module, FlowNetwork):
@@ -178,7 +178,7 @@ def _less(block: Block, log_z: float) -> Block:
     return block if block.log_p is None else replace(block, log_p=block.log_p - log_z)
 
 
-def _log_z(target: Target, block: Block, objective: Between, seed: int) -> tuple[float, tuple[str, ...]]:
+def _log_z(target: Target, block: Block, objective: Objective, seed: int) -> tuple[float, tuple[str, ...]]:
     """Log Z by a sum over all states, else bridged between rows of p and their Gaussian of maximum likelihood; and doubts.
 
     Raises:

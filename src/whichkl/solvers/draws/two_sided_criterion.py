@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import log_likelihood
-from whichkl.objectives import Between
+from whichkl.objectives import Objective
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block
 from whichkl.solvers.draws.criterion import Criterion, judged
@@ -21,14 +21,14 @@ from whichkl.targets import Target
 
 @dataclass(frozen=True)
 class BothSides(Criterion):
-    """The loss of a `Between`, divided by its curvature, on a batch of p's rows and on fresh draws of q; gradients unbiased.
+    """The loss of a divergence between the directions, divided by its curvature, on a batch of rows and on fresh draws of q.
 
-    With ℓ = log p − log q and gᵢ the derivative of the loss in ℓᵢ: rows of p contribute −Σ gᵢ ∂ log q(xᵢ)/∂φ. Draws of q
-    contribute Σ gᵢ ∇ₓℓ · ∂x/∂φ along x = x(z; φ), less Σ (gᵢ − ḡ) ∂ log q(xᵢ)/∂φ, ḡ the mean of the others: E_q[∂ log q/∂φ] = 0.
-    Where the loss is linear in ℓ, as in Jeffreys, that is sticking the landing; elsewhere it vanishes with the spread of g, as
-    at q = p. Without `rsample` the first term is the score function's, Σ (fᵢ − f̄) ∂ log q(xᵢ)/∂φ, fᵢ the derivative of the loss
-    in the weight of xᵢ. The log of a mean, as in Rényi's divergence, is that of the batch: its gradient is biased by the order
-    of 1/batch.
+    The gradient is unbiased. Let ℓ = log p − log q, and gᵢ the derivative of the loss in ℓᵢ. Rows of p contribute
+    −Σ gᵢ ∂ log q(xᵢ)/∂φ. Draws of q contribute Σ gᵢ ∇ₓℓ · ∂x/∂φ along x = x(z; φ), minus Σ (gᵢ − ḡ) ∂ log q(xᵢ)/∂φ with ḡ the
+    mean of the other gⱼ, since E_q[∂ log q/∂φ] = 0. Where the loss is linear in ℓ, as in Jeffreys, that is sticking the
+    landing; elsewhere it vanishes with the spread of g, as at q = p. Without `rsample` the first term is the score function's,
+    Σ (fᵢ − f̄) ∂ log q(xᵢ)/∂φ, with fᵢ the derivative of the loss in the weight of xᵢ. The log of a mean, as in Rényi's
+    divergence, is that of the batch, so its gradient has a bias of order 1/batch.
 
     Args:
         objective: the divergence.
@@ -48,7 +48,7 @@ class BothSides(Criterion):
         "look at the starting weights, or give a smaller `learning_rate`"
     )
 
-    objective: Between
+    objective: Objective
     target: Target
     log_z: float
     draws: int

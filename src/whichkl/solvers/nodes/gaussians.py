@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whichkl.families.gaussian import entropy
 from whichkl.solvers.nodes.batched_lbfgs import Memory, ascend
+from whichkl.solvers.nodes.ensemble import Nodes, evaluate
 from whichkl.targets import Target
 
 _STEPS, _SMALL = 20, 200
@@ -39,8 +40,9 @@ class Gaussians:
     """What L-BFGS has learnt of the ELBO about each, on these nodes or on fewer, in the coordinates that were whitened then."""
 
     @classmethod
-    def at(cls, target: Target, z: Tensor, w: Tensor, loc: Tensor, tril: Tensor, memory: Memory | None = None) -> Gaussians:
+    def at(cls, target: Target, nodes: Nodes, loc: Tensor, tril: Tensor, memory: Memory | None = None) -> Gaussians:
         """Evaluate the target at B × m points in one call."""
+        z, w = nodes.z, nodes.w
         value, score = evaluate(target, loc[:, None] + z @ tril.transpose(-1, -2))
         elbo = value @ w + entropy(tril)
         b, slope = cls._moments(score, tril, torch.cat([w[:, None], w[:, None] * z], 1))
@@ -77,7 +79,7 @@ class Gaussians:
 
     def moved(self, loc: Float[Tensor, "b d"], tril: Float[Tensor, "b d d"]) -> Gaussians:
         """Evaluate others on the same nodes."""
-        return Gaussians.at(self.target, self.z, self.w, loc, tril)
+        return Gaussians.at(self.target, Nodes(self.z, self.w), loc, tril)
 
     def step(self, rho: Float[Tensor, " b"]) -> Gaussians:
         """Take every natural-gradient step of length ρ; a full one is damped only where A isn't positive.
@@ -161,9 +163,3 @@ class Gaussians:
         elif memory is not None:
             memory = memory.put(index, memory.blank(len(index)))
         return replace(self, memory=memory, **moving)
-
-
-def evaluate(target: Target, x: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m d"]]:
-    """Return log p and ∇log p at a batch of node sets, in one call."""
-    value, score = target.trial(x.reshape(-1, x.shape[-1]))
-    return value.reshape(x.shape[:2]), score.reshape(x.shape)

@@ -14,12 +14,12 @@ from torch.distributions import Distribution
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts, low_rank, low_rank_parts
-from whichkl.objectives import Objective, ReverseKL
-from whichkl.solvers.nodes.doubling import Doubling, first_nodes
+from whichkl.objectives import Direction, Objective
 from whichkl.solvers.nodes.factorised_elbo import LowRankAverage
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.mean_field import MeanField, diagonal_average
 from whichkl.solvers.nodes.trust_region import curvature
+from whichkl.solvers.nodes.vector_elbo import VectorElbo, first_nodes
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -43,7 +43,7 @@ class LowRank(Solver):
     """
 
     name: ClassVar[str] = "low_rank"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
 
     tolerance: float = 1e-4
@@ -83,7 +83,7 @@ class LowRank(Solver):
         tolerance = self.tolerance / 100 if dim + rank <= _FEW else self.tolerance
         numbers = (tolerance, self.node_tolerance, self.max_nodes)
         count = max(first_nodes(dim + rank), 1 << (8 * rank - 1).bit_length())
-        return Doubling(family, average, read, _write, *numbers).solve(torch.stack(starts), count)
+        return VectorElbo(average, read, _write, *numbers).solve(torch.stack(starts), count)
 
 
 def _widened(target: Target, model: Distribution, rank: int, seed: int) -> Float[Tensor, " p"]:

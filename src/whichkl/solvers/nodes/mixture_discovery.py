@@ -1,4 +1,4 @@
-"""Discovery: where a mixture lacks mass, and the components that it should get there."""
+"""Mixture discovery: the places where a mixture lacks mass, and the components to add there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.solvers.nodes.mixtures import Mixtures, log_density
+from whichkl.solvers.nodes.ensemble import Ensemble, log_density
 from whichkl.solvers.nodes.starts import climb_to_modes
 from whichkl.targets import Target
 
@@ -20,8 +20,8 @@ _NEGLIGIBLE = -12.0
 """Components that would hold less than this share, as a logarithm, aren't worth their nodes."""
 
 
-def discovered(
-    target: Target, model: Mixtures, points: Float[Tensor, "c d"], most: int, seed: int
+def find_missing_mass(
+    target: Target, model: Ensemble, points: Float[Tensor, "c d"], most: int, seed: int
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d d"]]:
     """Return log weights, means and factors of at most so many components for the places where log p − log q is largest.
 
@@ -52,7 +52,7 @@ def discovered(
         return logits[:0], loc[:0], tril[:0]
     modes = climb_to_modes(target, pool[best], most + len(loc), max_calls=60)
     white = torch.linalg.solve_triangular(tril[None], (modes.locs[:, None] - loc)[..., None], upper=False)[..., 0]
-    mass = modes.evidence + dim / 2 * math.log(2 * math.pi) - float(model.elbo[0])
+    mass = modes.evidence + dim / 2 * math.log(2 * math.pi) + float(model.loss[0])
     is_new = (torch.linalg.vector_norm(white, dim=-1) > _APART).all(-1) & (mass > _NEGLIGIBLE)
     if bool(is_new.any()):
         chosen = is_new.nonzero()[:, 0]
@@ -64,15 +64,16 @@ def discovered(
     return logits[nearest : nearest + 1] - 2, place[None], tril[nearest : nearest + 1] / 2
 
 
-def joined(model: Mixtures, log_mass: Float[Tensor, " n"], loc: Float[Tensor, "n d"], tril: Float[Tensor, "n d d"]) -> Mixtures:
+def add_components(
+    model: Ensemble, log_mass: Float[Tensor, " n"], loc: Float[Tensor, "n d"], tril: Float[Tensor, "n d d"]
+) -> Ensemble:
     """Return one mixture with further components; masses are relative to its own, and at least a hundredth of the even share."""
     count = model.loc.shape[1] + len(loc)
     mass = log_mass.clamp(min=math.log(0.01 / count), max=math.log(10.0)).to(model.logits)
-    if model.family.covariance == "diagonal":
-        tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1))
     logits = torch.cat([model.logits[0], mass]).log_softmax(0)
     parts = (torch.cat([own[0], new.to(own)]) for own, new in ((model.loc, loc), (model.tril, tril)))
-    return model.moved(logits[None], *(part[None] for part in parts))
+    loc, tril = (part[None] for part in parts)
+    return model.on(model.nodes, (logits[None], loc, tril))
 
 
 def _spread(logits: Float[Tensor, " k"], loc: Float[Tensor, "k d"], tril: Float[Tensor, "k d d"], seed: int) -> Tensor:

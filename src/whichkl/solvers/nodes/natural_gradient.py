@@ -13,8 +13,10 @@ from torch import Tensor
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import gaussian
-from whichkl.objectives import Objective, ReverseKL
-from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule, least_count
+from whichkl.objectives import Direction, Objective
+from whichkl.solvers.nodes.doubling import Doubling, Verdict, near_best
+from whichkl.solvers.nodes.ensemble import Nodes
+from whichkl.solvers.nodes.gaussian_rule import first_count, least_count
 from whichkl.solvers.nodes.gaussians import Gaussians
 from whichkl.solvers.nodes.refusals import refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.starts import find_starts
@@ -22,18 +24,18 @@ from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
-_CLOSE = 3.0
-"""Optima within so many nats of the best must settle under doubled nodes too."""
-_KEPT = 12
-"""At most so many optima are followed to more nodes."""
+_MAX_OPTIMA = 12
+"""Largest number of optima that are carried to more nodes."""
 _NEAR = 0.5
-"""The residual from which L-BFGS takes over."""
-_CALLS = 40
-"""Of L-BFGS, before the coordinates are whitened anew."""
+"""Residual below which L-BFGS takes over from natural-gradient steps."""
+_MAX_CALLS_PER_ROUND = 40
+"""Largest number of calls of L-BFGS before the coordinates are whitened again."""
 _ROUGH = 3e-3
-"""The residual that tells whether more nodes are needed: it costs 5·10⁻⁶ nats."""
+"""Residual that suffices to judge the nodes: it costs 5·10⁻⁶ nats."""
 _STALLED = 0.03
-"""Where a step can't improve any more: in a log density with kinks, nodes that cross one keep the gradient from vanishing."""
+"""Residual at which a step may no longer improve a model: nodes that cross a kink of log p keep the gradient from vanishing."""
+_MAX_FACTOR = 8
+"""Largest factor by which the nodes grow at once."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,21 @@ class NaturalGradient(Solver):
     """argmin KL(q‖p) over Gaussians, from several starts at once, each step one batched call of the target.
 
     On fixed antithetic nodes the ELBO is a smooth function of mean and scale, with the exact gradient (b, I − A) of
-    `Gaussians`. Far from its maximum each start takes natural-gradient steps, halved where the ELBO on the same nodes
-    doesn't rise; near it L-BFGS climbs in the coordinates that these steps have whitened, whose curvature is near 1 in
-    every direction. It stops on the residual √(‖b‖² + ½‖A − I‖²), never on a plateau.
+    `Gaussians`. Far from the maximum each start takes natural-gradient steps, which are halved if the ELBO on the same nodes
+    doesn't rise. Near the maximum L-BFGS climbs in the coordinates that these steps have whitened, in which the curvature is
+    near 1 in every direction. A climb ends by its residual √(‖b‖² + ½‖A − I‖²), never on a plateau.
 
-    All starts climb on few nodes first, and their distinct optima on more: nodes are doubled, each time with new ones,
-    until the means of every good optimum move by less than `node_tolerance` standard deviations and its nodes cost less
-    than `node_loss` nats; L-BFGS keeps what it has learnt. What n nodes cost, the ELBO at the true optimum less that at
-    theirs, falls as 1/n: if the optimum of n/2 nodes gains G by climbing on n others, then G is the cost of n/2 nodes and
-    that of n, three times the latter. Where many more are needed, the doublings between are left out.
+    All starts climb on few nodes first, and their distinct optima on more: nodes are doubled, each time with new ones, until
+    the means of every good optimum move by less than `node_tolerance` standard deviations and its nodes cost less than
+    `node_loss` nats. L-BFGS keeps what it has learnt. If the optimum of m nodes gains G by climbing on n others, then the cost
+    of the n nodes is G / (1 + n/m), since costs fall as 1/n. If many more nodes are needed, some doublings are skipped.
 
     Source: Amari (1998); Opper & Archambeau (2009) for the two expectations; Giordano, Ingram & Broderick (2024) for
     fixed draws.
     """
 
     name: ClassVar[str] = "natural_gradient"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
 
     tolerance: float = 1e-6
@@ -86,45 +87,47 @@ class NaturalGradient(Solver):
         if not isinstance(family, Gaussian):
             raise TypeError(family)
         loc, tril = (part.to(target.device) for part in find_starts(target, seed))
-        first, count, memory = first_count(target.dim), least_count(target.dim), None
-        iterations, fewer = 0, 0
-        trail: list[float] = []
-        while True:
-            z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed + count))
-            begun = Gaussians.at(target, z, w, loc, tril, memory)
-            state, done = self._climb(begun, _ROUGH, trail)
+        first, count, iterations, trail = first_count(target.dim), least_count(target.dim), 0, list[float]()
+        fewer = count
+
+        def climbed(begun: Gaussians, tolerance: float = _ROUGH) -> Gaussians:
+            nonlocal iterations
+            ended, done = self._climb(begun, tolerance, trail)
             iterations += done
-            if not bool(state.elbo.isfinite().any()):  # fewer nodes may have let them spread too far for these
-                refuse_unbounded(-math.inf, torch.linalg.vector_norm(tril, dim=-1), target.names)
-            refuse_infinite(state.elbo)
-            best, is_settled, further = int(state.elbo.argmax()), target.dim == 1, max(first, 2 * count)
-            _refuse_unbounded(-math.inf, state, best)
-            if count > first:
-                shift, lost = _shift(state, loc), (state.elbo - begun.elbo) / (1 + count / fewer)
-                good = state.elbo >= state.elbo[best] - _CLOSE
-                is_settled = bool(((shift <= self.node_tolerance) & (lost <= self.node_loss))[good].all())
-                times = float(torch.maximum(lost / self.node_loss, (shift / self.node_tolerance).square())[good].max())
-                further = count << min(3, max(1, math.floor(math.log2(max(times, 2)))))
-            if is_settled or count >= self.max_nodes:
-                break
-            rows = torch.tensor(self._optima(state, family)[1][:_KEPT], device=state.loc.device, dtype=torch.int64)
-            further = min(further, self.max_nodes)
-            if not target.evaluations.affords(len(rows) * further):
-                break
-            loc, tril, memory = state.loc[rows], state.tril[rows], state.memory and state.memory.take(rows)
-            fewer, count = count, further
-        state, done = self._climb(state, self.tolerance, trail)
-        _refuse_unbounded(float(state.elbo[best]), state, best)
-        node_error = None if target.dim == 1 else float(_shift(state, loc)[best]) if count > first else math.inf
-        residual = float(state.residual[best])
+            if not bool(ended.elbo.isfinite().any()):  # on fewer nodes the models may have spread too far for these
+                refuse_unbounded(-math.inf, torch.linalg.vector_norm(begun.tril, dim=-1), target.names)
+            refuse_infinite(ended.elbo)
+            return ended
+
+        def begin(ended: Gaussians, count: int) -> Gaussians | None:
+            nonlocal fewer, loc
+            rows = torch.tensor(self._optima(ended, family)[1][:_MAX_OPTIMA], device=ended.loc.device, dtype=torch.int64)
+            if not target.evaluations.affords(len(rows) * count):
+                return None
+            memory = ended.memory and ended.memory.take(rows)
+            fewer, loc = len(ended.z), ended.loc[rows]
+            return Gaussians.at(target, Nodes.of(target, count, seed), loc, ended.tril[rows], memory)
+
+        def judge(begun: Gaussians, ended: Gaussians, count: int) -> Verdict:
+            shift, lost = _shift(ended, begun.loc), (ended.elbo - begun.elbo) / (1 + count / fewer)
+            good = near_best(-ended.elbo)
+            is_settled = bool(((shift <= self.node_tolerance) & (lost <= self.node_loss))[good].all())
+            times = float(torch.maximum(lost / self.node_loss, (shift / self.node_tolerance).square())[good].max())
+            factor = min(_MAX_FACTOR, 1 << max(1, math.floor(math.log2(max(times, 2)))))
+            return Verdict(float(shift[int(ended.elbo.argmax())]), is_settled, factor)
+
+        doubling = Doubling(first, self.max_nodes, target.dim == 1, _check, begin, climbed, judge)
+        begun = Gaussians.at(target, Nodes.of(target, count, seed), loc, tril)
+        state, error = doubling.run(begun, climbed(begun), count)
+        state = climbed(state, self.tolerance)
+        best = int(state.elbo.argmax())
+        _check(state, float(state.elbo[best]))
+        node_error = None if target.dim == 1 else float(_shift(state, loc)[best]) if math.isfinite(error) else math.inf
         found, _ = self._optima(state, family)
-        return Solution(found, iterations + done, residual, node_error, len(z), history=tuple(trail))
+        return Solution(found, iterations, float(state.residual[best]), node_error, len(state.z), history=tuple(trail))
 
     def _climb(self, state: Gaussians, tolerance: float, trail: list[float]) -> tuple[Gaussians, int]:
-        """Natural-gradient steps far from the optimum, near it L-BFGS in the coordinates that they whitened.
-
-        `trail` gets the best loss after each iteration.
-        """
+        """Take natural-gradient steps far from the optimum, and rounds of L-BFGS near it; `trail` gets each iteration's loss."""
         rho, held = torch.ones_like(state.elbo), torch.zeros_like(state.elbo)
         iterations = 0
         counts, nodes = state.target.evaluations, len(state.z)
@@ -151,7 +154,7 @@ class NaturalGradient(Solver):
             if not bool(active.any()) or not counts.affords(points):
                 break
             now = state.take(active)
-            trial = now.ascended(counts.calls(points, _CALLS), tolerance**2 / 4)
+            trial = now.ascended(counts.calls(points, _MAX_CALLS_PER_ROUND), tolerance**2 / 4)
             better = trial.improves_on(now)
             state = state.put(active, better, trial)
             iterations += 1
@@ -174,12 +177,14 @@ class NaturalGradient(Solver):
         return kept, [next(i for i, one in found.items() if one.model is two.model) for two in kept]
 
 
-def _refuse_unbounded(elbo: float, state: Gaussians, best: int) -> None:
+def _check(state: Gaussians, elbo: float = -math.inf) -> None:
+    """Refuse a target whose best model spreads or shrinks without bound."""
+    best = int(state.elbo.argmax())
     spread = torch.linalg.vector_norm(state.tril[best, None], dim=-1)
     refuse_unbounded(elbo, spread, state.target.names, float(state.residual[best]))
 
 
 def _shift(state: Gaussians, loc: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """How far the means have moved, in standard deviations."""
+    """Return the largest shift of each model's means, in standard deviations."""
     moved: Tensor = (state.loc - loc).abs() / torch.linalg.vector_norm(state.tril, dim=-1)
     return moved.amax(-1)

@@ -1,4 +1,4 @@
-"""Sample-average approximation: reverse KL of a mixture on fixed nodes, components put where it lacks mass."""
+"""Sample-average approximation: reverse KL of a mixture on fixed nodes, with components added where it lacks mass."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ from torch import Tensor
 
 from whichkl.access import Access
 from whichkl.families import Family, Mixture
-from whichkl.families.mixture import mixture_parts
-from whichkl.objectives import Objective, ReverseKL
-from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule
-from whichkl.solvers.nodes.mixture_discovery import discovered, joined
-from whichkl.solvers.nodes.mixtures import Mixtures
+from whichkl.objectives import Direction, Objective, ReverseKL
+from whichkl.solvers.nodes.doubling import NEAR_BEST, Doubling, judge_by_cost
+from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points, descend, first_nodes, optima_of, stacked
+from whichkl.solvers.nodes.mixture_discovery import add_components, find_missing_mass
 from whichkl.solvers.nodes.refusals import refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.starts import find_starts
-from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
+from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
-_CLOSE, _KEPT = 3.0, 6
-_CALLS = 60
-"""Of L-BFGS, before the coordinates are whitened anew."""
-_GAIN = 1e-4
-"""Nats; a round that gains less is the last."""
+_MAX_OPTIMA = 6
+"""Largest number of optima that are carried to more nodes, and of starts."""
+_MIN_GAIN = 1e-4
+"""Nats. A round that gains less, at a small gradient, is the last: it has met a kink or rounding."""
 _SETTLED = 1e-3
-"""Length of the gradient from which an optimum counts as one."""
+"""Length of the gradient below which a model counts as an optimum."""
 _ROUGH = 1e-2
-"""That which tells whether more nodes are needed: it costs 5·10⁻⁵ nats."""
+"""Length of the gradient that suffices to judge the nodes: it costs 5·10⁻⁵ nats."""
 Start = tuple[Float[Tensor, " k"], Float[Tensor, "k d"], Float[Tensor, "k d d"]]
 
 
@@ -40,17 +38,16 @@ Start = tuple[Float[Tensor, " k"], Float[Tensor, "k d"], Float[Tensor, "k d d"]]
 class SampleAverage(Solver):
     """argmin KL(q‖p) over mixtures: nodes stratified over the components, L-BFGS from several starts, modes discovered.
 
-    Starts are the modes and Gaussians of `find_starts`, each split along its longest axis where there are fewer than
-    components. One more start grows: from the modes that are known, components are added where log p − log q is
-    largest, and the ELBO climbed in between. Nodes are doubled, each time with new ones, until they cost less than
-    `node_loss` nats (as `NaturalGradient` says).
+    Starts are the modes and Gaussians of `find_starts`, each split along its longest axis where there are fewer modes than
+    components. One more start grows: components are added where log p − log q is largest, and the ELBO is climbed after
+    each. Nodes are doubled, each time with new ones, until they cost less than `node_loss` nats (see `judge_by_cost`).
 
     Source: Giordano, Ingram & Broderick (2024) for fixed draws; stratification as in Kobyzev et al., Morningstar et
     al. (2021); growth as in Arenz, Zhong & Neumann (2020).
     """
 
     name: ClassVar[str] = "sample_average"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Mixture,)
 
     tolerance: float = 1e-5
@@ -69,75 +66,50 @@ class SampleAverage(Solver):
         return True
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
-        """Minimise from every start on the first nodes, then the distinct optima on twice as many until they stay."""
+        """Minimise from every start on the first nodes, then from the distinct optima on more nodes until they stay."""
         if not isinstance(family, Mixture):
             raise TypeError(family)
-        first = count = first_count(target.dim) if family.count <= 4 else max(64, first_count(target.dim) // 4)
+        count, trail = first_nodes(family, target.dim), list[float]()
         locs, trils = find_starts(target, seed)
-        starts, iterations = _starts(family, locs, trils), 0
-        begun = self._on_nodes(target, family, count, seed, starts)
-        trail: list[float] = []
-        state, done = self._climb(begun, trail, rounds=2)
+        begun = self._on_nodes(target, family, count, seed, _starts(family, locs, trils))
+        state, iterations = self._descend(begun, trail, rounds=2)
         grown, more = self._grow(target, family, locs, trils, count, seed, work)
-        state = _stacked([state, grown] if grown is not None else [state])
-        state = state.take(state.elbo >= state.elbo.max() - _CLOSE)
-        state, last = self._climb(state, trail)
-        iterations += done + more + last
-        while True:
-            refuse_infinite(state.elbo)
-            best, error, is_settled = int(state.elbo.argmax()), math.inf, target.dim == 1
-            spread = torch.linalg.vector_norm(state.tril[best], dim=-1)
-            refuse_unbounded(float(state.elbo[best]), spread, target.names, float(state.residual[best]))
-            if count > first:
-                lost = (state.elbo - begun.elbo) / 3
-                error = float(lost[best])
-                is_settled = bool((lost <= self.node_loss)[state.elbo >= state.elbo[best] - _CLOSE].all())
-            if is_settled or 2 * count > self.max_nodes:
-                break
-            kept = [mixture_parts(one.model) for one in self._optima(state, _ROUGH)[:_KEPT]]
-            if not target.evaluations.affords(len(kept) * family.count * 2 * count):
-                break
-            work.tell("doubling the nodes", float("nan"))
-            count *= 2
-            begun = self._on_nodes(target, family, count, seed, [(p.log(), loc, tril) for p, loc, tril, _ in kept])
-            state, done = self._climb(begun, trail)
+        if grown is not None:
+            state = state.joined(grown)
+        state, last = self._descend(state.take(state.loss <= state.loss.min() + NEAR_BEST), trail)
+        iterations += more + last
+
+        def begin(ended: Ensemble, count: int) -> Ensemble | None:
+            kept = [one.model for one in optima_of(ended, _ROUGH)[:_MAX_OPTIMA]]
+            if not target.evaluations.affords(len(kept) * family.count * count):
+                return None
+            work.tell("doubling the nodes", math.nan)
+            return ended.on(Nodes.of(target, count, seed), stacked(kept))
+
+        def descended(begun: Ensemble) -> Ensemble:
+            nonlocal iterations
+            ended, done = self._descend(begun, trail)
             iterations += done
-        state, done = self._climb(state, trail, self.tolerance)
-        iterations, best = iterations + done, int(state.elbo.argmax())
+            return ended
+
+        judge = judge_by_cost(self.node_loss)
+        doubling = Doubling(count, self.max_nodes, target.dim == 1, _check, begin, descended, judge)
+        state, error = doubling.run(begun, state, count)
+        state, done = self._descend(state, trail, self.tolerance)
+        residual = float(state.residual[int(state.loss.argmin())])
         node_error = None if target.dim == 1 or math.isinf(error) else error
-        return Solution(
-            self._optima(state, _SETTLED), iterations, float(state.residual[best]), node_error, len(state.z), history=tuple(trail)
-        )
+        found, nodes = optima_of(state, _SETTLED), len(state.nodes.z)
+        return Solution(found, iterations + done, residual, node_error, nodes, history=tuple(trail))
 
-    def _on_nodes(self, target: Target, family: Mixture, count: int, seed: int, starts: Sequence[Start]) -> Mixtures:
-        z, w = (part.to(target.device) for part in gaussian_rule(target.dim, count, seed + count))
-        logits, loc, tril = (torch.stack(parts).to(target.device) for parts in zip(*starts, strict=True))
-        if family.covariance == "diagonal":
-            tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1))
-        return Mixtures.at(family, target, z, w, logits, loc, tril)
+    def _on_nodes(self, target: Target, family: Mixture, count: int, seed: int, starts: Sequence[Start]) -> Ensemble:
+        logits, loc, tril = (torch.stack(parts) for parts in zip(*starts, strict=True))
+        nodes = Nodes.of(target, count, seed)
+        return Ensemble.at(ReverseKL(), family, target, Points.none(target), nodes, (logits, loc, tril))
 
-    def _climb(
-        self, state: Mixtures, trail: list[float], tolerance: float = _ROUGH, rounds: int | None = None
-    ) -> tuple[Mixtures, int]:
-        """L-BFGS, whitened anew by each component after every `_CALLS` calls, until the gradient is small.
-
-        `trail` gets the best loss after each of these rounds.
-        """
-        done, active = 0, (state.residual > tolerance) & state.elbo.isfinite()
-        for _ in range(self.rounds if rounds is None else rounds):
-            some = state.take(active)
-            if not bool(active.any()) or not state.target.evaluations.affords(some.points):
-                break
-            trial = some.ascended(state.target.evaluations.calls(some.points, _CALLS), tolerance**2 / 2)
-            gain = trial.elbo - state.elbo[active]
-            better = (gain > 0) | ((gain > -1e-9) & (trial.residual < state.residual[active]))
-            state = state.put(active, better, trial)
-            rows = active.nonzero()[:, 0]
-            # A round that gained nothing has met a kink or rounding.
-            active[rows] = better & (trial.residual > tolerance) & ((gain > _GAIN) | (trial.residual > _SETTLED / 10))
-            done += 1
-            trail.append(-float(state.elbo.max()))
-        return state, done
+    def _descend(
+        self, state: Ensemble, trail: list[float], tolerance: float = _ROUGH, rounds: int | None = None
+    ) -> tuple[Ensemble, int]:
+        return descend(state, tolerance, self.rounds if rounds is None else rounds, trail, _MIN_GAIN)
 
     def _grow(
         self,
@@ -148,34 +120,29 @@ class SampleAverage(Solver):
         count: int,
         seed: int,
         work: Work,
-    ) -> tuple[Mixtures | None, int]:
-        """Add components where log p − log q is largest until there are K; none where one start can't be evaluated."""
+    ) -> tuple[Ensemble | None, int]:
+        """Add components where log p − log q is largest until there are K; None if a mixture on the way can't be evaluated."""
         state, done = self._on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])]), 0
         while state.loc.shape[1] < family.count:
-            state, rounds = self._climb(state, [], rounds=1)
+            state, rounds = self._descend(state, [], rounds=1)
             done += rounds
-            if not bool(state.elbo.isfinite().all()) or target.evaluations.is_spent:
+            if not bool(state.loss.isfinite().all()) or target.evaluations.is_spent:
                 return None, done
             room = family.count - state.loc.shape[1]
             work.tell("looking for modes", 1 - room / family.count)
-            found = discovered(target, state, locs, room, seed + state.loc.shape[1])
+            found = find_missing_mass(target, state, locs, room, seed + state.loc.shape[1])
             if not len(found[0]):
                 return None, done
-            state = joined(state, *found)
+            state = add_components(state, *found)
         return state, done
 
-    def _optima(self, state: Mixtures, settled: float) -> tuple[Optimum, ...]:
-        found = [
-            Optimum(model, -float(elbo), bool(residual <= settled), False)
-            for model, elbo, residual in zip(state.models(), state.elbo, state.residual, strict=True)
-            if math.isfinite(float(elbo))
-        ]
-        return distinct([one for one in found if one.converged] or found, same=0.05)
 
-
-def _stacked(states: Sequence[Mixtures]) -> Mixtures:
-    parts = [torch.cat([getattr(one, name) for one in states]) for name in ("logits", "loc", "tril")]
-    return states[0].moved(*parts)
+def _check(state: Ensemble) -> None:
+    """Refuse a target whose ELBO is finite nowhere, or whose best model spreads or shrinks without bound."""
+    refuse_infinite(-state.loss)
+    best = int(state.loss.argmin())
+    spread = torch.linalg.vector_norm(state.tril[best], dim=-1)
+    refuse_unbounded(-float(state.loss[best]), spread, state.target.names, float(state.residual[best]))
 
 
 def _starts(family: Mixture, locs: Float[Tensor, "s d"], trils: Float[Tensor, "s d d"]) -> list[Start]:
@@ -183,7 +150,7 @@ def _starts(family: Mixture, locs: Float[Tensor, "s d"], trils: Float[Tensor, "s
     starts = [_split(loc, tril, family.count) for loc, tril in zip(locs, trils, strict=True)]
     if len(locs) > family.count > 1:
         starts.insert(0, (locs.new_zeros(family.count), locs[: family.count], trils[: family.count]))
-    return starts[:_KEPT]
+    return starts[:_MAX_OPTIMA]
 
 
 def _split(loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], count: int) -> Start:

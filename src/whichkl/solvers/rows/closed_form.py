@@ -14,7 +14,7 @@ from torch import Tensor
 from whichkl._checks import LARGEST, InputError, cannot
 from whichkl.families.family import Family, MomentFamily
 from whichkl.families.product import Product
-from whichkl.objectives import ForwardKL, Objective
+from whichkl.objectives import Direction
 from whichkl.samples import Block, Slice
 from whichkl.samples.stream import joined
 from whichkl.solvers.rows.rows import Rows, held_numbers, mean_log_likelihood, rows_of
@@ -44,7 +44,7 @@ class ClosedForm(Solver):
     """
 
     name: ClassVar[str] = "closed_form"
-    objective: ClassVar[type[Objective]] = ForwardKL
+    direction: ClassVar[Direction] = "forward"
     families: ClassVar[tuple[type[Family], ...]] = (MomentFamily,)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:

@@ -16,7 +16,7 @@ from whichkl.families import Family, Mixture, StudentT
 from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.files.journal import tensors_behind
-from whichkl.objectives import ForwardKL, Objective
+from whichkl.objectives import Direction
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
 from whichkl.solvers.rows.em_acceleration import cycle
@@ -60,7 +60,7 @@ class ExpectationMaximization(Solver):
     """
 
     name: ClassVar[str] = "em"
-    objective: ClassVar[type[Objective]] = ForwardKL
+    direction: ClassVar[Direction] = "forward"
     families: ClassVar[tuple[type[Family], ...]] = (Mixture, StudentT)
 
     starts: int = 5

@@ -14,7 +14,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.families import Family
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.files.journal import tensors_behind
-from whichkl.objectives import ForwardKL, Objective
+from whichkl.objectives import Direction
 from whichkl.samples import Slice
 from whichkl.solvers.rows.newton_passes import Design, Evaluation
 from whichkl.solvers.rows.newton_survey import survey
@@ -48,7 +48,7 @@ class Newton(Solver):
     """
 
     name: ClassVar[str] = "newton"
-    objective: ClassVar[type[Objective]] = ForwardKL
+    direction: ClassVar[Direction] = "forward"
     families: ClassVar[tuple[type[Family], ...]] = (GeneralizedLinear,)
 
     tolerance: float = 1e-13

@@ -14,7 +14,7 @@ from torch import Tensor
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family, Product
-from whichkl.objectives import Objective, ReverseKL
+from whichkl.objectives import Direction, Objective
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table
 from whichkl.solvers.work import QUIET, Work
@@ -52,7 +52,7 @@ class CoordinateAscent(Solver):
     """
 
     name: ClassVar[str] = "coordinate_ascent"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Product,)
 
     draws: int = 32

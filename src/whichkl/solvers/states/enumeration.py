@@ -18,7 +18,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.families import Autoregressive, Categorical, Family, Product
 from whichkl.families.data_shape import Shape
-from whichkl.objectives import Objective, ReverseKL
+from whichkl.objectives import Direction, Objective
 from whichkl.process.seeds import seeded
 from whichkl.solvers.flat_weights import Flat
 from whichkl.solvers.solver import Optimum, Solution, Solver
@@ -57,7 +57,7 @@ class Enumeration(Solver):
     """
 
     name: ClassVar[str] = "enumeration"
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Product, Categorical, Autoregressive)
 
     tolerance: float = 1e-9

@@ -15,7 +15,7 @@ from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Autoregressive, Family
 from whichkl.families.data_shape import Shape
-from whichkl.objectives import Objective, ReverseKL
+from whichkl.objectives import Direction, Objective
 from whichkl.process.seeds import seeded
 from whichkl.solvers.draws.cosine_cycles import Cycles
 from whichkl.solvers.flat_weights import Flat
@@ -52,7 +52,7 @@ class ScoreFunction(Solver):
 
     name: ClassVar[str] = "score_function"
     refits: ClassVar[bool] = False
-    objective: ClassVar[type[Objective]] = ReverseKL
+    direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Autoregressive,)
 
     steps: int = 400

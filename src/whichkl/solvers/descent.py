@@ -1,0 +1,148 @@
+"""Descent: what every training by steps shares: a step, the best weights so far, the learning rate, and the journal's entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from whichkl.files.journal import Journal, optimizer_state, tensors_behind
+from whichkl.process.torch_modes import own_defaults
+
+
+@dataclass
+class Run:
+    """A module under training, its optimizer, and the best weights so far."""
+
+    entry: ClassVar[str] = "training"
+    """Name of the journal's entry."""
+    numbers: ClassVar[dict[str, type]] = {"best_loss": float, "since": int, "round": int, "skipped": int, "trouble": str}
+    """Fields that the journal keeps, and their types."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    clip: float
+    """Largest norm of a gradient."""
+    round: int = 0
+    """Rounds done."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = math.inf
+    """The loss on the rows or examples that decide when to stop, under the best weights."""
+    since: int = 0
+    """Rounds since the best loss last fell."""
+    skipped: int = 0
+    """Batches without a finite loss and gradient."""
+    trouble: str = ""
+    """The reason for the first skipped batch."""
+    gradient: float = 0.0
+    """Norm of the last gradient."""
+
+    def descend(self, loss: Callable[[], Tensor], rate: float, what: str = "loss") -> float:
+        """Take one step, or skip a batch whose loss or gradient isn't finite; return the loss, NaN if skipped.
+
+        Args:
+            loss: computes the loss of a batch; a `ValueError` means that the batch has none.
+            rate: the learning rate.
+            what: what the loss is called where it isn't finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            found = loss()
+            value = float(found.detach())
+            if not math.isfinite(value):
+                return self._skip(f"its {what} was {'NaN' if math.isnan(value) else 'infinite'}")
+            found.backward()
+        except ValueError as error:
+            return self._skip(" ".join(str(error).split())[:200])
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.clip))
+        if not math.isfinite(norm):
+            return self._skip("its gradient was NaN or infinite")
+        self.gradient = norm
+        with own_defaults():  # the optimizer counts its steps in a tensor
+            self.optimizer.step()
+        return value
+
+    def keep(self, loss: float) -> bool:
+        """Keep the present weights if their loss is the least so far; return whether it is."""
+        if loss < self.best_loss:
+            self.best_loss, self.since, self.best = loss, 0, state_of(self.module)
+            return True
+        self.since += 1
+        return False
+
+    def save(self, journal: Journal, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+        """Write down everything that the next round depends on."""
+        tensors = tensors | {f"now.{name}": value for name, value in state_of(self.module).items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{name}": value.clone() for name, value in state.items()}
+        journal.save(self.entry, tensors, {**{name: getattr(self, name) for name in self.numbers}, **notes})
+
+    def resume(self, journal: Journal, read: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Any]]) -> bool:
+        """Take up what `save` wrote; return whether there was anything.
+
+        Args:
+            journal: where it was written.
+            read: the entry's tensors and notes -> further fields; raises where they can't be right.
+        """
+        state, weights = self.module.state_dict(), [one for group in self.optimizer.param_groups for one in group["params"]]
+
+        def checked(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Any, ...]:
+            fields = {name: kind(notes[name]) for name, kind in self.numbers.items()} | read(tensors, notes)
+            fields["best"] = tensors_behind("best.", tensors, state)
+            return tensors_behind("now.", tensors, state), optimizer_state("adam.", tensors, weights), fields
+
+        found = journal.load(self.entry, checked)
+        if found is None:
+            return False
+        now, adam, fields = found
+        self.module.load_state_dict(now)
+        self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for name, value in fields.items():
+            setattr(self, name, value)
+        return True
+
+    def _skip(self, why: str) -> float:
+        self.skipped += 1
+        self.trouble = self.trouble or why
+        return math.nan
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's parameters and buffers."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def grouped(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Return the trainable weights in groups for an optimizer: weight decay on matrices and kernels alone.
+
+    Source: Loshchilov & Hutter (2019).
+    """
+    free = [one for one in module.parameters() if one.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [one for one in free if one.ndim > 1], "weight_decay": decay}]
+    groups += [{"params": [one for one in free if one.ndim <= 1], "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def warm_cosine(done: float, warm_up: float, begin: float) -> float:
+    """Return the factor of the learning rate: a line from `begin` to 1, then half a cosine down to a hundredth.
+
+    Args:
+        done: fraction of the steps that are done.
+        warm_up: fraction of the steps that the line takes.
+        begin: the factor of the first step.
+
+    Source: Loshchilov & Hutter (2017).
+
+    >>> [round(warm_cosine(done, 0.02, 0.1), 3) for done in (0.0, 0.02, 1.0)]
+    [0.1, 1.0, 0.01]
+    """
+    if done < warm_up:
+        return begin + (1 - begin) * done / warm_up
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up))) / 2

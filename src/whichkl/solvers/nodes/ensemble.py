@@ -1,0 +1,314 @@
+"""Ensemble: several mixtures of Gaussians at once, and an objective's loss at fixed points of p and at their own nodes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl.families import Gaussian, Mixture
+from whichkl.families.gaussian import gaussian, loc_and_tril
+from whichkl.families.mixture import mixture, mixture_parts
+from whichkl.objectives import Objective
+from whichkl.solvers.nodes.batched_lbfgs import ascend
+from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule
+from whichkl.solvers.solver import Optimum, distinct
+from whichkl.targets import Target
+
+_MAX_NUMBERS_AT_POINTS = 1 << 22
+"""Largest number of floats computed from p's points at once: 32 MB, some of which autograd keeps."""
+_MIN_WEIGHT = 1e-8
+"""Smallest weight that scales a component's coordinates; a component of less weight stays where it is."""
+_MAX_CALLS_PER_ROUND = 60
+"""Largest number of calls of L-BFGS before the coordinates are whitened again."""
+_SMALL_RESIDUAL = 1e-4
+"""Length of the gradient below which a round must gain something to be followed by another."""
+Parts = tuple[Float[Tensor, "b k"], Float[Tensor, "b k d"], Float[Tensor, "b k d d"]]
+"""Log weights, means and factors of B mixtures."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of p, their weights, Σ w = 1, and log p there."""
+
+    x: Float[Tensor, "n d"]
+    w: Float[Tensor, " n"]
+    log_p: Float[Tensor, " n"]
+
+    @classmethod
+    def none(cls, target: Target) -> Points:
+        """Return no points, for an objective that reads q alone."""
+        empty = torch.zeros(0, dtype=torch.float64, device=target.device)
+        return cls(empty.reshape(0, target.dim), empty, empty)
+
+    def at(self, rows: Tensor | slice) -> Points:
+        """Return some of the points, with weights that sum to one again."""
+        w = self.w[rows]
+        return Points(self.x[rows], w / w.sum(), self.log_p[rows])
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A rule for N(0, I), which is carried to every component."""
+
+    z: Float[Tensor, "m d"]
+    w: Float[Tensor, " m"]
+
+    @classmethod
+    def of(cls, target: Target, count: int, seed: int) -> Nodes:
+        """Return `count` nodes, others for each count."""
+        z, w = gaussian_rule(target.dim, count, seed + count)
+        return cls(z.to(target.device), w.to(target.device))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """B mixtures Σ πₖ N(mₖ, LₖLₖᵀ) of K Gaussians (a Gaussian is K = 1) with an objective's loss, divided by its curvature.
+
+    The nodes of a mixture are mₖ + Lₖ zᵢ with weights πₖ wᵢ. The residual is the length of the gradient in whitened coordinates,
+    mₖ + Lₖ a / √πₖ and Lₖ T, in which a component that overlaps with no other has curvature 1.
+
+    Source: Morningstar et al. (2021) for nodes stratified over the components.
+    """
+
+    moving: ClassVar[tuple[str, ...]] = ("logits", "loc", "tril", "loss", "residual")
+
+    objective: Objective
+    family: Gaussian | Mixture
+    target: Target
+    log_z: float
+    """log Z of p, subtracted from log p at nodes; `points.log_p` is already normalised."""
+    points: Points
+    nodes: Nodes
+    logits: Float[Tensor, "b k"]
+    loc: Float[Tensor, "b k d"]
+    tril: Float[Tensor, "b k d d"]
+    loss: Float[Tensor, " b"]
+    residual: Float[Tensor, " b"]
+
+    @classmethod
+    def at(
+        cls,
+        objective: Objective,
+        family: Gaussian | Mixture,
+        target: Target,
+        points: Points,
+        nodes: Nodes,
+        parts: Parts,
+        log_z: float = 0.0,
+    ) -> Ensemble:
+        """Evaluate mixtures of these log weights, means and factors; the factors of a diagonal family lose their off-diagonal."""
+        logits, loc, tril = (part.to(target.device) for part in parts)
+        if family.covariance == "diagonal":
+            tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1))
+        unknown = logits.new_zeros(len(logits))
+        here = cls(objective, family, target, log_z, points, nodes, logits.log_softmax(-1), loc, tril, unknown, unknown)
+        return here.measured()
+
+    def on(self, nodes: Nodes, parts: Parts) -> Ensemble:
+        """Evaluate other mixtures on other nodes."""
+        return Ensemble.at(self.objective, self.family, self.target, self.points, nodes, parts, self.log_z)
+
+    def measured(self) -> Ensemble:
+        """Evaluate loss and residual on the present points and nodes."""
+        value, slope = self.trial(self.origin(), torch.arange(len(self.logits), device=self.logits.device))
+        residual = torch.linalg.vector_norm(slope, dim=-1)
+        broken = ~(value.isfinite() & residual.isfinite())
+        return replace(self, loss=(-value).masked_fill(broken, math.inf), residual=residual.masked_fill(broken, math.inf))
+
+    def descended(self, max_calls: int, tolerance: float) -> Ensemble:
+        """Descend by L-BFGS in the coordinates whitened by each component."""
+        end = ascend(self.trial, self.origin(), tolerance=tolerance, max_calls=max_calls).x
+        logits, loc, tril = self._read(end, slice(None))
+        return replace(self, logits=logits, loc=loc, tril=tril).measured()
+
+    @property
+    def cost(self) -> int:
+        """Evaluations that a call costs per mixture: nodes at which log p is evaluated, and fixed rows of p that are read."""
+        nodes = self.loc.shape[1] * len(self.nodes.z) if self.objective.reads_q else 0
+        return nodes + (len(self.points.x) if self.objective.reads_p and self.target.samples is not None else 0)
+
+    def models(self) -> list[Distribution]:
+        """Return the mixtures as distributions of the family."""
+        parts = zip(self.logits, self.loc, self.tril, strict=True)
+        if isinstance(self.family, Gaussian):
+            return [gaussian(loc[0], tril[0], self.family.covariance) for _, loc, tril in parts]
+        return [mixture(logits.softmax(-1), loc, tril, self.family.covariance) for logits, loc, tril in parts]
+
+    def joined(self, other: Ensemble) -> Ensemble:
+        """Return the mixtures of both, evaluated together."""
+        logits, loc, tril = (torch.cat([getattr(one, name) for one in (self, other)]) for name in ("logits", "loc", "tril"))
+        return self.on(self.nodes, (logits, loc, tril))
+
+    def take(self, which: Tensor) -> Ensemble:
+        """Return some of the mixtures."""
+        return replace(self, **{name: getattr(self, name)[which] for name in self.moving})
+
+    def put(self, rows: Tensor, other: Ensemble) -> Ensemble:
+        """Replace the mixtures in these rows."""
+        return replace(self, **{name: getattr(self, name).index_copy(0, rows, getattr(other, name)) for name in self.moving})
+
+    def origin(self) -> Float[Tensor, "b n"]:
+        """Return the coordinates of the mixtures themselves: 0."""
+        batch, count, dim = self.loc.shape
+        each = 2 * dim + (dim * (dim - 1) // 2 if self.family.covariance == "full" else 0)
+        return self.loc.new_zeros(batch, count * (1 + each))
+
+    def trial(self, theta: Float[Tensor, "a n"], rows: Tensor) -> tuple[Float[Tensor, " a"], Float[Tensor, "a n"]]:
+        """Return minus the loss and its gradient for some of the mixtures; −∞ and 0 where they aren't finite."""
+        numbers = max(1, self.loc.shape[1] * len(self.points.x) * self.points.x.shape[1])
+        blocks = (one.split(max(1, _MAX_NUMBERS_AT_POINTS // numbers)) for one in (theta, rows))
+        parts = [self._trial(*block) for block in zip(*blocks, strict=True)]
+        value, slope = (torch.cat(part) for part in zip(*parts, strict=True))
+        broken = ~(value.isfinite() & slope.isfinite().all(-1))
+        return value.masked_fill(broken, -math.inf), slope.masked_fill(broken[:, None], 0.0)
+
+    def ratios(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return log p − log q at the points of p and at the nodes of each mixture, and the nodes' weights."""
+        rows = torch.arange(len(self.logits), device=self.logits.device)
+        with torch.no_grad():
+            return [self._ratios(self.origin()[i : i + 1], rows[i : i + 1])[0] for i in range(len(rows))]
+
+    def _trial(self, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        point = theta.detach().requires_grad_(True)
+        with torch.enable_grad():
+            losses = [self.objective.loss(at_p, self.points.w, at_q, w) for at_p, at_q, w in self._ratios(point, rows)]
+            value = -torch.stack(losses) / self.objective.curvature
+            (slope,) = torch.autograd.grad(value.sum(), point)
+        return value.detach(), slope
+
+    def _ratios(self, point: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        logits, loc, tril = self._read(point, rows)
+        batch, _, dim = loc.shape
+        at_p = at_q = weight = point.new_zeros(batch, 0)
+        if self.objective.reads_p:
+            if self.target.samples is not None:
+                self.target.evaluations["rows"] += batch * len(self.points.x)
+            at_p = self.points.log_p - log_density(self.points.x.expand(batch, -1, -1), logits, loc, tril)
+        if self.objective.reads_q:
+            x = (loc[:, :, None] + torch.einsum("bkij,mj->bkmi", tril, self.nodes.z)).reshape(batch, -1, dim)
+            value, score = evaluate(self.target, x.detach())
+            # log p enters the graph through its score: its value is a constant there.
+            log_p = torch.where(value > -math.inf, value - self.log_z + (score * (x - x.detach())).sum(-1), -math.inf)
+            weight = (logits.exp()[..., None] * self.nodes.w).reshape(batch, -1)
+            # The nodes of a component without weight may lie where p is zero.
+            at_q = torch.where(weight > 0, log_p - log_density(x, logits, loc, tril, self.nodes.z), 0.0)
+        return list(zip(at_p, at_q, weight, strict=True))
+
+    def _read(self, theta: Float[Tensor, "a n"], rows: Tensor | slice) -> Parts:
+        """Return log weights, means and factors at θ, in coordinates whitened by the present mixtures; differentiable."""
+        logits, loc, tril = self.logits[rows], self.loc[rows], self.tril[rows]
+        count, dim = loc.shape[1:]
+        size = logits.exp().clamp(min=_MIN_WEIGHT).sqrt()  # the curvature of a component's coordinates is its weight
+        log_weight = (logits + theta[:, :count] / size).log_softmax(-1)
+        rest = (theta[:, count:].reshape(len(theta), count, -1)) / size[..., None]
+        factor = torch.diag_embed((rest[..., dim : 2 * dim] / math.sqrt(2)).exp())
+        if self.family.covariance == "full":
+            row, column = torch.tril_indices(dim, dim, -1, device=theta.device)
+            lower = torch.zeros_like(factor)
+            lower[..., row, column] = rest[..., 2 * dim :]
+            factor = factor + lower
+        return log_weight, loc + (tril @ rest[..., :dim, None])[..., 0], tril @ factor
+
+
+def descend(
+    state: Ensemble, tolerance: float, rounds: int, trail: list[float], min_gain: float = -math.inf
+) -> tuple[Ensemble, int]:
+    """Descend by rounds of L-BFGS, each in coordinates that are whitened again, until the gradient is small.
+
+    Args:
+        state: where to start.
+        tolerance: length of the gradient at which a mixture has arrived.
+        rounds: largest number of rounds.
+        trail: gets the least loss after each round.
+        min_gain: nats; a mixture that gains less in a round, at a small gradient, has arrived, too.
+
+    Returns:
+        The mixtures at their ends, and the number of rounds.
+    """
+    done, active = 0, (state.residual > tolerance) & state.loss.isfinite()
+    counts = state.target.evaluations
+    for _ in range(rounds):
+        rows = active.nonzero()[:, 0]
+        cost = len(rows) * state.cost
+        if len(rows) == 0 or not counts.affords(cost):
+            break
+        some = state.take(rows)
+        trial = some.descended(counts.calls(cost, _MAX_CALLS_PER_ROUND), tolerance**2 / 2)
+        gain = some.loss - trial.loss
+        better = (gain > 0) | ((gain > -1e-9) & (trial.residual < some.residual))
+        state = state.put(rows[better], trial.take(better))
+        active[rows] = better & (trial.residual > tolerance) & ((gain > min_gain) | (trial.residual > _SMALL_RESIDUAL))
+        done += 1
+        trail.append(float(state.loss.min()) * state.objective.curvature)
+    return state, done
+
+
+def optima_of(state: Ensemble, settled: float, among: Bool[Tensor, " b"] | None = None) -> tuple[Optimum, ...]:
+    """Return the distinct optima, best first, of the mixtures whose gradient is at most `settled`, or of all where none is.
+
+    Args:
+        state: the mixtures.
+        settled: length of the gradient.
+        among: which mixtures may count at all; by default all.
+    """
+    scale, may = state.objective.curvature, state.loss.isfinite()
+    may = may if among is None else may & among
+    found = [
+        Optimum(model, float(loss) * scale, bool(residual <= settled), False)
+        for model, loss, residual, one in zip(state.models(), state.loss, state.residual, may, strict=True)
+        if bool(one)
+    ]
+    same = 0.02 if isinstance(state.family, Gaussian) else 0.05
+    return distinct([one for one in found if one.converged] or found, same=same) if found else ()
+
+
+def first_nodes(family: Gaussian | Mixture, dim: int) -> int:
+    """Return the number of nodes per component with which a fit begins: fewer for mixtures of many components."""
+    is_large = isinstance(family, Mixture) and family.count > 4
+    return max(64, first_count(dim) // 4) if is_large else first_count(dim)
+
+
+def stacked(models: list[Distribution]) -> Parts:
+    """Return the log weights, means and factors of several models."""
+    parts = []
+    for model in models:
+        if hasattr(model, "mixture_distribution"):
+            probs, loc, tril, _ = mixture_parts(model)
+        else:
+            loc, tril = (part[None] for part in loc_and_tril(model))
+            probs = torch.ones_like(loc[:, 0])
+        parts.append((probs.clamp(min=1e-300).log(), loc, tril))
+    logits, loc, tril = (torch.stack(part).to(torch.float64) for part in zip(*parts, strict=True))
+    return logits, loc, tril
+
+
+def log_density(
+    x: Float[Tensor, "b n d"], logits: Float[Tensor, "b k"], loc: Tensor, tril: Tensor, z: Float[Tensor, "m d"] | None = None
+) -> Float[Tensor, "b n"]:
+    """Return the log of the mixture at given points, by one triangular solve per component.
+
+    With z the n = K m points are mₖ + Lₖ zᵢ, and each component uses its own zᵢ. Solving for zᵢ would lose its digits where Lₖ is
+    nearly singular, and the descent would find the places where that makes log q small.
+    """
+    dim = x.shape[-1]
+    identity = torch.eye(dim, dtype=x.dtype, device=x.device)
+    inverse = torch.linalg.solve_triangular(tril, identity.expand_as(tril), upper=False)
+    white = torch.einsum("bkij,bnj->bkni", inverse, x) - torch.einsum("bkij,bkj->bki", inverse, loc)[:, :, None]
+    if z is not None:
+        count = loc.shape[1]
+        own = torch.eye(count, dtype=torch.bool, device=x.device).repeat_interleave(len(z), 1)
+        white = torch.where(own[..., None], z.repeat(count, 1), white)
+    volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
+    return torch.logsumexp((logits - volume)[..., None] - white.square().sum(-1) / 2, 1)
+
+
+def evaluate(target: Target, x: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m d"]]:
+    """Return log p and ∇log p at a batch of node sets, in one call."""
+    value, score = target.trial(x.reshape(-1, x.shape[-1]))
+    return value.reshape(x.shape[:2]), score.reshape(x.shape)
