@@ -146,20 +146,20 @@ def check_rows(rows: Rows, names: Sequence[str], bijection: Bijection) -> None:
         raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
 
 
-def check_alone(rows: Rows, beside: dict[str, Any]) -> None:
+def check_alone(rows: Rows, others: dict[str, Any]) -> None:
     """Refuse functions of p with pairs, and everything else with streamed samples.
 
     Args:
         rows: the samples.
-        beside: the other arguments of `Target` by name; None is an argument that wasn't given.
+        others: the other arguments of `Target` by name; None is an argument that wasn't given.
 
     Raises:
         InputError: an argument can't be combined with these samples.
     """
-    extra = [name for name, value in beside.items() if value is not None]
+    extra = [name for name, value in others.items() if value is not None]
     if rows.context is not None and any(name not in ("weights", "chains") for name in extra):
         because = "a conditional target is known by its pairs alone"
-        raise InputError(cannot("use functions of p beside pairs (x, y)", because, "Leave them out"))
+        raise InputError(cannot("use functions of p with pairs (x, y)", because, "Leave them out"))
     if rows.stream is not None and extra:
         because = "streamed samples are read in parts, and can't be combined with other arguments"
         raise InputError(cannot(f"use `{extra[0]}=` here", because, "Leave it out, or read the samples into memory"))

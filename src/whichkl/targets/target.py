@@ -101,8 +101,8 @@ class Target:
         self.repeats: Repeats | None = None
         """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
         log_prob, score, batched = _functions(log_prob, energy, score, normalized, batched)
-        beside = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
-        is_whole = any(value is not None for value in beside.values())
+        others = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
+        is_whole = any(value is not None for value in others.values())
         rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole)
         self.samples, self.context, self.stream = rows.samples, rows.context, rows.stream
         self.scalar = rows.is_scalar
@@ -117,7 +117,7 @@ class Target:
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
         self.density = self._density(log_prob, score, batched, self.bijection.inside(self.dtype, self.device))
-        check_alone(rows, beside)
+        check_alone(rows, others)
         check_rows(rows, self.names, self.bijection)
         self.weights = read_row_weights(weights, rows)
         self.chains = read_chains(chains, rows, self.weights, self.device)
