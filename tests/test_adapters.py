@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -484,3 +485,48 @@ def test_to_arviz_refuses_what_it_cannot_hold():
         wk.to_arviz(fit)
     with pytest.raises(ValueError, match="Cannot draw n=0 points"):
         wk.to_arviz(wk.fit(wk.problems.petals(), judge=False), n=0)
+
+
+class Wrapped:
+    """An array of a library of its own, which takes no tensors."""
+
+    def __init__(self, values):
+        if isinstance(values, torch.Tensor):
+            raise TypeError("this library takes no tensors")
+        self.values = np.asarray(values)
+
+
+class Library:
+    """An adapter of that library, and of its models, which are dicts."""
+
+    FOLDERS = ("/wrapped/",)
+    KIND = "a wrapped model"
+    claims_error = claims_function = staticmethod(lambda *given, **more: False)
+
+    @staticmethod
+    def claims_value(value):
+        return isinstance(value, Wrapped)
+
+    @staticmethod
+    def log_density(function, batched=None):
+        return lambda x: torch.as_tensor(function(x.detach().numpy()).values) + 0 * x.sum(-1)
+
+    @staticmethod
+    def claims(obj, args, kwargs):
+        return isinstance(obj, dict)
+
+    @staticmethod
+    def posterior(obj, args, kwargs):
+        return SimpleNamespace(log_prob=obj["log_prob"], dim=2, names=("a", "b"), constrain=lambda u: {"ab": u.numpy()})
+
+
+def test_another_library_is_one_adapter_and_one_registration(monkeypatch):
+    monkeypatch.setattr("whichkl.targets.calling.FUNCTION_ADAPTERS", (Library,))
+    monkeypatch.setattr("whichkl.targets.conversion.MODEL_ADAPTERS", (Library,))
+    x = points(5, 2)
+    target = wk.Target(log_prob=lambda x: Wrapped(-np.square(np.asarray(Wrapped(x).values)).sum(-1)), dim=2)
+    torch.testing.assert_close(target.log_prob(x), -x.square().sum(-1))
+    assert wk.Access.DIFFERENTIABLE in target.access
+    model = wk.Target.of({"log_prob": lambda x: -x.square().sum(-1)})
+    assert (model.names, model.dim) == (("a", "b"), 2)
+    assert list(model.origin.constrain(x)) == ["ab"]

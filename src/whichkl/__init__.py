@@ -1,6 +1,6 @@
 """whichkl: forward or reverse KL? Say what you can do with your target; see which is possible, fit it, see if it worked.
 
-Every name is loaded when it's first used, so that importing whichkl costs nothing.
+Every name is loaded at first use, so that importing whichkl is instant.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HOMES = {
     "report": "reporting",
     "to_arviz": "arviz",
 }
-"""Where each name lives; rooms such as `families` are loaded by their own."""
+"""The module of each name; a room such as `families` is loaded under its own name."""
 
 __all__ = [
     "Access",

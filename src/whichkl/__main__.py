@@ -1,4 +1,4 @@
-"""The entry point: says what is missing where the command line's packages aren't installed."""
+"""The entry point; it names the install command if the packages of the command line are missing."""
 
 from __future__ import annotations
 

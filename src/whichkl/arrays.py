@@ -28,20 +28,6 @@ _SAFETY_FACTOR = 10.0
 """Samples stay below the square root of the largest number of their precision, divided by this factor."""
 
 
-def split_pair(samples: Any) -> tuple[Any, Any]:
-    """Return y and x of a pair (x, y); samples that aren't a pair are y, and x is None.
-
-    Raises:
-        InputError: the samples are a tuple of another length.
-    """
-    if not isinstance(samples, tuple):
-        return samples, None
-    if len(samples) != 2:
-        because = f"a tuple of {len(samples)} was given, and a pair is (x, y)"
-        raise InputError(cannot("use these samples", because, "Give one (n, d) array, or a pair of arrays"))
-    return samples[1], samples[0]
-
-
 def read_matrix(
     values: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None, what: str = "samples"
 ) -> Float[Tensor, "n d"]:
@@ -108,29 +94,6 @@ def read_context(x: Any, columns: int, like: Tensor) -> Float[Tensor, "n c"]:
         raise InputError(cannot("predict at these x", because, f"Give (n, {columns}) rows"))
     check_finite(rows.detach(), default_names(columns), "x")
     return rows
-
-
-def check_filled(samples: Float[Tensor, "n d"]) -> None:
-    """Refuse empty samples.
-
-    Raises:
-        InputError: there are no rows, or no columns.
-    """
-    if samples.numel() == 0:
-        because = f"they are empty, shape {tuple(samples.shape)}"
-        raise InputError(cannot("use these samples", because, "Give at least one row"))
-
-
-def check_pairs(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-    """Check pairs.
-
-    Raises:
-        InputError: x isn't finite, or x and y have different numbers of rows.
-    """
-    check_finite(x, names, "x")
-    if len(x) != len(y):
-        because = f"x has {len(x)} rows and y has {len(y)}"
-        raise InputError(cannot("use these pairs", because, "Give one row of x per row of y"))
 
 
 def read_names(names: Sequence[str] | None, samples: Any, dim: int, *, is_response: bool = False) -> tuple[str, ...]:

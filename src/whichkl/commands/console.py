@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -76,7 +76,7 @@ def found(findings: frozenset[str]) -> str:
     return ", ".join(sorted(name.replace("_", " ") for name in findings)) or "nothing against it"
 
 
-def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table; markup in its cells isn't read."""
     from rich import box
     from rich.table import Table

@@ -33,38 +33,20 @@ def demo(
     if as_json:
         console.print_json(result.to_dict())
     else:
-        _show_demo(result)
+        _show(result)
     page, _ = write_demo(result, out)
     if not as_json:
         console.say(f"Report: {page}")
 
 
-def _show_demo(result: Any) -> None:
-    console.table(
-        "Forward or reverse KL?",
-        ("with p you can …", "minimise", "measured on unseen draws (nats)", "found"),
-        [
-            (
-                "sample",
-                "forward KL",
-                f"held-out −log q {result.petals.fit.value.number}",
-                console.found(result.petals.fit.findings),
-            ),
-            (
-                "evaluate up to a constant",
-                "reverse KL",
-                f"ELBO {getattr(result.schools.fit.diagnostics.elbo, 'number', '')}",
-                console.found(result.schools.fit.findings),
-            ),
-            *(
-                (
-                    "both",
-                    one.fit.objective.name.replace("_kl", " KL"),
-                    f"KL(p‖q) {one.forward.number}, KL(q‖p) {one.reverse.number}",
-                    console.found(one.fit.findings),
-                )
-                for one in result.both
-            ),
-            ("neither", "none yet", "—", f"{len(result.neither.conversions)} ways to convert what is left"),
-        ],
-    )
+def _show(result: Any) -> None:
+    schools = result.schools.fit
+    rows = [
+        ("sample", "forward KL", f"held-out −log q {result.petals.fit.value.number}", console.found(result.petals.fit.findings)),
+        ("evaluate up to a constant", "reverse KL", f"ELBO {schools.diagnostics.elbo.number}", console.found(schools.findings)),
+    ]
+    for one in result.both:
+        measured = f"KL(p‖q) {one.forward.number}, KL(q‖p) {one.reverse.number}"
+        rows.append(("both", one.fit.objective.name.replace("_kl", " KL"), measured, console.found(one.fit.findings)))
+    rows.append(("neither", "none yet", "—", f"{len(result.neither.conversions)} ways to convert what is left"))
+    console.table("Forward or reverse KL?", ("with p you can …", "minimise", "measured on unseen draws (nats)", "found"), rows)

@@ -28,10 +28,7 @@ def estimate(
     ] = "forward_kl",
     method: Annotated[
         str | None,
-        typer.Option(
-            "--method",
-            help="By default the access decides: closed_form, quadrature, monte_carlo, knn, classifier, …",
-        ),
+        typer.Option("--method", help="By default the access decides: closed_form, quadrature, monte_carlo, knn, classifier, …"),
     ] = None,
     form: Annotated[
         str, typer.Option("--form", help="What files hold: samples, or one row of probabilities or of logits per distribution.")
@@ -68,22 +65,14 @@ def estimate(
 
 
 def _show(title: str, results: list[Any]) -> None:
-    console.table(
-        title,
-        ("divergence", "value", "95 % interval", "method", "trust"),
-        [
-            (
-                one.quantity,
-                f"{one.number}{'' if one.unit == 'none' else ' ' + one.unit}{one.constant}",
-                "exact" if one.exact else f"{one.interval[0]:.4g} … {one.interval[1]:.4g}",
-                one.method,
-                "yes" if one.reliable else "no",
-            )
-            for one in results
-        ],
-    )
+    rows = []
     for one in results:
-        console.say(f"{one.sentence}")
+        value = f"{one.number}{'' if one.unit == 'none' else ' ' + one.unit}{one.constant}"
+        interval = "exact" if one.exact else f"{one.interval[0]:.4g} … {one.interval[1]:.4g}"
+        rows.append((one.quantity, value, interval, one.method, "yes" if one.reliable else "no"))
+    console.table(title, ("divergence", "value", "95 % interval", "method", "reliable"), rows)
+    for one in results:
+        console.say(one.sentence)
         for note in one.notes:
             console.say(f"  · {note}")
 

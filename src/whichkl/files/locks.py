@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from whichkl._checks import ResourceError, cannot
-from whichkl.files.writing import make_folder, missing, refuse_foreign, remove_empty, remove_own, unwritable
+from whichkl.files.writing import made_folder, refuse_foreign, remove_own, unwritable
 
 LOCK = ".whichkl-lock"
 """Name of the file that marks a folder as used. It holds the number of the process."""
@@ -36,23 +36,21 @@ def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
     Raises:
         ResourceError: another process holds the lock, or the folder can't be written.
     """
-    made = missing(folder)
-    make_folder(folder)
     path, give_up = folder / LOCK, time.monotonic() + wait
-    refuse_foreign(path)
-    try:
-        while (release := _take(path)) is None:
-            if time.monotonic() >= give_up:
-                because = f"another run is working in `{folder}` (process {_holder(path)})"
-                raise ResourceError(cannot(do, because, "Wait for it, or name another folder"))
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    try:
-        yield
-    finally:
-        release()
-        remove_empty(made)
+    with made_folder(folder):
+        refuse_foreign(path)
+        try:
+            while (release := _take(path)) is None:
+                if time.monotonic() >= give_up:
+                    because = f"another run is working in `{folder}` (process {_holder(path)})"
+                    raise ResourceError(cannot(do, because, "Wait for it, or name another folder"))
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            yield
+        finally:
+            release()
 
 
 def _take(path: Path) -> _Release | None:

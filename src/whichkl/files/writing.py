@@ -5,10 +5,11 @@ Nothing here imports torch, so that the command line can check a folder before t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from whichkl._checks import InputError, ResourceError, cannot
@@ -177,33 +178,35 @@ def make_folder(folder: Path) -> None:
         raise unwritable(folder, error) from error
 
 
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for a block. Afterwards it is removed if it was made here and is still empty, and so are its parents.
+
+    Raises:
+        ResourceError: it can't be made.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        make_folder(folder)
+        yield
+    finally:
+        for one in made:
+            remove_own(one, lambda name: False)
+
+
 def check_writable(folder: Path) -> None:
     """Try to write a file in a folder; nothing is left behind.
 
     Raises:
         ResourceError: the folder can't be written.
     """
-    made = missing(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
-        os.close(handle)
-        remove_own(Path(name), _is_temporary)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    finally:
-        remove_empty(made)
-
-
-def missing(folder: Path) -> list[Path]:
-    """Return a folder and its parents that don't exist, the innermost first."""
-    return [one for one in (folder, *folder.parents) if not one.exists()]
-
-
-def remove_empty(made: Sequence[Path]) -> None:
-    """Remove folders that this process made if they are still empty, the innermost first."""
-    for one in made:
-        remove_own(one, lambda name: False)
+    with made_folder(folder):
+        try:
+            handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
+            os.close(handle)
+            remove_own(Path(name), _is_temporary)
+        except OSError as error:
+            raise unwritable(folder, error) from error
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:

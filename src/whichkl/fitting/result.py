@@ -94,6 +94,7 @@ class Fit:
 
         Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024); Dai, Heng, Jacob & Whiteley (2022).
 
+        >>> from whichkl import fit
         >>> fit(Target(log_prob=lambda x: -x.square().sum(-1), dim=2)).draws(5, corrected=True).shape
         torch.Size([5, 2])
         """
@@ -123,6 +124,7 @@ class Fit:
             InputError: the fit is conditional, f returns something else, or n isn't a whole number of at least 1.
             TargetError: there is no log density to correct by, or neither weights nor particles can be trusted.
 
+        >>> from whichkl import fit
         >>> print(fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1) / 2, dim=2)).expect(lambda x: x[:, 0]))
         0.999 ± 0.01 (importance weights, 10,000 of 10,000)
         """
@@ -153,6 +155,7 @@ class Fit:
 
         Source: Giordano, Broderick & Jordan (2018); Giordano, Ingram & Broderick (2024).
 
+        >>> from whichkl import fit
         >>> tilted = Target(log_prob=lambda x: -(x[:, 0] ** 2 + x[:, 1] ** 2 - 1.2 * x[:, 0] * x[:, 1]) / 1.28, dim=2)
         >>> mean_field = fit(tilted, "gaussian:diagonal")
         >>> mean_field.model.variance, mean_field.linear_response(["x1"])

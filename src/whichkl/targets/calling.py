@@ -77,7 +77,8 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
     errors: list[TargetError] = []
     attempts = [False, True]
     while attempts:
-        as_array = attempts.pop(0)
+        as_array, value = attempts.pop(0), None
+        returned.clear()
         try:
             value = called(as_array)
         except TargetError as error:
@@ -85,18 +86,17 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
                 copies, attempts, errors = True, [False, True], []
                 continue
             errors.append(error)
-            adapter = next((one for one in FUNCTION_ADAPTERS if one.claims_error(error.__cause__)), None)
-        else:
-            adapter = next((one for one in FUNCTION_ADAPTERS if one.claims_value(returned[-1])), None)
-            if adapter is None:
-                if who == "score":
-                    check_shape(value, probe)
-                return Convention("numpy" if as_array else "autograd" if value.requires_grad else "tensor", batched, None, copies)
-        if adapter is not None:
+        cause = None if value is not None else errors[-1].__cause__
+        for adapter in FUNCTION_ADAPTERS:
+            if adapter.claims_error(cause) or (returned and adapter.claims_value(returned[-1])):
+                return Convention("autograd", batched, adapter)
+        if value is not None:
+            if who == "score":
+                check_shape(value, probe)
+            return Convention("numpy" if as_array else "autograd" if value.requires_grad else "tensor", batched, None, copies)
+    for adapter in FUNCTION_ADAPTERS:
+        if adapter.claims_function(function, probe, who == "score"):
             return Convention("autograd", batched, adapter)
-    adapter = next((one for one in FUNCTION_ADAPTERS if one.claims_function(function, probe, who == "score")), None)
-    if adapter is not None:
-        return Convention("autograd", batched, adapter)
     raise errors[0] from errors[0].__cause__
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_finite
-from whichkl.arrays import check_filled, check_pairs, default_names, read_matrix, read_names, read_weights, split_pair, widened
+from whichkl.arrays import default_names, read_matrix, read_names, read_weights, widened
 from whichkl.chains import chain_ids
 from whichkl.samples import Stream, Table, open_samples
 from whichkl.targets.pairing import has_flat_response, split_columns
 from whichkl.targets.supports import Bijection
+
+_MAX_DIM = 1_000_000
+"""Largest number of coordinates of a target without samples: even a factorised fit of this many takes 16 GB of memory."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,12 @@ def read_rows(
             is_unnamed = bool(found.context_names) and tuple(found.names) == default_names(len(found.names))
             names = default_names(len(found.names), "y") if is_unnamed else found.names
         return Rows(None, None, found, len(found.names), names, found.context_names, has_flat_response(found), None)
-    samples, x = split_pair(samples)
+    x = None
+    if isinstance(samples, tuple):
+        if len(samples) != 2:
+            because = f"a tuple of {len(samples)} was given, and a pair is (x, y)"
+            raise InputError(cannot("use these samples", because, "Give one (n, d) array, or a pair of arrays"))
+        x, samples = samples
     if samples is None:
         return Rows(None, None, None, None, names, (), False, None)
     y = read_matrix(samples, dtype, device)
@@ -83,6 +92,33 @@ def read_rows(
     context = None if x is None else read_matrix(x, dtype, device, "x")
     context_names = () if context is None else read_names(x_names, x, context.shape[1])
     return Rows(y, context, None, y.shape[1], names, context_names, context is not None and np.ndim(samples) == 1, samples)
+
+
+def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
+    """Return the number of coordinates of a target.
+
+    Args:
+        dim: what the user passed.
+        width: the number of columns of the samples.
+        has_functions: whether there are functions of p.
+
+    Raises:
+        InputError: `dim` isn't a number of coordinates or isn't that of the samples, or functions come without it.
+    """
+    if dim is None:
+        if width is None and has_functions:
+            because = "there are no samples to read the dimension from"
+            raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
+        return width or 1
+    if isinstance(dim, bool) or not isinstance(dim, Integral) or int(dim) < 1:
+        because = "it must be a whole number of at least 1"
+    elif width is not None and width != int(dim):
+        because = f"the samples have {width} columns"
+    elif int(dim) > _MAX_DIM:
+        because = f"it is more than {_MAX_DIM:,}, the largest number of coordinates of a log density"
+    else:
+        return width or int(dim)
+    raise InputError(cannot(f"use `dim={dim!r}`", because, "Give the number of coordinates of one point"))
 
 
 def check_rows(rows: Rows, names: Sequence[str], bijection: Bijection) -> None:
@@ -95,8 +131,13 @@ def check_rows(rows: Rows, names: Sequence[str], bijection: Bijection) -> None:
     if x is None:
         return
     if rows.context is not None:
-        check_pairs(rows.context, x, rows.context_names)
-    check_filled(x)
+        check_finite(rows.context, rows.context_names, "x")
+        if len(rows.context) != len(x):
+            because = f"x has {len(rows.context)} rows and y has {len(x)}"
+            raise InputError(cannot("use these pairs", because, "Give one row of x per row of y"))
+    if x.numel() == 0:
+        because = f"they are empty, shape {tuple(x.shape)}"
+        raise InputError(cannot("use these samples", because, "Give at least one row"))
     check_finite(x, names)
     outside = ~bijection.contains(x)
     if bool(outside.any()):
@@ -105,20 +146,20 @@ def check_rows(rows: Rows, names: Sequence[str], bijection: Bijection) -> None:
         raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
 
 
-def check_alone(rows: Rows, beside: dict[str, Any]) -> None:
+def check_alone(rows: Rows, others: dict[str, Any]) -> None:
     """Refuse functions of p with pairs, and everything else with streamed samples.
 
     Args:
         rows: the samples.
-        beside: the other arguments of `Target` by name; None is an argument that wasn't given.
+        others: the other arguments of `Target` by name; None is an argument that wasn't given.
 
     Raises:
         InputError: an argument can't be combined with these samples.
     """
-    extra = [name for name, value in beside.items() if value is not None]
+    extra = [name for name, value in others.items() if value is not None]
     if rows.context is not None and any(name not in ("weights", "chains") for name in extra):
         because = "a conditional target is known by its pairs alone"
-        raise InputError(cannot("use functions of p beside pairs (x, y)", because, "Leave them out"))
+        raise InputError(cannot("use functions of p with pairs (x, y)", because, "Leave them out"))
     if rows.stream is not None and extra:
         because = "streamed samples are read in parts, and can't be combined with other arguments"
         raise InputError(cannot(f"use `{extra[0]}=` here", because, "Leave it out, or read the samples into memory"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cached_property
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -30,12 +29,9 @@ from whichkl.targets.energies import NegativeEnergy
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
-from whichkl.targets.rows import check_alone, check_rows, read_chains, read_row_weights, read_rows
+from whichkl.targets.rows import check_alone, check_rows, read_chains, read_dim, read_row_weights, read_rows
 from whichkl.targets.supports import Bijection, Support
 from whichkl.user_code import call_user
-
-_MAX_DIM = 1_000_000
-"""Largest number of coordinates of a target without samples: even a factorised fit of this many takes 16 GB of memory."""
 
 
 class Target:
@@ -105,17 +101,13 @@ class Target:
         self.repeats: Repeats | None = None
         """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
         log_prob, score, batched = _functions(log_prob, energy, score, normalized, batched)
-        beside = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
-        is_whole = any(value is not None for value in beside.values())
+        others = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
+        is_whole = any(value is not None for value in others.values())
         rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole)
         self.samples, self.context, self.stream = rows.samples, rows.context, rows.stream
         self.scalar = rows.is_scalar
         """Whether y is a scalar, given as (n,) or as the only column besides `given=`; then events have no axes."""
-        _check_dim(dim, rows.width)
-        if dim is None and rows.width is None and (log_prob or sampler or score):
-            because = "there are no samples to read the dimension from"
-            raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
-        self.dim = rows.width or dim or 1
+        self.dim = read_dim(dim, rows.width, has_functions=bool(log_prob or sampler or score))
         self.context_names, self.names = rows.context_names, rows.column_names(self.dim)
         self.normalized = normalized and log_prob is not None
         self.dtype = dtype or (self.samples.dtype if self.samples is not None else torch.float64)
@@ -125,7 +117,7 @@ class Target:
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
         self.density = self._density(log_prob, score, batched, self.bijection.inside(self.dtype, self.device))
-        check_alone(rows, beside)
+        check_alone(rows, others)
         check_rows(rows, self.names, self.bijection)
         self.weights = read_row_weights(weights, rows)
         self.chains = read_chains(chains, rows, self.weights, self.device)
@@ -334,18 +326,3 @@ def _functions(
         because = "it means that `log_prob` returns value and gradient, and there is no `log_prob`"
         raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))
     return paired(log_prob, batched), None, True
-
-
-def _check_dim(dim: Any, width: int | None) -> None:
-    """Refuse a `dim=` that isn't a number of coordinates, or isn't that of the samples."""
-    if dim is None:
-        return
-    if isinstance(dim, bool) or not isinstance(dim, Integral) or int(dim) < 1:
-        because = "it must be a whole number of at least 1"
-    elif width is not None and width != int(dim):
-        because = f"the samples have {width} columns"
-    elif int(dim) > _MAX_DIM:
-        because = f"it is more than {_MAX_DIM:,}, the most coordinates that a log density can have here"
-    else:
-        return
-    raise InputError(cannot(f"use `dim={dim!r}`", because, "Give the number of coordinates of one point"))
