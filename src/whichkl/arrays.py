@@ -24,6 +24,8 @@ def tensor_of(values: Any) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
 
 
+LARGEST_WHOLE = 2**53
+"""Largest integer up to which float64 holds every integer."""
 _SAFETY_FACTOR = 10.0
 """Samples stay below the square root of the largest number of their precision, divided by this factor."""
 
@@ -42,13 +44,20 @@ def read_matrix(
             which = ", ".join(f"`{name}`" for name in text)
             raise InputError(cannot(f"use these {what}", f"column {which} isn't numeric", "Drop or encode it"))
     if hasattr(values, "to_numpy"):
+        check_whole((values.select_dtypes("integer") if hasattr(values, "select_dtypes") else values).to_numpy(), what)
         values = values.to_numpy(dtype=np.float64)
+    if np.ma.is_masked(values):
+        because = f"{int(np.ma.count_masked(values)):,} of their numbers are masked"
+        raise InputError(cannot(f"use these {what}", because, "Drop these rows, or fill in the numbers"))
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
             because = f"their type is `{array.dtype}`, not a number"
             raise InputError(cannot(f"use these {what}", because, "Drop the text columns, or encode them"))
+        check_whole(array, what)
         values = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
+    elif not values.is_floating_point() and not values.is_complex():
+        check_whole(values.detach().cpu().numpy(), what)
     if values.is_complex():
         raise InputError(cannot(f"use these {what}", "they are complex", "Give real and imaginary parts as columns"))
     if values.ndim == 1:
@@ -59,6 +68,17 @@ def read_matrix(
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
     x: Tensor = normal(values.detach()).to(device=device, dtype=dtype or wide)
     return x
+
+
+def check_whole(values: np.ndarray, what: str) -> None:
+    """Refuse integers that float64 can't hold, which would lose their last digits.
+
+    Raises:
+        InputError: an integer is above 2⁵³ in size.
+    """
+    if values.dtype.kind in "iu" and values.size and max(abs(int(values.min())), abs(int(values.max()))) > LARGEST_WHOLE:
+        because = f"they hold integers above {LARGEST_WHOLE:,} in size, which lose digits in float64"
+        raise InputError(cannot(f"use these {what}", because, "Subtract an offset from them first"))
 
 
 def widened(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

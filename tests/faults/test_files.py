@@ -3,6 +3,7 @@
 import ast
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 import whichkl as wk
 from canaries import plant, seen
 from programs import whichkl
-from whichkl._checks import InputError, IntegrityError, ResourceError
+from whichkl._checks import InputError, IntegrityError, ResourceError, WhichklError
 from whichkl.files.journal import Journal
 from whichkl.files.writing import check_writable, remove_own, write_whole
 from whichkl.reporting import report
@@ -308,3 +309,76 @@ class TestCommands:
 def test_a_full_or_forbidden_place_is_exit_four(tmp_path):
     with pytest.raises(ResourceError, match="Cannot write"):
         check_writable(Path("/proc/whichkl"))
+
+
+class TestWhatOnlyLooksLikeOurs:
+    """Files with the names that whichkl gives, but with another content, and entries that aren't regular files."""
+
+    @pytest.mark.parametrize("content", ['{"learning_rate": 0.1, "note": "hand tuned"}', "not JSON", ""])
+    @pytest.mark.parametrize("kind", ["fit", "distillation"])
+    def test_a_file_named_as_a_result_is_refused(self, tmp_path, kind, content):
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        (folder / f"{kind}.json").write_text(content)
+        if kind == "fit":
+            result = wk.fit(rows(), judge=False)
+        else:
+            result = wk.distill(teacher=nn.Linear(2, 3), student=nn.Linear(2, 3), data=rows().float(), epochs=1)
+        with pytest.raises(InputError, match=rf"`{kind}.json`, which whichkl didn't write"):
+            result.save(folder)
+        assert (folder / f"{kind}.json").read_text() == content
+
+    def test_a_damaged_result_is_replaced(self, tmp_path):
+        fit = wk.fit(rows(), judge=False)
+        fit.save(tmp_path / "f")
+        path = tmp_path / "f" / "fit.json"
+        path.write_bytes(path.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
+        with pytest.raises(IntegrityError):
+            wk.Fit.load(tmp_path / "f")
+        fit.save(tmp_path / "f")
+        assert wk.Fit.load(tmp_path / "f").seed == 0
+
+    def test_files_among_a_journals_entries_stay(self, tmp_path):
+        journal = Journal.of(tmp_path / "j", {"a": "fit"})
+        journal.save("em", {"x": torch.zeros(3)}, {})
+        own = tmp_path / "j" / journal.key
+        names = ["my-weights.safetensors", "model-0123456789abcdef.safetensors", ".new-x", "notes.txt"]
+        for name in names:
+            (own / name).write_text("mine")
+        (own / f".new-em.{journal.key}.safetensors-abcd1234").write_text("killed")
+        journal.clear()
+        assert sorted(one.name for one in own.iterdir()) == sorted(names)
+
+    @pytest.mark.parametrize("place", ["file", "", "dangling"])
+    def test_a_journal_that_cannot_be_kept_is_refused_before_the_work(self, tmp_path, place):
+        (tmp_path / "file").write_text("x")
+        (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+        with pytest.raises(InputError, match="keep a journal"):
+            wk.fit(rows(), journal=tmp_path / place if place else "", judge=False)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are POSIX's")
+    def test_a_pipe_is_neither_read_nor_replaced(self, tmp_path):
+        fit = wk.fit(rows(), judge=False)
+        (tmp_path / "f").mkdir()
+        for place in (tmp_path / "report.html", tmp_path / "f" / "fit.json"):
+            os.mkfifo(place)
+        with pytest.raises(InputError, match="isn't a regular file"):
+            wk.report(fit, tmp_path / "report.html")
+        with pytest.raises(InputError, match="holds something else"):
+            fit.save(tmp_path / "f")
+        with pytest.raises(WhichklError, match="isn't a regular file"):
+            wk.Fit.load(tmp_path / "f")
+        assert stat.S_ISFIFO((tmp_path / "report.html").stat().st_mode)
+
+    def test_a_resumed_fit_reports_the_same_evaluations(self, tmp_path):
+        whole = wk.fit(rows(), "mixture:3", judge=False).diagnostics.evaluations
+        told = []
+
+        def stop(step, done):
+            told.append(step)
+            if len(told) == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            wk.fit(rows(), "mixture:3", journal=tmp_path / "j", judge=False, tell=stop)
+        assert wk.fit(rows(), "mixture:3", journal=tmp_path / "j", judge=False).diagnostics.evaluations == whole

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,14 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from whichkl._checks import plain
+from whichkl._checks import InputError, cannot, plain
 from whichkl.files.reading import read_json
 from whichkl.files.writing import TEMPORARY, remove_own, write_whole
 
 T = TypeVar("T")
 _log = logging.getLogger("whichkl")
-_OWN = rf"({re.escape(TEMPORARY)}.*|[^/]*\.safetensors)"
-"""Names of a journal's entries, and of entries that weren't finished when the process was killed."""
+_COUNTS = "evaluations"
+"""Name under which an entry's notes hold the counts."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,26 @@ class Journal:
     folder: Path
     key: str
     prefix: str = ""
+    counts: dict[str, int] | None = None
+    """What the target was used for so far; every entry holds it, so that a resumed fit reports the same counts."""
 
     @classmethod
-    def of(cls, folder: str | os.PathLike[str], what: Mapping[str, Any]) -> Journal:
-        """Open the journal of the fit that `what` describes."""
+    def of(cls, folder: str | os.PathLike[str], what: Mapping[str, Any], counts: dict[str, int] | None = None) -> Journal:
+        """Open the journal of the fit that `what` describes.
+
+        Raises:
+            InputError: the folder has no name, or isn't a folder.
+        """
+        path, given = Path(folder), os.fspath(folder)
+        if not given or ((path.exists() or path.is_symlink()) and not path.is_dir()):
+            because = "it isn't a folder" if given else "it has no name"
+            raise InputError(cannot(f"keep a journal in `{given}`", because, "Name a new or empty folder"))
         text = json.dumps(plain(dict(what)), sort_keys=True, default=str)
-        return cls(Path(folder), hashlib.sha256(text.encode()).hexdigest()[:16])
+        return cls(path, hashlib.sha256(text.encode()).hexdigest()[:16], counts=counts)
 
     def under(self, prefix: str) -> Journal:
         """Return this journal with another prefix, for a part of the work."""
-        return Journal(self.folder, self.key, f"{self.prefix}{prefix}-")
+        return replace(self, prefix=f"{self.prefix}{prefix}-")
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Write an entry; it replaces an earlier one of that name.
@@ -59,7 +69,7 @@ class Journal:
             ResourceError: it can't be written.
         """
         content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        text = json.dumps(plain(dict(notes)))
+        text = json.dumps(plain({**notes, _COUNTS: self.counts or {}}))
         write_whole(self._path(name), save(content, metadata={"notes": text, "sha256": _digest(content, text)}))
 
     def load(self, name: str, read: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T | None:
@@ -78,23 +88,30 @@ class Journal:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if metadata.get("sha256") != _digest(tensors, metadata["notes"]):
                 raise ValueError("its checksum differs")
-            return read(tensors, dict(read_json(metadata["notes"].encode())))
+            notes = dict(read_json(metadata["notes"].encode()))
+            counts = {key: int(value) for key, value in notes.pop(_COUNTS).items()}
+            found = read(tensors, notes)
         except (OSError, SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())[:200] or type(error).__name__
             _log.warning("The journal's entry `%s` isn't what was written (%s). Its work is repeated.", path, why)
             return None
+        if self.counts is not None:
+            self.counts.update(counts)
+        return found
 
     def clear(self) -> None:
         """Remove this fit's entries and the folders that are then empty; call it after the result is written."""
         try:
             own = self.folder / self.key
-            if own.is_dir() and remove_own(own, lambda name: re.fullmatch(_OWN, name) is not None):
+            entry = rf"[^/]+\.{self.key}\.safetensors"
+            names = re.compile(rf"{entry}|{re.escape(TEMPORARY)}{entry}-\w{{8}}")
+            if own.is_dir() and remove_own(own, lambda name: names.fullmatch(name) is not None):
                 remove_own(self.folder, lambda name: False)
         except OSError as error:
             _log.warning("The journal in `%s` can't be removed (%s).", self.folder, error.strerror or error)
 
     def _path(self, name: str) -> Path:
-        return self.folder / self.key / f"{self.prefix}{name}.safetensors"
+        return self.folder / self.key / f"{self.prefix}{name}.{self.key}.safetensors"
 
 
 def tensors_behind(prefix: str, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

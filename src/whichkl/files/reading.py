@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from safetensors import SafetensorError
@@ -38,6 +40,17 @@ def read_json(data: bytes) -> Any:
         return json.loads(data, object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("its lists are nested too deeply") from None
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file; what isn't a regular file, such as a pipe, is never opened, since reading it may never end.
+
+    Raises:
+        OSError: it can't be read, or isn't a regular file.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it isn't a regular file", str(path))
+    return path.read_bytes()
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, IntegrityError, ResourceError, WhichklError, cannot, plain
 from whichkl.files.locks import LOCK, locked
-from whichkl.files.reading import checked, read_json, read_tensors
+from whichkl.files.reading import checked, read_file, read_json, read_tensors
 from whichkl.files.writing import TEMPORARY, remove_own, write_whole
 
 FORMAT = 1
@@ -80,10 +80,17 @@ class Saved:
             return
         if not folder.is_dir():
             raise InputError(cannot(f"save {self.what} in `{folder}`", "it is a file", "Name a new or empty folder"))
-        other = sorted(one.name for one in folder.iterdir() if one.is_symlink() or one.is_dir() or not self.is_own(one.name))
+        other = sorted(one.name for one in folder.iterdir() if one.is_symlink() or not one.is_file() or not self.is_own(one.name))
+        if not other and (folder / self.file).exists() and not self._wrote(folder / self.file):
+            other = [self.file]
         if other:
             because = f"the folder holds something else, `{other[0]}`"
+            because += ", which whichkl didn't write" if other[0] == self.file else ""
             raise InputError(cannot(f"save {self.what} in `{folder}`", because, "Name a new or empty folder"))
+
+    def _wrote(self, path: Path) -> bool:
+        """Whether a JSON file, even a damaged one, is a result's: it names weights as only a result does."""
+        return re.search(rb'"weights": "%b-[0-9a-f]{16}\.safetensors"' % self.weights.encode(), read_file(path)) is not None
 
     def is_own(self, name: str) -> bool:
         """Whether `write` gives files this name; a killed one leaves unfinished files of such names."""
@@ -129,12 +136,12 @@ class Saved:
 
     def _read_both(self, folder: Path) -> tuple[bytes, bytes]:
         """Read the JSON file and its weights; start again if another process replaced them in between."""
-        text = (folder / self.file).read_bytes()
+        text = read_file(folder / self.file)
         for _ in range(_MAX_READS):
             try:
-                return text, (folder / self._weights_of(text)).read_bytes()
+                return text, read_file(folder / self._weights_of(text))
             except FileNotFoundError:
-                now = (folder / self.file).read_bytes()
+                now = read_file(folder / self.file)
                 if now == text:
                     raise self.damaged(folder, f"`{self._weights_of(text)}` is missing") from None
                 text = now
@@ -162,7 +169,7 @@ class Saved:
     def _names(self, folder: Path) -> set[str]:
         """Return the name of the weights of the result in a folder, if there is a result."""
         try:
-            return {self._weights_of((folder / self.file).read_bytes())}
+            return {self._weights_of(read_file(folder / self.file))}
         except (OSError, ValueError):
             return set()
 

@@ -104,11 +104,14 @@ def refuse_foreign(path: Path, is_own: Callable[[bytes], bool] | None = None) ->
         is_own: whether whichkl wrote a file, by its content.
 
     Raises:
-        InputError: the path is a link, or the file there was not written by whichkl.
+        InputError: the path is a link or no regular file, or the file there was not written by whichkl.
         ResourceError: the file can't be read.
     """
     if path.is_symlink():
         raise InputError(cannot(f"write `{path}`", "it is a link", "Name another place, or remove the link"))
+    if path.exists() and not path.is_file():
+        because = "it is a folder" if path.is_dir() else "it isn't a regular file"
+        raise InputError(cannot(f"write `{path}`", because, "Name another place"))
     if is_own is None:
         return
     try:

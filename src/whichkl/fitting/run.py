@@ -27,6 +27,8 @@ from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 from whichkl.targets.fingerprint import code_version, target_fingerprint
 
+_MAX_SEED = 2**31
+"""Seeds of parts of a fit are computed from its seed, and torch takes 64 bits."""
 _MAX_RESTARTS = 2
 """How often a fit starts again from modes that it misses."""
 _MAX_HELD_MODES = 20
@@ -78,12 +80,14 @@ def fit(
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number of at least 0", "Give, say, seed=0"))
+    if seed >= _MAX_SEED:
+        raise InputError(cannot(f"use `seed={seed}`", f"seeds are below {_MAX_SEED:,}", "Give, say, seed=0"))
     p = Target.of(target)
     given = p
     said = None if family is None else family_of(family)
     _check_pairs(p, said)
     family = default_family(p) if said is None else said
-    log = None if journal is None else Journal.of(journal, _identity(p, family, objective, solver, seed))
+    log = None if journal is None else Journal.of(journal, _identity(p, family, objective, solver, seed), p.evaluations)
     work = Work(workers_of(cluster), tell or QUIET.tell, log, p.evaluations)
     p = p.noting_repeats() if judge else p
     done = solve(p, family, objective, solver, seed, work, judged=judge)
