@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.distillation.result import DISTILLATION, DistillationFields
 from whichkl.families.family import Family
+from whichkl.files.reading import read_file
 from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
 from whichkl.fitting.fit_file import FIT, FitFields
@@ -49,6 +51,9 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
         ResourceError: a file can't be read.
     """
     path = Path(folder)
+    if not path.is_dir():
+        because = "it is a file" if path.exists() else "there is no such folder"
+        raise InputError(cannot(f"verify `{path}`", because, "Name the folder of a result"))
     found = []
     if (path / STUDY).exists():
         found.append(_study(path))
@@ -56,8 +61,18 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
     found += [_distillation(one) for one in (path, path / "student") if _holds(one, DISTILLATION)]
     if not found:
         because = f"it holds no {FIT.file}, no {DISTILLATION.file} and no {STUDY}"
-        raise InputError(cannot(f"verify `{path}`", because, "Name a folder that `save`, `compare` or `--out` wrote"))
+        inside = [
+            one.parent for name in (f"fit/{FIT.file}", f"student/{DISTILLATION.file}", STUDY) for one in path.glob(f"*/{name}")
+        ]
+        instead = "Name a folder that `save`, `fit --out`, `distill --out` or `compare --out` wrote"
+        if inside:
+            instead = f"Name the folder inside it, such as `{min(inside).parent if min(inside).name in _PARTS else min(inside)}`"
+        raise InputError(cannot(f"verify `{path}`", because, instead))
     return tuple(found)
+
+
+_PARTS = ("fit", "student")
+"""Folders of a result inside the folder that `--out` names."""
 
 
 def _holds(folder: Path, saved: Saved) -> bool:
@@ -90,23 +105,41 @@ def _study(folder: Path) -> Whole:
         if cell.folder is not None and cell.row["status"] != "failed":
             (_distillation if of_distillations else _fit)(cell.folder / "fit")
     planned = len(study.config["families"]) * len(study.config["objectives"]) * len(study.config["seeds"])
+    _check_listed(folder, {cell.key for cell in study.cells})
     is_finished = (len(study.cells) == planned or bool(study.config.get("pilot"))) and (folder / "table.csv").exists()
-    if is_finished:
-        _check_tables(folder, study)
     count = f"{len(study.cells)} of {planned} cells" if len(study.cells) < planned else f"all {planned} cells"
-    tables = "and the tables made of them" if is_finished else "and no table yet; the same command resumes it"
+    tables = "and no table yet; the same command resumes it"
+    if is_finished:
+        absent = _check_tables(folder, study)
+        tables = "and the tables made of them" + (f", except {', '.join(absent)}, which there isn't" if absent else "")
     return Whole("study", str(folder), f"checksums and fields of {count}, {tables}", is_finished)
 
 
-def _check_tables(folder: Path, study: Study) -> None:
+def _check_listed(folder: Path, keys: set[str]) -> None:
+    """Refuse a study without a cell that its table lists."""
+    if not (folder / "table.csv").exists():
+        return
+    with (folder / "table.csv").open(newline="", encoding="utf-8", errors="replace") as file:
+        lost = [row["cell"] for row in csv.DictReader(file) if row.get("cell") and row["cell"] not in keys]
+    if lost:
+        because = f"{len(lost)} cells that table.csv lists are missing, `cells/{lost[0][:80]}` among them"
+        instead = "Restore them, or run the study's command again, which computes them again"
+        raise IntegrityError(cannot(f"trust `{folder}`", because, instead))
+
+
+def _check_tables(folder: Path, study: Study) -> list[str]:
+    """Compare the tables with the cells; return the names of tables that aren't there."""
+    absent = []
     for name, content in table_files(study.cells, study.table).items():
         try:
-            found = (folder / name).read_bytes()
+            found = read_file(folder / name)
         except FileNotFoundError:
-            continue  # without pyarrow there is no Parquet
+            absent.append(name)  # as Parquet where pyarrow wasn't installed
+            continue
         if not _is_same(name, found, content):
             because = f"`{name}` isn't what its cells say"
             raise IntegrityError(cannot(f"trust `{folder}`", because, "Run the study's command again, which writes it again"))
+    return absent
 
 
 def _is_same(name: str, found: bytes, content: bytes) -> bool:

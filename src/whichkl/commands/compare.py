@@ -9,7 +9,7 @@ import typer
 
 from whichkl._checks import TargetError, cannot, require
 from whichkl.commands import console, exits
-from whichkl.commands.options import AsJson
+from whichkl.commands.options import AsJson, out_option
 from whichkl.commands.results_folder import check_results_folder, write_report
 
 if TYPE_CHECKING:
@@ -21,9 +21,7 @@ _FILES = ("report.html", "report.md", "study.json", "table.csv", "table.parquet"
 
 def compare(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What is compared: target, families, objectives, seeds, …")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the cells and tables; by default STUDY.out next to the file.")
-    ] = None,
+    out: Annotated[Path | None, out_option("Folder for the cells and tables; by default STUDY.out next to the file.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Number of processes on this machine (needs Ray).")] = None,
     cluster: Annotated[str | None, typer.Option("--cluster", help="'auto' or HOST:PORT of a Ray cluster.")] = None,
     pilot: Annotated[

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from whichkl.commands import console
-from whichkl.commands.options import AsJson
+from whichkl.commands.options import AsJson, out_option
 from whichkl.commands.results_folder import check_results_folder
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for report.html and report.json.")] = Path("out"),
+    out: Annotated[Path, out_option("Folder for report.html and report.json.")] = Path("out"),
     as_json: AsJson = False,
 ) -> None:
     """Answer the question on five inputs, with a report to open in a browser."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from whichkl.commands import console
-from whichkl.commands.options import AsJson
+from whichkl.commands.options import AsJson, out_option
 from whichkl.commands.results_folder import check_results_folder, deliver, journal_of, locked_results, write_report
 
 
@@ -40,7 +40,7 @@ def distill(
     ] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="Divides both logits.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the examples; by default 40.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html and the student's weights.")] = None,
+    out: Annotated[Path | None, out_option("Folder for report.html and the student's weights.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Fixes every random choice.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -8,8 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from whichkl._checks import InputError, cannot
 from whichkl.commands import console
-from whichkl.commands.options import AsJson, Dim, FamilyName, LogProb, Samples, Seed, Support, read_family, read_target
+from whichkl.commands.options import (
+    AsJson,
+    Dim,
+    FamilyName,
+    LogProb,
+    Samples,
+    Seed,
+    Support,
+    out_option,
+    read_family,
+    read_target,
+)
 from whichkl.commands.results_folder import check_results_folder, deliver, journal_of, locked_results, write_report
 
 if TYPE_CHECKING:
@@ -38,7 +50,7 @@ def fit(
             "the access allows.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html and the saved fit.")] = None,
+    out: Annotated[Path | None, out_option("Folder for report.html and the saved fit.")] = None,
     cluster: Annotated[
         str | None,
         typer.Option("--cluster", help="'auto' or HOST:PORT of a Ray cluster whose machines read the samples; the same answer."),
@@ -47,6 +59,9 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a model to samples, to a log density, or to both. With --out, the same command resumes an interrupted fit."""
+    if samples is None and log_prob is None:
+        because = "neither samples nor a log density are given"
+        raise InputError(cannot("fit a model", because, "Name a file of samples, or pass `--log-prob FILE.py:FUNCTION --dim D`"))
     if out is not None:
         check_results_folder(out, "report.html")
     with locked_results(out, "fit"):

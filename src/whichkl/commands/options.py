@@ -42,6 +42,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Seed = Annotated[int, typer.Option("--seed", help="Fixes every random choice.")]
 
 
+def out_option(text: str) -> Any:
+    """Return the option `--out`, which refuses an empty name, such as that of a variable that the shell doesn't know."""
+    return typer.Option("--out", help=text, parser=_folder, metavar="FOLDER")
+
+
+def _folder(text: str) -> Path:
+    if not str(text).strip():
+        raise typer.BadParameter("the name is empty.")
+    return Path(text)
+
+
 def read_target(
     samples: Path | None, log_prob: str | None, dim: int | None, support: str | None, given: str | None = None
 ) -> Target:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from whichkl._checks import IntegrityError
 from whichkl.commands import console
 from whichkl.commands.options import AsJson
 
@@ -19,7 +20,12 @@ def verify(
     with console.ERR.status("loading torch", spinner="dots"):
         from whichkl.verifying import verify as run_verify
 
-        found = run_verify(folder)
+        try:
+            found = run_verify(folder)
+        except IntegrityError as error:
+            if as_json:
+                console.print_json({"folder": str(folder), "whole": False, "damage": str(error)})
+            raise
     if as_json:
         console.print_json({"folder": str(folder), "whole": True, "results": [one.to_dict() for one in found]})
         return

@@ -201,8 +201,14 @@ def check_writable(folder: Path) -> None:
     """Try to write a file in a folder; nothing is left behind.
 
     Raises:
+        InputError: it can't be a folder, since it or a parent is a file or a link to nothing.
         ResourceError: the folder can't be written.
     """
+    for one in (folder, *folder.parents):
+        if one.is_symlink() and not one.exists():
+            raise InputError(cannot(f"write to `{folder}`", f"`{one}` is a link to nothing", "Name another folder"))
+        if one.exists() and not one.is_dir():
+            raise InputError(cannot(f"write to `{folder}`", f"`{one}` is a file", "Name another folder"))
     with made_folder(folder):
         try:
             handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=folder)
