@@ -1,4 +1,4 @@
-"""Posteriors: six real ones with long-run reference draws, whose data lie in a folder; both accesses exist."""
+"""Posteriors of posteriordb with long-run reference draws, whose data are in a folder; both accesses exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def posterior(name: str, folder: str | os.PathLike[str], *, draws: bool = False)
     Args:
         name: ``"arK-arK"``, ``"kidiq-kidscore_interaction"``, ``"eight_schools-noncentered"``, ``"eight_schools-centered"``,
             ``"garch-garch11"``, ``"low_dim_gauss_mix"`` or ``"nes1980-nes"``.
-        folder: where `data_*.json` and `<name>.npz` lie.
+        folder: the folder of `data_*.json` and `<name>.npz`.
         draws: whether the target also has the reference draws as samples.
 
     Raises:
@@ -49,7 +49,7 @@ def posterior(name: str, folder: str | os.PathLike[str], *, draws: bool = False)
     except FileNotFoundError as error:
         because = f"`{error.filename}` is missing"
         raise InputError(cannot(f"make the posterior `{name}`", because, "Name the folder that holds it")) from error
-    except Exception as error:  # files that nobody wrote
+    except Exception as error:  # damaged files raise many errors
         because = f"its files in `{folder}` are broken ({type(error).__name__}: {str(error)[:200]})"
         raise InputError(cannot(f"make the posterior `{name}`", because, "Copy them again")) from error
     return Target(log_prob=log_prob, samples=samples, dim=len(names), names=names)
