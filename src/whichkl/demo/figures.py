@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -11,11 +11,8 @@ from whichkl._checks import require
 from whichkl.demo import textbook
 from whichkl.demo.run import Schools
 from whichkl.plots.fitted import density
-from whichkl.plots.style import AXIS, COLORS, add_area, add_line, add_points, error_bars, new_figure, style
+from whichkl.plots.style import AXIS, COLORS, Figure, add_area, add_line, add_points, error_bars, new_figure, style
 from whichkl.problems.eight_schools import EFFECTS, ERRORS
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 def case_curves(case: textbook.Case, x: torch.Tensor) -> Figure:

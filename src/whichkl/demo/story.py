@@ -259,7 +259,7 @@ def _both(demo: Demo) -> Section:
     repeated = (
         "One fit of each proves little: another seed may give another answer. whichkl compare repeats both, here from "
         f"{len(demo.study.config['seeds'])} seeds, scores each pair on the same unseen draws, and names a winner only where "
-        "tests find one after correction for their number."
+        "tests find one after correction for their number. The density is again multiplied by e⁷."
     )
     worse = (
         "How much worse the other direction is than the one that leads for each need, with 95 % intervals over the seeds. "

@@ -20,12 +20,12 @@ from whichkl.solvers import NaturalGradient
 from whichkl.targets import Target
 
 CASES = ((3.0, 0.5), (2.0, 0.5), (3.0, 0.7))
-_RULE = NaturalGradient(max_iterations=30)
+_SOLVER = NaturalGradient(max_iterations=30)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One target with both fits, and both divergences at both fits."""
+    """One target with both fits, and both divergences at each fit."""
 
     half_distance: float
     left_weight: float
@@ -134,7 +134,7 @@ def branches(count: int = 31) -> list[Branch]:
     """Every reverse-KL optimum as the two bumps move apart."""
     found = []
     for half_distance in torch.linspace(1.0, 4.0, count, dtype=torch.float64, device="cpu").tolist():
-        optima = _RULE.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
+        optima = _SOLVER.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
         found.append(Branch(half_distance, tuple((moments(one.model)[0], one.is_global) for one in optima)))
     return found
 
@@ -175,7 +175,7 @@ def moments(model: Distribution) -> tuple[float, float]:
 def _bisect(holds: Callable[[list[tuple[float, bool]]], bool], low: float, high: float) -> float:
     while high - low > 5e-4:
         middle = (low + high) / 2
-        optima = _RULE.solve(Target.of(bimodal(middle)), Gaussian(), seed=0).optima
+        optima = _SOLVER.solve(Target.of(bimodal(middle)), Gaussian(), seed=0).optima
         means = [(moments(one.model)[0], one.is_global) for one in optima]
         low, high = (low, middle) if holds(means) else (middle, high)
     return round((low + high) / 2, 4)

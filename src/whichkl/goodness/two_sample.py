@@ -29,7 +29,7 @@ _LEVEL = 0.01
 
 @dataclass(frozen=True)
 class TwoSample:
-    """How well a classifier distinguishes rows of p from draws of q; the numbers are None where there is a `reason`."""
+    """The result of a classifier of rows of p against draws of q; the numbers are None where there is a `reason`."""
 
     auc: float | None
     """The chance that a row of p is ranked above a draw of q: 1/2 where they can't be distinguished."""

@@ -5,16 +5,12 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from whichkl.plots.style import COLORS, SOFT, add_line, add_points, color_of, error_bars, new_figure, short, small, style
-from whichkl.study.arms import rows_by_arm
+from whichkl.plots.style import COLORS, SOFT, Figure, add_line, add_points, color_of, error_bars, new_figure, short, small, style
+from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.measures import COLUMNS, UP_TO, Column, column_words, unit_of
 from whichkl.study.verdict import Verdict
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 MAX_ARMS = 12
@@ -135,12 +131,9 @@ def _finished_by_arm(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _mean(rows: Rows, column: str) -> tuple[float, float] | None:
-    """Return a mean and its standard error; None where a value is infinite or there is none."""
-    values = [_number(row, column) for row in rows if row.get(column) is not None]
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    return fmean(known), stdev(known) / math.sqrt(len(known)) if len(known) > 1 else 0.0
+    """Return a mean and its standard error; None where the mean is infinite or there is no value."""
+    found = mean_and_error(rows, column)
+    return (found[0], found[1] or 0.0) if found is not None and math.isfinite(found[0]) else None
 
 
 def _number(row: Mapping[str, Any], column: str) -> float | None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from whichkl.fitting import Fit
 from whichkl.goodness.bands import levels
-from whichkl.plots.style import add_band, add_line, new_figure, small
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from whichkl.plots.style import Figure, add_band, add_line, new_figure, small
 
 _MAX_FIGURES = 12
 

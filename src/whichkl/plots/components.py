@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from whichkl.families import Mixture
 from whichkl.fitting import Fit
-from whichkl.plots.style import add_line, add_points, new_figure, short, style
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from whichkl.plots.style import Figure, add_line, add_points, new_figure, short, style
 
 
 def components_curve(fit: Fit) -> Figure | None:

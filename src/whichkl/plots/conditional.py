@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.fitting import Fit
 from whichkl.goodness.draws import Unable, drawn, law_at
 from whichkl.plots.rows import data
-from whichkl.plots.style import SOFT, add_band, add_line, add_points, error_bars, new_figure, small, style
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from whichkl.plots.style import SOFT, Figure, add_band, add_line, add_points, error_bars, new_figure, small, style
 
 _MAX_POINTS = 400
 _DRAWS = 400

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from whichkl.distillation import Distillation
-from whichkl.plots.style import COLORS, add_line, new_figure, style
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from whichkl.plots.style import COLORS, Figure, add_line, new_figure, style
 
 _SIDES = {"student": "forward_kl", "teacher": "target"}
 """Colours of both sides."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,7 @@ from whichkl.plots.conditional import predictions
 from whichkl.plots.margins import margin_steps
 from whichkl.plots.pairs import regions
 from whichkl.plots.rows import RowsAndDraws, data, draws
-from whichkl.plots.style import add_area, add_bars, add_line, add_points, error_bars, faint, new_figure, style
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from whichkl.plots.style import Figure, add_area, add_bars, add_line, add_points, error_bars, faint, new_figure, style
 
 _GRID_POINTS = 801
 MAX_INTERVALS = 40

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +12,7 @@ from torch.distributions import Distribution
 from whichkl.fitting import Fit
 from whichkl.goodness.margin_laws import margins as margin_laws
 from whichkl.plots.rows import RowsAndDraws, rows_and_draws
-from whichkl.plots.style import add_bars, add_line, add_points, new_figure, short, small
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from whichkl.plots.style import Figure, add_bars, add_line, add_points, new_figure, short, small
 
 MAX_MARGINS = 12
 _GRID_POINTS = 161

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy
@@ -14,10 +14,7 @@ from whichkl._checks import require
 from whichkl.fitting import Fit
 from whichkl.plots.margins import add_margins
 from whichkl.plots.rows import RowsAndDraws, rows_and_draws
-from whichkl.plots.style import AXIS, COLORS, add_points, faint, short, style
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from whichkl.plots.style import AXIS, COLORS, Figure, add_points, faint, short, style
 
 MAX_COLUMNS = 5
 _CELLS = 64

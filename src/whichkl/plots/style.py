@@ -10,7 +10,9 @@ from whichkl._checks import require
 from whichkl.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure as Figure
+else:
+    Figure = Any
 
 COLORS = {"target": "#8b93a1", "forward_kl": "#2f7fd6", "reverse_kl": "#e0762f", "other": "#3a9d6a"}
 SOFT = {"target": "rgba(139,147,161,0.28)", "forward_kl": "rgba(47,127,214,0.18)", "reverse_kl": "rgba(224,118,47,0.18)"}

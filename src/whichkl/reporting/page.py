@@ -10,15 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from whichkl._checks import plain, require
 from whichkl._files import is_report, write_whole
+from whichkl.plots.style import Figure
 from whichkl.printable import printable
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 
 _MAX_CONFIGURATION = 100_000
 """Most characters of a configuration that a page shows."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any
 
 from whichkl.reporting.page import Block
 from whichkl.study import Study, Verdict
-from whichkl.study.arms import arm_of, rows_by_arm
+from whichkl.study.arms import arm_of, mean_and_error, rows_by_arm
 from whichkl.study.measures import COLUMNS, FIELDS, UP_TO, Column, column_words
 from whichkl.study.verdict import Choice, Comparison
 from whichkl.study.wording import listed, number
@@ -107,13 +106,12 @@ def _compared(one: Comparison) -> tuple[str, ...]:
 
 def _mean(rows: Rows, name: str) -> str:
     """Write the mean of a column over the cells that have it, with its standard error, to the digits that the error leaves."""
-    values = [float(row[name]) for row in rows if row.get(name) is not None]
-    if not values:
+    found = mean_and_error(rows, name)
+    if found is None:
         return "–"
-    mean = fmean(values)
+    mean, error = found[0], found[1] or 0.0
     if not math.isfinite(mean):
         return "∞" if mean > 0 else "−∞" if mean < 0 else "–"
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     if error >= _MIN_SHOWN_ERROR:
         digits = max(0, min(4, 1 - math.floor(math.log10(error))))
         return f"{mean + 0.0:,.{digits}f} ± {error:,.{digits}f}".replace("-", "−")

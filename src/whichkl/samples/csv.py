@@ -47,7 +47,7 @@ class CsvPart(FilePart):
 
 @dataclass(frozen=True)
 class CsvShard(Shard):
-    """What the first lines of a CSV file state."""
+    """The metadata of a CSV file, from its first lines."""
 
     @property
     def bytes_in_memory(self) -> int:

@@ -23,6 +23,8 @@ from whichkl.user_code import call_user
 
 _END = object()
 """Marks the end of the batches."""
+_KEPT = ("batch_size", "num_workers", "collate_fn", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
+"""Settings of a DataLoader that are kept when it is read in order."""
 
 
 @dataclass(frozen=True)
@@ -134,18 +136,8 @@ def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
     elif isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or loader.sampler._num_samples is not None):
         chosen = "RandomSampler with replacement or num_samples"
     else:
-        return DataLoader(
-            loader.dataset,
-            loader.batch_size,
-            shuffle=False,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=torch.Generator(),
-            prefetch_factor=loader.prefetch_factor,
-        )
+        kept = {name: getattr(loader, name) for name in _KEPT}
+        return DataLoader(loader.dataset, shuffle=False, generator=torch.Generator(), **kept)
     because = f"its sampler, {chosen}, chooses rows, and all rows are read, in order"
     raise InputError(cannot("use this DataLoader", because, "Leave the sampler out; torch.utils.data.Subset chooses rows"))
 

@@ -27,7 +27,7 @@ _CONSTANTS = np.random.default_rng(0).integers(0, 2**63, 3, dtype=np.uint64) | n
 
 @dataclass(frozen=True)
 class Repeats:
-    """Which rows are equal."""
+    """Groups of equal rows."""
 
     group: Int[Tensor, " n"]
     """For each row, the number of the distinct row that it equals."""
@@ -38,7 +38,7 @@ class Repeats:
 
     @property
     def note(self) -> str:
-        """What the repeats mean for a fit."""
+        """Their meaning for a fit, in words."""
         rows, share = len(self.group), 1 - self.count / len(self.group)
         said = f"{share:.0%} of the rows repeat others ({rows:,} rows were compared, {self.count:,} of them distinct)"
         chains = ". If a Markov chain drew them, pass `chains=`: errors then count effective draws" if self.in_turn else ""

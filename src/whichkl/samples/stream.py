@@ -53,7 +53,7 @@ class Part(ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """Where its rows come from, such as ``"`a.parquet`, row group 3"``, for messages."""
+        """The source of its rows for messages, such as ``"`a.parquet`, row group 3"``."""
 
     @abstractmethod
     def blocks(self) -> Iterator[Block]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,18 @@ def rows_by_arm(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str
     for row in rows:
         arms.setdefault(arm_of(row), []).append(row)
     return arms
+
+
+def mean_and_error(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[float, float | None] | None:
+    """Return the mean of a column over the rows that have it, and its standard error.
+
+    None where no row has the column. The error is None where there is one value, or an infinite one.
+    """
+    values = [float(row[column]) for row in rows if row.get(column) is not None]
+    if not values:
+        return None
+    has_error = len(values) > 1 and all(map(math.isfinite, values))
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if has_error else None
 
 
 def cells_by_arm(rows: Sequence[Mapping[str, Any]]) -> Cells:

@@ -31,17 +31,17 @@ _MAX_ERROR_LENGTH = 2_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a cell came to: a row of the table, and the files that hold everything behind it."""
+    """The result of a cell: a row of the table, and the files with its details."""
 
     row: dict[str, Any]
     files: dict[str, bytes]
-    """`cell.json`, and, unless the cell failed, the fit: `fit/fit.json` and its weights."""
+    """`cell.json` and, if the cell didn't fail, the fit: `fit/fit.json` and its weights."""
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a cell that didn't fail came to: columns of its row, details, and the files of its fit."""
+    """The result of the work on a cell: columns of its row, details, and the files of its fit."""
 
     columns: dict[str, Any]
     details: dict[str, Any]

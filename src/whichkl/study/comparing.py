@@ -26,7 +26,7 @@ from whichkl.targets import Target
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a study is; reported at its start, and after every cell."""
+    """The progress of a study; reported at its start, and after every cell."""
 
     done: int
     of: int
@@ -126,7 +126,7 @@ def run(
         target = plan.target if isinstance(plan.target, Target) else None
         study = Study(ordered(cells, config), config, folder, dropped, target)
         if isinstance(store, Ledger) and folder is not None:
-            store.settle()  # a table never tells of a cell that isn't there
+            store.settle()  # a table never has a cell that isn't on disk
             write_tables(folder, study.cells, study.table)
     return study
 

@@ -18,8 +18,7 @@ from whichkl._checks import InputError, WhichklError, cannot
 from whichkl.families import family_of
 from whichkl.objectives import objective_of
 from whichkl.problems.named import looks_named, named
-from whichkl.study.measures import MEASURES
-from whichkl.study.plan import Metric, Plan, add_metric, plan_of, seeds_of
+from whichkl.study.plan import Metric, Plan, add_metric, measure_named, plan_of, seeds_of
 from whichkl.targets import Target
 from whichkl.user_code import call_user, load_function, looks_like_code
 from whichkl.yaml_file import YamlFile, read_yaml
@@ -37,10 +36,7 @@ def _check_problem(value: str) -> str:
 
 
 def _check_metric(value: str) -> str:
-    if value not in MEASURES and not looks_like_code(value):
-        known = f"{', '.join(MEASURES)}, or FILE.py:FUNCTION"
-        raise InputError(cannot(f"measure `{value}`", "there is no such metric", f"Choose among {known}"))
-    return value
+    return value if looks_like_code(value) else measure_named(value)
 
 
 def _checked_by(function: Callable[[Any], Any]) -> AfterValidator:
@@ -66,7 +62,7 @@ class _Strict(BaseModel):
 
 
 class TargetConfig(_Strict):
-    """What is known of p: a problem by its name, or the arguments of `Target`, functions as FILE.py:FUNCTION."""
+    """The target: a problem by its name, or the arguments of `Target`, with functions as FILE.py:FUNCTION."""
 
     problem: Annotated[str, AfterValidator(_check_problem)] | None = None
     """A name in `whichkl.problems`, with `arguments`; or a distribution such as ``Normal(0, 1)``."""
@@ -195,7 +191,7 @@ def _path(value: Any, folder: Path) -> Any:
 
 
 def _message(error: Any) -> str:
-    """What is wrong with a field, in plain words where pydantic's speak of code."""
+    """Return the error of a field, in plain words where pydantic's are about code."""
     if error["type"] == "extra_forbidden":
         known = TargetConfig.model_fields if error["loc"][0] == "target" else StudyConfig.model_fields
         near = get_close_matches(str(error["loc"][-1]), known, 1)

@@ -118,7 +118,7 @@ def _groups(x: Tensor, a: np.ndarray, never: np.ndarray, radius: np.ndarray) -> 
 
 
 def _dips(a: np.ndarray, mine: np.ndarray, never: np.ndarray, radius: np.ndarray) -> bool:
-    """Whether few of a group's draws have a reached one near, and log p rises from those into the group by 1.5 nats or more.
+    """Whether a group is a mode: few of its draws have a reached draw near, and log p rises into the group by 1.5 nats or more.
 
     A tail is densest at its border; in many dimensions all of its draws have reached ones near. Log p is estimated from the
     distance to the fifth neighbour.

@@ -54,7 +54,7 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
 
 
 class _Sizes:
-    """How many cells make up a second's work."""
+    """Estimates the number of cells in a second's work."""
 
     def __init__(self) -> None:
         self.count, self.seconds = 0, 0.0
@@ -94,7 +94,7 @@ class _Bundles:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker receives once: the plan."""
+    """The work of a worker; it holds the plan, which is sent once."""
 
     plan: AnyPlan
 

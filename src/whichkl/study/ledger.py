@@ -38,14 +38,14 @@ _WRITERS = 8
 
 
 class DoneFields(TypedDict):
-    """What `DONE` holds."""
+    """The fields of `DONE`."""
 
     files: Mapping[str, str]
     seconds: dict[str, float]
 
 
 class RequiredFields(TypedDict):
-    """What every `study.json` holds."""
+    """The fields that every `study.json` has."""
 
     target: Mapping[str, Any]
     families: list[Any]
@@ -73,7 +73,7 @@ class Stored:
     key: str
     row: dict[str, Any]
     details: dict[str, Any]
-    """What doesn't fit into one number per column: estimates, tests, missed modes, optima."""
+    """Everything that isn't one number: estimates, tests, missed modes, optima."""
     config: dict[str, Any]
     seconds: dict[str, float]
     folder: Path | None = None

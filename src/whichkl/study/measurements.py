@@ -35,7 +35,7 @@ _CENTRAL = (50, 80, 90, 98)
 
 @dataclass(frozen=True)
 class Measured:
-    """What one measure found: columns of a row, what doesn't fit into one number, and notes."""
+    """The result of one measure: columns of a row, details, a note, and the estimate, if it is one."""
 
     columns: dict[str, Any]
     details: dict[str, Any] | None = None
@@ -44,7 +44,7 @@ class Measured:
 
 
 class Sides:
-    """p and q, and what several measures need of them; everything is computed once."""
+    """p and q, and quantities that several measures share; each is computed once."""
 
     def __init__(self, model: Any, held: Held, draws: int) -> None:
         """Take the model, the held-out draws of p, and how many draws of q to use."""
@@ -203,7 +203,7 @@ def mmd(s: Sides) -> Measured | None:
 
 
 def reach(s: Sides) -> Measured | None:
-    """How much of p draws of q come near to, and the modes and the mass that they miss."""
+    """Coverage of p by draws of q, and the modes and the mass that these miss."""
     rows = s.independent
     if s.is_conditional or s.whole.bijection.is_discrete or s.held.p.weights is not None or rows.samples is None:
         return None

@@ -103,7 +103,7 @@ MEASURES: dict[str, Measure] = {
         ),
     ),
 }
-"""What a cell is scored by. The order of the names is the order of the columns."""
+"""The measures of the scorecard; their order is that of the columns."""
 
 DISTILLATION_COLUMNS = (
     Column("accuracy", "accuracy", "as a share", "higher", "labels that are right", views=_SUMMARY),
@@ -111,7 +111,7 @@ DISTILLATION_COLUMNS = (
     Column("nll", "nll", "nats", "lower", "−log of the chance given to the label", views=_SUMMARY),
     Column("ece", "ece", "as a share", "lower", "expected calibration error", views=_SUMMARY),
 )
-"""What students are scored by, besides both KLs and Jeffreys."""
+"""Scores of students, in addition to both KLs and Jeffreys."""
 
 COST = Column("evaluations", "evaluations", "evaluations", "lower", "what the solver used of the target", views=_SUMMARY)
 """Cost is counted, not estimated, so that it needs no test."""
@@ -129,7 +129,7 @@ FIELDS = (*_HEAD, *_COUNTS, *(name for one in MEASURES.values() for name in one.
 RESERVED = frozenset((*FIELDS, *MEASURES, *(f"{name}{ending}" for name in FIELDS for ending in _KL), "details", "training"))
 """Names that a metric of the user's own can't have."""
 UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z"}
-"""What a value holds besides the divergence, in the words of a heading."""
+"""Words of a heading for a value that includes more than the divergence."""
 
 
 def columns_with(metrics: Iterable[str]) -> list[str]:

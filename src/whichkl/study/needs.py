@@ -1,4 +1,4 @@
-"""Needs: what users want of a model, the column that measures it, and how much of it matters in practice."""
+"""Needs: what users want from a model, the column that measures it, and the difference that matters in practice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Need:
 
     name: str
     columns: tuple[str, ...]
-    """Of the table: the first that has values is what counts."""
+    """Columns of the table; the first that has values is judged."""
     wish: str
     """In words, after "you want"."""
     less_is_better: bool = True
@@ -33,7 +33,7 @@ NEEDS = (
     Need("precision", ("reverse_kl",), "no draws where p has none"),
     Need("calibration", ("interval_gap",), "intervals that hold as much of p as they say", relative=0.0),
 )
-"""What fits are judged by; units are those of the columns."""
+"""Needs by which fits are judged; units are those of the columns."""
 
 DISTILLATION_NEEDS = (
     Need("accuracy", ("accuracy",), "labels to be right", less_is_better=False, absolute=0.005, relative=0.0),
@@ -43,7 +43,7 @@ DISTILLATION_NEEDS = (
     Need("coverage", ("forward_kl",), "nothing to be missed that the teacher holds possible", absolute=0.005),
     Need("precision", ("reverse_kl",), "nothing that the teacher holds impossible", absolute=0.005),
 )
-"""What students are judged by; units are those of the columns."""
+"""Needs by which students are judged; units are those of the columns."""
 
 CHEAPER = 0.1
 """An arm is cheaper than another where it uses less by more than this share."""

@@ -23,7 +23,7 @@ class Paired:
     mean: Array
     stderr: Array
     p: Array
-    """Of the two-sided paired t test; NaN where there are fewer pairs than `MIN_PAIRS`."""
+    """p-values of the two-sided paired t test; NaN where there are fewer pairs than `MIN_PAIRS`."""
 
 
 def paired(differences: Array) -> Paired:

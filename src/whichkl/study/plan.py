@@ -1,4 +1,4 @@
-"""Plan: what a study compares, resolved to objects, and the cells that follow from it."""
+"""Plan: the families, objectives and seeds of a study, resolved to objects, and its cells."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Plan:
 
     target: Target
     source: str
-    """What the target is called in tables and pages."""
+    """Name of the target in tables and pages."""
     families: tuple[Family, ...]
     objectives: tuple[Objective, ...]
     seeds: tuple[int, ...]
@@ -225,7 +225,7 @@ def family_text(family: Family) -> str:
 
 
 def family_config(family: Family) -> dict[str, Any]:
-    """Return a family's fields, and of a module its weights by hash, as JSON holds them."""
+    """Return a family's fields, or a module and the hashes of its weights, as JSON holds them."""
     module = getattr(family, "module", None)
     if isinstance(module, nn.Module):
         weights = {name: tensor_hash(value) for name, value in module.state_dict().items()}
@@ -292,12 +292,21 @@ def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], d
     for one in listed(metrics):
         if callable(one):
             add_metric(own, one)
-        elif one in MEASURES:
-            names.append(one)
         else:
-            known = f"{', '.join(MEASURES)}, or a function; on the command line FILE.py:FUNCTION"
-            raise InputError(cannot(f"measure `{one}`", "there is no such metric", f"Choose among {known}"))
+            names.append(measure_named(one))
     return tuple(names) if names else tuple(MEASURES), own
+
+
+def measure_named(name: str) -> str:
+    """Return the name of a measure of the scorecard.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in MEASURES:
+        known = f"{', '.join(MEASURES)}, or a function; in a file or on the command line FILE.py:FUNCTION"
+        raise InputError(cannot(f"measure `{name}`", "there is no such metric", f"Choose among {known}"))
+    return name
 
 
 def add_metric(own: dict[str, Metric], metric: Metric) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from whichkl._checks import InputError, cannot
@@ -16,7 +15,7 @@ from whichkl._files import write_whole
 from whichkl.families import Family
 from whichkl.fitting import Fit
 from whichkl.modes import plain_modes
-from whichkl.study.arms import rows_by_arm
+from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.ledger import Ledger, Stored, read_config
 from whichkl.study.measures import COST, UP_TO, columns_in, columns_with
 from whichkl.study.needs import DISTILLATION_NEEDS, NEEDS
@@ -42,7 +41,7 @@ class Study:
     dropped: tuple[tuple[str, int], ...] = field(default=())
     """Arms that a pilot dropped, and after how many seeds."""
     target: Target | None = field(default=None, compare=False, repr=False)
-    """What was fitted; None after `Study.load`."""
+    """The target; None after `Study.load`."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -69,7 +68,7 @@ class Study:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """Which arm is better for what, if any."""
+        """The verdict: which arm is better for which need, if any."""
         target = self.config["target"]
         found = decide(self.rows, DISTILLATION_NEEDS if target.get("source") == "distillation" else NEEDS)
         return replace(found, notes=(*found.notes, _SPLITS)) if found.comparisons and target.get("rows") else found
@@ -140,17 +139,15 @@ class Study:
 
 def mean_text(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """Write the mean of a column over the cells that have it, with its standard error over seeds."""
-    values = [float(row[name]) for row in rows if row[name] is not None]
-    if not values:
+    found = mean_and_error(rows, name)
+    if found is None:
         return "–"
-    mean = fmean(values)
+    mean, error = found
     if not math.isfinite(mean):
         return "∞" if mean > 0 else str(mean)
     if name == COST.name:
         return f"{mean:,.0f}"
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return f"{mean:.4g}"
-    return f"{mean:.4g} ± {stdev(values) / math.sqrt(len(values)):.1g}"
+    return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {error:.1g}"
 
 
 def ordered(cells: list[Stored], config: dict[str, Any]) -> tuple[Stored, ...]:

@@ -30,7 +30,7 @@ class Comparison:
     """The leading one."""
     other: str
     difference: float
-    """How much worse the other is, on average over the seeds, in the column's unit; above 0 the leader is better."""
+    """Mean over the seeds of other minus leader, in the column's unit, with lower as better; above 0 the leader is better."""
     low: float
     """The interval of this comparison alone, from `low` to `high`, by Student's t."""
     high: float
@@ -50,7 +50,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the study says for one need."""
+    """The conclusion for one need."""
 
     need: str
     column: str
