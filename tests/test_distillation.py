@@ -465,7 +465,7 @@ def test_a_distillation_is_a_target_of_compare(tmp_path):
     assert "wide · forward_kl" in str(study)
     for change, match in (
         ({"families": {"a": 3}}, "Cannot compare these students"),
-        ({"objectives": ["renyi", "renyi:0.5"]}, "stands twice"),
+        ({"objectives": ["renyi", "renyi:0.5"]}, "in the list twice"),
         ({"budget": 100}, "Cannot set `budget=`"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -218,7 +218,7 @@ def test_named_distributions_are_read_by_a_closed_grammar():
         ("__import__('os')", "isn't a distribution|isn't a list"),
         ("Normal(0, x)", "isn't a list of numbers"),
         ("0.5*Normal(0,1) + 0.6*Normal(1,1)", "don't sum to 1"),
-        ("Normal(0,1) Normal(0,1)", "doesn't go on with"),
+        ("Normal(0,1) Normal(0,1)", "doesn't begin with"),
         ("0.5*Normal(0,1) + 0.5*Laplace(0,1)", "of one family"),
         ("", "isn't a distribution"),
     ):

@@ -12,7 +12,7 @@ from whichkl.families import Gaussian, GeneralizedLinear, LinearGaussian, Mixtur
 from whichkl.plots import calibration_curves, components_curve, margins, pairs, plot, predictions
 from whichkl.plots.margins import margin_curve, margin_steps
 from whichkl.plots.pairs import regions
-from whichkl.plots.rows import data, sight
+from whichkl.plots.rows import data, rows_and_draws
 from whichkl.samples import open_stream
 
 RNG = np.random.default_rng(0)
@@ -58,13 +58,12 @@ def test_one_column_has_no_pairs_and_no_rows_have_no_figures(gaussian, tmp_path)
     assert pairs(loaded) is None
     assert margins(loaded) == []
     text = wk.report(loaded, tmp_path / "r.html").read_text()
-    assert "The rows aren&#39;t at hand" in text
+    assert "The rows aren&#39;t available" in text
 
 
 def test_regions_hold_what_they_say():
-    go = pytest.importorskip("plotly.graph_objects")
     x = torch.randn(20_000, 2, dtype=torch.float64)
-    trace = regions(go, x, (-4, 4), (-4, 4), "forward_kl")
+    trace = regions(x, (-4, 4), (-4, 4), "forward_kl")
     inside = torch.tensor(trace.z)
     centre = torch.tensor(trace.x, dtype=torch.float64)
     radius = (centre[:, None].square() + centre[None].square()).sqrt()
@@ -78,7 +77,7 @@ def test_regions_hold_what_they_say():
 @pytest.mark.parametrize("family", [Gaussian(), StudentT(), Mixture(2)])
 def test_the_margins_curve_is_the_models_density(family):
     fit = wk.fit(WIDE[:, :1] * 2 + 5, family)
-    both = sight(fit)
+    both = rows_and_draws(fit)
     x, y = margin_curve(fit, both, 0, both.range(0))
     exact = fit.model.log_prob(torch.tensor(x, dtype=torch.float64)[:, None]).exp().tolist()
     assert y == pytest.approx(exact, abs=2e-3)
@@ -150,7 +149,7 @@ def test_conditional_fits_are_plotted_reported_and_refused_without_their_rows(tm
     loaded = wk.Fit.load(tmp_path / "fit")
     with pytest.raises(InputError, match="keeps none"):
         plot(loaded)
-    assert "The rows aren&#39;t at hand" in wk.report(loaded, tmp_path / "again.html").read_text()
+    assert "The rows aren&#39;t available" in wk.report(loaded, tmp_path / "again.html").read_text()
     with pytest.raises(InputError, match="one distribution"):
         predictions(wk.fit(WIDE[:, :1], Gaussian()))
 

@@ -58,7 +58,7 @@ CSV = [
     ("a,b\n1,2\n3\n", "line 3 has 1 fields and the first line has 2"),
     ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields"),
     ("a,b\n1,2\na,b\n3,4\n", "line 3 repeats the header"),
-    ("a,a\n1,2\n", r"column names \['a'\] stand twice"),
+    ("a,a\n1,2\n", r"column names \['a'\] appear twice"),
     ("a,b\n", "0 rows and 2 columns"),
     ("a;b\n1;2\n3;4\n", "separated by semicolons"),
     ("# made today\na,b\n1,2\n", "first line is a comment"),

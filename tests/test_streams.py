@@ -121,7 +121,7 @@ def test_a_list_of_paths_is_read_in_its_own_order(tmp_path):
     target = wk.Target(samples=[paths[2], str(paths[0])])
     np.testing.assert_array_equal(rows(target.stream).x.numpy(), np.concatenate([X[200:300], X[:100]]))
     assert wk.Target.of(paths).stream.rows == 300
-    with pytest.raises(InputError, match=r"0.parquet` stands in it twice"):
+    with pytest.raises(InputError, match=r"0.parquet` is in it twice"):
         wk.Target.of([paths[0], paths[0]])
     with pytest.raises(InputError, match="differ in format"):
         wk.Target.of([paths[0], write(tmp_path / "x.npy", X)])
@@ -269,7 +269,7 @@ CSV = [
     ("a,b\n1,2\n3\n", "line 3 has 1 fields and the first line has 2"),
     ("a,b\n1,2\na,b\n3,4\n", "line 3 repeats the header"),
     ("a;b\n1;2\n3;4\n", "separated by semicolons"),
-    ("a,a\n1,2\n", r"column names \['a'\] stand twice"),
+    ("a,a\n1,2\n", r"column names \['a'\] appear twice"),
     (",a\n0,1\n", "a column has no name"),
     ("a,b\n1,\xff\n".encode("latin-1"), "isn't UTF-8"),
 ]
@@ -285,7 +285,7 @@ def test_a_bad_csv_is_refused_with_its_line_when_opened(tmp_path, text, message)
 
 @pytest.mark.parametrize("fault", ["a,b", "1", "1,2,3", "1,x", '"1,234",2', "2020-01-01,1"])
 def test_a_fault_far_down_a_csv_is_found_while_reading(tmp_path, monkeypatch, fault):
-    monkeypatch.setattr("whichkl.samples.csv._BYTES", 2_000)
+    monkeypatch.setattr("whichkl.samples.csv._BLOCK_BYTES", 2_000)
     path, lines = tmp_path / "x.csv", [f"{i},{i / 7}" for i in range(2_000)]
     lines[1_500] = fault
     path.write_text("a,b\n" + "\n".join(lines) + "\n")
@@ -295,7 +295,7 @@ def test_a_fault_far_down_a_csv_is_found_while_reading(tmp_path, monkeypatch, fa
 
 
 def test_csv_types_are_told_from_all_rows_marks_are_skipped_and_names_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("whichkl.samples.csv._BYTES", 2_000)
+    monkeypatch.setattr("whichkl.samples.csv._BLOCK_BYTES", 2_000)
     path = tmp_path / "x.csv"
     lines = [f"{i},{'true' if i % 2 else 'false'}" for i in range(1_000)] + ["0.5,true"]
     path.write_bytes(b"\xef\xbb\xbfa,b\n" + "\n".join(lines).encode() + b"\n")

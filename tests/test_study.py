@@ -7,6 +7,7 @@ import multiprocessing
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -301,7 +302,7 @@ def test_a_cell_that_fails_is_shown_and_counted():
     ("arguments", "said"),
     [
         ({"seeds": 0}, "it is neither a number of seeds nor a list"),
-        ({"seeds": [1, 1]}, "one stands twice"),
+        ({"seeds": [1, 1]}, "one is in it twice"),
         ({"budget": 0}, "isn't a whole number of at least 1"),
         ({"families": ["gaussian", "gaussian:full"]}, "Cannot compare `gaussian` with itself"),
         ({"families": []}, "the list is empty"),
@@ -625,6 +626,12 @@ def test_measures_fill_the_columns_that_they_say():
     assert len(set(FIELDS)) == len(FIELDS)
     found = wk.compare(wk.problems.bimodal(), "gaussian", "reverse_kl", seeds=1, draws=500)
     filled = {name for name in found.columns if found.rows[0][name] is not None}
-    missing = {column for columns in MEASURES.values() for column in columns} - filled
+    missing = {column for measure in MEASURES.values() for column in measure.fields} - filled
     assert missing == {"forward_kl_up_to", "reverse_kl_up_to"}
     assert np.isfinite([found.rows[0][name] for name in ("c2st", "mmd", "coverage")]).all()
+
+
+def test_the_docs_describe_every_measure_as_the_table_does():
+    text = (Path(__file__).parents[1] / "docs" / "comparing.md").read_text()
+    for column in (column for measure in MEASURES.values() for column in measure.columns):
+        assert f"| `{column.name}` | {column.words} | {column.unit or '–'} | {column.better or '–'} | {column.meaning} |" in text

@@ -80,7 +80,7 @@ WRONG = {
     ),
     "objective": ("target: bimodal\nobjectives: [forward_kl,\n  backward_kl]\n", "line 3, `objectives.1`: cannot minimise"),
     "metric": ("target: bimodal\nmetrics: [fkl]\n", "line 2, `metrics.0`: cannot measure `fkl`"),
-    "seeds": ("target: bimodal\nseeds: [1, 1]\n", "line 2, `seeds`: cannot use `seeds=[1, 1]`: one stands twice"),
+    "seeds": ("target: bimodal\nseeds: [1, 1]\n", "line 2, `seeds`: cannot use `seeds=[1, 1]`: one is in it twice"),
     "no target": ("seeds: 2\n", "line 1, `target`: it's missing"),
     "no such problem": ("seeds: 2\ntarget: {problem: bimodall}\n", "line 2, `target.problem`: there is no such problem"),
     "two kinds": ("seeds: 1\ntarget: {problem: bimodal, dim: 1, samples: x.csv}\n", "line 2, `target`: give one of"),

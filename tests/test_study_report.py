@@ -89,7 +89,7 @@ def test_figures_show_the_trade_and_the_fits_over_the_target(real):
 def test_a_loaded_study_is_reported_without_its_target(tmp_path):
     wk.compare(wk.problems.bimodal(), seeds=1, metrics=["coverage"], draws=500, out=tmp_path / "s")
     text = wk.report(Study.load(tmp_path / "s"), tmp_path / "r.html").read_text()
-    assert "The target isn&#39;t at hand" in text
+    assert "The target isn&#39;t available" in text
     assert "No verdict" in text
     assert "at least 6 seeds" in own_html(text)
 

@@ -57,7 +57,7 @@ def test_under_six_seeds_there_is_no_verdict_whatever_the_difference():
     verdict = decide(rows_of({"a": [1.0] * 5, "b": [100.0] * 5}))
     assert verdict.outcome == "too_few_seeds"
     assert not verdict.winners
-    assert "it takes at least 6 seeds, and this study has 5." in verdict.sentence
+    assert "it needs at least 6 seeds, and this study has 5." in verdict.sentence
     assert decide(rows_of({"a": [1.0 + s / 9 for s in range(6)], "b": [100.0 - s for s in range(6)]})).outcome == "winner"
 
 
@@ -156,7 +156,7 @@ def test_a_verdict_survives_json_and_is_the_same_twice():
     assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False))) == verdict == decide(rows)
     with pytest.raises(InputError, match="Cannot read a verdict"):
         Verdict.from_dict({"outcome": "winner"})
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="has seed 0 twice"):
         decide([*rows, rows[0]])
 
 

@@ -211,4 +211,4 @@ def test_the_command_says_it_too(tmp_path):
     np.savetxt(tmp_path / "x.csv", np.repeat(DISTINCT[:4], 75, 0), delimiter=",", header="a,b", comments="")
     done = whichkl("fit", "x.csv", cwd=tmp_path)
     assert done.returncode == 0
-    assert "99% of the rows repeat others (300 rows were looked at, 4 of them distinct)" in done.stdout
+    assert "99% of the rows repeat others (300 rows were compared, 4 of them distinct)" in done.stdout

@@ -308,7 +308,7 @@ def test_a_csv_of_a_thousand_wide_rows_and_one_with_old_line_ends_are_read(tmp_p
 def test_a_table_of_very_many_columns_is_refused_and_a_wide_one_is_read(tmp_path):
     names = [f"c{i}" for i in range(200_000)]
     pyarrow.feather.write_feather(pa.table([pa.array([1.0])] * len(names), names=names), tmp_path / "x.arrow")
-    with pytest.raises(InputError, match="it has 200,000 columns, and 131,072 are the most"):
+    with pytest.raises(InputError, match="it has 200,000 columns, and a table can have at most 131,072"):
         wk.Target.of(tmp_path / "x.arrow")
     wide = pa.table([pa.array([1.0])] * 5_000, names=names[:5_000])
     pyarrow.feather.write_feather(wide, tmp_path / "y.arrow")
@@ -324,7 +324,7 @@ def test_a_table_of_very_many_columns_is_refused_and_a_wide_one_is_read(tmp_path
 def test_many_doubled_names_are_named_by_a_few(tmp_path):
     names = [f"c{i // 2}" for i in range(20_000)]
     pyarrow.feather.write_feather(pa.table([pa.array([1.0])] * len(names), names=names), tmp_path / "x.arrow")
-    with pytest.raises(InputError, match="stand twice") as error:
+    with pytest.raises(InputError, match="appear twice") as error:
         wk.Target.of(tmp_path / "x.arrow")
     assert len(str(error.value)) < 300
 

@@ -106,12 +106,12 @@ def test_a_command_refuses_a_folder_and_a_missing_file_in_one_line(tmp_path, com
 
 
 STUDIES = {
-    "seeds": ("seeds: 99999999999999\n", InputError, "line 2, `seeds`: .*100,000 are the most"),
+    "seeds": ("seeds: 99999999999999\n", InputError, "line 2, `seeds`: .*the largest number is 100,000"),
     "draws": ("draws: 99999999999999\n", ResourceError, "score on `draws=99999999999999`: it takes at least"),
     "family": ("families: [" + "x" * 9_000 + "]\n", InputError, "line 2, `families.0`: cannot use the family `x{80} … x{40}`"),
     "objective": ("objectives: [" + "x" * 9_000 + "]\n", InputError, "cannot minimise `x{80} … x{40}`"),
     "many mistakes": ("".join(f"k{i}: 1\n" for i in range(2_000)), InputError, "line 2: .*; and 1,980 more. Correct"),
-    "the same family": ("families: [" + "gaussian, " * 2_000 + "gaussian]\n", InputError, "it stands twice"),
+    "the same family": ("families: [" + "gaussian, " * 2_000 + "gaussian]\n", InputError, "it is in the list twice"),
     "a date": ("budget: 2001-99-99\n", InputError, "line 2, `budget`: input should be a valid integer"),
 }
 

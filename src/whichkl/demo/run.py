@@ -13,6 +13,7 @@ from torch.distributions import Normal
 
 from whichkl.advice import Advice, advise
 from whichkl.demo import textbook
+from whichkl.demo.textbook import Textbook
 from whichkl.diagnostics import model_target
 from whichkl.divergences import Estimate
 from whichkl.divergences.draws import monte_carlo
@@ -31,35 +32,23 @@ STEPS = (
     "both: two directions, unseen draws",
     "neither: what could be converted",
 )
-_UNSEEN = 20_000
+_UNSEEN_DRAWS = 20_000
 _SEEDS = 6
-"""The fewest that a verdict takes."""
+"""The smallest number of seeds that a verdict needs."""
 _SHIFT = 7.0
-
-
-@dataclass(frozen=True)
-class Textbook:
-    """The textbook experiment."""
-
-    cases: list[textbook.Case]
-    branches: list[textbook.Branch]
-    exists_from: float
-    wins_from: float
-    finite: Estimate
-    infinite: Estimate
-    capacity: list[textbook.Capacity]
+"""Added to log p, which is then unnormalised."""
 
 
 @dataclass(frozen=True)
 class Petals:
-    """Samples only: the fit, and richer families on the same unseen rows."""
+    """Samples only: the fit, and richer families scored on the same unseen rows."""
 
     fit: Fit
     richer: list[Fit]
     gap: tuple[float, float]
-    """The widest interval of lengths, in centimetres, without a petal inside."""
+    """The widest interval of lengths, in centimetres, that has no petal inside."""
     gap_mass: float
-    """How much of the Gaussian lies there."""
+    """The share of the Gaussian's mass there."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +62,24 @@ class Schools:
 
 @dataclass(frozen=True)
 class Direction:
-    """Both accesses: one fit, scored on draws that it hasn't seen."""
+    """Samples and density: one fit, scored on draws that it hasn't seen."""
 
     fit: Fit
     forward: Estimate
     reverse: Estimate
     jeffreys: Estimate
-    """From the density times e⁷, which changes nothing: the normaliser cancels."""
+    """From the density times e⁷, which changes nothing, since the normaliser cancels."""
     coverage: float
     """Share of the target's draws above q's 1 % density level."""
     precision: float
     """Share of q's draws above the target's 1 % density level."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as JSON can hold them."""
+        values = {"forward_kl": self.forward, "reverse_kl": self.reverse, "jeffreys": self.jeffreys}
+        fields: dict[str, Any] = {"objective": self.fit.objective.name}
+        fields |= {name: value.to_dict() for name, value in values.items()}
+        return {**fields, "coverage": self.coverage, "precision": self.precision}
 
 
 @dataclass(frozen=True)
@@ -100,21 +96,9 @@ class Demo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON can hold them; infinities as text."""
-        book = self.textbook
         return {
             "units": "nats",
-            "textbook": {
-                "cases": [case.to_dict() for case in book.cases],
-                "mode_seeking": {
-                    "one_bump_optimum_exists_from": book.exists_from,
-                    "one_bump_optimum_is_global_from": book.wins_from,
-                },
-                "infinite": [book.finite.to_dict(), book.infinite.to_dict()],
-                "capacity": [
-                    {"components": row.components, **{f"{d} at the {f} fit": e.value for (f, d), e in row.table.items()}}
-                    for row in book.capacity
-                ],
-            },
+            "textbook": self.textbook.to_dict(),
             "samples_only": {
                 "advice": self.petals.fit.advice.to_dict(),
                 "fit": self.petals.fit.to_dict(),
@@ -128,17 +112,7 @@ class Demo:
                 "fit": self.schools.fit.to_dict(),
                 "effect_quantiles": self.schools.effects.tolist(),
             },
-            "both": [
-                {
-                    "objective": one.fit.objective.name,
-                    "forward_kl": one.forward.to_dict(),
-                    "reverse_kl": one.reverse.to_dict(),
-                    "jeffreys": one.jeffreys.to_dict(),
-                    "coverage": one.coverage,
-                    "precision": one.precision,
-                }
-                for one in self.both
-            ],
+            "both": [one.to_dict() for one in self.both],
             "study": {"seeds": _SEEDS, "verdict": self.study.verdict.to_dict()},
             "neither": self.neither.to_dict(),
         }
@@ -151,14 +125,11 @@ def run_demo(progress: Callable[[int], None] = lambda step: None) -> Demo:
         progress: called with the index in `STEPS` of each step as it begins.
     """
     progress(0)
-    cases = list(textbook.cases())
-    finite, infinite = textbook.infinity()
-    capacity = textbook.capacity()
+    cases, infinity, capacity = list(textbook.cases()), textbook.infinity(), textbook.capacity()
     progress(1)
     branches = textbook.branches()
     progress(2)
-    exists_from, wins_from = textbook.thresholds()
-    book = Textbook(cases, branches, exists_from, wins_from, finite, infinite, capacity)
+    book = Textbook(cases, branches, *textbook.thresholds(), *infinity, capacity)
     progress(3)
     flowers = _petals()
     progress(4)
@@ -185,14 +156,14 @@ def _petals() -> Petals:
 
 def _schools() -> Schools:
     result = fit(eight_schools())
-    u = model_target(result.model, eight_schools()).draws(_UNSEEN, seed=1)
+    u = model_target(result.model, eight_schools()).draws(_UNSEEN_DRAWS, seed=1)
     effects = u[:, 8:9] + u[:, 9:10].exp() * u[:, :8]
     levels = torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64, device="cpu")
     return Schools(result, effects.quantile(levels, dim=0))
 
 
 def _scaled() -> Target:
-    """The two bumps, their density times e⁷."""
+    """Return the two bumps with their density times e⁷."""
     p = Target.of(bimodal(3.0))
     return Target(sampler=p.sampler, log_prob=lambda x: p.log_prob(x) + _SHIFT, dim=1)
 
@@ -208,16 +179,16 @@ def _both() -> list[Direction]:
     for name in ("forward_kl", "reverse_kl"):
         one = fit(target, objective=name)
         q = model_target(one.model, target)
-        x, y = target.draws(_UNSEEN, seed=101), q.draws(_UNSEEN, seed=102)
+        x, y = target.draws(_UNSEEN_DRAWS, seed=101), q.draws(_UNSEEN_DRAWS, seed=102)
         level = torch.tensor(0.01, dtype=torch.float64, device="cpu")
         coverage = float((q.log_prob(x) >= q.log_prob(y).quantile(level)).double().mean())
         precision = float((target.log_prob(y) >= target.log_prob(x).quantile(level)).double().mean())
         directions.append(
             Direction(
                 fit=one,
-                forward=monte_carlo.forward_kl(target, q, _UNSEEN, seed=103),
-                reverse=monte_carlo.reverse_kl(target, q, _UNSEEN, seed=104),
-                jeffreys=monte_carlo.jeffreys(scaled, q, _UNSEEN, seed=105),
+                forward=monte_carlo.forward_kl(target, q, _UNSEEN_DRAWS, seed=103),
+                reverse=monte_carlo.reverse_kl(target, q, _UNSEEN_DRAWS, seed=104),
+                jeffreys=monte_carlo.jeffreys(scaled, q, _UNSEEN_DRAWS, seed=105),
                 coverage=coverage,
                 precision=precision,
             )

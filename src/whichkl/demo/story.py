@@ -1,4 +1,4 @@
-"""The story of the demo: its numbers told to somebody who has never heard of KL, as one page and one JSON file."""
+"""The story of the demo: its numbers, told to a reader who has never heard of KL, as one page and one JSON file."""
 
 from __future__ import annotations
 
@@ -6,29 +6,46 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from whichkl._checks import plain
 from whichkl.demo import textbook
-from whichkl.demo.figures import bifurcation, case_curves, fixed, integrand_curves, mean_of, school_effects
+from whichkl.demo.figures import bifurcation, case_curves, integrand_curves, normal, school_effects
 from whichkl.demo.run import Demo
 from whichkl.diagnostics import shown_khat
 from whichkl.divergences import Estimate
 from whichkl.files.writing import is_demo, write_whole
 from whichkl.fitting import Fit
-from whichkl.plots import add_ellipses, plot
+from whichkl.plots import plot
 from whichkl.plots.arms import differences
+from whichkl.plots.fitted import add_ellipses
+from whichkl.reporting.fit_report import finding_blocks
 from whichkl.reporting.page import Block, Section, write_page
-from whichkl.reporting.study_tables import need_rows
+from whichkl.reporting.study_tables import needs_table
 
 _NAMES = {"forward_kl": "forward", "reverse_kl": "reverse"}
 _LEAD = (
-    "You have a target distribution p and a family of models q that can't match it exactly. Something has to give. "
-    "The Kullback–Leibler divergence measures what: it is zero only when q equals p, and it depends on the direction. "
-    "Forward KL, KL(p‖q), averages over the target and punishes q for missing what p does. Reverse KL, KL(q‖p), "
-    "averages over the model and punishes q for going where p doesn't. What you can do with p decides which one you can minimise."
+    "You have a target distribution p and a family of models q that can't match it exactly. The Kullback–Leibler divergence "
+    "measures the mismatch. It is zero only if q equals p, and it depends on the direction. Forward KL, KL(p‖q), averages over "
+    "the target: it punishes q for missing what p does. Reverse KL, KL(q‖p), averages over the model: it punishes q for going "
+    "where p doesn't. What you can do with p decides which of them you can minimise."
+)
+_FOOTER = (
+    "Written by whichkl demo. N(m, s) names mean and standard deviation. All divergences are in nats (one nat is 1.44 bits). "
+    "report.json has the same numbers with all digits."
+)
+_WORDS = (
+    ("target p, model q", "the distribution to be matched, and the one that approximates it"),
+    ("family", "the models that the fit chooses from; a full Gaussian has any covariance, a diagonal one no correlations"),
+    ("KL divergence", "how far one distribution is from another, in nats; 0 only if they are equal; not symmetric"),
+    ("cross-entropy, H(p)", "−log q averaged over p; it is KL(p‖q) plus the entropy H(p), which no fit can change"),
+    ("log Z", "the logarithm of the constant that would make an unnormalised density integrate to one"),
+    ("ELBO", "log Z minus KL(q‖p): it can be computed without Z, and is larger for a better q"),
+    ("held out, unseen", "rows or draws that the fit has not used, so that they can judge it"),
+    ("importance weights", "p/q at draws of q. ESS: the number of draws left after weighting. k̂: how heavy the weights' tail is"),
+    ("Jeffreys", "KL(p‖q) + KL(q‖p)"),
+    ("nodes", "fixed points at which averages over q are taken, so that the fit is deterministic"),
 )
 
 
@@ -38,331 +55,245 @@ def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     Raises:
         ResourceError: they can't be written.
     """
-    sections = [_answer(demo), *_textbook(demo), _petals(demo), _schools(demo), _both(demo), _neither(demo), _words()]
-    footer = (
-        "Written by whichkl demo. N(m, s) names mean and standard deviation. All divergences are in nats (one nat is 1.44 bits). "
-        "The same numbers, with all digits, are in report.json."
-    )
+    x = torch.linspace(-9, 9, 721, dtype=torch.float64, device="cpu")
+    book = demo.textbook
+    picture = [_answer(demo), _two_bumps(book.cases[0], x), _where_reverse_seeks(book, x), _limits(book)]
+    sections = [*picture, _petals(demo), _schools(demo), _both(demo), _neither(demo), _words()]
     data = Path(folder) / "report.json"
     write_whole(data, json.dumps(plain(demo.to_dict()), indent=1, allow_nan=False).encode(), is_own=is_demo)
-    page = write_page(
-        Path(folder) / "report.html", "Forward or reverse KL: which, when, and did it work?", _LEAD, sections, footer
-    )
-    return page, data
+    title = "Forward or reverse KL: which, when, and did it work?"
+    return write_page(Path(folder) / "report.html", title, _LEAD, sections, _FOOTER), data
 
 
 def _answer(demo: Demo) -> Section:
-    first = demo.textbook.cases[0].table
-    elbo = demo.schools.fit.diagnostics.elbo
+    first, elbo = demo.textbook.cases[0].table, demo.schools.fit.diagnostics.elbo
+    forward, reverse = first["forward_kl", "forward_kl"], first["reverse_kl", "reverse_kl"]
+    best = f"KL(p‖q) {forward.value:.2f} (forward fit), KL(q‖p) {reverse.value:.2f} (reverse fit)"
+    held, density = f"held-out −log q {demo.petals.fit.value.number}", f"ELBO {elbo.number}" if elbo else ""
     rows = [
-        (
-            "draw samples, not evaluate p",
-            "forward KL",
-            "maximum likelihood; covers mass",
-            f"held-out −log q {demo.petals.fit.value.number}",
-        ),
-        (
-            "evaluate p up to a constant, not sample",
-            "reverse KL",
-            "variational inference; tends to seek modes",
-            f"ELBO {elbo.number}" if elbo else "",
-        ),
-        (
-            "both",
-            "either",
-            "decide by experiment",
-            f"KL(p‖q) {_short(first['forward_kl', 'forward_kl'])} (forward fit), KL(q‖p) {_short(first['reverse_kl', 'reverse_kl'])} (reverse fit)",
-        ),
+        ("draw samples, not evaluate p", "forward KL", "maximum likelihood; covers mass", held),
+        ("evaluate p up to a constant, not sample", "reverse KL", "variational inference; tends to seek modes", density),
+        ("both", "either", "decide by experiment", best),
         ("neither", "none yet", "convert what is left, or acquire an access", "—"),
     ]
-    columns = ("with p you can …", "minimise", "character", "measured in this run")
-    return Section(
-        "The short answer",
-        "Access decides. This page shows each row of this table on a real input, with the evidence.",
-        (
-            Block.table(columns, rows),
-            Block.paragraph(
-                "How to read the numbers: divergences are in nats. 0 means that p and q are the same. A KL(p‖q) of "
-                f"{_short(demo.textbook.cases[0].table['forward_kl', 'forward_kl'])} nats means that a typical draw of p is e^"
-                f"{_short(demo.textbook.cases[0].table['forward_kl', 'forward_kl'])} = "
-                f"{math.exp(demo.textbook.cases[0].table['forward_kl', 'forward_kl'].value):.1f} times as likely under p as under q (geometric mean); "
-                "0.01 is hardly visible, 1 is a factor of 2.7. ± is one standard error."
-            ),
-        ),
+    reading = (
+        f"How to read the numbers: 0 nats means that p and q are the same. A KL(p‖q) of {forward.value:.2f} nats means that a "
+        f"typical draw of p is e^{forward.value:.2f} = {math.exp(forward.value):.1f} times as likely under p as under q "
+        "(geometric mean). 0.01 is hardly visible, 1 is a factor of 2.7. ± is one standard error."
     )
+    table = Block.table(("with p you can …", "minimise", "character", "measured in this run"), rows)
+    lead = "Access decides. This page shows each row of this table on a real input, with the evidence."
+    return Section("The short answer", lead, (table, Block.paragraph(reading)))
 
 
-def _textbook(demo: Demo) -> list[Section]:
-    x = torch.linspace(-9, 9, 721, dtype=torch.float64, device="cpu")
-    return [_picture(demo, x), _seeking(demo, x), _limits(demo)]
-
-
-def _picture(demo: Demo, x: torch.Tensor) -> Section:
-    first = demo.textbook.cases[0]
-    far = first.reverse.diagnostics.optima
+def _two_bumps(case: textbook.Case, x: torch.Tensor) -> Section:
     rows = [
-        (f"{_NAMES[name]} fit, {label}", _exact(first.table[name, "forward_kl"]), _exact(first.table[name, "reverse_kl"]))
-        for name, label in (("forward_kl", _model(first.forward)), ("reverse_kl", _model(first.reverse)))
+        (f"{_NAMES[name]} fit, {normal(fit.model)}", case.table[name, "forward_kl"].number, case.table[name, "reverse_kl"].number)
+        for name, fit in (("forward_kl", case.forward), ("reverse_kl", case.reverse))
     ]
-    gap = f"{first.cross_entropy:.6f} − {first.entropy:.6f} = {first.cross_entropy - first.entropy:.6f}"
-    return Section(
-        "Two bumps, one Gaussian",
-        f"The target is {first.label}; the family is a single Gaussian. N(m, s) names the mean and the standard deviation. Every optimum that several starts found is shown, not one by luck.",
-        (
-            Block.chart(
-                case_curves(first, x),
-                f"Blue: the forward fit, which spans both bumps. Orange: all {len(far)} reverse optima; solid ones tie for the best, the dashed one is only locally best.",
-            ),
-            Block.table(
-                (f"p = {first.label}", "KL(p‖q), nats", "KL(q‖p), nats"),
-                rows,
-                "Both divergences at both fits. Each fit wins in its own direction, and only there.",
-            ),
-            Block.paragraph(
-                f"The forward fit has exactly the mean and variance of p. Its loss is the cross-entropy, and a cross-entropy is not a KL: "
-                f"forward KL = cross-entropy − H(p) = {gap} nats, where H(p) is the entropy of the target, which no fit can change."
-            ),
-            Block.chart(
-                integrand_curves(first, x),
-                "Where each divergence is paid: the signed area under a curve is the divergence. Missing a whole bump costs forward KL dearly (below), while spanning the empty middle is what reverse KL pays for (above).",
-            ),
-        ),
-        "1 · The textbook experiment",
+    optima = _count(len(case.reverse.diagnostics.optima))
+    curves = f"Blue: the forward fit spans both bumps. Orange: {optima} reverse optima; solid is global, dashed is local."
+    columns, both = (f"p = {case.label}", "KL(p‖q), nats", "KL(q‖p), nats"), "Each fit wins in its own direction, and only there."
+    gap = f"{case.cross_entropy:.6f} − {case.entropy:.6f} = {case.cross_entropy - case.entropy:.6f}"
+    loss = (
+        "The forward fit has exactly the mean and variance of p. Its loss is the cross-entropy, and a cross-entropy is not a KL: "
+        f"forward KL = cross-entropy − H(p) = {gap} nats."
     )
-
-
-def _seeking(demo: Demo, x: torch.Tensor) -> Section:
-    book = demo.textbook
-    _, second, third = book.cases
-    near = second.reverse.diagnostics.optima
-    return Section(
-        "Reverse KL does not always seek a mode",
-        f"For {second.label} there is {_number(len(near))} reverse optimum, and it is centred: mean {mean_of(near[0])}, sd {_sd(near[0])}. The folklore holds only for bumps far enough apart.",
-        (
-            Block.chart(case_curves(second, x), "Closer bumps: both directions span them."),
-            Block.chart(
-                bifurcation(demo),
-                "Means of all reverse-KL optima for ½ N(−M, 1) + ½ N(M, 1) as M grows. Solid: best overall. Hollow: only locally best. The dotted lines: where one-bump optima first exist, and where they become the best.",
-            ),
-            Block.finding(
-                f"One-bump optima first exist at M ≈ {book.exists_from:.2f}, and beat the centred one from M ≈ {book.wins_from:.2f}. "
-                "Below that, reverse KL covers; above it, the covering solution stays a local optimum, so an unlucky start can end there."
-            ),
-            Block.chart(
-                case_curves(third, x),
-                f"Unequal bumps, {third.label}: the forward fit leans to the left; reverse KL has a global optimum on the larger bump ({third.reverse.diagnostics.optima[0].loss:.4f} nats) and a local one on the smaller ({third.reverse.diagnostics.optima[1].loss:.4f}).",
-            ),
-        ),
+    integrands = (
+        "Where each divergence comes from: its value is the signed area under its curve. Missing a bump is dear in forward KL "
+        "(below); spanning the empty middle is dear in reverse KL (above)."
     )
+    blocks = (
+        Block.chart(case_curves(case, x), curves),
+        Block.table(columns, rows, both),
+        Block.paragraph(loss),
+        Block.chart(integrand_curves(case, x), integrands),
+    )
+    lead = f"The target is {case.label}; the family is a single Gaussian. Every optimum that several starts found is shown."
+    return Section("Two bumps, one Gaussian", lead, blocks, "1 · The textbook experiment")
 
 
-def _limits(demo: Demo) -> Section:
-    book = demo.textbook
-    first = book.cases[0]
-    outside = book.infinite.notes[0].split(" of the mass")[0]
-    return Section(
-        "When KL is infinite, and when the choice stops mattering",
-        "KL(p‖q) is finite only if q is positive wherever p is.",
+def _where_reverse_seeks(book: textbook.Textbook, x: torch.Tensor) -> Section:
+    _, near, unequal = book.cases
+    optima, (largest, other, *_) = near.reverse.diagnostics.optima, unequal.reverse.diagnostics.optima
+    branches = (
+        "Means of all reverse-KL optima for ½ N(−M, 1) + ½ N(M, 1) as M grows. Solid: global. Hollow: local. Dotted lines: where "
+        "one-bump optima first exist, and where they become global."
+    )
+    thresholds = (
+        f"One-bump optima exist from M ≈ {book.exists_from:.2f}, and are better than the centred one from M ≈ "
+        f"{book.wins_from:.2f}. Below that, reverse KL covers both bumps. Above it, the covering solution is still a local "
+        "optimum, where an unlucky start can end."
+    )
+    leaning = (
+        f"Unequal bumps, {unequal.label}: the forward fit leans to the left. Reverse KL has a global optimum on the larger bump "
+        f"({largest.loss:.4f} nats) and a local one on the smaller ({other.loss:.4f})."
+    )
+    blocks = (
+        Block.chart(case_curves(near, x), "Closer bumps: both directions span them."),
+        Block.chart(bifurcation(book), branches),
+        Block.finding(thresholds),
+        Block.chart(case_curves(unequal, x), leaning),
+    )
+    lead = (
+        f"For {near.label} there is {_count(len(optima))} reverse optimum, and it is centred: {normal(optima[0].model)}. "
+        "Reverse KL seeks a mode only where the bumps are far enough apart."
+    )
+    return Section("Reverse KL does not always seek a mode", lead, blocks)
+
+
+def _limits(book: textbook.Textbook) -> Section:
+    outside = float(book.infinite.notes[0].split(" of the mass")[0])
+    infinite = (
+        f"{outside:.1%} of the mass of N lies where U is zero (x < 0 and x > 1). There log(N/U) is infinite, and so is the "
+        "divergence. No sample size changes that."
+    )
+    label, richer = book.cases[0].label, "With two components both directions find p itself."
+    columns = (f"family for {label}", *(f"{f} fit, {kl}" for f in _NAMES.values() for kl in ("KL(p‖q)", "KL(q‖p)")))
+    rows = [
         (
-            Block.table(
-                ("U = uniform on (0, 1), N = N(0, 1)", "nats"),
-                (("KL(U‖N)", _exact(book.finite)), ("KL(N‖U)", _exact(book.infinite))),
-                f"{float(outside):.1%} of the mass of N lies where U is zero (x < 0 and x > 1): there log(N/U) is infinite, and so is the divergence. No sample size changes that.",
-            ),
-            Block.table(
-                (
-                    "family for " + first.label,
-                    "forward fit, KL(p‖q)",
-                    "forward fit, KL(q‖p)",
-                    "reverse fit, KL(p‖q)",
-                    "reverse fit, KL(q‖p)",
-                ),
-                [
-                    (
-                        "one Gaussian" if row.components == 1 else f"a mixture of {row.components}",
-                        *(_exact(row.table[fitted, measured]) for fitted in _NAMES for measured in _NAMES),
-                    )
-                    for row in book.capacity
-                ],
-                "A richer family dissolves the difference: with two components both directions find p itself.",
-            ),
-            Block.finding(
-                "The direction matters only as far as the family is too small. If you can afford a richer family, start there."
-            ),
+            "one Gaussian" if row.components == 1 else f"a mixture of {row.components}",
+            *(row.table[fitted, measured].number for fitted in _NAMES for measured in _NAMES),
+        )
+        for row in book.capacity
+    ]
+    uniform = (("KL(U‖N)", book.finite.number), ("KL(N‖U)", book.infinite.number))
+    blocks = (
+        Block.table(("U = uniform on (0, 1), N = N(0, 1)", "nats"), uniform, infinite),
+        Block.table(columns, rows, richer),
+        Block.finding(
+            "The direction matters only where the family is too small. If you can afford a richer family, start there."
         ),
     )
+    title = "When KL is infinite, and when the choice stops mattering"
+    return Section(title, "KL(p‖q) is finite only if q is positive wherever p is.", blocks)
 
 
 def _petals(demo: Demo) -> Section:
-    result = demo.petals.fit
-    mean = result.model.mean.tolist()
-    families = [(one.family.label, one.value.number, _gain(one)) for one in (result, *demo.petals.richer)]
-    figure = plot(result)
-    add_ellipses(figure, demo.petals.richer[-1], "other", "mixture of 3")
-    held = result.value
-    return Section(
-        "Samples only: 150 petals",
-        "Lengths and widths of iris petals (Fisher, 1936). They can't be evaluated: nobody knows their density. "
-        f"Advice: {_advice(result)}",
-        (
-            Block.chart(
-                figure,
-                "Each point is a petal. The Gaussian (blue) covers them all, with the gap between; the mixture of three (green), fitted by the same objective, follows the groups.",
-            ),
-            Block.finding(
-                f"Forward KL covers mass, even where there is none. The Gaussian is centred at {mean[0]:.2f} cm × {mean[1]:.2f} cm, between the groups, "
-                f"and puts {demo.petals.gap_mass:.0%} of its mass on lengths strictly between {demo.petals.gap[0]:g} and {demo.petals.gap[1]:g} cm, where there is not one petal."
-            ),
-            Block.table(
-                ("family", "held-out −log q, nats", "gain of one step up"),
-                families,
-                f"Mean negative log-likelihood of rows that the fit has not seen ({held.method}), ± one standard error. It is forward KL plus the unknown entropy H(p), so only differences mean something.",
-            ),
-            *_findings(result),
-        ),
-        "2 · Samples only → forward KL",
+    found, result = demo.petals, demo.petals.fit
+    figure, (x, y), (low, high) = plot(result), result.model.mean.tolist(), found.gap
+    add_ellipses(figure, found.richer[-1], "other", "mixture of 3")
+    families = []
+    for one in (result, *found.richer):
+        gain = one.diagnostics.richer_gain
+        families.append((one.family.label, one.value.number, "—" if gain is None else gain.number))
+    groups = (
+        "Each point is a petal. The Gaussian (blue) covers them all, with the gap between the groups. The mixture of three "
+        "(green), fitted by the same objective, follows the groups."
     )
+    covers = (
+        f"Forward KL covers mass, even where there is none. The Gaussian's mean, {x:.2f} cm × {y:.2f} cm, is between the groups, "
+        f"and {found.gap_mass:.0%} of its mass is on lengths between {low:g} and {high:g} cm, where there is no petal."
+    )
+    score = (
+        f"Mean −log q of rows that the fit has not seen ({result.value.method}), ± one standard error. It is forward KL plus the "
+        "unknown entropy H(p), so that only differences have a meaning."
+    )
+    blocks = (
+        Block.chart(figure, groups),
+        Block.finding(covers),
+        Block.table(("family", "held-out −log q, nats", "gain of one step up"), families, score),
+        *finding_blocks(result),
+    )
+    lead = f"Lengths and widths of iris petals (Fisher, 1936). Nobody knows their density. Advice: {_advice(result)}"
+    return Section("Samples only: 150 petals", lead, blocks, "2 · Samples only → forward KL")
 
 
 def _schools(demo: Demo) -> Section:
-    result = demo.schools.fit
-    d = result.diagnostics
+    result, d = demo.schools.fit, demo.schools.fit.diagnostics
     if d.elbo is None or d.ess is None or d.khat is None or d.elbo.n is None:
         raise TypeError("a reverse fit has an ELBO")
+    optima = f"{_count(len(d.optima))} optim{'um' if len(d.optima) == 1 else 'a'}"
     rows = [
-        (
-            "ELBO = log Z − KL(q‖p)",
-            f"{d.elbo.number} nats",
-            "evidence lower bound, on fresh draws of q; the normaliser Z is unknown, so only differences between fits mean something",
-        ),
-        (
-            "importance ESS",
-            f"{d.ess:,.0f} of {d.elbo.n:,}",
-            "effective sample size: how many of q's draws are left when they are reweighted to p",
-        ),
-        (
-            "PSIS k̂",
-            shown_khat(d.khat),
-            "shape of the weights' tail; below 0.7 reweighting can repair what the Gaussian gets wrong",
-        ),
-        (
-            "status",
-            result.status,
-            f"gradient {d.residual:.0e}; {_number(len(d.optima))} optim{'um' if len(d.optima) == 1 else 'a'} found from several starts",
-        ),
+        ("ELBO = log Z − KL(q‖p)", f"{d.elbo.number} nats", "on fresh draws of q; only differences between fits have a meaning"),
+        ("importance ESS", f"{d.ess:,.0f} of {d.elbo.n:,}", "the number of q's draws that are left after reweighting to p"),
+        ("PSIS k̂", shown_khat(d.khat), "tail of the weights; below 0.7 reweighting can repair what the Gaussian gets wrong"),
+        ("status", result.status, f"gradient {d.residual:.0e}; {optima} found from several starts"),
         ("KL(q‖p), at least", f"{max(d.least_kl or 0.0, 0.0):.2f} nats", "estimated from the importance weights"),
         ("node error", f"{d.node_error:.3f}", "largest shift of a mean, in sd, when the nodes are doubled"),
     ]
-    return Section(
-        "Log density only: eight schools",
-        "The posterior of a small hierarchical model (Rubin, 1981): ten unknowns, a formula up to a constant, no way to draw from it. "
-        f"Advice: {_advice(result)}",
-        (
-            Block.chart(
-                school_effects(demo),
-                "What the fitted posterior says of each school (orange: median and 95 % interval under q) beside what was published (grey: effect ± 2 standard errors). The model pulls the noisy ones towards each other.",
-            ),
-            Block.table(
-                ("measure", "number", "meaning"),
-                rows,
-                "No draw of the true posterior was used. The fit has no learning rate: it stops when the natural gradient vanishes.",
-            ),
-            *_findings(result),
-        ),
-        "3 · Log density only → reverse KL",
+    effects = (
+        "Each school's effect under the fitted posterior (orange: median and 95 % interval), and what was published (grey: "
+        "effect ± 2 standard errors). The model pulls noisy effects towards each other."
     )
+    no_draws = (
+        "No draw of the true posterior was used. The fit has no learning rate: it stops when the natural gradient vanishes."
+    )
+    blocks = (
+        Block.chart(school_effects(demo.schools), effects),
+        Block.table(("measure", "number", "meaning"), rows, no_draws),
+        *finding_blocks(result),
+    )
+    lead = (
+        "The posterior of a small hierarchical model (Rubin, 1981): ten unknowns, a formula up to a constant, no way to sample. "
+        f"Advice: {_advice(result)}"
+    )
+    return Section("Log density only: eight schools", lead, blocks, "3 · Log density only → reverse KL")
 
 
 def _both(demo: Demo) -> Section:
-    rows = [
-        (
-            f"{_NAMES[one.fit.objective.name]} fit, {_model(one.fit)}",
-            one.forward.number,
-            one.reverse.number,
-            one.jeffreys.number,
-            f"{one.coverage:.1%}",
-            f"{one.precision:.1%}",
-        )
-        for one in demo.both
-    ]
-    exact = demo.textbook.cases[0].table
+    rows = []
+    for one in demo.both:
+        values = (one.forward.number, one.reverse.number, one.jeffreys.number)
+        name = f"{_NAMES[one.fit.objective.name]} fit, {normal(one.fit.model)}"
+        rows.append((name, *values, f"{one.coverage:.1%}", f"{one.precision:.1%}"))
+    exact = "; ".join(
+        f"{_NAMES[fitted]} fit {demo.textbook.cases[0].table[fitted, 'forward_kl'].number} and "
+        f"{demo.textbook.cases[0].table[fitted, 'reverse_kl'].number}"
+        for fitted in _NAMES
+    )
+    scores = (
+        f"Monte Carlo with 20,000 fresh draws, ± one standard error. The exact values of KL(p‖q) and KL(q‖p) are: {exact}. "
+        "Jeffreys is the sum of both KLs, computed from the density times e⁷: the normaliser cancels. Coverage: share of p's "
+        "draws above the 1 % density level of q. Precision: share of q's draws above the 1 % density level of p."
+    )
     covers, other = sorted(demo.both, key=lambda one: one.forward.value)
     precise, rest = sorted(demo.both, key=lambda one: one.reverse.value)
-    return Section(
-        "Both: let the experiment decide",
-        "Now the same two bumps, with a sampler and a density, as in distillation, where a teacher offers both. Either direction can be minimised, "
-        "so fit both, and score both on draws that neither has seen.",
-        (
-            Block.table(
-                ("fit", "KL(p‖q)", "KL(q‖p)", "Jeffreys, Z-free", "coverage", "precision"),
-                rows,
-                f"Monte Carlo, 20,000 fresh draws, ± one standard error: what a real study would have. The exact values, from the first section, are {_exact(exact['forward_kl', 'forward_kl'])} and {_exact(exact['forward_kl', 'reverse_kl'])} for the forward fit, {_exact(exact['reverse_kl', 'forward_kl'])} and {_exact(exact['reverse_kl', 'reverse_kl'])} for the reverse fit. Jeffreys is the sum of both KLs, computed from the density multiplied by e⁷: "
-                "the normaliser cancels, so it works for unnormalised targets, and bounds either KL. Coverage: share of the target's draws above the 1 % density level of q. "
-                "Precision: share of q's draws above the 1 % density level of p.",
-            ),
-            Block.finding(
-                f"For coverage take the {_NAMES[covers.fit.objective.name]} fit: KL(p‖q) is {_short(covers.forward)} nats against {_short(other.forward)}, and it reaches "
-                f"{covers.coverage:.0%} of the target's draws against {other.coverage:.0%}. For precision take the {_NAMES[precise.fit.objective.name]} fit: KL(q‖p) is "
-                f"{_short(precise.reverse)} against {_short(rest.reverse)}, and {precise.precision:.0%} of its draws are plausible against {rest.precision:.0%}.",
-                "What it shows",
-            ),
-            Block.paragraph(
-                "One fit of each proves little: another seed may say otherwise. whichkl compare repeats both, here from "
-                f"{len(demo.study.config['seeds'])} seeds, each pair scored on the same unseen draws, and names a winner only where "
-                "tests find one after correction for their number. The density is again multiplied by e⁷."
-            ),
-            Block.finding(demo.study.verdict.sentence, "Verdict of the study"),
-            Block.charts(
-                differences(demo.study.verdict),
-                "By how much the other direction is worse than the one that leads for each need, with 95 % intervals over the seeds. "
-                "Orange: detectably worse.",
-            ),
-            Block.table(("you need", "that is", "take", "by"), need_rows(demo.study.verdict)),
-        ),
-        "4 · Both → decide by experiment",
+    choice = (
+        f"For coverage take the {_NAMES[covers.fit.objective.name]} fit: its KL(p‖q) is "
+        f"{_against(covers.forward, other.forward)}, and it reaches {covers.coverage:.0%} of p's draws against "
+        f"{other.coverage:.0%}. For precision take the {_NAMES[precise.fit.objective.name]} fit: its KL(q‖p) is "
+        f"{_against(precise.reverse, rest.reverse)}, and {precise.precision:.0%} of its draws are plausible against "
+        f"{rest.precision:.0%}."
     )
+    repeated = (
+        "One fit of each proves little: another seed may give another answer. whichkl compare repeats both, here from "
+        f"{len(demo.study.config['seeds'])} seeds, scores each pair on the same unseen draws, and names a winner only where "
+        "tests find one after correction for their number. The density is again multiplied by e⁷."
+    )
+    worse = (
+        "How much worse the other direction is than the one that leads for each need, with 95 % intervals over the seeds. "
+        "Orange: detectably worse."
+    )
+    verdict = demo.study.verdict
+    blocks = (
+        Block.table(("fit", "KL(p‖q)", "KL(q‖p)", "Jeffreys, Z-free", "coverage", "precision"), rows, scores),
+        Block.finding(choice),
+        Block.paragraph(repeated),
+        Block.finding(verdict.sentence, "Verdict of the study"),
+        Block.charts(differences(verdict), worse),
+        *needs_table(verdict),
+    )
+    lead = (
+        "The same two bumps, with a sampler and a density, as in distillation, where a teacher offers both. Either direction "
+        "can be minimised, so fit both, and score both on draws that neither has seen."
+    )
+    return Section("Both: let the experiment decide", lead, blocks, "4 · Both → decide by experiment")
 
 
 def _neither(demo: Demo) -> Section:
     advice = demo.neither
     rows = [(one.left, one.becomes, one.source) for one in advice.conversions]
-    return Section(
-        "Neither: convert what is left",
-        f"{advice.situation} {advice.verdict} whichkl refuses to fit, and says what would change that.",
-        (
-            Block.table(("if you have …", "it becomes …", "source"), rows, "What could still be converted."),
-            Block.finding(advice.cheapest, "Cheapest access to acquire"),
-        ),
-        "5 · Neither → no fit yet",
+    blocks = (
+        Block.table(("if you have …", "it becomes …", "source"), rows, "What can be converted."),
+        Block.finding(advice.cheapest, "Cheapest access to acquire"),
     )
+    lead = f"{advice.situation} {advice.verdict} whichkl refuses to fit, and states what would change that."
+    return Section("Neither: convert what is left", lead, blocks, "5 · Neither → no fit yet")
 
 
 def _words() -> Section:
-    rows = [
-        ("target p, model q", "what is to be matched, and what stands in for it"),
-        (
-            "family",
-            "the set of models that the fit may choose from; a full Gaussian has any covariance, a diagonal one no correlations",
-        ),
-        ("KL divergence", "how far one distribution is from another, in nats; 0 only if they are equal; not symmetric"),
-        ("cross-entropy, H(p)", "−log q averaged over p; KL(p‖q) plus the entropy of p, which is a property of p alone"),
-        ("log Z", "the logarithm of the constant that would make an unnormalised density integrate to one"),
-        ("ELBO", "log Z minus KL(q‖p): it can be computed without Z, and is larger for a better q"),
-        ("held out, unseen", "rows or draws that the fit has not used, so that they can judge it"),
-        (
-            "importance weights, ESS, k̂",
-            "p/q at q's draws; how many draws are left after weighting; how heavy the tail of the weights is",
-        ),
-        ("Jeffreys", "KL(p‖q) + KL(q‖p)"),
-        ("nodes", "fixed points at which averages over q are taken, so that the fit is deterministic"),
-    ]
-    return Section("Words", "What the terms on this page mean.", (Block.table(("word", "meaning"), rows),))
-
-
-def _findings(fit: Fit) -> list[Block]:
-    texts = zip(sorted(fit.findings), fit.explanations, strict=True)
-    found = [Block.warning(text.replace("`", ""), f"Finding: {name.replace('_', ' ')}") for name, text in texts]
-    return found or [Block.finding("Nothing speaks against this fit in what could be measured.", "No findings")]
+    return Section("Words", "What the terms on this page mean.", (Block.table(("word", "meaning"), _WORDS),))
 
 
 def _advice(fit: Fit) -> str:
@@ -370,27 +301,9 @@ def _advice(fit: Fit) -> str:
     return f"{_NAMES[fit.objective.name]} KL, because {best.reason}." if best else ""
 
 
-def _gain(fit: Fit) -> str:
-    gain = fit.diagnostics.richer_gain
-    return gain.number if gain is not None else "—"
+def _against(one: Estimate, other: Estimate) -> str:
+    return f"{one.value:.2f} nats against {other.value:.2f}"
 
 
-def _model(fit: Fit) -> str:
-    mean, variance = textbook.moments(fit.model)
-    return f"N({fixed(mean)}, {math.sqrt(variance):.2f})"
-
-
-def _sd(optimum: Any) -> str:
-    return f"{math.sqrt(textbook.moments(optimum.model)[1]):.2f}"
-
-
-def _exact(estimate: Estimate) -> str:
-    return estimate.number
-
-
-def _short(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f}"
-
-
-def _number(count: int) -> str:
+def _count(count: int) -> str:
     return {1: "one", 2: "two", 3: "three"}.get(count, str(count))

@@ -1,4 +1,4 @@
-"""The textbook experiment: two bumps, one Gaussian, both directions, every optimum, and where the folklore ends."""
+"""The textbook experiment: two bumps, one Gaussian, both directions, every optimum, and where reverse KL covers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from whichkl.solvers import NaturalGradient
 from whichkl.targets import Target
 
 CASES = ((3.0, 0.5), (2.0, 0.5), (3.0, 0.7))
-_RULE = NaturalGradient(max_iterations=30)
+_SOLVER = NaturalGradient(max_iterations=30)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One target with both fits, and both divergences at both fits."""
+    """One target with both fits, and both divergences at each fit."""
 
     half_distance: float
     left_weight: float
@@ -51,20 +51,13 @@ class Case:
         for one in self.reverse.diagnostics.optima:
             at, spread = moments(one.model)
             forward = quadrature.kl(self.target, model_target(one.model, self.target))
-            optima.append(
-                {
-                    "mean": at,
-                    "sd": math.sqrt(spread),
-                    "reverse_kl": one.loss,
-                    "forward_kl": forward.value,
-                    "global": one.is_global,
-                }
-            )
+            values = {"mean": at, "sd": math.sqrt(spread), "reverse_kl": one.loss, "forward_kl": forward.value}
+            optima.append({**values, "global": one.is_global})
         return {
             "target": self.label,
             "forward_fit": {"mean": mean, "variance": variance},
             "reverse_optima": optima,
-            "divergences": {f"{d} at the {f} fit": e.value for (f, d), e in self.table.items()},
+            "divergences": _named(self.table),
             "entropy_p": self.entropy,
             "cross_entropy_at_forward_fit": self.cross_entropy,
         }
@@ -84,6 +77,29 @@ class Capacity:
 
     components: int
     table: dict[tuple[str, str], Estimate]
+
+
+@dataclass(frozen=True)
+class Textbook:
+    """The results of the textbook experiment."""
+
+    cases: list[Case]
+    branches: list[Branch]
+    exists_from: float
+    """The M from which a one-bump optimum exists."""
+    wins_from: float
+    """The M from which it is the global one."""
+    finite: Estimate
+    infinite: Estimate
+    capacity: list[Capacity]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the numbers as JSON can hold them; infinities as text."""
+        capacity = [{"components": row.components, **_named(row.table)} for row in self.capacity]
+        seeking = {"one_bump_optimum_exists_from": self.exists_from, "one_bump_optimum_is_global_from": self.wins_from}
+        infinite = [self.finite.to_dict(), self.infinite.to_dict()]
+        cases = [case.to_dict() for case in self.cases]
+        return {"cases": cases, "mode_seeking": seeking, "infinite": infinite, "capacity": capacity}
 
 
 def cases() -> Iterator[Case]:
@@ -118,7 +134,7 @@ def branches(count: int = 31) -> list[Branch]:
     """Every reverse-KL optimum as the two bumps move apart."""
     found = []
     for half_distance in torch.linspace(1.0, 4.0, count, dtype=torch.float64, device="cpu").tolist():
-        optima = _RULE.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
+        optima = _SOLVER.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
         found.append(Branch(half_distance, tuple((moments(one.model)[0], one.is_global) for one in optima)))
     return found
 
@@ -147,6 +163,10 @@ def capacity() -> list[Capacity]:
     return rows
 
 
+def _named(table: dict[tuple[str, str], Estimate]) -> dict[str, float]:
+    return {f"{divergence} at the {fitted} fit": value.value for (fitted, divergence), value in table.items()}
+
+
 def moments(model: Distribution) -> tuple[float, float]:
     """Mean and variance of a one-dimensional model."""
     return float(model.mean[0]) + 0.0, float(model.variance[0])
@@ -155,7 +175,7 @@ def moments(model: Distribution) -> tuple[float, float]:
 def _bisect(holds: Callable[[list[tuple[float, bool]]], bool], low: float, high: float) -> float:
     while high - low > 5e-4:
         middle = (low + high) / 2
-        optima = _RULE.solve(Target.of(bimodal(middle)), Gaussian(), seed=0).optima
+        optima = _SOLVER.solve(Target.of(bimodal(middle)), Gaussian(), seed=0).optima
         means = [(moments(one.model)[0], one.is_global) for one in optima]
         low, high = (low, middle) if holds(means) else (middle, high)
     return round((low + high) / 2, 4)

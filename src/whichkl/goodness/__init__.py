@@ -1,4 +1,4 @@
-"""Goodness: whether rows that a model has not seen could be draws of it, told by a classifier and by calibration."""
+"""Goodness of fit: whether unseen rows could be draws of a model, by a classifier and by calibration."""
 
 from whichkl.goodness.transform import Calibration, ColumnCalibration, transform_calibration
 from whichkl.goodness.two_sample import TwoSample, c2st, two_sample_test

@@ -1,4 +1,4 @@
-"""Bands: where the distribution function of n uniform numbers lies as a whole, and whether one of them has left."""
+"""Bands: the range of the whole distribution function of n uniform numbers, and the test that one has left it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import scipy
 
 LEVELS = 100
 """The distribution function is compared at k/100."""
-_PATHS = 2_000
+_SIMULATED_CURVES = 2_000
 
 
 def levels() -> np.ndarray:
@@ -19,14 +19,14 @@ def levels() -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def band(n: int, chance: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the lower and upper ends at every level, between which all of the curve lies with so large a chance.
+    """Return the lower and upper ends at every level that hold the whole curve with this chance.
 
-    The ends are binomial quantiles of one and the same tail, which is set on simulated curves, so that the band is as narrow
-    at the ends as it can be there (the one of Kolmogorov and Smirnov is equally wide everywhere).
+    The ends are binomial quantiles with one tail for all levels, which is set on simulated curves. So the band is narrow at both
+    ends, where that of Kolmogorov and Smirnov is as wide as in the middle.
 
     Args:
-        n: how many uniform numbers.
-        chance: such as 0.95, of the whole curve.
+        n: number of uniform numbers.
+        chance: chance that the whole curve is inside, such as 0.95.
 
     Source: Säilynoja, Bürkner & Vehtari (2022), section 2.2.
 
@@ -35,7 +35,7 @@ def band(n: int, chance: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     (0.36, 0.64)
     """
     rng = np.random.default_rng(0)
-    counts = rng.multinomial(n, np.full(LEVELS, 1 / LEVELS), size=_PATHS).cumsum(1)[:, :-1]
+    counts = rng.multinomial(n, np.full(LEVELS, 1 / LEVELS), size=_SIMULATED_CURVES).cumsum(1)[:, :-1]
     z = levels()
     below, above = scipy.stats.binom.cdf(counts, n, z), scipy.stats.binom.sf(counts - 1, n, z)
     tail = float(np.quantile(2 * np.minimum(below, above).min(1), 1 - chance))
@@ -44,12 +44,12 @@ def band(n: int, chance: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def distance(u: np.ndarray) -> float:
-    """Kolmogorov and Smirnov's distance of these numbers from uniform: the largest gap of the distribution functions."""
+    """Return Kolmogorov and Smirnov's distance from uniform: the largest gap of the distribution functions."""
     u = np.sort(u)
     n = len(u)
     return float(max((np.arange(1, n + 1) / n - u).max(), (u - np.arange(n) / n).max()))
 
 
 def distance_p_value(d: float, n: float) -> float:
-    """Chance of such a distance or a larger one for n uniform numbers."""
+    """Return the chance of this distance or a larger one for n uniform numbers."""
     return float(scipy.stats.kstwo.sf(d, max(1, round(n))))

@@ -1,4 +1,4 @@
-"""Draws: rows of a model, conditional or not, and rows of the data of equal weight; or the reason why there are none."""
+"""Draws: rows of a model, conditional or not, and data rows of equal weight; or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from whichkl.process.seeds import seeded
 
 
 class Unable(Exception):
-    """A check can't be made with this model or these rows; the text says why, in a few words."""
+    """A check can't be made with this model or these rows; the text is the reason, in a few words."""
 
 
 def equal_rows(
     x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None, context: Float[Tensor, "n c"] | None, most: int, seed: int
 ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m c"] | None]:
-    """Return at most so many rows of equal weight, in float64 on the CPU: a row of weight w is kept with chance w / max w.
+    """Return at most this many rows of equal weight, in float64 on the CPU: a row of weight w is kept with chance w / max w.
 
     Raises:
         Unable: the rows and what they are conditioned on don't match, or a cell isn't finite.
@@ -60,7 +60,7 @@ def drawn(law: Any, shape: tuple[int, ...], width: int, seed: int) -> Float[Tens
     """Draw from a law without touching the global generators: `(*shape, *batch, d)` in float64 on the CPU.
 
     Raises:
-        Unable: it can't be drawn from, or the draws have another width, or aren't finite.
+        Unable: it can't be sampled, or the draws have another width, or aren't finite.
     """
     if not callable(getattr(law, "sample", None)):
         raise Unable("the model has no `sample`")
@@ -81,7 +81,7 @@ def drawn(law: Any, shape: tuple[int, ...], width: int, seed: int) -> Float[Tens
 
 
 def log_density(law: Any, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
-    """Log density of rows in float64 on the CPU, NaN counted as −∞.
+    """Log density of rows in float64 on the CPU, where NaN becomes −∞.
 
     Raises:
         Unable: the law has no density, or it raises.
@@ -99,13 +99,13 @@ def log_density(law: Any, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
 
 
 def like(model: Any, x: Tensor) -> Tensor:
-    """Return x in the dtype and on the device in which a model computes, where they can be told from its parameters."""
+    """Return x in the dtype and on the device in which a model computes, where its parameters determine these."""
     one = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else _parameter(model)
     return x if one is None else x.to(one.device, one.dtype)
 
 
 def _parameter(law: Any) -> Tensor | None:
-    """Some floating parameter of a law, or of the laws that it consists of; properties, which may cost draws, aren't asked."""
+    """Return a floating parameter of a law, or of the laws that it consists of; properties, which may draw, aren't read."""
     held = list(vars(law).values()) if isinstance(law, Distribution) else []
     for value in held:
         if isinstance(value, Tensor) and value.is_floating_point():

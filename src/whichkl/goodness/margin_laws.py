@@ -24,8 +24,8 @@ from whichkl.targets.supports import Columns
 def margins(law: Distribution, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"] | None:
     """Return F(x) of each column's margin, exact, or None where no closed form is known or a column has atoms.
 
-    Gaussians, Student-t laws, independent columns with a `cdf`, mixtures of these, and their images under transforms of the
-    single columns (for a decreasing one 1 − F, which is as uniform).
+    Known are Gaussians, Student-t laws, independent columns with a `cdf`, mixtures of these, and their images under transforms of
+    single columns (for a decreasing transform 1 − F, which is uniform too).
 
     Args:
         law: a law of d columns, or of one number.
@@ -88,7 +88,7 @@ def _student(df: Tensor, t: Tensor) -> Tensor:
 
 
 def _each_alone(transform: torch.distributions.Transform) -> bool:
-    """Whether a transform acts on every column by itself."""
+    """Whether a transform acts on every column separately."""
     if isinstance(transform, torch.distributions.IndependentTransform):
         return bool(transform.base_transform.domain.event_dim == 0)
     return bool(transform.domain.event_dim == 0) or isinstance(transform, Columns)

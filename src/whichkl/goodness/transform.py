@@ -1,4 +1,4 @@
-"""Transform: calibration of a model by the probability integral transform of rows that it has not seen."""
+"""Transform: calibration of a model by the probability integral transform of unseen rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_
 from whichkl.goodness.margin_laws import margins
 from whichkl.process.torch_modes import plain_modes
 
-_LEAST, _MOST, _DRAWS = 20, 20_000, 20_000
-_RANKED = 4_000
+_MIN_ROWS, _MAX_ROWS = 20, 20_000
+_DRAWS = 20_000
+_MAX_RANKED_ROWS = 4_000
 """Rows, and draws, of a model whose margins have no closed form: a flow may draw column by column."""
-_LAWS, _EACH = 10_000, 200_000
-"""Of a conditional model so many rows, and draws over all of them: 20 to 200 a row."""
-_LIKELY = 0.01
+_MAX_CONDITIONAL_ROWS = 10_000
+_CONDITIONAL_DRAWS = 200_000
+"""Draws over all rows of a conditional model: 20 to 200 per row."""
+_LEVEL = 0.01
 JOINT = "joint density"
 """The name of the transform that sees all columns at once."""
 
@@ -33,45 +35,45 @@ class ColumnCalibration:
 
     name: str
     curve: tuple[float, ...] = field(repr=False)
-    """Their distribution function at 0.01, 0.02, …, 0.99."""
+    """Distribution function of the transforms at 0.01, 0.02, …, 0.99."""
     distance: float
-    """Its largest gap from the diagonal (Kolmogorov and Smirnov)."""
+    """Largest gap of the curve from the diagonal (Kolmogorov and Smirnov)."""
     p_value: float
     """Chance of such a gap somewhere among all the columns compared (Bonferroni)."""
     exact: bool
     """Whether u is F(x) in closed form; else a rank among draws of the model."""
     effective: int
-    """Independent uniform numbers that vary as much: fewer than the rows where they share the draws."""
+    """Number of independent uniform numbers with the same variation: fewer than the rows where these share draws."""
     compared: int
-    """How many columns were compared."""
+    """Number of columns that were compared."""
 
     @property
     def differs(self) -> bool:
-        """Whether the column isn't uniform at 1 %, all columns taken together."""
-        return self.p_value < _LIKELY
+        """Whether uniformity of the column is rejected at 1 %, corrected for the number of columns."""
+        return self.p_value < _LEVEL
 
     @property
     def band(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Ends between which all curves of all columns lie together with 95 % chance, if the model is right."""
-        return band(self.effective, 1 - _LIKELY / self.compared)
+        return band(self.effective, 1 - _LEVEL / self.compared)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The transforms of every column, and of all at once; empty where `reason` says why."""
+    """The transforms of every column, and of all columns together; empty where there is a `reason`."""
 
     columns: tuple[ColumnCalibration, ...]
-    """One a column, then `joint density`, where there are several columns."""
+    """One per column, then `joint density` where there are several columns."""
     rows: int = 0
     p_value: float | None = None
-    """The least of the columns'."""
+    """The smallest p-value of a column."""
     notes: tuple[str, ...] = ()
     reason: str | None = None
 
     @property
     def differs(self) -> bool:
-        """Whether some column isn't uniform at 1 %."""
-        return self.p_value is not None and self.p_value < _LIKELY
+        """Whether uniformity of some column is rejected at 1 %."""
+        return self.p_value is not None and self.p_value < _LEVEL
 
     def __str__(self) -> str:
         """One sentence."""
@@ -82,9 +84,9 @@ class Calibration:
                 f"Calibrated as far as {self.rows:,} unseen rows can tell: least p = {self.p_value:.2g} of {len(self.columns)}."
             )
         off = sorted((one for one in self.columns if one.differs), key=lambda one: -one.distance)
-        said = ", ".join(f"{one.name} (gap {one.distance:.3f}, p = {one.p_value:.2g})" for one in off[:3])
+        shown = ", ".join(f"{one.name} (gap {one.distance:.3f}, p = {one.p_value:.2g})" for one in off[:3])
         more = f" and {len(off) - 3} more" if len(off) > 3 else ""
-        return f"Not calibrated on {self.rows:,} unseen rows: {said}{more}."
+        return f"Not calibrated on {self.rows:,} unseen rows: {shown}{more}."
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them."""
@@ -105,20 +107,19 @@ def transform_calibration(
     names: Sequence[str],
     seed: int = 0,
 ) -> Calibration:
-    """Compare u = F_q(x) of unseen rows with uniform numbers, column by column and for all together.
+    """Compare u = F_q(x) of unseen rows with uniform numbers, column by column and for all columns together.
 
-    F is the model's margin in closed form where there is one, else the rank among its draws, ties broken at random, which is
-    uniform for laws with atoms too. The transform of all columns is the rank of log q(x) among log q of the model's draws:
-    it sees dependence that no margin shows. A conditional model gives every row its own law, F(y|x), and its own draws.
+    F is the model's margin in closed form where there is one. Otherwise u is the rank among the model's draws with ties broken at
+    random, which is uniform for laws with atoms, too. The transform of all columns together is the rank of log q(x) among log q
+    of the model's draws: it detects dependence that no margin shows. A conditional model has a law F(y|x), and draws, per row.
 
     Args:
-        x: rows of p, in the coordinates of the model; at most 20,000 are used, 10,000 of pairs, and 4,000 where
-            there is no closed form.
+        x: rows of p, in the coordinates of the model; at most 20,000 are used, 10,000 of pairs, and 4,000 without a closed form.
         w: their weights: a row stays with chance w / max w. Or None.
         context: what each row is conditioned on, or None.
         model: a `Distribution`, or a function of contexts that returns one.
         names: the d column names.
-        seed: of draws, ties and chosen rows.
+        seed: for draws, ties and the choice of rows.
 
     Source: Dawid (1984); randomised ranks: Czado, Gneiting & Held (2009); ranks of log q: Hyndman (1996), Gneiting et al. (2008).
 
@@ -130,14 +131,15 @@ def transform_calibration(
     Not calibrated on 1,000 unseen rows: joint density (gap 0.2..., p = ...), b (gap 0.1..., p = ...).
     """
     try:
-        x, context = equal_rows(x, w, context, _MOST if context is None else _LAWS, seed)
-        if len(x) < _LEAST:
-            raise Unable(f"{len(x)} unseen rows of equal weight are too few; it takes {_LEAST}")
+        x, context = equal_rows(x, w, context, _MAX_ROWS if context is None else _MAX_CONDITIONAL_ROWS, seed)
+        if len(x) < _MIN_ROWS:
+            raise Unable(f"{len(x)} unseen rows of equal weight are too few; at least {_MIN_ROWS} are needed")
         if context is None:
             u = _exact(model, x)
-            x = x if u is not None else x[:: -(-len(x) // _RANKED)]
-            return _judged(x, _alone(model, x, u, seed), names)
-        return _judged(x, _conditional(law_at(model, context), x, seed), names)
+            x = x if u is not None else x[:: -(-len(x) // _MAX_RANKED_ROWS)]
+            return _judged(x, _transforms(model, x, u, seed, has_own_draws=False), names)
+        law = law_at(model, context)
+        return _judged(x, _transforms(law, x, _exact(law, x), seed, has_own_draws=True), names)
     except Unable as error:
         return Calibration((), reason=str(error))
 
@@ -149,13 +151,13 @@ class _Transforms:
     exact: bool
     joint: Tensor | None
     effective: int
-    """Of ranks: how many independent numbers vary as much."""
+    """Number of independent numbers with the same variation as the ranks."""
     missing: str = ""
-    """Why there are no draws, or no log density."""
+    """The reason why there are no draws, or no log density."""
 
 
 def _judged(x: Tensor, u: _Transforms, names: Sequence[str]) -> Calibration:
-    """Compare every transform with a uniform one."""
+    """Compare every transform with the uniform law."""
     n, d = x.shape
     if u.columns is None:
         raise Unable(u.missing)
@@ -175,52 +177,46 @@ def _judged(x: Tensor, u: _Transforms, names: Sequence[str]) -> Calibration:
     return Calibration(tuple(columns), n, min(one.p_value for one in columns), tuple(notes))
 
 
-def _alone(model: Any, x: Tensor, u: Tensor | None, seed: int) -> _Transforms:
-    """All rows among the same draws: their ranks vary by the draws too."""
+def _transforms(law: Any, x: Tensor, u: Tensor | None, seed: int, *, has_own_draws: bool) -> _Transforms:
+    """Rank rows among draws, and their log densities; columns with a closed form are taken as they are.
+
+    All rows of a single law are ranked among the same draws, so that ranks vary with the draws, too. Each row of a conditional
+    law is ranked among draws of its own.
+    """
     n, d = x.shape
     if u is not None and d == 1:
         return _Transforms(u, True, None, n)
+    shape = max(20, min(200, _CONDITIONAL_DRAWS // n)) if has_own_draws else _MAX_RANKED_ROWS if u is None else _DRAWS
     try:
-        draws = drawn(model, (_RANKED if u is None else _DRAWS,), d, seed + 1)
+        draws = drawn(law, (shape,), d, seed + 1)
     except Unable as error:
         return _Transforms(u, u is not None, None, n, str(error))
     generator, joint, missing = torch.Generator().manual_seed(seed + 2), None, ""
-    columns = torch.stack([_rank(x[:, j], draws[:, j], generator) for j in range(d)], 1) if u is None else u
+    if u is not None:
+        columns = u
+    elif has_own_draws:
+        columns = _rank_in_own(x, draws, generator)
+    else:
+        columns = torch.stack([_rank(x[:, j], draws[:, j], generator) for j in range(d)], 1)
     if d > 1:
         try:
-            joint = _rank(log_density(model, x), log_density(model, draws), generator)
+            if has_own_draws:
+                both = log_density(law, torch.cat([x[None], draws]))
+                joint = _rank_in_own(both[0], both[1:], generator)
+            else:
+                joint = _rank(log_density(law, x), log_density(law, draws), generator)
         except Unable as error:
             missing = str(error)
-    return _Transforms(columns, u is not None, joint, round(n * len(draws) / (n + len(draws))), missing)
-
-
-def _conditional(law: Any, y: Tensor, seed: int) -> _Transforms:
-    """Each row among draws of its own law."""
-    n, d = y.shape
-    u = _exact(law, y)
-    if u is not None and d == 1:
-        return _Transforms(u, True, None, n)
-    many = max(20, min(200, _EACH // n))
-    try:
-        both = torch.cat([y[None], drawn(law, (many,), d, seed + 1)])
-    except Unable as error:
-        return _Transforms(u, u is not None, None, n, str(error))
-    generator, joint, missing = torch.Generator().manual_seed(seed + 2), None, ""
-    columns = _rank_first(both, generator) if u is None else u
-    if d > 1:
-        try:
-            joint = _rank_first(log_density(law, both), generator)
-        except Unable as error:
-            missing = str(error)
-    return _Transforms(columns, u is not None, joint, n, missing)
+    effective = n if has_own_draws else round(n * len(draws) / (n + len(draws)))
+    return _Transforms(columns, u is not None, joint, effective, missing)
 
 
 def _exact(law: Any, x: Tensor) -> Tensor | None:
-    """Closed-form transforms of every column, if there are any and all are numbers."""
+    """Return closed-form transforms of every column; None where there are none, or some aren't finite."""
     with torch.no_grad():
         try:
             u = margins(law, like(law, x))
-        except Exception:  # whatever a law of the user's own raises, its draws serve as well
+        except Exception:  # whatever a law of the user's own raises: its draws can be ranked instead
             return None
     if u is None or tuple(u.shape) != tuple(x.shape) or not bool(u.isfinite().all()):
         return None
@@ -228,15 +224,15 @@ def _exact(law: Any, x: Tensor) -> Tensor | None:
 
 
 def _rank(x: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor:
-    """(draws below x + V (draws equal to x + 1)) / (m + 1) with V uniform on [0, 1]."""
+    """Return (draws below x + V (draws equal to x + 1)) / (m + 1) with V uniform on [0, 1]."""
     ordered = draws.sort().values
     less, upto = torch.searchsorted(ordered, x.contiguous()), torch.searchsorted(ordered, x.contiguous(), right=True)
     share = torch.rand(len(x), generator=generator, dtype=torch.float64, device="cpu")
     return (less + share * (upto - less + 1)) / (len(draws) + 1)
 
 
-def _rank_first(both: Tensor, generator: torch.Generator) -> Tensor:
-    """The same for the first of several rows among the others."""
-    less, same = (both[1:] < both[0]).sum(0), (both[1:] == both[0]).sum(0)
+def _rank_in_own(x: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the same for each row of x among the draws of its own law."""
+    less, same = (draws < x).sum(0), (draws == x).sum(0)
     share = torch.rand(less.shape, generator=generator, dtype=torch.float64, device="cpu")
-    return (less + share * (same + 1)) / len(both)
+    return (less + share * (same + 1)) / (len(draws) + 1)

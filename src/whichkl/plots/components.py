@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from whichkl._checks import require
 from whichkl.families import Mixture
 from whichkl.fitting import Fit
-from whichkl.plots.style import COLORS, short, style
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from whichkl.plots.style import Figure, add_line, add_points, new_figure, short, style
 
 
 def components_curve(fit: Fit) -> Figure | None:
@@ -18,24 +12,14 @@ def components_curve(fit: Fit) -> Figure | None:
     curve = fit.diagnostics.curve
     if not curve:
         return None
-    figure = require("plotly.graph_objects", "app").Figure()
-    counts, values = [count for count, _ in curve], short([one.value for _, one in curve])
+    figure, counts, values = new_figure(), [count for count, _ in curve], [one.value for _, one in curve]
     error = {"type": "data", "array": short([one.stderr for _, one in curve]), "thickness": 1.5, "width": 4}
-    color = COLORS[fit.objective.name]
-    figure.add_scatter(
-        x=counts,
-        y=values,
-        error_y=error,
-        mode="lines+markers",
-        line={"color": color, "width": 2},
-        marker={"size": 7},
-        name="held-out −log q",
-    )
+    shape = {"mode": "lines+markers", "marker": {"size": 7}, "error_y": error}
+    add_line(figure, counts, values, fit.objective.name, "held-out −log q", **shape)
     chosen = fit.family.components if isinstance(fit.family, Mixture) else None
     if chosen in counts:
-        ring = {"size": 15, "symbol": "circle-open", "line": {"width": 2.5}, "color": COLORS["reverse_kl"]}
-        at = values[counts.index(chosen)]
-        figure.add_scatter(x=[chosen], y=[at], mode="markers", marker=ring, name=f"chosen: {chosen}")
+        ring = {"size": 15, "symbol": "circle-open", "marker": {"line": {"width": 2.5}}}
+        add_points(figure, [chosen], [values[counts.index(chosen)]], "reverse_kl", f"chosen: {chosen}", **ring)
     style(figure, "components", "held-out −log q, nats a row", 320)
     figure.update_xaxes(dtick=max(1, round(len(counts) / 10)))
     return figure

@@ -1,38 +1,43 @@
-"""Conditional: what a model of y given x predicts beside what was observed."""
+"""Conditional: what a model of y given x predicts, and what was observed."""
 
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import InputError, cannot
 from whichkl.fitting import Fit
 from whichkl.goodness.draws import Unable, drawn, law_at
 from whichkl.plots.rows import data
-from whichkl.plots.style import COLORS, SOFT, short, small, style
+from whichkl.plots.style import SOFT, Figure, add_band, add_line, add_points, error_bars, new_figure, small, style
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-_SHOWN, _DRAWS, _ROWS, _BINS, _COLUMNS = 400, 400, 5_000, 10, 6
+_MAX_POINTS = 400
+_DRAWS = 400
+"""Draws of y at each x."""
+_MAX_ROWS = 5_000
+_BINS = 10
+_MAX_FIGURES = 6
+_MIDDLE_90 = (0.05, 0.5, 0.95)
+_Z = 1.959963984540054
+"""The 97.5 % quantile of the standard normal."""
 
 
 def predictions(fit: Fit) -> list[Figure]:
     """Draw what a conditional model predicts: a curve with its 90 % band over one x, else predicted against observed.
 
-    For classes a reliability diagram: the chance that the model gives against how often it came true. None where the rows
-    aren't at hand.
+    For classes it is a reliability diagram: how often a class came true against the chance that the model gave it. The list is
+    empty where the rows aren't available.
 
     Raises:
         InputError: the model isn't conditional, or can't be drawn from.
     """
     if isinstance(fit.model, Distribution):
         raise InputError(cannot("draw predictions", "the model is one distribution, not q(y|x)", "Use whichkl.plot"))
-    block = data(fit, _ROWS)
+    block = data(fit, _MAX_ROWS)
     if block is None or block.context is None:
         return []
     try:
@@ -40,7 +45,7 @@ def predictions(fit: Fit) -> list[Figure]:
         chances = _chances(law, block.x)
         if chances is not None:
             return [_reliability(fit, chances, block.x[:, 0])]
-        if block.context.shape[1] == 1 and len(fit.names) <= _COLUMNS:
+        if block.context.shape[1] == 1 and len(fit.names) <= _MAX_FIGURES:
             return _over_x(fit, block.context, block.x)
         return _against(fit, drawn(law, (_DRAWS,), block.x.shape[1], fit.seed), block.x)
     except Unable as error:
@@ -51,48 +56,27 @@ def _chances(law: Any, y: Tensor) -> Tensor | None:
     """(n, K) chances of classes 0 … K−1; None where y isn't one column of classes."""
     law = law.base_dist if hasattr(law, "reinterpreted_batch_ndims") else law
     probs = getattr(law, "probs", None)
-    if (
-        not isinstance(probs, Tensor)
-        or y.shape[1] != 1
-        or not isinstance(law, (torch.distributions.Categorical, torch.distributions.Bernoulli))
-    ):
+    if not isinstance(law, (Bernoulli, Categorical)) or not isinstance(probs, Tensor) or y.shape[1] != 1:
         return None
-    probs = probs.detach().cpu().to(torch.float64)
-    if isinstance(law, torch.distributions.Bernoulli):
-        flat = probs.reshape(len(y))
-        return torch.stack([1 - flat, flat], 1)
-    return probs.reshape(len(y), -1)
+    probs = probs.detach().cpu().to(torch.float64).reshape(len(y), -1)
+    return torch.cat([1 - probs, probs], 1) if isinstance(law, Bernoulli) else probs
 
 
 def _reliability(fit: Fit, chances: Tensor, y: Tensor) -> Figure:
-    """Chances in ten bins of equally many, with Wilson's 95 % intervals of how often they came true."""
-    figure, k = require("plotly.graph_objects", "app").Figure(), chances.shape[1]
+    """Draw chances in ten bins of equally many, with Wilson's 95 % intervals of how often they came true."""
+    figure, k, name = new_figure(), chances.shape[1], html.escape(fit.names[0])
     said = chances[:, 1:] if k == 2 else chances
     came = (y[:, None].long() == torch.arange(k, device="cpu")[None, k - said.shape[1] :]).double()
     p, hit = said.flatten(), came.flatten()
-    order = p.argsort()
-    bins = [part for part in order.tensor_split(_BINS) if len(part)]
-    x, share, low, high = [], [], [], []
-    for part in bins:
-        n, f, z = len(part), float(hit[part].mean()), 1.959963984540054
-        middle, half = (f + z * z / (2 * n)) / (1 + z * z / n), z * ((f * (1 - f) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
-        x.append(float(p[part].mean()))
-        share.append(f)
-        low.append(f - (middle - half))
-        high.append(middle + half - f)
-    dash = {"color": COLORS["target"], "width": 1.5, "dash": "dash"}
-    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=dash, name="calibrated", hoverinfo="skip")
-    error = {"type": "data", "symmetric": False, "array": short(high), "arrayminus": short(low), "thickness": 1.5, "width": 0}
-    figure.add_scatter(
-        x=short(x),
-        y=short(share),
-        error_y=error,
-        mode="lines+markers",
-        line={"color": COLORS[fit.objective.name], "width": 2},
-        marker={"size": 8},
-        name="a tenth of the rows each" if k == 2 else "a tenth of rows × classes each",
-    )
-    what = f"chance of {html.escape(fit.names[0])} = 1" if k == 2 else f"chance of a class of {html.escape(fit.names[0])}"
+    bins = [part for part in p.argsort().tensor_split(_BINS) if len(part)]
+    x, shares = [float(p[part].mean()) for part in bins], [float(hit[part].mean()) for part in bins]
+    ends = [_wilson(share, len(part)) for share, part in zip(shares, bins, strict=True)]
+    error = error_bars([low for low, _ in ends], shares, [high for _, high in ends], thickness=1.5)
+    add_line(figure, [0, 1], [0, 1], "target", "calibrated", width=1.5, dash="dash", hoverinfo="skip")
+    label = "a tenth of the rows each" if k == 2 else "a tenth of rows × classes each"
+    shape = {"mode": "lines+markers", "marker": {"size": 8}, "error_y": error}
+    add_line(figure, x, shares, fit.objective.name, label, **shape)
+    what = f"chance of {name} = 1" if k == 2 else f"chance of a class of {name}"
     style(figure, f"{what} under q", "how often it came true", 420)
     caption = "How often a class came true, against the chance that the model gave it, with 95 % intervals (Wilson)."
     figure.update_layout(meta={"square": True, "caption": caption})
@@ -101,50 +85,49 @@ def _reliability(fit: Fit, chances: Tensor, y: Tensor) -> Figure:
     return figure
 
 
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z * ((share * (1 - share) + _Z**2 / (4 * n)) / n) ** 0.5 / (1 + _Z**2 / n)
+    return middle - half, middle + half
+
+
+def _middle(q: Tensor) -> tuple[list[Any], ...]:
+    """Return the ends of the middle 90 % and the median of draws."""
+    low, middle, high = q.quantile(torch.tensor(_MIDDLE_90, dtype=torch.float64, device="cpu"), 0).tolist()
+    return low, middle, high
+
+
 def _over_x(fit: Fit, x: Tensor, y: Tensor) -> list[Figure]:
-    """Each column of y over the one column of x: rows, the median, and the middle 90 %."""
-    go, figures, color = require("plotly.graph_objects", "app"), [], fit.objective.name
+    """Draw each column of y over the one column of x: rows, the median, and the middle 90 %."""
+    figures, color = [], fit.objective.name
     grid = torch.linspace(float(x.min()), float(x.max()), 121, dtype=torch.float64, device="cpu")[:, None]
-    q = drawn(law_at(fit.model, grid), (4 * _DRAWS,), y.shape[1], fit.seed).quantile(
-        torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device="cpu"), 0
-    )
+    q = drawn(law_at(fit.model, grid), (4 * _DRAWS,), y.shape[1], fit.seed)
     x_name = fit.target.context_names[0] if fit.target is not None and fit.target.context_names else "x"
     x_name = f"{x_name} (given)" if x_name in fit.names else x_name
     for j, name in enumerate(fit.names):
-        figure, at = go.Figure(), short(grid[:, 0].tolist())
-        low, middle, high = (short(one.tolist()) for one in q[:, :, j])
-        edge = {"x": at, "mode": "lines", "line": {"width": 0}}
-        figure.add_scatter(y=low, hoverinfo="skip", showlegend=False, **edge)
-        figure.add_scatter(y=high, fill="tonexty", fillcolor=SOFT[color], name="middle 90 % of q", **edge)
-        marker = {"color": COLORS["target"], "size": 5, "opacity": 0.6}
-        seen = short(x[:_SHOWN, 0].tolist()), short(y[:_SHOWN, j].tolist())
-        figure.add_scatter(x=seen[0], y=seen[1], mode="markers", marker=marker, name="rows of p")
-        figure.add_scatter(x=at, y=middle, mode="lines", line={"color": COLORS[color], "width": 2.5}, name="median of q")
+        figure, at, (low, middle, high) = new_figure(), grid[:, 0].tolist(), _middle(q[:, :, j])
+        add_band(figure, at, low, high, color, name="middle 90 % of q")
+        seen = x[:_MAX_POINTS, 0].tolist(), y[:_MAX_POINTS, j].tolist()
+        add_points(figure, *seen, "target", "rows of p", size=5, opacity=0.6)
+        add_line(figure, at, middle, color, "median of q", width=2.5)
         figures.append(style(figure, html.escape(x_name), html.escape(name), 380))
         figure.update_layout(meta={"caption": "The rows, with the median and the middle 90 % of the model at each x."})
     return figures
 
 
 def _against(fit: Fit, draws: Tensor, y: Tensor) -> list[Figure]:
-    """Observed over the median of q, about the diagonal where the model is right; behind each its middle 90 %."""
-    go, figures, color = require("plotly.graph_objects", "app"), [], fit.objective.name
-    q = draws[:, :_SHOWN].quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device="cpu"), 0)
-    alone = len(fit.names) == 1
-    for j, name in enumerate(fit.names[:_COLUMNS]):
-        figure, (low, middle, high) = go.Figure(), q[:, :, j]
-        error = {"type": "data", "symmetric": False, "thickness": 2, "width": 0, "color": SOFT[color]}
-        error["array"], error["arrayminus"] = short((high - middle).tolist()), short((middle - low).tolist())
-        at = short(middle.tolist())
-        figure.add_scatter(
-            x=at, y=at, error_y=error, mode="markers", marker={"color": COLORS[color], "size": 3}, name="median, middle 90 % of q"
-        )
-        marker = {"color": COLORS["target"], "size": 5, "opacity": 0.8}
-        figure.add_scatter(x=at, y=short(y[:_SHOWN, j].tolist()), mode="markers", marker=marker, name="rows of p")
-        if alone:
+    """Draw what was observed over the median of q, about the diagonal where the model is right, with the middle 90 %."""
+    figures, color = [], fit.objective.name
+    caption = "What was observed over the model's median; nine in ten rows should lie on the light bars, its middle 90 %."
+    for j, name in enumerate(fit.names[:_MAX_FIGURES]):
+        figure, (low, middle, high) = new_figure(), _middle(draws[:, :_MAX_POINTS, j])
+        error = error_bars(low, middle, high, thickness=2, color=SOFT[color])
+        add_points(figure, middle, middle, color, "median, middle 90 % of q", size=3, error_y=error)
+        add_points(figure, middle, y[:_MAX_POINTS, j].tolist(), "target", "rows of p", size=5, opacity=0.8)
+        if len(fit.names) == 1:
             style(figure, f"predicted {html.escape(name)}", "observed", 420)
         else:
             small(figure, name, "predicted", "observed", 300)
-        caption = "What was observed over the model's median; nine in ten rows should lie on the light bars, its middle 90 %."
         figure.update_layout(meta={"caption": caption})
         figures.append(figure)
     return figures

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.families import Gaussian
 from whichkl.families.gaussian import loc_and_tril
@@ -19,16 +19,15 @@ from whichkl.fitting import Fit
 from whichkl.plots.conditional import predictions
 from whichkl.plots.margins import margin_steps
 from whichkl.plots.pairs import regions
-from whichkl.plots.rows import Sight, data, draws
-from whichkl.plots.style import COLORS, SOFT, Curve, faint, lines, short, style
+from whichkl.plots.rows import RowsAndDraws, data, draws
+from whichkl.plots.style import Figure, add_area, add_bars, add_line, add_points, error_bars, faint, new_figure, style
 from whichkl.process.torch_modes import plain_modes
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-_GRID = 801
-SHOWN = 40
-"""A plot of intervals shows at most so many coordinates."""
+_GRID_POINTS = 801
+MAX_INTERVALS = 40
+"""Largest number of coordinates in a plot of intervals."""
+_Z = 1.959963984540054
+"""The 97.5 % quantile of the standard normal."""
 
 
 @plain_modes()
@@ -43,7 +42,7 @@ def plot(fit: Any) -> Figure:
     if not isinstance(fit.model, Distribution):
         figures = predictions(fit)
         if not figures:
-            because = "predictions are drawn beside rows, and a fit from a stream or a file keeps none"
+            because = "predictions are drawn over rows, and a fit from a stream or a file keeps none"
             raise InputError(cannot("draw this fit", because, "Draw it where it was fitted"))
         return figures[0]
     dim = len(fit.names)
@@ -53,12 +52,12 @@ def plot(fit: Any) -> Figure:
 
 
 def density(model: Distribution, x: Tensor) -> list[float]:
-    """Density of a one-dimensional model on a grid."""
+    """Return the density of a one-dimensional model on a grid."""
     return [float(v) for v in model.log_prob(x[:, None]).exp()]
 
 
 def ellipse(loc: Tensor, tril: Tensor, radius: float = 2.0) -> tuple[list[float], list[float]]:
-    """The curve m + radius · L (cos t, sin t): two standard deviations hold 86 % of a plane Gaussian."""
+    """Return the curve m + radius · L (cos t, sin t): two standard deviations hold 86 % of a plane Gaussian."""
     t = torch.linspace(0, 2 * math.pi, 121, dtype=loc.dtype, device="cpu")
     points = loc + radius * torch.stack([t.cos(), t.sin()], -1) @ tril.T
     return [float(v) for v in points[:, 0]], [float(v) for v in points[:, 1]]
@@ -68,66 +67,56 @@ def _on_the_line(fit: Fit) -> Figure:
     models = [_in_the_support(fit, optimum.model) for optimum in fit.diagnostics.optima]
     drawn = torch.cat([draws(fit, model)[:, 0] for model in models])
     rows = data(fit)
-    if rows is not None and Sight(rows.x, drawn[:, None], fit.names).atoms[0]:
+    if rows is not None and RowsAndDraws(rows.x, drawn[:, None], fit.names).has_atoms[0]:
         return _shares(fit, rows.x[:, 0], drawn)
     low, high = (float(drawn.quantile(q)) for q in (0.001, 0.999))
-    x = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), _GRID, dtype=torch.float64, device="cpu")
+    x = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), _GRID_POINTS, dtype=torch.float64, device="cpu")
     x = x[fit.bijection.contains(x[:, None])]
-    curves, target = [], fit.target
+    figure, target, grid = new_figure(), fit.target, x.tolist()
     if target is not None and Access.LOG_PROB in target.access and target.normalized:
-        values = target.log_prob(x[:, None]).exp().tolist()
-        curves.append(Curve("target p", x.tolist(), values, "target", fill=True))
+        add_area(figure, grid, target.log_prob(x[:, None]).exp().tolist(), "target p")
     for optimum, model in zip(fit.diagnostics.optima, models, strict=True):
         kind, name = "global" if optimum.is_global else "local", f"q ({fit.objective.name})"
         if len(models) > 1:
             at = float(model.mean[0]) + 0.0 if fit.bijection.is_real else float(draws(fit, model, 999).median())
             name = f"q at {at:.2f} ({kind})"
         dash = "solid" if optimum.is_global else "dash"
-        curves.append(Curve(name, x.tolist(), density(model, x), fit.objective.name, dash))
-    figure = lines(curves, html.escape(fit.names[0]), "density")
+        add_line(figure, grid, density(model, x), fit.objective.name, name, width=2.5, dash=dash)
     if target is not None and target.samples is not None and rows is not None:
         ends = (float(rows.x.min()), float(rows.x.max()))
         if ends[1] > ends[0]:
-            middles, heights, width = margin_steps(rows.x[:, 0], ends, False)
-            bars = {"x": middles, "y": heights, "width": width, "marker": {"color": COLORS["target"], "line": {"width": 0}}}
-            figure.add_bar(**bars, name="target p (samples)", opacity=0.45)
-    return figure
+            add_bars(figure, *margin_steps(rows.x[:, 0], ends, False), name="target p (samples)")
+    return style(figure, html.escape(fit.names[0]), "density")
 
 
 def _in_the_support(fit: Fit, model: Any) -> Distribution:
-    """An optimum's model in the coordinates of the target."""
+    """Return an optimum's model in the coordinates of the target."""
     wrapped: Distribution = fit.bijection.wrap(model) if fit.family.carried else model
     return wrapped
 
 
 def _shares(fit: Fit, rows: Tensor, drawn: Tensor) -> Figure:
-    """How often each whole number occurs, and how often under q."""
-    figure = require("plotly.graph_objects", "app").Figure()
-    values, heights, width = margin_steps(rows, (0, 0), True)
-    figure.add_bar(
-        x=values, y=heights, width=width, marker={"color": SOFT["target"], "line": {"width": 0}}, name="target p (samples)"
-    )
+    """Draw how often each whole number occurs, and how often under q."""
+    figure = new_figure()
+    add_bars(figure, *margin_steps(rows, (0, 0), True), name="target p (samples)")
     values, heights, _ = margin_steps(drawn, (0, 0), True)
-    marker = {"color": COLORS[fit.objective.name], "size": 9}
-    figure.add_scatter(x=values, y=heights, mode="markers", marker=marker, name=f"q ({fit.objective.name})")
+    add_points(figure, values, heights, fit.objective.name, f"q ({fit.objective.name})", size=9)
     return style(figure, html.escape(fit.names[0]), "share")
 
 
 def _on_the_plane(fit: Fit) -> Figure:
-    go = require("plotly.graph_objects", "app")
-    figure, rows = go.Figure(), data(fit, 5000)
+    figure, rows, color = new_figure(), data(fit, 5000), fit.objective.name
     if rows is not None:
-        marker = {"color": COLORS["target"], "size": 6, "opacity": faint(len(rows))}
-        x, y = (short(rows.x[:, j].tolist()) for j in (0, 1))
-        figure.add_scatter(x=x, y=y, mode="markers", name="target p", marker=marker, showlegend=False)
-        seen = {**marker, "opacity": 1}  # a legend would show its point as faint as these are
-        figure.add_scatter(x=[None], y=[None], mode="markers", name="target p", marker=seen, hoverinfo="skip")
+        x, y = rows.x.T.tolist()
+        add_points(figure, x, y, "target", size=6, opacity=faint(len(rows)))
+        # a legend would show its point as faint as these are, so that it has a trace of its own
+        add_points(figure, [math.nan], [math.nan], "target", "target p", size=6, hoverinfo="skip")
     if _parts(fit.diagnostics.optima[0].model):
-        add_ellipses(figure, fit, fit.objective.name, f"q ({fit.objective.name})")
+        add_ellipses(figure, fit, color, f"q ({color})")
     else:
         drawn = draws(fit, fit.model, 20_000)
-        ends = Sight(drawn if rows is None else rows.x, drawn, fit.names)
-        trace = regions(go, drawn, ends.range(0), ends.range(1), fit.objective.name)
+        both = RowsAndDraws(drawn if rows is None else rows.x, drawn, fit.names)
+        trace = regions(drawn, both.range(0), both.range(1), color)
         trace.update(name="q, 50 % and 90 %", showlegend=True)
         figure.add_trace(trace)
     return style(figure, html.escape(fit.names[0]), html.escape(fit.names[1]), 420)
@@ -135,23 +124,18 @@ def _on_the_plane(fit: Fit) -> Figure:
 
 def add_ellipses(figure: Any, fit: Fit, color: str, name: str) -> None:
     """Draw one and two standard deviations of each Gaussian of the best model, and two of every other optimum."""
-    for i, (loc, tril) in enumerate(_parts(fit.diagnostics.optima[0].model)):
-        for radius in (1.0, 2.0):
-            x, y = ellipse(loc, tril, radius)
-            line = {"color": COLORS[color], "width": 2.5 if radius == 1 else 1.5, "dash": "solid" if radius == 1 else "dash"}
-            label, group = f"{name}, {radius:g} sd", f"{name}{radius}"
-            figure.add_scatter(x=short(x), y=short(y), mode="lines", name=label, line=line, showlegend=i == 0, legendgroup=group)
+    for i, part in enumerate(_parts(fit.diagnostics.optima[0].model)):
+        for radius, dash, width in ((1.0, "solid", 2.5), (2.0, "dash", 1.5)):
+            legend: dict[str, Any] = {"showlegend": i == 0, "legendgroup": f"{name}{radius}"}
+            add_line(figure, *ellipse(*part, radius), color, f"{name}, {radius:g} sd", width=width, dash=dash, **legend)
     others = [part for one in fit.diagnostics.optima[1:] for part in _parts(one.model)]
-    for i, (loc, tril) in enumerate(others):
-        x, y = ellipse(loc, tril)
-        line = {"color": COLORS["target"], "width": 1.5, "dash": "dot"}
-        figure.add_scatter(
-            x=short(x), y=short(y), mode="lines", name="other optima", line=line, showlegend=i == 0, legendgroup="other"
-        )
+    for i, part in enumerate(others):
+        legend = {"showlegend": i == 0, "legendgroup": "other"}
+        add_line(figure, *ellipse(*part), "target", "other optima", width=1.5, dash="dot", **legend)
 
 
 def _parts(model: Any) -> list[tuple[Tensor, Tensor]]:
-    """Means and Cholesky factors of the Gaussians that a model consists of; none where it consists of something else."""
+    """Return means and Cholesky factors of the Gaussians that a model consists of; none where it consists of something else."""
     try:
         if isinstance(model, MixtureSameFamily):
             _, locs, trils, df = mixture_parts(model)
@@ -162,28 +146,16 @@ def _parts(model: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def _intervals(fit: Fit) -> Figure:
-    go = require("plotly.graph_objects", "app")
     best = fit.diagnostics.optima[0].model
     if fit.bijection.is_real and isinstance(fit.family, Gaussian):
-        reach = 1.959963984540054 * best.variance.sqrt()
+        reach = _Z * best.variance.sqrt()
         q = torch.stack([best.mean - reach, best.mean, best.mean + reach])
     else:
-        drawn = draws(fit, _in_the_support(fit, best))
-        q = drawn.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64, device="cpu"), 0)
-    names = [html.escape(name) for name in fit.names][:SHOWN][::-1]
-    middle, low, high = (short(q[i].tolist()[:SHOWN][::-1]) for i in (1, 0, 2))
-    error = {"type": "data", "symmetric": False, "thickness": 2.5, "width": 0}
-    error["array"] = [h - m for h, m in zip(high, middle, strict=True)]
-    error["arrayminus"] = [m - lo for lo, m in zip(low, middle, strict=True)]
-    figure = go.Figure()
-    color = COLORS[fit.objective.name]
-    figure.add_scatter(
-        x=middle,
-        y=names,
-        mode="markers",
-        error_x=error,
-        marker={"color": color, "size": 9},
-        name="median and 95 % interval under q",
-    )
+        levels = torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64, device="cpu")
+        q = draws(fit, _in_the_support(fit, best)).quantile(levels, 0)
+    names = [html.escape(name) for name in fit.names][:MAX_INTERVALS][::-1]
+    low, middle, high = q[:, :MAX_INTERVALS].flip(1).tolist()
+    figure, label = new_figure(), "median and 95 % interval under q"
+    add_points(figure, middle, names, fit.objective.name, label, size=9, error_x=error_bars(low, middle, high))
     figure.update_layout(showlegend=True)
     return style(figure, "value", "", max(256, 90 + 28 * len(names)))

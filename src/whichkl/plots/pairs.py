@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy
@@ -12,45 +12,42 @@ from torch import Tensor
 
 from whichkl._checks import require
 from whichkl.fitting import Fit
-from whichkl.plots.margins import margin_curve, margin_steps
-from whichkl.plots.rows import Sight, sight
-from whichkl.plots.style import AXIS, COLORS, SOFT, faint, short, style
+from whichkl.plots.margins import add_margins
+from whichkl.plots.rows import RowsAndDraws, rows_and_draws
+from whichkl.plots.style import AXIS, COLORS, Figure, add_points, faint, short, style
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+MAX_COLUMNS = 5
+_CELLS = 64
+"""Cells of the smoothed histogram along each axis."""
+_MAX_POINTS = 600
 
-MOST = 5
-_CELLS, _SHOWN = 64, 600
 
-
-def pairs(fit: Fit, most: int = MOST) -> Figure | None:
+def pairs(fit: Fit, most: int = MAX_COLUMNS) -> Figure | None:
     """Draw every pair of columns: rows of p with the model's 50 % and 90 % regions below, draws of q above the diagonal.
 
-    Of more columns than `most`, those whose calibration is worst. None where the rows aren't at hand, or there is one column.
+    Of more columns than `most`, those with the worst calibration are drawn. None where the rows aren't available, or there is
+    one column.
     """
-    both = sight(fit)
+    both = rows_and_draws(fit)
     if both is None or len(both.names) < 2:
         return None
     keep = _worst(fit, len(both.names), most)
-    d, go = len(keep), require("plotly.graph_objects", "app")
-    make = require("plotly.subplots", "app").make_subplots
-    gap = 0.02 if d > 2 else 0.03
-    figure = make(rows=d, cols=d, horizontal_spacing=gap, vertical_spacing=gap)
-    ranges, atoms, color = {j: both.range(j) for j in keep}, both.atoms, fit.objective.name
-    count = min(_SHOWN, len(both.rows))
-    rows, draws = (_scattered(part[:count], atoms, fit.seed) for part in (both.rows, both.draws))
+    d, gap = len(keep), 0.02 if len(keep) > 2 else 0.03
+    figure = require("plotly.subplots", "app").make_subplots(rows=d, cols=d, horizontal_spacing=gap, vertical_spacing=gap)
+    ranges, has_atoms, color = {j: both.range(j) for j in keep}, both.has_atoms, fit.objective.name
+    count = min(_MAX_POINTS, len(both.rows))
+    rows, draws = (_scattered(part[:count], has_atoms, fit.seed) for part in (both.rows, both.draws))
+    marker: dict[str, Any] = {"size": 5 if d < 4 else 3.5, "opacity": max(0.4, faint(count)), "hoverinfo": "skip"}
     for row, i in enumerate(keep, 1):
         for col, j in enumerate(keep, 1):
-            place = {"row": row, "col": col}
+            place: dict[str, Any] = {"row": row, "col": col}
             if row == col:
-                _diagonal(figure, fit, both, i, ranges[i], color, place)
-            else:
-                if row > col and not (atoms[i] or atoms[j]):
-                    figure.add_trace(regions(go, both.draws[:, [j, i]], ranges[j], ranges[i], color), **place)
-                shown, tone = (rows, "target") if row > col else (draws, color)
-                marker = {"color": COLORS[tone], "size": 5 if d < 4 else 3.5, "opacity": max(0.4, faint(count))}
-                x, y = (short(shown[:, k].tolist()) for k in (j, i))
-                figure.add_scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", **place)
+                add_margins(figure, fit, both, i, ranges[i], **place)
+                continue
+            if row > col and not (has_atoms[i] or has_atoms[j]):
+                figure.add_trace(regions(both.draws[:, [j, i]], ranges[j], ranges[i], color), **place)
+            shown, tone = (rows, "target") if row > col else (draws, color)
+            add_points(figure, shown[:, j].tolist(), shown[:, i].tolist(), tone, **marker, **place)
     style(figure, "", "", min(820, 190 + 170 * d) if d > 2 else 520)
     figure.update_layout(showlegend=False, bargap=0, meta={"square": True})
     _axes(figure, both, keep, ranges)
@@ -64,24 +61,15 @@ def _worst(fit: Fit, d: int, most: int) -> list[int]:
     return sorted(sorted(range(d), key=lambda j: -gaps.get(fit.names[j], 0.0))[:most])
 
 
-def _diagonal(figure: Any, fit: Fit, both: Sight, j: int, ends: tuple[float, float], color: str, place: dict[str, int]) -> None:
-    """Both margins as densities, or as shares where a column has atoms."""
-    x, height, width = margin_steps(both.rows[:, j], ends, both.atoms[j])
-    figure.add_bar(x=x, y=height, width=width, marker={"color": SOFT["target"], "line": {"width": 0}}, hoverinfo="skip", **place)
-    x, y = margin_curve(fit, both, j, ends)
-    mode = {"mode": "markers", "marker": {"color": COLORS[color], "size": 7}} if both.atoms[j] else {"mode": "lines"}
-    figure.add_scatter(x=x, y=y, line={"color": COLORS[color], "width": 2}, hoverinfo="skip", **mode, **place)
-
-
-def regions(go: Any, points: Tensor, x_ends: tuple[float, float], y_ends: tuple[float, float], color: str) -> Any:
-    """The smallest regions that hold 50 % and 90 % of the draws, from a smoothed histogram."""
+def regions(points: Tensor, x_ends: tuple[float, float], y_ends: tuple[float, float], color: str) -> Any:
+    """Return a contour of the smallest regions that hold 50 % and 90 % of the draws, from a smoothed histogram."""
     x, y = (points[:, k].numpy() for k in (0, 1))
     height, x_edges, y_edges = np.histogram2d(x, y, _CELLS, (x_ends, y_ends))
     smooth = scipy.ndimage.gaussian_filter(height, 1.2, mode="constant")
     order = np.argsort(-smooth, axis=None)
     inside = np.empty(smooth.size)
     inside[order] = smooth.ravel()[order].cumsum() / max(len(x), 1)
-    return go.Contour(
+    return require("plotly.graph_objects", "app").Contour(
         x=short(((x_edges[1:] + x_edges[:-1]) / 2).tolist()),
         y=short(((y_edges[1:] + y_edges[:-1]) / 2).tolist()),
         z=[[round(v, 3) for v in row] for row in inside.reshape(smooth.shape).T.tolist()],
@@ -93,14 +81,14 @@ def regions(go: Any, points: Tensor, x_ends: tuple[float, float], y_ends: tuple[
     )
 
 
-def _scattered(x: Tensor, atoms: list[bool], seed: int) -> Tensor:
+def _scattered(x: Tensor, has_atoms: list[bool], seed: int) -> Tensor:
     """Move points of columns with atoms apart by up to 0.18, so that they don't hide each other."""
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype, device="cpu")
-    return x + (noise - 0.5) * 0.36 * torch.tensor(atoms, dtype=x.dtype, device="cpu")
+    return x + (noise - 0.5) * 0.36 * torch.tensor(has_atoms, dtype=x.dtype, device="cpu")
 
 
-def _axes(figure: Any, both: Sight, keep: list[int], ranges: dict[int, tuple[float, float]]) -> None:
-    """Names and numbers stand at the left and below alone."""
+def _axes(figure: Any, both: RowsAndDraws, keep: list[int], ranges: dict[int, tuple[float, float]]) -> None:
+    """Show names and numbers only at the left and below."""
     d = len(keep)
     ticks = {"nticks": 4 if d > 3 else 6, "tickangle": 0, "tickfont": {"size": 10 if d > 3 else 12}}
     names = {j: html.escape(one if len(one) < 16 else one[:14] + "…") for j, one in enumerate(both.names)}

@@ -1,17 +1,18 @@
-"""Style: the colours, the axes and the few shapes that all figures share."""
+"""Style: the one palette, the axes, and the few shapes that all figures are made of."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whichkl._checks import require
 from whichkl.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure as Figure
+else:
+    Figure = Any
 
 COLORS = {"target": "#8b93a1", "forward_kl": "#2f7fd6", "reverse_kl": "#e0762f", "other": "#3a9d6a"}
 SOFT = {"target": "rgba(139,147,161,0.28)", "forward_kl": "rgba(47,127,214,0.18)", "reverse_kl": "rgba(224,118,47,0.18)"}
@@ -21,38 +22,80 @@ for _name, _one in OBJECTIVES.items():
 AXIS = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.2)", "linecolor": "rgba(128,128,128,0.5)", "automargin": True}
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of a figure: what it's called, its points, its colour name, and whether it's dashed or filled."""
+def new_figure() -> Figure:
+    """Return an empty figure.
 
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    color: str
-    dash: str = "solid"
-    fill: bool = False
+    Raises:
+        InputError: plotly isn't installed.
+    """
+    figure: Figure = require("plotly.graph_objects", "app").Figure()
+    return figure
 
 
-def lines(curves: Sequence[Curve], x_title: str, y_title: str, height: int = 340) -> Figure:
-    """Draw curves over one axis."""
-    go = require("plotly.graph_objects", "app")
-    figure = go.Figure()
-    for curve in curves:
-        color = COLORS[curve.color]
-        figure.add_scatter(
-            x=short(curve.x),
-            y=short(curve.y),
-            name=curve.name,
-            mode="lines",
-            line={"color": color, "width": 1 if curve.fill else 2.5, "dash": curve.dash, "simplify": False},
-            fill="tozeroy" if curve.fill else None,
-            fillcolor=SOFT["target"] if curve.fill else None,
-        )
-    return style(figure, x_title, y_title, height)
+def color_of(arm: str) -> str:
+    """Return the colour name of an arm, or of an objective, which are those of its objective."""
+    name = arm.rsplit(" · ", 1)[-1].split(":")[0]
+    return name if name in COLORS else "other"
+
+
+def add_line(figure: Any, x: Sequence[float], y: Sequence[float], color: str, name: str | None = None, **how: Any) -> None:
+    """Draw a line.
+
+    Args:
+        figure: where to.
+        x: abscissae.
+        y: ordinates.
+        color: a name in `COLORS`.
+        name: in the legend, which shows nothing without it.
+        **how: `width` and `dash` of the line; everything else goes to plotly.
+    """
+    line = {"color": COLORS[color], "width": how.pop("width", 2.2), "dash": how.pop("dash", "solid"), "simplify": False}
+    _add_scatter(figure, x, y, name, {"mode": "lines", "line": line, **how})
+
+
+def add_points(figure: Any, x: Sequence[float], y: Sequence[Any], color: str, name: str | None = None, **how: Any) -> None:
+    """Draw points; arguments as of `add_line`, but `size`, `symbol` and `opacity` are those of a marker."""
+    marker = {"color": COLORS[color], "size": how.pop("size", 8), **how.pop("marker", {})}
+    marker |= {key: how.pop(key) for key in ("symbol", "opacity") if key in how}
+    _add_scatter(figure, x, y, name, {"mode": "markers", "marker": marker, **how})
+
+
+def add_area(figure: Any, x: Sequence[float], y: Sequence[float], name: str) -> None:
+    """Fill the area under a curve of the target."""
+    add_line(figure, x, y, "target", name, width=1, fill="tozeroy", fillcolor=SOFT["target"])
+
+
+def add_band(figure: Any, x: Sequence[float], low: Sequence[float], high: Sequence[float], color: str, **how: Any) -> None:
+    """Fill between two curves; `name=` names it in the legend."""
+    name = how.pop("name", None)
+    add_line(figure, x, low, color, width=0, hoverinfo="skip", **how)
+    add_line(figure, x, high, color, name, width=0, fill="tonexty", fillcolor=SOFT[color], **how)
+
+
+def add_bars(figure: Any, x: Sequence[float], heights: Sequence[float], width: float, **how: Any) -> None:
+    """Draw a histogram of the target."""
+    marker = {"color": SOFT["target"], "line": {"width": 0}}
+    figure.add_bar(x=x, y=heights, width=width, **{"marker": marker, **how})
+
+
+def error_bars(low: Sequence[float], middle: Sequence[float], high: Sequence[float], **how: Any) -> dict[str, Any]:
+    """Return error bars from `low` to `high` about `middle`, as plotly takes them."""
+    above = short([h - m for h, m in zip(high, middle, strict=True)])
+    below = short([m - lo for lo, m in zip(low, middle, strict=True)])
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 2.5, "width": 0, **how}
+
+
+def _add_scatter(figure: Any, x: Sequence[float], y: Sequence[Any], name: str | None, how: dict[str, Any]) -> None:
+    shown = {"name": html.escape(name)} if name is not None else {"showlegend": False}
+    figure.add_scatter(x=_rounded(x), y=_rounded(y), **{**shown, **how})
+
+
+def _rounded(values: Sequence[Any]) -> list[Any]:
+    return short(values) if all(isinstance(v, (int, float)) for v in values) else list(values)
 
 
 def style(figure: Figure, x_title: str, y_title: str, height: int = 340) -> Figure:
-    """Give a figure the house's look, which the page's script adapts to light and dark."""
+    """Give a figure the common look, which the script of a page adapts to light and dark."""
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
@@ -68,18 +111,24 @@ def style(figure: Figure, x_title: str, y_title: str, height: int = 340) -> Figu
 
 
 def small(figure: Figure, title: str, x_title: str = "", y_title: str = "", height: int = 230) -> Figure:
-    """One of several figures side by side: a heading instead of a legend."""
+    """Give the look of one of several figures side by side: a heading instead of a legend."""
     style(figure, x_title, y_title, height)
+    return with_heading(figure, title, height)
+
+
+def with_heading(figure: Figure, title: str, height: int) -> Figure:
+    """Give a figure a heading in place of its legend."""
     heading = {"text": html.escape(title), "font": {"size": 13}, "x": 0.02, "xanchor": "left", "y": 0.98, "yanchor": "top"}
-    figure.update_layout(title=heading, showlegend=False, margin={"l": 10, "r": 10, "t": 30, "b": 10}, bargap=0)
+    margin = {"l": 10, "r": 10, "t": 34, "b": 10}
+    figure.update_layout(title=heading, showlegend=False, height=height, margin=margin, bargap=0)
     return figure
 
 
 def faint(count: int) -> float:
-    """The opacity of so many points: lines beneath them stay visible."""
+    """Return the opacity of this many points: lines beneath them stay visible."""
     return min(0.65, max(0.2, 150 / max(count, 1)))
 
 
 def short(values: Sequence[float]) -> list[float]:
-    """Six significant digits: a report shows no more, and weighs a third."""
+    """Round to six significant digits: a report shows no more, and is a third as large."""
     return [float(f"{v:.6g}") for v in values]

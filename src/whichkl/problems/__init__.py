@@ -1,4 +1,4 @@
-"""Problems: targets with a known truth, or real ones that everybody knows."""
+"""Problems: targets with a known truth, and well-known real ones."""
 
 from whichkl.problems.boltzmann import RestrictedBoltzmann, restricted_boltzmann
 from whichkl.problems.breast_cancer import breast_cancer

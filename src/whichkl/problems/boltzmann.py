@@ -13,9 +13,9 @@ from whichkl._checks import InputError, cannot
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target, enumeration
 
-_MOST = 20
-"""Units of the smaller layer over which log Z is summed."""
-_BIAS = 0.3
+_MAX_SUMMED_UNITS = 20
+"""Largest number of units of the smaller layer for a sum over its states."""
+_BIAS_SCALE = 0.3
 
 
 class RestrictedBoltzmann(nn.Module):
@@ -23,10 +23,9 @@ class RestrictedBoltzmann(nn.Module):
 
     Args:
         visible: d.
-        hidden: how many hidden units; none of them, or `coupling` 0, makes v independent.
-        seed: of W ~ coupling · N(0, 1) / √d and b + W 1 / 2 ~ 0.3 · N(0, 1), and c likewise, so that no corner is preferred
-            at first.
-        coupling: how strong W is; the stronger, the more modes.
+        hidden: number of hidden units; with 0 of them, or with `coupling=0`, the visible units are independent.
+        seed: for W ~ coupling · N(0, 1) / √d and b + W 1 / 2 ~ 0.3 · N(0, 1), and likewise c, so that no corner is preferred.
+        coupling: the scale of W; a larger one makes more modes.
 
     Raises:
         InputError: a number of units isn't a whole number of at least 1 (hidden: 0).
@@ -53,8 +52,8 @@ class RestrictedBoltzmann(nn.Module):
 
         weight = coupling * normal(visible, hidden) / math.sqrt(visible)
         self.weight = nn.Parameter(weight)
-        self.visible_bias = nn.Parameter(_BIAS * normal(visible) - weight.sum(1) / 2)
-        self.hidden_bias = nn.Parameter(_BIAS * normal(hidden) - weight.sum(0) / 2)
+        self.visible_bias = nn.Parameter(_BIAS_SCALE * normal(visible) - weight.sum(1) / 2)
+        self.hidden_bias = nn.Parameter(_BIAS_SCALE * normal(hidden) - weight.sum(0) / 2)
 
     def forward(self, v: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return F(v) of each row, in nats."""
@@ -70,9 +69,9 @@ class RestrictedBoltzmann(nn.Module):
         weight, mine, other = self.weight.detach(), self.hidden_bias.detach(), self.visible_bias.detach()
         if len(other) < len(mine):
             weight, mine, other = weight.T, other, mine
-        if len(mine) > _MOST:
+        if len(mine) > _MAX_SUMMED_UNITS:
             because = f"its smaller layer has {len(mine)} units, and 2^{len(mine)} states"
-            raise InputError(cannot("sum up this Boltzmann machine", because, f"Have at most {_MOST} in one layer"))
+            raise InputError(cannot("sum up this Boltzmann machine", because, f"Have at most {_MAX_SUMMED_UNITS} in one layer"))
         if len(mine) == 0:
             return float(nn.functional.softplus(other).sum())
         parts = []
@@ -87,12 +86,12 @@ def restricted_boltzmann(visible: int = 12, hidden: int = 6, seed: int = 0, coup
 
     Args:
         visible: d.
-        hidden: how many hidden units.
-        seed: of the weights.
-        coupling: how strong they are.
+        hidden: number of hidden units.
+        seed: for the weights.
+        coupling: scale of the weights.
 
     Raises:
-        InputError: as `RestrictedBoltzmann`.
+        InputError: as in `RestrictedBoltzmann`.
 
     >>> restricted_boltzmann(4, 2)
     Target(dim=4, access: log_prob, enumerable)

@@ -66,7 +66,7 @@ def gmm40_means() -> Float[Tensor, "40 2"]:
 def many_well(dim: int = 32, access: Known = "both") -> Target:
     """Return ManyWell: log p̃(x) = Σ over pairs (x₁, x₂) of −x₁⁴ + 6x₁² + ½x₁ − ½x₂², with 2^(d/2) modes.
 
-    Of each x₁, 84.43 % of the mass is in the right well. Log Z = 10.293480 nats a pair: 164.69568 for d = 32.
+    84.43 % of the mass of each x₁ is in the right well. Log Z = 10.293480 nats a pair: 164.69568 for d = 32.
 
     Args:
         dim: d, even.

@@ -1,4 +1,4 @@
-"""Named distributions: 'Normal(0, 1)' or '0.5*Normal(-3,1) + 0.5*Normal(3,1)' → a torch distribution, by a closed grammar."""
+"""Named distributions: 'Normal(0, 1)' or '0.5*Normal(-3,1) + 0.5*Normal(3,1)' → a torch distribution, by a fixed grammar."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?([A-Za-z]+)\s*\(([^()]*)\)\s*")
 
 @plain_modes()
 def named(text: str) -> Distribution:
-    """Read a distribution, or a weighted sum of several of one family; nothing is evaluated but numbers.
+    """Read a distribution, or a weighted sum of several of one family; only numbers are evaluated.
 
     Raises:
         InputError: a name, a number of arguments or an argument isn't right.
@@ -107,9 +107,8 @@ def _terms(text: str) -> list[tuple[float | None, str, list[float]]]:
         if not rest:
             return terms
         if not rest.startswith("+"):
-            raise InputError(
-                cannot(f"read `{text}`", f"`{rest}` doesn't go on with +", "Write 0.5*Normal(0,1) + 0.5*Normal(3,1)")
-            )
+            instead = "Write 0.5*Normal(0,1) + 0.5*Normal(3,1)"
+            raise InputError(cannot(f"read `{text}`", f"`{rest}` doesn't begin with +", instead))
         rest = rest[1:]
 
 

@@ -1,4 +1,4 @@
-"""Planar densities that no Gaussian follows, with known log Z: a banana, a funnel, two moons."""
+"""Planar densities that no Gaussian matches, with known log Z: a banana, a funnel, two moons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Posteriors: six real ones with long-run reference draws, whose data lie in a folder; both accesses exist."""
+"""Posteriors of posteriordb with long-run reference draws, whose data are in a folder; both accesses exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def posterior(name: str, folder: str | os.PathLike[str], *, draws: bool = False)
     Args:
         name: ``"arK-arK"``, ``"kidiq-kidscore_interaction"``, ``"eight_schools-noncentered"``, ``"eight_schools-centered"``,
             ``"garch-garch11"``, ``"low_dim_gauss_mix"`` or ``"nes1980-nes"``.
-        folder: where `data_*.json` and `<name>.npz` lie.
+        folder: the folder of `data_*.json` and `<name>.npz`.
         draws: whether the target also has the reference draws as samples.
 
     Raises:
@@ -49,7 +49,7 @@ def posterior(name: str, folder: str | os.PathLike[str], *, draws: bool = False)
     except FileNotFoundError as error:
         because = f"`{error.filename}` is missing"
         raise InputError(cannot(f"make the posterior `{name}`", because, "Name the folder that holds it")) from error
-    except Exception as error:  # files that nobody wrote
+    except Exception as error:  # damaged files raise many errors
         because = f"its files in `{folder}` are broken ({type(error).__name__}: {str(error)[:200]})"
         raise InputError(cannot(f"make the posterior `{name}`", because, "Copy them again")) from error
     return Target(log_prob=log_prob, samples=samples, dim=len(names), names=names)
@@ -66,12 +66,16 @@ def _regression(x: Tensor, y: Tensor, log_prior: LogProb) -> LogProb:
     return log_prob
 
 
+def _float64(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
 def _half_cauchy(log_sigma: Tensor, scale: float) -> Tensor:
     return -torch.log1p((log_sigma.exp() / scale).square())
 
 
 def _autoregression(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    y, k = torch.tensor(data["y"], dtype=torch.float64, device="cpu"), data["K"]
+    y, k = _float64(data["y"]), data["K"]
     lags = [y[k - 1 - i : len(y) - 1 - i] for i in range(k)]
     x = torch.stack([torch.ones(len(y) - k, dtype=y.dtype, device="cpu"), *lags], 1)
 
@@ -82,21 +86,14 @@ def _autoregression(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _kid_scores(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    score, school, iq = (torch.tensor(data[key], dtype=torch.float64, device="cpu") for key in ("kid_score", "mom_hs", "mom_iq"))
+    score, school, iq = (_float64(data[key]) for key in ("kid_score", "mom_hs", "mom_iq"))
     x = torch.stack([torch.ones_like(iq), school, iq, school * iq], 1)
-    return _regression(x, score, lambda u: _half_cauchy(u[:, -1], 2.5)), [
-        "intercept",
-        "mom_hs",
-        "mom_iq",
-        "interaction",
-        "log sigma",
-    ]
+    names = ["intercept", "mom_hs", "mom_iq", "interaction", "log sigma"]
+    return _regression(x, score, lambda u: _half_cauchy(u[:, -1], 2.5)), names
 
 
 def _elections(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    columns = {
-        key: torch.tensor(value, dtype=torch.float64, device="cpu") for key, value in data.items() if isinstance(value, list)
-    }
+    columns = {key: _float64(value) for key, value in data.items() if isinstance(value, list)}
     ages = {f"age {k}": (columns["age_discrete"] == k).double() for k in (2, 3, 4)}
     known = {key: columns[key] for key in ("real_ideo", "race_adj")} | ages
     known |= {key: columns[key] for key in ("educ1", "gender", "income")}
@@ -105,7 +102,7 @@ def _elections(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _volatility(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    y, first = torch.tensor(data["y"], dtype=torch.float64, device="cpu"), float(data["sigma1"])
+    y, first = _float64(data["y"]), float(data["sigma1"])
 
     def log_prob(u: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:
         mean, log_a0, logit_a, logit_b = u.T
@@ -123,7 +120,7 @@ def _volatility(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _two_components(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    y = torch.tensor(data["y"], dtype=torch.float64, device="cpu")
+    y = _float64(data["y"])
 
     def log_prob(u: Float[Tensor, "n 5"]) -> Float[Tensor, " n"]:
         low, log_gap, log_s1, log_s2, logit = u.T
@@ -144,10 +141,7 @@ def _schools(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
 
 
 def _schools_centered(data: dict[str, Any]) -> tuple[LogProb, list[str]]:
-    effects, errors = (
-        torch.tensor(EFFECTS, dtype=torch.float64, device="cpu"),
-        torch.tensor(ERRORS, dtype=torch.float64, device="cpu"),
-    )
+    effects, errors = _float64(EFFECTS), _float64(ERRORS)
 
     def log_prob(u: Float[Tensor, "n 10"]) -> Float[Tensor, " n"]:
         effect, mean, log_tau = u[:, :8], u[:, 8], u[:, 9]

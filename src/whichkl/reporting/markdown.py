@@ -12,7 +12,7 @@ _MARKS = re.compile(r"([\\`*_\[\]|~])")
 
 
 def markdown(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:
-    """Write sections as Markdown: figures are left out, and names with markup in them stay text.
+    """Write sections as Markdown, without figures; markup in names stays text.
 
     >>> markdown("a < b", "", [], "").splitlines()[0]
     '# a &lt; b'
@@ -26,8 +26,8 @@ def markdown(title: str, lead: str, sections: Sequence[Section], footer: str) ->
 
 def _block(block: Block) -> str:
     if block.kind == "table":
-        rows = [" | ".join(map(_text, row)) for row in (block.columns, ("---",) * len(block.columns), *block.rows)]
-        rows[1] = " | ".join(["---"] * len(block.columns))
+        rows = [" | ".join(map(_text, row)) for row in (block.columns, *block.rows)]
+        rows.insert(1, " | ".join(["---"] * len(block.columns)))
         text = "\n".join(f"| {row} |" for row in rows)
         return f"{text}\n\n{_text(block.text)}" if block.text else text
     if block.kind in ("finding", "warning"):
@@ -38,5 +38,5 @@ def _block(block: Block) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape what Markdown or HTML would take for markup; a line stays one line."""
+    """Escape markup of Markdown and HTML; a line stays one line."""
     return _MARKS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))

@@ -6,18 +6,22 @@ import html
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from whichkl._checks import require
+from whichkl._checks import plain, require
 from whichkl.files.writing import is_report, write_whole
+from whichkl.plots.style import Figure
 from whichkl.printable import printable
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+_MAX_CONFIGURATION = 100_000
+"""Most characters of a configuration that a page shows."""
+_CONFIGURATION = "Everything that is needed to repeat this."
+_MAX_NUMBER_LENGTH = 24
+"""A table's column with a longer cell holds sentences."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Block:
 
     @property
     def words(self) -> tuple[int, ...]:
-        """The columns of a table that hold sentences rather than numbers: they are set flush left, and wrap."""
+        """The columns of a table that hold sentences rather than numbers: they are aligned left, and wrap."""
         return tuple(i for i in range(1, len(self.columns)) if _is_prose([row[i] for row in self.rows]))
 
     @classmethod
@@ -42,23 +46,28 @@ class Block:
         return cls("paragraph", text)
 
     @classmethod
+    def sentence(cls, text: str) -> Block:
+        """A note as a sentence, with its capital letter and full stop."""
+        return cls.paragraph(as_sentence(text))
+
+    @classmethod
     def finding(cls, text: str, label: str = "What it shows") -> Block:
-        """A sentence to take away, set apart."""
+        """The main conclusion, set apart."""
         return cls("finding", text, label=label)
 
     @classmethod
     def warning(cls, text: str, label: str) -> Block:
-        """A finding that speaks against the result, set apart in another colour."""
+        """A finding against the result, set apart in another colour."""
         return cls("warning", text, label=label)
 
     @classmethod
     def chart(cls, figure: Figure, caption: str) -> Block:
-        """A plotly figure with a caption that says what to see."""
+        """A plotly figure with a caption."""
         return cls("chart", caption, figures=(figure,))
 
     @classmethod
     def charts(cls, figures: Sequence[Figure], caption: str) -> Block:
-        """Small figures side by side, as many as fit, under one caption; each has its heading in `layout.title`."""
+        """Small figures side by side under one caption; each has its heading in `layout.title`."""
         return cls("charts", caption, figures=tuple(figures))
 
     @classmethod
@@ -74,12 +83,41 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence that says what it's about, and blocks."""
+    """A heading, a sentence that introduces it, and blocks."""
 
     title: str
     lead: str
     blocks: tuple[Block, ...] = field(default=())
     tag: str = ""
+
+
+class Page(NamedTuple):
+    """Everything that a report shows."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    footer: str
+
+
+def as_sentence(text: str) -> str:
+    """Return a text with its first letter as a capital, and a full stop.
+
+    >>> as_sentence("p is unnormalised")
+    'P is unnormalised.'
+    """
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
+def configuration_section(
+    fields: Mapping[str, Any], lead: str = "Everything that is needed to repeat this.", note: str = ""
+) -> Section:
+    """Return the section that shows the exact configuration as JSON, cut off where it's very long."""
+    text = json.dumps(plain(fields), indent=1, ensure_ascii=False)
+    if len(text) > _MAX_CONFIGURATION:
+        text = text[:_MAX_CONFIGURATION] + f"\n… {len(text) - _MAX_CONFIGURATION:,} more characters; study.json has all."
+    notes = (Block.paragraph(note),) if note else ()
+    return Section("Exact configuration", lead, (*notes, Block.listing(text)))
 
 
 def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Sequence[Section], footer: str = "") -> Path:
@@ -123,11 +161,11 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
 
 
 def _is_prose(cells: Sequence[str]) -> bool:
-    return any(len(cell) > 24 for cell in cells) or all(not any(c.isdigit() for c in cell) for cell in cells)
+    return any(len(cell) > _MAX_NUMBER_LENGTH for cell in cells) or all(not any(c.isdigit() for c in cell) for cell in cells)
 
 
 def _charts(block: Block, safe: Any) -> list[tuple[Any, str]]:
-    """Each figure as JSON that can't end the script element it stands in, and what it shows, for those who don't see it."""
+    """Return each figure as JSON that can't end its script element, and its description for screen readers."""
     charts = []
     for figure in block.figures:
         fields = json.loads(figure.to_json())

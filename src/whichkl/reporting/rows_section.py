@@ -1,4 +1,4 @@
-"""The section that lays a model beside its data: pairs, margins, calibration, and the number of components."""
+"""The section that compares a model with its data: pairs, margins, calibration, and the number of components."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ from torch.distributions import Distribution
 
 from whichkl.fitting import Fit
 from whichkl.plots import calibration_curves, components_curve, margins, pairs, predictions
-from whichkl.plots.margins import MOST
-from whichkl.plots.pairs import MOST as PAIRS
+from whichkl.plots.margins import MAX_MARGINS
+from whichkl.plots.pairs import MAX_COLUMNS
 from whichkl.reporting.page import Block, Section
 
 _NO_ROWS = (
-    "The rows aren't at hand (they came from a stream, or the fit was loaded), so that the model can't be drawn over them. "
+    "The rows aren't available (they came from a stream, or the fit was loaded), so that the model can't be drawn over them. "
     "Report on the fit where it was made."
 )
 
 
 def rows_section(fit: Fit) -> Section | None:
-    """Lay the model beside the rows of the target; None where the target has none and was never sampled."""
-    blocks = [*_beside(fit), *_calibrated(fit), *_components(fit)]
+    """Compare the model with rows of the target; None where there are neither rows nor figures."""
+    blocks = [*_compared(fit), *_calibrated(fit), *_components(fit)]
     if not blocks:
         return None
-    return Section("The model beside the data", "Grey is the data p, blue the model q.", tuple(blocks))
+    return Section("The model and the data", "Grey is the data p, blue the model q.", tuple(blocks))
 
 
-def _beside(fit: Fit) -> list[Block]:
+def _compared(fit: Fit) -> list[Block]:
     d = len(fit.names)
     if not isinstance(fit.model, Distribution):
         figures = predictions(fit)
-        # the first stands in the verdict already
+        # the verdict shows the first
         return [Block.charts(figures[1:], "The other columns of y.")] if figures[1:] else _missing(fit, bool(figures))
     if d == 1:
         return []
     blocks, figure = [], pairs(fit)
     if figure is None:
         return _missing(fit, False)
-    if d > PAIRS:
-        shown = f" The first {MOST} of {d} columns." if d > MOST else ""
+    if d > MAX_COLUMNS:
+        shown = f" The first {MAX_MARGINS} of {d} columns." if d > MAX_MARGINS else ""
         blocks.append(Block.charts(margins(fit), f"Each column of the data, and the model's margin.{shown}"))
-    which = f" The {PAIRS} of {d} columns that are calibrated worst." if d > PAIRS else ""
+    which = f" The {MAX_COLUMNS} of {d} columns with the worst calibration." if d > MAX_COLUMNS else ""
     caption = (
-        "Below the diagonal the data, with the smallest regions that hold 50 % and 90 % of the model; above it as many draws of "
-        f"the model; on it both margins. A model that fits looks the same on both sides.{which}"
+        "Below the diagonal the data, with the smallest regions that hold 50 % and 90 % of the model; above it the same number "
+        f"of draws of the model; on it both margins. A model that fits looks the same on both sides.{which}"
     )
     return [*blocks, Block.chart(figure, caption)]
 
 
 def _missing(fit: Fit, drawn: bool) -> list[Block]:
-    """Say that there is no figure, where there would be one if the rows were kept."""
+    """State that there is no figure, where there would be one if the rows were kept."""
     from_rows = fit.target is None or fit.target.access.can_sample
     return [Block.paragraph(_NO_ROWS)] if from_rows and not drawn and fit.objective.name == "forward_kl" else []
 
@@ -58,12 +58,13 @@ def _calibrated(fit: Fit) -> list[Block]:
         return []
     more = f" The {len(figures)} worst of {len(calibration.columns)}." if len(figures) < len(calibration.columns) else ""
     caption = (
-        f"Calibration on {calibration.rows:,} unseen rows: the distribution function of u = F_q(x), which is uniform where the "
-        "model is right, less the diagonal. Under a right model all curves stay in their grey bands with 95 % chance. One that "
-        "rises and then falls below 0 has too many rows in both tails of q (q is too narrow), one that falls and then rises too "
-        f"few (q is too wide); all above 0 means that q lies too high, all below that it lies too low.{more}"
+        f"Calibration on {calibration.rows:,} unseen rows: the distribution function of u = F_q(x), which is uniform if the "
+        "model is right, minus the diagonal. If the model is right, all curves stay in their grey bands with 95 % chance. A "
+        "curve that rises and then falls below 0 has too many rows in both tails of q (q is too narrow). A curve that falls and "
+        "then rises has too few (q is too wide). A curve above 0 means that q lies too high, one below 0 that it lies too "
+        f"low.{more}"
     )
-    notes = [Block.paragraph(note[0].upper() + note[1:] + ".") for note in calibration.notes]
+    notes = [Block.sentence(note) for note in calibration.notes]
     return [Block.charts(figures, caption), *notes]
 
 

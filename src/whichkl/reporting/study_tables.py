@@ -1,130 +1,124 @@
-"""The tables of a study's report, as rows of text."""
+"""The tables of a study's report."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any
 
+from whichkl.reporting.page import Block
 from whichkl.study import Study, Verdict
-from whichkl.study.arms import arm_of
-from whichkl.study.measures import FIELDS
-from whichkl.study.result import UP_TO
-from whichkl.study.verdict import Comparison
-from whichkl.study.wording import column_words, listed, number
+from whichkl.study.arms import arm_of, mean_and_error, rows_by_arm
+from whichkl.study.measures import COLUMNS, FIELDS, UP_TO, Column, column_words
+from whichkl.study.verdict import Choice, Comparison
+from whichkl.study.wording import listed, number
 
-MOST_ARMS, MOST_ROWS = 40, 60
-_NEEDED = ("jeffreys", "forward_kl", "reverse_kl", "interval_gap")
-_REACH = ("coverage", "density", "missed_mass", "c2st", "mmd")
-_WEIGHTS = ("ess_q", "ess_p", "khat", "interval_50", "interval_90")
-_HEADS = {
-    "jeffreys": "Jeffreys",
-    "forward_kl": "forward KL",
-    "reverse_kl": "reverse KL",
-    "interval_gap": "interval gap",
-    "missed_mass": "missed mass",
-    "ess_q": "ESS of q",
-    "ess_p": "ESS of p",
-    "khat": "k̂",
-    "c2st": "C2ST",
-    "mmd": "MMD²",
-    "interval_50": "50 % interval",
-    "interval_90": "90 % interval",
-}
-_SAYS = {"better": "worse", "equal": "equal", "unclear": "not told apart"}
+MAX_ARMS = 40
+"""Largest number of arms that a table shows."""
+_MAX_FAILURES = 60
+_MIN_SHOWN_ERROR = 5e-5
+"""Smaller standard errors are left out."""
+_ARROWS = {"lower": "\u00a0↓", "higher": "\u00a0↑", "": ""}
+_SAYS = {"better": "worse", "equal": "equal", "unclear": "no difference detected"}
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def arms_shown(verdict: Verdict) -> list[str]:
     """Return the arms that tables show: those on the front, then the others, in their order."""
     rest = [arm.name for arm in verdict.arms if arm.name not in set(verdict.front)]
-    return [*verdict.front, *rest][:MOST_ARMS]
+    return [*verdict.front, *rest][:MAX_ARMS]
 
 
-def need_rows(verdict: Verdict) -> list[tuple[str, ...]]:
-    """For each need: the arm to take, and by how much it leads."""
-    rows: list[tuple[str, ...]] = []
+def needs_table(verdict: Verdict) -> list[Block]:
+    """Return the arm to take for each need, and by how much it leads; no table where no need was tested."""
+    rows = []
     for choice in verdict.choices:
-        mine = [one for one in verdict.comparisons if one.need == choice.need]
-        near = min(mine, key=lambda one: one.difference)
+        near = min((one for one in verdict.comparisons if one.need == choice.need), key=lambda one: one.difference)
         lead = f"{number(near.difference, choice.column)}" if choice.winner else "no detectable lead"
-        take = choice.winner or listed(choice.best)
-        rows.append((choice.need, f"{choice.wish} ({column_words(choice.column)})", take, lead))
-    return rows
+        meaning = f"{choice.wish} ({column_words(choice.column)})"
+        rows.append((choice.need, meaning, choice.winner or listed(choice.best), lead))
+    caption = "Where several arms are named, the study detects no difference between them."
+    return [Block.table(("you need", "that is", "take", "by"), rows, caption)] if rows else []
 
 
-def scorecard_rows(study: Study, shown: Sequence[str]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """The needs' columns, the others of the scorecard, and the user's own: a table each, as far as there are values."""
-    arms: dict[str, list[Mapping[str, Any]]] = {name: [] for name in shown}
-    for cell in study.cells:
-        if cell.row["status"] != "failed" and arm_of(cell.row) in arms:
-            arms[arm_of(cell.row)].append(cell.row)
-    known, some = set(FIELDS), [row for rows in arms.values() for row in rows]
-    own = [name for name in dict.fromkeys(name for row in some for name in row) if name not in known]
+def scorecard_tables(study: Study, shown: Sequence[str], caption: str) -> list[Block]:
+    """Return the needs' columns, the other columns of the scorecard, and the user's own: a table each that has values.
+
+    Args:
+        study: the study.
+        shown: names of arms.
+        caption: of the first table. Under every table stands what its columns mean.
+    """
+    rows = [cell.row for cell in study.cells if cell.row["status"] != "failed" and arm_of(cell.row) in set(shown)]
+    by_arm = rows_by_arm(rows)
+    own = [Column(name, column_words(name)) for name in dict.fromkeys(name for row in rows for name in row) if name not in FIELDS]
     tables = []
-    for group in (_NEEDED, _REACH, _WEIGHTS, own):
-        columns = [name for name in group if any(row.get(name) is not None for row in some)]
+    for group in ("closeness", "reach", "weights", ""):
+        columns = [one for one in COLUMNS.values() if one.table == group] if group else own
+        columns = [one for one in columns if any(row.get(one.name) is not None for row in rows)]
         if columns:
-            heads = tuple(_head(name, some) for name in columns)
-            rows = [(arm, *(_mean(mine, name) for name in columns)) for arm, mine in arms.items()]
-            tables.append((("arm", *heads), rows))
+            heads = [_head(one, rows) for one in columns]
+            cells = [(arm, *(_mean(by_arm.get(arm, []), one.name) for one in columns)) for arm in shown]
+            meanings = [f"{one.words}: {one.meaning}." for one in columns if one.meaning]
+            tables.append(Block.table(("arm", *heads), cells, " ".join([caption, *meanings]).strip()))
+            caption = ""
     return tables
 
 
-def cost_rows(verdict: Verdict, shown: Sequence[str]) -> list[tuple[str, ...]]:
-    """What each arm costs, and what became of its cells."""
-    arms = {arm.name: arm for arm in verdict.arms}
-    rows: list[tuple[str, ...]] = []
+def cost_table(verdict: Verdict, shown: Sequence[str]) -> Block:
+    """Return what each arm costs, and how its cells ended."""
+    arms, rows = {arm.name: arm for arm in verdict.arms}, []
     for name in shown:
         arm = arms[name]
         cost = "–" if math.isnan(arm.cost) else f"{arm.cost:,.0f}"
         rows.append((name, cost, f"{arm.finished} of {arm.cells}", str(arm.failed), str(arm.stopped)))
-    return rows
+    return Block.table(("arm", "evaluations", "finished", "failed", "stopped early"), rows)
 
 
-def comparison_rows(verdict: Verdict, need: str) -> tuple[list[tuple[str, ...]], int]:
-    """A need's comparisons, the nearest first, and how many are left out."""
-    mine = sorted((one for one in verdict.comparisons if one.need == need), key=lambda one: one.difference)
-    return [_compared(one) for one in mine[:MOST_ARMS]], max(0, len(mine) - MOST_ARMS)
+def comparison_table(verdict: Verdict, choice: Choice) -> Block:
+    """Return the comparisons of the arm that leads for a need, the nearest first."""
+    mine = sorted((one for one in verdict.comparisons if one.need == choice.need), key=lambda one: one.difference)
+    left = len(mine) - MAX_ARMS
+    note = f" The {MAX_ARMS} nearest; {left:,} more are in study.verdict.comparisons." if left > 0 else ""
+    columns = (choice.need, "worse by", "interval", "pairs", "p (Holm)", "p (signs)", "result")
+    caption = f"Compared with {choice.leader}, which leads for {choice.need}.{note}"
+    return Block.table(columns, [_compared(one) for one in mine[:MAX_ARMS]], caption)
 
 
-def failure_rows(study: Study) -> tuple[list[tuple[str, ...]], int]:
-    """Failed cells by arm and error, and how many kinds are left out."""
-    found: dict[tuple[str, str], list[int]] = {}
+def failures_table(study: Study) -> Block | None:
+    """Return the failed cells by arm and error; None where no cell failed."""
+    found: dict[tuple[str, str], list[str]] = {}
     for cell in study.failed:
-        found.setdefault((arm_of(cell.row), str(cell.row.get("error"))), []).append(cell.row["seed"])
-    rows: list[tuple[str, ...]] = []
-    for (arm, error), seeds in found.items():
-        rows.append((arm, str(len(seeds)), listed([str(one) for one in seeds]), error[:300]))
-    return rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS)
+        found.setdefault((arm_of(cell.row), str(cell.row.get("error"))), []).append(str(cell.row["seed"]))
+    rows = [(arm, str(len(seeds)), listed(seeds), error[:300]) for (arm, error), seeds in found.items()]
+    left = len(rows) - _MAX_FAILURES
+    note = f"{left:,} more are in table.csv." if left > 0 else ""
+    return Block.table(("arm", "cells", "seeds", "error"), rows[:_MAX_FAILURES], note) if rows else None
 
 
 def _compared(one: Comparison) -> tuple[str, ...]:
     ends = [number(value, one.column).removesuffix(" nats") for value in (one.low, one.high)]
     interval = f"{ends[0]} to {ends[1]}" if math.isfinite(one.low) else "–"
-    p = (_p(one.p_adjusted), _p(one.p_flip))
+    p = ("< 0.0001" if value < 1e-4 else f"{value:.2g}" for value in (one.p_adjusted, one.p_flip))
     return (one.other, number(one.difference, one.column), interval, str(one.pairs), *p, _SAYS[one.kind])
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Mean and standard error of a column over the cells that have it, to the digits that the error leaves."""
-    values = [float(row[name]) for row in rows if row.get(name) is not None]
-    if not values:
+def _mean(rows: Rows, name: str) -> str:
+    """Write the mean of a column over the cells that have it, with its standard error, to the digits that the error leaves."""
+    found = mean_and_error(rows, name)
+    if found is None:
         return "–"
-    mean = fmean(values)
+    mean, error = found[0], found[1] or 0.0
     if not math.isfinite(mean):
         return "∞" if mean > 0 else "−∞" if mean < 0 else "–"
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    digits = 4 if error < 5e-5 else max(0, min(4, 1 - math.floor(math.log10(error))))
-    text = f"{mean + 0.0:,.{digits}f}" if error >= 5e-5 or abs(mean) < 1e4 else f"{mean:,.0f}"
-    text = "0" if float(text.replace(",", "")) == 0 and error < 5e-5 else text
-    return (f"{text} ± {error:,.{digits}f}" if error >= 5e-5 else text).replace("-", "−")
+    if error >= _MIN_SHOWN_ERROR:
+        digits = max(0, min(4, 1 - math.floor(math.log10(error))))
+        return f"{mean + 0.0:,.{digits}f} ± {error:,.{digits}f}".replace("-", "−")
+    text = f"{mean + 0.0:,.4f}" if abs(mean) < 1e4 else f"{mean:,.0f}"
+    return "0" if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 
 
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
-
-
-def _head(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    constant = next((row.get(f"{name}_up_to") for row in rows if row.get(f"{name}_up_to")), None)
-    return f"{_HEADS.get(name, name)}{f' {UP_TO.get(constant, constant)}' if constant else ''}"
+def _head(column: Column, rows: Rows) -> str:
+    constant = next((row.get(f"{column.name}_up_to") for row in rows if row.get(f"{column.name}_up_to")), None)
+    return f"{column.words}{f' {UP_TO.get(constant, constant)}' if constant else ''}{_ARROWS[column.better]}"

@@ -3,9 +3,8 @@
 from whichkl.samples.file_formats import FORMATS
 from whichkl.samples.folder import Shards
 from whichkl.samples.loader import Loaded
-from whichkl.samples.opening import open_samples, open_stream
+from whichkl.samples.opening import Table, open_samples, open_stream, read_samples
 from whichkl.samples.stream import Block, Part, Slice, Stream
-from whichkl.samples.table import Table, read_samples
 
 __all__ = [
     "FORMATS",

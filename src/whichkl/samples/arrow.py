@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.process.memory import check_memory
-from whichkl.samples.arrow_messages import BatchSize, batch_sizes
 from whichkl.samples.columns import check_names, check_types, floats, rows_from
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
+
+_MAGIC_BYTES = 8
+"""Bytes before the first message: ARROW1 and two of padding."""
+_RECORD_BATCH_FIELD = 2
+"""Number of the field of a message that holds its record batch."""
+_LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3
+"""Numbers of the fields of a record batch."""
+
+
+class BatchSize(NamedTuple):
+    """The rows of a record batch, and its bytes after decompression; 0 where it isn't compressed."""
+
+    rows: int
+    decompressed: int
 
 
 @dataclass(frozen=True)
 class ArrowPart(FilePart):
-    """Consecutive record batches of an Arrow file; a worker holds one at a time, so it is they that bound its memory."""
+    """Consecutive record batches of an Arrow file; a worker holds one at a time, so that the largest bounds its memory."""
 
     batches: tuple[int, int]
     """The first one, and the one after the last."""
@@ -33,14 +47,14 @@ class ArrowPart(FilePart):
         return f"`{self.path}`, {which}"
 
     def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Map the file anew for every batch, so that pages that have been read are let go."""
+        """Map the file again for every batch, so that pages that have been read are released."""
         step = block_rows(len(self.names))
         for number in range(*self.batches):
             with decoding(self.path, partial(refuse_damaged, self.path, f"record batch {number}")):
                 batch = self._batch(number)
                 for start in range(0, len(batch), step):
-                    few = batch.slice(start, step)
-                    yield rows_from([floats(column) for column in few.columns], 0, len(few))
+                    rows = batch.slice(start, step)
+                    yield rows_from([floats(column) for column in rows.columns], 0, len(rows))
 
     def _batch(self, number: int) -> Any:
         with require("pyarrow", "app").memory_map(self.path) as pages:
@@ -51,13 +65,13 @@ class ArrowPart(FilePart):
 
 @dataclass(frozen=True)
 class ArrowShard(Shard):
-    """An Arrow file, as its metadata tell it."""
+    """The metadata of an Arrow file."""
 
     counts: tuple[int, ...] = field(repr=False)
     """The rows of each record batch."""
 
     def parts(self, rows: int) -> Sequence[ArrowPart]:
-        """Put as many record batches together as hold so many rows on average."""
+        """Join record batches to parts of about this many rows."""
         if not self.rows:
             return []
         step = max(1, rows * len(self.counts) // self.rows)
@@ -89,17 +103,82 @@ def _metadata(path: str) -> tuple[Any, list[BatchSize]]:
     """Return the schema and the sizes of all record batches.
 
     Raises:
-        InputError: it's of the first version of Feather.
+        InputError: the file is of the first version of Feather.
         ValueError: the footer and the messages disagree.
     """
     with open(path, "rb") as file:
         if file.read(4) == b"FEA1":
-            because = "it is of the first version of Feather, which has been given up"
+            because = "it is of the first version of Feather, which is no longer supported"
             raise InputError(cannot(f"read `{path}`", because, "Write it with `pyarrow.feather.write_feather`"))
     with require("pyarrow", "app").memory_map(path) as pages:
         reader = require("pyarrow.ipc", "app").open_file(pages)
-        schema, told = reader.schema, reader.num_record_batches
-    sizes = batch_sizes(path)
-    if len(sizes) != told or any(one.rows < 0 for one in sizes):
-        raise ValueError(f"its footer tells of {told:,} record batches, and it holds {len(sizes):,}")
+        schema, count = reader.schema, reader.num_record_batches
+    sizes = _batch_sizes(path)
+    if len(sizes) != count or any(one.rows < 0 for one in sizes):
+        raise ValueError(f"its footer states {count:,} record batches, and it holds {len(sizes):,}")
     return schema, sizes
+
+
+def _batch_sizes(path: str) -> list[BatchSize]:
+    """Read the sizes of all record batches of a file from its metadata, without decompressing them.
+
+    pyarrow returns the rows of a batch only after decompression. The metadata are flat buffers: a table begins with the distance
+    back to a list of the places of its fields.
+
+    Raises:
+        ArrowException: a message isn't whole.
+        struct.error: its metadata are broken.
+
+    Source: https://arrow.apache.org/docs/format/Columnar.html, Message.fbs.
+    """
+    ipc = require("pyarrow.ipc", "app")
+    found: list[BatchSize] = []
+    with require("pyarrow", "app").memory_map(path) as pages:
+        pages.seek(_MAGIC_BYTES)
+        while True:
+            try:
+                message = ipc.read_message(pages)
+            except EOFError:
+                return found
+            if message.type == "record batch":
+                found.append(_size(message))
+
+
+def _size(message: Any) -> BatchSize:
+    data = message.metadata
+    batch = _follow(data, _place(data, _follow(data, 0), _RECORD_BATCH_FIELD))
+    length = _place(data, batch, _LENGTH)
+    rows = 0 if length is None else _number("<q", data, length)
+    if _place(data, batch, _COMPRESSION) is None or message.body is None:
+        return BatchSize(rows, 0)
+    buffers, total = _follow(data, _place(data, batch, _BUFFERS)), 0
+    for i in range(_number("<I", data, buffers)):
+        start, size = struct.unpack_from("<qq", data, buffers + 4 + 16 * i)
+        if size >= 8:
+            total += max(0, _number("<q", message.body, start))  # -1 marks a buffer that isn't compressed
+    return BatchSize(rows, total)
+
+
+def _number(form: str, data: Any, place: int) -> int:
+    if place < 0:
+        raise struct.error("a place before the start")
+    return int(struct.unpack_from(form, data, place)[0])
+
+
+def _place(data: Any, table: int, field: int) -> int | None:
+    """Return where a field of a table is; None where it has its default."""
+    places = table - _number("<i", data, table)
+    entry = 4 + 2 * field
+    offset = _number("<H", data, places + entry) if entry < _number("<H", data, places) else 0
+    return table + offset if offset else None
+
+
+def _follow(data: Any, place: int | None) -> int:
+    """Return the place that the offset at a place leads to.
+
+    Raises:
+        struct.error: there is no such field.
+    """
+    if place is None:
+        raise struct.error("a field is missing")
+    return place + _number("<I", data, place)

@@ -1,4 +1,4 @@
-"""Columns: which columns of a file count as numbers, and how they become float64."""
+"""Columns: which columns of a file hold numbers, and how they become float64."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _MAX_COLUMNS = 2**17
 
 
 def check_names(file: str | os.PathLike[str], names: Sequence[str]) -> None:
-    """Refuse columns without a name, names that stand twice, and more columns than a table can have.
+    """Refuse columns without a name, names that appear twice, and more columns than a table can have.
 
     Raises:
-        InputError: as said.
+        InputError: it is one of these.
     """
     check_columns(file, len(names))
     if not names:
         raise InputError(cannot(f"read `{file}`", "it has no columns", "Write at least one column of numbers"))
     if any(not name.strip() or name == "__index_level_0__" for name in names):
-        because = "a column has no name: it may be an index that pandas wrote beside the data"
+        because = "a column has no name: it may be an index that pandas wrote next to the data"
         raise InputError(cannot(f"read `{file}`", because, "Write it with index=False, or name the column"))
     if len(set(names)) != len(names):
         doubled = sorted(name for name, count in Counter(names).items() if count > 1)
         shown = ", ".join(repr(name[:40]) for name in doubled[:5]) + (", …" if len(doubled) > 5 else "")
-        raise InputError(cannot(f"read `{file}`", f"the column names [{shown}] stand twice", "Rename them"))
+        raise InputError(cannot(f"read `{file}`", f"the column names [{shown}] appear twice", "Rename them"))
 
 
 def check_columns(file: str | os.PathLike[str], count: int) -> None:
@@ -43,7 +43,7 @@ def check_columns(file: str | os.PathLike[str], count: int) -> None:
         InputError: there are more than `_MAX_COLUMNS`.
     """
     if count > _MAX_COLUMNS:
-        because = f"it has {count:,} columns, and {_MAX_COLUMNS:,} are the most that a table can have"
+        because = f"it has {count:,} columns, and a table can have at most {_MAX_COLUMNS:,}"
         raise InputError(cannot(f"read `{file}`", because, "Save one matrix, as .npy"))
 
 
@@ -63,7 +63,7 @@ def check_types(file: str | os.PathLike[str], names: Sequence[str], kinds: Seque
     """Refuse columns of Arrow types that aren't numbers.
 
     Raises:
-        InputError: as said; the message names the file, the column and its type.
+        InputError: a column holds something else; the message names the file, the column and its type.
     """
     for name, kind in zip(names, kinds, strict=True):
         if not is_number(kind):
@@ -75,12 +75,12 @@ _PLAIN = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64
 
 
 def is_plain(kind: Any) -> bool:
-    """Whether an Arrow type is one of whole or floating numbers, whose memory NumPy reads as it is."""
+    """Whether an Arrow type is one of whole or floating numbers, whose memory NumPy can read directly."""
     return str(kind) in _PLAIN
 
 
 def floats(column: Any) -> np.ndarray:
-    """Return the numbers of an Arrow column, without a copy where it can be had; a null becomes NaN."""
+    """Return the numbers of an Arrow column, without a copy where possible; a null becomes NaN."""
     if column.null_count == 0 and is_plain(column.type):
         return np.asarray(column.to_numpy(zero_copy_only=False) if hasattr(column, "buffers") else column.to_numpy())
     wide = column.cast("float64", safe=False)

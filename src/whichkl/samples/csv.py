@@ -1,4 +1,4 @@
-"""CSV: text parsed a few megabytes at a time, and what is wrong with a line that doesn't parse."""
+"""CSV: text parsed a few megabytes at a time, and the error for a line that doesn't parse."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from whichkl._checks import InputError, cannot, require
 from whichkl.samples.columns import check_columns, check_names, floats, is_number, rows_from
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
 
-_BYTES = 2**22
-"""Bytes that are parsed at once, and so of the longest line; a column's type follows from the first of them."""
-_COUNTED = 2**28
-"""Bytes of a file whose values are counted; in a larger one a value is taken to have eight characters."""
+_BLOCK_BYTES = 2**22
+"""Bytes that are parsed at once, and of the longest line; the first block decides the type of each column."""
+_MAX_COUNTED_BYTES = 2**28
+"""Largest file whose values are counted; in a larger one a value is assumed to have eight characters."""
 
 
 @dataclass(frozen=True)
 class CsvPart(FilePart):
-    """A whole CSV file: where a line begins can't be told from within, since a quoted cell may hold a line's end."""
+    """A whole CSV file: it can't be cut, since a quoted cell may hold a line's end."""
 
     types: tuple[str, ...]
 
@@ -47,19 +47,19 @@ class CsvPart(FilePart):
 
 @dataclass(frozen=True)
 class CsvShard(Shard):
-    """A CSV file, as its first lines tell it."""
+    """The metadata of a CSV file, from its first lines."""
 
     @property
     def bytes_in_memory(self) -> int:
-        """Count what separates values, of which each but the last is followed by one."""
-        if self.size > _COUNTED:
+        """Count separators: every value except the last is followed by one."""
+        if self.size > _MAX_COUNTED_BYTES:
             return self.size
         with open(self.path, "rb") as file:
-            pieces = iter(partial(file.read, _BYTES), b"")
+            pieces = iter(partial(file.read, _BLOCK_BYTES), b"")
             return 8 * (1 + sum(piece.count(b",") + max(piece.count(b"\n"), piece.count(b"\r")) for piece in pieces))
 
     def parts(self, rows: int) -> Sequence[CsvPart]:
-        """Return the one part, the file, unless it's known to be empty."""
+        """Return the one part, the file, unless the file is empty."""
         return [] if self.rows == 0 else [CsvPart(self.path, self.size, self.changed, self.names, None, self.types)]
 
 
@@ -84,13 +84,13 @@ def open_csv(path: str) -> CsvShard:
 
 
 def _reader(file: Path, types: dict[str, str] | None) -> Any:
-    """Open a CSV for reading in pieces: with the types given, or as the first piece suggests."""
+    """Open a CSV for reading in blocks: with the given types, or with those of the first block."""
     arrow, module = require("pyarrow", "app"), require("pyarrow.csv", "app")
     headerless = is_headerless(file)
     names = list(types) if types and headerless else None
     kinds = {name: arrow.bool_() if kind == "bool" else arrow.float64() for name, kind in (types or {}).items()}
     options = module.ReadOptions(
-        block_size=_BYTES, use_threads=False, autogenerate_column_names=headerless and names is None, column_names=names
+        block_size=_BLOCK_BYTES, use_threads=False, autogenerate_column_names=headerless and names is None, column_names=names
     )
     return module.open_csv(file, read_options=options, convert_options=module.ConvertOptions(column_types=kinds))
 
@@ -111,7 +111,7 @@ def is_headerless(file: Path) -> bool:
 
 
 def explain(file: Path, reason: str) -> NoReturn:
-    """Find the line that broke a CSV, and say it.
+    """Find the line that broke a CSV, and raise the error that names it.
 
     Raises:
         InputError: always.
@@ -123,7 +123,7 @@ def explain(file: Path, reason: str) -> NoReturn:
 
 @contextmanager
 def _fields(file: Path) -> Iterator[Any]:
-    """Open a CSV as Python's own reader of it, which counts lines.
+    """Open a CSV with the reader of Python's standard library, which counts lines.
 
     Raises:
         InputError: a line isn't text, or a line or a field is too long, in what is read within the block.
@@ -133,8 +133,8 @@ def _fields(file: Path) -> Iterator[Any]:
         try:
             yield rows
         except csv.Error as error:
-            because = f"line {rows.line_num} can't be parsed ({error}), perhaps since a quote isn't closed"
-            raise InputError(cannot(f"read `{file}`", because, "Mend that line")) from error
+            because = f"line {rows.line_num} can't be parsed ({error}), perhaps because a quote isn't closed"
+            raise InputError(cannot(f"read `{file}`", because, "Correct that line")) from error
 
 
 def _lines(file: Path) -> Generator[str, None, None]:
@@ -144,14 +144,14 @@ def _lines(file: Path) -> Generator[str, None, None]:
         InputError: a line isn't UTF-8, has a NUL in it, or is longer than what is parsed at once.
     """
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as text:
-        for number, line in enumerate(iter(partial(text.readline, _BYTES + 1), ""), 1):
+        for number, line in enumerate(iter(partial(text.readline, _BLOCK_BYTES + 1), ""), 1):
             place = f"line {number}"
-            if len(line) > _BYTES:
-                raise InputError(cannot(f"read `{file}`", f"{place} has more than {_BYTES:,} characters", "Mend that line"))
+            if len(line) > _BLOCK_BYTES:
+                because = f"{place} has more than {_BLOCK_BYTES:,} characters"
+                raise InputError(cannot(f"read `{file}`", because, "Correct that line"))
             if "\0" in line:
-                raise InputError(
-                    cannot(f"read `{file}`", f"{place} has a NUL in it, as UTF-16 and damaged text do", "Save it as UTF-8")
-                )
+                because = f"{place} has a NUL in it, as UTF-16 and damaged text do"
+                raise InputError(cannot(f"read `{file}`", because, "Save it as UTF-8"))
             if not line.isascii() and any("\udc80" <= one <= "\udcff" for one in line):
                 raise InputError(cannot(f"read `{file}`", f"{place} isn't UTF-8", "Save it as UTF-8"))
             yield line
@@ -169,7 +169,7 @@ def _find_fault(file: Path, reader: Any) -> None:
             continue
         if len(row) != len(header):
             because = f"line {reader.line_num} has {len(row)} fields and the first line has {len(header)}"
-            raise InputError(cannot(f"read `{file}`", because, "Mend that line; the file may have been cut short"))
+            raise InputError(cannot(f"read `{file}`", because, "Correct that line; the file may have been cut short"))
         if row == header:
             because = f"line {reader.line_num} repeats the header"
             raise InputError(cannot(f"read `{file}`", because, "Delete that line"))

@@ -1,4 +1,4 @@
-"""File formats: which suffix names which, and what a file must be before any of them reads it."""
+"""File formats: the reader of each suffix, and what a file must be before it is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMATS = tuple(_OPENERS)
 
 
 def open_file(path: str | os.PathLike[str]) -> Shard:
-    """Read what a file's metadata, or its first lines, say of it.
+    """Read a file's metadata, or its first lines.
 
     Raises:
         InputError: it isn't a whole file of one of `FORMATS`, or a column holds no numbers.
@@ -34,7 +34,7 @@ def open_file(path: str | os.PathLike[str]) -> Shard:
 
 
 def check_file(file: Path) -> str:
-    """Return a file's suffix, where it is a known one and the file is there, can be read and isn't empty.
+    """Return the suffix of a file that exists, can be read and isn't empty.
 
     Raises:
         InputError: otherwise.
@@ -51,7 +51,7 @@ def check_file(file: Path) -> str:
         raise InputError(cannot(f"read `{file}`", "there is no such file", "Correct the path")) from error
     except (OSError, ValueError) as error:  # a ValueError for a NUL in the path
         because = (getattr(error, "strerror", None) or str(error)).lower()
-        raise InputError(cannot(f"read `{file}`", because, "Correct the path, or who may read it")) from error
+        raise InputError(cannot(f"read `{file}`", because, "Correct the path or its permissions")) from error
     if not stat.S_ISREG(status.st_mode):
         because = "it is a folder" if stat.S_ISDIR(status.st_mode) else "it isn't a regular file"
         raise InputError(cannot(f"read `{file}`", because, "Correct the path"))

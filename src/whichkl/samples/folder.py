@@ -1,4 +1,4 @@
-"""Folder: a stream over one file or many shards of one format, whose columns were compared when it was opened."""
+"""Folder: a stream over one file, or many of one format and the same columns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from whichkl.samples.file_formats import FORMATS, check_file, open_file
 from whichkl.samples.shard import FilePart, Shard
 from whichkl.samples.stream import PART, Stream
 
-_MOST = 2**20
-"""Rows of a part of very many rows."""
+_MAX_ROWS_PER_PART = 2**20
 _PARTS = 1_024
-"""Parts that a stream is cut into, where that makes them neither smaller than `PART` rows nor larger than `_MOST`."""
+"""Number of parts of a stream, where that makes them neither smaller than `PART` rows nor larger than `_MAX_ROWS_PER_PART`."""
 
 
 class Shards(Stream):
@@ -37,7 +36,7 @@ class Shards(Stream):
             raise InputError(cannot("read this list of files", "it is empty", "Give at least one path"))
         twice = next((file for file, count in Counter(files).items() if count > 1), None)
         if twice is not None:
-            raise InputError(cannot("read this list of files", f"`{twice}` stands in it twice", "Name each file once"))
+            raise InputError(cannot("read this list of files", f"`{twice}` is in it twice", "Name each file once"))
         kinds = {check_file(file): file for file in files}
         if len(kinds) > 1:
             (_, a), (_, b), *_ = kinds.items()
@@ -54,7 +53,7 @@ class Shards(Stream):
 
     @cached_property
     def rows(self) -> int | None:
-        """The number of rows; None for CSV, which doesn't say."""
+        """The number of rows; None for CSV, which doesn't state it."""
         counts = [shard.rows for shard in self.shards]
         return None if None in counts else sum(count for count in counts if count is not None)
 
@@ -66,31 +65,30 @@ class Shards(Stream):
     @cached_property
     def parts(self) -> Sequence[FilePart]:
         """Every file's parts, one after another."""
-        most = min(_MOST, max(PART, (self.rows or 0) // _PARTS))
+        most = min(_MAX_ROWS_PER_PART, max(PART, (self.rows or 0) // _PARTS))
         return tuple(part for shard in self.shards for part in shard.parts(most))
 
 
 def shards_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the sample files of a folder, by name; names that begin with a dot or an underscore are passed over.
+    """List the sample files of a folder, by name; names that begin with a dot or an underscore are ignored.
 
     Raises:
-        InputError: there are none, or something else is among them.
+        InputError: there are none, or there is something else.
     """
     path = Path(folder)
     try:
         entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
     except OSError as error:
         because = (error.strerror or str(error)).lower()
-        raise InputError(cannot(f"read the folder `{path}`", because, "Correct the path, or who may read it")) from error
+        raise InputError(cannot(f"read the folder `{path}`", because, "Correct the path or its permissions")) from error
     if not entries:
         raise InputError(cannot(f"read the folder `{path}`", "it is empty", "Name the folder that holds the files"))
     entries.sort(key=lambda entry: entry.name)
     for entry in entries:
         if os.path.isdir(entry) or entry.suffix.lower() not in FORMATS:
-            because = (
-                f"`{entry.name}` is a folder" if os.path.isdir(entry) else f"`{entry.name}` isn't one of {', '.join(FORMATS)}"
-            )
-            raise InputError(cannot(f"read the folder `{path}`", because, "Move it elsewhere, or give a list of files"))
+            kind = "is a folder" if os.path.isdir(entry) else f"isn't one of {', '.join(FORMATS)}"
+            instead = "Move it elsewhere, or give a list of files"
+            raise InputError(cannot(f"read the folder `{path}`", f"`{entry.name}` {kind}", instead))
     return entries
 
 
@@ -98,25 +96,24 @@ def _compare(first: Shard, other: Shard) -> None:
     """Refuse a shard whose columns aren't the first one's.
 
     Raises:
-        InputError: names, order or types differ; an empty shard's types are not looked at, for they are often guessed.
+        InputError: names, order or types differ. The types of an empty shard don't count, since they are often guessed.
     """
-    a, b = f"`{first.path}`", f"`{other.path}`"
-    because = None
     if first.names == other.names and (other.rows == 0 or first.types == other.types):
         return
-    here, there = set(first.names), set(other.names)
-    missing = [name for name in first.names if name not in there]
-    extra = [name for name in other.names if name not in here]
+    a, b, what = f"`{first.path}`", f"`{other.path}`", "columns"
+    missing, extra = ([name for name in one.names if name not in set(two.names)] for one, two in ((first, other), (other, first)))
     if missing:
         because = f"column `{missing[0]}` of {a} isn't in {b}"
     elif extra:
         because = f"column `{extra[0]}` of {b} isn't in {a}"
     elif first.names != other.names:
-        place = next(i for i, (x, y) in enumerate(zip(first.names, other.names, strict=True)) if x != y)
-        because = f"column {place + 1} is `{first.names[place]}` in {a} and `{other.names[place]}` in {b}"
-    elif other.rows != 0 and first.types != other.types:
-        place = next(i for i, (x, y) in enumerate(zip(first.types, other.types, strict=True)) if x != y)
-        because = f"column `{first.names[place]}` holds {first.types[place]} in {a} and {other.types[place]} in {b}"
-        raise InputError(cannot("read these files together", because, "Write them with the same types"))
-    if because:
-        raise InputError(cannot("read these files together", because, "Write them with the same columns"))
+        i, here, there = _first_difference(first.names, other.names)
+        because = f"column {i + 1} is `{here}` in {a} and `{there}` in {b}"
+    else:
+        i, here, there = _first_difference(first.types, other.types)
+        because, what = f"column `{first.names[i]}` holds {here} in {a} and {there} in {b}", "types"
+    raise InputError(cannot("read these files together", because, f"Write them with the same {what}"))
+
+
+def _first_difference(here: Sequence[str], there: Sequence[str]) -> tuple[int, str, str]:
+    return next((i, x, y) for i, (x, y) in enumerate(zip(here, there, strict=True)) if x != y)

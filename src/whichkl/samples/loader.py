@@ -22,28 +22,30 @@ from whichkl.samples.stream import BLOCK, Block, Part, Stream
 from whichkl.user_code import call_user
 
 _END = object()
-"""What comes after the last batch."""
+"""Marks the end of the batches."""
+_KEPT = ("batch_size", "num_workers", "collate_fn", "timeout", "worker_init_fn", "multiprocessing_context", "prefetch_factor")
+"""Settings of a DataLoader that are kept when it is read in order."""
 
 
 @dataclass(frozen=True)
 class LoaderPart(Part):
-    """All batches of a loader; one part, since a data set needn't bear two readers at once."""
+    """All batches of a loader; one part, since a data set may not allow two readers at once."""
 
     loader: DataLoader[Any] = field(repr=False)
     names: tuple[str, ...] = ()
     context_names: tuple[str, ...] = ()
     digest: str = ""
-    """Of the first batch that was seen: the next reading must begin with it."""
+    """Fingerprint of the first batch: every reading must begin with it."""
     count: int | None = None
     """The number of items, where it's known."""
 
     @property
     def label(self) -> str:
-        """What the data set is."""
+        """The class of the data set."""
         return f"the {type(self.loader.dataset).__name__}"
 
     def blocks(self) -> Iterator[Block]:
-        """Give one block a batch.
+        """Yield one block per batch.
 
         Raises:
             InputError: a batch isn't (m, d) numbers or a pair of them, a cell isn't finite, or the data set gives other
@@ -74,7 +76,7 @@ class LoaderPart(Part):
             if not math.isfinite(values.sum().item()):
                 check_finite(values, names, f"samples (batch {number} of {self.label}, rows from {start:,})")
         if self.names and (block.context is None) == bool(self.context_names):
-            because = f"batch {number} of {self.label} is a pair and the first one isn't, or the other way round"
+            because = f"batch {number} of {self.label} and the first one differ in form: one is a pair"
             raise InputError(cannot("use this DataLoader", because, "Give all batches one form"))
 
 
@@ -82,15 +84,15 @@ class Loaded(Stream):
     """A DataLoader or Dataset, read batch by batch, without shuffling; a batch (x, y) is y given x.
 
     Args:
-        data: a DataLoader, of which the collate function, the batch size and the worker processes are taken over; or a
-            Dataset, read in batches of `BLOCK` items.
+        data: a DataLoader, whose collate function, batch size and worker processes are used; or a Dataset, which is read in
+            batches of `BLOCK` items.
 
     Raises:
         InputError: its sampler chooses rows, it is empty, or its batches aren't numbers.
     """
 
     def __init__(self, data: DataLoader[Any] | Dataset[Any]) -> None:
-        """Read the first batch, which tells the columns."""
+        """Read the first batch, which determines the columns."""
         loader = _in_order(data) if isinstance(data, DataLoader) else DataLoader(data, BLOCK, generator=torch.Generator())
         bare = LoaderPart(loader)
         first = next((block for block in bare.blocks() if len(block)), None)
@@ -126,7 +128,7 @@ def _count(loader: DataLoader[Any]) -> int | None:
 
 
 def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader of the same batches, unshuffled, with the last, smaller one, too."""
+    """Return a loader of the same batches, unshuffled, with the last, smaller batch."""
     if type(loader.sampler) not in (SequentialSampler, RandomSampler) and not isinstance(loader.dataset, IterableDataset):
         chosen = type(loader.sampler).__name__
     elif loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
@@ -134,27 +136,17 @@ def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
     elif isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or loader.sampler._num_samples is not None):
         chosen = "RandomSampler with replacement or num_samples"
     else:
-        return DataLoader(
-            loader.dataset,
-            loader.batch_size,
-            shuffle=False,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=torch.Generator(),
-            prefetch_factor=loader.prefetch_factor,
-        )
+        kept = {name: getattr(loader, name) for name in _KEPT}
+        return DataLoader(loader.dataset, shuffle=False, generator=torch.Generator(), **kept)
     because = f"its sampler, {chosen}, chooses rows, and all rows are read, in order"
     raise InputError(cannot("use this DataLoader", because, "Leave the sampler out; torch.utils.data.Subset chooses rows"))
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield the batches; each is made under its own seeds, so that what is random in the data set is the same each time."""
+    """Yield the batches; each is made under its own seeds, so that a random data set gives the same rows each time."""
     if loader.generator is not None:
         loader.generator.manual_seed(0)
-    do, instead = "read this DataLoader", "Mend its data set"
+    do, instead = "read this DataLoader", "Correct its data set"
     with torch.device("cpu"):  # where it draws the seed of its workers
         iterator = call_user(lambda: iter(loader), do, instead)
     number = 0

@@ -18,26 +18,24 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
 
-_BLOCKS = 16
-"""Blocks that are mapped at once."""
+_BLOCKS_PER_MAP = 16
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 10_000
-"""Most bytes of a header, as NumPy itself has it; of one matrix it has 118."""
+"""Largest header in bytes, as in NumPy; that of one matrix has 118."""
 _MAX_COLUMNS = 2**22
 """Largest number of columns: their names take 60 bytes each."""
 _KEYS = {"descr", "fortran_order", "shape"}
 _NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f(2|4|8|12|16))")
-_LONG = re.compile(r"(?<=\d)L\b")
-"""How Python 2 wrote whole numbers."""
+_PYTHON_2_INTEGER = re.compile(r"(?<=\d)L\b")
 
 
 class Header(NamedTuple):
-    """What an NPY file says of its matrix, held against the file's size."""
+    """The header of an NPY file, compared with the file's size."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, int]
     order: Any
-    """"C" or "F": which of rows and columns lie one after another."""
+    """"C" where rows are contiguous, "F" where columns are."""
     offset: int
     """Bytes before the numbers."""
 
@@ -64,11 +62,11 @@ class NpyPart(FilePart):
         return f"row {self.start + row:,} of `{self.path}`"
 
     def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Map the file anew every few blocks, so that pages that have been read are let go."""
+        """Map the file again every few blocks, so that pages that have been read are released."""
         step = block_rows(len(self.names))
-        for first in range(self.start, self.stop, _BLOCKS * step):
+        for first in range(self.start, self.stop, _BLOCKS_PER_MAP * step):
             with decoding(self.path, partial(_refuse, self.path)):
-                values = self.header.mapped(self.path)[first : min(first + _BLOCKS * step, self.stop)]
+                values = self.header.mapped(self.path)[first : min(first + _BLOCKS_PER_MAP * step, self.stop)]
             for start in range(0, len(values), step):
                 with np.errstate(all="ignore"):  # what is wider than float64 becomes infinite, which is refused later
                     block = np.array(values[start : start + step], dtype=np.float64, order="C")
@@ -77,12 +75,12 @@ class NpyPart(FilePart):
 
 @dataclass(frozen=True)
 class NpyShard(Shard):
-    """An NPY file, as its header tells it."""
+    """The metadata of an NPY file."""
 
     header: Header
 
     def parts(self, rows: int) -> Sequence[NpyPart]:
-        """Cut after every so many rows."""
+        """Cut into parts of this many rows."""
         count = self.rows or 0
         cuts = [(i, min(i + rows, count)) for i in range(0, count, rows)]
         where = (self.path, self.size, self.changed, self.names)
@@ -108,16 +106,16 @@ def _refuse(path: str, reason: str) -> InputError:
 
 
 def _header(path: str, file: BinaryIO) -> Header:
-    """Read the header of a file, and hold what it claims against the file's size before anything is made of it.
+    """Read the header of a file, and compare what it claims with the file's size before anything is allocated.
 
     Raises:
         InputError: it isn't one matrix of numbers, or the file has another size.
         Exception: it isn't a header.
     """
-    said, offset = _literal(file)
-    if not isinstance(said, dict) or set(said) != _KEYS or type(said["fortran_order"]) is not bool:
+    fields, offset = _literal(file)
+    if not isinstance(fields, dict) or set(fields) != _KEYS or type(fields["fortran_order"]) is not bool:
         raise ValueError("its header isn't one of NPY")
-    kind, shape = said["descr"], said["shape"]
+    kind, shape = fields["descr"], fields["shape"]
     if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind):
         raise _refuse(path, f"its type is `{kind}`, not a number")
     if not isinstance(shape, tuple) or any(type(one) is not int or not 0 <= one < 2**63 for one in shape):
@@ -126,16 +124,16 @@ def _header(path: str, file: BinaryIO) -> Header:
         raise InputError(cannot(f"read `{path}`", f"its shape is `{shape}`, not (n, d)", "Save one row a draw"))
     rows, columns = (*shape, 1)[:2]
     if columns > _MAX_COLUMNS:
-        because = f"it has {columns:,} columns, and {_MAX_COLUMNS:,} are the most"
+        because = f"it has {columns:,} columns, and at most {_MAX_COLUMNS:,} are read"
         raise InputError(cannot(f"read `{path}`", because, "Save one row a draw"))
     dtype, size = np.dtype(kind), os.fstat(file.fileno()).st_size - offset
     if rows * columns * dtype.itemsize != size:
         raise ValueError(f"{rows:,} × {columns:,} numbers are {rows * columns * dtype.itemsize:,} bytes, and it has {size:,}")
-    return Header(dtype, (rows, columns), "F" if said["fortran_order"] else "C", offset)
+    return Header(dtype, (rows, columns), "F" if fields["fortran_order"] else "C", offset)
 
 
 def _literal(file: BinaryIO) -> tuple[Any, int]:
-    """Return what a header says, and where it ends; a literal of Python, in which nothing is run."""
+    """Return the content of a header, and where it ends. It is a literal of Python: nothing in it is run."""
     start = file.read(len(_MAGIC) + 2)
     if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + 2:
         raise ValueError("it doesn't begin as one")
@@ -149,4 +147,4 @@ def _literal(file: BinaryIO) -> tuple[Any, int]:
     if len(text) < length:
         raise ValueError("its header is cut short")
     written = text.decode("utf-8" if version == 3 else "latin-1").strip()
-    return ast.literal_eval(written if version == 3 else _LONG.sub("", written)), file.tell()
+    return ast.literal_eval(written if version == 3 else _PYTHON_2_INTEGER.sub("", written)), file.tell()

@@ -15,9 +15,10 @@ from whichkl._checks import InputError, require
 from whichkl.samples.columns import check_columns, check_names, check_types, is_plain, rows_of
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
 
-_BUFFER, _BUFFERS = 65_536, 2**28
-"""Bytes that are read at once of each column, and of all columns together."""
-_MIN_BUFFER = 4_096
+_MIN_BUFFER, _MAX_BUFFER = 4_096, 65_536
+"""Bounds of the bytes that are read at once of each column."""
+_ALL_BUFFERS = 2**28
+"""Bytes that are read at once of all columns together."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class ParquetPart(FilePart):
     def _open(self) -> Any:
         footer = _footer(self.path, self.size, self.changed)
         module = require("pyarrow.parquet", "app")
-        buffer = max(_MIN_BUFFER, min(_BUFFER, _BUFFERS // len(self.names)))
+        buffer = max(_MIN_BUFFER, min(_MAX_BUFFER, _ALL_BUFFERS // len(self.names)))
         return module.ParquetFile(
             self.path, metadata=footer, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True
         )
 
     def _explain(self, reason: str) -> InputError:
-        """Read the row groups again, and of a broken one half the columns, a quarter, …, to find the one that is broken."""
+        """Find the broken column by bisection: read the row groups again, and half the columns of a broken one."""
         for group in range(*self.groups):
             names = list(self.names)
             error = self._error(group, names)
@@ -76,7 +77,7 @@ class ParquetPart(FilePart):
         return refuse_broken(self.path, "parquet", reason)
 
     def _error(self, group: int, names: list[str]) -> InputError | None:
-        """Read some columns of a row group; return what is wrong with them."""
+        """Read some columns of a row group, and return the error that this raises."""
         try:
             with decoding(self.path, partial(refuse_damaged, self.path, f"column `{names[0]}` of row group {group}")):
                 with self._open() as file:
@@ -89,13 +90,13 @@ class ParquetPart(FilePart):
 
 @dataclass(frozen=True)
 class ParquetShard(Shard):
-    """A Parquet file, as its footer tells it."""
+    """The metadata of a Parquet file."""
 
     counts: tuple[int, ...] = field(repr=False)
     """The rows of each row group."""
 
     def parts(self, rows: int) -> Sequence[ParquetPart]:
-        """Put row groups together until there are so many rows; a larger one stays by itself."""
+        """Join row groups to parts of at most this many rows; a larger row group is a part of its own."""
         found, first, have = [], 0, 0
         for group, count in enumerate(self.counts):
             if have and have + count > rows:
@@ -129,14 +130,14 @@ def open_parquet(path: str) -> ParquetShard:
 def _check_footer(footer: Any, schema: Any, counts: Sequence[int]) -> None:
     """Refuse a footer that contradicts itself, since no checksum covers it.
 
-    Where Arrow wrote it, it has the types of its columns twice; uint32 can be stored as int64. What pyarrow says of a column of a
-    row group isn't asked for: of a damaged one it ends the process.
+    A footer that Arrow wrote holds the types of its columns twice; uint32 can be stored as int64. The metadata of single columns
+    aren't read: pyarrow ends the process where they are damaged.
 
     Raises:
         ValueError: row groups have other rows than the file, or a column has another type than it was written with.
     """
     if sum(counts) != footer.num_rows or any(count < 0 for count in counts):
-        raise ValueError(f"its footer tells of {footer.num_rows:,} rows, and its row groups of {sum(counts):,}")
+        raise ValueError(f"its footer states {footer.num_rows:,} rows, and its row groups {sum(counts):,}")
     written = (footer.metadata or {}).get(b"ARROW:schema")
     if written is None:
         return

@@ -16,34 +16,34 @@ from torch import Tensor
 from whichkl._checks import InputError, ResourceError, WhichklError, cannot
 from whichkl.samples.stream import Block, Part
 
-_ROWS = 32_768
-"""Rows of a file that are read at once: what Python does for a block should be little beside them."""
-_VALUES = 2**19
-"""Values of a block, where its rows aren't few: what is made of them should stay in the processor's cache."""
+_MAX_ROWS_PER_BLOCK = 32_768
+"""Enough rows that Python's overhead per block doesn't count."""
+_CACHED_VALUES = 2**19
+"""Values of a block that stay in the processor's cache; a block of 512 rows or fewer may have more."""
 _MAX_VALUES = 2**25
 """Largest number of values of a block, 256 MB, however many columns there are."""
 
 
 def block_rows(columns: int) -> int:
-    """Return how many rows of so many columns make a block of a file: fewer of wide ones.
+    """Return the number of rows in a block of a file; wide rows make smaller blocks.
 
     >>> block_rows(2), block_rows(16), block_rows(1_000), block_rows(1_000_000)
     (32768, 32768, 524, 33)
     """
-    return max(1, min(512, _MAX_VALUES // columns), min(_ROWS, _VALUES // columns))
+    return max(1, min(512, _MAX_VALUES // columns), min(_MAX_ROWS_PER_BLOCK, _CACHED_VALUES // columns))
 
 
 @dataclass(frozen=True)
 class FilePart(Part):
-    """A piece of a file. It knows the file's size when the stream was opened, so that another file isn't taken for it."""
+    """A piece of a file. It knows the size that the file had when the stream was opened, so that a changed file is noticed."""
 
     path: str
     size: int
     changed: int
-    """When, in nanoseconds; for telling fits apart, not checked, since copies on other machines have other dates."""
+    """Time of the last change in nanoseconds; it identifies data, and isn't checked, since copies on other machines differ."""
     names: tuple[str, ...]
     count: int | None
-    """The number of its rows, as the file's metadata tell it; None where they don't."""
+    """The number of its rows, where the file's metadata state it."""
 
     @abstractmethod
     def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
@@ -55,7 +55,7 @@ class FilePart(Part):
         """
 
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Read its rows, and refuse a part that doesn't have as many as the file's metadata tell.
+        """Read its rows, and refuse a part with another number of rows than the file's metadata state.
 
         Raises:
             InputError: the file is missing, has changed or is broken.
@@ -70,26 +70,26 @@ class FilePart(Part):
             yield x
         if self.count is not None and found != self.count:
             held = f"more than {self.count:,}" if found > self.count else f"only {found:,}"
-            because = f"{self.label} holds {held} rows, and its metadata tell of {self.count:,}"
+            because = f"{self.label} holds {held} rows, and its metadata state {self.count:,}"
             raise InputError(cannot(f"read `{self.path}`", because, _REWRITE))
 
     def place(self, row: int) -> str:
-        """Say where the row of this number in this part lies in the file."""
+        """Return where the row of this number in this part is in the file, for messages."""
         return f"row {row:,} of {self.label}"
 
     def blocks(self) -> Iterator[Block]:
-        """Read its rows, and refuse those that hold what isn't a finite number.
+        """Read its rows, and refuse those with a value that isn't finite.
 
         Raises:
             InputError: the file is missing, has changed or is broken, or a cell is missing, NaN or infinite.
         """
-        start, weights = 0, torch.ones(_ROWS, dtype=torch.float64, device="cpu")
+        start, weights = 0, torch.ones(_MAX_ROWS_PER_BLOCK, dtype=torch.float64, device="cpu")
         for x in self.rows():
             total = x.sum(0)
             if not math.isfinite(total.sum().item()):  # a sum can also overflow, so look closely
                 self._refuse(x, start)
             start += len(x)
-            w = weights[: len(x)] if len(x) <= _ROWS else torch.ones(len(x), dtype=torch.float64, device="cpu")
+            w = weights[: len(x)] if len(x) <= _MAX_ROWS_PER_BLOCK else torch.ones(len(x), dtype=torch.float64, device="cpu")
             yield Block(x, w, fresh=True, total=total)
 
     def _check_file(self) -> None:
@@ -115,14 +115,14 @@ class FilePart(Part):
 
 @dataclass(frozen=True)
 class Shard(ABC):
-    """What the metadata of a file say of it.
+    """The metadata of a file.
 
     Args:
         path: the file, absolute.
         size: its bytes.
         changed: when it was last written, in nanoseconds.
         names: its column names.
-        types: their types, in words that can be compared with another shard's.
+        types: their types, as text that can be compared with another shard's.
         rows: how many there are; None where that isn't known without reading them all.
     """
 
@@ -135,12 +135,12 @@ class Shard(ABC):
 
     @property
     def bytes_in_memory(self) -> int:
-        """Bytes of its values in float64, whatever the file's size: what was compressed can be a thousand times larger."""
+        """Bytes of its values in float64, which can be a thousand times the size of a compressed file."""
         return 8 * (self.rows or 0) * len(self.names)
 
     @abstractmethod
     def parts(self, rows: int) -> Sequence[FilePart]:
-        """Cut the file into parts of about so many rows, as its format allows; the same ones each time."""
+        """Cut the file into parts of about this many rows, as its format allows; always the same parts."""
 
 
 def stamp(path: str) -> tuple[str, int, int]:
@@ -151,11 +151,11 @@ def stamp(path: str) -> tuple[str, int, int]:
 
 @contextmanager
 def decoding(path: str, refusal: Callable[[str], InputError]) -> Iterator[None]:
-    """Turn whatever a decoder raises on the bytes of a file into one error of ours.
+    """Turn whatever a decoder raises into one error that names the file.
 
     Args:
         path: the file.
-        refusal: makes the error for a broken file of what the decoder said.
+        refusal: returns the error for a message of the decoder.
 
     Raises:
         InputError: the file is broken.
@@ -177,9 +177,9 @@ _REWRITE = "Write it again; a copy may have been damaged"
 
 
 def refuse_broken(path: str, kind: str, reason: str) -> InputError:
-    """Return the error for a file that isn't what its suffix says, or isn't whole."""
+    """Return the error for a file that isn't of the format of its suffix, or isn't whole."""
     because = f"it isn't a whole {kind} file ({reason})"
-    return InputError(cannot(f"read `{path}`", because, "Write it anew; a copy may have been cut short"))
+    return InputError(cannot(f"read `{path}`", because, "Write it again; a copy may have been cut short"))
 
 
 def refuse_damaged(path: str, place: str, reason: str) -> InputError:

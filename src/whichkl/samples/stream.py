@@ -1,4 +1,4 @@
-"""Stream: samples as an ordered list of parts, each read block by block, so that memory doesn't grow with their number."""
+"""Stream: samples as an ordered list of parts, each read block by block, so that memory doesn't grow with the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 16_384
-"""Rows that are worked on at once: few enough for the processor's cache, many enough for its matrix units."""
+"""Rows that are processed at once: few enough for the processor's cache, many enough for its matrix units."""
 PART = 65_536
 """Rows of a part of samples in memory."""
 
@@ -26,15 +26,15 @@ class Block:
     w: Float[Tensor, " m"]
     context: Float[Tensor, "m c"] | None = None
     first: int = 0
-    """The number of its first row, in a numbering of its part's own: what tells which rows are held out."""
+    """The number of its first row within its part; it decides which rows are held out."""
     fresh: bool = False
-    """Whether its x was made for this reading alone, so that whoever reads it may write over it."""
+    """Whether its x was allocated for this reading, so that its reader may overwrite it."""
     total: Float[Tensor, " d"] | None = None
-    """The column sums of x, where all rows weigh 1 and the reader took them to see that all is finite."""
+    """The column sums of x, where all weights are 1 and the reader computed them to check that x is finite."""
     log_p: Float[Tensor, " m"] | None = None
-    """Log p of the rows, where a solver reads it beside them."""
+    """Log p of the rows, where a solver reads both."""
     keys: Int[Tensor, " m"] | None = None
-    """Numbers that are the same for equal rows, where these are to be held out together."""
+    """Numbers that equal rows share, where equal rows must be held out together."""
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -48,12 +48,12 @@ class Block:
 
 
 class Part(ABC):
-    """A piece of a stream that one worker reads by itself; small when pickled, where its rows lie in a file."""
+    """A piece of a stream that one worker reads; it is small when pickled if its rows are in a file."""
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """Where its rows come from, such as ``"`a.parquet`, row group 3"``, for messages."""
+        """The source of its rows for messages, such as ``"`a.parquet`, row group 3"``."""
 
     @abstractmethod
     def blocks(self) -> Iterator[Block]:
@@ -65,7 +65,7 @@ class Part(ABC):
 
 
 class Stream(ABC):
-    """Samples in parts. What it says of itself is read once: from metadata, and from the first rows."""
+    """Samples in parts. Names and sizes are read once, from metadata and from the first rows."""
 
     names: tuple[str, ...]
     """The d column names."""
@@ -80,7 +80,7 @@ class Stream(ABC):
     @property
     @abstractmethod
     def rows(self) -> int | None:
-        """The number of rows, where it can be told without reading them all."""
+        """The number of rows, where it is known without reading them all."""
 
     @property
     def about(self) -> int:
@@ -94,7 +94,7 @@ class Stream(ABC):
 
     @property
     def identity(self) -> str:
-        """What tells this stream from others: its parts, with the size and time of their files."""
+        """A hash that identifies this stream: its parts, with the size and time of their files."""
         return hashlib.sha256("\n".join(repr(part) for part in self.parts).encode()).hexdigest()
 
     @cached_property
@@ -134,5 +134,5 @@ def joined(blocks: Sequence[Block]) -> Block:
 
 
 def slices(block: Block) -> tuple[Slice, ...]:
-    """Cut rows in memory into parts of `PART` rows, whatever the machine, so that sums over them are the same everywhere."""
+    """Cut rows in memory into parts of `PART` rows on every machine, so that sums over them are the same everywhere."""
     return tuple(Slice(block.take(slice(i, i + PART)), i) for i in range(0, len(block), PART))  # type: ignore[arg-type]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
 from whichkl._checks import InputError, cannot
-from whichkl.study.needs import COST, Need
-from whichkl.study.paired import FEWEST, Array
+from whichkl.study.measures import COST
+from whichkl.study.needs import Need
+from whichkl.study.paired import MIN_PAIRS, Array
 
 Cells = dict[str, dict[int, Mapping[str, Any]]]
 """Rows by arm and seed."""
@@ -19,29 +21,29 @@ Cells = dict[str, dict[int, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Arm:
-    """A family with an objective, and what became of its cells."""
+    """A family with an objective, and how its cells ended."""
 
     name: str
     cells: int
     finished: int
     failed: int
     stopped: int
-    """Of those finished, how many ended without having converged."""
+    """Number of finished cells that hadn't converged."""
     cost: float
-    """Mean evaluations of a finished cell; NaN where none is."""
+    """Mean evaluations of the finished cells; NaN where there are none."""
     error: str = ""
-    """Of the first cell that failed."""
+    """Error of the first cell that failed."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a verdict is made from."""
+    """The numbers that a verdict compares."""
 
     arms: tuple[Arm, ...]
     needs: tuple[tuple[Need, str], ...]
-    """Those with a column that has values, and that column."""
+    """Needs with a column that has values, and that column."""
     values: tuple[Array, ...]
-    """For each need, seeds × arms; less is better, NaN where a cell failed or has no value."""
+    """A matrix per need, seeds × arms; less is better, NaN where a cell failed or has no value."""
     up_to: frozenset[str]
     """Columns that are known up to a constant."""
     notes: tuple[str, ...]
@@ -56,24 +58,44 @@ def arm_of(row: Mapping[str, Any]) -> str:
     return f"{row['family']} · {row['objective']}"
 
 
-def arms_of(rows: Sequence[Mapping[str, Any]]) -> Cells:
+def rows_by_arm(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of each arm, in their order."""
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        arms.setdefault(arm_of(row), []).append(row)
+    return arms
+
+
+def mean_and_error(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[float, float | None] | None:
+    """Return the mean of a column over the rows that have it, and its standard error.
+
+    None where no row has the column. The error is None where there is one value, or an infinite one.
+    """
+    values = [float(row[column]) for row in rows if row.get(column) is not None]
+    if not values:
+        return None
+    has_error = len(values) > 1 and all(map(math.isfinite, values))
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if has_error else None
+
+
+def cells_by_arm(rows: Sequence[Mapping[str, Any]]) -> Cells:
     """Return the rows by arm and seed, in their order.
 
     Raises:
-        InputError: a seed stands twice in an arm, which isn't new evidence.
+        InputError: an arm has a seed twice, which adds no evidence.
     """
     arms: Cells = {}
     for row in rows:
         mine = arms.setdefault(arm_of(row), {})
         if row["seed"] in mine:
-            because = f"seed {row['seed']} of {arm_of(row)} stands twice"
+            because = f"{arm_of(row)} has seed {row['seed']} twice"
             raise InputError(cannot("decide", because, "Give each cell once"))
         mine[row["seed"]] = row
     return arms
 
 
 def scores_of(rows: Sequence[Mapping[str, Any]], arms: Cells, needs: Sequence[Need]) -> Scores:
-    """Lay the values of each need out by seed and arm."""
+    """Return the values of each need as a matrix, seeds × arms."""
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     kept, values, notes, up_to = [], [], [], set()
     for need in needs:
@@ -82,7 +104,7 @@ def scores_of(rows: Sequence[Mapping[str, Any]], arms: Cells, needs: Sequence[Ne
             continue
         constants = {row.get(f"{column}_up_to") for row in rows if row.get(column) is not None}
         if len(constants) > 1:
-            notes.append(f"{column} isn't judged: its cells are known up to different constants.")
+            notes.append(f"{column} isn't judged: its values are known up to different constants.")
             continue
         if constants != {None}:
             up_to.add(column)
@@ -104,26 +126,21 @@ def _value(row: Mapping[str, Any] | None, column: str) -> float:
 def _arm(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
     bad = [row for row in rows if row["status"] == "failed"]
     good = [row for row in rows if row["status"] != "failed"]
-    costs = [float(row[COST]) for row in good if row.get(COST) is not None]
+    costs = [float(row[COST.name]) for row in good if row.get(COST.name) is not None]
     stopped = sum(row["status"] == "stopped" for row in good)
     cost = fmean(costs) if costs else float("nan")
     return Arm(name, len(rows), len(good), len(bad), stopped, cost, str(bad[0].get("error") or "") if bad else "")
 
 
 def _doubts(arms: Cells, column: str, need: Need) -> list[str]:
-    """Say where a column's own error bars call it unreliable, or where it is missing though the cell didn't fail."""
-    doubted, missing, cells = 0, 0, 0
-    for mine in arms.values():
-        if len(mine) < FEWEST:
-            continue
-        for row in mine.values():
-            if row["status"] != "failed":
-                cells += 1
-                missing += row.get(column) is None
-                doubted += row.get(column) is not None and row.get(f"{column}_reliable") is False
+    """Note how many values of a column are unreliable by their own error bars, or missing though the cell didn't fail."""
+    judged = [row for mine in arms.values() if len(mine) >= MIN_PAIRS for row in mine.values() if row["status"] != "failed"]
+    known = [row for row in judged if row.get(column) is not None]
+    missing, doubted = len(judged) - len(known), sum(row.get(f"{column}_reliable") is False for row in known)
+    of = f"in {{:,}} of {len(judged):,} cells"
     notes = []
     if missing:
-        notes.append(f"{column} ({need.name}) couldn't be measured in {missing:,} of {cells:,} cells, which are left out of it.")
+        notes.append(f"{column} ({need.name}) couldn't be measured {of.format(missing)}, which are left out.")
     if doubted:
-        notes.append(f"{column} ({need.name}) is called unreliable in {doubted:,} of {cells:,} cells; the table's notes say why.")
+        notes.append(f"{column} ({need.name}) is called unreliable {of.format(doubted)}; the table's notes tell why.")
     return notes

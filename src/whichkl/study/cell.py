@@ -1,11 +1,12 @@
-"""Cell: one fit under a budget, and its scorecard; what goes wrong is written down as its result."""
+"""Cell: one fit under a budget, and its scorecard; what goes wrong in it is recorded as its result."""
 
 from __future__ import annotations
 
 import json
 import time
 import traceback
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from whichkl._checks import ResourceError, plain
@@ -18,65 +19,80 @@ from whichkl.process.threads import one_thread
 from whichkl.solvers.work import Work
 from whichkl.study.held_out import Held, split
 from whichkl.study.measures import FIELDS
-from whichkl.study.plan import Cell, Plan, family_text
+from whichkl.study.plan import Cell, Plan
 from whichkl.study.scorecard import Scorecard, score
 from whichkl.targets import Target
 
-_CURVE = 200
-"""Numbers of a training curve that are kept, evenly, at most."""
+_MAX_CURVE_POINTS = 200
+"""Largest number of losses of a training curve that are kept, at equal distances."""
+_MAX_ERROR_LENGTH = 2_000
+"""Most characters of an error that a row keeps."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a cell came to: a row of the table, and the files that hold everything behind it."""
+    """The result of a cell: a row of the table, and the files with its details."""
 
     row: dict[str, Any]
     files: dict[str, bytes]
-    """`cell.json`, and of a cell that didn't fail the fit: `fit/fit.json` and its weights."""
+    """`cell.json` and, if the cell didn't fail, the fit: `fit/fit.json` and its weights."""
     seconds: dict[str, float]
 
 
-class Bench:
+@dataclass(frozen=True)
+class Finished:
+    """The result of the work on a cell: columns of its row, details, and the files of its fit."""
+
+    columns: dict[str, Any]
+    details: dict[str, Any]
+    fit: dict[str, bytes]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Bench(ABC):
+    """Works on the cells of a plan, one after another."""
+
+    @abstractmethod
+    def work(self, cell: Cell) -> Finished:
+        """Fit and score a cell; whatever it raises, except `ResourceError`, is the result of the cell."""
+
+    def run(self, cell: Cell) -> Outcome:
+        """Fit and score a cell, and record an error as its result.
+
+        Raises:
+            ResourceError: memory, a cluster or a disk fails, which says nothing about the cell.
+        """
+        begun = time.perf_counter()
+        try:
+            with one_thread():
+                found = self.work(cell)
+        except ResourceError:
+            raise
+        except Exception as error:  # a fit that fails is a result of the study
+            refuse_if_ran_out(error, f"continue this study in the cell {cell.arm}, seed {cell.seed}")
+            found = Finished(_failure(f"{type(error).__name__}: {error}"), {"traceback": traceback.format_exc(limit=-6)}, {})
+        return _outcome(cell, found, time.perf_counter() - begun)
+
+
+class FitBench(Bench):
     """Works on the cells of a plan, and keeps the held-out draws of a seed for its next cell."""
 
     def __init__(self, plan: Plan, workers: Workers | None = None) -> None:
-        """Take the plan, and where passes over the rows run: in threads unless said."""
+        """Take the plan, and where passes over the rows run: in threads by default."""
         self.plan, self.workers = plan, workers or Threads()
         self._seed: int | None = None
         self._split: tuple[Target, Held] | None = None
 
-    def run(self, cell: Cell) -> Outcome:
-        """Fit and score a cell.
-
-        Raises:
-            ResourceError: memory, a cluster or a disk fails, which says nothing of the cell.
-        """
-        begun = time.perf_counter()
-        seconds: dict[str, float] = {}
-        row = _row(self.plan, cell)
-        try:
-            with one_thread():
-                details, files = self._measured(cell, row, seconds)
-        except ResourceError:
-            raise
-        except Exception as error:  # a fit that fails is a result of the study
-            refuse_if_ran_out(error, f"go on with this study in the cell {cell.arm}, seed {cell.seed}")
-            row |= {"status": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:2_000]}
-            details, files = {"traceback": traceback.format_exc(limit=-6)}, {}
-        seconds["total"] = time.perf_counter() - begun
-        body = {"config": cell.config, "row": row, "details": details}
-        files["cell.json"] = json.dumps(plain(body), indent=1, allow_nan=False).encode()
-        return Outcome(row, files, seconds)
-
-    def _measured(self, cell: Cell, row: dict[str, Any], seconds: dict[str, float]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def work(self, cell: Cell) -> Finished:
+        """Solve under the budget, score on draws that no fit of this seed has seen, and keep the fit."""
         plan, begun = self.plan, time.perf_counter()
-        target, held = self._of_seed(cell.seed)
+        target, held = self._split_of(cell.seed)
         family, objective = plan.families[cell.family], plan.objectives[cell.objective]
         with target.evaluations.capped(plan.budget) as used:
             work = Work(self.workers, evaluations=target.evaluations)
             solved = solve(target, family, objective, None, cell.seed, work, judged=False)
             is_cut = target.evaluations.is_cut
-        seconds["fit"] = time.perf_counter() - begun
+        seconds = {"fit": time.perf_counter() - begun}
         solution, total = solved.solution, sum(used.values())
         converged = solution.best.converged
         is_over = plan.budget is not None and (is_cut or total > plan.budget or (total == plan.budget and not converged))
@@ -84,7 +100,7 @@ class Bench:
         seconds["score"] = time.perf_counter() - begun - seconds["fit"]
         if is_over:
             card.notes.insert(0, f"the budget of {plan.budget:,} evaluations ran out: {total:,} were used")
-        row |= {
+        columns = {
             "status": "converged" if converged and not is_over else "stopped",
             "solver": solved.solver.name,
             "iterations": solution.iterations,
@@ -95,39 +111,38 @@ class Bench:
             **card.columns,
             "notes": "; ".join([*card.notes, *solution.notes]),
         }
-        fit = _fit(solved, target, card, row["status"], used, cell.seed)
-        files = {f"fit/{name}": data for name, data in fit.files().items()}
-        step = -(-len(solution.history) // _CURVE)
+        fit = _fit(solved, target, card, columns["status"], used, cell.seed)
+        step = -(-len(solution.history) // _MAX_CURVE_POINTS)
         training = {"training": list(solution.history[::step])} if solution.history else {}
-        return {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"], **training}, files
+        details = {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"], **training}
+        return Finished(columns, details, fit.files(), seconds)
 
-    def _of_seed(self, seed: int) -> tuple[Target, Held]:
+    def _split_of(self, seed: int) -> tuple[Target, Held]:
         if self._split is None or self._seed != seed:
             self._seed, self._split = seed, split(self.plan, seed)
         return self._split
 
 
-def failed(plan: Plan, cell: Cell, why: str) -> Outcome:
-    """Return the outcome of a cell that took its worker with it."""
-    row = _row(plan, cell) | {"status": "failed", "error": why}
-    body = {"config": cell.config, "row": row, "details": {}}
-    return Outcome(row, {"cell.json": json.dumps(plain(body), indent=1, allow_nan=False).encode()}, {"total": 0.0})
+def failed(cell: Cell, why: str) -> Outcome:
+    """Return the outcome of a cell whose worker died."""
+    return _outcome(cell, Finished(_failure(why), {}, {}), 0.0)
 
 
-def _row(plan: Plan, cell: Cell) -> dict[str, Any]:
-    head = {
-        "cell": cell.key,
-        "family": family_text(plan.families[cell.family]),
-        "objective": plan.objectives[cell.objective].spec,
-        "seed": cell.seed,
-        "budget": plan.budget,
-        "error": None,
-    }
-    return {**dict.fromkeys(FIELDS), **head}
+def _failure(why: str) -> dict[str, Any]:
+    return {"status": "failed", "error": " ".join(why.split())[:_MAX_ERROR_LENGTH]}
+
+
+def _outcome(cell: Cell, found: Finished, total: float) -> Outcome:
+    head = {"cell": cell.key, "family": cell.names[0], "objective": cell.names[1], "seed": cell.seed}
+    row = {**dict.fromkeys(FIELDS), **head, "budget": cell.config.get("budget"), **found.columns}
+    body = {"config": cell.config, "row": row, "details": found.details}
+    text = json.dumps(plain(body), indent=1, allow_nan=False)
+    files = {f"fit/{name}": data for name, data in found.fit.items()} | {"cell.json": text.encode()}
+    return Outcome(row, files, {**found.seconds, "total": total})
 
 
 def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dict[str, int], seed: int) -> Any:
-    """The fit, its value that of what it minimised on unseen draws, as far as it was measured."""
+    """Return the fit; its value is that of its objective on unseen draws, as far as it was measured."""
     s, values = solved.solution, card.values
     value = values.get(solved.objective.name) or next(iter(values.values()), None)
     if value is None:

@@ -15,10 +15,10 @@ from whichkl.distillation.target import DistillationTarget
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.cell import Outcome
 from whichkl.study.distilling import distillation_plan_of
-from whichkl.study.engines import here, on_ray
+from whichkl.study.engines import AnyPlan, here, on_ray
 from whichkl.study.ledger import Ledger, Stored, stored_of
 from whichkl.study.pilot import rungs, survivors
-from whichkl.study.plan import Cell, Metric, Plan, plan_of
+from whichkl.study.plan import Cell, Metric, plan_of
 from whichkl.study.result import Study, ordered
 from whichkl.study.table import write_tables
 from whichkl.targets import Target
@@ -26,16 +26,16 @@ from whichkl.targets import Target
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a study is: told once at its start, and after every cell."""
+    """The progress of a study; reported at its start, and after every cell."""
 
     done: int
     of: int
-    """Cells that are planned now; a pilot plans fewer as it drops arms."""
+    """Number of cells that are planned; a pilot plans fewer as it drops arms."""
     skipped: int
-    """Of those done, how many an earlier run had finished."""
+    """Number of the done cells that an earlier run had finished."""
     failed: int
     cell: Stored | None
-    """The last one."""
+    """The cell that was done last."""
 
 
 @plain_modes()
@@ -56,25 +56,25 @@ def compare(
     recompute: bool = False,
     tell: Callable[[Progress], None] | None = None,
 ) -> Study:
-    """Fit families by objectives from several seeds at equal cost, and score each fit on draws that none has seen.
+    """Fit families by objectives from several seeds at equal cost, and score each fit on draws that no fit has seen.
 
-    What a cell costs is counted by the target: log densities, scores, fresh draws, reads of fixed rows. Of fixed samples
-    each seed holds out others, and all cells of a seed are scored on the same draws, so that arms can be compared in pairs.
+    The target counts what a cell costs: log densities, scores, fresh draws, reads of fixed rows. Each seed holds out other rows
+    of fixed samples. All cells of a seed are scored on the same draws, so that arms can be compared in pairs.
 
     Args:
         target: a `Target`, or anything that `Target.of` takes; or a `whichkl.distillation.DistillationTarget`.
-        families: families or their names; what `fit` takes unless said. Of a distillation, students by name.
-        objectives: objectives or their names; forward and reverse KL, as far as the access allows, unless said.
+        families: families or their names; by default the one that `fit` takes. For a distillation, students by name.
+        objectives: objectives or their names; by default forward and reverse KL, as far as the access allows.
         seeds: how many, or which.
-        budget: evaluations that a solver may use in a cell; one that runs out is `stopped`, with what it has.
-        metrics: names of the scorecard (`whichkl.study.MEASURES`), all unless said, and functions f(model, draws) of your own.
-        out: a folder for the cells and tables; the same call goes on where a killed one was, and reruns nothing.
+        budget: evaluations that a solver may use in a cell; one that runs out is `stopped`, and keeps its best model.
+        metrics: names of the scorecard (`whichkl.study.MEASURES`), by default all, and functions f(model, draws) of your own.
+        out: a folder for the cells and tables. If interrupted, make the same call again to resume; finished cells are kept.
         cluster: ``"auto"`` or the address of a Ray cluster.
-        workers: so many processes on this machine, also by Ray.
+        workers: number of processes on this machine, also by Ray.
         pilot: whether to drop the worse half of the arms after two seeds, and again after four.
         held_out: share of fixed samples that no fit of a seed sees.
-        draws: fresh draws of p and q on which a cell is scored.
-        recompute: whether to compute cells anew that failed, or whose files are corrupt.
+        draws: number of fresh draws of p and of q on which a cell is scored.
+        recompute: whether to compute cells again that failed, or whose files are corrupt.
         tell: called after every cell.
 
     Raises:
@@ -90,9 +90,9 @@ def compare(
     """
     if isinstance(target, DistillationTarget):
         if budget is not None or metrics is not None:
-            because = "students are trained by the schedule of the target, and scored by one card"
+            because = "the target fixes how students are trained, and all measures are always taken"
             raise InputError(cannot("set `budget=` or `metrics=` of distillations", because, "Leave them out"))
-        plan: Any = distillation_plan_of(target, families, objectives, seeds)
+        plan: AnyPlan = distillation_plan_of(target, families, objectives, seeds)
     else:
         plan = plan_of(target, families, objectives, seeds, budget, metrics, held_out=held_out, draws=draws)
     return run(plan, out, cluster, workers, pilot=pilot, recompute=recompute, tell=tell)
@@ -100,7 +100,7 @@ def compare(
 
 @plain_modes()
 def run(
-    plan: Plan,
+    plan: AnyPlan,
     out: str | os.PathLike[str] | None = None,
     cluster: str | None = None,
     workers: int | None = None,
@@ -113,31 +113,26 @@ def run(
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise InputError(cannot(f"use `workers={workers!r}`", "it isn't a whole number of at least 1", "Give, say, 4"))
     if workers is not None and cluster is not None:
-        raise InputError(
-            cannot("use both `workers=` and `cluster=`", "workers are processes of this machine", "Give one of them")
-        )
+        because = "workers are processes of this machine"
+        raise InputError(cannot("use both `workers=` and `cluster=`", because, "Give one of them"))
     ray = Ray("local", most=workers) if workers is not None else None if cluster is None else workers_of(cluster)
-    config = {**plan.config, "pilot": pilot}
+    config, folder = {**plan.config, "pilot": pilot}, None if out is None else Path(out)
     with contextlib.ExitStack() as stack:
-        store: _Store = _Memory()
-        if out is not None:
-            store = stack.enter_context(Ledger.opened(Path(out), config, recompute=recompute))
+        store: _Memory | Ledger = _Memory()
+        if folder is not None:
+            store = stack.enter_context(Ledger.opened(folder, config, recompute=recompute))
         work = _Run(plan, store, ray if isinstance(ray, Ray) else None, tell or (lambda _: None))
-        cells, dropped = work.piloted() if pilot else (work.finish(plan.cells), ())
-        study = Study(ordered(cells, config), config, None if out is None else Path(out), dropped, _drawn(plan))
-        if isinstance(store, Ledger) and study.folder is not None:
-            store.settle()  # a table never tells of a cell that isn't there
-            write_tables(study.folder, study.cells, study.table)
+        cells, dropped = work.finish_with_pilot() if pilot else (work.finish(plan.cells), ())
+        target = plan.target if isinstance(plan.target, Target) else None
+        study = Study(ordered(cells, config), config, folder, dropped, target)
+        if isinstance(store, Ledger) and folder is not None:
+            store.settle()  # a table never has a cell that isn't on disk
+            write_tables(folder, study.cells, study.table)
     return study
 
 
-def _drawn(plan: Any) -> Target | None:
-    """What reports draw beneath the fits."""
-    return plan.target if isinstance(plan.target, Target) else None
-
-
 class _Memory:
-    """Where cells are kept that have no folder."""
+    """Keeps the cells of a study without a folder."""
 
     def __init__(self) -> None:
         self.cells: dict[str, Stored] = {}
@@ -147,18 +142,15 @@ class _Memory:
         return self.cells[key]
 
 
-_Store = _Memory | Ledger
-
-
 class _Run:
-    """Cells that are done stay as they are; the others are worked on and stored one by one."""
+    """Works on the cells that the store doesn't have, and stores each as it is done."""
 
-    def __init__(self, plan: Plan, store: _Store, ray: Ray | None, tell: Callable[[Progress], None]) -> None:
+    def __init__(self, plan: AnyPlan, store: _Memory | Ledger, ray: Ray | None, tell: Callable[[Progress], None]) -> None:
         self.plan, self.store, self.ray, self.tell = plan, store, ray, tell
         self.done = self.skipped = self.failed = self.of = 0
 
     def finish(self, cells: Sequence[Cell], more: int = 0) -> list[Stored]:
-        """Return these cells, all of them done; `more` are planned after them."""
+        """Work on those of these cells that aren't done, and return all of them; `more` are planned after them."""
         known = [cell for cell in cells if cell.key in self.store.cells]
         self.of = self.done + len(cells) + more
         self.done, self.skipped = self.done + len(known), self.skipped + len(known)
@@ -171,8 +163,8 @@ class _Run:
             self.tell(Progress(self.done, self.of, self.skipped, self.failed, stored))
         return [self.store.cells[cell.key] for cell in cells]
 
-    def piloted(self) -> tuple[list[Stored], tuple[tuple[str, int], ...]]:
-        """Halve the arms after each rung."""
+    def finish_with_pilot(self) -> tuple[list[Stored], tuple[tuple[str, int], ...]]:
+        """Work on the cells rung by rung; after each, the worse half of the arms is dropped."""
         arms = list(dict.fromkeys(cell.arm for cell in self.plan.cells))
         found: list[Stored] = []
         arm_of: list[str] = []

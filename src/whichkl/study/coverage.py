@@ -1,4 +1,4 @@
-"""Coverage: how much of p its model reaches, how much of the model lies where p is, and which parts of p it never comes to."""
+"""Coverage: how much of p a model reaches, how much of the model lies where p is, and the parts of p that it misses."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from torch import Tensor
 
 from whichkl.process.torch_modes import plain_modes
 
-ROWS = 2_000
-"""Draws of each that are compared."""
+_MAX_ROWS = 2_000
+"""Largest number of draws of each side that are compared."""
 _NEIGHBORS = 5
-_QUANTILE = 1e-3
-"""Of log q under q: below it, a draw of p lies where q never goes."""
-_SHARE, _LEAST = 0.01, 5
-_LINKED, _REACH = 15, 3.0
-_PEAK, _DIP, _BORDER = 0.1, 1.5, 0.4
-"""Missed modes are told from tails by these; in ten dimensions and more few are told."""
+_TAIL = 1e-3
+"""Quantile of log q under q; a draw of p with a lower log q lies where q never goes."""
+_MIN_GROUP_SHARE, _MIN_GROUP_SIZE = 0.01, 5
+_LINKS, _LINK_REACH = 15, 3.0
+"""Neighbours that a missed draw can be linked with, and up to which multiple of the distances that are usual there."""
+_PEAK, _MIN_DIP, _MAX_BORDER = 0.1, 1.5, 0.4
+"""These distinguish missed modes from tails; in ten dimensions and more few are distinguished."""
 
 
 @dataclass(frozen=True)
 class Missed:
-    """A part of p that the model never comes to."""
+    """A part of p that the model never reaches."""
 
     share: float
-    """Of p's draws."""
+    """Share of p's draws."""
     centre: tuple[float, ...]
     is_mode: bool
-    """Whether p is denser inside of it than where it borders on what the model reaches: a mode, and not a tail."""
+    """Whether p is denser inside it than at its border with what the model reaches: a mode, and not a tail."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Coverage:
 
     @property
     def modes(self) -> int:
-        """How many modes are missed."""
+        """Number of missed modes."""
         return sum(one.is_mode for one in self.missed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,12 +67,12 @@ def coverage(
 ) -> Coverage:
     """Compare draws of p and q by nearest neighbours, in coordinates in which p's columns have unit spread.
 
-    Where q never goes is where log q falls below its 10⁻³ quantile under q, and no draw of q is near. Such draws of p belong
-    to one group where they are as near to each other as draws of p are there.
+    A draw of p lies where q never goes if its log q is below the 10⁻³ quantile under q, and no draw of q is near. Such draws of p
+    form a group where they are as near to each other as draws of p usually are there.
 
     Args:
         x: draws of p that q wasn't fitted on; the first 2,000 are used.
-        y: draws of q, of which as many are.
+        y: draws of q, of which the same number is used.
         log_q_x: log q at x, or None.
         log_q_y: log q at y.
 
@@ -82,7 +83,7 @@ def coverage(
     >>> round(found.coverage, 2), round(found.density, 1)
     (0.97, 1.0)
     """
-    m = min(len(x), len(y), ROWS)
+    m = min(len(x), len(y), _MAX_ROWS)
     spread = x.std(0).clamp(min=1e-300)
     a, b = (((one[:m] - x.mean(0)) / spread).detach().cpu().numpy() for one in (x, y))
     k = min(_NEIGHBORS, m - 1)
@@ -92,34 +93,34 @@ def coverage(
     if log_q_x is None or log_q_y is None:
         never = ~reached
     else:
-        least = float(log_q_y.detach().to(torch.float64).kthvalue(max(1, round(_QUANTILE * len(log_q_y)))).values)
+        least = float(log_q_y.detach().to(torch.float64).kthvalue(max(1, round(_TAIL * len(log_q_y)))).values)
         never = ~reached & (log_q_x[:m].detach().cpu().numpy() < least)
     return Coverage(float(reached.mean()), inside / (k * m), _groups(x[:m], a, never, radius), float(never.mean()))
 
 
 def _groups(x: Tensor, a: np.ndarray, never: np.ndarray, radius: np.ndarray) -> tuple[Missed, ...]:
-    """Join marked draws that are near to each other, by the distances that are usual there; keep the groups of some size."""
+    """Join missed draws that are near to each other by the distances that are usual there; return the larger groups."""
     rows = never.nonzero()[0]
     if len(rows) < 2:
         return ()
-    k = min(_LINKED, len(rows) - 1)
+    k = min(_LINKS, len(rows) - 1)
     distance, near = cKDTree(a[rows]).query(a[rows], k + 1)
-    linked = distance <= _REACH * np.maximum(radius[rows][:, None], radius[rows][near])
+    linked = distance <= _LINK_REACH * np.maximum(radius[rows][:, None], radius[rows][near])
     i, j = np.repeat(np.arange(len(rows)), k + 1).reshape(near.shape)[linked], near[linked]
     _, label = connected_components(coo_matrix((np.ones(len(i)), (i, j)), shape=(len(rows), len(rows))), directed=False)
     found = []
     for one in range(label.max() + 1):
         mine = rows[label == one]
-        if len(mine) >= max(_LEAST, _SHARE * len(never)):
+        if len(mine) >= max(_MIN_GROUP_SIZE, _MIN_GROUP_SHARE * len(never)):
             centre = tuple(x[mine].double().mean(0).tolist())
             found.append(Missed(len(mine) / len(never), centre, _dips(a, mine, never, radius)))
     return tuple(sorted(found, key=lambda group: -group.share))
 
 
 def _dips(a: np.ndarray, mine: np.ndarray, never: np.ndarray, radius: np.ndarray) -> bool:
-    """Whether few of a group's draws have a reached one near, and log p rises from those into the group by 1.5 nats or more.
+    """Whether a group is a mode: few of its draws have a reached draw near, and log p rises into the group by 1.5 nats or more.
 
-    A tail begins where p is densest in it; in many dimensions all of its draws have reached ones near. Log p is told by the
+    A tail is densest at its border; in many dimensions all of its draws have reached ones near. Log p is estimated from the
     distance to the fifth neighbour.
     """
     if never.all():
@@ -128,4 +129,4 @@ def _dips(a: np.ndarray, mine: np.ndarray, never: np.ndarray, radius: np.ndarray
     if not border.any():
         return True
     here, inside = np.median(radius[mine][border]), np.quantile(radius[mine], _PEAK)
-    return bool(border.mean() < _BORDER and a.shape[1] * np.log(here / inside) > _DIP)
+    return bool(border.mean() < _MAX_BORDER and a.shape[1] * np.log(here / inside) > _MIN_DIP)

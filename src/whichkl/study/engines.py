@@ -8,28 +8,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from whichkl.cluster import Ray, Threads
-from whichkl.study.cell import Bench, Outcome, failed
-from whichkl.study.distilling import bench_of, failed_of
+from whichkl.study.cell import Bench, FitBench, Outcome, failed
+from whichkl.study.distilling import DistillationBench, DistillationPlan
 from whichkl.study.plan import Cell, Plan
 
-_TASK = 1.0
-"""Seconds of work that a task has at least, as far as can be told from the cells before."""
-_LARGEST = 1_000
+_MIN_TASK_SECONDS = 1.0
+"""Least work of a task, estimated from the cells before: a task costs its sender some milliseconds."""
+_MAX_TASK_CELLS = 1_000
+
+AnyPlan = Plan | DistillationPlan
 
 
-def here(plan: Plan, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+def _bench_of(plan: AnyPlan, threads: Threads | None = None) -> Bench:
+    return DistillationBench(plan) if isinstance(plan, DistillationPlan) else FitBench(plan, threads)
+
+
+def here(plan: AnyPlan, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
     """Work on the cells one after another, those of a seed on the same held-out draws."""
-    bench = bench_of(plan, Bench)
+    bench = _bench_of(plan)
     for cell in cells:
         yield cell, bench.run(cell)
 
 
-def on_ray(plan: Plan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cell, Outcome]]:
+def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cell, Outcome]]:
     """Work on the cells in tasks of several, and yield each as its task ends, whatever the order.
 
-    A task whose worker is lost is started again, by Ray several times, then cell by cell; a cell that takes its worker with it
-    even alone has failed. A cluster that is lost (Ray's `LocalRayletDiedError`, `NodeDiedError`) says nothing of the cells in
-    flight: they are left undone.
+    A task whose worker is lost is started again: by Ray several times, then cell by cell. A cell whose worker dies even when
+    the cell is alone has failed. A lost cluster (Ray's `LocalRayletDiedError`, `NodeDiedError`) says nothing about the cells
+    in flight: they are left undone.
 
     Raises:
         ResourceError: the cluster can't be reached, or is gone.
@@ -37,19 +43,18 @@ def on_ray(plan: Plan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cell, 
     sizes = _Sizes()
     bundles = _Bundles(cells, sizes)
     for bundle, result in ray.as_completed(_Task.of(plan), bundles):
-        if isinstance(result, Exception):
-            if len(bundle) == 1:
-                why = f"its worker died {ray.retries + 1} times ({' '.join(str(result).split())[:200]})"
-                yield bundle[0], failed_of(plan, bundle[0], why, failed)
-            else:
-                bundles.put_back(bundle)
-            continue
-        sizes.learn([outcome.seconds["total"] for outcome in result])
-        yield from zip(bundle, result, strict=True)
+        if not isinstance(result, Exception):
+            sizes.learn([outcome.seconds["total"] for outcome in result])
+            yield from zip(bundle, result, strict=True)
+        elif len(bundle) == 1:
+            why = f"its worker died {ray.retries + 1} times ({' '.join(str(result).split())[:200]})"
+            yield bundle[0], failed(bundle[0], why)
+        else:
+            bundles.put_back(bundle)
 
 
 class _Sizes:
-    """How many cells make up a second's work."""
+    """Estimates the number of cells in a second's work."""
 
     def __init__(self) -> None:
         self.count, self.seconds = 0, 0.0
@@ -59,11 +64,11 @@ class _Sizes:
         self.seconds += sum(seconds)
 
     def now(self, left: int, workers: int) -> int:
-        """One at first; later enough, but no more than a worker's share of what is left."""
+        """One at first; later enough for a task, but no more than a worker's share of what is left."""
         if self.count == 0:
             return 1
-        enough = math.ceil(_TASK * self.count / max(self.seconds, 1e-6))
-        return max(1, min(enough, _LARGEST, math.ceil(left / max(1, workers))))
+        enough = math.ceil(_MIN_TASK_SECONDS * self.count / max(self.seconds, 1e-6))
+        return max(1, min(enough, _MAX_TASK_CELLS, math.ceil(left / max(1, workers))))
 
 
 class _Bundles:
@@ -74,7 +79,7 @@ class _Bundles:
         self.alone: deque[Cell] = deque()
 
     def take(self, workers: int) -> tuple[Cell, ...] | None:
-        """Return the next bundle; None where all are given out."""
+        """Return the next bundle; None when all cells are given out."""
         if self.alone:
             return (self.alone.popleft(),)
         if not self.cells:
@@ -83,21 +88,21 @@ class _Bundles:
         return tuple(self.cells.popleft() for _ in range(min(size, len(self.cells))))
 
     def put_back(self, cells: Sequence[Cell]) -> None:
-        """Take back the cells of a bundle whose worker died: one of them may have been too much for it."""
+        """Take back the cells of a bundle whose worker died; each is given out alone, since one of them may have killed it."""
         self.alone += cells
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker is given once: the plan."""
+    """The work of a worker; it holds the plan, which is sent once."""
 
-    plan: Plan
+    plan: AnyPlan
 
     @classmethod
-    def of(cls, plan: Plan) -> _Task:
-        """Leave out the list of all cells, which the plan remembers: each task would read it anew."""
+    def of(cls, plan: AnyPlan) -> _Task:
+        """Leave out the list of all cells, which the plan caches: each task would unpickle it."""
         return cls(replace(plan))
 
     def __call__(self, cells: Sequence[Cell]) -> list[Outcome]:
-        bench = bench_of(self.plan, lambda plan: Bench(plan, Threads(1)))
+        bench = _bench_of(self.plan, Threads(1))
         return [bench.run(cell) for cell in cells]

@@ -1,4 +1,4 @@
-"""Held out: for each seed, what the fits see of the target, and the draws that they are scored on, the same for all."""
+"""Held out: for each seed, what all fits see of the target, and the draws that all of them are scored on."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import copy
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl.samples.repeats import row_keys
-from whichkl.study.plan import Plan
 from whichkl.targets import Target
+
+if TYPE_CHECKING:
+    from whichkl.study.plan import Plan
 
 
 @dataclass(frozen=True)
 class Held:
-    """Draws of p that no fit of this seed has seen; `p.samples` is None where p can't be drawn from."""
+    """Draws of p that no fit of this seed has seen; `p.samples` is None where p can't be sampled."""
 
     p: Target
-    """The target, known by these draws in place of its samples or sampler."""
+    """The target, with these draws in place of its samples or sampler."""
     whole: Target
     seed: int
 
@@ -46,14 +49,14 @@ class Held:
 
     @cached_property
     def independent(self) -> Target:
-        """The same with chains thinned to nearly independent draws, for tests that take them as such."""
+        """The target with chains thinned to nearly independent draws, for tests that need these."""
         return self.p.thinned()[0]
 
 
 def split(plan: Plan, seed: int) -> tuple[Target, Held]:
     """Return what the fits of a seed see, and what they are scored on.
 
-    A sampler gives fresh draws. Of fixed samples a share is held out at random, equal rows together; of chains, a stretch.
+    A sampler gives fresh draws. A random share of fixed samples is held out, equal rows together; a stretch of each chain.
     """
     p = plan.target
     if p.sampler is not None:
@@ -65,7 +68,7 @@ def split(plan: Plan, seed: int) -> tuple[Target, Held]:
 
 
 def mixed(seed: int, what: str) -> int:
-    """Return a seed for something, far from those that solvers derive from theirs."""
+    """Return a seed for one purpose, unrelated to those that solvers derive from theirs."""
     return int.from_bytes(hashlib.sha256(f"{what} {seed}".encode()).digest()[:4]) >> 1
 
 

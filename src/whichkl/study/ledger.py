@@ -1,4 +1,4 @@
-"""Ledger: a folder in which every finished cell is kept whole, so that an interrupted study resumes where it was."""
+"""Ledger: a folder that keeps every finished cell whole, so that an interrupted study can resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 from whichkl._checks import InputError, IntegrityError, cannot, plain
 from whichkl.files.locks import LOCK, locked
@@ -19,54 +19,33 @@ from whichkl.files.reading import checked, read_json
 from whichkl.files.saving import checksum
 from whichkl.files.writing import TEMPORARY, make_folder, remove_own, rename_new, sync_folder, unwritable, write_new, write_whole
 from whichkl.study.cell import Outcome
-from whichkl.study.measures import HEAD
+from whichkl.study.measures import TEXT_FIELDS
 from whichkl.study.plan import config_hash
 
 STUDY = "study.json"
 _CELLS, _DONE = "cells", "DONE"
 _FIT = r"fit/([a-z]+\.json|(model|student)-[0-9a-f]{16}\.safetensors)"
-_OWN = re.compile(rf"({re.escape(TEMPORARY)})?{_DONE}|\.{_DONE}|cell\.json|fit/|{_FIT}")
-"""Names of a cell's files. `.DONE` is what earlier versions called one that isn't whole yet."""
-_CELL = re.compile(r"[0-9a-f]{64}")
-_UNFINISHED = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{16}}")
-_BEGUN = (STUDY, _CELLS, LOCK, ".lock")
-"""What a study has in its folder before it has a cell; `.lock` is the lock of earlier versions."""
-_FIELDS = (
-    "format",
-    "code",
-    "target",
-    "families",
-    "objectives",
-    "seeds",
-    "budget",
-    "metrics",
-    "held_out",
-    "draws",
-    "files",
-    "pilot",
-)
-"""All fields of `study.json` but its checksum, which earlier versions didn't write."""
-_AHEAD = 16
-"""Cells that may wait to be written."""
+_CELL_FILE = re.compile(rf"({re.escape(TEMPORARY)})?{_DONE}|\.{_DONE}|cell\.json|fit/|{_FIT}")
+"""Names of a cell's files. Earlier versions wrote `.DONE` where this one writes a temporary name."""
+_CELL_FOLDER = re.compile(r"[0-9a-f]{64}")
+_UNFINISHED_FOLDER = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{16}}")
+_FIRST_ENTRIES = (STUDY, _CELLS, LOCK, ".lock")
+"""Entries of a study's folder before its first cell; `.lock` is the lock of earlier versions."""
+_MAX_WAITING = 16
+"""Largest number of cells that wait to be written."""
 _WRITERS = 8
-"""Cells written at once: what takes time is that a disk syncs, which it does for several as fast as for one."""
-_TEXT = {
-    *(name for name in HEAD if name not in ("seed", "iterations", "optima")),
-    "forward_kl_up_to",
-    "reverse_kl_up_to",
-    "notes",
-}
+"""Threads that write cells: most of the time is spent waiting for a disk to sync, and disks sync several files at once."""
 
 
 class DoneFields(TypedDict):
-    """What `DONE` holds."""
+    """The fields of `DONE`."""
 
     files: Mapping[str, str]
     seconds: dict[str, float]
 
 
-class StudyFields(TypedDict):
-    """What every `study.json` holds, among others."""
+class RequiredFields(TypedDict):
+    """The fields that every `study.json` has."""
 
     target: Mapping[str, Any]
     families: list[Any]
@@ -74,14 +53,27 @@ class StudyFields(TypedDict):
     seeds: list[int]
 
 
+class StudyFields(RequiredFields, total=False):
+    """All fields of `study.json`, except for its checksum, which earlier versions didn't write."""
+
+    format: Any
+    code: Any
+    budget: Any
+    metrics: Any
+    held_out: Any
+    draws: Any
+    files: Any
+    pilot: Any
+
+
 @dataclass(frozen=True)
 class Stored:
-    """A finished cell, as it was written."""
+    """A finished cell."""
 
     key: str
     row: dict[str, Any]
     details: dict[str, Any]
-    """What stands behind the columns: estimates, tests, missed modes, optima."""
+    """Everything that isn't one number: estimates, tests, missed modes, optima."""
     config: dict[str, Any]
     seconds: dict[str, float]
     folder: Path | None = None
@@ -90,12 +82,12 @@ class Stored:
 
 
 class Ledger:
-    """The cells of one study. `opened` gives one that is locked, checked and clean.
+    """The cells of one study. `opened` returns one that is locked, checked and clean.
 
     A cell's files are written to a temporary folder next to the others, each synced. The folder is renamed to the cell's hash,
-    and `DONE`, which holds the hashes of the files, is written last. What has no `DONE` never happened. Threads do this, since a
-    disk takes milliseconds to sync, in which the next cells are worked on. Their errors come up with the next cell, or at the
-    end. Only entries of these names are ever removed.
+    and `DONE`, which holds the hashes of the files, is written last. A cell without `DONE` never happened. Threads write the
+    cells, because a disk takes milliseconds to sync, in which the next cells are worked on. An error of a thread is raised with
+    the next cell, or at the end. Only entries that have a study's names are ever removed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,13 +101,13 @@ class Ledger:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, folder: Path, config: dict[str, Any], *, recompute: bool = False) -> Iterator[Ledger]:
-        """Lock the folder, compare its study with `config`, remove what a kill left half written, and check every cell.
+        """Lock the folder, compare its study with `config`, remove half-written cells, and check every cell.
 
         Args:
-            folder: of the study; made where it isn't there.
-            config: of the whole study. It may have more seeds than the study in the folder, which then grows.
-            recompute: whether to remove cells that are corrupt or failed instead of refusing or keeping them, and to write a
-                corrupt `study.json` again.
+            folder: folder of the study; it is made if it doesn't exist.
+            config: configuration of the whole study. With more seeds than the study in the folder has, that study grows.
+            recompute: whether to remove cells that failed or are corrupt, and to replace a corrupt `study.json`. Otherwise failed
+                cells are kept, and whatever is corrupt is refused.
 
         Raises:
             InputError: the folder holds another study, and the message shows what differs, or it holds something else.
@@ -125,7 +117,7 @@ class Ledger:
         ledger = cls(folder)
         refuse_other(folder)
         with locked(folder, "start this study"):
-            ledger._settle(config, recompute=recompute)
+            ledger._check_config(config, recompute=recompute)
             ledger._clean()
             ledger.load(recompute=recompute)
             with ThreadPoolExecutor(_WRITERS) as ledger._writer:  # which ends when all is written
@@ -133,13 +125,13 @@ class Ledger:
                 ledger.settle()
 
     def load(self, *, recompute: bool = False) -> None:
-        """Read every finished cell, its hashes checked.
+        """Read every finished cell, and check its hashes.
 
         Raises:
-            IntegrityError: a cell isn't what was written, and isn't to be recomputed.
+            IntegrityError: a cell isn't what was written, and `recompute` is False.
         """
         corrupt = []
-        for path in _entries(self.folder / _CELLS, _CELL):
+        for path in _entries(self.folder / _CELLS, _CELL_FOLDER):
             if not path.is_symlink() and not (path / _DONE).exists():
                 continue
             try:
@@ -162,25 +154,25 @@ class Ledger:
             raise IntegrityError(cannot("trust this study", because, instead))
 
     def write(self, key: str, outcome: Outcome) -> Stored:
-        """Have a cell written, whole or not at all.
+        """Have a thread write a cell, whole or not at all.
 
         Raises:
-            ResourceError: the disk is full, or can't be written; this cell or one before isn't there.
+            ResourceError: the disk is full or can't be written; this cell, or one before it, wasn't written.
         """
         if self._writer is None:
             raise ValueError("the ledger isn't open")
-        self.settle(_AHEAD)
+        self.settle(_MAX_WAITING)
         self._waiting.append(self._writer.submit(self._commit, key, outcome))
         self.cells[key] = stored_of(key, outcome.files, outcome.seconds, self.folder / _CELLS / key)
         return self.cells[key]
 
-    def settle(self, most: int = 0) -> None:
-        """Wait until at most so many cells are still to be written.
+    def settle(self, max_waiting: int = 0) -> None:
+        """Wait until at most this many cells wait to be written.
 
         Raises:
-            ResourceError: one of the others couldn't be written.
+            ResourceError: a cell couldn't be written.
         """
-        while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
+        while self._waiting and (len(self._waiting) > max_waiting or self._waiting[0].done()):
             self._waiting.popleft().result()
 
     def _commit(self, key: str, outcome: Outcome) -> None:
@@ -203,8 +195,8 @@ class Ledger:
                     remove_own(final, _is_own)
             raise unwritable(final, error) from error
 
-    def _settle(self, config: dict[str, Any], *, recompute: bool) -> None:
-        """Write down what is studied, or compare it with what was."""
+    def _check_config(self, config: dict[str, Any], *, recompute: bool) -> None:
+        """Write `study.json`, or compare the configuration with that of the folder."""
         mine = json.loads(json.dumps(plain(config)))
         make_folder(self.folder / _CELLS)
         if (self.folder / STUDY).exists():
@@ -213,25 +205,28 @@ class Ledger:
             except IntegrityError:
                 if not recompute:
                     raise
-                theirs = {}  # every cell says itself what it belongs to
+                theirs = {}  # every cell holds its own configuration
             if theirs and not _grows(theirs, mine):
                 shown = "; ".join(differences(theirs, mine))
                 because = f"`{self.folder}` holds another study: {shown}"
-                raise InputError(cannot("go on with this study", because, "Undo the change, or name another folder with `--out`"))
+                raise InputError(cannot("continue this study", because, "Undo the change, or name another folder with `--out`"))
             if theirs == mine:
                 return
         text = json.dumps({**mine, "checksum": checksum(mine)}, indent=1, allow_nan=False)
         write_whole(self.folder / STUDY, text.encode())
 
     def _clean(self) -> None:
-        """Remove what was being written when a process was killed."""
+        """Remove cells that were being written when a process was killed."""
         cells = self.folder / _CELLS
-        for path in (*_entries(cells, _UNFINISHED), *(one for one in _entries(cells, _CELL) if not (one / _DONE).exists())):
+        for path in (
+            *_entries(cells, _UNFINISHED_FOLDER),
+            *(one for one in _entries(cells, _CELL_FOLDER) if not (one / _DONE).exists()),
+        ):
             _remove(path)
 
 
 def refuse_other(folder: Path) -> None:
-    """Refuse a folder that isn't empty and holds no study, so that no file of somebody else's is in a study's way.
+    """Refuse a folder that isn't empty and holds no study, so that a study never touches files of somebody else.
 
     Raises:
         InputError: it does.
@@ -242,7 +237,7 @@ def refuse_other(folder: Path) -> None:
     if not folder.is_dir() or (folder / STUDY).exists():
         return
     names = sorted(one.name for one in folder.iterdir() if not one.name.startswith(TEMPORARY))
-    other = [name for name in names if name not in _BEGUN]
+    other = [name for name in names if name not in _FIRST_ENTRIES]
     other += [f"{_CELLS}/{one.name}" for one in _entries(folder / _CELLS, re.compile(".*"))]
     if other:
         because = f"the folder holds something else (`{other[0]}`), and no {STUDY}"
@@ -250,7 +245,7 @@ def refuse_other(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what a folder's study is.
+    """Return the configuration of the study in a folder.
 
     Raises:
         InputError: there is no study.
@@ -263,7 +258,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError("it isn't an object")
         if "checksum" in found and found.pop("checksum") != checksum(found):
             raise ValueError("its checksum differs")
-        if unknown := [name for name in found if name not in _FIELDS]:
+        if unknown := [name for name in found if name not in get_type_hints(StudyFields)]:
             raise ValueError(f"`{unknown[0][:40]}` has no meaning there")
         return {**found, **checked(StudyFields, found)}
     except FileNotFoundError as error:
@@ -274,7 +269,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def differences(before: Any, now: Any, place: str = "") -> list[str]:
-    """Say where two configurations differ, a line each.
+    """Return where two configurations differ, one text per difference.
 
     >>> differences({"seeds": [0, 1], "budget": None}, {"seeds": [0, 1, 2], "budget": None})
     ['seeds was [0, 1] and is [0, 1, 2]']
@@ -288,7 +283,7 @@ def differences(before: Any, now: Any, place: str = "") -> list[str]:
 
 
 def stored_of(key: str, files: Mapping[str, bytes], seconds: dict[str, float], folder: Path | None) -> Stored:
-    """Return a cell from its files; where there is a folder they stay there alone."""
+    """Return a cell from its files; they are kept in memory only where there is no folder."""
     body = json.loads(files["cell.json"])
     row = {name: _number(name, value) for name, value in body["row"].items()}
     return Stored(key, row, body["details"], body["config"], seconds, folder, None if folder else files)
@@ -300,7 +295,7 @@ def _read(path: Path) -> Stored:
     done = checked(DoneFields, read_json((path / _DONE).read_bytes()))
     files = {}
     for name, digest in done["files"].items():
-        if not _OWN.fullmatch(name) or (path / name).is_symlink() or (path / name).parent.is_symlink():
+        if not _CELL_FILE.fullmatch(name) or (path / name).is_symlink() or (path / name).parent.is_symlink():
             raise ValueError(f"{name[:80]!r} isn't a file of a cell")
         data = (path / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
@@ -313,29 +308,29 @@ def _read(path: Path) -> Stored:
 
 
 def _number(name: str, value: Any) -> Any:
-    """Infinities and NaN are text in JSON."""
-    return float(value) if isinstance(value, str) and name not in _TEXT else value
+    """Return a number that JSON holds as text, as infinities and NaN."""
+    return float(value) if isinstance(value, str) and name not in TEXT_FIELDS else value
 
 
 def _grows(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a study is the same but for more seeds: its cells stay, since each is named for what it is."""
+    """Whether two studies differ only in that the new one has more seeds. Its cells stay valid: each is named by its own hash."""
     return {**before, "seeds": 0} == {**now, "seeds": 0} and set(before["seeds"]) <= set(now["seeds"])
 
 
 def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    """The entries of a folder with such a name, in order; what else lies there is passed over."""
+    """Return the entries of a folder whose names match, in order; others are ignored."""
     return sorted(one for one in folder.iterdir() if name.fullmatch(one.name)) if folder.is_dir() else []
 
 
 def _is_own(name: str) -> bool:
-    return _OWN.fullmatch(name) is not None
+    return _CELL_FILE.fullmatch(name) is not None
 
 
 def _remove(path: Path) -> None:
-    """Remove a cell, `DONE` first, so that it's never taken for a whole one.
+    """Remove a cell, `DONE` first, so that a half-removed one never counts as whole.
 
     Raises:
-        IntegrityError: something lies there that the study didn't write.
+        IntegrityError: the folder holds something that the study didn't write.
     """
     if not path.is_symlink() and path.is_dir():
         remove_own(path / _DONE, _is_own)

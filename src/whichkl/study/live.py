@@ -16,18 +16,21 @@ from rich.table import Table
 from rich.text import Text
 
 from whichkl.printable import one_line
+from whichkl.study.arms import arm_of
 from whichkl.study.comparing import Progress
+from whichkl.study.measures import COST, column_words
 from whichkl.study.result import mean_text
 
-_SHOWN = {"forward_kl": "forward KL", "reverse_kl": "reverse KL", "coverage": "coverage", "evaluations": "evaluations"}
+_SHOWN = {name: column_words(name) for name in ("forward_kl", "reverse_kl", "coverage", COST.name)}
+"""Columns that a narrow terminal has room for."""
 
 
 class LiveTable:
-    """Shows `Progress` on a terminal, and nothing where there is none.
+    """Shows `Progress` on a terminal; elsewhere it shows nothing.
 
     Args:
         console: where to draw.
-        clock: seconds, for the time that is left.
+        clock: returns seconds.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,17 +50,16 @@ class LiveTable:
             self.live.stop()
 
     def tell(self, progress: Progress) -> None:
-        """Take up how far the study is."""
+        """Draw how far the study is."""
         self.last = progress
         if progress.cell is not None:
-            row = progress.cell.row
-            self.rows.setdefault(f"{row['family']} · {row['objective']}", []).append(row)
+            self.rows.setdefault(arm_of(progress.cell.row), []).append(progress.cell.row)
         if self.live is not None:
             self.live.update(self.drawn())
 
     @property
     def seconds_left(self) -> float | None:
-        """By the pace of this run's cells; None before the first."""
+        """Estimate from the cells of this run; None before the first."""
         mine = self.last.done - self.last.skipped
         return None if mine == 0 else (self.clock() - self.begun) / mine * (self.last.of - self.last.done)
 
@@ -66,7 +68,7 @@ class LiveTable:
         table = Table("arm", *_SHOWN.values(), "seeds", "failed", box=box.SIMPLE_HEAD)
         for arm, rows in self.rows.items():
             bad = sum(row["status"] == "failed" for row in rows)
-            values = [mean_text([{name: row.get(name)} for row in rows], name) for name in _SHOWN]
+            values = [mean_text(rows, name) for name in _SHOWN]
             table.add_row(escape(one_line(arm)), *values, str(len(rows)), str(bad) if bad else "")
         p, left = self.last, self.seconds_left
         said = f"{p.done:,} of {p.of:,} cells" + (f", {p.skipped:,} from an earlier run" if p.skipped else "")

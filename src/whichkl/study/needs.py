@@ -1,4 +1,4 @@
-"""Needs: what users want of a model, the column that measures it, and how much of it matters in practice."""
+"""Needs: what users want from a model, the column that measures it, and the difference that matters in practice."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Need:
-    """One thing that a user may want; `decide` judges arms by each on its own."""
+    """One thing that a user may want; `decide` judges arms by each need separately."""
 
     name: str
     columns: tuple[str, ...]
-    """Of the table: the first that has values is what counts."""
+    """Columns of the table; the first that has values is judged."""
     wish: str
     """In words, after "you want"."""
     less_is_better: bool = True
     absolute: float = 0.01
-    """Smaller differences don't matter, in the column's unit."""
+    """Differences below this don't matter, in the column's unit."""
     relative: float = 0.05
-    """Nor do differences below this share of the better arm's mean; left out where a column is known up to a constant."""
+    """Nor do differences below this share of the better arm's mean; not used where a column is known up to a constant."""
 
     def column(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
         """Return the column that counts for these rows."""
@@ -33,7 +33,7 @@ NEEDS = (
     Need("precision", ("reverse_kl",), "no draws where p has none"),
     Need("calibration", ("interval_gap",), "intervals that hold as much of p as they say", relative=0.0),
 )
-"""Jeffreys and the KLs in nats; the worst gap between what a central interval of q says and what it holds, as a share."""
+"""Needs by which fits are judged; units are those of the columns."""
 
 DISTILLATION_NEEDS = (
     Need("accuracy", ("accuracy",), "labels to be right", less_is_better=False, absolute=0.005, relative=0.0),
@@ -43,16 +43,7 @@ DISTILLATION_NEEDS = (
     Need("coverage", ("forward_kl",), "nothing to be missed that the teacher holds possible", absolute=0.005),
     Need("precision", ("reverse_kl",), "nothing that the teacher holds impossible", absolute=0.005),
 )
-"""What students are judged by: shares, and nats."""
+"""Needs by which students are judged; units are those of the columns."""
 
-COST = "evaluations"
-"""Cost is counted, not estimated: it's shown, and takes part in the trade-off, but needs no test."""
 CHEAPER = 0.1
-"""An arm is cheaper where it uses less by more than this share."""
-
-UNITS = {
-    **dict.fromkeys(("forward_kl", "reverse_kl", "jeffreys", "nll"), "nats"),
-    **dict.fromkeys(("interval_gap", "coverage", "ess_q", "ess_p", "accuracy", "agreement", "ece"), "as a share"),
-    "evaluations": "evaluations",
-}
-"""Units of columns, as they are written after a number."""
+"""An arm is cheaper than another where it uses less by more than this share."""

@@ -1,4 +1,4 @@
-"""Paired tests: is one arm better than another over the same seeds, by the t test and by flipping signs."""
+"""Paired tests: whether one arm is better than another over the same seeds, by the t test and by flipping signs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy.typing as npt
 import scipy
 
 Array = npt.NDArray[np.float64]
-FEWEST = 6
+MIN_PAIRS = 6
 """Pairs below which no test is made: flipping five signs can't give a p-value below 1/16, whatever the differences."""
-_EXACT, _RANDOM = 12, 4_095
+_MAX_EXACT_PAIRS = 12
+_RANDOM_FLIPS = 4_095
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,16 @@ class Paired:
     mean: Array
     stderr: Array
     p: Array
-    """Of the two-sided paired t test; NaN where there are fewer pairs than `FEWEST`."""
+    """p-values of the two-sided paired t test; NaN where there are fewer pairs than `MIN_PAIRS`."""
 
 
 def paired(differences: Array) -> Paired:
     """Test each column of differences against 0 by Student's paired t test.
 
-    Differences that are infinite count by their sign alone, in all of their column: +∞ in most seeds is a mean of +∞.
+    In a column with an infinite difference all differences count by their sign alone: +∞ in most seeds is a mean of +∞.
 
     Args:
-        differences: a row for each seed, a column for each comparison; NaN where a side has no value.
+        differences: a row per seed, a column per comparison; NaN where a side has no value.
 
     >>> import numpy as np
     >>> found = paired(np.array([[1.0, 0.1], [1.2, -0.1], [0.9, 0.2], [1.1, -0.2], [1.0, 0.3], [0.8, -0.3]]))
@@ -47,7 +48,7 @@ def paired(differences: Array) -> Paired:
     stderr = np.sqrt(squares / np.maximum(pairs - 1, 1) / some)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(stderr > 1e-13 * np.abs(mean), np.abs(mean) / stderr, np.where(mean == 0, 0.0, np.inf))
-    p = np.where(pairs >= FEWEST, 2 * scipy.stats.t.sf(t, np.maximum(pairs - 1, 1)), np.nan)
+    p = np.where(pairs >= MIN_PAIRS, 2 * scipy.stats.t.sf(t, np.maximum(pairs - 1, 1)), np.nan)
     shown = np.where(infinite & (mean != 0), np.copysign(np.inf, mean), mean)
     return Paired(pairs, shown, np.where(infinite, np.inf, stderr), p)
 
@@ -72,10 +73,10 @@ def sign_flip(differences: Array) -> float:
     n = len(d)
     if n == 0 or not d.any():
         return 1.0
-    if n <= _EXACT:
+    if n <= _MAX_EXACT_PAIRS:
         signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
     else:
-        random = np.random.default_rng(n).integers(0, 2, (_RANDOM, n))
+        random = np.random.default_rng(n).integers(0, 2, (_RANDOM_FLIPS, n))
         signs = np.concatenate([np.ones((1, n)), 1.0 - 2.0 * random])
     means = np.abs(signs @ d)
     return float((means >= abs(d.sum()) * (1 - 1e-12)).mean())

@@ -7,38 +7,29 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-_FEWEST = 2
-_RANKED: dict[str, int] = {
-    "forward_kl": 1,
-    "reverse_kl": 1,
-    "jeffreys": 1,
-    "interval_gap": 1,
-    "coverage": -1,
-    "ess_q": -1,
-}
-"""Columns by which arms are ranked, and whether less is better (1) or more (−1): one for each thing that users want."""
+from whichkl.study.measures import columns_in
+
+_MIN_SEEDS = 2
+"""Least number of seeds after which arms are dropped."""
 
 
 def rungs(seeds: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Return the seeds of each rung: two, then as many more as there were, and at last all that are left.
+    """Return the seeds of each rung: two, then two more, then all others.
 
     >>> rungs([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     ((0, 1), (2, 3), (4, 5, 6, 7, 8, 9))
     >>> rungs([0, 1, 2])
     ((0, 1, 2),)
     """
-    if len(seeds) < 2 * _FEWEST:
-        return (tuple(seeds),)
-    cuts = [_FEWEST, *(n for n in (2 * _FEWEST,) if len(seeds) >= 2 * n)]
-    ends = [*cuts, len(seeds)]
-    return tuple(tuple(seeds[a:b]) for a, b in zip([0, *cuts], ends, strict=True))
+    cuts = [n for n in (_MIN_SEEDS, 2 * _MIN_SEEDS) if len(seeds) >= 2 * n]
+    return tuple(tuple(seeds[a:b]) for a, b in zip([0, *cuts], [*cuts, len(seeds)], strict=True))
 
 
 def survivors(arms: Sequence[str], rows: Sequence[Mapping[str, Any]], arm_of: Sequence[str]) -> list[str]:
     """Return the better half of the arms (rounded up), in their order.
 
-    An arm is ranked by each column in which it can be; what counts is its best rank, ties broken by the sum: an arm that is
-    the best for one need survives, whatever it's worth for the others. Failed cells put an arm last.
+    Arms are ranked by each column that has values. The best rank of an arm counts, and ties are broken by the sum of its ranks:
+    an arm that is the best for one need survives, whatever its ranks for the others. An arm with a failed cell comes last.
 
     Args:
         arms: those still in the race.
@@ -49,8 +40,10 @@ def survivors(arms: Sequence[str], rows: Sequence[Mapping[str, Any]], arm_of: Se
     """
     best: dict[str, float] = dict.fromkeys(arms, math.inf)
     total: dict[str, float] = dict.fromkeys(arms, 0.0)
-    for column, sign in _RANKED.items():
-        means = {arm: _mean([row for row, name in zip(rows, arm_of, strict=True) if name == arm], column, sign) for arm in arms}
+    for column in columns_in("ranking"):
+        sign = 1 if column.better == "lower" else -1
+        mine = {arm: [row for row, name in zip(rows, arm_of, strict=True) if name == arm] for arm in arms}
+        means = {arm: _mean(mine[arm], column.name, sign) for arm in arms}
         if len({value for value in means.values() if value < math.inf}) < 2:
             continue
         for arm in arms:
@@ -62,7 +55,7 @@ def survivors(arms: Sequence[str], rows: Sequence[Mapping[str, Any]], arm_of: Se
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], column: str, sign: int) -> float:
-    """Mean of a column, less being better; infinite where a cell failed or lacks it."""
+    """Mean of a column with a sign by which less is better; infinite where a cell failed or has no value."""
     values = [row.get(column) for row in rows]
     known = [sign * value for value in values if value is not None and not math.isnan(value)]
     return fmean(known) if known and len(known) == len(values) else math.inf

@@ -1,4 +1,4 @@
-"""Plan: what a study compares, resolved to objects, and the cells that follow from it."""
+"""Plan: the families, objectives and seeds of a study, resolved to objects, and its cells."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from torch import nn
@@ -24,9 +25,9 @@ from whichkl.targets import Target
 from whichkl.targets.fingerprint import code_version, target_fingerprint, tensor_hash
 
 FORMAT = 1
-_IN_MEMORY = 2**30
+_MAX_BYTES_IN_MEMORY = 2**30
 _COPIES = 2
-"""Draws of p and of q are held side by side."""
+"""Draws of p and draws of q are in memory at the same time."""
 _MAX_SEEDS = 100_000
 """Largest number of seeds: all cells are held in memory, a kilobyte each."""
 Metric = Callable[..., Any]
@@ -40,9 +41,14 @@ class Cell:
     """The number of its family in the plan."""
     objective: int
     seed: int
-    arm: str
-    """Its family and objective as text."""
+    names: tuple[str, str]
+    """Its family and its objective as text."""
     config: dict[str, Any]
+
+    @property
+    def arm(self) -> str:
+        """Its family and objective as one text."""
+        return " · ".join(self.names)
 
     @cached_property
     def key(self) -> str:
@@ -56,12 +62,12 @@ class Plan:
 
     target: Target
     source: str
-    """What the target is called in tables and pages."""
+    """Name of the target in tables and pages."""
     families: tuple[Family, ...]
     objectives: tuple[Objective, ...]
     seeds: tuple[int, ...]
     budget: int | None
-    """Evaluations of the target that a solver may use; None for as many as it wants."""
+    """Evaluations of the target that a solver may use; None for no limit."""
     measures: tuple[str, ...]
     """Names of `MEASURES` that are computed."""
     metrics: dict[str, Metric]
@@ -71,20 +77,14 @@ class Plan:
     draws: int
     """Fresh draws on which cells are scored."""
     codes: dict[str, str]
-    """Hashes of the user's files, by what they were called."""
+    """Hashes of the user's files, by the names that the user gave them."""
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Everything on which a number depends, as JSON holds it."""
-        return {
-            "format": FORMAT,
-            "code": code_version(),
-            "target": {"source": self.source, **target_fingerprint(self.target)},
-            "families": [family_config(one) for one in self.families],
-            "objectives": [one.spec for one in self.objectives],
-            "seeds": list(self.seeds),
-            **self._common,
-        }
+        target = {"source": self.source, **target_fingerprint(self.target)}
+        families = [family_config(one) for one in self.families]
+        return study_config(target, families, [one.spec for one in self.objectives], self.seeds) | self._common
 
     @property
     def _common(self) -> dict[str, Any]:
@@ -99,20 +99,29 @@ class Plan:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """All cells, seed by seed, since those of one seed share their held-out draws."""
-        whole = self.config
-        found = []
-        for seed in self.seeds:
-            for i, family in enumerate(self.families):
-                for j, objective in enumerate(self.objectives):
-                    config = {
-                        **{name: whole[name] for name in ("format", "code", "target")},
-                        "family": whole["families"][i],
-                        "objective": whole["objectives"][j],
-                        "seed": seed,
-                        **self._common,
-                    }
-                    found.append(Cell(i, j, seed, f"{family_text(family)} · {objective.spec}", config))
-        return tuple(found)
+        return cells_of(self.config, [family_text(one) for one in self.families], self._common)
+
+
+def study_config(target: dict[str, Any], families: list[Any], objectives: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the part of a configuration that all studies have."""
+    config = {"format": FORMAT, "code": code_version(), "target": target, "families": families}
+    return {**config, "objectives": list(objectives), "seeds": list(seeds)}
+
+
+def cells_of(config: dict[str, Any], families: Sequence[str], common: dict[str, Any]) -> tuple[Cell, ...]:
+    """Return all cells of a study: every family by every objective, seed by seed.
+
+    Args:
+        config: of the study.
+        families: their names, in the order of the configuration.
+        common: what the configuration of every cell has besides its arm and seed.
+    """
+    shared = {name: config[name] for name in ("format", "code", "target")}
+    found = []
+    for seed, (i, family), (j, objective) in product(config["seeds"], enumerate(families), enumerate(config["objectives"])):
+        one = {**shared, "family": config["families"][i], "objective": objective, "seed": seed, **common}
+        found.append(Cell(i, j, seed, (family, objective), one))
+    return tuple(found)
 
 
 def plan_of(
@@ -136,45 +145,46 @@ def plan_of(
         ResourceError: the draws to score on need more memory than is free.
     """
     p = in_memory(Target.of(target)).noting_repeats()
-    chosen = _distinct([default_family(p)] if families is None else [family_of(one) for one in listed(families)], family_text)
+    chosen = _families(p, families)
+    wanted = _objectives(p, chosen[0], objectives)
+    measures, own = _metrics(metrics)
+    if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0.01 <= held_out <= 0.9:
+        raise InputError(cannot(f"use `held_out={held_out!r}`", "it isn't between 0.01 and 0.9", "Correct it"))
+    _check_count("draws", draws, 100)
+    if budget is not None:
+        _check_count("budget", budget, 1)
+    check_memory(_COPIES * 8 * draws * p.dim, f"score on `draws={draws}`", "Give, say, 10,000")
+    name = source or (target if isinstance(target, str) else type(target).__name__)
+    numbers = seeds_of(seeds)
+    return Plan(p, name, chosen, wanted, numbers, budget, measures, own, float(held_out), draws, codes or {})
+
+
+def _families(p: Target, families: Any) -> tuple[Family, ...]:
+    """Return the families, the one that `fit` takes by default; refuse those of another kind than the target."""
+    chosen = distinct([default_family(p)] if families is None else [family_of(one) for one in listed(families)], family_text)
     for family in chosen:
         if bool(p.context_names) != family.conditional and not (family.conditional and family.optional_context):
             what = "pairs (x, y)" if p.context_names else "single rows"
             because = f"`{family_text(family)}` {'models y given x' if family.conditional else 'is one distribution'}"
             raise InputError(cannot(f"compare on {what}", because, "Name families of the same kind as the target"))
+    return chosen
+
+
+def _objectives(p: Target, family: Family, objectives: Any) -> tuple[Objective, ...]:
+    """Return the objectives, both directions of KL by default; refuse those whose requirements the target doesn't meet."""
     access = p.access
     if objectives is None:
-        wanted = [one.objective for one in advise(p, chosen[0]).options if one.objective.name in ("forward_kl", "reverse_kl")]
+        wanted = [one.objective for one in advise(p, family).options if one.objective.name in ("forward_kl", "reverse_kl")]
     else:
         wanted = [objective_of(one) for one in listed(objectives)]
     for one in wanted:
         if not one.requires.met_by(access):
             because = f"it requires {one.requires.label}, but the target only has {access.label}"
-            raise TargetError(
-                cannot(f"compare `{one.spec}` on this target", because, "Leave it out, or give the target more access")
-            )
+            instead = "Leave it out, or give the target more access"
+            raise TargetError(cannot(f"compare `{one.spec}` on this target", because, instead))
     if not wanted:
         raise TargetError(cannot("compare on this target", f"it has {access.label}", "See `whichkl.advise(target)`"))
-    measures, own = _metrics(metrics)
-    _check_number("held_out", held_out, 0.01, 0.9)
-    _check_count("draws", draws, 100)
-    if budget is not None:
-        _check_count("budget", budget, 1)
-    check_memory(_COPIES * 8 * draws * p.dim, f"score on `draws={draws}`", "Give, say, 10,000")
-    name = source or (f"{type(target).__name__}" if not isinstance(target, str) else target)
-    return Plan(
-        p,
-        name,
-        chosen,
-        _distinct(wanted, lambda one: one.spec),
-        seeds_of(seeds),
-        budget,
-        measures,
-        own,
-        float(held_out),
-        draws,
-        codes or {},
-    )
+    return distinct(wanted, lambda one: one.spec)
 
 
 def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -188,14 +198,14 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
         if seeds > _MAX_SEEDS:
-            raise InputError(cannot(f"use `seeds={seeds}`", f"{_MAX_SEEDS:,} are the most", "Give, say, 10"))
+            raise InputError(cannot(f"use `seeds={seeds}`", f"the largest number is {_MAX_SEEDS:,}", "Give, say, 10"))
         return tuple(range(seeds))
     listed_ = [] if isinstance(seeds, (int, str, float)) else list(seeds)
     if not listed_ or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in listed_):
         because = "it is neither a number of seeds nor a list of whole numbers of at least 0"
         raise InputError(cannot(f"use `seeds={seeds!r}`", because, "Give, say, 10"))
     if len(set(listed_)) < len(listed_):
-        raise InputError(cannot(f"use `seeds={seeds!r}`", "one stands twice, which isn't new evidence", "Name each once"))
+        raise InputError(cannot(f"use `seeds={seeds!r}`", "one is in it twice, which adds no evidence", "Name each once"))
     return tuple(listed_)
 
 
@@ -215,7 +225,7 @@ def family_text(family: Family) -> str:
 
 
 def family_config(family: Family) -> dict[str, Any]:
-    """Return a family's fields, and of a module its weights by hash, as JSON holds them."""
+    """Return a family's fields, or a module and the hashes of its weights, as JSON holds them."""
     module = getattr(family, "module", None)
     if isinstance(module, nn.Module):
         weights = {name: tensor_hash(value) for name, value in module.state_dict().items()}
@@ -230,7 +240,7 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def in_memory(target: Target) -> Target:
-    """Return a target whose samples are in memory, since rows are held out of them anew for each seed.
+    """Return a target whose samples are in memory, since each seed holds out other rows.
 
     Raises:
         InputError: they would take more than a gigabyte.
@@ -238,7 +248,7 @@ def in_memory(target: Target) -> Target:
     stream = target.stream
     if stream is None:
         return target
-    if stream.bytes_in_memory > _IN_MEMORY:
+    if stream.bytes_in_memory > _MAX_BYTES_IN_MEMORY:
         because = "its rows would take more than a gigabyte, and each seed holds out others of them"
         raise InputError(cannot("compare on this stream", because, "Compare on a sample of it, and fit the winner on all"))
     block = rows_of(target, 0).gather()
@@ -255,21 +265,26 @@ def _default(field: Any) -> Any:
 
 
 def listed(values: Any) -> list[Any]:
-    """Return a list of one, or the list."""
+    """Return a list: a single value becomes a list of one."""
     return list(values) if isinstance(values, (list, tuple)) else [values]
 
 
-def _distinct(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[Any, ...]:
+def distinct(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[Any, ...]:
+    """Return the values; refuse an empty list, and a value whose text is in it twice.
+
+    Raises:
+        InputError: it is one of these.
+    """
     if not values:
         raise InputError(cannot("compare nothing", "the list is empty", "Name at least one"))
     for one, count in Counter(text(one) for one in values).items():
         if count > 1:
-            raise InputError(cannot(f"compare `{one}` with itself", "it stands twice", "Name each once"))
+            raise InputError(cannot(f"compare `{one}` with itself", "it is in the list twice", "Name each once"))
     return tuple(values)
 
 
 def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], dict[str, Metric]]:
-    """Tell the names of the scorecard from the user's own functions."""
+    """Separate names of the scorecard from the user's own functions."""
     if metrics is None:
         return tuple(MEASURES), {}
     names: list[str] = []
@@ -277,23 +292,32 @@ def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], d
     for one in listed(metrics):
         if callable(one):
             add_metric(own, one)
-        elif one in MEASURES:
-            names.append(one)
         else:
-            known = f"{', '.join(MEASURES)}, or a function; on the command line FILE.py:FUNCTION"
-            raise InputError(cannot(f"measure `{one}`", "there is no such metric", f"Choose among {known}"))
+            names.append(measure_named(one))
     return tuple(names) if names else tuple(MEASURES), own
 
 
+def measure_named(name: str) -> str:
+    """Return the name of a measure of the scorecard.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in MEASURES:
+        known = f"{', '.join(MEASURES)}, or a function; in a file or on the command line FILE.py:FUNCTION"
+        raise InputError(cannot(f"measure `{name}`", "there is no such metric", f"Choose among {known}"))
+    return name
+
+
 def add_metric(own: dict[str, Metric], metric: Metric) -> None:
-    """Add a function of the user's own to those already named; it's called by its `__name__`, which is its column too.
+    """Add a function of the user's own to those already named; its `__name__` is the name of its column.
 
     Raises:
         InputError: a column of every study has that name, or another metric has.
     """
     name = getattr(metric, "__name__", "metric")
     if name in RESERVED:
-        because = f"a column of every study is called `{name}` too, and the one would overwrite the other"
+        because = f"a column of every study has the name `{name}`, and the metric would overwrite it"
         raise InputError(cannot(f"measure by {_described(name, metric)}", because, "Rename the function"))
     if name in own:
         because = f"it has the name of {_described(name, own[name])}, and both would fill one column"
@@ -310,8 +334,3 @@ def _described(name: str, metric: Metric) -> str:
 def _check_count(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(cannot(f"use `{name}={value!r}`", f"it isn't a whole number of at least {least}", "Correct it"))
-
-
-def _check_number(name: str, value: Any, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise InputError(cannot(f"use `{name}={value!r}`", f"it isn't between {least} and {most}", "Correct it"))

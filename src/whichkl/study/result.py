@@ -1,14 +1,13 @@
-"""Study: what a comparison came to: its rows, what stands behind each, and the fits themselves."""
+"""Study: the result of a comparison: its rows, the details behind each, and the fits themselves."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from whichkl._checks import InputError, cannot
@@ -16,33 +15,18 @@ from whichkl.families import Family
 from whichkl.files.writing import write_whole
 from whichkl.fitting import Fit
 from whichkl.process.torch_modes import plain_modes
+from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.ledger import Ledger, Stored, read_config
-from whichkl.study.measures import columns_with
+from whichkl.study.measures import COST, UP_TO, columns_in, columns_with
 from whichkl.study.needs import DISTILLATION_NEEDS, NEEDS
 from whichkl.study.table import columns_of
 from whichkl.study.verdict import Verdict, decide
 from whichkl.targets import Target
 
-_SHOWN = (
-    "accuracy",
-    "agreement",
-    "nll",
-    "ece",
-    "forward_kl",
-    "reverse_kl",
-    "jeffreys",
-    "ess_q",
-    "coverage",
-    "interval_90",
-    "evaluations",
-)
-
 _SPLITS = (
-    "The seeds split one set of samples, each in its own way, so that their parts overlap: intervals and p-values tell which arm "
-    "is better on these samples, and would be wider for others from the same source (Nadeau & Bengio, 2003)."
+    "All seeds split one set of samples, so that their parts overlap: intervals and p-values tell which arm is better on these "
+    "samples, and would be wider for other samples from the same source (Nadeau & Bengio, 2003)."
 )
-UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z"}
-"""What a value holds beside the divergence, in the words of a column's head."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +36,12 @@ class Study:
     cells: tuple[Stored, ...]
     """Every finished cell, seed by seed, in the order of families and objectives."""
     config: dict[str, Any]
-    """What was compared, with the versions of code and data."""
+    """Everything on which a number depends: what was compared, and the versions of code and data."""
     folder: Path | None = None
     dropped: tuple[tuple[str, int], ...] = field(default=())
     """Arms that a pilot dropped, and after how many seeds."""
     target: Target | None = field(default=None, compare=False, repr=False)
-    """What was fitted; None after `Study.load`."""
+    """The target; None after `Study.load`."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -84,7 +68,7 @@ class Study:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """Which arm is better for what, if any."""
+        """The verdict: which arm is better for which need, if any."""
         target = self.config["target"]
         found = decide(self.rows, DISTILLATION_NEEDS if target.get("source") == "distillation" else NEEDS)
         return replace(found, notes=(*found.notes, _SPLITS)) if found.comparisons and target.get("rows") else found
@@ -133,41 +117,37 @@ class Study:
             return self.cells[cell]
         found = [one for one in self.cells if one.key.startswith(cell)]
         if len(found) != 1:
-            because = f"{len(found)} of {len(self.cells)} begin so"
+            because = f"{len(found)} of {len(self.cells)} keys begin with it"
             raise InputError(cannot(f"find cell `{cell}`", because, "Give a key out of `table['cell']`"))
         return found[0]
 
     def __str__(self) -> str:
         """An arm a line: means over the seeds with their standard errors, and how many cells failed."""
-        arms: dict[str, list[dict[str, Any]]] = {}
-        for row in self.rows:
-            arms.setdefault(f"{row['family']} · {row['objective']}", []).append(row)
-        shown = [name for name in _SHOWN if any(row.get(name) is not None for row in self.rows)]
+        rows = self.rows
+        shown = [one.name for one in columns_in("summary") if any(row.get(one.name) is not None for row in rows)]
         lines = [["", *shown, "failed"]]
-        for arm, rows in arms.items():
-            bad = sum(row["status"] == "failed" for row in rows)
-            lines.append([arm, *(mean_text(rows, name) for name in shown), f"{bad} of {len(rows)}"])
         for j, name in enumerate(shown, 1):
-            found = {row.get(f"{name}_up_to") for row in self.rows if row.get(name) is not None}
+            found = {row.get(f"{name}_up_to") for row in rows if row.get(name) is not None}
             lines[0][j] += "".join(f" {text}" for one, text in UP_TO.items() if one in found)
+        for arm, mine in rows_by_arm(rows).items():
+            bad = sum(row["status"] == "failed" for row in mine)
+            lines.append([arm, *(mean_text(mine, name) for name in shown), f"{bad} of {len(mine)}"])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip() for line in lines]
         return "\n".join(text + [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped])
 
 
-def mean_text(rows: Sequence[dict[str, Any]], name: str) -> str:
+def mean_text(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """Write the mean of a column over the cells that have it, with its standard error over seeds."""
-    values = [float(row[name]) for row in rows if row[name] is not None]
-    if not values:
+    found = mean_and_error(rows, name)
+    if found is None:
         return "–"
-    mean = fmean(values)
+    mean, error = found
     if not math.isfinite(mean):
         return "∞" if mean > 0 else str(mean)
-    if name == "evaluations":
+    if name == COST.name:
         return f"{mean:,.0f}"
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return f"{mean:.4g}"
-    return f"{mean:.4g} ± {stdev(values) / math.sqrt(len(values)):.1g}"
+    return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {error:.1g}"
 
 
 def ordered(cells: list[Stored], config: dict[str, Any]) -> tuple[Stored, ...]:

@@ -15,16 +15,16 @@ from whichkl.files.writing import write_whole
 from whichkl.printable import printable
 from whichkl.study.ledger import Stored
 
-_RISKY = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return rows as columns; what a row lacks is None."""
+    """Return rows as columns, with None where a row has no value."""
     return {name: [row.get(name) for row in rows] for name in names}
 
 
 def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Write columns as CSV; a text that a spreadsheet would run as a formula gets an apostrophe, control characters are shown.
+    """Write columns as CSV. A text that a spreadsheet would run as a formula gets an apostrophe; control characters are shown.
 
     >>> csv_text({"a": [0.1, -2.0, None], "b": ["=1+1", "-3", "x,y"]}).split()
     ['a,b', "0.1,'=1+1", '-2.0,-3', ',"x,y"']
@@ -37,8 +37,8 @@ def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
 
 
 def safe(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula; numbers stay."""
-    if not text.startswith(_RISKY):
+    """Return a text that no spreadsheet reads as a formula; numbers stay."""
+    if not text.startswith(_FORMULA_STARTS):
         return text
     try:
         return text if math.isfinite(float(text)) and text == text.strip() else f"'{text}"

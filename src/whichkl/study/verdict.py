@@ -1,18 +1,19 @@
-"""Verdict: which arm of a study is better for what, or that there is no telling; failed cells are counted, never averaged."""
+"""Verdict: which arm of a study is better for which need, if any; failed cells are counted, never averaged."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from whichkl._checks import InputError, cannot, plain
-from whichkl.study.arms import Arm, Scores, arms_of, scores_of
+from whichkl.files.reading import rebuilt
+from whichkl.study.arms import Arm, Scores, cells_by_arm, scores_of
 from whichkl.study.needs import CHEAPER, NEEDS, Need
-from whichkl.study.paired import FEWEST, Array, Paired, half_width, holm, paired, sign_flip
+from whichkl.study.paired import MIN_PAIRS, Array, Paired, half_width, holm, paired, sign_flip
 from whichkl.study.wording import sentence_of
 
 Outcome = Literal["winner", "no_detectable_difference", "depends", "too_few_seeds", "failed"]
@@ -21,7 +22,7 @@ Kind = Literal["better", "equal", "unclear"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The leading arm of a need beside another, over the seeds that both finished."""
+    """The leading arm of a need compared with another arm, over the seeds that both finished."""
 
     need: str
     column: str
@@ -29,34 +30,34 @@ class Comparison:
     """The leading one."""
     other: str
     difference: float
-    """How much worse the other is, on average over the seeds, in the column's unit; above 0 the leader is better."""
+    """Mean over the seeds of other minus leader, in the column's unit, with lower as better; above 0 the leader is better."""
     low: float
-    """Ends of the interval of this comparison alone, by Student's t."""
+    """The interval of this comparison alone, from `low` to `high`, by Student's t."""
     high: float
     pairs: int
     """Seeds that both finished."""
     p_t: float
-    """Of the paired t test."""
+    """p-value of the paired t test."""
     p_adjusted: float
     """The same after Holm's correction, over all pairs of arms and all needs."""
     p_flip: float
-    """Of flipping the signs of the differences, which isn't corrected: n pairs can't give less than 2^(1−n)."""
+    """p-value of flipping the signs of the differences; it isn't corrected, since n pairs can't give less than 2^(1−n)."""
     threshold: float
-    """Below it a difference doesn't matter in practice, in the column's unit."""
+    """Differences below this don't matter in practice, in the column's unit."""
     kind: Kind
     """`better`: detected, and it matters. `equal`: the whole interval is below the threshold. `unclear`: neither."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the study says for one need."""
+    """The conclusion for one need."""
 
     need: str
     column: str
     wish: str
     leader: str
     best: tuple[str, ...]
-    """The leader, and every arm that isn't detectably worse; a single one wins."""
+    """The leader, and every arm that isn't detectably worse; a single arm wins."""
 
     @property
     def winner(self) -> str | None:
@@ -66,20 +67,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study came to; `decide` makes one."""
+    """The conclusion of a study; `decide` makes one."""
 
     outcome: Outcome
     sentence: str
     """The verdict in plain words."""
     winners: tuple[str, ...]
-    """Arms that no need speaks against: one where the outcome is `winner`, more where they can't be told apart."""
+    """Arms that are among the best for every need: one where the outcome is `winner`."""
     choices: tuple[Choice, ...]
-    """One for each need that could be tested."""
+    """One per need that could be tested."""
     comparisons: tuple[Comparison, ...]
     front: tuple[str, ...]
     """Arms that no other dominates: as good for every need and in cost, and better for one (the Pareto front)."""
     arms: tuple[Arm, ...]
-    """All of them, with what they finished, and where they failed."""
+    """All arms, with the numbers of cells that finished and failed."""
     notes: tuple[str, ...] = ()
     level: float = 0.05
 
@@ -97,37 +98,30 @@ class Verdict:
             InputError: it's something else.
         """
         try:
-            choices = tuple(Choice(**{**one, "best": tuple(one["best"])}) for one in fields["choices"])
-            comparisons = tuple(Comparison(**_floats(one)) for one in fields["comparisons"])
-            arms = tuple(Arm(**_floats(one)) for one in fields["arms"])
-            texts = {name: tuple(fields[name]) for name in ("winners", "front", "notes")}
-            rest: dict[str, Any] = {"choices": choices, "comparisons": comparisons, "arms": arms, **texts}
-            if fields["outcome"] not in get_args(Outcome):
-                raise ValueError(f"its outcome is {fields['outcome']!r}")
-            return cls(**{**fields, **rest})
-        except (KeyError, TypeError, ValueError) as error:
+            return rebuilt(cls, fields)
+        except ValueError as error:
             raise InputError(cannot("read a verdict", str(error), "Give what `to_dict` returned")) from error
 
     def __str__(self) -> str:
-        """The sentence, and what must be known to read it."""
+        """The sentence, and the notes that qualify it."""
         return "\n".join([self.sentence, *self.notes])
 
 
 def decide(rows: Sequence[Mapping[str, Any]], needs: Sequence[Need] = NEEDS, level: float = 0.05) -> Verdict:
-    """Say which arm is better for what need, paired over the seeds.
+    """Decide which arm is better for which need, in pairs over the seeds.
 
-    An arm is better than another where a paired t test says so after Holm's correction over all pairs of arms and all needs,
-    flipping the signs of the differences says so too, and the difference is large enough to matter. An arm wins a need if it's
-    better than every other; it wins the study if for no need another is better. Under six seeds that two arms both finished
-    they aren't compared.
+    An arm is better than another if three things hold: a paired t test rejects equality after Holm's correction over all pairs of
+    arms and all needs, so does flipping the signs of the differences, and the difference is large enough to matter. An arm wins a
+    need if it's better than every other. It wins the study if no other arm is better for any need. Two arms with fewer than six
+    common finished seeds aren't compared.
 
     Args:
-        rows: of a study's table, as `Study.rows`.
-        needs: what to judge by; four unless said.
+        rows: rows of a study's table, as `Study.rows`.
+        needs: what to judge by; by default `NEEDS`.
         level: chance of naming any false difference.
 
     Raises:
-        InputError: `level` isn't between 0 and 1, or a seed stands twice in an arm.
+        InputError: `level` isn't between 0 and 1, or an arm has a seed twice.
 
     >>> rows = [{"family": "gaussian", "objective": name, "seed": seed, "status": "converged", "jeffreys": gap + 0.01 * seed}
     ...         for seed in range(8) for name, gap in (("forward_kl", 1.0), ("reverse_kl", 2.0))]
@@ -136,14 +130,10 @@ def decide(rows: Sequence[Mapping[str, Any]], needs: Sequence[Need] = NEEDS, lev
     """
     if not 0 < level < 1:
         raise InputError(cannot(f"use `level={level!r}`", "it isn't between 0 and 1", "Give, say, 0.05"))
-    scores = scores_of(rows, arms_of(rows), needs)
+    scores = scores_of(rows, cells_by_arm(rows), needs)
     tests = _Tests(scores, level)
-    choices, comparisons = [], []
-    for k in range(len(scores.needs)):
-        found = tests.choice(k)
-        if found is not None:
-            choices.append(found[0])
-            comparisons += found[1]
+    found = [one for one in map(tests.choice, range(len(scores.needs))) if one is not None]
+    choices, comparisons = [choice for choice, _ in found], [one for _, mine in found for one in mine]
     outcome, winners = _outcome(scores, choices, comparisons)
     front = tests.front() if choices else ()
     sentence = sentence_of(outcome, winners, choices, comparisons, scores)
@@ -152,11 +142,14 @@ def decide(rows: Sequence[Mapping[str, Any]], needs: Sequence[Need] = NEEDS, lev
 
 
 class _Tests:
-    """All pairs of arms under all needs, tested at once; less is better in all of their values."""
+    """Tests all pairs of arms for all needs at once; less is better in all values."""
 
     def __init__(self, scores: Scores, level: float) -> None:
         self.scores, self.level, count = scores, level, len(scores.arms)
         self.i, self.j = np.triu_indices(count, 1)
+        self.place = np.empty((count, count), dtype=np.int64)
+        """[a, b]: the number of this pair among all pairs."""
+        self.place[self.i, self.j] = self.place[self.j, self.i] = np.arange(len(self.i))
         values = [_differences(one[:, self.j], one[:, self.i]) for one in scores.values]
         self.found: list[Paired] = [paired(one) for one in values]
         p = np.concatenate([one.p for one in self.found]) if values else np.empty(0)
@@ -182,35 +175,23 @@ class _Tests:
 
     def _comparison(self, k: int, a: int, b: int) -> Comparison:
         scores, (need, column) = self.scores, self.scores.needs[k]
-        first, second = sorted((a, b))
-        at = first * len(scores.arms) - first * (first + 1) // 2 + second - first - 1  # its place among all pairs
-        one = self.found[k]
+        one, at = self.found[k], self.place[a, b]
         gain, pairs = float(self.gain[k][a, b]), int(one.pairs[at])
         reach = half_width(float(one.stderr[at]), pairs, self.level)
         threshold = self.threshold(k, a)
         flip = sign_flip(_differences(scores.values[k][:, b], scores.values[k][:, a]))
         adjusted = float(self.adjusted[k, at])
-        is_better = adjusted <= self.level and flip <= self.level and gain >= threshold
-        is_equal = math.isfinite(gain) and abs(gain) + reach <= threshold
+        kind: Kind = "unclear"
+        if adjusted <= self.level and flip <= self.level and gain >= threshold:
+            kind = "better"
+        elif math.isfinite(gain) and abs(gain) + reach <= threshold:
+            kind = "equal"
         low, high = (gain - reach, gain + reach) if math.isfinite(gain) else (-math.inf, math.inf)
-        return Comparison(
-            need.name,
-            column,
-            scores.arms[a].name,
-            scores.arms[b].name,
-            gain,
-            low,
-            high,
-            pairs,
-            float(one.p[at]),
-            adjusted,
-            flip,
-            threshold,
-            "better" if is_better else "equal" if is_equal else "unclear",
-        )
+        arm, other, p = scores.arms[a].name, scores.arms[b].name, float(one.p[at])
+        return Comparison(need.name, column, arm, other, gain, low, high, pairs, p, adjusted, flip, threshold, kind)
 
     def threshold(self, k: int, a: int) -> float:
-        """What matters in practice beside arm `a`."""
+        """Return the least difference from arm `a` that matters in practice."""
         need, column = self.scores.needs[k]
         share = 0.0 if column in self.scores.up_to else need.relative
         values = self.scores.values[k][:, a]
@@ -234,7 +215,7 @@ class _Tests:
             no_worse &= ~(known & (gain <= -least[None, :]))
             compared |= known
         dominated = np.asarray((better & no_worse & compared).any(0))
-        finished = np.array([arm.finished >= FEWEST for arm in arms])
+        finished = np.array([arm.finished >= MIN_PAIRS for arm in arms])
         return tuple(arm.name for arm, out, ok in zip(arms, dominated, finished, strict=True) if ok and not out)
 
 
@@ -251,21 +232,21 @@ def _outcome(scores: Scores, choices: Sequence[Choice], comparisons: Sequence[Co
 
 
 def _limits(scores: Scores, tests: _Tests, choices: Sequence[Choice]) -> list[str]:
-    """What must be known to read a verdict."""
+    """Return the notes that qualify a verdict."""
     notes = []
     for arm in scores.arms:
         if arm.failed:
-            notes.append(f"{arm.name} failed in {arm.failed} of {arm.cells} seeds; it is compared over the others alone.")
+            notes.append(f"{arm.name} failed in {arm.failed} of {arm.cells} seeds; it is compared over the others.")
     stopped = [f"{arm.name} in {arm.stopped} of {arm.cells}" for arm in scores.arms if arm.stopped]
     if stopped:
-        notes.append(f"Stopped before they had converged, by their budget or a limit of their own: {', '.join(stopped)}.")
-    short = [arm.name for arm in scores.arms if arm.finished < FEWEST]
+        notes.append(f"Stopped before convergence, by the budget or by a limit of the solver: {', '.join(stopped)}.")
+    short = [arm.name for arm in scores.arms if arm.finished < MIN_PAIRS]
     if choices and short:
-        notes.append(f"Not compared, since they finished fewer than {FEWEST} seeds: {', '.join(short)}.")
+        notes.append(f"Not compared, because they finished fewer than {MIN_PAIRS} seeds: {', '.join(short)}.")
     if tests.count:
         notes.append(
             f"{tests.count:,} comparison{'s' * (tests.count > 1)} of two arms {'were' if tests.count > 1 else 'was'} made; "
-            f"p-values are corrected for that (Holm), so that the chance of any false difference is {tests.level:.0%}."
+            f"p-values are corrected for their number (Holm), so that the chance of any false difference is {tests.level:.0%}."
         )
     return notes
 
@@ -282,8 +263,3 @@ def _square(values: Array, p: Array, count: int, i: Any, j: Any, *, symmetric: b
     known = np.where(np.isnan(p), np.nan, values)
     square[i, j], square[j, i] = known, known if symmetric else -known
     return square
-
-
-def _floats(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Read infinities and NaN back from text."""
-    return {name: float(value) if value in ("inf", "-inf", "nan") else value for name, value in fields.items()}

@@ -7,23 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from whichkl.study.arms import Arm, Scores
-from whichkl.study.needs import CHEAPER, UNITS
-from whichkl.study.paired import FEWEST
+from whichkl.study.measures import column_words, unit_of
+from whichkl.study.needs import CHEAPER
+from whichkl.study.paired import MIN_PAIRS
 
 if TYPE_CHECKING:
     from whichkl.study.verdict import Choice, Comparison
 
-_MOST = 4
-"""Arms that a sentence names one by one."""
-_TINY = 5e-5
+_MAX_NAMED_ARMS = 4
+"""Largest number of arms that a sentence names one by one."""
+_MIN_SHOWN = 5e-5
 """Smaller numbers are shown as 0."""
-_WORDS = {
-    "forward_kl": "forward KL",
-    "reverse_kl": "reverse KL",
-    "jeffreys": "Jeffreys",
-    "interval_gap": "interval gap",
-    "ess_q": "ESS of q",
-}
 
 
 def sentence_of(
@@ -34,7 +28,7 @@ def sentence_of(
     if outcome == "failed":
         good = [arm.name for arm in scores.arms if arm.finished]
         left = f"only {good[0]} finished any" if good else "every cell failed"
-        return f"No verdict: {left}, so that there is nothing to compare."
+        return f"No verdict: {left}, and there is nothing to compare."
     if outcome == "too_few_seeds":
         return _too_few(scores)
     if outcome == "depends":
@@ -64,30 +58,24 @@ def number(value: float, column: str) -> str:
     """
     if math.isinf(value):
         text = "∞" if value > 0 else "−∞"
-    elif UNITS.get(column) == "as a share":
+    elif unit_of(column) == "as a share":
         return f"{100 * value + 0.0:.1f} %".replace("-", "−")
     else:
         text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.4f}"
-        text = text if abs(value) >= _TINY else "0"
-    unit = UNITS.get(column, "")
-    return f"{text} {unit}".strip().replace("-", "−")
+        text = text if abs(value) >= _MIN_SHOWN else "0"
+    return f"{text} {unit_of(column)}".strip().replace("-", "−")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Join names as a sentence does, the first few of many.
+    """Join names as a sentence does; of many, only the first few are named.
 
     >>> listed(["a", "b", "c"]), listed(list("abcdefg"))
     ('a, b and c', 'a, b, c, d and 3 more')
     """
     some = list(names)
-    if len(some) > _MOST + 1:
-        some = [*some[:_MOST], f"{len(names) - _MOST} more"]
+    if len(some) > _MAX_NAMED_ARMS + 1:
+        some = [*some[:_MAX_NAMED_ARMS], f"{len(names) - _MAX_NAMED_ARMS} more"]
     return some[0] if len(some) == 1 else f"{', '.join(some[:-1])} and {some[-1]}" if some else "none"
-
-
-def column_words(column: str) -> str:
-    """Return what a column is called in prose."""
-    return _WORDS.get(column, column)
 
 
 def _winner(name: str, choices: Sequence[Choice], comparisons: Sequence[Comparison], arms: dict[str, Arm]) -> str:
@@ -106,7 +94,7 @@ def _winner(name: str, choices: Sequence[Choice], comparisons: Sequence[Comparis
 
 
 def _nearest(choice: Choice, comparisons: Sequence[Comparison]) -> str:
-    """By how much a winner leads the nearest of the others."""
+    """State by how much a winner leads the nearest other arm."""
     mine = [one for one in comparisons if one.need == choice.need]
     near = min(mine, key=lambda one: one.difference)
     ends = [number(one, choice.column) for one in (near.low, near.high)]
@@ -128,9 +116,9 @@ def _depends(choices: Sequence[Choice], arms: dict[str, Arm]) -> str:
 
 
 def _cheapest(arms: Iterable[Arm]) -> Arm:
-    """The arm that costs least, of those that finished most."""
+    """Return the cheapest arm that finished enough seeds, or the cheapest of all if none did."""
     some = list(arms)
-    enough = [arm for arm in some if arm.finished >= FEWEST] or some
+    enough = [arm for arm in some if arm.finished >= MIN_PAIRS] or some
     return min(enough, key=lambda arm: (math.isnan(arm.cost), arm.cost))
 
 
@@ -139,14 +127,14 @@ def _too_few(scores: Scores) -> str:
     failed = sum(arm.failed for arm in scores.arms)
     if len(scores.arms) < 2:
         return "No verdict: there is one arm, and nothing to compare it with."
-    if fewest >= FEWEST and not scores.needs:
-        return "No verdict: nothing was measured that a need could be judged by."
+    if fewest >= MIN_PAIRS and not scores.needs:
+        return "No verdict: no column that a need is judged by was measured."
     seeds = max((arm.cells for arm in scores.arms), default=0)
-    because = f"it takes at least {FEWEST} seeds that two arms both finished, and no two did"
-    if seeds < FEWEST:
-        because = f"it takes at least {FEWEST} seeds, and this study has {seeds}"
+    because = f"two arms must finish at least {MIN_PAIRS} common seeds, and no two did"
+    if seeds < MIN_PAIRS:
+        because = f"it needs at least {MIN_PAIRS} seeds, and this study has {seeds}"
     had = f" ({failed} cells failed)" if failed else ""
-    return f"No verdict: {because}{had}. The numbers are shown; add seeds to have them judged."
+    return f"No verdict: {because}{had}. Add seeds to have the numbers judged."
 
 
 def _over(comparisons: Sequence[Comparison]) -> str:

@@ -1,4 +1,4 @@
-"""Writers: a study's rows, and how each cell's loss fell, for MLflow and TensorBoard, where they are installed."""
+"""Writers: a study's rows and training curves for MLflow and TensorBoard, where they are installed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from whichkl.study.ledger import Stored
 from whichkl.study.result import Study
 
 _NOT_METRICS = ("seed", "budget")
-_BATCH = 1_000
-"""Metrics that MLflow takes at once."""
-_LONGEST = 200
-"""Characters of a folder's name."""
+_MAX_METRICS_PER_CALL = 1_000
+"""Limit of MLflow."""
+_MAX_FOLDER_NAME = 200
 
 
 def to_mlflow(study: Study, experiment: str = "whichkl") -> None:
     """Log each cell as an MLflow run, where the tracking URI says: a failed cell is a failed run.
 
     Its arm and seed are parameters, its finite numbers metrics, its status, key and error tags, and the loss of each iteration,
-    where the solver had it at hand, is the metric `training`. Neither an active run nor the active experiment is touched. In
-    names of metrics MLflow takes letters, digits and a few signs; others become `_`.
+    where the solver recorded it, is the metric `training`. Neither an active run nor the active experiment is touched. MLflow
+    allows letters, digits and a few signs in names of metrics; others become `_`.
 
     Raises:
         InputError: MLflow isn't installed.
@@ -46,15 +45,15 @@ def to_mlflow(study: Study, experiment: str = "whichkl") -> None:
         client.log_batch(run, params=params)
         numbers = [Metric(_named(name), value, now, 0) for name, value in _numbers(row).items()]
         numbers += [Metric("training", loss, now, i + 1) for i, loss in _training(cell)]
-        for i in range(0, len(numbers), _BATCH):
-            client.log_batch(run, metrics=numbers[i : i + _BATCH])
+        for i in range(0, len(numbers), _MAX_METRICS_PER_CALL):
+            client.log_batch(run, metrics=numbers[i : i + _MAX_METRICS_PER_CALL])
         client.set_terminated(run, "FAILED" if row["status"] == "failed" else "FINISHED")
 
 
 def to_tensorboard(study: Study, folder: str | os.PathLike[str]) -> None:
     """Write a TensorBoard run for each arm: its finite numbers as scalars over the seeds, and each seed's loss over iterations.
 
-    Written again into the same folder, everything stands there twice: name a new one.
+    Name a new folder: written again into the same one, everything is in it twice.
 
     Raises:
         InputError: TensorBoard isn't installed.
@@ -68,7 +67,7 @@ def to_tensorboard(study: Study, folder: str | os.PathLike[str]) -> None:
         if _numbers(cell.row):
             arms.setdefault(arm_of(cell.row), []).append(cell)
     for arm, cells in arms.items():
-        with SummaryWriter(os.path.join(folder, re.sub(r"[/\\:\x00-\x1f]", "-", arm)[:_LONGEST])) as writer:
+        with SummaryWriter(os.path.join(folder, re.sub(r"[/\\:\x00-\x1f]", "-", arm)[:_MAX_FOLDER_NAME])) as writer:
             for cell in cells:
                 seed = cell.row["seed"]
                 for name, value in _numbers(cell.row).items():
@@ -78,13 +77,13 @@ def to_tensorboard(study: Study, folder: str | os.PathLike[str]) -> None:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """The finite numbers that were measured."""
+    """Return the finite numbers that were measured."""
     found = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in _NOT_METRICS}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
 def _training(cell: Stored) -> list[tuple[int, float]]:
-    """The finite losses of the kept iterations, and which of them they are."""
+    """Return the finite losses of the recorded iterations, with their numbers."""
     losses = enumerate(float(one) for one in cell.details.get("training", []))
     return [(i, loss) for i, loss in losses if math.isfinite(loss)]
 
