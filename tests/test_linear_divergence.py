@@ -306,7 +306,7 @@ BAD = [
     ({"temperature": -1.0}, "positive"),
     ({"softcap_student": 0.0}, "soft cap is positive"),
     ({"reduction": "batchmean"}, "mean goes over rows"),
-    ({"divergence": "kl"}, "there is none of that name"),
+    ({"divergence": "kl"}, "there is no such divergence"),
     ({"order": 2.0}, "no parameters"),
     ({"hidden_student": torch.zeros(N, H, dtype=torch.long)}, "floating point"),
 ]

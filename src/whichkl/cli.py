@@ -293,7 +293,8 @@ def estimate(
         int | None, typer.Option("--p-chains", help="The samples of p are this many Markov chains, one after another.")
     ] = None,
     q_chains: Annotated[int | None, typer.Option("--q-chains", help="The same of q.")] = None,
-    weight: Annotated[float | None, typer.Option("--weight", help="Of p in Jensen–Shannon, of the skew in skew KLs.")] = None,
+    weight: Annotated[float | None, typer.Option("--weight", help="Of the mixture in Jensen–Shannon and in skew KLs.")] = None,
+    weight_on_forward: Annotated[float | None, typer.Option("--weight-on-forward", help="Of KL(p‖q) in jeffreys.")] = None,
     order: Annotated[float | None, typer.Option("--order", help="Of Rényi's divergence.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -303,7 +304,14 @@ def estimate(
         from whichkl.divergences.dispatch import estimate as run_estimate
 
         first, second = _side(p, form, p_chains), _side(q, form, q_chains)
-        knobs: dict[str, Any] = {"weight": weight, "order": order, "seed": seed, "form": form, "method": method}
+        knobs: dict[str, Any] = {
+            "weight": weight,
+            "weight_on_forward": weight_on_forward,
+            "order": order,
+            "seed": seed,
+            "form": form,
+            "method": method,
+        }
         asked = run_estimate(p=first, q=second, divergence=divergence, **knobs)
         other: Any = None
         if divergence in _REVERSED:

@@ -17,7 +17,8 @@ Finite = Literal["certified", "infinite", "not certified"]
 _WORDS = {
     "forward_kl": "Forward KL, KL(p‖q), the expectation under p,",
     "reverse_kl": "Reverse KL, KL(q‖p), the expectation under q,",
-    "jeffreys": "The Jeffreys divergence, both KLs summed,",
+    "jeffreys": "The Jeffreys divergence, w KL(p‖q) + (1 − w) KL(q‖p),",
+    "jeffreys_sum": "The Jeffreys divergence, both KLs summed,",
     "weighted_jeffreys": "The weighted Jeffreys divergence, w KL(p‖q) + (1 − w) KL(q‖p),",
     "jensen_shannon": "The Jensen–Shannon divergence",
     "skew_forward_kl": "The skew forward KL, the expectation under p,",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
-from whichkl.divergences.kinds import KINDS, Kind
+from whichkl.divergences.kinds import KINDS, IntegralDivergence
 from whichkl.divergences.sides import Side
 from whichkl.targets import Target
 
@@ -20,7 +20,7 @@ class Question:
     p: Side
     q: Side
     name: str
-    kind: Kind | None
+    kind: IntegralDivergence | None
     n: int
     seed: int
 

@@ -47,11 +47,6 @@ class Jeffreys(Between):
         return f"you have draws of p for the forward part, and log p at draws of q for the reverse part{tail}"
 
     @property
-    def quantity(self) -> str:
-        """`jeffreys` is the name of the sum of both, so that the value has another."""
-        return "weighted_jeffreys"
-
-    @property
     def reads_p(self) -> bool:
         """Where w > 0."""
         return self.weight_on_forward > 0

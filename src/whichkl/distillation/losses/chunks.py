@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl.distillation.losses.heads import Head
-from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.divergences.divergence import RowDivergence
 
 _BUFFERS = 192 << 20  # bytes of both buffers of logits
 _IN_CACHE = 1 << 18  # numbers of a block of rows, for each of two to four threads

@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.chunks import Gradients, accumulating, in_chunks
 from whichkl.distillation.losses.heads import Head
-from whichkl.distillation.losses.registry import DIVERGENCES
-from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.divergences.divergence import RowDivergence
+from whichkl.divergences.kinds import ROW_DIVERGENCES, parameters_of
 
 Triple = tuple[Tensor, Tensor, Tensor | None]
 Needs = tuple[bool, bool, bool]
@@ -116,13 +116,15 @@ def _compiled(
     settings: Settings, student: Triple, teacher: Triple, mask: Tensor | None, scale: Tensor | None, needs: Needs
 ) -> Tensor:
     name = settings.divergence.name
-    if name not in DIVERGENCES or type(settings.divergence) is not DIVERGENCES[name].divergence:
+    if type(settings.divergence) is not ROW_DIVERGENCES.get(name):
         because = "a compiled graph knows divergences by name"
-        raise InputError(cannot(f"compile {type(settings.divergence).__name__}", because, f"Use one of {', '.join(DIVERGENCES)}"))
+        raise InputError(
+            cannot(f"compile {type(settings.divergence).__name__}", because, f"Use one of {', '.join(ROW_DIVERGENCES)}")
+        )
     plain = (
         list(needs),
         name,
-        [float(getattr(settings.divergence, one)) for one in DIVERGENCES[name].parameters],
+        [float(getattr(settings.divergence, one)) for one in parameters_of(settings.divergence)],
         settings.tokens,
         settings.temperature,
         settings.chunk_size,
@@ -154,9 +156,9 @@ def _op(
     softcaps: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One node of a graph: scale · Σ values, or the values, and the gradients that can be had beside them, empty if not."""
-    kind, caps = DIVERGENCES[divergence].divergence, [one or None for one in softcaps]
+    caps = [one or None for one in softcaps]
     scales = (logit_scales[0], logit_scales[1])
-    settings = Settings(kind(*parameters), tokens, temperature, chunk_size, scales, (caps[0], caps[1]))
+    settings = Settings(ROW_DIVERGENCES[divergence](*parameters), tokens, temperature, chunk_size, scales, (caps[0], caps[1]))
     student, teacher = (hidden, weight, bias), (hidden_teacher, weight_teacher, bias_teacher)
     now = (needs[0], needs[1], needs[2])
     if factors is None and not _at_once(scale, now):

@@ -11,8 +11,8 @@ from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.chunks import accumulating
 from whichkl.distillation.losses.head_gradients import Settings, differentiable
 from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, count
-from whichkl.distillation.losses.registry import divergence_named
-from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.distillation.losses.rows import divergence_named
+from whichkl.divergences.divergence import RowDivergence
 
 Hidden = Float[Tensor, "... h"]
 Weight = Float[Tensor, "v h"]
@@ -69,7 +69,7 @@ def linear_divergence(
         softcap_student: the student's logits z become c tanh(z/c), after the scale.
         softcap_teacher: the same for the teacher.
         temperature_squared: multiply by temperature², as in `of_logits`.
-        parameters: of the divergence: `weight_on_forward`, `weight`, `skew`, `order`, `head_mass`, `weight_on_teacher`.
+        parameters: of the divergence: `weight_on_forward`, `weight`, `order`, `head_mass`, `weight_on_teacher`.
 
     Returns:
         The divergence in nats: a scalar, or (…) for "none".

@@ -9,7 +9,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.partial_teacher import SampledTokens, TopK, widened
 from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, reduce
-from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.divergences.divergence import RowDivergence
 
 Logits = Float[Tensor, "... v"]
 Mask = Bool[Tensor, "..."]
@@ -53,7 +53,7 @@ def of_logits(
     Raises:
         InputError: shapes, dtypes, the temperature, the mask or the widths can't be used.
 
-    >>> from whichkl.distillation.losses.kinds import RowForwardKL
+    >>> from whichkl.losses import RowForwardKL
     >>> of_logits(RowForwardKL(), teacher=torch.tensor([[1.0, 0.0]]), student=torch.tensor([[0.0, 0.0]]))
     tensor(0.1109)
     """

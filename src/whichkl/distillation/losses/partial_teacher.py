@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.row_divergence import LogProbs, RowDivergence, Rows
+from whichkl.divergences.divergence import LogProbs, RowDivergence, Rows
 
 Mask = Bool[Tensor, "..."]
 

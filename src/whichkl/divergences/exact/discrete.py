@@ -15,7 +15,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact.kl_rows import kl_rows
-from whichkl.divergences.kinds import ForwardKLDivergence, Kind, Renyi, ReverseKLDivergence
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi, ReverseKLDivergence
 
 Form = Literal["probabilities", "logits"]
 
@@ -26,7 +26,9 @@ _REST = 40.0
 _MOST_ATOMS = 1 << 17
 
 
-def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: Form = "probabilities") -> Float[Tensor, " n"]:
+def rows(
+    p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: IntegralDivergence, form: Form = "probabilities"
+) -> Float[Tensor, " n"]:
     """A divergence of each row of p from the same row of q, in nats: g(Σ h(log pᵢ, log qᵢ)) over the atoms.
 
     Rows are taken in blocks that stay in the cache: no temporary of full size. All is float64, but for the two KLs of narrower
@@ -63,7 +65,7 @@ def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: For
 
 
 def enumerate_atoms(
-    p: Distribution, q: Distribution, kind: Kind
+    p: Distribution, q: Distribution, kind: IntegralDivergence
 ) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"], list[str]] | None:
     """Log probabilities of two discrete distributions over their joint atoms, and the atoms' names; None if they can't be listed.
 
@@ -86,17 +88,19 @@ def _settled(size: Float[Tensor, " v"]) -> bool:
     return top == math.inf or float(last.max()) < top - _REST or top == -math.inf
 
 
-def log_sum(kind: Kind, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
+def log_sum(kind: IntegralDivergence, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
     """The divergence of rows of atoms: for Rényi's by the logarithm of the sum, which neither overflows nor vanishes."""
     if isinstance(kind, Renyi):
         return kind.log_tail(log_p, log_q).logsumexp(-1) / (kind.order - 1)
     total = kind.integrand(log_p, log_q).sum(-1)
-    return torch.tensor([kind.value(v) for v in total.reshape(-1).tolist()], dtype=torch.float64, device="cpu").reshape(
+    return torch.tensor([kind.of_integral(v) for v in total.reshape(-1).tolist()], dtype=torch.float64, device="cpu").reshape(
         total.shape
     )
 
 
-def enumeration(log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: Kind, names: list[str]) -> Estimate | None:
+def enumeration(
+    log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: IntegralDivergence, names: list[str]
+) -> Estimate | None:
     """A divergence by the sum over atoms; ∞ names the atoms that make it so, and their mass; None if the sum doesn't settle."""
     missed = kind.misses(log_p, log_q)
     if bool((missed > 0).any()):

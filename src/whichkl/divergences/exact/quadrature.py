@@ -18,7 +18,7 @@ from whichkl.divergences.estimate import Estimate, Finite
 from whichkl.divergences.exact.boxes import Integral, integrate
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Ground, Located
 from whichkl.divergences.exact.tails import REACHES, diverges
-from whichkl.divergences.kinds import ForwardKLDivergence, Kind, Renyi
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi
 from whichkl.targets import Target
 
 _MISSED = 1e-13
@@ -61,7 +61,7 @@ def kl(p: Target, q: Target, quantity: str = "forward_kl") -> Estimate:
     return replace(divergence(p, q, ForwardKLDivergence()), quantity=quantity)
 
 
-def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
+def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     """A divergence of two densities of one to three variables, in nats (some have no unit); ∞ with its reason.
 
     Both are normalised by the same quadrature, so that unnormalised densities do. Infinity is found where one density has
@@ -106,7 +106,7 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
     return _estimate(kind, whole, dim, ground.notes)
 
 
-def _estimate(kind: Kind, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
+def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
     integral, error = float(whole.value[0]), float(whole.error[0])
     if not math.isfinite(integral):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
@@ -115,9 +115,7 @@ def _estimate(kind: Kind, whole: Integral, dim: int, notes: tuple[str, ...]) -> 
     if isinstance(kind, Renyi) and integral < 1e-290:
         because = f"the integral of {kind.formula} is below 1e-290: the two hardly overlap"
         raise TargetError(cannot("compute this divergence by quadrature", because, "Use a divergence such as forward_kl"))
-    if isinstance(kind, Renyi):
-        error = error / (integral * abs(kind.order - 1))
-    value = kind.value(integral)
+    value, error = kind.of_integral(integral), kind.error_of_integral(error, integral)
     if not error <= max(0.01 * abs(value), 1e-3):
         because = f"after {whole.points:,} points the integral of {kind.formula} is {integral:.3g} with an error of {error:.2g}"
         raise TargetError(cannot("compute this divergence by quadrature", because, "Take it as unknown, or use Monte Carlo"))
@@ -140,7 +138,11 @@ def _estimate(kind: Kind, whole: Integral, dim: int, notes: tuple[str, ...]) -> 
 
 
 def _where(
-    densities: Callable[[Tensor], tuple[Tensor, Tensor]], kind: Kind, x: Tensor, ends: list[list[float]], names: Sequence[str]
+    densities: Callable[[Tensor], tuple[Tensor, Tensor]],
+    kind: IntegralDivergence,
+    x: Tensor,
+    ends: list[list[float]],
+    names: Sequence[str],
 ) -> str:
     """Whose mass is missed, and where, from points that have mass: the nodes on the line, draws elsewhere."""
     log_p, log_q = densities(x)
@@ -151,7 +153,7 @@ def _where(
     return f"{outside}, at {place}" if place else outside
 
 
-def _infinite(kind: Kind, note: str) -> Estimate:
+def _infinite(kind: IntegralDivergence, note: str) -> Estimate:
     return Estimate(kind.name, math.inf, finite="infinite", method="quadrature", exact=True, notes=(note,))
 
 

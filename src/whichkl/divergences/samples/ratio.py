@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences.estimate import NORMAL, Estimate
-from whichkl.divergences.kinds import KINDS, ChiSquared, JensenShannon, Kind, Renyi
+from whichkl.divergences.kinds import KINDS, ChiSquared, IntegralDivergence, JensenShannon, Renyi, WeightedKLs
 from whichkl.divergences.samples.margins import hidden
 from whichkl.divergences.samples.neighbors import Neighbors
 from whichkl.divergences.samples.sample_distances import standardised
@@ -26,11 +26,10 @@ _RIPPLES, _STIFF = 60, 10.0
 _LIGHT, _TWIN_ROWS, _NEAR, _NEAR_ROWS = 0.4, 40_000, (5, 20, 60), 10_000
 _Levels = tuple[float, float]
 _Parts = list[tuple[Tensor, Tensor, Tensor, Tensor]]
-_UNBOUNDED = ("forward_kl", "reverse_kl", "jeffreys", "chi_squared", "renyi")
 
 
 def classifier_divergence(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], kind: str | Kind, *, folds: int = 5, seed: int = 0
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], kind: str | IntegralDivergence, *, folds: int = 5, seed: int = 0
 ) -> Estimate:
     """Any divergence of p from q, in nats, from draws alone: a classifier's held-out logit − log(n/m) is ℓ = log p/q.
 
@@ -49,7 +48,7 @@ def classifier_divergence(
     Args:
         x: draws of p, (n, d) or (n,), at least 20.
         y: draws of q, (m, d) or (m,), at least 20.
-        kind: a name in `kinds.KINDS`, or a `Kind`.
+        kind: a name in `kinds.KINDS`, or a `IntegralDivergence`.
         folds: parts of the cross-fit, 2 to 20.
         seed: of folds and calibrations; the global generator isn't touched.
 
@@ -81,7 +80,7 @@ def classifier_divergence(
     off = any(not abs(mean - 1) <= max(3 * error, _SMALL) for mean, error in sides)
     wave, local = _misfit(z, n, log_ratio, generator), _clustered(z, n, log_ratio, generator)
     finer = _finer(z, n, log_ratio, cross_fit(z, n, folds, full, generator, more=ripples(z, generator))[0])
-    khat = max(_khat(one) for one in terms) if kind.name in _UNBOUNDED else None
+    khat = max(_khat(one) for one in terms) if not kind.bounded else None
     heavy = khat is not None and khat >= min(0.5, khat_limit(rows)) and any(float(one.max() - one.min()) > 1 for one in terms)
     biases = ((null, null_error), (bias, bias_error))
     large = [not abs(one) <= max(2 * stderr, 2 * error, _SMALL * abs(value)) for one, error in biases]
@@ -210,7 +209,9 @@ def _ridge(beta: Tensor, penalty: float, extra: int) -> Tensor:
     return torch.diag(ridge)
 
 
-def _score(kind: Kind, n: int, ratio: Tensor, parts: _Parts, levels: _Levels = (0.0, 0.0)) -> tuple[float, float, Tensor, Tensor]:
+def _score(
+    kind: IntegralDivergence, n: int, ratio: Tensor, parts: _Parts, levels: _Levels = (0.0, 0.0)
+) -> tuple[float, float, Tensor, Tensor]:
     """The divergence at held-out ℓ, its error (of the means, and of the fits by the delta method), and its terms."""
     ratio = ratio.clone().requires_grad_(True)
     over_p, over_q = (terms[part] for terms, part in zip(_terms(kind, ratio, levels), (slice(n), slice(n, None)), strict=True))
@@ -221,14 +222,13 @@ def _score(kind: Kind, n: int, ratio: Tensor, parts: _Parts, levels: _Levels = (
         along = torch.cholesky_solve((features[held].T @ pull[held])[:, None], factor)[:, 0]
         share[~held] += (features[~held] @ along) * residual / len(residual)
     stderr = math.sqrt(sum(len(one) * float(one.var()) for one in (share[:n], share[n:])))
-    stderr = stderr / abs(total * (kind.order - 1)) if isinstance(kind, Renyi) else stderr
-    return kind.value(total), stderr, over_p, over_q
+    return kind.of_integral(total), kind.error_of_integral(stderr, total), over_p, over_q
 
 
-def _terms(kind: Kind, ratio: Tensor, levels: _Levels) -> tuple[Tensor, Tensor]:
+def _terms(kind: IntegralDivergence, ratio: Tensor, levels: _Levels) -> tuple[Tensor, Tensor]:
     """What to average over p and over q, at every ℓ."""
-    if kind.name in _UNBOUNDED[:3]:
-        forward, reverse = float(kind.name != "reverse_kl"), float(kind.name != "forward_kl")
+    if isinstance(kind, WeightedKLs):
+        forward, reverse = kind.kl_weights
         up, down = (level * torch.exp(one.clamp(max=EXPONENT)) for level, one in zip(levels, (ratio, -ratio), strict=True))
         return forward * ratio + reverse * (levels[1] - down), forward * (levels[0] - up) - reverse * ratio
     power = kind.order - 1 if isinstance(kind, Renyi) else float(isinstance(kind, ChiSquared))
@@ -241,7 +241,14 @@ def _terms(kind: Kind, ratio: Tensor, levels: _Levels) -> tuple[Tensor, Tensor]:
 
 
 def _bias(
-    kind: Kind, z: Tensor, dealt: Tensor, n: int, folds: int, full: bool, generator: torch.Generator, levels: _Levels
+    kind: IntegralDivergence,
+    z: Tensor,
+    dealt: Tensor,
+    n: int,
+    folds: int,
+    full: bool,
+    generator: torch.Generator,
+    levels: _Levels,
 ) -> tuple[float, float]:
     """Bias, and its error, on 3 to 8 pairs of samples of Gaussians like x and y, by whose densities the truth is known."""
     gaps = []
