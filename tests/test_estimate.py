@@ -224,7 +224,7 @@ BAD = [
     ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "divergence": "kl"}, "no such divergence"),
     ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "order": 2.0}, "`forward_kl` has no such parameter"),
     ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "method": "guess"}, "no such method"),
-    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "form": "logit"}, "Say samples, probabilities or logits"),
+    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "form": "logit"}, "Write samples, probabilities or logits"),
     ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "n": 3}, "at least 100 draws"),
 ]
 

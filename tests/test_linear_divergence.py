@@ -231,7 +231,7 @@ def test_wide_weights_and_narrow_hidden_states_as_under_autocast():
 
 
 def test_tiles_of_narrow_weights(monkeypatch):
-    monkeypatch.setattr("whichkl.distillation.losses.heads._TILE", 5 * H)
+    monkeypatch.setattr("whichkl.distillation.losses.heads._NUMBERS_PER_TILE", 5 * H)
     arguments = setting(torch.float32, chunk_size=4)
     narrow = {
         key: one.detach().bfloat16().requires_grad_(one.requires_grad) for key, one in arguments.items() if key != "chunk_size"

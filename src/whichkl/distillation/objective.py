@@ -1,4 +1,4 @@
-"""Row divergences by name, and after a colon their parameter; and the loss that hard labels are mixed into."""
+"""Objectives: a row divergence by its name, with its parameter after a colon, and the loss that hard labels are mixed into."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whichkl.divergences.divergence import LogProbs, RowDivergence, Rows, check_parameter
 from whichkl.divergences.kl_divergences import ForwardKLDivergence
-from whichkl.divergences.row_kl import (
+from whichkl.divergences.row_arithmetic import (
     gradient_by_logits,
     kl,
     kl_and_terms,

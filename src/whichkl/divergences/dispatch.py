@@ -1,4 +1,4 @@
-"""Dispatch: `estimate` chooses the method by what can be done with p and q, and says which it was."""
+"""Dispatch: `estimate` chooses the method by what can be done with p and q, and names it in its answer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from whichkl._checks import InputError, TargetError, cannot
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import discrete
 from whichkl.divergences.kinds import KINDS, IntegralDivergence, divergence_named
-from whichkl.divergences.methods import METHODS, TABLE
+from whichkl.divergences.methods import METHODS, TABLE, Method
 from whichkl.divergences.query import Question, target_of
-from whichkl.divergences.sanity_checks import sober
+from whichkl.divergences.sanity_checks import checked_for_sanity
 from whichkl.divergences.sides import Side, as_rows
 from whichkl.modes import plain_modes
 
@@ -41,13 +41,12 @@ def estimate(
     n: int = 20_000,
     seed: int = 0,
 ) -> Estimate:
-    """A divergence between p and q, and how far to trust it.
+    """Estimate a divergence between p and q, and how far to trust the estimate.
 
     The method follows from what can be done with each: closed form, enumeration of atoms, quadrature of up to three
     variables, bridge sampling, Monte Carlo, self-normalised importance sampling, nearest neighbours, a cross-fitted
-    classifier. It returns a
-    value, never a loss: to minimise a divergence use an objective (`ForwardKL`, `ReverseKL`) with `fit`, since the gradient
-    of an estimator of a value needn't be an estimator of the gradient.
+    classifier. The result is a value, never a loss: to minimise a divergence use an objective (`ForwardKL`, `ReverseKL`) with
+    `fit`, since the gradient of an estimator of a value needn't be an estimator of the gradient.
 
     Args:
         p: a torch distribution, a `Target`, a `Fit`, or samples: (n, d) array, tensor, DataFrame, path; (n,) is read as (n, 1).
@@ -55,7 +54,7 @@ def estimate(
         divergence: ``"forward_kl"``, ``"reverse_kl"``, ``"jeffreys"``, ``"jeffreys_sum"``, ``"jensen_shannon"``,
             ``"skew_forward_kl"``, ``"skew_reverse_kl"``, ``"renyi"``, ``"total_variation"``, ``"hellinger"`` (squared),
             ``"chi_squared"``, ``"energy"``, ``"mmd"`` (squared) or ``"sliced_wasserstein"``; or an `IntegralDivergence`.
-        method: one of `METHODS`, in place of the automatic choice.
+        method: one of `METHODS`, instead of the automatic choice.
         form: what arrays hold: ``"samples"``, or ``"probabilities"`` or ``"logits"`` over atoms on the last axis. Several rows
             give the mean of their divergences.
         weight: of p in the mixture of Jensen–Shannon and of the skew forward KL, of q in that of the skew reverse KL.
@@ -88,24 +87,31 @@ def estimate(
     if method is not None and method not in METHODS:
         raise InputError(cannot(f"use `method={method!r}`", "there is no such method", f"Choose among {', '.join(METHODS)}"))
     if form not in ("samples", "probabilities", "logits"):
-        raise InputError(cannot(f"use `form={form!r}`", "it is none of them", "Say samples, probabilities or logits"))
+        raise InputError(cannot(f"use `form={form!r}`", "it is none of them", "Write samples, probabilities or logits"))
     if form != "samples":
         return _finished(_of_rows(p, q, name, kind, form, method), name)
     question = Question(Side.of(p, "p"), Side.of(q, "q"), name, kind, n, seed)
     _check_pair(question)
     possible = [one for one in TABLE if one.can(question)]
-    if method is not None:
-        chosen = next((one for one in possible if one.name == method), None)
-        result = None if chosen is None else chosen.answer(question)
-        if result is None:
-            raise TargetError(_refusal(question, method, [one.name for one in possible if one.name != method]))
-        return _finished(sober(result, question, ()), name)
+    if method is None:
+        return _finished(_automatic(question, possible), name)
+    chosen = next((one for one in possible if one.name == method), None)
+    result = None if chosen is None else chosen.answer(question)
+    if result is None:
+        raise TargetError(_refusal(question, method, [one.name for one in possible if one.name != method]))
+    return _finished(checked_for_sanity(result, question, ()), name)
+
+
+def _automatic(question: Question, possible: list[Method]) -> Estimate:
+    """Return the answer of the first method that trusts its own answer, with what the others found in its notes.
+
+    Raises:
+        TargetError: no method can answer.
+    """
     doubtful: tuple[Estimate, str] | None = None
     doubts: list[str] = []
     fatal: list[str] = []
-    for one in possible:
-        if not one.automatic:
-            continue
+    for one in (method for method in possible if method.automatic):
         try:
             result = one.answer(question)
         except TargetError as error:
@@ -120,17 +126,17 @@ def estimate(
             continue
         if result is None:
             continue
-        result = sober(result, question, fatal)
+        result = checked_for_sanity(result, question, fatal)
         if result.reliable or one.name not in _METHODS_WITH_FALLBACK:
-            return _finished(replace(result, notes=(*result.notes, *doubts)), name)
+            return replace(result, notes=(*result.notes, *doubts))
         if one.name == "bridge" and result.interval[1] < 0:
             fatal.append(f"bridge gives {result.number}, below 0: draws and a log density contradict each other")
-        doubts.append(f"{one.name} gives {result.number} and says of itself that it isn't reliable here")
+        doubts.append(f"{one.name} gives {result.number} and reports that it isn't reliable here")
         doubtful = doubtful or (result, doubts[-1])
-    if doubtful is not None:
-        result, own = doubtful
-        return _finished(replace(result, notes=(*result.notes, *(one for one in doubts if one != own))), name)
-    raise TargetError(_refusal(question, None, [one.name for one in possible]))
+    if doubtful is None:
+        raise TargetError(_refusal(question, None, [one.name for one in possible]))
+    result, own = doubtful
+    return replace(result, notes=(*result.notes, *(one for one in doubts if one != own)))
 
 
 def _divergence(divergence: str | IntegralDivergence, **given: float | None) -> tuple[str, IntegralDivergence | None]:
@@ -194,13 +200,13 @@ def _missed_atoms(a: Any, b: Any, form: Form) -> str:
                 mass = float((here.softmax(-1) if form == "logits" else here)[missed].sum())
                 shown = ", ".join(str(int(atom)) for atom in missed[:5]) + (", …" if len(missed) > 5 else "")
                 return f"row {i}: {mass:.4g} of the mass of {who} lies on atoms without mass in {whose}: {shown}"
-    return "it is infinite beyond what the atoms of zero mass explain"
+    return "it is infinite, and atoms of zero mass don't explain it"
 
 
 def _check_pair(ask: Question) -> None:
     if ask.p.discrete != ask.q.discrete:
         one = "p" if ask.p.discrete else "q"
-        because = f"{one} lives on atoms, and the other doesn't say that it does"
+        because = f"{one} lives on atoms, and the other isn't a discrete distribution"
         raise InputError(cannot("compare p and q", because, "Give both as discrete distributions, or both as continuous ones"))
     if ask.p.discrete:
         return

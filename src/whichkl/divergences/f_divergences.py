@@ -19,7 +19,7 @@ from whichkl.divergences.divergence import (
     check_parameter,
 )
 from whichkl.divergences.kl_divergences import ForwardKLDivergence
-from whichkl.divergences.row_kl import gradient_by_logits, kl, nonnegative, zero_where_infinite
+from whichkl.divergences.row_arithmetic import gradient_by_logits, kl, nonnegative, zero_where_infinite
 
 
 @dataclass(frozen=True)

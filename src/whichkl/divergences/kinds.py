@@ -105,7 +105,7 @@ def divergence_named(name: str, known: Mapping[str, type[D]], **parameters: floa
     """
     if name not in known:
         because = "there is no such divergence here"
-        raise InputError(cannot(f"use the divergence `{name}`", because, f"Choose among {', '.join(known)}"))
+        raise InputError(cannot(f"use the divergence `{name}`", because, f"Use one of {', '.join(known)}"))
     taken = PARAMETERS[name]
     if unknown := sorted(set(parameters) - set(taken) - ({"skew"} if "skew" in name else set())):
         because = f"`{name}` has no such parameter: it takes {', '.join(taken) or 'no parameters'}"

@@ -22,7 +22,7 @@ from whichkl.divergences.divergence import (
     Rows,
     check_parameter,
 )
-from whichkl.divergences.row_kl import (
+from whichkl.divergences.row_arithmetic import (
     gradient_by_logits,
     kl,
     kl_and_terms,

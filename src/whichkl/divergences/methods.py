@@ -1,4 +1,4 @@
-"""Methods: the ways to a divergence, each with what it takes of p and q, in the order of preference."""
+"""Methods: how a divergence can be estimated, with the requirements of each on p and q, in the order of preference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ERROR_OF_THINNED_ROWS = math.sqrt((1 + math.exp(-2)) / (1 - math.exp(-2)))
 
 @dataclass(frozen=True)
 class Method:
-    """A way to the number: what it takes, whether it can, how, and whether it takes draws as independent."""
+    """A method: its requirements, whether it applies, how it runs, and whether it assumes independent draws."""
 
     name: str
     needs: str
@@ -33,7 +33,7 @@ class Method:
     independent: bool = False
 
     def answer(self, ask: Question) -> Estimate | None:
-        """Run it; chains are thinned first where it takes draws as independent, and the notes say so.
+        """Run the method; chains are thinned first, with a note, where it assumes independent draws.
 
         Kept neighbours, τ apart, still correlate by about e⁻²: the error is widened by √((1 + e⁻²)/(1 − e⁻²)) = 1.15.
         """
@@ -156,13 +156,13 @@ def _distance(ask: Question) -> Estimate:
 
 
 def _few_variables(ask: Question) -> bool:
-    """Whether quadrature takes them; densities of one point at a time are too slow for its millions of points in a plane."""
+    """Whether quadrature applies; densities of one point at a time are too slow for its millions of points in a plane."""
     if not ask.continuous or not ask.evaluated:
         return False
     p, q = target_of(ask.p), target_of(ask.q)
     dim = max(p.bijection.free_dim, q.bijection.free_dim)
     batched = all(one.density is not None and one.density.batched for one in (p, q))
-    return dim == 1 or (dim <= quadrature.DIMENSIONS and batched)
+    return dim == 1 or (dim <= quadrature.MAX_DIMENSIONS and batched)
 
 
 def _monte_carlo_can(ask: Question) -> bool:

@@ -1,4 +1,4 @@
-"""Questions: a divergence between two sides, and what can be asked of them."""
+"""Question: which divergence is asked for, between which two sides, and what the sides can do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from whichkl.targets import Target
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: both sides, the divergence, and how many draws."""
+    """Both sides, the divergence, and the number of draws."""
 
     p: Side
     q: Side
@@ -25,7 +25,7 @@ class Question:
     seed: int
 
     def swapped(self) -> Question:
-        """KL(q‖p) as the forward KL of q from p."""
+        """Return the question of KL(q‖p), as the forward KL of q from p."""
         return replace(self, p=self.q, q=self.p, name="forward_kl", kind=KINDS["forward_kl"]())
 
     @property
@@ -52,7 +52,7 @@ class Question:
         return _unweighted(self.drawn(self.p)), _unweighted(self.drawn(self.q, 1))
 
     def drawn(self, side: Side, shift: int = 0) -> Target:
-        """A side's fixed samples where there are any, else as many fresh draws as asked for, but no more than 10,000."""
+        """Return a side's fixed samples where there are any, else `n` fresh draws, at most 10,000."""
         target = target_of(side)
         return target if target.samples is not None else Target(samples=target.draws(min(self.n, 10_000), self.seed + shift))
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
+from whichkl.divergences.samples.logistic import MIN_ROWS, cosines, cross_fit
 from whichkl.divergences.samples.neighbors import Neighbors
-from whichkl.divergences.samples.ratio import LEAST_ROWS, cross_fit, ripples
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
 from whichkl.modes import plain_modes
 from whichkl.reading import rebuilt
@@ -101,8 +101,8 @@ def two_sample_test(
     """
     try:
         x, context = equal_rows(x, w, context, _MOST, seed)
-        if len(x) < LEAST_ROWS:
-            raise Unable(f"{len(x)} unseen rows of equal weight are too few; it takes {LEAST_ROWS}")
+        if len(x) < MIN_ROWS:
+            raise Unable(f"{len(x)} unseen rows of equal weight are too few; it takes {MIN_ROWS}")
         if context is None:
             return c2st(x, drawn(model, (min(_MOST, 4 * len(x)),), x.shape[1], seed + 1), seed)
         law = law_at(model, context)
@@ -137,8 +137,8 @@ def c2st(x_held: Float[Tensor, "n d"], model_draws: Float[Tensor, "m d"], seed: 
         part.to("cpu", torch.float64)[torch.randperm(len(part), generator=generator, device="cpu")[:_MOST]]
         for part in (x_held, model_draws)
     )
-    if min(len(x), len(y)) < LEAST_ROWS:
-        return TwoSample(None, None, None, reason=f"it takes {LEAST_ROWS} rows of each, and there are {len(x)} and {len(y)}")
+    if min(len(x), len(y)) < MIN_ROWS:
+        return TwoSample(None, None, None, reason=f"it takes {MIN_ROWS} rows of each, and there are {len(x)} and {len(y)}")
     n, z = len(x), _scores(torch.cat([x, y]))
     if z.shape[1] == 0:
         return TwoSample(None, None, None, reason="every column is constant")
@@ -212,7 +212,7 @@ def _scores(z: Tensor) -> Tensor:
 def _waves(z: Tensor, generator: torch.Generator) -> Tensor:
     """Waves in the rows; ties are broken at random, not by the order of the rows, which is their label."""
     order = torch.randperm(len(z), generator=generator, device="cpu")
-    return ripples(z[order], generator)[order.argsort()]
+    return cosines(z[order], generator)[order.argsort()]
 
 
 def _around(z: Tensor, n: int, known: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ TOLERANCE = 1e-4
 _RANGES = {
     "weight_on_forward": (0.0, 1.0, False),
     "weight": (1e-3, 1 - 1e-3, False),
-    "skew": (0.0, 0.99, False),
     "order": (0.02, 20.0, True),
     "head_mass": (0.02, 0.98, False),
     "weight_on_teacher": (0.01, 1.0, False),
@@ -35,7 +34,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that count in a call, and what the call gave."""
+    """The rows that count in a call, and what the call returned."""
 
     teacher: Rows
     student: Rows
@@ -88,18 +87,6 @@ class Identified:
             said.append(f"+ {self.hard_labels:.4g} × cross-entropy with the labels")
         text = " ".join(said) + (f", {self.reduction}" if self.reduction else "")
         return text + (f": {self.note}" if self.note else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "name": self.name,
-            "parameters": self.parameters,
-            "temperature": self.temperature,
-            "weight": self.weight,
-            "reduction": self.reduction,
-            "hard_labels": self.hard_labels,
-            "note": self.note,
-        }
 
 
 def by_gradient(batch: Batch, labels: bool) -> Match | None:

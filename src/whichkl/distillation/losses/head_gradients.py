@@ -1,4 +1,4 @@
-"""What autograd sees of a divergence of two heads: one function whose gradient is already there, eager or compiled."""
+"""Autograd of a divergence of two heads: one function whose gradient is computed in its forward pass, eager or compiled."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def differentiable(settings: Settings, student: Triple, teacher: Triple, mask: T
 
 
 def _at_once(scale: Tensor | None, needs: Needs) -> bool:
-    """Whether gradients can be had beside the values: those by weight and bias add up rows, whose factors must be known."""
+    """Whether gradients can be computed with the values: those by weight and bias add up rows, whose factors must be known."""
     return scale is not None or not (needs[1] or needs[2])
 
 
 class _Eager(torch.autograd.Function):
-    """The gradient's buffers are handed to autograd as they are, scaled in place, so that there is one of each."""
+    """The gradient's buffers are given to autograd and scaled in place, so that there is one of each."""
 
     @staticmethod
     def forward(
@@ -163,8 +163,8 @@ def _op(
     now = (needs[0], needs[1], needs[2])
     if factors is None and not _at_once(scale, now):
         now = (False, False, False)
-    weighing = factors if scale is None else scale.expand(len(hidden))
-    values, gradients = settings.run(student, teacher, mask, weighing, now)
+    row_factors = factors if scale is None else scale.expand(len(hidden))
+    values, gradients = settings.run(student, teacher, mask, row_factors, now)
     loss = values if scale is None else values.sum() * scale
 
     def narrowed(gradient: Tensor | None, leaf: Tensor | None) -> Tensor:

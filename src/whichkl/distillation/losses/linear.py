@@ -45,9 +45,9 @@ def linear_divergence(
     """Divergence of the rows softmax(h Wᵀ + b) of a teacher and a student, in chunks of rows.
 
     The same number and gradients as `forward_kl(teacher=h Wᵀ + b, student=…)` and the other functions, in the memory of
-    two buffers of at most 192 MiB together, however many rows there are. The gradient is computed beside the value, so
-    that no product is done twice; only what is asked for is computed: no gradient under `torch.no_grad()`, none by a weight
-    that is frozen, none for the teacher, which is a constant; no product of rows that the mask leaves out. Products and sums
+    two buffers of at most 192 MiB together, however many rows there are. The gradient is computed together with the value, so
+    that no product is done twice. Only what is needed is computed: no gradient under `torch.no_grad()`, by a frozen weight, or
+    for the teacher, which is a constant; no product of rows that the mask leaves out. Products and sums
     are float32 for narrower dtypes. With reduction="none" and a weight that needs a gradient, the products are repeated
     in the backward pass, since the factors of the rows aren't known before; a second backward pass repeats them too.
 

@@ -1,4 +1,4 @@
-"""From logits to a loss: temperature, masks, padding and reductions, the same for every divergence of rows."""
+"""From logits to a loss: temperature, masks, padding and reductions, the same for every row divergence."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def of_logits(
 
     Args:
         divergence: which one, with its parameters.
-        teacher: logits (…, v), or what was stored of them: `TopK`, `SampledTokens`.
+        teacher: logits (…, v), or a part of them that was stored: `TopK`, `SampledTokens`.
         student: logits (…, v).
         temperature: divides both logits first.
-        mask: (…), True for rows that count, for example `labels != -100`; of other rows nothing counts, not even NaN.
+        mask: (…), True for rows that count, for example `labels != -100`; other rows may hold anything, even NaN.
         reduction: "mean" over rows that count (0, with a gradient of 0, if there is none), "sum", or "none" (0 at rows that
             don't count). To accumulate over batches, take the sum and divide by the rows of all batches.
         vocabulary: how many columns are tokens; those after them are padding and count as −inf. It must be given where the

@@ -1,4 +1,4 @@
-"""From one number a row to the number that is asked for: masks, sums and means over rows, never over the vocabulary."""
+"""Reductions: masks, sums and means over rows, never over the vocabulary."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reduce(values: Rows, mask: Mask | None, reduction: str) -> Rows:
 
 
 def count(values: Rows, mask: Mask | None) -> Tensor | int:
-    """How many rows count, at least 1: a mean over no row is then 0, which a batch of padding only should add to a sum."""
+    """Return how many rows count, at least 1: the mean over no row is then 0, so that a batch of padding adds nothing."""
     return max(values.numel(), 1) if mask is None else mask.sum().clamp(min=1)
 
 

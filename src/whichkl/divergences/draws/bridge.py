@@ -85,10 +85,10 @@ def _kl(name: str, draws: _Draws, side: int) -> Estimate:
 
 
 def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
-    """Say so where draws and log densities don't belong together: two bridges that must agree give different Z.
+    """Report draws and log densities that don't belong together: two bridges that must agree give different Z.
 
     E_q[p̃ h] = (Z_p/Z_q) E_p[q̃ h] holds for every h if the draws of each are draws of its density, and in general only then:
-    beside the optimal bridge it's asked at two that lean to either side. Where both densities are normalised, Z is 1.
+    so it is checked at the optimal bridge and at two that lean to either side. Where both densities are normalised, Z is 1.
     """
     draws = _drawn(p, q, n, seed)
     if not bool((draws.at_p < math.inf).any() and (draws.at_q > -math.inf).any()):
@@ -108,7 +108,7 @@ def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
             return f"{seen}: draws contradict a log density"
     known = error(found.from_p, found.from_q)
     if p.normalized and q.normalized and abs(found.log_z) > 5 * known + 1e-3:
-        return f"the densities are said to be normalised, and log Z comes out as {found.log_z:+.3g} ± {known:.1g}"
+        return f"the densities are given as normalised, and log Z is {found.log_z:+.3g} ± {known:.1g}"
     return None
 
 
@@ -162,7 +162,7 @@ def bridge(
 
 @dataclass(frozen=True)
 class _Draws:
-    """Log p̃/q̃ at draws of both, what they are, their chains, and what says where the other density is zero."""
+    """Log p̃/q̃ at draws of both, a description of the draws, their chains, and where the other density is zero."""
 
     at_p: Float[Tensor, " n"]
     at_q: Float[Tensor, " m"]

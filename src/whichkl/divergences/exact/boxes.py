@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.divergences.exact.charts import LEAST_WIDTH, Chart
+from whichkl.divergences.exact.charts import MIN_WIDTH, Chart
 
-_CHUNK = 1 << 19
+_MAX_POINTS_PER_CALL = 1 << 19
 SHARES = (0.45, 0.36, 0.57, 0.41)
 
 # Kronrod's 15 nodes on [0, 1] half, their weights, and the 7 Gauss weights (QUADPACK, Piessens et al., 1983).
@@ -103,10 +103,10 @@ def adapt(
             converged = bool(score.isfinite().all())
             break
         axis = blame.argmax(1, keepdim=True)
-        wide = (batch.high - batch.low).gather(1, axis)[:, 0] > LEAST_WIDTH
+        wide = (batch.high - batch.low).gather(1, axis)[:, 0] > MIN_WIDTH
         order = torch.where(wide, score, 0.0).argsort(descending=True)
         enough = int((score[order].flip(0).cumsum(0).flip(0) > 0.5).sum())
-        chosen = order[: min(enough, int(wide.sum()), _CHUNK // (2 * each))]
+        chosen = order[: min(enough, int(wide.sum()), _MAX_POINTS_PER_CALL // (2 * each))]
         if len(chosen) == 0 or spent + 2 * len(chosen) * each > budget:
             break
         fresh = _Batch.of(function, chart, *_halves(batch.low[chosen], batch.high[chosen], axis[chosen]))
@@ -136,8 +136,8 @@ class _Batch:
     def of(cls, function: Callable[[Tensor], Tensor], chart: Chart, low: Tensor, high: Tensor) -> _Batch:
         dim, each = low.shape[1], 15 ** low.shape[1]
         parts = []
-        for start in range(0, len(low), max(1, _CHUNK // each)):
-            stop = start + max(1, _CHUNK // each)
+        for start in range(0, len(low), max(1, _MAX_POINTS_PER_CALL // each)):
+            stop = start + max(1, _MAX_POINTS_PER_CALL // each)
             x, volume = chart.grid(low[start:stop], high[start:stop], NODE)
             value = function(x.reshape(-1, dim)).reshape(-1, *volume.shape)
             value = torch.where(value == 0, 0.0, value * volume)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LEAST_WIDTH = 2.0**-46
+MIN_WIDTH = 2.0**-46
 """Boxes narrower than this, in the unit cube, aren't cut."""
 
 
@@ -89,7 +89,7 @@ class Chart:
         for j, axis in enumerate(self.axes):
             half = ((high[:, j] - low[:, j]) / 2)[:, None]
             x, slope = axis.from_unit(low[:, j, None] + half * (1 + nodes))
-            inside = (x > axis.low) & (x < axis.high)  # a node that rounds to an end weighs nothing
+            inside = (x > axis.low) & (x < axis.high)  # a node that rounds to an end has weight 0
             shape = (boxes,) + (1,) * j + (len(nodes),) + (1,) * (dim - 1 - j)
             columns.append(torch.where(inside, x, axis.centre).reshape(shape))
             volume = volume * torch.where(inside, half * slope, 0.0).reshape(shape)
@@ -173,7 +173,7 @@ def _cut(a: Tensor, b: Tensor, inside: Sequence[Tensor], most: int, share: float
             continue
         low, high = u.quantile(torch.tensor([0.1, 0.9], dtype=u.dtype, device="cpu"), 0)
         bulk, side = high - low, b - a
-        for j in ((bulk > LEAST_WIDTH) & (bulk < side / 12)).nonzero().flatten().tolist():
+        for j in ((bulk > MIN_WIDTH) & (bulk < side / 12)).nonzero().flatten().tolist():
             near = (1.6 + share) * float(bulk[j])
             before, after = float(low[j] - a[j]), float(b[j] - high[j])
             if max(before, after) > near + float(bulk[j]):  # graded: far from the bulk first, then ever nearer
@@ -184,4 +184,4 @@ def _cut(a: Tensor, b: Tensor, inside: Sequence[Tensor], most: int, share: float
         return None
     j = int((crowd.amax(0) - crowd.amin(0)).argmax())
     cut = float(crowd[:, j].quantile(share))
-    return (j, cut) if float(a[j]) < cut < float(b[j]) and float(b[j] - a[j]) > LEAST_WIDTH else None
+    return (j, cut) if float(a[j]) < cut < float(b[j]) and float(b[j] - a[j]) > MIN_WIDTH else None

@@ -20,10 +20,10 @@ from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, R
 Form = Literal["probabilities", "logits"]
 
 _KLS = (ForwardKLDivergence, ReverseKLDivergence)
-_BLOCK = 1 << 17
-_REST = 40.0
+_NUMBERS_PER_BLOCK = 1 << 17
+_NEGLIGIBLE_NATS = 40.0
 """Nats below the largest at which the probabilities of countable atoms are left off."""
-_MOST_ATOMS = 1 << 17
+_MAX_ATOMS = 1 << 17
 
 
 def rows(
@@ -50,7 +50,7 @@ def rows(
         raise InputError(cannot("compare these atoms", f"they are {p.dtype} and {q.dtype}", f"Give {form} as floats"))
     atoms = p.shape[-1]
     flat_p, flat_q = p.detach().reshape(-1, atoms), q.detach().reshape(-1, atoms)
-    n, step = len(flat_p), max(1, _BLOCK // atoms)
+    n, step = len(flat_p), max(1, _NUMBERS_PER_BLOCK // atoms)
 
     def general(numbers: Int[Tensor, " r"]) -> Float[Tensor, " r"]:
         log_p, log_q = (_log(one[numbers], form, who, numbers) for one, who in ((flat_p, "p"), (flat_q, "q")))
@@ -77,7 +77,7 @@ def enumerate_atoms(
         return None
     atoms = torch.cat([one for one in lists if one is not None]).unique(dim=0)
     if not (p.has_enumerate_support and q.has_enumerate_support):
-        while not _settled(kind.log_tail(_log_mass(p, atoms), _log_mass(q, atoms))) and len(atoms) < _MOST_ATOMS:
+        while not _settled(kind.log_tail(_log_mass(p, atoms), _log_mass(q, atoms))) and len(atoms) < _MAX_ATOMS:
             atoms = torch.arange(2 * len(atoms), dtype=torch.float64, device="cpu")[:, None]
     return _log_mass(p, atoms), _log_mass(q, atoms), [_name(atom) for atom in atoms]
 
@@ -85,7 +85,7 @@ def enumerate_atoms(
 def _settled(size: Float[Tensor, " v"]) -> bool:
     """Whether the last terms are negligible and fall."""
     top, last = float(size.max()), size[-len(size) // 8 :]
-    return top == math.inf or float(last.max()) < top - _REST or top == -math.inf
+    return top == math.inf or float(last.max()) < top - _NEGLIGIBLE_NATS or top == -math.inf
 
 
 def log_sum(kind: IntegralDivergence, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
@@ -109,7 +109,7 @@ def enumeration(
         note = f"{float(missed.sum()):.4g} of the mass of {regions.outside(missed, log_p, log_q)}, on the atoms {shown}"
         return Estimate(kind.name, math.inf, finite="infinite", method="enumeration", exact=True, notes=(note,))
     value, size = float(log_sum(kind, log_p, log_q)), kind.log_tail(log_p, log_q)
-    if len(size) >= _MOST_ATOMS and not _settled(size):
+    if len(size) >= _MAX_ATOMS and not _settled(size):
         rising = bool((size[-len(size) // 8 :].diff() >= 0).all())
         if not rising:
             return None
@@ -138,13 +138,13 @@ def _log(block: Tensor, form: Form, who: str, numbers: Int[Tensor, " b"]) -> Flo
         wrong = (~(block >= 0) | (block == math.inf)).nonzero()[0].tolist()
         because = f"{who} is {float(block[tuple(wrong)]):.4g} at row {int(numbers[wrong[0]])}, atom {wrong[1]}"
         raise InputError(
-            cannot("take these as probabilities", because, "Probabilities lie between 0 and 1; for logits say form='logits'")
+            cannot("take these as probabilities", because, "Probabilities lie between 0 and 1; for logits pass form='logits'")
         )
     off = (total - 1).abs()
     if float(off.max()) > 1e-4:
         row = int(off.argmax())
         because = f"row {int(numbers[row])} of {who} sums to {float(total[row]):.6g}, not 1"
-        raise InputError(cannot("take these as probabilities", because, "Normalise them yourself, so that it's meant"))
+        raise InputError(cannot("take these as probabilities", because, "Normalise them first"))
     return (block / total[:, None]).log()
 
 
@@ -161,7 +161,7 @@ def _atoms(p: Distribution) -> Float[Tensor, "v d"] | None:
     while count <= 1 << 22:
         atoms = torch.arange(count, dtype=torch.float64, device="cpu")[:, None]
         size = _log_mass(p, atoms)
-        if float(size[-1]) < float(size.max()) - _REST and float(size.logsumexp(0)) > -1e-6:
+        if float(size[-1]) < float(size.max()) - _NEGLIGIBLE_NATS and float(size.logsumexp(0)) > -1e-6:
             return torch.arange(2 * count, dtype=torch.float64, device="cpu")[:, None]
         count *= 2
     return None

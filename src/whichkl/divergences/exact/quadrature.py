@@ -21,10 +21,10 @@ from whichkl.divergences.exact.tails import REACHES, diverges
 from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi
 from whichkl.targets import Target
 
-_MISSED = 1e-13
+_MAX_MASS_BY_ROUNDING = 1e-13
 """Mass outside of the other's support from which a divergence is infinite; less may be rounding in a user's density."""
-DIMENSIONS = 3
-"""The most variables that quadrature takes."""
+MAX_DIMENSIONS = 3
+"""Most variables that quadrature takes."""
 
 
 def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n"]]:
@@ -76,8 +76,8 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     given = p
     p, q = _free(p, q)
     dim = p.dim
-    if dim > DIMENSIONS:
-        because = f"they have {dim} free coordinates, and it takes at most {DIMENSIONS}"
+    if dim > MAX_DIMENSIONS:
+        because = f"they have {dim} free coordinates, and it takes at most {MAX_DIMENSIONS}"
         raise InputError(cannot("integrate these densities", because, "Use Monte Carlo"))
     ground = Ground.of(p, q)
     densities, chart, draws, ends = ground.densities, ground.chart, ground.draws, ground.ends
@@ -92,7 +92,7 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
         BUDGET[dim] // 4,
     )
     outside = float(missed.value[0])
-    if outside > max(_MISSED, 3 * float(missed.error[0])):
+    if outside > max(_MAX_MASS_BY_ROUNDING, 3 * float(missed.error[0])):
         digits = 4 if float(missed.error[0]) < 1e-4 * outside else 2
         where = _where(densities, kind, missed.rule(chart)[0] if dim == 1 else torch.cat(draws), ends, p.names)
         return _infinite(kind, f"{outside:.{digits}g} of the mass of {where}")

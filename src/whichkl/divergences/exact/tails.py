@@ -14,8 +14,8 @@ from torch import Tensor
 from whichkl._checks import TargetError
 from whichkl.divergences.exact.charts import contrast
 
-_LINES = 8
-_STEP = 0.25
+_LINES_PER_APPROACH = 8
+_STEP_IN_OCTAVES = 0.25
 REACHES = (100, 40, 15)
 
 
@@ -67,7 +67,7 @@ def diverges(
         reaches: how many octaves to look out; fewer where the function fails further out.
     """
     dim, found = len(bounds), []
-    starts = torch.cat([one[:: max(1, len(one) // (_LINES // 2))][: _LINES // 2] for one in draws])
+    starts = torch.cat([one[:: max(1, len(one) // (_LINES_PER_APPROACH // 2))][: _LINES_PER_APPROACH // 2] for one in draws])
     starts = starts[:1] if dim == 1 else starts
     paces = 0.5 + 0.5 * torch.rand(
         len(starts), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
@@ -75,7 +75,7 @@ def diverges(
     needed = 1 if dim == 1 else 2
     for approach in _approaches(bounds, draws, names):
         for reach in reaches:
-            power = torch.arange(3, reach, _STEP, dtype=torch.float64, device="cpu")
+            power = torch.arange(3, reach, _STEP_IN_OCTAVES, dtype=torch.float64, device="cpu")
             x, log_volume = approach.points(starts, paces if dim > 1 else torch.ones_like(paces), power)
             try:
                 size = log_size(x.reshape(-1, dim)).reshape(log_volume.shape) + log_volume

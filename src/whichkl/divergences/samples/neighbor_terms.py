@@ -18,7 +18,7 @@ Samples = Float[np.ndarray, "n d"]
 Variant = Literal["bias_reduced", "plain"]
 Radii = Float[np.ndarray, " n"]
 
-MANY = 20_000
+MAX_ROWS_OF_FULL_CORRECTION = 20_000
 """Rows from which the bias reduction is measured on a random part of them."""
 
 
@@ -70,7 +70,7 @@ def many_terms(x: Samples, y: Samples, k: int, generator: np.random.Generator) -
     x = x[of_x.order]
     nu, rho = of_y.distance(x, k), of_x.distance(x, k + 1)
     plain = _plain(rho, nu, x.shape[1])
-    some = np.sort(generator.choice(len(x), max(MANY // 2, len(x) // 10), False))
+    some = np.sort(generator.choice(len(x), max(MAX_ROWS_OF_FULL_CORRECTION // 2, len(x) // 10), False))
     gap = _bias_reduced(x[some], nu[some], of_x, of_y, k, rho[some]) - plain[some]
     return plain, gap, float(gap.std(ddof=1)) * math.sqrt(1 / len(some) - 1 / len(x))
 
