@@ -83,9 +83,9 @@ class RowDivergence(Divergence):
     coarsens: ClassVar[bool] = True
     sums: ClassVar[bool] = True
 
-    @abstractmethod
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
-        """Return D per row, differentiable in both arguments."""
+        """Return D per row, differentiable in both arguments; by default the sum of the terms."""
+        return self.terms(log_p, log_q).sum(-1)
 
     @abstractmethod
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:

@@ -120,10 +120,6 @@ class TotalVariation(RowDivergence, IntegralDivergence):
         """Return ½ |p − q|."""
         return 0.5 * (torch.exp(log_p) - torch.exp(log_q)).abs()
 
-    def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
-        """Return half the sum of absolute differences."""
-        return self.terms(log_p, log_q).sum(-1)
-
     def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
         """Return ½ |p − q|."""
         return self.integrand(log_p, log_q)

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.logits import Logits, Loss, Mask, Teacher, of_logits
+from whichkl.distillation.losses.logits import Loss, of_logits
 from whichkl.divergences.kinds import PARAMETERS, ROW_DIVERGENCES, RowDivergence
 from whichkl.divergences.kinds import divergence_named as _named
 
-
-class RowLoss(Protocol):
-    """A loss of logits; its parameter, where the divergence has one, is passed by its name."""
-
-    __name__: str
-
-    def __call__(
-        self,
-        *,
-        teacher: Teacher,
-        student: Logits,
-        temperature: float = 1.0,
-        mask: Mask | None = None,
-        reduction: str = "mean",
-        vocabulary: int | None = None,
-        temperature_squared: bool = False,
-        **parameters: float,
-    ) -> Loss:
-        """Return the loss; the arguments are those of `of_logits`."""
+RowLoss = Callable[..., Loss]
+"""A loss of logits: the arguments of `of_logits`, and the parameter of its divergence, all by keyword."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +44,18 @@ def divergence_named(name: str | RowDivergence, **parameters: float) -> RowDiver
     return name
 
 
-def _row_loss(divergence: type[RowDivergence], example: str) -> RowLoss:
+def _row_loss(name: str, example: str) -> RowLoss:
     """Return the loss of a divergence, with its signature and docstring; `example` is its value in the docstring's example."""
+    divergence = ROW_DIVERGENCES[name]
 
-    def loss(
-        *,
-        teacher: Teacher,
-        student: Logits,
-        temperature: float = 1.0,
-        mask: Mask | None = None,
-        reduction: str = "mean",
-        vocabulary: int | None = None,
-        temperature_squared: bool = False,
-        **parameters: float,
-    ) -> Loss:
-        return of_logits(
-            divergence(**parameters),
-            teacher=teacher,
-            student=student,
-            temperature=temperature,
-            mask=mask,
-            reduction=reduction,
-            vocabulary=vocabulary,
-            temperature_squared=temperature_squared,
-        )
+    def loss(**given: Any) -> Loss:
+        parameters = {name: value for name, value in given.items() if name not in _SHARED}
+        return of_logits(divergence(**parameters), **{name: given[name] for name in given if name in _SHARED})
 
     made: Any = loss
     made.__code__ = made.__code__.replace(co_name=divergence.name)  # torch.compile keeps and counts graphs per code object
     made.__name__ = made.__qualname__ = divergence.name
-    made.__signature__ = _signature(loss, divergence)
+    made.__signature__ = _signature(divergence)
     made.__doc__ = "\n".join(
         [
             f"{inspect.getdoc(divergence)}",
@@ -105,27 +71,28 @@ def _row_loss(divergence: type[RowDivergence], example: str) -> RowLoss:
     return one
 
 
-def _signature(loss: RowLoss, divergence: type[RowDivergence]) -> inspect.Signature:
-    """The signature with the divergence's own parameters, after teacher and student, in place of `**parameters`."""
-    whole = inspect.signature(loss)
-    shared = [one for one in whole.parameters.values() if one.kind is inspect.Parameter.KEYWORD_ONLY]
-    own = [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation="float")
-        for one in fields(divergence)
-    ]
-    return whole.replace(parameters=[*shared[:2], *own, *shared[2:]])
+_OF_LOGITS = inspect.signature(of_logits)
+_SHARED = frozenset(_OF_LOGITS.parameters) - {"divergence"}
 
 
-forward_kl = _row_loss(ROW_DIVERGENCES["forward_kl"], "0.2662")
-reverse_kl = _row_loss(ROW_DIVERGENCES["reverse_kl"], "0.3090")
-jeffreys = _row_loss(ROW_DIVERGENCES["jeffreys"], "0.2876")
-jensen_shannon = _row_loss(ROW_DIVERGENCES["jensen_shannon"], "0.0687")
-skew_forward_kl = _row_loss(ROW_DIVERGENCES["skew_forward_kl"], "0.2165")
-skew_reverse_kl = _row_loss(ROW_DIVERGENCES["skew_reverse_kl"], "0.2345")
-renyi = _row_loss(ROW_DIVERGENCES["renyi"], "0.1457")
-total_variation = _row_loss(ROW_DIVERGENCES["total_variation"], "0.3319")
-adaptive_kl = _row_loss(ROW_DIVERGENCES["adaptive_kl"], "0.2876")
-interpolated_kl = _row_loss(ROW_DIVERGENCES["interpolated_kl"], "0.0784")
+def _signature(divergence: type[RowDivergence]) -> inspect.Signature:
+    """The signature of `of_logits`, with the divergence's own parameters in place of the divergence."""
+    _, teacher, student, *others = _OF_LOGITS.parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [inspect.Parameter(one.name, keyword, default=one.default, annotation="float") for one in fields(divergence)]
+    return _OF_LOGITS.replace(parameters=[teacher, student, *own, *others])
+
+
+forward_kl = _row_loss("forward_kl", "0.2662")
+reverse_kl = _row_loss("reverse_kl", "0.3090")
+jeffreys = _row_loss("jeffreys", "0.2876")
+jensen_shannon = _row_loss("jensen_shannon", "0.0687")
+skew_forward_kl = _row_loss("skew_forward_kl", "0.2165")
+skew_reverse_kl = _row_loss("skew_reverse_kl", "0.2345")
+renyi = _row_loss("renyi", "0.1457")
+total_variation = _row_loss("total_variation", "0.3319")
+adaptive_kl = _row_loss("adaptive_kl", "0.2876")
+interpolated_kl = _row_loss("interpolated_kl", "0.0784")
 
 DIVERGENCES: Mapping[str, Entry] = MappingProxyType(
     {
