@@ -143,7 +143,7 @@ def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
     """Read tensors or arrays, x or (x, labels), a `DataLoader`, or a `Dataset`.
 
     Raises:
-        InputError: it's none of these, it's empty, or labels aren't whole numbers, one a row.
+        InputError: it's none of these, it's empty, or labels aren't whole numbers, one per row.
     """
     if isinstance(data, Examples):
         return data
@@ -197,7 +197,7 @@ def divided(examples: Examples, shares: tuple[float | None, float | None], seed:
 
 
 def labels_of(labels: Any, n: int) -> Int[Tensor, " n"]:
-    """Check labels, one whole number an example, from 0.
+    """Check labels, one whole number per example, from 0.
 
     Raises:
         InputError: they aren't that.
@@ -205,7 +205,7 @@ def labels_of(labels: Any, n: int) -> Int[Tensor, " n"]:
     if not isinstance(labels, Tensor) or labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
         what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise InputError(
-            cannot("use these labels", f"they are {what} for {n} examples", "Pass whole numbers from 0, one an example")
+            cannot("use these labels", f"they are {what} for {n} examples", "Pass whole numbers from 0, one per example")
         )
     if bool((labels < 0).any()):
         raise InputError(

@@ -79,7 +79,7 @@ def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:
     logits = getattr(found, "logits", found)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         what = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a `{type(logits).__name__}`"
-        raise InputError(cannot(f"use this {who}", f"it returns {what}", "Return logits, (n, classes), a row an example"))
+        raise InputError(cannot(f"use this {who}", f"it returns {what}", "Return logits, (n, classes), one row per example"))
     return logits
 
 

@@ -61,7 +61,7 @@ def estimate(
         weight_on_forward: w in ``"jeffreys"``, w KL(p‖q) + (1 − w) KL(q‖p); ½ by default. Until version 0.1 ``"jeffreys"``
             was the sum of both KLs, which ``"jeffreys_sum"`` is now.
         order: of Rényi's divergence.
-        n: number of fresh draws a side, where there are any.
+        n: number of fresh draws per side, where a side has a sampler.
         seed: fixes every random choice.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Estimate: a number in nats, how far it can be trusted, and up to what it is known."""
+"""Estimate: a number in nats, its error, its reliability, and the constant up to which it is known."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Estimate:
         )
 
     def __str__(self) -> str:
-        """One line: quantity, value, error, what it is up to, method."""
+        """Return one line: quantity, value, error, constant, method."""
         doubt = "" if self.reliable else f"; not reliable: {'; '.join(self.notes)}"
         unit = "" if self.unit == "none" else f" {self.unit}"
         if self.up_to == "entropy_p":
@@ -143,7 +143,7 @@ class Estimate:
 
     @property
     def sentence(self) -> str:
-        """What the number says, and whether to believe it, in plain words."""
+        """The meaning of the number, and its reliability, as a sentence."""
         is_whole = self.up_to == "entropy_p"
         what = (
             "The cross-entropy, KL(p‖q) + H(p),"
@@ -161,7 +161,7 @@ class Estimate:
 
     @property
     def constant(self) -> str:
-        """What the value contains beside the divergence, in words, or nothing."""
+        """What the value contains besides the divergence, as text; empty if nothing."""
         of_z = ", log Z included" if self.quantity == "forward_kl" else ", log Z subtracted"
         return {None: "", "entropy_p": ", H(p) included", "log_z": of_z}[self.up_to]
 

@@ -1,4 +1,4 @@
-"""KL divergences and what is made of them: forward and reverse KL, Jeffreys, Jensen–Shannon and the skew KLs."""
+"""KL divergences: forward and reverse KL, and the divergences made of KLs: Jeffreys, Jensen–Shannon and the skew KLs."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _closed_form(ask: Question) -> Estimate | None:
     if not isinstance(ask.kind, WeightedKLs):
         return closed_form.gaussian(p, q, ask.kind)
     result = closed_form.closed_form(p, q, ask.kind)
-    if result is not None and result.value == math.inf:  # the methods that name the region or the atoms say more
+    if result is not None and result.value == math.inf:  # other methods name the region or the atoms
         for one in (_enumeration, _quadrature):
             try:
                 explained = one(ask) if (ask.p.discrete if one is _enumeration else _few_variables(ask)) else None

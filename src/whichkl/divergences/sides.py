@@ -1,4 +1,4 @@
-"""Sides: p or q as the caller gave it, brought to the few forms that the methods read."""
+"""Side: p or q as the caller gave it, brought to the few forms that the methods read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Side:
         return Access.NORMALIZED in self.access
 
     def thinned(self) -> tuple[Side, str | None]:
-        """Return it with its chains thinned to nearly independent rows, and what was done, if there was anything to do."""
+        """Return the side with its chains thinned to nearly independent rows, and a note where there was anything to thin."""
         if self.target is None or self.target.samples is None or self.target.chains is None:
             return self, None
         few, step = self.target.thinned()

@@ -1,4 +1,4 @@
-"""Adapters: how losses of other shapes are called."""
+"""Adapters: how losses with other signatures are called."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Adapter:
 
     Args:
         name: as in `audit(adapter=)`.
-        shape: the call, for people.
+        shape: the call, as text.
         call: `call(loss, *, teacher, student, mask, labels, knobs)`, which calls the loss with logits (b, t, v), a mask
             (b, t), True for tokens that count, or None where all do, and labels (b, t), −100 where the mask is False.
         masks: whether tokens can be left out.

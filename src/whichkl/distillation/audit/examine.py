@@ -38,7 +38,7 @@ def audit(
 
     Args:
         loss_fn: `loss_fn(*, teacher, student, mask=None)` of logits (b, t, v) and a mask (b, t), True for tokens that count;
-            returns one number, or one a token.
+            returns one number, or one per token.
         adapter: how to call another shape: a name in `ADAPTERS`, or a function `f(loss_fn, *, teacher, student, mask, **knobs)`.
         knobs: {"beta": (0, 1)}: arguments (or attributes of a module) to sweep between two ends.
         claims: what the loss should be, a name in `DIVERGENCES`; any other divergence is then a failure.

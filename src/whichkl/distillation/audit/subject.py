@@ -148,8 +148,8 @@ class Subject:
             raise InputError(cannot("audit this loss", because, "Pass an adapter that returns the loss alone"))
         if value.numel() not in (1, student.shape[0] * student.shape[1]):
             shapes = f"shape {tuple(value.shape)} for logits {tuple(student.shape)}"
-            because = f"it returned {shapes}, neither one number nor one a token"
-            raise InputError(cannot("audit this loss", because, "Sum over the vocabulary, and pass what is left"))
+            because = f"it returned {shapes}, neither one number nor one per token"
+            raise InputError(cannot("audit this loss", because, "Sum over the vocabulary, and return the rest"))
         return value
 
     def has_knob(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of the number itself: zero and least at student = teacher, sign, gradient, temperature, what it claims to be."""
+"""Checks of the value: zero and lowest at student = teacher, sign, gradient, temperature, what the loss claims to be."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def log_z(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
 
 
 def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(p‖q) = E_p[log p̃ − log q̃] − log Ẑ, absolute. The draws of p serve twice, and the error takes that into account.
+    """KL(p‖q) = E_p[log p̃ − log q̃] − log Ẑ, absolute. The draws of p are used twice, and the error takes that into account.
 
     Raises:
         TargetError: as in `log_z`.

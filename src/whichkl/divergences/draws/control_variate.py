@@ -1,4 +1,4 @@
-"""Control variate: a log ratio's mean with less noise, where draws of the other side show that it's right."""
+"""Control variate: a log ratio's mean with less noise, by draws of the other side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MIN_DRAWS_OF_OTHER_SIDE = 20_000
 _LARGEST_RATIO_FACTOR = 2.0
 """A ratio counts up to this many times the largest ratio of the other half."""
 _VARIANCE_OF_NONE_SEEN = (3 / 1.96) ** 2
-"""No draw in m says "at most 3/m, with 95 %" (the rule of three): as a standard error, (3/1.96)/m."""
+"""No draw in m means "at most 3/m, with 95 %" (the rule of three): as a standard error, (3/1.96)/m."""
 
 
 def control_variate(

@@ -24,7 +24,7 @@ from whichkl.targets import Target
 
 UpTo = Literal["log_z", "entropy_p"] | None
 Place = Callable[[Bool[Tensor, " n"]], str]
-"""Says in words where the marked rows lie."""
+"""Describes where the marked rows lie."""
 _MAX_STDERR_WITH_HEAVY_TAIL = 0.005
 """Nats: with a larger standard error, a heavy tail makes an estimate unreliable."""
 _MIN_DRAWS_FOR_KHAT = 30
@@ -141,7 +141,7 @@ def by_both(p: Target, q: Target, kind: IntegralDivergence, n: int = 20_000, see
     """Any f-divergence g(∫ h(p, q)) as ½ E_p[h/m] + ½ E_q[h/m], m = (p + q)/2, from draws and normalised densities of both.
 
     Unbiased before g. No density divides what it doesn't cover, so that h/m is bounded for total variation, Hellinger,
-    Jensen–Shannon and skew KLs; for the others the tail shape of the terms says whether their error can be trusted.
+    Jensen–Shannon and skew KLs; for the others the tail shape of the terms shows whether their error can be trusted.
 
     Raises:
         TargetError: a density isn't normalised, samples are weighted, or there are no draws of one side.
@@ -185,7 +185,7 @@ def by_both(p: Target, q: Target, kind: IntegralDivergence, n: int = 20_000, see
 
 
 def points(p: Target, n: int, seed: int, name: str) -> tuple[Float[Tensor, "n d"], str, Int[Tensor, " n"] | None]:
-    """Fresh draws where there is a sampler, else the samples; what they are; and their chains, where they have any."""
+    """Return fresh draws where there is a sampler, else the samples; their description; and their chains, if any."""
     if p.sampler is None and p.samples is not None:
         chains = "" if p.chains is None else f" in {int(p.chains.max()) + 1} chains"
         return p.samples, f"{len(p.samples):,} samples of {name}{chains}", p.chains
@@ -206,7 +206,7 @@ def log_ratio_at(a: Target, b: Target, x: Float[Tensor, "n d"]) -> Float[Tensor,
 
 
 def placed(x: Float[Tensor, "n d"], other: Target) -> Place:
-    """What says in words, of the rows of x at which the other density is zero, where they lie."""
+    """Return a function that describes where the rows of x lie at which the other density is zero."""
 
     def place(outside: Bool[Tensor, " n"]) -> str:
         ends = [[end for end in pair if math.isfinite(end)] for pair in other.bijection.bounds]
@@ -216,14 +216,14 @@ def placed(x: Float[Tensor, "n d"], other: Target) -> Place:
 
 
 def missed(outside: Bool[Tensor, " n"], place: Place | None, what: str = "draws") -> str:
-    """How many draws make a divergence infinite, and where they lie."""
+    """Describe how many draws make a divergence infinite, and where they lie."""
     count, where = int(outside.sum()), "" if place is None else f": {place(outside)}"
     share = f"{count:,} of {len(outside):,} {what} ({count / len(outside):.2g} of the mass)"
     return f"{share} fell where the other density is zero{where}"
 
 
 def few_effective(*effective: float | None) -> tuple[str, ...]:
-    """Say where chains are too short for an error bar."""
+    """Report chains that are too short for an error bar."""
     least = min((ess for ess in effective if ess is not None), default=math.inf)
     return (f"the chains are worth {least:.0f} independent draws, and error bars need {FEWEST}: run them longer",) * (
         least < FEWEST
@@ -251,10 +251,10 @@ def mean_log_ratio(
     chains: Int[Tensor, " n"] | None = None,
     place: Place | None = None,
 ) -> Estimate:
-    """Mean and standard error of a log ratio, with the tail shape that says whether its variance is finite.
+    """Return the mean and standard error of a log ratio, with the tail shape that shows whether its variance is finite.
 
     With the ratio at draws of the other side, `elsewhere`, a control variate is tried; with `chains` the error is that of the
-    effective draws; `place` says where the draws lie that make it infinite.
+    effective draws; `place` describes where the draws lie that make it infinite.
     """
     log_ratio = log_ratio.detach().to(torch.float64)
     n = len(log_ratio)

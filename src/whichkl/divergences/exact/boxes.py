@@ -55,16 +55,16 @@ def integrate(
 ) -> Integral:
     """Integrate a vector-valued function, (n, d) → (k, n), over the chart's domain; d is 1, 2 or 3.
 
-    The boxes whose errors make up more than half of what is allowed are halved across the axis that is to blame, all in one
-    call, until the errors' sum is below the tolerance. Then all is done once more from another partition, since a kink that
-    hides between a box's edge and its first node escapes any rule: the error is never less than by how much the two differ,
-    and where they differ by more than they say, further partitions are asked until two agree.
+    The boxes whose errors make up more than half of what is allowed are halved across the axis with the larger error, all in one
+    call, until the errors' sum is below the tolerance. Then the integral is computed again from another partition, since a kink
+    that hides between a box's edge and its first node escapes any rule: the error is never less than by how much the two differ,
+    and where they differ by more than their errors, further partitions are tried until two agree.
 
     Args:
         function: the integrands.
         chart: the change of variables.
         draws: sets of points that show where the mass is.
-        ends: a list a coordinate, where the integrand may jump.
+        ends: per coordinate, where the integrand may jump.
         least: below this size of the whole, the error counts as if the whole had it.
         tolerance: allowed error, relative to the integral of the absolute value of each component.
         budget: number of points of one partition at which to stop, unconverged.
@@ -124,7 +124,7 @@ def _halves(low: Tensor, high: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Boxes with their integrals, sizes (integrals of absolute values) and errors an axis."""
+    """Boxes with their integrals, sizes (integrals of absolute values) and errors per axis."""
 
     low: Float[Tensor, "b d"]
     high: Float[Tensor, "b d"]

@@ -59,7 +59,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """The map from the unit cube onto the domain: an axis a coordinate; on all of ℝᵈ a linear map after it."""
+    """The map from the unit cube onto the domain: one axis per coordinate; on all of ℝᵈ followed by a linear map."""
 
     axes: tuple[Axis, ...]
     linear: Float[Tensor, "d d"] | None = None
@@ -83,7 +83,7 @@ class Chart:
         )
 
     def grid(self, low: Float[Tensor, "b d"], high: Float[Tensor, "b d"], nodes: Float[Tensor, " m"]) -> tuple[Tensor, Tensor]:
-        """The mᵈ nodes (of a rule on −1 … 1) in each box, (b, m, …, d), and the volume that each stands for, (b, m, …)."""
+        """The mᵈ nodes (of a rule on −1 … 1) in each box, (b, m, …, d), and the volume of each, (b, m, …)."""
         boxes, dim = low.shape
         columns, volume = [], torch.ones((boxes,) + (1,) * dim, dtype=torch.float64, device="cpu")
         for j, axis in enumerate(self.axes):
@@ -106,10 +106,10 @@ class Chart:
         return torch.stack([axis.to_unit(x[:, j]) for j, axis in enumerate(self.axes)], 1)
 
     def boxes(self, draws: Sequence[Tensor], ends: Sequence[Sequence[float]], share: float) -> tuple[Tensor, Tensor]:
-        """Cut the cube at the ends (a list a coordinate), evenly, and where the draws are, a set a density.
+        """Cut the cube at the ends (a list per coordinate), evenly, and where the draws are (one set per density).
 
-        A box that is much wider than the bulk of a set in it is cut beside that bulk; one that holds many of a set, at that
-        set's quantile `share`: another share gives another partition of the same cube.
+        A box that is much wider than the bulk of a set in it is cut next to that bulk; one that holds many draws of a set, at
+        that set's quantile `share`: another share gives another partition of the same cube.
         """
         dim = len(self.axes)
         even = {1: 32, 2: 4, 3: 2}[dim]

@@ -38,7 +38,7 @@ def rows(
         p: probabilities or logits, atoms on the last axis.
         q: the same shape.
         kind: which divergence.
-        form: what the numbers are; logits may hold −∞, an atom without mass.
+        form: "probabilities" or "logits"; logits may hold −∞, an atom without mass.
 
     Raises:
         InputError: shapes differ; a probability is negative, NaN or infinite; a row doesn't sum to one.

@@ -1,6 +1,6 @@
-"""KL of many rows of probabilities at little more than the cost of reading them: one logarithm an atom, in the cache.
+"""KL of many rows of probabilities at little more than the cost of reading them: one logarithm per atom, in the cache.
 
-The floor is one pass over both arrays. Here a block of rows is read once, and five cheap passes over it follow in the cache.
+The lowest cost is one pass over both arrays. Here a block of rows is read once, then five cheap passes over it run in the cache.
 """
 
 from __future__ import annotations

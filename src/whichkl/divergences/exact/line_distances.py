@@ -189,7 +189,7 @@ class _Laws:
         seen = ((left[1] + self.panels[1] > 1e-17) & (right[1] > 1e-17)).nonzero()  # beyond, nothing but rounding
         panel = panel.clamp(int(seen[0]), int(seen[-1]))
         wanted = torch.where(from_left, below - left[1, panel], right[1, panel] - above)
-        mass = self.panels[1, panel]  # the interpolant stands to some 1e-14 of its panel's mass: no further into the corner
+        mass = self.panels[1, panel]  # the interpolant is exact to about 1e-14 of its panel's mass: no further into the corner
         wanted = torch.minimum(torch.maximum(wanted, 1e-13 * mass), (1 - 1e-13) * mass)
         knots = torch.cat([torch.zeros_like(self.panels[1, :, None]), self.inner[1], self.panels[1, :, None]], 1)
         t = torch.cat(

@@ -67,11 +67,11 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     Both are normalised by the same quadrature, so that unnormalised densities do. Infinity is found where one density has
     mass and the other none, and in the tails and at the ends of the supports, by whether the integrand falls there as fast
     as it has to. Two densities on one joint support, such as a simplex, are compared in its free coordinates. Where the
-    budget of points ends before six digits stand (kinks, as total variation has, cost most), the error is given.
+    budget of points ends before six digits are certain (kinks, as total variation has, cost most), the error is given.
 
     Raises:
         InputError: more than three variables.
-        TargetError: p or q isn't integrable, the integral isn't finite for another reason, or not even two digits stand.
+        TargetError: p or q isn't integrable, the integral isn't finite for another reason, or fewer than two digits are certain.
     """
     given = p
     p, q = _free(p, q)
@@ -144,7 +144,7 @@ def _where(
     ends: list[list[float]],
     names: Sequence[str],
 ) -> str:
-    """Whose mass is missed, and where, from points that have mass: the nodes on the line, draws elsewhere."""
+    """Describe whose mass is missed, and where, from points that have mass: the nodes on the line, draws elsewhere."""
     log_p, log_q = densities(x)
     seen = torch.logaddexp(log_p, log_q) > -700
     missed, x = kind.misses(log_p, log_q)[seen], x[seen]
@@ -158,7 +158,7 @@ def _infinite(kind: IntegralDivergence, note: str) -> Estimate:
 
 
 def _free(p: Target, q: Target) -> tuple[Target, Target]:
-    """The same pair on a cube, where both live on one simplex: divergences don't change."""
+    """Return the pair on a cube, where both live on one simplex: divergences don't change."""
     joint = [one.bijection.constraints[0].event_dim > 0 and not one.bijection.is_real for one in (p, q)]
     if not any(joint):
         return p, q
@@ -170,7 +170,7 @@ def _free(p: Target, q: Target) -> tuple[Target, Target]:
 
 
 def _by_sticks(p: Target) -> Target:
-    """A target on the simplex, in the shares z ∈ (0, 1)ᵏ of what is left of the stick: x₁ = z₁ and so on."""
+    """Return a target on the simplex in the shares z ∈ (0, 1)ᵏ of the remaining stick: x₁ = z₁ and so on."""
 
     def log_prob(z: Tensor) -> Tensor:
         left = torch.cumprod(1 - z, 1)

@@ -131,7 +131,7 @@ def spread(parts: list[Samples], generator: np.random.Generator) -> tuple[list[S
 def judged(raw: Estimate, bias: tuple[float, float, float], truth: float, change: float, rows: int, wrong: list[str]) -> Estimate:
     """Add the bias to the error, and report why the answer shouldn't be trusted, if it shouldn't.
 
-    Less what is noise in the bias; of large samples the twin's noise is as large as their own, and is added.
+    The noise of the bias is subtracted; for large samples the twin's noise is as large as their own, and is added.
     """
     large = rows > _MIN_ROWS_OF_LARGE_SAMPLES
     excess = math.hypot(bias[0], bias[1]) if large else math.sqrt(max(0.0, bias[0] ** 2 - bias[1] ** 2))

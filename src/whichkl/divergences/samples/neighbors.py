@@ -20,7 +20,7 @@ _NUMBERS_PER_BLOCK = 1 << 24
 
 
 class Neighbors:
-    """The rows among which neighbours are sought.
+    """The rows among which neighbours are searched.
 
     A tree up to 15 columns, all cores; above, distances in blocks of 128 MB, the k-th recomputed from its two rows.
 
@@ -43,9 +43,9 @@ class Neighbors:
 
     @property
     def order(self) -> Int[np.ndarray, " n"]:
-        """The order in which to ask for the rows themselves: that of the tree's leaves halves the misses of the cache.
+        """The order in which to query the rows themselves: that of the tree's leaves halves the misses of the cache.
 
-        Every core gets a stretch of what it's asked: the leaves are dealt out among the stretches, which makes them alike.
+        Every core gets a contiguous part of the queries: the leaves are dealt out among the parts, which makes them alike.
         """
         if self.tree is None:
             return np.arange(len(self.rows))

@@ -151,7 +151,7 @@ def _score(
 
 
 def _terms(kind: IntegralDivergence, ratio: Tensor, levels: _Levels) -> tuple[Tensor, Tensor]:
-    """What to average over p and over q, at every ℓ."""
+    """Return the terms to average over p and over q, at every ℓ."""
     if isinstance(kind, WeightedKLs):
         forward, reverse = kind.kl_weights
         up, down = (level * torch.exp(one.clamp(max=MAX_EXPONENT)) for level, one in zip(levels, (ratio, -ratio), strict=True))
