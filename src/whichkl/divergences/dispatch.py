@@ -14,9 +14,8 @@ from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import discrete
 from whichkl.divergences.kinds import KINDS, IntegralDivergence, divergence_named
 from whichkl.divergences.methods import METHODS, TABLE, Method
-from whichkl.divergences.query import Question, target_of
+from whichkl.divergences.question import Question, Side, as_rows, target_of
 from whichkl.divergences.sanity_checks import checked_for_sanity
-from whichkl.divergences.sides import Side, as_rows
 from whichkl.modes import plain_modes
 
 Form = Literal["samples", "probabilities", "logits"]

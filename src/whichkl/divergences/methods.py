@@ -14,7 +14,7 @@ from whichkl.divergences.draws import bridge, importance_sampling, monte_carlo
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import closed_form, discrete, line_distances, products, quadrature
 from whichkl.divergences.kinds import WeightedKLs
-from whichkl.divergences.query import Question, target_of
+from whichkl.divergences.question import Question, target_of
 from whichkl.divergences.samples import bound, nearest_neighbors, ratio, sample_distances
 
 _KLS = ("forward_kl", "reverse_kl")

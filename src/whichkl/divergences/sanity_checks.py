@@ -13,7 +13,7 @@ from whichkl._checks import TargetError
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.query import Question, target_of
+from whichkl.divergences.question import Question, target_of
 
 
 def checked_for_sanity(result: Estimate, ask: Question, fatal: Sequence[str]) -> Estimate:

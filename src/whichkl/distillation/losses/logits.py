@@ -8,7 +8,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.partial_teacher import SampledTokens, TopK, widened
-from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, reduce
+from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, checked_vocabulary, reduce
 from whichkl.divergences.divergence import RowDivergence
 
 Logits = Float[Tensor, "... v"]
@@ -95,14 +95,8 @@ def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, tem
     if student.dim() == 0 or len(shape) == 0 or shape[:-1] != student.shape[:-1]:
         because = f"the teacher has shape {tuple(shape)}, the student {tuple(student.shape)}"
         raise InputError(cannot("compare these logits", because, "Pass the same rows of both, the vocabulary on the last axis"))
-    widths = {student.shape[-1]} if partial else {student.shape[-1], shape[-1]}
-    if vocabulary is None and len(widths) > 1:
-        because = f"the teacher has {shape[-1]} columns, the student {student.shape[-1]}"
-        hint = "If both share a tokenizer and the rest is padding, pass vocabulary= the number of tokens"
-        raise InputError(cannot("compare these logits", because, hint))
-    if vocabulary is not None and not 0 < vocabulary <= min(widths):
-        because = f"the logits have {' and '.join(str(width) for width in sorted(widths))} columns"
-        raise InputError(cannot(f"take {vocabulary} tokens of them", because, f"Pass 1 ≤ vocabulary ≤ {min(widths)}"))
+    columns = {"student": student.shape[-1]} if partial else {"teacher": shape[-1], "student": student.shape[-1]}
+    checked_vocabulary("logits", columns, vocabulary)
     if isinstance(teacher, (TopK, SampledTokens)) and teacher.temperature != temperature:
         because = f"its probabilities are for temperature {teacher.temperature}, and the tokens left out are needed for another"
         raise InputError(

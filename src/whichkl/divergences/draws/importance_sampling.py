@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.chains import standard_error
@@ -54,14 +56,8 @@ def self_normalised(p: Target, q: Target, kind: WeightedKLs, n: int = 20_000, se
         outside = mean_log_ratio(kind.name, -ratio, None, method, place=placed(x, p))
         if outside.value == math.inf:
             return replace(outside, method=method)
-    log_z, weight, khat = float(torch.logsumexp(ratio, 0)) - math.log(n), torch.softmax(ratio, 0), pareto_smooth(ratio)[1]
-    value, terms = 0.0, torch.zeros_like(ratio)
-    if a:
-        seen = torch.where(weight > 0, ratio, 0.0)
-        mean = float(weight @ seen)
-        value, terms = a * (mean - log_z), a * (n * weight * (seen - mean) - (n * weight - 1))
-    if b:
-        value, terms = value + b * (log_z - float(ratio.mean())), terms + b * (n * weight - ratio)
+    value, terms = _reweighted(ratio, a, b)
+    khat = pareto_smooth(ratio)[1]
     doubts, cap = [], None if b else a * math.log(n)
     if khat >= khat_limit(n):
         doubts.append(f"the weights have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small")
@@ -80,6 +76,20 @@ def self_normalised(p: Target, q: Target, kind: WeightedKLs, n: int = 20_000, se
         reliable=not doubts,
         notes=(f"{bias} and blind to what q doesn't reach", *doubts),
     )
+
+
+def _reweighted(ratio: Float[Tensor, " n"], a: float, b: float) -> tuple[float, Float[Tensor, " n"]]:
+    """The value of a KL(p‖q) + b KL(q‖p), and what each draw contributes to its error."""
+    n, weight = len(ratio), torch.softmax(ratio, 0)
+    log_z = float(torch.logsumexp(ratio, 0)) - math.log(n)
+    value, terms = 0.0, torch.zeros_like(ratio)
+    if a:
+        seen = torch.where(weight > 0, ratio, 0.0)
+        mean = float(weight @ seen)
+        value, terms = a * (mean - log_z), a * (n * weight * (seen - mean) - (n * weight - 1))
+    if b:
+        value, terms = value + b * (log_z - float(ratio.mean())), terms + b * (n * weight - ratio)
+    return value, terms
 
 
 def from_other_side(a: Target, b: Target, n: int = 20_000, seed: int = 0, names: tuple[str, str] = ("q", "p")) -> Estimate:

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences import regions
-from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.estimate import Estimate, Finite
 from whichkl.divergences.exact.kl_rows import kl_rows
 from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi, ReverseKLDivergence
 
@@ -115,15 +115,10 @@ def enumeration(
             return None
         note = f"the terms of {kind.formula} don't fall beyond {len(size):,} atoms"
         return Estimate(kind.name, math.inf, finite="infinite", method="enumeration", exact=True, notes=(note,))
-    finite = "certified" if math.isfinite(value) else "infinite"
-    return Estimate(
-        kind.name,
-        value if value > 0 or math.isnan(value) else 0.0,
-        finite="certified" if finite == "certified" else "infinite",
-        method="enumeration",
-        exact=True,
-        notes=(f"{len(names):,} atoms",),
-    )
+    finite: Finite = "certified" if math.isfinite(value) else "infinite"
+    value = value if value > 0 or math.isnan(value) else 0.0
+    notes = (f"{len(names):,} atoms",)
+    return Estimate(kind.name, value, finite=finite, method="enumeration", exact=True, notes=notes)
 
 
 def _log(block: Tensor, form: Form, who: str, numbers: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:
