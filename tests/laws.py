@@ -38,6 +38,7 @@ from oracle import (
 from whichkl import ForwardKL, ReverseKL, Target
 from whichkl.divergences.draws import monte_carlo
 from whichkl.divergences.exact import quadrature
+from whichkl.divergences.kinds import Jeffreys, JeffreysSum
 from whichkl.families import Gaussian, Mixture, family_from_config, richer
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.objectives import OBJECTIVES, objective_of
@@ -312,7 +313,14 @@ def test_exact_divergence_needs_no_normaliser():
 UNBIASED = {
     "forward_kl": (monte_carlo.forward_kl, lambda p, q: float(kl_divergence(p, q))),
     "reverse_kl": (monte_carlo.reverse_kl, lambda p, q: float(kl_divergence(q, p))),
-    "jeffreys": (monte_carlo.jeffreys, lambda p, q: float(kl_divergence(p, q) + kl_divergence(q, p))),
+    "jeffreys_sum": (
+        lambda p, q, n, seed: monte_carlo.weighted_kls(p, q, JeffreysSum(), n, seed),
+        lambda p, q: float(kl_divergence(p, q) + kl_divergence(q, p)),
+    ),
+    "jeffreys, weighted": (
+        lambda p, q, n, seed: monte_carlo.weighted_kls(p, q, Jeffreys(0.3), n, seed),
+        lambda p, q: float(0.3 * kl_divergence(p, q) + 0.7 * kl_divergence(q, p)),
+    ),
 }
 PAIRS = [
     (Normal(t(0.0), t(1.0)), Normal(t(0.7), t(1.4))),
@@ -338,9 +346,9 @@ def test_unbiased_estimator_is_right_on_average_and_covers(name, pair):
 @pytest.mark.parametrize("constant", [-30.0, 7.0])
 def test_jeffreys_ignores_the_normaliser(constant):
     p, q = PAIRS[0]
-    plain = monte_carlo.jeffreys(Target.of(p), Target.of(q), 1000)
+    plain = monte_carlo.weighted_kls(Target.of(p), Target.of(q), JeffreysSum(), 1000)
     scaled = Target(sampler=lambda n: p.sample((n,))[:, None], log_prob=lambda x: p.log_prob(x[:, 0]) + constant, dim=1)
-    assert monte_carlo.jeffreys(scaled, Target.of(q), 1000).value == pytest.approx(plain.value, abs=1e-9)
+    assert monte_carlo.weighted_kls(scaled, Target.of(q), JeffreysSum(), 1000).value == pytest.approx(plain.value, abs=1e-9)
 
 
 # ---- solvers: every solver on every family and target that it solves

@@ -107,7 +107,7 @@ SILENT = Target(log_prob=FAR.log_prob, normalized=True, dim=2)
 ASKED = {
     "mean": ({}, FAR, "forward_kl", FORWARD, "monte_carlo", "Monte Carlo"),
     "control variate": ({}, NEAR, "forward_kl", 0.01, "monte_carlo", "control variate"),
-    "jeffreys": (UNNORMALISED, FAR, "jeffreys", FORWARD + REVERSE, "monte_carlo", "normalisers cancel"),
+    "jeffreys": (UNNORMALISED, FAR, "jeffreys", (FORWARD + REVERSE) / 2, "monte_carlo", "normalisers cancel"),
     "bridge": (UNNORMALISED, FAR, "forward_kl", FORWARD, "bridge", "bridge"),
     "bridge back": (UNNORMALISED, FAR, "reverse_kl", REVERSE, "bridge", "bridge"),
     "any kind": ({}, mvn(2, 1.0), "skew_forward_kl", None, "monte_carlo", "Monte Carlo"),

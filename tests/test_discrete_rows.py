@@ -145,7 +145,7 @@ def test_shapes_strides_gradients_and_blocks_change_nothing(monkeypatch):
     torch.testing.assert_close(
         rows(p, q[:1].expand(60, -1), FORWARD), reference(p.detach(), q[:1].expand(60, -1)), rtol=1e-6, atol=0
     )
-    monkeypatch.setattr(module, "_ATOMS", 8)  # a row in five blocks
+    monkeypatch.setattr(module, "_NUMBERS_PER_BLOCK", 8)  # a row in five blocks
     torch.testing.assert_close(rows(p, q, FORWARD), whole, rtol=1e-6, atol=0)
 
 

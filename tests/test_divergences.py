@@ -40,7 +40,8 @@ def on_the_line(p, q, kind):
 NORMALS = {
     "forward_kl": 0.443147,
     "reverse_kl": 1.306853,
-    "jeffreys": 1.75,
+    "jeffreys": 0.875,
+    "jeffreys_sum": 1.75,
     "total_variation": 0.390066,
     "jensen_shannon": 0.128175,
     "hellinger": 0.149195,
@@ -121,7 +122,14 @@ def test_renyi_tends_to_forward_kl_and_a_value_beyond_floats_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"), [(lambda: Renyi(1.0), "other than 1"), (lambda: JensenShannon(1.0), "strictly between")]
+    ("make", "message"),
+    [
+        (lambda: on_the_line(Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0)), Renyi(1.0)), "other than 1"),
+        (lambda: on_the_line(Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0)), SkewForwardKL(0.0)), "Use forward_kl"),
+        (lambda: Renyi(0.0), "positive"),
+        (lambda: JensenShannon(1.0), "strictly between"),
+        (lambda: SkewForwardKL(1.0), "1 excluded"),
+    ],
 )
 def test_knobs_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
@@ -137,7 +145,7 @@ def test_torchs_wrong_entries_are_left_to_quadrature():
 
 def test_closed_forms_agree_with_quadrature_and_know_their_limits():
     p, q = Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0))
-    for name in ("forward_kl", "reverse_kl", "jeffreys"):
+    for name in ("forward_kl", "reverse_kl", "jeffreys", "jeffreys_sum"):
         assert closed_form(p, q, name).value == pytest.approx(on_the_line(p, q, KINDS[name]()).value, abs=1e-9)
     assert closed_form(p, q, "hellinger") is None
     assert closed_form(StudentT(t(3.0)), p, "forward_kl") is None

@@ -27,7 +27,7 @@ import whichkl as wk
 from programs import whichkl
 from whichkl._checks import InputError, TargetError
 from whichkl.divergences.dispatch import METHODS
-from whichkl.divergences.kinds import KINDS
+from whichkl.divergences.kinds import KINDS, PARAMETERS, ROW_DIVERGENCES
 
 GRAMMAR = re.compile(r"^Cannot .+: .+\. [A-Z].+\.$", re.DOTALL)
 D = torch.float64
@@ -91,11 +91,12 @@ def test_every_kind_by_monte_carlo_agrees_with_quadrature(kind):
     assert 0.6 < np.std(scores) < 1.5
 
 
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys", "jeffreys_sum"])
 def test_monte_carlo_kl_in_ten_dimensions(divergence):
     p, q = mvn(10), mvn(10, 0.3, 1.5)
     truth = {"forward_kl": kl_divergence(p, q), "reverse_kl": kl_divergence(q, p)}
-    truth["jeffreys"] = truth["forward_kl"] + truth["reverse_kl"]
+    truth["jeffreys_sum"] = truth["forward_kl"] + truth["reverse_kl"]
+    truth["jeffreys"] = truth["jeffreys_sum"] / 2
     e = wk.estimate(p=p, q=q, divergence=divergence, method="monte_carlo")
     assert not e.exact and abs(e.value - float(truth[divergence])) < 4 * e.stderr
 
@@ -106,8 +107,9 @@ def test_constants_of_unnormalised_targets_are_said_or_cancel():
     reverse = wk.estimate(p=unnormalised(4), q=q, divergence="reverse_kl")
     assert reverse.up_to == "log_z" and abs(reverse.value + log_z - 0.08) < 4 * reverse.stderr
     sampled = unnormalised(4, sampler=lambda n: torch.randn(n, 4, dtype=D))
-    both = wk.estimate(p=sampled, q=q, divergence="jeffreys")
-    assert both.up_to is None and abs(both.value - 0.16) < 4 * both.stderr
+    for divergence, truth in (("jeffreys", 0.08), ("jeffreys_sum", 0.16)):
+        both = wk.estimate(p=sampled, q=q, divergence=divergence)
+        assert both.up_to is None and abs(both.value - truth) < 4 * both.stderr
     reweighted = wk.estimate(p=unnormalised(4), q=mvn(4, 0.2, 1.5))
     assert reweighted.method.startswith("self-normalised") and reweighted.up_to is None and reweighted.reliable
     assert abs(reweighted.value - float(kl_divergence(mvn(4), mvn(4, 0.2, 1.5)))) < 4 * reweighted.stderr
@@ -134,8 +136,10 @@ def test_samples_choose_neighbours_a_classifier_or_a_statistic():
     assert "log density" in one.method and abs(one.value - 0.25) < 4 * one.stderr
     back = wk.estimate(p=x, q=mvn(2), divergence="reverse_kl")
     assert "two samples" in back.method and back.quantity == "reverse_kl" and abs(back.value - 0.25) < 4 * back.stderr
-    sums = wk.estimate(p=x, q=y, divergence="jeffreys")
+    sums = wk.estimate(p=x, q=y, divergence="jeffreys_sum")
     assert abs(sums.value - 0.5) < 3 * sums.stderr
+    half = wk.estimate(p=x, q=y, divergence="jeffreys")
+    assert (half.value, half.stderr) == (sums.value / 2, sums.stderr / 2) and "nearest neighbours" in half.method
     assert "classifier" in wk.estimate(p=x, q=y, divergence="total_variation").method
     for name in ("energy", "mmd", "sliced_wasserstein"):
         e = wk.estimate(p=x, q=y, divergence=name)
@@ -220,7 +224,7 @@ BAD = [
     ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "divergence": "kl"}, "no such divergence"),
     ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "order": 2.0}, "`forward_kl` has no such parameter"),
     ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "method": "guess"}, "no such method"),
-    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "form": "logit"}, "Say samples, probabilities or logits"),
+    ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "form": "logit"}, "Write samples, probabilities or logits"),
     ({"p": Normal(0.0, 1.0), "q": Normal(0.0, 1.0), "n": 3}, "at least 100 draws"),
 ]
 
@@ -312,3 +316,35 @@ def test_a_value_is_a_number_and_no_loss(dim):
     assert type(wk.estimate(p=logits, q=logits, form="logits").value) is float
     assert loc.grad is None
     assert logits.grad is None
+
+
+@pytest.mark.parametrize("name", sorted(KINDS.keys() & ROW_DIVERGENCES.keys()))
+def test_estimates_and_losses_have_one_definition(name):
+    teacher, student = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0), dtype=D)
+    for value in (None, 0.2, 0.7):
+        given = {} if value is None else dict.fromkeys(PARAMETERS[name], value)
+        estimate = wk.estimate(p=teacher, q=student, divergence=name, form="logits", **given)
+        loss = wk.losses.DIVERGENCES[name].function(teacher=teacher, student=student, **given)
+        assert estimate.value == pytest.approx(float(loss), abs=1e-12)
+
+
+def test_parameters_at_an_end_give_the_simpler_divergence():
+    p, q = Normal(0.0, 1.0), Normal(1.0, 2.0)
+    forward, reverse = (wk.estimate(p=p, q=q, divergence=name) for name in ("forward_kl", "reverse_kl"))
+    ends = [("jeffreys", {"weight_on_forward": 1.0}), ("skew_forward_kl", {"weight": 0.0}), ("renyi", {"order": 1.0})]
+    assert all(wk.estimate(p=p, q=q, divergence=name, **given) == forward for name, given in ends)
+    assert wk.estimate(p=p, q=q, divergence="skew_reverse_kl", weight=0.0) == reverse
+
+
+def test_jeffreys_states_that_it_changed_and_takes_its_weight():
+    p, q = mvn(10), mvn(10, 0.3, 1.5)
+    exact = wk.estimate(p=p, q=q, divergence="jeffreys")
+    assert "jeffreys_sum" in exact.notes[-1] and exact.reliable
+    assert exact.value == wk.estimate(p=p, q=q, divergence="jeffreys_sum").value / 2
+    truth = 0.2 * float(kl_divergence(p, q)) + 0.8 * float(kl_divergence(q, p))
+    for method in ("closed_form", "monte_carlo", "self_normalised"):
+        e = wk.estimate(p=p, q=q, divergence="jeffreys", weight_on_forward=0.2, method=method)
+        assert abs(e.value - truth) <= 4 * e.stderr + 1e-9 or not e.reliable
+    sampled = unnormalised(10, sampler=lambda n: torch.randn(n, 10, dtype=D))
+    with pytest.raises(TargetError, match="requires"):
+        wk.estimate(p=sampled, q=q, divergence="jeffreys", weight_on_forward=0.2, method="monte_carlo")

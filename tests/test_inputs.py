@@ -156,7 +156,7 @@ def test_bad_arguments_are_refused_in_the_one_grammar(call, message):
 def test_a_claim_to_be_normalised_is_checked_on_the_line():
     p = wk.problems.bimodal()
     target = wk.Target(sampler=lambda n: p.sample((n,)), log_prob=lambda x: p.log_prob(x[:, 0]) + 1, normalized=True, dim=1)
-    with pytest.raises(TargetError, match=r"said to be normalised \(`normalized=True`\), and the density integrates to 2\.718"):
+    with pytest.raises(TargetError, match=r"given as normalised \(`normalized=True`\), and the density integrates to 2\.718"):
         wk.fit(target)
 
 

@@ -231,7 +231,7 @@ def test_wide_weights_and_narrow_hidden_states_as_under_autocast():
 
 
 def test_tiles_of_narrow_weights(monkeypatch):
-    monkeypatch.setattr("whichkl.distillation.losses.heads._TILE", 5 * H)
+    monkeypatch.setattr("whichkl.distillation.losses.heads._NUMBERS_PER_TILE", 5 * H)
     arguments = setting(torch.float32, chunk_size=4)
     narrow = {
         key: one.detach().bfloat16().requires_grad_(one.requires_grad) for key, one in arguments.items() if key != "chunk_size"
@@ -306,7 +306,7 @@ BAD = [
     ({"temperature": -1.0}, "positive"),
     ({"softcap_student": 0.0}, "soft cap is positive"),
     ({"reduction": "batchmean"}, "mean goes over rows"),
-    ({"divergence": "kl"}, "there is none of that name"),
+    ({"divergence": "kl"}, "there is no such divergence"),
     ({"order": 2.0}, "no parameters"),
     ({"hidden_student": torch.zeros(N, H, dtype=torch.long)}, "floating point"),
 ]

@@ -7,6 +7,7 @@ import torch
 
 from whichkl import losses as wl
 from whichkl._checks import InputError
+from whichkl.divergences.kinds import ROW_DIVERGENCES
 
 INF = math.inf
 PARAMETERS = {
@@ -14,8 +15,8 @@ PARAMETERS = {
     "reverse_kl": [{}],
     "jeffreys": [{"weight_on_forward": w} for w in (0.0, 0.3, 0.5, 1.0)],
     "jensen_shannon": [{"weight": w} for w in (0.1, 0.5, 0.9)],
-    "skew_forward_kl": [{"skew": s} for s in (0.0, 0.1, 0.7)],
-    "skew_reverse_kl": [{"skew": s} for s in (0.0, 0.1, 0.7)],
+    "skew_forward_kl": [{"weight": s} for s in (0.0, 0.1, 0.7)],
+    "skew_reverse_kl": [{"weight": s} for s in (0.0, 0.1, 0.7)],
     "renyi": [{"order": a} for a in (0.3, 0.5, 1.0, 2.0, 3.5)],
     "total_variation": [{}],
     "adaptive_kl": [{"head_mass": m} for m in (0.2, 0.5, 0.9)],
@@ -49,9 +50,9 @@ def enumerate_row(name, given, p, q):
         m = [w * x + (1 - w) * y for x, y in zip(p, q, strict=True)]
         return w * plain_kl(p, m) + (1 - w) * plain_kl(q, m)
     if name == "skew_forward_kl":
-        return plain_kl(p, [given["skew"] * x + (1 - given["skew"]) * y for x, y in zip(p, q, strict=True)])
+        return plain_kl(p, [given["weight"] * x + (1 - given["weight"]) * y for x, y in zip(p, q, strict=True)])
     if name == "skew_reverse_kl":
-        return plain_kl(q, [given["skew"] * y + (1 - given["skew"]) * x for x, y in zip(p, q, strict=True)])
+        return plain_kl(q, [given["weight"] * y + (1 - given["weight"]) * x for x, y in zip(p, q, strict=True)])
     if name == "renyi":
         a = given["order"]
         if a == 1:
@@ -225,14 +226,31 @@ def test_ends_of_knobs_meet_what_they_should():
 
     near(wl.jeffreys(teacher=teacher, student=student, weight_on_forward=1 - 1e-9), forward, 1e-8)
     near(wl.jeffreys(teacher=teacher, student=student, weight_on_forward=1e-9), reverse, 1e-8)
-    near(wl.skew_forward_kl(teacher=teacher, student=student, skew=1e-9), forward, 1e-6)
-    near(wl.skew_reverse_kl(teacher=teacher, student=student, skew=1e-9), reverse, 1e-6)
+    near(wl.skew_forward_kl(teacher=teacher, student=student, weight=1e-9), forward, 1e-6)
+    near(wl.skew_reverse_kl(teacher=teacher, student=student, weight=1e-9), reverse, 1e-6)
     near(wl.renyi(teacher=teacher, student=student, order=1 + 1e-6), forward, 1e-4)
     near(wl.renyi(teacher=teacher, student=student, order=1e-6) / 1e-6, reverse, 1e-4)
     near(wl.interpolated_kl(teacher=teacher, student=student, weight_on_teacher=1 - 1e-9), forward, 1e-6)
     assert wl.jensen_shannon(teacher=teacher, student=student, weight=1e-9) < 1e-6
     near(wl.jensen_shannon(teacher=teacher, student=student, weight=1e-7) / 1e-7, forward, 1e-3)
     assert wl.jensen_shannon(teacher=teacher, student=student) <= math.log(2)
+
+
+@pytest.mark.parametrize("name", ["skew_forward_kl", "skew_reverse_kl"])
+def test_the_former_name_of_the_weight_still_works(name):
+    teacher, student = pair()
+    with pytest.warns(DeprecationWarning, match="write `weight=`") as seen:
+        old = wl.DIVERGENCES[name].function(teacher=teacher, student=student, skew=0.3)
+        assert wl.divergence_named(name, skew=0.3) == wl.DIVERGENCES[name].divergence(weight=0.3)
+    assert seen[0].filename == __file__
+    assert old == wl.DIVERGENCES[name].function(teacher=teacher, student=student, weight=0.3)
+    with pytest.raises(TypeError, match="order"):
+        wl.DIVERGENCES[name].function(teacher=teacher, student=student, order=0.3)
+
+
+def test_a_divergence_that_is_registered_is_a_loss():
+    assert list(wl.DIVERGENCES) == list(ROW_DIVERGENCES)
+    assert all(getattr(wl, name) is entry.function and name in wl.__all__ for name, entry in wl.DIVERGENCES.items())
 
 
 @every_name
@@ -370,7 +388,7 @@ def test_sampled_tokens_are_unbiased_in_value_and_gradient(name, proposal):
 
 
 def test_adaptive_kl_is_the_same_whether_its_head_is_small_or_not(monkeypatch):
-    monkeypatch.setattr("whichkl.distillation.losses.adaptive._FEW", 4)
+    monkeypatch.setattr("whichkl.divergences.adaptive_kl._TOKENS_TO_SORT", 4)
     for spread in (0.1, 3.0):  # the head is most of the row; it is a token or two
         log_p, log_q = (one.log_softmax(-1) for one in pair(rows=6, vocabulary=40, spread=spread))
         weights = wl.RowAdaptiveKL().weights
@@ -445,7 +463,7 @@ def test_bad_input_is_refused(wrong, match):
     [
         (lambda: wl.jeffreys(teacher=T, student=S, weight_on_forward=1.5), "between 0 and 1"),
         (lambda: wl.jensen_shannon(teacher=T, student=S, weight=0.0), "0 for every pair"),
-        (lambda: wl.skew_forward_kl(teacher=T, student=S, skew=1.0), "skew=0.1"),
+        (lambda: wl.skew_forward_kl(teacher=T, student=S, weight=1.0), "weight=0.1"),
         (lambda: wl.renyi(teacher=T, student=S, order=0.0), "positive"),
         (lambda: wl.adaptive_kl(teacher=T, student=S, head_mass=1.0), "strictly"),
         (lambda: wl.interpolated_kl(teacher=T, student=S, weight_on_teacher=0.0), "raise it to 1"),

@@ -24,7 +24,7 @@ def test_distances_and_counts_are_those_of_a_plain_tree(dim, shift):
 
 
 def test_blocks_are_small(monkeypatch):
-    monkeypatch.setattr(neighbors, "_CELLS", 5000)
+    monkeypatch.setattr(neighbors, "_NUMBERS_PER_BLOCK", 5000)
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(300, 20))
     truth = cKDTree(rows).query(rows, [4])[0][:, 0]

@@ -175,7 +175,7 @@ def test_kinks_across_the_plane_are_given_with_their_error():
     truth = wk.estimate(p=TIGHT, q=LOOSE, divergence="total_variation", method="monte_carlo", n=400_000)
     assert plane.stderr < 1e-4
     assert abs(plane.value - truth.value) < 4 * truth.stderr
-    assert JensenShannon().value(by_rule(TIGHT, LOOSE, JensenShannon()).value) <= math.log(2)
+    assert JensenShannon().of_integral(by_rule(TIGHT, LOOSE, JensenShannon()).value) <= math.log(2)
 
 
 def test_a_wrong_claim_of_normalisation_is_refused():

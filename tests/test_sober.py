@@ -47,7 +47,7 @@ def test_a_normaliser_that_is_off_is_seen():
     wrong = held(5, lambda x: mvn(5).log_prob(x) + 3, normalized=True)
     for name in ("forward_kl", "total_variation"):
         e = wk.estimate(p=wrong, q=mvn(5, 0.0, 2.0), divergence=name)
-        log_z = re.search(r"said to be normalised, and log Z comes out as \+(\S+) ± (\S+)", e.notes[0]).groups()
+        log_z = re.search(r"given as normalised, and log Z is \+(\S+) ± (\S+)", e.notes[0]).groups()
         assert not e.reliable and abs(float(log_z[0]) - 3) < 4 * float(log_z[1])
 
 
@@ -70,7 +70,7 @@ def test_samples_that_share_rows_and_atoms_against_a_density_are_seen():
     x, y = rng.normal(size=(500, 2)), rng.normal(size=(500, 2))
     for other in (x, np.concatenate([x[:50], y])):
         e = wk.estimate(p=x, q=other)
-        assert not e.reliable and any("rows stand in both samples" in note for note in e.notes)
+        assert not e.reliable and any("rows are in both samples" in note for note in e.notes)
     e = wk.estimate(p=rng.poisson(3, 1000).astype(float), q=rng.normal(3, 2, 1000))
     assert not e.reliable and "repeat as those of atoms do" in e.notes[0]
 

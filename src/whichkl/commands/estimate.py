@@ -38,6 +38,7 @@ def estimate(
     ] = None,
     q_chains: Annotated[int | None, typer.Option("--q-chains", help="The same for q.")] = None,
     weight: Annotated[float | None, typer.Option("--weight", help="Weight of p in Jensen–Shannon and skew KLs.")] = None,
+    weight_on_forward: Annotated[float | None, typer.Option("--weight-on-forward", help="Weight of KL(p‖q) in jeffreys.")] = None,
     order: Annotated[float | None, typer.Option("--order", help="Order of Rényi's divergence.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -47,7 +48,8 @@ def estimate(
         from whichkl.divergences.dispatch import estimate as run_estimate
 
         first, second = read_side(p, form, p_chains), read_side(q, form, q_chains)
-        knobs: dict[str, Any] = {"weight": weight, "order": order, "seed": seed, "form": form, "method": method}
+        knobs: dict[str, Any] = {"weight": weight, "weight_on_forward": weight_on_forward, "order": order}
+        knobs |= {"seed": seed, "form": form, "method": method}
         asked = run_estimate(p=first, q=second, divergence=divergence, **knobs)
         other: Any = None
         if divergence in _OTHER_DIRECTION:

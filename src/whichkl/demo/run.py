@@ -17,6 +17,7 @@ from whichkl.demo.textbook import Textbook
 from whichkl.diagnostics import model_target
 from whichkl.divergences import Estimate
 from whichkl.divergences.draws import monte_carlo
+from whichkl.divergences.kinds import JeffreysSum
 from whichkl.families import Gaussian, Mixture
 from whichkl.fitting import Fit, fit
 from whichkl.problems import bimodal, eight_schools, petals
@@ -188,7 +189,7 @@ def _both() -> list[Direction]:
                 fit=one,
                 forward=monte_carlo.forward_kl(target, q, _UNSEEN_DRAWS, seed=103),
                 reverse=monte_carlo.reverse_kl(target, q, _UNSEEN_DRAWS, seed=104),
-                jeffreys=monte_carlo.jeffreys(scaled, q, _UNSEEN_DRAWS, seed=105),
+                jeffreys=monte_carlo.weighted_kls(scaled, q, JeffreysSum(), _UNSEEN_DRAWS, seed=105),
                 coverage=coverage,
                 precision=precision,
             )

@@ -154,9 +154,9 @@ def _log_z(of_p: _Side, of_q: _Side) -> tuple[float, Tensor, Tensor, tuple[str, 
     if of_p.weights is None and len(of_p.ratio):
         try:
             found = bridge.bridge(of_p.ratio, of_q.ratio, of_p.chains)
-            if found.ess >= bridge.ENOUGH:
+            if found.ess >= bridge.MIN_ESS:
                 return found.log_z, found.from_p, found.from_q, ()
-            doubts = (f"p and q overlap too little for log Z: {found.ess:.0f} effective draws, and {bridge.ENOUGH} are needed",)
+            doubts = (f"p and q overlap too little for log Z: {found.ess:.0f} effective draws, and {bridge.MIN_ESS} are needed",)
             return found.log_z, found.from_p, found.from_q, doubts
         except TargetError as error:
             doubts = (f"log Z isn't known: {error}",)

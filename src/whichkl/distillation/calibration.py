@@ -36,7 +36,7 @@ class Reliability:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them."""
-        return {"counts": list(self.counts), "confidence": list(self.confidence), "accuracy": list(self.accuracy)}
+        return {name: list(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Reliability:

@@ -1,4 +1,4 @@
-"""Distill: train a student classifier on a teacher's probabilities by any row divergence, and report on unseen examples."""
+"""Distill: train a student classifier on a teacher's probabilities by any row divergence, and score it on unseen examples."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from whichkl.distillation.networks import Teacher, checked, copied, digest, logi
 from whichkl.distillation.objective import Loss, row_divergence_of, spec_of
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.scores import Scores, scored
-from whichkl.distillation.training import Run, begun, usable
+from whichkl.distillation.training import Run, checked_labels, new_run
 from whichkl.files.journal import Journal
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes
 
-_SKIPS = 20
-"""Batches whose loss isn't a number, before training is given up."""
-_FLAT = 0.002
-"""A fall of the loss that is smaller isn't worth more epochs."""
+_MAX_SKIPPED_BATCHES = 20
+"""Most batches whose loss isn't a number; after more, training is given up."""
+_MIN_FALL = 0.002
+"""Smallest fall of the loss in the second half of training for which more epochs are recommended."""
 
 
 @plain_modes()
@@ -67,7 +67,7 @@ def distill(
         temperature: divides both logits inside D.
         temperature_squared: whether to multiply D by temperature², which keeps the size of its gradient as the temperature
             grows.
-        stopping: the share of the data that tells when to stop, or other data for it.
+        stopping: the share of the data that decides when to stop, or other data for it.
         held_out: the share of the data that is scored, or other data for it. Where the teacher was trained on `data`, give
             data that it hasn't seen either.
         epochs: passes over the examples that the schedule has.
@@ -78,9 +78,9 @@ def distill(
         clip: the largest norm of a gradient of the mean loss.
         patience: epochs without improvement after which training stops; None for never.
         seed: fixes the split, the order, dropout, and what functions make.
-        journal: a folder where training writes down how far it is; called again with the same arguments, a killed one goes on
-            to the same bits.
-        tell: called with what is being done, and the fraction of it that is done.
+        journal: a folder where training records its progress. If interrupted, call again with the same arguments to resume; the
+            result is the same to the last bit.
+        tell: called with the present step, and the fraction of it that is done.
 
     Raises:
         InputError: a module, the data or an argument can't be used, or the loss isn't finite.
@@ -111,7 +111,7 @@ def distill(
     say("reading the examples", math.nan)
     frozen, pupil = Teacher(teacher), copied(student, "student", seed)
     parts = _parts(data, stopping, held_out, batch, seed)
-    run = begun(pupil, loss, optimizer, weight_decay, clip)
+    run = new_run(pupil, loss, optimizer, weight_decay, clip)
     log = None if journal is None else Journal.of(journal, _identity(settings, frozen, run, parts))
     _train(run, frozen, parts, settings, log, say)
     pupil.load_state_dict(run.best)
@@ -137,9 +137,9 @@ def _train(
         start = run.judge(stop, teacher)
         if not math.isfinite(start):
             raise InputError(_infinite(start, run.loss))
-    while run.epoch < epochs and not _is_stopped(run, patience) and run.skipped <= _SKIPS:
+    while run.epoch < epochs and not _is_stopped(run, patience) and run.skipped <= _MAX_SKIPPED_BATCHES:
         say(f"training, loss {run.best_loss:.4g} on unseen examples", run.epoch / epochs)
-        trained = run.train(train, teacher, epochs, settings["learning_rate"], settings["seed"], _SKIPS)
+        trained = run.train(train, teacher, epochs, settings["learning_rate"], settings["seed"], _MAX_SKIPPED_BATCHES)
         run.judge(stop, teacher, trained)
         if log is not None:
             run.save(log, last=run.epoch >= epochs or _is_stopped(run, patience))
@@ -161,7 +161,7 @@ def _infinite(start: float, loss: Loss) -> str:
 
 
 def _parts(data: Any, stopping: Any, held_out: Any, batch: int | None, seed: int) -> list[Examples]:
-    """Return the examples to train on, to stop by and to score."""
+    """Return the examples for training, for stopping and for scoring."""
     shares: list[float | None] = []
     given: list[Examples | None] = []
     for name, value in (("stopping", stopping), ("held_out", held_out)):
@@ -181,14 +181,14 @@ def _scores(teacher: Teacher, student: nn.Module, examples: Examples) -> Scores:
         for batch in examples.batches(teacher):
             p.append(batch.teacher.cpu())
             q.append(checked(logits_of(student, batch.x, "student"), "student").cpu())
-            y.append(None if batch.labels is None else usable(batch.labels, p[-1].shape[-1]).cpu())
+            y.append(None if batch.labels is None else checked_labels(batch.labels, p[-1].shape[-1]).cpu())
     labels = None if any(one is None for one in y) else torch.cat([one for one in y if one is not None])
     return scored(teacher=torch.cat(p), student=torch.cat(q), labels=labels)
 
 
 def _notes(run: Run) -> tuple[str, ...]:
     notes = []
-    if run.skipped > _SKIPS:
+    if run.skipped > _MAX_SKIPPED_BATCHES:
         notes.append(f"training was given up after {run.skipped} batches that couldn't be used ({run.trouble})")
     elif run.skipped:
         notes.append(f"{run.skipped} batches were skipped: {run.trouble}")
@@ -196,13 +196,13 @@ def _notes(run: Run) -> tuple[str, ...]:
         notes.append("training never did better than the weights that it started from, which are the answer")
     elif run.best_epoch == run.epoch and len(run.history) > 2:
         before = min(loss for _, loss in run.history[: (len(run.history) + 1) // 2])
-        if before - run.best_loss > max(_FLAT, 0.05 * before):
+        if before - run.best_loss > max(_MIN_FALL, 0.05 * before):
             notes.append(f"the loss still fell from {before:.3g} to {run.best_loss:.3g} in the second half: give more `epochs`")
     return tuple(notes)
 
 
 def _identity(settings: dict[str, Any], teacher: Teacher, run: Run, parts: list[Examples]) -> dict[str, Any]:
-    """What a journal belongs to: the networks and their weights, the examples, and how they are trained."""
+    """What identifies a journal: the networks and their weights, the examples, and the settings."""
     networks = [[repr(one), digest(state_of(one))] for one in (teacher.module, run.student)]
     fixed = [one.identity for one in parts]
     return {**settings, "networks": networks, "examples": fixed, "loaded": [isinstance(one, Loaded) for one in parts]}

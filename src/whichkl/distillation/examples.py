@@ -1,4 +1,4 @@
-"""Examples: what a student learns from, in memory or by a `DataLoader`, in batches that a seed fixes."""
+"""Examples: what a student learns from, in memory or by a `DataLoader`, in batches that a seed determines."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import normal
 from whichkl.user_code import call_user
 
-_CACHED = 2**30
-"""Bytes of a teacher's logits that are kept in memory; of more, those of each batch are computed anew."""
+_MAX_BYTES_OF_LOGITS = 2**30
+"""Largest size of a teacher's logits that is kept in memory; larger ones are recomputed per batch."""
 
-_READ, _MEND = "read this DataLoader", "Mend its data set"
+_READ_LOADER = ("read this DataLoader", "Correct its data set")
 
 
 class Batch(NamedTuple):
@@ -40,16 +40,16 @@ class Examples(ABC):
     """Examples that can be gone through as often as needed."""
 
     count: int | None
-    """Batches of one pass; None where it can't be told."""
+    """Batches of one pass; None where it is unknown."""
 
     @abstractmethod
     def batches(self, teacher: Teacher, seed: int | None = None) -> Iterator[Batch]:
-        """Go through all examples once: in an order that the seed fixes, or, without one, as they come."""
+        """Go through all examples once: in an order that the seed fixes, or, without a seed, in their own order."""
 
     @property
     @abstractmethod
     def identity(self) -> Any:
-        """What tells these examples from others, as far as can be told."""
+        """What distinguishes these examples from others, as far as it is known."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class InMemory(Examples):
         """Return the teacher's logits, computed at the first call; None where they would take more than a gigabyte."""
         if self.kept is None:
             first = teacher(self.x[:1])
-            if first.numel() * first.element_size() * len(self.x) > _CACHED:
+            if first.numel() * first.element_size() * len(self.x) > _MAX_BYTES_OF_LOGITS:
                 return None
             self.kept = torch.cat([teacher(x) for x in self.x.split(max(self.batch, 512))])
         return self.kept
@@ -101,7 +101,7 @@ class InMemory(Examples):
 
 @dataclass
 class Loaded(Examples):
-    """Examples of a `DataLoader`, which may look different each time (augmentation): the teacher sees what the student sees."""
+    """Examples of a `DataLoader`, which may differ in each pass (augmentation): the teacher sees what the student sees."""
 
     loader: DataLoader[Any]
 
@@ -115,13 +115,13 @@ class Loaded(Examples):
         found = 0
         with _reseeded(self.loader, 0 if seed is None else seed):
             with torch.device("cpu"):  # where it draws the seed of its workers
-                reader = call_user(lambda: iter(self.loader), _READ, _MEND)
+                reader = call_user(lambda: iter(self.loader), *_READ_LOADER)
             state = torch.random.get_rng_state()
             while True:
-                # what the data draw and what the student draws stay apart, so that neither depends on the other
+                # the data and the student have separate random states, so that neither depends on the other
                 with torch.random.fork_rng(devices=[]):
                     torch.random.set_rng_state(state)
-                    one = call_user(lambda: next(reader, None), _READ, _MEND)
+                    one = call_user(lambda: next(reader, None), *_READ_LOADER)
                     state = torch.random.get_rng_state()
                 if one is None:
                     break
@@ -133,7 +133,7 @@ class Loaded(Examples):
 
     @property
     def identity(self) -> Any:
-        """Its types and sizes: what the examples hold can't be told without reading them."""
+        """Its types and sizes: the content of the examples isn't known without reading them."""
         dataset: Any = self.loader.dataset
         size = len(dataset) if isinstance(dataset, Sized) else None
         return [type(dataset).__qualname__, size, self.loader.batch_size]
@@ -143,7 +143,7 @@ def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
     """Read tensors or arrays, x or (x, labels), a `DataLoader`, or a `Dataset`.
 
     Raises:
-        InputError: it's none of these, it's empty, or labels aren't whole numbers, one a row.
+        InputError: it's none of these, it's empty, or labels aren't whole numbers, one per row.
     """
     if isinstance(data, Examples):
         return data
@@ -197,7 +197,7 @@ def divided(examples: Examples, shares: tuple[float | None, float | None], seed:
 
 
 def labels_of(labels: Any, n: int) -> Int[Tensor, " n"]:
-    """Check labels, one whole number an example, from 0.
+    """Check labels, one whole number per example, from 0.
 
     Raises:
         InputError: they aren't that.
@@ -205,7 +205,7 @@ def labels_of(labels: Any, n: int) -> Int[Tensor, " n"]:
     if not isinstance(labels, Tensor) or labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
         what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise InputError(
-            cannot("use these labels", f"they are {what} for {n} examples", "Pass whole numbers from 0, one an example")
+            cannot("use these labels", f"they are {what} for {n} examples", "Pass whole numbers from 0, one per example")
         )
     if bool((labels < 0).any()):
         raise InputError(

@@ -21,7 +21,7 @@ def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, An
 
     Args:
         path: the file.
-        given: what takes the place of the file's, with paths from the working directory.
+        given: arguments that replace the file's, with paths from the working directory.
 
     Raises:
         InputError: it can't be read, or an argument isn't known or of the wrong type.
@@ -55,7 +55,7 @@ def job(fields: Mapping[str, Any]) -> dict[str, Any]:
         if name in _CODE and isinstance(value, str):
             function = load_function(value, f"{name} {value}")
             makes = name in ("teacher", "student")
-            found[name] = function if makes else call_user(function, f"read `{name}: {value}`", "Mend the function")
+            found[name] = function if makes else call_user(function, f"read `{name}: {value}`", "Correct the function")
         elif (name in _TEXTS and isinstance(value, str)) or (name == "temperature_squared" and isinstance(value, bool)):
             found[name] = value
         elif is_number and (name in _NUMBERS or name in ("stopping", "held_out")) or (name == "patience" and value is None):

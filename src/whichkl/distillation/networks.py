@@ -1,4 +1,4 @@
-"""Networks: copies of the user's modules, what they are fed, and the logits that they return."""
+"""Networks: copies of the user's modules, their inputs, and the logits that they return."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def copied(module: Any, who: str, seed: int) -> nn.Module:
     """
     if not isinstance(module, nn.Module) and callable(module):
         with seeded(seed):
-            made: Any = call_user(module, f"make the {who}", "Mend the function that makes it")
+            made: Any = call_user(module, f"make the {who}", "Correct the function that makes it")
         if not isinstance(made, nn.Module):
             because = f"the function made a `{type(made).__name__}`"
             raise InputError(cannot(f"use this {who}", because, "Return a torch.nn.Module"))
@@ -72,14 +72,14 @@ def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:
         found: Any = module(_fed(x, like))
     except (KeyboardInterrupt, InputError):
         raise
-    except BaseException as error:  # SystemExit too: a network's own code may end in it
+    except BaseException as error:  # SystemExit too: a network's own code may raise it
         refuse_if_ran_out(error, f"call the {who}")
         why = said_of(error) if isinstance(error, SystemExit) else f"it fails ({_short(error)})"
         raise InputError(cannot(f"call this {who}", why, "Correct it, or the shape of the inputs")) from error
     logits = getattr(found, "logits", found)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         what = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a `{type(logits).__name__}`"
-        raise InputError(cannot(f"use this {who}", f"it returns {what}", "Return logits, (n, classes), a row an example"))
+        raise InputError(cannot(f"use this {who}", f"it returns {what}", "Return logits, (n, classes), one row per example"))
     return logits
 
 

@@ -1,8 +1,8 @@
-"""Row divergences by name, and after a colon their parameter; and the loss that hard labels are mixed into."""
+"""Objectives: a row divergence by its name, with its parameter after a colon, and the loss that hard labels are mixed into."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses import DIVERGENCES, RowDivergence, divergence_named, of_logits
+from whichkl.divergences.kinds import parameters_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def row_divergence_of(objective: Any) -> RowDivergence:
         InputError: the name isn't known, or the parameter can't be this.
 
     >>> row_divergence_of("jeffreys:0.3")
-    RowJeffreys(weight_on_forward=0.3)
+    Jeffreys(weight_on_forward=0.3)
     """
     if isinstance(objective, RowDivergence):
         return objective
@@ -91,4 +92,4 @@ def spec_of(divergence: RowDivergence) -> str:
     >>> spec_of(row_divergence_of("renyi")), spec_of(row_divergence_of("forward_kl"))
     ('renyi:0.5', 'forward_kl')
     """
-    return ":".join([divergence.name, *(f"{getattr(divergence, one.name):g}" for one in fields(divergence))])
+    return ":".join([divergence.name, *(f"{getattr(divergence, one):g}" for one in parameters_of(divergence))])

@@ -1,4 +1,4 @@
-"""Distillation: a student that was trained on its teacher, and what unseen examples say of it."""
+"""Distillation: a student that was trained on its teacher, with its scores on unseen examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DISTILLATION = Saved("a distillation", "distillation.json", "student", "Distil a
 
 
 class DistillationFields(TypedDict):
-    """Everything but the weights, as `distillation.json` holds it."""
+    """Everything except the weights, as in `distillation.json`."""
 
     format: int
     loss: str
@@ -52,17 +52,17 @@ class Distillation:
     """``"stopped early"``, or ``"finished"`` at the end of the schedule."""
     epochs: int
     examples: int
-    """Trained on, each as often as it came."""
+    """Number of examples trained on, counted once per pass."""
     best_epoch: int
     """The epoch whose weights are the answer; 0 for those at the start."""
     history: tuple[tuple[float, float], ...] = field(repr=False)
     """Mean loss while training (NaN at the start), and on the examples to stop by, after each epoch from 0."""
     notes: tuple[str, ...] = ()
     journal: Journal | None = field(default=None, repr=False, compare=False)
-    """Where training wrote down how far it was, which isn't needed once this is saved: `journal.clear()` removes it."""
+    """Where training recorded its progress. It isn't needed once this is saved: `journal.clear()` removes it."""
 
     def __str__(self) -> str:
-        """Student against teacher, a measure a line."""
+        """Student against teacher, one measure per line."""
         s = self.scores
         lines = [
             f"Distilled by {self.loss}.",
@@ -92,7 +92,7 @@ class Distillation:
         return [(name, one) for name, one in named if one is not None]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the weights, as JSON can hold it."""
+        """Return everything except the weights, as JSON can hold it."""
         fields = {
             name: getattr(self, name) for name in ("loss", "settings", "status", "epochs", "examples", "best_epoch", "notes")
         }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from whichkl._checks import plain
 from whichkl.distillation.calibration import BINS, Reliability, ece_resampled, reliability
 from whichkl.distillation.losses import forward_kl, reverse_kl
 from whichkl.divergences import Estimate
@@ -28,7 +29,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Scores:
-    """What held-out examples say; `accuracy`, `nll` and `ece` need labels. Everything is at temperature 1."""
+    """Scores on held-out examples; `accuracy`, `nll` and `ece` need labels. Everything is at temperature 1."""
 
     rows: int
     classes: int
@@ -46,21 +47,13 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
-        fields: dict[str, Any] = {"rows": self.rows, "classes": self.classes}
-        fields |= {name: getattr(self, name).to_dict() for name in _PAIRED}
-        for name in _CONTRASTS:
-            one = getattr(self, name)
-            fields[name] = None if one is None else {k: None if v is None else v.to_dict() for k, v in vars(one).items()}
-        fields["reliability"] = None if self.reliability is None else {k: v.to_dict() for k, v in self.reliability.items()}
+        fields: dict[str, Any] = plain(asdict(self))
         return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Scores:
         """Rebuild them from `to_dict`."""
         return rebuilt(cls, fields)
-
-
-_PAIRED, _CONTRASTS = ("agreement", "forward_kl", "reverse_kl"), ("accuracy", "nll", "ece")
 
 
 def scored(*, teacher: Float[Tensor, "n c"], student: Float[Tensor, "n c"], labels: Int[Tensor, " n"] | None) -> Scores:

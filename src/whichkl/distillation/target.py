@@ -1,4 +1,4 @@
-"""DistillationTarget: a teacher and its examples as a target of `compare`, where students stand for families."""
+"""DistillationTarget: a teacher and its examples as a target of `compare`, where students take the place of families."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DistillationTarget:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse settings that `compare` gives itself."""
+        """Refuse settings that `compare` sets."""
         if wrong := {"teacher", "student", "data", "objective", "seed", "journal", "tell"} & set(self.settings):
             because = f"`compare` sets {', '.join(sorted(wrong))} itself"
             raise InputError(cannot("use these settings", because, "Leave them out"))
@@ -54,7 +54,7 @@ class DistillationTarget:
 
     @cached_property
     def _seen(self) -> dict[str, Any]:
-        """The arguments of `distill`, the teacher's logits of fixed examples in them, so that no cell computes them anew."""
+        """The arguments of `distill`, the teacher's logits of fixed examples in them, so that no cell computes them again."""
         found: dict[str, Any] = {**self.settings, "data": self.data}
         teacher, batch = Teacher(self.teacher), self.settings.get("batch")
         for name, value in found.items():
@@ -66,7 +66,7 @@ class DistillationTarget:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it from others, as JSON holds it."""
+        """What distinguishes it from others, as JSON can hold it."""
         teacher = Teacher(self.teacher).module
         fields: dict[str, Any] = {"teacher": repr(teacher), "weights": digest(state_of(teacher))[:16]}
         fields["data"] = examples_of(self.data, None).identity
@@ -76,7 +76,7 @@ class DistillationTarget:
 
 
 def student_identity(name: str, student: Student) -> dict[str, Any]:
-    """What tells a student from others: of a function, what it makes under seed 0."""
+    """What distinguishes a student from others; a function is represented by what it makes under seed 0."""
     module = copied(student, "student", 0)
     return {"student": name, "module": repr(module), "weights": digest(state_of(module))[:16]}
 

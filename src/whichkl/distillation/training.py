@@ -1,4 +1,4 @@
-"""Training: the state of a student's run, one epoch and one judgement of it, and how it is written down and read back."""
+"""Training: the state of a student's run, its epochs, and how it is saved and resumed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import own_defaults
 
 _ENTRY = "distillation"
-_APART = 1.0
-"""Seconds between two entries of the journal at least: short epochs would spend their time on the disk."""
-_NUMBERS: dict[str, type] = {
+_MIN_SECONDS_BETWEEN_ENTRIES = 1.0
+"""Shortest time between two entries of the journal: short epochs would spend their time on the disk."""
+_SAVED_FIELDS: dict[str, type] = {
     "epoch": int,
     "best_loss": float,
     "best_epoch": int,
@@ -49,16 +49,16 @@ class Run:
     since: int = 0
     """Epochs since it last fell."""
     seen: int = 0
-    """Examples trained on, each as often as it came."""
+    """Number of examples trained on, counted once per pass."""
     skipped: int = 0
     trouble: str = ""
-    """What the first skipped batch ran into."""
+    """Why the first skipped batch was skipped."""
     history: list[tuple[float, float]] = field(default_factory=list)
     """The mean loss while training, and on the examples to stop by, of each epoch; first of all that of the start."""
     saved: float = -math.inf
 
     def train(self, examples: Examples, teacher: Teacher, epochs: int, rate: float, seed: int, skips: int) -> float:
-        """Go through the examples once; return the mean loss of the batches on the way."""
+        """Train one epoch; return the mean loss of its batches."""
         self.student.train()
         total, rows, count = 0.0, 0, examples.count
         with seeded((seed + 7_919 * (self.epoch + 1)) % 2**32):
@@ -73,7 +73,7 @@ class Run:
         return total / rows if rows else math.nan
 
     def judge(self, examples: Examples, teacher: Teacher, trained: float = math.nan) -> float:
-        """Measure the loss on the examples to stop by, and keep the weights where it's the least so far."""
+        """Measure the loss on the examples for stopping, and keep the weights where it is the lowest so far."""
         self.student.eval()
         parts = []
         with torch.no_grad(), seeded(0):
@@ -89,24 +89,24 @@ class Run:
         return loss
 
     def save(self, journal: Journal, *, last: bool) -> None:
-        """Write down everything that the next epoch depends on; not more than once a second, but for the last."""
-        if not last and time.monotonic() - self.saved < _APART:
+        """Save everything that the next epoch depends on; at most once a second, except for the last."""
+        if not last and time.monotonic() - self.saved < _MIN_SECONDS_BETWEEN_ENTRIES:
             return
         tensors = {f"now.{name}": value for name, value in state_of(self.student).items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": value.clone() for name, value in state.items()}
-        numbers: dict[str, Any] = {name: getattr(self, name) for name in _NUMBERS}
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in _SAVED_FIELDS}
         journal.save(_ENTRY, tensors, {**numbers, "history": [[str(a), str(b)] for a, b in self.history]})
         self.saved = time.monotonic()
 
     def resume(self, journal: Journal) -> bool:
-        """Take up what `save` wrote; return whether there was anything."""
+        """Restore what `save` wrote; return whether there was anything."""
         state = state_of(self.student)
         weights = [one for group in self.optimizer.param_groups for one in group["params"]]
 
         def read(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Any, ...]:
-            numbers = {name: kind(notes[name]) for name, kind in _NUMBERS.items()}
+            numbers = {name: kind(notes[name]) for name, kind in _SAVED_FIELDS.items()}
             numbers |= {
                 "history": [(float(a), float(b)) for a, b in notes["history"]],
                 "best": tensors_behind("best.", tensors, state),
@@ -148,7 +148,7 @@ class Run:
             raise InputError(cannot("train this student", because, "Give both the same classes"))
         labels = batch.labels
         if self.loss.hard_label_weight > 0:
-            labels = usable(labels, student.shape[-1]).to(student.device)
+            labels = checked_labels(labels, student.shape[-1]).to(student.device)
         return self.loss.rows(batch.teacher.to(student.device), student, labels)
 
     def _skip(self, why: str) -> float:
@@ -157,8 +157,8 @@ class Run:
         return math.nan
 
 
-def begun(student: nn.Module, loss: Loss, optimizer: str, decay: float, clip: float) -> Run:
-    """Begin a run by Adam or AdamW, with weight decay on matrices and kernels alone (Loshchilov & Hutter, 2019).
+def new_run(student: nn.Module, loss: Loss, optimizer: str, decay: float, clip: float) -> Run:
+    """Return a run by Adam or AdamW, with weight decay on matrices and kernels alone (Loshchilov & Hutter, 2019).
 
     Raises:
         InputError: no weight asks for a gradient, or the optimizer isn't known.
@@ -169,14 +169,14 @@ def begun(student: nn.Module, loss: Loss, optimizer: str, decay: float, clip: fl
         raise InputError(cannot("train this student", because, "Make them `nn.Parameter`s that do"))
     kinds: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     if optimizer not in kinds:
-        raise InputError(cannot(f"use optimizer={optimizer!r}", "there is none of that name here", "Use adamw or adam"))
+        raise InputError(cannot(f"use optimizer={optimizer!r}", "it isn't known", "Use adamw or adam"))
     groups: list[dict[str, Any]] = [{"params": [one for one in free if one.ndim > 1], "weight_decay": decay}]
     groups += [{"params": [one for one in free if one.ndim <= 1], "weight_decay": 0.0}]
     return Run(student, kinds[optimizer]([group for group in groups if group["params"]], lr=1e-3), loss, clip)
 
 
-def usable(labels: Tensor | None, classes: int) -> Tensor:
-    """Refuse labels that aren't there, or name a class that the logits don't have.
+def checked_labels(labels: Tensor | None, classes: int) -> Tensor:
+    """Refuse missing labels, and labels of a class that the logits don't have.
 
     Raises:
         InputError: either.

@@ -1,9 +1,9 @@
-"""Dispatch: `estimate` chooses the method by what can be done with p and q, and says which it was."""
+"""Dispatch: `estimate` chooses the method by what can be done with p and q, and names it in its answer."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,19 +12,18 @@ from torch import Tensor
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import discrete
-from whichkl.divergences.kinds import KINDS, Kind
-from whichkl.divergences.methods import METHODS, TABLE
-from whichkl.divergences.query import Question, target_of
-from whichkl.divergences.sanity_checks import sober
-from whichkl.divergences.sides import Side, as_rows
+from whichkl.divergences.kinds import KINDS, IntegralDivergence, divergence_named
+from whichkl.divergences.methods import METHODS, TABLE, Method
+from whichkl.divergences.question import Question, Side, as_rows, target_of
+from whichkl.divergences.sanity_checks import checked_for_sanity
 from whichkl.process.torch_modes import plain_modes
 
 Form = Literal["samples", "probabilities", "logits"]
 
 _DISTANCES = ("energy", "mmd", "sliced_wasserstein")
-_DOUBTERS = ("bridge", "knn", "classifier")
-"""They know where they fail: where one calls itself unreliable, the next is asked."""
-_UNITLESS = ("total_variation", "hellinger", "chi_squared", *_DISTANCES)
+_METHODS_WITH_FALLBACK = ("bridge", "knn", "classifier")
+"""Methods that detect their own failures: where one reports that it is unreliable, the next one runs."""
+_CHANGED_JEFFREYS = "½ KL(p‖q) + ½ KL(q‖p) by default; until version 0.1 this was their sum, twice this value: now `jeffreys_sum`"
 
 
 @plain_modes()
@@ -32,34 +31,36 @@ def estimate(
     *,
     p: Any,
     q: Any,
-    divergence: str | Kind = "forward_kl",
+    divergence: str | IntegralDivergence = "forward_kl",
     method: str | None = None,
     form: Form = "samples",
     weight: float | None = None,
+    weight_on_forward: float | None = None,
     order: float | None = None,
     n: int = 20_000,
     seed: int = 0,
 ) -> Estimate:
-    """A divergence between p and q, and how far to trust it.
+    """Estimate a divergence between p and q, and how far to trust the estimate.
 
     The method follows from what can be done with each: closed form, enumeration of atoms, quadrature of up to three
     variables, bridge sampling, Monte Carlo, self-normalised importance sampling, nearest neighbours, a cross-fitted
-    classifier. It returns a
-    value, never a loss: to minimise a divergence use an objective (`ForwardKL`, `ReverseKL`) with `fit`, since the gradient
-    of an estimator of a value needn't be an estimator of the gradient.
+    classifier. The result is a value, never a loss: to minimise a divergence use an objective (`ForwardKL`, `ReverseKL`) with
+    `fit`, since the gradient of an estimator of a value needn't be an estimator of the gradient.
 
     Args:
         p: a torch distribution, a `Target`, a `Fit`, or samples: (n, d) array, tensor, DataFrame, path; (n,) is read as (n, 1).
         q: the same; forward KL is KL(p‖q), the expectation under p.
-        divergence: ``"forward_kl"``, ``"reverse_kl"``, ``"jeffreys"``, ``"jensen_shannon"``, ``"skew_forward_kl"``,
-            ``"skew_reverse_kl"``, ``"renyi"``, ``"total_variation"``, ``"hellinger"`` (squared), ``"chi_squared"``,
-            ``"energy"``, ``"mmd"`` (squared) or ``"sliced_wasserstein"``; or a `Kind`.
-        method: one of `METHODS`, in place of the automatic choice.
+        divergence: ``"forward_kl"``, ``"reverse_kl"``, ``"jeffreys"``, ``"jeffreys_sum"``, ``"jensen_shannon"``,
+            ``"skew_forward_kl"``, ``"skew_reverse_kl"``, ``"renyi"``, ``"total_variation"``, ``"hellinger"`` (squared),
+            ``"chi_squared"``, ``"energy"``, ``"mmd"`` (squared) or ``"sliced_wasserstein"``; or an `IntegralDivergence`.
+        method: one of `METHODS`, instead of the automatic choice.
         form: what arrays hold: ``"samples"``, or ``"probabilities"`` or ``"logits"`` over atoms on the last axis. Several rows
             give the mean of their divergences.
-        weight: of p in Jensen–Shannon, of the skew in skew KLs.
+        weight: of p in the mixture of Jensen–Shannon and of the skew forward KL, of q in that of the skew reverse KL.
+        weight_on_forward: w in ``"jeffreys"``, w KL(p‖q) + (1 − w) KL(q‖p); ½ by default. Until version 0.1 ``"jeffreys"``
+            was the sum of both KLs, which ``"jeffreys_sum"`` is now.
         order: of Rényi's divergence.
-        n: number of fresh draws a side, where there are any.
+        n: number of fresh draws per side, where a side has a sampler.
         seed: fixes every random choice.
 
     Returns:
@@ -77,7 +78,7 @@ def estimate(
     >>> print(estimate(p=[0.36, 0.48, 0.16], q=[1 / 3, 1 / 3, 1 / 3], form="probabilities"))
     forward_kl = 0.085300 nats (enumeration)
     """
-    name, kind = _divergence(divergence, weight, order)
+    name, kind = _divergence(divergence, weight=weight, weight_on_forward=weight_on_forward, order=order)
     if isinstance(n, bool) or not isinstance(n, int) or n < 100:
         raise InputError(cannot(f"use `n={n}`", "error bars need at least 100 draws", "Use, say, 20,000"))
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -85,24 +86,31 @@ def estimate(
     if method is not None and method not in METHODS:
         raise InputError(cannot(f"use `method={method!r}`", "there is no such method", f"Choose among {', '.join(METHODS)}"))
     if form not in ("samples", "probabilities", "logits"):
-        raise InputError(cannot(f"use `form={form!r}`", "it is none of them", "Say samples, probabilities or logits"))
+        raise InputError(cannot(f"use `form={form!r}`", "it is none of them", "Write samples, probabilities or logits"))
     if form != "samples":
         return _finished(_of_rows(p, q, name, kind, form, method), name)
     question = Question(Side.of(p, "p"), Side.of(q, "q"), name, kind, n, seed)
     _check_pair(question)
     possible = [one for one in TABLE if one.can(question)]
-    if method is not None:
-        chosen = next((one for one in possible if one.name == method), None)
-        result = None if chosen is None else chosen.answer(question)
-        if result is None:
-            raise TargetError(_refusal(question, method, [one.name for one in possible if one.name != method]))
-        return _finished(sober(result, question, ()), name)
+    if method is None:
+        return _finished(_automatic(question, possible), name)
+    chosen = next((one for one in possible if one.name == method), None)
+    result = None if chosen is None else chosen.answer(question)
+    if result is None:
+        raise TargetError(_refusal(question, method, [one.name for one in possible if one.name != method]))
+    return _finished(checked_for_sanity(result, question, ()), name)
+
+
+def _automatic(question: Question, possible: list[Method]) -> Estimate:
+    """Return the answer of the first method that trusts its own answer, with what the others found in its notes.
+
+    Raises:
+        TargetError: no method can answer.
+    """
     doubtful: tuple[Estimate, str] | None = None
     doubts: list[str] = []
     fatal: list[str] = []
-    for one in possible:
-        if not one.automatic:
-            continue
+    for one in (method for method in possible if method.automatic):
         try:
             result = one.answer(question)
         except TargetError as error:
@@ -117,41 +125,47 @@ def estimate(
             continue
         if result is None:
             continue
-        result = sober(result, question, fatal)
-        if result.reliable or one.name not in _DOUBTERS:
-            return _finished(replace(result, notes=(*result.notes, *doubts)), name)
+        result = checked_for_sanity(result, question, fatal)
+        if result.reliable or one.name not in _METHODS_WITH_FALLBACK:
+            return replace(result, notes=(*result.notes, *doubts))
         if one.name == "bridge" and result.interval[1] < 0:
             fatal.append(f"bridge gives {result.number}, below 0: draws and a log density contradict each other")
-        doubts.append(f"{one.name} gives {result.number} and says of itself that it isn't reliable here")
+        doubts.append(f"{one.name} gives {result.number} and reports that it isn't reliable here")
         doubtful = doubtful or (result, doubts[-1])
-    if doubtful is not None:
-        result, own = doubtful
-        return _finished(replace(result, notes=(*result.notes, *(one for one in doubts if one != own))), name)
-    raise TargetError(_refusal(question, None, [one.name for one in possible]))
+    if doubtful is None:
+        raise TargetError(_refusal(question, None, [one.name for one in possible]))
+    result, own = doubtful
+    return replace(result, notes=(*result.notes, *(one for one in doubts if one != own)))
 
 
-def _divergence(divergence: str | Kind, weight: float | None, order: float | None) -> tuple[str, Kind | None]:
-    knobs = {name: value for name, value in (("weight", weight), ("order", order)) if value is not None}
-    for one, value in knobs.items():
+def _divergence(divergence: str | IntegralDivergence, **given: float | None) -> tuple[str, IntegralDivergence | None]:
+    parameters = {name: value for name, value in given.items() if value is not None}
+    for one, value in parameters.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(cannot(f"use `{one}={value!r}`", f"it is a `{type(value).__name__}`, not a number", "Give a number"))
-    if isinstance(divergence, Kind):
-        if knobs:
+    if isinstance(divergence, IntegralDivergence):
+        if parameters:
             because = "the divergence was given with its own"
-            raise InputError(cannot(f"use `{', '.join(knobs)}`", because, "Set it there, or name the divergence by a string"))
-        return divergence.name, divergence
-    if divergence not in KINDS and divergence not in _DISTANCES:
+            raise InputError(
+                cannot(f"use `{', '.join(parameters)}`", because, "Set it there, or name the divergence by a string")
+            )
+        kind = divergence
+    elif divergence in _DISTANCES and not parameters:
+        return divergence, None
+    elif divergence in _DISTANCES:
+        because = f"`{divergence}` has no such parameter"
+        raise InputError(cannot(f"use `{', '.join(sorted(parameters))}=`", because, "Leave it out"))
+    elif divergence not in KINDS:
         known = ", ".join((*KINDS, *_DISTANCES))
         raise InputError(cannot(f"estimate `{divergence}`", "there is no such divergence", f"Choose among {known}"))
-    known_knobs = {field.name for field in fields(KINDS[divergence])} if divergence in KINDS else set()
-    strange = ", ".join(sorted(set(knobs) - known_knobs))
-    if strange:
-        instead = f"It takes {', '.join(sorted(known_knobs))}" if known_knobs else "Leave it out"
-        raise InputError(cannot(f"use `{strange}=`", f"`{divergence}` has no such parameter", instead))
-    return divergence, KINDS[divergence](**knobs) if divergence in KINDS else None
+    else:
+        kind = divergence_named(divergence, KINDS, **parameters)
+    plain = kind.limit()
+    kind = plain if isinstance(plain, IntegralDivergence) else kind
+    return kind.name, kind
 
 
-def _of_rows(p: Any, q: Any, name: str, kind: Kind | None, form: Form, method: str | None) -> Estimate:
+def _of_rows(p: Any, q: Any, name: str, kind: IntegralDivergence | None, form: Form, method: str | None) -> Estimate:
     if kind is None or method not in (None, "enumeration"):
         because = f"atoms given by their {form} have no coordinates and are summed over, nothing else"
         raise TargetError(cannot(f"estimate `{name}` by `{method}`" if method else f"estimate `{name}`", because, "Use a KL"))
@@ -185,13 +199,13 @@ def _missed_atoms(a: Any, b: Any, form: Form) -> str:
                 mass = float((here.softmax(-1) if form == "logits" else here)[missed].sum())
                 shown = ", ".join(str(int(atom)) for atom in missed[:5]) + (", …" if len(missed) > 5 else "")
                 return f"row {i}: {mass:.4g} of the mass of {who} lies on atoms without mass in {whose}: {shown}"
-    return "it is infinite beyond what the atoms of zero mass explain"
+    return "it is infinite, and atoms of zero mass don't explain it"
 
 
 def _check_pair(ask: Question) -> None:
     if ask.p.discrete != ask.q.discrete:
         one = "p" if ask.p.discrete else "q"
-        because = f"{one} lives on atoms, and the other doesn't say that it does"
+        because = f"{one} lives on atoms, and the other isn't a discrete distribution"
         raise InputError(cannot("compare p and q", because, "Give both as discrete distributions, or both as continuous ones"))
     if ask.p.discrete:
         return
@@ -233,4 +247,6 @@ def _refusal(ask: Question, method: str | None, possible: list[str]) -> str:
 
 
 def _finished(result: Estimate, name: str) -> Estimate:
-    return replace(result, quantity=name, unit="none" if name in _UNITLESS else result.unit)
+    notes = (*result.notes, _CHANGED_JEFFREYS) if name == "jeffreys" else result.notes
+    unit = "none" if name in _DISTANCES else KINDS[name].unit if name in KINDS else result.unit
+    return replace(result, quantity=name, unit=unit, notes=notes)

@@ -1,4 +1,4 @@
-"""Estimate: a number in nats, how far it can be trusted, and up to what it is known."""
+"""Estimate: a number in nats, its error, its reliability, and the constant up to which it is known."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ NORMAL = 1.959963984540054
 """Standard errors to either side in a 95 % interval."""
 Finite = Literal["certified", "infinite", "not certified"]
 
-_WORDS = {
+_NAMES_IN_WORDS = {
     "forward_kl": "Forward KL, KL(p‖q), the expectation under p,",
     "reverse_kl": "Reverse KL, KL(q‖p), the expectation under q,",
-    "jeffreys": "The Jeffreys divergence, both KLs summed,",
+    "jeffreys": "The Jeffreys divergence, w KL(p‖q) + (1 − w) KL(q‖p),",
+    "jeffreys_sum": "The Jeffreys divergence, both KLs summed,",
     "weighted_jeffreys": "The weighted Jeffreys divergence, w KL(p‖q) + (1 − w) KL(q‖p),",
     "jensen_shannon": "The Jensen–Shannon divergence",
     "skew_forward_kl": "The skew forward KL, the expectation under p,",
@@ -30,7 +31,7 @@ _WORDS = {
     "mmd": "The squared maximum mean discrepancy",
     "sliced_wasserstein": "The squared sliced Wasserstein distance",
 }
-_NO_NUMBER = "the value, or its error, isn't a number: something overflowed, or there was nothing to measure on"
+_NOT_A_NUMBER = "the value, or its error, isn't a number: something overflowed, or there was nothing to measure on"
 _CONSTANTS = {", H(p) included": "H(p)", ", log Z included": "+ log Z", ", log Z subtracted": "− log Z"}
 
 
@@ -43,7 +44,7 @@ class Estimate:
         value: the number, in nats; ∞ where the divergence is.
         stderr: its standard error; 0 for exact methods.
         up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy) or ``"log_z"``: value = forward KL + log Z,
-            and reverse KL − log Z, since log p̃ = log p + log Z stands in one with a plus and in the other with a minus.
+            and reverse KL − log Z, since log p̃ = log p + log Z has a plus in the first and a minus in the second.
         unit: nats, bits, or none for what has no unit.
         finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
         method: how it was computed, in words.
@@ -52,8 +53,8 @@ class Estimate:
         ess: effective number of draws.
         khat: Pareto shape of the weights' tail.
         cap: the largest value that the method could have returned.
-        reliable: False where the method says that its own answer shouldn't be trusted.
-        notes: sentences on what stands behind the number.
+        reliable: False where the method reports that its answer shouldn't be trusted.
+        notes: sentences on how the number came about.
 
     >>> Estimate("reverse_kl", 0.5, 0.01, method="Monte Carlo", n=1000).interval
     (0.480400..., 0.519599...)
@@ -78,7 +79,7 @@ class Estimate:
         """Never call what isn't a number reliable."""
         if math.isnan(self.value) or math.isnan(self.stderr):
             object.__setattr__(self, "reliable", False)
-            object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, _NO_NUMBER))))
+            object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, _NOT_A_NUMBER))))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -123,7 +124,7 @@ class Estimate:
         )
 
     def __str__(self) -> str:
-        """One line: quantity, value, error, what it is up to, method."""
+        """Return one line: quantity, value, error, constant, method."""
         doubt = "" if self.reliable else f"; not reliable: {'; '.join(self.notes)}"
         unit = "" if self.unit == "none" else f" {self.unit}"
         if self.up_to == "entropy_p":
@@ -142,21 +143,25 @@ class Estimate:
 
     @property
     def sentence(self) -> str:
-        """What the number says, and whether to believe it, in plain words."""
+        """The meaning of the number, and its reliability, as a sentence."""
         is_whole = self.up_to == "entropy_p"
-        what = "The cross-entropy, KL(p‖q) + H(p)," if is_whole else _WORDS.get(self.quantity, self.quantity.replace("_", " "))
+        what = (
+            "The cross-entropy, KL(p‖q) + H(p),"
+            if is_whole
+            else _NAMES_IN_WORDS.get(self.quantity, self.quantity.replace("_", " "))
+        )
         if math.isinf(self.value):
             return f"{what} is infinite."
         if self.exact:
             return f"{what} is {self.number}{'' if self.unit == 'none' else ' ' + self.unit}, exactly."
         low, high = self.interval
-        trust = "" if self.reliable else ", but this method says of itself that it shouldn't be trusted here"
+        trust = "" if self.reliable else ", but this method reports that it shouldn't be trusted here"
         known = f" ({self.constant.lstrip(', ')})" if self.constant and not is_whole else ""
         return f"{what} lies between {low:.4g} and {high:.4g}{known} with 95 % confidence{trust}."
 
     @property
     def constant(self) -> str:
-        """What the value contains beside the divergence, in words, or nothing."""
+        """What the value contains besides the divergence, as text; empty if nothing."""
         of_z = ", log Z included" if self.quantity == "forward_kl" else ", log Z subtracted"
         return {None: "", "entropy_p": ", H(p) included", "log_z": of_z}[self.up_to]
 

@@ -1,4 +1,4 @@
-"""Methods: the ways to a divergence, each with what it takes of p and q, in the order of preference."""
+"""Methods: how a divergence can be estimated, with the requirements of each on p and q, in the order of preference."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from whichkl.access import Access
 from whichkl.divergences.draws import bridge, importance_sampling, monte_carlo
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import closed_form, discrete, line_distances, products, quadrature
-from whichkl.divergences.query import Question, target_of
+from whichkl.divergences.kinds import WeightedKLs
+from whichkl.divergences.question import Question, target_of
 from whichkl.divergences.samples import bound, nearest_neighbors, ratio, sample_distances
 
-_KLS = ("forward_kl", "reverse_kl", "jeffreys")
-_RESIDUAL = math.sqrt((1 + math.exp(-2)) / (1 - math.exp(-2)))
+_KLS = ("forward_kl", "reverse_kl")
+_ERROR_OF_THINNED_ROWS = math.sqrt((1 + math.exp(-2)) / (1 - math.exp(-2)))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to the number: what it takes, whether it can, how, and whether it takes draws as independent."""
+    """A method: its requirements, whether it applies, how it runs, and whether it assumes independent draws."""
 
     name: str
     needs: str
@@ -32,7 +33,7 @@ class Method:
     independent: bool = False
 
     def answer(self, ask: Question) -> Estimate | None:
-        """Run it; chains are thinned first where it takes draws as independent, and the notes say so.
+        """Run the method; chains are thinned first, with a note, where it assumes independent draws.
 
         Kept neighbours, τ apart, still correlate by about e⁻²: the error is widened by √((1 + e⁻²)/(1 − e⁻²)) = 1.15.
         """
@@ -43,17 +44,17 @@ class Method:
         notes = [note for note in (of_p, of_q) if note is not None]
         if result is None or not notes:
             return result
-        return replace(result, stderr=_RESIDUAL * result.stderr, notes=(*result.notes, *notes))
+        return replace(result, stderr=_ERROR_OF_THINNED_ROWS * result.stderr, notes=(*result.notes, *notes))
 
 
 def _closed_form(ask: Question) -> Estimate | None:
     p, q = ask.p.distribution, ask.q.distribution
-    if not isinstance(p, Distribution) or not isinstance(q, Distribution):
+    if ask.kind is None or not isinstance(p, Distribution) or not isinstance(q, Distribution):
         return None
-    if ask.name not in _KLS:
-        return None if ask.kind is None else closed_form.gaussian(p, q, ask.kind)
-    result = closed_form.closed_form(p, q, ask.name)
-    if result is not None and result.value == math.inf:  # the methods that name the region or the atoms say more
+    if not isinstance(ask.kind, WeightedKLs):
+        return closed_form.gaussian(p, q, ask.kind)
+    result = closed_form.closed_form(p, q, ask.kind)
+    if result is not None and result.value == math.inf:  # other methods name the region or the atoms
         for one in (_enumeration, _quadrature):
             try:
                 explained = one(ask) if (ask.p.discrete if one is _enumeration else _few_variables(ask)) else None
@@ -84,12 +85,11 @@ def _quadrature(ask: Question) -> Estimate | None:
 
 def _monte_carlo(ask: Question) -> Estimate | None:
     p, q = target_of(ask.p), target_of(ask.q)
-    if ask.name == "forward_kl":
-        return monte_carlo.forward_kl(p, q, ask.n, ask.seed)
-    if ask.name == "reverse_kl":
-        return monte_carlo.reverse_kl(p, q, ask.n, ask.seed)
-    if ask.name == "jeffreys":
-        return monte_carlo.jeffreys(p, q, ask.n, ask.seed)
+    if ask.name in _KLS:
+        run = monte_carlo.forward_kl if ask.name == "forward_kl" else monte_carlo.reverse_kl
+        return run(p, q, ask.n, ask.seed)
+    if isinstance(ask.kind, WeightedKLs):
+        return monte_carlo.weighted_kls(p, q, ask.kind, ask.n, ask.seed)
     return None if ask.kind is None else monte_carlo.by_both(p, q, ask.kind, ask.n, ask.seed)
 
 
@@ -98,10 +98,10 @@ def _bridge(ask: Question) -> Estimate:
     return run(target_of(ask.p), target_of(ask.q), ask.n, ask.seed)
 
 
-def _self_normalised(ask: Question) -> Estimate:
-    run = getattr(importance_sampling, ask.name)
-    result: Estimate = run(target_of(ask.p), target_of(ask.q), ask.n, ask.seed)
-    return result
+def _self_normalised(ask: Question) -> Estimate | None:
+    if not isinstance(ask.kind, WeightedKLs):
+        return None
+    return importance_sampling.self_normalised(target_of(ask.p), target_of(ask.q), ask.kind, ask.n, ask.seed)
 
 
 def _importance(ask: Question) -> Estimate:
@@ -111,25 +111,26 @@ def _importance(ask: Question) -> Estimate:
     return importance_sampling.from_other_side(p, q, ask.n, ask.seed, ("p", "q"))
 
 
-def _knn(ask: Question) -> Estimate:
-    if ask.name == "jeffreys":
-        there = _knn(replace(ask, name="forward_kl"))
-        back = _knn(replace(ask, name="reverse_kl"))
-        return Estimate(
-            "jeffreys",
-            there.value + back.value,
-            there.stderr + back.stderr,  # the two share their draws: errors are added, not squared
-            finite="infinite" if math.inf in (there.value, back.value) else "not certified",
-            method=there.method,
-            n=there.n,
-            reliable=there.reliable and back.reliable,
-            notes=tuple(dict.fromkeys((*there.notes, *back.notes))),
-        )
+def _nearest_neighbors(ask: Question) -> Estimate | None:
     if ask.name == "reverse_kl":
-        return replace(_knn(ask.swapped()), quantity="reverse_kl")
-    if ask.q.density:
-        return nearest_neighbors.one_sample_kl(ask.drawn(ask.p), target_of(ask.q).log_prob, seed=ask.seed)
-    return nearest_neighbors.two_sample_kl(ask.drawn(ask.p), ask.drawn(ask.q, 1), seed=ask.seed)
+        return _nearest_neighbors(ask.swapped())
+    if ask.name == "forward_kl":
+        if ask.q.density:
+            return nearest_neighbors.one_sample_kl(ask.drawn(ask.p), target_of(ask.q).log_prob, seed=ask.seed)
+        return nearest_neighbors.two_sample_kl(ask.drawn(ask.p), ask.drawn(ask.q, 1), seed=ask.seed)
+    there, back = (_nearest_neighbors(replace(ask, name=name)) for name in _KLS)
+    if there is None or back is None or not isinstance(ask.kind, WeightedKLs):
+        return None
+    a, b = ask.kind.kl_weights
+    return replace(
+        there,
+        value=a * there.value + b * back.value,
+        stderr=a * there.stderr + b * back.stderr,  # the two share their draws: errors are added, not squared
+        finite="infinite" if math.inf in (there.value, back.value) else "not certified",
+        khat=None,
+        reliable=there.reliable and back.reliable,
+        notes=tuple(dict.fromkeys((*there.notes, *back.notes))),
+    )
 
 
 def _classifier(ask: Question) -> Estimate | None:
@@ -155,13 +156,13 @@ def _distance(ask: Question) -> Estimate:
 
 
 def _few_variables(ask: Question) -> bool:
-    """Whether quadrature takes them; densities of one point at a time are too slow for its millions of points in a plane."""
+    """Whether quadrature applies; densities of one point at a time are too slow for its millions of points in a plane."""
     if not ask.continuous or not ask.evaluated:
         return False
     p, q = target_of(ask.p), target_of(ask.q)
     dim = max(p.bijection.free_dim, q.bijection.free_dim)
     batched = all(one.density is not None and one.density.batched for one in (p, q))
-    return dim == 1 or (dim <= quadrature.DIMENSIONS and batched)
+    return dim == 1 or (dim <= quadrature.MAX_DIMENSIONS and batched)
 
 
 def _monte_carlo_can(ask: Question) -> bool:
@@ -171,25 +172,26 @@ def _monte_carlo_can(ask: Question) -> bool:
         return ask.p.access.can_sample and ask.q.density
     if ask.name == "reverse_kl":
         return ask.q.access.can_sample and ask.q.density
-    return ask.sampled and (ask.name == "jeffreys" or (ask.p.density and ask.q.density))
+    normalisers_cancel = isinstance(ask.kind, WeightedKLs) and ask.kind.kl_weights[0] == ask.kind.kl_weights[1]
+    return ask.sampled and (normalisers_cancel or (ask.p.density and ask.q.density))
 
 
 def _bridge_can(ask: Question) -> bool:
-    if not ask.continuous or ask.name not in _KLS[:2] or not ask.evaluated or not ask.sampled:
+    if not ask.continuous or ask.name not in _KLS or not ask.evaluated or not ask.sampled:
         return False
     weighted = target_of(ask.p).weights is not None or target_of(ask.q).weights is not None
     return not weighted and not (ask.p.density and ask.q.density)
 
 
 def _importance_can(ask: Question) -> bool:
-    if not ask.continuous or ask.name not in _KLS[:2] or not (ask.p.density and ask.q.density):
+    if not ask.continuous or ask.name not in _KLS or not (ask.p.density and ask.q.density):
         return False
     drawn = target_of(ask.p if ask.name == "reverse_kl" else ask.q)
     return drawn.access.can_sample and drawn.weights is None
 
 
 def _knn_can(ask: Question) -> bool:
-    if not ask.continuous or ask.name not in _KLS:
+    if not ask.continuous or not isinstance(ask.kind, WeightedKLs):
         return False
     return ask.sampled or (ask.name == "forward_kl" and ask.p.access.can_sample and ask.q.density)
 
@@ -227,7 +229,7 @@ TABLE = (
         "self_normalised",
         "a log density of p, and a normalised one with a sampler of q",
         lambda ask: (
-            ask.name in _KLS
+            isinstance(ask.kind, WeightedKLs)
             and ask.continuous
             and Access.LOG_PROB in ask.p.access
             and ask.q.density
@@ -241,7 +243,13 @@ TABLE = (
         _importance_can,
         _importance,
     ),
-    Method("knn", "draws of both, or draws of p and a normalised density of q for forward KL", _knn_can, _knn, independent=True),
+    Method(
+        "knn",
+        "draws of both, or draws of p and a normalised density of q for forward KL",
+        _knn_can,
+        _nearest_neighbors,
+        independent=True,
+    ),
     Method(
         "classifier",
         "draws of both",
@@ -252,7 +260,7 @@ TABLE = (
     Method(
         "bound",
         "draws of both, for a KL",
-        lambda ask: ask.name in _KLS[:2] and ask.continuous and ask.sampled,
+        lambda ask: ask.name in _KLS and ask.continuous and ask.sampled,
         _bound,
         automatic=False,
         independent=True,

@@ -1,4 +1,4 @@
-"""Regions: in words, where one density has mass and the other none."""
+"""Regions: descriptions of where one density has mass and the other has none."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def intervals(x: Float[Tensor, " n"], missed: Float[Tensor, " n"], ends: Sequenc
 
 
 def outside(missed: Float[Tensor, " n"], log_p: Float[Tensor, " n"], log_q: Float[Tensor, " n"]) -> str:
-    """Whose mass is missed, as the end of "so much of the mass of …".
+    """Describe whose mass is missed, as the end of "0.1 of the mass of …".
 
     >>> outside(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 0.0]), torch.tensor([0.0, -math.inf]))
     'p lies outside the support of q'

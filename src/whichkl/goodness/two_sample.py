@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
+from whichkl.divergences.samples.logistic import MIN_ROWS, cosines, cross_fit
 from whichkl.divergences.samples.neighbors import Neighbors
-from whichkl.divergences.samples.ratio import LEAST_ROWS, cross_fit, ripples
 from whichkl.files.reading import rebuilt
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
 from whichkl.process.torch_modes import plain_modes
@@ -101,8 +101,8 @@ def two_sample_test(
     """
     try:
         x, context = equal_rows(x, w, context, _MAX_ROWS, seed)
-        if len(x) < LEAST_ROWS:
-            raise Unable(f"{len(x)} unseen rows of equal weight are too few; at least {LEAST_ROWS} are needed")
+        if len(x) < MIN_ROWS:
+            raise Unable(f"{len(x)} unseen rows of equal weight are too few; at least {MIN_ROWS} are needed")
         if context is None:
             return _c2st(x, drawn(model, (min(_MAX_ROWS, 4 * len(x)),), x.shape[1], seed + 1), seed)
         law = law_at(model, context)
@@ -143,8 +143,8 @@ def _c2st(x: Tensor, y: Tensor, seed: int) -> TwoSample:
     x, y = (
         part.to("cpu", torch.float64)[torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS]] for part in (x, y)
     )
-    if min(len(x), len(y)) < LEAST_ROWS:
-        raise Unable(f"at least {LEAST_ROWS} rows of each are needed, and there are {len(x)} and {len(y)}")
+    if min(len(x), len(y)) < MIN_ROWS:
+        raise Unable(f"at least {MIN_ROWS} rows of each are needed, and there are {len(x)} and {len(y)}")
     n, z = len(x), _scores(torch.cat([x, y]))
     if z.shape[1] == 0:
         raise Unable("every column is constant")
@@ -219,7 +219,7 @@ def _scores(z: Tensor) -> Tensor:
 def _waves(z: Tensor, generator: torch.Generator) -> Tensor:
     """Return waves in the rows; ties are broken at random, since the order of the rows is their label."""
     order = torch.randperm(len(z), generator=generator, device="cpu")
-    return ripples(z[order], generator)[order.argsort()]
+    return cosines(z[order], generator)[order.argsort()]
 
 
 def _around(z: Tensor, n: int, known: Tensor) -> Tensor:

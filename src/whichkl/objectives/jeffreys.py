@@ -47,11 +47,6 @@ class Jeffreys(Objective):
         return f"you have draws of p for the forward part, and log p at draws of q for the reverse part{tail}"
 
     @property
-    def quantity(self) -> str:
-        """The name of a fit's value: `jeffreys` is the unweighted sum of both KLs."""
-        return "weighted_jeffreys"
-
-    @property
     def reads_p(self) -> bool:
         """True if w > 0."""
         return self.weight_on_forward > 0

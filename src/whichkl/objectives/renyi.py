@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,7 +46,9 @@ class Renyi(Objective):
         """Check the order."""
         if isinstance(self.order, bool) or not isinstance(self.order, (int, float)):
             raise InputError(cannot(f"use `order={self.order!r}`", "it isn't a number", "Give, say, 0.5"))
-        kinds.Renyi(self.order)
+        if not 0 < self.order < math.inf or self.order == 1:
+            because = "the order must be positive and other than 1"
+            raise InputError(cannot(f"use `order={self.order}`", because, "Use forward_kl for the limit at 1"))
 
     def reason(self, access: Access) -> str:
         """Return that log p − log q can be evaluated at draws of both."""

@@ -1,4 +1,4 @@
-"""Adapters: how losses of other shapes are called."""
+"""Adapters: how losses with other signatures are called."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Adapter:
     """How a loss is called.
 
     Args:
-        name: how it's asked for.
-        shape: the call, for people.
+        name: as in `audit(adapter=)`.
+        shape: the call, as text.
         call: `call(loss, *, teacher, student, mask, labels, knobs)`, which calls the loss with logits (b, t, v), a mask
             (b, t), True for tokens that count, or None where all do, and labels (b, t), −100 where the mask is False.
         masks: whether tokens can be left out.
         labels: whether that is done by labels.
-        infinite: whether logits may be −∞; not where they come about by a product with a head.
+        infinite: whether logits may be −∞; False where they are products with a head.
     """
 
     name: str
@@ -81,83 +81,75 @@ def _own(own: Callable[..., Any], loss: Any, *, teacher: Tensor, student: Tensor
     return own(loss, teacher=teacher, student=student, mask=mask, **knobs)
 
 
-def _student_teacher(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
-    return loss(student, teacher, **knobs)
-
-
-def _teacher_student(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
-    return loss(teacher, student, **knobs)
-
-
-def _labels(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
-    return loss(student, teacher, labels, **knobs)
-
-
-def _named_labels(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
-    return loss(student_logits=student, teacher_logits=teacher, labels=labels, **knobs)
-
-
 def _chunks(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
     count = getattr(loss, "num_output_chunks", 2)
     return loss(list(student.chunk(count, 1)), list(teacher.chunk(count, 1)), labels, **knobs)
 
 
-def _log_probs(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
-    return loss(student.log_softmax(-1), teacher.log_softmax(-1), **knobs)
-
-
-def _probs(loss: Any, *, teacher: Tensor, student: Tensor, knobs: Any, **_: Any) -> Any:
-    return loss(student.log_softmax(-1), teacher.softmax(-1), **knobs)
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
 def _heads(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
-    eye = torch.eye(student.shape[-1], dtype=student.dtype, device=student.device)
+    eye = _identity(student)
     return loss(student.flatten(0, 1), eye, teacher.flatten(0, 1), eye, labels.flatten(), **knobs)
 
 
 def _named_heads(loss: Any, *, teacher: Tensor, student: Tensor, mask: Any, knobs: Any, **_: Any) -> Any:
-    eye = torch.eye(student.shape[-1], dtype=student.dtype, device=student.device)
+    eye = _identity(student)
     return loss(hidden_student=student, weight_student=eye, hidden_teacher=teacher, weight_teacher=eye, mask=mask, **knobs)
 
 
-ADAPTERS = MappingProxyType(
-    {
-        one.name: one
-        for one in (
-            Adapter("keywords", "loss(teacher=, student=, mask=)", _keywords, masks=True),
-            Adapter("student_teacher", "loss(student, teacher)", _student_teacher),
-            Adapter("teacher_student", "loss(teacher, student)", _teacher_student),
-            Adapter("labels", "loss(student, teacher, labels), −100 ignored", _labels, masks=True, labels=True),
-            Adapter(
-                "named_labels",
-                "loss(student_logits=, teacher_logits=, labels=), −100 ignored",
-                _named_labels,
-                masks=True,
-                labels=True,
-            ),
-            Adapter(
-                "chunks", "loss([student, …], [teacher, …], labels), split along positions", _chunks, masks=True, labels=True
-            ),
-            Adapter("log_probs", "loss(log student, log teacher), probabilities", _log_probs),
-            Adapter("probabilities", "loss(log student, teacher), probabilities", _probs),
-            Adapter(
-                "heads",
-                "loss(hidden, head, hidden of the teacher, its head, labels), rows flat; the heads are the identity",
-                _heads,
-                masks=True,
-                labels=True,
-                infinite=False,
-            ),
-            Adapter(
-                "named_heads",
-                "loss(hidden_student=, weight_student=, hidden_teacher=, weight_teacher=, mask=); the heads are the identity",
-                _named_heads,
-                masks=True,
-                infinite=False,
-            ),
-        )
-    }
+_WITH_LABELS = {"masks": True, "labels": True}
+_KNOWN = (
+    Adapter("keywords", "loss(teacher=, student=, mask=)", _keywords, masks=True),
+    Adapter(
+        "student_teacher", "loss(student, teacher)", lambda loss, *, teacher, student, knobs, **_: loss(student, teacher, **knobs)
+    ),
+    Adapter(
+        "teacher_student", "loss(teacher, student)", lambda loss, *, teacher, student, knobs, **_: loss(teacher, student, **knobs)
+    ),
+    Adapter(
+        "labels",
+        "loss(student, teacher, labels), −100 ignored",
+        lambda loss, *, teacher, student, labels, knobs, **_: loss(student, teacher, labels, **knobs),
+        **_WITH_LABELS,
+    ),
+    Adapter(
+        "named_labels",
+        "loss(student_logits=, teacher_logits=, labels=), −100 ignored",
+        lambda loss, *, teacher, student, labels, knobs, **_: loss(
+            student_logits=student, teacher_logits=teacher, labels=labels, **knobs
+        ),
+        **_WITH_LABELS,
+    ),
+    Adapter("chunks", "loss([student, …], [teacher, …], labels), split along positions", _chunks, **_WITH_LABELS),
+    Adapter(
+        "log_probs",
+        "loss(log student, log teacher), probabilities",
+        lambda loss, *, teacher, student, knobs, **_: loss(student.log_softmax(-1), teacher.log_softmax(-1), **knobs),
+    ),
+    Adapter(
+        "probabilities",
+        "loss(log student, teacher), probabilities",
+        lambda loss, *, teacher, student, knobs, **_: loss(student.log_softmax(-1), teacher.softmax(-1), **knobs),
+    ),
+    Adapter(
+        "heads",
+        "loss(hidden, head, hidden of the teacher, its head, labels), rows flat; the heads are the identity",
+        _heads,
+        infinite=False,
+        **_WITH_LABELS,
+    ),
+    Adapter(
+        "named_heads",
+        "loss(hidden_student=, weight_student=, hidden_teacher=, weight_teacher=, mask=); the heads are the identity",
+        _named_heads,
+        masks=True,
+        infinite=False,
+    ),
 )
+ADAPTERS = MappingProxyType({one.name: one for one in _KNOWN})
 """The named ways of calling a loss."""
 
 

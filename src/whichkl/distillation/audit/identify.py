@@ -1,4 +1,4 @@
-"""From calls to a name: the divergence whose gradient a loss has, and whether its values are that divergence's too."""
+"""Identification: the divergence whose gradient a loss has, and whether its values are that divergence's too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from whichkl._checks import InputError
-from whichkl.distillation.audit.calling import Subject, some_labels
 from whichkl.distillation.audit.matching import (
     TOLERANCE,
     Batch,
@@ -24,8 +23,9 @@ from whichkl.distillation.audit.matching import (
     total,
 )
 from whichkl.distillation.audit.probes import pair
+from whichkl.distillation.audit.subject import Subject, some_labels
 
-_BATCHES = 12
+_BATCHES_OF_VALUES = 12
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Nature:
         return self.gradient if self.gradient is not None and self.gradient == self.value else None
 
 
-def nature(subject: Subject, seed: int, knobs: Mapping[str, Any] | None = None) -> Nature:
-    """Ask for the gradient of one batch and the values of twelve, two students for each teacher."""
-    generator = torch.Generator().manual_seed(seed)
+def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
+    """Identify a loss by the gradient of one batch and the values of twelve, two students per teacher."""
+    generator = subject.generator()
     teacher, _ = pair(generator, 2, 4)
     batches, dropped = [], (0, 0)
-    for i in range(_BATCHES):
+    for i in range(_BATCHES_OF_VALUES):
         new, student = pair(generator, 2, 4, gap=None if i == 0 else 0.2 + 0.25 * i)
         teacher = teacher if i % 2 else new
         batch, dropped_here = _asked(subject, teacher, student, knobs)
@@ -70,7 +70,7 @@ def nature(subject: Subject, seed: int, knobs: Mapping[str, Any] | None = None) 
     value, kept, constant = None, 0.0, False
     if gradient is not None:
         value, kept, constant = _values(gradient, batches)
-    off = _slope_off(subject, seed, knobs)
+    off = _slope_off(subject, knobs)
     if value is None and not constant and off > 0.05:  # a true gradient that isn't in the family has no value in it either
         value = by_value(batches, subject.adapter.labels)
         if value is not None and batches[0].gradient.any() and same_gradient(value, batches[0]):
@@ -78,9 +78,9 @@ def nature(subject: Subject, seed: int, knobs: Mapping[str, Any] | None = None) 
     return Nature(_named(gradient, value, kept, constant), gradient, value, kept, constant, dropped, off)
 
 
-def _slope_off(subject: Subject, seed: int, knobs: Mapping[str, Any] | None) -> float:
+def _slope_off(subject: Subject, knobs: Mapping[str, Any] | None) -> float:
     """Compare the gradient with central differences of the value, in three directions."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = subject.generator()
     teacher, student = pair(generator, 2, 4, gap=1.0)
     answer = subject(teacher, student, knobs=knobs)
     step = 1e-3 if subject.dtype == torch.float64 else 3e-2
@@ -167,9 +167,9 @@ def parameters_of(match: Match) -> dict[str, float]:
     return {one.name: float(getattr(match.divergence, one.name)) for one in fields(match.divergence)}
 
 
-def tries(subject: Subject, seed: int, knobs: Mapping[str, Any] | None = None) -> Nature | None:
+def tries(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature | None:
     """The nature at a setting, or None where the loss refuses it."""
     try:
-        return nature(subject, seed, knobs)
+        return nature(subject, knobs)
     except InputError:
         return None

@@ -1,4 +1,4 @@
-"""What a loss is: its gradient and its values, matched against every divergence of rows, with fitted parameters."""
+"""Matching: the gradient or the values of a loss against every row divergence, with fitted parameters."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from whichkl.distillation.losses import DIVERGENCES, RowDivergence, divergence_n
 Rows = Float[Tensor, "n v"]
 
 TOLERANCE = 1e-4
-"""Of the norm that may be left over: above single precision's rounding, far below any other divergence."""
+"""Largest share of the norm that may be left over: above single precision's rounding, far below any other divergence."""
 
 _RANGES = {
     "weight_on_forward": (0.0, 1.0, False),
     "weight": (1e-3, 1 - 1e-3, False),
-    "skew": (0.0, 0.99, False),
     "order": (0.02, 20.0, True),
     "head_mass": (0.02, 0.98, False),
     "weight_on_teacher": (0.01, 1.0, False),
 }
-"""Where parameters are looked for: low, high, whether by logarithm."""
+"""Ranges of the parameters: lowest, highest, and whether the search is by logarithm."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that count in a call, and what the call gave."""
+    """The rows that count in a call, and what the call returned."""
 
     teacher: Rows
     student: Rows
@@ -65,8 +64,8 @@ class Identified:
         temperature: that divides both logits.
         weight: what multiplies the divergence, summed or averaged over tokens; None before the reduction is known.
         reduction: how tokens are put together.
-        hard_labels: weight of a cross-entropy with the labels, beside it.
-        note: what else is to be said.
+        hard_labels: weight of a cross-entropy with the labels that is added to it.
+        note: further remarks.
     """
 
     name: str
@@ -89,18 +88,6 @@ class Identified:
         text = " ".join(said) + (f", {self.reduction}" if self.reduction else "")
         return text + (f": {self.note}" if self.note else "")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "name": self.name,
-            "parameters": self.parameters,
-            "temperature": self.temperature,
-            "weight": self.weight,
-            "reduction": self.reduction,
-            "hard_labels": self.hard_labels,
-            "note": self.note,
-        }
-
 
 def by_gradient(batch: Batch, labels: bool) -> Match | None:
     """Match the gradient of one batch; None if nothing in the reference family has it."""
@@ -108,7 +95,7 @@ def by_gradient(batch: Batch, labels: bool) -> Match | None:
 
 
 def same_gradient(match: Match, batch: Batch) -> bool:
-    """Whether a divergence that was found by values has the gradient that was seen, some of its factors held constant or not."""
+    """Whether a divergence that was found by values has the gradient that was seen."""
     column = _slope(match.divergence, match.temperature, batch)
     seen = batch.gradient.flatten()
     found = _projected(match.divergence, match.temperature, column, seen, _hard_slope(batch) if match.on_labels else None)
@@ -186,7 +173,7 @@ def _search(reference: Callable[[RowDivergence, float], Tensor], seen: Tensor, h
             found = attempt()
             if found is not None and (best is None or found.left < best.left):
                 best = found
-            if best is not None and best.left < TOLERANCE / 1000:  # others of the tier come near, and no nearer than 1e-5
+            if best is not None and best.left < TOLERANCE / 1000:  # other divergences of the tier leave at least 1e-5
                 break
         if best is not None:
             return _plain(best, fit)
@@ -223,7 +210,7 @@ def _projected(divergence: RowDivergence, temperature: float, column: Tensor, se
 
 
 def _refined(fit: Callable[[float], Match], low: float, high: float, log: bool, count: int) -> Match | None:
-    """The best of a grid, refined by one-dimensional search in the two cells beside it."""
+    """The best of a grid, refined by one-dimensional search in the two neighbouring cells."""
     points = grid(low, high, count, log)
     tried = [fit(x) for x in points]
     best = min(range(count), key=lambda i: tried[i].left)

@@ -1,14 +1,14 @@
-"""Audit: what was found about a loss, a check a line, printed as a table."""
+"""Audit: what was found about a loss, printed as a table with one line per check."""
 
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from whichkl.distillation.audit.matching import Identified
 
-_WIDTH = 118
+_MAX_LINE_WIDTH = 118
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,12 @@ class Check:
     """One check of an audit.
 
     Attributes:
-        name: what was looked at.
+        name: what was checked.
         outcome: "pass", "fail" or "not applicable".
         seen: what the loss did.
         change: what to change where it failed.
         finding: a short name of the failure, for programs.
-        decides: whether a failure here is one of the number itself, so that the audit isn't passed; others are limits of
+        decides: whether a failure makes the audit fail, since the number itself is wrong; other failures are limits of
             dtype, infinities and padding that many losses have.
     """
 
@@ -35,16 +35,16 @@ class Check:
     def __str__(self) -> str:
         mark = {"pass": "pass", "fail": "FAIL" if self.decides else "fail", "not applicable": "n/a "}[self.outcome]
         text = self.seen + (f" → {self.change}" if self.change else "")
-        lines = textwrap.wrap(text, _WIDTH - 30)
+        lines = textwrap.wrap(text, _MAX_LINE_WIDTH - 30)
         return "\n".join(f"{mark if not i else '':<6}{self.name if not i else '':<24}{line}" for i, line in enumerate(lines))
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found: `identified` says what the loss is, `checks` what was looked at.
+    """What an audit found: `identified` is what the loss computes, `checks` what was checked.
 
-    `passed` is False where the number itself is wrong: a cross-entropy that passes for a KL, a sign, a mask that is ignored, a
-    mean over the vocabulary, a renormalised top-k, a gradient of something else. `findings` names every failure, of edges too.
+    `passed` is False where the number itself is wrong: a cross-entropy in place of a KL, a sign, a mask that is ignored, a
+    mean over the vocabulary, a renormalised top-k, a gradient of something else. `findings` names every failure.
     """
 
     subject: str
@@ -68,19 +68,9 @@ class Audit:
             "subject": self.subject,
             "adapter": self.adapter,
             "passed": self.passed,
-            "identified": self.identified.to_dict(),
+            "identified": asdict(self.identified),
             "findings": sorted(self.findings),
-            "checks": [
-                {
-                    "name": check.name,
-                    "outcome": check.outcome,
-                    "seen": check.seen,
-                    "change": check.change,
-                    "finding": check.finding,
-                    "decides": check.decides,
-                }
-                for check in self.checks
-            ],
+            "checks": [asdict(check) for check in self.checks],
         }
 
     def __str__(self) -> str:

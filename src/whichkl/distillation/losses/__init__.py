@@ -1,24 +1,14 @@
-"""Losses for distillation: divergences between rows of logits, and penalties on tokens drawn; one source of truth for each."""
+"""Losses for distillation: divergences between rows of logits, and penalties on sampled tokens."""
 
-from whichkl.distillation.losses.adaptive import RowAdaptiveKL, RowInterpolatedKL
-from whichkl.distillation.losses.kinds import (
-    RowForwardKL,
-    RowJeffreys,
-    RowJensenShannon,
-    RowRenyi,
-    RowReverseKL,
-    RowSkewForwardKL,
-    RowSkewReverseKL,
-    RowTotalVariation,
-)
 from whichkl.distillation.losses.linear import linear_divergence
 from whichkl.distillation.losses.logits import of_logits
 from whichkl.distillation.losses.partial_teacher import SampledTokens, TopK
 from whichkl.distillation.losses.penalties import kl_estimate, kl_penalty_loss
-from whichkl.distillation.losses.registry import DIVERGENCES, Entry, divergence_named
-from whichkl.distillation.losses.row_divergence import RowDivergence
 from whichkl.distillation.losses.rows import (
+    DIVERGENCES,
+    Entry,
     adaptive_kl,
+    divergence_named,
     forward_kl,
     interpolated_kl,
     jeffreys,
@@ -29,6 +19,17 @@ from whichkl.distillation.losses.rows import (
     skew_reverse_kl,
     total_variation,
 )
+from whichkl.divergences.kinds import AdaptiveKL as RowAdaptiveKL
+from whichkl.divergences.kinds import ForwardKLDivergence as RowForwardKL
+from whichkl.divergences.kinds import InterpolatedKL as RowInterpolatedKL
+from whichkl.divergences.kinds import Jeffreys as RowJeffreys
+from whichkl.divergences.kinds import JensenShannon as RowJensenShannon
+from whichkl.divergences.kinds import Renyi as RowRenyi
+from whichkl.divergences.kinds import ReverseKLDivergence as RowReverseKL
+from whichkl.divergences.kinds import RowDivergence
+from whichkl.divergences.kinds import SkewForwardKL as RowSkewForwardKL
+from whichkl.divergences.kinds import SkewReverseKL as RowSkewReverseKL
+from whichkl.divergences.kinds import TotalVariation as RowTotalVariation
 
 __all__ = [
     "DIVERGENCES",

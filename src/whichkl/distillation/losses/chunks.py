@@ -13,22 +13,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl.distillation.losses.heads import Head
-from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.divergences.divergence import RowDivergence
 
-_BUFFERS = 192 << 20  # bytes of both buffers of logits
-_IN_CACHE = 1 << 18  # numbers of a block of rows, for each of two to four threads
+_MAX_BYTES_OF_BUFFERS = 192 << 20
+"""Size of both buffers of logits together."""
+_NUMBERS_PER_BLOCK = 1 << 18
+"""Numbers of a block of rows that stay in the cache, per thread, for two to four threads."""
 
 
 @dataclass
 class Gradients:
-    """Gradients by the student's hidden states, weight and bias, in the accumulating dtype; None where not asked for."""
+    """Gradients by the student's hidden states, weight and bias, in the accumulating dtype; None where they weren't requested."""
 
     hidden: Float[Tensor, "n h"] | None
     weight: Float[Tensor, "v h"] | None
     bias: Float[Tensor, " v"] | None
 
     def __bool__(self) -> bool:
-        """Whether any was asked for."""
+        """Whether any was requested."""
         return any(one is not None for one in (self.hidden, self.weight, self.bias))
 
 
@@ -48,12 +50,12 @@ def in_chunks(
 
     Args:
         divergence: of rows of log-probabilities.
-        student: the head whose gradients are asked for.
+        student: the head whose gradients are requested.
         teacher: the other one, a constant.
         temperature: divides both logits.
         rows: which rows count, None for all.
         factors: of each row, None for 1.
-        needs: whether the gradient by hidden states, weight, bias is asked for.
+        needs: whether the gradient by hidden states, weight and bias is requested.
         chunk_size: rows at a time; None chooses it by memory.
         padded_to: rows that the gradients by weight and bias have; those of padding stay 0.
     """
@@ -98,14 +100,14 @@ def _in_blocks(
 ) -> Float[Tensor, " r"]:
     """Return the divergences; where there is a factor, `mine` becomes the gradient by the student's product, times it."""
     values = mine.new_empty(len(mine))
-    step = max(1, _IN_CACHE * min(max(torch.get_num_threads(), 2), 4) // mine.shape[1])
+    step = max(1, _NUMBERS_PER_BLOCK * min(max(torch.get_num_threads(), 2), 4) // mine.shape[1])
     for block in (slice(start, start + step) for start in range(0, len(mine), step)):
         log_p, _ = teacher.log_probs(others[block], temperature)
         log_q, bent = student.log_probs(mine[block], temperature)
         if factor is None:
             values[block] = divergence.value(log_p, log_q)
             continue
-        # Looking costs less than what it saves, except where the answer has to come back from another device.
+        # the check costs less than it saves, except where its answer has to come back from another device
         look = mine.device.type == "cpu"
         all_possible = look and min(log_p.amin().item(), log_q.amin().item()) > -torch.inf
         values[block], slope = divergence.gradient(log_p, log_q, all_possible=all_possible)
@@ -116,7 +118,7 @@ def _in_blocks(
 
 
 def _unwritten(weight: Tensor, padded_to: int, dtype: torch.dtype, written: bool) -> Tensor:
-    """Room for the weight's gradient, 0 only where the first chunk won't write: a large matrix is not filled twice."""
+    """Memory for the weight's gradient, 0 only where the first chunk won't write: a large matrix isn't filled twice."""
     room = weight.new_empty((padded_to, weight.shape[1]), dtype=dtype)
     room[len(weight) if written else 0 :] = 0
     return room
@@ -129,5 +131,5 @@ def accumulating(*tensors: Tensor) -> torch.dtype:
 
 def _chunk(rows: int, vocabulary: int, dtype: torch.dtype) -> int:
     """As many rows as fit, in chunks of about the same size."""
-    most = max(1, _BUFFERS // (2 * vocabulary * dtype.itemsize))
+    most = max(1, _MAX_BYTES_OF_BUFFERS // (2 * vocabulary * dtype.itemsize))
     return max(1, -(-rows // -(-max(rows, 1) // most)))

@@ -1,4 +1,4 @@
-"""What autograd sees of a divergence of two heads: one function whose gradient is already there, eager or compiled."""
+"""Autograd of a divergence of two heads: one function whose gradient is computed in its forward pass, eager or compiled."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.chunks import Gradients, accumulating, in_chunks
 from whichkl.distillation.losses.heads import Head
-from whichkl.distillation.losses.registry import DIVERGENCES
-from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.divergences.divergence import RowDivergence
+from whichkl.divergences.kinds import ROW_DIVERGENCES, parameters_of
 
 Triple = tuple[Tensor, Tensor, Tensor | None]
 Needs = tuple[bool, bool, bool]
@@ -67,12 +67,12 @@ def differentiable(settings: Settings, student: Triple, teacher: Triple, mask: T
 
 
 def _at_once(scale: Tensor | None, needs: Needs) -> bool:
-    """Whether gradients can be had beside the values: those by weight and bias add up rows, whose factors must be known."""
+    """Whether gradients can be computed with the values: those by weight and bias add up rows, whose factors must be known."""
     return scale is not None or not (needs[1] or needs[2])
 
 
 class _Eager(torch.autograd.Function):
-    """The gradient's buffers are handed to autograd as they are, scaled in place, so that there is one of each."""
+    """The gradient's buffers are given to autograd and scaled in place, so that there is one of each."""
 
     @staticmethod
     def forward(
@@ -116,13 +116,15 @@ def _compiled(
     settings: Settings, student: Triple, teacher: Triple, mask: Tensor | None, scale: Tensor | None, needs: Needs
 ) -> Tensor:
     name = settings.divergence.name
-    if name not in DIVERGENCES or type(settings.divergence) is not DIVERGENCES[name].divergence:
+    if type(settings.divergence) is not ROW_DIVERGENCES.get(name):
         because = "a compiled graph knows divergences by name"
-        raise InputError(cannot(f"compile {type(settings.divergence).__name__}", because, f"Use one of {', '.join(DIVERGENCES)}"))
+        raise InputError(
+            cannot(f"compile {type(settings.divergence).__name__}", because, f"Use one of {', '.join(ROW_DIVERGENCES)}")
+        )
     plain = (
         list(needs),
         name,
-        [float(getattr(settings.divergence, one)) for one in DIVERGENCES[name].parameters],
+        [float(getattr(settings.divergence, one)) for one in parameters_of(settings.divergence)],
         settings.tokens,
         settings.temperature,
         settings.chunk_size,
@@ -154,15 +156,15 @@ def _op(
     softcaps: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One node of a graph: scale · Σ values, or the values, and the gradients that can be had beside them, empty if not."""
-    kind, caps = DIVERGENCES[divergence].divergence, [one or None for one in softcaps]
+    caps = [one or None for one in softcaps]
     scales = (logit_scales[0], logit_scales[1])
-    settings = Settings(kind(*parameters), tokens, temperature, chunk_size, scales, (caps[0], caps[1]))
+    settings = Settings(ROW_DIVERGENCES[divergence](*parameters), tokens, temperature, chunk_size, scales, (caps[0], caps[1]))
     student, teacher = (hidden, weight, bias), (hidden_teacher, weight_teacher, bias_teacher)
     now = (needs[0], needs[1], needs[2])
     if factors is None and not _at_once(scale, now):
         now = (False, False, False)
-    weighing = factors if scale is None else scale.expand(len(hidden))
-    values, gradients = settings.run(student, teacher, mask, weighing, now)
+    row_factors = factors if scale is None else scale.expand(len(hidden))
+    values, gradients = settings.run(student, teacher, mask, row_factors, now)
     loss = values if scale is None else values.sum() * scale
 
     def narrowed(gradient: Tensor | None, leaf: Tensor | None) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_TILE = 1 << 22  # numbers of a narrow weight that are widened at a time: 16 MB
+_NUMBERS_PER_TILE = 1 << 22
+"""Numbers of a narrow weight that are widened at a time: 16 MB."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Head:
 
 
 def _native(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the device multiplies this dtype and sums in float32 by itself; float16 is too narrow for slopes of a mean."""
+    """Whether the device multiplies this dtype and sums in float32; float16 is too narrow for gradients of a mean."""
     return weight.is_cuda and weight.dtype == torch.bfloat16 and dtype == torch.float32
 
 
@@ -87,5 +88,5 @@ def _tiles(weight: Float[Tensor, "v h"], dtype: torch.dtype) -> Iterator[tuple[s
 
 
 def _columns(vocabulary: int, width: int) -> Iterator[slice]:
-    step = max(1, _TILE // max(width, 1))
+    step = max(1, _NUMBERS_PER_TILE // max(width, 1))
     return (slice(start, min(start + step, vocabulary)) for start in range(0, vocabulary, step))

@@ -10,9 +10,9 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.chunks import accumulating
 from whichkl.distillation.losses.head_gradients import Settings, differentiable
-from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, count
-from whichkl.distillation.losses.registry import divergence_named
-from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, checked_vocabulary, count
+from whichkl.distillation.losses.rows import divergence_named
+from whichkl.divergences.divergence import RowDivergence
 
 Hidden = Float[Tensor, "... h"]
 Weight = Float[Tensor, "v h"]
@@ -45,9 +45,9 @@ def linear_divergence(
     """Divergence of the rows softmax(h Wᵀ + b) of a teacher and a student, in chunks of rows.
 
     The same number and gradients as `forward_kl(teacher=h Wᵀ + b, student=…)` and the other functions, in the memory of
-    two buffers of at most 192 MiB together, however many rows there are. The gradient is computed beside the value, so
-    that no product is done twice; only what is asked for is computed: no gradient under `torch.no_grad()`, none by a weight
-    that is frozen, none for the teacher, which is a constant; no product of rows that the mask leaves out. Products and sums
+    two buffers of at most 192 MiB together, however many rows there are. The gradient is computed together with the value, so
+    that no product is done twice. Only what is needed is computed: no gradient under `torch.no_grad()`, by a frozen weight, or
+    for the teacher, which is a constant; no product of rows that the mask leaves out. Products and sums
     are float32 for narrower dtypes. With reduction="none" and a weight that needs a gradient, the products are repeated
     in the backward pass, since the factors of the rows aren't known before; a second backward pass repeats them too.
 
@@ -69,7 +69,7 @@ def linear_divergence(
         softcap_student: the student's logits z become c tanh(z/c), after the scale.
         softcap_teacher: the same for the teacher.
         temperature_squared: multiply by temperature², as in `of_logits`.
-        parameters: of the divergence: `weight_on_forward`, `weight`, `skew`, `order`, `head_mass`, `weight_on_teacher`.
+        parameters: of the divergence: `weight_on_forward`, `weight`, `order`, `head_mass`, `weight_on_teacher`.
 
     Returns:
         The divergence in nats: a scalar, or (…) for "none".
@@ -97,7 +97,7 @@ def linear_divergence(
         raise InputError(cannot(f"use chunk_size={chunk_size}", "a chunk is at least one row", "Pass None to choose by memory"))
     settings = Settings(
         divergence_named(divergence, **parameters),
-        _tokens(weight_student, weight_teacher, vocabulary),
+        checked_vocabulary("heads", {"teacher": len(weight_teacher), "student": len(weight_student)}, vocabulary),
         temperature,
         0 if chunk_size is None else chunk_size,
         (logit_scale_student, logit_scale_teacher),
@@ -132,15 +132,3 @@ def _check_heads(hidden: Tensor, weight: Tensor, bias: Tensor | None, who: str) 
         raise InputError(cannot("use this head", because, "Pass hidden states (…, h), a weight (v, h), and a bias (v,) or None"))
     if not all(one.is_floating_point() for one in (hidden, weight, *(() if bias is None else (bias,)))):
         raise InputError(cannot("use this head", f"the {who} isn't in floating point", "Pass floats"))
-
-
-def _tokens(student: Tensor, teacher: Tensor, vocabulary: int | None) -> int:
-    sizes = sorted({len(student), len(teacher)})
-    if vocabulary is None and len(sizes) > 1:
-        because = f"the teacher's has {len(teacher)} rows, the student's {len(student)}"
-        hint = "If both share a tokenizer and the rest is padding, pass vocabulary= the number of tokens"
-        raise InputError(cannot("compare these heads", because, hint))
-    if vocabulary is not None and not 0 < vocabulary <= sizes[0]:
-        because = f"the heads have {' and '.join(map(str, sizes))} rows"
-        raise InputError(cannot(f"take {vocabulary} tokens", because, f"Pass 1 ≤ vocabulary ≤ {sizes[0]}"))
-    return sizes[0] if vocabulary is None else vocabulary

@@ -1,4 +1,4 @@
-"""From logits to a loss: temperature, masks, padding and reductions, the same for every divergence of rows."""
+"""From logits to a loss: temperature, masks, padding and reductions, the same for every row divergence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.partial_teacher import SampledTokens, TopK, widened
-from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, reduce
-from whichkl.distillation.losses.row_divergence import RowDivergence
+from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, checked_vocabulary, reduce
+from whichkl.divergences.divergence import RowDivergence
 
 Logits = Float[Tensor, "... v"]
 Mask = Bool[Tensor, "..."]
@@ -36,10 +36,10 @@ def of_logits(
 
     Args:
         divergence: which one, with its parameters.
-        teacher: logits (…, v), or what was stored of them: `TopK`, `SampledTokens`.
+        teacher: logits (…, v), or a part of them that was stored: `TopK`, `SampledTokens`.
         student: logits (…, v).
         temperature: divides both logits first.
-        mask: (…), True for rows that count, for example `labels != -100`; of other rows nothing counts, not even NaN.
+        mask: (…), True for rows that count, for example `labels != -100`; other rows may hold anything, even NaN.
         reduction: "mean" over rows that count (0, with a gradient of 0, if there is none), "sum", or "none" (0 at rows that
             don't count). To accumulate over batches, take the sum and divide by the rows of all batches.
         vocabulary: how many columns are tokens; those after them are padding and count as −inf. It must be given where the
@@ -53,7 +53,7 @@ def of_logits(
     Raises:
         InputError: shapes, dtypes, the temperature, the mask or the widths can't be used.
 
-    >>> from whichkl.distillation.losses.kinds import RowForwardKL
+    >>> from whichkl.losses import RowForwardKL
     >>> of_logits(RowForwardKL(), teacher=torch.tensor([[1.0, 0.0]]), student=torch.tensor([[0.0, 0.0]]))
     tensor(0.1109)
     """
@@ -95,14 +95,8 @@ def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, tem
     if student.dim() == 0 or len(shape) == 0 or shape[:-1] != student.shape[:-1]:
         because = f"the teacher has shape {tuple(shape)}, the student {tuple(student.shape)}"
         raise InputError(cannot("compare these logits", because, "Pass the same rows of both, the vocabulary on the last axis"))
-    widths = {student.shape[-1]} if partial else {student.shape[-1], shape[-1]}
-    if vocabulary is None and len(widths) > 1:
-        because = f"the teacher has {shape[-1]} columns, the student {student.shape[-1]}"
-        hint = "If both share a tokenizer and the rest is padding, pass vocabulary= the number of tokens"
-        raise InputError(cannot("compare these logits", because, hint))
-    if vocabulary is not None and not 0 < vocabulary <= min(widths):
-        because = f"the logits have {' and '.join(str(width) for width in sorted(widths))} columns"
-        raise InputError(cannot(f"take {vocabulary} tokens of them", because, f"Pass 1 ≤ vocabulary ≤ {min(widths)}"))
+    columns = {"student": student.shape[-1]} if partial else {"teacher": shape[-1], "student": student.shape[-1]}
+    checked_vocabulary("logits", columns, vocabulary)
     if isinstance(teacher, (TopK, SampledTokens)) and teacher.temperature != temperature:
         because = f"its probabilities are for temperature {teacher.temperature}, and the tokens left out are needed for another"
         raise InputError(

@@ -1,4 +1,4 @@
-"""What is left of a teacher that was stored: its k likeliest tokens with the mass of the rest, or tokens drawn from it."""
+"""Stored teachers: the k likeliest tokens with the mass of the rest, or tokens sampled from the teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.row_divergence import LogProbs, RowDivergence, Rows
+from whichkl.divergences.divergence import LogProbs, RowDivergence, Rows
 
 Mask = Bool[Tensor, "..."]
 
@@ -27,8 +27,8 @@ class TopK:
         log_probs: (…, k), the teacher's log-probabilities in nats, normalised over the whole vocabulary.
         indices: (…, k), which tokens; each once in a row.
         temperature: the one that the probabilities are for. The rest can't be taken to another one.
-        log_rest: (…), log of the mass of the other tokens; from `log_probs` if it isn't given, which can't tell a rest
-            below rounding from that rounding.
+        log_rest: (…), log of the mass of the other tokens; computed from `log_probs` if it isn't given, which can't
+            distinguish a rest below rounding from rounding.
 
     Raises:
         InputError: shapes or dtypes don't match.
@@ -61,10 +61,10 @@ class TopK:
         return cls(log_probs, indices, temperature, log_p.scatter(-1, indices, -math.inf).logsumexp(-1))
 
     def check(self, vocabulary: int, mask: Mask | None) -> None:
-        """Refuse rows that count and can't be log-probabilities of so many tokens, each once.
+        """Refuse rows that count and can't be log-probabilities of `vocabulary` tokens, each once.
 
         Raises:
-            InputError: as said.
+            InputError: a row that counts can't be used.
         """
         _check_rows("top-k", self.log_probs, self.indices, vocabulary, mask, distinct=True)
 
@@ -92,7 +92,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """Tokens drawn for each row, from the teacher or from any proposal that covers it: an unbiased stand-in for the row.
+    """Tokens drawn for each row, from the teacher or from any proposal that covers it: an unbiased replacement for the row.
 
     A divergence that is a sum over tokens, Σ h, is estimated by the mean of h/r over tokens from r, without bias in value and
     gradient, since the student's normaliser is exact. Source: Anshumann et al., Sparse logit sampling (2025).
@@ -120,10 +120,10 @@ class SampledTokens:
             raise InputError(cannot("use this sample of tokens", because, "Pass one log-probability for each token drawn"))
 
     def check(self, vocabulary: int, mask: Mask | None) -> None:
-        """Refuse rows that count and can't be log-probabilities of so many tokens.
+        """Refuse rows that count and can't be log-probabilities of `vocabulary` tokens.
 
         Raises:
-            InputError: as said.
+            InputError: a row that counts can't be used.
         """
         _check_rows("sample of tokens", self.log_probs, self.indices, vocabulary, mask, distinct=False)
 
@@ -151,7 +151,7 @@ def _check_stored(what: str, log_probs: Tensor, indices: Tensor) -> None:
 
 
 def _check_rows(what: str, log_probs: Tensor, indices: Tensor, vocabulary: int, mask: Tensor | None, *, distinct: bool) -> None:
-    """Look at the numbers, which a compiled graph can't."""
+    """Check the numbers, which a compiled graph can't."""
     if torch.compiler.is_compiling():
         return
     if mask is not None:  # rows that don't count may hold anything

@@ -1,4 +1,4 @@
-"""Penalties KL(policy‖reference) on tokens that the policy drew: k1, k2, k3, what they estimate, and a loss that is right."""
+"""Penalties KL(policy‖reference) on tokens sampled from the policy: the estimators k1, k2 and k3, and a loss."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def kl_estimate(
                                 variance may be ∞
     ======  ==================  =====================  ==========================================================
 
-    To train, use `kl_penalty_loss`. With logits at hand `reverse_kl(teacher=reference, student=policy)` is exact for
-    each position and costs no variance at all.
+    To train, use `kl_penalty_loss`. With logits available, `reverse_kl(teacher=reference, student=policy)` is exact for
+    each position and has no variance.
 
     Args:
         policy: (…), log-probabilities in nats of the tokens drawn, under the policy that drew them.
@@ -53,9 +53,7 @@ def kl_estimate(
     tensor(0.0640)
     """
     if estimator not in ESTIMATORS:
-        raise InputError(
-            cannot(f"use estimator={estimator!r}", "there is none of that name", f"Use one of {', '.join(ESTIMATORS)}")
-        )
+        raise InputError(cannot(f"use estimator={estimator!r}", "it isn't known", f"Use one of {', '.join(ESTIMATORS)}"))
     ratio = _log_ratio(policy.detach(), reference.detach(), mask, reduction)
     values = {"k1": lambda r: r, "k2": lambda r: r.square() / 2, "k3": lambda r: r + torch.expm1(-r)}[estimator](ratio)
     return reduce(values, mask, reduction)
@@ -70,7 +68,7 @@ def kl_penalty_loss(
     mean of it over tokens of the behaviour policy is Σ r ∇policy = ∇KL(policy‖reference). Its value isn't a KL: log
     `kl_estimate`. Without w, tokens of an older policy give the gradient of something else.
 
-    Each position is taken by itself, given what came before. The gradient of the KL of whole sequences has a further part, how
+    Each position is taken on its own, given what came before. The gradient of the KL of whole sequences has a further part, how
     a token changes what is penalised later: where that matters, put −r into the reward and let the policy gradient carry it.
 
     Args:

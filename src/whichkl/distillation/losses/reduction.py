@@ -1,8 +1,9 @@
-"""From one number a row to the number that is asked for: masks, sums and means over rows, never over the vocabulary."""
+"""Reductions: masks, sums and means over rows, never over the vocabulary."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,7 +31,7 @@ def reduce(values: Rows, mask: Mask | None, reduction: str) -> Rows:
 
 
 def count(values: Rows, mask: Mask | None) -> Tensor | int:
-    """How many rows count, at least 1: a mean over no row is then 0, which a batch of padding only should add to a sum."""
+    """Return how many rows count, at least 1: the mean over no row is then 0, so that a batch of padding adds nothing."""
     return max(values.numel(), 1) if mask is None else mask.sum().clamp(min=1)
 
 
@@ -67,3 +68,20 @@ def check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
         because = "logits are divided by it"
         raise InputError(cannot(f"use temperature={temperature}", because, "Pass a positive number; 1 leaves the logits alone"))
+
+
+def checked_vocabulary(what: str, columns: Mapping[str, int], vocabulary: int | None) -> int:
+    """Return how many columns are tokens, from the numbers of columns of the teacher and the student.
+
+    Raises:
+        InputError: the numbers differ and no vocabulary is given, or there are fewer columns than tokens.
+    """
+    least = min(columns.values())
+    if vocabulary is None and len(set(columns.values())) > 1:
+        because = " and ".join(f"the {who} has {count} columns" for who, count in columns.items())
+        hint = "If both share a tokenizer and the rest is padding, pass vocabulary= the number of tokens"
+        raise InputError(cannot(f"compare these {what}", because, hint))
+    if vocabulary is not None and not 0 < vocabulary <= least:
+        because = f"the {what} have {' and '.join(str(count) for count in sorted(set(columns.values())))} columns"
+        raise InputError(cannot(f"take {vocabulary} tokens", because, f"Pass 1 ≤ vocabulary ≤ {least}"))
+    return least if vocabulary is None else vocabulary

@@ -18,9 +18,9 @@ from whichkl.divergences.estimate import Estimate
 from whichkl.importance import effective_sample_size
 from whichkl.targets import Target
 
-_LEAN = 2.0
-ENOUGH = 30
-"""Effective draws on the bridge from which the error covers: 92–96 %, on Gaussians 4–30 nats apart in 1–40 dimensions."""
+_OFFSET_OF_OTHER_BRIDGES = 2.0
+MIN_ESS = 30
+"""Fewest effective draws on the bridge for an error that covers: 92–96 % on Gaussians 4–30 nats apart in 1–40 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,12 @@ def log_z(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
 
 
 def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(p‖q) = E_p[log p̃ − log q̃] − log Ẑ, absolute; the draws of p serve twice, and the error knows.
+    """KL(p‖q) = E_p[log p̃ − log q̃] − log Ẑ, absolute. The draws of p are used twice, and the error takes that into account.
 
     Raises:
         TargetError: as in `log_z`.
     """
-    draws = _drawn(p, q, n, seed)
-    plain = mean_log_ratio("forward_kl", draws.at_p, None, draws.of[0], chains=draws.chains[0], place=draws.places[0])
-    if plain.value == math.inf:
-        return plain
-    found = bridge(draws.at_p, draws.at_q, *draws.chains)
-    terms = draws.at_p - found.from_p
-    return _estimate("forward_kl", plain.value - found.log_z, found, draws, terms, found.from_q, plain)
+    return _kl("forward_kl", _drawn(p, q, n, seed), 0)
 
 
 def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
@@ -75,40 +69,46 @@ def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
     Raises:
         TargetError: as in `log_z`.
     """
-    draws = _drawn(p, q, n, seed)
-    plain = mean_log_ratio("reverse_kl", -draws.at_q, None, draws.of[1], chains=draws.chains[1], place=draws.places[1])
+    return _kl("reverse_kl", _drawn(p, q, n, seed), 1)
+
+
+def _kl(name: str, draws: _Draws, side: int) -> Estimate:
+    """The KL whose expectation is under p (side 0) or q (side 1)."""
+    ratio, sign = ((draws.at_p, 1), (-draws.at_q, -1))[side]
+    plain = mean_log_ratio(name, ratio, None, draws.of[side], chains=draws.chains[side], place=draws.places[side])
     if plain.value == math.inf:
         return plain
     found = bridge(draws.at_p, draws.at_q, *draws.chains)
-    terms = found.from_q - draws.at_q
-    return _estimate("reverse_kl", plain.value + found.log_z, found, draws, found.from_p, terms, plain)
+    terms = [found.from_p, found.from_q]
+    terms[side] = ratio - sign * terms[side]
+    return _estimate(name, plain.value - sign * found.log_z, found, draws, terms[0], terms[1], plain)
 
 
 def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
-    """Say so where draws and log densities don't belong together: two bridges that must agree give different Z.
+    """Report draws and log densities that don't belong together: two bridges that must agree give different Z.
 
     E_q[p̃ h] = (Z_p/Z_q) E_p[q̃ h] holds for every h if the draws of each are draws of its density, and in general only then:
-    beside the optimal bridge it's asked at two that lean to either side. Where both densities are normalised, Z is 1.
+    so it is checked at the optimal bridge and at two that lean to either side. Where both densities are normalised, Z is 1.
     """
     draws = _drawn(p, q, n, seed)
     if not bool((draws.at_p < math.inf).any() and (draws.at_q > -math.inf).any()):
         return None
     found = bridge(draws.at_p, draws.at_q, *draws.chains)
-    if found.ess < ENOUGH:
+    if found.ess < MIN_ESS:
         return None
 
     def error(from_p: Tensor, from_q: Tensor) -> float:
         return math.hypot(*(standard_error(one, chains)[0] for one, chains in zip((from_p, from_q), draws.chains, strict=True)))
 
-    for lean in (-_LEAN, _LEAN):
+    for lean in (-_OFFSET_OF_OTHER_BRIDGES, _OFFSET_OF_OTHER_BRIDGES):
         other = bridge(draws.at_p, draws.at_q, *draws.chains, lean)
         gap, noise = other.log_z - found.log_z, error(other.from_p - found.from_p, other.from_q - found.from_q)
-        if other.ess >= ENOUGH and abs(gap) > 5 * noise + 1e-3:
+        if other.ess >= MIN_ESS and abs(gap) > 5 * noise + 1e-3:
             seen = f"two estimates of log Z, by different bridges, differ by {gap:+.2g} ± {noise:.1g}"
             return f"{seen}: draws contradict a log density"
     known = error(found.from_p, found.from_q)
     if p.normalized and q.normalized and abs(found.log_z) > 5 * known + 1e-3:
-        return f"the densities are said to be normalised, and log Z comes out as {found.log_z:+.3g} ± {known:.1g}"
+        return f"the densities are given as normalised, and log Z is {found.log_z:+.3g} ± {known:.1g}"
     return None
 
 
@@ -162,7 +162,7 @@ def bridge(
 
 @dataclass(frozen=True)
 class _Draws:
-    """Log p̃/q̃ at draws of both, what they are, their chains, and what says where the other density is zero."""
+    """Log p̃/q̃ at draws of both, a description of the draws, their chains, and where the other density is zero."""
 
     at_p: Float[Tensor, " n"]
     at_q: Float[Tensor, " m"]
@@ -190,9 +190,9 @@ def _estimate(
         standard_error(terms, chains) for terms, chains in zip((of_p, of_q), draws.chains, strict=True)
     )
     notes = () if plain is None else plain.notes
-    if found.ess < ENOUGH:
+    if found.ess < MIN_ESS:
         text = (
-            f"p and q overlap too little: {found.ess:.0f} effective draws of one lie where the other is, and {ENOUGH} are needed"
+            f"p and q overlap too little: {found.ess:.0f} effective draws of one lie where the other is, and {MIN_ESS} are needed"
         )
         notes = (*notes, text)
     for ess, whose in ((ess_p, "p"), (ess_q, "q")):

@@ -1,4 +1,4 @@
-"""Control variate: a log ratio's mean with less noise, where draws of the other side show that it's right."""
+"""Control variate: a log ratio's mean with less noise, by draws of the other side."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from whichkl.chains import standard_error
 from whichkl.importance import pareto_smooth
 
-_CHECKS = 20_000
-_FAR = 2.0
-"""How far beyond the largest ratio of the other half a ratio still counts."""
-_UNSEEN = (3 / 1.96) ** 2
-"""No draw in m says "at most 3/m, with 95 %" (the rule of three): as a standard error, (3/1.96)/m."""
+_MIN_DRAWS_OF_OTHER_SIDE = 20_000
+_LARGEST_RATIO_FACTOR = 2.0
+"""A ratio counts up to this many times the largest ratio of the other half."""
+_VARIANCE_OF_NONE_SEEN = (3 / 1.96) ** 2
+"""No draw in m means "at most 3/m, with 95 %" (the rule of three): as a standard error, (3/1.96)/m."""
 
 
 def control_variate(
@@ -33,7 +33,7 @@ def control_variate(
 
     Args:
         log_ratio: ℓ at n draws of a; both densities normalised.
-        elsewhere: ℓ at as many fresh draws of b as it is asked for.
+        elsewhere: returns ℓ at a given number of fresh draws of b.
         chains: the chains of a's draws, if they are correlated: halves are then halves in time.
 
     Returns:
@@ -54,16 +54,16 @@ def control_variate(
     ratio = torch.exp(-log_ratio)
     if not float(torch.corrcoef(torch.stack([log_ratio, ratio]))[0, 1]) ** 2 > 0.36:
         return None
-    there = torch.exp(-elsewhere(max(2 * n, _CHECKS)))
+    there = torch.exp(-elsewhere(max(2 * n, _MIN_DRAWS_OF_OTHER_SIDE)))
     terms, further = torch.empty_like(log_ratio), 0.0
     first = _half(n, chains).to(log_ratio.device)
     for half in (first, ~first):
         both = torch.cov(torch.stack([log_ratio[~half], ratio[~half]]))
-        slope, limit = float(-both[0, 1] / both[1, 1]), _FAR * float(ratio[~half].max())
+        slope, limit = float(-both[0, 1] / both[1, 1]), _LARGEST_RATIO_FACTOR * float(ratio[~half].max())
         beyond = int((~(there <= limit)).sum())
         within = torch.where(ratio[half] <= limit, ratio[half], 0.0)
         terms[half] = log_ratio[half] + slope * (within - (1 - beyond / len(there)))
-        further += abs(slope) * math.sqrt(beyond + _UNSEEN) / len(there) / 2
+        further += abs(slope) * math.sqrt(beyond + _VARIANCE_OF_NONE_SEEN) / len(there) / 2
     error, plain = standard_error(terms, chains)[0], standard_error(log_ratio, chains)[0]
     return (terms, further) if math.hypot(error, further) < 0.8 * plain else None
 

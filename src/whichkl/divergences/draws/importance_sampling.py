@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -11,17 +11,27 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.chains import standard_error
-from whichkl.divergences.draws.monte_carlo import Place, few_effective, log_ratio_at, mean_log_ratio, placed, points
+from whichkl.divergences.draws.monte_carlo import few_effective, log_ratio_at, mean_log_ratio, placed, points
 from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.kinds import WeightedKLs
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.targets import Target
 
 
-def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(p‖q) = Σ w̄ᵢ ℓᵢ − log mean exp ℓᵢ with ℓ = log p̃ − log q at n draws of q and w̄ ∝ eˡ; the normaliser cancels.
+def self_normalised(p: Target, q: Target, kind: WeightedKLs, n: int = 20_000, seed: int = 0) -> Estimate:
+    """A KL(p‖q) + b KL(q‖p) from n draws of q, reweighted to p by w̄ ∝ eˡ, ℓ = log p̃ − log q; absolute for an unnormalised p.
 
-    It never exceeds its `cap`, log n, however large the KL is: it needs about e^KL draws. It's `reliable` only where the
-    Pareto shape of the weights allows and the value keeps 2 nats from the cap; modes that q never reaches stay unseen.
+    KL(p‖q) = Σ w̄ᵢ ℓᵢ − log mean exp ℓᵢ never exceeds its `cap`, log n, however large the KL is: it needs about e^KL draws.
+    KL(q‖p) = −mean ℓᵢ + log mean exp ℓᵢ is biased low too, since E[log Ẑ] ≤ log Z by Jensen's inequality. The answer is
+    `reliable` only where the Pareto shape of the weights allows and a forward KL keeps 2 nats from the cap. Modes that q never
+    reaches stay unseen.
+
+    Args:
+        p: an unnormalised log density.
+        q: a sampler and a normalised log density.
+        kind: the weights a and b.
+        n: number of draws of q.
+        seed: of the draws.
 
     Raises:
         TargetError: q has no sampler, p no log density, or every draw falls where p is zero.
@@ -29,60 +39,57 @@ def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
     Source: Chatterjee & Diaconis (2018); standard error by the delta method.
 
     >>> from torch.distributions import Normal
+    >>> from whichkl.divergences.kinds import ForwardKLDivergence
     >>> p = Target(log_prob=lambda x: -((x[:, 0] - 1) ** 2) / 2, dim=1)
-    >>> e = forward_kl(p, Target.of(Normal(0.0, 1.5)))
-    >>> abs(e.value - 0.350 ) < 4 * e.stderr + 0.001
+    >>> e = self_normalised(p, Target.of(Normal(0.0, 1.5)), ForwardKLDivergence())  # the truth is 0.350
+    >>> abs(e.value - 0.350) < 4 * e.stderr + 0.001
     True
     """
-    drawn = _reweighted(p, q, n, seed)
-    mean = float(drawn.weight @ drawn.seen)
-    value = mean - drawn.log_z
-    stderr = float((n * drawn.weight * (drawn.seen - mean) - (n * drawn.weight - 1)).std()) / math.sqrt(n)
-    cap = math.log(n)
-    notes = ["biased low, and blind to what q doesn't reach", *drawn.doubts]
-    if value > cap - 2:
-        notes.append(f"the value is near {cap:.2f} = log n, the most that {n:,} draws can show")
-    return drawn.estimate("forward_kl", value, stderr, notes, cap)
+    x = q.draws(n, seed)
+    ratio = -log_ratio_at(q, p, x)
+    if not bool((ratio > -math.inf).any()):
+        because = f"all of {n:,} draws of q fell where p is zero"
+        raise TargetError(cannot("reweight draws of q to p", because, "Use a q that covers p"))
+    method = f"self-normalised importance sampling, {n:,} fresh draws of q"
+    a, b = kind.kl_weights
+    if b:
+        outside = mean_log_ratio(kind.name, -ratio, None, method, place=placed(x, p))
+        if outside.value == math.inf:
+            return replace(outside, method=method)
+    value, terms = _reweighted(ratio, a, b)
+    khat = pareto_smooth(ratio)[1]
+    doubts, cap = [], None if b else a * math.log(n)
+    if khat >= khat_limit(n):
+        doubts.append(f"the weights have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small")
+    if cap is not None and value > cap - 2 * a:
+        doubts.append(f"the value is near {cap:.2f} = log n, the most that {n:,} draws can show")
+    bias = "biased low," if a else "biased low, since log of a mean is,"
+    return Estimate(
+        kind.name,
+        value,
+        float(terms.std()) / math.sqrt(n),
+        method=method,
+        n=n,
+        ess=effective_sample_size(ratio),
+        khat=khat,
+        cap=cap,
+        reliable=not doubts,
+        notes=(f"{bias} and blind to what q doesn't reach", *doubts),
+    )
 
 
-def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(q‖p) = −mean ℓᵢ + log mean exp ℓᵢ, absolute for an unnormalised p; biased low, since the logarithm of a mean is.
-
-    By Jensen's inequality E[log Ẑ] ≤ log Z. Where the weights vary much, it's too small by about half their relative variance
-    over n, and by far more where their tail is unseen: `reliable` as in `forward_kl`.
-
-    Raises:
-        TargetError: as in `forward_kl`.
-
-    >>> from torch.distributions import Normal
-    >>> p = Target(log_prob=lambda x: -((x[:, 0] - 1) ** 2) / 2, dim=1)
-    >>> e = reverse_kl(p, Target.of(Normal(1.0, 1.25)))  # the truth is 0.0581
-    >>> abs(e.value - 0.0581) < 4 * e.stderr
-    True
-    """
-    drawn = _reweighted(p, q, n, seed)
-    outside = mean_log_ratio("reverse_kl", -drawn.ratio, None, drawn.method, place=drawn.place)
-    if outside.value == math.inf:
-        return replace(outside, method=drawn.method)
-    stderr = float((n * drawn.weight - drawn.ratio).std()) / math.sqrt(n)
-    notes = ["biased low, since log of a mean is, and blind to what q doesn't reach", *drawn.doubts]
-    return drawn.estimate("reverse_kl", drawn.log_z - float(drawn.ratio.mean()), stderr, notes)
-
-
-def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(p‖q) + KL(q‖p) = Σ (w̄ᵢ − 1/n) ℓᵢ; log Z cancels, and the bias is that of Σ w̄ᵢ ℓᵢ, low.
-
-    Raises:
-        TargetError: as in `forward_kl`.
-    """
-    drawn = _reweighted(p, q, n, seed)
-    outside = mean_log_ratio("jeffreys", -drawn.ratio, None, drawn.method, place=drawn.place)
-    if outside.value == math.inf:
-        return replace(outside, method=drawn.method)
-    mean = float(drawn.weight @ drawn.ratio)
-    stderr = float((n * drawn.weight * (drawn.ratio - mean) - drawn.ratio).std()) / math.sqrt(n)
-    notes = ["biased low, and blind to what q doesn't reach", *drawn.doubts]
-    return drawn.estimate("jeffreys", mean - float(drawn.ratio.mean()), stderr, notes)
+def _reweighted(ratio: Float[Tensor, " n"], a: float, b: float) -> tuple[float, Float[Tensor, " n"]]:
+    """The value of a KL(p‖q) + b KL(q‖p), and what each draw contributes to its error."""
+    n, weight = len(ratio), torch.softmax(ratio, 0)
+    log_z = float(torch.logsumexp(ratio, 0)) - math.log(n)
+    value, terms = 0.0, torch.zeros_like(ratio)
+    if a:
+        seen = torch.where(weight > 0, ratio, 0.0)
+        mean = float(weight @ seen)
+        value, terms = a * (mean - log_z), a * (n * weight * (seen - mean) - (n * weight - 1))
+    if b:
+        value, terms = value + b * (log_z - float(ratio.mean())), terms + b * (n * weight - ratio)
+    return value, terms
 
 
 def from_other_side(a: Target, b: Target, n: int = 20_000, seed: int = 0, names: tuple[str, str] = ("q", "p")) -> Estimate:
@@ -127,43 +134,3 @@ def from_other_side(a: Target, b: Target, n: int = 20_000, seed: int = 0, names:
     value, notes = float(terms.mean()), (f"blind to what the draws of {names[1]} don't reach", *doubts)
     method = f"importance sampling, {of}"
     return Estimate("forward_kl", value, stderr, method=method, n=len(x), ess=ess, khat=khat, reliable=not doubts, notes=notes)
-
-
-@dataclass(frozen=True)
-class _Reweighted:
-    """Log p̃/q at fresh draws of q, the normalised weights, log Ẑ, and what speaks against them."""
-
-    ratio: Float[Tensor, " n"]
-    weight: Float[Tensor, " n"]
-    log_z: float
-    khat: float
-    doubts: tuple[str, ...]
-    method: str
-    place: Place
-
-    @property
-    def seen(self) -> Float[Tensor, " n"]:
-        """The ratio where the weight isn't zero, else 0."""
-        return torch.where(self.weight > 0, self.ratio, 0.0)
-
-    def estimate(self, name: str, value: float, stderr: float, notes: list[str], cap: float | None = None) -> Estimate:
-        """Fill in what all answers share; more than one note is a doubt."""
-        n, ess = len(self.ratio), effective_sample_size(self.ratio)
-        good, words = len(notes) == 1, tuple(notes)
-        return Estimate(
-            name, value, stderr, method=self.method, n=n, ess=ess, khat=self.khat, cap=cap, reliable=good, notes=words
-        )
-
-
-def _reweighted(p: Target, q: Target, n: int, seed: int) -> _Reweighted:
-    x = q.draws(n, seed)
-    ratio = -log_ratio_at(q, p, x)
-    if not bool((ratio > -math.inf).any()):
-        because = f"all of {n:,} draws of q fell where p is zero"
-        raise TargetError(cannot("reweight draws of q to p", because, "Use a q that covers p"))
-    khat, doubts = pareto_smooth(ratio)[1], tuple[str, ...]()
-    if khat >= khat_limit(n):
-        doubts = (f"the weights have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small",)
-    method = f"self-normalised importance sampling, {n:,} fresh draws of q"
-    log_z = float(torch.logsumexp(ratio, 0)) - math.log(n)
-    return _Reweighted(ratio, torch.softmax(ratio, 0), log_z, khat, doubts, method, placed(x, p))

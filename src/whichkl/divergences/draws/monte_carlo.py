@@ -18,49 +18,49 @@ from whichkl.chains import FEWEST, standard_error
 from whichkl.divergences import regions
 from whichkl.divergences.draws.control_variate import control_variate
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.kinds import ChiSquared, Kind, Renyi
+from whichkl.divergences.kinds import IntegralDivergence, WeightedKLs
 from whichkl.importance import pareto_smooth, tail_shape
 from whichkl.targets import Target
 
+UpTo = Literal["log_z", "entropy_p"] | None
 Place = Callable[[Bool[Tensor, " n"]], str]
-"""Says in words where the marked rows lie."""
-_MATTERS = 0.005
-"""Nats of standard error from which a heavy tail makes an estimate unreliable."""
-_TAIL = 30
-"""Draws from which k̂ says something: below, of normal draws one fit in twenty has a k̂ above 1."""
+"""Describes where the marked rows lie."""
+_MAX_STDERR_WITH_HEAVY_TAIL = 0.005
+"""Nats: with a larger standard error, a heavy tail makes an estimate unreliable."""
+_MIN_DRAWS_FOR_KHAT = 30
+"""Fewest draws for a useful k̂: with fewer normal draws, one fit in twenty has a k̂ above 1."""
 
 
 def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
     """KL(p‖q) = E_p[log p − log q] by fresh draws of p, or its samples; unbiased, up to log Z where p is unnormalised.
 
     Samples that q was fitted on flatter it: hold some out. Where both are normalised and q has a sampler, a control variate
-    takes noise away, if that pays (`control_variate`).
+    reduces the noise, if that pays (`control_variate`).
 
     Raises:
         TargetError: p has neither a sampler nor samples, or p or q can't be evaluated.
     """
-    x, of, chains = points(p, n, seed, "p")
-    ratio = log_ratio_at(p, q, x)
-    up_to: Literal["log_z"] | None = None if p.normalized else "log_z"
-    if p.sampler is None and p.weights is not None:
-        return replace(cross_entropy(ratio, of, p.weights), up_to=up_to)
-    return mean_log_ratio("forward_kl", ratio, up_to, of, _elsewhere(p, q, seed), chains, placed(x, q))
+    return _kl("forward_kl", p, q, "p", None if p.normalized else "log_z", n, seed)
 
 
 def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
     """KL(q‖p) = E_q[log q − log p] by fresh draws of q, or its samples; unbiased, up to log Z where p is unnormalised.
 
-    It's the forward KL of q from p, and has its control variate.
+    It is the forward KL of q from p, and has its control variate.
 
     Raises:
         TargetError: q has neither a sampler nor samples, or p or q can't be evaluated.
     """
-    x, of, chains = points(q, n, seed, "q")
-    ratio = log_ratio_at(q, p, x)
-    up_to: Literal["log_z"] | None = None if p.normalized else "log_z"
-    if q.sampler is None and q.weights is not None:
-        return replace(cross_entropy(ratio, of, q.weights), quantity="reverse_kl", up_to=up_to)
-    return mean_log_ratio("reverse_kl", ratio, up_to, of, _elsewhere(q, p, seed), chains, placed(x, p))
+    return _kl("reverse_kl", q, p, "q", None if p.normalized else "log_z", n, seed)
+
+
+def _kl(name: str, a: Target, b: Target, drawn: str, up_to: UpTo, n: int, seed: int) -> Estimate:
+    """KL(a‖b) by draws of a."""
+    x, of, chains = points(a, n, seed, drawn)
+    ratio = log_ratio_at(a, b, x)
+    if a.sampler is None and a.weights is not None:
+        return replace(cross_entropy(ratio, of, a.weights), quantity=name, up_to=up_to)
+    return mean_log_ratio(name, ratio, up_to, of, _elsewhere(a, b, seed), chains, placed(x, b))
 
 
 def cross_entropy(
@@ -101,30 +101,34 @@ def _over_groups(
     return replace(found, value=float(mean), stderr=stderr)
 
 
-def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(p‖q) + KL(q‖p) = E_p[log p̃ − log q] − E_q[log p̃ − log q]: log Z cancels, so that it's absolute and unbiased.
+def weighted_kls(p: Target, q: Target, kind: WeightedKLs, n: int = 20_000, seed: int = 0) -> Estimate:
+    """A KL(p‖q) + b KL(q‖p) = a E_p[log p − log q] − b E_q[log p − log q], unbiased, with (a, b) = `kind.kl_weights`.
 
-    It bounds either KL from above. Needs a sampler and an unnormalised density of p.
+    Where a = b, as in `jeffreys` and `jeffreys_sum`, log Z cancels: the value is absolute for an unnormalised p. The sum
+    bounds either KL from above. It needs draws and a density of both.
 
     Raises:
-        TargetError: p has no sampler or no log density.
+        TargetError: p can't be sampled or has no log density, samples are weighted, or p is unnormalised and a ≠ b.
     """
+    what, (a, b) = f"compute `{kind.name}` by Monte Carlo", kind.kl_weights
     if not (p.access.can_sample and Access.LOG_PROB in p.access):
         because = f"it requires draws of p and `log_prob`, and the target has {p.access.label}"
-        raise TargetError(cannot("compute the Z-free Jeffreys divergence", because, "Pass `sampler=` and `log_prob=`"))
+        raise TargetError(cannot(what, because, "Pass `sampler=` and `log_prob=`"))
     if p.weights is not None or q.weights is not None:
-        because = "the samples are weighted"
-        raise TargetError(cannot("compute the Z-free Jeffreys divergence", because, "Resample them by their weights first"))
+        raise TargetError(cannot(what, "the samples are weighted", "Resample them by their weights first"))
+    if a != b and not (p.normalized and q.normalized):
+        because = "a density is unnormalised, and its normaliser cancels only where both KLs have the same weight"
+        raise TargetError(cannot(what, because, "Use equal weights, or pass `normalized=True` if they are normalised"))
     (x, of_p, chains_p), (y, of_q, chains_q) = points(p, n, seed, "p"), points(q, n, seed + 1, "q")
-    from_p = mean_log_ratio("jeffreys", log_ratio_at(p, q, x), None, of_p, chains=chains_p, place=placed(x, q))
-    from_q = mean_log_ratio("jeffreys", log_ratio_at(q, p, y), None, of_q, chains=chains_q, place=placed(y, p))
-    value = from_p.value + from_q.value
+    from_p = mean_log_ratio(kind.name, log_ratio_at(p, q, x), None, of_p, chains=chains_p, place=placed(x, q))
+    from_q = mean_log_ratio(kind.name, log_ratio_at(q, p, y), None, of_q, chains=chains_q, place=placed(y, p))
+    value = a * from_p.value + b * from_q.value
     return Estimate(
-        quantity="jeffreys",
+        quantity=kind.name,
         value=value,
-        stderr=math.hypot(from_p.stderr, from_q.stderr),
+        stderr=math.hypot(a * from_p.stderr, b * from_q.stderr),
         finite="infinite" if value == math.inf else "not certified",
-        method=f"Monte Carlo, {of_p} and {of_q}; normalisers cancel",
+        method=f"Monte Carlo, {of_p} and {of_q}" + ("; normalisers cancel" if a == b else ""),
         n=len(x) + len(y),
         ess=None if from_p.ess is from_q.ess is None else (from_p.ess or len(x)) + (from_q.ess or len(y)),
         khat=max(from_p.khat or -math.inf, from_q.khat or -math.inf),
@@ -133,11 +137,11 @@ def jeffreys(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
     )
 
 
-def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) -> Estimate:
+def by_both(p: Target, q: Target, kind: IntegralDivergence, n: int = 20_000, seed: int = 0) -> Estimate:
     """Any f-divergence g(∫ h(p, q)) as ½ E_p[h/m] + ½ E_q[h/m], m = (p + q)/2, from draws and normalised densities of both.
 
     Unbiased before g. No density divides what it doesn't cover, so that h/m is bounded for total variation, Hellinger,
-    Jensen–Shannon and skew KLs; for the others the tail shape of the terms says whether their error can be trusted.
+    Jensen–Shannon and skew KLs; for the others the tail shape of the terms shows whether their error can be trusted.
 
     Raises:
         TargetError: a density isn't normalised, samples are weighted, or there are no draws of one side.
@@ -160,12 +164,9 @@ def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) ->
         method.append(of)
     integral = sum(float(terms.mean()) for terms in sides) / 2
     stderr = 0.5 * math.hypot(*(error for error, _ in errors))
-    value = kind.value(integral)
-    if isinstance(kind, Renyi):
-        stderr = stderr / abs(integral * (kind.order - 1)) if integral > 0 else math.inf
-    bounded = not isinstance(kind, (Renyi, ChiSquared))
-    khat = None if bounded else max(pareto_smooth(terms.abs().clamp(min=1e-300).log())[1] for terms in sides)
-    heavy = khat is not None and khat >= 0.5 and stderr > _MATTERS
+    value, stderr = kind.of_integral(integral), kind.error_of_integral(stderr, integral)
+    khat = None if kind.bounded else max(pareto_smooth(terms.abs().clamp(min=1e-300).log())[1] for terms in sides)
+    heavy = khat is not None and khat >= 0.5 and stderr > _MAX_STDERR_WITH_HEAVY_TAIL
     notes = (f"the terms have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small",) if heavy else ()
     effective = [ess for _, ess in errors]
     few = few_effective(*effective)
@@ -173,7 +174,7 @@ def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) ->
         kind.name,
         value,
         stderr,
-        finite="certified" if bounded else "not certified",
+        finite="certified" if kind.bounded else "not certified",
         method=f"Monte Carlo, {method[0]} and {method[1]}",
         n=sum(map(len, sides)),
         ess=None if effective == [None, None] else sum(e or len(side) for e, side in zip(effective, sides, strict=True)),
@@ -184,7 +185,7 @@ def by_both(p: Target, q: Target, kind: Kind, n: int = 20_000, seed: int = 0) ->
 
 
 def points(p: Target, n: int, seed: int, name: str) -> tuple[Float[Tensor, "n d"], str, Int[Tensor, " n"] | None]:
-    """Fresh draws where there is a sampler, else the samples; what they are; and their chains, where they have any."""
+    """Return fresh draws where there is a sampler, else the samples; their description; and their chains, if any."""
     if p.sampler is None and p.samples is not None:
         chains = "" if p.chains is None else f" in {int(p.chains.max()) + 1} chains"
         return p.samples, f"{len(p.samples):,} samples of {name}{chains}", p.chains
@@ -205,7 +206,7 @@ def log_ratio_at(a: Target, b: Target, x: Float[Tensor, "n d"]) -> Float[Tensor,
 
 
 def placed(x: Float[Tensor, "n d"], other: Target) -> Place:
-    """What says in words, of the rows of x at which the other density is zero, where they lie."""
+    """Return a function that describes where the rows of x lie at which the other density is zero."""
 
     def place(outside: Bool[Tensor, " n"]) -> str:
         ends = [[end for end in pair if math.isfinite(end)] for pair in other.bijection.bounds]
@@ -215,14 +216,14 @@ def placed(x: Float[Tensor, "n d"], other: Target) -> Place:
 
 
 def missed(outside: Bool[Tensor, " n"], place: Place | None, what: str = "draws") -> str:
-    """How many draws make a divergence infinite, and where they lie."""
+    """Describe how many draws make a divergence infinite, and where they lie."""
     count, where = int(outside.sum()), "" if place is None else f": {place(outside)}"
     share = f"{count:,} of {len(outside):,} {what} ({count / len(outside):.2g} of the mass)"
     return f"{share} fell where the other density is zero{where}"
 
 
 def few_effective(*effective: float | None) -> tuple[str, ...]:
-    """Say where chains are too short for an error bar."""
+    """Report chains that are too short for an error bar."""
     least = min((ess for ess in effective if ess is not None), default=math.inf)
     return (f"the chains are worth {least:.0f} independent draws, and error bars need {FEWEST}: run them longer",) * (
         least < FEWEST
@@ -244,16 +245,16 @@ def _elsewhere(a: Target, b: Target, seed: int) -> Callable[[int], Tensor] | Non
 def mean_log_ratio(
     quantity: str,
     log_ratio: Float[Tensor, " n"],
-    up_to: Literal["log_z", "entropy_p"] | None,
+    up_to: UpTo,
     of: str,
     elsewhere: Callable[[int], Float[Tensor, " m"]] | None = None,
     chains: Int[Tensor, " n"] | None = None,
     place: Place | None = None,
 ) -> Estimate:
-    """Mean and standard error of a log ratio, with the tail shape that says whether its variance is finite.
+    """Return the mean and standard error of a log ratio, with the tail shape that shows whether its variance is finite.
 
     With the ratio at draws of the other side, `elsewhere`, a control variate is tried; with `chains` the error is that of the
-    effective draws; `place` says where the draws lie that make it infinite.
+    effective draws; `place` describes where the draws lie that make it infinite.
     """
     log_ratio = log_ratio.detach().to(torch.float64)
     n = len(log_ratio)
@@ -275,9 +276,9 @@ def mean_log_ratio(
     khat: float | None = None
     if spread < 1e-9:
         khat = -math.inf
-    elif n >= _TAIL:
+    elif n >= _MIN_DRAWS_FOR_KHAT:
         khat = max(tail_shape(log_ratio), tail_shape(-log_ratio))
-    heavy = (khat is None or khat >= 0.5) and stderr > _MATTERS
+    heavy = (khat is None or khat >= 0.5) and stderr > _MAX_STDERR_WITH_HEAVY_TAIL
     tail = f"{n} draw{'s are' if n > 1 else ' is'} too few to tell how heavy the tail of the log ratio is"
     if khat is not None:
         tail = f"the log ratio has a heavy tail (k̂ = {khat:.2f}): its {'mean' if khat >= 1 else 'variance'} may be infinite"

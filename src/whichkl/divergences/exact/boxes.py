@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.divergences.exact.charts import LEAST_WIDTH, Chart
+from whichkl.divergences.exact.charts import MIN_WIDTH, Chart
 
-_CHUNK = 1 << 19
+_MAX_POINTS_PER_CALL = 1 << 19
 SHARES = (0.45, 0.36, 0.57, 0.41)
 
 # Kronrod's 15 nodes on [0, 1] half, their weights, and the 7 Gauss weights (QUADPACK, Piessens et al., 1983).
@@ -55,16 +55,16 @@ def integrate(
 ) -> Integral:
     """Integrate a vector-valued function, (n, d) → (k, n), over the chart's domain; d is 1, 2 or 3.
 
-    The boxes whose errors make up more than half of what is allowed are halved across the axis that is to blame, all in one
-    call, until the errors' sum is below the tolerance. Then all is done once more from another partition, since a kink that
-    hides between a box's edge and its first node escapes any rule: the error is never less than by how much the two differ,
-    and where they differ by more than they say, further partitions are asked until two agree.
+    The boxes whose errors make up more than half of what is allowed are halved across the axis with the larger error, all in one
+    call, until the errors' sum is below the tolerance. Then the integral is computed again from another partition, since a kink
+    that hides between a box's edge and its first node escapes any rule: the error is never less than by how much the two differ,
+    and where they differ by more than their errors, further partitions are tried until two agree.
 
     Args:
         function: the integrands.
         chart: the change of variables.
         draws: sets of points that show where the mass is.
-        ends: a list a coordinate, where the integrand may jump.
+        ends: per coordinate, where the integrand may jump.
         least: below this size of the whole, the error counts as if the whole had it.
         tolerance: allowed error, relative to the integral of the absolute value of each component.
         budget: number of points of one partition at which to stop, unconverged.
@@ -103,10 +103,10 @@ def adapt(
             converged = bool(score.isfinite().all())
             break
         axis = blame.argmax(1, keepdim=True)
-        wide = (batch.high - batch.low).gather(1, axis)[:, 0] > LEAST_WIDTH
+        wide = (batch.high - batch.low).gather(1, axis)[:, 0] > MIN_WIDTH
         order = torch.where(wide, score, 0.0).argsort(descending=True)
         enough = int((score[order].flip(0).cumsum(0).flip(0) > 0.5).sum())
-        chosen = order[: min(enough, int(wide.sum()), _CHUNK // (2 * each))]
+        chosen = order[: min(enough, int(wide.sum()), _MAX_POINTS_PER_CALL // (2 * each))]
         if len(chosen) == 0 or spent + 2 * len(chosen) * each > budget:
             break
         fresh = _Batch.of(function, chart, *_halves(batch.low[chosen], batch.high[chosen], axis[chosen]))
@@ -124,7 +124,7 @@ def _halves(low: Tensor, high: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Boxes with their integrals, sizes (integrals of absolute values) and errors an axis."""
+    """Boxes with their integrals, sizes (integrals of absolute values) and errors per axis."""
 
     low: Float[Tensor, "b d"]
     high: Float[Tensor, "b d"]
@@ -136,8 +136,8 @@ class _Batch:
     def of(cls, function: Callable[[Tensor], Tensor], chart: Chart, low: Tensor, high: Tensor) -> _Batch:
         dim, each = low.shape[1], 15 ** low.shape[1]
         parts = []
-        for start in range(0, len(low), max(1, _CHUNK // each)):
-            stop = start + max(1, _CHUNK // each)
+        for start in range(0, len(low), max(1, _MAX_POINTS_PER_CALL // each)):
+            stop = start + max(1, _MAX_POINTS_PER_CALL // each)
             x, volume = chart.grid(low[start:stop], high[start:stop], NODE)
             value = function(x.reshape(-1, dim)).reshape(-1, *volume.shape)
             value = torch.where(value == 0, 0.0, value * volume)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LEAST_WIDTH = 2.0**-46
+MIN_WIDTH = 2.0**-46
 """Boxes narrower than this, in the unit cube, aren't cut."""
 
 
@@ -59,7 +59,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """The map from the unit cube onto the domain: an axis a coordinate; on all of ℝᵈ a linear map after it."""
+    """The map from the unit cube onto the domain: one axis per coordinate; on all of ℝᵈ followed by a linear map."""
 
     axes: tuple[Axis, ...]
     linear: Float[Tensor, "d d"] | None = None
@@ -83,13 +83,13 @@ class Chart:
         )
 
     def grid(self, low: Float[Tensor, "b d"], high: Float[Tensor, "b d"], nodes: Float[Tensor, " m"]) -> tuple[Tensor, Tensor]:
-        """The mᵈ nodes (of a rule on −1 … 1) in each box, (b, m, …, d), and the volume that each stands for, (b, m, …)."""
+        """The mᵈ nodes (of a rule on −1 … 1) in each box, (b, m, …, d), and the volume of each, (b, m, …)."""
         boxes, dim = low.shape
         columns, volume = [], torch.ones((boxes,) + (1,) * dim, dtype=torch.float64, device="cpu")
         for j, axis in enumerate(self.axes):
             half = ((high[:, j] - low[:, j]) / 2)[:, None]
             x, slope = axis.from_unit(low[:, j, None] + half * (1 + nodes))
-            inside = (x > axis.low) & (x < axis.high)  # a node that rounds to an end weighs nothing
+            inside = (x > axis.low) & (x < axis.high)  # a node that rounds to an end has weight 0
             shape = (boxes,) + (1,) * j + (len(nodes),) + (1,) * (dim - 1 - j)
             columns.append(torch.where(inside, x, axis.centre).reshape(shape))
             volume = volume * torch.where(inside, half * slope, 0.0).reshape(shape)
@@ -106,10 +106,10 @@ class Chart:
         return torch.stack([axis.to_unit(x[:, j]) for j, axis in enumerate(self.axes)], 1)
 
     def boxes(self, draws: Sequence[Tensor], ends: Sequence[Sequence[float]], share: float) -> tuple[Tensor, Tensor]:
-        """Cut the cube at the ends (a list a coordinate), evenly, and where the draws are, a set a density.
+        """Cut the cube at the ends (a list per coordinate), evenly, and where the draws are (one set per density).
 
-        A box that is much wider than the bulk of a set in it is cut beside that bulk; one that holds many of a set, at that
-        set's quantile `share`: another share gives another partition of the same cube.
+        A box that is much wider than the bulk of a set in it is cut next to that bulk; one that holds many draws of a set, at
+        that set's quantile `share`: another share gives another partition of the same cube.
         """
         dim = len(self.axes)
         even = {1: 32, 2: 4, 3: 2}[dim]
@@ -173,7 +173,7 @@ def _cut(a: Tensor, b: Tensor, inside: Sequence[Tensor], most: int, share: float
             continue
         low, high = u.quantile(torch.tensor([0.1, 0.9], dtype=u.dtype, device="cpu"), 0)
         bulk, side = high - low, b - a
-        for j in ((bulk > LEAST_WIDTH) & (bulk < side / 12)).nonzero().flatten().tolist():
+        for j in ((bulk > MIN_WIDTH) & (bulk < side / 12)).nonzero().flatten().tolist():
             near = (1.6 + share) * float(bulk[j])
             before, after = float(low[j] - a[j]), float(b[j] - high[j])
             if max(before, after) > near + float(bulk[j]):  # graded: far from the bulk first, then ever nearer
@@ -184,4 +184,4 @@ def _cut(a: Tensor, b: Tensor, inside: Sequence[Tensor], most: int, share: float
         return None
     j = int((crowd.amax(0) - crowd.amin(0)).argmax())
     cut = float(crowd[:, j].quantile(share))
-    return (j, cut) if float(a[j]) < cut < float(b[j]) and float(b[j] - a[j]) > LEAST_WIDTH else None
+    return (j, cut) if float(a[j]) < cut < float(b[j]) and float(b[j] - a[j]) > MIN_WIDTH else None

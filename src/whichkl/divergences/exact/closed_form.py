@@ -24,35 +24,35 @@ from torch.distributions import (
 )
 
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.kinds import Kind
+from whichkl.divergences.kinds import KINDS, IntegralDivergence, WeightedKLs
 
-_RARE = 1e-12
-_KL_SUMS = {"forward_kl": (1, 0), "reverse_kl": (0, 1), "jeffreys": (1, 1)}
-"""How often KL(p‖q) and KL(q‖p) are counted."""
+_MIN_PROBABILITY = 1e-12
+"""Smallest probability of an atom for which torch's clamp of probabilities makes no difference."""
 
 
-def closed_form(p: Distribution, q: Distribution, name: str) -> Estimate | None:
-    """KL(p‖q), KL(q‖p) or their sum in nats from torch's registry; None where there is no entry, or a wrong one.
+def closed_form(p: Distribution, q: Distribution, kind: str | IntegralDivergence) -> Estimate | None:
+    """A weighted sum of KL(p‖q) and KL(q‖p) in nats from torch's registry; None where it has no entry, or a wrong one.
 
     torch (checked up to 2.13) returns ∞ for ContinuousBernoulli against Uniform(0, 1) and back, where the KL is finite:
     these two are left to quadrature.
     """
-    if name not in _KL_SUMS:
+    kind = KINDS[kind]() if isinstance(kind, str) else kind
+    if not isinstance(kind, WeightedKLs):
         return None
-    total = 0.0
-    for count, (first, second) in zip(_KL_SUMS[name], ((p, q), (q, p)), strict=True):
-        if count:
+    name, total = kind.name, 0.0
+    for weight, (first, second) in zip(kind.kl_weights, ((p, q), (q, p)), strict=True):
+        if weight:
             value = _registered(first, second)
             if value is None:
                 return None
-            total += value
+            total += weight * value
     if math.isinf(total):
         note = "one of the two has mass where the other has none, or tails too heavy for it"
         return Estimate(name, math.inf, finite="infinite", method="closed form", exact=True, notes=(note,))
     return Estimate(name, max(total, 0.0), finite="certified", method="closed form", exact=True)
 
 
-def gaussian(p: Distribution, q: Distribution, kind: Kind) -> Estimate | None:
+def gaussian(p: Distribution, q: Distribution, kind: IntegralDivergence) -> Estimate | None:
     """Rényi, squared Hellinger and χ² of two Gaussians of any dimension; None for other kinds and other laws.
 
     With S = a Σ_q + (1 − a) Σ_p and δ the difference of means, Rényi's divergence of order a is
@@ -88,13 +88,13 @@ def _moments(p: Distribution) -> tuple[Tensor, Tensor] | None:
 
 
 def _clamped(p: Distribution) -> bool:
-    """Whether an atom is so rare that torch's clamp of probabilities, to some 1e-16, is felt; enumeration has none."""
+    """Whether an atom is so rare that torch's clamp of probabilities, to about 1e-16, matters; enumeration has no clamp."""
     inner = p.base_dist if isinstance(p, Independent) else p
     if not isinstance(inner, (Bernoulli, Binomial, Categorical, OneHotCategorical, Geometric)):
         return False
     probs = copy.copy(inner).probs  # torch keeps what it derives: a copy's is thrown away
     rarest = probs if isinstance(inner, (Categorical, OneHotCategorical)) else torch.minimum(probs, 1 - probs)
-    return float(rarest.min()) < _RARE
+    return float(rarest.min()) < _MIN_PROBABILITY
 
 
 def _registered(p: Distribution, q: Distribution) -> float | None:

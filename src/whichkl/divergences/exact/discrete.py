@@ -13,20 +13,22 @@ from torch.nn.functional import logsigmoid
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences import regions
-from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.estimate import Estimate, Finite
 from whichkl.divergences.exact.kl_rows import kl_rows
-from whichkl.divergences.kinds import ForwardKLDivergence, Kind, Renyi, ReverseKLDivergence
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi, ReverseKLDivergence
 
 Form = Literal["probabilities", "logits"]
 
 _KLS = (ForwardKLDivergence, ReverseKLDivergence)
-_BLOCK = 1 << 17
-_REST = 40.0
+_NUMBERS_PER_BLOCK = 1 << 17
+_NEGLIGIBLE_NATS = 40.0
 """Nats below the largest at which the probabilities of countable atoms are left off."""
-_MOST_ATOMS = 1 << 17
+_MAX_ATOMS = 1 << 17
 
 
-def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: Form = "probabilities") -> Float[Tensor, " n"]:
+def rows(
+    p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: IntegralDivergence, form: Form = "probabilities"
+) -> Float[Tensor, " n"]:
     """A divergence of each row of p from the same row of q, in nats: g(Σ h(log pᵢ, log qᵢ)) over the atoms.
 
     Rows are taken in blocks that stay in the cache: no temporary of full size. All is float64, but for the two KLs of narrower
@@ -36,7 +38,7 @@ def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: For
         p: probabilities or logits, atoms on the last axis.
         q: the same shape.
         kind: which divergence.
-        form: what the numbers are; logits may hold −∞, an atom without mass.
+        form: "probabilities" or "logits"; logits may hold −∞, an atom without mass.
 
     Raises:
         InputError: shapes differ; a probability is negative, NaN or infinite; a row doesn't sum to one.
@@ -48,7 +50,7 @@ def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: For
         raise InputError(cannot("compare these atoms", f"they are {p.dtype} and {q.dtype}", f"Give {form} as floats"))
     atoms = p.shape[-1]
     flat_p, flat_q = p.detach().reshape(-1, atoms), q.detach().reshape(-1, atoms)
-    n, step = len(flat_p), max(1, _BLOCK // atoms)
+    n, step = len(flat_p), max(1, _NUMBERS_PER_BLOCK // atoms)
 
     def general(numbers: Int[Tensor, " r"]) -> Float[Tensor, " r"]:
         log_p, log_q = (_log(one[numbers], form, who, numbers) for one, who in ((flat_p, "p"), (flat_q, "q")))
@@ -63,7 +65,7 @@ def rows(p: Float[Tensor, "n v"], q: Float[Tensor, "n v"], kind: Kind, form: For
 
 
 def enumerate_atoms(
-    p: Distribution, q: Distribution, kind: Kind
+    p: Distribution, q: Distribution, kind: IntegralDivergence
 ) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"], list[str]] | None:
     """Log probabilities of two discrete distributions over their joint atoms, and the atoms' names; None if they can't be listed.
 
@@ -75,7 +77,7 @@ def enumerate_atoms(
         return None
     atoms = torch.cat([one for one in lists if one is not None]).unique(dim=0)
     if not (p.has_enumerate_support and q.has_enumerate_support):
-        while not _settled(kind.log_tail(_log_mass(p, atoms), _log_mass(q, atoms))) and len(atoms) < _MOST_ATOMS:
+        while not _settled(kind.log_tail(_log_mass(p, atoms), _log_mass(q, atoms))) and len(atoms) < _MAX_ATOMS:
             atoms = torch.arange(2 * len(atoms), dtype=torch.float64, device="cpu")[:, None]
     return _log_mass(p, atoms), _log_mass(q, atoms), [_name(atom) for atom in atoms]
 
@@ -83,20 +85,22 @@ def enumerate_atoms(
 def _settled(size: Float[Tensor, " v"]) -> bool:
     """Whether the last terms are negligible and fall."""
     top, last = float(size.max()), size[-len(size) // 8 :]
-    return top == math.inf or float(last.max()) < top - _REST or top == -math.inf
+    return top == math.inf or float(last.max()) < top - _NEGLIGIBLE_NATS or top == -math.inf
 
 
-def log_sum(kind: Kind, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
+def log_sum(kind: IntegralDivergence, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
     """The divergence of rows of atoms: for Rényi's by the logarithm of the sum, which neither overflows nor vanishes."""
     if isinstance(kind, Renyi):
         return kind.log_tail(log_p, log_q).logsumexp(-1) / (kind.order - 1)
     total = kind.integrand(log_p, log_q).sum(-1)
-    return torch.tensor([kind.value(v) for v in total.reshape(-1).tolist()], dtype=torch.float64, device="cpu").reshape(
+    return torch.tensor([kind.of_integral(v) for v in total.reshape(-1).tolist()], dtype=torch.float64, device="cpu").reshape(
         total.shape
     )
 
 
-def enumeration(log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: Kind, names: list[str]) -> Estimate | None:
+def enumeration(
+    log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: IntegralDivergence, names: list[str]
+) -> Estimate | None:
     """A divergence by the sum over atoms; ∞ names the atoms that make it so, and their mass; None if the sum doesn't settle."""
     missed = kind.misses(log_p, log_q)
     if bool((missed > 0).any()):
@@ -105,21 +109,16 @@ def enumeration(log_p: Float[Tensor, " v"], log_q: Float[Tensor, " v"], kind: Ki
         note = f"{float(missed.sum()):.4g} of the mass of {regions.outside(missed, log_p, log_q)}, on the atoms {shown}"
         return Estimate(kind.name, math.inf, finite="infinite", method="enumeration", exact=True, notes=(note,))
     value, size = float(log_sum(kind, log_p, log_q)), kind.log_tail(log_p, log_q)
-    if len(size) >= _MOST_ATOMS and not _settled(size):
+    if len(size) >= _MAX_ATOMS and not _settled(size):
         rising = bool((size[-len(size) // 8 :].diff() >= 0).all())
         if not rising:
             return None
         note = f"the terms of {kind.formula} don't fall beyond {len(size):,} atoms"
         return Estimate(kind.name, math.inf, finite="infinite", method="enumeration", exact=True, notes=(note,))
-    finite = "certified" if math.isfinite(value) else "infinite"
-    return Estimate(
-        kind.name,
-        value if value > 0 or math.isnan(value) else 0.0,
-        finite="certified" if finite == "certified" else "infinite",
-        method="enumeration",
-        exact=True,
-        notes=(f"{len(names):,} atoms",),
-    )
+    finite: Finite = "certified" if math.isfinite(value) else "infinite"
+    value = value if value > 0 or math.isnan(value) else 0.0
+    notes = (f"{len(names):,} atoms",)
+    return Estimate(kind.name, value, finite=finite, method="enumeration", exact=True, notes=notes)
 
 
 def _log(block: Tensor, form: Form, who: str, numbers: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:
@@ -134,13 +133,13 @@ def _log(block: Tensor, form: Form, who: str, numbers: Int[Tensor, " b"]) -> Flo
         wrong = (~(block >= 0) | (block == math.inf)).nonzero()[0].tolist()
         because = f"{who} is {float(block[tuple(wrong)]):.4g} at row {int(numbers[wrong[0]])}, atom {wrong[1]}"
         raise InputError(
-            cannot("take these as probabilities", because, "Probabilities lie between 0 and 1; for logits say form='logits'")
+            cannot("take these as probabilities", because, "Probabilities lie between 0 and 1; for logits pass form='logits'")
         )
     off = (total - 1).abs()
     if float(off.max()) > 1e-4:
         row = int(off.argmax())
         because = f"row {int(numbers[row])} of {who} sums to {float(total[row]):.6g}, not 1"
-        raise InputError(cannot("take these as probabilities", because, "Normalise them yourself, so that it's meant"))
+        raise InputError(cannot("take these as probabilities", because, "Normalise them first"))
     return (block / total[:, None]).log()
 
 
@@ -157,7 +156,7 @@ def _atoms(p: Distribution) -> Float[Tensor, "v d"] | None:
     while count <= 1 << 22:
         atoms = torch.arange(count, dtype=torch.float64, device="cpu")[:, None]
         size = _log_mass(p, atoms)
-        if float(size[-1]) < float(size.max()) - _REST and float(size.logsumexp(0)) > -1e-6:
+        if float(size[-1]) < float(size.max()) - _NEGLIGIBLE_NATS and float(size.logsumexp(0)) > -1e-6:
             return torch.arange(2 * count, dtype=torch.float64, device="cpu")[:, None]
         count *= 2
     return None

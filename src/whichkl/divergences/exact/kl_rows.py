@@ -1,6 +1,6 @@
-"""KL of many rows of probabilities at little more than the cost of reading them: one logarithm an atom, in the cache.
+"""KL of many rows of probabilities at little more than the cost of reading them: one logarithm per atom, in the cache.
 
-The floor is one pass over both arrays. Here a block of rows is read once, and five cheap passes over it follow in the cache.
+The lowest cost is one pass over both arrays. Here a block of rows is read once, then five cheap passes over it run in the cache.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from whichkl.process.threads import use_one_thread
 
-_ATOMS = 1 << 18
-_BLOCKS = 16
-_OFF = 0.99e-4
+_NUMBERS_PER_BLOCK = 1 << 18
+_BLOCKS_PER_JOB = 16
+_MAX_SUM_ERROR = 0.99e-4
 # Below `floor`, the ratio q/p loses digits; below `least` nats, rounding can reach 1e-6 of the divergence.
 _LIMITS = {torch.float32: (1e-30, 0.03), torch.float64: (1e-290, 0.0)}
 
@@ -48,7 +48,7 @@ def kl_rows(
     if not wide and len(again := values.isnan().nonzero()[:, 0]):
         values[again] = _pass(p, q, again, torch.float64)
     if len(left := values.isnan().nonzero()[:, 0]):
-        values[left] = torch.cat([general(few) for few in left.split(max(1, _ATOMS // p.shape[1]))])
+        values[left] = torch.cat([general(few) for few in left.split(max(1, _NUMBERS_PER_BLOCK // p.shape[1]))])
     return values.clamp(min=0.0)
 
 
@@ -57,22 +57,22 @@ def _pass(
 ) -> Float[Tensor, " r"]:
     """The divergences of these rows (all of them if None), NaN where such floats are too narrow or a row is no distribution."""
     n, atoms = len(p) if numbers is None else len(numbers), p.shape[1]
-    step, width = max(1, _ATOMS // atoms), min(atoms, _ATOMS)
+    step, width = max(1, _NUMBERS_PER_BLOCK // atoms), min(atoms, _NUMBERS_PER_BLOCK)
     parts = torch.zeros(-(-atoms // width), 3, n, dtype=dtype, device="cpu")
 
     def sum_up(first: int) -> None:
         spare = torch.empty(2, step * width, dtype=dtype, device="cpu")
-        for start in range(first, min(n, first + _BLOCKS * step), step):
+        for start in range(first, min(n, first + _BLOCKS_PER_JOB * step), step):
             rows = slice(start, start + step)
             of_p, of_q = (one[rows] if numbers is None else one[numbers[rows]] for one in (p, q))
             for part, left in zip(parts, range(0, atoms, width), strict=True):
                 _sum(of_p[:, left : left + width].to(dtype), of_q[:, left : left + width].to(dtype), spare, part[:, rows])
 
-    _in_threads(sum_up, range(0, n, _BLOCKS * step))
+    _in_threads(sum_up, range(0, n, _BLOCKS_PER_JOB * step))
     excess, total_p, total_q = parts.sum(0, dtype=torch.float64)
     off = (total_q - total_p) / total_p
     value = excess / total_p - (off - off.log1p())
-    vouched = ((total_p - 1).abs() <= _OFF) & ((total_q - 1).abs() <= _OFF) & (value >= _LIMITS[dtype][1])
+    vouched = ((total_p - 1).abs() <= _MAX_SUM_ERROR) & ((total_q - 1).abs() <= _MAX_SUM_ERROR) & (value >= _LIMITS[dtype][1])
     return torch.where(vouched, value, torch.nan)
 
 

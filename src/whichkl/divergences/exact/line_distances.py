@@ -119,7 +119,7 @@ def _estimate(name: str, ground: Ground, once: Callable[[_Laws], float], unit: s
     )
 
 
-_ROWS = 2_048
+_NODES_PER_BLOCK = 2_048
 """Nodes that are inverted at once: 17 numbers each, which should stay in the processor's cache."""
 
 
@@ -189,10 +189,15 @@ class _Laws:
         seen = ((left[1] + self.panels[1] > 1e-17) & (right[1] > 1e-17)).nonzero()  # beyond, nothing but rounding
         panel = panel.clamp(int(seen[0]), int(seen[-1]))
         wanted = torch.where(from_left, below - left[1, panel], right[1, panel] - above)
-        mass = self.panels[1, panel]  # the interpolant stands to some 1e-14 of its panel's mass: no further into the corner
+        mass = self.panels[1, panel]  # the interpolant is exact to about 1e-14 of its panel's mass: no further into the corner
         wanted = torch.minimum(torch.maximum(wanted, 1e-13 * mass), (1 - 1e-13) * mass)
         knots = torch.cat([torch.zeros_like(self.panels[1, :, None]), self.inner[1], self.panels[1, :, None]], 1)
-        t = torch.cat([_inverted(knots[i], mass) for i, mass in zip(panel.split(_ROWS), wanted.split(_ROWS), strict=True)])
+        t = torch.cat(
+            [
+                _inverted(knots[i], mass)
+                for i, mass in zip(panel.split(_NODES_PER_BLOCK), wanted.split(_NODES_PER_BLOCK), strict=True)
+            ]
+        )
         u = self.middle[panel, 0] + self.half[panel, 0] * t
         axis = self.ground.chart.axes[0]
         return axis.from_unit(u.clamp(1e-300, 1 - 2.0**-53))[0]

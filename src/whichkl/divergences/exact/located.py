@@ -1,4 +1,4 @@
-"""Located: densities with what shows where their mass is, and the ground on which two of them are compared."""
+"""Located densities: densities with draws that show where their mass is, and two of them on one chart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences.exact.boxes import Integral, integrate
 from whichkl.divergences.exact.charts import Chart
-from whichkl.divergences.exact.mass_search import searched
+from whichkl.divergences.exact.mass_search import search_mass
 from whichkl.targets import Target
 
 TOLERANCE = {1: 1e-11, 2: 1e-9, 3: 1e-7}
@@ -25,7 +25,7 @@ BUDGET = {1: 1_000_000, 2: 3_000_000, 3: 8_000_000}
 class Located:
     """A density with what shows where its mass is: draws, the ends of its support, its largest log density there.
 
-    Where it can't be drawn from, its mass is searched for, and `sought` holds the log mass that the search found.
+    Where it can't be sampled, its mass is searched for, and `sought` holds the log mass that the search found.
     """
 
     target: Target
@@ -37,7 +37,7 @@ class Located:
 
     @classmethod
     def of(cls, p: Target, near: Float[Tensor, "n d"] | None = None) -> Located:
-        """Take p's samples, draw from it, or search for its mass, starting from the points `near`.
+        """Use p's samples, draw from it, or search for its mass, starting from the points `near`.
 
         Raises:
             TargetError: the search finds nothing.
@@ -48,13 +48,13 @@ class Located:
         elif Access.SAMPLER in p.access:
             draws = p.draws(4096, seed=0)
         else:
-            draws, sought = searched(p, near)
+            draws, sought = search_mass(p, near)
         draws = draws.to(torch.float64)
         bounds = p.bijection.bounds
         return cls(p, draws, bounds, float(p.log_prob(draws).detach().max()), Chart.fitting([draws], bounds), sought)
 
     def log_mass(self, whole: Integral | None = None) -> float:
-        """Log of the integral of the density, checked: finite, and 1 where it's said to be normalised."""
+        """Log of the integral of the density, checked: finite, and 1 where the density is given as normalised."""
         p, dim = self.target, self.target.dim
         if whole is None:
 
@@ -73,8 +73,8 @@ class Located:
             raise TargetError(cannot("integrate this density", because, "Pass `sampler=` or samples, which show where it is"))
         if p.normalized and abs(math.exp(log_mass) - 1) > max(1e-5, 2 * error):
             where = f"integrates to {math.exp(log_mass):.6g} where its mass is"
-            because = f"it's said to be normalised (`normalized=True`), and the density {where}"
-            instead = "Normalise it, or say `normalized=False`; or a narrow mode far from the rest was missed"
+            because = f"it is given as normalised (`normalized=True`), and the density {where}"
+            instead = "Normalise it, or pass `normalized=False`; or a narrow mode far from the rest was missed"
             raise TargetError(cannot("use this target", because, instead))
         return 0.0 if p.normalized and error > 1e-9 else log_mass
 
@@ -97,7 +97,7 @@ class Ground:
         """Locate and integrate both.
 
         Raises:
-            TargetError: the mass of one isn't found, or its integral isn't finite, or isn't 1 though it's said to be.
+            TargetError: the mass of one isn't found, or its integral isn't finite, or isn't 1 for a density given as normalised.
         """
         drawn = [p.access.can_sample, q.access.can_sample]
         if drawn[0] or not drawn[1]:
@@ -110,7 +110,7 @@ class Ground:
         ends = [sorted({end for side in (one, other) for end in side.bounds[j] if math.isfinite(end)}) for j in range(p.dim)]
         draws = [one.draws, other.draws]
         notes = tuple(
-            f"{name} can't be drawn from: its mass was searched for, and a narrow mode far from the rest would be missed"
+            f"{name} can't be sampled: its mass was searched for, and a narrow mode far from the rest would be missed"
             for name, side in (("p", one), ("q", other))
             if side.sought is not None and not side.target.normalized
         )

@@ -11,14 +11,11 @@ from whichkl.arrays import tensor_of
 from whichkl.divergences.estimate import Estimate, Finite
 from whichkl.divergences.exact import quadrature
 from whichkl.divergences.exact.closed_form import closed_form
-from whichkl.divergences.kinds import Kind
+from whichkl.divergences.kinds import IntegralDivergence
 from whichkl.targets import Target
 
 _JOINED: dict[str, Callable[[list[float]], float]] = {
-    "forward_kl": math.fsum,
-    "reverse_kl": math.fsum,
-    "jeffreys": math.fsum,
-    "renyi": math.fsum,
+    **dict.fromkeys(("forward_kl", "reverse_kl", "jeffreys", "jeffreys_sum", "renyi"), math.fsum),
     "hellinger": lambda each: -math.expm1(math.fsum(math.log1p(-h) if h < 1 else -math.inf for h in each)),
     "chi_squared": lambda each: math.expm1(math.fsum(math.log1p(one) for one in each)),
 }
@@ -44,19 +41,21 @@ def coordinates(p: Distribution | None) -> list[Distribution] | None:
         return None
 
 
-def _pairs(p: Distribution | None, q: Distribution | None, kind: Kind | None) -> list[tuple[Distribution, Distribution]]:
+def _pairs(
+    p: Distribution | None, q: Distribution | None, kind: IntegralDivergence | None
+) -> list[tuple[Distribution, Distribution]]:
     one, other = coordinates(p), coordinates(q)
     if kind is None or kind.name not in _JOINED or not one or not other or len(one) != len(other):
         return []
     return list(zip(one, other, strict=True))
 
 
-def applies(p: Distribution | None, q: Distribution | None, kind: Kind | None) -> bool:
+def applies(p: Distribution | None, q: Distribution | None, kind: IntegralDivergence | None) -> bool:
     """Whether both have independent coordinates, and the divergence is made of theirs."""
     return bool(_pairs(p, q, kind))
 
 
-def divergence(p: Distribution | None, q: Distribution | None, kind: Kind) -> Estimate | None:
+def divergence(p: Distribution | None, q: Distribution | None, kind: IntegralDivergence) -> Estimate | None:
     """KLs, Jeffreys and Rényi add up over independent coordinates; 1 − Hellinger and 1 + χ² multiply; None elsewhere.
 
     Raises:
@@ -80,8 +79,8 @@ def divergence(p: Distribution | None, q: Distribution | None, kind: Kind) -> Es
     return Estimate(kind.name, value, stderr, finite=finite, method="quadrature", exact=exact, notes=(note,))
 
 
-def _one(p: Distribution, q: Distribution, kind: Kind) -> Estimate:
-    known = closed_form(p, q, kind.name) if kind.name in ("forward_kl", "reverse_kl", "jeffreys") else None
+def _one(p: Distribution, q: Distribution, kind: IntegralDivergence) -> Estimate:
+    known = closed_form(p, q, kind)
     if known is not None and math.isfinite(known.value):
         return known
     return quadrature.divergence(Target.of(p), Target.of(q), kind)

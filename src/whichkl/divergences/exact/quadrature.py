@@ -18,13 +18,13 @@ from whichkl.divergences.estimate import Estimate, Finite
 from whichkl.divergences.exact.boxes import Integral, integrate
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Ground, Located
 from whichkl.divergences.exact.tails import REACHES, diverges
-from whichkl.divergences.kinds import ForwardKLDivergence, Kind, Renyi
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi
 from whichkl.targets import Target
 
-_MISSED = 1e-13
+_MAX_MASS_BY_ROUNDING = 1e-13
 """Mass outside of the other's support from which a divergence is infinite; less may be rounding in a user's density."""
-DIMENSIONS = 3
-"""The most variables that quadrature takes."""
+MAX_DIMENSIONS = 3
+"""Most variables that quadrature takes."""
 
 
 def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n"]]:
@@ -61,23 +61,23 @@ def kl(p: Target, q: Target, quantity: str = "forward_kl") -> Estimate:
     return replace(divergence(p, q, ForwardKLDivergence()), quantity=quantity)
 
 
-def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
+def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     """A divergence of two densities of one to three variables, in nats (some have no unit); ∞ with its reason.
 
     Both are normalised by the same quadrature, so that unnormalised densities do. Infinity is found where one density has
     mass and the other none, and in the tails and at the ends of the supports, by whether the integrand falls there as fast
     as it has to. Two densities on one joint support, such as a simplex, are compared in its free coordinates. Where the
-    budget of points ends before six digits stand (kinks, as total variation has, cost most), the error is given.
+    budget of points ends before six digits are certain (kinks, as total variation has, cost most), the error is given.
 
     Raises:
         InputError: more than three variables.
-        TargetError: p or q isn't integrable, the integral isn't finite for another reason, or not even two digits stand.
+        TargetError: p or q isn't integrable, the integral isn't finite for another reason, or fewer than two digits are certain.
     """
     given = p
     p, q = _free(p, q)
     dim = p.dim
-    if dim > DIMENSIONS:
-        because = f"they have {dim} free coordinates, and it takes at most {DIMENSIONS}"
+    if dim > MAX_DIMENSIONS:
+        because = f"they have {dim} free coordinates, and it takes at most {MAX_DIMENSIONS}"
         raise InputError(cannot("integrate these densities", because, "Use Monte Carlo"))
     ground = Ground.of(p, q)
     densities, chart, draws, ends = ground.densities, ground.chart, ground.draws, ground.ends
@@ -92,7 +92,7 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
         BUDGET[dim] // 4,
     )
     outside = float(missed.value[0])
-    if outside > max(_MISSED, 3 * float(missed.error[0])):
+    if outside > max(_MAX_MASS_BY_ROUNDING, 3 * float(missed.error[0])):
         digits = 4 if float(missed.error[0]) < 1e-4 * outside else 2
         where = _where(densities, kind, missed.rule(chart)[0] if dim == 1 else torch.cat(draws), ends, p.names)
         return _infinite(kind, f"{outside:.{digits}g} of the mass of {where}")
@@ -106,7 +106,7 @@ def divergence(p: Target, q: Target, kind: Kind) -> Estimate:
     return _estimate(kind, whole, dim, ground.notes)
 
 
-def _estimate(kind: Kind, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
+def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
     integral, error = float(whole.value[0]), float(whole.error[0])
     if not math.isfinite(integral):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
@@ -115,9 +115,7 @@ def _estimate(kind: Kind, whole: Integral, dim: int, notes: tuple[str, ...]) -> 
     if isinstance(kind, Renyi) and integral < 1e-290:
         because = f"the integral of {kind.formula} is below 1e-290: the two hardly overlap"
         raise TargetError(cannot("compute this divergence by quadrature", because, "Use a divergence such as forward_kl"))
-    if isinstance(kind, Renyi):
-        error = error / (integral * abs(kind.order - 1))
-    value = kind.value(integral)
+    value, error = kind.of_integral(integral), kind.error_of_integral(error, integral)
     if not error <= max(0.01 * abs(value), 1e-3):
         because = f"after {whole.points:,} points the integral of {kind.formula} is {integral:.3g} with an error of {error:.2g}"
         raise TargetError(cannot("compute this divergence by quadrature", because, "Take it as unknown, or use Monte Carlo"))
@@ -140,9 +138,13 @@ def _estimate(kind: Kind, whole: Integral, dim: int, notes: tuple[str, ...]) -> 
 
 
 def _where(
-    densities: Callable[[Tensor], tuple[Tensor, Tensor]], kind: Kind, x: Tensor, ends: list[list[float]], names: Sequence[str]
+    densities: Callable[[Tensor], tuple[Tensor, Tensor]],
+    kind: IntegralDivergence,
+    x: Tensor,
+    ends: list[list[float]],
+    names: Sequence[str],
 ) -> str:
-    """Whose mass is missed, and where, from points that have mass: the nodes on the line, draws elsewhere."""
+    """Describe whose mass is missed, and where, from points that have mass: the nodes on the line, draws elsewhere."""
     log_p, log_q = densities(x)
     seen = torch.logaddexp(log_p, log_q) > -700
     missed, x = kind.misses(log_p, log_q)[seen], x[seen]
@@ -151,12 +153,12 @@ def _where(
     return f"{outside}, at {place}" if place else outside
 
 
-def _infinite(kind: Kind, note: str) -> Estimate:
+def _infinite(kind: IntegralDivergence, note: str) -> Estimate:
     return Estimate(kind.name, math.inf, finite="infinite", method="quadrature", exact=True, notes=(note,))
 
 
 def _free(p: Target, q: Target) -> tuple[Target, Target]:
-    """The same pair on a cube, where both live on one simplex: divergences don't change."""
+    """Return the pair on a cube, where both live on one simplex: divergences don't change."""
     joint = [one.bijection.constraints[0].event_dim > 0 and not one.bijection.is_real for one in (p, q)]
     if not any(joint):
         return p, q
@@ -168,7 +170,7 @@ def _free(p: Target, q: Target) -> tuple[Target, Target]:
 
 
 def _by_sticks(p: Target) -> Target:
-    """A target on the simplex, in the shares z ∈ (0, 1)ᵏ of what is left of the stick: x₁ = z₁ and so on."""
+    """Return a target on the simplex in the shares z ∈ (0, 1)ᵏ of the remaining stick: x₁ = z₁ and so on."""
 
     def log_prob(z: Tensor) -> Tensor:
         left = torch.cumprod(1 - z, 1)

@@ -14,8 +14,8 @@ from torch import Tensor
 from whichkl._checks import TargetError
 from whichkl.divergences.exact.charts import contrast
 
-_LINES = 8
-_STEP = 0.25
+_LINES_PER_APPROACH = 8
+_STEP_IN_OCTAVES = 0.25
 REACHES = (100, 40, 15)
 
 
@@ -31,7 +31,7 @@ class _Approach:
     def points(
         self, starts: Float[Tensor, "m d"], paces: Float[Tensor, "m d"], power: Float[Tensor, " s"]
     ) -> tuple[Tensor, Tensor]:
-        """Points (m, s, d) along the lines, and the log of the volume that a step of log distance stands for, (m, s)."""
+        """Points (m, s, d) along the lines, and the log of the volume per step of log distance, (m, s)."""
         x = starts[:, None].expand(-1, len(power), -1).clone()
         log_volume = torch.zeros(len(starts), len(power), dtype=torch.float64, device="cpu")
         for j, sign, end in self.moves:
@@ -52,22 +52,22 @@ def diverges(
     names: Sequence[str],
     reaches: Sequence[int] = REACHES,
 ) -> str | None:
-    """Return where ∫|h| diverges, in words, or None where it isn't seen to.
+    """Describe where ∫|h| diverges; None where no divergence is seen.
 
     Along bundles of lines that leave the draws towards an end, in every set of coordinates, on all of ℝᵈ also in the
-    directions in which one set of draws is widest beside the other: the integral diverges if |h| times the volume doesn't
-    fall as the distance is doubled, looked at out to 2¹⁰⁰ widths. That's sufficient, and on the line it's also necessary
+    directions in which one set of draws is widest compared with the other: the integral diverges if |h| times the volume doesn't
+    fall as the distance is doubled, up to 2¹⁰⁰ widths. That is sufficient, and on the line also necessary
     up to slowly varying factors.
 
     Args:
         log_size: log|h|, (n, d) → (n,).
         bounds: the ends of each coordinate's interval.
-        draws: where the lines start, a set a density.
-        names: of the coordinates, for the words.
-        reaches: how many octaves to look out; fewer where the function fails further out.
+        draws: where the lines start, one set per density.
+        names: of the coordinates, for the description.
+        reaches: numbers of octaves to try, fewer where the function fails further out.
     """
     dim, found = len(bounds), []
-    starts = torch.cat([one[:: max(1, len(one) // (_LINES // 2))][: _LINES // 2] for one in draws])
+    starts = torch.cat([one[:: max(1, len(one) // (_LINES_PER_APPROACH // 2))][: _LINES_PER_APPROACH // 2] for one in draws])
     starts = starts[:1] if dim == 1 else starts
     paces = 0.5 + 0.5 * torch.rand(
         len(starts), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
@@ -75,11 +75,11 @@ def diverges(
     needed = 1 if dim == 1 else 2
     for approach in _approaches(bounds, draws, names):
         for reach in reaches:
-            power = torch.arange(3, reach, _STEP, dtype=torch.float64, device="cpu")
+            power = torch.arange(3, reach, _STEP_IN_OCTAVES, dtype=torch.float64, device="cpu")
             x, log_volume = approach.points(starts, paces if dim > 1 else torch.ones_like(paces), power)
             try:
                 size = log_size(x.reshape(-1, dim)).reshape(log_volume.shape) + log_volume
-            except TargetError:  # overflow inside the user's function: look less far
+            except TargetError:  # overflow inside the user's function: try fewer octaves
                 continue
             known = x.isfinite().all(-1) & ~size.isnan()
             for j, _, end in approach.moves:

@@ -1,4 +1,4 @@
-"""Bound: a lower bound on KL from two samples alone, by a critic that's read on rows it hasn't seen."""
+"""Bound: a lower bound on KL from two samples alone, by a critic that is evaluated on rows it hasn't seen."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import tensor_of
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.samples.ratio import EXPONENT, LEAST_ROWS, cross_fit, mean, ripples
+from whichkl.divergences.samples.logistic import MIN_ROWS, cosines, cross_fit
+from whichkl.divergences.samples.ratio import MAX_EXPONENT
+from whichkl.divergences.samples.ratio_checks import mean_with_error
 from whichkl.divergences.samples.sample_distances import standardised
 from whichkl.importance import khat_limit, pareto_smooth
 
-_ROWS = 3_000
+_MAX_ROWS = 3_000
 
 
 def variational_bound(
@@ -34,7 +36,7 @@ def variational_bound(
         y: draws of q, (m, d) or (m,), at least 20.
         bound: ``"dv"`` or ``"nwj"``.
         seed: of the halves; the global generator isn't touched.
-        fine: whether the critic knows cosines of the rows beside quadratics.
+        fine: whether the critic has cosines of the rows as features, besides quadratics.
 
     Raises:
         InputError: the samples are bad (as for `classifier_divergence`), or the bound is another word.
@@ -48,19 +50,19 @@ def variational_bound(
     """
     if bound not in ("dv", "nwj"):
         raise InputError(cannot(f"use `bound={bound!r}`", "there is no such bound", 'Use "dv" or "nwj"'))
-    z, n, rows = standardised(x, y, LEAST_ROWS)
+    z, n, rows = standardised(x, y, MIN_ROWS)
     full = z.shape[1] * (z.shape[1] + 3) // 2 <= min(rows // 20, 500)
     generator = torch.Generator().manual_seed(seed)
-    ratio, _ = cross_fit(z, n, 2, full, generator, rounds=1, more=ripples(z, generator) if fine else None)
+    ratio, _ = cross_fit(z, n, 2, full, generator, rounds=1, more=cosines(z, generator) if fine else None)
     critic, of_y = (one[~one.isnan()] for one in (ratio[:n], ratio[n:]))
-    (top, top_error), (mass, mass_error) = mean(critic), mean(torch.exp(of_y - of_y.max()))
+    (top, top_error), (mass, mass_error) = mean_with_error(critic), mean_with_error(torch.exp(of_y - of_y.max()))
     log_mass, error = math.log(mass) + float(of_y.max()), mass_error / mass
-    scale = 1.0 if bound == "dv" else math.exp(min(log_mass, EXPONENT))
+    scale = 1.0 if bound == "dv" else math.exp(min(log_mass, MAX_EXPONENT))
     raw, error = top - log_mass if bound == "dv" else 1 + top - scale, math.hypot(top_error, scale * error)
     cap, khat = math.log(len(of_y)), pareto_smooth(of_y)[1]
     notes = ["a lower bound on KL(p‖q), tight only where the critic is log p/q"]
     if raw > cap - 1:
-        notes.append(f"within 1 nat of log {len(of_y)} = {cap:.2f}, all that so many draws of q can show; the KL may be larger")
+        notes.append(f"within 1 nat of log {len(of_y)} = {cap:.2f}, the most that these draws can show; the KL may be larger")
     if khat >= khat_limit(len(of_y)):
         notes.append(f"eᵀ has a heavy tail (k̂ = {khat:.2f}): its mean over q may not have settled, nor the bound hold")
     method = f"{'Donsker–Varadhan' if bound == 'dv' else 'NWJ'} lower bound, critic fitted on the other half"
@@ -69,11 +71,11 @@ def variational_bound(
 
 
 def exceeded(x: Any, y: Any, upper: float, seed: int = 0) -> list[str]:
-    """Say so where a lower bound, on up to 3,000 rows of each, lies above the upper end of an interval for KL(p‖q)."""
-    if min(len(x), len(y)) < 10 * LEAST_ROWS:
+    """Report where a lower bound, on up to 3,000 rows of each, lies above the upper end of an interval for KL(p‖q)."""
+    if min(len(x), len(y)) < 10 * MIN_ROWS:
         return []
     generator = torch.Generator().manual_seed(seed)
-    few = [tensor_of(part)[torch.randperm(len(part), generator=generator, device="cpu")[:_ROWS]] for part in (x, y)]
+    few = [tensor_of(part)[torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS]] for part in (x, y)]
     least = variational_bound(few[0], few[1], seed=seed, fine=True)
     reached = least.value - 2 * least.stderr
     if reached <= upper or (least.khat is not None and least.khat >= khat_limit(len(few[1]) // 2)):

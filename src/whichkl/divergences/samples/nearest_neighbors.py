@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
+from jaxtyping import Float
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from whichkl._checks import InputError, cannot, check_log_prob
@@ -28,7 +29,7 @@ from whichkl.divergences.samples.neighbor_calibration import (
     twin_rows,
 )
 from whichkl.divergences.samples.neighbor_terms import (
-    MANY,
+    MAX_ROWS_OF_FULL_CORRECTION,
     Samples,
     Variant,
     compare,
@@ -40,8 +41,10 @@ from whichkl.divergences.samples.neighbor_terms import (
 )
 from whichkl.targets import Target
 
-_LONELY = 0.05
-_BLURRED, _TWINS = 2_000, 10
+_MAX_SHARE_OF_LONELY_ROWS = 0.05
+"""Share of x's rows without local neighbours in y from which the divergence may be infinite."""
+_MAX_ROWS_OF_BLUR_CHECK = 2_000
+_TWINS = 10
 
 
 def two_sample_kl(
@@ -89,7 +92,7 @@ def two_sample_kl(
 
     (a, b), coarse, notes, wrong = spread([a, b], generator)
     white = whiten(a, b)
-    p, q = (gaussian(part) for part in white)
+    p, q = twin = gaussian(white[0]), gaussian(white[1])
     most = TWIN_ROWS if max(len(a), len(b)) <= TWIN_ROWS else TWIN_ROWS // 8
     null = bias_on(p, p, min(len(a), most), min(len(b), most), estimate, generator)
     bias = bias_on(p, q, len(a), len(b), estimate, generator)
@@ -99,35 +102,55 @@ def two_sample_kl(
     fewer = f", {most:,} rows" if most < min(len(a), len(b)) else ""
     notes += [f"on two samples of one Gaussian (truth 0{fewer}) it gives {null[0]:.2g} ± {null[1]:.1g}"]
     few = subsamples(white, estimate, generator)
-    sampling = max(few.error, bias[2])  # few rows of many columns: subsamples say too little
-    correction, fewest = 0.0, min(k, len(a) - 1, len(b))
-    if variant == "bias_reduced" and len(a) > MANY:
-        terms, gap, further = many_terms(white[0], white[1], fewest, generator)
-        sampling, correction = math.hypot(sampling, further), float(gap.mean())
-    else:
-        terms = terms_of(white[0], white[1], fewest, variant)
-    value = float(terms.mean()) + correction + finite(*white)
-    lonely = float((terms > math.log(max(0.1 * len(a) / k, 15))).mean())
-    if lonely > _LONELY:
-        wrong += [
-            f"{lonely:.1%} of the rows of x have fewer than {k} of y in a ball with a tenth of all x: y may have no mass there, "
-            "and the divergence be infinite, or far above this value"
-        ]
+    value, terms, further = _value(white, min(k, len(a) - 1, len(b)), variant, generator)
+    sampling = math.hypot(max(few.error, bias[2]), further)  # with few rows of many columns, subsamples give too small an error
     cap = float(scipy.special.digamma(len(b) + 1) - scipy.special.digamma(k)) if variant == "bias_reduced" else None
-    if cap is not None and value > 0.75 * cap:
-        wrong += [f"the value is near {cap:.3g}, the most that {len(b):,} rows and k = {k} can show"]
-    inflation = a.shape[1] * (a.shape[1] + 3) / 4 * (1 / len(a) + 1 / len(b))
-    if inflation > max(2 * sampling, 0.1 * truth):
-        wrong += [f"the twin is fitted on few rows: about {inflation:.2g} of its {truth:.3g} is fitting noise (Wilks, 1938)"]
+    wrong += _out_of_reach(terms, value, cap, (a, b), k) + _fitting_noise((a, b), sampling, truth)
     small = bias_on(p, q, *few.sizes, estimate, generator, 25)
     wrong += drift(value, sampling, few, (bias[0] - small[0], math.hypot(bias[1], small[1])), len(a), a.shape[1])
-    if len(a) <= MANY and 2 * k < min(len(a), len(b), _BLURRED) / 4:
-        wrong += _blurred(white, (p, q), k, variant, generator)
+    if len(a) <= MAX_ROWS_OF_FULL_CORRECTION and 2 * k < min(len(a), len(b), _MAX_ROWS_OF_BLUR_CHECK) / 4:
+        wrong += _blurred(white, twin, k, variant, generator)
     upper = value + NORMAL * math.hypot(sampling, bias[0])
     wrong += hidden(a, b, upper, seed) + exceeded(a, b, upper, seed)
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
     raw = Estimate(quantity, value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
     return judged(raw, bias, truth, estimate(*whiten(*coarse)) - value if coarse else 0.0, min(len(a), len(b)), wrong)
+
+
+def _value(
+    white: list[Samples], k: int, variant: Variant, generator: np.random.Generator
+) -> tuple[float, Float[np.ndarray, " n"], float]:
+    """The KL, the terms of its mean, and the error that a correction measured on a part of the rows adds."""
+    if variant == "bias_reduced" and len(white[0]) > MAX_ROWS_OF_FULL_CORRECTION:
+        terms, gap, further = many_terms(white[0], white[1], k, generator)
+        return float(terms.mean()) + float(gap.mean()) + finite(*white), terms, further
+    terms = terms_of(white[0], white[1], k, variant)
+    return float(terms.mean()) + finite(*white), terms, 0.0
+
+
+def _out_of_reach(
+    terms: Float[np.ndarray, " n"], value: float, cap: float | None, samples: tuple[Samples, Samples], k: int
+) -> list[str]:
+    """Report rows of x that lie far from all of y, and a value near the largest one that the rows can show."""
+    wrong, (a, b) = [], samples
+    lonely = float((terms > math.log(max(0.1 * len(a) / k, 15))).mean())
+    if lonely > _MAX_SHARE_OF_LONELY_ROWS:
+        wrong += [
+            f"{lonely:.1%} of the rows of x have fewer than {k} of y in a ball with a tenth of all x: y may have no mass there, "
+            "and the divergence be infinite, or far above this value"
+        ]
+    if cap is not None and value > 0.75 * cap:
+        wrong += [f"the value is near {cap:.3g}, the most that {len(b):,} rows and k = {k} can show"]
+    return wrong
+
+
+def _fitting_noise(samples: tuple[Samples, Samples], sampling: float, truth: float) -> list[str]:
+    """Report a twin whose truth is largely the noise of fitting it on few rows."""
+    a, b = samples
+    inflation = a.shape[1] * (a.shape[1] + 3) / 4 * (1 / len(a) + 1 / len(b))
+    if inflation <= max(2 * sampling, 0.1 * truth):
+        return []
+    return [f"the twin is fitted on few rows: about {inflation:.2g} of its {truth:.3g} is fitting noise (Wilks, 1938)"]
 
 
 def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, seed: int = 0) -> Estimate:
@@ -188,11 +211,11 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
 def _blurred(
     white: list[Samples], twin: tuple[MultivariateNormal, MultivariateNormal], k: int, variant: Variant, generator: Any
 ) -> list[str]:
-    """Say so where twice as many neighbours give less, by more than on Gaussian twins: the balls blur what they should see.
+    """Report where twice as many neighbours give less, by more than on Gaussian twins: the balls are wider than the shape.
 
     What is still missing is extrapolated from the radii, which go as k^(1/d).
     """
-    sizes = [min(len(part), _BLURRED) for part in white]
+    sizes = [min(len(part), _MAX_ROWS_OF_BLUR_CHECK) for part in white]
     dim = white[0].shape[1]
 
     def loss(x: Samples, y: Samples) -> tuple[float, float]:

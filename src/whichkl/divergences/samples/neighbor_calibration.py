@@ -1,4 +1,4 @@
-"""What a neighbour estimate is worth: its error by subsampling, its bias on a Gaussian twin, and what rounding does to it."""
+"""Calibration of a neighbour estimate: its error by subsampling, its bias on a Gaussian twin, and the effect of rounding."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from whichkl.divergences.estimate import Estimate
 
 Samples = Float[np.ndarray, "n d"]
 
-TWIN_ROWS, _LARGE, _TWIN_ROWS_OF_LARGE = 8_000, 20_000, 6_000
-_FEW = 50
+TWIN_ROWS = 8_000
+_MIN_ROWS_OF_LARGE_SAMPLES = 20_000
+_TWIN_ROWS_OF_LARGE_SAMPLES = 6_000
+_MIN_ROWS_FOR_ERROR = 50
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def subsamples(parts: list[Samples], estimate: Callable[..., float], generator: 
 
 
 def drift(value: float, sampling: float, few: Subsamples, on_twin: tuple[float, float], rows: int, dim: int) -> list[str]:
-    """Say so where the estimate grows with the rows by more than it does on the twin: it hasn't settled, whatever the twin says.
+    """Report where the estimate grows with the rows by more than it does on the twin: then it hasn't settled.
 
     What is still to come is extrapolated from n^(2/3) rows to n, and on, with a bias that falls as n^(−1/d).
     """
@@ -66,7 +68,7 @@ def drift(value: float, sampling: float, few: Subsamples, on_twin: tuple[float, 
 
 def twin_rows(n: int, m: int) -> int:
     """The most rows of a twin: fewer where the samples are large, so that it takes a small part of the time."""
-    return TWIN_ROWS if max(n, m) <= _LARGE else _TWIN_ROWS_OF_LARGE
+    return TWIN_ROWS if max(n, m) <= _MIN_ROWS_OF_LARGE_SAMPLES else _TWIN_ROWS_OF_LARGE_SAMPLES
 
 
 def bias_on(
@@ -80,8 +82,8 @@ def bias_on(
 ) -> tuple[float, float, float]:
     """Bias of the estimator on draws of p and q (or of p and its log density), the error of that, and the spread of the values.
 
-    3 to `most` repeats. The mean log ratio at the draws stands in for the truth: it has the same mean, and most of the noise
-    cancels. The spread is 0 where there are too few rows or repeats to say it.
+    3 to `most` repeats. The mean log ratio at the draws is used for the truth: it has the same mean, and most of the noise
+    cancels. The spread is 0 where there are too few rows or repeats to measure it.
     """
     full, gaps, values = max(n, m) <= TWIN_ROWS, [], []
     most_rows = twin_rows(n, m)
@@ -127,14 +129,14 @@ def spread(parts: list[Samples], generator: np.random.Generator) -> tuple[list[S
 
 
 def judged(raw: Estimate, bias: tuple[float, float, float], truth: float, change: float, rows: int, wrong: list[str]) -> Estimate:
-    """Add the bias to the error, and say why the answer shouldn't be trusted, if it shouldn't.
+    """Add the bias to the error, and report why the answer shouldn't be trusted, if it shouldn't.
 
-    Less what is noise in the bias; of large samples the twin's noise is as large as their own, and is added.
+    The noise of the bias is subtracted; for large samples the twin's noise is as large as their own, and is added.
     """
-    large = rows > _LARGE
+    large = rows > _MIN_ROWS_OF_LARGE_SAMPLES
     excess = math.hypot(bias[0], bias[1]) if large else math.sqrt(max(0.0, bias[0] ** 2 - bias[1] ** 2))
-    if rows < _FEW:
-        wrong = [*wrong, f"error bars need {_FEW} rows, and there are {rows}"]
+    if rows < _MIN_ROWS_FOR_ERROR:
+        wrong = [*wrong, f"error bars need {_MIN_ROWS_FOR_ERROR} rows, and there are {rows}"]
     if abs(bias[0]) > max(2 * math.hypot(raw.stderr, bias[1]), 0.1 * abs(truth)):
         wrong = [*wrong, f"the bias on the Gaussian twin, {bias[0]:+.2g}, is beyond two sampling errors and a tenth of the truth"]
     if abs(change) > max(2 * raw.stderr, 0.1 * abs(raw.value)):

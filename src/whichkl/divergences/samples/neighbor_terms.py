@@ -1,6 +1,7 @@
-"""Neighbour terms: what every row contributes to a KL between two samples, from distances and counts; no checks, no errors.
+"""Neighbour terms: what every row contributes to a KL between two samples, from distances and counts.
 
-The floor is one k-nearest query a row in each sample; the bias-reduced variant counts once a row besides, of many rows a part.
+The lowest cost is one k-nearest query per row in each sample. The bias-reduced variant also counts once per row, or for a part of
+many rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Samples = Float[np.ndarray, "n d"]
 Variant = Literal["bias_reduced", "plain"]
 Radii = Float[np.ndarray, " n"]
 
-MANY = 20_000
+MAX_ROWS_OF_FULL_CORRECTION = 20_000
 """Rows from which the bias reduction is measured on a random part of them."""
 
 
@@ -48,12 +49,12 @@ def compare(x: Samples, y: Samples, k: int, variant: Variant) -> float:
 
 
 def finite(x: Samples, y: Samples) -> float:
-    """What is added to the terms' mean for the sizes of the samples."""
+    """Return what the sizes of the samples add to the mean of the terms."""
     return float(scipy.special.digamma(len(y) + 1) - scipy.special.digamma(len(x)))
 
 
 def terms_of(x: Samples, y: Samples, k: int, variant: Variant) -> Radii:
-    """About log(l/k) a row, l the rows of x in the ball that holds k rows of y."""
+    """Return about log(l/k) per row, l the rows of x in the ball that holds k rows of y."""
     of_x, of_y = Neighbors(x), Neighbors(y)
     x = x[of_x.order]
     if variant == "plain":
@@ -62,7 +63,7 @@ def terms_of(x: Samples, y: Samples, k: int, variant: Variant) -> Radii:
 
 
 def many_terms(x: Samples, y: Samples, k: int, generator: np.random.Generator) -> tuple[Radii, Radii, float]:
-    """Where there are many rows: plain terms of all, bias-reduced less plain ones of some, and the error that this adds.
+    """For many rows: return plain terms of all, bias-reduced minus plain ones of some, and the error that this adds.
 
     That saves most of the counts, which cost more than both distances.
     """
@@ -70,7 +71,7 @@ def many_terms(x: Samples, y: Samples, k: int, generator: np.random.Generator) -
     x = x[of_x.order]
     nu, rho = of_y.distance(x, k), of_x.distance(x, k + 1)
     plain = _plain(rho, nu, x.shape[1])
-    some = np.sort(generator.choice(len(x), max(MANY // 2, len(x) // 10), False))
+    some = np.sort(generator.choice(len(x), max(MAX_ROWS_OF_FULL_CORRECTION // 2, len(x) // 10), False))
     gap = _bias_reduced(x[some], nu[some], of_x, of_y, k, rho[some]) - plain[some]
     return plain, gap, float(gap.std(ddof=1)) * math.sqrt(1 / len(some) - 1 / len(x))
 
@@ -106,7 +107,7 @@ def entropy_term(x: Samples, k: int) -> float:
 
 
 def _least(radii: Radii) -> float:
-    """The smallest positive radius: what the 0 of a row with k equals counts as."""
+    """The smallest positive radius, which replaces the 0 of a row with k equal rows."""
     return float(radii[radii > 0].min(initial=1.0))
 
 

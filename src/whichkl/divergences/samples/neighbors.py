@@ -12,28 +12,28 @@ from jaxtyping import Float, Int
 
 Rows = Float[np.ndarray, "n d"]
 
-_TREE_DIMENSIONS = 15
+_MAX_TREE_DIMENSIONS = 15
 """Beyond, a tree visits nearly every leaf, and a matrix product is several times faster."""
-_BUSY_DIMENSIONS = 6
-"""From here on a query scans so many leaves that larger ones, laid one after another in memory, save a fifth of its time."""
-_CELLS = 1 << 24
+_MIN_DIMENSIONS_OF_LARGE_LEAVES = 6
+"""From this dimension, queries scan many leaves: larger ones, laid one after another in memory, save a fifth of the time."""
+_NUMBERS_PER_BLOCK = 1 << 24
 
 
 class Neighbors:
-    """The rows among which neighbours are sought.
+    """The rows among which neighbours are searched.
 
-    A tree up to 15 columns, all cores; above, distances in blocks of 128 MB, the k-th computed anew from its two rows.
+    A tree up to 15 columns, all cores; above, distances in blocks of 128 MB, the k-th recomputed from its two rows.
 
     Args:
         rows: (n, d), float64.
     """
 
     def __init__(self, rows: Rows) -> None:
-        """Build the tree, if there's to be one."""
+        """Build the tree, up to 15 columns."""
         self.rows, self.tree, self._placed = rows, None, np.arange(len(rows))
-        if rows.shape[1] > _TREE_DIMENSIONS:
+        if rows.shape[1] > _MAX_TREE_DIMENSIONS:
             return
-        busy = rows.shape[1] >= _BUSY_DIMENSIONS
+        busy = rows.shape[1] >= _MIN_DIMENSIONS_OF_LARGE_LEAVES
         self.tree = scipy.spatial.cKDTree(rows, leafsize=64 if busy else 32)
         self._leaves = self.tree.indices
         if busy:
@@ -43,9 +43,9 @@ class Neighbors:
 
     @property
     def order(self) -> Int[np.ndarray, " n"]:
-        """The order in which to ask for the rows themselves: that of the tree's leaves halves the misses of the cache.
+        """The order in which to query the rows themselves: that of the tree's leaves halves the misses of the cache.
 
-        Every core gets a stretch of what it's asked: the leaves are dealt out among the stretches, which makes them alike.
+        Every core gets a contiguous part of the queries: the leaves are dealt out among the parts, which makes them alike.
         """
         if self.tree is None:
             return np.arange(len(self.rows))
@@ -91,7 +91,7 @@ class Neighbors:
     def _blocks(self, x: Rows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Blocks of x with their squared distances to all rows, less their own squared norms."""
         mine, wanted = torch.from_numpy(self.rows), torch.from_numpy(np.ascontiguousarray(x))
-        norms, step = mine.square().sum(1), max(1, _CELLS // len(mine))
+        norms, step = mine.square().sum(1), max(1, _NUMBERS_PER_BLOCK // len(mine))
         for block in wanted.split(step):
             yield block, torch.addmm(norms.expand(len(block), -1), block, mine.T, alpha=-2)
 

@@ -13,11 +13,13 @@ from whichkl._checks import InputError, cannot, check_finite
 from whichkl.arrays import tensor_of
 from whichkl.divergences.estimate import Estimate
 
-_CELLS = 8_000_000
+_NUMBERS_PER_BLOCK = 8_000_000
 """Numbers in the largest temporary: 64 MB of float64."""
-_LEAST_LOG = -650.0
+_MIN_LOG_UNIT = -650.0
 """Logarithm of a unit below which, and above whose inverse, a distance in that unit leaves float64."""
-_SUBSAMPLES, _PERMUTATIONS, _MEDIAN_ROWS = 50, 5, 1000
+_SUBSAMPLES = 50
+_PERMUTATIONS = 5
+_MAX_ROWS_FOR_MEDIAN = 1000
 
 
 def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Estimate:
@@ -73,7 +75,7 @@ def mmd_squared(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], bandwidth: flo
     x, y, unit = _rescaled(x, y)
     h = _median_distance(x, y) if bandwidth is None else bandwidth / unit
     value, stderr = _u_statistic(x, y, lambda distance: torch.exp(-0.5 * (distance / h).square()))
-    how = "as given" if bandwidth is not None else f"the median distance of at most {_MEDIAN_ROWS} pooled rows"
+    how = "as given" if bandwidth is not None else f"the median distance of at most {_MAX_ROWS_FOR_MEDIAN} pooled rows"
     notes = (f"no unit: not in nats; Gaussian kernel of bandwidth {h * unit:.4g}, {how}", *_degenerate(value, stderr))
     method = "MMD² with a Gaussian kernel, unbiased U-statistic"
     return Estimate("mmd", value, stderr, finite="certified", method=method, n=len(x) + len(y), notes=notes)
@@ -85,7 +87,8 @@ def sliced_wasserstein(
     """Sliced Wasserstein distance to the power a: the mean over directions u of ∫₀¹ |F⁻¹(t) − G⁻¹(t)|ᵃ dt.
 
     F and G are the laws of u·X and u·Y. The plug-in is biased upwards by what sampling alone leaves, which is measured by
-    permuting the pooled rows and said in the notes. In the columns' unit to the power a, not in nats; columns aren't rescaled.
+    permuting the pooled rows, and reported in the notes. The unit is the columns' to the power a, not nats; columns aren't
+    rescaled.
 
     Args:
         x: draws of p, (n, d) or (n,).
@@ -113,7 +116,7 @@ def sliced_wasserstein(
     generator = torch.Generator().manual_seed(seed)
     x, y, scale = _rescaled(x, y)
     n, d = x.shape
-    if not _LEAST_LOG < power * math.log(scale) < -_LEAST_LOG:
+    if not _MIN_LOG_UNIT < power * math.log(scale) < -_MIN_LOG_UNIT:
         because = f"they lie up to {scale:.3g} apart, and distances to the power {power:g} leave float64"
         raise InputError(cannot("compare these samples", because, "Divide all columns by one number"))
     unit, count = scale**power, projections if d > 1 else 1
@@ -204,13 +207,13 @@ def _u_statistic(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor]) -> tu
 
 def _row_sums(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
     """Σⱼ k(|xᵢ − yⱼ|) for each i, by blocks of rows; distances without the expansion of squares, which cancels."""
-    rows = max(1, _CELLS // (4 * len(y)))
+    rows = max(1, _NUMBERS_PER_BLOCK // (4 * len(y)))
     mode = "donot_use_mm_for_euclid_dist"
     return torch.cat([kernel(torch.cdist(block, y, compute_mode=mode)).sum(1) for block in x.split(rows)])
 
 
 def _degenerate(value: float, stderr: float) -> tuple[str, ...]:
-    """Say where the first-order error doesn't describe the law of the estimate."""
+    """Report where the first-order error doesn't describe the law of the estimate."""
     near = abs(value) < 3 * stderr
     return ("within 3 standard errors of 0: the laws may be the same, where the error isn't normal",) if near else ()
 
@@ -218,7 +221,7 @@ def _degenerate(value: float, stderr: float) -> tuple[str, ...]:
 def _median_distance(x: Tensor, y: Tensor) -> float:
     """Median distance between different pooled rows; a larger pool is thinned at random from a fixed seed."""
     pooled = torch.cat([x, y])
-    kept = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0), device="cpu")[:_MEDIAN_ROWS]
+    kept = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0), device="cpu")[:_MAX_ROWS_FOR_MEDIAN]
     median = float(torch.pdist(pooled[kept]).median())
     if median > 0:
         return median
@@ -244,6 +247,6 @@ def _sliced(x: Tensor, y: Tensor, directions: Tensor, power: float) -> Tensor:
         )
         width = ends.diff(prepend=ends.new_zeros(1)).to(torch.float64) / (n * m)
         i, j = (ends - 1) // m, (ends - 1) // n
-    blocks = directions.split(max(1, _CELLS // (4 * (n + m))), dim=1)
+    blocks = directions.split(max(1, _NUMBERS_PER_BLOCK // (4 * (n + m))), dim=1)
     gaps = [((x @ u).sort(0).values[i] - (y @ u).sort(0).values[j]).abs().pow(power) for u in blocks]
     return torch.cat([width @ gap for gap in gaps])

@@ -200,7 +200,7 @@ def _log_z(target: Target, block: Block, objective: Objective, seed: int) -> tup
     at = [free.log_prob(one.to(free.dtype)).detach().to(x) - near.log_prob(one) for one in (x, drawn)]
     found = bridge.bridge(at[0], at[1])
     doubt = f"log Z, on which the divergence depends, is known from {found.ess:.0f} effective draws alone"
-    return found.log_z, (doubt,) if found.ess < bridge.ENOUGH else ()
+    return found.log_z, (doubt,) if found.ess < bridge.MIN_ESS else ()
 
 
 def _stand_in(target: Target, family: NetworkFamily, seed: int) -> Target:

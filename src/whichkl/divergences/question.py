@@ -1,4 +1,4 @@
-"""Sides: p or q as the caller gave it, brought to the few forms that the methods read."""
+"""Question: a divergence between two sides, p and q as the caller gave them, and what the sides can do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.distributions import widened
+from whichkl.divergences.kinds import KINDS, IntegralDivergence
 from whichkl.process.memory import check_memory
 from whichkl.targets import Target
 
@@ -44,7 +45,7 @@ class Side:
         return Access.NORMALIZED in self.access
 
     def thinned(self) -> tuple[Side, str | None]:
-        """Return it with its chains thinned to nearly independent rows, and what was done, if there was anything to do."""
+        """Return the side with its chains thinned to nearly independent rows, and a note where there was anything to thin."""
         if self.target is None or self.target.samples is None or self.target.chains is None:
             return self, None
         few, step = self.target.thinned()
@@ -91,6 +92,66 @@ def _in_memory(target: Target, name: str) -> Target:
     check_memory(2 * stream.bytes_in_memory, f"hold the rows of {name}", "Give a part of them")
     rows = torch.cat([block.x for part in stream.parts for block in part.blocks()])
     return Target(samples=rows, names=target.names)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Both sides, the divergence, and the number of draws."""
+
+    p: Side
+    q: Side
+    name: str
+    kind: IntegralDivergence | None
+    n: int
+    seed: int
+
+    def swapped(self) -> Question:
+        """Return the question of KL(q‖p), as the forward KL of q from p."""
+        return replace(self, p=self.q, q=self.p, name="forward_kl", kind=KINDS["forward_kl"]())
+
+    @property
+    def continuous(self) -> bool:
+        """Whether neither lives on atoms."""
+        return not self.p.discrete and not self.q.discrete
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether both have a log density."""
+        return Access.LOG_PROB in self.p.access and Access.LOG_PROB in self.q.access
+
+    @property
+    def sampled(self) -> bool:
+        """Whether there are draws of both, fixed or fresh."""
+        return self.p.access.can_sample and self.q.access.can_sample
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Equally weighted draws of both, for methods that have nothing else.
+
+        Raises:
+            TargetError: one side's samples are weighted.
+        """
+        return _unweighted(self.drawn(self.p)), _unweighted(self.drawn(self.q, 1))
+
+    def drawn(self, side: Side, shift: int = 0) -> Target:
+        """Return a side's fixed samples where there are any, else `n` fresh draws, at most 10,000."""
+        target = target_of(side)
+        return target if target.samples is not None else Target(samples=target.draws(min(self.n, 10_000), self.seed + shift))
+
+
+def target_of(side: Side) -> Target:
+    """The target of a continuous side."""
+    if side.target is None:
+        raise TypeError("discrete")
+    return side.target
+
+
+def _unweighted(target: Target) -> Tensor:
+    if target.weights is not None:
+        because = "the samples are weighted, and this method takes equal weights"
+        raise TargetError(cannot("compare these samples", because, "Resample them by their weights first"))
+    if target.samples is None:
+        raise TypeError("no samples")
+    return target.samples
 
 
 def as_rows(values: Any, name: str) -> Tensor:

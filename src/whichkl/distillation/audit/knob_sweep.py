@@ -1,36 +1,36 @@
-"""Knobs, swept from end to end: which end is which, and whether the path reaches its ends."""
+"""Knob sweeps: which divergence is at each end of a knob, and whether the path between them reaches its ends."""
 
 from __future__ import annotations
 
 import torch
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.audit.calling import Subject
 from whichkl.distillation.audit.identify import tries
-from whichkl.distillation.audit.probes import pair
 from whichkl.distillation.audit.result import Check
+from whichkl.distillation.audit.subject import Subject
 
-_NEAR = 1e-4
+_NEAR_END = 1e-4
+"""Share of the range: the nearest points to the ends that are compared with them."""
 
 
-def knob(subject: Subject, name: str, low: float, high: float, seed: int) -> Check:
-    """Sweep one knob.
+def knob(subject: Subject, name: str, low: float, high: float) -> Check:
+    """Sweep one knob between two ends.
 
     Raises:
         InputError: the loss takes no such knob.
     """
-    teacher, student = pair(torch.Generator().manual_seed(seed), 2, 4, gap=1.5)
+    teacher, student = subject.pair(2, 4, gap=1.5)
     span = high - low
-    inside = {u: _value(subject, teacher, student, name, low + u * span) for u in (_NEAR, 0.25, 0.5, 0.75, 1 - _NEAR)}
+    inside = {u: _value(subject, teacher, student, name, low + u * span) for u in (_NEAR_END, 0.25, 0.5, 0.75, 1 - _NEAR_END)}
     ends = {u: _value(subject, teacher, student, name, low + u * span) for u in (0.0, 1.0)}
     if all(value is None for value in (*inside.values(), *ends.values())):
         because = f"it refuses {name} from {low:g} to {high:g}"
         raise InputError(cannot(f"sweep `{name}`", because, "Name an argument, or an attribute, that takes these values"))
     scale = max(abs(value) for value in (*inside.values(), *ends.values()) if value is not None)
     said, jumps = [], False
-    for u, near in ((0.0, _NEAR), (1.0, 1 - _NEAR)):
+    for u, near in ((0.0, _NEAR_END), (1.0, 1 - _NEAR_END)):
         at, beside = ends[u], inside[near]
-        what = tries(subject, seed, {name: low + u * span}) if at is not None else None
+        what = tries(subject, {name: low + u * span}) if at is not None else None
         text = f"{name}={low + u * span:g}: "
         text += "refused" if at is None else f"{at:.4g}" + (f", {what.identified.name}" if what is not None else "")
         if beside is not None:
@@ -40,7 +40,7 @@ def knob(subject: Subject, name: str, low: float, high: float, seed: int) -> Che
             text += f"; it jumps to {beside:.2g} just inside" if far else ""
             text += ", where it vanishes" if gone and far else f"; it vanishes towards this end ({beside:.2g})" if gone else ""
         said.append(text)
-    middle = tries(subject, seed, {name: low + span / 2})
+    middle = tries(subject, {name: low + span / 2})
     if middle is not None:
         found = middle.identified
         said.insert(1, f"halfway {found.name}" + (f" {found.parameters}" if found.parameters else ""))

@@ -1,4 +1,4 @@
-"""Checks of the number itself: zero and least at student = teacher, sign, gradient, temperature, what it claims to be."""
+"""Checks of the value: zero and lowest at student = teacher, sign, gradient, temperature, what the loss claims to be."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import math
 import torch
 
 from whichkl._checks import InputError
-from whichkl.distillation.audit.calling import Subject
 from whichkl.distillation.audit.identify import Nature, label
-from whichkl.distillation.audit.probes import VOCABULARY, leaked, pair
+from whichkl.distillation.audit.probes import VOCABULARY, leaked
 from whichkl.distillation.audit.result import Check
+from whichkl.distillation.audit.subject import Subject
 
 
-def zero(subject: Subject, scale: float, seed: int, nature: Nature) -> Check:
-    """0 where the student is the teacher, whose gradient is 0 there too."""
-    teacher, _ = pair(torch.Generator().manual_seed(seed), 2, 4)
+def zero(subject: Subject, scale: float, nature: Nature) -> Check:
+    """Check that value and gradient are 0 where the student is the teacher."""
+    teacher, _ = subject.pair(2, 4)
     answer = subject(teacher, teacher)
-    generator = torch.Generator().manual_seed(seed)
+    generator = subject.generator()
     move = subject(teacher, teacher + torch.randn(teacher.shape, generator=generator, dtype=torch.float32, device="cpu").double())
     seen = f"{answer.value:.3g} at student = teacher, against {scale:.3g} between different rows"
     if not abs(answer.value) <= 1e-5 * scale:
-        change = "take the teacher's entropy away" if nature.entropy_kept else "find what remains when the rows agree"
+        change = "subtract the teacher's entropy" if nature.entropy_kept else "find what remains when the rows agree"
         if nature.identified.hard_labels:
             change = "leave the cross-entropy with the labels out (its weight 0), and audit the divergence alone"
         return Check("zero at the teacher", "fail", seen, change, "not_zero_at_teacher")
@@ -31,11 +31,11 @@ def zero(subject: Subject, scale: float, seed: int, nature: Nature) -> Check:
     return Check("zero at the teacher", "pass", seen)
 
 
-def least(subject: Subject, scale: float, seed: int) -> Check:
-    """Never below 0, on students that sharpen, flatten, leak, and err at random."""
+def least(subject: Subject, scale: float) -> Check:
+    """Check that the loss is never below 0, on students that sharpen, flatten, leak, and err at random."""
     values = []
     for v in (VOCABULARY, subject.wide):
-        teacher, student = pair(torch.Generator().manual_seed(seed), 1, 2, v)
+        teacher, student = subject.pair(1, 2, v)
         for other in (student, 3 * teacher, teacher / 3, leaked(teacher, v // 8), teacher + 0.1 * (student - teacher)):
             try:
                 values.append(subject(teacher, other).value)
@@ -55,7 +55,7 @@ def least(subject: Subject, scale: float, seed: int) -> Check:
 
 
 def sign(nature: Nature) -> Check:
-    """Training goes towards the teacher."""
+    """Check that training goes towards the teacher."""
     match = nature.gradient
     if match is None:
         return Check("sign", "not applicable", "its gradient isn't that of a divergence of the family")
@@ -65,7 +65,7 @@ def sign(nature: Nature) -> Check:
 
 
 def identity(nature: Nature) -> Check:
-    """A divergence, and not the cross-entropy that it's often taken for."""
+    """Check that it is a divergence and not a cross-entropy."""
     found = nature.identified
     if found.name == "cross_entropy" or abs(nature.entropy_kept) > 1e-3:
         seen = f"it's a cross-entropy, not a KL: {nature.entropy_kept:.3g} of the teacher's entropy is in the value"
@@ -76,10 +76,10 @@ def identity(nature: Nature) -> Check:
     return Check("a divergence", "pass", f"{label(nature.whole)}, in value and gradient")
 
 
-def gradient(subject: Subject, nature: Nature, seed: int) -> Check:
-    """The gradient is that of the value: by that of the divergence which the values are, or by finite differences."""
+def gradient(subject: Subject, nature: Nature) -> Check:
+    """Check that the gradient is that of the value: against the divergence that the values are, or by finite differences."""
     name = "gradient"
-    teacher, student = pair(torch.Generator().manual_seed(seed), 2, 4, gap=1.0)
+    teacher, student = subject.pair(2, 4, gap=1.0)
     answer = subject(teacher, student)
     if not answer.graph:
         return Check(name, "fail", "no gradient reaches the student", "don't detach the student's logits", "no_gradient")
@@ -95,16 +95,18 @@ def gradient(subject: Subject, nature: Nature, seed: int) -> Check:
     if nature.slope_off > 0.05:
         off = f"off by {nature.slope_off:.0%} of the value's slope" if nature.slope_off < math.inf else "the value has no slope"
         seen = f"{off}: {nature.identified.note}"
-        return Check(name, "fail", seen, _MEND, "gradient_of_another")
+        return Check(name, "fail", seen, _LET_GRADIENT_THROUGH, "gradient_of_another")
     return Check(name, "pass", "that of its own value, by finite differences")
 
 
-_MEND = "let the gradient through all that depends on the student: a detached factor, or an estimate used as a loss, changes it"
+_LET_GRADIENT_THROUGH = (
+    "let the gradient through all that depends on the student: a detached factor, or an estimate used as a loss, changes it"
+)
 
 
-def normalised(subject: Subject, scale: float, seed: int) -> Check:
-    """A constant added to a row's logits changes no probability."""
-    teacher, student = pair(torch.Generator().manual_seed(seed), 2, 4)
+def normalised(subject: Subject, scale: float) -> Check:
+    """Check that a constant added to a row's logits changes nothing."""
+    teacher, student = subject.pair(2, 4)
     before = subject(teacher, student).value
     after = max(abs(subject(teacher + 3, student).value - before), abs(subject(teacher, student - 2).value - before))
     if after <= 1e-5 * max(scale, abs(before)):
@@ -114,7 +116,7 @@ def normalised(subject: Subject, scale: float, seed: int) -> Check:
 
 
 def temperature(nature: Nature) -> Check:
-    """The factor beside a temperature: none, T², or something that is neither."""
+    """Check the factor that comes with a temperature: none, T², or another one."""
     name, found = "temperature", nature.identified
     t, weight = found.temperature, found.weight
     if nature.gradient is None or weight is None or abs(t - 1) < 1e-3:
@@ -130,7 +132,7 @@ def temperature(nature: Nature) -> Check:
 
 
 def claim(nature: Nature, claims: str | None) -> Check:
-    """What the loss is said to be."""
+    """Check what the loss claims to be."""
     if claims is None:
         return Check("what it claims", "not applicable", "nothing was claimed; pass claims=")
     if nature.identified.name == claims and (nature.gradient is None or nature.gradient.factor > 0):

@@ -1,4 +1,4 @@
-"""A loss as it is called: once for each question, on seeded draws, with its gradient by the student's logits."""
+"""Subject: the audited loss, called on seeded logits, with its gradient by the student's logits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.distillation.audit import probes
 from whichkl.distillation.audit.adapters import IGNORED, Adapter
 from whichkl.distillation.audit.probes import VOCABULARY, WIDE
 from whichkl.process.lock import without_warnings
@@ -27,7 +28,7 @@ Labels = Int[Tensor, "b t"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call gave: a number (the sum, if it gave one for each token), its gradient, and whether there was a graph."""
+    """What a call returned: a number (the sum, where it returned one per token), its gradient, and whether there was a graph."""
 
     value: float
     gradient: Logits
@@ -46,7 +47,7 @@ class Subject:
 
     Attributes:
         dtype: float64, or float32 where the loss refuses that.
-        shift: how many positions before its label a token's logits lie: 0, or 1 if the loss shifts by itself.
+        shift: how many positions before its label a token's logits lie: 0, or 1 if the loss shifts labels itself.
     """
 
     loss: Callable[..., Any]
@@ -59,13 +60,21 @@ class Subject:
 
     @property
     def wide(self) -> int:
-        """So many tokens are a large vocabulary; less where the heads are square matrices."""
+        """Tokens of a large vocabulary; fewer where the heads are square matrices."""
         return WIDE if self.adapter.infinite else 4 * VOCABULARY
 
     @property
     def name(self) -> str:
         """What the loss is called."""
         return str(getattr(getattr(self.loss, "func", self.loss), "__name__", type(self.loss).__name__))
+
+    def generator(self) -> torch.Generator:
+        """Return a fresh generator under the audit's seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def pair(self, b: int, t: int, v: int = VOCABULARY, gap: float | None = None) -> tuple[Logits, Logits]:
+        """Return logits of a teacher and a student; the same ones for the same sizes (see `probes.pair`)."""
+        return probes.pair(self.generator(), b, t, v, gap)
 
     def settle(self, teacher: Logits, student: Logits) -> Answer:
         """Make the first call, in float64 or else in float32.
@@ -89,7 +98,7 @@ class Subject:
         seed: int = 0,
         knobs: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """Call the loss; logits in bfloat16 stay so, others take the dtype that it accepts.
+        """Call the loss; bfloat16 logits keep their dtype, others get the dtype that the loss accepts.
 
         Raises:
             InputError: it raises, or what it returns isn't a loss.
@@ -138,13 +147,12 @@ class Subject:
             because = f"it returned {type(value).__name__}, not a tensor of floats"
             raise InputError(cannot("audit this loss", because, "Pass an adapter that returns the loss alone"))
         if value.numel() not in (1, student.shape[0] * student.shape[1]):
-            because = (
-                f"it returned shape {tuple(value.shape)} for logits {tuple(student.shape)}, neither one number nor one a token"
-            )
-            raise InputError(cannot("audit this loss", because, "Sum over the vocabulary, and pass what is left"))
+            shapes = f"shape {tuple(value.shape)} for logits {tuple(student.shape)}"
+            because = f"it returned {shapes}, neither one number nor one per token"
+            raise InputError(cannot("audit this loss", because, "Sum over the vocabulary, and return the rest"))
         return value
 
-    def knob_there(self, name: str) -> bool:
+    def has_knob(self, name: str) -> bool:
         """Whether the loss has an argument or an attribute of that name."""
         try:
             parameters = inspect.signature(self.loss).parameters
@@ -153,7 +161,7 @@ class Subject:
         return name in parameters or hasattr(self.loss, name)
 
     def _turned(self, knobs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The loss with knobs that are attributes set on a copy, and those that are arguments."""
+        """Return the loss, with the knobs that are attributes set on a copy, and the knobs that are arguments."""
         loss, arguments = self.loss, {}
         for name, value in knobs.items():
             if isinstance(loss, torch.nn.Module) and hasattr(loss, name):
@@ -168,7 +176,7 @@ class Subject:
 
 
 def some_labels(shape: torch.Size, step: int = 7) -> Labels:
-    """Labels that differ from place to place, none of them ignored."""
+    """Return labels that differ from place to place, none of them ignored."""
     b, t, v = shape
     return ((torch.arange(b * t, device="cpu") * step + step) % v).view(b, t)
 

@@ -1,4 +1,4 @@
-"""Adaptive losses: weights on the two KLs from where the student errs (AKL), and a teacher that starts at the student (TAID)."""
+"""Adaptive KLs between rows: weights on the two KLs from where the student errs (AKL), and a teacher that moves (TAID)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.kinds import RowForwardKL, RowReverseKL
-from whichkl.distillation.losses.row_divergence import (
-    LogProbs,
-    RowDivergence,
-    Rows,
+from whichkl.divergences.divergence import LogProbs, RowDivergence, Rows, check_parameter
+from whichkl.divergences.kl_divergences import ForwardKLDivergence
+from whichkl.divergences.row_arithmetic import (
+    gradient_by_logits,
     kl,
     kl_and_terms,
-    settled,
-    through_logits,
-    unless_infinite,
+    without_gradient_where_infinite,
+    zero_where_infinite,
 )
 
-_FEW = 1024  # tokens: the head of a language model's row is seldom larger
+_TOKENS_TO_SORT = 1024
+"""Likeliest tokens that are sorted first: the head of a language model's row is seldom larger."""
 
 
 @dataclass(frozen=True)
-class RowAdaptiveKL(RowDivergence):
-    """w KL(p‖q) + (1 − w) KL(q‖p), where w is the share of |p − q| that lies in the teacher's head; w is a constant.
+class AdaptiveKL(RowDivergence):
+    """w KL(p‖q) + (1 − w) KL(q‖p), where w is the share of |p − q| that lies in the teacher's head.
 
-    The head is the smallest set of the teacher's likeliest tokens that holds `head_mass`. Costs a sort of each row, or less.
-    Source: Wu et al., Rethinking KL divergence in knowledge distillation (2024), AKL with μ = `head_mass`.
+    The head is the smallest set of the teacher's likeliest tokens that holds `head_mass`. The weights are constants in the
+    gradient. It costs a sort of each row, or less. Source: Wu et al., Rethinking Kullback-Leibler divergence in knowledge
+    distillation (2024), AKL with μ = `head_mass`.
     """
 
     name: ClassVar[str] = "adaptive_kl"
@@ -40,29 +39,31 @@ class RowAdaptiveKL(RowDivergence):
 
     def __post_init__(self) -> None:
         """Check the mass of the head."""
-        if not 0 < self.head_mass < 1:
-            do = f"use head_mass={self.head_mass}"
-            raise InputError(cannot(do, "it lies strictly between 0 and 1", "Pass for example head_mass=0.5"))
+        allowed = 0 < self.head_mass < 1
+        check_parameter(allowed, "head_mass", self.head_mass, "lie strictly between 0 and 1", "Pass for example head_mass=0.5")
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the weighted sum; its gradient takes the weights as constants."""
         weight = self.weights(log_p, log_q)
-        forward, reverse = RowForwardKL().value(log_p, log_q), RowReverseKL().value(log_p, log_q)
-        return settled(_side(weight, forward) + _side(1 - weight, reverse))
+        forward, reverse = kl(log_p, log_q), kl(log_q, log_p)
+        return without_gradient_where_infinite(_weighted(weight, forward) + _weighted(1 - weight, reverse))
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and the weighted sum of the two gradients."""
         weight, p, q = self.weights(log_p, log_q, look=all_possible), log_p.exp(), log_q.exp()
         forward, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
         reverse, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
-        value = _side(weight, forward) + _side(1 - weight, reverse)
-        slope = weight[..., None] * (q - p) + (1 - weight[..., None]) * through_logits(value, terms, q, all_possible)
-        return value, slope if all_possible else unless_infinite(value, slope)
+        value = _weighted(weight, forward) + _weighted(1 - weight, reverse)
+        slope = weight[..., None] * (q - p) + (1 - weight[..., None]) * gradient_by_logits(value, terms, q, all_possible)
+        return value, slope if all_possible else zero_where_infinite(value, slope)
 
     def weights(self, log_p: LogProbs, log_q: LogProbs, *, look: bool = False) -> Rows:
-        """Return w of each row, without a gradient; ½ where p = q. With `look`, rows aren't sorted if few tokens are the head."""
+        """Return w per row, without a gradient; ½ where p = q.
+
+        With `look`, only the likeliest tokens are sorted where they hold the head.
+        """
         p, q = log_p.detach().exp(), log_q.detach().exp()
-        ordered, order = p.topk(min(_FEW, p.shape[-1]), -1) if look else p.sort(-1, descending=True)
+        ordered, order = p.topk(min(_TOKENS_TO_SORT, p.shape[-1]), -1) if look else p.sort(-1, descending=True)
         if look and not bool((ordered.sum(-1) >= self.head_mass).all()):
             ordered, order = p.sort(-1, descending=True)
         gap = (p - q).abs()
@@ -72,11 +73,11 @@ class RowAdaptiveKL(RowDivergence):
 
 
 @dataclass(frozen=True)
-class RowInterpolatedKL(RowDivergence):
-    """KL(m‖q), where m ∝ p^w q^(1−w), w = `weight_on_teacher` in (0, 1], q a constant in m; gradient q − m.
+class InterpolatedKL(RowDivergence):
+    """KL(m‖q), where m ∝ p^w q^(1−w), w = `weight_on_teacher` in (0, 1], and q is a constant in m; gradient q − m.
 
-    Rows without a common token have no such m, and are NaN unless w = 1.
-    Source: Shing et al., TAID (2025), who raise w from small to 1 in the course of training.
+    The teacher m starts near the student: raise w to 1 in the course of training. Rows without a common token have no such m;
+    they are NaN except at w = 1. Source: Shing et al., TAID (2025).
     """
 
     name: ClassVar[str] = "interpolated_kl"
@@ -87,11 +88,8 @@ class RowInterpolatedKL(RowDivergence):
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        if not 0 < self.weight_on_teacher <= 1:
-            do = f"use weight_on_teacher={self.weight_on_teacher}"
-            raise InputError(
-                cannot(do, "it is above 0 and at most 1", "Start at for example weight_on_teacher=0.4 and raise it to 1")
-            )
+        allowed, instead = 0 < self.weight_on_teacher <= 1, "Start at for example weight_on_teacher=0.4 and raise it to 1"
+        check_parameter(allowed, "weight_on_teacher", self.weight_on_teacher, "lie above 0 and at most at 1", instead)
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the KL of the interpolated teacher."""
@@ -99,7 +97,7 @@ class RowInterpolatedKL(RowDivergence):
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and q − m."""
-        return RowForwardKL().gradient(self.teacher(log_p, log_q), log_q, all_possible=all_possible)
+        return ForwardKLDivergence().gradient(self.teacher(log_p, log_q), log_q, all_possible=all_possible)
 
     def teacher(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
         """Return log m, normalised."""
@@ -108,6 +106,6 @@ class RowInterpolatedKL(RowDivergence):
         return torch.log_softmax(self.weight_on_teacher * log_p + (1 - self.weight_on_teacher) * log_q.detach(), -1)
 
 
-def _side(weight: Rows, value: Rows) -> Tensor:
+def _weighted(weight: Rows, value: Rows) -> Tensor:
     """Weight · value, where a weight of 0 leaves out even an infinite value."""
     return torch.where(weight == 0, 0.0, weight * value)

@@ -1,4 +1,4 @@
-"""Checks of how tokens are put together: reductions, masks, padding, shifts, accumulation, chunks."""
+"""Checks of how tokens are combined: reductions, masks, padding, shifts, labels."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError
-from whichkl.distillation.audit.calling import Subject, some_labels
-from whichkl.distillation.audit.probes import VOCABULARY, one_row, pair
+from whichkl.distillation.audit.probes import VOCABULARY, one_row
 from whichkl.distillation.audit.result import Check
+from whichkl.distillation.audit.subject import Subject, some_labels
 
-_PADDING = -1e4
+_LOGIT_OF_PADDING = -1e4
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """How the value goes with sequences, positions and tokens of the vocabulary: 0 where it's a mean, 1 where it's a sum."""
+    """How the value scales with sequences, positions and tokens of the vocabulary: 0 for a mean, 1 for a sum."""
 
     name: str
     b: float
@@ -25,14 +25,14 @@ class Reduction:
     v: float
 
     def weight(self, factor: float, b: int, t: int, v: int) -> float:
-        """What multiplies the divergence, from the factor of the sum in a call of these sizes."""
+        """Return what multiplies the divergence, from the factor of the sum in a call of these sizes."""
         return float(factor * float(b) ** (1 - self.b) * float(t) ** (1 - self.t) * float(v) ** (-self.v))
 
 
-def shifted(subject: Subject, seed: int, expected: int | None) -> Check:
-    """Where the logits of a label lie; sets `subject.shift`."""
+def shifted(subject: Subject, expected: int | None) -> Check:
+    """Find where the logits of a label lie, and set `subject.shift`."""
     name = "causal shift"
-    teacher, student = pair(torch.Generator().manual_seed(seed), 2, 6)
+    teacher, student = subject.pair(2, 6)
     mask = None
     if subject.adapter.masks:
         mask = torch.zeros(2, 6, dtype=torch.bool, device="cpu")
@@ -54,18 +54,17 @@ def shifted(subject: Subject, seed: int, expected: int | None) -> Check:
     return Check(name, "pass", said)
 
 
-def reduction(subject: Subject, seed: int) -> tuple[Check, Reduction | None]:
-    """How the value goes with the number of sequences, positions and tokens of the vocabulary."""
-    generator = torch.Generator().manual_seed(seed)
+def reduction(subject: Subject) -> tuple[Check, Reduction | None]:
+    """Check how the value scales with the number of sequences, positions and tokens of the vocabulary."""
+    generator = subject.generator()
     teacher, student = one_row(generator, 4, 8)
     s = subject.shift
-    fixed = torch.zeros(
-        4, 8, dtype=torch.long, device="cpu"
-    )  # labels, so that a part of the loss that reads them stays the same, too
+    # the same labels everywhere, so that a part of the loss that reads them stays the same
+    fixed = torch.zeros(4, 8, dtype=torch.long, device="cpu")
     sizes = ((2, 4), (4, 4), (2, 8))
     values = [subject(teacher[:b, :t], student[:b, :t], labels=fixed[:b, :t]) for b, t in sizes]
     wide = [
-        torch.cat([x[:2, :4], torch.full((2, 4, VOCABULARY), _PADDING, dtype=x.dtype, device="cpu")], -1)
+        torch.cat([x[:2, :4], torch.full((2, 4, VOCABULARY), _LOGIT_OF_PADDING, dtype=x.dtype, device="cpu")], -1)
         for x in (teacher, student)
     ]
     base, by_b, by_t = (one.value for one in values)
@@ -91,15 +90,15 @@ def reduction(subject: Subject, seed: int) -> tuple[Check, Reduction | None]:
     return Check("reduction", "pass", name), Reduction(name, b, t, 0)
 
 
-def masked(subject: Subject, seed: int, how: Reduction | None) -> list[Check]:
-    """What a mask leaves out: finite logits, NaN and infinities, the count of tokens, whole batches."""
+def masked(subject: Subject, how: Reduction | None) -> list[Check]:
+    """Check what a mask leaves out: finite logits, NaN and infinities, the count of tokens, whole batches."""
     names = ("mask", "count of tokens", "NaN in padding", "all masked", "other labels")
     if not subject.adapter.masks:
         return [Check(one, "not applicable", "this call leaves no tokens out") for one in names]
-    teacher, student = pair(torch.Generator().manual_seed(seed), 3, 5)
+    teacher, student = subject.pair(3, 5)
     mask = torch.ones(3, 5, dtype=torch.bool, device="cpu")
     mask[0, 2:], mask[1, 4:] = False, False
-    counts = mask.roll(-subject.shift, 1)  # the rows of logits that stand behind labels
+    counts = mask.roll(-subject.shift, 1)  # the rows of logits that belong to labels that count
     if subject.shift:
         counts[:, -1] = False
     clean = subject(teacher, student, mask)
@@ -115,18 +114,15 @@ def masked(subject: Subject, seed: int, how: Reduction | None) -> list[Check]:
         checks.append(Check("mask", "fail", seen, "leave masked tokens out before the mean", "mask_ignored"))
         rest = [Check(one, "not applicable", "the mask doesn't work") for one in names[1:4]]
         return [*checks, *rest, _labels(subject, teacher, student)]
-    return [*checks, _count(subject, seed, how), _nan(subject, teacher, student, mask, counts), *_end(subject, teacher, student)]
+    checks += [_count(subject, how), _nan(subject, teacher, student, mask, counts)]
+    return [*checks, _all_masked(subject, teacher, student), _labels(subject, teacher, student)]
 
 
-def _end(subject: Subject, teacher: Tensor, student: Tensor) -> list[Check]:
-    return [_none(subject, teacher, student), _labels(subject, teacher, student)]
-
-
-def _count(subject: Subject, seed: int, how: Reduction | None) -> Check:
+def _count(subject: Subject, how: Reduction | None) -> Check:
     name = "count of tokens"
     if how is None:
         return Check(name, "not applicable", "the reduction isn't known")
-    teacher, student = one_row(torch.Generator().manual_seed(seed), 2, 8)
+    teacher, student = one_row(subject.generator(), 2, 8)
     mask = torch.ones(2, 8, dtype=torch.bool, device="cpu")
     mask[:, 4:] = False
     fixed = torch.zeros(2, 8, dtype=torch.long, device="cpu")
@@ -159,7 +155,7 @@ def _nan(subject: Subject, teacher: Tensor, student: Tensor, mask: Tensor, count
     return Check(name, "pass", "NaN and ±inf at masked tokens reach neither value nor gradient")
 
 
-def _none(subject: Subject, teacher: Tensor, student: Tensor) -> Check:
+def _all_masked(subject: Subject, teacher: Tensor, student: Tensor) -> Check:
     name, change = "all masked", "divide by the count, but at least by 1, and keep the graph"
     try:
         answer = subject(teacher, student, torch.zeros(teacher.shape[:2], dtype=torch.bool, device="cpu"))
@@ -183,7 +179,7 @@ def _labels(subject: Subject, teacher: Tensor, student: Tensor) -> Check:
     if same(*values):
         return Check("other labels", "pass", "labels say which tokens count, and nothing else")
     seen = f"other labels change it from {values[0]:.4g} to {values[1]:.4g}: it holds a cross-entropy with the labels"
-    return Check("other labels", "fail", seen, "weigh that part by 0, and audit the divergence alone", "depends_on_labels")
+    return Check("other labels", "fail", seen, "give that part weight 0, and audit the divergence alone", "depends_on_labels")
 
 
 def _moved(gradient: Tensor) -> list[tuple[int, int]]:

@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError
-from whichkl.distillation.audit.calling import Answer, Subject
 from whichkl.distillation.audit.identify import Nature
 from whichkl.distillation.audit.matching import total
-from whichkl.distillation.audit.probes import VOCABULARY, leaked, pair
+from whichkl.distillation.audit.probes import VOCABULARY, leaked
 from whichkl.distillation.audit.result import Check
+from whichkl.distillation.audit.subject import Answer, Subject
 
-_BLIND = 1e-7
+_MIN_DIVERGENCE = 1e-7
+"""Nats: a smaller divergence between two students can't show whether the loss sees it."""
 
 
-def impossible(subject: Subject, seed: int) -> Check:
-    """Tokens of logit −∞ in both are no tokens: value and gradient are those without them."""
+def impossible(subject: Subject) -> Check:
+    """Check that tokens with logit −∞ in both change neither value nor gradient."""
     name = "logits of −inf"
     if not subject.adapter.infinite:
-        return Check(name, "not applicable", "logits come about by a product with a head")
-    teacher, student = pair(torch.Generator().manual_seed(seed), 2, 3)
+        return Check(name, "not applicable", "logits are products with a head")
+    teacher, student = subject.pair(2, 3)
     bare = subject(teacher, student)
     none = torch.full((2, 3, VOCABULARY // 2), -math.inf, dtype=teacher.dtype, device="cpu")
     try:
@@ -38,12 +39,12 @@ def impossible(subject: Subject, seed: int) -> Check:
     return Check(name, "fail", f"tokens impossible for both: {seen}", change, "impossible_tokens", decides=False)
 
 
-def infinite(subject: Subject, seed: int, nature: Nature) -> Check:
-    """Where the divergence is infinite, the loss says so; where it isn't, it says how much."""
+def infinite(subject: Subject, nature: Nature) -> Check:
+    """Check that the loss is infinite where its divergence is, and finite elsewhere."""
     name, match = "infinite divergence", nature.whole
     if match is None or not subject.adapter.infinite or nature.identified.weight is None:
         return Check(name, "not applicable", "it isn't known what it should be" if match is None else "logits are products")
-    teacher, student = pair(torch.Generator().manual_seed(seed), 1, 2)
+    teacher, student = subject.pair(1, 2)
     hidden = []
     for who in ("student", "teacher"):
         sides = {"teacher": teacher.clone(), "student": student.clone()}
@@ -56,7 +57,7 @@ def infinite(subject: Subject, seed: int, nature: Nature) -> Check:
         except InputError:
             continue
         if math.isinf(truth) and math.isfinite(seen) and abs(seen) < 1e3:
-            hidden.append(f"tokens impossible for the {who} alone make it infinite, and it says {seen:.3g}")
+            hidden.append(f"tokens impossible for the {who} alone make it infinite, and the loss is {seen:.3g}")
         elif math.isfinite(truth) and not math.isfinite(seen):
             hidden.append(f"tokens impossible for the {who} alone make it {seen:.3g}, though it's finite")
         elif math.isinf(truth) and math.isnan(seen):
@@ -69,11 +70,11 @@ def infinite(subject: Subject, seed: int, nature: Nature) -> Check:
     return Check(name, "pass", "infinite where its divergence is, finite where that is")
 
 
-def top_k(subject: Subject, seed: int) -> Check:
-    """Mass that the student puts on tokens which the teacher hardly uses is seen, however few are looked at."""
+def top_k(subject: Subject) -> Check:
+    """Check that the loss sees mass that the student puts on tokens outside of any top-k."""
     name = "mass outside a top-k"
     for v in (subject.wide, VOCABULARY):
-        teacher, student = pair(torch.Generator().manual_seed(seed), 1, 2, v, 1.0)
+        teacher, student = subject.pair(1, 2, v, 1.0)
         try:
             usual = abs(subject(teacher, student).value) / _forward_kl(teacher, student)
             if not 0 < usual < math.inf:
@@ -98,7 +99,7 @@ def _blind_at(subject: Subject, teacher: Tensor, usual: float) -> int | None:
     def share(kept: int) -> float:
         student = leaked(teacher, kept)
         truth, seen = _forward_kl(teacher, student), abs(subject(teacher, student).value)
-        return seen / (usual * truth) if truth > _BLIND and not math.isnan(seen) else math.inf
+        return seen / (usual * truth) if truth > _MIN_DIVERGENCE and not math.isnan(seen) else math.inf
 
     levels = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if k < v]
     shares = [share(k) for k in levels]
@@ -118,13 +119,13 @@ def _forward_kl(teacher: Tensor, student: Tensor) -> float:
     return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
-def bfloat16(subject: Subject, seed: int) -> Check:
-    """A small divergence of bfloat16 logits keeps its digits: sums are taken in float32."""
+def bfloat16(subject: Subject) -> Check:
+    """Check that a small divergence of bfloat16 logits keeps its digits: sums are taken in float32."""
     name = "small values in bf16"
     off: list[str] = []
     worst = 0.0
     for gap in (0.1, 0.035):
-        teacher, student = (x.bfloat16() for x in pair(torch.Generator().manual_seed(seed), 2, 8, gap=gap))
+        teacher, student = (x.bfloat16() for x in subject.pair(2, 8, gap=gap))
         truth = subject(teacher.double(), student.double())
         try:
             answer = subject(teacher, student)

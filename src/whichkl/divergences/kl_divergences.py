@@ -1,0 +1,314 @@
+"""KL divergences: forward and reverse KL, and the divergences made of KLs: Jeffreys, Jensen–Shannon and the skew KLs."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+from whichkl.divergences.divergence import (
+    Divergence,
+    IntegralDivergence,
+    LogDensities,
+    LogProbs,
+    RowDivergence,
+    Rows,
+    check_parameter,
+)
+from whichkl.divergences.row_arithmetic import (
+    gradient_by_logits,
+    kl,
+    kl_and_terms,
+    kl_terms,
+    mix,
+    mixture,
+    share_of_mixture,
+    without_gradient_where_infinite,
+    zero_where_infinite,
+)
+
+
+class WeightedKLs(IntegralDivergence):
+    """a KL(p‖q) + b KL(q‖p) as an integral, (a, b) = `kl_weights`; a weight of 0 leaves its KL out, infinite or not."""
+
+    @property
+    @abstractmethod
+    def kl_weights(self) -> tuple[float, float]:
+        """The weights of KL(p‖q) and of KL(q‖p)."""
+
+    def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
+        """Return a p log(p/q) + b q log(q/p)."""
+        return _sum([weight * _kl_density(one, other) for weight, one, other in self.directions(log_p, log_q)])
+
+    def log_tail(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
+        """Return log p + log|log(p/q)|, the same with p and q swapped, or the larger of both."""
+        return functools.reduce(torch.maximum, [_kl_tail(one, other) for _, one, other in self.directions(log_p, log_q)])
+
+    def misses(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
+        """Return the mass of one where the other is 0."""
+        return _sum([torch.exp(one) * (other == -math.inf) for _, one, other in self.directions(log_p, log_q)])
+
+    def directions(self, log_p: Tensor, log_q: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+        """Return the directions that count: the weight, the log density of the expectation, and the other one."""
+        forward, reverse = self.kl_weights
+        return [one for one in ((forward, log_p, log_q), (reverse, log_q, log_p)) if one[0] != 0]
+
+
+class _RowWeightedKLs(WeightedKLs, RowDivergence):
+    """The same between rows."""
+
+    def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
+        """Return a KL(p‖q) + b KL(q‖p)."""
+        parts = [weight * kl(one, other) for weight, one, other in self.directions(log_p, log_q)]
+        return parts[0] if len(parts) == 1 else without_gradient_where_infinite(parts[0] + parts[1])
+
+    def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
+        """Return a p log(p/q) + b q log(q/p)."""
+        return _sum([weight * kl_terms(one, other) for weight, one, other in self.directions(log_p, log_q)])
+
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
+        """Return the value and a (q − p) + b q (log(q/p) − KL(q‖p))."""
+        a, b = self.kl_weights
+        p, q = log_p.exp(), log_q.exp()
+        if b == 0:
+            value, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
+            slope = q - p
+        elif a == 0:
+            value, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
+            return value, gradient_by_logits(value, terms, q, all_possible)
+        else:
+            forward, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
+            reverse, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
+            value = a * forward + b * reverse
+            slope = torch.add(gradient_by_logits(value, b * terms, q, all_possible), q - p, alpha=a)
+        return value, slope if all_possible else zero_where_infinite(value, slope)
+
+
+@dataclass(frozen=True)
+class ForwardKLDivergence(_RowWeightedKLs):
+    """KL(p‖q) = E_p[log p − log q], the expectation under p; 0 only where p and q agree. Mass-covering.
+
+    It isn't the cross-entropy: the entropy of p is subtracted. Source: Kullback & Leibler (1951); Hinton, Vinyals & Dean,
+    Distilling the knowledge in a neural network (2015).
+    """
+
+    name: ClassVar[str] = "forward_kl"
+    formula: ClassVar[str] = "KL(p‖q) = ∫ p log(p/q)"
+    kl_weights = (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class ReverseKLDivergence(_RowWeightedKLs):
+    """KL(q‖p) = E_q[log q − log p], the expectation under q.
+
+    Where q has mass, p must have mass too; what q leaves out costs little. Source: Kullback & Leibler (1951); Gu et al.,
+    MiniLLM (2024).
+    """
+
+    name: ClassVar[str] = "reverse_kl"
+    formula: ClassVar[str] = "KL(q‖p) = ∫ q log(q/p)"
+    kl_weights = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Jeffreys(_RowWeightedKLs):
+    """w KL(p‖q) + (1 − w) KL(q‖p), w = `weight_on_forward` in [0, 1].
+
+    It is continuous at both ends: reverse KL at w = 0, forward KL at w = 1. Jeffreys' own J, `jeffreys_sum`, counts both
+    KLs fully: it is twice the value at w = ½. Source: Jeffreys (1946).
+    """
+
+    name: ClassVar[str] = "jeffreys"
+    formula: ClassVar[str] = "w KL(p‖q) + (1 − w) KL(q‖p)"
+    symmetric: ClassVar[bool] = True
+    weight_on_forward: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        allowed = 0 <= self.weight_on_forward <= 1
+        check_parameter(allowed, "weight_on_forward", self.weight_on_forward, "lie between 0 and 1", "Use, say, 0.5")
+
+    @property
+    def kl_weights(self) -> tuple[float, float]:
+        """W and 1 − w."""
+        return self.weight_on_forward, 1 - self.weight_on_forward
+
+    def limit(self) -> Divergence:
+        """Return the KL of one direction at the ends of the weight."""
+        if self.weight_on_forward in (0, 1):
+            return ForwardKLDivergence() if self.weight_on_forward else ReverseKLDivergence()
+        return self
+
+
+@dataclass(frozen=True)
+class JeffreysSum(WeightedKLs):
+    """KL(p‖q) + KL(q‖p) = ∫ (p − q) log(p/q), twice `jeffreys` at w = ½. Source: Jeffreys (1946)."""
+
+    name: ClassVar[str] = "jeffreys_sum"
+    formula: ClassVar[str] = "KL(p‖q) + KL(q‖p) = ∫ (p − q) log(p/q)"
+    symmetric: ClassVar[bool] = True
+    kl_weights = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class JensenShannon(RowDivergence, IntegralDivergence):
+    """w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q, w = `weight` of p, strictly in (0, 1).
+
+    At most the entropy of (w, 1 − w), ≤ log 2, never infinite. It falls to 0 as w goes to 0 or 1: its ends aren't the two
+    KLs; `jeffreys` leads from one to the other. Source: Lin (1991); Agarwal et al., GKD (2024), β = `weight`.
+    """
+
+    name: ClassVar[str] = "jensen_shannon"
+    formula: ClassVar[str] = "w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q"
+    symmetric: ClassVar[bool] = True
+    bounded: ClassVar[bool] = True
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        domain = "lie strictly between 0 and 1: at the ends the divergence is 0 for every pair"
+        check_parameter(0 < self.weight < 1, "weight", self.weight, domain, "Use, say, 0.5, or `forward_kl` or `reverse_kl`")
+
+    def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
+        """Return w p log(p/m) + (1 − w) q log(q/m)."""
+        log_m = _mix_densities(log_p, log_q, self.weight)
+        return self.weight * _kl_density(log_p, log_m) + (1 - self.weight) * _kl_density(log_q, log_m)
+
+    def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
+        """Return the weighted KLs to the mixture."""
+        log_m = mix(log_p, log_q, self.weight)
+        return self.weight * kl(log_p, log_m) + (1 - self.weight) * kl(log_q, log_m)
+
+    def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
+        """Return the weighted KL terms to the mixture."""
+        log_m = mix(log_p, log_q, self.weight)
+        return self.weight * kl_terms(log_p, log_m) + (1 - self.weight) * kl_terms(log_q, log_m)
+
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
+        """Return the value and (1 − w) q (log(q/m) − KL(q‖m))."""
+        p, q = log_p.exp(), log_q.exp()
+        log_m, m = mixture(log_p, log_q, p, q, self.weight, all_possible)
+        of_p, _ = kl_and_terms(log_p, log_m, p, m, all_possible)
+        of_q, terms = kl_and_terms(log_q, log_m, q, m, all_possible)
+        value = self.weight * of_p + (1 - self.weight) * of_q
+        return value, gradient_by_logits(value, (1 - self.weight) * terms, q, all_possible)
+
+
+@dataclass(frozen=True, init=False)
+class _SkewKL(RowDivergence, IntegralDivergence):
+    """KL(a‖w a + (1 − w) b), where a and b are p and q, or q and p."""
+
+    bounded: ClassVar[bool] = True
+    weight: float = 0.1
+
+    def __init__(self, weight: float = 0.1, **old: float) -> None:
+        """Take the weight, also by its former name `skew`."""
+        if "skew" in old:
+            warnings.warn("`skew=` is called `weight=` now: write `weight=`", DeprecationWarning, stacklevel=3)
+            weight = old.pop("skew")
+        if old:
+            raise TypeError(f"{type(self).__name__} takes `weight`, not {', '.join(old)}")
+        check_parameter(0 <= weight < 1, "weight", weight, "lie between 0 and 1, 1 excluded", "Pass for example weight=0.1")
+        object.__setattr__(self, "weight", weight)
+
+    @abstractmethod
+    def ordered(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log a and log b."""
+
+    def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
+        """Return a log(a/m)."""
+        if self.weight == 0:
+            name = self.limit().name
+            raise InputError(cannot(f"integrate {self.name} of weight 0", f"it is {name} there", f"Use {name}"))
+        log_a, log_b = self.ordered(log_p, log_q)
+        return _kl_density(log_a, _mix_densities(log_a, log_b, self.weight))
+
+    def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
+        """Return the KL of a to the mixture."""
+        log_a, log_b = self.ordered(log_p, log_q)
+        return kl(log_a, mix(log_a, log_b, self.weight))
+
+    def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
+        """Return a log(a/m)."""
+        log_a, log_b = self.ordered(log_p, log_q)
+        return kl_terms(log_a, mix(log_a, log_b, self.weight))
+
+
+@dataclass(frozen=True, init=False)
+class SkewForwardKL(_SkewKL):
+    """KL(p‖w p + (1 − w) q), w = `weight` in [0, 1): the forward KL at 0, at most −log w above it.
+
+    Source: Lee (2001); Ko et al., DistiLLM (2024).
+    """
+
+    name: ClassVar[str] = "skew_forward_kl"
+    formula: ClassVar[str] = "KL(p‖w p + (1 − w) q)"
+
+    def limit(self) -> Divergence:
+        """Return the forward KL at weight 0."""
+        return self if self.weight else ForwardKLDivergence()
+
+    def ordered(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p and log q."""
+        return log_p, log_q
+
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
+        """Return the value and, by log q, −(1 − w) q p/m."""
+        p, q = log_p.exp(), log_q.exp()
+        log_m, m = mixture(log_p, log_q, p, q, self.weight, all_possible)
+        value, _ = kl_and_terms(log_p, log_m, p, m, all_possible)
+        return value, gradient_by_logits(value, (self.weight - 1) * p * share_of_mixture(q, m), q, all_possible)
+
+
+@dataclass(frozen=True, init=False)
+class SkewReverseKL(_SkewKL):
+    """KL(q‖w q + (1 − w) p), w = `weight` in [0, 1): the reverse KL at 0, at most −log w above it.
+
+    Its gradient includes the gradient through the mixture. Source: Lee (2001); Ko et al., DistiLLM (2024).
+    """
+
+    name: ClassVar[str] = "skew_reverse_kl"
+    formula: ClassVar[str] = "KL(q‖w q + (1 − w) p)"
+
+    def limit(self) -> Divergence:
+        """Return the reverse KL at weight 0."""
+        return self if self.weight else ReverseKLDivergence()
+
+    def ordered(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log q and log p."""
+        return log_q, log_p
+
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
+        """Return the value and, by log q, q (log(q/m) + 1 − w q/m)."""
+        p, q = log_p.exp(), log_q.exp()
+        log_m, m = mixture(log_q, log_p, q, p, self.weight, all_possible)
+        value, terms = kl_and_terms(log_q, log_m, q, m, all_possible)
+        return value, gradient_by_logits(value, terms + q - self.weight * q * share_of_mixture(q, m), q, all_possible)
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _kl_density(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return p log(p/q), 0 where p = 0 (or underflows to it), ∞ where p > 0 = q."""
+    p = torch.exp(log_p)
+    return torch.where(p == 0, 0.0, p * torch.where(p == 0, 0.0, log_p - log_q))
+
+
+def _kl_tail(log_p: Tensor, log_q: Tensor) -> Tensor:
+    zero = log_p == -math.inf
+    ratio = torch.where(zero, 0.0, log_p - torch.where(zero, 0.0, log_q)).abs()
+    return torch.where(zero | (ratio == 0), -math.inf, log_p + ratio.log())
+
+
+def _mix_densities(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    """Log of weight · p + (1 − weight) · q."""
+    return torch.logaddexp(log_p + math.log(weight), log_q + math.log1p(-weight))

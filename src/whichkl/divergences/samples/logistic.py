@@ -1,0 +1,122 @@
+"""Cross-fitted logistic regression of x against y on quadratic features: the log ratio log p/q at rows that it hasn't seen."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+MIN_ROWS = 20
+"""Fewest rows of a sample."""
+Parts = list[tuple[Tensor, Tensor, Tensor, Tensor]]
+"""Per fold: which rows were held out, the features of all rows, the residuals of the others, and the fit's Cholesky factor."""
+_PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
+_COSINES = 60
+_COSINE_PENALTY = 10.0
+"""Factor by which the ridge penalty of further features is larger."""
+
+
+def cross_fit(
+    z: Tensor,
+    n: int,
+    folds: int,
+    full: bool,
+    generator: torch.Generator,
+    rounds: int | None = None,
+    more: Tensor | None = None,
+    fold: Tensor | None = None,
+) -> tuple[Tensor, Parts]:
+    """Fit on all folds but one and read ℓ on that one, in turn; return ℓ, NaN on folds beyond `rounds`, and the parts.
+
+    Further features, `more`, are penalised ten times as much. The fold of each row is random by default.
+    """
+    extra = 0 if more is None else more.shape[1]
+    i, j = (
+        torch.triu_indices(z.shape[1], z.shape[1], device="cpu") if full else torch.arange(z.shape[1], device="cpu").expand(2, -1)
+    )
+    features = torch.cat([torch.ones_like(z[:, :1]), z, z[:, i] * z[:, j], *([] if more is None else [more])], 1)
+    features[:, 1:] = (features[:, 1:] - features[:, 1:].mean(0)) / features[:, 1:].std(0).clamp(min=1e-9)
+    is_x = (torch.arange(len(z), device=z.device) < n).to(z.dtype)
+    if fold is None:
+        fold = torch.cat([torch.randperm(count, generator=generator, device="cpu") % folds for count in (n, len(z) - n)])
+    fold = fold.to(z.device)
+    ratio, parts = torch.full_like(z[:, 0], math.nan), []
+    for held in (fold == k for k in range(rounds or folds)):
+        known, label = features[~held], is_x[~held]
+        inner = torch.randperm(len(known), generator=generator, device="cpu").to(z.device) % 3 == 0
+        penalty, beta, curvature = _tuned(known[~inner], label[~inner], known[inner], label[inner], extra)
+        ridge = _ridge(beta, penalty, extra)
+        beta, _ = _logistic(known, label, ridge, beta, curvature, 1e-13)
+        factor = torch.linalg.cholesky(_curvature(known, known @ beta) + ridge)
+        ratio[held] = features[held] @ beta - float(torch.logit(label.mean()))
+        parts.append((held, features, label - torch.sigmoid(known @ beta), factor))
+    return ratio, parts
+
+
+def cosines(z: Tensor, generator: torch.Generator) -> Tensor:
+    """Cosines along random directions, of many lengths, in the normal scores of the columns: shapes that no quadratic has."""
+    score = torch.special.ndtri((z.argsort(0).argsort(0).to(z.dtype) + 0.5) / len(z))
+    aim = torch.randn(z.shape[1], _COSINES, generator=generator, dtype=z.dtype, device="cpu")
+    length, phase = torch.rand(2, _COSINES, generator=generator, dtype=z.dtype, device="cpu")
+    aim = aim / aim.norm(dim=0) * 0.7 * 8**length
+    return torch.cos(score @ aim.to(z.device) + 2 * math.pi * phase.to(z.device))
+
+
+def _tuned(features: Tensor, label: Tensor, unseen: Tensor, theirs: Tensor, extra: int) -> tuple[float, Tensor, Tensor]:
+    """The penalty with the least log loss on unseen rows, from the largest down until the loss rises; its β and curvature."""
+    beta, best, least = torch.zeros_like(features[0]), _PENALTIES[0], math.inf
+    curvature = _curvature(features, features @ beta)
+    for penalty in _PENALTIES:
+        now, matrix = _logistic(features, label, _ridge(beta, penalty, extra), beta, curvature, 1e-9)
+        loss = float(binary_cross_entropy_with_logits(unseen @ now, theirs))
+        if not loss < least:
+            break
+        best, least, beta, curvature = penalty, loss, now, matrix
+    return best, beta, curvature
+
+
+def _logistic(
+    features: Tensor, label: Tensor, ridge: Tensor, beta: Tensor, curvature: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Minimise mean log loss + ½ βᵀ ridge β from β on by damped Newton; and the last curvature used.
+
+    The curvature of an earlier point is used while each step leaves at most a tenth of what there was to gain: a step with it
+    costs two products with a vector, a new curvature costs the square of the columns.
+    """
+    fit, before = features @ beta, math.inf
+    value = binary_cross_entropy_with_logits(fit, label) + 0.5 * ridge.diagonal() @ beta.square()
+    fresh = False
+    while True:
+        gradient = features.T @ (torch.sigmoid(fit) - label) / len(fit) + ridge.diagonal() * beta
+        step = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(curvature + ridge))[:, 0]
+        gain = float(gradient @ step) / 2
+        if gain > 0.1 * before and not fresh:
+            curvature, fresh = _curvature(features, fit), True
+            continue
+        if gain < tolerance:
+            return beta, curvature
+        along, fresh = features @ step, False
+        for size in (0.5**k for k in range(20)):
+            moved = beta - size * step
+            lower = binary_cross_entropy_with_logits(fit - size * along, label) + 0.5 * ridge.diagonal() @ moved.square()
+            if bool(lower < value):
+                break
+        else:
+            return beta, curvature
+        beta, value, fit, before = moved, lower, fit - size * along, gain
+
+
+def _curvature(features: Tensor, fit: Tensor) -> Tensor:
+    """Second derivative of the mean log loss."""
+    s = torch.sigmoid(fit)
+    return (features * (s * (1 - s))[:, None]).T @ features / len(s)
+
+
+def _ridge(beta: Tensor, penalty: float, extra: int) -> Tensor:
+    """The penalty on the diagonal: none on the constant, more on the last `extra`."""
+    ridge = torch.full_like(beta, penalty)
+    ridge[0] = 1e-9
+    ridge[len(ridge) - extra :] *= _COSINE_PENALTY
+    return torch.diag(ridge)
