@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NotRequired, TypedDict
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
 from whichkl.access import Access
 from whichkl.advice import advise
-from whichkl.diagnostics import Diagnostics, MissingModes, carried
+from whichkl.diagnostics import Diagnostics, carried
 from whichkl.diagnostics.findings import FINDINGS
 from whichkl.divergences import Estimate
 from whichkl.families import Family
 from whichkl.families.parameter_checks import check_parameters
-from whichkl.goodness import Calibration, TwoSample
 from whichkl.objectives import objective_of
 from whichkl.saving import FORMAT, Saved
 from whichkl.solvers import Optimum
@@ -31,32 +31,11 @@ class OptimumFields(TypedDict):
 
 
 class DiagnosticsFields(TypedDict):
-    """`Fit.diagnostics`, without the parameters; what older versions didn't measure may be missing."""
+    """What must be in `diagnostics`; `Diagnostics.from_dict` checks the rest, some of which older versions don't have."""
 
     optima: list[OptimumFields]
     iterations: int
     residual: float
-    nodes: NotRequired[int | None]
-    node_error: NotRequired[float | None]
-    ess: NotRequired[float | None]
-    khat: NotRequired[float | None]
-    least_kl: NotRequired[float | None]
-    jump: NotRequired[float | None]
-    understated: NotRequired[float | None]
-    separate: NotRequired[int]
-    evaluations: NotRequired[Mapping[str, int] | None]
-    elbo: NotRequired[Estimate | None]
-    held_out: NotRequired[Estimate | None]
-    richer_gain: NotRequired[Estimate | None]
-    simpler_gain: NotRequired[Estimate | None]
-    curve: NotRequired[list[Any] | None]
-    history: NotRequired[tuple[float, ...]]
-    notes: NotRequired[tuple[str, ...]]
-    simpler: NotRequired[str | None]
-    correlated: NotRequired[bool | None]
-    two_sample: NotRequired[TwoSample | None]
-    calibration: NotRequired[Calibration | None]
-    missing_modes: NotRequired[MissingModes | None]
 
 
 class FitFields(TypedDict):
@@ -78,8 +57,6 @@ class FitFields(TypedDict):
 
 def described(fit: Any) -> dict[str, Any]:
     """Return everything but the parameters of a `Fit`, as JSON can hold it."""
-    d = fit.diagnostics
-    kept = {name: getattr(d, name) for name in DiagnosticsFields.__annotations__ if name not in ("optima", "curve")}
     return {
         "format": FORMAT,
         "family": fit.family.config(),
@@ -89,13 +66,7 @@ def described(fit: Any) -> dict[str, Any]:
         "findings": sorted(fit.findings),
         "explanations": list(fit.explanations),
         "value": fit.value.to_dict(),
-        "diagnostics": {
-            **{name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in kept.items()},
-            "curve": None if d.curve is None else [[count, one.to_dict()] for count, one in d.curve],
-            "history": list(d.history),
-            "notes": list(d.notes),
-            "optima": [{"loss": o.loss, "converged": o.converged, "is_global": o.is_global} for o in d.optima],
-        },
+        "diagnostics": fit.diagnostics.to_dict(),
         "access": fit.advice.access.label,
         "names": list(fit.names),
         "support": fit.bijection.describe(),
@@ -106,6 +77,21 @@ def described(fit: Any) -> dict[str, Any]:
 def tensors_of(family: Family, optima: tuple[Optimum, ...]) -> dict[str, Tensor]:
     """Return every optimum's parameters, each name behind the optimum's number."""
     return {f"{i}.{name}": value for i, one in enumerate(optima) for name, value in family.parameters(one.model).items()}
+
+
+def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """Read a saved fit and check its fields, without building its models.
+
+    Raises:
+        InputError: there is no fit in that folder.
+        IntegrityError: a file or a field isn't what was written.
+    """
+    fields, tensors = FIT.read(folder, FitFields)
+    try:
+        Diagnostics.from_dict(fields["diagnostics"], ())
+    except ValueError as error:
+        raise FIT.damaged(folder, str(error)) from error
+    return fields, tensors
 
 
 def rebuilt_fit(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
@@ -134,7 +120,7 @@ def rebuilt_fit(fields: FitFields, tensors: Mapping[str, Tensor], family: Family
         "value": fields["value"],
         "status": fields["status"],
         "findings": frozenset(fields["findings"]),
-        "diagnostics": _diagnostics(fields["diagnostics"], optima),
+        "diagnostics": Diagnostics.from_dict(fields["diagnostics"], optima),
         "names": names,
         "bijection": bijection,
         "seed": fields["seed"],
@@ -160,10 +146,3 @@ def _optima(described: list[OptimumFields], tensors: Mapping[str, Tensor], famil
             raise ValueError(f"the parameters of optimum {i} aren't those of `{family}`")
         found.append(Optimum(model, one["loss"], one["converged"], one["is_global"]))
     return tuple(found)
-
-
-def _diagnostics(d: DiagnosticsFields, optima: tuple[Optimum, ...]) -> Diagnostics:
-    rest: dict[str, Any] = {name: d[name] for name in DiagnosticsFields.__annotations__ if name in d}  # type: ignore[literal-required]
-    curve = d.get("curve")
-    rest["curve"] = None if curve is None else tuple((int(count), Estimate.from_dict(one)) for count, one in curve)
-    return Diagnostics(**{**rest, "optima": optima})

@@ -11,7 +11,7 @@ from typing import Any
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.distillation.result import DISTILLATION, DistillationFields
 from whichkl.families.family import Family
-from whichkl.fit_file import FIT, FitFields
+from whichkl.fit_file import FIT, read_fit
 from whichkl.fitting import Fit
 from whichkl.saving import Saved
 from whichkl.study.ledger import STUDY
@@ -68,7 +68,7 @@ def _holds(folder: Path, saved: Saved) -> bool:
 def _fit(folder: Path) -> Whole:
     if not (folder / FIT.file).exists():
         raise FIT.damaged(folder, f"`{FIT.file}` is missing")
-    fields, tensors = FIT.read(folder, FitFields)
+    fields, tensors = read_fit(folder)
     if fields["family"].get("family") not in Family.kinds or fields["family"]["family"] == "Module":
         return Whole("fit", str(folder), f"checksums and fields of {FIT.file} and {fields['weights']}; the module is your own")
     count = len(Fit.load(folder).diagnostics.optima)

@@ -12,7 +12,7 @@ from torch import Tensor
 from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import weights_are_correlated
-from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics
+from whichkl.diagnostics.result import MAX_LOSS_GAP, Diagnostics
 from whichkl.divergences import Estimate, Finite
 from whichkl.divergences.draws import monte_carlo
 from whichkl.divergences.exact import quadrature
@@ -45,7 +45,7 @@ def by_weights(
     elbo = replace(reverse, value=-reverse.value, ess=ess, khat=khat)
     gap = math.inf if elbo.value == -math.inf else float(torch.logsumexp(log_weight, 0)) - math.log(len(x)) - elbo.value
     best = diagnostics.optima[0].loss
-    relevant = tuple(one for one in diagnostics.optima if one is diagnostics.optima[0] or one.loss - best < NEGLIGIBLE)
+    relevant = tuple(one for one in diagnostics.optima if one is diagnostics.optima[0] or one.loss - best < MAX_LOSS_GAP)
     apart = _apart(relevant, family) if separate else relevant[:1]
     missed = math.log(sum(math.exp(best - one.loss) for one in apart))
     correlated = weights_are_correlated(target, family, x, log_weight)
