@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -87,9 +87,7 @@ class Categorical(MomentFamily):
         w: Float[Tensor, " m"],
         origin: Float[Tensor, " 1"],
         context: Tensor | None = None,
-        *,
-        overwrite: bool = False,
-        total: Float[Tensor, " d"] | None = None,
+        **options: Any,
     ) -> dict[str, Tensor]:
         """Return the weight of each code, and how often it was seen.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Distribution, TransformedDistribution
+from torch.distributions import AffineTransform, Distribution, TransformedDistribution, constraints, transforms
 
 from whichkl._checks import require
 from whichkl.families.data_shape import Shape, Summary
@@ -18,7 +18,6 @@ from whichkl.families.gaussian import diagonal_gaussian
 from whichkl.families.layers import Standardised
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import Scalar
-from whichkl.families.triangular import Triangular
 from whichkl.modes import own_defaults
 from whichkl.process_lock import PROCESS_LOCK
 
@@ -165,6 +164,36 @@ class FlowNetwork(Standardised):
                 self, name, None if found is None else torch.empty_like(found, dtype=self.mean.dtype, device=self.mean.device)
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Triangular(transforms.Transform):
+    """y ↦ loc + L y, with log|∂x/∂y| = Σ log|Lᵢᵢ|.
+
+    Args:
+        loc: (d,).
+        tril: (d, d), lower triangular, its diagonal without zeros.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"]) -> None:
+        """Take both."""
+        super().__init__()
+        self.loc, self.tril = loc, tril
+
+    def _call(self, y: Tensor) -> Tensor:
+        return self.loc + y @ self.tril.mT
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        rows = (x - self.loc).reshape(-1, len(self.loc))
+        y: Tensor = torch.linalg.solve_triangular(self.tril, rows.mT, upper=False).mT
+        return y.reshape(x.shape)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same number for every row."""
+        return self.tril.diagonal().abs().log().sum().expand(x.shape[:-1])
 
 
 def _flows() -> Any:

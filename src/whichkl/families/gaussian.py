@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,11 +17,13 @@ from whichkl._checks import InputError, cannot
 from whichkl.families.factors import maximum_likelihood_factors
 from whichkl.families.family import MomentFamily
 from whichkl.families.field_checks import check_choice, check_whole, dependent_columns, expect, quoted
-from whichkl.families.gram import gram
 
 Covariance = Literal["full", "diagonal", "low_rank"]
 _MAX_SHIFT = 10.0
 """Largest distance, in standard deviations, of the mean from 0 for sums of squares about 0; they lose two digits there."""
+
+_MAX_COLUMNS_FOR_NUMPY = 32
+"""Largest width of a product by NumPy; wider ones are shared among BLAS's threads, whose number would change the last digit."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,15 @@ class Gaussian(MomentFamily):
         if dependent:
             because = f"the columns {quoted(names, dependent)} are linearly dependent, so the covariance is singular"
             raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use Gaussian('diagonal')"))
+
+
+def gram(y: Float[Tensor, "m d"]) -> Float[Tensor, "d d"]:
+    """Return yᵀy; NumPy recognises that both factors are one matrix and computes half of it, which torch doesn't."""
+    if y.shape[1] > _MAX_COLUMNS_FOR_NUMPY or y.device.type != "cpu" or y.requires_grad:
+        return y.T @ y
+    rows = y.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):  # `from_statistics` refuses infinite sums
+        return torch.from_numpy(rows.T @ rows)
 
 
 def gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Distribution:

@@ -66,9 +66,7 @@ class LinearGaussian(MomentFamily):
         w: Float[Tensor, " m"],
         origin: Float[Tensor, " k"],
         context: Tensor | None = None,
-        *,
-        overwrite: bool = False,
-        total: Float[Tensor, " d"] | None = None,
+        **options: Any,
     ) -> dict[str, Tensor]:
         """Return Σw, and the first and second sums of (y, x) about the origin.
 
@@ -77,8 +75,7 @@ class LinearGaussian(MomentFamily):
             w: their weights.
             origin: a point near the rows (y, x), (d + c,); with only d numbers, those of x are 0.
             context: the rows of x.
-            overwrite: has no effect.
-            total: has no effect.
+            options: `overwrite` and `total` have no effect.
 
         Raises:
             InputError: there is no context.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -135,9 +135,7 @@ class Product(MomentFamily):
         w: Float[Tensor, " m"],
         origin: Float[Tensor, " d"],
         context: Tensor | None = None,
-        *,
-        overwrite: bool = False,
-        total: Float[Tensor, " d"] | None = None,
+        **options: Any,
     ) -> dict[str, Tensor]:
         """Return every margin's sums; each name begins with the number of the column."""
         columns = zip(self._margins(x.shape[1]), x.T, origin, strict=True)
