@@ -444,7 +444,7 @@ SAID = [
     (lambda: maximum_likelihood(Gaussian("low_rank", rank=2), CORRELATED[:3]), "at least 4 rows"),
     (
         lambda: maximum_likelihood(Gaussian("low_rank", rank=2), torch.cat([CORRELATED, CORRELATED[:, :2].sum(1)[:, None]], 1)),
-        "explain the columns `x1`, `x2`, `x7` without rest",
+        "explain the columns `x1`, `x2`, `x7` exactly",
     ),
     (
         lambda: maximum_likelihood(Gaussian(), torch.cat([CORRELATED, CORRELATED[:, :2].sum(1)[:, None]], 1)),

@@ -197,7 +197,7 @@ FINDINGS: dict[str, Finding] = {
     "weights_unreliable": Finding(
         lambda e: e.has_bad_weights or e.leaves_optima_out or e.misses_modes,
         "Importance weights can't repair this fit: don't reweight its draws.",
-        "Use `fit.expect(f)`, which goes on to particles or explains why it can't, or try {richer}.",
+        "Use `fit.expect(f)`, which moves particles to p or explains why it can't, or try {richer}.",
     ),
 }
 """Everything that can be found."""
