@@ -14,7 +14,7 @@ import whichkl as wk
 from programs import whichkl
 from whichkl import Target
 from whichkl.chains import chain_ids, effective_draws, standard_error, thinning
-from whichkl.diagnostics import cross_fit
+from whichkl.diagnostics import cross_fitted_losses
 from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Gaussian
 from whichkl.solvers import ClosedForm
@@ -164,7 +164,7 @@ def test_a_held_out_value_counts_effective_draws_and_holds_out_stretches_of_time
     for seed in range(100):
         for chains in inside:
             target = chained(3000, seed, dim=1, log_prob=None, chains=chains)
-            order, loss, how = cross_fit(target, Gaussian(), ClosedForm(), seed)
+            order, loss, how = cross_fitted_losses(target, Gaussian(), ClosedForm(), seed)
             e = monte_carlo.cross_entropy(loss, how, None, None if chains is None else target.chains[order])
             truth = entropy + float(kl_divergence(mvn(1), ClosedForm().solve(target, Gaussian(), seed).best.model))
             inside[chains] += e.interval[0] <= truth <= e.interval[1]

@@ -27,7 +27,7 @@ from whichkl.families import (
     simpler,
 )
 from whichkl.families.family import cast, log_likelihood
-from whichkl.families.margins_real import _log_minus_digamma, _shape
+from whichkl.families.margins_real import _gamma_shape, _log_minus_digamma
 from whichkl.families.product import MARGINS
 from whichkl.samples import Block, Stream
 from whichkl.samples import stream as streams
@@ -320,7 +320,7 @@ def test_margins_agree_with_scipy(margin):
 
 @pytest.mark.parametrize("shape", [1e-3, 0.1, 1.0, 19.9, 20.1, 1e4, 1e8])
 def test_the_shape_of_a_gamma_is_found_to_machine_precision(shape):
-    assert _shape(_log_minus_digamma(shape)) == pytest.approx(shape, rel=1e-13)
+    assert _gamma_shape(_log_minus_digamma(shape)) == pytest.approx(shape, rel=1e-13)
 
 
 def test_a_narrow_gamma_keeps_its_digits():
@@ -328,7 +328,7 @@ def test_a_narrow_gamma_keeps_its_digits():
     found = Product("gamma").parameters(maximum_likelihood(Product("gamma"), x))
     y = x / x.mean() - 1
     gap = float((y - torch.log1p(y)).mean())
-    assert float(found["0.gamma.concentration"]) == pytest.approx(_shape(gap), rel=1e-6)
+    assert float(found["0.gamma.concentration"]) == pytest.approx(_gamma_shape(gap), rel=1e-6)
 
 
 @pytest.mark.parametrize("many", [1, 2, 7, 100, 1001])
@@ -436,15 +436,15 @@ def bad(column, value):
 
 
 SAID = [
-    (lambda: Gaussian("low_rank"), "rank must be a whole number"),
-    (lambda: Gaussian("low_rank", rank=0), "rank must be a whole number"),
+    (lambda: Gaussian("low_rank"), "`rank=None` isn't a whole number of at least 1"),
+    (lambda: Gaussian("low_rank", rank=0), "`rank=0` isn't a whole number of at least 1"),
     (lambda: Gaussian("full", rank=2), "a rank belongs to"),
     (lambda: Gaussian("round"), "Choose 'full', 'diagonal' or 'low_rank'"),
     (lambda: maximum_likelihood(Gaussian("low_rank", rank=6), CORRELATED), "there are 6 columns, and the rank must be smaller"),
     (lambda: maximum_likelihood(Gaussian("low_rank", rank=2), CORRELATED[:3]), "at least 4 rows"),
     (
         lambda: maximum_likelihood(Gaussian("low_rank", rank=2), torch.cat([CORRELATED, CORRELATED[:, :2].sum(1)[:, None]], 1)),
-        "explain the columns `x1`, `x2`, `x7` without rest",
+        "explain the columns `x1`, `x2`, `x7` exactly",
     ),
     (
         lambda: maximum_likelihood(Gaussian(), torch.cat([CORRELATED, CORRELATED[:, :2].sum(1)[:, None]], 1)),
@@ -461,7 +461,7 @@ SAID = [
     (lambda: Product().statistics(data(), torch.ones(300), data()[0]), "haven't been chosen yet"),
     (
         lambda: Product("categorical", categories=[2]).check_samples(data()[:, 7:], "ab"),
-        "categories of 1 columns, and there are 2",
+        "gives the categories of 1 columns, and there are 2",
     ),
     (lambda: Product(NAMED[:3]).check_samples(data(), ["x"] * 9), "names 3 margins, and there are 9 columns"),
     (
@@ -489,7 +489,7 @@ SAID = [
     ),
     (
         lambda: ClosedForm().solve(Target(samples=(CORRELATED[:, :2], CORRELATED[:, :1] * 2)), LinearGaussian(), 0),
-        "x determines column `y` of y without rest",
+        "x determines column `y` of y exactly",
     ),
     (
         lambda: ClosedForm().solve(Target(samples=(CORRELATED[:, :2], CORRELATED[:, [2, 2]])), LinearGaussian(), 0),
@@ -499,7 +499,7 @@ SAID = [
         lambda: ClosedForm().solve(Target(samples=(CORRELATED[:3, :2], CORRELATED[:3, 2:3])), LinearGaussian(), 0),
         "at least 4 rows",
     ),
-    (lambda: LinearGaussian("low_rank"), "isn't a known shape"),
+    (lambda: LinearGaussian("low_rank"), "`covariance='low_rank'` isn't one of its choices. Choose 'full' or 'diagonal'"),
 ]
 
 

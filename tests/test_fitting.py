@@ -15,7 +15,7 @@ from torch.distributions import Beta, Distribution, Gamma, Independent, LogNorma
 
 import whichkl as wk
 from whichkl._checks import InputError, IntegrityError, ResourceError
-from whichkl.diagnostics import cross_fit
+from whichkl.diagnostics import cross_fitted_losses
 from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Gaussian, Mixture
 from whichkl.solvers import ClosedForm, ExpectationMaximization
@@ -380,7 +380,7 @@ def test_too_rich_a_mixture_is_said_to_be():
 
 
 def unseen_loss(x: np.ndarray):
-    order, loss, how = cross_fit(wk.Target(samples=x), Gaussian(), ClosedForm(), 0)
+    order, loss, how = cross_fitted_losses(wk.Target(samples=x), Gaussian(), ClosedForm(), 0)
     return monte_carlo.cross_entropy(loss, how)
 
 

@@ -299,7 +299,7 @@ def test_a_class_that_only_rows_held_out_have_is_said():
 
 
 SAID = [
-    (lambda: GeneralizedLinear("normal"), "Choose among bernoulli, categorical, poisson"),
+    (lambda: GeneralizedLinear("normal"), "Choose 'bernoulli', 'categorical' or 'poisson'"),
     (lambda: GeneralizedLinear(penalty=-1.0), "finite number of at least 0"),
     (lambda: GeneralizedLinear(penalty=math.nan), "finite number of at least 0"),
     (

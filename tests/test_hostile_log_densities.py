@@ -176,7 +176,7 @@ def test_draws_outside_the_support_make_reverse_kl_infinite_and_it_is_said(famil
     assert found.value.value == math.inf
     assert "outside_support" in found.findings
     assert "nodes_too_few" not in found.findings
-    assert "pass `support=`" in str(found)
+    assert "Pass `support=`" in str(found)
 
 
 @pytest.mark.parametrize("dim", [1, 10])

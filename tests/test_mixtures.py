@@ -185,10 +185,10 @@ def test_families_are_rebuilt_from_their_configuration_and_file(family, tmp_path
 
 
 BAD = [
-    (lambda: Mixture("many"), "whole number of at least 1, or 'auto'"),
+    (lambda: Mixture("many"), "whole number of at least 1. Give, say, components=2, or components='auto'"),
     (lambda: Mixture(0), "at least 1"),
     (lambda: Mixture(2, "round"), "Choose 'full', 'diagonal' or 'tied'"),
-    (lambda: Mixture(2, law="cauchy"), "Choose among 'gaussian', 'student_t'"),
+    (lambda: Mixture(2, law="cauchy"), "Choose 'gaussian' or 'student_t'"),
     (lambda: StudentT("tied"), "Choose 'full' or 'diagonal'"),
     (lambda: wk.fit(clouds(3), StudentT()), "needs at least 5 rows"),
     (lambda: wk.fit(wk.problems.bimodal(), Mixture(2, "tied"), objective="reverse_kl"), "doesn't minimise `reverse_kl`"),

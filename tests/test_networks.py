@@ -393,11 +393,11 @@ def test_modules_that_are_no_law_of_the_rows_are_refused(law, words):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Flow("planar"), "none of spline"),
+        (lambda: Flow("planar"), "isn't one of its choices. Choose 'spline'"),
         (lambda: Flow(transforms=0), "at least 1"),
         (lambda: Flow(hidden=(0,)), "widths"),
-        (lambda: Neural("gamma"), "none of bernoulli"),
-        (lambda: VariationalAutoencoder(likelihood="poisson"), "none of bernoulli"),
+        (lambda: Neural("gamma"), "Choose 'bernoulli', 'categorical'"),
+        (lambda: VariationalAutoencoder(likelihood="poisson"), "Choose 'bernoulli', 'normal'"),
         (lambda: MixtureDensityNetwork(0), "at least 1"),
         (lambda: Module(torch.nn.ReLU()), "asks for a gradient"),
         (lambda: Module(torch.nn.Bilinear(1, 1, 1)), "takes 2 arguments"),

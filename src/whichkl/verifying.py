@@ -15,7 +15,7 @@ from whichkl.families.family import Family
 from whichkl.files.reading import read_file
 from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
-from whichkl.fitting.fit_file import FIT, FitFields
+from whichkl.fitting.fit_file import FIT, read_fit
 from whichkl.study.ledger import STUDY
 from whichkl.study.result import Study
 from whichkl.study.table import table_files
@@ -83,7 +83,7 @@ def _holds(folder: Path, saved: Saved) -> bool:
 def _fit(folder: Path) -> Whole:
     if not (folder / FIT.file).exists():
         raise FIT.damaged(folder, f"`{FIT.file}` is missing")
-    fields, tensors = FIT.read(folder, FitFields)
+    fields, tensors = read_fit(folder)
     if fields["family"].get("family") not in Family.kinds or fields["family"]["family"] == "Module":
         return Whole("fit", str(folder), f"checksums and fields of {FIT.file} and {fields['weights']}; the module is your own")
     count = len(Fit.load(folder).diagnostics.optima)

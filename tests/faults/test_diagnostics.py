@@ -51,7 +51,7 @@ PARTS = {
     ),
     HELD_OUT: (
         "rows_are_correlated",
-        "cross_fit",
+        "cross_fitted_losses",
         "next_richer",
         "log_likelihood",
         "monte_carlo",

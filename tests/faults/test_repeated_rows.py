@@ -9,7 +9,7 @@ import torch
 
 import whichkl as wk
 from programs import whichkl
-from whichkl.diagnostics import cross_fit
+from whichkl.diagnostics import cross_fitted_losses
 from whichkl.families import Gaussian, LinearGaussian
 from whichkl.samples.repeats import repeats_of, row_keys
 from whichkl.solvers import ClosedForm
@@ -193,7 +193,8 @@ def test_a_chain_that_rejects_has_its_errors_from_chains_where_they_are_given():
 def test_rows_without_repeats_are_dealt_out_as_ever():
     x = torch.as_tensor(DISTINCT)
     plain, noted = (
-        cross_fit(target, Gaussian(), ClosedForm(), 0) for target in (wk.Target(samples=x), wk.Target(samples=x).noting_repeats())
+        cross_fitted_losses(target, Gaussian(), ClosedForm(), 0)
+        for target in (wk.Target(samples=x), wk.Target(samples=x).noting_repeats())
     )
     assert torch.equal(plain[0], noted[0]) and plain[2] == noted[2] == "10-fold cross-fitting, 200 rows"
     assert torch.equal(plain[0], torch.randperm(200, generator=torch.Generator().manual_seed(0)))

@@ -2,12 +2,12 @@
 
 from whichkl.diagnostics.correlation import next_richer
 from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat, shown_weights
-from whichkl.diagnostics.held_out import cross_fit, stride_of
 from whichkl.diagnostics.judge import judge
 from whichkl.diagnostics.linear_response import linear_response
 from whichkl.diagnostics.missing_modes import MissingModes
 from whichkl.diagnostics.models import carried, model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement
+from whichkl.diagnostics.unseen_rows import cross_fitted_losses, stride_of
 
 __all__ = [
     "FINDINGS",
@@ -15,7 +15,7 @@ __all__ = [
     "Judgement",
     "MissingModes",
     "carried",
-    "cross_fit",
+    "cross_fitted_losses",
     "explain",
     "judge",
     "linear_response",

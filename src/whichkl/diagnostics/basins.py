@@ -1,4 +1,4 @@
-"""Basins: which modes of p lie behind given points, which of them are one, and how much mass each holds at least."""
+"""Basins: which ends of ascents belong to one mode of p, and the mass about each mode."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch import Tensor
 
 from whichkl.particles.hamiltonian import Density
 
-_DIP = 1.0
-"""Two ends are one mode where log p on the line between them falls by less than so many nats below the lower end."""
-_ON_A_LINE = 15
+_MAX_DIP = 1.0
+"""Largest fall of log p, in nats, below the lower of two ends on the line between them if both are one mode."""
+_POINTS_PER_LINE = 15
 _NEIGHBORS = 4
-_DRAWS = 64
+_DRAWS_PER_MODE = 64
 _STEP = 1e-4
-_ARRIVED = 0.01
-"""An end from which Newton's step would gain more nats isn't a mode."""
+"""Step of central differences of the gradient."""
+_MAX_DECREMENT = 0.01
+"""Largest gain of Newton's step, in nats, at an end that is a mode."""
 
 
 def spread_out(y: Float[Tensor, "n d"], first: int, count: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " n"]]:
-    """Choose up to `count` points far from each other, and give for every point the place of the nearest chosen one.
+    """Choose up to `count` points far from each other, and return for every point the index of the nearest chosen one.
 
     Source: Gonzalez (1985), farthest-first traversal.
     """
@@ -41,7 +42,7 @@ def spread_out(y: Float[Tensor, "n d"], first: int, count: int) -> tuple[Int[Ten
 
 
 def joined(density: Density, a: Float[Tensor, "m d"], b: Float[Tensor, "m d"], lower: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
-    """Whether log p stays within a nat of `lower`, or above it, on the straight lines from a to b.
+    """Return whether log p stays above `lower` − 1 nat on the straight lines from a to b.
 
     Args:
         density: log p and its gradient.
@@ -51,14 +52,14 @@ def joined(density: Density, a: Float[Tensor, "m d"], b: Float[Tensor, "m d"], l
     """
     if len(a) == 0:
         return torch.zeros(0, dtype=torch.bool, device="cpu")
-    t = (torch.arange(_ON_A_LINE, dtype=torch.float64, device="cpu") + 1)[:, None, None] / (_ON_A_LINE + 1)
-    value = density((a + t * (b - a)).reshape(-1, a.shape[1]))[0].view(_ON_A_LINE, -1)
-    least: Bool[Tensor, " m"] = value.amin(0) >= lower - _DIP
+    t = (torch.arange(_POINTS_PER_LINE, dtype=torch.float64, device="cpu") + 1)[:, None, None] / (_POINTS_PER_LINE + 1)
+    value = density((a + t * (b - a)).reshape(-1, a.shape[1]))[0].view(_POINTS_PER_LINE, -1)
+    least: Bool[Tensor, " m"] = value.amin(0) >= lower - _MAX_DIP
     return least
 
 
 def labels(density: Density, y: Float[Tensor, "k d"], value: Float[Tensor, " k"]) -> Int[Tensor, " k"]:
-    """Number the modes on which ascents ended, highest first: ends that coincide, or that a line without a dip joins, are one.
+    """Number the modes at the ends of ascents, highest first; ends that coincide, or that a line without a dip joins, are one.
 
     Every end is compared with the nearest few of the higher ones.
     """
@@ -101,8 +102,8 @@ def log_masses(
     """Estimate log ∫ p̃ about each mode, over the ellipsoid of 99.9 % of a Gaussian with its curvature, and the relative error.
 
     With S draws of that Gaussian, N(mₖ, Hₖ⁻¹), it is log 1/S Σ p̃(x) / N(x; mₖ, Hₖ⁻¹) over those inside the ellipsoid, nearer
-    to no other mode in its own metric, and where `reached` is false: on the scale of the mass unbiased. −∞ where −∇² log p isn't
-    positive definite, or the end isn't one: no mode, or none whose mass can be told.
+    to no other mode in its own metric, and where `reached` is false. The mass is unbiased. It is −∞ if −∇² log p isn't positive
+    definite, or the end isn't a mode.
 
     Args:
         density: log p and its gradient.
@@ -118,7 +119,7 @@ def log_masses(
     eigenvalue, vector = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
     along = torch.einsum("kij,ki->kj", vector, gradient)
     decrement = (along.square() / eigenvalue.clamp(min=1e-300)).sum(-1) / 2
-    curved = (eigenvalue[:, 0] > 1e-8 * eigenvalue[:, -1].clamp(min=1e-300)) & (decrement < _ARRIVED)
+    curved = (eigenvalue[:, 0] > 1e-8 * eigenvalue[:, -1].clamp(min=1e-300)) & (decrement < _MAX_DECREMENT)
     precision = (
         torch.where(
             curved[:, None, None], hessian + hessian.transpose(1, 2), 2 * torch.eye(dim, dtype=torch.float64, device="cpu")
@@ -126,7 +127,7 @@ def log_masses(
         / 2
     )
     scale = vector / eigenvalue.clamp(min=1e-300).sqrt()[:, None]
-    z = torch.randn(count, _DRAWS, dim, generator=generator, dtype=torch.float64, device="cpu")
+    z = torch.randn(count, _DRAWS_PER_MODE, dim, generator=generator, dtype=torch.float64, device="cpu")
     y = modes[:, None] + torch.einsum("kij,ksj->ksi", torch.where(curved[:, None, None], scale, 0.0), z)
     own = z.square().sum(-1)
     away = y[:, :, None] - modes
@@ -138,6 +139,6 @@ def log_masses(
     counted = inside & ~reached(flat).view(count, -1)
     log_normal = -own / 2 + eigenvalue.clamp(min=1e-300).log().sum(-1)[:, None] / 2 - dim * math.log(2 * math.pi) / 2
     log_weight = torch.where(counted, value.view(count, -1) - log_normal, -math.inf)
-    mass = torch.where(curved, log_weight.logsumexp(1) - math.log(_DRAWS), -math.inf)
+    mass = torch.where(curved, log_weight.logsumexp(1) - math.log(_DRAWS_PER_MODE), -math.inf)
     weight = (log_weight - torch.where(mass > -math.inf, mass, 0.0)[:, None]).exp()
-    return mass, torch.where(mass > -math.inf, weight.std(1) / math.sqrt(_DRAWS), 0.0)
+    return mass, torch.where(mass > -math.inf, weight.std(1) / math.sqrt(_DRAWS_PER_MODE), 0.0)

@@ -1,4 +1,4 @@
-"""Between: the value of a divergence that reads both sides, on draws of p that the model hasn't seen and on fresh ones of q."""
+"""Between: the value of a divergence that reads both sides, on unseen draws of p and fresh draws of q."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from whichkl.solvers import Solution
 from whichkl.solvers.nodes.two_sided import left_out
 from whichkl.targets import Target
 
-_MATTERS = 0.005
-"""Nats of standard error from which a heavy tail makes the value unreliable."""
-_TAIL = 30
+_MAX_STDERR = 0.005
+"""Largest standard error, in nats, at which a heavy tail does no harm."""
+_MIN_DRAWS_FOR_TAIL = 30
 
 
 def between_value(
     target: Target, objective: Objective, model: Distribution, solution: Solution, stride: int, seed: int
 ) -> Estimate:
-    """Estimate the divergence: by quadrature on the line, else by draws of both, log Z by bridge sampling where it is contained.
+    """Estimate the divergence: by quadrature on the line, else by draws of p and q; log Z is by bridge sampling.
 
-    Its error is that of the influence of each draw, the derivative of the loss in the draw's weight (infinitesimal jackknife).
+    The error follows from the influence of each draw, the derivative of the loss in its weight (infinitesimal jackknife).
 
     Args:
         target: p.
         objective: the divergence.
         model: the fitted q, in the coordinates of the target.
-        solution: where it comes from, with the rows that were held out.
-        stride: every how many rows one was.
+        solution: what the solver found, with the rows that were held out.
+        stride: s if every s-th row was held out.
         seed: fixes the draws.
 
     Source: Efron (1982) for the error; Meng & Wong (1996) for log Z.
     """
     if on_the_line(target):
-        with contextlib.suppress(WhichklError):  # heavy tails: Monte Carlo below says how far it can be trusted
+        with contextlib.suppress(WhichklError):  # heavy tails: Monte Carlo below reports how far it can be trusted
             return _on_the_line(target, objective, model)
     free = target.unconstrained()
     x, w, chains, of, notes = _of_p(target, free, solution, stride, seed)
@@ -67,7 +67,7 @@ def between_value(
 
 @dataclass(frozen=True)
 class _Side:
-    """Log p − log q at draws of one side, their weights and chains, and what they are."""
+    """Log p − log q at draws of one side, their weights and chains, and the draws in words."""
 
     ratio: Float[Tensor, " n"]
     weights: Float[Tensor, " n"] | None
@@ -83,7 +83,7 @@ class _Side:
         return w / w.sum() if len(w) else w
 
     def error(self, influence: Float[Tensor, " n"]) -> tuple[float, float | None]:
-        """Return the standard error that so much influence of each draw makes, and the shape of its tail."""
+        """Return the standard error from the influence of each draw, and the Pareto shape of the influences."""
         if not len(influence):
             return 0.0, None
         if self.weights is not None or self.groups is not None:
@@ -94,15 +94,15 @@ class _Side:
             stderr = float(parts.square().sum().sqrt())
         else:
             stderr = standard_error(influence, self.chains)[0]
-        if len(influence) < _TAIL:
+        if len(influence) < _MIN_DRAWS_FOR_TAIL:
             return stderr, None
         away = influence - influence.median()
         return stderr, max(_tail(away[away > 0]), _tail(-away[away < 0]))
 
 
 def _tail(sizes: Float[Tensor, " n"]) -> float:
-    """Pareto shape of the tail of positive numbers; −∞ where it ends soon, as on the side where a divergence is bounded."""
-    if len(sizes) < _TAIL:
+    """Return the Pareto shape of the tail of positive numbers; −∞ for a short tail, as where a divergence is bounded."""
+    if len(sizes) < _MIN_DRAWS_FOR_TAIL:
         return -math.inf
     begin = math.ceil(min(0.2 * len(sizes), 3 * math.sqrt(len(sizes))))
     top = sizes.topk(begin).values
@@ -138,8 +138,8 @@ def _estimate(objective: Objective, p: Target, of_p: _Side, of_q: _Side, notes: 
     errors, khats = zip(*(side.error(pull) for side, pull in zip(sides, pulls, strict=True)), strict=True)
     stderr, khat = math.hypot(*errors), max((one for one in khats if one is not None), default=None)
     for side, error, own in zip(sides, errors, khats, strict=True):
-        if error > _MATTERS and (own is None or own >= 0.5):
-            doubt = f"{side.of} are too few to tell how heavy the tail of the ratio of p and q is"
+        if error > _MAX_STDERR and (own is None or own >= 0.5):
+            doubt = f"{side.of} are too few to show how heavy the tail of the ratio of p and q is"
             if own is not None:
                 doubt = f"on {side.of} the ratio of p and q has a heavy tail (k̂ = {own:.2f}): the value may be far too small"
             notes = [*notes, doubt]
@@ -149,7 +149,7 @@ def _estimate(objective: Objective, p: Target, of_p: _Side, of_q: _Side, notes: 
 
 
 def _log_z(of_p: _Side, of_q: _Side) -> tuple[float, Tensor, Tensor, tuple[str, ...]]:
-    """Log Z with the influence of each draw; by importance sampling from q where draws of p are weighted or far."""
+    """Return log Z with the influence of each draw; by importance sampling from q if draws of p are weighted or far."""
     doubts: tuple[str, ...] = ()
     if of_p.weights is None and len(of_p.ratio):
         try:
@@ -172,7 +172,7 @@ def _log_z(of_p: _Side, of_q: _Side) -> tuple[float, Tensor, Tensor, tuple[str, 
 def _of_p(
     target: Target, free: Target, solution: Solution, stride: int, seed: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, str, list[str]]:
-    """Draws of p in free coordinates that the model hasn't seen, their weights and chains, what they are, and doubts."""
+    """Return unseen draws of p in free coordinates, their weights and chains, the draws in words, and doubts."""
     if target.sampler is not None:
         x = free.draws(draws_in(free.dim), seed + 2).to(torch.float64)
         return x, None, None, f"{len(x):,} fresh draws of p", []

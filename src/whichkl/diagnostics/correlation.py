@@ -1,4 +1,4 @@
-"""Correlation: whether columns hang together that a family of independent columns keeps apart, and what is richer then."""
+"""Correlation: whether columns are correlated that a family treats as independent, and which family is richer then."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from whichkl.importance import effective_sample_size
 from whichkl.solvers import Solution
 from whichkl.targets import Target
 
-_DRAWS, _ENOUGH = 2_000, 100
+_DRAWS = 2_000
+_MIN_ESS = 100
 
 
 def next_richer(family: Family, diagnostics: Diagnostics) -> Family | None:
-    """Return the next richer family for what was measured: correlations before components, unless optima lie apart."""
+    """Return the next richer family: one with correlations before one with components, unless optima are separate."""
     return richer(family, correlated=bool(diagnostics.correlated) and diagnostics.separate == 1)
 
 
 def rows_are_correlated(target: Target, family: Family, solution: Solution, seed: int) -> bool | None:
-    """Tell it by draws of p, in the coordinates of the family; None where the family has correlations of its own."""
+    """Decide by draws of p, in the coordinates of the family; None if the family has correlations of its own."""
     if not has_independent_columns(family):
         return None
     if solution.held is not None:
@@ -36,16 +37,16 @@ def rows_are_correlated(target: Target, family: Family, solution: Solution, seed
 def weights_are_correlated(
     target: Target, family: Family, x: Float[Tensor, "n d"], log_weight: Float[Tensor, " n"]
 ) -> bool | None:
-    """Tell it by draws of q, reweighted to p; where too few of them count, a full covariance is the next thing to try."""
+    """Decide by draws of q, reweighted to p; if the ESS is too small, a full covariance is the next family to try."""
     if not has_independent_columns(family):
         return None
-    if effective_sample_size(log_weight) < _ENOUGH:
+    if effective_sample_size(log_weight) < _MIN_ESS:
         return x.shape[1] > 1
     return are_correlated(target.bijection.inverse(x) if family.carried else x, (log_weight - log_weight.max()).exp())
 
 
 def are_correlated(x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None = None) -> bool:
-    """Tell whether a full Gaussian has a better BIC than a diagonal one: −n/2 · log|R| > d (d − 1)/4 · log n.
+    """Return whether a full Gaussian has a better BIC than a diagonal one: −n/2 · log|R| > d (d − 1)/4 · log n.
 
     Args:
         x: rows.

@@ -1,198 +1,246 @@
-"""Findings: what speaks against a fit, by rules that stand here and nowhere else, and the next step for each."""
+"""Findings: what speaks against a fit, when, and the next step for each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
-
-import torch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from whichkl.diagnostics.correlation import next_richer
-from whichkl.diagnostics.measured import Measured
-from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics, draws_in
+from whichkl.diagnostics.judged_fit import JudgedFit
+from whichkl.diagnostics.result import MAX_LOSS_GAP, Diagnostics, draws_in
 from whichkl.divergences import Estimate
 from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
 from whichkl.importance import khat_limit
-from whichkl.objectives import Objective
-from whichkl.solvers import Solution
-from whichkl.targets import Target
 
-FINDINGS = {
-    "family_too_small": "The family can't follow the target: try a richer one, such as {richer}.",
-    "family_too_rich": "A simpler family does better on unseen draws: try {simpler}, or give more samples.",
-    "other_modes_exist": (
-        "Several local optima were found, and the fit shows the best: look at `fit.diagnostics.optima`, and at a richer "
-        "family ({richer})."
+_MAX_KL = 0.1
+"""Largest KL, in nats, from a family that is large enough."""
+_SMALL_KL = 0.01
+"""Nats of KL that don't matter."""
+_MAX_P_VALUE, _MIN_AUC, _MIN_DISTANCE = 1e-4, 0.6, 0.06
+"""A test on unseen rows counts up to this p-value, and from this AUC or this distance of the transform from uniform."""
+MIN_SPREAD_RATIO = 1.25
+"""Least ratio of a standard deviation by linear response to mean field's at which mean field is too narrow."""
+_MAX_JUMP = 0.05
+"""Largest change of log p, in nats, that its gradient need not explain, averaged over lines between draws."""
+_MAX_NODE_ERROR = 0.05
+_MAX_DIM_FOR_FULL = 200
+"""Largest dimension at which a full covariance is proposed as the richer family; above, it takes long."""
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What the conditions read."""
+
+    fit: JudgedFit
+    value: Estimate
+    d: Diagnostics
+    disagree: bool
+
+    @property
+    def is_forward(self) -> bool:
+        return self.fit.objective.direction == "forward"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the value is the divergence itself, and reliable."""
+        return self.value.up_to is None and self.value.reliable
+
+    @property
+    def least_kl(self) -> float:
+        return self.d.least_kl or 0.0
+
+    @property
+    def leaves_optima_out(self) -> bool:
+        return self.d.separate > 1 and self.least_kl > _SMALL_KL
+
+    @property
+    def misses_modes(self) -> bool:
+        return self.d.missing_modes is not None and self.d.missing_modes.found
+
+    @property
+    def has_bad_weights(self) -> bool:
+        draws = draws_in(self.fit.target.dim)
+        return self.d.khat is not None and self.d.ess is not None and self.d.khat > khat_limit(draws) and self.d.ess < 0.9 * draws
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether nearly all importance weights are equal, so the best optimum is p."""
+        is_even = (self.d.ess or 0.0) > 0.99 * draws_in(self.fit.target.dim)
+        return is_even and self.least_kl < _SMALL_KL and not self.misses_modes and not self.has_bad_weights
+
+
+def _is_too_small(e: _Evidence) -> bool:
+    """By the value, the weights, separate optima, the gain of a richer family, or tests on unseen rows."""
+    gain = e.d.richer_gain
+    is_far = e.value.interval[0] > _MAX_KL * e.fit.objective.curvature
+    return (
+        (is_far if e.is_known else e.least_kl > _MAX_KL and not e.is_forward)
+        or (e.leaves_optima_out and e.least_kl > _MAX_KL)
+        or (gain is not None and gain.value > max(4 * gain.stderr, _MAX_KL))
+        or (e.is_forward and _is_distinguishable(e.d))
+    )
+
+
+def _is_distinguishable(d: Diagnostics) -> bool:
+    """Whether unseen rows differ from the model's draws, significantly and by much."""
+    two, calibration = d.two_sample, d.calibration
+    if two is not None and two.auc is not None and two.p_value is not None:
+        if two.p_value < _MAX_P_VALUE and two.auc > _MIN_AUC:
+            return True
+    columns = () if calibration is None else calibration.columns
+    return any(one.p_value < _MAX_P_VALUE and one.distance > _MIN_DISTANCE for one in columns)
+
+
+def _has_other_modes(e: _Evidence) -> bool:
+    best = e.d.optima[0].loss
+    several = sum(one.loss - best < MAX_LOSS_GAP for one in e.d.optima) > 1
+    is_exact = e.is_known and e.value.value < _SMALL_KL
+    return several and not e.is_forward and not is_exact and not e.is_followed
+
+
+def _has_too_few_nodes(e: _Evidence) -> bool:
+    """The ELBO on fresh draws is worse than on the nodes, or doubling the nodes moved the fit."""
+    elbo, overfit = e.d.elbo, False
+    if elbo is not None and e.d.nodes is not None and e.fit.objective.direction == "reverse":
+        excess = -e.fit.solution.best.loss - elbo.value
+        overfit = math.isfinite(excess) and excess > max(_MAX_KL, 1e-3 * e.fit.target.dim, 4 * elbo.stderr)
+    return overfit or (e.d.node_error or 0.0) > _MAX_NODE_ERROR
+
+
+def _has_heavy_tails(e: _Evidence) -> bool:
+    return not e.fit.family.conditional and not e.value.reliable and e.value.khat is not None and e.value.khat >= 1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that can speak against a fit."""
+
+    holds: Callable[[_Evidence], bool]
+    sentence: str
+    next_step: str
+
+
+FINDINGS: dict[str, Finding] = {
+    "family_too_small": Finding(
+        _is_too_small,
+        "The family can't follow the target.",
+        "Try a richer one, such as {richer}.",
     ),
-    "accesses_disagree": (
-        "The draws don't follow the log density (Stein's identity fails on them): check that both describe one target, in the "
-        "same coordinates, and that the draws have converged."
+    "family_too_rich": Finding(
+        lambda e: e.d.simpler_gain is not None and e.d.simpler_gain.value > 2 * e.d.simpler_gain.stderr,
+        "A simpler family does better on unseen draws.",
+        "Try {simpler}, or give more samples.",
     ),
-    "heavy_tails": "The log ratio has so heavy a tail that the divergence may be infinite: don't rely on the value.",
-    "log_density_jumps": (
-        "Between draws of the model log p changes by more than its gradient says, as where it jumps (`round()`, a threshold, a "
-        "table): a fit that follows the gradient is blind to that, and its optimum may lie elsewhere. Smooth the jumps, or mend "
-        "the gradient."
+    "other_modes_exist": Finding(
+        _has_other_modes,
+        "The solver found several local optima, and the fit is the best of them.",
+        "Look at `fit.diagnostics.optima`, and at a richer family ({richer}).",
     ),
-    "modes_missing": (
-        "The target has mass at modes that the fit never visits (`fit.diagnostics.missing_modes`): try {holding}, a flow, or "
-        "forward KL where the target can be drawn from."
+    "accesses_disagree": Finding(
+        lambda e: e.disagree,
+        "The draws don't follow the log density: Stein's identity fails on them.",
+        "Check that both describe one target, in the same coordinates, and that the draws have converged.",
     ),
-    "nodes_too_few": "The nodes don't settle the fit: raise `max_nodes` of the solver, or use a smaller family.",
-    "not_converged": (
-        "The solver stopped before its own criterion was met: let it go on longer (`solver=` with more iterations, steps or "
-        "epochs), or use a smaller family."
+    "heavy_tails": Finding(
+        _has_heavy_tails,
+        "The tail of the log ratio is so heavy that the divergence may be infinite.",
+        "Don't rely on the value.",
     ),
-    "not_a_number_met": (
-        "The log density was NaN or +inf, or its gradient not finite, or it raised, at points that were tried: check it far from "
-        "its mode, and where it has a cusp; and whether it still answers."
+    "log_density_jumps": Finding(
+        lambda e: (e.d.jump or 0.0) > _MAX_JUMP,
+        "Between draws of the model, log p changes by more than its gradient explains, as where it jumps (`round()`, a "
+        "threshold, a table). A fit that follows the gradient can't see that, and its optimum may be elsewhere.",
+        "Smooth the jumps, or correct the gradient.",
     ),
-    "not_measured": (
-        "A diagnostic failed, so that nothing is known of what it would have found: `fit.diagnostics.notes` says which one and "
-        "why. Mend the cause, and fit again."
+    "modes_missing": Finding(
+        lambda e: e.misses_modes,
+        "The target has mass at modes that the fit doesn't reach (`fit.diagnostics.missing_modes`).",
+        "Try {holding}, a flow, or forward KL if the target can be sampled.",
     ),
-    "outside_support": (
-        "The log density is -inf at draws of the model, so that reverse KL is infinite: pass `support=`, or use forward KL where "
-        "the target can be drawn from."
+    "nodes_too_few": Finding(
+        _has_too_few_nodes,
+        "More nodes would change the fit.",
+        "Raise `max_nodes` of the solver, or use a smaller family.",
     ),
-    "score_not_conservative": (
-        "Integrals of the score round triangles aren't 0, by more than 0.05 nats: it's the gradient of no log density, and the "
-        "value depends on the lines taken. Give a score that is a gradient, or `log_prob=`."
+    "not_converged": Finding(
+        lambda e: not e.fit.solution.best.converged,
+        "The solver stopped before it met its own criterion.",
+        "Let it run longer (`solver=` with more iterations, steps or epochs), or use a smaller family.",
     ),
-    "variances_understated": (
-        "By linear response mean field makes columns too narrow, as it does where they hang together: `fit.linear_response()` "
-        "has their covariance; or try {richer}."
+    "not_a_number_met": Finding(
+        lambda e: e.fit.target.evaluations["rejected"] > 0 or e.fit.measured.met_no_number,
+        "At some points the log density was NaN or +inf, or its gradient wasn't finite, or it raised an error.",
+        "Check the log density far from its mode and at cusps, and whether it still answers.",
     ),
-    "weights_unreliable": (
-        "Importance weights can't repair this fit: don't reweight its draws. `fit.expect(f)` goes on to particles, or says "
-        "why not; or try {richer}."
+    "not_measured": Finding(
+        lambda e: bool(e.fit.measured.notes),
+        "A diagnostic failed, so what it would have found isn't known: `fit.diagnostics.notes` has the diagnostic and the error.",
+        "Correct the cause, and fit again.",
+    ),
+    "outside_support": Finding(
+        lambda e: not e.is_forward and e.d.elbo is not None and e.d.elbo.value == -math.inf,
+        "The log density is -inf at draws of the model, so reverse KL is infinite.",
+        "Pass `support=`, or use forward KL if the target can be sampled.",
+    ),
+    "score_not_conservative": Finding(
+        lambda e: e.fit.target.line_integral is not None and e.fit.target.line_integral.is_open,
+        "Integrals of the score around triangles differ from 0 by more than 0.05 nats: it isn't the gradient of a log density, "
+        "and the value depends on the lines.",
+        "Give a score that is a gradient, or `log_prob=`.",
+    ),
+    "variances_understated": Finding(
+        lambda e: e.d.understated is not None and e.d.understated >= MIN_SPREAD_RATIO,
+        "By linear response, mean field makes columns too narrow, as it does if they are correlated.",
+        "Use the covariance of `fit.linear_response()`, or try {richer}.",
+    ),
+    "weights_unreliable": Finding(
+        lambda e: e.has_bad_weights or e.leaves_optima_out or e.misses_modes,
+        "Importance weights can't repair this fit: don't reweight its draws.",
+        "Use `fit.expect(f)`, which moves particles to p or explains why it can't, or try {richer}.",
     ),
 }
-"""What can be found, each with the next step."""
-
-_TOO_FAR = 0.1
-"""Nats of KL from which a family counts as too small."""
-_SURE, _TOLD, _OFF = 1e-4, 0.6, 0.06
-"""A test on unseen rows counts from this p-value and this AUC, or this distance of the transform from uniform, on."""
-NARROW = 1.25
-"""Mean field counts as too narrow where linear response makes a column so many times as wide."""
-_JUMP = 0.05
-"""Nats that log p changes beyond its gradient, in the mean over lines between draws."""
-_STEIN = 2_000
-_WIDE = 200
-"""In more dimensions than these a low rank is richer enough; a full covariance would take long."""
+"""Everything that can be found."""
 
 
-def find(
-    target: Target,
-    family: Family,
-    value: Estimate,
-    d: Diagnostics,
-    solution: Solution,
-    objective: Objective,
-    measured: Measured,
-    *,
-    disagree: bool,
-) -> frozenset[str]:
-    """Name what was found; the rules stand here and nowhere else."""
-    is_forward = objective.direction == "forward"
-    too_far = _TOO_FAR * objective.curvature
-    known = value.up_to is None and value.reliable
-    least = d.least_kl or 0.0
-    left_out = d.separate > 1 and least > 0.01
-    best = d.optima[0].loss
-    several = sum(one.loss - best < NEGLIGIBLE for one in d.optima) > 1
-    missing = d.missing_modes is not None and d.missing_modes.found
-    draws = draws_in(target.dim)
-    weights = d.khat is not None and d.ess is not None and d.khat > khat_limit(draws) and d.ess < 0.9 * draws
-    followed = (d.ess or 0.0) > 0.99 * draws and least < 0.01 and not missing and not weights
-    overfit = False
-    if d.elbo is not None and d.nodes is not None and objective.direction == "reverse":
-        excess = -solution.best.loss - d.elbo.value
-        overfit = math.isfinite(excess) and excess > max(_TOO_FAR, 1e-3 * target.dim, 4 * d.elbo.stderr)
-    rules = {
-        "family_too_small": (value.interval[0] > too_far if known else least > _TOO_FAR and not is_forward)
-        or (left_out and least > _TOO_FAR)
-        or (d.richer_gain is not None and d.richer_gain.value > max(4 * d.richer_gain.stderr, _TOO_FAR))
-        or (is_forward and _is_told_apart(d)),
-        "family_too_rich": d.simpler_gain is not None and d.simpler_gain.value > 2 * d.simpler_gain.stderr,
-        "other_modes_exist": several and not is_forward and not (known and value.value < 0.01) and not followed,
-        "accesses_disagree": disagree,
-        "heavy_tails": not family.conditional and not value.reliable and value.khat is not None and value.khat >= 1,
-        "log_density_jumps": (d.jump or 0.0) > _JUMP,
-        "modes_missing": missing,
-        "nodes_too_few": overfit or (d.node_error or 0.0) > 0.05,
-        "not_converged": not solution.best.converged,
-        "not_a_number_met": target.evaluations["rejected"] > 0 or measured.met_no_number,
-        "not_measured": bool(measured.notes),
-        "outside_support": not is_forward and d.elbo is not None and d.elbo.value == -math.inf,
-        "score_not_conservative": target.line_integral is not None and target.line_integral.is_open,
-        "variances_understated": d.understated is not None and d.understated >= NARROW,
-        "weights_unreliable": weights or left_out or missing,
-    }
-    return frozenset(name for name, holds in rules.items() if holds)
+def find(fit: JudgedFit, value: Estimate, d: Diagnostics, *, disagree: bool) -> frozenset[str]:
+    """Return the names of what was found.
 
-
-def _is_told_apart(d: Diagnostics) -> bool:
-    """Whether unseen rows are far from the model's draws: surely, and by much."""
-    two, calibration = d.two_sample, d.calibration
-    if two is not None and two.auc is not None and two.p_value is not None and two.p_value < _SURE and two.auc > _TOLD:
-        return True
-    columns = () if calibration is None else calibration.columns
-    return any(one.p_value < _SURE and one.distance > _OFF for one in columns)
+    Args:
+        fit: the fit, with the diagnostics that failed.
+        value: the value of its objective.
+        d: what was measured.
+        disagree: whether draws and log density of the target contradict each other.
+    """
+    evidence = _Evidence(fit, value, d, disagree)
+    return frozenset(name for name, one in FINDINGS.items() if one.holds(evidence))
 
 
 def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -> tuple[str, ...]:
-    """Return a sentence with the next step for each finding."""
+    """Return a sentence and the next step for each finding, in the order of their names."""
     otherwise = "Autoregressive()" if isinstance(family, (Categorical, Product)) else "a flow, or a family of your own"
     otherwise = "one with wider layers, `hidden=`" if isinstance(family, Autoregressive) else otherwise
     larger = next_richer(family, diagnostics) or otherwise
     if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
         larger = replace(larger, components=diagnostics.separate)
-    if larger == Gaussian() and diagnostics.optima[0].model.event_shape[0] > _WIDE:
+    if larger == Gaussian() and diagnostics.optima[0].model.event_shape[0] > _MAX_DIM_FOR_FULL:
         larger = Gaussian("low_rank", rank=10)
     missed = 0 if diagnostics.missing_modes is None else diagnostics.missing_modes.count
     holding = Mixture((family.count if isinstance(family, Mixture) else 1) + missed)
     words = {"richer": larger, "simpler": diagnostics.simpler or simpler(family), "holding": f"`{holding}`"}
-    return tuple(FINDINGS[name].format(**words) for name in sorted(findings))
+    chosen = [FINDINGS[name] for name in sorted(findings)]
+    return tuple(f"{one.sentence} {one.next_step.format(**words)}" for one in chosen)
 
 
 def shown_weights(ess: float, khat: float | None, draws: int | None) -> str:
-    """Write k̂, and why a large one does no harm where nearly all draws count."""
+    """Write k̂, and why a large one does no harm if nearly all draws count."""
     share = ess / (draws or math.inf)
     harmless = khat is not None and draws is not None and khat > khat_limit(draws) and share >= 0.9
     return shown_khat(khat) + (f" (of a tail that hardly counts: ESS is {share:.1%})" if harmless else "")
 
 
 def shown_khat(khat: float | None) -> str:
-    """Write k̂; below 0 the tail is bounded, and how far doesn't matter."""
+    """Write k̂; below 0 the tail is bounded, and the number doesn't matter."""
     if khat is None or math.isinf(khat):
         return "∞" if khat == math.inf else "below 0"
     return f"{khat:.2f}" if khat >= 0 else "below 0"
-
-
-def accesses_disagree(target: Target, seed: int) -> bool:
-    """Stein's identity, E_p[∇log p] = 0 and E_p[xᵢ ∂ᵢ log p] = −1, on p's own draws, with six standard errors' room.
-
-    Source: Stein (1972); as a check of samples, Gorham & Mackey (2015).
-    """
-    if target.bijection.is_discrete:
-        return False
-    free = target.unconstrained()
-    if not (free.access.can_sample and free.access.can_evaluate):
-        return False
-    free = free.thinned()[0]
-    x = free.samples if free.samples is not None else free.draws(_STEIN, seed + 3)
-    if len(x) < 30 or target.weights is not None:
-        return False
-    x = x[torch.linspace(0, len(x) - 1, min(len(x), _STEIN), dtype=torch.float64, device="cpu").long()].to(torch.float64)
-    value, score = free.trial(x)
-    known = value.isfinite()
-    if float(known.double().mean()) < 0.99:
-        return True
-    x, score = x[known] - x[known].median(0).values, score[known]
-    scale = x.square().mean(0).sqrt().clamp(min=1e-300)
-    terms = torch.cat([score * scale, x * score + 1], dim=1)
-    off, stderr = terms.mean(0).abs(), terms.std(0) / math.sqrt(len(x))
-    return bool(((off > 6 * stderr) & (off > 0.25)).any())

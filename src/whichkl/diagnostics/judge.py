@@ -1,9 +1,9 @@
-"""Judge: measure a fit with the access that there is, on draws that it hasn't seen."""
+"""Judge: measure a fit with the available access, on draws that it hasn't seen."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,23 +12,27 @@ from torch import Tensor
 from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.between import between_value
 from whichkl.diagnostics.ends import beyond_the_ends
-from whichkl.diagnostics.findings import NARROW, accesses_disagree, find
-from whichkl.diagnostics.held_out import forward_value, in_sample, stride_of, unseen
-from whichkl.diagnostics.jumps import LINES, jumps
+from whichkl.diagnostics.findings import MIN_SPREAD_RATIO, find
+from whichkl.diagnostics.held_out import forward_value, in_sample
+from whichkl.diagnostics.judged_fit import JudgedFit
+from whichkl.diagnostics.jumps import MAX_LINES, jumps
 from whichkl.diagnostics.linear_response import spread_ratios
-from whichkl.diagnostics.measured import Measured
 from whichkl.diagnostics.mode_search import missing_modes
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement, draws_in
+from whichkl.diagnostics.stein_identity import accesses_disagree
+from whichkl.diagnostics.unseen_rows import stride_of, unseen
 from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
-from whichkl.objectives import Objective
+from whichkl.objectives import Objective, UpTo
 from whichkl.process.seeds import seeded
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
+
+Draws = Float[Tensor, "n d"] | None
 
 
 def judge(
@@ -43,133 +47,105 @@ def judge(
     *,
     whole: bool = True,
 ) -> Judgement:
-    """Measure a fit; with `whole=False` only by the rows that were fitted.
+    """Measure a fit.
 
-    A diagnostic that fails is a note and the finding `not_measured`: the fit is there, whatever is known of it.
+    A diagnostic that fails becomes a note and the finding `not_measured`; the fit is kept.
+
+    Args:
+        target: p.
+        family: the family that was fitted.
+        objective: what was minimised.
+        solver: the solver.
+        solution: what it found, in free coordinates.
+        model: the best model, in the coordinates of the target.
+        seed: fixes the draws.
+        work: where the work is done and reported.
+        whole: False to measure only on the rows that were fitted.
 
     Raises:
-        TargetError: the target was said to be normalised, and the KL would be negative.
+        TargetError: the target was given as normalised, and the KL would be negative.
     """
-    measured = Measured()
+    fit = JudgedFit(target, family, objective, solver, solution, model, seed, work)
+    measured = fit.measured
     d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
-    is_forward, is_between = objective.direction == "forward", objective.is_between
-    ends: tuple[str, ...] = ()
-    if is_forward and whole and family.carried:
-        ends = measured("mass beyond the ends of the columns", lambda: beyond_the_ends(target, model, seed), ())
-    repeats = () if target.repeats is None else (target.repeats.note,)
-    d = replace(d, history=solution.history, notes=(*solution.notes, *ends, *repeats))
+    d = replace(d, history=solution.history, notes=_notes(fit, whole))
     value: Estimate | None
-    if is_forward and not whole and target.samples is not None:
+    if objective.direction == "forward" and not whole and target.samples is not None:
         value = measured("the value on the fitted rows", lambda: in_sample(target, model), None)
     else:
-        free = None
-        if target.access.can_evaluate:
-            drawn = measured("a sample of the model", lambda: _drawn(model, target, seed), None)
-            if drawn is not None:
-                q, draws = drawn
-                free = draws.to(torch.float64) if target.bijection.is_real else None
-                separate = not (is_forward or is_between)
-                d = measured("the ELBO", lambda: by_weights(target, family, q, draws, d, separate=separate), d)
-        if is_forward:
-            work.tell("judging the fit on unseen rows", float("nan"))
-            what = "the value on unseen rows"
-            value, d = measured(
-                what, lambda: forward_value(target, family, solver, model, solution, d, seed, work, measured), (None, d)
-            )
-            d = _checked(target, family, solver, solution, d, seed, measured)
-        elif objective.is_between:
-            work.tell("judging the fit on unseen draws", float("nan"))
-            stride = stride_of(target, solver)
-            value = measured(
-                "the value on unseen draws", lambda: between_value(target, objective, model, solution, stride, seed), None
-            )
-            if solution.held is not None:
-                d = _checked(target, family, solver, solution, d, seed, measured)
-            if whole and not objective.reads_p:
-                work.tell("looking for modes that the fit misses", float("nan"))
-                d = measured("the mass at missing modes", lambda: _searched(target, solution, free, d, seed), d)
-        else:
-            value = measured("reverse KL", lambda: reverse_value(target, model_target(model, target), d), None)
-            d = measured("the spread by linear response", lambda: _with_spreads(target, family, solution, d, seed), d)
-            d = replace(d, jump=measured("the jump of log p", lambda: _jump(target, solution, free, seed), None))
-            if whole:
-                work.tell("looking for modes that the fit misses", float("nan"))
-                d = measured("the mass at missing modes", lambda: _searched(target, solution, free, d, seed), d)
+        d, draws = _with_weights(fit, d)
+        value, d = _value(fit, d)
+        d = _with_landscape(fit, d, draws, whole)
     is_measured = value is not None
-    value = _substitute(target, objective, model, solution, measured) if value is None else value
-    if getattr(solution.best.model, "is_bound", False) and is_forward:
-        note = "the model's log density is known by a lower bound alone, so that this is an upper bound of the cross-entropy"
+    value = _substitute(fit) if value is None else value
+    if objective.direction == "forward" and getattr(solution.best.model, "is_bound", False):
+        note = "only a lower bound of the model's log density is known, so this is an upper bound of the cross-entropy"
         value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))
     if is_measured and value.up_to is None and value.value + 6 * value.stderr < -1e-6:
-        because = f"`normalized=True` was said, and the KL would be {value.number} nats, below 0: its integral isn't one"
-        raise TargetError(cannot("use this target", because, "Normalise it, or say `normalized=False`"))
+        because = f"`normalized=True` was given, and the KL would be {value.number} nats, below 0: its integral isn't one"
+        raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
     disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, seed), False)
-    findings = find(target, family, value, d, solution, objective, measured, disagree=disagree)
+    findings = find(fit, value, d, disagree=disagree)
     d = replace(d, evaluations=dict(target.evaluations), notes=(*d.notes, *measured.notes))
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
 
 
-def _drawn(model: Any, target: Target, seed: int) -> tuple[Target, Float[Tensor, "n d"]]:
-    """The model as a target, and draws of it."""
-    q = model_target(model, target)
-    return q, q.draws(draws_in(q.dim), seed + 1)
+def _notes(fit: JudgedFit, whole: bool) -> tuple[str, ...]:
+    """What the solver, the columns' ends and repeated rows have to be reported for."""
+    ends: tuple[str, ...] = ()
+    if fit.objective.direction == "forward" and whole and fit.family.carried:
+        what = "mass beyond the ends of the columns"
+        ends = fit.measured(what, lambda: beyond_the_ends(fit.target, fit.model, fit.seed), ())
+    return (*fit.solution.notes, *ends, *([] if fit.target.repeats is None else [fit.target.repeats.note]))
 
 
-def _substitute(target: Target, objective: Objective, model: Any, solution: Solution, measured: Measured) -> Estimate:
-    """The mean over the fitted rows, or the solver's loss, in place of a value that couldn't be measured; not reliable."""
-    if objective.direction == "forward" and target.samples is not None:
-        value = measured("the value on the fitted rows", lambda: in_sample(target, model), None)
-        if value is not None:
-            return value
-    note = "it couldn't be measured on draws that the fit hasn't seen, and this is what the solver minimised"
-    up_to: Literal["entropy_p", "log_z"] | None = "entropy_p" if objective.direction == "forward" else "log_z"
-    up_to = None if target.normalized and not objective.direction == "forward" else up_to
-    name = objective.quantity
-    return Estimate(name, solution.best.loss, up_to=up_to, method="loss of the solver", reliable=False, notes=(note,))
+def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:
+    """Add the ELBO and importance weights, where log p can be evaluated; return the draws if they are in free coordinates."""
+    if not fit.target.access.can_evaluate:
+        return d, None
+
+    def drawn() -> tuple[Target, Float[Tensor, "n d"]]:
+        q = model_target(fit.model, fit.target)
+        return q, q.draws(draws_in(q.dim), fit.seed + 1)
+
+    found = fit.measured("a sample of the model", drawn, None)
+    if found is None:
+        return d, None
+    q, draws = found
+    separate = fit.objective.direction == "reverse"
+    d = fit.measured("the ELBO", lambda: by_weights(fit.target, fit.family, q, draws, d, separate=separate), d)
+    return d, draws.to(torch.float64) if fit.target.bijection.is_real else None
 
 
-def _with_spreads(target: Target, family: Family, solution: Solution, d: Diagnostics, seed: int) -> Diagnostics:
-    """Add by how much mean field understates spreads, and a note that names the column where it does so most."""
-    if not (isinstance(family, Gaussian) and family.covariance == "diagonal" and solution.best.converged):
-        return d
-    free = target.unconstrained()
-    ratios = spread_ratios(free, solution.best.model, seed)
-    if ratios is None:
-        return d
-    worst, ratio = int(ratios.argmax()), float(ratios.max())
-    if ratio < NARROW:
-        return replace(d, understated=ratio)
-    where = "" if target.bijection.is_real else " (in free coordinates)"
-    note = f"by linear response `{free.names[worst]}` is {ratio:.3g} times as wide as in the model{where}, more than any other"
-    return replace(d, understated=ratio, notes=(*d.notes, note))
+def _value(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate | None, Diagnostics]:
+    """Estimate the objective on unseen draws, and test unseen rows against the model."""
+    target, objective, solution = fit.target, fit.objective, fit.solution
+    value: Estimate | None
+    if objective.direction == "reverse":
+        value = fit.measured("reverse KL", lambda: reverse_value(target, model_target(fit.model, target), d), None)
+        return value, d
+    what = "unseen draws" if objective.is_between else "unseen rows"
+    fit.work.tell(f"judging the fit on {what}", float("nan"))
+    if objective.direction == "forward":
+        value, d = fit.measured(f"the value on {what}", lambda: forward_value(fit, d), (None, d))
+        return value, _with_tests(fit, d)
+    stride = stride_of(target, fit.solver)
+    value = fit.measured(
+        f"the value on {what}", lambda: between_value(target, objective, fit.model, solution, stride, fit.seed), None
+    )
+    return value, d if solution.held is None else _with_tests(fit, d)
 
 
-def _jump(target: Target, solution: Solution, draws: Float[Tensor, "n d"] | None, seed: int) -> float | None:
-    if target.bijection.is_discrete or target.line_integral is not None:  # that is the integral of the gradient
-        return None
-    if draws is None:
-        with seeded(seed + 4), torch.no_grad():
-            draws = solution.best.model.sample((LINES * 2,)).reshape(LINES * 2, -1).to(torch.float64)
-    return jumps(target.unconstrained(), draws[: LINES * 2])
-
-
-def _searched(target: Target, solution: Solution, draws: Float[Tensor, "n d"] | None, d: Diagnostics, seed: int) -> Diagnostics:
-    """Add the search for modes of p where the model never goes, and what they cost."""
-    found = missing_modes(target, solution, seed, draws)
-    least = max(d.least_kl or 0.0, found.least_kl) if found.found else d.least_kl
-    return replace(d, missing_modes=found, least_kl=least)
-
-
-def _checked(
-    target: Target, family: Family, solver: Solver, solution: Solution, d: Diagnostics, seed: int, measured: Measured
-) -> Diagnostics:
+def _with_tests(fit: JudgedFit, d: Diagnostics) -> Diagnostics:
     """Add the classifier two-sample test and the calibration of the probability integral transform, on unseen rows.
 
-    Draws of chains aren't independent, and a test would reject for that alone: they are left out.
+    Draws of chains are left out: they aren't independent, and a test would reject for that alone.
     """
+    target, measured = fit.target, fit.measured
     if target.chains is not None or target.sampler is not None:
         return d
-    found = measured("a model without the unseen rows", lambda: unseen(target, family, solver, solution, seed), None)
+    what = "a model without the unseen rows"
+    found = measured(what, lambda: unseen(target, fit.family, fit.solver, fit.solution, fit.seed), None)
     if found is None:
         return d
     block, model = found
@@ -178,6 +154,59 @@ def _checked(
     return replace(
         d,
         held=block,
-        two_sample=measured("the two-sample test", lambda: two_sample_test(*rows, seed), None),
-        calibration=measured("the calibration", lambda: transform_calibration(*rows, target.names, seed), None),
+        two_sample=measured("the two-sample test", lambda: two_sample_test(*rows, fit.seed), None),
+        calibration=measured("the calibration", lambda: transform_calibration(*rows, target.names, fit.seed), None),
     )
+
+
+def _with_landscape(fit: JudgedFit, d: Diagnostics, draws: Draws, whole: bool) -> Diagnostics:
+    """Add what log p is like where the fit is and where it isn't, for objectives whose draws are q's alone."""
+    if fit.objective.direction == "reverse":
+        d = fit.measured("the spread by linear response", lambda: _with_spreads(fit, d), d)
+        d = replace(d, jump=fit.measured("the jump of log p", lambda: _jump(fit, draws), None))
+    if not whole or fit.objective.reads_p:
+        return d
+    fit.work.tell("looking for modes that the fit misses", float("nan"))
+    found = fit.measured("the mass at missing modes", lambda: missing_modes(fit.target, fit.solution, fit.seed, draws), None)
+    if found is None:
+        return d
+    return replace(d, missing_modes=found, least_kl=max(d.least_kl or 0.0, found.least_kl) if found.found else d.least_kl)
+
+
+def _with_spreads(fit: JudgedFit, d: Diagnostics) -> Diagnostics:
+    """Add by how much mean field understates spreads, and a note that names the column where it does so most."""
+    if not (isinstance(fit.family, Gaussian) and fit.family.covariance == "diagonal" and fit.solution.best.converged):
+        return d
+    free = fit.target.unconstrained()
+    ratios = spread_ratios(free, fit.solution.best.model, fit.seed)
+    if ratios is None:
+        return d
+    worst, ratio = int(ratios.argmax()), float(ratios.max())
+    if ratio < MIN_SPREAD_RATIO:
+        return replace(d, understated=ratio)
+    where = "" if fit.target.bijection.is_real else " (in free coordinates)"
+    note = f"by linear response `{free.names[worst]}` is {ratio:.3g} times as wide as in the model{where}, more than any other"
+    return replace(d, understated=ratio, notes=(*d.notes, note))
+
+
+def _jump(fit: JudgedFit, draws: Draws) -> float | None:
+    if fit.target.bijection.is_discrete or fit.target.line_integral is not None:  # that is the integral of the gradient
+        return None
+    count = 2 * MAX_LINES
+    if draws is None:
+        with seeded(fit.seed + 4), torch.no_grad():
+            draws = fit.solution.best.model.sample((count,)).reshape(count, -1).to(torch.float64)
+    return jumps(fit.target.unconstrained(), draws[:count])
+
+
+def _substitute(fit: JudgedFit) -> Estimate:
+    """The mean over the fitted rows, or the solver's loss, in place of a value that couldn't be measured; not reliable."""
+    is_forward = fit.objective.direction == "forward"
+    if is_forward and fit.target.samples is not None:
+        value = fit.measured("the value on the fitted rows", lambda: in_sample(fit.target, fit.model), None)
+        if value is not None:
+            return value
+    note = "it couldn't be measured on draws that the fit hasn't seen, and this is the loss that the solver minimised"
+    up_to: UpTo = "entropy_p" if is_forward else None if fit.target.normalized else "log_z"
+    loss = fit.solution.best.loss
+    return Estimate(fit.objective.quantity, loss, up_to=up_to, method="loss of the solver", reliable=False, notes=(note,))

@@ -1,4 +1,4 @@
-"""Linear response: the covariance that a mean-field fit implies by how its means answer to a tilt of the target."""
+"""Linear response: the covariance that a mean-field fit implies by how its means respond to a tilt of the target."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ from whichkl.solvers.nodes.factorised_elbo import DiagonalAverage
 from whichkl.solvers.nodes.mean_field import diagonal_average
 from whichkl.targets import Target
 
-_STEP, _SETTLED = 1e-4, 1e-9
-_GROUP = 64
-"""Columns that are solved for together."""
-_DENSE, _STEPS = 1_000, 20
-"""The whole Hessian up to so many dimensions, where so many steps of conjugate gradients for the columns would cost as much."""
-_ALL = 200
-"""Up to so many dimensions the spreads of all columns are compared after every fit, on few nodes."""
-_FEW, _AGREE = 64, 3.0
-_WHOLE = 500
+_STEP = 1e-4
+"""Step of central differences of gradients, in units of the metric."""
+_MAX_RESIDUAL = 1e-9
+_COLUMNS_PER_GROUP = 64
+"""Number of columns that are solved for together."""
+_MAX_DIM_OF_HESSIAN = 1_000
+_EXPECTED_STEPS = 20
+"""Steps of conjugate gradients per column by which their cost is compared with that of the whole Hessian."""
+_MAX_DIM_AFTER_FIT = 200
+"""Largest dimension in which the spreads of all columns are compared after every fit."""
+_MIN_NODES = 64
+_MAX_BEND_RATIO = 3.0
+"""Largest ratio of −s² E[∂² log p] to its value 1 at the fit of a smooth density, either way."""
+_MAX_ROWS_OF_COVARIANCE = 500
 _KINKS = "the second derivatives of log p contradict the scales of q: it has kinks, where derivatives say nothing"
-_BENT = "−ELBO bends downwards there, so that the fit isn't a minimum of it"
+_BENT = "−ELBO has negative curvature there, so the fit isn't a minimum of it"
 
 
 def linear_response(
@@ -40,11 +45,11 @@ def linear_response(
     columns: Sequence[int | str] | None,
     seed: int,
 ) -> Float[Tensor, "k d"]:
-    """Check what was asked of a fit, and answer it by `response`.
+    """Check a request for the linear response of a fit, and answer it by `response`.
 
     Raises:
-        InputError: it isn't a mean-field fit by reverse KL, a column isn't known, or there are too many.
-        TargetError: there is no target, or as `response`.
+        InputError: it isn't a mean-field fit by reverse KL, a column isn't known, or there are too many columns.
+        TargetError: there is no target, or `response` fails.
     """
     do = "take the linear response of this fit"
     if not (isinstance(objective, ReverseKL) and isinstance(family, Gaussian) and family.covariance == "diagonal"):
@@ -53,9 +58,9 @@ def linear_response(
     if target is None:
         raise TargetError(cannot(do, "a loaded fit has no log density", "Pass `target=`, what was fitted"))
     free = target.unconstrained()
-    if columns is None and free.dim > _WHOLE:
+    if columns is None and free.dim > _MAX_ROWS_OF_COVARIANCE:
         because = f"all of it would be {free.dim:,} × {free.dim:,} numbers"
-        raise InputError(cannot(do, because, f"Name up to {_WHOLE} `columns=`"))
+        raise InputError(cannot(do, because, f"Name up to {_MAX_ROWS_OF_COVARIANCE} `columns=`"))
     best = diagnostics.optima[0].model
     if tuple(best.event_shape) != (free.dim,):
         because = f"the target has {free.dim} free coordinates, and the fit {best.event_shape[0]}"
@@ -64,7 +69,7 @@ def linear_response(
     chosen = list(range(free.dim)) if named is None else [_number(one, free) for one in named]
     if not chosen:
         raise InputError(cannot(do, "no column is named", "Name one, or leave `columns=` out"))
-    return response(free, best, chosen, diagnostics.nodes or _FEW, seed)
+    return response(free, best, chosen, diagnostics.nodes or _MIN_NODES, seed)
 
 
 def _number(column: int | str, free: Target) -> int:
@@ -81,16 +86,16 @@ def response(target: Target, model: Distribution, columns: Sequence[int], nodes:
     """Return rows of Σ = ∂E_q[x] / ∂t, where log p is tilted by tᵀx: the block of the means in the inverse Hessian of −ELBO.
 
     At the minimum of F(m, log s) on the nodes, Σ = [∇²F]⁻¹ in the rows and columns of m: −∂²F/∂m² is E_q[∇² log p], whose
-    inverse has the correlations that q lacks, and the scales respond too. On a Gaussian target it's the exact covariance,
-    however many nodes there are. In coordinates where q is N(0, I), second derivatives are central differences of gradients:
+    inverse has the correlations that q lacks, and the scales respond too. On a Gaussian target it is the exact covariance with
+    any number of nodes. In coordinates where q is N(0, I), second derivatives are central differences of gradients:
     the whole Hessian for many columns of few dimensions, 4 d evaluations of all nodes; else conjugate gradients, two
     evaluations a step and column, in memory linear in d.
 
     Args:
         target: p in unconstrained coordinates.
         model: the mean-field fit.
-        columns: which rows.
-        nodes: on how many nodes it was fitted.
+        columns: the rows of Σ to return.
+        nodes: the number of nodes that it was fitted on.
         seed: the seed that it was fitted with.
 
     Raises:
@@ -102,7 +107,7 @@ def response(target: Target, model: Distribution, columns: Sequence[int], nodes:
     average = diagonal_average(target, nodes, seed)
     loc, scale = (part.to(torch.float64) for part in diagonal_parts(model))
     theta = torch.cat([loc, scale.log()])
-    if len(loc) <= _DENSE and 2 * len(loc) <= _STEPS * len(columns):
+    if len(loc) <= _MAX_DIM_OF_HESSIAN and 2 * len(loc) <= _EXPECTED_STEPS * len(columns):
         unit, hessian = average.metric(theta[None])[0, : len(loc)], _hessian(average, theta)
         if _has_kinks(hessian.diagonal()[: len(loc)]):
             raise TargetError(cannot("take the linear response of this fit", _KINKS, "Smooth them, or use Gaussian('full')"))
@@ -110,12 +115,12 @@ def response(target: Target, model: Distribution, columns: Sequence[int], nodes:
         if inverse is None:
             raise TargetError(cannot("take the linear response of this fit", _BENT, "Fit with other seeds, or a richer family"))
         return (unit[:, None] * inverse[: len(loc), : len(loc)] * unit)[list(columns)]
-    groups = [list(columns[i : i + _GROUP]) for i in range(0, len(columns), _GROUP)]
+    groups = [list(columns[i : i + _COLUMNS_PER_GROUP]) for i in range(0, len(columns), _COLUMNS_PER_GROUP)]
     return torch.cat([_solved(average, theta, torch.tensor(one, dtype=torch.int64, device="cpu")) for one in groups])
 
 
 def _solved(average: DiagonalAverage, theta: Float[Tensor, " p"], rows: Tensor) -> Float[Tensor, "k d"]:
-    """Conjugate gradients for several right-hand sides together; those that are done drop out."""
+    """Run conjugate gradients for several right-hand sides together, each until it is solved."""
     dim, unit = len(theta) // 2, average.metric(theta[None])[0]
     every = torch.arange(len(rows), device="cpu")
     left = theta.new_zeros(len(rows), 2 * dim)
@@ -135,11 +140,11 @@ def _solved(average: DiagonalAverage, theta: Float[Tensor, " p"], rows: Tensor) 
         after = left[running].square().sum(-1)
         along[running] = left[running] + (after / squared[running])[:, None] * along[running]
         squared[running] = after
-        running = running[(after > _SETTLED**2).cpu()]
+        running = running[(after > _MAX_RESIDUAL**2).cpu()]
         if len(running) == 0:
             covariance: Tensor = unit[rows, None] * answer[:, :dim] * unit[:dim]
             return covariance
-    because = f"conjugate gradients reached {float(squared.max().sqrt()):.1e} of the right-hand side, not {_SETTLED:.0e}"
+    because = f"conjugate gradients reached {float(squared.max().sqrt()):.1e} of the right-hand side, not {_MAX_RESIDUAL:.0e}"
     instead = "Scale the coordinates of the target alike, smooth its kinks, or use Gaussian('full')"
     raise TargetError(cannot("take the linear response of this fit", because, instead))
 
@@ -154,14 +159,14 @@ def _bent(average: DiagonalAverage, theta: Tensor, unit: Tensor, along: Float[Te
 
 
 def spread_ratios(target: Target, model: Distribution, seed: int) -> Float[Tensor, " d"] | None:
-    """Return how many times as wide each column is by linear response; None above 200 dimensions or away from a minimum.
+    """Return the ratio of each column's standard deviation by linear response to q's; None above 200 dimensions or off a minimum.
 
     The whole Hessian on few nodes, 4 d evaluations of them.
     """
-    if not 1 < target.dim <= _ALL:
+    if not 1 < target.dim <= _MAX_DIM_AFTER_FIT:
         return None
     dim = target.dim
-    average = diagonal_average(target, max(_FEW, 1 << (4 * dim - 1).bit_length()) if dim <= 32 else _FEW, seed)
+    average = diagonal_average(target, max(_MIN_NODES, 1 << (4 * dim - 1).bit_length()) if dim <= 32 else _MIN_NODES, seed)
     loc, scale = (part.to(torch.float64) for part in diagonal_parts(model))
     theta = torch.cat([loc, scale.log()])
     hessian = _hessian(average, theta)
@@ -173,7 +178,7 @@ def _hessian(average: DiagonalAverage, theta: Float[Tensor, " p"]) -> Float[Tens
     """The whole Hessian in units of the metric."""
     unit = average.metric(theta[None])[0]
     eye = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)
-    hessian = torch.cat([_bent(average, theta, unit, rows) for rows in eye.split(_GROUP)])
+    hessian = torch.cat([_bent(average, theta, unit, rows) for rows in eye.split(_COLUMNS_PER_GROUP)])
     return (hessian + hessian.T) / 2
 
 
@@ -184,5 +189,5 @@ def _inverse(hessian: Float[Tensor, "p p"]) -> Float[Tensor, "p p"] | None:
 
 
 def _has_kinks(bends: Float[Tensor, " k"]) -> bool:
-    """Whether −s² E[∂² log p] is far from 1, which it is at the fit of a smooth density (Price's theorem), but for the nodes."""
-    return not bool(((bends > 1 / _AGREE) & (bends < _AGREE)).all())
+    """Whether −s² E[∂² log p] is far from 1, its value at the fit of a smooth density (Price's theorem), up to the nodes."""
+    return not bool(((bends > 1 / _MAX_BEND_RATIO) & (bends < _MAX_BEND_RATIO)).all())

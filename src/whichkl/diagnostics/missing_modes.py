@@ -8,28 +8,28 @@ from typing import Any
 
 from whichkl.files.reading import rebuilt
 
-_SHARE = 0.01
-"""The share of p's mass from which modes count as missing."""
-_MUCH = 10
-"""How many times the mass that a model reaches makes a second fit worth its cost: a gain of log 10 nats."""
+_MIN_MASS = 0.01
+"""Least share of p's mass at modes that count as missing."""
+_MIN_MASS_RATIO = 10
+"""Least ratio of a mode's mass to the mass that a model reaches, at which a second fit is worth its cost."""
 
 
 @dataclass(frozen=True)
 class MissingModes:
-    """What was found of p where q doesn't reach: log q below its 10⁻⁴ quantile under q itself, at modes of their own."""
+    """Modes of p that q doesn't reach: there log q is below its 10⁻⁴ quantile under q."""
 
     mass: float
-    """Share of p's mass at these modes, measured about each by importance sampling, beside the mass that q reaches; what lies at
-    modes that weren't found isn't in it."""
+    """Share of these modes in the mass at them and where q reaches, by importance sampling; modes that weren't found don't
+    count."""
     stderr: float
     """Its standard error."""
     by_particles: float | None
     """The share of the particles (or draws of p) at these modes, a rough cross-check: few particles settle the weights of modes
     badly. None where the particles didn't get down to the temperature of p."""
     least_kl: float
-    """What these modes add to KL(q‖p) at least, −log(1 − mass), in nats."""
+    """The least that these modes add to KL(q‖p), −log(1 − mass), in nats."""
     count: int
-    """How many missing modes were told apart; there may be more."""
+    """The number of distinct missing modes; there may be more."""
     modes: tuple[tuple[float, ...], ...]
     """Where they are, in the coordinates of the target, heaviest first; at most twenty."""
     shares: tuple[float, ...]
@@ -41,7 +41,7 @@ class MissingModes:
     method: str
     """``"particles"``, ``"draws of p"``, or ``"none"`` where `reason` says why."""
     searched: str
-    """Where was looked; nothing is known of modes outside."""
+    """Where the search looked; nothing is known about modes elsewhere."""
     gradients: int
     """Points at which log p and its gradient were evaluated."""
     calls: int
@@ -50,12 +50,12 @@ class MissingModes:
 
     @property
     def found(self) -> bool:
-        """Whether at least 1 % of p's mass is missed, by two standard errors."""
+        """Whether q misses at least 1 % of p's mass, by two standard errors."""
         return is_missed(self.mass, self.stderr)
 
     def outweigh(self, count: int) -> bool:
         """Whether the `count` heaviest modes hold half of p's mass, or ten times what the model reaches, by two errors."""
-        return sum(self.shares[:count]) - 2 * self.stderr > min(0.5, _MUCH * (1 - self.mass))
+        return sum(self.shares[:count]) - 2 * self.stderr > min(0.5, _MIN_MASS_RATIO * (1 - self.mass))
 
     def __str__(self) -> str:
         """One sentence."""
@@ -81,4 +81,4 @@ class MissingModes:
 
 def is_missed(mass: float, stderr: float) -> bool:
     """Whether a mass is at least 1 % by two standard errors."""
-    return mass - 2 * stderr > _SHARE
+    return mass - 2 * stderr > _MIN_MASS

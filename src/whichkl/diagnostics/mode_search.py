@@ -1,4 +1,4 @@
-"""Mode search: does p have modes where q never goes? Importance weights can't tell, particles that look elsewhere can."""
+"""Mode search: whether p has modes that q doesn't reach. Importance weights can't show it; particles from elsewhere can."""
 
 from __future__ import annotations
 
@@ -19,45 +19,51 @@ from whichkl.solvers.nodes.batched_lbfgs import Peaks, ascend
 from whichkl.targets import Target
 
 _QUANTILE = 1e-4
-_OF_Q = 10_000
-_FROM_Q, _OWN = 64, 4
-"""Draws of q that climb, and how many of them make a mode q's own: fewer may have come over a saddle from a tail."""
-_WEIGHED = 1_000
-_REACH = 20.0
-"""Standard deviations of q, from which the particles start."""
-_WIDEST = 200
-_LEAST = 1e-4
-"""Modes with a smaller share aren't named."""
-_SHOWN = 20
-_SEVERAL = 4
-_FAR = 3.0
-"""Standard deviations of q, in one coordinate, from which a mode is elsewhere."""
-_LEAPFROGS, _KEEP = 2, 0.3
-_CALLS, _DONE = 60, 1e-8
-"""Calls in which ascents are to arrive, and the rise in nats that a quasi-Newton step then still promises."""
+"""q doesn't reach points where log q is below this quantile under q."""
+_DRAWS_OF_Q = 10_000
+_CLIMBING_DRAWS = 64
+"""Number of draws of q that climb log p."""
+_MIN_DRAWS_AT_OWN_MODE = 4
+"""Smallest number of these that make a mode q's own; fewer may have crossed a saddle from a tail."""
+_WEIGHTED_DRAWS = 1_000
+"""Number of draws of q that measure the mass that q reaches."""
+_START_WIDTH = 20.0
+"""Standard deviation of the Gaussian that the particles start from, in those of q."""
+_MAX_DIM = 200
+_MIN_SHARE = 1e-4
+"""Smallest share of p's mass at a mode that is listed."""
+_MAX_LISTED_MODES = 20
+_MAX_MODES_WITHOUT_CROSSING = 4
+"""Largest number of missing modes at which no others are sought next to q in one coordinate."""
+_MIN_DISTANCE = 3.0
+"""Least distance of a mode from q's mean in one coordinate, in standard deviations, at which it differs there."""
+_LEAPFROGS = 2
+_KEEP = 0.3
+_MAX_ASCENT_CALLS = 60
+_MAX_DECREMENT = 1e-8
+"""Largest rise, in nats, that a quasi-Newton step still promises at the end of an ascent."""
 
 
 def missing_modes(target: Target, solution: Solution, seed: int = 0, draws: Float[Tensor, "n d"] | None = None) -> MissingModes:
     """Look for modes of p that the best model of a solution doesn't reach.
 
-    Draws of p, where there are any, else particles (`whichkl.particles.temper`, from a Gaussian 20 times as wide as q and twice
-    as wide as the optima are spread), show where p's mass may be. Those with log q below its 10⁻⁴ quantile under q climb log p,
-    and so do draws of q. A missing mode is where ascents end that hardly any draw of q comes to, and from where every straight
-    line to an end of q's draws dips by a nat or more. About each, p's mass m is measured by importance sampling where log q is
-    below that quantile; a region with mass m under p and ε under q costs KL(q‖p) ≥ −(1 − ε) log(1 − m) + ε log ε (the
-    data-processing inequality), here with ε ≤ 10⁻⁴. So a family too small for skewness, heavy tails or a funnel isn't taken for
-    a missing mode.
+    Draws of p show where p's mass may be; without them, particles do (`whichkl.particles.temper`, from a Gaussian 20 times as
+    wide as q and twice as wide as the spread of the optima). Those with log q below its 10⁻⁴ quantile under q climb log p, and
+    so do draws of q. A missing mode is an end of ascents that hardly any draw of q reaches, if every straight line from it to
+    an end of q's draws dips by a nat or more: so a family too small for skewness, heavy tails or a funnel isn't reported as a
+    missing mode. Importance sampling about each mode measures p's mass m where log q is below that quantile. A region with
+    mass m under p and ε under q costs KL(q‖p) ≥ −(1 − ε) log(1 − m) + ε log ε (the data-processing inequality); here ε ≤ 10⁻⁴.
 
     Args:
         target: p, in the coordinates of the user, with a log density.
         solution: what a solver found, in free coordinates.
         seed: fixes every random choice.
-        draws: of the best model, in free coordinates; 10,000 fresh ones unless given.
+        draws: of the best model, in free coordinates; by default 10,000 fresh draws.
 
     Source: Del Moral, Doucet & Jasra (2006) for the particles; Dai, Heng, Jacob & Whiteley (2022).
     """
     if target.bijection.is_discrete:
-        counted = "every state of the target is counted, so that the value is exact"
+        counted = "every state of the target is counted, so the value is exact"
         return _nothing(target, counted if Access.ENUMERABLE in target.access else "the target is discrete")
     free = target.unconstrained()
     skip = _reason(free)
@@ -65,15 +71,15 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0, draws: Floa
         return _nothing(target, skip)
     spent, refused = free.evaluations["score"], free.evaluations["rejected"]
     found = _Search(target, free, solution, seed, draws).run(spent)
-    free.evaluations["rejected"] = refused  # a search goes where nobody else does, and no number there is no finding
+    free.evaluations["rejected"] = refused  # the search alone goes that far out, where a density that fails does no harm
     return found
 
 
 def _reason(free: Target) -> str | None:
     if free.density is None:
         return "the target has no log density"
-    if free.dim > _WIDEST:
-        return f"in {free.dim} dimensions (more than {_WIDEST}) the search would cost more than the fit"
+    if free.dim > _MAX_DIM:
+        return f"in {free.dim} dimensions (more than {_MAX_DIM}) the search would cost more than the fit"
     return None
 
 
@@ -82,14 +88,14 @@ def _nothing(target: Target, reason: str) -> MissingModes:
 
 
 class _Search:
-    """One search: coordinates in which q has mean 0 and covariance I, and what is known there."""
+    """One search, in coordinates in which q has mean 0 and covariance I."""
 
     def __init__(self, target: Target, free: Target, solution: Solution, seed: int, draws: Float[Tensor, "n d"] | None) -> None:
         self.target, self.free, self.seed, self.calls = target, free, seed, 0
         self.model: Distribution = solution.best.model
         if draws is None:
             with seeded(seed + 11):
-                draws = self.model.sample((_OF_Q,)).reshape(_OF_Q, -1)
+                draws = self.model.sample((_DRAWS_OF_Q,)).reshape(_DRAWS_OF_Q, -1)
         x = draws.to("cpu", torch.float64)
         centred = x - x.mean(0)
         covariance = centred.T @ centred / len(x)
@@ -108,7 +114,7 @@ class _Search:
         return y
 
     def density(self, y: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor]:
-        """Return log p (up to its constant) and its gradient in the standardised coordinates, with the volume of the change."""
+        """Return log p (up to its constant) and its gradient in the standardised coordinates, with the volume of the map."""
         self.calls += 1
         value, score = self.free.trial(self.frame.place(y).to(self.free.device))
         volume = self.frame.tril.diagonal().log().sum()
@@ -125,7 +131,7 @@ class _Search:
         return self.log_q(y) >= self.least
 
     def run(self, before: int) -> MissingModes:
-        """Particles, ascents, modes, masses."""
+        """Find points of p, climb from those that q doesn't reach, and measure the mass at the ends."""
         y, weight, weighs, method, searched = self._points()
         unreached = ~self.reached(y) & (weight > 0)
         missing, unresolved = torch.zeros(len(y), dtype=torch.bool, device="cpu"), 0.0
@@ -135,18 +141,18 @@ class _Search:
         if bool(unreached.any()) or len(optima):
             modes, which = self._missing(y[unreached], optima)
             shares, mass, stderr, least = self._shares(modes)
-            is_mode = shares > _LEAST
+            is_mode = shares > _MIN_SHARE
             missing[unreached] = torch.where(which >= 0, is_mode[which.clamp(min=0)] if len(modes) else False, False)
             unresolved = float(weight[unreached & ~missing].sum())
-            if len(modes) > _SEVERAL or (len(modes) and not is_missed(mass, stderr)):
-                # Of very many modes particles may have come to the lightest.
+            if len(modes) > _MAX_MODES_WITHOUT_CROSSING or (len(modes) and not is_missed(mass, stderr)):
+                # Particles may have found only the lightest of very many modes.
                 nearer, _ = self._missing(torch.cat([modes, self._crossed(modes, shares)]), optima[:0])
                 again = self._shares(nearer)
                 if again[1] > mass:
                     modes, (shares, mass, stderr, least) = nearer, again
-                    is_mode = shares > _LEAST
+                    is_mode = shares > _MIN_SHARE
             modes, shares = modes[is_mode], shares[is_mode]
-        order = shares.argsort(descending=True)[:_SHOWN]
+        order = shares.argsort(descending=True)[:_MAX_LISTED_MODES]
         places = self.target.bijection.forward(self.frame.place(modes[order]).to(self.target.device, self.target.dtype))
         return MissingModes(
             mass=mass,
@@ -165,7 +171,7 @@ class _Search:
         )
 
     def _points(self) -> tuple[Tensor, Tensor, bool, str, str]:
-        """Points with weights that stand for p, in standardised coordinates; whether they do; how, and where was looked."""
+        """Points of p with weights, in standardised coordinates; whether the weights are right; the method, and its range."""
         p = self.free.thinned()[0]
         if p.access.can_sample:
             x = p.samples if p.samples is not None else p.draws(2_000, self.seed + 12)
@@ -174,7 +180,7 @@ class _Search:
             return self.whiten(x), w / w.sum(), True, "draws of p", f"where its {len(x):,} draws are"
         dim = self.free.dim
         apart = self.spread - self.spread.mean(0)
-        base = torch.eye(dim, dtype=torch.float64, device="cpu") * _REACH**2 + 4 * apart.T @ apart / len(apart)
+        base = torch.eye(dim, dtype=torch.float64, device="cpu") * _START_WIDTH**2 + 4 * apart.T @ apart / len(apart)
         tril = torch.linalg.cholesky(base)
         start = Reference(self.frame.place(self.spread.mean(0)[None])[0], self.frame.tril @ tril)
         cost = 1 if self.free.density is not None and self.free.density.differentiable or self.free.score else 2 * dim + 1
@@ -197,17 +203,17 @@ class _Search:
         return self.whiten(cloud.x), cloud.log_weights.exp(), cloud.finished, "particles", searched
 
     def _missing(self, y: Float[Tensor, "n d"], optima: Float[Tensor, "o d"]) -> tuple[Tensor, Tensor]:
-        """Return modes that q doesn't reach, and for every point of `y` which of them it belongs to, −1 for none.
+        """Return modes that q doesn't reach, and for every point of `y` the mode that it belongs to, −1 for none.
 
-        Other optima of the fit climb too, and modes that were known before.
+        Other optima of the fit and known modes climb too.
         """
         chosen, nearest = spread_out(y, 0, min(128, max(24, 2400 // y.shape[1])))
-        start = torch.cat([self.y[:_FROM_Q], optima, y[chosen]])
-        ends = ascend(lambda at, _: self.density(at), start, tolerance=_DONE, max_calls=_CALLS)
-        arrived = ends.value.isfinite() & (ends.decrement <= _DONE)
+        start = torch.cat([self.y[:_CLIMBING_DRAWS], optima, y[chosen]])
+        ends = ascend(lambda at, _: self.density(at), start, tolerance=_MAX_DECREMENT, max_calls=_MAX_ASCENT_CALLS)
+        arrived = ends.value.isfinite() & (ends.decrement <= _MAX_DECREMENT)
         label = labels(self.density, ends.x, ends.value)
-        held = torch.bincount(label[:_FROM_Q], minlength=int(label.max()) + 1) >= _OWN
-        seen = held[label] if bool(held.any()) else torch.arange(len(label), device="cpu") < _FROM_Q
+        held = torch.bincount(label[:_CLIMBING_DRAWS], minlength=int(label.max()) + 1) >= _MIN_DRAWS_AT_OWN_MODE
+        seen = held[label] if bool(held.any()) else torch.arange(len(label), device="cpu") < _CLIMBING_DRAWS
         modes: list[Tensor] = []
         number = torch.full_like(held, -1, dtype=torch.long)
         for one in (~held).nonzero()[:, 0].tolist():
@@ -220,24 +226,24 @@ class _Search:
         alone = self._alone(candidates, ends, seen)
         keep = torch.cumsum(alone, 0) - 1
         place = torch.where(alone, keep, -1)
-        which = number[label[_FROM_Q + len(optima) :]][nearest]
+        which = number[label[_CLIMBING_DRAWS + len(optima) :]][nearest]
         which = torch.where(which >= 0, place[which.clamp(min=0)] if len(modes) else -1, -1)
         return candidates[alone], which
 
     def _crossed(self, modes: Float[Tensor, "k d"], shares: Float[Tensor, " k"]) -> Float[Tensor, "c d"]:
-        """Points that differ from q's middle in one coordinate, where they are as the heaviest mode that is far there.
+        """Return points at q's mean but for one coordinate, which is that of the heaviest mode that is far there.
 
-        Modes that come of many coordinates, each with its own, are next to each other in this way; those in between are heavier.
+        If many coordinates each have modes of their own, the heavy modes differ from q in one coordinate.
         """
         modes = modes[shares.argsort(descending=True)]
-        far = modes.abs() > _FAR
+        far = modes.abs() > _MIN_DISTANCE
         columns = far.any(0).nonzero()[:, 0]
         points = modes.new_zeros(len(columns), modes.shape[1])
         points[torch.arange(len(columns), device="cpu"), columns] = modes[far[:, columns].int().argmax(0), columns]
         return points
 
     def _alone(self, modes: Float[Tensor, "k d"], ends: Peaks, seen: Bool[Tensor, " e"]) -> Bool[Tensor, " k"]:
-        """Whether no straight line without a dip joins a mode to an end that q reaches."""
+        """Whether every straight line from a mode to an end that q reaches has a dip."""
         if len(modes) == 0:
             return torch.zeros(0, dtype=torch.bool, device="cpu")
         value = self.density(modes)[0]
@@ -250,30 +256,30 @@ class _Search:
         return ~joined(self.density, a, b, lower).view(k, g).any(1)
 
     def _shares(self, modes: Float[Tensor, "k d"]) -> tuple[Float[Tensor, " k"], float, float, float]:
-        """The share of p's mass at each mode, beside all of them and what q reaches; their sum, its error, and −log(1 − sum).
+        """Each mode's share of the mass at all modes and where q reaches; their sum, its error, and −log(1 − sum).
 
-        The last is from the logarithms of the masses, since a sum may differ from 1 by less than float64 tells.
+        The last uses the logarithms of the masses, since float64 may not distinguish the sum from 1.
         """
         if len(modes) == 0:
             return torch.zeros(0, dtype=torch.float64, device="cpu"), 0.0, 0.0, 0.0
         generator = torch.Generator().manual_seed(self.seed + 13)
         mass, error = log_masses(self.density, modes, self.reached, generator)
-        height = self.height[:_WEIGHED]
-        weight = self.density(self.y[:_WEIGHED])[0] - height
+        height = self.height[:_WEIGHTED_DRAWS]
+        weight = self.density(self.y[:_WEIGHTED_DRAWS])[0] - height
         weight = torch.where(height > self.least, weight, -math.inf)  # the others lie where the modes' masses are counted
-        near = torch.logsumexp(weight, 0) - math.log(_WEIGHED)
+        near = torch.logsumexp(weight, 0) - math.log(_WEIGHTED_DRAWS)
         whole = torch.logsumexp(torch.cat([mass, near[None]]), 0)
         if float(whole) == -math.inf:
             return torch.zeros(len(modes), dtype=torch.float64, device="cpu"), 0.0, 0.0, 0.0
         share, rest = (mass - whole).exp(), float((near - whole).exp())
         missed = float(share.sum())
-        from_q = rest * float((weight - near).exp().std()) / math.sqrt(_WEIGHED) if rest > 0 else 0.0
+        from_q = rest * float((weight - near).exp().std()) / math.sqrt(_WEIGHTED_DRAWS) if rest > 0 else 0.0
         stderr = math.hypot(rest * float(torch.linalg.vector_norm(share * error)), missed * from_q)
         return share, missed, stderr, max(0.0, float(whole - near))
 
 
 def _mean(model: Distribution, otherwise: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
-    """The mean of an optimum in free coordinates; that of the draws of the best where it isn't known, or is infinite."""
+    """The mean of an optimum in free coordinates; the mean of the best optimum's draws if it is unknown or infinite."""
     try:
         mean = model.mean.detach().reshape(-1).to("cpu", torch.float64)
     except NotImplementedError:

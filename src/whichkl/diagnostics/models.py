@@ -1,4 +1,4 @@
-"""Models: a fitted model as a target, and a conditional one carried into the support."""
+"""Models: a fitted model as a target, and a conditional model carried into the support."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def carried(model: Any, bijection: Bijection) -> Any:
 
 
 def model_target(model: Distribution, like: Target) -> Target:
-    """Return a model as a target with all accesses: q, to be drawn from and evaluated like any p."""
+    """Return a model as a target with all accesses, so q can be sampled and evaluated like any p."""
     return Target(
         sampler=lambda n: model.sample((n,)),
         log_prob=model.log_prob,

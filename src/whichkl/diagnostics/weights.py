@@ -12,7 +12,7 @@ from torch import Tensor
 from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import weights_are_correlated
-from whichkl.diagnostics.result import NEGLIGIBLE, Diagnostics
+from whichkl.diagnostics.result import MAX_LOSS_GAP, Diagnostics
 from whichkl.divergences import Estimate, Finite
 from whichkl.divergences.draws import monte_carlo
 from whichkl.divergences.exact import quadrature
@@ -23,19 +23,23 @@ from whichkl.process.seeds import seeded
 from whichkl.solvers import Optimum
 from whichkl.targets import Target
 
-_BLOCK, _ROWS = 1 << 23, 1_024
-"""Numbers in the points of one call, and points, of the target: a likelihood of much data has a number for each of both."""
-_OVERLAP = 1_000
+_MAX_NUMBERS_PER_CALL = 1 << 23
+_MAX_POINTS_PER_CALL = 1_024
+"""Largest number of points per call of the target; a likelihood has a number per point and observation."""
+_DRAWS_PER_OPTIMUM = 1_000
+"""Number of draws that measure the overlap of two optima."""
+_MIN_DISTANCE = 2.0
+"""Least Bhattacharyya distance, in nats, of optima that hardly overlap (overlap below 14 %)."""
 
 
 def by_weights(
     target: Target, family: Family, q: Target, x: Float[Tensor, "n d"], diagnostics: Diagnostics, *, separate: bool
 ) -> Diagnostics:
-    """ELBO, ESS, k̂ and what reverse KL amounts to at least, on fresh draws x of the model."""
-    room = max(1, _BLOCK // x.shape[1])
+    """Add the ELBO, the ESS, k̂ and a lower bound of reverse KL, from fresh draws x of the model."""
+    room = max(1, _MAX_NUMBERS_PER_CALL // x.shape[1])
     log_p, log_q = (
         torch.cat([law.log_prob(y).detach().to(torch.float64) for y in x.split(min(rows, room))])
-        for law, rows in ((target, _ROWS), (q, len(x)))
+        for law, rows in ((target, _MAX_POINTS_PER_CALL), (q, len(x)))
     )
     log_weight = log_p - log_q
     reverse = monte_carlo.mean_log_ratio("elbo", -log_weight, None, "draws of q")
@@ -45,7 +49,7 @@ def by_weights(
     elbo = replace(reverse, value=-reverse.value, ess=ess, khat=khat)
     gap = math.inf if elbo.value == -math.inf else float(torch.logsumexp(log_weight, 0)) - math.log(len(x)) - elbo.value
     best = diagnostics.optima[0].loss
-    relevant = tuple(one for one in diagnostics.optima if one is diagnostics.optima[0] or one.loss - best < NEGLIGIBLE)
+    relevant = tuple(one for one in diagnostics.optima if one is diagnostics.optima[0] or one.loss - best < MAX_LOSS_GAP)
     apart = _apart(relevant, family) if separate else relevant[:1]
     missed = math.log(sum(math.exp(best - one.loss) for one in apart))
     correlated = weights_are_correlated(target, family, x, log_weight)
@@ -55,9 +59,9 @@ def by_weights(
 
 
 def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
-    """The best optima that hardly overlap: Bhattacharyya distance of their Gaussians above 2 nats (overlap below 14 %).
+    """Return the best optima that hardly overlap.
 
-    Those of single Gaussians of diagonal or low-rank covariance are compared column by column, in memory linear in d.
+    Diagonal and low-rank Gaussians are compared column by column, in memory linear in d.
     """
     if len(optima) == 1:
         return list(optima)
@@ -69,20 +73,20 @@ def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
         if family.covariance == "full":
             loc, tril = loc_and_tril(one.model)
             cov = tril @ tril.T
-        if all(_bhattacharyya(loc, cov, other, theirs) > 2 for _, other, theirs in kept):
+        if all(_bhattacharyya(loc, cov, other, theirs) > _MIN_DISTANCE for _, other, theirs in kept):
             kept.append((one, loc, cov))
     return [one for one, _, _ in kept]
 
 
 def _apart_by_draws(optima: tuple[Optimum, ...], seed: int = 0) -> list[Optimum]:
-    """The same of any laws, the overlap ∫√(q q′) = E_q √(q′/q) by 1,000 draws of the one already kept."""
+    """The same for any laws: the overlap ∫√(q q′) = E_q √(q′/q), by draws of the optimum already kept."""
     kept: list[tuple[Optimum, Tensor, Tensor]] = []
     for one in optima:
         with torch.no_grad():
             overlaps = [float(((one.model.log_prob(x) - log_q) / 2).exp().mean()) for _, x, log_q in kept]
-            if all(overlap < math.exp(-2) for overlap in overlaps):
+            if all(overlap < math.exp(-_MIN_DISTANCE) for overlap in overlaps):
                 with seeded(seed):
-                    x = one.model.sample((_OVERLAP,))
+                    x = one.model.sample((_DRAWS_PER_OPTIMUM,))
                 kept.append((one, x, one.model.log_prob(x)))
     return [one for one, _, _ in kept]
 
@@ -104,7 +108,7 @@ def reverse_value(target: Target, q: Target, diagnostics: Diagnostics) -> Estima
     if on_the_line(target):
         try:
             return quadrature.kl(q, target, "reverse_kl")
-        except WhichklError:  # heavy tails: Monte Carlo below says how far it can be trusted
+        except WhichklError:  # heavy tails: Monte Carlo below reports how far it can be trusted
             pass
     elbo = diagnostics.elbo
     if elbo is None:

@@ -55,10 +55,10 @@ class Counts(Poisson):
 
 
 def _numbers(value: Tensor) -> Tensor:
-    """Read True and False as 1 and 0."""
+    """Return True and False as 1 and 0."""
     return value.long() if value.dtype == torch.bool else value
 
 
 def codes(probs: Tensor) -> Codes:
-    """Build the law of categories with these probabilities, of which some may be 0."""
+    """Build the law of categories with these probabilities; some may be 0."""
     return Codes(logits=probs.log(), validate_args=False)

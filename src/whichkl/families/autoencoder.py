@@ -12,34 +12,34 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from whichkl._checks import InputError, cannot
-from whichkl.families.autoregressive import categories_of, check_categories
 from whichkl.families.data_shape import Shape, Summary
-from whichkl.families.layers import Standardised, check_count, check_widths, perceptron
-from whichkl.families.network_family import NetworkFamily
+from whichkl.families.field_checks import check_choice, check_whole, check_widths
+from whichkl.families.layers import Standardised, perceptron
+from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 Likelihood = Literal["bernoulli", "normal", "categorical"]
 
-DRAWS = 128
-"""Draws of the latent variable behind each log density."""
-_FLOOR = 1e-3
-"""Of a column's standard deviation: the least noise of a normal likelihood."""
-_BLOCK = 2**20
+_DRAWS = 128
+"""Number of draws of the latent variable per log density."""
+_MIN_NOISE = 1e-3
+"""Least standard deviation of a normal likelihood, as a share of the column's."""
+_MAX_NUMBERS_PER_BLOCK = 2**20
+"""Largest number of coordinates of draws in memory at once."""
 
 
 @dataclass(frozen=True)
 class VariationalAutoencoder(NetworkFamily):
-    """q(x) = ∫ N(z; 0, I) q(x|z) dz, which has no formula: its `log_prob` is a lower bound, and the fit says so.
+    """q(x) = ∫ N(z; 0, I) q(x|z) dz, which has no formula: its `log_prob` is a lower bound, and the fit reports it.
 
     Trained on the ELBO, E_r[log q(x, z) − log r(z|x)] with a Gaussian encoder r. A fitted model's `log_prob(x)` is the
-    tighter log (1/K) Σₖ q(x, zₖ) / r(zₖ|x) with K = `DRAWS` draws, which depend on the row x alone: log q(x) is at least so
-    large, up to the chance in those draws. Means over rows are of one sign; a cross-entropy is an upper bound.
+    tighter log (1/K) Σₖ q(x, zₖ) / r(zₖ|x) with K = 128 draws, which depend only on the row x. In expectation over draws it
+    is at most log q(x), so a cross-entropy is an upper bound.
 
     Args:
         latent: coordinates of z.
         hidden: widths of both networks' layers; () makes them linear.
-        likelihood: ``"normal"`` (one standard deviation a column, at least 0.1 % of the data's), ``"bernoulli"`` (columns of 0
-            and 1) or ``"categorical"`` (columns of whole numbers 0 … Kⱼ − 1); columns are independent given z.
+        likelihood: ``"normal"`` (one standard deviation per column, at least 0.1 % of the data's), ``"bernoulli"`` (columns of
+            0 and 1) or ``"categorical"`` (columns of whole numbers 0 … Kⱼ − 1); columns are independent given z.
 
     Raises:
         InputError: a field isn't one of these.
@@ -56,11 +56,9 @@ class VariationalAutoencoder(NetworkFamily):
 
     def __post_init__(self) -> None:
         """Check the fields; a discrete likelihood brings its own support."""
-        check_count("VariationalAutoencoder", "latent", self.latent)
-        object.__setattr__(self, "hidden", check_widths("VariationalAutoencoder", self.hidden))
-        if self.likelihood not in get_args(Likelihood):
-            because = f"`likelihood={self.likelihood!r}` is none of {', '.join(get_args(Likelihood))}"
-            raise InputError(cannot("use `VariationalAutoencoder`", because, "Use likelihood='normal'"))
+        check_whole(self, "latent")
+        check_widths(self)
+        check_choice(self, "likelihood", get_args(Likelihood))
         object.__setattr__(self, "carried", self.likelihood == "normal")
 
     @property
@@ -68,9 +66,15 @@ class VariationalAutoencoder(NetworkFamily):
         """Such as ``"a variational autoencoder with 8 latent coordinates"``."""
         return f"a variational autoencoder with {self.latent} latent coordinate{'s' * (self.latent > 1)}"
 
+    @property
+    def max_value(self) -> int | None:
+        """The largest value that the likelihood has a probability for."""
+        most = {"bernoulli": 1, "categorical": MAX_CATEGORIES - 1}
+        return most.get(self.likelihood)
+
     def shape(self, summary: Summary, scalar: bool) -> Shape:
-        """Count the categories of each column, where there are any."""
-        counts = categories_of(summary) if self.likelihood == "categorical" else ()
+        """Count the categories of each column, if there are any."""
+        counts = summary.categories if self.likelihood == "categorical" else ()
         return Shape(len(summary.mean), 0, False, counts)
 
     def network(self, shape: Shape) -> nn.Module:
@@ -83,18 +87,9 @@ class VariationalAutoencoder(NetworkFamily):
         ratio: Tensor = model.module.log_ratio(x, noise)[0]
         return -ratio
 
-    def check_rows(self, x: Float[Tensor, "m d"], names: Sequence[str]) -> None:
-        """Refuse what the likelihood has no probability for.
-
-        Raises:
-            InputError: as said.
-        """
-        if self.likelihood != "normal":
-            check_categories(x, names, self, 2 if self.likelihood == "bernoulli" else 4_096)
-
     def remarks(self, summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
-        """Say that the value is a bound."""
-        bound = f"its value is a bound: log q ≥ what `log_prob` says ({DRAWS} importance-weighted draws a row)"
+        """State that the value is a bound."""
+        bound = f"its value is a bound: log q is at least `log_prob` ({_DRAWS} importance-weighted draws per row)"
         return (bound, *super().remarks(summary, names))
 
 
@@ -104,19 +99,12 @@ class _Network(Standardised):
     is_bound: ClassVar[bool] = True
 
     def __init__(self, shape: Shape, family: VariationalAutoencoder) -> None:
-        super().__init__(shape)
+        super().__init__(shape, scales_y=family.likelihood == "normal")
         self.kind, self.latent = family.likelihood, family.latent
         self.counts = shape.categories or (1,) * shape.dim
         self.encoder = perceptron(sum(self.counts), family.hidden, 2 * family.latent)
         self.decoder = perceptron(family.latent, tuple(reversed(family.hidden)), sum(self.counts))
         self.noise = nn.Parameter(torch.zeros(shape.dim, dtype=torch.float32, device="cpu"))
-
-    def settle(self, summary: Summary) -> None:
-        """Take the data's scale, where it has one."""
-        super().settle(summary)
-        if self.kind != "normal":
-            self.mean.zero_()
-            self.scale.fill_(1.0)
 
     def forward(self) -> Distribution:
         """Return the law of x."""
@@ -150,7 +138,7 @@ class _Network(Standardised):
 
     def sigma(self) -> Float[Tensor, " d"]:
         """The standard deviations of a normal likelihood, in units of the data's."""
-        return _FLOOR + nn.functional.softplus(self.noise)
+        return _MIN_NOISE + nn.functional.softplus(self.noise)
 
     def draw(self, z: Float[Tensor, "m l"]) -> Float[Tensor, "m d"]:
         """Draw x given z."""
@@ -193,7 +181,7 @@ class Latent(Distribution):
             )
             inside = ((rows >= 0) & (rows < most.to(rows.device)) & (rows == rows.floor())).all(-1)
         safe = torch.where(inside[:, None], rows, torch.zeros_like(rows))
-        step = max(1, _BLOCK // (DRAWS * max(self.network.dim, self.network.latent)))
+        step = max(1, _MAX_NUMBERS_PER_BLOCK // (_DRAWS * max(self.network.dim, self.network.latent)))
         bound = torch.cat([self._bound(one) for one in safe.split(step)]) if len(safe) else safe.sum(-1)
         return torch.where(inside, bound, torch.full_like(bound, -math.inf)).reshape(value.shape[:-1])
 
@@ -205,14 +193,14 @@ class Latent(Distribution):
             return self.network.draw(z).reshape(*size, self.network.dim)
 
     def _bound(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        noise = noise_of(rows.detach(), DRAWS, self.network.latent)
-        return self.network.log_ratio(rows, noise.to(rows)).logsumexp(0) - math.log(DRAWS)
+        noise = noise_of(rows.detach(), _DRAWS, self.network.latent)
+        return self.network.log_ratio(rows, noise.to(rows)).logsumexp(0) - math.log(_DRAWS)
 
 
 def noise_of(rows: Float[Tensor, "n d"], draws: int, latent: int) -> Float[Tensor, "k n l"]:
-    """Standard normal numbers that depend on each row's bits alone, so that a row's density is the same in any batch.
+    """Return standard normal numbers that depend only on the bits of each row, so a row's density is the same in any batch.
 
-    A hash of the row and of a counter (Steele, Lea & Flood, 2014) gives uniform numbers, which the normal quantile carries over.
+    A hash of the row and of a counter (Steele, Lea & Flood, 2014) gives uniform numbers; their normal quantiles are returned.
     """
     bits = (rows.to(torch.float64) + 0.0).contiguous().view(torch.int64)
     key = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)

@@ -12,17 +12,17 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from whichkl._checks import InputError, cannot
 from whichkl.families.data_shape import Shape, Summary
-from whichkl.families.layers import Standardised, check_widths, masked_perceptron
-from whichkl.families.network_family import NetworkFamily
+from whichkl.families.field_checks import check_widths
+from whichkl.families.layers import Standardised, masked_perceptron
+from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 
 @dataclass(frozen=True)
 class Autoregressive(NetworkFamily):
-    """q(x) = Πⱼ q(xⱼ | x₁ … xⱼ₋₁), or q(y|x) likewise, for columns of whole numbers 0 … Kⱼ − 1; exact log q.
+    """q(x) = Πⱼ q(xⱼ | x₁ … xⱼ₋₁), or q(y|x) in the same way, for columns of whole numbers 0 … Kⱼ − 1; exact log q.
 
-    Kⱼ is one more than the largest value in the data, of held-out rows too. Other values have probability 0.
+    Kⱼ is one more than the largest value in the data, including held-out rows. Other values have probability 0.
 
     Args:
         hidden: widths of the masked layers.
@@ -44,53 +44,32 @@ class Autoregressive(NetworkFamily):
 
     def __post_init__(self) -> None:
         """Check the widths."""
-        object.__setattr__(self, "hidden", check_widths("Autoregressive", self.hidden))
+        check_widths(self)
 
     @property
     def label(self) -> str:
-        """What it is."""
+        """``"an autoregressive network"``."""
         return "an autoregressive network"
+
+    @property
+    def max_value(self) -> int:
+        """The largest category."""
+        return MAX_CATEGORIES - 1
 
     def shape(self, summary: Summary, scalar: bool) -> Shape:
         """Count the categories of each column."""
-        return Shape(len(summary.mean), len(summary.context_mean), scalar, categories_of(summary))
+        return Shape(len(summary.mean), len(summary.context_mean), scalar, summary.categories)
 
     def network(self, shape: Shape) -> nn.Module:
         """Build the masked network."""
         return _Network(shape, self.hidden)
-
-    def check_rows(self, x: Float[Tensor, "m d"], names: Sequence[str]) -> None:
-        """Refuse what isn't a whole number of at least 0.
-
-        Raises:
-            InputError: as said.
-        """
-        check_categories(x, names, self)
-
-
-def categories_of(summary: Summary) -> tuple[int, ...]:
-    """One more than the largest value of each column."""
-    return tuple(int(one) + 1 for one in summary.high.tolist())
-
-
-def check_categories(x: Float[Tensor, "m d"], names: Sequence[str], family: Any, most: int = 4_096) -> None:
-    """Refuse columns that aren't whole numbers from 0 to `most` − 1.
-
-    Raises:
-        InputError: there are any.
-    """
-    wrong = (x < 0) | (x != x.floor()) | (x >= most)
-    if bool(wrong.any()):
-        row, column = (int(one) for one in wrong.nonzero()[0])
-        because = f"column `{names[column]}` holds {float(x[row, column]):g}, not a whole number from 0 to {most - 1:,}"
-        raise InputError(cannot(f"fit `{family}`", because, "Number the categories from 0"))
 
 
 class _Network(Standardised):
     """One-hot columns in, logits of each column's categories out."""
 
     def __init__(self, shape: Shape, hidden: Sequence[int]) -> None:
-        super().__init__(shape)
+        super().__init__(shape, scales_y=False)
         self.categories = shape.categories
         column = torch.arange(self.dim, device="cpu").repeat_interleave(
             torch.tensor(self.categories, dtype=torch.int64, device="cpu")
@@ -98,15 +77,9 @@ class _Network(Standardised):
         takes = torch.cat([torch.full((shape.context,), -1, dtype=torch.int64, device="cpu"), column])
         self.net = masked_perceptron(takes, column, hidden, self.dim)
 
-    def settle(self, summary: Summary) -> None:
-        """Take the scale of the contexts; categories have none."""
-        super().settle(summary)
-        self.mean.zero_()
-        self.scale.fill_(1.0)
-
     def forward(self, x: Tensor | None = None) -> Distribution:
         """Return the law of y, given x where there are contexts."""
-        return Columns(self, None if x is None else self.standard_context(x))
+        return MaskedColumns(self, None if x is None else self.standard_context(x))
 
     def logits(self, y: Tensor, given: Tensor | None) -> list[Tensor]:
         """Return log q of every category of every column, given the columns before it: (…, Kⱼ) for each j."""
@@ -120,7 +93,7 @@ class _Network(Standardised):
         return [one.log_softmax(-1) for one in outputs.split(self.categories, -1)]
 
 
-class Columns(Distribution):
+class MaskedColumns(Distribution):
     """The law of columns of categories, each given those before it; drawn column by column."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012

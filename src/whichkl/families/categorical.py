@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,21 +14,21 @@ from torch.distributions import Distribution, Independent
 from whichkl._checks import InputError, cannot
 from whichkl.families.atoms import Codes
 from whichkl.families.family import MomentFamily
-from whichkl.families.margins import shown
+from whichkl.families.field_checks import check_not_negative, check_whole, expect
 from whichkl.families.margins_whole import CategoricalMargin
+from whichkl.families.value_ranges import first_outside
 
 
 @dataclass(frozen=True)
 class Categorical(MomentFamily):
     """q(x = k) = π_k for the codes k = 0 … K−1 of one column: πₖ = (n_k + s) / (n + s K).
 
-    The model is `Independent(Categorical, 1)` with event shape (1,). A category that no row has gets probability 0, so that one
-    such unseen row makes the cross-entropy infinite, unless `smoothing` says otherwise. For several columns there is
-    `Product("categorical")`.
+    The model is `Independent(Categorical, 1)` with event shape (1,). Without `smoothing`, a category that no row has gets
+    probability 0, so one such unseen row makes the cross-entropy infinite. For several columns use `Product("categorical")`.
 
     Args:
         categories: K; None for one more than the largest code, where every code below it must occur.
-        smoothing: s ≥ 0, by how many further rows every category is counted; 0 is maximum likelihood, 1 Laplace's rule.
+        smoothing: s ≥ 0, the number of rows that are added to every category; 0 is maximum likelihood, 1 is Laplace's rule.
 
     Raises:
         InputError: K isn't a whole number of at least 1, or s isn't a finite number of at least 0.
@@ -51,11 +50,9 @@ class Categorical(MomentFamily):
 
     def __post_init__(self) -> None:
         """Check both fields."""
-        k = self.categories
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            because = "the number of categories must be a whole number of at least 1"
-            raise InputError(cannot(f"use `categories={k!r}`", because, "Give a number, or leave it out"))
-        check_smoothing(self.smoothing)
+        if self.categories is not None:
+            check_whole(self, "categories")
+        check_not_negative(self, "smoothing")
 
     @property
     def label(self) -> str:
@@ -63,12 +60,12 @@ class Categorical(MomentFamily):
         return "a table of categories"
 
     def resolve(self, x: Float[Tensor, "n 1"], names: Sequence[str], *, whole: bool = True) -> tuple[Categorical, str]:
-        """Say the number of categories, where it isn't said, so that a part of the rows that lacks some is fitted alike.
+        """Set the number of categories if it isn't given, so a part of the rows that lacks some is fitted in the same way.
 
         Args:
             x: rows.
             names: the column's name.
-            whole: whether these are all rows; of some, nothing can be told.
+            whole: whether these are all rows; some of the rows don't determine the number.
 
         Returns:
             The family to fit, and a note.
@@ -90,9 +87,7 @@ class Categorical(MomentFamily):
         w: Float[Tensor, " m"],
         origin: Float[Tensor, " 1"],
         context: Tensor | None = None,
-        *,
-        overwrite: bool = False,
-        total: Float[Tensor, " d"] | None = None,
+        **options: Any,
     ) -> dict[str, Tensor]:
         """Return the weight of each code, and how often it was seen.
 
@@ -106,7 +101,7 @@ class Categorical(MomentFamily):
         """Return the frequencies.
 
         Raises:
-            InputError: values aren't codes, or a code below the largest never occurs and K wasn't said.
+            InputError: values aren't codes, or a code below the largest never occurs and K isn't given.
         """
         self.check_count(int(sums["rows"]), 1)
         return Independent(self._margin.from_statistics(sums, origin[0], names[0]).expand((1,)), 1, validate_args=False)
@@ -119,44 +114,29 @@ class Categorical(MomentFamily):
         """Refuse several columns, and values that aren't codes.
 
         Raises:
-            InputError: as said.
+            InputError: there are any.
         """
         _refuse_columns(x.shape[1])
-        outside = ~self._margin.allows(x[:, 0])
-        if bool(outside.any()):
-            row = int(outside.nonzero()[0, 0])
+        outside = first_outside(x[:, 0], self._margin.values)
+        if outside is not None:
+            row, value = outside
             top = "K − 1" if self.categories is None else str(self.categories - 1)
-            because = (
-                f"column `{names[0]}` holds {shown(float(x[row, 0]))} in row {row}, and codes are whole numbers from 0 to {top}"
-            )
+            because = f"column `{names[0]}` holds {value} in row {row}, and codes are whole numbers from 0 to {top}"
             instead = "Recode it (torch.unique(x, return_inverse=True)), or correct `categories=`"
             raise InputError(cannot(f"fit `{self}`", because, instead))
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return `probs` (K,)."""
-        law: Any = model.base_dist if isinstance(model, Independent) else None
-        if not isinstance(law, Codes):
-            because = f"it is a `{type(model).__name__}`"
-            raise InputError(cannot("read categories from this model", because, "Use a model of this family"))
-        return {"probs": law.logits.exp()[0]}
+        law = expect(model, Independent, "categories").base_dist
+        return {"probs": expect(law, Codes, "categories").logits.exp()[0]}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
         """Build the model from `probs`."""
-        return Independent(self._margin.rebuild({"probs": parameters["probs"][None]}), 1, validate_args=False)
+        return Independent(self._margin.law({"probs": parameters["probs"][None]}), 1, validate_args=False)
 
     @property
     def _margin(self) -> CategoricalMargin:
         return CategoricalMargin(self.categories, self.smoothing)
-
-
-def check_smoothing(value: float) -> None:
-    """Refuse a number of further rows that isn't finite or is below 0.
-
-    Raises:
-        InputError: as said.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise InputError(cannot(f"use `smoothing={value!r}`", "it must be a finite number of at least 0", "Give, say, 0 or 1"))
 
 
 def _refuse_columns(count: int) -> None:

@@ -1,4 +1,4 @@
-"""Columns: the distribution of independent columns, each with a law of its own."""
+"""Columns: the distribution of independent columns, each with its own law."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.distributions.constraints import Constraint
 
 
 class ColumnsSupport(Constraint):
-    """Rows whose every column lies in its law's support; true or false a row, unlike `constraints.stack`."""
+    """Rows whose columns all lie in the supports of their laws; one truth value per row, unlike `constraints.stack`."""
 
     event_dim = 1
 
     def __init__(self, columns: Sequence[Constraint]) -> None:
-        """Take one constraint a column."""
+        """Take one constraint per column."""
         self.columns = tuple(columns)
         self.is_discrete = any(one.is_discrete for one in self.columns)
 
     def check(self, value: Tensor) -> Tensor:
-        """Tell which rows lie inside."""
+        """Return which rows lie inside."""
         return torch.stack([one.check(value[..., i]) for i, one in enumerate(self.columns)], -1).all(-1)
 
 
@@ -40,7 +40,7 @@ class Columns(Distribution):
     """log q(x) = Σᵢ log qᵢ(xᵢ), −∞ outside the support; batch shape (), event shape (d,).
 
     Args:
-        laws: d distributions of one number each.
+        laws: d distributions of one number.
         margins: the names of their families.
 
     >>> from torch.distributions import Exponential, Normal
@@ -52,7 +52,7 @@ class Columns(Distribution):
     arg_constraints = {}  # noqa: RUF012
 
     def __init__(self, laws: Sequence[Distribution], margins: Sequence[str]) -> None:
-        """Put the columns together."""
+        """Keep the laws and their names."""
         self.laws, self.margins = tuple(laws), tuple(margins)
         super().__init__(torch.Size(), torch.Size((len(self.laws),)), validate_args=False)
 
@@ -67,7 +67,7 @@ class Columns(Distribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether every column has."""
+        """Whether every law has `rsample`."""
         return all(law.has_rsample for law in self.laws)
 
     @property
@@ -101,11 +101,11 @@ class Columns(Distribution):
         return total
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... d"]:
-        """Draw every column by itself."""
+        """Draw every column independently."""
         return self._stack(lambda law: law.sample(torch.Size(sample_shape)))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... d"]:
-        """Draw every column by itself, differentiably in the parameters."""
+        """Draw every column independently, differentiably in the parameters."""
         return self._stack(lambda law: law.rsample(torch.Size(sample_shape)))
 
     def _stack(self, of: Callable[[Distribution], Tensor]) -> Tensor:

@@ -1,18 +1,19 @@
-"""Conditional: which families of y given x take the values that y has."""
+"""Conditional: the families of y given x that take the values of y."""
 
 from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor
 
-_MOST_CODES = 20
+_MAX_CLASSES = 20
+"""Largest number of values that may be classes; more are counts."""
 
 
 def conditional_families(y: Float[Tensor, "n d"]) -> tuple[str, tuple[str, ...]]:
-    """Say what y holds, and write the families of y given x that take it, the simplest first.
+    """Return what y holds in words, and the families of y given x that take it, the simplest first.
 
     Args:
-        y: rows of y, some or all of them.
+        y: some or all rows of y.
 
     >>> import torch
     >>> conditional_families(torch.tensor([[0.0], [1.0], [1.0]]))[1][0]
@@ -26,7 +27,7 @@ def conditional_families(y: Float[Tensor, "n d"]) -> tuple[str, tuple[str, ...]]
         return "0 and 1", (*_linear("bernoulli", flat), 'Neural("bernoulli")', "Autoregressive()")
     counts = (*_linear("poisson", flat), 'Neural("poisson")')
     classes = (*_linear("categorical", flat), 'Neural("categorical")')
-    if most < _MOST_CODES and len(y.unique()) == most + 1:
+    if most < _MAX_CLASSES and len(y.unique()) == most + 1:
         return f"whole numbers from 0 to {most:.0f}, which may be classes or counts", (*classes, *counts)
     return "whole numbers from 0", (*counts, "LinearGaussian()", "MixtureDensityNetwork()")
 

@@ -1,4 +1,4 @@
-"""Data shape: what a network must know of the rows before it can be built, and what it starts from."""
+"""Data shape: what a network must know about the rows before it can be built, and what it starts from."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network must know of the data to be built: kept beside its weights, as whole numbers."""
+    """What a network must know about the data to be built; saved with its weights, as whole numbers."""
 
     dim: int
     context: int = 0
-    """Columns of x in a model q(y|x); 0 for none."""
+    """The number of columns of x in a model q(y|x); 0 for none."""
     scalar: bool = False
     """Whether y is a number, not a vector: events of shape ()."""
     categories: tuple[int, ...] = ()
-    """How many values each column has, where the family counts them."""
+    """The number of categories of each column, if the family counts them."""
 
     def tensor(self) -> Tensor:
         """Write as an int64 tensor."""
@@ -34,7 +34,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows in a few numbers: weighted means and standard deviations of those to be fitted, ends of all of them."""
+    """Weighted means and standard deviations of the rows to be fitted, and the least and largest values of all rows."""
 
     rows: int
     mean: Float[Tensor, " d"]
@@ -44,4 +44,9 @@ class Summary:
     context_mean: Float[Tensor, " c"]
     context_scale: Float[Tensor, " c"]
     repeats: tuple[int, ...] = ()
-    """Columns in which most values of a first look stand more than once."""
+    """Columns in which most values of the first rows occur more than once."""
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """One more than the largest value of each column."""
+        return tuple(int(one) + 1 for one in self.high.tolist())

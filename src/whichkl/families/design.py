@@ -1,4 +1,4 @@
-"""Design: the columns x that a conditional family is given, and whether they determine its weights."""
+"""Design: the columns of x that a conditional family is given, and whether they determine its weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch.distributions import Categorical, Distribution, Independent
 
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family
-
-_DEPENDENT = 1e-12
+from whichkl.families.field_checks import dependent_columns, quoted
 
 
 def check_context(family: Family, context: Tensor | None) -> Tensor:
@@ -35,32 +34,31 @@ def as_column(law: Any) -> Distribution:
     return Independent(type(law)(**wide, validate_args=False), 1, validate_args=False)
 
 
+def column_flag(is_column: bool) -> dict[str, Tensor]:
+    """Return the parameter by which a model remembers that y came as (n, 1)."""
+    return {"column": torch.tensor(1, dtype=torch.int64, device="cpu")} if is_column else {}
+
+
 def context_names(names: Sequence[str], count: int) -> list[str]:
     """Return the names of x's columns, x1, x2, … where they aren't given."""
     return list(names) if len(names) == count else [f"x{i + 1}" for i in range(count)]
 
 
 def refuse_degenerate(family: Family, covariance: Float[Tensor, "c c"], names: Sequence[str], *, dependent: bool = True) -> None:
-    """Refuse columns x that aren't finite or are constant, which the intercept stands for, and such as depend on each other.
+    """Refuse columns of x that aren't finite, that are constant as the intercept is, or that depend on each other.
 
     Raises:
         InputError: there are any; the message names them.
     """
-    if not bool(covariance.isfinite().all()):
-        which = ", ".join(f"`{names[i]}`" for i in (~covariance.diagonal().isfinite()).nonzero().flatten().tolist())
-        because = f"column {which} of x holds NaN or infinities"
-        raise InputError(cannot(f"fit `{family}`", because, "Drop or repair those rows first"))
+    broken = (~covariance.diagonal().isfinite()).nonzero().flatten().tolist()
     constant = (covariance.diagonal() <= 0).nonzero().flatten().tolist()
+    if not bool(covariance.isfinite().all()):
+        because = f"column {quoted(names, broken)} of x holds NaN or infinities"
+        raise InputError(cannot(f"fit `{family}`", because, "Drop or repair those rows first"))
     if constant:
-        which = ", ".join(f"`{names[i]}`" for i in constant)
-        because = f"column {which} of x is constant, and the intercept stands for it"
+        because = f"column {quoted(names, constant)} of x is constant, as the intercept is"
         raise InputError(cannot(f"fit `{family}`", because, "Drop it"))
-    if not dependent or len(covariance) == 0:
-        return
-    sd = covariance.diagonal().sqrt()
-    eigenvalues, vectors = torch.linalg.eigh(covariance / torch.outer(sd, sd))
-    if float(eigenvalues[0]) < _DEPENDENT * float(eigenvalues[-1]):
-        involved = (vectors[:, 0].abs() > 1e-3).nonzero().flatten().tolist()
-        which = ", ".join(f"`{names[i]}`" for i in involved)
-        because = f"the columns {which} of x are linearly dependent, so their weights aren't determined"
+    involved = dependent_columns(covariance) if dependent and len(covariance) else []
+    if involved:
+        because = f"the columns {quoted(names, involved)} of x are linearly dependent, so their weights aren't determined"
         raise InputError(cannot(f"fit `{family}`", because, "Drop one of them"))

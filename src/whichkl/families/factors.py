@@ -1,4 +1,4 @@
-"""Factors: maximum-likelihood factor analysis, the covariance WWᵀ + D that is nearest to a given one."""
+"""Factors: maximum-likelihood factor analysis, the covariance WWᵀ + D of the greatest likelihood."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 
-_FLOOR = 1e-6
-"""The least share of a column's variance that is its own (a Heywood case ends there, where the likelihood has its supremum)."""
+_MIN_OWN_SHARE = 1e-6
+"""Least share of a column's variance that is its own; Heywood cases, where the likelihood has its supremum at 0, end there."""
 
 _MAX_SCORING_STEPS = 50
-"""Steps after L-BFGS; each leaves about a tenth of the gradient."""
+"""Largest number of steps after L-BFGS; each reduces the gradient about tenfold."""
 
 
 def maximum_likelihood_factors(
@@ -24,8 +24,8 @@ def maximum_likelihood_factors(
 ) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"]]:
     """Return W and diag D that minimise log|Σ| + tr(Σ⁻¹S) over Σ = WWᵀ + D; WᵀD⁻¹W is diagonal, the first factor the strongest.
 
-    For given D the best W follows from the eigenvectors of D^(−½) S D^(−½), which leaves a function of log D: L-BFGS from three
-    starts, on the scale of correlations, then scoring steps from the best end.
+    For given D the best W follows from the eigenvectors of D^(−½) S D^(−½), which leaves a function of log D. L-BFGS minimises
+    it from three starts, on the scale of correlations; scoring steps follow from the best end.
 
     Args:
         covariance: S.
@@ -33,13 +33,13 @@ def maximum_likelihood_factors(
         names: the columns' names, for messages.
 
     Raises:
-        InputError: the likelihood is unbounded: some columns determine each other.
+        InputError: the likelihood is unbounded, since some columns determine each other.
 
     Source: Jöreskog (1967); Robertson & Symons (2007) for when it is bounded.
     """
     sd = covariance.diagonal().sqrt()
     correlation = (covariance / torch.outer(sd, sd)).cpu().numpy()
-    bounds = [(np.log(_FLOOR), 0.0)] * len(sd)
+    bounds = [(np.log(_MIN_OWN_SHARE), 0.0)] * len(sd)
     options = {"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
     ends = [
         scipy.optimize.minimize(
@@ -48,10 +48,10 @@ def maximum_likelihood_factors(
         for start in _starts(correlation, rank)
     ]
     best = _polished(min(ends, key=lambda end: float(end.fun)).x, correlation, rank)
-    nothing_own = np.flatnonzero(best <= np.log(2 * _FLOOR))
+    nothing_own = np.flatnonzero(best <= np.log(2 * _MIN_OWN_SHARE))
     if len(nothing_own) > rank:
         which = ", ".join(f"`{names[i]}`" for i in nothing_own.tolist())
-        because = f"{rank} factors explain the columns {which} without rest, so the density is unbounded"
+        because = f"{rank} factors explain the columns {which} exactly, so the density is unbounded"
         raise InputError(cannot("fit a low-rank Gaussian", because, "Drop one of them, give more rows, or lower the rank"))
     own = np.exp(best)
     theta, vectors = np.linalg.eigh(correlation / np.sqrt(np.outer(own, own)))
@@ -71,12 +71,12 @@ def _profile(log_own: np.ndarray, correlation: np.ndarray, rank: int) -> tuple[f
 
 
 def _polished(log_own: np.ndarray, correlation: np.ndarray, rank: int) -> np.ndarray:
-    """Take scoring steps while they shorten the gradient.
+    """Take scoring steps while they reduce the gradient.
 
     L-BFGS compares values, which rounding leaves equal about 1e-8 from the minimum; the gradient has twice as many digits. The
     matrix of the steps, (Σₘ vᵢₘ vⱼₘ)² over the vectors outside the factors, is the curvature where Σ = R (Jöreskog, 1967).
     """
-    floor = np.log(_FLOOR)
+    floor = np.log(_MIN_OWN_SHARE)
 
     def slope(at: np.ndarray) -> np.ndarray:
         gradient = _profile(at, correlation, rank)[1]
@@ -96,7 +96,7 @@ def _polished(log_own: np.ndarray, correlation: np.ndarray, rank: int) -> np.nda
 
 
 def _starts(correlation: np.ndarray, rank: int) -> list[np.ndarray]:
-    """Half of each variance; what the other columns leave unexplained (Jöreskog's start); the rest of principal components."""
+    """Half of each variance; the part that other columns leave unexplained (Jöreskog); the rest of principal components."""
     dim = len(correlation)
     theta, vectors = np.linalg.eigh(correlation)
     floor = max(float(theta[-1]) * 1e-10, 1e-10)

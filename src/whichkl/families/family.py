@@ -1,4 +1,4 @@
-"""Family: what every set of models offers to the solvers, and nothing about how a fit is found."""
+"""Family: what every set of models offers to the solvers; how a fit is found isn't here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, IntegrityError, cannot
+from whichkl.families.field_checks import quoted
 
 
 class Family(ABC):
@@ -24,20 +25,20 @@ class Family(ABC):
 
     kinds: ClassVar[dict[str, type[Family]]] = {}
     carried: ClassVar[bool] = True
-    """Whether its models live on ℝᵈ, so that a bijection carries them into the target's support; else they bring their own."""
+    """Whether its models live on ℝᵈ and a bijection carries them into the target's support; else they have their own."""
     conditional: ClassVar[bool] = False
     """Whether its models can be q(y|x), for targets of pairs (x, y)."""
     optional_context: ClassVar[bool] = False
-    """Whether a conditional family also has models of single rows."""
+    """Whether a conditional family also has models without x."""
 
     def __init_subclass__(cls) -> None:
-        """Register a family under its class name, which is what a saved fit calls it."""
+        """Register a family under its class name, by which a saved fit names it."""
         Family.kinds[cls.__name__] = cls
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """The family in a few words, for titles and sentences."""
+        """A short description of the family, for titles and sentences."""
 
     @abstractmethod
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
@@ -49,10 +50,10 @@ class Family(ABC):
 
     @abstractmethod
     def minimum_rows(self, dim: int) -> int:
-        """The fewest distinct samples that determine a model of this family."""
+        """Return the smallest number of distinct samples that determine a model of this family."""
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse samples under which this family's likelihood is unbounded.
+        """Refuse samples that make this family's likelihood unbounded.
 
         Raises:
             InputError: too few rows, or a constant column.
@@ -64,7 +65,7 @@ class Family(ABC):
         """Refuse fewer rows than `minimum_rows`.
 
         Raises:
-            InputError: as said.
+            InputError: there are fewer.
         """
         needed = self.minimum_rows(dim)
         if rows < needed:
@@ -78,8 +79,7 @@ class Family(ABC):
             InputError: there are any.
         """
         if columns:
-            which = ", ".join(f"`{names[i]}`" for i in columns)
-            because = f"column {which} is constant, so its density is unbounded"
+            because = f"column {quoted(names, columns)} is constant, so its density is unbounded"
             raise InputError(cannot(f"fit `{self}`", because, "Drop the column"))
 
     def config(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Family(ABC):
 
 
 class MomentFamily(Family):
-    """A family whose maximum likelihood follows from sums over the rows: every exponential family, by its moments."""
+    """A family whose maximum likelihood follows from sums over the rows, such as an exponential family."""
 
     @abstractmethod
     def statistics(
@@ -101,19 +101,19 @@ class MomentFamily(Family):
         overwrite: bool = False,
         total: Float[Tensor, " d"] | None = None,
     ) -> dict[str, Tensor]:
-        """Return sums over these rows in float64, which add up over blocks.
+        """Return sums over these rows in float64, which can be added over blocks.
 
         Args:
             x: the rows.
             w: their weights.
-            origin: a point near the rows, the same for all blocks: sums of powers about it lose no digits.
-            context: what the rows are conditioned on; None but for conditional families.
-            overwrite: whether x isn't needed any more, so that it may be written over.
-            total: the column sums of x, where whoever read it has them, all rows weigh 1 and the origin is 0.
+            origin: a point near the rows, the same for all blocks; sums of powers about it lose no digits.
+            context: the rows of x of a conditional family, else None.
+            overwrite: whether x may be overwritten.
+            total: the column sums of x, if the reader has them, all weights are 1 and the origin is 0.
         """
 
     def origin(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
-        """Return a point near all rows, given some: the first of them."""
+        """Return a point near all rows, from some of them: the first."""
         return x[0].clone()
 
     @abstractmethod
@@ -126,7 +126,7 @@ class MomentFamily(Family):
 
 
 def family_from_config(config: Mapping[str, Any]) -> Family:
-    """Rebuild a family from `Family.config`.
+    """Build a family from what `Family.config` returned.
 
     Raises:
         IntegrityError: the name or a field isn't known.
@@ -147,10 +147,10 @@ def log_likelihood(model: Any, x: Float[Tensor, "n d"], context: Float[Tensor, "
     """Return log q(x) of each row, or log q(y|x) where the model is conditional and `context` holds the x's.
 
     Raises:
-        InputError: the model's `log_prob` isn't one number a row.
+        InputError: the model's `log_prob` isn't one number per row.
     """
     law, rows = (model, x) if context is None else (model(context), x)
-    if context is not None and law.batch_shape == () and len(x) != 1:  # it ignores its contexts, as a baseline may
+    if context is not None and law.batch_shape == () and len(x) != 1:  # a model that ignores x, as a baseline may
         law = law.expand((len(x),))
     if context is not None and len(law.event_shape) == 0 and x.shape[1] == 1:
         rows = x[:, 0]
@@ -161,14 +161,14 @@ def log_likelihood(model: Any, x: Float[Tensor, "n d"], context: Float[Tensor, "
         raise InputError(cannot("evaluate the model on these samples", because, "Check their columns and support")) from error
     if tuple(value.shape) != (len(x),):
         shapes = f"batch shape {tuple(law.batch_shape)} and event shape {tuple(law.event_shape)}"
-        because = f"its distribution has {shapes}, so that `log_prob` of {tuple(x.shape)} rows has shape {tuple(value.shape)}"
+        because = f"its distribution has {shapes}, and `log_prob` of {tuple(x.shape)} rows has shape {tuple(value.shape)}"
         instead = f"Return one event a row: torch.distributions.Independent(law, 1) with event shape ({x.shape[1]},)"
         raise InputError(cannot("use this model", because, instead))
     return value
 
 
 def cast(family: Family, model: Distribution, like: torch.dtype, device: torch.device) -> Distribution:
-    """Return the same model with floating parameters of another dtype, and all of them on another device."""
+    """Return the same model with its floating parameters in another dtype, and all parameters on another device."""
     moved = {
         name: value.detach().to(dtype=like if value.is_floating_point() else value.dtype, device=device)
         for name, value in family.parameters(model).items()

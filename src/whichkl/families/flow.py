@@ -9,36 +9,37 @@ from typing import Any, ClassVar, Literal, cast, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Distribution, Independent, Normal, TransformedDistribution
+from torch.distributions import AffineTransform, Distribution, TransformedDistribution, constraints, transforms
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import require
 from whichkl.families.data_shape import Shape, Summary
-from whichkl.families.layers import Standardised, check_count, check_widths
+from whichkl.families.field_checks import check_choice, check_whole, check_widths, quoted
+from whichkl.families.gaussian import diagonal_gaussian
+from whichkl.families.layers import Standardised
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import Scalar
-from whichkl.families.triangular import Triangular
 from whichkl.process.lock import PROCESS_LOCK
 from whichkl.process.torch_modes import own_defaults
 
 Kind = Literal["spline", "coupling", "maf"]
-_EDGE = 5.0
-"""Standard deviations from the mean, beyond which splines end."""
+_SPLINE_EDGE = 5.0
+"""Largest distance from the mean that splines reach, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Flow(NetworkFamily):
     """q(x) = N(f(x); 0, I) |∂f/∂x|, or q(y|x) with f(y; x), of standardised columns; needs the `flows` extra (zuko).
 
-    Splines live on [−5, 5]; beyond, the map is the identity, so that the tails are those of a normal with the data's
-    standard deviation. Heavier tails aren't followed, and stretch the scale at the bulk's cost: transform such columns first
-    (a logarithm, or `support="positive"`).
+    Splines act on [−5, 5]. The map is the identity outside, so the tails are those of a normal with the data's standard
+    deviation. The flow doesn't follow heavier tails, and they stretch the scale and blur the bulk: transform such columns
+    first (a logarithm, or `support="positive"`).
 
     Args:
         kind: ``"spline"`` (autoregressive rational-quadratic splines), ``"coupling"`` (the same splines on half of the
             columns at a time: draws in two passes, not d) or ``"maf"`` (affine steps: cheaper, and less flexible).
-        transforms: how many maps follow each other.
-        hidden: widths of the layers of each one's network.
-        bins: of each spline.
+        transforms: the number of maps.
+        hidden: widths of the layers of each map's network.
+        bins: the number of bins of each spline.
 
     Raises:
         InputError: a field isn't one of these, or zuko isn't installed.
@@ -59,12 +60,10 @@ class Flow(NetworkFamily):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.kind not in get_args(Kind):
-            because = f"`kind={self.kind!r}` is none of {', '.join(get_args(Kind))}"
-            raise InputError(cannot("use `Flow`", because, "Use kind='spline'"))
-        check_count("Flow", "transforms", self.transforms)
-        check_count("Flow", "bins", self.bins)
-        object.__setattr__(self, "hidden", check_widths("Flow", self.hidden))
+        check_choice(self, "kind", get_args(Kind))
+        check_whole(self, "transforms")
+        check_whole(self, "bins")
+        check_widths(self)
 
     @property
     def label(self) -> str:
@@ -76,31 +75,30 @@ class Flow(NetworkFamily):
         return FlowNetwork(shape, self)
 
     def wider(self) -> Flow:
-        """Return the flow with two transforms more."""
+        """Return the flow with two more transforms."""
         return replace(self, transforms=self.transforms + 2)
 
     def remarks(self, summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
-        """Say which columns have rows beyond the splines."""
+        """Name the columns that have rows far beyond the splines."""
         ends = torch.maximum(summary.high - summary.mean, summary.mean - summary.low)
-        far = (ends > 2 * _EDGE * summary.scale).nonzero().flatten().tolist()
-        heavy = ", ".join(f"`{names[i]}`" for i in far)
-        note = (f"column {heavy} has rows more than 10 standard deviations out: a flow's tails are those of a normal",)
-        return (*super().remarks(summary, names), *(note if far else ()))
+        far = (ends > 2 * _SPLINE_EDGE * summary.scale).nonzero().flatten().tolist()
+        heavy = f"column {quoted(names, far)} has rows more than 10 standard deviations out: a flow's tails are those of a normal"
+        return (*super().remarks(summary, names), *([heavy] if far else []))
 
 
 class FlowNetwork(Standardised):
-    """Zuko's flow, and the scale around it: of each column, or a lower triangle where the flow started from a Gaussian.
+    """Zuko's flow, and the scale around it: one per column, or a lower triangle if the flow started from a Gaussian.
 
-    Then the flow carries N(0, s² I), and the triangle is 1/s times as large: splines that end five units out reach 5/s
-    standard deviations of that Gaussian. And it is run the other way round, which draws, with log q of the draws, in one pass;
-    log q elsewhere takes as many passes as draws do else.
+    With a triangle, the flow carries N(0, s² I) and the triangle is 1/s times as large, so splines that end at five units
+    reach 5/s standard deviations of that Gaussian. The flow is then inverted: draws and their log q take one pass, and log q
+    of other points takes as many passes as draws take otherwise.
 
-    Source: Kingma et al. (2016) for the other way round.
+    Source: Kingma et al. (2016) for the inverse.
     """
 
     tril: Tensor | None
     within: Tensor | None
-    """S, of the normal that the flow carries; 1 unless said."""
+    """s, the standard deviation of the normal that the flow carries; 1 by default."""
 
     def __init__(self, shape: Shape, family: Flow) -> None:
         """Build the flow with random weights."""
@@ -133,7 +131,7 @@ class FlowNetwork(Standardised):
         return cast(Distribution, type(law)(law.transform.inv, self.carried_normal(self.within)))
 
     def carry(self, z: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
-        """Carry draws of N(0, within² I) through the flow, with log q of where they end."""
+        """Carry draws of N(0, within² I) through the flow, with log q of the results."""
         with own_defaults():
             law: Any = self.flow()
         y, volume = law.transform.call_and_ladj(z)
@@ -142,10 +140,10 @@ class FlowNetwork(Standardised):
     def carried_normal(self, scale: Tensor | None) -> Distribution:
         """Return N(0, scale² I)."""
         wide = (torch.ones_like(self.mean[0]) if scale is None else scale).expand(self.dim)
-        return Independent(Normal(torch.zeros_like(wide), wide, validate_args=False), 1, validate_args=False)
+        return diagonal_gaussian(torch.zeros_like(wide), wide)
 
     def rest(self) -> None:
-        """Make the flow the identity, by zeros in the last layer of each transform's network; in one column it has none."""
+        """Make the flow the identity: zero the last layer of each transform's network (a single column has no network)."""
         for part in self.flow.transform.transforms:
             last = part.phi if hasattr(part, "phi") else part.hyper[-1].parameters()
             for one in last:
@@ -159,7 +157,7 @@ class FlowNetwork(Standardised):
         self.within = self.mean.new_tensor(within)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Make room for a triangle where the weights have one."""
+        """Allocate a triangle if the weights have one."""
         for name in ("tril", "within"):
             found = state_dict.get(f"{prefix}{name}")
             setattr(
@@ -168,8 +166,38 @@ class FlowNetwork(Standardised):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+class Triangular(transforms.Transform):
+    """y ↦ loc + L y, with log|∂x/∂y| = Σ log|Lᵢᵢ|.
+
+    Args:
+        loc: (d,).
+        tril: (d, d), lower triangular, its diagonal without zeros.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"]) -> None:
+        """Take both."""
+        super().__init__()
+        self.loc, self.tril = loc, tril
+
+    def _call(self, y: Tensor) -> Tensor:
+        return self.loc + y @ self.tril.mT
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        rows = (x - self.loc).reshape(-1, len(self.loc))
+        y: Tensor = torch.linalg.solve_triangular(self.tril, rows.mT, upper=False).mT
+        return y.reshape(x.shape)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same number for every row."""
+        return self.tril.diagonal().abs().log().sum().expand(x.shape[:-1])
+
+
 def _flows() -> Any:
-    """Import zuko's flows, and leave torch's checks of arguments on, which zuko turns off for everybody."""
+    """Import zuko's flows, and restore torch's checks of arguments, which zuko turns off for the whole process."""
     with PROCESS_LOCK.held():
         checks = Distribution._validate_args
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,13 +16,14 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 from whichkl._checks import InputError, cannot
 from whichkl.families.factors import maximum_likelihood_factors
 from whichkl.families.family import MomentFamily
-from whichkl.families.gram import gram
+from whichkl.families.field_checks import check_choice, check_whole, dependent_columns, expect, quoted
 
 Covariance = Literal["full", "diagonal", "low_rank"]
-_DEPENDENT = 1e-12
-"""Columns determine each other where the smallest eigenvalue of their correlations is so small beside the largest."""
-_NEAR = 10.0
-"""Sums of squares about a point so many standard deviations from the mean have lost two digits."""
+_MAX_SHIFT = 10.0
+"""Largest distance, in standard deviations, of the mean from 0 for sums of squares about 0; they lose two digits there."""
+
+_MAX_COLUMNS_FOR_NUMPY = 32
+"""Largest width of a product by NumPy; wider ones are shared among BLAS's threads, whose number would change the last digit."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,12 @@ class Gaussian(MomentFamily):
 
     def __post_init__(self) -> None:
         """Check the two fields."""
-        if self.covariance != "low_rank":
-            check_covariance(self.covariance, ("full", "diagonal", "low_rank"))
-            if self.rank is not None:
-                because = "a rank belongs to covariance='low_rank'"
-                raise InputError(cannot(f"use `rank={self.rank!r}` with {self.covariance!r}", because, "Leave it out"))
-        elif isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            because = "the rank must be a whole number of at least 1"
-            raise InputError(cannot(f"use `rank={self.rank!r}`", because, "Give, say, Gaussian('low_rank', rank=2)"))
+        check_choice(self, "covariance", get_args(Covariance))
+        if self.covariance == "low_rank":
+            check_whole(self, "rank", "Give, say, rank=2")
+        elif self.rank is not None:
+            because = "a rank belongs to covariance='low_rank'"
+            raise InputError(cannot(f"use `rank={self.rank!r}` with {self.covariance!r}", because, "Leave it out"))
 
     def __repr__(self) -> str:
         rank = "" if self.rank is None else f", rank={self.rank}"
@@ -80,11 +80,11 @@ class Gaussian(MomentFamily):
         overwrite: bool = False,
         total: Float[Tensor, " d"] | None = None,
     ) -> dict[str, Tensor]:
-        """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, of which a diagonal covariance needs the diagonal alone."""
+        """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, or its diagonal alone for a diagonal covariance."""
         y = x
         if total is None and bool(origin.any()):
             y = x.sub_(origin) if overwrite else x - origin
-        if total is not None or all(float(end) == 1 for end in w.aminmax()):  # half the work, and the usual case
+        if total is not None or all(float(end) == 1 for end in w.aminmax()):  # the usual case, at half the cost
             second = y.square().sum(0) if self.covariance == "diagonal" else gram(y)
             first, count = y.sum(0) if total is None else total, torch.tensor(len(y), dtype=torch.int64, device="cpu")
             return {"rows": count, "weight": count.to(w), "first": first, "second": second}
@@ -92,14 +92,14 @@ class Gaussian(MomentFamily):
         return {"rows": (w > 0).sum(), "weight": w.sum(), "first": w @ y, "second": second}
 
     def origin(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
-        """Return 0 where the rows lie about it, which saves taking it away; else the first row."""
-        is_near = x.mean(0).square() <= _NEAR**2 * x.var(0, correction=0)
+        """Return 0 if the rows are near it, which saves a subtraction; else the first row."""
+        is_near = x.mean(0).square() <= _MAX_SHIFT**2 * x.var(0, correction=0)
         return torch.zeros_like(x[0]) if bool(is_near.all()) else x[0].clone()
 
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " d"], names: Sequence[str]) -> Distribution:
         """Return argmax Σ wᵢ log q(xᵢ): the weighted mean and covariance (division by Σw, not by one less).
 
-        For a low rank the covariance that is nearest to it by likelihood, WWᵀ + D.
+        For a low rank, Σ is the WWᵀ + D of maximum likelihood.
 
         Raises:
             InputError: too few rows, a constant column, a singular covariance, or a rank of d or more.
@@ -126,10 +126,10 @@ class Gaussian(MomentFamily):
         return dim + 1 if self.covariance == "full" else 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse too few rows, a constant column and, where Σ is full, columns that determine each other.
+        """Refuse too few rows, a constant column and, for a full Σ, columns that determine each other.
 
         Raises:
-            InputError: as said.
+            InputError: there are any.
         """
         super().check_samples(x, names)
         if self.covariance == "full" and x.shape[1] > 1:
@@ -139,7 +139,7 @@ class Gaussian(MomentFamily):
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return `loc` (d,) and `scale_tril` (d, d), the Cholesky factor of Σ.
 
-        Of a diagonal Σ `scale` (d,), the standard deviations; of a low rank `cov_factor` W and `cov_diag` D.
+        A diagonal Σ has `scale` (d,), the standard deviations; a low rank has `cov_factor` W and `cov_diag` D.
         """
         if self.covariance == "low_rank":
             loc, factor, diagonal = low_rank_parts(model)
@@ -150,7 +150,7 @@ class Gaussian(MomentFamily):
         return {"loc": loc, "scale_tril": tril}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the model from what `parameters` returns; a diagonal one from `scale_tril` too, as older files have it."""
+        """Build the model from what `parameters` returns; older files have `scale_tril` for a diagonal Σ too."""
         if self.covariance == "low_rank":
             return low_rank(parameters["loc"], parameters["cov_factor"], parameters["cov_diag"])
         if self.covariance == "diagonal" and "scale" in parameters:
@@ -158,10 +158,10 @@ class Gaussian(MomentFamily):
         return gaussian(parameters["loc"], parameters["scale_tril"], self.covariance)
 
     def rank_in(self, dim: int) -> int:
-        """Return the rank where dimension `dim` has room for it.
+        """Return the rank, which must be below the dimension.
 
         Raises:
-            InputError: it hasn't.
+            InputError: it isn't.
         """
         rank = self.rank or 0
         if rank >= dim:
@@ -170,13 +170,19 @@ class Gaussian(MomentFamily):
         return rank
 
     def _refuse_dependent(self, covariance: Float[Tensor, "d d"], names: Sequence[str]) -> None:
-        sd = covariance.diagonal().sqrt()
-        eigenvalues, vectors = torch.linalg.eigh(covariance / torch.outer(sd, sd))
-        if float(eigenvalues[0]) < _DEPENDENT * float(eigenvalues[-1]):
-            involved = (vectors[:, 0].abs() > 1e-3).nonzero().flatten().tolist()
-            which = ", ".join(f"`{names[i]}`" for i in involved)
-            because = f"the columns {which} are linearly dependent, so the covariance is singular"
+        dependent = dependent_columns(covariance)
+        if dependent:
+            because = f"the columns {quoted(names, dependent)} are linearly dependent, so the covariance is singular"
             raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use Gaussian('diagonal')"))
+
+
+def gram(y: Float[Tensor, "m d"]) -> Float[Tensor, "d d"]:
+    """Return yᵀy; NumPy recognises that both factors are one matrix and computes half of it, which torch doesn't."""
+    if y.shape[1] > _MAX_COLUMNS_FOR_NUMPY or y.device.type != "cpu" or y.requires_grad:
+        return y.T @ y
+    rows = y.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):  # `from_statistics` refuses infinite sums
+        return torch.from_numpy(rows.T @ rows)
 
 
 def gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Distribution:
@@ -187,7 +193,7 @@ def gaussian(loc: Tensor, tril: Tensor, covariance: Covariance) -> Distribution:
 
 
 def multivariate_normal(loc: Float[Tensor, "*b d"], tril: Float[Tensor, "*b d d"]) -> MultivariateNormal:
-    """N(m, LLᵀ), made as torch's own `expand` makes it: its constructor loads sympy first, which takes longer than many a fit."""
+    """Build N(m, LLᵀ) as torch's own `expand` builds it: the constructor imports sympy, which takes longer than many fits."""
     made = MultivariateNormal.__new__(MultivariateNormal)
     made.loc, made._unbroadcasted_scale_tril = loc, tril
     vars(made)["scale_tril"] = tril  # where torch keeps it: the class has a lazy property of this name
@@ -211,10 +217,8 @@ def low_rank_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         InputError: it is something else.
     """
-    if not isinstance(model, LowRankMultivariateNormal):
-        because = f"it is a `{type(model).__name__}`"
-        raise InputError(cannot("read a low-rank Gaussian from this model", because, "Use a LowRankMultivariateNormal"))
-    return model.loc, model.cov_factor, model.cov_diag
+    law = expect(model, LowRankMultivariateNormal, "a low-rank Gaussian", "Use a LowRankMultivariateNormal")
+    return law.loc, law.cov_factor, law.cov_diag
 
 
 def diagonal_parts(model: Distribution) -> tuple[Tensor, Tensor]:
@@ -223,20 +227,17 @@ def diagonal_parts(model: Distribution) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: it is something else.
     """
-    if not (isinstance(model, Independent) and isinstance(model.base_dist, Normal)):
-        because = f"it is a `{type(model).__name__}`"
-        raise InputError(cannot("read a diagonal Gaussian from this model", because, "Use an Independent(Normal, 1)"))
-    return model.base_dist.loc, model.base_dist.scale
+    words = ("a diagonal Gaussian", "Use an Independent(Normal, 1)")
+    law = expect(expect(model, Independent, *words).base_dist, Normal, *words)
+    return law.loc, law.scale
 
 
 def loc_and_tril(model: Distribution) -> tuple[Tensor, Tensor]:
     """Return (…, d) means and (…, d, d) Cholesky factors of a (batch of) Gaussian model(s)."""
     if isinstance(model, (MultivariateNormal, LowRankMultivariateNormal)):
         return model.loc, model.scale_tril
-    if isinstance(model, Independent) and isinstance(model.base_dist, Normal):
-        return model.base_dist.loc, torch.diag_embed(model.base_dist.scale)
-    because = f"it is a `{type(model).__name__}`"
-    raise InputError(cannot("read a Gaussian from this model", because, "Use a MultivariateNormal or Independent(Normal, 1)"))
+    loc, scale = diagonal_parts(model)
+    return loc, torch.diag_embed(scale)
 
 
 def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
@@ -245,14 +246,3 @@ def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
     volume: Tensor = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     constant = 0.5 * dim * (1 + math.log(2 * math.pi))
     return volume + constant
-
-
-def check_covariance(word: str, shapes: Sequence[str] = ("full", "diagonal")) -> None:
-    """Refuse another word than those in `shapes`.
-
-    Raises:
-        InputError: as said.
-    """
-    if word not in shapes:
-        instead = f"Choose {', '.join(map(repr, shapes[:-1]))} or {shapes[-1]!r}"
-        raise InputError(cannot(f"use `covariance={word!r}`", "it isn't a known shape", instead))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import read_context
-from whichkl.families.design import as_column
+from whichkl.families.design import as_column, column_flag
 from whichkl.families.family import Family
-from whichkl.families.margins import shown
+from whichkl.families.field_checks import check_choice, check_not_negative, expect
 from whichkl.families.responses import RESPONSES, Response
+from whichkl.families.value_ranges import first_outside
 
 Word = Literal["bernoulli", "categorical", "poisson"]
 
@@ -27,7 +26,7 @@ class GeneralizedLinear(Family):
     """q(y|x) with η = W x + b: P(y = 1) = 1 / (1 + e^(−η)), P(y = k) ∝ e^(η_k), or y ~ Poisson(e^η).
 
     The fit minimises −Σᵢ log q(yᵢ|xᵢ) + ½ · penalty · ‖W‖², summed over the n rows (weights are scaled to the sum n). That is
-    the maximum a posteriori under the prior W_kj ~ N(0, s² = 1 / penalty), each by itself, in the units of x as given, with a
+    the maximum a posteriori under independent priors W_kj ~ N(0, s² = 1 / penalty), in the units of x as given, with a
     flat prior on b. In scikit-learn's words C = 1 / penalty. At 0 it is maximum likelihood. For categories W and b have K rows,
     whose sums over the classes are 0, since the same number added to all η changes nothing.
 
@@ -56,13 +55,8 @@ class GeneralizedLinear(Family):
 
     def __post_init__(self) -> None:
         """Check both fields."""
-        if self.response not in RESPONSES:
-            instead = f"Choose among {', '.join(RESPONSES)}"
-            raise InputError(cannot(f"use `response={self.response!r}`", "it isn't a known one", instead))
-        p = self.penalty
-        if isinstance(p, bool) or not isinstance(p, (int, float)) or not math.isfinite(p) or p < 0:
-            because = "it must be a finite number of at least 0"
-            raise InputError(cannot(f"use `penalty={p!r}`", because, "Give 0 for maximum likelihood, or, say, 1.0"))
+        check_choice(self, "response", tuple(RESPONSES))
+        check_not_negative(self, "penalty")
 
     @property
     def law(self) -> Response:
@@ -79,28 +73,28 @@ class GeneralizedLinear(Family):
         return 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse several columns y, and values that the response doesn't take.
+        """Refuse several columns of y, and values that the response doesn't take.
 
         Raises:
-            InputError: as said.
+            InputError: there are any.
         """
         self.check_columns(x.shape[1])
         self.check_count(len(x), 1)
-        outside = ~self.law.allows(x[:, 0])
-        if bool(outside.any()):
-            row = int(outside.nonzero()[0, 0])
-            because = f"y holds {shown(float(x[row, 0]))} in row {row}, and `{self.response}` takes {self.law.takes}"
+        outside = first_outside(x[:, 0], self.law.values)
+        if outside is not None:
+            row, value = outside
+            because = f"y holds {value} in row {row}, and `{self.response}` takes {self.law.values.words}"
             raise InputError(cannot(f"fit `{self}`", because, self.advice))
 
     def check_columns(self, count: int) -> None:
-        """Refuse several columns y.
+        """Refuse several columns of y.
 
         Raises:
-            InputError: as said.
+            InputError: there are several.
         """
         if count != 1:
             because = f"y has {count} columns, and it models one"
-            raise InputError(cannot(f"fit `{self}`", because, "Fit each column by itself"))
+            raise InputError(cannot(f"fit `{self}`", because, "Fit each column alone"))
 
     @property
     def advice(self) -> str:
@@ -115,14 +109,8 @@ class GeneralizedLinear(Family):
         Raises:
             InputError: the model is of another family.
         """
-        if not isinstance(model, GeneralizedLinearModel):
-            because = f"it is a `{type(model).__name__}`"
-            raise InputError(cannot("read a generalised linear model from this", because, "Use a model of this family"))
-        return {
-            "weight": model.weight,
-            "bias": model.bias,
-            **({"column": torch.tensor(1, dtype=torch.int64, device="cpu")} if model.column else {}),
-        }
+        law = expect(model, GeneralizedLinearModel, "a generalised linear model")
+        return {"weight": law.weight, "bias": law.bias, **column_flag(law.column)}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Any:
         """Build the model from `weight` and `bias`."""

@@ -1,4 +1,4 @@
-"""The ladder of families: where to go when one is too small, or too rich."""
+"""Ladder: the next family when one is too small, or too rich."""
 
 from dataclasses import replace
 
@@ -27,11 +27,11 @@ def has_independent_columns(family: Family) -> bool:
 
 
 def richer(family: Family, *, correlated: bool = False) -> Family | None:
-    """Return the next richer family, or None: two components above one law, one more above a mixture, networks above lines.
+    """Return the next richer family, or None: two components for one law, one more for a mixture, networks for linear models.
 
     Args:
-        family: where one stands.
-        correlated: whether columns hang together that the family keeps apart: a full covariance comes first then.
+        family: the present family.
+        correlated: whether columns are correlated that the family treats as independent; then a full covariance comes first.
 
     >>> richer(Gaussian("diagonal"))
     Mixture(components=2, covariance='diagonal', law='gaussian')
@@ -60,7 +60,7 @@ def richer(family: Family, *, correlated: bool = False) -> Family | None:
 
 
 def simplest(family: Family) -> Family | None:
-    """Return the single law below a mixture; None below anything else.
+    """Return the single law of a mixture; None for other families.
 
     >>> simplest(Mixture(5, "diagonal"))
     Gaussian(covariance='diagonal')
@@ -69,7 +69,7 @@ def simplest(family: Family) -> Family | None:
 
 
 def simpler(family: Family) -> Family | None:
-    """Return the next simpler family: one component less below a mixture, a Gaussian below a Student-t; None below that.
+    """Return the next simpler family: a mixture with one component less, a Gaussian for a Student-t; None for a Gaussian.
 
     >>> simpler(Mixture(2))
     Gaussian(covariance='full')

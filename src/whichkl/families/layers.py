@@ -1,4 +1,4 @@
-"""Layers: the parts of which this library's networks are made; data come in and go out in their own scale."""
+"""Layers: the parts of this library's networks; data come in and go out in their own units."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whichkl._checks import InputError, cannot
 from whichkl.families.data_shape import Shape, Summary
 
-_MADE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-"""How layers are made, whatever torch's defaults are; a network is carried to its own dtype and device afterwards."""
+_INITIAL: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""Where layers are made, whatever torch's defaults are; a network moves to its own dtype and device afterwards."""
 
 
 class Standardised(nn.Module):
@@ -21,6 +20,7 @@ class Standardised(nn.Module):
 
     Args:
         shape: the shape of the data.
+        scales_y: whether y has a scale; categories have none.
     """
 
     mean: Tensor
@@ -28,20 +28,20 @@ class Standardised(nn.Module):
     context_mean: Tensor
     context_scale: Tensor
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, scales_y: bool = True) -> None:
         """Start with means of 0 and scales of 1."""
         super().__init__()
-        self.dim, self.context, self.is_scalar = shape.dim, shape.context, shape.scalar
-        self.register_buffer("mean", torch.zeros(shape.dim, dtype=torch.float32, device="cpu"))
-        self.register_buffer("scale", torch.ones(shape.dim, dtype=torch.float32, device="cpu"))
-        self.register_buffer("context_mean", torch.zeros(shape.context, dtype=torch.float32, device="cpu"))
-        self.register_buffer("context_scale", torch.ones(shape.context, dtype=torch.float32, device="cpu"))
+        self.dim, self.context, self.is_scalar, self.scales_y = shape.dim, shape.context, shape.scalar, scales_y
+        for lead, size in (("", shape.dim), ("context_", shape.context)):
+            self.register_buffer(f"{lead}mean", torch.zeros(size, **_INITIAL))
+            self.register_buffer(f"{lead}scale", torch.ones(size, **_INITIAL))
 
     def settle(self, summary: Summary) -> None:
         """Take the means and scales of the data; a constant column keeps its scale of 1."""
-        for name in ("mean", "scale", "context_mean", "context_scale"):
-            value: Tensor = getattr(summary, name)
-            getattr(self, name).copy_(torch.where(value > 0, value, torch.ones_like(value)) if "scale" in name else value)
+        for lead in ("", "context_") if self.scales_y else ("context_",):
+            scale: Tensor = getattr(summary, f"{lead}scale")
+            getattr(self, f"{lead}mean").copy_(getattr(summary, f"{lead}mean"))
+            getattr(self, f"{lead}scale").copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
 
     def standard(self, y: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Return (y − mean) / scale."""
@@ -57,12 +57,12 @@ def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequentia
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(before, after, **_MADE), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs, **_MADE))
+        layers += [nn.Linear(before, after, **_INITIAL), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs, **_INITIAL))
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer some of whose weights are held at 0.
+    """A linear layer with some weights fixed at 0.
 
     Args:
         mask: (outputs, inputs), True where a weight is free.
@@ -71,8 +71,8 @@ class MaskedLinear(nn.Linear):
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
-        """Make the layer; the mask is kept with the weights."""
-        super().__init__(mask.shape[1], mask.shape[0], **_MADE)
+        """Make the layer; the mask is saved with the weights."""
+        super().__init__(mask.shape[1], mask.shape[0], **_INITIAL)
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,13 +81,13 @@ class MaskedLinear(nn.Linear):
 
 
 def masked_perceptron(takes: Tensor, gives: Tensor, hidden: Sequence[int], columns: int) -> nn.Sequential:
-    """A perceptron in which an output of column j depends on inputs of columns before j alone.
+    """A perceptron in which an output of column j depends only on inputs of earlier columns.
 
     Args:
         takes: the column of each input; −1 for a context, which every output may depend on.
         gives: the column of each output.
-        hidden: widths; each unit is given a column, cyclically, and sees no later ones.
-        columns: how many there are.
+        hidden: widths; each unit belongs to a column, cyclically, and depends on no later one.
+        columns: the number of columns.
 
     Source: Germain, Gregor, Murray & Larochelle (2015).
     """
@@ -104,28 +104,3 @@ def masked_perceptron(takes: Tensor, gives: Tensor, hidden: Sequence[int], colum
         layers += [MaskedLinear(after[:, None] >= before), nn.SiLU()]
         before = after
     return nn.Sequential(*layers, MaskedLinear(gives[:, None] > before))
-
-
-def check_widths(name: str, hidden: Any, *, empty: bool = True) -> tuple[int, ...]:
-    """Return the widths of hidden layers as a tuple, as JSON doesn't know those.
-
-    Raises:
-        InputError: they aren't whole numbers of at least 1.
-    """
-    widths = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden,)
-    good = all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in widths)
-    if not good or (not widths and not empty):
-        because = f"`hidden={hidden!r}` isn't the widths of layers"
-        raise InputError(cannot(f"use `{name}`", because, "Give, say, hidden=(64, 64)"))
-    return widths
-
-
-def check_count(name: str, field: str, value: Any) -> None:
-    """Refuse what isn't a whole number of at least 1.
-
-    Raises:
-        InputError: as said.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        because = f"`{field}={value!r}` isn't a whole number of at least 1"
-        raise InputError(cannot(f"use `{name}`", because, f"Give, say, {field}=4"))

@@ -9,15 +9,17 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, MultivariateNormal, Normal
 
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import read_context
-from whichkl.families.design import as_column, check_context, context_names, refuse_degenerate
+from whichkl.families.design import as_column, check_context, column_flag, context_names, refuse_degenerate
 from whichkl.families.family import MomentFamily
-from whichkl.families.gaussian import Covariance, check_covariance
+from whichkl.families.field_checks import check_choice, expect
+from whichkl.families.gaussian import Covariance, diagonal_gaussian
 
-_SINGULAR = 1e-12
+_MIN_RESIDUAL = 1e-12
+"""Smallest share of a variance that a regression may leave; also the least ratio of eigenvalues of the residuals."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class LinearGaussian(MomentFamily):
     """q(y|x) = N(y; A x + b, Σ): least squares, with the mean squared residual (division by n) for Σ.
 
     Args:
-        covariance: of the residuals of several columns y: ``"full"`` or ``"diagonal"``.
+        covariance: of the residuals of several columns of y: ``"full"`` or ``"diagonal"``.
 
     Raises:
         InputError: another word for `covariance`.
@@ -47,7 +49,7 @@ class LinearGaussian(MomentFamily):
 
     def __post_init__(self) -> None:
         """Check the one field."""
-        check_covariance(self.covariance)
+        check_choice(self, "covariance", ("full", "diagonal"))
 
     @property
     def label(self) -> str:
@@ -55,7 +57,7 @@ class LinearGaussian(MomentFamily):
         return "a linear Gaussian model"
 
     def minimum_rows(self, dim: int) -> int:
-        """Return d + 2, which is enough for one column x; each further one needs one row more."""
+        """Return d + 2, which is enough for one column of x; each further column needs one more row."""
         return dim + 2 if self.covariance == "full" else 3
 
     def statistics(
@@ -64,19 +66,16 @@ class LinearGaussian(MomentFamily):
         w: Float[Tensor, " m"],
         origin: Float[Tensor, " k"],
         context: Tensor | None = None,
-        *,
-        overwrite: bool = False,
-        total: Float[Tensor, " d"] | None = None,
+        **options: Any,
     ) -> dict[str, Tensor]:
         """Return Σw, and the first and second sums of (y, x) about the origin.
 
         Args:
             x: the rows of y.
             w: their weights.
-            origin: a point near the (y, x), (d + c,); where it has d numbers only, the x's are taken about 0.
+            origin: a point near the rows (y, x), (d + c,); with only d numbers, those of x are 0.
             context: the rows of x.
-            overwrite: makes no difference here.
-            total: makes no difference here.
+            options: `overwrite` and `total` have no effect.
 
         Raises:
             InputError: there is no context.
@@ -92,18 +91,19 @@ class LinearGaussian(MomentFamily):
         """Return the least-squares A and b, and the covariance of the residuals.
 
         Args:
-            sums: what `statistics` returned, added up.
+            sums: what `statistics` returned, summed over the blocks.
             origin: the same as there.
-            names: of y's columns and then of x's; the latter are called x1, x2, … where they are missing.
+            names: of the columns of y, then of x; by default the columns of x are x1, x2, …
 
         Raises:
-            InputError: too few rows, columns x that are constant or depend on each other, or residuals that vanish.
+            InputError: too few rows, columns of x that are constant or depend on each other, or residuals of 0.
         """
         dim, given = len(sums["y"]), len(sums["x"])
         needed = given + 1 + (dim if self.covariance == "full" else 1)
         if int(sums["rows"]) < needed:
-            because = f"it needs at least {needed} rows for {dim} columns y and {given} columns x, and there are {sums['rows']}"
-            raise InputError(cannot(f"fit `{self}`", because, "Give more rows, or fewer columns x"))
+            columns = f"{dim} columns of y and {given} columns of x"
+            because = f"it needs at least {needed} rows for {columns}, and there are {sums['rows']}"
+            raise InputError(cannot(f"fit `{self}`", because, "Give more rows, or fewer columns of x"))
         at_y, at_x = (sums[name] / sums["weight"] for name in ("y", "x"))
         y = sums["yy"] / sums["weight"] - torch.outer(at_y, at_y)
         x = sums["xx"] / sums["weight"] - torch.outer(at_x, at_x)
@@ -114,16 +114,16 @@ class LinearGaussian(MomentFamily):
         weight = (torch.linalg.solve(x / torch.outer(sd, sd), xy / sd[:, None]) / sd[:, None]).T
         residual = y - weight @ xy
         scale = y.diagonal().sqrt()
-        flat = (residual.diagonal() <= _SINGULAR * y.diagonal()).nonzero().flatten().tolist()
+        flat = (residual.diagonal() <= _MIN_RESIDUAL * y.diagonal()).nonzero().flatten().tolist()
         if flat:
-            because = f"x determines column `{names[flat[0]]}` of y without rest, so its density is unbounded"
-            raise InputError(cannot(f"fit `{self}`", because, "Drop that column of y, or what gives it away in x"))
+            because = f"x determines column `{names[flat[0]]}` of y exactly, so its density is unbounded"
+            raise InputError(cannot(f"fit `{self}`", because, "Drop that column of y, or the columns of x that determine it"))
         if self.covariance == "diagonal":
             tril = torch.diag(residual.diagonal().sqrt())
         else:
             residual = (residual + residual.T) / 2
             unit = torch.linalg.eigvalsh(residual / torch.outer(residual.diagonal(), residual.diagonal()).sqrt())
-            if float(unit[0]) < _SINGULAR * float(unit[-1]):
+            if float(unit[0]) < _MIN_RESIDUAL * float(unit[-1]):
                 because = "the residuals of y's columns depend on each other, so their covariance is singular"
                 raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use LinearGaussian('diagonal')"))
             tril = scale[:, None] * torch.linalg.cholesky(residual / torch.outer(scale, scale))
@@ -136,11 +136,8 @@ class LinearGaussian(MomentFamily):
         Raises:
             InputError: the model is of another family.
         """
-        if not isinstance(model, LinearGaussianModel):
-            because = f"it is a `{type(model).__name__}`"
-            raise InputError(cannot("read a linear Gaussian from this model", because, "Use a model of this family"))
-        column = {"column": torch.tensor(1, dtype=torch.int64, device="cpu")} if model.column else {}
-        return {"weight": model.weight, "bias": model.bias, "scale_tril": model.scale_tril, **column}
+        law = expect(model, LinearGaussianModel, "a linear Gaussian")
+        return {"weight": law.weight, "bias": law.bias, "scale_tril": law.scale_tril, **column_flag(law.column)}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Any:
         """Build the model from what `parameters` returns."""
@@ -165,9 +162,7 @@ class LinearGaussianModel:
             law = Normal(loc[:, 0], self.scale_tril[0, 0].expand(len(loc)), validate_args=False)
             return as_column(law) if self.column else law
         if bool((self.scale_tril == torch.diag(self.scale_tril.diagonal())).all()):
-            return Independent(
-                Normal(loc, self.scale_tril.diagonal().expand_as(loc), validate_args=False), 1, validate_args=False
-            )
+            return diagonal_gaussian(loc, self.scale_tril.diagonal().expand_as(loc))
         return MultivariateNormal(loc, scale_tril=self.scale_tril, validate_args=False)
 
     def __repr__(self) -> str:

@@ -4,78 +4,84 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot
+from whichkl.families.value_ranges import ValueRange
 
 Sums = dict[str, Tensor]
 
 
 class Margin(ABC):
-    """One column's family: what values it takes, which sums it needs, and its law of maximum likelihood."""
+    """One column's family: its values, the sums that it needs, and its law of maximum likelihood."""
 
     name: ClassVar[str]
-    takes: ClassVar[str]
-    """The values that it takes, in words."""
-    discrete: ClassVar[bool] = False
-    free: ClassVar[int] = 2
-    """How many parameters it has."""
+    values: ValueRange
+    """The values that it takes."""
+    distribution: ClassVar[Any]
+    """Torch's class of its law."""
+    parameter_names: ClassVar[tuple[str, ...]]
+    """What `distribution` calls the law's parameters."""
     about_median: ClassVar[bool] = False
     """Whether the origin must be the column's weighted median."""
-    safe: ClassVar[float] = 0.0
-    """A value that it takes."""
+    inner_value: ClassVar[float] = 0.0
+    """A value that it takes, for values and origins that it doesn't."""
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether it has probabilities of whole numbers, not a density."""
+        return self.values.is_whole
 
     @abstractmethod
-    def allows(self, values: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
-        """Tell which values lie in its support."""
+    def sums(self, x: Float[Tensor, " m"], w: Float[Tensor, " m"], origin: Float[Tensor, ""]) -> Sums:
+        """Return sums over these values, besides Σw, which add up over blocks; all values and the origin are inside."""
 
     @abstractmethod
-    def sums(self, values: Float[Tensor, " m"], w: Float[Tensor, " m"], origin: Float[Tensor, ""]) -> Sums:
-        """Return sums over these values beside Σw, which add up over blocks; all values and the origin are allowed ones."""
-
-    @abstractmethod
-    def law(self, sums: Mapping[str, Tensor], origin: Float[Tensor, ""], column: str) -> Distribution:
-        """Return the law of maximum likelihood.
+    def fitted(self, sums: Mapping[str, Tensor], origin: Float[Tensor, ""], column: str) -> dict[str, Tensor]:
+        """Return the parameters of maximum likelihood.
 
         Raises:
             InputError: the likelihood has no maximum, as where all values are the same.
         """
 
-    @abstractmethod
     def parameters(self, law: Distribution) -> dict[str, Tensor]:
         """Return a law's parameters by name."""
+        return {name: getattr(law, name) for name in self.parameter_names}
 
-    @abstractmethod
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
+    def law(self, parameters: Mapping[str, Tensor]) -> Distribution:
         """Build the law with these parameters."""
+        law: Distribution = self.distribution(**parameters, validate_args=False)
+        return law
 
-    def statistics(self, values: Float[Tensor, " m"], w: Float[Tensor, " m"], origin: Float[Tensor, ""]) -> Sums:
-        """Return `sums`, Σw, the number of rows that count, and how many values lie outside the support."""
-        inside = self.allows(values)
-        at = origin if bool(self.allows(origin[None])) else torch.full_like(origin, self.safe)
-        values = torch.where(inside, values, at)
+    def statistics(self, x: Float[Tensor, " m"], w: Float[Tensor, " m"], origin: Float[Tensor, ""]) -> Sums:
+        """Return `sums`, Σw, the number of rows with a weight, and the number of values outside the range."""
+        inside = self.values.contains(x)
+        at = self._inner(origin)
         counted = {"rows": (w > 0).sum(), "weight": w.sum(), "outside": (~inside).sum()}
-        return {**counted, **self.sums(values, w, at)}
+        return {**counted, **self.sums(torch.where(inside, x, at), w, at)}
 
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, ""], column: str) -> Distribution:
         """Return the law of maximum likelihood.
 
         Raises:
-            InputError: values outside the support, or a likelihood without a maximum.
+            InputError: values outside the range, or a likelihood without a maximum.
         """
         outside = int(sums["outside"])
         if outside:
-            self.refuse(column, f"it holds {outside:,} {'value' if outside == 1 else 'values'} outside {self.takes}")
-        at = origin if bool(self.allows(origin[None])) else torch.full_like(origin, self.safe)
-        return self.law(sums, at, column)
+            self.refuse(column, f"it holds {outside:,} {'value' if outside == 1 else 'values'} outside {self.values.words}")
+        return self.law(self.fitted(sums, self._inner(origin), column))
+
+    def count_parameters(self, x: Float[Tensor, " m"]) -> int:
+        """Return the number of free parameters on a column."""
+        return len(self.parameter_names)
 
     def refuse(self, column: str, because: str, instead: str = "Drop the column, or give it another margin") -> NoReturn:
-        """Say why a column can't be fitted.
+        """Refuse a column that can't be fitted.
 
         Raises:
             InputError: always.
@@ -83,14 +89,13 @@ class Margin(ABC):
         raise InputError(cannot(f"fit `{self.name}` to column `{column}`", because, instead))
 
     def refuse_constant(self, column: str) -> NoReturn:
-        """Say that all values of a column are the same.
+        """Refuse a column whose values are all the same.
 
         Raises:
             InputError: always.
         """
         self.refuse(column, "it is constant, so its density is unbounded", "Drop the column")
 
-
-def shown(value: float) -> str:
-    """Write a number for a message, with a real minus sign."""
-    return f"{value:g}".replace("-", "−")
+    def _inner(self, origin: Tensor) -> Tensor:
+        """Return the origin if it is in the range, else a value that is."""
+        return origin if bool(self.values.contains(origin)) else torch.full_like(origin, self.inner_value)

@@ -9,210 +9,124 @@ import numpy as np
 import scipy
 import torch
 from torch import Tensor
-from torch.distributions import Beta, Distribution, Exponential, Gamma, Laplace, LogNormal, Normal
+from torch.distributions import Beta, Exponential, Gamma, Laplace, LogNormal, Normal
 
 from whichkl.families.margins import Margin, Sums
+from whichkl.families.value_ranges import INSIDE_UNIT, NOT_NEGATIVE, POSITIVE, REAL
 
 
 class NormalMargin(Margin):
     """N(m, s): the mean and the standard deviation (division by Σw)."""
 
-    name = "normal"
-    takes = "finite numbers"
+    name, values = "normal", REAL
+    distribution, parameter_names = Normal, ("loc", "scale")
 
-    def allows(self, values: Tensor) -> Tensor:
-        """All finite numbers."""
-        return values.isfinite()
-
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
         """Return Σ w (x − o) and Σ w (x − o)²."""
-        y = values - origin
-        return {"first": w @ y, "second": w @ y.square()}
+        return _moments(x - origin, w)
 
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
-        """Return N(o + E(x − o), √Var)."""
-        shift, sd = _moments(self, sums, column)
-        return Normal(origin + shift, sd, validate_args=False)
-
-    def parameters(self, law: Distribution) -> dict[str, Tensor]:
-        """Return `loc` and `scale`."""
-        return _named(law, "loc", "scale")
-
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the normal law."""
-        return Normal(parameters["loc"], parameters["scale"], validate_args=False)
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
+        """M = o + E(x − o), s = √Var."""
+        shift, sd = _mean_and_sd(self, sums, column)
+        return {"loc": origin + shift, "scale": sd}
 
 
 class LogNormalMargin(Margin):
     """log x ~ N(m, s)."""
 
-    name = "lognormal"
-    takes = "numbers above 0"
-    safe = 1.0
+    name, values, inner_value = "lognormal", POSITIVE, 1.0
+    distribution, parameter_names = LogNormal, ("loc", "scale")
 
-    def allows(self, values: Tensor) -> Tensor:
-        """Finite numbers above 0."""
-        return values.isfinite() & (values > 0)
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
+        """Return Σ w log(x / o) and Σ w log²(x / o)."""
+        return _moments(_log_ratio(x, origin), w)
 
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
-        """Return Σ w log(x / o) and its square's."""
-        y = _log_ratio(values, origin)
-        return {"first": w @ y, "second": w @ y.square()}
-
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
-        """Return the law whose logarithm has these moments."""
-        shift, sd = _moments(self, sums, column)
-        return LogNormal(origin.log() + shift, sd, validate_args=False)
-
-    def parameters(self, law: Distribution) -> dict[str, Tensor]:
-        """Return `loc` and `scale` of log x."""
-        return _named(law, "loc", "scale")
-
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the log-normal law."""
-        return LogNormal(parameters["loc"], parameters["scale"], validate_args=False)
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
+        """M = log o + E log(x / o), s = √Var."""
+        shift, sd = _mean_and_sd(self, sums, column)
+        return {"loc": origin.log() + shift, "scale": sd}
 
 
 class LaplaceMargin(Margin):
     """exp(−|x − m| / b) / 2b: m the weighted median, b the mean distance from it."""
 
-    name = "laplace"
-    takes = "finite numbers"
-    about_median = True
+    name, values, about_median = "laplace", REAL, True
+    distribution, parameter_names = Laplace, ("loc", "scale")
 
-    def allows(self, values: Tensor) -> Tensor:
-        """All finite numbers."""
-        return values.isfinite()
-
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
         """Return Σ w |x − o|, where o is the median."""
-        return {"distance": w @ (values - origin).abs()}
+        return {"distance": w @ (x - origin).abs()}
 
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
-        """Return the law at the median."""
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
+        """M = o, b = E|x − o|."""
         scale = sums["distance"] / sums["weight"]
         if float(scale) <= 0:
             self.refuse_constant(column)
-        return Laplace(origin, scale, validate_args=False)
-
-    def parameters(self, law: Distribution) -> dict[str, Tensor]:
-        """Return `loc` and `scale`."""
-        return _named(law, "loc", "scale")
-
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the Laplace law."""
-        return Laplace(parameters["loc"], parameters["scale"], validate_args=False)
+        return {"loc": origin, "scale": scale}
 
 
 class ExponentialMargin(Margin):
     """λ exp(−λx): λ = 1 / mean."""
 
-    name = "exponential"
-    takes = "numbers from 0"
-    free = 1
+    name, values = "exponential", NOT_NEGATIVE
+    distribution, parameter_names = Exponential, ("rate",)
 
-    def allows(self, values: Tensor) -> Tensor:
-        """Finite numbers from 0."""
-        return values.isfinite() & (values >= 0)
-
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
         """Return Σ w x."""
-        return {"total": w @ values}
+        return {"total": w @ x}
 
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
-        """Return the law of this mean."""
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
+        """λ = Σw / Σ w x."""
         if float(sums["total"]) <= 0:
             self.refuse(column, "all its values are 0, so its density is unbounded")
-        return Exponential(sums["weight"] / sums["total"], validate_args=False)
-
-    def parameters(self, law: Distribution) -> dict[str, Tensor]:
-        """Return `rate`."""
-        return _named(law, "rate")
-
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the exponential law."""
-        return Exponential(parameters["rate"], validate_args=False)
+        return {"rate": sums["weight"] / sums["total"]}
 
 
 class GammaMargin(Margin):
     """∝ xᵏ⁻¹ exp(−λx): log k − ψ(k) = log E[x] − E[log x], and λ = k / E[x]. Source: Choi & Wette (1969)."""
 
-    name = "gamma"
-    takes = "numbers above 0"
-    safe = 1.0
+    name, values, inner_value = "gamma", POSITIVE, 1.0
+    distribution, parameter_names = Gamma, ("concentration", "rate")
 
-    def allows(self, values: Tensor) -> Tensor:
-        """Finite numbers above 0."""
-        return values.isfinite() & (values > 0)
-
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
         """Return Σ w (x / o − 1) and Σ w log(x / o)."""
-        return {"first": w @ ((values - origin) / origin), "logs": w @ _log_ratio(values, origin)}
+        return {"first": w @ ((x - origin) / origin), "logs": w @ _log_ratio(x, origin)}
 
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
         """Solve for the shape k by Newton's method in log k."""
         mean = sums["first"] / sums["weight"]
         gap = float(torch.log1p(mean) - sums["logs"] / sums["weight"])
         if gap <= 1e-15:
             self.refuse_constant(column)
-        shape = origin.new_tensor(_shape(gap))
-        return Gamma(shape, shape / (origin * (1 + mean)), validate_args=False)
-
-    def parameters(self, law: Distribution) -> dict[str, Tensor]:
-        """Return `concentration` k and `rate` λ."""
-        return _named(law, "concentration", "rate")
-
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the gamma law."""
-        return Gamma(parameters["concentration"], parameters["rate"], validate_args=False)
+        shape = origin.new_tensor(_gamma_shape(gap))
+        return {"concentration": shape, "rate": shape / (origin * (1 + mean))}
 
 
 class BetaMargin(Margin):
     """∝ xᵃ⁻¹ (1 − x)ᵇ⁻¹: ψ(a) − ψ(a + b) = E[log x] and ψ(b) − ψ(a + b) = E[log(1 − x)]."""
 
-    name = "beta"
-    takes = "numbers between 0 and 1, without the ends"
-    safe = 0.5
+    name, values, inner_value = "beta", INSIDE_UNIT, 0.5
+    distribution, parameter_names = Beta, ("concentration1", "concentration0")
 
-    def allows(self, values: Tensor) -> Tensor:
-        """Numbers strictly between 0 and 1."""
-        return (values > 0) & (values < 1)
-
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
         """Return Σ w log x and Σ w log(1 − x), and the moments about o, for the start."""
-        y = values - origin
-        logs = {"log": w @ values.log(), "log_rest": w @ torch.log1p(-values)}
-        return {"first": w @ y, "second": w @ y.square(), **logs}
+        return {**_moments(x - origin, w), "log": w @ x.log(), "log_rest": w @ torch.log1p(-x)}
 
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
         """Solve both equations by Newton's method, from the law with the same mean and variance."""
-        shift, sd = _moments(self, sums, column)
+        shift, sd = _mean_and_sd(self, sums, column)
         mean, variance = float(origin + shift), float(sd) ** 2
         total = max(mean * (1 - mean) / variance - 1, 1e-3)
         logs = np.array([float(sums["log"] / sums["weight"]), float(sums["log_rest"] / sums["weight"])])
         a, b = _beta_shapes(np.array([mean, 1 - mean]) * total, logs)
-        return Beta(origin.new_tensor(a), origin.new_tensor(b), validate_args=False)
-
-    def parameters(self, law: Distribution) -> dict[str, Tensor]:
-        """Return `concentration1` a and `concentration0` b."""
-        return _named(law, "concentration1", "concentration0")
-
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the beta law."""
-        return Beta(parameters["concentration1"], parameters["concentration0"], validate_args=False)
+        return {"concentration1": origin.new_tensor(a), "concentration0": origin.new_tensor(b)}
 
 
-def _named(law: Distribution, *names: str) -> dict[str, Tensor]:
-    return {name: getattr(law, name) for name in names}
+def _moments(y: Tensor, w: Tensor) -> Sums:
+    return {"first": w @ y, "second": w @ y.square()}
 
 
-def _log_ratio(values: Tensor, origin: Tensor) -> Tensor:
-    """log(x / o), to all digits also where x is near o."""
-    off = (values - origin) / origin
-    return torch.where(off.abs() < 0.5, torch.log1p(off), values.log() - origin.log())
-
-
-def _moments(margin: Margin, sums: Mapping[str, Tensor], column: str) -> tuple[Tensor, Tensor]:
+def _mean_and_sd(margin: Margin, sums: Mapping[str, Tensor], column: str) -> tuple[Tensor, Tensor]:
     shift = sums["first"] / sums["weight"]
     variance = sums["second"] / sums["weight"] - shift.square()
     if float(variance) <= 0:
@@ -220,7 +134,13 @@ def _moments(margin: Margin, sums: Mapping[str, Tensor], column: str) -> tuple[T
     return shift, variance.sqrt()
 
 
-def _shape(gap: float) -> float:
+def _log_ratio(x: Tensor, origin: Tensor) -> Tensor:
+    """log(x / o), to all digits also where x is near o."""
+    off = (x - origin) / origin
+    return torch.where(off.abs() < 0.5, torch.log1p(off), x.log() - origin.log())
+
+
+def _gamma_shape(gap: float) -> float:
     """Solve log k − ψ(k) = gap > 0."""
     k = (3 - gap + math.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
     for _ in range(50):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,98 +10,64 @@ from torch.distributions import Distribution
 
 from whichkl.families.atoms import Coin, Counts, codes
 from whichkl.families.margins import Margin, Sums
-
-MOST_CATEGORIES = 1_000_000
+from whichkl.families.value_ranges import BITS, COUNTS, codes_of
 
 
 class BernoulliMargin(Margin):
     """0 or 1; the probability of 1 is their mean."""
 
-    name = "bernoulli"
-    takes = "0 and 1"
-    discrete = True
-    free = 1
+    name, values = "bernoulli", BITS
+    distribution, parameter_names = Coin, ("probs",)
 
-    def allows(self, values: Tensor) -> Tensor:
-        """0 and 1."""
-        return (values == 0) | (values == 1)
-
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
         """Return Σ w x."""
-        return {"total": w @ values}
+        return {"total": w @ x}
 
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
-        """Return the law of this mean."""
-        return Coin(probs=(sums["total"] / sums["weight"]).clamp(0, 1), validate_args=False)
-
-    def parameters(self, law: Distribution) -> dict[str, Tensor]:
-        """Return `probs`, the probability of 1."""
-        return {"probs": law.mean}
-
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the Bernoulli law."""
-        return Coin(probs=parameters["probs"], validate_args=False)
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
+        """Return the mean."""
+        return {"probs": (sums["total"] / sums["weight"]).clamp(0, 1)}
 
 
 class PoissonMargin(Margin):
     """λˣ exp(−λ) / x!: λ is the mean."""
 
-    name = "poisson"
-    takes = "whole numbers from 0"
-    discrete = True
-    free = 1
+    name, values = "poisson", COUNTS
+    distribution, parameter_names = Counts, ("rate",)
 
-    def allows(self, values: Tensor) -> Tensor:
-        """Whole numbers from 0."""
-        return values.isfinite() & (values >= 0) & (values == values.round())
-
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
         """Return Σ w x."""
-        return {"total": w @ values}
+        return {"total": w @ x}
 
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
-        """Return the law of this mean."""
-        return Counts(sums["total"] / sums["weight"], validate_args=False)
-
-    def parameters(self, law: Distribution) -> dict[str, Tensor]:
-        """Return `rate`."""
-        return {"rate": law.mean}
-
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the Poisson law."""
-        return Counts(parameters["rate"], validate_args=False)
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
+        """Return the mean."""
+        return {"rate": sums["total"] / sums["weight"]}
 
 
-@dataclass(frozen=True)
 class CategoricalMargin(Margin):
     """Categories 0 … K−1 and their frequencies.
 
     Args:
         categories: K; None for one more than the largest code, where every code below must occur.
-        smoothing: how many further rows every category is counted as having.
+        smoothing: the number of rows that are added to every category.
     """
 
-    categories: int | None = None
-    smoothing: float = 0.0
-    name = "categorical"
-    takes = "whole numbers from 0 to K − 1, the codes of K categories"
-    discrete = True
+    name, parameter_names = "categorical", ("probs",)
 
-    def allows(self, values: Tensor) -> Tensor:
-        """Whole numbers from 0 to K − 1."""
-        most = self.categories or MOST_CATEGORIES
-        return (values >= 0) & (values < most) & (values == values.round())
+    def __init__(self, categories: int | None = None, smoothing: float = 0.0) -> None:
+        """Keep both."""
+        self.categories, self.smoothing = categories, smoothing
+        self.values = codes_of(categories)
 
-    def sums(self, values: Tensor, w: Tensor, origin: Tensor) -> Sums:
-        """Return the weight of each code, and how often it was seen; a later block may know more codes."""
-        code = values.long()
+    def sums(self, x: Tensor, w: Tensor, origin: Tensor) -> Sums:
+        """Return the weight of each code and the number of its rows; a later block may have more codes."""
+        code, least = x.long(), self.categories or 0
         return {
-            "counts": torch.bincount(code, weights=w, minlength=self.categories or 0),
-            "seen": torch.bincount(code, minlength=self.categories or 0),
+            "counts": torch.bincount(code, weights=w, minlength=least),
+            "seen": torch.bincount(code, minlength=least),
         }
 
-    def law(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> Distribution:
-        """Return the law of these frequencies: (n_k + s) / (n + s K), with s the smoothing."""
+    def fitted(self, sums: Mapping[str, Tensor], origin: Tensor, column: str) -> dict[str, Tensor]:
+        """Return the frequencies (n_k + s) / (n + s K), with s the smoothing."""
         missing = (sums["seen"] == 0).nonzero().flatten().tolist()
         if missing and self.categories is None:
             top, first = len(sums["seen"]) - 1, ", ".join(str(code) for code in missing[:5]) + ", …" * (len(missing) > 5)
@@ -113,13 +78,17 @@ class CategoricalMargin(Margin):
             )
             self.refuse(column, because, instead)
         share = sums["counts"] / sums["weight"] * sums["rows"] + self.smoothing
-        return codes(share / share.sum())
+        return {"probs": share / share.sum()}
 
     def parameters(self, law: Distribution) -> dict[str, Tensor]:
         """Return `probs` (K,)."""
         logits: Tensor = law.logits  # type: ignore[attr-defined]
         return {"probs": logits.exp()}
 
-    def rebuild(self, parameters: Mapping[str, Tensor]) -> Distribution:
+    def law(self, parameters: Mapping[str, Tensor]) -> Distribution:
         """Build the law of categories."""
         return codes(parameters["probs"])
+
+    def count_parameters(self, x: Tensor) -> int:
+        """One less than the number of codes that occur."""
+        return len(x.unique()) - 1

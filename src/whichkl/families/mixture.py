@@ -10,7 +10,8 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family
-from whichkl.families.gaussian import check_covariance, gaussian, loc_and_tril
+from whichkl.families.field_checks import check_choice, check_whole, expect
+from whichkl.families.gaussian import gaussian, loc_and_tril
 from whichkl.families.student_t import MultivariateStudentT
 
 SHAPES = ("full", "diagonal", "tied")
@@ -22,9 +23,9 @@ class Mixture(Family):
     """q(x) = Σₖ πₖ N(x; mₖ, Σₖ) with K components, or Σₖ πₖ t(x; νₖ, mₖ, Σₖ).
 
     Args:
-        components: K ≥ 1, or ``"auto"``: chosen on held-out samples, the curve in `fit.diagnostics.curve`.
-        covariance: ``"full"`` or ``"diagonal"``, for every component its own, or ``"tied"``: one full Σ for all.
-        law: what the components are: ``"gaussian"`` or ``"student_t"``, which stands outliers.
+        components: K ≥ 1, or ``"auto"``: chosen on held-out samples, with the curve in `fit.diagnostics.curve`.
+        covariance: ``"full"`` or ``"diagonal"``: every component has its own; or ``"tied"``: all share one full Σ.
+        law: of the components: ``"gaussian"`` or ``"student_t"``, which tolerates outliers.
 
     Raises:
         InputError: K isn't a whole number of at least 1 or ``"auto"``, or another word for `covariance` or `law`.
@@ -39,24 +40,20 @@ class Mixture(Family):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        is_count = isinstance(self.components, int) and not isinstance(self.components, bool)
-        if self.components != "auto" and not (is_count and self.count >= 1):
-            because = "the number of components must be a whole number of at least 1, or 'auto'"
-            raise InputError(cannot(f"use `Mixture({self.components!r})`", because, "Give, say, Mixture(2)"))
-        check_covariance(self.covariance, SHAPES)
-        if self.law not in LAWS:
-            because = "components of that law can't be mixed here"
-            raise InputError(cannot(f"use `law={self.law!r}`", because, f"Choose among {', '.join(map(repr, LAWS))}"))
+        if self.components != "auto":
+            check_whole(self, "components", "Give, say, components=2, or components='auto'")
+        check_choice(self, "covariance", SHAPES)
+        check_choice(self, "law", LAWS)
 
     @property
     def count(self) -> int:
         """K.
 
         Raises:
-            InputError: it is still to be chosen.
+            InputError: it hasn't been chosen yet.
         """
         if isinstance(self.components, str):
-            raise InputError(cannot(f"use `{self}` here", "its number of components is still open", "Give a number"))
+            raise InputError(cannot(f"use `{self}` here", "its number of components hasn't been chosen", "Give a number"))
         return self.components
 
     @property
@@ -70,13 +67,10 @@ class Mixture(Family):
         return f"a mixture of {number} {shape} {word}{'s' * (many and word == 'Gaussian')}{tied}"
 
     def minimum_rows(self, dim: int) -> int:
-        """Return K times what one component needs; with a tied covariance, what it needs and a row for each further mean."""
+        """Return K times the rows of one component; with a tied covariance, those of one and a row per further mean."""
+        count = 1 if isinstance(self.components, str) else self.components
         one = 2 if self.covariance == "diagonal" else dim + 1
-        return one + self._least - 1 if self.covariance == "tied" else self._least * one
-
-    @property
-    def _least(self) -> int:
-        return 1 if isinstance(self.components, str) else self.components
+        return one + count - 1 if self.covariance == "tied" else count * one
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return `probs` (K,), `loc` (K, d), `scale_tril` (K, d, d) and, for Student-t, `df` (K,)."""
@@ -100,15 +94,13 @@ def mixture(probs: Tensor, loc: Tensor, tril: Tensor, covariance: str, df: Tenso
 
 
 def mixture_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return π (K,), means (K, d), Cholesky factors (K, d, d) and, of Student-t, ν (K,), of a mixture.
+    """Return π (K,), means (K, d), Cholesky factors (K, d, d) and ν (K,) of Student-t components (else None) of a mixture.
 
     Raises:
         InputError: it is something else.
     """
-    if not isinstance(model, MixtureSameFamily):
-        because = f"it is a `{type(model).__name__}`"
-        raise InputError(cannot("read a mixture from this model", because, "Use a MixtureSameFamily of Gaussians"))
-    parts, probs = model.component_distribution, model.mixture_distribution.probs
+    mixed = expect(model, MixtureSameFamily, "a mixture", "Use a MixtureSameFamily of Gaussians")
+    parts, probs = mixed.component_distribution, mixed.mixture_distribution.probs
     if isinstance(parts, MultivariateStudentT):
         return probs, parts.loc, parts.scale_tril, parts.df
     return (probs, *loc_and_tril(parts), None)

@@ -7,35 +7,29 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import (
-    Categorical,
-    Distribution,
-    Independent,
-    MixtureSameFamily,
-    MultivariateNormal,
-    Normal,
-)
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 
 from whichkl.families.data_shape import Shape
-from whichkl.families.gaussian import Covariance, check_covariance, multivariate_normal
-from whichkl.families.layers import Standardised, check_count, check_widths, perceptron
+from whichkl.families.field_checks import check_choice, check_whole, check_widths
+from whichkl.families.gaussian import Covariance, diagonal_gaussian, multivariate_normal
+from whichkl.families.layers import Standardised, perceptron
 from whichkl.families.network_family import NetworkFamily
 
-FLOOR = 1e-3
-"""Of a column's standard deviation: the least that a component may have, so that no likelihood is infinite."""
+MIN_SHARE_OF_SD = 1e-3
+"""Least standard deviation of a component, as a share of the column's; it keeps every likelihood finite."""
 
 
 @dataclass(frozen=True)
 class MixtureDensityNetwork(NetworkFamily):
     """q(y|x) = Σₖ πₖ(x) N(y; mₖ(x), Σₖ(x)), all of them a network's outputs.
 
-    Each component's standard deviations (given the columns before, where Σ is full) are at least 0.1 % of those of y as a
-    whole: a finer relation looks like one of that width.
+    Each component's standard deviations (given the earlier columns, if Σ is full) are at least 0.1 % of those of all of y: a
+    finer relation looks like one of that width.
 
     Args:
-        components: K ≥ 1; 1 is regression with a mean and a width that depend on x.
+        components: K ≥ 1; 1 is regression whose mean and standard deviation depend on x.
         hidden: widths of the layers.
-        covariance: ``"full"`` or ``"diagonal"``, for y of several columns.
+        covariance: ``"full"`` or ``"diagonal"``, for several columns of y.
 
     Raises:
         InputError: a field isn't one of these.
@@ -54,9 +48,9 @@ class MixtureDensityNetwork(NetworkFamily):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_count("MixtureDensityNetwork", "components", self.components)
-        object.__setattr__(self, "hidden", check_widths("MixtureDensityNetwork", self.hidden))
-        check_covariance(self.covariance)
+        check_whole(self, "components")
+        check_widths(self)
+        check_choice(self, "covariance", ("full", "diagonal"))
 
     @property
     def label(self) -> str:
@@ -64,16 +58,11 @@ class MixtureDensityNetwork(NetworkFamily):
         return f"a mixture density network of {self.components} component{'s' * (self.components > 1)}"
 
     def network(self, shape: Shape) -> nn.Module:
-        """Build the network.
-
-        Raises:
-            InputError: there is no x.
-        """
-        self.refuse_single_rows(shape)
+        """Build the network."""
         return _Network(shape, self)
 
     def wider(self) -> MixtureDensityNetwork:
-        """Return the network with one component more."""
+        """Return the network with one more component."""
         return replace(self, components=self.components + 1)
 
 
@@ -96,30 +85,18 @@ class _Network(Standardised):
         out = self.net(self.standard_context(x))
         logits, centre, width, below = out.split([count, count * dim, count * dim, count * self.below], -1)
         loc = self.mean + self.scale * centre.unflatten(-1, (count, dim))
-        sigma = self.scale * (FLOOR + nn.functional.softplus(width.unflatten(-1, (count, dim)) + 0.5))
+        sigma = self.scale * (MIN_SHARE_OF_SD + nn.functional.softplus(width.unflatten(-1, (count, dim)) + 0.5))
+        tril = torch.diag_embed(sigma)
+        if self.below:
+            row, column = torch.tril_indices(dim, dim, -1, device=out.device)
+            tril[..., row, column] = self.scale[row] * below.unflatten(-1, (count, self.below))
+        if count == 1:  # a law with batch (n,), not (n, 1)
+            loc, sigma, tril = loc[..., 0, :], sigma[..., 0, :], tril[..., 0, :, :]
         each: Distribution
         if self.is_scalar and dim == 1:
             each = Normal(loc[..., 0], sigma[..., 0], validate_args=False)
-        elif self.below:
-            row, column = torch.tril_indices(dim, dim, -1, device=out.device)
-            tril = torch.diag_embed(sigma)
-            tril[..., row, column] = self.scale[row] * below.unflatten(-1, (count, self.below))
-            each = multivariate_normal(loc, tril)
         else:
-            each = Independent(Normal(loc, sigma, validate_args=False), 1, validate_args=False)
-        if count > 1:
-            return MixtureSameFamily(Categorical(logits=logits, validate_args=False), each, validate_args=False)
-        return _only(each)
-
-
-def _only(each: Distribution) -> Distribution:
-    """Return the one component of a batch (n, 1) as a law with batch (n,)."""
-    if isinstance(each, MultivariateNormal):
-        return multivariate_normal(each.loc[..., 0, :], each.scale_tril[..., 0, :, :])
-    if isinstance(each, Independent) and isinstance(each.base_dist, Normal):
-        inner = each.base_dist
-        normal = Normal(inner.loc[..., 0, :], inner.scale[..., 0, :], validate_args=False)
-        return Independent(normal, 1, validate_args=False)
-    if not isinstance(each, Normal):
-        raise TypeError(each)
-    return Normal(each.loc[..., 0], each.scale[..., 0], validate_args=False)
+            each = multivariate_normal(loc, tril) if self.below else diagonal_gaussian(loc, sigma)
+        if count == 1:
+            return each
+        return MixtureSameFamily(Categorical(logits=logits, validate_args=False), each, validate_args=False)

@@ -1,4 +1,4 @@
-"""Named: a family from a line of text, such as "mixture:3:diagonal": the grammar of the command line and of scikit-learn."""
+"""Named: a family from a text such as "mixture:3:diagonal", as the command line and scikit-learn take it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from whichkl.families.family import Family
 
 
 def family_named(text: str) -> Family:
-    """Return the family that a text names: its name, then its fields in their order, divided by colons.
+    """Return the family that a text describes: its name, then its fields in their order, separated by colons.
 
-    Numbers are numbers, ``a,b`` is several, and what is left out keeps its default.
+    Numbers are numbers, ``a,b`` is a tuple, and fields that are left out have their defaults.
 
     Args:
         text: such as ``gaussian``, ``gaussian:low_rank:2``, ``mixture:auto:tied``, ``product:normal,gamma`` or ``flow``.
 
     Raises:
-        InputError: there is no such family, or its fields can't be these; the message lists what there is.
+        InputError: there is no such family, or it can't have these fields; the message lists the families.
 
     >>> family_named("mixture:3:diagonal")
     Mixture(components=3, covariance='diagonal', law='gaussian')
@@ -50,7 +50,7 @@ def family_named(text: str) -> Family:
 
 
 def named_families() -> dict[str, type[Family]]:
-    """Return the families that a text can name, by their names in small letters."""
+    """Return the families by their names in small letters."""
     from whichkl import families
 
     public = {name: getattr(families, name) for name in families.__all__}
@@ -62,7 +62,7 @@ def named_families() -> dict[str, type[Family]]:
 
 
 def grammar() -> list[str]:
-    """Return how each family is written, such as ``mixture:COMPONENTS[:COVARIANCE[:LAW]]``."""
+    """Return the form of each family's text, such as ``mixture:COMPONENTS[:COVARIANCE[:LAW]]``."""
     return [_written(name, kind) for name, kind in named_families().items()]
 
 
@@ -81,7 +81,7 @@ def _small(name: str) -> str:
 
 
 def _value(text: str) -> Any:
-    """Read a number, a word, or several divided by commas."""
+    """Read a number, a word, or several separated by commas."""
     if "," in text:
         return tuple(_value(part.strip()) for part in text.split(",") if part.strip())
     if re.fullmatch(r"\d+", text):

@@ -13,18 +13,21 @@ from torch import Tensor, nn
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.family import Family, log_likelihood
+from whichkl.families.field_checks import quoted
 from whichkl.families.network_model import ConditionalModel, NetworkModel
 from whichkl.process.seeds import seeded
 
-FEWEST = 20
-"""Rows below which nothing is left to stop early by."""
+_MIN_ROWS = 20
+"""Smallest number of rows; with fewer, early stopping has no rows to decide by."""
+MAX_CATEGORIES = 4_096
+"""Largest number of categories of a column; the network has an output per category."""
 
 
 class NetworkFamily(Family):
     """A family whose models are `nn.Module`s with a `forward()`, or `forward(x)`, that returns a `Distribution`."""
 
     decays: ClassVar[bool] = True
-    """Whether weight decay is allowed: it is for networks, whose weights are near zero, not for parameters with a meaning."""
+    """Whether weight decay is allowed: for networks, whose weights are near zero, but not for parameters with a meaning."""
 
     @abstractmethod
     def network(self, shape: Shape) -> nn.Module:
@@ -35,7 +38,14 @@ class NetworkFamily(Family):
         return Shape(len(summary.mean), len(summary.context_mean), scalar)
 
     def start(self, summary: Summary, shape: Shape) -> nn.Module:
-        """Build an untrained module that has the data's means and scales; uses torch's global generator."""
+        """Build an untrained module that has the data's means and scales; uses torch's global generator.
+
+        Raises:
+            InputError: the family models y given x, and there is no x.
+        """
+        if self.conditional and not self.optional_context and not shape.context:
+            because = "it models y given x, and the samples aren't pairs"
+            raise InputError(cannot(f"fit `{self}` to this target", because, "Pass `samples=(x, y)`"))
         module = self.network(shape).to(torch.float64)
         settle = getattr(module, "settle", None)
         if settle is not None:
@@ -47,74 +57,77 @@ class NetworkFamily(Family):
         return (ConditionalModel if shape.context else NetworkModel)(module, shape)
 
     def loss(self, model: Any, x: Tensor, context: Tensor | None, generator: torch.Generator) -> Float[Tensor, " n"]:
-        """Return what training minimises the mean of, a row: −log q(x), or a bound of it."""
+        """Return the loss of each row, whose mean training minimises: −log q(x), or an upper bound of it."""
         return -log_likelihood(model, x, context)
 
+    @property
+    def max_value(self) -> int | None:
+        """The largest whole number that a column may hold; None if columns hold real numbers."""
+        return None
+
     def check_rows(self, x: Float[Tensor, "m d"], names: Sequence[str]) -> None:
-        """Refuse rows that the family has no probability for.
+        """Refuse values that aren't whole numbers from 0 to `max_value`, if the family has one.
 
         Raises:
             InputError: there are any.
         """
+        most = self.max_value
+        wrong = torch.zeros_like(x, dtype=torch.bool) if most is None else (x < 0) | (x != x.floor()) | (x > most)
+        if bool(wrong.any()):
+            row, column = (int(one) for one in wrong.nonzero()[0])
+            because = f"column `{names[column]}` holds {float(x[row, column]):g}, not a whole number from 0 to {most:,}"
+            raise InputError(cannot(f"fit `{self}`", because, "Number the categories from 0"))
 
     def check_summary(self, summary: Summary, names: Sequence[str]) -> None:
-        """Refuse too few rows, scales without digits, and constant columns where the family has a density.
+        """Refuse too few rows, scales beyond float64, and constant columns where the family has a density.
 
         Raises:
-            InputError: as said.
+            InputError: there are any.
         """
         self.check_count(summary.rows, len(summary.mean))
         if self.carried:
             self.refuse_constant((summary.low == summary.high).nonzero().flatten().tolist(), names)
         beyond = ~((summary.scale > 0) & summary.scale.isfinite()) & (summary.low < summary.high)
         if bool(beyond.any()):
-            which = ", ".join(f"`{names[i]}`" for i in beyond.nonzero().flatten().tolist())
+            which = quoted(names, beyond.nonzero().flatten().tolist())
             because = f"the variance of column {which} is beyond what a float64 holds"
             raise InputError(cannot(f"fit `{self}`", because, "Give it in other units"))
 
     def remarks(self, summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
-        """Say what the user should know of this family on these data."""
+        """Return what the user should know about this family on these data."""
         if not (self.carried and summary.repeats):
             return ()
-        which = ", ".join(f"`{names[i]}`" for i in summary.repeats)
-        return (f"column {which} repeats its values: a density grows without limit there, so the value has little meaning",)
+        return (
+            f"column {quoted(names, summary.repeats)} repeats its values: a density grows without limit there, so the value "
+            "has little meaning",
+        )
 
     def minimum_rows(self, dim: int) -> int:
-        """Return `FEWEST`."""
-        return FEWEST
+        """Return 20, in any dimension."""
+        return _MIN_ROWS
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse too few rows, and constant columns where the family has a density.
+        """Refuse too few rows, values without a probability, and constant columns where the family has a density.
 
         Raises:
-            InputError: as said.
+            InputError: there are any.
         """
         self.check_count(len(x), x.shape[1])
         if self.carried:
             self.refuse_constant((x == x[:1]).all(0).nonzero().flatten().tolist(), names)
         self.check_rows(x, names)
 
-    def refuse_single_rows(self, shape: Shape) -> None:
-        """Refuse rows without an x to condition on.
-
-        Raises:
-            InputError: there is no x.
-        """
-        if not shape.context:
-            because = "it models y given x, and the samples aren't pairs"
-            raise InputError(cannot(f"fit `{self}` to this target", because, "Pass `samples=(x, y)`"))
-
     def wider(self) -> Family | None:
-        """Return the next richer family, if there is a natural one."""
+        """Return the next richer family, or None."""
         return None
 
     def parameters(self, model: Any) -> dict[str, Tensor]:
-        """Return the module's state, each name behind ``module.``, and its `shape` as whole numbers."""
+        """Return the module's state, with ``module.`` before each name, and its `shape` as whole numbers."""
         state = {f"module.{name}": value.detach().clone() for name, value in state_of(model.module).items()}
         return {**state, "shape": model.shape.tensor()}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Any:
-        """Build the model whose module has this state, in the state's dtype; its weights ask for no gradient.
+        """Build the model whose module has this state, in the state's dtype; its weights need no gradient.
 
         Raises:
             IntegrityError: the state is another module's.
@@ -161,6 +174,6 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     state = module.state_dict()
     other = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if other:
-        because = f"its state holds `{other[0]}`, which is no tensor"
+        because = f"its state holds `{other[0]}`, which isn't a tensor"
         raise InputError(cannot(f"use the module `{type(module).__name__}`", because, "Keep its state in buffers"))
     return state

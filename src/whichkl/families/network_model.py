@@ -13,15 +13,15 @@ from whichkl.arrays import read_context
 from whichkl.families.data_shape import Shape
 from whichkl.process.seeds import seeded
 
-DRAWS = 16_384
-"""Draws, with a fixed seed, behind a mean or a variance that has no formula."""
+_DRAWS = 16_384
+"""Number of draws, with a fixed seed, for a mean or a variance that has no formula."""
 
 
 class NetworkModel(Distribution):
     """The distribution that a module's `forward()` returns, with events (d,).
 
-    Rows are given to the module in its own dtype. A mean and a variance without a formula are those of `DRAWS` draws with a
-    fixed seed: they are off by about 1/128 of a standard deviation.
+    The module gets rows in its own dtype. A mean and a variance without a formula are those of 16,384 draws with a fixed seed;
+    their error is about 1/128 of a standard deviation.
 
     Args:
         module: returns a `Distribution` with event shape (d,), or () where d = 1.
@@ -31,7 +31,7 @@ class NetworkModel(Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, module: nn.Module, shape: Shape) -> None:
-        """Ask the module once for its shapes."""
+        """Call the module once for its shapes."""
         self.module, self.shape, self.dim = module, shape, shape.dim
         law = self.law
         self.has_rsample = law.has_rsample
@@ -47,7 +47,7 @@ class NetworkModel(Distribution):
 
     @property
     def support(self) -> Any:
-        """The law's support; ℝᵈ where it doesn't say."""
+        """The law's support; ℝᵈ if the law has none."""
         try:
             support = self.law.support
         except NotImplementedError:
@@ -56,12 +56,12 @@ class NetworkModel(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """By the law's formula, else the mean of `DRAWS` draws with a fixed seed."""
+        """By the law's formula, else the mean of draws with a fixed seed."""
         return self._moment("mean")
 
     @property
     def variance(self) -> Tensor:
-        """By the law's formula, else the variance of `DRAWS` draws with a fixed seed."""
+        """By the law's formula, else the variance of draws with a fixed seed."""
         return self._moment("variance")
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class NetworkModel(Distribution):
             return self._column(self.law.sample(Size(sample_shape)))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw with a gradient, where the law can."""
+        """Draw with a gradient, if the law can."""
         return self._column(self.law.rsample(Size(sample_shape)))
 
     def _column(self, drawn: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class NetworkModel(Distribution):
             return self._column(getattr(self.law, name))
         except (NotImplementedError, AttributeError):
             with seeded(0):
-                drawn = self.sample((DRAWS,)).to(torch.float64)
+                drawn = self.sample((_DRAWS,)).to(torch.float64)
             return (drawn.mean(0) if name == "mean" else drawn.var(0)).to(weight_of(self.module).dtype)
 
     def __repr__(self) -> str:
@@ -120,7 +120,7 @@ class ConditionalModel:
 
 
 class Scalar(Distribution):
-    """The law of the one coordinate of a vector: event shape () in place of (1,)."""
+    """The law of the only coordinate of a vector: event shape () instead of (1,)."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
@@ -137,12 +137,12 @@ class Scalar(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The vector's."""
+        """That of the vector."""
         return self.vector.mean[..., 0]
 
     @property
     def variance(self) -> Tensor:
-        """The vector's."""
+        """That of the vector."""
         return self.vector.variance[..., 0]
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -160,10 +160,10 @@ class Scalar(Distribution):
 
 
 def law_of(module: nn.Module, *given: Tensor) -> Distribution:
-    """Call a module, and refuse what isn't a `Distribution`.
+    """Call a module, and return its `Distribution`.
 
     Raises:
-        InputError: as said.
+        InputError: it returned something else.
     """
     law = module(*given)
     if not isinstance(law, Distribution):
@@ -174,7 +174,7 @@ def law_of(module: nn.Module, *given: Tensor) -> Distribution:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """A module's first floating parameter or buffer, for its dtype and device; a float64 of the CPU where it has none."""
+    """A module's first floating parameter or buffer, for its dtype and device; a float64 on the CPU if it has none."""
     for tensors in (module.parameters(), module.buffers()):
         for one in tensors:
             if one.is_floating_point():

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from whichkl._checks import InputError, cannot
 from whichkl.families.atoms import Codes, Coin, Counts
-from whichkl.families.autoregressive import categories_of, check_categories
 from whichkl.families.data_shape import Shape, Summary
-from whichkl.families.layers import Standardised, check_widths, perceptron
-from whichkl.families.mixture_density import FLOOR
-from whichkl.families.network_family import NetworkFamily
+from whichkl.families.field_checks import check_choice, check_widths
+from whichkl.families.layers import Standardised, perceptron
+from whichkl.families.mixture_density import MIN_SHARE_OF_SD
+from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 Response = Literal["bernoulli", "categorical", "poisson", "normal"]
 
@@ -26,12 +23,12 @@ Response = Literal["bernoulli", "categorical", "poisson", "normal"]
 class Neural(NetworkFamily):
     """q(y|x) with a network f: Bernoulli(σ(f(x))), Categorical(softmax f(x)), Poisson(ȳ e^f(x)) or N(f(x), s).
 
-    Classification by cross-entropy is ``Neural("categorical")``: maximum likelihood, KL(p‖q) up to the entropy of p. Columns
-    of a y with several are independent given x; in a categorical one they have as many categories as the largest needs.
+    Classification by cross-entropy is ``Neural("categorical")``: maximum likelihood, KL(p‖q) up to the entropy of p. Several
+    columns of y are independent given x; categorical columns all have the categories of the one with the most.
 
     Args:
-        response: the law. ``"normal"`` has one standard deviation a column, the same at every x (another one at each:
-            `MixtureDensityNetwork(1)`), of at least 0.1 % of that of y.
+        response: the law. ``"normal"`` has one standard deviation per column, at least 0.1 % of that of y, which is the same
+            at every x; in `MixtureDensityNetwork(1)` it depends on x.
         hidden: widths of the layers; () is a linear model.
 
     Raises:
@@ -50,10 +47,8 @@ class Neural(NetworkFamily):
 
     def __post_init__(self) -> None:
         """Check the fields; only a normal response lives on ℝᵈ."""
-        object.__setattr__(self, "hidden", check_widths("Neural", self.hidden))
-        if self.response not in get_args(Response):
-            because = f"`response={self.response!r}` is none of {', '.join(get_args(Response))}"
-            raise InputError(cannot("use `Neural`", because, "Use, say, Neural('categorical')"))
+        check_widths(self)
+        check_choice(self, "response", get_args(Response))
         object.__setattr__(self, "carried", self.response == "normal")
 
     @property
@@ -61,29 +56,20 @@ class Neural(NetworkFamily):
         """Such as ``"a categorical neural network"``."""
         return f"a {self.response} neural network"
 
+    @property
+    def max_value(self) -> int | None:
+        """The largest value that the response has a probability for."""
+        most = {"bernoulli": 1, "categorical": MAX_CATEGORIES - 1, "poisson": 2**53 - 1}
+        return most.get(self.response)
+
     def shape(self, summary: Summary, scalar: bool) -> Shape:
         """Count the categories."""
-        counts = categories_of(summary) if self.response == "categorical" else ()
-        return Shape(len(summary.mean), len(summary.context_mean), scalar, (max(counts),) if counts else ())
+        counts = (max(summary.categories),) if self.response == "categorical" else ()
+        return Shape(len(summary.mean), len(summary.context_mean), scalar, counts)
 
     def network(self, shape: Shape) -> nn.Module:
-        """Build the network.
-
-        Raises:
-            InputError: there is no x.
-        """
-        self.refuse_single_rows(shape)
+        """Build the network."""
         return _Network(shape, self)
-
-    def check_rows(self, x: Float[Tensor, "m d"], names: Sequence[str]) -> None:
-        """Refuse what the response has no probability for.
-
-        Raises:
-            InputError: as said.
-        """
-        most = {"bernoulli": 2, "categorical": 4_096, "poisson": 2**53}
-        if self.response != "normal":
-            check_categories(x, names, self, most[self.response])
 
 
 class _Network(Standardised):
@@ -114,7 +100,7 @@ class _Network(Standardised):
             return Coin(logits=out, validate_args=False)
         if self.response == "poisson":
             return Counts(mean.clamp(min=1e-12) * out.clamp(max=50.0).exp(), validate_args=False)
-        sigma = scale * (FLOOR + nn.functional.softplus(self.noise[columns] + 0.5))
+        sigma = scale * (MIN_SHARE_OF_SD + nn.functional.softplus(self.noise[columns] + 0.5))
         return Normal(mean + scale * out, sigma, validate_args=False)
 
     def _of_rows(self, law: Distribution) -> Distribution:

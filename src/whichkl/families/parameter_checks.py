@@ -1,4 +1,4 @@
-"""Parameter checks: whether parameters out of a file can be those of a model, before a model is made of them."""
+"""Parameter checks: whether parameters from a file can be those of a model, before a model is built from them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 _MAX_COUNT = 10_000
-"""Largest number in a family's configuration that isn't the size of a stored tensor: layers, bins, draws."""
+"""Largest number in a family's configuration that isn't the size of a stored tensor, such as layers and bins."""
 _MAX_UNIT_ERROR = 1e-5
-"""How far probabilities may be from a sum of one: float32 rounds that much over some hundred categories."""
+"""Largest error of the sum of probabilities, per category; float32 rounds by this much over some hundred categories."""
 
 
 def _is_simplex(value: Tensor) -> bool:
@@ -39,14 +39,14 @@ _RANGES: dict[str, tuple[str, Callable[[Tensor], bool]]] = {
 
 
 def check_parameters(parameters: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Refuse parameters that no model has: NaN, a scale below 0, probabilities that sum to 2, shapes that don't fit together.
+    """Refuse parameters that no model has: NaN, a scale below 0, probabilities that sum to 2, shapes that contradict each other.
 
     Args:
         parameters: by name, as `Family.parameters` returns them.
-        config: of the family, as `Family.config` returns it.
+        config: the family's configuration, as `Family.config` returns it.
 
     Raises:
-        ValueError: one is wrong; the message names it.
+        ValueError: a parameter is wrong; the message names it.
     """
     if not parameters:
         raise ValueError("an optimum has no parameters")
@@ -63,7 +63,7 @@ def check_parameters(parameters: Mapping[str, Tensor], config: Mapping[str, Any]
 
 
 def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes that follow from a location (…, d), or from a matrix of weights (k, c)."""
+    """Return the shapes that follow from a location (…, d), or from a matrix of weights (k, c)."""
     if (loc := parameters.get("loc")) is not None:
         *batch, dim = tuple(loc.shape) or (0,)
         one: dict[str, tuple[int, ...]] = {"scale": (*batch, dim), "scale_tril": (*batch, dim, dim), "cov_diag": (dim,)}
@@ -77,7 +77,7 @@ def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _check_counts(parameters: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Refuse sizes that no stored tensor has: a network of them would fill the memory before its weights are compared."""
+    """Refuse sizes that no stored tensor has: building such a network would fill the memory before its weights are compared."""
     largest = max([_MAX_COUNT, *(size for value in parameters.values() for size in value.shape)])
     numbers = [one for value in config.values() for one in (value if isinstance(value, (list, tuple)) else [value])]
     shape = parameters.get("shape", torch.zeros(0, dtype=torch.int64, device="cpu"))

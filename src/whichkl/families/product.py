@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.categorical import check_smoothing
 from whichkl.families.columns import Columns
 from whichkl.families.family import MomentFamily
-from whichkl.families.margins import Margin, shown
+from whichkl.families.field_checks import check_not_negative, expect
+from whichkl.families.margins import Margin
 from whichkl.families.margins_real import (
     BetaMargin,
     ExponentialMargin,
@@ -25,6 +25,7 @@ from whichkl.families.margins_real import (
     NormalMargin,
 )
 from whichkl.families.margins_whole import BernoulliMargin, CategoricalMargin, PoissonMargin
+from whichkl.families.value_ranges import BITS, first_outside, shown
 
 _KINDS: tuple[type[Margin], ...] = (
     BernoulliMargin,
@@ -38,8 +39,8 @@ _KINDS: tuple[type[Margin], ...] = (
     BetaMargin,
 )
 MARGINS: dict[str, type[Margin]] = {kind.name: kind for kind in _KINDS}
-_COARSE = 3.0
-"""Whole numbers that spread by so much or more are also offered densities, which then hardly change within a step of 1."""
+_MIN_SPREAD_FOR_DENSITY = 3.0
+"""Smallest standard deviation at which whole numbers may get a density, which then hardly changes within a step of 1."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Product(MomentFamily):
     """q(x) = ∏ᵢ qᵢ(xᵢ): every column its own margin, by maximum likelihood.
 
     Args:
-        margins: a name for each column, or one for all: ``"normal"``, ``"lognormal"``, ``"gamma"``, ``"beta"``,
+        margins: a name per column, or one for all columns: ``"normal"``, ``"lognormal"``, ``"gamma"``, ``"beta"``,
             ``"exponential"``, ``"laplace"``, ``"poisson"``, ``"bernoulli"``, ``"categorical"``. None: `resolve` chooses them
             from the values.
-        smoothing: by how many further rows each category of a categorical margin is counted.
-        categories: for each column the K of a categorical margin, else None; unless said, every code up to the largest must
-            occur.
+        smoothing: the number of rows that are added to each category of a categorical margin.
+        categories: the K of a categorical margin, per column, None for the others; by default every code up to the largest
+            must occur.
 
     Raises:
         InputError: a name isn't known.
@@ -71,7 +72,7 @@ class Product(MomentFamily):
     categories: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check both fields, and keep several names as a tuple."""
+        """Check the fields, and keep several names as a tuple."""
         if self.margins is not None and not isinstance(self.margins, str):
             object.__setattr__(self, "margins", tuple(self.margins))
         for name in (self.margins,) if isinstance(self.margins, str) else self.margins or ():
@@ -80,7 +81,7 @@ class Product(MomentFamily):
                 raise InputError(cannot(f"use the margin {name!r}", "it isn't a known one", instead))
         if self.categories is not None:
             object.__setattr__(self, "categories", tuple(self.categories))
-        check_smoothing(self.smoothing)
+        check_not_negative(self, "smoothing")
 
     def __repr__(self) -> str:
         smoothing = f", smoothing={self.smoothing}" if self.smoothing else ""
@@ -95,16 +96,16 @@ class Product(MomentFamily):
     def resolve(
         self, x: Float[Tensor, "n d"], names: Sequence[str], w: Float[Tensor, " n"] | None = None, *, whole: bool = True
     ) -> tuple[Product, str]:
-        """Choose a margin for each column where none was said, and say why; count the categories of categorical ones.
+        """Choose a margin per column if none is named, with reasons; count the categories of categorical margins.
 
-        Of the margins that take all of a column's values, the one with the best BIC, log likelihood − ½ · parameters · log n.
-        Whole numbers get a density only where they spread over many steps.
+        Of the margins that take all values of a column, this is the one with the best BIC,
+        log likelihood − ½ · parameters · log n. Whole numbers get a density only where they spread over many steps.
 
         Args:
             x: rows to choose by.
             names: the columns' names.
             w: their weights.
-            whole: whether these are all rows; of some, the number of categories can't be told.
+            whole: whether these are all rows; some of the rows don't determine the number of categories.
 
         Returns:
             A product with named margins, and a note; ``""`` where they were named.
@@ -116,19 +117,17 @@ class Product(MomentFamily):
         """
         x = x.to(torch.float64)
         if self.margins is not None:
-            return self._counted(x, names) if whole else self, ""
+            return self._with_categories(x, names) if whole else self, ""
         w = torch.ones_like(x[:, 0]) if w is None else w.to(torch.float64)
-        chosen, notes = [], []
-        for column, name in zip(x.T, names, strict=True):
-            margin, note = self._best(column, w / w.sum() * len(x), name, whole)
-            chosen.append(margin)
-            notes.append(note)
-        family = Product(tuple(chosen), self.smoothing)
-        return family._counted(x, names) if whole else family, "; ".join(notes)
+        columns = zip(x.T, names, strict=True)
+        chosen = [(name, *self._best_margin(column, w / w.sum() * len(x), name, whole)) for column, name in columns]
+        family = Product(tuple(margin for _, margin, _ in chosen), self.smoothing)
+        note = "; ".join(f"`{name}` holds {values}: {margin}" for name, margin, values in chosen)
+        return family._with_categories(x, names) if whole else family, note
 
     def about_median(self, dim: int) -> list[int]:
         """Return the columns whose `origin` must be their weighted median, since their sums are taken about it."""
-        return [i for i, margin in enumerate(self._each(dim)) if margin.about_median]
+        return [i for i, margin in enumerate(self._margins(dim)) if margin.about_median]
 
     def statistics(
         self,
@@ -136,14 +135,12 @@ class Product(MomentFamily):
         w: Float[Tensor, " m"],
         origin: Float[Tensor, " d"],
         context: Tensor | None = None,
-        *,
-        overwrite: bool = False,
-        total: Float[Tensor, " d"] | None = None,
+        **options: Any,
     ) -> dict[str, Tensor]:
-        """Return every margin's sums, their names led by the number of the column."""
-        columns = zip(self._each(x.shape[1]), x.T, origin, strict=True)
-        each = [margin.statistics(column.contiguous(), w, at) for margin, column, at in columns]
-        return {f"{i}.{name}": value for i, sums in enumerate(each) for name, value in sums.items()}
+        """Return every margin's sums; each name begins with the number of the column."""
+        columns = zip(self._margins(x.shape[1]), x.T, origin, strict=True)
+        sums = [margin.statistics(column.contiguous(), w, at) for margin, column, at in columns]
+        return {f"{i}.{name}": value for i, each in enumerate(sums) for name, value in each.items()}
 
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " d"], names: Sequence[str]) -> Distribution:
         """Return the margins of maximum likelihood.
@@ -151,77 +148,70 @@ class Product(MomentFamily):
         Raises:
             InputError: a column holds values that its margin doesn't take, or is constant.
         """
-        margins = self._each(len(origin))
+        margins = self._margins(len(origin))
         self.check_count(int(sums["0.rows"]), len(origin))
-        parts = [_under(sums, i) for i in range(len(origin))]
+        parts = [_of_column(sums, i) for i in range(len(origin))]
         laws = [m.from_statistics(s, at, name) for m, s, at, name in zip(margins, parts, origin, names, strict=False)]
         return Columns(laws, [margin.name for margin in margins])
 
     def minimum_rows(self, dim: int) -> int:
-        """Return 2, or 1 where all margins are of whole numbers."""
-        known = self.margins is not None
-        return 1 if known and all(margin.discrete for margin in self._each(dim)) else 2
+        """Return 2, or 1 if all margins are of whole numbers."""
+        return 1 if self.margins is not None and all(margin.is_discrete for margin in self._margins(dim)) else 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse too few rows, and values outside a margin's support, with the first row that has one.
+        """Refuse too few rows, and values that a margin doesn't take, with the first row that has one.
 
         Raises:
-            InputError: as said.
+            InputError: there are any.
         """
         self.check_count(len(x), x.shape[1])
         if self.margins is None:
             return
-        for margin, column, name in zip(self._each(x.shape[1]), x.T, names, strict=True):
-            outside = ~margin.allows(column)
-            if bool(outside.any()):
-                row = int(outside.nonzero()[0, 0])
-                value = shown(float(column[row]))
-                because = f"column `{name}` holds {value} in row {row}, and `{margin.name}` takes {margin.takes}"
-                fitting = [other for other in MARGINS if bool(self._margin(other).allows(column).all())]
+        for margin, column, name in zip(self._margins(x.shape[1]), x.T, names, strict=True):
+            outside = first_outside(column, margin.values)
+            if outside is not None:
+                row, value = outside
+                because = f"column `{name}` holds {value} in row {row}, and `{margin.name}` takes {margin.values.words}"
+                fitting = [other for other in MARGINS if bool(self._margin(other).values.contains(column).all())]
                 instead = f"Use one of {', '.join(fitting)} there" if fitting else "Drop those rows"
                 raise InputError(cannot(f"fit `{self}`", because, instead))
-            if not margin.discrete and bool((column == column[0]).all()):
+            if not margin.is_discrete and bool((column == column[0]).all()):
                 margin.refuse_constant(name)
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return every margin's parameters, such as ``"0.gamma.rate"``."""
-        if not isinstance(model, Columns):
-            because = f"it is a `{type(model).__name__}`"
-            raise InputError(cannot("read a product from this model", because, "Use a model of this family"))
+        columns = expect(model, Columns, "a product")
         return {
             f"{i}.{margin}.{name}": value
-            for i, (margin, law) in enumerate(zip(model.margins, model.laws, strict=True))
+            for i, (margin, law) in enumerate(zip(columns.margins, columns.laws, strict=True))
             for name, value in MARGINS[margin]().parameters(law).items()
         }
 
     def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
-        """Build the model from what `parameters` returns; its names tell the margins."""
+        """Build the model from what `parameters` returns; the names contain the margins."""
         kinds = {int(name.split(".")[0]): name.split(".")[1] for name in parameters}
         margins = [kinds[i] for i in range(len(kinds))]
         laws = [
-            MARGINS[margin]().rebuild({name.split(".")[1]: value for name, value in _under(parameters, i).items()})
+            MARGINS[margin]().law({name.split(".")[1]: value for name, value in _of_column(parameters, i).items()})
             for i, margin in enumerate(margins)
         ]
         return Columns(laws, margins)
 
-    def _counted(self, x: Tensor, names: Sequence[str]) -> Product:
-        """Say the number of categories of each categorical margin that takes the values of its column."""
-        margins = self._each(x.shape[1])
+    def _with_categories(self, x: Tensor, names: Sequence[str]) -> Product:
+        """Set the number of categories of each categorical margin that takes the values of its column."""
+        margins = self._margins(x.shape[1])
         if self.categories is not None or all(margin.name != "categorical" for margin in margins):
             return self
         counts: list[int | None] = []
         for margin, column, name in zip(margins, x.T, names, strict=True):
-            if margin.name == "categorical" and bool(margin.allows(column).all()):
-                sums = margin.statistics(column.contiguous(), torch.ones_like(column), column[0])
-                counts.append(len(margin.parameters(margin.from_statistics(sums, column[0], name))["probs"]))
-            else:
-                counts.append(None)
-        return Product(self.margins, self.smoothing, tuple(counts))
+            is_counted = margin.name == "categorical" and bool(margin.values.contains(column).all())
+            counts.append(len(margin.parameters(_fitted(margin, column, name))["probs"]) if is_counted else None)
+        return replace(self, categories=tuple(counts))
 
     def _margin(self, name: str, categories: int | None = None) -> Margin:
         return CategoricalMargin(categories, self.smoothing) if name == "categorical" else MARGINS[name]()
 
-    def _each(self, dim: int) -> list[Margin]:
+    def _margins(self, dim: int) -> list[Margin]:
         """Return the margin of each column."""
         if self.margins is None:
             because = "its margins haven't been chosen yet"
@@ -229,52 +219,53 @@ class Product(MomentFamily):
         names = (self.margins,) * dim if isinstance(self.margins, str) else self.margins
         if len(names) != dim:
             because = f"it names {len(names)} margins, and there are {dim} columns"
-            raise InputError(cannot(f"use `{self}`", because, "Name one a column, or one for all"))
+            raise InputError(cannot(f"use `{self}`", because, "Give one name per column, or one name for all columns"))
         counts = self.categories or (None,) * dim
         if len(counts) != dim:
-            because = f"it names the categories of {len(counts)} columns, and there are {dim}"
-            raise InputError(cannot(f"use `{self}`", because, "Name one a column, None where it isn't categorical"))
+            because = f"it gives the categories of {len(counts)} columns, and there are {dim}"
+            raise InputError(cannot(f"use `{self}`", because, "Give one number per column, None if it isn't categorical"))
         return [self._margin(name, count) for name, count in zip(names, counts, strict=True)]
 
-    def _best(self, column: Tensor, w: Tensor, name: str, is_all: bool) -> tuple[str, str]:
-        """Return the margin with the best BIC, and a note; a column that is constant in all rows is for no margin to tell."""
-        whole = bool((column == column.round()).all())
-        if is_all and bool((column == column[0]).all()):
-            because = f"it is constant ({shown(float(column[0]))}), so that no margin can be told from its values"
+    def _best_margin(self, x: Tensor, w: Tensor, name: str, is_all: bool) -> tuple[str, str]:
+        """Return the margin with the best BIC, and the values in words; values that are all equal determine no margin."""
+        is_constant, is_whole = bool((x == x[0]).all()), bool((x == x.round()).all())
+        if is_all and is_constant:
+            because = f"it is constant ({shown(float(x[0]))}), and the values of a constant column determine no margin"
             raise InputError(cannot(f"choose a margin for column `{name}`", because, "Drop the column, or name the margins"))
-        if whole and bool(((column == 0) | (column == 1)).all()):
-            return "bernoulli", f"`{name}` holds 0 and 1: bernoulli"
-        if bool((column == column[0]).all()) and not (whole and float(column[0]) >= 0):
+        if bool(BITS.contains(x).all()):
+            return "bernoulli", "0 and 1"
+        if is_constant and not (is_whole and float(x[0]) >= 0):
             NormalMargin().refuse_constant(name)
-        spread = float(column.std())
+        may_have_density = not is_whole or float(x.std()) >= _MIN_SPREAD_FOR_DENSITY or float(x.min()) < 0
         scores: dict[str, float] = {}
-        for other in MARGINS:
-            margin = self._margin(other)
-            if bool(margin.allows(column).all()) and (
-                margin.discrete or not whole or spread >= _COARSE or float(column.min()) < 0
-            ):
-                origin = column.median() if margin.about_median else column[0]
-                try:
-                    law = margin.from_statistics(margin.statistics(column, w, origin), origin, name)
-                except InputError:  # such as a code that never occurs: not a margin for this column
-                    continue
-                free = len(column.unique()) - 1 if other == "categorical" else margin.free
-                score = float(w @ law.log_prob(column)) - free / 2 * float(w.sum().log())
-                if score == score:
-                    scores[other] = score
-        best = max(scores, key=lambda one: scores[one])
-        return best, f"`{name}` holds {_words(column, whole)}: {best}"
+        for margin in map(self._margin, MARGINS):
+            if not bool(margin.values.contains(x).all()) or not (margin.is_discrete or may_have_density):
+                continue
+            try:
+                law = _fitted(margin, x, name, w)
+            except InputError:  # such as a code that never occurs: not a margin for this column
+                continue
+            score = float(w @ law.log_prob(x)) - margin.count_parameters(x) / 2 * float(w.sum().log())
+            if score == score:
+                scores[margin.name] = score
+        return max(scores, key=lambda one: scores[one]), _in_words(x, is_whole)
 
 
-def _under(values: Mapping[str, Tensor], column: int) -> dict[str, Tensor]:
+def _fitted(margin: Margin, x: Tensor, name: str, w: Tensor | None = None) -> Distribution:
+    """Fit a margin to one column."""
+    origin = x.median() if margin.about_median else x[0]
+    return margin.from_statistics(margin.statistics(x.contiguous(), torch.ones_like(x) if w is None else w, origin), origin, name)
+
+
+def _of_column(values: Mapping[str, Tensor], column: int) -> dict[str, Tensor]:
     """Return the entries of one column, without its number."""
     lead = f"{column}."
     return {name[len(lead) :]: value for name, value in values.items() if name.startswith(lead)}
 
 
-def _words(column: Tensor, whole: bool) -> str:
-    if whole:
-        return "whole numbers from 0" if float(column.min()) >= 0 else "whole numbers, some below 0"
-    if float(column.min()) > 0:
-        return "numbers between 0 and 1" if float(column.max()) < 1 else "numbers above 0"
-    return "numbers from 0" if float(column.min()) == 0 else "real numbers"
+def _in_words(x: Tensor, is_whole: bool) -> str:
+    if is_whole:
+        return "whole numbers from 0" if float(x.min()) >= 0 else "whole numbers, some below 0"
+    if float(x.min()) > 0:
+        return "numbers between 0 and 1" if float(x.max()) < 1 else "numbers above 0"
+    return "numbers from 0" if float(x.min()) == 0 else "real numbers"

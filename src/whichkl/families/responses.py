@@ -11,18 +11,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl.families.atoms import Codes, Coin, Counts
-from whichkl.families.margins_whole import MOST_CATEGORIES
+from whichkl.families.value_ranges import BITS, COUNTS, ValueRange, codes_of
 
 
 class Response(ABC):
     """An exponential family in its canonical parameter η, of k columns: the gradient in η is mean − y, the curvature Var(y)."""
 
     label: ClassVar[str]
-    takes: ClassVar[str]
-
-    @abstractmethod
-    def allows(self, y: Float[Tensor, " m"]) -> Tensor:
-        """Tell which values it takes."""
+    values: ClassVar[ValueRange]
+    """The values that y may have."""
 
     @abstractmethod
     def law(self, eta: Float[Tensor, "n k"]) -> Distribution:
@@ -30,10 +27,10 @@ class Response(ABC):
 
     @abstractmethod
     def mean(self, eta: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
-        """Return the expected y; of categories, their probabilities."""
+        """Return the mean of y, which for categories is their probabilities."""
 
     def code(self, y: Float[Tensor, " m"], columns: int) -> Float[Tensor, "m k"]:
-        """Return y as the mean is written."""
+        """Return y in the shape of the mean: one-hot for categories."""
         return y[:, None]
 
     def curve(self, mean: Float[Tensor, "m k"], a: int, b: int) -> Float[Tensor, " m"]:
@@ -46,13 +43,13 @@ class Response(ABC):
 
     @abstractmethod
     def gain(self, change: Float[Tensor, "m k"], y: Float[Tensor, " m"]) -> Float[Tensor, "m j"]:
-        """Return numbers for each row: where none is below 0 and one is above, the likelihood grows for ever along `change` of η.
+        """Return numbers per row; if none is below 0 and one is above, the likelihood grows without limit along `change` of η.
 
         Source: Albert & Anderson (1984).
         """
 
     def side(self, y: Float[Tensor, " m"]) -> Tensor:
-        """Return the groups of rows that a single column may set apart."""
+        """Return the group of each row; a column that separates the groups makes the likelihood unbounded."""
         return y.long()
 
 
@@ -60,11 +57,7 @@ class BernoulliResponse(Response):
     """y ∈ {0, 1}, η = log odds of 1."""
 
     label = "a logistic regression"
-    takes = "0 and 1"
-
-    def allows(self, y: Tensor) -> Tensor:
-        """0 and 1."""
-        return (y == 0) | (y == 1)
+    values = BITS
 
     def law(self, eta: Tensor) -> Distribution:
         """Bernoulli."""
@@ -79,7 +72,7 @@ class BernoulliResponse(Response):
         return mean * (1 - mean) * by
 
     def gain(self, change: Tensor, y: Tensor) -> Tensor:
-        """Up for 1, down for 0."""
+        """It grows with η for 1, and falls for 0."""
         return (2 * y - 1)[:, None] * change
 
 
@@ -87,11 +80,7 @@ class CategoricalResponse(Response):
     """y ∈ {0 … K−1}, the softmax of η."""
 
     label = "a multinomial logistic regression"
-    takes = "whole numbers from 0 to K − 1, the codes of K classes"
-
-    def allows(self, y: Tensor) -> Tensor:
-        """Whole numbers from 0."""
-        return (y >= 0) & (y < MOST_CATEGORIES) & (y == y.round())
+    values = codes_of(noun="classes")
 
     def law(self, eta: Tensor) -> Distribution:
         """Categorical."""
@@ -114,7 +103,7 @@ class CategoricalResponse(Response):
         return mean * (by - (mean * by).sum(1, keepdim=True))
 
     def gain(self, change: Tensor, y: Tensor) -> Tensor:
-        """By how much the row's class gains on each of the others."""
+        """The gain of the row's class over each other class."""
         return change.gather(1, y.long()[:, None]) - change
 
 
@@ -122,18 +111,14 @@ class PoissonResponse(Response):
     """y ∈ {0, 1, 2, …}, η = log of the mean."""
 
     label = "a Poisson regression"
-    takes = "whole numbers from 0"
-
-    def allows(self, y: Tensor) -> Tensor:
-        """Whole numbers from 0."""
-        return y.isfinite() & (y >= 0) & (y == y.round())
+    values = COUNTS
 
     def law(self, eta: Tensor) -> Distribution:
         """Poisson."""
         return Counts(eta[:, 0].exp(), validate_args=False)
 
     def mean(self, eta: Tensor) -> Tensor:
-        """Exp η."""
+        """e^η."""
         return eta.exp()
 
     def turn(self, mean: Tensor, by: Tensor) -> Tensor:
@@ -141,11 +126,11 @@ class PoissonResponse(Response):
         return mean * by
 
     def gain(self, change: Tensor, y: Tensor) -> Tensor:
-        """Down for 0; any change loses elsewhere."""
+        """It falls with η for 0; elsewhere any change lowers the likelihood."""
         return torch.where(y[:, None] > 0, -change.abs(), -change)
 
     def side(self, y: Tensor) -> Tensor:
-        """Nothing, or something."""
+        """0, or more than 0."""
         return (y > 0).long()
 
 

@@ -1,4 +1,4 @@
-"""StudentT: one multivariate Student-t distribution, a Gaussian whose scale is itself random: it stands outliers."""
+"""StudentT: one multivariate Student-t distribution, a Gaussian whose scale is itself random; it tolerates outliers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Chi2, Distribution, constraints
 
-from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family
-from whichkl.families.gaussian import check_covariance
+from whichkl.families.field_checks import check_choice, expect
 
 SHAPES = ("full", "diagonal")
 
 
 @dataclass(frozen=True)
 class StudentT(Family):
-    """q(x) ∝ |Σ|^(−½) (1 + (x − m)ᵀ Σ⁻¹ (x − m) / ν)^(−(ν + d)/2), ν > 0 found with the rest.
+    """q(x) ∝ |Σ|^(−½) (1 + (x − m)ᵀ Σ⁻¹ (x − m) / ν)^(−(ν + d)/2), ν > 0 is fitted too.
 
     Args:
         covariance: the shape of Σ: ``"full"``, or ``"diagonal"`` (columns uncorrelated, yet large together).
@@ -37,7 +36,7 @@ class StudentT(Family):
 
     def __post_init__(self) -> None:
         """Check the one field."""
-        check_covariance(self.covariance, SHAPES)
+        check_choice(self, "covariance", SHAPES)
 
     @property
     def label(self) -> str:
@@ -45,15 +44,13 @@ class StudentT(Family):
         return f"a {self.covariance} Student-t"
 
     def minimum_rows(self, dim: int) -> int:
-        """Return one row more than a Gaussian of that shape, for ν."""
+        """Return one row more than a Gaussian of that covariance, for ν."""
         return (dim + 1 if self.covariance == "full" else 2) + 1
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return `df` (), `loc` (d,) and `scale_tril` (d, d)."""
-        if not isinstance(model, MultivariateStudentT):
-            because = f"it is a `{type(model).__name__}`"
-            raise InputError(cannot("read a Student-t from this model", because, "Use a MultivariateStudentT"))
-        return {"df": model.df, "loc": model.loc, "scale_tril": model.scale_tril}
+        law = expect(model, MultivariateStudentT, "a Student-t", "Use a MultivariateStudentT")
+        return {"df": law.df, "loc": law.loc, "scale_tril": law.scale_tril}
 
     def model(self, parameters: Mapping[str, Tensor]) -> Distribution:
         """Build the model from `df`, `loc` and `scale_tril`."""
@@ -67,7 +64,7 @@ class MultivariateStudentT(Distribution):
         df: ν, (…).
         loc: m, (…, d).
         scale_tril: L, (…, d, d), the Cholesky factor of the scale matrix Σ; the covariance is Σ ν/(ν − 2) where ν > 2.
-        validate_args: as everywhere in torch.
+        validate_args: as in torch.
 
     >>> law = MultivariateStudentT(torch.tensor(5.0), torch.zeros(2), torch.eye(2))
     >>> law.log_prob(torch.zeros(2))
@@ -83,7 +80,7 @@ class MultivariateStudentT(Distribution):
     has_rsample = True
 
     def __init__(self, df: Tensor, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None) -> None:
-        """Take the parameters, their batches broadcast."""
+        """Broadcast the batch shapes of the parameters."""
         batch = torch.broadcast_shapes(df.shape, loc.shape[:-1], scale_tril.shape[:-2])
         dim = loc.shape[-1]
         self.df, self.loc = df.expand(batch), loc.expand(*batch, dim)

@@ -20,16 +20,16 @@ from whichkl.families.network_family import NetworkFamily, load_state, state_of
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Module(NetworkFamily):
-    """The models that a module's weights can make it; the module itself is copied, and never changed.
+    """The models that a module can be with other weights; the module itself is copied, and never changed.
 
     `forward()` returns one distribution over rows; `forward(x)`, with (n, c) contexts, returns n of them (batch shape (n,)).
-    The law brings its own support and scale: nothing is standardised, and no weight decays.
+    The law has its own support and scale: nothing is standardised, and no weight decays.
 
     Args:
-        module: its weights are where training starts; those that don't ask for a gradient stay as they are.
+        module: training starts at its weights; weights that need no gradient stay fixed.
 
     Raises:
-        InputError: it isn't a module, or none of its weights asks for a gradient.
+        InputError: it isn't a module, or none of its weights needs a gradient.
 
     >>> import torch
     >>> class Bell(torch.nn.Module):
@@ -48,7 +48,7 @@ class Module(NetworkFamily):
     module: nn.Module
 
     def __post_init__(self) -> None:
-        """Check the module, and tell from its signature whether it takes contexts."""
+        """Check the module, and read from its signature whether it takes contexts."""
         given: Any = self.module
         if not isinstance(given, nn.Module):
             because = f"it is the module of a user ({given}), which isn't saved with a fit"
@@ -90,7 +90,7 @@ class Module(NetworkFamily):
         return self.network(shape)
 
     def config(self) -> dict[str, Any]:
-        """Return the class's name, and a digest of the starting weights: the module itself isn't written down."""
+        """Return the class's name, and a digest of the starting weights; the module itself isn't saved."""
         digest = hashlib.sha256(repr(self.module).encode())
         for name, value in state_of(self.module).items():
             digest.update(name.encode() + value.detach().cpu().double().contiguous().numpy().tobytes())
@@ -102,7 +102,7 @@ class Module(NetworkFamily):
 
 
 def family_of(obj: Any) -> Family:
-    """Return a family as it is, that which a text names, and a module as the family of what its weights can make it.
+    """Return the family that an object stands for: a family itself, a text that names one, or a user's module.
 
     Raises:
         InputError: it is none of these.

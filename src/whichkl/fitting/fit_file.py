@@ -1,8 +1,9 @@
-"""Fit file: the fields of a saved fit, written and read back with checks."""
+"""Fit file: what a saved fit holds, and how its parts are read back, each checked."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, get_type_hints
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -29,25 +30,16 @@ class OptimumFields(TypedDict):
     is_global: bool
 
 
-_MEASURED = {one.name: one for one in fields(Diagnostics) if one.name not in ("optima", "curve", "held")}
-"""Fields of `Diagnostics` that are saved as they are."""
-if TYPE_CHECKING:
-    DiagnosticsFields = Mapping[str, Any]
-else:
-    _HINTS = get_type_hints(Diagnostics)
-    DiagnosticsFields = TypedDict(
-        "DiagnosticsFields",
-        {
-            "optima": list[OptimumFields],
-            "curve": NotRequired[list[Any] | None],
-            **{name: _HINTS[name] if one.default is MISSING else NotRequired[_HINTS[name]] for name, one in _MEASURED.items()},
-        },
-    )
-    """`Fit.diagnostics` without the parameters; what older versions didn't measure may be missing."""
+class DiagnosticsFields(TypedDict):
+    """What must be in `diagnostics`; `Diagnostics.from_dict` checks the rest, some of which older versions don't have."""
+
+    optima: list[OptimumFields]
+    iterations: int
+    residual: float
 
 
 class FitFields(TypedDict):
-    """Everything of a fit but its parameters, as `fit.json` holds it."""
+    """Everything but the parameters of a fit, as `fit.json` holds it."""
 
     format: int
     family: Mapping[str, Any]
@@ -64,9 +56,7 @@ class FitFields(TypedDict):
 
 
 def described(fit: Any) -> dict[str, Any]:
-    """Return everything of a `Fit` but its parameters, as JSON can hold it."""
-    d = fit.diagnostics
-    kept = {name: getattr(d, name) for name in _MEASURED}
+    """Return everything but the parameters of a `Fit`, as JSON can hold it."""
     return {
         "format": FORMAT,
         "family": fit.family.config(),
@@ -76,11 +66,7 @@ def described(fit: Any) -> dict[str, Any]:
         "findings": sorted(fit.findings),
         "explanations": list(fit.explanations),
         "value": fit.value.to_dict(),
-        "diagnostics": {
-            **{name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in kept.items()},
-            "curve": None if d.curve is None else [[count, one.to_dict()] for count, one in d.curve],
-            "optima": [{"loss": o.loss, "converged": o.converged, "is_global": o.is_global} for o in d.optima],
-        },
+        "diagnostics": fit.diagnostics.to_dict(),
         "access": fit.advice.access.label,
         "names": list(fit.names),
         "support": fit.bijection.describe(),
@@ -89,49 +75,56 @@ def described(fit: Any) -> dict[str, Any]:
 
 
 def tensors_of(family: Family, optima: tuple[Optimum, ...]) -> dict[str, Tensor]:
-    """Return every optimum's parameters, under names such as ``0.loc``."""
+    """Return every optimum's parameters, each name behind the optimum's number."""
     return {f"{i}.{name}": value for i, one in enumerate(optima) for name, value in family.parameters(one.model).items()}
 
 
-def rebuilt_fit(saved: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
+def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """Read a saved fit and check its fields, without building its models.
+
+    Raises:
+        InputError: there is no fit in that folder.
+        IntegrityError: a file or a field isn't what was written.
+    """
+    fields, tensors = FIT.read(folder, FitFields)
+    try:
+        Diagnostics.from_dict(fields["diagnostics"], ())
+    except ValueError as error:
+        raise FIT.damaged(folder, str(error)) from error
+    return fields, tensors
+
+
+def rebuilt_fit(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
     """Return the arguments of `Fit` that a saved one holds.
 
     Raises:
-        ValueError: a value can't be that of a fit; the message names it.
+        ValueError: something in it can't be that of a fit; the message names it.
     """
-    names = saved["names"]
-    unknown = [name for name in saved["findings"] if name not in FINDINGS]
-    if unknown:
-        raise ValueError(f"there is no finding `{unknown[0][:40]}`")
-    if saved["seed"] < 0 or not names or len(set(names)) < len(names):
-        raise ValueError("its seed or its names can't be those of a fit")
-    optima = _optima(saved["diagnostics"]["optima"], tensors, family)
-    model = optima[0].model
-    bijection = Bijection(saved["support"], len(names))  # type: ignore[arg-type]
-    shape = getattr(model, "event_shape", None)
+    names = fields["names"]
+    unknown = [name for name in fields["findings"] if name not in FINDINGS]
+    if unknown or fields["seed"] < 0 or not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"there is no finding `{unknown[0][:40]}`" if unknown else "its seed or its names can't be those of a fit"
+        )
+    optima = _optima(fields["diagnostics"]["optima"], tensors, family)
+    bijection = Bijection(fields["support"], len(names))  # type: ignore[arg-type]
+    shape = getattr(optima[0].model, "event_shape", None)
     if shape is not None and not family.conditional and tuple(shape) not in ((bijection.free_dim,), ()):
         raise ValueError(f"its model has events of shape {tuple(shape)}, and it names {len(names)} columns")
     return {
-        "model": carried(model, bijection),
+        "model": carried(optima[0].model, bijection),
         "family": family,
-        "objective": objective_of(saved["objective"]),
-        "solver": saved["solver"],
-        "advice": replace(advise(Access.parse(saved["access"]), family), dim=len(names)),
-        "value": saved["value"],
-        "status": saved["status"],
-        "findings": frozenset(saved["findings"]),
-        "diagnostics": _diagnostics(saved["diagnostics"], optima),
+        "objective": objective_of(fields["objective"]),
+        "solver": fields["solver"],
+        "advice": replace(advise(Access.parse(fields["access"]), family), dim=len(names)),
+        "value": fields["value"],
+        "status": fields["status"],
+        "findings": frozenset(fields["findings"]),
+        "diagnostics": Diagnostics.from_dict(fields["diagnostics"], optima),
         "names": names,
         "bijection": bijection,
-        "seed": saved["seed"],
+        "seed": fields["seed"],
     }
-
-
-def _diagnostics(d: Mapping[str, Any], optima: tuple[Optimum, ...]) -> Diagnostics:
-    measured = {name: d[name] for name in _MEASURED if name in d}
-    curve = d.get("curve")
-    measured["curve"] = None if curve is None else tuple((int(count), Estimate.from_dict(one)) for count, one in curve)
-    return Diagnostics(optima=optima, **measured)
 
 
 def _optima(described: list[OptimumFields], tensors: Mapping[str, Tensor], family: Family) -> tuple[Optimum, ...]:

@@ -1,4 +1,4 @@
-"""Hamiltonian moves of many particles at once: each call of the target takes all of them one leapfrog step further."""
+"""Hamiltonian moves of many particles at once: each call of the target moves all of them by one leapfrog step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points y in coordinates where the base is N(0, I), with log p and its gradient there, and which island they're on."""
+    """Points y in coordinates where the base is N(0, I), with log p and its gradient there."""
 
     y: Float[Tensor, "n d"]
     value: Float[Tensor, " n"]
@@ -27,7 +27,7 @@ class Cloud:
         return Cloud(self.y[index], self.value[index], self.gradient[index])
 
     def spread(self) -> Float[Tensor, "d d"]:
-        """Return a lower-triangular scale of the points: of the full covariance where there are five times as many as axes."""
+        """Return a lower-triangular scale of the points: of the full covariance if there are five points per axis."""
         n, d = self.y.shape
         centred = self.y - self.y.mean(0)
         variance = centred.square().mean(0).clamp(min=1e-300)
@@ -43,10 +43,10 @@ class Cloud:
 def move(
     cloud: Cloud, density: Density, inverse_temperature: float, step: float, leapfrogs: int, generator: torch.Generator
 ) -> tuple[Cloud, float]:
-    """Move every point by one Hamiltonian trajectory that leaves base^(1−β) p^β as it is; return them and the acceptance rate.
+    """Move every point by one Hamiltonian trajectory that leaves base^(1−β) p^β invariant; return them and the acceptance rate.
 
     The mass matrix is the inverse covariance of the points. Each point has its own step, `step` times a number between 0.15 and
-    1.5 (uniform on the scale of logarithms), so that no trajectory is periodic for all, and narrow places are entered too.
+    1.5 (log-uniform), so no trajectory is periodic for all points, and points also enter narrow places.
 
     Args:
         cloud: the points.

@@ -1,4 +1,4 @@
-"""Resampling: how far a temperature may rise at once, and which particles go on from there."""
+"""Resampling: how far an inverse temperature may rise in one step, and which particles continue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def conditional_ess(log_weights: Float[Tensor, ...]) -> float:
-    """Share of equally weighted particles that are worth keeping under new weights, (mean w)² / mean w², in (0, 1].
+    """Return the share of equally weighted particles that are effective under new weights, (mean w)² / mean w², in (0, 1].
 
     Source: Zhou, Johansen & Aston (2016).
 
@@ -23,7 +23,7 @@ def conditional_ess(log_weights: Float[Tensor, ...]) -> float:
 
 
 def _share(log_weights: np.ndarray) -> float:
-    """The same of weights whose largest is 1; on a few hundred numbers NumPy takes a fifth of torch's time."""
+    """The same for weights whose largest is 1; on a few hundred numbers NumPy takes a fifth of torch's time."""
     w = np.exp(log_weights)
     return float(w.sum() ** 2 / (w @ w) / len(w))
 
@@ -33,8 +33,8 @@ def next_step(log_ratio: Float[Tensor, ...], left: float, keep: float) -> float:
 
     Args:
         log_ratio: log p − log base of every particle, all finite or −∞.
-        left: what is missing to 1.
-        keep: the share that must stay, of those particles at which the ratio is above −∞.
+        left: 1 − β.
+        keep: the least conditional ESS, as a share of the particles whose ratio is above −∞.
 
     Source: bisection as in Jasra et al. (2011).
     """
@@ -54,9 +54,9 @@ def next_step(log_ratio: Float[Tensor, ...], left: float, keep: float) -> float:
 
 
 def systematic(log_weights: Float[Tensor, "g n"], generator: torch.Generator) -> Int[Tensor, "g n"]:
-    """Return which particles of each island go on: copies by one uniform number an island, spaced by 1/n.
+    """Return which particles of each island continue: copies by one uniform number per island, spaced by 1/n.
 
-    An island whose weights are all 0 goes on unchanged; it counts for nothing anyway.
+    An island whose weights are all 0 stays unchanged; its weight is 0.
 
     Source: Kitagawa (1996).
     """

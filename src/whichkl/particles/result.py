@@ -1,4 +1,4 @@
-"""Result: weighted particles on independent islands, and what they say of p, with errors from the islands' differences."""
+"""Result: weighted particles on independent islands, and means under p, with errors from the islands' differences."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Particles:
     log_weights: Float[Tensor, " n"]
     """Natural logs of the weights; their sum is 1."""
     islands: int
-    """How many groups of n / islands neighbouring rows never mixed."""
+    """The number of groups of n / islands neighbouring rows that never mixed."""
     log_z: float
-    """log ∫ p̃, in nats: unbiased on the scale of Z, but for the temperatures and steps, which are chosen on the way."""
+    """log ∫ p̃, in nats; Z is unbiased up to the choice of temperatures and steps from the particles."""
     log_z_stderr: float
     """From the islands' differences; infinite where one island found nearly all."""
     temperatures: tuple[float, ...]
@@ -34,14 +34,14 @@ class Particles:
     acceptance: float
     """Mean chance that a move was accepted, over the last trajectory."""
     drift: float | None = None
-    """How far means of x, x² and log p still moved when the last moves were doubled, as a share of what chance allows: above 1
-    they hadn't settled. None where that wasn't asked for."""
+    """The change of the means of x, x² and log p when the last moves were doubled, as a share of what chance allows; above 1 the
+    particles hadn't settled. None unless requested."""
     before: Float[Tensor, "n d"] | None = None
-    """The points before the last moves were doubled, where that was asked for."""
+    """The points before the last moves were doubled, if that was requested."""
 
     @property
     def finished(self) -> bool:
-        """Whether the temperature came down to that of p before the calls were spent."""
+        """Whether the temperature of p was reached before the calls were used up."""
         return self.temperatures[-1] == 1.0
 
     @property
@@ -55,7 +55,7 @@ class Particles:
         return self.log_weights.view(self.islands, -1).logsumexp(1) + math.log(self.islands) + self.log_z
 
     def mean(self, f: Float[Tensor, "n k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-        """Return Σ W f and its standard error, from the islands' differences, each weighed by the Z that it found.
+        """Return Σ W f and its standard error, from the islands' differences, each island weighted by its Z.
 
         Args:
             f: a function's value at every particle.
@@ -63,10 +63,10 @@ class Particles:
         return island_mean(self.log_weights, self.islands, f)
 
     def draws(self, n: int, seed: int = 0) -> Float[Tensor, "n d"]:
-        """Draw n of the particles by their weights, in random order; above their number they repeat.
+        """Draw n of the particles by their weights, in random order; particles can repeat.
 
         Args:
-            n: how many.
+            n: the number of draws.
             seed: of the draws.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -86,7 +86,7 @@ def island_mean(
 
     Args:
         log_weights: natural logs of weights that sum to 1, an island's rows side by side.
-        islands: how many.
+        islands: the number of islands.
         f: a function's value at every row.
     """
     w = log_weights.exp()[:, None]

@@ -16,16 +16,16 @@ from whichkl.particles.resampling import next_step, systematic
 from whichkl.particles.result import Particles, island_mean
 from whichkl.targets import Target
 
-_ACCEPTED = 0.75
+_GOAL_ACCEPTANCE = 0.75
 """The acceptance rate that the step sizes aim at."""
-_TOO_FEW = 0.35
-"""Below it, the particles are moved again with a shorter step."""
-_TRIES = 3
+_MIN_ACCEPTANCE = 0.35
+"""Least acceptance rate; below it, the particles are moved again with a shorter step."""
+_MAX_MOVES_PER_TEMPERATURE = 3
 
 
 @dataclass(frozen=True)
 class Reference:
-    """N(m, LLᵀ): where the particles start, and what the log density is compared with."""
+    """N(m, LLᵀ): where the particles start, and the density that log p is compared with."""
 
     loc: Float[Tensor, " d"]
     tril: Float[Tensor, "d d"]
@@ -57,24 +57,23 @@ def temper(
 
     Each rise of β is as large as the conditional ESS allows. Then every island resamples, and all particles make a
     Hamiltonian move whose mass matrix is their covariance and whose step follows the acceptance rate. Log Z is the sum over the
-    rises of log mean (p / base)^Δβ. Islands share temperatures and steps and nothing else, so that their differences give
-    errors.
+    rises of log mean (p / base)^Δβ. Islands share only temperatures and steps, so their differences give errors.
 
     Args:
         target: p in unconstrained coordinates (`Target.unconstrained`).
-        base: where to begin; N(0, 10² I) unless said. Mass of p that it hardly reaches is found late or never.
+        base: where to begin; by default N(0, 10² I). Mass of p that it hardly reaches is found late or never.
         particles: n, on all islands together.
-        islands: how many groups resample by themselves.
+        islands: the number of groups that resample separately.
         keep: the conditional ESS, as a share, that a rise of β must leave.
         leapfrogs: steps of a trajectory, each one batched call with n points.
         last_moves: trajectories at the temperature of p.
-        settle: whether to go on there, with twice as many trajectories each time, until means of x, x² and log p stay within what
-            chance allows.
-        max_calls: calls of the target after which it ends, if need be above the temperature of p (`Particles.finished`).
+        settle: whether to continue there, with twice as many trajectories each time, until means of x, x² and log p change only
+            by chance.
+        max_calls: largest number of calls of the target; it may end above the temperature of p (`Particles.finished`).
         seed: fixes every random choice.
 
     Raises:
-        InputError: the numbers don't go together.
+        InputError: the numbers don't fit together.
         TargetError: log p is −∞ at all points of the base.
 
     Source: Del Moral, Doucet & Jasra (2006); Dai, Heng, Jacob & Whiteley (2022); Buchholz, Chopin & Jacob (2021) on moves.
@@ -90,73 +89,100 @@ def temper(
     if base is None:
         eye = torch.eye(target.dim, dtype=torch.float64, device="cpu")
         base = Reference(torch.zeros(target.dim, dtype=torch.float64, device="cpu"), 10 * eye)
-    generator = torch.Generator().manual_seed(seed)
-    calls, refused = 0, target.evaluations["rejected"]
-
-    def density(y: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal calls
-        calls += 1
-        value, score = target.trial(base.place(y).to(target.device))
-        return value.to("cpu", torch.float64), score.to("cpu", torch.float64) @ base.tril
-
-    y = torch.randn(particles, target.dim, generator=generator, dtype=torch.float64, device="cpu")
-    cloud = Cloud(y, *density(y))
-    if not bool((cloud.value > -math.inf).any()):
-        because = f"its log density is −∞ at all {particles} points of the base"
-        raise TargetError(cannot("follow this target with particles", because, "Pass `support=`, or a base nearer to its mass"))
-    log_z = torch.zeros(islands, dtype=torch.float64, device="cpu")
-    temperatures, step, rate = [0.0], 1.5 * target.dim**-0.25 / leapfrogs**0.5, _ACCEPTED
-    while temperatures[-1] < 1 and calls + leapfrogs <= max_calls:
-        ratio = cloud.value - base.log_prob(cloud.y)
-        rise = next_step(ratio, 1 - temperatures[-1], keep)
-        log_weights = (rise * ratio).view(islands, -1)
-        log_z = log_z + log_weights.logsumexp(1) - math.log(particles // islands)
-        chosen = systematic(log_weights, generator) + torch.arange(islands, device="cpu")[:, None] * (particles // islands)
-        cloud = cloud.take(chosen.flatten())
-        beta = 1.0 if rise >= 1 - temperatures[-1] else temperatures[-1] + rise
-        temperatures.append(beta)
-        for attempt in range(_TRIES if beta < 1 else _TRIES + last_moves):
-            if calls + leapfrogs > max_calls:
+    refused = target.evaluations["rejected"]
+    run = _Tempering(target, base, particles, islands, leapfrogs, max_calls, seed)
+    while run.beta < 1 and run.can_move():
+        run.rise(keep)
+        for attempt in range(_MAX_MOVES_PER_TEMPERATURE + (0 if run.beta < 1 else last_moves)):
+            if not run.can_move():
                 break
-            cloud, rate = move(cloud, density, beta, step, leapfrogs, generator)
-            step = _adapted(step, rate)
-            if rate >= _TOO_FEW and (beta < 1 or attempt + 1 >= last_moves):
+            run.move()
+            if run.rate >= _MIN_ACCEPTANCE and (run.beta < 1 or attempt + 1 >= last_moves):
                 break
-    log_weights = (log_z - torch.logsumexp(log_z, 0) - math.log(particles // islands)).repeat_interleave(particles // islands)
+    log_weights = run.log_weights()
     drift: float | None = math.inf if settle else None
     before: Cloud | None = None
     moves = last_moves
-    while drift is not None and drift > 1 and temperatures[-1] == 1 and calls + moves * leapfrogs <= max_calls:
-        before = cloud
+    while drift is not None and drift > 1 and run.beta == 1 and run.can_move(moves):
+        before = run.cloud
         for _ in range(moves):
-            cloud, rate = move(cloud, density, 1.0, step, leapfrogs, generator)
-            step = _adapted(step, rate)
-        drift, moves = _drift(before, cloud, log_weights, islands), 2 * moves
-    target.evaluations["rejected"] = refused  # far from p, where the base begins, this says nothing against it
-    whole = torch.logsumexp(log_z, 0) - math.log(islands)
-    relative = (log_z - whole).exp()
+            run.move()
+        drift, moves = _drift(before, run.cloud, log_weights, islands), 2 * moves
+    target.evaluations["rejected"] = refused  # the base begins far from p, where a density that fails does no harm
+    whole = torch.logsumexp(run.log_z, 0) - math.log(islands)
     return Particles(
-        x=base.place(cloud.y),
+        x=base.place(run.cloud.y),
         log_weights=log_weights,
         islands=islands,
         log_z=float(whole),
-        log_z_stderr=float(relative.std() / math.sqrt(islands)),
-        temperatures=tuple(temperatures),
-        gradients=calls * particles,
-        calls=calls,
-        acceptance=rate,
+        log_z_stderr=float((run.log_z - whole).exp().std() / math.sqrt(islands)),
+        temperatures=tuple(run.temperatures),
+        gradients=run.calls * particles,
+        calls=run.calls,
+        acceptance=run.rate,
         drift=drift,
         before=None if before is None else base.place(before.y),
     )
 
 
-def _adapted(step: float, rate: float) -> float:
-    """A longer step where more moves are accepted than aimed at, a shorter one where fewer are."""
-    return min(step * math.exp(max(-1.2, min(0.4, 2 * (rate - _ACCEPTED)))), 2.0)
+class _Tempering:
+    """The particles at the present temperature, log Z of each island, and what the moves have learned."""
+
+    def __init__(
+        self, target: Target, base: Reference, particles: int, islands: int, leapfrogs: int, max_calls: int, seed: int
+    ) -> None:
+        self.target, self.base, self.islands, self.size = target, base, islands, particles // islands
+        self.leapfrogs, self.max_calls, self.calls = leapfrogs, max_calls, 0
+        self.generator = torch.Generator().manual_seed(seed)
+        y = torch.randn(particles, target.dim, generator=self.generator, dtype=torch.float64, device="cpu")
+        self.cloud = Cloud(y, *self.density(y))
+        if not bool((self.cloud.value > -math.inf).any()):
+            because = f"its log density is −∞ at all {particles} points of the base"
+            instead = "Pass `support=`, or a base nearer to its mass"
+            raise TargetError(cannot("follow this target with particles", because, instead))
+        self.log_z = torch.zeros(islands, dtype=torch.float64, device="cpu")
+        self.temperatures, self.rate = [0.0], _GOAL_ACCEPTANCE
+        self.step = 1.5 * target.dim**-0.25 / leapfrogs**0.5
+
+    @property
+    def beta(self) -> float:
+        """The inverse temperature."""
+        return self.temperatures[-1]
+
+    def density(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p and its gradient at x = m + L y, one call."""
+        self.calls += 1
+        value, score = self.target.trial(self.base.place(y).to(self.target.device))
+        return value.to("cpu", torch.float64), score.to("cpu", torch.float64) @ self.base.tril
+
+    def can_move(self, trajectories: int = 1) -> bool:
+        """Whether calls are left for some trajectories."""
+        return self.calls + trajectories * self.leapfrogs <= self.max_calls
+
+    def rise(self, keep: float) -> None:
+        """Raise the inverse temperature as far as the conditional ESS allows, and resample every island."""
+        ratio = self.cloud.value - self.base.log_prob(self.cloud.y)
+        left = 1 - self.beta
+        rise = next_step(ratio, left, keep)
+        log_weights = (rise * ratio).view(self.islands, -1)
+        self.log_z = self.log_z + log_weights.logsumexp(1) - math.log(self.size)
+        chosen = systematic(log_weights, self.generator) + torch.arange(self.islands, device="cpu")[:, None] * self.size
+        self.cloud = self.cloud.take(chosen.flatten())
+        self.temperatures.append(1.0 if rise >= left else self.beta + rise)
+
+    def move(self) -> None:
+        """Move all particles by one trajectory, and adapt the step: longer if more moves are accepted than the goal."""
+        self.cloud, self.rate = move(self.cloud, self.density, self.beta, self.step, self.leapfrogs, self.generator)
+        self.step = min(self.step * math.exp(max(-1.2, min(0.4, 2 * (self.rate - _GOAL_ACCEPTANCE)))), 2.0)
+
+    def log_weights(self) -> Float[Tensor, " n"]:
+        """Return natural logs of the particles' weights, whose sum is 1."""
+        each = self.log_z - torch.logsumexp(self.log_z, 0) - math.log(self.size)
+        return each.repeat_interleave(self.size)
 
 
 def _drift(before: Cloud, after: Cloud, log_weights: Float[Tensor, " n"], islands: int) -> float:
-    """The largest change of a mean in standard errors, over the 99 % bound for the largest of so many (Bonferroni)."""
+    """The largest change of a mean in standard errors, over the 99 % bound for the largest of all (Bonferroni)."""
     change = torch.cat(
         [after.y - before.y, after.y.square() - before.y.square(), (after.value - before.value)[:, None]], dim=1
     ).nan_to_num(0.0)

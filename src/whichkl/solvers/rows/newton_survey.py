@@ -40,7 +40,9 @@ def survey(rows: Rows, family: GeneralizedLinear, names: Sequence[str]) -> Desig
         sums = _survey(rows, family, origin)
         shift = sums["x"] / sums["weight"]
     if int(sums["outside"]):
-        because = f"y holds {int(sums['outside']):,} values that `{family.response}` doesn't take: it takes {family.law.takes}"
+        because = (
+            f"y holds {int(sums['outside']):,} values that `{family.response}` doesn't take: it takes {family.law.values.words}"
+        )
         raise InputError(cannot(f"fit `{family}`", because, family.advice))
     family.check_count(int(sums["rows"]), 1)
     frequencies = sums["codes"] / sums["weight"]
@@ -93,7 +95,7 @@ class _Survey:
         sums = {"rows": zero, "weight": zero, "outside": zero, "x": zero.expand(c), "xx": zero.expand(c, c), "codes": zero[None]}
         for block in blocks:
             x, y = check_context(self.family, block.context) - self.origin, block.x[:, 0]
-            inside = self.family.law.allows(y)
+            inside = self.family.law.values.contains(y)
             y = torch.where(inside, y, 0)
             codes = (block.w @ y)[None]
             if self.family.response == "categorical":
