@@ -65,13 +65,13 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
 
     def called(as_array: bool) -> Tensor:
         inner = without_inference_tensors(function) if copies else function
-        point = probe.clone().requires_grad_(True) if who == "log_prob" else probe
 
         def watched(x: Any) -> Any:
             returned.append(inner(x))
             return returned[-1]
 
         with plain_modes(), without_warnings():  # a function of arrays may warn about a tensor
+            point = probe.clone().requires_grad_(True) if who == "log_prob" else probe
             return call(watched, point, who, batched, as_array)
 
     errors: list[TargetError] = []
