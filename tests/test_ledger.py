@@ -314,7 +314,7 @@ def test_the_command_says_what_it_could_not_do_by_its_exit_code(tmp_path):
     def run(*arguments):
         return whichkl("compare", "study.yaml", *arguments, cwd=tmp_path)
 
-    assert run("--out", "file/out").returncode == 4
+    assert run("--out", "file/out").returncode == 2
     assert run("--out", "out").returncode == 0
     cell = next((tmp_path / "out" / "cells").glob("*/cell.json"))
     cell.write_text(cell.read_text().replace("converged", "diverged"))

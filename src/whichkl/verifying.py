@@ -119,8 +119,8 @@ def _check_listed(folder: Path, keys: set[str]) -> None:
     """Refuse a study without a cell that its table lists."""
     if not (folder / "table.csv").exists():
         return
-    with (folder / "table.csv").open(newline="", encoding="utf-8", errors="replace") as file:
-        lost = [row["cell"] for row in csv.DictReader(file) if row.get("cell") and row["cell"] not in keys]
+    text = read_file(folder / "table.csv").decode(errors="replace")
+    lost = [row["cell"] for row in csv.DictReader(io.StringIO(text)) if row.get("cell") and row["cell"] not in keys]
     if lost:
         because = f"{len(lost)} cells that table.csv lists are missing, `cells/{lost[0][:80]}` among them"
         instead = "Restore them, or run the study's command again, which computes them again"

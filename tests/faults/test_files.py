@@ -19,6 +19,7 @@ from whichkl.files.journal import Journal
 from whichkl.files.writing import check_writable, remove_own, write_whole
 from whichkl.reporting import report
 from whichkl.study import Study
+from whichkl.verifying import verify
 
 SOURCES = Path(wk.__file__).parent
 STUDY = {"families": "gaussian", "objectives": "forward_kl", "seeds": 2, "metrics": ["khat"], "draws": 200}
@@ -382,3 +383,88 @@ class TestWhatOnlyLooksLikeOurs:
         with pytest.raises(KeyboardInterrupt):
             wk.fit(rows(), "mixture:3", journal=tmp_path / "j", judge=False, tell=stop)
         assert wk.fit(rows(), "mixture:3", journal=tmp_path / "j", judge=False).diagnostics.evaluations == whole
+
+    @pytest.mark.parametrize("recompute", [False, True])
+    def test_a_study_json_of_the_users_is_refused_and_kept(self, tmp_path, recompute):
+        out = tmp_path / "o"
+        out.mkdir()
+        mine = {"study.json": '{"my study": [1, 2, 3]}', "table.csv": "a,b\n1,2\n", "times.jsonl": '{"lap": 3}\n'}
+        for name, text in mine.items():
+            (out / name).write_text(text)
+        with pytest.raises(InputError, match="`study.json` in it that whichkl didn't write"):
+            study(out, recompute=recompute)
+        with pytest.raises(InputError, match="isn't one that whichkl wrote"):
+            verify(out)
+        assert {name: (out / name).read_text() for name in mine} == mine
+
+    @pytest.mark.parametrize("name", ["table.csv", "times.jsonl", "metrics.jsonl", "table.parquet"])
+    def test_a_table_of_the_users_in_a_study_is_refused_and_kept(self, tmp_path, name):
+        out = tmp_path / "o"
+        study(out)
+        (out / name).write_text("MY OWN NOTES\n1,2\n")
+        with pytest.raises(InputError, match=f"`{out / name}`: there is a file of this name that whichkl didn't write"):
+            study(out)
+        assert (out / name).read_text() == "MY OWN NOTES\n1,2\n"
+
+    @pytest.mark.parametrize("place", ["extra.txt", "fit/extra.txt"])
+    def test_nothing_of_a_cell_is_removed_where_a_file_of_the_users_lies_in_it(self, tmp_path, place):
+        out = tmp_path / "o"
+        cell = study(out).cells[0].folder
+        (cell / place).write_text("mine")
+        with (cell / "cell.json").open("a") as file:
+            file.write(" ")
+        before = seen(out)
+        with pytest.raises(IntegrityError, match=f"`{cell / place}` is a link, or something that no study writes"):
+            study(out, recompute=True)
+        now = seen(out)
+        assert {key: one for key, one in now.items() if "cells" in key[1]} == {
+            key: one for key, one in before.items() if "cells" in key[1]
+        }
+
+    def test_verify_sees_cells_and_tables_that_are_gone(self, tmp_path):
+        out = tmp_path / "o"
+        cell = study(out).cells[0].folder
+        (out / "table.parquet").unlink(missing_ok=True)
+        assert "except table.parquet" in str(verify(out)[0])
+        shutil.move(cell, tmp_path / "elsewhere")
+        with pytest.raises(IntegrityError, match="1 cells that table.csv lists are missing"):
+            verify(out)
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["fit", "x.npy", "--out", ""], "the name is empty"),
+            (["fit", "x.npy", "--out", "x.npy"], "`x.npy` is a file"),
+            (["fit", "x.npy", "--out", "x.npy/deeper"], "`x.npy` is a file"),
+            (["fit", "x.npy", "--out", "nowhere"], "`nowhere` is a link to nothing"),
+            (["fit"], "neither samples nor a log density are given"),
+            (["fit", "x.npy", "--seed", "9" * 23], "seeds are below"),
+            (["verify", "nosuch"], "there is no such folder"),
+            (["verify", "x.npy"], "it is a file"),
+            (["verify", "."], "it holds no fit.json"),
+        ],
+        ids=lambda one: " ".join(one)[:20] if isinstance(one, list) else "",
+    )
+    def test_what_names_no_place_is_bad_input(self, tmp_path, arguments, says):
+        np.save(tmp_path / "x.npy", rows().numpy())
+        (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+        done = whichkl(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and says in " ".join(done.stderr.replace("│", "").split()), done.stderr
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["nowhere", "x.npy"]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            np.ma.masked_array(np.random.default_rng(0).normal(size=(50, 2)), mask=np.eye(50, 2) > 0),
+            "2 of their numbers are masked",
+        ),
+        (np.arange(300) + 2**60, "integers above"),
+        (torch.arange(300) + 2**60, "integers above"),
+    ],
+    ids=["masked", "array", "tensor"],
+)
+def test_numbers_that_float64_would_change_are_refused(values, says):
+    with pytest.raises(InputError, match=says):
+        wk.fit(values)

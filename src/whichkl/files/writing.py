@@ -46,6 +46,18 @@ def remove_own(path: Path, is_own: Callable[[str], bool]) -> bool:
     return not path.exists()
 
 
+def foreign_entry(path: Path, is_own: Callable[[str], bool]) -> Path | None:
+    """Return the first entry at or below a path that `remove_own` would leave, or None if it would leave nothing."""
+    if path.is_symlink() or not path.is_dir():
+        return path if path.is_symlink() or (path.exists() and not is_own(path.name)) else None
+    for entry in sorted(path.rglob("*")):
+        name = entry.relative_to(path).as_posix()
+        is_kind = is_own(f"{name}/") if entry.is_dir() else entry.is_file() and is_own(name)
+        if entry.is_symlink() or not is_kind:
+            return entry
+    return None
+
+
 def _remove_folder(folder: Path, root: Path, is_own: Callable[[str], bool]) -> bool:
     """Remove own files and folders below a folder, and the folder if nothing else is left in it."""
     for entry in sorted(folder.iterdir()):

@@ -96,7 +96,7 @@ def temper(
         for attempt in range(_MAX_MOVES_PER_TEMPERATURE + (0 if run.beta < 1 else last_moves)):
             if not run.can_move():
                 break
-            run.move()
+            run.move_all()
             if run.rate >= _MIN_ACCEPTANCE and (run.beta < 1 or attempt + 1 >= last_moves):
                 break
     log_weights = run.log_weights()
@@ -106,7 +106,7 @@ def temper(
     while drift is not None and drift > 1 and run.beta == 1 and run.can_move(moves):
         before = run.cloud
         for _ in range(moves):
-            run.move()
+            run.move_all()
         drift, moves = _drift(before, run.cloud, log_weights, islands), 2 * moves
     target.evaluations["rejected"] = refused  # the base begins far from p, where a density that fails does no harm
     whole = torch.logsumexp(run.log_z, 0) - math.log(islands)
@@ -170,7 +170,7 @@ class _Tempering:
         self.cloud = self.cloud.take(chosen.flatten())
         self.temperatures.append(1.0 if rise >= left else self.beta + rise)
 
-    def move(self) -> None:
+    def move_all(self) -> None:
         """Move all particles by one trajectory, and adapt the step: longer if more moves are accepted than the goal."""
         self.cloud, self.rate = move(self.cloud, self.density, self.beta, self.step, self.leapfrogs, self.generator)
         self.step = min(self.step * math.exp(max(-1.2, min(0.4, 2 * (self.rate - _GOAL_ACCEPTANCE)))), 2.0)

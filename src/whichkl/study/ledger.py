@@ -17,7 +17,17 @@ from whichkl._checks import InputError, IntegrityError, cannot, plain
 from whichkl.files.locks import LOCK, locked
 from whichkl.files.reading import checked, read_json
 from whichkl.files.saving import checksum
-from whichkl.files.writing import TEMPORARY, make_folder, remove_own, rename_new, sync_folder, unwritable, write_new, write_whole
+from whichkl.files.writing import (
+    TEMPORARY,
+    foreign_entry,
+    make_folder,
+    remove_own,
+    rename_new,
+    sync_folder,
+    unwritable,
+    write_new,
+    write_whole,
+)
 from whichkl.study.cell import Outcome
 from whichkl.study.measures import TEXT_FIELDS
 from whichkl.study.plan import config_hash
@@ -234,6 +244,9 @@ def refuse_other(folder: Path) -> None:
     if (folder / _CELLS).is_symlink():
         because = f"`{_CELLS}` in it is a link, and a study removes nothing behind a link"
         raise InputError(cannot(f"start a study in `{folder}`", because, "Name another folder with `--out`"))
+    if (folder / STUDY).exists() and not _is_study(folder / STUDY):
+        because = f"there is a `{STUDY}` in it that whichkl didn't write"
+        raise InputError(cannot(f"start a study in `{folder}`", because, "Name another folder with `--out`"))
     if not folder.is_dir() or (folder / STUDY).exists():
         return
     names = sorted(one.name for one in folder.iterdir() if not one.name.startswith(TEMPORARY))
@@ -244,6 +257,14 @@ def refuse_other(folder: Path) -> None:
         raise InputError(cannot(f"start a study in `{folder}`", because, "Name a new or empty folder with `--out`"))
 
 
+def _is_study(path: Path) -> bool:
+    """Whether a file is a study's configuration, even a damaged one: it has most of the names that every study has."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    content = path.read_bytes()
+    return sum(f'"{name}":'.encode() in content for name in get_type_hints(RequiredFields)) > 1
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the configuration of the study in a folder.
 
@@ -252,6 +273,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         IntegrityError: its configuration isn't what was written.
     """
     path = folder / STUDY
+    if path.exists() and not _is_study(path):
+        because = f"its {STUDY} isn't one that whichkl wrote"
+        raise InputError(cannot(f"read a study from `{folder}`", because, "Correct the path"))
     try:
         found = read_json(path.read_bytes())
         if not isinstance(found, dict):
@@ -332,8 +356,9 @@ def _remove(path: Path) -> None:
     Raises:
         IntegrityError: the folder holds something that the study didn't write.
     """
-    if not path.is_symlink() and path.is_dir():
-        remove_own(path / _DONE, _is_own)
-    if not remove_own(path, _is_own):
-        because = f"`{path}` is a link, or holds something that no study writes"
-        raise IntegrityError(cannot("compute this cell again", because, "Move that elsewhere"))
+    other = foreign_entry(path, _is_own)
+    if other is not None:
+        because = f"`{other}` is a link, or something that no study writes"
+        raise IntegrityError(cannot(f"compute the cell `{path}` again", because, "Move that elsewhere"))
+    remove_own(path / _DONE, _is_own)
+    remove_own(path, _is_own)

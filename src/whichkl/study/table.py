@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,19 @@ def write_tables(folder: Path, cells: Sequence[Stored], columns: Mapping[str, Se
     """Write what `table_files` returns.
 
     Raises:
+        InputError: a file of such a name isn't a study's.
         ResourceError: they can't be written.
     """
     for name, content in table_files(cells, columns).items():
-        write_whole(folder / name, content)
+        write_whole(folder / name, content, is_own=is_table)
+
+
+def is_table(content: bytes) -> bool:
+    """Whether content is that of a study's table, even of a damaged one: it names cells in its first line, or is empty."""
+    first = content.partition(b"\n")[0]
+    is_csv = {b"cell", b"seed", b"objective"} <= set(first.split(b","))
+    is_parquet = content.startswith(b"PAR1") and b"objective" in content
+    return not content or is_csv or is_parquet or re.search(rb'"cell": "[0-9a-f]{64}"', first) is not None
 
 
 def _cell(value: Any) -> str:

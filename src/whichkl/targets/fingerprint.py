@@ -23,14 +23,23 @@ _WITHOUT_NUMBERS = {
     "plots",
     "reporting",
     "demo",
-    "auditing",
+    "distillation/audit",
     "sklearn.py",
     "arviz.py",
     "verifying.py",
 }
 _WITHOUT_NUMBERS |= {"printable.py", "process/held_signals.py", "process/memory.py"}
 """Files and folders on which no number of a fit or a study depends."""
-_STUDY_FILES = {"cell.py", "coverage.py", "distilling.py", "held_out.py", "measures.py", "plan.py", "scorecard.py"}
+_STUDY_FILES = {
+    "cell.py",
+    "coverage.py",
+    "distilling.py",
+    "held_out.py",
+    "measurements.py",
+    "measures.py",
+    "plan.py",
+    "scorecard.py",
+}
 """Files of the folder `study` on which the cells of a study depend."""
 
 
@@ -77,7 +86,9 @@ def code_version() -> str:
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if _WITHOUT_NUMBERS.isdisjoint((parts[0], "/".join(parts))) and (parts[0] != "study" or parts[-1] in _STUDY_FILES):
+        if _WITHOUT_NUMBERS.isdisjoint((parts[0], "/".join(parts[:2]), "/".join(parts))) and (
+            parts[0] != "study" or parts[-1] in _STUDY_FILES
+        ):
             digest.update("/".join(parts).encode() + b"\0" + path.read_bytes())
     return f"whichkl {version('whichkl')} ({digest.hexdigest()[:12]}), torch {torch.__version__.split('+')[0]}"
 
