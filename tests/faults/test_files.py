@@ -468,3 +468,15 @@ class TestWhatOnlyLooksLikeOurs:
 def test_numbers_that_float64_would_change_are_refused(values, says):
     with pytest.raises(InputError, match=says):
         wk.fit(values)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_integers_in_a_file_that_float64_would_change_are_refused(tmp_path, suffix):
+    values, path = np.arange(300) + 2**60, tmp_path / f"x.{suffix}"
+    if suffix == "npy":
+        np.save(path, values)
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table({"a": values}), path)
+    with pytest.raises(InputError, match="integers above"):
+        wk.fit(path)

@@ -40,6 +40,8 @@ def read_json(data: bytes) -> Any:
         return json.loads(data, object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("its lists are nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError("it isn't JSON" if data.strip() else "it is empty") from None
 
 
 def read_file(path: Path) -> bytes:

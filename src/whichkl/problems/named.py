@@ -44,6 +44,7 @@ _NAMES: dict[str, tuple[Callable[..., Distribution], str]] = {
     "Bernoulli": (Bernoulli, "probability"),
 }
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_BEGINNING = re.compile(rf"\s*(?:{_NUMBER}\s*\*\s*)?(?:{'|'.join(_NAMES)}|Categorical)\s*\(")
 _TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?([A-Za-z]+)\s*\(([^()]*)\)\s*")
 
 
@@ -88,8 +89,8 @@ def named(text: str) -> Distribution:
 
 
 def looks_named(text: str) -> bool:
-    """Whether a text has the form of a distribution rather than of a path."""
-    return _TERM.match(text) is not None
+    """Whether a text has the form of a distribution, or begins as one, rather than of a path."""
+    return _BEGINNING.match(text) is not None or _TERM.match(text) is not None
 
 
 def _terms(text: str) -> list[tuple[float | None, str, list[float]]]:

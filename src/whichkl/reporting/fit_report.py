@@ -56,12 +56,13 @@ def _verdict(fit: Fit) -> Section:
 
 
 def _caption(fit: Fit) -> str:
+    count = len(fit.diagnostics.optima)
     if len(fit.names) > 2 or (len(fit.names) == 2 and not fit.bijection.is_real):
         some = f" The first {MAX_INTERVALS} of {len(fit.names)}." if len(fit.names) > MAX_INTERVALS else ""
-        return f"Median and 95 % interval of each coordinate under the fitted model.{some}"
+        others = f" This is the best of {count} distinct optima." if count > 1 else ""
+        return f"Median and 95 % interval of each coordinate under the fitted model.{some}{others}"
     known = fit.target is not None and (fit.target.access.can_sample or (len(fit.names) == 1 and fit.target.normalized))
     parts = ["The fitted model over the target." if known else "The fitted model; the target can't be drawn, only evaluated."]
-    count = len(fit.diagnostics.optima)
     if count > 1:
         parts.append(f"{count} distinct optima were found; the dotted ones are the others.")
     return " ".join(parts)

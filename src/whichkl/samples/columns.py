@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, require
+from whichkl.arrays import check_whole
 
 _MAX_COLUMNS = 2**17
 """Largest number of columns of a table: each costs its reader up to 10 kB, whatever it holds. A matrix in NPY costs nothing."""
@@ -99,5 +100,6 @@ def rows_from(columns: Sequence[np.ndarray], start: int, stop: int) -> Float[Ten
     values = np.empty((len(columns), stop - start))
     with np.errstate(all="ignore"):  # a NaN that signals is refused as any other
         for out, column in zip(values, columns, strict=True):
+            check_whole(column[start:stop], "samples")
             out[:] = column[start:stop]
     return torch.from_numpy(values).T

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.arrays import check_whole
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
 
 _BLOCKS_PER_MAP = 16
@@ -69,6 +70,7 @@ class NpyPart(FilePart):
                 values = self.header.mapped(self.path)[first : min(first + _BLOCKS_PER_MAP * step, self.stop)]
             for start in range(0, len(values), step):
                 with np.errstate(all="ignore"):  # what is wider than float64 becomes infinite, which is refused later
+                    check_whole(values[start : start + step], "samples")
                     block = np.array(values[start : start + step], dtype=np.float64, order="C")
                 yield torch.from_numpy(block)
 

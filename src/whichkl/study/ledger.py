@@ -15,7 +15,7 @@ from typing import Any, TypedDict, get_type_hints
 
 from whichkl._checks import InputError, IntegrityError, cannot, plain
 from whichkl.files.locks import LOCK, locked
-from whichkl.files.reading import checked, read_json
+from whichkl.files.reading import checked, read_file, read_json
 from whichkl.files.saving import checksum
 from whichkl.files.writing import (
     TEMPORARY,
@@ -147,7 +147,7 @@ class Ledger:
             try:
                 stored = _read(path)
             except (OSError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-                corrupt.append((path, str(error) or type(error).__name__))
+                corrupt.append((path, _why(error)))
                 continue
             if recompute and stored.row["status"] == "failed":
                 _remove(path)
@@ -277,7 +277,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         because = f"its {STUDY} isn't one that whichkl wrote"
         raise InputError(cannot(f"read a study from `{folder}`", because, "Correct the path"))
     try:
-        found = read_json(path.read_bytes())
+        found = read_json(read_file(path))
         if not isinstance(found, dict):
             raise ValueError("it isn't an object")
         if "checksum" in found and found.pop("checksum") != checksum(found):
@@ -316,12 +316,12 @@ def stored_of(key: str, files: Mapping[str, bytes], seconds: dict[str, float], f
 def _read(path: Path) -> Stored:
     if path.is_symlink():
         raise ValueError("it is a link")
-    done = checked(DoneFields, read_json((path / _DONE).read_bytes()))
+    done = checked(DoneFields, read_json(read_file(path / _DONE)))
     files = {}
     for name, digest in done["files"].items():
         if not _CELL_FILE.fullmatch(name) or (path / name).is_symlink() or (path / name).parent.is_symlink():
             raise ValueError(f"{name[:80]!r} isn't a file of a cell")
-        data = (path / name).read_bytes()
+        data = read_file(path / name)
         if hashlib.sha256(data).hexdigest() != digest:
             raise ValueError(f"{name} has changed (SHA-256 differs)")
         files[name] = data
@@ -329,6 +329,13 @@ def _read(path: Path) -> Stored:
     if config_hash(stored.config) != path.name or stored.row.get("cell") != path.name:
         raise ValueError("it is the cell of another study, or another cell of this one")
     return stored
+
+
+def _why(error: Exception) -> str:
+    """Return why a cell can't be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{Path(str(error.filename)).name} is missing"
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
 
 
 def _number(name: str, value: Any) -> Any:

@@ -17,28 +17,12 @@ _DRAWS = 64
 _POINTS = 16
 """Points at which functions are evaluated. Every second point is ten times as far out, where small changes show."""
 _WITHOUT_NUMBERS = {
-    "cli.py",
-    "__main__.py",
-    "commands",
-    "plots",
-    "reporting",
-    "demo",
-    "distillation/audit",
-    "sklearn.py",
-    "arviz.py",
-    "verifying.py",
+    *("cli.py", "__main__.py", "commands", "plots", "reporting", "demo", "distillation/audit", "sklearn.py", "arviz.py"),
+    *("verifying.py", "printable.py", "process/held_signals.py", "process/memory.py"),
 }
-_WITHOUT_NUMBERS |= {"printable.py", "process/held_signals.py", "process/memory.py"}
 """Files and folders on which no number of a fit or a study depends."""
 _STUDY_FILES = {
-    "cell.py",
-    "coverage.py",
-    "distilling.py",
-    "held_out.py",
-    "measurements.py",
-    "measures.py",
-    "plan.py",
-    "scorecard.py",
+    *("cell.py", "coverage.py", "distilling.py", "held_out.py", "measurements.py", "measures.py", "plan.py", "scorecard.py"),
 }
 """Files of the folder `study` on which the cells of a study depend."""
 
@@ -86,9 +70,8 @@ def code_version() -> str:
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if _WITHOUT_NUMBERS.isdisjoint((parts[0], "/".join(parts[:2]), "/".join(parts))) and (
-            parts[0] != "study" or parts[-1] in _STUDY_FILES
-        ):
+        is_read = _WITHOUT_NUMBERS.isdisjoint((parts[0], "/".join(parts[:2])))
+        if is_read and (parts[0] != "study" or parts[-1] in _STUDY_FILES):
             digest.update("/".join(parts).encode() + b"\0" + path.read_bytes())
     return f"whichkl {version('whichkl')} ({digest.hexdigest()[:12]}), torch {torch.__version__.split('+')[0]}"
 
