@@ -13,7 +13,7 @@ from torch import nn
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.examples import Examples, Loaded, divided, examples_of
 from whichkl.distillation.losses import RowDivergence
-from whichkl.distillation.networks import Teacher, checked, copied, digest, logits_of, state_of
+from whichkl.distillation.networks import Teacher, checked, copied, digest, logits_of
 from whichkl.distillation.objective import Loss, row_divergence_of, spec_of
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.scores import Scores, scored
@@ -21,6 +21,7 @@ from whichkl.distillation.training import Run, checked_labels, new_run
 from whichkl.files.journal import Journal
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes
+from whichkl.solvers.descent import state_of
 
 _MAX_SKIPPED_BATCHES = 20
 """Most batches whose loss isn't a number; after more, training is given up."""
@@ -119,7 +120,7 @@ def distill(
     say("scoring the student", math.nan)
     scores = _scores(frozen, pupil, parts[2])
     status = "stopped early" if _is_stopped(run, patience) else "finished"
-    trained = (run.epoch, run.seen, run.best_epoch, tuple(run.history))
+    trained = (run.round, run.seen, run.best_round, tuple(run.history))
     return Distillation(pupil, scores, str(loss), settings, status, *trained, _notes(run), log)
 
 
@@ -133,16 +134,16 @@ def _train(
 ) -> None:
     train, stop, _ = parts
     epochs, patience = settings["epochs"], settings["patience"]
-    if log is None or not run.resume(log):
+    if log is None or not run.read(log):
         start = run.judge(stop, teacher)
         if not math.isfinite(start):
             raise InputError(_infinite(start, run.loss))
-    while run.epoch < epochs and not _is_stopped(run, patience) and run.skipped <= _MAX_SKIPPED_BATCHES:
-        say(f"training, loss {run.best_loss:.4g} on unseen examples", run.epoch / epochs)
+    while run.round < epochs and not _is_stopped(run, patience) and run.skipped <= _MAX_SKIPPED_BATCHES:
+        say(f"training, loss {run.best_loss:.4g} on unseen examples", run.round / epochs)
         trained = run.train(train, teacher, epochs, settings["learning_rate"], settings["seed"], _MAX_SKIPPED_BATCHES)
         run.judge(stop, teacher, trained)
         if log is not None:
-            run.save(log, last=run.epoch >= epochs or _is_stopped(run, patience))
+            run.write(log, last=run.round >= epochs or _is_stopped(run, patience))
 
 
 def _is_stopped(run: Run, patience: int | None) -> bool:
@@ -192,9 +193,9 @@ def _notes(run: Run) -> tuple[str, ...]:
         notes.append(f"training was given up after {run.skipped} batches that couldn't be used ({run.trouble})")
     elif run.skipped:
         notes.append(f"{run.skipped} batches were skipped: {run.trouble}")
-    if run.best_epoch == 0:
+    if run.best_round == 0:
         notes.append("training never did better than the weights that it started from, which are the answer")
-    elif run.best_epoch == run.epoch and len(run.history) > 2:
+    elif run.best_round == run.round and len(run.history) > 2:
         before = min(loss for _, loss in run.history[: (len(run.history) + 1) // 2])
         if before - run.best_loss > max(_MIN_FALL, 0.05 * before):
             notes.append(f"the loss still fell from {before:.3g} to {run.best_loss:.3g} in the second half: give more `epochs`")
@@ -203,7 +204,7 @@ def _notes(run: Run) -> tuple[str, ...]:
 
 def _identity(settings: dict[str, Any], teacher: Teacher, run: Run, parts: list[Examples]) -> dict[str, Any]:
     """What identifies a journal: the networks and their weights, the examples, and the settings."""
-    networks = [[repr(one), digest(state_of(one))] for one in (teacher.module, run.student)]
+    networks = [[repr(one), digest(state_of(one))] for one in (teacher.module, run.module)]
     fixed = [one.identity for one in parts]
     return {**settings, "networks": networks, "examples": fixed, "loaded": [isinstance(one, Loaded) for one in parts]}
 

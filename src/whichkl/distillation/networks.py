@@ -98,11 +98,6 @@ def checked(logits: Float[Tensor, "n c"], who: str) -> Float[Tensor, "n c"]:
     return logits
 
 
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a module's weights and buffers, each with memory of its own."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-
-
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a SHA-256 of names, types, shapes and bits."""
     found = hashlib.sha256()

@@ -13,11 +13,11 @@ from torch import nn
 
 from whichkl._checks import InputError, cannot, plain
 from whichkl.distillation.calibration import BINS
-from whichkl.distillation.networks import state_of
 from whichkl.distillation.scores import Contrast, Scores
 from whichkl.files.journal import Journal
 from whichkl.files.saving import FORMAT, Saved, checksum
 from whichkl.process.torch_modes import plain_modes
+from whichkl.solvers.descent import state_of
 
 _checksum = checksum
 DISTILLATION = Saved("a distillation", "distillation.json", "student", "Distil again")

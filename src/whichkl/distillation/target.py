@@ -13,9 +13,10 @@ from whichkl._checks import InputError, cannot
 from whichkl.distillation.classifier import distill
 from whichkl.distillation.examples import InMemory, examples_of
 from whichkl.distillation.losses import RowDivergence
-from whichkl.distillation.networks import Teacher, copied, digest, state_of
+from whichkl.distillation.networks import Teacher, copied, digest
 from whichkl.distillation.objective import row_divergence_of, spec_of
 from whichkl.distillation.result import Distillation
+from whichkl.solvers.descent import state_of
 
 Student = nn.Module | Callable[[], nn.Module]
 

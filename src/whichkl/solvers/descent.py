@@ -41,13 +41,20 @@ class Run:
     gradient: float = 0.0
     """Norm of the last gradient."""
 
-    def descend(self, loss: Callable[[], Tensor], rate: float, what: str = "loss") -> float:
+    def descend(
+        self,
+        loss: Callable[[], Tensor],
+        rate: float,
+        what: str = "loss",
+        skipped_errors: tuple[type[Exception], ...] = (),
+    ) -> float:
         """Take one step, or skip a batch whose loss or gradient isn't finite; return the loss, NaN if skipped.
 
         Args:
-            loss: computes the loss of a batch; a `ValueError` means that the batch has none.
+            loss: computes the loss of a batch.
             rate: the learning rate.
             what: what the loss is called where it isn't finite.
+            skipped_errors: errors of `loss` that mean that this batch alone has no loss.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -58,7 +65,7 @@ class Run:
             if not math.isfinite(value):
                 return self._skip(f"its {what} was {'NaN' if math.isnan(value) else 'infinite'}")
             found.backward()
-        except ValueError as error:
+        except skipped_errors as error:
             return self._skip(" ".join(str(error).split())[:200])
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.clip))
         if not math.isfinite(norm):
@@ -91,7 +98,7 @@ class Run:
             journal: where it was written.
             read: the entry's tensors and notes -> further fields; raises where they can't be right.
         """
-        state, weights = self.module.state_dict(), [one for group in self.optimizer.param_groups for one in group["params"]]
+        state, weights = state_of(self.module), [one for group in self.optimizer.param_groups for one in group["params"]]
 
         def checked(tensors: dict[str, Tensor], notes: dict[str, Any]) -> tuple[Any, ...]:
             fields = {name: kind(notes[name]) for name, kind in self.numbers.items()} | read(tensors, notes)
@@ -116,7 +123,7 @@ class Run:
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a module's parameters and buffers."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return {name: value.detach().clone() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def grouped(module: nn.Module, decay: float) -> list[dict[str, Any]]:

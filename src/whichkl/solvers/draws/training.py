@@ -54,7 +54,9 @@ class Training(Run):
     def step(self, block: Block, rate: float, generator: torch.Generator) -> float:
         """Take one step, or skip a batch whose loss or gradient isn't finite; return the loss."""
         before = self.skipped
-        value = self.descend(lambda: self.criterion.loss(self.model, block, generator), rate * self.factor, self.criterion.what)
+        value = self.descend(
+            lambda: self.criterion.loss(self.model, block, generator), rate * self.factor, self.criterion.what, (ValueError,)
+        )
         if self.skipped == before:
             self._mix()
         return value
