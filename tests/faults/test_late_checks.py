@@ -50,7 +50,7 @@ def tree(folder):
         (FIT, "o/fit/notes.txt", 2),
         (FIT, "o/fit", 2),
         (FIT, "o/report.html/", 2),
-        (FIT, "o", 4),
+        (FIT, "o", 2),
         (DISTILL, "o/student/notes.txt", 2),
         (DISTILL, "o/student", 2),
         (DISTILL, "o/report.html/", 2),

@@ -80,7 +80,10 @@ class Saved:
             return
         if not folder.is_dir():
             raise InputError(cannot(f"save {self.what} in `{folder}`", "it is a file", "Name a new or empty folder"))
-        other = sorted(one.name for one in folder.iterdir() if one.is_symlink() or not one.is_file() or not self.is_own(one.name))
+        # An entry may have gone meanwhile: other processes save here, too.
+        entries = [one for one in folder.iterdir() if one.is_symlink() or one.exists()]
+        other = sorted(one.name for one in entries if one.is_symlink() or one.is_dir() or not self.is_own(one.name))
+        other = other or sorted(one.name for one in entries if one.exists() and not one.is_file())
         if not other and (folder / self.file).exists() and not self._wrote(folder / self.file):
             other = [self.file]
         if other:
