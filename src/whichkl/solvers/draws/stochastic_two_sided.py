@@ -93,10 +93,9 @@ class StochasticTwoSided(Stochastic):
                 raise InputError(cannot("use `StochasticTwoSided`", because, f"Leave `{name}` out"))
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """A divergence between the directions, to a flow, an autoregressive network or a module, none of which needs an x."""
-        is_single = not family.conditional or family.optional_context
-        return is_single and super().solves(objective, family, access) and objective.requires.met_by(access)
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the network needs no context."""
+        return not family.conditional or family.optional_context
 
     def toward(self, objective: Objective) -> StochasticTwoSided:
         """Return the solver of this very objective."""

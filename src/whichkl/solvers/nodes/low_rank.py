@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts, low_rank, low_rank_parts
-from whichkl.objectives import Direction, Objective
+from whichkl.objectives import Direction
 from whichkl.solvers.nodes.factorised_elbo import LowRankAverage
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.mean_field import MeanField, diagonal_average
@@ -45,24 +45,20 @@ class LowRank(Solver):
     name: ClassVar[str] = "low_rank"
     direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
+    mode_families: ClassVar[tuple[type[Family], ...]] = families
 
     tolerance: float = 1e-4
     node_tolerance: float = 0.02
     max_nodes: int = 4096
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to a Gaussian of low-rank covariance, where log p can be evaluated."""
-        is_able = isinstance(family, Gaussian) and family.covariance == "low_rank"
-        return is_able and super().solves(objective, family, access) and access.can_evaluate
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the covariance is of low rank."""
+        return isinstance(family, Gaussian) and family.covariance == "low_rank"
 
     def least_memory(self, family: Family, dim: int) -> int:
         """Return the bytes of 1,000 draws of the model, at which a fit is judged, and of the scores there."""
         return 16_000 * dim
-
-    def starts_from_modes(self, family: Family) -> bool:
-        """Its starts are optima of mean field, which start from the modes of p."""
-        return True
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Fit by mean field, add the directions that it gets wrong, and minimise as mean field does."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whichkl.access import Access
 from whichkl.families import Family, Mixture
-from whichkl.objectives import Direction, Objective, ReverseKL
+from whichkl.objectives import Direction, ReverseKL
 from whichkl.solvers.nodes.doubling import NEAR_BEST, Doubling, judge_by_cost
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points, descend, first_nodes, optima_of, stacked
 from whichkl.solvers.nodes.mixture_discovery import add_components, find_missing_mass
@@ -49,6 +49,7 @@ class SampleAverage(Solver):
     name: ClassVar[str] = "sample_average"
     direction: ClassVar[Direction] = "reverse"
     families: ClassVar[tuple[type[Family], ...]] = (Mixture,)
+    mode_families: ClassVar[tuple[type[Family], ...]] = families
 
     tolerance: float = 1e-5
     node_loss: float = 0.004
@@ -56,14 +57,9 @@ class SampleAverage(Solver):
     max_nodes: int = 4096
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to a mixture of Gaussians that doesn't tie their covariances, where log p can be evaluated."""
-        is_able = isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
-        return is_able and super().solves(objective, family, access) and access.can_evaluate
-
-    def starts_from_modes(self, family: Family) -> bool:
-        """Its starts are the modes of p."""
-        return True
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the components are Gaussians whose covariances aren't tied."""
+        return isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise from every start on the first nodes, then from the distinct optima on more nodes until they stay."""

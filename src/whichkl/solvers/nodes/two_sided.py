@@ -68,6 +68,7 @@ class TwoSided(Solver):
     holds_chains: ClassVar[bool] = True
     direction: ClassVar[Direction] = "between"
     families: ClassVar[tuple[type[Family], ...]] = (Gaussian, Mixture)
+    mode_families: ClassVar[tuple[type[Family], ...]] = families
 
     minimised: Objective = field(default_factory=Jeffreys)
     """Which of them; `fit` sets it."""
@@ -77,21 +78,15 @@ class TwoSided(Solver):
     max_nodes: int = 16_384
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """A divergence between the directions, to Gaussians or a mixture of them, not tied and not of low rank."""
-        is_able = isinstance(family, (Gaussian, Mixture)) and family.covariance in ("full", "diagonal")
-        is_able = is_able and getattr(family, "law", "gaussian") == "gaussian"
-        return is_able and super().solves(objective, family, access) and objective.requires.met_by(access)
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the components are Gaussians of full or diagonal covariances."""
+        return getattr(family, "law", "gaussian") == "gaussian" and getattr(family, "covariance", None) in ("full", "diagonal")
 
     def toward(self, objective: Objective) -> TwoSided:
         """Return the solver of this very objective."""
         if not objective.is_between:
             raise TypeError(objective)
         return replace(self, minimised=objective)
-
-    def starts_from_modes(self, family: Family) -> bool:
-        """Its starts are the optima of both directions, and those of reverse KL start from the modes of p."""
-        return True
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Descend from both directions' optima on few points of p, then the distinct optima on all, and on more nodes."""

@@ -16,7 +16,10 @@ from whichkl.solvers.solver import Optimum
 from whichkl.targets import Target
 
 _KINDS = {"bernoulli", "categorical"}
-_SAME, _TIE = 0.02, 1e-6
+_MAX_DIFFERENCE = 0.02
+"""Tables whose probabilities differ by at most this are one optimum."""
+_MAX_NUMBERS_PER_CALL = 1 << 22
+"""Largest number of floats in the points of one call of the target."""
 
 
 def is_table(family: Family) -> bool:
@@ -56,6 +59,13 @@ def categories_for(target: Target, family: Family) -> tuple[int, ...]:
     return counts
 
 
+def log_prob_of_states(target: Target, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
+    """Return log p of states in float64, evaluated in blocks of bounded size."""
+    parts = x.reshape(-1, x.shape[-1]).split(max(1, _MAX_NUMBERS_PER_CALL // x.shape[-1]))
+    value = [target.log_prob(one.to(target.device, target.dtype)).detach().cpu().to(torch.float64) for one in parts]
+    return torch.cat(value).reshape(x.shape[:-1])
+
+
 def refuse_empty(log_p: Float[Tensor, " n"], family: Family) -> None:
     """Refuse states of probability 0, which a model with mass everywhere can't leave out.
 
@@ -83,7 +93,7 @@ def model_of(family: Family, logs: Sequence[Float[Tensor, " k"]]) -> Any:
 
 
 def distinct_tables(
-    family: Family, ends: Sequence[tuple[float, Sequence[Float[Tensor, " k"]], bool]], tie: float = _TIE
+    family: Family, ends: Sequence[tuple[float, Sequence[Float[Tensor, " k"]], bool]], tie: float = 1e-6
 ) -> tuple[Optimum, ...]:
     """Sort ends (loss, log probabilities of each column, converged) by loss, and drop those that repeat a better one.
 
@@ -98,7 +108,7 @@ def distinct_tables(
 
 
 def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return max(float((x.exp() - y.exp()).abs().max()) for x, y in zip(a, b, strict=True)) <= _SAME
+    return max(float((x.exp() - y.exp()).abs().max()) for x, y in zip(a, b, strict=True)) <= _MAX_DIFFERENCE
 
 
 def _margins(family: Product, dim: int) -> tuple[str, ...]:

@@ -14,9 +14,9 @@ from torch import Tensor
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family, Product
-from whichkl.objectives import Direction, Objective
+from whichkl.objectives import Direction
 from whichkl.solvers.solver import Solution, Solver
-from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table
+from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table, log_prob_of_states
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
@@ -72,9 +72,9 @@ class CoordinateAscent(Solver):
             raise InputError(cannot("use `CoordinateAscent`", because, "Give, say, tolerance=0.02"))
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to independent columns of categories, where log p can be evaluated."""
-        return is_table(family) and super().solves(objective, family, access) and access.can_evaluate
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the columns are categories."""
+        return is_table(family)
 
     def quick(self) -> CoordinateAscent:
         """Fewer starts, and a looser end."""
@@ -149,7 +149,7 @@ class _Columns:
         for j, count in enumerate(self.counts):
             tried = x[:, :, None].expand(-1, -1, count, -1).clone()
             tried[..., j] = torch.arange(count, dtype=torch.float64, device="cpu")
-            log_p = evaluated(target, tried)
+            log_p = log_prob_of_states(target, tried)
             old = self.log_q[:, j, :count]
             chance = old.exp()
             log_p = log_p - (chance[:, None] * log_p).sum(-1, keepdim=True)
@@ -165,15 +165,7 @@ class _Columns:
         generator = torch.Generator().manual_seed(seed)
         x = self.draw(torch.rand(_JUDGED_ON, len(self.counts), generator=generator, dtype=torch.float64, device="cpu"))
         each = self.log_q[:, None].expand(-1, x.shape[1], -1, -1).gather(-1, x.long()[..., None])[..., 0]
-        return each.sum(-1) - evaluated(target, x)
-
-
-def evaluated(target: Target, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
-    """Return log p of states, a block at a time."""
-    rows = x.reshape(-1, x.shape[-1])
-    parts = rows.split(max(1, _BLOCK // x.shape[-1]))
-    value = [target.log_prob(one.to(target.device, target.dtype)).detach().cpu().to(torch.float64) for one in parts]
-    return torch.cat(value).reshape(x.shape[:-1])
+        return each.sum(-1) - log_prob_of_states(target, x)
 
 
 def _carried(log_q: Float[Tensor, "s d k"], uniforms: Float[Tensor, "m d"]) -> Float[Tensor, "s m d"]:

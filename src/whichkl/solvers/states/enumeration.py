@@ -18,7 +18,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.families import Autoregressive, Categorical, Family, Product
 from whichkl.families.data_shape import Shape
-from whichkl.objectives import Direction, Objective
+from whichkl.objectives import Direction
 from whichkl.seeds import seeded
 from whichkl.solvers.flat_weights import Flat
 from whichkl.solvers.solver import Optimum, Solution, Solver
@@ -79,10 +79,9 @@ class Enumeration(Solver):
                 raise InputError(cannot("use `Enumeration`", because, f"Leave `{name}` out"))
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to columns of categories, where every state can be listed and evaluated."""
-        is_able = is_table(family) or isinstance(family, Autoregressive)
-        return is_able and super().solves(objective, family, access) and access.can_evaluate and Access.ENUMERABLE in access
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the columns are categories, and all states can be listed."""
+        return (is_table(family) or isinstance(family, Autoregressive)) and Access.ENUMERABLE in access
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """List the states, and minimise."""
