@@ -1,4 +1,4 @@
-"""Points: the draws, or the quadrature rule, that stand for the expectation under p in forward KL."""
+"""Points of p: its samples, draws, or a quadrature rule, over which forward KL takes its expectation under p."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from whichkl.divergences.exact.quadrature import expectation_rule
 from whichkl.targets import Target
 
 FRESH = 65_536
+"""Number of draws that replace the samples of a target that has a sampler alone."""
 
 
 def points_of(target: Target, seed: int, share: float = 1.0) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
     """Return points and weights (Σ w = 1) in float64: p's samples, else quadrature on the line, else fresh draws.
 
-    Quadrature needs a sampler, to find the mass, and a log density of one variable; it makes the fit exact. `share` is that of a
-    budget which fresh draws may use.
+    Quadrature needs a sampler, to find the mass, and a log density of one variable; it makes the fit exact. `share` is the share
+    of a budget that fresh draws may use.
     """
     if target.samples is not None:
         x = target.samples.to(torch.float64)
@@ -35,11 +36,11 @@ def points_of(target: Target, seed: int, share: float = 1.0) -> tuple[Float[Tens
 
 
 def fresh_count(target: Target, share: float = 1.0) -> int:
-    """How many draws stand for p: `FRESH`, or fewer where no more than this share of a budget may be used, but 100 at least."""
+    """Return the number of fresh draws of p: `FRESH`, or fewer under a budget of which they take this share, but at least 100."""
     counts = target.evaluations
     return int(min(FRESH, max(100, share * (counts.most - counts.total))))
 
 
 def is_exact(target: Target) -> bool:
-    """Whether the expectation under p is by quadrature: one variable, a sampler and a log density, no fixed samples."""
+    """Return whether the expectation under p is by quadrature: one variable, a sampler, a log density, and no fixed samples."""
     return target.dim == 1 and target.samples is None and (Access.SAMPLER | Access.LOG_PROB) in target.access

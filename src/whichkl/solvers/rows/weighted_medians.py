@@ -1,4 +1,4 @@
-"""Medians: the exact weighted median of columns that are read in parts, by counting."""
+"""Weighted medians: exact ones, of columns that are read in parts, by counting."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from whichkl.solvers.rows.rows import Rows
 _BITS = 16
 _DIGITS = 1 << _BITS
 _ROUNDING = 1e-12
-"""So little less than half of the weight is half of it."""
+"""Relative error up to which a weight counts as half of the total."""
 _MAGNITUDE = 0x7FFFFFFFFFFFFFFF
 
 
 def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
-    """Return the lower weighted median of each column: its least value up to which half of the weight lies.
+    """Return the lower weighted median of each column: the least value up to which half of the weight lies.
 
-    The 64 bits of a double, read as a whole number that is ordered as the doubles are, are found 16 at a time: each of four
-    passes adds up the weight by the next digit, among the values that begin with those found so far.
+    The 64 bits of a double are read as a whole number with the same order, and found 16 at a time. Each of four passes adds up
+    the weight by the next digit, among the values that begin with the digits found so far.
 
     Args:
-        rows: what to read, four times.
+        rows: the rows, which are read four times.
         columns: the numbers of the columns.
 
     Source: radix selection, Knuth (1998), The Art of Computer Programming 3, 5.2.5.
@@ -46,7 +46,7 @@ def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
 
 @dataclass(frozen=True)
 class _Count:
-    """Adds up the weight by digit `digit` of values whose earlier digits are `found`."""
+    """Adds up the weight per value of digit number `digit`, among values whose earlier digits are `found`."""
 
     columns: tuple[int, ...]
     found: Int[Tensor, " k"]
@@ -69,6 +69,6 @@ class _Count:
 
 
 def _order(x: Float[Tensor, " m"]) -> Int[Tensor, " m"]:
-    """Read doubles as whole numbers of 64 bits in the same order; −0 is 0."""
+    """Return doubles as whole numbers of 64 bits in the same order; −0 is 0."""
     bits = (x.to(torch.float64) + 0.0).contiguous().view(torch.int64)
     return torch.where(bits < 0, bits ^ _MAGNITUDE, bits)
