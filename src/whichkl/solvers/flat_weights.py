@@ -1,4 +1,4 @@
-"""Flat: the free weights of a module as one vector, so that several sets of them can be the rows of a matrix."""
+"""Flat weights: the trainable weights of a module as one vector, so that several sets of them are the rows of a matrix."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class Flat:
-    """A module's free weights as one vector.
+    """A module's trainable weights as one vector.
 
     Args:
-        module: those of its parameters that ask for a gradient are free.
+        module: its parameters with `requires_grad` are trainable.
 
     >>> flat = Flat(nn.Linear(2, 1))
     >>> flat.read().shape, list(flat.named(torch.zeros(3)))

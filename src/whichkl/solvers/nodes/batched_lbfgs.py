@@ -84,12 +84,9 @@ def ascend(
     every = torch.arange(len(x), device=x.device)
     value, score = first or trial(x, every)
     x, value, score = x.clone(), value.clone(), score.clone()
-    step = score / torch.linalg.vector_norm(score, dim=-1, keepdim=True).clamp(min=1.0)
-    if memory is None:
-        memory = Memory.empty(x)
-    else:
-        memory = memory.take(every)  # a copy
-        step = torch.where(memory.held[:, -1:], memory.times(every, score), step)
+    memory = Memory.empty(x) if memory is None else memory.take(every)  # a copy
+    plain = score / torch.linalg.vector_norm(score, dim=-1, keepdim=True).clamp(min=1.0)
+    step = torch.where(memory.held[:, -1:], memory.times(every, score), plain)
     length, tries = torch.ones_like(value), torch.zeros_like(value)
     rise = (score * step).sum(-1)
     active = value.isfinite() & (rise / 2 > tolerance)

@@ -142,7 +142,7 @@ def _check(state: Ensemble) -> None:
 
 
 def _starts(family: Mixture, locs: Float[Tensor, "s d"], trils: Float[Tensor, "s d d"]) -> list[Start]:
-    """Mixtures on the best modes, and each start split along its longest axis."""
+    """Return a mixture on the best modes, and each start split along its longest axis."""
     starts = [_split(loc, tril, family.count) for loc, tril in zip(locs, trils, strict=True)]
     if len(locs) > family.count > 1:
         starts.insert(0, (locs.new_zeros(family.count), locs[: family.count], trils[: family.count]))
@@ -153,9 +153,5 @@ def _split(loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], count: int) -> 
     """Spread K components evenly over ±1 standard deviation of one Gaussian along its longest axis."""
     _, vector = torch.linalg.eigh(tril @ tril.T)
     axis = vector[:, -1] * torch.linalg.vector_norm(tril.T @ vector[:, -1])
-    at = (
-        torch.linspace(-1, 1, count, dtype=loc.dtype, device="cpu")
-        if count > 1
-        else torch.zeros(1, dtype=loc.dtype, device="cpu")
-    )
+    at = torch.linspace(-1, 1, count, dtype=loc.dtype, device="cpu") if count > 1 else loc.new_zeros(1)
     return loc.new_zeros(count), loc + at[:, None] * axis, tril.expand(count, -1, -1)

@@ -71,7 +71,7 @@ class TwoSided(Solver):
     mode_families: ClassVar[tuple[type[Family], ...]] = families
 
     minimised: Objective = field(default_factory=Jeffreys)
-    """Which of them; `fit` sets it."""
+    """The objective, which `fit` sets."""
     tolerance: float = 1e-6
     node_loss: float = 0.004
     rounds: int = 8
@@ -228,7 +228,7 @@ def _share_of(counts: Evaluations) -> contextlib.AbstractContextManager[dict[str
 
 
 def _affordable(starts: Ensemble) -> Ensemble:
-    """The best starts, as many as a budget lets descend for `_LEAST` calls; all of them without one."""
+    """Return as many of the best starts as a budget allows `_MIN_CALLS_PER_START` calls each; all of them without a budget."""
     counts = starts.target.evaluations
     many = (counts.most - counts.total) / (_MIN_CALLS_PER_START * max(1, starts.cost))
     if many >= len(starts.loss):
