@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from whichkl.access import Access, Requirement
 from whichkl.divergences import kinds
-from whichkl.objectives.objective import DRAWS_AND_LOG_P, Direction, Objective, Ratios, UpTo, check_weight
+from whichkl.objectives.objective import DRAWS_AND_LOG_P, Objective, Ratios, UpTo, check_weight
 
 
 class ForwardKL(Objective):
@@ -22,16 +21,16 @@ class ForwardKL(Objective):
     Source: Kullback & Leibler (1951); as maximum likelihood, Akaike (1973).
     """
 
-    name: ClassVar[str] = "forward_kl"
-    title: ClassVar[str] = "Forward KL"
-    formula: ClassVar[str] = "KL(p‖q) = E_p[log p − log q]"
-    character: ClassVar[str] = "mass-covering: q must put mass wherever p does"
-    direction: ClassVar[Direction] = "forward"
-    requires: ClassVar[Requirement] = Requirement(Access.SAMPLES, Access.SAMPLER)
-    requires_of_model: ClassVar[Requirement] = Requirement(Access.LOG_PROB)
+    name = "forward_kl"
+    title = "Forward KL"
+    formula = "KL(p‖q) = E_p[log p − log q]"
+    character = "mass-covering: q must put mass wherever p does"
+    direction = "forward"
+    requires = Requirement(Access.SAMPLES, Access.SAMPLER)
+    requires_of_model = Requirement(Access.LOG_PROB)
     reads_q = False
     log_z_share = 1.0
-    kind: ClassVar[type[kinds.Kind]] = kinds.ForwardKLDivergence
+    kind = kinds.ForwardKLDivergence
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
         """Return Σ w_p ℓ.
@@ -66,15 +65,15 @@ class ReverseKL(Objective):
     Source: Jordan, Ghahramani, Jaakkola & Saul (1999).
     """
 
-    name: ClassVar[str] = "reverse_kl"
-    title: ClassVar[str] = "Reverse KL"
-    formula: ClassVar[str] = "KL(q‖p) = E_q[log q − log p] = −ELBO + log Z"
-    character: ClassVar[str] = "tends to mode-seeking: q avoids places where p has no mass"
-    direction: ClassVar[Direction] = "reverse"
-    requires: ClassVar[Requirement] = Requirement(Access.LOG_PROB, Access.SCORE)
+    name = "reverse_kl"
+    title = "Reverse KL"
+    formula = "KL(q‖p) = E_q[log q − log p] = −ELBO + log Z"
+    character = "tends to mode-seeking: q avoids places where p has no mass"
+    direction = "reverse"
+    requires = Requirement(Access.LOG_PROB, Access.SCORE)
     reads_p = False
     log_z_share = -1.0
-    kind: ClassVar[type[kinds.Kind]] = kinds.ReverseKLDivergence
+    kind = kinds.ReverseKLDivergence
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
         """Return −Σ w_q ℓ: −ELBO where p is unnormalised.
@@ -119,11 +118,11 @@ class Jeffreys(Objective):
 
     weight_on_forward: float = 0.5
 
-    name: ClassVar[str] = "jeffreys"
-    title: ClassVar[str] = "Jeffreys"
-    formula: ClassVar[str] = "w KL(p‖q) + (1 − w) KL(q‖p)"
-    character: ClassVar[str] = "covers mass as far as w is on forward KL; w leads from one direction to the other"
-    requires: ClassVar[Requirement] = DRAWS_AND_LOG_P
+    name = "jeffreys"
+    title = "Jeffreys"
+    formula = "w KL(p‖q) + (1 − w) KL(q‖p)"
+    character = "covers mass as far as w is on forward KL; w leads from one direction to the other"
+    requires = DRAWS_AND_LOG_P
 
     def __post_init__(self) -> None:
         """Check the weight."""

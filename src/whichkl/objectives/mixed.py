@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -36,12 +35,12 @@ class JensenShannon(Objective):
 
     weight: float = 0.5
 
-    name: ClassVar[str] = "jensen_shannon"
-    title: ClassVar[str] = "Jensen–Shannon"
-    formula: ClassVar[str] = "w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q"
-    character: ClassVar[str] = "bounded: what one of them misses has a bounded cost; forward as w → 0, reverse as w → 1"
-    requires: ClassVar[Requirement] = _NORMALIZED_AND_DRAWS
-    kind: ClassVar[type[kinds.Kind]] = kinds.JensenShannon
+    name = "jensen_shannon"
+    title = "Jensen–Shannon"
+    formula = "w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q"
+    character = "bounded: what one of them misses has a bounded cost; forward as w → 0, reverse as w → 1"
+    requires = _NORMALIZED_AND_DRAWS
+    kind = kinds.JensenShannon
 
     def __post_init__(self) -> None:
         """Check the weight."""
@@ -91,12 +90,12 @@ class SkewForwardKL(_Skew):
     Source: Lee (2001); for distillation, Ko et al. (2024).
     """
 
-    name: ClassVar[str] = "skew_forward_kl"
-    title: ClassVar[str] = "Skew forward KL"
-    formula: ClassVar[str] = "KL(p‖w p + (1 − w) q)"
-    character: ClassVar[str] = "forward KL with a bound, −log w: an outlier of p that q misses costs no more than that"
-    requires: ClassVar[Requirement] = _NORMALIZED_AND_DRAWS
-    kind: ClassVar[type[kinds.Kind]] = kinds.SkewForwardKL
+    name = "skew_forward_kl"
+    title = "Skew forward KL"
+    formula = "KL(p‖w p + (1 − w) q)"
+    character = "forward KL with a bound, −log w: an outlier of p that q misses costs no more than that"
+    requires = _NORMALIZED_AND_DRAWS
+    kind = kinds.SkewForwardKL
     reads_q = False
 
     def reason(self, access: Access) -> str:
@@ -121,12 +120,12 @@ class SkewReverseKL(_Skew):
     Source: Lee (2001); for distillation, Ko et al. (2024).
     """
 
-    name: ClassVar[str] = "skew_reverse_kl"
-    title: ClassVar[str] = "Skew reverse KL"
-    formula: ClassVar[str] = "KL(q‖w q + (1 − w) p)"
-    character: ClassVar[str] = "reverse KL with a bound, −log w: q may put mass where p has none, at that price"
-    requires: ClassVar[Requirement] = Requirement(_NORMALIZED)
-    kind: ClassVar[type[kinds.Kind]] = kinds.SkewReverseKL
+    name = "skew_reverse_kl"
+    title = "Skew reverse KL"
+    formula = "KL(q‖w q + (1 − w) p)"
+    character = "reverse KL with a bound, −log w: q may put mass where p has none, at that price"
+    requires = Requirement(_NORMALIZED)
+    kind = kinds.SkewReverseKL
     reads_p = False
 
     def reason(self, access: Access) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.access import Access, Requirement
+from whichkl.access import Access
 from whichkl.divergences import kinds
 from whichkl.objectives.objective import DRAWS_AND_LOG_P, Objective, Ratios
 
@@ -35,12 +34,12 @@ class Renyi(Objective):
 
     order: float = 0.5
 
-    name: ClassVar[str] = "renyi"
-    title: ClassVar[str] = "Rényi"
-    formula: ClassVar[str] = "log(∫ pᵃ q¹⁻ᵃ) / (a − 1)"
-    character: ClassVar[str] = "forward KL as a → 1, and above it covers more; a times reverse KL as a → 0"
-    requires: ClassVar[Requirement] = DRAWS_AND_LOG_P
-    kind: ClassVar[type[kinds.Kind]] = kinds.Renyi
+    name = "renyi"
+    title = "Rényi"
+    formula = "log(∫ pᵃ q¹⁻ᵃ) / (a − 1)"
+    character = "forward KL as a → 1, and above it covers more; a times reverse KL as a → 0"
+    requires = DRAWS_AND_LOG_P
+    kind = kinds.Renyi
 
     def __post_init__(self) -> None:
         """Check the order."""

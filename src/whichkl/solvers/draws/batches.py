@@ -14,8 +14,7 @@ from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.network_family import NetworkFamily
 from whichkl.samples import Block
 from whichkl.samples.stream import joined, slices
-from whichkl.solvers.rows.points import fresh_count
-from whichkl.solvers.rows.rows import Rows, held_among, held_out, rows_of
+from whichkl.solvers.rows.rows import Rows, fresh_count, held_among, held_out, rows_of
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 

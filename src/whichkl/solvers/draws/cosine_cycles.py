@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl.journal import Journal, tensors_behind
-from whichkl.objectives import Direction
 from whichkl.solvers.descent import warm_cosine
 from whichkl.solvers.solver import Optimum, Solution, Solver, check_counts, check_positive
 from whichkl.solvers.work import Work
@@ -233,8 +232,8 @@ class CycleSolver(Solver):
         InputError: a field is out of range.
     """
 
-    refits: ClassVar[bool] = False
-    direction: ClassVar[Direction] = "reverse"
+    refits = False
+    direction = "reverse"
 
     steps: int = 400
     cycles: int = 6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -61,9 +60,9 @@ class StickingTheLanding(CycleSolver):
     Source: Roeder, Wu & Duvenaud (2017); Agrawal, Sheldon & Domke (2020) for the combination of these parts.
     """
 
-    name: ClassVar[str] = "sticking_the_landing"
-    families: ClassVar[tuple[type[Family], ...]] = (Flow, Module)
-    mode_families: ClassVar[tuple[type[Family], ...]] = (Flow,)
+    name = "sticking_the_landing"
+    families = (Flow, Module)
+    mode_families = (Flow,)
 
     @classmethod
     def covers(cls, family: Family, access: Access) -> bool:

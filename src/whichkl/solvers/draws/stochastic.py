@@ -63,8 +63,8 @@ class Stochastic(Solver):
     3
     """
 
-    name: ClassVar[str] = "stochastic"
-    refits: ClassVar[bool] = False
+    name = "stochastic"
+    refits = False
     direction: ClassVar[Direction] = "forward"
     families: ClassVar[tuple[type[Family], ...]] = (NetworkFamily,)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from whichkl.families import Autoregressive, Family, Flow, Gaussian
 from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.user_module import Module
-from whichkl.objectives import Direction, Jeffreys, Objective
+from whichkl.objectives import Jeffreys, Objective
 from whichkl.samples import Block
 from whichkl.seeds import seeded
 from whichkl.solvers.draws.batches import Data, Shuffled, data_of
@@ -25,6 +24,7 @@ from whichkl.solvers.draws.sticking_the_landing import gaussians_to_start
 from whichkl.solvers.draws.stochastic import TRIAL, Stochastic
 from whichkl.solvers.draws.training import Training
 from whichkl.solvers.rows.closed_form import ClosedForm
+from whichkl.solvers.rows.rows import log_prob_at_points
 from whichkl.solvers.solver import check_counts
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
@@ -73,9 +73,9 @@ class StochasticTwoSided(Stochastic):
     1000
     """
 
-    name: ClassVar[str] = "stochastic_two_sided"
-    direction: ClassVar[Direction] = "between"
-    families: ClassVar[tuple[type[Family], ...]] = (Flow, Autoregressive, Module)
+    name = "stochastic_two_sided"
+    direction = "between"
+    families = (Flow, Autoregressive, Module)
 
     draws: int | None = None
     judged_on: int = 2_048
@@ -106,7 +106,8 @@ class StochasticTwoSided(Stochastic):
             raise TypeError(data.batches)
         log_z, notes = 0.0, tuple[str, ...]()
         if self.minimised.reads_p:
-            train, aside = _with_log_p(target, data.batches.block), _with_log_p(target, data.validation)
+            blocks = (data.batches.block, data.validation)
+            train, aside = (replace(one, log_p=log_prob_at_points(target, one.x)) for one in blocks)
             if self.minimised.reads_log_z and not target.normalized:
                 log_z, notes = _log_z(target, train, self.minimised, seed)
             data.batches.block, data = _less(train, log_z), replace(data, validation=_less(aside, log_z))
@@ -153,19 +154,6 @@ def _left(criterion: Criterion) -> float:
         raise TypeError(criterion)
     counts = criterion.target.evaluations
     return max(0.0, counts.most - counts.total)
-
-
-def _with_log_p(target: Target, block: Block) -> Block:
-    """Evaluate log p at rows of p.
-
-    Raises:
-        TargetError: it is −∞ at some.
-    """
-    log_p = target.log_prob(block.x.to(target.device, target.dtype)).detach().to(block.w)
-    if bool((log_p == -math.inf).any()):
-        because = f"{int((log_p == -math.inf).sum())} of {len(block)} draws of p fell where its own log density is −∞"
-        raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
-    return replace(block, log_p=log_p)
 
 
 def _less(block: Block, log_z: float) -> Block:

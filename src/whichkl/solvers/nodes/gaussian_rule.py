@@ -19,8 +19,8 @@ def gaussian_rule(dim: int, count: int, seed: int, apart: int = 0) -> tuple[Floa
     in a strip of half-width a around the real line falls as exp(−2πa/0.05) (Trefethen & Weideman, 2014), for any `count`. In more
     dimensions it is `count` scrambled Sobol points and their negatives, mapped linearly to have covariance I, so that a quadratic
     log density is integrated exactly. With fewer than 4d nodes no such map would leave them normal. Then every column has
-    variance 1, and is uncorrelated with the first `apart` columns and with its neighbours: on each side, m nodes allow about m/8 of
-    them. The same holds above 21,201 dimensions, the largest number for which torch has Sobol points.
+    variance 1, and is uncorrelated with the first `apart` columns and with its neighbours: on each side, m nodes allow about
+    m/8 of them. The same holds above 21,201 dimensions, the largest number for which torch has Sobol points.
 
     >>> z, w = gaussian_rule(dim=3, count=64, seed=0)
     >>> torch.allclose(z.T @ (w[:, None] * z), torch.eye(3, dtype=z.dtype))

@@ -142,7 +142,7 @@ class Gaussians:
         return Gaussians._made(self.target, self.z, self.w, loc, self.tril @ factor, peaks.value, b, a, peaks.curvature)
 
     def improves_on(self, before: Gaussians) -> Bool[Tensor, " b"]:
-        """Return whether the ELBO on the same nodes is higher; near the end, where rounding hides it, a smaller residual counts."""
+        """Return whether the ELBO on the same nodes is higher; near the end, where rounding hides it, the residual decides."""
         near = (before.residual < 1e-3) & (self.residual <= 0.9 * before.residual)
         return self.elbo.isfinite() & ((self.elbo > before.elbo) | near | ~before.elbo.isfinite())
 

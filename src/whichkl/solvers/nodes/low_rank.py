@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,7 +13,6 @@ from torch.distributions import Distribution
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts, low_rank, low_rank_parts
-from whichkl.objectives import Direction
 from whichkl.solvers.nodes.factorised_elbo import LowRankAverage
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.mean_field import MeanField, diagonal_average
@@ -45,10 +43,10 @@ class LowRank(Solver):
     Source: Ong, Nott & Smith (2018) for the family; Giordano, Ingram & Broderick (2024) for fixed draws.
     """
 
-    name: ClassVar[str] = "low_rank"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
-    mode_families: ClassVar[tuple[type[Family], ...]] = families
+    name = "low_rank"
+    direction = "reverse"
+    families = (Gaussian,)
+    mode_families = families
 
     tolerance: float = 1e-4
     node_tolerance: float = 0.02

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,7 +13,6 @@ from torch.distributions import Distribution
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_gaussian, diagonal_parts
-from whichkl.objectives import Direction
 from whichkl.solvers.nodes.batched_lbfgs import ascend
 from whichkl.solvers.nodes.factorised_elbo import DiagonalAverage
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
@@ -49,10 +47,10 @@ class MeanField(Solver):
     Source: Giordano, Ingram & Broderick (2024), "Black box variational inference with a deterministic objective".
     """
 
-    name: ClassVar[str] = "mean_field"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
-    mode_families: ClassVar[tuple[type[Family], ...]] = families
+    name = "mean_field"
+    direction = "reverse"
+    families = (Gaussian,)
+    mode_families = families
 
     tolerance: float = 1e-7
     node_tolerance: float = 0.02

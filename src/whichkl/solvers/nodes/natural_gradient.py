@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,6 @@ from torch import Tensor
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import gaussian
-from whichkl.objectives import Direction
 from whichkl.solvers.nodes.doubling import Doubling, Verdict, near_best
 from whichkl.solvers.nodes.ensemble import Nodes
 from whichkl.solvers.nodes.gaussian_rule import first_count, least_count
@@ -56,10 +54,10 @@ class NaturalGradient(Solver):
     fixed draws.
     """
 
-    name: ClassVar[str] = "natural_gradient"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
-    mode_families: ClassVar[tuple[type[Family], ...]] = families
+    name = "natural_gradient"
+    direction = "reverse"
+    families = (Gaussian,)
+    mode_families = families
 
     tolerance: float = 1e-6
     max_iterations: int = 30

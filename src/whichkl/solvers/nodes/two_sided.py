@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -17,7 +16,7 @@ from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.evaluations import Evaluations
 from whichkl.families import Family, Gaussian, Mixture
-from whichkl.objectives import Direction, ForwardKL, Jeffreys, Objective, ReverseKL
+from whichkl.objectives import ForwardKL, Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
 from whichkl.solvers.nodes.doubling import Doubling, judge_by_cost
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Parts, Points, descend, first_nodes, optima_of, stacked
@@ -26,7 +25,7 @@ from whichkl.solvers.nodes.natural_gradient import NaturalGradient
 from whichkl.solvers.nodes.sample_average import SampleAverage
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.rows.em import ExpectationMaximization
-from whichkl.solvers.rows.points import FRESH, is_exact, points_of
+from whichkl.solvers.rows.rows import FRESH, is_exact, log_prob_at_points, points_of
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -63,12 +62,12 @@ class TwoSided(Solver):
     Source: Giordano, Ingram & Broderick (2024) for fixed draws.
     """
 
-    name: ClassVar[str] = "two_sided"
-    refits: ClassVar[bool] = False
-    holds_chains: ClassVar[bool] = True
-    direction: ClassVar[Direction] = "between"
-    families: ClassVar[tuple[type[Family], ...]] = (Gaussian, Mixture)
-    mode_families: ClassVar[tuple[type[Family], ...]] = families
+    name = "two_sided"
+    refits = False
+    holds_chains = True
+    direction = "between"
+    families = (Gaussian, Mixture)
+    mode_families = families
 
     minimised: Objective = field(default_factory=Jeffreys)
     """The objective, which `fit` sets."""
@@ -151,11 +150,7 @@ class TwoSided(Solver):
             rows = _evenly(len(x), FRESH)
             notes = (f"{FRESH:,} of {len(x):,} rows, evenly spaced, were fitted",)
             x, w = x[rows], w[rows] / w[rows].sum()
-        log_p = target.log_prob(x.to(target.dtype)).detach().to(torch.float64)
-        if bool((log_p == -math.inf).any()):
-            because = f"{int((log_p == -math.inf).sum())} of its {len(x)} draws fell where its own log density is −∞"
-            raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
-        return Points(x, w, log_p), notes
+        return Points(x, w, log_prob_at_points(target, x)), notes
 
     def _starts(self, target: Target, family: Gaussian | Mixture, seed: int, points: Points) -> Parts:
         """Return the optima of the directions that the access allows; each may use a share of the evaluations that are left."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import LARGEST, InputError, cannot
 from whichkl.families.family import Family, MomentFamily
 from whichkl.families.product import Product
-from whichkl.objectives import Direction
 from whichkl.samples import Block
 from whichkl.samples.stream import joined
 from whichkl.solvers.rows.rows import Rows, held_numbers, rows_of
 from whichkl.solvers.rows.sums import Sums, add_sums, fit_held, optimum_on, shift_to_mean
-from whichkl.solvers.rows.weighted_medians import weighted_medians
 from whichkl.solvers.solver import Held, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -28,6 +26,13 @@ _BLOCKS_PER_LOCATED = 8
 """One of this many blocks tells how far the mean is from the origin, which is enough."""
 _ROWS_TO_LOCATE = 1_024
 """Number of rows of that block that are used for it; up to twice as many."""
+_BITS = 16
+_DIGITS = 1 << _BITS
+"""Number of bits of a digit, and of digits, in the search for medians."""
+_ROUNDING = 1e-12
+"""Relative error up to which a weight counts as half of the total."""
+_MAGNITUDE = 0x7FFFFFFFFFFFFFFF
+"""The bits of a double without its sign."""
 
 
 class ClosedForm(Solver):
@@ -39,9 +44,9 @@ class ClosedForm(Solver):
     Source: Fisher (1922); as the moment-matching projection, Csiszár (1975).
     """
 
-    name: ClassVar[str] = "closed_form"
-    direction: ClassVar[Direction] = "forward"
-    families: ClassVar[tuple[type[Family], ...]] = (MomentFamily,)
+    name = "closed_form"
+    direction = "forward"
+    families = (MomentFamily,)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Add up the statistics of p's points, and read the model from them."""
@@ -168,3 +173,58 @@ def _without(sums: Sums, apart: Sums) -> Sums:
     add_sums(rest, sums)
     add_sums(rest, {name: -value for name, value in apart.items() if not name.endswith("seen")})
     return rest
+
+
+def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
+    """Return the lower weighted median of each column: the least value up to which half of the weight lies.
+
+    The 64 bits of a double are read as a whole number with the same order, and found 16 at a time. Each of four passes adds up
+    the weight by the next digit, among the values that begin with the digits found so far.
+
+    Args:
+        rows: the rows, which are read four times.
+        columns: the numbers of the columns.
+
+    Source: radix selection, Knuth (1998), The Art of Computer Programming 3, 5.2.5.
+    """
+    found = torch.zeros(len(columns), dtype=torch.int64, device="cpu")
+    half = below = torch.zeros(len(columns), dtype=torch.float64, device="cpu")
+    for digit in range(64 // _BITS):
+        nothing = torch.zeros(len(columns), _DIGITS, dtype=torch.float64, device="cpu")
+        table = sum(rows.map(_Count(tuple(columns), found, digit)), nothing)
+        half = table.sum(1) / 2 * (1 - _ROUNDING) if digit == 0 else half
+        reached = below[:, None] + table.cumsum(1)
+        at = ((reached >= half[:, None]) & (table > 0)).int().argmax(1)
+        below = (reached - table).gather(1, at[:, None])[:, 0]
+        found = found * _DIGITS + at - (_DIGITS // 2 if digit == 0 else 0)
+    return torch.where(found < 0, found ^ _MAGNITUDE, found).view(torch.float64)
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Adds up the weight per value of digit number `digit`, among values whose earlier digits are `found`."""
+
+    columns: tuple[int, ...]
+    found: Int[Tensor, " k"]
+    digit: int
+
+    def __call__(self, blocks: Iterator[Block]) -> Tensor:
+        table = torch.zeros(len(self.columns), _DIGITS, dtype=torch.float64, device="cpu")
+        shift = 64 - _BITS * (self.digit + 1)
+        for block in blocks:
+            for i, column in enumerate(self.columns):
+                order = _order(block.x[:, column].cpu())
+                digits, weights = order >> shift, block.w.cpu()
+                if self.digit == 0:
+                    digits = digits + _DIGITS // 2
+                else:
+                    begins = digits >> _BITS == self.found[i]
+                    digits, weights = digits[begins] & (_DIGITS - 1), weights[begins]
+                table[i] += torch.bincount(digits, weights, _DIGITS)
+        return table
+
+
+def _order(x: Float[Tensor, " m"]) -> Int[Tensor, " m"]:
+    """Return doubles as whole numbers of 64 bits in the same order; −0 is 0."""
+    bits = (x.to(torch.float64) + 0.0).contiguous().view(torch.int64)
+    return torch.where(bits < 0, bits ^ _MAGNITUDE, bits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,13 +16,11 @@ from whichkl.families import Family, Mixture, StudentT
 from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.journal import tensors_behind
-from whichkl.objectives import Direction
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
 from whichkl.solvers.rows.em_starts import rearranged, seed_states
 from whichkl.solvers.rows.em_steps import Expectation, State, Sums, accelerated, maximize
-from whichkl.solvers.rows.points import is_exact
-from whichkl.solvers.rows.rows import Rows, mean_log_likelihood, rows_of, thinned
+from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -68,9 +66,9 @@ class ExpectationMaximization(Solver):
     Celeux & Govaert (2003); leaps, Varadhan & Roland (2008); splits and mergers, Ueda et al. (2000).
     """
 
-    name: ClassVar[str] = "em"
-    direction: ClassVar[Direction] = "forward"
-    families: ClassVar[tuple[type[Family], ...]] = (Mixture, StudentT)
+    name = "em"
+    direction = "forward"
+    families = (Mixture, StudentT)
 
     starts: int = 5
     tolerance: float = 1e-9

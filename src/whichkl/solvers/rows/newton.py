@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,6 @@ from whichkl._checks import InputError, cannot
 from whichkl.families import Family
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.journal import tensors_behind
-from whichkl.objectives import Direction
 from whichkl.solvers.rows.newton_design import Design, Evaluation, survey
 from whichkl.solvers.rows.rows import Rows, rows_of
 from whichkl.solvers.rows.sums import fit_held, optimum_on
@@ -45,9 +44,9 @@ class Newton(Solver):
     (1982).
     """
 
-    name: ClassVar[str] = "newton"
-    direction: ClassVar[Direction] = "forward"
-    families: ClassVar[tuple[type[Family], ...]] = (GeneralizedLinear,)
+    name = "newton"
+    direction = "forward"
+    families = (GeneralizedLinear,)
 
     tolerance: float = 1e-13
     max_iterations: int = 100

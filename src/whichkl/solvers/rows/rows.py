@@ -10,16 +10,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, TargetError, cannot, check_scales
+from whichkl.access import Access
 from whichkl.cluster import Threads, Workers
+from whichkl.divergences.exact.quadrature import expectation_rule
 from whichkl.evaluations import Evaluations
 from whichkl.families.family import log_likelihood
 from whichkl.samples import Block, Part
 from whichkl.samples.repeats import row_keys
 from whichkl.samples.stream import joined, slices
-from whichkl.solvers.rows.points import points_of
 from whichkl.supports import Bijection
 from whichkl.targets import Target
 
@@ -27,6 +29,8 @@ Result = TypeVar("Result")
 
 HELD = 20_000
 """About the largest number of rows that are held out of a fit on a stream, or on many rows in memory."""
+FRESH = 65_536
+"""Number of draws that replace the samples of a target that has a sampler alone."""
 _ROWS_PER_HASH = 2**18
 """Number of rows whose held-out numbers are computed at once."""
 
@@ -159,6 +163,51 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     keys = None if target.repeats is None else target.repeats.rank(seed).cpu()
     block = Block(x.cpu(), w.cpu(), context, keys=keys)
     return Rows(slices(block), target.names, None, workers, seed=seed, evaluations=counts)
+
+
+def points_of(target: Target, seed: int, share: float = 1.0) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """Return points and weights (Σ w = 1) in float64: p's samples, else quadrature on the line, else fresh draws.
+
+    Quadrature needs a sampler, to find the mass, and a log density of one variable; it makes the fit exact. `share` is the share
+    of a budget that fresh draws may use.
+    """
+    if target.samples is not None:
+        x = target.samples.to(torch.float64)
+        w = torch.ones(len(x), dtype=torch.float64, device=x.device) if target.weights is None else target.weights
+        w = w.to(torch.float64)
+        return x, w / w.sum()
+    if is_exact(target):
+        x, w = expectation_rule(target)
+        check_scales(x, target.names, "points of p")
+        return x, w
+    x = target.draws(fresh_count(target, share), seed).to(torch.float64)
+    check_scales(x, target.names, "draws")
+    return x, torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device)
+
+
+def fresh_count(target: Target, share: float = 1.0) -> int:
+    """Return the number of fresh draws of p: `FRESH`, or fewer under a budget of which they take this share, but at least 100."""
+    counts = target.evaluations
+    return int(min(FRESH, max(100, share * (counts.most - counts.total))))
+
+
+def is_exact(target: Target) -> bool:
+    """Return whether the expectation under p is by quadrature: one variable, a sampler, a log density, and no fixed samples."""
+    return target.dim == 1 and target.samples is None and (Access.SAMPLER | Access.LOG_PROB) in target.access
+
+
+def log_prob_at_points(target: Target, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return log p in float64 at points of p.
+
+    Raises:
+        TargetError: it is −∞ at some.
+    """
+    log_p = target.log_prob(x.to(target.device, target.dtype)).detach().to(x.device, torch.float64)
+    empty = int((log_p == -torch.inf).sum())
+    if empty:
+        because = f"{empty} of {len(x)} draws of p fell where its own log density is −∞"
+        raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
+    return log_p
 
 
 def held_among(block: Block, stride: int) -> Tensor | None:

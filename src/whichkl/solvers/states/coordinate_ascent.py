@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,7 +13,6 @@ from torch import Tensor
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family, Product
-from whichkl.objectives import Direction
 from whichkl.solvers.solver import Solution, Solver, check_counts, check_positive
 from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table, log_prob_of_states
 from whichkl.solvers.work import QUIET, Work
@@ -50,9 +48,9 @@ class CoordinateAscent(Solver):
     (1951) for the averages.
     """
 
-    name: ClassVar[str] = "coordinate_ascent"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Product,)
+    name = "coordinate_ascent"
+    direction = "reverse"
+    families = (Product,)
 
     draws: int = 32
     starts: int = 8

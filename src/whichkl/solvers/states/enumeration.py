@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import scipy
@@ -17,7 +16,6 @@ from torch.func import functional_call
 from whichkl.access import Access
 from whichkl.families import Autoregressive, Categorical, Family, Product
 from whichkl.families.data_shape import Shape
-from whichkl.objectives import Direction
 from whichkl.seeds import seeded
 from whichkl.solvers.flat_weights import Flat
 from whichkl.solvers.solver import Optimum, Solution, Solver, check_counts, check_positive
@@ -57,9 +55,9 @@ class Enumeration(Solver):
     Source: Saul, Jaakkola & Jordan (1996) for mean field on Boltzmann machines.
     """
 
-    name: ClassVar[str] = "enumeration"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Product, Categorical, Autoregressive)
+    name = "enumeration"
+    direction = "reverse"
+    families = (Product, Categorical, Autoregressive)
 
     tolerance: float = 1e-9
     sweeps: int = 2_000

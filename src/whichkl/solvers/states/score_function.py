@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,8 +42,8 @@ class ScoreFunction(CycleSolver):
     Source: Williams (1992); Kool, van Hoof & Welling (2019) for the baseline.
     """
 
-    name: ClassVar[str] = "score_function"
-    families: ClassVar[tuple[type[Family], ...]] = (Autoregressive,)
+    name = "score_function"
+    families = (Autoregressive,)
 
     draws: int = 256
     learning_rate: float | None = 0.01
