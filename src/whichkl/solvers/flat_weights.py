@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 
 class Flat:
@@ -20,6 +23,7 @@ class Flat:
 
     def __init__(self, module: nn.Module) -> None:
         """Note the parameters; see the class."""
+        self.module = module
         self.free = {name: one for name, one in module.named_parameters() if one.requires_grad}
 
     def read(self) -> Float[Tensor, " p"]:
@@ -36,3 +40,11 @@ class Flat:
         with torch.no_grad():
             for name, value in self.named(row).items():
                 self.free[name].copy_(value)
+
+    def call_each(self, theta: Float[Tensor, "s p"], given: Float[Tensor, "s ..."]) -> Any:
+        """Call the module with each row of weights and its own argument, as one batch."""
+
+        def call(row: Tensor, argument: Tensor) -> Any:
+            return functional_call(self.module, self.named(row), (argument,))
+
+        return vmap(call)(theta, given)

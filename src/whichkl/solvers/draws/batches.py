@@ -151,24 +151,24 @@ def data_of(
         family.check_count(len(block), block.x.shape[1])
         validation, train = _set_aside(block, seed)
         held = apart.gather() if stride else None
-        looked = Look(family, target.names, 0, 0, keep=False)([block])
+        scan = _ScanPart(family, target.names)([block])
         if held is not None:
             family.check_rows(held.x, target.names)
-            looked.reach(held.x)
-        summary = looked.summary(block)
+            scan.reach(held.x)
+        summary = scan.summary(block)
         batches: Batches = Shuffled(train, size or _size(len(train)), seed)
     else:
         about = target.stream.about
         every = max(10, about // _MAX_VALIDATION_ROWS)
-        looked = _total(rows.map(Look(family, target.names, stride, every, keep=True)))
-        if not looked.aside or looked.count < family.minimum_rows(target.dim):
-            family.check_count(looked.count, target.dim)
+        scan = _total(rows.map(_ScanPart(family, target.names, stride, every)))
+        if not scan.aside or scan.count < family.minimum_rows(target.dim):
+            family.check_count(scan.count, target.dim)
             raise InputError(cannot("stop training by unseen rows", "too few rows could be set aside", "Give more rows"))
-        validation = joined(looked.aside)
-        held = joined(looked.held) if looked.held else None
-        summary = looked.summary(target.stream.first)
-        trained = looked.count - len(validation)
-        batches = Streamed(kept, every, trained, looked.weight / looked.count, size or _size(trained), seed)
+        validation = joined(scan.aside)
+        held = joined(scan.held) if scan.held else None
+        summary = scan.summary(target.stream.first)
+        trained = scan.count - len(validation)
+        batches = Streamed(kept, every, trained, scan.weight / scan.count, size or _size(trained), seed)
     family.check_summary(summary, target.names)
     return Data(batches, validation, held, kept, family.shape(summary, target.scalar), summary)
 
@@ -206,7 +206,7 @@ def _size(rows: int) -> int:
 
 
 @dataclass
-class Looked:
+class Scan:
     """Moments and ends of the columns of some rows, and the rows that were set aside; two of these can be added."""
 
     count: int = 0
@@ -263,19 +263,19 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Look:
+class _ScanPart:
     """Reads the blocks of a part, and keeps the rows that are held out or set aside."""
 
     family: NetworkFamily
     names: tuple[str, ...]
-    stride: int
-    every: int
-    keep: bool
-    """Whether validation rows are set aside here."""
+    stride: int = 0
+    """One of every `stride` rows is held out; 0 for none."""
+    every: int = 0
+    """One of every `every` rows is a validation row; 0 for none."""
 
-    def __call__(self, blocks: Iterable[Block]) -> Looked:
+    def __call__(self, blocks: Iterable[Block]) -> Scan:
         """Return the moments, the ends, and the rows set aside."""
-        seen = Looked()
+        seen = Scan()
         for block in blocks:
             self.family.check_rows(block.x, self.names)
             seen.reach(block.x)
@@ -284,16 +284,16 @@ class Look:
             if is_held is not None:
                 seen.held.append(block.take(is_held))
                 kept = block.take(~is_held)
-            if self.keep:
+            if self.every:
                 seen.aside.append(kept.take(_aside(kept.first, len(kept), self.every)))
             seen.take_in(kept)
         return seen
 
 
-def _total(looks: Iterable[Looked]) -> Looked:
+def _total(scans: Iterable[Scan]) -> Scan:
     """Add up the results of all parts, in their order."""
-    total = Looked()
-    for one in looks:
+    total = Scan()
+    for one in scans:
         if one.mean is not None and one.power is not None:
             total.add(one.count, one.weight, one.mean, one.power)
         for end in (one.low, one.high):

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
+from whichkl.evaluations import Evaluations
 from whichkl.families.family import log_likelihood
 from whichkl.families.network_family import NetworkFamily
 from whichkl.objectives import Objective
@@ -50,8 +51,18 @@ class Criterion(ABC):
 
     @property
     @abstractmethod
+    def evaluations(self) -> Evaluations | None:
+        """The counts of the target's evaluations, if the loss uses any."""
+
+    @property
+    def left(self) -> float:
+        """The number of evaluations that may still be used."""
+        return math.inf if self.evaluations is None else max(0.0, self.evaluations.most - self.evaluations.total)
+
+    @property
     def is_spent(self) -> bool:
         """Whether the evaluations of the target are used up."""
+        return self.evaluations is not None and self.evaluations.is_spent
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Likelihood(Criterion):
 
     def measured(self, module: nn.Module, model: Any, rows: Block) -> tuple[float, float]:
         """Return the weighted mean of −log q over rows."""
-        log_q = judged(module, model, rows)
+        log_q = log_prob_of_rows(module, model, rows)
         if log_q is None:
             return math.inf, math.inf
         share = rows.w / rows.w.sum()
@@ -90,12 +101,12 @@ class Likelihood(Criterion):
         return best if self.is_stream else -mean_log_likelihood(model, self.kept)
 
     @property
-    def is_spent(self) -> bool:
-        """Whether the reads of the rows are used up."""
-        return self.kept.is_spent
+    def evaluations(self) -> Evaluations | None:
+        """The counts of the rows."""
+        return self.kept.evaluations
 
 
-def judged(module: nn.Module, model: Any, rows: Block) -> Float[Tensor, " n"] | None:
+def log_prob_of_rows(module: nn.Module, model: Any, rows: Block) -> Float[Tensor, " n"] | None:
     """Return log q of rows under the module without dropout; None if it refuses them."""
     module.eval()
     parts = []
@@ -181,7 +192,7 @@ class BothSides(Criterion):
         none = rows.w[:0]
         at_p = at_q = none
         if self.objective.reads_p:
-            log_q = judged(module, model, rows)
+            log_q = log_prob_of_rows(module, model, rows)
             if log_q is None:
                 return math.inf, math.inf
             at_p = _log_p(rows) - log_q
@@ -207,9 +218,9 @@ class BothSides(Criterion):
         return best
 
     @property
-    def is_spent(self) -> bool:
-        """Whether the target's evaluations, of any kind, are used up."""
-        return self.target.evaluations.is_spent
+    def evaluations(self) -> Evaluations:
+        """The counts of the target's evaluations."""
+        return self.target.evaluations
 
     def _drawn(self, model: Any, like: Tensor) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
         """Return ℓ at draws of q and their weights, both with their gradients."""

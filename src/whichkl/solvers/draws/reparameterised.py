@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_model import law_of
@@ -19,7 +19,7 @@ from whichkl.solvers.flat_weights import Flat
 from whichkl.threads import one_thread
 
 
-class Rows(ABC):
+class ModelRows(ABC):
     """Models of one shape, whose free weights are the rows of a matrix."""
 
     starts: Float[Tensor, "s p"]
@@ -42,7 +42,7 @@ class Rows(ABC):
         """Return a module with these weights."""
 
 
-class FlowRows(Rows):
+class FlowRows(ModelRows):
     """Flows within Gaussians: x = loc + L u, u = s + M f⁻¹(z / r), with s, M and f free, and u = z at the start, where M = r I.
 
     All of them run as one batch (`torch.func.vmap`), in the coordinates u.
@@ -116,14 +116,11 @@ class FlowRows(Rows):
         return torch.cat([half, -half])[:m].to(self.locs.device)
 
     def _carried(self, theta: Tensor, z: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor]:
-        def one(row: Tensor, noise: Tensor) -> Any:
-            return functional_call(self.operations, self.weights.named(row), (noise,))
-
-        u, log_q = vmap(one)(theta, z)
+        u, log_q = self.weights.call_each(theta, z)
         return u, log_q
 
 
-class ModuleRows(Rows):
+class ModuleRows(ModelRows):
     """One module of a user, from its own weights. Nothing is assumed about it, so nothing is batched.
 
     Args:

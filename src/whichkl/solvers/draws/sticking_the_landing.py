@@ -20,7 +20,7 @@ from whichkl.families.network_model import law_of
 from whichkl.families.user_module import Module
 from whichkl.seeds import seeded
 from whichkl.solvers.draws.cosine_cycles import CycleSolver, Descent, judging_seed
-from whichkl.solvers.draws.reparameterised import FlowRows, ModuleRows, Rows
+from whichkl.solvers.draws.reparameterised import FlowRows, ModelRows, ModuleRows
 from whichkl.solvers.nodes.mean_field import MeanField
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
 from whichkl.solvers.solver import Optimum, Solution, distinct
@@ -74,7 +74,7 @@ class StickingTheLanding(CycleSolver):
         if not isinstance(family, NetworkFamily):
             raise TypeError(family)
         shape, rate = Shape(target.dim), 0.02
-        rows: Rows
+        rows: ModelRows
         if isinstance(family, Flow):
             work.tell("fitting a Gaussian to start from", math.nan)
             rows, rate = self._flows(target, family, shape, seed), 0.005
@@ -128,7 +128,7 @@ class _Path:
     """The sticking-the-landing gradient of every start, and log q − log p on fixed noise."""
 
     target: Target
-    rows: Rows
+    rows: ModelRows
     draws: int
     judged_on: int
 

@@ -19,6 +19,7 @@ from whichkl.objectives import Jeffreys, Objective
 from whichkl.samples import Block
 from whichkl.seeds import seeded
 from whichkl.solvers.draws.batches import Data, Shuffled, data_of
+from whichkl.solvers.draws.cosine_cycles import judging_seed
 from whichkl.solvers.draws.criterion import BothSides, Criterion
 from whichkl.solvers.draws.sticking_the_landing import gaussians_to_start
 from whichkl.solvers.draws.stochastic import TRIAL, Stochastic
@@ -93,7 +94,7 @@ class StochasticTwoSided(Stochastic):
         return not family.conditional or family.optional_context
 
     def toward(self, objective: Objective) -> StochasticTwoSided:
-        """Return the solver of this very objective."""
+        """Return the solver of this objective."""
         if not objective.is_between:
             raise TypeError(objective)
         return replace(self, minimised=objective)
@@ -107,14 +108,19 @@ class StochasticTwoSided(Stochastic):
         log_z, notes = 0.0, tuple[str, ...]()
         if self.minimised.reads_p:
             blocks = (data.batches.block, data.validation)
-            train, aside = (replace(one, log_p=log_prob_at_points(target, one.x)) for one in blocks)
+            log_p = [log_prob_at_points(target, one.x) for one in blocks]
             if self.minimised.reads_log_z and not target.normalized:
-                log_z, notes = _log_z(target, train, self.minimised, seed)
-            data.batches.block, data = _less(train, log_z), replace(data, validation=_less(aside, log_z))
+                log_z, notes = _log_z(target, blocks[0], self.minimised, seed)
+            train, aside = (replace(one, log_p=value - log_z) for one, value in zip(blocks, log_p, strict=True))
+            data.batches.block, data = train, replace(data, validation=aside)
         else:  # rows set the number of steps; nothing else of them is used
             data = replace(data, kept=replace(data.kept, evaluations=None))
-        draws = self.draws or max(2, data.batches.size)
-        return data, BothSides(self.minimised, target, log_z, draws, self.judged_on, (seed + 77) % 2**31, notes)
+        numbers = (self._draws(data), self.judged_on, judging_seed(seed))
+        return data, BothSides(self.minimised, target, log_z, *numbers, notes)
+
+    def _draws(self, data: Data) -> int:
+        """Return the number of draws of q per step."""
+        return self.draws or max(2, data.batches.size)
 
     def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Training:
         """Put a flow at rest, and refuse a law without a gradient if one is needed."""
@@ -127,37 +133,23 @@ class StochasticTwoSided(Stochastic):
 
     def _total(self, data: Data, criterion: Criterion) -> int:
         """Return the steps of the schedule, or those that the budget allows, so that the learning rate falls to its end."""
-        total, left = super()._total(data, criterion), _left(criterion)
-        if math.isinf(left):
+        total = super()._total(data, criterion)
+        if math.isinf(criterion.left):
             return total
-        return max(1, min(total, int((_SHARE_OF_STEPS * left - 2 * self.judged_on) / self._cost(data, criterion))))
+        return max(1, min(total, int((_SHARE_OF_STEPS * criterion.left - 2 * self.judged_on) / self._cost(data))))
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
         """Choose by trials if they take little of the budget; otherwise return a high rate, since there are few steps."""
         rates = self._rates(family)
-        if len(rates) * TRIAL * self._cost(data, criterion) > _SHARE_OF_TRIALS * _left(criterion):
+        if len(rates) * TRIAL * self._cost(data) > _SHARE_OF_TRIALS * criterion.left:
             return min(rates[-1], _MAX_UNTRIED_RATE)
         return super()._best_rate(family, criterion, data, seed, work)
 
-    def _cost(self, data: Data, criterion: Criterion) -> float:
+    def _cost(self, data: Data) -> float:
         """Return the evaluations of the target per step, with those of judging."""
-        if not isinstance(criterion, BothSides):
-            raise TypeError(criterion)
         rows, judged = 0 if data.kept.evaluations is None else data.batches.size, len(data.validation)
-        drawn = (criterion.draws, self.judged_on) if self.minimised.reads_q else (0, 0)
-        return max(1.0, rows + drawn[0] + (drawn[1] + (judged if rows else 0)) / data.batches.steps)
-
-
-def _left(criterion: Criterion) -> float:
-    """Return the number of evaluations that are left."""
-    if not isinstance(criterion, BothSides):
-        raise TypeError(criterion)
-    counts = criterion.target.evaluations
-    return max(0.0, counts.most - counts.total)
-
-
-def _less(block: Block, log_z: float) -> Block:
-    return block if block.log_p is None else replace(block, log_p=block.log_p - log_z)
+        drawn, judged_on = (self._draws(data), self.judged_on) if self.minimised.reads_q else (0, 0)
+        return max(1.0, rows + drawn + (judged_on + (judged if rows else 0)) / data.batches.steps)
 
 
 def _log_z(target: Target, block: Block, objective: Objective, seed: int) -> tuple[float, tuple[str, ...]]:

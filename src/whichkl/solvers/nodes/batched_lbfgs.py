@@ -98,7 +98,7 @@ def ascend(
         good, refused = risen.nonzero()[:, 0], (~risen).nonzero()[:, 0]
         if len(refused):
             bad = rows[refused]
-            length[bad] = length[bad] * shortened(new_value[refused] - value[bad], slope[refused])
+            length[bad] = length[bad] * share_of_step(new_value[refused] - value[bad], slope[refused])
             count_refusal(bad, tries, active)
         if len(good):
             won = rows[good]
@@ -153,7 +153,7 @@ def has_risen(
     return good
 
 
-def shortened(gain: Float[Tensor, " a"], slope: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+def share_of_step(gain: Float[Tensor, " a"], slope: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
     """Return the share of a refused step to try next, 0.1 to 0.5: the top of the parabola through both values and the slope."""
     share: Float[Tensor, " a"] = (slope / (2 * (slope - gain))).nan_to_num(0.1, 0.1, 0.1).clamp(0.1, 0.5)
     return share

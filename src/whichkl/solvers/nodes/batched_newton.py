@@ -16,7 +16,7 @@ from whichkl.solvers.nodes.batched_lbfgs import (
     count_refusal,
     has_risen,
     rows_to_try,
-    shortened,
+    share_of_step,
     stop_arrived,
 )
 
@@ -68,7 +68,7 @@ def ascend_by_newton(
         good, refused = risen.nonzero()[:, 0], (~risen).nonzero()[:, 0]
         if len(refused):
             bad = rows[refused]
-            reach[bad] = (t * far)[refused] * shortened(gain[refused], slope[refused])
+            reach[bad] = (t * far)[refused] * share_of_step(gain[refused], slope[refused])
             length[bad] = 1.0
             count_refusal(bad, tries, active)
         if len(good):

@@ -16,7 +16,7 @@ from whichkl.families.gaussian import diagonal_parts, low_rank, low_rank_parts
 from whichkl.solvers.nodes.factorised_elbo import LowRankAverage
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.mean_field import MeanField, diagonal_average
-from whichkl.solvers.nodes.trust_region import curvature
+from whichkl.solvers.nodes.trust_region import hessian_product
 from whichkl.solvers.nodes.vector_elbo import VectorElbo, first_nodes
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
@@ -93,7 +93,7 @@ def _widened(target: Target, model: Distribution, rank: int, seed: int) -> Float
     slope = unit * average(theta)[1]
 
     def bend(v: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
-        return curvature(average, theta, slope, torch.cat([v, torch.zeros_like(v)])[None], unit)[0, :dim]
+        return hessian_product(average, theta, slope, torch.cat([v, torch.zeros_like(v)])[None], unit)[0, :dim]
 
     start = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu").to(loc.device)
     value, vector = _least_eigenvectors(bend, start, rank)

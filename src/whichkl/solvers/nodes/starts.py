@@ -32,10 +32,8 @@ _DRAWS_ABOUT_MODES = 256
 _MAX_DEVIATION = 0.1
 """Largest relative difference of log p and its gradient from a mode's parabola at a point that leads to the mode."""
 
-Gaussians = tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]
 
-
-def find_starts(target: Target, seed: int) -> Gaussians:
+def find_starts(target: Target, seed: int) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
     """Return means and Cholesky factors of Gaussians to start from.
 
     Modes are sought by Newton's method, or by L-BFGS in many dimensions, from draws of p if there are any, else from normal

@@ -106,7 +106,7 @@ def minimize(
     return End(theta, value, residual.masked_fill(~value.isfinite(), math.inf), stalled, steps, begun - value, tuple(history))
 
 
-def curvature(
+def hessian_product(
     function: Function, theta: Float[Tensor, "b p"], gradient: Tensor, along: Float[Tensor, "b p"], unit: Float[Tensor, "b p"]
 ) -> Float[Tensor, "b p"]:
     """Return U H U v: a forward difference of gradients along U v, where U = diag(unit)."""
@@ -131,7 +131,7 @@ def _steihaug(
         if len(on) == 0:
             break
         d, s, r = along[on], step[on], left[on]
-        curved = curvature(function, theta[on], base[on], d, unit[on])
+        curved = hessian_product(function, theta[on], base[on], d, unit[on])
         bend = (d * curved).sum(-1)
         rate = squared[on] / bend
         outside = (bend <= 0) | ~bend.isfinite() | (torch.linalg.vector_norm(s + rate[:, None] * d, dim=-1) >= radius[on])

@@ -82,7 +82,7 @@ class TwoSided(Solver):
         return getattr(family, "law", "gaussian") == "gaussian" and getattr(family, "covariance", None) in ("full", "diagonal")
 
     def toward(self, objective: Objective) -> TwoSided:
-        """Return the solver of this very objective."""
+        """Return the solver of this objective."""
         if not objective.is_between:
             raise TypeError(objective)
         return replace(self, minimised=objective)

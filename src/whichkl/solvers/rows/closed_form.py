@@ -16,8 +16,8 @@ from whichkl.families.family import Family, MomentFamily
 from whichkl.families.product import Product
 from whichkl.samples import Block
 from whichkl.samples.stream import joined
+from whichkl.solvers.rows.exact_fits import Sums, add_sums, fit_held, optimum_on, shift_to_mean
 from whichkl.solvers.rows.rows import Rows, held_numbers, rows_of
-from whichkl.solvers.rows.sums import Sums, add_sums, fit_held, optimum_on, shift_to_mean
 from whichkl.solvers.solver import Held, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target

@@ -18,8 +18,8 @@ from whichkl.families.student_t import MultivariateStudentT
 from whichkl.journal import tensors_behind
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
-from whichkl.solvers.rows.em_starts import rearranged, seed_states
-from whichkl.solvers.rows.em_steps import Expectation, State, Sums, accelerated, maximize
+from whichkl.solvers.rows.em_starts import seed_states, split_and_merge
+from whichkl.solvers.rows.em_steps import Expectation, ExpectationSums, State, m_step, squarem_cycle
 from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work
@@ -119,7 +119,7 @@ class ExpectationMaximization(Solver):
         """Split and merge components as long as a few iterations from the result end higher than as many from `here`."""
         iterations, short = 0, replace(self, max_iterations=_ITERATIONS_OF_MOVES)
         for _ in range(frame.count):
-            others = rearranged(here)
+            others = split_and_merge(here)
             if others is None:
                 break
             tried = short._climb(rows, frame, here.beside(others), _COARSE, work.quiet(), "other places")
@@ -140,7 +140,7 @@ class ExpectationMaximization(Solver):
         saved = time.monotonic()
         while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.is_spent):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
-            here, likelihood, state = accelerated(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
+            here, likelihood, state = squarem_cycle(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
             gain = float((likelihood - here).max())
             small = climb.small + 1 if gain < (max(tolerance, _COARSE) if single else tolerance) / 10 else 0
             steps = 3
@@ -260,7 +260,7 @@ class _Update:
 
     def __call__(self, state: State) -> tuple[Float[Tensor, " s"], State]:
         f = self.frame
-        total: Sums | None = None
+        total: ExpectationSums | None = None
         for part in self.rows.map(Expectation(state, f.shift, f.scale, f.covariance == "diagonal", self.dtype)):
             if total is None:
                 total = part
@@ -268,7 +268,7 @@ class _Update:
                 total.add(part)
         if total is None:
             raise ValueError("no rows")
-        return total.likelihood / total.weight, maximize(total, state, f.floor, f.covariance)
+        return total.likelihood / total.weight, m_step(total, state, f.floor, f.covariance)
 
 
 def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:

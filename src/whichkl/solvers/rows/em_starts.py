@@ -48,7 +48,7 @@ def seed_states(
     return State(even, centres, spread.expand(starts, count, dim, dim), df)
 
 
-def rearranged(state: State) -> State | None:
+def split_and_merge(state: State) -> State | None:
     """Return up to nine states in which two components are merged and a third is split; None for fewer than three components.
 
     The pairs are those that lose least by Runnalls' bound, ½ [(πᵢ + πⱼ) log|Σᵢⱼ| − πᵢ log|Σᵢ| − πⱼ log|Σⱼ|]. The components of

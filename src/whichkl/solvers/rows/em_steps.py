@@ -74,7 +74,7 @@ class Expectation:
     diagonal: bool
     dtype: torch.dtype
 
-    def __call__(self, blocks: Iterator[Block]) -> Sums:
+    def __call__(self, blocks: Iterator[Block]) -> ExpectationSums:
         """Add up over the blocks of a part."""
         starts, count, dim = self.state.loc.shape
         forms = quadratic_forms(self.state, diagonal=self.diagonal)
@@ -84,7 +84,7 @@ class Expectation:
             forms[:, -1] += constant.reshape(-1)
         forms, constant = forms.to(self.dtype), constant.to(self.dtype)[..., None]
         df = None if self.state.df is None else self.state.df.to(self.dtype)[..., None]
-        sums = Sums.zero(starts, count, forms.shape[1])
+        sums = ExpectationSums.zero(starts, count, forms.shape[1])
         buffer = torch.empty(forms.shape[1], _ROWS_PER_PRODUCT, dtype=self.dtype, device="cpu")
         for block in blocks:
             for x, w in zip(block.x.split(_ROWS_PER_PRODUCT), block.w.split(_ROWS_PER_PRODUCT), strict=True):
@@ -110,7 +110,7 @@ class Expectation:
 
 
 @dataclass
-class Sums:
+class ExpectationSums:
     """The sums of an E step, in float64."""
 
     likelihood: Float[Tensor, " s"]
@@ -121,19 +121,19 @@ class Sums:
     """Σ w r (log u − u), for the degrees of freedom."""
 
     @classmethod
-    def zero(cls, starts: int, count: int, features: int) -> Sums:
+    def zero(cls, starts: int, count: int, features: int) -> ExpectationSums:
         """Return sums of 0."""
         zero = torch.zeros(starts, count, dtype=torch.float64, device="cpu")
         moments = torch.zeros(starts * count, features, dtype=torch.float64, device="cpu")
         return cls(zero[:, 0].clone(), zero.new_zeros(()), moments, zero.clone(), zero.clone())
 
-    def add(self, more: Sums) -> None:
+    def add(self, more: ExpectationSums) -> None:
         """Add another part's sums."""
         for name in ("likelihood", "weight", "moments", "mass", "spread"):
             getattr(self, name).add_(getattr(more, name))
 
 
-def maximize(sums: Sums, state: State, floor: Float[Tensor, " d"], covariance: str) -> State:
+def m_step(sums: ExpectationSums, state: State, floor: Float[Tensor, " d"], covariance: str) -> State:
     """Take the M step: weighted moments, with covariances above `floor`, and one covariance for all components if tied."""
     starts, count, dim = state.loc.shape
     diagonal = covariance == "diagonal"
@@ -239,7 +239,7 @@ def _above(covariance: Float[Tensor, "s k d d"], floor: Float[Tensor, " d"], *, 
     return above
 
 
-def accelerated(
+def squarem_cycle(
     state: State, update: Callable[[State], tuple[Tensor, State]]
 ) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"], State]:
     """Take two EM steps, a leap along their difference, and a step from there where the leap raised the likelihood.

@@ -13,9 +13,9 @@ from whichkl._checks import InputError, cannot
 from whichkl.families import Family
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.journal import tensors_behind
+from whichkl.solvers.rows.exact_fits import fit_held, optimum_on
 from whichkl.solvers.rows.newton_design import Design, Evaluation, survey
 from whichkl.solvers.rows.rows import Rows, rows_of
-from whichkl.solvers.rows.sums import fit_held, optimum_on
 from whichkl.solvers.solver import Held, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target

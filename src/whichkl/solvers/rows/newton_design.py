@@ -16,8 +16,8 @@ from whichkl.families.design import check_context, context_names, refuse_degener
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.families.responses import Response
 from whichkl.samples import Block
+from whichkl.solvers.rows.exact_fits import Sums, add_sums, shift_to_mean
 from whichkl.solvers.rows.rows import Rows
-from whichkl.solvers.rows.sums import Sums, add_sums, shift_to_mean
 
 _COMBINE: dict[str, Any] = {"reach": max, "least": min, "most": max}
 """How the results of two parts are combined; all others are added."""

@@ -116,7 +116,7 @@ class Enumeration(Solver):
         shape = Shape(len(counts), categories=counts)
         with seeded(seed):
             network = family.network(shape).to(torch.float64)
-        uniform(network)
+        make_uniform(network)
         flat, states, log_z = Flat(network), _States(network), log_p.logsumexp(0)
         leading, table = x.long()[:: counts[-1]], log_p.reshape(-1, counts[-1]) - log_z
         kls, best = [math.inf], flat.read().numpy()
@@ -176,7 +176,7 @@ def sweep(
     return -(left.reshape(starts) + entropy), logs
 
 
-def uniform(network: nn.Module) -> None:
+def make_uniform(network: nn.Module) -> None:
     """Give every category the same probability, by zeros in the last layer."""
     last = [one for one in network.modules() if isinstance(one, nn.Linear)][-1]
     nn.init.zeros_(last.weight)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from whichkl._checks import TargetError, cannot
 from whichkl.families import Autoregressive, Family
@@ -19,7 +18,7 @@ from whichkl.solvers.draws.cosine_cycles import CycleSolver, judging_seed
 from whichkl.solvers.flat_weights import Flat
 from whichkl.solvers.solver import Optimum, Solution
 from whichkl.solvers.states.category_tables import categories_for, log_prob_of_states
-from whichkl.solvers.states.enumeration import uniform
+from whichkl.solvers.states.enumeration import make_uniform
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
@@ -85,7 +84,7 @@ class Columns:
         for seed in seeds:
             with seeded(seed):
                 network: Any = family.network(shape).to(torch.float64)
-            uniform(network)
+            make_uniform(network)
             self.operations = _Drawn(network)
             self.flat = Flat(self.operations)
             rows.append(self.flat.read())
@@ -116,20 +115,12 @@ class Columns:
         generator = torch.Generator().manual_seed(seed)
         uniforms = torch.rand(m, self.target.dim, generator=generator, dtype=torch.float64, device="cpu")
         with torch.no_grad():
-            x, log_q = self._call(theta, uniforms.expand(len(theta), -1, -1))
+            x, log_q = self.flat.call_each(theta, uniforms.expand(len(theta), -1, -1))
         return x, log_q
 
     def _log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        log_q: Tensor = self._call(theta, x)
+        log_q: Tensor = self.flat.call_each(theta, x)
         return log_q
-
-    def _call(self, theta: Tensor, given: Float[Tensor, "s m d"]) -> Any:
-        """Call every network with its own argument."""
-
-        def one(row: Tensor, argument: Tensor) -> Any:
-            return functional_call(self.operations, self.flat.named(row), (argument,))
-
-        return vmap(one)(theta, given)
 
 
 class _Drawn(nn.Module):

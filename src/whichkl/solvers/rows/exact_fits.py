@@ -1,4 +1,4 @@
-"""Sums over rows: how those of parts are added, and when they must be taken again about another origin."""
+"""Exact fits: sums over rows, the fit without the held-out rows, and the only optimum, for closed forms and Newton's method."""
 
 from __future__ import annotations
 
