@@ -398,7 +398,7 @@ def test_solver_is_deterministic_ends_at_an_optimum_and_lists_the_best_first(kin
 
 def _assert_local_minimum(solution, kind, family, target):
     """No small step in parameters lowers the loss on the very points or nodes that were minimised on."""
-    from whichkl.solvers.rows.points import points_of
+    from whichkl.solvers.rows.rows import points_of
 
     if kind.direction == "forward":
         x, w = points_of(target, seed=5)

@@ -33,8 +33,8 @@ from whichkl.samples import Block, Stream
 from whichkl.samples import stream as streams
 from whichkl.solvers import ClosedForm
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
+from whichkl.solvers.rows.closed_form import weighted_medians
 from whichkl.solvers.rows.rows import Rows
-from whichkl.solvers.rows.weighted_medians import weighted_medians
 
 D = torch.float64
 

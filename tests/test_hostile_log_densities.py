@@ -55,7 +55,7 @@ REFUSED = {
     "flat along x2": (lambda x: -x[:, 0].square(), {}, "spreads without bound along x2"),
     "negated": (lambda x: -bell(x), {}, "spreads without bound"),
     "a huge constant": (lambda x: bell(x) + 1e15, {}, r"ELBO is 1e\+15 nats.*subtract the constant"),
-    "too wide": (lambda x: bell(x / 1e13), {}, "wants other units"),
+    "too wide": (lambda x: bell(x / 1e13), {}, "needs other units"),
     "a box": (
         lambda x: cut(x, (x.abs() < 1).all(-1)),
         {},

@@ -256,7 +256,7 @@ def test_files_and_memory_threads_and_one_thread_give_the_same_bits(tmp_path):
 
 
 def test_an_interrupted_climb_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("whichkl.solvers.rows.em._OFTEN", 0.0)
+    monkeypatch.setattr("whichkl.solvers.rows.em._SECONDS_BETWEEN_ENTRIES", 0.0)
 
     class Stop(Exception):
         pass

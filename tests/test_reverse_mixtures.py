@@ -14,7 +14,7 @@ from whichkl.objectives import ReverseKL
 from whichkl.solvers import SampleAverage
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
-from whichkl.solvers.nodes.mixture_discovery import add_components, find_missing_mass
+from whichkl.solvers.nodes.sample_average import add_components, find_missing_mass
 
 D = torch.float64
 

@@ -6,8 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from whichkl._checks import InputError, cannot
-from whichkl.objectives.jeffreys import Jeffreys
-from whichkl.objectives.kl import ForwardKL, ReverseKL
+from whichkl.objectives.kl import ForwardKL, Jeffreys, ReverseKL
 from whichkl.objectives.mixed import JensenShannon, SkewForwardKL, SkewReverseKL
 from whichkl.objectives.objective import Direction, Objective, UpTo, parameters
 from whichkl.objectives.renyi import Renyi

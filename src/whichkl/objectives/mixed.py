@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,13 +14,14 @@ from whichkl.divergences import kinds
 from whichkl.objectives.objective import Objective, Ratios, check_weight
 
 _NORMALIZED = Access.LOG_PROB | Access.NORMALIZED
+_NORMALIZED_AND_DRAWS = Requirement(Access.SAMPLES | _NORMALIZED, Access.SAMPLER | _NORMALIZED)
 
 
 @dataclass(frozen=True)
 class JensenShannon(Objective):
     """w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q: always finite, bounded by the entropy of (w, 1 − w).
 
-    It vanishes at both ends of its weight: divided by w (1 − w) it goes to forward KL as w → 0, and to reverse KL as w → 1.
+    It vanishes at both ends of its weight: divided by w (1 − w) it tends to forward KL as w → 0, and to reverse KL as w → 1.
     Solvers minimise the divided form, so that a tolerance in nats means the same for every w.
 
     Args:
@@ -35,11 +35,12 @@ class JensenShannon(Objective):
 
     weight: float = 0.5
 
-    name: ClassVar[str] = "jensen_shannon"
-    title: ClassVar[str] = "Jensen–Shannon"
-    formula: ClassVar[str] = "w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q"
-    character: ClassVar[str] = "bounded: what one of them misses has a bounded cost; forward as w → 0, reverse as w → 1"
-    requires: ClassVar[Requirement] = Requirement(Access.SAMPLES | _NORMALIZED, Access.SAMPLER | _NORMALIZED)
+    name = "jensen_shannon"
+    title = "Jensen–Shannon"
+    formula = "w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q"
+    character = "bounded: what one of them misses has a bounded cost; forward as w → 0, reverse as w → 1"
+    requires = _NORMALIZED_AND_DRAWS
+    kind = kinds.JensenShannon
 
     def __post_init__(self) -> None:
         """Check the weight."""
@@ -54,11 +55,6 @@ class JensenShannon(Objective):
         """Return w (1 − w)."""
         return self.weight * (1 - self.weight)
 
-    @property
-    def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """The divergence itself."""
-        return ((1.0, kinds.JensenShannon(self.weight)),)
-
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
         """Return w Σ w_p log p/m + (1 − w) Σ w_q log q/m."""
         w = self.weight
@@ -67,7 +63,7 @@ class JensenShannon(Objective):
 
 @dataclass(frozen=True)
 class _Skew(Objective):
-    """The weight of both skew KLs, and their curvature at q = p."""
+    """The weight and the curvature of both skew KLs."""
 
     weight: float = 0.1
 
@@ -94,25 +90,17 @@ class SkewForwardKL(_Skew):
     Source: Lee (2001); for distillation, Ko et al. (2024).
     """
 
-    name: ClassVar[str] = "skew_forward_kl"
-    title: ClassVar[str] = "Skew forward KL"
-    formula: ClassVar[str] = "KL(p‖w p + (1 − w) q)"
-    character: ClassVar[str] = "forward KL with a bound, −log w: an outlier of p that q misses costs no more than that"
-    requires: ClassVar[Requirement] = Requirement(Access.SAMPLES | _NORMALIZED, Access.SAMPLER | _NORMALIZED)
+    name = "skew_forward_kl"
+    title = "Skew forward KL"
+    formula = "KL(p‖w p + (1 − w) q)"
+    character = "forward KL with a bound, −log w: an outlier of p that q misses costs no more than that"
+    requires = _NORMALIZED_AND_DRAWS
+    kind = kinds.SkewForwardKL
+    reads_q = False
 
     def reason(self, access: Access) -> str:
         """Return that the mixture can be evaluated at draws of p."""
         return "its expectation is under p, whose draws you have, and log p is normalised, so that the mixture can be evaluated"
-
-    @property
-    def reads_q(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """The divergence itself."""
-        return ((1.0, kinds.SkewForwardKL(self.weight)),)
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
         """Return Σ w_p log p/m."""
@@ -132,25 +120,17 @@ class SkewReverseKL(_Skew):
     Source: Lee (2001); for distillation, Ko et al. (2024).
     """
 
-    name: ClassVar[str] = "skew_reverse_kl"
-    title: ClassVar[str] = "Skew reverse KL"
-    formula: ClassVar[str] = "KL(q‖w q + (1 − w) p)"
-    character: ClassVar[str] = "reverse KL with a bound, −log w: q may put mass where p has none, at that price"
-    requires: ClassVar[Requirement] = Requirement(_NORMALIZED)
+    name = "skew_reverse_kl"
+    title = "Skew reverse KL"
+    formula = "KL(q‖w q + (1 − w) p)"
+    character = "reverse KL with a bound, −log w: q may put mass where p has none, at that price"
+    requires = Requirement(_NORMALIZED)
+    kind = kinds.SkewReverseKL
+    reads_p = False
 
     def reason(self, access: Access) -> str:
         """Return that the mixture can be evaluated at draws of q."""
         return "its expectation is under q, which can always be sampled, and log p is normalised, so the mixture can be evaluated"
-
-    @property
-    def reads_p(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """The divergence itself."""
-        return ((1.0, kinds.SkewReverseKL(self.weight)),)
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
         """Return Σ w_q log q/m."""
@@ -158,6 +138,6 @@ class SkewReverseKL(_Skew):
 
 
 def _over_mixture(ratio: Ratios, weight: float) -> Ratios:
-    """Log a/(w a + (1 − w) b) of ratio = log a − log b."""
+    """Return log a/(w a + (1 − w) b) for ratio = log a − log b."""
     own = ratio.new_tensor(math.log(weight))
     return -torch.logaddexp(own, math.log1p(-weight) - ratio)

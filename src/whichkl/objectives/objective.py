@@ -39,6 +39,8 @@ class Objective(ABC):
     """What the model must expose; every family of this library does."""
     direction: ClassVar[Direction] = "between"
     """Forward KL, reverse KL, or a divergence between them, which is possible only where both are."""
+    kind: ClassVar[type[kinds.Kind]]
+    """The class of the divergence at quadrature nodes."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -84,9 +86,9 @@ class Objective(ABC):
         return 0.0
 
     @property
-    @abstractmethod
     def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """The divergence as a weighted sum of `Kind`s, for quadrature."""
+        """The divergence as a weighted sum of `Kind`s, for quadrature; by default `kind` with the objective's parameters."""
+        return ((1.0, self.kind(*(getattr(self, name) for name in parameters(self)))),)
 
     @abstractmethod
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.access import Access, Requirement
+from whichkl.access import Access
 from whichkl.divergences import kinds
 from whichkl.objectives.objective import DRAWS_AND_LOG_P, Objective, Ratios
 
@@ -36,11 +35,12 @@ class Renyi(Objective):
 
     order: float = 0.5
 
-    name: ClassVar[str] = "renyi"
-    title: ClassVar[str] = "Rényi"
-    formula: ClassVar[str] = "log(∫ pᵃ q¹⁻ᵃ) / (a − 1)"
-    character: ClassVar[str] = "forward KL as a → 1, and above it covers more; a times reverse KL as a → 0"
-    requires: ClassVar[Requirement] = DRAWS_AND_LOG_P
+    name = "renyi"
+    title = "Rényi"
+    formula = "log(∫ pᵃ q¹⁻ᵃ) / (a − 1)"
+    character = "forward KL as a → 1, and above it covers more; a times reverse KL as a → 0"
+    requires = DRAWS_AND_LOG_P
+    kind = kinds.Renyi
 
     def __post_init__(self) -> None:
         """Check the order."""
@@ -75,11 +75,6 @@ class Renyi(Objective):
         """1 above order 1."""
         return float(self.order > 1)
 
-    @property
-    def kinds(self) -> tuple[tuple[float, kinds.Kind], ...]:
-        """The divergence itself."""
-        return ((1.0, kinds.Renyi(self.order)),)
-
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
         """Return log of the integral over a − 1, in the form that the class gives; ∞ where the integral is 0."""
         a = self.order
@@ -88,14 +83,14 @@ class Renyi(Objective):
         return -torch.log1p(-(self._gap(at_p) @ w_p + self._gap(at_q) @ w_q) / 2) / (1 - a)
 
     def _gap(self, ratio: Ratios) -> Ratios:
-        """(a p + (1 − a) q − pᵃ q¹⁻ᵃ) / m, between 0 and 2."""
+        """Return (a p + (1 − a) q − pᵃ q¹⁻ᵃ) / m, which is between 0 and 2."""
         a = self.order
         share = torch.sigmoid(ratio)
         return 2 * (a * share + (1 - a) * (1 - share) - torch.exp(a * ratio - torch.nn.functional.softplus(ratio)))
 
 
 def _log_mean(x: Ratios, w: Float[Tensor, " n"]) -> Float[Tensor, ...]:
-    """Log Σ w eˣ, differentiable in w too where w is 0."""
+    """Return log Σ w eˣ, which is differentiable in w even where w is 0."""
     top = x.detach().amax(-1, keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
     return ((x - top).exp() @ w).log() + top[..., 0]

@@ -1,6 +1,8 @@
-"""Solvers: one algorithm a file; each declares which objective and families it solves."""
+"""Solvers: one algorithm per file, and the registry from which `fit` chooses the first that can do the job."""
 
-from whichkl._checks import TargetError, cannot
+from collections.abc import Sequence
+
+from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family
 from whichkl.objectives import Objective
@@ -20,7 +22,7 @@ from whichkl.solvers.states.coordinate_ascent import CoordinateAscent
 from whichkl.solvers.states.enumeration import Enumeration
 from whichkl.solvers.states.score_function import ScoreFunction
 
-SOLVERS: tuple[type[Solver], ...] = (
+_REGISTERED: list[type[Solver]] = [
     ClosedForm,
     Newton,
     ExpectationMaximization,
@@ -35,7 +37,9 @@ SOLVERS: tuple[type[Solver], ...] = (
     Stochastic,
     TwoSided,
     StochasticTwoSided,
-)
+]
+SOLVERS: Sequence[type[Solver]] = _REGISTERED
+"""Every solver, in the order of preference; `register` adds to it."""
 
 __all__ = [
     "SOLVERS",
@@ -57,39 +61,79 @@ __all__ = [
     "StochasticTwoSided",
     "TwoSided",
     "families_of",
+    "register",
     "solver_for",
+    "unregister",
 ]
 
 
-def solver_for(objective: Objective, family: Family, access: Access, wanted: Solver | str | None = None) -> Solver:
-    """Return the first solver that does the job, or the one that is wanted if it can.
+def register(kind: type[Solver], *, before: type[Solver] | None = None) -> type[Solver]:
+    """Make a solver available to `fit` and `solver_for`, which take the first one that can do the job.
+
+    Args:
+        kind: the class; it must work without arguments. `register` can decorate it.
+        before: the solver over which the new one is preferred; by default the new one comes last.
+
+    Returns:
+        The class itself.
 
     Raises:
-        TargetError: no solver does, or the wanted one doesn't.
+        InputError: a solver of this name is registered, or `before` isn't registered.
+
+    >>> class Patient(NaturalGradient):
+    ...     name = "patient"
+    >>> register(Patient, before=NaturalGradient).name, len(SOLVERS)
+    ('patient', 15)
+    >>> unregister(Patient)
+    """
+    if any(kind.name == other.name for other in SOLVERS):
+        because = f"a solver named `{kind.name}` is registered already"
+        raise InputError(cannot(f"register `{kind.__name__}`", because, "Give it another name"))
+    if before is not None and before not in SOLVERS:
+        because = f"`{before.__name__}` isn't registered"
+        raise InputError(cannot(f"register `{kind.__name__}`", because, "Leave `before` out, or register that solver first"))
+    _REGISTERED.insert(len(_REGISTERED) if before is None else _REGISTERED.index(before), kind)
+    return kind
+
+
+def unregister(kind: type[Solver]) -> None:
+    """Take a solver out of the registry.
+
+    Raises:
+        InputError: it isn't registered.
+    """
+    if kind not in SOLVERS:
+        raise InputError(cannot(f"unregister `{kind.__name__}`", "it isn't registered", "Register it first"))
+    _REGISTERED.remove(kind)
+
+
+def solver_for(objective: Objective, family: Family, access: Access, wanted: Solver | str | None = None) -> Solver:
+    """Return the first solver that can do the job, or the wanted one if it can.
+
+    Raises:
+        TargetError: no solver can, or the wanted one can't.
     """
     able = [kind for kind in SOLVERS if kind.solves(objective, family, access)]
     if isinstance(wanted, Solver):
-        able, label = [kind for kind in able if isinstance(wanted, kind)], wanted.name
-        if able:
+        if isinstance(wanted, tuple(able)):
             return wanted.toward(objective)
-    elif wanted is not None:
-        able, label = [kind for kind in able if kind.name == wanted], wanted
+        label = wanted.name
     else:
-        label = "any solver"
-    if able:
-        return able[0]().toward(objective)
-    others = [kind.name for kind in SOLVERS if kind.solves(objective, family, access)]
-    instead = f"Use solver={others[0]!r}" if others else f"Use another family{_families(objective)} or objective"
+        for kind in able:
+            if wanted in (None, kind.name):
+                return kind().toward(objective)
+        label = wanted or "any solver"
+    instead = f"Use solver={able[0].name!r}" if able else f"Use another family{_families(objective)} or objective"
     because = f"it doesn't minimise `{objective.name}` over `{family}` with access to {access.label}"
     raise TargetError(cannot(f"use {label} here", because, instead))
 
 
 def families_of(objective: Objective) -> tuple[str, ...]:
-    """Return the names of the families over which some solver minimises an objective, with some of their options at least."""
+    """Return the names of the families over which some solver minimises an objective, at least with some of their options."""
     kinds = [kind for kind in SOLVERS if objective.direction == kind.direction]
     return tuple(dict.fromkeys(family.__name__ for kind in kinds for family in kind.families))
 
 
 def _families(objective: Objective) -> str:
-    """Which those are, in brackets, for a divergence between the directions; of others they are too many to name."""
+    """Return these names in brackets for a divergence between the directions; for the other objectives there are too many."""
     return f" ({', '.join(families_of(objective))})" if objective.is_between else ""

@@ -1,16 +1,38 @@
-"""Resolve: a family that leaves something to the data becomes one that doesn't: margins, a number of components."""
+"""Resolve: what a family leaves to the data, its margins or the number of components of a mixture."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from whichkl._checks import InputError, TargetError, cannot
 from whichkl.divergences import Estimate
+from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Family, Mixture
-from whichkl.solvers.rows.component_count import choose_components
+from whichkl.families.family import log_likelihood
+from whichkl.files.journal import tensors_behind
+from whichkl.samples import Block
+from whichkl.samples.repeats import repeats_of
+from whichkl.samples.stream import slices
+from whichkl.solvers.rows.em import ExpectationMaximization
+from whichkl.solvers.rows.rows import Rows, rows_of, thinned
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
+_MAX_ROWS = 20_000
+"""Largest number of rows on which the number of components is chosen."""
+_FOLDS, _MAX_ROWS_OF_FOLDS = 5, 3_000
+"""Number of folds, and the largest number of rows that are cross-fitted; of more, a third is held out once."""
+_MAX_COMPONENTS = 64
+_PATIENCE = 3
+"""The search ends after this many larger numbers in a row that are no better."""
+
 Curve = tuple[tuple[int, Estimate], ...]
+"""Numbers of components with the held-out cross-entropy of each."""
 
 
 def resolve(target: Target, family: Family, seed: int, work: Work) -> tuple[Family, Curve | None, tuple[str, ...]]:
@@ -25,3 +47,94 @@ def resolve(target: Target, family: Family, seed: int, work: Work) -> tuple[Fami
         return family, None, ()
     explicit, note = inferred(x, target.names, whole=target.samples is not None)
     return explicit, None, (note,) if note else ()
+
+
+def choose_components(target: Target, family: Mixture, seed: int, work: Work) -> tuple[Mixture, Curve, tuple[str, ...]]:
+    """Cross-fit mixtures of 1, 2, 3, … components until three in a row are no better; keep the smallest that is as good.
+
+    A number is as good as the best if it is within one standard error of the paired difference, the one-standard-error rule of
+    Breiman et al. (1984). Up to 3,000 rows are cross-fitted in five folds; of more rows, at most 20,000 spread evenly, a third is
+    held out once. Every number is judged on the same rows.
+
+    Raises:
+        InputError: there are too few rows for one component.
+        TargetError: the target has no samples.
+    """
+    if not target.access.can_sample:
+        because = "the number of components is chosen on held-out samples, and the target has none"
+        raise TargetError(cannot(f"use `{family}` here", because, "Give a number, say Mixture(3)"))
+    block, _ = thinned(rows_of(target.unconstrained(), seed, work.workers), _MAX_ROWS)
+    repeats = None if target.chains is not None else repeats_of(block.x)
+    is_small = len(block) <= _MAX_ROWS_OF_FOLDS
+    folds = _folds(block, seed, is_small) if repeats is None else repeats.folds(_FOLDS if is_small else 3, seed)
+    folds = folds if is_small else folds[:1]
+    order = torch.cat(folds)
+    groups = None if repeats is None else repeats.group[order]
+    w = block.w[order] / block.w[order].sum()
+    losses: dict[int, Tensor] = {}
+    best, count, worse = 0, 1, 0
+    while count <= _MAX_COMPONENTS and worse < _PATIENCE:
+        work.tell(f"trying {count} component{'s' * (count > 1)}", math.nan)
+        loss = _cross_fitted(block, folds, replace(family, components=count), target, seed, work, count)
+        if loss is None:
+            break
+        losses[count] = loss
+        if best == 0 or float(w @ loss) < float(w @ losses[best]):
+            best, worse = count, 0
+        else:
+            worse += 1
+        count += 1 if count < 10 else 2 if count < 20 else 4
+    if best == 0:
+        needed = replace(family, components=1).minimum_rows(block.x.shape[1])
+        because = f"{len(block)} rows in {len(folds)} folds are too few for one component, which needs {needed}"
+        raise InputError(cannot(f"fit `{family}`", because, "Give more samples, or a smaller family"))
+    chosen = next(k for k in sorted(losses) if _is_as_good(w, losses[k], losses[best], groups))
+    how = (
+        f"{len(w):,} of {len(block):,} rows held out" if len(folds) == 1 else f"{len(folds)}-fold cross-fitting, {len(w):,} rows"
+    )
+    weights = None if target.weights is None else w
+    curve = tuple((k, monte_carlo.cross_entropy(losses[k], how, weights, groups=groups)) for k in sorted(losses))
+    were = "component was" if chosen == 1 else "components were"
+    note = f"{chosen} {were} chosen by {how}: the fewest within one standard error of the best ({best})"
+    return replace(family, components=chosen), curve, (note,)
+
+
+def _folds(block: Block, seed: int, is_small: bool) -> list[Tensor]:
+    shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [*shuffled.tensor_split(min(_FOLDS, len(block)))] if is_small else [shuffled[: len(block) // 3]]
+
+
+def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, seed: int, work: Work, count: int) -> Tensor | None:
+    """Return −log q of every row under a mixture fitted without its fold; None if the rows are too few."""
+    name = f"components-{count}"
+    if work.journal is not None:
+        like = {"loss": torch.zeros(sum(map(len, folds)), dtype=torch.float64, device="cpu")}
+        done = work.journal.load(name, lambda tensors, _: tensors_behind("", tensors, like))
+        if done is not None:
+            return done["loss"]
+    losses = []
+    solver = ExpectationMaximization().quick()
+    for fold in folds:
+        keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
+        keep[fold] = False
+        part = block.take(keep)
+        try:
+            family.check_samples(part.x, target.names)
+            state = solver.run(Rows(slices(part), target.names, None, work.workers), family, seed)
+        except InputError:
+            return None
+        losses.append(-log_likelihood(state.best.model, block.x[fold]))
+    loss = torch.cat(losses)
+    if work.journal is not None:
+        work.journal.save(name, {"loss": loss}, {})
+    return loss
+
+
+def _is_as_good(w: Tensor, loss: Tensor, best: Tensor, groups: Tensor | None) -> bool:
+    """Return whether a paired loss is within one standard error of the best; rows of one group count as one."""
+    apart = loss - best
+    mean = w @ apart
+    parts = w * (apart - mean)
+    if groups is not None:
+        parts = torch.zeros(int(groups.max()) + 1, dtype=parts.dtype, device="cpu").index_add(0, groups, parts)
+    return float(mean) <= float(parts.square().sum().sqrt())

@@ -1,13 +1,15 @@
-"""Solver: how the minimum of an objective is found; each declares what it solves."""
+"""Solver: the base class of the algorithms that minimise an objective, and what they return."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch.distributions import Distribution, LowRankMultivariateNormal
 
+from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.families import Family
 from whichkl.objectives import Direction, Objective
@@ -21,11 +23,11 @@ class Optimum:
     """One local optimum: its model, the loss there (in nats, up to the objective's constant) and how it ended."""
 
     model: Any
-    """A `Distribution`; of a conditional family, a function of contexts that returns one."""
+    """A `Distribution`; for a conditional family, a function of contexts that returns one."""
     loss: float
     converged: bool
     is_global: bool
-    """Whether no other optimum that was found is better (several can tie)."""
+    """Whether no optimum with a lower loss was found; several optima can tie."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +40,23 @@ class Held:
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solver returns; `optima` holds every distinct one that was found, best first."""
+    """The result of a solver."""
 
     optima: tuple[Optimum, ...]
+    """Every distinct optimum, best first."""
     iterations: int
     residual: float
-    """Size of the (natural) gradient at the best optimum; 0 for a closed form."""
+    """Length of the (natural) gradient at the best optimum; 0 for a closed form."""
     node_error: float | None = None
-    """Largest shift of a mean, in model standard deviations, when the nodes are doubled."""
+    """Largest shift of a mean, in standard deviations of the model, when the number of nodes is doubled."""
     nodes: int | None = None
     held: Held | None = None
-    """What was held out, where the solver was asked to."""
+    """The rows that the solver was asked to hold out."""
     notes: tuple[str, ...] = ()
-    """What the user should know of how it was found, such as a margin inferred from the data."""
+    """Sentences for the user about how the optimum was found, such as a margin that was inferred from the data."""
     history: tuple[float, ...] = ()
-    """The loss of the best start after each iteration, where the solver has it at hand; of a network trained on rows the least so
-    far on those set aside, round by round. It may rise where nodes were doubled, or where all rows followed some."""
+    """The loss of the best start after each iteration. A network trained on rows has its least loss on the validation rows so
+    far, per round. The loss can rise where nodes were doubled, or where all rows followed a sample of them."""
 
     @property
     def best(self) -> Optimum:
@@ -62,35 +65,46 @@ class Solution:
 
 
 class Solver(ABC):
-    """One algorithm; `solves` says for which objective and families."""
+    """One algorithm. A subclass names its direction and its families, and implements `solve`.
+
+    `whichkl.solvers.register` makes a solver available to `fit`.
+    """
 
     name: ClassVar[str]
-    refits: ClassVar[bool] = True
-    """Whether refitting is cheap enough for cross-fitting and for comparing neighbouring families."""
-    holds_chains: ClassVar[bool] = False
-    """Whether it leaves out the ends of chains where it's given a stride."""
     direction: ClassVar[Direction]
     families: ClassVar[tuple[type[Family], ...]]
+    mode_families: ClassVar[tuple[type[Family], ...]] = ()
+    """The families whose fits start from the modes of p."""
+    refits: ClassVar[bool] = True
+    """Whether a refit is cheap enough for cross-fitting and for comparing neighbouring families."""
+    holds_chains: ClassVar[bool] = False
+    """Whether the solver holds out the ends of chains when it is given a stride."""
 
     @classmethod
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Whether this solver can do the job."""
-        return objective.direction == cls.direction and isinstance(family, cls.families)
+        """Return whether this solver can minimise the objective over the family with this access."""
+        is_asked = objective.direction == cls.direction and isinstance(family, cls.families)
+        return is_asked and objective.requires.met_by(access) and cls.covers(family, access)
+
+    @classmethod
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the options of a family in `families` are ones that this solver can fit. By default all are."""
+        return True
 
     def toward(self, objective: Objective) -> Solver:
-        """Return the solver of this very objective, where the class solves several; itself unless said."""
+        """Return the solver of this objective, for a class that solves several; by default itself."""
         return self
 
     def starts_from_modes(self, family: Family) -> bool:
-        """Whether it starts from the modes of p, and so from those in `Target.known_modes`."""
-        return False
+        """Return whether the fit starts from the modes of p, and therefore from those in `Target.known_modes`."""
+        return isinstance(family, self.mode_families)
 
     def quick(self) -> Solver:
         """Return a cheaper copy, good enough for refits whose answer is compared within its statistical error."""
         return self
 
     def least_memory(self, family: Family, dim: int) -> int:
-        """Return the bytes that a fit in `dim` free coordinates allocates at least, as far as they are known before it begins.
+        """Return the least number of bytes that a fit in `dim` free coordinates allocates, as far as it is known in advance.
 
         By default four matrices per full covariance: the model, its factor, and the sums or gradients that they come from.
         """
@@ -104,17 +118,20 @@ class Solver(ABC):
 
         Args:
             target: p in unconstrained coordinates.
-            family: which models are allowed.
+            family: the models that are allowed.
             seed: fixes every random choice.
-            work: where passes over the rows run, whom to tell, and where to write down what is done.
-            stride: above 0, also give a model fitted without every `stride`-th row of each part (`Solution.held`).
+            work: where passes over the rows run, where progress is reported, and where it is written down.
+            stride: above 0, also return a model that was fitted without every `stride`-th row of each part (`Solution.held`).
         """
 
 
 def distinct(optima: list[Optimum], same: float = 0.02, tie: float = 1e-6) -> tuple[Optimum, ...]:
     """Sort optima by loss, drop those that repeat a better one, and mark the global ones.
 
-    Two models are the same where mean and covariance agree to `same` of the spread; a tie in loss is within `tie` nats.
+    Args:
+        optima: what was found.
+        same: two models are the same if their means and covariances differ by at most this multiple of the spread.
+        tie: nats; an optimum is global if its loss exceeds the least one by at most this.
     """
     kept: list[Optimum] = []
     for one in sorted(optima, key=lambda o: (round(o.loss, 9), tuple(o.model.mean.tolist()))):
@@ -122,6 +139,32 @@ def distinct(optima: list[Optimum], same: float = 0.02, tie: float = 1e-6) -> tu
             kept.append(one)
     best = kept[0].loss
     return tuple(Optimum(o.model, o.loss, o.converged, o.loss - best <= tie) for o in kept)
+
+
+def check_counts(solver: Solver, **least: int) -> None:
+    """Refuse fields of a solver that aren't whole numbers of at least the given values; None, a default, is allowed.
+
+    Raises:
+        InputError: a field is something else.
+    """
+    for name, low in least.items():
+        value = getattr(solver, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            because = f"`{name}={value!r}` isn't a whole number of at least {low}"
+            raise InputError(cannot(f"use `{type(solver).__name__}`", because, f"Give, say, {name}={max(low, 10)}"))
+
+
+def check_positive(solver: Solver, *names: str) -> None:
+    """Refuse fields of a solver that aren't positive numbers; None, a default, is allowed.
+
+    Raises:
+        InputError: a field is something else.
+    """
+    for name in names:
+        value = getattr(solver, name)
+        if value is not None and not 0 < value < math.inf:
+            because = f"`{name}={value!r}` isn't a positive number"
+            raise InputError(cannot(f"use `{type(solver).__name__}`", because, f"Leave `{name}` out"))
 
 
 def _alike(a: Distribution, b: Distribution, same: float) -> bool:

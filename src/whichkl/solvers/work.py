@@ -1,4 +1,4 @@
-"""Work: where a solver's passes run, whom it tells how far it is, and where it writes down what it has done."""
+"""Work: where a solver's passes run, where it reports its progress, and where it writes that progress down."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ def _silent(step: str, done: float) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """Handed down from `fit` to its solver; every field has a quiet default."""
+    """The surroundings of a solver, which `fit` passes on; every field has a quiet default."""
 
     workers: Workers = field(default_factory=Threads)
     tell: Callable[[str, float], None] = _silent
-    """Called with what is being done, and the fraction of it that is done (an upper bound is 1; NaN where it can't be told)."""
+    """Called with the name of the present step and the fraction of it that is done, at most 1; NaN if it is unknown."""
     journal: Journal | None = None
     evaluations: Evaluations | None = None
-    """Of the target: a solver that has used as many as it may ends with what it has."""
+    """The target's evaluations; a solver that has used up its budget ends with its best result so far."""
 
     @property
     def is_spent(self) -> bool:
-        """Whether as many evaluations of the target were used as may be."""
+        """Whether the evaluations of the target are used up."""
         return self.evaluations is not None and self.evaluations.is_spent
 
     def under(self, prefix: str) -> Work:
-        """Return the work of a part, whose entries in the journal are its own."""
+        """Return the work of a part, with its own entries in the journal."""
         return replace(self, journal=None if self.journal is None else self.journal.under(prefix))
 
     def quiet(self) -> Work:
-        """Return the same workers, telling nobody and writing nothing: for refits."""
+        """Return the same workers without progress or journal, for refits."""
         return Work(self.workers)
 
 

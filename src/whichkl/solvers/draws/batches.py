@@ -1,28 +1,29 @@
-"""Batches: rows in random order for gradient descent, from memory or from a stream, and rows set aside to stop by."""
+"""Batches: rows in random order for gradient descent, from memory or from a stream, and the rows that decide when to stop."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_scales
 from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.network_family import NetworkFamily
 from whichkl.samples import Block
 from whichkl.samples.stream import joined, slices
-from whichkl.solvers.draws.column_moments import Look, aside_from, settle
-from whichkl.solvers.rows.points import fresh_count
-from whichkl.solvers.rows.rows import Rows, rows_of
+from whichkl.solvers.rows.rows import Rows, fresh_count, held_among, held_out, rows_of
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
-VALIDATION = 20_000
-"""At most about so many rows, and about a tenth, are set aside to stop by."""
-_BUFFER = 65_536
-"""Rows of a stream that are shuffled at once."""
+_MAX_VALIDATION_ROWS = 20_000
+"""About the largest number of validation rows; they are about a tenth of all."""
+_ROWS_IN_BUFFER = 65_536
+"""Number of rows of a stream that are shuffled at once."""
+_SALT = 2**40
+"""Offset of the rows' numbers that makes the choice of validation rows independent of the choice of held-out rows."""
 
 
 class Batches(ABC):
@@ -30,11 +31,11 @@ class Batches(ABC):
 
     rows: int
     size: int
-    """Rows of a batch."""
+    """Number of rows per batch."""
     steps: int
-    """About how many batches a round has."""
+    """Approximate number of batches per round."""
     per_epoch: float
-    """Rounds in which every row comes once."""
+    """Number of rounds in which every row occurs once."""
 
     @abstractmethod
     def round(self, number: int) -> Iterator[Block]:
@@ -42,7 +43,7 @@ class Batches(ABC):
 
 
 class Shuffled(Batches):
-    """Rows in memory, in a new random order each epoch; what doesn't fill a batch waits for another one."""
+    """Rows in memory, in a new random order per epoch; rows that don't fill a batch wait for another epoch."""
 
     def __init__(self, block: Block, size: int, seed: int) -> None:
         """Take the rows, and scale their weights."""
@@ -64,13 +65,13 @@ class Shuffled(Batches):
 
 
 class Streamed(Batches):
-    """A stream's parts in a new random order each epoch, and rows in random order within a buffer of `_BUFFER` rows.
+    """A stream's parts in a new random order each epoch, and rows in random order within a buffer of `_ROWS_IN_BUFFER` rows.
 
-    Rows of one part so come near to each other in time; where parts differ (files in order of dates), smaller ones mix better.
+    Rows of one part therefore follow each other closely. If parts differ, such as files by date, smaller parts mix better.
     """
 
     def __init__(self, rows: Rows, every: int, count: int, mean_weight: float, size: int, seed: int) -> None:
-        """Take the parts; every `every`-th row, by a hash, is one to stop by."""
+        """Take the parts; one in `every` rows, chosen by a hash, is a validation row."""
         self.parts, self.every, self.mean_weight = rows, every, mean_weight
         self.rows, self.size, self.seed = count, min(size, count), seed
         pieces = min(max(1, round(count / (500 * self.size))), len(rows.parts))
@@ -86,7 +87,7 @@ class Streamed(Batches):
         waiting: list[Block] = []
         for block in self._blocks(mine):
             waiting.append(block)
-            if sum(map(len, waiting)) >= _BUFFER:
+            if sum(map(len, waiting)) >= _ROWS_IN_BUFFER:
                 whole, rest = self._cut(waiting, shuffle)
                 yield from whole
                 waiting = [rest] if len(rest) else []
@@ -99,7 +100,7 @@ class Streamed(Batches):
     def _blocks(self, parts: Sequence[int]) -> Iterator[Block]:
         for i in parts:
             for block in self.parts.blocks_of(self.parts.parts[i]):
-                aside = aside_from(block.first, len(block), self.every)
+                aside = _aside(block.first, len(block), self.every)
                 kept = block.take(~aside)
                 yield Block(kept.x, kept.w / self.mean_weight, kept.context)
 
@@ -113,11 +114,11 @@ class Streamed(Batches):
 
 @dataclass(frozen=True)
 class Data:
-    """All that training needs of a target."""
+    """The rows of a target, ready for training."""
 
     batches: Batches
     validation: Block
-    """Rows to stop by."""
+    """Rows that decide when to stop."""
     held: Block | None
     """Rows that training never sees."""
     kept: Rows
@@ -135,12 +136,12 @@ class Data:
 def data_of(
     target: Target, family: NetworkFamily, seed: int, work: Work, stride: int, size: int | None, share: float = 1.0
 ) -> Data:
-    """Look at all rows once, set some aside, and put the others in batches.
+    """Read all rows once, set validation rows aside, and put the others in batches.
 
-    A target that is a sampler gives `fresh_count` draws, which take at most so great a share of a budget.
+    A sampler gives `fresh_count` draws, which take at most `share` of a budget.
 
     Raises:
-        InputError: too few rows, a constant column, or rows for which the family has no probability.
+        InputError: there are too few rows, a column is constant, or the family has no probability for some rows.
     """
     rows = _rows(target, seed, work, share)
     kept, apart = replace(rows, stride=stride), replace(rows, stride=stride, held=True)
@@ -150,34 +151,34 @@ def data_of(
         family.check_count(len(block), block.x.shape[1])
         validation, train = _set_aside(block, seed)
         held = apart.gather() if stride else None
-        looked = Look(family, target.names, 0, 0, keep=False)([block])
+        scan = _ScanPart(family, target.names)([block])
         if held is not None:
             family.check_rows(held.x, target.names)
-            looked.reach(held.x)
-        summary = looked.summary(block)
+            scan.reach(held.x)
+        summary = scan.summary(block)
         batches: Batches = Shuffled(train, size or _size(len(train)), seed)
     else:
         about = target.stream.about
-        every = max(10, about // VALIDATION)
-        looked = settle(rows.map(Look(family, target.names, stride, every, keep=True)))
-        if not looked.aside or looked.count < family.minimum_rows(target.dim):
-            family.check_count(looked.count, target.dim)
+        every = max(10, about // _MAX_VALIDATION_ROWS)
+        scan = _total(rows.map(_ScanPart(family, target.names, stride, every)))
+        if not scan.aside or scan.count < family.minimum_rows(target.dim):
+            family.check_count(scan.count, target.dim)
             raise InputError(cannot("stop training by unseen rows", "too few rows could be set aside", "Give more rows"))
-        validation = joined(looked.aside)
-        held = joined(looked.held) if looked.held else None
-        summary = looked.summary(target.stream.first)
-        trained = looked.count - len(validation)
-        batches = Streamed(kept, every, trained, looked.weight / looked.count, size or _size(trained), seed)
+        validation = joined(scan.aside)
+        held = joined(scan.held) if scan.held else None
+        summary = scan.summary(target.stream.first)
+        trained = scan.count - len(validation)
+        batches = Streamed(kept, every, trained, scan.weight / scan.count, size or _size(trained), seed)
     family.check_summary(summary, target.names)
     return Data(batches, validation, held, kept, family.shape(summary, target.scalar), summary)
 
 
 def _set_aside(block: Block, seed: int) -> tuple[Block, Block]:
-    """Return a tenth of the rows, to stop by, and the others; rows of one key stay together."""
+    """Return the validation rows, a tenth, and the others; rows of one key stay together."""
     generator = generator_for(seed, -1)
     if block.keys is None:
         order = torch.randperm(len(block), generator=generator, device="cpu").to(block.x.device)
-        aside = min(max(1, len(block) // 10), VALIDATION)
+        aside = min(max(1, len(block) // 10), _MAX_VALIDATION_ROWS)
         return block.take(order[:aside]), block.take(order[aside:])
     number = block.keys.unique(return_inverse=True)[1]
     count = int(number.max()) + 1
@@ -186,7 +187,7 @@ def _set_aside(block: Block, seed: int) -> tuple[Block, Block]:
 
 
 def generator_for(seed: int, number: int) -> torch.Generator:
-    """Return a generator for one stretch of a seeded run."""
+    """Return the generator of one stretch of a seeded run."""
     mixed = (seed * 6364136223846793005 + (number + 2) * 1442695040888963407) % 2**63
     return torch.Generator().manual_seed(mixed)
 
@@ -200,5 +201,110 @@ def _rows(target: Target, seed: int, work: Work, share: float) -> Rows:
 
 
 def _size(rows: int) -> int:
-    """A batch of a 64th of the rows: 32 at least, 1,024 at most."""
+    """Return the size of a batch: a 64th of the rows, at least 32 and at most 1,024."""
     return min(max(32, rows // 64), 1024)
+
+
+@dataclass
+class Scan:
+    """Moments and ends of the columns of some rows, and the rows that were set aside; two of these can be added."""
+
+    count: int = 0
+    weight: float = 0.0
+    mean: Tensor | None = None
+    power: Tensor | None = None
+    """Weighted squares about the mean, of the columns of y and then those of x."""
+    low: Tensor | None = None
+    high: Tensor | None = None
+    aside: list[Block] = field(default_factory=list)
+    held: list[Block] = field(default_factory=list)
+
+    def reach(self, x: Tensor) -> None:
+        """Take in the smallest and largest values of rows."""
+        if len(x):
+            low, high = x.amin(0), x.amax(0)
+            self.low = low if self.low is None else torch.minimum(self.low, low)
+            self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def take_in(self, block: Block) -> None:
+        """Add the moments of a block."""
+        if len(block):
+            x = block.x if block.context is None else torch.cat([block.x, block.context], 1)
+            weight = float(block.w.sum())
+            mean = block.w @ x / weight if weight else x.mean(0)
+            self.add(len(block), weight, mean, block.w @ (x - mean).square())
+
+    def add(self, count: int, weight: float, mean: Tensor, power: Tensor) -> None:
+        """Merge means and squares without losing digits. Source: Chan, Golub & LeVeque (1979)."""
+        if self.mean is None or self.power is None or not self.weight:
+            self.count, self.weight, self.mean, self.power = self.count + count, self.weight + weight, mean, power
+            return
+        total = self.weight + weight
+        if not total:
+            return
+        apart = mean - self.mean
+        self.power = self.power + power + apart.square() * (self.weight * weight / total)
+        self.mean = self.mean + apart * (weight / total)
+        self.count, self.weight = self.count + count, total
+
+    def summary(self, first: Block) -> Summary:
+        """Return the summary that a network starts from; `first` shows which columns repeat their values.
+
+        Raises:
+            InputError: there are no rows with weight.
+        """
+        if self.mean is None or self.power is None or self.low is None or self.high is None or not self.weight:
+            raise InputError(cannot("use these samples", "they hold no row", "Give at least one"))
+        scale, dim = (self.power / self.weight).clamp(min=0).sqrt(), first.x.shape[1]
+        few = first.x[:4096]
+        repeats = tuple(i for i in range(dim) if len(few[:, i].unique()) < len(few) / 2)
+        ends = (self.low, self.high, self.mean[dim:], scale[dim:])
+        return Summary(self.count, self.mean[:dim], scale[:dim], *ends, repeats)
+
+
+@dataclass(frozen=True)
+class _ScanPart:
+    """Reads the blocks of a part, and keeps the rows that are held out or set aside."""
+
+    family: NetworkFamily
+    names: tuple[str, ...]
+    stride: int = 0
+    """One of every `stride` rows is held out; 0 for none."""
+    every: int = 0
+    """One of every `every` rows is a validation row; 0 for none."""
+
+    def __call__(self, blocks: Iterable[Block]) -> Scan:
+        """Return the moments, the ends, and the rows set aside."""
+        seen = Scan()
+        for block in blocks:
+            self.family.check_rows(block.x, self.names)
+            seen.reach(block.x)
+            is_held = held_among(block, self.stride)
+            kept = block
+            if is_held is not None:
+                seen.held.append(block.take(is_held))
+                kept = block.take(~is_held)
+            if self.every:
+                seen.aside.append(kept.take(_aside(kept.first, len(kept), self.every)))
+            seen.take_in(kept)
+        return seen
+
+
+def _total(scans: Iterable[Scan]) -> Scan:
+    """Add up the results of all parts, in their order."""
+    total = Scan()
+    for one in scans:
+        if one.mean is not None and one.power is not None:
+            total.add(one.count, one.weight, one.mean, one.power)
+        for end in (one.low, one.high):
+            if end is not None:
+                total.reach(end[None])
+        total.aside += one.aside
+        total.held += one.held
+    return total
+
+
+def _aside(start: int, count: int, every: int) -> Tensor:
+    """Return which of the rows from number `start` on are validation rows: one in `every`, chosen by a hash."""
+    mask = held_out(start + _SALT, count, every)
+    return torch.zeros(count, dtype=torch.bool, device="cpu") if mask is None else mask

@@ -1,10 +1,11 @@
-"""Cycles: stochastic descent from several starts as one batch, in cosine cycles until a whole one gains nothing; resumable."""
+"""Cosine cycles: stochastic descent from several starts as one batch, until a whole cycle gains nothing; resumable."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,27 +13,38 @@ from torch import Tensor
 
 from whichkl.files.journal import Journal, tensors_behind
 from whichkl.solvers.descent import warm_cosine
+from whichkl.solvers.solver import Optimum, Solution, Solver, check_counts, check_positive
 from whichkl.solvers.work import Work
 
-Gradient = Callable[[Float[Tensor, "s p"], list[int], int], Float[Tensor, "s p"]]
-"""Weights, a row a start, which starts these are, a seed → an unbiased gradient of each loss; NaN where it can't be had."""
-Losses = Callable[[Float[Tensor, "s p"], list[int], int], Float[Tensor, "s m"]]
-"""The same → log q − log p on m draws; the same seed gives the same noise."""
-
-_ROUND = 50
-_WARM = 20
-_SLOWER = 0.7
-"""What the rate is multiplied by from cycle to cycle."""
-_MEMORY = 100
-_CLOSE = 3.0
-"""Starts that end a cycle so many nats above the best one aren't followed further."""
-_BETAS, _TINY = (0.9, 0.99), 1e-8
+_STEPS_PER_ROUND = 50
+"""Number of steps between two measurements of the loss."""
+_WARM_UP_STEPS = 20
+"""Largest number of steps in which the learning rate rises at the beginning of a cycle."""
+_RATE_FACTOR_PER_CYCLE = 0.7
+"""The factor of the learning rate from one cycle to the next."""
+_STEPS_IN_AVERAGE = 100
+"""The number of steps after which a weight's share in the moving average has fallen by a factor e."""
+_NEAR_BEST = 3.0
+"""Nats. A start that ends a cycle this much above the best start isn't followed further."""
+_BETAS, _EPSILON = (0.9, 0.99), 1e-8
+"""Adam's constants."""
 _ENTRY = "cycles"
+"""Name of the journal's entry."""
+
+
+class Problem(Protocol):
+    """A loss of several sets of weights at once."""
+
+    def gradient(self, theta: Float[Tensor, "s p"], which: list[int], seed: int) -> Float[Tensor, "s p"]:
+        """Return unbiased gradients of the losses at weights, one row per start in `which`; NaN where a gradient isn't finite."""
+
+    def losses(self, theta: Float[Tensor, "s p"], which: list[int], seed: int) -> Float[Tensor, "s m"]:
+        """Return log q − log p on m draws of each model; the same seed gives the same noise."""
 
 
 @dataclass
 class Descent:
-    """Where every start is: its weights, Adam's moments, the average of the last hundred steps or so, the best average."""
+    """The state of every start: its weights, Adam's moments, the moving average of the weights, and the best average."""
 
     now: Float[Tensor, "s p"]
     first: Float[Tensor, "s p"]
@@ -40,13 +52,13 @@ class Descent:
     average: Float[Tensor, "s p"]
     best: Float[Tensor, "s p"]
     loss: Float[Tensor, " s"]
-    """Mean of log q − log p on the fixed draws of this cycle, under the best weights."""
+    """Mean of log q − log p under the best weights, on the fixed draws of this cycle."""
     before: Float[Tensor, "s p"]
     """The best weights when this cycle began."""
     steps: Float[Tensor, " s"]
-    """Steps since the moments were last forgotten."""
+    """Steps since the moments were last reset."""
     factor: Float[Tensor, " s"]
-    """What the rate was multiplied by, after rounds that diverged."""
+    """The factor of the learning rate, which falls after rounds that diverged."""
     skipped: Float[Tensor, " s"]
     size: Float[Tensor, " s"]
     """Length of the last gradient."""
@@ -61,13 +73,18 @@ class Descent:
     @classmethod
     def at(cls, start: Float[Tensor, "s p"]) -> Descent:
         """Begin at these weights."""
-        zero, row = torch.zeros_like(start), torch.zeros_like(start[:, 0])
-        no = torch.zeros_like(row, dtype=torch.bool)
-        endless = row + math.inf
-        return cls(
-            *(start.clone(), zero, zero.clone(), start.clone(), start.clone(), endless, start.clone()),
-            *(row, row + 1, row.clone(), endless.clone(), ~no, no, endless.clone(), row[:1].clone(), row[:0].clone()),
-        )
+        zero, infinite = torch.zeros_like(start[:, 0]), torch.full_like(start[:, 0], math.inf)
+        weights = {name: start.clone() for name in ("now", "average", "best", "before")}
+        moments = {name: torch.zeros_like(start) for name in ("first", "second")}
+        numbers = {name: zero.clone() for name in ("steps", "skipped")} | {"factor": zero + 1}
+        unknown = {name: infinite.clone() for name in ("loss", "size", "gain")}
+        flags = {"active": torch.ones_like(zero, dtype=torch.bool), "settled": torch.zeros_like(zero, dtype=torch.bool)}
+        return cls(**weights, **moments, **numbers, **unknown, **flags, rounds=zero[:1].clone(), history=zero[:0].clone())
+
+    def reset(self, rows: Tensor, **weights: Tensor) -> None:
+        """Forget Adam's moments of some starts, and set further fields of theirs."""
+        for name, value in {"first": 0.0, "second": 0.0, "steps": 0.0, **weights}.items():
+            getattr(self, name)[rows] = value
 
     def save(self, journal: Journal) -> None:
         """Write down everything that the next round depends on."""
@@ -83,26 +100,26 @@ class Descent:
 
 @dataclass(frozen=True)
 class Cycles:
-    """Adam in cosine cycles, each from the best weights of the one before, and slower.
+    """Adam in cosine cycles. Each cycle starts from the best weights of the one before, with a lower learning rate.
 
-    A start has settled where a whole cycle gained less than `tolerance` nats, or less than two standard errors of that
+    A start has settled when a whole cycle gained less than `tolerance` nats, or less than two standard errors of that
     gain, which is measured on the same draws before and after.
 
     Args:
-        gradient: of the loss of each start.
-        losses: on the draws by which starts are judged; new ones every cycle.
-        rate: of the first cycle, at its peak.
-        steps: of a cycle.
-        most: cycles.
-        clip: the largest length of a gradient.
+        gradient: see `Problem`.
+        losses: see `Problem`; the draws by which starts are judged are new in every cycle.
+        rate: peak learning rate of the first cycle.
+        steps: number of steps of a cycle.
+        most: largest number of cycles.
+        clip: largest length of a gradient.
         tolerance: nats.
-        skips: steps with a gradient that isn't finite, after which a start is given up.
+        skips: largest number of steps with a gradient that isn't finite; a start with more is given up.
 
     Source: Kingma & Ba (2015); Loshchilov & Hutter (2017) for the cycles.
     """
 
-    gradient: Gradient
-    losses: Losses
+    gradient: Callable[[Tensor, list[int], int], Tensor]
+    losses: Callable[[Tensor, list[int], int], Tensor]
     rate: float
     steps: int
     most: int
@@ -112,43 +129,38 @@ class Cycles:
 
     def run(self, start: Float[Tensor, "s p"], seed: int, work: Work) -> Descent:
         """Descend from all starts."""
-        state, per_cycle = Descent.at(start), max(1, math.ceil(self.steps / _ROUND))
+        state, per_cycle = Descent.at(start), max(1, math.ceil(self.steps / _STEPS_PER_ROUND))
         if work.journal is not None:
             state.resume(work.journal)
-        while (
-            bool(state.active.any()) and int(state.rounds) < self.most * per_cycle and not (int(state.rounds) and work.is_spent)
-        ):
-            cycle, within = divmod(int(state.rounds), per_cycle)
-            loss = float(state.loss.min())
-            shown = "" if math.isinf(loss) else f", ELBO {-loss:.4g}"
-            work.tell(f"descending{shown}", int(state.rounds) / (self.most * per_cycle))
-            judged_by = _seed(seed, 2 * cycle + 1)
+        for number in range(int(state.rounds), self.most * per_cycle):
+            if not bool(state.active.any()) or (number and work.is_spent):
+                break
+            cycle, within = divmod(number, per_cycle)
+            loss, cycle_seed = float(state.loss.min()), _seed(seed, 2 * cycle + 1)
+            work.tell("descending" if math.isinf(loss) else f"descending, ELBO {-loss:.4g}", number / (self.most * per_cycle))
             if within == 0:
-                self._begin(state, judged_by)
-            count = min(_ROUND, self.steps - within * _ROUND)
-            for i in range(count):
-                done = (within * _ROUND + i) / self.steps
-                self._step(state, self.rate * _SLOWER**cycle * _schedule(done, self.steps), _seed(seed, 2 * _at(state, i)))
-            self._judge(state, judged_by)
+                self._begin(state, cycle_seed)
+            for i in range(min(_STEPS_PER_ROUND, self.steps - within * _STEPS_PER_ROUND)):
+                done = (within * _STEPS_PER_ROUND + i) / self.steps
+                rate = self.rate * _RATE_FACTOR_PER_CYCLE**cycle * _schedule(done, self.steps)
+                self._step(state, rate, _seed(seed, 2 * (number * _STEPS_PER_ROUND + i)))
+            self._judge(state, cycle_seed)
             state.rounds += 1
             state.history = torch.cat([state.history, state.loss.min()[None]])
             if within == per_cycle - 1:
-                self._end(state, judged_by)
+                self._end(state, cycle_seed)
             if work.journal is not None:
                 state.save(work.journal)
         return state
 
     def _begin(self, state: Descent, seed: int) -> None:
-        """Go on from the best weights, on new draws to judge by."""
-        on = state.active
-        for name in ("now", "average", "before"):
-            getattr(state, name)[on] = state.best[on]
-        for name in ("first", "second", "steps"):
-            getattr(state, name)[on] = 0.0
-        state.loss[on] = self.losses(state.best[on], on.nonzero()[:, 0].tolist(), seed).mean(-1).nan_to_num(math.inf, math.inf)
+        """Start a cycle from the best weights, judged on new draws."""
+        on = state.active.nonzero()[:, 0]
+        best = state.best[on]
+        state.reset(on, now=best, average=best, before=best, loss=self._mean(best, on, seed))
 
     def _step(self, state: Descent, rate: float, seed: int) -> None:
-        """One step of every active start whose gradient is finite."""
+        """Take one step with every active start whose gradient is finite."""
         rows = state.active.nonzero()[:, 0]
         if len(rows) == 0:
             return
@@ -157,8 +169,6 @@ class Cycles:
         state.skipped[rows[~good]] += 1
         state.active &= state.skipped <= self.skips
         rows, gradient = rows[good], gradient[good]
-        if len(rows) == 0:
-            return
         size = torch.linalg.vector_norm(gradient, dim=-1)
         state.size[rows] = size
         gradient = gradient * (self.clip / size.clamp(min=self.clip))[:, None]
@@ -169,52 +179,111 @@ class Cycles:
         state.first[rows], state.second[rows] = first, second
         first = first / (1 - _BETAS[0] ** steps)[:, None]
         second = second / (1 - _BETAS[1] ** steps)[:, None]
-        # A gradient that is zero but for rounding, as at q = p, mustn't be blown up to whole steps.
-        now = state.now[rows] - (rate * state.factor[rows])[:, None] * first / (second.sqrt() + _TINY)
+        # A gradient that is zero but for rounding, as at q = p, must not be scaled up to whole steps.
+        now = state.now[rows] - (rate * state.factor[rows])[:, None] * first / (second.sqrt() + _EPSILON)
         state.now[rows] = now
-        share = 1 / (1 + steps / 10).clamp(max=_MEMORY)
+        share = 1 / (1 + steps / 10).clamp(max=_STEPS_IN_AVERAGE)
         state.average[rows] = torch.lerp(state.average[rows], now, share[:, None])
 
     def _judge(self, state: Descent, seed: int) -> None:
-        """Keep averages that are the best so far; send a start that diverged back to its best weights, more slowly."""
+        """Keep averages that are the best so far; put a start that diverged back to its best weights, at half the rate."""
         rows = state.active.nonzero()[:, 0]
         if len(rows) == 0:
             return
-        loss = self.losses(state.average[rows], rows.tolist(), seed).mean(-1).nan_to_num(math.inf, math.inf)
+        loss = self._mean(state.average[rows], rows, seed)
         better = loss < state.loss[rows]
         state.best[rows[better]] = state.average[rows[better]]
         state.loss[rows[better]] = loss[better]
         lost = rows[~(loss <= state.loss[rows] + 1)]
-        state.now[lost] = state.average[lost] = state.best[lost]
-        state.first[lost] = state.second[lost] = 0.0
-        state.steps[lost] = 0.0
-        state.factor[lost] /= 2
+        state.reset(lost, now=state.best[lost], average=state.best[lost], factor=state.factor[lost] / 2)
 
     def _end(self, state: Descent, seed: int) -> None:
-        """Say which starts have settled, and which aren't worth another cycle."""
+        """Mark the starts that have settled, and those that aren't worth another cycle."""
         rows = state.active.nonzero()[:, 0]
         if len(rows) == 0:
             return
-        which = rows.tolist()
-        gained = self.losses(state.before[rows], which, seed) - self.losses(state.best[rows], which, seed)
+        gained = self.losses(state.before[rows], rows.tolist(), seed) - self.losses(state.best[rows], rows.tolist(), seed)
         gain, error = gained.mean(-1), gained.std(-1) / math.sqrt(gained.shape[-1])
         gain = gain.nan_to_num(math.inf, math.inf)
         state.gain[rows] = gain
         state.settled[rows] = gain <= torch.maximum(2 * error.nan_to_num(0.0), torch.full_like(gain, self.tolerance))
-        state.active &= ~state.settled & (state.loss <= state.loss.min() + _CLOSE)
+        state.active &= ~state.settled & (state.loss <= state.loss.min() + _NEAR_BEST)
+
+    def _mean(self, theta: Tensor, rows: Tensor, seed: int) -> Float[Tensor, " s"]:
+        return self.losses(theta, rows.tolist(), seed).mean(-1).nan_to_num(math.inf, math.inf)
 
 
-def _at(state: Descent, i: int) -> int:
-    """The number of a step among all."""
-    return int(state.rounds) * _ROUND + i
+@dataclass(frozen=True)
+class CycleSolver(Solver):
+    """The fields and the answer of a solver of reverse KL that descends by `Cycles`.
+
+    Args:
+        steps: number of steps of a cycle.
+        cycles: largest number of cycles.
+        draws: number of draws of q per step.
+        learning_rate: peak learning rate of the first cycle; by default the solver's own.
+        clip: largest length of a gradient.
+        tolerance: nats that a cycle must gain for another one to follow.
+        judged_on: number of draws by which the best weights are chosen.
+        starts: number of starts.
+        skips: largest number of steps without a finite gradient; a start with more is given up.
+
+    Raises:
+        InputError: a field is out of range.
+    """
+
+    refits = False
+    direction = "reverse"
+
+    steps: int = 400
+    cycles: int = 6
+    draws: int = 128
+    learning_rate: float | None = None
+    clip: float = 5.0
+    tolerance: float = 0.01
+    judged_on: int = 2_048
+    starts: int = 4
+    skips: int = 50
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_counts(self, steps=1, cycles=1, draws=1, judged_on=1, starts=1, skips=1)
+        check_positive(self, "learning_rate", "clip", "tolerance")
+
+    def quick(self) -> Self:
+        """Return a solver of one short cycle."""
+        return replace(self, steps=max(1, self.steps // 4), cycles=1)
+
+    def descend(self, problem: Problem, start: Float[Tensor, "s p"], rate: float, seed: int, work: Work) -> Descent:
+        """Run the cycles from all starts."""
+        numbers = (self.learning_rate or rate, self.steps, self.cycles, self.clip, self.tolerance, self.skips)
+        return Cycles(problem.gradient, problem.losses, *numbers).run(start, seed, work)
+
+    def finish(self, optima: Sequence[Optimum], state: Descent, winner: int, *notes: str) -> Solution:
+        """Return the solution, with notes on skipped steps and on a descent that hasn't settled."""
+        said, skipped = list(notes), int(state.skipped.sum())
+        if skipped:
+            said.append(f"{skipped} steps were skipped because their gradient wasn't finite")
+        if not optima[0].converged:
+            said.append(
+                f"the last cycle still gained {float(state.gain[winner]):.2g} nats: give "
+                f"solver={type(self).__name__}(cycles={2 * self.cycles}) or more cycles to see whether it gains further"
+            )
+        steps, residual = min(int(state.rounds) * _STEPS_PER_ROUND, self.steps * self.cycles), float(state.size[winner])
+        return Solution(tuple(optima), steps, residual, notes=tuple(said), history=tuple(state.history.tolist()))
+
+
+def judging_seed(seed: int) -> int:
+    """Return the seed of the draws on which the ends of a descent are compared, which the descent hasn't seen."""
+    return (seed + 77) % 2**31
 
 
 def _seed(seed: int, number: int) -> int:
-    """A seed for the draws of a step (even numbers) or of a cycle (odd ones)."""
+    """Return the seed for the draws of a step (even numbers) or of a cycle (odd numbers)."""
     return (1_000_003 * (seed + 1) + 7_919 * number) % 2**31
 
 
 def _schedule(done: float, total: int) -> float:
-    """Rise over `_WARM` steps, then fall as a cosine to a hundredth."""
-    warm = min(_WARM / total, 0.1)
+    """Return the factor of the learning rate: it rises for `_WARM_UP_STEPS`, then falls as a cosine to a hundredth."""
+    warm = min(_WARM_UP_STEPS / total, 0.1)
     return warm_cosine(done, warm, 1 / (warm * total + 1))

@@ -1,4 +1,4 @@
-"""Reparameterised: draws of several models at once, differentiable in their weights, which lie in the rows of a matrix."""
+"""Reparameterised draws of several models at once, differentiable in their weights, which are the rows of a matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_model import law_of
@@ -19,11 +19,11 @@ from whichkl.process.threads import one_thread
 from whichkl.solvers.flat_weights import Flat
 
 
-class Rows(ABC):
-    """Models of one shape, their free weights in the rows of a matrix."""
+class ModelRows(ABC):
+    """Models of one shape, whose free weights are the rows of a matrix."""
 
     starts: Float[Tensor, "s p"]
-    """Where training starts."""
+    """The weights at the start."""
 
     @abstractmethod
     def sample(self, theta: Float[Tensor, "s p"], which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -42,17 +42,17 @@ class Rows(ABC):
         """Return a module with these weights."""
 
 
-class FlowRows(Rows):
+class FlowRows(ModelRows):
     """Flows within Gaussians: x = loc + L u, u = s + M f⁻¹(z / r), with s, M and f free, and u = z at the start, where M = r I.
 
     All of them run as one batch (`torch.func.vmap`), in the coordinates u.
 
     Args:
         build: returns a flow with random weights.
-        seeds: a row each.
+        seeds: one seed per flow.
         locs: means of the Gaussians.
-        trils: their Cholesky factors.
-        reach: r; a flow's splines end 5 r standard deviations of the Gaussian out.
+        trils: Cholesky factors of the Gaussians.
+        reach: r; a flow's splines end at 5 r standard deviations of the Gaussian.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class FlowRows(Rows):
         trils: Float[Tensor, "s d d"],
         reach: float,
     ) -> None:
-        """Build them all, each from its own seed and at rest."""
+        """Build all flows, each from its own seed and at rest."""
         self.locs, self.trils, self.build, self.reach = locs, trils, build, reach
         self.volume = trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         rows = []
@@ -85,13 +85,13 @@ class FlowRows(Rows):
             return self._carried(theta, z.expand(len(theta), -1, -1))
 
     def path(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
-        """As J = ∂u/∂z is at hand, ∇ log q(u) = J⁻ᵀ ∂/∂z [log N(z) − log|J|]: the flow needn't be inverted."""
+        """Return draws and ∇ log q(u) = J⁻ᵀ ∂/∂z [log N(z) − log|J|] with J = ∂u/∂z, which needs no inverse of the flow."""
         z = self._pairs(m, seed).expand(len(theta), -1, -1).clone().requires_grad_(True)
         u, log_q = self._carried(theta, z)
         (pull,) = torch.autograd.grad(log_q.sum(), z, retain_graph=True)
         units = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)[:, None, None, :].expand(-1, *z.shape)
         jacobian = _pulled(u, z, units)
-        with one_thread():  # where torch uses several, its LU of a batch can be wrong
+        with one_thread():  # with several threads torch's LU of a batch can be wrong
             return u, torch.linalg.solve(jacobian.permute(1, 2, 3, 0), pull)
 
     def place(self, which: list[int], x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -99,7 +99,7 @@ class FlowRows(Rows):
         return self.locs[which, None] + x @ self.trils[which].mT, self.trils[which], self.volume[which]
 
     def module(self, theta: Tensor, which: int) -> nn.Module:
-        """Return the flow with s and M taken into the map around it."""
+        """Return the flow with s and M merged into its outer map."""
         self.weights.write(theta)
         with seeded(0):  # its weights are overwritten
             network = self.build().to(self.locs.device)
@@ -110,25 +110,22 @@ class FlowRows(Rows):
         return network
 
     def _pairs(self, m: int, seed: int) -> Float[Tensor, "m d"]:
-        """Normal draws, each with its negative, which takes noise from the gradient; not from losses, whose error is wanted."""
+        """Return normal draws with their negatives, for less noise; losses use independent draws, for their standard error."""
         generator = torch.Generator().manual_seed(seed)
         half = torch.randn((m + 1) // 2, self.locs.shape[1], generator=generator, dtype=self.locs.dtype, device="cpu")
         return torch.cat([half, -half])[:m].to(self.locs.device)
 
     def _carried(self, theta: Tensor, z: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor]:
-        def one(row: Tensor, noise: Tensor) -> Any:
-            return functional_call(self.operations, self.weights.named(row), (noise,))
-
-        u, log_q = vmap(one)(theta, z)
+        u, log_q = self.weights.call_each(theta, z)
         return u, log_q
 
 
-class ModuleRows(Rows):
-    """One module of a user, from the weights that it has: nothing is assumed of it, so nothing is batched.
+class ModuleRows(ModelRows):
+    """One module of a user, from its own weights. Nothing is assumed about it, so nothing is batched.
 
     Args:
-        module: a copy that may be written to.
-        dim: columns of its draws.
+        module: a copy whose weights may be overwritten.
+        dim: number of columns of its draws.
     """
 
     def __init__(self, module: nn.Module, dim: int) -> None:
@@ -151,7 +148,7 @@ class ModuleRows(Rows):
         return self._shaped(x), self._shaped(pull)
 
     def place(self, which: list[int], x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """They are in the target's coordinates."""
+        """Return the draws themselves, which are in the target's coordinates."""
         return x, None, torch.zeros_like(x[:, 0, 0])
 
     def module(self, theta: Tensor, which: int) -> nn.Module:
@@ -169,7 +166,7 @@ class ModuleRows(Rows):
 
 
 def _pulled(u: Tensor, z: Tensor, units: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:
-    """Return the gradient in z of u along each unit; one by one with `torch.autograd.detect_anomaly`, which takes no batches."""
+    """Return the gradient in z of u along each unit; one by one under `detect_anomaly`, which allows no batches."""
     if torch.is_anomaly_enabled():
         return torch.stack([torch.autograd.grad(u, z, one, retain_graph=True)[0] for one in units])
     (jacobian,) = torch.autograd.grad(u, z, units, retain_graph=True, is_grads_batched=True)
@@ -177,7 +174,7 @@ def _pulled(u: Tensor, z: Tensor, units: Float[Tensor, "d ..."]) -> Float[Tensor
 
 
 class _Within(nn.Module):
-    """A flow with an affine map of its own; all inside `forward`, which is where `functional_call` reaches."""
+    """A flow inside an affine map; both are in `forward` because `functional_call` replaces weights there alone."""
 
     def __init__(self, network: FlowNetwork, reach: float) -> None:
         super().__init__()

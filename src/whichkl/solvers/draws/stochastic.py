@@ -16,40 +16,43 @@ from whichkl.solvers.descent import warm_cosine
 from whichkl.solvers.draws.batches import Data, data_of, generator_for
 from whichkl.solvers.draws.criterion import Criterion, Likelihood
 from whichkl.solvers.draws.training import Training, start_training
-from whichkl.solvers.solver import Held, Optimum, Solution, Solver
+from whichkl.solvers.solver import Held, Optimum, Solution, Solver, check_counts, check_positive
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 _RATES = (5e-4, 1.5e-3, 5e-3)
-_RATES_OF_FEW = (*_RATES, 1.5e-2, 5e-2, 0.15)
-"""The weights of a user's module, and of a linear model, may have a long way to go."""
+"""Learning rates to try on deep networks of this library."""
+_RATES_OF_OTHERS = (*_RATES, 1.5e-2, 5e-2, 0.15)
+"""Learning rates to try on users' modules and linear models, whose weights can be far from their optimum."""
 TRIAL = 100
-"""Steps of a trial of a learning rate."""
-_WARM = 100
-_RESTARTS = 5
+"""Number of steps of a trial of a learning rate."""
+_MAX_WARM_UP_STEPS = 100
+"""Largest number of steps in which the learning rate rises."""
+_MAX_RESTARTS = 5
+"""Largest number of rounds that may diverge; each halves the learning rate."""
 _FLAT = (0.002, 0.05)
-"""Nats by which a loss may fall in the second half of the schedule and count as flat: half a standard error, within these."""
+"""Nats. A loss that falls by at most half a standard error, kept within this range, in the second half counts as flat."""
 
 
 @dataclass(frozen=True)
 class Stochastic(Solver):
     """argmin KL(p‖q) over a network's weights: AdamW on batches, warm-up and cosine decay, clipped gradients.
 
-    The weights are averaged over the last hundred steps or so. A tenth of the rows (20,000 at most) is set aside: the averages
-    that do best on them are the answer, and training stops when they haven't been bettered for `patience` of the schedule.
-    Rows in memory are shuffled fully, a stream's parts by their order and its rows within a buffer. A learning rate is chosen
-    by short trials. A round that ends worse than the start goes back to the best weights, at half the rate. Gradient descent
-    finds a local optimum, which depends on the seed.
+    The weights are averaged over about the last hundred steps. A tenth of the rows (at most 20,000) are validation rows. The
+    average with the least loss on them is the answer, and training stops when it hasn't improved for `patience` of the schedule.
+    Rows in memory are shuffled fully; a stream's parts are shuffled, and its rows within a buffer. The learning rate is chosen by
+    short trials. A round that ends worse than the start returns to the best weights, at half the rate. Gradient descent finds a
+    local optimum, which depends on the seed.
 
     Args:
-        steps: about how many batches the schedule has, where `epochs` doesn't say.
-        epochs: passes over the rows; by `steps` unless said, but 2 at least and 200 at most.
-        batch: rows of a batch; a 64th of the rows unless said, 32 at least and 1,024 at most.
-        learning_rate: its peak; by trials of 100 steps unless said.
-        weight_decay: of the matrices of this library's networks; never of a user's module.
-        clip: the largest norm of a gradient of the mean loss.
-        patience: the part of the schedule without improvement after which training stops.
-        skips: batches with a loss that isn't finite, before it's given up.
+        steps: approximate number of batches in the schedule, if `epochs` isn't given.
+        epochs: number of passes over the rows; by default from `steps`, at least 2 and at most 200.
+        batch: number of rows per batch; by default a 64th of the rows, at least 32 and at most 1,024.
+        learning_rate: peak learning rate; by default chosen by trials of 100 steps.
+        weight_decay: for the matrices of this library's networks; a user's module has none.
+        clip: largest norm of a gradient of the mean loss.
+        patience: share of the schedule without improvement after which training stops.
+        skips: largest number of batches whose loss isn't finite; with more, training is given up.
 
     Raises:
         InputError: a field is out of range.
@@ -60,8 +63,8 @@ class Stochastic(Solver):
     3
     """
 
-    name: ClassVar[str] = "stochastic"
-    refits: ClassVar[bool] = False
+    name = "stochastic"
+    refits = False
     direction: ClassVar[Direction] = "forward"
     families: ClassVar[tuple[type[Family], ...]] = (NetworkFamily,)
 
@@ -76,30 +79,22 @@ class Stochastic(Solver):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name in ("steps", "epochs", "batch", "skips"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                because = f"`{name}={value!r}` isn't a whole number of at least 1"
-                raise InputError(cannot("use `Stochastic`", because, f"Give, say, {name}=10"))
-        for name in ("learning_rate", "clip", "patience"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                because = f"`{name}={value!r}` isn't a positive number"
-                raise InputError(cannot("use `Stochastic`", because, f"Leave `{name}` out"))
+        check_counts(self, steps=1, epochs=1, batch=1, skips=1)
+        check_positive(self, "learning_rate", "clip", "patience")
         if not 0 <= self.weight_decay < math.inf:
             because = f"`weight_decay={self.weight_decay!r}` is negative or not a number"
-            raise InputError(cannot("use `Stochastic`", because, "Give 0 or more"))
+            raise InputError(cannot(f"use `{type(self).__name__}`", because, "Give 0 or more"))
 
     def quick(self) -> Stochastic:
-        """A quarter of the schedule."""
+        """Return a solver with a quarter of the schedule."""
         epochs = None if self.epochs is None else -(-self.epochs // 4)
         return replace(self, steps=max(1, self.steps // 4), epochs=epochs)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
-        """Train on p's rows, and return the weights that did best on the rows set aside."""
+        """Train on p's rows, and return the weights with the least loss on the validation rows."""
         if not isinstance(family, NetworkFamily):
             raise TypeError(family)
-        work.tell("looking at the rows", math.nan)
+        work.tell("reading the rows", math.nan)
         data, criterion = self._problem(target, family, seed, work, stride)
         total = self._total(data, criterion)
         rounds = max(1, math.ceil(total / data.batches.steps))
@@ -120,12 +115,12 @@ class Stochastic(Solver):
         return self._solution(run, data, rounds, total, target)
 
     def _problem(self, target: Target, family: NetworkFamily, seed: int, work: Work, stride: int) -> tuple[Data, Criterion]:
-        """Return the rows, and what is minimised on them."""
+        """Return the rows, and the criterion that is minimised on them."""
         data = data_of(target, family, seed, work, stride, self.batch)
         return data, Likelihood(family, data.kept, target.stream is not None)
 
     def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Training:
-        """Build the module, the same for a seed, and refuse it where it isn't a law of such rows."""
+        """Build the module, the same one for a seed, and refuse it if it isn't a law of such rows."""
         x = data.validation.x
         with seeded(seed):
             module = family.start(data.summary, data.shape).to(x.device)
@@ -137,7 +132,7 @@ class Stochastic(Solver):
                 raise
             except (ValueError, RuntimeError, IndexError, TypeError) as error:
                 because = f"it fails on {len(few)} rows of shape {tuple(few.x.shape)} ({' '.join(str(error).split())[:200]})"
-                raise InputError(cannot(f"train `{family}`", because, "Correct it")) from error
+                raise InputError(cannot(f"train `{family}`", because, "Correct the module")) from error
         if not value.requires_grad:
             because = "its `log_prob` doesn't depend on its weights"
             raise InputError(cannot(f"train `{family}`", because, "Build the law of parameters in `forward`"))
@@ -152,7 +147,7 @@ class Stochastic(Solver):
             run = self._begin(family, criterion, data, seed)
             generator = generator_for(seed, -2)
             with seeded(seed):
-                for step, block in enumerate(islice(_endless(data), TRIAL)):
+                for step, block in enumerate(islice(cycle(data.batches.round(0)), TRIAL)):
                     run.step(data.read(block), rate * min(1.0, (step + 1) / (TRIAL / 10)), generator)
             found.append((run.judge(data.read(data.validation)), rate))
         return min(found)[1]
@@ -160,10 +155,10 @@ class Stochastic(Solver):
     def _rates(self, family: NetworkFamily) -> tuple[float, ...]:
         """Return the learning rates to try."""
         deep: Any = getattr(family, "hidden", None)
-        return _RATES if family.decays and deep else _RATES_OF_FEW
+        return _RATES if family.decays and deep else _RATES_OF_OTHERS
 
     def _round(self, run: Training, data: Data, rate: float, total: int, seed: int) -> None:
-        """Train for one round, judge it, and go back to the best weights where it diverged."""
+        """Train for one round, judge it, and return to the best weights if it diverged."""
         batches = data.batches
         left = total - run.round * batches.steps
         generator = generator_for(seed, 2**20 + run.round)
@@ -185,53 +180,42 @@ class Stochastic(Solver):
         return max(1, round(epochs * per_epoch))
 
     def _is_over(self, run: Training, rounds: int) -> bool:
-        return self._is_stopped(run, rounds) or run.skipped > self.skips or run.factor < 0.5**_RESTARTS
+        return self._is_early(run, rounds) or self._has_failed(run)
 
-    def _is_stopped(self, run: Training, rounds: int) -> bool:
+    def _is_early(self, run: Training, rounds: int) -> bool:
         return run.since >= max(5, math.ceil(self.patience * rounds))
 
+    def _has_failed(self, run: Training) -> bool:
+        return run.skipped > self.skips or run.factor < 0.5**_MAX_RESTARTS
+
     def _solution(self, run: Training, data: Data, rounds: int, total: int, target: Target) -> Solution:
-        """Say how it ended: early, flat, or stopped in the middle of a fall."""
+        """Return the best weights, with notes on a training that failed, skipped batches, or ended while the loss still fell."""
         run.module.load_state_dict(run.best)
         model = run.family.finished(run.module, data.shape)
-        failed = run.skipped > self.skips or run.factor < 0.5**_RESTARTS
-        early = self._is_stopped(run, rounds)
-        before = run.history[(len(run.history) - 1) // 2]
-        flat = (
-            run.round >= rounds
-            and not run.criterion.is_spent
-            and before - run.best_loss <= min(max(_FLAT[0], run.best_error / 2), _FLAT[1])
-        )
+        failed, is_spent = self._has_failed(run), run.criterion.is_spent
+        fall = run.history[(len(run.history) - 1) // 2] - run.best_loss
+        is_flat = run.round >= rounds and not is_spent and fall <= min(max(_FLAT[0], run.best_error / 2), _FLAT[1])
+        converged = not failed and (self._is_early(run, rounds) or is_flat)
         notes = [*run.criterion.notes, *run.family.remarks(data.summary, target.names)]
         if failed:
             why = f"{run.skipped} batches were skipped ({run.trouble})" if run.skipped else "its loss rose again and again"
             notes.append(f"training was given up in round {run.round} of {rounds}: {why}; the best weights before are kept")
-        if run.skipped and not failed:
+        elif run.skipped:
             notes.append(f"{run.skipped} batches were skipped: {run.trouble}")
-        if not (failed or early or flat):
-            fall, epochs = before - run.best_loss, round(total / (data.batches.per_epoch * data.batches.steps))
-            also = f"the loss still fell by {fall:.2g} nats in the second half of {epochs} epochs"
-            notes.append(f"{also}: give solver={type(self).__name__}(epochs={2 * epochs}), or more, to see whether it goes on")
+        if not (failed or converged):
+            epochs = round(total / (data.batches.per_epoch * data.batches.steps))
+            notes.append(
+                f"the loss still fell by {fall:.2g} nats in the second half of {epochs} epochs: give "
+                f"solver={type(self).__name__}(epochs={2 * epochs}) or more epochs to see whether it falls further"
+            )
         loss = run.criterion.scale * run.criterion.final(model, run.best_loss)
-        best = Optimum(model, loss, converged=(early or flat) and not failed, is_global=True)
+        best = Optimum(model, loss, converged, is_global=True)
         held = None if data.held is None else Held(data.held, model)
-        steps = min(total, run.round * data.batches.steps)
-        return Solution(
-            (best,),
-            iterations=steps,
-            residual=run.gradient,
-            held=held,
-            notes=tuple(notes),
-            history=tuple(run.criterion.scale * one for one in run.history),
-        )
-
-
-def _endless(data: Data) -> Any:
-    """The batches of the first round, again and again."""
-    return cycle(data.batches.round(0))
+        steps, history = min(total, run.round * data.batches.steps), tuple(run.criterion.scale * one for one in run.history)
+        return Solution((best,), steps, run.gradient, held=held, notes=tuple(notes), history=history)
 
 
 def _schedule(done: float, total: int) -> float:
-    """Rise over 5 % of the steps (100 at most), then fall as a cosine to a hundredth. Source: Loshchilov & Hutter (2017)."""
-    warm = min(_WARM / total, 0.05)
+    """Return the factor of the learning rate, which rises over 5 % of the steps (at most 100), then falls as a cosine."""
+    warm = min(_MAX_WARM_UP_STEPS / total, 0.05)
     return warm_cosine(done, warm, 1 / (warm * total + 1))

@@ -4,47 +4,47 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.families import Autoregressive, Family, Flow, Gaussian
 from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.user_module import Module
-from whichkl.objectives import Direction, Jeffreys, Objective
+from whichkl.objectives import Jeffreys, Objective
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block
 from whichkl.solvers.draws.batches import Data, Shuffled, data_of
-from whichkl.solvers.draws.criterion import Criterion
+from whichkl.solvers.draws.cosine_cycles import judging_seed
+from whichkl.solvers.draws.criterion import BothSides, Criterion
 from whichkl.solvers.draws.sticking_the_landing import gaussians_to_start
 from whichkl.solvers.draws.stochastic import TRIAL, Stochastic
 from whichkl.solvers.draws.training import Training
-from whichkl.solvers.draws.two_sided_criterion import BothSides
 from whichkl.solvers.rows.closed_form import ClosedForm
+from whichkl.solvers.rows.rows import log_prob_at_points
+from whichkl.solvers.solver import check_counts
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
-_BRIDGED = 16_384
-"""Draws of each side, at most, from which log Z is bridged."""
-_ROWS = 0.1
-"""The part of a budget that may go into draws of p: they are evaluated too, and draws of q come beside them."""
-_TRIALS = 0.25
-"""The part of a budget that may go into trials of learning rates."""
-_HIGH, _WITHIN = 0.05, 0.95
-"""The highest learning rate without a trial, and the part of a budget that steps and judging are to take."""
+_MAX_DRAWS_FOR_LOG_Z = 16_384
+"""Largest number of draws of each side for the bridge to log Z."""
+_SHARE_OF_ROWS, _SHARE_OF_TRIALS, _SHARE_OF_STEPS = 0.1, 0.25, 0.95
+"""Shares of a budget: for draws of p, for trials of learning rates, and for the steps with their judging."""
+_MAX_UNTRIED_RATE = 0.05
+"""Largest learning rate that is used without a trial."""
 _STARTS = 8
+"""Number of Gaussians whose draws replace p's where p can't be sampled."""
 
 
 @dataclass(frozen=True)
 class StochasticTwoSided(Stochastic):
     """argmin of a divergence between the directions over a network's weights, trained as `Stochastic` trains, on both sides.
 
-    A step reads a batch of p's rows, and draws as many of q (`draws`). Which of them an objective reads, and how:
+    A step reads a batch of p's rows and makes `draws` draws of q. The objectives use them as follows:
 
     | objective | rows of p | draws of q | log p, log Z |
     |---|---|---|---|
@@ -55,15 +55,15 @@ class StochasticTwoSided(Stochastic):
     | Rényi, order a < 1 | half of J | half of J | at both; log Z by bridge sampling, once, before training |
     | Rényi, order a > 1 | log mean (p/q)ᵃ⁻¹ | none | at rows of p; log Z is a constant |
 
-    A flow starts at rest, as the normal law with the means and scales of the rows. Gradients are as in `BothSides`:
-    reparameterised where the law has `rsample`, by the score function where it has none. log p is
-    evaluated at p's rows once. The best weights are those of the least divergence on a tenth of the rows and on `judged_on`
-    draws of q from the same noise each time; a batch whose divergence is infinite or NaN is skipped and counted. log Z is bridged
-    between the rows and their Gaussian of maximum likelihood, in free coordinates.
+    A flow starts at rest, as the normal law with the means and scales of the rows. Gradients are those of `BothSides`:
+    reparameterised if the law has `rsample`, otherwise by the score function. log p is evaluated once at p's rows. The best
+    weights have the least divergence on a tenth of the rows and on `judged_on` draws of q from fixed noise. Batches whose
+    divergence is infinite or NaN are skipped and counted. log Z is bridged between the rows and their Gaussian of maximum
+    likelihood, in free coordinates.
 
     Args:
-        draws: of q a step; as many as rows of a batch unless said.
-        judged_on: draws of q that judge.
+        draws: number of draws of q per step; by default as many as rows per batch.
+        judged_on: number of draws of q by which weights are judged.
 
     Raises:
         InputError: a field is out of range.
@@ -74,55 +74,56 @@ class StochasticTwoSided(Stochastic):
     1000
     """
 
-    name: ClassVar[str] = "stochastic_two_sided"
-    direction: ClassVar[Direction] = "between"
-    families: ClassVar[tuple[type[Family], ...]] = (Flow, Autoregressive, Module)
+    name = "stochastic_two_sided"
+    direction = "between"
+    families = (Flow, Autoregressive, Module)
 
     draws: int | None = None
     judged_on: int = 2_048
     minimised: Objective = field(default_factory=Jeffreys)
-    """Which of them; `fit` sets it."""
+    """The objective, which `fit` sets."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
-        for name in ("draws", "judged_on"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
-                because = f"`{name}={value!r}` isn't a whole number of at least 2"
-                raise InputError(cannot("use `StochasticTwoSided`", because, f"Leave `{name}` out"))
+        check_counts(self, draws=2, judged_on=2)
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """A divergence between the directions, to a flow, an autoregressive network or a module, none of which needs an x."""
-        is_single = not family.conditional or family.optional_context
-        return is_single and super().solves(objective, family, access) and objective.requires.met_by(access)
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the network needs no context."""
+        return not family.conditional or family.optional_context
 
     def toward(self, objective: Objective) -> StochasticTwoSided:
-        """Return the solver of this very objective."""
+        """Return the solver of this objective."""
         if not objective.is_between:
             raise TypeError(objective)
         return replace(self, minimised=objective)
 
     def _problem(self, target: Target, family: NetworkFamily, seed: int, work: Work, stride: int) -> tuple[Data, Criterion]:
-        """Return the rows with log p beside them, and the divergence."""
-        rows = target if target.access.can_sample else _stand_in(target, family, seed)
-        data = data_of(rows, family, seed, work, stride, self.batch, share=_ROWS)
+        """Return the rows with their log p, and the divergence."""
+        rows = target if target.access.can_sample else _gaussian_draws(target, family, seed)
+        data = data_of(rows, family, seed, work, stride, self.batch, share=_SHARE_OF_ROWS)
         if not isinstance(data.batches, Shuffled):
             raise TypeError(data.batches)
         log_z, notes = 0.0, tuple[str, ...]()
         if self.minimised.reads_p:
-            train, aside = _with_log_p(target, data.batches.block), _with_log_p(target, data.validation)
+            blocks = (data.batches.block, data.validation)
+            log_p = [log_prob_at_points(target, one.x) for one in blocks]
             if self.minimised.reads_log_z and not target.normalized:
-                log_z, notes = _log_z(target, train, self.minimised, seed)
-            data.batches.block, data = _less(train, log_z), replace(data, validation=_less(aside, log_z))
-        else:  # rows set the pace alone, and nothing of them is used
+                log_z, notes = _log_z(target, blocks[0], self.minimised, seed)
+            train, aside = (replace(one, log_p=value - log_z) for one, value in zip(blocks, log_p, strict=True))
+            data.batches.block, data = train, replace(data, validation=aside)
+        else:  # rows set the number of steps; nothing else of them is used
             data = replace(data, kept=replace(data.kept, evaluations=None))
-        draws = self.draws or max(2, data.batches.size)
-        return data, BothSides(self.minimised, target, log_z, draws, self.judged_on, (seed + 77) % 2**31, notes)
+        numbers = (self._draws(data), self.judged_on, judging_seed(seed))
+        return data, BothSides(self.minimised, target, log_z, *numbers, notes)
+
+    def _draws(self, data: Data) -> int:
+        """Return the number of draws of q per step."""
+        return self.draws or max(2, data.batches.size)
 
     def _begin(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int) -> Training:
-        """Put a flow at rest, and refuse a law without a gradient where one is needed."""
+        """Put a flow at rest, and refuse a law without a gradient if one is needed."""
         run = super()._begin(family, criterion, data, seed)
         if isinstance(run.module, FlowNetwork):
             run.module.rest()
@@ -131,55 +132,28 @@ class StochasticTwoSided(Stochastic):
         return run
 
     def _total(self, data: Data, criterion: Criterion) -> int:
-        """As many steps as the schedule has, or as the budget allows, so that the rate falls to its end within it."""
-        total, left = super()._total(data, criterion), _left(criterion)
-        if math.isinf(left):
+        """Return the steps of the schedule, or those that the budget allows, so that the learning rate falls to its end."""
+        total = super()._total(data, criterion)
+        if math.isinf(criterion.left):
             return total
-        return max(1, min(total, int((_WITHIN * left - 2 * self.judged_on) / self._cost(data, criterion))))
+        return max(1, min(total, int((_SHARE_OF_STEPS * criterion.left - 2 * self.judged_on) / self._cost(data))))
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
-        """By trials, where they take little of the budget; else a high one, since steps are few."""
+        """Choose by trials if they take little of the budget; otherwise return a high rate, since there are few steps."""
         rates = self._rates(family)
-        if len(rates) * TRIAL * self._cost(data, criterion) > _TRIALS * _left(criterion):
-            return min(rates[-1], _HIGH)
+        if len(rates) * TRIAL * self._cost(data) > _SHARE_OF_TRIALS * criterion.left:
+            return min(rates[-1], _MAX_UNTRIED_RATE)
         return super()._best_rate(family, criterion, data, seed, work)
 
-    def _cost(self, data: Data, criterion: Criterion) -> float:
-        """Evaluations of the target a step, with those of judging."""
-        if not isinstance(criterion, BothSides):
-            raise TypeError(criterion)
+    def _cost(self, data: Data) -> float:
+        """Return the evaluations of the target per step, with those of judging."""
         rows, judged = 0 if data.kept.evaluations is None else data.batches.size, len(data.validation)
-        drawn = (criterion.draws, self.judged_on) if self.minimised.reads_q else (0, 0)
-        return max(1.0, rows + drawn[0] + (drawn[1] + (judged if rows else 0)) / data.batches.steps)
-
-
-def _left(criterion: Criterion) -> float:
-    """Evaluations that may still be used."""
-    if not isinstance(criterion, BothSides):
-        raise TypeError(criterion)
-    counts = criterion.target.evaluations
-    return max(0.0, counts.most - counts.total)
-
-
-def _with_log_p(target: Target, block: Block) -> Block:
-    """Evaluate log p at rows of p.
-
-    Raises:
-        TargetError: it is −∞ at some.
-    """
-    log_p = target.log_prob(block.x.to(target.device, target.dtype)).detach().to(block.w)
-    if bool((log_p == -math.inf).any()):
-        because = f"{int((log_p == -math.inf).sum())} of {len(block)} draws of p fell where its own log density is −∞"
-        raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
-    return replace(block, log_p=log_p)
-
-
-def _less(block: Block, log_z: float) -> Block:
-    return block if block.log_p is None else replace(block, log_p=block.log_p - log_z)
+        drawn, judged_on = (self._draws(data), self.judged_on) if self.minimised.reads_q else (0, 0)
+        return max(1.0, rows + drawn + (judged_on + (judged if rows else 0)) / data.batches.steps)
 
 
 def _log_z(target: Target, block: Block, objective: Objective, seed: int) -> tuple[float, tuple[str, ...]]:
-    """Log Z by a sum over all states, else bridged between rows of p and their Gaussian of maximum likelihood; and doubts.
+    """Return log Z and doubts: a sum over all states, or a bridge between rows of p and their maximum-likelihood Gaussian.
 
     Raises:
         TargetError: there is neither, or the Gaussian and p don't overlap.
@@ -190,7 +164,7 @@ def _log_z(target: Target, block: Block, objective: Objective, seed: int) -> tup
         because = "log Z isn't known, and the states are too many to list"
         raise TargetError(cannot(f"minimise `{objective.spec}` here", because, "Give a normalised log density"))
     free, generator = target.unconstrained(), torch.Generator().manual_seed(seed)
-    rows = torch.multinomial(block.w.cpu(), min(_BRIDGED, len(block)), replacement=False, generator=generator)
+    rows = torch.multinomial(block.w.cpu(), min(_MAX_DRAWS_FOR_LOG_Z, len(block)), replacement=False, generator=generator)
     if bool((block.w != block.w[0]).any()):
         rows = torch.multinomial(block.w.cpu(), len(rows), replacement=True, generator=generator)
     x = target.bijection.inverse(block.x[rows.to(block.x.device)])
@@ -199,18 +173,18 @@ def _log_z(target: Target, block: Block, objective: Objective, seed: int) -> tup
         drawn = near.sample((len(x),))
     at = [free.log_prob(one.to(free.dtype)).detach().to(x) - near.log_prob(one) for one in (x, drawn)]
     found = bridge.bridge(at[0], at[1])
-    doubt = f"log Z, on which the divergence depends, is known from {found.ess:.0f} effective draws alone"
+    doubt = f"log Z, on which the divergence depends, is known from only {found.ess:.0f} effective draws"
     return found.log_z, (doubt,) if found.ess < bridge.MIN_ESS else ()
 
 
-def _stand_in(target: Target, family: NetworkFamily, seed: int) -> Target:
-    """Draws of the reverse-KL Gaussians, where p can't be drawn from: they give a network its place and scale, and nothing else.
+def _gaussian_draws(target: Target, family: NetworkFamily, seed: int) -> Target:
+    """Return a target of draws of the reverse-KL Gaussians, which give a network its place and scale where p can't be sampled.
 
     Raises:
         TargetError: the target is discrete.
     """
     if target.bijection.is_discrete:
-        because = "it is discrete, and can't be drawn from: the network's categories aren't known"
+        because = "it is discrete and can't be sampled, so the network's categories aren't known"
         raise TargetError(cannot(f"fit `{family}` to this target", because, "Pass `sampler=` or `samples=`"))
     locs, trils = gaussians_to_start(target.unconstrained(), seed, _STARTS)
 

@@ -1,1 +1,1 @@
-"""Nodes: reverse KL, and divergences between the directions, on fixed nodes of q that are doubled until the optimum stays."""
+"""Nodes: solvers of reverse KL, and of divergences between the directions, on fixed nodes of q."""

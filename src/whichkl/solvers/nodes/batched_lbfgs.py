@@ -1,9 +1,9 @@
-"""Ascent: L-BFGS from many points at once, each with its own step, one batched call of the target an evaluation."""
+"""Batched L-BFGS: ascents from many points at once, each with its own step, with one batched call of the target per round."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,58 +11,69 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_MEMORY = 10
-_ARMIJO = 1e-4
-TRIES = 30
-"""Of ever shorter steps, after which a row ends."""
-_BLUR = 1e-14
+Trial = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Points (n, d) and the numbers of their rows (n,) -> value and gradient, −∞ where the value isn't finite."""
+_STEPS_IN_MEMORY = 10
+"""Number of steps that L-BFGS remembers by default."""
+_MIN_GAIN = 1e-4
+"""Armijo's constant: the smallest gain of a step relative to its first-order gain."""
+_MAX_TRIES = 30
+"""Number of shorter and shorter steps after which a row ends."""
+_ROUNDING = 1e-14
+"""Relative size of a difference of values that rounding explains."""
+_MAX_COORDINATE = 1e12
+"""Coordinate beyond which an ascent is given up."""
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Where the ascents ended."""
+    """The ends of ascents, or their present points."""
 
     x: Float[Tensor, "b d"]
     value: Float[Tensor, " b"]
     score: Float[Tensor, "b d"]
     decrement: Float[Tensor, " b"]
-    """By how much another quasi-Newton step would raise the value: ½ gᵀ H g, in nats."""
+    """The rise that another quasi-Newton step promises: ½ gᵀ H g, in nats."""
     curvature: Curvature
-    """H, as the ascent has learnt it."""
+    """The approximation of H from the ascent."""
 
 
 class Curvature(Protocol):
-    """What an ascent has learnt of the curvature at each row."""
+    """An approximation H of the inverse Hessian at each row."""
 
     def scale(self, row: int) -> Float[Tensor, " d"]:
-        """Standard deviations that it suggests, √diag(H)."""
+        """Return the standard deviations √diag(H)."""
+
+
+Foresight = Callable[[Peaks, Tensor, Tensor], Tensor]
+"""Present points, numbers of the rows that have just arrived, and of those that have just moved -> which of the latter can stop,
+since their end is known."""
 
 
 def ascend(
-    trial: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    trial: Trial,
     x: Float[Tensor, "b d"],
     tolerance: float = 1e-7,
     max_calls: int = 250,
-    foreseen: Callable[[Peaks, Tensor, Tensor], Tensor] | None = None,
+    foreseen: Foresight | None = None,
     patience: float = math.inf,
     first: tuple[Tensor, Tensor] | None = None,
     memory: Memory | None = None,
 ) -> Peaks:
     """Climb a function, such as a log density, from every row of x by L-BFGS with backtracking.
 
-    The rows don't wait for each other: a row whose step was refused tries a shorter one while the others go on, so that
-    the number of calls is that of the slowest row, and the number of points falls as rows arrive.
+    The rows don't wait for each other: a row whose step was refused tries a shorter one while the others continue. The number
+    of calls is therefore that of the slowest row, and the number of points per call falls as rows arrive.
 
     Args:
-        trial: points (n, d) and the numbers of their rows (n,) → value and gradient, −∞ where it isn't a number.
+        trial: evaluates points.
         x: where to begin; a row whose value isn't finite stays.
-        tolerance: a row has arrived when ½ gᵀ H g, the rise that a quasi-Newton step promises, is below so much.
-        max_calls: at most so many calls of `trial`.
-        foreseen: where all rows are, the numbers of those that have just arrived, and of those that have just moved on → which of
-            the latter needn't go on, since it's known where they would arrive.
-        patience: when three quarters of the rows have ended, the others get so many times the calls that there were till then.
-        first: value and gradient at x, where they are known.
-        memory: what an earlier ascent of much the same function has learnt, row by row.
+        tolerance: a row has arrived when ½ gᵀ H g, the rise that a quasi-Newton step promises, is at most this.
+        max_calls: largest number of calls of `trial`.
+        foreseen: tells which rows can stop before they arrive.
+        patience: when three quarters of the rows have ended, the calls in all are limited to this multiple of the calls so far.
+        first: value and gradient at x, if they are known.
+        memory: the curvature from an earlier ascent of nearly the same function, row by row.
 
     Source: Liu & Nocedal (1989); where rounding hides a rise, a smaller gradient counts (Hager & Zhang, 2005).
 
@@ -73,22 +84,13 @@ def ascend(
     every = torch.arange(len(x), device=x.device)
     value, score = first or trial(x, every)
     x, value, score = x.clone(), value.clone(), score.clone()
-    step = score / torch.linalg.vector_norm(score, dim=-1, keepdim=True).clamp(min=1.0)
-    if memory is None:
-        memory = Memory.empty(x)
-    else:
-        memory = memory.take(every)  # a copy
-        step = torch.where(memory.held[:, -1:], memory.times(every, score), step)
+    memory = Memory.empty(x) if memory is None else memory.take(every)  # a copy
+    plain = score / torch.linalg.vector_norm(score, dim=-1, keepdim=True).clamp(min=1.0)
+    step = torch.where(memory.held[:, -1:], memory.times(every, score), plain)
     length, tries = torch.ones_like(value), torch.zeros_like(value)
     rise = (score * step).sum(-1)
     active = value.isfinite() & (rise / 2 > tolerance)
-    last = float(max_calls)
-    for call in range(max_calls):
-        left = int(active.sum())
-        last = min(last, patience * call) if call and 4 * left <= len(x) and last == max_calls else last
-        if left == 0 or call >= last:
-            break
-        rows = active.nonzero()[:, 0]
+    for rows in rows_to_try(active, max_calls, patience):
         new = x[rows] + length[rows, None] * step[rows]
         new_value, new_score = trial(new, rows)
         slope = length[rows] * rise[rows]
@@ -96,9 +98,8 @@ def ascend(
         good, refused = risen.nonzero()[:, 0], (~risen).nonzero()[:, 0]
         if len(refused):
             bad = rows[refused]
-            length[bad] = length[bad] * shortened(new_value[refused] - value[bad], slope[refused])
-            tries[bad] += 1
-            active[bad[tries[bad] >= TRIES]] = False
+            length[bad] = length[bad] * share_of_step(new_value[refused] - value[bad], slope[refused])
+            count_refusal(bad, tries, active)
         if len(good):
             won = rows[good]
             memory.add(won, new[good] - x[won], score[won] - new_score[good])
@@ -106,13 +107,35 @@ def ascend(
             step[won] = memory.times(won, score[won])
             rise[won] = (score[won] * step[won]).sum(-1)
             length[won], tries[won] = 1.0, 0.0
-            goes_on = (rise[won] / 2 > tolerance) & (x[won].abs().amax(-1) < 1e12)
-            active[won] = goes_on
-            if foreseen is not None:
-                going = won[goes_on]
-                active[going] = ~foreseen(Peaks(x, value, score, rise / 2, memory), won[~goes_on], going)
+            stop_arrived(Peaks(x, value, score, rise / 2, memory), won, active, tolerance, foreseen)
     step = memory.times(every, score)
     return Peaks(x, value, score, (score * step).sum(-1) / 2, memory)
+
+
+def rows_to_try(active: Bool[Tensor, " b"], max_calls: int, patience: float) -> Iterator[Tensor]:
+    """Yield the numbers of the rows in `active`, which the caller updates, once per call; arguments as in `ascend`."""
+    last = float(max_calls)
+    for call in range(max_calls):
+        left = int(active.sum())
+        last = min(last, patience * call) if call and 4 * left <= len(active) and last == max_calls else last
+        if left == 0 or call >= last:
+            return
+        yield active.nonzero()[:, 0]
+
+
+def count_refusal(bad: Tensor, tries: Tensor, active: Bool[Tensor, " b"]) -> None:
+    """Count a refused step for some rows, and stop those that have had too many."""
+    tries[bad] += 1
+    active[bad[tries[bad] >= _MAX_TRIES]] = False
+
+
+def stop_arrived(peaks: Peaks, moved: Tensor, active: Bool[Tensor, " b"], tolerance: float, foreseen: Foresight | None) -> None:
+    """Stop the rows that arrived, that went too far, or whose end is foreseen, among those that have just moved."""
+    continues = (peaks.decrement[moved] > tolerance) & (peaks.x[moved].abs().amax(-1) < _MAX_COORDINATE)
+    active[moved] = continues
+    if foreseen is not None:
+        going = moved[continues]
+        active[going] = ~foreseen(peaks, moved[~continues], going)
 
 
 def has_risen(
@@ -122,59 +145,57 @@ def has_risen(
     score: Float[Tensor, "a d"],
     slope: Float[Tensor, " a"],
 ) -> Bool[Tensor, " a"]:
-    """Whether a step of first-order rise `slope` is to be taken: by Armijo's rule, by the gradient where rounding hides it."""
+    """Return whether to take a step of first-order rise `slope`: by Armijo's rule, or by the gradient if rounding hides it."""
     gain = new_value - value
-    blurred = gain.abs() <= _BLUR * value.abs()
+    blurred = gain.abs() <= _ROUNDING * value.abs()
     falls = new_score.square().sum(-1) < 0.8 * score.square().sum(-1)
-    good: Bool[Tensor, " a"] = ((gain >= _ARMIJO * slope) | (blurred & falls)) & new_value.isfinite()
+    good: Bool[Tensor, " a"] = ((gain >= _MIN_GAIN * slope) | (blurred & falls)) & new_value.isfinite()
     return good
 
 
-def shortened(gain: Float[Tensor, " a"], slope: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
-    """Return the share of a refused step to try next: the top of the parabola through both values and the slope, 0.1 to 0.5."""
+def share_of_step(gain: Float[Tensor, " a"], slope: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+    """Return the share of a refused step to try next, 0.1 to 0.5: the top of the parabola through both values and the slope."""
     share: Float[Tensor, " a"] = (slope / (2 * (slope - gain))).nan_to_num(0.1, 0.1, 0.1).clamp(0.1, 0.5)
     return share
 
 
 @dataclass
 class Memory:
-    """The last steps s and falls of the gradient y of each row, newest last; zero where there are none yet."""
+    """The last steps s of each row and the falls y of its gradient, newest last; zero where there are none yet."""
 
     s: Float[Tensor, "b m d"]
     y: Float[Tensor, "b m d"]
     held: Bool[Tensor, "b m"]
     reach: Float[Tensor, " b"]
-    """How far a step along the gradient may go where there is no curvature to read it from."""
+    """Largest length of a step along the gradient in a row without pairs."""
 
     @classmethod
     def empty(cls, x: Float[Tensor, "b d"], steps: int | None = None) -> Memory:
-        """Nothing is known of any row; so many steps will be kept, ten unless said."""
-        zero = x.new_zeros(len(x), steps or _MEMORY, x.shape[1])
+        """Return an empty memory of `steps` steps, by default ten, for every row of x."""
+        zero = x.new_zeros(len(x), steps or _STEPS_IN_MEMORY, x.shape[1])
         return cls(zero, zero.clone(), torch.zeros_like(zero[..., 0], dtype=torch.bool), x.new_ones(len(x)))
 
     def blank(self, rows: int) -> Memory:
-        """Nothing is known of so many rows like these."""
+        """Return an empty memory for other rows of the same size."""
         return Memory.empty(self.s.new_empty(rows, self.s.shape[-1]), self.s.shape[1])
 
     def take(self, rows: Tensor) -> Memory:
-        """Return a copy of what is known of some rows."""
+        """Return a copy for some rows."""
         return Memory(self.s[rows], self.y[rows], self.held[rows], self.reach[rows])
 
     def put(self, rows: Tensor, other: Memory) -> Memory:
-        """Return a copy in which what is known of some rows is replaced."""
+        """Return a copy in which some rows are replaced."""
         parts = ((self.s, other.s), (self.y, other.y), (self.held, other.held), (self.reach, other.reach))
         return Memory(*(mine.index_copy(0, rows, theirs) for mine, theirs in parts))
 
     def scale(self, row: int) -> Float[Tensor, " d"]:
         """Read the diagonal of H from its columns."""
         dim = self.s.shape[-1]
-        columns = self.times(
-            torch.full((dim,), row, dtype=torch.int64, device="cpu"), torch.eye(dim, dtype=self.s.dtype, device=self.s.device)
-        )
-        return columns.diagonal().clamp(min=0).sqrt()
+        rows, identity = torch.full((dim,), row, device="cpu"), torch.eye(dim, dtype=self.s.dtype, device=self.s.device)
+        return self.times(rows, identity).diagonal().clamp(min=0).sqrt()
 
     def add(self, rows: Tensor, s: Float[Tensor, "a d"], y: Float[Tensor, "a d"]) -> None:
-        """Keep pairs of positive curvature; where there is none, forget, and let the next step be twice as long."""
+        """Keep pairs of positive curvature; a row without it forgets its pairs, and its next step may be twice as long."""
         length = torch.linalg.vector_norm(s, dim=-1)
         curved = (s * y).sum(-1) > 1e-12 * length * torch.linalg.vector_norm(y, dim=-1)
         if not bool(curved.all()):
@@ -186,7 +207,7 @@ class Memory:
             store[rows] = torch.cat([store[rows, 1:], new[:, None]], 1)
 
     def times(self, rows: Tensor, g: Float[Tensor, "a d"]) -> Float[Tensor, "a d"]:
-        """Return H g, in the compact form of the two-loop recursion; along g, `reach` far, for a row without pairs.
+        """Return H g, by the compact form of the two-loop recursion; for a row without pairs a step of length `reach` along g.
 
         H = γI + [S, γY] [[R⁻ᵀ(D + γYᵀY)R⁻¹, −R⁻ᵀ], [−R⁻¹, 0]] [S, γY]ᵀ, R the upper triangle of SᵀY and D its diagonal.
 

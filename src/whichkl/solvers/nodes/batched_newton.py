@@ -1,40 +1,48 @@
-"""Newton ascent: from many points at once in few dimensions, the Hessian from differences of scores in the same call."""
+"""Batched Newton: ascents from many points at once in few dimensions; Hessians are differences of scores of the same call."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.solvers.nodes.batched_lbfgs import TRIES, Peaks, has_risen, shortened
+from whichkl.solvers.nodes.batched_lbfgs import (
+    Foresight,
+    Peaks,
+    Trial,
+    count_refusal,
+    has_risen,
+    rows_to_try,
+    share_of_step,
+    stop_arrived,
+)
 
-_FLOOR = 1e-12
-"""Of the largest curvature, in units of each coordinate's own: what is smaller is noise."""
-_LONGEST = 8.0
-"""Newton steps at once, while the last gained more than a parabola would: an exponential takes one for each unit."""
-_REACH = 10.0
-"""How far the first step may go; twice as far after each that went so far and rose, and much further where it is a parabola."""
-_EXACT = 1e-3
-"""By how much, relatively, the rise then differs from the parabola's."""
+_MIN_CURVATURE = 1e-12
+"""Smallest curvature relative to the largest one, in each coordinate's own unit; smaller ones are noise."""
+_MAX_LENGTH = 8.0
+"""Largest length of a step, in Newton steps. Steps grow while they gain more than on a parabola, as on an exponential."""
+_FIRST_REACH = 10.0
+"""Largest length of the first step; it doubles after each step of that length that rose, and grows more on a parabola."""
+_MAX_DEVIATION = 1e-3
+"""Largest relative difference from the rise on a parabola at which a function counts as one."""
 
 
 def ascend_by_newton(
-    trial: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    trial: Trial,
     x: Float[Tensor, "b d"],
     tolerance: float = 1e-7,
     max_calls: int = 250,
-    foreseen: Callable[[Peaks, Tensor, Tensor], Tensor] | None = None,
+    foreseen: Foresight | None = None,
     patience: float = math.inf,
 ) -> Peaks:
     """Climb a function, such as a log density, from every row of x by Newton's method with backtracking.
 
-    Each call takes, for every row that is on its way, the next point and d others a ten-thousandth of a standard deviation away,
-    from whose scores the Hessian there is read. The step is V |Λ|⁻¹ Vᵀ g with the Hessian −V Λ Vᵀ, so that it rises at saddles
-    too; it is shortened where the value doesn't rise, and lengthened where it rises by more than a parabola would.
+    For every active row a call evaluates the next point and d others a ten-thousandth of a standard deviation away, whose scores
+    give the Hessian. The step is V |Λ|⁻¹ Vᵀ g for the Hessian −V Λ Vᵀ, so that it rises at saddles, too. It is shortened if the
+    value doesn't rise, and lengthened if it rises by more than a parabola would.
 
     Arguments and result are those of `whichkl.solvers.nodes.batched_lbfgs.ascend`.
 
@@ -49,15 +57,9 @@ def ascend_by_newton(
     step = here.curvature.times(here.score)
     rise = (here.score * step).sum(-1)
     length, tries = torch.ones_like(rise), torch.zeros_like(rise)
-    reach = torch.full_like(rise, _REACH)
+    reach = torch.full_like(rise, _FIRST_REACH)
     active = here.value.isfinite() & (rise / 2 > tolerance)
-    last = float(max_calls)
-    for call in range(max_calls):
-        left = int(active.sum())
-        last = min(last, patience * call) if call and 4 * left <= len(x) and last == max_calls else last
-        if left == 0 or call >= last:
-            break
-        rows = active.nonzero()[:, 0]
+    for rows in rows_to_try(active, max_calls, patience):
         far = torch.linalg.vector_norm(step[rows], dim=-1)
         t = torch.minimum(length[rows], reach[rows] / far)
         there = _look(trial, rows, here.x[rows] + t[:, None] * step[rows], here.curvature.of(rows))
@@ -66,30 +68,25 @@ def ascend_by_newton(
         good, refused = risen.nonzero()[:, 0], (~risen).nonzero()[:, 0]
         if len(refused):
             bad = rows[refused]
-            reach[bad] = (t * far)[refused] * shortened(gain[refused], slope[refused])
+            reach[bad] = (t * far)[refused] * share_of_step(gain[refused], slope[refused])
             length[bad] = 1.0
-            tries[bad] += 1
-            active[bad[tries[bad] >= TRIES]] = False
+            count_refusal(bad, tries, active)
         if len(good):
             won = rows[good]
             here.put(won, there, good)
             step[won] = here.curvature.of(won).times(here.score[won])
             rise[won] = (here.score[won] * step[won]).sum(-1)
-            # A step that was just cut isn't lengthened at the first success: it would fail again.
+            # A step that was just shortened isn't lengthened at the first success: it would fail again.
             smooth = tries[won] == 0
             more = smooth & (gain[good] > 0.55 * slope[good])
-            length[won] = torch.where(more, 2 * t[good].clamp(min=1.0), 1.0).clamp(max=_LONGEST)
+            length[won] = torch.where(more, 2 * t[good].clamp(min=1.0), 1.0).clamp(max=_MAX_LENGTH)
             held = smooth & ((t * far)[good] >= 0.9 * reach[won])
             foretold = slope[good] * (1 - t[good] / 2)
-            exact = (gain[good] - foretold).abs() <= _EXACT * foretold
+            exact = (gain[good] - foretold).abs() <= _MAX_DEVIATION * foretold
             reach[won] *= torch.where(held, 2 + 98 * exact.to(reach.dtype), 1.0)
             tries[won] = 0.0
-            goes_on = (rise[won] / 2 > tolerance) & (here.x[won].abs().amax(-1) < 1e12)
-            active[won] = goes_on
-            if foreseen is not None:
-                going = won[goes_on]
-                peaks = Peaks(here.x, here.value, here.score, rise / 2, here.curvature)
-                active[going] = ~foreseen(peaks, won[~goes_on], going)
+            peaks = Peaks(here.x, here.value, here.score, rise / 2, here.curvature)
+            stop_arrived(peaks, won, active, tolerance, foreseen)
     return Peaks(here.x, here.value, here.score, rise / 2, here.curvature)
 
 
@@ -108,7 +105,7 @@ class _Hessians:
 
     @classmethod
     def of_matrix(cls, matrix: Float[Tensor, "b d d"], before: Float[Tensor, "b d"]) -> _Hessians:
-        """Decompose; a coordinate without curvature keeps the unit that it had before."""
+        """Decompose matrices; a coordinate without curvature keeps its former unit."""
         matrix = (matrix + matrix.mT).nan_to_num(0.0, 0.0, 0.0) / 2
         diagonal = matrix.diagonal(dim1=-2, dim2=-1).abs()
         unit = torch.where(diagonal > 1e-24, diagonal.clamp(min=1e-24).rsqrt(), before)
@@ -124,12 +121,12 @@ class _Hessians:
     def times(self, g: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Return V |Λ|⁻¹ Vᵀ g, back in the coordinates of x."""
         size = self.eigenvalue.abs()
-        size = size.clamp(min=0).maximum(_FLOOR * size.amax(-1, keepdim=True)).clamp(min=1e-30)
+        size = size.clamp(min=0).maximum(_MIN_CURVATURE * size.amax(-1, keepdim=True)).clamp(min=1e-30)
         along = torch.einsum("bij,bi->bj", self.vector, self.unit * g) / size
         return self.unit * torch.einsum("bij,bj->bi", self.vector, along)
 
     def scale(self, row: int) -> Float[Tensor, " d"]:
-        """Read the diagonal of the inverse."""
+        """Return √diag of the inverse."""
         inverse = self.vector[row].square() @ (1 / self.eigenvalue[row].abs().clamp(min=1e-30))
         return self.unit[row] * inverse.sqrt()
 
@@ -148,10 +145,8 @@ class _Place:
         self.curvature.put(rows, other.curvature.of(which))
 
 
-def _look(
-    trial: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], rows: Tensor, x: Float[Tensor, "b d"], near: _Hessians
-) -> _Place:
-    """Evaluate points and, for each coordinate, one more a little away, all in one call."""
+def _look(trial: Trial, rows: Tensor, x: Float[Tensor, "b d"], near: _Hessians) -> _Place:
+    """Evaluate points, and one more near each of them per coordinate, all in one call."""
     b, d = x.shape
     step = torch.maximum((1e-4 * near.unit).clamp(max=1e-2), 1e-8 * x.abs().clamp(min=1e-3))
     points = torch.cat([x[:, None], x[:, None] + torch.diag_embed(step)], 1)

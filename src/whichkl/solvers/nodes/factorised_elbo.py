@@ -1,4 +1,4 @@
-"""Averages: −ELBO of factorised and of low-rank Gaussians on fixed nodes, with its gradient, in memory of m × d."""
+"""Factorised ELBO: −ELBO of factorised and of low-rank Gaussians on fixed nodes, with its gradient, in memory of m × d."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from whichkl.targets import Target
 
-_BLOCK = 1 << 20
-"""Numbers in the points of one call of the target: 8 MB, so that what it makes of them stays small too."""
+_MAX_NUMBERS_PER_CALL = 1 << 20
+"""Largest number of floats in the points of one call of the target: 8 MB, so that its own arrays stay small, too."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DiagonalAverage:
     w: Float[Tensor, " m"]
 
     def __call__(self, theta: Float[Tensor, "b p"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b p"]]:
-        """Return values and gradients; +inf where a node has no density, and 0."""
+        """Return values and gradients; +inf and 0 where a node has no density."""
         loc, log_scale = theta.chunk(2, dim=-1)
         scale = log_scale.exp()
         value = -log_scale.sum(-1) - loc.shape[1] * (1 + math.log(2 * math.pi)) / 2
@@ -41,10 +41,10 @@ class DiagonalAverage:
             h = w[:, None] * h
             pull[row] += h.sum(1)
             stretch[row] += (h * z).sum(1)
-        return cleaned(value, torch.cat([-pull, -scale * stretch - 1], -1))
+        return _cleaned(value, torch.cat([-pull, -scale * stretch - 1], -1))
 
     def metric(self, theta: Float[Tensor, "b p"]) -> Float[Tensor, "b p"]:
-        """Steps of one standard deviation, and of the log scale by 1/√2: the Hessian is I at the fit of a factorised target."""
+        """Return one standard deviation for means, 1/√2 for log scales: the Hessian is I at the fit of a factorised target."""
         scale = theta[:, self.z.shape[1] :].exp()
         return torch.cat([scale, torch.full_like(scale, math.sqrt(0.5))], -1)
 
@@ -64,7 +64,7 @@ class LowRankAverage:
     w: Float[Tensor, " m"]
 
     def __call__(self, theta: Float[Tensor, "b p"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b p"]]:
-        """Return values and gradients; +inf where a node has no density, and 0."""
+        """Return values and gradients; +inf and 0 where a node has no density."""
         dim = self.z.shape[1]
         loc, half, factor = self.split(theta)
         scale = half.exp()
@@ -84,10 +84,10 @@ class LowRankAverage:
             pull[row] -= h.sum(1)
             stretch[row] -= scale[row] * (h * z).sum(1)
             turn[row] -= h.mT @ e
-        return cleaned(value, torch.cat([pull, stretch, turn.flatten(1)], -1))
+        return _cleaned(value, torch.cat([pull, stretch, turn.flatten(1)], -1))
 
     def metric(self, theta: Float[Tensor, "b p"]) -> Float[Tensor, "b p"]:
-        """Steps of one standard deviation in m, of 1/√2 in ½ log D, and of √D in W."""
+        """Return one standard deviation for m, 1/√2 for ½ log D, and √D for W."""
         _, half, factor = self.split(theta)
         spread = (half.mul(2).exp() + factor.square().sum(-1)).sqrt()
         turn = half.exp()[..., None].expand_as(factor).flatten(1)
@@ -100,15 +100,15 @@ class LowRankAverage:
 
 
 def _blocks(count: int, z: Float[Tensor, "m d"], w: Float[Tensor, " m"]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of models × nodes of bounded size: all models on some nodes, or one model after another."""
-    nodes = max(1, _BLOCK // z.shape[1])
+    """Yield blocks of models × nodes of bounded size: all models on some nodes, or one model after another."""
+    nodes = max(1, _MAX_NUMBERS_PER_CALL // z.shape[1])
     models = max(1, nodes // len(z))
     for first in range(0, count, models):
         for begin in range(0, len(z), nodes):
             yield slice(first, first + models), z[begin : begin + nodes], w[begin : begin + nodes]
 
 
-def cleaned(value: Float[Tensor, " b"], gradient: Float[Tensor, "b p"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b p"]]:
-    """Make what isn't a number +inf, with a gradient of 0."""
+def _cleaned(value: Float[Tensor, " b"], gradient: Float[Tensor, "b p"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b p"]]:
+    """Replace values that aren't finite by +inf, with a gradient of 0."""
     wrong = ~(value.isfinite() & gradient.isfinite().all(-1))
     return value.masked_fill(wrong, math.inf), gradient.masked_fill(wrong[:, None], 0.0)

@@ -1,4 +1,4 @@
-"""Fixed antithetic rules for N(0, I): the nodes on which an expectation under q becomes a deterministic sum."""
+"""Gaussian rules: fixed antithetic nodes of N(0, I), on which an expectation under q is a deterministic sum."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 _STEP, _REACH = 0.05, 9.0
+"""Step and end of the trapezoid rule in one dimension."""
 
 
 def gaussian_rule(dim: int, count: int, seed: int, apart: int = 0) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
     """Return points z and weights w with Σ w = 1, Σ w z = 0, Σ w z zᵀ = I to rounding, and z, −z in pairs.
 
     In one dimension it's the trapezoid rule on [−9, 9] with step 0.05, whose error for a function that is analytic
-    in a strip of half-width a around the real line falls as exp(−2πa/0.05) (Trefethen & Weideman, 2014), whatever
-    `count`. Above, `count` scrambled Sobol points and their negatives, mapped linearly to have covariance I, so that
-    a quadratic log density is integrated exactly. Where they are fewer than 4d, no such map would leave them normal: then
-    every column has variance 1, and is uncorrelated with the first `apart` columns and with its neighbours, to each side at least
-    an eighth of the other nodes. The same is done above 21,201 dimensions, the most of which torch has Sobol points.
+    in a strip of half-width a around the real line falls as exp(−2πa/0.05) (Trefethen & Weideman, 2014), for any `count`. In more
+    dimensions it is `count` scrambled Sobol points and their negatives, mapped linearly to have covariance I, so that a quadratic
+    log density is integrated exactly. With fewer than 4d nodes no such map would leave them normal. Then every column has
+    variance 1, and is uncorrelated with the first `apart` columns and with its neighbours: on each side, m nodes allow about
+    m/8 of them. The same holds above 21,201 dimensions, the largest number for which torch has Sobol points.
 
     >>> z, w = gaussian_rule(dim=3, count=64, seed=0)
     >>> torch.allclose(z.T @ (w[:, None] * z), torch.eye(3, dtype=z.dtype))
@@ -44,9 +45,9 @@ def gaussian_rule(dim: int, count: int, seed: int, apart: int = 0) -> tuple[Floa
 
 
 def sobol(dim: int, count: int, seed: int) -> Float[Tensor, "n d"]:
-    """Return the first points of a scrambled Sobol sequence in the unit cube, the first one in single precision, as torch's is.
+    """Return the first points of a scrambled Sobol sequence in the unit cube, the very first one in float32.
 
-    Torch's engine makes that one in the default dtype, whatever dtype it's asked for.
+    Torch computes that one in the default dtype, whatever dtype is requested; float32 is that dtype by default.
     """
     engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
     first = engine.quasi.to(torch.float32) / 2**engine.MAXBIT
@@ -58,9 +59,9 @@ def sobol(dim: int, count: int, seed: int) -> Float[Tensor, "n d"]:
 def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tensor, "m d"]:
     """Normal draws, mapped so that each block of columns has covariance I and is uncorrelated with the two blocks before it.
 
-    The first `apart` columns are a block that all others are uncorrelated with.
+    The first `apart` columns are a block with which all others are uncorrelated.
 
-    Sobol points won't do: so few of them are nearly equal in some pairs of many columns, at correlations of 0.9.
+    Sobol points are unsuitable: with this few points some pairs of columns have correlations of 0.9.
     """
     z = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
     width = max(1, (count - apart) // 4)
@@ -74,10 +75,10 @@ def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tens
 
 
 def least_count(dim: int) -> int:
-    """A power of two, well above the dimension: with fewer nodes q's scale is unbounded."""
+    """Return a power of two well above the dimension; with fewer nodes q's scale is unbounded."""
     return max(64, 1 << math.ceil(math.log2(8 * (dim + 1))))
 
 
 def first_count(dim: int) -> int:
-    """The number of nodes on which an optimum begins to count."""
+    """Return the smallest number of nodes whose optimum is judged."""
     return max(256, least_count(dim))

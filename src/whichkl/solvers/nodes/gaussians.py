@@ -1,4 +1,4 @@
-"""Gaussians: several at once on shared nodes, with what reverse KL's natural gradient needs."""
+"""Gaussians: several at once on shared nodes, with the expectations in reverse KL's natural gradient."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from whichkl.solvers.nodes.batched_lbfgs import Memory, ascend
 from whichkl.solvers.nodes.ensemble import Nodes, evaluate
 from whichkl.targets import Target
 
-_STEPS, _SMALL = 20, 200
-"""Steps that L-BFGS remembers, from few nodes to many, and the dimension up to which it remembers more than usual."""
+_STEPS_IN_MEMORY, _MAX_DIM_OF_MEMORY = 20, 200
+"""Number of steps that L-BFGS remembers, and the largest dimension in which it does; above, it remembers ten."""
 _MOVING = ("loc", "tril", "elbo", "b", "a", "residual")
 
 
@@ -37,7 +37,7 @@ class Gaussians:
     a: Float[Tensor, "b d d"]
     residual: Float[Tensor, " b"]
     memory: Memory | None
-    """What L-BFGS has learnt of the ELBO about each, on these nodes or on fewer, in the coordinates that were whitened then."""
+    """The steps of L-BFGS at each Gaussian, on these nodes or on fewer, in the coordinates that were whitened then."""
 
     @classmethod
     def at(cls, target: Target, nodes: Nodes, loc: Tensor, tril: Tensor, memory: Memory | None = None) -> Gaussians:
@@ -52,7 +52,7 @@ class Gaussians:
     def _moments(
         score: Float[Tensor, "b m d"], tril: Float[Tensor, "b d d"], weighted: Float[Tensor, "m 1+d"]
     ) -> tuple[Tensor, Tensor]:
-        """E[h] and E[h zᵀ] for h = Lᵀ∇log p, with the nodes' (w, w z); L comes last, when the sums are small."""
+        """Return E[h] and E[h zᵀ] for h = Lᵀ∇log p, with the nodes' (w, w z); L multiplies last, when the sums are small."""
         moments = tril.transpose(-1, -2) @ (score.transpose(-1, -2) @ weighted)
         return moments[..., 0], moments[..., 1:]
 
@@ -69,7 +69,7 @@ class Gaussians:
         a: Tensor,
         memory: Memory | None,
     ) -> Gaussians:
-        """Mirror the lower triangle of A, and measure the residual; where something isn't finite, it is ∞ and the ELBO −∞."""
+        """Mirror the lower triangle of A, and measure the residual; it is ∞ and the ELBO −∞ where something isn't finite."""
         a = a.tril() + a.tril(-1).transpose(-1, -2)
         off = a - torch.eye(loc.shape[1], dtype=a.dtype, device=a.device)
         residual = (b.square().sum(-1) + off.square().sum((-1, -2)) / 2).sqrt()
@@ -78,11 +78,11 @@ class Gaussians:
         return cls(target, z, w, loc, tril, elbo, b.nan_to_num(), a.nan_to_num(0.0, 0.0, 0.0), residual, memory)
 
     def moved(self, loc: Float[Tensor, "b d"], tril: Float[Tensor, "b d d"]) -> Gaussians:
-        """Evaluate others on the same nodes."""
+        """Evaluate other Gaussians on the same nodes."""
         return Gaussians.at(self.target, Nodes(self.z, self.w), loc, tril)
 
     def step(self, rho: Float[Tensor, " b"]) -> Gaussians:
-        """Take every natural-gradient step of length ρ; a full one is damped only where A isn't positive.
+        """Take natural-gradient steps of length ρ; a full step is damped only where A isn't positive.
 
         In the coordinates whitened by q the precision becomes (1 − ρ) I + ρ A and the mean moves by ρ · precision⁻¹ b:
         at ρ = 1 Newton's step, exact at once on a Gaussian target.
@@ -102,10 +102,9 @@ class Gaussians:
     def ascended(self, max_calls: int, tolerance: float = 1e-15) -> Gaussians:
         """Climb the ELBO on these nodes by L-BFGS over (a, T), m ← m + L a, L ← L T, where its Hessian is near the identity.
 
-        T is lower triangular with diagonal exp(t); the free numbers are a, √2 t and T's strict lower triangle, each of
-        curvature 1 on a Gaussian target. The gradient by them is known at the start, and b, A and the residual at the end,
-        without a call: with S = E[h zᵀ] in the coordinates of the start, b is Tᵀ E[h] and A is −Tᵀ S, whose lower triangle
-        needs only S's.
+        T is lower triangular with diagonal exp(t). The free numbers are a, √2 t and T's strict lower triangle, each of curvature
+        1 on a Gaussian target. Their gradient is known at the start without a call, as are b, A and the residual at the end:
+        with S = E[h zᵀ] in the coordinates of the start, b = Tᵀ E[h] and A = −Tᵀ S, whose lower triangle needs only that of S.
         """
         dim = self.loc.shape[1]
         row, column = torch.tril_indices(dim, dim, -1, device=self.loc.device)
@@ -131,7 +130,7 @@ class Gaussians:
 
         start = self.loc.new_zeros(len(self.loc), 2 * dim + len(row))
         first = (self.elbo, gradient(self.b, -self.a, torch.ones_like(self.b)))
-        memory = self.memory or Memory.empty(start, _STEPS if dim <= _SMALL else None)
+        memory = self.memory or Memory.empty(start, _STEPS_IN_MEMORY if dim <= _MAX_DIM_OF_MEMORY else None)
         peaks = ascend(trial, start, tolerance=tolerance, max_calls=max_calls, first=first, memory=memory)
         if not isinstance(peaks.curvature, Memory):
             raise TypeError(peaks.curvature)
@@ -143,7 +142,7 @@ class Gaussians:
         return Gaussians._made(self.target, self.z, self.w, loc, self.tril @ factor, peaks.value, b, a, peaks.curvature)
 
     def improves_on(self, before: Gaussians) -> Bool[Tensor, " b"]:
-        """A higher ELBO on the same nodes; near the end, where rounding blurs it, a smaller residual."""
+        """Return whether the ELBO on the same nodes is higher; near the end, where rounding hides it, the residual decides."""
         near = (before.residual < 1e-3) & (self.residual <= 0.9 * before.residual)
         return self.elbo.isfinite() & ((self.elbo > before.elbo) | near | ~before.elbo.isfinite())
 
@@ -154,7 +153,7 @@ class Gaussians:
         return replace(self, memory=memory, **{name: getattr(self, name)[index] for name in _MOVING})
 
     def put(self, active: Bool[Tensor, " b"], better: Bool[Tensor, " a"], trial: Gaussians) -> Gaussians:
-        """Replace those active ones that got better; those that weren't by L-BFGS forget what it had learnt."""
+        """Replace the active Gaussians that improved; those that improved without L-BFGS lose its steps."""
         index, chosen = active.nonzero()[:, 0][better], better.nonzero()[:, 0]
         moving = {name: getattr(self, name).index_copy(0, index, getattr(trial, name)[chosen]) for name in _MOVING}
         memory = self.memory

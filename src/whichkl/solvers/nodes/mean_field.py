@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_gaussian, diagonal_parts
-from whichkl.objectives import Direction, Objective
+from whichkl.solvers.nodes.batched_lbfgs import ascend
 from whichkl.solvers.nodes.factorised_elbo import DiagonalAverage
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
-from whichkl.solvers.nodes.mean_field_starts import find_scales
+from whichkl.solvers.nodes.starts import find_starts, points_to_start, trial_on_cpu
 from whichkl.solvers.nodes.vector_elbo import VectorElbo, first_nodes
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
+
+_MAX_DIM_OF_LAPLACE = 200
+"""Largest number of dimensions in which the starts are Laplace approximations, of d × d numbers."""
+_SEARCHES = 4
+"""Number of ascents to modes in more dimensions."""
+_MAX_CALLS = 500
+"""Largest number of calls of the target by these ascents."""
+_PROBES = 32
+"""Number of random sign vectors that estimate the diagonal of a Hessian."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +37,9 @@ class MeanField(Solver):
     """argmin KL(q‖p) over q = N(m, diag s²): −ELBO on fixed antithetic nodes, a smooth function of (m, log s), to its minimum.
 
     Newton's method runs in a trust region from several starts at once, in coordinates in which q is N(0, I). Its steps come from
-    conjugate gradients on differences of gradients, so that m nodes take m × d floats of memory. It ends by the length of the
-    gradient, √(‖b‖² + ½‖a − 1‖²) with b = E[s h] and a = −E[s h z] for h = ∇log p(m + s z), at `tolerance` per coordinate. There
-    may be fewer nodes than dimensions, unlike for a full covariance, since every node sees each scale. Nodes are doubled until
+    conjugate gradients on differences of gradients, so that m nodes take m × d floats of memory. It ends when the length of the
+    gradient, √(‖b‖² + ½‖a − 1‖²) with b = E[s h] and a = −E[s h z] for h = ∇log p(m + s z), is `tolerance` per coordinate. Unlike
+    for a full covariance there can be fewer nodes than dimensions, since every node informs each scale. Nodes are doubled until
     the means of the best optimum move by less than `node_tolerance` standard deviations, none by more than 0.05, and the ELBO
     moves by no more than that many nats (above 40 dimensions 0.0005 per dimension). Until then a gradient of 0.001 per
     coordinate suffices. Second derivatives come from the first nodes alone.
@@ -37,27 +47,23 @@ class MeanField(Solver):
     Source: Giordano, Ingram & Broderick (2024), "Black box variational inference with a deterministic objective".
     """
 
-    name: ClassVar[str] = "mean_field"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
+    name = "mean_field"
+    direction = "reverse"
+    families = (Gaussian,)
+    mode_families = families
 
     tolerance: float = 1e-7
     node_tolerance: float = 0.02
     max_nodes: int = 4096
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to a Gaussian of diagonal covariance, where log p can be evaluated."""
-        is_able = isinstance(family, Gaussian) and family.covariance == "diagonal"
-        return is_able and super().solves(objective, family, access) and access.can_evaluate
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the covariance is diagonal."""
+        return isinstance(family, Gaussian) and family.covariance == "diagonal"
 
     def least_memory(self, family: Family, dim: int) -> int:
-        """Return the bytes of 1,000 draws of the model, at which a fit is judged, and of the scores there."""
+        """Return the bytes of 1,000 draws of the model, on which a fit is judged, and of the scores there."""
         return 16_000 * dim
-
-    def starts_from_modes(self, family: Family) -> bool:
-        """Its starts are the modes of p."""
-        return True
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on the first nodes, then the distinct optima again on twice as many until they stay."""
@@ -70,6 +76,57 @@ class MeanField(Solver):
 def diagonal_average(target: Target, count: int, seed: int) -> DiagonalAverage:
     """Return −ELBO on `count` nodes; the same seed gives the same nodes."""
     return DiagonalAverage(target, *(part.to(target.device) for part in gaussian_rule(target.dim, count, seed)))
+
+
+def find_scales(target: Target, seed: int) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    """Return means and standard deviations of factorised Gaussians to start from.
+
+    Up to 200 dimensions they are the nearest ones, by reverse KL, to the Gaussians of `find_starts`, with scales 1/√diag(Σ⁻¹).
+    Above, modes are found by L-BFGS from draws of p if there are any, else from normal draws of scales 0.03, 0.3, 1 and 3. The
+    scales at a mode are 1/√diag of the negative Hessian, estimated by v ⊙ Hv with random signs v (Bekas et al., 2007).
+
+    Raises:
+        TargetError: the log density is −inf wherever the search began.
+    """
+    if target.dim <= _MAX_DIM_OF_LAPLACE:
+        loc, tril = find_starts(target, seed)
+        eye = torch.eye(target.dim, dtype=tril.dtype, device="cpu").expand_as(tril)
+        inverse = torch.linalg.solve_triangular(tril, eye, upper=False)
+        return loc, torch.linalg.vector_norm(inverse, dim=-2).reciprocal()
+
+    def normal() -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        scales = torch.tensor([0.03, 0.3, 1.0, 3.0], dtype=torch.float64, device="cpu")
+        return scales[:, None] * torch.randn(_SEARCHES, target.dim, generator=generator, dtype=torch.float64, device="cpu")
+
+    points, value = points_to_start(target, seed, _SEARCHES, normal, "0.03 to 3")
+    points = points[value.isfinite()]
+    target.value_and_score(points[:2].to(target.device))
+    peaks = ascend(trial_on_cpu(target), points, tolerance=1e-6 * target.dim, max_calls=_MAX_CALLS)
+    settled = peaks.x.isfinite().all(-1) & peaks.value.isfinite() & (peaks.decrement < 1e-3 * target.dim)
+    locs: list[Tensor] = []
+    scales: list[Tensor] = []
+    for i in peaks.value.argsort(descending=True).tolist():
+        near = [float(((peaks.x[i] - loc) / scale).square().mean().sqrt()) for loc, scale in zip(locs, scales, strict=True)]
+        if bool(settled[i]) and min(near, default=math.inf) > 0.1:
+            locs.append(peaks.x[i])
+            scales.append(_spread(target, peaks.x[i], seed))
+    if not locs:  # a density without modes
+        locs, scales = [points.mean(0)], [torch.ones(target.dim, dtype=torch.float64, device="cpu")]
+    return torch.stack(locs), torch.stack(scales)
+
+
+def _spread(target: Target, mode: Float[Tensor, " d"], seed: int) -> Float[Tensor, " d"]:
+    """Return 1/√diag(−∇² log p) at a mode; an estimate that isn't positive is replaced by the median of the others."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (_PROBES, len(mode)), generator=generator, device="cpu").to(torch.float64).mul(2).sub(1)
+    size = 1e-5 * (1 + float(mode.abs().median()))
+    _, ahead = target.trial((mode + size * signs).to(target.device))
+    _, behind = target.trial((mode - size * signs).to(target.device))
+    bend = (signs * (behind - ahead).cpu() / (2 * size)).mean(0)
+    known = bend[bend > 0]
+    middle = float(known.median()) if len(known) else 1.0
+    return torch.where(bend > 0.01 * middle, bend, middle).rsqrt()
 
 
 def _read(theta: Tensor) -> Distribution:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,6 @@ from torch import Tensor
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import gaussian
-from whichkl.objectives import Direction, Objective
 from whichkl.solvers.nodes.doubling import Doubling, Verdict, near_best
 from whichkl.solvers.nodes.ensemble import Nodes
 from whichkl.solvers.nodes.gaussian_rule import first_count, least_count
@@ -56,9 +54,10 @@ class NaturalGradient(Solver):
     fixed draws.
     """
 
-    name: ClassVar[str] = "natural_gradient"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Gaussian,)
+    name = "natural_gradient"
+    direction = "reverse"
+    families = (Gaussian,)
+    mode_families = families
 
     tolerance: float = 1e-6
     max_iterations: int = 30
@@ -68,19 +67,14 @@ class NaturalGradient(Solver):
     max_nodes: int = 16_384
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to a Gaussian of full covariance, where log p can be evaluated."""
-        is_able = isinstance(family, Gaussian) and family.covariance == "full"
-        return is_able and super().solves(objective, family, access) and access.can_evaluate
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the covariance is full."""
+        return isinstance(family, Gaussian) and family.covariance == "full"
 
     def least_memory(self, family: Family, dim: int) -> int:
         """Return the bytes of seven arrays of nodes: points and scores of two starts and what they are made of."""
         nodes = least_count(dim)
         return 56 * dim * max(nodes, min(2 * nodes, self.max_nodes))
-
-    def starts_from_modes(self, family: Family) -> bool:
-        """Its starts are the modes of p."""
-        return True
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on few nodes, then the distinct optima on more until they stay, and these to the end."""

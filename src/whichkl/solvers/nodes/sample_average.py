@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,12 +12,11 @@ from torch import Tensor
 
 from whichkl.access import Access
 from whichkl.families import Family, Mixture
-from whichkl.objectives import Direction, Objective, ReverseKL
+from whichkl.objectives import ReverseKL
 from whichkl.solvers.nodes.doubling import NEAR_BEST, Doubling, judge_by_cost
-from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points, descend, first_nodes, optima_of, stacked
-from whichkl.solvers.nodes.mixture_discovery import add_components, find_missing_mass
+from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points, descend, first_nodes, log_density, optima_of, stacked
 from whichkl.solvers.nodes.refusals import refuse_infinite, refuse_unbounded
-from whichkl.solvers.nodes.starts import find_starts
+from whichkl.solvers.nodes.starts import climb_to_modes, find_starts
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -31,6 +29,16 @@ _SETTLED = 1e-3
 """Length of the gradient below which a model counts as an optimum."""
 _ROUGH = 1e-2
 """Length of the gradient that suffices to judge the nodes: it costs 5·10⁻⁵ nats."""
+_DRAWS = 1024
+"""Number of draws among which places that lack mass are sought."""
+_MAX_ASCENTS = 48
+"""Largest number of places from which ascents to modes begin."""
+_STRETCHES = (1.5, 3.0, 8.0)
+"""Factors by which these draws are spread."""
+_MIN_DISTANCE = 3.0
+"""Standard deviations. Smallest distance of a new mode from every component."""
+_MIN_LOG_SHARE = -12.0
+"""Smallest logarithm of a new component's share; one of less isn't worth its nodes."""
 Start = tuple[Float[Tensor, " k"], Float[Tensor, "k d"], Float[Tensor, "k d d"]]
 
 
@@ -46,9 +54,10 @@ class SampleAverage(Solver):
     al. (2021); growth as in Arenz, Zhong & Neumann (2020).
     """
 
-    name: ClassVar[str] = "sample_average"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Mixture,)
+    name = "sample_average"
+    direction = "reverse"
+    families = (Mixture,)
+    mode_families = families
 
     tolerance: float = 1e-5
     node_loss: float = 0.004
@@ -56,14 +65,9 @@ class SampleAverage(Solver):
     max_nodes: int = 4096
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to a mixture of Gaussians that doesn't tie their covariances, where log p can be evaluated."""
-        is_able = isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
-        return is_able and super().solves(objective, family, access) and access.can_evaluate
-
-    def starts_from_modes(self, family: Family) -> bool:
-        """Its starts are the modes of p."""
-        return True
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the components are Gaussians whose covariances aren't tied."""
+        return isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise from every start on the first nodes, then from the distinct optima on more nodes until they stay."""
@@ -146,7 +150,7 @@ def _check(state: Ensemble) -> None:
 
 
 def _starts(family: Mixture, locs: Float[Tensor, "s d"], trils: Float[Tensor, "s d d"]) -> list[Start]:
-    """Mixtures on the best modes, and each start split along its longest axis."""
+    """Return a mixture on the best modes, and each start split along its longest axis."""
     starts = [_split(loc, tril, family.count) for loc, tril in zip(locs, trils, strict=True)]
     if len(locs) > family.count > 1:
         starts.insert(0, (locs.new_zeros(family.count), locs[: family.count], trils[: family.count]))
@@ -157,9 +161,70 @@ def _split(loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], count: int) -> 
     """Spread K components evenly over ±1 standard deviation of one Gaussian along its longest axis."""
     _, vector = torch.linalg.eigh(tril @ tril.T)
     axis = vector[:, -1] * torch.linalg.vector_norm(tril.T @ vector[:, -1])
-    at = (
-        torch.linspace(-1, 1, count, dtype=loc.dtype, device="cpu")
-        if count > 1
-        else torch.zeros(1, dtype=loc.dtype, device="cpu")
-    )
+    at = torch.linspace(-1, 1, count, dtype=loc.dtype, device="cpu") if count > 1 else loc.new_zeros(1)
     return loc.new_zeros(count), loc + at[:, None] * axis, tril.expand(count, -1, -1)
+
+
+def find_missing_mass(
+    target: Target, model: Ensemble, points: Float[Tensor, "c d"], most: int, seed: int
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], Float[Tensor, "n d d"]]:
+    """Return log weights, means and factors of at most `most` components for the places where log p − log q is largest.
+
+    The candidates are draws of the mixture, spread 1.5 to 8 times as wide, and the given points. They are ranked by
+    log p − max(log q, max log q − Δ), Δ = 20 + 2d, so that far tails don't outrank modes, and the best of them climb log p. A
+    mode that is near no component gives its Laplace approximation, weighted by its evidence. If there is none, the target is
+    curved rather than incomplete: the best candidate gets half the scale of its nearest component.
+
+    Args:
+        target: p in unconstrained coordinates.
+        model: one mixture.
+        points: further candidates.
+        most: largest number of new components.
+        seed: fixes the draws.
+
+    Source: Arenz, Zhong & Neumann (2020), VIPS, for where components are added.
+    """
+    logits, loc, tril = (part[0].cpu() for part in (model.logits, model.loc, model.tril))
+    pool = torch.cat([points, _spread(logits, loc, tril, seed)])
+    log_p = target.tried(pool.to(target.device)).cpu()
+    log_q = log_density(pool[None], logits[None], loc[None], tril[None])[0]
+    dim = loc.shape[1]
+    lacking = log_p - torch.maximum(log_q, log_q.max() - 20 - 2 * dim)
+    lacking = torch.where(lacking.isfinite(), lacking, -math.inf)
+    order = lacking.argsort(descending=True)[:_MAX_ASCENTS]
+    best = order[lacking[order] > -math.inf]
+    if not len(best):
+        return logits[:0], loc[:0], tril[:0]
+    modes = climb_to_modes(target, pool[best], most + len(loc), max_calls=60)
+    white = torch.linalg.solve_triangular(tril[None], (modes.locs[:, None] - loc)[..., None], upper=False)[..., 0]
+    mass = modes.evidence + dim / 2 * math.log(2 * math.pi) + float(model.loss[0])
+    is_new = (torch.linalg.vector_norm(white, dim=-1) > _MIN_DISTANCE).all(-1) & (mass > _MIN_LOG_SHARE)
+    if bool(is_new.any()):
+        chosen = is_new.nonzero()[:, 0]
+        chosen = chosen[mass[chosen].argsort(descending=True)][:most]
+        return mass[chosen], modes.locs[chosen], modes.trils[chosen]
+    place = pool[best[0]]
+    near = torch.linalg.vector_norm(torch.linalg.solve_triangular(tril, (place - loc)[..., None], upper=False)[..., 0], dim=-1)
+    nearest = int(near.argmin())
+    return logits[nearest : nearest + 1] - 2, place[None], tril[nearest : nearest + 1] / 2
+
+
+def add_components(
+    model: Ensemble, log_mass: Float[Tensor, " n"], loc: Float[Tensor, "n d"], tril: Float[Tensor, "n d d"]
+) -> Ensemble:
+    """Return one mixture with further components; masses are relative to its own, and at least a hundredth of an equal share."""
+    count = model.loc.shape[1] + len(loc)
+    mass = log_mass.clamp(min=math.log(0.01 / count), max=math.log(10.0)).to(model.logits)
+    logits = torch.cat([model.logits[0], mass]).log_softmax(0)
+    parts = (torch.cat([own[0], new.to(own)]) for own, new in ((model.loc, loc), (model.tril, tril)))
+    loc, tril = (part[None] for part in parts)
+    return model.on(model.nodes, (logits[None], loc, tril))
+
+
+def _spread(logits: Float[Tensor, " k"], loc: Float[Tensor, "k d"], tril: Float[Tensor, "k d d"], seed: int) -> Tensor:
+    """Return draws of the mixture, each spread about its component's mean."""
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.multinomial(torch.full_like(logits, 1.0).exp(), _DRAWS, replacement=True, generator=generator)
+    z = torch.randn(_DRAWS, loc.shape[1], generator=generator, dtype=loc.dtype, device="cpu")
+    stretch = torch.tensor(_STRETCHES, dtype=loc.dtype, device="cpu").repeat(_DRAWS)[:_DRAWS]
+    return loc[which] + stretch[:, None] * torch.einsum("nij,nj->ni", tril[which], z)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,31 +12,34 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
-from whichkl.solvers.nodes.batched_lbfgs import Peaks, ascend
+from whichkl.solvers.nodes.batched_lbfgs import Peaks, Trial, ascend
 from whichkl.solvers.nodes.batched_newton import ascend_by_newton
 from whichkl.solvers.nodes.gaussian_rule import sobol
 from whichkl.targets import Target
 
 _CANDIDATES = 256
-_SEARCHES = 12
-_MODES = 8
+"""Number of points at which log p is evaluated to find where the search for modes begins."""
+_MAX_SEARCHES = 12
+"""Largest number of candidates from which ascents begin."""
+_MAX_MODES = 8
+"""Largest number of modes."""
 _PATIENCE = 1.5
-_NEWTON = 16
-"""Up to so many dimensions a call with d more points a row costs little more, and Newton's method needs a fifth of the calls."""
-_AROUND = 256
-"""Draws of the modes' Laplace approximations at which a log density must be a number, if far away it isn't."""
-_TENTH = 0.1
-"""By how much log p and its gradient may differ from a mode's parabola at a point that is said to lead to it."""
+"""Limit on the calls of an ascent once three quarters of its rows have ended; see `ascend`."""
+_MAX_DIM_OF_NEWTON = 16
+"""Largest number of dimensions in which d more points per row cost little; Newton's method needs a fifth of the calls."""
+_DRAWS_ABOUT_MODES = 256
+"""Number of draws of the modes' Laplace approximations at which log p must be a number, if it is NaN far away."""
+_MAX_DEVIATION = 0.1
+"""Largest relative difference of log p and its gradient from a mode's parabola at a point that leads to the mode."""
 
-Gaussians = tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]
 
-
-def find_starts(target: Target, seed: int) -> Gaussians:
+def find_starts(target: Target, seed: int) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
     """Return means and Cholesky factors of Gaussians to start from.
 
-    Modes are sought by Newton's method, or L-BFGS in many dimensions, from draws of p where there are any, else from normal
-    draws of several scales. Each distinct mode gives its Laplace approximation; each pair of modes, and all of them together,
-    the Gaussian with the moments of their mixture weighted by Laplace evidence. The last start is N(0, I) about the candidates.
+    Modes are sought by Newton's method, or by L-BFGS in many dimensions, from draws of p if there are any, else from normal
+    draws of several scales. Each distinct mode gives its Laplace approximation. Each pair of modes, and all of them together,
+    give the Gaussian with the moments of their mixture, weighted by Laplace evidence. The start after the modes is N(0, I) about
+    the candidates.
 
     Raises:
         TargetError: the log density is −inf at every candidate, or looks like a density.
@@ -56,7 +60,7 @@ def find_starts(target: Target, seed: int) -> Gaussians:
 
 @dataclass(frozen=True)
 class Modes:
-    """Distinct modes, the highest first, each with its Laplace approximation, and the points from which they were sought."""
+    """Distinct modes, the highest first, with their Laplace approximations, and the points from which the search began."""
 
     locs: Float[Tensor, "m d"]
     trils: Float[Tensor, "m d d"]
@@ -65,17 +69,17 @@ class Modes:
 
     @property
     def evidence(self) -> Float[Tensor, " m"]:
-        """Log mass of each by Laplace's approximation, up to (d/2) log 2π."""
+        """Laplace's approximation of the log mass of each mode, up to (d/2) log 2π."""
         return self.heights + self.trils.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def find_modes(target: Target, seed: int) -> Modes:
-    """Climb from candidates of several scales, or from draws of p, and from the modes that the target knows, to the modes.
+    """Climb to the modes from candidates of several scales, or from draws of p, and from the modes that the target knows.
 
-    Candidates at which the log density is NaN are left out, where it's a number all over the modes' Laplace approximations.
+    Candidates at which the log density is NaN are ignored if it is a number on the modes' Laplace approximations.
 
     Raises:
-        NotANumberError: the log density is NaN at candidates, and no modes are found, or it's NaN about them too.
+        NotANumberError: the log density is NaN at candidates, and no modes are found, or it is NaN near them, too.
         TargetError: the log density is −inf or NaN at every candidate, +inf at one, or looks like a density.
     """
     rejected = target.evaluations["rejected"]
@@ -83,8 +87,8 @@ def find_modes(target: Target, seed: int) -> Modes:
     has_nan = target.evaluations["rejected"] > rejected
     began = points[value.isfinite()]
     target.value_and_score(began[:8].to(target.device))
-    known = began[:0] if target.known_modes is None else target.known_modes[:_MODES].to("cpu", torch.float64)
-    modes = climb_to_modes(target, torch.cat([known, began[:_SEARCHES]]), _MODES + len(known))
+    known = began[:0] if target.known_modes is None else target.known_modes[:_MAX_MODES].to("cpu", torch.float64)
+    modes = climb_to_modes(target, torch.cat([known, began[:_MAX_SEARCHES]]), _MAX_MODES + len(known))
     if has_nan and len(modes.locs):
         _check_about(target, modes, seed)
     elif has_nan:
@@ -93,62 +97,76 @@ def find_modes(target: Target, seed: int) -> Modes:
 
 
 def _check_about(target: Target, modes: Modes, seed: int) -> None:
-    """Try the log density at draws of the modes' Laplace approximations.
+    """Evaluate the log density at draws of the modes' Laplace approximations.
 
     Raises:
         NotANumberError: it is NaN there.
     """
-    z = torch.randn(_AROUND, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
-    which = torch.arange(_AROUND, device="cpu") % len(modes.locs)
+    z = torch.randn(
+        _DRAWS_ABOUT_MODES, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu"
+    )
+    which = torch.arange(_DRAWS_ABOUT_MODES, device="cpu") % len(modes.locs)
     x = modes.locs[which] + torch.einsum("nij,nj->ni", modes.trils[which], z)
     target.log_prob(x.to(target.device))
 
 
 def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
-    """Points among which the search for modes begins, with log p; it is −∞ where it isn't a number, but not at draws of p."""
-    if target.samples is not None:
-        generator = torch.Generator().manual_seed(seed)
-        points = target.samples[torch.randperm(len(target.samples), generator=generator, device="cpu")[:_CANDIDATES]].to(
-            torch.float64
-        )
-    elif target.sampler is not None:
-        points = target.draws(_CANDIDATES, seed).to(torch.float64)
-    else:
+    """Return the points among which the search for modes begins, with log p; −∞ where it isn't a number, except at draws of p."""
+
+    def normal() -> Tensor:
         scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)
-        points = _normal_points(target.dim, seed) * scales[:, None]
-    value = look(target, points)
-    finite = value.isfinite()
-    if bool(finite.all()) and float(value.max()) == float(value.min()):
+        return _normal_points(target.dim, seed) * scales[:, None]
+
+    points, value = points_to_start(target, seed, _CANDIDATES, normal, "0.3 to 10")
+    if bool(value.isfinite().all()) and float(value.max()) == float(value.min()):
         because = "`log_prob` is constant, so that the density doesn't fall off and can't be normalised"
         raise TargetError(cannot("fit this target", because, "Pass `support=`, or the log density that you mean"))
-    if not bool(finite.any()):
-        because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales 0.3 to 10 about 0"
-        raise TargetError(
-            cannot("start on this target", because, "Pass `support=`, or shift and scale x so that p has mass there")
-        )
     _refuse_density(target, value)
     return points, value
 
 
+def points_to_start(
+    target: Target, seed: int, count: int, normal: Callable[[], Tensor], scales: str
+) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
+    """Return `count` samples or draws of p, or else the given normal draws, with log p.
+
+    Raises:
+        TargetError: the log density is −inf at all of them.
+    """
+    if target.samples is not None:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(target.samples), generator=generator, device="cpu")[:count]
+        points = target.samples[chosen].to(torch.float64)
+    else:
+        points = normal() if target.sampler is None else target.draws(count, seed).to(torch.float64)
+    points = points.cpu()
+    value = _look(target, points)
+    if not bool(value.isfinite().any()):
+        because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales {scales} about 0"
+        instead = "Pass `support=`, or shift and scale x so that p has mass there"
+        raise TargetError(cannot("start on this target", because, instead))
+    return points, value
+
+
 def _normal_points(dim: int, seed: int) -> Float[Tensor, "c d"]:
-    """Scrambled Sobol points, mapped to N(0, I); plain normal draws in more dimensions than torch has Sobol points for."""
+    """Return scrambled Sobol points mapped to N(0, I), or normal draws in more dimensions than torch has Sobol points for."""
     if dim > torch.quasirandom.SobolEngine.MAXDIM:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(_CANDIDATES, dim, generator=generator, dtype=torch.float64, device="cpu")
     return math.sqrt(2) * torch.erfinv((2 * sobol(dim, _CANDIDATES, seed) - 1).clamp(-1 + 1e-12, 1 - 1e-12))
 
 
-def look(target: Target, points: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
-    """Return log p at points to start from, −∞ where it's NaN; at draws of p that is an error."""
+def _look(target: Target, points: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
+    """Return log p at points to start from, −∞ where it is NaN; at draws of p a NaN is an error."""
     points = points.to(target.device)
     value = target.log_prob(points) if target.access.can_sample else target.tried(points)
     if not bool(value.isfinite().any()):
-        target.log_prob(points)  # says where it is NaN, if it is
+        target.log_prob(points)  # raises an error that names the point, if it is NaN
     return value.detach().cpu()
 
 
 def _refuse_density(target: Target, value: Tensor) -> None:
-    """Notice a density where a *log* density is due: never negative, and 0 far away, where its log would be −∞."""
+    """Refuse a density in the place of a *log* density: never negative, and 0 far away, where its log would be −∞."""
     if bool((value < 0).any()):
         return
     far = 1e6 * torch.eye(target.dim, dtype=torch.float64, device="cpu")
@@ -165,17 +183,12 @@ def _refuse_density(target: Target, value: Tensor) -> None:
 
 
 def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_calls: int = 250) -> Modes:
-    """Ascents from every point: at most so many distinct modes, their Laplace factors and heights, best first.
+    """Climb from every point; return at most `most` distinct modes, their Laplace factors and heights, best first.
 
-    An end that another quasi-Newton step would still raise is no mode (the density rises without bound there), and goes.
-    Two ends are one mode where they lie within a twentieth of the Laplace approximation's standard deviation; an ascent that
-    comes to where log p is nearly a found mode's parabola leads to it, and is spared the rest.
+    An end that another quasi-Newton step would still raise is no mode: the density rises without bound there. Two ends are one
+    mode if they are within a twentieth of a standard deviation of the Laplace approximation. An ascent stops where log p is
+    nearly the parabola of a mode that was found, to which it would lead.
     """
-
-    def trial(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        value, score = target.trial(x.to(target.device))
-        return value.cpu(), score.cpu()
-
     found: list[tuple[int, Tensor]] = []
 
     def foreseen(peaks: Peaks, arrived: Tensor, going: Tensor) -> Tensor:
@@ -188,10 +201,10 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
             known |= _lies_under(peaks, going, i, tril)
         return known
 
-    climb, calls = (ascend_by_newton, max_calls // 6) if points.shape[1] <= _NEWTON else (ascend, max_calls)
-    peaks = climb(trial, points, max_calls=calls, foreseen=foreseen, patience=_PATIENCE)
+    climb, calls = (ascend_by_newton, max_calls // 6) if points.shape[1] <= _MAX_DIM_OF_NEWTON else (ascend, max_calls)
+    peaks = climb(trial_on_cpu(target), points, max_calls=calls, foreseen=foreseen, patience=_PATIENCE)
     rested = (peaks.x == points).all(-1).nonzero()[:, 0]
-    foreseen(peaks, rested, rested[:0])  # those that began at a mode never arrived at one
+    foreseen(peaks, rested, rested[:0])  # points that were modes at the start never arrived
     best = sorted(found, key=lambda one: -float(peaks.value[one[0]]))[:most]
     chosen = torch.tensor([i for i, _ in best], dtype=torch.int64, device="cpu")
     dim = points.shape[1]
@@ -199,8 +212,18 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
     return Modes(peaks.x[chosen], trils, peaks.value[chosen], points)
 
 
+def trial_on_cpu(target: Target) -> Trial:
+    """Return the target's log density and score as a function of points on the CPU."""
+
+    def trial(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        value, score = target.trial(x.to(target.device))
+        return value.cpu(), score.cpu()
+
+    return trial
+
+
 def _new_mode(target: Target, peaks: Peaks, i: int, found: list[tuple[int, Tensor]]) -> Float[Tensor, "d d"] | None:
-    """Laplace's factor at the end of an ascent; None where it's no mode, or one that was found before."""
+    """Return Laplace's factor at the end of an ascent; None if it is no mode, or one that was found before."""
     end = peaks.x[i]
     settled = bool(end.isfinite().all()) and bool(peaks.value[i].isfinite()) and float(peaks.decrement[i]) < 1e-3
     if not settled or any(_same(end, peaks.x[j], tril) for j, tril in found):
@@ -209,12 +232,12 @@ def _new_mode(target: Target, peaks: Peaks, i: int, found: list[tuple[int, Tenso
 
 
 def _lies_under(peaks: Peaks, rows: Tensor, i: int, tril: Float[Tensor, "d d"]) -> Bool[Tensor, " a"]:
-    """Whether the value and the gradient at each of these rows are those of a mode's parabola, so that it leads there."""
+    """Return whether value and gradient at each of these rows are those of a mode's parabola, so that the row leads there."""
     away = torch.linalg.solve_triangular(tril, (peaks.x[rows] - peaks.x[i]).T, upper=False).T
     half = away.square().sum(-1) / 2
     gradient = peaks.score[rows] @ tril
-    is_value = (peaks.value[rows] - (peaks.value[i] - half)).abs() <= _TENTH * half
-    under: Bool[Tensor, " a"] = is_value & ((gradient + away).square().sum(-1) <= 2 * _TENTH**2 * half)
+    is_value = (peaks.value[rows] - (peaks.value[i] - half)).abs() <= _MAX_DEVIATION * half
+    under: Bool[Tensor, " a"] = is_value & ((gradient + away).square().sum(-1) <= 2 * _MAX_DEVIATION**2 * half)
     return under
 
 
@@ -224,7 +247,7 @@ def _same(end: Tensor, mode: Tensor, tril: Tensor) -> bool:
 
 
 def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> Float[Tensor, "d d"] | None:
-    """Cholesky factor of the inverse of −∇² log p, from 2d scores a thousandth of `scale` away; None at a saddle."""
+    """Return the Cholesky factor of (−∇² log p)⁻¹, from 2d scores a thousandth of `scale` away; None at a saddle."""
     dim = len(mode)
     step = torch.maximum((1e-3 * scale).clamp(max=0.1), 1e-7 * mode.abs().clamp(min=1.0))
     ends = torch.cat([mode + torch.diag(step), mode - torch.diag(step)])
@@ -241,7 +264,7 @@ def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d
 
 
 def _merge(locs: Float[Tensor, "m d"], trils: Float[Tensor, "m d d"], evidence: Float[Tensor, " m"]) -> tuple[Tensor, Tensor]:
-    """Mean and Cholesky factor of a mixture of Gaussians with weights softmax(evidence), each at least 5 %."""
+    """Return mean and Cholesky factor of a mixture of Gaussians with weights softmax(evidence), each at least 5 %."""
     w = torch.softmax(evidence, 0).clamp(min=0.05)
     w = w / w.sum()
     mean = w @ locs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -16,7 +15,7 @@ from whichkl._checks import DeadDensityError, InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.families import Family, Gaussian, Mixture
-from whichkl.objectives import Direction, ForwardKL, Jeffreys, Objective, ReverseKL
+from whichkl.objectives import ForwardKL, Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
 from whichkl.solvers.nodes.doubling import Doubling, judge_by_cost
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Parts, Points, descend, first_nodes, optima_of, stacked
@@ -25,7 +24,7 @@ from whichkl.solvers.nodes.natural_gradient import NaturalGradient
 from whichkl.solvers.nodes.sample_average import SampleAverage
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.rows.em import ExpectationMaximization
-from whichkl.solvers.rows.points import FRESH, is_exact, points_of
+from whichkl.solvers.rows.rows import FRESH, is_exact, log_prob_at_points, points_of
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -63,35 +62,30 @@ class TwoSided(Solver):
     Source: Giordano, Ingram & Broderick (2024) for fixed draws.
     """
 
-    name: ClassVar[str] = "two_sided"
-    refits: ClassVar[bool] = False
-    holds_chains: ClassVar[bool] = True
-    direction: ClassVar[Direction] = "between"
-    families: ClassVar[tuple[type[Family], ...]] = (Gaussian, Mixture)
+    name = "two_sided"
+    refits = False
+    holds_chains = True
+    direction = "between"
+    families = (Gaussian, Mixture)
+    mode_families = families
 
     minimised: Objective = field(default_factory=Jeffreys)
-    """Which of them; `fit` sets it."""
+    """The objective, which `fit` sets."""
     tolerance: float = 1e-6
     node_loss: float = 0.004
     rounds: int = 8
     max_nodes: int = 16_384
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """A divergence between the directions, to Gaussians or a mixture of them, not tied and not of low rank."""
-        is_able = isinstance(family, (Gaussian, Mixture)) and family.covariance in ("full", "diagonal")
-        is_able = is_able and getattr(family, "law", "gaussian") == "gaussian"
-        return is_able and super().solves(objective, family, access) and objective.requires.met_by(access)
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the components are Gaussians of full or diagonal covariances."""
+        return getattr(family, "law", "gaussian") == "gaussian" and getattr(family, "covariance", None) in ("full", "diagonal")
 
     def toward(self, objective: Objective) -> TwoSided:
-        """Return the solver of this very objective."""
+        """Return the solver of this objective."""
         if not objective.is_between:
             raise TypeError(objective)
         return replace(self, minimised=objective)
-
-    def starts_from_modes(self, family: Family) -> bool:
-        """Its starts are the optima of both directions, and those of reverse KL start from the modes of p."""
-        return True
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Descend from both directions' optima on few points of p, then the distinct optima on all, and on more nodes."""
@@ -156,11 +150,7 @@ class TwoSided(Solver):
             rows = _evenly(len(x), FRESH)
             notes = (f"{FRESH:,} of {len(x):,} rows, evenly spaced, were fitted",)
             x, w = x[rows], w[rows] / w[rows].sum()
-        log_p = target.log_prob(x.to(target.dtype)).detach().to(torch.float64)
-        if bool((log_p == -math.inf).any()):
-            because = f"{int((log_p == -math.inf).sum())} of its {len(x)} draws fell where its own log density is −∞"
-            raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
-        return Points(x, w, log_p), notes
+        return Points(x, w, log_prob_at_points(target, x)), notes
 
     def _starts(self, target: Target, family: Gaussian | Mixture, seed: int, points: Points) -> Parts:
         """Return the optima of the directions that the access allows; each may use a share of the evaluations that are left."""
@@ -233,7 +223,7 @@ def _share_of(counts: Evaluations) -> contextlib.AbstractContextManager[dict[str
 
 
 def _affordable(starts: Ensemble) -> Ensemble:
-    """The best starts, as many as a budget lets descend for `_LEAST` calls; all of them without one."""
+    """Return as many of the best starts as a budget allows `_MIN_CALLS_PER_START` calls each; all of them without a budget."""
     counts = starts.target.evaluations
     many = (counts.most - counts.total) / (_MIN_CALLS_PER_START * max(1, starts.cost))
     if many >= len(starts.loss):

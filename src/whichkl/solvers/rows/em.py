@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,61 +16,67 @@ from whichkl.families import Family, Mixture, StudentT
 from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.files.journal import tensors_behind
-from whichkl.objectives import Direction
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
-from whichkl.solvers.rows.em_acceleration import cycle
-from whichkl.solvers.rows.em_expectation import Expectation, State, Sums, maximize
-from whichkl.solvers.rows.em_initialization import seed_states
-from whichkl.solvers.rows.em_split_merge import rearranged
-from whichkl.solvers.rows.points import is_exact
-from whichkl.solvers.rows.rows import Rows, mean_log_likelihood, rows_of, thinned
+from whichkl.solvers.rows.em_starts import seed_states, split_and_merge
+from whichkl.solvers.rows.em_steps import Expectation, ExpectationSums, State, m_step, squarem_cycle
+from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 _FLOOR = 1e-6
-_SHORT, _TRIED = 21, 12
-_MOVED = 8_000
-"""Splits and mergers are compared on about so many rows."""
-_ENOUGH = 0.1
+"""Smallest variance of a component, relative to the data's."""
+_MAX_ROWS_OF_SAMPLE = 30_000
+"""Largest number of rows on which the starts are tried; the best start then uses all rows."""
+_MAX_ROWS_OF_MOVES = 8_000
+"""About the largest number of rows on which splits and mergers are compared."""
+_ITERATIONS_OF_STARTS, _ITERATIONS_OF_MOVES = 21, 12
+"""Iterations after which starts, and splits and mergers, are compared."""
+_NATS_LEFT = 0.1
+"""Nats over all rows that may be left to gain when EM ends."""
 _COARSE = 1e-5
-_OFTEN = 2.0
+"""Nats per row. The tolerance on a sample, and that of float32."""
+_SECONDS_BETWEEN_ENTRIES = 2.0
+"""Seconds between two entries in the journal."""
 _AT_THE_FLOOR = (
     "a component's covariance lies at its floor: rows repeat, or columns depend on each other, so that the likelihood has no "
     "maximum and the floor sets the value"
 )
-_SAMPLE = 30_000
-"""The starts are tried on at most so many rows; the best goes on with all."""
 
 
 @dataclass(frozen=True)
 class ExpectationMaximization(Solver):
-    """argmin KL(p‖q) over mixtures: responsibilities, then weighted moments, until the likelihood stays.
+    """argmin KL(p‖q) over mixtures: responsibilities, then weighted moments, until the likelihood no longer rises.
 
-    Every covariance is kept above a floor of 1e-6 times the data's variances plus δ²/12, δ the step in which a column was
-    recorded, so that no component can collapse onto a point, or onto a line of rounded values. All starts run as one batch on
-    at most 30,000 rows, the better two to the end; components of the best are split and merged while that helps; where there
-    are more rows, the best goes on with all of them, in passes whose sums are exact, in single precision while that is enough
-    and in double at the end. SQUAREM leaps make it some times faster. It stops when two cycles in a row gain less than a
-    hundredth of a nat over all rows (over 30,000 where there are more; on a quadrature rule 1e-10 nats in the mean).
+    Every covariance is kept above a floor, 1e-6 times the data's variances plus δ²/12, where δ is the step in which a column was
+    recorded. No component can therefore collapse onto a point or a line of rounded values. All starts run as one batch on at
+    most 30,000 rows, and the best two run to the end. Components of the best are split and merged while that helps. If there
+    are more rows, the best start then uses all of them. The sums of a pass are exact; they are in float32 while that is precise
+    enough, and in float64 at the end. SQUAREM leaps make EM several times faster. It stops when two cycles in a row gain less
+    than a hundredth of a nat over all rows (over 30,000 if there are more; on a quadrature rule 1e-10 nats in the mean).
+
+    Args:
+        starts: number of starts.
+        tolerance: nats per row; ten times the gain of a cycle at which EM stops, unless a tenth of a nat over all rows is more.
+        max_iterations: largest number of iterations of each climb.
+        moves: whether components are split and merged where that helps.
 
     Source: Dempster, Laird & Rubin (1977); Student-t, Liu & Rubin (1995); starts, Arthur & Vassilvitskii (2007), Biernacki,
     Celeux & Govaert (2003); leaps, Varadhan & Roland (2008); splits and mergers, Ueda et al. (2000).
     """
 
-    name: ClassVar[str] = "em"
-    direction: ClassVar[Direction] = "forward"
-    families: ClassVar[tuple[type[Family], ...]] = (Mixture, StudentT)
+    name = "em"
+    direction = "forward"
+    families = (Mixture, StudentT)
 
     starts: int = 5
     tolerance: float = 1e-9
     max_iterations: int = 500
     moves: bool = True
-    """Whether components are split and merged where that helps."""
 
     def quick(self) -> ExpectationMaximization:
-        """Two starts and 1e-5 nats a row: far below the error of a held-out mean."""
+        """Return a solver with two starts and 1e-5 nats per row, far below the error of a held-out mean."""
         return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200, moves=False)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
@@ -80,49 +86,40 @@ class ExpectationMaximization(Solver):
     def run(self, rows: Rows, family: Family, seed: int, work: Work = QUIET, stride: int = 0, *, exact: bool = False) -> Solution:
         """Run EM on rows: the starts on a sample of them, the best on all."""
         fitted = replace(rows, stride=stride)
-        sample, count = thinned(fitted, _SAMPLE)
+        sample, count = thinned(fitted, _MAX_ROWS_OF_SAMPLE)
         frame = Frame.of(sample, family)
         few = Rows(slices(sample), rows.names, None, rows.workers, evaluations=rows.evaluations)
         whole = count <= len(sample)
-        tolerance = self.tolerance if exact else max(self.tolerance, _ENOUGH / min(count, _SAMPLE))
+        tolerance = self.tolerance if exact else max(self.tolerance, _NATS_LEFT / min(count, _MAX_ROWS_OF_SAMPLE))
         first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
         near = tolerance if whole else _COARSE
-        climb = replace(self, max_iterations=_SHORT)._climb(few, frame, first, near, work, "starts")
-        iterations, state = climb.iterations, climb.state.take(climb.likelihood.topk(min(2, self.starts)).indices)
-        history = climb.history
+        climbs = [replace(self, max_iterations=_ITERATIONS_OF_STARTS)._climb(few, frame, first, near, work, "starts")]
+        state, moved = climbs[0].state.take(climbs[0].likelihood.topk(min(2, self.starts)).indices), 0
         if self.moves and frame.count > 2:
-            fewer = sample.take(torch.arange(0, len(sample), max(1, len(sample) // _MOVED), device="cpu"))
-            less = replace(few, parts=slices(fewer))
-            better, more = self._rearrange(less, frame, climb.best, work)
-            iterations += more
-            state = better if self.starts == 1 else better.beside(state.take(torch.tensor([0], dtype=torch.int64, device="cpu")))
-        climb = self._climb(few, frame, state, near, work, "a sample" if not whole else "the best starts")
-        iterations += climb.iterations
-        history += climb.history
+            fewer = sample.take(torch.arange(0, len(sample), max(1, len(sample) // _MAX_ROWS_OF_MOVES), device="cpu"))
+            better, moved = self._rearrange(replace(few, parts=slices(fewer)), frame, climbs[0].best, work)
+            state = better if self.starts == 1 else better.beside(state.each(lambda part: part[:1]))
+        climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
         if not whole:
-            climb = self._climb(fitted, frame, climb.best, tolerance, work, "all rows")
-            iterations += climb.iterations
-            history += climb.history
+            climbs.append(self._climb(fitted, frame, climbs[-1].best, tolerance, work, "all rows"))
         held = None
         if stride:
-            held = Held(replace(fitted, held=True).gather(), frame.model(climb.best, 0))
-            climb = self._climb(rows, frame, climb.best, tolerance, work, "held-out rows too")
-            iterations += climb.iterations
-            history += climb.history
-        optima = []
-        for i in range(len(climb.likelihood)):
-            model = frame.model(climb.state, i)
-            loss = -mean_log_likelihood(model, rows) if whole else frame.loss(climb.likelihood[i])
-            optima.append(Optimum(model, loss, climb.small == 2, False))
-        ordered = distinct(optima)
-        notes = (_AT_THE_FLOOR,) if frame.is_at_floor(climb.best) else ()
-        return Solution(ordered, iterations, climb.gain, held=held, notes=notes, history=history)
+            held = Held(replace(fitted, held=True).gather(), frame.model(climbs[-1].best, 0))
+            climbs.append(self._climb(rows, frame, climbs[-1].best, tolerance, work, "held-out rows too"))
+        last, optima = climbs[-1], []
+        for i in range(len(last.likelihood)):
+            model = frame.model(last.state, i)
+            loss = -mean_log_likelihood(model, rows) if whole else frame.loss(last.likelihood[i])
+            optima.append(Optimum(model, loss, last.small == 2, False))
+        notes = (_AT_THE_FLOOR,) if frame.is_at_floor(last.best) else ()
+        iterations, history = moved + sum(one.iterations for one in climbs), tuple(h for one in climbs for h in one.history)
+        return Solution(distinct(optima), iterations, last.gain, held=held, notes=notes, history=history)
 
     def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
-        """Split and merge components, as long as a few iterations from there end higher than as many from here."""
-        iterations, short = 0, replace(self, max_iterations=_TRIED)
+        """Split and merge components as long as a few iterations from the result end higher than as many from `here`."""
+        iterations, short = 0, replace(self, max_iterations=_ITERATIONS_OF_MOVES)
         for _ in range(frame.count):
-            others = rearranged(here)
+            others = split_and_merge(here)
             if others is None:
                 break
             tried = short._climb(rows, frame, here.beside(others), _COARSE, work.quiet(), "other places")
@@ -135,7 +132,7 @@ class ExpectationMaximization(Solver):
         return here, iterations
 
     def _climb(self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str) -> Climb:
-        """Cycle until two in a row gain less than `tolerance` / 10; in single precision first, where that is enough."""
+        """Run cycles until two in a row gain less than `tolerance` / 10, at first in float32 where that is precise enough."""
         name = f"em-{step.replace(' ', '-')}"
         climb = Climb.begin(state)
         if work.journal is not None and (found := work.journal.load(name, climb.read)) is not None:
@@ -143,18 +140,18 @@ class ExpectationMaximization(Solver):
         saved = time.monotonic()
         while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.is_spent):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
-            here, likelihood, state = cycle(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
+            here, likelihood, state = squarem_cycle(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
             gain = float((likelihood - here).max())
             small = climb.small + 1 if gain < (max(tolerance, _COARSE) if single else tolerance) / 10 else 0
             steps = 3
-            if single and small and tolerance >= _COARSE:  # settled; one step in double precision for the last digits
+            if single and small and tolerance >= _COARSE:  # settled; one step in float64 for the last digits
                 (_, state), small, steps = _Update(rows, frame, torch.float64)(state), 2, 4
             elif single and small:
                 single, small = False, 0
             history = (*climb.history, frame.loss(likelihood.max()))
             climb = Climb(state, likelihood, gain, climb.iterations + steps, small, single, history)
             work.tell(f"EM on {step}", _done(gain, tolerance / 10))
-            if work.journal is not None and (climb.small == 2 or time.monotonic() - saved > _OFTEN):
+            if work.journal is not None and (climb.small == 2 or time.monotonic() - saved > _SECONDS_BETWEEN_ENTRIES):
                 work.journal.save(name, *climb.written())
                 saved = time.monotonic()
         return climb
@@ -162,25 +159,24 @@ class ExpectationMaximization(Solver):
 
 @dataclass(frozen=True)
 class Climb:
-    """How far EM is: the state of each start, its mean log likelihood a step ago, and the gain of the last cycle."""
+    """The progress of EM: the state of each start, its mean log likelihood a step ago, and the gain of the last cycle."""
 
     state: State
     likelihood: Float[Tensor, " s"]
     gain: float
     iterations: int
     small: int
-    """How many cycles in a row gained next to nothing; two end it."""
+    """Number of cycles in a row that gained next to nothing; two end the climb."""
     single: bool
-    """Whether it is still in single precision."""
+    """Whether the climb is still in float32."""
     history: tuple[float, ...] = ()
     """The loss of the best start in each cycle."""
 
     @classmethod
     def begin(cls, state: State) -> Climb:
         """Start from a state that hasn't been evaluated."""
-        return cls(
-            state, torch.full((len(state.probs),), -math.inf, dtype=torch.float64, device="cpu"), math.inf, 0, 0, single=True
-        )
+        unknown = torch.full((len(state.probs),), -math.inf, dtype=torch.float64, device="cpu")
+        return cls(state, unknown, math.inf, 0, 0, single=True)
 
     @property
     def best(self) -> State:
@@ -189,11 +185,8 @@ class Climb:
 
     def written(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and notes for the journal."""
-        s = self.state
-        tensors = {"probs": s.probs, "loc": s.loc, "cov": s.cov, "likelihood": self.likelihood}
-        notes: dict[str, Any] = {"gain": self.gain, "iterations": self.iterations, "small": self.small, "single": self.single}
-        notes["history"] = list(self.history)
-        return tensors | ({} if s.df is None else {"df": s.df}), notes
+        notes: dict[str, Any] = {name: getattr(self, name) for name in ("gain", "iterations", "small", "single")}
+        return self.state.named() | {"likelihood": self.likelihood}, notes | {"history": list(self.history)}
 
     def read(self, tensors: dict[str, Tensor], notes: dict[str, Any]) -> Climb:
         """Return the climb from the same starts that `written` gave.
@@ -201,16 +194,15 @@ class Climb:
         Raises:
             ValueError: it began at others.
         """
-        mine, _ = self.written()
-        found = tensors_behind("", tensors, mine)
-        state = State(found["probs"], found["loc"], found["cov"], found.get("df"))
+        found = tensors_behind("", tensors, self.written()[0])
+        likelihood = found.pop("likelihood")
         numbers = (float(notes["gain"]), int(notes["iterations"]), int(notes["small"]), bool(notes["single"]))
-        return Climb(state, found["likelihood"], *numbers, tuple(map(float, notes["history"])))
+        return Climb(State(**found), likelihood, *numbers, tuple(map(float, notes["history"])))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Coordinates in which every column has mean 0 and variance 1, and what the family is there."""
+    """Coordinates in which every column has mean 0 and variance 1, and the options of the family."""
 
     shift: Float[Tensor, " d"]
     scale: Float[Tensor, " d"]
@@ -219,7 +211,7 @@ class Frame:
     count: int
     is_student: bool
     is_single: bool
-    """Whether the model is one law, not a mixture."""
+    """Whether the model is a single law rather than a mixture."""
 
     @classmethod
     def of(cls, sample: Block, family: Family) -> Frame:
@@ -231,19 +223,18 @@ class Frame:
         scale = (w @ (x - shift).square()).sqrt()
         scale = torch.where(scale > 0, scale, 1.0)
         floor = _FLOOR + (resolution(x) / scale).square() / 12
-        is_single = isinstance(family, StudentT)
-        count = 1 if isinstance(family, StudentT) else family.count
-        is_student = True if isinstance(family, StudentT) else family.law == "student_t"
-        return cls(shift, scale, floor, family.covariance, count, is_student, is_single)
+        if isinstance(family, StudentT):
+            return cls(shift, scale, floor, family.covariance, count=1, is_student=True, is_single=True)
+        return cls(shift, scale, floor, family.covariance, family.count, family.law == "student_t", is_single=False)
 
     def is_at_floor(self, state: State) -> bool:
-        """Whether some component is as narrow, in some direction, as the floor allows."""
+        """Return whether some component is as narrow in some direction as the floor allows."""
         root = self.floor.sqrt()
         narrowest = torch.linalg.eigvalsh(state.cov[0] / (root[:, None] * root))[..., 0].min()
         return bool(narrowest < 1 + 1e-6)
 
     def standard(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Carry rows there."""
+        """Carry rows into these coordinates."""
         return (x - self.shift) / self.scale
 
     def model(self, state: State, i: int) -> Distribution:
@@ -255,7 +246,7 @@ class Frame:
         return mixture(state.probs[i], loc, tril, self.covariance, df)
 
     def loss(self, likelihood: Tensor) -> float:
-        """−mean log q in the coordinates of the rows."""
+        """Return −mean log q in the coordinates of the rows."""
         return float(self.scale.log().sum() - likelihood)
 
 
@@ -269,7 +260,7 @@ class _Update:
 
     def __call__(self, state: State) -> tuple[Float[Tensor, " s"], State]:
         f = self.frame
-        total: Sums | None = None
+        total: ExpectationSums | None = None
         for part in self.rows.map(Expectation(state, f.shift, f.scale, f.covariance == "diagonal", self.dtype)):
             if total is None:
                 total = part
@@ -277,11 +268,11 @@ class _Update:
                 total.add(part)
         if total is None:
             raise ValueError("no rows")
-        return total.likelihood / total.weight, maximize(total, state, f.floor, f.covariance)
+        return total.likelihood / total.weight, m_step(total, state, f.floor, f.covariance)
 
 
 def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
-    """The step in which each column was recorded: its smallest gap where most values repeat, 0 where they don't."""
+    """Return the step in which each column was recorded: its smallest gap if most values repeat, else 0."""
     steps = []
     for column in x.T:
         values = column.unique()
@@ -290,7 +281,7 @@ def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
 
 
 def _done(gain: float, enough: float) -> float:
-    """The fraction that is done, on a logarithmic scale of gains from 1 down to `enough`."""
+    """Return the fraction that is done, on a logarithmic scale of gains from 1 down to `enough`."""
     if not 0 < gain < 1:
         return 0.0 if gain > 0 else 0.99
     return min(0.99, math.log(gain) / math.log(enough))

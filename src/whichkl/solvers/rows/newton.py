@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,73 +13,68 @@ from whichkl._checks import InputError, cannot
 from whichkl.families import Family
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.files.journal import tensors_behind
-from whichkl.objectives import Direction
-from whichkl.samples import Slice
-from whichkl.solvers.rows.newton_passes import Design, Evaluation
-from whichkl.solvers.rows.newton_survey import survey
-from whichkl.solvers.rows.rows import Rows, mean_log_likelihood, rows_of
-from whichkl.solvers.solver import Held, Optimum, Solution, Solver
+from whichkl.solvers.rows.exact_fits import fit_held, optimum_on
+from whichkl.solvers.rows.newton_design import Design, Evaluation, survey
+from whichkl.solvers.rows.rows import Rows, rows_of
+from whichkl.solvers.solver import Held, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
-_CERTAIN = 1e-8
-"""Rows may lose so much along a direction, relative to what others gain, by rounding, and it still separates."""
-_NEAR = 1e-3
-"""Steps that move no row's η by more are near a maximum."""
+_MAX_ROUNDING = 1e-8
+"""Largest loss of a row along a direction, relative to the gain of others, that rounding explains: it still separates."""
+_MAX_LAST_CHANGE = 1e-3
+"""Largest change of a row's η in a step near the maximum."""
 
 
 @dataclass(frozen=True)
 class Newton(Solver):
     """argmin −Σ log q(y|x) + ½ penalty ‖W‖² over generalised linear models, a convex problem with one optimum.
 
-    Each step solves the Hessian's equations (with the canonical link it is Fisher's information, so that this is Fisher scoring),
-    and is halved until the loss falls. Columns x are standardised first. Above `dense` parameters the equations are solved by
-    conjugate gradients, a pass for each product with the Hessian. Where no maximum exists the steps never shrink, and along one
-    the likelihood of no row falls: that is the certificate of separation, and the fit is refused.
+    Each step solves the Hessian's equations, which for the canonical link is Fisher scoring, and is halved until the loss falls.
+    The columns x are standardised first. Above `dense` parameters the equations are solved by conjugate gradients, with one
+    pass per product with the Hessian. If no maximum exists, the steps never shrink, and along one of them the likelihood of no
+    row falls. Such a step certifies separation, and the fit is refused.
 
     Args:
-        tolerance: the Newton decrement, in nats a row, at which the last step is taken.
-        max_iterations: steps at most.
-        dense: parameters up to which the Hessian is formed.
+        tolerance: the Newton decrement, in nats per row, at which the last step is taken.
+        max_iterations: largest number of steps.
+        dense: largest number of parameters for which the Hessian is formed.
 
     Source: Nelder & Wedderburn (1972); separation, Albert & Anderson (1984); conjugate gradients, Dembo, Eisenstat & Steihaug
     (1982).
     """
 
-    name: ClassVar[str] = "newton"
-    direction: ClassVar[Direction] = "forward"
-    families: ClassVar[tuple[type[Family], ...]] = (GeneralizedLinear,)
+    name = "newton"
+    direction = "forward"
+    families = (GeneralizedLinear,)
 
     tolerance: float = 1e-13
     max_iterations: int = 100
     dense: int = 1_000
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
-        """Fit all rows, and from there, where asked to, those that aren't held out."""
+        """Fit all rows, and from that fit, if asked to, the rows that aren't held out."""
         if not isinstance(family, GeneralizedLinear):
             raise TypeError(family)
         rows = rows_of(target, seed, work.workers)
         design = survey(rows, family, target.context_names)
         end = self._climb(rows, design, design.start(), work, "all rows")
         model = design.model(end.theta)
-        held, notes = self._held(rows, family, target.context_names, design, end, work, stride) if stride else (None, ())
-        judged = rows if held is None or target.stream is None else Rows((Slice(held.block),), rows.names)
-        optimum = Optimum(model, -mean_log_likelihood(model, judged), converged=end.converged, is_global=True)
-        return Solution((optimum,), iterations=end.iterations, residual=end.residual, held=held, notes=notes, history=end.history)
+        held: Held | None = None
+        notes: tuple[str, ...] = ()
+        if stride:
+            most = replace(rows, stride=stride)
 
-    def _held(
-        self, rows: Rows, family: GeneralizedLinear, names: Sequence[str], all_rows: Design, end: _End, work: Work, stride: int
-    ) -> tuple[Held | None, tuple[str, ...]]:
-        most = replace(rows, stride=stride)
-        block = replace(most, held=True).gather()
-        try:
-            design = survey(most, family, names)
-            if design.columns != all_rows.columns:
-                raise InputError("some class has no other rows.")
-            theta = design.theta(all_rows.model(end.theta))
-            return Held(block, design.model(self._climb(most, design, theta, work.under("held"), "rows not held out").theta)), ()
-        except InputError as error:
-            return None, (f"no rows could be held out, since the others alone don't determine a model: {error}",)
+            def fit() -> Any:
+                other = survey(most, family, target.context_names)
+                if other.columns != design.columns:
+                    raise InputError("some class has no other rows.")
+                start = other.theta(model)
+                return other.model(self._climb(most, other, start, work.under("held"), "rows not held out").theta)
+
+            held, notes = fit_held(replace(most, held=True).gather(), fit)
+        best = optimum_on(rows, model, held, converged=end.converged)
+        return Solution((best,), end.iterations, end.residual, held=held, notes=notes, history=end.history)
 
     def _climb(self, rows: Rows, design: Design, theta: Tensor, work: Work, what: str) -> _End:
         """Take Newton steps until the last one is far below rounding."""
@@ -93,28 +87,28 @@ class Newton(Solver):
             step = _newton_step(here) if dense else _conjugate_step(rows, design, theta, here)
             decrement = -float((here.gradient * step).sum()) / design.count
             length, there = 1.0, design.evaluate(rows, theta + step, step, hessian=dense)
-            if design.family.penalty == 0 and there.separates(_CERTAIN):
+            if design.family.penalty == 0 and there.separates(_MAX_ROUNDING):
                 raise InputError(_separated(design, rows, step))
             small = 1e-13 * max(1.0, abs(here.loss))
             while not there.loss <= here.loss + small and length > 1e-9:
                 length /= 2
                 there = design.evaluate(rows, theta + length * step, length * step, hessian=dense)
             if not there.loss <= here.loss + small:
-                return _End(theta, count, residual, residual < _NEAR, tuple(trail))
+                return _End(theta, count, residual, residual < _MAX_LAST_CHANGE, tuple(trail))
             theta, here, count = theta + length * step, there, count + 1
             trail.append(here.loss / design.count)
             residual = max(decrement, 0.0) ** 0.5
             work.tell(f"newton step {count} on {what}", float("nan"))
             if work.journal is not None:
                 work.journal.save("newton", {"theta": theta}, {"steps": count})
-            if length == 1.0 and decrement < self.tolerance and there.reach < _NEAR:
+            if length == 1.0 and decrement < self.tolerance and there.reach < _MAX_LAST_CHANGE:
                 return _End(theta, count, residual, converged=True, history=tuple(trail))
         return _End(theta, count, residual, converged=False, history=tuple(trail))
 
 
 @dataclass(frozen=True)
 class _End:
-    """Where the steps ended; `residual` is the square root of the last Newton decrement a row."""
+    """The end of the steps; `residual` is the square root of the last Newton decrement per row."""
 
     theta: Float[Tensor, "k c1"]
     iterations: int
@@ -124,7 +118,7 @@ class _End:
 
 
 def _resumed(work: Work, theta: Tensor) -> tuple[Tensor, int]:
-    """Go on from the journal, where it holds a step of this fit."""
+    """Return θ and the number of steps in the journal, if it holds a step of this fit; else the start."""
     if work.journal is None:
         return theta, 0
     like = {"theta": theta}
@@ -135,7 +129,7 @@ def _resumed(work: Work, theta: Tensor) -> tuple[Tensor, int]:
 
 
 def _newton_step(here: Evaluation) -> Tensor:
-    """Solve H step = −g; a ridge is added where rounding has made H singular."""
+    """Solve H step = −g; a ridge is added if rounding has made H singular."""
     hessian, ridge = here.curvature, 0.0
     size = float(hessian.diagonal().mean())
     while True:
@@ -148,7 +142,7 @@ def _newton_step(here: Evaluation) -> Tensor:
 
 
 def _conjugate_step(rows: Rows, design: Design, theta: Tensor, here: Evaluation) -> Tensor:
-    """Solve H step = −g by conjugate gradients under the Hessian's diagonal, ever more exactly near the end."""
+    """Solve H step = −g by conjugate gradients, preconditioned by the Hessian's diagonal, more exactly near the end."""
     scale = here.curvature.clamp(min=1e-12 * float(here.curvature.max()))
 
     def near(left: Tensor) -> Tensor:
@@ -172,7 +166,7 @@ def _conjugate_step(rows: Rows, design: Design, theta: Tensor, here: Evaluation)
 
 
 def _separated(design: Design, rows: Rows, step: Tensor) -> str:
-    """Say which columns tell the rows apart so well that the likelihood has no maximum."""
+    """Return a message that names the columns that separate the rows, so that the likelihood has no maximum."""
     alone = design.separating(rows)
     if alone:
         which = " and ".join(f"`{design.names[i]}`" for i in alone)

@@ -1,4 +1,4 @@
-"""Rows: the points that stand for the expectation under p in forward KL, in parts that are read as often as needed."""
+"""Rows: the points over which forward KL takes its expectation under p, in parts that are read as often as needed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, TargetError, cannot, check_scales
+from whichkl.access import Access
 from whichkl.cluster import Threads, Workers
+from whichkl.divergences.exact.quadrature import expectation_rule
 from whichkl.families.family import log_likelihood
 from whichkl.samples import Block, Part
 from whichkl.samples.repeats import row_keys
 from whichkl.samples.stream import joined, slices
-from whichkl.solvers.rows.points import points_of
 from whichkl.targets import Target
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.supports import Bijection
@@ -26,9 +28,11 @@ from whichkl.targets.supports import Bijection
 Result = TypeVar("Result")
 
 HELD = 20_000
-"""At most about so many rows are held out of a fit on a stream, or on many rows in memory."""
-
-_SPAN = 2**18
+"""About the largest number of rows that are held out of a fit on a stream, or on many rows in memory."""
+FRESH = 65_536
+"""Number of draws that replace the samples of a target that has a sampler alone."""
+_ROWS_PER_HASH = 2**18
+"""Number of rows whose held-out numbers are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,23 @@ class Rows:
     parts: Sequence[Part]
     names: tuple[str, ...]
     bijection: Bijection | None = None
-    """From free coordinates into the support, where the parts hold points of the support that are still to be carried."""
+    """The map from free coordinates into the support, if the parts hold points of the support; None if they hold free ones."""
     workers: Workers = Threads()  # noqa: RUF009
     stride: int = 0
     """One of every `stride` rows of a part is held out; 0 for none."""
     held: bool = False
-    """Whether these are the held-out rows; else the others."""
+    """Whether these are the held-out rows rather than the others."""
     seed: int = 0
-    """Which rows are held out depends on it, and on the part: shards can share an order."""
+    """Decides with the label of the part which rows are held out, since shards can share an order."""
     evaluations: Evaluations | None = None
-    """Where reads are counted, if they are reads of the target's own rows."""
+    """Counts the reads, if they are reads of the target's own rows."""
     start: Block | None = None
-    """The first rows as their parts hold them, where they have been read."""
+    """The first rows of a stream, as its parts hold them."""
     by_content: bool = False
-    """Whether which rows are held out depends on what is in them, so that equal rows are held out together."""
+    """Whether the contents of a row decide if it is held out, so that equal rows are held out together."""
 
     def map(self, function: Callable[[Iterator[Block]], Result]) -> Iterator[Result]:
-        """Yield `function(blocks)` for every part, in their order, whoever finishes first; count the rows that it reads."""
+        """Yield `function(blocks)` for every part, in the order of the parts, and count the rows that it reads."""
         for result, read in self.workers.map(_Job(self, function), self.parts):
             if self.evaluations is not None:
                 self.evaluations["rows"] += read
@@ -62,11 +66,11 @@ class Rows:
 
     @property
     def is_spent(self) -> bool:
-        """Whether as many evaluations of the target were used as may be."""
+        """Whether the evaluations of the target are used up."""
         return self.evaluations is not None and self.evaluations.is_spent
 
     def blocks_of(self, part: Part) -> Iterator[Block]:
-        """Read a part: in float64, checked, in free coordinates, without the rows that aren't these."""
+        """Read a part in float64 and in free coordinates, checked, without the rows that don't belong to these."""
         start, salt = 0, (zlib.crc32(f"{self.seed}: {part.label}".encode()) & 0x7FFFFFFF) << 31
         for block in part.blocks():
             first = salt + start
@@ -84,13 +88,19 @@ class Rows:
                 yield ready
 
     def some(self) -> Block:
-        """Return the first rows that there are: some that lie near the others.
+        """Return some rows, which lie near the others: the first ones, whether they are held out or not for a stream.
 
         Raises:
             InputError: there are no rows.
         """
-        if self.start is not None:
-            return self._carried(_wide(self.start), self.parts[0], 0)
+        return self.first_block() if self.start is None else self._carried(_wide(self.start), self.parts[0], 0)
+
+    def first_block(self) -> Block:
+        """Return the first block of these rows.
+
+        Raises:
+            InputError: there are no rows.
+        """
         for part in self.parts:
             for block in self.blocks_of(part):
                 return block
@@ -101,11 +111,9 @@ class Rows:
         return joined([block for part in self.map(list) for block in part])
 
     def _carried(self, block: Block, part: Part, start: int) -> Block:
-        """Refuse what lies outside the support, and carry the rest to free coordinates."""
+        """Carry rows to free coordinates; refuse rows outside the support."""
         bijection = self.bijection
-        if bijection is None:
-            return block
-        if bijection.is_real:
+        if bijection is None or bijection.is_real:
             return block
         outside = ~bijection.contains(block.x)
         if bool(outside.any()):
@@ -117,13 +125,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker is given: which rows of a part count, and what to do with them."""
+    """The job of a worker: which rows of a part count, and what to do with them."""
 
     rows: Any
     function: Callable[[Iterator[Block]], Any]
 
     def __init__(self, rows: Rows, function: Callable[[Iterator[Block]], Any]) -> None:
-        """Leave the list of parts behind: a worker gets one."""
+        """Drop the list of parts, since a worker gets a single part."""
         kept = {name: getattr(rows, name) for name in ("stride", "held", "seed", "by_content")}
         object.__setattr__(self, "rows", Rows((), rows.names, rows.bijection, **kept))
         object.__setattr__(self, "function", function)
@@ -142,7 +150,7 @@ class _Job:
 
 
 def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
-    """Return the rows of a target in free coordinates: its stream, its samples, or the draws or rule that stand for p."""
+    """Return the rows of a target in free coordinates: its stream, its samples, or else fresh draws or a quadrature rule."""
     workers = workers or Threads()
     if target.stream is not None:
         read = target.stream
@@ -157,28 +165,74 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     return Rows(slices(block), target.names, None, workers, seed=seed, evaluations=counts)
 
 
+def points_of(target: Target, seed: int, share: float = 1.0) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """Return points and weights (Σ w = 1) in float64: p's samples, else quadrature on the line, else fresh draws.
+
+    Quadrature needs a sampler, to find the mass, and a log density of one variable; it makes the fit exact. `share` is the share
+    of a budget that fresh draws may use.
+    """
+    if target.samples is not None:
+        x = target.samples.to(torch.float64)
+        w = torch.ones(len(x), dtype=torch.float64, device=x.device) if target.weights is None else target.weights
+        w = w.to(torch.float64)
+        return x, w / w.sum()
+    if is_exact(target):
+        x, w = expectation_rule(target)
+        check_scales(x, target.names, "points of p")
+        return x, w
+    x = target.draws(fresh_count(target, share), seed).to(torch.float64)
+    check_scales(x, target.names, "draws")
+    return x, torch.full((len(x),), 1 / len(x), dtype=torch.float64, device=x.device)
+
+
+def fresh_count(target: Target, share: float = 1.0) -> int:
+    """Return the number of fresh draws of p: `FRESH`, or fewer under a budget of which they take this share, but at least 100."""
+    counts = target.evaluations
+    return int(min(FRESH, max(100, share * (counts.most - counts.total))))
+
+
+def is_exact(target: Target) -> bool:
+    """Return whether the expectation under p is by quadrature: one variable, a sampler, a log density, and no fixed samples."""
+    return target.dim == 1 and target.samples is None and (Access.SAMPLER | Access.LOG_PROB) in target.access
+
+
+def log_prob_at_points(target: Target, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return log p in float64 at points of p.
+
+    Raises:
+        TargetError: it is −∞ at some.
+    """
+    log_p = target.log_prob(x.to(target.device, target.dtype)).detach().to(x.device, torch.float64)
+    empty = int((log_p == -torch.inf).sum())
+    if empty:
+        because = f"{empty} of {len(x)} draws of p fell where its own log density is −∞"
+        raise TargetError(cannot("use this target", because, "Check that draws and `log_prob` describe one distribution"))
+    return log_p
+
+
 def held_among(block: Block, stride: int) -> Tensor | None:
-    """Return which rows of a block are held out, as a mask that isn't to be changed: by their keys, where they have any."""
+    """Return a mask of the held-out rows of a block, which must not be changed; keys decide if the rows have any."""
     if block.keys is None or stride == 0:
         return held_out(block.first, len(block), stride)
     return block.keys % stride == 0
 
 
 def held_numbers(block: Block, stride: int) -> Tensor:
-    """Return the numbers of these rows within the block."""
+    """Return the numbers within the block of its held-out rows."""
     if block.keys is None or stride == 0:
         return held_rows(block.first, len(block), stride)
     return (block.keys % stride == 0).nonzero()[:, 0]
 
 
 def held_rows(start: int, count: int, stride: int) -> Tensor:
-    """Return which of `count` rows, the first of which has number `start`, are held out: one of every `stride`; none for 0.
+    """Return which of `count` rows, from number `start` on, are held out: one of every `stride`; none for 0.
 
-    Where among them a hash of their common number tells (Steele, Lea & Flood, 2014): data can have a period.
+    A hash of their common number chooses the row among each `stride` rows (Steele, Lea & Flood, 2014), since data can have a
+    period.
     """
     if stride == 0:
         return torch.empty(0, dtype=torch.int64, device="cpu")
-    spans = [_held_in(span, stride) for span in range(start // _SPAN, -(-(start + count) // _SPAN))]
+    spans = [_held_in(span, stride) for span in range(start // _ROWS_PER_HASH, -(-(start + count) // _ROWS_PER_HASH))]
     numbers = spans[0] if len(spans) == 1 else np.concatenate([np.empty(0, dtype=np.int64), *spans])
     first, end = numbers.searchsorted([start, start + count])
     return torch.from_numpy(numbers[first:end] - start)
@@ -186,8 +240,8 @@ def held_rows(start: int, count: int, stride: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _held_in(span: int, stride: int) -> np.ndarray:
-    """Return the numbers of the rows held out among those of a span: for many blocks at once, since one has few."""
-    start, end = span * _SPAN, (span + 1) * _SPAN
+    """Return the numbers of the held-out rows of a span of many blocks."""
+    start, end = span * _ROWS_PER_HASH, (span + 1) * _ROWS_PER_HASH
     stretch = np.arange(start // stride, -(-end // stride), dtype=np.uint64)
     numbers: np.ndarray = (stretch * np.uint64(stride) + _mixed(stretch) % np.uint64(stride)).astype(np.int64)
     return numbers[(numbers >= start) & (numbers < end)]
@@ -195,7 +249,7 @@ def _held_in(span: int, stride: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def held_out(start: int, count: int, stride: int) -> Tensor | None:
-    """Return `held_rows` as a mask, which is shared and isn't to be changed; None where no row can be held out."""
+    """Return `held_rows` as a mask, which is shared and must not be changed; None if no row is held out."""
     if stride == 0:
         return None
     mask = torch.zeros(count, dtype=torch.bool, device="cpu")
@@ -204,7 +258,7 @@ def held_out(start: int, count: int, stride: int) -> Tensor | None:
 
 
 def _salted(keys: Tensor, seed: int) -> Tensor:
-    """Mix keys with a seed, so that another seed holds out others."""
+    """Mix keys with a seed, so that another seed holds out other rows."""
     mixed = _mixed(keys.cpu().numpy().view(np.uint64) + _mixed(np.array([seed], dtype=np.uint64)))
     return torch.from_numpy((mixed >> np.uint64(1)).view(np.int64)).to(keys.device)
 
@@ -217,14 +271,14 @@ def _mixed(number: np.ndarray) -> np.ndarray:
 
 
 def thinned(rows: Rows, most: int) -> tuple[Block, int]:
-    """Read about `most` rows, evenly from every part (all of them where they are fewer), and count them all."""
+    """Return about `most` rows, evenly from every part (all rows if there are fewer), and the number of all rows."""
     found = list(rows.map(_Thin(most // max(1, len(rows.parts)) + 1)))
     return joined([block for kept, _ in found for block in kept]), sum(count for _, count in found)
 
 
 @dataclass(frozen=True)
 class _Thin:
-    """Keeps every `step`-th row of a part, doubling the step whenever twice the wanted number is exceeded."""
+    """Keeps every `step`-th row of a part; the step doubles whenever twice the wanted number is exceeded."""
 
     wanted: int
 

@@ -1,1 +1,1 @@
-"""States: reverse KL on discrete targets: sums over all states, coordinate ascent, and the score function."""
+"""States: solvers of reverse KL on discrete targets."""

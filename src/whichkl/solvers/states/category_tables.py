@@ -1,4 +1,4 @@
-"""Tables: what the solvers of discrete targets share: which families they take, the probabilities of columns as models."""
+"""Category tables: probabilities of independent columns of categories, as starts, models and optima; and log p of states."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from whichkl.solvers.solver import Optimum
 from whichkl.targets import Target
 
 _KINDS = {"bernoulli", "categorical"}
-_SAME, _TIE = 0.02, 1e-6
+_MAX_DIFFERENCE = 0.02
+"""Tables whose probabilities differ by at most this are one optimum."""
+_MAX_NUMBERS_PER_CALL = 1 << 22
+"""Largest number of floats in the points of one call of the target."""
 
 
 def is_table(family: Family) -> bool:
-    """Whether it is a family of independent columns of categories, or of one such column."""
+    """Return whether a family is one of independent columns of categories, or of one such column."""
     if isinstance(family, Product):
         margins = (family.margins,) if isinstance(family.margins, str) else family.margins or ()
         return bool(margins) and set(margins) <= _KINDS
@@ -28,24 +31,24 @@ def is_table(family: Family) -> bool:
 
 
 def categories_for(target: Target, family: Family) -> tuple[int, ...]:
-    """Return how many categories each column of the target has, once it is seen that the family can have them.
+    """Return the number of categories of each column of the target; the family must allow them.
 
     Raises:
-        TargetError: the target doesn't say that it's discrete, or its categories aren't counted from 0.
+        TargetError: the target isn't declared to be discrete, or its categories aren't counted from 0.
         InputError: the family has other columns.
     """
     levels = target.bijection.levels
     if levels is None:
-        because = "its support isn't said to be discrete"
+        because = "its support isn't declared to be discrete"
         instead = "Pass support='boolean' or 'integer_interval(0, K - 1)'"
         raise TargetError(cannot(f"fit `{family}` to this target", because, instead))
     if any(low != 0 for low, _ in levels):
-        because = "its whole numbers don't begin at 0, and categories are counted from there"
+        because = "its whole numbers don't begin at 0, from which categories are counted"
         raise TargetError(cannot(f"fit `{family}` to this target", because, "Subtract the least value inside `log_prob`"))
     counts = tuple(high + 1 for _, high in levels)
     if isinstance(family, Categorical):
         if len(counts) > 1:
-            because = f"there are {len(counts)} columns, and it is a table of one"
+            because = f"there are {len(counts)} columns, and `Categorical` is a table of one"
             raise InputError(cannot(f"fit `{family}`", because, "Use Product('categorical'), or Autoregressive()"))
         _refuse_other(family, [family.categories], counts)
     if isinstance(family, Product):
@@ -56,8 +59,15 @@ def categories_for(target: Target, family: Family) -> tuple[int, ...]:
     return counts
 
 
+def log_prob_of_states(target: Target, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
+    """Return log p of states in float64, evaluated in blocks of bounded size."""
+    parts = x.reshape(-1, x.shape[-1]).split(max(1, _MAX_NUMBERS_PER_CALL // x.shape[-1]))
+    value = [target.log_prob(one.to(target.device, target.dtype)).detach().cpu().to(torch.float64) for one in parts]
+    return torch.cat(value).reshape(x.shape[:-1])
+
+
 def refuse_empty(log_p: Float[Tensor, " n"], family: Family) -> None:
-    """Refuse states of probability 0, which a model with mass everywhere can't leave out.
+    """Refuse states of probability 0, at which every model has mass.
 
     Raises:
         TargetError: there are any.
@@ -67,6 +77,14 @@ def refuse_empty(log_p: Float[Tensor, " n"], family: Family) -> None:
         because = f"`log_prob` is -inf at {empty:,} of {len(log_p):,} states, where every model of it has mass"
         instead = "Give these states a finite penalty, or draw from the target and use forward KL"
         raise TargetError(cannot(f"minimise `reverse_kl` over `{family}` here", because, instead))
+
+
+def random_tables(counts: Sequence[int], starts: int, generator: torch.Generator) -> list[Float[Tensor, "s k"]]:
+    """Return log probabilities of each column to start from: uniform in the first start, and random in the others."""
+    logits = [torch.randn(starts, count, generator=generator, dtype=torch.float64, device="cpu").mul(2.0) for count in counts]
+    for one in logits:
+        one[0] = 0.0
+    return [one.log_softmax(-1) for one in logits]
 
 
 def model_of(family: Family, logs: Sequence[Float[Tensor, " k"]]) -> Any:
@@ -83,11 +101,11 @@ def model_of(family: Family, logs: Sequence[Float[Tensor, " k"]]) -> Any:
 
 
 def distinct_tables(
-    family: Family, ends: Sequence[tuple[float, Sequence[Float[Tensor, " k"]], bool]], tie: float = _TIE
+    family: Family, ends: Sequence[tuple[float, Sequence[Float[Tensor, " k"]], bool]], tie: float = 1e-6
 ) -> tuple[Optimum, ...]:
     """Sort ends (loss, log probabilities of each column, converged) by loss, and drop those that repeat a better one.
 
-    Two are the same where no probability differs by more than 0.02.
+    Two ends are the same if no probability differs by more than 0.02.
     """
     kept: list[tuple[float, Sequence[Tensor], bool]] = []
     for one in sorted(ends, key=lambda end: (round(end[0], 9), [float(log[0]) for log in end[1]])):
@@ -98,19 +116,19 @@ def distinct_tables(
 
 
 def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return max(float((x.exp() - y.exp()).abs().max()) for x, y in zip(a, b, strict=True)) <= _SAME
+    return max(float((x.exp() - y.exp()).abs().max()) for x, y in zip(a, b, strict=True)) <= _MAX_DIFFERENCE
 
 
 def _margins(family: Product, dim: int) -> tuple[str, ...]:
     margins = (family.margins,) * dim if isinstance(family.margins, str) else family.margins or ()
     if len(margins) != dim:
         because = f"it names {len(margins)} margins, and there are {dim} columns"
-        raise InputError(cannot(f"use `{family}`", because, "Name one a column, or one for all"))
+        raise InputError(cannot(f"use `{family}`", because, "Name one margin per column, or one for all"))
     return margins
 
 
 def _refuse_other(family: Family, said: Sequence[int | None], counts: Sequence[int]) -> None:
     for i, (mine, found) in enumerate(zip(said, counts, strict=True)):
         if mine is not None and mine != found:
-            because = f"column {i + 1} has {mine} categories in it and {found} in the target's support"
-            raise InputError(cannot(f"fit `{family}` to this target", because, "Correct the one or the other"))
+            because = f"column {i + 1} has {mine} categories in the family and {found} in the target's support"
+            raise InputError(cannot(f"fit `{family}` to this target", because, "Correct `categories=` or `support=`"))

@@ -5,43 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family, Product
-from whichkl.objectives import Direction, Objective
-from whichkl.solvers.solver import Solution, Solver
-from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table
+from whichkl.solvers.solver import Solution, Solver, check_counts, check_positive
+from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table, log_prob_of_states
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
-_TWO = 2.0
-_BOLD = 8
-"""Sweeps whose answers are taken whole, before they are averaged."""
-_CLOSE = 3.0
-_BLOCK = 1 << 22
-"""Numbers in the points of one call of the target."""
+_FULL_SWEEPS = 8
+"""Number of sweeps whose answers are taken whole; later ones are averaged."""
+_NEAR_BEST = 3.0
+"""Nats. Starts that are this much above the best after `_FULL_SWEEPS` sweeps aren't followed."""
 _JUDGED_ON = 4_096
+"""Number of draws by which starts are compared."""
 
 
 @dataclass(frozen=True)
 class CoordinateAscent(Solver):
     """argmin KL(q‖p) over q = ∏ qⱼ: log qⱼ(k) = E_q[log p(xⱼ = k, rest)] + const., every value of a column tried on each draw.
 
-    That is the natural gradient, its expectation over xⱼ exact and over the rest by `draws`, which takes most of the noise a
-    score-function gradient has, and needs no derivative of log p. Several starts at once, column by column; the first sweeps
-    take their answers whole, later ones average them, t-th by 1/t. It stops where what the noise costs, ½ Σⱼ Var of log
-    qⱼ under q, and what the last sweeps were off beyond noise, are both below `tolerance` nats.
+    This is the natural gradient. Its expectation over xⱼ is exact, and the one over the other columns is over `draws`, which
+    removes most of the noise of a score-function gradient. It needs no derivative of log p. Several starts run at once, column
+    by column. The first sweeps take their answers whole; the t-th later one averages with weight 1/t. The ascent stops when the
+    cost of the noise, ½ Σⱼ Var of log qⱼ under q, and the error of the last sweeps beyond noise are both below `tolerance`.
 
     Args:
-        draws: of q, for each column.
-        starts: at once; those 3 nats above the best after the first sweeps aren't followed.
-        sweeps: at most.
+        draws: number of draws of q per column.
+        starts: number of starts; those 3 nats above the best after the first sweeps aren't followed.
+        sweeps: largest number of sweeps.
         tolerance: nats.
 
     Raises:
@@ -51,9 +48,9 @@ class CoordinateAscent(Solver):
     (1951) for the averages.
     """
 
-    name: ClassVar[str] = "coordinate_ascent"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Product,)
+    name = "coordinate_ascent"
+    direction = "reverse"
+    families = (Product,)
 
     draws: int = 32
     starts: int = 8
@@ -62,22 +59,16 @@ class CoordinateAscent(Solver):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name, least in (("draws", 2), ("starts", 1), ("sweeps", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                because = f"`{name}={value!r}` isn't a whole number of at least {least}"
-                raise InputError(cannot("use `CoordinateAscent`", because, f"Leave `{name}` out"))
-        if not 0 < self.tolerance < math.inf:
-            because = f"`tolerance={self.tolerance!r}` isn't a positive number"
-            raise InputError(cannot("use `CoordinateAscent`", because, "Give, say, tolerance=0.02"))
+        check_counts(self, draws=2, starts=1, sweeps=1)
+        check_positive(self, "tolerance")
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to independent columns of categories, where log p can be evaluated."""
-        return is_table(family) and super().solves(objective, family, access) and access.can_evaluate
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the columns are categories."""
+        return is_table(family)
 
     def quick(self) -> CoordinateAscent:
-        """Fewer starts, and a looser end."""
+        """Return a solver with fewer starts and a larger tolerance."""
         return replace(self, starts=max(1, self.starts // 2), tolerance=4 * self.tolerance)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
@@ -87,14 +78,14 @@ class CoordinateAscent(Solver):
         off, noise = _zeros(state), _zeros(state)
         for t in range(1, self.sweeps + 1):
             work.tell("sweeping over the columns", t / self.sweeps)
-            rate = 1.0 if t <= _BOLD else 1 / (t - _BOLD + 1)
+            rate = 1.0 if t <= _FULL_SWEEPS else 1 / (t - _FULL_SWEEPS + 1)
             now_off, now_noise = state.sweep(target, self.draws, rate, seed * 1_000 + t)
             off, noise = 0.8 * off + 0.2 * (now_off - now_noise), now_noise
-            if t == _BOLD:
+            if t == _FULL_SWEEPS:
                 keep = _good(state.losses(target, seed + 7), state)
                 state, off, noise = state.take(keep), off[keep], noise[keep]
-            spread = noise / max(1, t - _BOLD)
-            is_settled = t >= 2 * _BOLD and bool(((off <= self.tolerance) & (spread <= self.tolerance)).all())
+            spread = noise / max(1, t - _FULL_SWEEPS)
+            is_settled = t >= 2 * _FULL_SWEEPS and bool(((off <= self.tolerance) & (spread <= self.tolerance)).all())
             if is_settled or target.evaluations.is_spent:
                 break
         losses, settled = state.losses(target, seed + 7), (off <= self.tolerance) & (spread <= self.tolerance)
@@ -110,7 +101,7 @@ class CoordinateAscent(Solver):
 
 @dataclass
 class _Columns:
-    """Log probabilities of every column, a row a start; −∞ beyond a column's categories."""
+    """Log probabilities of every column, one row per start; −∞ beyond a column's categories."""
 
     log_q: Float[Tensor, "s d k"]
     counts: Sequence[int]
@@ -119,7 +110,7 @@ class _Columns:
     def at(cls, counts: Sequence[int], starts: int, seed: int) -> _Columns:
         """Start from uniform probabilities, and from random ones."""
         generator = torch.Generator().manual_seed(seed)
-        logits = _TWO * torch.randn(starts, len(counts), max(counts), generator=generator, dtype=torch.float64, device="cpu")
+        logits = 2.0 * torch.randn(starts, len(counts), max(counts), generator=generator, dtype=torch.float64, device="cpu")
         logits[0] = 0.0
         beyond = torch.arange(max(counts), device="cpu") >= torch.tensor(counts, dtype=torch.int64, device="cpu")[:, None]
         return cls(logits.masked_fill(beyond, -math.inf).log_softmax(-1), counts)
@@ -137,19 +128,15 @@ class _Columns:
         return _carried(self.log_q, uniforms)
 
     def sweep(self, target: Target, draws: int, rate: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Update every column in turn; return what the answers were off, and what their noise costs, in nats a start."""
+        """Update every column in turn; return the error of the former answers and the cost of the noise, in nats per start."""
         generator = torch.Generator().manual_seed(seed)
         uniforms = torch.rand(draws, len(self.counts), generator=generator, dtype=torch.float64, device="cpu")
         x = self.draw(uniforms)
-        starts = len(x)
-        off, noise = (
-            torch.zeros(starts, dtype=torch.float64, device="cpu"),
-            torch.zeros(starts, dtype=torch.float64, device="cpu"),
-        )
+        off, noise = _zeros(self), _zeros(self)
         for j, count in enumerate(self.counts):
             tried = x[:, :, None].expand(-1, -1, count, -1).clone()
             tried[..., j] = torch.arange(count, dtype=torch.float64, device="cpu")
-            log_p = evaluated(target, tried)
+            log_p = log_prob_of_states(target, tried)
             old = self.log_q[:, j, :count]
             chance = old.exp()
             log_p = log_p - (chance[:, None] * log_p).sum(-1, keepdim=True)
@@ -161,33 +148,25 @@ class _Columns:
         return off, noise
 
     def losses(self, target: Target, seed: int) -> Float[Tensor, "s m"]:
-        """Log q − log p on draws of every start."""
+        """Return log q − log p on draws of every start."""
         generator = torch.Generator().manual_seed(seed)
         x = self.draw(torch.rand(_JUDGED_ON, len(self.counts), generator=generator, dtype=torch.float64, device="cpu"))
         each = self.log_q[:, None].expand(-1, x.shape[1], -1, -1).gather(-1, x.long()[..., None])[..., 0]
-        return each.sum(-1) - evaluated(target, x)
-
-
-def evaluated(target: Target, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
-    """Return log p of states, a block at a time."""
-    rows = x.reshape(-1, x.shape[-1])
-    parts = rows.split(max(1, _BLOCK // x.shape[-1]))
-    value = [target.log_prob(one.to(target.device, target.dtype)).detach().cpu().to(torch.float64) for one in parts]
-    return torch.cat(value).reshape(x.shape[:-1])
+        return each.sum(-1) - log_prob_of_states(target, x)
 
 
 def _carried(log_q: Float[Tensor, "s d k"], uniforms: Float[Tensor, "m d"]) -> Float[Tensor, "s m d"]:
-    """The inverse of each column's distribution function."""
+    """Return the inverses of the columns' distribution functions at uniform numbers."""
     below = log_q.exp().cumsum(-1)[:, None, :, :-1]
     return (uniforms[None, :, :, None] > below).sum(-1).to(torch.float64)
 
 
 def _good(losses: Float[Tensor, "s m"], state: _Columns) -> list[int]:
-    """The starts near the best one in loss, without those that repeat a better one."""
+    """Return the starts near the best one in loss, without those that repeat a better one."""
     mean = losses.mean(-1).nan_to_num(math.inf, math.inf)
     kept: list[int] = []
     for i in mean.argsort().tolist():
-        near = mean[i] <= mean.min() + _CLOSE
+        near = mean[i] <= mean.min() + _NEAR_BEST
         is_new = all(float((state.log_q[i].exp() - state.log_q[k].exp()).abs().max()) > 0.1 for k in kept)
         if near and is_new:
             kept.append(i)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import scipy
@@ -14,41 +13,41 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.families import Autoregressive, Categorical, Family, Product
 from whichkl.families.data_shape import Shape
-from whichkl.objectives import Direction, Objective
 from whichkl.process.seeds import seeded
 from whichkl.solvers.flat_weights import Flat
-from whichkl.solvers.solver import Optimum, Solution, Solver
-from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table, refuse_empty
+from whichkl.solvers.solver import Optimum, Solution, Solver, check_counts, check_positive
+from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table, random_tables, refuse_empty
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
 _STARTS = 16
-_TWO = 2.0
+"""Number of starts of coordinate ascent."""
 _NUDGE = 0.01
-"""By which log odds are moved off a saddle."""
-_WINDOW = 100
-"""Iterations of L-BFGS that must gain something."""
-_FAST, _NOTHING = 50, 1e-9
+"""Standard deviation of the noise on the log odds that moves an end off a saddle."""
+_WINDOW_OF_GAP, _WINDOW_OF_HALVING = 100, 50
+"""Iterations of L-BFGS in which the KL must fall by `gap`; and, once it is below `gap`, by half."""
+_EXACT_KL = 1e-9
+"""Nats. A KL at which no iteration can gain anything."""
 
 
 @dataclass(frozen=True)
 class Enumeration(Solver):
     """argmin KL(q‖p) = Σ q (log q − log p) over all states: exact values and gradients.
 
-    Independent columns by coordinate ascent from 16 starts at once: log qⱼ(k) = E_q[log p | xⱼ = k] + const., which never lowers
-    the ELBO; every end is nudged, so that it can't stay on a saddle. A single column of categories is p itself. An
-    autoregressive network, from the uniform distribution, by L-BFGS on its weights, until the KL itself, which is all that
-    could still be gained, is at most `gap` nats and no longer halved by fifty iterations, or a hundred gain less than `gap`.
+    Independent columns are fitted by coordinate ascent from 16 starts at once: log qⱼ(k) = E_q[log p | xⱼ = k] + const. never
+    lowers the ELBO. Every end is nudged, so that it can't stay on a saddle. A single column of categories is p itself. An
+    autoregressive network is fitted by L-BFGS on its weights, from the uniform distribution. It ends when the KL, which bounds
+    what can still be gained, is at most `gap` nats and fifty iterations no longer halve it, or when a hundred iterations gain
+    less than `gap`.
 
     Args:
-        tolerance: nats that a sweep, and the largest probability that it moves, must fall short of.
-        sweeps: of coordinate ascent, at most.
-        gap: nats that a network may be from p.
-        iterations: of L-BFGS, at most.
+        tolerance: nats that a sweep may gain, and probability that it may move, at the end.
+        sweeps: largest number of sweeps of coordinate ascent.
+        gap: nats between a network and p.
+        iterations: largest number of iterations of L-BFGS.
 
     Raises:
         InputError: a field is out of range.
@@ -56,9 +55,9 @@ class Enumeration(Solver):
     Source: Saul, Jaakkola & Jordan (1996) for mean field on Boltzmann machines.
     """
 
-    name: ClassVar[str] = "enumeration"
-    direction: ClassVar[Direction] = "reverse"
-    families: ClassVar[tuple[type[Family], ...]] = (Product, Categorical, Autoregressive)
+    name = "enumeration"
+    direction = "reverse"
+    families = (Product, Categorical, Autoregressive)
 
     tolerance: float = 1e-9
     sweeps: int = 2_000
@@ -67,22 +66,13 @@ class Enumeration(Solver):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        for name in ("sweeps", "iterations"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                because = f"`{name}={value!r}` isn't a whole number of at least 1"
-                raise InputError(cannot("use `Enumeration`", because, f"Leave `{name}` out"))
-        for name in ("tolerance", "gap"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                because = f"`{name}={value!r}` isn't a positive number"
-                raise InputError(cannot("use `Enumeration`", because, f"Leave `{name}` out"))
+        check_counts(self, sweeps=1, iterations=1)
+        check_positive(self, "tolerance", "gap")
 
     @classmethod
-    def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
-        """Reverse KL to columns of categories, where every state can be listed and evaluated."""
-        is_able = is_table(family) or isinstance(family, Autoregressive)
-        return is_able and super().solves(objective, family, access) and access.can_evaluate and Access.ENUMERABLE in access
+    def covers(cls, family: Family, access: Access) -> bool:
+        """Return whether the columns are categories, and all states can be listed."""
+        return (is_table(family) or isinstance(family, Autoregressive)) and Access.ENUMERABLE in access
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """List the states, and minimise."""
@@ -96,14 +86,11 @@ class Enumeration(Solver):
         return self._columns(family, log_p, counts, seed)
 
     def _columns(self, family: Family, log_p: Float[Tensor, " n"], counts: Sequence[int], seed: int) -> Solution:
-        """Coordinate ascent from uniform probabilities and from random ones, twice: the second time off the ends of the first."""
+        """Run coordinate ascent from uniform and from random probabilities, and again from the nudged ends."""
         generator = torch.Generator().manual_seed(seed)
-        logs = [torch.randn(_STARTS, count, generator=generator, dtype=torch.float64, device="cpu").mul(_TWO) for count in counts]
-        for one in logs:
-            one[0] = 0.0
+        logs = random_tables(counts, _STARTS, generator)
         table, done = log_p.reshape(tuple(counts)), 0
         history: list[float] = []
-        logs = [one.log_softmax(-1) for one in logs]
         for again in (False, True):
             if again:
                 noise = [torch.randn(one.shape, generator=generator, dtype=torch.float64, device="cpu") for one in logs]
@@ -125,11 +112,11 @@ class Enumeration(Solver):
     def _network(
         self, family: Autoregressive, x: Tensor, log_p: Tensor, counts: tuple[int, ...], seed: int, work: Work
     ) -> Solution:
-        """L-BFGS on the weights of the network, from the uniform distribution."""
+        """Run L-BFGS on the weights of the network, from the uniform distribution."""
         shape = Shape(len(counts), categories=counts)
         with seeded(seed):
             network = family.network(shape).to(torch.float64)
-        uniform(network)
+        make_uniform(network)
         flat, states, log_z = Flat(network), _States(network), log_p.logsumexp(0)
         leading, table = x.long()[:: counts[-1]], log_p.reshape(-1, counts[-1]) - log_z
         kls, best = [math.inf], flat.read().numpy()
@@ -161,9 +148,10 @@ class Enumeration(Solver):
         return Solution((optimum,), int(result.nit), float(np.abs(result.jac).max()), notes=notes, history=history)
 
     def _has_settled(self, kls: Sequence[float]) -> bool:
-        """Whether p is near enough, as KL ≥ 0 bounds what can be gained, or the last iterations gained too little."""
-        near = kls[-1] <= self.gap and (kls[-1] < _NOTHING or (len(kls) > _FAST and kls[-1] > kls[-1 - _FAST] / 2))
-        return near or (len(kls) > _WINDOW and kls[-1 - _WINDOW] - kls[-1] <= self.gap)
+        """Return whether the KL, which bounds what can be gained, is small enough, or the last iterations gained too little."""
+        halves = len(kls) <= _WINDOW_OF_HALVING or kls[-1] <= kls[-1 - _WINDOW_OF_HALVING] / 2
+        is_near = kls[-1] <= self.gap and (kls[-1] < _EXACT_KL or not halves)
+        return is_near or (len(kls) > _WINDOW_OF_GAP and kls[-1 - _WINDOW_OF_GAP] - kls[-1] <= self.gap)
 
 
 def sweep(
@@ -172,8 +160,8 @@ def sweep(
     """Update every column once, in order; return −ELBO after it and the log probabilities.
 
     Args:
-        table: log p of every state, an axis a column.
-        logs: log probabilities of each column, a row a start.
+        table: log p of every state, one axis per column.
+        logs: log probabilities of each column, one row per start.
     """
     logs, starts = list(logs), len(logs[0])
     left = table.expand(starts, *table.shape)
@@ -188,7 +176,7 @@ def sweep(
     return -(left.reshape(starts) + entropy), logs
 
 
-def uniform(network: nn.Module) -> None:
+def make_uniform(network: nn.Module) -> None:
     """Give every category the same probability, by zeros in the last layer."""
     last = [one for one in network.modules() if isinstance(one, nn.Linear)][-1]
     nn.init.zeros_(last.weight)
@@ -196,9 +184,9 @@ def uniform(network: nn.Module) -> None:
 
 
 class _States(nn.Module):
-    """Log q of every state, (n / K, K): a row gives all K values of the last column, on which nothing depends.
+    """Log q of every state, (n / K, K): a row holds all K values of the last column, on which no other column depends.
 
-    Inside `forward`, which is where `functional_call` reaches.
+    The sum is in `forward` because `functional_call` replaces weights there alone.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -1,9 +1,9 @@
-"""Regression: passes over the rows (x, y) of a generalised linear model, in standardised columns x."""
+"""Newton's design: what standardises the columns x of a generalised linear model, and the passes over the rows (x, y)."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,23 +11,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.families.design import check_context
+from whichkl._checks import InputError, cannot
+from whichkl.families.design import check_context, context_names, refuse_degenerate
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.families.responses import Response
 from whichkl.samples import Block
+from whichkl.solvers.rows.exact_fits import Sums, add_sums, shift_to_mean
 from whichkl.solvers.rows.rows import Rows
 
-_JOIN: dict[str, Any] = {"reach": max, "least": min, "most": max}
+_COMBINE: dict[str, Any] = {"reach": max, "least": min, "most": max}
+"""How the results of two parts are combined; all others are added."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss, gradient and curvature at θ, summed over n rows; and what the step that led there did to the rows' η."""
+    """Loss, gradient and curvature at θ, summed over n rows, and the changes of the rows' η in the step that led to θ."""
 
     loss: float
     gradient: Float[Tensor, "k c1"]
     curvature: Tensor
-    """The Hessian over θ in one line, or, as `gradient`, its diagonal."""
+    """The Hessian over the flattened θ, or its diagonal in the shape of `gradient`."""
     reach: float
     """The largest change of an η."""
     least: float
@@ -35,20 +38,20 @@ class Evaluation:
     """The least and largest `Response.gain` of a row."""
 
     def separates(self, certain: float) -> bool:
-        """Whether the step lowers no row's likelihood, however far one goes along it, and raises some."""
+        """Return whether the step lowers no row's likelihood, at any length, and raises some row's."""
         return self.most > 1e-3 * self.reach > 0 and self.least >= -certain * self.reach
 
 
 @dataclass(frozen=True)
 class Design:
-    """What a pass needs: the family, and how the columns x are standardised; θ is (k, c + 1) with the bias last."""
+    """The family, and the standardisation of the columns x; θ is (k, c + 1) with the bias last."""
 
     family: GeneralizedLinear
     names: list[str]
     center: Float[Tensor, " c"]
     scale: Float[Tensor, " c"]
     columns: int
-    """k: one row of weights, or one for each class."""
+    """k: one row of weights, or one per class."""
     count: float
     """n, the number of rows; their weights are scaled to this sum."""
     per_row: float
@@ -56,7 +59,7 @@ class Design:
     """The mean of y, or the share of each class."""
 
     def start(self) -> Float[Tensor, "k c1"]:
-        """No weights, and the biases that the frequencies of y call for."""
+        """Return weights of 0, and the biases that fit the frequencies of y."""
         theta = self.center.new_zeros(self.columns, len(self.center) + 1)
         f = self.frequencies
         log = f.log()
@@ -64,33 +67,33 @@ class Design:
         return theta
 
     def model(self, theta: Float[Tensor, "k c1"]) -> Any:
-        """Return the model in the units of x as given, a multinomial one's with sums 0 over the classes."""
+        """Return the model in the original units of x; weights of several classes sum to 0 over the classes."""
         theta = theta - theta.mean(0) if self.columns > 1 else theta
         weight = theta[:, :-1] / self.scale
         bias = theta[:, -1] - weight @ self.center
         return self.family.model({"weight": weight, "bias": bias})
 
     def theta(self, model: Any) -> Float[Tensor, "k c1"]:
-        """Return the θ of a model, where `model` came from another design of as many columns."""
+        """Return the θ of a model that came from another design with the same number of columns."""
         return torch.cat([model.weight * self.scale, (model.bias + model.weight @ self.center)[:, None]], 1)
 
     @property
     def prior(self) -> Float[Tensor, " c1"]:
-        """The penalty on each column of θ: on W in the units of x, none on the bias."""
+        """The penalty on each column of θ: on W in the original units of x, and none on the bias."""
         return torch.cat([self.family.penalty / self.scale.square(), self.scale.new_zeros(1)])
 
     def evaluate(self, rows: Rows, theta: Tensor, step: Tensor | None, *, hessian: bool) -> Evaluation:
-        """Return loss, gradient and Hessian (or its diagonal) at θ, and what `step` does to the rows; one pass."""
+        """Return loss, gradient and Hessian (or its diagonal) at θ, and the effect of `step` on the rows; one pass."""
         total: dict[str, Any] = {}
         for one in rows.map(_Derivatives(self, theta, step, "hessian" if hessian else "diagonal")):
             for name, value in one.items():
-                total[name] = _JOIN.get(name, operator.add)(total[name], value) if name in total else value
+                total[name] = _COMBINE.get(name, operator.add)(total[name], value) if name in total else value
         prior, k = self.prior, self.columns
         loss = self.per_row * float(total["loss"]) + 0.5 * float((prior * theta.square()).sum())
         curvature = self.per_row * total["curvature"]
         if hessian:
             curvature = curvature + torch.diag(prior.repeat(k))
-            if k > 1:  # adding the same to all η changes nothing: let the Hessian be 1 there, and no step goes that way
+            if k > 1:  # adding a constant to all η changes nothing: a curvature there keeps steps from going that way
                 same = prior.new_full((k, k), self.count / k)
                 curvature = curvature + torch.kron(same, torch.eye(len(prior), dtype=prior.dtype, device=prior.device))
         else:
@@ -106,7 +109,7 @@ class Design:
         return self.per_row * total + self.prior * by
 
     def separating(self, rows: Rows) -> list[int]:
-        """Return the columns x that by themselves set a group of y apart from the rest."""
+        """Return the columns x that alone separate a group of y from the rest."""
         found = list(rows.map(_Ends(self)))
         groups = max(len(low) for low, _ in found)
         low, high = (
@@ -140,12 +143,8 @@ class _Derivatives:
         size = theta.numel()
         curvature = theta.new_zeros(size, size) if self.what == "hessian" else torch.zeros_like(theta)
         for block in blocks:
-            x, y, w = (
-                (check_context(self.design.family, block.context) - self.design.center) / self.design.scale,
-                block.x[:, 0],
-                block.w,
-            )
-            x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+            x = (check_context(self.design.family, block.context) - self.design.center) / self.design.scale
+            x, y, w = torch.cat([x, torch.ones_like(x[:, :1])], 1), block.x[:, 0], block.w
             eta = x @ theta.T
             mean = law.mean(eta)
             if self.step is not None and self.what == "product":
@@ -196,3 +195,86 @@ def _hessian(law: Response, mean: Tensor, x: Tensor, w: Tensor) -> Tensor:
 def _diagonal(law: Response, mean: Tensor, x: Tensor, w: Tensor) -> Tensor:
     each = torch.stack([law.curve(mean, a, a) for a in range(mean.shape[1])])
     return (each * w) @ x.square()
+
+
+def survey(rows: Rows, family: GeneralizedLinear, names: Sequence[str]) -> Design:
+    """Read the rows once to standardise x, and refuse rows to which the family can't be fitted.
+
+    Raises:
+        InputError: y holds a value that the response doesn't take, or a class never occurs; a column x is constant, or depends
+            on others and there is no penalty.
+    """
+    first = rows.first_block()
+    family.check_columns(first.x.shape[1])
+    origin = check_context(family, first.context)[0]
+    sums = _survey(rows, family, origin)
+    if (shift := shift_to_mean(sums["weight"], sums["x"], sums["xx"].diagonal())) is not None:
+        origin = origin + shift
+        sums = _survey(rows, family, origin)
+    shift = sums["x"] / sums["weight"]
+    if int(sums["outside"]):
+        because = (
+            f"y holds {int(sums['outside']):,} values that `{family.response}` doesn't take: it takes {family.law.values.words}"
+        )
+        raise InputError(cannot(f"fit `{family}`", because, family.advice))
+    family.check_count(int(sums["rows"]), 1)
+    frequencies = sums["codes"] / sums["weight"]
+    _check_frequencies(family, frequencies)
+    covariance = sums["xx"] / sums["weight"] - torch.outer(shift, shift)
+    known = context_names(names, len(origin))
+    refuse_degenerate(family, covariance, known, dependent=family.penalty == 0)
+    columns = len(frequencies) if family.response == "categorical" else 1
+    count = float(sums["rows"])
+    center, scale = origin + shift, covariance.diagonal().sqrt()
+    return Design(family, known, center, scale, columns, count, count / float(sums["weight"]), frequencies)
+
+
+def _survey(rows: Rows, family: GeneralizedLinear, origin: Tensor) -> Sums:
+    total: Sums = {}
+    for sums in rows.map(_Survey(family, origin)):
+        add_sums(total, sums)
+    return total
+
+
+def _check_frequencies(family: GeneralizedLinear, frequencies: Tensor) -> None:
+    if family.response == "poisson":
+        if float(frequencies[0]) == 0:
+            because = "all counts y are 0, so the likelihood has no maximum"
+            raise InputError(cannot(f"fit `{family}`", because, "Give rows with counts above 0"))
+        return
+    if family.response == "bernoulli":
+        frequencies = torch.stack([1 - frequencies[0], frequencies[0]])
+    missing = (frequencies <= 0).nonzero().flatten().tolist()
+    if missing or len(frequencies) < 2:
+        which = missing[0] if missing else 1
+        because = f"class {which} never occurs in y, so its likelihood has no maximum"
+        raise InputError(cannot(f"fit `{family}`", because, "Give rows of it, or code the classes that occur as 0 … K−1"))
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """Adds up moments of x about an origin, and y or the weight of each class."""
+
+    family: GeneralizedLinear
+    origin: Float[Tensor, " c"]
+
+    def __call__(self, blocks: Iterator[Block]) -> Sums:
+        zero, sums = self.origin.new_zeros(()), dict[str, Tensor]()
+        c = len(self.origin)
+        add_sums(sums, dict.fromkeys(("rows", "weight", "outside"), zero))
+        add_sums(sums, {"x": zero.expand(c), "xx": zero.expand(c, c), "codes": zero[None]})
+        for block in blocks:
+            x, y = check_context(self.family, block.context) - self.origin, block.x[:, 0]
+            inside = self.family.law.values.contains(y)
+            y = torch.where(inside, y, 0)
+            is_class = self.family.response == "categorical"
+            more = {
+                "rows": (block.w > 0).sum(),
+                "weight": block.w.sum(),
+                "outside": (~inside).sum(),
+                "x": block.w @ x,
+                "xx": (block.w[:, None] * x).T @ x,
+                "codes": torch.bincount(y.long(), weights=block.w) if is_class else (block.w @ y)[None],
+            }
+            add_sums(sums, more)
+        return sums

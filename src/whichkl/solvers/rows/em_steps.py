@@ -1,9 +1,9 @@
-"""Expectation: one E step of a mixture over the rows, as sums of features that all starts share, and the M step from them."""
+"""EM steps: the E step of several mixtures over the rows, the M step from its sums, and SQUAREM's leaps over such steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from whichkl.samples import Block
 
-_ROWS = 4_096
-"""Rows of a matrix product."""
-_SINGLE = 1e5
-"""Largest trace of a precision, times the dimension, at which single precision still gives log densities to a hundredth."""
+_ROWS_PER_PRODUCT = 4_096
+"""Number of rows in one matrix product."""
+_MAX_PRECISION_IN_SINGLE = 1e5
+"""Largest trace of a precision times the dimension at which float32 gives log densities to a hundredth."""
 FREEDOM = (0.2, 1e3)
-"""Degrees of freedom are kept in this range: above it a Student-t is a normal in all but name."""
-_CLOSE = 1e-12
-"""In the logarithm of the degrees of freedom: where rounding begins."""
+"""Range of the degrees of freedom; above it a Student-t can't be distinguished from a normal."""
+_FREEDOM_TOLERANCE = 1e-12
+"""Tolerance of the logarithm of the degrees of freedom; below it rounding dominates."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +31,39 @@ class State:
     cov: Float[Tensor, "s k d d"]
     df: Float[Tensor, "s k"] | None = None
 
+    def each(self, function: Callable[..., Tensor], *others: State) -> State:
+        """Apply a function to every field, and to the same field of the others."""
+        parts = [function(*(getattr(one, name) for one in (self, *others))) for name in self.named()]
+        return State(*parts)
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the fields by name, without `df` if it is None."""
+        fields = {"probs": self.probs, "loc": self.loc, "cov": self.cov}
+        return fields if self.df is None else {**fields, "df": self.df}
+
     def take(self, starts: Tensor) -> State:
         """Return some of the starts."""
-        df = None if self.df is None else self.df[starts]
-        return State(self.probs[starts], self.loc[starts], self.cov[starts], df)
+        return self.each(lambda part: part[starts])
 
-    def beside(self, other: State) -> State:
-        """Return both as one batch of starts."""
-        df = None if self.df is None or other.df is None else torch.cat([self.df, other.df])
-        return State(torch.cat([self.probs, other.probs]), torch.cat([self.loc, other.loc]), torch.cat([self.cov, other.cov]), df)
+    def beside(self, *others: State) -> State:
+        """Return all of them as one batch of starts."""
+        return self.each(lambda *parts: torch.cat(parts), *others)
 
     @property
     def fits_single(self) -> bool:
-        """Whether single precision is enough for an E step that isn't the last one."""
+        """Whether float32 is precise enough for an E step that isn't the last one."""
         dim = self.loc.shape[-1]
         tril, failed = torch.linalg.cholesky_ex(self.cov)
         trace = torch.cholesky_inverse(tril).diagonal(dim1=-2, dim2=-1).sum(-1)
-        return not bool(failed.any()) and float(trace.max()) * dim < _SINGLE
+        return not bool(failed.any()) and float(trace.max()) * dim < _MAX_PRECISION_IN_SINGLE
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """The E step: Σ w r φ(x) for every component, φ the products, the values and 1, and Σ w log q for every start.
+    """The E step: Σ w r φ(x) per component and Σ w log q per start; φ are the products of columns, the columns and 1.
 
-    Both the log densities and the sums are one matrix product with the same features, half the work of whitened residuals.
-    Where the components are Student-t, r is multiplied by u = (ν + d)/(ν + δ), the expected precision of a row.
+    The log densities and the sums are each one matrix product with these features, which is half the work of whitened
+    residuals. For Student-t components r is multiplied by u = (ν + d)/(ν + δ), the expected precision of a row.
 
     Source: Dempster, Laird & Rubin (1977); for Student-t, Liu & Rubin (1995).
     """
@@ -66,7 +74,7 @@ class Expectation:
     diagonal: bool
     dtype: torch.dtype
 
-    def __call__(self, blocks: Iterator[Block]) -> Sums:
+    def __call__(self, blocks: Iterator[Block]) -> ExpectationSums:
         """Add up over the blocks of a part."""
         starts, count, dim = self.state.loc.shape
         forms = quadratic_forms(self.state, diagonal=self.diagonal)
@@ -76,10 +84,10 @@ class Expectation:
             forms[:, -1] += constant.reshape(-1)
         forms, constant = forms.to(self.dtype), constant.to(self.dtype)[..., None]
         df = None if self.state.df is None else self.state.df.to(self.dtype)[..., None]
-        sums = Sums.zero(starts, count, forms.shape[1])
-        buffer = torch.empty(forms.shape[1], _ROWS, dtype=self.dtype, device="cpu")
+        sums = ExpectationSums.zero(starts, count, forms.shape[1])
+        buffer = torch.empty(forms.shape[1], _ROWS_PER_PRODUCT, dtype=self.dtype, device="cpu")
         for block in blocks:
-            for x, w in zip(block.x.split(_ROWS), block.w.split(_ROWS), strict=True):
+            for x, w in zip(block.x.split(_ROWS_PER_PRODUCT), block.w.split(_ROWS_PER_PRODUCT), strict=True):
                 y = ((x - self.shift) / self.scale).T.to(self.dtype).contiguous()
                 features = _features(y, buffer[:, : len(x)], diagonal=self.diagonal)
                 form = (forms @ features).reshape(starts, count, -1)
@@ -102,8 +110,8 @@ class Expectation:
 
 
 @dataclass
-class Sums:
-    """What an E step adds up, in float64."""
+class ExpectationSums:
+    """The sums of an E step, in float64."""
 
     likelihood: Float[Tensor, " s"]
     weight: Float[Tensor, ""]
@@ -113,20 +121,20 @@ class Sums:
     """Σ w r (log u − u), for the degrees of freedom."""
 
     @classmethod
-    def zero(cls, starts: int, count: int, features: int) -> Sums:
-        """Begin with nothing."""
+    def zero(cls, starts: int, count: int, features: int) -> ExpectationSums:
+        """Return sums of 0."""
         zero = torch.zeros(starts, count, dtype=torch.float64, device="cpu")
         moments = torch.zeros(starts * count, features, dtype=torch.float64, device="cpu")
         return cls(zero[:, 0].clone(), zero.new_zeros(()), moments, zero.clone(), zero.clone())
 
-    def add(self, more: Sums) -> None:
+    def add(self, more: ExpectationSums) -> None:
         """Add another part's sums."""
         for name in ("likelihood", "weight", "moments", "mass", "spread"):
             getattr(self, name).add_(getattr(more, name))
 
 
-def maximize(sums: Sums, state: State, floor: Float[Tensor, " d"], covariance: str) -> State:
-    """The M step: weighted moments, covariances kept above `floor`, one for all components where they are tied."""
+def m_step(sums: ExpectationSums, state: State, floor: Float[Tensor, " d"], covariance: str) -> State:
+    """Take the M step: weighted moments, with covariances above `floor`, and one covariance for all components if tied."""
     starts, count, dim = state.loc.shape
     diagonal = covariance == "diagonal"
     around = sums.moments[:, -1].clamp(min=1e-12)
@@ -153,7 +161,7 @@ def maximize(sums: Sums, state: State, floor: Float[Tensor, " d"], covariance: s
 
 
 def quadratic_forms(state: State, *, diagonal: bool) -> Float[Tensor, "sk p"]:
-    """Coefficients of δ = (x − m)ᵀ Σ⁻¹ (x − m) over the features of x: products, values, 1."""
+    """Return the coefficients of δ = (x − m)ᵀ Σ⁻¹ (x − m) in the features of x."""
     starts, count, dim = state.loc.shape
     loc = state.loc.reshape(-1, dim)
     cov = state.cov.reshape(-1, dim, dim)
@@ -183,7 +191,7 @@ def _features(y: Float[Tensor, "d m"], out: Float[Tensor, "p m"], *, diagonal: b
 
 
 def _log_constant(state: State) -> Float[Tensor, "s k"]:
-    """Log π and the logarithm of the component's normaliser."""
+    """Return log π plus the logarithm of the component's normaliser."""
     dim = state.loc.shape[-1]
     constant: Tensor = state.probs.log() - torch.linalg.cholesky(state.cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
     if state.df is None:
@@ -194,8 +202,8 @@ def _log_constant(state: State) -> Float[Tensor, "s k"]:
 def _freedom(df: Float[Tensor, "s k"], dim: int, spread: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
     """Solve log(ν/2) − ψ(ν/2) + 1 + mean(log u − u) + ψ((ν′ + d)/2) − log((ν′ + d)/2) = 0 for ν by Newton's method in log ν.
 
-    ν′ is the old ν; the left side falls with ν (Liu & Rubin, 1995). A step that leaves the bracket is replaced by its middle;
-    where the root lies beyond an end of `FREEDOM`, that end is returned.
+    ν′ is the old ν; the left side falls with ν (Liu & Rubin, 1995). A step that leaves the bracket is replaced by the bracket's
+    middle. If the root lies beyond an end of `FREEDOM`, that end is returned.
     """
     old = (df + dim) / 2
     constant = 1 + spread + torch.digamma(old) - old.log()
@@ -210,16 +218,16 @@ def _freedom(df: Float[Tensor, "s k"], dim: int, spread: Float[Tensor, "s k"]) -
         value = half.log() - torch.digamma(half) + constant
         low, high = torch.where(value > 0, t, low), torch.where(value > 0, high, t)
         step = t - value / (1 - half * torch.polygamma(1, half))
-        step = torch.where((step > low - _CLOSE) & (step < high + _CLOSE), step, (low + high) / 2)
+        step = torch.where((step > low - _FREEDOM_TOLERANCE) & (step < high + _FREEDOM_TOLERANCE), step, (low + high) / 2)
         step = torch.where(outside, t, step)
         moved, t = float((step - t).abs().amax()), step
-        if not moved > _CLOSE:
+        if not moved > _FREEDOM_TOLERANCE:
             break
     return t.exp()
 
 
 def _above(covariance: Float[Tensor, "s k d d"], floor: Float[Tensor, " d"], *, diagonal: bool) -> Float[Tensor, "s k d d"]:
-    """Raise covariances to Σ ⪰ diag(floor): the exact M step under that constraint (eigenvalues clipped in its metric)."""
+    """Raise covariances to Σ ⪰ diag(floor), the exact M step under that constraint: eigenvalues are clipped in its metric."""
     if diagonal:
         return torch.diag_embed(torch.maximum(covariance.diagonal(dim1=-2, dim2=-1), floor))
     root = floor.sqrt()
@@ -229,3 +237,46 @@ def _above(covariance: Float[Tensor, "s k d d"], floor: Float[Tensor, " d"], *, 
     raised = (vector * eigenvalue.clamp(min=1.0)[..., None, :]) @ vector.transpose(-1, -2)
     above: Tensor = raised * (root[:, None] * root)
     return above
+
+
+def squarem_cycle(
+    state: State, update: Callable[[State], tuple[Tensor, State]]
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"], State]:
+    """Take two EM steps, a leap along their difference, and a step from there where the leap raised the likelihood.
+
+    Returns:
+        The likelihood at the beginning, the largest likelihood that was met, and the state one step after that.
+
+    Source: SQUAREM, Varadhan & Roland (2008).
+    """
+    here, first = update(state)
+    ahead, second = update(first)
+    points = [_flat(one) for one in (state, first, second)]
+    slope = points[1] - points[0]
+    bend = points[2] - points[1] - slope
+    length = (slope.square().sum(-1) / bend.square().sum(-1).clamp(min=1e-300)).sqrt().clamp(1.0, 1e4)[:, None]
+    leap = _unflat(points[0] + 2 * length * slope + length.square() * bend, second)
+    safe = (torch.linalg.cholesky_ex(leap.cov)[1] == 0).all(-1)
+    safe = safe & leap.probs.isfinite().all(-1) & leap.loc.isfinite().all((-1, -2))
+    there, third = update(_where(safe, leap, second))
+    better = safe & (there >= ahead)
+    return here, torch.where(better, there, ahead), _where(better, third, second)
+
+
+def _flat(state: State) -> Float[Tensor, "s f"]:
+    parts = [state.probs.log()[..., None], state.loc, state.cov.flatten(2)]
+    if state.df is not None:
+        parts.append(state.df.log()[..., None])
+    return torch.cat(parts, -1).flatten(1)
+
+
+def _unflat(flat: Float[Tensor, "s f"], like: State) -> State:
+    dim = like.loc.shape[-1]
+    rows = flat.reshape(*like.probs.shape, -1)
+    cov = rows[..., dim + 1 : dim + 1 + dim * dim].unflatten(-1, (dim, dim))
+    df = None if like.df is None else rows[..., -1].clamp(math.log(FREEDOM[0]), math.log(FREEDOM[1])).exp()
+    return State(rows[..., 0].softmax(-1), rows[..., 1 : dim + 1], cov, df)
+
+
+def _where(flag: Tensor, new: State, old: State) -> State:
+    return new.each(lambda a, b: torch.where(flag.reshape(-1, *[1] * (a.ndim - 1)), a, b), old)
