@@ -69,8 +69,10 @@ class ModelAdapter(Protocol):
         """Return the posterior of a model that was given these arguments."""
 
 
-FUNCTION_ADAPTERS: tuple[FunctionAdapter, ...] = (jax,)
-MODEL_ADAPTERS: tuple[ModelAdapter, ...] = (numpyro,)
+FUNCTION_ADAPTERS: list[FunctionAdapter] = [jax]
+"""The adapters of functions; append your own."""
+MODEL_ADAPTERS: list[ModelAdapter] = [numpyro]
+"""The adapters of models; append your own."""
 
 
 def library_folders() -> list[str]:

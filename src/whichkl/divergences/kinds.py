@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from types import MappingProxyType
 from typing import TypeVar
 
 from whichkl._checks import InputError, cannot
@@ -46,38 +45,19 @@ __all__ = [
     "WeightedKLs",
     "divergence_named",
     "parameters_of",
+    "register",
 ]
 
 D = TypeVar("D", bound=Divergence)
 
-DIVERGENCES: Mapping[str, type[Divergence]] = MappingProxyType(
-    {
-        one.name: one
-        for one in (
-            ForwardKLDivergence,
-            ReverseKLDivergence,
-            Jeffreys,
-            JeffreysSum,
-            JensenShannon,
-            SkewForwardKL,
-            SkewReverseKL,
-            Renyi,
-            TotalVariation,
-            Hellinger,
-            ChiSquared,
-            AdaptiveKL,
-            InterpolatedKL,
-        )
-    }
-)
-KINDS: dict[str, type[IntegralDivergence]] = {
-    name: one for name, one in DIVERGENCES.items() if issubclass(one, IntegralDivergence)
-}
+DIVERGENCES: dict[str, type[Divergence]] = {}
+"""Every divergence by its name."""
+KINDS: dict[str, type[IntegralDivergence]] = {}
 """The divergences of two densities."""
-ROW_DIVERGENCES: dict[str, type[RowDivergence]] = {
-    name: one for name, one in DIVERGENCES.items() if issubclass(one, RowDivergence)
-}
+ROW_DIVERGENCES: dict[str, type[RowDivergence]] = {}
 """The divergences of rows of log-probabilities, which are losses."""
+PARAMETERS: dict[str, tuple[str, ...]] = {}
+"""The names of each divergence's parameters; torch.compile reads this table, and can't read dataclass fields of a class."""
 Kind = IntegralDivergence
 
 
@@ -90,8 +70,29 @@ def parameters_of(divergence: type[Divergence] | Divergence) -> tuple[str, ...]:
     return tuple(one.name for one in fields(divergence))
 
 
-PARAMETERS: Mapping[str, tuple[str, ...]] = {name: parameters_of(one) for name, one in DIVERGENCES.items()}
-"""The names of each divergence's parameters; torch.compile reads this table, and can't read dataclass fields of a class."""
+def register(kind: type[D]) -> type[D]:
+    """Make a divergence known by its name to estimates, losses, distillation and the audit. It can decorate the class.
+
+    Raises:
+        InputError: a divergence of this name is registered.
+    """
+    if kind.name in DIVERGENCES:
+        because = "a divergence of this name is registered already"
+        raise InputError(cannot(f"register `{kind.name}`", because, "Give it another name"))
+    DIVERGENCES[kind.name], PARAMETERS[kind.name] = kind, parameters_of(kind)
+    if issubclass(kind, IntegralDivergence):
+        KINDS[kind.name] = kind
+    if issubclass(kind, RowDivergence):
+        ROW_DIVERGENCES[kind.name] = kind
+    return kind
+
+
+_OWN: tuple[type[Divergence], ...] = (
+    *(ForwardKLDivergence, ReverseKLDivergence, Jeffreys, JeffreysSum, JensenShannon, SkewForwardKL, SkewReverseKL),
+    *(Renyi, TotalVariation, Hellinger, ChiSquared, AdaptiveKL, InterpolatedKL),
+)
+for _one in _OWN:
+    register(_one)
 
 
 def divergence_named(name: str, known: Mapping[str, type[D]], **parameters: float) -> D:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -50,15 +50,12 @@ def family_named(text: str) -> Family:
 
 
 def named_families() -> dict[str, type[Family]]:
-    """Return the families by their names in small letters."""
+    """Return the families by their names in small letters; every subclass of `Family` that can be made is one of them."""
     from whichkl import families
 
-    public = {name: getattr(families, name) for name in families.__all__}
-    return {
-        _small(name): one
-        for name, one in public.items()
-        if isinstance(one, type) and issubclass(one, Family) and not inspect.isabstract(one)
-    }
+    own = [name for name in families.__all__ if name in Family.kinds]
+    names = [*own, *(name for name, one in Family.kinds.items() if name not in own and is_dataclass(one))]
+    return {_small(name): Family.kinds[name] for name in names if not inspect.isabstract(Family.kinds[name])}
 
 
 def grammar() -> list[str]:

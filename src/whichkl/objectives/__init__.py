@@ -29,7 +29,23 @@ __all__ = [
     "SkewReverseKL",
     "UpTo",
     "objective_of",
+    "register",
 ]
+
+
+def register(objective: Objective) -> Objective:
+    """Make an objective known by its name to `fit`, `advise`, `compare` and the command line.
+
+    One whose `direction` is "between" is minimised by the solvers of such divergences.
+
+    Raises:
+        InputError: an objective of this name is registered.
+    """
+    if objective.name in OBJECTIVES:
+        because = "an objective of this name is registered already"
+        raise InputError(cannot(f"register `{objective.name}`", because, "Give it another name"))
+    OBJECTIVES[objective.name] = objective
+    return objective
 
 
 def objective_of(objective: Objective | str) -> Objective:

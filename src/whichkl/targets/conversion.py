@@ -20,7 +20,10 @@ from whichkl.samples import Stream
 from whichkl.targets.supports import support_of
 
 _SAMPLES = (Stream, DataLoader, Dataset, str, os.PathLike, Tensor, np.ndarray, list, tuple)
-_MODELS = " or ".join(adapter.KIND for adapter in MODEL_ADAPTERS)
+
+
+def _models() -> str:
+    return " or ".join(adapter.KIND for adapter in MODEL_ADAPTERS)
 
 
 def arguments_of(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Model | None]:
@@ -35,7 +38,7 @@ def arguments_of(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tu
             model = adapter.posterior(obj, args, kwargs)
             return {"log_prob": model.log_prob, "dim": model.dim, "names": model.names}, model
     if args or kwargs:
-        because = f"a `{type(obj).__name__}` takes none; they are for {_MODELS}"
+        because = f"a `{type(obj).__name__}` takes none; they are for {_models()}"
         raise InputError(cannot("use further arguments", because, "Leave them out"))
     if isinstance(obj, Distribution):
         return _of_distribution(obj), None
@@ -43,9 +46,9 @@ def arguments_of(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tu
         return {"samples": obj}, None
     if callable(obj):
         because = "a bare function doesn't say its dimension"
-        instead = f"Use `Target(log_prob=f, dim=d)`, or for {_MODELS} pass its arguments too, `Target.of(model, data, …)`"
+        instead = f"Use `Target(log_prob=f, dim=d)`, or for {_models()} pass its arguments too, `Target.of(model, data, …)`"
         raise InputError(cannot("make a target of it", because, instead))
-    known = f"a torch Distribution, an array, a DataFrame, a path, a DataLoader or {_MODELS}"
+    known = f"a torch Distribution, an array, a DataFrame, a path, a DataLoader or {_models()}"
     raise InputError(cannot(f"make a target of a `{type(obj).__name__}`", f"it is none of {known}", "Convert it"))
 
 

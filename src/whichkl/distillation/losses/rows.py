@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Any
 
 from whichkl._checks import InputError, cannot
@@ -44,7 +43,7 @@ def divergence_named(name: str | RowDivergence, **parameters: float) -> RowDiver
     return name
 
 
-def _row_loss(name: str, example: str) -> RowLoss:
+def _row_loss(name: str, example: str = "...") -> RowLoss:
     """Return the loss of a divergence, with its signature and docstring; `example` is its value in the docstring's example."""
     divergence = ROW_DIVERGENCES[name]
 
@@ -94,10 +93,29 @@ total_variation = _row_loss("total_variation", "0.3319")
 adaptive_kl = _row_loss("adaptive_kl", "0.2876")
 interpolated_kl = _row_loss("interpolated_kl", "0.0784")
 
-DIVERGENCES: Mapping[str, Entry] = MappingProxyType(
-    {
-        name: Entry(globals()[name], one, {field: getattr(one, field) for field in PARAMETERS[name]})
-        for name, one in ROW_DIVERGENCES.items()
-    }
-)
+
+class _Entries(Mapping[str, Entry]):
+    """The entries of all registered row divergences; one that was registered later gets its function when it is asked for."""
+
+    def __init__(self) -> None:
+        self._made = {name: self._entry(name, globals()[name]) for name in ROW_DIVERGENCES}
+
+    def __getitem__(self, name: str) -> Entry:
+        divergence = ROW_DIVERGENCES[name]
+        if name not in self._made or self._made[name].divergence is not divergence:
+            self._made[name] = self._entry(name, _row_loss(name))
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ROW_DIVERGENCES)
+
+    def __len__(self) -> int:
+        return len(ROW_DIVERGENCES)
+
+    def _entry(self, name: str, function: RowLoss) -> Entry:
+        divergence = ROW_DIVERGENCES[name]
+        return Entry(function, divergence, {field: getattr(divergence, field) for field in PARAMETERS[name]})
+
+
+DIVERGENCES: Mapping[str, Entry] = _Entries()
 """Every row divergence by its name, with its function and its parameters."""
