@@ -191,7 +191,8 @@ class Memory:
     def scale(self, row: int) -> Float[Tensor, " d"]:
         """Read the diagonal of H from its columns."""
         dim = self.s.shape[-1]
-        rows, identity = torch.full((dim,), row, device="cpu"), torch.eye(dim, dtype=self.s.dtype, device=self.s.device)
+        rows = torch.full((dim,), row, dtype=torch.int64, device="cpu")
+        identity = torch.eye(dim, dtype=self.s.dtype, device=self.s.device)
         return self.times(rows, identity).diagonal().clamp(min=0).sqrt()
 
     def add(self, rows: Tensor, s: Float[Tensor, "a d"], y: Float[Tensor, "a d"]) -> None:
