@@ -129,3 +129,12 @@ def test_how_the_loss_fell_ends_at_the_optimum_and_is_drawn(target, family, argu
     assert wk.Fit.load(tmp_path / "fit").diagnostics.history == trail
     page = wk.report(fit, tmp_path / "r.html").read_text()
     assert ("How the loss fell" in page) is (len(trail) > 1)
+
+
+def test_control_characters_of_names_are_shown_in_charts_too(tmp_path):
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    fit = wk.fit(wk.Target(samples=x, names=("a\x1b[31m", "b")), judge=False)
+    wk.report(fit, tmp_path / "page.html")
+    charts = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', (tmp_path / "page.html").read_text(), re.DOTALL)
+    assert charts and any("a\\\\x1b[31m" in one for one in charts)
+    assert not any("\\u001b" in one for one in charts)

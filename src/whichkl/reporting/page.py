@@ -164,11 +164,20 @@ def _is_prose(cells: Sequence[str]) -> bool:
     return any(len(cell) > _MAX_NUMBER_LENGTH for cell in cells) or all(not any(c.isdigit() for c in cell) for cell in cells)
 
 
+def _shown(value: Any) -> Any:
+    """Return JSON in which control characters of every text, such as a column's name, are shown as escapes."""
+    if isinstance(value, dict):
+        return {key: _shown(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return printable(value) if isinstance(value, str) else value
+
+
 def _charts(block: Block, safe: Any) -> list[tuple[Any, str]]:
     """Return each figure as JSON that can't end its script element, and its description for screen readers."""
     charts = []
     for figure in block.figures:
-        fields = json.loads(figure.to_json())
+        fields = _shown(json.loads(figure.to_json()))
         title = html.unescape((fields["layout"].get("title") or {}).get("text") or "")
         text = json.dumps(fields, separators=(",", ":"))
         text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
