@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import whichkl as wk
-from whichkl._checks import ResourceError
+from whichkl._checks import InputError, ResourceError
 from whichkl.divergences import Estimate
 from whichkl.solvers import StickingTheLanding
 
@@ -74,7 +74,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
         wk.report(fit, tmp_path / "file" / "r.html")
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "r.html").mkdir()
-    with pytest.raises(ResourceError):
+    with pytest.raises(InputError, match="it is a folder"):
         wk.report(fit, tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
