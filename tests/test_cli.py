@@ -97,7 +97,7 @@ BAD = [
     (["fit", "--log-prob", "model.py:density", "--dim", "2"], 3, "a density, not its log"),
     (["fit", "--log-prob", "model.py:empty", "--dim", "2"], 3, "-inf at all 256 start points"),
     (["fit", "--log-prob", "model.py:broken", "--dim", "2"], 3, "NameError: name 'undefined' is not defined"),
-    (["fit"], 3, "neither sample the target nor evaluate it"),
+    (["fit"], 2, "neither samples nor a log density are given"),
     (["advise", "--access", "density"], 2, "isn't a known one"),
     (["advise", "x.csv", "--access", "samples"], 2, "Drop one of them"),
     (["fit", "x.csv", "--nonsense"], 2, "No such option"),
@@ -187,11 +187,11 @@ def test_a_folder_that_cannot_be_written_is_exit_four(folder):
     assert "Traceback" not in result.stderr
 
 
-def test_an_output_that_is_a_file_is_exit_four_and_stays(folder):
+def test_an_output_that_is_a_file_is_refused_and_stays(folder):
     (folder / "taken").write_text("mine")
     result = whichkl("fit", "x.csv", "--out", "taken", cwd=folder)
-    assert result.returncode == 4
-    assert "Name another path" in result.stderr
+    assert result.returncode == 2
+    assert "`taken` is a file" in result.stderr
     assert (folder / "taken").read_text() == "mine"
 
 

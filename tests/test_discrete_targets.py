@@ -328,7 +328,7 @@ def discrete(dim=2, support="integer_interval(0, 2)", log_prob=linear):
 REFUSALS = [
     (lambda: discrete(support=["boolean", "real"]), "some columns are discrete and others aren't"),
     (lambda: discrete(support=torch.distributions.constraints.nonnegative_integer), "isn't a finite range"),
-    (lambda: discrete(support="integer_interval(3, 1)"), "leave nothing between them"),
+    (lambda: discrete(support="integer_interval(3, 1)"), "there is nothing between its ends"),
     (lambda: discrete(support="integer_interval(0, x)"), "isn't a known one"),
     (lambda: discrete(support="integer_interval(0.5, 2)"), "isn't a known one"),
     (lambda: wk.fit(discrete(support="integer_interval(1, 3)")), "don't begin at 0"),

@@ -24,7 +24,7 @@ def tensor_of(values: Any) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
 
 
-LARGEST_WHOLE = 2**53
+_LARGEST_WHOLE = 2**53
 """Largest integer up to which float64 holds every integer."""
 _SAFETY_FACTOR = 10.0
 """Samples stay below the square root of the largest number of their precision, divided by this factor."""
@@ -74,10 +74,16 @@ def check_whole(values: np.ndarray, what: str) -> None:
     """Refuse integers that float64 can't hold, which would lose their last digits.
 
     Raises:
-        InputError: an integer is above 2⁵³ in size.
+        InputError: there are such integers; all of them are above 2⁵³ in size.
     """
-    if values.dtype.kind in "iu" and values.size and max(abs(int(values.min())), abs(int(values.max()))) > LARGEST_WHOLE:
-        because = f"they hold integers above {LARGEST_WHOLE:,} in size, which lose digits in float64"
+    if values.dtype.kind not in "iu" or values.size == 0:
+        return
+    if max(abs(int(values.min())), abs(int(values.max()))) <= _LARGEST_WHOLE:
+        return
+    with np.errstate(all="ignore"):
+        lost = values != values.astype(np.float64).astype(values.dtype)
+    if lost.any():
+        because = f"they hold integers that float64 can't hold, such as {values[lost].flat[0]}"
         raise InputError(cannot(f"use these {what}", because, "Subtract an offset from them first"))
 
 

@@ -395,15 +395,15 @@ class TestJournals:
         assert torch.equal(distilled(tmp_path / "j"), whole)
         assert "isn't what was written" in caplog.text
 
-    @pytest.mark.parametrize("change", ["notes", "epoch", "history", "shape", "name", "adam"])
+    @pytest.mark.parametrize("change", ["notes", "round", "history", "shape", "name", "adam"])
     def test_an_entry_that_was_forged_whole_is_passed_over(self, entry, change, tmp_path, caplog):
         path, whole = entry
         journal = Journal(path.parent.parent, path.parent.name)
         tensors, notes = journal.load("distillation", lambda tensors, notes: (tensors, notes))
         if change == "notes":
             notes = {}
-        elif change == "epoch":
-            notes["epoch"] = "many"
+        elif change == "round":
+            notes["round"] = "many"
         elif change == "history":
             notes["history"] = [1, 2]
         elif change == "shape":

@@ -54,7 +54,7 @@ def unseen(target: Target, family: Family, solver: Solver, solution: Solution, s
     model = _refit_without(target, rows, family, solver, seed)
     if model is None:
         return None
-    w = torch.ones(len(rows), device="cpu") if target.weights is None else target.weights[rows]
+    w = torch.ones(len(rows), dtype=torch.float64, device="cpu") if target.weights is None else target.weights[rows]
     context = None if target.context is None else target.context[rows]
     return _distinct(target, Block(samples_of(target)[rows], w.to(torch.float64), context)), model
 

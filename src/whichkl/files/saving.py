@@ -92,8 +92,10 @@ class Saved:
             raise InputError(cannot(f"save {self.what} in `{folder}`", because, "Name a new or empty folder"))
 
     def _wrote(self, path: Path) -> bool:
-        """Whether a JSON file, even a damaged one, is a result's: it names weights as only a result does."""
-        return re.search(rb'"weights": "%b-[0-9a-f]{16}\.safetensors"' % self.weights.encode(), read_file(path)) is not None
+        """Whether a JSON file, even a damaged one, is a result's: it names weights as only a result does, or lies beside them."""
+        named = re.search(rb'"weights": "%b-[0-9a-f]{16}\.safetensors"' % self.weights.encode(), read_file(path))
+        beside = path.parent.glob(f"{self.weights}-*.safetensors")
+        return named is not None or any(one.is_file() and _is_left_over(one) for one in beside)
 
     def is_own(self, name: str) -> bool:
         """Whether `write` gives files this name; a killed one leaves unfinished files of such names."""

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict
 
 from whichkl._checks import InputError, IntegrityError, cannot, plain
 from whichkl.files.locks import LOCK, locked
 from whichkl.files.reading import checked, read_file, read_json
-from whichkl.files.saving import checksum
 from whichkl.files.writing import (
     TEMPORARY,
     foreign_entry,
@@ -26,13 +25,12 @@ from whichkl.files.writing import (
     sync_folder,
     unwritable,
     write_new,
-    write_whole,
 )
 from whichkl.study.cell import Outcome
 from whichkl.study.measures import TEXT_FIELDS
 from whichkl.study.plan import config_hash
+from whichkl.study.study_file import STUDY, differences, grows, is_study, read_config, write_config
 
-STUDY = "study.json"
 _CELLS, _DONE = "cells", "DONE"
 _FIT = r"fit/([a-z]+\.json|(model|student)-[0-9a-f]{16}\.safetensors)"
 _CELL_FILE = re.compile(rf"({re.escape(TEMPORARY)})?{_DONE}|\.{_DONE}|cell\.json|fit/|{_FIT}")
@@ -52,28 +50,6 @@ class DoneFields(TypedDict):
 
     files: Mapping[str, str]
     seconds: dict[str, float]
-
-
-class RequiredFields(TypedDict):
-    """The fields that every `study.json` has."""
-
-    target: Mapping[str, Any]
-    families: list[Any]
-    objectives: list[str]
-    seeds: list[int]
-
-
-class StudyFields(RequiredFields, total=False):
-    """All fields of `study.json`, except for its checksum, which earlier versions didn't write."""
-
-    format: Any
-    code: Any
-    budget: Any
-    metrics: Any
-    held_out: Any
-    draws: Any
-    files: Any
-    pilot: Any
 
 
 @dataclass(frozen=True)
@@ -216,14 +192,13 @@ class Ledger:
                 if not recompute:
                     raise
                 theirs = {}  # every cell holds its own configuration
-            if theirs and not _grows(theirs, mine):
+            if theirs and not grows(theirs, mine):
                 shown = "; ".join(differences(theirs, mine))
                 because = f"`{self.folder}` holds another study: {shown}"
                 raise InputError(cannot("continue this study", because, "Undo the change, or name another folder with `--out`"))
             if theirs == mine:
                 return
-        text = json.dumps({**mine, "checksum": checksum(mine)}, indent=1, allow_nan=False)
-        write_whole(self.folder / STUDY, text.encode())
+        write_config(self.folder, mine)
 
     def _clean(self) -> None:
         """Remove cells that were being written when a process was killed."""
@@ -244,7 +219,7 @@ def refuse_other(folder: Path) -> None:
     if (folder / _CELLS).is_symlink():
         because = f"`{_CELLS}` in it is a link, and a study removes nothing behind a link"
         raise InputError(cannot(f"start a study in `{folder}`", because, "Name another folder with `--out`"))
-    if (folder / STUDY).exists() and not _is_study(folder / STUDY):
+    if (folder / STUDY).exists() and not is_study(folder / STUDY):
         because = f"there is a `{STUDY}` in it that whichkl didn't write"
         raise InputError(cannot(f"start a study in `{folder}`", because, "Name another folder with `--out`"))
     if not folder.is_dir() or (folder / STUDY).exists():
@@ -255,55 +230,6 @@ def refuse_other(folder: Path) -> None:
     if other:
         because = f"the folder holds something else (`{other[0]}`), and no {STUDY}"
         raise InputError(cannot(f"start a study in `{folder}`", because, "Name a new or empty folder with `--out`"))
-
-
-def _is_study(path: Path) -> bool:
-    """Whether a file is a study's configuration, even a damaged one: it has most of the names that every study has."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    content = path.read_bytes()
-    return sum(f'"{name}":'.encode() in content for name in get_type_hints(RequiredFields)) > 1
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the study in a folder.
-
-    Raises:
-        InputError: there is no study.
-        IntegrityError: its configuration isn't what was written.
-    """
-    path = folder / STUDY
-    if path.exists() and not _is_study(path):
-        because = f"its {STUDY} isn't one that whichkl wrote"
-        raise InputError(cannot(f"read a study from `{folder}`", because, "Correct the path"))
-    try:
-        found = read_json(read_file(path))
-        if not isinstance(found, dict):
-            raise ValueError("it isn't an object")
-        if "checksum" in found and found.pop("checksum") != checksum(found):
-            raise ValueError("its checksum differs")
-        if unknown := [name for name in found if name not in get_type_hints(StudyFields)]:
-            raise ValueError(f"`{unknown[0][:40]}` has no meaning there")
-        return {**found, **checked(StudyFields, found)}
-    except FileNotFoundError as error:
-        raise InputError(cannot(f"read a study from `{folder}`", f"it has no {STUDY}", "Correct the path")) from error
-    except (OSError, ValueError) as error:
-        instead = "Run the study's command again with `--recompute` (recompute=True), which writes it again and keeps the cells"
-        raise IntegrityError(cannot(f"read `{folder}`", f"{STUDY} isn't what was written: {error}", instead)) from error
-
-
-def differences(before: Any, now: Any, place: str = "") -> list[str]:
-    """Return where two configurations differ, one text per difference.
-
-    >>> differences({"seeds": [0, 1], "budget": None}, {"seeds": [0, 1, 2], "budget": None})
-    ['seeds was [0, 1] and is [0, 1, 2]']
-    """
-    if isinstance(before, dict) and isinstance(now, dict):
-        lines = []
-        for name in dict.fromkeys([*before, *now]):
-            lines += differences(before.get(name), now.get(name), f"{place}.{name}" if place else name)
-        return lines
-    return [] if before == now else [f"{place} was {json.dumps(before)} and is {json.dumps(now)}"]
 
 
 def stored_of(key: str, files: Mapping[str, bytes], seconds: dict[str, float], folder: Path | None) -> Stored:
@@ -341,11 +267,6 @@ def _why(error: Exception) -> str:
 def _number(name: str, value: Any) -> Any:
     """Return a number that JSON holds as text, as infinities and NaN."""
     return float(value) if isinstance(value, str) and name not in TEXT_FIELDS else value
-
-
-def _grows(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two studies differ only in that the new one has more seeds. Its cells stay valid: each is named by its own hash."""
-    return {**before, "seeds": 0} == {**now, "seeds": 0} and set(before["seeds"]) <= set(now["seeds"])
 
 
 def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
