@@ -314,7 +314,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
 
     def run(folder, out):
         seen.clear()
+        threads = torch.get_num_threads()
         exec(_LONG, {"JOURNAL": folder, "OUT": out, "TELL": lambda step, done: seen.append(done)})  # noqa: S102
+        torch.set_num_threads(threads)
 
     run(journal, tmp_path / "killed")
     assert seen[1] > 0  # it didn't begin anew

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,7 @@ class Saved:
             return
         if not folder.is_dir():
             raise InputError(cannot(f"save {self.what} in `{folder}`", "it is a file", "Name a new or empty folder"))
-        # An entry may have gone meanwhile: other processes save here, too.
-        entries = [one for one in folder.iterdir() if one.is_symlink() or one.exists()]
-        other = sorted(one.name for one in entries if one.is_symlink() or one.is_dir() or not self.is_own(one.name))
-        other = other or sorted(one.name for one in entries if one.exists() and not one.is_file())
+        other = sorted(one.name for one in folder.iterdir() if not (_is_file_or_gone(one) and self.is_own(one.name)))
         if not other and (folder / self.file).exists() and not self._wrote(folder / self.file):
             other = [self.file]
         if other:
@@ -177,6 +175,14 @@ class Saved:
             return {self._weights_of(read_file(folder / self.file))}
         except (OSError, ValueError):
             return set()
+
+
+def _is_file_or_gone(entry: Path) -> bool:
+    """Whether an entry is a regular file, or another process that saves into the same folder has just removed it."""
+    try:
+        return stat.S_ISREG(entry.lstat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def _is_left_over(entry: Path) -> bool:
