@@ -22,6 +22,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from golden import banana, correlated
 from oracle import (
     between_loss,
     density,
@@ -354,21 +355,12 @@ def test_jeffreys_ignores_the_normaliser(constant):
 # ---- solvers: every solver on every family and target that it solves
 
 
-def _correlated(n=400):
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(n, 2, generator=generator, dtype=D) @ t([[1.0, 0.8], [0.0, 0.6]]) + t([5.0, -1.0])
-
-
-def _banana(x):
-    return -0.5 * (x[:, 0] / 2).square() - 0.5 * (x[:, 1] - 0.3 * x[:, 0].square()).square()
-
-
 TARGETS = {
-    "samples": lambda: Target(samples=_correlated()),
+    "samples": lambda: Target(samples=correlated()),
     "petals": petals,
     "bimodal": lambda: Target.of(bimodal(3.0)),
     "unequal": lambda: Target.of(bimodal(3.0, 0.7)),
-    "banana": lambda: Target(log_prob=_banana, dim=2),
+    "banana": lambda: Target(log_prob=banana, dim=2),
     "schools": eight_schools,
 }
 MINIMISED = {kind: next(o for o in OBJECTIVES.values() if o.direction == kind.direction) for kind in SOLVERS}

@@ -1,4 +1,4 @@
-"""Missing modes: mass of p where q never goes, and the sentence that says so."""
+"""Missing modes: the mass of p where q has none, and the sentence that reports it."""
 
 from __future__ import annotations
 

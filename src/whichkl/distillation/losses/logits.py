@@ -28,11 +28,10 @@ def of_logits(
     vocabulary: int | None = None,
     temperature_squared: bool = False,
 ) -> Loss:
-    """Compute a `RowDivergence` of logits; `forward_kl` and the other named functions are this one with theirs filled in.
+    """Compute a `RowDivergence` of logits; `forward_kl` and the other named functions call this one with their divergence.
 
-    Sums are taken in float32, or in float64 where a side is float64. 0·log 0 is 0; logits may be −inf; a row with mass where
-    the other has none is ∞ where the divergence says so, with a gradient of 0. Gradients reach the teacher too, unless it is
-    detached.
+    Sums are taken in float32, or in float64 if one side is float64. 0·log 0 is 0, and logits may be −inf. A row whose divergence
+    is infinite has the value ∞ and a gradient of 0. Gradients reach the teacher too, unless it is detached.
 
     Args:
         divergence: which one, with its parameters.
