@@ -113,6 +113,12 @@ def test_without_a_cluster_nothing_of_ray_is_imported():
     assert done.stdout.strip() == "False"
 
 
+def test_a_cluster_that_has_nothing_to_do_is_mentioned():
+    target = wk.Target(log_prob=lambda x: -x.square().sum(-1), dim=1)
+    notes = [wk.fit(target, cluster=cluster).diagnostics.notes for cluster in (None, Threads())]
+    assert not any("cluster" in note for note in notes[0]) and any("the cluster wasn't used" in note for note in notes[1])
+
+
 @pytest.mark.parametrize("wrong", ["here", 3, "", object()])
 def test_other_clusters_are_refused(wrong):
     with pytest.raises(InputError, match="neither 'auto' nor an address"):

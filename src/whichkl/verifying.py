@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,19 +48,18 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
 
     Raises:
         InputError: there is no result.
-        IntegrityError: a file is missing, was changed or cut short, or holds impossible values.
+        IntegrityError: a file is missing, was changed or cut short, or holds impossible values; the message names every
+            damaged result.
         ResourceError: a file can't be read.
     """
     path = Path(folder)
     if not path.is_dir():
         because = "it is a file" if path.exists() else "there is no such folder"
         raise InputError(cannot(f"verify `{path}`", because, "Name the folder of a result"))
-    found = []
-    if (path / STUDY).exists():
-        found.append(_study(path))
-    found += [_fit(one) for one in (path, path / "fit") if _holds(one, FIT)]
-    found += [_distillation(one) for one in (path, path / "student") if _holds(one, DISTILLATION)]
-    if not found:
+    results: list[tuple[Callable[[Path], Whole], Path]] = [(_study, path)] if (path / STUDY).exists() else []
+    results += [(_fit, one) for one in (path, path / "fit") if _holds(one, FIT)]
+    results += [(_distillation, one) for one in (path, path / "student") if _holds(one, DISTILLATION)]
+    if not results:
         because = f"it holds no {FIT.file}, no {DISTILLATION.file} and no {STUDY}"
         inside = [
             one.parent for name in (f"fit/{FIT.file}", f"student/{DISTILLATION.file}", STUDY) for one in path.glob(f"*/{name}")
@@ -68,6 +68,14 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
         if inside:
             instead = f"Name the folder inside it, such as `{min(inside).parent if min(inside).name in _PARTS else min(inside)}`"
         raise InputError(cannot(f"verify `{path}`", because, instead))
+    found, damage = [], []
+    for check, one in results:
+        try:
+            found.append(check(one))
+        except IntegrityError as error:
+            damage.append(str(error))
+    if damage:
+        raise IntegrityError(" ".join(damage))
     return tuple(found)
 
 

@@ -510,6 +510,15 @@ class TestVerify:
         assert whichkl("fit", tmp_path / "x.npy", "--out", tmp_path / "out").returncode == 0
         found = self.run(tmp_path / "out")
         assert found.returncode == 0 and "The fit in" in found.stdout and "is whole" in found.stdout
+        again = whichkl("fit", tmp_path / "x.npy", "--out", tmp_path / "out")
+        assert again.returncode == 0 and "holds an earlier result. It is replaced" in again.stderr
+
+    def test_every_damaged_result_is_named(self, kept, tmp_path):
+        for name, part in (("mixture", "fit"), ("distillation", "student")):
+            shutil.copytree(kept / name, tmp_path / part)
+            next((tmp_path / part).glob("*.safetensors")).unlink()
+        found = self.run(tmp_path)
+        assert found.returncode == 5 and f"{tmp_path / 'fit'}" in found.stderr and f"{tmp_path / 'student'}" in found.stderr
 
     @pytest.mark.parametrize("name", ["mixture", "distillation"])
     def test_every_flipped_byte_and_missing_file_is_exit_five(self, kept, tmp_path, name):

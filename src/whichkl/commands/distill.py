@@ -9,7 +9,14 @@ import typer
 
 from whichkl.commands import console
 from whichkl.commands.options import AsJson, out_option
-from whichkl.commands.results_folder import check_results_folder, deliver, journal_of, locked_results, write_report
+from whichkl.commands.results_folder import (
+    check_results_folder,
+    deliver,
+    journal_of,
+    locked_results,
+    prepare_results,
+    write_report,
+)
 
 
 def distill(
@@ -65,7 +72,7 @@ def distill(
             from whichkl.distillation.result import DISTILLATION
 
             if out is not None:
-                DISTILLATION.refuse_other(out / "student")
+                prepare_results(DISTILLATION, out / "student")
             arguments = job_of(given) if job is None else read_job(job, given)
             result = run_distill(**arguments, journal=journal_of(out), tell=tell)
         deliver(result, None if out is None else out / "student", "The student", lambda: console.show(result, as_json))

@@ -49,9 +49,9 @@ class Kept:
         """Return what is kept, for a command that was stopped."""
         if self.saved:
             return " ".join(self.saved)
-        if self.folder is not None and _has_state(self.folder):
+        if self.folder is not None and _holds_work(self.folder):
             return f"what was done is kept in `{self.folder}`: run the same command again to resume"
-        return "nothing was written"
+        return "nothing was finished that could be kept"
 
 
 KEPT = Kept()
@@ -146,10 +146,11 @@ def _stopped() -> int:
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
-def _has_state(folder: Path) -> bool:
+def _holds_work(folder: Path) -> bool:
+    """Whether a folder holds a finished cell of a study, or the state of a fit."""
     with contextlib.suppress(OSError):
-        is_study = (folder / "study.json").exists()
-        return is_study or any(one.is_file() for one in (folder / ".journal").rglob("*"))
+        cells = (folder / "cells").glob("*/DONE")
+        return any(cells) or any(one.is_file() for one in (folder / ".journal").rglob("*"))
     return False
 
 

@@ -22,7 +22,14 @@ from whichkl.commands.options import (
     read_family,
     read_target,
 )
-from whichkl.commands.results_folder import check_results_folder, deliver, journal_of, locked_results, write_report
+from whichkl.commands.results_folder import (
+    check_results_folder,
+    deliver,
+    journal_of,
+    locked_results,
+    prepare_results,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from whichkl.fitting import Fit
@@ -70,7 +77,7 @@ def fit(
             from whichkl.fitting.fit_file import FIT
 
             if out is not None:
-                FIT.refuse_other(out / "fit")
+                prepare_results(FIT, out / "fit")
             tell("opening the target", math.nan)
             target, chosen = read_target(samples, log_prob, dim, support, given), read_family(family)
             tell(f"fitting {chosen.label}", math.nan)

@@ -6,13 +6,16 @@ import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whichkl._checks import InputError, ResourceError, WhichklError, cannot, require
 from whichkl.commands import console, exits
 from whichkl.files.locks import locked
 from whichkl.files.writing import check_writable, is_demo, is_report, refuse_foreign
 from whichkl.process.memory import shown_bytes
+
+if TYPE_CHECKING:
+    from whichkl.files.saving import Saved
 
 _MIN_FREE_BYTES = 16 * 10**6
 """Bytes that must be free before the work begins: a report with plotly in it takes 5 MB, and is written twice."""
@@ -45,6 +48,17 @@ def check_results_folder(folder: Path, *files: str) -> None:
     if free < _MIN_FREE_BYTES:
         because = f"its disk has {shown_bytes(free)} left, and the report alone takes 5 MB"
         raise ResourceError(cannot(f"write to `{folder}`", because, "Free some space, or name another folder with `--out`"))
+
+
+def prepare_results(saved: Saved, folder: Path) -> None:
+    """Refuse a folder in which a result can't be saved, and say so if an earlier result will be replaced.
+
+    Raises:
+        InputError: the folder holds anything but such a result.
+    """
+    saved.refuse_other(folder)
+    if (folder / saved.file).exists():
+        console.note(f"{folder} holds an earlier result. It is replaced when this one is finished.")
 
 
 def deliver(result: Any, folder: Path | None, what: str, show: Callable[[], None]) -> None:

@@ -34,6 +34,8 @@ _MAX_RESTARTS = 2
 _MAX_HELD_MODES = 20
 """How many modes a model that is no Gaussian and no mixture may hold: as many as a mode search names."""
 
+_CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread over it, and this objective reads none"
+
 
 @plain_modes()
 def fit(
@@ -91,6 +93,8 @@ def fit(
     work = Work(workers_of(cluster), tell or QUIET.tell, log, p.evaluations)
     p = p.noting_repeats() if judge else p
     done = solve(p, family, objective, solver, seed, work, judged=judge)
+    if cluster is not None and done.objective.direction == "reverse":
+        done = replace(done, notes=(*done.notes, _CLUSTER_UNUSED))
     judgement = judge_fit(p, done.family, done.objective, done.solver, done.solution, done.model, seed, work, whole=judge)
     done, judgement = _from_missing_modes(p, done, judgement, seed, work)
     if log is not None:
