@@ -13,7 +13,7 @@ from whichkl.divergences import Estimate
 from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
 from whichkl.importance import khat_limit
 
-_MAX_KL = 0.1
+MAX_KL = 0.1
 """Largest KL, in nats, from a family that is large enough."""
 _SMALL_KL = 0.01
 """Nats of KL that don't matter."""
@@ -73,11 +73,11 @@ class _Evidence:
 def _is_too_small(e: _Evidence) -> bool:
     """By the value, the weights, separate optima, the gain of a richer family, or tests on unseen rows."""
     gain = e.d.richer_gain
-    is_far = e.value.interval[0] > _MAX_KL * e.fit.objective.curvature
+    is_far = e.value.interval[0] > MAX_KL * e.fit.objective.curvature
     return (
-        (is_far if e.is_known else e.least_kl > _MAX_KL and not e.is_forward)
-        or (e.leaves_optima_out and e.least_kl > _MAX_KL)
-        or (gain is not None and gain.value > max(4 * gain.stderr, _MAX_KL))
+        (is_far if e.is_known else e.least_kl > MAX_KL and not e.is_forward)
+        or (e.leaves_optima_out and e.least_kl > MAX_KL)
+        or (gain is not None and gain.value > max(4 * gain.stderr, MAX_KL))
         or (e.is_forward and _is_distinguishable(e.d))
     )
 
@@ -104,7 +104,7 @@ def _has_too_few_nodes(e: _Evidence) -> bool:
     elbo, overfit = e.d.elbo, False
     if elbo is not None and e.d.nodes is not None and e.fit.objective.direction == "reverse":
         excess = -e.fit.solution.best.loss - elbo.value
-        overfit = math.isfinite(excess) and excess > max(_MAX_KL, 1e-3 * e.fit.target.dim, 4 * elbo.stderr)
+        overfit = math.isfinite(excess) and excess > max(MAX_KL, 1e-3 * e.fit.target.dim, 4 * elbo.stderr)
     return overfit or (e.d.node_error or 0.0) > _MAX_NODE_ERROR
 
 

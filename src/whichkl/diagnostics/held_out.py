@@ -12,10 +12,19 @@ from torch import Tensor
 from whichkl._checks import WhichklError
 from whichkl.access import Access
 from whichkl.diagnostics.correlation import next_richer, rows_are_correlated
+from whichkl.diagnostics.findings import MAX_KL
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import MAX_DRAWS, Diagnostics
-from whichkl.diagnostics.unseen_rows import MAX_ROWS_FOR_ALL_FOLDS, cross_fitted_losses, refit, samples_of, stride_of, unseen
+from whichkl.diagnostics.unseen_rows import (
+    FOLDS,
+    MAX_ROWS_FOR_ALL_FOLDS,
+    cross_fitted_losses,
+    refit,
+    samples_of,
+    stride_of,
+    unseen,
+)
 from whichkl.diagnostics.weights import on_the_line
 from whichkl.divergences import Estimate
 from whichkl.divergences.draws import monte_carlo
@@ -29,6 +38,10 @@ from whichkl.targets import Target
 
 _MAX_COMPARED_ROWS = 8_000
 """Largest number of rows that neighbouring families are fitted to."""
+_MIN_COMPARED_ROWS = 200
+"""Unseen rows on which a neighbouring family is compared first."""
+_STANDARD_ERRORS = 4.0
+"""Standard errors between a gain and the level that matters, from which on more unseen rows wouldn't change the answer."""
 
 
 @dataclass(frozen=True)
@@ -164,17 +177,23 @@ def _by_cross_fitting(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnos
     mine = _Losses(loss, how, *of_rows)
     most = None if len(order) <= MAX_ROWS_FOR_ALL_FOLDS or target.chains is not None else 1
 
-    def gain_of(near: Family | None) -> Estimate | None:
+    def gain_of(near: Family | None, level: float) -> Estimate | None:
+        """Compare on a few folds, and on the others only if these don't decide."""
         solver = _refitting_solver(fit, near)
         if near is None or solver is None:
             return None
-        theirs = cross_fitted_losses(target, near, solver, seed, most)
-        return mine.gain_of(None if theirs is None else theirs[1])
+        few = None if target.chains is not None else -(-_MIN_COMPARED_ROWS * FOLDS // len(order))
+        for count in dict.fromkeys((few, most)):
+            theirs = cross_fitted_losses(target, near, solver, seed, count)
+            gain = mine.gain_of(None if theirs is None else theirs[1])
+            if gain is None or abs(gain.value - level) > _STANDARD_ERRORS * gain.stderr:
+                break
+        return gain
 
-    def gained(near: Family | None) -> Estimate | None:
-        return fit.measured(f"the gain of `{near}`", lambda: gain_of(near), None)
+    def gained(near: Family | None, level: float = 0.0) -> Estimate | None:
+        return fit.measured(f"the gain of `{near}`", lambda: gain_of(near, level), None)
 
-    d = replace(d, held_out=mine.cross_entropy(), richer_gain=gained(next_richer(family, d)))
+    d = replace(d, held_out=mine.cross_entropy(), richer_gain=gained(next_richer(family, d), MAX_KL))
     d = replace(d, simpler_gain=gained(simpler(family)))
     lowest = simplest(family)
     if d.simpler_gain is not None and d.simpler_gain.value > 0 and lowest not in (None, simpler(family)):

@@ -19,7 +19,7 @@ from whichkl.solvers import Solution, Solver
 from whichkl.solvers.rows.rows import HELD
 from whichkl.targets import Target
 
-_FOLDS = 10
+FOLDS = 10
 MAX_ROWS_FOR_ALL_FOLDS = 2_000
 """Largest number of rows for ten folds; above, five folds, and neighbouring families are compared on one of them."""
 MAX_ROWS_FOR_CROSS_FITTING = 10_000
@@ -31,7 +31,7 @@ _MAX_STRIDE = 32_768
 def stride_of(target: Target, solver: Solver) -> int:
     """Return s if the solver holds out every s-th row; 0 if fresh draws or cross-fitting are used instead."""
     if target.chains is not None and target.sampler is None and solver.holds_chains:
-        return _FOLDS // 2
+        return FOLDS // 2
     if target.sampler is not None or target.chains is not None:
         return 0
     rows = len(target.samples) if target.samples is not None else target.stream.about if target.stream is not None else 0
@@ -147,13 +147,13 @@ def _distinct(target: Target, block: Block) -> Block:
 def _folds(target: Target, n: int, seed: int) -> list[Tensor]:
     """Rows to hold out: random rows, with equal rows together; stretches of chains, since neighbours in time are dependent."""
     is_cross_fitted = n <= MAX_ROWS_FOR_CROSS_FITTING
-    count = _FOLDS if n <= MAX_ROWS_FOR_ALL_FOLDS else _FOLDS // 2
+    count = FOLDS if n <= MAX_ROWS_FOR_ALL_FOLDS else FOLDS // 2
     if target.repeats is not None:
         return target.repeats.folds(count, seed)[: None if is_cross_fitted else 1]
     if target.chains is None:
         shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu").to(samples_of(target).device)
         return [*shuffled.tensor_split(min(count, n))] if is_cross_fitted else [shuffled[: n // 5]]
     own = [(target.chains == one).nonzero()[:, 0] for one in range(int(target.chains.max()) + 1)]
-    count = min(_FOLDS if is_cross_fitted else 5, max(map(len, own)))
+    count = min(FOLDS if is_cross_fitted else 5, max(map(len, own)))
     stretches = [rows.tensor_split(count) for rows in own]
     return [torch.cat([parts[i] for parts in stretches]) for i in (range(count) if is_cross_fitted else [count - 1])]
