@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from whichkl._checks import InputError, TargetError
 from whichkl.families import Flow, Gaussian, Module
 from whichkl.families.data_shape import Shape
 from whichkl.solvers import StickingTheLanding
-from whichkl.solvers.draws.cosine_cycles import Cycles
 from whichkl.solvers.draws.reparameterised import FlowRows
 from whichkl.solvers.draws.sticking_the_landing import _Path
 from whichkl.solvers.work import QUIET
@@ -194,14 +194,15 @@ def test_gradients_that_are_no_numbers_are_skipped_and_counted():
         g = 2 * theta
         return torch.where(torch.tensor(len(calls) % 10 == 0), math.nan, g)
 
-    engine = Cycles(
-        gradient, lambda theta, which, seed: theta.square().sum(-1, keepdim=True).expand(-1, 8), 0.1, 100, 3, 5.0, 1e-4, 50
-    )
-    state = engine.run(torch.ones(2, 3, dtype=D), 0, QUIET)
+    def losses(theta, which, seed):
+        return theta.square().sum(-1, keepdim=True).expand(-1, 8)
+
+    solver, start = StickingTheLanding(steps=100, cycles=3, tolerance=1e-4), torch.ones(2, 3, dtype=D)
+    state = solver.descend(SimpleNamespace(gradient=gradient, losses=losses), start, 0.1, 0, QUIET)
     assert state.skipped.tolist() == [len(calls) // 10] * 2
     assert float(state.loss.max()) < 1e-3
-    broken = Cycles(lambda theta, which, seed: theta * math.nan, engine.losses, 0.1, 100, 3, 5.0, 1e-4, 20)
-    state = broken.run(torch.ones(2, 3, dtype=D), 0, QUIET)
+    broken = SimpleNamespace(gradient=lambda theta, which, seed: theta * math.nan, losses=losses)
+    state = replace(solver, skips=20).descend(broken, start, 0.1, 0, QUIET)
     assert not bool(state.active.any())
     assert float((state.best - 1).abs().max()) == 0
 

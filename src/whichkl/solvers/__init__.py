@@ -9,8 +9,7 @@ from whichkl.objectives import Objective
 from whichkl.solvers.draws.sticking_the_landing import StickingTheLanding
 from whichkl.solvers.draws.stochastic import Stochastic
 from whichkl.solvers.draws.stochastic_two_sided import StochasticTwoSided
-from whichkl.solvers.nodes.low_rank import LowRank
-from whichkl.solvers.nodes.mean_field import MeanField
+from whichkl.solvers.nodes.mean_field import LowRank, MeanField
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
 from whichkl.solvers.nodes.sample_average import SampleAverage
 from whichkl.solvers.nodes.two_sided import TwoSided

@@ -44,9 +44,8 @@ class StickingTheLanding(CycleSolver):
     The gradient omits the score of q, whose expectation is 0, so that every draw's gradient vanishes at q = p. A flow starts
     exactly as the reverse-KL Gaussian: its networks are at rest, inside the affine map of that Gaussian. The starts are the best
     optima of the Gaussian, the Gaussian that covers them all, and a wider one; they are trained as one batch. A user's module
-    starts from its own weights. The descent is `Cycles`: it ends when a whole cosine cycle gains less than `tolerance` nats or
-    less than two standard errors of the gain. If the flow does worse than the Gaussian on fresh draws, the Gaussian is the
-    answer. Steps whose gradient isn't finite are skipped and counted.
+    starts from its own weights. The descent and its end are those of `CycleSolver`. If the flow does worse than the Gaussian on
+    fresh draws, the Gaussian is the answer. Steps whose gradient isn't finite are skipped and counted.
 
     Args:
         learning_rate: peak learning rate of the first cycle; by default 0.005, and 0.02 for a user's module.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -13,9 +14,8 @@ from torch import Tensor
 from whichkl.access import Access
 from whichkl.families import Family, Mixture
 from whichkl.objectives import ReverseKL
-from whichkl.solvers.nodes.doubling import NEAR_BEST, Doubling, judge_by_cost
+from whichkl.solvers.nodes.doubling import NEAR_BEST, double_nodes, judge_by_cost, refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points, descend, first_nodes, log_density, optima_of, stacked
-from whichkl.solvers.nodes.refusals import refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.starts import climb_to_modes, find_starts
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
@@ -73,15 +73,16 @@ class SampleAverage(Solver):
         """Minimise from every start on the first nodes, then from the distinct optima on more nodes until they stay."""
         if not isinstance(family, Mixture):
             raise TypeError(family)
-        count, trail = first_nodes(family, target.dim), list[float]()
+        count, trail, trail_of_growth = first_nodes(family, target.dim), list[float](), list[float]()
+        descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail, min_gain=_MIN_GAIN)
         locs, trils = find_starts(target, seed)
-        begun = self._on_nodes(target, family, count, seed, _starts(family, locs, trils))
-        state, iterations = self._descend(begun, trail, rounds=2)
-        grown, more = self._grow(target, family, locs, trils, count, seed, work)
+        begun = _on_nodes(target, family, count, seed, _starts(family, locs, trils))
+        state = descended(begun, rounds=2)
+        seedling = _on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])])
+        grown = _grow(target, family, seedling, locs, seed, work, trail_of_growth)
         if grown is not None:
             state = state.joined(grown)
-        state, last = self._descend(state.take(state.loss <= state.loss.min() + NEAR_BEST), trail)
-        iterations += more + last
+        state = descended(state.take(state.loss <= state.loss.min() + NEAR_BEST))
 
         def begin(ended: Ensemble, count: int) -> Ensemble | None:
             kept = [one.model for one in optima_of(ended, _ROUGH)[:_MAX_OPTIMA]]
@@ -90,55 +91,45 @@ class SampleAverage(Solver):
             work.tell("doubling the nodes", math.nan)
             return ended.on(Nodes.of(target, count, seed), stacked(kept))
 
-        def descended(begun: Ensemble) -> Ensemble:
-            nonlocal iterations
-            ended, done = self._descend(begun, trail)
-            iterations += done
-            return ended
-
-        judge = judge_by_cost(self.node_loss)
-        doubling = Doubling(count, self.max_nodes, target.dim == 1, _check, begin, descended, judge)
-        state, error = doubling.run(begun, state, count)
-        state, done = self._descend(state, trail, self.tolerance)
+        state, node_error = double_nodes(
+            begun,
+            state,
+            count,
+            first=count,
+            max_nodes=self.max_nodes,
+            is_exact=target.dim == 1,
+            check=_check,
+            begin=begin,
+            descend=descended,
+            judge=partial(judge_by_cost, self.node_loss),
+        )
+        state = descended(state, tolerance=self.tolerance)
         residual = float(state.residual[int(state.loss.argmin())])
-        node_error = None if target.dim == 1 or math.isinf(error) else error
-        found, nodes = optima_of(state, _SETTLED), len(state.nodes.z)
-        return Solution(found, iterations + done, residual, node_error, nodes, history=tuple(trail))
+        found, iterations = optima_of(state, _SETTLED), len(trail) + len(trail_of_growth)
+        return Solution(found, iterations, residual, node_error, len(state.nodes.z), history=tuple(trail))
 
-    def _on_nodes(self, target: Target, family: Mixture, count: int, seed: int, starts: Sequence[Start]) -> Ensemble:
-        logits, loc, tril = (torch.stack(parts) for parts in zip(*starts, strict=True))
-        nodes = Nodes.of(target, count, seed)
-        return Ensemble.at(ReverseKL(), family, target, Points.none(target), nodes, (logits, loc, tril))
 
-    def _descend(
-        self, state: Ensemble, trail: list[float], tolerance: float = _ROUGH, rounds: int | None = None
-    ) -> tuple[Ensemble, int]:
-        return descend(state, tolerance, self.rounds if rounds is None else rounds, trail, _MIN_GAIN)
+def _on_nodes(target: Target, family: Mixture, count: int, seed: int, starts: Sequence[Start]) -> Ensemble:
+    logits, loc, tril = (torch.stack(parts) for parts in zip(*starts, strict=True))
+    nodes = Nodes.of(target, count, seed)
+    return Ensemble.at(ReverseKL(), family, target, Points.none(target), nodes, (logits, loc, tril))
 
-    def _grow(
-        self,
-        target: Target,
-        family: Mixture,
-        locs: Float[Tensor, "s d"],
-        trils: Float[Tensor, "s d d"],
-        count: int,
-        seed: int,
-        work: Work,
-    ) -> tuple[Ensemble | None, int]:
-        """Add components where log p − log q is largest until there are K; None if a mixture on the way can't be evaluated."""
-        state, done = self._on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])]), 0
-        while state.loc.shape[1] < family.count:
-            state, rounds = self._descend(state, [], rounds=1)
-            done += rounds
-            if not bool(state.loss.isfinite().all()) or target.evaluations.is_spent:
-                return None, done
-            room = family.count - state.loc.shape[1]
-            work.tell("looking for modes", 1 - room / family.count)
-            found = find_missing_mass(target, state, locs, room, seed + state.loc.shape[1])
-            if not len(found[0]):
-                return None, done
-            state = add_components(state, *found)
-        return state, done
+
+def _grow(
+    target: Target, family: Mixture, state: Ensemble, locs: Float[Tensor, "s d"], seed: int, work: Work, trail: list[float]
+) -> Ensemble | None:
+    """Add components where log p − log q is largest until there are K; None if a mixture on the way can't be evaluated."""
+    while state.loc.shape[1] < family.count:
+        state = descend(state, _ROUGH, 1, trail, _MIN_GAIN)
+        if not bool(state.loss.isfinite().all()) or target.evaluations.is_spent:
+            return None
+        room = family.count - state.loc.shape[1]
+        work.tell("looking for modes", 1 - room / family.count)
+        found = find_missing_mass(target, state, locs, room, seed + state.loc.shape[1])
+        if not len(found[0]):
+            return None
+        state = add_components(state, *found)
+    return state
 
 
 def _check(state: Ensemble) -> None:

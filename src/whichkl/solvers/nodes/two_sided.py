@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool
@@ -17,7 +18,7 @@ from whichkl.divergences.draws import bridge
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.objectives import ForwardKL, Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
-from whichkl.solvers.nodes.doubling import Doubling, judge_by_cost
+from whichkl.solvers.nodes.doubling import double_nodes, judge_by_cost
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Parts, Points, descend, first_nodes, optima_of, stacked
 from whichkl.solvers.nodes.mean_field import MeanField
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
@@ -83,8 +84,6 @@ class TwoSided(Solver):
 
     def toward(self, objective: Objective) -> TwoSided:
         """Return the solver of this objective."""
-        if not objective.is_between:
-            raise TypeError(objective)
         return replace(self, minimised=objective)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
@@ -104,7 +103,8 @@ class TwoSided(Solver):
             few = whole.at(_evenly(len(whole.x), _MAX_POINTS_AT_FIRST))
         count = first_nodes(family, target.dim)
         begun = _affordable(Ensemble.at(self.minimised, family, target, few, Nodes.of(target, count, seed), parts, log_z))
-        trail, iterations = list[float](), 0
+        trail: list[float] = []
+        descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail)
 
         def begin(ended: Ensemble, count: int) -> Ensemble | None:
             kept = stacked([one.model for one in self._optima(ended, _ROUGH)[:_MAX_OPTIMA]])
@@ -115,24 +115,26 @@ class TwoSided(Solver):
             again = ended.on(found.nodes, parts)
             return again if float(found.loss.min()) > float(again.loss.min()) else found
 
-        def descended(state: Ensemble, tolerance: float = _ROUGH) -> Ensemble:
-            nonlocal iterations
-            state, done = descend(state, tolerance, self.rounds, trail)
-            iterations += done
-            return state
-
-        is_enough = target.dim == 1 or not self.minimised.reads_q
-        judge = judge_by_cost(self.node_loss)
-        doubling = Doubling(count, self.max_nodes, is_enough, self._check, begin, descended, judge)
-        state, error = doubling.run(begun, descended(begun), count)
+        state, node_error = double_nodes(
+            begun,
+            descended(begun),
+            count,
+            first=count,
+            max_nodes=self.max_nodes,
+            is_exact=target.dim == 1 or not self.minimised.reads_q,
+            check=self._check,
+            begin=begin,
+            descend=descended,
+            judge=partial(judge_by_cost, self.node_loss),
+        )
         work.tell("descending on all points", math.nan)
-        state = descended(replace(state, points=whole).measured() if few is not whole else state, self.tolerance)
+        state = replace(state, points=whole).measured() if few is not whole else state
+        state = descended(state, tolerance=self.tolerance)
         optima = self._optima(state, _SETTLED)
         held = self._held(target, state, optima[0], stride, seed) if stride and target.samples is not None else None
-        node_error = None if target.dim == 1 or math.isinf(error) else error
         residual = float(state.residual[int(state.loss.argmin())])
         used = len(state.nodes.z) if self.minimised.reads_q else None
-        return Solution(optima, iterations, residual, node_error, used, held, notes, tuple(trail))
+        return Solution(optima, len(trail), residual, node_error, used, held, notes, tuple(trail))
 
     def _check(self, state: Ensemble) -> None:
         if not bool(state.loss.isfinite().any()):
@@ -206,7 +208,7 @@ class TwoSided(Solver):
         rest = Points(x[~out], w[~out], log_p - state.log_z)
         rest = rest.at(_evenly(len(rest.x), FRESH)) if len(rest.x) > FRESH else rest.at(slice(None))
         begun = replace(state, points=rest).on(state.nodes, stacked([best.model]))
-        model = descend(begun, 1e-4, self.rounds, [])[0].models()[0]
+        model = descend(begun, 1e-4, self.rounds, []).models()[0]
         return Held(Block(x[out], w[out] * len(w)), model)
 
     def _optima(self, state: Ensemble, settled: float) -> tuple[Optimum, ...]:

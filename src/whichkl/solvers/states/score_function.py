@@ -28,8 +28,8 @@ class ScoreFunction(CycleSolver):
     """argmin KL(q‖p) over an autoregressive network: ∇ = 1/(m−1) Σᵢ (rᵢ − r̄) ∇ log q(xᵢ), r = log q − log p, on m draws of q.
 
     The mean r̄ is the leave-one-out baseline: the gradient is unbiased, and it vanishes for every draw at q = p. Two networks
-    start from the uniform distribution and are trained as one batch by `Cycles`. The result is a local optimum; if the modes of
-    p are far apart, it settles on some of them.
+    start from the uniform distribution and are trained as one batch; the descent is that of `CycleSolver`. The result is a local
+    optimum; if the modes of p are far apart, it settles on some of them.
 
     Args:
         starts: number of networks.
