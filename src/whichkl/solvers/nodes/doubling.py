@@ -32,53 +32,36 @@ class Verdict(NamedTuple):
 
 
 def double_nodes(
-    begun: S,
-    ended: S,
-    count: int,
-    *,
-    first: int,
-    max_nodes: int,
-    is_exact: bool,
-    check: Callable[[S], None],
-    begin: Callable[[S, int], S | None],
-    descend: Callable[[S], S],
-    judge: Callable[[S, S, int], Verdict],
+    fitted: S, count: int, max_nodes: int, is_exact: bool, refit: Callable[[S, int], tuple[S, Verdict] | None], first: int = 0
 ) -> tuple[S, float | None]:
-    """Fit on more and more nodes; each solver says how it begins, descends and judges.
+    """Fit on more and more nodes.
 
     Args:
-        begun: the models at their starts on the first nodes.
-        ended: the models at their optima on these nodes.
+        fitted: the models at their optima on `count` nodes.
         count: the number of these nodes.
-        first: the number of nodes from which on a fit is judged; fewer are a first approximation.
         max_nodes: the largest number of nodes.
         is_exact: whether the first nodes are enough, as for the trapezoid rule on the line.
-        check: refuses models that nothing can come of.
-        begin: the optima of a fit, a number of nodes -> the models on these nodes; None if the budget doesn't allow that.
-        descend: models at their starts -> at their optima on the same nodes.
-        judge: starts and ends on the present nodes, and their number -> whether the nodes are enough.
+        refit: models and a larger number of nodes -> their optima there and what they show; None if the budget forbids it.
+        first: the number of nodes from which on a fit is judged, if it is above `count`: fewer are a first approximation.
 
     Returns:
         The models on the last nodes, and the node error of the best one; None if no doubling was judged.
     """
-    error = None
-    while True:
-        check(ended)
-        is_settled, more = is_exact, max(first, 2 * count)
+    first, error, more, is_settled = max(first, count), None, 2 * count, is_exact
+    while not is_settled and 2 * count <= max_nodes:
+        count = min(max(first, more), max_nodes)
+        found = refit(fitted, count)
+        if found is None:
+            break
+        fitted, verdict = found
+        more = 2 * count
         if count > first:
-            error, is_enough, factor = judge(begun, ended, count)
-            is_settled, more = is_settled or is_enough, factor * count
-        if is_settled or 2 * count > max_nodes:
-            return ended, error
-        count = min(more, max_nodes)
-        start = begin(ended, count)
-        if start is None:
-            return ended, error
-        begun, ended = start, descend(start)
+            error, is_settled, more = verdict.node_error, verdict.is_settled, verdict.factor * count
+    return fitted, error
 
 
-def judge_by_cost(node_loss: float, begun: Ensemble, ended: Ensemble, count: int) -> Verdict:
-    """Return whether `count` nodes cost at most `node_loss` nats: the loss at their optimum above the true optimum's.
+def judge_by_cost(node_loss: float, begun: Ensemble, ended: Ensemble) -> Verdict:
+    """Return whether the nodes cost at most `node_loss` nats: the loss at their optimum above the true optimum's.
 
     The cost falls as 1/n. If the optimum of n/2 nodes gains G by descending on n others, then G is the cost of n/2 nodes plus
     that of n nodes, which is three times the latter.
@@ -108,28 +91,32 @@ def refuse_infinite(elbo: Float[Tensor, " b"]) -> None:
     raise TargetError(cannot("minimise `reverse_kl` here", because, instead))
 
 
-def refuse_unbounded(elbo: float, spread: Float[Tensor, "k d"], names: Sequence[str], residual: float = 0.0) -> None:
+def refuse_unbounded(
+    elbo: Float[Tensor, " b"], spread: Float[Tensor, "b k d"], residual: Float[Tensor, " b"], names: Sequence[str]
+) -> None:
     """Refuse a target whose best model is wider than 10¹² in a column, has an ELBO above 10¹² nats, or still shrinks below 10⁻¹².
 
     Args:
-        elbo: the ELBO of the best model.
+        elbo: the ELBO of each model.
         spread: standard deviations of the columns, per component.
+        residual: length of the gradient at each model; a model at rest may be arbitrarily narrow.
         names: names of the columns.
-        residual: length of the gradient at the model; a model at rest may be arbitrarily narrow.
 
     Raises:
         TargetError: it is such a target; the message names the widest or the narrowest column.
     """
+    best = int(elbo.argmax())
+    spread = spread[best]
     if float(spread.max()) > _UNBOUNDED:
         name = names[int(spread.amax(0).argmax())]
         because = f"the model spreads without bound along {name}: the density doesn't fall off there"
         instead = "Check the signs of `log_prob`, or pass `support=`; a column that is wider than 1e12 needs other units"
         raise TargetError(cannot("fit this target", because, instead))
-    if float(spread.min()) < 1 / _UNBOUNDED and residual > _MIN_RESIDUAL:
+    if float(spread.min()) < 1 / _UNBOUNDED and float(residual[best]) > _MIN_RESIDUAL:
         name = names[int(spread.amin(0).argmin())]
         because = f"the model shrinks to a point along {name}: `log_prob` rises without bound there, so that ∫p may be infinite"
         instead = "Bound `log_prob` there, or keep x away from it with `support=`; an infinite mass has no divergence"
         raise TargetError(cannot("fit this target", because, instead))
-    if elbo > _UNBOUNDED:
-        because = f"the ELBO is {elbo:.3g} nats: `log_prob` rises without bound, or contains a constant that uses up its digits"
+    if (nats := float(elbo[best])) > _UNBOUNDED:
+        because = f"the ELBO is {nats:.3g} nats: `log_prob` rises without bound, or contains a constant that uses up its digits"
         raise TargetError(cannot("fit this target", because, "Check the signs of `log_prob`, or subtract the constant"))

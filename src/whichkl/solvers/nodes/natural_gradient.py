@@ -83,49 +83,38 @@ class NaturalGradient(Solver):
         if not isinstance(family, Gaussian):
             raise TypeError(family)
         loc, tril = (part.to(target.device) for part in find_starts(target, seed))
-        fewer = count = least_count(target.dim)
-        trail: list[float] = []
+        count, trail = least_count(target.dim), list[float]()
 
         def climbed(begun: Gaussians, tolerance: float = _ROUGH) -> Gaussians:
             ended = self._climb(begun, tolerance, trail)
             if not bool(ended.elbo.isfinite().any()):  # on fewer nodes the models may have spread too far for these
-                refuse_unbounded(-math.inf, torch.linalg.vector_norm(begun.tril, dim=-1), target.names)
+                unknown, spread = begun.elbo.new_zeros(1), torch.linalg.vector_norm(begun.tril, dim=-1)
+                refuse_unbounded(unknown, spread[None], unknown, target.names)
             refuse_infinite(ended.elbo)
             return ended
 
-        def begin(ended: Gaussians, count: int) -> Gaussians | None:
-            nonlocal fewer, loc
-            rows = torch.tensor(self._optima(ended, family)[1][:_MAX_OPTIMA], device=ended.loc.device, dtype=torch.int64)
+        def refit(before: Gaussians, count: int) -> tuple[Gaussians, Verdict] | None:
+            nonlocal loc
+            rows = torch.tensor(self._optima(before, family)[1][:_MAX_OPTIMA], device=loc.device, dtype=torch.int64)
             if not target.evaluations.affords(len(rows) * count):
                 return None
-            memory = ended.memory and ended.memory.take(rows)
-            fewer, loc = len(ended.nodes.z), ended.loc[rows]
-            return Gaussians.at(target, Nodes.of(target, count, seed), loc, ended.tril[rows], memory)
-
-        def judge(begun: Gaussians, ended: Gaussians, count: int) -> Verdict:
-            shift, lost = _shift(ended, begun.loc), (ended.elbo - begun.elbo) / (1 + count / fewer)
+            loc, memory = before.loc[rows], before.memory and before.memory.take(rows)
+            begun = Gaussians.at(target, Nodes.of(target, count, seed), loc, before.tril[rows], memory)
+            ended = climbed(begun)
+            _check(ended)
+            shift, lost = _shift(ended, loc), (ended.elbo - begun.elbo) / (1 + count / len(before.nodes.z))
             good = near_best(-ended.elbo)
             is_settled = bool(((shift <= self.node_tolerance) & (lost <= self.node_loss))[good].all())
             times = float(torch.maximum(lost / self.node_loss, (shift / self.node_tolerance).square())[good].max())
             factor = min(_MAX_FACTOR, 1 << max(1, math.floor(math.log2(max(times, 2)))))
-            return Verdict(float(shift[int(ended.elbo.argmax())]), is_settled, factor)
+            return ended, Verdict(float(shift[int(ended.elbo.argmax())]), is_settled, factor)
 
-        begun = Gaussians.at(target, Nodes.of(target, count, seed), loc, tril)
-        state, error = double_nodes(
-            begun,
-            climbed(begun),
-            count,
-            first=first_count(target.dim),
-            max_nodes=self.max_nodes,
-            is_exact=target.dim == 1,
-            check=_check,
-            begin=begin,
-            descend=climbed,
-            judge=judge,
-        )
+        state = climbed(Gaussians.at(target, Nodes.of(target, count, seed), loc, tril))
+        _check(state)
+        state, error = double_nodes(state, count, self.max_nodes, target.dim == 1, refit, first_count(target.dim))
         state = climbed(state, self.tolerance)
         best = int(state.elbo.argmax())
-        _check(state, float(state.elbo[best]))
+        _check(state, is_last=True)
         node_error = None if target.dim == 1 else math.inf if error is None else float(_shift(state, loc)[best])
         found, _ = self._optima(state, family)
         return Solution(found, len(trail), float(state.residual[best]), node_error, len(state.nodes.z), history=tuple(trail))
@@ -178,11 +167,12 @@ class NaturalGradient(Solver):
         return kept, [next(i for i, one in found.items() if one.model is two.model) for two in kept]
 
 
-def _check(state: Gaussians, elbo: float = -math.inf) -> None:
-    """Refuse a target whose best model spreads or shrinks without bound."""
+def _check(state: Gaussians, *, is_last: bool = False) -> None:
+    """Refuse a target whose best model spreads or shrinks without bound, or whose last ELBO is out of bounds."""
     best = int(state.elbo.argmax())
-    spread = torch.linalg.vector_norm(state.tril[best, None], dim=-1)
-    refuse_unbounded(elbo, spread, state.target.names, float(state.residual[best]))
+    elbo = state.elbo[best, None] if is_last else state.elbo.new_zeros(1)
+    spread = torch.linalg.vector_norm(state.tril[best, None, None], dim=-1)
+    refuse_unbounded(elbo, spread, state.residual[best, None], state.target.names)
 
 
 def _shift(state: Gaussians, loc: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:

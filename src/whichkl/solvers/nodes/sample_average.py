@@ -14,7 +14,7 @@ from torch import Tensor
 from whichkl.access import Access
 from whichkl.families import Family, Mixture
 from whichkl.objectives import ReverseKL
-from whichkl.solvers.nodes.doubling import NEAR_BEST, double_nodes, judge_by_cost, refuse_infinite, refuse_unbounded
+from whichkl.solvers.nodes.doubling import NEAR_BEST, Verdict, double_nodes, judge_by_cost, refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points, descend, first_nodes, log_density, optima_of, stacked
 from whichkl.solvers.nodes.starts import climb_to_modes, find_starts
 from whichkl.solvers.solver import Solution, Solver
@@ -84,25 +84,16 @@ class SampleAverage(Solver):
             state = state.joined(grown)
         state = descended(state.take(state.loss <= state.loss.min() + NEAR_BEST))
 
-        def begin(ended: Ensemble, count: int) -> Ensemble | None:
-            kept = [one.model for one in optima_of(ended, _ROUGH)[:_MAX_OPTIMA]]
+        def refit(before: Ensemble, count: int) -> tuple[Ensemble, Verdict] | None:
+            kept = [one.model for one in optima_of(before, _ROUGH)[:_MAX_OPTIMA]]
             if not target.evaluations.affords(len(kept) * family.count * count):
                 return None
             work.tell("doubling the nodes", math.nan)
-            return ended.on(Nodes.of(target, count, seed), stacked(kept))
+            begun = before.on(Nodes.of(target, count, seed), stacked(kept))
+            ended = _checked(descended(begun))
+            return ended, judge_by_cost(self.node_loss, begun, ended)
 
-        state, node_error = double_nodes(
-            begun,
-            state,
-            count,
-            first=count,
-            max_nodes=self.max_nodes,
-            is_exact=target.dim == 1,
-            check=_check,
-            begin=begin,
-            descend=descended,
-            judge=partial(judge_by_cost, self.node_loss),
-        )
+        state, node_error = double_nodes(_checked(state), count, self.max_nodes, target.dim == 1, refit)
         state = descended(state, tolerance=self.tolerance)
         residual = float(state.residual[int(state.loss.argmin())])
         found, iterations = optima_of(state, _SETTLED), len(trail) + len(trail_of_growth)
@@ -132,28 +123,24 @@ def _grow(
     return state
 
 
-def _check(state: Ensemble) -> None:
-    """Refuse a target whose ELBO is finite nowhere, or whose best model spreads or shrinks without bound."""
+def _checked(state: Ensemble) -> Ensemble:
+    """Return mixtures; refuse a target whose ELBO is finite nowhere, or whose best model spreads or shrinks without bound."""
     refuse_infinite(-state.loss)
-    best = int(state.loss.argmin())
-    spread = torch.linalg.vector_norm(state.tril[best], dim=-1)
-    refuse_unbounded(-float(state.loss[best]), spread, state.target.names, float(state.residual[best]))
+    refuse_unbounded(-state.loss, torch.linalg.vector_norm(state.tril, dim=-1), state.residual, state.target.names)
+    return state
 
 
 def _starts(family: Mixture, locs: Float[Tensor, "s d"], trils: Float[Tensor, "s d d"]) -> list[Start]:
-    """Return a mixture on the best modes, and each start split along its longest axis."""
-    starts = [_split(loc, tril, family.count) for loc, tril in zip(locs, trils, strict=True)]
-    if len(locs) > family.count > 1:
-        starts.insert(0, (locs.new_zeros(family.count), locs[: family.count], trils[: family.count]))
+    """Return a mixture on the best modes, and each start spread over ±1 standard deviation along its longest axis."""
+    count, starts = family.count, list[Start]()
+    if len(locs) > count > 1:
+        starts.append((locs.new_zeros(count), locs[:count], trils[:count]))
+    at = torch.linspace(-1, 1, count, dtype=locs.dtype, device="cpu") if count > 1 else locs.new_zeros(1)
+    for loc, tril in zip(locs, trils, strict=True):
+        longest = torch.linalg.eigh(tril @ tril.T)[1][:, -1]
+        axis = longest * torch.linalg.vector_norm(tril.T @ longest)
+        starts.append((loc.new_zeros(count), loc + at[:, None] * axis, tril.expand(count, -1, -1)))
     return starts[:_MAX_OPTIMA]
-
-
-def _split(loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], count: int) -> Start:
-    """Spread K components evenly over ±1 standard deviation of one Gaussian along its longest axis."""
-    _, vector = torch.linalg.eigh(tril @ tril.T)
-    axis = vector[:, -1] * torch.linalg.vector_norm(tril.T @ vector[:, -1])
-    at = torch.linspace(-1, 1, count, dtype=loc.dtype, device="cpu") if count > 1 else loc.new_zeros(1)
-    return loc.new_zeros(count), loc + at[:, None] * axis, tril.expand(count, -1, -1)
 
 
 def find_missing_mass(
@@ -176,7 +163,11 @@ def find_missing_mass(
     Source: Arenz, Zhong & Neumann (2020), VIPS, for where components are added.
     """
     logits, loc, tril = (part[0].cpu() for part in (model.logits, model.loc, model.tril))
-    pool = torch.cat([points, _spread(logits, loc, tril, seed)])
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.multinomial(torch.ones_like(logits), _DRAWS, replacement=True, generator=generator)
+    z = torch.randn(_DRAWS, loc.shape[1], generator=generator, dtype=loc.dtype, device="cpu")
+    stretch = torch.tensor(_STRETCHES, dtype=loc.dtype, device="cpu").repeat(_DRAWS)[:_DRAWS]
+    pool = torch.cat([points, loc[which] + stretch[:, None] * torch.einsum("nij,nj->ni", tril[which], z)])
     log_p = target.tried(pool.to(target.device)).cpu()
     log_q = log_density(pool[None], logits[None], loc[None], tril[None])[0]
     dim = loc.shape[1]
@@ -210,12 +201,3 @@ def add_components(
     parts = (torch.cat([own[0], new.to(own)]) for own, new in ((model.loc, loc), (model.tril, tril)))
     loc, tril = (part[None] for part in parts)
     return model.on(model.nodes, (logits[None], loc, tril))
-
-
-def _spread(logits: Float[Tensor, " k"], loc: Float[Tensor, "k d"], tril: Float[Tensor, "k d d"], seed: int) -> Tensor:
-    """Return draws of the mixture, each spread about its component's mean."""
-    generator = torch.Generator().manual_seed(seed)
-    which = torch.multinomial(torch.full_like(logits, 1.0).exp(), _DRAWS, replacement=True, generator=generator)
-    z = torch.randn(_DRAWS, loc.shape[1], generator=generator, dtype=loc.dtype, device="cpu")
-    stretch = torch.tensor(_STRETCHES, dtype=loc.dtype, device="cpu").repeat(_DRAWS)[:_DRAWS]
-    return loc[which] + stretch[:, None] * torch.einsum("nij,nj->ni", tril[which], z)

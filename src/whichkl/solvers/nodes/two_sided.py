@@ -18,7 +18,7 @@ from whichkl.divergences.draws import bridge
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.objectives import ForwardKL, Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
-from whichkl.solvers.nodes.doubling import double_nodes, judge_by_cost
+from whichkl.solvers.nodes.doubling import Verdict, double_nodes, judge_by_cost
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Parts, Points, descend, first_nodes, optima_of, stacked
 from whichkl.solvers.nodes.mean_field import MeanField
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
@@ -106,27 +106,19 @@ class TwoSided(Solver):
         trail: list[float] = []
         descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail)
 
-        def begin(ended: Ensemble, count: int) -> Ensemble | None:
-            kept = stacked([one.model for one in self._optima(ended, _ROUGH)[:_MAX_OPTIMA]])
-            if not target.evaluations.affords((len(kept[0]) + len(parts[0])) * 2 * ended.cost):
+        def refit(before: Ensemble, count: int) -> tuple[Ensemble, Verdict] | None:
+            kept = stacked([one.model for one in self._optima(before, _ROUGH)[:_MAX_OPTIMA]])
+            if not target.evaluations.affords((len(kept[0]) + len(parts[0])) * 2 * before.cost):
                 return None
             work.tell("doubling the nodes", math.nan)
-            found = ended.on(Nodes.of(target, count, seed), kept)
-            again = ended.on(found.nodes, parts)
-            return again if float(found.loss.min()) > float(again.loss.min()) else found
+            begun = before.on(Nodes.of(target, count, seed), kept)
+            again = before.on(begun.nodes, parts)
+            begun = again if float(begun.loss.min()) > float(again.loss.min()) else begun
+            ended = self._check(descended(begun))
+            return ended, judge_by_cost(self.node_loss, begun, ended)
 
-        state, node_error = double_nodes(
-            begun,
-            descended(begun),
-            count,
-            first=count,
-            max_nodes=self.max_nodes,
-            is_exact=target.dim == 1 or not self.minimised.reads_q,
-            check=self._check,
-            begin=begin,
-            descend=descended,
-            judge=partial(judge_by_cost, self.node_loss),
-        )
+        is_enough = target.dim == 1 or not self.minimised.reads_q
+        state, node_error = double_nodes(self._check(descended(begun)), count, self.max_nodes, is_enough, refit)
         work.tell("descending on all points", math.nan)
         state = replace(state, points=whole).measured() if few is not whole else state
         state = descended(state, tolerance=self.tolerance)
@@ -136,11 +128,13 @@ class TwoSided(Solver):
         used = len(state.nodes.z) if self.minimised.reads_q else None
         return Solution(optima, len(trail), residual, node_error, used, held, notes, tuple(trail))
 
-    def _check(self, state: Ensemble) -> None:
+    def _check(self, state: Ensemble) -> Ensemble:
+        """Return mixtures; refuse them if the loss is finite at none."""
         if not bool(state.loss.isfinite().any()):
             because = "it isn't finite at any start: log_prob is -inf where the models have mass"
             instead = "Pass `support=`, or use a bounded divergence such as jensen_shannon"
             raise TargetError(cannot(f"minimise `{self.minimised.spec}` here", because, instead))
+        return state
 
     def _points(self, target: Target, family: Gaussian | Mixture, seed: int) -> tuple[Points, tuple[str, ...]]:
         """Return points of p in float64 with log p there: at most `FRESH` of them, evenly spaced; none if p isn't read."""

@@ -176,11 +176,10 @@ class _Batch:
 
     def check(self) -> None:
         """Refuse a target on which every start failed, or on which the best model spreads or shrinks without bound."""
-        end, target = self.end, self.average.target
+        end, dim = self.end, self.average.target.dim
         refuse_infinite(-end.value)
-        best, dim = int(end.value.argmin()), target.dim
-        residual = float(end.residual[best]) / math.sqrt(end.theta.shape[1] / 2)
-        refuse_unbounded(-float(end.value[best]), end.theta[best, None, dim : 2 * dim].exp(), target.names, residual)
+        scale, residual = end.theta[:, None, dim : 2 * dim].exp(), end.residual / math.sqrt(end.theta.shape[1] / 2)
+        refuse_unbounded(-end.value, scale, residual, self.average.target.names)
 
     def judge(self, node_tolerance: float) -> Verdict:
         """Judge by the largest shift of a mean of the best optimum, and by whether every optimum near it stays."""
@@ -224,27 +223,19 @@ def minimize_elbo(
         history.extend(end.history)
         return _Batch(own, start, loss, end)
 
-    def begin(ended: _Batch, count: int) -> _Batch | None:
-        optima = ended.optima(_ROUGH)[:_MAX_OPTIMA]
+    def refit(before: _Batch, count: int) -> tuple[_Batch, Verdict] | None:
+        optima = before.optima(_ROUGH)[:_MAX_OPTIMA]
         if not target.evaluations.affords(len(optima) * count):
             return None
         loss = torch.tensor([one.loss for one in optima], dtype=starts.dtype, device=starts.device)
         start = torch.stack([few.write(one.model) for one in optima])
-        return minimized(average(count), start, loss, _ROUGH)
+        batch = minimized(average(count), start, loss, _ROUGH)
+        batch.check()
+        return batch, batch.judge(node_tolerance)
 
-    begun = minimized(few, starts, torch.full_like(starts[:, 0], math.inf), _ROUGH)
-    batch, node_error = double_nodes(
-        begun,
-        begun,
-        first,
-        first=first,
-        max_nodes=min(max_nodes, _MAX_NUMBERS_IN_NODES // dim),
-        is_exact=dim == 1,
-        check=_Batch.check,
-        begin=begin,
-        descend=lambda batch: batch,
-        judge=lambda _, ended, count: ended.judge(node_tolerance),
-    )
+    batch = minimized(few, starts, torch.full_like(starts[:, 0], math.inf), _ROUGH)
+    batch.check()
+    batch, node_error = double_nodes(batch, first, min(max_nodes, _MAX_NUMBERS_IN_NODES // dim), dim == 1, refit)
     batch = minimized(batch.average, batch.end.theta, batch.loss, tolerance)
     residual = float(batch.end.residual[int(batch.end.value.argmin())])
     nodes, found = len(batch.average.z), batch.optima(tolerance)
