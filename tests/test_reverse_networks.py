@@ -52,8 +52,8 @@ class Bell(torch.nn.Module):
 @pytest.mark.parametrize("kind", ["spline", "coupling", "maf"])
 def test_flows_of_one_batch_are_the_models_that_are_returned(kind):
     family, rows, theta = flows(kind)
-    u, log_q = rows.sample(theta, [0, 1], 40, 3)
-    moved, pull = rows.path(theta.requires_grad_(True), [0, 1], 40, 3)
+    u, log_q = rows.sample(theta, 40, 3)
+    moved, pull = rows.path(theta.requires_grad_(True), 40, 3)
     for i in range(2):
         model = family.finished(rows.module(theta[i].detach(), i), Shape(3))
         x, _, volume = rows.place([i], u[i : i + 1])
@@ -68,7 +68,7 @@ def test_flows_of_one_batch_are_the_models_that_are_returned(kind):
 
 def test_flow_starts_as_its_gaussian():
     _, rows, _ = flows("spline", moved=0.0)
-    u, log_q = rows.sample(rows.starts, [0, 1], 40, 3)
+    u, log_q = rows.sample(rows.starts, 40, 3)
     torch.testing.assert_close(log_q, Independent(Normal(torch.zeros(3, dtype=D), 1.0), 1).log_prob(u))
 
 
@@ -119,7 +119,7 @@ def test_flow_gains_on_the_gaussian_and_is_saved(tmp_path):
 
 def test_flow_of_one_column_starts_as_its_gaussian_and_gains_on_it():
     _, rows, _ = flows("spline", dim=1, count=1, moved=0.0)
-    u, log_q = rows.sample(rows.starts, [0], 40, 3)
+    u, log_q = rows.sample(rows.starts, 40, 3)
     torch.testing.assert_close(log_q, Normal(0.0, 1.0).log_prob(u[..., 0]))
     two = wk.problems.bimodal(1.5)
     target = wk.Target(log_prob=lambda x: two.log_prob(x[:, 0]), dim=1, normalized=True)

@@ -104,7 +104,7 @@ class Stochastic(Solver):
             run.rate = self.learning_rate or self._best_rate(family, criterion, data, seed, work)
             run.judge(data.read(data.validation))
             run.start_loss = run.best_loss
-        while run.round < rounds and not (run.round and criterion.is_spent):
+        while run.round < rounds and not (run.round and criterion.evaluations.is_spent):
             if self._is_early(run, rounds) or self._has_failed(run):
                 break
             work.tell(f"training, loss {run.best_loss:.4g} on unseen rows", run.round / rounds)
@@ -171,7 +171,7 @@ class Stochastic(Solver):
             for i, block in enumerate(islice(batches.round(run.round), left if left < batches.steps else None)):
                 done = min(run.round * batches.steps + i, (run.round + 1) * batches.steps, total) / total
                 run.step(data.read(block), run.rate * warm_cosine(done, warm, 1 / (warm * total + 1)), generator)
-                if run.skipped > self.skips or run.criterion.is_spent:
+                if run.skipped > self.skips or run.criterion.evaluations.is_spent:
                     break
         loss = run.judge(data.read(data.validation))
         run.round += 1
@@ -194,7 +194,7 @@ class Stochastic(Solver):
         """Return the best weights, with notes on a training that failed, skipped batches, or ended while the loss still fell."""
         run.module.load_state_dict(run.best)
         model = run.family.finished(run.module, data.shape)
-        failed, is_spent = self._has_failed(run), run.criterion.is_spent
+        failed, is_spent = self._has_failed(run), run.criterion.evaluations.is_spent
         fall = run.history[(len(run.history) - 1) // 2] - run.best_loss
         is_flat = run.round >= rounds and not is_spent and fall <= min(max(_FLAT[0], run.best_error / 2), _FLAT[1])
         converged = not failed and (self._is_early(run, rounds) or is_flat)

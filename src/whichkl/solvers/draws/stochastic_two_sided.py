@@ -245,7 +245,7 @@ class StochasticTwoSided(Stochastic):
             train, aside = (replace(one, log_p=value - log_z) for one, value in zip(blocks, log_p, strict=True))
             data.batches.block, data = train, replace(data, validation=aside)
         else:  # rows set the number of steps; nothing else of them is used
-            data = replace(data, kept=replace(data.kept, evaluations=None))
+            data = replace(data, kept=replace(data.kept, evaluations=Evaluations()))
         numbers = (self._draws(data), self.judged_on, judging_seed(seed))
         return data, BothSides(self.minimised, target, log_z, *numbers, notes)
 
@@ -267,20 +267,21 @@ class StochasticTwoSided(Stochastic):
         total = super()._total(data, criterion)
         if math.isinf(criterion.left):
             return total
-        return max(1, min(total, int((_SHARE_OF_STEPS * criterion.left - 2 * self.judged_on) / self._cost(data))))
+        return max(1, min(total, int((_SHARE_OF_STEPS * criterion.left - 2 * self.judged_on) / self._cost(data, criterion))))
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
         """Choose by trials if they take little of the budget; otherwise return a high rate, since there are few steps."""
         rates = self._rates(family)
-        if len(rates) * TRIAL * self._cost(data) > _SHARE_OF_TRIALS * criterion.left:
+        if len(rates) * TRIAL * self._cost(data, criterion) > _SHARE_OF_TRIALS * criterion.left:
             return min(rates[-1], _MAX_UNTRIED_RATE)
         return super()._best_rate(family, criterion, data, seed, work)
 
-    def _cost(self, data: Data) -> float:
+    def _cost(self, data: Data, criterion: Criterion) -> float:
         """Return the evaluations of the target per step, with those of judging."""
-        rows, judged = 0 if data.kept.evaluations is None else data.batches.size, len(data.validation)
+        are_counted = data.kept.evaluations is criterion.evaluations
+        rows, judged = (data.batches.size, len(data.validation)) if are_counted else (0, 0)
         drawn, judged_on = (self._draws(data), self.judged_on) if self.minimised.reads_q else (0, 0)
-        return max(1.0, rows + drawn + (judged_on + (judged if rows else 0)) / data.batches.steps)
+        return max(1.0, rows + drawn + (judged_on + judged) / data.batches.steps)
 
 
 def _log_z(target: Target, block: Block, objective: Objective, seed: int) -> tuple[float, tuple[str, ...]]:

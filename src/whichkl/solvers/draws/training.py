@@ -52,18 +52,13 @@ class Criterion(ABC):
 
     @property
     @abstractmethod
-    def evaluations(self) -> Evaluations | None:
-        """The counts of the target's evaluations, if the loss uses any."""
+    def evaluations(self) -> Evaluations:
+        """The counts of the target's evaluations."""
 
     @property
     def left(self) -> float:
         """The number of evaluations that may still be used."""
-        return math.inf if self.evaluations is None else max(0.0, self.evaluations.most - self.evaluations.total)
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether the evaluations of the target are used up."""
-        return self.evaluations is not None and self.evaluations.is_spent
+        return max(0.0, self.evaluations.most - self.evaluations.total)
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class Likelihood(Criterion):
         return best if self.is_stream else -mean_log_likelihood(model, self.kept)
 
     @property
-    def evaluations(self) -> Evaluations | None:
+    def evaluations(self) -> Evaluations:
         """The counts of the rows."""
         return self.kept.evaluations
 

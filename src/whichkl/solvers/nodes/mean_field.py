@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts
 from whichkl.solvers.nodes.ascents import ascend
@@ -60,15 +59,11 @@ class MeanField(Solver):
     direction = "reverse"
     families = (Gaussian,)
     mode_families = families
+    covariances = ("diagonal",)
 
     tolerance: float = 1e-7
     node_tolerance: float = 0.02
     max_nodes: int = 4096
-
-    @classmethod
-    def covers(cls, family: Family, access: Access) -> bool:
-        """Return whether the covariance is diagonal."""
-        return isinstance(family, Gaussian) and family.covariance == "diagonal"
 
     def least_memory(self, family: Family, dim: int) -> int:
         """Return the bytes of 1,000 draws of the model, on which a fit is judged, and of the scores there."""
@@ -104,15 +99,11 @@ class LowRank(Solver):
     direction = "reverse"
     families = (Gaussian,)
     mode_families = families
+    covariances = ("low_rank",)
 
     tolerance: float = 1e-4
     node_tolerance: float = 0.02
     max_nodes: int = 4096
-
-    @classmethod
-    def covers(cls, family: Family, access: Access) -> bool:
-        """Return whether the covariance is of low rank."""
-        return isinstance(family, Gaussian) and family.covariance == "low_rank"
 
     def least_memory(self, family: Family, dim: int) -> int:
         """Return the bytes of 1,000 draws of the model, on which a fit is judged, and of the scores there."""

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import entropy, gaussian
 from whichkl.solvers.nodes.ascents import Memory, ascend
@@ -60,6 +59,7 @@ class NaturalGradient(Solver):
     direction = "reverse"
     families = (Gaussian,)
     mode_families = families
+    covariances = ("full",)
 
     tolerance: float = 1e-6
     max_iterations: int = 30
@@ -67,11 +67,6 @@ class NaturalGradient(Solver):
     node_tolerance: float = 0.02
     node_loss: float = 0.004
     max_nodes: int = 16_384
-
-    @classmethod
-    def covers(cls, family: Family, access: Access) -> bool:
-        """Return whether the covariance is full."""
-        return isinstance(family, Gaussian) and family.covariance == "full"
 
     def least_memory(self, family: Family, dim: int) -> int:
         """Return the bytes of seven arrays of nodes: points and scores of two starts and what they are made of."""

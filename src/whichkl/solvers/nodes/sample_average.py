@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.access import Access
 from whichkl.families import Family, Mixture
 from whichkl.objectives import ReverseKL
 from whichkl.solvers.nodes.doubling import NEAR_BEST, Verdict, double_nodes, judge_by_cost, refuse_infinite, refuse_unbounded
@@ -58,16 +57,12 @@ class SampleAverage(Solver):
     direction = "reverse"
     families = (Mixture,)
     mode_families = families
+    covariances = ("full", "diagonal")
 
     tolerance: float = 1e-5
     node_loss: float = 0.004
     rounds: int = 8
     max_nodes: int = 4096
-
-    @classmethod
-    def covers(cls, family: Family, access: Access) -> bool:
-        """Return whether the components are Gaussians whose covariances aren't tied."""
-        return isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise from every start on the first nodes, then from the distinct optima on more nodes until they stay."""

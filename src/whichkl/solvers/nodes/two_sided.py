@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import DeadDensityError, InputError, TargetError, cannot
-from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.objectives import ForwardKL, Jeffreys, Objective, ReverseKL
@@ -69,6 +68,7 @@ class TwoSided(Solver):
     direction = "between"
     families = (Gaussian, Mixture)
     mode_families = families
+    covariances = ("full", "diagonal")
 
     minimised: Objective = field(default_factory=Jeffreys)
     """The objective, which `fit` sets."""
@@ -76,11 +76,6 @@ class TwoSided(Solver):
     node_loss: float = 0.004
     rounds: int = 8
     max_nodes: int = 16_384
-
-    @classmethod
-    def covers(cls, family: Family, access: Access) -> bool:
-        """Return whether the components are Gaussians of full or diagonal covariances."""
-        return getattr(family, "law", "gaussian") == "gaussian" and getattr(family, "covariance", None) in ("full", "diagonal")
 
     def toward(self, objective: Objective) -> TwoSided:
         """Return the solver of this objective."""

@@ -138,7 +138,7 @@ class ExpectationMaximization(Solver):
         if work.journal is not None and (found := work.journal.load(name, climb.read)) is not None:
             climb = found
         saved = time.monotonic()
-        while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.is_spent):
+        while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.evaluations.is_spent):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             update = partial(frame.update, rows, torch.float32 if single else torch.float64)
             here, likelihood, state = squarem_cycle(climb.state, update)

@@ -88,7 +88,7 @@ class Newton(Solver):
         dense = theta.numel() <= self.dense
         here = design.evaluate(rows, theta, None, hessian=dense)
         residual, converged, trail = math.inf, False, list[float]()
-        while not converged and count < self.max_iterations and not (count and rows.is_spent):
+        while not converged and count < self.max_iterations and not (count and rows.evaluations.is_spent):
             step = _newton_step(here) if dense else _conjugate_step(rows, design, theta, here)
             decrement = -float((here.gradient * step).sum()) / design.count
             length, there = 1.0, design.evaluate(rows, theta + step, step, hessian=dense)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -52,8 +52,8 @@ class Rows:
     """Whether these are the held-out rows rather than the others."""
     seed: int = 0
     """Decides with the label of the part which rows are held out, since shards can share an order."""
-    evaluations: Evaluations | None = None
-    """Counts the reads, if they are reads of the target's own rows."""
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    """Counts the reads: the target's counts if these are its own rows, otherwise counts that nobody else sees."""
     start: Block | None = None
     """The first rows of a stream, as its parts hold them."""
     by_content: bool = False
@@ -62,10 +62,9 @@ class Rows:
     def map(self, function: Callable[[Iterator[Block]], Result]) -> Iterator[Result]:
         """Yield `function(blocks)` for every part, in the order of the parts, and count the rows that it reads."""
         # A worker gets a single part, so the list of all parts, which can be long, isn't sent to it.
-        alone = replace(self, parts=(), workers=Threads(), evaluations=None, start=None)
+        alone = replace(self, parts=(), workers=Threads(), evaluations=Evaluations(), start=None)
         for result, read in self.workers.map(partial(_read_part, alone, function), self.parts):
-            if self.evaluations is not None:
-                self.evaluations["rows"] += read
+            self.evaluations["rows"] += read
             yield result
 
     def total(self, function: Callable[[Iterator[Block]], Sums]) -> Sums:
@@ -74,11 +73,6 @@ class Rows:
         for sums in self.map(function):
             add_sums(total, sums)
         return total
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether the evaluations of the target are used up."""
-        return self.evaluations is not None and self.evaluations.is_spent
 
     def blocks_of(self, part: Part) -> Iterator[Block]:
         """Read a part in float64 and in free coordinates, checked, without the rows that don't belong to these."""
@@ -162,12 +156,11 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     workers = workers or Threads()
     if target.stream is not None:
         read = target.stream
-        counted = target.evaluations
-        rows = Rows(read.parts, target.names, target.carrier, workers, seed=seed, evaluations=counted, start=read.first)
-        return replace(rows, by_content=target.repeats is not None)
+        rows = Rows(read.parts, target.names, target.carrier, workers, seed=seed, evaluations=target.evaluations)
+        return replace(rows, start=read.first, by_content=target.repeats is not None)
     x, w = points_of(target, seed)
     context = None if target.context is None else target.context.cpu()
-    counts = None if target.samples is None else target.evaluations  # draws were counted when they were drawn
+    counts = Evaluations() if target.samples is None else target.evaluations  # draws were counted when they were drawn
     keys = None if target.repeats is None else target.repeats.rank(seed).cpu()
     block = Block(x.cpu(), w.cpu(), context, keys=keys)
     return Rows(slices(block), target.names, None, workers, seed=seed, evaluations=counts)
