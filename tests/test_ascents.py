@@ -4,11 +4,10 @@ import pytest
 import torch
 
 import whichkl as wk
-from whichkl.solvers.nodes.batched_lbfgs import ascend
-from whichkl.solvers.nodes.batched_newton import ascend_by_newton
+from whichkl.solvers.nodes.ascents import ascend, ascend_by_newton
 from whichkl.solvers.nodes.ensemble import Nodes
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
-from whichkl.solvers.nodes.gaussians import Gaussians
+from whichkl.solvers.nodes.natural_gradient import Gaussians
 from whichkl.solvers.nodes.starts import find_modes
 
 D = torch.float64

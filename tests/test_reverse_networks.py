@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from whichkl._checks import InputError, TargetError
 from whichkl.families import Flow, Gaussian, Module
 from whichkl.families.data_shape import Shape
 from whichkl.solvers import StickingTheLanding
-from whichkl.solvers.draws.cosine_cycles import Cycles
 from whichkl.solvers.draws.reparameterised import FlowRows
 from whichkl.solvers.draws.sticking_the_landing import _Path
 from whichkl.solvers.work import QUIET
@@ -52,8 +52,8 @@ class Bell(torch.nn.Module):
 @pytest.mark.parametrize("kind", ["spline", "coupling", "maf"])
 def test_flows_of_one_batch_are_the_models_that_are_returned(kind):
     family, rows, theta = flows(kind)
-    u, log_q = rows.sample(theta, [0, 1], 40, 3)
-    moved, pull = rows.path(theta.requires_grad_(True), [0, 1], 40, 3)
+    u, log_q = rows.sample(theta, 40, 3)
+    moved, pull = rows.path(theta.requires_grad_(True), 40, 3)
     for i in range(2):
         model = family.finished(rows.module(theta[i].detach(), i), Shape(3))
         x, _, volume = rows.place([i], u[i : i + 1])
@@ -68,7 +68,7 @@ def test_flows_of_one_batch_are_the_models_that_are_returned(kind):
 
 def test_flow_starts_as_its_gaussian():
     _, rows, _ = flows("spline", moved=0.0)
-    u, log_q = rows.sample(rows.starts, [0, 1], 40, 3)
+    u, log_q = rows.sample(rows.starts, 40, 3)
     torch.testing.assert_close(log_q, Independent(Normal(torch.zeros(3, dtype=D), 1.0), 1).log_prob(u))
 
 
@@ -119,7 +119,7 @@ def test_flow_gains_on_the_gaussian_and_is_saved(tmp_path):
 
 def test_flow_of_one_column_starts_as_its_gaussian_and_gains_on_it():
     _, rows, _ = flows("spline", dim=1, count=1, moved=0.0)
-    u, log_q = rows.sample(rows.starts, [0], 40, 3)
+    u, log_q = rows.sample(rows.starts, 40, 3)
     torch.testing.assert_close(log_q, Normal(0.0, 1.0).log_prob(u[..., 0]))
     two = wk.problems.bimodal(1.5)
     target = wk.Target(log_prob=lambda x: two.log_prob(x[:, 0]), dim=1, normalized=True)
@@ -194,14 +194,15 @@ def test_gradients_that_are_no_numbers_are_skipped_and_counted():
         g = 2 * theta
         return torch.where(torch.tensor(len(calls) % 10 == 0), math.nan, g)
 
-    engine = Cycles(
-        gradient, lambda theta, which, seed: theta.square().sum(-1, keepdim=True).expand(-1, 8), 0.1, 100, 3, 5.0, 1e-4, 50
-    )
-    state = engine.run(torch.ones(2, 3, dtype=D), 0, QUIET)
+    def losses(theta, which, seed):
+        return theta.square().sum(-1, keepdim=True).expand(-1, 8)
+
+    solver, start = StickingTheLanding(steps=100, cycles=3, tolerance=1e-4), torch.ones(2, 3, dtype=D)
+    state = solver.descend(SimpleNamespace(gradient=gradient, losses=losses), start, 0.1, 0, QUIET)
     assert state.skipped.tolist() == [len(calls) // 10] * 2
     assert float(state.loss.max()) < 1e-3
-    broken = Cycles(lambda theta, which, seed: theta * math.nan, engine.losses, 0.1, 100, 3, 5.0, 1e-4, 20)
-    state = broken.run(torch.ones(2, 3, dtype=D), 0, QUIET)
+    broken = SimpleNamespace(gradient=lambda theta, which, seed: theta * math.nan, losses=losses)
+    state = replace(solver, skips=20).descend(broken, start, 0.1, 0, QUIET)
     assert not bool(state.active.any())
     assert float((state.best - 1).abs().max()) == 0
 

@@ -18,7 +18,7 @@ from whichkl.objectives import Jeffreys, JensenShannon, Renyi, SkewForwardKL, Sk
 from whichkl.problems import bimodal
 from whichkl.samples import Block
 from whichkl.solvers import NaturalGradient, Stochastic, StochasticTwoSided, TwoSided
-from whichkl.solvers.draws.criterion import BothSides
+from whichkl.solvers.draws.stochastic_two_sided import BothSides
 
 D = torch.float64
 BETWEEN = [Jeffreys(0.3), JensenShannon(0.4), SkewForwardKL(0.2), SkewReverseKL(0.2), Renyi(0.4), Renyi(1.7)]

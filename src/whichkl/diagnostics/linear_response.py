@@ -15,8 +15,8 @@ from whichkl.diagnostics.result import Diagnostics
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts
 from whichkl.objectives import Objective, ReverseKL
-from whichkl.solvers.nodes.factorised_elbo import DiagonalAverage
 from whichkl.solvers.nodes.mean_field import diagonal_average
+from whichkl.solvers.nodes.vector_elbo import DiagonalAverage
 from whichkl.targets import Target
 
 _STEP = 1e-4

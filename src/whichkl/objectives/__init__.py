@@ -6,10 +6,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from whichkl._checks import InputError, cannot
-from whichkl.objectives.kl import ForwardKL, Jeffreys, ReverseKL
-from whichkl.objectives.mixed import JensenShannon, SkewForwardKL, SkewReverseKL
+from whichkl.objectives.between import Jeffreys, JensenShannon, Renyi, SkewForwardKL, SkewReverseKL
+from whichkl.objectives.kl import ForwardKL, ReverseKL
 from whichkl.objectives.objective import Direction, Objective, UpTo, parameters
-from whichkl.objectives.renyi import Renyi
 
 OBJECTIVES: dict[str, Objective] = {
     one.name: one for one in (ForwardKL(), ReverseKL(), Jeffreys(), JensenShannon(), SkewForwardKL(), SkewReverseKL(), Renyi())

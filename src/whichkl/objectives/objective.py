@@ -39,6 +39,10 @@ class Objective(ABC):
     """What the model must expose; every family of this library does."""
     direction: ClassVar[Direction] = "between"
     """Forward KL, reverse KL, or a divergence between them, which is possible only where both are."""
+    why: ClassVar[str]
+    """Why it can be minimised where its requirements are met."""
+    why_unnormalized: ClassVar[str] = ""
+    """What follows `why` where p is unnormalised."""
     kind: ClassVar[type[kinds.Kind]]
     """The class of the divergence at quadrature nodes."""
 
@@ -103,9 +107,9 @@ class Objective(ABC):
             w_q: weights of these points, Σ w = 1.
         """
 
-    @abstractmethod
     def reason(self, access: Access) -> str:
         """Return why this objective can be minimised with `access`."""
+        return self.why if Access.NORMALIZED in access else self.why + self.why_unnormalized
 
     def up_to(self, access: Access) -> UpTo:
         """Return the constant between a fit's value and the divergence; between the directions there is none.

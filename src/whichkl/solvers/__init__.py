@@ -9,8 +9,7 @@ from whichkl.objectives import Objective
 from whichkl.solvers.draws.sticking_the_landing import StickingTheLanding
 from whichkl.solvers.draws.stochastic import Stochastic
 from whichkl.solvers.draws.stochastic_two_sided import StochasticTwoSided
-from whichkl.solvers.nodes.low_rank import LowRank
-from whichkl.solvers.nodes.mean_field import MeanField
+from whichkl.solvers.nodes.mean_field import LowRank, MeanField
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
 from whichkl.solvers.nodes.sample_average import SampleAverage
 from whichkl.solvers.nodes.two_sided import TwoSided
@@ -123,7 +122,9 @@ def solver_for(objective: Objective, family: Family, access: Access, wanted: Sol
             if wanted in (None, kind.name):
                 return kind().toward(objective)
         label = wanted or "any solver"
-    instead = f"Use solver={able[0].name!r}" if able else f"Use another family{_families(objective)} or objective"
+    # Divergences between the directions name their families; of the other objectives there are too many.
+    others = f" ({', '.join(families_of(objective))})" if objective.is_between else ""
+    instead = f"Use solver={able[0].name!r}" if able else f"Use another family{others} or objective"
     because = f"it doesn't minimise `{objective.name}` over `{family}` with access to {access.label}"
     raise TargetError(cannot(f"use {label} here", because, instead))
 
@@ -132,8 +133,3 @@ def families_of(objective: Objective) -> tuple[str, ...]:
     """Return the names of the families over which some solver minimises an objective, at least with some of their options."""
     kinds = [kind for kind in SOLVERS if objective.direction == kind.direction]
     return tuple(dict.fromkeys(family.__name__ for kind in kinds for family in kind.families))
-
-
-def _families(objective: Objective) -> str:
-    """Return these names in brackets for a divergence between the directions; for the other objectives there are too many."""
-    return f" ({', '.join(families_of(objective))})" if objective.is_between else ""

@@ -40,10 +40,8 @@ def resolve(target: Target, family: Family, seed: int, work: Work) -> tuple[Fami
     if isinstance(family, Mixture) and family.components == "auto":
         return choose_components(target, family, seed, work)
     inferred: Any = getattr(family, "resolve", None)
-    if inferred is None:
-        return family, None, ()
     x = target.samples if target.samples is not None else None if target.stream is None else target.stream.first.x
-    if x is None:
+    if inferred is None or x is None:
         return family, None, ()
     explicit, note = inferred(x, target.names, whole=target.samples is not None)
     return explicit, None, (note,) if note else ()
@@ -66,7 +64,11 @@ def choose_components(target: Target, family: Mixture, seed: int, work: Work) ->
     block, _ = thinned(rows_of(target.unconstrained(), seed, work.workers), _MAX_ROWS)
     repeats = None if target.chains is not None else repeats_of(block.x)
     is_small = len(block) <= _MAX_ROWS_OF_FOLDS
-    folds = _folds(block, seed, is_small) if repeats is None else repeats.folds(_FOLDS if is_small else 3, seed)
+    if repeats is not None:
+        folds = repeats.folds(_FOLDS if is_small else 3, seed)
+    else:
+        shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed), device="cpu")
+        folds = [*shuffled.tensor_split(min(_FOLDS, len(block)))] if is_small else [shuffled[: len(block) // 3]]
     folds = folds if is_small else folds[:1]
     order = torch.cat(folds)
     groups = None if repeats is None else repeats.group[order]
@@ -97,11 +99,6 @@ def choose_components(target: Target, family: Mixture, seed: int, work: Work) ->
     were = "component was" if chosen == 1 else "components were"
     note = f"{chosen} {were} chosen by {how}: the fewest within one standard error of the best ({best})"
     return replace(family, components=chosen), curve, (note,)
-
-
-def _folds(block: Block, seed: int, is_small: bool) -> list[Tensor]:
-    shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed), device="cpu")
-    return [*shuffled.tensor_split(min(_FOLDS, len(block)))] if is_small else [shuffled[: len(block) // 3]]
 
 
 def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, seed: int, work: Work, count: int) -> Tensor | None:

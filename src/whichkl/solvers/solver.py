@@ -73,6 +73,8 @@ class Solver(ABC):
     name: ClassVar[str]
     direction: ClassVar[Direction]
     families: ClassVar[tuple[type[Family], ...]]
+    covariances: ClassVar[tuple[str, ...]] = ()
+    """The covariances of Gaussians, alone or in a mixture, that it can fit; empty where `covers` decides otherwise."""
     mode_families: ClassVar[tuple[type[Family], ...]] = ()
     """The families whose fits start from the modes of p."""
     refits: ClassVar[bool] = True
@@ -88,8 +90,12 @@ class Solver(ABC):
 
     @classmethod
     def covers(cls, family: Family, access: Access) -> bool:
-        """Return whether the options of a family in `families` are ones that this solver can fit. By default all are."""
-        return True
+        """Return whether the options of a family in `families` are ones that this solver can fit. By default all are.
+
+        A solver with `covariances` can fit Gaussians that have one of these.
+        """
+        is_gaussian = getattr(family, "law", "gaussian") == "gaussian"
+        return not cls.covariances or (is_gaussian and getattr(family, "covariance", None) in cls.covariances)
 
     def toward(self, objective: Objective) -> Solver:
         """Return the solver of this objective, for a class that solves several; by default itself."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_scales
@@ -14,7 +16,7 @@ from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.network_family import NetworkFamily
 from whichkl.samples import Block
 from whichkl.samples.stream import joined, slices
-from whichkl.solvers.rows.rows import Rows, fresh_count, held_among, held_out, rows_of
+from whichkl.solvers.rows.rows import Rows, fresh_count, held_among, held_mask, rows_of
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
@@ -82,27 +84,21 @@ class Streamed(Batches):
         """Read the next parts, a buffer at a time."""
         epoch, piece = divmod(number, self.pieces)
         order = torch.randperm(len(self.parts.parts), generator=generator_for(self.seed, epoch), device="cpu")
-        mine: list[int] = order.tensor_split(self.pieces)[piece].tolist()
         shuffle = generator_for(self.seed, -1 - number)
         waiting: list[Block] = []
-        for block in self._blocks(mine):
-            waiting.append(block)
-            if sum(map(len, waiting)) >= _ROWS_IN_BUFFER:
-                whole, rest = self._cut(waiting, shuffle)
-                yield from whole
-                waiting = [rest] if len(rest) else []
+        for i in order.tensor_split(self.pieces)[piece].tolist():
+            for block in self.parts.blocks_of(self.parts.parts[i]):
+                kept = block.take(~_aside(block, self.every))
+                waiting.append(Block(kept.x, kept.w / self.mean_weight, kept.context))
+                if sum(map(len, waiting)) >= _ROWS_IN_BUFFER:
+                    whole, rest = self._cut(waiting, shuffle)
+                    yield from whole
+                    waiting = [rest] if len(rest) else []
         if waiting:
             whole, rest = self._cut(waiting, shuffle)
             yield from whole
             if len(rest) >= self.size // 2:
                 yield rest
-
-    def _blocks(self, parts: Sequence[int]) -> Iterator[Block]:
-        for i in parts:
-            for block in self.parts.blocks_of(self.parts.parts[i]):
-                aside = _aside(block.first, len(block), self.every)
-                kept = block.take(~aside)
-                yield Block(kept.x, kept.w / self.mean_weight, kept.context)
 
     def _cut(self, blocks: list[Block], shuffle: torch.Generator) -> tuple[list[Block], Block]:
         block = joined(blocks)
@@ -128,8 +124,7 @@ class Data:
 
     def read(self, block: Block) -> Block:
         """Count a reading of rows of the target, and return them."""
-        if self.kept.evaluations is not None:
-            self.kept.evaluations["rows"] += len(block)
+        self.kept.evaluations["rows"] += len(block)
         return block
 
 
@@ -143,7 +138,13 @@ def data_of(
     Raises:
         InputError: there are too few rows, a column is constant, or the family has no probability for some rows.
     """
-    rows = _rows(target, seed, work, share)
+    if target.samples is None and target.stream is None:
+        # Fresh draws even of one variable, where `rows_of` would give quadrature: batches are for draws.
+        x = target.draws(fresh_count(target, share), seed).to(torch.float64)
+        check_scales(x, target.names, "draws")
+        rows = Rows(slices(Block(x, torch.ones(len(x), dtype=torch.float64, device=x.device))), target.names, None, work.workers)
+    else:
+        rows = rows_of(target, seed, work.workers)
     kept, apart = replace(rows, stride=stride), replace(rows, stride=stride, held=True)
     if target.stream is None:
         block = kept.gather()
@@ -151,7 +152,7 @@ def data_of(
         family.check_count(len(block), block.x.shape[1])
         validation, train = _set_aside(block, seed)
         held = apart.gather() if stride else None
-        scan = _ScanPart(family, target.names)([block])
+        scan = _scan(family, target.names, 0, 0, [block])
         if held is not None:
             family.check_rows(held.x, target.names)
             scan.reach(held.x)
@@ -160,7 +161,7 @@ def data_of(
     else:
         about = target.stream.about
         every = max(10, about // _MAX_VALIDATION_ROWS)
-        scan = _total(rows.map(_ScanPart(family, target.names, stride, every)))
+        scan = _total(rows.map(partial(_scan, family, target.names, stride, every)))
         if not scan.aside or scan.count < family.minimum_rows(target.dim):
             family.check_count(scan.count, target.dim)
             raise InputError(cannot("stop training by unseen rows", "too few rows could be set aside", "Give more rows"))
@@ -190,14 +191,6 @@ def generator_for(seed: int, number: int) -> torch.Generator:
     """Return the generator of one stretch of a seeded run."""
     mixed = (seed * 6364136223846793005 + (number + 2) * 1442695040888963407) % 2**63
     return torch.Generator().manual_seed(mixed)
-
-
-def _rows(target: Target, seed: int, work: Work, share: float) -> Rows:
-    if target.samples is None and target.stream is None:
-        x = target.draws(fresh_count(target, share), seed).to(torch.float64)
-        check_scales(x, target.names, "draws")
-        return Rows(slices(Block(x, torch.ones(len(x), dtype=torch.float64, device=x.device))), target.names, None, work.workers)
-    return rows_of(target, seed, work.workers)
 
 
 def _size(rows: int) -> int:
@@ -262,32 +255,24 @@ class Scan:
         return Summary(self.count, self.mean[:dim], scale[:dim], *ends, repeats)
 
 
-@dataclass(frozen=True)
-class _ScanPart:
-    """Reads the blocks of a part, and keeps the rows that are held out or set aside."""
+def _scan(family: NetworkFamily, names: tuple[str, ...], stride: int, every: int, blocks: Iterable[Block]) -> Scan:
+    """Return moments and ends of the blocks of a part, the held-out rows, one of every `stride`, and the validation rows.
 
-    family: NetworkFamily
-    names: tuple[str, ...]
-    stride: int = 0
-    """One of every `stride` rows is held out; 0 for none."""
-    every: int = 0
-    """One of every `every` rows is a validation row; 0 for none."""
-
-    def __call__(self, blocks: Iterable[Block]) -> Scan:
-        """Return the moments, the ends, and the rows set aside."""
-        seen = Scan()
-        for block in blocks:
-            self.family.check_rows(block.x, self.names)
-            seen.reach(block.x)
-            is_held = held_among(block, self.stride)
-            kept = block
-            if is_held is not None:
-                seen.held.append(block.take(is_held))
-                kept = block.take(~is_held)
-            if self.every:
-                seen.aside.append(kept.take(_aside(kept.first, len(kept), self.every)))
-            seen.take_in(kept)
-        return seen
+    One of every `every` rows is a validation row. There are none of either where its number is 0.
+    """
+    seen = Scan()
+    for block in blocks:
+        family.check_rows(block.x, names)
+        seen.reach(block.x)
+        is_held = held_among(block, stride)
+        kept = block
+        if is_held is not None:
+            seen.held.append(block.take(is_held))
+            kept = block.take(~is_held)
+        if every:
+            seen.aside.append(kept.take(_aside(kept, every)))
+        seen.take_in(kept)
+    return seen
 
 
 def _total(scans: Iterable[Scan]) -> Scan:
@@ -304,7 +289,6 @@ def _total(scans: Iterable[Scan]) -> Scan:
     return total
 
 
-def _aside(start: int, count: int, every: int) -> Tensor:
-    """Return which of the rows from number `start` on are validation rows: one in `every`, chosen by a hash."""
-    mask = held_out(start + _SALT, count, every)
-    return torch.zeros(count, dtype=torch.bool, device="cpu") if mask is None else mask
+def _aside(block: Block, every: int) -> Bool[Tensor, " m"]:
+    """Return which rows of a block are validation rows: one in `every`, chosen by a hash."""
+    return held_mask(block.first + _SALT, len(block), every)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
@@ -99,123 +99,11 @@ class Descent:
 
 
 @dataclass(frozen=True)
-class Cycles:
-    """Adam in cosine cycles. Each cycle starts from the best weights of the one before, with a lower learning rate.
-
-    A start has settled when a whole cycle gained less than `tolerance` nats, or less than two standard errors of that
-    gain, which is measured on the same draws before and after.
-
-    Args:
-        gradient: see `Problem`.
-        losses: see `Problem`; the draws by which starts are judged are new in every cycle.
-        rate: peak learning rate of the first cycle.
-        steps: number of steps of a cycle.
-        most: largest number of cycles.
-        clip: largest length of a gradient.
-        tolerance: nats.
-        skips: largest number of steps with a gradient that isn't finite; a start with more is given up.
-
-    Source: Kingma & Ba (2015); Loshchilov & Hutter (2017) for the cycles.
-    """
-
-    gradient: Callable[[Tensor, list[int], int], Tensor]
-    losses: Callable[[Tensor, list[int], int], Tensor]
-    rate: float
-    steps: int
-    most: int
-    clip: float
-    tolerance: float
-    skips: int
-
-    def run(self, start: Float[Tensor, "s p"], seed: int, work: Work) -> Descent:
-        """Descend from all starts."""
-        state, per_cycle = Descent.at(start), max(1, math.ceil(self.steps / _STEPS_PER_ROUND))
-        if work.journal is not None:
-            state.resume(work.journal)
-        for number in range(int(state.rounds), self.most * per_cycle):
-            if not bool(state.active.any()) or (number and work.is_spent):
-                break
-            cycle, within = divmod(number, per_cycle)
-            loss, cycle_seed = float(state.loss.min()), _seed(seed, 2 * cycle + 1)
-            work.tell("descending" if math.isinf(loss) else f"descending, ELBO {-loss:.4g}", number / (self.most * per_cycle))
-            if within == 0:
-                self._begin(state, cycle_seed)
-            for i in range(min(_STEPS_PER_ROUND, self.steps - within * _STEPS_PER_ROUND)):
-                done = (within * _STEPS_PER_ROUND + i) / self.steps
-                rate = self.rate * _RATE_FACTOR_PER_CYCLE**cycle * _schedule(done, self.steps)
-                self._step(state, rate, _seed(seed, 2 * (number * _STEPS_PER_ROUND + i)))
-            self._judge(state, cycle_seed)
-            state.rounds += 1
-            state.history = torch.cat([state.history, state.loss.min()[None]])
-            if within == per_cycle - 1:
-                self._end(state, cycle_seed)
-            if work.journal is not None:
-                state.save(work.journal)
-        return state
-
-    def _begin(self, state: Descent, seed: int) -> None:
-        """Start a cycle from the best weights, judged on new draws."""
-        on = state.active.nonzero()[:, 0]
-        best = state.best[on]
-        state.reset(on, now=best, average=best, before=best, loss=self._mean(best, on, seed))
-
-    def _step(self, state: Descent, rate: float, seed: int) -> None:
-        """Take one step with every active start whose gradient is finite."""
-        rows = state.active.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
-        gradient = self.gradient(state.now[rows], rows.tolist(), seed)
-        good = gradient.isfinite().all(-1)
-        state.skipped[rows[~good]] += 1
-        state.active &= state.skipped <= self.skips
-        rows, gradient = rows[good], gradient[good]
-        size = torch.linalg.vector_norm(gradient, dim=-1)
-        state.size[rows] = size
-        gradient = gradient * (self.clip / size.clamp(min=self.clip))[:, None]
-        steps = state.steps[rows] + 1
-        state.steps[rows] = steps
-        first = _BETAS[0] * state.first[rows] + (1 - _BETAS[0]) * gradient
-        second = _BETAS[1] * state.second[rows] + (1 - _BETAS[1]) * gradient.square()
-        state.first[rows], state.second[rows] = first, second
-        first = first / (1 - _BETAS[0] ** steps)[:, None]
-        second = second / (1 - _BETAS[1] ** steps)[:, None]
-        # A gradient that is zero but for rounding, as at q = p, must not be scaled up to whole steps.
-        now = state.now[rows] - (rate * state.factor[rows])[:, None] * first / (second.sqrt() + _EPSILON)
-        state.now[rows] = now
-        share = 1 / (1 + steps / 10).clamp(max=_STEPS_IN_AVERAGE)
-        state.average[rows] = torch.lerp(state.average[rows], now, share[:, None])
-
-    def _judge(self, state: Descent, seed: int) -> None:
-        """Keep averages that are the best so far; put a start that diverged back to its best weights, at half the rate."""
-        rows = state.active.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
-        loss = self._mean(state.average[rows], rows, seed)
-        better = loss < state.loss[rows]
-        state.best[rows[better]] = state.average[rows[better]]
-        state.loss[rows[better]] = loss[better]
-        lost = rows[~(loss <= state.loss[rows] + 1)]
-        state.reset(lost, now=state.best[lost], average=state.best[lost], factor=state.factor[lost] / 2)
-
-    def _end(self, state: Descent, seed: int) -> None:
-        """Mark the starts that have settled, and those that aren't worth another cycle."""
-        rows = state.active.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
-        gained = self.losses(state.before[rows], rows.tolist(), seed) - self.losses(state.best[rows], rows.tolist(), seed)
-        gain, error = gained.mean(-1), gained.std(-1) / math.sqrt(gained.shape[-1])
-        gain = gain.nan_to_num(math.inf, math.inf)
-        state.gain[rows] = gain
-        state.settled[rows] = gain <= torch.maximum(2 * error.nan_to_num(0.0), torch.full_like(gain, self.tolerance))
-        state.active &= ~state.settled & (state.loss <= state.loss.min() + _NEAR_BEST)
-
-    def _mean(self, theta: Tensor, rows: Tensor, seed: int) -> Float[Tensor, " s"]:
-        return self.losses(theta, rows.tolist(), seed).mean(-1).nan_to_num(math.inf, math.inf)
-
-
-@dataclass(frozen=True)
 class CycleSolver(Solver):
-    """The fields and the answer of a solver of reverse KL that descends by `Cycles`.
+    """A solver of reverse KL by Adam in cosine cycles. Each starts from the best weights so far, with a lower learning rate.
+
+    A start has settled when a whole cycle gained less than `tolerance` nats, or less than two standard errors of that gain, which
+    is measured on the same draws before and after.
 
     Args:
         steps: number of steps of a cycle.
@@ -230,6 +118,8 @@ class CycleSolver(Solver):
 
     Raises:
         InputError: a field is out of range.
+
+    Source: Kingma & Ba (2015); Loshchilov & Hutter (2017) for the cycles.
     """
 
     refits = False
@@ -255,9 +145,84 @@ class CycleSolver(Solver):
         return replace(self, steps=max(1, self.steps // 4), cycles=1)
 
     def descend(self, problem: Problem, start: Float[Tensor, "s p"], rate: float, seed: int, work: Work) -> Descent:
-        """Run the cycles from all starts."""
-        numbers = (self.learning_rate or rate, self.steps, self.cycles, self.clip, self.tolerance, self.skips)
-        return Cycles(problem.gradient, problem.losses, *numbers).run(start, seed, work)
+        """Descend from all starts; `rate` is the peak learning rate of the first cycle unless the solver has another."""
+        state, per_cycle = Descent.at(start), max(1, math.ceil(self.steps / _STEPS_PER_ROUND))
+        rate, warm = self.learning_rate or rate, min(_WARM_UP_STEPS / self.steps, 0.1)
+        if work.journal is not None:
+            state.resume(work.journal)
+        for number in range(int(state.rounds), self.cycles * per_cycle):
+            if not bool(state.active.any()) or (number and work.is_spent):
+                break
+            cycle, within = divmod(number, per_cycle)
+            loss, cycle_seed = float(state.loss.min()), _seed(seed, 2 * cycle + 1)
+            work.tell("descending" if math.isinf(loss) else f"descending, ELBO {-loss:.4g}", number / (self.cycles * per_cycle))
+            if within == 0:
+                on = state.active.nonzero()[:, 0]
+                best = state.best[on]
+                state.reset(on, now=best, average=best, before=best, loss=_mean_loss(problem, best, on, cycle_seed))
+            for i in range(min(_STEPS_PER_ROUND, self.steps - within * _STEPS_PER_ROUND)):
+                done = (within * _STEPS_PER_ROUND + i) / self.steps
+                now = rate * _RATE_FACTOR_PER_CYCLE**cycle * warm_cosine(done, warm, 1 / (warm * self.steps + 1))
+                self._step(problem, state, now, _seed(seed, 2 * (number * _STEPS_PER_ROUND + i)))
+            self._judge(problem, state, cycle_seed)
+            state.rounds += 1
+            state.history = torch.cat([state.history, state.loss.min()[None]])
+            if within == per_cycle - 1:
+                self._end(problem, state, cycle_seed)
+            if work.journal is not None:
+                state.save(work.journal)
+        return state
+
+    def _step(self, problem: Problem, state: Descent, rate: float, seed: int) -> None:
+        """Take one step with every active start whose gradient is finite."""
+        rows = state.active.nonzero()[:, 0]
+        if len(rows) == 0:
+            return
+        gradient = problem.gradient(state.now[rows], rows.tolist(), seed)
+        good = gradient.isfinite().all(-1)
+        state.skipped[rows[~good]] += 1
+        state.active &= state.skipped <= self.skips
+        rows, gradient = rows[good], gradient[good]
+        size = torch.linalg.vector_norm(gradient, dim=-1)
+        state.size[rows] = size
+        gradient = gradient * (self.clip / size.clamp(min=self.clip))[:, None]
+        steps = state.steps[rows] + 1
+        state.steps[rows] = steps
+        first = _BETAS[0] * state.first[rows] + (1 - _BETAS[0]) * gradient
+        second = _BETAS[1] * state.second[rows] + (1 - _BETAS[1]) * gradient.square()
+        state.first[rows], state.second[rows] = first, second
+        first = first / (1 - _BETAS[0] ** steps)[:, None]
+        second = second / (1 - _BETAS[1] ** steps)[:, None]
+        # A gradient that is zero but for rounding, as at q = p, must not be scaled up to whole steps.
+        now = state.now[rows] - (rate * state.factor[rows])[:, None] * first / (second.sqrt() + _EPSILON)
+        state.now[rows] = now
+        share = 1 / (1 + steps / 10).clamp(max=_STEPS_IN_AVERAGE)
+        state.average[rows] = torch.lerp(state.average[rows], now, share[:, None])
+
+    def _judge(self, problem: Problem, state: Descent, seed: int) -> None:
+        """Keep averages that are the best so far; put a start that diverged back to its best weights, at half the rate."""
+        rows = state.active.nonzero()[:, 0]
+        if len(rows) == 0:
+            return
+        loss = _mean_loss(problem, state.average[rows], rows, seed)
+        better = loss < state.loss[rows]
+        state.best[rows[better]] = state.average[rows[better]]
+        state.loss[rows[better]] = loss[better]
+        lost = rows[~(loss <= state.loss[rows] + 1)]
+        state.reset(lost, now=state.best[lost], average=state.best[lost], factor=state.factor[lost] / 2)
+
+    def _end(self, problem: Problem, state: Descent, seed: int) -> None:
+        """Mark the starts that have settled, and those that aren't worth another cycle."""
+        rows = state.active.nonzero()[:, 0]
+        if len(rows) == 0:
+            return
+        before, after = (problem.losses(one[rows], rows.tolist(), seed) for one in (state.before, state.best))
+        gained = before - after
+        gain, error = gained.mean(-1), gained.std(-1) / math.sqrt(gained.shape[-1])
+        gain = gain.nan_to_num(math.inf, math.inf)
+        state.gain[rows] = gain
+        state.settled[rows] = gain <= torch.maximum(2 * error.nan_to_num(0.0), torch.full_like(gain, self.tolerance))
+        state.active &= ~state.settled & (state.loss <= state.loss.min() + _NEAR_BEST)
 
     def finish(self, optima: Sequence[Optimum], state: Descent, winner: int, *notes: str) -> Solution:
         """Return the solution, with notes on skipped steps and on a descent that hasn't settled."""
@@ -283,7 +248,5 @@ def _seed(seed: int, number: int) -> int:
     return (1_000_003 * (seed + 1) + 7_919 * number) % 2**31
 
 
-def _schedule(done: float, total: int) -> float:
-    """Return the factor of the learning rate: it rises for `_WARM_UP_STEPS`, then falls as a cosine to a hundredth."""
-    warm = min(_WARM_UP_STEPS / total, 0.1)
-    return warm_cosine(done, warm, 1 / (warm * total + 1))
+def _mean_loss(problem: Problem, theta: Tensor, rows: Tensor, seed: int) -> Float[Tensor, " s"]:
+    return problem.losses(theta, rows.tolist(), seed).mean(-1).nan_to_num(math.inf, math.inf)

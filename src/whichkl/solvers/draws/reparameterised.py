@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,33 +15,10 @@ from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_model import law_of
 from whichkl.process.seeds import seeded
 from whichkl.process.threads import one_thread
-from whichkl.solvers.flat_weights import Flat
+from whichkl.solvers.descent import Flat
 
 
-class ModelRows(ABC):
-    """Models of one shape, whose free weights are the rows of a matrix."""
-
-    starts: Float[Tensor, "s p"]
-    """The weights at the start."""
-
-    @abstractmethod
-    def sample(self, theta: Float[Tensor, "s p"], which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return m draws of each model (s, m, d), and log q of them (s, m); the same seed gives the same noise."""
-
-    @abstractmethod
-    def path(self, theta: Float[Tensor, "s p"], which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return m draws of each model, differentiable in its weights, and ∇ₓ log q of them at fixed weights."""
-
-    @abstractmethod
-    def place(self, which: list[int], x: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return the points in the target's coordinates, the matrices L of that map (None: the identity), and log|L|."""
-
-    @abstractmethod
-    def module(self, theta: Float[Tensor, " p"], which: int) -> nn.Module:
-        """Return a module with these weights."""
-
-
-class FlowRows(ModelRows):
+class FlowRows:
     """Flows within Gaussians: x = loc + L u, u = s + M f⁻¹(z / r), with s, M and f free, and u = z at the start, where M = r I.
 
     All of them run as one batch (`torch.func.vmap`), in the coordinates u.
@@ -77,25 +53,29 @@ class FlowRows(ModelRows):
             rows.append(self.weights.read())
         self.starts = torch.stack(rows)
 
-    def sample(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Carry the same standard normal draws through every flow."""
+    def sample(self, theta: Float[Tensor, "s p"], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return m draws of each flow (s, m, d), from the same noise, and log q of them (s, m)."""
         with torch.no_grad():
-            generator = torch.Generator().manual_seed(seed)
-            z = torch.randn(m, self.locs.shape[1], generator=generator, dtype=self.locs.dtype, device="cpu").to(self.locs.device)
-            return self._carried(theta, z.expand(len(theta), -1, -1))
+            u, log_q = self.weights.call_each(theta, self._noise(m, seed).expand(len(theta), -1, -1))
+        return u, log_q
 
-    def path(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Return draws and ∇ log q(u) = J⁻ᵀ ∂/∂z [log N(z) − log|J|] with J = ∂u/∂z, which needs no inverse of the flow."""
-        z = self._pairs(m, seed).expand(len(theta), -1, -1).clone().requires_grad_(True)
-        u, log_q = self._carried(theta, z)
+    def path(self, theta: Float[Tensor, "s p"], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return m draws of each flow, differentiable in its weights, and ∇ log q of them at fixed weights.
+
+        ∇ log q(u) = J⁻ᵀ ∂/∂z [log N(z) − log|J|] with J = ∂u/∂z needs no inverse of the flow. Draws come with their negatives,
+        for less noise; `sample` doesn't do that, since the standard error of a loss needs independent draws.
+        """
+        half = self._noise((m + 1) // 2, seed)
+        z = torch.cat([half, -half])[:m].expand(len(theta), -1, -1).clone().requires_grad_(True)
+        u, log_q = self.weights.call_each(theta, z)
         (pull,) = torch.autograd.grad(log_q.sum(), z, retain_graph=True)
         units = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)[:, None, None, :].expand(-1, *z.shape)
         jacobian = _pulled(u, z, units)
         with one_thread():  # with several threads torch's LU of a batch can be wrong
             return u, torch.linalg.solve(jacobian.permute(1, 2, 3, 0), pull)
 
-    def place(self, which: list[int], x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Carry u to x."""
+    def place(self, which: list[int], x: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the points in the target's coordinates, the matrices L of that map, and log|L|."""
         return self.locs[which, None] + x @ self.trils[which].mT, self.trils[which], self.volume[which]
 
     def module(self, theta: Tensor, which: int) -> nn.Module:
@@ -109,18 +89,12 @@ class FlowRows(ModelRows):
         network.surround(self.locs[which] + tril @ shift, tril @ mix, 1 / self.reach)
         return network
 
-    def _pairs(self, m: int, seed: int) -> Float[Tensor, "m d"]:
-        """Return normal draws with their negatives, for less noise; losses use independent draws, for their standard error."""
+    def _noise(self, m: int, seed: int) -> Float[Tensor, "m d"]:
         generator = torch.Generator().manual_seed(seed)
-        half = torch.randn((m + 1) // 2, self.locs.shape[1], generator=generator, dtype=self.locs.dtype, device="cpu")
-        return torch.cat([half, -half])[:m].to(self.locs.device)
-
-    def _carried(self, theta: Tensor, z: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor]:
-        u, log_q = self.weights.call_each(theta, z)
-        return u, log_q
+        return torch.randn(m, self.locs.shape[1], generator=generator, dtype=self.locs.dtype, device="cpu").to(self.locs.device)
 
 
-class ModuleRows(ModelRows):
+class ModuleRows:
     """One module of a user, from its own weights. Nothing is assumed about it, so nothing is batched.
 
     Args:
@@ -134,21 +108,21 @@ class ModuleRows(ModelRows):
         self.weights = Flat(self.operations)
         self.starts = self.weights.read()[None].to(torch.float64)
 
-    def sample(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Draw under torch's global seed, which is restored."""
+    def sample(self, theta: Float[Tensor, "1 p"], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return m draws (1, m, d), under torch's global seed, which is restored, and log q of them (1, m)."""
         with torch.no_grad():
             x = self._call(theta, "draw", m, seed)
             return self._shaped(x), self._call(theta, "log_prob", x)[None].to(torch.float64)
 
-    def path(self, theta: Tensor, which: list[int], m: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Differentiate log q at the draws by autograd."""
+    def path(self, theta: Float[Tensor, "1 p"], m: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Return m draws, differentiable in the weights, and ∇ log q of them at fixed weights."""
         x = self._call(theta, "draw", m, seed)
         at = x.detach().requires_grad_(True)
         (pull,) = torch.autograd.grad(self._call(theta.detach(), "log_prob", at).sum(), at)
         return self._shaped(x), self._shaped(pull)
 
-    def place(self, which: list[int], x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return the draws themselves, which are in the target's coordinates."""
+    def place(self, which: list[int], x: Float[Tensor, "1 m d"]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return the draws themselves, which are in the target's coordinates, no matrix, and 0."""
         return x, None, torch.zeros_like(x[:, 0, 0])
 
     def module(self, theta: Tensor, which: int) -> nn.Module:
@@ -163,6 +137,10 @@ class ModuleRows(ModelRows):
 
     def _shaped(self, x: Tensor) -> Float[Tensor, "1 m d"]:
         return x.reshape(1, len(x), self.dim).to(torch.float64)
+
+
+ModelRows = FlowRows | ModuleRows
+"""Models of one shape, whose free weights are the rows of a matrix; `starts` are the weights at the start."""
 
 
 def _pulled(u: Tensor, z: Tensor, units: Float[Tensor, "d ..."]) -> Float[Tensor, "d ..."]:

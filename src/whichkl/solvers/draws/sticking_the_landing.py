@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
 from whichkl.families.data_shape import Shape
-from whichkl.families.flow import Flow, FlowNetwork
+from whichkl.families.flow import Flow
 from whichkl.families.gaussian import diagonal_parts, loc_and_tril
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.network_model import law_of
@@ -44,9 +45,8 @@ class StickingTheLanding(CycleSolver):
     The gradient omits the score of q, whose expectation is 0, so that every draw's gradient vanishes at q = p. A flow starts
     exactly as the reverse-KL Gaussian: its networks are at rest, inside the affine map of that Gaussian. The starts are the best
     optima of the Gaussian, the Gaussian that covers them all, and a wider one; they are trained as one batch. A user's module
-    starts from its own weights. The descent is `Cycles`: it ends when a whole cosine cycle gains less than `tolerance` nats or
-    less than two standard errors of the gain. If the flow does worse than the Gaussian on fresh draws, the Gaussian is the
-    answer. Steps whose gradient isn't finite are skipped and counted.
+    starts from its own weights. The descent and its end are those of `CycleSolver`. If the flow does worse than the Gaussian on
+    fresh draws, the Gaussian is the answer. Steps whose gradient isn't finite are skipped and counted.
 
     Args:
         learning_rate: peak learning rate of the first cycle; by default 0.005, and 0.02 for a user's module.
@@ -73,29 +73,22 @@ class StickingTheLanding(CycleSolver):
         """Train all starts, and return their distinct ends, best first."""
         if not isinstance(family, NetworkFamily):
             raise TypeError(family)
-        shape, rate = Shape(target.dim), 0.02
+        shape = Shape(target.dim)
         rows: ModelRows
         if isinstance(family, Flow):
             work.tell("fitting a Gaussian to start from", math.nan)
-            rows, rate = self._flows(target, family, shape, seed), 0.005
+            locs, trils = gaussians_to_start(target, seed, self.starts)
+
+            def build() -> Any:
+                return family.network(shape).to(torch.float64)
+
+            rows = FlowRows(build, [seed + 101 * i for i in range(len(locs))], locs, trils, REACH)
         else:
             work.tell("trying the module", math.nan)
             rows = _user_rows(target, family, shape, seed)
         problem = _Path(target, rows, self.draws, self.judged_on)
-        state = self.descend(problem, rows.starts, rate, seed, work)
+        state = self.descend(problem, rows.starts, 0.005 if isinstance(family, Flow) else 0.02, seed, work)
         return self._solution(problem, state, family, shape, judging_seed(seed))
-
-    def _flows(self, target: Target, family: Flow, shape: Shape, seed: int) -> FlowRows:
-        """Return flows at rest inside the Gaussians to start from."""
-        locs, trils = gaussians_to_start(target, seed, self.starts)
-
-        def build() -> FlowNetwork:
-            network = family.network(shape)
-            if not isinstance(network, FlowNetwork):
-                raise TypeError(network)
-            return network.to(torch.float64)
-
-        return FlowRows(build, [seed + 101 * i for i in range(len(locs))], locs, trils, REACH)
 
     def _solution(self, problem: _Path, state: Descent, family: NetworkFamily, shape: Shape, seed: int) -> Solution:
         """Compare the ends with the Gaussian on fresh draws, and return the distinct ones.
@@ -136,27 +129,23 @@ class _Path:
         """Return the mean of (∇ log q − ∇ log p) · ∂x/∂φ; NaN for a start with a draw where log p isn't a finite number."""
         free = theta.detach().requires_grad_(True)
         with torch.enable_grad():
-            x, pull = self.rows.path(free, which, self.draws, seed)
-        value, score = self._evaluate(which, x.detach())
+            x, pull = self.rows.path(free, self.draws, seed)
+        placed, matrix, _ = self.rows.place(which, x.detach())
+        flat = placed.reshape(-1, x.shape[-1]).to(self.target.device)
+        value, score = self.target.trial(flat)
+        value = torch.where(self.target.bijection.contains(flat), value, -math.inf)
+        value, score = value.reshape(x.shape[:-1]).to(x), score.reshape(x.shape).to(x)
+        score = score if matrix is None else score @ matrix  # in the coordinates of the rows
         pull = torch.where(value.isfinite()[..., None], pull - score, math.nan)
         (gradient,) = torch.autograd.grad(x, free, pull / self.draws)
         return gradient
 
     def losses(self, theta: Float[Tensor, "s p"], which: list[int], seed: int) -> Float[Tensor, "s m"]:
         """Return log q − log p on draws of each model."""
-        x, log_q = self.rows.sample(theta, which, self.judged_on, seed)
+        x, log_q = self.rows.sample(theta, self.judged_on, seed)
         placed, _, volume = self.rows.place(which, x)
         value = self.target.log_prob(placed.reshape(-1, x.shape[-1]).to(self.target.device)).detach()
         return log_q - value.reshape(log_q.shape).to(log_q) - volume[:, None]
-
-    def _evaluate(self, which: list[int], x: Float[Tensor, "s m d"]) -> tuple[Tensor, Tensor]:
-        """Return log p and its gradient in the rows' own coordinates; −∞ outside the support."""
-        placed, matrix, _ = self.rows.place(which, x)
-        flat = placed.reshape(-1, x.shape[-1]).to(self.target.device)
-        value, score = self.target.trial(flat)
-        value = torch.where(self.target.bijection.contains(flat), value, -math.inf)
-        value, score = value.reshape(x.shape[:-1]).to(x), score.reshape(x.shape).to(x)
-        return value, score if matrix is None else score @ matrix
 
 
 def gaussians_to_start(target: Target, seed: int, most: int) -> tuple[Float[Tensor, "s d"], Float[Tensor, "s d d"]]:

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any, ClassVar
 
+import torch
+
 from whichkl._checks import InputError, cannot
 from whichkl.families.family import Family, log_likelihood
 from whichkl.families.network_family import NetworkFamily
 from whichkl.objectives import Direction
 from whichkl.process.seeds import seeded
-from whichkl.solvers.descent import warm_cosine
+from whichkl.solvers.descent import grouped, warm_cosine
 from whichkl.solvers.draws.batches import Data, data_of, generator_for
-from whichkl.solvers.draws.criterion import Criterion, Likelihood
-from whichkl.solvers.draws.training import Training, start_training
+from whichkl.solvers.draws.training import Criterion, Likelihood, Training
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, check_counts, check_positive
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -27,7 +28,7 @@ _RATES_OF_OTHERS = (*_RATES, 1.5e-2, 5e-2, 0.15)
 TRIAL = 100
 """Number of steps of a trial of a learning rate."""
 _MAX_WARM_UP_STEPS = 100
-"""Largest number of steps in which the learning rate rises."""
+"""Largest number of steps in which the learning rate rises; it rises over 5 % of a shorter schedule."""
 _MAX_RESTARTS = 5
 """Largest number of rounds that may diverge; each halves the learning rate."""
 _FLAT = (0.002, 0.05)
@@ -99,16 +100,17 @@ class Stochastic(Solver):
         total = self._total(data, criterion)
         rounds = max(1, math.ceil(total / data.batches.steps))
         run = self._begin(family, criterion, data, seed)
-        rate = None if work.journal is None else run.read(work.journal)
-        if rate is None:
-            rate = self.learning_rate or self._best_rate(family, criterion, data, seed, work)
+        if work.journal is None or not run.read(work.journal):
+            run.rate = self.learning_rate or self._best_rate(family, criterion, data, seed, work)
             run.judge(data.read(data.validation))
             run.start_loss = run.best_loss
-        while run.round < rounds and not self._is_over(run, rounds) and not (run.round and criterion.is_spent):
+        while run.round < rounds and not (run.round and criterion.evaluations.is_spent):
+            if self._is_early(run, rounds) or self._has_failed(run):
+                break
             work.tell(f"training, loss {run.best_loss:.4g} on unseen rows", run.round / rounds)
-            self._round(run, data, rate, total, seed)
+            self._round(run, data, total, seed)
             if work.journal is not None:
-                run.write(work.journal, rate)
+                run.write(work.journal)
         if not math.isfinite(run.best_loss):
             because = run.trouble or f"its {criterion.what} is infinite or NaN on unseen rows"
             raise InputError(cannot(f"train `{family}`", because, criterion.instead))
@@ -136,7 +138,10 @@ class Stochastic(Solver):
         if not value.requires_grad:
             because = "its `log_prob` doesn't depend on its weights"
             raise InputError(cannot(f"train `{family}`", because, "Build the law of parameters in `forward`"))
-        return start_training(family, criterion, module, model, self.weight_decay, self.clip)
+        # A family whose weights have a meaning, such as a user's module, has no weight decay.
+        groups = grouped(module, self.weight_decay if family.decays else 0.0)
+        optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0)
+        return Training(module, optimizer, self.clip, family=family, criterion=criterion, model=model)
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
         """Train for `TRIAL` steps at each rate from the same start; return the one with the least loss on unseen rows."""
@@ -157,16 +162,16 @@ class Stochastic(Solver):
         deep: Any = getattr(family, "hidden", None)
         return _RATES if family.decays and deep else _RATES_OF_OTHERS
 
-    def _round(self, run: Training, data: Data, rate: float, total: int, seed: int) -> None:
+    def _round(self, run: Training, data: Data, total: int, seed: int) -> None:
         """Train for one round, judge it, and return to the best weights if it diverged."""
-        batches = data.batches
+        batches, warm = data.batches, min(_MAX_WARM_UP_STEPS / total, 0.05)
         left = total - run.round * batches.steps
         generator = generator_for(seed, 2**20 + run.round)
         with seeded((seed + 7_919 * (run.round + 1)) % 2**32):
             for i, block in enumerate(islice(batches.round(run.round), left if left < batches.steps else None)):
                 done = min(run.round * batches.steps + i, (run.round + 1) * batches.steps, total) / total
-                run.step(data.read(block), rate * _schedule(done, total), generator)
-                if run.skipped > self.skips or run.criterion.is_spent:
+                run.step(data.read(block), run.rate * warm_cosine(done, warm, 1 / (warm * total + 1)), generator)
+                if run.skipped > self.skips or run.criterion.evaluations.is_spent:
                     break
         loss = run.judge(data.read(data.validation))
         run.round += 1
@@ -179,9 +184,6 @@ class Stochastic(Solver):
         epochs = self.epochs or min(max(2, round(self.steps / per_epoch)), 200)
         return max(1, round(epochs * per_epoch))
 
-    def _is_over(self, run: Training, rounds: int) -> bool:
-        return self._is_early(run, rounds) or self._has_failed(run)
-
     def _is_early(self, run: Training, rounds: int) -> bool:
         return run.since >= max(5, math.ceil(self.patience * rounds))
 
@@ -192,7 +194,7 @@ class Stochastic(Solver):
         """Return the best weights, with notes on a training that failed, skipped batches, or ended while the loss still fell."""
         run.module.load_state_dict(run.best)
         model = run.family.finished(run.module, data.shape)
-        failed, is_spent = self._has_failed(run), run.criterion.is_spent
+        failed, is_spent = self._has_failed(run), run.criterion.evaluations.is_spent
         fall = run.history[(len(run.history) - 1) // 2] - run.best_loss
         is_flat = run.round >= rounds and not is_spent and fall <= min(max(_FLAT[0], run.best_error / 2), _FLAT[1])
         converged = not failed and (self._is_early(run, rounds) or is_flat)
@@ -213,9 +215,3 @@ class Stochastic(Solver):
         held = None if data.held is None else Held(data.held, model)
         steps, history = min(total, run.round * data.batches.steps), tuple(run.criterion.scale * one for one in run.history)
         return Solution((best,), steps, run.gradient, held=held, notes=tuple(notes), history=history)
-
-
-def _schedule(done: float, total: int) -> float:
-    """Return the factor of the learning rate, which rises over 5 % of the steps (at most 100), then falls as a cosine."""
-    warm = min(_MAX_WARM_UP_STEPS / total, 0.05)
-    return warm_cosine(done, warm, 1 / (warm * total + 1))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from whichkl._checks import TargetError, cannot
+from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.families import Autoregressive, Family, Flow, Gaussian
+from whichkl.families.family import log_likelihood
 from whichkl.families.flow import FlowNetwork
 from whichkl.families.network_family import NetworkFamily
 from whichkl.families.user_module import Module
@@ -20,15 +23,15 @@ from whichkl.process.seeds import seeded
 from whichkl.samples import Block
 from whichkl.solvers.draws.batches import Data, Shuffled, data_of
 from whichkl.solvers.draws.cosine_cycles import judging_seed
-from whichkl.solvers.draws.criterion import BothSides, Criterion
 from whichkl.solvers.draws.sticking_the_landing import gaussians_to_start
 from whichkl.solvers.draws.stochastic import TRIAL, Stochastic
-from whichkl.solvers.draws.training import Training
+from whichkl.solvers.draws.training import Criterion, Training, log_prob_of_rows
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.rows.rows import log_prob_at_points
 from whichkl.solvers.solver import check_counts
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
+from whichkl.targets.evaluations import Evaluations
 
 _MAX_DRAWS_FOR_LOG_Z = 16_384
 """Largest number of draws of each side for the bridge to log Z."""
@@ -38,6 +41,136 @@ _MAX_UNTRIED_RATE = 0.05
 """Largest learning rate that is used without a trial."""
 _STARTS = 8
 """Number of Gaussians whose draws replace p's where p can't be sampled."""
+
+
+@dataclass(frozen=True)
+class BothSides(Criterion):
+    """The loss of a divergence between the directions, divided by its curvature, on a batch of rows and on fresh draws of q.
+
+    The gradient is unbiased. Let ℓ = log p − log q, and gᵢ the derivative of the loss in ℓᵢ. Rows of p contribute
+    −Σ gᵢ ∂ log q(xᵢ)/∂φ. Draws of q contribute Σ gᵢ ∇ₓℓ · ∂x/∂φ along x = x(z; φ), minus Σ (gᵢ − ḡ) ∂ log q(xᵢ)/∂φ with ḡ the
+    mean of the other gⱼ, since E_q[∂ log q/∂φ] = 0. If the loss is linear in ℓ, as in Jeffreys, this is sticking the landing;
+    otherwise the second term vanishes with the spread of g, as at q = p. Without `rsample` the first term is the score
+    function's, Σ (fᵢ − f̄) ∂ log q(xᵢ)/∂φ, with fᵢ the derivative of the loss in the weight of xᵢ. The log of a mean, as in
+    Rényi's divergence, is that of the batch, so its gradient has a bias of order 1/batch.
+
+    Args:
+        objective: the divergence.
+        target: p, in the coordinates of the rows.
+        log_z: subtracted from log p at draws of q; log p of the rows is already normalised.
+        draws: number of draws of q per step.
+        judged_on: number of draws of q by which the best weights are chosen, the same ones each time.
+        seed: fixes those draws.
+        notes: sentences for the user about log Z.
+
+    Source: Roeder, Wu & Duvenaud (2017); Kool, van Hoof & Welling (2019) for the baseline.
+    """
+
+    what: ClassVar[str] = "divergence"
+    instead: ClassVar[str] = (
+        "Pass `support=` where log p is -inf at draws of the model, or use a bounded divergence such as jensen_shannon; else "
+        "look at the starting weights, or give a smaller `learning_rate`"
+    )
+
+    objective: Objective
+    target: Target
+    log_z: float
+    draws: int
+    judged_on: int
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float:  # type: ignore[override]
+        """The objective's curvature."""
+        return self.objective.curvature
+
+    def check(self, model: Any) -> None:
+        """Refuse a law whose draws are differentiable, and whose density is flat along them.
+
+        Raises:
+            InputError: it is such a law.
+        """
+        if not (self.objective.reads_q and model.has_rsample):
+            return
+        with seeded(self.seed):
+            x = model.sample((2,)).requires_grad_(True)
+        (pull,) = torch.autograd.grad(model.log_prob(x).sum(), x, allow_unused=True)
+        if pull is None:
+            because = "its log density is flat, as that of a uniform law: the ends of its support have no gradient"
+            raise InputError(cannot("differentiate along draws of the model", because, "Return a law with a smooth density"))
+
+    def loss(self, model: Any, block: Block, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Return the loss of a batch, with the gradient given above."""
+        at_p = w_p = at_q = w_q = block.w[:0]
+        if self.objective.reads_p:
+            at_p, w_p = _log_p(block) - log_likelihood(model, block.x).to(block.w), block.w / len(block)
+        if self.objective.reads_q:
+            at_q, w_q = self._drawn(model, block.w)
+        return self.objective.loss(at_p, w_p, at_q, w_q) / self.scale
+
+    def measured(self, module: nn.Module, model: Any, rows: Block) -> tuple[float, float]:
+        """Return the loss on validation rows and on fixed noise, with the standard error from each point's influence."""
+        none = rows.w[:0]
+        at_p = at_q = none
+        if self.objective.reads_p:
+            log_q = log_prob_of_rows(module, model, rows)
+            if log_q is None:
+                return math.inf, math.inf
+            at_p = _log_p(rows) - log_q
+        if self.objective.reads_q:
+            module.eval()
+            with torch.no_grad(), seeded(self.seed):
+                x = model.sample((self.judged_on,))
+                at_q = self._evaluated(x.reshape(len(x), -1)) - model.log_prob(x).to(none)
+            module.train()
+        w_p = rows.w / rows.w.sum() if len(at_p) else none
+        weights = [w_p.clone().requires_grad_(True), torch.full_like(at_q, 1 / max(1, len(at_q))).requires_grad_(True)]
+        with torch.enable_grad():
+            loss = self.objective.loss(at_p, weights[0], at_q, weights[1]) / self.scale
+        if not bool(loss.isfinite()):
+            return math.inf, math.inf
+        slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+        pairs = [(w.detach(), one) for w, one in zip(weights, slopes, strict=True) if one is not None]
+        parts = [(w * (one - w @ one)).square().sum() for w, one in pairs]
+        return float(loss.detach()), math.sqrt(sum(float(one) for one in parts))
+
+    def final(self, model: Any, best: float) -> float:
+        """Return the loss on the validation rows, since the others were trained on."""
+        return best
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """The counts of the target's evaluations."""
+        return self.target.evaluations
+
+    def _drawn(self, model: Any, like: Tensor) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+        """Return ℓ at draws of q and their weights, both with their gradients."""
+        m, has_path = self.draws, model.has_rsample
+        x = model.rsample((m,)) if has_path else model.sample((m,))
+        at = x.detach().requires_grad_(has_path)
+        log_q = model.log_prob(at).to(like)
+        score = log_q - log_q.detach()
+        apart = (score - score.mean()) / (m - 1)
+        if not has_path:
+            at_q = self._evaluated(x.reshape(m, -1)) - log_q.detach() - m * apart
+            return at_q, 1 / m + apart
+        (pull,) = torch.autograd.grad(log_q.sum(), at, retain_graph=True)
+        value, slope = self._trial(at.detach().reshape(m, -1))
+        path = ((slope - pull.reshape(m, -1).to(like)) * (x - x.detach()).reshape(m, -1).to(like)).sum(-1)
+        return value - log_q.detach() + path - m * apart, torch.full_like(log_q, 1 / m)
+
+    def _evaluated(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
+        value = self.target.log_prob(x.to(self.target.device, self.target.dtype)).detach()
+        return value.to(x.device, torch.float64) - self.log_z
+
+    def _trial(self, x: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"]]:
+        """Return log p and its gradient; −∞ and 0 outside the support, and where either isn't finite."""
+        at = x.to(self.target.device, torch.float64)
+        value, slope = self.target.trial(at)
+        inside = self.target.bijection.contains(at) & value.isfinite() & slope.isfinite().all(-1)
+        value, slope = torch.where(inside, value, -math.inf), torch.where(inside[:, None], slope, 0.0)
+        return value.to(x.device, torch.float64) - self.log_z, slope.to(x.device, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -95,8 +228,6 @@ class StochasticTwoSided(Stochastic):
 
     def toward(self, objective: Objective) -> StochasticTwoSided:
         """Return the solver of this objective."""
-        if not objective.is_between:
-            raise TypeError(objective)
         return replace(self, minimised=objective)
 
     def _problem(self, target: Target, family: NetworkFamily, seed: int, work: Work, stride: int) -> tuple[Data, Criterion]:
@@ -114,7 +245,7 @@ class StochasticTwoSided(Stochastic):
             train, aside = (replace(one, log_p=value - log_z) for one, value in zip(blocks, log_p, strict=True))
             data.batches.block, data = train, replace(data, validation=aside)
         else:  # rows set the number of steps; nothing else of them is used
-            data = replace(data, kept=replace(data.kept, evaluations=None))
+            data = replace(data, kept=replace(data.kept, evaluations=Evaluations()))
         numbers = (self._draws(data), self.judged_on, judging_seed(seed))
         return data, BothSides(self.minimised, target, log_z, *numbers, notes)
 
@@ -136,20 +267,21 @@ class StochasticTwoSided(Stochastic):
         total = super()._total(data, criterion)
         if math.isinf(criterion.left):
             return total
-        return max(1, min(total, int((_SHARE_OF_STEPS * criterion.left - 2 * self.judged_on) / self._cost(data))))
+        return max(1, min(total, int((_SHARE_OF_STEPS * criterion.left - 2 * self.judged_on) / self._cost(data, criterion))))
 
     def _best_rate(self, family: NetworkFamily, criterion: Criterion, data: Data, seed: int, work: Work) -> float:
         """Choose by trials if they take little of the budget; otherwise return a high rate, since there are few steps."""
         rates = self._rates(family)
-        if len(rates) * TRIAL * self._cost(data) > _SHARE_OF_TRIALS * criterion.left:
+        if len(rates) * TRIAL * self._cost(data, criterion) > _SHARE_OF_TRIALS * criterion.left:
             return min(rates[-1], _MAX_UNTRIED_RATE)
         return super()._best_rate(family, criterion, data, seed, work)
 
-    def _cost(self, data: Data) -> float:
+    def _cost(self, data: Data, criterion: Criterion) -> float:
         """Return the evaluations of the target per step, with those of judging."""
-        rows, judged = 0 if data.kept.evaluations is None else data.batches.size, len(data.validation)
+        are_counted = data.kept.evaluations is criterion.evaluations
+        rows, judged = (data.batches.size, len(data.validation)) if are_counted else (0, 0)
         drawn, judged_on = (self._draws(data), self.judged_on) if self.minimised.reads_q else (0, 0)
-        return max(1.0, rows + drawn + (judged_on + (judged if rows else 0)) / data.batches.steps)
+        return max(1.0, rows + drawn + (judged_on + judged) / data.batches.steps)
 
 
 def _log_z(target: Target, block: Block, objective: Objective, seed: int) -> tuple[float, tuple[str, ...]]:
@@ -194,3 +326,9 @@ def _gaussian_draws(target: Target, family: NetworkFamily, seed: int) -> Target:
         return target.bijection.forward(locs[which] + (trils[which] @ z[:, :, None])[..., 0])
 
     return Target(sampler=draw, dim=target.dim, names=target.names, device=target.device)
+
+
+def _log_p(block: Block) -> Float[Tensor, " n"]:
+    if block.log_p is None:
+        raise TypeError("log p of the rows wasn't evaluated")
+    return block.log_p

@@ -15,7 +15,7 @@ from whichkl.families import Gaussian, Mixture
 from whichkl.families.gaussian import gaussian, loc_and_tril
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.objectives import Objective
-from whichkl.solvers.nodes.batched_lbfgs import ascend
+from whichkl.solvers.nodes.ascents import ascend
 from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule
 from whichkl.solvers.solver import Optimum, distinct
 from whichkl.targets import Target
@@ -216,9 +216,7 @@ class Ensemble:
         return log_weight, loc + (tril @ rest[..., :dim, None])[..., 0], tril @ factor
 
 
-def descend(
-    state: Ensemble, tolerance: float, rounds: int, trail: list[float], min_gain: float = -math.inf
-) -> tuple[Ensemble, int]:
+def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], min_gain: float = -math.inf) -> Ensemble:
     """Descend by rounds of L-BFGS, each in coordinates that are whitened again, until the gradient is small.
 
     Args:
@@ -227,11 +225,8 @@ def descend(
         rounds: largest number of rounds.
         trail: gets the least loss after each round.
         min_gain: nats; a mixture that gains less in a round, at a small gradient, has arrived, too.
-
-    Returns:
-        The mixtures at their ends, and the number of rounds.
     """
-    done, active = 0, (state.residual > tolerance) & state.loss.isfinite()
+    active = (state.residual > tolerance) & state.loss.isfinite()
     counts = state.target.evaluations
     for _ in range(rounds):
         rows = active.nonzero()[:, 0]
@@ -244,9 +239,8 @@ def descend(
         better = (gain > 0) | ((gain > -1e-9) & (trial.residual < some.residual))
         state = state.put(rows[better], trial.take(better))
         active[rows] = better & (trial.residual > tolerance) & ((gain > min_gain) | (trial.residual > _SMALL_RESIDUAL))
-        done += 1
         trail.append(float(state.loss.min()) * state.objective.curvature)
-    return state, done
+    return state
 
 
 def optima_of(state: Ensemble, settled: float, among: Bool[Tensor, " b"] | None = None) -> tuple[Optimum, ...]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl.access import Access
 from whichkl.families import Family, Mixture
 from whichkl.objectives import ReverseKL
-from whichkl.solvers.nodes.doubling import NEAR_BEST, Doubling, judge_by_cost
+from whichkl.solvers.nodes.doubling import NEAR_BEST, Verdict, double_nodes, judge_by_cost, refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points, descend, first_nodes, log_density, optima_of, stacked
-from whichkl.solvers.nodes.refusals import refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.starts import climb_to_modes, find_starts
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
@@ -58,111 +57,85 @@ class SampleAverage(Solver):
     direction = "reverse"
     families = (Mixture,)
     mode_families = families
+    covariances = ("full", "diagonal")
 
     tolerance: float = 1e-5
     node_loss: float = 0.004
     rounds: int = 8
     max_nodes: int = 4096
 
-    @classmethod
-    def covers(cls, family: Family, access: Access) -> bool:
-        """Return whether the components are Gaussians whose covariances aren't tied."""
-        return isinstance(family, Mixture) and family.law == "gaussian" and family.covariance != "tied"
-
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Minimise from every start on the first nodes, then from the distinct optima on more nodes until they stay."""
         if not isinstance(family, Mixture):
             raise TypeError(family)
-        count, trail = first_nodes(family, target.dim), list[float]()
+        count, trail, trail_of_growth = first_nodes(family, target.dim), list[float](), list[float]()
+        descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail, min_gain=_MIN_GAIN)
         locs, trils = find_starts(target, seed)
-        begun = self._on_nodes(target, family, count, seed, _starts(family, locs, trils))
-        state, iterations = self._descend(begun, trail, rounds=2)
-        grown, more = self._grow(target, family, locs, trils, count, seed, work)
+        begun = _on_nodes(target, family, count, seed, _starts(family, locs, trils))
+        state = descended(begun, rounds=2)
+        seedling = _on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])])
+        grown = _grow(target, family, seedling, locs, seed, work, trail_of_growth)
         if grown is not None:
             state = state.joined(grown)
-        state, last = self._descend(state.take(state.loss <= state.loss.min() + NEAR_BEST), trail)
-        iterations += more + last
+        state = descended(state.take(state.loss <= state.loss.min() + NEAR_BEST))
 
-        def begin(ended: Ensemble, count: int) -> Ensemble | None:
-            kept = [one.model for one in optima_of(ended, _ROUGH)[:_MAX_OPTIMA]]
+        def refit(before: Ensemble, count: int) -> tuple[Ensemble, Verdict] | None:
+            kept = [one.model for one in optima_of(before, _ROUGH)[:_MAX_OPTIMA]]
             if not target.evaluations.affords(len(kept) * family.count * count):
                 return None
             work.tell("doubling the nodes", math.nan)
-            return ended.on(Nodes.of(target, count, seed), stacked(kept))
+            begun = before.on(Nodes.of(target, count, seed), stacked(kept))
+            ended = _checked(descended(begun))
+            return ended, judge_by_cost(self.node_loss, begun, ended)
 
-        def descended(begun: Ensemble) -> Ensemble:
-            nonlocal iterations
-            ended, done = self._descend(begun, trail)
-            iterations += done
-            return ended
-
-        judge = judge_by_cost(self.node_loss)
-        doubling = Doubling(count, self.max_nodes, target.dim == 1, _check, begin, descended, judge)
-        state, error = doubling.run(begun, state, count)
-        state, done = self._descend(state, trail, self.tolerance)
+        state, node_error = double_nodes(_checked(state), count, self.max_nodes, target.dim == 1, refit)
+        state = descended(state, tolerance=self.tolerance)
         residual = float(state.residual[int(state.loss.argmin())])
-        node_error = None if target.dim == 1 or math.isinf(error) else error
-        found, nodes = optima_of(state, _SETTLED), len(state.nodes.z)
-        return Solution(found, iterations + done, residual, node_error, nodes, history=tuple(trail))
-
-    def _on_nodes(self, target: Target, family: Mixture, count: int, seed: int, starts: Sequence[Start]) -> Ensemble:
-        logits, loc, tril = (torch.stack(parts) for parts in zip(*starts, strict=True))
-        nodes = Nodes.of(target, count, seed)
-        return Ensemble.at(ReverseKL(), family, target, Points.none(target), nodes, (logits, loc, tril))
-
-    def _descend(
-        self, state: Ensemble, trail: list[float], tolerance: float = _ROUGH, rounds: int | None = None
-    ) -> tuple[Ensemble, int]:
-        return descend(state, tolerance, self.rounds if rounds is None else rounds, trail, _MIN_GAIN)
-
-    def _grow(
-        self,
-        target: Target,
-        family: Mixture,
-        locs: Float[Tensor, "s d"],
-        trils: Float[Tensor, "s d d"],
-        count: int,
-        seed: int,
-        work: Work,
-    ) -> tuple[Ensemble | None, int]:
-        """Add components where log p − log q is largest until there are K; None if a mixture on the way can't be evaluated."""
-        state, done = self._on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])]), 0
-        while state.loc.shape[1] < family.count:
-            state, rounds = self._descend(state, [], rounds=1)
-            done += rounds
-            if not bool(state.loss.isfinite().all()) or target.evaluations.is_spent:
-                return None, done
-            room = family.count - state.loc.shape[1]
-            work.tell("looking for modes", 1 - room / family.count)
-            found = find_missing_mass(target, state, locs, room, seed + state.loc.shape[1])
-            if not len(found[0]):
-                return None, done
-            state = add_components(state, *found)
-        return state, done
+        found, iterations = optima_of(state, _SETTLED), len(trail) + len(trail_of_growth)
+        return Solution(found, iterations, residual, node_error, len(state.nodes.z), history=tuple(trail))
 
 
-def _check(state: Ensemble) -> None:
-    """Refuse a target whose ELBO is finite nowhere, or whose best model spreads or shrinks without bound."""
+def _on_nodes(target: Target, family: Mixture, count: int, seed: int, starts: Sequence[Start]) -> Ensemble:
+    logits, loc, tril = (torch.stack(parts) for parts in zip(*starts, strict=True))
+    nodes = Nodes.of(target, count, seed)
+    return Ensemble.at(ReverseKL(), family, target, Points.none(target), nodes, (logits, loc, tril))
+
+
+def _grow(
+    target: Target, family: Mixture, state: Ensemble, locs: Float[Tensor, "s d"], seed: int, work: Work, trail: list[float]
+) -> Ensemble | None:
+    """Add components where log p − log q is largest until there are K; None if a mixture on the way can't be evaluated."""
+    while state.loc.shape[1] < family.count:
+        state = descend(state, _ROUGH, 1, trail, _MIN_GAIN)
+        if not bool(state.loss.isfinite().all()) or target.evaluations.is_spent:
+            return None
+        room = family.count - state.loc.shape[1]
+        work.tell("looking for modes", 1 - room / family.count)
+        found = find_missing_mass(target, state, locs, room, seed + state.loc.shape[1])
+        if not len(found[0]):
+            return None
+        state = add_components(state, *found)
+    return state
+
+
+def _checked(state: Ensemble) -> Ensemble:
+    """Return mixtures; refuse a target whose ELBO is finite nowhere, or whose best model spreads or shrinks without bound."""
     refuse_infinite(-state.loss)
-    best = int(state.loss.argmin())
-    spread = torch.linalg.vector_norm(state.tril[best], dim=-1)
-    refuse_unbounded(-float(state.loss[best]), spread, state.target.names, float(state.residual[best]))
+    refuse_unbounded(-state.loss, torch.linalg.vector_norm(state.tril, dim=-1), state.residual, state.target.names)
+    return state
 
 
 def _starts(family: Mixture, locs: Float[Tensor, "s d"], trils: Float[Tensor, "s d d"]) -> list[Start]:
-    """Return a mixture on the best modes, and each start split along its longest axis."""
-    starts = [_split(loc, tril, family.count) for loc, tril in zip(locs, trils, strict=True)]
-    if len(locs) > family.count > 1:
-        starts.insert(0, (locs.new_zeros(family.count), locs[: family.count], trils[: family.count]))
+    """Return a mixture on the best modes, and each start spread over ±1 standard deviation along its longest axis."""
+    count, starts = family.count, list[Start]()
+    if len(locs) > count > 1:
+        starts.append((locs.new_zeros(count), locs[:count], trils[:count]))
+    at = torch.linspace(-1, 1, count, dtype=locs.dtype, device="cpu") if count > 1 else locs.new_zeros(1)
+    for loc, tril in zip(locs, trils, strict=True):
+        longest = torch.linalg.eigh(tril @ tril.T)[1][:, -1]
+        axis = longest * torch.linalg.vector_norm(tril.T @ longest)
+        starts.append((loc.new_zeros(count), loc + at[:, None] * axis, tril.expand(count, -1, -1)))
     return starts[:_MAX_OPTIMA]
-
-
-def _split(loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], count: int) -> Start:
-    """Spread K components evenly over ±1 standard deviation of one Gaussian along its longest axis."""
-    _, vector = torch.linalg.eigh(tril @ tril.T)
-    axis = vector[:, -1] * torch.linalg.vector_norm(tril.T @ vector[:, -1])
-    at = torch.linspace(-1, 1, count, dtype=loc.dtype, device="cpu") if count > 1 else loc.new_zeros(1)
-    return loc.new_zeros(count), loc + at[:, None] * axis, tril.expand(count, -1, -1)
 
 
 def find_missing_mass(
@@ -185,7 +158,11 @@ def find_missing_mass(
     Source: Arenz, Zhong & Neumann (2020), VIPS, for where components are added.
     """
     logits, loc, tril = (part[0].cpu() for part in (model.logits, model.loc, model.tril))
-    pool = torch.cat([points, _spread(logits, loc, tril, seed)])
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.multinomial(torch.ones_like(logits), _DRAWS, replacement=True, generator=generator)
+    z = torch.randn(_DRAWS, loc.shape[1], generator=generator, dtype=loc.dtype, device="cpu")
+    stretch = torch.tensor(_STRETCHES, dtype=loc.dtype, device="cpu").repeat(_DRAWS)[:_DRAWS]
+    pool = torch.cat([points, loc[which] + stretch[:, None] * torch.einsum("nij,nj->ni", tril[which], z)])
     log_p = target.tried(pool.to(target.device)).cpu()
     log_q = log_density(pool[None], logits[None], loc[None], tril[None])[0]
     dim = loc.shape[1]
@@ -219,12 +196,3 @@ def add_components(
     parts = (torch.cat([own[0], new.to(own)]) for own, new in ((model.loc, loc), (model.tril, tril)))
     loc, tril = (part[None] for part in parts)
     return model.on(model.nodes, (logits[None], loc, tril))
-
-
-def _spread(logits: Float[Tensor, " k"], loc: Float[Tensor, "k d"], tril: Float[Tensor, "k d d"], seed: int) -> Tensor:
-    """Return draws of the mixture, each spread about its component's mean."""
-    generator = torch.Generator().manual_seed(seed)
-    which = torch.multinomial(torch.full_like(logits, 1.0).exp(), _DRAWS, replacement=True, generator=generator)
-    z = torch.randn(_DRAWS, loc.shape[1], generator=generator, dtype=loc.dtype, device="cpu")
-    stretch = torch.tensor(_STRETCHES, dtype=loc.dtype, device="cpu").repeat(_DRAWS)[:_DRAWS]
-    return loc[which] + stretch[:, None] * torch.einsum("nij,nj->ni", tril[which], z)

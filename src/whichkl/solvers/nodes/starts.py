@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
-from whichkl.solvers.nodes.batched_lbfgs import Peaks, Trial, ascend
-from whichkl.solvers.nodes.batched_newton import ascend_by_newton
+from whichkl.solvers.nodes.ascents import Peaks, Trial, ascend, ascend_by_newton
 from whichkl.solvers.nodes.gaussian_rule import sobol
 from whichkl.targets import Target
 
@@ -45,16 +44,14 @@ def find_starts(target: Target, seed: int) -> tuple[Float[Tensor, "b d"], Float[
         TargetError: the log density is −inf at every candidate, or looks like a density.
     """
     modes = find_modes(target, seed)
-    wide = torch.eye(target.dim, dtype=torch.float64, device="cpu")
     locs = [*modes.locs, modes.points.mean(0)]
-    factors = [*modes.trils, wide]
-    if len(modes.locs) > 1:
-        groups: list[tuple[int, ...]] = [*itertools.combinations(range(min(len(modes.locs), 5)), 2)]
-        groups += [tuple(range(len(modes.locs)))] if len(modes.locs) > 2 else []
-        for group in groups:
-            loc, tril = _merge(*(part[list(group)] for part in (modes.locs, modes.trils, modes.evidence)))
-            locs.append(loc)
-            factors.append(tril)
+    factors = [*modes.trils, torch.eye(target.dim, dtype=torch.float64, device="cpu")]
+    count = len(modes.locs)
+    groups: list[tuple[int, ...]] = [*itertools.combinations(range(min(count, 5)), 2)]
+    for group in [*groups, tuple(range(count))] if count > 2 else groups:
+        loc, tril = _merge(*(part[list(group)] for part in (modes.locs, modes.trils, modes.evidence)))
+        locs.append(loc)
+        factors.append(tril)
     return torch.stack(locs), torch.stack(factors)
 
 
@@ -83,52 +80,33 @@ def find_modes(target: Target, seed: int) -> Modes:
         TargetError: the log density is −inf or NaN at every candidate, +inf at one, or looks like a density.
     """
     rejected = target.evaluations["rejected"]
-    points, value = _candidates(target, seed)
+    scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)
+    points, value = points_to_start(
+        target, seed, _CANDIDATES, lambda: _normal_points(target.dim, seed) * scales[:, None], "0.3 to 10"
+    )
+    if bool(value.isfinite().all()) and float(value.max()) == float(value.min()):
+        because = "`log_prob` is constant, so that the density doesn't fall off and can't be normalised"
+        raise TargetError(cannot("fit this target", because, "Pass `support=`, or the log density that you mean"))
+    _refuse_density(target, value)
     has_nan = target.evaluations["rejected"] > rejected
     began = points[value.isfinite()]
     target.value_and_score(began[:8].to(target.device))
     known = began[:0] if target.known_modes is None else target.known_modes[:_MAX_MODES].to("cpu", torch.float64)
     modes = climb_to_modes(target, torch.cat([known, began[:_MAX_SEARCHES]]), _MAX_MODES + len(known))
-    if has_nan and len(modes.locs):
-        _check_about(target, modes, seed)
-    elif has_nan:
-        target.log_prob(points.to(target.device))  # raises
+    if has_nan:
+        if len(modes.locs):
+            generator = torch.Generator().manual_seed(seed)
+            z = torch.randn(_DRAWS_ABOUT_MODES, target.dim, generator=generator, dtype=torch.float64, device="cpu")
+            which = torch.arange(_DRAWS_ABOUT_MODES, device="cpu") % len(modes.locs)
+            points = modes.locs[which] + torch.einsum("nij,nj->ni", modes.trils[which], z)
+        target.log_prob(points.to(target.device))  # raises if it is NaN there; without modes it is
     return replace(modes, points=began)
-
-
-def _check_about(target: Target, modes: Modes, seed: int) -> None:
-    """Evaluate the log density at draws of the modes' Laplace approximations.
-
-    Raises:
-        NotANumberError: it is NaN there.
-    """
-    z = torch.randn(
-        _DRAWS_ABOUT_MODES, target.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu"
-    )
-    which = torch.arange(_DRAWS_ABOUT_MODES, device="cpu") % len(modes.locs)
-    x = modes.locs[which] + torch.einsum("nij,nj->ni", modes.trils[which], z)
-    target.log_prob(x.to(target.device))
-
-
-def _candidates(target: Target, seed: int) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
-    """Return the points among which the search for modes begins, with log p; −∞ where it isn't a number, except at draws of p."""
-
-    def normal() -> Tensor:
-        scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)
-        return _normal_points(target.dim, seed) * scales[:, None]
-
-    points, value = points_to_start(target, seed, _CANDIDATES, normal, "0.3 to 10")
-    if bool(value.isfinite().all()) and float(value.max()) == float(value.min()):
-        because = "`log_prob` is constant, so that the density doesn't fall off and can't be normalised"
-        raise TargetError(cannot("fit this target", because, "Pass `support=`, or the log density that you mean"))
-    _refuse_density(target, value)
-    return points, value
 
 
 def points_to_start(
     target: Target, seed: int, count: int, normal: Callable[[], Tensor], scales: str
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
-    """Return `count` samples or draws of p, or else the given normal draws, with log p.
+    """Return `count` samples or draws of p, or else the given normal draws, with log p; −∞ where it is NaN, except at draws of p.
 
     Raises:
         TargetError: the log density is −inf at all of them.
@@ -140,8 +118,11 @@ def points_to_start(
     else:
         points = normal() if target.sampler is None else target.draws(count, seed).to(torch.float64)
     points = points.cpu()
-    value = _look(target, points)
+    at = points.to(target.device)
+    # A NaN far away is a point without density, but at draws of p it is an error.
+    value = (target.log_prob(at) if target.access.can_sample else target.tried(at)).detach().cpu()
     if not bool(value.isfinite().any()):
+        target.log_prob(at)  # raises an error that names the point, if it is NaN
         because = f"`log_prob` is -inf at all {len(points)} start points, spread over scales {scales} about 0"
         instead = "Pass `support=`, or shift and scale x so that p has mass there"
         raise TargetError(cannot("start on this target", because, instead))
@@ -156,23 +137,13 @@ def _normal_points(dim: int, seed: int) -> Float[Tensor, "c d"]:
     return math.sqrt(2) * torch.erfinv((2 * sobol(dim, _CANDIDATES, seed) - 1).clamp(-1 + 1e-12, 1 - 1e-12))
 
 
-def _look(target: Target, points: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
-    """Return log p at points to start from, −∞ where it is NaN; at draws of p a NaN is an error."""
-    points = points.to(target.device)
-    value = target.log_prob(points) if target.access.can_sample else target.tried(points)
-    if not bool(value.isfinite().any()):
-        target.log_prob(points)  # raises an error that names the point, if it is NaN
-    return value.detach().cpu()
-
-
 def _refuse_density(target: Target, value: Tensor) -> None:
     """Refuse a density in the place of a *log* density: never negative, and 0 far away, where its log would be −∞."""
     if bool((value < 0).any()):
         return
-    far = 1e6 * torch.eye(target.dim, dtype=torch.float64, device="cpu")
-    far = torch.cat([far, -far])
+    far = 1e6 * torch.eye(target.dim, dtype=torch.float64, device=target.device)
     try:
-        tail = target.log_prob(far.to(target.device)).detach()
+        tail = target.log_prob(torch.cat([far, -far])).detach()
     except TargetError:
         return
     if bool((tail.abs() < 1e-9).all()):
@@ -206,8 +177,7 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
     rested = (peaks.x == points).all(-1).nonzero()[:, 0]
     foreseen(peaks, rested, rested[:0])  # points that were modes at the start never arrived
     best = sorted(found, key=lambda one: -float(peaks.value[one[0]]))[:most]
-    chosen = torch.tensor([i for i, _ in best], dtype=torch.int64, device="cpu")
-    dim = points.shape[1]
+    chosen, dim = [i for i, _ in best], points.shape[1]
     trils = torch.stack([tril for _, tril in best]) if best else points.new_empty(0, dim, dim)
     return Modes(peaks.x[chosen], trils, peaks.value[chosen], points)
 
@@ -225,9 +195,12 @@ def trial_on_cpu(target: Target) -> Trial:
 def _new_mode(target: Target, peaks: Peaks, i: int, found: list[tuple[int, Tensor]]) -> Float[Tensor, "d d"] | None:
     """Return Laplace's factor at the end of an ascent; None if it is no mode, or one that was found before."""
     end = peaks.x[i]
-    settled = bool(end.isfinite().all()) and bool(peaks.value[i].isfinite()) and float(peaks.decrement[i]) < 1e-3
-    if not settled or any(_same(end, peaks.x[j], tril) for j, tril in found):
+    if not (bool(end.isfinite().all()) and bool(peaks.value[i].isfinite()) and float(peaks.decrement[i]) < 1e-3):
         return None
+    for j, tril in found:
+        apart = torch.linalg.solve_triangular(tril, (end - peaks.x[j])[:, None], upper=False)
+        if float(torch.linalg.vector_norm(apart)) <= 0.05:
+            return None
     return _laplace(target, end, peaks.curvature.scale(i))
 
 
@@ -239,11 +212,6 @@ def _lies_under(peaks: Peaks, rows: Tensor, i: int, tril: Float[Tensor, "d d"]) 
     is_value = (peaks.value[rows] - (peaks.value[i] - half)).abs() <= _MAX_DEVIATION * half
     under: Bool[Tensor, " a"] = is_value & ((gradient + away).square().sum(-1) <= 2 * _MAX_DEVIATION**2 * half)
     return under
-
-
-def _same(end: Tensor, mode: Tensor, tril: Tensor) -> bool:
-    apart = torch.linalg.solve_triangular(tril, (end - mode)[:, None], upper=False)
-    return float(torch.linalg.vector_norm(apart)) <= 0.05
 
 
 def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> Float[Tensor, "d d"] | None:

@@ -39,12 +39,10 @@ class End:
     """Length of the gradient in the coordinates of the metric."""
     stalled: Bool[Tensor, " b"]
     """Whether no step of any length improves it, as at a kink."""
-    steps: int
-    """Number of Newton steps, in which all active starts take part."""
     fall: Float[Tensor, " b"]
     """The fall of each value from its start."""
     history: tuple[float, ...] = ()
-    """The least value after each step."""
+    """The least value after each Newton step, in which all active starts take part."""
 
 
 def minimize(
@@ -75,16 +73,14 @@ def minimize(
     value, gradient = function(theta)
     begun, scale = value, metric(theta)
     radius = torch.full_like(value, math.sqrt(theta.shape[1]))
-    stalled, steps = torch.zeros_like(value, dtype=torch.bool), 0
-    history: list[float] = []
-    while steps < most:
+    stalled, history = torch.zeros_like(value, dtype=torch.bool), list[float]()
+    while len(history) < most:
         residual = torch.linalg.vector_norm(scale * gradient, dim=-1)
         active = (value.isfinite() & (residual > tolerance) & ~stalled).nonzero()[:, 0]
         if len(active) == 0 or (spent is not None and spent()):
             break
-        steps += 1
         here, slope, unit, reach = theta[active], (scale * gradient)[active], scale[active], radius[active]
-        bent = function if bend is None or steps > _MAX_CHEAP_STEPS else bend
+        bent = function if bend is None or len(history) >= _MAX_CHEAP_STEPS else bend
         step, predicted = _steihaug(bent, here, slope, unit, reach, residual[active], bent is function)
         there = here + unit * step
         new, new_gradient = function(there)
@@ -103,7 +99,7 @@ def minimize(
         value, scale = value.index_copy(0, moved, new[taken]), scale.index_copy(0, moved, new_scale[taken])
         history.append(float(value.min()))
     residual = torch.linalg.vector_norm(scale * gradient, dim=-1)
-    return End(theta, value, residual.masked_fill(~value.isfinite(), math.inf), stalled, steps, begun - value, tuple(history))
+    return End(theta, value, residual.masked_fill(~value.isfinite(), math.inf), stalled, begun - value, tuple(history))
 
 
 def hessian_product(

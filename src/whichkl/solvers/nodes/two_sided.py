@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool
@@ -12,12 +13,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import DeadDensityError, InputError, TargetError, cannot
-from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.objectives import ForwardKL, Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
-from whichkl.solvers.nodes.doubling import Doubling, judge_by_cost
+from whichkl.solvers.nodes.doubling import Verdict, double_nodes, judge_by_cost
 from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Parts, Points, descend, first_nodes, optima_of, stacked
 from whichkl.solvers.nodes.mean_field import MeanField
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
@@ -68,6 +68,7 @@ class TwoSided(Solver):
     direction = "between"
     families = (Gaussian, Mixture)
     mode_families = families
+    covariances = ("full", "diagonal")
 
     minimised: Objective = field(default_factory=Jeffreys)
     """The objective, which `fit` sets."""
@@ -76,15 +77,8 @@ class TwoSided(Solver):
     rounds: int = 8
     max_nodes: int = 16_384
 
-    @classmethod
-    def covers(cls, family: Family, access: Access) -> bool:
-        """Return whether the components are Gaussians of full or diagonal covariances."""
-        return getattr(family, "law", "gaussian") == "gaussian" and getattr(family, "covariance", None) in ("full", "diagonal")
-
     def toward(self, objective: Objective) -> TwoSided:
         """Return the solver of this objective."""
-        if not objective.is_between:
-            raise TypeError(objective)
         return replace(self, minimised=objective)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
@@ -104,41 +98,38 @@ class TwoSided(Solver):
             few = whole.at(_evenly(len(whole.x), _MAX_POINTS_AT_FIRST))
         count = first_nodes(family, target.dim)
         begun = _affordable(Ensemble.at(self.minimised, family, target, few, Nodes.of(target, count, seed), parts, log_z))
-        trail, iterations = list[float](), 0
+        trail: list[float] = []
+        descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail)
 
-        def begin(ended: Ensemble, count: int) -> Ensemble | None:
-            kept = stacked([one.model for one in self._optima(ended, _ROUGH)[:_MAX_OPTIMA]])
-            if not target.evaluations.affords((len(kept[0]) + len(parts[0])) * 2 * ended.cost):
+        def refit(before: Ensemble, count: int) -> tuple[Ensemble, Verdict] | None:
+            kept = stacked([one.model for one in self._optima(before, _ROUGH)[:_MAX_OPTIMA]])
+            if not target.evaluations.affords((len(kept[0]) + len(parts[0])) * 2 * before.cost):
                 return None
             work.tell("doubling the nodes", math.nan)
-            found = ended.on(Nodes.of(target, count, seed), kept)
-            again = ended.on(found.nodes, parts)
-            return again if float(found.loss.min()) > float(again.loss.min()) else found
-
-        def descended(state: Ensemble, tolerance: float = _ROUGH) -> Ensemble:
-            nonlocal iterations
-            state, done = descend(state, tolerance, self.rounds, trail)
-            iterations += done
-            return state
+            begun = before.on(Nodes.of(target, count, seed), kept)
+            again = before.on(begun.nodes, parts)
+            begun = again if float(begun.loss.min()) > float(again.loss.min()) else begun
+            ended = self._check(descended(begun))
+            return ended, judge_by_cost(self.node_loss, begun, ended)
 
         is_enough = target.dim == 1 or not self.minimised.reads_q
-        judge = judge_by_cost(self.node_loss)
-        doubling = Doubling(count, self.max_nodes, is_enough, self._check, begin, descended, judge)
-        state, error = doubling.run(begun, descended(begun), count)
+        state, node_error = double_nodes(self._check(descended(begun)), count, self.max_nodes, is_enough, refit)
         work.tell("descending on all points", math.nan)
-        state = descended(replace(state, points=whole).measured() if few is not whole else state, self.tolerance)
+        state = replace(state, points=whole).measured() if few is not whole else state
+        state = descended(state, tolerance=self.tolerance)
         optima = self._optima(state, _SETTLED)
         held = self._held(target, state, optima[0], stride, seed) if stride and target.samples is not None else None
-        node_error = None if target.dim == 1 or math.isinf(error) else error
         residual = float(state.residual[int(state.loss.argmin())])
         used = len(state.nodes.z) if self.minimised.reads_q else None
-        return Solution(optima, iterations, residual, node_error, used, held, notes, tuple(trail))
+        return Solution(optima, len(trail), residual, node_error, used, held, notes, tuple(trail))
 
-    def _check(self, state: Ensemble) -> None:
+    def _check(self, state: Ensemble) -> Ensemble:
+        """Return mixtures; refuse them if the loss is finite at none."""
         if not bool(state.loss.isfinite().any()):
             because = "it isn't finite at any start: log_prob is -inf where the models have mass"
             instead = "Pass `support=`, or use a bounded divergence such as jensen_shannon"
             raise TargetError(cannot(f"minimise `{self.minimised.spec}` here", because, instead))
+        return state
 
     def _points(self, target: Target, family: Gaussian | Mixture, seed: int) -> tuple[Points, tuple[str, ...]]:
         """Return points of p in float64 with log p there: at most `FRESH` of them, evenly spaced; none if p isn't read."""
@@ -206,7 +197,7 @@ class TwoSided(Solver):
         rest = Points(x[~out], w[~out], log_p - state.log_z)
         rest = rest.at(_evenly(len(rest.x), FRESH)) if len(rest.x) > FRESH else rest.at(slice(None))
         begun = replace(state, points=rest).on(state.nodes, stacked([best.model]))
-        model = descend(begun, 1e-4, self.rounds, [])[0].models()[0]
+        model = descend(begun, 1e-4, self.rounds, []).models()[0]
         return Held(Block(x[out], w[out] * len(w)), model)
 
     def _optima(self, state: Ensemble, settled: float) -> tuple[Optimum, ...]:

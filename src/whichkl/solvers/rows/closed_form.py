@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor
 from whichkl._checks import LARGEST, InputError, cannot
 from whichkl.families.family import Family, MomentFamily
 from whichkl.families.product import Product
-from whichkl.samples import Block
+from whichkl.samples import Block, Slice
 from whichkl.samples.stream import joined
-from whichkl.solvers.rows.exact_fits import Sums, add_sums, fit_held, optimum_on, shift_to_mean
-from whichkl.solvers.rows.rows import Rows, held_numbers, rows_of
-from whichkl.solvers.solver import Held, Solution, Solver
+from whichkl.solvers.rows.rows import Rows, Sums, add_sums, held_numbers, mean_log_likelihood, rows_of
+from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
@@ -31,6 +30,8 @@ _DIGITS = 1 << _BITS
 """Number of bits of a digit, and of digits, in the search for medians."""
 _ROUNDING = 1e-12
 """Relative error up to which a weight counts as half of the total."""
+_MAX_SHIFT = 1e3
+"""Standard deviations. Squares about a point farther than this from the mean have lost six digits."""
 _MAGNITUDE = 0x7FFFFFFFFFFFFFFF
 """The bits of a double without its sign."""
 
@@ -54,42 +55,40 @@ class ClosedForm(Solver):
             raise TypeError(family)
         rows = rows_of(target, seed, work.workers)
         names = (*target.names, *target.context_names)
-        found: tuple[Any, Held | None, tuple[str, ...]]
-        if isinstance(family, Product) and (median := family.about_median(target.dim)):
-            found = _about_medians(rows, family, median, names, stride)
+        if isinstance(family, Product) and (columns := family.about_median(target.dim)):
+            model, held, notes = _about_medians(rows, family, list(columns), names, stride)
         else:
-            found = _about_rows(rows, family, names, stride)
-        model, held, notes = found
+            model, held, notes = _about_rows(rows, family, names, stride)
         best = optimum_on(rows, model, held, converged=True)
         return Solution((best,), iterations=1, residual=0.0, held=held, notes=notes)
 
 
 def _about_rows(rows: Rows, family: MomentFamily, names: Sequence[str], stride: int) -> tuple[Any, Held | None, tuple[str, ...]]:
     """Fit by sums about the first row, or about the mean if that is far from it."""
-    origin = _first(rows, family)
-    sums, apart, kept = _pass(rows, family, origin, stride)
-    if (shift := _shift(sums)) is not None:
-        origin = origin + shift
-        sums, apart, kept = _pass(rows, family, origin, stride)
+    sums, apart, kept, origin = _pass(rows, family, _first(rows, family), stride)
     model = family.from_statistics(sums, origin, names)
     if not kept:
         return model, None, ()
-    return model, *fit_held(joined(kept), lambda: family.from_statistics(_without(sums, apart), origin, names))
+
+    def fit() -> Any:
+        rest: Sums = {}
+        add_sums(rest, sums)
+        # Values that were seen stay: the held-out rows may hold the only ones of a category.
+        add_sums(rest, {name: -value for name, value in apart.items() if not name.endswith("seen")})
+        return family.from_statistics(rest, origin, names)
+
+    return model, *fit_held(joined(kept), fit)
 
 
 def _about_medians(
-    rows: Rows, family: Product, columns: Sequence[int], names: Sequence[str], stride: int
+    rows: Rows, family: Product, columns: list[int], names: Sequence[str], stride: int
 ) -> tuple[Any, Held | None, tuple[str, ...]]:
     """Fit by sums about a point that has the medians of all rows, or of the rows that aren't held out, in `columns`."""
 
     def fitted(some: Rows) -> Any:
         origin = _first(some, family)
-        origin[list(columns)] = weighted_medians(some, columns).to(origin)
-        sums, _, _ = _pass(some, family, origin, 0)
-        if (shift := _shift(sums)) is not None:
-            shift[list(columns)] = 0
-            origin = origin + shift
-            sums, _, _ = _pass(some, family, origin, 0)
+        origin[columns] = weighted_medians(some, columns).to(origin)
+        sums, _, _, origin = _pass(some, family, origin, 0, columns)
         return family.from_statistics(sums, origin, names)
 
     model = fitted(rows)
@@ -106,73 +105,60 @@ def _first(rows: Rows, family: MomentFamily) -> Float[Tensor, " k"]:
     return origin if block.context is None else torch.cat([origin, block.context[0]])
 
 
-def _shift(sums: Sums) -> Float[Tensor, " k"] | None:
-    return shift_to_mean(sums["origin.weight"], sums["origin.first"], sums["origin.second"])
+def _pass(
+    rows: Rows, family: MomentFamily, origin: Float[Tensor, " k"], stride: int, fixed: Sequence[int] = ()
+) -> tuple[Sums, Sums, list[Block], Float[Tensor, " k"]]:
+    """Add up a family's statistics about an origin, or about the mean, except in the columns `fixed`, if it is far from there.
 
-
-@dataclass(frozen=True)
-class _Add:
-    """Adds up a family's statistics over the blocks of a part, for all rows and for the held-out rows, which it keeps."""
-
-    family: MomentFamily
-    origin: Float[Tensor, " k"]
-    stride: int
-
-    @cached_property
-    def _is_about_0(self) -> bool:
-        return not bool(self.origin.any())
-
-    def __call__(self, blocks: Iterator[Block]) -> tuple[Sums, Sums, list[Block]]:
-        sums: Sums = {}
-        kept = []
-        for number, block in enumerate(blocks):
-            apart = held_numbers(block, self.stride)
-            if len(apart):
-                kept.append(block.take(apart.to(block.x.device)))
-            add_sums(sums, self._statistics(block, located=number % _BLOCKS_PER_LOCATED == 0))
-        if not kept:
-            return sums, {}, []
-        together = joined(kept)  # many small tensors would keep the memory of the large ones from being reused
-        return sums, self._statistics(together), [together]
-
-    def _statistics(self, block: Block, located: bool = True) -> Sums:
-        about: Sums = {}
-        if located:
-            few = block.take(slice(None, None, max(1, len(block) // _ROWS_TO_LOCATE)))  # type: ignore[arg-type]
-            z = (few.x if few.context is None else torch.cat([few.x, few.context], 1)) - self.origin
-            about = {"origin.weight": few.w.sum(), "origin.first": few.w @ z, "origin.second": few.w @ z.square()}
-        total = block.total if self._is_about_0 else None
-        sums = self.family.statistics(block.x, block.w, self.origin, block.context, overwrite=block.fresh, total=total)
-        return {**sums, **about}
-
-
-def _pass(rows: Rows, family: MomentFamily, origin: Float[Tensor, " k"], stride: int) -> tuple[Sums, Sums, list[Block]]:
-    """Add up a family's statistics over all rows, in the order of the parts.
+    Returns:
+        The sums over all rows and over the held-out rows, the held-out rows, and the origin of the sums.
 
     Raises:
         InputError: squares overflow, which can happen in later parts of a stream.
     """
+    for is_last in (False, True):
+        sums, apart, kept = dict[str, Tensor](), dict[str, Tensor](), list[Block]()
+        for of_all, of_held, held in rows.map(partial(_add, family, origin, stride)):
+            add_sums(sums, of_all)
+            add_sums(apart, of_held)
+            kept += held
+        for name in ("origin.second", "second"):
+            if name in sums and not bool(sums[name].isfinite().all()):
+                because = f"the squares of a column ({', '.join(rows.names[:5])}, …) are too large for float64"
+                raise InputError(cannot("use these samples", because, f"Divide it so that its numbers stay below {LARGEST:g}"))
+        shift = shift_to_mean(sums["origin.weight"], sums["origin.first"], sums["origin.second"])
+        if shift is None or is_last:
+            break
+        shift[list(fixed)] = 0
+        origin = origin + shift
+    return sums, apart, kept, origin
+
+
+def _add(
+    family: MomentFamily, origin: Float[Tensor, " k"], stride: int, blocks: Iterator[Block]
+) -> tuple[Sums, Sums, list[Block]]:
+    """Add up a family's statistics over the blocks of a part, for all rows and for the held-out rows, which are kept."""
+    is_about_0 = not bool(origin.any())
+
+    def statistics(block: Block) -> Sums:
+        total = block.total if is_about_0 else None
+        return family.statistics(block.x, block.w, origin, block.context, overwrite=block.fresh, total=total)
+
     sums: Sums = {}
-    apart: Sums = {}
-    kept: list[Block] = []
-    for of_all, of_held, held in rows.map(_Add(family, origin, stride)):
-        add_sums(sums, of_all)
-        add_sums(apart, of_held)
-        kept += held
-    for name in ("origin.second", "second"):
-        value = sums.get(name)
-        if value is not None and not bool(value.isfinite().all()):
-            because = f"the squares of a column ({', '.join(rows.names[:5])}, …) are too large for float64"
-            raise InputError(cannot("use these samples", because, f"Divide it so that its numbers stay below {LARGEST:g}"))
-    return sums, apart, kept
-
-
-def _without(sums: Sums, apart: Sums) -> Sums:
-    """Subtract the sums over the held-out rows; the values that were seen (names that end in `seen`) stay."""
-    rest: Sums = {}
-    add_sums(rest, sums)
-    add_sums(rest, {name: -value for name, value in apart.items() if not name.endswith("seen")})
-    return rest
+    kept = []
+    for number, block in enumerate(blocks):
+        apart = held_numbers(block, stride)
+        if len(apart):
+            kept.append(block.take(apart.to(block.x.device)))
+        if number % _BLOCKS_PER_LOCATED == 0:
+            few = block.take(slice(None, None, max(1, len(block) // _ROWS_TO_LOCATE)))  # type: ignore[arg-type]
+            z = (few.x if few.context is None else torch.cat([few.x, few.context], 1)) - origin
+            add_sums(sums, {"origin.weight": few.w.sum(), "origin.first": few.w @ z, "origin.second": few.w @ z.square()})
+        add_sums(sums, statistics(block))  # last, since it may overwrite x
+    if not kept:
+        return sums, {}, []
+    together = joined(kept)  # many small tensors would keep the memory of the large ones from being reused
+    return sums, statistics(together), [together]
 
 
 def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
@@ -191,7 +177,7 @@ def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
     half = below = torch.zeros(len(columns), dtype=torch.float64, device="cpu")
     for digit in range(64 // _BITS):
         nothing = torch.zeros(len(columns), _DIGITS, dtype=torch.float64, device="cpu")
-        table = sum(rows.map(_Count(tuple(columns), found, digit)), nothing)
+        table = sum(rows.map(partial(_count, columns, found, digit)), nothing)
         half = table.sum(1) / 2 * (1 - _ROUNDING) if digit == 0 else half
         reached = below[:, None] + table.cumsum(1)
         at = ((reached >= half[:, None]) & (table > 0)).int().argmax(1)
@@ -200,31 +186,45 @@ def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
     return torch.where(found < 0, found ^ _MAGNITUDE, found).view(torch.float64)
 
 
-@dataclass(frozen=True)
-class _Count:
-    """Adds up the weight per value of digit number `digit`, among values whose earlier digits are `found`."""
-
-    columns: tuple[int, ...]
-    found: Int[Tensor, " k"]
-    digit: int
-
-    def __call__(self, blocks: Iterator[Block]) -> Tensor:
-        table = torch.zeros(len(self.columns), _DIGITS, dtype=torch.float64, device="cpu")
-        shift = 64 - _BITS * (self.digit + 1)
-        for block in blocks:
-            for i, column in enumerate(self.columns):
-                order = _order(block.x[:, column].cpu())
-                digits, weights = order >> shift, block.w.cpu()
-                if self.digit == 0:
-                    digits = digits + _DIGITS // 2
-                else:
-                    begins = digits >> _BITS == self.found[i]
-                    digits, weights = digits[begins] & (_DIGITS - 1), weights[begins]
-                table[i] += torch.bincount(digits, weights, _DIGITS)
-        return table
+def _count(columns: Sequence[int], found: Int[Tensor, " k"], digit: int, blocks: Iterator[Block]) -> Int[Tensor, "k 65536"]:
+    """Add up the weight per value of digit number `digit`, among values whose earlier digits are `found`."""
+    table = torch.zeros(len(columns), _DIGITS, dtype=torch.float64, device="cpu")
+    for block in blocks:
+        for i, column in enumerate(columns):
+            bits = (block.x[:, column].cpu().to(torch.float64) + 0.0).contiguous().view(torch.int64)  # −0 becomes 0
+            order = torch.where(bits < 0, bits ^ _MAGNITUDE, bits)  # whole numbers in the order of the doubles
+            digits, weights = order >> (64 - _BITS * (digit + 1)), block.w.cpu()
+            if digit == 0:
+                digits = digits + _DIGITS // 2
+            else:
+                begins = digits >> _BITS == found[i]
+                digits, weights = digits[begins] & (_DIGITS - 1), weights[begins]
+            table[i] += torch.bincount(digits, weights, _DIGITS)
+    return table
 
 
-def _order(x: Float[Tensor, " m"]) -> Int[Tensor, " m"]:
-    """Return doubles as whole numbers of 64 bits in the same order; −0 is 0."""
-    bits = (x.to(torch.float64) + 0.0).contiguous().view(torch.int64)
-    return torch.where(bits < 0, bits ^ _MAGNITUDE, bits)
+def shift_to_mean(weight: Tensor, first: Tensor, second: Tensor) -> Tensor | None:
+    """Return the vector from the origin of some sums to the mean if it is too long for their precision, else None.
+
+    Args:
+        weight: Σ w.
+        first: Σ w z, where z is a row minus the origin.
+        second: Σ w z².
+    """
+    shift = first / weight
+    variance = second / weight - shift.square()
+    return shift if bool((shift.square() > _MAX_SHIFT**2 * variance.clamp(min=0)).any()) else None
+
+
+def fit_held(block: Block, fit: Callable[[], Any]) -> tuple[Held | None, tuple[str, ...]]:
+    """Return a model that was fitted without these rows, or a note that the others don't determine one."""
+    try:
+        return Held(block, fit()), ()
+    except InputError as error:
+        return None, (f"no rows could be held out, since the others alone don't determine a model: {error}",)
+
+
+def optimum_on(rows: Rows, model: Any, held: Held | None, *, converged: bool) -> Optimum:
+    """Return the only optimum, with its loss on all rows; on the held-out rows for a stream, which saves a pass."""
+    judged = Rows((Slice(held.block),), rows.names) if held is not None and rows.start is not None else rows
+    return Optimum(model, -mean_log_likelihood(model, judged), converged, is_global=True)

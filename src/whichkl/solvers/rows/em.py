@@ -5,28 +5,22 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
 
 from whichkl.families import Family, Mixture, StudentT
-from whichkl.families.mixture import mixture
-from whichkl.families.student_t import MultivariateStudentT
 from whichkl.files.journal import tensors_behind
-from whichkl.samples import Block
 from whichkl.samples.stream import slices
-from whichkl.solvers.rows.em_starts import seed_states, split_and_merge
-from whichkl.solvers.rows.em_steps import Expectation, ExpectationSums, State, m_step, squarem_cycle
+from whichkl.solvers.rows.em_steps import Frame, State, squarem_cycle
 from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
-_FLOOR = 1e-6
-"""Smallest variance of a component, relative to the data's."""
 _MAX_ROWS_OF_SAMPLE = 30_000
 """Largest number of rows on which the starts are tried; the best start then uses all rows."""
 _MAX_ROWS_OF_MOVES = 8_000
@@ -39,6 +33,12 @@ _COARSE = 1e-5
 """Nats per row. The tolerance on a sample, and that of float32."""
 _SECONDS_BETWEEN_ENTRIES = 2.0
 """Seconds between two entries in the journal."""
+_FIRST_FREEDOM = 10.0
+"""Degrees of freedom of a Student-t component at the start."""
+_MAX_MERGERS, _MAX_SPLITS = 3, 3
+"""Largest number of pairs to merge, and of components to split for each of them."""
+_SPLIT_DISTANCE = 0.8
+"""Distance of the halves of a split component from its mean, in standard deviations along the longest axis."""
 _AT_THE_FLOOR = (
     "a component's covariance lies at its floor: rows repeat, or columns depend on each other, so that the likelihood has no "
     "maximum and the floor sets the value"
@@ -138,14 +138,15 @@ class ExpectationMaximization(Solver):
         if work.journal is not None and (found := work.journal.load(name, climb.read)) is not None:
             climb = found
         saved = time.monotonic()
-        while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.is_spent):
+        while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.evaluations.is_spent):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
-            here, likelihood, state = squarem_cycle(climb.state, _Update(rows, frame, torch.float32 if single else torch.float64))
+            update = partial(frame.update, rows, torch.float32 if single else torch.float64)
+            here, likelihood, state = squarem_cycle(climb.state, update)
             gain = float((likelihood - here).max())
             small = climb.small + 1 if gain < (max(tolerance, _COARSE) if single else tolerance) / 10 else 0
             steps = 3
             if single and small and tolerance >= _COARSE:  # settled; one step in float64 for the last digits
-                (_, state), small, steps = _Update(rows, frame, torch.float64)(state), 2, 4
+                (_, state), small, steps = frame.update(rows, torch.float64, state), 2, 4
             elif single and small:
                 single, small = False, 0
             history = (*climb.history, frame.loss(likelihood.max()))
@@ -200,84 +201,93 @@ class Climb:
         return Climb(State(**found), likelihood, *numbers, tuple(map(float, notes["history"])))
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Coordinates in which every column has mean 0 and variance 1, and the options of the family."""
+def seed_states(
+    y: Float[Tensor, "n d"], w: Float[Tensor, " n"], starts: int, count: int, seed: int, *, is_student: bool
+) -> State:
+    """Return k-means++ starts: each next centre is drawn with probability proportional to w × squared distance to the nearest.
 
-    shift: Float[Tensor, " d"]
-    scale: Float[Tensor, " d"]
-    floor: Float[Tensor, " d"]
-    covariance: str
-    count: int
-    is_student: bool
-    is_single: bool
-    """Whether the model is a single law rather than a mixture."""
+    Each centre is the best of 2 + log K draws, the one that leaves the least sum of these. Covariances start as the identity over
+    K^(2/d), weights are equal, and the degrees of freedom are ten.
 
-    @classmethod
-    def of(cls, sample: Block, family: Family) -> Frame:
-        """Take the scales from a sample of the rows."""
-        if not isinstance(family, (Mixture, StudentT)):
-            raise TypeError(family)
-        x, w = sample.x, sample.w / sample.w.sum()
-        shift = w @ x
-        scale = (w @ (x - shift).square()).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)
-        floor = _FLOOR + (resolution(x) / scale).square() / 12
-        if isinstance(family, StudentT):
-            return cls(shift, scale, floor, family.covariance, count=1, is_student=True, is_single=True)
-        return cls(shift, scale, floor, family.covariance, family.count, family.law == "student_t", is_single=False)
-
-    def is_at_floor(self, state: State) -> bool:
-        """Return whether some component is as narrow in some direction as the floor allows."""
-        root = self.floor.sqrt()
-        narrowest = torch.linalg.eigvalsh(state.cov[0] / (root[:, None] * root))[..., 0].min()
-        return bool(narrowest < 1 + 1e-6)
-
-    def standard(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Carry rows into these coordinates."""
-        return (x - self.shift) / self.scale
-
-    def model(self, state: State, i: int) -> Distribution:
-        """Carry one of the states back, as a torch distribution."""
-        tril = torch.diag(self.scale) @ torch.linalg.cholesky(state.cov[i])
-        loc, df = self.shift + self.scale * state.loc[i], None if state.df is None else state.df[i]
-        if self.is_single and df is not None:
-            return MultivariateStudentT(df[0], loc[0], tril[0], validate_args=False)
-        return mixture(state.probs[i], loc, tril, self.covariance, df)
-
-    def loss(self, likelihood: Tensor) -> float:
-        """Return −mean log q in the coordinates of the rows."""
-        return float(self.scale.log().sum() - likelihood)
+    Source: Arthur & Vassilvitskii (2007).
+    """
+    generator = torch.Generator(y.device).manual_seed(seed)
+    first = torch.multinomial(w, starts, replacement=True, generator=generator)
+    centres = y[first][:, None]
+    nearest = torch.cdist(y, centres[:, 0]).square()
+    trials = 2 + int(math.log(count))
+    for _ in range(1, count):
+        chance = (w[:, None] * nearest).T + 1e-300
+        drawn = y[torch.multinomial(chance, trials, replacement=True, generator=generator)]
+        left = torch.stack([torch.minimum(nearest, torch.cdist(y, drawn[:, t]).square()) for t in range(trials)])
+        best = (w[:, None] * left).sum(1).argmin(0)
+        each = torch.arange(starts, device="cpu")
+        centres = torch.cat([centres, drawn[each, best][:, None]], 1)
+        nearest = left[best, :, each].T
+    dim = y.shape[1]
+    spread = torch.eye(dim, dtype=y.dtype, device=y.device) / max(1.0, count ** (1 / dim)) ** 2
+    even = torch.full((starts, count), 1 / count, dtype=y.dtype, device=y.device)
+    df = torch.full_like(even, _FIRST_FREEDOM) if is_student else None
+    return State(even, centres, spread.expand(starts, count, dim, dim), df)
 
 
-@dataclass(frozen=True)
-class _Update:
-    """One E and one M step over all rows."""
+def split_and_merge(state: State) -> State | None:
+    """Return up to nine states in which two components are merged and a third is split; None for fewer than three components.
 
-    rows: Rows
-    frame: Frame
-    dtype: torch.dtype
+    The pairs are those that lose least by Runnalls' bound, ½ [(πᵢ + πⱼ) log|Σᵢⱼ| − πᵢ log|Σᵢ| − πⱼ log|Σⱼ|]. The components of
+    largest volume are split. Both moves keep the moments.
 
-    def __call__(self, state: State) -> tuple[Float[Tensor, " s"], State]:
-        f = self.frame
-        total: ExpectationSums | None = None
-        for part in self.rows.map(Expectation(state, f.shift, f.scale, f.covariance == "diagonal", self.dtype)):
-            if total is None:
-                total = part
-            else:
-                total.add(part)
-        if total is None:
-            raise ValueError("no rows")
-        return total.likelihood / total.weight, m_step(total, state, f.floor, f.covariance)
+    Source: split and merge EM, Ueda, Nakano, Ghahramani & Hinton (2000); the bound, Runnalls (2007).
+    """
+    probs, loc, cov = state.probs[0], state.loc[0], state.cov[0]
+    count = len(probs)
+    if count < 3:
+        return None
+    volume = _log_det(cov)
+    cost = _merge_cost(probs, loc, cov, volume)
+    row, column = torch.triu_indices(count, count, 1, device="cpu")
+    nearest = cost[row, column].argsort()
+    widest = torch.where(probs > 0.25 / count, volume, -math.inf).argsort(descending=True)
+    found: list[State] = []
+    for pair in nearest.tolist()[:_MAX_MERGERS]:
+        i, j = int(row[pair]), int(column[pair])
+        for k in [one for one in widest.tolist() if one not in (i, j)][:_MAX_SPLITS]:
+            found.append(_moved(state, i, j, k))
+    return found[0].beside(*found[1:])
 
 
-def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
-    """Return the step in which each column was recorded: its smallest gap if most values repeat, else 0."""
-    steps = []
-    for column in x.T:
-        values = column.unique()
-        steps.append(values.diff().min() if 1 < len(values) < len(column) / 2 else column.new_zeros(()))
-    return torch.stack(steps)
+def _merge_cost(probs: Tensor, loc: Tensor, cov: Tensor, volume: Tensor) -> Float[Tensor, "k k"]:
+    weight = probs[:, None] + probs
+    share = probs[:, None] / weight
+    apart = loc[:, None] - loc
+    between = (share * (1 - share))[..., None, None] * apart[..., :, None] * apart[..., None, :]
+    merged = share[..., None, None] * cov[:, None] + (1 - share)[..., None, None] * cov + between
+    cost: Tensor = (weight * _log_det(merged) - probs[:, None] * volume[:, None] - probs * volume) / 2
+    return cost
+
+
+def _log_det(cov: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
+    """Log determinants by Cholesky: torch's LU of a batch can be wrong (see `whichkl.process.threads`)."""
+    total: Tensor = 2 * torch.linalg.cholesky(cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return total
+
+
+def _moved(state: State, i: int, j: int, k: int) -> State:
+    """Merge i and j into i, and split k into k and j."""
+    probs, loc, cov = state.probs.clone(), state.loc.clone(), state.cov.clone()
+    a = float(probs[0, i] / (probs[0, i] + probs[0, j]))
+    apart = loc[0, i] - loc[0, j]
+    cov[0, i] = a * cov[0, i] + (1 - a) * cov[0, j] + a * (1 - a) * torch.outer(apart, apart)
+    loc[0, i] = a * loc[0, i] + (1 - a) * loc[0, j]
+    probs[0, i] = probs[0, i] + probs[0, j]
+    value, vector = torch.linalg.eigh(cov[0, k])
+    step = _SPLIT_DISTANCE * value[-1].sqrt() * vector[:, -1]
+    cov[0, k] = cov[0, k] - torch.outer(step, step)
+    cov[0, j] = cov[0, k]
+    loc[0, j], loc[0, k] = loc[0, k] - step, loc[0, k] + step
+    probs[0, k] = probs[0, k] / 2
+    probs[0, j] = probs[0, k]
+    return State(probs, loc, cov, state.df)
 
 
 def _done(gain: float, enough: float) -> float:

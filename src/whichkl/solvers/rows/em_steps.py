@@ -1,17 +1,25 @@
-"""EM steps: the E step of several mixtures over the rows, the M step from its sums, and SQUAREM's leaps over such steps."""
+"""EM steps: the E step of several mixtures over the rows, the M step from its sums, and SQUAREM's leaps; the coordinates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
+from whichkl.families import Family, Mixture, StudentT
+from whichkl.families.mixture import mixture
+from whichkl.families.student_t import MultivariateStudentT
 from whichkl.samples import Block
+from whichkl.solvers.rows.rows import Rows, Sums
 
+_FLOOR = 1e-6
+"""Smallest variance of a component, relative to the data's."""
 _ROWS_PER_PRODUCT = 4_096
 """Number of rows in one matrix product."""
 _MAX_PRECISION_IN_SINGLE = 1e5
@@ -59,88 +67,121 @@ class State:
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """The E step: Σ w r φ(x) per component and Σ w log q per start; φ are the products of columns, the columns and 1.
+class Frame:
+    """Coordinates in which every column has mean 0 and variance 1, and the options of the family."""
 
-    The log densities and the sums are each one matrix product with these features, which is half the work of whitened
-    residuals. For Student-t components r is multiplied by u = (ν + d)/(ν + δ), the expected precision of a row.
+    shift: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    floor: Float[Tensor, " d"]
+    covariance: str
+    count: int
+    is_student: bool
+    is_single: bool
+    """Whether the model is a single law rather than a mixture."""
+
+    @classmethod
+    def of(cls, sample: Block, family: Family) -> Frame:
+        """Take the scales from a sample of the rows."""
+        if not isinstance(family, (Mixture, StudentT)):
+            raise TypeError(family)
+        x, w = sample.x, sample.w / sample.w.sum()
+        shift = w @ x
+        scale = (w @ (x - shift).square()).sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)
+        floor = _FLOOR + (resolution(x) / scale).square() / 12
+        if isinstance(family, StudentT):
+            return cls(shift, scale, floor, family.covariance, count=1, is_student=True, is_single=True)
+        return cls(shift, scale, floor, family.covariance, family.count, family.law == "student_t", is_single=False)
+
+    def is_at_floor(self, state: State) -> bool:
+        """Return whether some component is as narrow in some direction as the floor allows."""
+        root = self.floor.sqrt()
+        narrowest = torch.linalg.eigvalsh(state.cov[0] / (root[:, None] * root))[..., 0].min()
+        return bool(narrowest < 1 + 1e-6)
+
+    def standard(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Carry rows into these coordinates."""
+        return (x - self.shift) / self.scale
+
+    def model(self, state: State, i: int) -> Distribution:
+        """Carry one of the states back, as a torch distribution."""
+        tril = torch.diag(self.scale) @ torch.linalg.cholesky(state.cov[i])
+        loc, df = self.shift + self.scale * state.loc[i], None if state.df is None else state.df[i]
+        if self.is_single and df is not None:
+            return MultivariateStudentT(df[0], loc[0], tril[0], validate_args=False)
+        return mixture(state.probs[i], loc, tril, self.covariance, df)
+
+    def loss(self, likelihood: Tensor) -> float:
+        """Return −mean log q in the coordinates of the rows."""
+        return float(self.scale.log().sum() - likelihood)
+
+    def update(self, rows: Rows, dtype: torch.dtype, state: State) -> tuple[Float[Tensor, " s"], State]:
+        """Take an E and an M step over all rows; return the mean log likelihood at each state, and the states after the step."""
+        sums = rows.total(partial(expectation, state, self.shift, self.scale, self.covariance == "diagonal", dtype))
+        return sums["likelihood"] / sums["weight"], m_step(sums, state, self.floor, self.covariance)
+
+
+def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """Return the step in which each column was recorded: its smallest gap if most values repeat, else 0."""
+    steps = []
+    for column in x.T:
+        values = column.unique()
+        steps.append(values.diff().min() if 1 < len(values) < len(column) / 2 else column.new_zeros(()))
+    return torch.stack(steps)
+
+
+def expectation(state: State, shift: Tensor, scale: Tensor, diagonal: bool, dtype: torch.dtype, blocks: Iterator[Block]) -> Sums:
+    """Take the E step over the blocks of a part: Σ w r φ(x) per component and Σ w log q per start, in float64.
+
+    φ are the products of columns, the columns and 1. The log densities and the sums are each one matrix product with these
+    features, which is half the work of whitened residuals. For Student-t components r is multiplied by u = (ν + d)/(ν + δ), the
+    expected precision of a row, and `spread` is Σ w r (log u − u), for the degrees of freedom.
 
     Source: Dempster, Laird & Rubin (1977); for Student-t, Liu & Rubin (1995).
     """
-
-    state: State
-    shift: Float[Tensor, " d"]
-    scale: Float[Tensor, " d"]
-    diagonal: bool
-    dtype: torch.dtype
-
-    def __call__(self, blocks: Iterator[Block]) -> ExpectationSums:
-        """Add up over the blocks of a part."""
-        starts, count, dim = self.state.loc.shape
-        forms = quadratic_forms(self.state, diagonal=self.diagonal)
-        constant = _log_constant(self.state)
-        if self.state.df is None:
-            forms = -forms / 2
-            forms[:, -1] += constant.reshape(-1)
-        forms, constant = forms.to(self.dtype), constant.to(self.dtype)[..., None]
-        df = None if self.state.df is None else self.state.df.to(self.dtype)[..., None]
-        sums = ExpectationSums.zero(starts, count, forms.shape[1])
-        buffer = torch.empty(forms.shape[1], _ROWS_PER_PRODUCT, dtype=self.dtype, device="cpu")
-        for block in blocks:
-            for x, w in zip(block.x.split(_ROWS_PER_PRODUCT), block.w.split(_ROWS_PER_PRODUCT), strict=True):
-                y = ((x - self.shift) / self.scale).T.to(self.dtype).contiguous()
-                features = _features(y, buffer[:, : len(x)], diagonal=self.diagonal)
-                form = (forms @ features).reshape(starts, count, -1)
-                joint = form if df is None else constant - (df + dim) / 2 * torch.log1p(form.clamp(min=0) / df)
-                top = joint.amax(1, keepdim=True)
-                share = (joint - top).exp_()
-                total = share.sum(1, keepdim=True)
-                weight = w.to(self.dtype)
-                evidence = (top + total.log())[:, 0].to(torch.float64)
-                share *= weight / total
-                sums.likelihood += evidence @ w
-                sums.weight += w.sum()
-                if df is not None:
-                    up = (df + dim) / (df + form.clamp(min=0))
-                    sums.mass += share.sum(-1).to(torch.float64)
-                    sums.spread += (share * (up.log() - up)).sum(-1).to(torch.float64)
-                    share *= up
-                sums.moments += (share.reshape(starts * count, -1) @ features.T).to(torch.float64)
-        return sums
+    starts, count, dim = state.loc.shape
+    forms = quadratic_forms(state, diagonal=diagonal)
+    constant = _log_constant(state)
+    if state.df is None:
+        forms = -forms / 2
+        forms[:, -1] += constant.reshape(-1)
+    forms, constant = forms.to(dtype), constant.to(dtype)[..., None]
+    df = None if state.df is None else state.df.to(dtype)[..., None]
+    zero = torch.zeros(starts, count, dtype=torch.float64, device="cpu")
+    sums = {"likelihood": zero[:, 0].clone(), "weight": zero.new_zeros(()), "mass": zero.clone(), "spread": zero.clone()}
+    sums["moments"] = zero.new_zeros(starts * count, forms.shape[1])
+    buffer = torch.empty(forms.shape[1], _ROWS_PER_PRODUCT, dtype=dtype, device="cpu")
+    for block in blocks:
+        for x, w in zip(block.x.split(_ROWS_PER_PRODUCT), block.w.split(_ROWS_PER_PRODUCT), strict=True):
+            y = ((x - shift) / scale).T.to(dtype).contiguous()
+            features = _features(y, buffer[:, : len(x)], diagonal=diagonal)
+            form = (forms @ features).reshape(starts, count, -1)
+            joint = form if df is None else constant - (df + dim) / 2 * torch.log1p(form.clamp(min=0) / df)
+            top = joint.amax(1, keepdim=True)
+            share = (joint - top).exp_()
+            total = share.sum(1, keepdim=True)
+            evidence = (top + total.log())[:, 0].to(torch.float64)
+            share *= w.to(dtype) / total
+            sums["likelihood"] += evidence @ w
+            sums["weight"] += w.sum()
+            if df is not None:
+                up = (df + dim) / (df + form.clamp(min=0))
+                sums["mass"] += share.sum(-1).to(torch.float64)
+                sums["spread"] += (share * (up.log() - up)).sum(-1).to(torch.float64)
+                share *= up
+            sums["moments"] += (share.reshape(starts * count, -1) @ features.T).to(torch.float64)
+    return sums
 
 
-@dataclass
-class ExpectationSums:
-    """The sums of an E step, in float64."""
-
-    likelihood: Float[Tensor, " s"]
-    weight: Float[Tensor, ""]
-    moments: Float[Tensor, "sk p"]
-    mass: Float[Tensor, "s k"]
-    spread: Float[Tensor, "s k"]
-    """Σ w r (log u − u), for the degrees of freedom."""
-
-    @classmethod
-    def zero(cls, starts: int, count: int, features: int) -> ExpectationSums:
-        """Return sums of 0."""
-        zero = torch.zeros(starts, count, dtype=torch.float64, device="cpu")
-        moments = torch.zeros(starts * count, features, dtype=torch.float64, device="cpu")
-        return cls(zero[:, 0].clone(), zero.new_zeros(()), moments, zero.clone(), zero.clone())
-
-    def add(self, more: ExpectationSums) -> None:
-        """Add another part's sums."""
-        for name in ("likelihood", "weight", "moments", "mass", "spread"):
-            getattr(self, name).add_(getattr(more, name))
-
-
-def m_step(sums: ExpectationSums, state: State, floor: Float[Tensor, " d"], covariance: str) -> State:
+def m_step(sums: Sums, state: State, floor: Float[Tensor, " d"], covariance: str) -> State:
     """Take the M step: weighted moments, with covariances above `floor`, and one covariance for all components if tied."""
     starts, count, dim = state.loc.shape
     diagonal = covariance == "diagonal"
-    around = sums.moments[:, -1].clamp(min=1e-12)
-    mean = sums.moments[:, -1 - dim : -1] / around[:, None]
-    mass = (sums.moments[:, -1].reshape(starts, count) if state.df is None else sums.mass).clamp(min=1e-12)
-    second = sums.moments[:, : -1 - dim] / around[:, None]
+    moments = sums["moments"]
+    around = moments[:, -1].clamp(min=1e-12)
+    mean = moments[:, -1 - dim : -1] / around[:, None]
+    mass = (moments[:, -1].reshape(starts, count) if state.df is None else sums["mass"]).clamp(min=1e-12)
+    second = moments[:, : -1 - dim] / around[:, None]
     if diagonal:
         moment = torch.diag_embed(second - mean.square())
     else:
@@ -155,7 +196,7 @@ def m_step(sums: ExpectationSums, state: State, floor: Float[Tensor, " d"], cova
     if covariance == "tied":
         together = (mass[..., None, None] * moment).sum(1, keepdim=True) / mass.sum(1)[:, None, None, None]
         moment = together.expand(starts, count, dim, dim)
-    df = None if state.df is None else _freedom(state.df, dim, sums.spread / mass)
+    df = None if state.df is None else _freedom(state.df, dim, sums["spread"] / mass)
     probs = mass / mass.sum(-1, keepdim=True)
     return State(probs, mean.reshape(starts, count, dim), _above(moment, floor, diagonal=diagonal), df)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,10 +14,10 @@ from whichkl._checks import InputError, cannot
 from whichkl.families import Family
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.files.journal import tensors_behind
-from whichkl.solvers.rows.exact_fits import fit_held, optimum_on
+from whichkl.solvers.rows.closed_form import fit_held, optimum_on
 from whichkl.solvers.rows.newton_design import Design, Evaluation, survey
 from whichkl.solvers.rows.rows import Rows, rows_of
-from whichkl.solvers.solver import Held, Solution, Solver
+from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
@@ -60,8 +61,7 @@ class Newton(Solver):
         design = survey(rows, family, target.context_names)
         end = self._climb(rows, design, design.start(), work, "all rows")
         model = design.model(end.theta)
-        held: Held | None = None
-        notes: tuple[str, ...] = ()
+        held, notes = None, tuple[str, ...]()
         if stride:
             most = replace(rows, stride=stride)
 
@@ -77,13 +77,18 @@ class Newton(Solver):
         return Solution((best,), end.iterations, end.residual, held=held, notes=notes, history=end.history)
 
     def _climb(self, rows: Rows, design: Design, theta: Tensor, work: Work, what: str) -> _End:
-        """Take Newton steps until the last one is far below rounding."""
-        theta, count = _resumed(work, theta)
+        """Take Newton steps, from those in the journal on, until the last one is far below rounding."""
+        count = 0
+        if work.journal is not None:
+            like = {"theta": theta}
+            found = work.journal.load(
+                "newton", lambda tensors, notes: (tensors_behind("", tensors, like)["theta"].to(theta), int(notes["steps"]))
+            )
+            theta, count = found or (theta, 0)
         dense = theta.numel() <= self.dense
         here = design.evaluate(rows, theta, None, hessian=dense)
-        residual = float("inf")
-        trail: list[float] = []
-        while count < self.max_iterations and not (count and rows.is_spent):
+        residual, converged, trail = math.inf, False, list[float]()
+        while not converged and count < self.max_iterations and not (count and rows.evaluations.is_spent):
             step = _newton_step(here) if dense else _conjugate_step(rows, design, theta, here)
             decrement = -float((here.gradient * step).sum()) / design.count
             length, there = 1.0, design.evaluate(rows, theta + step, step, hessian=dense)
@@ -93,21 +98,20 @@ class Newton(Solver):
             while not there.loss <= here.loss + small and length > 1e-9:
                 length /= 2
                 there = design.evaluate(rows, theta + length * step, length * step, hessian=dense)
-            if not there.loss <= here.loss + small:
-                return _End(theta, count, residual, residual < _MAX_LAST_CHANGE, tuple(trail))
+            if not there.loss <= here.loss + small:  # rounding hides any further fall
+                converged = residual < _MAX_LAST_CHANGE
+                break
             theta, here, count = theta + length * step, there, count + 1
             trail.append(here.loss / design.count)
             residual = max(decrement, 0.0) ** 0.5
-            work.tell(f"newton step {count} on {what}", float("nan"))
+            work.tell(f"newton step {count} on {what}", math.nan)
             if work.journal is not None:
                 work.journal.save("newton", {"theta": theta}, {"steps": count})
-            if length == 1.0 and decrement < self.tolerance and there.reach < _MAX_LAST_CHANGE:
-                return _End(theta, count, residual, converged=True, history=tuple(trail))
-        return _End(theta, count, residual, converged=False, history=tuple(trail))
+            converged = length == 1.0 and decrement < self.tolerance and there.reach < _MAX_LAST_CHANGE
+        return _End(theta, count, residual, converged, tuple(trail))
 
 
-@dataclass(frozen=True)
-class _End:
+class _End(NamedTuple):
     """The end of the steps; `residual` is the square root of the last Newton decrement per row."""
 
     theta: Float[Tensor, "k c1"]
@@ -115,17 +119,6 @@ class _End:
     residual: float
     converged: bool
     history: tuple[float, ...]
-
-
-def _resumed(work: Work, theta: Tensor) -> tuple[Tensor, int]:
-    """Return θ and the number of steps in the journal, if it holds a step of this fit; else the start."""
-    if work.journal is None:
-        return theta, 0
-    like = {"theta": theta}
-    found = work.journal.load(
-        "newton", lambda tensors, notes: (tensors_behind("", tensors, like)["theta"].to(theta), int(notes["steps"]))
-    )
-    return found or (theta, 0)
 
 
 def _newton_step(here: Evaluation) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,8 @@ from whichkl.families.design import check_context, context_names, refuse_degener
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.families.responses import Response
 from whichkl.samples import Block
-from whichkl.solvers.rows.exact_fits import Sums, add_sums, shift_to_mean
-from whichkl.solvers.rows.rows import Rows
+from whichkl.solvers.rows.closed_form import shift_to_mean
+from whichkl.solvers.rows.rows import Rows, Sums, add_sums
 
 _COMBINE: dict[str, Any] = {"reach": max, "least": min, "most": max}
 """How the results of two parts are combined; all others are added."""
@@ -85,7 +86,7 @@ class Design:
     def evaluate(self, rows: Rows, theta: Tensor, step: Tensor | None, *, hessian: bool) -> Evaluation:
         """Return loss, gradient and Hessian (or its diagonal) at θ, and the effect of `step` on the rows; one pass."""
         total: dict[str, Any] = {}
-        for one in rows.map(_Derivatives(self, theta, step, "hessian" if hessian else "diagonal")):
+        for one in rows.map(partial(_derivatives, self, theta, step, "hessian" if hessian else "diagonal")):
             for name, value in one.items():
                 total[name] = _COMBINE.get(name, operator.add)(total[name], value) if name in total else value
         prior, k = self.prior, self.columns
@@ -103,14 +104,13 @@ class Design:
 
     def product(self, rows: Rows, theta: Tensor, by: Tensor) -> Float[Tensor, "k c1"]:
         """Return Hessian · by; one pass."""
-        total = torch.zeros_like(theta)
-        for one in rows.map(_Derivatives(self, theta, by, "product")):
-            total = total + one["curvature"]
-        return self.per_row * total + self.prior * by
+        parts = (one["curvature"] for one in rows.map(partial(_derivatives, self, theta, by, "product")))
+        turned: Tensor = sum(parts, torch.zeros_like(theta))
+        return self.per_row * turned + self.prior * by
 
     def separating(self, rows: Rows) -> list[int]:
         """Return the columns x that alone separate a group of y from the rest."""
-        found = list(rows.map(_Ends(self)))
+        found = list(rows.map(partial(_ends, self)))
         groups = max(len(low) for low, _ in found)
         low, high = (
             torch.stack([torch.nn.functional.pad(one[i], (0, 0, 0, groups - len(one[i])), value=v) for one in found])
@@ -128,58 +128,50 @@ class Design:
         return sorted(alone)
 
 
-@dataclass(frozen=True)
-class _Derivatives:
-    """Adds up loss, gradient and curvature over the blocks of a part."""
-
-    design: Design
-    theta: Float[Tensor, "k c1"]
-    step: Float[Tensor, "k c1"] | None
-    what: Literal["hessian", "diagonal", "product"]
-
-    def __call__(self, blocks: Iterator[Block]) -> dict[str, Any]:
-        theta, law, k = self.theta, self.design.family.law, len(self.theta)
-        loss, gradient, reach, least, most = 0.0, torch.zeros_like(theta), 0.0, torch.inf, -torch.inf
-        size = theta.numel()
-        curvature = theta.new_zeros(size, size) if self.what == "hessian" else torch.zeros_like(theta)
-        for block in blocks:
-            x = (check_context(self.design.family, block.context) - self.design.center) / self.design.scale
-            x, y, w = torch.cat([x, torch.ones_like(x[:, :1])], 1), block.x[:, 0], block.w
-            eta = x @ theta.T
-            mean = law.mean(eta)
-            if self.step is not None and self.what == "product":
-                curvature += law.turn(mean, x @ self.step.T * w[:, None]).T @ x
-                continue
-            loss -= float(w @ law.law(eta).log_prob(y))
-            gradient += ((mean - law.code(y, k)) * w[:, None]).T @ x
-            curvature += _hessian(law, mean, x, w) if self.what == "hessian" else _diagonal(law, mean, x, w)
-            if self.step is not None:
-                counted = w > 0
-                change = x[counted] @ self.step.T
-                gain = law.gain(change, y[counted])
-                if len(gain):
-                    reach = max(reach, float(change.abs().max()))
-                    least, most = min(least, float(gain.min())), max(most, float(gain.max()))
-        return {"loss": loss, "gradient": gradient, "curvature": curvature, "reach": reach, "least": least, "most": most}
+def _derivatives(
+    design: Design, theta: Tensor, step: Tensor | None, what: Literal["hessian", "diagonal", "product"], blocks: Iterator[Block]
+) -> dict[str, Any]:
+    """Add up loss, gradient and curvature over the blocks of a part."""
+    law, k, size = design.family.law, len(theta), theta.numel()
+    loss, gradient, reach, least, most = 0.0, torch.zeros_like(theta), 0.0, torch.inf, -torch.inf
+    curvature = theta.new_zeros(size, size) if what == "hessian" else torch.zeros_like(theta)
+    for block in blocks:
+        x = (check_context(design.family, block.context) - design.center) / design.scale
+        x, y, w = torch.cat([x, torch.ones_like(x[:, :1])], 1), block.x[:, 0], block.w
+        eta = x @ theta.T
+        mean = law.mean(eta)
+        if step is not None and what == "product":
+            curvature += law.turn(mean, x @ step.T * w[:, None]).T @ x
+            continue
+        loss -= float(w @ law.law(eta).log_prob(y))
+        gradient += ((mean - law.code(y, k)) * w[:, None]).T @ x
+        if what == "hessian":
+            curvature += _hessian(law, mean, x, w)
+        else:
+            curvature += (torch.stack([law.curve(mean, a, a) for a in range(k)]) * w) @ x.square()
+        if step is not None:
+            counted = w > 0
+            change = x[counted] @ step.T
+            gain = law.gain(change, y[counted])
+            if len(gain):
+                reach = max(reach, float(change.abs().max()))
+                least, most = min(least, float(gain.min())), max(most, float(gain.max()))
+    return {"loss": loss, "gradient": gradient, "curvature": curvature, "reach": reach, "least": least, "most": most}
 
 
-@dataclass(frozen=True)
-class _Ends:
-    """Finds the least and the largest x of each group of y, (groups, c)."""
-
-    design: Design
-
-    def __call__(self, blocks: Iterator[Block]) -> tuple[Tensor, Tensor]:
-        c = len(self.design.center)
-        law, groups = self.design.family.law, max(2, self.design.columns)
-        low, high = (torch.full((groups, c), end, dtype=torch.float64, device="cpu") for end in (torch.inf, -torch.inf))
-        for block in blocks:
-            x, side = check_context(self.design.family, block.context), law.side(block.x[:, 0])
-            for group in range(groups):
-                mine = x[(side == group) & (block.w > 0)].cpu()
-                if len(mine):
-                    low[group], high[group] = low[group].minimum(mine.amin(0)), high[group].maximum(mine.amax(0))
-        return low, high
+def _ends(design: Design, blocks: Iterator[Block]) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest x of each group of y, (groups, c)."""
+    law, groups = design.family.law, max(2, design.columns)
+    low, high = (
+        torch.full((groups, len(design.center)), end, dtype=torch.float64, device="cpu") for end in (torch.inf, -torch.inf)
+    )
+    for block in blocks:
+        x, side = check_context(design.family, block.context), law.side(block.x[:, 0])
+        for group in range(groups):
+            mine = x[(side == group) & (block.w > 0)].cpu()
+            if len(mine):
+                low[group], high[group] = low[group].minimum(mine.amin(0)), high[group].maximum(mine.amax(0))
+    return low, high
 
 
 def _hessian(law: Response, mean: Tensor, x: Tensor, w: Tensor) -> Tensor:
@@ -192,11 +184,6 @@ def _hessian(law: Response, mean: Tensor, x: Tensor, w: Tensor) -> Tensor:
     return blocks.reshape(k * c, k * c)
 
 
-def _diagonal(law: Response, mean: Tensor, x: Tensor, w: Tensor) -> Tensor:
-    each = torch.stack([law.curve(mean, a, a) for a in range(mean.shape[1])])
-    return (each * w) @ x.square()
-
-
 def survey(rows: Rows, family: GeneralizedLinear, names: Sequence[str]) -> Design:
     """Read the rows once to standardise x, and refuse rows to which the family can't be fitted.
 
@@ -207,10 +194,10 @@ def survey(rows: Rows, family: GeneralizedLinear, names: Sequence[str]) -> Desig
     first = rows.first_block()
     family.check_columns(first.x.shape[1])
     origin = check_context(family, first.context)[0]
-    sums = _survey(rows, family, origin)
+    sums = rows.total(partial(_survey, family, origin))
     if (shift := shift_to_mean(sums["weight"], sums["x"], sums["xx"].diagonal())) is not None:
         origin = origin + shift
-        sums = _survey(rows, family, origin)
+        sums = rows.total(partial(_survey, family, origin))
     shift = sums["x"] / sums["weight"]
     if int(sums["outside"]):
         because = (
@@ -229,13 +216,6 @@ def survey(rows: Rows, family: GeneralizedLinear, names: Sequence[str]) -> Desig
     return Design(family, known, center, scale, columns, count, count / float(sums["weight"]), frequencies)
 
 
-def _survey(rows: Rows, family: GeneralizedLinear, origin: Tensor) -> Sums:
-    total: Sums = {}
-    for sums in rows.map(_Survey(family, origin)):
-        add_sums(total, sums)
-    return total
-
-
 def _check_frequencies(family: GeneralizedLinear, frequencies: Tensor) -> None:
     if family.response == "poisson":
         if float(frequencies[0]) == 0:
@@ -251,30 +231,24 @@ def _check_frequencies(family: GeneralizedLinear, frequencies: Tensor) -> None:
         raise InputError(cannot(f"fit `{family}`", because, "Give rows of it, or code the classes that occur as 0 … K−1"))
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """Adds up moments of x about an origin, and y or the weight of each class."""
-
-    family: GeneralizedLinear
-    origin: Float[Tensor, " c"]
-
-    def __call__(self, blocks: Iterator[Block]) -> Sums:
-        zero, sums = self.origin.new_zeros(()), dict[str, Tensor]()
-        c = len(self.origin)
-        add_sums(sums, dict.fromkeys(("rows", "weight", "outside"), zero))
-        add_sums(sums, {"x": zero.expand(c), "xx": zero.expand(c, c), "codes": zero[None]})
-        for block in blocks:
-            x, y = check_context(self.family, block.context) - self.origin, block.x[:, 0]
-            inside = self.family.law.values.contains(y)
-            y = torch.where(inside, y, 0)
-            is_class = self.family.response == "categorical"
-            more = {
-                "rows": (block.w > 0).sum(),
-                "weight": block.w.sum(),
-                "outside": (~inside).sum(),
-                "x": block.w @ x,
-                "xx": (block.w[:, None] * x).T @ x,
-                "codes": torch.bincount(y.long(), weights=block.w) if is_class else (block.w @ y)[None],
-            }
-            add_sums(sums, more)
-        return sums
+def _survey(family: GeneralizedLinear, origin: Float[Tensor, " c"], blocks: Iterator[Block]) -> Sums:
+    """Add up moments of x about an origin, and y or the weight of each class."""
+    zero, c = origin.new_zeros(()), len(origin)
+    sums: Sums = {}
+    add_sums(sums, dict.fromkeys(("rows", "weight", "outside"), zero))
+    add_sums(sums, {"x": zero.expand(c), "xx": zero.expand(c, c), "codes": zero[None]})
+    for block in blocks:
+        x, y = check_context(family, block.context) - origin, block.x[:, 0]
+        inside = family.law.values.contains(y)
+        y = torch.where(inside, y, 0)
+        is_class = family.response == "categorical"
+        more = {
+            "rows": (block.w > 0).sum(),
+            "weight": block.w.sum(),
+            "outside": (~inside).sum(),
+            "x": block.w @ x,
+            "xx": (block.w[:, None] * x).T @ x,
+            "codes": torch.bincount(y.long(), weights=block.w) if is_class else (block.w @ y)[None],
+        }
+        add_sums(sums, more)
+    return sums

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot, check_scales
@@ -26,6 +26,8 @@ from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.supports import Bijection
 
 Result = TypeVar("Result")
+Sums = dict[str, Tensor]
+"""Sums over rows by name."""
 
 HELD = 20_000
 """About the largest number of rows that are held out of a fit on a stream, or on many rows in memory."""
@@ -50,8 +52,8 @@ class Rows:
     """Whether these are the held-out rows rather than the others."""
     seed: int = 0
     """Decides with the label of the part which rows are held out, since shards can share an order."""
-    evaluations: Evaluations | None = None
-    """Counts the reads, if they are reads of the target's own rows."""
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    """Counts the reads: the target's counts if these are its own rows, otherwise counts that nobody else sees."""
     start: Block | None = None
     """The first rows of a stream, as its parts hold them."""
     by_content: bool = False
@@ -59,29 +61,29 @@ class Rows:
 
     def map(self, function: Callable[[Iterator[Block]], Result]) -> Iterator[Result]:
         """Yield `function(blocks)` for every part, in the order of the parts, and count the rows that it reads."""
-        for result, read in self.workers.map(_Job(self, function), self.parts):
-            if self.evaluations is not None:
-                self.evaluations["rows"] += read
+        # A worker gets a single part, so the list of all parts, which can be long, isn't sent to it.
+        alone = replace(self, parts=(), workers=Threads(), evaluations=Evaluations(), start=None)
+        for result, read in self.workers.map(partial(_read_part, alone, function), self.parts):
+            self.evaluations["rows"] += read
             yield result
 
-    @property
-    def is_spent(self) -> bool:
-        """Whether the evaluations of the target are used up."""
-        return self.evaluations is not None and self.evaluations.is_spent
+    def total(self, function: Callable[[Iterator[Block]], Sums]) -> Sums:
+        """Return the sums of all parts, added in the order of the parts."""
+        total: Sums = {}
+        for sums in self.map(function):
+            add_sums(total, sums)
+        return total
 
     def blocks_of(self, part: Part) -> Iterator[Block]:
         """Read a part in float64 and in free coordinates, checked, without the rows that don't belong to these."""
         start, salt = 0, (zlib.crc32(f"{self.seed}: {part.label}".encode()) & 0x7FFFFFFF) << 31
         for block in part.blocks():
-            first = salt + start
-            ready = replace(_wide(block), first=first)
+            ready = replace(_wide(block), first=salt + start)
             if self.by_content:
                 ready = replace(ready, keys=_salted(row_keys(ready.x, ready.context), self.seed))
             is_held = held_among(ready, self.stride)
-            if self.bijection is not None:
-                ready = self._carried(ready, part, start)
+            ready = self._carried(ready, part, start)
             start += len(block)
-            ready = replace(ready, first=first)
             if is_held is not None:
                 ready = ready.take(is_held if self.held else ~is_held)
             if len(ready):
@@ -120,33 +122,33 @@ class Rows:
             first = start + int(outside.nonzero()[0, 0])
             because = f"{part.label} has rows outside the support, first row {first}"
             raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
-        return Block(bijection.inverse(block.x), block.w, block.context, keys=block.keys)
+        return Block(bijection.inverse(block.x), block.w, block.context, block.first, keys=block.keys)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The job of a worker: which rows of a part count, and what to do with them."""
+def _read_part(rows: Rows, function: Callable[[Iterator[Block]], Any], part: Part) -> tuple[Any, int]:
+    """Work on one part; return the result and the number of rows that were read for it."""
+    read = 0
 
-    rows: Any
-    function: Callable[[Iterator[Block]], Any]
+    def counted() -> Iterator[Block]:
+        nonlocal read
+        for block in rows.blocks_of(part):
+            read += len(block)
+            yield block
 
-    def __init__(self, rows: Rows, function: Callable[[Iterator[Block]], Any]) -> None:
-        """Drop the list of parts, since a worker gets a single part."""
-        kept = {name: getattr(rows, name) for name in ("stride", "held", "seed", "by_content")}
-        object.__setattr__(self, "rows", Rows((), rows.names, rows.bijection, **kept))
-        object.__setattr__(self, "function", function)
+    return function(counted()), read
 
-    def __call__(self, part: Part) -> tuple[Any, int]:
-        """Work on one part; return the result and the number of rows that were read for it."""
-        read = 0
 
-        def counted() -> Iterator[Block]:
-            nonlocal read
-            for block in self.rows.blocks_of(part):
-                read += len(block)
-                yield block
-
-        return self.function(counted()), read
+def add_sums(sums: Sums, more: Mapping[str, Tensor]) -> None:
+    """Add sums to others in place; a shorter count of categories is 0 for the categories that it lacks."""
+    for name, value in more.items():
+        if name not in sums:
+            sums[name] = value.clone()
+        elif sums[name].shape == value.shape:
+            sums[name] += value
+        else:
+            size = max(len(sums[name]), len(value))
+            a, b = (torch.nn.functional.pad(one, (0, size - len(one))) for one in (sums[name], value))
+            sums[name] = a + b
 
 
 def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
@@ -154,12 +156,11 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     workers = workers or Threads()
     if target.stream is not None:
         read = target.stream
-        counted = target.evaluations
-        rows = Rows(read.parts, target.names, target.carrier, workers, seed=seed, evaluations=counted, start=read.first)
-        return replace(rows, by_content=target.repeats is not None)
+        rows = Rows(read.parts, target.names, target.carrier, workers, seed=seed, evaluations=target.evaluations)
+        return replace(rows, start=read.first, by_content=target.repeats is not None)
     x, w = points_of(target, seed)
     context = None if target.context is None else target.context.cpu()
-    counts = None if target.samples is None else target.evaluations  # draws were counted when they were drawn
+    counts = Evaluations() if target.samples is None else target.evaluations  # draws were counted when they were drawn
     keys = None if target.repeats is None else target.repeats.rank(seed).cpu()
     block = Block(x.cpu(), w.cpu(), context, keys=keys)
     return Rows(slices(block), target.names, None, workers, seed=seed, evaluations=counts)
@@ -210,28 +211,34 @@ def log_prob_at_points(target: Target, x: Float[Tensor, "n d"]) -> Float[Tensor,
     return log_p
 
 
-def held_among(block: Block, stride: int) -> Tensor | None:
-    """Return a mask of the held-out rows of a block, which must not be changed; keys decide if the rows have any."""
-    if block.keys is None or stride == 0:
-        return held_out(block.first, len(block), stride)
-    return block.keys % stride == 0
+def held_among(block: Block, stride: int) -> Bool[Tensor, " m"] | None:
+    """Return a mask of the held-out rows of a block, which must not be changed; None if no row is held out."""
+    if stride == 0:
+        return None
+    return held_mask(block.first, len(block), stride) if block.keys is None else block.keys % stride == 0
 
 
-def held_numbers(block: Block, stride: int) -> Tensor:
+def held_numbers(block: Block, stride: int) -> Int[Tensor, " h"]:
     """Return the numbers within the block of its held-out rows."""
-    if block.keys is None or stride == 0:
-        return held_rows(block.first, len(block), stride)
-    return (block.keys % stride == 0).nonzero()[:, 0]
+    if stride == 0:
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    return _held_rows(block.first, len(block), stride) if block.keys is None else (block.keys % stride == 0).nonzero()[:, 0]
 
 
-def held_rows(start: int, count: int, stride: int) -> Tensor:
-    """Return which of `count` rows, from number `start` on, are held out: one of every `stride`; none for 0.
+@lru_cache(maxsize=64)
+def held_mask(start: int, count: int, stride: int) -> Bool[Tensor, " m"]:
+    """Return which of `count` rows, from number `start` on, are held out, as a mask that is shared and must not be changed."""
+    mask = torch.zeros(count, dtype=torch.bool, device="cpu")
+    mask[_held_rows(start, count, stride)] = True
+    return mask
+
+
+def _held_rows(start: int, count: int, stride: int) -> Int[Tensor, " h"]:
+    """Return the numbers of the held-out rows: one of every `stride` rows.
 
     A hash of their common number chooses the row among each `stride` rows (Steele, Lea & Flood, 2014), since data can have a
     period.
     """
-    if stride == 0:
-        return torch.empty(0, dtype=torch.int64, device="cpu")
     spans = [_held_in(span, stride) for span in range(start // _ROWS_PER_HASH, -(-(start + count) // _ROWS_PER_HASH))]
     numbers = spans[0] if len(spans) == 1 else np.concatenate([np.empty(0, dtype=np.int64), *spans])
     first, end = numbers.searchsorted([start, start + count])
@@ -245,16 +252,6 @@ def _held_in(span: int, stride: int) -> np.ndarray:
     stretch = np.arange(start // stride, -(-end // stride), dtype=np.uint64)
     numbers: np.ndarray = (stretch * np.uint64(stride) + _mixed(stretch) % np.uint64(stride)).astype(np.int64)
     return numbers[(numbers >= start) & (numbers < end)]
-
-
-@lru_cache(maxsize=64)
-def held_out(start: int, count: int, stride: int) -> Tensor | None:
-    """Return `held_rows` as a mask, which is shared and must not be changed; None if no row is held out."""
-    if stride == 0:
-        return None
-    mask = torch.zeros(count, dtype=torch.bool, device="cpu")
-    mask[held_rows(start, count, stride)] = True
-    return mask
 
 
 def _salted(keys: Tensor, seed: int) -> Tensor:
@@ -272,46 +269,36 @@ def _mixed(number: np.ndarray) -> np.ndarray:
 
 def thinned(rows: Rows, most: int) -> tuple[Block, int]:
     """Return about `most` rows, evenly from every part (all rows if there are fewer), and the number of all rows."""
-    found = list(rows.map(_Thin(most // max(1, len(rows.parts)) + 1)))
+    found = list(rows.map(partial(_thin, most // max(1, len(rows.parts)) + 1)))
     return joined([block for kept, _ in found for block in kept]), sum(count for _, count in found)
 
 
-@dataclass(frozen=True)
-class _Thin:
-    """Keeps every `step`-th row of a part; the step doubles whenever twice the wanted number is exceeded."""
-
-    wanted: int
-
-    def __call__(self, blocks: Iterator[Block]) -> tuple[list[Block], int]:
-        kept: list[Block] = []
-        step, start = 1, 0
-        for block in blocks:
-            kept.append(block.take(torch.arange(start, start + len(block), device="cpu") % step == 0))
-            start += len(block)
-            while sum(map(len, kept)) > 2 * self.wanted:
-                whole = joined(kept)
-                kept, step = [whole.take(torch.arange(len(whole), device="cpu") % 2 == 0)], 2 * step
-        return kept, start
+def _thin(wanted: int, blocks: Iterator[Block]) -> tuple[list[Block], int]:
+    """Keep every `step`-th row of a part; the step doubles whenever twice the wanted number is exceeded."""
+    kept: list[Block] = []
+    step, start = 1, 0
+    for block in blocks:
+        kept.append(block.take(torch.arange(start, start + len(block), device="cpu") % step == 0))
+        start += len(block)
+        while sum(map(len, kept)) > 2 * wanted:
+            whole = joined(kept)
+            kept, step = [whole.take(torch.arange(len(whole), device="cpu") % 2 == 0)], 2 * step
+    return kept, start
 
 
 def mean_log_likelihood(model: Any, rows: Rows) -> float:
     """Return Σ w log q / Σ w over all rows, in nats."""
-    total = sum(rows.map(_LogLikelihood(model)), torch.zeros(2, dtype=torch.float64, device="cpu"))
+    total = rows.total(partial(_log_likelihood, model))["total"]
     return float(total[0] / total[1])
 
 
-@dataclass(frozen=True)
-class _LogLikelihood:
-    """Adds up w log q and w over the blocks of a part."""
-
-    model: Any
-
-    def __call__(self, blocks: Iterator[Block]) -> Tensor:
-        total = torch.zeros(2, dtype=torch.float64, device="cpu")
-        for block in blocks:
-            value = log_likelihood(self.model, block.x, block.context).detach()
-            total += torch.stack([block.w @ value.to(block.w), block.w.sum()]).cpu()
-        return total
+def _log_likelihood(model: Any, blocks: Iterator[Block]) -> Sums:
+    """Add up w log q and w over the blocks of a part."""
+    total = torch.zeros(2, dtype=torch.float64, device="cpu")
+    for block in blocks:
+        value = log_likelihood(model, block.x, block.context).detach()
+        total += torch.stack([block.w @ value.to(block.w), block.w.sum()]).cpu()
+    return {"total": total}
 
 
 def _wide(block: Block) -> Block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,9 +53,8 @@ def categories_for(target: Target, family: Family) -> tuple[int, ...]:
             raise InputError(cannot(f"fit `{family}`", because, "Use Product('categorical'), or Autoregressive()"))
         _refuse_other(family, [family.categories], counts)
     if isinstance(family, Product):
-        margins = _margins(family, len(counts))
-        said = [2 if margin == "bernoulli" else None for margin in margins]
-        said = [a if a is not None else b for a, b in zip(said, family.categories or (None,) * len(counts), strict=True)]
+        named = zip(_margins(family, len(counts)), family.categories or (None,) * len(counts), strict=True)
+        said = [2 if margin == "bernoulli" else count for margin, count in named]
         _refuse_other(family, said, counts)
     return counts
 
@@ -66,38 +66,19 @@ def log_prob_of_states(target: Target, x: Float[Tensor, "... d"]) -> Float[Tenso
     return torch.cat(value).reshape(x.shape[:-1])
 
 
-def refuse_empty(log_p: Float[Tensor, " n"], family: Family) -> None:
-    """Refuse states of probability 0, at which every model has mass.
-
-    Raises:
-        TargetError: there are any.
-    """
-    empty = int((log_p == -torch.inf).sum())
-    if empty:
-        because = f"`log_prob` is -inf at {empty:,} of {len(log_p):,} states, where every model of it has mass"
-        instead = "Give these states a finite penalty, or draw from the target and use forward KL"
-        raise TargetError(cannot(f"minimise `reverse_kl` over `{family}` here", because, instead))
-
-
-def random_tables(counts: Sequence[int], starts: int, generator: torch.Generator) -> list[Float[Tensor, "s k"]]:
-    """Return log probabilities of each column to start from: uniform in the first start, and random in the others."""
-    logits = [torch.randn(starts, count, generator=generator, dtype=torch.float64, device="cpu").mul(2.0) for count in counts]
-    for one in logits:
-        one[0] = 0.0
-    return [one.log_softmax(-1) for one in logits]
-
-
 def model_of(family: Family, logs: Sequence[Float[Tensor, " k"]]) -> Any:
     """Return the model whose columns have these log probabilities."""
     if isinstance(family, Categorical):
         return family.model({"probs": logs[0].exp()})
     if not isinstance(family, Product):
         raise TypeError(family)
-    margins = _margins(family, len(logs))
-    parts = {}
-    for i, (margin, log) in enumerate(zip(margins, logs, strict=True)):
-        parts[f"{i}.{margin}.probs"] = log[1].exp() if margin == "bernoulli" else codes(log.exp()).logits.exp()
-    return family.model(parts)
+    margins = enumerate(zip(_margins(family, len(logs)), logs, strict=True))
+    return family.model(
+        {
+            f"{i}.{margin}.probs": log[1].exp() if margin == "bernoulli" else codes(log.exp()).logits.exp()
+            for i, (margin, log) in margins
+        }
+    )
 
 
 def distinct_tables(
@@ -109,14 +90,11 @@ def distinct_tables(
     """
     kept: list[tuple[float, Sequence[Tensor], bool]] = []
     for one in sorted(ends, key=lambda end: (round(end[0], 9), [float(log[0]) for log in end[1]])):
-        if not any(_alike(one[1], other[1]) for other in kept):
+        apart = [max(float((x.exp() - y.exp()).abs().max()) for x, y in zip(one[1], other[1], strict=True)) for other in kept]
+        if min(apart, default=math.inf) > _MAX_DIFFERENCE:
             kept.append(one)
     best = kept[0][0]
     return tuple(Optimum(model_of(family, logs), loss, done, loss - best <= tie) for loss, logs, done in kept)
-
-
-def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return max(float((x.exp() - y.exp()).abs().max()) for x, y in zip(a, b, strict=True)) <= _MAX_DIFFERENCE
 
 
 def _margins(family: Product, dim: int) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class CoordinateAscent(Solver):
         """Sweep from all starts, then from the distinct good ones until they have settled."""
         counts = categories_for(target, family)
         state = _Columns.at(counts, self.starts, seed)
-        off, noise = _zeros(state), _zeros(state)
+        off = noise = torch.zeros(self.starts, dtype=torch.float64, device="cpu")
         for t in range(1, self.sweeps + 1):
             work.tell("sweeping over the columns", t / self.sweeps)
             rate = 1.0 if t <= _FULL_SWEEPS else 1 / (t - _FULL_SWEEPS + 1)
@@ -83,7 +83,7 @@ class CoordinateAscent(Solver):
             off, noise = 0.8 * off + 0.2 * (now_off - now_noise), now_noise
             if t == _FULL_SWEEPS:
                 keep = _good(state.losses(target, seed + 7), state)
-                state, off, noise = state.take(keep), off[keep], noise[keep]
+                state, off, noise = _Columns(state.log_q[keep], counts), off[keep], noise[keep]
             spread = noise / max(1, t - _FULL_SWEEPS)
             is_settled = t >= 2 * _FULL_SWEEPS and bool(((off <= self.tolerance) & (spread <= self.tolerance)).all())
             if is_settled or target.evaluations.is_spent:
@@ -94,7 +94,10 @@ class CoordinateAscent(Solver):
             because = "the ELBO isn't finite: `log_prob` is -inf, or not a number, at states that the model draws"
             raise TargetError(cannot("minimise `reverse_kl` here", because, "Give these states a finite penalty"))
         best = int(loss.argmin())
-        ends = [(float(loss[i]), state.logs(i), bool(settled[i])) for i in range(len(loss)) if math.isfinite(float(loss[i]))]
+        ends = [
+            (float(loss[i]), [one[:count] for one, count in zip(state.log_q[i], counts, strict=True)], bool(settled[i]))
+            for i in loss.isfinite().nonzero()[:, 0].tolist()
+        ]
         optima = distinct_tables(family, ends, tie=2 * float(losses[best].std()) / math.sqrt(_JUDGED_ON))
         return Solution(optima, t, float(off[best].clamp(min=0).sqrt()), nodes=self.draws)
 
@@ -115,24 +118,12 @@ class _Columns:
         beyond = torch.arange(max(counts), device="cpu") >= torch.tensor(counts, dtype=torch.int64, device="cpu")[:, None]
         return cls(logits.masked_fill(beyond, -math.inf).log_softmax(-1), counts)
 
-    def take(self, keep: list[int]) -> _Columns:
-        """Return some of the starts."""
-        return _Columns(self.log_q[keep], self.counts)
-
-    def logs(self, start: int) -> list[Tensor]:
-        """Return the log probabilities of each column of a start."""
-        return [one[:count] for one, count in zip(self.log_q[start], self.counts, strict=True)]
-
-    def draw(self, uniforms: Float[Tensor, "m d"]) -> Float[Tensor, "s m d"]:
-        """Carry uniform numbers to draws of every start."""
-        return _carried(self.log_q, uniforms)
-
     def sweep(self, target: Target, draws: int, rate: float, seed: int) -> tuple[Tensor, Tensor]:
         """Update every column in turn; return the error of the former answers and the cost of the noise, in nats per start."""
         generator = torch.Generator().manual_seed(seed)
         uniforms = torch.rand(draws, len(self.counts), generator=generator, dtype=torch.float64, device="cpu")
-        x = self.draw(uniforms)
-        off, noise = _zeros(self), _zeros(self)
+        x = _carried(self.log_q, uniforms)
+        off, noise = torch.zeros(2, len(x), dtype=torch.float64, device="cpu")
         for j, count in enumerate(self.counts):
             tried = x[:, :, None].expand(-1, -1, count, -1).clone()
             tried[..., j] = torch.arange(count, dtype=torch.float64, device="cpu")
@@ -150,7 +141,8 @@ class _Columns:
     def losses(self, target: Target, seed: int) -> Float[Tensor, "s m"]:
         """Return log q − log p on draws of every start."""
         generator = torch.Generator().manual_seed(seed)
-        x = self.draw(torch.rand(_JUDGED_ON, len(self.counts), generator=generator, dtype=torch.float64, device="cpu"))
+        uniforms = torch.rand(_JUDGED_ON, len(self.counts), generator=generator, dtype=torch.float64, device="cpu")
+        x = _carried(self.log_q, uniforms)
         each = self.log_q[:, None].expand(-1, x.shape[1], -1, -1).gather(-1, x.long()[..., None])[..., 0]
         return each.sum(-1) - log_prob_of_states(target, x)
 
@@ -171,7 +163,3 @@ def _good(losses: Float[Tensor, "s m"], state: _Columns) -> list[int]:
         if near and is_new:
             kept.append(i)
     return kept or [0]
-
-
-def _zeros(state: _Columns) -> Float[Tensor, " s"]:
-    return torch.zeros(len(state.log_q), dtype=torch.float64, device="cpu")

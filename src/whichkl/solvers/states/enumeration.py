@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Autoregressive, Categorical, Family, Product
 from whichkl.families.data_shape import Shape
 from whichkl.process.seeds import seeded
-from whichkl.solvers.flat_weights import Flat
+from whichkl.solvers.descent import Flat
 from whichkl.solvers.solver import Optimum, Solution, Solver, check_counts, check_positive
-from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table, random_tables, refuse_empty
+from whichkl.solvers.states.category_tables import categories_for, distinct_tables, is_table
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
@@ -80,7 +81,10 @@ class Enumeration(Solver):
         x, log_p = (part.cpu() for part in target.atoms)
         if isinstance(family, Categorical):
             return Solution(distinct_tables(family, [(-float(log_p.logsumexp(0)), [log_p.log_softmax(0)], True)]), 1, 0.0)
-        refuse_empty(log_p, family)
+        if empty := int((log_p == -torch.inf).sum()):
+            because = f"`log_prob` is -inf at {empty:,} of {len(log_p):,} states, where every model of it has mass"
+            instead = "Give these states a finite penalty, or draw from the target and use forward KL"
+            raise TargetError(cannot(f"minimise `reverse_kl` over `{family}` here", because, instead))
         if isinstance(family, Autoregressive):
             return self._network(family, x, log_p, counts, seed, work)
         return self._columns(family, log_p, counts, seed)
@@ -88,7 +92,10 @@ class Enumeration(Solver):
     def _columns(self, family: Family, log_p: Float[Tensor, " n"], counts: Sequence[int], seed: int) -> Solution:
         """Run coordinate ascent from uniform and from random probabilities, and again from the nudged ends."""
         generator = torch.Generator().manual_seed(seed)
-        logs = random_tables(counts, _STARTS, generator)
+        logits = [torch.randn(_STARTS, n, generator=generator, dtype=torch.float64, device="cpu").mul(2.0) for n in counts]
+        for one in logits:
+            one[0] = 0.0
+        logs = [one.log_softmax(-1) for one in logits]
         table, done = log_p.reshape(tuple(counts)), 0
         history: list[float] = []
         for again in (False, True):

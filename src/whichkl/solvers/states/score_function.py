@@ -14,8 +14,8 @@ from whichkl._checks import TargetError, cannot
 from whichkl.families import Autoregressive, Family
 from whichkl.families.data_shape import Shape
 from whichkl.process.seeds import seeded
+from whichkl.solvers.descent import Flat
 from whichkl.solvers.draws.cosine_cycles import CycleSolver, judging_seed
-from whichkl.solvers.flat_weights import Flat
 from whichkl.solvers.solver import Optimum, Solution
 from whichkl.solvers.states.category_tables import categories_for, log_prob_of_states
 from whichkl.solvers.states.enumeration import make_uniform
@@ -28,8 +28,8 @@ class ScoreFunction(CycleSolver):
     """argmin KL(q‖p) over an autoregressive network: ∇ = 1/(m−1) Σᵢ (rᵢ − r̄) ∇ log q(xᵢ), r = log q − log p, on m draws of q.
 
     The mean r̄ is the leave-one-out baseline: the gradient is unbiased, and it vanishes for every draw at q = p. Two networks
-    start from the uniform distribution and are trained as one batch by `Cycles`. The result is a local optimum; if the modes of
-    p are far apart, it settles on some of them.
+    start from the uniform distribution and are trained as one batch; the descent is that of `CycleSolver`. The result is a local
+    optimum; if the modes of p are far apart, it settles on some of them.
 
     Args:
         starts: number of networks.
@@ -94,7 +94,7 @@ class Columns:
         """Weight the score of each draw by r − r̄; NaN where log p isn't a finite number."""
         x, _ = self._drawn(theta, self.draws, seed)
         free = theta.detach().requires_grad_(True)
-        log_q = self._log_prob(free, x)
+        log_q: Tensor = self.flat.call_each(free, x)
         ratio = log_q.detach() - log_prob_of_states(self.target, x)
         weight = (ratio - ratio.mean(-1, keepdim=True)) / (self.draws - 1)
         (gradient,) = torch.autograd.grad(log_q, free, weight)
@@ -118,10 +118,6 @@ class Columns:
             x, log_q = self.flat.call_each(theta, uniforms.expand(len(theta), -1, -1))
         return x, log_q
 
-    def _log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        log_q: Tensor = self.flat.call_each(theta, x)
-        return log_q
-
 
 class _Drawn(nn.Module):
     """Draws and their log q from uniform numbers, by the inverse distribution functions; or log q of whole rows."""
@@ -131,14 +127,12 @@ class _Drawn(nn.Module):
         self.network = network
 
     def forward(self, given: Tensor) -> Any:
-        return self._draw(given) if given.is_floating_point() else self._log_prob(given)
-
-    def _draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        columns = [torch.zeros_like(uniforms[:, 0], dtype=torch.long)] * uniforms.shape[1]
+        if not given.is_floating_point():
+            return self._log_prob(given)
+        columns = [torch.zeros_like(given[:, 0], dtype=torch.long)] * given.shape[1]
         for j in range(len(columns)):
             log = self.network.logits(torch.stack(columns, -1), None)[j]
-            above = uniforms[:, j, None] > log.exp().cumsum(-1)[..., :-1]
-            columns[j] = above.sum(-1)
+            columns[j] = (given[:, j, None] > log.exp().cumsum(-1)[..., :-1]).sum(-1)
         x = torch.stack(columns, -1)
         return x, self._log_prob(x)
 

@@ -1,11 +1,10 @@
-"""Batched L-BFGS: ascents from many points at once, each with its own step, with one batched call of the target per round."""
+"""Ascents: L-BFGS and Newton's method from many points at once, each with its own step, with one batched call per round."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +22,14 @@ _ROUNDING = 1e-14
 """Relative size of a difference of values that rounding explains."""
 _MAX_COORDINATE = 1e12
 """Coordinate beyond which an ascent is given up."""
+_MIN_CURVATURE = 1e-12
+"""Smallest curvature relative to the largest one, in each coordinate's own unit; smaller ones are noise."""
+_MAX_NEWTON_STEPS = 8.0
+"""Largest length of a step, in Newton steps. Steps grow while they gain more than on a parabola, as on an exponential."""
+_FIRST_REACH = 10.0
+"""Largest length of the first Newton step; it doubles after each step of that length that rose, and grows more on a parabola."""
+_MAX_DEVIATION = 1e-3
+"""Largest relative difference from the rise on a parabola at which a function counts as one."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,8 @@ class Peaks:
     score: Float[Tensor, "b d"]
     decrement: Float[Tensor, " b"]
     """The rise that another quasi-Newton step promises: ½ gᵀ H g, in nats."""
-    curvature: Curvature
-    """The approximation of H from the ascent."""
-
-
-class Curvature(Protocol):
-    """An approximation H of the inverse Hessian at each row."""
-
-    def scale(self, row: int) -> Float[Tensor, " d"]:
-        """Return the standard deviations √diag(H)."""
+    curvature: Memory | _Hessians
+    """The approximation of H, the inverse Hessian at each row, from the ascent; `scale` gives its √diag."""
 
 
 Foresight = Callable[[Peaks, Tensor, Tensor], Tensor]
@@ -99,7 +99,8 @@ def ascend(
         if len(refused):
             bad = rows[refused]
             length[bad] = length[bad] * share_of_step(new_value[refused] - value[bad], slope[refused])
-            count_refusal(bad, tries, active)
+            tries[bad] += 1
+            active[bad[tries[bad] >= _MAX_TRIES]] = False
         if len(good):
             won = rows[good]
             memory.add(won, new[good] - x[won], score[won] - new_score[good])
@@ -121,12 +122,6 @@ def rows_to_try(active: Bool[Tensor, " b"], max_calls: int, patience: float) -> 
         if left == 0 or call >= last:
             return
         yield active.nonzero()[:, 0]
-
-
-def count_refusal(bad: Tensor, tries: Tensor, active: Bool[Tensor, " b"]) -> None:
-    """Count a refused step for some rows, and stop those that have had too many."""
-    tries[bad] += 1
-    active[bad[tries[bad] >= _MAX_TRIES]] = False
 
 
 def stop_arrived(peaks: Peaks, moved: Tensor, active: Bool[Tensor, " b"], tolerance: float, foreseen: Foresight | None) -> None:
@@ -189,7 +184,7 @@ class Memory:
         return Memory(*(mine.index_copy(0, rows, theirs) for mine, theirs in parts))
 
     def scale(self, row: int) -> Float[Tensor, " d"]:
-        """Read the diagonal of H from its columns."""
+        """Return √diag(H), the standard deviations, from the columns of H."""
         dim = self.s.shape[-1]
         rows = torch.full((dim,), row, dtype=torch.int64, device="cpu")
         identity = torch.eye(dim, dtype=self.s.dtype, device=self.s.device)
@@ -227,3 +222,105 @@ class Memory:
         q = torch.linalg.solve_triangular(upper.transpose(1, 2), q, upper=False)
         moved: Tensor = scale * (column - y.transpose(1, 2) @ p) + s.transpose(1, 2) @ q
         return moved[..., 0]
+
+
+def ascend_by_newton(
+    trial: Trial,
+    x: Float[Tensor, "b d"],
+    tolerance: float = 1e-7,
+    max_calls: int = 250,
+    foreseen: Foresight | None = None,
+    patience: float = math.inf,
+) -> Peaks:
+    """Climb a function, such as a log density, from every row of x by Newton's method with backtracking.
+
+    For every active row a call evaluates the next point and d others a ten-thousandth of a standard deviation away, whose scores
+    give the Hessian. The step is V |Λ|⁻¹ Vᵀ g for the Hessian −V Λ Vᵀ, so that it rises at saddles, too. It is shortened if the
+    value doesn't rise, and lengthened if it rises by more than a parabola would. Arguments and result are those of `ascend`.
+
+    Source: Dauphin et al. (2014) for |Λ|; Nocedal & Wright (2006), chapter 3.
+
+    >>> peaks = ascend_by_newton(lambda x, rows: (-x.square().sum(-1) / 2, -x), torch.ones(3, 2, dtype=torch.float64))
+    >>> float(peaks.x.abs().max()) < 1e-9
+    True
+    """
+    value, score, bend = _look(trial, torch.arange(len(x), device=x.device), x, torch.ones_like(x))
+    x, step = x.clone(), bend.times(score)
+    rise = (score * step).sum(-1)
+    length, tries, reach = torch.ones_like(rise), torch.zeros_like(rise), torch.full_like(rise, _FIRST_REACH)
+    active = value.isfinite() & (rise / 2 > tolerance)
+    for rows in rows_to_try(active, max_calls, patience):
+        far = torch.linalg.vector_norm(step[rows], dim=-1)
+        t = torch.minimum(length[rows], reach[rows] / far)
+        new = x[rows] + t[:, None] * step[rows]
+        new_value, new_score, new_bend = _look(trial, rows, new, bend.unit[rows])
+        gain, slope = new_value - value[rows], t * rise[rows]
+        risen = has_risen(new_value, new_score, value[rows], score[rows], slope)
+        good, refused = risen.nonzero()[:, 0], (~risen).nonzero()[:, 0]
+        if len(refused):
+            bad = rows[refused]
+            reach[bad] = (t * far)[refused] * share_of_step(gain[refused], slope[refused])
+            length[bad] = 1.0
+            tries[bad] += 1
+            active[bad[tries[bad] >= _MAX_TRIES]] = False
+        if len(good):
+            won, new_bend = rows[good], new_bend.take(good)
+            x[won], value[won], score[won] = new[good], new_value[good], new_score[good]
+            bend.put(won, new_bend)
+            step[won] = new_bend.times(score[won])
+            rise[won] = (score[won] * step[won]).sum(-1)
+            # A step that was just shortened isn't lengthened at the first success: it would fail again.
+            smooth = tries[won] == 0
+            more = smooth & (gain[good] > 0.55 * slope[good])
+            length[won] = torch.where(more, 2 * t[good].clamp(min=1.0), 1.0).clamp(max=_MAX_NEWTON_STEPS)
+            held = smooth & ((t * far)[good] >= 0.9 * reach[won])
+            foretold = slope[good] * (1 - t[good] / 2)
+            exact = (gain[good] - foretold).abs() <= _MAX_DEVIATION * foretold
+            reach[won] *= torch.where(held, 2 + 98 * exact.to(reach.dtype), 1.0)
+            tries[won] = 0.0
+            stop_arrived(Peaks(x, value, score, rise / 2, bend), won, active, tolerance, foreseen)
+    return Peaks(x, value, score, rise / 2, bend)
+
+
+@dataclass
+class _Hessians:
+    """−∇² of each row as V Λ Vᵀ in coordinates divided by `unit`, which makes its diagonal ±1."""
+
+    unit: Float[Tensor, "b d"]
+    eigenvalue: Float[Tensor, "b d"]
+    vector: Float[Tensor, "b d d"]
+
+    def take(self, rows: Tensor) -> _Hessians:
+        return _Hessians(self.unit[rows], self.eigenvalue[rows], self.vector[rows])
+
+    def put(self, rows: Tensor, other: _Hessians) -> None:
+        self.unit[rows], self.eigenvalue[rows], self.vector[rows] = other.unit, other.eigenvalue, other.vector
+
+    def times(self, g: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Return V |Λ|⁻¹ Vᵀ g, back in the coordinates of x."""
+        size = self.eigenvalue.abs()
+        size = size.maximum(_MIN_CURVATURE * size.amax(-1, keepdim=True)).clamp(min=1e-30)
+        along = torch.einsum("bij,bi->bj", self.vector, self.unit * g) / size
+        return self.unit * torch.einsum("bij,bj->bi", self.vector, along)
+
+    def scale(self, row: int) -> Float[Tensor, " d"]:
+        """Return √diag of the inverse."""
+        inverse = self.vector[row].square() @ (1 / self.eigenvalue[row].abs().clamp(min=1e-30))
+        return self.unit[row] * inverse.sqrt()
+
+
+def _look(
+    trial: Trial, rows: Tensor, x: Float[Tensor, "b d"], unit: Float[Tensor, "b d"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, "b d"], _Hessians]:
+    """Evaluate points, and one more near each of them per coordinate, all in one call; `unit` is that of the Hessians nearby."""
+    b, d = x.shape
+    step = torch.maximum((1e-4 * unit).clamp(max=1e-2), 1e-8 * x.abs().clamp(min=1e-3))
+    points = torch.cat([x[:, None], x[:, None] + torch.diag_embed(step)], 1)
+    value, score = trial(points.reshape(-1, d), rows.repeat_interleave(d + 1))
+    value, score = value.view(b, d + 1), score.view(b, d + 1, d)
+    matrix = (score[:, :1] - score[:, 1:]) / step[:, :, None]
+    matrix = (matrix + matrix.mT).nan_to_num(0.0, 0.0, 0.0) / 2
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1).abs()
+    unit = torch.where(diagonal > 1e-24, diagonal.clamp(min=1e-24).rsqrt(), unit)  # one without curvature stays
+    eigenvalue, vector = torch.linalg.eigh(unit[:, :, None] * matrix * unit[:, None, :])
+    return value[:, 0].clone(), score[:, 0].clone(), _Hessians(unit, eigenvalue, vector)
