@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,12 +52,12 @@ def unseen(target: Target, family: Family, solver: Solver, solution: Solution, s
         return None
     folds = _folds(target, len(target.samples), seed)
     rows = torch.cat(folds[: max(1, len(folds) // 5)])
-    model = _refit_without(target, rows, family, solver, seed)
-    if model is None:
+    models = _refits_without(target, [rows], family, solver, seed)
+    if models is None:
         return None
     w = torch.ones(len(rows), dtype=torch.float64, device="cpu") if target.weights is None else target.weights[rows]
     context = None if target.context is None else target.context[rows]
-    return _distinct(target, Block(samples_of(target)[rows], w.to(torch.float64), context)), model
+    return _distinct(target, Block(samples_of(target)[rows], w.to(torch.float64), context)), models[0]
 
 
 def cross_fitted_losses(
@@ -79,12 +80,11 @@ def cross_fitted_losses(
     """
     x, n = samples_of(target), len(samples_of(target))
     folds = _folds(target, n, seed)[:most]
-    losses = []
-    for fold in folds:
-        fitted = _refit_without(target, fold, family, solver, seed)
-        if fitted is None:
-            return None
-        losses.append(-log_likelihood(fitted, x[fold], None if target.context is None else target.context[fold]).detach())
+    models = _refits_without(target, folds, family, solver, seed)
+    if models is None:
+        return None
+    contexts = [None if target.context is None else target.context[fold] for fold in folds]
+    losses = [-log_likelihood(*one).detach() for one in zip(models, (x[fold] for fold in folds), contexts, strict=True)]
     how = f"{len(folds)}-fold cross-fitting, {n} rows" if len(folds) > 1 else f"{len(folds[0]):,} rows held out"
     how += "" if target.repeats is None else f", {target.repeats.count:,} distinct in all"
     order, loss = torch.cat(folds), torch.cat(losses)
@@ -96,13 +96,30 @@ def cross_fitted_losses(
 
 def refit(target: Target, family: Family, solver: Solver, seed: int) -> Any:
     """Fit without judging: the model in the target's coordinates; None if the rows don't allow it."""
-    free, solver = target.unconstrained() if family.carried else target, solver.quick()
+    free = target.unconstrained() if family.carried else target
     try:
         if free.samples is not None:
             family.check_samples(free.samples, target.names)
-        model = solver.solve(free, family, seed).best.model
+        return _brought_back(target, family, solver.quick().solve(free, family, seed).best.model)
     except InputError:
         return None
+
+
+def _refits_without(target: Target, left_out: Sequence[Tensor], family: Family, solver: Solver, seed: int) -> list[Any] | None:
+    """Fit without each of several sets of rows; None if the others don't allow it."""
+    free, x = target.unconstrained() if family.carried else target, samples_of(target)
+    fewest = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    fewest[max(left_out, key=len)] = False
+    try:
+        family.check_samples(samples_of(free)[fewest], target.names)
+        models = solver.quick().solve_without(free, family, left_out, seed)
+    except InputError:
+        return None
+    return [_brought_back(target, family, model) for model in models]
+
+
+def _brought_back(target: Target, family: Family, model: Any) -> Any:
+    """Carry a model of free coordinates to the target's device and coordinates."""
     if target.device.type != "cpu" and not isinstance(family, NetworkFamily):
         model = cast(family, model, torch.float64, target.device)
     return carried(model, target.bijection) if family.carried else model
@@ -117,19 +134,6 @@ def samples_of(target: Target) -> Tensor:
     if target.samples is None:
         raise TypeError("no samples")
     return target.samples.to(torch.float64)
-
-
-def _refit_without(target: Target, rows: Tensor, family: Family, solver: Solver, seed: int) -> Any:
-    """Fit to the other rows alone."""
-    x = samples_of(target)
-    keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    keep[rows] = False
-    samples: Any = x[keep]
-    if target.context is not None:
-        samples = (target.context[keep], samples[:, 0] if target.scalar else samples)
-    weights = None if target.weights is None else target.weights[keep]
-    part = Target(samples=samples, weights=weights, names=target.names, support=target.bijection.constraints)
-    return refit(part, family, solver, seed)
 
 
 def _distinct(target: Target, block: Block) -> Block:

@@ -109,19 +109,15 @@ def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, see
         done = work.journal.load(name, lambda tensors, _: tensors_behind("", tensors, like))
         if done is not None:
             return done["loss"]
-    losses = []
-    solver = ExpectationMaximization().quick()
-    for fold in folds:
-        keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
-        keep[fold] = False
-        part = block.take(keep)
-        try:
-            family.check_samples(part.x, target.names)
-            state = solver.run(Rows(slices(part), target.names, None, work.workers), family, seed)
-        except InputError:
-            return None
-        losses.append(-log_likelihood(state.best.model, block.x[fold]))
-    loss = torch.cat(losses)
+    keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
+    keep[max(folds, key=len)] = False
+    rows = Rows(slices(block), target.names, None, work.workers)
+    try:
+        family.check_samples(block.x[keep], target.names)
+        models = ExpectationMaximization().quick().run_without(rows, family, folds, seed)
+    except InputError:
+        return None
+    loss = torch.cat([-log_likelihood(model, block.x[fold]) for model, fold in zip(models, folds, strict=True)])
     if work.journal is not None:
         work.journal.save(name, {"loss": loss}, {})
     return loss

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal
 
 from whichkl._checks import InputError, cannot
@@ -129,6 +131,19 @@ class Solver(ABC):
             work: where passes over the rows run, where progress is reported, and where it is written down.
             stride: above 0, also return a model that was fitted without every `stride`-th row of each part (`Solution.held`).
         """
+
+    def solve_without(self, target: Target, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Any]:
+        """Fit again without each of several sets of rows, and return the models.
+
+        By default these are that many fits; a solver that can share work between them overrides this.
+
+        Args:
+            target: p in unconstrained coordinates, with rows in memory.
+            family: the models that are allowed.
+            left_out: the numbers of the rows of each set.
+            seed: fixes every random choice.
+        """
+        return [self.solve(target.without(rows), family, seed).best.model for rows in left_out]
 
 
 def distinct(optima: list[Optimum], same: float = 0.02, tie: float = 1e-6) -> tuple[Optimum, ...]:

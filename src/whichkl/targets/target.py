@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
@@ -273,6 +273,22 @@ class Target:
         few = copy.copy(self)
         few.samples, few.chains, few.repeats = self.samples[rows], None, None
         return few, step
+
+    def without(self, rows: Int[Tensor, " m"]) -> Target:
+        """Return a target that has only the other rows of this one's samples, in float64.
+
+        Raises:
+            TypeError: it has none in memory.
+        """
+        if self.samples is None:
+            raise TypeError("no samples")
+        keep = torch.ones(len(self.samples), dtype=torch.bool, device=self.samples.device)
+        keep[rows] = False
+        samples: Any = self.samples[keep].to(torch.float64)
+        if self.context is not None:
+            samples = (self.context[keep], samples[:, 0] if self.scalar else samples)
+        weights = None if self.weights is None else self.weights[keep]
+        return Target(samples=samples, weights=weights, names=self.names, support=self.bijection.constraints)
 
     def __repr__(self) -> str:
         size = "" if self.samples is None else f", n={len(self.samples)}"

@@ -20,6 +20,7 @@ from whichkl.solvers.rows.rows import Rows, Sums, add_sums, held_numbers, mean_l
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
+from whichkl.targets.evaluations import Evaluations
 
 _BLOCKS_PER_LOCATED = 8
 """One of this many blocks tells how far the mean is from the origin, which is enough."""
@@ -62,6 +63,22 @@ class ClosedForm(Solver):
         best = optimum_on(rows, model, held, converged=True)
         return Solution((best,), iterations=1, residual=0.0, held=held, notes=notes)
 
+    def solve_without(self, target: Target, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Any]:
+        """Subtract the sums over each set of rows from those over all rows, which one pass gives; medians are found anew."""
+        if not isinstance(family, MomentFamily):
+            raise TypeError(family)
+        if isinstance(family, Product) and family.about_median(target.dim):
+            return super().solve_without(target, family, left_out, seed)
+        rows = replace(rows_of(target, seed), evaluations=Evaluations())
+        block, names = rows.gather(), (*target.names, *target.context_names)
+        sums, _, _, origin = _pass(rows, family, _first(rows, family), 0)
+        models = []
+        for one in left_out:
+            part = block.take(one)
+            apart = family.statistics(part.x, part.w, origin, part.context, overwrite=False, total=None)
+            models.append(family.from_statistics(_less(sums, apart), origin, names))
+        return models
+
 
 def _about_rows(rows: Rows, family: MomentFamily, names: Sequence[str], stride: int) -> tuple[Any, Held | None, tuple[str, ...]]:
     """Fit by sums about the first row, or about the mean if that is far from it."""
@@ -70,14 +87,15 @@ def _about_rows(rows: Rows, family: MomentFamily, names: Sequence[str], stride: 
     if not kept:
         return model, None, ()
 
-    def fit() -> Any:
-        rest: Sums = {}
-        add_sums(rest, sums)
-        # Values that were seen stay: the held-out rows may hold the only ones of a category.
-        add_sums(rest, {name: -value for name, value in apart.items() if not name.endswith("seen")})
-        return family.from_statistics(rest, origin, names)
+    return model, *fit_held(joined(kept), lambda: family.from_statistics(_less(sums, apart), origin, names))
 
-    return model, *fit_held(joined(kept), fit)
+
+def _less(sums: Sums, apart: Sums) -> Sums:
+    """Subtract the sums over held-out rows. Values that were seen stay: these rows may hold the only ones of a category."""
+    rest: Sums = {}
+    add_sums(rest, sums)
+    add_sums(rest, {name: -value for name, value in apart.items() if not name.endswith("seen")})
+    return rest
 
 
 def _about_medians(

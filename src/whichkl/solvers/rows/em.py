@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,15 +12,18 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.files.journal import tensors_behind
+from whichkl.samples import Block
 from whichkl.samples.stream import slices
 from whichkl.solvers.rows.em_steps import Frame, State, squarem_cycle
 from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
+from whichkl.targets.evaluations import Evaluations
 
 _MAX_ROWS_OF_SAMPLE = 30_000
 """Largest number of rows on which the starts are tried; the best start then uses all rows."""
@@ -114,6 +118,24 @@ class ExpectationMaximization(Solver):
         notes = (_AT_THE_FLOOR,) if frame.is_at_floor(last.best) else ()
         iterations, history = moved + sum(one.iterations for one in climbs), tuple(h for one in climbs for h in one.history)
         return Solution(distinct(optima), iterations, last.gain, held=held, notes=notes, history=history)
+
+    def solve_without(self, target: Target, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Any]:
+        """Climb for all sets at once."""
+        return self.run_without(replace(rows_of(target, seed), evaluations=Evaluations()), family, left_out, seed)
+
+    def run_without(self, rows: Rows, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Distribution]:
+        """Climb from all starts of all sets in one batch, in which the rows that a set leaves out have the weight 0."""
+        block, sets = rows.gather(), len(left_out)
+        frame, weights = Frame.of(block, family), block.w[:, None].repeat(1, sets)
+        for i, one in enumerate(left_out):
+            weights[one, i] = 0
+        y = frame.standard(block.x)
+        seeded = (seed_states(y, w, self.starts, frame.count, seed, is_student=frame.is_student) for w in weights.T)
+        part = Rows(slices(Block(block.x, weights.repeat_interleave(self.starts, 1))), rows.names, None, rows.workers)
+        tolerance = max(self.tolerance, _NATS_LEFT / len(block))
+        climb = self._climb(part, frame, next(seeded).beside(*seeded), tolerance, QUIET, "some rows")
+        best = climb.likelihood.view(sets, self.starts).argmax(1)
+        return [frame.model(climb.state, i * self.starts + int(start)) for i, start in enumerate(best)]
 
     def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
         """Split and merge components as long as a few iterations from the result end higher than as many from `here`."""

@@ -137,6 +137,8 @@ def expectation(state: State, shift: Tensor, scale: Tensor, diagonal: bool, dtyp
     features, which is half the work of whitened residuals. For Student-t components r is multiplied by u = (ν + d)/(ν + δ), the
     expected precision of a row, and `spread` is Σ w r (log u − u), for the degrees of freedom.
 
+    Every state can have weights of its own: `w` of a block is then (m, s).
+
     Source: Dempster, Laird & Rubin (1977); for Student-t, Liu & Rubin (1995).
     """
     starts, count, dim = state.loc.shape
@@ -161,9 +163,9 @@ def expectation(state: State, shift: Tensor, scale: Tensor, diagonal: bool, dtyp
             share = (joint - top).exp_()
             total = share.sum(1, keepdim=True)
             evidence = (top + total.log())[:, 0].to(torch.float64)
-            share *= w.to(dtype) / total
-            sums["likelihood"] += evidence @ w
-            sums["weight"] += w.sum()
+            share *= (w.to(dtype) if w.ndim == 1 else w.T.to(dtype)[:, None]) / total
+            sums["likelihood"] += evidence @ w if w.ndim == 1 else (evidence * w.T).sum(-1)
+            sums["weight"] = sums["weight"] + w.sum(0)
             if df is not None:
                 up = (df + dim) / (df + form.clamp(min=0))
                 sums["mass"] += share.sum(-1).to(torch.float64)
