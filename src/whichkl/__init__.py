@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whichkl import families, losses, problems  # noqa: F401
+    from whichkl._checks import InputError, IntegrityError, ResourceError, TargetError, WhichklError  # noqa: F401
     from whichkl.access import Access
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
@@ -31,8 +32,13 @@ _HOMES = {
     "Estimate": "divergences",
     "Fit": "fitting",
     "ForwardKL": "objectives",
+    "InputError": "_checks",
+    "IntegrityError": "_checks",
+    "ResourceError": "_checks",
     "ReverseKL": "objectives",
     "Target": "targets",
+    "TargetError": "_checks",
+    "WhichklError": "_checks",
     "advise": "advice",
     "audit": "distillation.audit",
     "compare": "study",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from whichkl.commands import console
+from whichkl.commands import console, exits
 from whichkl.commands.options import AsJson, Seed
 
 
@@ -38,6 +38,7 @@ def audit(
 ) -> None:
     """Call a distillation loss to find which divergence it is, and its faults. Exit code 1: it did not pass."""
     with console.ERR.status("auditing", spinner="line"):
+        exits.load_torch()
         from whichkl.distillation.audit import audit as run_audit
         from whichkl.distillation.audit.adapters import as_knobs
         from whichkl.user_code import load_function

@@ -34,6 +34,7 @@ def compare(
     folder = study.parent / f"{study.stem}.out" if out is None else out
     check_results_folder(folder, *_FILES)
     with console.ERR.status("loading torch", spinner="line"):
+        exits.load_torch()
         for module in ("pydantic", "yaml"):
             require(module, "app")
         from whichkl.study.comparing import run

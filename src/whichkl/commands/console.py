@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.segment import Segment
 
 from whichkl._checks import plain
+from whichkl.commands import exits
 from whichkl.printable import one_line, printable, spelled
 
 
@@ -40,13 +42,37 @@ _MAX_SHOWN = 8
 
 @contextlib.contextmanager
 def results_apart() -> Iterator[None]:
-    """Keep standard output for results: what the user's code prints in the block goes to standard error."""
-    OUT.file = sys.stdout
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
+    """Keep standard output for results: what the user's code prints in the block goes to standard error.
+
+    That is also what its C libraries and the processes that it starts print.
+    """
+    with _output_apart(sys.stdout) as out, contextlib.redirect_stdout(sys.stderr):
+        OUT.file = out
+        try:
             yield
+            out.flush()
+        finally:
+            OUT.file = None  # type: ignore[assignment]  # rich then looks sys.stdout up at every print
+
+
+@contextlib.contextmanager
+def _output_apart(out: Any) -> Iterator[Any]:
+    """Point the descriptor of standard output to that of standard error, and yield a stream to where it pointed before."""
+    try:
+        number, error = out.fileno(), sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # streams without descriptors, as in a test
+        yield out
+        return
+    out.flush()
+    before = os.dup(number)
+    os.dup2(error, number)
+    stream = open(before, "w", encoding=out.encoding, errors=out.errors)  # noqa: PTH123, SIM115
+    try:
+        yield exits.Stream(stream, must_work=True)
     finally:
-        OUT.file = None  # type: ignore[assignment]  # rich then looks sys.stdout up at every print
+        os.dup2(before, number)
+        with contextlib.suppress(OSError):  # an output that can't be written was reported when it was flushed
+            stream.close()
 
 
 def say(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from whichkl.commands import console
+from whichkl.commands import console, exits
 from whichkl.commands.options import AsJson, out_option
 from whichkl.commands.results_folder import check_results_folder
 
@@ -21,6 +21,7 @@ def demo(
     columns = (TextColumn("{task.description:<42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console.ERR, disable=as_json or not console.ERR.is_terminal) as progress:
         bar = progress.add_task("loading torch", total=None)
+        exits.load_torch()
         from whichkl.demo import STEPS, run_demo, write_demo
         from whichkl.process.threads import one_thread
 

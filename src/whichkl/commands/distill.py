@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from whichkl.commands import console
+from whichkl.commands import console, exits
 from whichkl.commands.options import AsJson, out_option
 from whichkl.commands.results_folder import (
     check_results_folder,
@@ -66,6 +66,7 @@ def distill(
     given = {name: value for name, value in options.items() if value is not None}
     with locked_results(out, "distill"):
         with console.progress() as tell:
+            exits.load_torch()
             from whichkl.distillation.classifier import distill as run_distill
             from whichkl.distillation.job import job as job_of
             from whichkl.distillation.job import read_job

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from whichkl._checks import WhichklError
-from whichkl.commands import console
+from whichkl.commands import console, exits
 from whichkl.commands.options import AsJson, Seed, read_side
 
 _OTHER_DIRECTION = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
@@ -45,6 +45,7 @@ def estimate(
 ) -> None:
     """Estimate a divergence between two distributions or samples, both directions side by side, and report how reliable it is."""
     with console.ERR.status("loading torch", spinner="line"):
+        exits.load_torch()
         from whichkl.divergences.dispatch import estimate as run_estimate
 
         first, second = read_side(p, form, p_chains), read_side(q, form, q_chains)

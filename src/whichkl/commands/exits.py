@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import codecs
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -48,7 +49,8 @@ class Kept:
     def sentence(self) -> str:
         """Return what is kept, for a command that was stopped."""
         if self.saved:
-            return " ".join(self.saved)
+            text = " and ".join(f"{one[0].lower()}{one[1:]}" for one in self.saved)
+            return f"{text}: run the same command again for the rest"
         if self.folder is not None and _holds_work(self.folder):
             return f"what was done is kept in `{self.folder}`: run the same command again to resume"
         return "nothing was finished that could be kept"
@@ -57,6 +59,8 @@ class Kept:
 KEPT = Kept()
 _received: list[int] = []
 """Signals that this process has received."""
+_is_loading = threading.Event()
+"""Set while torch is imported: an exception in the middle of it would abort the process in C++."""
 
 
 def run(command: Callable[[], None]) -> None:
@@ -183,7 +187,8 @@ def _signals_raise() -> Iterator[None]:
         if not _received:
             threading.Thread(target=_insist, args=(number, is_over), daemon=True).start()
         _received.append(number)
-        raise KeyboardInterrupt
+        if not _is_loading.is_set():
+            raise KeyboardInterrupt
 
     def unraisable(found: Any) -> None:
         if not (_received and isinstance(found.exc_value, KeyboardInterrupt)):
@@ -201,6 +206,21 @@ def _signals_raise() -> Iterator[None]:
         for one, handler in before.items():
             if signal.getsignal(one) is stop:
                 signal.signal(one, handler)
+
+
+def load_torch() -> None:
+    """Import torch. A signal that arrives meanwhile stops the command afterwards.
+
+    Raises:
+        KeyboardInterrupt: a signal arrived.
+    """
+    _is_loading.set()
+    try:
+        importlib.import_module("torch")
+    finally:
+        _is_loading.clear()
+    if _received:
+        raise KeyboardInterrupt
 
 
 def _insist(number: int, is_over: threading.Event) -> None:
@@ -228,10 +248,11 @@ def _unwinds() -> bool:
 # Streams
 
 
-class _Stream:
+class Stream:
     """A text stream whose failures become `OutputLost`, or are ignored."""
 
     def __init__(self, stream: TextIO, *, must_work: bool) -> None:
+        """Take the stream, and whether a failure is one of the command."""
         self._stream, self._must_work = stream, must_work
 
     def __getattr__(self, name: str) -> Any:
@@ -280,8 +301,8 @@ def _streams() -> Iterator[bool]:
         for stream in before:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors=ENCODING_ERRORS)
-        sys.stdout = _Stream(before[0] or null, must_work=True)
-        sys.stderr = _Stream(before[1] or null, must_work=False)  # if it fails, nothing can be reported
+        sys.stdout = Stream(before[0] or null, must_work=True)
+        sys.stderr = Stream(before[1] or null, must_work=False)  # if it fails, nothing can be reported
         try:
             if not is_open:
                 because = "standard output is closed"

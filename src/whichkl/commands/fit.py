@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whichkl._checks import InputError, cannot
-from whichkl.commands import console
+from whichkl.commands import console, exits
 from whichkl.commands.options import (
     AsJson,
     Dim,
@@ -73,6 +73,7 @@ def fit(
         check_results_folder(out, "report.html")
     with locked_results(out, "fit"):
         with console.progress() as tell:
+            exits.load_torch()
             from whichkl.fitting import fit as run_fit
             from whichkl.fitting.fit_file import FIT
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from whichkl._checks import IntegrityError
-from whichkl.commands import console
+from whichkl.commands import console, exits
 from whichkl.commands.options import AsJson
 
 
@@ -18,6 +18,7 @@ def verify(
 ) -> None:
     """Check that saved results are whole: every checksum, field and table. Exit code 5: something is damaged."""
     with console.ERR.status("loading torch", spinner="dots"):
+        exits.load_torch()
         from whichkl.verifying import verify as run_verify
 
         try:

@@ -20,12 +20,17 @@ _DTYPE_OF_NEW_MODULES = torch.float32
 
 @contextlib.contextmanager
 def plain_modes() -> Iterator[None]:
-    """Switch autograd on, inference mode off and NumPy's floating-point errors off inside the block, in the calling thread.
+    """Switch autograd on, and inference mode, autocast and NumPy's floating-point errors off, in the calling thread.
 
-    It decorates every public function that computes, so that `torch.no_grad()`, `torch.inference_mode()` and
+    It decorates every public function that computes, so that `torch.no_grad()`, `torch.inference_mode()`, `torch.autocast()` and
     `numpy.seterr(all="raise")` around a call change no result.
     """
-    with torch.inference_mode(False), torch.enable_grad(), np.errstate(all="ignore"):
+    with contextlib.ExitStack() as modes:
+        for mode in (torch.inference_mode(False), torch.enable_grad(), np.errstate(all="ignore")):
+            modes.enter_context(mode)
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
