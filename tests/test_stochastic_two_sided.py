@@ -13,7 +13,7 @@ from whichkl import Target
 from whichkl._checks import InputError, TargetError
 from whichkl.families import Autoregressive, Flow, Gaussian, Mixture, Module, Product
 from whichkl.families.data_shape import Shape
-from whichkl.families.network_model import NetworkModel
+from whichkl.families.network_family import NetworkModel
 from whichkl.objectives import Jeffreys, JensenShannon, Renyi, SkewForwardKL, SkewReverseKL
 from whichkl.problems import bimodal
 from whichkl.samples import Block

@@ -71,11 +71,7 @@ def read_matrix(
 
 
 def check_whole(values: np.ndarray, what: str) -> None:
-    """Refuse integers that float64 can't hold, which would lose their last digits.
-
-    Raises:
-        InputError: there are such integers; all of them are above 2⁵³ in size.
-    """
+    """Refuse integers that float64 can't hold, which would lose their last digits."""
     if values.dtype.kind not in "iu" or values.size == 0:
         return
     if max(abs(int(values.min())), abs(int(values.max()))) <= _LARGEST_WHOLE:

@@ -144,11 +144,7 @@ def _tracing() -> Iterator[dict[str, Any]]:
 
 
 def _is_latent(name: str, site: Mapping[str, Any]) -> bool:
-    """Whether a site is to be inferred.
-
-    Raises:
-        TargetError: it can't be.
-    """
+    """Whether a site is to be inferred; refuse one that can't be."""
     if site["type"] == "plate" and len(site["value"]) != site["args"][0]:
         because = f"its plate `{name}` shows {len(site['value'])} of {site['args'][0]} rows, different ones at every call"
         raise TargetError(cannot("use this NumPyro model", because, "Leave `subsample_size` out"))
@@ -163,8 +159,7 @@ def _is_latent(name: str, site: Mapping[str, Any]) -> bool:
         instead = "Sum it out, for example with `MixtureSameFamily`, or pass it to `obs=`"
         raise TargetError(cannot("use this NumPyro model", because, instead))
     if kind == "Delta":
-        because = f"`{name}` is a point mass"
-        raise TargetError(cannot("use this NumPyro model", because, "Use `numpyro.deterministic` for it"))
+        raise TargetError(cannot("use this NumPyro model", f"`{name}` is a point mass", "Use `numpyro.deterministic` for it"))
     return True
 
 

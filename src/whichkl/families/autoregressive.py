@@ -36,6 +36,7 @@ class Autoregressive(NetworkFamily):
     'an autoregressive network'
     """
 
+    label: ClassVar[str] = "an autoregressive network"
     carried: ClassVar[bool] = False
     conditional: ClassVar[bool] = True
     optional_context: ClassVar[bool] = True
@@ -45,11 +46,6 @@ class Autoregressive(NetworkFamily):
     def __post_init__(self) -> None:
         """Check the widths."""
         check_widths(self)
-
-    @property
-    def label(self) -> str:
-        """``"an autoregressive network"``."""
-        return "an autoregressive network"
 
     @property
     def max_value(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -62,25 +62,20 @@ class Family(ABC):
         self.refuse_constant((x == x[:1]).all(0).nonzero().flatten().tolist(), names)
 
     def check_count(self, rows: int, dim: int) -> None:
-        """Refuse fewer rows than `minimum_rows`.
-
-        Raises:
-            InputError: there are fewer.
-        """
+        """Refuse fewer rows than `minimum_rows`."""
         needed = self.minimum_rows(dim)
         if rows < needed:
             because = f"it needs at least {needed} rows in dimension {dim}, and there are {rows}"
-            raise InputError(cannot(f"fit `{self}`", because, "Give more samples, or a smaller family"))
+            self.refuse(because, "Give more samples, or a smaller family")
+
+    def refuse(self, because: str, instead: str) -> NoReturn:
+        """Refuse what can't be fitted, with an `InputError` that names this family."""
+        raise InputError(cannot(f"fit `{self}`", because, instead))
 
     def refuse_constant(self, columns: Sequence[int], names: Sequence[str]) -> None:
-        """Refuse columns whose values are all the same.
-
-        Raises:
-            InputError: there are any.
-        """
+        """Refuse columns whose values are all the same."""
         if columns:
-            because = f"column {quoted(names, columns)} is constant, so its density is unbounded"
-            raise InputError(cannot(f"fit `{self}`", because, "Drop the column"))
+            self.refuse(f"column {quoted(names, columns)} is constant, so its density is unbounded", "Drop the column")
 
     def config(self) -> dict[str, Any]:
         """Return the class name and the fields, as JSON can hold them."""

@@ -20,11 +20,7 @@ _MIN_ENTRY = 1e-3
 
 
 def check_choice(family: Any, field: str, choices: Sequence[str]) -> None:
-    """Refuse a field that isn't one of the choices.
-
-    Raises:
-        InputError: the field is another word.
-    """
+    """Refuse a field that isn't one of the choices."""
     value = getattr(family, field)
     if value not in choices:
         *others, last = map(repr, choices)
@@ -33,11 +29,7 @@ def check_choice(family: Any, field: str, choices: Sequence[str]) -> None:
 
 
 def check_whole(family: Any, field: str, instead: str = "") -> None:
-    """Refuse a field that isn't a whole number of at least 1.
-
-    Raises:
-        InputError: the field isn't one.
-    """
+    """Refuse a field that isn't a whole number of at least 1."""
     value = getattr(family, field)
     if not _is_whole(value):
         because = f"`{field}={value!r}` isn't a whole number of at least 1"
@@ -45,11 +37,7 @@ def check_whole(family: Any, field: str, instead: str = "") -> None:
 
 
 def check_not_negative(family: Any, field: str) -> None:
-    """Refuse a field that isn't a finite number of at least 0.
-
-    Raises:
-        InputError: the field isn't one.
-    """
+    """Refuse a field that isn't a finite number of at least 0."""
     value = getattr(family, field)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         because = f"`{field}={value!r}` isn't a finite number of at least 0"
@@ -57,11 +45,7 @@ def check_not_negative(family: Any, field: str) -> None:
 
 
 def check_widths(family: Any) -> None:
-    """Refuse a field `hidden` that isn't the widths of layers; keep it as a tuple, since a saved configuration has a list.
-
-    Raises:
-        InputError: a width isn't a whole number of at least 1.
-    """
+    """Refuse a field `hidden` that isn't the widths of layers; keep it as a tuple, since a saved configuration has a list."""
     hidden = family.hidden
     widths = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden,)
     if not all(map(_is_whole, widths)):
@@ -75,11 +59,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def expect(model: Any, kind: type[Kind], what: str, instead: str = "Use a model of this family") -> Kind:
-    """Return a model if it is of the expected class.
-
-    Raises:
-        InputError: it is of another class.
-    """
+    """Return a model if it is of the expected class."""
     if not isinstance(model, kind):
         raise InputError(cannot(f"read {what} from this model", f"it is a `{type(model).__name__}`", instead))
     return model

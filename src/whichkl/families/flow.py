@@ -17,7 +17,6 @@ from whichkl.families.field_checks import check_choice, check_whole, check_width
 from whichkl.families.gaussian import diagonal_gaussian
 from whichkl.families.layers import Standardised
 from whichkl.families.network_family import NetworkFamily
-from whichkl.families.network_model import Scalar
 from whichkl.process.lock import PROCESS_LOCK
 from whichkl.process.torch_modes import own_defaults
 
@@ -120,8 +119,8 @@ class FlowNetwork(Standardised):
         with own_defaults():
             base = self.inner() if x is None else self.flow(self.standard_context(x))
         around = AffineTransform(self.mean, self.scale, event_dim=1) if self.tril is None else Triangular(self.mean, self.tril)
-        law = TransformedDistribution(base, [around], validate_args=False)
-        return Scalar(law) if self.is_scalar and self.dim == 1 else law
+        as_number = [transforms.ReshapeTransform(torch.Size((1,)), torch.Size())] if self.is_scalar and self.dim == 1 else []
+        return TransformedDistribution(base, [around, *as_number], validate_args=False)
 
     def inner(self) -> Distribution:
         """Return the law of the flow's draws, before any map around it."""

@@ -100,9 +100,6 @@ class Gaussian(MomentFamily):
         """Return argmax Σ wᵢ log q(xᵢ): the weighted mean and covariance (division by Σw, not by one less).
 
         For a low rank, Σ is the WWᵀ + D of maximum likelihood.
-
-        Raises:
-            InputError: too few rows, a constant column, a singular covariance, or a rank of d or more.
         """
         dim = len(origin)
         self.check_count(int(sums["rows"]), dim)
@@ -126,11 +123,7 @@ class Gaussian(MomentFamily):
         return dim + 1 if self.covariance == "full" else 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse too few rows, a constant column and, for a full Σ, columns that determine each other.
-
-        Raises:
-            InputError: there are any.
-        """
+        """Refuse too few rows, a constant column and, for a full Σ, columns that determine each other."""
         super().check_samples(x, names)
         if self.covariance == "full" and x.shape[1] > 1:
             centred = x - x.mean(0)
@@ -158,11 +151,7 @@ class Gaussian(MomentFamily):
         return gaussian(parameters["loc"], parameters["scale_tril"], self.covariance)
 
     def rank_in(self, dim: int) -> int:
-        """Return the rank, which must be below the dimension.
-
-        Raises:
-            InputError: it isn't.
-        """
+        """Return the rank, which must be below the dimension."""
         rank = self.rank or 0
         if rank >= dim:
             because = f"there are {dim} columns, and the rank must be smaller"
@@ -173,7 +162,7 @@ class Gaussian(MomentFamily):
         dependent = dependent_columns(covariance)
         if dependent:
             because = f"the columns {quoted(names, dependent)} are linearly dependent, so the covariance is singular"
-            raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use Gaussian('diagonal')"))
+            self.refuse(because, "Drop one of them, or use Gaussian('diagonal')")
 
 
 def gram(y: Float[Tensor, "m d"]) -> Float[Tensor, "d d"]:
@@ -212,21 +201,13 @@ def low_rank(loc: Tensor, factor: Tensor, diagonal: Tensor) -> LowRankMultivaria
 
 
 def low_rank_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor]:
-    """Return m (d,), W (d, k) and D (d,) of a low-rank Gaussian model.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """Return m (d,), W (d, k) and D (d,) of a low-rank Gaussian model."""
     law = expect(model, LowRankMultivariateNormal, "a low-rank Gaussian", "Use a LowRankMultivariateNormal")
     return law.loc, law.cov_factor, law.cov_diag
 
 
 def diagonal_parts(model: Distribution) -> tuple[Tensor, Tensor]:
-    """Return m (d,) and s (d,) of a diagonal Gaussian model.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """Return m (d,) and s (d,) of a diagonal Gaussian model."""
     words = ("a diagonal Gaussian", "Use an Independent(Normal, 1)")
     law = expect(expect(model, Independent, *words).base_dist, Normal, *words)
     return law.loc, law.scale

@@ -7,9 +7,8 @@ from whichkl.families.gaussian import Gaussian
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.families.linear_gaussian import LinearGaussian
 from whichkl.families.mixture import Mixture
-from whichkl.families.mixture_density import MixtureDensityNetwork
 from whichkl.families.network_family import NetworkFamily
-from whichkl.families.neural import Neural
+from whichkl.families.neural import MixtureDensityNetwork, Neural
 from whichkl.families.product import Product
 from whichkl.families.student_t import StudentT
 
@@ -21,8 +20,7 @@ def has_independent_columns(family: Family) -> bool:
     (True, False)
     """
     if isinstance(family, Product):
-        margins = (family.margins,) if isinstance(family.margins, str) else family.margins or ()
-        return set(margins) == {"normal"}
+        return set(family.named) == {"normal"}
     return isinstance(family, (Gaussian, StudentT)) and family.covariance == "diagonal"
 
 

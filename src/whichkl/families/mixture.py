@@ -47,11 +47,7 @@ class Mixture(Family):
 
     @property
     def count(self) -> int:
-        """K.
-
-        Raises:
-            InputError: it hasn't been chosen yet.
-        """
+        """K."""
         if isinstance(self.components, str):
             raise InputError(cannot(f"use `{self}` here", "its number of components hasn't been chosen", "Give a number"))
         return self.components
@@ -94,11 +90,7 @@ def mixture(probs: Tensor, loc: Tensor, tril: Tensor, covariance: str, df: Tenso
 
 
 def mixture_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return π (K,), means (K, d), Cholesky factors (K, d, d) and ν (K,) of Student-t components (else None) of a mixture.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """Return π (K,), means (K, d), Cholesky factors (K, d, d) and ν (K,) of Student-t components (else None) of a mixture."""
     mixed = expect(model, MixtureSameFamily, "a mixture", "Use a MixtureSameFamily of Gaussians")
     parts, probs = mixed.component_distribution, mixed.mixture_distribution.probs
     if isinstance(parts, MultivariateStudentT):

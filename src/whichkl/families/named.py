@@ -39,8 +39,7 @@ def family_named(text: str) -> Family:
     given = fields(kind)  # type: ignore[arg-type]
     least = sum(one.default is MISSING and one.default_factory is MISSING for one in given)
     if not least <= len(values) <= len(given) or any(not value for value in values):
-        because = f"it is written {_written(name, kind)}"
-        raise InputError(cannot(f"use the family `{text}`", because, "Correct it"))
+        raise InputError(cannot(f"use the family `{text}`", f"it is written {_written(name, kind)}", "Correct it"))
     try:
         return kind(**{one.name: _value(value) for one, value in zip(given, values, strict=False)})
     except WhichklError:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import require
 from whichkl.process.memory import check_memory
 from whichkl.samples.columns import check_names, check_types, floats, rows_from
-from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp, unreadable
 
 _MAGIC_BYTES = 8
 """Bytes before the first message: ARROW1 and two of padding."""
@@ -80,12 +80,7 @@ class ArrowShard(Shard):
 
 
 def open_arrow(path: str) -> ArrowShard:
-    """Read an Arrow file's schema, and the sizes of its record batches.
-
-    Raises:
-        InputError: it isn't a whole Arrow file, or a column holds no numbers.
-        ResourceError: a compressed record batch needs more memory than is free.
-    """
+    """Read an Arrow file's schema, and the sizes of its record batches."""
     kind = os.path.splitext(path)[1][1:].lower()
     with decoding(path, partial(refuse_broken, path, kind)):
         schema, sizes = _metadata(path)
@@ -100,16 +95,11 @@ def open_arrow(path: str) -> ArrowShard:
 
 
 def _metadata(path: str) -> tuple[Any, list[BatchSize]]:
-    """Return the schema and the sizes of all record batches.
-
-    Raises:
-        InputError: the file is of the first version of Feather.
-        ValueError: the footer and the messages disagree.
-    """
+    """Return the schema and the sizes of all record batches."""
     with open(path, "rb") as file:
         if file.read(4) == b"FEA1":
             because = "it is of the first version of Feather, which is no longer supported"
-            raise InputError(cannot(f"read `{path}`", because, "Write it with `pyarrow.feather.write_feather`"))
+            raise unreadable(path, because, "Write it with `pyarrow.feather.write_feather`")
     with require("pyarrow", "app").memory_map(path) as pages:
         reader = require("pyarrow.ipc", "app").open_file(pages)
         schema, count = reader.schema, reader.num_record_batches
@@ -124,10 +114,6 @@ def _batch_sizes(path: str) -> list[BatchSize]:
 
     pyarrow returns the rows of a batch only after decompression. The metadata are flat buffers: a table begins with the distance
     back to a list of the places of its fields.
-
-    Raises:
-        ArrowException: a message isn't whole.
-        struct.error: its metadata are broken.
 
     Source: https://arrow.apache.org/docs/format/Columnar.html, Message.fbs.
     """
@@ -174,11 +160,7 @@ def _place(data: Any, table: int, field: int) -> int | None:
 
 
 def _follow(data: Any, place: int | None) -> int:
-    """Return the place that the offset at a place leads to.
-
-    Raises:
-        struct.error: there is no such field.
-    """
+    """Return the place that the offset at a place leads to."""
     if place is None:
         raise struct.error("a field is missing")
     return place + _number("<I", data, place)

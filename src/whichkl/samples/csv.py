@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import require
 from whichkl.samples.columns import check_columns, check_names, floats, is_number, rows_from
-from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp, unreadable
 
 _BLOCK_BYTES = 2**22
 """Bytes that are parsed at once, and of the longest line; the first block decides the type of each column."""
@@ -64,11 +64,7 @@ class CsvShard(Shard):
 
 
 def open_csv(path: str) -> CsvShard:
-    """Read a CSV file's first lines.
-
-    Raises:
-        InputError: they don't parse, or a column holds no numbers; the message names the line.
-    """
+    """Read a CSV file's first lines."""
     arrow, headerless = require("pyarrow", "app"), is_headerless(Path(path))
     with decoding(path, partial(explain, Path(path))), _reader(Path(path), None) as reader:
         first = next((batch for batch in reader if len(batch)), None)
@@ -96,89 +92,70 @@ def _reader(file: Path, types: dict[str, str] | None) -> Any:
 
 
 def is_headerless(file: Path) -> bool:
-    """Whether the first line is all numbers, so that it is a row.
-
-    Raises:
-        InputError: it counts 0, 1, …, which may be either; or it isn't text, or too long.
-    """
+    """Whether the first line is all numbers, so that it is a row."""
     with _fields(file) as rows:
         first: list[str] = next(rows, [])
     check_columns(file, len(first))
     if len(first) > 1 and [cell.strip() for cell in first] == [str(i) for i in range(len(first))]:
         because = "its first line is 0, 1, …: the names that pandas gives nameless columns, or a row"
-        raise InputError(cannot(f"read `{file}`", because, "Name the columns, or write 0.0 and 1.0 if it's a row"))
+        raise unreadable(file, because, "Name the columns, or write 0.0 and 1.0 if it's a row")
     return bool(first) and all(_reads_as_number(cell) for cell in first)
 
 
 def explain(file: Path, reason: str) -> NoReturn:
-    """Find the line that broke a CSV, and raise the error that names it.
-
-    Raises:
-        InputError: always.
-    """
+    """Find the line that broke a CSV, and raise the error that names it."""
     with _fields(file) as rows:
         _find_fault(file, rows)
-    raise InputError(cannot(f"read `{file}`", reason, "Correct it"))
+    raise unreadable(file, reason, "Correct it")
 
 
 @contextmanager
 def _fields(file: Path) -> Iterator[Any]:
-    """Open a CSV with the reader of Python's standard library, which counts lines.
-
-    Raises:
-        InputError: a line isn't text, or a line or a field is too long, in what is read within the block.
-    """
+    """Open a CSV with the reader of Python's standard library, which counts lines."""
     with closing(_lines(file)) as lines:
         rows = csv.reader(lines)
         try:
             yield rows
         except csv.Error as error:
             because = f"line {rows.line_num} can't be parsed ({error}), perhaps because a quote isn't closed"
-            raise InputError(cannot(f"read `{file}`", because, "Correct that line")) from error
+            raise unreadable(file, because, "Correct that line") from error
 
 
 def _lines(file: Path) -> Generator[str, None, None]:
-    """Yield the lines of a text file one by one, in bounded memory.
-
-    Raises:
-        InputError: a line isn't UTF-8, has a NUL in it, or is longer than what is parsed at once.
-    """
+    """Yield the lines of a text file one by one, in bounded memory."""
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as text:
         for number, line in enumerate(iter(partial(text.readline, _BLOCK_BYTES + 1), ""), 1):
             place = f"line {number}"
             if len(line) > _BLOCK_BYTES:
-                because = f"{place} has more than {_BLOCK_BYTES:,} characters"
-                raise InputError(cannot(f"read `{file}`", because, "Correct that line"))
+                raise unreadable(file, f"{place} has more than {_BLOCK_BYTES:,} characters", "Correct that line")
             if "\0" in line:
-                because = f"{place} has a NUL in it, as UTF-16 and damaged text do"
-                raise InputError(cannot(f"read `{file}`", because, "Save it as UTF-8"))
+                raise unreadable(file, f"{place} has a NUL in it, as UTF-16 and damaged text do", "Save it as UTF-8")
             if not line.isascii() and any("\udc80" <= one <= "\udcff" for one in line):
-                raise InputError(cannot(f"read `{file}`", f"{place} isn't UTF-8", "Save it as UTF-8"))
+                raise unreadable(file, f"{place} isn't UTF-8", "Save it as UTF-8")
             yield line
 
 
 def _find_fault(file: Path, reader: Any) -> None:
     header: list[str] = next(reader, [])
     if header and header[0].startswith("#"):
-        raise InputError(cannot(f"read `{file}`", "its first line is a comment", "Delete it; the first line holds the names"))
+        raise unreadable(file, "its first line is a comment", "Delete it; the first line holds the names")
     for mark, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and mark in header[0]:
-            raise InputError(cannot(f"read `{file}`", f"its fields are separated by {word}", "Separate them by commas"))
+            raise unreadable(file, f"its fields are separated by {word}", "Separate them by commas")
     for row in reader:
         if not row:
             continue
         if len(row) != len(header):
             because = f"line {reader.line_num} has {len(row)} fields and the first line has {len(header)}"
-            raise InputError(cannot(f"read `{file}`", because, "Correct that line; the file may have been cut short"))
+            raise unreadable(file, because, "Correct that line; the file may have been cut short")
         if row == header:
-            because = f"line {reader.line_num} repeats the header"
-            raise InputError(cannot(f"read `{file}`", because, "Delete that line"))
+            raise unreadable(file, f"line {reader.line_num} repeats the header", "Delete that line")
         for name, cell in zip(header, row, strict=True):
             if cell.strip() and not _reads_as_number(cell):
                 because = f"column `{name}` holds the text `{cell[:40]}` on line {reader.line_num}"
                 thousands = _reads_as_number(cell.replace(",", "")) or _reads_as_number(cell.replace(".", "").replace(",", "."))
                 hint = "Write numbers without thousands separators" if thousands else "Drop or encode that column"
-                raise InputError(cannot(f"read `{file}`", because, hint))
+                raise unreadable(file, because, hint)
 
 
 def _reads_as_number(cell: str) -> bool:

@@ -70,11 +70,7 @@ class Shards(Stream):
 
 
 def shards_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the sample files of a folder, by name; names that begin with a dot or an underscore are ignored.
-
-    Raises:
-        InputError: there are none, or there is something else.
-    """
+    """List the sample files of a folder, by name; names that begin with a dot or an underscore are ignored."""
     path = Path(folder)
     try:
         entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
@@ -93,11 +89,7 @@ def shards_in(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _compare(first: Shard, other: Shard) -> None:
-    """Refuse a shard whose columns aren't the first one's.
-
-    Raises:
-        InputError: names, order or types differ. The types of an empty shard don't count, since they are often guessed.
-    """
+    """Refuse a shard whose columns aren't the first one's."""
     if first.names == other.names and (other.rows == 0 or first.types == other.types):
         return
     a, b, what = f"`{first.path}`", f"`{other.path}`", "columns"

@@ -45,12 +45,7 @@ class LoaderPart(Part):
         return f"the {type(self.loader.dataset).__name__}"
 
     def blocks(self) -> Iterator[Block]:
-        """Yield one block per batch.
-
-        Raises:
-            InputError: a batch isn't (m, d) numbers or a pair of them, a cell isn't finite, or the data set gives other
-                rows than the last time.
-        """
+        """Yield one block per batch."""
         start, found = 0, self.digest
         for number, batch in enumerate(_batches(self.loader)):
             block = _block(batch, f"batch {number} of {self.label}")

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError
 from whichkl.arrays import check_whole
-from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp, unreadable
 
 _BLOCKS_PER_MAP = 16
 _MAGIC = b"\x93NUMPY"
@@ -90,30 +90,21 @@ class NpyShard(Shard):
 
 
 def open_npy(path: str) -> NpyShard:
-    """Read an NPY file's header; the shape (n,) is read as (n, 1).
-
-    Raises:
-        InputError: it is cut short, pickled, not of numbers, or has more than two axes.
-    """
+    """Read an NPY file's header; the shape (n,) is read as (n, 1)."""
     with decoding(path, partial(_refuse, path)), open(path, "rb") as file:
         header = _header(path, file)
     names = tuple(f"x{i + 1}" for i in range(header.shape[1]))
     if not names:
-        raise InputError(cannot(f"read `{path}`", "it has no columns", "Write at least one column of numbers"))
+        raise unreadable(path, "it has no columns", "Write at least one column of numbers")
     return NpyShard(*stamp(path), names, (str(header.dtype),) * len(names), header.shape[0], header)
 
 
 def _refuse(path: str, reason: str) -> InputError:
-    return InputError(cannot(f"read `{path}`", f"it isn't a whole NPY file of numbers ({reason})", "Write it again"))
+    return unreadable(path, f"it isn't a whole NPY file of numbers ({reason})", "Write it again")
 
 
 def _header(path: str, file: BinaryIO) -> Header:
-    """Read the header of a file, and compare what it claims with the file's size before anything is allocated.
-
-    Raises:
-        InputError: it isn't one matrix of numbers, or the file has another size.
-        Exception: it isn't a header.
-    """
+    """Read the header of a file, and compare what it claims with the file's size before anything is allocated."""
     fields, offset = _literal(file)
     if not isinstance(fields, dict) or set(fields) != _KEYS or type(fields["fortran_order"]) is not bool:
         raise ValueError("its header isn't one of NPY")
@@ -123,11 +114,10 @@ def _header(path: str, file: BinaryIO) -> Header:
     if not isinstance(shape, tuple) or any(type(one) is not int or not 0 <= one < 2**63 for one in shape):
         raise ValueError(f"its shape is `{shape}`, not whole numbers")
     if len(shape) not in (1, 2):
-        raise InputError(cannot(f"read `{path}`", f"its shape is `{shape}`, not (n, d)", "Save one row a draw"))
+        raise unreadable(path, f"its shape is `{shape}`, not (n, d)", "Save one row a draw")
     rows, columns = (*shape, 1)[:2]
     if columns > _MAX_COLUMNS:
-        because = f"it has {columns:,} columns, and at most {_MAX_COLUMNS:,} are read"
-        raise InputError(cannot(f"read `{path}`", because, "Save one row a draw"))
+        raise unreadable(path, f"it has {columns:,} columns, and at most {_MAX_COLUMNS:,} are read", "Save one row a draw")
     dtype, size = np.dtype(kind), os.fstat(file.fileno()).st_size - offset
     if rows * columns * dtype.itemsize != size:
         raise ValueError(f"{rows:,} × {columns:,} numbers are {rows * columns * dtype.itemsize:,} bytes, and it has {size:,}")

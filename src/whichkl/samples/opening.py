@@ -15,7 +15,7 @@ from whichkl.process.memory import check_memory
 from whichkl.samples.file_formats import open_file
 from whichkl.samples.folder import Shards, shards_in
 from whichkl.samples.loader import Loaded
-from whichkl.samples.shard import Shard
+from whichkl.samples.shard import Shard, unreadable
 from whichkl.samples.stream import Stream
 
 IN_MEMORY = 256 * 2**20
@@ -89,18 +89,13 @@ def _is_named(obj: Any) -> bool:
 
 
 def _table_of(shard: Shard) -> Table:
-    """Read all rows of an open file into memory.
-
-    Raises:
-        InputError: it is damaged, or has no rows.
-        ResourceError: its values need more memory than is free.
-    """
+    """Read all rows of an open file into memory."""
     check_memory(2 * shard.bytes_in_memory, f"read `{shard.path}` into memory", "Give a part of it")
     blocks = (x.numpy() for part in shard.parts(_ALL_ROWS) for x in part.rows())
     values = _filled(blocks, shard.rows, len(shard.names))
     if values.size == 0:
         because = f"it holds {values.shape[0]} rows and {values.shape[1]} columns"
-        raise InputError(cannot(f"read `{shard.path}`", because, "Write at least one row of numbers"))
+        raise unreadable(shard.path, because, "Write at least one row of numbers")
     return Table(values, shard.names)
 
 

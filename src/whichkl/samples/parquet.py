@@ -110,11 +110,7 @@ class ParquetShard(Shard):
 
 
 def open_parquet(path: str) -> ParquetShard:
-    """Read a Parquet file's footer.
-
-    Raises:
-        InputError: it isn't a whole Parquet file, or a column holds no numbers.
-    """
+    """Read a Parquet file's footer."""
     with decoding(path, partial(refuse_broken, path, "parquet")):
         footer = require("pyarrow.parquet", "app").read_metadata(path)
         check_columns(path, footer.num_columns)
@@ -132,9 +128,6 @@ def _check_footer(footer: Any, schema: Any, counts: Sequence[int]) -> None:
 
     A footer that Arrow wrote holds the types of its columns twice; uint32 can be stored as int64. The metadata of single columns
     aren't read: pyarrow ends the process where they are damaged.
-
-    Raises:
-        ValueError: row groups have other rows than the file, or a column has another type than it was written with.
     """
     if sum(counts) != footer.num_rows or any(count < 0 for count in counts):
         raise ValueError(f"its footer states {footer.num_rows:,} rows, and its row groups {sum(counts):,}")

@@ -56,9 +56,6 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
         who: which argument of `Target` it is.
         batched: whether it takes rows rather than one point.
         probe: a point inside the support.
-
-    Raises:
-        TargetError: it fails either way; the error is that of the call with a tensor.
     """
     returned: list[Any] = []
     copies = False
@@ -103,11 +100,7 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
 def call(
     function: Function, x: Float[Tensor, "n d"], who: Who, batched: bool, as_array: bool, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Call a user's function at rows of x, converted to `dtype`; the result has the dtype and the device of `x`.
-
-    Raises:
-        TargetError: the function raised (the message has its error and line), or returned the wrong shape for one point.
-    """
+    """Call a user's function at rows of x, converted to `dtype`; the result has the dtype and the device of `x`."""
     read = x if dtype is None else x.to(dtype)
     points = read.detach().cpu().numpy() if as_array else read
     try:
@@ -134,11 +127,7 @@ def call(
 
 
 def check_shape(gradient: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return the gradient if it has the shape of `x`.
-
-    Raises:
-        TargetError: it has another shape.
-    """
+    """Return the gradient if it has the shape of `x`."""
     if gradient.shape != x.shape:
         because = f"`score` returned shape {tuple(gradient.shape)} for points of shape {tuple(x.shape)}"
         raise TargetError(cannot("use this target", because, "Return one gradient per row"))
@@ -160,11 +149,7 @@ class Score:
         self._convention: Convention | None = None
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Return ∇log p at each row.
-
-        Raises:
-            TargetError: the function raised, or returned another shape.
-        """
+        """Return ∇log p at each row."""
         if self._convention is None:
             found = find_convention(self.function, "score", self.batched, self.probe)
             self.function = found.applied_to(self.function, "score")

@@ -27,12 +27,7 @@ def _models() -> str:
 
 
 def arguments_of(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Model | None]:
-    """Return the arguments of `Target` for an object, and the model of another library that it is the posterior of.
-
-    Raises:
-        InputError: the object is of no known kind, or takes no further arguments.
-        TargetError: a model can't be run, or has a discrete latent site.
-    """
+    """Return the arguments of `Target` for an object, and the model of another library that it is the posterior of."""
     for adapter in MODEL_ADAPTERS:
         if adapter.claims(obj, args, kwargs):
             model = adapter.posterior(obj, args, kwargs)

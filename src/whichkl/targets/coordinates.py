@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def free_target(p: Target) -> Target:
-    """Return a target in free coordinates u, with density p(T(u)) |∂T/∂u|; its evaluations are counted with those of `p`.
-
-    Raises:
-        TargetError: it is discrete.
-    """
+    """Return a target in free coordinates u, with density p(T(u)) |∂T/∂u|; its evaluations are counted with those of `p`."""
     bijection = p.bijection
     if bijection.is_discrete:
         because = "it is discrete, and this family has a density on ℝᵈ"

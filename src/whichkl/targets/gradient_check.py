@@ -20,11 +20,7 @@ _MAX_POINTS_DIFFERENCED = 8
 
 
 def check_repeatable(log_prob: Callable[[Tensor], Tensor], x: Float[Tensor, "n d"], value: Float[Tensor, " n"]) -> None:
-    """Call a log density at single points, and compare with its values in the batch.
-
-    Raises:
-        TargetError: the value of a point changes from call to call, or depends on the other rows.
-    """
+    """Call a log density at single points, and compare with its values in the batch."""
     alone = torch.cat([log_prob(x[i : i + 1]).detach() for i in range(min(_MAX_POINTS_ALONE, len(x)))])
     together = value[: len(alone)]
     apart = (alone - together).abs() > 1e-3 * (1 + together.abs())
@@ -46,11 +42,7 @@ def check_repeatable(log_prob: Callable[[Tensor], Tensor], x: Float[Tensor, "n d
 def check_gradient(
     density: LogDensity, x: Float[Tensor, "n d"], value: Float[Tensor, " n"], gradient: Float[Tensor, "n d"]
 ) -> None:
-    """Compare gradients with differences of values along random directions: a part that is cut off from autograd shows here.
-
-    Raises:
-        TargetError: they disagree at most of up to eight points.
-    """
+    """Compare gradients with differences of values along random directions: a part that is cut off from autograd shows here."""
     pick = value.isfinite().nonzero()[:_MAX_POINTS_DIFFERENCED, 0]
     x, value, gradient = x[pick], value[pick], gradient[pick]
     generator = torch.Generator().manual_seed(0)
@@ -78,11 +70,7 @@ def check_gradient(
 
 
 def check_score(gradient: Tensor, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return the gradient if it is finite wherever the value is.
-
-    Raises:
-        TargetError: it isn't finite somewhere.
-    """
+    """Return the gradient if it is finite wherever the value is."""
     wrong = ~gradient.isfinite().all(-1) & value.isfinite()
     if bool(wrong.any()):
         shown = ", ".join(f"{v:.4g}" for v in x[wrong][0][:8].tolist())

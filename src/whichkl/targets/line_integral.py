@@ -51,11 +51,7 @@ class LineIntegral:
         self.gap: float | None = None
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return log p(x) − log p(a), in nats.
-
-        Raises:
-            TargetError: the score isn't a gradient: integrals round most triangles aren't 0.
-        """
+        """Return log p(x) − log p(a), in nats."""
         value = self._along(self.anchor.to(x).expand_as(x), x, _MAX_HALVINGS)
         if self.gap is None and len(x) > 2:
             self._check_closed(x, value)
@@ -102,11 +98,7 @@ class LineIntegral:
         return torch.einsum("nmd,nd->nm", self.score(points.reshape(-1, way.shape[1])).reshape(points.shape), way)
 
     def _check_closed(self, x: Float[Tensor, "n d"], value: Float[Tensor, " n"]) -> None:
-        """Integrate round triangles of the anchor and two points.
-
-        Raises:
-            TargetError: most of the integrals aren't 0.
-        """
+        """Integrate round triangles of the anchor and two points."""
         known = value.isfinite().nonzero()[:, 0]
         if len(known) < 3:
             return

@@ -55,33 +55,21 @@ class LogDensity:
         return self.convention.style == "autograd"
 
     def value(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return log p at each row.
-
-        Raises:
-            TargetError: the function raised, or returned the wrong shape, NaN or +inf.
-        """
+        """Return log p at each row."""
         with self.liveness.watched():
             value = self.unchecked(x)
             self.liveness.count(x, value)
             return self._checked(value, x)
 
     def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Return the user's score at each row.
-
-        Raises:
-            TargetError: there is none, it raised, or it returned the wrong shape.
-        """
+        """Return the user's score at each row."""
         as_array = self.convention.takes_arrays
         if self.score is None:
             raise TargetError(cannot("evaluate the score", "the target has none", "Pass `score=`"))
         return check_shape(call(self.score, x, "score", self.batched, as_array, self.probe.dtype).detach(), x)
 
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
-        """Return log p and ∇log p at each row, both detached.
-
-        Raises:
-            TargetError: as `value`, or the gradient isn't finite where the value is.
-        """
+        """Return log p and ∇log p at each row, both detached."""
         with self.liveness.watched():
             value, gradient = self._raw(x.detach())
             value = self._checked(value, x)
@@ -111,11 +99,7 @@ class LogDensity:
         return found
 
     def tried(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], int]:
-        """Return log p for a search: −∞ where it's NaN, and the number of such points.
-
-        Raises:
-            TargetError: as `value`, but for NaN.
-        """
+        """Return log p for a search: −∞ where it's NaN, and the number of such points."""
         with self.liveness.watched():
             value = self.unchecked(x).detach()
             self.liveness.count(x, value)
@@ -123,11 +107,7 @@ class LogDensity:
             return self._checked(value.masked_fill(nan, -math.inf), x), int(nan.sum())
 
     def unchecked(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return log p at each row, which may be NaN or +inf.
-
-        Raises:
-            TargetError: the function raised, or returned the wrong shape.
-        """
+        """Return log p at each row, which may be NaN or +inf."""
         as_array = self.convention.takes_arrays  # first, since it may replace the function
         value = call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype)
         if tuple(value.shape) != (len(x),):

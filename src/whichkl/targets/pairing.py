@@ -19,9 +19,6 @@ from whichkl.samples.loader import LoaderPart
 def columns_of(given: str | Sequence[str], names: Sequence[str]) -> tuple[list[int], list[int]]:
     """Return the numbers of the columns of x, in the given order, and of the remaining columns, y.
 
-    Raises:
-        InputError: a column doesn't exist or appears twice, or none is left for y.
-
     >>> columns_of(["dose"], ["visits", "dose"])
     ([1], [0])
     """
@@ -123,9 +120,6 @@ def split_columns(
         samples: otherwise an array or a DataFrame.
         names: the names of all columns; by default their own, or x1, x2, …
         given: the names of the columns of x.
-
-    Raises:
-        InputError: a column doesn't exist, none is left for y, or the samples are pairs already.
     """
     if isinstance(found, Stream):
         stream = Paired(found, given)

@@ -64,9 +64,6 @@ def read_rows(
         dtype: of the tensors; by default that of the samples, or float64 where it can't hold their squares.
         device: of the tensors.
         is_whole: whether the rows are needed in memory.
-
-    Raises:
-        InputError: they can't be read.
     """
     found = open_samples(samples, is_whole=is_whole)
     if isinstance(found, Table):
@@ -101,9 +98,6 @@ def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
         dim: what the user passed.
         width: the number of columns of the samples.
         has_functions: whether there are functions of p.
-
-    Raises:
-        InputError: `dim` isn't a number of coordinates or isn't that of the samples, or functions come without it.
     """
     if dim is None:
         if width is None and has_functions:
@@ -122,11 +116,7 @@ def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
 
 
 def check_rows(rows: Rows, names: Sequence[str], bijection: Bijection) -> None:
-    """Refuse samples that are empty, not finite or outside the support, and pairs of unequal length.
-
-    Raises:
-        InputError: they are one of these.
-    """
+    """Refuse samples that are empty, not finite or outside the support, and pairs of unequal length."""
     x = rows.samples
     if x is None:
         return
@@ -136,8 +126,7 @@ def check_rows(rows: Rows, names: Sequence[str], bijection: Bijection) -> None:
             because = f"x has {len(rows.context)} rows and y has {len(x)}"
             raise InputError(cannot("use these pairs", because, "Give one row of x per row of y"))
     if x.numel() == 0:
-        because = f"they are empty, shape {tuple(x.shape)}"
-        raise InputError(cannot("use these samples", because, "Give at least one row"))
+        raise InputError(cannot("use these samples", f"they are empty, shape {tuple(x.shape)}", "Give at least one row"))
     check_finite(x, names)
     outside = ~bijection.contains(x)
     if bool(outside.any()):
@@ -152,9 +141,6 @@ def check_alone(rows: Rows, others: dict[str, Any]) -> None:
     Args:
         rows: the samples.
         others: the other arguments of `Target` by name; None is an argument that wasn't given.
-
-    Raises:
-        InputError: an argument can't be combined with these samples.
     """
     extra = [name for name, value in others.items() if value is not None]
     if rows.context is not None and any(name not in ("weights", "chains") for name in extra):
@@ -166,11 +152,7 @@ def check_alone(rows: Rows, others: dict[str, Any]) -> None:
 
 
 def read_row_weights(weights: Any, rows: Rows) -> Float[Tensor, " n"] | None:
-    """Bring `weights=` to one number per row.
-
-    Raises:
-        InputError: there are no samples, or the weights aren't n non-negative numbers.
-    """
+    """Bring `weights=` to one number per row."""
     if weights is None:
         return None
     if rows.samples is None:
@@ -179,11 +161,7 @@ def read_row_weights(weights: Any, rows: Rows) -> Float[Tensor, " n"] | None:
 
 
 def read_chains(chains: Any, rows: Rows, weights: Tensor | None, device: torch.device) -> Tensor | None:
-    """Bring `chains=` to the number of its chain per row.
-
-    Raises:
-        InputError: there are no samples, they are weighted, or the chains don't fit.
-    """
+    """Bring `chains=` to the number of its chain per row."""
     if chains is None:
         return None
     if rows.samples is None or weights is not None:

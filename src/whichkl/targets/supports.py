@@ -239,11 +239,7 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
 
 
 def _bounded(name: str, *ends: str | None) -> Constraint | None:
-    """Return a constraint with bounds; None if they aren't numbers, or if their count is wrong.
-
-    Raises:
-        InputError: the interval is empty.
-    """
+    """Return a constraint with bounds; None if they aren't numbers, or if their count is wrong."""
     try:
         numbers = [int(end) if name == "integer_interval" else float(end) for end in ends if end is not None]
         constraint: Constraint = getattr(constraints, name)(*numbers)
@@ -256,11 +252,7 @@ def _bounded(name: str, *ends: str | None) -> Constraint | None:
 
 
 def _levels(parts: Sequence[Constraint], dim: int) -> tuple[tuple[int, int], ...] | None:
-    """Return the smallest and the largest value per column of a discrete support; None for a continuous one.
-
-    Raises:
-        InputError: only some columns are discrete, or a column has no end.
-    """
+    """Return the smallest and the largest value per column of a discrete support; None for a continuous one."""
     if not any(part.is_discrete for part in parts):
         return None
     if not all(part.is_discrete for part in parts):

@@ -308,11 +308,7 @@ class Target:
 def _functions(
     log_prob: Function | None, energy: Function | None, score: Function | bool | None, normalized: bool, batched: bool
 ) -> tuple[Function | None, Function | None, bool]:
-    """Return log_prob, score and batched after `energy=` and `score=True` were read.
-
-    Raises:
-        InputError: they contradict each other.
-    """
+    """Return log_prob, score and batched after `energy=` and `score=True` were read."""
     if energy is not None:
         if log_prob is not None or score is not None or normalized:
             because = "an energy is the negative of log p, up to its own log Z"

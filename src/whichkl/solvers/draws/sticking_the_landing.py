@@ -15,8 +15,7 @@ from whichkl.families import Family, Gaussian
 from whichkl.families.data_shape import Shape
 from whichkl.families.flow import Flow, FlowNetwork
 from whichkl.families.gaussian import diagonal_parts, loc_and_tril
-from whichkl.families.network_family import NetworkFamily
-from whichkl.families.network_model import law_of
+from whichkl.families.network_family import NetworkFamily, law_of
 from whichkl.families.user_module import Module
 from whichkl.process.seeds import seeded
 from whichkl.solvers.draws.cosine_cycles import CycleSolver, Descent, judging_seed
