@@ -174,12 +174,9 @@ class Latent(Distribution):
         rows = value.reshape(-1, self.network.dim)
         inside = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         if self.network.kind != "normal":
-            most = torch.tensor(
-                [max(one, 2) if self.network.kind == "bernoulli" else one for one in self.network.counts],
-                dtype=torch.int64,
-                device="cpu",
-            )
-            inside = ((rows >= 0) & (rows < most.to(rows.device)) & (rows == rows.floor())).all(-1)
+            counts = self.network.counts if self.network.kind == "categorical" else (2,) * self.network.dim
+            most = torch.tensor(counts, dtype=torch.int64, device=rows.device)
+            inside = ((rows >= 0) & (rows < most) & (rows == rows.floor())).all(-1)
         safe = torch.where(inside[:, None], rows, torch.zeros_like(rows))
         step = max(1, _MAX_NUMBERS_PER_BLOCK // (_DRAWS * max(self.network.dim, self.network.latent)))
         bound = torch.cat([self._bound(one) for one in safe.split(step)]) if len(safe) else safe.sum(-1)

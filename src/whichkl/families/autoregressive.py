@@ -67,9 +67,8 @@ class _Network(Standardised):
     def __init__(self, shape: Shape, hidden: Sequence[int]) -> None:
         super().__init__(shape, scales_y=False)
         self.categories = shape.categories
-        column = torch.arange(self.dim, device="cpu").repeat_interleave(
-            torch.tensor(self.categories, dtype=torch.int64, device="cpu")
-        )
+        counts = torch.tensor(self.categories, dtype=torch.int64, device="cpu")
+        column = torch.arange(self.dim, device="cpu").repeat_interleave(counts)
         takes = torch.cat([torch.full((shape.context,), -1, dtype=torch.int64, device="cpu"), column])
         self.net = masked_perceptron(takes, column, hidden, self.dim)
 

@@ -102,15 +102,10 @@ class FlowNetwork(Standardised):
     def __init__(self, shape: Shape, family: Flow) -> None:
         """Build the flow with random weights."""
         super().__init__(shape)
-        flows = _flows()
         fields = {"transforms": family.transforms, "hidden_features": family.hidden, "activation": nn.SiLU}
-        if family.kind != "maf":
-            fields["bins"] = family.bins
-        if family.kind == "coupling":
-            fields["passes"] = 2
-        kind = flows.MAF if family.kind == "maf" else flows.NSF
+        fields |= {"maf": {}, "spline": {"bins": family.bins}, "coupling": {"bins": family.bins, "passes": 2}}[family.kind]
         with own_defaults():
-            self.flow = kind(shape.dim, shape.context, **fields)
+            self.flow = getattr(_flows(), "MAF" if family.kind == "maf" else "NSF")(shape.dim, shape.context, **fields)
         self.register_buffer("tril", None)
         self.register_buffer("within", None)
 
@@ -144,8 +139,7 @@ class FlowNetwork(Standardised):
     def rest(self) -> None:
         """Make the flow the identity: zero the last layer of each transform's network (a single column has no network)."""
         for part in self.flow.transform.transforms:
-            last = part.phi if hasattr(part, "phi") else part.hyper[-1].parameters()
-            for one in last:
+            for one in part.phi if hasattr(part, "phi") else part.hyper[-1].parameters():
                 nn.init.zeros_(one)
 
     def surround(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], within: float) -> None:
@@ -159,9 +153,7 @@ class FlowNetwork(Standardised):
         """Allocate a triangle if the weights have one."""
         for name in ("tril", "within"):
             found = state_dict.get(f"{prefix}{name}")
-            setattr(
-                self, name, None if found is None else torch.empty_like(found, dtype=self.mean.dtype, device=self.mean.device)
-            )
+            setattr(self, name, None if found is None else torch.empty_like(found).to(self.mean))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -62,8 +62,7 @@ class Gaussian(MomentFamily):
 
     def config(self) -> dict[str, Any]:
         """Return the class name and the fields; no rank where there is none."""
-        rank = {} if self.rank is None else {"rank": self.rank}
-        return {"family": "Gaussian", "covariance": self.covariance, **rank}
+        return {name: value for name, value in super().config().items() if value is not None}
 
     @property
     def label(self) -> str:
@@ -223,7 +222,5 @@ def loc_and_tril(model: Distribution) -> tuple[Tensor, Tensor]:
 
 def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
     """Differential entropy of N(·, LLᵀ) in nats: ½ d (1 + log 2π) + log|L|."""
-    dim = tril.shape[-1]
     volume: Tensor = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    constant = 0.5 * dim * (1 + math.log(2 * math.pi))
-    return volume + constant
+    return volume + 0.5 * tril.shape[-1] * (1 + math.log(2 * math.pi))

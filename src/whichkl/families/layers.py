@@ -92,15 +92,13 @@ def masked_perceptron(takes: Tensor, gives: Tensor, hidden: Sequence[int], colum
     Source: Germain, Gregor, Murray & Larochelle (2015).
     """
     layers: list[nn.Module] = []
-    before = takes
+    before, has_context = takes, bool((takes < 0).any())
     for width in hidden:
-        after = (
-            torch.arange(width, device="cpu") % max(1, columns - 1)
-            if columns > 1
-            else torch.full((width,), -1, dtype=torch.int64, device="cpu")
-        )
-        if bool((takes < 0).any()) and columns > 1:
-            after = torch.arange(width, device="cpu") % columns - 1
+        if columns == 1:  # units of the one column would lead to no output
+            after = torch.full((width,), -1, dtype=torch.int64, device="cpu")
+        else:
+            unit = torch.arange(width, device="cpu")
+            after = unit % columns - 1 if has_context else unit % (columns - 1)
         layers += [MaskedLinear(after[:, None] >= before), nn.SiLU()]
         before = after
     return nn.Sequential(*layers, MaskedLinear(gives[:, None] > before))

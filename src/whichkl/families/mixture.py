@@ -55,12 +55,10 @@ class Mixture(Family):
     @property
     def label(self) -> str:
         """Such as ``"a mixture of 3 full Gaussians"``."""
-        many = self.components != 1
-        word = {"gaussian": "Gaussian", "student_t": "Student-t"}[self.law]
-        tied = " with one covariance" if self.covariance == "tied" else ""
+        word = "Student-t" if self.law == "student_t" else "Gaussian" + "s" * (self.components != 1)
         shape = "full" if self.covariance == "tied" else self.covariance
-        number = "some" if isinstance(self.components, str) else self.components
-        return f"a mixture of {number} {shape} {word}{'s' * (many and word == 'Gaussian')}{tied}"
+        number = "some" if self.components == "auto" else self.components
+        return f"a mixture of {number} {shape} {word}{' with one covariance' * (self.covariance == 'tied')}"
 
     def minimum_rows(self, dim: int) -> int:
         """Return K times the rows of one component; with a tied covariance, those of one and a row per further mean."""

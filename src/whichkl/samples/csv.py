@@ -37,12 +37,12 @@ class CsvPart(FilePart):
     def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
         """Parse the file from its start."""
         file, step = Path(self.path), block_rows(len(self.names))
-        with decoding(self.path, partial(explain, file)):
-            with _reader(file, dict(zip(self.names, self.types, strict=True))) as reader:
-                for batch in reader:
-                    columns = [floats(column) for column in batch.columns]
-                    for start in range(0, len(batch), step):
-                        yield rows_from(columns, start, min(start + step, len(batch)))
+        types = dict(zip(self.names, self.types, strict=True))
+        with decoding(self.path, partial(explain, file)), _reader(file, types) as reader:
+            for batch in reader:
+                columns = [floats(column) for column in batch.columns]
+                for start in range(0, len(batch), step):
+                    yield rows_from(columns, start, min(start + step, len(batch)))
 
 
 @dataclass(frozen=True)
@@ -65,30 +65,30 @@ class CsvShard(Shard):
 
 def open_csv(path: str) -> CsvShard:
     """Read a CSV file's first lines."""
-    arrow, headerless = require("pyarrow", "app"), is_headerless(Path(path))
-    with decoding(path, partial(explain, Path(path))), _reader(Path(path), None) as reader:
-        first = next((batch for batch in reader if len(batch)), None)
-        schema, names = reader.schema, tuple(reader.schema.names)
-    names = tuple(f"x{i + 1}" for i in range(len(names))) if headerless else names
+    file = Path(path)
+    has_no_header = is_headerless(file)
+    with decoding(path, partial(explain, file)), _reader(file, None) as reader:
+        first, schema = next((batch for batch in reader if len(batch)), None), reader.schema
+    names = tuple(f"x{i + 1}" if has_no_header else name for i, name in enumerate(schema.names))
     check_names(path, names)
-    if first is not None:
-        for name, kind in zip(names, schema.types, strict=True):
-            if not is_number(kind):
-                explain(Path(path), f"column `{name}` holds {kind}")
-    kinds = tuple("bool" if arrow.types.is_boolean(kind) else "double" for kind in schema.types)
+    for name, kind in zip(names, schema.types, strict=True):
+        if first is not None and not is_number(kind):
+            explain(file, f"column `{name}` holds {kind}")
+    kinds = tuple("bool" if str(kind) == "bool" else "double" for kind in schema.types)
     return CsvShard(*stamp(path), names, kinds, 0 if first is None else None)
 
 
 def _reader(file: Path, types: dict[str, str] | None) -> Any:
     """Open a CSV for reading in blocks: with the given types, or with those of the first block."""
-    arrow, module = require("pyarrow", "app"), require("pyarrow.csv", "app")
-    headerless = is_headerless(file)
-    names = list(types) if types and headerless else None
-    kinds = {name: arrow.bool_() if kind == "bool" else arrow.float64() for name, kind in (types or {}).items()}
+    module = require("pyarrow.csv", "app")
+    has_no_header = is_headerless(file)
     options = module.ReadOptions(
-        block_size=_BLOCK_BYTES, use_threads=False, autogenerate_column_names=headerless and names is None, column_names=names
+        block_size=_BLOCK_BYTES,
+        use_threads=False,
+        autogenerate_column_names=has_no_header and not types,
+        column_names=list(types) if types and has_no_header else None,
     )
-    return module.open_csv(file, read_options=options, convert_options=module.ConvertOptions(column_types=kinds))
+    return module.open_csv(file, read_options=options, convert_options=module.ConvertOptions(column_types=types))
 
 
 def is_headerless(file: Path) -> bool:
@@ -105,7 +105,7 @@ def is_headerless(file: Path) -> bool:
 def explain(file: Path, reason: str) -> NoReturn:
     """Find the line that broke a CSV, and raise the error that names it."""
     with _fields(file) as rows:
-        _find_fault(file, rows)
+        _raise_fault(file, rows)
     raise unreadable(file, reason, "Correct it")
 
 
@@ -135,7 +135,8 @@ def _lines(file: Path) -> Generator[str, None, None]:
             yield line
 
 
-def _find_fault(file: Path, reader: Any) -> None:
+def _raise_fault(file: Path, reader: Any) -> None:
+    """Raise the error of the first line with a fault that is known; return if there is none."""
     header: list[str] = next(reader, [])
     if header and header[0].startswith("#"):
         raise unreadable(file, "its first line is a comment", "Delete it; the first line holds the names")

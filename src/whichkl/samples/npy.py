@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,17 +15,12 @@ from torch import Tensor
 
 from whichkl._checks import InputError
 from whichkl.arrays import check_whole
+from whichkl.process.lock import without_warnings
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp, unreadable
 
 _BLOCKS_PER_MAP = 16
-_MAGIC = b"\x93NUMPY"
-_MAX_HEADER = 10_000
-"""Largest header in bytes, as in NumPy; that of one matrix has 118."""
 _MAX_COLUMNS = 2**22
 """Largest number of columns: their names take 60 bytes each."""
-_KEYS = {"descr", "fortran_order", "shape"}
-_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f(2|4|8|12|16))")
-_PYTHON_2_INTEGER = re.compile(r"(?<=\d)L\b")
 
 
 class Header(NamedTuple):
@@ -105,38 +98,24 @@ def _refuse(path: str, reason: str) -> InputError:
 
 def _header(path: str, file: BinaryIO) -> Header:
     """Read the header of a file, and compare what it claims with the file's size before anything is allocated."""
-    fields, offset = _literal(file)
-    if not isinstance(fields, dict) or set(fields) != _KEYS or type(fields["fortran_order"]) is not bool:
-        raise ValueError("its header isn't one of NPY")
-    kind, shape = fields["descr"], fields["shape"]
-    if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind):
-        raise _refuse(path, f"its type is `{kind}`, not a number")
-    if not isinstance(shape, tuple) or any(type(one) is not int or not 0 <= one < 2**63 for one in shape):
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"its version is {version[0]}")
+    # the header of a matrix is ASCII, and then the third version is the second one
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with without_warnings():  # NumPy warns of headers that Python 2 wrote
+        shape, is_fortran, dtype = read(file)
+    if dtype.kind not in "biuf":
+        raise _refuse(path, f"its type is `{dtype}`, not a number")
+    if any(type(one) is not int or not 0 <= one < 2**63 for one in shape):
         raise ValueError(f"its shape is `{shape}`, not whole numbers")
     if len(shape) not in (1, 2):
         raise unreadable(path, f"its shape is `{shape}`, not (n, d)", "Save one row a draw")
     rows, columns = (*shape, 1)[:2]
     if columns > _MAX_COLUMNS:
         raise unreadable(path, f"it has {columns:,} columns, and at most {_MAX_COLUMNS:,} are read", "Save one row a draw")
-    dtype, size = np.dtype(kind), os.fstat(file.fileno()).st_size - offset
+    offset = file.tell()
+    size = os.fstat(file.fileno()).st_size - offset
     if rows * columns * dtype.itemsize != size:
         raise ValueError(f"{rows:,} × {columns:,} numbers are {rows * columns * dtype.itemsize:,} bytes, and it has {size:,}")
-    return Header(dtype, (rows, columns), "F" if fields["fortran_order"] else "C", offset)
-
-
-def _literal(file: BinaryIO) -> tuple[Any, int]:
-    """Return the content of a header, and where it ends. It is a literal of Python: nothing in it is run."""
-    start = file.read(len(_MAGIC) + 2)
-    if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + 2:
-        raise ValueError("it doesn't begin as one")
-    version, wide = start[len(_MAGIC)], 2 if start[len(_MAGIC)] == 1 else 4
-    if version not in (1, 2, 3):
-        raise ValueError(f"its version is {version}")
-    length = int.from_bytes(file.read(wide), "little")
-    if length > _MAX_HEADER:
-        raise ValueError(f"its header has {length:,} bytes")
-    text = file.read(length)
-    if len(text) < length:
-        raise ValueError("its header is cut short")
-    written = text.decode("utf-8" if version == 3 else "latin-1").strip()
-    return ast.literal_eval(written if version == 3 else _PYTHON_2_INTEGER.sub("", written)), file.tell()
+    return Header(dtype, (rows, columns), "F" if is_fortran else "C", offset)

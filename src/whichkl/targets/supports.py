@@ -26,6 +26,8 @@ from whichkl._checks import InputError, cannot
 
 Support = Constraint | Sequence[Constraint] | str | None
 
+MAX_STATES = 1 << 16
+"""Largest number of states that are listed: all rows of 16 columns of 0 and 1."""
 _REALS = (type(constraints.real), type(constraints.real_vector))
 _BOUNDED = r"(interval|integer_interval|greater_than|less_than)\(([^(),]+)(?:,([^(),]+))?\)"
 _WORDS = {
@@ -188,6 +190,25 @@ class Columns(transforms.Transform):
         """Sum the columns' logarithms."""
         columns = [part.log_abs_det_jacobian(x[..., i], y[..., i]) for i, part in enumerate(self.parts)]
         return torch.stack(columns, -1).sum(-1)
+
+
+def count_states(levels: Sequence[tuple[int, int]]) -> int:
+    """Return the number of rows of whole numbers between these ends.
+
+    >>> count_states([(0, 1), (0, 2)])
+    6
+    """
+    return math.prod(high - low + 1 for low, high in levels)
+
+
+def list_states(levels: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float64) -> Float[Tensor, "n d"]:
+    """Return every row of whole numbers between these ends; the last column changes fastest.
+
+    >>> list_states([(0, 1), (1, 2)]).tolist()
+    [[0.0, 1.0], [0.0, 2.0], [1.0, 1.0], [1.0, 2.0]]
+    """
+    columns = [torch.arange(low, high + 1, dtype=dtype, device="cpu") for low, high in levels]
+    return torch.stack(torch.meshgrid(*columns, indexing="ij"), -1).reshape(-1, len(levels))
 
 
 def parse_support(support: Support) -> tuple[Constraint, ...]:
