@@ -12,9 +12,8 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.field_checks import check_choice, check_whole, check_widths
-from whichkl.families.layers import Standardised, perceptron
+from whichkl.families.layers import Shape, Standardised, Summary, perceptron
 from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 Likelihood = Literal["bernoulli", "normal", "categorical"]
@@ -158,7 +157,6 @@ class Latent(Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, network: _Network) -> None:
-        """Take the networks."""
         self.network = network
         super().__init__(Size(()), Size((network.dim,)), validate_args=False)
 

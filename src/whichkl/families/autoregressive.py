@@ -12,9 +12,8 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.field_checks import check_widths
-from whichkl.families.layers import Standardised, masked_perceptron
+from whichkl.families.layers import Shape, Standardised, Summary, masked_perceptron
 from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 
@@ -44,7 +43,6 @@ class Autoregressive(NetworkFamily):
     hidden: tuple[int, ...] = (64, 64)
 
     def __post_init__(self) -> None:
-        """Check the widths."""
         check_widths(self)
 
     @property
@@ -94,7 +92,6 @@ class MaskedColumns(Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, network: _Network, given: Tensor | None) -> None:
-        """Take the network and the contexts, if there are any."""
         self.network, self.given = network, given
         event = () if network.is_scalar and network.dim == 1 else (network.dim,)
         super().__init__(Size(()) if given is None else given.shape[:-1], Size(event), validate_args=False)

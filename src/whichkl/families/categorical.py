@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.atoms import Codes
+from whichkl.families.columns import Codes
 from whichkl.families.family import MomentFamily
-from whichkl.families.field_checks import check_not_negative, check_whole, expect
+from whichkl.families.field_checks import check_not_negative, check_whole, expect, first_outside
 from whichkl.families.margins import CategoricalMargin
-from whichkl.families.value_ranges import first_outside
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,12 @@ class Categorical(MomentFamily):
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check both fields."""
         if self.categories is not None:
             check_whole(self, "categories")
         check_not_negative(self, "smoothing")
 
     def resolve(self, x: Float[Tensor, "n 1"], names: Sequence[str], *, whole: bool = True) -> tuple[Categorical, str]:
-        """Set the number of categories if it isn't given, so a part of the rows that lacks some is fitted in the same way.
-
-        Args:
-            x: rows.
-            names: the column's name.
-            whole: whether these are all rows; some of the rows don't determine the number.
-
-        Returns:
-            The family to fit, and a note.
-        """
+        """Set the number of categories if it isn't given, so a part of the rows that lacks some is fitted in the same way."""
         if self.categories is not None or not whole:
             return self, ""
         self.check_samples(x, names)
@@ -75,12 +64,7 @@ class Categorical(MomentFamily):
         return Categorical(count, self.smoothing), f"`{names[0]}` holds the codes of {count} categories"
 
     def statistics(
-        self,
-        x: Float[Tensor, "m 1"],
-        w: Float[Tensor, " m"],
-        origin: Float[Tensor, " 1"],
-        context: Tensor | None = None,
-        **options: Any,
+        self, x: Tensor, w: Tensor, origin: Tensor, context: Tensor | None = None, **options: Any
     ) -> dict[str, Tensor]:
         """Return the weight of each code, and how often it was seen."""
         _refuse_columns(x.shape[1])

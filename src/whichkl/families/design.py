@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent
 
+from whichkl.arrays import default_names
 from whichkl.families.family import Family
 from whichkl.families.field_checks import dependent_columns, quoted
 
@@ -36,18 +37,17 @@ def column_flag(is_column: bool) -> dict[str, Tensor]:
 
 def context_names(names: Sequence[str], count: int) -> list[str]:
     """Return the names of x's columns, x1, x2, … where they aren't given."""
-    return list(names) if len(names) == count else [f"x{i + 1}" for i in range(count)]
+    return list(names) if len(names) == count else list(default_names(count))
 
 
 def refuse_degenerate(family: Family, covariance: Float[Tensor, "c c"], names: Sequence[str], *, dependent: bool = True) -> None:
     """Refuse columns of x that aren't finite, that are constant as the intercept is, or that depend on each other."""
-    broken = (~covariance.diagonal().isfinite()).nonzero().flatten().tolist()
-    constant = (covariance.diagonal() <= 0).nonzero().flatten().tolist()
+    variance = covariance.diagonal()
     if not bool(covariance.isfinite().all()):
-        family.refuse(f"column {quoted(names, broken)} of x holds NaN or infinities", "Drop or repair those rows first")
-    if constant:
-        family.refuse(f"column {quoted(names, constant)} of x is constant, as the intercept is", "Drop it")
-    involved = dependent_columns(covariance) if dependent and len(covariance) else []
-    if involved:
+        which = quoted(names, ~variance.isfinite())
+        family.refuse(f"column {which} of x holds NaN or infinities", "Drop or repair those rows first")
+    if bool((variance <= 0).any()):
+        family.refuse(f"column {quoted(names, variance <= 0)} of x is constant, as the intercept is", "Drop it")
+    if dependent and len(covariance) and bool((involved := dependent_columns(covariance)).any()):
         because = f"the columns {quoted(names, involved)} of x are linearly dependent, so their weights aren't determined"
         family.refuse(because, "Drop one of them")

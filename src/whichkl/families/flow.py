@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, TransformedDistribution, constraints, transforms
 
 from whichkl._checks import require
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.field_checks import check_choice, check_whole, check_widths, quoted
 from whichkl.families.gaussian import diagonal_gaussian
-from whichkl.families.layers import Standardised
+from whichkl.families.layers import Shape, Standardised, Summary
 from whichkl.families.network_family import NetworkFamily
 from whichkl.process.lock import PROCESS_LOCK
 from whichkl.process.torch_modes import own_defaults
@@ -58,7 +57,6 @@ class Flow(NetworkFamily):
     bins: int = 8
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_choice(self, "kind", get_args(Kind))
         check_whole(self, "transforms")
         check_whole(self, "bins")
@@ -80,9 +78,9 @@ class Flow(NetworkFamily):
     def remarks(self, summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
         """Name the columns that have rows far beyond the splines."""
         ends = torch.maximum(summary.high - summary.mean, summary.mean - summary.low)
-        far = (ends > 2 * _SPLINE_EDGE * summary.scale).nonzero().flatten().tolist()
+        far = ends > 2 * _SPLINE_EDGE * summary.scale
         heavy = f"column {quoted(names, far)} has rows more than 10 standard deviations out: a flow's tails are those of a normal"
-        return (*super().remarks(summary, names), *([heavy] if far else []))
+        return (*super().remarks(summary, names), *([heavy] if bool(far.any()) else []))
 
 
 class FlowNetwork(Standardised):
@@ -100,7 +98,6 @@ class FlowNetwork(Standardised):
     """s, the standard deviation of the normal that the flow carries; 1 by default."""
 
     def __init__(self, shape: Shape, family: Flow) -> None:
-        """Build the flow with random weights."""
         super().__init__(shape)
         fields = {"transforms": family.transforms, "hidden_features": family.hidden, "activation": nn.SiLU}
         fields |= {"maf": {}, "spline": {"bins": family.bins}, "coupling": {"bins": family.bins, "passes": 2}}[family.kind]
@@ -158,19 +155,13 @@ class FlowNetwork(Standardised):
 
 
 class Triangular(transforms.Transform):
-    """y ↦ loc + L y, with log|∂x/∂y| = Σ log|Lᵢᵢ|.
-
-    Args:
-        loc: (d,).
-        tril: (d, d), lower triangular, its diagonal without zeros.
-    """
+    """y ↦ loc + L y, with log|∂x/∂y| = Σ log|Lᵢᵢ|."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
     def __init__(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"]) -> None:
-        """Take both."""
         super().__init__()
         self.loc, self.tril = loc, tril
 

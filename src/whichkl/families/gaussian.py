@@ -48,7 +48,6 @@ class Gaussian(MomentFamily):
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the two fields."""
         check_choice(self, "covariance", get_args(Covariance))
         if self.covariance == "low_rank":
             check_whole(self, "rank", "Give, say, rank=2")
@@ -70,14 +69,7 @@ class Gaussian(MomentFamily):
         return f"a rank-{self.rank} Gaussian" if self.rank else f"a {self.covariance} Gaussian"
 
     def statistics(
-        self,
-        x: Float[Tensor, "m d"],
-        w: Float[Tensor, " m"],
-        origin: Float[Tensor, " d"],
-        context: Tensor | None = None,
-        *,
-        overwrite: bool = False,
-        total: Float[Tensor, " d"] | None = None,
+        self, x: Tensor, w: Tensor, origin: Tensor, context: Any = None, *, overwrite: bool = False, total: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, or its diagonal alone for a diagonal covariance."""
         y = x
@@ -106,10 +98,10 @@ class Gaussian(MomentFamily):
         second = sums["second"] / sums["weight"]
         if self.covariance == "diagonal":
             variance = second - shift.square()
-            self.refuse_constant((variance <= 0).nonzero().flatten().tolist(), names)
+            self.refuse_constant(variance <= 0, names)
             return diagonal_gaussian(origin + shift, variance.sqrt())
         covariance = second - torch.outer(shift, shift)
-        self.refuse_constant((covariance.diagonal() <= 0).nonzero().flatten().tolist(), names)
+        self.refuse_constant(covariance.diagonal() <= 0, names)
         if self.covariance == "low_rank":
             return low_rank(origin + shift, *maximum_likelihood_factors(covariance, self.rank_in(dim), names))
         self._refuse_dependent(covariance, names)
@@ -159,7 +151,7 @@ class Gaussian(MomentFamily):
 
     def _refuse_dependent(self, covariance: Float[Tensor, "d d"], names: Sequence[str]) -> None:
         dependent = dependent_columns(covariance)
-        if dependent:
+        if bool(dependent.any()):
             because = f"the columns {quoted(names, dependent)} are linearly dependent, so the covariance is singular"
             self.refuse(because, "Drop one of them, or use Gaussian('diagonal')")
 

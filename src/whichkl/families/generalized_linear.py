@@ -13,11 +13,19 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl.arrays import read_context
-from whichkl.families.atoms import Codes, Coin, Counts
+from whichkl.families.columns import Codes, Coin, Counts
 from whichkl.families.design import as_column, column_flag
 from whichkl.families.family import Family
-from whichkl.families.field_checks import check_choice, check_not_negative, expect
-from whichkl.families.value_ranges import BITS, COUNTS, ValueRange, codes_of, first_outside
+from whichkl.families.field_checks import (
+    BITS,
+    COUNTS,
+    ValueRange,
+    check_choice,
+    check_not_negative,
+    codes_of,
+    expect,
+    first_outside,
+)
 
 Word = Literal["bernoulli", "categorical", "poisson"]
 
@@ -161,7 +169,6 @@ class GeneralizedLinear(Family):
     penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check both fields."""
         check_choice(self, "response", tuple(RESPONSES))
         check_not_negative(self, "penalty")
 

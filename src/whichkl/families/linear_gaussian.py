@@ -48,7 +48,6 @@ class LinearGaussian(MomentFamily):
     covariance: Covariance = "full"
 
     def __post_init__(self) -> None:
-        """Check the one field."""
         check_choice(self, "covariance", ("full", "diagonal"))
 
     def minimum_rows(self, dim: int) -> int:
@@ -56,22 +55,9 @@ class LinearGaussian(MomentFamily):
         return dim + 2 if self.covariance == "full" else 3
 
     def statistics(
-        self,
-        x: Float[Tensor, "m d"],
-        w: Float[Tensor, " m"],
-        origin: Float[Tensor, " k"],
-        context: Tensor | None = None,
-        **options: Any,
+        self, x: Tensor, w: Tensor, origin: Tensor, context: Tensor | None = None, **options: Any
     ) -> dict[str, Tensor]:
-        """Return Σw, and the first and second sums of (y, x) about the origin.
-
-        Args:
-            x: the rows of y.
-            w: their weights.
-            origin: a point near the rows (y, x), (d + c,); with only d numbers, those of x are 0.
-            context: the rows of x.
-            options: `overwrite` and `total` have no effect.
-        """
+        """Return Σw, and the sums of (y, x) about the origin and of their products; where it has d numbers, those of x are 0."""
         given = check_context(self, context)
         origin = _padded(origin, x.shape[1] + given.shape[1])
         y, given = x - origin[: x.shape[1]], given - origin[x.shape[1] :]
@@ -80,13 +66,7 @@ class LinearGaussian(MomentFamily):
         return {"rows": (w > 0).sum(), "weight": w.sum(), **moments}
 
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " k"], names: Sequence[str]) -> Any:
-        """Return the least-squares A and b, and the covariance of the residuals.
-
-        Args:
-            sums: what `statistics` returned, summed over the blocks.
-            origin: the same as there.
-            names: of the columns of y, then of x; by default the columns of x are x1, x2, …
-        """
+        """Return the least-squares A and b, and the covariance of the residuals; the names are those of y, then of x."""
         dim, given = len(sums["y"]), len(sums["x"])
         needed = given + 1 + (dim if self.covariance == "full" else 1)
         if int(sums["rows"]) < needed:
@@ -97,15 +77,15 @@ class LinearGaussian(MomentFamily):
         y = sums["yy"] / sums["weight"] - torch.outer(at_y, at_y)
         x = sums["xx"] / sums["weight"] - torch.outer(at_x, at_x)
         xy = sums["xy"] / sums["weight"] - torch.outer(at_x, at_y)
-        self.refuse_constant((y.diagonal() <= 0).nonzero().flatten().tolist(), names)
+        self.refuse_constant(y.diagonal() <= 0, names)
         refuse_degenerate(self, x, context_names(names[dim:], given))
         sd = x.diagonal().sqrt()
         weight = (torch.linalg.solve(x / torch.outer(sd, sd), xy / sd[:, None]) / sd[:, None]).T
         residual = y - weight @ xy
         scale = y.diagonal().sqrt()
-        flat = (residual.diagonal() <= _MIN_RESIDUAL * y.diagonal()).nonzero().flatten().tolist()
-        if flat:
-            because = f"x determines column `{names[flat[0]]}` of y exactly, so its density is unbounded"
+        is_flat = (residual.diagonal() <= _MIN_RESIDUAL * y.diagonal()).tolist()
+        if any(is_flat):
+            because = f"x determines column `{names[is_flat.index(True)]}` of y exactly, so its density is unbounded"
             self.refuse(because, "Drop that column of y, or the columns of x that determine it")
         if self.covariance == "diagonal":
             tril = torch.diag(residual.diagonal().sqrt())

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import Beta, Distribution, Exponential, Gamma, Laplace, LogNormal, Normal
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.atoms import Coin, Counts, codes
-from whichkl.families.value_ranges import BITS, COUNTS, INSIDE_UNIT, NOT_NEGATIVE, POSITIVE, REAL, ValueRange, codes_of
+from whichkl.families.columns import Coin, Counts, codes
+from whichkl.families.field_checks import BITS, COUNTS, INSIDE_UNIT, NOT_NEGATIVE, POSITIVE, REAL, ValueRange, codes_of
 
 Sums = Mapping[str, Tensor]
 Found = dict[str, Tensor]
@@ -205,7 +205,6 @@ class CategoricalMargin(Margin):
     name, parameter_names = "categorical", ("probs",)
 
     def __init__(self, categories: int | None = None, smoothing: float = 0.0) -> None:
-        """Keep both."""
         self.categories, self.smoothing = categories, smoothing
         self.values = codes_of(categories)
 
@@ -243,11 +242,10 @@ class CategoricalMargin(Margin):
 
 
 # Where two margins have the same score, the first one is chosen.
-_KINDS: tuple[type[Margin], ...] = (
-    *(_Bernoulli, _Poisson, CategoricalMargin),
-    *(_Normal, _Laplace, _Exponential, _Gamma, _LogNormal, _Beta),
-)
-MARGINS = {kind.name: kind for kind in _KINDS}
+MARGINS: dict[str, type[Margin]] = {
+    kind.name: kind
+    for kind in (_Bernoulli, _Poisson, CategoricalMargin, _Normal, _Laplace, _Exponential, _Gamma, _LogNormal, _Beta)
+}
 
 
 def _moments(y: Tensor, w: Tensor) -> Found:

@@ -39,7 +39,6 @@ class Mixture(Family):
     law: str = "gaussian"
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         if self.components != "auto":
             check_whole(self, "components", "Give, say, components=2, or components='auto'")
         check_choice(self, "covariance", SHAPES)

@@ -13,9 +13,9 @@ from torch.distributions import Distribution, constraints
 
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.arrays import read_context
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.family import Family, log_likelihood
 from whichkl.families.field_checks import quoted
+from whichkl.families.layers import Shape, Summary
 from whichkl.process.seeds import seeded
 
 _MIN_ROWS = 20
@@ -78,20 +78,19 @@ class NetworkFamily(Family):
         """Refuse too few rows, scales beyond float64, and constant columns where the family has a density."""
         self.check_count(summary.rows, len(summary.mean))
         if self.carried:
-            self.refuse_constant((summary.low == summary.high).nonzero().flatten().tolist(), names)
+            self.refuse_constant(summary.low == summary.high, names)
         beyond = ~((summary.scale > 0) & summary.scale.isfinite()) & (summary.low < summary.high)
         if bool(beyond.any()):
-            which = quoted(names, beyond.nonzero().flatten().tolist())
-            self.refuse(f"the variance of column {which} is beyond what a float64 holds", "Give it in other units")
+            self.refuse(
+                f"the variance of column {quoted(names, beyond)} is beyond what a float64 holds", "Give it in other units"
+            )
 
     def remarks(self, summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
         """Return what the user should know about this family on these data."""
         if not (self.carried and summary.repeats):
             return ()
-        return (
-            f"column {quoted(names, summary.repeats)} repeats its values: a density grows without limit there, so the value "
-            "has little meaning",
-        )
+        which = ", ".join(f"`{names[i]}`" for i in summary.repeats)
+        return (f"column {which} repeats its values: a density grows without limit there, so the value has little meaning",)
 
     def minimum_rows(self, dim: int) -> int:
         """Return 20, in any dimension."""
@@ -101,7 +100,7 @@ class NetworkFamily(Family):
         """Refuse too few rows, values without a probability, and constant columns where the family has a density."""
         self.check_count(len(x), x.shape[1])
         if self.carried:
-            self.refuse_constant((x == x[:1]).all(0).nonzero().flatten().tolist(), names)
+            self.refuse_constant((x == x[:1]).all(0), names)
         self.check_rows(x, names)
 
     def wider(self) -> Family | None:
@@ -151,16 +150,11 @@ class NetworkModel(Distribution):
 
     The module gets rows in its own dtype. A mean and a variance without a formula are those of 16,384 draws with a fixed seed;
     their error is about 1/128 of a standard deviation.
-
-    Args:
-        module: returns a `Distribution` with event shape (d,), or () where d = 1.
-        shape: the shape of the data, with their d columns.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, module: nn.Module, shape: Shape) -> None:
-        """Call the module once for its shapes."""
         self.module, self.shape, self.dim = module, shape, shape.dim
         law = self.law
         self.has_rsample = law.has_rsample
@@ -225,15 +219,9 @@ class NetworkModel(Distribution):
 
 
 class ConditionalModel:
-    """q(y|x): a module called with (n, c) contexts; returns the law of y, n rows in its batch shape.
-
-    Args:
-        module: its `forward(x)` returns a `Distribution`.
-        shape: the shape of the data.
-    """
+    """q(y|x): a module called with (n, c) contexts; returns the law of y, n rows in its batch shape."""
 
     def __init__(self, module: nn.Module, shape: Shape) -> None:
-        """Keep both."""
         self.module, self.shape = module, shape
 
     def __call__(self, x: Any) -> Distribution:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 
-from whichkl.families.atoms import Codes, Coin, Counts
-from whichkl.families.data_shape import Shape, Summary
+from whichkl.families.columns import Codes, Coin, Counts
 from whichkl.families.field_checks import check_choice, check_whole, check_widths
 from whichkl.families.gaussian import Covariance, diagonal_gaussian, multivariate_normal
-from whichkl.families.layers import Standardised, perceptron
+from whichkl.families.layers import Shape, Standardised, Summary, perceptron
 from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 Response = Literal["bernoulli", "categorical", "poisson", "normal"]
@@ -133,7 +132,6 @@ class MixtureDensityNetwork(NetworkFamily):
     covariance: Covariance = "full"
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_whole(self, "components")
         check_widths(self)
         check_choice(self, "covariance", ("full", "diagonal"))

@@ -14,9 +14,8 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, cannot
 from whichkl.families.columns import Columns
 from whichkl.families.family import MomentFamily
-from whichkl.families.field_checks import check_not_negative, expect
+from whichkl.families.field_checks import BITS, check_not_negative, expect, first_outside, shown
 from whichkl.families.margins import MARGINS, CategoricalMargin, Margin
-from whichkl.families.value_ranges import BITS, first_outside, shown
 
 _MIN_SPREAD_FOR_DENSITY = 3.0
 """Smallest standard deviation at which whole numbers may get a density, which then hardly changes within a step of 1."""
@@ -52,7 +51,6 @@ class Product(MomentFamily):
     categories: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields, and keep several names as a tuple."""
         if self.margins is not None and not isinstance(self.margins, str):
             object.__setattr__(self, "margins", tuple(self.margins))
         for name in self.named:
@@ -109,12 +107,7 @@ class Product(MomentFamily):
         return [i for i, margin in enumerate(self._margins(dim)) if margin.about_median]
 
     def statistics(
-        self,
-        x: Float[Tensor, "m d"],
-        w: Float[Tensor, " m"],
-        origin: Float[Tensor, " d"],
-        context: Tensor | None = None,
-        **options: Any,
+        self, x: Tensor, w: Tensor, origin: Tensor, context: Tensor | None = None, **options: Any
     ) -> dict[str, Tensor]:
         """Return every margin's sums; each name begins with the number of the column."""
         columns = zip(self._margins(x.shape[1]), x.T, origin, strict=True)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.family import Family
+from whichkl.families.layers import Shape, Summary
 from whichkl.families.named import family_named
 from whichkl.families.network_family import NetworkFamily, state_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import require
+from whichkl.arrays import default_names
 from whichkl.samples.columns import check_columns, check_names, floats, is_number, rows_from
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp, unreadable
 
@@ -25,7 +26,7 @@ _MAX_COUNTED_BYTES = 2**28
 
 @dataclass(frozen=True)
 class CsvPart(FilePart):
-    """A whole CSV file: it can't be cut, since a quoted cell may hold a line's end."""
+    """A whole CSV file."""
 
     types: tuple[str, ...]
 
@@ -58,10 +59,6 @@ class CsvShard(Shard):
             pieces = iter(partial(file.read, _BLOCK_BYTES), b"")
             return 8 * (1 + sum(piece.count(b",") + max(piece.count(b"\n"), piece.count(b"\r")) for piece in pieces))
 
-    def parts(self, rows: int) -> Sequence[CsvPart]:
-        """Return the one part, the file, unless the file is empty."""
-        return [] if self.rows == 0 else [CsvPart(self.path, self.size, self.changed, self.names, None, self.types)]
-
 
 def open_csv(path: str) -> CsvShard:
     """Read a CSV file's first lines."""
@@ -69,13 +66,20 @@ def open_csv(path: str) -> CsvShard:
     has_no_header = is_headerless(file)
     with decoding(path, partial(explain, file)), _reader(file, None) as reader:
         first, schema = next((batch for batch in reader if len(batch)), None), reader.schema
-    names = tuple(f"x{i + 1}" if has_no_header else name for i, name in enumerate(schema.names))
+    names = default_names(len(schema.names)) if has_no_header else tuple(schema.names)
     check_names(path, names)
     for name, kind in zip(names, schema.types, strict=True):
         if first is not None and not is_number(kind):
             explain(file, f"column `{name}` holds {kind}")
     kinds = tuple("bool" if str(kind) == "bool" else "double" for kind in schema.types)
-    return CsvShard(*stamp(path), names, kinds, 0 if first is None else None)
+    where = (*stamp(path), names)
+    parts = () if first is None else (CsvPart(*where, None, kinds),)
+    return CsvShard(*where, kinds, 0 if first is None else None, partial(_whole, parts))
+
+
+def _whole(parts: tuple[CsvPart, ...], rows: int) -> tuple[CsvPart, ...]:
+    """Return the whole file: it can't be cut, since a quoted cell may hold a line's end."""
+    return parts
 
 
 def _reader(file: Path, types: dict[str, str] | None) -> Any:

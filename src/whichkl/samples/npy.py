@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError
-from whichkl.arrays import check_whole
+from whichkl.arrays import check_whole, default_names
 from whichkl.process.lock import without_warnings
 from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp, unreadable
 
@@ -68,28 +68,21 @@ class NpyPart(FilePart):
                 yield torch.from_numpy(block)
 
 
-@dataclass(frozen=True)
-class NpyShard(Shard):
-    """The metadata of an NPY file."""
-
-    header: Header
-
-    def parts(self, rows: int) -> Sequence[NpyPart]:
-        """Cut into parts of this many rows."""
-        count = self.rows or 0
-        cuts = [(i, min(i + rows, count)) for i in range(0, count, rows)]
-        where = (self.path, self.size, self.changed, self.names)
-        return [NpyPart(*where, stop - start, start, stop, self.header) for start, stop in cuts]
-
-
-def open_npy(path: str) -> NpyShard:
+def open_npy(path: str) -> Shard:
     """Read an NPY file's header; the shape (n,) is read as (n, 1)."""
     with decoding(path, partial(_refuse, path)), open(path, "rb") as file:
         header = _header(path, file)
-    names = tuple(f"x{i + 1}" for i in range(header.shape[1]))
+    names = default_names(header.shape[1])
     if not names:
         raise unreadable(path, "it has no columns", "Write at least one column of numbers")
-    return NpyShard(*stamp(path), names, (str(header.dtype),) * len(names), header.shape[0], header)
+    where = (*stamp(path), names)
+    return Shard(*where, (str(header.dtype),) * len(names), header.shape[0], partial(_cut, where, header))
+
+
+def _cut(where: tuple[str, int, int, tuple[str, ...]], header: Header, rows: int) -> list[NpyPart]:
+    count = header.shape[0]
+    cuts = [(i, min(i + rows, count)) for i in range(0, count, rows)]
+    return [NpyPart(*where, stop - start, start, stop, header) for start, stop in cuts]
 
 
 def _refuse(path: str, reason: str) -> InputError:

@@ -135,7 +135,6 @@ class Shards(Stream):
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
-        """Read the metadata of every file, and compare them."""
         files = [Path(os.path.abspath(path)) for path in paths]
         if not files:
             raise InputError(cannot("read this list of files", "it is empty", "Give at least one path"))
@@ -146,7 +145,7 @@ class Shards(Stream):
         if len(kinds) > 1:
             (_, a), (_, b), *_ = kinds.items()
             raise InputError(cannot("read these files together", f"`{a}` and `{b}` differ in format", "Give files of one format"))
-        with ThreadPoolExecutor(min(8, len(files))) as pool:
+        with ThreadPoolExecutor(min(8, len(files))) as pool:  # a folder may be on a disk far away
             self.shards = tuple(pool.map(_open_file, files))
         full = [shard for shard in self.shards if shard.rows != 0]
         if not full:

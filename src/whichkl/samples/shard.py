@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ class FilePart(Part):
 
 
 @dataclass(frozen=True)
-class Shard(ABC):
+class Shard:
     """The metadata of a file.
 
     Args:
@@ -110,6 +110,7 @@ class Shard(ABC):
         names: its column names.
         types: their types, as text that can be compared with another shard's.
         rows: how many there are; None where that isn't known without reading them all.
+        parts: cuts the file into parts of about this many rows, as its format allows; always the same parts.
     """
 
     path: str
@@ -118,15 +119,12 @@ class Shard(ABC):
     names: tuple[str, ...]
     types: tuple[str, ...]
     rows: int | None
+    parts: Callable[[int], Sequence[FilePart]] = field(repr=False)
 
     @property
     def bytes_in_memory(self) -> int:
         """Bytes of its values in float64, which can be a thousand times the size of a compressed file."""
         return 8 * (self.rows or 0) * len(self.names)
-
-    @abstractmethod
-    def parts(self, rows: int) -> Sequence[FilePart]:
-        """Cut the file into parts of about this many rows, as its format allows; always the same parts."""
 
 
 def stamp(path: str) -> tuple[str, int, int]:
@@ -138,10 +136,6 @@ def stamp(path: str) -> tuple[str, int, int]:
 @contextmanager
 def decoding(path: str, refusal: Callable[[str], InputError]) -> Iterator[None]:
     """Turn whatever a decoder raises into one error that names the file.
-
-    Args:
-        path: the file.
-        refusal: returns the error for a message of the decoder.
 
     Raises:
         InputError: the file is broken.

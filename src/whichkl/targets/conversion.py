@@ -89,7 +89,6 @@ class NegativeEnergy:
     """
 
     def __init__(self, energy: Any) -> None:
-        """Copy and freeze the energy if it is a module."""
         if not callable(energy):
             because = f"it is a `{type(energy).__name__}`"
             raise InputError(cannot("use `energy=`", because, "Pass a function, or a module, of (n, d) points"))

@@ -46,7 +46,6 @@ class LineIntegral:
     """
 
     def __init__(self, score: Callable[[Tensor], Tensor], anchor: Float[Tensor, "1 d"], count: Callable[[int], None]) -> None:
-        """Take the score, the anchor and the counter."""
         self.score, self.anchor, self.count = score, anchor, count
         self.gap: float | None = None
 
@@ -76,7 +75,7 @@ class LineIntegral:
         else:
             slope[:, ::2], slope[:, 1::2] = known, self._slopes(start, end, t[1::2])
         value = slope @ weights
-        off = (value - slope[:, ::2] @ _weights(order // 2).to(end)).abs()
+        off = (value - slope[:, ::2] @ clenshaw_curtis(order // 2)[1].to(end)).abs()
         again = ((off > _TOLERANCE * (1 + value.abs())) & value.isfinite()).nonzero()[:, 0]
         if not len(again):
             return value
@@ -129,28 +128,19 @@ class LineIntegral:
         return self.gap is not None and self.gap > _MAX_GAP
 
 
+@cache
 def clenshaw_curtis(order: int) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """Return the order + 1 points and weights of the rule on [0, 1], for an even order.
+
+    Every second point is one of the rule of half the order.
 
     >>> t, w = clenshaw_curtis(8)
     >>> round(float(w @ t.square()), 12)
     0.333333333333
     """
-    return _points(order), _weights(order)
-
-
-@cache
-def _points(order: int) -> Float[Tensor, " m"]:
-    """Return the order + 1 points of Clenshaw–Curtis on [0, 1]; every second point is one of the rule of half the order."""
-    return (1 - torch.cos(math.pi * torch.arange(order + 1, dtype=torch.float64, device="cpu") / order)) / 2
-
-
-@cache
-def _weights(order: int) -> Float[Tensor, " m"]:
-    """Return the weights of these points, for an even order."""
     k = torch.arange(order + 1, dtype=torch.float64, device="cpu")
     j = torch.arange(1, order // 2 + 1, dtype=torch.float64, device="cpu")
     b = 2 - (j == order // 2).to(j.dtype)
     inner = (b / (4 * j.square() - 1) * torch.cos(2 * math.pi * k[:, None] * j / order)).sum(1)
     ends = 2 - ((k == 0) | (k == order)).to(k.dtype)
-    return ends / order * (1 - inner) / 2
+    return (1 - torch.cos(math.pi * k / order)) / 2, ends / order * (1 - inner) / 2

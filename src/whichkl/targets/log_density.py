@@ -33,7 +33,6 @@ class LogDensity:
     """
 
     def __init__(self, function: Function, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
-        """Take the functions; see the class for the arguments."""
         self.function, self.score, self.batched, self.probe = function, score, batched, probe
         self.place: Callable[[Tensor], Tensor] | None = None
         """Maps x to the user's coordinates for error messages, if the function is read in other coordinates."""

@@ -26,7 +26,7 @@ _MAX_DIM = 1_000_000
 
 
 @dataclass(frozen=True)
-class PairedPart(Part):
+class _PairedPart(Part):
     """A part of another stream, as pairs."""
 
     part: Part
@@ -35,20 +35,17 @@ class PairedPart(Part):
 
     @property
     def label(self) -> str:
-        """The label of the part."""
         return self.part.label
 
     def blocks(self) -> Iterator[Block]:
-        """Read the part's rows as pairs."""
         for block in self.part.blocks():
             yield replace(block, x=block.x[:, list(self.y)], context=block.x[:, list(self.x)])
 
 
-class Paired(Stream):
+class _Paired(Stream):
     """A stream of pairs (x, y): x are the columns of another stream that `given` names, y are its other columns."""
 
     def __init__(self, stream: Stream, given: str | Sequence[str]) -> None:
-        """Split the columns."""
         if stream.context_names:
             raise InputError(cannot("use `given=` here", "the samples are pairs (x, y) already", "Leave it out"))
         x, y = _columns_of(given, stream.names)
@@ -58,17 +55,14 @@ class Paired(Stream):
 
     @property
     def parts(self) -> Sequence[Part]:
-        """As in the other stream."""
-        return [PairedPart(part, self._x, self._y) for part in self._stream.parts]
+        return [_PairedPart(part, self._x, self._y) for part in self._stream.parts]
 
     @property
     def rows(self) -> int | None:
-        """As in the other stream."""
         return self._stream.rows
 
     @property
     def bytes_in_memory(self) -> int:
-        """As in the other stream."""
         return self._stream.bytes_in_memory
 
 
@@ -95,13 +89,7 @@ class Rows:
         return read_names(self.names, self.source, dim, is_response=self.context is not None)
 
     def check(self, names: Sequence[str], bijection: Bijection, others: dict[str, Any]) -> None:
-        """Refuse samples that are empty, not finite or outside the support, and what can't be combined with them.
-
-        Args:
-            names: of the columns.
-            bijection: onto the support.
-            others: the other arguments of `Target` by name; None is an argument that wasn't given.
-        """
+        """Refuse samples that are empty, not finite or outside the support, and what can't be combined with them."""
         extra = [name for name, value in others.items() if value is not None]
         if self.context is not None and any(name not in ("weights", "chains") for name in extra):
             because = "a conditional target is known by its pairs alone"
@@ -169,7 +157,7 @@ def read_rows(
         samples, names = found.values, found.names if names is None else names
     x_names: Sequence[str] | None = None
     if given is not None and isinstance(found, Stream):
-        found = Paired(found, given)
+        found = _Paired(found, given)
         names = found.names
     elif given is not None:
         samples, names, x_names = _split_columns(samples, names, given)
@@ -235,7 +223,7 @@ def _has_flat_response(stream: Stream) -> bool:
     The blocks of a stream are matrices, so the first item of a loader is read to see its shape.
     """
     if not isinstance(stream, Loaded):
-        return isinstance(stream, Paired) and len(stream.names) == 1
+        return isinstance(stream, _Paired) and len(stream.names) == 1
     (part,) = stream.parts
     if not stream.context_names or not isinstance(part, LoaderPart):
         return False
@@ -247,13 +235,7 @@ def _has_flat_response(stream: Stream) -> bool:
 
 
 def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
-    """Return the number of coordinates of a target.
-
-    Args:
-        dim: what the user passed.
-        width: the number of columns of the samples.
-        has_functions: whether there are functions of p.
-    """
+    """Return the number of coordinates of a target."""
     if dim is None:
         if width is None and has_functions:
             because = "there are no samples to read the dimension from"

@@ -52,7 +52,6 @@ class Bijection:
     """
 
     def __init__(self, support: Support, dim: int) -> None:
-        """Build the map; see the class for the arguments."""
         self.dim = dim
         parts = parse_support(support)
         if len(parts) not in (1, dim):
@@ -176,7 +175,6 @@ class Columns(transforms.Transform):
     bijective = True
 
     def __init__(self, parts: Sequence[transforms.Transform]) -> None:
-        """Take one transform per column."""
         super().__init__()
         self.parts = tuple(parts)
 

@@ -90,7 +90,6 @@ class Target:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        """Take what is known of p; see the class for the arguments."""
         self.carrier: Bijection | None = None
         """For streams: the map between rows and the free coordinates of this target."""
         self.origin: Model | None = None
