@@ -72,14 +72,11 @@ def simpler(family: Family) -> Family | None:
     >>> simpler(Mixture(2))
     Gaussian(covariance='full')
     """
-    if isinstance(family, Gaussian) and family.covariance == "low_rank":
-        return Gaussian("diagonal")
-    if isinstance(family, StudentT):
-        return Gaussian("diagonal" if family.covariance == "diagonal" else "full")
-    if not isinstance(family, Mixture) or family.count == 1:
-        return None
-    if family.count > 2:
+    if isinstance(family, Gaussian):
+        return Gaussian("diagonal") if family.covariance == "low_rank" else None
+    if isinstance(family, Mixture) and family.count > 2:
         return replace(family, components=family.count - 1)
-    if family.law == "student_t":
-        return StudentT("diagonal" if family.covariance == "diagonal" else "full")
-    return Gaussian("diagonal" if family.covariance == "diagonal" else "full")
+    if not isinstance(family, StudentT | Mixture) or (isinstance(family, Mixture) and family.count == 1):
+        return None
+    law = StudentT if isinstance(family, Mixture) and family.law == "student_t" else Gaussian
+    return law("diagonal" if family.covariance == "diagonal" else "full")

@@ -10,17 +10,9 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributions import (
-    Distribution,
-    Independent,
-    MixtureSameFamily,
-    TransformedDistribution,
-    VonMises,
-    biject_to,
-    constraints,
-    transforms,
-)
+from torch.distributions import Distribution, Independent, MixtureSameFamily, VonMises, biject_to, constraints, transforms
 from torch.distributions.constraints import Constraint
+from torch.distributions.transformed_distribution import TransformedDistribution
 
 from whichkl._checks import InputError, cannot
 
@@ -63,12 +55,10 @@ class Bijection:
         if self.is_discrete:
             self.free_dim = dim
             return
-        whole = len(self.constraints) == 1 and self.constraints[0].event_dim == 1
-        if whole:
-            self.transform: transforms.Transform = biject_to(self.constraints[0])
-        else:
-            each = [biject_to(column) for column in self.constraints]
-            self.transform = transforms.IndependentTransform(each[0], 1) if len(each) == 1 else Columns(each)
+        each = [biject_to(part) for part in self.constraints]
+        self.transform: transforms.Transform = Columns(each) if len(each) > 1 else each[0]
+        if len(each) == 1 and self.constraints[0].event_dim == 0:
+            self.transform = transforms.IndependentTransform(each[0], 1)
         self.free_dim = int(self.transform.inverse_shape(torch.Size([dim]))[-1])
 
     @property
@@ -236,13 +226,10 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     """Return a torch distribution's support as constraints for `Bijection`, one per column if their bounds differ."""
     if isinstance(p, Supported):
         return p.bijection.constraints
-    if isinstance(p, MixtureSameFamily):
-        inner = p.component_distribution
-        inner = inner.base_dist if isinstance(inner, Independent) else inner
-        support, pool = inner.support, True
-    else:
-        inner = p.base_dist if isinstance(p, Independent) else p
-        support, pool = p.support, False
+    is_mixture = isinstance(p, MixtureSameFamily)
+    inner: Any = p.component_distribution if isinstance(p, MixtureSameFamily) else p
+    inner = inner.base_dist if isinstance(inner, Independent) else inner
+    support = inner.support if is_mixture else p.support
     if isinstance(inner, VonMises):  # torch names the whole line, on which the density is periodic
         support = constraints.interval(-math.pi, math.pi)
     support = constraints.real if support is None else _scalar(support)
@@ -250,7 +237,7 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     if support.event_dim > 0 or support.is_discrete or not any(isinstance(v, Tensor) for v in bounds.values()):
         return (support,)
     wide = {name: torch.as_tensor(value, dtype=torch.float64, device="cpu") for name, value in bounds.items()}
-    if pool:
+    if is_mixture:
         wide = {name: value.min() if name == "lower_bound" else value.max() for name, value in wide.items()}
     columns = [value.expand(dim).tolist() for value in torch.broadcast_tensors(*wide.values())]
     kind = {2: constraints.interval, 1: constraints.greater_than if "lower_bound" in wide else constraints.less_than}[len(wide)]
