@@ -9,7 +9,7 @@ import torch
 import whichkl as wk
 from whichkl._checks import InputError, TargetError
 from whichkl.families import Autoregressive, Categorical, Flow, Gaussian, Mixture, Product
-from whichkl.families.data_shape import Shape
+from whichkl.families.layers import Shape
 from whichkl.importance import pareto_smooth
 from whichkl.problems import RestrictedBoltzmann, restricted_boltzmann
 from whichkl.solvers import CoordinateAscent, Enumeration, ScoreFunction

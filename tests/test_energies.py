@@ -13,7 +13,7 @@ from whichkl._checks import InputError, TargetError
 from whichkl.families import Gaussian
 from whichkl.problems import RestrictedBoltzmann
 from whichkl.problems.planar import TWO_MOONS_LOG_Z
-from whichkl.targets.energies import NegativeEnergy
+from whichkl.targets.conversion import NegativeEnergy
 
 D = torch.float64
 

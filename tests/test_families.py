@@ -27,7 +27,7 @@ from whichkl.families import (
     simpler,
 )
 from whichkl.families.family import cast, log_likelihood
-from whichkl.families.margins_real import _gamma_shape, _log_minus_digamma
+from whichkl.families.margins import _gamma_shape, _log_minus_digamma
 from whichkl.families.product import MARGINS
 from whichkl.samples import Block, Stream
 from whichkl.samples import stream as streams

@@ -25,9 +25,9 @@ from whichkl.families import (
     family_of,
     richer,
 )
-from whichkl.families.data_shape import Shape
 from whichkl.families.family import cast, log_likelihood
 from whichkl.families.flow import _flows
+from whichkl.families.layers import Shape
 from whichkl.objectives import ForwardKL
 from whichkl.solvers import solver_for
 from whichkl.solvers.draws.stochastic import Stochastic

@@ -11,7 +11,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 import whichkl as wk
 from whichkl._checks import InputError, TargetError
 from whichkl.families import Flow, Gaussian, Module
-from whichkl.families.data_shape import Shape
+from whichkl.families.layers import Shape
 from whichkl.solvers import StickingTheLanding
 from whichkl.solvers.draws.reparameterised import FlowRows
 from whichkl.solvers.draws.sticking_the_landing import _Path

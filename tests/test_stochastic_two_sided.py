@@ -12,8 +12,8 @@ import whichkl as wk
 from whichkl import Target
 from whichkl._checks import InputError, TargetError
 from whichkl.families import Autoregressive, Flow, Gaussian, Mixture, Module, Product
-from whichkl.families.data_shape import Shape
-from whichkl.families.network_model import NetworkModel
+from whichkl.families.layers import Shape
+from whichkl.families.network_family import NetworkModel
 from whichkl.objectives import Jeffreys, JensenShannon, Renyi, SkewForwardKL, SkewReverseKL
 from whichkl.problems import bimodal
 from whichkl.samples import Block

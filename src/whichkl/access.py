@@ -91,7 +91,6 @@ class Requirement:
     alternatives: tuple[Access, ...]
 
     def __init__(self, *alternatives: Access) -> None:
-        """Take the alternatives."""
         object.__setattr__(self, "alternatives", alternatives)
 
     def met_by(self, access: Access) -> bool:

@@ -119,12 +119,10 @@ class Advice:
         """The cheapest access to acquire; empty if something is possible."""
         if self.options:
             return ""
-        rows = self.family.minimum_rows(self.dim) if self.dim else None
-        floor = (
-            f" ({self.family.label} in dimension {self.dim} needs at least {rows} draws, some hundreds to be useful)"
-            if rows
-            else ""
-        )
+        floor = ""
+        if self.dim:
+            needed = f"{self.family.minimum_rows(self.dim)} draws, some hundreds to be useful"
+            floor = f" ({self.family.label} in dimension {self.dim} needs at least {needed})"
         return (
             "If you can write the model down, a function that returns log p(x) up to a constant: it costs no data and no "
             f"normaliser, and opens reverse KL. Otherwise collect draws{floor}: they open forward KL."
@@ -186,11 +184,11 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
             missing[objective.name] = f"it requires {objective.requires.label}, and the target has {access.label}"
         elif is_discrete and (family.carried or solver is None):
             why = f"{family} has a density on ℝᵈ" if family.carried else f"no solver minimises it over {family}"
-            instead = "use Product('bernoulli'), Product('categorical') or Autoregressive()"
-            instead = "use Autoregressive()" if objective.is_between else instead
-            missing[objective.name] = f"the target is discrete, and {why}: {instead}"
+            others = "" if objective.is_between else "Product('bernoulli'), Product('categorical') or "
+            missing[objective.name] = f"the target is discrete, and {why}: use {others}Autoregressive()"
         elif solver is None:
-            missing[objective.name] = f"no solver minimises it over {family}{_others(objective)}"
+            others = f"; over {', '.join(families_of(objective))} one does" if objective.is_between else ""
+            missing[objective.name] = f"no solver minimises it over {family}{others}"
         else:
             options.append(Option(objective, objective.reason(access), solver))
     return Advice(access, family, dim, tuple(options), missing, () if options else CONVERSIONS)
@@ -205,11 +203,6 @@ def default_family(target: Target | None) -> Family:
     if target is None or target.bijection.levels is None:
         return Gaussian()
     return Product("bernoulli" if set(target.bijection.levels) == {(0, 1)} else "categorical")
-
-
-def _others(objective: Objective) -> str:
-    """Name the families over which a divergence between the directions is minimised."""
-    return f"; over {', '.join(families_of(objective))} one does" if objective.is_between else ""
 
 
 def _wrap(text: str, indent: str = "", first: str | None = None) -> str:

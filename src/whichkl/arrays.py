@@ -38,44 +38,43 @@ def read_matrix(
     Raises:
         InputError: they hold anything but real numbers, or their shape is neither (n,) nor (n, d).
     """
+    do = f"use these {what}"
+    whole = values
     if hasattr(values, "select_dtypes"):
-        text = [str(name) for name in values.columns.difference(values.select_dtypes(["number", "bool"]).columns)]
-        if text:
+        text = values.columns.difference(values.select_dtypes(["number", "bool"]).columns)
+        if len(text):
             which = ", ".join(f"`{name}`" for name in text)
-            raise InputError(cannot(f"use these {what}", f"column {which} isn't numeric", "Drop or encode it"))
+            raise InputError(cannot(do, f"column {which} isn't numeric", "Drop or encode it"))
+        whole = values.select_dtypes("integer")
     if hasattr(values, "to_numpy"):
-        check_whole((values.select_dtypes("integer") if hasattr(values, "select_dtypes") else values).to_numpy(), what)
+        check_whole(whole.to_numpy(), what)
         values = values.to_numpy(dtype=np.float64)
     if np.ma.is_masked(values):
         because = f"{int(np.ma.count_masked(values)):,} of their numbers are masked"
-        raise InputError(cannot(f"use these {what}", because, "Drop these rows, or fill in the numbers"))
+        raise InputError(cannot(do, because, "Drop these rows, or fill in the numbers"))
     if not isinstance(values, Tensor):
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
             because = f"their type is `{array.dtype}`, not a number"
-            raise InputError(cannot(f"use these {what}", because, "Drop the text columns, or encode them"))
+            raise InputError(cannot(do, because, "Drop the text columns, or encode them"))
         check_whole(array, what)
         values = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
     elif not values.is_floating_point() and not values.is_complex():
         check_whole(values.detach().cpu().numpy(), what)
     if values.is_complex():
-        raise InputError(cannot(f"use these {what}", "they are complex", "Give real and imaginary parts as columns"))
+        raise InputError(cannot(do, "they are complex", "Give real and imaginary parts as columns"))
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2:
         because = f"they have shape {tuple(values.shape)}, not (n, d)"
-        raise InputError(cannot(f"use these {what}", because, "Give one row per draw"))
+        raise InputError(cannot(do, because, "Give one row per draw"))
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
     x: Tensor = normal(values.detach()).to(device=device, dtype=dtype or wide)
     return x
 
 
 def check_whole(values: np.ndarray, what: str) -> None:
-    """Refuse integers that float64 can't hold, which would lose their last digits.
-
-    Raises:
-        InputError: there are such integers; all of them are above 2⁵³ in size.
-    """
+    """Refuse integers that float64 can't hold, which would lose their last digits."""
     if values.dtype.kind not in "iu" or values.size == 0:
         return
     if max(abs(int(values.min())), abs(int(values.max()))) <= _LARGEST_WHOLE:
@@ -164,21 +163,22 @@ def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, "
         InputError: they aren't (n,) finite, non-negative numbers with a positive sum.
     """
     n = len(samples)
-    wanted = f"they must be ({n},) finite, non-negative numbers with a positive sum"
+
+    def refused(found: str, instead: str = "Give one number per row of `samples`") -> InputError:
+        wanted = f"they must be ({n},) finite, non-negative numbers with a positive sum"
+        return InputError(cannot("use these `weights`", f"{wanted}, and {found}", instead))
+
     try:
-        given = weights if isinstance(weights, Tensor) else torch.from_numpy(np.asarray(weights))
+        given = tensor_of(weights)
     except (TypeError, ValueError) as error:
-        because = f"{wanted}, and they are a `{type(weights).__name__}`, not numbers"
-        raise InputError(cannot("use these `weights`", because, "Give one number per row of `samples`")) from error
+        raise refused(f"they are a `{type(weights).__name__}`, not numbers") from error
     if given.is_complex():
-        because = f"{wanted}, and they are complex, of shape {tuple(given.shape)}"
-        raise InputError(cannot("use these `weights`", because, "Give one real number per row of `samples`"))
+        instead = "Give one real number per row of `samples`"
+        raise refused(f"they are complex, of shape {tuple(given.shape)}", instead)
     if tuple(given.shape) != (n,):
-        because = f"{wanted}, and their shape is {tuple(given.shape)}"
-        raise InputError(cannot("use these `weights`", because, "Give one number per row of `samples`"))
+        raise refused(f"their shape is {tuple(given.shape)}")
     w = _within_reach(normal(given.detach())).to(samples)
     if not bool(w.isfinite().all()) or bool((w < 0).any()) or float(w.sum()) <= 0:
         bad = (~w.isfinite() | (w < 0)).nonzero()[:5, 0].tolist()
-        where = f"rows {', '.join(map(str, bad))} don't" if bad else "all are 0"
-        raise InputError(cannot("use these `weights`", f"{wanted}, and {where}", "Correct them"))
+        raise refused(f"rows {', '.join(map(str, bad))} don't" if bad else "all are 0", "Correct them")
     return w

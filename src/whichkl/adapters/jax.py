@@ -42,7 +42,6 @@ class Rows:
     """
 
     def __init__(self, function: Callable[[Array], Any]) -> None:
-        """Take the function; see the class."""
         self.compiled = require("jax", "bayes").jit(function)
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Any:

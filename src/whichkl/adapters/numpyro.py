@@ -144,28 +144,24 @@ def _tracing() -> Iterator[dict[str, Any]]:
 
 
 def _is_latent(name: str, site: Mapping[str, Any]) -> bool:
-    """Whether a site is to be inferred.
-
-    Raises:
-        TargetError: it can't be.
-    """
+    """Whether a site is to be inferred; refuse one that can't be."""
+    kind = type(site.get("fn")).__name__
     if site["type"] == "plate" and len(site["value"]) != site["args"][0]:
         because = f"its plate `{name}` shows {len(site['value'])} of {site['args'][0]} rows, different ones at every call"
-        raise TargetError(cannot("use this NumPyro model", because, "Leave `subsample_size` out"))
-    if site["type"] == "param":
+        instead = "Leave `subsample_size` out"
+    elif site["type"] == "param":
         because = f"`{name}` is a `numpyro.param`, which has no prior"
-        raise TargetError(cannot("use this NumPyro model", because, "Give it one with `numpyro.sample`, or fix its value"))
-    if site["type"] != "sample" or site["is_observed"]:
+        instead = "Give it one with `numpyro.sample`, or fix its value"
+    elif site["type"] != "sample" or site["is_observed"]:
         return False
-    kind = type(site["fn"]).__name__
-    if site["fn"].support.is_discrete:
+    elif site["fn"].support.is_discrete:
         because = f"`{name}` is a latent {kind}, and the families that are fitted have densities on ℝᵈ"
         instead = "Sum it out, for example with `MixtureSameFamily`, or pass it to `obs=`"
-        raise TargetError(cannot("use this NumPyro model", because, instead))
-    if kind == "Delta":
-        because = f"`{name}` is a point mass"
-        raise TargetError(cannot("use this NumPyro model", because, "Use `numpyro.deterministic` for it"))
-    return True
+    elif kind == "Delta":
+        because, instead = f"`{name}` is a point mass", "Use `numpyro.deterministic` for it"
+    else:
+        return True
+    raise TargetError(cannot("use this NumPyro model", because, instead))
 
 
 def _is_real(support: Any) -> bool:

@@ -30,7 +30,6 @@ class Paired:
     """
 
     def __init__(self, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        """Take the function; see the class."""
         self.evaluate = evaluate
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

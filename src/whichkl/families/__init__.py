@@ -10,9 +10,8 @@ from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.families.ladder import has_independent_columns, richer, simpler, simplest
 from whichkl.families.linear_gaussian import LinearGaussian
 from whichkl.families.mixture import Mixture
-from whichkl.families.mixture_density import MixtureDensityNetwork
 from whichkl.families.network_family import NetworkFamily
-from whichkl.families.neural import Neural
+from whichkl.families.neural import MixtureDensityNetwork, Neural
 from whichkl.families.product import Product
 from whichkl.families.student_t import StudentT
 from whichkl.families.user_module import Module, family_of

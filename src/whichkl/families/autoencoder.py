@@ -12,9 +12,8 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.field_checks import check_choice, check_whole, check_widths
-from whichkl.families.layers import Standardised, perceptron
+from whichkl.families.layers import Shape, Standardised, Summary, perceptron
 from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 Likelihood = Literal["bernoulli", "normal", "categorical"]
@@ -158,7 +157,6 @@ class Latent(Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, network: _Network) -> None:
-        """Take the networks."""
         self.network = network
         super().__init__(Size(()), Size((network.dim,)), validate_args=False)
 
@@ -174,12 +172,9 @@ class Latent(Distribution):
         rows = value.reshape(-1, self.network.dim)
         inside = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         if self.network.kind != "normal":
-            most = torch.tensor(
-                [max(one, 2) if self.network.kind == "bernoulli" else one for one in self.network.counts],
-                dtype=torch.int64,
-                device="cpu",
-            )
-            inside = ((rows >= 0) & (rows < most.to(rows.device)) & (rows == rows.floor())).all(-1)
+            counts = self.network.counts if self.network.kind == "categorical" else (2,) * self.network.dim
+            most = torch.tensor(counts, dtype=torch.int64, device=rows.device)
+            inside = ((rows >= 0) & (rows < most) & (rows == rows.floor())).all(-1)
         safe = torch.where(inside[:, None], rows, torch.zeros_like(rows))
         step = max(1, _MAX_NUMBERS_PER_BLOCK // (_DRAWS * max(self.network.dim, self.network.latent)))
         bound = torch.cat([self._bound(one) for one in safe.split(step)]) if len(safe) else safe.sum(-1)

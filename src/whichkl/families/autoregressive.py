@@ -12,9 +12,8 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.field_checks import check_widths
-from whichkl.families.layers import Standardised, masked_perceptron
+from whichkl.families.layers import Shape, Standardised, Summary, masked_perceptron
 from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 
@@ -36,6 +35,7 @@ class Autoregressive(NetworkFamily):
     'an autoregressive network'
     """
 
+    label: ClassVar[str] = "an autoregressive network"
     carried: ClassVar[bool] = False
     conditional: ClassVar[bool] = True
     optional_context: ClassVar[bool] = True
@@ -43,13 +43,7 @@ class Autoregressive(NetworkFamily):
     hidden: tuple[int, ...] = (64, 64)
 
     def __post_init__(self) -> None:
-        """Check the widths."""
         check_widths(self)
-
-    @property
-    def label(self) -> str:
-        """``"an autoregressive network"``."""
-        return "an autoregressive network"
 
     @property
     def max_value(self) -> int:
@@ -71,9 +65,8 @@ class _Network(Standardised):
     def __init__(self, shape: Shape, hidden: Sequence[int]) -> None:
         super().__init__(shape, scales_y=False)
         self.categories = shape.categories
-        column = torch.arange(self.dim, device="cpu").repeat_interleave(
-            torch.tensor(self.categories, dtype=torch.int64, device="cpu")
-        )
+        counts = torch.tensor(self.categories, dtype=torch.int64, device="cpu")
+        column = torch.arange(self.dim, device="cpu").repeat_interleave(counts)
         takes = torch.cat([torch.full((shape.context,), -1, dtype=torch.int64, device="cpu"), column])
         self.net = masked_perceptron(takes, column, hidden, self.dim)
 
@@ -99,7 +92,6 @@ class MaskedColumns(Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, network: _Network, given: Tensor | None) -> None:
-        """Take the network and the contexts, if there are any."""
         self.network, self.given = network, given
         event = () if network.is_scalar and network.dim == 1 else (network.dim,)
         super().__init__(Size(()) if given is None else given.shape[:-1], Size(event), validate_args=False)

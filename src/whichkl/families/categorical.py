@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.atoms import Codes
+from whichkl.families.columns import Codes
 from whichkl.families.family import MomentFamily
-from whichkl.families.field_checks import check_not_negative, check_whole, expect
-from whichkl.families.margins_whole import CategoricalMargin
-from whichkl.families.value_ranges import first_outside
+from whichkl.families.field_checks import check_not_negative, check_whole, expect, first_outside
+from whichkl.families.margins import CategoricalMargin
 
 
 @dataclass(frozen=True)
@@ -43,36 +42,19 @@ class Categorical(MomentFamily):
     [0.75, 0.25, 0.0]
     """
 
+    label: ClassVar[str] = "a table of categories"
     carried: ClassVar[bool] = False
 
     categories: int | None = None
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check both fields."""
         if self.categories is not None:
             check_whole(self, "categories")
         check_not_negative(self, "smoothing")
 
-    @property
-    def label(self) -> str:
-        """``"a table of categories"``."""
-        return "a table of categories"
-
     def resolve(self, x: Float[Tensor, "n 1"], names: Sequence[str], *, whole: bool = True) -> tuple[Categorical, str]:
-        """Set the number of categories if it isn't given, so a part of the rows that lacks some is fitted in the same way.
-
-        Args:
-            x: rows.
-            names: the column's name.
-            whole: whether these are all rows; some of the rows don't determine the number.
-
-        Returns:
-            The family to fit, and a note.
-
-        Raises:
-            InputError: values aren't codes, or a code below the largest never occurs.
-        """
+        """Set the number of categories if it isn't given, so a part of the rows that lacks some is fitted in the same way."""
         if self.categories is not None or not whole:
             return self, ""
         self.check_samples(x, names)
@@ -82,27 +64,14 @@ class Categorical(MomentFamily):
         return Categorical(count, self.smoothing), f"`{names[0]}` holds the codes of {count} categories"
 
     def statistics(
-        self,
-        x: Float[Tensor, "m 1"],
-        w: Float[Tensor, " m"],
-        origin: Float[Tensor, " 1"],
-        context: Tensor | None = None,
-        **options: Any,
+        self, x: Tensor, w: Tensor, origin: Tensor, context: Tensor | None = None, **options: Any
     ) -> dict[str, Tensor]:
-        """Return the weight of each code, and how often it was seen.
-
-        Raises:
-            InputError: there are several columns.
-        """
+        """Return the weight of each code, and how often it was seen."""
         _refuse_columns(x.shape[1])
         return self._margin.statistics(x[:, 0], w, origin[0])
 
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " 1"], names: Sequence[str]) -> Distribution:
-        """Return the frequencies.
-
-        Raises:
-            InputError: values aren't codes, or a code below the largest never occurs and K isn't given.
-        """
+        """Return the frequencies."""
         self.check_count(int(sums["rows"]), 1)
         return Independent(self._margin.from_statistics(sums, origin[0], names[0]).expand((1,)), 1, validate_args=False)
 
@@ -111,11 +80,7 @@ class Categorical(MomentFamily):
         return 1
 
     def check_samples(self, x: Float[Tensor, "n 1"], names: Sequence[str]) -> None:
-        """Refuse several columns, and values that aren't codes.
-
-        Raises:
-            InputError: there are any.
-        """
+        """Refuse several columns, and values that aren't codes."""
         _refuse_columns(x.shape[1])
         outside = first_outside(x[:, 0], self._margin.values)
         if outside is not None:
@@ -123,7 +88,7 @@ class Categorical(MomentFamily):
             top = "K − 1" if self.categories is None else str(self.categories - 1)
             because = f"column `{names[0]}` holds {value} in row {row}, and codes are whole numbers from 0 to {top}"
             instead = "Recode it (torch.unique(x, return_inverse=True)), or correct `categories=`"
-            raise InputError(cannot(f"fit `{self}`", because, instead))
+            self.refuse(because, instead)
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return `probs` (K,)."""

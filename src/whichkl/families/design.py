@@ -10,19 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent
 
-from whichkl._checks import InputError, cannot
+from whichkl.arrays import default_names
 from whichkl.families.family import Family
 from whichkl.families.field_checks import dependent_columns, quoted
 
 
 def check_context(family: Family, context: Tensor | None) -> Tensor:
-    """Return the rows of x.
-
-    Raises:
-        InputError: there are none.
-    """
+    """Return the rows of x; refuse samples without them."""
     if context is None:
-        raise InputError(cannot(f"fit `{family}`", "it models y given x, and there is no x", "Pass `samples=(x, y)`"))
+        family.refuse("it models y given x, and there is no x", "Pass `samples=(x, y)`")
     return context
 
 
@@ -41,24 +37,17 @@ def column_flag(is_column: bool) -> dict[str, Tensor]:
 
 def context_names(names: Sequence[str], count: int) -> list[str]:
     """Return the names of x's columns, x1, x2, … where they aren't given."""
-    return list(names) if len(names) == count else [f"x{i + 1}" for i in range(count)]
+    return list(names) if len(names) == count else list(default_names(count))
 
 
 def refuse_degenerate(family: Family, covariance: Float[Tensor, "c c"], names: Sequence[str], *, dependent: bool = True) -> None:
-    """Refuse columns of x that aren't finite, that are constant as the intercept is, or that depend on each other.
-
-    Raises:
-        InputError: there are any; the message names them.
-    """
-    broken = (~covariance.diagonal().isfinite()).nonzero().flatten().tolist()
-    constant = (covariance.diagonal() <= 0).nonzero().flatten().tolist()
+    """Refuse columns of x that aren't finite, that are constant as the intercept is, or that depend on each other."""
+    variance = covariance.diagonal()
     if not bool(covariance.isfinite().all()):
-        because = f"column {quoted(names, broken)} of x holds NaN or infinities"
-        raise InputError(cannot(f"fit `{family}`", because, "Drop or repair those rows first"))
-    if constant:
-        because = f"column {quoted(names, constant)} of x is constant, as the intercept is"
-        raise InputError(cannot(f"fit `{family}`", because, "Drop it"))
-    involved = dependent_columns(covariance) if dependent and len(covariance) else []
-    if involved:
+        which = quoted(names, ~variance.isfinite())
+        family.refuse(f"column {which} of x holds NaN or infinities", "Drop or repair those rows first")
+    if bool((variance <= 0).any()):
+        family.refuse(f"column {quoted(names, variance <= 0)} of x is constant, as the intercept is", "Drop it")
+    if dependent and len(covariance) and bool((involved := dependent_columns(covariance)).any()):
         because = f"the columns {quoted(names, involved)} of x are linearly dependent, so their weights aren't determined"
-        raise InputError(cannot(f"fit `{family}`", because, "Drop one of them"))
+        family.refuse(because, "Drop one of them")

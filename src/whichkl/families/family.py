@@ -1,19 +1,43 @@
-"""Family: what every set of models offers to the solvers; how a fit is found isn't here."""
+"""Family: what every set of models offers to the solvers, and what parameters a model can have; how a fit is found isn't here."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.families.field_checks import quoted
+
+_MAX_COUNT = 10_000
+"""Largest number in a family's configuration that isn't the size of a stored tensor, such as layers and bins."""
+_MAX_UNIT_ERROR = 1e-5
+"""Largest error of the sum of probabilities, per category; float32 rounds by this much over some hundred categories."""
+
+
+def _is_simplex(value: Tensor) -> bool:
+    if not value.numel():
+        return False
+    if value.ndim == 0:
+        return bool(0 <= value <= 1)
+    return bool((value >= 0).all() and ((value.sum(-1) - 1).abs() <= _MAX_UNIT_ERROR * value.shape[-1]).all())
+
+
+_RANGES: dict[str, tuple[str, Callable[[Tensor], bool]]] = {
+    "probs": ("holds no probabilities", _is_simplex),
+    "scale_tril": ("is no Cholesky factor", lambda value: bool(constraints.lower_cholesky.check(value).all())),
+    "rate": ("is negative", lambda value: bool((value >= 0).all())),
+    **{
+        name: ("isn't positive", lambda value: bool((value > 0).all()))
+        for name in ("scale", "cov_diag", "df", "concentration", "concentration0", "concentration1")
+    },
+}
 
 
 class Family(ABC):
@@ -59,28 +83,23 @@ class Family(ABC):
             InputError: too few rows, or a constant column.
         """
         self.check_count(len(x), x.shape[1])
-        self.refuse_constant((x == x[:1]).all(0).nonzero().flatten().tolist(), names)
+        self.refuse_constant((x == x[:1]).all(0), names)
 
     def check_count(self, rows: int, dim: int) -> None:
-        """Refuse fewer rows than `minimum_rows`.
-
-        Raises:
-            InputError: there are fewer.
-        """
+        """Refuse fewer rows than `minimum_rows`."""
         needed = self.minimum_rows(dim)
         if rows < needed:
             because = f"it needs at least {needed} rows in dimension {dim}, and there are {rows}"
-            raise InputError(cannot(f"fit `{self}`", because, "Give more samples, or a smaller family"))
+            self.refuse(because, "Give more samples, or a smaller family")
 
-    def refuse_constant(self, columns: Sequence[int], names: Sequence[str]) -> None:
-        """Refuse columns whose values are all the same.
+    def refuse(self, because: str, instead: str) -> NoReturn:
+        """Refuse what can't be fitted, with an `InputError` that names this family."""
+        raise InputError(cannot(f"fit `{self}`", because, instead))
 
-        Raises:
-            InputError: there are any.
-        """
-        if columns:
-            because = f"column {quoted(names, columns)} is constant, so its density is unbounded"
-            raise InputError(cannot(f"fit `{self}`", because, "Drop the column"))
+    def refuse_constant(self, is_constant: Bool[Tensor, " d"], names: Sequence[str]) -> None:
+        """Refuse columns whose values are all the same."""
+        if bool(is_constant.any()):
+            self.refuse(f"column {quoted(names, is_constant)} is constant, so its density is unbounded", "Drop the column")
 
     def config(self) -> dict[str, Any]:
         """Return the class name and the fields, as JSON can hold them."""
@@ -174,3 +193,47 @@ def cast(family: Family, model: Distribution, like: torch.dtype, device: torch.d
         for name, value in family.parameters(model).items()
     }
     return family.model(moved)
+
+
+def check_parameters(parameters: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Refuse parameters that no model has: NaN, a scale below 0, probabilities that sum to 2, shapes that contradict each other.
+
+    Raises:
+        ValueError: a parameter is wrong; the message names it.
+    """
+    if not parameters:
+        raise ValueError("an optimum has no parameters")
+    for name, value in parameters.items():
+        if value.is_complex() or (value.is_floating_point() and not bool(value.isfinite().all())):
+            raise ValueError(f"the parameter `{name[:80]}` isn't finite")
+        why, holds = _RANGES.get(name.rpartition(".")[2], ("", lambda _: True))
+        if not name.startswith("module.") and not holds(value):
+            raise ValueError(f"the parameter `{name[:80]}` {why}")
+    for name, shape in _shapes(parameters).items():
+        if name in parameters and tuple(parameters[name].shape) != shape:
+            raise ValueError(f"the parameter `{name}` has shape {tuple(parameters[name].shape)}, not {shape}")
+    _check_counts(parameters, config)
+
+
+def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that follow from a location (…, d), or from a matrix of weights (k, c)."""
+    if (loc := parameters.get("loc")) is not None:
+        *batch, dim = tuple(loc.shape) or (0,)
+        one: dict[str, tuple[int, ...]] = {"scale": (*batch, dim), "scale_tril": (*batch, dim, dim), "cov_diag": (dim,)}
+        factor = parameters.get("cov_factor")
+        rank = 0 if factor is None or factor.ndim < 2 else factor.shape[-1]
+        return {**one, "df": tuple(batch), "probs": tuple(batch), "cov_factor": (dim, max(1, rank))}
+    if (weight := parameters.get("weight")) is not None:
+        rows = weight.shape[0] if weight.ndim == 2 else -1
+        return {"bias": (rows,), "scale_tril": (rows, rows)}
+    return {}
+
+
+def _check_counts(parameters: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Refuse sizes that no stored tensor has: building such a network would fill the memory before its weights are compared."""
+    largest = max([_MAX_COUNT, *(size for value in parameters.values() for size in value.shape)])
+    numbers = [one for value in config.values() for one in (value if isinstance(value, (list, tuple)) else [value])]
+    shape = parameters.get("shape", torch.zeros(0, dtype=torch.int64, device="cpu"))
+    for one in [*numbers, *shape.flatten().tolist()]:
+        if isinstance(one, (int, float)) and not -largest <= one <= largest:
+            raise ValueError(f"the family's configuration holds {one:.6g}, a size that none of its weights has")

@@ -1,13 +1,14 @@
-"""Field checks: what several families refuse in their own fields, in a user's model and in the columns of samples."""
+"""Field checks: what families refuse in their own fields and in a user's model, and the values that a column may hold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
@@ -17,14 +18,12 @@ _MIN_EIGENVALUE_RATIO = 1e-12
 """Smallest ratio of the least to the largest eigenvalue of correlations; below it columns determine each other."""
 _MIN_ENTRY = 1e-3
 """Smallest entry of the least eigenvector by which a column counts as one of those that determine each other."""
+_MAX_CODES = 1_000_000
+"""Largest number of categories of a column: a larger code is more likely a number that isn't a code."""
 
 
 def check_choice(family: Any, field: str, choices: Sequence[str]) -> None:
-    """Refuse a field that isn't one of the choices.
-
-    Raises:
-        InputError: the field is another word.
-    """
+    """Refuse a field that isn't one of the choices."""
     value = getattr(family, field)
     if value not in choices:
         *others, last = map(repr, choices)
@@ -33,11 +32,7 @@ def check_choice(family: Any, field: str, choices: Sequence[str]) -> None:
 
 
 def check_whole(family: Any, field: str, instead: str = "") -> None:
-    """Refuse a field that isn't a whole number of at least 1.
-
-    Raises:
-        InputError: the field isn't one.
-    """
+    """Refuse a field that isn't a whole number of at least 1."""
     value = getattr(family, field)
     if not _is_whole(value):
         because = f"`{field}={value!r}` isn't a whole number of at least 1"
@@ -45,11 +40,7 @@ def check_whole(family: Any, field: str, instead: str = "") -> None:
 
 
 def check_not_negative(family: Any, field: str) -> None:
-    """Refuse a field that isn't a finite number of at least 0.
-
-    Raises:
-        InputError: the field isn't one.
-    """
+    """Refuse a field that isn't a finite number of at least 0."""
     value = getattr(family, field)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         because = f"`{field}={value!r}` isn't a finite number of at least 0"
@@ -57,11 +48,7 @@ def check_not_negative(family: Any, field: str) -> None:
 
 
 def check_widths(family: Any) -> None:
-    """Refuse a field `hidden` that isn't the widths of layers; keep it as a tuple, since a saved configuration has a list.
-
-    Raises:
-        InputError: a width isn't a whole number of at least 1.
-    """
+    """Refuse a field `hidden` that isn't the widths of layers; keep it as a tuple, since a saved configuration has a list."""
     hidden = family.hidden
     widths = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden,)
     if not all(map(_is_whole, widths)):
@@ -75,26 +62,71 @@ def _is_whole(value: Any) -> bool:
 
 
 def expect(model: Any, kind: type[Kind], what: str, instead: str = "Use a model of this family") -> Kind:
-    """Return a model if it is of the expected class.
-
-    Raises:
-        InputError: it is of another class.
-    """
+    """Return a model if it is of the expected class."""
     if not isinstance(model, kind):
         raise InputError(cannot(f"read {what} from this model", f"it is a `{type(model).__name__}`", instead))
     return model
 
 
-def dependent_columns(covariance: Float[Tensor, "d d"]) -> list[int]:
-    """Return the columns that determine each other linearly; none if the correlations have full rank."""
+def dependent_columns(covariance: Float[Tensor, "d d"]) -> Bool[Tensor, " d"]:
+    """Return which columns determine each other linearly; none if the correlations have full rank."""
     sd = covariance.diagonal().sqrt()
     eigenvalues, vectors = torch.linalg.eigh(covariance / torch.outer(sd, sd))
     if float(eigenvalues[0]) >= _MIN_EIGENVALUE_RATIO * float(eigenvalues[-1]):
-        return []
-    columns: list[int] = (vectors[:, 0].abs() > _MIN_ENTRY).nonzero().flatten().tolist()
-    return columns
+        return torch.zeros_like(sd, dtype=torch.bool)
+    involved: Tensor = vectors[:, 0].abs() > _MIN_ENTRY
+    return involved
 
 
-def quoted(names: Sequence[str], columns: Sequence[int]) -> str:
+def quoted(names: Sequence[str], is_named: Bool[Tensor, " d"]) -> str:
     """Write the names of some columns, each in backticks."""
-    return ", ".join(f"`{names[i]}`" for i in columns)
+    return ", ".join(f"`{name}`" for name, is_in in zip(names, is_named.tolist(), strict=False) if is_in)
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """An interval of numbers, or the whole numbers in it; NaN and infinities are never inside.
+
+    Args:
+        words: the values in words, for messages.
+        low: the lower end.
+        high: the upper end.
+        is_open: whether the ends themselves are outside.
+        is_whole: whether only whole numbers are inside.
+    """
+
+    words: str
+    low: float = -math.inf
+    high: float = math.inf
+    is_open: bool = False
+    is_whole: bool = False
+
+    def contains(self, values: Float[Tensor, "*b"]) -> Bool[Tensor, "*b"]:
+        """Return which values are inside."""
+        inside = (values > self.low) & (values < self.high) if self.is_open else (values >= self.low) & (values <= self.high)
+        return inside & values.isfinite() & (values == values.round() if self.is_whole else True)
+
+
+REAL = ValueRange("finite numbers")
+POSITIVE = ValueRange("numbers above 0", low=0, is_open=True)
+NOT_NEGATIVE = ValueRange("numbers from 0", low=0)
+INSIDE_UNIT = ValueRange("numbers between 0 and 1, without the ends", low=0, high=1, is_open=True)
+BITS = ValueRange("0 and 1", low=0, high=1, is_whole=True)
+COUNTS = ValueRange("whole numbers from 0", low=0, is_whole=True)
+
+
+def codes_of(categories: int | None = None, noun: str = "categories") -> ValueRange:
+    """Return the codes 0 … K − 1; K is at most `_MAX_CODES` unless given."""
+    words = f"whole numbers from 0 to K − 1, the codes of K {noun}"
+    return ValueRange(words, low=0, high=(categories or _MAX_CODES) - 1, is_whole=True)
+
+
+def first_outside(values: Float[Tensor, " n"], inside: ValueRange) -> tuple[int, str] | None:
+    """Return the first row whose value is outside, and that value as text; None if all are inside."""
+    rows = (~inside.contains(values)).nonzero()
+    return (int(rows[0, 0]), shown(float(values[int(rows[0, 0])]))) if len(rows) else None
+
+
+def shown(value: float) -> str:
+    """Write a number for a message, with a real minus sign."""
+    return f"{value:g}".replace("-", "−")

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, TransformedDistribution, constraints, transforms
 
 from whichkl._checks import require
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.field_checks import check_choice, check_whole, check_widths, quoted
 from whichkl.families.gaussian import diagonal_gaussian
-from whichkl.families.layers import Standardised
+from whichkl.families.layers import Shape, Standardised, Summary
 from whichkl.families.network_family import NetworkFamily
-from whichkl.families.network_model import Scalar
 from whichkl.process.lock import PROCESS_LOCK
 from whichkl.process.torch_modes import own_defaults
 
@@ -59,7 +57,6 @@ class Flow(NetworkFamily):
     bins: int = 8
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         check_choice(self, "kind", get_args(Kind))
         check_whole(self, "transforms")
         check_whole(self, "bins")
@@ -81,9 +78,9 @@ class Flow(NetworkFamily):
     def remarks(self, summary: Summary, names: Sequence[str]) -> tuple[str, ...]:
         """Name the columns that have rows far beyond the splines."""
         ends = torch.maximum(summary.high - summary.mean, summary.mean - summary.low)
-        far = (ends > 2 * _SPLINE_EDGE * summary.scale).nonzero().flatten().tolist()
+        far = ends > 2 * _SPLINE_EDGE * summary.scale
         heavy = f"column {quoted(names, far)} has rows more than 10 standard deviations out: a flow's tails are those of a normal"
-        return (*super().remarks(summary, names), *([heavy] if far else []))
+        return (*super().remarks(summary, names), *([heavy] if bool(far.any()) else []))
 
 
 class FlowNetwork(Standardised):
@@ -101,17 +98,11 @@ class FlowNetwork(Standardised):
     """s, the standard deviation of the normal that the flow carries; 1 by default."""
 
     def __init__(self, shape: Shape, family: Flow) -> None:
-        """Build the flow with random weights."""
         super().__init__(shape)
-        flows = _flows()
         fields = {"transforms": family.transforms, "hidden_features": family.hidden, "activation": nn.SiLU}
-        if family.kind != "maf":
-            fields["bins"] = family.bins
-        if family.kind == "coupling":
-            fields["passes"] = 2
-        kind = flows.MAF if family.kind == "maf" else flows.NSF
+        fields |= {"maf": {}, "spline": {"bins": family.bins}, "coupling": {"bins": family.bins, "passes": 2}}[family.kind]
         with own_defaults():
-            self.flow = kind(shape.dim, shape.context, **fields)
+            self.flow = getattr(_flows(), "MAF" if family.kind == "maf" else "NSF")(shape.dim, shape.context, **fields)
         self.register_buffer("tril", None)
         self.register_buffer("within", None)
 
@@ -120,8 +111,8 @@ class FlowNetwork(Standardised):
         with own_defaults():
             base = self.inner() if x is None else self.flow(self.standard_context(x))
         around = AffineTransform(self.mean, self.scale, event_dim=1) if self.tril is None else Triangular(self.mean, self.tril)
-        law = TransformedDistribution(base, [around], validate_args=False)
-        return Scalar(law) if self.is_scalar and self.dim == 1 else law
+        as_number = [transforms.ReshapeTransform(torch.Size((1,)), torch.Size())] if self.is_scalar and self.dim == 1 else []
+        return TransformedDistribution(base, [around, *as_number], validate_args=False)
 
     def inner(self) -> Distribution:
         """Return the law of the flow's draws, before any map around it."""
@@ -145,8 +136,7 @@ class FlowNetwork(Standardised):
     def rest(self) -> None:
         """Make the flow the identity: zero the last layer of each transform's network (a single column has no network)."""
         for part in self.flow.transform.transforms:
-            last = part.phi if hasattr(part, "phi") else part.hyper[-1].parameters()
-            for one in last:
+            for one in part.phi if hasattr(part, "phi") else part.hyper[-1].parameters():
                 nn.init.zeros_(one)
 
     def surround(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], within: float) -> None:
@@ -160,26 +150,18 @@ class FlowNetwork(Standardised):
         """Allocate a triangle if the weights have one."""
         for name in ("tril", "within"):
             found = state_dict.get(f"{prefix}{name}")
-            setattr(
-                self, name, None if found is None else torch.empty_like(found, dtype=self.mean.dtype, device=self.mean.device)
-            )
+            setattr(self, name, None if found is None else torch.empty_like(found).to(self.mean))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Triangular(transforms.Transform):
-    """y ↦ loc + L y, with log|∂x/∂y| = Σ log|Lᵢᵢ|.
-
-    Args:
-        loc: (d,).
-        tril: (d, d), lower triangular, its diagonal without zeros.
-    """
+    """y ↦ loc + L y, with log|∂x/∂y| = Σ log|Lᵢᵢ|."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
     def __init__(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"]) -> None:
-        """Take both."""
         super().__init__()
         self.loc, self.tril = loc, tril
 

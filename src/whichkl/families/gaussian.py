@@ -48,7 +48,6 @@ class Gaussian(MomentFamily):
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the two fields."""
         check_choice(self, "covariance", get_args(Covariance))
         if self.covariance == "low_rank":
             check_whole(self, "rank", "Give, say, rank=2")
@@ -62,8 +61,7 @@ class Gaussian(MomentFamily):
 
     def config(self) -> dict[str, Any]:
         """Return the class name and the fields; no rank where there is none."""
-        rank = {} if self.rank is None else {"rank": self.rank}
-        return {"family": "Gaussian", "covariance": self.covariance, **rank}
+        return {name: value for name, value in super().config().items() if value is not None}
 
     @property
     def label(self) -> str:
@@ -71,14 +69,7 @@ class Gaussian(MomentFamily):
         return f"a rank-{self.rank} Gaussian" if self.rank else f"a {self.covariance} Gaussian"
 
     def statistics(
-        self,
-        x: Float[Tensor, "m d"],
-        w: Float[Tensor, " m"],
-        origin: Float[Tensor, " d"],
-        context: Tensor | None = None,
-        *,
-        overwrite: bool = False,
-        total: Float[Tensor, " d"] | None = None,
+        self, x: Tensor, w: Tensor, origin: Tensor, context: Any = None, *, overwrite: bool = False, total: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return Σw, Σ w (x − o) and Σ w (x − o)(x − o)ᵀ, or its diagonal alone for a diagonal covariance."""
         y = x
@@ -100,9 +91,6 @@ class Gaussian(MomentFamily):
         """Return argmax Σ wᵢ log q(xᵢ): the weighted mean and covariance (division by Σw, not by one less).
 
         For a low rank, Σ is the WWᵀ + D of maximum likelihood.
-
-        Raises:
-            InputError: too few rows, a constant column, a singular covariance, or a rank of d or more.
         """
         dim = len(origin)
         self.check_count(int(sums["rows"]), dim)
@@ -110,10 +98,10 @@ class Gaussian(MomentFamily):
         second = sums["second"] / sums["weight"]
         if self.covariance == "diagonal":
             variance = second - shift.square()
-            self.refuse_constant((variance <= 0).nonzero().flatten().tolist(), names)
+            self.refuse_constant(variance <= 0, names)
             return diagonal_gaussian(origin + shift, variance.sqrt())
         covariance = second - torch.outer(shift, shift)
-        self.refuse_constant((covariance.diagonal() <= 0).nonzero().flatten().tolist(), names)
+        self.refuse_constant(covariance.diagonal() <= 0, names)
         if self.covariance == "low_rank":
             return low_rank(origin + shift, *maximum_likelihood_factors(covariance, self.rank_in(dim), names))
         self._refuse_dependent(covariance, names)
@@ -126,11 +114,7 @@ class Gaussian(MomentFamily):
         return dim + 1 if self.covariance == "full" else 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse too few rows, a constant column and, for a full Σ, columns that determine each other.
-
-        Raises:
-            InputError: there are any.
-        """
+        """Refuse too few rows, a constant column and, for a full Σ, columns that determine each other."""
         super().check_samples(x, names)
         if self.covariance == "full" and x.shape[1] > 1:
             centred = x - x.mean(0)
@@ -158,11 +142,7 @@ class Gaussian(MomentFamily):
         return gaussian(parameters["loc"], parameters["scale_tril"], self.covariance)
 
     def rank_in(self, dim: int) -> int:
-        """Return the rank, which must be below the dimension.
-
-        Raises:
-            InputError: it isn't.
-        """
+        """Return the rank, which must be below the dimension."""
         rank = self.rank or 0
         if rank >= dim:
             because = f"there are {dim} columns, and the rank must be smaller"
@@ -171,9 +151,9 @@ class Gaussian(MomentFamily):
 
     def _refuse_dependent(self, covariance: Float[Tensor, "d d"], names: Sequence[str]) -> None:
         dependent = dependent_columns(covariance)
-        if dependent:
+        if bool(dependent.any()):
             because = f"the columns {quoted(names, dependent)} are linearly dependent, so the covariance is singular"
-            raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use Gaussian('diagonal')"))
+            self.refuse(because, "Drop one of them, or use Gaussian('diagonal')")
 
 
 def gram(y: Float[Tensor, "m d"]) -> Float[Tensor, "d d"]:
@@ -212,21 +192,13 @@ def low_rank(loc: Tensor, factor: Tensor, diagonal: Tensor) -> LowRankMultivaria
 
 
 def low_rank_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor]:
-    """Return m (d,), W (d, k) and D (d,) of a low-rank Gaussian model.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """Return m (d,), W (d, k) and D (d,) of a low-rank Gaussian model."""
     law = expect(model, LowRankMultivariateNormal, "a low-rank Gaussian", "Use a LowRankMultivariateNormal")
     return law.loc, law.cov_factor, law.cov_diag
 
 
 def diagonal_parts(model: Distribution) -> tuple[Tensor, Tensor]:
-    """Return m (d,) and s (d,) of a diagonal Gaussian model.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """Return m (d,) and s (d,) of a diagonal Gaussian model."""
     words = ("a diagonal Gaussian", "Use an Independent(Normal, 1)")
     law = expect(expect(model, Independent, *words).base_dist, Normal, *words)
     return law.loc, law.scale
@@ -242,7 +214,5 @@ def loc_and_tril(model: Distribution) -> tuple[Tensor, Tensor]:
 
 def entropy(tril: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
     """Differential entropy of N(·, LLᵀ) in nats: ½ d (1 + log 2π) + log|L|."""
-    dim = tril.shape[-1]
     volume: Tensor = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    constant = 0.5 * dim * (1 + math.log(2 * math.pi))
-    return volume + constant
+    return volume + 0.5 * tril.shape[-1] * (1 + math.log(2 * math.pi))

@@ -2,23 +2,138 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, cannot
 from whichkl.arrays import read_context
+from whichkl.families.columns import Codes, Coin, Counts
 from whichkl.families.design import as_column, column_flag
 from whichkl.families.family import Family
-from whichkl.families.field_checks import check_choice, check_not_negative, expect
-from whichkl.families.responses import RESPONSES, Response
-from whichkl.families.value_ranges import first_outside
+from whichkl.families.field_checks import (
+    BITS,
+    COUNTS,
+    ValueRange,
+    check_choice,
+    check_not_negative,
+    codes_of,
+    expect,
+    first_outside,
+)
 
 Word = Literal["bernoulli", "categorical", "poisson"]
+
+
+class Response(ABC):
+    """An exponential family in its canonical parameter η, of k columns: the gradient in η is mean − y, the curvature Var(y)."""
+
+    label: ClassVar[str]
+    values: ClassVar[ValueRange]
+    """The values that y may have."""
+
+    @abstractmethod
+    def law(self, eta: Float[Tensor, "n k"]) -> Distribution:
+        """Return the law of y in each row: batch shape (n,), event shape ()."""
+
+    @abstractmethod
+    def mean(self, eta: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+        """Return the mean of y, which for categories is their probabilities."""
+
+    def code(self, y: Float[Tensor, " m"], columns: int) -> Float[Tensor, "m k"]:
+        """Return y in the shape of the mean: one-hot for categories."""
+        return y[:, None]
+
+    def curve(self, mean: Float[Tensor, "m k"], a: int, b: int) -> Float[Tensor, " m"]:
+        """Return Cov(y_a, y_b) of each row."""
+        return self.turn(mean, torch.ones_like(mean))[:, 0]
+
+    @abstractmethod
+    def turn(self, mean: Float[Tensor, "m k"], by: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+        """Return Cov(y) · by of each row."""
+
+    @abstractmethod
+    def gain(self, change: Float[Tensor, "m k"], y: Float[Tensor, " m"]) -> Float[Tensor, "m j"]:
+        """Return numbers per row; if none is below 0 and one is above, the likelihood grows without limit along `change` of η.
+
+        Source: Albert & Anderson (1984).
+        """
+
+    def side(self, y: Float[Tensor, " m"]) -> Tensor:
+        """Return the group of each row; a column that separates the groups makes the likelihood unbounded."""
+        return y.long()
+
+
+class _Bernoulli(Response):
+    """y ∈ {0, 1}, η = log odds of 1; Cov(y) = p (1 − p)."""
+
+    label, values = "a logistic regression", BITS
+
+    def law(self, eta: Tensor) -> Distribution:
+        return Coin(logits=eta[:, 0], validate_args=False)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        return eta.sigmoid()
+
+    def turn(self, mean: Tensor, by: Tensor) -> Tensor:
+        return mean * (1 - mean) * by
+
+    def gain(self, change: Tensor, y: Tensor) -> Tensor:
+        return (2 * y - 1)[:, None] * change  # the likelihood grows with η for 1, and falls for 0
+
+
+class _Categorical(Response):
+    """y ∈ {0 … K−1}, the softmax of η; Cov(y_a, y_b) = p_a (δ_ab − p_b)."""
+
+    label, values = "a multinomial logistic regression", codes_of(noun="classes")
+
+    def law(self, eta: Tensor) -> Distribution:
+        return Codes(logits=eta, validate_args=False)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        return eta.softmax(1)
+
+    def code(self, y: Tensor, columns: int) -> Tensor:
+        return torch.nn.functional.one_hot(y.long(), columns).to(y.dtype)
+
+    def curve(self, mean: Tensor, a: int, b: int) -> Tensor:
+        return mean[:, a] * (float(a == b) - mean[:, b])
+
+    def turn(self, mean: Tensor, by: Tensor) -> Tensor:
+        return mean * (by - (mean * by).sum(1, keepdim=True))
+
+    def gain(self, change: Tensor, y: Tensor) -> Tensor:
+        return change.gather(1, y.long()[:, None]) - change  # of the row's class over each other class
+
+
+class _Poisson(Response):
+    """y ∈ {0, 1, 2, …}, η = log of the mean λ; Cov(y) = λ."""
+
+    label, values = "a Poisson regression", COUNTS
+
+    def law(self, eta: Tensor) -> Distribution:
+        return Counts(eta[:, 0].exp(), validate_args=False)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        return eta.exp()
+
+    def turn(self, mean: Tensor, by: Tensor) -> Tensor:
+        return mean * by
+
+    def gain(self, change: Tensor, y: Tensor) -> Tensor:
+        # for 0 the likelihood falls with η; elsewhere any change lowers it
+        return torch.where(y[:, None] > 0, -change.abs(), -change)
+
+    def side(self, y: Tensor) -> Tensor:
+        return (y > 0).long()
+
+
+RESPONSES: dict[str, Response] = {"bernoulli": _Bernoulli(), "categorical": _Categorical(), "poisson": _Poisson()}
 
 
 @dataclass(frozen=True)
@@ -54,7 +169,6 @@ class GeneralizedLinear(Family):
     penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check both fields."""
         check_choice(self, "response", tuple(RESPONSES))
         check_not_negative(self, "penalty")
 
@@ -73,28 +187,18 @@ class GeneralizedLinear(Family):
         return 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse several columns of y, and values that the response doesn't take.
-
-        Raises:
-            InputError: there are any.
-        """
+        """Refuse several columns of y, and values that the response doesn't take."""
         self.check_columns(x.shape[1])
         self.check_count(len(x), 1)
         outside = first_outside(x[:, 0], self.law.values)
         if outside is not None:
             row, value = outside
-            because = f"y holds {value} in row {row}, and `{self.response}` takes {self.law.values.words}"
-            raise InputError(cannot(f"fit `{self}`", because, self.advice))
+            self.refuse(f"y holds {value} in row {row}, and `{self.response}` takes {self.law.values.words}", self.advice)
 
     def check_columns(self, count: int) -> None:
-        """Refuse several columns of y.
-
-        Raises:
-            InputError: there are several.
-        """
+        """Refuse several columns of y."""
         if count != 1:
-            because = f"y has {count} columns, and it models one"
-            raise InputError(cannot(f"fit `{self}`", because, "Fit each column alone"))
+            self.refuse(f"y has {count} columns, and it models one", "Fit each column alone")
 
     @property
     def advice(self) -> str:
@@ -104,11 +208,7 @@ class GeneralizedLinear(Family):
         return "Recode the classes as 0 … K−1 (torch.unique(y, return_inverse=True))"
 
     def parameters(self, model: Any) -> dict[str, Tensor]:
-        """Return `weight` (K or 1, c) and `bias` (K or 1,).
-
-        Raises:
-            InputError: the model is of another family.
-        """
+        """Return `weight` (K or 1, c) and `bias` (K or 1,)."""
         law = expect(model, GeneralizedLinearModel, "a generalised linear model")
         return {"weight": law.weight, "bias": law.bias, **column_flag(law.column)}
 

@@ -7,9 +7,8 @@ from whichkl.families.gaussian import Gaussian
 from whichkl.families.generalized_linear import GeneralizedLinear
 from whichkl.families.linear_gaussian import LinearGaussian
 from whichkl.families.mixture import Mixture
-from whichkl.families.mixture_density import MixtureDensityNetwork
 from whichkl.families.network_family import NetworkFamily
-from whichkl.families.neural import Neural
+from whichkl.families.neural import MixtureDensityNetwork, Neural
 from whichkl.families.product import Product
 from whichkl.families.student_t import StudentT
 
@@ -21,8 +20,7 @@ def has_independent_columns(family: Family) -> bool:
     (True, False)
     """
     if isinstance(family, Product):
-        margins = (family.margins,) if isinstance(family.margins, str) else family.margins or ()
-        return set(margins) == {"normal"}
+        return set(family.named) == {"normal"}
     return isinstance(family, (Gaussian, StudentT)) and family.covariance == "diagonal"
 
 
@@ -74,14 +72,11 @@ def simpler(family: Family) -> Family | None:
     >>> simpler(Mixture(2))
     Gaussian(covariance='full')
     """
-    if isinstance(family, Gaussian) and family.covariance == "low_rank":
-        return Gaussian("diagonal")
-    if isinstance(family, StudentT):
-        return Gaussian("diagonal" if family.covariance == "diagonal" else "full")
-    if not isinstance(family, Mixture) or family.count == 1:
-        return None
-    if family.count > 2:
+    if isinstance(family, Gaussian):
+        return Gaussian("diagonal") if family.covariance == "low_rank" else None
+    if isinstance(family, Mixture) and family.count > 2:
         return replace(family, components=family.count - 1)
-    if family.law == "student_t":
-        return StudentT("diagonal" if family.covariance == "diagonal" else "full")
-    return Gaussian("diagonal" if family.covariance == "diagonal" else "full")
+    if not isinstance(family, StudentT | Mixture) or (isinstance(family, Mixture) and family.count == 1):
+        return None
+    law = StudentT if isinstance(family, Mixture) and family.law == "student_t" else Gaussian
+    return law("diagonal" if family.covariance == "diagonal" else "full")

@@ -1,18 +1,60 @@
-"""Layers: the parts of this library's networks; data come in and go out in their own units."""
+"""Layers: the parts of this library's networks, and what a network must know about the data before it can be built."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whichkl.families.data_shape import Shape, Summary
-
 _INITIAL: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 """Where layers are made, whatever torch's defaults are; a network moves to its own dtype and device afterwards."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a network must know about the data to be built; saved with its weights, as whole numbers."""
+
+    dim: int
+    context: int = 0
+    """The number of columns of x in a model q(y|x); 0 for none."""
+    scalar: bool = False
+    """Whether y is a number, not a vector: events of shape ()."""
+    categories: tuple[int, ...] = ()
+    """The number of categories of each column, if the family counts them."""
+
+    def tensor(self) -> Tensor:
+        """Write as an int64 tensor."""
+        return torch.tensor([self.dim, self.context, int(self.scalar), *self.categories], dtype=torch.int64, device="cpu")
+
+    @classmethod
+    def read(cls, tensor: Tensor) -> Shape:
+        """Read what `tensor` wrote."""
+        dim, context, scalar, *categories = (int(one) for one in tensor.tolist())
+        return cls(dim, context, bool(scalar), tuple(categories))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Weighted means and standard deviations of the rows to be fitted, and the least and largest values of all rows."""
+
+    rows: int
+    mean: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    low: Float[Tensor, " d"]
+    high: Float[Tensor, " d"]
+    context_mean: Float[Tensor, " c"]
+    context_scale: Float[Tensor, " c"]
+    repeats: tuple[int, ...] = ()
+    """Columns in which most values of the first rows occur more than once."""
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """One more than the largest value of each column."""
+        return tuple(int(one) + 1 for one in self.high.tolist())
 
 
 class Standardised(nn.Module):
@@ -29,7 +71,6 @@ class Standardised(nn.Module):
     context_scale: Tensor
 
     def __init__(self, shape: Shape, *, scales_y: bool = True) -> None:
-        """Start with means of 0 and scales of 1."""
         super().__init__()
         self.dim, self.context, self.is_scalar, self.scales_y = shape.dim, shape.context, shape.scalar, scales_y
         for lead, size in (("", shape.dim), ("context_", shape.context)):
@@ -71,7 +112,6 @@ class MaskedLinear(nn.Linear):
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
-        """Make the layer; the mask is saved with the weights."""
         super().__init__(mask.shape[1], mask.shape[0], **_INITIAL)
         self.register_buffer("mask", mask)
 
@@ -92,15 +132,13 @@ def masked_perceptron(takes: Tensor, gives: Tensor, hidden: Sequence[int], colum
     Source: Germain, Gregor, Murray & Larochelle (2015).
     """
     layers: list[nn.Module] = []
-    before = takes
+    before, has_context = takes, bool((takes < 0).any())
     for width in hidden:
-        after = (
-            torch.arange(width, device="cpu") % max(1, columns - 1)
-            if columns > 1
-            else torch.full((width,), -1, dtype=torch.int64, device="cpu")
-        )
-        if bool((takes < 0).any()) and columns > 1:
-            after = torch.arange(width, device="cpu") % columns - 1
+        if columns == 1:  # units of the one column would lead to no output
+            after = torch.full((width,), -1, dtype=torch.int64, device="cpu")
+        else:
+            unit = torch.arange(width, device="cpu")
+            after = unit % columns - 1 if has_context else unit % (columns - 1)
         layers += [MaskedLinear(after[:, None] >= before), nn.SiLU()]
         before = after
     return nn.Sequential(*layers, MaskedLinear(gives[:, None] > before))

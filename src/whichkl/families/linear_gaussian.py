@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Normal
 
-from whichkl._checks import InputError, cannot
 from whichkl.arrays import read_context
 from whichkl.families.design import as_column, check_context, column_flag, context_names, refuse_degenerate
 from whichkl.families.family import MomentFamily
@@ -43,43 +42,22 @@ class LinearGaussian(MomentFamily):
     [20.83]
     """
 
+    label: ClassVar[str] = "a linear Gaussian model"
     conditional: ClassVar[bool] = True
 
     covariance: Covariance = "full"
 
     def __post_init__(self) -> None:
-        """Check the one field."""
         check_choice(self, "covariance", ("full", "diagonal"))
-
-    @property
-    def label(self) -> str:
-        """``"a linear Gaussian model"``."""
-        return "a linear Gaussian model"
 
     def minimum_rows(self, dim: int) -> int:
         """Return d + 2, which is enough for one column of x; each further column needs one more row."""
         return dim + 2 if self.covariance == "full" else 3
 
     def statistics(
-        self,
-        x: Float[Tensor, "m d"],
-        w: Float[Tensor, " m"],
-        origin: Float[Tensor, " k"],
-        context: Tensor | None = None,
-        **options: Any,
+        self, x: Tensor, w: Tensor, origin: Tensor, context: Tensor | None = None, **options: Any
     ) -> dict[str, Tensor]:
-        """Return Σw, and the first and second sums of (y, x) about the origin.
-
-        Args:
-            x: the rows of y.
-            w: their weights.
-            origin: a point near the rows (y, x), (d + c,); with only d numbers, those of x are 0.
-            context: the rows of x.
-            options: `overwrite` and `total` have no effect.
-
-        Raises:
-            InputError: there is no context.
-        """
+        """Return Σw, and the sums of (y, x) about the origin and of their products; where it has d numbers, those of x are 0."""
         given = check_context(self, context)
         origin = _padded(origin, x.shape[1] + given.shape[1])
         y, given = x - origin[: x.shape[1]], given - origin[x.shape[1] :]
@@ -88,36 +66,27 @@ class LinearGaussian(MomentFamily):
         return {"rows": (w > 0).sum(), "weight": w.sum(), **moments}
 
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " k"], names: Sequence[str]) -> Any:
-        """Return the least-squares A and b, and the covariance of the residuals.
-
-        Args:
-            sums: what `statistics` returned, summed over the blocks.
-            origin: the same as there.
-            names: of the columns of y, then of x; by default the columns of x are x1, x2, …
-
-        Raises:
-            InputError: too few rows, columns of x that are constant or depend on each other, or residuals of 0.
-        """
+        """Return the least-squares A and b, and the covariance of the residuals; the names are those of y, then of x."""
         dim, given = len(sums["y"]), len(sums["x"])
         needed = given + 1 + (dim if self.covariance == "full" else 1)
         if int(sums["rows"]) < needed:
             columns = f"{dim} columns of y and {given} columns of x"
             because = f"it needs at least {needed} rows for {columns}, and there are {sums['rows']}"
-            raise InputError(cannot(f"fit `{self}`", because, "Give more rows, or fewer columns of x"))
+            self.refuse(because, "Give more rows, or fewer columns of x")
         at_y, at_x = (sums[name] / sums["weight"] for name in ("y", "x"))
         y = sums["yy"] / sums["weight"] - torch.outer(at_y, at_y)
         x = sums["xx"] / sums["weight"] - torch.outer(at_x, at_x)
         xy = sums["xy"] / sums["weight"] - torch.outer(at_x, at_y)
-        self.refuse_constant((y.diagonal() <= 0).nonzero().flatten().tolist(), names)
+        self.refuse_constant(y.diagonal() <= 0, names)
         refuse_degenerate(self, x, context_names(names[dim:], given))
         sd = x.diagonal().sqrt()
         weight = (torch.linalg.solve(x / torch.outer(sd, sd), xy / sd[:, None]) / sd[:, None]).T
         residual = y - weight @ xy
         scale = y.diagonal().sqrt()
-        flat = (residual.diagonal() <= _MIN_RESIDUAL * y.diagonal()).nonzero().flatten().tolist()
-        if flat:
-            because = f"x determines column `{names[flat[0]]}` of y exactly, so its density is unbounded"
-            raise InputError(cannot(f"fit `{self}`", because, "Drop that column of y, or the columns of x that determine it"))
+        is_flat = (residual.diagonal() <= _MIN_RESIDUAL * y.diagonal()).tolist()
+        if any(is_flat):
+            because = f"x determines column `{names[is_flat.index(True)]}` of y exactly, so its density is unbounded"
+            self.refuse(because, "Drop that column of y, or the columns of x that determine it")
         if self.covariance == "diagonal":
             tril = torch.diag(residual.diagonal().sqrt())
         else:
@@ -125,17 +94,13 @@ class LinearGaussian(MomentFamily):
             unit = torch.linalg.eigvalsh(residual / torch.outer(residual.diagonal(), residual.diagonal()).sqrt())
             if float(unit[0]) < _MIN_RESIDUAL * float(unit[-1]):
                 because = "the residuals of y's columns depend on each other, so their covariance is singular"
-                raise InputError(cannot(f"fit `{self}`", because, "Drop one of them, or use LinearGaussian('diagonal')"))
+                self.refuse(because, "Drop one of them, or use LinearGaussian('diagonal')")
             tril = scale[:, None] * torch.linalg.cholesky(residual / torch.outer(scale, scale))
         mean = _padded(origin, dim + given) + torch.cat([at_y, at_x])
         return LinearGaussianModel(weight, mean[:dim] - weight @ mean[dim:], tril)
 
     def parameters(self, model: Any) -> dict[str, Tensor]:
-        """Return `weight` A (d, c), `bias` b (d,) and `scale_tril` (d, d), the Cholesky factor of Σ.
-
-        Raises:
-            InputError: the model is of another family.
-        """
+        """Return `weight` A (d, c), `bias` b (d,) and `scale_tril` (d, d), the Cholesky factor of Σ."""
         law = expect(model, LinearGaussianModel, "a linear Gaussian")
         return {"weight": law.weight, "bias": law.bias, "scale_tril": law.scale_tril, **column_flag(law.column)}
 

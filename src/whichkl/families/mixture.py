@@ -39,7 +39,6 @@ class Mixture(Family):
     law: str = "gaussian"
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         if self.components != "auto":
             check_whole(self, "components", "Give, say, components=2, or components='auto'")
         check_choice(self, "covariance", SHAPES)
@@ -47,11 +46,7 @@ class Mixture(Family):
 
     @property
     def count(self) -> int:
-        """K.
-
-        Raises:
-            InputError: it hasn't been chosen yet.
-        """
+        """K."""
         if isinstance(self.components, str):
             raise InputError(cannot(f"use `{self}` here", "its number of components hasn't been chosen", "Give a number"))
         return self.components
@@ -59,12 +54,10 @@ class Mixture(Family):
     @property
     def label(self) -> str:
         """Such as ``"a mixture of 3 full Gaussians"``."""
-        many = self.components != 1
-        word = {"gaussian": "Gaussian", "student_t": "Student-t"}[self.law]
-        tied = " with one covariance" if self.covariance == "tied" else ""
+        word = "Student-t" if self.law == "student_t" else "Gaussian" + "s" * (self.components != 1)
         shape = "full" if self.covariance == "tied" else self.covariance
-        number = "some" if isinstance(self.components, str) else self.components
-        return f"a mixture of {number} {shape} {word}{'s' * (many and word == 'Gaussian')}{tied}"
+        number = "some" if self.components == "auto" else self.components
+        return f"a mixture of {number} {shape} {word}{' with one covariance' * (self.covariance == 'tied')}"
 
     def minimum_rows(self, dim: int) -> int:
         """Return K times the rows of one component; with a tied covariance, those of one and a row per further mean."""
@@ -94,11 +87,7 @@ def mixture(probs: Tensor, loc: Tensor, tril: Tensor, covariance: str, df: Tenso
 
 
 def mixture_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return π (K,), means (K, d), Cholesky factors (K, d, d) and ν (K,) of Student-t components (else None) of a mixture.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """Return π (K,), means (K, d), Cholesky factors (K, d, d) and ν (K,) of Student-t components (else None) of a mixture."""
     mixed = expect(model, MixtureSameFamily, "a mixture", "Use a MixtureSameFamily of Gaussians")
     parts, probs = mixed.component_distribution, mixed.mixture_distribution.probs
     if isinstance(parts, MultivariateStudentT):

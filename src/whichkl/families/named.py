@@ -1,4 +1,4 @@
-"""Named: a family from a text such as "mixture:3:diagonal", as the command line and scikit-learn take it."""
+"""Named: families as texts such as "mixture:3:diagonal", and the texts of those that take the values of y."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from whichkl._checks import InputError, WhichklError, cannot
 from whichkl.families.family import Family
+
+_MAX_CLASSES = 20
+"""Largest number of values that may be classes; more are counts."""
 
 
 def family_named(text: str) -> Family:
@@ -39,8 +45,7 @@ def family_named(text: str) -> Family:
     given = fields(kind)  # type: ignore[arg-type]
     least = sum(one.default is MISSING and one.default_factory is MISSING for one in given)
     if not least <= len(values) <= len(given) or any(not value for value in values):
-        because = f"it is written {_written(name, kind)}"
-        raise InputError(cannot(f"use the family `{text}`", because, "Correct it"))
+        raise InputError(cannot(f"use the family `{text}`", f"it is written {_written(name, kind)}", "Correct it"))
     try:
         return kind(**{one.name: _value(value) for one, value in zip(given, values, strict=False)})
     except WhichklError:
@@ -61,6 +66,32 @@ def named_families() -> dict[str, type[Family]]:
 def grammar() -> list[str]:
     """Return the form of each family's text, such as ``mixture:COMPONENTS[:COVARIANCE[:LAW]]``."""
     return [_written(name, kind) for name, kind in named_families().items()]
+
+
+def conditional_families(y: Float[Tensor, "n d"]) -> tuple[str, tuple[str, ...]]:
+    """Return what y holds in words, and the families of y given x that take it, the simplest first.
+
+    Args:
+        y: some or all rows of y.
+
+    >>> import torch
+    >>> conditional_families(torch.tensor([[0.0], [1.0], [1.0]]))[1][0]
+    'GeneralizedLinear("bernoulli")'
+    """
+    least, most = float(y.min()), float(y.max())
+    if bool((y != y.round()).any()) or least < 0 or least == most:
+        return "real numbers", ("LinearGaussian()", "MixtureDensityNetwork()", 'Neural("normal")', "Flow()")
+
+    def networks(response: str) -> tuple[str, ...]:
+        neural = f'Neural("{response}")'
+        return (f'GeneralizedLinear("{response}")', neural) if y.shape[1] == 1 else (neural,)  # the first takes one column
+
+    if most == 1:
+        return "0 and 1", (*networks("bernoulli"), "Autoregressive()")
+    counts, classes = networks("poisson"), networks("categorical")
+    if most < _MAX_CLASSES and len(y.unique()) == most + 1:
+        return f"whole numbers from 0 to {most:.0f}, which may be classes or counts", (*classes, *counts)
+    return "whole numbers from 0", (*counts, "LinearGaussian()", "MixtureDensityNetwork()")
 
 
 def _written(name: str, kind: type[Family]) -> str:

@@ -1,22 +1,23 @@
-"""Neural: a network from x to the one parameter of a simple law of y: classification, counts, least squares."""
+"""Neural: networks from x to the law of y: to its one parameter, or to a mixture of normals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 
-from whichkl.families.atoms import Codes, Coin, Counts
-from whichkl.families.data_shape import Shape, Summary
-from whichkl.families.field_checks import check_choice, check_widths
-from whichkl.families.layers import Standardised, perceptron
-from whichkl.families.mixture_density import MIN_SHARE_OF_SD
+from whichkl.families.columns import Codes, Coin, Counts
+from whichkl.families.field_checks import check_choice, check_whole, check_widths
+from whichkl.families.gaussian import Covariance, diagonal_gaussian, multivariate_normal
+from whichkl.families.layers import Shape, Standardised, Summary, perceptron
 from whichkl.families.network_family import MAX_CATEGORIES, NetworkFamily
 
 Response = Literal["bernoulli", "categorical", "poisson", "normal"]
+_MIN_SHARE_OF_SD = 1e-3
+"""Least standard deviation of a normal law, as a share of the column's; it keeps every likelihood finite."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,12 @@ class _Network(Standardised):
     def forward(self, x: Tensor) -> Distribution:
         """Return the law of y at each row of x."""
         out = self.net(self.standard_context(x))
-        law: Distribution
         if self.response == "categorical":
-            law = Codes(logits=out.unflatten(-1, (self.dim, self.count)), validate_args=False)
-            return self._of_rows(law) if not self.is_scalar else Codes(logits=out, validate_args=False)
-        if self.is_scalar and self.dim == 1:
-            return self._law(out[..., 0], 0)
-        return self._of_rows(self._law(out, slice(None)))
+            out = out if self.is_scalar else out.unflatten(-1, (self.dim, self.count))
+            law: Distribution = Codes(logits=out, validate_args=False)
+        else:
+            law = self._law(out[..., 0], 0) if self.is_scalar else self._law(out, slice(None))
+        return law if self.is_scalar else Independent(law, 1, validate_args=False)
 
     def _law(self, out: Tensor, columns: int | slice) -> Distribution:
         mean, scale = self.mean[columns], self.scale[columns]
@@ -100,8 +100,87 @@ class _Network(Standardised):
             return Coin(logits=out, validate_args=False)
         if self.response == "poisson":
             return Counts(mean.clamp(min=1e-12) * out.clamp(max=50.0).exp(), validate_args=False)
-        sigma = scale * (MIN_SHARE_OF_SD + nn.functional.softplus(self.noise[columns] + 0.5))
+        sigma = scale * (_MIN_SHARE_OF_SD + nn.functional.softplus(self.noise[columns] + 0.5))
         return Normal(mean + scale * out, sigma, validate_args=False)
 
-    def _of_rows(self, law: Distribution) -> Distribution:
-        return Independent(law, 1, validate_args=False)
+
+@dataclass(frozen=True)
+class MixtureDensityNetwork(NetworkFamily):
+    """q(y|x) = Σₖ πₖ(x) N(y; mₖ(x), Σₖ(x)), all of them a network's outputs.
+
+    Each component's standard deviations (given the earlier columns, if Σ is full) are at least 0.1 % of those of all of y: a
+    finer relation looks like one of that width.
+
+    Args:
+        components: K ≥ 1; 1 is regression whose mean and standard deviation depend on x.
+        hidden: widths of the layers.
+        covariance: ``"full"`` or ``"diagonal"``, for several columns of y.
+
+    Raises:
+        InputError: a field isn't one of these.
+
+    Source: Bishop (1994); one component, Nix & Weigend (1994).
+
+    >>> MixtureDensityNetwork(2).label
+    'a mixture density network of 2 components'
+    """
+
+    conditional: ClassVar[bool] = True
+
+    components: int = 3
+    hidden: tuple[int, ...] = (64, 64)
+    covariance: Covariance = "full"
+
+    def __post_init__(self) -> None:
+        check_whole(self, "components")
+        check_widths(self)
+        check_choice(self, "covariance", ("full", "diagonal"))
+
+    @property
+    def label(self) -> str:
+        """Such as ``"a mixture density network of 3 components"``."""
+        return f"a mixture density network of {self.components} component{'s' * (self.components > 1)}"
+
+    def network(self, shape: Shape) -> nn.Module:
+        """Build the network."""
+        return _MixtureNetwork(shape, self)
+
+    def wider(self) -> MixtureDensityNetwork:
+        """Return the network with one more component."""
+        return replace(self, components=self.components + 1)
+
+
+class _MixtureNetwork(Standardised):
+    """Contexts in; weights, means and Cholesky factors of the components out."""
+
+    def __init__(self, shape: Shape, family: MixtureDensityNetwork) -> None:
+        super().__init__(shape)
+        self.count = family.components
+        self.below = shape.dim * (shape.dim - 1) // 2 if family.covariance == "full" else 0
+        self.net = perceptron(shape.context, family.hidden, self.count * (1 + 2 * shape.dim + self.below))
+        last = self.net[-1]
+        if self.count > 1 and isinstance(last, nn.Linear):  # components start apart from each other
+            with torch.no_grad():
+                last.bias[self.count : self.count * (1 + shape.dim)].normal_()
+
+    def forward(self, x: Tensor) -> Distribution:
+        """Return the law of y at each row of x."""
+        count, dim = self.count, self.dim
+        out = self.net(self.standard_context(x))
+        logits, centre, width, below = out.split([count, count * dim, count * dim, count * self.below], -1)
+        loc = self.mean + self.scale * centre.unflatten(-1, (count, dim))
+        sigma = self.scale * (_MIN_SHARE_OF_SD + nn.functional.softplus(width.unflatten(-1, (count, dim)) + 0.5))
+        tril = torch.diag_embed(sigma)
+        if self.below:
+            row, column = torch.tril_indices(dim, dim, -1, device=out.device)
+            tril[..., row, column] = self.scale[row] * below.unflatten(-1, (count, self.below))
+        if count == 1:  # a law with batch (n,), not (n, 1)
+            loc, sigma, tril = loc[..., 0, :], sigma[..., 0, :], tril[..., 0, :, :]
+        each: Distribution
+        if self.is_scalar and dim == 1:
+            each = Normal(loc[..., 0], sigma[..., 0], validate_args=False)
+        else:
+            each = multivariate_normal(loc, tril) if self.below else diagonal_gaussian(loc, sigma)
+        if count == 1:
+            return each
+        return MixtureSameFamily(Categorical(logits=logits, validate_args=False), each, validate_args=False)

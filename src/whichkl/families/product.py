@@ -14,31 +14,9 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, cannot
 from whichkl.families.columns import Columns
 from whichkl.families.family import MomentFamily
-from whichkl.families.field_checks import check_not_negative, expect
-from whichkl.families.margins import Margin
-from whichkl.families.margins_real import (
-    BetaMargin,
-    ExponentialMargin,
-    GammaMargin,
-    LaplaceMargin,
-    LogNormalMargin,
-    NormalMargin,
-)
-from whichkl.families.margins_whole import BernoulliMargin, CategoricalMargin, PoissonMargin
-from whichkl.families.value_ranges import BITS, first_outside, shown
+from whichkl.families.field_checks import BITS, check_not_negative, expect, first_outside, shown
+from whichkl.families.margins import MARGINS, CategoricalMargin, Margin
 
-_KINDS: tuple[type[Margin], ...] = (
-    BernoulliMargin,
-    PoissonMargin,
-    CategoricalMargin,
-    NormalMargin,
-    LaplaceMargin,
-    ExponentialMargin,
-    GammaMargin,
-    LogNormalMargin,
-    BetaMargin,
-)
-MARGINS: dict[str, type[Margin]] = {kind.name: kind for kind in _KINDS}
 _MIN_SPREAD_FOR_DENSITY = 3.0
 """Smallest standard deviation at which whole numbers may get a density, which then hardly changes within a step of 1."""
 
@@ -65,6 +43,7 @@ class Product(MomentFamily):
     (Product(margins=('poisson', 'normal')), '`x1` holds whole numbers from 0: poisson; `x2` holds real numbers: normal')
     """
 
+    label: ClassVar[str] = "independent columns"
     carried: ClassVar[bool] = False
 
     margins: str | tuple[str, ...] | None = None
@@ -72,10 +51,9 @@ class Product(MomentFamily):
     categories: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the fields, and keep several names as a tuple."""
         if self.margins is not None and not isinstance(self.margins, str):
             object.__setattr__(self, "margins", tuple(self.margins))
-        for name in (self.margins,) if isinstance(self.margins, str) else self.margins or ():
+        for name in self.named:
             if name not in MARGINS:
                 instead = f"Choose among {', '.join(sorted(MARGINS))}"
                 raise InputError(cannot(f"use the margin {name!r}", "it isn't a known one", instead))
@@ -89,9 +67,9 @@ class Product(MomentFamily):
         return f"Product(margins={self.margins!r}{smoothing}{categories})"
 
     @property
-    def label(self) -> str:
-        """``"independent columns"``."""
-        return "independent columns"
+    def named(self) -> tuple[str, ...]:
+        """The margins that are named: one for all columns, or one per column."""
+        return (self.margins,) if isinstance(self.margins, str) else self.margins or ()
 
     def resolve(
         self, x: Float[Tensor, "n d"], names: Sequence[str], w: Float[Tensor, " n"] | None = None, *, whole: bool = True
@@ -119,8 +97,7 @@ class Product(MomentFamily):
         if self.margins is not None:
             return self._with_categories(x, names) if whole else self, ""
         w = torch.ones_like(x[:, 0]) if w is None else w.to(torch.float64)
-        columns = zip(x.T, names, strict=True)
-        chosen = [(name, *self._best_margin(column, w / w.sum() * len(x), name, whole)) for column, name in columns]
+        chosen = [(name, *self._best_margin(x[:, i], w / w.sum() * len(x), name, whole)) for i, name in enumerate(names)]
         family = Product(tuple(margin for _, margin, _ in chosen), self.smoothing)
         note = "; ".join(f"`{name}` holds {values}: {margin}" for name, margin, values in chosen)
         return family._with_categories(x, names) if whole else family, note
@@ -130,12 +107,7 @@ class Product(MomentFamily):
         return [i for i, margin in enumerate(self._margins(dim)) if margin.about_median]
 
     def statistics(
-        self,
-        x: Float[Tensor, "m d"],
-        w: Float[Tensor, " m"],
-        origin: Float[Tensor, " d"],
-        context: Tensor | None = None,
-        **options: Any,
+        self, x: Tensor, w: Tensor, origin: Tensor, context: Tensor | None = None, **options: Any
     ) -> dict[str, Tensor]:
         """Return every margin's sums; each name begins with the number of the column."""
         columns = zip(self._margins(x.shape[1]), x.T, origin, strict=True)
@@ -143,27 +115,19 @@ class Product(MomentFamily):
         return {f"{i}.{name}": value for i, each in enumerate(sums) for name, value in each.items()}
 
     def from_statistics(self, sums: Mapping[str, Tensor], origin: Float[Tensor, " d"], names: Sequence[str]) -> Distribution:
-        """Return the margins of maximum likelihood.
-
-        Raises:
-            InputError: a column holds values that its margin doesn't take, or is constant.
-        """
+        """Return the margins of maximum likelihood."""
         margins = self._margins(len(origin))
         self.check_count(int(sums["0.rows"]), len(origin))
-        parts = [_of_column(sums, i) for i in range(len(origin))]
-        laws = [m.from_statistics(s, at, name) for m, s, at, name in zip(margins, parts, origin, names, strict=False)]
+        columns = enumerate(zip(margins, origin, names, strict=False))
+        laws = [margin.from_statistics(_of_column(sums, i), at, name) for i, (margin, at, name) in columns]
         return Columns(laws, [margin.name for margin in margins])
 
     def minimum_rows(self, dim: int) -> int:
         """Return 2, or 1 if all margins are of whole numbers."""
-        return 1 if self.margins is not None and all(margin.is_discrete for margin in self._margins(dim)) else 2
+        return 1 if self.margins is not None and all(margin.values.is_whole for margin in self._margins(dim)) else 2
 
     def check_samples(self, x: Float[Tensor, "n d"], names: Sequence[str]) -> None:
-        """Refuse too few rows, and values that a margin doesn't take, with the first row that has one.
-
-        Raises:
-            InputError: there are any.
-        """
+        """Refuse too few rows, and values that a margin doesn't take, with the first row that has one."""
         self.check_count(len(x), x.shape[1])
         if self.margins is None:
             return
@@ -174,8 +138,8 @@ class Product(MomentFamily):
                 because = f"column `{name}` holds {value} in row {row}, and `{margin.name}` takes {margin.values.words}"
                 fitting = [other for other in MARGINS if bool(self._margin(other).values.contains(column).all())]
                 instead = f"Use one of {', '.join(fitting)} there" if fitting else "Drop those rows"
-                raise InputError(cannot(f"fit `{self}`", because, instead))
-            if not margin.is_discrete and bool((column == column[0]).all()):
+                self.refuse(because, instead)
+            if not margin.values.is_whole and bool((column == column[0]).all()):
                 margin.refuse_constant(name)
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
@@ -191,10 +155,7 @@ class Product(MomentFamily):
         """Build the model from what `parameters` returns; the names contain the margins."""
         kinds = {int(name.split(".")[0]): name.split(".")[1] for name in parameters}
         margins = [kinds[i] for i in range(len(kinds))]
-        laws = [
-            MARGINS[margin]().law({name.split(".")[1]: value for name, value in _of_column(parameters, i).items()})
-            for i, margin in enumerate(margins)
-        ]
+        laws = [MARGINS[margin]().law(_of_column(parameters, f"{i}.{margin}")) for i, margin in enumerate(margins)]
         return Columns(laws, margins)
 
     def _with_categories(self, x: Tensor, names: Sequence[str]) -> Product:
@@ -202,11 +163,12 @@ class Product(MomentFamily):
         margins = self._margins(x.shape[1])
         if self.categories is not None or all(margin.name != "categorical" for margin in margins):
             return self
-        counts: list[int | None] = []
-        for margin, column, name in zip(margins, x.T, names, strict=True):
+
+        def count(margin: Margin, column: Tensor, name: str) -> int | None:
             is_counted = margin.name == "categorical" and bool(margin.values.contains(column).all())
-            counts.append(len(margin.parameters(_fitted(margin, column, name))["probs"]) if is_counted else None)
-        return replace(self, categories=tuple(counts))
+            return len(margin.parameters(_fitted(margin, column, name))["probs"]) if is_counted else None
+
+        return replace(self, categories=tuple(map(count, margins, x.T, names)))
 
     def _margin(self, name: str, categories: int | None = None) -> Margin:
         return CategoricalMargin(categories, self.smoothing) if name == "categorical" else MARGINS[name]()
@@ -216,7 +178,7 @@ class Product(MomentFamily):
         if self.margins is None:
             because = "its margins haven't been chosen yet"
             raise InputError(cannot("use `Product()`", because, "Name them, or call `resolve(x, names)` first"))
-        names = (self.margins,) * dim if isinstance(self.margins, str) else self.margins
+        names = self.named * (dim if isinstance(self.margins, str) else 1)
         if len(names) != dim:
             because = f"it names {len(names)} margins, and there are {dim} columns"
             raise InputError(cannot(f"use `{self}`", because, "Give one name per column, or one name for all columns"))
@@ -235,11 +197,11 @@ class Product(MomentFamily):
         if bool(BITS.contains(x).all()):
             return "bernoulli", "0 and 1"
         if is_constant and not (is_whole and float(x[0]) >= 0):
-            NormalMargin().refuse_constant(name)
+            MARGINS["normal"]().refuse_constant(name)
         may_have_density = not is_whole or float(x.std()) >= _MIN_SPREAD_FOR_DENSITY or float(x.min()) < 0
         scores: dict[str, float] = {}
         for margin in map(self._margin, MARGINS):
-            if not bool(margin.values.contains(x).all()) or not (margin.is_discrete or may_have_density):
+            if not bool(margin.values.contains(x).all()) or not (margin.values.is_whole or may_have_density):
                 continue
             try:
                 law = _fitted(margin, x, name, w)
@@ -257,10 +219,10 @@ def _fitted(margin: Margin, x: Tensor, name: str, w: Tensor | None = None) -> Di
     return margin.from_statistics(margin.statistics(x.contiguous(), torch.ones_like(x) if w is None else w, origin), origin, name)
 
 
-def _of_column(values: Mapping[str, Tensor], column: int) -> dict[str, Tensor]:
-    """Return the entries of one column, without its number."""
+def _of_column(values: Mapping[str, Tensor], column: int | str) -> dict[str, Tensor]:
+    """Return the entries of one column, without its number and its margin."""
     lead = f"{column}."
-    return {name[len(lead) :]: value for name, value in values.items() if name.startswith(lead)}
+    return {name.removeprefix(lead): value for name, value in values.items() if name.startswith(lead)}
 
 
 def _in_words(x: Tensor, is_whole: bool) -> str:

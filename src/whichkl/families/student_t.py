@@ -35,7 +35,6 @@ class StudentT(Family):
     covariance: str = "full"
 
     def __post_init__(self) -> None:
-        """Check the one field."""
         check_choice(self, "covariance", SHAPES)
 
     @property
@@ -80,7 +79,6 @@ class MultivariateStudentT(Distribution):
     has_rsample = True
 
     def __init__(self, df: Tensor, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None) -> None:
-        """Broadcast the batch shapes of the parameters."""
         batch = torch.broadcast_shapes(df.shape, loc.shape[:-1], scale_tril.shape[:-2])
         dim = loc.shape[-1]
         self.df, self.loc = df.expand(batch), loc.expand(*batch, dim)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.data_shape import Shape, Summary
 from whichkl.families.family import Family
+from whichkl.families.layers import Shape, Summary
 from whichkl.families.named import family_named
-from whichkl.families.network_family import NetworkFamily, load_state, state_of
+from whichkl.families.network_family import NetworkFamily, state_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +43,7 @@ class Module(NetworkFamily):
 
     carried: ClassVar[bool] = False
     decays: ClassVar[bool] = False
+    has_own_dtype: ClassVar[bool] = True
 
     module: nn.Module
 
@@ -73,11 +73,7 @@ class Module(NetworkFamily):
         return f"the module {type(self.module).__name__}"
 
     def network(self, shape: Shape) -> nn.Module:
-        """Return a deep copy of the module.
-
-        Raises:
-            InputError: it can't be copied.
-        """
+        """Return a deep copy of the module."""
         try:
             return copy.deepcopy(self.module)
         except (RuntimeError, TypeError) as error:
@@ -95,10 +91,6 @@ class Module(NetworkFamily):
         for name, value in state_of(self.module).items():
             digest.update(name.encode() + value.detach().cpu().double().contiguous().numpy().tobytes())
         return {"family": "Module", "module": f"{type(self.module).__qualname__}, start {digest.hexdigest()[:16]}"}
-
-    def _loaded(self, module: nn.Module, state: Mapping[str, Tensor], floats: Sequence[Tensor]) -> nn.Module:
-        """Load into the module in its own dtype."""
-        return load_state(module.to(device=floats[0].device) if floats else module, state)
 
 
 def family_of(obj: Any) -> Family:

@@ -13,7 +13,7 @@ from whichkl.diagnostics import Diagnostics, carried
 from whichkl.diagnostics.findings import FINDINGS
 from whichkl.divergences import Estimate
 from whichkl.families import Family
-from whichkl.families.parameter_checks import check_parameters
+from whichkl.families.family import check_parameters
 from whichkl.files.saving import FORMAT, Saved
 from whichkl.objectives import objective_of
 from whichkl.solvers import Optimum

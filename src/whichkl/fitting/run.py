@@ -16,7 +16,7 @@ from whichkl.cluster import Workers, workers_of
 from whichkl.diagnostics import Judgement
 from whichkl.diagnostics import judge as judge_fit
 from whichkl.families import Family, Gaussian, Mixture, family_of
-from whichkl.families.conditional import conditional_families
+from whichkl.families.named import conditional_families
 from whichkl.files.journal import Journal
 from whichkl.fitting.result import Fit
 from whichkl.fitting.solve import Solved, solve

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
 from whichkl.process.torch_modes import plain_modes
-from whichkl.targets import Target, enumeration
+from whichkl.targets import Target
+from whichkl.targets.supports import list_states
 
 _MAX_SUMMED_UNITS = 20
 """Largest number of units of the smaller layer for a sum over its states."""
@@ -75,7 +76,7 @@ class RestrictedBoltzmann(nn.Module):
         if len(mine) == 0:
             return float(nn.functional.softplus(other).sum())
         parts = []
-        for h in enumeration.rows([(0, 1)] * len(mine)).split(1 << 14):
+        for h in list_states([(0, 1)] * len(mine)).split(1 << 14):
             parts.append(h @ mine + nn.functional.softplus(other + h @ weight.T).sum(-1))
         return float(torch.logsumexp(torch.cat(parts), 0))
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import require
 from whichkl.process.memory import check_memory
 from whichkl.samples.columns import check_names, check_types, floats, rows_from
-from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp, unreadable
 
 _MAGIC_BYTES = 8
 """Bytes before the first message: ARROW1 and two of padding."""
@@ -63,85 +64,51 @@ class ArrowPart(FilePart):
             return batch
 
 
-@dataclass(frozen=True)
-class ArrowShard(Shard):
-    """The metadata of an Arrow file."""
-
-    counts: tuple[int, ...] = field(repr=False)
-    """The rows of each record batch."""
-
-    def parts(self, rows: int) -> Sequence[ArrowPart]:
-        """Join record batches to parts of about this many rows."""
-        if not self.rows:
-            return []
-        step = max(1, rows * len(self.counts) // self.rows)
-        cuts = [(i, min(i + step, len(self.counts))) for i in range(0, len(self.counts), step)]
-        return [ArrowPart(self.path, self.size, self.changed, self.names, sum(self.counts[slice(*cut)]), cut) for cut in cuts]
-
-
-def open_arrow(path: str) -> ArrowShard:
-    """Read an Arrow file's schema, and the sizes of its record batches.
-
-    Raises:
-        InputError: it isn't a whole Arrow file, or a column holds no numbers.
-        ResourceError: a compressed record batch needs more memory than is free.
-    """
-    kind = os.path.splitext(path)[1][1:].lower()
-    with decoding(path, partial(refuse_broken, path, kind)):
-        schema, sizes = _metadata(path)
-        names = tuple(schema.names)
+def open_arrow(path: str) -> Shard:
+    """Read an Arrow file's schema, and the sizes of its record batches."""
+    arrow, ipc = require("pyarrow", "app"), require("pyarrow.ipc", "app")
+    with decoding(path, partial(refuse_broken, path, os.path.splitext(path)[1][1:].lower())), arrow.memory_map(path) as pages:
+        if pages.read(4) == b"FEA1":
+            because = "it is of the first version of Feather, which is no longer supported"
+            raise unreadable(path, because, "Write it with `pyarrow.feather.write_feather`")
+        reader = ipc.open_file(pages)
+        schema, names = reader.schema, tuple(reader.schema.names)
+        sizes = list(_batch_sizes(pages))
+        if len(sizes) != reader.num_record_batches or any(one.rows < 0 for one in sizes):
+            raise ValueError(f"its footer states {reader.num_record_batches:,} record batches, and it holds {len(sizes):,}")
     check_names(path, names)
     counts = tuple(one.rows for one in sizes)
     if any(counts):
         check_types(path, names, schema.types)
     most = max((one.decompressed for one in sizes), default=0)
     check_memory(most, f"read `{path}`", "Write it in smaller record batches: one is decompressed as a whole")
-    return ArrowShard(*stamp(path), names, tuple(str(kind) for kind in schema.types), sum(counts), counts)
+    where = (*stamp(path), names)
+    return Shard(*where, tuple(str(kind) for kind in schema.types), sum(counts), partial(_cut, where, counts))
 
 
-def _metadata(path: str) -> tuple[Any, list[BatchSize]]:
-    """Return the schema and the sizes of all record batches.
-
-    Raises:
-        InputError: the file is of the first version of Feather.
-        ValueError: the footer and the messages disagree.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) == b"FEA1":
-            because = "it is of the first version of Feather, which is no longer supported"
-            raise InputError(cannot(f"read `{path}`", because, "Write it with `pyarrow.feather.write_feather`"))
-    with require("pyarrow", "app").memory_map(path) as pages:
-        reader = require("pyarrow.ipc", "app").open_file(pages)
-        schema, count = reader.schema, reader.num_record_batches
-    sizes = _batch_sizes(path)
-    if len(sizes) != count or any(one.rows < 0 for one in sizes):
-        raise ValueError(f"its footer states {count:,} record batches, and it holds {len(sizes):,}")
-    return schema, sizes
+def _cut(where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int) -> list[ArrowPart]:
+    """Join record batches to parts of about this many rows."""
+    total = sum(counts)
+    step = max(1, rows * len(counts) // max(1, total))
+    cuts = [(i, min(i + step, len(counts))) for i in range(0, len(counts) if total else 0, step)]
+    return [ArrowPart(*where, sum(counts[slice(*cut)]), cut) for cut in cuts]
 
 
-def _batch_sizes(path: str) -> list[BatchSize]:
+def _batch_sizes(pages: Any) -> Iterator[BatchSize]:
     """Read the sizes of all record batches of a file from its metadata, without decompressing them.
 
     pyarrow returns the rows of a batch only after decompression. The metadata are flat buffers: a table begins with the distance
     back to a list of the places of its fields.
 
-    Raises:
-        ArrowException: a message isn't whole.
-        struct.error: its metadata are broken.
-
     Source: https://arrow.apache.org/docs/format/Columnar.html, Message.fbs.
     """
     ipc = require("pyarrow.ipc", "app")
-    found: list[BatchSize] = []
-    with require("pyarrow", "app").memory_map(path) as pages:
-        pages.seek(_MAGIC_BYTES)
+    pages.seek(_MAGIC_BYTES)
+    with suppress(EOFError):
         while True:
-            try:
-                message = ipc.read_message(pages)
-            except EOFError:
-                return found
+            message = ipc.read_message(pages)
             if message.type == "record batch":
-                found.append(_size(message))
+                yield _size(message)
 
 
 def _size(message: Any) -> BatchSize:
@@ -174,11 +141,7 @@ def _place(data: Any, table: int, field: int) -> int | None:
 
 
 def _follow(data: Any, place: int | None) -> int:
-    """Return the place that the offset at a place leads to.
-
-    Raises:
-        struct.error: there is no such field.
-    """
+    """Return the place that the offset at a place leads to."""
     if place is None:
         raise struct.error("a field is missing")
     return place + _number("<I", data, place)

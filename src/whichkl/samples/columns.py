@@ -12,40 +12,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import require
 from whichkl.arrays import check_whole
+from whichkl.samples.shard import unreadable
 
 _MAX_COLUMNS = 2**17
 """Largest number of columns of a table: each costs its reader up to 10 kB, whatever it holds. A matrix in NPY costs nothing."""
 
 
 def check_names(file: str | os.PathLike[str], names: Sequence[str]) -> None:
-    """Refuse columns without a name, names that appear twice, and more columns than a table can have.
-
-    Raises:
-        InputError: it is one of these.
-    """
+    """Refuse columns without a name, names that appear twice, and more columns than a table can have."""
     check_columns(file, len(names))
     if not names:
-        raise InputError(cannot(f"read `{file}`", "it has no columns", "Write at least one column of numbers"))
+        raise unreadable(file, "it has no columns", "Write at least one column of numbers")
     if any(not name.strip() or name == "__index_level_0__" for name in names):
         because = "a column has no name: it may be an index that pandas wrote next to the data"
-        raise InputError(cannot(f"read `{file}`", because, "Write it with index=False, or name the column"))
+        raise unreadable(file, because, "Write it with index=False, or name the column")
     if len(set(names)) != len(names):
         doubled = sorted(name for name, count in Counter(names).items() if count > 1)
         shown = ", ".join(repr(name[:40]) for name in doubled[:5]) + (", …" if len(doubled) > 5 else "")
-        raise InputError(cannot(f"read `{file}`", f"the column names [{shown}] appear twice", "Rename them"))
+        raise unreadable(file, f"the column names [{shown}] appear twice", "Rename them")
 
 
 def check_columns(file: str | os.PathLike[str], count: int) -> None:
-    """Refuse a table of very many columns.
-
-    Raises:
-        InputError: there are more than `_MAX_COLUMNS`.
-    """
+    """Refuse a table of very many columns."""
     if count > _MAX_COLUMNS:
         because = f"it has {count:,} columns, and a table can have at most {_MAX_COLUMNS:,}"
-        raise InputError(cannot(f"read `{file}`", because, "Save one matrix, as .npy"))
+        raise unreadable(file, because, "Save one matrix, as .npy")
 
 
 def is_number(kind: Any) -> bool:
@@ -61,15 +54,10 @@ def is_number(kind: Any) -> bool:
 
 
 def check_types(file: str | os.PathLike[str], names: Sequence[str], kinds: Sequence[Any]) -> None:
-    """Refuse columns of Arrow types that aren't numbers.
-
-    Raises:
-        InputError: a column holds something else; the message names the file, the column and its type.
-    """
+    """Refuse columns of Arrow types that aren't numbers."""
     for name, kind in zip(names, kinds, strict=True):
         if not is_number(kind):
-            because = f"column `{name}` holds {kind}, not numbers"
-            raise InputError(cannot(f"read `{file}`", because, "Drop or encode that column"))
+            raise unreadable(file, f"column `{name}` holds {kind}, not numbers", "Drop or encode that column")
 
 
 _PLAIN = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float", "double", "halffloat"}

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.sampler import BatchSampler
 
 from whichkl._checks import InputError, cannot, check_finite
-from whichkl.arrays import tensor_of
+from whichkl.arrays import default_names, tensor_of
 from whichkl.process.seeds import seeded
 from whichkl.samples.stream import BLOCK, Block, Part, Stream
 from whichkl.user_code import call_user
@@ -45,12 +46,7 @@ class LoaderPart(Part):
         return f"the {type(self.loader.dataset).__name__}"
 
     def blocks(self) -> Iterator[Block]:
-        """Yield one block per batch.
-
-        Raises:
-            InputError: a batch isn't (m, d) numbers or a pair of them, a cell isn't finite, or the data set gives other
-                rows than the last time.
-        """
+        """Yield one block per batch."""
         start, found = 0, self.digest
         for number, batch in enumerate(_batches(self.loader)):
             block = _block(batch, f"batch {number} of {self.label}")
@@ -64,7 +60,7 @@ class LoaderPart(Part):
         if self.digest and (found != self.digest or start == 0):
             because = f"{self.label} gives other rows when it is read again, and a fit reads it several times"
             instead = "Make its rows the same each time (no shuffling inside, no iterator that is used up)"
-            raise InputError(cannot("use this DataLoader", because, instead))
+            raise _unusable(because, instead)
 
     def _check(self, block: Block, number: int, start: int) -> None:
         for values, names in ((block.x, self.names), (block.context, self.context_names)):
@@ -72,12 +68,12 @@ class LoaderPart(Part):
                 continue
             if values.shape[1] != len(names):
                 because = f"batch {number} of {self.label} has {values.shape[1]} columns, and the first one {len(names)}"
-                raise InputError(cannot("use this DataLoader", because, "Give every row the same columns"))
+                raise _unusable(because, "Give every row the same columns")
             if not math.isfinite(values.sum().item()):
                 check_finite(values, names, f"samples (batch {number} of {self.label}, rows from {start:,})")
         if self.names and (block.context is None) == bool(self.context_names):
             because = f"batch {number} of {self.label} and the first one differ in form: one is a pair"
-            raise InputError(cannot("use this DataLoader", because, "Give all batches one form"))
+            raise _unusable(because, "Give all batches one form")
 
 
 class Loaded(Stream):
@@ -97,11 +93,12 @@ class Loaded(Stream):
         bare = LoaderPart(loader)
         first = next((block for block in bare.blocks() if len(block)), None)
         if first is None:
-            raise InputError(cannot("use this DataLoader", f"{bare.label} gives no rows", "Give at least one"))
-        self.names = tuple(f"x{i + 1}" for i in range(first.x.shape[1]))
-        given = 0 if first.context is None else first.context.shape[1]
-        self.context_names = tuple(f"x{i + 1}" for i in range(given))
-        self._part = LoaderPart(loader, self.names, self.context_names, digest_of(first), _count(loader))
+            raise _unusable(f"{bare.label} gives no rows", "Give at least one")
+        self.names = default_names(first.x.shape[1])
+        self.context_names = default_names(0 if first.context is None else first.context.shape[1])
+        has_length = hasattr(loader.dataset, "__len__") and not isinstance(loader.dataset, IterableDataset)
+        length = len(loader.dataset) if has_length else None  # type: ignore[arg-type]
+        self._part = LoaderPart(loader, self.names, self.context_names, digest_of(first), length)
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -122,11 +119,6 @@ def digest_of(block: Block) -> str:
     return whole.hexdigest()
 
 
-def _count(loader: DataLoader[Any]) -> int | None:
-    data: Any = loader.dataset
-    return None if isinstance(data, IterableDataset) or not hasattr(data, "__len__") else len(data)
-
-
 def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
     """Return a loader of the same batches, unshuffled, with the last, smaller batch."""
     if type(loader.sampler) not in (SequentialSampler, RandomSampler) and not isinstance(loader.dataset, IterableDataset):
@@ -139,7 +131,7 @@ def _in_order(loader: DataLoader[Any]) -> DataLoader[Any]:
         kept = {name: getattr(loader, name) for name in _KEPT}
         return DataLoader(loader.dataset, shuffle=False, generator=torch.Generator(), **kept)
     because = f"its sampler, {chosen}, chooses rows, and all rows are read, in order"
-    raise InputError(cannot("use this DataLoader", because, "Leave the sampler out; torch.utils.data.Subset chooses rows"))
+    raise _unusable(because, "Leave the sampler out; torch.utils.data.Subset chooses rows")
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -149,35 +141,32 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
     do, instead = "read this DataLoader", "Correct its data set"
     with torch.device("cpu"):  # where it draws the seed of its workers
         iterator = call_user(lambda: iter(loader), do, instead)
-    number = 0
-    while True:
+    for number in count():
         with seeded(number):
             batch = call_user(lambda: next(iterator, _END), do, instead)
         if batch is _END:
             return
         yield batch
-        number += 1
 
 
 def _block(batch: Any, where: str) -> Block:
     """Read a batch: rows, a list of one tensor, or a pair (x, y)."""
-    if isinstance(batch, (list, tuple)) and len(batch) in (1, 2):
-        values = [_rows(one, where) for one in batch]
-    else:
-        values = [_rows(batch, where)]
+    is_sequence = isinstance(batch, (list, tuple)) and len(batch) in (1, 2)
+    values = [_rows(one, where) for one in (batch if is_sequence else [batch])]
     if len({len(one) for one in values}) > 1:
-        because = f"{where} pairs {len(values[0])} rows of x with {len(values[1])} of y"
-        raise InputError(cannot("use this DataLoader", because, "Give each row of x its row of y"))
+        raise _unusable(f"{where} pairs {len(values[0])} rows of x with {len(values[1])} of y", "Give each row of x its row of y")
     x = values[-1]
     return Block(x, torch.ones(len(x), dtype=torch.float64, device="cpu"), values[0] if len(values) == 2 else None)
 
 
+def _unusable(because: str, instead: str) -> InputError:
+    return InputError(cannot("use this DataLoader", because, instead))
+
+
 def _rows(values: Any, where: str) -> Float[Tensor, "m d"]:
     if not isinstance(values, (Tensor, np.ndarray)):
-        because = f"{where} is a `{type(values).__name__}`"
-        raise InputError(cannot("use this DataLoader", because, "Let it give tensors (m, d), or pairs (x, y) of them"))
+        raise _unusable(f"{where} is a `{type(values).__name__}`", "Let it give tensors (m, d), or pairs (x, y) of them")
     tensor = tensor_of(values)
     if tensor.is_complex() or tensor.ndim not in (1, 2) or (tensor.ndim == 2 and tensor.shape[1] == 0):
-        because = f"{where} has shape {tuple(tensor.shape)} and type {tensor.dtype}"
-        raise InputError(cannot("use this DataLoader", because, "Flatten its rows to real (m, d)"))
+        raise _unusable(f"{where} has shape {tuple(tensor.shape)} and type {tensor.dtype}", "Flatten its rows to real (m, d)")
     return (tensor if tensor.ndim == 2 else tensor[:, None]).detach().to("cpu", torch.float64)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
@@ -15,19 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
-from whichkl.arrays import check_whole
-from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
+from whichkl._checks import InputError
+from whichkl.arrays import check_whole, default_names
+from whichkl.process.lock import without_warnings
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp, unreadable
 
 _BLOCKS_PER_MAP = 16
-_MAGIC = b"\x93NUMPY"
-_MAX_HEADER = 10_000
-"""Largest header in bytes, as in NumPy; that of one matrix has 118."""
 _MAX_COLUMNS = 2**22
 """Largest number of columns: their names take 60 bytes each."""
-_KEYS = {"descr", "fortran_order", "shape"}
-_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f(2|4|8|12|16))")
-_PYTHON_2_INTEGER = re.compile(r"(?<=\d)L\b")
 
 
 class Header(NamedTuple):
@@ -75,78 +68,47 @@ class NpyPart(FilePart):
                 yield torch.from_numpy(block)
 
 
-@dataclass(frozen=True)
-class NpyShard(Shard):
-    """The metadata of an NPY file."""
-
-    header: Header
-
-    def parts(self, rows: int) -> Sequence[NpyPart]:
-        """Cut into parts of this many rows."""
-        count = self.rows or 0
-        cuts = [(i, min(i + rows, count)) for i in range(0, count, rows)]
-        where = (self.path, self.size, self.changed, self.names)
-        return [NpyPart(*where, stop - start, start, stop, self.header) for start, stop in cuts]
-
-
-def open_npy(path: str) -> NpyShard:
-    """Read an NPY file's header; the shape (n,) is read as (n, 1).
-
-    Raises:
-        InputError: it is cut short, pickled, not of numbers, or has more than two axes.
-    """
+def open_npy(path: str) -> Shard:
+    """Read an NPY file's header; the shape (n,) is read as (n, 1)."""
     with decoding(path, partial(_refuse, path)), open(path, "rb") as file:
         header = _header(path, file)
-    names = tuple(f"x{i + 1}" for i in range(header.shape[1]))
+    names = default_names(header.shape[1])
     if not names:
-        raise InputError(cannot(f"read `{path}`", "it has no columns", "Write at least one column of numbers"))
-    return NpyShard(*stamp(path), names, (str(header.dtype),) * len(names), header.shape[0], header)
+        raise unreadable(path, "it has no columns", "Write at least one column of numbers")
+    where = (*stamp(path), names)
+    return Shard(*where, (str(header.dtype),) * len(names), header.shape[0], partial(_cut, where, header))
+
+
+def _cut(where: tuple[str, int, int, tuple[str, ...]], header: Header, rows: int) -> list[NpyPart]:
+    count = header.shape[0]
+    cuts = [(i, min(i + rows, count)) for i in range(0, count, rows)]
+    return [NpyPart(*where, stop - start, start, stop, header) for start, stop in cuts]
 
 
 def _refuse(path: str, reason: str) -> InputError:
-    return InputError(cannot(f"read `{path}`", f"it isn't a whole NPY file of numbers ({reason})", "Write it again"))
+    return unreadable(path, f"it isn't a whole NPY file of numbers ({reason})", "Write it again")
 
 
 def _header(path: str, file: BinaryIO) -> Header:
-    """Read the header of a file, and compare what it claims with the file's size before anything is allocated.
-
-    Raises:
-        InputError: it isn't one matrix of numbers, or the file has another size.
-        Exception: it isn't a header.
-    """
-    fields, offset = _literal(file)
-    if not isinstance(fields, dict) or set(fields) != _KEYS or type(fields["fortran_order"]) is not bool:
-        raise ValueError("its header isn't one of NPY")
-    kind, shape = fields["descr"], fields["shape"]
-    if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind):
-        raise _refuse(path, f"its type is `{kind}`, not a number")
-    if not isinstance(shape, tuple) or any(type(one) is not int or not 0 <= one < 2**63 for one in shape):
+    """Read the header of a file, and compare what it claims with the file's size before anything is allocated."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"its version is {version[0]}")
+    # the header of a matrix is ASCII, and then the third version is the second one
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with without_warnings():  # NumPy warns of headers that Python 2 wrote
+        shape, is_fortran, dtype = read(file)
+    if dtype.kind not in "biuf":
+        raise _refuse(path, f"its type is `{dtype}`, not a number")
+    if any(type(one) is not int or not 0 <= one < 2**63 for one in shape):
         raise ValueError(f"its shape is `{shape}`, not whole numbers")
     if len(shape) not in (1, 2):
-        raise InputError(cannot(f"read `{path}`", f"its shape is `{shape}`, not (n, d)", "Save one row a draw"))
+        raise unreadable(path, f"its shape is `{shape}`, not (n, d)", "Save one row a draw")
     rows, columns = (*shape, 1)[:2]
     if columns > _MAX_COLUMNS:
-        because = f"it has {columns:,} columns, and at most {_MAX_COLUMNS:,} are read"
-        raise InputError(cannot(f"read `{path}`", because, "Save one row a draw"))
-    dtype, size = np.dtype(kind), os.fstat(file.fileno()).st_size - offset
+        raise unreadable(path, f"it has {columns:,} columns, and at most {_MAX_COLUMNS:,} are read", "Save one row a draw")
+    offset = file.tell()
+    size = os.fstat(file.fileno()).st_size - offset
     if rows * columns * dtype.itemsize != size:
         raise ValueError(f"{rows:,} × {columns:,} numbers are {rows * columns * dtype.itemsize:,} bytes, and it has {size:,}")
-    return Header(dtype, (rows, columns), "F" if fields["fortran_order"] else "C", offset)
-
-
-def _literal(file: BinaryIO) -> tuple[Any, int]:
-    """Return the content of a header, and where it ends. It is a literal of Python: nothing in it is run."""
-    start = file.read(len(_MAGIC) + 2)
-    if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + 2:
-        raise ValueError("it doesn't begin as one")
-    version, wide = start[len(_MAGIC)], 2 if start[len(_MAGIC)] == 1 else 4
-    if version not in (1, 2, 3):
-        raise ValueError(f"its version is {version}")
-    length = int.from_bytes(file.read(wide), "little")
-    if length > _MAX_HEADER:
-        raise ValueError(f"its header has {length:,} bytes")
-    text = file.read(length)
-    if len(text) < length:
-        raise ValueError("its header is cut short")
-    written = text.decode("utf-8" if version == 3 else "latin-1").strip()
-    return ast.literal_eval(written if version == 3 else _PYTHON_2_INTEGER.sub("", written)), file.tell()
+    return Header(dtype, (rows, columns), "F" if is_fortran else "C", offset)

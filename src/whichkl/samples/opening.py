@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +17,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, cannot
 from whichkl.process.memory import check_memory
-from whichkl.samples.file_formats import open_file
-from whichkl.samples.folder import Shards, shards_in
+from whichkl.samples.arrow import open_arrow
+from whichkl.samples.csv import open_csv
 from whichkl.samples.loader import Loaded
-from whichkl.samples.shard import Shard
-from whichkl.samples.stream import Stream
+from whichkl.samples.npy import open_npy
+from whichkl.samples.parquet import open_parquet
+from whichkl.samples.shard import FilePart, Shard, unreadable
+from whichkl.samples.stream import PART, Stream
 
+_OPENERS: dict[str, Callable[[str], Shard]] = {
+    ".csv": open_csv,
+    ".parquet": open_parquet,
+    ".arrow": open_arrow,
+    ".feather": open_arrow,
+    ".npy": open_npy,
+}
+FORMATS = tuple(_OPENERS)
 IN_MEMORY = 256 * 2**20
 """A single file is read into memory if it has fewer bytes, and its values in float64 have, too."""
 _ALL_ROWS = 2**62
 """A part with at least this many rows holds all of them."""
+_MAX_ROWS_PER_PART = 2**20
+_PARTS = 1_024
+"""Number of parts of a stream, where that makes them neither smaller than `PART` rows nor larger than `_MAX_ROWS_PER_PART`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ def read_samples(path: str | os.PathLike[str]) -> Table:
             message names the file, the line and the column.
         ResourceError: its values need more memory than is free.
     """
-    return _table_of(open_file(path))
+    return _table_of(_open_file(path))
 
 
 def open_samples(obj: Any, *, is_whole: bool = False) -> Table | Stream | None:
@@ -59,7 +77,7 @@ def open_samples(obj: Any, *, is_whole: bool = False) -> Table | Stream | None:
     if not _is_named(obj):
         return None
     if isinstance(obj, (str, os.PathLike)) and not os.path.isdir(obj):
-        shard = open_file(obj)
+        shard = _open_file(obj)
         if is_whole or max(shard.size, shard.bytes_in_memory) < IN_MEMORY:
             return _table_of(shard)
     return open_stream(obj)
@@ -80,7 +98,7 @@ def open_stream(obj: Any) -> Stream:
         return Loaded(obj)
     if isinstance(obj, list):
         return Shards(obj)
-    return Shards(shards_in(obj) if os.path.isdir(obj) else [obj])
+    return Shards(_files_in(obj) if os.path.isdir(obj) else [obj])
 
 
 def _is_named(obj: Any) -> bool:
@@ -89,28 +107,132 @@ def _is_named(obj: Any) -> bool:
 
 
 def _table_of(shard: Shard) -> Table:
-    """Read all rows of an open file into memory.
-
-    Raises:
-        InputError: it is damaged, or has no rows.
-        ResourceError: its values need more memory than is free.
-    """
+    """Read all rows of an open file into memory."""
     check_memory(2 * shard.bytes_in_memory, f"read `{shard.path}` into memory", "Give a part of it")
-    blocks = (x.numpy() for part in shard.parts(_ALL_ROWS) for x in part.rows())
-    values = _filled(blocks, shard.rows, len(shard.names))
-    if values.size == 0:
-        because = f"it holds {values.shape[0]} rows and {values.shape[1]} columns"
-        raise InputError(cannot(f"read `{shard.path}`", because, "Write at least one row of numbers"))
-    return Table(values, shard.names)
-
-
-def _filled(blocks: Iterable[np.ndarray], rows: int | None, columns: int) -> np.ndarray:
-    """Copy blocks into one matrix; all blocks are in memory at once only where the number of rows isn't known."""
-    if rows is None:
+    blocks: Iterable[np.ndarray] = (x.numpy() for part in shard.parts(_ALL_ROWS) for x in part.rows())
+    rows = shard.rows
+    if rows is None:  # then all blocks are in memory at once
         blocks = list(blocks)
         rows = sum(map(len, blocks))
-    values, start = np.empty((rows, columns)), 0
+    values, start = np.empty((rows, len(shard.names))), 0
     for block in blocks:
         values[start : start + len(block)] = block
         start += len(block)
-    return values
+    if values.size == 0:
+        because = f"it holds {values.shape[0]} rows and {values.shape[1]} columns"
+        raise unreadable(shard.path, because, "Write at least one row of numbers")
+    return Table(values, shard.names)
+
+
+class Shards(Stream):
+    """Files of one format and one schema, in the order given, cut into parts by their sizes alone.
+
+    Args:
+        paths: the files.
+
+    Raises:
+        InputError: a file is missing, broken, or has other columns than the first one, or they all are empty.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        files = [Path(os.path.abspath(path)) for path in paths]
+        if not files:
+            raise InputError(cannot("read this list of files", "it is empty", "Give at least one path"))
+        twice = next((file for file, count in Counter(files).items() if count > 1), None)
+        if twice is not None:
+            raise InputError(cannot("read this list of files", f"`{twice}` is in it twice", "Name each file once"))
+        kinds = {_check_file(file): file for file in files}
+        if len(kinds) > 1:
+            (_, a), (_, b), *_ = kinds.items()
+            raise InputError(cannot("read these files together", f"`{a}` and `{b}` differ in format", "Give files of one format"))
+        with ThreadPoolExecutor(min(8, len(files))) as pool:  # a folder may be on a disk far away
+            self.shards = tuple(pool.map(_open_file, files))
+        full = [shard for shard in self.shards if shard.rows != 0]
+        if not full:
+            because = f"`{files[0]}` holds no rows" if len(files) == 1 else f"none of the {len(files)} files holds a row"
+            raise InputError(cannot("read these samples", because, "Write at least one row of numbers"))
+        for shard in self.shards:
+            _compare(full[0], shard)
+        self.names = full[0].names
+
+    @cached_property
+    def rows(self) -> int | None:
+        """The number of rows; None for CSV, which doesn't state it."""
+        counts = [shard.rows for shard in self.shards]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @cached_property
+    def bytes_in_memory(self) -> int:
+        """Bytes of all rows in float64."""
+        return sum(shard.bytes_in_memory for shard in self.shards)
+
+    @cached_property
+    def parts(self) -> Sequence[FilePart]:
+        """Every file's parts, one after another."""
+        most = min(_MAX_ROWS_PER_PART, max(PART, (self.rows or 0) // _PARTS))
+        return tuple(part for shard in self.shards for part in shard.parts(most))
+
+
+def _files_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the sample files of a folder, by name; names that begin with a dot or an underscore are ignored."""
+    path = Path(folder)
+    try:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
+    except OSError as error:
+        because = (error.strerror or str(error)).lower()
+        raise InputError(cannot(f"read the folder `{path}`", because, "Correct the path or its permissions")) from error
+    if not entries:
+        raise InputError(cannot(f"read the folder `{path}`", "it is empty", "Name the folder that holds the files"))
+    entries.sort(key=lambda entry: entry.name)
+    for entry in entries:
+        if os.path.isdir(entry) or entry.suffix.lower() not in FORMATS:
+            kind = "is a folder" if os.path.isdir(entry) else f"isn't one of {', '.join(FORMATS)}"
+            instead = "Move it elsewhere, or give a list of files"
+            raise InputError(cannot(f"read the folder `{path}`", f"`{entry.name}` {kind}", instead))
+    return entries
+
+
+def _compare(first: Shard, other: Shard) -> None:
+    """Refuse a shard whose columns aren't the first one's."""
+    if first.names == other.names and (other.rows == 0 or first.types == other.types):
+        return
+    a, b, what = f"`{first.path}`", f"`{other.path}`", "columns"
+    here, there = set(first.names), set(other.names)
+    if missing := [name for name in first.names if name not in there]:
+        because = f"column `{missing[0]}` of {a} isn't in {b}"
+    elif extra := [name for name in other.names if name not in here]:
+        because = f"column `{extra[0]}` of {b} isn't in {a}"
+    elif first.names != other.names:
+        i = next(i for i, name in enumerate(first.names) if name != other.names[i])
+        because = f"column {i + 1} is `{first.names[i]}` in {a} and `{other.names[i]}` in {b}"
+    else:
+        i = next(i for i, kind in enumerate(first.types) if kind != other.types[i])
+        because, what = f"column `{first.names[i]}` holds {first.types[i]} in {a} and {other.types[i]} in {b}", "types"
+    raise InputError(cannot("read these files together", because, f"Write them with the same {what}"))
+
+
+def _open_file(path: str | os.PathLike[str]) -> Shard:
+    """Read a file's metadata, or its first lines."""
+    return _OPENERS[_check_file(Path(path))](os.path.abspath(path))
+
+
+def _check_file(file: Path) -> str:
+    """Return the suffix of a file that exists, can be read and isn't empty."""
+    suffix = file.suffix.lower()
+    if suffix not in FORMATS:
+        raise unreadable(file, f"its suffix is `{suffix}`" if suffix else "it has no suffix", f"Use one of {', '.join(FORMATS)}")
+    try:
+        status = file.stat()
+        if stat.S_ISREG(status.st_mode):
+            file.open("rb").close()
+    except FileNotFoundError as error:
+        raise unreadable(file, "there is no such file", "Correct the path") from error
+    except (OSError, ValueError) as error:  # a ValueError for a NUL in the path
+        because = (getattr(error, "strerror", None) or str(error)).lower()
+        raise unreadable(file, because, "Correct the path or its permissions") from error
+    if not stat.S_ISREG(status.st_mode):
+        because = "it is a folder" if stat.S_ISDIR(status.st_mode) else "it isn't a regular file"
+        raise unreadable(file, because, "Correct the path")
+    if status.st_size == 0:
+        raise unreadable(file, "the file is empty", "Write at least one row")
+    return suffix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -88,33 +88,8 @@ class ParquetPart(FilePart):
         return None
 
 
-@dataclass(frozen=True)
-class ParquetShard(Shard):
-    """The metadata of a Parquet file."""
-
-    counts: tuple[int, ...] = field(repr=False)
-    """The rows of each row group."""
-
-    def parts(self, rows: int) -> Sequence[ParquetPart]:
-        """Join row groups to parts of at most this many rows; a larger row group is a part of its own."""
-        found, first, have = [], 0, 0
-        for group, count in enumerate(self.counts):
-            if have and have + count > rows:
-                found.append((first, group))
-                first, have = group, 0
-            have += count
-        if have:
-            found.append((first, len(self.counts)))
-        where = (self.path, self.size, self.changed, self.names)
-        return [ParquetPart(*where, sum(self.counts[slice(*groups)]), groups) for groups in found]
-
-
-def open_parquet(path: str) -> ParquetShard:
-    """Read a Parquet file's footer.
-
-    Raises:
-        InputError: it isn't a whole Parquet file, or a column holds no numbers.
-    """
+def open_parquet(path: str) -> Shard:
+    """Read a Parquet file's footer."""
     with decoding(path, partial(refuse_broken, path, "parquet")):
         footer = require("pyarrow.parquet", "app").read_metadata(path)
         check_columns(path, footer.num_columns)
@@ -124,7 +99,21 @@ def open_parquet(path: str) -> ParquetShard:
     check_names(path, names)
     if footer.num_rows:
         check_types(path, names, schema.types)
-    return ParquetShard(*stamp(path), names, tuple(str(kind) for kind in schema.types), footer.num_rows, counts)
+    where = (*stamp(path), names)
+    return Shard(*where, tuple(str(kind) for kind in schema.types), footer.num_rows, partial(_cut, where, counts))
+
+
+def _cut(where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int) -> list[ParquetPart]:
+    """Join row groups to parts of at most this many rows; a larger row group is a part of its own."""
+    found, first, have = [], 0, 0
+    for group, count in enumerate(counts):
+        if have and have + count > rows:
+            found.append((first, group))
+            first, have = group, 0
+        have += count
+    if have:
+        found.append((first, len(counts)))
+    return [ParquetPart(*where, sum(counts[slice(*groups)]), groups) for groups in found]
 
 
 def _check_footer(footer: Any, schema: Any, counts: Sequence[int]) -> None:
@@ -132,9 +121,6 @@ def _check_footer(footer: Any, schema: Any, counts: Sequence[int]) -> None:
 
     A footer that Arrow wrote holds the types of its columns twice; uint32 can be stored as int64. The metadata of single columns
     aren't read: pyarrow ends the process where they are damaged.
-
-    Raises:
-        ValueError: row groups have other rows than the file, or a column has another type than it was written with.
     """
     if sum(counts) != footer.num_rows or any(count < 0 for count in counts):
         raise ValueError(f"its footer states {footer.num_rows:,} rows, and its row groups {sum(counts):,}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -47,20 +48,10 @@ class FilePart(Part):
 
     @abstractmethod
     def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Decode its rows in order, in float64, `block_rows` at once, into new memory.
-
-        Raises:
-            InputError: the file is broken.
-            ResourceError: memory ran out.
-        """
+        """Decode its rows in order, in float64, `block_rows` at once, into new memory."""
 
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Read its rows, and refuse a part with another number of rows than the file's metadata state.
-
-        Raises:
-            InputError: the file is missing, has changed or is broken.
-            ResourceError: memory ran out.
-        """
+        """Read its rows, and refuse a part with another number of rows than the file's metadata state."""
         self._check_file()
         found = 0
         for x in self.decoded():
@@ -70,19 +61,14 @@ class FilePart(Part):
             yield x
         if self.count is not None and found != self.count:
             held = f"more than {self.count:,}" if found > self.count else f"only {found:,}"
-            because = f"{self.label} holds {held} rows, and its metadata state {self.count:,}"
-            raise InputError(cannot(f"read `{self.path}`", because, _REWRITE))
+            raise unreadable(self.path, f"{self.label} holds {held} rows, and its metadata state {self.count:,}", _REWRITE)
 
     def place(self, row: int) -> str:
         """Return where the row of this number in this part is in the file, for messages."""
         return f"row {row:,} of {self.label}"
 
     def blocks(self) -> Iterator[Block]:
-        """Read its rows, and refuse those with a value that isn't finite.
-
-        Raises:
-            InputError: the file is missing, has changed or is broken, or a cell is missing, NaN or infinite.
-        """
+        """Read its rows, and refuse those with a value that isn't finite."""
         start, weights = 0, torch.ones(_MAX_ROWS_PER_BLOCK, dtype=torch.float64, device="cpu")
         for x in self.rows():
             total = x.sum(0)
@@ -98,10 +84,10 @@ class FilePart(Part):
         except OSError as error:
             because = f"{(error.strerror or str(error)).lower()} on this machine"
             instead = "Put it where every machine that reads it finds it under this path"
-            raise InputError(cannot(f"read `{self.path}`", because, instead)) from error
+            raise unreadable(self.path, because, instead) from error
         if size != self.size:
             because = f"it has {size:,} bytes now, and had {self.size:,} when it was opened"
-            raise InputError(cannot(f"read `{self.path}`", because, "Leave the files alone until the fit is done"))
+            raise unreadable(self.path, because, "Leave the files alone until the fit is done")
 
     def _refuse(self, x: Float[Tensor, "m d"], start: int) -> None:
         bad = (~x.isfinite()).nonzero()
@@ -114,7 +100,7 @@ class FilePart(Part):
 
 
 @dataclass(frozen=True)
-class Shard(ABC):
+class Shard:
     """The metadata of a file.
 
     Args:
@@ -124,6 +110,7 @@ class Shard(ABC):
         names: its column names.
         types: their types, as text that can be compared with another shard's.
         rows: how many there are; None where that isn't known without reading them all.
+        parts: cuts the file into parts of about this many rows, as its format allows; always the same parts.
     """
 
     path: str
@@ -132,15 +119,12 @@ class Shard(ABC):
     names: tuple[str, ...]
     types: tuple[str, ...]
     rows: int | None
+    parts: Callable[[int], Sequence[FilePart]] = field(repr=False)
 
     @property
     def bytes_in_memory(self) -> int:
         """Bytes of its values in float64, which can be a thousand times the size of a compressed file."""
         return 8 * (self.rows or 0) * len(self.names)
-
-    @abstractmethod
-    def parts(self, rows: int) -> Sequence[FilePart]:
-        """Cut the file into parts of about this many rows, as its format allows; always the same parts."""
 
 
 def stamp(path: str) -> tuple[str, int, int]:
@@ -152,10 +136,6 @@ def stamp(path: str) -> tuple[str, int, int]:
 @contextmanager
 def decoding(path: str, refusal: Callable[[str], InputError]) -> Iterator[None]:
     """Turn whatever a decoder raises into one error that names the file.
-
-    Args:
-        path: the file.
-        refusal: returns the error for a message of the decoder.
 
     Raises:
         InputError: the file is broken.
@@ -176,12 +156,16 @@ def decoding(path: str, refusal: Callable[[str], InputError]) -> Iterator[None]:
 _REWRITE = "Write it again; a copy may have been damaged"
 
 
+def unreadable(path: Any, because: str, instead: str) -> InputError:
+    """Return the error for a file that can't be read."""
+    return InputError(cannot(f"read `{path}`", because, instead))
+
+
 def refuse_broken(path: str, kind: str, reason: str) -> InputError:
     """Return the error for a file that isn't of the format of its suffix, or isn't whole."""
-    because = f"it isn't a whole {kind} file ({reason})"
-    return InputError(cannot(f"read `{path}`", because, "Write it again; a copy may have been cut short"))
+    return unreadable(path, f"it isn't a whole {kind} file ({reason})", "Write it again; a copy may have been cut short")
 
 
 def refuse_damaged(path: str, place: str, reason: str) -> InputError:
     """Return the error for a file that is broken in one place."""
-    return InputError(cannot(f"read `{path}`", f"{place} is broken ({reason})", _REWRITE))
+    return unreadable(path, f"{place} is broken ({reason})", _REWRITE)

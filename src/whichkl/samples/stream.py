@@ -41,9 +41,7 @@ class Block:
 
     def take(self, rows: Tensor) -> Block:
         """Return some of the rows: their numbers, or a mask."""
-        context = None if self.context is None else self.context[rows]
-        log_p = None if self.log_p is None else self.log_p[rows]
-        keys = None if self.keys is None else self.keys[rows]
+        context, log_p, keys = (None if one is None else one[rows] for one in (self.context, self.log_p, self.keys))
         return Block(self.x[rows], self.w[rows], context, self.first, log_p=log_p, keys=keys)
 
 

@@ -20,13 +20,14 @@ from whichkl.user_code import place_of, said_of
 
 Function = Callable[..., Any]
 Who = Literal["log_prob", "score"]
+Style = Literal["autograd", "tensor", "numpy"]
 
 
 @dataclass(frozen=True)
 class Convention:
     """How a function is called."""
 
-    style: Literal["autograd", "tensor", "numpy"]
+    style: Style
     """`autograd`: it takes tensors, and gradients flow. `tensor`: it takes tensors, no gradient comes back. `numpy`: arrays."""
     batched: bool
     """Whether it takes rows, (n, d), rather than one point, (d,)."""
@@ -49,51 +50,36 @@ class Convention:
 
 
 def find_convention(function: Function, who: Who, batched: bool, probe: Float[Tensor, "1 d"]) -> Convention:
-    """Call a function with a tensor, then with an array, until one call succeeds.
-
-    Args:
-        function: the user's.
-        who: which argument of `Target` it is.
-        batched: whether it takes rows rather than one point.
-        probe: a point inside the support.
-
-    Raises:
-        TargetError: it fails either way; the error is that of the call with a tensor.
-    """
+    """Call a function with a tensor, then with an array, until one call succeeds."""
     returned: list[Any] = []
-    copies = False
 
-    def called(as_array: bool) -> Tensor:
-        inner = without_inference_tensors(function) if copies else function
-
-        def watched(x: Any) -> Any:
-            returned.append(inner(x))
-            return returned[-1]
-
-        with plain_modes(), without_warnings():  # a function of arrays may warn about a tensor
-            point = probe.clone().requires_grad_(True) if who == "log_prob" else probe
-            return call(watched, point, who, batched, as_array)
+    def watched(x: Any) -> Any:
+        returned.append(inner(x))
+        return returned[-1]
 
     errors: list[TargetError] = []
-    attempts = [False, True]
+    inner, attempts = function, [False, True]
     while attempts:
-        as_array, value = attempts.pop(0), None
+        as_array, value, cause = attempts.pop(0), None, None
         returned.clear()
         try:
-            value = called(as_array)
+            with plain_modes(), without_warnings():  # a function of arrays may warn about a tensor
+                point = probe.clone().requires_grad_(True) if who == "log_prob" else probe
+                value = call(watched, point, who, batched, as_array)
         except TargetError as error:
-            if is_of_inference(error.__cause__) and not copies:
-                copies, attempts, errors = True, [False, True], []
+            cause = error.__cause__
+            if is_of_inference(cause) and inner is function:  # start again, with copies of such tensors
+                inner, attempts, errors = without_inference_tensors(function), [False, True], []
                 continue
             errors.append(error)
-        cause = None if value is not None else errors[-1].__cause__
         for adapter in FUNCTION_ADAPTERS:
             if adapter.claims_error(cause) or (returned and adapter.claims_value(returned[-1])):
                 return Convention("autograd", batched, adapter)
         if value is not None:
             if who == "score":
                 check_shape(value, probe)
-            return Convention("numpy" if as_array else "autograd" if value.requires_grad else "tensor", batched, None, copies)
+            style: Style = "numpy" if as_array else "autograd" if value.requires_grad else "tensor"
+            return Convention(style, batched, None, inner is not function)
     for adapter in FUNCTION_ADAPTERS:
         if adapter.claims_function(function, probe, who == "score"):
             return Convention("autograd", batched, adapter)
@@ -103,11 +89,7 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
 def call(
     function: Function, x: Float[Tensor, "n d"], who: Who, batched: bool, as_array: bool, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Call a user's function at rows of x, converted to `dtype`; the result has the dtype and the device of `x`.
-
-    Raises:
-        TargetError: the function raised (the message has its error and line), or returned the wrong shape for one point.
-    """
+    """Call a user's function at rows of x, converted to `dtype`; the result has the dtype and the device of `x`."""
     read = x if dtype is None else x.to(dtype)
     points = read.detach().cpu().numpy() if as_array else read
     try:
@@ -134,11 +116,7 @@ def call(
 
 
 def check_shape(gradient: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return the gradient if it has the shape of `x`.
-
-    Raises:
-        TargetError: it has another shape.
-    """
+    """Return the gradient if it has the shape of `x`."""
     if gradient.shape != x.shape:
         because = f"`score` returned shape {tuple(gradient.shape)} for points of shape {tuple(x.shape)}"
         raise TargetError(cannot("use this target", because, "Return one gradient per row"))
@@ -146,25 +124,14 @@ def check_shape(gradient: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d
 
 
 class Score:
-    """A user's score without a log density, as a function of tensors.
-
-    Args:
-        function: g(x), (n, d) → (n, d).
-        batched: False if it takes one point, (d,).
-        probe: (1, d), a point inside the support where the function is tried once.
-    """
+    """A user's score without a log density, as a function of tensors."""
 
     def __init__(self, function: Function, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
-        """Take the function; see the class for the arguments."""
         self.function, self.batched, self.probe = function, batched, probe
         self._convention: Convention | None = None
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Return ∇log p at each row.
-
-        Raises:
-            TargetError: the function raised, or returned another shape.
-        """
+        """Return ∇log p at each row."""
         if self._convention is None:
             found = find_convention(self.function, "score", self.batched, self.probe)
             self.function = found.applied_to(self.function, "score")

@@ -1,14 +1,15 @@
-"""Conversion: which arguments of `Target` describe an object: a distribution, an array, a path or a model of another library."""
+"""Conversion: which arguments of `Target` describe an object: a distribution, samples, an energy, a model of another library."""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,12 +28,7 @@ def _models() -> str:
 
 
 def arguments_of(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Model | None]:
-    """Return the arguments of `Target` for an object, and the model of another library that it is the posterior of.
-
-    Raises:
-        InputError: the object is of no known kind, or takes no further arguments.
-        TargetError: a model can't be run, or has a discrete latent site.
-    """
+    """Return the arguments of `Target` for an object, and the model of another library that it is the posterior of."""
     for adapter in MODEL_ADAPTERS:
         if adapter.claims(obj, args, kwargs):
             model = adapter.posterior(obj, args, kwargs)
@@ -74,3 +70,44 @@ def _of_distribution(p: Distribution) -> dict[str, Any]:
         "dtype": example.dtype if example.is_floating_point() else torch.float64,
         "device": example.device,
     }
+
+
+class NegativeEnergy:
+    """x ↦ −E(x), so that p(x) = exp(−E(x)) / Z. A module is copied, frozen and called in its own dtype.
+
+    Args:
+        energy: E, (n, d) → (n,), a function or an `nn.Module`; a module may return (n, 1).
+
+    Raises:
+        InputError: it can't be called, or the module can't be copied.
+
+    Source: LeCun, Chopra, Hadsell, Ranzato & Huang (2006), "A tutorial on energy-based learning".
+
+    >>> import torch
+    >>> NegativeEnergy(nn.Linear(2, 1, bias=False).requires_grad_(False))(torch.zeros(3, 2)).shape
+    torch.Size([3])
+    """
+
+    def __init__(self, energy: Any) -> None:
+        if not callable(energy):
+            because = f"it is a `{type(energy).__name__}`"
+            raise InputError(cannot("use `energy=`", because, "Pass a function, or a module, of (n, d) points"))
+        if isinstance(energy, nn.Module):
+            try:
+                energy = copy.deepcopy(energy)
+            except (RuntimeError, TypeError) as error:
+                because = f"the module can't be copied ({' '.join(str(error).split())[:200]})"
+                raise InputError(
+                    cannot("use `energy=`", because, "Compute what it derives from its weights in `forward`")
+                ) from error
+            energy.eval().requires_grad_(False)
+        self.energy = energy
+
+    def __call__(self, x: Tensor) -> Any:
+        """Return −E of each row, in the dtype of x."""
+        if not isinstance(self.energy, nn.Module):
+            return -self.energy(x)
+        every = (*self.energy.parameters(), *self.energy.buffers())
+        weight = next((one for one in every if one.is_floating_point()), x)
+        value = -self.energy(x.to(weight)).to(x)
+        return value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value

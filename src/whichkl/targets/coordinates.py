@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def free_target(p: Target) -> Target:
-    """Return a target in free coordinates u, with density p(T(u)) |∂T/∂u|; its evaluations are counted with those of `p`.
-
-    Raises:
-        TargetError: it is discrete.
-    """
+    """Return a target in free coordinates u, with density p(T(u)) |∂T/∂u|; its evaluations are counted with those of `p`."""
     bijection = p.bijection
     if bijection.is_discrete:
         because = "it is discrete, and this family has a density on ℝᵈ"
@@ -40,12 +36,12 @@ def free_target(p: Target) -> Target:
         return p
     inner, log_prob = copy.copy(p), None
     if p.density is not None:
-        log_prob = free_log_prob(bijection, p.density.unchecked, differentiable=p.density.differentiable)
+        log_prob = _free_log_prob(bijection, p.density.unchecked, differentiable=p.density.differentiable)
     free = type(p)(
         samples=None if p.samples is None else bijection.inverse(p.samples),
         log_prob=log_prob,
-        sampler=free_sampler(bijection, p.draws) if p.sampler else None,
-        score=free_score(bijection, inner.gradient) if p.score else None,
+        sampler=(lambda n, generator: bijection.inverse(p.draws(n, generator.initial_seed()))) if p.sampler else None,
+        score=_free_score(bijection, inner.gradient) if p.score else None,
         dim=bijection.free_dim,
         names=p.names if bijection.free_dim == p.dim else None,
         normalized=p.normalized,
@@ -63,7 +59,7 @@ def free_target(p: Target) -> Target:
     return free
 
 
-def free_log_prob(bijection: Bijection, log_prob: Callable[[Tensor], Tensor], *, differentiable: bool) -> Function:
+def _free_log_prob(bijection: Bijection, log_prob: Callable[[Tensor], Tensor], *, differentiable: bool) -> Function:
     """Return u ↦ log p(T(u)) + log|∂T/∂u|; −∞ where T(u) leaves the support by rounding."""
 
     def carried(u: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
@@ -77,16 +73,7 @@ def free_log_prob(bijection: Bijection, log_prob: Callable[[Tensor], Tensor], *,
     return carried
 
 
-def free_sampler(bijection: Bijection, draws: Callable[[int, int], Tensor]) -> Function:
-    """Return the sampler of u = T⁻¹(x)."""
-
-    def carried(n: int, generator: torch.Generator) -> Float[Tensor, "n k"]:
-        return bijection.inverse(draws(n, generator.initial_seed()))
-
-    return carried
-
-
-def free_score(bijection: Bijection, score: Callable[[Tensor], Tensor]) -> Function:
+def _free_score(bijection: Bijection, score: Callable[[Tensor], Tensor]) -> Function:
     """Return the gradient in u of log p(T(u)) + log|∂T/∂u|, from the gradient of log p in x."""
 
     def carried(u: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

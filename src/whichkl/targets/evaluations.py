@@ -23,7 +23,6 @@ class Evaluations(dict[str, int]):
     """
 
     def __init__(self) -> None:
-        """Start at zero, without a budget."""
         super().__init__(dict.fromkeys((*COUNTED, "rejected"), 0))
         self.most = math.inf
         self.is_cut = False

@@ -46,16 +46,11 @@ class LineIntegral:
     """
 
     def __init__(self, score: Callable[[Tensor], Tensor], anchor: Float[Tensor, "1 d"], count: Callable[[int], None]) -> None:
-        """Take the score, the anchor and the counter."""
         self.score, self.anchor, self.count = score, anchor, count
         self.gap: float | None = None
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return log p(x) − log p(a), in nats.
-
-        Raises:
-            TargetError: the score isn't a gradient: integrals round most triangles aren't 0.
-        """
+        """Return log p(x) − log p(a), in nats."""
         value = self._along(self.anchor.to(x).expand_as(x), x, _MAX_HALVINGS)
         if self.gap is None and len(x) > 2:
             self._check_closed(x, value)
@@ -80,7 +75,7 @@ class LineIntegral:
         else:
             slope[:, ::2], slope[:, 1::2] = known, self._slopes(start, end, t[1::2])
         value = slope @ weights
-        off = (value - slope[:, ::2] @ _weights(order // 2).to(end)).abs()
+        off = (value - slope[:, ::2] @ clenshaw_curtis(order // 2)[1].to(end)).abs()
         again = ((off > _TOLERANCE * (1 + value.abs())) & value.isfinite()).nonzero()[:, 0]
         if not len(again):
             return value
@@ -102,11 +97,7 @@ class LineIntegral:
         return torch.einsum("nmd,nd->nm", self.score(points.reshape(-1, way.shape[1])).reshape(points.shape), way)
 
     def _check_closed(self, x: Float[Tensor, "n d"], value: Float[Tensor, " n"]) -> None:
-        """Integrate round triangles of the anchor and two points.
-
-        Raises:
-            TargetError: most of the integrals aren't 0.
-        """
+        """Integrate round triangles of the anchor and two points."""
         known = value.isfinite().nonzero()[:, 0]
         if len(known) < 3:
             return
@@ -137,28 +128,19 @@ class LineIntegral:
         return self.gap is not None and self.gap > _MAX_GAP
 
 
+@cache
 def clenshaw_curtis(order: int) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """Return the order + 1 points and weights of the rule on [0, 1], for an even order.
+
+    Every second point is one of the rule of half the order.
 
     >>> t, w = clenshaw_curtis(8)
     >>> round(float(w @ t.square()), 12)
     0.333333333333
     """
-    return _points(order), _weights(order)
-
-
-@cache
-def _points(order: int) -> Float[Tensor, " m"]:
-    """Return the order + 1 points of Clenshaw–Curtis on [0, 1]; every second point is one of the rule of half the order."""
-    return (1 - torch.cos(math.pi * torch.arange(order + 1, dtype=torch.float64, device="cpu") / order)) / 2
-
-
-@cache
-def _weights(order: int) -> Float[Tensor, " m"]:
-    """Return the weights of these points, for an even order."""
     k = torch.arange(order + 1, dtype=torch.float64, device="cpu")
     j = torch.arange(1, order // 2 + 1, dtype=torch.float64, device="cpu")
     b = 2 - (j == order // 2).to(j.dtype)
     inner = (b / (4 * j.square() - 1) * torch.cos(2 * math.pi * k[:, None] * j / order)).sum(1)
     ends = 2 - ((k == 0) | (k == order)).to(k.dtype)
-    return ends / order * (1 - inner) / 2
+    return (1 - torch.cos(math.pi * k / order)) / 2, ends / order * (1 - inner) / 2

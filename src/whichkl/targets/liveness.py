@@ -19,14 +19,10 @@ _MAX_TRIES = 3
 
 
 class Liveness:
-    """Remembers a point where a log density gave a number, and calls it there again when it gives none for many rows.
-
-    Args:
-        answers: whether the log density, with its gradient if the second argument is true, is a finite number at a point.
-    """
+    """Remembers a point where a log density gave a number, and calls it there again when it gives none for many rows."""
 
     def __init__(self, answers: Callable[[Float[Tensor, "1 d"], bool], bool]) -> None:
-        """Take the test; see the class."""
+        # whether the log density, with its gradient if the second argument is true, is a number at a point
         self._answers = answers
         self.source: Liveness | None = None
         """That of the log density that this one calls, if this one is in other coordinates."""

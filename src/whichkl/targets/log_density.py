@@ -12,8 +12,11 @@ from torch import Tensor
 from whichkl._checks import DeadDensityError, TargetError, cannot, check_log_prob
 from whichkl.process.torch_modes import autograd_on
 from whichkl.targets.calling import Convention, Function, call, check_shape, find_convention
-from whichkl.targets.gradient_check import check_gradient, check_repeatable, check_score
+from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.liveness import FAILURES, ROWS_BEFORE_CHECK, Liveness
+
+_MAX_POINTS_ALONE = 3
+_MAX_POINTS_DIFFERENCED = 8
 
 
 class LogDensity:
@@ -30,7 +33,6 @@ class LogDensity:
     """
 
     def __init__(self, function: Function, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
-        """Take the functions; see the class for the arguments."""
         self.function, self.score, self.batched, self.probe = function, score, batched, probe
         self.place: Callable[[Tensor], Tensor] | None = None
         """Maps x to the user's coordinates for error messages, if the function is read in other coordinates."""
@@ -55,43 +57,31 @@ class LogDensity:
         return self.convention.style == "autograd"
 
     def value(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return log p at each row.
-
-        Raises:
-            TargetError: the function raised, or returned the wrong shape, NaN or +inf.
-        """
+        """Return log p at each row."""
         with self.liveness.watched():
             value = self.unchecked(x)
             self.liveness.count(x, value)
             return self._checked(value, x)
 
     def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Return the user's score at each row.
-
-        Raises:
-            TargetError: there is none, it raised, or it returned the wrong shape.
-        """
+        """Return the user's score at each row."""
         as_array = self.convention.takes_arrays
         if self.score is None:
             raise TargetError(cannot("evaluate the score", "the target has none", "Pass `score=`"))
         return check_shape(call(self.score, x, "score", self.batched, as_array, self.probe.dtype).detach(), x)
 
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
-        """Return log p and ∇log p at each row, both detached.
-
-        Raises:
-            TargetError: as `value`, or the gradient isn't finite where the value is.
-        """
+        """Return log p and ∇log p at each row, both detached."""
         with self.liveness.watched():
             value, gradient = self._raw(x.detach())
             value = self._checked(value, x)
-            gradient = check_score(gradient, value, x)
+            gradient = _check_score(gradient, value, x)
         self.liveness.count(x, value, gradient)
         if len(x) and not self._is_verified:
             self._is_verified = True
-            check_repeatable(self.unchecked, x.detach(), value)
+            _check_repeatable(self.unchecked, x.detach(), value)
             if self.score is not None or self.differentiable:
-                check_gradient(self, x.detach(), value, gradient)
+                _check_gradient(self, x.detach(), value, gradient)
         return value, gradient
 
     def trial(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
@@ -111,11 +101,7 @@ class LogDensity:
         return found
 
     def tried(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], int]:
-        """Return log p for a search: −∞ where it's NaN, and the number of such points.
-
-        Raises:
-            TargetError: as `value`, but for NaN.
-        """
+        """Return log p for a search: −∞ where it's NaN, and the number of such points."""
         with self.liveness.watched():
             value = self.unchecked(x).detach()
             self.liveness.count(x, value)
@@ -123,11 +109,7 @@ class LogDensity:
             return self._checked(value.masked_fill(nan, -math.inf), x), int(nan.sum())
 
     def unchecked(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return log p at each row, which may be NaN or +inf.
-
-        Raises:
-            TargetError: the function raised, or returned the wrong shape.
-        """
+        """Return log p at each row, which may be NaN or +inf."""
         as_array = self.convention.takes_arrays  # first, since it may replace the function
         value = call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype)
         if tuple(value.shape) != (len(x),):
@@ -213,3 +195,64 @@ class LogDensity:
         high, low = self.unchecked(ends).detach().reshape(2, n, d)
         slope: Tensor = (high - low) / (2 * step)
         return slope
+
+
+def _check_repeatable(log_prob: Callable[[Tensor], Tensor], x: Float[Tensor, "n d"], value: Float[Tensor, " n"]) -> None:
+    """Call a log density at single points, and compare with its values in the batch."""
+    alone = torch.cat([log_prob(x[i : i + 1]).detach() for i in range(min(_MAX_POINTS_ALONE, len(x)))])
+    together = value[: len(alone)]
+    apart = (alone - together).abs() > 1e-3 * (1 + together.abs())
+    if not bool((apart & together.isfinite()).any()):
+        return
+    again = log_prob(x).detach()
+    noise = (again - value).abs() > 1e-6 * (1 + value.abs())
+    if bool(noise.any()):
+        two = f"{float(value[noise][0]):.4g} and {float(again[noise][0]):.4g}"
+        because = f"`log_prob` isn't a function: two calls at one point returned {two}"
+        instead = "Remove the noise (dropout: call `.eval()`; random draws inside: fix their seed)"
+    else:
+        found = f"{float(together[apart][0]):.4g} in it, {float(alone[apart][0]):.4g} alone"
+        because = f"`log_prob` of a point depends on the batch: {found}"
+        instead = "Compute each row independently; a mean or sum over dim 0 mixes rows"
+    raise TargetError(cannot("use this target", because, instead))
+
+
+def _check_gradient(
+    density: LogDensity, x: Float[Tensor, "n d"], value: Float[Tensor, " n"], gradient: Float[Tensor, "n d"]
+) -> None:
+    """Compare gradients with differences of values along random directions: a part that is cut off from autograd shows here."""
+    pick = value.isfinite().nonzero()[:_MAX_POINTS_DIFFERENCED, 0]
+    x, value, gradient = x[pick], value[pick], gradient[pick]
+    generator = torch.Generator().manual_seed(0)
+    along = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
+    along = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
+    eps = torch.finfo(density.probe.dtype).eps
+    step = eps ** (1 / 3) * torch.linalg.vector_norm(x, dim=-1).clamp(min=1.0)
+    ahead, behind = (density.unchecked(x + sign * step[:, None] * along).detach() for sign in (1, -1))
+    difference, slope = (ahead - behind) / (2 * step), (gradient * along).sum(-1)
+    slack = 0.05 * (difference.abs() + slope.abs()) + 1e-3 * torch.linalg.vector_norm(gradient, dim=-1)
+    wrong = (difference - slope).abs() > slack + 1e-6 + 100 * eps * value.abs() / step
+    known = ahead.isfinite() & behind.isfinite()
+    if 2 * int((wrong & known).sum()) <= int(known.sum()):
+        return
+    found = f"{float(slope[wrong][0]):.4g} where differences give {float(difference[wrong][0]):.4g}"
+    if isinstance(density.function, LineIntegral):
+        because = f"`score` is the gradient of no log density: it's {found} of its own integrals along lines"
+        instead = "Check its signs and coordinates, or pass `log_prob=`, whose gradient it is"
+    else:
+        who = "`score` is" if density.score is not None else "autograd's gradient of `log_prob` is"
+        because = f"{who} not the gradient of its values: {found}"
+        cuts = "a detach, a .item() or NumPy inside cuts the gradient"
+        instead = f"Correct it ({cuts}), or return an array, so that differences are used"
+    raise TargetError(cannot("use this target", because, instead))
+
+
+def _check_score(gradient: Tensor, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return the gradient if it is finite wherever the value is."""
+    wrong = ~gradient.isfinite().all(-1) & value.isfinite()
+    if bool(wrong.any()):
+        shown = ", ".join(f"{v:.4g}" for v in x[wrong][0][:8].tolist())
+        because = f"the gradient of `log_prob` is not finite at {int(wrong.sum())} of {len(x)} points, first at ({shown})"
+        instead = "Write the log density so that it can be differentiated there (no where() around a NaN branch)"
+        raise TargetError(cannot("use this target", because, instead))
+    return gradient

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.arrays import default_names, read_matrix, read_names, read_weights, widened
 from whichkl.chains import chain_ids
-from whichkl.samples import Stream, Table, open_samples
-from whichkl.targets.pairing import has_flat_response, split_columns
+from whichkl.process.seeds import seeded
+from whichkl.samples import Block, Loaded, Part, Stream, Table, open_samples
+from whichkl.samples.loader import LoaderPart
 from whichkl.targets.supports import Bijection
 
 _MAX_DIM = 1_000_000
@@ -24,26 +26,111 @@ _MAX_DIM = 1_000_000
 
 
 @dataclass(frozen=True)
+class _PairedPart(Part):
+    """A part of another stream, as pairs."""
+
+    part: Part
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        return self.part.label
+
+    def blocks(self) -> Iterator[Block]:
+        for block in self.part.blocks():
+            yield replace(block, x=block.x[:, list(self.y)], context=block.x[:, list(self.x)])
+
+
+class _Paired(Stream):
+    """A stream of pairs (x, y): x are the columns of another stream that `given` names, y are its other columns."""
+
+    def __init__(self, stream: Stream, given: str | Sequence[str]) -> None:
+        if stream.context_names:
+            raise InputError(cannot("use `given=` here", "the samples are pairs (x, y) already", "Leave it out"))
+        x, y = _columns_of(given, stream.names)
+        self._stream, self._x, self._y = stream, tuple(x), tuple(y)
+        self.names = tuple(stream.names[i] for i in y)
+        self.context_names = tuple(stream.names[i] for i in x)
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        return [_PairedPart(part, self._x, self._y) for part in self._stream.parts]
+
+    @property
+    def rows(self) -> int | None:
+        return self._stream.rows
+
+    @property
+    def bytes_in_memory(self) -> int:
+        return self._stream.bytes_in_memory
+
+
+@dataclass(frozen=True)
 class Rows:
     """Samples of p, in memory or streamed; all None where there are none."""
 
-    samples: Float[Tensor, "n d"] | None
-    context: Float[Tensor, "n c"] | None
+    samples: Float[Tensor, "n d"] | None = None
+    context: Float[Tensor, "n c"] | None = None
     """x of pairs (x, y), in memory."""
-    stream: Stream | None
-    width: int | None
+    stream: Stream | None = None
+    width: int | None = None
     """The number of columns that are modelled."""
-    names: Sequence[str] | None
+    names: Sequence[str] | None = None
     """Those given, else those of a file or a stream."""
-    context_names: tuple[str, ...]
-    is_scalar: bool
+    context_names: tuple[str, ...] = ()
+    is_scalar: bool = False
     """Whether y came as (n,), or as the only column besides `given=`: an event of no axes."""
-    source: Any
+    source: Any = None
     """The samples before they became a tensor; a DataFrame has names."""
 
     def column_names(self, dim: int) -> tuple[str, ...]:
         """Return the names of the d columns that are modelled, default ones if there are none."""
         return read_names(self.names, self.source, dim, is_response=self.context is not None)
+
+    def check(self, names: Sequence[str], bijection: Bijection, others: dict[str, Any]) -> None:
+        """Refuse samples that are empty, not finite or outside the support, and what can't be combined with them."""
+        extra = [name for name, value in others.items() if value is not None]
+        if self.context is not None and any(name not in ("weights", "chains") for name in extra):
+            because = "a conditional target is known by its pairs alone"
+            raise InputError(cannot("use functions of p with pairs (x, y)", because, "Leave them out"))
+        if self.stream is not None and extra:
+            because = "streamed samples are read in parts, and can't be combined with other arguments"
+            raise InputError(cannot(f"use `{extra[0]}=` here", because, "Leave it out, or read the samples into memory"))
+        x = self.samples
+        if x is None:
+            return
+        if self.context is not None:
+            check_finite(self.context, self.context_names, "x")
+            if len(self.context) != len(x):
+                because = f"x has {len(self.context)} rows and y has {len(x)}"
+                raise InputError(cannot("use these pairs", because, "Give one row of x per row of y"))
+        if x.numel() == 0:
+            because = f"they are empty, shape {tuple(x.shape)}"
+            raise InputError(cannot("use these samples", because, "Give at least one row"))
+        check_finite(x, names)
+        outside = ~bijection.contains(x)
+        if bool(outside.any()):
+            where = ", ".join(str(int(i)) for i in outside.nonzero()[:5, 0])
+            because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first rows {where}"
+            raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
+
+    def weights(self, given: Any) -> Float[Tensor, " n"] | None:
+        """Bring `weights=` to one number per row."""
+        if given is None:
+            return None
+        if self.samples is None:
+            raise InputError(cannot("use `weights=`", "there are no samples to weight", "Pass `samples=`"))
+        return read_weights(given, self.samples)
+
+    def chains(self, given: Any, weights: Tensor | None, device: torch.device) -> Tensor | None:
+        """Bring `chains=` to the number of its chain per row."""
+        if given is None:
+            return None
+        if self.samples is None or weights is not None:
+            because = "there are no samples" if self.samples is None else "the samples are weighted"
+            raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
+        return chain_ids(given, len(self.samples), device)
 
 
 def read_rows(
@@ -64,21 +151,21 @@ def read_rows(
         dtype: of the tensors; by default that of the samples, or float64 where it can't hold their squares.
         device: of the tensors.
         is_whole: whether the rows are needed in memory.
-
-    Raises:
-        InputError: they can't be read.
     """
     found = open_samples(samples, is_whole=is_whole)
     if isinstance(found, Table):
         samples, names = found.values, found.names if names is None else names
     x_names: Sequence[str] | None = None
-    if given is not None:
-        found, samples, names, x_names = split_columns(found, samples, names, given)
+    if given is not None and isinstance(found, Stream):
+        found = _Paired(found, given)
+        names = found.names
+    elif given is not None:
+        samples, names, x_names = _split_columns(samples, names, given)
     if isinstance(found, Stream):
         if names is None:  # batches of pairs have no names: those of y differ from those of x
             is_unnamed = bool(found.context_names) and tuple(found.names) == default_names(len(found.names))
             names = default_names(len(found.names), "y") if is_unnamed else found.names
-        return Rows(None, None, found, len(found.names), names, found.context_names, has_flat_response(found), None)
+        return Rows(None, None, found, len(found.names), names, found.context_names, _has_flat_response(found))
     x = None
     if isinstance(samples, tuple):
         if len(samples) != 2:
@@ -86,7 +173,7 @@ def read_rows(
             raise InputError(cannot("use these samples", because, "Give one (n, d) array, or a pair of arrays"))
         x, samples = samples
     if samples is None:
-        return Rows(None, None, None, None, names, (), False, None)
+        return Rows(names=names)
     y = read_matrix(samples, dtype, device)
     y = y if dtype is not None else widened(y)
     context = None if x is None else read_matrix(x, dtype, device, "x")
@@ -94,17 +181,61 @@ def read_rows(
     return Rows(y, context, None, y.shape[1], names, context_names, context is not None and np.ndim(samples) == 1, samples)
 
 
-def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
-    """Return the number of coordinates of a target.
+def _split_columns(
+    samples: Any, names: Sequence[str] | None, given: str | Sequence[str]
+) -> tuple[tuple[Tensor, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """Return the pair (x, y) of a table in memory, and the names of y and of x; a single column y is (n,)."""
+    if samples is None or isinstance(samples, tuple):
+        because = "there are no samples" if samples is None else "the samples are pairs (x, y) already"
+        raise InputError(cannot("use `given=` here", because, "Leave it out, or pass one table of samples"))
+    table = read_matrix(samples)
+    known = read_names(names, samples, table.shape[1])
+    x, y = _columns_of(given, known)
+    of_y = table[:, y[0]] if len(y) == 1 else table[:, y]
+    return (table[:, x], of_y), tuple(known[i] for i in y), tuple(known[i] for i in x)
 
-    Args:
-        dim: what the user passed.
-        width: the number of columns of the samples.
-        has_functions: whether there are functions of p.
 
-    Raises:
-        InputError: `dim` isn't a number of coordinates or isn't that of the samples, or functions come without it.
+def _columns_of(given: str | Sequence[str], names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the numbers of the columns of x, in the given order, and of the remaining columns, y.
+
+    >>> _columns_of(["dose"], ["visits", "dose"])
+    ([1], [0])
     """
+    wanted = [given] if isinstance(given, str) else [str(name) for name in given]
+    do = f"use `given={wanted}`"
+    missing = [name for name in wanted if name not in names]
+    if missing or not wanted:
+        shown = ", ".join(f"`{name}`" for name in names[:20]) + (", …" if len(names) > 20 else "")
+        because = f"there is no column `{missing[0]}`, but {shown}" if missing else "it names no column"
+        raise InputError(cannot(do, because, "Name the columns of x"))
+    if len(set(wanted)) < len(wanted):
+        raise InputError(cannot(do, "a column appears twice", "Name each column once"))
+    x = [list(names).index(name) for name in wanted]
+    y = [i for i in range(len(names)) if i not in x]
+    if not y:
+        raise InputError(cannot(do, "no column is left for y", "Name fewer columns"))
+    return x, y
+
+
+def _has_flat_response(stream: Stream) -> bool:
+    """Whether y is a scalar: a loader gives it as (n,), or it is the only column besides those of x.
+
+    The blocks of a stream are matrices, so the first item of a loader is read to see its shape.
+    """
+    if not isinstance(stream, Loaded):
+        return isinstance(stream, _Paired) and len(stream.names) == 1
+    (part,) = stream.parts
+    if not stream.context_names or not isinstance(part, LoaderPart):
+        return False
+    with seeded(0):
+        data: Any = part.loader.dataset
+        is_whole = part.loader.batch_size is None or isinstance(data, IterableDataset)
+        batch = next(iter(part.loader)) if is_whole else part.loader.collate_fn([data[0]])
+    return bool(np.ndim(batch[1]) == 1)
+
+
+def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
+    """Return the number of coordinates of a target."""
     if dim is None:
         if width is None and has_functions:
             because = "there are no samples to read the dimension from"
@@ -119,74 +250,3 @@ def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
     else:
         return width or int(dim)
     raise InputError(cannot(f"use `dim={dim!r}`", because, "Give the number of coordinates of one point"))
-
-
-def check_rows(rows: Rows, names: Sequence[str], bijection: Bijection) -> None:
-    """Refuse samples that are empty, not finite or outside the support, and pairs of unequal length.
-
-    Raises:
-        InputError: they are one of these.
-    """
-    x = rows.samples
-    if x is None:
-        return
-    if rows.context is not None:
-        check_finite(rows.context, rows.context_names, "x")
-        if len(rows.context) != len(x):
-            because = f"x has {len(rows.context)} rows and y has {len(x)}"
-            raise InputError(cannot("use these pairs", because, "Give one row of x per row of y"))
-    if x.numel() == 0:
-        because = f"they are empty, shape {tuple(x.shape)}"
-        raise InputError(cannot("use these samples", because, "Give at least one row"))
-    check_finite(x, names)
-    outside = ~bijection.contains(x)
-    if bool(outside.any()):
-        where = ", ".join(str(int(i)) for i in outside.nonzero()[:5, 0])
-        because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first rows {where}"
-        raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
-
-
-def check_alone(rows: Rows, others: dict[str, Any]) -> None:
-    """Refuse functions of p with pairs, and everything else with streamed samples.
-
-    Args:
-        rows: the samples.
-        others: the other arguments of `Target` by name; None is an argument that wasn't given.
-
-    Raises:
-        InputError: an argument can't be combined with these samples.
-    """
-    extra = [name for name, value in others.items() if value is not None]
-    if rows.context is not None and any(name not in ("weights", "chains") for name in extra):
-        because = "a conditional target is known by its pairs alone"
-        raise InputError(cannot("use functions of p with pairs (x, y)", because, "Leave them out"))
-    if rows.stream is not None and extra:
-        because = "streamed samples are read in parts, and can't be combined with other arguments"
-        raise InputError(cannot(f"use `{extra[0]}=` here", because, "Leave it out, or read the samples into memory"))
-
-
-def read_row_weights(weights: Any, rows: Rows) -> Float[Tensor, " n"] | None:
-    """Bring `weights=` to one number per row.
-
-    Raises:
-        InputError: there are no samples, or the weights aren't n non-negative numbers.
-    """
-    if weights is None:
-        return None
-    if rows.samples is None:
-        raise InputError(cannot("use `weights=`", "there are no samples to weight", "Pass `samples=`"))
-    return read_weights(weights, rows.samples)
-
-
-def read_chains(chains: Any, rows: Rows, weights: Tensor | None, device: torch.device) -> Tensor | None:
-    """Bring `chains=` to the number of its chain per row.
-
-    Raises:
-        InputError: there are no samples, they are weighted, or the chains don't fit.
-    """
-    if chains is None:
-        return None
-    if rows.samples is None or weights is not None:
-        because = "there are no samples" if rows.samples is None else "the samples are weighted"
-        raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
-    return chain_ids(chains, len(rows.samples), device)

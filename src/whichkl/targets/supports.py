@@ -10,22 +10,16 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributions import (
-    Distribution,
-    Independent,
-    MixtureSameFamily,
-    TransformedDistribution,
-    VonMises,
-    biject_to,
-    constraints,
-    transforms,
-)
+from torch.distributions import Distribution, Independent, MixtureSameFamily, VonMises, biject_to, constraints, transforms
 from torch.distributions.constraints import Constraint
+from torch.distributions.transformed_distribution import TransformedDistribution
 
 from whichkl._checks import InputError, cannot
 
 Support = Constraint | Sequence[Constraint] | str | None
 
+MAX_STATES = 1 << 16
+"""Largest number of states that are listed: all rows of 16 columns of 0 and 1."""
 _REALS = (type(constraints.real), type(constraints.real_vector))
 _BOUNDED = r"(interval|integer_interval|greater_than|less_than)\(([^(),]+)(?:,([^(),]+))?\)"
 _WORDS = {
@@ -50,7 +44,6 @@ class Bijection:
     """
 
     def __init__(self, support: Support, dim: int) -> None:
-        """Build the map; see the class for the arguments."""
         self.dim = dim
         parts = parse_support(support)
         if len(parts) not in (1, dim):
@@ -62,12 +55,10 @@ class Bijection:
         if self.is_discrete:
             self.free_dim = dim
             return
-        whole = len(self.constraints) == 1 and self.constraints[0].event_dim == 1
-        if whole:
-            self.transform: transforms.Transform = biject_to(self.constraints[0])
-        else:
-            each = [biject_to(column) for column in self.constraints]
-            self.transform = transforms.IndependentTransform(each[0], 1) if len(each) == 1 else Columns(each)
+        each = [biject_to(part) for part in self.constraints]
+        self.transform: transforms.Transform = Columns(each) if len(each) > 1 else each[0]
+        if len(each) == 1 and self.constraints[0].event_dim == 0:
+            self.transform = transforms.IndependentTransform(each[0], 1)
         self.free_dim = int(self.transform.inverse_shape(torch.Size([dim]))[-1])
 
     @property
@@ -174,7 +165,6 @@ class Columns(transforms.Transform):
     bijective = True
 
     def __init__(self, parts: Sequence[transforms.Transform]) -> None:
-        """Take one transform per column."""
         super().__init__()
         self.parts = tuple(parts)
 
@@ -188,6 +178,25 @@ class Columns(transforms.Transform):
         """Sum the columns' logarithms."""
         columns = [part.log_abs_det_jacobian(x[..., i], y[..., i]) for i, part in enumerate(self.parts)]
         return torch.stack(columns, -1).sum(-1)
+
+
+def count_states(levels: Sequence[tuple[int, int]]) -> int:
+    """Return the number of rows of whole numbers between these ends.
+
+    >>> count_states([(0, 1), (0, 2)])
+    6
+    """
+    return math.prod(high - low + 1 for low, high in levels)
+
+
+def list_states(levels: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float64) -> Float[Tensor, "n d"]:
+    """Return every row of whole numbers between these ends; the last column changes fastest.
+
+    >>> list_states([(0, 1), (1, 2)]).tolist()
+    [[0.0, 1.0], [0.0, 2.0], [1.0, 1.0], [1.0, 2.0]]
+    """
+    columns = [torch.arange(low, high + 1, dtype=dtype, device="cpu") for low, high in levels]
+    return torch.stack(torch.meshgrid(*columns, indexing="ij"), -1).reshape(-1, len(levels))
 
 
 def parse_support(support: Support) -> tuple[Constraint, ...]:
@@ -217,13 +226,10 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     """Return a torch distribution's support as constraints for `Bijection`, one per column if their bounds differ."""
     if isinstance(p, Supported):
         return p.bijection.constraints
-    if isinstance(p, MixtureSameFamily):
-        inner = p.component_distribution
-        inner = inner.base_dist if isinstance(inner, Independent) else inner
-        support, pool = inner.support, True
-    else:
-        inner = p.base_dist if isinstance(p, Independent) else p
-        support, pool = p.support, False
+    is_mixture = isinstance(p, MixtureSameFamily)
+    inner: Any = p.component_distribution if isinstance(p, MixtureSameFamily) else p
+    inner = inner.base_dist if isinstance(inner, Independent) else inner
+    support = inner.support if is_mixture else p.support
     if isinstance(inner, VonMises):  # torch names the whole line, on which the density is periodic
         support = constraints.interval(-math.pi, math.pi)
     support = constraints.real if support is None else _scalar(support)
@@ -231,7 +237,7 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
     if support.event_dim > 0 or support.is_discrete or not any(isinstance(v, Tensor) for v in bounds.values()):
         return (support,)
     wide = {name: torch.as_tensor(value, dtype=torch.float64, device="cpu") for name, value in bounds.items()}
-    if pool:
+    if is_mixture:
         wide = {name: value.min() if name == "lower_bound" else value.max() for name, value in wide.items()}
     columns = [value.expand(dim).tolist() for value in torch.broadcast_tensors(*wide.values())]
     kind = {2: constraints.interval, 1: constraints.greater_than if "lower_bound" in wide else constraints.less_than}[len(wide)]
@@ -239,11 +245,7 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
 
 
 def _bounded(name: str, *ends: str | None) -> Constraint | None:
-    """Return a constraint with bounds; None if they aren't numbers, or if their count is wrong.
-
-    Raises:
-        InputError: the interval is empty.
-    """
+    """Return a constraint with bounds; None if they aren't numbers, or if their count is wrong."""
     try:
         numbers = [int(end) if name == "integer_interval" else float(end) for end in ends if end is not None]
         constraint: Constraint = getattr(constraints, name)(*numbers)
@@ -256,11 +258,7 @@ def _bounded(name: str, *ends: str | None) -> Constraint | None:
 
 
 def _levels(parts: Sequence[Constraint], dim: int) -> tuple[tuple[int, int], ...] | None:
-    """Return the smallest and the largest value per column of a discrete support; None for a continuous one.
-
-    Raises:
-        InputError: only some columns are discrete, or a column has no end.
-    """
+    """Return the smallest and the largest value per column of a discrete support; None for a continuous one."""
     if not any(part.is_discrete for part in parts):
         return None
     if not all(part.is_discrete for part in parts):

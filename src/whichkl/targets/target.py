@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -21,16 +22,14 @@ from whichkl.distributions import inside
 from whichkl.process.seeds import seeded_draws
 from whichkl.process.torch_modes import plain_modes
 from whichkl.samples.repeats import Repeats, repeats_of
-from whichkl.targets import enumeration
 from whichkl.targets.calling import Function, Score
-from whichkl.targets.conversion import arguments_of
+from whichkl.targets.conversion import NegativeEnergy, arguments_of
 from whichkl.targets.coordinates import free_target
-from whichkl.targets.energies import NegativeEnergy
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
-from whichkl.targets.rows import check_alone, check_rows, read_chains, read_dim, read_row_weights, read_rows
-from whichkl.targets.supports import Bijection, Support
+from whichkl.targets.rows import read_dim, read_rows
+from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states
 from whichkl.user_code import call_user
 
 
@@ -91,7 +90,6 @@ class Target:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        """Take what is known of p; see the class for the arguments."""
         self.carrier: Bijection | None = None
         """For streams: the map between rows and the free coordinates of this target."""
         self.origin: Model | None = None
@@ -117,10 +115,9 @@ class Target:
         self.sampler = sampler
         self.bijection = Bijection(support, self.dim)
         self.density = self._density(log_prob, score, batched, self.bijection.inside(self.dtype, self.device))
-        check_alone(rows, others)
-        check_rows(rows, self.names, self.bijection)
-        self.weights = read_row_weights(weights, rows)
-        self.chains = read_chains(chains, rows, self.weights, self.device)
+        rows.check(self.names, self.bijection, others)
+        self.weights = rows.weights(weights)
+        self.chains = rows.chains(chains, self.weights, self.device)
 
     @classmethod
     def of(cls, obj: Any, /, *args: Any, **kwargs: Any) -> Target:
@@ -146,22 +143,19 @@ class Target:
     @cached_property
     def access(self) -> Access:
         """What can be done with this target."""
-        have = Access(0)
-        if self.samples is not None or self.stream is not None:
-            have |= Access.SAMPLES
-        if self.sampler is not None:
-            have |= Access.SAMPLER
-        if self.density is not None and self.line_integral is None:
-            have |= Access.LOG_PROB
-            have |= Access.NORMALIZED if self.normalized else Access(0)
-            is_smooth = self.density.differentiable and not self.bijection.is_discrete
-            have |= Access.DIFFERENTIABLE if is_smooth else Access(0)
-        if self.score is not None:
-            have |= Access.SCORE
+        density = None if self.line_integral else self.density
         levels = self.bijection.levels
-        if levels is not None and enumeration.count(levels) <= enumeration.MOST:
-            have |= Access.ENUMERABLE
-        return have
+        have = {
+            Access.SAMPLES: self.samples is not None or self.stream is not None,
+            Access.SAMPLER: self.sampler is not None,
+            Access.LOG_PROB: density is not None,
+            Access.NORMALIZED: density is not None and self.normalized,
+            # the first use calls the function, so that one that can't be called is refused for discrete targets too
+            Access.DIFFERENTIABLE: density is not None and density.differentiable and levels is None,
+            Access.SCORE: self.score is not None,
+            Access.ENUMERABLE: levels is not None and count_states(levels) <= MAX_STATES,
+        }
+        return reduce(operator.or_, (access for access, is_had in have.items() if is_had), Access(0))
 
     @cached_property
     def atoms(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
@@ -172,9 +166,9 @@ class Target:
         """
         levels = self.bijection.levels
         if levels is None or Access.ENUMERABLE not in self.access:
-            because = "its support isn't discrete" if levels is None else f"there are more than {enumeration.MOST:,}"
+            because = "its support isn't discrete" if levels is None else f"there are more than {MAX_STATES:,}"
             raise TargetError(cannot("list the states of this target", because, "Draw from a model of it"))
-        x = enumeration.rows(levels, self.dtype).to(self.device)
+        x = list_states(levels, self.dtype).to(self.device)
         return x, self.log_prob(x).detach().to(torch.float64)
 
     def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
@@ -324,20 +318,14 @@ class Target:
 def _functions(
     log_prob: Function | None, energy: Function | None, score: Function | bool | None, normalized: bool, batched: bool
 ) -> tuple[Function | None, Function | None, bool]:
-    """Return log_prob, score and batched after `energy=` and `score=True` were read.
-
-    Raises:
-        InputError: they contradict each other.
-    """
+    """Return log_prob, score and batched after `energy=` and `score=True` were read."""
     if energy is not None:
         if log_prob is not None or score is not None or normalized:
             because = "an energy is the negative of log p, up to its own log Z"
             raise InputError(cannot("use `energy=` with `log_prob=`, `score=` or `normalized=`", because, "Pass one of them"))
         log_prob = NegativeEnergy(energy)
-    if not isinstance(score, bool):
-        return log_prob, score, batched
-    if not score:
-        return log_prob, None, batched
+    if score is not True:
+        return log_prob, None if score is False else score, batched
     if log_prob is None:
         because = "it means that `log_prob` returns value and gradient, and there is no `log_prob`"
         raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_scales
-from whichkl.families.data_shape import Shape, Summary
+from whichkl.families.layers import Shape, Summary
 from whichkl.families.network_family import NetworkFamily
 from whichkl.samples import Block
 from whichkl.samples.stream import joined, slices

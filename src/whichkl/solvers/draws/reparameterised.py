@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from torch.func import functional_call
 
 from whichkl.families.flow import FlowNetwork
-from whichkl.families.network_model import law_of
+from whichkl.families.network_family import law_of
 from whichkl.process.seeds import seeded
 from whichkl.process.threads import one_thread
 from whichkl.solvers.descent import Flat

@@ -13,11 +13,10 @@ from torch import Tensor
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian
-from whichkl.families.data_shape import Shape
 from whichkl.families.flow import Flow
 from whichkl.families.gaussian import diagonal_parts, loc_and_tril
-from whichkl.families.network_family import NetworkFamily
-from whichkl.families.network_model import law_of
+from whichkl.families.layers import Shape
+from whichkl.families.network_family import NetworkFamily, law_of
 from whichkl.families.user_module import Module
 from whichkl.process.seeds import seeded
 from whichkl.solvers.draws.cosine_cycles import CycleSolver, Descent, judging_seed

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.families.design import check_context, context_names, refuse_degenerate
-from whichkl.families.generalized_linear import GeneralizedLinear
-from whichkl.families.responses import Response
+from whichkl.families.generalized_linear import GeneralizedLinear, Response
 from whichkl.samples import Block
 from whichkl.solvers.rows.closed_form import shift_to_mean
 from whichkl.solvers.rows.rows import Rows, Sums, add_sums

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.families import Categorical, Family, Product
-from whichkl.families.atoms import codes
+from whichkl.families.columns import codes
 from whichkl.solvers.solver import Optimum
 from whichkl.targets import Target
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.families import Autoregressive, Categorical, Family, Product
-from whichkl.families.data_shape import Shape
+from whichkl.families.layers import Shape
 from whichkl.process.seeds import seeded
 from whichkl.solvers.descent import Flat
 from whichkl.solvers.solver import Optimum, Solution, Solver, check_counts, check_positive

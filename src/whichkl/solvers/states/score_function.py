@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from whichkl._checks import TargetError, cannot
 from whichkl.families import Autoregressive, Family
-from whichkl.families.data_shape import Shape
+from whichkl.families.layers import Shape
 from whichkl.process.seeds import seeded
 from whichkl.solvers.descent import Flat
 from whichkl.solvers.draws.cosine_cycles import CycleSolver, judging_seed
