@@ -54,8 +54,10 @@ def prepare_results(saved: Saved, folder: Path) -> None:
     """Refuse a folder in which a result can't be saved, and say so if an earlier result will be replaced.
 
     Raises:
-        InputError: the folder holds anything but such a result.
+        InputError: the folder is a link, or holds anything but such a result.
     """
+    if folder.is_symlink():
+        raise InputError(cannot(f"save {saved.what} in `{folder}`", "it is a link", "Remove the link, or name another `--out`"))
     saved.refuse_other(folder)
     if (folder / saved.file).exists():
         console.note(f"{folder} holds an earlier result. It is replaced when this one is finished.")

@@ -91,12 +91,12 @@ def call(
 ) -> Tensor:
     """Call a user's function at rows of x, converted to `dtype`; the result has the dtype and the device of `x`."""
     read = x if dtype is None else x.to(dtype)
-    points = read.detach().cpu().numpy() if as_array else read
+    points = read if read.requires_grad else read.clone()  # a copy, since the function may change it
+    points = points.detach().cpu().numpy() if as_array else points
+    version = None if read.is_inference() else read._version
     try:
         with np.errstate(all="ignore"):  # the user's `np.seterr` would raise where a density underflows
-            if batched:
-                return _tensor(function(points), x)
-            values = [_tensor(function(point), x) for point in points]
+            values = _tensor(function(points), x) if batched else [_tensor(function(point), x) for point in points]
     except (KeyboardInterrupt, WhichklError):
         raise
     except BaseException as error:  # SystemExit too: a script's `sys.exit` must not end the fit
@@ -106,6 +106,11 @@ def call(
         gets = f"{'an (n, d) tensor' if batched else 'one (d,) point'} of {str(read.dtype).removeprefix('torch.')}"
         instead = f"Correct the function; it gets {gets}" + (", which `dtype=` changes" if "dtype" in said else "")
         raise TargetError(cannot(f"evaluate `{who}`", because, instead)) from error
+    if version is not None and read._version != version:
+        because, instead = f"`{who}` changes its argument in place", "Compute on a copy, such as `x = x.clone()`"
+        raise TargetError(cannot("use this target", because, instead))
+    if isinstance(values, Tensor):
+        return values
     due = () if who == "log_prob" else tuple(x.shape[1:])
     wrong = next((one for one in values if tuple(one.shape) != due), None)
     if wrong is not None:
@@ -142,8 +147,10 @@ class Score:
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(like)
     if value is None:
         raise TargetError(cannot("evaluate this function", "it returned None", "Return a tensor or an array, one row per point"))
+    if torch.is_complex(value) if isinstance(value, Tensor) else np.iscomplexobj(value):
+        raise TargetError(cannot("evaluate this function", "it returned complex numbers", "Return real ones, such as `value.real`"))
+    if isinstance(value, Tensor):
+        return value.to(like)
     return torch.as_tensor(np.asarray(value, dtype=np.float64), dtype=torch.float64, device="cpu").to(like)
