@@ -8,7 +8,7 @@ import torch
 import whichkl as wk
 from whichkl._checks import InputError, TargetError
 from whichkl.particles import Reference, temper
-from whichkl.particles.resampling import conditional_ess, next_step, systematic
+from whichkl.particles.tempering import conditional_ess, next_step, systematic
 
 D = torch.float64
 

@@ -120,9 +120,7 @@ class TotalVariation(RowDivergence, IntegralDivergence):
         """Return ½ |p − q|."""
         return 0.5 * (torch.exp(log_p) - torch.exp(log_q)).abs()
 
-    def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
-        """Return ½ |p − q|."""
-        return self.integrand(log_p, log_q)
+    terms = integrand
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and its gradient."""

@@ -31,14 +31,9 @@ def control_variate(
     returned. In plain k3, t = ∞ and the probability is taken as 1, which is wrong where b has mass that a lacks. c, the
     regression of ℓ on r, and t, twice the largest r, come from the other half of the draws, so that the mean stays unbiased.
 
-    Args:
-        log_ratio: ℓ at n draws of a; both densities normalised.
-        elsewhere: returns ℓ at a given number of fresh draws of b.
-        chains: the chains of a's draws, if they are correlated: halves are then halves in time.
-
-    Returns:
-        (n,) terms and the further error; None where r has a heavy tail (PSIS k̂ of at least ½, so that its variance may be
-        infinite), or where the error would fall by less than a fifth.
+    `log_ratio` is ℓ at n draws of a, `elsewhere` gives ℓ at a number of fresh draws of b. With `chains`, halves are halves in
+    time. None where r has a heavy tail (PSIS k̂ of at least ½, so that its variance may be infinite), or where the error would
+    fall by less than a fifth.
 
     Source: the untruncated form with c = 1 is "k3", Schulman (2020); control variates, Owen (2013), ch. 8.9.
 

@@ -40,7 +40,7 @@ def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
     Raises:
         TargetError: p has neither a sampler nor samples, or p or q can't be evaluated.
     """
-    return _kl("forward_kl", p, q, "p", None if p.normalized else "log_z", n, seed)
+    return _kl("forward_kl", p, q, None if p.normalized else "log_z", n, seed)
 
 
 def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
@@ -51,12 +51,12 @@ def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate
     Raises:
         TargetError: q has neither a sampler nor samples, or p or q can't be evaluated.
     """
-    return _kl("reverse_kl", q, p, "q", None if p.normalized else "log_z", n, seed)
+    return _kl("reverse_kl", q, p, None if p.normalized else "log_z", n, seed)
 
 
-def _kl(name: str, a: Target, b: Target, drawn: str, up_to: UpTo, n: int, seed: int) -> Estimate:
+def _kl(name: str, a: Target, b: Target, up_to: UpTo, n: int, seed: int) -> Estimate:
     """KL(a‖b) by draws of a."""
-    x, of, chains = points(a, n, seed, drawn)
+    x, of, chains = points(a, n, seed, "p" if name == "forward_kl" else "q")
     ratio = log_ratio_at(a, b, x)
     if a.sampler is None and a.weights is not None:
         return replace(cross_entropy(ratio, of, a.weights), quantity=name, up_to=up_to)
@@ -150,7 +150,7 @@ def by_both(p: Target, q: Target, kind: IntegralDivergence, n: int = 20_000, see
         because = "it requires normalised densities, and equally weighted draws, of both"
         raise TargetError(cannot(f"estimate `{kind.name}` by Monte Carlo", because, "Pass `normalized=True` if they are"))
     sides, errors, method = [], [], []
-    for side, name, shift in ((p, "p", 0), (q, "q", 1)):
+    for shift, (side, name) in enumerate(((p, "p"), (q, "q"))):
         x, of, chains = points(side, n, seed + shift, name)
         log_p, log_q = (one.log_prob(x).detach().to(torch.float64) for one in (p, q))
         middle = torch.logaddexp(log_p, log_q) - math.log(2)
@@ -163,8 +163,8 @@ def by_both(p: Target, q: Target, kind: IntegralDivergence, n: int = 20_000, see
         errors.append(standard_error(terms, chains))
         method.append(of)
     integral = sum(float(terms.mean()) for terms in sides) / 2
-    stderr = 0.5 * math.hypot(*(error for error, _ in errors))
-    value, stderr = kind.of_integral(integral), kind.error_of_integral(stderr, integral)
+    value = kind.of_integral(integral)
+    stderr = kind.error_of_integral(0.5 * math.hypot(*(error for error, _ in errors)), integral)
     khat = None if kind.bounded else max(pareto_smooth(terms.abs().clamp(min=1e-300).log())[1] for terms in sides)
     heavy = khat is not None and khat >= 0.5 and stderr > _MAX_STDERR_WITH_HEAVY_TAIL
     notes = (f"the terms have a heavy tail (k̂ = {khat:.2f}): the value and its error may be far too small",) if heavy else ()
@@ -225,9 +225,9 @@ def missed(outside: Bool[Tensor, " n"], place: Place | None, what: str = "draws"
 def few_effective(*effective: float | None) -> tuple[str, ...]:
     """Report chains that are too short for an error bar."""
     least = min((ess for ess in effective if ess is not None), default=math.inf)
-    return (f"the chains are worth {least:.0f} independent draws, and error bars need {FEWEST}: run them longer",) * (
-        least < FEWEST
-    )
+    if least >= FEWEST:
+        return ()
+    return (f"the chains are worth {least:.0f} independent draws, and error bars need {FEWEST}: run them longer",)
 
 
 def _elsewhere(a: Target, b: Target, seed: int) -> Callable[[int], Tensor] | None:
@@ -278,22 +278,13 @@ def mean_log_ratio(
         khat = -math.inf
     elif n >= _MIN_DRAWS_FOR_KHAT:
         khat = max(tail_shape(log_ratio), tail_shape(-log_ratio))
-    heavy = (khat is None or khat >= 0.5) and stderr > _MAX_STDERR_WITH_HEAVY_TAIL
-    tail = f"{n} draw{'s are' if n > 1 else ' is'} too few to tell how heavy the tail of the log ratio is"
-    if khat is not None:
-        tail = f"the log ratio has a heavy tail (k̂ = {khat:.2f}): its {'mean' if khat >= 1 else 'variance'} may be infinite"
-        tail += ", and the value far too small"
-    notes = (tail,) if heavy else ()
-    return Estimate(
-        quantity,
-        float(terms.mean()),
-        stderr,
-        up_to,
-        "not certified",
-        method,
-        n=n,
-        ess=ess,
-        khat=khat,
-        reliable=not heavy and not few,
-        notes=(*notes, *few),
-    )
+    notes = few
+    if (khat is None or khat >= 0.5) and stderr > _MAX_STDERR_WITH_HEAVY_TAIL:
+        if khat is None:
+            tail = f"{n} draw{'s are' if n > 1 else ' is'} too few to tell how heavy the tail of the log ratio is"
+        else:
+            unknown = f"its {'mean' if khat >= 1 else 'variance'} may be infinite, and the value far too small"
+            tail = f"the log ratio has a heavy tail (k̂ = {khat:.2f}): {unknown}"
+        notes = (tail, *few)
+    value = float(terms.mean())
+    return Estimate(quantity, value, stderr, up_to, method=method, n=n, ess=ess, khat=khat, reliable=not notes, notes=notes)
