@@ -55,25 +55,17 @@ class Particles:
         return self.log_weights.view(self.islands, -1).logsumexp(1) + math.log(self.islands) + self.log_z
 
     def mean(self, f: Float[Tensor, "n k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-        """Return Σ W f and its standard error, from the islands' differences, each island weighted by its Z.
+        """Return Σ W f, f a function's value at every particle, and its standard error, from the islands' differences.
 
-        Args:
-            f: a function's value at every particle.
+        Each island is weighted by its Z.
         """
         return island_mean(self.log_weights, self.islands, f)
 
     def draws(self, n: int, seed: int = 0) -> Float[Tensor, "n d"]:
-        """Draw n of the particles by their weights, in random order; particles can repeat.
-
-        Args:
-            n: the number of draws.
-            seed: of the draws.
-        """
+        """Draw n of the particles by their weights, in random order; particles can repeat."""
         generator = torch.Generator().manual_seed(seed)
-        at = (
-            torch.arange(n, dtype=torch.float64, device="cpu")
-            + torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
-        ) / n
+        shift = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+        at = (torch.arange(n, dtype=torch.float64, device="cpu") + shift) / n
         cumulative = self.log_weights.exp().cumsum(0)
         chosen = torch.searchsorted(cumulative / cumulative[-1], at).clamp(max=len(cumulative) - 1)
         return self.x[chosen[torch.randperm(n, generator=generator, device="cpu")]]
@@ -82,13 +74,7 @@ class Particles:
 def island_mean(
     log_weights: Float[Tensor, " n"], islands: int, f: Float[Tensor, "n k"]
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """Return Σ W f and its standard error, that of a ratio of sums over independent islands.
-
-    Args:
-        log_weights: natural logs of weights that sum to 1, an island's rows side by side.
-        islands: the number of islands.
-        f: a function's value at every row.
-    """
+    """Return Σ W f and its standard error, that of a ratio of sums over independent islands of neighbouring rows; Σ W = 1."""
     w = log_weights.exp()[:, None]
     value = (w * f).sum(0)
     parts = (w * (f - value)).view(islands, -1, f.shape[1]).sum(1)

@@ -91,38 +91,10 @@ def temper(
         base = Reference(torch.zeros(target.dim, dtype=torch.float64, device="cpu"), 10 * eye)
     refused = target.evaluations["rejected"]
     run = _Tempering(target, base, particles, islands, leapfrogs, max_calls, seed)
-    while run.beta < 1 and run.can_move():
-        run.rise(keep)
-        for attempt in range(_MAX_MOVES_PER_TEMPERATURE + (0 if run.beta < 1 else last_moves)):
-            if not run.can_move():
-                break
-            run.move_all()
-            if run.rate >= _MIN_ACCEPTANCE and (run.beta < 1 or attempt + 1 >= last_moves):
-                break
-    log_weights = run.log_weights()
-    drift: float | None = math.inf if settle else None
-    before: Cloud | None = None
-    moves = last_moves
-    while drift is not None and drift > 1 and run.beta == 1 and run.can_move(moves):
-        before = run.cloud
-        for _ in range(moves):
-            run.move_all()
-        drift, moves = _drift(before, run.cloud, log_weights, islands), 2 * moves
+    run.climb(keep, last_moves)
+    drift, before = run.settle(last_moves) if settle else (None, None)
     target.evaluations["rejected"] = refused  # the base begins far from p, where a density that fails does no harm
-    whole = torch.logsumexp(run.log_z, 0) - math.log(islands)
-    return Particles(
-        x=base.place(run.cloud.y),
-        log_weights=log_weights,
-        islands=islands,
-        log_z=float(whole),
-        log_z_stderr=float((run.log_z - whole).exp().std() / math.sqrt(islands)),
-        temperatures=tuple(run.temperatures),
-        gradients=run.calls * particles,
-        calls=run.calls,
-        acceptance=run.rate,
-        drift=drift,
-        before=None if before is None else base.place(before.y),
-    )
+    return run.result(drift, before)
 
 
 class _Tempering:
@@ -175,37 +147,63 @@ class _Tempering:
         self.cloud, self.rate = move(self.cloud, self.density, self.beta, self.step, self.leapfrogs, self.generator)
         self.step = min(self.step * math.exp(max(-1.2, min(0.4, 2 * (self.rate - _GOAL_ACCEPTANCE)))), 2.0)
 
+    def climb(self, keep: float, last_moves: int) -> None:
+        """Raise the inverse temperature to 1; after each rise, move until enough moves are accepted."""
+        while self.beta < 1 and self.can_move():
+            self.rise(keep)
+            for attempt in range(_MAX_MOVES_PER_TEMPERATURE + (0 if self.beta < 1 else last_moves)):
+                if not self.can_move():
+                    break
+                self.move_all()
+                if self.rate >= _MIN_ACCEPTANCE and (self.beta < 1 or attempt + 1 >= last_moves):
+                    break
+
+    def settle(self, moves: int) -> tuple[float, Tensor | None]:
+        """Move, twice as often each time, until means change only by chance; return that change and the points before."""
+        drift, before = math.inf, None
+        while drift > 1 and self.beta == 1 and self.can_move(moves):
+            before = self.cloud
+            for _ in range(moves):
+                self.move_all()
+            drift, moves = _drift(before, self.cloud, self.log_weights(), self.islands), 2 * moves
+        return drift, None if before is None else self.base.place(before.y)
+
     def log_weights(self) -> Float[Tensor, " n"]:
         """Return natural logs of the particles' weights, whose sum is 1."""
         each = self.log_z - torch.logsumexp(self.log_z, 0) - math.log(self.size)
         return each.repeat_interleave(self.size)
 
+    def result(self, drift: float | None, before: Tensor | None) -> Particles:
+        """Return the particles as they are."""
+        whole = torch.logsumexp(self.log_z, 0) - math.log(self.islands)
+        return Particles(
+            x=self.base.place(self.cloud.y),
+            log_weights=self.log_weights(),
+            islands=self.islands,
+            log_z=float(whole),
+            log_z_stderr=float((self.log_z - whole).exp().std() / math.sqrt(self.islands)),
+            temperatures=tuple(self.temperatures),
+            gradients=self.calls * len(self.cloud.y),
+            calls=self.calls,
+            acceptance=self.rate,
+            drift=drift,
+            before=before,
+        )
 
-def conditional_ess(log_weights: Float[Tensor, ...]) -> float:
-    """Return the share of equally weighted particles that are effective under new weights, (mean w)² / mean w², in (0, 1].
 
-    Source: Zhou, Johansen & Aston (2016).
+def conditional_ess(log_weights: np.ndarray) -> float:
+    """Return the share of equally weighted particles that are effective under weights whose largest is 1: (mean w)² / mean w².
 
-    >>> conditional_ess(torch.zeros(4))
-    1.0
+    On a few hundred numbers NumPy takes a fifth of torch's time. Source: Zhou, Johansen & Aston (2016).
     """
-    logw = log_weights.detach().flatten().cpu().numpy()
-    return _share(logw - logw.max()) if (logw > -math.inf).any() else 0.0
-
-
-def _share(log_weights: np.ndarray) -> float:
-    """The same for weights whose largest is 1; on a few hundred numbers NumPy takes a fifth of torch's time."""
     w = np.exp(log_weights)
     return float(w.sum() ** 2 / (w @ w) / len(w))
 
 
 def next_step(log_ratio: Float[Tensor, ...], left: float, keep: float) -> float:
-    """Return the largest rise of the inverse temperature, up to `left`, at which the conditional ESS stays above `keep`.
+    """Return the largest rise of β, up to `left` = 1 − β, at which the conditional ESS stays above `keep`.
 
-    Args:
-        log_ratio: log p − log base of every particle, all finite or −∞.
-        left: 1 − β.
-        keep: the least conditional ESS, as a share of the particles whose ratio is above −∞.
+    `log_ratio` is log p − log base of every particle, and `keep` a share of the particles where it is above −∞.
 
     Source: bisection as in Jasra et al. (2011).
     """
@@ -213,12 +211,12 @@ def next_step(log_ratio: Float[Tensor, ...], left: float, keep: float) -> float:
     if len(finite) == 0:
         return left
     finite = finite - finite.max()
-    if _share(left * finite) >= keep:
+    if conditional_ess(left * finite) >= keep:
         return left
     low, high = 0.0, left
     for _ in range(200):
         middle = math.sqrt(low * high) if low > 0 else high / 16
-        low, high = (middle, high) if _share(middle * finite) >= keep else (low, middle)
+        low, high = (middle, high) if conditional_ess(middle * finite) >= keep else (low, middle)
         if low > 0 and high / low < 1.01:
             break
     return low or high
