@@ -103,11 +103,7 @@ def _check_arguments(n: Any, seed: Any, method: str | None, form: str) -> None:
 
 
 def _chosen(ask: Question, method: str, possible: list[Method]) -> Estimate:
-    """Return the answer of this method.
-
-    Raises:
-        TargetError: it can't answer.
-    """
+    """Return the answer of this method."""
     result = next((one.answer(ask) for one in possible if one.name == method), None)
     if result is None:
         raise TargetError(_refusal(ask, method, [one.name for one in possible if one.name != method]))
@@ -115,11 +111,7 @@ def _chosen(ask: Question, method: str, possible: list[Method]) -> Estimate:
 
 
 def _automatic(question: Question, possible: list[Method]) -> Estimate:
-    """Return the answer of the first method that trusts its own answer, with what the others found in its notes.
-
-    Raises:
-        TargetError: no method can answer.
-    """
+    """Return the answer of the first method that trusts its own answer, with what the others found in its notes."""
     doubtful: tuple[Estimate, str] | None = None
     doubts: list[str] = []
     fatal: list[str] = []
@@ -183,9 +175,8 @@ def _of_rows(p: Any, q: Any, name: str, kind: IntegralDivergence | None, form: F
         because = f"atoms given by their {form} have no coordinates and are summed over, nothing else"
         raise TargetError(cannot(f"estimate `{name}` by `{method}`" if method else f"estimate `{name}`", because, "Use a KL"))
     given = [getattr(side, "columns", getattr(side, "index", None)) for side in (p, q)]
-    labels = [
-        [str(label) for label in one] for one in given if one is not None and not callable(one)
-    ]  # a list has a method index
+    # A list has a method `index`, which is no label.
+    labels = [[str(label) for label in one] for one in given if one is not None and not callable(one)]
     if len(labels) == 2 and labels[0] != labels[1]:
         because = f"the atoms of p are {', '.join(labels[0][:8])} and those of q {', '.join(labels[1][:8])}"
         raise InputError(cannot("compare these atoms", because, "Put them in one order, under the same labels"))
@@ -237,7 +228,10 @@ def _check_pair(ask: Question) -> None:
         because = f"p has dimension {p.dim} and q has {q.dim}"
         raise InputError(cannot("compare p and q", because, "Give both the same columns, in the same order"))
     for fitted, other in ((ask.p, q), (ask.q, p)):
-        if fitted.fitted_on is not None and other.samples is not None and _shares_rows(fitted.fitted_on, other.samples):
+        if fitted.fitted_on is None or other.samples is None:
+            continue
+        known, rows = set(_row_tuples(fitted.fitted_on)), _row_tuples(other.samples)
+        if sum(row in known for row in rows) > len(rows) / 2:
             because = f"{fitted.name} was fitted on these very rows, and looks better on them than it is"
             instead = "Give rows held out of the fit, or read the fit's `value`, which is cross-fitted"
             raise InputError(cannot("estimate a divergence from these samples", because, instead))
@@ -251,13 +245,6 @@ def _check_pair(ask: Question) -> None:
             because = f"the columns of p are {', '.join(p.names)} and those of q {', '.join(q.names)}"
             instead = "Put them in one order" if sorted(p.names) == sorted(q.names) else "Rename them where they are the same"
             raise InputError(cannot("compare p and q", because, instead))
-
-
-def _shares_rows(fitted_on: Tensor, x: Tensor) -> bool:
-    """Whether more than half of the rows of x were fitted on."""
-    known = {tuple(row) for row in fitted_on.to(torch.float64).tolist()}
-    rows = x.to(torch.float64).tolist()
-    return sum(tuple(row) in known for row in rows) > len(rows) / 2
 
 
 def _refusal(ask: Question, method: str | None, possible: list[str]) -> str:
@@ -287,9 +274,8 @@ def _checked_for_sanity(result: Estimate, ask: Question, fatal: list[str]) -> Es
             note = f"the columns {names[0]} of p were compared with {names[1]} of q, in this order"
             result = replace(result, notes=(*result.notes, note))
     if not result.exact and result.up_to is None and ask.kind is not None and result.interval[1] < 0:
-        wrong.append(
-            "its whole interval is below 0, and no divergence is: its inputs contradict each other, or its bias is larger"
-        )
+        because = "its inputs contradict each other, or its bias is larger"
+        wrong.append(f"its whole interval is below 0, and no divergence is: {because}")
     if math.isfinite(result.value) and ask.continuous:
         wrong += _contradictions(ask) + _shared_rows(ask, result)
     if not wrong:
@@ -312,19 +298,23 @@ def _contradictions(ask: Question) -> list[str]:
     return [] if found is None else [found]
 
 
+def _row_tuples(x: Tensor) -> list[tuple[float, ...]]:
+    return [*map(tuple, x.to(torch.float64).tolist())]
+
+
 def _shared_rows(ask: Question, result: Estimate) -> list[str]:
     """Report rows in both samples, or repeated in only one: methods take samples as independent draws of densities."""
-    p, q = ask.targets
-    if p.samples is None or q.samples is None or p.sampler is not None or q.sampler is not None or result.exact:
+    x, y = (one.samples for one in ask.targets)
+    if x is None or y is None or any(one.sampler is not None for one in ask.targets) or result.exact:
         return []
-    firsts = [one.samples[:, 0].cpu().numpy() for one in (p, q) if one.samples is not None]
+    firsts = [one[:, 0].cpu().numpy() for one in (x, y)]
     alone = min(len(np.unique(first)) / len(first) for first in firsts) > 0.5
     if alone and np.isin(firsts[0], firsts[1]).mean() < 0.01:  # whole rows repeat no more often than their first cells
         return []
-    rows = [{*map(tuple, one.samples.to(torch.float64).tolist())} for one in (p, q) if one.samples is not None]
-    fresh = [len(one) / len(side.samples) for one, side in zip(rows, (p, q), strict=True) if side.samples is not None]
-    if min(fresh) > 0.99 and len(rows[0] & rows[1]) > max(1, 0.01 * min(map(len, rows))):
-        return [f"{len(rows[0] & rows[1]):,} rows are in both samples: they aren't independent, and the value is too small"]
+    rows = [set(_row_tuples(one)) for one in (x, y)]
+    fresh, shared = [len(rows[0]) / len(x), len(rows[1]) / len(y)], len(rows[0] & rows[1])
+    if min(fresh) > 0.99 and shared > max(1, 0.01 * min(map(len, rows))):
+        return [f"{shared:,} rows are in both samples: they aren't independent, and the value is too small"]
     if min(fresh) < 0.5 and max(fresh) > 0.99:
         one, other = ("p", "q") if fresh[0] < fresh[1] else ("q", "p")
         return [f"the rows of {one} repeat as those of atoms do, and those of {other} don't: then the KL is infinite"]

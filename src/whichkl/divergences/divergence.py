@@ -97,10 +97,6 @@ class RowDivergence(Divergence):
 
 
 def check_parameter(is_allowed: bool, name: str, value: float, domain: str, instead: str) -> None:
-    """Refuse a parameter outside of its domain.
-
-    Raises:
-        InputError: it isn't allowed.
-    """
+    """Refuse a parameter outside of its domain."""
     if not is_allowed:
         raise InputError(cannot(f"use {name}={value}", f"it must {domain}", instead))

@@ -65,12 +65,7 @@ class Side:
 
     @classmethod
     def of(cls, obj: Any, name: str) -> Side:
-        """Read a torch distribution, a `Target`, samples (array, DataFrame, path) or the `model` of a fit.
-
-        Raises:
-            InputError: it is none of these, a batch of distributions, or pairs (x, y).
-            ResourceError: the rows of a file need more memory than is free.
-        """
+        """Read a torch distribution, a `Target`, samples (array, DataFrame, path) or the `model` of a fit."""
         model, fitted_on = getattr(obj, "model", None), None
         if isinstance(model, Distribution):
             if getattr(getattr(obj, "objective", None), "name", "") == "forward_kl":  # the others don't see the rows
@@ -147,11 +142,7 @@ class Question:
         return Target(samples=target.draws(min(self.n, _MAX_FRESH_DRAWS), self.seed + shift))
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """Return equally weighted draws of both, for methods that have nothing else.
-
-        Raises:
-            TargetError: one side's samples are weighted.
-        """
+        """Return equally weighted draws of both, for methods that have nothing else."""
         drawn = (self.drawn(self.p), self.drawn(self.q, 1))
         rows = [one.samples for one in drawn if one.weights is None and one.samples is not None]
         if len(rows) < len(drawn):

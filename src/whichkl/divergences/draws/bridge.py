@@ -55,20 +55,12 @@ def log_z(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
 
 
 def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(p‖q) = E_p[log p̃ − log q̃] − log Ẑ, absolute. The draws of p are used twice, and the error takes that into account.
-
-    Raises:
-        TargetError: as in `log_z`.
-    """
+    """KL(p‖q) = E_p[log p̃ − log q̃] − log Ẑ, absolute. The draws of p are used twice, and the error takes that into account."""
     return _kl("forward_kl", _Draws.of(p, q, n, seed), 0)
 
 
 def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(q‖p) = E_q[log q̃ − log p̃] + log Ẑ, absolute.
-
-    Raises:
-        TargetError: as in `log_z`.
-    """
+    """KL(q‖p) = E_q[log q̃ − log p̃] + log Ẑ, absolute."""
     return _kl("reverse_kl", _Draws.of(p, q, n, seed), 1)
 
 

@@ -24,9 +24,6 @@ def self_normalised(p: Target, q: Target, kind: WeightedKLs, n: int = 20_000, se
     `reliable` only where the Pareto shape of the weights allows and a forward KL keeps 2 nats from the cap. Modes that q never
     reaches stay unseen.
 
-    Raises:
-        TargetError: q has no sampler, p no log density, or every draw falls where p is zero.
-
     Source: Chatterjee & Diaconis (2018); standard error by the delta method.
 
     >>> from torch.distributions import Normal
@@ -84,9 +81,6 @@ def from_other_side(a: Target, b: Target, n: int = 20_000, seed: int = 0, names:
     of b don't show. What is too far for both checks stays unseen.
 
     `names` are what a and b are called in the answer.
-
-    Raises:
-        TargetError: a density isn't normalised, or b has no draws of equal weight.
 
     >>> from torch.distributions import Normal
     >>> x = torch.randn(5000, 1, generator=torch.Generator().manual_seed(0))

@@ -21,10 +21,6 @@ from whichkl.targets import Target
 def energy_distance(p: Target, q: Target) -> Estimate:
     """Energy distance 2 E|X − Y| − E|X − X′| − E|Y − Y′| = 2 ∫ (F − G)² of two densities on the line, in the unit of x.
 
-    Raises:
-        InputError: one has no mean, or there is more than one variable.
-        TargetError: a density isn't integrable, or there are no draws of it.
-
     Source: Székely & Rizzo (2013).
 
     >>> from torch.distributions import Normal
@@ -47,10 +43,6 @@ def wasserstein(p: Target, q: Target, power: float = 2) -> Estimate:
     """Wasserstein distance to the power a, ∫₀¹ |F⁻¹ − G⁻¹|ᵃ dt = E_p|X − G⁻¹(F(X))|ᵃ, of two densities on the line.
 
     It's in the unit of x to the power a; ∞ where the a-th moment of one is finite and that of the other isn't.
-
-    Raises:
-        InputError: neither has an a-th moment, or there is more than one variable.
-        TargetError: a density isn't integrable, or there are no draws of it.
 
     Source: Villani (2003), theorem 2.18.
 

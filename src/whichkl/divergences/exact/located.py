@@ -38,11 +38,7 @@ class Located:
 
     @classmethod
     def of(cls, p: Target, near: Float[Tensor, "n d"] | None = None) -> Located:
-        """Use p's samples, draw from it, or search for its mass, starting from the points `near`.
-
-        Raises:
-            TargetError: the search finds nothing.
-        """
+        """Use p's samples, draw from it, or search for its mass, starting from the points `near`."""
         sought = None
         if p.samples is not None:
             draws = p.samples[:: max(1, len(p.samples) // 4096)][:4096]
@@ -95,11 +91,7 @@ class Ground:
 
     @classmethod
     def of(cls, p: Target, q: Target) -> Ground:
-        """Locate and integrate both.
-
-        Raises:
-            TargetError: the mass of one isn't found, or its integral isn't finite, or isn't 1 for a density given as normalised.
-        """
+        """Locate and integrate both."""
         if p.access.can_sample or not q.access.can_sample:
             one = Located.of(p)
             other = Located.of(q, one.draws)
@@ -132,9 +124,6 @@ def search_mass(p: Target, near: Float[Tensor, "n d"] | None = None, seed: int =
     Particles start from a heavy-tailed law around `near` (the origin without it) in p's free coordinates, and go to p by
     tempering, each time resampled and moved by random walks of many lengths. A mode that's narrow, and far from where they
     start and from the other modes, can be missed.
-
-    Raises:
-        TargetError: no point with mass is found, or the particles don't arrive.
 
     Source: Del Moral, Doucet & Jasra (2006).
 

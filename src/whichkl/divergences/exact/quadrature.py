@@ -210,9 +210,6 @@ def coordinate_pairs(
 def of_products(p: Distribution | None, q: Distribution | None, kind: IntegralDivergence) -> Estimate | None:
     """KLs, Jeffreys and Rényi add up over independent coordinates; 1 − Hellinger and 1 + χ² multiply; None elsewhere.
 
-    Raises:
-        TargetError: a coordinate's integral doesn't converge.
-
     Source: van Erven & Harremoës (2014), section II.C, for Rényi.
     """
     pairs = coordinate_pairs(p, q, kind)

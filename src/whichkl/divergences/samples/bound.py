@@ -40,9 +40,6 @@ def variational_bound(
 
     A `fine` critic has cosines of the rows as features, besides quadratics. The global generator isn't touched.
 
-    Raises:
-        InputError: the samples are bad (as for `classifier_divergence`), or the bound is another word.
-
     Source: McAllester & Stratos (2020) for the cap; standard error by the delta method.
 
     >>> x, y = torch.randn(2, 2000, generator=torch.Generator().manual_seed(0))

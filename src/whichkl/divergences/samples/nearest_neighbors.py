@@ -60,10 +60,6 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     x and y are whatever `Target.of` reads. More neighbours, k, lower the variance and raise the bias; for `variant` see
     `point_estimate`; the seed fixes subsamples, twins and spreading.
 
-    Raises:
-        InputError: a sample is empty, not finite, weighted, short of max(k, d) + 2 rows, or has constant or dependent
-            columns; the dimensions differ; or `k` or `variant` isn't one.
-
     Source: Wang, Kulkarni & Verdú (2009); subsampling, Politis & Romano (1994).
 
     >>> z = np.random.default_rng(0).normal(size=(2000, 2))
@@ -144,10 +140,6 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     mean[ψ(k) − ψ(n) − log V_d − d log ρ_k(x) − log q(x)], ρ_k the distance to the k-th other row and V_d the volume of the
     unit ball. `log_q` gets a float64 tensor (n, d) and returns (n,), normalised, natural log; the rest is as in
     `two_sample_kl`, the bias that of p's entropy.
-
-    Raises:
-        InputError: the samples or `k` are bad, as in `two_sample_kl`.
-        TargetError: `log_q` returned another shape, NaN or +∞.
 
     Source: Pérez-Cruz (2008), eq. 18, with ψ(n) in place of log(n − 1).
 

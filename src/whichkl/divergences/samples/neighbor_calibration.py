@@ -103,12 +103,12 @@ def bias_on(
         x = p.loc + noise[:n] @ p.scale_tril.T
         log_p = p.log_prob(x)
         if q is None:
-            values.append(estimate(np.column_stack([x.numpy(), log_p.numpy()])))
-            gaps.append(values[-1])
+            value, truth = estimate(np.column_stack([x.numpy(), log_p.numpy()])), 0.0
         else:
             y = q.loc + noise[n:] @ q.scale_tril.T
-            values.append(estimate(x.numpy(), y.numpy()))
-            gaps.append(values[-1] - float((log_p - q.log_prob(x)).mean()))
+            value, truth = estimate(x.numpy(), y.numpy()), float((log_p - q.log_prob(x)).mean())
+        values.append(value)
+        gaps.append(value - truth)
     spread_of = float(np.std(values, ddof=1)) if full and len(values) >= 8 else 0.0
     return Bias(float(np.mean(gaps)), float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps)), spread_of)
 

@@ -46,9 +46,6 @@ def classifier_divergence(
     where a bias exceeds 2 standard errors and 10 %, where E_q[p/q] or E_p[q/p] isn't 1, where ℓ isn't quadratic (`_misfit`), or
     where the terms have a heavy tail. The global generator isn't touched.
 
-    Raises:
-        InputError: a sample is too short, has a constant column or a cell that isn't finite; or another argument is bad.
-
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
 
     >>> x, y = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))

@@ -28,9 +28,6 @@ def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Estimat
     It is 0 only where the laws are the same, needs finite means, and is in the unit of the columns, not in nats.
     Columns aren't rescaled: one with a larger unit counts for more. O((n + m)² d) time, 64 MB of memory.
 
-    Raises:
-        InputError: a sample has fewer than two rows, a cell isn't finite, or the columns differ in number.
-
     Source: Székely & Rizzo (2013); standard error by Hoeffding's (1948) projection.
 
     >>> x = torch.tensor([0.0, 2.0])
@@ -51,9 +48,6 @@ def mmd_squared(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], bandwidth: flo
     An unbiased U-statistic that may fall below 0. It has no unit (it isn't in nats), never exceeds 2, and depends on h:
     compare only values of one bandwidth. By default h is the median distance between pooled rows, of at most 1,000. Columns
     aren't rescaled.
-
-    Raises:
-        InputError: the samples are bad (as for `energy_distance`), or the bandwidth isn't positive.
 
     Source: Gretton et al. (2012); standard error by Hoeffding's (1948) projection.
 
@@ -81,10 +75,6 @@ def sliced_wasserstein(
     F and G are the laws of u·X and u·Y, over `projections` random directions; one column needs only itself. The plug-in is
     biased upwards by what sampling alone leaves, which is measured by permuting the pooled rows, and reported in the notes. The
     unit is the columns' to the power a, not nats; columns aren't rescaled. The global generator isn't touched.
-
-    Raises:
-        InputError: a sample has fewer than eight rows, a cell isn't finite, the columns differ in number, `power` is below 1
-            or infinite, there are fewer than two projections, or the columns' unit to that power isn't a number.
 
     Source: Bonneel et al. (2015); error by subsampling n^⅔ rows, Politis & Romano (1994), and by the spread over directions.
 
@@ -133,12 +123,7 @@ def sliced_wasserstein(
 def two_samples(
     x: Float[Tensor, "n d"] | Float[Tensor, " n"], y: Float[Tensor, "m d"] | Float[Tensor, " m"], least: int = 2
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Return both samples as float64 matrices, (n,) read as (n, 1), or say what is wrong with them.
-
-    Raises:
-        InputError: a sample isn't (n, d), has fewer than `least` rows, no column or a cell that isn't finite; or the
-            columns differ in number.
-    """
+    """Return both samples as float64 matrices, (n,) read as (n, 1), or say what is wrong with them."""
     both = []
     for name, given in (("x", x), ("y", y)):
         z = tensor_of(given).detach().to(torch.float64)
@@ -157,11 +142,7 @@ def two_samples(
 
 
 def standardised(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], least: int) -> tuple[Float[Tensor, "n+m d"], int, int]:
-    """Return the rows of both with pooled mean 0 and deviation 1, how many are of x, and how many the smaller sample has.
-
-    Raises:
-        InputError: as for `two_samples`, or a column of a sample is constant.
-    """
+    """Return the rows of both with pooled mean 0 and deviation 1, how many are of x, and how many the smaller sample has."""
     x, y = two_samples(x, y, least)
     for name, one in (("x", x), ("y", y)):
         still = (one.amax(0) == one.amin(0)).nonzero()[:, 0]
