@@ -89,7 +89,7 @@ def effective_draws(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> f
     rho = 1 - (within - pooled) / whole
     rho[0] = 1.0
     tau = _geyer(rho.numpy())
-    return total / max(tau, 1 / math.log10(total))
+    return total / max(tau, 1 / math.log10(total))  # at most n log₁₀ n, as in Stan
 
 
 def standard_error(terms: Float[Tensor, " n"], chains: Int[Tensor, " n"] | None) -> tuple[float, float | None]:

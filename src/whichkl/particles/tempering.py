@@ -214,6 +214,7 @@ class _Tempering:
     def move_all(self) -> None:
         """Move all particles by one trajectory, and adapt the step: longer if more moves are accepted than the goal."""
         self.cloud, self.rate = move(self.cloud, self.density, self.beta, self.step, self.leapfrogs, self.generator)
+        # The step falls faster than it rises: while it is too long, the particles stand still.
         self.step = min(self.step * math.exp(max(-1.2, min(0.4, 2 * (self.rate - _GOAL_ACCEPTANCE)))), 2.0)
 
     def climb(self, keep: float, last_moves: int) -> None:

@@ -307,7 +307,7 @@ class _Batch(NamedTuple):
             fine, size = _contract(value, None), _contract(value.abs(), None)
             gap = torch.stack([_contract(value, j).abs() for j in range(dim)], -1)
             ratio = (200 * gap / size[..., None].clamp(min=1e-300)).clamp(max=1) ** 1.5
-            error = size[..., None] * ratio.clamp(min=1e-14)
+            error = size[..., None] * ratio.clamp(min=1e-14)  # no rule is more exact than rounding
             parts.append((fine.T, size.T, error.movedim(0, 1)))
         fine, size, error = (torch.cat(column) for column in zip(*parts, strict=True))
         return cls(low, high, fine, size, error)

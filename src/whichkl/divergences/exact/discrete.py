@@ -217,6 +217,7 @@ def _log(block: Tensor, form: Form, who: str, numbers: Int[Tensor, " b"]) -> Flo
         instead = "Probabilities lie between 0 and 1; for logits pass form='logits'"
         raise InputError(cannot("take these as probabilities", because, instead))
     off = (total - 1).abs()
+    # Rows of float32 sum to 1 far within this; a row that is off by more isn't normalised.
     if float(off.max()) > 1e-4:
         row = int(off.argmax())
         because = f"row {int(numbers[row])} of {who} sums to {float(total[row]):.6g}, not 1"

@@ -95,6 +95,7 @@ def _grows(size: Float[Tensor, " s"]) -> bool:
         return False
     size = size[int(known[0]) :]
     overflow = (~size.isfinite()).nonzero()
+    # Nine points are two octaves, in steps of a quarter.
     last = size[: int(overflow[0]) if len(overflow) else len(size)][-9:]
     return len(last) == 9 and bool((last.diff() >= -1e-6).all())
 

@@ -119,7 +119,7 @@ def _curvature(features: Tensor, fit: Tensor) -> Tensor:
 def _ridge(beta: Tensor, penalty: float, extra: int) -> Tensor:
     """The penalty on the diagonal: none on the constant, more on the last `extra`."""
     ridge = torch.full_like(beta, penalty)
-    ridge[0] = 1e-9
+    ridge[0] = 1e-9  # no penalty on the constant, but a regular matrix
     ridge[len(ridge) - extra :] *= _COSINE_PENALTY
     return torch.diag(ridge)
 

@@ -45,6 +45,7 @@ def subsamples(parts: list[Rows], estimate: Callable[..., float], generator: np.
     """Subsamples of n^(2/3) rows without replacement; the error is their spread · √(f/(1 − f)), f the share of rows in each."""
     share = min(map(len, parts)) ** (-1 / 3)
     sizes = [max(2, int(len(part) * share)) for part in parts]
+    # Few large subsamples or many small ones: all take about as long.
     repeats = int(np.clip(110_000 // sum(sizes), 25, 100))
     draws = [[generator.choice(len(part), size, False) for part, size in zip(parts, sizes, strict=True)] for _ in range(repeats)]
 
