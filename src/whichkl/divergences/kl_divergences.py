@@ -12,6 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from whichkl._checks import InputError, cannot
+from whichkl.divergences import row_arithmetic as row
 from whichkl.divergences.divergence import (
     Divergence,
     IntegralDivergence,
@@ -20,17 +22,6 @@ from whichkl.divergences.divergence import (
     RowDivergence,
     Rows,
     check_parameter,
-)
-from whichkl.divergences.row_arithmetic import (
-    gradient_by_logits,
-    kl,
-    kl_and_terms,
-    kl_terms,
-    mix,
-    mixture,
-    share_of_mixture,
-    without_gradient_where_infinite,
-    zero_where_infinite,
 )
 
 
@@ -44,7 +35,7 @@ class WeightedKLs(IntegralDivergence):
 
     def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return a p log(p/q) + b q log(q/p)."""
-        parts = [weight * kl_terms(one, other) for weight, one, other in self.directions(log_p, log_q)]
+        parts = [weight * row.kl_terms(one, other) for weight, one, other in self.directions(log_p, log_q)]
         return functools.reduce(torch.add, parts)
 
     def log_tail(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
@@ -69,25 +60,25 @@ class _RowWeightedKLs(WeightedKLs, RowDivergence):
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return a KL(p‖q) + b KL(q‖p)."""
-        parts = [weight * kl(one, other) for weight, one, other in self.directions(log_p, log_q)]
-        return parts[0] if len(parts) == 1 else without_gradient_where_infinite(parts[0] + parts[1])
+        parts = [weight * row.kl(one, other) for weight, one, other in self.directions(log_p, log_q)]
+        return parts[0] if len(parts) == 1 else row.without_gradient_where_infinite(parts[0] + parts[1])
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and a (q − p) + b q (log(q/p) − KL(q‖p))."""
         a, b = self.kl_weights
         p, q = log_p.exp(), log_q.exp()
         if b == 0:
-            value, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
+            value, _ = row.kl_and_terms(log_p, log_q, p, q, all_possible)
             slope = q - p
         elif a == 0:
-            value, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
-            return value, gradient_by_logits(value, terms, q, all_possible)
+            value, terms = row.kl_and_terms(log_q, log_p, q, p, all_possible)
+            return value, row.gradient_by_logits(value, terms, q, all_possible)
         else:
-            forward, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
-            reverse, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
+            forward, _ = row.kl_and_terms(log_p, log_q, p, q, all_possible)
+            reverse, terms = row.kl_and_terms(log_q, log_p, q, p, all_possible)
             value = a * forward + b * reverse
-            slope = torch.add(gradient_by_logits(value, b * terms, q, all_possible), q - p, alpha=a)
-        return value, slope if all_possible else zero_where_infinite(value, slope)
+            slope = torch.add(row.gradient_by_logits(value, b * terms, q, all_possible), q - p, alpha=a)
+        return value, slope if all_possible else row.zero_where_infinite(value, slope)
 
 
 @dataclass(frozen=True)
@@ -177,24 +168,24 @@ class JensenShannon(RowDivergence, IntegralDivergence):
 
     def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return w p log(p/m) + (1 − w) q log(q/m)."""
-        log_m = mix(log_p, log_q, self.weight)
-        return self.weight * kl_terms(log_p, log_m) + (1 - self.weight) * kl_terms(log_q, log_m)
+        log_m = row.mix(log_p, log_q, self.weight)
+        return self.weight * row.kl_terms(log_p, log_m) + (1 - self.weight) * row.kl_terms(log_q, log_m)
 
     terms = integrand
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the weighted KLs to the mixture."""
-        log_m = mix(log_p, log_q, self.weight)
-        return self.weight * kl(log_p, log_m) + (1 - self.weight) * kl(log_q, log_m)
+        log_m = row.mix(log_p, log_q, self.weight)
+        return self.weight * row.kl(log_p, log_m) + (1 - self.weight) * row.kl(log_q, log_m)
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and (1 − w) q (log(q/m) − KL(q‖m))."""
         p, q = log_p.exp(), log_q.exp()
-        log_m, m = mixture(log_p, log_q, p, q, self.weight, all_possible)
-        of_p, _ = kl_and_terms(log_p, log_m, p, m, all_possible)
-        of_q, terms = kl_and_terms(log_q, log_m, q, m, all_possible)
+        log_m, m = row.mixture(log_p, log_q, p, q, self.weight, all_possible)
+        of_p, _ = row.kl_and_terms(log_p, log_m, p, m, all_possible)
+        of_q, terms = row.kl_and_terms(log_q, log_m, q, m, all_possible)
         value = self.weight * of_p + (1 - self.weight) * of_q
-        return value, gradient_by_logits(value, (1 - self.weight) * terms, q, all_possible)
+        return value, row.gradient_by_logits(value, (1 - self.weight) * terms, q, all_possible)
 
 
 @dataclass(frozen=True, init=False)
@@ -230,23 +221,28 @@ class _SkewKL(RowDivergence, IntegralDivergence):
 
     def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return a log(a/m)."""
-        log_a, log_b = self.ordered(log_p, log_q)
-        return kl_terms(log_a, mix(log_a, log_b, self.weight))
+        if self.weight == 0:  # then it isn't bounded, and the tails and the missed mass of a plain KL decide
+            name = self.plain.name
+            raise InputError(cannot(f"integrate {self.name} of weight 0", f"it is {name} there", f"Use {name}"))
+        return self.terms(log_p, log_q)
 
-    terms = integrand
+    def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
+        """Return a log(a/m)."""
+        log_a, log_b = self.ordered(log_p, log_q)
+        return row.kl_terms(log_a, row.mix(log_a, log_b, self.weight))
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the KL of a to the mixture."""
         log_a, log_b = self.ordered(log_p, log_q)
-        return kl(log_a, mix(log_a, log_b, self.weight))
+        return row.kl(log_a, row.mix(log_a, log_b, self.weight))
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and its gradient."""
         p, q = log_p.exp(), log_q.exp()
         (log_a, log_b), (a, b) = self.ordered(log_p, log_q), self.ordered(p, q)
-        log_m, m = mixture(log_a, log_b, a, b, self.weight, all_possible)
-        value, terms = kl_and_terms(log_a, log_m, a, m, all_possible)
-        return value, gradient_by_logits(value, self.slope(p, q, m, terms), q, all_possible)
+        log_m, m = row.mixture(log_a, log_b, a, b, self.weight, all_possible)
+        value, terms = row.kl_and_terms(log_a, log_m, a, m, all_possible)
+        return value, row.gradient_by_logits(value, self.slope(p, q, m, terms), q, all_possible)
 
 
 @dataclass(frozen=True, init=False)
@@ -266,7 +262,7 @@ class SkewForwardKL(_SkewKL):
 
     def slope(self, p: LogProbs, q: LogProbs, m: LogProbs, terms: LogProbs) -> LogProbs:
         """Return −(1 − w) q p/m."""
-        return (self.weight - 1) * p * share_of_mixture(q, m)
+        return (self.weight - 1) * p * row.share_of_mixture(q, m)
 
 
 @dataclass(frozen=True, init=False)
@@ -286,7 +282,7 @@ class SkewReverseKL(_SkewKL):
 
     def slope(self, p: LogProbs, q: LogProbs, m: LogProbs, terms: LogProbs) -> LogProbs:
         """Return q (log(q/m) + 1 − w q/m)."""
-        return terms + q - self.weight * q * share_of_mixture(q, m)
+        return terms + q - self.weight * q * row.share_of_mixture(q, m)
 
 
 def _kl_tail(log_p: Tensor, log_q: Tensor) -> Tensor:
