@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from sklearn.neighbors import NearestNeighbors
 
 from whichkl.divergences.samples.nearest_neighbors import two_sample_kl
-from whichkl.divergences.samples.neighbor_terms import point_estimate
+from whichkl.divergences.samples.neighbors import point_estimate
 
 K, DIM, SHARE = 5, 8, 10
 

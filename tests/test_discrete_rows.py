@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from whichkl._checks import InputError
-from whichkl.divergences.exact import kl_rows as module
+from whichkl.divergences.exact import discrete
 from whichkl.divergences.exact.discrete import rows
 from whichkl.divergences.kinds import ForwardKLDivergence, ReverseKLDivergence
 
@@ -145,7 +145,7 @@ def test_shapes_strides_gradients_and_blocks_change_nothing(monkeypatch):
     torch.testing.assert_close(
         rows(p, q[:1].expand(60, -1), FORWARD), reference(p.detach(), q[:1].expand(60, -1)), rtol=1e-6, atol=0
     )
-    monkeypatch.setattr(module, "_NUMBERS_PER_BLOCK", 8)  # a row in five blocks
+    monkeypatch.setattr(discrete, "_NUMBERS_PER_KL_BLOCK", 8)  # a row in five blocks
     torch.testing.assert_close(rows(p, q, FORWARD), whole, rtol=1e-6, atol=0)
 
 

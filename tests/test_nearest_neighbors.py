@@ -12,7 +12,7 @@ from scipy.special import digamma, gammaln
 from whichkl import Target
 from whichkl._checks import InputError, TargetError
 from whichkl.divergences.samples.nearest_neighbors import one_sample_kl, two_sample_kl
-from whichkl.divergences.samples.neighbor_terms import point_estimate
+from whichkl.divergences.samples.neighbors import point_estimate
 
 GRAMMAR = re.compile(r"^Cannot [^:]+: .+\. [A-Z].+\.$", re.DOTALL)
 
@@ -146,8 +146,8 @@ def test_few_rows_are_flagged():
 
 
 def test_fields():
-    estimate = two_sample_kl(*pair(200, 2, 0), quantity="reverse_kl", variant="plain", k=3)
-    assert (estimate.quantity, estimate.n, estimate.cap, estimate.up_to) == ("reverse_kl", 200, None, None)
+    estimate = two_sample_kl(*pair(200, 2, 0), variant="plain", k=3)
+    assert (estimate.quantity, estimate.n, estimate.cap, estimate.up_to) == ("forward_kl", 200, None, None)
     assert (estimate.finite, estimate.exact) == ("not certified", False)
     assert estimate.method == "nearest neighbours, k = 3, two samples, plain"
 

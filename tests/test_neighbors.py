@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from whichkl.divergences.samples import nearest_neighbors, neighbor_terms, neighbors
+from whichkl.divergences.samples import nearest_neighbors, neighbors
 from whichkl.divergences.samples.neighbors import Neighbors
 
 
@@ -34,10 +34,10 @@ def test_blocks_are_small(monkeypatch):
 def test_the_bias_reduction_of_a_part_stands_for_that_of_all():
     generator = np.random.default_rng(1)
     x, y = generator.normal(size=(30_000, 3)) + 0.5, generator.normal(size=(25_000, 3))
-    terms, gap, error = neighbor_terms.many_terms(x, y, 5, generator)
-    value = terms.mean() + gap.mean() + neighbor_terms.finite(x, y)
+    terms, gap, error = neighbors.many_terms(x, y, 5, generator)
+    value = terms.mean() + gap.mean() + neighbors.finite(x, y)
     assert 0 < error < 0.01
-    assert abs(value - neighbor_terms.compare(x, y, 5, "bias_reduced")) < 4 * error
+    assert abs(value - neighbors.compare(x, y, 5, "bias_reduced")) < 4 * error
     whole = nearest_neighbors.two_sample_kl(x, y)
     assert whole.stderr > error
     assert abs(whole.value - 0.375) < 4 * whole.stderr

@@ -8,7 +8,7 @@ from torch.distributions import Beta, Categorical, Cauchy, Gamma, Independent, L
 
 import whichkl as wk
 from whichkl.divergences.exact.closed_form import gaussian
-from whichkl.divergences.exact.products import coordinates, divergence
+from whichkl.divergences.exact.quadrature import coordinates, of_products
 from whichkl.divergences.kinds import KINDS
 
 D = torch.float64
@@ -27,7 +27,7 @@ def test_it_agrees_with_the_closed_form_of_gaussians_in_twenty_coordinates(name)
     j = torch.arange(20, dtype=D) / 20
     p, q = product(Normal, j, 1 + 0.1 * j), product(Normal, 0.2 * j, 1.1 + 0.2 * j)
     kind = KINDS[name]()
-    joined = divergence(p, q, kind)
+    joined = of_products(p, q, kind)
     assert joined.exact
     truth = wk.estimate(p=p, q=q, divergence=name).value if name in ("forward_kl", "reverse_kl", "jeffreys") else None
     assert joined.value == pytest.approx(gaussian(p, q, kind).value if truth is None else truth, rel=1e-7)
@@ -74,9 +74,9 @@ def test_only_what_is_independent_is_taken_apart():
     assert coordinates(mixture) is None
     assert coordinates(Normal(t(0.0, 1.0), 1.0)) is None
     assert coordinates(product(Gamma, t(1.0, 2.0), t(1.0, 1.0)))[1].concentration == 2.0
-    assert divergence(product(Normal, t(0.0, 0.0), t(1.0, 1.0)), mixture, KINDS["forward_kl"]()) is None
+    assert of_products(product(Normal, t(0.0, 0.0), t(1.0, 1.0)), mixture, KINDS["forward_kl"]()) is None
     assert (
-        divergence(
+        of_products(
             product(Normal, t(0.0, 0.0), t(1.0, 1.0)), product(Normal, t(0.0, 0.0), t(1.0, 1.0)), KINDS["total_variation"]()
         )
         is None

@@ -1,4 +1,4 @@
-"""Divergences and distances from two samples alone: right within their errors or flagged, and honest about what they are."""
+"""Divergences and distances from two samples alone: right within their errors, flagged where they aren't, and described."""
 
 import math
 
@@ -48,17 +48,18 @@ def pair(n, m, seed):
 
 
 @pytest.mark.parametrize("kind", KINDS_TRIED, ids=str)
-def test_classifier_is_within_its_error_or_flagged(kind):
+def test_classifier_is_within_its_error_and_reliable(kind):
     truth = integral(kind, P, Q)
     estimates = [classifier_divergence(*pair(1200, 800, 2 * seed), kind, seed=seed) for seed in range(3)]
     for one in estimates:
-        assert abs(one.value - truth) < 4 * one.stderr or not one.reliable
+        assert abs(one.value - truth) < 2.5 * one.stderr
+        assert one.stderr < 0.2 * truth  # an error bar that is wide enough for anything says nothing
         assert one.quantity == kind.name
         assert one.finite == "not certified"
         assert "cross-fitted classifier (quadratic logistic, 5 folds)" in one.method
-    assert any(one.reliable for one in estimates)
+    assert sum(one.reliable for one in estimates) >= 2  # quadratic features are right here; chance may flag one of three
     mean = sum(one.value for one in estimates) / 3
-    assert abs(mean - truth) < 4 * max(one.stderr for one in estimates) / math.sqrt(3)
+    assert abs(mean - truth) < 2.5 * max(one.stderr for one in estimates) / math.sqrt(3)
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jeffreys", "jeffreys_sum"])
@@ -100,7 +101,8 @@ def test_classifier_on_the_case_that_overfits_without_a_cross_fit():
     x, y = 0.5 + draws(1000, 20, 5) @ root.T, draws(1000, 20, 6)
     estimate = classifier_divergence(x, y, "forward_kl")
     assert estimate.value < 5.5
-    assert abs(estimate.value - 5.23) < 4 * estimate.stderr or not estimate.reliable
+    assert not estimate.reliable
+    assert abs(estimate.value - 5.23) < 4 * estimate.stderr
     assert "diagonal" in estimate.method
     assert any("no small part" in note for note in estimate.notes)
 
@@ -243,7 +245,8 @@ def test_sliced_wasserstein_in_one_dimension_by_its_definition():
 def test_sliced_wasserstein_between_equal_laws_says_that_it_is_bias():
     estimate = sliced_wasserstein(draws(400, 3, 1), draws(400, 3, 2))
     assert 0 < estimate.value < 0.05
-    assert abs(estimate.value) < 3 * estimate.stderr or not estimate.reliable
+    assert abs(estimate.value) < 3 * estimate.stderr
+    assert "where the truth is 0" in estimate.notes[1]
 
 
 # ---- what holds for all

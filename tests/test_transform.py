@@ -23,8 +23,8 @@ from torch.distributions import (
 import whichkl as wk
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.goodness import Calibration, transform_calibration
-from whichkl.goodness.bands import band, distance, distance_p_value, levels
 from whichkl.goodness.margin_laws import margins
+from whichkl.goodness.transform import band, distance, distance_p_value, levels
 
 F = torch.float64
 EYE = torch.eye(2, dtype=F)

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from whichkl._checks import require
 from whichkl.fitting import Fit
@@ -47,12 +45,14 @@ def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, ta
         arviz = require("arviz", "bayes")
     target = fit.target if target is None else target
     x = fit.draws(n, corrected=corrected, seed=seed, target=target).to("cpu", torch.float64)
-    log_q = _log_q(fit, x)
-    stats = {} if log_q is None else {"log_q": log_q}
+    try:
+        stats = {"log_q": log_density(fit.model, x)}
+    except Unable:  # q has no density
+        stats = {}
     if target is not None and target.density is not None:
         stats["lp"] = target.log_prob(x.to(target.device, target.dtype)).detach().to("cpu", torch.float64)
-        if log_q is not None and not corrected:
-            stats["log_weight"] = stats["lp"] - log_q
+        if "log_q" in stats and not corrected:
+            stats["log_weight"] = stats["lp"] - stats["log_q"]
     if target is not None and target.origin is not None:
         sites = target.origin.constrain(x)
     else:
@@ -79,11 +79,3 @@ def _attributes(fit: Fit, corrected: bool, seed: int) -> dict[str, Any]:
         "corrected": int(corrected),
         "seed": seed,
     }
-
-
-def _log_q(fit: Fit, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"] | None:
-    """Return log q at the draws; None if q has no density."""
-    try:
-        return log_density(fit.model, x)
-    except Unable:
-        return None

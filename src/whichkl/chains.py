@@ -33,15 +33,15 @@ def chain_ids(chains: Any, n: int, device: torch.device | str = "cpu") -> Int[Te
             raise InputError(cannot(f"use `chains={chains}`", because, "Give a count that divides them, or one id per row"))
         ids = torch.arange(chains, device=device).repeat_interleave(n // chains)
     else:
+        instead = "Give their count, or one whole number per row"
         try:
             given = tensor_of(chains).to(device)
         except (TypeError, ValueError) as error:
             because = f"they are a `{type(chains).__name__}`, not numbers"
-            raise InputError(cannot("use these `chains`", because, "Give their count, or one whole number per row")) from error
+            raise InputError(cannot("use these `chains`", because, instead)) from error
         whole = tuple(given.shape) == (n,) and not given.is_complex() and bool((given == given.to(torch.int64)).all())
         if not whole or given.dtype == torch.bool:
-            because = f"they aren't {n} whole numbers, one per row"
-            raise InputError(cannot("use these `chains`", because, "Give their count, or one whole number per row"))
+            raise InputError(cannot("use these `chains`", f"they aren't {n} whole numbers, one per row", instead))
         ids = torch.unique(given.to(torch.int64), return_inverse=True)[1]
     shortest = int(torch.bincount(ids).min())
     if shortest < _MIN_ROWS_PER_CHAIN:
@@ -73,9 +73,9 @@ def effective_draws(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> f
         own = values[(chains == one).cpu()]
         middle = len(own) // 2
         halves += [own[:middle], own[len(own) - middle :]]
-    n, total = len(values), sum(map(len, halves))
+    total = sum(map(len, halves))
     if float(values.max() - values.min()) < 1e-9 * max(1.0, float(values.abs().max())):  # constant, up to rounding
-        return float(n)
+        return float(len(values))
     sizes = torch.tensor([len(half) for half in halves], dtype=torch.float64, device="cpu")
     pooled = torch.zeros(int(sizes.max()), dtype=torch.float64, device="cpu")
     for half in halves:
@@ -89,7 +89,7 @@ def effective_draws(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> f
     rho = 1 - (within - pooled) / whole
     rho[0] = 1.0
     tau = _geyer(rho.numpy())
-    return total / max(tau, 1 / math.log10(total))
+    return total / max(tau, 1 / math.log10(total))  # at most n log₁₀ n, as in Stan
 
 
 def standard_error(terms: Float[Tensor, " n"], chains: Int[Tensor, " n"] | None) -> tuple[float, float | None]:
@@ -101,11 +101,8 @@ def standard_error(terms: Float[Tensor, " n"], chains: Int[Tensor, " n"] | None)
     n = len(terms)
     if n == 1:
         return math.inf, None if chains is None else 1.0
-    spread = float(terms.std())
-    if chains is None:
-        return spread / math.sqrt(n), None
-    effective = min(float(n), effective_draws(terms, chains))
-    return spread / math.sqrt(effective), effective
+    effective = None if chains is None else min(float(n), effective_draws(terms, chains))
+    return float(terms.std()) / math.sqrt(effective or n), effective
 
 
 def thinning(x: Float[Tensor, "n d"], chains: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], int]:

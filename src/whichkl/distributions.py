@@ -87,5 +87,4 @@ def _log_kumaraswamy(p: Kumaraswamy, x: Tensor) -> Tensor:
 
 
 def _single_precision(p: Distribution) -> bool:
-    values = [getattr(p, name, None) for name in p.arg_constraints]
-    return any(isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16) for value in values)
+    return any(getattr(getattr(p, name, None), "dtype", None) in (torch.float32, torch.float16) for name in p.arg_constraints)

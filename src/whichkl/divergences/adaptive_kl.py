@@ -8,15 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from whichkl.divergences import row_arithmetic as row
 from whichkl.divergences.divergence import LogProbs, RowDivergence, Rows, check_parameter
 from whichkl.divergences.kl_divergences import ForwardKLDivergence
-from whichkl.divergences.row_arithmetic import (
-    gradient_by_logits,
-    kl,
-    kl_and_terms,
-    without_gradient_where_infinite,
-    zero_where_infinite,
-)
 
 _TOKENS_TO_SORT = 1024
 """Likeliest tokens that are sorted first: the head of a language model's row is seldom larger."""
@@ -45,17 +39,17 @@ class AdaptiveKL(RowDivergence):
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the weighted sum; its gradient takes the weights as constants."""
         weight = self.weights(log_p, log_q)
-        forward, reverse = kl(log_p, log_q), kl(log_q, log_p)
-        return without_gradient_where_infinite(_weighted(weight, forward) + _weighted(1 - weight, reverse))
+        forward, reverse = row.kl(log_p, log_q), row.kl(log_q, log_p)
+        return row.without_gradient_where_infinite(_weighted(weight, forward) + _weighted(1 - weight, reverse))
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and the weighted sum of the two gradients."""
         weight, p, q = self.weights(log_p, log_q, look=all_possible), log_p.exp(), log_q.exp()
-        forward, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
-        reverse, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
+        forward, _ = row.kl_and_terms(log_p, log_q, p, q, all_possible)
+        reverse, terms = row.kl_and_terms(log_q, log_p, q, p, all_possible)
         value = _weighted(weight, forward) + _weighted(1 - weight, reverse)
-        slope = weight[..., None] * (q - p) + (1 - weight[..., None]) * gradient_by_logits(value, terms, q, all_possible)
-        return value, slope if all_possible else zero_where_infinite(value, slope)
+        slope = weight[..., None] * (q - p) + (1 - weight[..., None]) * row.gradient_by_logits(value, terms, q, all_possible)
+        return value, slope if all_possible else row.zero_where_infinite(value, slope)
 
     def weights(self, log_p: LogProbs, log_q: LogProbs, *, look: bool = False) -> Rows:
         """Return w per row, without a gradient; ½ where p = q.
@@ -93,7 +87,7 @@ class InterpolatedKL(RowDivergence):
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the KL of the interpolated teacher."""
-        return kl(self.teacher(log_p, log_q), log_q)
+        return row.kl(self.teacher(log_p, log_q), log_q)
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and q − m."""

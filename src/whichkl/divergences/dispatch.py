@@ -6,16 +6,18 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
+from whichkl.access import Access
+from whichkl.divergences.draws import bridge
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import discrete
 from whichkl.divergences.kinds import KINDS, IntegralDivergence, divergence_named
 from whichkl.divergences.methods import METHODS, TABLE, Method
-from whichkl.divergences.question import Question, Side, as_rows, target_of
-from whichkl.divergences.sanity_checks import checked_for_sanity
+from whichkl.divergences.question import Question, Side
 from whichkl.process.torch_modes import plain_modes
 
 Form = Literal["samples", "probabilities", "logits"]
@@ -79,6 +81,17 @@ def estimate(
     forward_kl = 0.085300 nats (enumeration)
     """
     name, kind = _divergence(divergence, weight=weight, weight_on_forward=weight_on_forward, order=order)
+    _check_arguments(n, seed, method, form)
+    if form != "samples":
+        return _finished(_of_rows(p, q, name, kind, form, method), name)
+    question = Question(Side.of(p, "p"), Side.of(q, "q"), name, kind, n, seed)
+    _check_pair(question)
+    possible = [one for one in TABLE if one.can(question)]
+    result = _automatic(question, possible) if method is None else _chosen(question, method, possible)
+    return _finished(result, name)
+
+
+def _check_arguments(n: Any, seed: Any, method: str | None, form: str) -> None:
     if isinstance(n, bool) or not isinstance(n, int) or n < 100:
         raise InputError(cannot(f"use `n={n}`", "error bars need at least 100 draws", "Use, say, 20,000"))
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -87,26 +100,18 @@ def estimate(
         raise InputError(cannot(f"use `method={method!r}`", "there is no such method", f"Choose among {', '.join(METHODS)}"))
     if form not in ("samples", "probabilities", "logits"):
         raise InputError(cannot(f"use `form={form!r}`", "it is none of them", "Write samples, probabilities or logits"))
-    if form != "samples":
-        return _finished(_of_rows(p, q, name, kind, form, method), name)
-    question = Question(Side.of(p, "p"), Side.of(q, "q"), name, kind, n, seed)
-    _check_pair(question)
-    possible = [one for one in TABLE if one.can(question)]
-    if method is None:
-        return _finished(_automatic(question, possible), name)
-    chosen = next((one for one in possible if one.name == method), None)
-    result = None if chosen is None else chosen.answer(question)
+
+
+def _chosen(ask: Question, method: str, possible: list[Method]) -> Estimate:
+    """Return the answer of this method."""
+    result = next((one.answer(ask) for one in possible if one.name == method), None)
     if result is None:
-        raise TargetError(_refusal(question, method, [one.name for one in possible if one.name != method]))
-    return _finished(checked_for_sanity(result, question, ()), name)
+        raise TargetError(_refusal(ask, method, [one.name for one in possible if one.name != method]))
+    return _checked_for_sanity(result, ask, [])
 
 
 def _automatic(question: Question, possible: list[Method]) -> Estimate:
-    """Return the answer of the first method that trusts its own answer, with what the others found in its notes.
-
-    Raises:
-        TargetError: no method can answer.
-    """
+    """Return the answer of the first method that trusts its own answer, with what the others found in its notes."""
     doubtful: tuple[Estimate, str] | None = None
     doubts: list[str] = []
     fatal: list[str] = []
@@ -115,17 +120,18 @@ def _automatic(question: Question, possible: list[Method]) -> Estimate:
             result = one.answer(question)
         except TargetError as error:
             known = question.p.distribution is not None and question.q.distribution is not None
+            # A density that isn't normalised as claimed is the caller's mistake; others may be out of this method's reach alone.
             if one.name not in ("quadrature", "bridge") or ("normalized=True" in str(error) and not known):
                 raise
             reason = f"{one.name} was refused: {str(error)[:300]}"
-            if one.name == "quadrature" and (target_of(question.p).dim == 1 or "isn't finite" in reason):
+            if one.name == "quadrature" and (question.p.target.dim == 1 or "isn't finite" in reason):
                 fatal.append(f"{reason} Other methods see even less of what makes it fail")
             else:
                 doubts.append(reason)
             continue
         if result is None:
             continue
-        result = checked_for_sanity(result, question, fatal)
+        result = _checked_for_sanity(result, question, fatal)
         if result.reliable or one.name not in _METHODS_WITH_FALLBACK:
             return replace(result, notes=(*result.notes, *doubts))
         if one.name == "bridge" and result.interval[1] < 0:
@@ -145,16 +151,14 @@ def _divergence(divergence: str | IntegralDivergence, **given: float | None) -> 
             raise InputError(cannot(f"use `{one}={value!r}`", f"it is a `{type(value).__name__}`, not a number", "Give a number"))
     if isinstance(divergence, IntegralDivergence):
         if parameters:
-            because = "the divergence was given with its own"
-            raise InputError(
-                cannot(f"use `{', '.join(parameters)}`", because, "Set it there, or name the divergence by a string")
-            )
+            because, instead = "the divergence was given with its own", "Set it there, or name the divergence by a string"
+            raise InputError(cannot(f"use `{', '.join(parameters)}`", because, instead))
         kind = divergence
-    elif divergence in _DISTANCES and not parameters:
-        return divergence, None
     elif divergence in _DISTANCES:
-        because = f"`{divergence}` has no such parameter"
-        raise InputError(cannot(f"use `{', '.join(sorted(parameters))}=`", because, "Leave it out"))
+        if parameters:
+            because = f"`{divergence}` has no such parameter"
+            raise InputError(cannot(f"use `{', '.join(sorted(parameters))}=`", because, "Leave it out"))
+        return divergence, None
     elif divergence not in KINDS:
         known = ", ".join((*KINDS, *_DISTANCES))
         raise InputError(cannot(f"estimate `{divergence}`", "there is no such divergence", f"Choose among {known}"))
@@ -166,27 +170,37 @@ def _divergence(divergence: str | IntegralDivergence, **given: float | None) -> 
 
 
 def _of_rows(p: Any, q: Any, name: str, kind: IntegralDivergence | None, form: Form, method: str | None) -> Estimate:
+    """Estimate the mean divergence of rows of probabilities or logits."""
     if kind is None or method not in (None, "enumeration"):
         because = f"atoms given by their {form} have no coordinates and are summed over, nothing else"
         raise TargetError(cannot(f"estimate `{name}` by `{method}`" if method else f"estimate `{name}`", because, "Use a KL"))
-    labels = [
-        [str(label) for label in one]
-        for one in (getattr(side, "columns", getattr(side, "index", None)) for side in (p, q))
-        if one is not None and not callable(one)
-    ]
+    given = [getattr(side, "columns", getattr(side, "index", None)) for side in (p, q)]
+    # A list has a method `index`, which is no label.
+    labels = [[str(label) for label in one] for one in given if one is not None and not callable(one)]
     if len(labels) == 2 and labels[0] != labels[1]:
         because = f"the atoms of p are {', '.join(labels[0][:8])} and those of q {', '.join(labels[1][:8])}"
         raise InputError(cannot("compare these atoms", because, "Put them in one order, under the same labels"))
-    a, b = as_rows(p, "p"), as_rows(q, "q")
+    a, b = _as_rows(p, "p"), _as_rows(q, "q")
     values = discrete.rows(a, b, kind, "logits" if form == "logits" else "probabilities")
-    notes: tuple[str, ...] = ()
-    if values.ndim and values.numel() > 1:
-        notes = (f"mean over {values.numel():,} rows, from {float(values.min()):.6g} to {float(values.max()):.6g}",)
-    value = float(values.mean())
+    notes, value = [], float(values.mean())
+    if values.numel() > 1:
+        notes.append(f"mean over {values.numel():,} rows, from {float(values.min()):.6g} to {float(values.max()):.6g}")
     if not math.isfinite(value):
-        notes = (*notes, _missed_atoms(a, b, form))
-        return Estimate(name, value, finite="infinite", method="enumeration", exact=True, notes=notes)
-    return Estimate(name, value, finite="certified", method="enumeration", exact=True, notes=notes)
+        notes.append(_missed_atoms(a, b, form))
+    return Estimate.settled(name, value, "enumeration", *notes)
+
+
+def _as_rows(values: Any, name: str) -> Tensor:
+    """Bring probabilities or logits to a floating tensor, atoms on the last axis."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        array = array if array.dtype.kind == "f" else array.astype(np.float64)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError) as error:
+        because = f"{name} is a `{type(values).__name__}`"
+        raise InputError(cannot("read atoms", because, "Give an array or tensor of floats, atoms on the last axis")) from error
 
 
 def _missed_atoms(a: Any, b: Any, form: Form) -> str:
@@ -209,18 +223,21 @@ def _check_pair(ask: Question) -> None:
         raise InputError(cannot("compare p and q", because, "Give both as discrete distributions, or both as continuous ones"))
     if ask.p.discrete:
         return
-    p, q = target_of(ask.p), target_of(ask.q)
+    p, q = ask.targets
     if p.dim != q.dim:
         because = f"p has dimension {p.dim} and q has {q.dim}"
         raise InputError(cannot("compare p and q", because, "Give both the same columns, in the same order"))
     for fitted, other in ((ask.p, q), (ask.q, p)):
-        if fitted.fitted_on is not None and other.samples is not None and _shares_rows(fitted.fitted_on, other.samples):
+        if fitted.fitted_on is None or other.samples is None:
+            continue
+        known, rows = set(_row_tuples(fitted.fitted_on)), _row_tuples(other.samples)
+        if sum(row in known for row in rows) > len(rows) / 2:
             because = f"{fitted.name} was fitted on these very rows, and looks better on them than it is"
             instead = "Give rows held out of the fit, or read the fit's `value`, which is cross-fitted"
             raise InputError(cannot("estimate a divergence from these samples", because, instead))
     if p.bijection.free_dim != q.bijection.free_dim:
-        flat, full = sorted((ask.p, ask.q), key=lambda side: target_of(side).bijection.free_dim)
-        because = f"{flat.name} lives on {target_of(flat).bijection.describe()[0]}, a set without volume where {full.name} lives"
+        flat, full = sorted((ask.p, ask.q), key=lambda side: side.target.bijection.free_dim)
+        because = f"{flat.name} lives on {flat.target.bijection.describe()[0]}, a set without volume where {full.name} lives"
         raise InputError(cannot("compare their densities", because, "Give both the same `support=`"))
     if p.samples is not None and q.samples is not None and p.names != q.names:
         plain = tuple(f"x{i + 1}" for i in range(p.dim))
@@ -228,13 +245,6 @@ def _check_pair(ask: Question) -> None:
             because = f"the columns of p are {', '.join(p.names)} and those of q {', '.join(q.names)}"
             instead = "Put them in one order" if sorted(p.names) == sorted(q.names) else "Rename them where they are the same"
             raise InputError(cannot("compare p and q", because, instead))
-
-
-def _shares_rows(fitted_on: Tensor, x: Tensor) -> bool:
-    """Whether more than half of the rows of x were fitted on."""
-    known = {tuple(row) for row in fitted_on.to(torch.float64).tolist()}
-    rows = x.to(torch.float64).tolist()
-    return sum(tuple(row) in known for row in rows) > len(rows) / 2
 
 
 def _refusal(ask: Question, method: str | None, possible: list[str]) -> str:
@@ -250,3 +260,62 @@ def _finished(result: Estimate, name: str) -> Estimate:
     notes = (*result.notes, _CHANGED_JEFFREYS) if name == "jeffreys" else result.notes
     unit = "none" if name in _DISTANCES else KINDS[name].unit if name in KINDS else result.unit
     return replace(result, quantity=name, unit=unit, notes=notes)
+
+
+def _checked_for_sanity(result: Estimate, ask: Question, fatal: list[str]) -> Estimate:
+    """Mark an answer unreliable for `fatal` reasons, an interval below 0, draws that contradict a density, or shared rows.
+
+    No method sees these contradictions in its own answer.
+    """
+    wrong = list(fatal)
+    if ask.continuous:
+        names = [", ".join(one.names) for one in ask.targets if one.samples is not None]
+        if len(names) == 2 and names[0] != names[1]:
+            note = f"the columns {names[0]} of p were compared with {names[1]} of q, in this order"
+            result = replace(result, notes=(*result.notes, note))
+    if not result.exact and result.up_to is None and ask.kind is not None and result.interval[1] < 0:
+        because = "its inputs contradict each other, or its bias is larger"
+        wrong.append(f"its whole interval is below 0, and no divergence is: {because}")
+    if math.isfinite(result.value) and ask.continuous:
+        wrong += _contradictions(ask) + _shared_rows(ask, result)
+    if not wrong:
+        return result
+    finite = result.finite if result.value == math.inf else "not certified"
+    return replace(result, reliable=False, exact=False, finite=finite, notes=(*wrong, *result.notes))
+
+
+def _contradictions(ask: Question) -> list[str]:
+    """Reasons why draws and log densities that a user gave don't belong together."""
+    p, q = ask.targets
+    given = [side for side in (ask.p, ask.q) if side.distribution is None and Access.LOG_PROB in side.access]
+    drawn = any(side.access.can_sample for side in given)
+    if not (drawn and ask.evaluated and ask.sampled) or p.weights is not None or q.weights is not None:
+        return []
+    try:
+        found = bridge.contradiction(p, q, ask.n, ask.seed + 17)
+    except TargetError:
+        return []
+    return [] if found is None else [found]
+
+
+def _row_tuples(x: Tensor) -> list[tuple[float, ...]]:
+    return [*map(tuple, x.to(torch.float64).tolist())]
+
+
+def _shared_rows(ask: Question, result: Estimate) -> list[str]:
+    """Report rows in both samples, or repeated in only one: methods take samples as independent draws of densities."""
+    x, y = (one.samples for one in ask.targets)
+    if x is None or y is None or any(one.sampler is not None for one in ask.targets) or result.exact:
+        return []
+    firsts = [one[:, 0].cpu().numpy() for one in (x, y)]
+    alone = min(len(np.unique(first)) / len(first) for first in firsts) > 0.5
+    if alone and np.isin(firsts[0], firsts[1]).mean() < 0.01:  # whole rows repeat no more often than their first cells
+        return []
+    rows = [set(_row_tuples(one)) for one in (x, y)]
+    fresh, shared = [len(rows[0]) / len(x), len(rows[1]) / len(y)], len(rows[0] & rows[1])
+    if min(fresh) > 0.99 and shared > max(1, 0.01 * min(map(len, rows))):
+        return [f"{shared:,} rows are in both samples: they aren't independent, and the value is too small"]
+    if min(fresh) < 0.5 and max(fresh) > 0.99:
+        one, other = ("p", "q") if fresh[0] < fresh[1] else ("q", "p")
+        return [f"the rows of {one} repeat as those of atoms do, and those of {other} don't: then the KL is infinite"]
+    return []

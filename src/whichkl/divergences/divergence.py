@@ -92,15 +92,11 @@ class RowDivergence(Divergence):
         """Return D per row, and its gradient with respect to the student's logits (at temperature 1)."""
 
     def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
-        """Return the summands of D, one per token, where `sums` is true."""
+        """Return the summands of D, one per token, where `sums` is true: the integrand of an integral."""
         raise InputError(cannot(f"split {self.name} into tokens", "it isn't a sum over tokens", "Use `forward_kl`"))
 
 
 def check_parameter(is_allowed: bool, name: str, value: float, domain: str, instead: str) -> None:
-    """Refuse a parameter outside of its domain.
-
-    Raises:
-        InputError: it isn't allowed.
-    """
+    """Refuse a parameter outside of its domain."""
     if not is_allowed:
         raise InputError(cannot(f"use {name}={value}", f"it must {domain}", instead))

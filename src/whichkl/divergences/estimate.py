@@ -81,6 +81,12 @@ class Estimate:
             object.__setattr__(self, "reliable", False)
             object.__setattr__(self, "notes", tuple(dict.fromkeys((*self.notes, _NOT_A_NUMBER))))
 
+    @classmethod
+    def settled(cls, quantity: str, value: float, method: str, *notes: str) -> Estimate:
+        """Return an exact value, finite or not, of a method that decides which."""
+        finite: Finite = "certified" if math.isfinite(value) else "infinite"
+        return cls(quantity, value, finite=finite, method=method, exact=True, notes=notes)
+
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval, value ± 1.96 standard errors."""
@@ -145,11 +151,8 @@ class Estimate:
     def sentence(self) -> str:
         """The meaning of the number, and its reliability, as a sentence."""
         is_whole = self.up_to == "entropy_p"
-        what = (
-            "The cross-entropy, KL(p‖q) + H(p),"
-            if is_whole
-            else _NAMES_IN_WORDS.get(self.quantity, self.quantity.replace("_", " "))
-        )
+        name = _NAMES_IN_WORDS.get(self.quantity, self.quantity.replace("_", " "))
+        what = "The cross-entropy, KL(p‖q) + H(p)," if is_whole else name
         if math.isinf(self.value):
             return f"{what} is infinite."
         if self.exact:

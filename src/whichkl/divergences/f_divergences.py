@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from whichkl._checks import InputError, cannot
+from whichkl.divergences import row_arithmetic as row
 from whichkl.divergences.divergence import (
     Divergence,
     IntegralDivergence,
@@ -19,7 +20,6 @@ from whichkl.divergences.divergence import (
     check_parameter,
 )
 from whichkl.divergences.kl_divergences import ForwardKLDivergence
-from whichkl.divergences.row_arithmetic import gradient_by_logits, kl, nonnegative, zero_where_infinite
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Renyi(RowDivergence, IntegralDivergence):
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the log of the sum, divided by a − 1."""
-        return kl(log_p, log_q) if self.order == 1 else self._tilted(log_p, log_q, log_p.exp(), log_q.exp())[0]
+        return row.kl(log_p, log_q) if self.order == 1 else self._tilted(log_p, log_q, log_p.exp(), log_q.exp())[0]
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and q − r."""
@@ -79,7 +79,7 @@ class Renyi(RowDivergence, IntegralDivergence):
             return ForwardKLDivergence().gradient(log_p, log_q, all_possible=all_possible)
         q = log_q.exp()
         value, r = self._tilted(log_p, log_q, log_p.exp(), q, all_possible)
-        return value, q - r if all_possible else zero_where_infinite(value, q - r)
+        return value, q - r if all_possible else row.zero_where_infinite(value, q - r)
 
     def _tilted(
         self, log_p: LogProbs, log_q: LogProbs, p: LogProbs, q: LogProbs, all_possible: bool = False
@@ -98,7 +98,7 @@ class Renyi(RowDivergence, IntegralDivergence):
         near = log_sum.abs() < 0.5  # there Σ p^a q^(1−a) − 1 loses fewer digits, and Σ p and Σ q cancel their own rounding
         excess = (tilted.masked_fill(~near, 0.0).exp() - self.order * p - (1 - self.order) * q).sum(-1, keepdim=True)
         log_sum = torch.where(near, excess.masked_fill(~near, 0.0).log1p(), log_sum)
-        value = nonnegative(log_sum.squeeze(-1) / (self.order - 1))
+        value = row.nonnegative(log_sum.squeeze(-1) / (self.order - 1))
         return value if lost is None else torch.where(lost, math.inf, value), r
 
 
@@ -120,16 +120,14 @@ class TotalVariation(RowDivergence, IntegralDivergence):
         """Return ½ |p − q|."""
         return 0.5 * (torch.exp(log_p) - torch.exp(log_q)).abs()
 
-    def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
-        """Return ½ |p − q|."""
-        return self.integrand(log_p, log_q)
+    terms = integrand
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and its gradient."""
         q = log_q.exp()
         gap = log_p.exp() - q
         value = gap.abs().sum(-1) / 2
-        return value, gradient_by_logits(value, gap.sign() * q / -2, q, all_possible)
+        return value, row.gradient_by_logits(value, gap.sign() * q / -2, q, all_possible)
 
 
 @dataclass(frozen=True)
@@ -158,6 +156,7 @@ class ChiSquared(IntegralDivergence):
     def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return (p − q)²/q; ∞ where p > 0 = q."""
         ratio = log_p - torch.where(log_q == -math.inf, 0.0, log_q)
+        # Above e³⁰, subtracting 1 changes no digit; below, expm1 keeps those that a ratio near 1 would lose.
         size = torch.where(ratio > 30, ratio, torch.expm1(ratio.clamp(max=30)).abs().log())
         inside = torch.exp(log_q + 2 * size)
         return torch.where(log_q == -math.inf, torch.where(log_p > -math.inf, math.inf, torch.zeros_like(inside)), inside)

@@ -87,12 +87,10 @@ def register(kind: type[D]) -> type[D]:
     return kind
 
 
-_OWN: tuple[type[Divergence], ...] = (
-    *(ForwardKLDivergence, ReverseKLDivergence, Jeffreys, JeffreysSum, JensenShannon, SkewForwardKL, SkewReverseKL),
-    *(Renyi, TotalVariation, Hellinger, ChiSquared, AdaptiveKL, InterpolatedKL),
-)
-for _one in _OWN:
-    register(_one)
+for _kind in (ForwardKLDivergence, ReverseKLDivergence, Jeffreys, JeffreysSum, JensenShannon, SkewForwardKL, SkewReverseKL):
+    register(_kind)
+for _other in (Renyi, TotalVariation, Hellinger, ChiSquared, AdaptiveKL, InterpolatedKL):
+    register(_other)
 
 
 def divergence_named(name: str, known: Mapping[str, type[D]], **parameters: float) -> D:

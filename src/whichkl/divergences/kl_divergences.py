@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.divergences import row_arithmetic as row
 from whichkl.divergences.divergence import (
     Divergence,
     IntegralDivergence,
@@ -21,17 +22,6 @@ from whichkl.divergences.divergence import (
     RowDivergence,
     Rows,
     check_parameter,
-)
-from whichkl.divergences.row_arithmetic import (
-    gradient_by_logits,
-    kl,
-    kl_and_terms,
-    kl_terms,
-    mix,
-    mixture,
-    share_of_mixture,
-    without_gradient_where_infinite,
-    zero_where_infinite,
 )
 
 
@@ -45,7 +35,8 @@ class WeightedKLs(IntegralDivergence):
 
     def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return a p log(p/q) + b q log(q/p)."""
-        return _sum([weight * _kl_density(one, other) for weight, one, other in self.directions(log_p, log_q)])
+        parts = [weight * row.kl_terms(one, other) for weight, one, other in self.directions(log_p, log_q)]
+        return functools.reduce(torch.add, parts)
 
     def log_tail(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return log p + log|log(p/q)|, the same with p and q swapped, or the larger of both."""
@@ -53,7 +44,8 @@ class WeightedKLs(IntegralDivergence):
 
     def misses(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return the mass of one where the other is 0."""
-        return _sum([torch.exp(one) * (other == -math.inf) for _, one, other in self.directions(log_p, log_q)])
+        parts = [torch.exp(one) * (other == -math.inf) for _, one, other in self.directions(log_p, log_q)]
+        return functools.reduce(torch.add, parts)
 
     def directions(self, log_p: Tensor, log_q: Tensor) -> list[tuple[float, Tensor, Tensor]]:
         """Return the directions that count: the weight, the log density of the expectation, and the other one."""
@@ -64,31 +56,29 @@ class WeightedKLs(IntegralDivergence):
 class _RowWeightedKLs(WeightedKLs, RowDivergence):
     """The same between rows."""
 
+    terms = WeightedKLs.integrand
+
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return a KL(p‖q) + b KL(q‖p)."""
-        parts = [weight * kl(one, other) for weight, one, other in self.directions(log_p, log_q)]
-        return parts[0] if len(parts) == 1 else without_gradient_where_infinite(parts[0] + parts[1])
-
-    def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
-        """Return a p log(p/q) + b q log(q/p)."""
-        return _sum([weight * kl_terms(one, other) for weight, one, other in self.directions(log_p, log_q)])
+        parts = [weight * row.kl(one, other) for weight, one, other in self.directions(log_p, log_q)]
+        return parts[0] if len(parts) == 1 else row.without_gradient_where_infinite(parts[0] + parts[1])
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and a (q − p) + b q (log(q/p) − KL(q‖p))."""
         a, b = self.kl_weights
         p, q = log_p.exp(), log_q.exp()
         if b == 0:
-            value, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
+            value, _ = row.kl_and_terms(log_p, log_q, p, q, all_possible)
             slope = q - p
         elif a == 0:
-            value, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
-            return value, gradient_by_logits(value, terms, q, all_possible)
+            value, terms = row.kl_and_terms(log_q, log_p, q, p, all_possible)
+            return value, row.gradient_by_logits(value, terms, q, all_possible)
         else:
-            forward, _ = kl_and_terms(log_p, log_q, p, q, all_possible)
-            reverse, terms = kl_and_terms(log_q, log_p, q, p, all_possible)
+            forward, _ = row.kl_and_terms(log_p, log_q, p, q, all_possible)
+            reverse, terms = row.kl_and_terms(log_q, log_p, q, p, all_possible)
             value = a * forward + b * reverse
-            slope = torch.add(gradient_by_logits(value, b * terms, q, all_possible), q - p, alpha=a)
-        return value, slope if all_possible else zero_where_infinite(value, slope)
+            slope = torch.add(row.gradient_by_logits(value, b * terms, q, all_possible), q - p, alpha=a)
+        return value, slope if all_possible else row.zero_where_infinite(value, slope)
 
 
 @dataclass(frozen=True)
@@ -178,27 +168,24 @@ class JensenShannon(RowDivergence, IntegralDivergence):
 
     def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return w p log(p/m) + (1 − w) q log(q/m)."""
-        log_m = _mix_densities(log_p, log_q, self.weight)
-        return self.weight * _kl_density(log_p, log_m) + (1 - self.weight) * _kl_density(log_q, log_m)
+        log_m = row.mix(log_p, log_q, self.weight)
+        return self.weight * row.kl_terms(log_p, log_m) + (1 - self.weight) * row.kl_terms(log_q, log_m)
+
+    terms = integrand
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
         """Return the weighted KLs to the mixture."""
-        log_m = mix(log_p, log_q, self.weight)
-        return self.weight * kl(log_p, log_m) + (1 - self.weight) * kl(log_q, log_m)
-
-    def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
-        """Return the weighted KL terms to the mixture."""
-        log_m = mix(log_p, log_q, self.weight)
-        return self.weight * kl_terms(log_p, log_m) + (1 - self.weight) * kl_terms(log_q, log_m)
+        log_m = row.mix(log_p, log_q, self.weight)
+        return self.weight * row.kl(log_p, log_m) + (1 - self.weight) * row.kl(log_q, log_m)
 
     def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
         """Return the value and (1 − w) q (log(q/m) − KL(q‖m))."""
         p, q = log_p.exp(), log_q.exp()
-        log_m, m = mixture(log_p, log_q, p, q, self.weight, all_possible)
-        of_p, _ = kl_and_terms(log_p, log_m, p, m, all_possible)
-        of_q, terms = kl_and_terms(log_q, log_m, q, m, all_possible)
+        log_m, m = row.mixture(log_p, log_q, p, q, self.weight, all_possible)
+        of_p, _ = row.kl_and_terms(log_p, log_m, p, m, all_possible)
+        of_q, terms = row.kl_and_terms(log_q, log_m, q, m, all_possible)
         value = self.weight * of_p + (1 - self.weight) * of_q
-        return value, gradient_by_logits(value, (1 - self.weight) * terms, q, all_possible)
+        return value, row.gradient_by_logits(value, (1 - self.weight) * terms, q, all_possible)
 
 
 @dataclass(frozen=True, init=False)
@@ -206,6 +193,8 @@ class _SkewKL(RowDivergence, IntegralDivergence):
     """KL(a‖w a + (1 − w) b), where a and b are p and q, or q and p."""
 
     bounded: ClassVar[bool] = True
+    plain: ClassVar[type[_RowWeightedKLs]]
+    """The KL at weight 0."""
     weight: float = 0.1
 
     def __init__(self, weight: float = 0.1, **old: float) -> None:
@@ -218,27 +207,42 @@ class _SkewKL(RowDivergence, IntegralDivergence):
         check_parameter(0 <= weight < 1, "weight", weight, "lie between 0 and 1, 1 excluded", "Pass for example weight=0.1")
         object.__setattr__(self, "weight", weight)
 
+    def limit(self) -> Divergence:
+        """Return the plain KL at weight 0."""
+        return self if self.weight else self.plain()
+
     @abstractmethod
-    def ordered(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log a and log b."""
+    def ordered(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a and b."""
+
+    @abstractmethod
+    def slope(self, p: LogProbs, q: LogProbs, m: LogProbs, terms: LogProbs) -> LogProbs:
+        """Return the gradient by log q, from the mixture and the summands a log(a/m)."""
 
     def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return a log(a/m)."""
-        if self.weight == 0:
-            name = self.limit().name
+        if self.weight == 0:  # then it isn't bounded, and the tails and the missed mass of a plain KL decide
+            name = self.plain.name
             raise InputError(cannot(f"integrate {self.name} of weight 0", f"it is {name} there", f"Use {name}"))
-        log_a, log_b = self.ordered(log_p, log_q)
-        return _kl_density(log_a, _mix_densities(log_a, log_b, self.weight))
-
-    def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
-        """Return the KL of a to the mixture."""
-        log_a, log_b = self.ordered(log_p, log_q)
-        return kl(log_a, mix(log_a, log_b, self.weight))
+        return self.terms(log_p, log_q)
 
     def terms(self, log_p: LogProbs, log_q: LogProbs) -> LogProbs:
         """Return a log(a/m)."""
         log_a, log_b = self.ordered(log_p, log_q)
-        return kl_terms(log_a, mix(log_a, log_b, self.weight))
+        return row.kl_terms(log_a, row.mix(log_a, log_b, self.weight))
+
+    def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
+        """Return the KL of a to the mixture."""
+        log_a, log_b = self.ordered(log_p, log_q)
+        return row.kl(log_a, row.mix(log_a, log_b, self.weight))
+
+    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
+        """Return the value and its gradient."""
+        p, q = log_p.exp(), log_q.exp()
+        (log_a, log_b), (a, b) = self.ordered(log_p, log_q), self.ordered(p, q)
+        log_m, m = row.mixture(log_a, log_b, a, b, self.weight, all_possible)
+        value, terms = row.kl_and_terms(log_a, log_m, a, m, all_possible)
+        return value, row.gradient_by_logits(value, self.slope(p, q, m, terms), q, all_possible)
 
 
 @dataclass(frozen=True, init=False)
@@ -250,21 +254,15 @@ class SkewForwardKL(_SkewKL):
 
     name: ClassVar[str] = "skew_forward_kl"
     formula: ClassVar[str] = "KL(p‖w p + (1 − w) q)"
+    plain = ForwardKLDivergence
 
-    def limit(self) -> Divergence:
-        """Return the forward KL at weight 0."""
-        return self if self.weight else ForwardKLDivergence()
+    def ordered(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return p and q."""
+        return p, q
 
-    def ordered(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p and log q."""
-        return log_p, log_q
-
-    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
-        """Return the value and, by log q, −(1 − w) q p/m."""
-        p, q = log_p.exp(), log_q.exp()
-        log_m, m = mixture(log_p, log_q, p, q, self.weight, all_possible)
-        value, _ = kl_and_terms(log_p, log_m, p, m, all_possible)
-        return value, gradient_by_logits(value, (self.weight - 1) * p * share_of_mixture(q, m), q, all_possible)
+    def slope(self, p: LogProbs, q: LogProbs, m: LogProbs, terms: LogProbs) -> LogProbs:
+        """Return −(1 − w) q p/m."""
+        return (self.weight - 1) * p * row.share_of_mixture(q, m)
 
 
 @dataclass(frozen=True, init=False)
@@ -276,39 +274,19 @@ class SkewReverseKL(_SkewKL):
 
     name: ClassVar[str] = "skew_reverse_kl"
     formula: ClassVar[str] = "KL(q‖w q + (1 − w) p)"
+    plain = ReverseKLDivergence
 
-    def limit(self) -> Divergence:
-        """Return the reverse KL at weight 0."""
-        return self if self.weight else ReverseKLDivergence()
+    def ordered(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return q and p."""
+        return q, p
 
-    def ordered(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log q and log p."""
-        return log_q, log_p
-
-    def gradient(self, log_p: LogProbs, log_q: LogProbs, *, all_possible: bool = False) -> tuple[Rows, LogProbs]:
-        """Return the value and, by log q, q (log(q/m) + 1 − w q/m)."""
-        p, q = log_p.exp(), log_q.exp()
-        log_m, m = mixture(log_q, log_p, q, p, self.weight, all_possible)
-        value, terms = kl_and_terms(log_q, log_m, q, m, all_possible)
-        return value, gradient_by_logits(value, terms + q - self.weight * q * share_of_mixture(q, m), q, all_possible)
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
-def _kl_density(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return p log(p/q), 0 where p = 0 (or underflows to it), ∞ where p > 0 = q."""
-    p = torch.exp(log_p)
-    return torch.where(p == 0, 0.0, p * torch.where(p == 0, 0.0, log_p - log_q))
+    def slope(self, p: LogProbs, q: LogProbs, m: LogProbs, terms: LogProbs) -> LogProbs:
+        """Return q (log(q/m) + 1 − w q/m)."""
+        return terms + q - self.weight * q * row.share_of_mixture(q, m)
 
 
 def _kl_tail(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return log(p |log(p/q)|), −∞ where it vanishes."""
     zero = log_p == -math.inf
     ratio = torch.where(zero, 0.0, log_p - torch.where(zero, 0.0, log_q)).abs()
     return torch.where(zero | (ratio == 0), -math.inf, log_p + ratio.log())
-
-
-def _mix_densities(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
-    """Log of weight · p + (1 − weight) · q."""
-    return torch.logaddexp(log_p + math.log(weight), log_q + math.log1p(-weight))

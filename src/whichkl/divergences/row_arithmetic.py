@@ -23,15 +23,16 @@ def kl_and_terms(log_a: LogProbs, log_b: LogProbs, a: LogProbs, b: LogProbs, all
         terms = a * (log_a - log_b)
         return nonnegative(terms.sum(-1) + (b - a).sum(-1)), terms
     empty, never = a == 0, log_b == -math.inf
-    terms = a * (log_a - log_b.masked_fill(never, 0.0)).masked_fill(empty | never, 0.0)
+    terms = a * (log_a - log_b).masked_fill(empty | never, 0.0)
     total = nonnegative(terms.sum(-1) + (b - a).sum(-1))
     return torch.where((never & ~empty).any(-1), math.inf, total), terms
 
 
 def kl_terms(log_a: LogProbs, log_b: LogProbs) -> LogProbs:
-    """The summands a log(a/b), ∞ where a > 0 = b."""
+    """The summands a log(a/b): 0 where a = 0 (or underflows to it), ∞ where a > 0 = b."""
     a = log_a.exp()
-    return torch.where((log_b == -math.inf) & (a != 0), math.inf, kl_and_terms(log_a, log_b, a, log_b.exp())[1])
+    empty, never = a == 0, log_b == -math.inf
+    return torch.where(never & ~empty, math.inf, a * (log_a - log_b).masked_fill(empty | never, 0.0))
 
 
 def mix(log_a: LogProbs, log_b: LogProbs, weight: float) -> LogProbs:

@@ -28,7 +28,7 @@ def equal_rows(
     context = None if context is None else context.detach().to("cpu", torch.float64)
     if context is not None and len(context) != len(x):
         raise Unable(f"there are {len(x)} rows and {len(context)} contexts")
-    if not bool(x.isfinite().all()) or (context is not None and not bool(context.isfinite().all())):
+    if not all(bool(one.isfinite().all()) for one in (x, context) if one is not None):
         raise Unable("some rows aren't finite")
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(x), generator=generator, device="cpu")
@@ -70,8 +70,7 @@ def drawn(law: Any, shape: tuple[int, ...], width: int, seed: int) -> Float[Tens
     except Exception as error:
         raise Unable(f"drawing from the model raised {type(error).__name__}: {error}") from error
     x = x.detach().to("cpu", torch.float64)
-    if len(law.event_shape) == 0:
-        x = x[..., None]
+    x = x if len(law.event_shape) else x[..., None]
     if x.shape[-1] != width:
         raise Unable(f"the model's draws have {x.shape[-1]} columns, and the rows have {width}")
     bad = int((~x.isfinite()).any(-1).sum())
@@ -107,7 +106,5 @@ def like(model: Any, x: Tensor) -> Tensor:
 def _parameter(law: Any) -> Tensor | None:
     """Return a floating parameter of a law, or of the laws that it consists of; properties, which may draw, aren't read."""
     held = list(vars(law).values()) if isinstance(law, Distribution) else []
-    for value in held:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    return next((found for one in held if (found := _parameter(one)) is not None), None)
+    own = next((one for one in held if isinstance(one, Tensor) and one.is_floating_point()), None)
+    return own if own is not None else next((found for one in held if (found := _parameter(one)) is not None), None)

@@ -27,9 +27,7 @@ def margins(law: Distribution, x: Float[Tensor, "... d"]) -> Float[Tensor, "... 
     Known are Gaussians, Student-t laws, independent columns with a `cdf`, mixtures of these, and their images under transforms of
     single columns (for a decreasing transform 1 − F, which is uniform too).
 
-    Args:
-        law: a law of d columns, or of one number.
-        x: rows, broadcast against the law's batch; (..., 1) for a law of one number.
+    Rows are broadcast against the law's batch; they are (..., 1) for a law of one number.
 
     >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     >>> margins(law, torch.zeros(1, 2))
@@ -61,10 +59,9 @@ def _columns(law: Distribution, x: Tensor) -> Tensor | None:
         return None if parts is None else (parts * law.mixture_distribution.probs[..., None]).sum(-2)
     if isinstance(law, TransformedDistribution):
         for transform in reversed(law.transforms):
-            if transform.bijective and _each_alone(transform):
-                x = transform.inv(x)
-            else:
+            if not transform.bijective or not _each_alone(transform):
                 return None
+            x = transform.inv(x)
         base = law.base_dist
         return _columns(base, x) if len(base.event_shape) == 1 else _single(base, x)
     return None

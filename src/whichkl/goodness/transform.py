@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from whichkl.files.reading import rebuilt
-from whichkl.goodness.bands import band, distance, distance_p_value, levels
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_density
 from whichkl.goodness.margin_laws import margins
 from whichkl.process.torch_modes import plain_modes
@@ -25,6 +26,9 @@ _MAX_CONDITIONAL_ROWS = 10_000
 _CONDITIONAL_DRAWS = 200_000
 """Draws over all rows of a conditional model: 20 to 200 per row."""
 _LEVEL = 0.01
+_LEVELS = 100
+"""The distribution function is compared at k/100."""
+_SIMULATED_CURVES = 2_000
 JOINT = "joint density"
 """The name of the transform that sees all columns at once."""
 
@@ -80,9 +84,8 @@ class Calibration:
         if self.p_value is None:
             return f"No calibration: {self.reason}."
         if not self.differs:
-            return (
-                f"Calibrated as far as {self.rows:,} unseen rows can tell: least p = {self.p_value:.2g} of {len(self.columns)}."
-            )
+            least = f"least p = {self.p_value:.2g} of {len(self.columns)}"
+            return f"Calibrated as far as {self.rows:,} unseen rows can tell: {least}."
         off = sorted((one for one in self.columns if one.differs), key=lambda one: -one.distance)
         shown = ", ".join(f"{one.name} (gap {one.distance:.3f}, p = {one.p_value:.2g})" for one in off[:3])
         more = f" and {len(off) - 3} more" if len(off) > 3 else ""
@@ -134,12 +137,11 @@ def transform_calibration(
         x, context = equal_rows(x, w, context, _MAX_ROWS if context is None else _MAX_CONDITIONAL_ROWS, seed)
         if len(x) < _MIN_ROWS:
             raise Unable(f"{len(x)} unseen rows of equal weight are too few; at least {_MIN_ROWS} are needed")
-        if context is None:
-            u = _exact(model, x)
-            x = x if u is not None else x[:: -(-len(x) // _MAX_RANKED_ROWS)]
-            return _judged(x, _transforms(model, x, u, seed, has_own_draws=False), names)
-        law = law_at(model, context)
-        return _judged(x, _transforms(law, x, _exact(law, x), seed, has_own_draws=True), names)
+        law = model if context is None else law_at(model, context)
+        u = _exact(law, x)
+        if u is None and context is None:
+            x = x[:: -(-len(x) // _MAX_RANKED_ROWS)]
+        return _judged(x, _transforms(law, x, u, seed, has_own_draws=context is not None), names)
     except Unable as error:
         return Calibration((), reason=str(error))
 
@@ -236,3 +238,42 @@ def _rank_in_own(x: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor
     less, same = (draws < x).sum(0), (draws == x).sum(0)
     share = torch.rand(less.shape, generator=generator, dtype=torch.float64, device="cpu")
     return (less + share * (same + 1)) / (len(draws) + 1)
+
+
+def levels() -> np.ndarray:
+    """Return 0.01, 0.02, …, 0.99."""
+    return np.arange(1, _LEVELS) / _LEVELS
+
+
+@lru_cache(maxsize=64)
+def band(n: int, chance: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the ends at every level between which the whole curve of n uniform numbers lies with this chance.
+
+    The ends are binomial quantiles with one tail for all levels, which is set on simulated curves. So the band is narrow at both
+    ends, where that of Kolmogorov and Smirnov is as wide as in the middle.
+
+    Source: Säilynoja, Bürkner & Vehtari (2022), section 2.2.
+
+    >>> low, high = band(100, 0.95)
+    >>> round(low[49], 2), round(high[49], 2)
+    (0.36, 0.64)
+    """
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(n, np.full(_LEVELS, 1 / _LEVELS), size=_SIMULATED_CURVES).cumsum(1)[:, :-1]
+    z = levels()
+    below, above = scipy.stats.binom.cdf(counts, n, z), scipy.stats.binom.sf(counts - 1, n, z)
+    tail = float(np.quantile(2 * np.minimum(below, above).min(1), 1 - chance))
+    low, high = scipy.stats.binom.ppf(tail / 2, n, z) / n, scipy.stats.binom.isf(tail / 2, n, z) / n
+    return tuple(low.tolist()), tuple(high.tolist())
+
+
+def distance(u: np.ndarray) -> float:
+    """Return Kolmogorov and Smirnov's distance from uniform: the largest gap of the distribution functions."""
+    u = np.sort(u)
+    n = len(u)
+    return float(max((np.arange(1, n + 1) / n - u).max(), (u - np.arange(n) / n).max()))
+
+
+def distance_p_value(d: float, n: float) -> float:
+    """Return the chance of this distance or a larger one for n uniform numbers."""
+    return float(scipy.stats.kstwo.sf(d, max(1, round(n))))

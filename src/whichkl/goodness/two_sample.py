@@ -54,8 +54,8 @@ class TwoSample:
         """One sentence."""
         if self.auc is None or self.p_value is None:
             return f"No classifier test: {self.reason}."
-        found = "can tell unseen rows from the model's draws" if self.differs else "can't tell unseen rows from the model's draws"
-        return f"A classifier {found}: {self.number} (chance: 0.5), {self.chance}."
+        can = "can" if self.differs else "can't"
+        return f"A classifier {can} tell unseen rows from the model's draws: {self.number} (chance: 0.5), {self.chance}."
 
     @property
     def number(self) -> str:
@@ -140,9 +140,8 @@ def c2st(x_held: Float[Tensor, "n d"], model_draws: Float[Tensor, "m d"], seed: 
 
 def _c2st(x: Tensor, y: Tensor, seed: int) -> TwoSample:
     generator = torch.Generator().manual_seed(seed)
-    x, y = (
-        part.to("cpu", torch.float64)[torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS]] for part in (x, y)
-    )
+    chosen = [torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS] for part in (x, y)]
+    x, y = (part.to("cpu", torch.float64)[rows] for part, rows in zip((x, y), chosen, strict=True))
     if min(len(x), len(y)) < MIN_ROWS:
         raise Unable(f"at least {MIN_ROWS} rows of each are needed, and there are {len(x)} and {len(y)}")
     n, z = len(x), _scores(torch.cat([x, y]))
@@ -209,10 +208,8 @@ def _moving(z: Tensor) -> Tensor:
 def _scores(z: Tensor) -> Tensor:
     """Return normal scores of the pooled rows, column by column; ties share one score. Constant columns are left out."""
     z = z[:, _moving(z)]
-    ranks = np.empty(tuple(z.shape))
-    for j in range(z.shape[1]):
-        ranks[:, j] = scipy.stats.rankdata(z[:, j].numpy())
-    scores: Tensor = torch.special.ndtri((torch.from_numpy(ranks) - 0.5) / len(z))
+    ranks = torch.from_numpy(scipy.stats.rankdata(z.numpy(), axis=0))
+    scores: Tensor = torch.special.ndtri((ranks - 0.5) / len(z))
     return scores
 
 

@@ -1,6 +1,5 @@
 """Particles: weighted points that follow p, from its log density alone, and how much of p's mass is where."""
 
-from whichkl.particles.result import Particles
-from whichkl.particles.tempering import Reference, temper
+from whichkl.particles.tempering import Particles, Reference, temper
 
 __all__ = ["Particles", "Reference", "temper"]

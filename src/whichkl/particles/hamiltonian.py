@@ -48,13 +48,8 @@ def move(
     The mass matrix is the inverse covariance of the points. Each point has its own step, `step` times a number between 0.15 and
     1.5 (log-uniform), so no trajectory is periodic for all points, and points also enter narrow places.
 
-    Args:
-        cloud: the points.
-        density: log p and its gradient in the cloud's coordinates.
-        inverse_temperature: β.
-        step: size of a leapfrog step, in standard deviations of the cloud.
-        leapfrogs: steps of a trajectory, each one batched call.
-        generator: of momenta, steps and acceptances.
+    `density` is that of p in the cloud's coordinates; each leapfrog step is one batched call of it, and `step` is in standard
+    deviations of the cloud.
 
     Source: Duane et al. (1987); Neal (2011).
     """

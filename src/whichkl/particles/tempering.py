@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import scipy
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
+from whichkl.importance import effective_sample_size
 from whichkl.particles.hamiltonian import Cloud, move
-from whichkl.particles.resampling import next_step, systematic
-from whichkl.particles.result import Particles, island_mean
 from whichkl.targets import Target
 
 _GOAL_ACCEPTANCE = 0.75
@@ -38,6 +38,75 @@ class Reference:
     def place(self, y: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Carry points of N(0, I) to x = m + L y."""
         return self.loc + y @ self.tril.T
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Points x with weights W, so that Σ W f(x) ≈ E_p f, in the free coordinates of the target."""
+
+    x: Float[Tensor, "n d"]
+    log_weights: Float[Tensor, " n"]
+    """Natural logs of the weights; their sum is 1."""
+    islands: int
+    """The number of groups of n / islands neighbouring rows that never mixed."""
+    log_z: float
+    """log ∫ p̃, in nats; Z is unbiased up to the choice of temperatures and steps from the particles."""
+    log_z_stderr: float
+    """From the islands' differences; infinite where one island found nearly all."""
+    temperatures: tuple[float, ...]
+    """The inverse temperatures, from 0 on; the last is 1 where it finished."""
+    gradients: int
+    """Points at which log p and its gradient were evaluated."""
+    calls: int
+    """Batched calls of the target."""
+    acceptance: float
+    """Mean chance that a move was accepted, over the last trajectory."""
+    drift: float | None = None
+    """The change of the means of x, x² and log p when the last moves were doubled, as a share of what chance allows; above 1 the
+    particles hadn't settled. None unless requested."""
+    before: Float[Tensor, "n d"] | None = None
+    """The points before the last moves were doubled, if that was requested."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the temperature of p was reached before the calls were used up."""
+        return self.temperatures[-1] == 1.0
+
+    @property
+    def ess(self) -> float:
+        """Effective number of particles by their weights; copies of one ancestor count as different."""
+        return effective_sample_size(self.log_weights)
+
+    @property
+    def log_z_islands(self) -> Float[Tensor, " g"]:
+        """Log Z by each island alone."""
+        return self.log_weights.view(self.islands, -1).logsumexp(1) + math.log(self.islands) + self.log_z
+
+    def mean(self, f: Float[Tensor, "n k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+        """Return Σ W f, f a function's value at every particle, and its standard error, from the islands' differences.
+
+        Each island is weighted by its Z.
+        """
+        return island_mean(self.log_weights, self.islands, f)
+
+    def draws(self, n: int, seed: int = 0) -> Float[Tensor, "n d"]:
+        """Draw n of the particles by their weights, in random order; particles can repeat."""
+        generator = torch.Generator().manual_seed(seed)
+        shift = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+        at = (torch.arange(n, dtype=torch.float64, device="cpu") + shift) / n
+        cumulative = self.log_weights.exp().cumsum(0)
+        chosen = torch.searchsorted(cumulative / cumulative[-1], at).clamp(max=len(cumulative) - 1)
+        return self.x[chosen[torch.randperm(n, generator=generator, device="cpu")]]
+
+
+def island_mean(
+    log_weights: Float[Tensor, " n"], islands: int, f: Float[Tensor, "n k"]
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """Return Σ W f and its standard error, that of a ratio of sums over independent islands of neighbouring rows; Σ W = 1."""
+    w = log_weights.exp()[:, None]
+    value = (w * f).sum(0)
+    parts = (w * (f - value)).view(islands, -1, f.shape[1]).sum(1)
+    return value, (parts.square().sum(0) * (islands / (islands - 1))).sqrt()
 
 
 def temper(
@@ -91,38 +160,10 @@ def temper(
         base = Reference(torch.zeros(target.dim, dtype=torch.float64, device="cpu"), 10 * eye)
     refused = target.evaluations["rejected"]
     run = _Tempering(target, base, particles, islands, leapfrogs, max_calls, seed)
-    while run.beta < 1 and run.can_move():
-        run.rise(keep)
-        for attempt in range(_MAX_MOVES_PER_TEMPERATURE + (0 if run.beta < 1 else last_moves)):
-            if not run.can_move():
-                break
-            run.move_all()
-            if run.rate >= _MIN_ACCEPTANCE and (run.beta < 1 or attempt + 1 >= last_moves):
-                break
-    log_weights = run.log_weights()
-    drift: float | None = math.inf if settle else None
-    before: Cloud | None = None
-    moves = last_moves
-    while drift is not None and drift > 1 and run.beta == 1 and run.can_move(moves):
-        before = run.cloud
-        for _ in range(moves):
-            run.move_all()
-        drift, moves = _drift(before, run.cloud, log_weights, islands), 2 * moves
+    run.climb(keep, last_moves)
+    drift, before = run.settle(last_moves) if settle else (None, None)
     target.evaluations["rejected"] = refused  # the base begins far from p, where a density that fails does no harm
-    whole = torch.logsumexp(run.log_z, 0) - math.log(islands)
-    return Particles(
-        x=base.place(run.cloud.y),
-        log_weights=log_weights,
-        islands=islands,
-        log_z=float(whole),
-        log_z_stderr=float((run.log_z - whole).exp().std() / math.sqrt(islands)),
-        temperatures=tuple(run.temperatures),
-        gradients=run.calls * particles,
-        calls=run.calls,
-        acceptance=run.rate,
-        drift=drift,
-        before=None if before is None else base.place(before.y),
-    )
+    return run.result(drift, before)
 
 
 class _Tempering:
@@ -173,12 +214,98 @@ class _Tempering:
     def move_all(self) -> None:
         """Move all particles by one trajectory, and adapt the step: longer if more moves are accepted than the goal."""
         self.cloud, self.rate = move(self.cloud, self.density, self.beta, self.step, self.leapfrogs, self.generator)
+        # The step falls faster than it rises: while it is too long, the particles stand still.
         self.step = min(self.step * math.exp(max(-1.2, min(0.4, 2 * (self.rate - _GOAL_ACCEPTANCE)))), 2.0)
+
+    def climb(self, keep: float, last_moves: int) -> None:
+        """Raise the inverse temperature to 1; after each rise, move until enough moves are accepted."""
+        while self.beta < 1 and self.can_move():
+            self.rise(keep)
+            for attempt in range(_MAX_MOVES_PER_TEMPERATURE + (0 if self.beta < 1 else last_moves)):
+                if not self.can_move():
+                    break
+                self.move_all()
+                if self.rate >= _MIN_ACCEPTANCE and (self.beta < 1 or attempt + 1 >= last_moves):
+                    break
+
+    def settle(self, moves: int) -> tuple[float, Tensor | None]:
+        """Move, twice as often each time, until means change only by chance; return that change and the points before."""
+        drift, before = math.inf, None
+        while drift > 1 and self.beta == 1 and self.can_move(moves):
+            before = self.cloud
+            for _ in range(moves):
+                self.move_all()
+            drift, moves = _drift(before, self.cloud, self.log_weights(), self.islands), 2 * moves
+        return drift, None if before is None else self.base.place(before.y)
 
     def log_weights(self) -> Float[Tensor, " n"]:
         """Return natural logs of the particles' weights, whose sum is 1."""
         each = self.log_z - torch.logsumexp(self.log_z, 0) - math.log(self.size)
         return each.repeat_interleave(self.size)
+
+    def result(self, drift: float | None, before: Tensor | None) -> Particles:
+        """Return the particles as they are."""
+        whole = torch.logsumexp(self.log_z, 0) - math.log(self.islands)
+        return Particles(
+            x=self.base.place(self.cloud.y),
+            log_weights=self.log_weights(),
+            islands=self.islands,
+            log_z=float(whole),
+            log_z_stderr=float((self.log_z - whole).exp().std() / math.sqrt(self.islands)),
+            temperatures=tuple(self.temperatures),
+            gradients=self.calls * len(self.cloud.y),
+            calls=self.calls,
+            acceptance=self.rate,
+            drift=drift,
+            before=before,
+        )
+
+
+def conditional_ess(log_weights: np.ndarray) -> float:
+    """Return the share of equally weighted particles that are effective under weights whose largest is 1: (mean w)² / mean w².
+
+    On a few hundred numbers NumPy takes a fifth of torch's time. Source: Zhou, Johansen & Aston (2016).
+    """
+    w = np.exp(log_weights)
+    return float(w.sum() ** 2 / (w @ w) / len(w))
+
+
+def next_step(log_ratio: Float[Tensor, ...], left: float, keep: float) -> float:
+    """Return the largest rise of β, up to `left` = 1 − β, at which the conditional ESS stays above `keep`.
+
+    `log_ratio` is log p − log base of every particle, and `keep` a share of the particles where it is above −∞.
+
+    Source: bisection as in Jasra et al. (2011).
+    """
+    finite = log_ratio[log_ratio > -math.inf].detach().cpu().numpy()
+    if len(finite) == 0:
+        return left
+    finite = finite - finite.max()
+    if conditional_ess(left * finite) >= keep:
+        return left
+    low, high = 0.0, left
+    for _ in range(200):
+        middle = math.sqrt(low * high) if low > 0 else high / 16
+        low, high = (middle, high) if conditional_ess(middle * finite) >= keep else (low, middle)
+        if low > 0 and high / low < 1.01:
+            break
+    return low or high
+
+
+def systematic(log_weights: Float[Tensor, "g n"], generator: torch.Generator) -> Int[Tensor, "g n"]:
+    """Return which particles of each island continue: copies by one uniform number per island, spaced by 1/n.
+
+    An island whose weights are all 0 stays unchanged; its weight is 0.
+
+    Source: Kitagawa (1996).
+    """
+    islands, n = log_weights.shape
+    dead = ~(log_weights > -math.inf).any(1, keepdim=True)
+    cumulative = torch.softmax(torch.where(dead, 0.0, log_weights), 1).cumsum(1)
+    uniform = torch.rand(islands, 1, generator=generator, dtype=torch.float64, device="cpu")
+    at = (torch.arange(n, dtype=torch.float64, device="cpu") + uniform) / n
+    chosen = torch.searchsorted(cumulative / cumulative[:, -1:], at).clamp(max=n - 1)
+    return torch.where(dead, torch.arange(n, device="cpu"), chosen)
 
 
 def _drift(before: Cloud, after: Cloud, log_weights: Float[Tensor, " n"], islands: int) -> float:

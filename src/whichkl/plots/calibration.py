@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from whichkl.fitting import Fit
-from whichkl.goodness.bands import levels
+from whichkl.goodness.transform import levels
 from whichkl.plots.style import Figure, add_band, add_line, new_figure, small
 
 _MAX_FIGURES = 12

@@ -49,39 +49,31 @@ def log_z(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
     >>> abs(e.value - math.log(2 * math.pi) / 2) < 4 * e.stderr < 0.05
     True
     """
-    draws = _drawn(p, q, n, seed)
-    found = bridge(draws.at_p, draws.at_q, *draws.chains)
-    return _estimate("log_z", found.log_z, found, draws, found.from_p, found.from_q)
+    draws = _Draws.of(p, q, n, seed)
+    found = draws.bridge()
+    return _estimate("log_z", found.log_z, found, draws, (found.from_p, found.from_q))
 
 
 def forward_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(p‖q) = E_p[log p̃ − log q̃] − log Ẑ, absolute. The draws of p are used twice, and the error takes that into account.
-
-    Raises:
-        TargetError: as in `log_z`.
-    """
-    return _kl("forward_kl", _drawn(p, q, n, seed), 0)
+    """KL(p‖q) = E_p[log p̃ − log q̃] − log Ẑ, absolute. The draws of p are used twice, and the error takes that into account."""
+    return _kl("forward_kl", _Draws.of(p, q, n, seed), 0)
 
 
 def reverse_kl(p: Target, q: Target, n: int = 20_000, seed: int = 0) -> Estimate:
-    """KL(q‖p) = E_q[log q̃ − log p̃] + log Ẑ, absolute.
-
-    Raises:
-        TargetError: as in `log_z`.
-    """
-    return _kl("reverse_kl", _drawn(p, q, n, seed), 1)
+    """KL(q‖p) = E_q[log q̃ − log p̃] + log Ẑ, absolute."""
+    return _kl("reverse_kl", _Draws.of(p, q, n, seed), 1)
 
 
 def _kl(name: str, draws: _Draws, side: int) -> Estimate:
     """The KL whose expectation is under p (side 0) or q (side 1)."""
     ratio, sign = ((draws.at_p, 1), (-draws.at_q, -1))[side]
-    plain = mean_log_ratio(name, ratio, None, draws.of[side], chains=draws.chains[side], place=draws.places[side])
+    plain = mean_log_ratio(name, ratio, None, draws.of_what[side], chains=draws.chains[side], place=draws.places[side])
     if plain.value == math.inf:
         return plain
-    found = bridge(draws.at_p, draws.at_q, *draws.chains)
+    found = draws.bridge()
     terms = [found.from_p, found.from_q]
     terms[side] = ratio - sign * terms[side]
-    return _estimate(name, plain.value - sign * found.log_z, found, draws, terms[0], terms[1], plain)
+    return _estimate(name, plain.value - sign * found.log_z, found, draws, (terms[0], terms[1]), plain)
 
 
 def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
@@ -90,23 +82,20 @@ def contradiction(p: Target, q: Target, n: int, seed: int) -> str | None:
     E_q[p̃ h] = (Z_p/Z_q) E_p[q̃ h] holds for every h if the draws of each are draws of its density, and in general only then:
     so it is checked at the optimal bridge and at two that lean to either side. Where both densities are normalised, Z is 1.
     """
-    draws = _drawn(p, q, n, seed)
+    draws = _Draws.of(p, q, n, seed)
     if not bool((draws.at_p < math.inf).any() and (draws.at_q > -math.inf).any()):
         return None
-    found = bridge(draws.at_p, draws.at_q, *draws.chains)
+    found = draws.bridge()
     if found.ess < MIN_ESS:
         return None
-
-    def error(from_p: Tensor, from_q: Tensor) -> float:
-        return math.hypot(*(standard_error(one, chains)[0] for one, chains in zip((from_p, from_q), draws.chains, strict=True)))
-
     for lean in (-_OFFSET_OF_OTHER_BRIDGES, _OFFSET_OF_OTHER_BRIDGES):
-        other = bridge(draws.at_p, draws.at_q, *draws.chains, lean)
-        gap, noise = other.log_z - found.log_z, error(other.from_p - found.from_p, other.from_q - found.from_q)
+        other = draws.bridge(lean)
+        # The two share their draws, so that most of their noise cancels.
+        gap, noise = other.log_z - found.log_z, draws.errors(other.from_p - found.from_p, other.from_q - found.from_q)[0]
         if other.ess >= MIN_ESS and abs(gap) > 5 * noise + 1e-3:
             seen = f"two estimates of log Z, by different bridges, differ by {gap:+.2g} ± {noise:.1g}"
             return f"{seen}: draws contradict a log density"
-    known = error(found.from_p, found.from_q)
+    known = draws.errors(found.from_p, found.from_q)[0]
     if p.normalized and q.normalized and abs(found.log_z) > 5 * known + 1e-3:
         return f"the densities are given as normalised, and log Z is {found.log_z:+.3g} ± {known:.1g}"
     return None
@@ -125,12 +114,8 @@ def bridge(
     that there is one. The optimal bridge p̃q/(s p̃/Z + (1 − s) q) depends on Z through the same draws, which costs nothing at
     first order, so that the error is that of known weights.
 
-    Args:
-        at_p: ℓ at draws of p; +∞ where q is zero.
-        at_q: ℓ at draws of q; −∞ where p is zero.
-        chains_p: the chains of p's draws, as `chain_ids` gives them.
-        chains_q: the chains of q's.
-        lean: added to a, which makes it another bridge than the optimal one, with a larger error.
+    `at_p` and `at_q` are ℓ at draws of p and of q, ±∞ where the other density is zero; `lean` is added to a, which makes it
+    another bridge than the optimal one, with a larger error.
 
     Raises:
         TargetError: no draw of q falls where p has mass, or the other way round.
@@ -166,44 +151,48 @@ class _Draws:
 
     at_p: Float[Tensor, " n"]
     at_q: Float[Tensor, " m"]
-    of: tuple[str, str]
+    of_what: tuple[str, str]
     chains: tuple[Tensor | None, Tensor | None]
     places: tuple[Place, Place]
 
+    @classmethod
+    def of(cls, p: Target, q: Target, n: int, seed: int) -> _Draws:
+        """Draw from both, or take their samples."""
+        for one, name in ((p, "p"), (q, "q")):
+            if not one.access.can_sample or Access.LOG_PROB not in one.access or one.weights is not None:
+                because = f"{name} has {one.access.label}" + (", weighted" if one.weights is not None else "")
+                raise TargetError(cannot("bridge p and q", because, "Give draws of equal weight, and a log density, of both"))
+        (x, of_p, chains_p), (y, of_q, chains_q) = points(p, n, seed, "p"), points(q, n, seed + 1, "q")
+        places = placed(x, q), placed(y, p)
+        return cls(log_ratio_at(p, q, x), -log_ratio_at(q, p, y), (of_p, of_q), (chains_p, chains_q), places)
 
-def _drawn(p: Target, q: Target, n: int, seed: int) -> _Draws:
-    for one, name in ((p, "p"), (q, "q")):
-        if not one.access.can_sample or Access.LOG_PROB not in one.access or one.weights is not None:
-            because = f"{name} has {one.access.label}" + (", weighted" if one.weights is not None else "")
-            instead = "Give draws of equal weight, and a log density, of both"
-            raise TargetError(cannot("bridge p and q", because, instead))
-    (x, of_p, chains_p), (y, of_q, chains_q) = points(p, n, seed, "p"), points(q, n, seed + 1, "q")
-    places = placed(x, q), placed(y, p)
-    return _Draws(log_ratio_at(p, q, x), -log_ratio_at(q, p, y), (of_p, of_q), (chains_p, chains_q), places)
+    def bridge(self, lean: float = 0.0) -> Bridge:
+        """Return log Z from these draws."""
+        return bridge(self.at_p, self.at_q, *self.chains, lean)
+
+    def errors(self, from_p: Tensor, from_q: Tensor) -> tuple[float, list[float | None]]:
+        """Return the error of mean(from_p) + mean(from_q), which are independent, and the effective draws of each."""
+        errors = [standard_error(one, chains) for one, chains in zip((from_p, from_q), self.chains, strict=True)]
+        return math.hypot(*(error for error, _ in errors)), [ess for _, ess in errors]
 
 
 def _estimate(
-    name: str, value: float, found: Bridge, draws: _Draws, of_p: Tensor, of_q: Tensor, plain: Estimate | None = None
+    name: str, value: float, found: Bridge, draws: _Draws, terms: tuple[Tensor, Tensor], plain: Estimate | None = None
 ) -> Estimate:
-    """Put the two sides' errors together; they're independent of each other."""
-    (error_p, ess_p), (error_q, ess_q) = (
-        standard_error(terms, chains) for terms, chains in zip((of_p, of_q), draws.chains, strict=True)
-    )
-    notes = () if plain is None else plain.notes
+    error, effective = draws.errors(*terms)
+    notes = [] if plain is None else [*plain.notes]
     if found.ess < MIN_ESS:
-        text = (
-            f"p and q overlap too little: {found.ess:.0f} effective draws of one lie where the other is, and {MIN_ESS} are needed"
-        )
-        notes = (*notes, text)
-    for ess, whose in ((ess_p, "p"), (ess_q, "q")):
+        seen = f"{found.ess:.0f} effective draws of one lie where the other is, and {MIN_ESS} are needed"
+        notes.append(f"p and q overlap too little: {seen}")
+    for ess, whose in zip(effective, "pq", strict=True):
         if ess is not None and ess < FEWEST:
-            notes = (*notes, f"the chains of {whose} are worth {ess:.0f} independent draws, and error bars need {FEWEST}")
+            notes.append(f"the chains of {whose} are worth {ess:.0f} independent draws, and error bars need {FEWEST}")
     return Estimate(
         name,
         value,
-        math.hypot(error_p, error_q),
-        method=f"bridge sampling, {draws.of[0]} and {draws.of[1]}",
-        n=len(of_p) + len(of_q),
+        error,
+        method=f"bridge sampling, {draws.of_what[0]} and {draws.of_what[1]}",
+        n=sum(map(len, terms)),
         ess=found.ess,
         khat=None if plain is None else plain.khat,
         reliable=not notes,

@@ -6,8 +6,6 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.chains import standard_error
@@ -25,16 +23,6 @@ def self_normalised(p: Target, q: Target, kind: WeightedKLs, n: int = 20_000, se
     KL(q‖p) = −mean ℓᵢ + log mean exp ℓᵢ is biased low too, since E[log Ẑ] ≤ log Z by Jensen's inequality. The answer is
     `reliable` only where the Pareto shape of the weights allows and a forward KL keeps 2 nats from the cap. Modes that q never
     reaches stay unseen.
-
-    Args:
-        p: an unnormalised log density.
-        q: a sampler and a normalised log density.
-        kind: the weights a and b.
-        n: number of draws of q.
-        seed: of the draws.
-
-    Raises:
-        TargetError: q has no sampler, p no log density, or every draw falls where p is zero.
 
     Source: Chatterjee & Diaconis (2018); standard error by the delta method.
 
@@ -56,7 +44,14 @@ def self_normalised(p: Target, q: Target, kind: WeightedKLs, n: int = 20_000, se
         outside = mean_log_ratio(kind.name, -ratio, None, method, place=placed(x, p))
         if outside.value == math.inf:
             return replace(outside, method=method)
-    value, terms = _reweighted(ratio, a, b)
+    weight, log_z = torch.softmax(ratio, 0), float(torch.logsumexp(ratio, 0)) - math.log(n)
+    value, terms = 0.0, torch.zeros_like(ratio)  # the terms are what each draw contributes to the error
+    if a:
+        seen = torch.where(weight > 0, ratio, 0.0)
+        mean = float(weight @ seen)
+        value, terms = a * (mean - log_z), a * (n * weight * (seen - mean) - (n * weight - 1))
+    if b:
+        value, terms = value + b * (log_z - float(ratio.mean())), terms + b * (n * weight - ratio)
     khat = pareto_smooth(ratio)[1]
     doubts, cap = [], None if b else a * math.log(n)
     if khat >= khat_limit(n):
@@ -78,20 +73,6 @@ def self_normalised(p: Target, q: Target, kind: WeightedKLs, n: int = 20_000, se
     )
 
 
-def _reweighted(ratio: Float[Tensor, " n"], a: float, b: float) -> tuple[float, Float[Tensor, " n"]]:
-    """The value of a KL(p‖q) + b KL(q‖p), and what each draw contributes to its error."""
-    n, weight = len(ratio), torch.softmax(ratio, 0)
-    log_z = float(torch.logsumexp(ratio, 0)) - math.log(n)
-    value, terms = 0.0, torch.zeros_like(ratio)
-    if a:
-        seen = torch.where(weight > 0, ratio, 0.0)
-        mean = float(weight @ seen)
-        value, terms = a * (mean - log_z), a * (n * weight * (seen - mean) - (n * weight - 1))
-    if b:
-        value, terms = value + b * (log_z - float(ratio.mean())), terms + b * (n * weight - ratio)
-    return value, terms
-
-
 def from_other_side(a: Target, b: Target, n: int = 20_000, seed: int = 0, names: tuple[str, str] = ("q", "p")) -> Estimate:
     """KL(a‖b) from draws of b: E_b[w log w − w + 1], w = a/b, both normalised; unbiased where b has mass wherever a has.
 
@@ -99,15 +80,7 @@ def from_other_side(a: Target, b: Target, n: int = 20_000, seed: int = 0, names:
     only where k̂ of w is below ½, and where w's mean is 1 within 4 of its errors; where it isn't, a has mass that the draws
     of b don't show. What is too far for both checks stays unseen.
 
-    Args:
-        a: the law that the KL is taken under; its log density is all that is used.
-        b: the other, with draws.
-        n: fresh draws, where b has a sampler.
-        seed: of the draws.
-        names: what a and b are called in the answer.
-
-    Raises:
-        TargetError: a density isn't normalised, or b has no draws of equal weight.
+    `names` are what a and b are called in the answer.
 
     >>> from torch.distributions import Normal
     >>> x = torch.randn(5000, 1, generator=torch.Generator().manual_seed(0))

@@ -39,17 +39,16 @@ def closed_form(p: Distribution, q: Distribution, kind: str | IntegralDivergence
     kind = KINDS[kind]() if isinstance(kind, str) else kind
     if not isinstance(kind, WeightedKLs):
         return None
-    name, total = kind.name, 0.0
+    total = 0.0
     for weight, (first, second) in zip(kind.kl_weights, ((p, q), (q, p)), strict=True):
-        if weight:
-            value = _registered(first, second)
-            if value is None:
-                return None
-            total += weight * value
+        value = _registered(first, second) if weight else 0.0
+        if value is None:
+            return None
+        total += weight * value
     if math.isinf(total):
         note = "one of the two has mass where the other has none, or tails too heavy for it"
-        return Estimate(name, math.inf, finite="infinite", method="closed form", exact=True, notes=(note,))
-    return Estimate(name, max(total, 0.0), finite="certified", method="closed form", exact=True)
+        return Estimate.settled(kind.name, math.inf, "closed form", note)
+    return Estimate.settled(kind.name, max(total, 0.0), "closed form")
 
 
 def gaussian(p: Distribution, q: Distribution, kind: IntegralDivergence) -> Estimate | None:
@@ -67,14 +66,13 @@ def gaussian(p: Distribution, q: Distribution, kind: IntegralDivergence) -> Esti
     root, failed = torch.linalg.cholesky_ex(mixed)
     if int(failed) != 0:
         note = f"{kind.formula} grows in a direction where p is too wide for q (order × Σ_q + (1 − order) × Σ_p isn't positive)"
-        return Estimate(kind.name, math.inf, finite="infinite", method="closed form", exact=True, notes=(note,))
+        return Estimate.settled(kind.name, math.inf, "closed form", note)
     volume = 2 * root.diagonal().log().sum() - (1 - order) * torch.logdet(first[1]) - order * torch.logdet(second[1])
     renyi = max(0.0, float(order / 2 * gap @ torch.cholesky_solve(gap[:, None], root)[:, 0] - volume / (2 * (order - 1))))
     if kind.name == "chi_squared" and renyi > 700:
-        return None
-    value = {"renyi": renyi, "hellinger": -math.expm1(-renyi / 2)}.get(kind.name)
-    value = math.expm1(renyi) if value is None else value
-    return Estimate(kind.name, value, finite="certified", method="closed form", exact=True)
+        return None  # it is finite, and beyond the largest float64
+    value = -math.expm1(-renyi / 2) if kind.name == "hellinger" else math.expm1(renyi) if kind.name == "chi_squared" else renyi
+    return Estimate.settled(kind.name, value, "closed form")
 
 
 def _moments(p: Distribution) -> tuple[Tensor, Tensor] | None:
@@ -87,7 +85,7 @@ def _moments(p: Distribution) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _clamped(p: Distribution) -> bool:
+def _is_clamped(p: Distribution) -> bool:
     """Whether an atom is so rare that torch's clamp of probabilities, to about 1e-16, matters; enumeration has no clamp."""
     inner = p.base_dist if isinstance(p, Independent) else p
     if not isinstance(inner, (Bernoulli, Binomial, Categorical, OneHotCategorical, Geometric)):
@@ -98,7 +96,7 @@ def _clamped(p: Distribution) -> bool:
 
 
 def _registered(p: Distribution, q: Distribution) -> float | None:
-    if {type(p), type(q)} == {ContinuousBernoulli, Uniform} or _clamped(p) or _clamped(q):
+    if {type(p), type(q)} == {ContinuousBernoulli, Uniform} or _is_clamped(p) or _is_clamped(q):
         return None
     try:
         with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -20,10 +20,6 @@ from whichkl.targets import Target
 
 def energy_distance(p: Target, q: Target) -> Estimate:
     """Energy distance 2 E|X − Y| − E|X − X′| − E|Y − Y′| = 2 ∫ (F − G)² of two densities on the line, in the unit of x.
-
-    Raises:
-        InputError: one has no mean, or there is more than one variable.
-        TargetError: a density isn't integrable, or there are no draws of it.
 
     Source: Székely & Rizzo (2013).
 
@@ -48,10 +44,6 @@ def wasserstein(p: Target, q: Target, power: float = 2) -> Estimate:
 
     It's in the unit of x to the power a; ∞ where the a-th moment of one is finite and that of the other isn't.
 
-    Raises:
-        InputError: neither has an a-th moment, or there is more than one variable.
-        TargetError: a density isn't integrable, or there are no draws of it.
-
     Source: Villani (2003), theorem 2.18.
 
     >>> from torch.distributions import Normal
@@ -65,9 +57,7 @@ def wasserstein(p: Target, q: Target, power: float = 2) -> Estimate:
         raise InputError(cannot("compute this Wasserstein distance", because, "Use a divergence such as jensen_shannon"))
     if any(without):
         note = f"{'p' if without[0] else 'q'} has no finite moment of order {power:g}, and the other has"
-        return Estimate(
-            "sliced_wasserstein", math.inf, finite="infinite", method="quadrature", exact=True, notes=(note,), unit="none"
-        )
+        return replace(Estimate.settled("sliced_wasserstein", math.inf, "quadrature", note), unit="none")
 
     def once(laws: _Laws) -> float:
         moved = (laws.x - laws.transported()).abs() ** power
@@ -101,22 +91,14 @@ def _estimate(name: str, ground: Ground, once: Callable[[_Laws], float], unit: s
     if not (math.isfinite(value) and error <= max(0.05 * value, 1e-3)):
         because = f"two partitions give {value:.6g} and {again:.6g}"
         raise TargetError(cannot("compute this distance by quadrature", because, "Use draws of both"))
+    notes = [unit, f"quadrature error about {max(error, 1e-12):.1g}"]
     exact = error <= 5e-7 * max(1.0, value)
-    slow = (
-        () if exact else ("six digits aren't reached: tails that fall slowly hold more than is seen, and the error is too small",)
-    )
-    notes = (unit, f"quadrature error about {max(error, 1e-12):.1g}", *slow, *ground.notes)
-    return Estimate(
-        name,
-        value,
-        0.0 if exact else error,
-        finite="certified" if exact and not ground.notes else "not certified",
-        method="quadrature",
-        exact=exact,
-        reliable=exact,
-        notes=notes,
-        unit="none",
-    )
+    if not exact:
+        notes.append("six digits aren't reached: tails that fall slowly hold more than is seen, and the error is too small")
+    found = replace(Estimate.settled(name, value, "quadrature", *notes, *ground.notes), unit="none")
+    if ground.notes or not exact:
+        found = replace(found, finite="not certified")
+    return found if exact else replace(found, stderr=error, exact=False, reliable=False)
 
 
 _NODES_PER_BLOCK = 2_048
@@ -151,16 +133,9 @@ class _Laws:
         scaled = torch.where(value == 0, 0.0, value * volume)
         panels = scaled @ KRONROD
         total = panels.sum(1)
-        return cls(
-            ground,
-            (low + high) / 2,
-            (high - low) / 2,
-            x.reshape(-1),
-            (volume * KRONROD).reshape(-1),
-            value[0].reshape(-1),
-            scaled @ _TO_NODES.T / total[:, None, None],
-            panels / total[:, None],
-        )
+        inner, panels = scaled @ _TO_NODES.T / total[:, None, None], panels / total[:, None]
+        x, weight, p = (one.reshape(-1) for one in (x, volume * KRONROD, value[0]))
+        return cls(ground, (low + high) / 2, (high - low) / 2, x, weight, p, inner, panels)
 
     def left(self) -> Float[Tensor, "2 b"]:
         """Mass to the left of each panel."""
@@ -192,12 +167,8 @@ class _Laws:
         mass = self.panels[1, panel]  # the interpolant is exact to about 1e-14 of its panel's mass: no further into the corner
         wanted = torch.minimum(torch.maximum(wanted, 1e-13 * mass), (1 - 1e-13) * mass)
         knots = torch.cat([torch.zeros_like(self.panels[1, :, None]), self.inner[1], self.panels[1, :, None]], 1)
-        t = torch.cat(
-            [
-                _inverted(knots[i], mass)
-                for i, mass in zip(panel.split(_NODES_PER_BLOCK), wanted.split(_NODES_PER_BLOCK), strict=True)
-            ]
-        )
+        blocks = zip(panel.split(_NODES_PER_BLOCK), wanted.split(_NODES_PER_BLOCK), strict=True)
+        t = torch.cat([_inverted(knots[i], mass) for i, mass in blocks])
         u = self.middle[panel, 0] + self.half[panel, 0] * t
         axis = self.ground.chart.axes[0]
         return axis.from_unit(u.clamp(1e-300, 1 - 2.0**-53))[0]
@@ -248,5 +219,5 @@ def _to_nodes() -> Float[Tensor, "15 15"]:
 
 
 _TO_NODES = _to_nodes()
-_KNOTS = torch.cat([-torch.ones(1, dtype=torch.float64, device="cpu"), NODE, torch.ones(1, dtype=torch.float64, device="cpu")])
+_KNOTS = torch.nn.functional.pad(torch.nn.functional.pad(NODE, (1, 0), value=-1.0), (0, 1), value=1.0)
 _BARYCENTRIC = 1 / ((_KNOTS[:, None] - _KNOTS) * 2 + torch.eye(17, dtype=torch.float64, device="cpu")).prod(1)

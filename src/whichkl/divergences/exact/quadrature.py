@@ -1,21 +1,24 @@
-"""Quadrature: divergences of densities of one to three variables, exact to the digits shown, or with a stated error."""
+"""Quadrature: divergences of densities of one to three variables, or of independent coordinates, with at most a stated error."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, Independent, constraints
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
+from whichkl.arrays import tensor_of
 from whichkl.divergences import regions
-from whichkl.divergences.estimate import Estimate, Finite
+from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact.boxes import Integral, integrate
+from whichkl.divergences.exact.closed_form import closed_form
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Ground, Located
 from whichkl.divergences.exact.tails import REACHES, diverges
 from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi
@@ -25,6 +28,12 @@ _MAX_MASS_BY_ROUNDING = 1e-13
 """Mass outside of the other's support from which a divergence is infinite; less may be rounding in a user's density."""
 MAX_DIMENSIONS = 3
 """Most variables that quadrature takes."""
+_JOINED: dict[str, Callable[[list[float]], float]] = {
+    **dict.fromkeys(("forward_kl", "reverse_kl", "jeffreys", "jeffreys_sum", "renyi"), math.fsum),
+    "hellinger": lambda each: -math.expm1(math.fsum(math.log1p(-h) if h < 1 else -math.inf for h in each)),
+    "chi_squared": lambda each: math.expm1(math.fsum(math.log1p(one) for one in each)),
+}
+"""How a divergence of two laws with independent coordinates is made of those of the coordinates."""
 
 
 def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n"]]:
@@ -82,59 +91,43 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     ground = Ground.of(p, q)
     densities, chart, draws, ends = ground.densities, ground.chart, ground.draws, ground.ends
 
-    missed = integrate(
-        lambda x: kind.misses(*densities(x))[None],
-        chart,
-        draws,
-        ends,
-        1e-3,
-        TOLERANCE[1] if dim == 1 else 1e-3,
-        BUDGET[dim] // 4,
-    )
+    tolerance = TOLERANCE[1] if dim == 1 else 1e-3
+    missed = integrate(lambda x: kind.misses(*densities(x))[None], chart, draws, ends, 1e-3, tolerance, BUDGET[dim] // 4)
     outside = float(missed.value[0])
     if outside > max(_MAX_MASS_BY_ROUNDING, 3 * float(missed.error[0])):
         digits = 4 if float(missed.error[0]) < 1e-4 * outside else 2
         where = _where(densities, kind, missed.rule(chart)[0] if dim == 1 else torch.cat(draws), ends, p.names)
-        return _infinite(kind, f"{outside:.{digits}g} of the mass of {where}")
+        return Estimate.settled(kind.name, math.inf, "quadrature", f"{outside:.{digits}g} of the mass of {where}")
     near = REACHES if p is given else REACHES[-1:]  # near the corners of a simplex torch's densities are clamped
     place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names, near)
     if place:
-        return _infinite(kind, f"the integrand of {kind.formula} isn't integrable {place}")
+        return Estimate.settled(kind.name, math.inf, "quadrature", f"the integrand of {kind.formula} isn't integrable {place}")
     if isinstance(kind, Renyi) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
-        return _infinite(kind, "their supports don't overlap")
+        return Estimate.settled(kind.name, math.inf, "quadrature", "their supports don't overlap")
     whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, draws, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
     return _estimate(kind, whole, dim, ground.notes)
 
 
 def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
-    integral, error = float(whole.value[0]), float(whole.error[0])
+    what, integral, error = "compute this divergence by quadrature", float(whole.value[0]), float(whole.error[0])
     if not math.isfinite(integral):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
-        instead = "Use a divergence that grows less, such as a KL"
-        raise TargetError(cannot("compute this divergence by quadrature", because, instead))
+        raise TargetError(cannot(what, because, "Use a divergence that grows less, such as a KL"))
     if isinstance(kind, Renyi) and integral < 1e-290:
         because = f"the integral of {kind.formula} is below 1e-290: the two hardly overlap"
-        raise TargetError(cannot("compute this divergence by quadrature", because, "Use a divergence such as forward_kl"))
+        raise TargetError(cannot(what, because, "Use a divergence such as forward_kl"))
     value, error = kind.of_integral(integral), kind.error_of_integral(error, integral)
     if not error <= max(0.01 * abs(value), 1e-3):
         because = f"after {whole.points:,} points the integral of {kind.formula} is {integral:.3g} with an error of {error:.2g}"
-        raise TargetError(cannot("compute this divergence by quadrature", because, "Take it as unknown, or use Monte Carlo"))
+        raise TargetError(cannot(what, because, "Take it as unknown, or use Monte Carlo"))
     exact = whole.converged or error <= 5e-7 * max(1.0, abs(value)) or not math.isfinite(value)
     note = f"quadrature error at most {max(error, 1e-12):.1g}, {whole.points:,} points"
     clean = max(value, 0.0) if value > -max(1e-9, error) else value
-    finite: Finite = "infinite" if not math.isfinite(clean) else "certified" if exact and not notes else "not certified"
-    stderr = 0.0 if exact else error
     slow = () if exact or dim > 1 else ("six digits aren't reached on the line: it may fall so slowly that it's infinite",)
-    return Estimate(
-        kind.name,
-        clean,
-        stderr,
-        finite=finite,
-        method="quadrature",
-        exact=exact,
-        reliable=not slow,
-        notes=(note, *slow, *notes),
-    )
+    found = Estimate.settled(kind.name, clean, "quadrature", note, *slow, *notes)
+    if math.isfinite(clean) and (notes or not exact):
+        found = replace(found, finite="not certified")
+    return found if exact else replace(found, stderr=error, exact=False, reliable=not slow)
 
 
 def _where(
@@ -153,16 +146,11 @@ def _where(
     return f"{outside}, at {place}" if place else outside
 
 
-def _infinite(kind: IntegralDivergence, note: str) -> Estimate:
-    return Estimate(kind.name, math.inf, finite="infinite", method="quadrature", exact=True, notes=(note,))
-
-
 def _free(p: Target, q: Target) -> tuple[Target, Target]:
     """Return the pair on a cube, where both live on one simplex: divergences don't change."""
-    joint = [one.bijection.constraints[0].event_dim > 0 and not one.bijection.is_real for one in (p, q)]
-    if not any(joint):
-        return p, q
     words = [one.bijection.constraints[0] for one in (p, q)]
+    if not any(word.event_dim > 0 and not one.bijection.is_real for word, one in zip(words, (p, q), strict=True)):
+        return p, q
     if not all(isinstance(word, type(constraints.simplex)) for word in words):
         because = "their supports are neither products of intervals nor one simplex"
         raise TargetError(cannot("integrate these densities", because, "Use Monte Carlo"))
@@ -182,14 +170,63 @@ def _by_sticks(p: Target) -> Target:
         z: Tensor = (x / left)[:, :-1]
         return z
 
-    inner = constraints.interval(0.0, 1.0)
-    k = p.dim - 1
-    if p.samples is not None:
-        return Target(samples=shares(p.samples), log_prob=log_prob, support=inner, normalized=p.normalized)
-    if Access.SAMPLER not in p.access:
-        return Target(log_prob=log_prob, dim=k, support=inner, normalized=p.normalized)
-
     def sampler(n: int, generator: torch.Generator) -> Tensor:
         return shares(p.draws(n, generator.initial_seed()))
 
-    return Target(sampler=sampler, log_prob=log_prob, dim=k, support=inner, normalized=p.normalized)
+    cube = partial(Target, log_prob=log_prob, support=constraints.interval(0.0, 1.0), normalized=p.normalized)
+    if p.samples is not None:
+        return cube(samples=shares(p.samples))
+    return cube(sampler=sampler if Access.SAMPLER in p.access else None, dim=p.dim - 1)
+
+
+def coordinates(p: Distribution | None) -> list[Distribution] | None:
+    """The laws of the coordinates of `Independent(base, 1)`, or None where p isn't of that form.
+
+    >>> import torch
+    >>> from torch.distributions import Normal
+    >>> [float(one.mean) for one in coordinates(Independent(Normal(torch.tensor([1.0, 2.0]), 1.0), 1))]
+    [1.0, 2.0]
+    """
+    if not isinstance(p, Independent) or p.reinterpreted_batch_ndims != 1 or p.batch_shape != () or p.base_dist.event_shape != ():
+        return None
+    base, values = p.base_dist, {name: getattr(p.base_dist, name, None) for name in p.base_dist.arg_constraints}
+    if type(base).__module__.partition(".")[0] != "torch" or not values or any(value is None for value in values.values()):
+        return None
+    try:
+        wide = {name: tensor_of(value).expand(base.batch_shape) for name, value in values.items()}
+        return [type(base)(**{name: value[j] for name, value in wide.items()}) for j in range(base.batch_shape[0])]
+    except (TypeError, ValueError):  # its constructor takes other arguments than its constraints name
+        return None
+
+
+def coordinate_pairs(
+    p: Distribution | None, q: Distribution | None, kind: IntegralDivergence
+) -> list[tuple[Distribution, Distribution]]:
+    """The laws of each coordinate, where both have independent ones and the divergence is made of theirs; empty elsewhere."""
+    one, other = coordinates(p) or [], coordinates(q) or []
+    return list(zip(one, other, strict=True)) if kind.name in _JOINED and len(one) == len(other) else []
+
+
+def of_products(p: Distribution | None, q: Distribution | None, kind: IntegralDivergence) -> Estimate | None:
+    """KLs, Jeffreys and Rényi add up over independent coordinates; 1 − Hellinger and 1 + χ² multiply; None elsewhere.
+
+    Source: van Erven & Harremoës (2014), section II.C, for Rényi.
+    """
+    pairs = coordinate_pairs(p, q, kind)
+    if len(pairs) < 2:
+        return None
+    each = []
+    for a, b in pairs:
+        known = closed_form(a, b, kind)
+        is_finite = known is not None and math.isfinite(known.value)
+        each.append(known if known and is_finite else divergence(Target.of(a), Target.of(b), kind))
+    infinite = next((j for j, one in enumerate(each) if math.isinf(one.value)), None)
+    if infinite is not None:
+        note = f"in coordinate {infinite + 1}: {'; '.join(each[infinite].notes) or 'its divergence is infinite'}"
+        return Estimate.settled(kind.name, math.inf, "quadrature", note)
+    value = _JOINED[kind.name]([one.value for one in each])
+    joined = Estimate.settled(kind.name, value, "quadrature", f"joined from {len(each)} independent coordinates, one at a time")
+    if all(one.exact for one in each):
+        return joined
+    error = math.fsum(one.stderr for one in each) * (1 + value if kind.name == "chi_squared" else 1)
+    return replace(joined, stderr=error, exact=False)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import TargetError
-from whichkl.divergences.exact.charts import contrast
+from whichkl.divergences.exact.boxes import contrast
 
 _LINES_PER_APPROACH = 8
 _STEP_IN_OCTAVES = 0.25
@@ -59,24 +59,20 @@ def diverges(
     fall as the distance is doubled, up to 2¹⁰⁰ widths. That is sufficient, and on the line also necessary
     up to slowly varying factors.
 
-    Args:
-        log_size: log|h|, (n, d) → (n,).
-        bounds: the ends of each coordinate's interval.
-        draws: where the lines start, one set per density.
-        names: of the coordinates, for the description.
-        reaches: numbers of octaves to try, fewer where the function fails further out.
+    `log_size` is log|h|; the lines start at draws of each density; of the numbers of octaves in `reaches` the first is taken at
+    which the function doesn't fail.
     """
     dim, found = len(bounds), []
-    starts = torch.cat([one[:: max(1, len(one) // (_LINES_PER_APPROACH // 2))][: _LINES_PER_APPROACH // 2] for one in draws])
-    starts = starts[:1] if dim == 1 else starts
-    paces = 0.5 + 0.5 * torch.rand(
-        len(starts), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
-    )
+    each = _LINES_PER_APPROACH // 2
+    starts = torch.cat([one[:: max(1, len(one) // each)][:each] for one in draws])
+    paces = torch.rand(len(starts), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu") / 2 + 0.5
+    if dim == 1:  # one line is enough for an end of the line
+        starts, paces = starts[:1], torch.ones_like(paces[:1])
     needed = 1 if dim == 1 else 2
     for approach in _approaches(bounds, draws, names):
         for reach in reaches:
             power = torch.arange(3, reach, _STEP_IN_OCTAVES, dtype=torch.float64, device="cpu")
-            x, log_volume = approach.points(starts, paces if dim > 1 else torch.ones_like(paces), power)
+            x, log_volume = approach.points(starts, paces, power)
             try:
                 size = log_size(x.reshape(-1, dim)).reshape(log_volume.shape) + log_volume
             except TargetError:  # overflow inside the user's function: try fewer octaves
@@ -99,6 +95,7 @@ def _grows(size: Float[Tensor, " s"]) -> bool:
         return False
     size = size[int(known[0]) :]
     overflow = (~size.isfinite()).nonzero()
+    # Nine points are two octaves, in steps of a quarter.
     last = size[: int(overflow[0]) if len(overflow) else len(size)][-9:]
     return len(last) == 9 and bool((last.diff() >= -1e-6).all())
 

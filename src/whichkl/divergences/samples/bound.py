@@ -1,10 +1,12 @@
-"""Bound: a lower bound on KL from two samples alone, by a critic that is evaluated on rows it hasn't seen."""
+"""Lower bounds on KL from two samples alone: by a critic on rows that it hasn't seen, and by few columns of all."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,13 +14,18 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.arrays import tensor_of
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.samples.logistic import MIN_ROWS, cosines, cross_fit
-from whichkl.divergences.samples.ratio import MAX_EXPONENT
-from whichkl.divergences.samples.ratio_checks import mean_with_error
+from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, cosines, cross_fit, mean_with_error
+from whichkl.divergences.samples.neighbors import Rows, finite, terms_of
 from whichkl.divergences.samples.sample_distances import standardised
 from whichkl.importance import khat_limit, pareto_smooth
 
-_MAX_ROWS = 3_000
+_MAX_ROWS_OF_CRITIC = 3_000
+_NEIGHBORS = 5
+_ROWS_OF_SEARCH = 1_000
+_MAX_ROWS_OF_COLUMNS = 20_000
+_MAX_PAIRS = 66
+_ERROR_FACTOR = 1.3
+"""Terms of neighbours share rows: their mean is this much less certain than that of independent ones."""
 
 
 def variational_bound(
@@ -31,15 +38,7 @@ def variational_bound(
     KL. No m draws of q certify more than log m, the `cap` (m held out): a larger number is returned as the cap, and within 1
     nat of it, or where eᵀ has a heavy tail, the bound isn't `reliable`.
 
-    Args:
-        x: draws of p, (n, d) or (n,), at least 20.
-        y: draws of q, (m, d) or (m,), at least 20.
-        bound: ``"dv"`` or ``"nwj"``.
-        seed: of the halves; the global generator isn't touched.
-        fine: whether the critic has cosines of the rows as features, besides quadratics.
-
-    Raises:
-        InputError: the samples are bad (as for `classifier_divergence`), or the bound is another word.
+    A `fine` critic has cosines of the rows as features, besides quadratics. The global generator isn't touched.
 
     Source: McAllester & Stratos (2020) for the cap; standard error by the delta method.
 
@@ -75,9 +74,56 @@ def exceeded(x: Any, y: Any, upper: float, seed: int = 0) -> list[str]:
     if min(len(x), len(y)) < 10 * MIN_ROWS:
         return []
     generator = torch.Generator().manual_seed(seed)
-    few = [tensor_of(part)[torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS]] for part in (x, y)]
+    few = [tensor_of(part)[torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS_OF_CRITIC]] for part in (x, y)]
     least = variational_bound(few[0], few[1], seed=seed, fine=True)
     reached = least.value - 2 * least.stderr
     if reached <= upper or (least.khat is not None and least.khat >= khat_limit(len(few[1]) // 2)):
         return []
     return [f"a classifier shows at least {reached:.3g} on rows it hasn't seen, more than the {upper:.3g} at most seen here"]
+
+
+def hidden(x: Rows, y: Rows, upper: float, seed: int = 0) -> list[str]:
+    """Report a column, or a pair of columns, with a larger KL than the upper end of an interval for all.
+
+    By the data-processing inequality no margin has more. The margin with the largest bound on 1,000 rows is checked on up to
+    20,000 rows.
+
+    Source: Cover & Thomas (2006), section 2.8.
+
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.normal(size=(2000, 3))
+    >>> x = np.column_stack([np.sign(y[:1000, 0]) + 0.1 * y[1000:, 0], y[:1000, 1:]])
+    >>> hidden(x, y, 0.5)[0].startswith("column 1 alone")
+    True
+    """
+    dim, generator = x.shape[1], np.random.default_rng(seed)
+    if dim == 1 or min(len(x), len(y)) < 50:
+        return []
+    pairs = [*itertools.combinations(range(dim), 2)] if dim > 2 and dim * (dim - 1) // 2 <= _MAX_PAIRS else []
+
+    def some_rows(most: int) -> list[Rows]:
+        return [part[generator.choice(len(part), min(len(part), most), False)] for part in (x, y)]
+
+    a, b = some_rows(_ROWS_OF_SEARCH)
+    singles: list[tuple[int, ...]] = [(j,) for j in range(dim)]
+    best = max([*singles, *pairs], key=lambda some: _lower(a, b, some))
+    if _lower(a, b, best, 0.0) < upper:
+        return []
+    a, b = some_rows(_MAX_ROWS_OF_COLUMNS)
+    least = _lower(a, b, best, 3.0)
+    if least <= upper:
+        return []
+    columns = f"column {best[0] + 1} alone has" if len(best) == 1 else f"columns {best[0] + 1} and {best[1] + 1} alone have"
+    return [f"{columns} at least {least:.3g}, more than the {upper:.3g} at most that all columns together show"]
+
+
+def _lower(x: Rows, y: Rows, columns: tuple[int, ...], errors: float = 2.0) -> float:
+    """KL of these columns minus `errors` standard errors; −∞ where their values repeat."""
+    scale = y[:, columns].std(0)
+    if not (scale > 0).all():
+        return -math.inf
+    a, b = x[:, columns] / scale, y[:, columns] / scale
+    if any(len(np.unique(part[:, 0])) < 0.99 * len(part) for part in (a, b)):
+        return -math.inf
+    terms = terms_of(a, b, min(_NEIGHBORS, len(a) - 1, len(b)), "bias_reduced")
+    return float(terms.mean()) + finite(a, b) - errors * _ERROR_FACTOR * float(terms.std()) / math.sqrt(len(terms))

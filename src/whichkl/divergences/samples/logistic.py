@@ -12,6 +12,8 @@ MIN_ROWS = 20
 """Fewest rows of a sample."""
 Parts = list[tuple[Tensor, Tensor, Tensor, Tensor]]
 """Per fold: which rows were held out, the features of all rows, the residuals of the others, and the fit's Cholesky factor."""
+MAX_EXPONENT = 350.0
+"""Largest exponent of a ratio: its square is still a float64."""
 _PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
 _COSINES = 60
 _COSINE_PENALTY = 10.0
@@ -117,6 +119,11 @@ def _curvature(features: Tensor, fit: Tensor) -> Tensor:
 def _ridge(beta: Tensor, penalty: float, extra: int) -> Tensor:
     """The penalty on the diagonal: none on the constant, more on the last `extra`."""
     ridge = torch.full_like(beta, penalty)
-    ridge[0] = 1e-9
+    ridge[0] = 1e-9  # no penalty on the constant, but a regular matrix
     ridge[len(ridge) - extra :] *= _COSINE_PENALTY
     return torch.diag(ridge)
+
+
+def mean_with_error(terms: Tensor) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return float(terms.mean()), float(terms.std()) / math.sqrt(len(terms))

@@ -16,8 +16,7 @@ from whichkl._checks import InputError, cannot, check_log_prob
 from whichkl.divergences import regions
 from whichkl.divergences.draws.monte_carlo import missed
 from whichkl.divergences.estimate import NORMAL, Estimate
-from whichkl.divergences.samples.bound import exceeded
-from whichkl.divergences.samples.margins import hidden
+from whichkl.divergences.samples.bound import exceeded, hidden
 from whichkl.divergences.samples.neighbor_calibration import (
     TWIN_ROWS,
     bias_on,
@@ -28,9 +27,9 @@ from whichkl.divergences.samples.neighbor_calibration import (
     subsamples,
     twin_rows,
 )
-from whichkl.divergences.samples.neighbor_terms import (
+from whichkl.divergences.samples.neighbors import (
     MAX_ROWS_OF_FULL_CORRECTION,
-    Samples,
+    Rows,
     Variant,
     compare,
     entropy_term,
@@ -47,9 +46,7 @@ _MAX_ROWS_OF_BLUR_CHECK = 2_000
 _TWINS = 10
 
 
-def two_sample_kl(
-    x: Any, y: Any, *, k: int = 5, quantity: str = "forward_kl", seed: int = 0, variant: Variant = "bias_reduced"
-) -> Estimate:
+def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant = "bias_reduced") -> Estimate:
     """KL(p‖q) in nats from samples x ~ p, (n, d), and y ~ q, (m, d); consistent, for continuous laws.
 
     Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
@@ -60,17 +57,8 @@ def two_sample_kl(
     below 50 rows; and, for what no Gaussian shows, where it grows with the rows by more than on the twin, or where few columns
     alone show more than all together. Rounded rows are spread within their step.
 
-    Args:
-        x: samples of the law that the mean is taken under; whatever `Target.of` reads, (n,) as (n, 1).
-        y: samples of the other law.
-        k: which neighbour; more of them lower the variance and raise the bias.
-        quantity: what to call it; for KL(q‖p) give q's samples first.
-        seed: for subsamples, twins and spreading.
-        variant: see `point_estimate`.
-
-    Raises:
-        InputError: a sample is empty, not finite, weighted, short of max(k, d) + 2 rows, or has constant or dependent
-            columns; the dimensions differ; or `k` or `variant` isn't one.
+    x and y are whatever `Target.of` reads. More neighbours, k, lower the variance and raise the bias; for `variant` see
+    `point_estimate`; the seed fixes subsamples, twins and spreading.
 
     Source: Wang, Kulkarni & Verdú (2009); subsampling, Politis & Romano (1994).
 
@@ -78,16 +66,12 @@ def two_sample_kl(
     >>> two_sample_kl(z[:1000] + [1, 0], z[1000:]).number  # the truth is 0.5
     '0.4... ± 0.0...'
     """
-    a, b = _samples(x, "x", k), _samples(y, "y", k)
-    if a.shape[1] != b.shape[1]:
-        because = f"`x` has {a.shape[1]} columns and `y` has {b.shape[1]}"
-        raise InputError(cannot("compare these samples", because, "Give both the same columns, in the same order"))
+    generator = np.random.default_rng(seed)
+    a, b = _pair(x, y, k)
     if variant not in ("bias_reduced", "plain"):
         raise InputError(cannot(f"use `variant={variant!r}`", "it is none of them", "Use 'bias_reduced' or 'plain'"))
-    generator = np.random.default_rng(seed)
-    a, b = _centred(a, b)
 
-    def estimate(*parts: Samples) -> float:
+    def estimate(*parts: Rows) -> float:
         return compare(parts[0], parts[1], min(k, len(parts[0]) - 1, len(parts[1])), variant)
 
     (a, b), coarse, notes, wrong = spread([a, b], generator)
@@ -98,27 +82,27 @@ def two_sample_kl(
     bias = bias_on(p, q, len(a), len(b), estimate, generator)
     truth = float(kl_divergence(p, q))
     rows = f" (at {twin_rows(len(a), len(b)):,} rows)" if max(len(a), len(b)) > TWIN_ROWS else ""
-    notes += [f"on a Gaussian twin of this data (truth {truth:.3g}) it gives {truth + bias[0]:.3g}{rows}"]
+    notes += [f"on a Gaussian twin of this data (truth {truth:.3g}) it gives {truth + bias.value:.3g}{rows}"]
     fewer = f", {most:,} rows" if most < min(len(a), len(b)) else ""
-    notes += [f"on two samples of one Gaussian (truth 0{fewer}) it gives {null[0]:.2g} ± {null[1]:.1g}"]
+    notes += [f"on two samples of one Gaussian (truth 0{fewer}) it gives {null.value:.2g} ± {null.error:.1g}"]
     few = subsamples(white, estimate, generator)
     value, terms, further = _value(white, min(k, len(a) - 1, len(b)), variant, generator)
-    sampling = math.hypot(max(few.error, bias[2]), further)  # with few rows of many columns, subsamples give too small an error
+    # With few rows of many columns, subsamples give too small an error.
+    sampling = math.hypot(max(few.error, bias.spread), further)
     cap = float(scipy.special.digamma(len(b) + 1) - scipy.special.digamma(k)) if variant == "bias_reduced" else None
-    wrong += _out_of_reach(terms, value, cap, (a, b), k) + _fitting_noise((a, b), sampling, truth)
-    small = bias_on(p, q, *few.sizes, estimate, generator, 25)
-    wrong += drift(value, sampling, few, (bias[0] - small[0], math.hypot(bias[1], small[1])), len(a), a.shape[1])
+    wrong += _out_of_reach(terms, value, cap, len(b), k) + _fitting_noise(a, b, sampling, truth)
+    wrong += drift(value, sampling, few, bias, bias_on(p, q, *few.sizes, estimate, generator, 25), a.shape)
     if len(a) <= MAX_ROWS_OF_FULL_CORRECTION and 2 * k < min(len(a), len(b), _MAX_ROWS_OF_BLUR_CHECK) / 4:
         wrong += _blurred(white, twin, k, variant, generator)
-    upper = value + NORMAL * math.hypot(sampling, bias[0])
+    upper = value + NORMAL * math.hypot(sampling, bias.value)
     wrong += hidden(a, b, upper, seed) + exceeded(a, b, upper, seed)
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
-    raw = Estimate(quantity, value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
+    raw = Estimate("forward_kl", value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
     return judged(raw, bias, truth, estimate(*whiten(*coarse)) - value if coarse else 0.0, min(len(a), len(b)), wrong)
 
 
 def _value(
-    white: list[Samples], k: int, variant: Variant, generator: np.random.Generator
+    white: list[Rows], k: int, variant: Variant, generator: np.random.Generator
 ) -> tuple[float, Float[np.ndarray, " n"], float]:
     """The KL, the terms of its mean, and the error that a correction measured on a part of the rows adds."""
     if variant == "bias_reduced" and len(white[0]) > MAX_ROWS_OF_FULL_CORRECTION:
@@ -128,25 +112,22 @@ def _value(
     return float(terms.mean()) + finite(*white), terms, 0.0
 
 
-def _out_of_reach(
-    terms: Float[np.ndarray, " n"], value: float, cap: float | None, samples: tuple[Samples, Samples], k: int
-) -> list[str]:
-    """Report rows of x that lie far from all of y, and a value near the largest one that the rows can show."""
-    wrong, (a, b) = [], samples
-    lonely = float((terms > math.log(max(0.1 * len(a) / k, 15))).mean())
+def _out_of_reach(terms: Float[np.ndarray, " n"], value: float, cap: float | None, m: int, k: int) -> list[str]:
+    """Report rows of x that lie far from all m rows of y, and a value near the largest one that the rows can show."""
+    wrong = []
+    lonely = float((terms > math.log(max(0.1 * len(terms) / k, 15))).mean())
     if lonely > _MAX_SHARE_OF_LONELY_ROWS:
         wrong += [
             f"{lonely:.1%} of the rows of x have fewer than {k} of y in a ball with a tenth of all x: y may have no mass there, "
             "and the divergence be infinite, or far above this value"
         ]
     if cap is not None and value > 0.75 * cap:
-        wrong += [f"the value is near {cap:.3g}, the most that {len(b):,} rows and k = {k} can show"]
+        wrong += [f"the value is near {cap:.3g}, the most that {m:,} rows and k = {k} can show"]
     return wrong
 
 
-def _fitting_noise(samples: tuple[Samples, Samples], sampling: float, truth: float) -> list[str]:
+def _fitting_noise(a: Rows, b: Rows, sampling: float, truth: float) -> list[str]:
     """Report a twin whose truth is largely the noise of fitting it on few rows."""
-    a, b = samples
     inflation = a.shape[1] * (a.shape[1] + 3) / 4 * (1 / len(a) + 1 / len(b))
     if inflation <= max(2 * sampling, 0.1 * truth):
         return []
@@ -160,10 +141,6 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     unit ball. `log_q` gets a float64 tensor (n, d) and returns (n,), normalised, natural log; the rest is as in
     `two_sample_kl`, the bias that of p's entropy.
 
-    Raises:
-        InputError: the samples or `k` are bad, as in `two_sample_kl`.
-        TargetError: `log_q` returned another shape, NaN or +∞.
-
     Source: Pérez-Cruz (2008), eq. 18, with ψ(n) in place of log(n − 1).
 
     >>> z = np.random.default_rng(0).normal(size=(2000, 1))
@@ -173,19 +150,17 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     rows, generator = _samples(x, "x", k), np.random.default_rng(seed)
     method, n = f"nearest neighbours, k = {k}, one sample and a log density", len(rows)
 
-    def estimate(*parts: Samples) -> float:
+    def estimate(*parts: Rows) -> float:
         return entropy_term(parts[0][:, :-1], min(k, len(parts[0]) - 1)) - float(parts[0][:, -1].mean())
 
-    def checked(part: Samples) -> Samples:
+    def checked(part: Rows) -> Rows:
         at = torch.from_numpy(part)
-        value: Samples = check_log_prob(
-            torch.as_tensor(log_q(at), dtype=torch.float64, device="cpu").detach(), at, "log_q"
-        ).numpy()
-        return value
+        value = torch.as_tensor(log_q(at), dtype=torch.float64, device="cpu").detach()
+        return np.asarray(check_log_prob(value, at, "log_q"))
 
     given = checked(rows)
 
-    def with_log_q(part: Samples) -> Samples:
+    def with_log_q(part: Rows) -> Rows:
         value = checked(part) if part is not rows else given
         value = np.where(value == -math.inf, given, value)  # a rounded row at an end of the support, spread beyond it
         volume = np.linalg.slogdet(np.atleast_2d(np.cov(part.T)))[1] / 2
@@ -198,18 +173,16 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
         return Estimate("forward_kl", math.inf, 0.0, None, "infinite", method, n=n, notes=(note,))
     (even,), coarse, notes, wrong = spread([rows], generator)
     table = with_log_q(even)
-    few, value = subsamples([table], estimate, generator), estimate(table)
-    sampling = few.error
-    bias = bias_on(gaussian(table[:, :-1]), None, n, 0, estimate, generator)
-    small = bias_on(gaussian(table[:, :-1]), None, few.sizes[0], 0, estimate, generator, 25)
-    wrong += drift(value, sampling, few, (bias[0] - small[0], math.hypot(bias[1], small[1])), n, rows.shape[1])
-    notes += [f"on a Gaussian twin of these samples it's off by {bias[0]:+.2g} ± {bias[1]:.1g}"]
-    raw = Estimate("forward_kl", value, sampling, method=method, n=n, notes=tuple(notes))
+    few, value, twin = subsamples([table], estimate, generator), estimate(table), gaussian(table[:, :-1])
+    bias = bias_on(twin, None, n, 0, estimate, generator)
+    wrong += drift(value, few.error, few, bias, bias_on(twin, None, few.sizes[0], 0, estimate, generator, 25), rows.shape)
+    notes += [f"on a Gaussian twin of these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
+    raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
     return judged(raw, bias, value, estimate(with_log_q(coarse[0])) - value if coarse else 0.0, n, wrong)
 
 
 def _blurred(
-    white: list[Samples], twin: tuple[MultivariateNormal, MultivariateNormal], k: int, variant: Variant, generator: Any
+    white: list[Rows], twin: tuple[MultivariateNormal, MultivariateNormal], k: int, variant: Variant, generator: Any
 ) -> list[str]:
     """Report where twice as many neighbours give less, by more than on Gaussian twins: the balls are wider than the shape.
 
@@ -218,7 +191,7 @@ def _blurred(
     sizes = [min(len(part), _MAX_ROWS_OF_BLUR_CHECK) for part in white]
     dim = white[0].shape[1]
 
-    def loss(x: Samples, y: Samples) -> tuple[float, float]:
+    def loss(x: Rows, y: Rows) -> tuple[float, float]:
         value = compare(x, y, k, variant)
         return value, value - compare(x, y, 2 * k, variant)
 
@@ -236,15 +209,19 @@ def _blurred(
     return [f"{seen}: the rows are too few for their shape"]
 
 
-def _centred(a: Samples, b: Samples) -> list[Samples]:
-    """Both about one row, where float64 has its digits, and within its range; KL doesn't change."""
+def _pair(x: Any, y: Any, k: int) -> list[Rows]:
+    """Read both samples, and move them to one row, where float64 has its digits, and into its range; KL doesn't change."""
+    a, b = _samples(x, "x", k), _samples(y, "y", k)
+    if a.shape[1] != b.shape[1]:
+        because = f"`x` has {a.shape[1]} columns and `y` has {b.shape[1]}"
+        raise InputError(cannot("compare these samples", because, "Give both the same columns, in the same order"))
     moved = [part - a[0] for part in (a, b)]
     extent = np.maximum(*(np.abs(part).max(0) for part in moved))
     scale = np.where((extent > 1e100) | (extent < 1e-100), extent, 1.0)
     return [part / scale for part in moved]
 
 
-def _samples(values: Any, name: str, k: int) -> Samples:
+def _samples(values: Any, name: str, k: int) -> Rows:
     """Read and check one sample; float64, (n, d)."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(cannot(f"use `k={k}`", "it isn't a whole number from 1 on", "Use, say, 5"))
@@ -252,7 +229,7 @@ def _samples(values: Any, name: str, k: int) -> Samples:
     if target.samples is None or target.weights is not None:
         because = "it is weighted" if target.samples is not None else f"it has only {target.access.label}"
         raise InputError(cannot(do, because, "Give equally weighted samples"))
-    x: Samples = target.samples.to("cpu", torch.float64).numpy()
+    x: Rows = target.samples.to("cpu", torch.float64).numpy()
     (n, dim), least = x.shape, max(k, x.shape[1]) + 2
     if n < least:
         because = f"`k={k}` in dimension {dim} needs at least {least} rows, and there are {n}"

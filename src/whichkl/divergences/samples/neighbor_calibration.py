@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +15,20 @@ from jaxtyping import Float
 from torch.distributions import MultivariateNormal
 
 from whichkl.divergences.estimate import Estimate
-
-Samples = Float[np.ndarray, "n d"]
+from whichkl.divergences.samples.neighbors import Rows
 
 TWIN_ROWS = 8_000
 _MIN_ROWS_OF_LARGE_SAMPLES = 20_000
 _TWIN_ROWS_OF_LARGE_SAMPLES = 6_000
 _MIN_ROWS_FOR_ERROR = 50
+
+
+class Bias(NamedTuple):
+    """The bias of the estimator on a twin, its error, and the spread of the estimates."""
+
+    value: float
+    error: float
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,11 @@ class Subsamples:
     sizes: tuple[int, int]
 
 
-def subsamples(parts: list[Samples], estimate: Callable[..., float], generator: np.random.Generator) -> Subsamples:
+def subsamples(parts: list[Rows], estimate: Callable[..., float], generator: np.random.Generator) -> Subsamples:
     """Subsamples of n^(2/3) rows without replacement; the error is their spread · √(f/(1 − f)), f the share of rows in each."""
     share = min(map(len, parts)) ** (-1 / 3)
     sizes = [max(2, int(len(part) * share)) for part in parts]
+    # Few large subsamples or many small ones: all take about as long.
     repeats = int(np.clip(110_000 // sum(sizes), 25, 100))
     draws = [[generator.choice(len(part), size, False) for part, size in zip(parts, sizes, strict=True)] for _ in range(repeats)]
 
@@ -52,12 +60,15 @@ def subsamples(parts: list[Samples], estimate: Callable[..., float], generator: 
     return Subsamples(error, float(np.mean(values)), math.hypot(wide / math.sqrt(repeats), error), (sizes[0], sizes[-1]))
 
 
-def drift(value: float, sampling: float, few: Subsamples, on_twin: tuple[float, float], rows: int, dim: int) -> list[str]:
+def drift(value: float, sampling: float, few: Subsamples, bias: Bias, small: Bias, shape: tuple[int, ...]) -> list[str]:
     """Report where the estimate grows with the rows by more than it does on the twin: then it hasn't settled.
 
-    What is still to come is extrapolated from n^(2/3) rows to n, and on, with a bias that falls as n^(−1/d).
+    `bias` and `small` are those on the twin at n rows and at those of the subsamples. What is still to come is extrapolated
+    from n^(2/3) rows to n, and on, with a bias that falls as n^(−1/d).
     """
-    growth, error = value - few.mean - on_twin[0], math.hypot(few.mean_error, on_twin[1])
+    rows, dim = shape
+    growth = value - few.mean - (bias.value - small.value)
+    error = math.hypot(few.mean_error, bias.error, small.error)
     left = (few.sizes[0] / rows) ** (1 / dim)
     coming = math.copysign(max(0.0, abs(growth) - 2 * error), growth) * left / (1 - left)
     if abs(coming) <= max(2 * sampling, 0.1 * abs(value)):
@@ -79,8 +90,8 @@ def bias_on(
     estimate: Callable[..., float],
     generator: Any,
     most: int = 8,
-) -> tuple[float, float, float]:
-    """Bias of the estimator on draws of p and q (or of p and its log density), the error of that, and the spread of the values.
+) -> Bias:
+    """Bias of the estimator on draws of p and q, or of p and its log density.
 
     3 to `most` repeats. The mean log ratio at the draws is used for the truth: it has the same mean, and most of the noise
     cancels. The spread is 0 where there are too few rows or repeats to measure it.
@@ -93,22 +104,22 @@ def bias_on(
         x = p.loc + noise[:n] @ p.scale_tril.T
         log_p = p.log_prob(x)
         if q is None:
-            values.append(estimate(np.column_stack([x.numpy(), log_p.numpy()])))
-            gaps.append(values[-1])
+            value, truth = estimate(np.column_stack([x.numpy(), log_p.numpy()])), 0.0
         else:
             y = q.loc + noise[n:] @ q.scale_tril.T
-            values.append(estimate(x.numpy(), y.numpy()))
-            gaps.append(values[-1] - float((log_p - q.log_prob(x)).mean()))
+            value, truth = estimate(x.numpy(), y.numpy()), float((log_p - q.log_prob(x)).mean())
+        values.append(value)
+        gaps.append(value - truth)
     spread_of = float(np.std(values, ddof=1)) if full and len(values) >= 8 else 0.0
-    return float(np.mean(gaps)), float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps)), spread_of
+    return Bias(float(np.mean(gaps)), float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps)), spread_of)
 
 
-def gaussian(x: Samples) -> MultivariateNormal:
+def gaussian(x: Rows) -> MultivariateNormal:
     """The Gaussian with the mean and covariance of these rows."""
     return MultivariateNormal(torch.from_numpy(x.mean(0)), torch.from_numpy(np.atleast_2d(np.cov(x.T))))
 
 
-def spread(parts: list[Samples], generator: np.random.Generator) -> tuple[list[Samples], list[Samples], list[str], list[str]]:
+def spread(parts: list[Rows], generator: np.random.Generator) -> tuple[list[Rows], list[Rows], list[str], list[str]]:
     """Spread rounded values evenly within their step if over 1 % of the rows repeat.
 
     The KL between the spread laws is that between the rounded ones, a bit below the truth; rounding twice as coarsely
@@ -128,17 +139,18 @@ def spread(parts: list[Samples], generator: np.random.Generator) -> tuple[list[S
     return fine, coarse, [f"{doubled:.1%} of the rows repeat: values were spread evenly within their steps, {steps}"], []
 
 
-def judged(raw: Estimate, bias: tuple[float, float, float], truth: float, change: float, rows: int, wrong: list[str]) -> Estimate:
+def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wrong: list[str]) -> Estimate:
     """Add the bias to the error, and report why the answer shouldn't be trusted, if it shouldn't.
 
     The noise of the bias is subtracted; for large samples the twin's noise is as large as their own, and is added.
     """
     large = rows > _MIN_ROWS_OF_LARGE_SAMPLES
-    excess = math.hypot(bias[0], bias[1]) if large else math.sqrt(max(0.0, bias[0] ** 2 - bias[1] ** 2))
+    excess = math.hypot(bias.value, bias.error) if large else math.sqrt(max(0.0, bias.value**2 - bias.error**2))
     if rows < _MIN_ROWS_FOR_ERROR:
         wrong = [*wrong, f"error bars need {_MIN_ROWS_FOR_ERROR} rows, and there are {rows}"]
-    if abs(bias[0]) > max(2 * math.hypot(raw.stderr, bias[1]), 0.1 * abs(truth)):
-        wrong = [*wrong, f"the bias on the Gaussian twin, {bias[0]:+.2g}, is beyond two sampling errors and a tenth of the truth"]
+    if abs(bias.value) > max(2 * math.hypot(raw.stderr, bias.error), 0.1 * abs(truth)):
+        seen = f"the bias on the Gaussian twin, {bias.value:+.2g},"
+        wrong = [*wrong, f"{seen} is beyond two sampling errors and a tenth of the truth"]
     if abs(change) > max(2 * raw.stderr, 0.1 * abs(raw.value)):
         wrong = [*wrong, f"steps twice as wide change the value by {change:+.2g}: the rounding matters"]
     notes = (*wrong, *raw.notes, f"the error is {raw.stderr:.2g} by subsampling and {excess:.2g} for bias")

@@ -9,24 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences.estimate import NORMAL, Estimate
 from whichkl.divergences.kinds import KINDS, ChiSquared, IntegralDivergence, JensenShannon, Renyi, WeightedKLs, divergence_named
-from whichkl.divergences.samples.logistic import MIN_ROWS, Parts, cosines, cross_fit
-from whichkl.divergences.samples.margins import hidden
-from whichkl.divergences.samples.ratio_checks import (
-    LARGE_SHARE,
-    correlation_of_neighbors,
-    gain_of_finer_features,
-    gap_of_waves,
-    mean_with_error,
-)
+from whichkl.divergences.samples.bound import hidden
+from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, cosines, cross_fit, mean_with_error
+from whichkl.divergences.samples.neighbors import Neighbors
 from whichkl.divergences.samples.sample_distances import standardised
 from whichkl.importance import khat_limit, pareto_smooth
 
-MAX_EXPONENT = 350.0
+_LARGE_SHARE = 0.1
+"""Share of the divergence from which a bias or a gain matters."""
+_WAVES = 100
+_NEIGHBORS = (5, 20, 60)
+_MAX_ROWS_OF_NEIGHBORS = 10_000
 _MAX_KHAT_OF_LIGHT_TAIL = 0.4
 _MAX_ROWS_OF_TWINS = 40_000
 _Levels = tuple[float, float]
@@ -44,20 +42,9 @@ def classifier_divergence(
     push each below 0. O((n + m) k² folds) time, k ≤ 500 terms.
 
     Misfit and shrinkage bias it. The bias is measured on the pooled rows, dealt out again at random (truth 0), and on
-    Gaussians like x and y (truth by their densities); the latter widens the interval at both ends. Further checks are
-    E_q[p/q] = E_p[q/p] = 1, waves in the rows, which mustn't distinguish x from reweighted y, and neighbouring rows, whose
-    errors mustn't correlate. The answer isn't `reliable` where a bias exceeds 2 standard errors and 10 %, where a check fails,
-    or where the terms have a heavy tail.
-
-    Args:
-        x: draws of p, (n, d) or (n,), at least 20.
-        y: draws of q, (m, d) or (m,), at least 20.
-        kind: a name in `kinds.KINDS`, or an `IntegralDivergence`.
-        folds: parts of the cross-fit, 2 to 20.
-        seed: of folds and calibrations; the global generator isn't touched.
-
-    Raises:
-        InputError: a sample is too short, has a constant column or a cell that isn't finite; or another argument is bad.
+    Gaussians like x and y (truth by their densities); the latter widens the interval at both ends. The answer isn't `reliable`
+    where a bias exceeds 2 standard errors and 10 %, where E_q[p/q] or E_p[q/p] isn't 1, where ℓ isn't quadratic (`_misfit`), or
+    where the terms have a heavy tail. The global generator isn't touched.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
 
@@ -66,30 +53,27 @@ def classifier_divergence(
     >>> abs(estimate.value - 0.5) < 3 * estimate.stderr, estimate.reliable
     (True, True)
     """
-    if not 2 <= folds <= MIN_ROWS:
-        raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
     kind = divergence_named(kind, KINDS) if isinstance(kind, str) else kind
-    z, n, rows = standardised(x, y, MIN_ROWS)
-    full = z.shape[1] * (z.shape[1] + 3) // 2 <= min(rows // 10, 500)
-    sample = _Pooled(z, n, folds, full, torch.Generator().manual_seed(seed))
+    sample = _Pooled.of(x, y, folds, seed)
+    z, n = sample.z, sample.n
     log_ratio, parts = sample.fit(z)
-    light = [_upper_khat(one) < _MAX_KHAT_OF_LIGHT_TAIL for one in (log_ratio[n:], -log_ratio[:n])]
-    levels = (float(light[0]), float(light[1]))
+    levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
     dealt = z[torch.randperm(len(z), generator=sample.generator, device="cpu")]
     null, null_error, *_ = _score(kind, n, *sample.fit(dealt), levels)
     bias, bias_error = _bias(kind, sample, dealt, levels)
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
-    off = any(not abs(mean - 1) <= max(3 * error, LARGE_SHARE) for mean, error in sides)
+    off = any(not abs(mean - 1) <= max(3 * error, _LARGE_SHARE) for mean, error in sides)
     misfit = _misfit(sample, log_ratio)
     khat = max(_khat(one) for one in terms) if not kind.bounded else None
-    heavy = khat is not None and khat >= min(0.5, khat_limit(rows)) and any(float(one.max() - one.min()) > 1 for one in terms)
+    limit = min(0.5, khat_limit(min(n, len(z) - n)))
+    heavy = khat is not None and khat >= limit and any(float(one.max() - one.min()) > 1 for one in terms)
     biases = ((null, null_error), (bias, bias_error))
-    large = [not abs(one) <= max(2 * stderr, 2 * error, LARGE_SHARE * abs(value)) for one, error in biases]
-    excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
+    large = [not abs(one) <= max(2 * stderr, 2 * error, _LARGE_SHARE * abs(value)) for one, error in biases]
     because = [": no small part of this value" if one else "" for one in large]
+    excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
     notes = [
-        "".join([f"ℓ is taken to be quadratic in the columns{'' if full else ', without products'}", *misfit]),
+        "".join([f"ℓ is taken to be quadratic in the columns{'' if sample.full else ', without products'}", *misfit]),
         "on held-out rows E_q[p/q] = {:.3g} ± {:.2g} and E_p[q/p] = {:.3g} ± {:.2g}, ".format(*sides[0], *sides[1])
         + ("one too far from 1" if off else "near 1 as they must be"),
         f"on the pooled rows, dealt out again at random, it gives {null:.3g} ± {null_error:.2g}, truth 0{because[0]}",
@@ -97,9 +81,10 @@ def classifier_divergence(
         f"the error is {stderr:.2g} by sampling and {excess:.2g} for bias",
     ]
     notes += [f"the terms have a heavy tail, or too few rows to judge it (k̂ = {khat:.2f})"] if heavy else []
-    method = f"cross-fitted classifier ({'' if full else 'diagonal '}quadratic logistic, {folds} folds)"
+    method = f"cross-fitted classifier ({'' if sample.full else 'diagonal '}quadratic logistic, {folds} folds)"
     error = stderr + excess / NORMAL  # the interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right
-    notes += (doubts := _margins(kind.name, z, n, value + NORMAL * error, seed))
+    doubts = _doubts_by_columns(kind.name, z, n, value + NORMAL * error, seed)
+    notes += doubts
     good = not (any(large) or off or misfit or heavy or doubts)
     return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=tuple(notes))
 
@@ -114,24 +99,89 @@ class _Pooled:
     full: bool
     generator: torch.Generator
 
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, folds: int, seed: int) -> _Pooled:
+        """Standardise the rows together; products of columns need ten rows of the smaller sample each."""
+        if not 2 <= folds <= MIN_ROWS:
+            raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
+        z, n, rows = standardised(x, y, MIN_ROWS)
+        full = z.shape[1] * (z.shape[1] + 3) // 2 <= min(rows // 10, 500)
+        return cls(z, n, folds, full, torch.Generator().manual_seed(seed))
+
     def fit(self, z: Tensor, more: Tensor | None = None) -> tuple[Tensor, Parts]:
         """Cross-fit rows of the same two sizes."""
         return cross_fit(z, self.n, self.folds, self.full, self.generator, more=more)
 
 
 def _misfit(sample: _Pooled, log_ratio: Tensor) -> list[str]:
-    """What the rows show beyond a quadratic ℓ, as ends of a sentence."""
+    """What the rows show beyond a quadratic ℓ, as ends of a sentence.
+
+    Waves in the rows mustn't distinguish x from reweighted y, the errors of neighbouring rows mustn't correlate, and finer
+    features mustn't do better.
+    """
     z, n, generator = sample.z, sample.n, sample.generator
     size = abs(_score(JensenShannon(), n, log_ratio, [])[0])
-    wave = gap_of_waves(z, n, log_ratio, size, generator)
-    local = correlation_of_neighbors(z, n, log_ratio, size, generator)
-    finer = gain_of_finer_features(z, n, log_ratio, sample.fit(z, cosines(z, generator))[0], size)
-    seen = (
-        (wave, "waves in the rows still distinguish x from y"),
-        (local, "the errors of neighbouring rows correlate"),
-        (finer, "finer shapes distinguish x from y better on held-out rows"),
-    )
-    return [f", and isn't: {text} (z = {score:.1f})" for score, text in seen if score]
+    seen = {
+        "waves in the rows still distinguish x from y": _gap_of_waves(z, n, log_ratio, size, generator),
+        "the errors of neighbouring rows correlate": _correlation_of_neighbors(z, n, log_ratio, size, generator),
+        "finer shapes distinguish x from y better on held-out rows": _gain_of_finer_features(
+            z, n, log_ratio, sample.fit(z, cosines(z, generator))[0], size
+        ),
+    }
+    return [f", and isn't: {text} (z = {score:.1f})" for text, score in seen.items() if score]
+
+
+def _gap_of_waves(z: Tensor, n: int, ratio: Tensor, size: float, generator: torch.Generator) -> float | None:
+    """Standardised gap of the wave g that best distinguishes x from y beyond ℓ, or None where no gap is large.
+
+    E_p[g σ(−ℓ)] = E_q[g σ(ℓ)] where ℓ is right. `size` is the Jensen–Shannon divergence by ℓ.
+    """
+    aim = torch.randn(z.shape[1], _WAVES, generator=generator, dtype=z.dtype, device="cpu")
+    axes = torch.arange(_WAVES // 2, device="cpu")  # half of the waves run along a column, one column after another
+    aim[:, axes] = torch.eye(z.shape[1], dtype=z.dtype, device="cpu")[:, axes % z.shape[1]]
+    phase, length = torch.rand(2, _WAVES, generator=generator, dtype=z.dtype, device="cpu")
+    wave = torch.cos(z @ (aim / aim.norm(dim=0) * (0.5 + 2.5 * length)).to(z.device) + 2 * math.pi * phase.to(z.device))
+    s = torch.sigmoid(ratio)[:, None]
+    over_p, over_q, spread = wave[:n] * (1 - s[:n]), wave[n:] * s[n:], (s * (1 - s)).clamp(min=1e-300) * wave.square()
+    gap = (over_p.mean(0) - over_q.mean(0)).abs()
+    score = gap / (over_p.var(0) / n + over_q.var(0) / len(over_q)).sqrt()
+    gain = gap.square() / (4 * (spread[:n].mean(0) + spread[n:].mean(0)))
+    seen = (score > 4.5) & (gain > _LARGE_SHARE * size)
+    return float(score[seen].max()) if bool(seen.any()) else None
+
+
+def _correlation_of_neighbors(z: Tensor, n: int, ratio: Tensor, size: float, generator: torch.Generator) -> float | None:
+    """Standardised Σ rᵢ rⱼ over neighbours, r = label − σ(ℓ), or None; where ℓ is right, r are independent with mean 0.
+
+    Source: Moran (1950), with the variance that the probabilities give.
+    """
+    share = torch.logit(torch.tensor(n / len(z), dtype=z.dtype, device="cpu"))
+    some = torch.randperm(len(z), generator=generator, device="cpu")[:_MAX_ROWS_OF_NEIGHBORS]
+    rows, s = z[some].cpu().numpy(), torch.sigmoid(ratio[some] + share).cpu()
+    index = Neighbors(rows)
+    r, spread = (some < n).to(z.dtype) - s, (s * (1 - s)).clamp(min=1e-300)
+    seen: list[float] = []
+    for k in (min(most, len(rows) // 10) for most in _NEIGHBORS):
+        near = torch.from_numpy(index.nearest(rows, k + 1))
+        link = (near != torch.arange(len(rows), device="cpu")[:, None]).to(z.dtype)
+        around = (link * r[near]).sum(1) / k
+        total = float((r * around).sum())
+        # a pair counts twice where each is the other's neighbour, which is so for most: 2 bounds the variance
+        deviation = math.sqrt(2 * float((spread * (link * spread[near]).sum(1)).sum())) / k
+        # noise in what's around makes the gain come out several times too small
+        gain = total**2 / (2 * len(rows) * float((spread * around.square()).sum()))
+        if total > 3.2 * deviation and gain > _LARGE_SHARE / 8 * size:
+            seen.append(total / deviation)
+    return max(seen, default=None)
+
+
+def _gain_of_finer_features(z: Tensor, n: int, ratio: Tensor, other: Tensor, size: float) -> float | None:
+    """Standardised gain in held-out log loss of another ℓ, or None where it is unclear or small."""
+    label = (torch.arange(len(z), device=z.device) < n).to(z.dtype)
+    share = math.log(n / (len(z) - n))
+    gain = torch.stack([binary_cross_entropy_with_logits(one + share, label, reduction="none") for one in (ratio, other)])
+    value, error = mean_with_error(gain[0] - gain[1])
+    return value / error if value > 2.5 * error and value > _LARGE_SHARE / 2 * size else None
 
 
 def _score(
@@ -195,12 +245,12 @@ def _gaussians(z: Tensor, n: int, apart: float) -> list[MultivariateNormal]:
     return [MultivariateNormal(mean, scale_tril=root, validate_args=False) for mean, root in zip(means, roots, strict=True)]
 
 
-def _margins(name: str, z: Tensor, n: int, upper: float, seed: int) -> list[str]:
-    """Reasons against a KL from few columns alone."""
-    if name not in ("forward_kl", "reverse_kl"):
-        return []
+def _doubts_by_columns(name: str, z: Tensor, n: int, upper: float, seed: int) -> list[str]:
+    """Report few columns that alone show more than a KL of all."""
     x, y = z[:n].cpu().numpy(), z[n:].cpu().numpy()
-    return hidden(x, y, upper, seed) if name == "forward_kl" else hidden(y, x, upper, seed)
+    if name == "forward_kl":
+        return hidden(x, y, upper, seed)
+    return hidden(y, x, upper, seed) if name == "reverse_kl" else []
 
 
 def _khat(terms: Tensor) -> float:
@@ -208,5 +258,11 @@ def _khat(terms: Tensor) -> float:
     return max(pareto_smooth(one.clamp(min=1e-300).log())[1] for one in sides) if bool(sides[0].any()) else -math.inf
 
 
-def _upper_khat(log_terms: Tensor) -> float:
-    return pareto_smooth(log_terms)[1] if float(log_terms.max() - log_terms.min()) > 1e-9 else -math.inf
+def _levels(log_ratio: Tensor, n: int) -> _Levels:
+    """Return 1 for the correction terms 1 − eˡ under q and 1 − e⁻ˡ under p whose exponential has a light tail, 0 for others."""
+
+    def level(log_terms: Tensor) -> float:
+        is_equal = float(log_terms.max() - log_terms.min()) <= 1e-9
+        return float(is_equal or pareto_smooth(log_terms)[1] < _MAX_KHAT_OF_LIGHT_TAIL)
+
+    return level(log_ratio[n:]), level(-log_ratio[:n])

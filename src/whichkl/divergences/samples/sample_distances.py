@@ -28,13 +28,6 @@ def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Estimat
     It is 0 only where the laws are the same, needs finite means, and is in the unit of the columns, not in nats.
     Columns aren't rescaled: one with a larger unit counts for more. O((n + m)² d) time, 64 MB of memory.
 
-    Args:
-        x: draws of p, (n, d) or (n,).
-        y: draws of q, (m, d) or (m,).
-
-    Raises:
-        InputError: a sample has fewer than two rows, a cell isn't finite, or the columns differ in number.
-
     Source: Székely & Rizzo (2013); standard error by Hoeffding's (1948) projection.
 
     >>> x = torch.tensor([0.0, 2.0])
@@ -53,15 +46,8 @@ def mmd_squared(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], bandwidth: flo
     """Squared maximum mean discrepancy E k(X, X′) + E k(Y, Y′) − 2 E k(X, Y), k(u, v) = exp(−|u − v|² / 2h²).
 
     An unbiased U-statistic that may fall below 0. It has no unit (it isn't in nats), never exceeds 2, and depends on h:
-    compare only values of one bandwidth. Columns aren't rescaled.
-
-    Args:
-        x: draws of p, (n, d) or (n,).
-        y: draws of q, (m, d) or (m,).
-        bandwidth: h > 0; the median distance between pooled rows (of at most 1000) unless given.
-
-    Raises:
-        InputError: the samples are bad (as for `energy_distance`), or the bandwidth isn't positive.
+    compare only values of one bandwidth. By default h is the median distance between pooled rows, of at most 1,000. Columns
+    aren't rescaled.
 
     Source: Gretton et al. (2012); standard error by Hoeffding's (1948) projection.
 
@@ -86,20 +72,9 @@ def sliced_wasserstein(
 ) -> Estimate:
     """Sliced Wasserstein distance to the power a: the mean over directions u of ∫₀¹ |F⁻¹(t) − G⁻¹(t)|ᵃ dt.
 
-    F and G are the laws of u·X and u·Y. The plug-in is biased upwards by what sampling alone leaves, which is measured by
-    permuting the pooled rows, and reported in the notes. The unit is the columns' to the power a, not nats; columns aren't
-    rescaled.
-
-    Args:
-        x: draws of p, (n, d) or (n,).
-        y: draws of q, (m, d) or (m,).
-        power: a ≥ 1.
-        projections: number of random directions, at least 2; one column needs only itself.
-        seed: of the directions, subsamples and permutations; the global generator isn't touched.
-
-    Raises:
-        InputError: a sample has fewer than eight rows, a cell isn't finite, the columns differ in number, `power` is below 1
-            or infinite, there are fewer than two projections, or the columns' unit to that power isn't a number.
+    F and G are the laws of u·X and u·Y, over `projections` random directions; one column needs only itself. The plug-in is
+    biased upwards by what sampling alone leaves, which is measured by permuting the pooled rows, and reported in the notes. The
+    unit is the columns' to the power a, not nats; columns aren't rescaled. The global generator isn't touched.
 
     Source: Bonneel et al. (2015); error by subsampling n^⅔ rows, Politis & Romano (1994), and by the spread over directions.
 
@@ -123,36 +98,32 @@ def sliced_wasserstein(
     directions = torch.randn(d, count, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
     directions = directions / directions.norm(dim=0)
     each = _sliced(x, y, directions, power)
-    part = min(n, len(y)) ** (-1 / 3)
-    sizes = round(part * n), round(part * len(y))
-    small = torch.stack([_sliced(*_drawn(x, y, sizes, generator), directions, power).mean() for _ in range(_SUBSAMPLES)])
-    stderr = float(small.std()) * math.sqrt(part / (1 - part))
+    stderr = _error_by_subsamples(x, y, directions, power, generator)
     stderr = math.hypot(stderr, float(each.std()) / math.sqrt(count)) if count > 1 else stderr
     pooled = torch.cat([x, y])
     shuffled = [pooled[torch.randperm(len(pooled), generator=generator, device="cpu")] for _ in range(_PERMUTATIONS)]
     null = sum(float(_sliced(z[:n], z[n:], directions, power).mean()) for z in shuffled) / _PERMUTATIONS
     value = float(each.mean())
     biased = null > 2 * stderr and null > 0.1 * value
-    notes = (
-        f"in the unit of the columns to the power {power:g}, not in nats",
-        f"biased upwards: permuting the pooled rows, where the truth is 0, gives {null * unit:.3g}"
-        + (", no small part of this value" if biased else ""),
-    )
-    method = f"sliced Wasserstein to the power {power:g}, {count} direction{'s' if count > 1 else ''}"
+    seen = f"biased upwards: permuting the pooled rows, where the truth is 0, gives {null * unit:.3g}"
     return Estimate(
-        "sliced_wasserstein", value * unit, stderr * unit, method=method, n=len(pooled), reliable=not biased, notes=notes
+        "sliced_wasserstein",
+        value * unit,
+        stderr * unit,
+        method=f"sliced Wasserstein to the power {power:g}, {count} direction{'s' if count > 1 else ''}",
+        n=len(pooled),
+        reliable=not biased,
+        notes=(
+            f"in the unit of the columns to the power {power:g}, not in nats",
+            f"{seen}, no small part of this value" if biased else seen,
+        ),
     )
 
 
 def two_samples(
     x: Float[Tensor, "n d"] | Float[Tensor, " n"], y: Float[Tensor, "m d"] | Float[Tensor, " m"], least: int = 2
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Return both samples as float64 matrices, (n,) read as (n, 1), or say what is wrong with them.
-
-    Raises:
-        InputError: a sample isn't (n, d), has fewer than `least` rows, no column or a cell that isn't finite; or the
-            columns differ in number.
-    """
+    """Return both samples as float64 matrices, (n,) read as (n, 1), or say what is wrong with them."""
     both = []
     for name, given in (("x", x), ("y", y)):
         z = tensor_of(given).detach().to(torch.float64)
@@ -171,11 +142,7 @@ def two_samples(
 
 
 def standardised(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], least: int) -> tuple[Float[Tensor, "n+m d"], int, int]:
-    """Return the rows of both with pooled mean 0 and deviation 1, how many are of x, and how many the smaller sample has.
-
-    Raises:
-        InputError: as for `two_samples`, or a column of a sample is constant.
-    """
+    """Return the rows of both with pooled mean 0 and deviation 1, how many are of x, and how many the smaller sample has."""
     x, y = two_samples(x, y, least)
     for name, one in (("x", x), ("y", y)):
         still = (one.amax(0) == one.amin(0)).nonzero()[:, 0]
@@ -229,10 +196,12 @@ def _median_distance(x: Tensor, y: Tensor) -> float:
     raise InputError(cannot("choose a bandwidth for these samples", because, "Pass `bandwidth=`"))
 
 
-def _drawn(x: Tensor, y: Tensor, sizes: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """That many rows of each, without replacement."""
-    i, j = (torch.randperm(len(z), generator=generator, device="cpu")[:size] for z, size in zip((x, y), sizes, strict=True))
-    return x[i], y[j]
+def _error_by_subsamples(x: Tensor, y: Tensor, directions: Tensor, power: float, generator: torch.Generator) -> float:
+    part, values = min(len(x), len(y)) ** (-1 / 3), []
+    for _ in range(_SUBSAMPLES):
+        i, j = (torch.randperm(len(z), generator=generator, device="cpu")[: round(part * len(z))] for z in (x, y))
+        values.append(_sliced(x[i], y[j], directions, power).mean())
+    return float(torch.stack(values).std()) * math.sqrt(part / (1 - part))
 
 
 def _sliced(x: Tensor, y: Tensor, directions: Tensor, power: float) -> Tensor:
@@ -241,10 +210,9 @@ def _sliced(x: Tensor, y: Tensor, directions: Tensor, power: float) -> Tensor:
     if n == m:
         i = j = torch.arange(n, device=x.device)
         width = torch.full((n,), 1 / n, dtype=torch.float64, device=x.device)
-    else:
-        ends = (
-            torch.cat([torch.arange(1, n + 1, device="cpu") * m, torch.arange(1, m + 1, device="cpu") * n]).unique().to(x.device)
-        )
+    else:  # in units of 1/(n m), the steps end at whole numbers
+        steps = [torch.arange(1, size + 1, device="cpu") * other for size, other in ((n, m), (m, n))]
+        ends = torch.cat(steps).unique().to(x.device)
         width = ends.diff(prepend=ends.new_zeros(1)).to(torch.float64) / (n * m)
         i, j = (ends - 1) // m, (ends - 1) // n
     blocks = directions.split(max(1, _NUMBERS_PER_BLOCK // (4 * (n + m))), dim=1)
