@@ -135,10 +135,6 @@ class BothSides(Criterion):
         parts = [(w * (one - w @ one)).square().sum() for w, one in pairs]
         return float(loss.detach()), math.sqrt(sum(float(one) for one in parts))
 
-    def final(self, model: Any, best: float) -> float:
-        """Return the loss on the validation rows, since the others were trained on."""
-        return best
-
     @property
     def evaluations(self) -> Evaluations:
         """The counts of the target's evaluations."""

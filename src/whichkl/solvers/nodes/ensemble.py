@@ -236,6 +236,7 @@ def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], 
         some = state.take(rows)
         trial = some.descended(counts.calls(cost, _MAX_CALLS_PER_ROUND), tolerance**2 / 2)
         gain = some.loss - trial.loss
+        # Near the end rounding hides a gain, and the gradient decides.
         better = (gain > 0) | ((gain > -1e-9) & (trial.residual < some.residual))
         state = state.put(rows[better], trial.take(better))
         active[rows] = better & (trial.residual > tolerance) & ((gain > min_gain) | (trial.residual > _SMALL_RESIDUAL))

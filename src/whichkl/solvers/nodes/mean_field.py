@@ -172,7 +172,7 @@ def find_scales(target: Target, seed: int) -> tuple[Float[Tensor, "b d"], Float[
         if bool(settled[i]) and min(near, default=math.inf) > 0.1:
             locs.append(peaks.x[i])
             scales.append(_spread(target, peaks.x[i], seed))
-    if not locs:  # a density without modes
+    if not locs:  # a density without modes, or one on which no ascent has ended
         locs, scales = [points.mean(0)], [torch.ones(target.dim, dtype=torch.float64, device="cpu")]
     return torch.stack(locs), torch.stack(scales)
 
@@ -215,7 +215,7 @@ def _least_eigenvectors(bend: Callable[[Tensor], Tensor], start: Float[Tensor, "
     while True:
         images.append(bend(basis[-1]))
         left, known = images[-1], torch.stack(basis)
-        for _ in range(2):
+        for _ in range(2):  # once leaves rounding errors that grow from step to step
             left = left - known.T @ (known @ left)
         norm = torch.linalg.vector_norm(left)
         if len(basis) == most or float(norm) < 1e-6:
