@@ -137,9 +137,7 @@ class Solver(ABC):
 def distinct(optima: list[Optimum], same: float = 0.02) -> tuple[Optimum, ...]:
     """Sort optima by loss, drop those that repeat a better one, and mark the global ones.
 
-    Args:
-        optima: what was found.
-        same: two models are the same if their means and covariances differ by at most this multiple of the spread.
+    Two models are the same if their means and covariances differ by at most `same` times the spread.
     """
     kept: list[Optimum] = []
     for one in sorted(optima, key=lambda o: (round(o.loss, 9), tuple(o.model.mean.tolist()))):
@@ -150,11 +148,7 @@ def distinct(optima: list[Optimum], same: float = 0.02) -> tuple[Optimum, ...]:
 
 
 def check_counts(solver: Solver, **least: int) -> None:
-    """Refuse fields of a solver that aren't whole numbers of at least the given values; None, a default, is allowed.
-
-    Raises:
-        InputError: a field is something else.
-    """
+    """Refuse fields of a solver that aren't whole numbers of at least the given values; None, a default, is allowed."""
     for name, low in least.items():
         value = getattr(solver, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
@@ -163,11 +157,7 @@ def check_counts(solver: Solver, **least: int) -> None:
 
 
 def check_positive(solver: Solver, *names: str) -> None:
-    """Refuse fields of a solver that aren't positive numbers; None, a default, is allowed.
-
-    Raises:
-        InputError: a field is something else.
-    """
+    """Refuse fields of a solver that aren't positive numbers; None, a default, is allowed."""
     for name in names:
         value = getattr(solver, name)
         if value is not None and not 0 < value < math.inf:

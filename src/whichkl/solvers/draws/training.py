@@ -63,19 +63,15 @@ class Criterion(ABC):
 
 @dataclass(frozen=True)
 class Likelihood(Criterion):
-    """Mean −log q of the rows, or the family's bound of it: forward KL plus H(p).
-
-    Args:
-        family: the family whose loss it is.
-        kept: the rows that aren't held out.
-        is_stream: whether they are read in parts; then no pass is made for the final loss alone.
-    """
+    """Mean −log q of the rows, or the family's bound of it: forward KL plus H(p)."""
 
     what: ClassVar[str] = "log density"
 
     family: NetworkFamily
     kept: Rows
+    """The rows that aren't held out."""
     is_stream: bool
+    """Whether they are read in parts; then no pass is made for the final loss alone."""
 
     def loss(self, model: Any, block: Block, generator: torch.Generator) -> Float[Tensor, ""]:
         """Return the weighted mean over the batch."""

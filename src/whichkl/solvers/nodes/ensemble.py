@@ -217,14 +217,9 @@ class Ensemble:
 
 
 def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], min_gain: float = -math.inf) -> Ensemble:
-    """Descend by rounds of L-BFGS, each in coordinates that are whitened again, until the gradient is small.
+    """Descend by at most `rounds` rounds of L-BFGS, each in coordinates that are whitened again; `trail` gets each round's loss.
 
-    Args:
-        state: where to start.
-        tolerance: length of the gradient at which a mixture has arrived.
-        rounds: largest number of rounds.
-        trail: gets the least loss after each round.
-        min_gain: nats; a mixture that gains less in a round, at a small gradient, has arrived, too.
+    A mixture has arrived when its gradient is at most `tolerance`, or small where a round gained less than `min_gain` nats.
     """
     active = (state.residual > tolerance) & state.loss.isfinite()
     counts = state.target.evaluations
@@ -245,13 +240,7 @@ def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], 
 
 
 def optima_of(state: Ensemble, settled: float, among: Bool[Tensor, " b"] | None = None) -> tuple[Optimum, ...]:
-    """Return the distinct optima, best first, of the mixtures whose gradient is at most `settled`, or of all where none is.
-
-    Args:
-        state: the mixtures.
-        settled: length of the gradient.
-        among: which mixtures may count at all; by default all.
-    """
+    """Return the distinct optima, best first, whose gradient is at most `settled`, or all where none is; only those `among`."""
     scale, may = state.objective.curvature, state.loss.isfinite()
     may = may if among is None else may & among
     found = [

@@ -108,8 +108,7 @@ def points_to_start(
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
     """Return `count` samples or draws of p, or else the given normal draws, with log p; −∞ where it is NaN, except at draws of p.
 
-    Raises:
-        TargetError: the log density is −inf at all of them.
+    A log density of −inf at all of them is refused.
     """
     if target.samples is not None:
         generator = torch.Generator().manual_seed(seed)

@@ -60,13 +60,8 @@ def minimize(
     Lengths and conjugate gradients are in coordinates divided by the metric at the present point. Hv is a difference of two
     gradients, so that a step of k conjugate gradients costs k + 1 evaluations. ‖g‖ alone decides when to stop.
 
-    Args:
-        function: the function to minimise, with its gradient.
-        metric: the scale of each coordinate.
-        theta: the starts.
-        tolerance: length of the gradient at the end.
-        bend: a cheaper function of nearly the same second derivatives, which gives them in the first 12 steps.
-        spent: returns whether to end now.
+    `bend` is a cheaper function of nearly the same second derivatives, which gives them in the first 12 steps. `spent` returns
+    whether to end now.
 
     Source: Steihaug (1983); Nocedal & Wright (2006), algorithms 4.1 and 7.2; for `bend`, Byrd, Chin, Neveitt & Nocedal (2011).
     """
