@@ -222,14 +222,6 @@ class Scan:
         if len(x):
             self.low, self.high = torch.minimum(self.low, x.amin(0)), torch.maximum(self.high, x.amax(0))
 
-    def take_in(self, block: Block) -> None:
-        """Add the moments of a block."""
-        if len(block):
-            x = block.x if block.context is None else torch.cat([block.x, block.context], 1)
-            weight = float(block.w.sum())
-            mean = block.w @ x / weight if weight else x.mean(0)
-            self.add(len(block), weight, mean, block.w @ (x - mean).square())
-
     def add(self, count: int, weight: float, mean: Tensor, power: Tensor) -> None:
         """Merge means and squares without losing digits. Source: Chan, Golub & LeVeque (1979)."""
         if not self.weight:  # rows without weight, if there are any, tell nothing
@@ -272,7 +264,11 @@ def _scan(family: NetworkFamily, names: tuple[str, ...], stride: int, every: int
             kept = block.take(~is_held)
         if every:
             seen.aside.append(kept.take(_aside(kept, every)))
-        seen.take_in(kept)
+        if len(kept):
+            x = kept.x if kept.context is None else torch.cat([kept.x, kept.context], 1)
+            weight = float(kept.w.sum())
+            mean = kept.w @ x / weight if weight else x.mean(0)
+            seen.add(len(kept), weight, mean, kept.w @ (x - mean).square())
     return seen
 
 
