@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -64,6 +65,11 @@ class Nodes:
         """Return `count` nodes, others for each count."""
         z, w = gaussian_rule(target.dim, count, seed + count)
         return cls(z.to(target.device), w.to(target.device))
+
+    @cached_property
+    def weighted(self) -> Float[Tensor, "m 1+d"]:
+        """The columns w and w z, which make an expectation and its products with z of values at the nodes."""
+        return torch.cat([self.w[:, None], self.w[:, None] * self.z], 1)
 
 
 @dataclass(frozen=True)

@@ -301,6 +301,5 @@ class Gaussians:
 
 def _moments(score: Float[Tensor, "b m d"], tril: Float[Tensor, "b d d"], nodes: Nodes) -> tuple[Tensor, Tensor]:
     """Return E[h] and E[h zᵀ] for h = Lᵀ∇log p; L multiplies last, when the sums are small."""
-    weighted = torch.cat([nodes.w[:, None], nodes.w[:, None] * nodes.z], 1)
-    moments = tril.mT @ (score.mT @ weighted)
+    moments = tril.mT @ (score.mT @ nodes.weighted)
     return moments[..., 0], moments[..., 1:]
