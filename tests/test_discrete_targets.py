@@ -168,7 +168,7 @@ def test_score_function_is_right_on_average():
     problem, theta = moved(target, counts)
     repeats = torch.stack([problem.gradient(theta, [0, 1], seed) for seed in range(400)])
     free = theta.clone().requires_grad_(True)
-    log_q = problem._log_prob(free, every(counts).long().expand(2, -1, -1))
+    log_q = problem.flat.call_each(free, every(counts).long().expand(2, -1, -1))
     assert torch.allclose(log_q.exp().sum(-1), torch.ones(2, dtype=D))
     (exact,) = torch.autograd.grad((log_q.exp() * (log_q - table.reshape(-1))).sum(), free)
     generator = torch.Generator().manual_seed(1)
@@ -185,7 +185,7 @@ def test_draws_of_the_score_function_follow_the_network():
     problem, theta = moved(potts(counts)[0], counts)
     x, log_q = problem._drawn(theta, 20_000, 0)
     states = every(counts).long()
-    exact = problem._log_prob(theta, states.expand(2, -1, -1)).exp()
+    exact = problem.flat.call_each(theta, states.expand(2, -1, -1)).exp()
     index = (x[..., 0] * 3 + x[..., 1]) * 2 + x[..., 2]
     torch.testing.assert_close(log_q.exp(), exact.gather(-1, index))
     share = torch.stack([one.bincount(minlength=len(states)) for one in index]) / 20_000

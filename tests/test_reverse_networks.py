@@ -13,8 +13,7 @@ from whichkl._checks import InputError, TargetError
 from whichkl.families import Flow, Gaussian, Module
 from whichkl.families.layers import Shape
 from whichkl.solvers import StickingTheLanding
-from whichkl.solvers.draws.reparameterised import FlowRows
-from whichkl.solvers.draws.sticking_the_landing import _Path
+from whichkl.solvers.draws.sticking_the_landing import FlowRows, _Path
 from whichkl.solvers.work import QUIET
 
 D = torch.float64

@@ -125,11 +125,7 @@ def parameters(objective: Objective) -> tuple[str, ...]:
 
 
 def check_weight(name: str, value: float, *, closed: bool = False) -> None:
-    """Refuse a weight outside (0, 1), or, with `closed`, outside [0, 1].
-
-    Raises:
-        InputError: the weight is outside, or isn't a number.
-    """
+    """Refuse a weight outside (0, 1), or, with `closed`, outside [0, 1]."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not (0 <= value <= 1 if closed else 0 < value < 1):
         because = "it must lie between 0 and 1" if closed else "it must lie strictly between 0 and 1"

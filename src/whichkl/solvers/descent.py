@@ -52,11 +52,7 @@ class Run:
     ) -> float:
         """Take one step, or skip a batch whose loss or gradient isn't finite; return the loss, NaN if skipped.
 
-        Args:
-            loss: computes the loss of a batch.
-            rate: the learning rate.
-            what: what the loss is called where it isn't finite.
-            skipped_errors: errors of `loss` that mean that this batch alone has no loss.
+        `what` names the loss in messages. A batch is skipped, too, if its loss raises one of `skipped_errors`.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -96,9 +92,7 @@ class Run:
     def resume(self, journal: Journal, read: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Any]]) -> bool:
         """Take up what `save` wrote; return whether there was anything.
 
-        Args:
-            journal: where it was written.
-            read: the entry's tensors and notes -> further fields; raises where they can't be right.
+        `read` makes further fields of the entry's tensors and notes, and raises where they can't be right.
         """
         state, weights = state_of(self.module), [one for group in self.optimizer.param_groups for one in group["params"]]
 

@@ -19,6 +19,9 @@ from whichkl.samples import Block
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
+_TIE = 1e-6
+"""Nats. An optimum is global if its loss exceeds the least one by at most this."""
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -146,28 +149,21 @@ class Solver(ABC):
         return [self.solve(target.without(rows), family, seed).best.model for rows in left_out]
 
 
-def distinct(optima: list[Optimum], same: float = 0.02, tie: float = 1e-6) -> tuple[Optimum, ...]:
+def distinct(optima: list[Optimum], same: float = 0.02) -> tuple[Optimum, ...]:
     """Sort optima by loss, drop those that repeat a better one, and mark the global ones.
 
-    Args:
-        optima: what was found.
-        same: two models are the same if their means and covariances differ by at most this multiple of the spread.
-        tie: nats; an optimum is global if its loss exceeds the least one by at most this.
+    Two models are the same if their means and covariances differ by at most `same` times the spread.
     """
     kept: list[Optimum] = []
     for one in sorted(optima, key=lambda o: (round(o.loss, 9), tuple(o.model.mean.tolist()))):
         if not any(_alike(one.model, other.model, same) for other in kept):
             kept.append(one)
     best = kept[0].loss
-    return tuple(Optimum(o.model, o.loss, o.converged, o.loss - best <= tie) for o in kept)
+    return tuple(Optimum(o.model, o.loss, o.converged, o.loss - best <= _TIE) for o in kept)
 
 
 def check_counts(solver: Solver, **least: int) -> None:
-    """Refuse fields of a solver that aren't whole numbers of at least the given values; None, a default, is allowed.
-
-    Raises:
-        InputError: a field is something else.
-    """
+    """Refuse fields of a solver that aren't whole numbers of at least the given values; None, a default, is allowed."""
     for name, low in least.items():
         value = getattr(solver, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
@@ -176,11 +172,7 @@ def check_counts(solver: Solver, **least: int) -> None:
 
 
 def check_positive(solver: Solver, *names: str) -> None:
-    """Refuse fields of a solver that aren't positive numbers; None, a default, is allowed.
-
-    Raises:
-        InputError: a field is something else.
-    """
+    """Refuse fields of a solver that aren't positive numbers; None, a default, is allowed."""
     for name in names:
         value = getattr(solver, name)
         if value is not None and not 0 < value < math.inf:

@@ -91,8 +91,8 @@ def call(
 ) -> Tensor:
     """Call a user's function at rows of x, converted to `dtype`; the result has the dtype and the device of `x`."""
     read = x if dtype is None else x.to(dtype)
-    points = read if read.requires_grad else read.clone()  # a copy, since the function may change it
-    points = points.detach().cpu().numpy() if as_array else points
+    own = read if read.requires_grad else read.clone()  # since the function may change it
+    points: Any = own.detach().cpu().numpy() if as_array else own
     version = None if read.is_inference() else read._version
     try:
         with np.errstate(all="ignore"):  # the user's `np.seterr` would raise where a density underflows
@@ -150,7 +150,9 @@ def _tensor(value: Any, like: Tensor) -> Tensor:
     if value is None:
         raise TargetError(cannot("evaluate this function", "it returned None", "Return a tensor or an array, one row per point"))
     if torch.is_complex(value) if isinstance(value, Tensor) else np.iscomplexobj(value):
-        raise TargetError(cannot("evaluate this function", "it returned complex numbers", "Return real ones, such as `value.real`"))
+        raise TargetError(
+            cannot("evaluate this function", "it returned complex numbers", "Return real ones, such as `value.real`")
+        )
     if isinstance(value, Tensor):
         return value.to(like)
     return torch.as_tensor(np.asarray(value, dtype=np.float64), dtype=torch.float64, device="cpu").to(like)

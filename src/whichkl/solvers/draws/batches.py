@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -97,7 +98,7 @@ class Streamed(Batches):
         if waiting:
             whole, rest = self._cut(waiting, shuffle)
             yield from whole
-            if len(rest) >= self.size // 2:
+            if len(rest) >= self.size // 2:  # a batch of a few rows would have a gradient of mostly noise
                 yield rest
 
     def _cut(self, blocks: list[Block], shuffle: torch.Generator) -> tuple[list[Block], Block]:
@@ -198,43 +199,35 @@ def _size(rows: int) -> int:
     return min(max(32, rows // 64), 1024)
 
 
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
 @dataclass
 class Scan:
     """Moments and ends of the columns of some rows, and the rows that were set aside; two of these can be added."""
 
     count: int = 0
     weight: float = 0.0
-    mean: Tensor | None = None
-    power: Tensor | None = None
+    mean: Tensor = field(default_factory=partial(_number, 0.0))
+    power: Tensor = field(default_factory=partial(_number, 0.0))
     """Weighted squares about the mean, of the columns of y and then those of x."""
-    low: Tensor | None = None
-    high: Tensor | None = None
+    low: Tensor = field(default_factory=partial(_number, math.inf))
+    high: Tensor = field(default_factory=partial(_number, -math.inf))
     aside: list[Block] = field(default_factory=list)
     held: list[Block] = field(default_factory=list)
 
     def reach(self, x: Tensor) -> None:
         """Take in the smallest and largest values of rows."""
         if len(x):
-            low, high = x.amin(0), x.amax(0)
-            self.low = low if self.low is None else torch.minimum(self.low, low)
-            self.high = high if self.high is None else torch.maximum(self.high, high)
-
-    def take_in(self, block: Block) -> None:
-        """Add the moments of a block."""
-        if len(block):
-            x = block.x if block.context is None else torch.cat([block.x, block.context], 1)
-            weight = float(block.w.sum())
-            mean = block.w @ x / weight if weight else x.mean(0)
-            self.add(len(block), weight, mean, block.w @ (x - mean).square())
+            self.low, self.high = torch.minimum(self.low, x.amin(0)), torch.maximum(self.high, x.amax(0))
 
     def add(self, count: int, weight: float, mean: Tensor, power: Tensor) -> None:
         """Merge means and squares without losing digits. Source: Chan, Golub & LeVeque (1979)."""
-        if self.mean is None or self.power is None or not self.weight:
-            self.count, self.weight, self.mean, self.power = self.count + count, self.weight + weight, mean, power
+        if not self.weight:  # rows without weight, if there are any, tell nothing
+            self.count, self.weight, self.mean, self.power = self.count + count, weight, mean, power
             return
         total = self.weight + weight
-        if not total:
-            return
         apart = mean - self.mean
         self.power = self.power + power + apart.square() * (self.weight * weight / total)
         self.mean = self.mean + apart * (weight / total)
@@ -246,7 +239,7 @@ class Scan:
         Raises:
             InputError: there are no rows with weight.
         """
-        if self.mean is None or self.power is None or self.low is None or self.high is None or not self.weight:
+        if not self.weight:
             raise InputError(cannot("use these samples", "they hold no row", "Give at least one"))
         scale, dim = (self.power / self.weight).clamp(min=0).sqrt(), first.x.shape[1]
         few = first.x[:4096]
@@ -271,7 +264,11 @@ def _scan(family: NetworkFamily, names: tuple[str, ...], stride: int, every: int
             kept = block.take(~is_held)
         if every:
             seen.aside.append(kept.take(_aside(kept, every)))
-        seen.take_in(kept)
+        if len(kept):
+            x = kept.x if kept.context is None else torch.cat([kept.x, kept.context], 1)
+            weight = float(kept.w.sum())
+            mean = kept.w @ x / weight if weight else x.mean(0)
+            seen.add(len(kept), weight, mean, kept.w @ (x - mean).square())
     return seen
 
 
@@ -279,11 +276,9 @@ def _total(scans: Iterable[Scan]) -> Scan:
     """Add up the results of all parts, in their order."""
     total = Scan()
     for one in scans:
-        if one.mean is not None and one.power is not None:
+        if one.count:
             total.add(one.count, one.weight, one.mean, one.power)
-        for end in (one.low, one.high):
-            if end is not None:
-                total.reach(end[None])
+        total.low, total.high = torch.minimum(total.low, one.low), torch.maximum(total.high, one.high)
         total.aside += one.aside
         total.held += one.held
     return total

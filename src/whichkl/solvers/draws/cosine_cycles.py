@@ -163,21 +163,22 @@ class CycleSolver(Solver):
             for i in range(min(_STEPS_PER_ROUND, self.steps - within * _STEPS_PER_ROUND)):
                 done = (within * _STEPS_PER_ROUND + i) / self.steps
                 now = rate * _RATE_FACTOR_PER_CYCLE**cycle * warm_cosine(done, warm, 1 / (warm * self.steps + 1))
-                self._step(problem, state, now, _seed(seed, 2 * (number * _STEPS_PER_ROUND + i)))
-            self._judge(problem, state, cycle_seed)
+                rows = state.active.nonzero()[:, 0]
+                if len(rows):  # a start may have been given up since the last step
+                    self._step(problem, state, rows, now, _seed(seed, 2 * (number * _STEPS_PER_ROUND + i)))
+            rows = state.active.nonzero()[:, 0]
+            if len(rows):
+                self._judge(problem, state, rows, cycle_seed)
             state.rounds += 1
             state.history = torch.cat([state.history, state.loss.min()[None]])
-            if within == per_cycle - 1:
-                self._end(problem, state, cycle_seed)
+            if len(rows) and within == per_cycle - 1:
+                self._end(problem, state, rows, cycle_seed)
             if work.journal is not None:
                 state.save(work.journal)
         return state
 
-    def _step(self, problem: Problem, state: Descent, rate: float, seed: int) -> None:
-        """Take one step with every active start whose gradient is finite."""
-        rows = state.active.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
+    def _step(self, problem: Problem, state: Descent, rows: Tensor, rate: float, seed: int) -> None:
+        """Take one step with every start in `rows` whose gradient is finite."""
         gradient = problem.gradient(state.now[rows], rows.tolist(), seed)
         good = gradient.isfinite().all(-1)
         state.skipped[rows[~good]] += 1
@@ -199,11 +200,8 @@ class CycleSolver(Solver):
         share = 1 / (1 + steps / 10).clamp(max=_STEPS_IN_AVERAGE)
         state.average[rows] = torch.lerp(state.average[rows], now, share[:, None])
 
-    def _judge(self, problem: Problem, state: Descent, seed: int) -> None:
+    def _judge(self, problem: Problem, state: Descent, rows: Tensor, seed: int) -> None:
         """Keep averages that are the best so far; put a start that diverged back to its best weights, at half the rate."""
-        rows = state.active.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
         loss = _mean_loss(problem, state.average[rows], rows, seed)
         better = loss < state.loss[rows]
         state.best[rows[better]] = state.average[rows[better]]
@@ -211,11 +209,8 @@ class CycleSolver(Solver):
         lost = rows[~(loss <= state.loss[rows] + 1)]
         state.reset(lost, now=state.best[lost], average=state.best[lost], factor=state.factor[lost] / 2)
 
-    def _end(self, problem: Problem, state: Descent, seed: int) -> None:
+    def _end(self, problem: Problem, state: Descent, rows: Tensor, seed: int) -> None:
         """Mark the starts that have settled, and those that aren't worth another cycle."""
-        rows = state.active.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
         before, after = (problem.losses(one[rows], rows.tolist(), seed) for one in (state.before, state.best))
         gained = before - after
         gain, error = gained.mean(-1), gained.std(-1) / math.sqrt(gained.shape[-1])

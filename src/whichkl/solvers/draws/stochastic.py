@@ -176,7 +176,7 @@ class Stochastic(Solver):
         loss = run.judge(data.read(data.validation))
         run.round += 1
         if run.best and not loss <= run.start_loss + 1:
-            run.restore(slower=0.5)
+            run.restore()
 
     def _total(self, data: Data, criterion: Criterion) -> int:
         """Return the steps of the schedule."""

@@ -54,15 +54,6 @@ class BothSides(Criterion):
     function's, Σ (fᵢ − f̄) ∂ log q(xᵢ)/∂φ, with fᵢ the derivative of the loss in the weight of xᵢ. The log of a mean, as in
     Rényi's divergence, is that of the batch, so its gradient has a bias of order 1/batch.
 
-    Args:
-        objective: the divergence.
-        target: p, in the coordinates of the rows.
-        log_z: subtracted from log p at draws of q; log p of the rows is already normalised.
-        draws: number of draws of q per step.
-        judged_on: number of draws of q by which the best weights are chosen, the same ones each time.
-        seed: fixes those draws.
-        notes: sentences for the user about log Z.
-
     Source: Roeder, Wu & Duvenaud (2017); Kool, van Hoof & Welling (2019) for the baseline.
     """
 
@@ -75,8 +66,10 @@ class BothSides(Criterion):
     objective: Objective
     target: Target
     log_z: float
+    """Subtracted from log p at draws of q; log p of the rows is already normalised."""
     draws: int
     judged_on: int
+    """Number of draws of q by which the best weights are chosen, the same ones each time."""
     seed: int
     notes: tuple[str, ...] = ()
 
@@ -86,11 +79,7 @@ class BothSides(Criterion):
         return self.objective.curvature
 
     def check(self, model: Any) -> None:
-        """Refuse a law whose draws are differentiable, and whose density is flat along them.
-
-        Raises:
-            InputError: it is such a law.
-        """
+        """Refuse a law whose draws are differentiable, and whose density is flat along them."""
         if not (self.objective.reads_q and model.has_rsample):
             return
         with seeded(self.seed):
@@ -134,10 +123,6 @@ class BothSides(Criterion):
         pairs = [(w.detach(), one) for w, one in zip(weights, slopes, strict=True) if one is not None]
         parts = [(w * (one - w @ one)).square().sum() for w, one in pairs]
         return float(loss.detach()), math.sqrt(sum(float(one) for one in parts))
-
-    def final(self, model: Any, best: float) -> float:
-        """Return the loss on the validation rows, since the others were trained on."""
-        return best
 
     @property
     def evaluations(self) -> Evaluations:

@@ -46,9 +46,9 @@ class Criterion(ABC):
     def measured(self, module: nn.Module, model: Any, rows: Block) -> tuple[float, float]:
         """Return the loss on validation rows and its standard error, in nats; infinite where it isn't a number."""
 
-    @abstractmethod
     def final(self, model: Any, best: float) -> float:
-        """Return the loss of the model that is kept, whose loss on the validation rows was `best`."""
+        """Return the loss of the model that is kept; by default `best`, its loss on the validation rows."""
+        return best
 
     @property
     @abstractmethod
@@ -63,19 +63,15 @@ class Criterion(ABC):
 
 @dataclass(frozen=True)
 class Likelihood(Criterion):
-    """Mean −log q of the rows, or the family's bound of it: forward KL plus H(p).
-
-    Args:
-        family: the family whose loss it is.
-        kept: the rows that aren't held out.
-        is_stream: whether they are read in parts; then no pass is made for the final loss alone.
-    """
+    """Mean −log q of the rows, or the family's bound of it: forward KL plus H(p)."""
 
     what: ClassVar[str] = "log density"
 
     family: NetworkFamily
     kept: Rows
+    """The rows that aren't held out."""
     is_stream: bool
+    """Whether they are read in parts; then no pass is made for the final loss alone."""
 
     def loss(self, model: Any, block: Block, generator: torch.Generator) -> Float[Tensor, ""]:
         """Return the weighted mean over the batch."""
@@ -177,12 +173,12 @@ class Training(Run):
         self.history.append(self.best_loss)
         return loss
 
-    def restore(self, *, slower: float = 1.0) -> None:
-        """Go back to the best weights, forget the optimizer's moments, and multiply the learning rate by `slower`."""
+    def restore(self) -> None:
+        """Go back to the best weights, forget the optimizer's moments, and halve the learning rate."""
         self.module.load_state_dict(self.best)
         self.optimizer.state.clear()
         self.average, self.taken = [], 0
-        self.factor *= slower
+        self.factor /= 2
 
     @property
     def weights(self) -> list[Tensor]:

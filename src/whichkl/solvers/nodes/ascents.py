@@ -82,8 +82,7 @@ def ascend(
     True
     """
     every = torch.arange(len(x), device=x.device)
-    value, score = first or trial(x, every)
-    x, value, score = x.clone(), value.clone(), score.clone()
+    x, value, score = (one.clone() for one in (x, *(first or trial(x, every))))
     memory = Memory.empty(x) if memory is None else memory.take(every)  # a copy
     plain = score / torch.linalg.vector_norm(score, dim=-1, keepdim=True).clamp(min=1.0)
     step = torch.where(memory.held[:, -1:], memory.times(every, score), plain)
@@ -109,8 +108,7 @@ def ascend(
             rise[won] = (score[won] * step[won]).sum(-1)
             length[won], tries[won] = 1.0, 0.0
             stop_arrived(Peaks(x, value, score, rise / 2, memory), won, active, tolerance, foreseen)
-    step = memory.times(every, score)
-    return Peaks(x, value, score, (score * step).sum(-1) / 2, memory)
+    return Peaks(x, value, score, (score * memory.times(every, score)).sum(-1) / 2, memory)
 
 
 def rows_to_try(active: Bool[Tensor, " b"], max_calls: int, patience: float) -> Iterator[Tensor]:

@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
 def double_nodes(
     fitted: S, count: int, max_nodes: int, is_exact: bool, refit: Callable[[S, int], tuple[S, Verdict] | None], first: int = 0
 ) -> tuple[S, float | None]:
-    """Fit on more and more nodes.
+    """Fit on more and more nodes, and return the last models with the node error of the best; None if no doubling was judged.
 
     Args:
         fitted: the models at their optima on `count` nodes.
@@ -43,9 +43,6 @@ def double_nodes(
         is_exact: whether the first nodes are enough, as for the trapezoid rule on the line.
         refit: models and a larger number of nodes -> their optima there and what they show; None if the budget forbids it.
         first: the number of nodes from which on a fit is judged, if it is above `count`: fewer are a first approximation.
-
-    Returns:
-        The models on the last nodes, and the node error of the best one; None if no doubling was judged.
     """
     first, error, more, is_settled = max(first, count), None, 2 * count, is_exact
     while not is_settled and 2 * count <= max_nodes:
@@ -76,11 +73,7 @@ def near_best(loss: Float[Tensor, " b"]) -> Bool[Tensor, " b"]:
 
 
 def refuse_infinite(elbo: Float[Tensor, " b"]) -> None:
-    """Refuse a target whose ELBO isn't finite at the end of any start.
-
-    Raises:
-        TargetError: it is such a target.
-    """
+    """Refuse a target whose ELBO isn't finite at the end of any start."""
     if bool(elbo.isfinite().any()):
         return
     because = (
@@ -96,14 +89,8 @@ def refuse_unbounded(
 ) -> None:
     """Refuse a target whose best model is wider than 10¹² in a column, has an ELBO above 10¹² nats, or still shrinks below 10⁻¹².
 
-    Args:
-        elbo: the ELBO of each model.
-        spread: standard deviations of the columns, per component.
-        residual: length of the gradient at each model; a model at rest may be arbitrarily narrow.
-        names: names of the columns.
-
-    Raises:
-        TargetError: it is such a target; the message names the widest or the narrowest column.
+    `spread` holds the standard deviations of each model's columns, per component. A model may be arbitrarily narrow if it is at
+    rest, which `residual`, the length of its gradient, tells. The message names the widest or the narrowest column.
     """
     best = int(elbo.argmax())
     spread = spread[best]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -64,6 +65,11 @@ class Nodes:
         """Return `count` nodes, others for each count."""
         z, w = gaussian_rule(target.dim, count, seed + count)
         return cls(z.to(target.device), w.to(target.device))
+
+    @cached_property
+    def weighted(self) -> Float[Tensor, "m 1+d"]:
+        """The columns w and w z, which make an expectation and its products with z of values at the nodes."""
+        return torch.cat([self.w[:, None], self.w[:, None] * self.z], 1)
 
 
 @dataclass(frozen=True)
@@ -217,14 +223,9 @@ class Ensemble:
 
 
 def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], min_gain: float = -math.inf) -> Ensemble:
-    """Descend by rounds of L-BFGS, each in coordinates that are whitened again, until the gradient is small.
+    """Descend by at most `rounds` rounds of L-BFGS, each in coordinates that are whitened again; `trail` gets each round's loss.
 
-    Args:
-        state: where to start.
-        tolerance: length of the gradient at which a mixture has arrived.
-        rounds: largest number of rounds.
-        trail: gets the least loss after each round.
-        min_gain: nats; a mixture that gains less in a round, at a small gradient, has arrived, too.
+    A mixture has arrived when its gradient is at most `tolerance`, or small where a round gained less than `min_gain` nats.
     """
     active = (state.residual > tolerance) & state.loss.isfinite()
     counts = state.target.evaluations
@@ -236,6 +237,7 @@ def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], 
         some = state.take(rows)
         trial = some.descended(counts.calls(cost, _MAX_CALLS_PER_ROUND), tolerance**2 / 2)
         gain = some.loss - trial.loss
+        # Near the end rounding hides a gain, and the gradient decides.
         better = (gain > 0) | ((gain > -1e-9) & (trial.residual < some.residual))
         state = state.put(rows[better], trial.take(better))
         active[rows] = better & (trial.residual > tolerance) & ((gain > min_gain) | (trial.residual > _SMALL_RESIDUAL))
@@ -244,13 +246,7 @@ def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], 
 
 
 def optima_of(state: Ensemble, settled: float, among: Bool[Tensor, " b"] | None = None) -> tuple[Optimum, ...]:
-    """Return the distinct optima, best first, of the mixtures whose gradient is at most `settled`, or of all where none is.
-
-    Args:
-        state: the mixtures.
-        settled: length of the gradient.
-        among: which mixtures may count at all; by default all.
-    """
+    """Return the distinct optima, best first, whose gradient is at most `settled`, or all where none is; only those `among`."""
     scale, may = state.objective.curvature, state.loss.isfinite()
     may = may if among is None else may & among
     found = [

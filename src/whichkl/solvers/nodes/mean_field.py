@@ -72,14 +72,8 @@ class MeanField(Solver):
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run all starts on the first nodes, then the distinct optima again on twice as many until they stay."""
         loc, scale = (part.to(target.device) for part in find_scales(target, seed))
-        return minimize_elbo(
-            lambda count: diagonal_average(target, count, seed),
-            torch.cat([loc, scale.log()], -1),
-            first_nodes(target.dim),
-            tolerance=self.tolerance,
-            node_tolerance=self.node_tolerance,
-            max_nodes=self.max_nodes,
-        )
+        starts, numbers = torch.cat([loc, scale.log()], -1), (self.tolerance, self.node_tolerance, self.max_nodes)
+        return minimize_elbo(lambda count: diagonal_average(target, count, seed), starts, first_nodes(target.dim), *numbers)
 
 
 @dataclass(frozen=True)
@@ -122,16 +116,9 @@ class LowRank(Solver):
             nodes, w = (part.to(target.device) for part in gaussian_rule(dim + rank, count, seed, apart=rank))
             return LowRankAverage(target, rank, nodes[:, :rank].contiguous(), nodes[:, rank:].contiguous(), w)
 
-        exact = dim + rank <= _MAX_DIM_OF_EXACT_NODES
+        tolerance = self.tolerance / 100 if dim + rank <= _MAX_DIM_OF_EXACT_NODES else self.tolerance
         count = max(first_nodes(dim + rank), 1 << (8 * rank - 1).bit_length())
-        return minimize_elbo(
-            average,
-            torch.stack(starts),
-            count,
-            tolerance=self.tolerance / 100 if exact else self.tolerance,
-            node_tolerance=self.node_tolerance,
-            max_nodes=self.max_nodes,
-        )
+        return minimize_elbo(average, torch.stack(starts), count, tolerance, self.node_tolerance, self.max_nodes)
 
 
 def diagonal_average(target: Target, count: int, seed: int) -> DiagonalAverage:
@@ -172,7 +159,7 @@ def find_scales(target: Target, seed: int) -> tuple[Float[Tensor, "b d"], Float[
         if bool(settled[i]) and min(near, default=math.inf) > 0.1:
             locs.append(peaks.x[i])
             scales.append(_spread(target, peaks.x[i], seed))
-    if not locs:  # a density without modes
+    if not locs:  # a density without modes, or one on which no ascent has ended
         locs, scales = [points.mean(0)], [torch.ones(target.dim, dtype=torch.float64, device="cpu")]
     return torch.stack(locs), torch.stack(scales)
 
@@ -215,7 +202,7 @@ def _least_eigenvectors(bend: Callable[[Tensor], Tensor], start: Float[Tensor, "
     while True:
         images.append(bend(basis[-1]))
         left, known = images[-1], torch.stack(basis)
-        for _ in range(2):
+        for _ in range(2):  # once leaves rounding errors that grow from step to step
             left = left - known.T @ (known @ left)
         norm = torch.linalg.vector_norm(left)
         if len(basis) == most or float(norm) < 1e-6:

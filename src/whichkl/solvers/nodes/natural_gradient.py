@@ -221,6 +221,7 @@ class Gaussians:
         at ρ = 1 Newton's step, exact at once on a Gaussian target.
         """
         eigenvalue, vector = torch.linalg.eigh(self.a)
+        # A step that was refused, or one where A isn't positive, is damped: its precision would be far off, or not one at all.
         tame = (rho < 1) | (eigenvalue[:, 0] <= 1e-8)
         length = rho[:, None]
         precision = 1 - length + length * torch.where(tame[:, None], eigenvalue.clamp(0.25, 16.0), eigenvalue)
@@ -300,6 +301,5 @@ class Gaussians:
 
 def _moments(score: Float[Tensor, "b m d"], tril: Float[Tensor, "b d d"], nodes: Nodes) -> tuple[Tensor, Tensor]:
     """Return E[h] and E[h zᵀ] for h = Lᵀ∇log p; L multiplies last, when the sums are small."""
-    weighted = torch.cat([nodes.w[:, None], nodes.w[:, None] * nodes.z], 1)
-    moments = tril.mT @ (score.mT @ weighted)
+    moments = tril.mT @ (score.mT @ nodes.weighted)
     return moments[..., 0], moments[..., 1:]

@@ -148,13 +148,6 @@ def find_missing_mass(
     mode that is near no component gives its Laplace approximation, weighted by its evidence. If there is none, the target is
     curved rather than incomplete: the best candidate gets half the scale of its nearest component.
 
-    Args:
-        target: p in unconstrained coordinates.
-        model: one mixture.
-        points: further candidates.
-        most: largest number of new components.
-        seed: fixes the draws.
-
     Source: Arenz, Zhong & Neumann (2020), VIPS, for where components are added.
     """
     logits, loc, tril = (part[0].cpu() for part in (model.logits, model.loc, model.tril))

@@ -108,8 +108,7 @@ def points_to_start(
 ) -> tuple[Float[Tensor, "c d"], Float[Tensor, " c"]]:
     """Return `count` samples or draws of p, or else the given normal draws, with log p; −∞ where it is NaN, except at draws of p.
 
-    Raises:
-        TargetError: the log density is −inf at all of them.
+    A log density of −inf at all of them is refused.
     """
     if target.samples is not None:
         generator = torch.Generator().manual_seed(seed)
@@ -174,6 +173,7 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
 
     climb, calls = (ascend_by_newton, max_calls // 6) if points.shape[1] <= _MAX_DIM_OF_NEWTON else (ascend, max_calls)
     peaks = climb(trial_on_cpu(target), points, max_calls=calls, foreseen=foreseen, patience=_PATIENCE)
+    # `foreseen` is called for rows that have moved only.
     rested = (peaks.x == points).all(-1).nonzero()[:, 0]
     foreseen(peaks, rested, rested[:0])  # points that were modes at the start never arrived
     best = sorted(found, key=lambda one: -float(peaks.value[one[0]]))[:most]

@@ -21,6 +21,8 @@ _ROUNDING = 1e-11
 """Relative fall of a value that rounding hides, so that the gradient decides whether a step is taken."""
 _MIN_RADIUS = 1e-9
 """Radius per coordinate at which a start counts as stalled."""
+_MAX_STEPS = 100
+"""Largest number of Newton steps."""
 _MAX_CHEAP_STEPS = 12
 """Largest number of steps with cheap second derivatives; a start that needs more finds them too rough."""
 _MIN_RESIDUE = 1e-4
@@ -51,7 +53,6 @@ def minimize(
     theta: Float[Tensor, "b p"],
     tolerance: float,
     bend: Function | None = None,
-    most: int = 100,
     spent: Callable[[], bool] | None = None,
 ) -> End:
     """Minimise from every start: min over ‖δ‖ ≤ Δ of gᵀδ + ½ δᵀHδ, by conjugate gradients; Δ follows the accuracy of that model.
@@ -59,14 +60,8 @@ def minimize(
     Lengths and conjugate gradients are in coordinates divided by the metric at the present point. Hv is a difference of two
     gradients, so that a step of k conjugate gradients costs k + 1 evaluations. ‖g‖ alone decides when to stop.
 
-    Args:
-        function: the function to minimise, with its gradient.
-        metric: the scale of each coordinate.
-        theta: the starts.
-        tolerance: length of the gradient at the end.
-        bend: a cheaper function of nearly the same second derivatives, which gives them in the first 12 steps.
-        most: largest number of Newton steps.
-        spent: returns whether to end now.
+    `bend` is a cheaper function of nearly the same second derivatives, which gives them in the first 12 steps. `spent` returns
+    whether to end now.
 
     Source: Steihaug (1983); Nocedal & Wright (2006), algorithms 4.1 and 7.2; for `bend`, Byrd, Chin, Neveitt & Nocedal (2011).
     """
@@ -74,7 +69,7 @@ def minimize(
     begun, scale = value, metric(theta)
     radius = torch.full_like(value, math.sqrt(theta.shape[1]))
     stalled, history = torch.zeros_like(value, dtype=torch.bool), list[float]()
-    while len(history) < most:
+    while len(history) < _MAX_STEPS:
         residual = torch.linalg.vector_norm(scale * gradient, dim=-1)
         active = (value.isfinite() & (residual > tolerance) & ~stalled).nonzero()[:, 0]
         if len(active) == 0 or (spent is not None and spent()):
@@ -131,7 +126,9 @@ def _steihaug(
         bend = (d * curved).sum(-1)
         rate = squared[on] / bend
         outside = (bend <= 0) | ~bend.isfinite() | (torch.linalg.vector_norm(s + rate[:, None] * d, dim=-1) >= radius[on])
-        rate = torch.where(outside, _length_to_edge(s, d, radius[on]), rate)[:, None]
+        # Where the step leaves the region, it ends at τ ≥ 0 with ‖s + τ d‖ = Δ.
+        a, b, c = d.square().sum(-1), (s * d).sum(-1), radius[on].square() - s.square().sum(-1)
+        rate = torch.where(outside, (-b + (b.square() + a * c).clamp(min=0).sqrt()) / a, rate)[:, None]
         known = curved.isfinite().all(-1, keepdim=True)
         step[on], bent[on] = s + rate * d, bent[on] + torch.where(known, rate * curved, 0.0)
         r = r + torch.where(known, rate * curved, 0.0)
@@ -140,11 +137,3 @@ def _steihaug(
         squared[on] = after
         running[on] = ~outside & (after > goal[on])
     return step, -(step * slope).sum(-1) - (step * bent).sum(-1) / 2
-
-
-def _length_to_edge(step: Tensor, along: Tensor, radius: Tensor) -> Float[Tensor, " b"]:
-    """Return the τ ≥ 0 with ‖step + τ · along‖ = radius."""
-    a, b = along.square().sum(-1), (step * along).sum(-1)
-    c = radius.square() - step.square().sum(-1)
-    root: Tensor = (-b + (b.square() + a * c).clamp(min=0).sqrt()) / a
-    return root

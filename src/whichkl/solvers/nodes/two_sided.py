@@ -85,7 +85,7 @@ class TwoSided(Solver):
         """Descend from both directions' optima on few points of p, then the distinct optima on all, and on more nodes."""
         if not isinstance(family, (Gaussian, Mixture)):
             raise TypeError(family)
-        whole, notes = self._points(target, family, seed)
+        whole, notes = self._points(target, seed)
         work.tell("fitting both directions to start from", math.nan)
         parts = self._starts(target, family, seed, whole)
         log_z = 0.0
@@ -131,17 +131,16 @@ class TwoSided(Solver):
             raise TargetError(cannot(f"minimise `{self.minimised.spec}` here", because, instead))
         return state
 
-    def _points(self, target: Target, family: Gaussian | Mixture, seed: int) -> tuple[Points, tuple[str, ...]]:
+    def _points(self, target: Target, seed: int) -> tuple[Points, tuple[str, ...]]:
         """Return points of p in float64 with log p there: at most `FRESH` of them, evenly spaced; none if p isn't read."""
         if not self.minimised.reads_p:
             return Points.none(target), ()
         x, w = points_of(target, seed, _SHARE_PER_DIRECTION / 2)  # half for drawing them, half for evaluating them
-        notes: tuple[str, ...] = ()
-        if len(x) > FRESH and not is_exact(target):
-            rows = _evenly(len(x), FRESH)
-            notes = (f"{FRESH:,} of {len(x):,} rows, evenly spaced, were fitted",)
-            x, w = x[rows], w[rows] / w[rows].sum()
-        return Points(x, w, log_prob_at_points(target, x)), notes
+        if len(x) <= FRESH or is_exact(target):
+            return Points(x, w, log_prob_at_points(target, x)), ()
+        rows = _evenly(len(x), FRESH)
+        few = Points(x[rows], w[rows] / w[rows].sum(), log_prob_at_points(target, x[rows]))
+        return few, (f"{FRESH:,} of {len(x):,} rows, evenly spaced, were fitted",)
 
     def _starts(self, target: Target, family: Gaussian | Mixture, seed: int, points: Points) -> Parts:
         """Return the optima of the directions that the access allows; each may use a share of the evaluations that are left."""
@@ -158,7 +157,7 @@ class TwoSided(Solver):
             try:
                 with _share_of(target.evaluations):
                     models += [one.model for one in reverse.solve(target, family, seed).optima[:_MAX_OPTIMA]]
-            except DeadDensityError:
+            except DeadDensityError:  # the log density is broken everywhere, so no other start would help
                 raise
             except TargetError:  # reverse KL may be infinite for every member, and the objective not
                 if not models:
@@ -178,9 +177,8 @@ class TwoSided(Solver):
             if not is_even:
                 found.append((-float(starts.loss[i]), float(torch.logsumexp(at_q + weight.log(), 0))))
                 continue
-            drawn = weight.multinomial(
-                _NODES_FOR_LOG_Z, replacement=True, generator=torch.Generator(weight.device).manual_seed(i)
-            )
+            generator = torch.Generator(weight.device).manual_seed(i)
+            drawn = weight.multinomial(_NODES_FOR_LOG_Z, replacement=True, generator=generator)  # the bridge needs equal weights
             with contextlib.suppress(TargetError):
                 one = bridge.bridge(at_p, at_q[drawn])
                 found.append((one.ess, one.log_z))

@@ -192,23 +192,12 @@ class _Batch:
 
 
 def minimize_elbo(
-    average: Callable[[int], Average],
-    starts: Float[Tensor, "b p"],
-    first: int,
-    *,
-    tolerance: float,
-    node_tolerance: float,
-    max_nodes: int,
+    average: Callable[[int], Average], starts: Tensor, first: int, tolerance: float, node_tolerance: float, max_nodes: int
 ) -> Solution:
-    """Minimise from every start on `first` nodes, then from the distinct optima on twice as many until they stay.
+    """Minimise from every start (b, p) on `first` nodes, then from the distinct optima on twice as many until they stay.
 
-    Args:
-        average: number of nodes -> −ELBO on them.
-        starts: θ to start from.
-        first: number of nodes to begin with.
-        tolerance: length of the gradient at the end, per coordinate.
-        node_tolerance: standard deviations by which twice as many nodes may move a mean, root mean square.
-        max_nodes: largest number of nodes.
+    `average` makes −ELBO of a number of nodes. `tolerance` is the length of the gradient at the end, per coordinate, and
+    `node_tolerance` the standard deviations by which twice as many nodes may move a mean, root mean square.
 
     Raises:
         TargetError: every start failed, or the best one spreads or shrinks without bound.

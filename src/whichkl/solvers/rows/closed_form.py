@@ -185,10 +185,6 @@ def weighted_medians(rows: Rows, columns: Sequence[int]) -> Float[Tensor, " k"]:
     The 64 bits of a double are read as a whole number with the same order, and found 16 at a time. Each of four passes adds up
     the weight by the next digit, among the values that begin with the digits found so far.
 
-    Args:
-        rows: the rows, which are read four times.
-        columns: the numbers of the columns.
-
     Source: radix selection, Knuth (1998), The Art of Computer Programming 3, 5.2.5.
     """
     found = torch.zeros(len(columns), dtype=torch.int64, device="cpu")
@@ -222,12 +218,9 @@ def _count(columns: Sequence[int], found: Int[Tensor, " k"], digit: int, blocks:
 
 
 def shift_to_mean(weight: Tensor, first: Tensor, second: Tensor) -> Tensor | None:
-    """Return the vector from the origin of some sums to the mean if it is too long for their precision, else None.
+    """Return the vector from an origin to the mean if it is too long for the precision of these sums, else None.
 
-    Args:
-        weight: Σ w.
-        first: Σ w z, where z is a row minus the origin.
-        second: Σ w z².
+    The sums are Σ w, Σ w z and Σ w z², where z is a row minus the origin.
     """
     shift = first / weight
     variance = second / weight - shift.square()

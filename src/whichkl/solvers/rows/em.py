@@ -141,10 +141,7 @@ class ExpectationMaximization(Solver):
         """Split and merge components as long as a few iterations from the result end higher than as many from `here`."""
         iterations, short = 0, replace(self, max_iterations=_ITERATIONS_OF_MOVES)
         for _ in range(frame.count):
-            others = split_and_merge(here)
-            if others is None:
-                break
-            tried = short._climb(rows, frame, here.beside(others), _COARSE, work.quiet(), "other places")
+            tried = short._climb(rows, frame, here.beside(*split_and_merge(here)), _COARSE, work.quiet(), "other places")
             iterations += tried.iterations
             work.tell("EM, components rearranged", math.nan)
             best = tried.likelihood.argmax()
@@ -156,7 +153,7 @@ class ExpectationMaximization(Solver):
     def _climb(self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str) -> Climb:
         """Run cycles until two in a row gain less than `tolerance` / 10, at first in float32 where that is precise enough."""
         name = f"em-{step.replace(' ', '-')}"
-        climb = Climb.begin(state)
+        climb = Climb(state, torch.full((len(state.probs),), -math.inf, dtype=torch.float64, device="cpu"))
         if work.journal is not None and (found := work.journal.load(name, climb.read)) is not None:
             climb = found
         saved = time.monotonic()
@@ -186,20 +183,14 @@ class Climb:
 
     state: State
     likelihood: Float[Tensor, " s"]
-    gain: float
-    iterations: int
-    small: int
+    gain: float = math.inf
+    iterations: int = 0
+    small: int = 0
     """Number of cycles in a row that gained next to nothing; two end the climb."""
-    single: bool
+    single: bool = True
     """Whether the climb is still in float32."""
     history: tuple[float, ...] = ()
     """The loss of the best start in each cycle."""
-
-    @classmethod
-    def begin(cls, state: State) -> Climb:
-        """Start from a state that hasn't been evaluated."""
-        unknown = torch.full((len(state.probs),), -math.inf, dtype=torch.float64, device="cpu")
-        return cls(state, unknown, math.inf, 0, 0, single=True)
 
     @property
     def best(self) -> State:
@@ -253,8 +244,8 @@ def seed_states(
     return State(even, centres, spread.expand(starts, count, dim, dim), df)
 
 
-def split_and_merge(state: State) -> State | None:
-    """Return up to nine states in which two components are merged and a third is split; None for fewer than three components.
+def split_and_merge(state: State) -> list[State]:
+    """Return up to nine states of three or more components in which two are merged and a third is split.
 
     The pairs are those that lose least by Runnalls' bound, ½ [(πᵢ + πⱼ) log|Σᵢⱼ| − πᵢ log|Σᵢ| − πⱼ log|Σⱼ|]. The components of
     largest volume are split. Both moves keep the moments.
@@ -262,30 +253,21 @@ def split_and_merge(state: State) -> State | None:
     Source: split and merge EM, Ueda, Nakano, Ghahramani & Hinton (2000); the bound, Runnalls (2007).
     """
     probs, loc, cov = state.probs[0], state.loc[0], state.cov[0]
-    count = len(probs)
-    if count < 3:
-        return None
-    volume = _log_det(cov)
-    cost = _merge_cost(probs, loc, cov, volume)
+    count, volume = len(probs), _log_det(cov)
+    weight = probs[:, None] + probs
+    share = probs[:, None] / weight
+    apart = loc[:, None] - loc
+    between = (share * (1 - share))[..., None, None] * apart[..., :, None] * apart[..., None, :]
+    merged = share[..., None, None] * cov[:, None] + (1 - share)[..., None, None] * cov + between
+    cost = (weight * _log_det(merged) - probs[:, None] * volume[:, None] - probs * volume) / 2
     row, column = torch.triu_indices(count, count, 1, device="cpu")
     nearest = cost[row, column].argsort()
     widest = torch.where(probs > 0.25 / count, volume, -math.inf).argsort(descending=True)
     found: list[State] = []
     for pair in nearest.tolist()[:_MAX_MERGERS]:
         i, j = int(row[pair]), int(column[pair])
-        for k in [one for one in widest.tolist() if one not in (i, j)][:_MAX_SPLITS]:
-            found.append(_moved(state, i, j, k))
-    return found[0].beside(*found[1:])
-
-
-def _merge_cost(probs: Tensor, loc: Tensor, cov: Tensor, volume: Tensor) -> Float[Tensor, "k k"]:
-    weight = probs[:, None] + probs
-    share = probs[:, None] / weight
-    apart = loc[:, None] - loc
-    between = (share * (1 - share))[..., None, None] * apart[..., :, None] * apart[..., None, :]
-    merged = share[..., None, None] * cov[:, None] + (1 - share)[..., None, None] * cov + between
-    cost: Tensor = (weight * _log_det(merged) - probs[:, None] * volume[:, None] - probs * volume) / 2
-    return cost
+        found += [_moved(state, i, j, k) for k in [one for one in widest.tolist() if one not in (i, j)][:_MAX_SPLITS]]
+    return found
 
 
 def _log_det(cov: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:

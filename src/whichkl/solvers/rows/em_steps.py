@@ -299,6 +299,7 @@ def squarem_cycle(
     bend = points[2] - points[1] - slope
     length = (slope.square().sum(-1) / bend.square().sum(-1).clamp(min=1e-300)).sqrt().clamp(1.0, 1e4)[:, None]
     leap = _unflat(points[0] + 2 * length * slope + length.square() * bend, second)
+    # A leap can leave the set of mixtures: its covariances needn't be positive, nor its weights finite.
     safe = (torch.linalg.cholesky_ex(leap.cov)[1] == 0).all(-1)
     safe = safe & leap.probs.isfinite().all(-1) & leap.loc.isfinite().all((-1, -2))
     there, third = update(_where(safe, leap, second))

@@ -94,7 +94,7 @@ class Newton(Solver):
             length, there = 1.0, design.evaluate(rows, theta + step, step, hessian=dense)
             if design.family.penalty == 0 and there.separates(_MAX_ROUNDING):
                 raise InputError(_separated(design, rows, step))
-            small = 1e-13 * max(1.0, abs(here.loss))
+            small = 1e-13 * max(1.0, abs(here.loss))  # what rounding may add to a loss that doesn't rise
             while not there.loss <= here.loss + small and length > 1e-9:
                 length /= 2
                 there = design.evaluate(rows, theta + length * step, length * step, hessian=dense)

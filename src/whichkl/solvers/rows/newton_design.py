@@ -109,16 +109,11 @@ class Design:
 
     def separating(self, rows: Rows) -> list[int]:
         """Return the columns x that alone separate a group of y from the rest."""
-        found = list(rows.map(partial(_ends, self)))
-        groups = max(len(low) for low, _ in found)
-        low, high = (
-            torch.stack([torch.nn.functional.pad(one[i], (0, 0, 0, groups - len(one[i])), value=v) for one in found])
-            for i, v in ((0, torch.inf), (1, -torch.inf))
-        )
+        low, high = (torch.stack(ends) for ends in zip(*rows.map(partial(_ends, self)), strict=True))
         low, high = low.amin(0), high.amax(0)
         alone: set[int] = set()
-        for group in range(groups):
-            rest = torch.arange(groups, device="cpu") != group
+        for group in range(len(low)):
+            rest = torch.arange(len(low), device="cpu") != group
             below, above = low[rest].amin(0), high[rest].amax(0)
             apart = ((high[group] <= below) | (low[group] >= above)) & ((low[group] < above) | (high[group] > below))
             if self.family.response == "poisson":  # where something was counted the column must not vary

@@ -164,12 +164,7 @@ class Enumeration(Solver):
 def sweep(
     table: Float[Tensor, ...], logs: Sequence[Float[Tensor, "s k"]]
 ) -> tuple[Float[Tensor, " s"], list[Float[Tensor, "s k"]]]:
-    """Update every column once, in order; return −ELBO after it and the log probabilities.
-
-    Args:
-        table: log p of every state, one axis per column.
-        logs: log probabilities of each column, one row per start.
-    """
+    """Update every column once, in order; return −ELBO after it and the log probabilities; `table` has an axis per column."""
     logs, starts = list(logs), len(logs[0])
     left = table.expand(starts, *table.shape)
     for j in range(len(logs)):

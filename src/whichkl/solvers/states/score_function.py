@@ -65,16 +65,7 @@ class ScoreFunction(CycleSolver):
 
 
 class Columns:
-    """The score-function gradient of several networks at once, and log q − log p on fixed noise.
-
-    Args:
-        target: p.
-        family: the family of the networks.
-        shape: the shape of the rows.
-        seeds: one seed per network for its weights.
-        draws: number of draws for a gradient.
-        judged_on: number of draws for a loss.
-    """
+    """The score-function gradient of networks, one per seed, on `draws` draws, and log q − log p on `judged_on` fixed ones."""
 
     def __init__(
         self, target: Target, family: Autoregressive, shape: Shape, seeds: list[int], draws: int, judged_on: int
