@@ -12,6 +12,10 @@ _MIN_TAIL = 60
 """Smallest number of values from which the shape of a tail is estimated."""
 _MAX_KOLMOGOROV = 1.2
 """Largest Kolmogorov distance times √n of a good fit; a true distribution exceeds it in fewer than 1 % of cases."""
+_MIN_EVEN_SHARE = 0.9
+"""Share of effective rows from which on no tail of weights matters."""
+_MAX_SHARE_OF_A_ROW = 0.05
+"""Share of the mass that a single row may hold where few distinct weights leave k̂ unknown."""
 
 
 def effective_sample_size(log_weights: Float[Tensor, " n"]) -> float:
@@ -102,6 +106,29 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
 def khat_limit(n: int) -> float:
     """Return the largest k̂ at which n weights can be trusted, min(1 − 1/log₁₀ n, 0.7) (Vehtari et al., 2024)."""
     return min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0
+
+
+def doubt_of_weights(weights: Float[Tensor, " n"]) -> str | None:
+    """Say why a mean with given weights of rows can't be trusted; None if it can.
+
+    The weights then have a heavy tail (k̂ above `khat_limit`), and nearly equal weights don't: with an ESS of 0.9 n or more, no
+    tail matters. k̂ of few distinct weights is infinite, which counts where one row holds a twentieth of the mass or more.
+
+    >>> doubt_of_weights(torch.ones(100)) is None
+    True
+    >>> doubt_of_weights(torch.tensor([1e6] + [1.0] * 299))
+    'the weights of the rows have a heavy tail (k̂ = ∞, 1.0 effective rows of 300): value, error and fit may rest on few rows'
+    """
+    w = (weights / weights.sum()).to(torch.float64)
+    ess = float(1 / w.square().sum())
+    if ess >= _MIN_EVEN_SHARE * len(w):
+        return None
+    khat = pareto_smooth(w.log())[1]
+    if khat <= khat_limit(len(w)) or (khat == math.inf and float(w.max()) < _MAX_SHARE_OF_A_ROW):
+        return None
+    shown = "∞" if khat == math.inf else f"{khat:.2f}"
+    found = f"k̂ = {shown}, {ess:.1f} effective rows of {len(w):,}"
+    return f"the weights of the rows have a heavy tail ({found}): value, error and fit may rest on few rows"
 
 
 def _fit_generalized_pareto(excess: Float[Tensor, " m"]) -> tuple[float, float]:

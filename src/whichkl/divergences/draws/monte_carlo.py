@@ -17,7 +17,7 @@ from whichkl.chains import FEWEST, standard_error
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.kinds import IntegralDivergence, WeightedKLs
-from whichkl.importance import pareto_smooth, tail_shape
+from whichkl.importance import doubt_of_weights, pareto_smooth, tail_shape
 from whichkl.targets import Target
 
 UpTo = Literal["log_z", "entropy_p"] | None
@@ -70,15 +70,23 @@ def cross_entropy(
     """E_p[−log q] = KL(p‖q) + H(p) from −log q at draws of p that q wasn't fitted on, with their weights or chains if any.
 
     With `groups`, numbers that equal draws share, the error is that of their sums (Liang & Zeger, 1986), and `n` counts groups.
+    With weights of a heavy tail, the mean isn't reliable.
     """
-    if groups is not None and bool(loss.isfinite().all()):
-        return _over_groups(loss.to(torch.float64), method, weights, groups)
-    if weights is None or not bool(loss.isfinite().all()):
+    is_finite = bool(loss.isfinite().all())
+    if weights is None or not is_finite:
+        if groups is not None and is_finite:
+            return _over_groups(loss.to(torch.float64), method, None, groups)
         return mean_log_ratio("forward_kl", loss, "entropy_p", method, chains=chains)
     w = (weights / weights.sum()).to(torch.float64)
-    mean = float(w @ loss.to(torch.float64))
-    stderr = float((w.square() @ (loss - mean).square()).sqrt())
-    return Estimate("forward_kl", mean, stderr, "entropy_p", method=method, n=len(loss), ess=float(1 / w.square().sum()))
+    if groups is not None:
+        found = _over_groups(loss.to(torch.float64), method, w, groups)
+    else:
+        mean = float(w @ loss.to(torch.float64))
+        stderr = float((w.square() @ (loss - mean).square()).sqrt())
+        ess = float(1 / w.square().sum())
+        found = Estimate("forward_kl", mean, stderr, "entropy_p", method=method, n=len(loss), ess=ess)
+    doubt = doubt_of_weights(w)
+    return found if doubt is None else replace(found, reliable=False, notes=(*found.notes, doubt))
 
 
 def _over_groups(
