@@ -57,7 +57,7 @@ def copied(module: Any, who: str, seed: int) -> nn.Module:
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
-        because = f"it can't be copied ({_short(error)})"
+        because = f"it can't be copied ({in_short(error)})"
         raise InputError(cannot(f"use this {who}", because, "Compute what it derives from its weights in `forward`")) from error
 
 
@@ -74,7 +74,7 @@ def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:
         raise
     except BaseException as error:  # SystemExit too: a network's own code may raise it
         refuse_if_ran_out(error, f"call the {who}")
-        why = said_of(error) if isinstance(error, SystemExit) else f"it fails ({_short(error)})"
+        why = said_of(error) if isinstance(error, SystemExit) else f"it fails ({in_short(error)})"
         raise InputError(cannot(f"call this {who}", why, "Correct it, or the shape of the inputs")) from error
     logits = getattr(found, "logits", found)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
@@ -118,5 +118,6 @@ def _fed(x: Any, like: Tensor | None) -> Any:
     return type(x)(_fed(one, like) for one in x) if type(x) in (list, tuple) else x
 
 
-def _short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
+    """Return the text of an error on one line, cut off where it's long."""
     return " ".join(str(error).split())[:200]

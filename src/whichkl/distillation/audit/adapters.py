@@ -49,8 +49,12 @@ def adapter_for(adapter: str | Adapter | Callable[..., Any] | None, loss: Callab
     if adapter is None or adapter == "keywords":
         return replace(ADAPTERS["keywords"], masks=_takes_mask(loss)[0])
     if callable(adapter):
-        own = adapter
-        return Adapter("your own", "by a function of yours", lambda loss, **said: _own(own, loss, **said), masks=True)
+        call = adapter
+
+        def own(loss: Any, *, teacher: Tensor, student: Tensor, mask: Tensor | None, knobs: Any, **_: Any) -> Any:
+            return call(loss, teacher=teacher, student=student, mask=_all_rows(student) if mask is None else mask, **knobs)
+
+        return Adapter("your own", "by a function of yours", own, masks=True)
     if adapter not in ADAPTERS:
         because = f"the names are {', '.join(ADAPTERS)}"
         hint = "Name one of them, or pass a function `f(loss, *, teacher, student, mask)`"
@@ -70,15 +74,14 @@ def _takes_mask(loss: Callable[..., Any]) -> tuple[bool, bool]:
     return True, mask.default is inspect.Parameter.empty
 
 
+def _all_rows(student: Tensor) -> Tensor:
+    return torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+
+
 def _keywords(loss: Any, *, teacher: Tensor, student: Tensor, mask: Tensor | None, knobs: Any, **_: Any) -> Any:
     if mask is None and _takes_mask(loss)[1]:
-        mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+        mask = _all_rows(student)
     return loss(teacher=teacher, student=student, **({} if mask is None else {"mask": mask}), **knobs)
-
-
-def _own(own: Callable[..., Any], loss: Any, *, teacher: Tensor, student: Tensor, mask: Any, knobs: Any, **_: Any) -> Any:
-    mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
-    return own(loss, teacher=teacher, student=student, mask=mask, **knobs)
 
 
 def _chunks(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
@@ -86,39 +89,31 @@ def _chunks(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knob
     return loss(list(student.chunk(count, 1)), list(teacher.chunk(count, 1)), labels, **knobs)
 
 
-def _identity(like: Tensor) -> Tensor:
-    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
-
-
 def _heads(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
-    eye = _identity(student)
+    eye = torch.eye(student.shape[-1], dtype=student.dtype, device=student.device)
     return loss(student.flatten(0, 1), eye, teacher.flatten(0, 1), eye, labels.flatten(), **knobs)
 
 
 def _named_heads(loss: Any, *, teacher: Tensor, student: Tensor, mask: Any, knobs: Any, **_: Any) -> Any:
-    eye = _identity(student)
+    eye = torch.eye(student.shape[-1], dtype=student.dtype, device=student.device)
     return loss(hidden_student=student, weight_student=eye, hidden_teacher=teacher, weight_teacher=eye, mask=mask, **knobs)
 
 
 _WITH_LABELS = {"masks": True, "labels": True}
 _KNOWN = (
     Adapter("keywords", "loss(teacher=, student=, mask=)", _keywords, masks=True),
-    Adapter(
-        "student_teacher", "loss(student, teacher)", lambda loss, *, teacher, student, knobs, **_: loss(student, teacher, **knobs)
-    ),
-    Adapter(
-        "teacher_student", "loss(teacher, student)", lambda loss, *, teacher, student, knobs, **_: loss(teacher, student, **knobs)
-    ),
+    Adapter("student_teacher", "loss(student, teacher)", lambda f, *, teacher, student, knobs, **_: f(student, teacher, **knobs)),
+    Adapter("teacher_student", "loss(teacher, student)", lambda f, *, teacher, student, knobs, **_: f(teacher, student, **knobs)),
     Adapter(
         "labels",
         "loss(student, teacher, labels), −100 ignored",
-        lambda loss, *, teacher, student, labels, knobs, **_: loss(student, teacher, labels, **knobs),
+        lambda f, *, teacher, student, labels, knobs, **_: f(student, teacher, labels, **knobs),
         **_WITH_LABELS,
     ),
     Adapter(
         "named_labels",
         "loss(student_logits=, teacher_logits=, labels=), −100 ignored",
-        lambda loss, *, teacher, student, labels, knobs, **_: loss(
+        lambda f, *, teacher, student, labels, knobs, **_: f(
             student_logits=student, teacher_logits=teacher, labels=labels, **knobs
         ),
         **_WITH_LABELS,
@@ -127,12 +122,12 @@ _KNOWN = (
     Adapter(
         "log_probs",
         "loss(log student, log teacher), probabilities",
-        lambda loss, *, teacher, student, knobs, **_: loss(student.log_softmax(-1), teacher.log_softmax(-1), **knobs),
+        lambda f, *, teacher, student, knobs, **_: f(student.log_softmax(-1), teacher.log_softmax(-1), **knobs),
     ),
     Adapter(
         "probabilities",
         "loss(log student, teacher), probabilities",
-        lambda loss, *, teacher, student, knobs, **_: loss(student.log_softmax(-1), teacher.softmax(-1), **knobs),
+        lambda f, *, teacher, student, knobs, **_: f(student.log_softmax(-1), teacher.softmax(-1), **knobs),
     ),
     Adapter(
         "heads",
