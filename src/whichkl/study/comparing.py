@@ -11,7 +11,7 @@ from typing import Any
 
 from whichkl._checks import InputError, cannot
 from whichkl.cluster import Ray, workers_of
-from whichkl.distillation.target import DistillationTarget
+from whichkl.distillation.classifier import DistillationTarget
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.cell import Outcome
 from whichkl.study.distilling import distillation_plan_of

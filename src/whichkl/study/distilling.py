@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from whichkl._checks import InputError, cannot
+from whichkl.distillation.classifier import DistillationTarget, Student, student_identity
 from whichkl.distillation.result import Distillation
-from whichkl.distillation.target import DistillationTarget, Student, objective_spec, student_identity
+from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.study.cell import Bench, Finished
 from whichkl.study.needs import DISTILLATION_NEEDS
 from whichkl.study.plan import Cell, cells_of, distinct, listed, seeds_of, study_config
@@ -55,7 +56,7 @@ def distillation_plan_of(
             instead = "Give families={name: module, or a function that makes one}"
             raise InputError(cannot("compare these students", f"`{name}` is a `{type(one).__name__}`", instead))
     wanted = ["forward_kl", "reverse_kl"] if objectives is None else listed(objectives)
-    specs = distinct([objective_spec(one) for one in wanted], str)
+    specs = distinct([spec_of(row_divergence_of(one)) for one in wanted], str)
     distinct(list(named), str)
     return DistillationPlan(target, dict(named), specs, seeds_of(seeds))
 
