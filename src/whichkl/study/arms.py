@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from whichkl._checks import InputError, cannot
-from whichkl.study.measures import COST
-from whichkl.study.needs import Need
+from whichkl.study.measures import COST, Need
 from whichkl.study.paired import MIN_PAIRS, Array
 
 Cells = dict[str, dict[int, Mapping[str, Any]]]

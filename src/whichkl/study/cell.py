@@ -1,4 +1,4 @@
-"""Cell: one fit under a budget, and its scorecard; what goes wrong in it is recorded as its result."""
+"""Cell: one fit under a budget, and its scorecard on unseen draws; what goes wrong in it is recorded as its result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +19,11 @@ from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.threads import one_thread
 from whichkl.solvers.work import Work
 from whichkl.study.held_out import Held, split
-from whichkl.study.measures import FIELDS
+from whichkl.study.measurements import Sides
+from whichkl.study.measures import FIELDS, MEASURES
 from whichkl.study.plan import Cell, Plan
-from whichkl.study.scorecard import Scorecard, score
 from whichkl.targets import Target
+from whichkl.user_code import said_of
 
 _MAX_CURVE_POINTS = 200
 """Largest number of losses of a training curve that are kept, at equal distances."""
@@ -47,6 +49,66 @@ class Finished:
     details: dict[str, Any]
     fit: dict[str, bytes]
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Scorecard:
+    """Columns of a row, and the details that don't fit into one number."""
+
+    columns: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    values: dict[str, Estimate] = field(default_factory=dict)
+
+    def measure(self, name: str, sides: Sides) -> None:
+        """Take one measure; one that fails doesn't take the others with it."""
+        try:
+            found = MEASURES[name].function(sides)
+        except ResourceError:
+            raise
+        except Exception as error:
+            self.note_failure(name, error)
+            return
+        if found is None:
+            return
+        self.columns.update(found.columns)
+        if found.details is not None:
+            self.details[name] = found.details
+        if found.estimate is not None:
+            self.values[name] = found.estimate
+        if found.note:
+            self.notes.append(found.note)
+
+    def call(self, name: str, metric: Callable[..., Any], model: Any, held: Held) -> None:
+        """Call a metric of the user's own; what it raises becomes a note."""
+        try:
+            found = metric(model, held.x)
+            values = {f"{name}.{key}": value for key, value in found.items()} if isinstance(found, dict) else {name: found}
+            self.columns |= {key: float(value) for key, value in values.items()}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the user's own code raises, SystemExit too
+            self.note_failure(name, error)
+            self.columns[name] = None
+
+    def note_failure(self, name: str, error: BaseException) -> None:
+        """Note why a measure wasn't taken."""
+        refuse_if_ran_out(error, f"measure `{name}`")
+        text = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        self.notes.append(f"{name} wasn't measured ({said_of(error) if isinstance(error, SystemExit) else reason})")
+
+
+def score(model: Any, held: Held, plan: Plan) -> Scorecard:
+    """Measure a model on draws that no fit has seen; what the access doesn't allow stays empty, and a note tells what failed."""
+    card, sides = Scorecard(), Sides(model, held, plan.draws)
+    for name in plan.measures:
+        card.measure(name, sides)
+    if held.groups is not None and held.whole.repeats is not None:
+        card.notes.append(held.whole.repeats.note)
+    for name, metric in plan.metrics.items():
+        card.call(name, metric, model, held)
+    return card
 
 
 class Bench(ABC):
@@ -86,7 +148,9 @@ class FitBench(Bench):
     def work(self, cell: Cell) -> Finished:
         """Solve under the budget, score on draws that no fit of this seed has seen, and keep the fit."""
         plan, begun = self.plan, time.perf_counter()
-        target, held = self._split_of(cell.seed)
+        if self._split is None or self._seed != cell.seed:
+            self._seed, self._split = cell.seed, split(plan, cell.seed)
+        target, held = self._split
         family, objective = plan.families[cell.family], plan.objectives[cell.objective]
         with target.evaluations.capped(plan.budget) as used:
             work = Work(self.workers, evaluations=target.evaluations)
@@ -96,7 +160,7 @@ class FitBench(Bench):
         solution, total = solved.solution, sum(used.values())
         converged = solution.best.converged
         is_over = plan.budget is not None and (is_cut or total > plan.budget or (total == plan.budget and not converged))
-        card = score(solved.model, held, plan.measures, plan.metrics, plan.draws)
+        card = score(solved.model, held, plan)
         seconds["score"] = time.perf_counter() - begun - seconds["fit"]
         if is_over:
             card.notes.insert(0, f"the budget of {plan.budget:,} evaluations ran out: {total:,} were used")
@@ -116,11 +180,6 @@ class FitBench(Bench):
         training = {"training": list(solution.history[::step])} if solution.history else {}
         details = {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"], **training}
         return Finished(columns, details, fit.files(), seconds)
-
-    def _split_of(self, seed: int) -> tuple[Target, Held]:
-        if self._split is None or self._seed != seed:
-            self._seed, self._split = seed, split(self.plan, seed)
-        return self._split
 
 
 def failed(cell: Cell, why: str) -> Outcome:

@@ -15,7 +15,7 @@ from whichkl.distillation.classifier import DistillationTarget, Student, student
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.study.cell import Bench, Finished
-from whichkl.study.needs import DISTILLATION_NEEDS
+from whichkl.study.measures import DISTILLATION_NEEDS
 from whichkl.study.plan import Cell, cells_of, distinct, listed, seeds_of, study_config
 
 
@@ -39,7 +39,7 @@ class DistillationPlan:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """All cells, seed by seed."""
-        return cells_of(self.config, list(self.students), {})
+        return cells_of(self.config, list(self.students))
 
 
 def distillation_plan_of(

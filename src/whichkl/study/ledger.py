@@ -104,7 +104,10 @@ class Ledger:
         refuse_other(folder)
         with locked(folder, "start this study"):
             ledger._check_config(config, recompute=recompute)
-            ledger._clean()
+            # a process that was killed may have left cells half-written
+            for path in (*_entries(folder / _CELLS, _UNFINISHED_FOLDER), *_entries(folder / _CELLS, _CELL_FOLDER)):
+                if path.name.startswith(TEMPORARY) or not (path / _DONE).exists():
+                    _remove(path)
             ledger.load(recompute=recompute)
             with ThreadPoolExecutor(_WRITERS) as ledger._writer:  # which ends when all is written
                 yield ledger
@@ -200,15 +203,6 @@ class Ledger:
                 return
         write_config(self.folder, mine)
 
-    def _clean(self) -> None:
-        """Remove cells that were being written when a process was killed."""
-        cells = self.folder / _CELLS
-        for path in (
-            *_entries(cells, _UNFINISHED_FOLDER),
-            *(one for one in _entries(cells, _CELL_FOLDER) if not (one / _DONE).exists()),
-        ):
-            _remove(path)
-
 
 def refuse_other(folder: Path) -> None:
     """Refuse a folder that isn't empty and holds no study, so that a study never touches files of somebody else.
@@ -235,8 +229,9 @@ def refuse_other(folder: Path) -> None:
 def stored_of(key: str, files: Mapping[str, bytes], seconds: dict[str, float], folder: Path | None) -> Stored:
     """Return a cell from its files; they are kept in memory only where there is no folder."""
     body = json.loads(files["cell.json"])
-    row = {name: _number(name, value) for name, value in body["row"].items()}
-    return Stored(key, row, body["details"], body["config"], seconds, folder, None if folder else files)
+    # JSON holds infinities and NaN as text
+    numbers = {name: float(value) for name, value in body["row"].items() if isinstance(value, str) and name not in TEXT_FIELDS}
+    return Stored(key, {**body["row"], **numbers}, body["details"], body["config"], seconds, folder, None if folder else files)
 
 
 def _read(path: Path) -> Stored:
@@ -262,11 +257,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{Path(str(error.filename)).name} is missing"
     return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
-
-
-def _number(name: str, value: Any) -> Any:
-    """Return a number that JSON holds as text, as infinities and NaN."""
-    return float(value) if isinstance(value, str) and name not in TEXT_FIELDS else value
 
 
 def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:

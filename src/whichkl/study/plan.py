@@ -30,6 +30,8 @@ _COPIES = 2
 """Draws of p and draws of q are in memory at the same time."""
 _MAX_SEEDS = 100_000
 """Largest number of seeds: all cells are held in memory, a kilobyte each."""
+_FIELDS_OF_CELLS = ("budget", "metrics", "held_out", "draws", "files")
+"""Fields of a study's configuration that the configuration of each of its cells has too."""
 Metric = Callable[..., Any]
 
 
@@ -84,22 +86,14 @@ class Plan:
         """Everything on which a number depends, as JSON holds it."""
         target = {"source": self.source, **target_fingerprint(self.target)}
         families = [family_config(one) for one in self.families]
-        return study_config(target, families, [one.spec for one in self.objectives], self.seeds) | self._common
-
-    @property
-    def _common(self) -> dict[str, Any]:
-        return {
-            "budget": self.budget,
-            "metrics": [*self.measures, *self.metrics],
-            "held_out": self.held_out,
-            "draws": self.draws,
-            "files": self.codes,
-        }
+        own = (self.budget, [*self.measures, *self.metrics], self.held_out, self.draws, self.codes)
+        config = study_config(target, families, [one.spec for one in self.objectives], self.seeds)
+        return config | dict(zip(_FIELDS_OF_CELLS, own, strict=True))
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """All cells, seed by seed, since those of one seed share their held-out draws."""
-        return cells_of(self.config, [family_text(one) for one in self.families], self._common)
+        return cells_of(self.config, [family_text(one) for one in self.families], _FIELDS_OF_CELLS)
 
 
 def study_config(target: dict[str, Any], families: list[Any], objectives: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -108,18 +102,18 @@ def study_config(target: dict[str, Any], families: list[Any], objectives: Sequen
     return {**config, "objectives": list(objectives), "seeds": list(seeds)}
 
 
-def cells_of(config: dict[str, Any], families: Sequence[str], common: dict[str, Any]) -> tuple[Cell, ...]:
+def cells_of(config: dict[str, Any], families: Sequence[str], further: Sequence[str] = ()) -> tuple[Cell, ...]:
     """Return all cells of a study: every family by every objective, seed by seed.
 
     Args:
         config: of the study.
         families: their names, in the order of the configuration.
-        common: what the configuration of every cell has besides its arm and seed.
+        further: names of fields that the configuration of every cell has too.
     """
-    shared = {name: config[name] for name in ("format", "code", "target")}
+    shared = {name: config[name] for name in ("format", "code", "target", *further)}
     found = []
     for seed, (i, family), (j, objective) in product(config["seeds"], enumerate(families), enumerate(config["objectives"])):
-        one = {**shared, "family": config["families"][i], "objective": objective, "seed": seed, **common}
+        one = {**shared, "family": config["families"][i], "objective": objective, "seed": seed}
         found.append(Cell(i, j, seed, (family, objective), one))
     return tuple(found)
 

@@ -12,7 +12,7 @@ import numpy as np
 from whichkl._checks import InputError, cannot, plain
 from whichkl.files.reading import rebuilt
 from whichkl.study.arms import Arm, Scores, cells_by_arm, scores_of
-from whichkl.study.needs import CHEAPER, NEEDS, Need
+from whichkl.study.measures import CHEAPER, NEEDS, Need
 from whichkl.study.paired import MIN_PAIRS, Array, Paired, half_width, holm, paired, sign_flip
 from whichkl.study.wording import sentence_of
 
