@@ -7,7 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from whichkl.plots.style import COLORS, SOFT, Figure, add_line, add_points, color_of, error_bars, new_figure, short, small, style
+from whichkl.plots.style import (
+    COLORS,
+    MAX_LEGEND_LENGTH,
+    SOFT,
+    Figure,
+    add_points,
+    color_of,
+    cut,
+    error_bars,
+    new_figure,
+    short,
+    small,
+    style,
+)
 from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.measures import COLUMNS, UP_TO, Column, column_words, unit_of
 from whichkl.study.verdict import Verdict
@@ -16,10 +29,8 @@ Rows = Sequence[Mapping[str, Any]]
 MAX_ARMS = 12
 """Largest number of arms that a figure names."""
 _MAX_POINTS = 2_000
-_MAX_LEGEND_LENGTH = 30
 _MAX_LABEL_LENGTH = 20
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
-_DASHES = ("solid", "dash", "dot", "dashdot")
 _MIN_ON_LOG_AXIS = 1e-4
 """Smaller values are drawn here on logarithmic axes: no reader distinguishes them from 0."""
 _MIN_LOG_RATIO = 30
@@ -47,7 +58,7 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
         for side, error in (("error_x", da), ("error_y", db)):
             how[side] = {"array": short(error), "color": COLORS[color], "thickness": 1.5, "width": 0}
         how |= {"marker": {"line": {"width": 2, "color": COLORS[color]}}, "hovertext": [html.escape(arm) for arm in arms]}
-        add_points(figure, _on_axis(x_axis, a), _on_axis(y_axis, b), color, _cut(name, _MAX_LEGEND_LENGTH), **how)
+        add_points(figure, _on_axis(x_axis, a), _on_axis(y_axis, b), color, cut(name, MAX_LEGEND_LENGTH), **how)
     style(figure, _title(x, rows), _title(y, rows), 440)
     figure.update_xaxes(**x_axis)
     figure.update_yaxes(**y_axis)
@@ -98,20 +109,6 @@ def seeds(rows: Rows, columns: Sequence[Column], most: int = MAX_ARMS) -> list[F
         figure.update_xaxes(**axis, tickangle=0)
         figures.append(figure)
     return figures
-
-
-def training(histories: Mapping[str, Sequence[float]]) -> Figure | None:
-    """Draw the best loss of each arm over the iterations of its solver; None where no solver recorded it."""
-    known = {arm: losses for arm, losses in histories.items() if any(map(math.isfinite, losses))}
-    if not known:
-        return None
-    figure = new_figure()
-    for i, (arm, losses) in enumerate(known.items()):
-        step = max(1, len(losses) // 400)
-        rounds = [k for k in range(0, len(losses), step) if math.isfinite(losses[k])]
-        y, dash = [losses[k] for k in rounds], _DASHES[i % len(_DASHES)]
-        add_line(figure, [k + 1 for k in rounds], y, color_of(arm), _cut(arm, _MAX_LEGEND_LENGTH), dash=dash)
-    return style(figure, "iteration", "best loss, nats", 340)
 
 
 def _traces(arms: Sequence[str], verdict: Verdict, is_few: bool) -> dict[str, list[str]]:
@@ -169,8 +166,4 @@ def _title(name: str, rows: Rows) -> str:
 
 def _in_two_lines(arm: str) -> str:
     """Write an arm on two lines, so that a narrow figure keeps its width."""
-    return "<br>".join(html.escape(_cut(part, _MAX_LABEL_LENGTH)) for part in arm.split(" · ", 1))
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return "<br>".join(html.escape(cut(part, _MAX_LABEL_LENGTH)) for part in arm.split(" · ", 1))

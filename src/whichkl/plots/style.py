@@ -19,6 +19,7 @@ SOFT = {"target": "rgba(139,147,161,0.28)", "forward_kl": "rgba(47,127,214,0.18)
 for _name, _one in OBJECTIVES.items():
     if _one.is_between:
         COLORS[_name], SOFT[_name] = "#9457c9", "rgba(148,87,201,0.18)"
+MAX_LEGEND_LENGTH = 30
 AXIS = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.2)", "linecolor": "rgba(128,128,128,0.5)", "automargin": True}
 
 
@@ -132,3 +133,8 @@ def faint(count: int) -> float:
 def short(values: Sequence[float]) -> list[float]:
     """Round to six significant digits: a report shows no more, and is a third as large."""
     return [float(f"{v:.6g}") for v in values]
+
+
+def cut(text: str, most: int) -> str:
+    """Shorten a text to at most this many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"

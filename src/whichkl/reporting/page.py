@@ -1,10 +1,11 @@
-"""Page: sections of text, tables and figures → one HTML file with everything inlined and nothing fetched."""
+"""Page: sections of text, tables and figures → one HTML file with everything inlined and nothing fetched, or Markdown."""
 
 from __future__ import annotations
 
 import html
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ _MAX_CONFIGURATION = 100_000
 _CONFIGURATION = "Everything that is needed to repeat this."
 _MAX_NUMBER_LENGTH = 24
 """A table's column with a longer cell holds sentences."""
+_MARKS = re.compile(r"([\\`*_\[\]|~])")
 
 
 @dataclass(frozen=True)
@@ -183,3 +185,34 @@ def _charts(block: Block, safe: Any) -> list[tuple[Any, str]]:
         text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
         charts.append((safe(text), f"{title}. {block.text}" if title else block.text))
     return charts
+
+
+def markdown(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:
+    """Write sections as Markdown, without figures; markup in names stays text.
+
+    >>> markdown("a < b", "", [], "").splitlines()[0]
+    '# a &lt; b'
+    """
+    parts = [f"# {_text(title)}", _text(lead)]
+    for section in sections:
+        parts += [f"## {_text(section.title)}", _text(section.lead)]
+        parts += [text for text in map(_block, section.blocks) if text]
+    return "\n\n".join([*parts, _text(footer)]) + "\n"
+
+
+def _block(block: Block) -> str:
+    if block.kind == "table":
+        rows = [" | ".join(map(_text, row)) for row in (block.columns, *block.rows)]
+        rows.insert(1, " | ".join(["---"] * len(block.columns)))
+        text = "\n".join(f"| {row} |" for row in rows)
+        return f"{text}\n\n{_text(block.text)}" if block.text else text
+    if block.kind in ("finding", "warning"):
+        return f"> **{_text(block.label)}.** {_text(block.text)}"
+    if block.kind == "listing":
+        return "\n".join(f"    {line}" for line in block.text.splitlines())
+    return _text(block.text) if block.kind == "paragraph" else ""
+
+
+def _text(text: str) -> str:
+    """Escape markup of Markdown and HTML; a line stays one line."""
+    return _MARKS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
