@@ -60,7 +60,14 @@ def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     x = torch.linspace(-9, 9, 721, dtype=torch.float64, device="cpu")
     book = demo.textbook
     picture = [_answer(demo), _two_bumps(book.cases[0], x), _where_reverse_seeks(book, x), _limits(book)]
-    sections = [*picture, _petals(demo), _schools(demo), _both(demo), _neither(demo), _words()]
+    sections = [
+        *picture,
+        _petals(demo),
+        _schools(demo),
+        _both(demo),
+        _neither(demo),
+        Section("Words", "What the terms on this page mean.", (Block.table(("word", "meaning"), _WORDS),)),
+    ]
     data = Path(folder) / "report.json"
     write_whole(data, json.dumps(plain(demo.to_dict()), indent=1, allow_nan=False).encode(), is_own=is_demo)
     title = "Forward or reverse KL: which, when, and did it work?"
@@ -306,10 +313,6 @@ def _neither(demo: Demo) -> Section:
     )
     lead = f"{advice.situation} {advice.verdict} whichkl refuses to fit, and states what would change that."
     return Section("Neither: convert what is left", lead, blocks, "5 · Neither → no fit yet")
-
-
-def _words() -> Section:
-    return Section("Words", "What the terms on this page mean.", (Block.table(("word", "meaning"), _WORDS),))
 
 
 def _advice(fit: Fit) -> str:

@@ -175,11 +175,7 @@ class Loaded(Examples):
 
 
 def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
-    """Read tensors or arrays, x or (x, labels), a `DataLoader`, or a `Dataset`.
-
-    Raises:
-        InputError: it's none of these, it's empty, or labels aren't whole numbers, one per row.
-    """
+    """Read tensors or arrays, x or (x, labels), a `DataLoader`, or a `Dataset`."""
     if isinstance(data, Examples):
         return data
     if isinstance(data, torch.utils.data.Dataset):
@@ -204,11 +200,7 @@ def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
 
 
 def divided(examples: Examples, shares: tuple[float | None, float | None], seed: int) -> list[Examples | None]:
-    """Split examples at random into those to train on, to stop by and to report on; a share of None takes none.
-
-    Raises:
-        InputError: a loader can't be split, or there are too few examples.
-    """
+    """Split examples at random into those to train on, to stop by and to report on; a share of None takes none."""
     n = examples.size
     if shares == (None, None):
         if isinstance(examples, Loaded) and n is not None:
@@ -228,11 +220,7 @@ def divided(examples: Examples, shares: tuple[float | None, float | None], seed:
 
 
 def labels_of(labels: Any, n: int) -> Int[Tensor, " n"]:
-    """Check labels, one whole number per example, from 0.
-
-    Raises:
-        InputError: they aren't that.
-    """
+    """Check labels, one whole number per example, from 0."""
     if not isinstance(labels, Tensor) or labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
         what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         because = f"they are {what} for {n} examples"

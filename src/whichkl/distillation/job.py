@@ -30,9 +30,6 @@ def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, An
     Args:
         path: the file.
         given: arguments that replace the file's, with paths from the working directory.
-
-    Raises:
-        InputError: it can't be read, or an argument isn't known or of the wrong type.
     """
     require("yaml", "app")
     from whichkl.files.yaml_file import read_yaml
@@ -45,11 +42,7 @@ def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, An
 
 
 def job(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `distill` that texts and numbers mean.
-
-    Raises:
-        InputError: an argument isn't known, is missing or is of the wrong type, or a file can't be imported.
-    """
+    """Return the arguments of `distill` that texts and numbers mean."""
     for name in fields:
         if name not in _TYPES:
             raise InputError(cannot(f"use `{name}`", "`distill` takes no such argument", f"Choose among {', '.join(_TYPES)}"))

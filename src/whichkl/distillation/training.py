@@ -189,11 +189,7 @@ class Run(descent.Run):
 
 
 def checked_labels(labels: Tensor | None, classes: int) -> Tensor:
-    """Refuse missing labels, and labels of a class that the logits don't have.
-
-    Raises:
-        InputError: either.
-    """
+    """Refuse missing labels, and labels of a class that the logits don't have."""
     if labels is None:
         because = "the data have none"
         raise InputError(cannot("mix in hard labels", because, "Pass (x, labels), or hard_label_weight=0"))

@@ -65,7 +65,7 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
     return figure
 
 
-def differences(verdict: Verdict, most: int = MAX_ARMS) -> list[Figure]:
+def differences(verdict: Verdict) -> list[Figure]:
     """Draw, for each need, how much worse the other arms are than the leading one, with their intervals.
 
     Inside the band a difference doesn't matter in practice. Of many arms the nearest are shown.
@@ -73,7 +73,7 @@ def differences(verdict: Verdict, most: int = MAX_ARMS) -> list[Figure]:
     figures = []
     for choice in verdict.choices:
         mine = [one for one in verdict.comparisons if one.need == choice.need and math.isfinite(one.difference)]
-        mine = sorted(mine, key=lambda one: abs(one.difference))[:most][::-1]
+        mine = sorted(mine, key=lambda one: abs(one.difference))[:MAX_ARMS][::-1]
         if not mine:
             continue
         figure, band = new_figure(), max(one.threshold for one in mine)
@@ -90,13 +90,16 @@ def differences(verdict: Verdict, most: int = MAX_ARMS) -> list[Figure]:
     return figures
 
 
-def seeds(rows: Rows, columns: Sequence[Column], most: int = MAX_ARMS) -> list[Figure]:
+def seeds(rows: Rows, columns: Sequence[Column]) -> list[Figure]:
     """Draw every cell's value of each column, a line of points for each of the first arms."""
     figures = []
-    arms = dict(list(_finished_by_arm(rows).items())[:most])
+    arms = dict(list(_finished_by_arm(rows).items())[:MAX_ARMS])
     each = max(1, _MAX_POINTS // max(1, len(arms)))
     for column in columns:
-        known = {arm: [row for row in mine if _number(row, column.name) is not None][:each] for arm, mine in arms.items()}
+        known = {
+            arm: [row for row in mine if row.get(column.name) is not None and math.isfinite(row[column.name])][:each]
+            for arm, mine in arms.items()
+        }
         values = [float(row[column.name]) for mine in known.values() for row in mine]
         if not values:
             continue
@@ -131,11 +134,6 @@ def _mean(rows: Rows, column: str) -> tuple[float, float] | None:
     """Return a mean and its standard error; None where the mean is infinite or there is no value."""
     found = mean_and_error(rows, column)
     return (found[0], found[1] or 0.0) if found is not None and math.isfinite(found[0]) else None
-
-
-def _number(row: Mapping[str, Any], column: str) -> float | None:
-    value = row.get(column)
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _axis(values: Sequence[float]) -> dict[str, Any]:

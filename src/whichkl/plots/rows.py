@@ -174,7 +174,9 @@ def pairs(fit: Fit, most: int = MAX_COLUMNS) -> Figure | None:
     both = rows_and_draws(fit)
     if both is None or len(both.names) < 2:
         return None
-    keep = _worst(fit, len(both.names), most)
+    calibration = fit.diagnostics.calibration
+    gaps = {} if calibration is None else {one.name: one.distance for one in calibration.columns}
+    keep = sorted(sorted(range(len(both.names)), key=lambda j: -gaps.get(fit.names[j], 0.0))[:most])
     d, gap = len(keep), 0.02 if len(keep) > 2 else 0.03
     figure = require("plotly.subplots", "app").make_subplots(rows=d, cols=d, horizontal_spacing=gap, vertical_spacing=gap)
     ranges, has_atoms, color = {j: both.range(j) for j in keep}, both.has_atoms, fit.objective.name
@@ -195,13 +197,6 @@ def pairs(fit: Fit, most: int = MAX_COLUMNS) -> Figure | None:
     figure.update_layout(showlegend=False, bargap=0, meta={"square": True})
     _axes(figure, both, keep, ranges)
     return figure
-
-
-def _worst(fit: Fit, d: int, most: int) -> list[int]:
-    """The columns whose calibration is worst, in their order."""
-    calibration = fit.diagnostics.calibration
-    gaps = {} if calibration is None else {one.name: one.distance for one in calibration.columns}
-    return sorted(sorted(range(d), key=lambda j: -gaps.get(fit.names[j], 0.0))[:most])
 
 
 def regions(points: Tensor, x_ends: tuple[float, float], y_ends: tuple[float, float], color: str) -> Any:

@@ -24,11 +24,7 @@ AXIS = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.2)", "linecolor": "r
 
 
 def new_figure() -> Figure:
-    """Return an empty figure.
-
-    Raises:
-        InputError: plotly isn't installed.
-    """
+    """Return an empty figure."""
     figure: Figure = require("plotly.graph_objects", "app").Figure()
     return figure
 

@@ -20,7 +20,6 @@ from whichkl.printable import printable
 
 _MAX_CONFIGURATION = 100_000
 """Most characters of a configuration that a page shows."""
-_CONFIGURATION = "Everything that is needed to repeat this."
 _MAX_NUMBER_LENGTH = 24
 """A table's column with a longer cell holds sentences."""
 _MARKS = re.compile(r"([\\`*_\[\]|~])")
@@ -40,7 +39,12 @@ class Block:
     @property
     def words(self) -> tuple[int, ...]:
         """The columns of a table that hold sentences rather than numbers: they are aligned left, and wrap."""
-        return tuple(i for i in range(1, len(self.columns)) if _is_prose([row[i] for row in self.rows]))
+        cells = {i: [row[i] for row in self.rows] for i in range(1, len(self.columns))}
+        return tuple(
+            i
+            for i, mine in cells.items()
+            if any(len(one) > _MAX_NUMBER_LENGTH for one in mine) or not any(c.isdigit() for one in mine for c in one)
+        )
 
     @classmethod
     def paragraph(cls, text: str) -> Block:
@@ -160,10 +164,6 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
     )
     write_whole(Path(path), text.encode(), is_own=is_report)
     return Path(path)
-
-
-def _is_prose(cells: Sequence[str]) -> bool:
-    return any(len(cell) > _MAX_NUMBER_LENGTH for cell in cells) or all(not any(c.isdigit() for c in cell) for cell in cells)
 
 
 def _shown(value: Any) -> Any:

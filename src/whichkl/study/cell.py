@@ -119,11 +119,7 @@ class Bench(ABC):
         """Fit and score a cell; whatever it raises, except `ResourceError`, is the result of the cell."""
 
     def run(self, cell: Cell) -> Outcome:
-        """Fit and score a cell, and record an error as its result.
-
-        Raises:
-            ResourceError: memory, a cluster or a disk fails, which says nothing about the cell.
-        """
+        """Fit and score a cell, and record an error as its result."""
         begun = time.perf_counter()
         try:
             with one_thread():

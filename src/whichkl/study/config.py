@@ -106,12 +106,7 @@ class StudyConfig(_Strict):
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a study's YAML file; relative paths in it start at its folder.
-
-    Raises:
-        InputError: the file can't be read, or something in it is wrong: every message names the line.
-        TargetError: the target can't do what an objective requires.
-    """
+    """Read a study's YAML file; relative paths in it start at its folder."""
     file = read_yaml(path, "target: bimodal")
     try:
         config = StudyConfig.model_validate(file.values)

@@ -45,11 +45,7 @@ class DistillationPlan:
 def distillation_plan_of(
     target: DistillationTarget, students: Any, objectives: Any, seeds: int | Sequence[int]
 ) -> DistillationPlan:
-    """Resolve names, and refuse what can't be compared.
-
-    Raises:
-        InputError: an argument is bad.
-    """
+    """Resolve names, and refuse what can't be compared."""
     named: Mapping[str, Any] = students if isinstance(students, Mapping) else {"student": students}
     for name, one in named.items():
         if not (isinstance(one, nn.Module) or callable(one)) or not isinstance(name, str):

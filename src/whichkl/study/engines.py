@@ -36,9 +36,6 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
     A task whose worker is lost is started again: by Ray several times, then cell by cell. A cell whose worker dies even when
     the cell is alone has failed. A lost cluster (Ray's `LocalRayletDiedError`, `NodeDiedError`) says nothing about the cells
     in flight: they are left undone.
-
-    Raises:
-        ResourceError: the cluster can't be reached, or is gone.
     """
     sizes = _Sizes()
     bundles = _Bundles(cells, sizes)

@@ -94,11 +94,6 @@ class Ledger:
             config: configuration of the whole study. With more seeds than the study in the folder has, that study grows.
             recompute: whether to remove cells that failed or are corrupt, and to replace a corrupt `study.json`. Otherwise failed
                 cells are kept, and whatever is corrupt is refused.
-
-        Raises:
-            InputError: the folder holds another study, and the message shows what differs, or it holds something else.
-            ResourceError: it can't be written, or another run is using it.
-            IntegrityError: a file isn't what was written.
         """
         ledger = cls(folder)
         refuse_other(folder)
@@ -114,11 +109,7 @@ class Ledger:
                 ledger.settle()
 
     def load(self, *, recompute: bool = False) -> None:
-        """Read every finished cell, and check its hashes.
-
-        Raises:
-            IntegrityError: a cell isn't what was written, and `recompute` is False.
-        """
+        """Read every finished cell, and check its hashes."""
         corrupt = []
         for path in _entries(self.folder / _CELLS, _CELL_FOLDER):
             if not path.is_symlink() and not (path / _DONE).exists():
@@ -143,11 +134,7 @@ class Ledger:
             raise IntegrityError(cannot("trust this study", because, instead))
 
     def write(self, key: str, outcome: Outcome) -> Stored:
-        """Have a thread write a cell, whole or not at all.
-
-        Raises:
-            ResourceError: the disk is full or can't be written; this cell, or one before it, wasn't written.
-        """
+        """Have a thread write a cell, whole or not at all."""
         if self._writer is None:
             raise ValueError("the ledger isn't open")
         self.settle(_MAX_WAITING)
@@ -156,11 +143,7 @@ class Ledger:
         return self.cells[key]
 
     def settle(self, max_waiting: int = 0) -> None:
-        """Wait until at most this many cells wait to be written.
-
-        Raises:
-            ResourceError: a cell couldn't be written.
-        """
+        """Wait until at most this many cells wait to be written."""
         while self._waiting and (len(self._waiting) > max_waiting or self._waiting[0].done()):
             self._waiting.popleft().result()
 
@@ -205,11 +188,7 @@ class Ledger:
 
 
 def refuse_other(folder: Path) -> None:
-    """Refuse a folder that isn't empty and holds no study, so that a study never touches files of somebody else.
-
-    Raises:
-        InputError: it does.
-    """
+    """Refuse a folder that isn't empty and holds no study, so that a study never touches files of somebody else."""
     if (folder / _CELLS).is_symlink():
         because = f"`{_CELLS}` in it is a link, and a study removes nothing behind a link"
         raise InputError(cannot(f"start a study in `{folder}`", because, "Name another folder with `--out`"))
@@ -269,11 +248,7 @@ def _is_own(name: str) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a cell, `DONE` first, so that a half-removed one never counts as whole.
-
-    Raises:
-        IntegrityError: the folder holds something that the study didn't write.
-    """
+    """Remove a cell, `DONE` first, so that a half-removed one never counts as whole."""
     other = foreign_entry(path, _is_own)
     if other is not None:
         because = f"`{other}` is a link, or something that no study writes"

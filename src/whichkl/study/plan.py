@@ -131,13 +131,7 @@ def plan_of(
     source: str | None = None,
     codes: dict[str, str] | None = None,
 ) -> Plan:
-    """Resolve names, and refuse what can't be compared.
-
-    Raises:
-        InputError: an argument is bad.
-        TargetError: an objective requires what the target doesn't have.
-        ResourceError: the draws to score on need more memory than is free.
-    """
+    """Resolve names, and refuse what can't be compared."""
     p = in_memory(Target.of(target)).noting_repeats()
     chosen = _families(p, families)
     wanted = _objectives(p, chosen[0], objectives)
@@ -183,9 +177,6 @@ def _objectives(p: Target, family: Family, objectives: Any) -> tuple[Objective, 
 
 def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Return the seeds that a number of them, or a list, means.
-
-    Raises:
-        InputError: it's neither.
 
     >>> seeds_of(3), seeds_of([4, 7])
     ((0, 1, 2), (4, 7))
@@ -234,11 +225,7 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def in_memory(target: Target) -> Target:
-    """Return a target whose samples are in memory, since each seed holds out other rows.
-
-    Raises:
-        InputError: they would take more than a gigabyte.
-    """
+    """Return a target whose samples are in memory, since each seed holds out other rows."""
     stream = target.stream
     if stream is None:
         return target
@@ -264,11 +251,7 @@ def listed(values: Any) -> list[Any]:
 
 
 def distinct(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[Any, ...]:
-    """Return the values; refuse an empty list, and a value whose text is in it twice.
-
-    Raises:
-        InputError: it is one of these.
-    """
+    """Return the values; refuse an empty list, and a value whose text is in it twice."""
     if not values:
         raise InputError(cannot("compare nothing", "the list is empty", "Name at least one"))
     for one, count in Counter(text(one) for one in values).items():
@@ -292,11 +275,7 @@ def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], d
 
 
 def measure_named(name: str) -> str:
-    """Return the name of a measure of the scorecard.
-
-    Raises:
-        InputError: there is none of this name.
-    """
+    """Return the name of a measure of the scorecard."""
     if name not in MEASURES:
         known = f"{', '.join(MEASURES)}, or a function; in a file or on the command line FILE.py:FUNCTION"
         raise InputError(cannot(f"measure `{name}`", "there is no such metric", f"Choose among {known}"))
@@ -304,11 +283,7 @@ def measure_named(name: str) -> str:
 
 
 def add_metric(own: dict[str, Metric], metric: Metric) -> None:
-    """Add a function of the user's own to those already named; its `__name__` is the name of its column.
-
-    Raises:
-        InputError: a column of every study has that name, or another metric has.
-    """
+    """Add a function of the user's own to those already named; its `__name__` is the name of its column."""
     name = getattr(metric, "__name__", "metric")
     if name in RESERVED:
         because = f"a column of every study has the name `{name}`, and the metric would overwrite it"

@@ -52,12 +52,7 @@ def is_study(path: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the study in a folder.
-
-    Raises:
-        InputError: there is no study.
-        IntegrityError: its configuration isn't what was written.
-    """
+    """Return the configuration of the study in a folder."""
     path = folder / STUDY
     if path.exists() and not is_study(path):
         because = f"its {STUDY} isn't one that whichkl wrote"

@@ -73,12 +73,7 @@ def table_files(cells: Sequence[Stored], columns: Mapping[str, Sequence[Any]]) -
 
 
 def write_tables(folder: Path, cells: Sequence[Stored], columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write what `table_files` returns.
-
-    Raises:
-        InputError: a file of such a name isn't a study's.
-        ResourceError: they can't be written.
-    """
+    """Write what `table_files` returns."""
     for name, content in table_files(cells, columns).items():
         write_whole(folder / name, content, is_own=is_table)
 

@@ -39,11 +39,7 @@ class Adapter:
 
 
 def adapter_for(adapter: str | Adapter | Callable[..., Any] | None, loss: Callable[..., Any]) -> Adapter:
-    """Return an adapter by its name, the one given, or that of a function `f(loss, *, teacher, student, mask, **knobs)`.
-
-    Raises:
-        InputError: there is none of that name.
-    """
+    """Return an adapter by its name, the one given, or that of a function `f(loss, *, teacher, student, mask, **knobs)`."""
     if isinstance(adapter, Adapter):
         return adapter
     if adapter is None or adapter == "keywords":
@@ -153,9 +149,6 @@ def as_knobs(text: str) -> Mapping[str, tuple[float, float]]:
 
     >>> as_knobs("beta=0:1")
     {'beta': (0.0, 1.0)}
-
-    Raises:
-        InputError: it isn't of that form.
     """
     name, equals, ends = text.partition("=")
     try:

@@ -171,11 +171,7 @@ def _named(gradient: Match | None, value: Match | None, kept: float, constant: b
 
 
 def knob(subject: Subject, name: str, low: float, high: float) -> Check:
-    """Sweep a knob: which divergence is at each end, and whether the path between them reaches its ends.
-
-    Raises:
-        InputError: the loss takes no such knob.
-    """
+    """Sweep a knob: which divergence is at each end, and whether the path between them reaches its ends."""
     teacher, student = subject.pair(2, 4, gap=1.5)
     span = high - low
 

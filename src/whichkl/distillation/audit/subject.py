@@ -79,11 +79,7 @@ class Subject:
         return pair_of_logits(self.generator(), b, t, v, gap)
 
     def settle(self, teacher: Logits, student: Logits) -> Answer:
-        """Make the first call, in float64 or else in float32.
-
-        Raises:
-            InputError: it can't be called this way, or what it returns isn't a loss.
-        """
+        """Make the first call, in float64 or else in float32."""
         try:
             return self(teacher, student)
         except InputError:
@@ -100,11 +96,7 @@ class Subject:
         seed: int = 0,
         knobs: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """Call the loss; bfloat16 logits keep their dtype, others get the dtype that the loss accepts.
-
-        Raises:
-            InputError: it raises, or what it returns isn't a loss.
-        """
+        """Call the loss; bfloat16 logits keep their dtype, others get the dtype that the loss accepts."""
         dtypes = [x.dtype if x.dtype == torch.bfloat16 else self.dtype for x in (teacher, student)]
         teacher, student = (x.to(self.device, dtype).detach() for x, dtype in zip((teacher, student), dtypes, strict=True))
         student = student.requires_grad_()

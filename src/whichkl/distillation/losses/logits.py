@@ -46,11 +46,7 @@ class StoredTeacher(ABC):
             raise InputError(cannot(f"use this {self.what}", "it holds no log-probabilities", instead))
 
     def check(self, vocabulary: int, mask: Mask | None) -> None:
-        """Refuse rows that count and can't be log-probabilities of `vocabulary` tokens.
-
-        Raises:
-            InputError: a row that counts can't be used.
-        """
+        """Refuse rows that count and can't be log-probabilities of `vocabulary` tokens."""
         if torch.compiler.is_compiling():  # a compiled graph can't look at numbers
             return
         log_probs, indices = self.log_probs.detach(), self.indices
