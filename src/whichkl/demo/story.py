@@ -161,10 +161,10 @@ def _limits(book: textbook.Textbook) -> Section:
     columns = (f"family for {label}", *(f"{f} fit, {kl}" for f in _NAMES.values() for kl in ("KL(p‖q)", "KL(q‖p)")))
     rows = [
         (
-            "one Gaussian" if row.components == 1 else f"a mixture of {row.components}",
-            *(row.table[fitted, measured].number for fitted in _NAMES for measured in _NAMES),
+            "one Gaussian" if components == 1 else f"a mixture of {components}",
+            *(table[fitted, measured].number for fitted in _NAMES for measured in _NAMES),
         )
-        for row in book.capacity
+        for components, table in book.capacity.items()
     ]
     uniform = (("KL(U‖N)", book.finite.number), ("KL(N‖U)", book.infinite.number))
     blocks = (

@@ -24,6 +24,10 @@ from whichkl.solvers import NaturalGradient
 from whichkl.targets import Target
 
 CASES = ((3.0, 0.5), (2.0, 0.5), (3.0, 0.7))
+Table = dict[tuple[str, str], Estimate]
+"""(fit, divergence) → value, exact; fits and divergences are named forward_kl and reverse_kl."""
+Means = list[tuple[float, bool]]
+"""The mean of each optimum, and whether it is the global one."""
 _SOLVER = NaturalGradient(max_iterations=30)
 
 
@@ -36,8 +40,7 @@ class Case:
     target: Target
     forward: Fit
     reverse: Fit
-    table: dict[tuple[str, str], Estimate]
-    """(fit, divergence) → value, exact; fits and divergences are named forward_kl and reverse_kl."""
+    table: Table
     entropy: float
     cross_entropy: float
 
@@ -68,38 +71,24 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Branch:
-    """The reverse-KL optima of ½N(−M,1)+½N(M,1) at one M: (mean, is_global) each."""
-
-    half_distance: float
-    means: tuple[tuple[float, bool], ...]
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Both fits of a mixture of K, with the same divergences as `Case.table`."""
-
-    components: int
-    table: dict[tuple[str, str], Estimate]
-
-
-@dataclass(frozen=True)
 class Textbook:
     """The results of the textbook experiment."""
 
     cases: list[Case]
-    branches: list[Branch]
+    branches: dict[float, Means]
+    """The reverse-KL optima of ½N(−M,1)+½N(M,1) by M."""
     exists_from: float
     """The M from which a one-bump optimum exists."""
     wins_from: float
     """The M from which it is the global one."""
     finite: Estimate
     infinite: Estimate
-    capacity: list[Capacity]
+    capacity: dict[int, Table]
+    """Both divergences at both fits of a mixture, by its number of components."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the numbers as JSON can hold them; infinities as text."""
-        capacity = [{"components": row.components, **_named(row.table)} for row in self.capacity]
+        capacity = [{"components": components, **_named(table)} for components, table in self.capacity.items()]
         seeking = {"one_bump_optimum_exists_from": self.exists_from, "one_bump_optimum_is_global_from": self.wins_from}
         infinite = [self.finite.to_dict(), self.infinite.to_dict()]
         cases = [case.to_dict() for case in self.cases]
@@ -117,7 +106,7 @@ def cases() -> Iterator[Case]:
         yield Case(half_distance, weight, target, forward, reverse, divergences(target, forward, reverse), entropy, cross_entropy)
 
 
-def divergences(target: Target, forward: Fit, reverse: Fit) -> dict[tuple[str, str], Estimate]:
+def divergences(target: Target, forward: Fit, reverse: Fit) -> Table:
     """Both divergences at both fits, by quadrature."""
     table = {}
     for name, one in (("forward_kl", forward), ("reverse_kl", reverse)):
@@ -134,20 +123,20 @@ def integrands(case: Case, which: str, x: Tensor) -> tuple[list[float], list[flo
     return (log_p.exp() * (log_p - log_q)).tolist(), (log_q.exp() * (log_q - log_p)).tolist()
 
 
-def branches(count: int = 31) -> list[Branch]:
+def branches() -> dict[float, Means]:
     """Every reverse-KL optimum as the two bumps move apart."""
-    found = []
-    for half_distance in torch.linspace(1.0, 4.0, count, dtype=torch.float64, device="cpu").tolist():
-        optima = _SOLVER.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
-        found.append(Branch(half_distance, tuple((moments(one.model)[0], one.is_global) for one in optima)))
-    return found
+    return {m: _optima(m) for m in torch.linspace(1.0, 4.0, 31, dtype=torch.float64, device="cpu").tolist()}
+
+
+def _optima(half_distance: float) -> Means:
+    optima = _SOLVER.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
+    return [(moments(one.model)[0], one.is_global) for one in optima]
 
 
 def thresholds() -> tuple[float, float]:
     """Return the M where a one-bump optimum first exists, and where it first beats the centred one, to 0.0005."""
-    return _bisect(lambda means: any(abs(m) > 0.5 for m, _ in means), 2.0, 2.8), _bisect(
-        lambda means: any(abs(m) > 0.5 and best for m, best in means), 2.5, 3.2
-    )
+    exists = _bisect(lambda means: any(abs(m) > 0.5 for m, _ in means), 2.0, 2.8)
+    return exists, _bisect(lambda means: any(abs(m) > 0.5 and best for m, best in means), 2.5, 3.2)
 
 
 def infinity() -> tuple[Estimate, Estimate]:
@@ -157,17 +146,17 @@ def infinity() -> tuple[Estimate, Estimate]:
     return quadrature.kl(uniform, normal), quadrature.kl(normal, uniform, "reverse_kl")
 
 
-def capacity() -> list[Capacity]:
+def capacity() -> dict[int, Table]:
     """Both directions for ½N(−3,1)+½N(3,1) with one and with two components."""
-    target, rows = Target.of(bimodal(3.0)), []
-    for count in (1, 2):
-        family: Family = Gaussian() if count == 1 else Mixture(count)
-        fits = (fit(target, family, objective=name) for name in ("forward_kl", "reverse_kl"))
-        rows.append(Capacity(count, divergences(target, *fits)))
-    return rows
+    target = Target.of(bimodal(3.0))
+    families: dict[int, Family] = {1: Gaussian(), 2: Mixture(2)}
+    return {
+        count: divergences(target, *(fit(target, family, objective=name) for name in ("forward_kl", "reverse_kl")))
+        for count, family in families.items()
+    }
 
 
-def _named(table: dict[tuple[str, str], Estimate]) -> dict[str, float]:
+def _named(table: Table) -> dict[str, float]:
     return {f"{divergence} at the {fitted} fit": value.value for (fitted, divergence), value in table.items()}
 
 
@@ -176,12 +165,10 @@ def moments(model: Distribution) -> tuple[float, float]:
     return float(model.mean[0]) + 0.0, float(model.variance[0])
 
 
-def _bisect(holds: Callable[[list[tuple[float, bool]]], bool], low: float, high: float) -> float:
+def _bisect(holds: Callable[[Means], bool], low: float, high: float) -> float:
     while high - low > 5e-4:
         middle = (low + high) / 2
-        optima = _SOLVER.solve(Target.of(bimodal(middle)), Gaussian(), seed=0).optima
-        means = [(moments(one.model)[0], one.is_global) for one in optima]
-        low, high = (low, middle) if holds(means) else (middle, high)
+        low, high = (low, middle) if holds(_optima(middle)) else (middle, high)
     return round((low + high) / 2, 4)
 
 
@@ -216,7 +203,7 @@ def bifurcation(book: Textbook) -> Figure:
     """Draw the means of all reverse optima as the bumps move apart."""
     figure = new_figure()
     for is_best, name, symbol in ((True, "global optimum", "circle"), (False, "local optimum", "circle-open")):
-        points = [(b.half_distance, mean) for b in book.branches for mean, best in b.means if best is is_best]
+        points = [(m, mean) for m, means in book.branches.items() for mean, best in means if best is is_best]
         marker = {"line": {"width": 1.5, "color": COLORS["reverse_kl"]}}
         at, means = zip(*points, strict=True)
         add_points(figure, at, means, "reverse_kl", name, symbol=symbol, marker=marker)

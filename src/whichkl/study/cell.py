@@ -41,14 +41,25 @@ class Outcome:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The result of the work on a cell: columns of its row, details, and the files of its fit."""
+def outcome_of(
+    cell: Cell,
+    columns: dict[str, Any],
+    details: dict[str, Any],
+    fit: dict[str, bytes] | None = None,
+    seconds: dict[str, float] | None = None,
+) -> Outcome:
+    """Return the outcome of a cell, from the columns of its row, further details, and the files of its fit."""
+    head = {"cell": cell.key, "family": cell.names[0], "objective": cell.names[1], "seed": cell.seed}
+    row = {**dict.fromkeys(FIELDS), **head, "budget": cell.config.get("budget"), **columns}
+    text = json.dumps(plain({"config": cell.config, "row": row, "details": details}), indent=1, allow_nan=False)
+    files = {f"fit/{name}": data for name, data in (fit or {}).items()} | {"cell.json": text.encode()}
+    return Outcome(row, files, seconds or {})
 
-    columns: dict[str, Any]
-    details: dict[str, Any]
-    fit: dict[str, bytes]
-    seconds: dict[str, float] = field(default_factory=dict)
+
+def failed(cell: Cell, why: str, traceback: dict[str, str] | None = None) -> Outcome:
+    """Return the outcome of a cell that failed, or whose worker died."""
+    error = " ".join(why.split())[:_MAX_ERROR_LENGTH]
+    return outcome_of(cell, {"status": "failed", "error": error}, traceback or {}, None, {"total": 0.0})
 
 
 @dataclass
@@ -115,7 +126,7 @@ class Bench(ABC):
     """Works on the cells of a plan, one after another."""
 
     @abstractmethod
-    def work(self, cell: Cell) -> Finished:
+    def work(self, cell: Cell) -> Outcome:
         """Fit and score a cell; whatever it raises, except `ResourceError`, is the result of the cell."""
 
     def run(self, cell: Cell) -> Outcome:
@@ -123,13 +134,14 @@ class Bench(ABC):
         begun = time.perf_counter()
         try:
             with one_thread():
-                found = self.work(cell)
+                outcome = self.work(cell)
         except ResourceError:
             raise
         except Exception as error:  # a fit that fails is a result of the study
             refuse_if_ran_out(error, f"continue this study in the cell {cell.arm}, seed {cell.seed}")
-            found = Finished(_failure(f"{type(error).__name__}: {error}"), {"traceback": traceback.format_exc(limit=-6)}, {})
-        return _outcome(cell, found, time.perf_counter() - begun)
+            outcome = failed(cell, f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc(limit=-6)})
+        outcome.seconds["total"] = time.perf_counter() - begun
+        return outcome
 
 
 class FitBench(Bench):
@@ -141,7 +153,7 @@ class FitBench(Bench):
         self._seed: int | None = None
         self._split: tuple[Target, Held] | None = None
 
-    def work(self, cell: Cell) -> Finished:
+    def work(self, cell: Cell) -> Outcome:
         """Solve under the budget, score on draws that no fit of this seed has seen, and keep the fit."""
         plan, begun = self.plan, time.perf_counter()
         if self._split is None or self._seed != cell.seed:
@@ -175,25 +187,7 @@ class FitBench(Bench):
         step = -(-len(solution.history) // _MAX_CURVE_POINTS)
         training = {"training": list(solution.history[::step])} if solution.history else {}
         details = {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"], **training}
-        return Finished(columns, details, fit.files(), seconds)
-
-
-def failed(cell: Cell, why: str) -> Outcome:
-    """Return the outcome of a cell whose worker died."""
-    return _outcome(cell, Finished(_failure(why), {}, {}), 0.0)
-
-
-def _failure(why: str) -> dict[str, Any]:
-    return {"status": "failed", "error": " ".join(why.split())[:_MAX_ERROR_LENGTH]}
-
-
-def _outcome(cell: Cell, found: Finished, total: float) -> Outcome:
-    head = {"cell": cell.key, "family": cell.names[0], "objective": cell.names[1], "seed": cell.seed}
-    row = {**dict.fromkeys(FIELDS), **head, "budget": cell.config.get("budget"), **found.columns}
-    body = {"config": cell.config, "row": row, "details": found.details}
-    text = json.dumps(plain(body), indent=1, allow_nan=False)
-    files = {f"fit/{name}": data for name, data in found.fit.items()} | {"cell.json": text.encode()}
-    return Outcome(row, files, {**found.seconds, "total": total})
+        return outcome_of(cell, columns, details, fit.files(), seconds)
 
 
 def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dict[str, int], seed: int) -> Any:

@@ -14,7 +14,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.distillation.classifier import DistillationTarget, Student, student_identity
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.training import row_divergence_of, spec_of
-from whichkl.study.cell import Bench, Finished
+from whichkl.study.cell import Bench, Outcome, outcome_of
 from whichkl.study.measures import DISTILLATION_NEEDS
 from whichkl.study.plan import Cell, cells_of, distinct, listed, seeds_of, study_config
 
@@ -64,11 +64,11 @@ class DistillationBench(Bench):
         """Take the plan."""
         self.plan = plan
 
-    def work(self, cell: Cell) -> Finished:
+    def work(self, cell: Cell) -> Outcome:
         """Distill, and score on examples that neither training nor stopping saw."""
         student, objective = cell.names
         result = self.plan.target.distill(self.plan.students[student], objective, cell.seed)
-        return Finished(_columns(result), result.to_dict(), result.files())
+        return outcome_of(cell, _columns(result), result.to_dict(), result.files())
 
 
 def _columns(result: Distillation) -> dict[str, Any]:

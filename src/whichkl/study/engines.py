@@ -37,11 +37,10 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
     the cell is alone has failed. A lost cluster (Ray's `LocalRayletDiedError`, `NodeDiedError`) says nothing about the cells
     in flight: they are left undone.
     """
-    sizes = _Sizes()
-    bundles = _Bundles(cells, sizes)
+    bundles = _Bundles(cells)
     for bundle, result in ray.as_completed(_Task.of(plan), bundles):
         if not isinstance(result, Exception):
-            sizes.learn([outcome.seconds["total"] for outcome in result])
+            bundles.learn([outcome.seconds["total"] for outcome in result])
             yield from zip(bundle, result, strict=True)
         elif len(bundle) == 1:
             why = f"its worker died {ray.retries + 1} times ({' '.join(str(result).split())[:200]})"
@@ -50,30 +49,18 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
             bundles.put_back(bundle)
 
 
-class _Sizes:
-    """Estimates the number of cells in a second's work."""
+class _Bundles:
+    """Cells still to be given out, in bundles of about a second's work, estimated from the cells that are done."""
 
-    def __init__(self) -> None:
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.cells: deque[Cell] = deque(cells)
+        self.alone: deque[Cell] = deque()
         self.count, self.seconds = 0, 0.0
 
     def learn(self, seconds: Sequence[float]) -> None:
+        """Note how long cells took."""
         self.count += len(seconds)
         self.seconds += sum(seconds)
-
-    def now(self, left: int, workers: int) -> int:
-        """One at first; later enough for a task, but no more than a worker's share of what is left."""
-        if self.count == 0:
-            return 1
-        enough = math.ceil(_MIN_TASK_SECONDS * self.count / max(self.seconds, 1e-6))
-        return max(1, min(enough, _MAX_TASK_CELLS, math.ceil(left / max(1, workers))))
-
-
-class _Bundles:
-    """Cells still to be given out, in bundles whose size is chosen when one is taken."""
-
-    def __init__(self, cells: Sequence[Cell], sizes: _Sizes) -> None:
-        self.cells, self.sizes = deque(cells), sizes
-        self.alone: deque[Cell] = deque()
 
     def take(self, workers: int) -> tuple[Cell, ...] | None:
         """Return the next bundle; None when all cells are given out."""
@@ -81,7 +68,11 @@ class _Bundles:
             return (self.alone.popleft(),)
         if not self.cells:
             return None
-        size = self.sizes.now(len(self.cells), workers)
+        size = 1  # as long as no cell's time is known
+        if self.count:
+            enough = math.ceil(_MIN_TASK_SECONDS * self.count / max(self.seconds, 1e-6))
+            # no more than a worker's share of what is left, so that all workers end at about the same time
+            size = max(1, min(enough, _MAX_TASK_CELLS, math.ceil(len(self.cells) / max(1, workers))))
         return tuple(self.cells.popleft() for _ in range(min(size, len(self.cells))))
 
     def put_back(self, cells: Sequence[Cell]) -> None:
