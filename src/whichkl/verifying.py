@@ -17,7 +17,7 @@ from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
 from whichkl.fitting.fit_file import FIT, read_fit
 from whichkl.study.result import Study
-from whichkl.study.study_file import STUDY
+from whichkl.study.ledger import STUDY
 from whichkl.study.writers import table_files
 
 

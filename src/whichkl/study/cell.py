@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from typing import Any
 from whichkl._checks import ResourceError, plain
 from whichkl.cluster import Threads, Workers
 from whichkl.diagnostics import Diagnostics, Judgement
+from whichkl.distillation.result import Distillation
 from whichkl.divergences import Estimate
 from whichkl.fitting import Solved, solve
 from whichkl.process.memory import refuse_if_ran_out
@@ -21,7 +23,7 @@ from whichkl.solvers.work import Work
 from whichkl.study.held_out import Held, split
 from whichkl.study.measurements import Sides
 from whichkl.study.measures import FIELDS, MEASURES
-from whichkl.study.plan import Cell, Plan
+from whichkl.study.plan import AnyPlan, Cell, DistillationPlan, Plan
 from whichkl.targets import Target
 from whichkl.user_code import said_of
 
@@ -190,6 +192,42 @@ class FitBench(Bench):
         return outcome_of(cell, columns, details, fit.files(), seconds)
 
 
+class DistillationBench(Bench):
+    """Works on the cells of a study of distillations."""
+
+    def __init__(self, plan: DistillationPlan) -> None:
+        """Take the plan."""
+        self.plan = plan
+
+    def work(self, cell: Cell) -> Outcome:
+        """Distill, and score on examples that neither training nor stopping saw."""
+        student, objective = cell.names
+        result = self.plan.target.distill(self.plan.students[student], objective, cell.seed)
+        return outcome_of(cell, _columns(result), result.to_dict(), result.files())
+
+
+def _columns(result: Distillation) -> dict[str, Any]:
+    s = result.scores
+    row: dict[str, Any] = {
+        "status": "stopped" if any("given up" in note for note in result.notes) else "converged",
+        "solver": "distill",
+        "iterations": result.epochs,
+        "evaluations": result.examples,
+        "rows": result.examples,
+        "notes": "; ".join(result.notes),
+        "jeffreys": s.forward_kl.value + s.reverse_kl.value,
+        "agreement": s.agreement.value,
+        "agreement_stderr": s.agreement.stderr,
+    }
+    for name, one in (("forward_kl", s.forward_kl), ("reverse_kl", s.reverse_kl)):
+        row |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_reliable": one.reliable}
+    for name in ("accuracy", "nll", "ece"):
+        one = getattr(s, name)
+        if one is not None:
+            row |= {name: one.student.value, f"{name}_stderr": one.student.stderr, f"{name}_teacher": one.teacher.value}
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
 def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dict[str, int], seed: int) -> Any:
     """Return the fit; its value is that of its objective on unseen draws, as far as it was measured."""
     s, values = solved.solution, card.values
@@ -199,3 +237,8 @@ def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dic
     d = Diagnostics(s.optima, s.iterations, s.residual, s.nodes, s.node_error, evaluations=dict(used), notes=s.notes)
     d = replace(d, ess=card.columns.get("ess_q"), khat=card.columns.get("khat"))
     return solved.judged(target, Judgement(value, d, status, frozenset()), seed)
+
+
+def bench_of(plan: AnyPlan, threads: Threads | None = None) -> Bench:
+    """Return what works on the cells of a plan."""
+    return DistillationBench(plan) if isinstance(plan, DistillationPlan) else FitBench(plan, threads)

@@ -16,11 +16,10 @@ from whichkl.cluster import Ray, workers_of
 from whichkl.distillation.classifier import DistillationTarget
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.cell import Outcome
-from whichkl.study.distilling import distillation_plan_of
-from whichkl.study.engines import AnyPlan, here, on_ray
+from whichkl.study.engines import here, on_ray
 from whichkl.study.ledger import Ledger, Stored, stored_of
 from whichkl.study.measures import columns_in
-from whichkl.study.plan import Cell, Metric, plan_of
+from whichkl.study.plan import AnyPlan, Cell, Metric, distillation_plan_of, plan_of
 from whichkl.study.result import Study, ordered
 from whichkl.study.writers import write_tables
 from whichkl.targets import Target

@@ -8,24 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from whichkl.cluster import Ray, Threads
-from whichkl.study.cell import Bench, FitBench, Outcome, failed
-from whichkl.study.distilling import DistillationBench, DistillationPlan
-from whichkl.study.plan import Cell, Plan
+from whichkl.study.cell import Outcome, bench_of, failed
+from whichkl.study.plan import AnyPlan, Cell
 
 _MIN_TASK_SECONDS = 1.0
 """Least work of a task, estimated from the cells before: a task costs its sender some milliseconds."""
 _MAX_TASK_CELLS = 1_000
 
-AnyPlan = Plan | DistillationPlan
-
-
-def _bench_of(plan: AnyPlan, threads: Threads | None = None) -> Bench:
-    return DistillationBench(plan) if isinstance(plan, DistillationPlan) else FitBench(plan, threads)
-
-
 def here(plan: AnyPlan, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
     """Work on the cells one after another, those of a seed on the same held-out draws."""
-    bench = _bench_of(plan)
+    bench = bench_of(plan)
     for cell in cells:
         yield cell, bench.run(cell)
 
@@ -92,5 +84,5 @@ class _Task:
         return cls(replace(plan))
 
     def __call__(self, cells: Sequence[Cell]) -> list[Outcome]:
-        bench = _bench_of(self.plan, Threads(1))
+        bench = bench_of(self.plan, Threads(1))
         return [bench.run(cell) for cell in cells]

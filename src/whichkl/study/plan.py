@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from itertools import product
@@ -15,12 +15,14 @@ from torch import nn
 
 from whichkl._checks import InputError, TargetError, cannot, plain
 from whichkl.advice import advise, default_family
+from whichkl.distillation.classifier import DistillationTarget, Student, student_identity
+from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.families import Family, family_of
 from whichkl.families.named import named_families
 from whichkl.objectives import Objective, objective_of
 from whichkl.process.memory import check_memory
 from whichkl.solvers.rows.rows import rows_of
-from whichkl.study.measures import MEASURES, RESERVED
+from whichkl.study.measures import DISTILLATION_NEEDS, MEASURES, RESERVED
 from whichkl.targets import Target
 from whichkl.targets.fingerprint import code_version, target_fingerprint, tensor_hash
 
@@ -303,3 +305,44 @@ def _described(name: str, metric: Metric) -> str:
 def _check_count(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(cannot(f"use `{name}={value!r}`", f"it isn't a whole number of at least {least}", "Correct it"))
+
+
+@dataclass(frozen=True)
+class DistillationPlan:
+    """A study of distillations, resolved."""
+
+    target: DistillationTarget
+    students: dict[str, Student]
+    objectives: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Everything on which a number depends, as JSON holds it."""
+        target = {"source": "distillation", **self.target.identity}
+        students = [student_identity(name, one) for name, one in self.students.items()]
+        measures = [need.columns[0] for need in DISTILLATION_NEEDS]
+        return study_config(target, students, self.objectives, self.seeds) | {"budget": None, "metrics": measures}
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, seed by seed."""
+        return cells_of(self.config, list(self.students))
+
+
+def distillation_plan_of(
+    target: DistillationTarget, students: Any, objectives: Any, seeds: int | Sequence[int]
+) -> DistillationPlan:
+    """Resolve names, and refuse what can't be compared."""
+    named: Mapping[str, Any] = students if isinstance(students, Mapping) else {"student": students}
+    for name, one in named.items():
+        if not (isinstance(one, nn.Module) or callable(one)) or not isinstance(name, str):
+            instead = "Give families={name: module, or a function that makes one}"
+            raise InputError(cannot("compare these students", f"`{name}` is a `{type(one).__name__}`", instead))
+    wanted = ["forward_kl", "reverse_kl"] if objectives is None else listed(objectives)
+    specs = distinct([spec_of(row_divergence_of(one)) for one in wanted], str)
+    distinct(list(named), str)
+    return DistillationPlan(target, dict(named), specs, seeds_of(seeds))
+
+
+AnyPlan = Plan | DistillationPlan

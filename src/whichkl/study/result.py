@@ -16,9 +16,8 @@ from whichkl.files.writing import write_whole
 from whichkl.fitting import Fit
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.arms import mean_and_error, rows_by_arm
-from whichkl.study.ledger import Ledger, Stored
+from whichkl.study.ledger import Ledger, Stored, read_config
 from whichkl.study.measures import COST, DISTILLATION_NEEDS, NEEDS, UP_TO, columns_in, columns_with
-from whichkl.study.study_file import read_config
 from whichkl.study.verdict import Verdict, decide
 from whichkl.targets import Target
 
