@@ -48,7 +48,7 @@ def test_a_worker_is_sent_the_plan_without_its_cells():
     for seeds in ([7], list(range(1_000, 1_500))):
         plan = plan_of(x, "gaussian", "forward_kl", seeds)
         assert len(plan.cells) == len(seeds)
-        task = pickle.dumps(_Task.of(plan))
+        task = pickle.dumps(_Task(plan))
         assert pickle.loads(task).plan.cells == plan.cells  # noqa: S301
         sizes.append(len(task))
     assert sizes[1] < sizes[0] + 4 * 500  # the seeds themselves, of three bytes each

@@ -120,11 +120,7 @@ class Demo:
 
 
 def run_demo(progress: Callable[[int], None] = lambda step: None) -> Demo:
-    """Run all five inputs.
-
-    Args:
-        progress: called with the index in `STEPS` of each step as it begins.
-    """
+    """Run all five inputs; `progress` is called with the index in `STEPS` of each step as it begins."""
     progress(0)
     cases, infinity, capacity = list(textbook.cases()), textbook.infinity(), textbook.capacity()
     progress(1)

@@ -36,16 +36,7 @@ def color_of(arm: str) -> str:
 
 
 def add_line(figure: Any, x: Sequence[float], y: Sequence[float], color: str, name: str | None = None, **how: Any) -> None:
-    """Draw a line.
-
-    Args:
-        figure: where to.
-        x: abscissae.
-        y: ordinates.
-        color: a name in `COLORS`.
-        name: in the legend, which shows nothing without it.
-        **how: `width` and `dash` of the line; everything else goes to plotly.
-    """
+    """Draw a line in a colour of `COLORS`; `name` is for the legend, `width` and `dash` for the line, the rest for plotly."""
     line = {"color": COLORS[color], "width": how.pop("width", 2.2), "dash": how.pop("dash", "solid"), "simplify": False}
     _add_scatter(figure, x, y, name, {"mode": "lines", "line": line, **how})
 
@@ -84,11 +75,8 @@ def error_bars(low: Sequence[float], middle: Sequence[float], high: Sequence[flo
 
 def _add_scatter(figure: Any, x: Sequence[float], y: Sequence[Any], name: str | None, how: dict[str, Any]) -> None:
     shown = {"name": html.escape(name)} if name is not None else {"showlegend": False}
-    figure.add_scatter(x=_rounded(x), y=_rounded(y), **{**shown, **how})
-
-
-def _rounded(values: Sequence[Any]) -> list[Any]:
-    return short(values) if all(isinstance(v, (int, float)) for v in values) else list(values)
+    rounded = [short(one) if all(isinstance(v, (int, float)) for v in one) else list(one) for one in (x, y)]
+    figure.add_scatter(x=rounded[0], y=rounded[1], **{**shown, **how})
 
 
 def style(figure: Figure, x_title: str, y_title: str, height: int = 340) -> Figure:

@@ -162,10 +162,11 @@ def _configuration(fit: Fit) -> Section:
 
 def rows_section(fit: Fit) -> Section | None:
     """Compare the model with rows of the target; None where there are neither rows nor figures."""
-    blocks = [*_compared(fit), *_calibrated(fit), *_components(fit)]
-    if not blocks:
-        return None
-    return Section("The model and the data", "Grey is the data p, blue the model q.", tuple(blocks))
+    blocks, curve = [*_compared(fit), *_calibrated(fit)], components_curve(fit)
+    if curve is not None:
+        caption = "Held-out −log q for each number of components, with one standard error: lower is better."
+        blocks.append(Block.chart(curve, caption))
+    return Section("The model and the data", "Grey is the data p, blue the model q.", tuple(blocks)) if blocks else None
 
 
 def _compared(fit: Fit) -> list[Block]:
@@ -210,9 +211,3 @@ def _calibrated(fit: Fit) -> list[Block]:
     )
     notes = [Block.sentence(note) for note in calibration.notes]
     return [Block.charts(figures, caption), *notes]
-
-
-def _components(fit: Fit) -> list[Block]:
-    figure = components_curve(fit)
-    caption = "Held-out −log q for each number of components, with one standard error: lower is better."
-    return [] if figure is None else [Block.chart(figure, caption)]

@@ -202,11 +202,7 @@ def survivors(arms: Sequence[str], rows: Sequence[Mapping[str, Any]], arm_of: Se
 
     Arms are ranked by each column that has values. The best rank of an arm counts, and ties are broken by the sum of its ranks:
     an arm that is the best for one need survives, whatever its ranks for the others. An arm with a failed cell comes last.
-
-    Args:
-        arms: those still in the race.
-        rows: of the cells so far.
-        arm_of: the arm of each row.
+    `arm_of` holds the arm of each row.
 
     Source: Jamieson & Talwalkar (2016), successive halving.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from whichkl.cluster import Ray, Threads
 from whichkl.study.cell import Outcome, bench_of, failed
@@ -14,6 +14,7 @@ from whichkl.study.plan import AnyPlan, Cell
 _MIN_TASK_SECONDS = 1.0
 """Least work of a task, estimated from the cells before: a task costs its sender some milliseconds."""
 _MAX_TASK_CELLS = 1_000
+
 
 def here(plan: AnyPlan, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
     """Work on the cells one after another, those of a seed on the same held-out draws."""
@@ -30,7 +31,7 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
     in flight: they are left undone.
     """
     bundles = _Bundles(cells)
-    for bundle, result in ray.as_completed(_Task.of(plan), bundles):
+    for bundle, result in ray.as_completed(_Task(plan), bundles):
         if not isinstance(result, Exception):
             bundles.learn([outcome.seconds["total"] for outcome in result])
             yield from zip(bundle, result, strict=True)
@@ -72,16 +73,11 @@ class _Bundles:
         self.alone += cells
 
 
-@dataclass(frozen=True)
 class _Task:
     """The work of a worker; it holds the plan, which is sent once."""
 
-    plan: AnyPlan
-
-    @classmethod
-    def of(cls, plan: AnyPlan) -> _Task:
-        """Leave out the list of all cells, which the plan caches: each task would unpickle it."""
-        return cls(replace(plan))
+    def __init__(self, plan: AnyPlan) -> None:
+        self.plan = replace(plan)  # without the list of all cells, which the plan caches: each task would unpickle it
 
     def __call__(self, cells: Sequence[Cell]) -> list[Outcome]:
         bench = bench_of(self.plan, Threads(1))

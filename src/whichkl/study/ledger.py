@@ -91,11 +91,8 @@ class Ledger:
     def opened(cls, folder: Path, config: dict[str, Any], *, recompute: bool = False) -> Iterator[Ledger]:
         """Lock the folder, compare its study with `config`, remove half-written cells, and check every cell.
 
-        Args:
-            folder: folder of the study; it is made if it doesn't exist.
-            config: configuration of the whole study. With more seeds than the study in the folder has, that study grows.
-            recompute: whether to remove cells that failed or are corrupt, and to replace a corrupt `study.json`. Otherwise failed
-                cells are kept, and whatever is corrupt is refused.
+        With more seeds than the study in the folder has, that study grows. Where `recompute` is True, cells that failed or are
+        corrupt are removed, and a corrupt `study.json` is replaced. Otherwise failed cells are kept, and the rest is refused.
         """
         ledger = cls(folder)
         refuse_other(folder)

@@ -105,13 +105,7 @@ def study_config(target: dict[str, Any], families: list[Any], objectives: Sequen
 
 
 def cells_of(config: dict[str, Any], families: Sequence[str], further: Sequence[str] = ()) -> tuple[Cell, ...]:
-    """Return all cells of a study: every family by every objective, seed by seed.
-
-    Args:
-        config: of the study.
-        families: their names, in the order of the configuration.
-        further: names of fields that the configuration of every cell has too.
-    """
+    """Return all cells of a study, seed by seed; `further` names fields of the study that each cell's configuration has too."""
     shared = {name: config[name] for name in ("format", "code", "target", *further)}
     found = []
     for seed, (i, family), (j, objective) in product(config["seeds"], enumerate(families), enumerate(config["objectives"])):

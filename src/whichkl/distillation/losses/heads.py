@@ -32,15 +32,7 @@ weren't requested."""
 
 @dataclass(frozen=True)
 class Head:
-    """Logits softcap · tanh(s (h Wᵀ + b) / softcap), or s (h Wᵀ + b) without a soft cap, s = `logit_scale`.
-
-    Attributes:
-        hidden: (n, h).
-        weight: (v, h).
-        bias: (v,) or None.
-        logit_scale: multiplies the logits.
-        softcap: bounds them after that.
-    """
+    """Logits softcap · tanh(s (h Wᵀ + b) / softcap), or s (h Wᵀ + b) without a soft cap, s = `logit_scale`."""
 
     hidden: Float[Tensor, "n h"]
     weight: Float[Tensor, "v h"]
@@ -125,14 +117,9 @@ class HeadDivergence:
     def run(
         self, student: Triple, teacher: Triple, mask: Bool[Tensor, " n"] | None, factors: Float[Tensor, " n"] | None, needs: Needs
     ) -> tuple[Float[Tensor, " n"], Gradients]:
-        """Return the divergence of each row (0 where the mask is False), and the gradients of Σ factors · divergence.
+        """Return the divergence of each row (0 where the mask is False), and the student's gradients of Σ factors · divergence.
 
-        Args:
-            student: hidden states, weight and bias of the head whose gradients are requested.
-            teacher: those of the other one, a constant.
-            mask: which rows count, None for all.
-            factors: of each row, None for 1.
-            needs: whether the gradient by hidden states, weight and bias is requested.
+        All rows count where there is no mask, and all factors are 1 where none are given.
         """
         with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):  # autocast would narrow products
             rows = None if mask is None else mask.nonzero()[:, 0]
