@@ -114,6 +114,7 @@ def distill(
     _check(settings)
     say = tell or (lambda step, done: None)
     say("reading the examples", math.nan)
+    # copies: neither the user's teacher nor the user's student is changed
     frozen, pupil = Teacher(teacher), copied(student, "student", seed)
     train, stop, unseen = parts = _parts(data, stopping, held_out, batch, seed)
     run = _new_run(pupil, loss, settings)

@@ -168,7 +168,7 @@ def _ece(q: Tensor, p: Tensor, labels: Tensor, student: float, teacher: float) -
     n, method = len(labels), f"{BINS} bins of equal width, error by bootstrap"
     resampled = []
     for logits in (q, p):
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)  # the same for both sides, so that their difference is that of pairs
         confidence, right, bin_of = _binned(logits, labels, BINS)
         found = []
         for _ in range(_RESAMPLES):

@@ -141,6 +141,7 @@ class Run(descent.Run):
         self.module.train()
         total, rows, count = 0.0, 0, examples.count
         epochs, rate, seed = (self.settings[name] for name in ("epochs", "learning_rate", "seed"))
+        # two primes, so that dropout and the order of the examples have unrelated seeds in each epoch
         with seeded((seed + 7_919 * (self.round + 1)) % 2**32):
             for i, batch in enumerate(examples.batches(teacher, (seed + 104_729 * (self.round + 1)) % 2**32)):
                 done = (self.round + (0.0 if count is None else i / count)) / epochs

@@ -176,6 +176,7 @@ def pairs(fit: Fit, most: int = MAX_COLUMNS) -> Figure | None:
         return None
     calibration = fit.diagnostics.calibration
     gaps = {} if calibration is None else {one.name: one.distance for one in calibration.columns}
+    # the worst by calibration, in the order of the data
     keep = sorted(sorted(range(len(both.names)), key=lambda j: -gaps.get(fit.names[j], 0.0))[:most])
     d, gap = len(keep), 0.02 if len(keep) > 2 else 0.03
     figure = require("plotly.subplots", "app").make_subplots(rows=d, cols=d, horizontal_spacing=gap, vertical_spacing=gap)

@@ -159,8 +159,9 @@ def fits_section(study: Study, verdict: Verdict) -> Section | None:
     few = shown[:_MAX_FITS]
     fits = {name: fit for name in few if (fit := _fit(study, first[name])) is not None}
     losses = {name: [float(one) for one in first[name].details.get("training", [])] for name in few}
-    curve = training(losses)
-    blocks = [*_figures(study, fits), *_component_curves(fits), *([] if curve is None else [Block.chart(curve, TRAINING)])]
+    curve, said = training(losses), "held-out −log q for each number of components; lower is better."
+    components = [Block.chart(one, f"{name}: {said}") for name, fit in fits.items() if (one := components_curve(fit)) is not None]
+    blocks = [*_figures(study, fits), *components, *([] if curve is None else [Block.chart(curve, TRAINING)])]
     blocks += [*_optima({name: cells[name] for name in shown}), *_missed(first)]
     more = f" of the first {len(fits)} of {len(cells):,} arms" if len(fits) < len(cells) else ""
     lead = f"The first finished seed{more}; study.fit(cell) returns any other."
@@ -194,13 +195,6 @@ def _figures(study: Study, fits: Mapping[str, Fit]) -> list[Block]:
         return wide
     lines = _OF_TWO if len(next(iter(fits.values())).names) == 2 else _OF_ONE
     return [Block.charts(small, f"{_GREY[study.target is not None]} Lines: q; {lines}."), *wide]
-
-
-def _component_curves(fits: Mapping[str, Fit]) -> list[Block]:
-    """Draw how held-out loss fell with the number of components, where a family chose it."""
-    curves = {name: components_curve(fit) for name, fit in fits.items()}
-    said = "held-out −log q for each number of components; lower is better."
-    return [Block.chart(figure, f"{name}: {said}") for name, figure in curves.items() if figure is not None]
 
 
 def _optima(cells: Mapping[str, list[Stored]]) -> list[Block]:

@@ -186,6 +186,7 @@ class FitBench(Bench):
             "notes": "; ".join([*card.notes, *solution.notes]),
         }
         fit = _fit(solved, target, card, columns["status"], used, cell.seed)
+        # every step-th loss: a curve needs no more, and `cell.json` stays small
         step = -(-len(solution.history) // _MAX_CURVE_POINTS)
         training = {"training": list(solution.history[::step])} if solution.history else {}
         details = {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"], **training}

@@ -155,6 +155,7 @@ class _Run:
 
     def finish(self, cells: Sequence[Cell], more: int = 0) -> list[Stored]:
         """Work on those of these cells that aren't done, and return all of them; `more` are planned after them."""
+        # those of an earlier run
         known = [cell for cell in cells if cell.key in self.store.cells]
         self.of = self.done + len(cells) + more
         self.done, self.skipped = self.done + len(known), self.skipped + len(known)

@@ -99,7 +99,7 @@ class Sides:
                 return quadrature.kl(self.whole, self.q)
             except WhichklError:  # heavy tails: Monte Carlo below tells how far it can be trusted
                 pass
-        if self.held.x is None and self.can_evaluate:
+        if self.held.x is None and self.can_evaluate:  # no draws of p, so that draws of q are reweighted
             seed = mixed(self.held.seed, "forward")
             return estimate(p=self.whole, q=self.q, divergence="forward_kl", n=self.count, seed=seed)
         if self.log_q_x is None:
@@ -191,7 +191,7 @@ def mmd(s: Sides) -> Measured | None:
     if s.is_conditional or s.held.p.weights is not None or rows.samples is None:
         return None
     x, y = (one[:_MAX_MMD_ROWS].to("cpu", torch.float64) for one in (rows.samples, s.y))
-    median = float(torch.pdist(x).median())
+    median = float(torch.pdist(x).median())  # of p's draws alone: a bandwidth that depends on q isn't the same for all models
     found = mmd_squared(x, y, median if median > 0 else None)
     return Measured({"mmd": found.value, "mmd_stderr": found.stderr}, found.to_dict())
 

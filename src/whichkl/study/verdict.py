@@ -165,7 +165,7 @@ class _Tests:
         if not known.any():
             return None
         wins = (gain > 0).sum(1) - (gain < 0).sum(1)
-        wins[~known.any(1)] = -len(wins)
+        wins[~known.any(1)] = -len(wins)  # an arm that can't be compared never leads
         lead, names = int(wins.argmax()), [arm.name for arm in scores.arms]
         need, column = scores.needs[k]
         others = [b for b in range(len(names)) if known[lead, b]]

@@ -201,7 +201,7 @@ def infinite(e: Examination) -> Check:
 
 def top_k(e: Examination) -> Check:
     """Check that the loss sees mass that the student puts on tokens outside of any top-k."""
-    for v in (e.subject.large_vocabulary, VOCABULARY):
+    for v in (e.subject.large_vocabulary, VOCABULARY):  # some losses refuse the large one
         teacher, student = e.subject.pair(1, 2, v, 1.0)
         try:
             usual = abs(e.subject(teacher, student).value) / _forward_kl(teacher, student)
@@ -232,6 +232,7 @@ def _blind_at(e: Examination, teacher: Tensor, usual: float) -> int | None:
     shares = [share(k) for k in levels]
     if min(shares) > 1e-3:
         return None
+    # a loss in single precision isn't exactly 0 where it is blind, so that the smallest share tells how large its noise is
     noise = max(1e-9, 100 * min(shares))
     first = next(i for i, one in enumerate(shares) if one <= noise)
     low, high = (levels[first - 1] if first else 0), levels[first]

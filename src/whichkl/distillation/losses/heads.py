@@ -144,6 +144,7 @@ class HeadDivergence:
         # as many rows as fit, in chunks of about the same size
         most = max(1, _MAX_BYTES_OF_BUFFERS // (2 * v * dtype.itemsize))
         step = self.chunk_size or max(1, -(-many // -(-max(many, 1) // most)))
+        # two buffers for all chunks: memory doesn't grow with the number of rows
         buffers = [values.new_empty((min(step, many), v)) for _ in heads]
         for start in range(0, many, step):
             end = min(start + step, many)
