@@ -58,10 +58,10 @@ def outcome_of(
     return Outcome(row, files, seconds or {})
 
 
-def failed(cell: Cell, why: str, traceback: dict[str, str] | None = None) -> Outcome:
+def failed(cell: Cell, why: str, details: dict[str, str] | None = None) -> Outcome:
     """Return the outcome of a cell that failed, or whose worker died."""
     error = " ".join(why.split())[:_MAX_ERROR_LENGTH]
-    return outcome_of(cell, {"status": "failed", "error": error}, traceback or {}, None, {"total": 0.0})
+    return outcome_of(cell, {"status": "failed", "error": error}, details or {}, None, {"total": 0.0})
 
 
 @dataclass
