@@ -18,7 +18,7 @@ from scipy.stats import chi2
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import whichkl as wk
-from whichkl.study.needs import Need
+from whichkl.study.measures import Need
 from whichkl.study.verdict import decide
 
 D = torch.float64

@@ -72,9 +72,9 @@ def test_one_kl_is_infinite_and_the_reason_is_said(demo, numbers):
 
 
 def test_a_mixture_of_two_dissolves_the_difference(demo):
-    one, two = demo.textbook.capacity
-    assert one.table["reverse_kl", "forward_kl"].value - one.table["forward_kl", "forward_kl"].value > 7
-    assert all(abs(estimate.value) < 1e-6 for estimate in two.table.values())
+    one, two = demo.textbook.capacity.values()
+    assert one["reverse_kl", "forward_kl"].value - one["forward_kl", "forward_kl"].value > 7
+    assert all(abs(estimate.value) < 1e-6 for estimate in two.values())
 
 
 def test_petals_are_fitted_by_forward_kl_between_the_groups(demo):

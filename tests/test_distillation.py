@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import whichkl as wk
 from whichkl.distillation import Distillation, DistillationTarget, reliability, scored
 from whichkl.distillation.job import read_job
-from whichkl.distillation.objective import Loss, row_divergence_of, spec_of
+from whichkl.distillation.training import Loss, row_divergence_of, spec_of
 
 
 def rows(n=600, d=6, seed=0):

@@ -19,8 +19,7 @@ import whichkl as wk
 from programs import whichkl
 from whichkl._checks import InputError, IntegrityError, ResourceError
 from whichkl.study import Study
-from whichkl.study.ledger import Ledger
-from whichkl.study.study_file import differences, read_config
+from whichkl.study.ledger import Ledger, differences, read_config
 
 QUICK = {"families": ["gaussian", "mixture:2"], "objectives": "forward_kl", "metrics": ["khat", "coverage"], "draws": 200}
 

@@ -278,7 +278,7 @@ def test_compiles_into_one_graph(reduction, compiling):
 
 
 def test_the_compiled_node_keeps_torchs_contract():
-    from whichkl.distillation.losses.head_gradients import _op
+    from whichkl.distillation.losses.linear import _op
 
     a = setting(rows=3, vocabulary=4)
     tensors = (

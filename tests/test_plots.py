@@ -10,9 +10,7 @@ import whichkl as wk
 from whichkl._checks import InputError
 from whichkl.families import Gaussian, GeneralizedLinear, LinearGaussian, Mixture, Product, StudentT
 from whichkl.plots import calibration_curves, components_curve, margins, pairs, plot, predictions
-from whichkl.plots.margins import margin_curve, margin_steps
-from whichkl.plots.pairs import regions
-from whichkl.plots.rows import data, rows_and_draws
+from whichkl.plots.rows import data, margin_curve, margin_steps, regions, rows_and_draws
 from whichkl.samples import open_stream
 
 RNG = np.random.default_rng(0)

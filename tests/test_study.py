@@ -19,13 +19,12 @@ from torch.distributions import MultivariateNormal, Normal
 import whichkl as wk
 from whichkl._checks import InputError, TargetError
 from whichkl.study import FIELDS, MEASURES, Progress, Study
+from whichkl.study.comparing import rungs, survivors
 from whichkl.study.coverage import coverage
 from whichkl.study.held_out import split
 from whichkl.study.live import LiveTable
-from whichkl.study.pilot import rungs, survivors
 from whichkl.study.plan import family_text, plan_of
-from whichkl.study.table import csv_text, safe
-from whichkl.study.writers import to_mlflow, to_tensorboard
+from whichkl.study.writers import csv_text, safe, to_mlflow, to_tensorboard
 from whichkl.targets.evaluations import Evaluations
 
 

@@ -5,7 +5,7 @@ import pickle
 import torch
 
 import whichkl as wk
-from whichkl.study.engines import _Bundles, _Sizes, _Task
+from whichkl.study.engines import _Bundles, _Task
 from whichkl.study.plan import plan_of
 from whichkl.targets.evaluations import Evaluations
 
@@ -30,10 +30,9 @@ def test_calls_are_cut_only_by_a_budget():
 
 
 def test_bundles_hold_each_cell_once_in_order_and_those_of_a_lost_worker_alone():
-    sizes = _Sizes()
-    bundles = _Bundles(list(range(1_000)), sizes)
+    bundles = _Bundles(list(range(1_000)))
     assert bundles.take(2) == (0,)  # nothing is known of a cell's time yet
-    sizes.learn([0.1])
+    bundles.learn([0.1])
     assert bundles.take(2) == tuple(range(1, 11))
     bundles.put_back((5, 6))
     assert [bundles.take(2), bundles.take(2)] == [(5,), (6,)]
@@ -49,7 +48,7 @@ def test_a_worker_is_sent_the_plan_without_its_cells():
     for seeds in ([7], list(range(1_000, 1_500))):
         plan = plan_of(x, "gaussian", "forward_kl", seeds)
         assert len(plan.cells) == len(seeds)
-        task = pickle.dumps(_Task.of(plan))
+        task = pickle.dumps(_Task(plan))
         assert pickle.loads(task).plan.cells == plan.cells  # noqa: S301
         sizes.append(len(task))
     assert sizes[1] < sizes[0] + 4 * 500  # the seeds themselves, of three bytes each

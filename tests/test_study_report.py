@@ -9,8 +9,7 @@ import pytest
 
 import whichkl as wk
 from whichkl._checks import InputError
-from whichkl.reporting.markdown import markdown
-from whichkl.reporting.page import Block, Section
+from whichkl.reporting.page import Block, Section, markdown
 from whichkl.study import Study
 from whichkl.study.ledger import Stored
 

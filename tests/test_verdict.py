@@ -8,7 +8,7 @@ import pytest
 
 import whichkl as wk
 from whichkl._checks import InputError
-from whichkl.study.needs import Need
+from whichkl.study.measures import Need
 from whichkl.study.paired import holm, paired, sign_flip
 from whichkl.study.verdict import Verdict, decide
 

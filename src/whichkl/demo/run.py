@@ -120,11 +120,7 @@ class Demo:
 
 
 def run_demo(progress: Callable[[int], None] = lambda step: None) -> Demo:
-    """Run all five inputs.
-
-    Args:
-        progress: called with the index in `STEPS` of each step as it begins.
-    """
+    """Run all five inputs; `progress` is called with the index in `STEPS` of each step as it begins."""
     progress(0)
     cases, infinity, capacity = list(textbook.cases()), textbook.infinity(), textbook.capacity()
     progress(1)
@@ -136,7 +132,9 @@ def run_demo(progress: Callable[[int], None] = lambda step: None) -> Demo:
     progress(4)
     schools = _schools()
     progress(5)
-    both, study = _both(), _study()
+    measures = ["forward_kl", "reverse_kl", "jeffreys", "calibration"]
+    both = _both()
+    study = compare(_scaled(), objectives=["forward_kl", "reverse_kl"], seeds=_SEEDS, metrics=measures, draws=2_000)
     progress(6)
     return Demo(book, flowers, schools, both, study, advise(Target(dim=2)))
 
@@ -167,11 +165,6 @@ def _scaled() -> Target:
     """Return the two bumps with their density times e⁷."""
     p = Target.of(bimodal(3.0))
     return Target(sampler=p.sampler, log_prob=lambda x: p.log_prob(x) + _SHIFT, dim=1)
-
-
-def _study() -> Study:
-    measures = ["forward_kl", "reverse_kl", "jeffreys", "calibration"]
-    return compare(_scaled(), objectives=["forward_kl", "reverse_kl"], seeds=_SEEDS, metrics=measures, draws=2_000)
 
 
 def _both() -> list[Direction]:

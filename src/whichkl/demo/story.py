@@ -11,8 +11,8 @@ import torch
 
 from whichkl._checks import plain
 from whichkl.demo import textbook
-from whichkl.demo.figures import bifurcation, case_curves, integrand_curves, normal, school_effects
-from whichkl.demo.run import Demo
+from whichkl.demo.run import Demo, Schools
+from whichkl.demo.textbook import bifurcation, case_curves, integrand_curves, normal
 from whichkl.diagnostics import shown_khat
 from whichkl.divergences import Estimate
 from whichkl.files.writing import is_demo, write_whole
@@ -20,6 +20,8 @@ from whichkl.fitting import Fit
 from whichkl.plots import plot
 from whichkl.plots.arms import differences
 from whichkl.plots.fitted import add_ellipses
+from whichkl.plots.style import Figure, add_points, error_bars, new_figure, style
+from whichkl.problems.eight_schools import EFFECTS, ERRORS
 from whichkl.reporting.fit_report import finding_blocks
 from whichkl.reporting.page import Block, Section, write_page
 from whichkl.reporting.study_tables import needs_table
@@ -58,7 +60,14 @@ def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     x = torch.linspace(-9, 9, 721, dtype=torch.float64, device="cpu")
     book = demo.textbook
     picture = [_answer(demo), _two_bumps(book.cases[0], x), _where_reverse_seeks(book, x), _limits(book)]
-    sections = [*picture, _petals(demo), _schools(demo), _both(demo), _neither(demo), _words()]
+    sections = [
+        *picture,
+        _petals(demo),
+        _schools(demo),
+        _both(demo),
+        _neither(demo),
+        Section("Words", "What the terms on this page mean.", (Block.table(("word", "meaning"), _WORDS),)),
+    ]
     data = Path(folder) / "report.json"
     write_whole(data, json.dumps(plain(demo.to_dict()), indent=1, allow_nan=False).encode(), is_own=is_demo)
     title = "Forward or reverse KL: which, when, and did it work?"
@@ -152,10 +161,10 @@ def _limits(book: textbook.Textbook) -> Section:
     columns = (f"family for {label}", *(f"{f} fit, {kl}" for f in _NAMES.values() for kl in ("KL(p‖q)", "KL(q‖p)")))
     rows = [
         (
-            "one Gaussian" if row.components == 1 else f"a mixture of {row.components}",
-            *(row.table[fitted, measured].number for fitted in _NAMES for measured in _NAMES),
+            "one Gaussian" if components == 1 else f"a mixture of {components}",
+            *(table[fitted, measured].number for fitted in _NAMES for measured in _NAMES),
         )
-        for row in book.capacity
+        for components, table in book.capacity.items()
     ]
     uniform = (("KL(U‖N)", book.finite.number), ("KL(N‖U)", book.infinite.number))
     blocks = (
@@ -220,7 +229,7 @@ def _schools(demo: Demo) -> Section:
         "No draw of the true posterior was used. The fit has no learning rate: it stops when the natural gradient vanishes."
     )
     blocks = (
-        Block.chart(school_effects(demo.schools), effects),
+        Block.chart(_school_effects(demo.schools), effects),
         Block.table(("measure", "number", "meaning"), rows, no_draws),
         *finding_blocks(result),
     )
@@ -229,6 +238,20 @@ def _schools(demo: Demo) -> Section:
         f"Advice: {_advice(result)}"
     )
     return Section("Log density only: eight schools", lead, blocks, "3 · Log density only → reverse KL")
+
+
+def _school_effects(schools: Schools) -> Figure:
+    """Draw each school's effect under q, and what was published."""
+    low, middle, high = schools.effects.tolist()
+    figure, rows = new_figure(), range(len(EFFECTS))
+    published = {"type": "data", "array": [2 * e for e in ERRORS], "thickness": 2, "width": 0}
+    add_points(figure, EFFECTS, [i + 0.22 for i in rows], "target", "published effect ± 2 s.e.", error_x=published)
+    interval = error_bars(low, middle, high, thickness=3)
+    add_points(figure, middle, [*rows], "reverse_kl", "under q, 95 %", size=9, error_x=interval)
+    style(figure, "effect on the test score", "", 430)
+    labels = [f"school {i + 1}" for i in rows]
+    figure.update_yaxes(tickvals=[i + 0.11 for i in rows], ticktext=labels, autorange="reversed")
+    return figure
 
 
 def _both(demo: Demo) -> Section:
@@ -290,10 +313,6 @@ def _neither(demo: Demo) -> Section:
     )
     lead = f"{advice.situation} {advice.verdict} whichkl refuses to fit, and states what would change that."
     return Section("Neither: convert what is left", lead, blocks, "5 · Neither → no fit yet")
-
-
-def _words() -> Section:
-    return Section("Words", "What the terms on this page mean.", (Block.table(("word", "meaning"), _WORDS),))
 
 
 def _advice(fit: Fit) -> str:

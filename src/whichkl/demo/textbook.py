@@ -5,21 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, Uniform
 
+from whichkl._checks import require
 from whichkl.diagnostics import model_target
 from whichkl.divergences import Estimate
 from whichkl.divergences.exact import quadrature
 from whichkl.families import Family, Gaussian, Mixture
 from whichkl.fitting import Fit, fit
+from whichkl.plots.fitted import density
+from whichkl.plots.style import AXIS, COLORS, Figure, add_area, add_line, add_points, new_figure, style
 from whichkl.problems import bimodal
 from whichkl.solvers import NaturalGradient
 from whichkl.targets import Target
 
 CASES = ((3.0, 0.5), (2.0, 0.5), (3.0, 0.7))
+Table = dict[tuple[str, str], Estimate]
+"""(fit, divergence) → value, exact; fits and divergences are named forward_kl and reverse_kl."""
+Means = list[tuple[float, bool]]
+"""The mean of each optimum, and whether it is the global one."""
 _SOLVER = NaturalGradient(max_iterations=30)
 
 
@@ -32,8 +40,7 @@ class Case:
     target: Target
     forward: Fit
     reverse: Fit
-    table: dict[tuple[str, str], Estimate]
-    """(fit, divergence) → value, exact; fits and divergences are named forward_kl and reverse_kl."""
+    table: Table
     entropy: float
     cross_entropy: float
 
@@ -64,38 +71,24 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Branch:
-    """The reverse-KL optima of ½N(−M,1)+½N(M,1) at one M: (mean, is_global) each."""
-
-    half_distance: float
-    means: tuple[tuple[float, bool], ...]
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Both fits of a mixture of K, with the same divergences as `Case.table`."""
-
-    components: int
-    table: dict[tuple[str, str], Estimate]
-
-
-@dataclass(frozen=True)
 class Textbook:
     """The results of the textbook experiment."""
 
     cases: list[Case]
-    branches: list[Branch]
+    branches: dict[float, Means]
+    """The reverse-KL optima of ½N(−M,1)+½N(M,1) by M."""
     exists_from: float
     """The M from which a one-bump optimum exists."""
     wins_from: float
     """The M from which it is the global one."""
     finite: Estimate
     infinite: Estimate
-    capacity: list[Capacity]
+    capacity: dict[int, Table]
+    """Both divergences at both fits of a mixture, by its number of components."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the numbers as JSON can hold them; infinities as text."""
-        capacity = [{"components": row.components, **_named(row.table)} for row in self.capacity]
+        capacity = [{"components": components, **_named(table)} for components, table in self.capacity.items()]
         seeking = {"one_bump_optimum_exists_from": self.exists_from, "one_bump_optimum_is_global_from": self.wins_from}
         infinite = [self.finite.to_dict(), self.infinite.to_dict()]
         cases = [case.to_dict() for case in self.cases]
@@ -113,7 +106,7 @@ def cases() -> Iterator[Case]:
         yield Case(half_distance, weight, target, forward, reverse, divergences(target, forward, reverse), entropy, cross_entropy)
 
 
-def divergences(target: Target, forward: Fit, reverse: Fit) -> dict[tuple[str, str], Estimate]:
+def divergences(target: Target, forward: Fit, reverse: Fit) -> Table:
     """Both divergences at both fits, by quadrature."""
     table = {}
     for name, one in (("forward_kl", forward), ("reverse_kl", reverse)):
@@ -130,20 +123,20 @@ def integrands(case: Case, which: str, x: Tensor) -> tuple[list[float], list[flo
     return (log_p.exp() * (log_p - log_q)).tolist(), (log_q.exp() * (log_q - log_p)).tolist()
 
 
-def branches(count: int = 31) -> list[Branch]:
+def branches() -> dict[float, Means]:
     """Every reverse-KL optimum as the two bumps move apart."""
-    found = []
-    for half_distance in torch.linspace(1.0, 4.0, count, dtype=torch.float64, device="cpu").tolist():
-        optima = _SOLVER.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
-        found.append(Branch(half_distance, tuple((moments(one.model)[0], one.is_global) for one in optima)))
-    return found
+    return {m: _optima(m) for m in torch.linspace(1.0, 4.0, 31, dtype=torch.float64, device="cpu").tolist()}
+
+
+def _optima(half_distance: float) -> Means:
+    optima = _SOLVER.solve(Target.of(bimodal(half_distance)), Gaussian(), seed=0).optima
+    return [(moments(one.model)[0], one.is_global) for one in optima]
 
 
 def thresholds() -> tuple[float, float]:
     """Return the M where a one-bump optimum first exists, and where it first beats the centred one, to 0.0005."""
-    return _bisect(lambda means: any(abs(m) > 0.5 for m, _ in means), 2.0, 2.8), _bisect(
-        lambda means: any(abs(m) > 0.5 and best for m, best in means), 2.5, 3.2
-    )
+    exists = _bisect(lambda means: any(abs(m) > 0.5 for m, _ in means), 2.0, 2.8)
+    return exists, _bisect(lambda means: any(abs(m) > 0.5 and best for m, best in means), 2.5, 3.2)
 
 
 def infinity() -> tuple[Estimate, Estimate]:
@@ -153,17 +146,17 @@ def infinity() -> tuple[Estimate, Estimate]:
     return quadrature.kl(uniform, normal), quadrature.kl(normal, uniform, "reverse_kl")
 
 
-def capacity() -> list[Capacity]:
+def capacity() -> dict[int, Table]:
     """Both directions for ½N(−3,1)+½N(3,1) with one and with two components."""
-    target, rows = Target.of(bimodal(3.0)), []
-    for count in (1, 2):
-        family: Family = Gaussian() if count == 1 else Mixture(count)
-        fits = (fit(target, family, objective=name) for name in ("forward_kl", "reverse_kl"))
-        rows.append(Capacity(count, divergences(target, *fits)))
-    return rows
+    target = Target.of(bimodal(3.0))
+    families: dict[int, Family] = {1: Gaussian(), 2: Mixture(2)}
+    return {
+        count: divergences(target, *(fit(target, family, objective=name) for name in ("forward_kl", "reverse_kl")))
+        for count, family in families.items()
+    }
 
 
-def _named(table: dict[tuple[str, str], Estimate]) -> dict[str, float]:
+def _named(table: Table) -> dict[str, float]:
     return {f"{divergence} at the {fitted} fit": value.value for (fitted, divergence), value in table.items()}
 
 
@@ -172,10 +165,65 @@ def moments(model: Distribution) -> tuple[float, float]:
     return float(model.mean[0]) + 0.0, float(model.variance[0])
 
 
-def _bisect(holds: Callable[[list[tuple[float, bool]]], bool], low: float, high: float) -> float:
+def _bisect(holds: Callable[[Means], bool], low: float, high: float) -> float:
     while high - low > 5e-4:
         middle = (low + high) / 2
-        optima = _SOLVER.solve(Target.of(bimodal(middle)), Gaussian(), seed=0).optima
-        means = [(moments(one.model)[0], one.is_global) for one in optima]
-        low, high = (low, middle) if holds(means) else (middle, high)
+        low, high = (low, middle) if holds(_optima(middle)) else (middle, high)
     return round((low + high) / 2, 4)
+
+
+def case_curves(case: Case, x: Tensor) -> Figure:
+    """Draw the target, the forward fit and every reverse optimum."""
+    figure, grid = new_figure(), x.tolist()
+    add_area(figure, grid, case.target.log_prob(x[:, None]).exp().tolist(), "target p")
+    add_line(figure, grid, density(case.forward.model, x), "forward_kl", "forward fit", width=2.5)
+    for one in case.reverse.diagnostics.optima:
+        name = f"reverse at {mean_of(one)} ({'global' if one.is_global else 'local'})"
+        dash = "solid" if one.is_global else "dash"
+        add_line(figure, grid, density(one.model, x), "reverse_kl", name, width=2.5, dash=dash)
+    return style(figure, "x", "density")
+
+
+def integrand_curves(case: Case, x: Tensor) -> Figure:
+    """Draw the integrands of both divergences, at the forward and at the reverse fit."""
+    titles = ("at the forward fit", "at the reverse fit")
+    figure = require("plotly.subplots", "app").make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.16)
+    names = {"forward_kl": "p log(p/q), area KL(p‖q)", "reverse_kl": "q log(q/p), area KL(q‖p)"}
+    for row, which in enumerate(names, 1):
+        for (color, name), y in zip(names.items(), integrands(case, which, x), strict=True):
+            place = {"row": row, "col": 1, "legendgroup": name, "showlegend": row == 1, "fill": "tozeroy"}
+            add_line(figure, x.tolist(), y, color, name, width=2.5, **place)
+    style(figure, "", "nats per unit of x", 520)
+    figure.update_layout(margin={"t": 40}, legend={"y": 1.07}, xaxis2={**AXIS, "title": "x"})
+    figure.update_layout(yaxis2={**AXIS, "title": "nats per unit of x"})
+    return figure
+
+
+def bifurcation(book: Textbook) -> Figure:
+    """Draw the means of all reverse optima as the bumps move apart."""
+    figure = new_figure()
+    for is_best, name, symbol in ((True, "global optimum", "circle"), (False, "local optimum", "circle-open")):
+        points = [(m, mean) for m, means in book.branches.items() for mean, best in means if best is is_best]
+        marker = {"line": {"width": 1.5, "color": COLORS["reverse_kl"]}}
+        at, means = zip(*points, strict=True)
+        add_points(figure, at, means, "reverse_kl", name, symbol=symbol, marker=marker)
+    for value, side in ((book.exists_from, "right"), (book.wins_from, "left")):
+        figure.add_vline(x=value, line={"color": COLORS["target"], "dash": "dot"})
+        figure.add_annotation(x=value, y=4.6, text=f" {value:.2f} ", showarrow=False, xanchor=side)
+    return style(figure, "M, half the distance between the bumps (sd 1)", "mean of q", 380)
+
+
+def normal(model: Any) -> str:
+    """Write a one-dimensional model as N(mean, standard deviation)."""
+    mean, variance = moments(model)
+    return f"N({fixed(mean)}, {math.sqrt(variance):.2f})"
+
+
+def mean_of(optimum: Any) -> str:
+    """Write the mean of an optimum to two decimals."""
+    return fixed(moments(optimum.model)[0])
+
+
+def fixed(value: float) -> str:
+    """Write two decimals, with a true minus sign."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")

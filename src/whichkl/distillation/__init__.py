@@ -9,20 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whichkl.distillation.calibration import Reliability, reliability
-    from whichkl.distillation.classifier import distill
+    from whichkl.distillation.classifier import DistillationTarget, distill
     from whichkl.distillation.result import Distillation
-    from whichkl.distillation.scores import Contrast, Scores, scored
-    from whichkl.distillation.target import DistillationTarget
+    from whichkl.distillation.scores import Contrast, Reliability, Scores, reliability, scored
 
 _HOMES = {
     "Contrast": "scores",
     "Distillation": "result",
-    "DistillationTarget": "target",
-    "Reliability": "calibration",
+    "DistillationTarget": "classifier",
+    "Reliability": "scores",
     "Scores": "scores",
     "distill": "classifier",
-    "reliability": "calibration",
+    "reliability": "scores",
     "scored": "scores",
 }
 """The module of each name."""

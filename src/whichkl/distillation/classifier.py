@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.examples import Examples, Loaded, divided, examples_of
+from whichkl.distillation.examples import Examples, InMemory, Loaded, divided, examples_of
 from whichkl.distillation.losses import RowDivergence
 from whichkl.distillation.networks import Teacher, checked, copied, digest, logits_of
-from whichkl.distillation.objective import Loss, row_divergence_of, spec_of
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.scores import Scores, scored
-from whichkl.distillation.training import Run, checked_labels, new_run
+from whichkl.distillation.training import Loss, Run, checked_labels, row_divergence_of, spec_of
 from whichkl.files.journal import Journal
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes
-from whichkl.solvers.descent import state_of
+from whichkl.solvers.descent import grouped, state_of
 
-_MAX_SKIPPED_BATCHES = 20
-"""Most batches whose loss isn't a number; after more, training is given up."""
+Student = nn.Module | Callable[[], nn.Module]
+
 _MIN_FALL = 0.002
 """Smallest fall of the loss in the second half of training for which more epochs are recommended."""
+_COUNTS = {"epochs": (1, 10), "batch": (1, 10), "patience": (1, 10), "seed": (0, 0)}
+"""Settings that are whole numbers: the least, and an example."""
+_OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 @plain_modes()
 def distill(
     *,
-    teacher: nn.Module | Callable[[], nn.Module],
-    student: nn.Module | Callable[[], nn.Module],
+    teacher: Student,
+    student: Student,
     data: Any,
     objective: str | RowDivergence = "forward_kl",
     hard_label_weight: float = 0.0,
@@ -110,55 +114,49 @@ def distill(
     _check(settings)
     say = tell or (lambda step, done: None)
     say("reading the examples", math.nan)
+    # copies: neither the user's teacher nor the user's student is changed
     frozen, pupil = Teacher(teacher), copied(student, "student", seed)
-    parts = _parts(data, stopping, held_out, batch, seed)
-    run = new_run(pupil, loss, optimizer, weight_decay, clip)
-    log = None if journal is None else Journal.of(journal, _identity(settings, frozen, run, parts))
-    _train(run, frozen, parts, settings, log, say)
+    train, stop, unseen = parts = _parts(data, stopping, held_out, batch, seed)
+    run = _new_run(pupil, loss, settings)
+    log = None if journal is None else Journal.of(journal, _identity(frozen, run, parts))
+    _train(run, frozen, train, stop, log, say)
     pupil.load_state_dict(run.best)
     pupil.eval()
     say("scoring the student", math.nan)
-    scores = _scores(frozen, pupil, parts[2])
-    status = "stopped early" if _is_stopped(run, patience) else "finished"
+    status = "stopped early" if run.is_stopped else "finished"
     trained = (run.round, run.seen, run.best_round, tuple(run.history))
-    return Distillation(pupil, scores, str(loss), settings, status, *trained, _notes(run), log)
+    return Distillation(pupil, _scores(frozen, pupil, unseen), str(loss), settings, status, *trained, _notes(run), log)
+
+
+def _new_run(student: nn.Module, loss: Loss, settings: dict[str, Any]) -> Run:
+    """Return a run by Adam or AdamW, with weight decay on matrices and kernels alone (Loshchilov & Hutter, 2019)."""
+    if not any(one.requires_grad for one in student.parameters()):
+        because = "none of its parameters asks for a gradient"
+        raise InputError(cannot("train this student", because, "Make them `nn.Parameter`s that do"))
+    if settings["optimizer"] not in _OPTIMIZERS:
+        raise InputError(cannot(f"use optimizer={settings['optimizer']!r}", "it isn't known", "Use adamw or adam"))
+    optimizer = _OPTIMIZERS[settings["optimizer"]](grouped(student, settings["weight_decay"]), lr=1e-3)
+    return Run(student, optimizer, settings["clip"], loss=loss, settings=settings)
 
 
 def _train(
-    run: Run,
-    teacher: Teacher,
-    parts: list[Examples],
-    settings: dict[str, Any],
-    log: Journal | None,
-    say: Callable[[str, float], None],
+    run: Run, teacher: Teacher, train: Examples, stop: Examples, log: Journal | None, say: Callable[[str, float], None]
 ) -> None:
-    train, stop, _ = parts
-    epochs, patience = settings["epochs"], settings["patience"]
     if log is None or not run.read(log):
         start = run.judge(stop, teacher)
-        if not math.isfinite(start):
-            raise InputError(_infinite(start, run.loss))
-    while run.round < epochs and not _is_stopped(run, patience) and run.skipped <= _MAX_SKIPPED_BATCHES:
-        say(f"training, loss {run.best_loss:.4g} on unseen examples", run.round / epochs)
-        trained = run.train(train, teacher, epochs, settings["learning_rate"], settings["seed"], _MAX_SKIPPED_BATCHES)
-        run.judge(stop, teacher, trained)
+        if math.isnan(start):
+            because = "its logits are NaN at the start"
+            raise InputError(cannot("train this student", because, "Look at its weights, and at the scale of the inputs"))
+        if math.isinf(start):
+            spec = spec_of(run.loss.divergence)
+            because = f"`{spec}` is infinite at the start: one side gives a class probability 0, and the other doesn't"
+            instead = "Use one that is bounded, such as `jensen_shannon` or `skew_forward_kl`"
+            raise InputError(cannot("minimise this objective", because, instead))
+    while not run.is_done and not run.is_given_up:
+        say(f"training, loss {run.best_loss:.4g} on unseen examples", run.round / run.settings["epochs"])
+        run.judge(stop, teacher, run.train(train, teacher))
         if log is not None:
-            run.write(log, last=run.round >= epochs or _is_stopped(run, patience))
-
-
-def _is_stopped(run: Run, patience: int | None) -> bool:
-    return patience is not None and run.since >= patience
-
-
-def _infinite(start: float, loss: Loss) -> str:
-    if math.isnan(start):
-        return cannot(
-            "train this student", "its logits are NaN at the start", "Look at its weights, and at the scale of the inputs"
-        )
-    because = (
-        f"`{spec_of(loss.divergence)}` is infinite at the start: one side gives a class probability 0, and the other doesn't"
-    )
-    return cannot("minimise this objective", because, "Use one that is bounded, such as `jensen_shannon` or `skew_forward_kl`")
+            run.write(log)
 
 
 def _parts(data: Any, stopping: Any, held_out: Any, batch: int | None, seed: int) -> list[Examples]:
@@ -172,8 +170,7 @@ def _parts(data: Any, stopping: Any, held_out: Any, batch: int | None, seed: int
         shares.append(float(value) if is_share else None)
         given.append(None if is_share else examples_of(value, batch, name))
     split = divided(examples_of(data, batch), (shares[0], shares[1]), seed)
-    found = [split[0], split[1] or given[0], split[2] or given[1]]
-    return [one for one in found if one is not None]
+    return [one for one in (split[0], split[1] or given[0], split[2] or given[1]) if one is not None]
 
 
 def _scores(teacher: Teacher, student: nn.Module, examples: Examples) -> Scores:
@@ -189,7 +186,7 @@ def _scores(teacher: Teacher, student: nn.Module, examples: Examples) -> Scores:
 
 def _notes(run: Run) -> tuple[str, ...]:
     notes = []
-    if run.skipped > _MAX_SKIPPED_BATCHES:
+    if run.is_given_up:
         notes.append(f"training was given up after {run.skipped} batches that couldn't be used ({run.trouble})")
     elif run.skipped:
         notes.append(f"{run.skipped} batches were skipped: {run.trouble}")
@@ -202,29 +199,93 @@ def _notes(run: Run) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _identity(settings: dict[str, Any], teacher: Teacher, run: Run, parts: list[Examples]) -> dict[str, Any]:
+def _identity(teacher: Teacher, run: Run, parts: list[Examples]) -> dict[str, Any]:
     """What identifies a journal: the networks and their weights, the examples, and the settings."""
     networks = [[repr(one), digest(state_of(one))] for one in (teacher.module, run.module)]
-    fixed = [one.identity for one in parts]
-    return {**settings, "networks": networks, "examples": fixed, "loaded": [isinstance(one, Loaded) for one in parts]}
+    fixed, loaded = [one.identity for one in parts], [isinstance(one, Loaded) for one in parts]
+    return {**run.settings, "networks": networks, "examples": fixed, "loaded": loaded}
 
 
 def _check(settings: dict[str, Any]) -> None:
     """Refuse numbers out of range."""
-    for name in ("epochs", "batch", "patience"):
+    for name, (least, example) in _COUNTS.items():
         value = settings[name]
-        optional = name != "epochs" and value is None
-        if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InputError(cannot(f"use {name}={value!r}", "it isn't a whole number of at least 1", f"Give, say, {name}=10"))
-    if isinstance(settings["seed"], bool) or not isinstance(settings["seed"], int) or settings["seed"] < 0:
-        raise InputError(cannot(f"use seed={settings['seed']!r}", "it isn't a whole number of at least 0", "Give, say, seed=0"))
+        if value is None and name in ("batch", "patience"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            because = f"it isn't a whole number of at least {least}"
+            raise InputError(cannot(f"use {name}={value!r}", because, f"Give, say, {name}={example}"))
     for name in ("learning_rate", "clip", "temperature"):
         if not 0 < settings[name] < math.inf:
             raise InputError(cannot(f"use {name}={settings[name]!r}", "it isn't a positive number", "Give, say, 1.0"))
-    if not 0 <= settings["weight_decay"] < math.inf:
-        raise InputError(
-            cannot(f"use weight_decay={settings['weight_decay']!r}", "it is negative or not a number", "Give 0 or more")
-        )
-    if not 0 <= settings["hard_label_weight"] <= 1:
+    decay, weight = settings["weight_decay"], settings["hard_label_weight"]
+    if not 0 <= decay < math.inf:
+        raise InputError(cannot(f"use weight_decay={decay!r}", "it is negative or not a number", "Give 0 or more"))
+    if not 0 <= weight <= 1:
         because = "it is the share of the labels' cross-entropy in the loss"
-        raise InputError(cannot(f"use hard_label_weight={settings['hard_label_weight']}", because, "Give a number from 0 to 1"))
+        raise InputError(cannot(f"use hard_label_weight={weight}", because, "Give a number from 0 to 1"))
+
+
+@dataclass(frozen=True, eq=False)
+class DistillationTarget:
+    """What students are to learn from; `whichkl.compare` takes it with ``families={name: student}``.
+
+    The seed of a cell fixes the split, the order of the examples and, where a student is a function that makes one, its
+    starting weights; all cells of a seed are scored on the same examples.
+
+    Args:
+        teacher: as in `distill`.
+        data: as in `distill`.
+        settings: further arguments of `distill`, such as `epochs`, `held_out` or `temperature`.
+
+    >>> import torch
+    >>> target = DistillationTarget(torch.nn.Linear(2, 2), torch.zeros(40, 2), {"epochs": 3})
+    >>> target.distill(lambda: torch.nn.Linear(2, 2), "forward_kl", seed=1).epochs
+    3
+    """
+
+    teacher: Student
+    data: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that `compare` sets."""
+        if wrong := {"teacher", "student", "data", "objective", "seed", "journal", "tell"} & set(self.settings):
+            because = f"`compare` sets {', '.join(sorted(wrong))} itself"
+            raise InputError(cannot("use these settings", because, "Leave them out"))
+
+    def distill(self, student: Student, objective: str | RowDivergence, seed: int) -> Distillation:
+        """Train one student."""
+        return distill(teacher=self.teacher, student=student, objective=objective, seed=seed, **self._seen)
+
+    @cached_property
+    def _seen(self) -> dict[str, Any]:
+        """The arguments of `distill`, the teacher's logits of fixed examples in them, so that no cell computes them again."""
+        found: dict[str, Any] = {**self.settings, "data": self.data}
+        teacher, batch = Teacher(self.teacher), self.settings.get("batch")
+        for name, value in found.items():
+            if not _is_plain(value):
+                found[name] = examples = examples_of(value, batch, name)
+                if isinstance(examples, InMemory):
+                    examples.seen_by(teacher)
+        return found
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What distinguishes it from others, as JSON can hold it."""
+        teacher = Teacher(self.teacher).module
+        fields: dict[str, Any] = {"teacher": repr(teacher), "weights": digest(state_of(teacher))[:16]}
+        fields["data"] = examples_of(self.data, None).identity
+        for name, value in self.settings.items():
+            fields[name] = value if _is_plain(value) else examples_of(value, None, name).identity
+        return fields
+
+
+def student_identity(name: str, student: Student) -> dict[str, Any]:
+    """What distinguishes a student from others; a function is represented by what it makes under seed 0."""
+    module = copied(student, "student", 0)
+    return {"student": name, "module": repr(module), "weights": digest(state_of(module))[:16]}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

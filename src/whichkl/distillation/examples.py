@@ -39,12 +39,23 @@ class Batch(NamedTuple):
 class Examples(ABC):
     """Examples that can be gone through as often as needed."""
 
-    count: int | None
-    """Batches of one pass; None where it is unknown."""
+    @property
+    @abstractmethod
+    def count(self) -> int | None:
+        """Batches of one pass; None where it is unknown."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """Number of examples; None where they can't be taken by their numbers."""
 
     @abstractmethod
     def batches(self, teacher: Teacher, seed: int | None = None) -> Iterator[Batch]:
         """Go through all examples once: in an order that the seed fixes, or, without a seed, in their own order."""
+
+    @abstractmethod
+    def take(self, rows: Int[Tensor, " m"], *, shuffle: bool) -> Examples:
+        """Return some of the examples; those to train on are shuffled in each pass."""
 
     @property
     @abstractmethod
@@ -62,25 +73,27 @@ class InMemory(Examples):
     kept: Tensor | None = field(default=None, repr=False)
 
     @property
-    def count(self) -> int:  # type: ignore[override]
+    def count(self) -> int:
         """Batches, nearly equal in size."""
         return math.ceil(len(self.x) / self.batch)
 
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return len(self.x)
+
     def batches(self, teacher: Teacher, seed: int | None = None) -> Iterator[Batch]:
         """Go through the rows; without a seed in their order."""
-        n = len(self.x)
-        order = (
-            torch.arange(n, device="cpu")
-            if seed is None
-            else torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
-        )
+        order = torch.arange(self.size, device="cpu")
+        if seed is not None:
+            order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed), device="cpu")
         kept = self.seen_by(teacher)
         for rows in order.tensor_split(self.count):
             x = self.x[rows]
             yield Batch(x, None if self.labels is None else self.labels[rows], teacher(x) if kept is None else kept[rows])
 
-    def take(self, rows: Tensor) -> InMemory:
-        """Return some of the rows."""
+    def take(self, rows: Int[Tensor, " m"], *, shuffle: bool) -> InMemory:
+        """Return some of the rows; the order of `batches` is random in any case."""
         kept = None if self.kept is None else self.kept[rows]
         return InMemory(self.x[rows], None if self.labels is None else self.labels[rows], self.batch, kept)
 
@@ -106,9 +119,14 @@ class Loaded(Examples):
     loader: DataLoader[Any]
 
     @property
-    def count(self) -> int | None:  # type: ignore[override]
+    def count(self) -> int | None:
         """Batches, where the loader knows."""
         return None if isinstance(self.loader.dataset, IterableDataset) else len(self.loader)
+
+    @property
+    def size(self) -> int | None:
+        """Number of examples, where the loader goes through a dataset in a standard way."""
+        return len(self.loader.dataset) if _is_standard(self.loader) and isinstance(self.loader.dataset, Sized) else None
 
     def batches(self, teacher: Teacher, seed: int | None = None) -> Iterator[Batch]:
         """Go through the loader under a seed, also of the generators that it brings."""
@@ -131,6 +149,23 @@ class Loaded(Examples):
         if not found:
             raise InputError(cannot("distill on this loader", "it gives no batch", "Give it examples"))
 
+    def take(self, rows: Int[Tensor, " m"], *, shuffle: bool) -> Loaded:
+        """Return a loader like this one of some of the examples."""
+        loader, generator = self.loader, torch.Generator()
+        part, size = Subset(loader.dataset, rows.tolist()), loader.batch_size or 1
+        return Loaded(
+            DataLoader(
+                part,
+                batch_size=size,
+                sampler=_AnyOrder(part, generator=generator) if shuffle else None,
+                num_workers=loader.num_workers,
+                collate_fn=loader.collate_fn,
+                worker_init_fn=loader.worker_init_fn,
+                drop_last=shuffle and len(rows) > size > 1 and len(rows) % size == 1,  # one row has no batch statistics
+                generator=generator,
+            )
+        )
+
     @property
     def identity(self) -> Any:
         """Its types and sizes: the content of the examples isn't known without reading them."""
@@ -140,20 +175,15 @@ class Loaded(Examples):
 
 
 def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
-    """Read tensors or arrays, x or (x, labels), a `DataLoader`, or a `Dataset`.
-
-    Raises:
-        InputError: it's none of these, it's empty, or labels aren't whole numbers, one per row.
-    """
+    """Read tensors or arrays, x or (x, labels), a `DataLoader`, or a `Dataset`."""
     if isinstance(data, Examples):
         return data
     if isinstance(data, torch.utils.data.Dataset):
         data = DataLoader(data, batch_size=batch or 64)
     if isinstance(data, DataLoader):
-        plain = type(data.dataset) is TensorDataset and data.collate_fn is default_collate and is_standard(data)
-        if not plain:
+        if not (type(data.dataset) is TensorDataset and data.collate_fn is default_collate and _is_standard(data)):
             return Loaded(data)
-        batch, data = batch or data.batch_size, data.dataset.tensors  # type: ignore[attr-defined]
+        batch, data = batch or data.batch_size, data.dataset.tensors
     pair = data if isinstance(data, (tuple, list)) else (data,)
     if not 1 <= len(pair) <= 2 or any(not isinstance(one, (Tensor, np.ndarray)) for one in pair):
         because = f"it is a `{type(data).__name__}`" + (f" of {len(pair)}" if isinstance(data, (tuple, list)) else "")
@@ -170,51 +200,38 @@ def examples_of(data: Any, batch: int | None, what: str = "data") -> Examples:
 
 
 def divided(examples: Examples, shares: tuple[float | None, float | None], seed: int) -> list[Examples | None]:
-    """Split examples at random into those to train on, to stop by and to report on; a share of None takes none.
-
-    Raises:
-        InputError: a loader can't be split, or there are too few examples.
-    """
+    """Split examples at random into those to train on, to stop by and to report on; a share of None takes none."""
+    n = examples.size
     if shares == (None, None):
-        return [_shuffled(examples), None, None]
-    if isinstance(examples, Loaded):
-        loader = examples.loader
-        if isinstance(loader.dataset, IterableDataset) or not is_standard(loader) or not isinstance(loader.dataset, Sized):
-            because = "it draws its examples by a sampler or a stream of its own"
-            raise InputError(cannot("split this loader", because, "Pass other data as both `stopping=` and `held_out=`"))
-        n = len(loader.dataset)
-    else:
-        n = len(examples.x)  # type: ignore[attr-defined]
+        if isinstance(examples, Loaded) and n is not None:
+            examples = examples.take(torch.arange(n, device="cpu"), shuffle=True)
+        return [examples, None, None]
+    if n is None:
+        because = "it draws its examples by a sampler or a stream of its own"
+        raise InputError(cannot("split this loader", because, "Pass other data as both `stopping=` and `held_out=`"))
     sizes = [0 if share is None else max(1, round(share * n)) for share in shares]
     if n - sum(sizes) < 1:
         because = f"{n} examples don't divide into parts to train on, to stop by and to report on"
         raise InputError(cannot("distill on these data", because, "Give more examples"))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
-    parts: list[Examples | None] = []
-    for i, rows in enumerate(order.split([n - sum(sizes), *sizes])):
-        parts.append(None if i and not sizes[i - 1] else _part(examples, rows.sort().values, shuffle=i == 0))
-    return parts
+    train, *others = (rows.sort().values for rows in order.split([n - sum(sizes), *sizes]))
+    parts = [examples.take(rows, shuffle=False) if len(rows) else None for rows in others]
+    return [examples.take(train, shuffle=True), *parts]
 
 
 def labels_of(labels: Any, n: int) -> Int[Tensor, " n"]:
-    """Check labels, one whole number per example, from 0.
-
-    Raises:
-        InputError: they aren't that.
-    """
+    """Check labels, one whole number per example, from 0."""
     if not isinstance(labels, Tensor) or labels.shape != (n,) or labels.is_floating_point() or labels.is_complex():
         what = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputError(
-            cannot("use these labels", f"they are {what} for {n} examples", "Pass whole numbers from 0, one per example")
-        )
+        because = f"they are {what} for {n} examples"
+        raise InputError(cannot("use these labels", because, "Pass whole numbers from 0, one per example"))
     if bool((labels < 0).any()):
-        raise InputError(
-            cannot("use these labels", f"one is {int(labels.min())}", "Number the classes from 0, and leave the rest out")
-        )
+        because = f"one is {int(labels.min())}"
+        raise InputError(cannot("use these labels", because, "Number the classes from 0, and leave the rest out"))
     return labels.detach().long()
 
 
-def is_standard(loader: DataLoader[Any]) -> bool:
+def _is_standard(loader: DataLoader[Any]) -> bool:
     """Whether a loader goes through a dataset in order or at random, each example once, in batches."""
     sampler = loader.sampler
     plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
@@ -227,38 +244,12 @@ def _pair(one: Any) -> tuple[Any, Tensor | None]:
     return (one[0], None) if isinstance(one, (tuple, list)) and len(one) == 1 else (one, None)
 
 
-def _part(examples: Examples, rows: Tensor, *, shuffle: bool) -> Examples:
-    if isinstance(examples, InMemory):
-        return examples.take(rows)
-    loader: Any = examples.loader  # type: ignore[attr-defined]
-    size, part, generator = loader.batch_size, Subset(loader.dataset, rows.tolist()), torch.Generator()
-    return Loaded(
-        DataLoader(
-            part,
-            batch_size=size,
-            sampler=_AnyOrder(part, generator=generator) if shuffle else None,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            worker_init_fn=loader.worker_init_fn,
-            drop_last=shuffle and len(rows) > size > 1 and len(rows) % size == 1,  # one row has no batch statistics
-            generator=generator,
-        )
-    )
-
-
 class _AnyOrder(RandomSampler):
     """Torch's random order, drawn on the CPU, where the generator is, whatever the default device."""
 
     def __iter__(self) -> Iterator[int]:
         with torch.device("cpu"):
             return iter(list(super().__iter__()))
-
-
-def _shuffled(examples: Examples) -> Examples:
-    """Return a loader that shuffles, where it goes through its dataset in a standard way."""
-    if isinstance(examples, Loaded) and is_standard(examples.loader) and isinstance(examples.loader.dataset, Sized):
-        return _part(examples, torch.arange(len(examples.loader.dataset), device="cpu"), shuffle=True)
-    return examples
 
 
 @contextlib.contextmanager

@@ -10,10 +10,18 @@ from whichkl._checks import InputError, cannot, require
 from whichkl.user_code import call_user, load_function
 
 _CODE = ("teacher", "student", "data", "held_out", "stopping")
+"""Arguments that may be the name of a function."""
 _NEEDED = ("teacher", "student", "data")
 _NUMBERS = ("hard_label_weight", "temperature", "learning_rate", "weight_decay", "clip", "epochs", "batch", "patience", "seed")
-_TEXTS = ("objective", "optimizer")
-_KNOWN = (*_CODE, *_TEXTS, *_NUMBERS, "temperature_squared")
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_CODE, (int, float)),
+    **dict.fromkeys(_NEEDED, ()),
+    **dict.fromkeys(("objective", "optimizer"), (str,)),
+    **dict.fromkeys(_NUMBERS, (int, float)),
+    "patience": (int, float, type(None)),
+    "temperature_squared": (bool,),
+}
+"""Every argument, and the types that it can have if it isn't the name of a function."""
 
 
 def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -22,49 +30,34 @@ def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, An
     Args:
         path: the file.
         given: arguments that replace the file's, with paths from the working directory.
-
-    Raises:
-        InputError: it can't be read, or an argument isn't known or of the wrong type.
     """
     require("yaml", "app")
     from whichkl.files.yaml_file import read_yaml
 
     fields = read_yaml(path, "teacher: nets.py:teacher").values
-    mine = dict(given or {})
-    from_file = {name: value for name, value in fields.items() if name not in mine}
-    both = {name: _from(path.parent, name, value) for name, value in from_file.items()}
-    return job({**both, **mine})
+    for name, value in fields.items():
+        if name in _CODE and isinstance(value, str):
+            fields[name] = str(path.parent / value)
+    return job({**fields, **(given or {})})
 
 
 def job(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `distill` that texts and numbers mean.
-
-    Raises:
-        InputError: an argument isn't known, is missing or is of the wrong type, or a file can't be imported.
-    """
+    """Return the arguments of `distill` that texts and numbers mean."""
     for name in fields:
-        if name not in _KNOWN:
-            raise InputError(cannot(f"use `{name}`", "`distill` takes no such argument", f"Choose among {', '.join(_KNOWN)}"))
+        if name not in _TYPES:
+            raise InputError(cannot(f"use `{name}`", "`distill` takes no such argument", f"Choose among {', '.join(_TYPES)}"))
     for name in _NEEDED:
         if fields.get(name) is None:
             because = f"`{name}` is missing"
             raise InputError(cannot("distill", because, f"Name a function without arguments, say {name}: nets.py:{name}"))
     found: dict[str, Any] = {}
     for name, value in fields.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if name in _CODE and isinstance(value, str):
             function = load_function(value, f"{name} {value}")
             makes = name in ("teacher", "student")
             found[name] = function if makes else call_user(function, f"read `{name}: {value}`", "Correct the function")
-        elif (name in _TEXTS and isinstance(value, str)) or (name == "temperature_squared" and isinstance(value, bool)):
-            found[name] = value
-        elif is_number and (name in _NUMBERS or name in ("stopping", "held_out")) or (name == "patience" and value is None):
+        elif type(value) in _TYPES[name]:
             found[name] = value
         else:
             raise InputError(cannot(f"use `{name}: {value}`", f"a `{type(value).__name__}` has no meaning there", "Correct it"))
     return found
-
-
-def _from(folder: Path, name: Any, value: Any) -> Any:
-    """Put a folder before the path of a function."""
-    return str(folder / value) if name in _CODE and isinstance(value, str) else value

@@ -18,32 +18,20 @@ from whichkl.user_code import call_user, said_of
 
 
 class Teacher:
-    """A frozen copy of a module in evaluation mode: no dropout, no statistics of batches, no gradient.
-
-    Raises:
-        InputError: it isn't a module, or can't be copied.
-    """
+    """A frozen copy of a module in evaluation mode: no dropout, no statistics of batches, no gradient."""
 
     def __init__(self, module: Any, seed: int = 0) -> None:
         """Copy the module."""
         self.module = copied(module, "teacher", seed).eval().requires_grad_(False)
 
     def __call__(self, x: Any) -> Float[Tensor, "n c"]:
-        """Return logits without a graph.
-
-        Raises:
-            InputError: they can't be used, or one is NaN or +∞.
-        """
+        """Return logits without a graph."""
         with torch.no_grad():
             return checked(logits_of(self.module, x, "teacher"), "teacher")
 
 
 def copied(module: Any, who: str, seed: int) -> nn.Module:
-    """Return a deep copy of a module, or what a function without arguments makes under a seed.
-
-    Raises:
-        InputError: it is neither, or it can't be copied.
-    """
+    """Return a deep copy of a module, or what a function without arguments makes under a seed."""
     if not isinstance(module, nn.Module) and callable(module):
         with seeded(seed):
             made: Any = call_user(module, f"make the {who}", "Correct the function that makes it")
@@ -57,16 +45,12 @@ def copied(module: Any, who: str, seed: int) -> nn.Module:
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
-        because = f"it can't be copied ({_short(error)})"
+        because = f"it can't be copied ({in_short(error)})"
         raise InputError(cannot(f"use this {who}", because, "Compute what it derives from its weights in `forward`")) from error
 
 
 def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:
-    """Call a module on inputs, which are brought to its device and its floating-point type; take `.logits` where it has them.
-
-    Raises:
-        InputError: it fails, or doesn't return (n, classes) floating-point numbers.
-    """
+    """Call a module on inputs, which are brought to its device and its floating-point type; take `.logits` where it has them."""
     like = next((one for one in module.parameters() if one.is_floating_point()), None)
     try:
         found: Any = module(_fed(x, like))
@@ -74,7 +58,7 @@ def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:
         raise
     except BaseException as error:  # SystemExit too: a network's own code may raise it
         refuse_if_ran_out(error, f"call the {who}")
-        why = said_of(error) if isinstance(error, SystemExit) else f"it fails ({_short(error)})"
+        why = said_of(error) if isinstance(error, SystemExit) else f"it fails ({in_short(error)})"
         raise InputError(cannot(f"call this {who}", why, "Correct it, or the shape of the inputs")) from error
     logits = getattr(found, "logits", found)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
@@ -84,11 +68,7 @@ def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:
 
 
 def checked(logits: Float[Tensor, "n c"], who: str) -> Float[Tensor, "n c"]:
-    """Refuse NaN, +∞ and rows of −∞ only; some −∞ in a row is a class that is impossible.
-
-    Raises:
-        InputError: there is one.
-    """
+    """Refuse NaN, +∞ and rows of −∞ only; some −∞ in a row is a class that is impossible."""
     bad = ~logits.amax(-1).isfinite() | logits.isnan().any(-1)
     if bool(bad.any()):
         because = (
@@ -118,5 +98,6 @@ def _fed(x: Any, like: Tensor | None) -> Any:
     return type(x)(_fed(one, like) for one in x) if type(x) in (list, tuple) else x
 
 
-def _short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
+    """Return the text of an error on one line, cut off where it's long."""
     return " ".join(str(error).split())[:200]

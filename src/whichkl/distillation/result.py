@@ -12,8 +12,8 @@ from typing import Any, TypedDict
 from torch import nn
 
 from whichkl._checks import InputError, cannot, plain
-from whichkl.distillation.calibration import BINS
-from whichkl.distillation.scores import Contrast, Scores
+from whichkl.distillation.networks import in_short
+from whichkl.distillation.scores import BINS, Contrast, Scores
 from whichkl.files.journal import Journal
 from whichkl.files.saving import FORMAT, Saved, checksum
 from whichkl.process.torch_modes import plain_modes
@@ -74,8 +74,8 @@ class Distillation:
         table = [("", "student", "teacher", "student − teacher")]
         for name, one in self.contrasts:
             table.append((name, one.student.number, one.teacher.number, "–" if one.difference is None else one.difference.number))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)] if len(table) > 1 else []
-        if widths:
+        if len(table) > 1:
+            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
         lines += [
             f"  agreement with the teacher  {s.agreement.number}",
@@ -93,11 +93,8 @@ class Distillation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the weights, as JSON can hold it."""
-        fields = {
-            name: getattr(self, name) for name in ("loss", "settings", "status", "epochs", "examples", "best_epoch", "notes")
-        }
-        fields["history"] = [list(one) for one in self.history]
-        found: dict[str, Any] = plain({**fields, "notes": list(self.notes), "scores": self.scores.to_dict()})
+        names = ("loss", "settings", "status", "epochs", "examples", "best_epoch", "notes", "history")
+        found: dict[str, Any] = plain({**{name: getattr(self, name) for name in names}, "scores": self.scores.to_dict()})
         return found
 
     @plain_modes()
@@ -132,17 +129,16 @@ class Distillation:
         """
         path = Path(folder)
         fields, tensors = DISTILLATION.read(path, DistillationFields)
-        if wrong := next(
-            (name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())), None
-        ):
-            raise DISTILLATION.damaged(path, f"the weights `{wrong[:80]}` are NaN")
+        broken = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
+        if broken:
+            raise DISTILLATION.damaged(path, f"the weights `{broken[0][:80]}` are NaN")
         if not 0 <= fields["best_epoch"] < len(fields["history"]) or "epochs" not in fields["settings"]:
             raise DISTILLATION.damaged(path, "its epochs can't be those of a distillation")
         module = copy.deepcopy(student)
         try:
             module.load_state_dict(tensors)
         except RuntimeError as error:
-            because = f"its weights aren't those of such a `{type(student).__name__}` ({' '.join(str(error).split())[:200]})"
+            because = f"its weights aren't those of such a `{type(student).__name__}` ({in_short(error)})"
             raise InputError(cannot(f"load `{path}`", because, "Pass the architecture that was trained")) from error
         kept = {name: value for name, value in fields.items() if name in DistillationFields.__annotations__ and name != "format"}
         return cls(module.eval(), **kept)

@@ -7,7 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from whichkl.plots.style import COLORS, SOFT, Figure, add_line, add_points, color_of, error_bars, new_figure, short, small, style
+from whichkl.plots.style import (
+    COLORS,
+    MAX_LEGEND_LENGTH,
+    SOFT,
+    Figure,
+    add_points,
+    color_of,
+    cut,
+    error_bars,
+    new_figure,
+    short,
+    small,
+    style,
+)
 from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.measures import COLUMNS, UP_TO, Column, column_words, unit_of
 from whichkl.study.verdict import Verdict
@@ -16,10 +29,8 @@ Rows = Sequence[Mapping[str, Any]]
 MAX_ARMS = 12
 """Largest number of arms that a figure names."""
 _MAX_POINTS = 2_000
-_MAX_LEGEND_LENGTH = 30
 _MAX_LABEL_LENGTH = 20
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down")
-_DASHES = ("solid", "dash", "dot", "dashdot")
 _MIN_ON_LOG_AXIS = 1e-4
 """Smaller values are drawn here on logarithmic axes: no reader distinguishes them from 0."""
 _MIN_LOG_RATIO = 30
@@ -47,14 +58,14 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
         for side, error in (("error_x", da), ("error_y", db)):
             how[side] = {"array": short(error), "color": COLORS[color], "thickness": 1.5, "width": 0}
         how |= {"marker": {"line": {"width": 2, "color": COLORS[color]}}, "hovertext": [html.escape(arm) for arm in arms]}
-        add_points(figure, _on_axis(x_axis, a), _on_axis(y_axis, b), color, _cut(name, _MAX_LEGEND_LENGTH), **how)
+        add_points(figure, _on_axis(x_axis, a), _on_axis(y_axis, b), color, cut(name, MAX_LEGEND_LENGTH), **how)
     style(figure, _title(x, rows), _title(y, rows), 440)
     figure.update_xaxes(**x_axis)
     figure.update_yaxes(**y_axis)
     return figure
 
 
-def differences(verdict: Verdict, most: int = MAX_ARMS) -> list[Figure]:
+def differences(verdict: Verdict) -> list[Figure]:
     """Draw, for each need, how much worse the other arms are than the leading one, with their intervals.
 
     Inside the band a difference doesn't matter in practice. Of many arms the nearest are shown.
@@ -62,7 +73,7 @@ def differences(verdict: Verdict, most: int = MAX_ARMS) -> list[Figure]:
     figures = []
     for choice in verdict.choices:
         mine = [one for one in verdict.comparisons if one.need == choice.need and math.isfinite(one.difference)]
-        mine = sorted(mine, key=lambda one: abs(one.difference))[:most][::-1]
+        mine = sorted(mine, key=lambda one: abs(one.difference))[:MAX_ARMS][::-1]
         if not mine:
             continue
         figure, band = new_figure(), max(one.threshold for one in mine)
@@ -79,13 +90,16 @@ def differences(verdict: Verdict, most: int = MAX_ARMS) -> list[Figure]:
     return figures
 
 
-def seeds(rows: Rows, columns: Sequence[Column], most: int = MAX_ARMS) -> list[Figure]:
+def seeds(rows: Rows, columns: Sequence[Column]) -> list[Figure]:
     """Draw every cell's value of each column, a line of points for each of the first arms."""
     figures = []
-    arms = dict(list(_finished_by_arm(rows).items())[:most])
+    arms = dict(list(_finished_by_arm(rows).items())[:MAX_ARMS])
     each = max(1, _MAX_POINTS // max(1, len(arms)))
     for column in columns:
-        known = {arm: [row for row in mine if _number(row, column.name) is not None][:each] for arm, mine in arms.items()}
+        known = {
+            arm: [row for row in mine if row.get(column.name) is not None and math.isfinite(row[column.name])][:each]
+            for arm, mine in arms.items()
+        }
         values = [float(row[column.name]) for mine in known.values() for row in mine]
         if not values:
             continue
@@ -98,20 +112,6 @@ def seeds(rows: Rows, columns: Sequence[Column], most: int = MAX_ARMS) -> list[F
         figure.update_xaxes(**axis, tickangle=0)
         figures.append(figure)
     return figures
-
-
-def training(histories: Mapping[str, Sequence[float]]) -> Figure | None:
-    """Draw the best loss of each arm over the iterations of its solver; None where no solver recorded it."""
-    known = {arm: losses for arm, losses in histories.items() if any(map(math.isfinite, losses))}
-    if not known:
-        return None
-    figure = new_figure()
-    for i, (arm, losses) in enumerate(known.items()):
-        step = max(1, len(losses) // 400)
-        rounds = [k for k in range(0, len(losses), step) if math.isfinite(losses[k])]
-        y, dash = [losses[k] for k in rounds], _DASHES[i % len(_DASHES)]
-        add_line(figure, [k + 1 for k in rounds], y, color_of(arm), _cut(arm, _MAX_LEGEND_LENGTH), dash=dash)
-    return style(figure, "iteration", "best loss, nats", 340)
 
 
 def _traces(arms: Sequence[str], verdict: Verdict, is_few: bool) -> dict[str, list[str]]:
@@ -134,11 +134,6 @@ def _mean(rows: Rows, column: str) -> tuple[float, float] | None:
     """Return a mean and its standard error; None where the mean is infinite or there is no value."""
     found = mean_and_error(rows, column)
     return (found[0], found[1] or 0.0) if found is not None and math.isfinite(found[0]) else None
-
-
-def _number(row: Mapping[str, Any], column: str) -> float | None:
-    value = row.get(column)
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _axis(values: Sequence[float]) -> dict[str, Any]:
@@ -169,8 +164,4 @@ def _title(name: str, rows: Rows) -> str:
 
 def _in_two_lines(arm: str) -> str:
     """Write an arm on two lines, so that a narrow figure keeps its width."""
-    return "<br>".join(html.escape(_cut(part, _MAX_LABEL_LENGTH)) for part in arm.split(" · ", 1))
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return "<br>".join(html.escape(cut(part, _MAX_LABEL_LENGTH)) for part in arm.split(" · ", 1))

@@ -19,15 +19,12 @@ SOFT = {"target": "rgba(139,147,161,0.28)", "forward_kl": "rgba(47,127,214,0.18)
 for _name, _one in OBJECTIVES.items():
     if _one.is_between:
         COLORS[_name], SOFT[_name] = "#9457c9", "rgba(148,87,201,0.18)"
+MAX_LEGEND_LENGTH = 30
 AXIS = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.2)", "linecolor": "rgba(128,128,128,0.5)", "automargin": True}
 
 
 def new_figure() -> Figure:
-    """Return an empty figure.
-
-    Raises:
-        InputError: plotly isn't installed.
-    """
+    """Return an empty figure."""
     figure: Figure = require("plotly.graph_objects", "app").Figure()
     return figure
 
@@ -39,16 +36,7 @@ def color_of(arm: str) -> str:
 
 
 def add_line(figure: Any, x: Sequence[float], y: Sequence[float], color: str, name: str | None = None, **how: Any) -> None:
-    """Draw a line.
-
-    Args:
-        figure: where to.
-        x: abscissae.
-        y: ordinates.
-        color: a name in `COLORS`.
-        name: in the legend, which shows nothing without it.
-        **how: `width` and `dash` of the line; everything else goes to plotly.
-    """
+    """Draw a line in a colour of `COLORS`; `name` is for the legend, `width` and `dash` for the line, the rest for plotly."""
     line = {"color": COLORS[color], "width": how.pop("width", 2.2), "dash": how.pop("dash", "solid"), "simplify": False}
     _add_scatter(figure, x, y, name, {"mode": "lines", "line": line, **how})
 
@@ -87,11 +75,8 @@ def error_bars(low: Sequence[float], middle: Sequence[float], high: Sequence[flo
 
 def _add_scatter(figure: Any, x: Sequence[float], y: Sequence[Any], name: str | None, how: dict[str, Any]) -> None:
     shown = {"name": html.escape(name)} if name is not None else {"showlegend": False}
-    figure.add_scatter(x=_rounded(x), y=_rounded(y), **{**shown, **how})
-
-
-def _rounded(values: Sequence[Any]) -> list[Any]:
-    return short(values) if all(isinstance(v, (int, float)) for v in values) else list(values)
+    rounded = [short(one) if all(isinstance(v, (int, float)) for v in one) else list(one) for one in (x, y)]
+    figure.add_scatter(x=rounded[0], y=rounded[1], **{**shown, **how})
 
 
 def style(figure: Figure, x_title: str, y_title: str, height: int = 340) -> Figure:
@@ -132,3 +117,8 @@ def faint(count: int) -> float:
 def short(values: Sequence[float]) -> list[float]:
     """Round to six significant digits: a report shows no more, and is a third as large."""
     return [float(f"{v:.6g}") for v in values]
+
+
+def cut(text: str, most: int) -> str:
+    """Shorten a text to at most this many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"

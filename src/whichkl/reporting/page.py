@@ -1,10 +1,11 @@
-"""Page: sections of text, tables and figures → one HTML file with everything inlined and nothing fetched."""
+"""Page: sections of text, tables and figures → one HTML file with everything inlined and nothing fetched, or Markdown."""
 
 from __future__ import annotations
 
 import html
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ from whichkl.printable import printable
 
 _MAX_CONFIGURATION = 100_000
 """Most characters of a configuration that a page shows."""
-_CONFIGURATION = "Everything that is needed to repeat this."
 _MAX_NUMBER_LENGTH = 24
 """A table's column with a longer cell holds sentences."""
+_MARKS = re.compile(r"([\\`*_\[\]|~])")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,12 @@ class Block:
     @property
     def words(self) -> tuple[int, ...]:
         """The columns of a table that hold sentences rather than numbers: they are aligned left, and wrap."""
-        return tuple(i for i in range(1, len(self.columns)) if _is_prose([row[i] for row in self.rows]))
+        cells = {i: [row[i] for row in self.rows] for i in range(1, len(self.columns))}
+        return tuple(
+            i
+            for i, mine in cells.items()
+            if any(len(one) > _MAX_NUMBER_LENGTH for one in mine) or not any(c.isdigit() for one in mine for c in one)
+        )
 
     @classmethod
     def paragraph(cls, text: str) -> Block:
@@ -160,10 +166,6 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
     return Path(path)
 
 
-def _is_prose(cells: Sequence[str]) -> bool:
-    return any(len(cell) > _MAX_NUMBER_LENGTH for cell in cells) or all(not any(c.isdigit() for c in cell) for cell in cells)
-
-
 def _shown(value: Any) -> Any:
     """Return JSON in which control characters of every text, such as a column's name, are shown as escapes."""
     if isinstance(value, dict):
@@ -183,3 +185,34 @@ def _charts(block: Block, safe: Any) -> list[tuple[Any, str]]:
         text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
         charts.append((safe(text), f"{title}. {block.text}" if title else block.text))
     return charts
+
+
+def markdown(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:
+    """Write sections as Markdown, without figures; markup in names stays text.
+
+    >>> markdown("a < b", "", [], "").splitlines()[0]
+    '# a &lt; b'
+    """
+    parts = [f"# {_text(title)}", _text(lead)]
+    for section in sections:
+        parts += [f"## {_text(section.title)}", _text(section.lead)]
+        parts += [text for text in map(_block, section.blocks) if text]
+    return "\n\n".join([*parts, _text(footer)]) + "\n"
+
+
+def _block(block: Block) -> str:
+    if block.kind == "table":
+        rows = [" | ".join(map(_text, row)) for row in (block.columns, *block.rows)]
+        rows.insert(1, " | ".join(["---"] * len(block.columns)))
+        text = "\n".join(f"| {row} |" for row in rows)
+        return f"{text}\n\n{_text(block.text)}" if block.text else text
+    if block.kind in ("finding", "warning"):
+        return f"> **{_text(block.label)}.** {_text(block.text)}"
+    if block.kind == "listing":
+        return "\n".join(f"    {line}" for line in block.text.splitlines())
+    return _text(block.text) if block.kind == "paragraph" else ""
+
+
+def _text(text: str) -> str:
+    """Escape markup of Markdown and HTML; a line stays one line."""
+    return _MARKS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))

@@ -45,10 +45,7 @@ def needs_table(verdict: Verdict) -> list[Block]:
 def scorecard_tables(study: Study, shown: Sequence[str], caption: str) -> list[Block]:
     """Return the needs' columns, the other columns of the scorecard, and the user's own: a table each that has values.
 
-    Args:
-        study: the study.
-        shown: names of arms.
-        caption: of the first table. Under every table stands what its columns mean.
+    The caption is that of the first table; below every table is what its columns mean.
     """
     rows = [cell.row for cell in study.cells if cell.row["status"] != "failed" and arm_of(cell.row) in set(shown)]
     by_arm = rows_by_arm(rows)
@@ -58,7 +55,11 @@ def scorecard_tables(study: Study, shown: Sequence[str], caption: str) -> list[B
         columns = [one for one in COLUMNS.values() if one.table == group] if group else own
         columns = [one for one in columns if any(row.get(one.name) is not None for row in rows)]
         if columns:
-            heads = [_head(one, rows) for one in columns]
+            up_to = [next((row[key] for row in rows if row.get(key)), None) for key in (f"{one.name}_up_to" for one in columns)]
+            heads = [
+                f"{one.words}{f' {UP_TO.get(constant, constant)}' if constant else ''}{_ARROWS[one.better]}"
+                for one, constant in zip(columns, up_to, strict=True)
+            ]
             cells = [(arm, *(_mean(by_arm.get(arm, []), one.name) for one in columns)) for arm in shown]
             meanings = [f"{one.words}: {one.meaning}." for one in columns if one.meaning]
             tables.append(Block.table(("arm", *heads), cells, " ".join([caption, *meanings]).strip()))
@@ -117,8 +118,3 @@ def _mean(rows: Rows, name: str) -> str:
         return f"{mean + 0.0:,.{digits}f} ± {error:,.{digits}f}".replace("-", "−")
     text = f"{mean + 0.0:,.4f}" if abs(mean) < 1e4 else f"{mean:,.0f}"
     return "0" if float(text.replace(",", "")) == 0 else text.replace("-", "−")
-
-
-def _head(column: Column, rows: Rows) -> str:
-    constant = next((row.get(f"{column.name}_up_to") for row in rows if row.get(f"{column.name}_up_to")), None)
-    return f"{column.words}{f' {UP_TO.get(constant, constant)}' if constant else ''}{_ARROWS[column.better]}"

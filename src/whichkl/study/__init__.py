@@ -1,8 +1,7 @@
 """Study: an experiment that compares families and objectives at equal cost, and a folder that survives being killed."""
 
 from whichkl.study.comparing import Progress, compare
-from whichkl.study.measures import FIELDS, MEASURES
-from whichkl.study.needs import DISTILLATION_NEEDS, NEEDS, Need
+from whichkl.study.measures import DISTILLATION_NEEDS, FIELDS, MEASURES, NEEDS, Need
 from whichkl.study.result import Study
 from whichkl.study.verdict import Verdict, decide
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from whichkl._checks import InputError, cannot
-from whichkl.study.measures import COST
-from whichkl.study.needs import Need
+from whichkl.study.measures import COST, Need
 from whichkl.study.paired import MIN_PAIRS, Array
 
 Cells = dict[str, dict[int, Mapping[str, Any]]]
@@ -79,11 +78,7 @@ def mean_and_error(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[floa
 
 
 def cells_by_arm(rows: Sequence[Mapping[str, Any]]) -> Cells:
-    """Return the rows by arm and seed, in their order.
-
-    Raises:
-        InputError: an arm has a seed twice, which adds no evidence.
-    """
+    """Return the rows by arm and seed, in their order."""
     arms: Cells = {}
     for row in rows:
         mine = arms.setdefault(arm_of(row), {})
@@ -109,18 +104,17 @@ def scores_of(rows: Sequence[Mapping[str, Any]], arms: Cells, needs: Sequence[Ne
         if constants != {None}:
             up_to.add(column)
         sign = 1.0 if need.less_is_better else -1.0
-        matrix = [[sign * _value(cells.get(seed), column) for cells in arms.values()] for seed in seeds]
+        matrix = np.full((len(seeds), len(arms)), np.nan)
+        for i, seed in enumerate(seeds):
+            for j, cells in enumerate(arms.values()):
+                row = cells.get(seed)
+                if row is not None and row["status"] != "failed" and row.get(column) is not None:
+                    matrix[i, j] = sign * float(row[column])
         kept.append((need, column))
-        values.append(np.array(matrix, dtype=np.float64))
+        values.append(matrix)
         notes += _doubts(arms, column, need)
     summaries = tuple(_arm(name, list(cells.values())) for name, cells in arms.items())
     return Scores(summaries, tuple(kept), tuple(values), frozenset(up_to), tuple(notes))
-
-
-def _value(row: Mapping[str, Any] | None, column: str) -> float:
-    if row is None or row["status"] == "failed" or row.get(column) is None:
-        return float("nan")
-    return float(row[column])
 
 
 def _arm(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:

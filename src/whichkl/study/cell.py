@@ -1,27 +1,31 @@
-"""Cell: one fit under a budget, and its scorecard; what goes wrong in it is recorded as its result."""
+"""Cell: one fit under a budget, and its scorecard on unseen draws; what goes wrong in it is recorded as its result."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from whichkl._checks import ResourceError, plain
 from whichkl.cluster import Threads, Workers
 from whichkl.diagnostics import Diagnostics, Judgement
+from whichkl.distillation.result import Distillation
 from whichkl.divergences import Estimate
 from whichkl.fitting import Solved, solve
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.threads import one_thread
 from whichkl.solvers.work import Work
 from whichkl.study.held_out import Held, split
-from whichkl.study.measures import FIELDS
-from whichkl.study.plan import Cell, Plan
-from whichkl.study.scorecard import Scorecard, score
+from whichkl.study.measurements import Sides
+from whichkl.study.measures import FIELDS, MEASURES
+from whichkl.study.plan import AnyPlan, Cell, DistillationPlan, Plan
 from whichkl.targets import Target
+from whichkl.user_code import said_of
 
 _MAX_CURVE_POINTS = 200
 """Largest number of losses of a training curve that are kept, at equal distances."""
@@ -39,39 +43,107 @@ class Outcome:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The result of the work on a cell: columns of its row, details, and the files of its fit."""
+def outcome_of(
+    cell: Cell,
+    columns: dict[str, Any],
+    details: dict[str, Any],
+    fit: dict[str, bytes] | None = None,
+    seconds: dict[str, float] | None = None,
+) -> Outcome:
+    """Return the outcome of a cell, from the columns of its row, further details, and the files of its fit."""
+    head = {"cell": cell.key, "family": cell.names[0], "objective": cell.names[1], "seed": cell.seed}
+    row = {**dict.fromkeys(FIELDS), **head, "budget": cell.config.get("budget"), **columns}
+    text = json.dumps(plain({"config": cell.config, "row": row, "details": details}), indent=1, allow_nan=False)
+    files = {f"fit/{name}": data for name, data in (fit or {}).items()} | {"cell.json": text.encode()}
+    return Outcome(row, files, seconds or {})
 
-    columns: dict[str, Any]
-    details: dict[str, Any]
-    fit: dict[str, bytes]
-    seconds: dict[str, float] = field(default_factory=dict)
+
+def failed(cell: Cell, why: str, details: dict[str, str] | None = None) -> Outcome:
+    """Return the outcome of a cell that failed, or whose worker died."""
+    error = " ".join(why.split())[:_MAX_ERROR_LENGTH]
+    return outcome_of(cell, {"status": "failed", "error": error}, details or {}, None, {"total": 0.0})
+
+
+@dataclass
+class Scorecard:
+    """Columns of a row, and the details that don't fit into one number."""
+
+    columns: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    values: dict[str, Estimate] = field(default_factory=dict)
+
+    def measure(self, name: str, sides: Sides) -> None:
+        """Take one measure; one that fails doesn't take the others with it."""
+        try:
+            found = MEASURES[name].function(sides)
+        except ResourceError:
+            raise
+        except Exception as error:
+            self.note_failure(name, error)
+            return
+        if found is None:
+            return
+        self.columns.update(found.columns)
+        if found.details is not None:
+            self.details[name] = found.details
+        if found.estimate is not None:
+            self.values[name] = found.estimate
+        if found.note:
+            self.notes.append(found.note)
+
+    def call(self, name: str, metric: Callable[..., Any], model: Any, held: Held) -> None:
+        """Call a metric of the user's own; what it raises becomes a note."""
+        try:
+            found = metric(model, held.x)
+            values = {f"{name}.{key}": value for key, value in found.items()} if isinstance(found, dict) else {name: found}
+            self.columns |= {key: float(value) for key, value in values.items()}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the user's own code raises, SystemExit too
+            self.note_failure(name, error)
+            self.columns[name] = None
+
+    def note_failure(self, name: str, error: BaseException) -> None:
+        """Note why a measure wasn't taken."""
+        refuse_if_ran_out(error, f"measure `{name}`")
+        text = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        self.notes.append(f"{name} wasn't measured ({said_of(error) if isinstance(error, SystemExit) else reason})")
+
+
+def score(model: Any, held: Held, plan: Plan) -> Scorecard:
+    """Measure a model on draws that no fit has seen; what the access doesn't allow stays empty, and a note tells what failed."""
+    card, sides = Scorecard(), Sides(model, held, plan.draws)
+    for name in plan.measures:
+        card.measure(name, sides)
+    if held.groups is not None and held.whole.repeats is not None:
+        card.notes.append(held.whole.repeats.note)
+    for name, metric in plan.metrics.items():
+        card.call(name, metric, model, held)
+    return card
 
 
 class Bench(ABC):
     """Works on the cells of a plan, one after another."""
 
     @abstractmethod
-    def work(self, cell: Cell) -> Finished:
+    def work(self, cell: Cell) -> Outcome:
         """Fit and score a cell; whatever it raises, except `ResourceError`, is the result of the cell."""
 
     def run(self, cell: Cell) -> Outcome:
-        """Fit and score a cell, and record an error as its result.
-
-        Raises:
-            ResourceError: memory, a cluster or a disk fails, which says nothing about the cell.
-        """
+        """Fit and score a cell, and record an error as its result."""
         begun = time.perf_counter()
         try:
             with one_thread():
-                found = self.work(cell)
+                outcome = self.work(cell)
         except ResourceError:
             raise
         except Exception as error:  # a fit that fails is a result of the study
             refuse_if_ran_out(error, f"continue this study in the cell {cell.arm}, seed {cell.seed}")
-            found = Finished(_failure(f"{type(error).__name__}: {error}"), {"traceback": traceback.format_exc(limit=-6)}, {})
-        return _outcome(cell, found, time.perf_counter() - begun)
+            outcome = failed(cell, f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc(limit=-6)})
+        outcome.seconds["total"] = time.perf_counter() - begun
+        return outcome
 
 
 class FitBench(Bench):
@@ -83,10 +155,12 @@ class FitBench(Bench):
         self._seed: int | None = None
         self._split: tuple[Target, Held] | None = None
 
-    def work(self, cell: Cell) -> Finished:
+    def work(self, cell: Cell) -> Outcome:
         """Solve under the budget, score on draws that no fit of this seed has seen, and keep the fit."""
         plan, begun = self.plan, time.perf_counter()
-        target, held = self._split_of(cell.seed)
+        if self._split is None or self._seed != cell.seed:
+            self._seed, self._split = cell.seed, split(plan, cell.seed)
+        target, held = self._split
         family, objective = plan.families[cell.family], plan.objectives[cell.objective]
         with target.evaluations.capped(plan.budget) as used:
             work = Work(self.workers, evaluations=target.evaluations)
@@ -96,7 +170,7 @@ class FitBench(Bench):
         solution, total = solved.solution, sum(used.values())
         converged = solution.best.converged
         is_over = plan.budget is not None and (is_cut or total > plan.budget or (total == plan.budget and not converged))
-        card = score(solved.model, held, plan.measures, plan.metrics, plan.draws)
+        card = score(solved.model, held, plan)
         seconds["score"] = time.perf_counter() - begun - seconds["fit"]
         if is_over:
             card.notes.insert(0, f"the budget of {plan.budget:,} evaluations ran out: {total:,} were used")
@@ -112,33 +186,47 @@ class FitBench(Bench):
             "notes": "; ".join([*card.notes, *solution.notes]),
         }
         fit = _fit(solved, target, card, columns["status"], used, cell.seed)
+        # every step-th loss: a curve needs no more, and `cell.json` stays small
         step = -(-len(solution.history) // _MAX_CURVE_POINTS)
         training = {"training": list(solution.history[::step])} if solution.history else {}
         details = {**card.details, "optima": fit.to_dict()["diagnostics"]["optima"], **training}
-        return Finished(columns, details, fit.files(), seconds)
-
-    def _split_of(self, seed: int) -> tuple[Target, Held]:
-        if self._split is None or self._seed != seed:
-            self._seed, self._split = seed, split(self.plan, seed)
-        return self._split
+        return outcome_of(cell, columns, details, fit.files(), seconds)
 
 
-def failed(cell: Cell, why: str) -> Outcome:
-    """Return the outcome of a cell whose worker died."""
-    return _outcome(cell, Finished(_failure(why), {}, {}), 0.0)
+class DistillationBench(Bench):
+    """Works on the cells of a study of distillations."""
+
+    def __init__(self, plan: DistillationPlan) -> None:
+        """Take the plan."""
+        self.plan = plan
+
+    def work(self, cell: Cell) -> Outcome:
+        """Distill, and score on examples that neither training nor stopping saw."""
+        student, objective = cell.names
+        result = self.plan.target.distill(self.plan.students[student], objective, cell.seed)
+        return outcome_of(cell, _columns(result), result.to_dict(), result.files())
 
 
-def _failure(why: str) -> dict[str, Any]:
-    return {"status": "failed", "error": " ".join(why.split())[:_MAX_ERROR_LENGTH]}
-
-
-def _outcome(cell: Cell, found: Finished, total: float) -> Outcome:
-    head = {"cell": cell.key, "family": cell.names[0], "objective": cell.names[1], "seed": cell.seed}
-    row = {**dict.fromkeys(FIELDS), **head, "budget": cell.config.get("budget"), **found.columns}
-    body = {"config": cell.config, "row": row, "details": found.details}
-    text = json.dumps(plain(body), indent=1, allow_nan=False)
-    files = {f"fit/{name}": data for name, data in found.fit.items()} | {"cell.json": text.encode()}
-    return Outcome(row, files, {**found.seconds, "total": total})
+def _columns(result: Distillation) -> dict[str, Any]:
+    s = result.scores
+    row: dict[str, Any] = {
+        "status": "stopped" if any("given up" in note for note in result.notes) else "converged",
+        "solver": "distill",
+        "iterations": result.epochs,
+        "evaluations": result.examples,
+        "rows": result.examples,
+        "notes": "; ".join(result.notes),
+        "jeffreys": s.forward_kl.value + s.reverse_kl.value,
+        "agreement": s.agreement.value,
+        "agreement_stderr": s.agreement.stderr,
+    }
+    for name, one in (("forward_kl", s.forward_kl), ("reverse_kl", s.reverse_kl)):
+        row |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_reliable": one.reliable}
+    for name in ("accuracy", "nll", "ece"):
+        one = getattr(s, name)
+        if one is not None:
+            row |= {name: one.student.value, f"{name}_stderr": one.student.stderr, f"{name}_teacher": one.teacher.value}
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
 def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dict[str, int], seed: int) -> Any:
@@ -150,3 +238,8 @@ def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dic
     d = Diagnostics(s.optima, s.iterations, s.residual, s.nodes, s.node_error, evaluations=dict(used), notes=s.notes)
     d = replace(d, ess=card.columns.get("ess_q"), khat=card.columns.get("khat"))
     return solved.judged(target, Judgement(value, d, status, frozenset()), seed)
+
+
+def bench_of(plan: AnyPlan, threads: Threads | None = None) -> Bench:
+    """Return what works on the cells of a plan."""
+    return DistillationBench(plan) if isinstance(plan, DistillationPlan) else FitBench(plan, threads)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from whichkl._checks import InputError, cannot
 from whichkl.cluster import Ray, workers_of
-from whichkl.distillation.target import DistillationTarget
+from whichkl.distillation.classifier import DistillationTarget
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.cell import Outcome
-from whichkl.study.distilling import distillation_plan_of
-from whichkl.study.engines import AnyPlan, here, on_ray
+from whichkl.study.engines import here, on_ray
 from whichkl.study.ledger import Ledger, Stored, stored_of
-from whichkl.study.pilot import rungs, survivors
-from whichkl.study.plan import Cell, Metric, plan_of
+from whichkl.study.measures import columns_in
+from whichkl.study.plan import AnyPlan, Cell, Metric, distillation_plan_of, plan_of
 from whichkl.study.result import Study, ordered
-from whichkl.study.table import write_tables
+from whichkl.study.writers import write_tables
 from whichkl.targets import Target
+
+_MIN_SEEDS = 2
+"""Least number of seeds after which arms are dropped."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,14 @@ class _Run:
 
     def finish(self, cells: Sequence[Cell], more: int = 0) -> list[Stored]:
         """Work on those of these cells that aren't done, and return all of them; `more` are planned after them."""
+        # those of an earlier run
         known = [cell for cell in cells if cell.key in self.store.cells]
         self.of = self.done + len(cells) + more
         self.done, self.skipped = self.done + len(known), self.skipped + len(known)
         self.failed += sum(self.store.cells[cell.key].row["status"] == "failed" for cell in known)
         self.tell(Progress(self.done, self.of, self.skipped, self.failed, None))
         left = [cell for cell in cells if cell.key not in self.store.cells]
-        for cell, outcome in self._outcomes(left):
+        for cell, outcome in on_ray(self.plan, left, self.ray) if self.ray is not None and left else here(self.plan, left):
             stored = self.store.write(cell.key, outcome)
             self.done, self.failed = self.done + 1, self.failed + (outcome.row["status"] == "failed")
             self.tell(Progress(self.done, self.of, self.skipped, self.failed, stored))
@@ -180,5 +185,46 @@ class _Run:
                 arms = kept
         return found, tuple(dropped)
 
-    def _outcomes(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
-        return here(self.plan, cells) if self.ray is None or not cells else on_ray(self.plan, cells, self.ray)
+
+def rungs(seeds: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the seeds of each rung: two, then two more, then all others.
+
+    >>> rungs([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    ((0, 1), (2, 3), (4, 5, 6, 7, 8, 9))
+    >>> rungs([0, 1, 2])
+    ((0, 1, 2),)
+    """
+    cuts = [n for n in (_MIN_SEEDS, 2 * _MIN_SEEDS) if len(seeds) >= 2 * n]
+    return tuple(tuple(seeds[a:b]) for a, b in zip([0, *cuts], [*cuts, len(seeds)], strict=True))
+
+
+def survivors(arms: Sequence[str], rows: Sequence[Mapping[str, Any]], arm_of: Sequence[str]) -> list[str]:
+    """Return the better half of the arms (rounded up), in their order.
+
+    Arms are ranked by each column that has values. The best rank of an arm counts, and ties are broken by the sum of its ranks:
+    an arm that is the best for one need survives, whatever its ranks for the others. An arm with a failed cell comes last.
+    `arm_of` holds the arm of each row.
+
+    Source: Jamieson & Talwalkar (2016), successive halving.
+    """
+    best: dict[str, float] = dict.fromkeys(arms, math.inf)
+    total: dict[str, float] = dict.fromkeys(arms, 0.0)
+    for column in columns_in("ranking"):
+        sign = 1 if column.better == "lower" else -1
+        mine = {arm: [row for row, name in zip(rows, arm_of, strict=True) if name == arm] for arm in arms}
+        means = {arm: _mean_for_ranking(mine[arm], column.name, sign) for arm in arms}
+        if len({value for value in means.values() if value < math.inf}) < 2:
+            continue
+        for arm in arms:
+            rank = float(sum(other < means[arm] for other in means.values())) if means[arm] < math.inf else float(len(arms))
+            best[arm], total[arm] = min(best[arm], rank), total[arm] + rank
+    order = sorted(arms, key=lambda arm: (best[arm], total[arm], arms.index(arm)))
+    kept = set(order[: math.ceil(len(arms) / 2)])
+    return [arm for arm in arms if arm in kept]
+
+
+def _mean_for_ranking(rows: Sequence[Mapping[str, Any]], column: str, sign: int) -> float:
+    """Mean of a column with a sign by which less is better; infinite where a cell failed or has no value."""
+    values = [row.get(column) for row in rows]
+    known = [sign * value for value in values if value is not None and not math.isnan(value)]
+    return fmean(known) if known and len(known) == len(values) else math.inf

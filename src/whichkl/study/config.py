@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from whichkl import problems
 from whichkl._checks import InputError, WhichklError, cannot
 from whichkl.families import family_of
-from whichkl.files.yaml_file import YamlFile, read_yaml
+from whichkl.files.yaml_file import read_yaml
 from whichkl.objectives import objective_of
 from whichkl.problems.named import looks_named, named
 from whichkl.study.plan import Metric, Plan, add_metric, measure_named, plan_of, seeds_of
@@ -106,12 +106,7 @@ class StudyConfig(_Strict):
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a study's YAML file; relative paths in it start at its folder.
-
-    Raises:
-        InputError: the file can't be read, or something in it is wrong: every message names the line.
-        TargetError: the target can't do what an objective requires.
-    """
+    """Read a study's YAML file; relative paths in it start at its folder."""
     file = read_yaml(path, "target: bimodal")
     try:
         config = StudyConfig.model_validate(file.values)
@@ -121,12 +116,7 @@ def read_plan(path: Path) -> Plan:
         said = "; ".join(f"line {line}{f', `{place}`' if place else ''}: {message}" for line, place, message in found)
         more = f"; and {len(wrong) - _MAX_MISTAKES:,} more" if len(wrong) > _MAX_MISTAKES else ""
         raise InputError(cannot(f"read `{path}`", said + more, "Correct the file, and run it again")) from error
-    return _plan(config, path, file)
-
-
-def _plan(config: StudyConfig, path: Path, file: YamlFile) -> Plan:
-    folder = path.parent
-    codes: dict[str, str] = {}
+    folder, codes = path.parent, dict[str, str]()
     with file.naming("target"):
         target, source = _target(config.target, folder, codes)
     metrics: list[Any] | None = None if config.metrics is None else []

@@ -5,27 +5,20 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from whichkl.cluster import Ray, Threads
-from whichkl.study.cell import Bench, FitBench, Outcome, failed
-from whichkl.study.distilling import DistillationBench, DistillationPlan
-from whichkl.study.plan import Cell, Plan
+from whichkl.study.cell import Outcome, bench_of, failed
+from whichkl.study.plan import AnyPlan, Cell
 
 _MIN_TASK_SECONDS = 1.0
 """Least work of a task, estimated from the cells before: a task costs its sender some milliseconds."""
 _MAX_TASK_CELLS = 1_000
 
-AnyPlan = Plan | DistillationPlan
-
-
-def _bench_of(plan: AnyPlan, threads: Threads | None = None) -> Bench:
-    return DistillationBench(plan) if isinstance(plan, DistillationPlan) else FitBench(plan, threads)
-
 
 def here(plan: AnyPlan, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
     """Work on the cells one after another, those of a seed on the same held-out draws."""
-    bench = _bench_of(plan)
+    bench = bench_of(plan)
     for cell in cells:
         yield cell, bench.run(cell)
 
@@ -36,15 +29,11 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
     A task whose worker is lost is started again: by Ray several times, then cell by cell. A cell whose worker dies even when
     the cell is alone has failed. A lost cluster (Ray's `LocalRayletDiedError`, `NodeDiedError`) says nothing about the cells
     in flight: they are left undone.
-
-    Raises:
-        ResourceError: the cluster can't be reached, or is gone.
     """
-    sizes = _Sizes()
-    bundles = _Bundles(cells, sizes)
-    for bundle, result in ray.as_completed(_Task.of(plan), bundles):
+    bundles = _Bundles(cells)
+    for bundle, result in ray.as_completed(_Task(plan), bundles):
         if not isinstance(result, Exception):
-            sizes.learn([outcome.seconds["total"] for outcome in result])
+            bundles.learn([outcome.seconds["total"] for outcome in result])
             yield from zip(bundle, result, strict=True)
         elif len(bundle) == 1:
             why = f"its worker died {ray.retries + 1} times ({' '.join(str(result).split())[:200]})"
@@ -53,30 +42,18 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
             bundles.put_back(bundle)
 
 
-class _Sizes:
-    """Estimates the number of cells in a second's work."""
+class _Bundles:
+    """Cells still to be given out, in bundles of about a second's work, estimated from the cells that are done."""
 
-    def __init__(self) -> None:
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.cells: deque[Cell] = deque(cells)
+        self.alone: deque[Cell] = deque()
         self.count, self.seconds = 0, 0.0
 
     def learn(self, seconds: Sequence[float]) -> None:
+        """Note how long cells took."""
         self.count += len(seconds)
         self.seconds += sum(seconds)
-
-    def now(self, left: int, workers: int) -> int:
-        """One at first; later enough for a task, but no more than a worker's share of what is left."""
-        if self.count == 0:
-            return 1
-        enough = math.ceil(_MIN_TASK_SECONDS * self.count / max(self.seconds, 1e-6))
-        return max(1, min(enough, _MAX_TASK_CELLS, math.ceil(left / max(1, workers))))
-
-
-class _Bundles:
-    """Cells still to be given out, in bundles whose size is chosen when one is taken."""
-
-    def __init__(self, cells: Sequence[Cell], sizes: _Sizes) -> None:
-        self.cells, self.sizes = deque(cells), sizes
-        self.alone: deque[Cell] = deque()
 
     def take(self, workers: int) -> tuple[Cell, ...] | None:
         """Return the next bundle; None when all cells are given out."""
@@ -84,7 +61,11 @@ class _Bundles:
             return (self.alone.popleft(),)
         if not self.cells:
             return None
-        size = self.sizes.now(len(self.cells), workers)
+        size = 1  # as long as no cell's time is known
+        if self.count:
+            enough = math.ceil(_MIN_TASK_SECONDS * self.count / max(self.seconds, 1e-6))
+            # no more than a worker's share of what is left, so that all workers end at about the same time
+            size = max(1, min(enough, _MAX_TASK_CELLS, math.ceil(len(self.cells) / max(1, workers))))
         return tuple(self.cells.popleft() for _ in range(min(size, len(self.cells))))
 
     def put_back(self, cells: Sequence[Cell]) -> None:
@@ -92,17 +73,12 @@ class _Bundles:
         self.alone += cells
 
 
-@dataclass(frozen=True)
 class _Task:
     """The work of a worker; it holds the plan, which is sent once."""
 
-    plan: AnyPlan
-
-    @classmethod
-    def of(cls, plan: AnyPlan) -> _Task:
-        """Leave out the list of all cells, which the plan caches: each task would unpickle it."""
-        return cls(replace(plan))
+    def __init__(self, plan: AnyPlan) -> None:
+        self.plan = replace(plan)  # without the list of all cells, which the plan caches: each task would unpickle it
 
     def __call__(self, cells: Sequence[Cell]) -> list[Outcome]:
-        bench = _bench_of(self.plan, Threads(1))
+        bench = bench_of(self.plan, Threads(1))
         return [bench.run(cell) for cell in cells]

@@ -1,4 +1,4 @@
-"""Ledger: a folder that keeps every finished cell whole, so that an interrupted study can resume."""
+"""Ledger: a folder with `study.json` that keeps every finished cell whole, so that an interrupted study can resume."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 from whichkl._checks import InputError, IntegrityError, cannot, plain
 from whichkl.files.locks import LOCK, locked
 from whichkl.files.reading import checked, read_file, read_json
+from whichkl.files.saving import checksum
 from whichkl.files.writing import (
     TEMPORARY,
     foreign_entry,
@@ -25,12 +26,13 @@ from whichkl.files.writing import (
     sync_folder,
     unwritable,
     write_new,
+    write_whole,
 )
 from whichkl.study.cell import Outcome
 from whichkl.study.measures import TEXT_FIELDS
 from whichkl.study.plan import config_hash
-from whichkl.study.study_file import STUDY, differences, grows, is_study, read_config, write_config
 
+STUDY = "study.json"
 _CELLS, _DONE = "cells", "DONE"
 _FIT = r"fit/([a-z]+\.json|(model|student)-[0-9a-f]{16}\.safetensors)"
 _CELL_FILE = re.compile(rf"({re.escape(TEMPORARY)})?{_DONE}|\.{_DONE}|cell\.json|fit/|{_FIT}")
@@ -89,33 +91,24 @@ class Ledger:
     def opened(cls, folder: Path, config: dict[str, Any], *, recompute: bool = False) -> Iterator[Ledger]:
         """Lock the folder, compare its study with `config`, remove half-written cells, and check every cell.
 
-        Args:
-            folder: folder of the study; it is made if it doesn't exist.
-            config: configuration of the whole study. With more seeds than the study in the folder has, that study grows.
-            recompute: whether to remove cells that failed or are corrupt, and to replace a corrupt `study.json`. Otherwise failed
-                cells are kept, and whatever is corrupt is refused.
-
-        Raises:
-            InputError: the folder holds another study, and the message shows what differs, or it holds something else.
-            ResourceError: it can't be written, or another run is using it.
-            IntegrityError: a file isn't what was written.
+        With more seeds than the study in the folder has, that study grows. Where `recompute` is True, cells that failed or are
+        corrupt are removed, and a corrupt `study.json` is replaced. Otherwise failed cells are kept, and the rest is refused.
         """
         ledger = cls(folder)
         refuse_other(folder)
         with locked(folder, "start this study"):
             ledger._check_config(config, recompute=recompute)
-            ledger._clean()
+            # a process that was killed may have left cells half-written
+            for path in (*_entries(folder / _CELLS, _UNFINISHED_FOLDER), *_entries(folder / _CELLS, _CELL_FOLDER)):
+                if path.name.startswith(TEMPORARY) or not (path / _DONE).exists():
+                    _remove(path)
             ledger.load(recompute=recompute)
             with ThreadPoolExecutor(_WRITERS) as ledger._writer:  # which ends when all is written
                 yield ledger
                 ledger.settle()
 
     def load(self, *, recompute: bool = False) -> None:
-        """Read every finished cell, and check its hashes.
-
-        Raises:
-            IntegrityError: a cell isn't what was written, and `recompute` is False.
-        """
+        """Read every finished cell, and check its hashes."""
         corrupt = []
         for path in _entries(self.folder / _CELLS, _CELL_FOLDER):
             if not path.is_symlink() and not (path / _DONE).exists():
@@ -140,11 +133,7 @@ class Ledger:
             raise IntegrityError(cannot("trust this study", because, instead))
 
     def write(self, key: str, outcome: Outcome) -> Stored:
-        """Have a thread write a cell, whole or not at all.
-
-        Raises:
-            ResourceError: the disk is full or can't be written; this cell, or one before it, wasn't written.
-        """
+        """Have a thread write a cell, whole or not at all."""
         if self._writer is None:
             raise ValueError("the ledger isn't open")
         self.settle(_MAX_WAITING)
@@ -153,11 +142,7 @@ class Ledger:
         return self.cells[key]
 
     def settle(self, max_waiting: int = 0) -> None:
-        """Wait until at most this many cells wait to be written.
-
-        Raises:
-            ResourceError: a cell couldn't be written.
-        """
+        """Wait until at most this many cells wait to be written."""
         while self._waiting and (len(self._waiting) > max_waiting or self._waiting[0].done()):
             self._waiting.popleft().result()
 
@@ -200,22 +185,9 @@ class Ledger:
                 return
         write_config(self.folder, mine)
 
-    def _clean(self) -> None:
-        """Remove cells that were being written when a process was killed."""
-        cells = self.folder / _CELLS
-        for path in (
-            *_entries(cells, _UNFINISHED_FOLDER),
-            *(one for one in _entries(cells, _CELL_FOLDER) if not (one / _DONE).exists()),
-        ):
-            _remove(path)
-
 
 def refuse_other(folder: Path) -> None:
-    """Refuse a folder that isn't empty and holds no study, so that a study never touches files of somebody else.
-
-    Raises:
-        InputError: it does.
-    """
+    """Refuse a folder that isn't empty and holds no study, so that a study never touches files of somebody else."""
     if (folder / _CELLS).is_symlink():
         because = f"`{_CELLS}` in it is a link, and a study removes nothing behind a link"
         raise InputError(cannot(f"start a study in `{folder}`", because, "Name another folder with `--out`"))
@@ -235,8 +207,9 @@ def refuse_other(folder: Path) -> None:
 def stored_of(key: str, files: Mapping[str, bytes], seconds: dict[str, float], folder: Path | None) -> Stored:
     """Return a cell from its files; they are kept in memory only where there is no folder."""
     body = json.loads(files["cell.json"])
-    row = {name: _number(name, value) for name, value in body["row"].items()}
-    return Stored(key, row, body["details"], body["config"], seconds, folder, None if folder else files)
+    # JSON holds infinities and NaN as text
+    numbers = {name: float(value) for name, value in body["row"].items() if isinstance(value, str) and name not in TEXT_FIELDS}
+    return Stored(key, {**body["row"], **numbers}, body["details"], body["config"], seconds, folder, None if folder else files)
 
 
 def _read(path: Path) -> Stored:
@@ -264,11 +237,6 @@ def _why(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
 
 
-def _number(name: str, value: Any) -> Any:
-    """Return a number that JSON holds as text, as infinities and NaN."""
-    return float(value) if isinstance(value, str) and name not in TEXT_FIELDS else value
-
-
 def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
     """Return the entries of a folder whose names match, in order; others are ignored."""
     return sorted(one for one in folder.iterdir() if name.fullmatch(one.name)) if folder.is_dir() else []
@@ -279,14 +247,87 @@ def _is_own(name: str) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a cell, `DONE` first, so that a half-removed one never counts as whole.
-
-    Raises:
-        IntegrityError: the folder holds something that the study didn't write.
-    """
+    """Remove a cell, `DONE` first, so that a half-removed one never counts as whole."""
     other = foreign_entry(path, _is_own)
     if other is not None:
         because = f"`{other}` is a link, or something that no study writes"
         raise IntegrityError(cannot(f"compute the cell `{path}` again", because, "Move that elsewhere"))
     remove_own(path / _DONE, _is_own)
     remove_own(path, _is_own)
+
+
+class RequiredFields(TypedDict):
+    """The fields that every `study.json` has."""
+
+    target: Mapping[str, Any]
+    families: list[Any]
+    objectives: list[str]
+    seeds: list[int]
+
+
+class StudyFields(RequiredFields, total=False):
+    """All fields of `study.json`, except for its checksum, which earlier versions didn't write."""
+
+    format: Any
+    code: Any
+    budget: Any
+    metrics: Any
+    held_out: Any
+    draws: Any
+    files: Any
+    pilot: Any
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write the configuration of a study with its checksum."""
+    text = json.dumps({**config, "checksum": checksum(config)}, indent=1, allow_nan=False)
+    write_whole(folder / STUDY, text.encode())
+
+
+def is_study(path: Path) -> bool:
+    """Whether a file is a study's configuration, even a damaged one: it has most of the names that every study has."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    content = path.read_bytes()
+    return sum(f'"{name}":'.encode() in content for name in get_type_hints(RequiredFields)) > 1
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of the study in a folder."""
+    path = folder / STUDY
+    if path.exists() and not is_study(path):
+        because = f"its {STUDY} isn't one that whichkl wrote"
+        raise InputError(cannot(f"read a study from `{folder}`", because, "Correct the path"))
+    try:
+        found = read_json(read_file(path))
+        if not isinstance(found, dict):
+            raise ValueError("it isn't an object")
+        if "checksum" in found and found.pop("checksum") != checksum(found):
+            raise ValueError("its checksum differs")
+        if unknown := [name for name in found if name not in get_type_hints(StudyFields)]:
+            raise ValueError(f"`{unknown[0][:40]}` has no meaning there")
+        return {**found, **checked(StudyFields, found)}
+    except FileNotFoundError as error:
+        raise InputError(cannot(f"read a study from `{folder}`", f"it has no {STUDY}", "Correct the path")) from error
+    except (OSError, ValueError) as error:
+        instead = "Run the study's command again with `--recompute` (recompute=True), which writes it again and keeps the cells"
+        raise IntegrityError(cannot(f"read `{folder}`", f"{STUDY} isn't what was written: {error}", instead)) from error
+
+
+def differences(before: Any, now: Any, place: str = "") -> list[str]:
+    """Return where two configurations differ, one text per difference.
+
+    >>> differences({"seeds": [0, 1], "budget": None}, {"seeds": [0, 1, 2], "budget": None})
+    ['seeds was [0, 1] and is [0, 1, 2]']
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        lines = []
+        for name in dict.fromkeys([*before, *now]):
+            lines += differences(before.get(name), now.get(name), f"{place}.{name}" if place else name)
+        return lines
+    return [] if before == now else [f"{place} was {json.dumps(before)} and is {json.dumps(now)}"]
+
+
+def grows(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two studies differ only in that the new one has more seeds. Its cells stay valid: each is named by its own hash."""
+    return {**before, "seeds": 0} == {**now, "seeds": 0} and set(before["seeds"]) <= set(now["seeds"])

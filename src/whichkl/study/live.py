@@ -26,15 +26,10 @@ _SHOWN = {name: column_words(name) for name in ("forward_kl", "reverse_kl", "cov
 
 
 class LiveTable:
-    """Shows `Progress` on a terminal; elsewhere it shows nothing.
-
-    Args:
-        console: where to draw.
-        clock: returns seconds.
-    """
+    """Shows `Progress` on a terminal; elsewhere it shows nothing."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take the console; nothing is drawn yet."""
+        """Take the console, on which nothing is drawn yet, and a clock that returns seconds."""
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.last = Progress(0, 0, 0, 0, None)
         self.clock, self.begun = clock, clock()

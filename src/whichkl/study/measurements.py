@@ -52,9 +52,8 @@ class Sides:
         self.whole: Target = held.whole
         self.can_evaluate = self.whole.access.can_evaluate
         self.is_conditional = bool(self.whole.context_names)
-        self.is_exact = (
-            self.whole.normalized and self.whole.dim == 1 and not self.is_conditional and self.whole.sampler is not None
-        )
+        is_line = self.whole.dim == 1 and not self.is_conditional
+        self.is_exact = self.whole.normalized and is_line and self.whole.sampler is not None
         self.is_enumerable = Access.ENUMERABLE in self.whole.access and self.can_evaluate
         self.up_to: Literal["log_z"] | None = None if self.whole.normalized or self.is_enumerable else "log_z"
 
@@ -90,11 +89,6 @@ class Sides:
         x, log_p = self.whole.atoms
         return log_p - torch.logsumexp(log_p, 0), self.q.log_prob(x).detach().to(torch.float64)
 
-    @property
-    def independent(self) -> Target:
-        """Held-out rows that count as independent."""
-        return self.held.independent
-
     @cached_property
     def forward(self) -> Estimate | None:
         """KL(p‖q), by enumeration, quadrature, held-out draws of p, or importance sampling."""
@@ -105,7 +99,7 @@ class Sides:
                 return quadrature.kl(self.whole, self.q)
             except WhichklError:  # heavy tails: Monte Carlo below tells how far it can be trusted
                 pass
-        if self.held.x is None and self.can_evaluate:
+        if self.held.x is None and self.can_evaluate:  # no draws of p, so that draws of q are reweighted
             seed = mixed(self.held.seed, "forward")
             return estimate(p=self.whole, q=self.q, divergence="forward_kl", n=self.count, seed=seed)
         if self.log_q_x is None:
@@ -121,7 +115,7 @@ class Sides:
         if self.is_enumerable:
             return _summed("reverse_kl", *reversed(self.atoms))
         if not self.can_evaluate:
-            rows = self.independent
+            rows = self.held.independent
             if rows.samples is None:
                 return None
             p = Target(samples=rows.samples[:_MAX_NEIGHBOR_ROWS], names=rows.names, support=rows.bijection.constraints)
@@ -183,7 +177,7 @@ def khat(s: Sides) -> Measured | None:
 
 def c2st(s: Sides) -> Measured | None:
     """AUC of a classifier that separates held-out rows from draws of q."""
-    rows = s.independent
+    rows = s.held.independent
     if rows.samples is None:
         return None
     found = two_sample_test(rows.samples, rows.weights, rows.context, s.model, mixed(s.held.seed, "classifier"))
@@ -193,18 +187,18 @@ def c2st(s: Sides) -> Measured | None:
 
 def mmd(s: Sides) -> Measured | None:
     """MMD² with the bandwidth of p's draws, which is the same for all models."""
-    rows = s.independent
+    rows = s.held.independent
     if s.is_conditional or s.held.p.weights is not None or rows.samples is None:
         return None
     x, y = (one[:_MAX_MMD_ROWS].to("cpu", torch.float64) for one in (rows.samples, s.y))
-    median = float(torch.pdist(x).median())
+    median = float(torch.pdist(x).median())  # of p's draws alone: a bandwidth that depends on q isn't the same for all models
     found = mmd_squared(x, y, median if median > 0 else None)
     return Measured({"mmd": found.value, "mmd_stderr": found.stderr}, found.to_dict())
 
 
 def reach(s: Sides) -> Measured | None:
     """Coverage of p by draws of q, and the modes and the mass that these miss."""
-    rows = s.independent
+    rows = s.held.independent
     if s.is_conditional or s.whole.bijection.is_discrete or s.held.p.weights is not None or rows.samples is None:
         return None
     log_q = s.log_q_x if rows is s.held.p else s.q.log_prob(rows.samples).detach()
@@ -215,7 +209,7 @@ def reach(s: Sides) -> Measured | None:
 
 def calibration(s: Sides) -> Measured | None:
     """Share of p that central intervals of q hold, on average over the columns, and the worst miss of a column."""
-    rows = s.independent
+    rows = s.held.independent
     if rows.samples is None:
         return None
     seed = mixed(s.held.seed, "calibration")

@@ -1,10 +1,10 @@
-"""Measures: the one table of what a cell is scored by: columns, words, units, directions, and how each is measured."""
+"""Measures: the one table of what a cell is scored by, with columns, words, units and directions; and the needs of users."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from whichkl.study import measurements
 from whichkl.study.measurements import Measured, Sides
@@ -35,66 +35,58 @@ class Column:
         return (self.name, *(f"{self.name}{ending}" for ending in self.endings))
 
 
-@dataclass(frozen=True)
 class Measure:
     """A function that scores a model, and the columns that it fills."""
 
-    function: Callable[[Sides], Measured | None]
-    columns: tuple[Column, ...]
-
-    @property
-    def fields(self) -> tuple[str, ...]:
+    def __init__(self, function: Callable[[Sides], Measured | None], *columns: Column) -> None:
+        """Take both."""
+        self.function, self.columns = function, columns
+        self.fields = tuple(name for column in columns for name in column.fields)
         """Names of all columns that it fills."""
-        return tuple(name for column in self.columns for name in column.fields)
-
-
-def _by(function: Callable[[Sides], Measured | None], *columns: Column) -> Measure:
-    return Measure(function, columns)
 
 
 _ERROR = ("_stderr",)
 _KL = ("_stderr", "_up_to", "_reliable")
 _JEFFREYS = ("_stderr", "_reliable")
+_TEST = ("_stderr", "_p")
 _SUMMARY: tuple[View, ...] = ("summary",)
 _RANKING: tuple[View, ...] = ("ranking",)
 _BOTH = (*_SUMMARY, *_RANKING)
 MEASURES: dict[str, Measure] = {
-    "forward_kl": _by(
+    "forward_kl": Measure(
         measurements.forward_kl,
         Column("forward_kl", "forward KL", "nats", "lower", "KL(p‖q), what q misses of p", "closeness", _KL, _BOTH),
     ),
-    "reverse_kl": _by(
+    "reverse_kl": Measure(
         measurements.reverse_kl,
         Column("reverse_kl", "reverse KL", "nats", "lower", "KL(q‖p), where q goes and p doesn't", "closeness", _KL, _BOTH),
     ),
-    "jeffreys": _by(
+    "jeffreys": Measure(
         measurements.jeffreys,
         Column("jeffreys", "Jeffreys", "nats", "lower", "KL(p‖q) + KL(q‖p); log Z cancels", "closeness", _JEFFREYS, _BOTH),
     ),
-    "ess": _by(
+    "ess": Measure(
         measurements.ess,
         Column("ess_q", "ESS of q", "as a share", "higher", "draws of q that count when reweighted to p", "weights", (), _BOTH),
         Column("ess_p", "ESS of p", "as a share", "higher", "draws of p that count when reweighted to q", "weights"),
     ),
-    "khat": _by(measurements.khat, Column("khat", "k̂", "", "lower", "PSIS k̂ of the weights p/q at draws of q", "weights")),
-    "c2st": _by(
+    "khat": Measure(measurements.khat, Column("khat", "k̂", "", "lower", "PSIS k̂ of the weights p/q at draws of q", "weights")),
+    "c2st": Measure(
         measurements.c2st,
-        Column(
-            "c2st", "C2ST", "", "lower", "AUC of a classifier of p's draws against q's; ½ is chance", "reach", ("_stderr", "_p")
-        ),
+        Column("c2st", "C2ST", "", "lower", "AUC of a classifier of p's draws against q's; ½ is chance", "reach", _TEST),
     ),
-    "mmd": _by(
+    "mmd": Measure(
         measurements.mmd,
         Column("mmd", "MMD²", "", "lower", "squared maximum mean discrepancy, bandwidth from p's draws", "reach", _ERROR),
     ),
-    "coverage": _by(
+    "coverage": Measure(
         measurements.reach,
         Column("coverage", "coverage", "as a share", "higher", "draws of p that have a draw of q nearby", "reach", (), _BOTH),
         Column("density", "density", "", "", "draws of q near a draw of p; 1 where q = p", "reach"),
         Column("missed", "missed modes", "", "lower", "modes of p where q never goes"),
         Column("missed_mass", "missed mass", "", "lower", "share of p's draws where q never goes", "reach"),
     ),
-    "calibration": _by(
+    "calibration": Measure(
         measurements.calibration,
         Column("interval_50", "50 % interval", "", "", "share of p in central 50 % intervals of q", "weights"),
         Column("interval_90", "90 % interval", "", "", "share of p in central 90 % intervals of q", "weights", (), _SUMMARY),
@@ -150,3 +142,45 @@ def column_words(name: str) -> str:
 def unit_of(name: str) -> str:
     """Return the unit of a column, as it is written after a number."""
     return COLUMNS[name].unit if name in COLUMNS else ""
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that a user may want; `decide` judges arms by each need separately."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Columns of the table; the first that has values is judged."""
+    wish: str
+    """In words, after "you want"."""
+    less_is_better: bool = True
+    absolute: float = 0.01
+    """Differences below this don't matter, in the column's unit."""
+    relative: float = 0.05
+    """Nor do differences below this share of the better arm's mean; not used where a column is known up to a constant."""
+
+    def column(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return the column that counts for these rows."""
+        return next((name for name in self.columns if any(row.get(name) is not None for row in rows)), None)
+
+
+NEEDS = (
+    Need("overall", ("jeffreys",), "q close to p in both directions"),
+    Need("coverage", ("forward_kl",), "nothing of p to be missed"),
+    Need("precision", ("reverse_kl",), "no draws where p has none"),
+    Need("calibration", ("interval_gap",), "intervals that hold as much of p as they say", relative=0.0),
+)
+"""Needs by which fits are judged; units are those of the columns."""
+
+DISTILLATION_NEEDS = (
+    Need("accuracy", ("accuracy",), "labels to be right", less_is_better=False, absolute=0.005, relative=0.0),
+    Need("agreement", ("agreement",), "the teacher's decisions", less_is_better=False, absolute=0.005, relative=0.0),
+    Need("likelihood", ("nll",), "probabilities of the labels that are high", absolute=0.005),
+    Need("calibration", ("ece",), "confidence that is right as often as it says", absolute=0.005, relative=0.0),
+    Need("coverage", ("forward_kl",), "nothing to be missed that the teacher holds possible", absolute=0.005),
+    Need("precision", ("reverse_kl",), "nothing that the teacher holds impossible", absolute=0.005),
+)
+"""Needs by which students are judged; units are those of the columns."""
+
+CHEAPER = 0.1
+"""An arm is cheaper than another where it uses less by more than this share."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from itertools import product
@@ -15,12 +15,14 @@ from torch import nn
 
 from whichkl._checks import InputError, TargetError, cannot, plain
 from whichkl.advice import advise, default_family
+from whichkl.distillation.classifier import DistillationTarget, Student, student_identity
+from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.families import Family, family_of
 from whichkl.families.named import named_families
 from whichkl.objectives import Objective, objective_of
 from whichkl.process.memory import check_memory
 from whichkl.solvers.rows.rows import rows_of
-from whichkl.study.measures import MEASURES, RESERVED
+from whichkl.study.measures import DISTILLATION_NEEDS, MEASURES, RESERVED
 from whichkl.targets import Target
 from whichkl.targets.fingerprint import code_version, target_fingerprint, tensor_hash
 
@@ -30,6 +32,8 @@ _COPIES = 2
 """Draws of p and draws of q are in memory at the same time."""
 _MAX_SEEDS = 100_000
 """Largest number of seeds: all cells are held in memory, a kilobyte each."""
+_FIELDS_OF_CELLS = ("budget", "metrics", "held_out", "draws", "files")
+"""Fields of a study's configuration that the configuration of each of its cells has too."""
 Metric = Callable[..., Any]
 
 
@@ -84,22 +88,14 @@ class Plan:
         """Everything on which a number depends, as JSON holds it."""
         target = {"source": self.source, **target_fingerprint(self.target)}
         families = [family_config(one) for one in self.families]
-        return study_config(target, families, [one.spec for one in self.objectives], self.seeds) | self._common
-
-    @property
-    def _common(self) -> dict[str, Any]:
-        return {
-            "budget": self.budget,
-            "metrics": [*self.measures, *self.metrics],
-            "held_out": self.held_out,
-            "draws": self.draws,
-            "files": self.codes,
-        }
+        own = (self.budget, [*self.measures, *self.metrics], self.held_out, self.draws, self.codes)
+        config = study_config(target, families, [one.spec for one in self.objectives], self.seeds)
+        return config | dict(zip(_FIELDS_OF_CELLS, own, strict=True))
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """All cells, seed by seed, since those of one seed share their held-out draws."""
-        return cells_of(self.config, [family_text(one) for one in self.families], self._common)
+        return cells_of(self.config, [family_text(one) for one in self.families], _FIELDS_OF_CELLS)
 
 
 def study_config(target: dict[str, Any], families: list[Any], objectives: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -108,18 +104,12 @@ def study_config(target: dict[str, Any], families: list[Any], objectives: Sequen
     return {**config, "objectives": list(objectives), "seeds": list(seeds)}
 
 
-def cells_of(config: dict[str, Any], families: Sequence[str], common: dict[str, Any]) -> tuple[Cell, ...]:
-    """Return all cells of a study: every family by every objective, seed by seed.
-
-    Args:
-        config: of the study.
-        families: their names, in the order of the configuration.
-        common: what the configuration of every cell has besides its arm and seed.
-    """
-    shared = {name: config[name] for name in ("format", "code", "target")}
+def cells_of(config: dict[str, Any], families: Sequence[str], further: Sequence[str] = ()) -> tuple[Cell, ...]:
+    """Return all cells of a study, seed by seed; `further` names fields of the study that each cell's configuration has too."""
+    shared = {name: config[name] for name in ("format", "code", "target", *further)}
     found = []
     for seed, (i, family), (j, objective) in product(config["seeds"], enumerate(families), enumerate(config["objectives"])):
-        one = {**shared, "family": config["families"][i], "objective": objective, "seed": seed, **common}
+        one = {**shared, "family": config["families"][i], "objective": objective, "seed": seed}
         found.append(Cell(i, j, seed, (family, objective), one))
     return tuple(found)
 
@@ -137,13 +127,7 @@ def plan_of(
     source: str | None = None,
     codes: dict[str, str] | None = None,
 ) -> Plan:
-    """Resolve names, and refuse what can't be compared.
-
-    Raises:
-        InputError: an argument is bad.
-        TargetError: an objective requires what the target doesn't have.
-        ResourceError: the draws to score on need more memory than is free.
-    """
+    """Resolve names, and refuse what can't be compared."""
     p = in_memory(Target.of(target)).noting_repeats()
     chosen = _families(p, families)
     wanted = _objectives(p, chosen[0], objectives)
@@ -189,9 +173,6 @@ def _objectives(p: Target, family: Family, objectives: Any) -> tuple[Objective, 
 
 def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Return the seeds that a number of them, or a list, means.
-
-    Raises:
-        InputError: it's neither.
 
     >>> seeds_of(3), seeds_of([4, 7])
     ((0, 1, 2), (4, 7))
@@ -240,11 +221,7 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def in_memory(target: Target) -> Target:
-    """Return a target whose samples are in memory, since each seed holds out other rows.
-
-    Raises:
-        InputError: they would take more than a gigabyte.
-    """
+    """Return a target whose samples are in memory, since each seed holds out other rows."""
     stream = target.stream
     if stream is None:
         return target
@@ -270,11 +247,7 @@ def listed(values: Any) -> list[Any]:
 
 
 def distinct(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[Any, ...]:
-    """Return the values; refuse an empty list, and a value whose text is in it twice.
-
-    Raises:
-        InputError: it is one of these.
-    """
+    """Return the values; refuse an empty list, and a value whose text is in it twice."""
     if not values:
         raise InputError(cannot("compare nothing", "the list is empty", "Name at least one"))
     for one, count in Counter(text(one) for one in values).items():
@@ -298,11 +271,7 @@ def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], d
 
 
 def measure_named(name: str) -> str:
-    """Return the name of a measure of the scorecard.
-
-    Raises:
-        InputError: there is none of this name.
-    """
+    """Return the name of a measure of the scorecard."""
     if name not in MEASURES:
         known = f"{', '.join(MEASURES)}, or a function; in a file or on the command line FILE.py:FUNCTION"
         raise InputError(cannot(f"measure `{name}`", "there is no such metric", f"Choose among {known}"))
@@ -310,11 +279,7 @@ def measure_named(name: str) -> str:
 
 
 def add_metric(own: dict[str, Metric], metric: Metric) -> None:
-    """Add a function of the user's own to those already named; its `__name__` is the name of its column.
-
-    Raises:
-        InputError: a column of every study has that name, or another metric has.
-    """
+    """Add a function of the user's own to those already named; its `__name__` is the name of its column."""
     name = getattr(metric, "__name__", "metric")
     if name in RESERVED:
         because = f"a column of every study has the name `{name}`, and the metric would overwrite it"
@@ -334,3 +299,44 @@ def _described(name: str, metric: Metric) -> str:
 def _check_count(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(cannot(f"use `{name}={value!r}`", f"it isn't a whole number of at least {least}", "Correct it"))
+
+
+@dataclass(frozen=True)
+class DistillationPlan:
+    """A study of distillations, resolved."""
+
+    target: DistillationTarget
+    students: dict[str, Student]
+    objectives: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Everything on which a number depends, as JSON holds it."""
+        target = {"source": "distillation", **self.target.identity}
+        students = [student_identity(name, one) for name, one in self.students.items()]
+        measures = [need.columns[0] for need in DISTILLATION_NEEDS]
+        return study_config(target, students, self.objectives, self.seeds) | {"budget": None, "metrics": measures}
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, seed by seed."""
+        return cells_of(self.config, list(self.students))
+
+
+def distillation_plan_of(
+    target: DistillationTarget, students: Any, objectives: Any, seeds: int | Sequence[int]
+) -> DistillationPlan:
+    """Resolve names, and refuse what can't be compared."""
+    named: Mapping[str, Any] = students if isinstance(students, Mapping) else {"student": students}
+    for name, one in named.items():
+        if not (isinstance(one, nn.Module) or callable(one)) or not isinstance(name, str):
+            instead = "Give families={name: module, or a function that makes one}"
+            raise InputError(cannot("compare these students", f"`{name}` is a `{type(one).__name__}`", instead))
+    wanted = ["forward_kl", "reverse_kl"] if objectives is None else listed(objectives)
+    specs = distinct([spec_of(row_divergence_of(one)) for one in wanted], str)
+    distinct(list(named), str)
+    return DistillationPlan(target, dict(named), specs, seeds_of(seeds))
+
+
+AnyPlan = Plan | DistillationPlan

@@ -16,11 +16,8 @@ from whichkl.files.writing import write_whole
 from whichkl.fitting import Fit
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.arms import mean_and_error, rows_by_arm
-from whichkl.study.ledger import Ledger, Stored
-from whichkl.study.measures import COST, UP_TO, columns_in, columns_with
-from whichkl.study.needs import DISTILLATION_NEEDS, NEEDS
-from whichkl.study.study_file import read_config
-from whichkl.study.table import columns_of
+from whichkl.study.ledger import Ledger, Stored, read_config
+from whichkl.study.measures import COST, DISTILLATION_NEEDS, NEEDS, UP_TO, columns_in, columns_with
 from whichkl.study.verdict import Verdict, decide
 from whichkl.targets import Target
 
@@ -60,7 +57,7 @@ class Study:
     @cached_property
     def table(self) -> dict[str, list[Any]]:
         """The rows as columns, such as ``pandas.DataFrame(study.table)`` takes."""
-        return columns_of([cell.row for cell in self.cells], self.columns)
+        return {name: [cell.row.get(name) for cell in self.cells] for name in self.columns}
 
     @property
     def failed(self) -> tuple[Stored, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from whichkl._checks import InputError, cannot, plain
 from whichkl.files.reading import rebuilt
 from whichkl.study.arms import Arm, Scores, cells_by_arm, scores_of
-from whichkl.study.needs import CHEAPER, NEEDS, Need
+from whichkl.study.measures import CHEAPER, NEEDS, Need
 from whichkl.study.paired import MIN_PAIRS, Array, Paired, half_width, holm, paired, sign_flip
 from whichkl.study.wording import sentence_of
 
@@ -165,7 +165,7 @@ class _Tests:
         if not known.any():
             return None
         wins = (gain > 0).sum(1) - (gain < 0).sum(1)
-        wins[~known.any(1)] = -len(wins)
+        wins[~known.any(1)] = -len(wins)  # an arm that can't be compared never leads
         lead, names = int(wins.argmax()), [arm.name for arm in scores.arms]
         need, column = scores.needs[k]
         others = [b for b in range(len(names)) if known[lead, b]]

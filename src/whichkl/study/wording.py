@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from whichkl.study.arms import Arm, Scores
-from whichkl.study.measures import column_words, unit_of
-from whichkl.study.needs import CHEAPER
+from whichkl.study.measures import CHEAPER, column_words, unit_of
 from whichkl.study.paired import MIN_PAIRS
 
 if TYPE_CHECKING:

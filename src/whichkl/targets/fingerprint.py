@@ -22,7 +22,7 @@ _WITHOUT_NUMBERS = {
 }
 """Files and folders on which no number of a fit or a study depends."""
 _STUDY_FILES = {
-    *("cell.py", "coverage.py", "distilling.py", "held_out.py", "measurements.py", "measures.py", "plan.py", "scorecard.py"),
+    *("cell.py", "coverage.py", "held_out.py", "measurements.py", "measures.py", "plan.py"),
 }
 """Files of the folder `study` on which the cells of a study depend."""
 

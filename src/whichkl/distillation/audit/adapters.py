@@ -39,18 +39,18 @@ class Adapter:
 
 
 def adapter_for(adapter: str | Adapter | Callable[..., Any] | None, loss: Callable[..., Any]) -> Adapter:
-    """Return an adapter by its name, the one given, or that of a function `f(loss, *, teacher, student, mask, **knobs)`.
-
-    Raises:
-        InputError: there is none of that name.
-    """
+    """Return an adapter by its name, the one given, or that of a function `f(loss, *, teacher, student, mask, **knobs)`."""
     if isinstance(adapter, Adapter):
         return adapter
     if adapter is None or adapter == "keywords":
         return replace(ADAPTERS["keywords"], masks=_takes_mask(loss)[0])
     if callable(adapter):
-        own = adapter
-        return Adapter("your own", "by a function of yours", lambda loss, **said: _own(own, loss, **said), masks=True)
+        call = adapter
+
+        def own(loss: Any, *, teacher: Tensor, student: Tensor, mask: Tensor | None, knobs: Any, **_: Any) -> Any:
+            return call(loss, teacher=teacher, student=student, mask=_all_rows(student) if mask is None else mask, **knobs)
+
+        return Adapter("your own", "by a function of yours", own, masks=True)
     if adapter not in ADAPTERS:
         because = f"the names are {', '.join(ADAPTERS)}"
         hint = "Name one of them, or pass a function `f(loss, *, teacher, student, mask)`"
@@ -70,15 +70,14 @@ def _takes_mask(loss: Callable[..., Any]) -> tuple[bool, bool]:
     return True, mask.default is inspect.Parameter.empty
 
 
+def _all_rows(student: Tensor) -> Tensor:
+    return torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+
+
 def _keywords(loss: Any, *, teacher: Tensor, student: Tensor, mask: Tensor | None, knobs: Any, **_: Any) -> Any:
     if mask is None and _takes_mask(loss)[1]:
-        mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+        mask = _all_rows(student)
     return loss(teacher=teacher, student=student, **({} if mask is None else {"mask": mask}), **knobs)
-
-
-def _own(own: Callable[..., Any], loss: Any, *, teacher: Tensor, student: Tensor, mask: Any, knobs: Any, **_: Any) -> Any:
-    mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask
-    return own(loss, teacher=teacher, student=student, mask=mask, **knobs)
 
 
 def _chunks(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
@@ -86,68 +85,48 @@ def _chunks(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knob
     return loss(list(student.chunk(count, 1)), list(teacher.chunk(count, 1)), labels, **knobs)
 
 
+_FORMS: dict[str, Callable[[Mapping[str, Any]], Tensor]] = {
+    "log q": lambda given: given["student"].log_softmax(-1),
+    "log p": lambda given: given["teacher"].log_softmax(-1),
+    "p": lambda given: given["teacher"].softmax(-1),
+    "student's rows": lambda given: given["student"].flatten(0, 1),
+    "teacher's rows": lambda given: given["teacher"].flatten(0, 1),
+    "flat labels": lambda given: given["labels"].flatten(),
+    "head": lambda given: _identity(given["student"]),
+}
+"""What losses take instead of the logits, the mask and the labels as they are."""
+
+
 def _identity(like: Tensor) -> Tensor:
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
-def _heads(loss: Any, *, teacher: Tensor, student: Tensor, labels: Tensor, knobs: Any, **_: Any) -> Any:
-    eye = _identity(student)
-    return loss(student.flatten(0, 1), eye, teacher.flatten(0, 1), eye, labels.flatten(), **knobs)
+def _with(*forms: str, **named: str) -> Callable[..., Any]:
+    """Return a call with these forms, by position or by name, and the knobs."""
+
+    def call(loss: Any, *, knobs: Any, **given: Any) -> Any:
+        made = {form: _FORMS[form](given) if form in _FORMS else given[form] for form in (*forms, *named.values())}
+        return loss(*(made[form] for form in forms), **{name: made[form] for name, form in named.items()}, **knobs)
+
+    return call
 
 
-def _named_heads(loss: Any, *, teacher: Tensor, student: Tensor, mask: Any, knobs: Any, **_: Any) -> Any:
-    eye = _identity(student)
-    return loss(hidden_student=student, weight_student=eye, hidden_teacher=teacher, weight_teacher=eye, mask=mask, **knobs)
-
-
-_WITH_LABELS = {"masks": True, "labels": True}
+_LABELS = {"masks": True, "labels": True}
+_BY_NAME = {"hidden_student": "student", "weight_student": "head", "hidden_teacher": "teacher", "weight_teacher": "head"}
+_LABELS_BY_NAME = {"student_logits": "student", "teacher_logits": "teacher", "labels": "labels"}
+_HEADS = "loss(hidden, head, hidden of the teacher, its head, labels), rows flat; the heads are the identity"
+_NAMED_HEADS = "loss(hidden_student=, weight_student=, hidden_teacher=, weight_teacher=, mask=); the heads are the identity"
 _KNOWN = (
     Adapter("keywords", "loss(teacher=, student=, mask=)", _keywords, masks=True),
-    Adapter(
-        "student_teacher", "loss(student, teacher)", lambda loss, *, teacher, student, knobs, **_: loss(student, teacher, **knobs)
-    ),
-    Adapter(
-        "teacher_student", "loss(teacher, student)", lambda loss, *, teacher, student, knobs, **_: loss(teacher, student, **knobs)
-    ),
-    Adapter(
-        "labels",
-        "loss(student, teacher, labels), −100 ignored",
-        lambda loss, *, teacher, student, labels, knobs, **_: loss(student, teacher, labels, **knobs),
-        **_WITH_LABELS,
-    ),
-    Adapter(
-        "named_labels",
-        "loss(student_logits=, teacher_logits=, labels=), −100 ignored",
-        lambda loss, *, teacher, student, labels, knobs, **_: loss(
-            student_logits=student, teacher_logits=teacher, labels=labels, **knobs
-        ),
-        **_WITH_LABELS,
-    ),
-    Adapter("chunks", "loss([student, …], [teacher, …], labels), split along positions", _chunks, **_WITH_LABELS),
-    Adapter(
-        "log_probs",
-        "loss(log student, log teacher), probabilities",
-        lambda loss, *, teacher, student, knobs, **_: loss(student.log_softmax(-1), teacher.log_softmax(-1), **knobs),
-    ),
-    Adapter(
-        "probabilities",
-        "loss(log student, teacher), probabilities",
-        lambda loss, *, teacher, student, knobs, **_: loss(student.log_softmax(-1), teacher.softmax(-1), **knobs),
-    ),
-    Adapter(
-        "heads",
-        "loss(hidden, head, hidden of the teacher, its head, labels), rows flat; the heads are the identity",
-        _heads,
-        infinite=False,
-        **_WITH_LABELS,
-    ),
-    Adapter(
-        "named_heads",
-        "loss(hidden_student=, weight_student=, hidden_teacher=, weight_teacher=, mask=); the heads are the identity",
-        _named_heads,
-        masks=True,
-        infinite=False,
-    ),
+    Adapter("student_teacher", "loss(student, teacher)", _with("student", "teacher")),
+    Adapter("teacher_student", "loss(teacher, student)", _with("teacher", "student")),
+    Adapter("labels", "loss(student, teacher, labels), −100 ignored", _with("student", "teacher", "labels"), **_LABELS),
+    Adapter("named_labels", "loss(student_logits=, teacher_logits=, labels=), −100 ignored", _with(**_LABELS_BY_NAME), **_LABELS),
+    Adapter("chunks", "loss([student, …], [teacher, …], labels), split along positions", _chunks, **_LABELS),
+    Adapter("log_probs", "loss(log student, log teacher), probabilities", _with("log q", "log p")),
+    Adapter("probabilities", "loss(log student, teacher), probabilities", _with("log q", "p")),
+    Adapter("heads", _HEADS, _with("student's rows", "head", "teacher's rows", "head", "flat labels"), infinite=False, **_LABELS),
+    Adapter("named_heads", _NAMED_HEADS, _with(**_BY_NAME, mask="mask"), masks=True, infinite=False),
 )
 ADAPTERS = MappingProxyType({one.name: one for one in _KNOWN})
 """The named ways of calling a loss."""
@@ -158,9 +137,6 @@ def as_knobs(text: str) -> Mapping[str, tuple[float, float]]:
 
     >>> as_knobs("beta=0:1")
     {'beta': (0.0, 1.0)}
-
-    Raises:
-        InputError: it isn't of that form.
     """
     name, equals, ends = text.partition("=")
     try:

@@ -7,16 +7,41 @@ from dataclasses import replace
 from typing import Any
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.audit import batch_checks, edge_checks, token_checks, value_checks
+from whichkl.distillation.audit import token_checks, value_checks
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
-from whichkl.distillation.audit.identify import Nature, nature
-from whichkl.distillation.audit.knob_sweep import knob
-from whichkl.distillation.audit.probes import VOCABULARY
+from whichkl.distillation.audit.identify import Examination, Nature, Reduction, knob, nature
 from whichkl.distillation.audit.result import Audit, Check
-from whichkl.distillation.audit.subject import Subject
+from whichkl.distillation.audit.subject import VOCABULARY, Subject
 from whichkl.distillation.losses import DIVERGENCES
 from whichkl.process.threads import one_thread
 from whichkl.process.torch_modes import plain_modes
+
+_CHECKS: dict[str, Callable[[Examination], Check] | None] = {
+    "the same number twice": value_checks.steady,
+    "zero at the teacher": value_checks.zero,
+    "never negative": value_checks.never_negative,
+    "sign": value_checks.sign,
+    "a divergence": value_checks.is_divergence,
+    "what it claims": value_checks.claim,
+    "gradient": value_checks.gradient,
+    "logits normalised": value_checks.normalised,
+    "temperature": value_checks.temperature,
+    "reduction": None,
+    "every row counts": token_checks.every_row_counts,
+    "causal shift": None,
+    "mask": token_checks.masked,
+    "count of tokens": token_checks.count_of_tokens,
+    "NaN in padding": token_checks.nan_in_padding,
+    "all masked": token_checks.all_masked,
+    "other labels": token_checks.other_labels,
+    "accumulation": token_checks.accumulation,
+    "chunks and lengths": token_checks.chunks_and_lengths,
+    "logits of −inf": value_checks.impossible,
+    "infinite divergence": value_checks.infinite,
+    "mass outside a top-k": value_checks.top_k,
+    "small values in bf16": value_checks.bfloat16,
+}
+"""The checks by name, in the order of the table. Two of them, None here, are made before: others need what they find."""
 
 
 @plain_modes()
@@ -65,54 +90,26 @@ def audit(
         )
     subject = Subject(loss_fn, adapter_for(adapter, loss_fn), seed, device)
     with one_thread():  # small tensors: more threads only wait for each other
-        teacher, student = subject.pair(2, 4, gap=1.0)
-        first = subject.settle(teacher, student)
-        checks, found = _examined(subject, abs(first.value), dict(knobs or {}), claims, shift)
-    return Audit(subject.name, subject.adapter.name, found.identified, tuple(checks))
+        scale = abs(subject.settle(*subject.pair(2, 4, gap=1.0)).value)
+        shift_check = token_checks.shifted(subject, shift)  # sets the shift, on which everything below depends
+        reduction_check, reduction = token_checks.reduction(subject)
+        e = Examination(subject, scale, _nature_with(reduction, subject), reduction, claims, knobs or {})
+        made = {"causal shift": shift_check, "reduction": reduction_check}
+        for name, check in _CHECKS.items():
+            e.done[name] = made[name] if check is None else check(e)
+        for name, (low, high) in e.knobs.items():
+            if name not in token_checks.CHUNKS:
+                e.done[f"knob {name}"] = knob(subject, name, low, high)
+    checks = tuple(replace(check, name=name) for name, check in e.done.items())
+    return Audit(subject.name, subject.adapter.name, e.nature.identified, checks)
 
 
-def _examined(
-    subject: Subject, scale: float, knobs: dict[str, Any], claims: str | None, shift: int | None
-) -> tuple[list[Check], Nature]:
-    steady = _steady(subject)
-    shifted = token_checks.shifted(subject, shift)
-    reduced, how = token_checks.reduction(subject)
+def _nature_with(reduction: Reduction | None, subject: Subject) -> Nature:
+    """Identify a loss; its factors are then those of the divergence summed or averaged as the loss does."""
     found = nature(subject)
-    if how is not None and found.gradient is not None:
-        n = 4 - subject.shift
-        weight = how.weight(found.gradient.factor, 2, n, VOCABULARY)
-        beside = how.weight(found.gradient.on_labels, 2, n, VOCABULARY)
-        named = replace(found.identified, weight=weight, reduction=how.name, hard_labels=beside)
-        found = replace(found, identified=named if found.identified.name != "something else" else found.identified)
-    checks = [
-        steady,
-        value_checks.zero(subject, scale, found),
-        value_checks.least(subject, scale),
-        value_checks.sign(found),
-        value_checks.identity(found),
-        value_checks.claim(found, claims),
-        value_checks.gradient(subject, found),
-        value_checks.normalised(subject, scale),
-        value_checks.temperature(found),
-        reduced,
-        batch_checks.dropped(found),
-        shifted,
-        *token_checks.masked(subject, how),
-        batch_checks.split(subject),
-        batch_checks.chunked(subject, how, knobs),
-        edge_checks.impossible(subject),
-        edge_checks.infinite(subject, found),
-        edge_checks.top_k(subject),
-        edge_checks.bfloat16(subject),
-    ]
-    checks += [knob(subject, name, low, high) for name, (low, high) in knobs.items() if name not in batch_checks.CHUNKS]
-    return checks, found
-
-
-def _steady(subject: Subject) -> Check:
-    teacher, student = subject.pair(2, 4)
-    values = [subject(teacher, student, seed=i).value for i in range(3)]
-    if max(values) - min(values) <= 1e-6 * max(abs(one) for one in values):
-        return Check("the same number twice", "pass", "it doesn't depend on random draws")
-    seen = f"{min(values):.4g} to {max(values):.4g} on the same logits"
-    return Check("the same number twice", "fail", seen, "audit the exact loss, or fix its random draws", "random")
+    if reduction is None or found.gradient is None or found.identified.name == "something else":
+        return found
+    factors = (found.gradient.factor, found.gradient.on_labels)
+    weight, on_labels = (reduction.weight(one, 2, 4 - subject.shift, VOCABULARY) for one in factors)
+    named = replace(found.identified, weight=weight, reduction=reduction.name, hard_labels=on_labels)
+    return replace(found, identified=named)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from whichkl._checks import InputError
+from whichkl._checks import InputError, cannot
 from whichkl.distillation.audit.matching import (
     TOLERANCE,
     Batch,
@@ -22,10 +22,12 @@ from whichkl.distillation.audit.matching import (
     same_gradient,
     total,
 )
-from whichkl.distillation.audit.probes import pair
-from whichkl.distillation.audit.subject import Subject, some_labels
+from whichkl.distillation.audit.result import Check, failed, passed
+from whichkl.distillation.audit.subject import Logits, Subject, pair_of_logits, some_labels
 
 _BATCHES_OF_VALUES = 12
+_NEAR_END = 1e-4
+"""Share of a knob's range: the nearest points to the ends that are compared with them."""
 
 
 @dataclass(frozen=True)
@@ -55,41 +57,75 @@ class Nature:
         return self.gradient if self.gradient is not None and self.gradient == self.value else None
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """How the value scales with sequences, positions and tokens of the vocabulary: 0 for a mean, 1 for a sum."""
+
+    name: str
+    b: float
+    t: float
+    v: float
+
+    def weight(self, factor: float, b: int, t: int, v: int) -> float:
+        """Return what multiplies the divergence, from the factor of the sum in a call of these sizes."""
+        return float(factor * float(b) ** (1 - self.b) * float(t) ** (1 - self.t) * float(v) ** (-self.v))
+
+
+@dataclass
+class Examination:
+    """What the checks of a loss go by."""
+
+    subject: Subject
+    scale: float
+    """Size of the loss between different rows."""
+    nature: Nature
+    reduction: Reduction | None
+    claims: str | None
+    knobs: Mapping[str, Any]
+    done: dict[str, Check] = field(default_factory=dict)
+    """The checks made so far, by name; later ones may depend on them."""
+
+
 def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
     """Identify a loss by the gradient of one batch and the values of twelve, two students per teacher."""
     generator = subject.generator()
-    teacher, _ = pair(generator, 2, 4)
-    batches, dropped = [], (0, 0)
+    teacher, _ = pair_of_logits(generator, 2, 4)
+    batches = []
     for i in range(_BATCHES_OF_VALUES):
-        new, student = pair(generator, 2, 4, gap=None if i == 0 else 0.2 + 0.25 * i)
+        new, student = pair_of_logits(generator, 2, 4, gap=None if i == 0 else 0.2 + 0.25 * i)
         teacher = teacher if i % 2 else new
-        batch, dropped_here = _asked(subject, teacher, student, knobs)
-        batches.append(batch)
-        dropped = dropped if i else dropped_here
-    gradient = by_gradient(batches[0], subject.adapter.labels)
-    value, kept, constant = None, 0.0, False
-    if gradient is not None:
-        value, kept, constant = _values(gradient, batches)
+        batches.append(_batch(subject, teacher, student, knobs))
+    first, labels = batches[0], subject.adapter.labels
+    size = first.gradient.norm(dim=-1)
+    dropped = (int((~(size > 1e-12 * size.max())).sum()), len(size))
+    gradient = by_gradient(first, labels)
+    value, kept, constant = (None, 0.0, False) if gradient is None else _values(gradient, batches)
     off = _slope_off(subject, knobs)
     if value is None and not constant and off > 0.05:  # a true gradient that isn't in the family has no value in it either
-        value = by_value(batches, subject.adapter.labels)
-        if value is not None and batches[0].gradient.any() and same_gradient(value, batches[0]):
+        value = by_value(batches, labels)
+        if value is not None and first.gradient.any() and same_gradient(value, first):
             gradient = value
     return Nature(_named(gradient, value, kept, constant), gradient, value, kept, constant, dropped, off)
+
+
+def _batch(subject: Subject, teacher: Logits, student: Logits, knobs: Mapping[str, Any] | None) -> Batch:
+    """Call the loss; of its rows, keep those that count: with a shift, all but the last of a sequence."""
+    answer = subject(teacher, student, knobs=knobs)
+    end = student.shape[1] - subject.shift
+    labels = some_labels(student.shape)[:, subject.shift :].flatten()
+    rows = [x[:, :end].reshape(-1, student.shape[-1]) for x in (teacher, student, answer.gradient)]
+    return Batch(rows[0], rows[1], labels, answer.value, rows[2])
 
 
 def _slope_off(subject: Subject, knobs: Mapping[str, Any] | None) -> float:
     """Compare the gradient with central differences of the value, in three directions."""
     generator = subject.generator()
-    teacher, student = pair(generator, 2, 4, gap=1.0)
+    teacher, student = pair_of_logits(generator, 2, 4, gap=1.0)
     answer = subject(teacher, student, knobs=knobs)
     step = 1e-3 if subject.dtype == torch.float64 else 3e-2
     worst = 0.0
-    for direction in (
-        torch.randn(student.shape, generator=generator, dtype=torch.float32, device="cpu").double(),
-        student - teacher,
-        answer.gradient,
-    ):
+    random = torch.randn(student.shape, generator=generator, dtype=torch.float32, device="cpu").double()
+    for direction in (random, student - teacher, answer.gradient):
         if not direction.any() or not direction.isfinite().all():
             continue
         way = direction / direction.abs().max()
@@ -101,21 +137,6 @@ def _slope_off(subject: Subject, knobs: Mapping[str, Any] | None) -> float:
     return worst
 
 
-def _asked(
-    subject: Subject, teacher: torch.Tensor, student: torch.Tensor, knobs: Mapping[str, Any] | None = None
-) -> tuple[Batch, tuple[int, int]]:
-    """A call, and the rows of it that count: with a shift, all but the last of a sequence."""
-    answer = subject(teacher, student, knobs=knobs)
-    b, t, v = student.shape
-    rows = slice(0, t - subject.shift)
-    labels = some_labels(student.shape)[:, subject.shift :]
-    gradient = answer.gradient[:, rows].reshape(-1, v)
-    size = gradient.norm(dim=-1)
-    still = int((~(size > 1e-12 * size.max())).sum())
-    batch = Batch(teacher[:, rows].reshape(-1, v), student[:, rows].reshape(-1, v), labels.flatten(), answer.value, gradient)
-    return batch, (still, len(gradient))
-
-
 def _values(match: Match, batches: list[Batch]) -> tuple[Match | None, float, bool]:
     """Whether the values are those of the divergence whose gradient was found; else how much of the entropy they hold."""
     seen = torch.tensor([one.value for one in batches], dtype=torch.float64, device="cpu")
@@ -123,53 +144,71 @@ def _values(match: Match, batches: list[Batch]) -> tuple[Match | None, float, bo
     if match.on_labels:
         said = said + match.on_labels * torch.stack([hard_total(one) for one in batches])
     gap = seen - said
-    size = float(seen.abs().max().clamp(min=float(said.abs().max())))
-    if float(gap.abs().max()) <= TOLERANCE * size:
+    largest = TOLERANCE * float(seen.abs().max().clamp(min=float(said.abs().max())))
+    if float(gap.abs().max()) <= largest:
         return match, 0.0, False
     kept = match.factor * torch.stack([entropy(one, match.temperature) for one in batches])
     share = float((gap @ kept) / (kept @ kept))
-    if float((gap - share * kept).abs().max()) <= TOLERANCE * size:
+    if float((gap - share * kept).abs().max()) <= largest:
         return match, share, False
-    same = gap.view(-1, 2)
-    return None, 0.0, float((same[:, 0] - same[:, 1]).abs().max()) <= TOLERANCE * size
+    same_teacher = gap.view(-1, 2)
+    return None, 0.0, float((same_teacher[:, 0] - same_teacher[:, 1]).abs().max()) <= largest
 
 
 def _named(gradient: Match | None, value: Match | None, kept: float, constant: bool) -> Identified:
+    if gradient is None and value is None:
+        return Identified("something else", note="neither its gradient nor its values are those of a divergence of the family")
     if gradient is None or (value is not gradient and not constant):
-        if gradient is None and value is None:
-            return Identified(
-                "something else", note="neither its gradient nor its values are those of a divergence of the family"
-            )
-        of_value = "no divergence of the family" if value is None else label(value)
-        of_gradient = "none of them" if gradient is None else label(gradient)
+        of_value = "no divergence of the family" if value is None else value.label
+        of_gradient = "none of them" if gradient is None else gradient.label
         return Identified("something else", note=f"it has the values of {of_value} and the gradient of {of_gradient}")
-    name, note = gradient.divergence.name, ""
+    found = replace(gradient.identified, weight=gradient.factor)
     if abs(kept) > TOLERANCE:
-        if name == "forward_kl" and abs(kept - 1) < 1e-3:
-            name = "cross_entropy"
-        else:
-            note = f"its values hold {kept:.3g} of the teacher's entropy, so that 0 isn't the least"
-    elif constant:
-        note = "its values are off by something of the teacher only"
-    return Identified(
-        name, parameters_of(gradient), gradient.temperature, gradient.factor, hard_labels=gradient.on_labels, note=note
-    )
+        if found.name == "forward_kl" and abs(kept - 1) < 1e-3:
+            return replace(found, name="cross_entropy")
+        return replace(found, note=f"its values hold {kept:.3g} of the teacher's entropy, so that 0 isn't the least")
+    return replace(found, note="its values are off by something of the teacher only") if constant else found
 
 
-def label(match: Match) -> str:
-    """A match in words, with its factor's sign."""
-    said = Identified(match.divergence.name, parameters_of(match), match.temperature, hard_labels=match.on_labels)
-    return ("minus " if match.factor < 0 else "") + str(said)
+def knob(subject: Subject, name: str, low: float, high: float) -> Check:
+    """Sweep a knob: which divergence is at each end, and whether the path between them reaches its ends."""
+    teacher, student = subject.pair(2, 4, gap=1.5)
+    span = high - low
 
+    def value_at(u: float) -> float | None:
+        try:
+            return subject(teacher, student, knobs={name: low + u * span}).value
+        except InputError:
+            return None
 
-def parameters_of(match: Match) -> dict[str, float]:
-    """The fitted parameters of a match, rounded where they are next to a plain number."""
-    return {one.name: float(getattr(match.divergence, one.name)) for one in fields(match.divergence)}
+    def identified_at(u: float) -> Identified | None:
+        try:
+            return nature(subject, {name: low + u * span}).identified
+        except InputError:
+            return None
 
-
-def tries(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature | None:
-    """The nature at a setting, or None where the loss refuses it."""
-    try:
-        return nature(subject, knobs)
-    except InputError:
-        return None
+    values = {u: value_at(u) for u in (0.0, _NEAR_END, 0.25, 0.5, 0.75, 1 - _NEAR_END, 1.0)}
+    scale = max((abs(value) for value in values.values() if value is not None), default=None)
+    if scale is None:
+        because = f"it refuses {name} from {low:g} to {high:g}"
+        raise InputError(cannot(f"sweep `{name}`", because, "Name an argument, or an attribute, that takes these values"))
+    said, jumps = [], False
+    for u, near in ((0.0, _NEAR_END), (1.0, 1 - _NEAR_END)):
+        at, beside = values[u], values[near]
+        what = None if at is None else identified_at(u)
+        text = f"{name}={low + u * span:g}: "
+        text += "refused" if at is None else f"{at:.4g}" + (f", {what.name}" if what is not None else "")
+        if beside is not None:
+            far = at is not None and abs(at - beside) > 0.05 * max(abs(at), abs(beside))
+            gone = abs(beside) < 0.01 * scale and not (at is not None and abs(at) < 0.01 * scale)
+            jumps |= far
+            text += f"; it jumps to {beside:.2g} just inside" if far else ""
+            text += ", where it vanishes" if gone and far else f"; it vanishes towards this end ({beside:.2g})" if gone else ""
+        said.append(text)
+    middle = identified_at(0.5)
+    if middle is not None:
+        said.insert(1, f"halfway {middle.name}" + (f" {middle.parameters}" if middle.parameters else ""))
+    if jumps:
+        change = "the knob is no dial between its ends: use a weight on two divergences (`jeffreys`) for one"
+        return failed(". ".join(said), change, "knob_jumps", decides=False)
+    return passed(". ".join(said))

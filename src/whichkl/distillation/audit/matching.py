@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError
-from whichkl.distillation.audit.probes import grid
 from whichkl.distillation.losses import DIVERGENCES, RowDivergence, divergence_named
+from whichkl.divergences.kinds import parameters_of
 
 Rows = Float[Tensor, "n v"]
 
@@ -41,17 +41,6 @@ class Batch:
     labels: Float[Tensor, " n"]
     value: float
     gradient: Rows
-
-
-@dataclass(frozen=True)
-class Match:
-    """A divergence at a temperature, whose multiple (plus one of the labels' cross-entropy) is what was seen."""
-
-    divergence: RowDivergence
-    temperature: float
-    factor: float
-    on_labels: float
-    left: float
 
 
 @dataclass(frozen=True)
@@ -89,28 +78,52 @@ class Identified:
         return text + (f": {self.note}" if self.note else "")
 
 
+@dataclass(frozen=True)
+class Match:
+    """A divergence at a temperature, whose multiple (plus one of the labels' cross-entropy) is what was seen."""
+
+    divergence: RowDivergence
+    temperature: float
+    factor: float
+    on_labels: float
+    left: float
+
+    @property
+    def identified(self) -> Identified:
+        """What this is, without the factor."""
+        parameters = {name: float(getattr(self.divergence, name)) for name in parameters_of(self.divergence)}
+        return Identified(self.divergence.name, parameters, self.temperature, hard_labels=self.on_labels)
+
+    @property
+    def label(self) -> str:
+        """What this is in words, with its factor's sign."""
+        return ("minus " if self.factor < 0 else "") + str(self.identified)
+
+
+Fit = Callable[[RowDivergence, float], Match]
+"""The multiple of a divergence at a temperature that is nearest to what was seen."""
+
+
 def by_gradient(batch: Batch, labels: bool) -> Match | None:
     """Match the gradient of one batch; None if nothing in the reference family has it."""
-    return _search(lambda d, t: _slope(d, t, batch), batch.gradient.flatten(), _hard_slope(batch) if labels else None)
+    return _search(_gradient_fit(batch, labels), batch.gradient)
 
 
 def same_gradient(match: Match, batch: Batch) -> bool:
     """Whether a divergence that was found by values has the gradient that was seen."""
-    column = _slope(match.divergence, match.temperature, batch)
-    seen = batch.gradient.flatten()
-    found = _projected(match.divergence, match.temperature, column, seen, _hard_slope(batch) if match.on_labels else None)
+    found = _gradient_fit(batch, bool(match.on_labels))(match.divergence, match.temperature)
     near = max(abs(found.factor - match.factor) / abs(match.factor), abs(found.on_labels - match.on_labels) / abs(match.factor))
     return found.left < 10 * TOLERANCE and near < 10 * TOLERANCE
 
 
-def _slope(divergence: RowDivergence, temperature: float, batch: Batch) -> Tensor:
-    log_p, log_q = log_probs(batch.teacher, temperature), log_probs(batch.student, temperature)
-    return divergence.gradient(log_p, log_q)[1].flatten() / temperature
+def _gradient_fit(batch: Batch, labels: bool) -> Fit:
+    def reference(divergence: RowDivergence, temperature: float) -> Tensor:
+        log_p, log_q = log_probs(batch.teacher, temperature), log_probs(batch.student, temperature)
+        return divergence.gradient(log_p, log_q)[1].flatten() / temperature
 
-
-def _hard_slope(batch: Batch) -> Tensor:
     q = batch.student.softmax(-1)
-    return q.scatter_add(-1, batch.labels[:, None], q.new_full((len(q), 1), -1.0)).flatten()
+    on_labels = q.scatter_add(-1, batch.labels[:, None], q.new_full((len(q), 1), -1.0)).flatten()
+    return _least_squares(reference, batch.gradient.flatten(), on_labels if labels else None)
 
 
 def by_value(batches: list[Batch], labels: bool) -> Match | None:
@@ -121,7 +134,8 @@ def by_value(batches: list[Batch], labels: bool) -> Match | None:
         return divergence.value(log_probs(teacher, temperature), log_probs(student, temperature)).sum(-1)
 
     hard = torch.stack([hard_total(one) for one in batches]) if labels else None
-    return _search(reference, torch.tensor([one.value for one in batches], dtype=torch.float64, device="cpu"), hard)
+    seen = torch.tensor([one.value for one in batches], dtype=torch.float64, device="cpu")
+    return _search(_least_squares(reference, seen, hard), seen)
 
 
 def total(divergence: RowDivergence, temperature: float, teacher: Rows, student: Rows) -> Tensor:
@@ -145,27 +159,23 @@ def log_probs(logits: Rows, temperature: float) -> Rows:
     return torch.log_softmax(logits / temperature, -1)
 
 
-def _search(reference: Callable[[RowDivergence, float], Tensor], seen: Tensor, hard: Tensor | None) -> Match | None:
+def _search(fit: Fit, seen: Tensor) -> Match | None:
     """Try the plain divergences first, then parameters, then temperatures, then both; the first that fits is taken."""
     if not bool(seen.isfinite().all()) or float(seen.norm()) == 0:
         return None
-
-    def fit(name: str, value: float | None, temperature: float) -> Match:
-        entry = DIVERGENCES[name]
-        key = next(iter(entry.parameters), None)
-        parameters = {} if key is None or value is None else {key: value}
-        divergence = divergence_named(name, **parameters)
-        return _projected(divergence, temperature, reference(divergence, temperature), seen, hard)
-
-    plain = [name for name, entry in DIVERGENCES.items() if not entry.parameters]
-    turned = {name: next(iter(entry.parameters)) for name, entry in DIVERGENCES.items() if entry.parameters}
-    for name in plain:
-        if (match := fit(name, None, 1.0)).left < TOLERANCE:
+    plain = [divergence_named(name) for name, entry in DIVERGENCES.items() if not entry.parameters]
+    turned = {name: _RANGES[next(iter(entry.parameters))] for name, entry in DIVERGENCES.items() if entry.parameters}
+    for divergence in plain:
+        if (match := fit(divergence, 1.0)).left < TOLERANCE:
             return match
+
+    def fit_turned(name: str, value: float, temperature: float = 1.0) -> Match:
+        return fit(_turned(name, value), temperature)
+
     tiers: list[list[Callable[[], Match | None]]] = [
-        [partial(_refined, partial(fit, n, temperature=1.0), *_RANGES[key], count=21) for n, key in turned.items()],
-        [partial(_refined, partial(fit, n, None), 0.1, 50.0, True, count=31) for n in plain],
-        [partial(_both, partial(fit, n), *_RANGES[key]) for n, key in turned.items()],
+        [partial(_refined, partial(fit_turned, name), *ends, count=21) for name, ends in turned.items()],
+        [partial(_refined, partial(fit, divergence), 0.1, 50.0, True, count=31) for divergence in plain],
+        [partial(_both, partial(fit_turned, name), *ends) for name, ends in turned.items()],
     ]
     for tier in tiers:
         best: Match | None = None
@@ -180,13 +190,17 @@ def _search(reference: Callable[[RowDivergence, float], Tensor], seen: Tensor, h
     return None
 
 
-def _plain(match: Match, fit: Callable[[str, float | None, float], Match]) -> Match:
+def _turned(name: str, value: float) -> RowDivergence:
+    return divergence_named(name, **{next(iter(DIVERGENCES[name].parameters)): value})
+
+
+def _plain(match: Match, fit: Fit) -> Match:
     """The plainest parameter and temperature that fit as well: where the fit is a step function a whole interval does."""
     parameters = [float(value) for value in vars(match.divergence).values()]
     for digits in (2, 3):
-        rounded = round(parameters[0], digits) if parameters else None
         try:
-            near = fit(match.divergence.name, rounded, round(match.temperature, digits))
+            divergence = _turned(match.divergence.name, round(parameters[0], digits)) if parameters else match.divergence
+            near = fit(divergence, round(match.temperature, digits))
         except InputError:  # rounded to an end that isn't allowed
             continue
         if near.left <= max(2 * match.left, TOLERANCE / 1000):
@@ -194,24 +208,28 @@ def _plain(match: Match, fit: Callable[[str, float | None, float], Match]) -> Ma
     return match
 
 
-def _projected(divergence: RowDivergence, temperature: float, column: Tensor, seen: Tensor, hard: Tensor | None) -> Match:
-    """Least squares of what was seen on a reference, and on the labels' cross-entropy where there are labels."""
-    size = float(seen.norm())
-    if not bool(column.isfinite().all()):
-        return Match(divergence, temperature, 0.0, 0.0, 1.0)
-    if hard is not None:
-        both = torch.stack([column, hard], -1)
-        factor, beside = (float(one) for one in torch.linalg.lstsq(both, seen[:, None]).solution[:, 0])
-        if abs(beside) * float(hard.norm()) >= TOLERANCE * size:
-            left = float((seen - factor * column - beside * hard).norm())
-            return Match(divergence, temperature, factor, beside, left / size)
-    factor = float(column @ seen) / max(float(column @ column), 1e-300)
-    return Match(divergence, temperature, factor, 0.0, float((seen - factor * column).norm()) / size)
+def _least_squares(reference: Callable[[RowDivergence, float], Tensor], seen: Tensor, hard: Tensor | None) -> Fit:
+    """Return the fit of what was seen by a multiple of a reference and, where there are labels, of their cross-entropy."""
+
+    def fit(divergence: RowDivergence, temperature: float) -> Match:
+        size, column = float(seen.norm()), reference(divergence, temperature)
+        if not bool(column.isfinite().all()):
+            return Match(divergence, temperature, 0.0, 0.0, 1.0)
+        if hard is not None:
+            both = torch.stack([column, hard], -1)
+            factor, beside = (float(one) for one in torch.linalg.lstsq(both, seen[:, None]).solution[:, 0])
+            if abs(beside) * float(hard.norm()) >= TOLERANCE * size:
+                left = float((seen - factor * column - beside * hard).norm())
+                return Match(divergence, temperature, factor, beside, left / size)
+        factor = float(column @ seen) / max(float(column @ column), 1e-300)
+        return Match(divergence, temperature, factor, 0.0, float((seen - factor * column).norm()) / size)
+
+    return fit
 
 
 def _refined(fit: Callable[[float], Match], low: float, high: float, log: bool, count: int) -> Match | None:
     """The best of a grid, refined by one-dimensional search in the two neighbouring cells."""
-    points = grid(low, high, count, log)
+    points = _grid(low, high, count, log)
     tried = [fit(x) for x in points]
     best = min(range(count), key=lambda i: tried[i].left)
     if tried[best].left < TOLERANCE / 10:
@@ -229,7 +247,7 @@ def _refined(fit: Callable[[float], Match], low: float, high: float, log: bool, 
 
 def _both(fit: Callable[[float, float], Match], low: float, high: float, log: bool) -> Match | None:
     """The best of a grid of parameter and temperature, refined by Nelder & Mead's search."""
-    points = [(x, t) for x in grid(low, high, 9, log) for t in grid(0.25, 16.0, 10, True)]
+    points = [(x, t) for x in _grid(low, high, 9, log) for t in _grid(0.25, 16.0, 10, True)]
     x, t = min(points, key=lambda point: fit(*point).left)
     if fit(x, t).left > 0.5:
         return None
@@ -245,3 +263,10 @@ def _both(fit: Callable[[float, float], Match], low: float, high: float, log: bo
     found = scipy.optimize.minimize(left, start[0], method="Nelder-Mead", options=options)
     match = fit(min(max(back(float(found.x[0])), low), high), math.exp(float(found.x[1])))
     return match if match.left < TOLERANCE else None
+
+
+def _grid(low: float, high: float, count: int, log: bool) -> list[float]:
+    """Return numbers from low to high, evenly spaced, or with evenly spaced logarithms."""
+    x = torch.linspace(0, 1, count, dtype=torch.float64, device="cpu")
+    values: list[float] = (low * (high / low) ** x if log else low + (high - low) * x).tolist()
+    return values

@@ -16,7 +16,7 @@ class Check:
     """One check of an audit.
 
     Attributes:
-        name: what was checked.
+        name: what was checked; the audit sets it.
         outcome: "pass", "fail" or "not applicable".
         seen: what the loss did.
         change: what to change where it failed.
@@ -37,6 +37,21 @@ class Check:
         text = self.seen + (f" → {self.change}" if self.change else "")
         lines = textwrap.wrap(text, _MAX_LINE_WIDTH - 30)
         return "\n".join(f"{mark if not i else '':<6}{self.name if not i else '':<24}{line}" for i, line in enumerate(lines))
+
+
+def passed(seen: str) -> Check:
+    """Return a check that found nothing wrong."""
+    return Check("", "pass", seen)
+
+
+def failed(seen: str, change: str, finding: str, *, decides: bool = True) -> Check:
+    """Return a check that found a mistake."""
+    return Check("", "fail", seen, change, finding, decides)
+
+
+def not_applicable(why: str) -> Check:
+    """Return a check that this loss, or this way of calling it, doesn't allow."""
+    return Check("", "not applicable", why)
 
 
 @dataclass(frozen=True)

@@ -1,147 +1,154 @@
-"""Checks of how tokens are combined: reductions, masks, padding, shifts, labels."""
+"""Checks of how tokens are combined: reductions, shifts, masks, padding, labels; parts of a batch, chunks, lost rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import torch
-from torch import Tensor
 
 from whichkl._checks import InputError
-from whichkl.distillation.audit.probes import VOCABULARY, one_row
-from whichkl.distillation.audit.result import Check
-from whichkl.distillation.audit.subject import Subject, some_labels
+from whichkl.distillation.audit.identify import Examination, Reduction
+from whichkl.distillation.audit.result import Check, failed, not_applicable, passed
+from whichkl.distillation.audit.subject import VOCABULARY, Answer, Logits, Mask, Subject, pair_of_logits, some_labels
 
+CHUNKS = ("chunk_size", "chunk", "chunks", "num_chunks", "num_output_chunks", "n_chunks")
+"""Knobs that say how rows are divided, which must not change the loss."""
 _LOGIT_OF_PADDING = -1e4
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """How the value scales with sequences, positions and tokens of the vocabulary: 0 for a mean, 1 for a sum."""
-
-    name: str
-    b: float
-    t: float
-    v: float
-
-    def weight(self, factor: float, b: int, t: int, v: int) -> float:
-        """Return what multiplies the divergence, from the factor of the sum in a call of these sizes."""
-        return float(factor * float(b) ** (1 - self.b) * float(t) ** (1 - self.t) * float(v) ** (-self.v))
+_NO_MASK = "this call leaves no tokens out"
+_CUT_ALIKE = "cut logits, labels and masks at the same places, the last piece too"
+_REDUCTIONS: dict[tuple[float, float], str] = {
+    (0, 0): "mean over tokens",
+    (1, 1): "sum",
+    (1, 0): "sum of means of sequences",
+    (0, 1): "sum over positions, mean over sequences",
+}
 
 
 def shifted(subject: Subject, expected: int | None) -> Check:
     """Find where the logits of a label lie, and set `subject.shift`."""
-    name = "causal shift"
     teacher, student = subject.pair(2, 6)
     mask = None
     if subject.adapter.masks:
         mask = torch.zeros(2, 6, dtype=torch.bool, device="cpu")
         mask[0, 3] = True
-    moved = _moved(subject(teacher, student, mask).gradient)
-    if moved == [(0, 2)]:
+    moved = _moved(subject(teacher, student, mask))
+    all_but_last = [(i, j) for i in range(2) for j in range(5)]
+    if moved == [(0, 2)] or (moved != [(0, 3)] and _moved(subject(teacher, student)) == all_but_last):
         subject.shift = 1
-    elif moved != [(0, 3)]:
-        if _moved(subject(teacher, student).gradient) == [(i, j) for i in range(2) for j in range(5)]:
-            subject.shift = 1
     said = "labels are shifted by one inside: logits at t answer for the label at t + 1" if subject.shift else "no shift"
     if expected is not None and subject.shift != expected:
-        change = "shift labels by one, once" if expected else "don't shift again what is aligned"
-        return Check(name, "fail", said, change, "shift")
+        return failed(said, "shift labels by one, once" if expected else "don't shift again what is aligned", "shift")
     if subject.shift and not subject.adapter.labels:
-        return Check(name, "fail", "the mask, or the last row, is moved by one position", "use rows as they come", "shift")
+        return failed("the mask, or the last row, is moved by one position", "use rows as they come", "shift")
     if mask is not None and moved not in ([(0, 2)], [(0, 3)]):
-        return Check(name, "not applicable", f"one token that counts moves {len(moved)} rows")
-    return Check(name, "pass", said)
+        return not_applicable(f"one token that counts moves {len(moved)} rows")
+    return passed(said)
+
+
+def _moved(answer: Answer) -> list[tuple[int, int]]:
+    size = answer.gradient.norm(dim=-1)
+    return [(int(i), int(j)) for i, j in (size > 1e-9 * size.max()).nonzero()]
 
 
 def reduction(subject: Subject) -> tuple[Check, Reduction | None]:
     """Check how the value scales with the number of sequences, positions and tokens of the vocabulary."""
-    generator = subject.generator()
-    teacher, student = one_row(generator, 4, 8)
+    teacher, student = _one_row(subject, 4, 8)
     s = subject.shift
     # the same labels everywhere, so that a part of the loss that reads them stays the same
     fixed = torch.zeros(4, 8, dtype=torch.long, device="cpu")
-    sizes = ((2, 4), (4, 4), (2, 8))
-    values = [subject(teacher[:b, :t], student[:b, :t], labels=fixed[:b, :t]) for b, t in sizes]
-    wide = [
-        torch.cat([x[:2, :4], torch.full((2, 4, VOCABULARY), _LOGIT_OF_PADDING, dtype=x.dtype, device="cpu")], -1)
-        for x in (teacher, student)
-    ]
-    base, by_b, by_t = (one.value for one in values)
-    by_v = subject(wide[0], wide[1], labels=fixed[:2, :4]).value
-    if not 0 < abs(base) < float("inf"):
-        return Check("reduction", "not applicable", "its value is 0 or infinite"), None
-    b, t = _power(by_b / base, 2), _power(by_t / base, (8 - s) / (4 - s))
-    v = _power(by_v / base, 2)
-    names: dict[tuple[float, float], str] = {
-        (0, 0): "mean over tokens",
-        (1, 1): "sum",
-        (1, 0): "sum of means of sequences",
-        (0, 1): "sum over positions, mean over sequences",
-    }
-    name = "a number for each token" if values[0].rows else names.get((b, t), "")
+    first, *others = [subject(teacher[:b, :t], student[:b, :t], labels=fixed[:b, :t]) for b, t in ((2, 4), (4, 4), (2, 8))]
+    padding = torch.full((2, 4, VOCABULARY), _LOGIT_OF_PADDING, dtype=teacher.dtype, device="cpu")
+    wide_teacher, wide_student = (torch.cat([x[:2, :4], padding], -1) for x in (teacher, student))
+    if not 0 < abs(first.value) < float("inf"):
+        return not_applicable("its value is 0 or infinite"), None
+    by_b, by_t = (one.value / first.value for one in others)
+    by_v = subject(wide_teacher, wide_student, labels=fixed[:2, :4]).value / first.value
+    b, t, v = _power(by_b, 2), _power(by_t, (8 - s) / (4 - s)), _power(by_v, 2)
+    name = "a number for each token" if first.rows else _REDUCTIONS.get((b, t), "")
     if v == -1:
         seen = "twice as many columns of probability 0 halve it: it's a mean over the vocabulary"
         change = "sum over the last axis first (with F.kl_div reduction='batchmean' on flat rows), then mean over tokens"
-        return Check("reduction", "fail", seen, change, "mean_over_vocabulary"), Reduction(name + ", mean over v", b, t, v)
+        return failed(seen, change, "mean_over_vocabulary"), Reduction(name + ", mean over v", b, t, v)
     if not name or v != 0:
-        seen = f"doubled sequences, positions, columns change it {by_b / base:.3g}-, {by_t / base:.3g}-, {by_v / base:.3g}-fold"
-        return Check("reduction", "fail", seen, "sum over the vocabulary; then a mean or a sum over tokens", "reduction"), None
-    return Check("reduction", "pass", name), Reduction(name, b, t, 0)
+        seen = f"doubled sequences, positions, columns change it {by_b:.3g}-, {by_t:.3g}-, {by_v:.3g}-fold"
+        return failed(seen, "sum over the vocabulary; then a mean or a sum over tokens", "reduction"), None
+    return passed(name), Reduction(name, b, t, 0)
 
 
-def masked(subject: Subject, how: Reduction | None) -> list[Check]:
-    """Check what a mask leaves out: finite logits, NaN and infinities, the count of tokens, whole batches."""
-    names = ("mask", "count of tokens", "NaN in padding", "all masked", "other labels")
-    if not subject.adapter.masks:
-        return [Check(one, "not applicable", "this call leaves no tokens out") for one in names]
-    teacher, student = subject.pair(3, 5)
+def _one_row(subject: Subject, b: int, t: int) -> tuple[Logits, Logits]:
+    """Return the same row everywhere, so that values show how rows are weighted and nothing else."""
+    teacher, student = subject.pair(1, 1, gap=1.0)
+    return teacher.expand(b, t, VOCABULARY).clone(), student.expand(b, t, VOCABULARY).clone()
+
+
+def _power(ratio: float, by: float) -> float:
+    """0, 1 or −1 if the ratio is that power of `by`; else NaN."""
+    return next((float(k) for k in (0, 1, -1) if abs(ratio / by**k - 1) < 1e-3), float("nan"))
+
+
+def _padded(subject: Subject) -> tuple[Logits, Logits, Mask, Mask]:
+    """Return logits, a mask, and which rows of logits belong to labels that count."""
     mask = torch.ones(3, 5, dtype=torch.bool, device="cpu")
     mask[0, 2:], mask[1, 4:] = False, False
-    counts = mask.roll(-subject.shift, 1)  # the rows of logits that belong to labels that count
+    counts = mask.roll(-subject.shift, 1)
     if subject.shift:
         counts[:, -1] = False
-    clean = subject(teacher, student, mask)
-    full = subject(teacher, student)
-    other = [torch.where(counts[..., None], x, x.flip(-1) * 5 + 1) for x in (teacher, student)]
-    answer = subject(other[0], other[1], mask)
-    checks = []
-    if same(answer.value, clean.value) and not answer.gradient[~counts].any():
-        checks.append(Check("mask", "pass", "other logits at masked tokens change nothing, and get no gradient"))
-    else:
-        ignored = same(clean.value, full.value)
-        seen = "the mask changes nothing" if ignored else "logits at masked tokens move the loss"
-        checks.append(Check("mask", "fail", seen, "leave masked tokens out before the mean", "mask_ignored"))
-        rest = [Check(one, "not applicable", "the mask doesn't work") for one in names[1:4]]
-        return [*checks, *rest, _labels(subject, teacher, student)]
-    checks += [_count(subject, how), _nan(subject, teacher, student, mask, counts)]
-    return [*checks, _all_masked(subject, teacher, student), _labels(subject, teacher, student)]
+    return *subject.pair(3, 5), mask, counts
 
 
-def _count(subject: Subject, how: Reduction | None) -> Check:
-    name = "count of tokens"
+def masked(e: Examination) -> Check:
+    """Check that logits at masked tokens change nothing."""
+    if not e.subject.adapter.masks:
+        return not_applicable(_NO_MASK)
+    teacher, student, mask, counts = _padded(e.subject)
+    clean = e.subject(teacher, student, mask)
+    changed = [torch.where(counts[..., None], x, x.flip(-1) * 5 + 1) for x in (teacher, student)]
+    other = e.subject(changed[0], changed[1], mask)
+    if same(other.value, clean.value) and not other.gradient[~counts].any():
+        return passed("other logits at masked tokens change nothing, and get no gradient")
+    ignored = same(clean.value, e.subject(teacher, student).value)
+    seen = "the mask changes nothing" if ignored else "logits at masked tokens move the loss"
+    return failed(seen, "leave masked tokens out before the mean", "mask_ignored")
+
+
+def _without_mask(e: Examination) -> Check | None:
+    """Why nothing that needs a mask can be checked; None where the mask works."""
+    if not e.subject.adapter.masks:
+        return not_applicable(_NO_MASK)
+    return not_applicable("the mask doesn't work") if e.done["mask"].outcome == "fail" else None
+
+
+def count_of_tokens(e: Examination) -> Check:
+    """Check that a mean is divided by the number of tokens that count."""
+    subject, how = e.subject, e.reduction
+    if (why := _without_mask(e)) is not None:
+        return why
     if how is None:
-        return Check(name, "not applicable", "the reduction isn't known")
-    teacher, student = one_row(subject.generator(), 2, 8)
+        return not_applicable("the reduction isn't known")
+    teacher, student = _one_row(subject, 2, 8)
     mask = torch.ones(2, 8, dtype=torch.bool, device="cpu")
     mask[:, 4:] = False
     fixed = torch.zeros(2, 8, dtype=torch.long, device="cpu")
     share = (4 - subject.shift) / (8 - subject.shift)
     ratio = subject(teacher, student, mask, labels=fixed).value / subject(teacher, student, labels=fixed).value
     if abs(ratio - (1 if how.t == 0 else share)) < 1e-4:
-        return Check(name, "pass", "a mean over tokens that count" if how.t == 0 else "a sum over tokens that count")
+        return passed("a mean over tokens that count" if how.t == 0 else "a sum over tokens that count")
     if how.t == 0 and abs(ratio - share) < 1e-4:
         seen = "the sum over tokens that count is divided by all tokens, padding too"
-        return Check(name, "fail", seen, "divide by the number of tokens that count", "mean_counts_padding")
-    return Check(name, "fail", f"a mask of half the equal tokens changes it {ratio:.3g}-fold", "divide by their number", "count")
+        return failed(seen, "divide by the number of tokens that count", "mean_counts_padding")
+    return failed(f"a mask of half the equal tokens changes it {ratio:.3g}-fold", "divide by their number", "count")
 
 
-def _nan(subject: Subject, teacher: Tensor, student: Tensor, mask: Tensor, counts: Tensor) -> Check:
-    name, clean, broken = "NaN in padding", subject(teacher, student, mask), []
+def nan_in_padding(e: Examination) -> Check:
+    """Check that NaN and infinities at masked tokens reach neither value nor gradient."""
+    if (why := _without_mask(e)) is not None:
+        return why
+    teacher, student, mask, counts = _padded(e.subject)
+    clean, broken = e.subject(teacher, student, mask), []
     for what, bad in (("NaN", float("nan")), ("inf", float("inf")), ("−inf", -float("inf"))):
         try:
-            one, other = (torch.where(counts[..., None], x, bad) for x in (teacher, student))
-            answer = subject(one, other, mask)
+            spoilt = [torch.where(counts[..., None], x, bad) for x in (teacher, student)]
+            answer = e.subject(spoilt[0], spoilt[1], mask)
         except InputError:
             broken.append(f"{what} raises")
             continue
@@ -151,45 +158,121 @@ def _nan(subject: Subject, teacher: Tensor, student: Tensor, mask: Tensor, count
             broken.append(f"{what} reaches the gradient")
     if broken:
         change = "fill masked logits with 0, or select rows, before the softmax: 0 · NaN is NaN"
-        return Check(name, "fail", "; ".join(broken), change, "padding_leaks_nan", decides=False)
-    return Check(name, "pass", "NaN and ±inf at masked tokens reach neither value nor gradient")
+        return failed("; ".join(broken), change, "padding_leaks_nan", decides=False)
+    return passed("NaN and ±inf at masked tokens reach neither value nor gradient")
 
 
-def _all_masked(subject: Subject, teacher: Tensor, student: Tensor) -> Check:
-    name, change = "all masked", "divide by the count, but at least by 1, and keep the graph"
+def all_masked(e: Examination) -> Check:
+    """Check that a batch of padding only gives 0."""
+    if (why := _without_mask(e)) is not None:
+        return why
+    teacher, student = e.subject.pair(3, 5)
+    what, change = "a batch of padding only", "divide by the count, but at least by 1, and keep the graph"
     try:
-        answer = subject(teacher, student, torch.zeros(teacher.shape[:2], dtype=torch.bool, device="cpu"))
+        answer = e.subject(teacher, student, torch.zeros(3, 5, dtype=torch.bool, device="cpu"))
     except InputError as error:
-        return Check(name, "fail", f"a batch of padding only raises: {error}", change, "all_masked", decides=False)
+        return failed(f"{what} raises: {error}", change, "all_masked", decides=False)
     if not answer.finite:
-        seen = f"a batch of padding only gives {answer.value:.3g}, and poisons all weights"
-        return Check(name, "fail", seen, change, "all_masked")
+        return failed(f"{what} gives {answer.value:.3g}, and poisons all weights", change, "all_masked")
     if answer.value != 0 or answer.gradient.any():
-        return Check(name, "fail", f"a batch of padding only gives {answer.value:.3g}", change, "all_masked")
+        return failed(f"{what} gives {answer.value:.3g}", change, "all_masked")
     if not answer.graph:
-        seen = "a batch of padding only gives a constant without a graph: backward() raises"
-        return Check(name, "fail", seen, change, "all_masked", decides=False)
-    return Check(name, "pass", "a batch of padding only gives 0, with a gradient of 0")
+        return failed(f"{what} gives a constant without a graph: backward() raises", change, "all_masked", decides=False)
+    return passed(f"{what} gives 0, with a gradient of 0")
 
 
-def _labels(subject: Subject, teacher: Tensor, student: Tensor) -> Check:
-    if not subject.adapter.labels:
-        return Check("other labels", "not applicable", "this call has no labels")
-    values = [subject(teacher, student, labels=some_labels(student.shape, step)).value for step in (7, 11)]
+def other_labels(e: Examination) -> Check:
+    """Check that labels only say which tokens count."""
+    if not e.subject.adapter.masks:
+        return not_applicable(_NO_MASK)
+    if not e.subject.adapter.labels:
+        return not_applicable("this call has no labels")
+    teacher, student = e.subject.pair(3, 5)
+    values = [e.subject(teacher, student, labels=some_labels(student.shape, step)).value for step in (7, 11)]
     if same(*values):
-        return Check("other labels", "pass", "labels say which tokens count, and nothing else")
+        return passed("labels say which tokens count, and nothing else")
     seen = f"other labels change it from {values[0]:.4g} to {values[1]:.4g}: it holds a cross-entropy with the labels"
-    return Check("other labels", "fail", seen, "give that part weight 0, and audit the divergence alone", "depends_on_labels")
+    return failed(seen, "give that part weight 0, and audit the divergence alone", "depends_on_labels")
 
 
-def _moved(gradient: Tensor) -> list[tuple[int, int]]:
-    size = gradient.norm(dim=-1)
-    return [(int(i), int(j)) for i, j in (size > 1e-9 * size.max()).nonzero()]
+def accumulation(e: Examination) -> Check:
+    """Check that a batch in two parts gives the same as the whole, with the parts weighted by their reduction."""
+    subject = e.subject
+    teacher, student = subject.pair(4, 5)
+    mask = torch.ones(4, 5, dtype=torch.bool, device="cpu")
+    if subject.adapter.masks:
+        mask[0, 3:], mask[1, 4:], mask[3, 2:] = False, False, False
+    labels = some_labels(student.shape)
+
+    def part(i: int, j: int) -> Answer:
+        return subject(teacher[i:j], student[i:j], mask[i:j] if subject.adapter.masks else None, labels=labels[i:j])
+
+    whole, first, second = part(0, 4), part(0, 1), part(1, 4)
+    tokens = mask[:, subject.shift :].sum(1).double()
+    share = float(tokens[0] / tokens.sum())
+    weights = {
+        "by sums: parts add up": (1.0, 1.0),
+        "a mean: parts weighted by their tokens give the whole; accumulate sums, and divide by all tokens": (share, 1 - share),
+        "sequences count the same, long or short: parts weighted by their sequences give the whole": (0.25, 0.75),
+    }
+    for said, (a, b) in weights.items():
+        pieces = torch.cat([a * first.gradient, b * second.gradient])
+        off = float((pieces - whole.gradient).norm())
+        if same(a * first.value + b * second.value, whole.value) and off <= 1e-4 * float(whole.gradient.norm()):
+            return passed(said)
+    seen = "two parts of a batch, under any weighting, don't give the whole: rows depend on each other"
+    return failed(seen, "compute each token on its own, and divide by one count", "split")
 
 
-def _power(ratio: float, by: float) -> float:
-    """0, 1 or −1 if the ratio is that power of `by`; else NaN."""
-    return next((float(k) for k in (0, 1, -1) if abs(ratio / by**k - 1) < 1e-3), float("nan"))
+def chunks_and_lengths(e: Examination) -> Check:
+    """Check that every chunk size and every sequence length gives the same number per token."""
+    subject, how = e.subject, e.reduction
+    generator, off = subject.generator(), {}
+    knob = next((one for one in (*e.knobs, *CHUNKS) if one in CHUNKS and subject.has_knob(one)), None)
+    if knob is not None and subject.adapter.name != "chunks":
+        teacher, student = pair_of_logits(generator, 2, 7)
+        whole = subject(teacher, student, knobs={knob: 64})
+        for size in (1, 2, 3, 5, 7):
+            one = subject(teacher, student, knobs={knob: size})
+            slope = float((one.gradient - whole.gradient).norm()) / max(float(whole.gradient.norm()), 1e-300)
+            off[f"{knob}={size}"] = max(slope, abs(one.value - whole.value) / max(abs(whole.value), 1e-300))
+    if how is None and knob is None:
+        return not_applicable("it has no chunks, and its reduction isn't known")
+    if how is not None:
+        try:
+            off |= _lengths(subject, generator, how)
+        except InputError as error:
+            return failed(f"a length is refused: {error}", _CUT_ALIKE, "chunks")
+    where = max(off, key=lambda name: math.inf if math.isnan(off[name]) else off[name], default="")
+    if where and not off[where] <= 2e-4:
+        return failed(f"off by {off[where]:.2g} of the value with {where}", _CUT_ALIKE, "chunks")
+    return passed(("every chunk size and " if knob else "") + "every length gives what single positions give")
+
+
+def _lengths(subject: Subject, generator: torch.Generator, how: Reduction) -> dict[str, float]:
+    """By how much each length is off from what its positions give one by one, relatively."""
+    teacher, student = pair_of_logits(generator, 1, 13)
+    labels, s = some_labels(student.shape), subject.shift
+
+    def value(begin: int, end: int) -> float:
+        return subject(teacher[:, begin:end], student[:, begin:end], labels=labels[:, begin:end]).value
+
+    alone = [value(t, t + 1 + s) for t in range(13 - s)]
+    off = {}
+    for t in range(2 + s, 14):
+        said = sum(alone[: t - s]) / (t - s if how.t == 0 else 1)
+        off[f"{t} positions"] = abs(value(0, t) - said) / max(abs(said), 1e-300)
+    return off
+
+
+def every_row_counts(e: Examination) -> Check:
+    """Check that every row moves the student."""
+    still, count = e.nature.dropped
+    if still and e.nature.gradient is not None or 0 < still < count:
+        return failed(
+            f"{still} of {count} rows that count get no gradient", "look for a remainder that is cut off", "rows_dropped"
+        )
+    return not_applicable("no row gets a gradient") if still else passed("all rows get a gradient")
 
 
 def same(a: float, b: float) -> bool:

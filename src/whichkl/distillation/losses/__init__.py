@@ -1,8 +1,7 @@
 """Losses for distillation: divergences between rows of logits, and penalties on sampled tokens."""
 
 from whichkl.distillation.losses.linear import linear_divergence
-from whichkl.distillation.losses.logits import of_logits
-from whichkl.distillation.losses.partial_teacher import SampledTokens, TopK
+from whichkl.distillation.losses.logits import SampledTokens, TopK, of_logits
 from whichkl.distillation.losses.penalties import kl_estimate, kl_penalty_loss
 from whichkl.distillation.losses.rows import (
     DIVERGENCES,

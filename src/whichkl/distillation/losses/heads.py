@@ -1,4 +1,9 @@
-"""Head: hidden states and the matrix that makes logits of them; its products, summed in float32 whatever the dtype."""
+"""Heads and their divergence: hidden states times a matrix, some rows at a time, with two small buffers of logits.
+
+The floor is four products: teacher, student, and two with the gradient of the student's logits. That gradient takes the place
+of the logits in their buffer, a few rows at a time, so that what it is computed from stays in the cache. All products are summed
+in float32 or float64, whatever the dtype of the heads.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +11,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from whichkl.divergences.divergence import RowDivergence
 
 _NUMBERS_PER_TILE = 1 << 22
 """Numbers of a narrow weight that are widened at a time: 16 MB."""
+_MAX_BYTES_OF_BUFFERS = 192 << 20
+"""Size of both buffers of logits together."""
+_NUMBERS_PER_BLOCK = 1 << 18
+"""Numbers of a block of rows that stay in the cache, per thread, for two to four threads."""
+Triple = tuple[Tensor, Tensor, Tensor | None]
+"""Hidden states (n, h), weight (v, h) and bias (v,) of a head."""
+Needs = tuple[bool, bool, bool]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Gradients by the student's hidden states (n, h), weight (v, h) and bias (v,), in the accumulating dtype; None where they
+weren't requested."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """Logits softcap · tanh(s (h Wᵀ + b) / softcap), or s (h Wᵀ + b) without a soft cap, s = `logit_scale`.
-
-    Attributes:
-        hidden: (n, h).
-        weight: (v, h).
-        bias: (v,) or None.
-        logit_scale: multiplies the logits.
-        softcap: bounds them after that.
-    """
+    """Logits softcap · tanh(s (h Wᵀ + b) / softcap), or s (h Wᵀ + b) without a soft cap, s = `logit_scale`."""
 
     hidden: Float[Tensor, "n h"]
     weight: Float[Tensor, "v h"]
@@ -90,3 +99,96 @@ def _tiles(weight: Float[Tensor, "v h"], dtype: torch.dtype) -> Iterator[tuple[s
 def _columns(vocabulary: int, width: int) -> Iterator[slice]:
     step = max(1, _NUMBERS_PER_TILE // max(width, 1))
     return (slice(start, min(start + step, vocabulary)) for start in range(0, vocabulary, step))
+
+
+@dataclass(frozen=True)
+class HeadDivergence:
+    """A divergence of two heads: all of a call that isn't a tensor."""
+
+    divergence: RowDivergence
+    tokens: int
+    """Number of columns that are tokens."""
+    temperature: float
+    chunk_size: int
+    """Rows at a time; 0 chooses by memory."""
+    logit_scales: tuple[float, float]
+    softcaps: tuple[float | None, float | None]
+
+    def run(
+        self, student: Triple, teacher: Triple, mask: Bool[Tensor, " n"] | None, factors: Float[Tensor, " n"] | None, needs: Needs
+    ) -> tuple[Float[Tensor, " n"], Gradients]:
+        """Return the divergence of each row (0 where the mask is False), and the student's gradients of Σ factors · divergence.
+
+        All rows count where there is no mask, and all factors are 1 where none are given.
+        """
+        with torch.no_grad(), torch.autocast(student[0].device.type, enabled=False):  # autocast would narrow products
+            rows = None if mask is None else mask.nonzero()[:, 0]
+            return self._in_chunks(student, teacher, rows, factors, needs)
+
+    def _in_chunks(
+        self, student: Triple, teacher: Triple, rows: Int[Tensor, " m"] | None, factors: Tensor | None, needs: Needs
+    ) -> tuple[Float[Tensor, " n"], Gradients]:
+        heads = [
+            Head(hidden, weight[: self.tokens], bias if bias is None else bias[: self.tokens], scale, cap)
+            for (hidden, weight, bias), scale, cap in zip((student, teacher), self.logit_scales, self.softcaps, strict=True)
+        ]
+        dtype = accumulating(*student[:2], *teacher[:2])
+        new, n, v, (padded_to, width) = student[0].new_zeros, len(student[0]), self.tokens, student[1].shape
+        many = n if rows is None else len(rows)
+        by_hidden = new((n, width), dtype=dtype) if needs[0] else None
+        by_weight = student[1].new_empty((padded_to, width), dtype=dtype) if needs[1] else None
+        if by_weight is not None:
+            by_weight[v if many else 0 :] = 0  # the first chunk writes the rest: a large matrix isn't filled twice
+        by_bias = new((padded_to,), dtype=dtype) if needs[2] else None
+        values = new((n,), dtype=dtype)
+        # as many rows as fit, in chunks of about the same size
+        most = max(1, _MAX_BYTES_OF_BUFFERS // (2 * v * dtype.itemsize))
+        step = self.chunk_size or max(1, -(-many // -(-max(many, 1) // most)))
+        # two buffers for all chunks: memory doesn't grow with the number of rows
+        buffers = [values.new_empty((min(step, many), v)) for _ in heads]
+        for start in range(0, many, step):
+            end = min(start + step, many)
+            part = slice(start, end) if rows is None else rows[start:end]
+            mine, others = (buffer[: end - start] for buffer in buffers)
+            heads[0].project(part, mine)
+            heads[1].project(part, others)
+            factor = None
+            if any(needs):
+                factor = values.new_ones(end - start) if factors is None else factors[part].to(dtype)
+            values[part] = self._in_blocks(heads, mine, others, factor)
+            if by_hidden is not None:
+                out = mine.new_empty((end - start, width))
+                heads[0].hidden_gradient(mine, out)
+                by_hidden[part] = out
+            if by_weight is not None:
+                heads[0].add_weight_gradient(part, mine, by_weight[:v], first=start == 0)
+            if by_bias is not None:
+                by_bias[:v] += mine.sum(0)
+        return values, (by_hidden, by_weight, by_bias)
+
+    def _in_blocks(
+        self, heads: list[Head], mine: Float[Tensor, "r v"], others: Float[Tensor, "r v"], factor: Float[Tensor, " r"] | None
+    ) -> Float[Tensor, " r"]:
+        """Return the divergences; where there is a factor, `mine` becomes the gradient by the student's product, times it."""
+        student, teacher = heads
+        values = mine.new_empty(len(mine))
+        step = max(1, _NUMBERS_PER_BLOCK * min(max(torch.get_num_threads(), 2), 4) // mine.shape[1])
+        for block in (slice(start, start + step) for start in range(0, len(mine), step)):
+            log_p, _ = teacher.log_probs(others[block], self.temperature)
+            log_q, bent = student.log_probs(mine[block], self.temperature)
+            if factor is None:
+                values[block] = self.divergence.value(log_p, log_q)
+                continue
+            # the check costs less than it saves, except where its answer has to come back from another device
+            look = mine.device.type == "cpu"
+            all_possible = look and min(log_p.amin().item(), log_q.amin().item()) > -torch.inf
+            values[block], slope = self.divergence.gradient(log_p, log_q, all_possible=all_possible)
+            if bent is not None:
+                slope = slope * (1 - bent.square())
+            torch.mul(slope, (factor[block] * (student.logit_scale / self.temperature))[:, None], out=mine[block])
+        return values
+
+
+def accumulating(*tensors: Tensor) -> torch.dtype:
+    """float64 where anything is, float32 otherwise."""
+    return torch.float64 if any(one.dtype == torch.float64 for one in tensors) else torch.float32

@@ -1,18 +1,25 @@
-"""Divergences of two heads, hidden states times a matrix, without ever holding their logits for all rows."""
+"""Divergences of two heads, hidden states times a matrix, without ever holding their logits for all rows.
+
+Autograd sees one function, eager or compiled, whose gradient is computed in its forward pass.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.chunks import accumulating
-from whichkl.distillation.losses.head_gradients import Settings, differentiable
+from whichkl.distillation.losses.heads import Gradients, HeadDivergence, Needs, Triple, accumulating
 from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, checked_vocabulary, count
 from whichkl.distillation.losses.rows import divergence_named
 from whichkl.divergences.divergence import RowDivergence
+from whichkl.divergences.kinds import ROW_DIVERGENCES, parameters_of
 
 Hidden = Float[Tensor, "... h"]
 Weight = Float[Tensor, "v h"]
@@ -95,7 +102,7 @@ def linear_divergence(
     check_mask(mask, hidden_student.shape[:-1])
     if chunk_size is not None and chunk_size < 1:
         raise InputError(cannot(f"use chunk_size={chunk_size}", "a chunk is at least one row", "Pass None to choose by memory"))
-    settings = Settings(
+    settings = HeadDivergence(
         divergence_named(divergence, **parameters),
         checked_vocabulary("heads", {"teacher": len(weight_teacher), "student": len(weight_student)}, vocabulary),
         temperature,
@@ -117,7 +124,7 @@ def linear_divergence(
             scale = scale / count(hidden_student[..., 0], mask)
     if scale is not None and temperature_squared:
         scale = scale * temperature**2
-    loss = differentiable(settings, tensors, teacher, rows, scale)
+    loss = _differentiable(settings, tensors, teacher, rows, scale)
     if scale is not None:
         return loss
     return loss.reshape(hidden_student.shape[:-1]) * (temperature**2 if temperature_squared else 1)
@@ -132,3 +139,175 @@ def _check_heads(hidden: Tensor, weight: Tensor, bias: Tensor | None, who: str) 
         raise InputError(cannot("use this head", because, "Pass hidden states (…, h), a weight (v, h), and a bias (v,) or None"))
     if not all(one.is_floating_point() for one in (hidden, weight, *(() if bias is None else (bias,)))):
         raise InputError(cannot("use this head", f"the {who} isn't in floating point", "Pass floats"))
+
+
+def _differentiable(
+    settings: HeadDivergence, student: Triple, teacher: Triple, mask: Tensor | None, scale: Tensor | None
+) -> Tensor:
+    """Return scale · Σ values, or the values where scale is None, with gradients for the student's tensors that need them."""
+    a, b, c = (torch.is_grad_enabled() and one is not None and one.requires_grad for one in student)
+    if torch.compiler.is_compiling():
+        return _compiled(settings, student, teacher, mask, scale, (a, b, c))
+    if a or b or c:
+        loss: Tensor = _Eager.apply(*student, teacher, mask, settings, scale, (a, b, c))
+        return loss
+    return _computed(settings, student, teacher, mask, scale, None, (False, False, False))[0]
+
+
+def _at_once(scale: Tensor | None, needs: Sequence[bool]) -> bool:
+    """Whether gradients can be computed with the values: those by weight and bias add up rows, whose factors must be known."""
+    return scale is not None or not (needs[1] or needs[2])
+
+
+def _computed(
+    settings: HeadDivergence,
+    student: Triple,
+    teacher: Triple,
+    mask: Tensor | None,
+    scale: Tensor | None,
+    factors: Tensor | None,
+    needs: Needs,
+) -> tuple[Tensor, Gradients]:
+    """Return scale · Σ values, or the values, and the gradients that can be had beside them."""
+    if factors is None and not _at_once(scale, needs):
+        needs = (False, False, False)
+    row_factors = factors if scale is None else scale.expand(len(student[0]))
+    values, gradients = settings.run(student, teacher, mask, row_factors, needs)
+    return values if scale is None else values.sum() * scale, gradients
+
+
+class _Eager(torch.autograd.Function):
+    """The gradient's buffers are given to autograd and scaled in place, so that there is one of each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        teacher: Triple,
+        mask: Tensor | None,
+        settings: HeadDivergence,
+        scale: Tensor | None,
+        needs: Needs,
+    ) -> Tensor:
+        """Return values or their sum, and keep the gradients."""
+        loss, gradients = _computed(settings, (hidden, weight, bias), teacher, mask, scale, None, needs)
+        ctx.save_for_backward(hidden, weight, bias, *teacher, mask, scale)
+        ctx.settings, ctx.needs, ctx.ready = settings, needs, gradients if any(g is not None for g in gradients) else None
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients that are there, times the incoming one, or compute them again."""
+        *tensors, mask, scale = ctx.saved_tensors
+        student, teacher = (tensors[0], tensors[1], tensors[2]), (tensors[3], tensors[4], tensors[5])
+        gradients, ctx.ready = ctx.ready, None
+        if gradients is None:
+            factors = grad if scale is None else (grad * scale).expand(len(tensors[0]))
+            _, gradients = ctx.settings.run(student, teacher, mask, factors, ctx.needs)
+        elif grad.device.type != "cpu" or scale is None or grad.item() != 1:
+            for one in gradients:
+                if one is not None:
+                    one.mul_(grad if scale is not None else grad[:, None])
+        return (*(g if g is None else g.to(x.dtype) for g, x in zip(gradients, student, strict=True)), *[None] * 5)
+
+
+def _compiled(
+    settings: HeadDivergence, student: Triple, teacher: Triple, mask: Tensor | None, scale: Tensor | None, needs: Needs
+) -> Tensor:
+    name = settings.divergence.name
+    if type(settings.divergence) is not ROW_DIVERGENCES.get(name):
+        because = "a compiled graph knows divergences by name"
+        instead = f"Use one of {', '.join(ROW_DIVERGENCES)}"
+        raise InputError(cannot(f"compile {type(settings.divergence).__name__}", because, instead))
+    plain = (
+        list(needs),
+        name,
+        [float(getattr(settings.divergence, one)) for one in parameters_of(settings.divergence)],
+        settings.tokens,
+        settings.temperature,
+        settings.chunk_size,
+        [float(one) for one in settings.logit_scales],
+        [float(one or 0.0) for one in settings.softcaps],
+    )
+    loss: Tensor = _op(*student, *teacher, mask, scale, None, *plain)[0]
+    return loss
+
+
+@torch.library.custom_op("whichkl::heads_in_chunks", mutates_args=())
+def _op(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hidden_teacher: Tensor,
+    weight_teacher: Tensor,
+    bias_teacher: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor | None,
+    factors: Tensor | None,
+    needs: list[bool],
+    divergence: str,
+    parameters: list[float],
+    tokens: int,
+    temperature: float,
+    chunk_size: int,
+    logit_scales: list[float],
+    softcaps: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One node of a graph: scale · Σ values, or the values, and the gradients that can be had beside them, empty if not."""
+    caps, kind = [one or None for one in softcaps], ROW_DIVERGENCES[divergence](*parameters)
+    scales = (logit_scales[0], logit_scales[1])
+    settings = HeadDivergence(kind, tokens, temperature, chunk_size, scales, (caps[0], caps[1]))
+    student, teacher = (hidden, weight, bias), (hidden_teacher, weight_teacher, bias_teacher)
+    loss, found = _computed(settings, student, teacher, mask, scale, factors, (needs[0], needs[1], needs[2]))
+    by_hidden, by_weight, by_bias = (
+        loss.new_empty(0) if g is None or x is None else g.to(x.dtype) for g, x in zip(found, student, strict=True)
+    )
+    return loss, by_hidden, by_weight, by_bias
+
+
+@_op.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hidden_teacher: Tensor,
+    weight_teacher: Tensor,
+    bias_teacher: Tensor | None,
+    mask: Tensor | None,
+    scale: Tensor | None,
+    factors: Tensor | None,
+    needs: list[bool],
+    *plain: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulating(hidden, weight, hidden_teacher, weight_teacher)
+    ready = factors is not None or _at_once(scale, needs)
+    loss = hidden.new_empty(() if scale is not None else (len(hidden),), dtype=dtype)
+
+    def like(leaf: Tensor | None, need: bool) -> Tensor:
+        return torch.empty_like(leaf) if ready and need and leaf is not None else hidden.new_empty(0, dtype=dtype)
+
+    return loss, like(hidden, needs[0]), like(weight, needs[1]), like(bias, needs[2])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors, ctx.needs, ctx.plain = inputs[:8], inputs[9], inputs[10:]
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _back(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, by_hidden, by_weight, by_bias = ctx.saved_tensors
+    scale, grads = tensors[7], [by_hidden, by_weight, by_bias]
+    if _at_once(scale, ctx.needs):
+        grads = [
+            g * (grad if scale is not None else grad[:, None]).to(g.dtype) if need else g
+            for g, need in zip(grads, ctx.needs, strict=True)
+        ]
+    else:
+        grads = list(_op(*tensors, grad, ctx.needs, *ctx.plain)[1:])
+    return (*(g if need else None for g, need in zip(grads, ctx.needs, strict=True)), *[None] * 14)
+
+
+_op.register_autograd(_back, setup_context=_keep)

@@ -1,20 +1,185 @@
-"""From logits to a loss: temperature, masks, padding and reductions, the same for every row divergence."""
+"""From logits to a loss: temperature, masks, padding and reductions, for full rows and for stored parts of a teacher's rows."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.partial_teacher import SampledTokens, TopK, widened
 from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, checked_vocabulary, reduce
-from whichkl.divergences.divergence import RowDivergence
+from whichkl.divergences.divergence import LogProbs, RowDivergence, Rows
 
 Logits = Float[Tensor, "... v"]
 Mask = Bool[Tensor, "..."]
-Teacher = Logits | TopK | SampledTokens
 Loss = Float[Tensor, "..."]
+
+
+class StoredTeacher(ABC):
+    """Some tokens of each row, and the teacher's log-probabilities of them."""
+
+    what: ClassVar[str]
+    is_distinct: ClassVar[bool] = False
+    """Whether a row must name each token once."""
+
+    log_probs: Float[Tensor, "... k"]
+    indices: Int[Tensor, "... k"]
+    temperature: float
+
+    @abstractmethod
+    def value(self, divergence: RowDivergence, log_q: LogProbs) -> Rows:
+        """Return the divergence of each row, from what is stored."""
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        log_probs, indices = self.log_probs, self.indices
+        if indices.shape != log_probs.shape or indices.dtype not in (torch.int64, torch.int32):
+            because = f"indices are {indices.dtype} {tuple(indices.shape)}, log_probs {tuple(log_probs.shape)}"
+            raise InputError(cannot(f"use this {self.what}", because, "Pass integer tokens, one for each log-probability"))
+        if not log_probs.is_floating_point() or log_probs.dim() == 0 or log_probs.shape[-1] == 0:
+            instead = "Pass floats of shape (…, k), k ≥ 1"
+            raise InputError(cannot(f"use this {self.what}", "it holds no log-probabilities", instead))
+
+    def check(self, vocabulary: int, mask: Mask | None) -> None:
+        """Refuse rows that count and can't be log-probabilities of `vocabulary` tokens."""
+        if torch.compiler.is_compiling():  # a compiled graph can't look at numbers
+            return
+        log_probs, indices = self.log_probs.detach(), self.indices
+        if mask is not None:  # rows that don't count may hold anything
+            log_probs, indices = log_probs[mask], indices[mask]
+        if indices.numel() == 0:
+            return
+        low, high = (int(end) for end in indices.aminmax())
+        if low < 0 or high >= vocabulary:
+            because = f"it names token {low if low < 0 else high}, and the student has {vocabulary}, counted from 0"
+            instead = "Pass indices into the student's vocabulary; leave rows out by `mask`"
+            raise InputError(cannot(f"use this {self.what}", because, instead))
+        exact, wide = log_probs.dtype in (torch.float32, torch.float64), log_probs.double()
+        most = (wide.logsumexp(-1) if self.is_distinct else wide).exp().max().item()
+        if most > 1 + (1e-3 if exact else 0.05):
+            because = f"the tokens of a row hold a probability of {most:.3g}"
+            instead = "Pass log-probabilities: `log_softmax` of logits, the log of probabilities"
+            raise InputError(cannot(f"use this {self.what}", because, instead))
+        if self.is_distinct and bool((indices.sort(-1).values.diff(dim=-1) == 0).any()):
+            because = "a row names a token twice, so that its probability would count twice"
+            instead = "Pass each token once a row; `SampledTokens` takes repeats"
+            raise InputError(cannot(f"use this {self.what}", because, instead))
+
+
+@dataclass(frozen=True)
+class TopK(StoredTeacher):
+    """The teacher's k likeliest tokens of each row; all others are one bucket that holds the rest, never renormalised.
+
+    Every divergence that obeys the data-processing inequality is then a lower bound of the full one, at least 0, and sees mass
+    that the student puts outside the k tokens.
+
+    Args:
+        log_probs: (…, k), the teacher's log-probabilities in nats, normalised over the whole vocabulary.
+        indices: (…, k), which tokens; each once in a row.
+        temperature: the one that the probabilities are for. The rest can't be taken to another one.
+        log_rest: (…), log of the mass of the other tokens; computed from `log_probs` if it isn't given, which can't
+            distinguish a rest below rounding from rounding.
+
+    Raises:
+        InputError: shapes or dtypes don't match.
+    """
+
+    what: ClassVar[str] = "top-k"
+    is_distinct: ClassVar[bool] = True
+
+    log_probs: Float[Tensor, "... k"]
+    indices: Int[Tensor, "... k"]
+    temperature: float = 1.0
+    log_rest: Rows | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        super().__post_init__()
+        if self.log_rest is not None and self.log_rest.shape != self.log_probs.shape[:-1]:
+            because = f"log_rest has shape {tuple(self.log_rest.shape)}, log_probs {tuple(self.log_probs.shape)}"
+            raise InputError(cannot("use this top-k", because, "Pass one log mass a row"))
+
+    @classmethod
+    def of(cls, logits: LogProbs, k: int, temperature: float = 1.0) -> Self:
+        """Keep the k likeliest tokens of each row of logits, and the exact mass of the rest.
+
+        >>> kept = TopK.of(torch.tensor([[2.0, 1.0, 0.0, 0.0]]), k=2)
+        >>> kept.indices, kept.log_rest.exp()
+        (tensor([[0, 1]]), tensor([0.1652]))
+        """
+        if not 0 < k <= logits.shape[-1]:
+            raise InputError(cannot(f"keep k={k} tokens", f"there are {logits.shape[-1]}", "Pass 1 ≤ k ≤ the vocabulary"))
+        log_p = torch.log_softmax(widened(logits) / temperature, -1)
+        log_probs, indices = log_p.topk(k, -1)
+        return cls(log_probs, indices, temperature, log_p.scatter(-1, indices, -math.inf).logsumexp(-1))
+
+    def value(self, divergence: RowDivergence, log_q: LogProbs) -> Rows:
+        """Return the divergence of each row between k + 1 buckets."""
+        if not divergence.coarsens:
+            because = "it needs the teacher's whole row, and merged tokens don't bound it"
+            raise InputError(cannot(f"use {divergence.name} with a top-k teacher", because, "Use for example `forward_kl`"))
+        log_probs, indices = self.log_probs.to(log_q.dtype), self.indices.long()
+        rest = log_q.scatter(-1, indices, -math.inf)
+        nothing = (rest == -math.inf).all(-1, keepdim=True)  # every token kept, or the others impossible
+        log_left = rest.masked_fill(nothing, 0.0).logsumexp(-1, keepdim=True).masked_fill(nothing, -math.inf)
+        if self.log_rest is not None:
+            log_rest = self.log_rest.to(log_q.dtype)[..., None]
+        elif log_probs.shape[-1] == log_q.shape[-1]:
+            log_rest = torch.full_like(log_probs[..., :1], -math.inf)
+        else:
+            mass = self.log_probs.exp().sum(-1, keepdim=True)
+            log_rest = (1 - mass).clamp(min=torch.finfo(self.log_probs.dtype).eps).log().to(log_q.dtype)
+        teacher = torch.cat([log_probs, log_rest], -1)
+        return divergence.value(teacher, torch.cat([log_q.gather(-1, indices), log_left], -1))
+
+
+@dataclass(frozen=True)
+class SampledTokens(StoredTeacher):
+    """Tokens drawn for each row, from the teacher or from any proposal that covers it: an unbiased replacement for the row.
+
+    A divergence that is a sum over tokens, Σ h, is estimated by the mean of h/r over tokens from r, without bias in value and
+    gradient, since the student's normaliser is exact. Source: Anshumann et al., Sparse logit sampling (2025).
+
+    Args:
+        indices: (…, n), the tokens drawn, with repeats.
+        log_probs: (…, n), the teacher's log-probabilities of them in nats, normalised over the whole vocabulary.
+        temperature: the one that the teacher's probabilities are for.
+        log_proposal: (…, n), log r of the tokens; None: they were drawn from the teacher itself, r = p.
+
+    Raises:
+        InputError: shapes or dtypes don't match.
+    """
+
+    what: ClassVar[str] = "sample of tokens"
+
+    indices: Int[Tensor, "... n"]
+    log_probs: Float[Tensor, "... n"]
+    temperature: float = 1.0
+    log_proposal: Float[Tensor, "... n"] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        super().__post_init__()
+        if self.log_proposal is not None and self.log_proposal.shape != self.log_probs.shape:
+            because = f"log_proposal has shape {tuple(self.log_proposal.shape)}, log_probs {tuple(self.log_probs.shape)}"
+            raise InputError(cannot("use this sample of tokens", because, "Pass one log-probability for each token drawn"))
+
+    def value(self, divergence: RowDivergence, log_q: LogProbs) -> Rows:
+        """Return the estimate of each row, which may be below 0."""
+        if not divergence.sums:
+            because = "it isn't a sum over tokens, so that a sample would bias it"
+            raise InputError(cannot(f"use {divergence.name} with sampled tokens", because, "Use for example `forward_kl`"))
+        log_p = self.log_probs.to(log_q.dtype)
+        weight = log_p if self.log_proposal is None else self.log_proposal.to(log_q.dtype)
+        return (divergence.terms(log_p, log_q.gather(-1, self.indices.long())) * (-weight).exp()).mean(-1)
+
+
+Teacher = Logits | StoredTeacher
 
 
 def of_logits(
@@ -62,7 +227,7 @@ def of_logits(
     check_mask(mask, student.shape[:-1])
     dtype = torch.float64 if torch.float64 in (student.dtype, _dtype(teacher)) else torch.float32
     log_q = _log_probs(student, temperature, mask, vocabulary, dtype)
-    if isinstance(teacher, (TopK, SampledTokens)):
+    if isinstance(teacher, StoredTeacher):
         teacher.check(student.shape[-1] if vocabulary is None else vocabulary, mask)
         values = teacher.value(divergence, log_q)
     else:
@@ -83,21 +248,26 @@ def _dtype(teacher: Teacher) -> torch.dtype:
 
 
 def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, temperature: float) -> None:
-    partial = isinstance(teacher, (TopK, SampledTokens))
+    partial = isinstance(teacher, StoredTeacher)
     if not isinstance(student, Tensor) or not (partial or isinstance(teacher, Tensor)):
         because = f"the teacher is a {type(teacher).__name__}, the student a {type(student).__name__}"
         raise InputError(cannot("compare these logits", because, "Pass torch tensors of logits, or a stored teacher (`TopK`)"))
     if not student.is_floating_point() or not _dtype(teacher).is_floating_point:
         because = f"they are {_dtype(teacher)} and {student.dtype}"
         raise InputError(cannot("compare these logits", because, "Pass floating-point logits, not token numbers"))
-    shape = teacher.log_probs.shape if isinstance(teacher, (TopK, SampledTokens)) else teacher.shape
+    shape = teacher.log_probs.shape if isinstance(teacher, StoredTeacher) else teacher.shape
     if student.dim() == 0 or len(shape) == 0 or shape[:-1] != student.shape[:-1]:
         because = f"the teacher has shape {tuple(shape)}, the student {tuple(student.shape)}"
         raise InputError(cannot("compare these logits", because, "Pass the same rows of both, the vocabulary on the last axis"))
     columns = {"student": student.shape[-1]} if partial else {"teacher": shape[-1], "student": student.shape[-1]}
     checked_vocabulary("logits", columns, vocabulary)
-    if isinstance(teacher, (TopK, SampledTokens)) and teacher.temperature != temperature:
+    if isinstance(teacher, StoredTeacher) and teacher.temperature != temperature:
         because = f"its probabilities are for temperature {teacher.temperature}, and the tokens left out are needed for another"
         raise InputError(
             cannot(f"use this stored teacher at temperature {temperature}", because, f"Store it with `temperature={temperature}`")
         )
+
+
+def widened(x: Tensor) -> Tensor:
+    """float64 as it is, everything narrower as float32."""
+    return x if x.dtype == torch.float64 else x.float()

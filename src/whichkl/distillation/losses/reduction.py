@@ -36,22 +36,14 @@ def count(values: Rows, mask: Mask | None) -> Tensor | int:
 
 
 def check_reduction(reduction: str) -> None:
-    """Refuse an unknown reduction.
-
-    Raises:
-        InputError: it isn't one of mean, sum, none.
-    """
+    """Refuse an unknown reduction."""
     if reduction not in REDUCTIONS:
         because = "a divergence is a sum over the vocabulary, and its mean goes over rows"
         raise InputError(cannot(f"use reduction={reduction!r}", because, f"Pass one of {', '.join(REDUCTIONS)}"))
 
 
 def check_mask(mask: Tensor | None, rows: torch.Size) -> None:
-    """Refuse a mask that isn't bool (n) for rows (n).
-
-    Raises:
-        InputError: its dtype or shape is wrong.
-    """
+    """Refuse a mask that isn't bool (n) for rows (n)."""
     if mask is None:
         return
     if mask.dtype != torch.bool or mask.shape != rows:
@@ -60,22 +52,14 @@ def check_mask(mask: Tensor | None, rows: torch.Size) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that isn't positive and finite.
-
-    Raises:
-        InputError: it is zero, negative, infinite or NaN.
-    """
+    """Refuse a temperature that isn't positive and finite."""
     if not 0 < temperature < math.inf:
         because = "logits are divided by it"
         raise InputError(cannot(f"use temperature={temperature}", because, "Pass a positive number; 1 leaves the logits alone"))
 
 
 def checked_vocabulary(what: str, columns: Mapping[str, int], vocabulary: int | None) -> int:
-    """Return how many columns are tokens, from the numbers of columns of the teacher and the student.
-
-    Raises:
-        InputError: the numbers differ and no vocabulary is given, or there are fewer columns than tokens.
-    """
+    """Return how many columns are tokens, from the numbers of columns of the teacher and the student."""
     least = min(columns.values())
     if vocabulary is None and len(set(columns.values())) > 1:
         because = " and ".join(f"the {who} has {count} columns" for who, count in columns.items())
