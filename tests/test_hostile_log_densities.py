@@ -236,3 +236,31 @@ def test_a_jump_is_measured():
     crossed = ((x[:32, 0] > 0.5) != (x[32:, 0] > 0.5)).double().mean()
     assert jumps(wk.Target(log_prob=step, dim=2), x) == pytest.approx(5 * float(crossed), rel=1e-6)
     assert jumps(wk.Target(log_prob=lambda x: cut(x, x[:, 0] > 3), dim=2), x) is None
+
+
+def _in_place(x):
+    values = np.asarray(x.detach())
+    np.abs(values, out=values)
+    return -((values - 1) ** 2).sum(-1) / 2
+
+
+def _of_absolute_values(x):
+    return -((np.abs(np.asarray(x.detach())) - 1) ** 2).sum(-1) / 2
+
+
+def _in_place_of_tensors(x):
+    with torch.no_grad():
+        x.abs_()
+    return -(x - 1).square().sum(-1) / 2
+
+
+def test_a_log_density_that_changes_its_argument_changes_no_fit():
+    fits = [wk.fit(wk.Target(log_prob=one, dim=1)) for one in (_in_place, _of_absolute_values)]
+    assert fits[0].value == fits[1].value
+    with pytest.raises(TargetError, match="changes its argument in place"):
+        wk.fit(wk.Target(log_prob=_in_place_of_tensors, dim=1))
+
+
+def test_complex_log_densities_are_refused():
+    with pytest.raises(TargetError, match="complex"):
+        wk.fit(wk.Target(log_prob=lambda x: torch.complex(-x.square().sum(-1), x.sum(-1)), dim=1))

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+import whichkl as wk
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth, tail_shape
 
 with warnings.catch_warnings():
@@ -51,3 +52,14 @@ def test_values_that_gather_before_a_light_tail_are_not_taken_for_a_heavy_one():
     assert tail_shape(light) < 0.5
     heavy = torch.distributions.Cauchy(0.0, 1.0).icdf((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
     assert tail_shape(heavy) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weights_of_a_narrow_proposal_make_a_fit_unreliable_and_even_ones_do_not(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2_000, 5, generator=generator, dtype=torch.float64)
+    narrow, log_weight = 0.5 * x, (1 - 0.5**2) / 2 * x.square().sum(1)
+    value = wk.fit(wk.Target(samples=narrow, weights=(log_weight - log_weight.max()).exp())).value
+    assert not value.reliable and any("heavy tail" in note for note in value.notes)
+    for even in (torch.rand(2_000, generator=generator) + 0.5, torch.randint(1, 6, (2_000,), generator=generator)):
+        assert wk.fit(wk.Target(samples=x, weights=even.double())).value.reliable

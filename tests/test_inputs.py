@@ -167,3 +167,17 @@ def test_a_model_with_mass_where_the_target_has_none_is_said_to_be_infinitely_fa
     with pytest.raises(TargetError, match=r"-inf inside the support .* Pass `support=`"):
         wk.fit(wk.Target(log_prob=half, dim=2))
     assert wk.fit(wk.Target(log_prob=half, dim=2, support="positive")).status == "converged"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([[1.0, 2.0], [3.0]], "rows have different lengths"),
+        (np.ones((9, 2), dtype=complex), "real and imaginary parts"),
+        (np.zeros((9, 1), dtype="datetime64[D]"), "days since"),
+        (np.ones((9, 2), dtype=object), "dtype=float"),
+    ],
+)
+def test_arrays_that_hold_no_numbers_are_refused_with_what_to_do(values, said):
+    with pytest.raises(InputError, match=said):
+        wk.fit(values)

@@ -308,7 +308,7 @@ def test_the_command_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path, fam
     assert not (tmp_path / "broken" / "report.html").exists()
     out, error = start("broken").communicate()
     expected, _ = whole.communicate()
-    assert error == "An interrupted run left its state in broken: the same run resumes from there.\n"
+    assert error == "An interrupted run left its state in broken. If this is the same run, it resumes from there.\n"
     assert json.loads(out)["parameters"] == json.loads(expected)["parameters"]
     assert (tmp_path / "broken" / "report.html").exists()
     assert not (tmp_path / "broken" / ".journal").exists()

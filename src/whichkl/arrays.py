@@ -14,6 +14,14 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.process.torch_modes import normal
 
+_INSTEAD = {
+    "c": "Give real and imaginary parts as columns",
+    "M": "Give times as numbers, such as days since the first",
+    "m": "Give times as numbers, such as seconds",
+    "O": "Convert them, such as by `np.array(x, dtype=float)`; drop or encode text",
+}
+"""What to do with arrays that hold no numbers, by the kind of their dtype."""
+
 
 def tensor_of(values: Any) -> Tensor:
     """Return a tensor unchanged; an array, or numbers, as a tensor on the CPU of the type that NumPy gives them.
@@ -53,10 +61,13 @@ def read_matrix(
         because = f"{int(np.ma.count_masked(values)):,} of their numbers are masked"
         raise InputError(cannot(do, because, "Drop these rows, or fill in the numbers"))
     if not isinstance(values, Tensor):
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise InputError(cannot(do, "their rows have different lengths", "Give one row of d numbers per draw")) from error
         if array.dtype.kind not in "biuf":
             because = f"their type is `{array.dtype}`, not a number"
-            raise InputError(cannot(do, because, "Drop the text columns, or encode them"))
+            raise InputError(cannot(do, because, _INSTEAD.get(array.dtype.kind, "Drop the text columns, or encode them")))
         check_whole(array, what)
         values = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
     elif not values.is_floating_point() and not values.is_complex():

@@ -12,6 +12,8 @@ _MIN_TAIL = 60
 """Smallest number of values from which the shape of a tail is estimated."""
 _MAX_KOLMOGOROV = 1.2
 """Largest Kolmogorov distance times √n of a good fit; a true distribution exceeds it in fewer than 1 % of cases."""
+_MAX_SHAPE = 0.5
+"""k̂ from which on the variance of weights is infinite."""
 _MIN_EVEN_SHARE = 0.9
 """Share of effective rows from which on no tail of weights matters."""
 _MAX_SHARE_OF_A_ROW = 0.05
@@ -111,8 +113,8 @@ def khat_limit(n: int) -> float:
 def doubt_of_weights(weights: Float[Tensor, " n"]) -> str | None:
     """Say why a mean with given weights of rows can't be trusted; None if it can.
 
-    The weights then have a heavy tail (k̂ above `khat_limit`), and nearly equal weights don't: with an ESS of 0.9 n or more, no
-    tail matters. k̂ of few distinct weights is infinite, which counts where one row holds a twentieth of the mass or more.
+    The weights then have a heavy tail: k̂ is ½ or more, so that their variance may be infinite. No tail matters where the ESS is
+    0.9 n or more. k̂ of few distinct weights is infinite, which counts where one row holds a twentieth of the mass or more.
 
     >>> doubt_of_weights(torch.ones(100)) is None
     True
@@ -124,7 +126,7 @@ def doubt_of_weights(weights: Float[Tensor, " n"]) -> str | None:
     if ess >= _MIN_EVEN_SHARE * len(w):
         return None
     khat = pareto_smooth(w.log())[1]
-    if khat <= khat_limit(len(w)) or (khat == math.inf and float(w.max()) < _MAX_SHARE_OF_A_ROW):
+    if khat < _MAX_SHAPE or (khat == math.inf and float(w.max()) < _MAX_SHARE_OF_A_ROW):
         return None
     shown = "∞" if khat == math.inf else f"{khat:.2f}"
     found = f"k̂ = {shown}, {ess:.1f} effective rows of {len(w):,}"

@@ -130,7 +130,8 @@ def _check_listed(folder: Path, keys: set[str]) -> None:
     text = read_file(folder / "table.csv").decode(errors="replace")
     lost = [row["cell"] for row in csv.DictReader(io.StringIO(text)) if row.get("cell") and row["cell"] not in keys]
     if lost:
-        because = f"{len(lost)} cells that table.csv lists are missing, `cells/{lost[0][:80]}` among them"
+        others = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        because = f"`cells/{lost[0][:80]}`, which table.csv lists, is missing{others}"
         instead = "Restore them, or run the study's command again, which computes them again"
         raise IntegrityError(cannot(f"trust `{folder}`", because, instead))
 

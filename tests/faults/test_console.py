@@ -276,6 +276,23 @@ def test_what_user_code_prints_stays_out_of_the_result(folder):
     assert "from the" not in text.stdout and "reverse_kl" in text.stdout
 
 
+def test_what_libraries_and_child_processes_print_stays_out_of_the_result(folder):
+    code = """
+import os, subprocess, sys
+def f(x):
+    os.write(1, b"raw")
+    sys.__stdout__.write("hidden")
+    if len(x) == 1:
+        subprocess.run([sys.executable, "-c", "print('child')"])
+    return -x.square().sum(-1)
+"""
+    (folder / "noisy.py").write_text(code)
+    found = whichkl("fit", "--log-prob", "noisy.py:f", "--dim", 1, "--json", cwd=folder)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["solver"] == "natural_gradient"
+    assert all(text in found.stderr for text in ("raw", "hidden", "child"))
+
+
 def test_loading_the_command_line_changes_nothing_of_the_process():
     code = """
 import codecs, signal, sys

@@ -445,6 +445,25 @@ class TestStudies:
                 attempt()
         assert study(tmp_path / "a", recompute=True).rows == ours.rows
 
+    def test_a_cell_of_a_study_with_other_seeds_is_noticed(self, tmp_path):
+        study(tmp_path / "a"), study(tmp_path / "more", seeds=4)
+        shutil.copytree(tmp_path / "more" / "cells", tmp_path / "a" / "cells", dirs_exist_ok=True)
+        for attempt in (lambda: Study.load(tmp_path / "a"), lambda: verify(tmp_path / "a")):
+            with pytest.raises(IntegrityError, match="isn't one of this study"):
+                attempt()
+
+    @pytest.mark.parametrize("content", ["", '{"format": 1, "tar', "null", "[" * 2000, "\x00\x01"])
+    def test_a_study_file_that_is_no_json_is_damaged_not_foreign(self, tmp_path, content):
+        found = study(tmp_path / "a")
+        (tmp_path / "a" / "study.json").write_text(content)
+        with pytest.raises(IntegrityError, match="recompute"):
+            verify(tmp_path / "a")
+        assert study(tmp_path / "a", recompute=True).rows == found.rows
+        (tmp_path / "a" / "study.json").write_text('{"mine": 1}')
+        with pytest.raises(InputError, match="didn't write|isn't one that whichkl wrote"):
+            study(tmp_path / "a", recompute=True)
+        assert (tmp_path / "a" / "study.json").read_text() == '{"mine": 1}'
+
     def test_a_cell_under_anothers_key_is_noticed(self, tmp_path):
         found = study(tmp_path / "a")
         shutil.rmtree(found.cells[0].folder)

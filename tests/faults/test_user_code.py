@@ -196,3 +196,12 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_on_demand(tmp_path):
     debug = whichkl("audit", "m.py:f", "--debug", cwd=tmp_path)
     assert "Traceback (most recent call last)" in debug.stderr
     assert debug.returncode == plain.returncode
+
+
+def test_a_metric_that_fails_is_named_in_the_printed_result():
+    def bad(model, draws):
+        sys.exit(0)
+
+    rows = torch.randn(120, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = wk.compare(wk.Target(samples=rows), families="gaussian", objectives="forward_kl", seeds=2, metrics=["khat", bad])
+    assert "bad wasn't measured in 2 of 2 cells: it called sys.exit(0)" in str(found)

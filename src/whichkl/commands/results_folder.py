@@ -98,7 +98,7 @@ def journal_of(folder: Path | None) -> Path | None:
         return None
     journal = folder / ".journal"
     if next(journal.glob("*/*.safetensors"), None) is not None:
-        console.note(f"An interrupted run left its state in {folder}: the same run resumes from there.")
+        console.note(f"An interrupted run left its state in {folder}. If this is the same run, it resumes from there.")
     return journal
 
 

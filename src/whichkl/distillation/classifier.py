@@ -123,7 +123,7 @@ def distill(
     pupil.load_state_dict(run.best)
     pupil.eval()
     say("scoring the student", math.nan)
-    status = "stopped early" if run.is_stopped else "finished"
+    status = "stopped early" if run.is_stopped and run.round < epochs else "finished"
     trained = (run.round, run.seen, run.best_round, tuple(run.history))
     return Distillation(pupil, _scores(frozen, pupil, unseen), str(loss), settings, status, *trained, _notes(run), log)
 

@@ -99,7 +99,9 @@ class Family(ABC):
     def refuse_constant(self, is_constant: Bool[Tensor, " d"], names: Sequence[str]) -> None:
         """Refuse columns whose values are all the same."""
         if bool(is_constant.any()):
-            self.refuse(f"column {quoted(names, is_constant)} is constant, so its density is unbounded", "Drop the column")
+            which, is_one = quoted(names, is_constant), int(is_constant.sum()) == 1
+            because = f"column {which} is constant, so its" if is_one else f"columns {which} are constant, so their"
+            self.refuse(f"{because} density is unbounded", f"Drop the column{'' if is_one else 's'}")
 
     def config(self) -> dict[str, Any]:
         """Return the class name and the fields, as JSON can hold them."""

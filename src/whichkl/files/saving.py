@@ -127,7 +127,8 @@ class Saved:
         except (IsADirectoryError, NotADirectoryError) as error:
             raise self.damaged(folder, f"`{Path(str(error.filename)).name}` isn't a file") from error
         except OSError as error:
-            raise ResourceError(cannot(f"read `{path}`", error.strerror or str(error), "Correct its permissions")) from error
+            do, because = f"read `{error.filename or path}`", error.strerror or str(error)
+            raise ResourceError(cannot(do, because, "Check this path, and the disk")) from error
         except ValueError as error:
             if isinstance(error, WhichklError):
                 raise

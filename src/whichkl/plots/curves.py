@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from whichkl.distillation import Distillation
 from whichkl.families import Mixture
 from whichkl.fitting import Fit
-from whichkl.goodness.bands import levels
+from whichkl.goodness.transform import levels
 from whichkl.plots.style import (
     COLORS,
     MAX_LEGEND_LENGTH,

@@ -285,11 +285,20 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def is_study(path: Path) -> bool:
-    """Whether a file is a study's configuration, even a damaged one: it has most of the names that every study has."""
+    """Whether a file is a study's configuration, even a damaged one.
+
+    It then has most of the names that every study has; or it is no object of JSON at all, and finished cells lie beside it.
+    """
     if path.is_symlink() or not path.is_file():
         return False
     content = path.read_bytes()
-    return sum(f'"{name}":'.encode() in content for name in get_type_hints(RequiredFields)) > 1
+    if sum(f'"{name}":'.encode() in content for name in get_type_hints(RequiredFields)) > 1:
+        return True
+    try:
+        is_object = isinstance(read_json(content), dict)
+    except ValueError:
+        is_object = False
+    return not is_object and any((path.parent / _CELLS).glob(f"*/{_DONE}"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.families import Family
 from whichkl.files.writing import write_whole
 from whichkl.fitting import Fit
@@ -132,7 +132,19 @@ class Study:
             lines.append([arm, *(mean_text(mine, name) for name in shown), f"{bad} of {len(mine)}"])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join(text + [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped])
+        text += [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped]
+        return "\n".join([*text, *self._failed_measures()])
+
+    def _failed_measures(self) -> list[str]:
+        """Return a line for each measure that raised, with the number of cells and the first reason."""
+        reasons: dict[str, list[str]] = {}
+        for cell in self.cells:
+            for note in str(cell.row.get("notes") or "").split("; "):
+                name, said, reason = note.partition(" wasn't measured (")
+                if said:
+                    reasons.setdefault(name, []).append(reason.removesuffix(")"))
+        count = len(self.cells)
+        return [f"{name} wasn't measured in {len(why)} of {count} cells: {why[0]}" for name, why in reasons.items()]
 
 
 def mean_text(rows: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -154,6 +166,11 @@ def ordered(cells: list[Stored], config: dict[str, Any]) -> tuple[Stored, ...]:
 
     def place(cell: Stored) -> tuple[int, int, int]:
         c = cell.config
-        return seeds.index(c["seed"]), families.index(c["family"]), objectives.index(c["objective"])
+        try:
+            return seeds.index(c["seed"]), families.index(c["family"]), objectives.index(c["objective"])
+        except ValueError as error:
+            because = f"the cell {cell.key[:16]}… isn't one of this study: its seed, family or objective isn't"
+            instead = "Move it away, or restore the study's own `study.json`"
+            raise IntegrityError(cannot("trust this study", because, instead)) from error
 
     return tuple(sorted(cells, key=place))
