@@ -303,6 +303,7 @@ def test_a_save_never_harms_what_is_there(tmp_path):
 _LOOP = """
 import sys, whichkl as wk, numpy as np
 fits = [wk.fit(np.random.default_rng(i).normal(size=(50, 3))) for i in range(2)]
+fits[0].save(sys.argv[1])
 print("ready", flush=True)
 while True:
     for fit in fits:
