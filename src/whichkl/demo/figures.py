@@ -12,7 +12,7 @@ from whichkl.demo import textbook
 from whichkl.demo.run import Schools
 from whichkl.plots.fitted import density
 from whichkl.plots.style import AXIS, COLORS, Figure, add_area, add_line, add_points, error_bars, new_figure, style
-from whichkl.problems.eight_schools import EFFECTS, ERRORS
+from whichkl.problems.real_data import EFFECTS, ERRORS
 
 
 def case_curves(case: textbook.Case, x: torch.Tensor) -> Figure:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from whichkl._checks import InputError, cannot
-from whichkl.problems.eight_schools import EFFECTS, ERRORS
-from whichkl.problems.eight_schools import log_prob as eight_schools_log_prob
+from whichkl.problems.real_data import EFFECTS, ERRORS, eight_schools_log_prob
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
