@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from whichkl.diagnostics.correlation import next_richer
+from whichkl.diagnostics.columns import next_richer
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.result import MAX_LOSS_GAP, Diagnostics, draws_in
 from whichkl.divergences import Estimate

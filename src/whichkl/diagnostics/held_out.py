@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whichkl._checks import WhichklError
 from whichkl.access import Access
-from whichkl.diagnostics.correlation import next_richer, rows_are_correlated
+from whichkl.diagnostics.columns import next_richer, rows_are_correlated
 from whichkl.diagnostics.findings import MAX_KL
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.models import model_target

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
-from whichkl.diagnostics.missing_modes import MissingModes, is_missed
+from whichkl.diagnostics.result import MissingModes, is_missed
 from whichkl.particles import Reference, temper
 from whichkl.process.seeds import seeded
 from whichkl.solvers import Solution

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.access import Access
-from whichkl.diagnostics.correlation import weights_are_correlated
+from whichkl.diagnostics.columns import weights_are_correlated
 from whichkl.diagnostics.result import MAX_LOSS_GAP, Diagnostics
 from whichkl.divergences import Estimate, Finite
 from whichkl.divergences.draws import monte_carlo
