@@ -42,7 +42,7 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
     """
     sizes = _Sizes()
     bundles = _Bundles(cells, sizes)
-    for bundle, result in ray.as_completed(_Task.of(plan), bundles):
+    for bundle, result in ray.as_completed(_Task.of(plan), bundles.take):
         if not isinstance(result, Exception):
             sizes.learn([outcome.seconds["total"] for outcome in result])
             yield from zip(bundle, result, strict=True)
