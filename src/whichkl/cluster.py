@@ -172,8 +172,9 @@ class Ray(Workers):
             ray.init("local", num_cpus=self.most, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             return
         try:
-            if self.address != "auto":
-                _check_reachable(self.address)
+            if self.address != "auto":  # Ray itself would wait for many minutes
+                host, _, port = self.address.rpartition(":")
+                socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=5).close()
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             if self.address != "auto":
@@ -290,12 +291,6 @@ def _ahead(
             yield fetch(waiting.popleft())
     while waiting:
         yield fetch(waiting.popleft())
-
-
-def _check_reachable(address: str) -> None:
-    """Try to reach HOST:PORT within five seconds: Ray itself would wait for many minutes."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=5).close()
 
 
 def _cause(error: Any) -> Exception:

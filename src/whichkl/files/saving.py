@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -60,11 +61,13 @@ class Saved:
         self.refuse_other(folder)
         with locked(folder, f"save {self.what} in `{folder}`", _SECONDS_TO_WAIT):
             self.refuse_other(folder)
-            before = self._names(folder)
+            before = ""
+            with contextlib.suppress(OSError, ValueError):  # there may be no earlier result, or a damaged one
+                before = self._weights_of(read_file(folder / self.file))
             for name, data in files.items():
                 write_whole(folder / name, data)
             for entry in sorted(folder.iterdir()):
-                if entry.name not in files and (entry.name in before or _is_left_over(entry)):
+                if entry.name not in files and (entry.name == before or _is_left_over(entry)):
                     remove_own(entry, self.is_own)
 
     def refuse_other(self, folder: Path) -> None:
@@ -161,13 +164,6 @@ class Saved:
         if hashlib.sha256(weights).hexdigest() != fields.get("sha256"):
             raise ValueError(f"the SHA-256 of {fields['weights']} differs")
         return checked(kind, fields)
-
-    def _names(self, folder: Path) -> set[str]:
-        """Return the name of the weights of the result in a folder, if there is a result."""
-        try:
-            return {self._weights_of(read_file(folder / self.file))}
-        except (OSError, ValueError):
-            return set()
 
 
 def _is_file_or_gone(entry: Path) -> bool:

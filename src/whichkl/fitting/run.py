@@ -86,17 +86,16 @@ def fit(
     >>> [round(m, 6) for m in result.model.mean.tolist()]
     [1.0, 1.0]
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number of at least 0", "Give, say, seed=0"))
-    if seed >= _MAX_SEED:
-        raise InputError(cannot(f"use `seed={seed}`", f"seeds are below {_MAX_SEED:,}", "Give, say, seed=0"))
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    if not is_whole or seed >= _MAX_SEED:
+        because = f"seeds are below {_MAX_SEED:,}" if is_whole else "it isn't a whole number of at least 0"
+        raise InputError(cannot(f"use `seed={seed!r}`", because, "Give, say, seed=0"))
     given = Target.of(target)
     named = None if family is None else family_of(family)
     _check_pairs(given, named)
     family = default_family(given) if named is None else named
-    used = given.evaluations
-    log = None if journal is None else Journal.of(journal, _identity(given, family, objective, solver, seed), used)
-    work = Work(workers_of(cluster), tell or QUIET.tell, log, used)
+    log = None if journal is None else Journal.of(journal, _identity(given, family, objective, solver, seed), given.evaluations)
+    work = Work(workers_of(cluster), tell or QUIET.tell, log, given.evaluations)
     p = given.noting_repeats() if judge else given
     done = solve(p, family, objective, solver, seed, work, judged=judge)
     if cluster is not None and done.objective.direction == "reverse":
