@@ -52,38 +52,6 @@ def linear_response(
     columns: Sequence[int | str] | None,
     seed: int,
 ) -> Float[Tensor, "k d"]:
-    """Check a request for the linear response of a fit, and answer it by `response`."""
-    if not (isinstance(objective, ReverseKL) and isinstance(family, Gaussian) and family.covariance == "diagonal"):
-        because = f"it minimised {objective.name} over {family}, and only mean field's means answer for its spreads"
-        raise InputError(cannot(_DO, because, 'Use `fit(target, Gaussian("diagonal"), objective="reverse_kl")`'))
-    if target is None:
-        raise TargetError(cannot(_DO, "a loaded fit has no log density", "Pass `target=`, what was fitted"))
-    free = target.unconstrained()
-    if columns is None and free.dim > _MAX_ROWS_OF_COVARIANCE:
-        because = f"all of it would be {free.dim:,} × {free.dim:,} numbers"
-        raise InputError(cannot(_DO, because, f"Name up to {_MAX_ROWS_OF_COVARIANCE} `columns=`"))
-    best = diagnostics.optima[0].model
-    if tuple(best.event_shape) != (free.dim,):
-        because = f"the target has {free.dim} free coordinates, and the fit {best.event_shape[0]}"
-        raise InputError(cannot(_DO, because, "Pass the target that was fitted"))
-    named = [columns] if isinstance(columns, (str, int)) else range(free.dim) if columns is None else columns
-    chosen = [_number(one, free) for one in named]
-    if not chosen:
-        raise InputError(cannot(_DO, "no column is named", "Name one, or leave `columns=` out"))
-    return response(free, best, chosen, diagnostics.nodes or _MIN_NODES, seed)
-
-
-def _number(column: int | str, free: Target) -> int:
-    """The number of a column that is named or numbered."""
-    if isinstance(column, str) and column in free.names:
-        return free.names.index(column)
-    if isinstance(column, int) and not isinstance(column, bool) and -free.dim <= column < free.dim:
-        return column % free.dim
-    because = f"there is no column {column!r} among {', '.join(free.names[:5])}{', …' if free.dim > 5 else ''}"
-    raise InputError(cannot("take the linear response there", because, f"Give names, or numbers below {free.dim}"))
-
-
-def response(target: Target, model: Distribution, columns: Sequence[int], nodes: int, seed: int) -> Float[Tensor, "k d"]:
     """Return rows of Σ = ∂E_q[x] / ∂t, where log p is tilted by tᵀx: the block of the means in the inverse Hessian of −ELBO.
 
     At the minimum of F(m, log s) on the nodes, Σ = [∇²F]⁻¹ in the rows and columns of m: −∂²F/∂m² is E_q[∇² log p], whose
@@ -92,31 +60,54 @@ def response(target: Target, model: Distribution, columns: Sequence[int], nodes:
     the whole Hessian for many columns of few dimensions, 4 d evaluations of all nodes; else conjugate gradients, two
     evaluations a step and column, in memory linear in d.
 
-    Args:
-        target: p in unconstrained coordinates.
-        model: the mean-field fit.
-        columns: the rows of Σ to return.
-        nodes: the number of nodes that it was fitted on.
-        seed: the seed that it was fitted with.
-
     Raises:
-        TargetError: the fit isn't a minimum, log p has kinks, or the equations can't be solved to nine digits.
+        InputError: it isn't a mean-field fit by reverse KL, a column isn't known, or there are too many columns.
+        TargetError: there is no target, the fit isn't a minimum, log p has kinks, or nine digits can't be reached.
 
     Source: Giordano, Broderick & Jordan (2018), "Covariances, robustness, and variational Bayes"; Giordano, Ingram &
     Broderick (2024).
     """
-    average, theta, dim = diagonal_average(target, nodes, seed), _parameters(model), target.dim
+    if not (isinstance(objective, ReverseKL) and isinstance(family, Gaussian) and family.covariance == "diagonal"):
+        because = f"it minimised {objective.name} over {family}, and only mean field's means answer for its spreads"
+        raise InputError(cannot(_DO, because, 'Use `fit(target, Gaussian("diagonal"), objective="reverse_kl")`'))
+    if target is None:
+        raise TargetError(cannot(_DO, "a loaded fit has no log density", "Pass `target=`, what was fitted"))
+    free, model = target.unconstrained(), diagnostics.optima[0].model
+    if tuple(model.event_shape) != (free.dim,):
+        because = f"the target has {free.dim} free coordinates, and the fit {model.event_shape[0]}"
+        raise InputError(cannot(_DO, because, "Pass the target that was fitted"))
+    rows = _numbers(columns, free)
+    average, theta, dim = diagonal_average(free, diagnostics.nodes or _MIN_NODES, seed), _parameters(model), free.dim
     unit = average.metric(theta[None])[0]
-    if dim <= _MAX_DIM_OF_HESSIAN and 2 * dim <= _EXPECTED_STEPS * len(columns):
+    if dim <= _MAX_DIM_OF_HESSIAN and 2 * dim <= _EXPECTED_STEPS * len(rows):
         hessian = _hessian(average, theta, unit)
         if _has_kinks(hessian.diagonal()[:dim]):
             raise TargetError(_KINKS)
         inverse = _inverse(hessian)
         if inverse is None:
             raise TargetError(_BENT)
-        return (unit[:dim, None] * inverse[:dim, :dim] * unit[:dim])[list(columns)]
-    groups = torch.tensor(columns, dtype=torch.int64, device="cpu").split(_COLUMNS_PER_GROUP)
-    return torch.cat([_solved(average, theta, unit, rows) for rows in groups])
+        return (unit[:dim, None] * inverse[:dim, :dim] * unit[:dim])[rows]
+    groups = torch.tensor(rows, dtype=torch.int64, device="cpu").split(_COLUMNS_PER_GROUP)
+    return torch.cat([_solved(average, theta, unit, group) for group in groups])
+
+
+def _numbers(columns: Sequence[int | str] | int | str | None, free: Target) -> list[int]:
+    """Return the numbers of columns that are named or numbered; None is all of them."""
+    if columns is None and free.dim > _MAX_ROWS_OF_COVARIANCE:
+        because = f"all of it would be {free.dim:,} × {free.dim:,} numbers"
+        raise InputError(cannot(_DO, because, f"Name up to {_MAX_ROWS_OF_COVARIANCE} `columns=`"))
+    found = []
+    for column in [columns] if isinstance(columns, (str, int)) else range(free.dim) if columns is None else columns:
+        if isinstance(column, str) and column in free.names:
+            found.append(free.names.index(column))
+        elif isinstance(column, int) and not isinstance(column, bool) and -free.dim <= column < free.dim:
+            found.append(column % free.dim)
+        else:
+            because = f"there is no column {column!r} among {', '.join(free.names[:5])}{', …' if free.dim > 5 else ''}"
+            raise InputError(cannot("take the linear response there", because, f"Give names, or numbers below {free.dim}"))
+    if not found:
+        raise InputError(cannot(_DO, "no column is named", "Name one, or leave `columns=` out"))
+    return found
 
 
 def _parameters(model: Distribution) -> Float[Tensor, " p"]:

@@ -84,8 +84,7 @@ def read_yaml(path: Path, example: str) -> YamlFile:
     except _Fault as fault:
         raise InputError(cannot(f"read `{path}`", f"line {fault.line + 1}: {fault.because}", fault.instead)) from fault
     except yaml.YAMLError as error:
-        because = f"line {_line_of(error, text)}: it isn't YAML ({_problem(error)[:200]})"
-        raise InputError(cannot(f"read `{path}`", because, "Look there, and at the line before")) from error
+        raise InputError(cannot(f"read `{path}`", _said(error, text), "Look there, and at the line before")) from error
 
 
 class _Fault(Exception):
@@ -175,11 +174,10 @@ def _text_of(path: Path) -> str:
         raise InputError(cannot(do, f"line {line}: it isn't UTF-8 text", "Save it as UTF-8")) from error
 
 
-def _line_of(error: Any, text: str) -> int:
+def _said(error: Any, text: str) -> str:
+    """Return the line and the problem that PyYAML's parser (with a mark) or its reader (with a position) reports."""
     mark = getattr(error, "problem_mark", None)
-    return text.count("\n", 0, getattr(error, "position", 0)) + 1 if mark is None else mark.line + 1
-
-
-def _problem(error: Any) -> str:
+    line = text.count("\n", 0, getattr(error, "position", 0)) if mark is None else mark.line
     said = [getattr(error, name, None) for name in ("context", "problem", "reason")]
-    return ", ".join(str(one) for one in said if one) or str(error)
+    problem = ", ".join(str(one) for one in said if one) or str(error)
+    return f"line {line + 1}: it isn't YAML ({problem[:200]})"
