@@ -6,7 +6,7 @@ from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat, shown_we
 from whichkl.diagnostics.judge import judge
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.linear_response import linear_response
-from whichkl.diagnostics.models import carried, model_target
+from whichkl.diagnostics.models import carried, model_target, reference_around
 from whichkl.diagnostics.result import Diagnostics, Judgement, MissingModes
 from whichkl.diagnostics.unseen_rows import cross_fitted_losses, stride_of
 
@@ -23,6 +23,7 @@ __all__ = [
     "linear_response",
     "model_target",
     "next_richer",
+    "reference_around",
     "shown_khat",
     "shown_weights",
     "stein_terms",

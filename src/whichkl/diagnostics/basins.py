@@ -23,16 +23,16 @@ _MAX_DECREMENT = 0.01
 """Largest gain of Newton's step, in nats, at an end that is a mode."""
 
 
-def spread_out(y: Float[Tensor, "n d"], first: int, count: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " n"]]:
-    """Choose up to `count` points far from each other, and return for every point the index of the nearest chosen one.
+def spread_out(y: Float[Tensor, "n d"], count: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " n"]]:
+    """Choose the first point and others far from each other, `count` in all, and number for every point the nearest of them.
 
     Source: Gonzalez (1985), farthest-first traversal.
     """
     nearest = torch.zeros(len(y), dtype=torch.long, device="cpu")
     if len(y) == 0:
         return nearest, nearest
-    chosen = [first]
-    distance = (y - y[first]).square().sum(-1)
+    chosen = [0]
+    distance = (y - y[0]).square().sum(-1)
     while len(chosen) < min(count, len(y)) and float(distance.max()) > 0:
         chosen.append(int(distance.argmax()))
         new = (y - y[chosen[-1]]).square().sum(-1)
@@ -61,6 +61,7 @@ def labels(density: Density, y: Float[Tensor, "k d"], value: Float[Tensor, " k"]
     count = len(y)
     distance = torch.cdist(y, y)
     same = (distance < 1e-3) & ((value[:, None] - value).abs() < 1e-3)
+    # a line between all pairs of ends would cost too many calls, and a few neighbours link the ends of a mode as well
     earlier = torch.arange(count, device="cpu")[None, :] < torch.arange(count, device="cpu")[:, None]
     copy = (same & earlier).any(1)
     unique, repeated = (~copy).nonzero()[:, 0], copy.nonzero()[:, 0]

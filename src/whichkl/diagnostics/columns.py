@@ -91,7 +91,7 @@ def beyond_the_ends(target: Target, model: Any, seed: int) -> tuple[str, ...]:
     with seeded(seed), torch.no_grad():
         draws = model.sample((_DRAWS,)).reshape(_DRAWS, -1).to(x)
     is_above, is_between = (x > 0).all(0), ((x > 0) & (x < 1)).all(0)
-    cases = (
+    cases = (  # a column within (0, 1) is in the second case alone
         (is_above & (x > 1).any(0), draws <= 0, "above 0", "positive"),
         (is_between, (draws <= 0) | (draws >= 1), "between 0 and 1", "unit_interval"),
     )

@@ -79,7 +79,7 @@ def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:
 
     def drawn() -> tuple[Target, Float[Tensor, "n d"]]:
         q = model_target(fit.model, fit.target)
-        return q, q.draws(draws_in(q.dim), fit.seed + 1)
+        return q, q.draws(draws_in(q.dim), fit.seed + 1)  # another seed than that of draws which the solver has used
 
     found = fit.measured("a sample of the model", drawn, None)
     if found is None:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
+from whichkl.diagnostics.models import reference_around
 from whichkl.diagnostics.result import MissingModes, is_missed
 from whichkl.particles import Reference, temper
 from whichkl.process.seeds import seeded
@@ -90,9 +91,7 @@ class _Search:
             with seeded(seed + 11):
                 draws = self.model.sample((_DRAWS_OF_Q,)).reshape(_DRAWS_OF_Q, -1)
         x = draws.to("cpu", torch.float64)
-        centred = x - x.mean(0)
-        covariance = centred.T @ centred / len(x)
-        self.frame = Reference(x.mean(0), torch.linalg.cholesky(covariance + 1e-12 * torch.diag(covariance.diagonal())))
+        self.frame = reference_around(x)
         self.y = self.whiten(x)
         self.height = self.log_q(self.y)
         self.least = self.height.kthvalue(max(1, round(_QUANTILE * len(x)))).values
@@ -189,7 +188,7 @@ class _Search:
 
         Other optima of the fit and known modes climb too.
         """
-        chosen, nearest = spread_out(y, 0, min(128, max(24, 2400 // y.shape[1])))
+        chosen, nearest = spread_out(y, min(128, max(24, 2400 // y.shape[1])))
         start = torch.cat([self.y[:_CLIMBING_DRAWS], optima, y[chosen]])
         ends = ascend(lambda at, _: self.density(at), start, tolerance=_MAX_DECREMENT, max_calls=_MAX_ASCENT_CALLS)
         arrived = ends.value.isfinite() & (ends.decrement <= _MAX_DECREMENT)
@@ -228,7 +227,7 @@ class _Search:
         value = self.density(modes)[0]
         order = ends.value[seen].argsort(descending=True)
         x, height = ends.x[seen][order], ends.value[seen][order]
-        pick, _ = spread_out(x, 0, 4)
+        pick, _ = spread_out(x, 4)
         goals, heights = x[pick], height[pick]
         k, g = len(modes), len(goals)
         a, b = modes.repeat_interleave(g, 0), goals.repeat(k, 1)

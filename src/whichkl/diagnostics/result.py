@@ -164,15 +164,7 @@ class Diagnostics:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], optima: tuple[Optimum, ...]) -> Diagnostics:
-        """Read back what `to_dict` wrote; older versions may lack measures.
-
-        Args:
-            saved: what was written.
-            optima: the optima, with their models.
-
-        Raises:
-            ValueError: a field is of another type; the message names it.
-        """
+        """Read back what `to_dict` wrote; a `ValueError` names a field of another type. Older versions may lack measures."""
         hints = get_type_hints(cls)
         found = {name: checked(hints[name], saved[name], f"diagnostics.{name}") for name in _SAVED if name in saved}
         curve = checked(list[tuple[Any, ...]] | None, saved.get("curve"), "diagnostics.curve")

@@ -48,7 +48,7 @@ def by_weights(
     khat = pareto_smooth(log_weight)[1] if bool((log_weight > -math.inf).any()) else math.inf
     elbo = replace(reverse, value=-reverse.value, ess=ess, khat=khat)
     gap = math.inf if elbo.value == -math.inf else float(torch.logsumexp(log_weight, 0)) - math.log(len(x)) - elbo.value
-    first, *others = diagnostics.optima
+    first, *others = diagnostics.optima  # the first always counts, also where its loss is infinite and has no difference
     best = first.loss
     apart = _apart([first, *(one for one in others if one.loss - best < MAX_LOSS_GAP)], family) if separate else [first]
     missed = math.log(sum(math.exp(best - one.loss) for one in apart))
@@ -77,14 +77,14 @@ def _apart(optima: list[Optimum], family: Family) -> list[Optimum]:
     return [one for one, _, _ in kept]
 
 
-def _apart_by_draws(optima: list[Optimum], seed: int = 0) -> list[Optimum]:
+def _apart_by_draws(optima: list[Optimum]) -> list[Optimum]:
     """The same for any laws: the overlap ∫√(q q′) = E_q √(q′/q), by draws of the optimum already kept."""
     kept: list[tuple[Optimum, Tensor, Tensor]] = []
     for one in optima:
         with torch.no_grad():
             overlaps = [float(((one.model.log_prob(x) - log_q) / 2).exp().mean()) for _, x, log_q in kept]
             if all(overlap < math.exp(-_MIN_DISTANCE) for overlap in overlaps):
-                with seeded(seed):
+                with seeded(0):  # the same draws whatever the seed of the fit is
                     x = one.model.sample((_DRAWS_PER_OPTIMUM,))
                 kept.append((one, x, one.model.log_prob(x)))
     return [one for one, _, _ in kept]

@@ -96,7 +96,7 @@ class Journal:
             entry = rf"[^/]+\.{self.key}\.safetensors"
             names = re.compile(rf"{entry}|{re.escape(TEMPORARY)}{entry}-\w{{8}}")
             if own.is_dir() and remove_own(own, lambda name: names.fullmatch(name) is not None):
-                remove_own(self.folder, lambda name: False)
+                remove_own(self.folder, lambda name: False)  # only if nothing is left in it, such as journals of other fits
         except OSError as error:
             _log.warning("The journal in `%s` can't be removed (%s).", self.folder, error.strerror or error)
 

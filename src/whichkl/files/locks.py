@@ -30,15 +30,8 @@ _Release = Callable[[], None]
 def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder. The lock is released when this process ends, however it ends.
 
-    The folder is made if it doesn't exist, and removed if it is still empty at the end.
-
-    Args:
-        folder: what is locked.
-        do: what can't be done while another process holds the lock, for the message.
-        wait: seconds to wait for another process.
-
-    Raises:
-        ResourceError: another process holds the lock, or the folder can't be written.
+    The folder is made if it doesn't exist, and removed if it is still empty at the end. After `wait` seconds of another process's
+    work, a `ResourceError` states that what `do` names can't be done.
     """
     path, give_up = folder / LOCK, time.monotonic() + wait
     with made_folder(folder):

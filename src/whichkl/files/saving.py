@@ -60,7 +60,7 @@ class Saved:
         """
         self.refuse_other(folder)
         with locked(folder, f"save {self.what} in `{folder}`", _SECONDS_TO_WAIT):
-            self.refuse_other(folder)
+            self.refuse_other(folder)  # again: another process may have written there before this one had the lock
             before = ""
             with contextlib.suppress(OSError, ValueError):  # there may be no earlier result, or a damaged one
                 before = self._weights_of(read_file(folder / self.file))
@@ -104,9 +104,7 @@ class Saved:
     def read(self, folder: Path, kind: Any) -> tuple[Any, dict[str, Tensor]]:
         """Read a saved result, with every checksum, field and number checked.
 
-        Args:
-            folder: where it was written.
-            kind: the `TypedDict` of its fields.
+        Its fields are those of the `TypedDict` `kind`.
 
         Raises:
             InputError: there is no result.

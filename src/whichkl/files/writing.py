@@ -89,8 +89,8 @@ def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | No
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(0o644)
+                os.fsync(stream.fileno())  # before the new name: after a power cut the name must not stand for an empty file
+            Path(name).chmod(0o644)  # `mkstemp` lets only the owner read
             Path(name).replace(path)
         finally:
             remove_own(Path(name), _is_temporary)

@@ -15,9 +15,9 @@ from torch.distributions import Distribution
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.arrays import tensor_of
-from whichkl.diagnostics import model_target, stein_terms
+from whichkl.diagnostics import model_target, reference_around, stein_terms
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
-from whichkl.particles import Particles, Reference, temper
+from whichkl.particles import Particles, temper
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
 
@@ -82,12 +82,8 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
     moves change no mean significantly, its islands agree on log Z to half a nat, and Stein's identity holds on the particles,
     E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. If they aren't, weights are used up to k̂ = min(1 − 1/log₁₀ n, 0.7).
 
-    Args:
-        target: p, with a log density.
-        model: q, in the user's coordinates.
-        n: number of draws of q; above 10,000 also of particles, which are 4,096 otherwise.
-        seed: fixes every random choice.
-        misses_modes: whether q is known to miss modes, which weights can't correct or detect.
+    There are 4,096 particles for up to 10,000 draws, and as many as draws for more. `misses_modes` means that q is known to miss
+    modes, which weights can't correct or detect.
 
     Raises:
         TargetError: there is no log density, or neither weights nor particles can be trusted.
@@ -182,12 +178,9 @@ def check_draws(model: Any, names: tuple[str, ...], n: Any) -> None:
 
 
 def _particles(target: Target, x: Float[Tensor, "n d"], n: int, seed: int, *, wider: float) -> Particles:
-    u = target.bijection.inverse(x).to("cpu", torch.float64)
-    centred = u - u.mean(0)
-    covariance = centred.T @ centred / len(u)
-    tril = torch.linalg.cholesky(covariance + 1e-12 * torch.diag(covariance.diagonal()))
+    start = reference_around(target.bijection.inverse(x).to("cpu", torch.float64), wider)
     count = _PARTICLES if n <= _MAX_DRAWS_OF_FEW_PARTICLES else _ISLANDS * math.ceil(min(n, _MAX_PARTICLES) / _ISLANDS)
-    return _temper(target.unconstrained(), Reference(u.mean(0), wider * tril), particles=count, seed=seed)
+    return _temper(target.unconstrained(), start, particles=count, seed=seed)
 
 
 def _distrust(target: Target, particles: Particles) -> str | None:

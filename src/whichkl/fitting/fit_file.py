@@ -66,11 +66,7 @@ def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def rebuilt_fit(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
-    """Return the arguments of `Fit` that a saved one holds.
-
-    Raises:
-        ValueError: something in it can't be that of a fit; the message names it.
-    """
+    """Return the arguments of `Fit` that a saved one holds; a `ValueError` names what can't be that of a fit."""
     names = fields["names"]
     for name in fields["findings"]:
         if name not in FINDINGS:

@@ -125,7 +125,7 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
             note = f"solving again from the missing modes failed ({error})".rstrip(".")
             return replace(done, notes=(*done.notes, note)), judgement
         loss = again.solution.best.loss
-        if not loss < before:
+        if not loss < before:  # also where the new loss isn't a number
             break
         note = f"modes with {missing.mass:.1%} of the mass were missed at first; solving again from them, the loss fell from "
         done = replace(again, curve=done.curve, notes=(*done.notes, f"{note}{before:.4f} to {loss:.4f}"))

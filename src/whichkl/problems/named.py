@@ -47,7 +47,7 @@ def named(text: str) -> Distribution:
     tensor(10., dtype=torch.float64)
     """
     terms = _terms(text)
-    if text.strip().startswith("Categorical"):
+    if text.strip().startswith("Categorical"):  # the only one with any number of arguments
         each = terms[0][2]
         if len(terms) > 1 or min(each) < 0 or abs(math.fsum(each) - 1) > 1e-6:
             because = f"its probabilities are {', '.join(f'{one:g}' for one in each)}, with the sum {math.fsum(each):g}"

@@ -171,6 +171,7 @@ def many_well(dim: int = 32, access: Known = "both") -> Target:
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2 or dim % 2:
         raise InputError(cannot(f"make wells with `dim={dim!r}`", "they come in pairs of coordinates", "Use an even number"))
     grid = torch.linspace(-4, 4, 80_001, dtype=torch.float64, device="cpu")
+    # the first coordinate of a pair is drawn by the inverse of its distribution function, which has no formula
     below = torch.cumulative_trapezoid(torch.exp(_well(grid) - 11), grid)
     below = torch.cat([below.new_zeros(1), below]) / below[-1]
 
