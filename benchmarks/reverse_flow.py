@@ -12,7 +12,7 @@ import zuko
 
 import whichkl as wk
 from whichkl.families import Flow, Gaussian
-from whichkl.problems.planar import TWO_MOONS_LOG_Z
+from whichkl.problems.synthetic import TWO_MOONS_LOG_Z
 
 PROBLEMS = {
     "banana": (wk.problems.banana, 0.0),

@@ -26,7 +26,7 @@ import torch
 
 import whichkl as wk
 from whichkl.problems import POSTERIORS, posterior
-from whichkl.problems.breast_cancer import breast_cancer_rows
+from whichkl.problems.real_data import breast_cancer_rows
 
 D = torch.float64
 TOLERANCE = 0.01

@@ -10,7 +10,7 @@ import argparse
 import torch
 
 import whichkl as wk
-from whichkl.problems.multimodal import gmm40_means
+from whichkl.problems.synthetic import gmm40_means
 
 
 def bumps(model, draws):

@@ -19,7 +19,7 @@ import whichkl as wk
 from whichkl.adapters.jax import SIZES, Rows, double_precision, log_density, pieces, to_jax
 from whichkl.adapters.numpyro import NumPyroModel
 from whichkl.adapters.pairs import paired
-from whichkl.problems.eight_schools import EFFECTS, ERRORS
+from whichkl.problems.real_data import EFFECTS, ERRORS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -12,7 +12,7 @@ import whichkl as wk
 from whichkl._checks import InputError, TargetError
 from whichkl.families import Gaussian
 from whichkl.problems import RestrictedBoltzmann
-from whichkl.problems.planar import TWO_MOONS_LOG_Z
+from whichkl.problems.synthetic import TWO_MOONS_LOG_Z
 from whichkl.targets.conversion import NegativeEnergy
 
 D = torch.float64

@@ -8,7 +8,7 @@ import torch
 
 import whichkl as wk
 from whichkl._checks import TargetError
-from whichkl.diagnostics.jumps import jumps
+from whichkl.diagnostics.consistency import jumps
 from whichkl.families import Gaussian, Mixture
 
 D = torch.float64

@@ -217,7 +217,7 @@ def test_the_same_seed_finds_the_same():
 
 def test_parts():
     y = torch.tensor([[0.0], [0.1], [5.0], [5.1]], dtype=D)
-    chosen, nearest = spread_out(y, 0, 2)
+    chosen, nearest = spread_out(y, 2)
     assert chosen.tolist() == [0, 3]
     assert nearest.tolist() == [0, 0, 1, 1]
     target = two(3)

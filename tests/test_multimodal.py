@@ -7,7 +7,7 @@ import torch
 
 import whichkl as wk
 from whichkl._checks import InputError
-from whichkl.problems.multimodal import gmm40_means
+from whichkl.problems.synthetic import gmm40_means
 
 D = torch.float64
 

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Bernoulli, Normal
 
 import whichkl as wk
-from whichkl.problems.breast_cancer import breast_cancer_rows
+from whichkl.problems.real_data import breast_cancer_rows
 
 D = torch.float64
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "study_posteriors.py"

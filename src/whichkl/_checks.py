@@ -80,11 +80,7 @@ def _shortened(quoted: re.Match[str]) -> str:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional module, or say which extra to install.
-
-    Raises:
-        InputError: the module isn't installed.
-    """
+    """Import an optional module, or raise an `InputError` that says which extra to install."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -100,31 +96,21 @@ def missing_extra(module: str, extra: str) -> str:
 
 
 def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None:
-    """Refuse NaN and infinities in an (n, d) matrix, with their count and the first five cells.
-
-    Raises:
-        InputError: a cell isn't finite.
-    """
+    """Refuse NaN and infinities in an (n, d) matrix, with their count and the first five cells."""
     if math.isfinite(x.sum().item()):  # fast: a sum over NaN or an infinity is never finite
         return
     bad = (~x.isfinite()).nonzero()
-    if len(bad) == 0:
+    if len(bad) == 0:  # finite numbers can have an infinite sum
         return
-    cells = ", ".join(f"(row {int(row)}, {names[int(column)]})" for row, column in bad[:5])
-    more = ", …" if len(bad) > 5 else ""
-    rows = len(bad[:, 0].unique())
-    count = "1 cell" if len(bad) == 1 else f"{len(bad)} cells"
-    verb = "is" if len(bad) == 1 else "are"
-    because = f"{count} in {rows} of {len(x)} rows {verb} NaN or infinite: {cells}{more} (rows count from 0, without the header)"
+    cells = ", ".join(f"(row {int(row)}, {names[int(column)]})" for row, column in bad[:5]) + (", …" if len(bad) > 5 else "")
+    rows = f"in {len(bad[:, 0].unique())} of {len(x)} rows"
+    count = f"1 cell {rows} is" if len(bad) == 1 else f"{len(bad)} cells {rows} are"
+    because = f"{count} NaN or infinite: {cells} (rows count from 0, without the header)"
     raise InputError(cannot(f"use these {what}", because, "Drop or repair those rows first"))
 
 
 def check_scales(x: Tensor, names: Sequence[str], what: str = "samples") -> None:
-    """Refuse columns of an (n, d) matrix whose squares, or sums of squares, would be infinite, 0 or NaN in float64.
-
-    Raises:
-        InputError: the numbers of a column are too large, or differ too little.
-    """
+    """Refuse columns of an (n, d) matrix whose squares, or sums of squares, would be infinite, 0 or NaN in float64."""
     x = x.detach()
     few, ends = x[:_MAX_ROWS_FOR_QUICK_CHECK], [float(end) for end in x.aminmax()]
     if max(-ends[0], ends[1]) <= LARGEST and float((few.amax(0) - few.amin(0)).amin()) >= 1 / LARGEST:
@@ -135,12 +121,11 @@ def check_scales(x: Tensor, names: Sequence[str], what: str = "samples") -> None
     if not bool(wrong.any()):
         return
     i = int(wrong.int().argmax())
-    if float(size[i]) > LARGEST:
-        because = f"column `{names[i]}` reaches {float(size[i]):.3g}, and numbers that are squared must stay below {LARGEST:g}"
-        unit = float(size[i])
-    else:
-        because = f"column `{names[i]}` varies by {float(width[i]):.3g} in total, and squares vanish below {1 / LARGEST:g}"
+    unit = float(size[i])
+    because = f"column `{names[i]}` reaches {unit:.3g}, and numbers that are squared must stay below {LARGEST:g}"
+    if unit <= LARGEST:
         unit = float(width[i])
+        because = f"column `{names[i]}` varies by {unit:.3g} in total, and squares vanish below {1 / LARGEST:g}"
     instead = f"Divide that column by {unit:.0e}, and subtract the log of it, {math.log(unit):.5g}, from log densities"
     raise InputError(cannot(f"use these {what}", because, instead))
 
@@ -163,7 +148,7 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
         shown = ", ".join(f"{v:.4g}" for v in first[:8].tolist()) + (", …" if len(first) > 8 else "")
         kind = "NaN" if bool(value[wrong][0].isnan()) else "+inf"
         because = f"`{who}` is {kind} at {int(wrong.sum())} of {n} points, first at ({shown})"
-        error = TargetError if bool((value == float("inf")).any()) else NotANumberError
+        error = NotANumberError if bool(value[wrong].isnan().all()) else TargetError
         instead = "Return a number, or -inf where the density is zero; where x is bounded, pass `support=`"
         raise error(cannot("use this target", because, instead))
     return value

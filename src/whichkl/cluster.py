@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from whichkl._checks import InputError, ResourceError, cannot, require
 from whichkl.process.held_signals import uninterrupted
@@ -74,13 +74,6 @@ class Threads(Workers):
             wait(started)
 
 
-class Source(Protocol):
-    """Items to be worked on, each chosen when a worker asks for it."""
-
-    def take(self, workers: int) -> Any:
-        """Return the next item for one of `workers` workers; None if there is none now."""
-
-
 @dataclass(frozen=True)
 class Ray(Workers):
     """A Ray cluster: every part is a task, which starts again on another machine if its machine is lost.
@@ -116,12 +109,14 @@ class Ray(Workers):
 
             yield from _ahead(items, lambda: AHEAD * tasks.count_workers(), tasks.start, fetch)
 
-    def as_completed(self, function: Callable[[Any], Result], source: Source) -> Iterator[tuple[Any, Result | Exception]]:
+    def as_completed(
+        self, function: Callable[[Any], Result], take: Callable[[int], Any]
+    ) -> Iterator[tuple[Any, Result | Exception]]:
         """Yield items with their results as they finish, in any order; an error if an item's worker died at every retry.
 
         Args:
             function: sent to the workers once.
-            source: asked for the next item when a worker is free.
+            take: called with the number of workers when one of them is free; returns the next item, None if there is none now.
 
         Raises:
             ResourceError: the cluster can't be reached, lacks what the function needs, or is gone.
@@ -131,7 +126,7 @@ class Ray(Workers):
             while True:
                 _refuse_lost_node(tasks.ray)
                 workers = self.most or tasks.count_workers()
-                while len(tasks.under_way) < workers and (item := source.take(workers)) is not None:
+                while len(tasks.under_way) < workers and (item := take(workers)) is not None:
                     tasks.start(item)
                 if not tasks.under_way:
                     return
@@ -177,8 +172,9 @@ class Ray(Workers):
             ray.init("local", num_cpus=self.most, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             return
         try:
-            if self.address != "auto":
-                _check_reachable(self.address)
+            if self.address != "auto":  # Ray itself would wait for many minutes
+                host, _, port = self.address.rpartition(":")
+                socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=5).close()
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
             if self.address != "auto":
@@ -198,11 +194,7 @@ def is_workers_fault(error: BaseException) -> bool:
 
 
 def _refuse_lost_node(ray: Any) -> None:
-    """Check that the processes of a cluster that this process started are alive: Ray itself would wait 15 seconds, then exit.
-
-    Raises:
-        ResourceError: one has ended.
-    """
+    """Check that the processes of a cluster that this process started are alive: Ray itself would wait 15 seconds, then exit."""
     node = getattr(getattr(ray, "_private", None) and ray._private.worker, "_global_node", None)
     for name in ("raylet", "gcs_server"):
         for started in getattr(node, "all_processes", {}).get(name, ()):
@@ -274,11 +266,7 @@ def _restored_process() -> Iterator[None]:
 
 
 def workers_of(cluster: Workers | str | None) -> Workers:
-    """Return the workers that `cluster=` names; None is this process.
-
-    Raises:
-        InputError: it is neither None, ``"auto"`` nor an address.
-    """
+    """Return the workers that `cluster=` names; None is this process."""
     if cluster is None:
         return Threads()
     if isinstance(cluster, Workers):
@@ -303,12 +291,6 @@ def _ahead(
             yield fetch(waiting.popleft())
     while waiting:
         yield fetch(waiting.popleft())
-
-
-def _check_reachable(address: str) -> None:
-    """Try to reach HOST:PORT within five seconds: Ray itself would wait for many minutes."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=5).close()
 
 
 def _cause(error: Any) -> Exception:

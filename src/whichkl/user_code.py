@@ -51,17 +51,10 @@ def place_of(error: BaseException, libraries: Sequence[str] = ()) -> str:
 
 
 def call_user(function: Callable[..., Any], do: str, instead: str = "Correct it", error: type[WhichklError] = InputError) -> Any:
-    """Call a user's function without arguments; whatever it raises, also `SystemExit`, becomes an error of this library.
+    """Call a user's function without arguments; whatever it raises, also `SystemExit`, becomes an `error` of this library.
 
-    Args:
-        function: takes no argument.
-        do: what can't be done if it raises, such as ``"read `data`"``.
-        instead: what to do in this case.
-        error: the class of the error.
-
-    Raises:
-        WhichklError: an `error`, if the function raised; errors of this library pass unchanged.
-        ResourceError: it ran out of memory.
+    Errors of this library pass unchanged, and memory that ran out becomes a `ResourceError`. `do` names what can't be done if the
+    function raises, such as ``"read `data`"``.
     """
     try:
         return function()
@@ -74,11 +67,7 @@ def call_user(function: Callable[..., Any], do: str, instead: str = "Correct it"
 
 @contextlib.contextmanager
 def kept_running() -> Iterator[None]:
-    """Turn `SystemExit` and the like inside the block into a `TargetError`, which is handled like any other exception.
-
-    Raises:
-        TargetError: the code in the block tried to end the process.
-    """
+    """Turn `SystemExit` and the like inside the block into a `TargetError`, which is handled like any other exception."""
     try:
         yield
     except (Exception, KeyboardInterrupt):

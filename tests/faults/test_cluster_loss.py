@@ -42,10 +42,10 @@ def test_only_a_worker_that_died_is_the_cells_fault():
 class Lost(Ray):
     """Workers that end as Ray's do: after some cells the cluster is gone."""
 
-    def as_completed(self, function, source):
-        bundle = source.take(2)
+    def as_completed(self, function, take):
+        bundle = take(2)
         yield bundle, function(bundle)
-        assert source.take(2) is not None
+        assert take(2) is not None
         raise ResourceError("Cannot go on: the cluster is gone (LocalRayletDiedError: …). Look at its machines.")
 
 

@@ -467,7 +467,7 @@ def test_matrices_in_batches_are_not_factorised_by_lu():
         if name in names:
             left.setdefault(place.split(":")[0], []).append(name.split(".")[-1])
     assert left == {
-        "diagnostics/correlation.py": ["slogdet"],
+        "diagnostics/columns.py": ["slogdet"],
         "diagnostics/weights.py": ["solve", "logdet", "logdet", "logdet"],
         "divergences/exact/charts.py": ["solve", "solve"],
         "divergences/exact/closed_form.py": ["logdet", "logdet"],

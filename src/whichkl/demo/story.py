@@ -21,7 +21,7 @@ from whichkl.plots import plot
 from whichkl.plots.arms import differences
 from whichkl.plots.fitted import add_ellipses
 from whichkl.plots.style import Figure, add_points, error_bars, new_figure, style
-from whichkl.problems.eight_schools import EFFECTS, ERRORS
+from whichkl.problems.real_data import EFFECTS, ERRORS
 from whichkl.reporting.fit_report import finding_blocks
 from whichkl.reporting.page import Block, Section, write_page
 from whichkl.reporting.study_tables import needs_table

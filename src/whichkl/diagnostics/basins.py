@@ -23,16 +23,16 @@ _MAX_DECREMENT = 0.01
 """Largest gain of Newton's step, in nats, at an end that is a mode."""
 
 
-def spread_out(y: Float[Tensor, "n d"], first: int, count: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " n"]]:
-    """Choose up to `count` points far from each other, and return for every point the index of the nearest chosen one.
+def spread_out(y: Float[Tensor, "n d"], count: int) -> tuple[Int[Tensor, " k"], Int[Tensor, " n"]]:
+    """Choose the first point and others far from each other, `count` in all, and number for every point the nearest of them.
 
     Source: Gonzalez (1985), farthest-first traversal.
     """
-    if len(y) == 0:
-        return torch.zeros(0, dtype=torch.long, device="cpu"), torch.zeros(0, dtype=torch.long, device="cpu")
-    chosen = [first]
-    distance = (y - y[first]).square().sum(-1)
     nearest = torch.zeros(len(y), dtype=torch.long, device="cpu")
+    if len(y) == 0:
+        return nearest, nearest
+    chosen = [0]
+    distance = (y - y[0]).square().sum(-1)
     while len(chosen) < min(count, len(y)) and float(distance.max()) > 0:
         chosen.append(int(distance.argmax()))
         new = (y - y[chosen[-1]]).square().sum(-1)
@@ -42,20 +42,13 @@ def spread_out(y: Float[Tensor, "n d"], first: int, count: int) -> tuple[Int[Ten
 
 
 def joined(density: Density, a: Float[Tensor, "m d"], b: Float[Tensor, "m d"], lower: Float[Tensor, " m"]) -> Bool[Tensor, " m"]:
-    """Return whether log p stays above `lower` − 1 nat on the straight lines from a to b.
-
-    Args:
-        density: log p and its gradient.
-        a: one end of each line.
-        b: the other.
-        lower: the smaller of log p at both.
-    """
-    if len(a) == 0:
+    """Return whether log p stays above `lower`, the smaller value at both ends, − 1 nat on the straight lines from a to b."""
+    if len(a) == 0:  # no call of the density for nothing
         return torch.zeros(0, dtype=torch.bool, device="cpu")
     t = (torch.arange(_POINTS_PER_LINE, dtype=torch.float64, device="cpu") + 1)[:, None, None] / (_POINTS_PER_LINE + 1)
     value = density((a + t * (b - a)).reshape(-1, a.shape[1]))[0].view(_POINTS_PER_LINE, -1)
-    least: Bool[Tensor, " m"] = value.amin(0) >= lower - _MAX_DIP
-    return least
+    is_joined: Bool[Tensor, " m"] = value.amin(0) >= lower - _MAX_DIP
+    return is_joined
 
 
 def labels(density: Density, y: Float[Tensor, "k d"], value: Float[Tensor, " k"]) -> Int[Tensor, " k"]:
@@ -68,6 +61,7 @@ def labels(density: Density, y: Float[Tensor, "k d"], value: Float[Tensor, " k"]
     count = len(y)
     distance = torch.cdist(y, y)
     same = (distance < 1e-3) & ((value[:, None] - value).abs() < 1e-3)
+    # a line between all pairs of ends would cost too many calls, and a few neighbours link the ends of a mode as well
     earlier = torch.arange(count, device="cpu")[None, :] < torch.arange(count, device="cpu")[:, None]
     copy = (same & earlier).any(1)
     unique, repeated = (~copy).nonzero()[:, 0], copy.nonzero()[:, 0]
@@ -104,29 +98,20 @@ def log_masses(
     With S draws of that Gaussian, N(mₖ, Hₖ⁻¹), it is log 1/S Σ p̃(x) / N(x; mₖ, Hₖ⁻¹) over those inside the ellipsoid, nearer
     to no other mode in its own metric, and where `reached` is false. The mass is unbiased. It is −∞ if −∇² log p isn't positive
     definite, or the end isn't a mode.
-
-    Args:
-        density: log p and its gradient.
-        modes: ends of ascents, one a mode.
-        reached: y ↦ whether q reaches there.
-        generator: of the draws.
     """
     count, dim = modes.shape
-    steps = _STEP * torch.eye(dim, dtype=torch.float64, device="cpu")
+    eye = torch.eye(dim, dtype=torch.float64, device="cpu")
+    steps = _STEP * eye
     ends = torch.cat([modes[:, None] + steps, modes[:, None] - steps])
     slope = density(ends.reshape(-1, dim))[1].view(2, count, dim, dim)
     hessian, gradient = (slope[1] - slope[0]) / (2 * _STEP), slope.mean((0, 2))
-    eigenvalue, vector = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
-    along = torch.einsum("kij,ki->kj", vector, gradient)
-    decrement = (along.square() / eigenvalue.clamp(min=1e-300)).sum(-1) / 2
+    hessian = (hessian + hessian.transpose(1, 2)) / 2
+    eigenvalue, vector = torch.linalg.eigh(hessian)
+    along, positive = torch.einsum("kij,ki->kj", vector, gradient), eigenvalue.clamp(min=1e-300)
+    decrement = (along.square() / positive).sum(-1) / 2
     curved = (eigenvalue[:, 0] > 1e-8 * eigenvalue[:, -1].clamp(min=1e-300)) & (decrement < _MAX_DECREMENT)
-    precision = (
-        torch.where(
-            curved[:, None, None], hessian + hessian.transpose(1, 2), 2 * torch.eye(dim, dtype=torch.float64, device="cpu")
-        )
-        / 2
-    )
-    scale = vector / eigenvalue.clamp(min=1e-300).sqrt()[:, None]
+    precision = torch.where(curved[:, None, None], hessian, eye)
+    scale = vector / positive.sqrt()[:, None]
     z = torch.randn(count, _DRAWS_PER_MODE, dim, generator=generator, dtype=torch.float64, device="cpu")
     y = modes[:, None] + torch.einsum("kij,ksj->ksi", torch.where(curved[:, None, None], scale, 0.0), z)
     own = z.square().sum(-1)
@@ -137,7 +122,7 @@ def log_masses(
     flat = y.reshape(-1, dim)
     value = density(flat)[0]
     counted = inside & ~reached(flat).view(count, -1)
-    log_normal = -own / 2 + eigenvalue.clamp(min=1e-300).log().sum(-1)[:, None] / 2 - dim * math.log(2 * math.pi) / 2
+    log_normal = -own / 2 + positive.log().sum(-1)[:, None] / 2 - dim * math.log(2 * math.pi) / 2
     log_weight = torch.where(counted, value.view(count, -1) - log_normal, -math.inf)
     mass = torch.where(curved, log_weight.logsumexp(1) - math.log(_DRAWS_PER_MODE), -math.inf)
     weight = (log_weight - torch.where(mass > -math.inf, mass, 0.0)[:, None]).exp()

@@ -38,15 +38,8 @@ def between_value(
 ) -> Estimate:
     """Estimate the divergence: by quadrature on the line, else by draws of p and q; log Z is by bridge sampling.
 
-    The error follows from the influence of each draw, the derivative of the loss in its weight (infinitesimal jackknife).
-
-    Args:
-        target: p.
-        objective: the divergence.
-        model: the fitted q, in the coordinates of the target.
-        solution: what the solver found, with the rows that were held out.
-        stride: s if every s-th row was held out.
-        seed: fixes the draws.
+    The model is in the coordinates of the target, and every `stride`-th row was held out. The error follows from the influence of
+    each draw, the derivative of the loss in its weight (infinitesimal jackknife).
 
     Source: Efron (1982) for the error; Meng & Wong (1996) for log Z.
     """
@@ -54,25 +47,21 @@ def between_value(
         with contextlib.suppress(WhichklError):  # heavy tails: Monte Carlo below reports how far it can be trusted
             return _on_the_line(target, objective, model)
     free = target.unconstrained()
-    x, w, chains, of, notes = _of_p(target, free, solution, stride, seed)
-    law: Distribution = solution.held.model if x is not None and solution.held is not None else solution.best.model
+    law = solution.best.model if solution.held is None else solution.held.model
     y = model_target(law, free).draws(draws_in(free.dim), seed + 1).to(torch.float64)
-    at_q = _ratio(free, law, y)
-    at_p = at_q[:0] if x is None else _ratio(free, law, x)
-    groups = None if x is None or target.repeats is None or target.sampler is not None else row_keys(x)
-    return _estimate(
-        objective, free, _Side(at_p, w, chains, of, groups), _Side(at_q, None, None, f"{len(y):,} draws of q"), notes
-    )
+    of_q = _Side(_ratio(free, law, y), f"{len(y):,} draws of q")
+    of_p, notes = _side_of_p(target, free, law, solution, stride, seed)
+    return _estimate(objective, free, of_p, of_q, notes)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Log p − log q at draws of one side, their weights and chains, and the draws in words."""
+    """Log p − log q at draws of one side, the draws in words, and their weights and chains."""
 
     ratio: Float[Tensor, " n"]
-    weights: Float[Tensor, " n"] | None
-    chains: Tensor | None
     of: str
+    weights: Float[Tensor, " n"] | None = None
+    chains: Tensor | None = None
     groups: Tensor | None = None
     """Numbers that equal draws share, where rows repeat."""
 
@@ -112,79 +101,86 @@ def _tail(sizes: Float[Tensor, " n"]) -> float:
 
 
 def _estimate(objective: Objective, p: Target, of_p: _Side, of_q: _Side, notes: Sequence[str]) -> Estimate:
-    sides, read = (of_p, of_q), (objective.reads_p, objective.reads_q)
-    parts = [side.of for side, is_read in zip(sides, read, strict=True) if is_read]
+    sides = (of_p, of_q)
+    read = [side for side, is_read in zip(sides, (objective.reads_p, objective.reads_q), strict=True) if is_read]
+    method, n = f"Monte Carlo, {' and '.join(side.of for side in read)}{_knob(objective)}", sum(len(side.ratio) for side in read)
     weights = [side.even.clone().requires_grad_(True) for side in sides]
     needs_log_z = not p.normalized and (objective.reads_log_z or objective.log_z_share != 0)
-    none = [torch.zeros_like(side.ratio) for side in sides]
-    log_z, from_p, from_q, doubts = _log_z(of_p, of_q) if needs_log_z else (0.0, none[0], none[1], ())
+    none = (torch.zeros_like(of_p.ratio), torch.zeros_like(of_q.ratio))
+    log_z, from_p, from_q, doubts = _log_z(of_p, of_q) if needs_log_z else (0.0, *none, [])
     shift = torch.tensor(log_z, dtype=torch.float64, device=of_q.ratio.device, requires_grad=True)
     with torch.enable_grad():
         loss = objective.loss(of_p.ratio - shift, weights[0], of_q.ratio - shift, weights[1])
-    value, method = float(loss.detach()), f"Monte Carlo, {' and '.join(parts)}{_knob(objective)}"
-    n = sum(len(side.ratio) for side, is_read in zip(sides, read, strict=True) if is_read)
+    value = float(loss.detach())
     if not math.isfinite(value):
         outside = of_q.ratio == -math.inf
-        why = monte_carlo.missed(outside, None) if bool(outside.any()) else "q is zero, in float64, at draws of p"
-        finite: Finite = "infinite" if value == math.inf and bool(outside.any()) else "not certified"
-        return Estimate(objective.quantity, math.inf, 0.0, None, finite, method, n=n, notes=(why,), reliable=bool(outside.any()))
+        is_outside = bool(outside.any())
+        why = monte_carlo.missed(outside, None) if is_outside else "q is zero, in float64, at draws of p"
+        finite: Finite = "infinite" if value == math.inf and is_outside else "not certified"
+        return Estimate(objective.quantity, math.inf, 0.0, None, finite, method, n=n, notes=(why,), reliable=is_outside)
     *slopes, of_z = torch.autograd.grad(loss, [*weights, shift], allow_unused=True)
-    pulls = [
-        (nothing if slope is None else slope - side.even @ slope) + (nothing if of_z is None else of_z * pull)
-        for side, slope, nothing, pull in zip(sides, slopes, none, (from_p, from_q), strict=True)
-    ]
-    notes = [*notes, *doubts]
-    method += "; log Z by bridge sampling" if needs_log_z else ""
-    errors, khats = zip(*(side.error(pull) for side, pull in zip(sides, pulls, strict=True)), strict=True)
-    stderr, khat = math.hypot(*errors), max((one for one in khats if one is not None), default=None)
-    for side, error, own in zip(sides, errors, khats, strict=True):
-        if error > _MAX_STDERR and (own is None or own >= 0.5):
-            doubt = f"{side.of} are too few to show how heavy the tail of the ratio of p and q is"
-            if own is not None:
-                doubt = f"on {side.of} the ratio of p and q has a heavy tail (k̂ = {own:.2f}): the value may be far too small"
-            notes = [*notes, doubt]
+    notes, errors, khats = [*notes, *doubts], [], []
+    for side, slope, nothing, from_z in zip(sides, slopes, none, (from_p, from_q), strict=True):
+        pull = nothing if slope is None else slope - side.even @ slope
+        error, khat = side.error(pull + (nothing if of_z is None else of_z * from_z))
+        if error > _MAX_STDERR and khat is None:
+            notes.append(f"{side.of} are too few to show how heavy the tail of the ratio of p and q is")
+        elif error > _MAX_STDERR and khat is not None and khat >= 0.5:
+            notes.append(f"on {side.of} the ratio of p and q has a heavy tail (k̂ = {khat:.2f}): the value may be far too small")
+        errors.append(error)
+        khats += [] if khat is None else [khat]
     return Estimate(
-        objective.quantity, value, stderr, method=method, n=n, khat=khat, reliable=not notes, notes=tuple(dict.fromkeys(notes))
+        objective.quantity,
+        value,
+        math.hypot(*errors),
+        method=f"{method}; log Z by bridge sampling" if needs_log_z else method,
+        n=n,
+        khat=max(khats, default=None),
+        reliable=not notes,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _log_z(of_p: _Side, of_q: _Side) -> tuple[float, Tensor, Tensor, tuple[str, ...]]:
+def _log_z(of_p: _Side, of_q: _Side) -> tuple[float, Tensor, Tensor, list[str]]:
     """Return log Z with the influence of each draw; by importance sampling from q if draws of p are weighted or far."""
-    doubts: tuple[str, ...] = ()
+    doubts = []
     if of_p.weights is None and len(of_p.ratio):
         try:
             found = bridge.bridge(of_p.ratio, of_q.ratio, of_p.chains)
-            if found.ess >= bridge.MIN_ESS:
-                return found.log_z, found.from_p, found.from_q, ()
-            doubts = (f"p and q overlap too little for log Z: {found.ess:.0f} effective draws, and {bridge.MIN_ESS} are needed",)
+            if found.ess < bridge.MIN_ESS:
+                enough = f"{found.ess:.0f} effective draws, and {bridge.MIN_ESS} are needed"
+                doubts.append(f"p and q overlap too little for log Z: {enough}")
             return found.log_z, found.from_p, found.from_q, doubts
         except TargetError as error:
-            doubts = (f"log Z isn't known: {error}",)
+            doubts.append(f"log Z isn't known: {error}")
     top = of_q.ratio.max()
     ratio = (of_q.ratio - top).exp()
-    log_z = float(ratio.mean().log() + top)
     khat = pareto_smooth(of_q.ratio)[1]
     if khat >= 0.7:
-        doubts = (*doubts, f"log Z by importance sampling from q has a heavy tail (k̂ = {khat:.2f})")
-    return log_z, torch.zeros_like(of_p.ratio), ratio / ratio.mean() - 1, doubts
+        doubts.append(f"log Z by importance sampling from q has a heavy tail (k̂ = {khat:.2f})")
+    return float(ratio.mean().log() + top), torch.zeros_like(of_p.ratio), ratio / ratio.mean() - 1, doubts
 
 
-def _of_p(
-    target: Target, free: Target, solution: Solution, stride: int, seed: int
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, str, list[str]]:
-    """Return unseen draws of p in free coordinates, their weights and chains, the draws in words, and doubts."""
+def _side_of_p(
+    target: Target, free: Target, law: Distribution, solution: Solution, stride: int, seed: int
+) -> tuple[_Side, list[str]]:
+    """Return unseen draws of p, and a doubt where there are none."""
     if target.sampler is not None:
         x = free.draws(draws_in(free.dim), seed + 2).to(torch.float64)
-        return x, None, None, f"{len(x):,} fresh draws of p", []
+        return _Side(_ratio(free, law, x), f"{len(x):,} fresh draws of p"), []
+    weights, chains, notes = target.weights, target.chains, []
     if solution.held is not None:
-        block = solution.held.block
-        chains = None if target.chains is None else target.chains[left_out(target, stride)]
-        weights = None if target.weights is None else block.w
-        return block.x.to(torch.float64), weights, chains, f"{len(block.x):,} rows held out", []
-    if free.samples is None:
-        return None, None, None, "", []
-    note = "no rows were held out: the mean is over the rows that were fitted, and flatters the fit"
-    return free.samples.to(torch.float64), target.weights, target.chains, f"{len(free.samples):,} rows", [note]
+        x = solution.held.block.x.to(torch.float64)
+        of = f"{len(x):,} rows held out"
+        chains = None if chains is None else chains[left_out(target, stride)]
+        weights = None if weights is None else solution.held.block.w
+    elif free.samples is not None:
+        x = free.samples.to(torch.float64)
+        of = f"{len(x):,} rows"
+        notes = ["no rows were held out: the mean is over the rows that were fitted, and flatters the fit"]
+    else:
+        return _Side(torch.zeros(0, dtype=torch.float64, device=free.device), ""), []
+    return _Side(_ratio(free, law, x), of, weights, chains, None if target.repeats is None else row_keys(x)), notes
 
 
 def _ratio(free: Target, law: Distribution, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from whichkl.diagnostics.correlation import next_richer
+from whichkl.diagnostics.columns import next_richer
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.result import MAX_LOSS_GAP, Diagnostics, draws_in
 from whichkl.divergences import Estimate
@@ -108,10 +108,6 @@ def _has_too_few_nodes(e: _Evidence) -> bool:
     return overfit or (e.d.node_error or 0.0) > _MAX_NODE_ERROR
 
 
-def _has_heavy_tails(e: _Evidence) -> bool:
-    return not e.fit.family.conditional and not e.value.reliable and e.value.khat is not None and e.value.khat >= 1
-
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that can speak against a fit."""
@@ -143,7 +139,7 @@ FINDINGS: dict[str, Finding] = {
         "Check that both describe one target, in the same coordinates, and that the draws have converged.",
     ),
     "heavy_tails": Finding(
-        _has_heavy_tails,
+        lambda e: not e.fit.family.conditional and not e.value.reliable and e.value.khat is not None and e.value.khat >= 1,
         "The tail of the log ratio is so heavy that the divergence may be infinite.",
         "Don't rely on the value.",
     ),
@@ -204,14 +200,7 @@ FINDINGS: dict[str, Finding] = {
 
 
 def find(fit: JudgedFit, value: Estimate, d: Diagnostics, *, disagree: bool) -> frozenset[str]:
-    """Return the names of what was found.
-
-    Args:
-        fit: the fit, with the diagnostics that failed.
-        value: the value of its objective.
-        d: what was measured.
-        disagree: whether draws and log density of the target contradict each other.
-    """
+    """Return the names of what was found; `disagree` means that draws and log density of the target contradict each other."""
     evidence = _Evidence(fit, value, d, disagree)
     return frozenset(name for name, one in FINDINGS.items() if one.holds(evidence))
 

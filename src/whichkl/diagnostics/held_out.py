@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from whichkl._checks import WhichklError
 from whichkl.access import Access
-from whichkl.diagnostics.correlation import next_richer, rows_are_correlated
+from whichkl.diagnostics.columns import next_richer, rows_are_correlated
 from whichkl.diagnostics.findings import MAX_KL
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.models import model_target
@@ -105,10 +106,8 @@ def _on_fresh_draws(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnosti
     """By quadrature on the line, else on fresh draws."""
     target, q = fit.target, model_target(fit.model, fit.target)
     if on_the_line(target):
-        try:
+        with contextlib.suppress(WhichklError):  # heavy tails: Monte Carlo below reports how far it can be trusted
             return quadrature.kl(target, q), d
-        except WhichklError:  # heavy tails: Monte Carlo below reports how far it can be trusted
-            pass
     if Access.LOG_PROB in target.access:
         what = "forward KL on fresh draws"
         value = fit.measured(what, lambda: monte_carlo.forward_kl(target, q, MAX_DRAWS, fit.seed + 2), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,67 +10,41 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.between import between_value
-from whichkl.diagnostics.ends import beyond_the_ends
+from whichkl.diagnostics.columns import beyond_the_ends
+from whichkl.diagnostics.consistency import MAX_LINES, accesses_disagree, jumps
 from whichkl.diagnostics.findings import MIN_SPREAD_RATIO, find
 from whichkl.diagnostics.held_out import forward_value, in_sample
 from whichkl.diagnostics.judged_fit import JudgedFit
-from whichkl.diagnostics.jumps import MAX_LINES, jumps
 from whichkl.diagnostics.linear_response import spread_ratios
 from whichkl.diagnostics.mode_search import missing_modes
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement, draws_in
-from whichkl.diagnostics.stein_identity import accesses_disagree
 from whichkl.diagnostics.unseen_rows import stride_of, unseen
 from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.divergences import Estimate
-from whichkl.families import Family, Gaussian
+from whichkl.families import Gaussian
 from whichkl.goodness import transform_calibration, two_sample_test
-from whichkl.objectives import Objective, UpTo
+from whichkl.objectives import UpTo
 from whichkl.process.seeds import seeded
-from whichkl.solvers import Solution, Solver
-from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
 Draws = Float[Tensor, "n d"] | None
 
 
-def judge(
-    target: Target,
-    family: Family,
-    objective: Objective,
-    solver: Solver,
-    solution: Solution,
-    model: Any,
-    seed: int,
-    work: Work,
-    *,
-    whole: bool = True,
-) -> Judgement:
-    """Measure a fit.
+def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
+    """Measure a fit; if not `whole`, only on the rows that were fitted.
 
     A diagnostic that fails becomes a note and the finding `not_measured`; the fit is kept.
-
-    Args:
-        target: p.
-        family: the family that was fitted.
-        objective: what was minimised.
-        solver: the solver.
-        solution: what it found, in free coordinates.
-        model: the best model, in the coordinates of the target.
-        seed: fixes the draws.
-        work: where the work is done and reported.
-        whole: False to measure only on the rows that were fitted.
 
     Raises:
         TargetError: the target was given as normalised, and the KL would be negative.
     """
-    fit = JudgedFit(target, family, objective, solver, solution, model, seed, work)
-    measured = fit.measured
+    target, objective, solution, measured = fit.target, fit.objective, fit.solution, fit.measured
     d = Diagnostics(solution.optima, solution.iterations, solution.residual, solution.nodes, solution.node_error)
     d = replace(d, history=solution.history, notes=_notes(fit, whole))
     value: Estimate | None
     if objective.direction == "forward" and not whole and target.samples is not None:
-        value = measured("the value on the fitted rows", lambda: in_sample(target, model), None)
+        value = measured("the value on the fitted rows", lambda: in_sample(target, fit.model), None)
     else:
         d, draws = _with_weights(fit, d)
         value, d = _value(fit, d)
@@ -84,7 +57,7 @@ def judge(
     if is_measured and value.up_to is None and value.value + 6 * value.stderr < -1e-6:
         because = f"`normalized=True` was given, and the KL would be {value.number} nats, below 0: its integral isn't one"
         raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
-    disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, seed), False)
+    disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, fit.seed), False)
     findings = find(fit, value, d, disagree=disagree)
     d = replace(d, evaluations=dict(target.evaluations), notes=(*d.notes, *measured.notes))
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
@@ -106,13 +79,12 @@ def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:
 
     def drawn() -> tuple[Target, Float[Tensor, "n d"]]:
         q = model_target(fit.model, fit.target)
-        return q, q.draws(draws_in(q.dim), fit.seed + 1)
+        return q, q.draws(draws_in(q.dim), fit.seed + 1)  # another seed than that of draws which the solver has used
 
     found = fit.measured("a sample of the model", drawn, None)
     if found is None:
         return d, None
-    q, draws = found
-    separate = fit.objective.direction == "reverse"
+    (q, draws), separate = found, fit.objective.direction == "reverse"
     d = fit.measured("the ELBO", lambda: by_weights(fit.target, fit.family, q, draws, d, separate=separate), d)
     return d, draws.to(torch.float64) if fit.target.bijection.is_real else None
 
@@ -120,19 +92,16 @@ def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:
 def _value(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate | None, Diagnostics]:
     """Estimate the objective on unseen draws, and test unseen rows against the model."""
     target, objective, solution = fit.target, fit.objective, fit.solution
-    value: Estimate | None
     if objective.direction == "reverse":
-        value = fit.measured("reverse KL", lambda: reverse_value(target, model_target(fit.model, target), d), None)
-        return value, d
+        return fit.measured("reverse KL", lambda: reverse_value(target, model_target(fit.model, target), d), None), d
     what = "unseen draws" if objective.is_between else "unseen rows"
     fit.work.tell(f"judging the fit on {what}", float("nan"))
+    value: Estimate | None
     if objective.direction == "forward":
         value, d = fit.measured(f"the value on {what}", lambda: forward_value(fit, d), (None, d))
         return value, _with_tests(fit, d)
-    stride = stride_of(target, fit.solver)
-    value = fit.measured(
-        f"the value on {what}", lambda: between_value(target, objective, fit.model, solution, stride, fit.seed), None
-    )
+    args = (target, objective, fit.model, solution, stride_of(target, fit.solver), fit.seed)
+    value = fit.measured(f"the value on {what}", lambda: between_value(*args), None)
     return value, d if solution.held is None else _with_tests(fit, d)
 
 
@@ -181,12 +150,10 @@ def _with_spreads(fit: JudgedFit, d: Diagnostics) -> Diagnostics:
     ratios = spread_ratios(free, fit.solution.best.model, fit.seed)
     if ratios is None:
         return d
-    worst, ratio = int(ratios.argmax()), float(ratios.max())
-    if ratio < MIN_SPREAD_RATIO:
-        return replace(d, understated=ratio)
+    ratio, worst = float(ratios.max()), free.names[int(ratios.argmax())]
     where = "" if fit.target.bijection.is_real else " (in free coordinates)"
-    note = f"by linear response `{free.names[worst]}` is {ratio:.3g} times as wide as in the model{where}, more than any other"
-    return replace(d, understated=ratio, notes=(*d.notes, note))
+    note = f"by linear response `{worst}` is {ratio:.3g} times as wide as in the model{where}, more than any other"
+    return replace(d, understated=ratio, notes=(*d.notes, note) if ratio >= MIN_SPREAD_RATIO else d.notes)
 
 
 def _jump(fit: JudgedFit, draws: Draws) -> float | None:

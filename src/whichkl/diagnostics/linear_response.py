@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -33,8 +33,15 @@ _MIN_NODES = 64
 _MAX_BEND_RATIO = 3.0
 """Largest ratio of −s² E[∂² log p] to its value 1 at the fit of a smooth density, either way."""
 _MAX_ROWS_OF_COVARIANCE = 500
-_KINKS = "the second derivatives of log p contradict the scales of q: it has kinks, where derivatives say nothing"
-_BENT = "−ELBO has negative curvature there, so the fit isn't a minimum of it"
+_DO = "take the linear response of this fit"
+_KINKS = cannot(
+    _DO,
+    "the second derivatives of log p contradict the scales of q: it has kinks, where derivatives say nothing",
+    "Smooth them, or use Gaussian('full')",
+)
+_BENT = cannot(
+    _DO, "−ELBO has negative curvature there, so the fit isn't a minimum of it", "Fit with other seeds, or a richer family"
+)
 
 
 def linear_response(
@@ -45,44 +52,6 @@ def linear_response(
     columns: Sequence[int | str] | None,
     seed: int,
 ) -> Float[Tensor, "k d"]:
-    """Check a request for the linear response of a fit, and answer it by `response`.
-
-    Raises:
-        InputError: it isn't a mean-field fit by reverse KL, a column isn't known, or there are too many columns.
-        TargetError: there is no target, or `response` fails.
-    """
-    do = "take the linear response of this fit"
-    if not (isinstance(objective, ReverseKL) and isinstance(family, Gaussian) and family.covariance == "diagonal"):
-        because = f"it minimised {objective.name} over {family}, and only mean field's means answer for its spreads"
-        raise InputError(cannot(do, because, 'Use `fit(target, Gaussian("diagonal"), objective="reverse_kl")`'))
-    if target is None:
-        raise TargetError(cannot(do, "a loaded fit has no log density", "Pass `target=`, what was fitted"))
-    free = target.unconstrained()
-    if columns is None and free.dim > _MAX_ROWS_OF_COVARIANCE:
-        because = f"all of it would be {free.dim:,} × {free.dim:,} numbers"
-        raise InputError(cannot(do, because, f"Name up to {_MAX_ROWS_OF_COVARIANCE} `columns=`"))
-    best = diagnostics.optima[0].model
-    if tuple(best.event_shape) != (free.dim,):
-        because = f"the target has {free.dim} free coordinates, and the fit {best.event_shape[0]}"
-        raise InputError(cannot(do, because, "Pass the target that was fitted"))
-    named = [columns] if isinstance(columns, (str, int)) else columns
-    chosen = list(range(free.dim)) if named is None else [_number(one, free) for one in named]
-    if not chosen:
-        raise InputError(cannot(do, "no column is named", "Name one, or leave `columns=` out"))
-    return response(free, best, chosen, diagnostics.nodes or _MIN_NODES, seed)
-
-
-def _number(column: int | str, free: Target) -> int:
-    """The number of a column that is named or numbered."""
-    if isinstance(column, str) and column in free.names:
-        return free.names.index(column)
-    if isinstance(column, int) and not isinstance(column, bool) and -free.dim <= column < free.dim:
-        return column % free.dim
-    because = f"there is no column {column!r} among {', '.join(free.names[:5])}{', …' if free.dim > 5 else ''}"
-    raise InputError(cannot("take the linear response there", because, f"Give names, or numbers below {free.dim}"))
-
-
-def response(target: Target, model: Distribution, columns: Sequence[int], nodes: int, seed: int) -> Float[Tensor, "k d"]:
     """Return rows of Σ = ∂E_q[x] / ∂t, where log p is tilted by tᵀx: the block of the means in the inverse Hessian of −ELBO.
 
     At the minimum of F(m, log s) on the nodes, Σ = [∇²F]⁻¹ in the rows and columns of m: −∂²F/∂m² is E_q[∇² log p], whose
@@ -91,37 +60,65 @@ def response(target: Target, model: Distribution, columns: Sequence[int], nodes:
     the whole Hessian for many columns of few dimensions, 4 d evaluations of all nodes; else conjugate gradients, two
     evaluations a step and column, in memory linear in d.
 
-    Args:
-        target: p in unconstrained coordinates.
-        model: the mean-field fit.
-        columns: the rows of Σ to return.
-        nodes: the number of nodes that it was fitted on.
-        seed: the seed that it was fitted with.
-
     Raises:
-        TargetError: the fit isn't a minimum, log p has kinks, or the equations can't be solved to nine digits.
+        InputError: it isn't a mean-field fit by reverse KL, a column isn't known, or there are too many columns.
+        TargetError: there is no target, the fit isn't a minimum, log p has kinks, or nine digits can't be reached.
 
     Source: Giordano, Broderick & Jordan (2018), "Covariances, robustness, and variational Bayes"; Giordano, Ingram &
     Broderick (2024).
     """
-    average = diagonal_average(target, nodes, seed)
-    loc, scale = (part.to(torch.float64) for part in diagonal_parts(model))
-    theta = torch.cat([loc, scale.log()])
-    if len(loc) <= _MAX_DIM_OF_HESSIAN and 2 * len(loc) <= _EXPECTED_STEPS * len(columns):
-        unit, hessian = average.metric(theta[None])[0, : len(loc)], _hessian(average, theta)
-        if _has_kinks(hessian.diagonal()[: len(loc)]):
-            raise TargetError(cannot("take the linear response of this fit", _KINKS, "Smooth them, or use Gaussian('full')"))
+    if not (isinstance(objective, ReverseKL) and isinstance(family, Gaussian) and family.covariance == "diagonal"):
+        because = f"it minimised {objective.name} over {family}, and only mean field's means answer for its spreads"
+        raise InputError(cannot(_DO, because, 'Use `fit(target, Gaussian("diagonal"), objective="reverse_kl")`'))
+    if target is None:
+        raise TargetError(cannot(_DO, "a loaded fit has no log density", "Pass `target=`, what was fitted"))
+    free, model = target.unconstrained(), diagnostics.optima[0].model
+    if tuple(model.event_shape) != (free.dim,):
+        because = f"the target has {free.dim} free coordinates, and the fit {model.event_shape[0]}"
+        raise InputError(cannot(_DO, because, "Pass the target that was fitted"))
+    rows = _numbers(columns, free)
+    average, theta, dim = diagonal_average(free, diagnostics.nodes or _MIN_NODES, seed), _parameters(model), free.dim
+    unit = average.metric(theta[None])[0]
+    if dim <= _MAX_DIM_OF_HESSIAN and 2 * dim <= _EXPECTED_STEPS * len(rows):
+        hessian = _hessian(average, theta, unit)
+        if _has_kinks(hessian.diagonal()[:dim]):
+            raise TargetError(_KINKS)
         inverse = _inverse(hessian)
         if inverse is None:
-            raise TargetError(cannot("take the linear response of this fit", _BENT, "Fit with other seeds, or a richer family"))
-        return (unit[:, None] * inverse[: len(loc), : len(loc)] * unit)[list(columns)]
-    groups = [list(columns[i : i + _COLUMNS_PER_GROUP]) for i in range(0, len(columns), _COLUMNS_PER_GROUP)]
-    return torch.cat([_solved(average, theta, torch.tensor(one, dtype=torch.int64, device="cpu")) for one in groups])
+            raise TargetError(_BENT)
+        return (unit[:dim, None] * inverse[:dim, :dim] * unit[:dim])[rows]
+    groups = torch.tensor(rows, dtype=torch.int64, device="cpu").split(_COLUMNS_PER_GROUP)
+    return torch.cat([_solved(average, theta, unit, group) for group in groups])
 
 
-def _solved(average: DiagonalAverage, theta: Float[Tensor, " p"], rows: Tensor) -> Float[Tensor, "k d"]:
+def _numbers(columns: Sequence[int | str] | int | str | None, free: Target) -> list[int]:
+    """Return the numbers of columns that are named or numbered; None is all of them."""
+    if columns is None and free.dim > _MAX_ROWS_OF_COVARIANCE:
+        because = f"all of it would be {free.dim:,} × {free.dim:,} numbers"
+        raise InputError(cannot(_DO, because, f"Name up to {_MAX_ROWS_OF_COVARIANCE} `columns=`"))
+    found = []
+    for column in [columns] if isinstance(columns, (str, int)) else range(free.dim) if columns is None else columns:
+        if isinstance(column, str) and column in free.names:
+            found.append(free.names.index(column))
+        elif isinstance(column, int) and not isinstance(column, bool) and -free.dim <= column < free.dim:
+            found.append(column % free.dim)
+        else:
+            because = f"there is no column {column!r} among {', '.join(free.names[:5])}{', …' if free.dim > 5 else ''}"
+            raise InputError(cannot("take the linear response there", because, f"Give names, or numbers below {free.dim}"))
+    if not found:
+        raise InputError(cannot(_DO, "no column is named", "Name one, or leave `columns=` out"))
+    return found
+
+
+def _parameters(model: Distribution) -> Float[Tensor, " p"]:
+    """Return the means and the logarithms of the scales."""
+    loc, scale = (part.to(torch.float64) for part in diagonal_parts(model))
+    return torch.cat([loc, scale.log()])
+
+
+def _solved(average: DiagonalAverage, theta: Tensor, unit: Tensor, rows: Int[Tensor, " k"]) -> Float[Tensor, "k d"]:
     """Run conjugate gradients for several right-hand sides together, each until it is solved."""
-    dim, unit = len(theta) // 2, average.metric(theta[None])[0]
+    dim = len(theta) // 2
     every = torch.arange(len(rows), device="cpu")
     left = theta.new_zeros(len(rows), 2 * dim)
     left[every, rows.to(left.device)] = 1.0
@@ -131,9 +128,9 @@ def _solved(average: DiagonalAverage, theta: Float[Tensor, " p"], rows: Tensor) 
         bent = _bent(average, theta, unit, along[running])
         bend = (along[running] * bent).sum(-1)
         if running is every and _has_kinks(bend):
-            raise TargetError(cannot("take the linear response of this fit", _KINKS, "Smooth them, or use Gaussian('full')"))
+            raise TargetError(_KINKS)
         if not bool((bend > 0).all()):
-            raise TargetError(cannot("take the linear response of this fit", _BENT, "Fit with other seeds, or a richer family"))
+            raise TargetError(_BENT)
         rate = (squared[running] / bend)[:, None]
         answer[running] += rate * along[running]
         left[running] -= rate * bent
@@ -146,7 +143,7 @@ def _solved(average: DiagonalAverage, theta: Float[Tensor, " p"], rows: Tensor) 
             return covariance
     because = f"conjugate gradients reached {float(squared.max().sqrt()):.1e} of the right-hand side, not {_MAX_RESIDUAL:.0e}"
     instead = "Scale the coordinates of the target alike, smooth its kinks, or use Gaussian('full')"
-    raise TargetError(cannot("take the linear response of this fit", because, instead))
+    raise TargetError(cannot(_DO, because, instead))
 
 
 def _bent(average: DiagonalAverage, theta: Tensor, unit: Tensor, along: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
@@ -165,18 +162,16 @@ def spread_ratios(target: Target, model: Distribution, seed: int) -> Float[Tenso
     """
     if not 1 < target.dim <= _MAX_DIM_AFTER_FIT:
         return None
-    dim = target.dim
+    dim, theta = target.dim, _parameters(model)
+    # four nodes per dimension, as a power of 2
     average = diagonal_average(target, max(_MIN_NODES, 1 << (4 * dim - 1).bit_length()) if dim <= 32 else _MIN_NODES, seed)
-    loc, scale = (part.to(torch.float64) for part in diagonal_parts(model))
-    theta = torch.cat([loc, scale.log()])
-    hessian = _hessian(average, theta)
+    hessian = _hessian(average, theta, average.metric(theta[None])[0])
     inverse = None if _has_kinks(hessian.diagonal()[:dim]) else _inverse(hessian)
     return None if inverse is None else inverse.diagonal()[:dim].sqrt()
 
 
-def _hessian(average: DiagonalAverage, theta: Float[Tensor, " p"]) -> Float[Tensor, "p p"]:
+def _hessian(average: DiagonalAverage, theta: Float[Tensor, " p"], unit: Float[Tensor, " p"]) -> Float[Tensor, "p p"]:
     """The whole Hessian in units of the metric."""
-    unit = average.metric(theta[None])[0]
     eye = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)
     hessian = torch.cat([_bent(average, theta, unit, rows) for rows in eye.split(_COLUMNS_PER_GROUP)])
     return (hessian + hessian.T) / 2

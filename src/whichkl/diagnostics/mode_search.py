@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +12,8 @@ from torch.distributions import Distribution
 
 from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
-from whichkl.diagnostics.missing_modes import MissingModes, is_missed
+from whichkl.diagnostics.models import reference_around
+from whichkl.diagnostics.result import MissingModes, is_missed
 from whichkl.particles import Reference, temper
 from whichkl.process.seeds import seeded
 from whichkl.solvers import Solution
@@ -37,8 +39,7 @@ _MAX_MODES_WITHOUT_CROSSING = 4
 """Largest number of missing modes at which no others are sought next to q in one coordinate."""
 _MIN_DISTANCE = 3.0
 """Least distance of a mode from q's mean in one coordinate, in standard deviations, at which it differs there."""
-_LEAPFROGS = 2
-_KEEP = 0.3
+_temper = partial(temper, islands=8, keep=0.3, leapfrogs=2, last_moves=1)
 _MAX_ASCENT_CALLS = 60
 _MAX_DECREMENT = 1e-8
 """Largest rise, in nats, that a quasi-Newton step still promises at the end of an ascent."""
@@ -54,37 +55,30 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0, draws: Floa
     missing mode. Importance sampling about each mode measures p's mass m where log q is below that quantile. A region with
     mass m under p and ε under q costs KL(q‖p) ≥ −(1 − ε) log(1 − m) + ε log ε (the data-processing inequality); here ε ≤ 10⁻⁴.
 
-    Args:
-        target: p, in the coordinates of the user, with a log density.
-        solution: what a solver found, in free coordinates.
-        seed: fixes every random choice.
-        draws: of the best model, in free coordinates; by default 10,000 fresh draws.
+    The solution and the draws of the best model, by default 10,000 fresh ones, are in free coordinates.
 
     Source: Del Moral, Doucet & Jasra (2006) for the particles; Dai, Heng, Jacob & Whiteley (2022).
     """
-    if target.bijection.is_discrete:
-        counted = "every state of the target is counted, so the value is exact"
-        return _nothing(target, counted if Access.ENUMERABLE in target.access else "the target is discrete")
-    free = target.unconstrained()
-    skip = _reason(free)
-    if skip is not None:
-        return _nothing(target, skip)
+    free = target if target.bijection.is_discrete else target.unconstrained()
+    reason = _why_not(free)
+    if reason is not None:
+        return MissingModes(0.0, 0.0, None, 0.0, 0, (), (), target.names, 0.0, "none", "nowhere", 0, 0, reason)
     spent, refused = free.evaluations["score"], free.evaluations["rejected"]
     found = _Search(target, free, solution, seed, draws).run(spent)
     free.evaluations["rejected"] = refused  # the search alone goes that far out, where a density that fails does no harm
     return found
 
 
-def _reason(free: Target) -> str | None:
+def _why_not(free: Target) -> str | None:
+    """Return why no search makes sense, or None."""
+    if free.bijection.is_discrete:
+        is_counted = Access.ENUMERABLE in free.access
+        return "every state of the target is counted, so the value is exact" if is_counted else "the target is discrete"
     if free.density is None:
         return "the target has no log density"
     if free.dim > _MAX_DIM:
         return f"in {free.dim} dimensions (more than {_MAX_DIM}) the search would cost more than the fit"
     return None
-
-
-def _nothing(target: Target, reason: str) -> MissingModes:
-    return MissingModes(0.0, 0.0, None, 0.0, 0, (), (), target.names, 0.0, "none", "nowhere", 0, 0, reason)
 
 
 class _Search:
@@ -97,9 +91,7 @@ class _Search:
             with seeded(seed + 11):
                 draws = self.model.sample((_DRAWS_OF_Q,)).reshape(_DRAWS_OF_Q, -1)
         x = draws.to("cpu", torch.float64)
-        centred = x - x.mean(0)
-        covariance = centred.T @ centred / len(x)
-        self.frame = Reference(x.mean(0), torch.linalg.cholesky(covariance + 1e-12 * torch.diag(covariance.diagonal())))
+        self.frame = reference_around(x)
         self.y = self.whiten(x)
         self.height = self.log_q(self.y)
         self.least = self.height.kthvalue(max(1, round(_QUANTILE * len(x)))).values
@@ -134,9 +126,8 @@ class _Search:
         """Find points of p, climb from those that q doesn't reach, and measure the mass at the ends."""
         y, weight, weighs, method, searched = self._points()
         unreached = ~self.reached(y) & (weight > 0)
-        missing, unresolved = torch.zeros(len(y), dtype=torch.bool, device="cpu"), 0.0
-        modes, shares = y[:0], torch.zeros(0, dtype=torch.float64, device="cpu")
-        mass, stderr, least = 0.0, 0.0, 0.0
+        missing, unresolved = torch.zeros_like(unreached), 0.0
+        modes, shares, mass, stderr, least = y[:0], y.new_zeros(0), 0.0, 0.0, 0.0
         optima = self.known[~self.reached(self.known)]
         if bool(unreached.any()) or len(optima):
             modes, which = self._missing(y[unreached], optima)
@@ -174,29 +165,19 @@ class _Search:
         """Points of p with weights, in standardised coordinates; whether the weights are right; the method, and its range."""
         p = self.free.thinned()[0]
         if p.access.can_sample:
-            x = p.samples if p.samples is not None else p.draws(2_000, self.seed + 12)
-            x = x.to("cpu", torch.float64)
-            w = torch.ones(len(x), dtype=torch.float64, device="cpu") if p.weights is None else p.weights.to("cpu", torch.float64)
+            x = (p.draws(2_000, self.seed + 12) if p.samples is None else p.samples).to("cpu", torch.float64)
+            w = torch.ones_like(x[:, 0]) if p.weights is None else p.weights.to("cpu", torch.float64)
             return self.whiten(x), w / w.sum(), True, "draws of p", f"where its {len(x):,} draws are"
         dim = self.free.dim
         apart = self.spread - self.spread.mean(0)
         base = torch.eye(dim, dtype=torch.float64, device="cpu") * _START_WIDTH**2 + 4 * apart.T @ apart / len(apart)
         tril = torch.linalg.cholesky(base)
         start = Reference(self.frame.place(self.spread.mean(0)[None])[0], self.frame.tril @ tril)
-        cost = 1 if self.free.density is not None and self.free.density.differentiable or self.free.score else 2 * dim + 1
+        density = self.free.density
+        cost = 1 if density is not None and density.differentiable or self.free.score else 2 * dim + 1
         count = 512 if dim <= 30 and cost < 10 else 256
-        count = count if self.free.density is None or self.free.density.batched else 128
-        cloud = temper(
-            self.free,
-            start,
-            particles=count,
-            islands=8,
-            keep=_KEEP,
-            leapfrogs=_LEAPFROGS,
-            last_moves=1,
-            max_calls=64 if dim <= 30 else 120,
-            seed=self.seed + 12,
-        )
+        count = count if density is None or density.batched else 128
+        cloud = _temper(self.free, start, particles=count, max_calls=64 if dim <= 30 else 120, seed=self.seed + 12)
         self.calls += cloud.calls
         width = float(torch.linalg.vector_norm(tril, dim=1).max())
         searched = f"from a Gaussian {width:.0f} times as wide as the fit" + ("" if cloud.finished else ", and not to its end")
@@ -207,28 +188,27 @@ class _Search:
 
         Other optima of the fit and known modes climb too.
         """
-        chosen, nearest = spread_out(y, 0, min(128, max(24, 2400 // y.shape[1])))
+        chosen, nearest = spread_out(y, min(128, max(24, 2400 // y.shape[1])))
         start = torch.cat([self.y[:_CLIMBING_DRAWS], optima, y[chosen]])
         ends = ascend(lambda at, _: self.density(at), start, tolerance=_MAX_DECREMENT, max_calls=_MAX_ASCENT_CALLS)
         arrived = ends.value.isfinite() & (ends.decrement <= _MAX_DECREMENT)
         label = labels(self.density, ends.x, ends.value)
         held = torch.bincount(label[:_CLIMBING_DRAWS], minlength=int(label.max()) + 1) >= _MIN_DRAWS_AT_OWN_MODE
         seen = held[label] if bool(held.any()) else torch.arange(len(label), device="cpu") < _CLIMBING_DRAWS
-        modes: list[Tensor] = []
+        tops: list[Tensor] = []
         number = torch.full_like(held, -1, dtype=torch.long)
         for one in (~held).nonzero()[:, 0].tolist():
             rows = ((label == one) & arrived).nonzero()[:, 0]
             if len(rows):
-                top = ends.x[rows[ends.value[rows].argmax()]]
-                number[one] = len(modes)
-                modes.append(top)
-        candidates = torch.stack(modes) if modes else y[:0]
-        alone = self._alone(candidates, ends, seen)
-        keep = torch.cumsum(alone, 0) - 1
-        place = torch.where(alone, keep, -1)
+                number[one] = len(tops)
+                tops.append(ends.x[rows[ends.value[rows].argmax()]])
         which = number[label[_CLIMBING_DRAWS + len(optima) :]][nearest]
-        which = torch.where(which >= 0, place[which.clamp(min=0)] if len(modes) else -1, -1)
-        return candidates[alone], which
+        if not tops:
+            return y[:0], which
+        candidates = torch.stack(tops)
+        alone = self._alone(candidates, ends, seen)
+        place = torch.where(alone, torch.cumsum(alone, 0) - 1, -1)
+        return candidates[alone], torch.where(which >= 0, place[which.clamp(min=0)], -1)
 
     def _crossed(self, modes: Float[Tensor, "k d"], shares: Float[Tensor, " k"]) -> Float[Tensor, "c d"]:
         """Return points at q's mean but for one coordinate, which is that of the heaviest mode that is far there.
@@ -244,12 +224,11 @@ class _Search:
 
     def _alone(self, modes: Float[Tensor, "k d"], ends: Peaks, seen: Bool[Tensor, " e"]) -> Bool[Tensor, " k"]:
         """Whether every straight line from a mode to an end that q reaches has a dip."""
-        if len(modes) == 0:
-            return torch.zeros(0, dtype=torch.bool, device="cpu")
         value = self.density(modes)[0]
         order = ends.value[seen].argsort(descending=True)
-        pick, _ = spread_out(ends.x[seen][order], 0, 4)
-        goals, heights = ends.x[seen][order][pick], ends.value[seen][order][pick]
+        x, height = ends.x[seen][order], ends.value[seen][order]
+        pick, _ = spread_out(x, 4)
+        goals, heights = x[pick], height[pick]
         k, g = len(modes), len(goals)
         a, b = modes.repeat_interleave(g, 0), goals.repeat(k, 1)
         lower = torch.minimum(value.repeat_interleave(g), heights.repeat(k))
@@ -261,7 +240,7 @@ class _Search:
         The last uses the logarithms of the masses, since float64 may not distinguish the sum from 1.
         """
         if len(modes) == 0:
-            return torch.zeros(0, dtype=torch.float64, device="cpu"), 0.0, 0.0, 0.0
+            return modes.new_zeros(0), 0.0, 0.0, 0.0
         generator = torch.Generator().manual_seed(self.seed + 13)
         mass, error = log_masses(self.density, modes, self.reached, generator)
         height = self.height[:_WEIGHTED_DRAWS]
@@ -270,7 +249,7 @@ class _Search:
         near = torch.logsumexp(weight, 0) - math.log(_WEIGHTED_DRAWS)
         whole = torch.logsumexp(torch.cat([mass, near[None]]), 0)
         if float(whole) == -math.inf:
-            return torch.zeros(len(modes), dtype=torch.float64, device="cpu"), 0.0, 0.0, 0.0
+            return modes.new_zeros(len(modes)), 0.0, 0.0, 0.0
         share, rest = (mass - whole).exp(), float((near - whole).exp())
         missed = float(share.sum())
         from_q = rest * float((weight - near).exp().std()) / math.sqrt(_WEIGHTED_DRAWS) if rest > 0 else 0.0

@@ -1,13 +1,16 @@
-"""Models: a fitted model as a target, and a conditional model carried into the support."""
+"""Models: a fitted model as a target, a conditional model carried into the support, the Gaussian around a model's draws."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution, biject_to
 
+from whichkl.particles import Reference
 from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
 
@@ -46,3 +49,11 @@ def model_target(model: Distribution, like: Target) -> Target:
         dtype=like.dtype,
         device=like.device,
     )
+
+
+def reference_around(x: Float[Tensor, "n d"], wider: float = 1.0) -> Reference:
+    """Return the Gaussian with the mean and the covariance of rows, `wider` times as wide."""
+    centred = x - x.mean(0)
+    covariance = centred.T @ centred / len(x)
+    # without the last term, rounding can make the covariance of columns that nearly coincide indefinite
+    return Reference(x.mean(0), wider * torch.linalg.cholesky(covariance + 1e-12 * torch.diag(covariance.diagonal())))

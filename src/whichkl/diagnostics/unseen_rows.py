@@ -65,15 +65,8 @@ def cross_fitted_losses(
 ) -> tuple[Tensor, Float[Tensor, " m"], str] | None:
     """Return −log q of rows under models fitted without them; None if the rows are too few.
 
-    Up to 2,000 rows there are ten folds, up to 10,000 five; above, one fifth of the rows is held out once. Folds are random
-    rows; folds of chains are stretches in time.
-
-    Args:
-        target: p, with rows.
-        family: the family.
-        solver: the solver.
-        seed: of the folds and the solver.
-        most: the largest number of folds.
+    Up to 2,000 rows there are ten folds, up to 10,000 five (at most `most`); above, one fifth of the rows is held out once. Folds
+    are random rows; folds of chains are stretches in time.
 
     Returns:
         The numbers of the rows, their losses, and the scheme in words.
@@ -126,11 +119,7 @@ def _brought_back(target: Target, family: Family, model: Any) -> Any:
 
 
 def samples_of(target: Target) -> Tensor:
-    """Return the rows in memory in float64.
-
-    Raises:
-        TypeError: there are none.
-    """
+    """Return the rows in memory in float64."""
     if target.samples is None:
         raise TypeError("no samples")
     return target.samples.to(torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.access import Access
-from whichkl.diagnostics.correlation import weights_are_correlated
+from whichkl.diagnostics.columns import weights_are_correlated
 from whichkl.diagnostics.result import MAX_LOSS_GAP, Diagnostics
 from whichkl.divergences import Estimate, Finite
 from whichkl.divergences.draws import monte_carlo
@@ -43,28 +44,26 @@ def by_weights(
     )
     log_weight = log_p - log_q
     reverse = monte_carlo.mean_log_ratio("elbo", -log_weight, None, "draws of q")
-    ess, khat = effective_sample_size(log_weight), math.inf
-    if bool((log_weight > -math.inf).any()):
-        khat = pareto_smooth(log_weight)[1]
+    ess = effective_sample_size(log_weight)
+    khat = pareto_smooth(log_weight)[1] if bool((log_weight > -math.inf).any()) else math.inf
     elbo = replace(reverse, value=-reverse.value, ess=ess, khat=khat)
     gap = math.inf if elbo.value == -math.inf else float(torch.logsumexp(log_weight, 0)) - math.log(len(x)) - elbo.value
-    best = diagnostics.optima[0].loss
-    relevant = tuple(one for one in diagnostics.optima if one is diagnostics.optima[0] or one.loss - best < MAX_LOSS_GAP)
-    apart = _apart(relevant, family) if separate else relevant[:1]
+    first, *others = diagnostics.optima  # the first always counts, also where its loss is infinite and has no difference
+    best = first.loss
+    apart = _apart([first, *(one for one in others if one.loss - best < MAX_LOSS_GAP)], family) if separate else [first]
     missed = math.log(sum(math.exp(best - one.loss) for one in apart))
     correlated = weights_are_correlated(target, family, x, log_weight)
-    return replace(
-        diagnostics, elbo=elbo, ess=ess, khat=khat, correlated=correlated, least_kl=max(gap, missed), separate=len(apart)
-    )
+    found = replace(diagnostics, elbo=elbo, ess=ess, khat=khat, correlated=correlated)
+    return replace(found, least_kl=max(gap, missed), separate=len(apart))
 
 
-def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
+def _apart(optima: list[Optimum], family: Family) -> list[Optimum]:
     """Return the best optima that hardly overlap.
 
     Diagonal and low-rank Gaussians are compared column by column, in memory linear in d.
     """
     if len(optima) == 1:
-        return list(optima)
+        return optima
     if not isinstance(family, Gaussian):  # the moments of a mixture don't say where its mass is
         return _apart_by_draws(optima)
     kept: list[tuple[Optimum, Tensor, Tensor]] = []
@@ -78,14 +77,14 @@ def _apart(optima: tuple[Optimum, ...], family: Family) -> list[Optimum]:
     return [one for one, _, _ in kept]
 
 
-def _apart_by_draws(optima: tuple[Optimum, ...], seed: int = 0) -> list[Optimum]:
+def _apart_by_draws(optima: list[Optimum]) -> list[Optimum]:
     """The same for any laws: the overlap ∫√(q q′) = E_q √(q′/q), by draws of the optimum already kept."""
     kept: list[tuple[Optimum, Tensor, Tensor]] = []
     for one in optima:
         with torch.no_grad():
             overlaps = [float(((one.model.log_prob(x) - log_q) / 2).exp().mean()) for _, x, log_q in kept]
             if all(overlap < math.exp(-_MIN_DISTANCE) for overlap in overlaps):
-                with seeded(seed):
+                with seeded(0):  # the same draws whatever the seed of the fit is
                     x = one.model.sample((_DRAWS_PER_OPTIMUM,))
                 kept.append((one, x, one.model.log_prob(x)))
     return [one for one, _, _ in kept]
@@ -106,10 +105,8 @@ def reverse_value(target: Target, q: Target, diagnostics: Diagnostics) -> Estima
     if Access.ENUMERABLE in target.access:
         return _enumerated(target, q)
     if on_the_line(target):
-        try:
+        with contextlib.suppress(WhichklError):  # heavy tails: Monte Carlo below reports how far it can be trusted
             return quadrature.kl(q, target, "reverse_kl")
-        except WhichklError:  # heavy tails: Monte Carlo below reports how far it can be trusted
-            pass
     elbo = diagnostics.elbo
     if elbo is None:
         because = "the log density couldn't be evaluated at draws of the model"

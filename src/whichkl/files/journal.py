@@ -46,11 +46,7 @@ class Journal:
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str], what: Mapping[str, Any], counts: dict[str, int] | None = None) -> Journal:
-        """Open the journal of the fit that `what` describes.
-
-        Raises:
-            InputError: the folder has no name, or isn't a folder.
-        """
+        """Open the journal of the fit that `what` describes."""
         path, given = Path(folder), os.fspath(folder)
         if not given or ((path.exists() or path.is_symlink()) and not path.is_dir()):
             because = "it isn't a folder" if given else "it has no name"
@@ -63,11 +59,7 @@ class Journal:
         return replace(self, prefix=f"{self.prefix}{prefix}-")
 
     def save(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Write an entry; it replaces an earlier one of that name.
-
-        Raises:
-            ResourceError: it can't be written.
-        """
+        """Write an entry; it replaces an earlier one of that name."""
         content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         text = json.dumps(plain({**notes, _COUNTS: self.counts or {}}))
         write_whole(self._path(name), save(content, metadata={"notes": text, "sha256": _digest(content, text)}))
@@ -75,9 +67,7 @@ class Journal:
     def load(self, name: str, read: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T | None:
         """Read an entry; None if there is none, or if it isn't what was written, which is logged.
 
-        Args:
-            name: what `save` was given.
-            read: turns tensors and notes into a result, or raises an error if they can't be those of this fit.
+        `read` turns tensors and notes into a result, or raises an error if they can't be those of this fit.
         """
         path = self._path(name)
         if not path.is_file():
@@ -106,7 +96,7 @@ class Journal:
             entry = rf"[^/]+\.{self.key}\.safetensors"
             names = re.compile(rf"{entry}|{re.escape(TEMPORARY)}{entry}-\w{{8}}")
             if own.is_dir() and remove_own(own, lambda name: names.fullmatch(name) is not None):
-                remove_own(self.folder, lambda name: False)
+                remove_own(self.folder, lambda name: False)  # only if nothing is left in it, such as journals of other fits
         except OSError as error:
             _log.warning("The journal in `%s` can't be removed (%s).", self.folder, error.strerror or error)
 
@@ -115,11 +105,7 @@ class Journal:
 
 
 def tensors_behind(prefix: str, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names have a prefix, on the devices of the tensors that they replace.
-
-    Raises:
-        ValueError: their names or shapes aren't those of `like`.
-    """
+    """Return the tensors whose names have a prefix, on the devices of `like`; a `ValueError` if names or shapes differ."""
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in like.items()}:
         raise ValueError(f"the tensors `{prefix}…` are those of another network")
@@ -127,11 +113,7 @@ def tensors_behind(prefix: str, tensors: Mapping[str, Tensor], like: Mapping[str
 
 
 def optimizer_state(prefix: str, tensors: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Return an optimizer's state for each weight, as `torch.optim` numbers them.
-
-    Raises:
-        ValueError: a state isn't that of one of the weights.
-    """
+    """Return an optimizer's state for each weight, as `torch.optim` numbers them; a `ValueError` if one is of no weight."""
     found: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(prefix):

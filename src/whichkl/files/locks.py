@@ -17,6 +17,8 @@ LOCK = ".whichkl-lock"
 _SECONDS_BETWEEN_TRIES = 0.02
 _MAX_SECONDS_WITHOUT_NUMBER = 10.0
 """Age after which a lock file without a number is treated as that of a killed process."""
+_HELD_ERRORS = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+"""Errors of a lock that another process holds."""
 _NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of disks that don't support locks."""
 _LOCKED_BYTE = 2**30
@@ -28,13 +30,8 @@ _Release = Callable[[], None]
 def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder. The lock is released when this process ends, however it ends.
 
-    Args:
-        folder: what is locked. It is made if it doesn't exist, and removed if it is still empty at the end.
-        do: what can't be done while another process holds the lock, for the message.
-        wait: seconds to wait for another process.
-
-    Raises:
-        ResourceError: another process holds the lock, or the folder can't be written.
+    The folder is made if it doesn't exist, and removed if it is still empty at the end. After `wait` seconds of another process's
+    work, a `ResourceError` states that what `do` names can't be done.
     """
     path, give_up = folder / LOCK, time.monotonic() + wait
     with made_folder(folder):
@@ -56,22 +53,21 @@ def locked(folder: Path, do: str, wait: float = 0.0) -> Iterator[None]:
 def _take(path: Path) -> _Release | None:
     """Return a function that releases the lock, or None if another process holds it."""
     lock = _system_lock()
-    if lock is None:
-        return _take_name(path)
-    try:
-        return _take_handle(path, lock)
-    except OSError as error:
-        if error.errno not in _NO_LOCK_ERRORS:
-            raise
-        return _take_name(path)
+    if lock is not None:
+        try:
+            return _take_handle(path, lock)
+        except OSError as error:
+            if error.errno not in _NO_LOCK_ERRORS:
+                raise
+    return _take_name(path)
 
 
-def _take_handle(path: Path, lock: Callable[[int], bool]) -> _Release | None:
+def _take_handle(path: Path, lock: Callable[[int], None]) -> _Release | None:
     """Lock through the operating system, which unlocks when the process ends."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not lock(handle):
+            if not _can_lock(handle, lock):
                 os.close(handle)
                 return None
             if _is_at(handle, path):  # else the process that held it has removed it
@@ -149,40 +145,29 @@ def _is_left_over(path: Path) -> bool:
     return False
 
 
-def _system_lock() -> Callable[[int], bool] | None:
-    """Return a function that locks an open file and returns whether it could; None if the system has no locks."""
+def _can_lock(handle: int, lock: Callable[[int], None]) -> bool:
     try:
+        lock(handle)
+    except OSError as error:
+        if error.errno in _HELD_ERRORS:
+            return False
+        raise
+    return True
+
+
+def _system_lock() -> Callable[[int], None] | None:
+    """Return a function that locks an open file, or raises an `OSError`; None if the system has no locks."""
+    with contextlib.suppress(ImportError):
         import fcntl
-    except ImportError:
-        return _windows_lock()
 
-    def lock(handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                return False
-            raise
-        return True
-
-    return lock
-
-
-def _windows_lock() -> Callable[[int], bool] | None:
-    try:
+        return lambda handle: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(ImportError):
         import msvcrt
-    except ImportError:
-        return None
 
-    def lock(handle: int) -> bool:
-        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
-        try:
+        def lock_byte(handle: int) -> None:
+            os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EDEADLK):
-                return False
-            raise
-        os.lseek(handle, 0, os.SEEK_SET)
-        return True
+            os.lseek(handle, 0, os.SEEK_SET)
 
-    return lock
+        return lock_byte
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -43,7 +44,7 @@ class Saved:
     again: str
 
     def files(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """Return what `write` writes: the weights, then the JSON file that names them."""
+        """Return the content of what `write` writes: the weights, then the JSON file that names them."""
         weights = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         digest = hashlib.sha256(weights).hexdigest()
         name = f"{self.weights}-{digest[:16]}.safetensors"
@@ -56,27 +57,21 @@ class Saved:
 
         If the process is killed before, the earlier result is unchanged. The only weights that are removed are those that the
         replaced JSON file named, and those of a killed save, which are named for their content.
-
-        Raises:
-            InputError: the folder holds anything but such a result.
-            ResourceError: it can't be written, or another process keeps writing there.
         """
         self.refuse_other(folder)
         with locked(folder, f"save {self.what} in `{folder}`", _SECONDS_TO_WAIT):
-            self.refuse_other(folder)
-            before = self._names(folder)
+            self.refuse_other(folder)  # again: another process may have written there before this one had the lock
+            before = ""
+            with contextlib.suppress(OSError, ValueError):  # there may be no earlier result, or a damaged one
+                before = self._weights_of(read_file(folder / self.file))
             for name, data in files.items():
                 write_whole(folder / name, data)
             for entry in sorted(folder.iterdir()):
-                if entry.name not in files and (entry.name in before or _is_left_over(entry)):
+                if entry.name not in files and (entry.name == before or _is_left_over(entry)):
                     remove_own(entry, self.is_own)
 
     def refuse_other(self, folder: Path) -> None:
-        """Refuse a file, and a folder that holds anything but such a result.
-
-        Raises:
-            InputError: the folder does; the message names one of the entries.
-        """
+        """Refuse a file, and a folder that holds anything but such a result; the message names one of the entries."""
         if not folder.exists():
             return
         if not folder.is_dir():
@@ -91,25 +86,25 @@ class Saved:
 
     def _wrote(self, path: Path) -> bool:
         """Whether a JSON file, even a damaged one, is a result's: it names weights as only a result does, or lies beside them."""
-        named = re.search(rb'"weights": "%b-[0-9a-f]{16}\.safetensors"' % self.weights.encode(), read_file(path))
+        named = re.search(rf'"weights": "{self._weights_name}"'.encode(), read_file(path))
         beside = path.parent.glob(f"{self.weights}-*.safetensors")
         return named is not None or any(one.is_file() and _is_left_over(one) for one in beside)
 
     def is_own(self, name: str) -> bool:
         """Whether `write` gives files this name; a killed one leaves unfinished files of such names."""
-        own = re.escape(self.file)
-        weights = rf"{self.weights}-[0-9a-f]{{16}}\.safetensors"
-        return (
-            re.fullmatch(rf"({re.escape(TEMPORARY)}|\.)({own}|{weights})-\w{{8}}|{own}|{weights}|{re.escape(LOCK)}", name)
-            is not None
-        )
+        own = rf"({re.escape(self.file)}|{self._weights_name})"
+        pattern = rf"({re.escape(TEMPORARY)}|\.){own}-\w{{8}}|{own}|{re.escape(LOCK)}"
+        return re.fullmatch(pattern, name) is not None
+
+    @property
+    def _weights_name(self) -> str:
+        """Regular expression of the names of weights."""
+        return rf"{self.weights}-[0-9a-f]{{16}}\.safetensors"
 
     def read(self, folder: Path, kind: Any) -> tuple[Any, dict[str, Tensor]]:
         """Read a saved result, with every checksum, field and number checked.
 
-        Args:
-            folder: where it was written.
-            kind: the `TypedDict` of its fields.
+        Its fields are those of the `TypedDict` `kind`.
 
         Raises:
             InputError: there is no result.
@@ -119,8 +114,7 @@ class Saved:
         path = folder / self.file
         try:
             text, weights = self._read_both(folder)
-            fields = self._checked(folder, text, weights, kind)
-            return fields, read_tensors(weights)
+            return self._checked(folder, text, weights, kind), read_tensors(weights)
         except FileNotFoundError as error:
             because = f"there is no {self.what.removeprefix('a ')} in it: `{Path(str(error.filename)).name}` is missing"
             raise InputError(cannot(f"load {self.what} from `{folder}`", because, "Correct the path")) from error
@@ -154,7 +148,7 @@ class Saved:
     def _weights_of(self, text: bytes) -> str:
         fields = read_json(text)
         name = fields.get("weights") if isinstance(fields, dict) else None
-        if not isinstance(name, str) or not re.fullmatch(rf"{self.weights}-[0-9a-f]{{16}}\.safetensors", name):
+        if not isinstance(name, str) or not re.fullmatch(self._weights_name, name):
             raise ValueError(f"{self.file} names no weights")
         return name
 
@@ -169,13 +163,6 @@ class Saved:
         if hashlib.sha256(weights).hexdigest() != fields.get("sha256"):
             raise ValueError(f"the SHA-256 of {fields['weights']} differs")
         return checked(kind, fields)
-
-    def _names(self, folder: Path) -> set[str]:
-        """Return the name of the weights of the result in a folder, if there is a result."""
-        try:
-            return {self._weights_of(read_file(folder / self.file))}
-        except (OSError, ValueError):
-            return set()
 
 
 def _is_file_or_gone(entry: Path) -> bool:

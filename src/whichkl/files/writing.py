@@ -33,9 +33,6 @@ def remove_own(path: Path, is_own: Callable[[str], bool]) -> bool:
 
     Returns:
         Whether nothing is left at `path`.
-
-    Raises:
-        OSError: an entry can't be removed.
     """
     if path.is_symlink():
         return False
@@ -79,17 +76,10 @@ def _is_temporary(name: str) -> bool:
 
 
 def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | None = None) -> None:
-    """Write a temporary file, sync it and rename it, so that the file is never half written.
+    """Write a temporary file, sync it and rename it, so that the file is never half written; a missing folder is made.
 
-    Args:
-        path: the file. A missing folder is made.
-        data: the content.
-        is_own: whether whichkl wrote an earlier file of this name, by its content. By default every file of this name counts
-            as whichkl's own.
-
-    Raises:
-        InputError: the path is a link, or an earlier file there isn't one that whichkl wrote.
-        ResourceError: the folder or the file can't be written.
+    `is_own` says by its content whether whichkl wrote an earlier file of this name; by default every file of this name counts as
+    whichkl's own.
     """
     refuse_foreign(path, is_own)
     try:
@@ -99,8 +89,8 @@ def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | No
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(0o644)
+                os.fsync(stream.fileno())  # before the new name: after a power cut the name must not stand for an empty file
+            Path(name).chmod(0o644)  # `mkstemp` lets only the owner read
             Path(name).replace(path)
         finally:
             remove_own(Path(name), _is_temporary)
@@ -109,16 +99,7 @@ def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | No
 
 
 def refuse_foreign(path: Path, is_own: Callable[[bytes], bool] | None = None) -> None:
-    """Refuse a path that is a link, or a file that whichkl didn't write.
-
-    Args:
-        path: the file to be written.
-        is_own: whether whichkl wrote a file, by its content.
-
-    Raises:
-        InputError: the path is a link or no regular file, or the file there was not written by whichkl.
-        ResourceError: the file can't be read.
-    """
+    """Refuse to write to a link, to what isn't a regular file, and to a file that whichkl didn't write, by its content."""
     if path.is_symlink():
         raise InputError(cannot(f"write `{path}`", "it is a link", "Name another place, or remove the link"))
     if path.exists() and not path.is_file():
@@ -146,11 +127,7 @@ def is_demo(content: bytes) -> bool:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write and sync a file that doesn't exist yet.
-
-    Raises:
-        OSError: it exists, or can't be written.
-    """
+    """Write and sync a file; an `OSError` if it exists or can't be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as stream:
         stream.write(data)
@@ -159,11 +136,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def rename_new(fresh: Path, final: Path) -> None:
-    """Give a finished file or folder its final name, which must be free, and sync its folder.
-
-    Raises:
-        OSError: the name is taken, or the entry can't be renamed.
-    """
+    """Give a finished file or folder its final name, which must be free, and sync its folder."""
     if final.is_symlink() or final.exists():
         raise FileExistsError(errno.EEXIST, "there is something of this name", str(final))
     fresh.rename(final)
@@ -182,11 +155,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder if it doesn't exist.
-
-    Raises:
-        ResourceError: it can't be made.
-    """
+    """Make a folder if it doesn't exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -195,11 +164,7 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder for a block. Afterwards it is removed if it was made here and is still empty, and so are its parents.
-
-    Raises:
-        ResourceError: it can't be made.
-    """
+    """Make a folder for a block. Afterwards it is removed if it was made here and is still empty, and so are its parents."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         make_folder(folder)
@@ -210,12 +175,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Try to write a file in a folder; nothing is left behind.
-
-    Raises:
-        InputError: it can't be a folder, since it or a parent is a file or a link to nothing.
-        ResourceError: the folder can't be written.
-    """
+    """Try to write in a folder, and refuse one that is or lies below a file or a link to nothing; nothing is left behind."""
     for one in (folder, *folder.parents):
         if one.is_symlink() and not one.exists():
             raise InputError(cannot(f"write to `{folder}`", f"`{one}` is a link to nothing", "Name another folder"))

@@ -84,8 +84,7 @@ def read_yaml(path: Path, example: str) -> YamlFile:
     except _Fault as fault:
         raise InputError(cannot(f"read `{path}`", f"line {fault.line + 1}: {fault.because}", fault.instead)) from fault
     except yaml.YAMLError as error:
-        because = f"line {_line_of(error, text)}: it isn't YAML ({_problem(error)[:200]})"
-        raise InputError(cannot(f"read `{path}`", because, "Look there, and at the line before")) from error
+        raise InputError(cannot(f"read `{path}`", _said(error, text), "Look there, and at the line before")) from error
 
 
 class _Fault(Exception):
@@ -136,11 +135,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def _check_names(node: Any) -> None:
-    """Refuse a name that appears twice in a mapping, isn't text, or is too long.
-
-    Raises:
-        _Fault: a name is one of these.
-    """
+    """Refuse a name that appears twice in a mapping, isn't text, or is too long."""
     seen: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line
@@ -150,36 +145,28 @@ def _check_names(node: Any) -> None:
         if len(key.value) > _MAX_NAME:
             raise _Fault(line, f"a name has {len(key.value):,} characters", "Shorten it")
         if key.value in seen:
-            because = f"`{key.value}` is repeated, after line {seen[key.value] + 1}"
-            raise _Fault(line, because, "Keep one of them")
+            raise _Fault(line, f"`{key.value}` is repeated, after line {seen[key.value] + 1}", "Keep one of them")
         seen[key.value] = line
 
 
 def _text_of(path: Path) -> str:
-    """Read a regular file of UTF-8 text of bounded size.
-
-    Raises:
-        InputError: the path isn't such a file.
-    """
-    do = f"read `{path}`"
+    """Read a regular file of UTF-8 text of bounded size."""
+    do, data = f"read `{path}`", b""
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            because = "it is a folder" if stat.S_ISDIR(mode) else "it isn't a regular file"
-            raise InputError(cannot(do, because, "Name the YAML file"))
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        if stat.S_ISREG(mode):  # to open a pipe could wait for ever
+            with path.open("rb") as file:
+                data = file.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        because = (
-            "there is no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or str(error)
-        )
+        because = getattr(error, "strerror", None) or str(error)
+        because = "there is no such file" if isinstance(error, FileNotFoundError) else because
         raise InputError(cannot(do, because, "Correct the path")) from error
+    if not stat.S_ISREG(mode):
+        because = "it is a folder" if stat.S_ISDIR(mode) else "it isn't a regular file"
+        raise InputError(cannot(do, because, "Name the YAML file"))
     if len(data) > _MAX_BYTES:
-        raise InputError(
-            cannot(do, f"it is larger than {_MAX_BYTES:,} bytes", "Name the YAML file; a list of data is another file")
-        )
+        because = f"it is larger than {_MAX_BYTES:,} bytes"
+        raise InputError(cannot(do, because, "Name the YAML file; a list of data is another file"))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -187,11 +174,10 @@ def _text_of(path: Path) -> str:
         raise InputError(cannot(do, f"line {line}: it isn't UTF-8 text", "Save it as UTF-8")) from error
 
 
-def _line_of(error: Any, text: str) -> int:
+def _said(error: Any, text: str) -> str:
+    """Return the line and the problem that PyYAML's parser (with a mark) or its reader (with a position) reports."""
     mark = getattr(error, "problem_mark", None)
-    return text.count("\n", 0, getattr(error, "position", 0)) + 1 if mark is None else mark.line + 1
-
-
-def _problem(error: Any) -> str:
+    line = text.count("\n", 0, getattr(error, "position", 0)) if mark is None else mark.line
     said = [getattr(error, name, None) for name in ("context", "problem", "reason")]
-    return ", ".join(str(one) for one in said if one) or str(error)
+    problem = ", ".join(str(one) for one in said if one) or str(error)
+    return f"line {line + 1}: it isn't YAML ({problem[:200]})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from torch.distributions import Distribution
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.arrays import tensor_of
-from whichkl.diagnostics import model_target
+from whichkl.diagnostics import model_target, reference_around, stein_terms
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
-from whichkl.particles import Particles, Reference, temper
+from whichkl.particles import Particles, temper
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
 
@@ -25,10 +26,7 @@ _PARTICLES = 4_096
 _MAX_DRAWS_OF_FEW_PARTICLES = 10_000
 _MAX_PARTICLES = 16_384
 _ISLANDS = 32
-_LEAPFROGS = 8
-_KEEP = 0.8
-_LAST_MOVES = 8
-_MAX_CALLS = 1_000
+_temper = partial(temper, islands=_ISLANDS, keep=0.8, leapfrogs=8, last_moves=8, settle=True, max_calls=1_000)
 _WIDTH_OF_START = 1.5
 """Width of the Gaussian from which particles start, relative to q: reverse KL tends to make q too narrow."""
 _WIDTH_OF_SEARCH = 20.0
@@ -84,121 +82,94 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
     moves change no mean significantly, its islands agree on log Z to half a nat, and Stein's identity holds on the particles,
     E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. If they aren't, weights are used up to k̂ = min(1 − 1/log₁₀ n, 0.7).
 
-    Args:
-        target: p, with a log density.
-        model: q, in the user's coordinates.
-        n: number of draws of q; above 10,000 also of particles, which are 4,096 otherwise.
-        seed: fixes every random choice.
-        misses_modes: whether q is known to miss modes, which weights can't correct or detect.
+    There are 4,096 particles for up to 10,000 draws, and as many as draws for more. `misses_modes` means that q is known to miss
+    modes, which weights can't correct or detect.
 
     Raises:
         TargetError: there is no log density, or neither weights nor particles can be trusted.
 
     Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024); Dai, Heng, Jacob & Whiteley (2022); Stein (1972).
     """
+    do = "correct this fit's draws"
     if target is None:
-        because = "a loaded fit doesn't hold its target"
-        raise TargetError(cannot("correct this fit's draws", because, "Pass `target=`, what was fitted"))
+        raise TargetError(cannot(do, "a loaded fit doesn't hold its target", "Pass `target=`, what was fitted"))
     if target.density is None:
         because = f"the target has only {target.access.label}, and weights compare log p with log q"
-        raise TargetError(cannot("correct this fit's draws", because, "Pass `target=` with a `log_prob`, or `corrected=False`"))
+        raise TargetError(cannot(do, because, "Pass `target=` with a `log_prob`, or `corrected=False`"))
     q = model_target(model, target)
     x = q.draws(n, seed)
     log_weight = (target.log_prob(x).to(torch.float64) - q.log_prob(x).to(torch.float64)).detach().cpu()
-    khat = pareto_smooth(log_weight)[1] if bool((log_weight > -math.inf).any()) else math.inf
-    by_weights = Weighted(x, pareto_smooth(log_weight)[0], "importance weights", khat) if khat < math.inf else None
-    if by_weights is not None and khat <= _MAX_KHAT_WITH_VARIANCE and not misses_modes:
+    smoothed, khat = pareto_smooth(log_weight) if bool((log_weight > -math.inf).any()) else (log_weight, math.inf)
+    by_weights = Weighted(x, smoothed, "importance weights", khat)
+    if khat <= _MAX_KHAT_WITH_VARIANCE and not misses_modes:
         return by_weights
     particles = _particles(target, x, n, seed, wider=_WIDTH_OF_SEARCH if misses_modes else _WIDTH_OF_START)
     wrong = _distrust(target, particles)
-    if wrong is not None and by_weights is not None and khat <= khat_limit(n) and not misses_modes:
+    if wrong is not None and khat <= khat_limit(n) and not misses_modes:
         return by_weights
     if wrong is not None:
         doubt = "it misses modes" if misses_modes else f"PSIS k̂ is {khat:.2f}, above {khat_limit(n):.2f}"
         because = f"{doubt}, and the particles that go from it to the target can't be trusted either ({wrong})"
-        raise TargetError(cannot("correct this fit's draws", because, "Fit a richer family, or run a long Markov chain"))
+        raise TargetError(cannot(do, because, "Fit a richer family, or run a long Markov chain"))
     now = target.bijection.forward(particles.x.to(target.device, target.dtype))
     before = None if particles.before is None else target.bijection.forward(particles.before.to(target.device, target.dtype))
     return Weighted(now, particles.log_weights, "particles", khat, particles, before)
 
 
 def draw(model: Any, weighted: Weighted | None, n: int, seed: int) -> Float[Tensor, "n d"]:
-    """Draw n points of q, or of weighted points by systematic resampling, in random order.
-
-    Args:
-        model: q, in the user's coordinates.
-        weighted: what `corrected` returned, or None for q itself.
-        n: number of points.
-        seed: fixes the draws.
-    """
+    """Draw n points of q, or of the weighted points by systematic resampling, in random order."""
     if weighted is None:
         with seeded(seed):
             x: Tensor = model.sample((n,))
         return x.reshape(n, -1)
     generator = torch.Generator().manual_seed(seed)
-    at = (
-        torch.arange(n, dtype=torch.float64, device="cpu") + torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
-    ) / n
+    offset = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+    at = (torch.arange(n, dtype=torch.float64, device="cpu") + offset) / n
     cumulative = weighted.log_weights.exp().cumsum(0)
     chosen = torch.searchsorted(cumulative / cumulative[-1], at).clamp(max=len(cumulative) - 1)
     return weighted.x[chosen[torch.randperm(n, generator=generator, device="cpu")]]
 
 
 def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: Weighted | None) -> Expectation:
-    """Return Σ W f(x) with its standard error.
+    """Return Σ W f(x) with its standard error, over draws x of q (W = 1/n) or over weighted points.
 
-    For weights, and for draws of q with weights 1/n, the error is √Σ W² (f − mean)². For particles, it combines the differences
-    between islands and the change of the mean when the moves were doubled.
-
-    Args:
-        f: (n, d) → (n,) or (n, k).
-        x: draws of q, in the user's coordinates, used if nothing is corrected.
-        weighted: what `corrected` returned, or None.
-
-    Raises:
-        InputError: f returns another shape, or a value at a point of positive weight that isn't finite.
+    For weights, the error is √Σ W² (f − mean)². For particles, it combines the differences between islands and the change of
+    the mean when the moves were doubled.
     """
     points = x if weighted is None else weighted.x
-    value = _values(f, points)
-    table = value.reshape(len(points), -1)
+    value, n = _values(f, points), len(points)
+    table, shape = value.reshape(n, -1), value.shape[1:]
     if weighted is not None and weighted.particles is not None:
         mean, stderr = weighted.particles.mean(table)
         if weighted.before is not None:
-            earlier = weighted.particles.mean(_values(f, weighted.before).reshape(len(points), -1))[0]
+            earlier = weighted.particles.mean(_values(f, weighted.before).reshape(n, -1))[0]
             stderr = (stderr.square() + (mean - earlier).square()).sqrt()
     else:
-        count = len(points)
-        w = torch.full((count,), 1 / count, dtype=torch.float64, device="cpu") if weighted is None else weighted.log_weights.exp()
+        w = torch.full((n,), 1 / n, dtype=torch.float64, device="cpu") if weighted is None else weighted.log_weights.exp()
         mean = w @ table
         stderr = (w.square() @ (table - mean).square()).sqrt()
-    shape = value.shape[1:]
-    ess = float(len(points)) if weighted is None else effective_sample_size(weighted.log_weights)
-    method = "draws of q" if weighted is None else weighted.method
-    return Expectation(
-        mean.reshape(shape), stderr.reshape(shape), method, len(points), ess, None if weighted is None else weighted.khat
-    )
+    if weighted is None:
+        return Expectation(mean.reshape(shape), stderr.reshape(shape), "draws of q", n, float(n))
+    ess = effective_sample_size(weighted.log_weights)
+    return Expectation(mean.reshape(shape), stderr.reshape(shape), weighted.method, n, ess, weighted.khat)
 
 
 def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
-    returned = f(points)
+    returned, do = f(points), "take the expectation of this function"
     if returned is None:
-        raise InputError(cannot("take the expectation of this function", "it returned None", "Return (n,) or (n, k)"))
+        raise InputError(cannot(do, "it returned None", "Return (n,) or (n, k)"))
     value = tensor_of(returned).detach().to("cpu", torch.float64)
     if value.ndim not in (1, 2) or len(value) != len(points):
         because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
-        raise InputError(cannot("take the expectation of this function", because, "Return (n,) or (n, k), one row per point"))
+        raise InputError(cannot(do, because, "Return (n,) or (n, k), one row per point"))
     if not bool(value.isfinite().all()):
         because = f"it isn't finite at {int((~value.isfinite()).sum())} of {value.numel()} places"
-        raise InputError(cannot("take the expectation of this function", because, "Return finite numbers"))
+        raise InputError(cannot(do, because, "Return finite numbers"))
     return value
 
 
 def check_draws(model: Any, names: tuple[str, ...], n: Any) -> None:
-    """Check that a model can be drawn from.
-
-    Raises:
-        InputError: the model is conditional, so that draws need an x, or n isn't a whole number of at least 1.
-    """
+    """Refuse a conditional model, whose draws need an x, and an n that isn't a whole number of at least 1."""
     if not isinstance(model, Distribution):
         because = f"it is a conditional model of {', '.join(names[:4])}, with a law for each x"
         raise InputError(cannot("draw from this fit alone", because, "Use `fit.model(x).sample((n,))`"))
@@ -207,24 +178,9 @@ def check_draws(model: Any, names: tuple[str, ...], n: Any) -> None:
 
 
 def _particles(target: Target, x: Float[Tensor, "n d"], n: int, seed: int, *, wider: float) -> Particles:
-    free = target.unconstrained()
-    u = target.bijection.inverse(x).to("cpu", torch.float64)
-    centred = u - u.mean(0)
-    covariance = centred.T @ centred / len(u)
-    tril = torch.linalg.cholesky(covariance + 1e-12 * torch.diag(covariance.diagonal()))
+    start = reference_around(target.bijection.inverse(x).to("cpu", torch.float64), wider)
     count = _PARTICLES if n <= _MAX_DRAWS_OF_FEW_PARTICLES else _ISLANDS * math.ceil(min(n, _MAX_PARTICLES) / _ISLANDS)
-    return temper(
-        free,
-        Reference(u.mean(0), wider * tril),
-        particles=count,
-        islands=_ISLANDS,
-        keep=_KEEP,
-        leapfrogs=_LEAPFROGS,
-        last_moves=_LAST_MOVES,
-        settle=True,
-        max_calls=_MAX_CALLS,
-        seed=seed,
-    )
+    return _temper(target.unconstrained(), start, particles=count, seed=seed)
 
 
 def _distrust(target: Target, particles: Particles) -> str | None:
@@ -239,10 +195,7 @@ def _distrust(target: Target, particles: Particles) -> str | None:
         return f"independent groups of them disagree on log Z by {particles.log_z_stderr:.1f}"
     free = target.unconstrained()
     _, score = free.trial(particles.x.to(free.device))
-    score = score.to("cpu", torch.float64)
-    centred = particles.x - particles.x.median(0).values
-    scale = centred.square().mean(0).sqrt()
-    mean, stderr = particles.mean(torch.cat([score * scale, centred * score + 1], dim=1))
+    mean, stderr = particles.mean(stein_terms(particles.x, score.to("cpu", torch.float64)))
     if bool(((mean.abs() > 5 * stderr) & (mean.abs() > _MAX_STEIN_DEVIATION)).any()):
         return "Stein's identity fails on them"
     return None

@@ -14,7 +14,7 @@ from whichkl.diagnostics.findings import FINDINGS
 from whichkl.divergences import Estimate
 from whichkl.families import Family
 from whichkl.families.family import check_parameters
-from whichkl.files.saving import FORMAT, Saved
+from whichkl.files.saving import Saved
 from whichkl.objectives import objective_of
 from whichkl.solvers import Optimum
 from whichkl.targets.supports import Bijection
@@ -55,37 +55,8 @@ class FitFields(TypedDict):
     seed: int
 
 
-def described(fit: Any) -> dict[str, Any]:
-    """Return everything but the parameters of a `Fit`, as JSON can hold it."""
-    return {
-        "format": FORMAT,
-        "family": fit.family.config(),
-        "objective": fit.objective.spec,
-        "solver": fit.solver,
-        "status": fit.status,
-        "findings": sorted(fit.findings),
-        "explanations": list(fit.explanations),
-        "value": fit.value.to_dict(),
-        "diagnostics": fit.diagnostics.to_dict(),
-        "access": fit.advice.access.label,
-        "names": list(fit.names),
-        "support": fit.bijection.describe(),
-        "seed": fit.seed,
-    }
-
-
-def tensors_of(family: Family, optima: tuple[Optimum, ...]) -> dict[str, Tensor]:
-    """Return every optimum's parameters, each name behind the optimum's number."""
-    return {f"{i}.{name}": value for i, one in enumerate(optima) for name, value in family.parameters(one.model).items()}
-
-
 def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
-    """Read a saved fit and check its fields, without building its models.
-
-    Raises:
-        InputError: there is no fit in that folder.
-        IntegrityError: a file or a field isn't what was written.
-    """
+    """Read a saved fit and check its fields, without building its models."""
     fields, tensors = FIT.read(folder, FitFields)
     try:
         Diagnostics.from_dict(fields["diagnostics"], ())
@@ -95,17 +66,13 @@ def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def rebuilt_fit(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
-    """Return the arguments of `Fit` that a saved one holds.
-
-    Raises:
-        ValueError: something in it can't be that of a fit; the message names it.
-    """
+    """Return the arguments of `Fit` that a saved one holds; a `ValueError` names what can't be that of a fit."""
     names = fields["names"]
-    unknown = [name for name in fields["findings"] if name not in FINDINGS]
-    if unknown or fields["seed"] < 0 or not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"there is no finding `{unknown[0][:40]}`" if unknown else "its seed or its names can't be those of a fit"
-        )
+    for name in fields["findings"]:
+        if name not in FINDINGS:
+            raise ValueError(f"there is no finding `{name[:40]}`")
+    if fields["seed"] < 0 or not names or len(set(names)) < len(names):
+        raise ValueError("its seed or its names can't be those of a fit")
     optima = _optima(fields["diagnostics"]["optima"], tensors, family)
     bijection = Bijection(fields["support"], len(names))  # type: ignore[arg-type]
     shape = getattr(optima[0].model, "event_shape", None)

@@ -17,9 +17,10 @@ from whichkl.diagnostics import Diagnostics, explain, shown_weights
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
 from whichkl.families import Family, family_from_config, family_of
+from whichkl.files.saving import FORMAT
 from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.fitting.correction import corrected as corrected_points
-from whichkl.fitting.fit_file import FIT, FitFields, described, rebuilt_fit, tensors_of
+from whichkl.fitting.fit_file import FIT, FitFields, rebuilt_fit
 from whichkl.objectives import Objective
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
@@ -69,11 +70,11 @@ class Fit:
         if len(d.optima) > 1:
             lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
         lines += [f"  {one}" for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
-        lines += [f"  {one}" for one in (d.missing_modes,) if one is not None and (one.found or one.reason)]
+        if d.missing_modes is not None and (d.missing_modes.found or d.missing_modes.reason):
+            lines.append(f"  {d.missing_modes}")
         lines += [f"  {note}" for note in d.notes]
-        return "\n".join(
-            lines + [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
-        )
+        lines += [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
+        return "\n".join(lines)
 
     @plain_modes()
     def draws(
@@ -170,7 +171,21 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the parameters, as JSON can hold it."""
-        return described(self)
+        return {
+            "format": FORMAT,
+            "family": self.family.config(),
+            "objective": self.objective.spec,
+            "solver": self.solver,
+            "status": self.status,
+            "findings": sorted(self.findings),
+            "explanations": list(self.explanations),
+            "value": self.value.to_dict(),
+            "diagnostics": self.diagnostics.to_dict(),
+            "access": self.advice.access.label,
+            "names": list(self.names),
+            "support": self.bijection.describe(),
+            "seed": self.seed,
+        }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `fit.json` and the weights that it names (every optimum's parameters, in free coordinates).
@@ -187,7 +202,9 @@ class Fit:
     @plain_modes()
     def files(self) -> dict[str, bytes]:
         """Return the files that `save` writes: the weights, and `fit.json`, which names them."""
-        return FIT.files(self.to_dict(), tensors_of(self.family, self.diagnostics.optima))
+        models = [one.model for one in self.diagnostics.optima]
+        tensors = {f"{i}.{name}": part for i, one in enumerate(models) for name, part in self.family.parameters(one).items()}
+        return FIT.files(self.to_dict(), tensors)
 
     @classmethod
     @plain_modes()

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 
-from whichkl._checks import InputError, cannot
-from whichkl.advice import default_family
+from whichkl._checks import LARGEST, InputError, TargetError, cannot, check_scales
+from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
-from whichkl.diagnostics import Judgement
+from whichkl.diagnostics import JudgedFit, Judgement, carried, stride_of
 from whichkl.diagnostics import judge as judge_fit
-from whichkl.families import Family, Gaussian, Mixture, family_of
+from whichkl.families import Family, Gaussian, Mixture, NetworkFamily, family_of
+from whichkl.families.family import cast
 from whichkl.families.named import conditional_families
 from whichkl.files.journal import Journal
 from whichkl.fitting.result import Fit
-from whichkl.fitting.solve import Solved, solve
-from whichkl.objectives import Objective
+from whichkl.objectives import OBJECTIVES, Objective, objective_of
+from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
 from whichkl.process.torch_modes import plain_modes
-from whichkl.solvers import Solver
+from whichkl.solvers import Solution, Solver, solver_for
+from whichkl.solvers.resolve import Curve, resolve
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 from whichkl.targets.fingerprint import code_version, target_fingerprint
+from whichkl.targets.supports import Bijection
 
 _MAX_SEED = 2**31
 """Seeds of parts of a fit are computed from its seed, and torch takes 64 bits."""
@@ -35,6 +40,7 @@ _MAX_HELD_MODES = 20
 """How many modes a model that is no Gaussian and no mixture may hold: as many as a mode search names."""
 
 _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread over it, and this objective reads none"
+_SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
 @plain_modes()
@@ -80,23 +86,21 @@ def fit(
     >>> [round(m, 6) for m in result.model.mean.tolist()]
     [1.0, 1.0]
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number of at least 0", "Give, say, seed=0"))
-    if seed >= _MAX_SEED:
-        raise InputError(cannot(f"use `seed={seed}`", f"seeds are below {_MAX_SEED:,}", "Give, say, seed=0"))
-    p = Target.of(target)
-    given = p
-    said = None if family is None else family_of(family)
-    _check_pairs(p, said)
-    family = default_family(p) if said is None else said
-    log = None if journal is None else Journal.of(journal, _identity(p, family, objective, solver, seed), p.evaluations)
-    work = Work(workers_of(cluster), tell or QUIET.tell, log, p.evaluations)
-    p = p.noting_repeats() if judge else p
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    if not is_whole or seed >= _MAX_SEED:
+        because = f"seeds are below {_MAX_SEED:,}" if is_whole else "it isn't a whole number of at least 0"
+        raise InputError(cannot(f"use `seed={seed!r}`", because, "Give, say, seed=0"))
+    given = Target.of(target)
+    named = None if family is None else family_of(family)
+    _check_pairs(given, named)
+    family = default_family(given) if named is None else named
+    log = None if journal is None else Journal.of(journal, _identity(given, family, objective, solver, seed), given.evaluations)
+    work = Work(workers_of(cluster), tell or QUIET.tell, log, given.evaluations)
+    p = given.noting_repeats() if judge else given
     done = solve(p, family, objective, solver, seed, work, judged=judge)
     if cluster is not None and done.objective.direction == "reverse":
         done = replace(done, notes=(*done.notes, _CLUSTER_UNUSED))
-    judgement = judge_fit(p, done.family, done.objective, done.solver, done.solution, done.model, seed, work, whole=judge)
-    done, judgement = _from_missing_modes(p, done, judgement, seed, work)
+    done, judgement = _from_missing_modes(p, done, done.judge(p, seed, work, whole=judge), seed, work)
     if log is not None:
         log.clear()
     return done.judged(given, judgement, seed)
@@ -107,9 +111,8 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
     start = p
     for attempt in range(_MAX_RESTARTS):
         missing = judgement.diagnostics.missing_modes
-        held = (
-            done.family.count if isinstance(done.family, Mixture) else 1 if isinstance(done.family, Gaussian) else _MAX_HELD_MODES
-        )
+        held = 1 if isinstance(done.family, Gaussian) else _MAX_HELD_MODES
+        held = done.family.count if isinstance(done.family, Mixture) else held
         if missing is None or not missing.outweigh(held) or not done.solver.starts_from_modes(done.family) or work.is_spent:
             break
         work.tell("starting again from modes that the fit misses", float("nan"))
@@ -122,11 +125,11 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
             note = f"solving again from the missing modes failed ({error})".rstrip(".")
             return replace(done, notes=(*done.notes, note)), judgement
         loss = again.solution.best.loss
-        if not loss < before:
+        if not loss < before:  # also where the new loss isn't a number
             break
         note = f"modes with {missing.mass:.1%} of the mass were missed at first; solving again from them, the loss fell from "
         done = replace(again, curve=done.curve, notes=(*done.notes, f"{note}{before:.4f} to {loss:.4f}"))
-        judgement = judge_fit(start, done.family, done.objective, done.solver, done.solution, done.model, seed, part)
+        judgement = done.judge(start, seed, part)
     return done, judgement
 
 
@@ -150,3 +153,114 @@ def _check_pairs(target: Target, family: Family | None) -> None:
     if not target.context_names and family is not None and family.conditional and not family.optional_context:
         because = "it models y given x, and the samples aren't pairs"
         raise InputError(cannot(f"fit `{family}` to this target", because, "Pass `samples=(x, y)`"))
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The result of a solver in the coordinates of the target, before it is judged."""
+
+    model: Any
+    family: Family
+    objective: Objective
+    solver: Solver
+    solution: Solution
+    advice: Advice
+    curve: Curve | None
+    notes: tuple[str, ...]
+
+    def judge(self, target: Target, seed: int, work: Work, *, whole: bool = True) -> Judgement:
+        """Measure the result; if not `whole`, only on the rows that were fitted."""
+        parts = JudgedFit(target, self.family, self.objective, self.solver, self.solution, self.model, seed, work)
+        return judge_fit(parts, whole=whole)
+
+    def judged(self, target: Target, judgement: Judgement, seed: int) -> Fit:
+        """Return the fit with its judgement."""
+        d = judgement.diagnostics
+        return Fit(
+            model=self.model,
+            family=self.family,
+            objective=self.objective,
+            solver=self.solver.name,
+            advice=self.advice,
+            value=judgement.value,
+            status=judgement.status,
+            findings=judgement.findings,
+            diagnostics=replace(d, curve=self.curve, notes=(*self.notes, *d.notes)),
+            names=target.names,
+            bijection=target.bijection if self.family.carried else Bijection(None, target.dim),
+            seed=seed,
+            target=target,
+        )
+
+
+def solve(
+    p: Target,
+    family: Family,
+    objective: Objective | str | None,
+    solver: Solver | str | None,
+    seed: int,
+    work: Work,
+    *,
+    judged: bool,
+) -> Solved:
+    """Choose objective and solver, and minimise; rows may be held out if the result will be `judged`.
+
+    Raises:
+        InputError: samples or arguments can't be used.
+        TargetError: the target can't do what the objective requires, or its log density is broken.
+    """
+    free = p.unconstrained() if family.carried else p
+    _check_scales(free)
+    family, curve, notes = resolve(p, family, seed, work)
+    if p.access.can_evaluate:
+        keep_memory(LOG_DENSITY_BYTES)
+    advice = advise(p, family)
+    chosen = _choose(objective, advice)
+    engine = solver_for(chosen, family, p.access, solver)
+    if free.samples is not None:
+        family.check_samples(free.samples, p.names)
+    if p.device.type == "cpu":
+        check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
+    is_judged = judged and chosen.direction != "reverse"
+    solution = engine.solve(free, family, seed, work, stride_of(p, engine) if is_judged or p.stream is not None else 0)
+    if math.isnan(solution.best.loss):
+        because = f"the loss of `{family}` isn't a number: squares of some rows, or of their x, leave float64"
+        raise InputError(cannot("use this target", because, f"Divide columns so that their numbers stay below {LARGEST:g}"))
+    if p.dim == 1 and not p.scalar and hasattr(solution.best.model, "column"):  # y came as (n, 1), and events have its shape
+        solution = replace(solution, optima=tuple(replace(o, model=replace(o.model, column=True)) for o in solution.optima))
+    model = solution.best.model
+    if isinstance(model, Distribution) and family.carried:
+        model = cast(family, model, p.dtype, p.device)
+    elif p.device.type != "cpu" and not isinstance(family, NetworkFamily):
+        model = cast(family, model, torch.float64, p.device)
+    model = carried(model, p.bijection) if family.carried else model
+    return Solved(model, family, chosen, engine, solution, advice, curve, notes)
+
+
+def _check_scales(free: Target) -> None:
+    """Refuse rows in free coordinates whose squares leave float64; of a stream, the first block is checked."""
+    x, context = free.samples, free.context
+    if free.stream is not None:
+        first = free.stream.first
+        x, context = first.x if free.carrier is None else free.carrier.inverse(first.x), first.context
+    if x is not None:
+        check_scales(x, free.names)
+    if context is not None:
+        check_scales(context, free.context_names, "x")
+
+
+def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
+    """Return the requested objective if the access allows it; without a request, the advised one."""
+    if objective is None:
+        if advice.best is None:
+            apart = [why for name, why in advice.missing.items() if OBJECTIVES[name].requires.met_by(advice.access)]
+            because = apart[0] if apart else f"{advice.situation[0].lower()}{advice.situation[1:-1]}"
+            raise TargetError(cannot("fit this target", because, "See `whichkl.advise(target)` for what could be converted"))
+        return advice.best.objective
+    wanted = objective_of(objective)
+    if not wanted.requires.met_by(advice.access):
+        because = f"it requires {wanted.requires.label}, but the target only has {advice.access.label}"
+        able = f"Use `{type(advice.best.objective).__name__}`, or pass" if advice.best else "Pass"
+        instead = f"{able} {' or '.join(sorted(wanted.requires.lacking(advice.access)))}"
+        raise TargetError(cannot(f"use `{type(wanted).__name__}` with this target", because, instead))
+    return wanted

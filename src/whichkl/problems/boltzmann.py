@@ -75,10 +75,9 @@ class RestrictedBoltzmann(nn.Module):
             raise InputError(cannot("sum up this Boltzmann machine", because, f"Have at most {_MAX_SUMMED_UNITS} in one layer"))
         if len(mine) == 0:
             return float(nn.functional.softplus(other).sum())
-        parts = []
-        for h in list_states([(0, 1)] * len(mine)).split(1 << 14):
-            parts.append(h @ mine + nn.functional.softplus(other + h @ weight.T).sum(-1))
-        return float(torch.logsumexp(torch.cat(parts), 0))
+        states = list_states([(0, 1)] * len(mine)).split(1 << 14)
+        sums = [h @ mine + nn.functional.softplus(other + h @ weight.T).sum(-1) for h in states]
+        return float(torch.logsumexp(torch.cat(sums), 0))
 
 
 @plain_modes()

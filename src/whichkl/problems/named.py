@@ -8,43 +8,29 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Beta,
-    Categorical,
-    Cauchy,
-    Distribution,
-    Exponential,
-    Gamma,
-    Gumbel,
-    Laplace,
-    LogNormal,
-    MixtureSameFamily,
-    Normal,
-    Poisson,
-    StudentT,
-    Uniform,
-)
+from torch import distributions as laws
+from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from whichkl._checks import InputError, cannot
 from whichkl.process.torch_modes import plain_modes
 
-_NAMES: dict[str, tuple[Callable[..., Distribution], str]] = {
-    "Normal": (Normal, "mean, sd"),
-    "Uniform": (Uniform, "low, high"),
-    "Laplace": (Laplace, "location, scale"),
-    "Cauchy": (Cauchy, "location, scale"),
-    "StudentT": (StudentT, "df, location, scale"),
-    "Gumbel": (Gumbel, "location, scale"),
-    "LogNormal": (LogNormal, "mean, sd of the logarithm"),
-    "Exponential": (Exponential, "rate"),
-    "Gamma": (Gamma, "shape, rate"),
-    "Beta": (Beta, "a, b"),
-    "Poisson": (Poisson, "rate"),
-    "Bernoulli": (Bernoulli, "probability"),
+_ARGUMENTS = {
+    "Normal": "mean, sd",
+    "Uniform": "low, high",
+    "Laplace": "location, scale",
+    "Cauchy": "location, scale",
+    "StudentT": "df, location, scale",
+    "Gumbel": "location, scale",
+    "LogNormal": "mean, sd of the logarithm",
+    "Exponential": "rate",
+    "Gamma": "shape, rate",
+    "Beta": "a, b",
+    "Poisson": "rate",
+    "Bernoulli": "probability",
 }
+"""Arguments of the distributions of torch that a text can name."""
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_BEGINNING = re.compile(rf"\s*(?:{_NUMBER}\s*\*\s*)?(?:{'|'.join(_NAMES)}|Categorical)\s*\(")
+_BEGINNING = re.compile(rf"\s*(?:{_NUMBER}\s*\*\s*)?(?:{'|'.join(_ARGUMENTS)}|Categorical)\s*\(")
 _TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?([A-Za-z]+)\s*\(([^()]*)\)\s*")
 
 
@@ -61,7 +47,7 @@ def named(text: str) -> Distribution:
     tensor(10., dtype=torch.float64)
     """
     terms = _terms(text)
-    if text.strip().startswith("Categorical"):
+    if text.strip().startswith("Categorical"):  # the only one with any number of arguments
         each = terms[0][2]
         if len(terms) > 1 or min(each) < 0 or abs(math.fsum(each) - 1) > 1e-6:
             because = f"its probabilities are {', '.join(f'{one:g}' for one in each)}, with the sum {math.fsum(each):g}"
@@ -69,16 +55,16 @@ def named(text: str) -> Distribution:
         return _build(text, Categorical, torch.tensor(each, dtype=torch.float64, device="cpu"))
     names = {name for _, name, _ in terms}
     for name in names:
-        if name not in _NAMES:
-            known = ", ".join(f"{one}({arguments})" for one, (_, arguments) in _NAMES.items())
+        if name not in _ARGUMENTS:
+            known = ", ".join(f"{one}({arguments})" for one, arguments in _ARGUMENTS.items())
             known += ", Categorical(probabilities), or a weighted sum such as 0.5*Normal(-3,1) + 0.5*Normal(3,1)"
             raise InputError(cannot(f"read `{text}`", f"`{name}` isn't a known distribution", f"Choose among {known}"))
     if len(names) > 1:
         raise InputError(cannot(f"read `{text}`", "a sum must be of one family", "Use, say, two Normals"))
-    kind, arguments = _NAMES[names.pop()]
-    counts = {len(values) for _, _, values in terms}
-    if counts != {len(arguments.split(", "))}:
-        raise InputError(cannot(f"read `{text}`", f"it takes {arguments}", "Give these numbers"))
+    name = names.pop()
+    if {len(values) for _, _, values in terms} != {len(_ARGUMENTS[name].split(", "))}:
+        raise InputError(cannot(f"read `{text}`", f"it takes {_ARGUMENTS[name]}", "Give these numbers"))
+    kind = getattr(laws, name)
     columns = torch.tensor([values for _, _, values in terms], dtype=torch.float64, device="cpu").T
     if len(terms) == 1 and terms[0][0] is None:
         return _build(text, kind, *(column[0] for column in columns))

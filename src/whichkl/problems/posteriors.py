@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from whichkl._checks import InputError, cannot
-from whichkl.problems.eight_schools import EFFECTS, ERRORS
-from whichkl.problems.eight_schools import log_prob as eight_schools_log_prob
+from whichkl.problems.real_data import EFFECTS, ERRORS, eight_schools_log_prob
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
@@ -38,20 +37,19 @@ def posterior(name: str, folder: str | os.PathLike[str], *, draws: bool = False)
 
     Source: Magnusson, Bürkner & Vehtari (2023), posteriordb.
     """
+    do = f"make the posterior `{name}`"
     if name not in _POSTERIORS:
-        known = ", ".join(_POSTERIORS)
-        raise InputError(cannot(f"make the posterior `{name}`", "it isn't a known one", f"Choose among {known}"))
+        raise InputError(cannot(do, "it isn't a known one", f"Choose among {', '.join(_POSTERIORS)}"))
     data, build = _POSTERIORS[name]
     try:
         log_prob, names = build(json.loads((Path(folder) / f"data_{data}.json").read_text()))
         with np.load(Path(folder) / f"{name}.npz") as file:
             samples = torch.from_numpy(file["draws"]) if draws else None
     except FileNotFoundError as error:
-        because = f"`{error.filename}` is missing"
-        raise InputError(cannot(f"make the posterior `{name}`", because, "Name the folder that holds it")) from error
+        raise InputError(cannot(do, f"`{error.filename}` is missing", "Name the folder that holds it")) from error
     except Exception as error:  # damaged files raise many errors
         because = f"its files in `{folder}` are broken ({type(error).__name__}: {str(error)[:200]})"
-        raise InputError(cannot(f"make the posterior `{name}`", because, "Copy them again")) from error
+        raise InputError(cannot(do, because, "Copy them again")) from error
     return Target(log_prob=log_prob, samples=samples, dim=len(names), names=names)
 
 

@@ -41,11 +41,7 @@ def ran_out(error: BaseException | None) -> bool:
 
 
 def refuse_if_ran_out(error: BaseException, do: str = "go on") -> None:
-    """Raise a `ResourceError` if an error reports that memory ran out; do nothing for any other error.
-
-    Raises:
-        ResourceError: memory ran out.
-    """
+    """Raise a `ResourceError` if an error reports that memory ran out; do nothing for any other error."""
     if ran_out(error):
         raise ResourceError(memory_message(do)) from error
 
@@ -59,15 +55,9 @@ def memory_message(do: str = "go on") -> str:
 
 
 def check_memory(needed: float, do: str, instead: str = _SMALLER) -> None:
-    """Refuse work that needs more memory than is available, before it starts.
+    """Refuse work that allocates at least `needed` bytes, more than are available, before it starts.
 
-    Args:
-        needed: smallest number of bytes that the work allocates.
-        do: the work, such as ``"fit `Gaussian()` in 30,000 dimensions"``.
-        instead: what to do.
-
-    Raises:
-        ResourceError: less memory is available.
+    `do` names the work, such as ``"fit `Gaussian()` in 30,000 dimensions"``.
     """
     free = available_memory()
     if needed > free:
@@ -109,11 +99,9 @@ def keep_memory(size: int) -> None:
 
 
 def _of_machine() -> float:
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError, ValueError, LookupError):
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        known = [fields[name] for name in ("MemAvailable", "SwapFree") if name in fields]
-        if "MemAvailable" in fields:
-            return sum(1024.0 * int(one.split()[0]) for one in known)
+        return 1024.0 * sum(int(size.split()[0]) for size in (fields["MemAvailable"], fields.get("SwapFree", "0 kB")))
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return math.inf

@@ -22,18 +22,20 @@ def one_thread() -> Iterator[None]:
     process. Afterwards MKL's LU of a batch of matrices of more than 150 rows is wrong if torch uses several threads
     (https://github.com/pytorch/pytorch/issues/141358). OpenMP and MKL have a number per thread, which is set here.
     """
-    before = use_one_thread()
+    before, found = use_one_thread(), _runtime()
     try:
         yield
     finally:
-        _restore(before)
+        if before is not None and found is not None:
+            _, set_threads, set_mkl_threads = found
+            set_threads(before[0])
+            set_mkl_threads(before[1])
 
 
 def use_one_thread() -> tuple[int, int] | None:
     """Have torch use one thread in the calling thread, and return the earlier numbers of OpenMP and of MKL.
 
-    Returns:
-        None if torch has no OpenMP library that can be called; then nothing changes.
+    Without an OpenMP library that can be called, nothing changes, and None is returned.
     """
     found = _runtime()
     if found is None:
@@ -43,13 +45,6 @@ def use_one_thread() -> tuple[int, int] | None:
     before = get_threads()
     set_threads(1)
     return before, set_mkl_threads(1)
-
-
-def _restore(before: tuple[int, int] | None) -> None:
-    found = _runtime()
-    if before is not None and found is not None:
-        found[1](before[0])
-        found[2](before[1])
 
 
 @lru_cache(maxsize=1)

@@ -31,7 +31,7 @@ def on_ray(plan: AnyPlan, cells: Sequence[Cell], ray: Ray) -> Iterator[tuple[Cel
     in flight: they are left undone.
     """
     bundles = _Bundles(cells)
-    for bundle, result in ray.as_completed(_Task(plan), bundles):
+    for bundle, result in ray.as_completed(_Task(plan), bundles.take):
         if not isinstance(result, Exception):
             bundles.learn([outcome.seconds["total"] for outcome in result])
             yield from zip(bundle, result, strict=True)

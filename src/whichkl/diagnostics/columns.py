@@ -1,21 +1,28 @@
-"""Correlation: whether columns are correlated that a family treats as independent, and which family is richer then."""
+"""Columns: whether they are correlated though a family treats them as independent, or bounded though a model isn't."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
 from whichkl.diagnostics.result import Diagnostics
 from whichkl.families import Family, has_independent_columns, richer
 from whichkl.importance import effective_sample_size
+from whichkl.process.seeds import seeded
 from whichkl.solvers import Solution
 from whichkl.targets import Target
 
 _DRAWS = 2_000
 _MIN_ESS = 100
+_MIN_MASS = 0.01
+"""Least mass of the model beyond an end that is noted."""
+_MIN_ROWS = 20
+_MAX_NAMED_COLUMNS = 5
 
 
 def next_richer(family: Family, diagnostics: Diagnostics) -> Family | None:
@@ -48,9 +55,7 @@ def weights_are_correlated(
 def are_correlated(x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None = None) -> bool:
     """Return whether a full Gaussian has a better BIC than a diagonal one: −n/2 · log|R| > d (d − 1)/4 · log n.
 
-    Args:
-        x: rows.
-        w: their weights; n is then the effective number of rows, (Σw)²/Σw².
+    With weights w of the rows, n is the effective number of rows, (Σw)²/Σw².
 
     Source: Schwarz (1978).
 
@@ -71,3 +76,32 @@ def are_correlated(x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None = None
         return False
     gain = -n / 2 * float(torch.linalg.slogdet(covariance / torch.outer(sd, sd))[1])
     return gain > dim * (dim - 1) / 4 * math.log(n)
+
+
+def beyond_the_ends(target: Target, model: Any, seed: int) -> tuple[str, ...]:
+    """Name the columns that look bounded, with the model's mass beyond the end; none if `support=` was given.
+
+    The support of p isn't guessed: a model is carried onto a support only if it was given.
+    """
+    x = target.samples
+    if x is None or target.context is not None or not target.bijection.is_real or len(x) < _MIN_ROWS:
+        return ()
+    if not isinstance(model, Distribution):
+        return ()
+    with seeded(seed), torch.no_grad():
+        draws = model.sample((_DRAWS,)).reshape(_DRAWS, -1).to(x)
+    is_above, is_between = (x > 0).all(0), ((x > 0) & (x < 1)).all(0)
+    cases = (  # a column within (0, 1) is in the second case alone
+        (is_above & (x > 1).any(0), draws <= 0, "above 0", "positive"),
+        (is_between, (draws <= 0) | (draws >= 1), "between 0 and 1", "unit_interval"),
+    )
+    notes = []
+    for is_bounded, is_beyond, where, support in cases:
+        beyond = is_beyond.double().mean(0)
+        columns = (is_bounded & (beyond > _MIN_MASS)).nonzero().flatten().tolist()
+        if columns:
+            shown = ", ".join(f"`{target.names[i]}` ({float(beyond[i]):.0%})" for i in columns[:_MAX_NAMED_COLUMNS])
+            shown += f" and {len(columns) - _MAX_NAMED_COLUMNS} more" if len(columns) > _MAX_NAMED_COLUMNS else ""
+            share = f"with this share of the model beyond: support='{support}' keeps it inside"
+            notes.append(f"every row lies {where} in {shown}, {share}")
+    return tuple(notes)

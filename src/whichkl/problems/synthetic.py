@@ -1,4 +1,4 @@
-"""Multimodal targets with known truth: forty Gaussians in the plane, and wells that double with every second coordinate."""
+"""Synthetic targets with a known truth: two normals on the line, shapes in the plane, forty Gaussians, and rows of wells."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from whichkl._checks import InputError, cannot
 from whichkl.process.torch_modes import plain_modes
@@ -16,6 +17,93 @@ from whichkl.targets.calling import Function
 
 Known = Literal["both", "log_prob", "samples"]
 _FLOOR = -1e4
+TWO_MOONS_LOG_Z = 1.8775016
+"""Log of the integral of `two_moons`, by the trapezoid rule on [−6, 6]² with step 0.006, in which it converges geometrically."""
+
+
+@plain_modes()
+def bimodal(half_distance: float = 3.0, left_weight: float = 0.5) -> MixtureSameFamily:
+    """Return w N(−M, 1) + (1 − w) N(M, 1), the picture in Bishop (2006), section 10.1.
+
+    Args:
+        half_distance: M > 0, half the distance between the two means.
+        left_weight: w in (0, 1).
+
+    Raises:
+        InputError: a number is out of its range.
+
+    >>> bimodal(3.0).variance
+    tensor(10., dtype=torch.float64)
+    """
+    if not (0 < half_distance < 1e6 and 0 < left_weight < 1):
+        because = f"half_distance={half_distance} and left_weight={left_weight}"
+        raise InputError(cannot("make this mixture", because, "Use half_distance > 0 and a weight in (0, 1)"))
+    weights = torch.tensor([left_weight, 1 - left_weight], dtype=torch.float64, device="cpu")
+    means = torch.tensor([-half_distance, half_distance], dtype=torch.float64, device="cpu")
+    return MixtureSameFamily(Categorical(probs=weights), Normal(means, torch.ones(2, dtype=torch.float64, device="cpu")))
+
+
+@plain_modes()
+def banana() -> Target:
+    """Return x₁ ~ N(0, 1), x₂ | x₁ ~ N(x₁² − 1, ½): normalised, log Z = 0.
+
+    Source: Haario, Saksman & Tamminen (1999), for the shape.
+
+    >>> banana()
+    Target(dim=2, access: log_prob, normalized, differentiable)
+    """
+
+    def log_prob(x: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+        return -x[:, 0].square() / 2 - 2 * (x[:, 1] - x[:, 0].square() + 1).square() - math.log(math.pi)
+
+    return Target(log_prob=log_prob, dim=2, normalized=True)
+
+
+@plain_modes()
+def funnel(dim: int = 2) -> Target:
+    """Return x₁ ~ N(0, 3), xⱼ | x₁ ~ N(0, exp(x₁/2)) for the others: normalised, log Z = 0.
+
+    Args:
+        dim: d, at least 2.
+
+    Raises:
+        InputError: it's less.
+
+    Source: Neal (2003).
+
+    >>> funnel(10)
+    Target(dim=10, access: log_prob, normalized, differentiable)
+    """
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
+        raise InputError(cannot(f"make a funnel with `dim={dim!r}`", "it has a mouth and a neck", "Use at least 2"))
+
+    def log_prob(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        first, rest = x[:, 0], x[:, 1:]
+        tail = -(rest.square() * torch.exp(-first)[:, None] + first[:, None]).sum(-1) / 2
+        return -first.square() / 18 + tail - math.log(3) - dim / 2 * math.log(2 * math.pi)
+
+    return Target(log_prob=log_prob, dim=dim, normalized=True)
+
+
+@plain_modes()
+def two_moons() -> Target:
+    """Return log p̃ = −½ ((‖x‖ − 2) / 0.4)² + log(exp(−½ ((x₁ − 2) / 0.6)²) + exp(−½ ((x₁ + 2) / 0.6)²)): two arcs of a ring.
+
+    Log Z = 1.8775016.
+
+    Source: Rezende & Mohamed (2015), their potential U₁.
+
+    >>> two_moons()
+    Target(dim=2, access: log_prob, differentiable)
+    """
+
+    def log_prob(x: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+        ring = -((torch.linalg.vector_norm(x, dim=-1) - 2) / 0.4).square() / 2
+        right, left = -((x[:, 0] - 2) / 0.6).square() / 2, -((x[:, 0] + 2) / 0.6).square() / 2
+        value: Float[Tensor, " n"] = ring + torch.logaddexp(right, left)
+        return value
+
+    return Target(log_prob=log_prob, dim=2)
 
 
 @plain_modes()
@@ -83,6 +171,7 @@ def many_well(dim: int = 32, access: Known = "both") -> Target:
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2 or dim % 2:
         raise InputError(cannot(f"make wells with `dim={dim!r}`", "they come in pairs of coordinates", "Use an even number"))
     grid = torch.linspace(-4, 4, 80_001, dtype=torch.float64, device="cpu")
+    # the first coordinate of a pair is drawn by the inverse of its distribution function, which has no formula
     below = torch.cumulative_trapezoid(torch.exp(_well(grid) - 11), grid)
     below = torch.cat([below.new_zeros(1), below]) / below[-1]
 

@@ -1,6 +1,11 @@
-"""Jumps: whether the gradient of log p explains how log p changes along lines; a fit that follows gradients misses the rest."""
+"""Consistency: whether the values of log p, its gradient and draws of p belong to one density.
+
+A fit that follows a gradient doesn't see what the gradient doesn't explain, and draws of another density spoil every comparison.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +31,11 @@ _MIN_DIFFERENCE = 0.05
 """Least difference, in nats, by which a line counts."""
 _MIN_JUMPING_LINES = 3
 """Smallest number of lines with a difference that isn't chance."""
+_MAX_STEIN_DRAWS = 2_000
+_MIN_STEIN_DRAWS = 30
+_MIN_STANDARD_ERRORS = 6
+_MIN_DEVIATION = 0.25
+"""Least deviation from Stein's identity that counts; its terms are of size 1."""
 
 
 def jumps(target: Target, x: Float[Tensor, "n d"]) -> float | None:
@@ -83,3 +93,36 @@ def _beyond(
     off = (value[:, -1] - value[:, 0] - slope @ w).abs()
     unsure = (slope @ w - slope[:, ::2] @ half).abs()
     return torch.where(known & (off >= threshold) & (off >= 10 * unsure), off, 0.0), known
+
+
+def accesses_disagree(target: Target, seed: int) -> bool:
+    """Return whether E_p[∇log p] = 0 or E_p[xᵢ ∂ᵢ log p] = −1 fails on p's own draws, by six standard errors and a quarter.
+
+    Source: Stein (1972); as a check of samples, Gorham & Mackey (2015).
+    """
+    if target.bijection.is_discrete:
+        return False
+    free = target.unconstrained()
+    if not (free.access.can_sample and free.access.can_evaluate):
+        return False
+    free = free.thinned()[0]
+    x = free.samples if free.samples is not None else free.draws(_MAX_STEIN_DRAWS, seed + 3)
+    if len(x) < _MIN_STEIN_DRAWS or target.weights is not None:
+        return False
+    x = x[torch.linspace(0, len(x) - 1, min(len(x), _MAX_STEIN_DRAWS), dtype=torch.float64, device="cpu").long()].to(
+        torch.float64
+    )
+    value, score = free.trial(x)
+    known = value.isfinite()
+    if float(known.double().mean()) < 0.99:
+        return True
+    terms = stein_terms(x[known], score[known])
+    off, stderr = terms.mean(0).abs(), terms.std(0) / math.sqrt(len(x))
+    return bool(((off > _MIN_STANDARD_ERRORS * stderr) & (off > _MIN_DEVIATION)).any())
+
+
+def stein_terms(x: Float[Tensor, "n d"], score: Float[Tensor, "n d"]) -> Float[Tensor, "n two_d"]:
+    """Return s ∇log p and (x − c) ∇log p + 1, without units, per point and column: their means under p are 0."""
+    centred = x - x.median(0).values
+    scale = centred.square().mean(0).sqrt().clamp(min=1e-300)
+    return torch.cat([score * scale, centred * score + 1], dim=1)
