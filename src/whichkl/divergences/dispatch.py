@@ -18,6 +18,7 @@ from whichkl.divergences.exact import discrete
 from whichkl.divergences.kinds import KINDS, IntegralDivergence, divergence_named
 from whichkl.divergences.methods import METHODS, TABLE, Method
 from whichkl.divergences.question import Question, Side
+from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 
 Form = Literal["samples", "probabilities", "logits"]
@@ -26,6 +27,9 @@ _DISTANCES = ("energy", "mmd", "sliced_wasserstein")
 _METHODS_WITH_FALLBACK = ("bridge", "knn", "classifier")
 """Methods that detect their own failures: where one reports that it is unreliable, the next one runs."""
 _CHANGED_JEFFREYS = "½ KL(p‖q) + ½ KL(q‖p) by default; until version 0.1 this was their sum, twice this value: now `jeffreys_sum`"
+
+_FEATURES = 256
+"""Numbers that a classifier or a search of neighbours computes for each number of the samples."""
 
 
 @plain_modes()
@@ -87,7 +91,8 @@ def estimate(
     question = Question(Side.of(p, "p"), Side.of(q, "q"), name, kind, n, seed)
     _check_pair(question)
     possible = [one for one in TABLE if one.can(question)]
-    result = _automatic(question, possible) if method is None else _chosen(question, method, possible)
+    with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
+        result = _automatic(question, possible) if method is None else _chosen(question, method, possible)
     return _finished(result, name)
 
 
@@ -181,7 +186,8 @@ def _of_rows(p: Any, q: Any, name: str, kind: IntegralDivergence | None, form: F
         because = f"the atoms of p are {', '.join(labels[0][:8])} and those of q {', '.join(labels[1][:8])}"
         raise InputError(cannot("compare these atoms", because, "Put them in one order, under the same labels"))
     a, b = _as_rows(p, "p"), _as_rows(q, "q")
-    values = discrete.rows(a, b, kind, "logits" if form == "logits" else "probabilities")
+    with threads_for(4 * a.numel()):
+        values = discrete.rows(a, b, kind, "logits" if form == "logits" else "probabilities")
     notes, value = [], float(values.mean())
     if values.numel() > 1:
         notes.append(f"mean over {values.numel():,} rows, from {float(values.min()):.6g} to {float(values.max()):.6g}")

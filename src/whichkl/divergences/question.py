@@ -49,6 +49,11 @@ class Side:
         return self.given.access
 
     @property
+    def numbers(self) -> int:
+        """How many numbers its samples have."""
+        return 0 if self.given is None or self.given.samples is None else self.given.samples.numel()
+
+    @property
     def density(self) -> bool:
         """Whether it has a normalised log density."""
         return Access.NORMALIZED in self.access

@@ -24,6 +24,7 @@ from whichkl.files.journal import Journal
 from whichkl.fitting.result import Fit
 from whichkl.objectives import OBJECTIVES, Objective, objective_of
 from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
+from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
@@ -39,6 +40,8 @@ _MAX_RESTARTS = 2
 _MAX_HELD_MODES = 20
 """How many modes a model that is no Gaussian and no mixture may hold: as many as a mode search names."""
 
+_NODES = 256
+"""Nodes times the share of a matrix product's multiplications that counts as a number, for the work of a step on d² numbers."""
 _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread over it, and this objective reads none"
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
@@ -97,10 +100,11 @@ def fit(
     log = None if journal is None else Journal.of(journal, _identity(given, family, objective, solver, seed), given.evaluations)
     work = Work(workers_of(cluster), tell or QUIET.tell, log, given.evaluations)
     p = given.noting_repeats() if judge else given
-    done = solve(p, family, objective, solver, seed, work, judged=judge)
-    if cluster is not None and done.objective.direction == "reverse":
-        done = replace(done, notes=(*done.notes, _CLUSTER_UNUSED))
-    done, judgement = _from_missing_modes(p, done, done.judge(p, seed, work, whole=judge), seed, work)
+    with threads_for(_NODES * given.dim**2):
+        done = solve(p, family, objective, solver, seed, work, judged=judge)
+        if cluster is not None and done.objective.direction == "reverse":
+            done = replace(done, notes=(*done.notes, _CLUSTER_UNUSED))
+        done, judgement = _from_missing_modes(p, done, done.judge(p, seed, work, whole=judge), seed, work)
     if log is not None:
         log.clear()
     return done.judged(given, judgement, seed)

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 _WINDOWS_RUNTIME = "libiomp5md.dll"
 """The OpenMP library that torch loads on Windows, which doesn't search a library's dependencies for a symbol."""
+_MANY_NUMBERS = 1 << 25
+"""Numbers, computed by one call, from which on several threads are worth it: ten milliseconds. Below, they mostly wait for each
+other, and on busy cores for long."""
+_FLOPS_PER_NUMBER = 16
+"""Multiplications of a matrix product that take as long as a number of another operation."""
+_PRODUCTS = {"matmul", "mm", "mv", "bmm", "linear", "addmm", "addmv", "baddbmm", "einsum", "__matmul__", "__rmatmul__"}
+
+
+class _Users(threading.local):
+    """The calling thread's numbers of threads outside `few_threads`; empty inside `one_thread`, None outside both."""
+
+    numbers: tuple[int, int] | tuple[()] | None = None
+
+
+_USERS = _Users()
 
 
 @contextlib.contextmanager
@@ -22,14 +39,52 @@ def one_thread() -> Iterator[None]:
     process. Afterwards MKL's LU of a batch of matrices of more than 150 rows is wrong if torch uses several threads
     (https://github.com/pytorch/pytorch/issues/141358). OpenMP and MKL have a number per thread, which is set here.
     """
-    before, found = use_one_thread(), _runtime()
+    before, users = use_one_thread(), _USERS.numbers
+    _USERS.numbers = ()
     try:
         yield
     finally:
-        if before is not None and found is not None:
-            _, set_threads, set_mkl_threads = found
-            set_threads(before[0])
-            set_mkl_threads(before[1])
+        _USERS.numbers = users
+        _set_threads(before)
+
+
+@contextlib.contextmanager
+def few_threads() -> Iterator[None]:
+    """Have torch use one thread inside the block, in the calling thread only, except in `threads_for` many numbers."""
+    before, users = use_one_thread(), _USERS.numbers
+    _USERS.numbers = before if users is None else users
+    try:
+        yield
+    finally:
+        _USERS.numbers = users
+        _set_threads(before)
+
+
+@contextlib.contextmanager
+def threads_for(numbers: int) -> Iterator[None]:
+    """Inside `few_threads`, have torch use the user's number of threads for a call that works on many numbers."""
+    if not _USERS.numbers or numbers < _MANY_NUMBERS:
+        yield
+        return
+    before = use_one_thread()
+    _set_threads(_USERS.numbers)
+    try:
+        yield
+    finally:
+        _set_threads(before)
+
+
+class Counted(TorchFunctionMode):
+    """Counts the numbers that torch computes inside the block, which is the same on every machine, unlike the time."""
+
+    numbers = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and not found._is_view():
+            is_product = getattr(func, "__name__", "") in _PRODUCTS and isinstance(args[0], torch.Tensor) and args[0].ndim > 0
+            self.numbers += found.numel() * (max(1, args[0].shape[-1] // _FLOPS_PER_NUMBER) if is_product else 1)
+        return found
 
 
 def use_one_thread() -> tuple[int, int] | None:
@@ -45,6 +100,15 @@ def use_one_thread() -> tuple[int, int] | None:
     before = get_threads()
     set_threads(1)
     return before, set_mkl_threads(1)
+
+
+def _set_threads(numbers: tuple[int, int] | tuple[()] | None) -> None:
+    """Set the numbers that `use_one_thread` returned."""
+    found = _runtime()
+    if numbers and found is not None:
+        _, set_threads, set_mkl_threads = found
+        set_threads(numbers[0])
+        set_mkl_threads(numbers[1])
 
 
 @lru_cache(maxsize=1)

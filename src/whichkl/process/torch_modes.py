@@ -14,19 +14,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
 
+from whichkl.process.threads import few_threads
+
 _DTYPE_OF_NEW_MODULES = torch.float32
 """Networks are built in torch's usual dtype, and converted to their own afterwards."""
 
 
 @contextlib.contextmanager
 def plain_modes() -> Iterator[None]:
-    """Switch autograd on, and inference mode, autocast and NumPy's floating-point errors off, in the calling thread.
+    """Switch autograd on, inference mode, autocast and NumPy's floating-point errors off, and use few threads of torch.
 
     It decorates every public function that computes, so that `torch.no_grad()`, `torch.inference_mode()`, `torch.autocast()` and
     `numpy.seterr(all="raise")` around a call change no result.
     """
     with contextlib.ExitStack() as modes:
-        for mode in (torch.inference_mode(False), torch.enable_grad(), np.errstate(all="ignore")):
+        for mode in (torch.inference_mode(False), torch.enable_grad(), np.errstate(all="ignore"), few_threads()):
             modes.enter_context(mode)
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from whichkl.files.journal import Journal, optimizer_state, tensors_behind
+from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import own_defaults
+
+_ROWS = 64
+"""Rows of a batch, times the passes over the weights, times the share of a multiplication that counts as a number."""
 
 
 @dataclass
@@ -58,11 +62,12 @@ class Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            found = loss()
-            value = float(found.detach())
-            if not math.isfinite(value):
-                return self._skip(f"its {what} was {'NaN' if math.isnan(value) else 'infinite'}")
-            found.backward()
+            with threads_for(_ROWS * sum(one.numel() for one in self.module.parameters())):
+                found = loss()
+                value = float(found.detach())
+                if not math.isfinite(value):
+                    return self._skip(f"its {what} was {'NaN' if math.isnan(value) else 'infinite'}")
+                found.backward()
         except skipped_errors as error:
             return self._skip(" ".join(str(error).split())[:200])
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.clip))

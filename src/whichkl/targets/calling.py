@@ -15,6 +15,7 @@ from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.adapters import FUNCTION_ADAPTERS, FunctionAdapter, library_folders
 from whichkl.process.lock import without_warnings
 from whichkl.process.memory import refuse_if_ran_out
+from whichkl.process.threads import Counted, threads_for
 from whichkl.process.torch_modes import is_of_inference, plain_modes, without_inference_tensors
 from whichkl.user_code import place_of, said_of
 
@@ -33,6 +34,8 @@ class Convention:
     """Whether it takes rows, (n, d), rather than one point, (d,)."""
     adapter: FunctionAdapter | None = None
     """What makes a function of another library one of tensors."""
+    work: int = 0
+    """How many numbers torch computes for one point."""
     copies: bool = False
     """Whether it gets copies of tensors that were made under `torch.inference_mode()`."""
 
@@ -65,7 +68,8 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
         try:
             with plain_modes(), without_warnings():  # a function of arrays may warn about a tensor
                 point = probe.clone().requires_grad_(True) if who == "log_prob" else probe
-                value = call(watched, point, who, batched, as_array)
+                with Counted() as counted:
+                    value = call(watched, point, who, batched, as_array)
         except TargetError as error:
             cause = error.__cause__
             if is_of_inference(cause) and inner is function:  # start again, with copies of such tensors
@@ -79,7 +83,7 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
             if who == "score":
                 check_shape(value, probe)
             style: Style = "numpy" if as_array else "autograd" if value.requires_grad else "tensor"
-            return Convention(style, batched, None, inner is not function)
+            return Convention(style, batched, None, counted.numbers, inner is not function)
     for adapter in FUNCTION_ADAPTERS:
         if adapter.claims_function(function, probe, who == "score"):
             return Convention("autograd", batched, adapter)
@@ -143,7 +147,8 @@ class Score:
             self.batched = self.batched or found.adapter is not None
             self._convention = found
         as_array = self._convention.takes_arrays
-        return check_shape(call(self.function, x.detach(), "score", self.batched, as_array, self.probe.dtype).detach(), x)
+        with threads_for(len(x) * self._convention.work):
+            return check_shape(call(self.function, x.detach(), "score", self.batched, as_array, self.probe.dtype).detach(), x)
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import DeadDensityError, TargetError, cannot, check_log_prob
+from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import autograd_on
 from whichkl.targets.calling import Convention, Function, call, check_shape, find_convention
 from whichkl.targets.line_integral import LineIntegral
@@ -65,10 +66,11 @@ class LogDensity:
 
     def gradient(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return the user's score at each row."""
-        as_array = self.convention.takes_arrays
+        found = self.convention
         if self.score is None:
             raise TargetError(cannot("evaluate the score", "the target has none", "Pass `score=`"))
-        return check_shape(call(self.score, x, "score", self.batched, as_array, self.probe.dtype).detach(), x)
+        with threads_for(len(x) * found.work):
+            return check_shape(call(self.score, x, "score", self.batched, found.takes_arrays, self.probe.dtype).detach(), x)
 
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
         """Return log p and ∇log p at each row, both detached."""
@@ -110,8 +112,9 @@ class LogDensity:
 
     def unchecked(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return log p at each row, which may be NaN or +inf."""
-        as_array = self.convention.takes_arrays  # first, since it may replace the function
-        value = call(self.function, x, "log_prob", self.batched, as_array, self.probe.dtype)
+        found = self.convention  # first, since it may replace the function
+        with threads_for(len(x) * found.work):
+            value = call(self.function, x, "log_prob", self.batched, found.takes_arrays, self.probe.dtype)
         if tuple(value.shape) != (len(x),):
             return check_log_prob(value, x)  # raises
         if not self.liveness.has_answered:
@@ -160,7 +163,7 @@ class LogDensity:
             value = self.unchecked(x).detach()  # first, since it may replace both functions
             return value, self.gradient(x)
         if self.differentiable:
-            with autograd_on():
+            with threads_for(len(x) * self.convention.work), autograd_on():
                 point = x.clone().requires_grad_(True)
                 value = self.unchecked(point)
                 leads = value.requires_grad  # false if every row lies outside the support
