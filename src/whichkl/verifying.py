@@ -16,7 +16,7 @@ from whichkl.families.family import Family
 from whichkl.files.reading import read_file
 from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
-from whichkl.fitting.fit_file import FIT, read_fit
+from whichkl.fitting.result import FIT, read_fit
 from whichkl.study.result import Study
 from whichkl.study.study_file import STUDY
 from whichkl.study.table import table_files
