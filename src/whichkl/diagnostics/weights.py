@@ -102,8 +102,13 @@ def _bhattacharyya(a: Tensor, a_cov: Tensor, b: Tensor, b_cov: Tensor) -> float:
 
 def reverse_value(target: Target, q: Target, diagnostics: Diagnostics) -> Estimate:
     """KL(q‖p): by enumeration of few states, by quadrature on the line, else −ELBO, up to log Z where p is unnormalised."""
-    if Access.ENUMERABLE in target.access:
-        return _enumerated(target, q)
+    if Access.ENUMERABLE in target.access:  # Σ q (log q − log p) + log Z, with log Z = log Σ p
+        x, log_p = target.atoms
+        log_q = q.log_prob(x).detach().to(torch.float64)
+        terms = torch.where(log_q > -math.inf, log_q.exp() * (log_q - log_p), 0.0)
+        value = float(terms.sum() + torch.logsumexp(log_p, 0))
+        finite: Finite = "certified" if math.isfinite(value) else "infinite"
+        return Estimate("reverse_kl", max(0.0, value), 0.0, finite=finite, method="enumeration", exact=True, n=len(x))
     if on_the_line(target):
         with contextlib.suppress(WhichklError):  # heavy tails: Monte Carlo below reports how far it can be trusted
             return quadrature.kl(q, target, "reverse_kl")
@@ -112,18 +117,8 @@ def reverse_value(target: Target, q: Target, diagnostics: Diagnostics) -> Estima
         because = "the log density couldn't be evaluated at draws of the model"
         raise TargetError(cannot("measure reverse KL", because, "Mend it, and fit again"))
     value = 0.0 - elbo.value
-    finite: Finite = "infinite" if value == math.inf else "not certified"
+    finite = "infinite" if value == math.inf else "not certified"
     return replace(elbo, quantity="reverse_kl", value=value, finite=finite, up_to=None if target.normalized else "log_z")
-
-
-def _enumerated(target: Target, q: Target) -> Estimate:
-    """Σ q (log q − log p) + log Z over all states, with log Z = log Σ p."""
-    x, log_p = target.atoms
-    log_q = q.log_prob(x).detach().to(torch.float64)
-    terms = torch.where(log_q > -math.inf, log_q.exp() * (log_q - log_p), 0.0)
-    value = float(terms.sum() + torch.logsumexp(log_p, 0))
-    finite: Finite = "certified" if math.isfinite(value) else "infinite"
-    return Estimate("reverse_kl", max(0.0, value), 0.0, finite=finite, method="enumeration", exact=True, n=len(x))
 
 
 def on_the_line(target: Target) -> bool:

@@ -112,18 +112,16 @@ def _number() -> bytes:
 
 def _holder(path: Path) -> str:
     """Return the number of the process that holds a lock, or a question mark."""
-    try:
+    with contextlib.suppress(OSError):
         return path.read_text(encoding="ascii", errors="replace").strip() or "?"
-    except OSError:
-        return "?"
+    return "?"
 
 
 def _is_at(handle: int, path: Path) -> bool:
     """Whether an open file is still the file of that name."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _is_left_over(path: Path) -> bool:
@@ -138,10 +136,8 @@ def _is_left_over(path: Path) -> bool:
         return False
     try:
         os.kill(int(text), 0)  # sends nothing
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
+    except (OSError, OverflowError) as error:  # a process of another user exists too
+        return isinstance(error, ProcessLookupError)
     return False
 
 

@@ -177,9 +177,8 @@ def _is_left_over(entry: Path) -> bool:
     """Whether a killed save left a file: an unfinished one, or weights whose name is the hash of their content."""
     if entry.name.startswith((TEMPORARY, ".")):
         return entry.name != LOCK
-    if not entry.name.endswith(".safetensors"):
-        return False
-    return hashlib.sha256(entry.read_bytes()).hexdigest()[:16] == entry.stem.rpartition("-")[2]
+    is_weights = entry.name.endswith(".safetensors")
+    return is_weights and hashlib.sha256(entry.read_bytes()).hexdigest()[:16] == entry.stem.rpartition("-")[2]
 
 
 def checksum(fields: Mapping[str, Any]) -> str:

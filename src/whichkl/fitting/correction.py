@@ -82,8 +82,8 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
     moves change no mean significantly, its islands agree on log Z to half a nat, and Stein's identity holds on the particles,
     E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. If they aren't, weights are used up to k̂ = min(1 − 1/log₁₀ n, 0.7).
 
-    There are 4,096 particles for up to 10,000 draws, and as many as draws for more. `misses_modes` means that q is known to miss
-    modes, which weights can't correct or detect.
+    There are 4,096 particles for up to 10,000 draws; for more, as many as draws, up to 16,384. `misses_modes` means that q is
+    known to miss modes, which weights can't correct or detect.
 
     Raises:
         TargetError: there is no log density, or neither weights nor particles can be trusted.
