@@ -7,6 +7,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 INPUTS := pyproject.toml constraints.txt
 
 FLOORS := .venv-floors/bin/python
+# Tests wait for processes that they start, so there is one worker more than there are cores.
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 
 .PHONY: demo test test-slow test-portable test-two-threads test-floors format lint types layers bench clean
 
@@ -14,7 +16,7 @@ demo: .venv/.app
 	$(BIN)/whichkl demo --out out
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -q -m slow
@@ -25,7 +27,7 @@ PASSIVE := OMP_WAIT_POLICY=passive
 OLD := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2
 test-portable: .venv/.dev
 	for threads in 1 2; do $(OLD) $(PASSIVE) WHICHKL_TEST_THREADS=$$threads \
-	  $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal || exit 1; done
+	  $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal || exit 1; done
 
 TWO := tests/laws.py tests/faults/test_process_state.py tests/test_cluster.py tests/test_fitting.py tests/test_mixtures.py tests/test_streams.py
 test-two-threads: .venv/.dev
@@ -33,7 +35,7 @@ test-two-threads: .venv/.dev
 
 # With the lowest versions that pyproject.toml allows, in an environment of their own.
 test-floors: .venv-floors/.made
-	$(FLOORS) -m pytest -q -n auto --maxprocesses 4 --dist worksteal -W default::DeprecationWarning $$($(FLOORS) tests/floors.py --tests)
+	$(FLOORS) -m pytest -q -n $(JOBS) --dist worksteal -W default::DeprecationWarning $$($(FLOORS) tests/floors.py --tests)
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

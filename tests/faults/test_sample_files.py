@@ -135,7 +135,7 @@ print(pa.default_memory_pool().max_memory())
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
     said, most = done.stdout.strip().splitlines()
-    assert "is constant" in said
+    assert "are constant" in said
     assert int(most) < 200_000_000
 
 
