@@ -77,6 +77,41 @@ assert (of_a_thread(), of_a_new_thread()) == before
     assert done.returncode == 0, done.stderr
 
 
+def test_small_work_has_one_thread_and_large_work_the_users_number():
+    code = """
+import torch, whichkl as wk
+from whichkl.process.threads import few_threads, one_thread, threads_for
+weights = torch.ones(1 << 16, dtype=torch.float64)
+seen = {"small": set(), "large": set()}
+def small(x):
+    seen["small"].add((len(x) > 1, torch.get_num_threads()))
+    return -x.square().sum(-1)
+def large(x):
+    seen["large"].add((len(x) > 600, torch.get_num_threads()))
+    return -x.square().sum(-1) * (x.sum(-1, keepdim=True) * 0 + weights).mean(-1)
+for function in (small, large):
+    wk.fit(wk.Target(log_prob=function, dim=1))
+    assert torch.get_num_threads() == 2
+assert (True, 1) in seen["small"] and (True, 2) not in seen["small"], seen
+assert (True, 2) in seen["large"] and (True, 1) not in seen["large"], seen
+with few_threads():
+    with threads_for(1), few_threads():
+        assert torch.get_num_threads() == 1
+    with threads_for(1 << 30), threads_for(1 << 30):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+    with one_thread(), threads_for(1 << 30):  # a part of a pass: its rounding must not depend on the number
+        assert torch.get_num_threads() == 1
+assert torch.get_num_threads() == 2
+with one_thread(), few_threads(), threads_for(1 << 30):
+    assert torch.get_num_threads() == 1
+with threads_for(1 << 30):
+    assert torch.get_num_threads() == 2
+"""
+    done = in_fresh_process("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_threads_own_number_is_put_back_and_not_taken_for_the_processs():
     code = """
 import threading, torch

@@ -31,8 +31,8 @@ _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
 _ITERATIONS_OF_STARTS, _ITERATIONS_OF_MOVES = 21, 12
 """Iterations after which starts, and splits and mergers, are compared."""
-_NATS_LEFT = 0.1
-"""Nats over all rows that may be left to gain when EM ends."""
+_MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
+"""Nats over all rows that may be left to gain when EM ends: a hundredth of what the noise of p fitted parameters gains, p/2."""
 _COARSE = 1e-5
 """Nats per row. The tolerance on a sample, and that of float32."""
 _SECONDS_BETWEEN_ENTRIES = 2.0
@@ -58,11 +58,13 @@ class ExpectationMaximization(Solver):
     most 30,000 rows, and the best two run to the end. Components of the best are split and merged while that helps. If there
     are more rows, the best start then uses all of them. The sums of a pass are exact; they are in float32 while that is precise
     enough, and in float64 at the end. SQUAREM leaps make EM several times faster. It stops when two cycles in a row gain less
-    than a hundredth of a nat over all rows (over 30,000 if there are more; on a quadrature rule 1e-10 nats in the mean).
+    than a tenth of what may be left: 0.1 nats over all rows, or 0.005 nats for each parameter if that is more, a hundredth of what
+    the parameters' own noise is worth. Of more than 30,000 rows it is that many that count; on a quadrature rule a cycle may gain
+    1e-10 nats in the mean.
 
     Args:
         starts: number of starts.
-        tolerance: nats per row; ten times the gain of a cycle at which EM stops, unless a tenth of a nat over all rows is more.
+        tolerance: nats per row that may be left, if that is more than the above.
         max_iterations: largest number of iterations of each climb.
         moves: whether components are split and merged where that helps.
 
@@ -94,9 +96,9 @@ class ExpectationMaximization(Solver):
         frame = Frame.of(sample, family)
         few = Rows(slices(sample), rows.names, None, rows.workers, evaluations=rows.evaluations)
         whole = count <= len(sample)
-        tolerance = self.tolerance if exact else max(self.tolerance, _NATS_LEFT / min(count, _MAX_ROWS_OF_SAMPLE))
+        tolerance = self.tolerance if exact else self._tolerance(frame, min(count, _MAX_ROWS_OF_SAMPLE))
         first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
-        near = tolerance if whole else _COARSE
+        near = tolerance if whole else max(_COARSE, tolerance)
         climbs = [replace(self, max_iterations=_ITERATIONS_OF_STARTS)._climb(few, frame, first, near, work, "starts")]
         state, moved = climbs[0].state.take(climbs[0].likelihood.topk(min(2, self.starts)).indices), 0
         if self.moves and frame.count > 2:
@@ -132,10 +134,13 @@ class ExpectationMaximization(Solver):
         y = frame.standard(block.x)
         seeded = (seed_states(y, w, self.starts, frame.count, seed, is_student=frame.is_student) for w in weights.T)
         part = Rows(slices(Block(block.x, weights.repeat_interleave(self.starts, 1))), rows.names, None, rows.workers)
-        tolerance = max(self.tolerance, _NATS_LEFT / len(block))
-        climb = self._climb(part, frame, next(seeded).beside(*seeded), tolerance, QUIET, "some rows")
+        climb = self._climb(part, frame, next(seeded).beside(*seeded), self._tolerance(frame, len(block)), QUIET, "some rows")
         best = climb.likelihood.view(sets, self.starts).argmax(1)
         return [frame.model(climb.state, i * self.starts + int(start)) for i, start in enumerate(best)]
+
+    def _tolerance(self, frame: Frame, rows: int) -> float:
+        """Return the nats per row that EM may leave; a family that is too rich climbs along a plateau for very long."""
+        return max(self.tolerance, max(_MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER * frame.parameters) / rows)
 
     def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
         """Split and merge components as long as a few iterations from the result end higher than as many from `here`."""

@@ -93,6 +93,14 @@ class Frame:
             return cls(shift, scale, floor, family.covariance, count=1, is_student=True, is_single=True)
         return cls(shift, scale, floor, family.covariance, family.count, family.law == "student_t", is_single=False)
 
+    @property
+    def parameters(self) -> int:
+        """The number of free parameters."""
+        dim = len(self.shift)
+        each = dim if self.covariance == "diagonal" else dim * (dim + 1) // 2
+        covariances = 1 if self.covariance == "tied" else self.count
+        return self.count * (1 + dim + self.is_student) - 1 + covariances * each
+
     def is_at_floor(self, state: State) -> bool:
         """Return whether some component is as narrow in some direction as the floor allows."""
         root = self.floor.sqrt()
