@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -390,3 +391,9 @@ def test_the_command_line(tmp_path):
 def test_a_knob_that_cannot_be_read_is_refused(text):
     with pytest.raises(InputError, match="it isn't of the form NAME=LOW:HIGH"):
         as_knobs(text)
+
+
+def test_a_registered_divergence_whose_parameter_has_no_known_range_breaks_no_audit(monkeypatch):
+    odd = {"odd": replace(wl.DIVERGENCES["jeffreys"], parameters={"alpha": 0.5})}
+    monkeypatch.setattr("whichkl.distillation.audit.matching.DIVERGENCES", {**wl.DIVERGENCES, **odd})
+    assert audit(partial(wl.jeffreys, weight_on_forward=0.3), adapter="keywords").identified.name == "jeffreys"

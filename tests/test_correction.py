@@ -165,3 +165,13 @@ def test_our_khat_is_arviz_on_the_log_weights_of_fits():
         theirs = float(psislw(log_weight.numpy())[1])
         assert fit.diagnostics.khat == pytest.approx(theirs, abs=1e-6)
         assert khat_limit(10_000) == 0.7
+
+
+def test_optima_that_a_fit_leaves_out_come_back_by_particles_too():
+    def log_prob(x):
+        return torch.logaddexp(-(x - 4).square().sum(-1) / 2 + math.log(0.7), -(x + 4).square().sum(-1) / 2 + math.log(0.3))
+
+    fit = wk.fit(wk.Target(log_prob=log_prob, dim=2), judge=False)
+    assert fit.diagnostics.leaves_optima_out and "modes_missing" not in fit.findings
+    found = fit.expect(lambda x: (x[:, 0] > 0).double())
+    assert found.method == "particles" and abs(float(found.value) - 0.7) < 4.5 * float(found.stderr)

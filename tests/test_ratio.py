@@ -313,3 +313,21 @@ def test_bad_arguments_are_refused(call, message):
     with pytest.raises(InputError) as error:
         call()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (40, 70), (900, 300)])
+def test_energy_distance_on_a_line_is_the_sum_over_all_pairs(n, m):
+    x, y = draws(n, 1, 1), draws(m, 1, 2).round(decimals=1)
+    x[: min(n, m) // 2] = y[: min(n, m) // 2]  # ties
+    on_the_line, in_a_plane = energy_distance(x, y), energy_distance(*(torch.cat([z, torch.zeros_like(z)], 1) for z in (x, y)))
+    assert on_the_line.value == pytest.approx(in_a_plane.value, rel=1e-12, abs=1e-12)
+    assert on_the_line.stderr == pytest.approx(in_a_plane.stderr, rel=1e-9, abs=1e-12)
+
+
+def test_of_very_many_rows_some_are_compared_and_a_note_says_so():
+    x, y = draws(20_000, 2, 1), draws(9_000, 2, 2) + 0.3
+    for distance in (energy_distance, mmd_squared):
+        found = distance(x, y)
+        assert any("8,000 and 8,000 rows were compared" in note for note in found.notes)
+        few = distance(x[:4_000], y[:4_000])
+        assert abs(found.value - few.value) < 4 * math.hypot(found.stderr, few.stderr)

@@ -40,7 +40,7 @@ def pareto_smooth(log_weights: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"]
     """Pareto-smoothed importance sampling: smoothed log weights (their sum is 1) and the tail shape k̂.
 
     The largest min(n/5, 3√n) weights are replaced by quantiles of a generalised Pareto distribution that is fitted to them.
-    Reweighted results can be trusted if k̂ < min(1 − 1/log₁₀ n, 0.7). k̂ is ∞ with fewer than five distinct tail weights below
+    Reweighted results can be trusted if k̂ ≤ min(1 − 1/log₁₀ n, 0.7). k̂ is ∞ with fewer than five distinct tail weights below
     the maximum, and −∞ if all weights, or all tail weights, are equal up to rounding, as they can be on few discrete states.
 
     Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024).

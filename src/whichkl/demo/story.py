@@ -216,7 +216,7 @@ def _schools(demo: Demo) -> Section:
     rows = [
         ("ELBO = log Z − KL(q‖p)", f"{d.elbo.number} nats", "on fresh draws of q; only differences between fits have a meaning"),
         ("importance ESS", f"{d.ess:,.0f} of {d.elbo.n:,}", "the number of q's draws that are left after reweighting to p"),
-        ("PSIS k̂", shown_khat(d.khat), "tail of the weights; below 0.7 reweighting can repair what the Gaussian gets wrong"),
+        ("PSIS k̂", shown_khat(d.khat), "tail of the weights; up to 0.5 reweighting can repair what the Gaussian gets wrong"),
         ("status", result.status, f"gradient {d.residual:.0e}; {optima} found from several starts"),
         ("KL(q‖p), at least", f"{max(d.least_kl or 0.0, 0.0):.2f} nats", "estimated from the importance weights"),
         ("node error", f"{d.node_error:.3f}", "largest shift of a mean, in sd, when the nodes are doubled"),

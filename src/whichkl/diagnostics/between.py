@@ -20,7 +20,7 @@ from whichkl.diagnostics.weights import on_the_line
 from whichkl.divergences import Estimate, Finite
 from whichkl.divergences.draws import bridge, monte_carlo
 from whichkl.divergences.exact import quadrature
-from whichkl.importance import pareto_smooth
+from whichkl.importance import khat_limit, pareto_smooth
 from whichkl.objectives import Objective
 from whichkl.objectives.objective import parameters
 from whichkl.samples.repeats import row_keys
@@ -156,7 +156,7 @@ def _log_z(of_p: _Side, of_q: _Side) -> tuple[float, Tensor, Tensor, list[str]]:
     top = of_q.ratio.max()
     ratio = (of_q.ratio - top).exp()
     khat = pareto_smooth(of_q.ratio)[1]
-    if khat >= 0.7:
+    if khat > khat_limit(len(ratio)):
         doubts.append(f"log Z by importance sampling from q has a heavy tail (k̂ = {khat:.2f})")
     return float(ratio.mean().log() + top), torch.zeros_like(of_p.ratio), ratio / ratio.mean() - 1, doubts
 

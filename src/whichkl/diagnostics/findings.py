@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 
 from whichkl.diagnostics.columns import next_richer
 from whichkl.diagnostics.judged_fit import JudgedFit
-from whichkl.diagnostics.result import MAX_LOSS_GAP, Diagnostics, draws_in
+from whichkl.diagnostics.result import MAX_LOSS_GAP, SMALL_KL, Diagnostics, draws_in
 from whichkl.divergences import Estimate
 from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
 from whichkl.importance import khat_limit
 
 MAX_KL = 0.1
 """Largest KL, in nats, from a family that is large enough."""
-_SMALL_KL = 0.01
-"""Nats of KL that don't matter."""
 _MAX_P_VALUE, _MIN_AUC, _MIN_DISTANCE = 1e-4, 0.6, 0.06
 """A test on unseen rows counts up to this p-value, and from this AUC or this distance of the transform from uniform."""
 MIN_SPREAD_RATIO = 1.25
@@ -51,10 +49,6 @@ class _Evidence:
         return self.d.least_kl or 0.0
 
     @property
-    def leaves_optima_out(self) -> bool:
-        return self.d.separate > 1 and self.least_kl > _SMALL_KL
-
-    @property
     def misses_modes(self) -> bool:
         return self.d.missing_modes is not None and self.d.missing_modes.found
 
@@ -67,7 +61,7 @@ class _Evidence:
     def is_followed(self) -> bool:
         """Whether nearly all importance weights are equal, so the best optimum is p."""
         is_even = (self.d.ess or 0.0) > 0.99 * draws_in(self.fit.target.dim)
-        return is_even and self.least_kl < _SMALL_KL and not self.misses_modes and not self.has_bad_weights
+        return is_even and self.least_kl < SMALL_KL and not self.misses_modes and not self.has_bad_weights
 
 
 def _is_too_small(e: _Evidence) -> bool:
@@ -76,7 +70,7 @@ def _is_too_small(e: _Evidence) -> bool:
     is_far = e.value.interval[0] > MAX_KL * e.fit.objective.curvature
     return (
         (is_far if e.is_known else e.least_kl > MAX_KL and not e.is_forward)
-        or (e.leaves_optima_out and e.least_kl > MAX_KL)
+        or (e.d.leaves_optima_out and e.least_kl > MAX_KL)
         or (gain is not None and gain.value > max(4 * gain.stderr, MAX_KL))
         or (e.is_forward and _is_distinguishable(e.d))
     )
@@ -95,7 +89,7 @@ def _is_distinguishable(d: Diagnostics) -> bool:
 def _has_other_modes(e: _Evidence) -> bool:
     best = e.d.optima[0].loss
     several = sum(one.loss - best < MAX_LOSS_GAP for one in e.d.optima) > 1
-    is_exact = e.is_known and e.value.value < _SMALL_KL
+    is_exact = e.is_known and e.value.value < SMALL_KL
     return several and not e.is_forward and not is_exact and not e.is_followed
 
 
@@ -191,7 +185,7 @@ FINDINGS: dict[str, Finding] = {
         "Use the covariance of `fit.linear_response()`, or try {richer}.",
     ),
     "weights_unreliable": Finding(
-        lambda e: e.has_bad_weights or e.leaves_optima_out or e.misses_modes,
+        lambda e: e.has_bad_weights or e.d.leaves_optima_out or e.misses_modes,
         "Importance weights can't repair this fit: don't reweight its draws.",
         "Use `fit.expect(f)`, which moves particles to p or explains why it can't, or try {richer}.",
     ),

@@ -17,6 +17,8 @@ MAX_DRAWS = 10_000
 _MIN_DRAWS = 1_000
 _MAX_NUMBERS = 1 << 22
 """Largest number of coordinates of these draws, 32 MB, where it allows `_MIN_DRAWS`."""
+SMALL_KL = 0.01
+"""Nats of KL that don't matter."""
 MAX_LOSS_GAP = 10.0
 """Largest loss above the best, in nats, at which an optimum matters; beyond it, its mass is below e⁻¹⁰ of the best one's."""
 _MIN_MASS = 0.01
@@ -145,6 +147,11 @@ class Diagnostics:
     """The best loss after each iteration, if the solver had it (`Solution.history`)."""
     notes: tuple[str, ...] = ()
     """Remarks of the solver and the family."""
+
+    @property
+    def leaves_optima_out(self) -> bool:
+        """Whether other optima that hardly overlap the best one have mass that matters."""
+        return self.separate > 1 and (self.least_kl or 0.0) > SMALL_KL
 
     def __str__(self) -> str:
         """One line per measure."""

@@ -87,13 +87,13 @@ def estimate(
     name, kind = _divergence(divergence, weight=weight, weight_on_forward=weight_on_forward, order=order)
     _check_arguments(n, seed, method, form)
     if form != "samples":
-        return _finished(_of_rows(p, q, name, kind, form, method), name)
+        return _finished(_of_rows(p, q, name, kind, form, method), name, kind)
     question = Question(Side.of(p, "p"), Side.of(q, "q"), name, kind, n, seed)
     _check_pair(question)
     possible = [one for one in TABLE if one.can(question)]
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
         result = _automatic(question, possible) if method is None else _chosen(question, method, possible)
-    return _finished(result, name)
+    return _finished(result, name, kind)
 
 
 def _check_arguments(n: Any, seed: Any, method: str | None, form: str) -> None:
@@ -262,9 +262,9 @@ def _refusal(ask: Question, method: str | None, possible: list[str]) -> str:
     return cannot(f"use `{method}` for `{ask.name}` here", f"it requires {needs}, and {have}", instead)
 
 
-def _finished(result: Estimate, name: str) -> Estimate:
+def _finished(result: Estimate, name: str, kind: IntegralDivergence | None) -> Estimate:
     notes = (*result.notes, _CHANGED_JEFFREYS) if name == "jeffreys" else result.notes
-    unit = "none" if name in _DISTANCES else KINDS[name].unit if name in KINDS else result.unit
+    unit = "none" if name in _DISTANCES else result.unit if kind is None else kind.unit
     return replace(result, quantity=name, unit=unit, notes=notes)
 
 

@@ -203,7 +203,8 @@ class Fit:
 
     def _weighted(self, n: int, seed: int, target: Target | None) -> Weighted:
         p = self.target if target is None else Target.of(target)
-        return corrected_points(p, self.model, n, seed, misses_modes="modes_missing" in self.findings)
+        misses_modes = "modes_missing" in self.findings or self.diagnostics.leaves_optima_out
+        return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the parameters, as JSON can hold it."""

@@ -109,7 +109,11 @@ def _weight_rows(d: Diagnostics) -> list[Row]:
     tail, least = shown_weights(d.ess, d.khat, d.elbo.n), f"{max(d.least_kl or 0.0, 0.0):.3f}"
     return [
         ("importance ESS", f"{d.ess:,.0f} of {d.elbo.n:,}", "draws of q that count, reweighted to p"),
-        ("PSIS k̂ of the weights", tail, "below 0.7 q's draws can be reweighted to p, where q reaches"),
+        (
+            "PSIS k̂ of the weights",
+            tail,
+            "up to 0.5 q's draws can be reweighted to p, where q reaches",
+        ),
         ("reverse KL, at least", least, "from the weights, and from separate optima and missing modes that q leaves out"),
     ]
 

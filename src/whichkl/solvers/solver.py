@@ -53,7 +53,8 @@ class Solution:
     residual: float
     """Length of the (natural) gradient at the best optimum; 0 for a closed form."""
     node_error: float | None = None
-    """Largest shift of a mean, in standard deviations of the model, when the number of nodes is doubled."""
+    """Largest shift of a mean, in standard deviations of the model, on more nodes; for mixtures, and for divergences between the
+    two KLs, the change of the loss in nats."""
     nodes: int | None = None
     held: Held | None = None
     """The rows that the solver was asked to hold out."""

@@ -164,7 +164,8 @@ def _search(fit: Fit, seen: Tensor) -> Match | None:
     if not bool(seen.isfinite().all()) or float(seen.norm()) == 0:
         return None
     plain = [divergence_named(name) for name, entry in DIVERGENCES.items() if not entry.parameters]
-    turned = {name: _RANGES[next(iter(entry.parameters))] for name, entry in DIVERGENCES.items() if entry.parameters}
+    knobs = {name: next(iter(entry.parameters)) for name, entry in DIVERGENCES.items() if entry.parameters}
+    turned = {name: _RANGES[knob] for name, knob in knobs.items() if knob in _RANGES}  # others have no range to search
     for divergence in plain:
         if (match := fit(divergence, 1.0)).left < TOLERANCE:
             return match

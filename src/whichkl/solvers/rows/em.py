@@ -58,9 +58,9 @@ class ExpectationMaximization(Solver):
     most 30,000 rows, and the best two run to the end. Components of the best are split and merged while that helps. If there
     are more rows, the best start then uses all of them. The sums of a pass are exact; they are in float32 while that is precise
     enough, and in float64 at the end. SQUAREM leaps make EM several times faster. It stops when two cycles in a row gain less
-    than a tenth of what may be left: 0.1 nats over all rows, or 0.005 nats for each parameter if that is more, a hundredth of what
-    the parameters' own noise is worth. Of more than 30,000 rows it is that many that count; on a quadrature rule a cycle may gain
-    1e-10 nats in the mean.
+    than a tenth of what may be left: 0.1 nats over all rows, or 0.005 nats for each parameter if that is more, which is a
+    hundredth of what the parameters' own noise is worth. At most 30,000 rows count for this. On a quadrature rule a cycle may
+    gain 1e-10 nats in the mean.
 
     Args:
         starts: number of starts.
