@@ -8,7 +8,7 @@ import typer
 
 from whichkl._checks import InputError, cannot
 from whichkl.commands import console, exits
-from whichkl.commands.options import AsJson, Dim, FamilyName, LogProb, Samples, Support, read_family, read_target
+from whichkl.commands.options import AsJson, Dim, FamilyName, LogProb, Samples, Support, check_exists, read_family, read_target
 
 
 def advise(
@@ -26,6 +26,7 @@ def advise(
     as_json: AsJson = False,
 ) -> None:
     """Say which direction is possible for a target, and why."""
+    check_exists(samples)
     exits.load_torch()
     from whichkl.access import Access
     from whichkl.advice import advise as ask

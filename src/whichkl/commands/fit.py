@@ -18,6 +18,7 @@ from whichkl.commands.options import (
     Samples,
     Seed,
     Support,
+    check_exists,
     out_option,
     read_family,
     read_target,
@@ -69,6 +70,7 @@ def fit(
     if samples is None and log_prob is None:
         because = "neither samples nor a log density are given"
         raise InputError(cannot("fit a model", because, "Name a file of samples, or pass `--log-prob FILE.py:FUNCTION --dim D`"))
+    check_exists(samples)
     if out is not None:
         check_results_folder(out, "report.html")
     with locked_results(out, "fit"):

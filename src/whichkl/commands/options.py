@@ -53,6 +53,16 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
+def check_exists(samples: Path | None) -> None:
+    """Refuse a path that doesn't exist, before torch is loaded.
+
+    Raises:
+        InputError: there is nothing of this name.
+    """
+    if samples is not None and not samples.exists():
+        raise InputError(cannot(f"read `{samples}`", "there is no such file or folder", "Correct the path"))
+
+
 def read_target(
     samples: Path | None, log_prob: str | None, dim: int | None, support: str | None, given: str | None = None
 ) -> Target:
