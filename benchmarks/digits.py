@@ -1,7 +1,7 @@
-"""Handwritten digits: a neural classifier of ours beside scikit-learn's MLPClassifier, same layers, same held-out fifth.
+"""Handwritten digits: our neural classifier and scikit-learn's MLPClassifier, same layers, same held-out fifth.
 
-Five random splits of the 1,797 images; log-loss and accuracy on the fifth that neither has seen. scikit-learn's twice: as it
-comes, on standardised columns, and with its early stopping.
+Five random splits of the 1,797 images; log-loss and accuracy on the fifth that neither has seen. scikit-learn's twice, on
+standardised columns: with default settings, and with its early stopping.
 """
 
 import json

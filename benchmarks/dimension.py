@@ -1,6 +1,6 @@
-"""Reverse KL by mean field from 10 to 10,000 dimensions, and as log p costs more: time, memory and evaluations, beside the floor.
+"""Reverse KL by mean field from 10 to 10,000 dimensions, and as log p costs more: time, memory and evaluations, and the floor.
 
-First the solver alone, beside what its evaluations of log p and its gradient would take by themselves, at 64 points a call; then
+First the solver alone, compared with the time of its evaluations of log p and its gradient alone, at 64 points per call; then
 the whole fit, which judges it on fresh draws, and up to 200 dimensions looks for missing modes and asks linear response.
 
 A chain is Gaussian, xᵢ₊₁ ~ N(0.9 xᵢ, 1), and its optimum known, 1/√Λᵢᵢ; the posterior of a logistic regression has 500 rows, and

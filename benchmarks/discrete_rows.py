@@ -1,4 +1,4 @@
-"""KL of 10,000 rows over 50,000 atoms in float32: ours, with all checks, beside one `torch.sum` over both arrays and the peers.
+"""KL of 10,000 rows over 50,000 atoms in float32: ours, with all checks, one `torch.sum` over both arrays, and the peers.
 
 SciPy takes chunks of 100 rows, as one would; `kl_div` takes all at once.
 `python benchmarks/discrete_rows.py 1000` takes fewer rows.

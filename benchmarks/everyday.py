@@ -1,4 +1,4 @@
-"""Everyday calls, each as a whole and with its judgement, beside the peer that does the bare fit.
+"""Everyday calls, each as a whole and with its judgement, and the peer that does the bare fit.
 
 Medians of interleaved rounds. `python benchmarks/everyday.py [ROUNDS] [PART OF A NAME]`; by default five rounds of all. Run it on
 idle cores.

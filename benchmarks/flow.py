@@ -1,4 +1,4 @@
-"""Two moons: our spline flow beside the same zuko flow in the usual loop, 4,000 Adam steps at 1e-3 on batches of 256.
+"""Two moons: our spline flow and the same zuko flow in the usual loop, 4,000 Adam steps at 1e-3 on batches of 256.
 
 The loop has no rows to stop by, and no standardised columns but those of these data. Loss: mean −log q on 20,000 fresh rows.
 """

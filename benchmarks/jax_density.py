@@ -1,4 +1,4 @@
-"""A log density in JAX beside the same one in torch, and beside JAX alone: value and gradient of a batch, and a whole fit."""
+"""A log density in JAX by whichkl, by JAX alone, and the same one in torch: value and gradient of a batch, and a whole fit."""
 
 import json
 import statistics

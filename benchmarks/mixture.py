@@ -1,4 +1,4 @@
-"""Mixture(16) on a million rows of a stated mixture in 16 dimensions, beside scikit-learn and pomegranate.
+"""Mixture(16) on a million rows of a stated mixture in 16 dimensions, by whichkl, scikit-learn and pomegranate.
 
 The rows come from 16 Gaussians of equal weight, means N(0, 4 I), covariances A Aᵀ/16 + I/2, A with standard normal entries.
 Every library gets one start, k-means++, and the same seed. It is run again with a tighter tolerance until its held-out mean log

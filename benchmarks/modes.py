@@ -1,7 +1,7 @@
 """Modes: what reverse KL misses on GMM-40 and ManyWell-32, from their log densities alone, and log Z by particles.
 
-A fit without the search for missing modes stands beside one with it; log Z of the particles stands beside the truth, with the
-error that they claim, over five seeds. With `--hard`, ten targets with a mode that is light, narrow or far away, 15 seeds each:
+A fit without the search for missing modes is compared with one with it, and log Z of the particles with the truth and with the
+error that they report, over five seeds. With `--hard`, ten targets with a mode that is light, narrow or far away, 15 seeds each:
 how often it is found.
 """
 

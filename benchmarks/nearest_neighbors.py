@@ -1,6 +1,7 @@
-"""KL from two samples of 100,000 rows in 8 dimensions: all of `two_sample_kl` beside the bare neighbour queries it rests on.
+"""KL from two samples of 100,000 rows in 8 dimensions: all of `two_sample_kl` and the bare neighbour queries that it needs.
 
-The bare queries are SciPy's `cKDTree`, as it comes, on all cores: build two trees, ask each for the neighbours of every row of x.
+The bare queries are SciPy's `cKDTree` with default settings on all cores: build two trees, ask each for the
+neighbours of every row of x.
 scikit-learn's `NearestNeighbors(n_jobs=2)` is asked for a random tenth of the rows, and its time is multiplied by ten.
 `python benchmarks/nearest_neighbors.py 10000` takes fewer rows.
 """

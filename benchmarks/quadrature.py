@@ -1,4 +1,4 @@
-"""KL of two densities in a plane and in space, by quadrature: whichkl beside SciPy's `cubature`, which gets the integrand alone.
+"""KL of two densities in a plane and in space, by quadrature: whichkl and SciPy's `cubature`, which gets the integrand alone.
 
 SciPy integrates p log(p/q) over ℝᵈ by its own change of variables. whichkl, besides, checks that p and q integrate to one, looks
 for mass that q misses and for tails that diverge, and integrates again from another partition.

@@ -3,7 +3,7 @@
 Every problem has both accesses, and is fitted by forward and by reverse KL from six seeds. A need is judged by a measure that
 neither direction minimises, save the last: coverage by the share of p's draws that q's come near to, precision by the share of
 q's draws above the 1 % level of p's density, calibration by the worst gap of central intervals, and all in all by Jeffreys.
-Run it as ``python benchmarks/regret.py [RESULTS.jsonl]`` (``out/regret.jsonl`` unless said): problems that the file has are not
+Run it as ``python benchmarks/regret.py [RESULTS.jsonl]`` (by default ``out/regret.jsonl``): problems that the file has are not
 run again. Prints Markdown, and one JSON line last.
 """
 

@@ -1,4 +1,4 @@
-"""Reverse KL to a full Gaussian: ours beside Adam on the reparameterised ELBO in plain torch, the usual recipe.
+"""Reverse KL to a full Gaussian: ours and Adam on the reparameterised ELBO in plain torch, the usual recipe.
 
 Adam gets the best of four learning rates, ten draws a step. Both are scored by one ELBO on 100,000 fresh draws.
 """

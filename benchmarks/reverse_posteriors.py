@@ -1,10 +1,10 @@
-"""Reverse KL to a full Gaussian on real posteriors: ours beside NumPyro SVI, PyMC ADVI and blackjax Pathfinder.
+"""Reverse KL to a full Gaussian on real posteriors: ours, NumPyro SVI, PyMC ADVI and blackjax Pathfinder.
 
     python benchmarks/reverse_posteriors.py [FOLDER] [--rounds 5] [--peers numpyro,pymc,blackjax] [--only NAME]
 
 FOLDER holds posteriordb's data (`data_*.json`) and reference draws (`<name>.npz`); without it the Bayesian logistic
 regression of scikit-learn's breast-cancer data (31 parameters) runs alone. NumPyro gets, for each posterior, the best
-point of a grid of learning rates and step counts: the fastest whose ELBO lies within 0.01 nats of the best that anybody
+point of a grid of learning rates and step counts: the fastest whose ELBO lies within 0.01 nats of the best that any library
 reaches, or of the grid's best where no point comes so far. All are scored by one ELBO on 100,000 draws from common normals.
 Every timed run has a process of its own, as a user's first fit has: its seconds begin once the libraries are imported, and
 include all compilation. In brackets stands a second run in the same process: what is compiled isn't compiled again. Ours
@@ -150,7 +150,7 @@ def ours(target, judge=True):
 
 
 def floor(target, fit, gradients, calls=7):
-    """The time of so many gradients, by the shortest of some calls at 512 points."""
+    """The time of this number of gradients, by the shortest of some calls at 512 points."""
     x, seconds = fit.model.sample((512,)), []
     for _ in range(calls):
         begin = time.perf_counter()

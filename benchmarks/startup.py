@@ -1,4 +1,4 @@
-"""What importing, asking for help and a first fit cost, beside `import torch`: medians of interleaved fresh processes."""
+"""What importing, asking for help and a first fit cost, compared with `import torch`: medians of interleaved fresh processes."""
 
 import json
 import statistics

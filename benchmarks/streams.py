@@ -1,8 +1,9 @@
-"""Closed-form Gaussian over a folder of Parquet: memory and time beside reading the same files by the same iterator.
+"""Closed-form Gaussian over a folder of Parquet: memory and time compared with reading the same files by the same iterator.
 
-`python benchmarks/streams.py 1 2 1x8` takes so many gigabytes (10⁹ bytes of float64), one after another, in 16 columns unless
-said; pyarrow writes them to a temporary folder in its usual way. Each measurement is a process of its own; the peak is what its
-resident memory grew beyond that after the imports. The first round is not counted, so that all find the files in the page cache.
+`python benchmarks/streams.py 1 2 1x8` takes 1, 2 and 1 gigabytes (10⁹ bytes of float64), one after another, in 16 columns by
+default and in 8 for the last; pyarrow writes them to a temporary folder in its usual way. Each measurement is a process of its
+own; the peak is what its resident memory grew beyond that after the imports. The first round is not counted, so that all find
+the files in the page cache.
 The closed form is compared with the reading in its own process, taken in turns.
 """
 

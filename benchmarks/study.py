@@ -1,4 +1,4 @@
-"""What a study costs beside its fits and scores: milliseconds a cell for the ledger, and seconds to resume and to read.
+"""What a study costs in addition to its fits and scores: milliseconds per cell for the ledger, and seconds to resume and to read.
 
     python benchmarks/study.py [--cells 200] [--scaling] [--head]
 

@@ -14,7 +14,7 @@ study = wk.compare(
     objectives=["forward_kl", "reverse_kl"],
     seeds=2,
     metrics=["forward_kl", "reverse_kl", "coverage", spread],
-    out="out/study",  # killed, the same call goes on from there
+    out="out/study",  # if interrupted, run the same call again to resume
 )
 print(study)  # an arm a line; study.table has every cell, study.fit(0) the fit behind one
 for cell in study.cells[:2]:

@@ -8,7 +8,7 @@ from whichkl.solvers import StickingTheLanding
 banana = wk.problems.banana()  # normalised, so that the values below are KL(q‖p) itself
 bell = wk.fit(banana)
 
-# Small, to be quick; wk.fit(banana, wk.families.Flow()) goes on for up to six cycles of 400 steps.
+# Small, to be quick; wk.fit(banana, wk.families.Flow()) takes up to six cycles of 400 steps.
 family = wk.families.Flow(transforms=2, hidden=(16,))
 flow = wk.fit(banana, family, solver=StickingTheLanding(steps=250, cycles=1, draws=64, judged_on=1_000, starts=1))
 print(flow)

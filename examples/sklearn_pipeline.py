@@ -1,4 +1,4 @@
-"""A density estimator among scikit-learn's own: scaled, searched over, drawn from."""
+"""A density estimator among scikit-learn's own: scaled, searched over, sampled."""
 
 import numpy as np
 from sklearn.model_selection import GridSearchCV

@@ -3,7 +3,7 @@
 python study_posteriors.py [FOLDER] [--full] [--out FOLDER] [--only NAME]
 
 The first FOLDER, or the environment variable WHICHKL_POSTERIORS, holds posteriordb's data (`data_*.json`) and reference draws
-(`<name>.npz`). Without it there is one posterior: a logistic regression of scikit-learn's breast-cancer data, drawn from by
+(`<name>.npz`). Without it there is one posterior: a logistic regression of scikit-learn's breast-cancer data, sampled by
 particles. --full: three families from ten seeds, at 100,000 evaluations a cell; figures in docs/studies.md.
 """
 

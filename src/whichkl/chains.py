@@ -1,4 +1,4 @@
-"""Chains: how many independent draws the draws of Markov chains are worth, and standard errors that account for it."""
+"""Chains: the effective number of draws of Markov chains, and standard errors that account for it."""
 
 from __future__ import annotations
 

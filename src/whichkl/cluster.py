@@ -1,4 +1,4 @@
-"""Workers: map a function over parts of the data in a fixed order, in threads of this process or on a Ray cluster."""
+"""Cluster: workers map a function over parts of the data in a fixed order, in threads of this process or on a Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verify: check every checksum, field and table of a saved fit, distillation or study."""
+"""Verifying: check every checksum, field and table of a saved fit, distillation or study."""
 
 from __future__ import annotations
 

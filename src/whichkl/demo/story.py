@@ -1,4 +1,4 @@
-"""The story of the demo: its numbers, told to a reader who has never heard of KL, as one page and one JSON file."""
+"""The story of the demo: its numbers for a reader who has never heard of KL, as one page and one JSON file."""
 
 from __future__ import annotations
 

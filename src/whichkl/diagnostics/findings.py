@@ -1,4 +1,4 @@
-"""Findings: what speaks against a fit, when, and the next step for each."""
+"""Findings: what can be wrong with a fit, the condition of each finding, and its next step."""
 
 from __future__ import annotations
 

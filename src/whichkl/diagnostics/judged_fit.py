@@ -1,4 +1,4 @@
-"""Judged fit: what the diagnostics of one fit read, and what became of each, so that one that fails doesn't lose the fit."""
+"""Judged fit: what the diagnostics of one fit read, and the errors of those that failed, so that the fit is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mode search: whether p has modes that q doesn't reach. Importance weights can't show it; particles from elsewhere can."""
+"""Mode search: whether p has modes that q doesn't reach. Importance weights can't show them; particles from elsewhere can."""
 
 from __future__ import annotations
 

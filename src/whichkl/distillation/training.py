@@ -66,7 +66,7 @@ class Loss:
 
 
 def row_divergence_of(objective: Any) -> RowDivergence:
-    """Return the row divergence that a text stands for: its name, and after a colon its parameter where it has one.
+    """Return the row divergence that a text names: its name, and after a colon its parameter where it has one.
 
     Raises:
         InputError: the name isn't known, or the parameter can't be this.

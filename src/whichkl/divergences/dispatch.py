@@ -1,4 +1,4 @@
-"""Dispatch: `estimate` chooses the method by what can be done with p and q, and names it in its answer."""
+"""Dispatch: `estimate` chooses the method by what can be done with p and q, names it in its answer, and checks the answer."""
 
 from __future__ import annotations
 

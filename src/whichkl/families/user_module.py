@@ -94,7 +94,7 @@ class Module(NetworkFamily):
 
 
 def family_of(obj: Any) -> Family:
-    """Return the family that an object stands for: a family itself, a text that names one, or a user's module.
+    """Return the family of an object: a family itself, a text that names one, or a user's module.
 
     Raises:
         InputError: it is none of these.

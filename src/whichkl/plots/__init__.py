@@ -1,4 +1,4 @@
-"""Plots: plotly figures of a fit. They draw what was computed, and compute only curves and draws."""
+"""Plots: plotly figures of a fit, a study or a distillation. They show computed results, and compute only curves and draws."""
 
 from whichkl.plots.curves import calibration_curves, components_curve
 from whichkl.plots.fitted import plot, predictions

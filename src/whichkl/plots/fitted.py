@@ -186,7 +186,7 @@ def predictions(fit: Fit) -> list[Figure]:
     empty where the rows aren't available.
 
     Raises:
-        InputError: the model isn't conditional, or can't be drawn from.
+        InputError: the model isn't conditional, or can't be sampled.
     """
     if isinstance(fit.model, Distribution):
         raise InputError(cannot("draw predictions", "the model is one distribution, not q(y|x)", "Use whichkl.plot"))

@@ -1,4 +1,4 @@
-"""Descent: what trainings by steps share: a step, the best weights, the learning rate, the journal's entry, flat weights."""
+"""Descent: what all gradient descent shares: a step, the best weights, the learning rate, the journal's entry, flat weights."""
 
 from __future__ import annotations
 

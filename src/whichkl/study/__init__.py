@@ -1,4 +1,4 @@
-"""Study: an experiment that compares families and objectives at equal cost, and a folder that survives being killed."""
+"""Study: an experiment that compares families and objectives at equal cost, in a folder from which it resumes if interrupted."""
 
 from whichkl.study.comparing import Progress, compare
 from whichkl.study.measures import DISTILLATION_NEEDS, FIELDS, MEASURES, NEEDS, Need

@@ -1,4 +1,4 @@
-"""Arms: the rows of a study by arm and seed, as matrices of what is judged."""
+"""Arms: the rows of a study by arm and seed, as matrices of their scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cell: one fit under a budget, and its scorecard on unseen draws; what goes wrong in it is recorded as its result."""
+"""Cell: one fit or distillation under a budget, and its scorecard on unseen draws; an error in it is recorded as its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines: where cells are worked on: in this process, or in tasks on a Ray cluster, each of a second's work or more."""
+"""Engines: cells run in this process, or on a Ray cluster in tasks that each take a second or more."""
 
 from __future__ import annotations
 

@@ -287,7 +287,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 def is_study(path: Path) -> bool:
     """Whether a file is a study's configuration, even a damaged one.
 
-    It then has most of the names that every study has; or it is no object of JSON at all, and finished cells lie beside it.
+    It then has most of the names that every study has; or it is no object of JSON at all, and finished cells are next to it.
     """
     if path.is_symlink() or not path.is_file():
         return False

@@ -1,4 +1,4 @@
-"""Measures: the one table of what a cell is scored by, with columns, words, units and directions; and the needs of users."""
+"""Measures: the table of the measures that score a cell, with columns, words, units and directions; and the needs of users."""
 
 from __future__ import annotations
 

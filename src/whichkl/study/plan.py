@@ -1,4 +1,4 @@
-"""Plan: the families, objectives and seeds of a study, resolved to objects, and its cells."""
+"""Plan: the families, objectives, metrics and seeds of a study, resolved to objects, and its cells; also of distillations."""
 
 from __future__ import annotations
 

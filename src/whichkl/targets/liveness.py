@@ -1,4 +1,4 @@
-"""Liveness: a log density that gives no number any more is distinguished from a search that is at bad points."""
+"""Liveness: distinguish a log density that no longer returns numbers from a search that is at bad points."""
 
 from __future__ import annotations
 

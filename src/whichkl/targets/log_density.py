@@ -1,4 +1,4 @@
-"""LogDensity: a user's function log p(x) with its gradient: by the user's score, by autograd, or by central differences."""
+"""LogDensity: a user's log p(x), checked, with its gradient: by the user's score, by autograd, or by central differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supports: where a target has mass, and the smooth bijection from ℝᵏ onto that set."""
+"""Supports: where a target has mass, the smooth bijection from ℝᵏ onto that set, and the states of a discrete target."""
 
 from __future__ import annotations
 

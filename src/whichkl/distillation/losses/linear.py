@@ -168,7 +168,7 @@ def _computed(
     factors: Tensor | None,
     needs: Needs,
 ) -> tuple[Tensor, Gradients]:
-    """Return scale · Σ values, or the values, and the gradients that can be had beside them."""
+    """Return scale · Σ values, or the values, and the gradients that can be computed with them."""
     if factors is None and not _at_once(scale, needs):
         needs = (False, False, False)
     row_factors = factors if scale is None else scale.expand(len(student[0]))
@@ -256,7 +256,7 @@ def _op(
     logit_scales: list[float],
     softcaps: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One node of a graph: scale · Σ values, or the values, and the gradients that can be had beside them, empty if not."""
+    """One node of a graph: scale · Σ values, or the values, and the gradients that can be computed with them, else empty."""
     caps, kind = [one or None for one in softcaps], ROW_DIVERGENCES[divergence](*parameters)
     scales = (logit_scales[0], logit_scales[1])
     settings = HeadDivergence(kind, tokens, temperature, chunk_size, scales, (caps[0], caps[1]))

@@ -95,7 +95,7 @@ interpolated_kl = _row_loss("interpolated_kl", "0.0784")
 
 
 class _Entries(Mapping[str, Entry]):
-    """The entries of all registered row divergences; one that was registered later gets its function when it is asked for."""
+    """The entries of all registered row divergences; one that was registered later gets its function on first access."""
 
     def __init__(self) -> None:
         self._made = {name: self._entry(name, globals()[name]) for name in ROW_DIVERGENCES}

@@ -1,4 +1,4 @@
-"""Doubling: models that were fitted on few nodes are fitted again on twice as many, until the optima stay; and refusals."""
+"""Doubling: models are fitted again on twice as many nodes until the optima stay; targets without an optimum are refused."""
 
 from __future__ import annotations
 

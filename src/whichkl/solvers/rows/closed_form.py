@@ -64,7 +64,7 @@ class ClosedForm(Solver):
         return Solution((best,), iterations=1, residual=0.0, held=held, notes=notes)
 
     def solve_without(self, target: Target, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Any]:
-        """Subtract the sums over each set of rows from those over all rows, which one pass gives; medians are found anew."""
+        """Subtract the sums over each set of rows from those over all rows, which one pass gives; medians are recomputed."""
         if not isinstance(family, MomentFamily):
             raise TypeError(family)
         if isinstance(family, Product) and family.about_median(target.dim):

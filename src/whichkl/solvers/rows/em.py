@@ -1,4 +1,4 @@
-"""EM: maximum likelihood for mixtures and Student-t, several k-means++ starts in one batch, exact on any number of rows."""
+"""EM: maximum likelihood for mixtures and Student-t on any number of rows: k-means++ starts in one batch, splits, mergers."""
 
 from __future__ import annotations
 

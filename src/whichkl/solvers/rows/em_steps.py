@@ -1,4 +1,4 @@
-"""EM steps: the E step of several mixtures over the rows, the M step from its sums, and SQUAREM's leaps; the coordinates."""
+"""EM steps: the E step of several mixtures over the rows, the M step from its sums, SQUAREM's leaps, and standard coordinates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Newton's design: what standardises the columns x of a generalised linear model, and the passes over the rows (x, y)."""
+"""Newton's design: the standardised columns x of a generalised linear model, and the passes over the rows (x, y)."""
 
 from __future__ import annotations
 
