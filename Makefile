@@ -51,7 +51,7 @@ types: .venv/.dev
 layers: .venv/.dev
 	$(BIN)/lint-imports
 
-bench: .venv/.dev
+bench: .venv/.bench
 	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
 
 clean:
@@ -69,6 +69,11 @@ clean:
 .venv/.dev: .venv/.app
 	@echo "installing what the tests need ..."
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.dev
+	@echo "installing the peers of the benchmarks ..."
+	$(INSTALL) -e '.[bench]'
 	@touch $@
 
 .venv-floors/.made: $(INPUTS) tests/floors.py

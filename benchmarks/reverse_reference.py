@@ -95,9 +95,12 @@ def row(name, folder):
 
 def main():
     options = argparse.ArgumentParser()
-    options.add_argument("folder", type=Path)
+    options.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parents[2] / "shared" / "posteriors")
     options.add_argument("--only", default="")
     given = options.parse_args()
+    if not given.folder.is_dir():
+        print(f"nothing is measured: there is no folder {given.folder} of posteriordb's data; name one")
+        return
     rows = []
     for name in [*POSTERIORS, BREAST_CANCER]:
         if given.only in name:

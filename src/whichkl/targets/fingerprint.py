@@ -21,9 +21,7 @@ _WITHOUT_NUMBERS = {
     *("verifying.py", "printable.py", "process/held_signals.py", "process/memory.py"),
 }
 """Files and folders on which no number of a fit or a study depends."""
-_STUDY_FILES = {
-    *("cell.py", "coverage.py", "held_out.py", "measurements.py", "measures.py", "plan.py"),
-}
+_STUDY_FILES = ("cell.py", "coverage.py", "held_out.py", "measurements.py", "measures.py", "plan.py")
 """Files of the folder `study` on which the cells of a study depend."""
 
 
