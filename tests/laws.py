@@ -1,4 +1,4 @@
-"""The laws, over every implementation: a new family, objective, divergence or solver is covered by adding a row."""
+"""The laws, over every implementation: a new family, objective or solver is covered by adding a row."""
 
 import math
 from itertools import product as _product

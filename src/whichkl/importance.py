@@ -1,4 +1,4 @@
-"""Importance weights: effective sample size, Pareto smoothing and the tail shape k̂."""
+"""Importance weights: effective sample size, Pareto smoothing and the tail shape k̂. `fitting.correction` decides by them."""
 
 from __future__ import annotations
 
