@@ -37,11 +37,11 @@ _CONSTANTS = {", H(p) included": "H(p)", ", log Z included": "+ log Z", ", log Z
 
 @dataclass(frozen=True)
 class Estimate:
-    """A divergence (or what a fit minimised) with its error, in nats.
+    """A divergence (or what a fit minimised) with its error, in nats unless `unit` says otherwise.
 
     Args:
         quantity: what it is, such as ``"forward_kl"``.
-        value: the number, in nats; ∞ where the divergence is.
+        value: the number; ∞ where the divergence is.
         stderr: its standard error; 0 for exact methods.
         up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy) or ``"log_z"``: value = forward KL + log Z,
             and reverse KL − log Z, since log p̃ = log p + log Z has a plus in the first and a minus in the second.
