@@ -104,7 +104,7 @@ def jobs():
     for objective in ("forward_kl", "reverse_kl"):
         yield f"bimodal, {objective}", lambda one=objective: wk.fit(bimodal, objective=one), None, lambda peer: 0.15
     yield "estimate 1,000 x 2", lambda: wk.estimate(p=two[0], q=two[1]), None, lambda peer: 0.3
-    for name in ("forward_kl", "jensen_shannon", "total_variation", "energy", "wasserstein"):
+    for name in ("forward_kl", "jensen_shannon", "total_variation", "energy", "sliced_wasserstein"):
         call = lambda one=name: wk.estimate(p=line[0], q=line[1], divergence=one)  # noqa: E731
         yield f"estimate {name} 100,000 x 1", call, None, lambda peer: 3.0
     grid = {"n_components": [1, 2, 3]}

@@ -28,7 +28,7 @@ _METHODS_WITH_FALLBACK = ("bridge", "knn", "classifier")
 """Methods that detect their own failures: where one reports that it is unreliable, the next one runs."""
 _CHANGED_JEFFREYS = "½ KL(p‖q) + ½ KL(q‖p) by default; until version 0.1 this was their sum, twice this value: now `jeffreys_sum`"
 
-_FEATURES = 256
+_FEATURES = 64
 """Numbers that a classifier or a search of neighbours computes for each number of the samples."""
 
 

@@ -40,7 +40,7 @@ _MAX_RESTARTS = 2
 _MAX_HELD_MODES = 20
 """How many modes a model that is no Gaussian and no mixture may hold: as many as a mode search names."""
 
-_NODES = 256
+_NODES = 64
 """Nodes times the share of a matrix product's multiplications that counts as a number, for the work of a step on d² numbers."""
 _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread over it, and this objective reads none"
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 _WINDOWS_RUNTIME = "libiomp5md.dll"
 """The OpenMP library that torch loads on Windows, which doesn't search a library's dependencies for a symbol."""
-_MANY_NUMBERS = 1 << 25
-"""Numbers, computed by one call, from which on several threads are worth it: ten milliseconds. Below, they mostly wait for each
+_MANY_NUMBERS = 1 << 20
+"""Numbers, computed by one call, from which on several threads are worth it on idle cores. Below, they mostly wait for each
 other, and on busy cores for long."""
 _FLOPS_PER_NUMBER = 16
 """Multiplications of a matrix product that take as long as a number of another operation."""

@@ -16,7 +16,7 @@ from whichkl.files.journal import Journal, optimizer_state, tensors_behind
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import own_defaults
 
-_ROWS = 64
+_ROWS = 16
 """Rows of a batch, times the passes over the weights, times the share of a multiplication that counts as a number."""
 
 
