@@ -1,4 +1,4 @@
-"""What the judgement of a fit finds: 70 fits whose families are right, too small or too rich, with false alarms and misses.
+"""What the judgement of a fit finds: 80 fits whose families are right, too small or too rich, with false alarms and misses.
 
 `python benchmarks/findings.py [BEFORE.json]` prints a line for each fit and compares the findings with those of an earlier run.
 """
