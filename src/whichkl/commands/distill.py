@@ -54,14 +54,8 @@ def distill(
     """Train a student classifier on its teacher, and report on unseen examples. With --out, the same command resumes."""
     if out is not None:
         check_results_folder(out, "report.html")
-    options: dict[str, Any] = {
-        "teacher": teacher,
-        "student": student,
-        "data": data,
-        "held_out": held_out,
-        "objective": objective,
-        "seed": seed,
-    }
+    options: dict[str, Any] = {"teacher": teacher, "student": student, "data": data, "held_out": held_out}
+    options |= {"objective": objective, "seed": seed}
     options |= {"hard_label_weight": hard_label_weight, "temperature": temperature, "epochs": epochs}
     given = {name: value for name, value in options.items() if value is not None}
     with locked_results(out, "distill"):
