@@ -7,8 +7,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 INPUTS := pyproject.toml constraints.txt
 
 FLOORS := .venv-floors/bin/python
-# Tests wait for processes that they start, so there is one worker more than there are cores.
-JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
+# A worker per core: one more was slower.
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
 .PHONY: demo test test-slow test-portable test-two-threads test-floors format lint types layers bench clean
 
