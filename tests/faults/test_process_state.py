@@ -528,3 +528,17 @@ def is_a_number(node):
     if isinstance(node, ast.Attribute):
         return ast.unparse(node) in _FRACTIONS
     return isinstance(node, ast.Constant)
+
+
+def test_autocast_around_a_call_changes_no_result():
+    def weights():
+        x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        teacher = torch.nn.Linear(4, 3)
+        found = wk.distill(teacher=teacher, student=lambda: torch.nn.Linear(4, 3), data=x, epochs=2)
+        return found.student.weight.detach()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = weights()
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(under, weights())

@@ -196,3 +196,18 @@ def test_on_workers(folder, number, moment):
     assert process.returncode == 128 + number, error
     has_cells = any((folder / "o" / "cells").glob("*/DONE"))
     assert f"stopped; {'what was done is kept in `o`: run the same command again to resume' if has_cells else NOTHING}" in error
+
+
+@BOTH
+def test_a_signal_during_torchs_import_stops_the_command_after_it(number):
+    code = f"""
+import importlib, signal
+from whichkl.commands import exits
+def slow(name):
+    signal.raise_signal({int(number)})
+    print("imported", flush=True)
+importlib.import_module = slow
+exits.run(lambda: (exits.load_torch(), print("went on")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "imported\n", f"stopped; {NOTHING}\n")

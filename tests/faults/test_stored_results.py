@@ -532,6 +532,16 @@ class TestVerify:
         again = whichkl("fit", tmp_path / "x.npy", "--out", tmp_path / "out")
         assert again.returncode == 0 and "holds an earlier result. It is replaced" in again.stderr
 
+    def test_a_link_in_the_place_of_a_result_is_refused(self, kept, tmp_path):
+        np.save(tmp_path / "x.npy", rows().numpy())
+        shutil.copytree(kept / "mixture", tmp_path / "elsewhere")
+        before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "elsewhere").iterdir())
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "fit").symlink_to(tmp_path / "elsewhere")
+        found = whichkl("fit", tmp_path / "x.npy", "--out", tmp_path / "out")
+        assert found.returncode == 2 and "it is a link" in found.stderr
+        assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "elsewhere").iterdir()) == before
+
     def test_every_damaged_result_is_named(self, kept, tmp_path):
         for name, part in (("mixture", "fit"), ("distillation", "student")):
             shutil.copytree(kept / name, tmp_path / part)
