@@ -415,3 +415,12 @@ def test_single_precision_distributions_are_fitted_too():
     fit = wk.fit(Gamma(torch.tensor(2.0), torch.tensor(1.0)))
     assert fit.model.sample().dtype == torch.float32
     assert 0 < fit.value.value < 0.1
+
+
+@pytest.mark.parametrize("family", ["gaussian", "mixture:2", "student_t"])
+def test_rows_without_which_a_column_is_constant_are_not_held_out(family):
+    x = torch.randn(300, 2, dtype=D, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 0.0
+    x[7, 1] = 1.0  # one fold has the only other value
+    value = wk.fit(x, family).value
+    assert not value.reliable and "in-sample" in value.method

@@ -264,3 +264,18 @@ def test_a_log_density_that_changes_its_argument_changes_no_fit():
 def test_complex_log_densities_are_refused():
     with pytest.raises(TargetError, match="complex"):
         wk.fit(wk.Target(log_prob=lambda x: torch.complex(-x.square().sum(-1), x.sum(-1)), dim=1))
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x: torch.matmul(input=x, other=torch.eye(2, dtype=x.dtype)),
+        lambda x: torch.nn.functional.linear(input=x, weight=torch.eye(2, dtype=x.dtype)),
+        lambda x: torch.einsum("ij,jk->ik", x, torch.eye(2, dtype=x.dtype)),
+        torch.func.vmap(lambda row: torch.eye(2, dtype=row.dtype) @ row),
+    ],
+    ids=["matmul by keywords", "linear by keywords", "einsum", "vmap"],
+)
+def test_a_product_is_called_in_any_way(product):
+    fit = wk.fit(wk.Target(log_prob=lambda x: -product(x).square().sum(-1), dim=2))
+    torch.testing.assert_close(fit.model.covariance_matrix, torch.eye(2, dtype=torch.float64) / 2)

@@ -100,11 +100,13 @@ def refit(target: Target, family: Family, solver: Solver, seed: int) -> Any:
 
 def _refits_without(target: Target, left_out: Sequence[Tensor], family: Family, solver: Solver, seed: int) -> list[Any] | None:
     """Fit without each of several sets of rows; None if the others don't allow it."""
-    free, x = target.unconstrained() if family.carried else target, samples_of(target)
-    fewest = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    fewest[max(left_out, key=len)] = False
+    free = target.unconstrained() if family.carried else target
+    x = samples_of(free)
     try:
-        family.check_samples(samples_of(free)[fewest], target.names)
+        for rows in left_out:  # each: a column may be constant without one of them
+            keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            keep[rows] = False
+            family.check_samples(x[keep], target.names)
         models = solver.quick().solve_without(free, family, left_out, seed)
     except InputError:
         return None

@@ -82,8 +82,9 @@ class Counted(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if isinstance(found, torch.Tensor) and not found._is_view():
-            is_product = getattr(func, "__name__", "") in _PRODUCTS and isinstance(args[0], torch.Tensor) and args[0].ndim > 0
-            self.numbers += found.numel() * (max(1, args[0].shape[-1] // _FLOPS_PER_NUMBER) if is_product else 1)
+            factors = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, torch.Tensor) and one.ndim > 0]
+            is_product = getattr(func, "__name__", "") in _PRODUCTS and factors
+            self.numbers += found.numel() * (max(1, factors[0].shape[-1] // _FLOPS_PER_NUMBER) if is_product else 1)
         return found
 
 

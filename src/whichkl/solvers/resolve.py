@@ -109,11 +109,12 @@ def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, see
         done = work.journal.load(name, lambda tensors, _: tensors_behind("", tensors, like))
         if done is not None:
             return done["loss"]
-    keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
-    keep[max(folds, key=len)] = False
     rows = Rows(slices(block), target.names, None, work.workers)
     try:
-        family.check_samples(block.x[keep], target.names)
+        for fold in folds:
+            keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
+            keep[fold] = False
+            family.check_samples(block.x[keep], target.names)
         models = ExpectationMaximization().quick().run_without(rows, family, folds, seed)
     except InputError:
         return None

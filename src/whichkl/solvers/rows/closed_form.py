@@ -74,7 +74,7 @@ class ClosedForm(Solver):
         sums, _, _, origin = _pass(rows, family, _first(rows, family), 0)
         models = []
         for one in left_out:
-            part = block.take(one)
+            part = block.take(one.cpu())  # the rows are on the CPU, wherever the target is
             apart = family.statistics(part.x, part.w, origin, part.context, overwrite=False, total=None)
             models.append(family.from_statistics(_less(sums, apart), origin, names))
         return models

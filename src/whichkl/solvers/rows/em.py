@@ -130,7 +130,7 @@ class ExpectationMaximization(Solver):
         block, sets = rows.gather(), len(left_out)
         frame, weights = Frame.of(block, family), block.w[:, None].repeat(1, sets)
         for i, one in enumerate(left_out):
-            weights[one, i] = 0
+            weights[one.cpu(), i] = 0  # the rows are on the CPU, wherever the target is
         y = frame.standard(block.x)
         seeded = (seed_states(y, w, self.starts, frame.count, seed, is_student=frame.is_student) for w in weights.T)
         part = Rows(slices(Block(block.x, weights.repeat_interleave(self.starts, 1))), rows.names, None, rows.workers)
