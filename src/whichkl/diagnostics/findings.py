@@ -53,14 +53,18 @@ class _Evidence:
         return self.d.missing_modes is not None and self.d.missing_modes.found
 
     @property
+    def draws(self) -> int:
+        return (self.d.elbo and self.d.elbo.n) or draws_in(self.fit.target.dim)
+
+    @property
     def has_bad_weights(self) -> bool:
-        draws = draws_in(self.fit.target.dim)
+        draws = self.draws
         return self.d.khat is not None and self.d.ess is not None and self.d.khat > khat_limit(draws) and self.d.ess < 0.9 * draws
 
     @property
     def is_followed(self) -> bool:
         """Whether nearly all importance weights are equal, so the best optimum is p."""
-        is_even = (self.d.ess or 0.0) > 0.99 * draws_in(self.fit.target.dim)
+        is_even = (self.d.ess or 0.0) > 0.99 * self.draws
         return is_even and self.least_kl < SMALL_KL and not self.misses_modes and not self.has_bad_weights
 
 

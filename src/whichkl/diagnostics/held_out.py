@@ -37,8 +37,9 @@ from whichkl.solvers import Solver, solver_for
 from whichkl.solvers.rows.rows import rows_of, thinned
 from whichkl.targets import Target
 
-_MAX_COMPARED_ROWS = 8_000
-"""Largest number of rows that neighbouring families are fitted to."""
+_COMPARED_ROWS, _MAX_COMPARED_ROWS, _ROWS_PER_NUMBER = 8_000, 30_000, 5
+"""Number of rows that neighbouring families are fitted to; if the model needs more, this many per number of the model, at most
+`_MAX_COMPARED_ROWS`."""
 _MIN_COMPARED_ROWS = 200
 """Unseen rows on which a neighbouring family is compared first."""
 _STANDARD_ERRORS = 4.0
@@ -143,22 +144,29 @@ def _on_held_rows(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics
     groups = None if target.repeats is None else torch.arange(len(block), device=block.w.device)
     loss = -log_likelihood(model, block.x, block.context).detach()
     mine = _Losses(loss, f"{len(block):,} {what} held out", w, groups=groups)
-    near = [next_richer(fit.family, d), simpler(fit.family)]
+    lowest = simplest(fit.family)
+    near = [next_richer(fit.family, d), simpler(fit.family), None if lowest == simpler(fit.family) else lowest]
 
     def gained() -> list[Estimate | None]:
         solvers = [_refitting_solver(fit, one) if fit.solver.refits else None for one in near]
         if not any(solvers):
-            return [None, None]
-        sample = _training_sample(fit)
-        base = loss_of(refit(sample, fit.family, fit.solver, fit.seed))
-        if base is None:
-            return [None, None]
-        pairs = zip(near, solvers, strict=True)
-        others = [None if one is None or s is None else loss_of(refit(sample, one, s, fit.seed)) for one, s in pairs]
-        return [replace(mine, loss=base).gain_of(other) for other in others]
+            return [None] * len(near)
+        sample, start = _training_sample(fit), None if fit.solution.held is None else fit.solution.held.model
 
-    gains = fit.measured("the gain of neighbouring families", gained, [None, None])
-    d = replace(d, held_out=mine.cross_entropy(), richer_gain=gains[0], simpler_gain=gains[1], held=block)
+        def loss_on_sample(family: Family | None, solver: Solver | None) -> Tensor | None:
+            if family is None or solver is None:
+                return None
+            return loss_of(refit(sample, family, solver.near(start), fit.seed))
+
+        base = loss_on_sample(fit.family, fit.solver)
+        if base is None:
+            return [None] * len(near)
+        ours = replace(mine, loss=base)
+        return [ours.gain_of(loss_on_sample(*pair)) for pair in zip(near, solvers, strict=True)]
+
+    richer, simple, lower = fit.measured("the gain of neighbouring families", gained, [None] * len(near))
+    d = replace(d, held_out=mine.cross_entropy(), richer_gain=richer, held=block)
+    d = _with_simpler(d, simple, lower, lowest)
     if Access.LOG_PROB not in target.access:
         return mine.cross_entropy(), d
     return mine.kl(target, fit.measured("log p at the unseen rows", lambda: target.log_prob(block.x), None)), d
@@ -181,7 +189,8 @@ def _by_cross_fitting(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnos
         solver = _refitting_solver(fit, near)
         if near is None or solver is None:
             return None
-        few = None if target.chains is not None else -(-_MIN_COMPARED_ROWS * FOLDS // len(order))
+        is_whole = target.chains is not None or fit.thorough
+        few = None if is_whole else -(-_MIN_COMPARED_ROWS * FOLDS // len(order))
         for count in dict.fromkeys((few, most)):
             theirs = cross_fitted_losses(target, near, solver, seed, count)
             gain = mine.gain_of(None if theirs is None else theirs[1])
@@ -193,15 +202,19 @@ def _by_cross_fitting(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnos
         return fit.measured(f"the gain of `{near}`", lambda: gain_of(near, level), None)
 
     d = replace(d, held_out=mine.cross_entropy(), richer_gain=gained(next_richer(family, d), MAX_KL))
-    d = replace(d, simpler_gain=gained(simpler(family)))
-    lowest = simplest(family)
-    if d.simpler_gain is not None and d.simpler_gain.value > 0 and lowest not in (None, simpler(family)):
-        gain = gained(lowest)
-        if gain is not None and gain.value > d.simpler_gain.value:
-            d = replace(d, simpler_gain=gain, simpler=str(lowest))
+    simple, lowest = gained(simpler(family)), simplest(family)
+    is_worth_it = simple is not None and simple.value > 0 and lowest not in (None, simpler(family))
+    d = _with_simpler(d, simple, gained(lowest) if is_worth_it else None, lowest)
     if Access.LOG_PROB not in target.access:
         return mine.cross_entropy(), d
     return mine.kl(target, fit.measured("log p at the unseen rows", lambda: target.log_prob(samples_of(target)[order]), None)), d
+
+
+def _with_simpler(d: Diagnostics, simple: Estimate | None, lower: Estimate | None, lowest: Family | None) -> Diagnostics:
+    """Add the gain of the next simpler family, or of the simplest one where that gains more."""
+    if lower is not None and (simple is None or lower.value > simple.value):
+        return replace(d, simpler_gain=lower, simpler=str(lowest))
+    return replace(d, simpler_gain=simple)
 
 
 def _training_sample(fit: JudgedFit) -> Target:
@@ -209,7 +222,10 @@ def _training_sample(fit: JudgedFit) -> Target:
     target, is_carried = fit.target, fit.family.carried
     stride = stride_of(target, solver_for(ForwardKL(), fit.family, target.access))
     rows = replace(rows_of(target.unconstrained() if is_carried else target, fit.seed, fit.work.workers), stride=stride)
+    numbers = sum(value.numel() for value in fit.family.parameters(fit.solution.best.model).values())
     block, _ = thinned(rows, _MAX_COMPARED_ROWS)
+    what, few = "rows to fit neighbouring families to", max(_COMPARED_ROWS, _ROWS_PER_NUMBER * numbers)
+    block = block.thinned(fit.at_most(what, len(block), few))
     x: Any = target.bijection.forward(block.x) if is_carried else block.x
     if block.context is not None:
         x = (block.context, x[:, 0] if target.scalar else x)

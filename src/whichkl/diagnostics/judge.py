@@ -16,19 +16,26 @@ from whichkl.diagnostics.findings import MIN_SPREAD_RATIO, find
 from whichkl.diagnostics.held_out import forward_value, in_sample
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.linear_response import spread_ratios
-from whichkl.diagnostics.mode_search import missing_modes
+from whichkl.diagnostics.mode_search import missing_modes, particles_for
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement, draws_in
 from whichkl.diagnostics.unseen_rows import stride_of, unseen
 from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.divergences import Estimate
 from whichkl.families import Gaussian
-from whichkl.goodness import transform_calibration, two_sample_test
+from whichkl.goodness import MAX_ROWS_COMPARED, MAX_ROWS_RANKED, transform_calibration, two_sample_test
 from whichkl.objectives import UpTo
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
 
 Draws = Float[Tensor, "n d"] | None
+_ROWS_COMPARED, _ROWS_RANKED = 2_000, 5_000
+"""Numbers of unseen rows for the two-sample test and for the calibration, unless everything is measured."""
+_MIN_DRAWS, _MIN_PARTICLES = 1_000, 128
+"""Least numbers of draws of the model and of particles, however costly the log density is."""
+_EVALUATIONS_PER_PARTICLE = 40
+"""About the number of gradients that a particle of the search for missing modes takes."""
+_NOTHING_UNSEEN = "everything but the value on what was fitted"
 
 
 def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
@@ -59,7 +66,10 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
         raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
     disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, fit.seed), False)
     findings = find(fit, value, d, disagree=disagree)
-    d = replace(d, evaluations=dict(target.evaluations), notes=(*d.notes, *measured.notes))
+    left_out = tuple(fit.left_out) if whole else (_NOTHING_UNSEEN,)
+    budget = f"to cost no more than the fit, judging took {', '.join(left_out)}; `fit.check()` takes all"
+    notes = (*fit.notes, *d.notes, *measured.notes, *([budget] if fit.left_out and whole else []))
+    d = replace(d, evaluations=dict(target.evaluations), notes=notes, curve=fit.curve, left_out=left_out)
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
 
 
@@ -79,7 +89,8 @@ def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:
 
     def drawn() -> tuple[Target, Float[Tensor, "n d"]]:
         q = model_target(fit.model, fit.target)
-        return q, q.draws(draws_in(q.dim), fit.seed + 1)  # another seed than that of draws which the solver has used
+        count = fit.at_most("draws of the model for the ELBO", draws_in(q.dim), max(_MIN_DRAWS, fit.affordable // 3))
+        return q, q.draws(count, fit.seed + 1)  # another seed than that of draws which the solver has used
 
     found = fit.measured("a sample of the model", drawn, None)
     if found is None:
@@ -120,11 +131,13 @@ def _with_tests(fit: JudgedFit, d: Diagnostics) -> Diagnostics:
     block, model = found
     are_weighted = target.weights is not None or target.repeats is not None
     rows = (block.x, block.w if are_weighted else None, block.context, model)
+    compared = fit.at_most("rows for the two-sample test", min(len(block.x), MAX_ROWS_COMPARED), _ROWS_COMPARED)
+    ranked = fit.at_most("rows for the calibration", min(len(block.x), MAX_ROWS_RANKED), _ROWS_RANKED)
     return replace(
         d,
         held=block,
-        two_sample=measured("the two-sample test", lambda: two_sample_test(*rows, fit.seed), None),
-        calibration=measured("the calibration", lambda: transform_calibration(*rows, target.names, fit.seed), None),
+        two_sample=measured("the two-sample test", lambda: two_sample_test(*rows, fit.seed, compared), None),
+        calibration=measured("the calibration", lambda: transform_calibration(*rows, target.names, fit.seed, ranked), None),
     )
 
 
@@ -136,7 +149,11 @@ def _with_landscape(fit: JudgedFit, d: Diagnostics, draws: Draws, whole: bool) -
     if not whole or fit.objective.reads_p:
         return d
     fit.work.tell("looking for modes that the fit misses", float("nan"))
-    found = fit.measured("the mass at missing modes", lambda: missing_modes(fit.target, fit.solution, fit.seed, draws), None)
+    most = particles_for(fit.target)
+    few = max(_MIN_PARTICLES, 1 << (max(1, fit.affordable // _EVALUATIONS_PER_PARTICLE).bit_length() - 1))
+    count = most if most is None else fit.at_most("particles in the search for missing modes", most, few)
+    search = lambda: missing_modes(fit.target, fit.solution, fit.seed, draws, count)  # noqa: E731
+    found = fit.measured("the mass at missing modes", search, None)
     if found is None:
         return d
     return replace(d, missing_modes=found, least_kl=max(d.least_kl or 0.0, found.least_kl) if found.found else d.least_kl)

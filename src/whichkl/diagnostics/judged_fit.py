@@ -10,11 +10,16 @@ from whichkl._checks import DeadDensityError, NotANumberError
 from whichkl.families import Family
 from whichkl.objectives import Objective
 from whichkl.solvers import Solution, Solver
+from whichkl.solvers.resolve import Curve
 from whichkl.solvers.work import Work
 from whichkl.targets import Target
 
 Found = TypeVar("Found")
 Otherwise = TypeVar("Otherwise")
+_CHEAP_NUMBERS = 1 << 28
+"""Numbers that torch computes in one to three tenths of a second."""
+_UNCOUNTED_EVALUATIONS, _SINGLE_EVALUATIONS = 30_000, 3_000
+"""Evaluations of a log density whose work torch doesn't count: of many points at once, and of one point at a time."""
 _MAX_ERROR_LENGTH = 200
 """Largest number of characters of an error in a note."""
 
@@ -59,7 +64,43 @@ class JudgedFit:
     """The best model, in the coordinates of the target."""
     seed: int
     work: Work
+    notes: tuple[str, ...] = ()
+    """How the fit was found."""
+    curve: Curve | None = None
+    """The losses by which the number of components was chosen, if it was."""
+    spent: int = 0
+    """Evaluations of the target by the solver."""
+    thorough: bool = False
+    """Whether everything is measured, whatever it costs."""
     measured: Measured = field(default_factory=Measured)
+    left_out: list[str] = field(default_factory=list)
+    """What was measured with less than there is, so that judging costs no more than the fit."""
+
+    @property
+    def affordable(self) -> int:
+        """The number of evaluations of the log density that judging may take: as many as the fit took, or about 0.1 seconds."""
+        return max(self.spent, _cheap_evaluations(self.target))
+
+    def at_most(self, what: str, wanted: int, affordable: int) -> int:
+        """Return `wanted`, or what is affordable if that is less; the latter is noted."""
+        if self.thorough or wanted <= affordable:
+            return wanted
+        self.left_out.append(f"{affordable:,} instead of {wanted:,} {what}")
+        return affordable
+
+
+def _cheap_evaluations(target: Target) -> int:
+    """Return the number of evaluations of the log density that take about a tenth of a second.
+
+    It is counted, never timed, so that a fit finds the same on every machine.
+    """
+    if target.density is None:
+        return _UNCOUNTED_EVALUATIONS
+    convention = target.density.convention
+    if not convention.batched:
+        return _SINGLE_EVALUATIONS
+    is_counted = convention.style == "autograd" and convention.adapter is None
+    return _CHEAP_NUMBERS // max(1, convention.work) if is_counted else _UNCOUNTED_EVALUATIONS
 
 
 def _in_short(error: Exception) -> str:

@@ -32,6 +32,7 @@ _WEIGHTED_DRAWS = 1_000
 _START_WIDTH = 20.0
 """Standard deviation of the Gaussian that the particles start from, in those of q."""
 _MAX_DIM = 200
+_MANY_PARTICLES = 512
 _MIN_SHARE = 1e-4
 """Smallest share of p's mass at a mode that is listed."""
 _MAX_LISTED_MODES = 20
@@ -45,7 +46,9 @@ _MAX_DECREMENT = 1e-8
 """Largest rise, in nats, that a quasi-Newton step still promises at the end of an ascent."""
 
 
-def missing_modes(target: Target, solution: Solution, seed: int = 0, draws: Float[Tensor, "n d"] | None = None) -> MissingModes:
+def missing_modes(
+    target: Target, solution: Solution, seed: int = 0, draws: Float[Tensor, "n d"] | None = None, particles: int | None = None
+) -> MissingModes:
     """Look for modes of p that the best model of a solution doesn't reach.
 
     Draws of p show where p's mass may be; without them, particles do (`whichkl.particles.temper`, from a Gaussian 20 times as
@@ -55,7 +58,8 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0, draws: Floa
     missing mode. Importance sampling about each mode measures p's mass m where log q is below that quantile. A region with
     mass m under p and ε under q costs KL(q‖p) ≥ −(1 − ε) log(1 − m) + ε log ε (the data-processing inequality); here ε ≤ 10⁻⁴.
 
-    The solution and the draws of the best model, by default 10,000 fresh ones, are in free coordinates.
+    The solution and the draws of the best model, by default 10,000 fresh ones, are in free coordinates. There are 512 particles
+    by default, or fewer in many dimensions and where a log density takes one point at a time.
 
     Source: Del Moral, Doucet & Jasra (2006) for the particles; Dai, Heng, Jacob & Whiteley (2022).
     """
@@ -64,9 +68,19 @@ def missing_modes(target: Target, solution: Solution, seed: int = 0, draws: Floa
     if reason is not None:
         return MissingModes(0.0, 0.0, None, 0.0, 0, (), (), target.names, 0.0, "none", "nowhere", 0, 0, reason)
     spent, refused = free.evaluations["score"], free.evaluations["rejected"]
-    found = _Search(target, free, solution, seed, draws).run(spent)
+    found = _Search(target, free, solution, seed, draws, particles).run(spent)
     free.evaluations["rejected"] = refused  # the search alone goes that far out, where a density that fails does no harm
     return found
+
+
+def particles_for(target: Target) -> int | None:
+    """Return the number of particles of a search; None if it uses draws of p instead."""
+    if target.access.can_sample or target.density is None:
+        return None
+    cost = 1 if target.density.differentiable or target.score else 2 * target.dim + 1
+    if not target.density.batched:
+        return _MANY_PARTICLES // 4
+    return _MANY_PARTICLES if target.dim <= 30 and cost < 10 else _MANY_PARTICLES // 2
 
 
 def _why_not(free: Target) -> str | None:
@@ -84,9 +98,18 @@ def _why_not(free: Target) -> str | None:
 class _Search:
     """One search, in coordinates in which q has mean 0 and covariance I."""
 
-    def __init__(self, target: Target, free: Target, solution: Solution, seed: int, draws: Float[Tensor, "n d"] | None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        free: Target,
+        solution: Solution,
+        seed: int,
+        draws: Float[Tensor, "n d"] | None,
+        particles: int | None = None,
+    ) -> None:
         self.target, self.free, self.seed, self.calls = target, free, seed, 0
         self.model: Distribution = solution.best.model
+        self.particles = particles
         if draws is None:
             with seeded(seed + 11):
                 draws = self.model.sample((_DRAWS_OF_Q,)).reshape(_DRAWS_OF_Q, -1)
@@ -173,10 +196,7 @@ class _Search:
         base = torch.eye(dim, dtype=torch.float64, device="cpu") * _START_WIDTH**2 + 4 * apart.T @ apart / len(apart)
         tril = torch.linalg.cholesky(base)
         start = Reference(self.frame.place(self.spread.mean(0)[None])[0], self.frame.tril @ tril)
-        density = self.free.density
-        cost = 1 if density is not None and density.differentiable or self.free.score else 2 * dim + 1
-        count = 512 if dim <= 30 and cost < 10 else 256
-        count = count if density is None or density.batched else 128
+        count = self.particles or particles_for(self.free) or _MANY_PARTICLES
         cloud = _temper(self.free, start, particles=count, max_calls=64 if dim <= 30 else 120, seed=self.seed + 12)
         self.calls += cloud.calls
         width = float(torch.linalg.vector_norm(tril, dim=1).max())

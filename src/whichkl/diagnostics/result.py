@@ -147,6 +147,8 @@ class Diagnostics:
     """The best loss after each iteration, if the solver had it (`Solution.history`)."""
     notes: tuple[str, ...] = ()
     """Remarks of the solver and the family."""
+    left_out: tuple[str, ...] = ()
+    """What wasn't measured, or with less than there is, so that judging costs no more than the fit; `Fit.check` does the rest."""
 
     @property
     def leaves_optima_out(self) -> bool:
@@ -167,6 +169,7 @@ class Diagnostics:
             "curve": None if self.curve is None else [[count, one.to_dict()] for count, one in self.curve],
             "history": list(self.history),
             "notes": list(self.notes),
+            "left_out": list(self.left_out),
         }
 
     @classmethod

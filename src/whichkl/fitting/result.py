@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from whichkl._checks import IntegrityError, WhichklError
 from whichkl.access import Access
 from whichkl.advice import Advice, advise
-from whichkl.diagnostics import FINDINGS, Diagnostics, carried, explain, shown_weights
+from whichkl.diagnostics import FINDINGS, Diagnostics, JudgedFit, carried, explain, shown_weights
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
 from whichkl.families import Family, family_from_config, family_of
 from whichkl.families.family import check_parameters
 from whichkl.files.saving import FORMAT, Saved
+from whichkl.fitting.checking import checked
 from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.fitting.correction import corrected as corrected_points
 from whichkl.objectives import Objective, objective_of
@@ -87,6 +88,8 @@ class Fit:
     seed: int
     target: Target | None = None
     """What was fitted; None after `Fit.load`."""
+    parts: JudgedFit | None = field(default=None, repr=False, compare=False)
+    """What `check` reads; None after `Fit.load`."""
 
     @property
     def explanations(self) -> tuple[str, ...]:
@@ -205,6 +208,27 @@ class Fit:
         p = self.target if target is None else Target.of(target)
         misses_modes = "modes_missing" in self.findings or self.diagnostics.leaves_optima_out
         return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
+
+    @plain_modes()
+    def check(self, *, target: Target | None = None, tell: Callable[[str, float], None] | None = None) -> Fit:
+        """Return this fit with everything measured, also what `fit` left out so that judging costs no more than the fit.
+
+        That is what `diagnostics.left_out` lists: after `judge=False` nearly everything; otherwise unseen rows beyond the first
+        thousands, neighbouring families on more rows, and, for a costly log density, more draws and particles. The model stays.
+
+        Args:
+            target: what was fitted, for a loaded fit.
+            tell: called with the current step and the fraction of it that is done, for a progress bar.
+
+        Raises:
+            TargetError: a loaded fit gets no target, or the log density is broken.
+
+        >>> from whichkl import fit
+        >>> found = fit(Target(samples=[[0.1], [1.3], [-0.4], [0.6], [2.0], [-1.2]] * 10), judge=False)
+        >>> found.diagnostics.held_out, found.check().diagnostics.held_out is None
+        (None, False)
+        """
+        return checked(self, target, tell)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the parameters, as JSON can hold it."""

@@ -21,6 +21,7 @@ from whichkl.families import Family, Gaussian, Mixture, NetworkFamily, family_of
 from whichkl.families.family import cast
 from whichkl.families.named import conditional_families
 from whichkl.files.journal import Journal
+from whichkl.fitting.checking import STEP_NUMBERS
 from whichkl.fitting.result import Fit
 from whichkl.objectives import OBJECTIVES, Objective, objective_of
 from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
@@ -40,8 +41,6 @@ _MAX_RESTARTS = 2
 _MAX_HELD_MODES = 20
 """How many modes a model that is no Gaussian and no mixture may hold: as many as a mode search names."""
 
-_NODES = 64
-"""Nodes times the share of a matrix product's multiplications that counts as a number, for the work of a step on d² numbers."""
 _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread over it, and this objective reads none"
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
@@ -100,11 +99,11 @@ def fit(
     log = None if journal is None else Journal.of(journal, _identity(given, family, objective, solver, seed), given.evaluations)
     work = Work(workers_of(cluster), tell or QUIET.tell, log, given.evaluations)
     p = given.noting_repeats() if judge else given
-    with threads_for(_NODES * given.dim**2):
+    with threads_for(STEP_NUMBERS * given.dim**2):
         done = solve(p, family, objective, solver, seed, work, judged=judge)
         if cluster is not None and done.objective.direction == "reverse":
             done = replace(done, notes=(*done.notes, _CLUSTER_UNUSED))
-        done, judgement = _from_missing_modes(p, done, done.judge(p, seed, work, whole=judge), seed, work)
+        done, judgement = _from_missing_modes(p, done, judge_fit(done.parts(p, seed, work), whole=judge), seed, work)
     if log is not None:
         log.clear()
     return done.judged(given, judgement, seed)
@@ -133,7 +132,7 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
             break
         note = f"modes with {missing.mass:.1%} of the mass were missed at first; solving again from them, the loss fell from "
         done = replace(again, curve=done.curve, notes=(*done.notes, f"{note}{before:.4f} to {loss:.4f}"))
-        judgement = done.judge(start, seed, part)
+        judgement = judge_fit(done.parts(start, seed, part))
     return done, judgement
 
 
@@ -171,15 +170,16 @@ class Solved:
     advice: Advice
     curve: Curve | None
     notes: tuple[str, ...]
+    spent: int
+    """The number of evaluations of the target that this took."""
 
-    def judge(self, target: Target, seed: int, work: Work, *, whole: bool = True) -> Judgement:
-        """Measure the result; if not `whole`, only on the rows that were fitted."""
-        parts = JudgedFit(target, self.family, self.objective, self.solver, self.solution, self.model, seed, work)
-        return judge_fit(parts, whole=whole)
+    def parts(self, target: Target, seed: int, work: Work) -> JudgedFit:
+        """Return what the diagnostics read."""
+        found = (self.family, self.objective, self.solver, self.solution, self.model)
+        return JudgedFit(target, *found, seed, work, self.notes, self.curve, self.spent)
 
     def judged(self, target: Target, judgement: Judgement, seed: int) -> Fit:
         """Return the fit with its judgement."""
-        d = judgement.diagnostics
         return Fit(
             model=self.model,
             family=self.family,
@@ -189,11 +189,12 @@ class Solved:
             value=judgement.value,
             status=judgement.status,
             findings=judgement.findings,
-            diagnostics=replace(d, curve=self.curve, notes=(*self.notes, *d.notes)),
+            diagnostics=judgement.diagnostics,
             names=target.names,
             bijection=target.bijection if self.family.carried else Bijection(None, target.dim),
             seed=seed,
             target=target,
+            parts=self.parts(target, seed, QUIET),
         )
 
 
@@ -213,7 +214,7 @@ def solve(
         InputError: samples or arguments can't be used.
         TargetError: the target can't do what the objective requires, or its log density is broken.
     """
-    free = p.unconstrained() if family.carried else p
+    free, before = p.unconstrained() if family.carried else p, work.evaluations.total
     _check_scales(free)
     family, curve, notes = resolve(p, family, seed, work)
     if p.access.can_evaluate:
@@ -238,7 +239,7 @@ def solve(
     elif p.device.type != "cpu" and not isinstance(family, NetworkFamily):
         model = cast(family, model, torch.float64, p.device)
     model = carried(model, p.bijection) if family.carried else model
-    return Solved(model, family, chosen, engine, solution, advice, curve, notes)
+    return Solved(model, family, chosen, engine, solution, advice, curve, notes, work.evaluations.total - before)
 
 
 def _check_scales(free: Target) -> None:

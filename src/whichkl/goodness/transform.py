@@ -18,7 +18,7 @@ from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_
 from whichkl.goodness.margin_laws import margins
 from whichkl.process.torch_modes import plain_modes
 
-_MIN_ROWS, _MAX_ROWS = 20, 20_000
+_MIN_ROWS, MAX_ROWS_RANKED = 20, 20_000
 _DRAWS = 20_000
 _MAX_RANKED_ROWS = 4_000
 """Rows, and draws, of a model whose margins have no closed form: a flow may draw column by column."""
@@ -109,6 +109,7 @@ def transform_calibration(
     model: Any,
     names: Sequence[str],
     seed: int = 0,
+    most: int = MAX_ROWS_RANKED,
 ) -> Calibration:
     """Compare u = F_q(x) of unseen rows with uniform numbers, column by column and for all columns together.
 
@@ -123,6 +124,7 @@ def transform_calibration(
         model: a `Distribution`, or a function of contexts that returns one.
         names: the d column names.
         seed: for draws, ties and the choice of rows.
+        most: largest number of rows that are used, up to 20,000.
 
     Source: Dawid (1984); randomised ranks: Czado, Gneiting & Held (2009); ranks of log q: Hyndman (1996), Gneiting et al. (2008).
 
@@ -134,7 +136,7 @@ def transform_calibration(
     Not calibrated on 1,000 unseen rows: joint density (gap 0.2..., p = ...), b (gap 0.1..., p = ...).
     """
     try:
-        x, context = equal_rows(x, w, context, _MAX_ROWS if context is None else _MAX_CONDITIONAL_ROWS, seed)
+        x, context = equal_rows(x, w, context, most if context is None else min(most, _MAX_CONDITIONAL_ROWS), seed)
         if len(x) < _MIN_ROWS:
             raise Unable(f"{len(x)} unseen rows of equal weight are too few; at least {_MIN_ROWS} are needed")
         law = model if context is None else law_at(model, context)

@@ -21,7 +21,7 @@ from whichkl.files.reading import rebuilt
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
 from whichkl.process.torch_modes import plain_modes
 
-_MAX_ROWS = 4_000
+MAX_ROWS_COMPARED = 4_000
 _MAX_FEATURES = 500
 _MAX_CLASSES = 20
 _LEVEL = 0.01
@@ -79,7 +79,12 @@ class TwoSample:
 
 @plain_modes()
 def two_sample_test(
-    x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None, context: Float[Tensor, "n c"] | None, model: Any, seed: int = 0
+    x: Float[Tensor, "n d"],
+    w: Float[Tensor, " n"] | None,
+    context: Float[Tensor, "n c"] | None,
+    model: Any,
+    seed: int = 0,
+    most: int = MAX_ROWS_COMPARED,
 ) -> TwoSample:
     """Test a model on rows that it has not seen, by `c2st` against its draws; `reason` tells why a test can't be made.
 
@@ -92,6 +97,7 @@ def two_sample_test(
         context: what each row is conditioned on, or None.
         model: a `Distribution`, or a function of contexts that returns one.
         seed: for draws, halves and the classifier.
+        most: largest number of rows and of draws that are used, up to 4,000.
 
     >>> law = torch.distributions.Normal(torch.zeros(2), 1).expand([2])
     >>> law = torch.distributions.Independent(law, 1)
@@ -100,11 +106,11 @@ def two_sample_test(
     (False, True)
     """
     try:
-        x, context = equal_rows(x, w, context, _MAX_ROWS, seed)
+        x, context = equal_rows(x, w, context, most, seed)
         if len(x) < MIN_ROWS:
             raise Unable(f"{len(x)} unseen rows of equal weight are too few; at least {MIN_ROWS} are needed")
         if context is None:
-            return _c2st(x, drawn(model, (min(_MAX_ROWS, 4 * len(x)),), x.shape[1], seed + 1), seed)
+            return _c2st(x, drawn(model, (min(most, 4 * len(x)),), x.shape[1], seed + 1), seed)
         law = law_at(model, context)
         return _paired(context, x, drawn(law, (), x.shape[1], seed + 1), law, seed)
     except Unable as error:
@@ -140,7 +146,7 @@ def c2st(x_held: Float[Tensor, "n d"], model_draws: Float[Tensor, "m d"], seed: 
 
 def _c2st(x: Tensor, y: Tensor, seed: int) -> TwoSample:
     generator = torch.Generator().manual_seed(seed)
-    chosen = [torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS] for part in (x, y)]
+    chosen = [torch.randperm(len(part), generator=generator, device="cpu")[:MAX_ROWS_COMPARED] for part in (x, y)]
     x, y = (part.to("cpu", torch.float64)[rows] for part, rows in zip((x, y), chosen, strict=True))
     if min(len(x), len(y)) < MIN_ROWS:
         raise Unable(f"at least {MIN_ROWS} rows of each are needed, and there are {len(x)} and {len(y)}")

@@ -44,6 +44,11 @@ class Block:
         context, log_p, keys = (None if one is None else one[rows] for one in (self.context, self.log_p, self.keys))
         return Block(self.x[rows], self.w[rows], context, self.first, log_p=log_p, keys=keys)
 
+    def thinned(self, most: int) -> Block:
+        """Return `most` of the rows, evenly; all if there are fewer."""
+        step = len(self) / most
+        return self if step <= 1 else self.take((step * torch.arange(most, dtype=torch.float64, device="cpu")).long())
+
 
 class Part(ABC):
     """A piece of a stream that one worker reads; it is small when pickled if its rows are in a file."""

@@ -115,6 +115,10 @@ class Solver(ABC):
         """Return a cheaper copy, good enough for refits whose answer is compared within its statistical error."""
         return self
 
+    def near(self, model: Any) -> Solver:
+        """Return a solver that starts from a model of this family or a neighbouring one, if it can; by default itself."""
+        return self
+
     def least_memory(self, family: Family, dim: int) -> int:
         """Return the least number of bytes that a fit in `dim` free coordinates allocates, as far as it is known in advance.
 

@@ -18,6 +18,7 @@ from whichkl.families import Family, Mixture, StudentT
 from whichkl.files.journal import tensors_behind
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
+from whichkl.solvers.rows.em_starts import seed_states, split_and_merge, states_near
 from whichkl.solvers.rows.em_steps import Frame, State, squarem_cycle
 from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
@@ -27,22 +28,20 @@ from whichkl.targets.evaluations import Evaluations
 
 _MAX_ROWS_OF_SAMPLE = 30_000
 """Largest number of rows on which the starts are tried; the best start then uses all rows."""
+_MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER = 8_000, 10
+"""Number of rows on which the starts are tried, or rows per parameter if that is more, up to `_MAX_ROWS_OF_SAMPLE`."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
 _ITERATIONS_OF_STARTS, _ITERATIONS_OF_MOVES = 21, 12
 """Iterations after which starts, and splits and mergers, are compared."""
 _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
 """Nats over all rows that may be left to gain when EM ends: a hundredth of what the noise of p fitted parameters gains, p/2."""
+_MAX_ROWS_OF_TOLERANCE = 10_000
+"""Rows from which on these nats grow with the rows, so that EM doesn't climb for long for a gain below 0.001 nats per row."""
 _COARSE = 1e-5
 """Nats per row. The tolerance on a sample, and that of float32."""
 _SECONDS_BETWEEN_ENTRIES = 2.0
 """Seconds between two entries in the journal."""
-_FIRST_FREEDOM = 10.0
-"""Degrees of freedom of a Student-t component at the start."""
-_MAX_MERGERS, _MAX_SPLITS = 3, 3
-"""Largest number of pairs to merge, and of components to split for each of them."""
-_SPLIT_DISTANCE = 0.8
-"""Distance of the halves of a split component from its mean, in standard deviations along the longest axis."""
 _AT_THE_FLOOR = (
     "a component's covariance lies at its floor: rows repeat, or columns depend on each other, so that the likelihood has no "
     "maximum and the floor sets the value"
@@ -59,7 +58,7 @@ class ExpectationMaximization(Solver):
     are more rows, the best start then uses all of them. The sums of a pass are exact; they are in float32 while that is precise
     enough, and in float64 at the end. SQUAREM leaps make EM several times faster. It stops when two cycles in a row gain less
     than a tenth of what may be left: 0.1 nats over all rows, or 0.005 nats for each parameter if that is more, which is a
-    hundredth of what the parameters' own noise is worth. At most 30,000 rows count for this. On a quadrature rule a cycle may
+    hundredth of what the parameters' own noise is worth. At most 10,000 rows count for this. On a quadrature rule a cycle may
     gain 1e-10 nats in the mean.
 
     Args:
@@ -67,6 +66,7 @@ class ExpectationMaximization(Solver):
         tolerance: nats per row that may be left, if that is more than the above.
         max_iterations: largest number of iterations of each climb.
         moves: whether components are split and merged where that helps.
+        neighbour: a mixture of as many components, of one more or one fewer, near which EM starts instead.
 
     Source: Dempster, Laird & Rubin (1977); Student-t, Liu & Rubin (1995); starts, Arthur & Vassilvitskii (2007), Biernacki,
     Celeux & Govaert (2003); leaps, Varadhan & Roland (2008); splits and mergers, Ueda et al. (2000).
@@ -80,10 +80,15 @@ class ExpectationMaximization(Solver):
     tolerance: float = 1e-9
     max_iterations: int = 500
     moves: bool = True
+    neighbour: Distribution | None = None
 
     def quick(self) -> ExpectationMaximization:
         """Return a solver with two starts and 1e-5 nats per row, far below the error of a held-out mean."""
         return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200, moves=False)
+
+    def near(self, model: Any) -> ExpectationMaximization:
+        """Return a solver that starts from a mixture."""
+        return replace(self, neighbour=model)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run EM from every start and keep the distinct optima."""
@@ -94,15 +99,18 @@ class ExpectationMaximization(Solver):
         fitted = replace(rows, stride=stride)
         sample, count = thinned(fitted, _MAX_ROWS_OF_SAMPLE)
         frame = Frame.of(sample, family)
+        sample = sample.thinned(max(_MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER * frame.parameters))
         few = Rows(slices(sample), rows.names, None, rows.workers, evaluations=rows.evaluations)
         whole = count <= len(sample)
-        tolerance = self.tolerance if exact else self._tolerance(frame, min(count, _MAX_ROWS_OF_SAMPLE))
-        first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
-        near = tolerance if whole else max(_COARSE, tolerance)
+        tolerance = self.tolerance if exact else self._tolerance(frame, count)
+        first = None if self.neighbour is None else states_near(self.neighbour, frame)
+        if first is None:
+            first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
+        near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
         climbs = [replace(self, max_iterations=_ITERATIONS_OF_STARTS)._climb(few, frame, first, near, work, "starts")]
-        state, moved = climbs[0].state.take(climbs[0].likelihood.topk(min(2, self.starts)).indices), 0
+        state, moved = climbs[0].state.take(climbs[0].likelihood.topk(min(2, len(first.probs))).indices), 0
         if self.moves and frame.count > 2:
-            fewer = sample.take(torch.arange(0, len(sample), max(1, len(sample) // _MAX_ROWS_OF_MOVES), device="cpu"))
+            fewer = sample.thinned(_MAX_ROWS_OF_MOVES)
             better, moved = self._rearrange(replace(few, parts=slices(fewer)), frame, climbs[0].best, work)
             state = better if self.starts == 1 else better.beside(state.each(lambda part: part[:1]))
         climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
@@ -111,7 +119,11 @@ class ExpectationMaximization(Solver):
         held = None
         if stride:
             held = Held(replace(fitted, held=True).gather(), frame.model(climbs[-1].best, 0))
-            climbs.append(self._climb(rows, frame, climbs[-1].best, tolerance, work, "held-out rows too"))
+            if whole:
+                climbs.append(self._climb(rows, frame, climbs[-1].best, tolerance, work, "held-out rows too"))
+            else:  # there are so many rows that the held-out ones move the optimum by next to nothing
+                likelihood, state = frame.update(rows, torch.float64, climbs[-1].best)
+                climbs.append(replace(climbs[-1], state=state, likelihood=likelihood, iterations=1, history=()))
         last, optima = climbs[-1], []
         for i in range(len(last.likelihood)):
             model = frame.model(last.state, i)
@@ -140,7 +152,8 @@ class ExpectationMaximization(Solver):
 
     def _tolerance(self, frame: Frame, rows: int) -> float:
         """Return the nats per row that EM may leave; a family that is too rich climbs along a plateau for very long."""
-        return max(self.tolerance, max(_MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER * frame.parameters) / rows)
+        nats = max(_MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER * frame.parameters)
+        return max(self.tolerance, nats / min(rows, _MAX_ROWS_OF_TOLERANCE))
 
     def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
         """Split and merge components as long as a few iterations from the result end higher than as many from `here`."""
@@ -217,86 +230,6 @@ class Climb:
         likelihood = found.pop("likelihood")
         numbers = (float(notes["gain"]), int(notes["iterations"]), int(notes["small"]), bool(notes["single"]))
         return Climb(State(**found), likelihood, *numbers, tuple(map(float, notes["history"])))
-
-
-def seed_states(
-    y: Float[Tensor, "n d"], w: Float[Tensor, " n"], starts: int, count: int, seed: int, *, is_student: bool
-) -> State:
-    """Return k-means++ starts: each next centre is drawn with probability proportional to w × squared distance to the nearest.
-
-    Each centre is the best of 2 + log K draws, the one that leaves the least sum of these. Covariances start as the identity over
-    K^(2/d), weights are equal, and the degrees of freedom are ten.
-
-    Source: Arthur & Vassilvitskii (2007).
-    """
-    generator = torch.Generator(y.device).manual_seed(seed)
-    first = torch.multinomial(w, starts, replacement=True, generator=generator)
-    centres = y[first][:, None]
-    nearest = torch.cdist(y, centres[:, 0]).square()
-    trials = 2 + int(math.log(count))
-    for _ in range(1, count):
-        chance = (w[:, None] * nearest).T + 1e-300
-        drawn = y[torch.multinomial(chance, trials, replacement=True, generator=generator)]
-        left = torch.stack([torch.minimum(nearest, torch.cdist(y, drawn[:, t]).square()) for t in range(trials)])
-        best = (w[:, None] * left).sum(1).argmin(0)
-        each = torch.arange(starts, device="cpu")
-        centres = torch.cat([centres, drawn[each, best][:, None]], 1)
-        nearest = left[best, :, each].T
-    dim = y.shape[1]
-    spread = torch.eye(dim, dtype=y.dtype, device=y.device) / max(1.0, count ** (1 / dim)) ** 2
-    even = torch.full((starts, count), 1 / count, dtype=y.dtype, device=y.device)
-    df = torch.full_like(even, _FIRST_FREEDOM) if is_student else None
-    return State(even, centres, spread.expand(starts, count, dim, dim), df)
-
-
-def split_and_merge(state: State) -> list[State]:
-    """Return up to nine states of three or more components in which two are merged and a third is split.
-
-    The pairs are those that lose least by Runnalls' bound, ½ [(πᵢ + πⱼ) log|Σᵢⱼ| − πᵢ log|Σᵢ| − πⱼ log|Σⱼ|]. The components of
-    largest volume are split. Both moves keep the moments.
-
-    Source: split and merge EM, Ueda, Nakano, Ghahramani & Hinton (2000); the bound, Runnalls (2007).
-    """
-    probs, loc, cov = state.probs[0], state.loc[0], state.cov[0]
-    count, volume = len(probs), _log_det(cov)
-    weight = probs[:, None] + probs
-    share = probs[:, None] / weight
-    apart = loc[:, None] - loc
-    between = (share * (1 - share))[..., None, None] * apart[..., :, None] * apart[..., None, :]
-    merged = share[..., None, None] * cov[:, None] + (1 - share)[..., None, None] * cov + between
-    cost = (weight * _log_det(merged) - probs[:, None] * volume[:, None] - probs * volume) / 2
-    row, column = torch.triu_indices(count, count, 1, device="cpu")
-    nearest = cost[row, column].argsort()
-    widest = torch.where(probs > 0.25 / count, volume, -math.inf).argsort(descending=True)
-    found: list[State] = []
-    for pair in nearest.tolist()[:_MAX_MERGERS]:
-        i, j = int(row[pair]), int(column[pair])
-        found += [_moved(state, i, j, k) for k in [one for one in widest.tolist() if one not in (i, j)][:_MAX_SPLITS]]
-    return found
-
-
-def _log_det(cov: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
-    """Log determinants by Cholesky: torch's LU of a batch can be wrong (see `whichkl.process.threads`)."""
-    total: Tensor = 2 * torch.linalg.cholesky(cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return total
-
-
-def _moved(state: State, i: int, j: int, k: int) -> State:
-    """Merge i and j into i, and split k into k and j."""
-    probs, loc, cov = state.probs.clone(), state.loc.clone(), state.cov.clone()
-    a = float(probs[0, i] / (probs[0, i] + probs[0, j]))
-    apart = loc[0, i] - loc[0, j]
-    cov[0, i] = a * cov[0, i] + (1 - a) * cov[0, j] + a * (1 - a) * torch.outer(apart, apart)
-    loc[0, i] = a * loc[0, i] + (1 - a) * loc[0, j]
-    probs[0, i] = probs[0, i] + probs[0, j]
-    value, vector = torch.linalg.eigh(cov[0, k])
-    step = _SPLIT_DISTANCE * value[-1].sqrt() * vector[:, -1]
-    cov[0, k] = cov[0, k] - torch.outer(step, step)
-    cov[0, j] = cov[0, k]
-    loc[0, j], loc[0, k] = loc[0, k] - step, loc[0, k] + step
-    probs[0, k] = probs[0, k] / 2
-    probs[0, j] = probs[0, k]
-    return State(probs, loc, cov, state.df)
 
 
 def _done(gain: float, enough: float) -> float:

@@ -268,9 +268,10 @@ def _mixed(number: np.ndarray) -> np.ndarray:
 
 
 def thinned(rows: Rows, most: int) -> tuple[Block, int]:
-    """Return about `most` rows, evenly from every part (all rows if there are fewer), and the number of all rows."""
+    """Return `most` rows, evenly from every part (all rows if there are fewer), and the number of all rows."""
     found = list(rows.map(partial(_thin, most // max(1, len(rows.parts)) + 1)))
-    return joined([block for kept, _ in found for block in kept]), sum(count for _, count in found)
+    kept, count = joined([block for kept, _ in found for block in kept]), sum(count for _, count in found)
+    return kept.thinned(most), count
 
 
 def _thin(wanted: int, blocks: Iterator[Block]) -> tuple[list[Block], int]:

@@ -1,0 +1,140 @@
+"""EM starts: k-means++, the neighbourhood of another mixture, and components that are merged or split."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import MixtureSameFamily
+
+from whichkl.families.mixture import mixture_parts
+from whichkl.solvers.rows.em_steps import Frame, State
+
+_FIRST_FREEDOM = 10.0
+"""Degrees of freedom of a Student-t component at the start."""
+_MAX_MERGERS, _MAX_SPLITS = 3, 3
+"""Largest number of pairs to merge, and of components to split for each of them."""
+_SPLIT_DISTANCE = 0.8
+"""Distance of the halves of a split component from its mean, in standard deviations along the longest axis."""
+
+
+def seed_states(
+    y: Float[Tensor, "n d"], w: Float[Tensor, " n"], starts: int, count: int, seed: int, *, is_student: bool
+) -> State:
+    """Return k-means++ starts: each next centre is drawn with probability proportional to w × squared distance to the nearest.
+
+    Each centre is the best of 2 + log K draws, the one that leaves the least sum of these. Covariances start as the identity over
+    K^(2/d), weights are equal, and the degrees of freedom are ten.
+
+    Source: Arthur & Vassilvitskii (2007).
+    """
+    generator = torch.Generator(y.device).manual_seed(seed)
+    first = torch.multinomial(w, starts, replacement=True, generator=generator)
+    centres = y[first][:, None]
+    nearest = torch.cdist(y, centres[:, 0]).square()
+    trials = 2 + int(math.log(count))
+    for _ in range(1, count):
+        chance = (w[:, None] * nearest).T + 1e-300
+        drawn = y[torch.multinomial(chance, trials, replacement=True, generator=generator)]
+        left = torch.stack([torch.minimum(nearest, torch.cdist(y, drawn[:, t]).square()) for t in range(trials)])
+        best = (w[:, None] * left).sum(1).argmin(0)
+        each = torch.arange(starts, device="cpu")
+        centres = torch.cat([centres, drawn[each, best][:, None]], 1)
+        nearest = left[best, :, each].T
+    dim = y.shape[1]
+    spread = torch.eye(dim, dtype=y.dtype, device=y.device) / max(1.0, count ** (1 / dim)) ** 2
+    even = torch.full((starts, count), 1 / count, dtype=y.dtype, device=y.device)
+    df = torch.full_like(even, _FIRST_FREEDOM) if is_student else None
+    return State(even, centres, spread.expand(starts, count, dim, dim), df)
+
+
+def states_near(model: Any, frame: Frame) -> State | None:
+    """Return the mixture itself as a start; with one component more or fewer, those with a component split, or a pair merged.
+
+    None if the model is no such mixture.
+    """
+    if not isinstance(model, MixtureSameFamily):
+        return None
+    probs, loc, tril, df = mixture_parts(model)
+    more = frame.count - len(probs)
+    if (df is None) == frame.is_student or abs(more) > 1 or len(probs) == 1:
+        return None
+    tril = tril / frame.scale[:, None]
+    one = State(probs[None], frame.standard(loc)[None], (tril @ tril.mT)[None], None if df is None else df[None])
+    if more == 0:
+        return one
+    found = [split(one, k) for k in widest(one)[:_MAX_SPLITS]] if more > 0 else [merge(one, *pair) for pair in nearest(one)]
+    return found[0].beside(*found[1:])
+
+
+def split_and_merge(state: State) -> list[State]:
+    """Return up to nine states of three or more components in which two are merged and a third is split.
+
+    Source: split and merge EM, Ueda, Nakano, Ghahramani & Hinton (2000).
+    """
+    found = []
+    for i, j in nearest(state):
+        fewer = merge(state, i, j)
+        found += [split(fewer, k) for k in widest(fewer) if k != i][:_MAX_SPLITS]
+    return found
+
+
+def nearest(state: State) -> list[tuple[int, int]]:
+    """Return the pairs i < j of components that lose least when they are merged, the best first.
+
+    That is by Runnalls' bound, ½ [(πᵢ + πⱼ) log|Σᵢⱼ| − πᵢ log|Σᵢ| − πⱼ log|Σⱼ|].
+
+    Source: Runnalls (2007).
+    """
+    probs, loc, cov = state.probs[0], state.loc[0], state.cov[0]
+    volume = _log_det(cov)
+    weight = probs[:, None] + probs
+    share = probs[:, None] / weight
+    apart = loc[:, None] - loc
+    between = (share * (1 - share))[..., None, None] * apart[..., :, None] * apart[..., None, :]
+    merged = share[..., None, None] * cov[:, None] + (1 - share)[..., None, None] * cov + between
+    cost = (weight * _log_det(merged) - probs[:, None] * volume[:, None] - probs * volume) / 2
+    row, column = torch.triu_indices(len(probs), len(probs), 1, device="cpu")
+    best = cost[row, column].argsort()[:_MAX_MERGERS]
+    return list(zip(row[best].tolist(), column[best].tolist(), strict=True))
+
+
+def widest(state: State) -> list[int]:
+    """Return the components by volume, the largest first; those of little weight come last."""
+    volume = torch.where(state.probs[0] > 0.25 / state.probs.shape[1], _log_det(state.cov[0]), -math.inf)
+    order: list[int] = volume.argsort(descending=True).tolist()
+    return order
+
+
+def _log_det(cov: Float[Tensor, "... d d"]) -> Float[Tensor, ...]:
+    """Log determinants by Cholesky: torch's LU of a batch can be wrong (see `whichkl.process.threads`)."""
+    total: Tensor = 2 * torch.linalg.cholesky(cov).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return total
+
+
+def merge(state: State, i: int, j: int) -> State:
+    """Put one component with the moments of both in the place of i, and leave j out."""
+    probs, loc, cov = state.probs[0], state.loc[0], state.cov[0]
+    weight = probs[i] + probs[j]
+    a, apart = probs[i] / weight, loc[i] - loc[j]
+    moment = a * cov[i] + (1 - a) * cov[j] + a * (1 - a) * torch.outer(apart, apart)
+    mean, keep = a * loc[i] + (1 - a) * loc[j], [k for k in range(len(probs)) if k != j]
+    place = keep.index(i)
+    fewer = state.each(lambda part: part[:, keep].clone())
+    fewer.probs[0, place], fewer.loc[0, place], fewer.cov[0, place] = weight, mean, moment
+    return fewer
+
+
+def split(state: State, k: int) -> State:
+    """Put two halves in the place of k and at the end, apart along its longest axis; together they keep its moments."""
+    more = state.each(lambda part: torch.cat([part, part[:, k : k + 1]], 1))
+    value, vector = torch.linalg.eigh(more.cov[0, k])
+    step = _SPLIT_DISTANCE * value[-1].sqrt() * vector[:, -1]
+    for half, sign in ((k, 1), (-1, -1)):
+        more.cov[0, half] -= torch.outer(step, step)
+        more.loc[0, half] += sign * step
+        more.probs[0, half] /= 2
+    return more
