@@ -18,6 +18,7 @@ from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.objectives import Objective
 from whichkl.solvers.nodes.ascents import ascend
 from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule
+from whichkl.solvers.nodes.local import Local, left_of
 from whichkl.solvers.solver import Optimum, distinct
 from whichkl.targets import Target
 
@@ -27,6 +28,11 @@ _MIN_WEIGHT = 1e-8
 """Smallest weight that scales a component's coordinates; a component of less weight stays where it is."""
 _MAX_CALLS_PER_ROUND = 60
 """Largest number of calls of L-BFGS before the coordinates are whitened again."""
+_SHARE_OF_GRADIENT = 0.03
+"""Share of the gradient at which a descent on the expansion of log p ends: the next expansion is another one."""
+_FIRST_TETHER, _MAX_STEPS, _MIN_SHARE_OF_PROMISE = 0.1, 12, 0.5
+"""Tether of the first step on the expansion of log p, the largest number of these, and the share of the promised fall at which
+another one follows."""
 _SMALL_RESIDUAL = 1e-4
 """Length of the gradient below which a round must gain something to be followed by another."""
 Parts = tuple[Float[Tensor, "b k"], Float[Tensor, "b k d"], Float[Tensor, "b k d d"]]
@@ -66,10 +72,37 @@ class Nodes:
         z, w = gaussian_rule(target.dim, count, seed + count)
         return cls(z.to(target.device), w.to(target.device))
 
+    def under(self, loc: Float[Tensor, "b k d"], tril: Float[Tensor, "b k d d"]) -> Float[Tensor, "b n d"]:
+        """Carry the rule to every component: mₖ + Lₖ zᵢ."""
+        return (loc[:, :, None] + torch.einsum("bkij,mj->bkmi", tril, self.z)).flatten(1, 2)
+
     @cached_property
     def weighted(self) -> Float[Tensor, "m 1+d"]:
         """The columns w and w z, which make an expectation and its products with z of values at the nodes."""
         return torch.cat([self.w[:, None], self.w[:, None] * self.z], 1)
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """More nodes at which log q alone is evaluated: its part of reverse KL, E_q[log q], needs nothing of p.
+
+    If log p is nearly quadratic, nearly all of the error of the nodes comes from log q, and is gone with `share` = 1. If q is
+    nearly p, the errors of both cancel at common nodes, and `share` = 0 leaves them there.
+    """
+
+    nodes: Nodes
+    share: float
+
+    def correction(self, parts: Parts, nodes: Nodes) -> Float[Tensor, " a"]:
+        """Return `share` times the difference of E_q[log q] on these nodes and on others."""
+        logits, loc, tril = parts
+        if self.share == 0:
+            return torch.zeros_like(logits[:, 0])
+        means = [
+            ((logits.exp()[..., None] * one.w).flatten(1) * log_density(one.under(loc, tril), logits, loc, tril, one.z)).sum(-1)
+            for one in (self.nodes, nodes)
+        ]
+        return self.share * (means[0] - means[1])
 
 
 @dataclass(frozen=True)
@@ -96,6 +129,10 @@ class Ensemble:
     tril: Float[Tensor, "b k d d"]
     loss: Float[Tensor, " b"]
     residual: Float[Tensor, " b"]
+    local: Local | None = None
+    """What takes the place of log p, if it isn't evaluated."""
+    entropy: Entropy | None = None
+    """More nodes for log q, which costs nothing of p; for reverse KL."""
 
     @classmethod
     def at(
@@ -107,6 +144,7 @@ class Ensemble:
         nodes: Nodes,
         parts: Parts,
         log_z: float = 0.0,
+        entropy: Entropy | None = None,
     ) -> Ensemble:
         """Evaluate mixtures of these log weights, means and factors; the factors of a diagonal family lose their off-diagonal."""
         logits, loc, tril = (part.to(target.device) for part in parts)
@@ -114,11 +152,27 @@ class Ensemble:
             tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1))
         unknown = logits.new_zeros(len(logits))
         here = cls(objective, family, target, log_z, points, nodes, logits.log_softmax(-1), loc, tril, unknown, unknown)
-        return here.measured()
+        return replace(here, entropy=entropy).measured()
 
     def on(self, nodes: Nodes, parts: Parts) -> Ensemble:
         """Evaluate other mixtures on other nodes."""
-        return Ensemble.at(self.objective, self.family, self.target, self.points, nodes, parts, self.log_z)
+        return Ensemble.at(self.objective, self.family, self.target, self.points, nodes, parts, self.log_z, self.entropy)
+
+    def expanded(self) -> Ensemble:
+        """Evaluate log p at the nodes, and return the mixtures with its expansion about them."""
+        x = self.nodes.under(self.loc, self.tril)
+        return replace(self, local=Local.about(x, *evaluate(self.target, x), self.tril, self.nodes))
+
+    def stepped(self, tether: Float[Tensor, " b"], max_calls: int) -> tuple[Ensemble, Float[Tensor, " b"]]:
+        """Descend on the expansion; return the mixtures there, not measured, and the fall of the loss that it promises."""
+        if self.local is None:
+            raise TypeError("nothing was expanded")
+        model = replace(self, local=replace(self.local, tether=tether))
+        tolerance = float((_SHARE_OF_GRADIENT * self.residual).square().min()) / 2
+        end = ascend(model.trial, model.origin(), tolerance=tolerance, max_calls=max_calls)
+        logits, loc, tril = self._read(end.x, slice(None))
+        fall = self.loss + end.value + tether * end.x.square().sum(-1) / 2
+        return replace(self, logits=logits, loc=loc, tril=tril, local=None), fall
 
     def measured(self) -> Ensemble:
         """Evaluate loss and residual on the present points and nodes."""
@@ -153,11 +207,13 @@ class Ensemble:
 
     def take(self, which: Tensor) -> Ensemble:
         """Return some of the mixtures."""
-        return replace(self, **{name: getattr(self, name)[which] for name in self.moving})
+        local = None if self.local is None else self.local.take(which)
+        return replace(self, local=local, **{name: getattr(self, name)[which] for name in self.moving})
 
     def put(self, rows: Tensor, other: Ensemble) -> Ensemble:
         """Replace the mixtures in these rows."""
-        return replace(self, **{name: getattr(self, name).index_copy(0, rows, getattr(other, name)) for name in self.moving})
+        moving = {name: getattr(self, name).index_copy(0, rows, getattr(other, name)) for name in self.moving}
+        return replace(self, local=None, **moving)
 
     def origin(self) -> Float[Tensor, "b n"]:
         """Return the coordinates of the mixtures themselves: 0."""
@@ -167,7 +223,9 @@ class Ensemble:
 
     def trial(self, theta: Float[Tensor, "a n"], rows: Tensor) -> tuple[Float[Tensor, " a"], Float[Tensor, "a n"]]:
         """Return minus the loss and its gradient for some of the mixtures; −∞ and 0 where they aren't finite."""
-        numbers = max(1, self.loc.shape[1] * len(self.points.x) * self.points.x.shape[1])
+        count, dim = self.loc.shape[1:]
+        nodes = 0 if self.entropy is None else count * len(self.entropy.nodes.z)
+        numbers = max(1, count * (len(self.points.x) + nodes) * dim)
         blocks = (one.split(max(1, _MAX_NUMBERS_AT_POINTS // numbers)) for one in (theta, rows))
         parts = [self._trial(*block) for block in zip(*blocks, strict=True)]
         value, slope = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -185,20 +243,24 @@ class Ensemble:
         with torch.enable_grad():
             losses = [self.objective.loss(at_p, self.points.w, at_q, w) for at_p, at_q, w in self._ratios(point, rows)]
             value = -torch.stack(losses) / self.objective.curvature
+            if self.entropy is not None:
+                value = value - self.entropy.correction(self._read(point, rows), self.nodes)
+            if self.local is not None:
+                value = value - self.local.tether[rows] * point.square().sum(-1) / 2
             (slope,) = torch.autograd.grad(value.sum(), point)
         return value.detach(), slope
 
     def _ratios(self, point: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         logits, loc, tril = self._read(point, rows)
-        batch, _, dim = loc.shape
+        batch = len(loc)
         at_p = at_q = weight = point.new_zeros(batch, 0)
         if self.objective.reads_p:
             if self.target.samples is not None:
                 self.target.evaluations["rows"] += batch * len(self.points.x)
             at_p = self.points.log_p - log_density(self.points.x.expand(batch, -1, -1), logits, loc, tril)
         if self.objective.reads_q:
-            x = (loc[:, :, None] + torch.einsum("bkij,mj->bkmi", tril, self.nodes.z)).reshape(batch, -1, dim)
-            value, score = evaluate(self.target, x.detach())
+            x = self.nodes.under(loc, tril)
+            value, score = evaluate(self.target, x.detach()) if self.local is None else self.local.at(x.detach(), rows)
             # log p enters the graph through its score: its value is a constant there.
             log_p = torch.where(value > -math.inf, value - self.log_z + (score * (x - x.detach())).sum(-1), -math.inf)
             weight = (logits.exp()[..., None] * self.nodes.w).reshape(batch, -1)
@@ -222,10 +284,33 @@ class Ensemble:
         return log_weight, loc + (tril @ rest[..., :dim, None])[..., 0], tril @ factor
 
 
-def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], min_gain: float = -math.inf) -> Ensemble:
+def with_more_entropy(state: Ensemble, nodes: Nodes) -> Ensemble:
+    """Return the mixtures with more nodes for log q, to the share that makes the error of the nodes of the best one least.
+
+    After a quadratic is taken off, which nodes integrate exactly, log p is u and log q is v at the nodes of the best mixture. The
+    error of the common nodes is that of u − (1 − share) v, which is least at 1 − share = E[u v] / E[v²].
+    """
+    best = state.take(state.loss.argmin()[None]).expanded()
+    if best.local is None:
+        raise TypeError("nothing was expanded")
+    x = best.local.x.clone().requires_grad_(True)
+    with torch.enable_grad():
+        log_q = log_density(x, best.logits, best.loc, best.tril)
+        (slope,) = torch.autograd.grad(log_q.sum(), x)
+    u, v = (left_of(*one, best.tril, best.nodes) for one in ((best.local.value, best.local.score), (log_q.detach(), slope)))
+    weight = (best.logits.exp()[..., None] * best.nodes.w).flatten(1)
+    size = float((weight * v * v).sum())
+    share = 1 - min(1.0, max(0.0, float((weight * u * v).sum()) / size)) if size > 0 else 0.0
+    return replace(state, entropy=Entropy(nodes, share)).measured()
+
+
+def descend(
+    state: Ensemble, tolerance: float, rounds: int, trail: list[float], min_gain: float = -math.inf, *, expands: bool = False
+) -> Ensemble:
     """Descend by at most `rounds` rounds of L-BFGS, each in coordinates that are whitened again; `trail` gets each round's loss.
 
-    A mixture has arrived when its gradient is at most `tolerance`, or small where a round gained less than `min_gain` nats.
+    A mixture has arrived when its gradient is at most `tolerance`, or small where a round gained less than `min_gain` nats. If it
+    `expands`, a round begins with steps on the expansion of log p, as long as they keep their promise.
     """
     active = (state.residual > tolerance) & state.loss.isfinite()
     counts = state.target.evaluations
@@ -235,13 +320,40 @@ def descend(state: Ensemble, tolerance: float, rounds: int, trail: list[float], 
         if len(rows) == 0 or not counts.affords(cost):
             break
         some = state.take(rows)
-        trial = some.descended(counts.calls(cost, _MAX_CALLS_PER_ROUND), tolerance**2 / 2)
+        trial = _step_while_foretold(some, tolerance) if expands else some
+        is_left = trial.residual > tolerance
+        if bool(is_left.any()):
+            left = trial.take(is_left)
+            left = left.descended(counts.calls(len(left.loss) * state.cost, _MAX_CALLS_PER_ROUND), tolerance**2 / 2)
+            trial = trial.put(is_left.nonzero()[:, 0], left)
         gain = some.loss - trial.loss
         # Near the end rounding hides a gain, and the gradient decides.
         better = (gain > 0) | ((gain > -1e-9) & (trial.residual < some.residual))
         state = state.put(rows[better], trial.take(better))
         active[rows] = better & (trial.residual > tolerance) & ((gain > min_gain) | (trial.residual > _SMALL_RESIDUAL))
         trail.append(float(state.loss.min()) * state.objective.curvature)
+    return state
+
+
+def _step_while_foretold(state: Ensemble, tolerance: float) -> Ensemble:
+    """Take steps on the expansion of log p about the nodes, one evaluation of them each, as long as these keep their promise.
+
+    Near a Gaussian p a few steps end where L-BFGS needs dozens of calls, since log q, which is what bends there, costs nothing.
+    """
+    counts = state.target.evaluations
+    rows = ((state.residual > tolerance) & state.loss.isfinite()).nonzero()[:, 0]
+    here, tether = state.take(rows).expanded(), state.loss.new_full((len(rows),), _FIRST_TETHER)
+    for _ in range(_MAX_STEPS):
+        if len(rows) == 0 or not counts.affords(len(rows) * state.cost):
+            break
+        ahead, foretold = here.stepped(tether, _MAX_CALLS_PER_ROUND)
+        ahead = ahead.expanded().measured()
+        gain = here.loss - ahead.loss
+        risen = (gain > 0) | ((gain > -1e-9) & (ahead.residual < here.residual))
+        state = state.put(rows[risen], ahead.take(risen))
+        kept = risen & (gain > _MIN_SHARE_OF_PROMISE * foretold) & (ahead.residual > tolerance)
+        rows, tether = rows[kept], tether[kept] / 8
+        here = ahead.take(kept)
     return state
 
 

@@ -14,7 +14,18 @@ from torch import Tensor
 from whichkl.families import Family, Mixture
 from whichkl.objectives import ReverseKL
 from whichkl.solvers.nodes.doubling import NEAR_BEST, Verdict, double_nodes, judge_by_cost, refuse_infinite, refuse_unbounded
-from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Points, descend, first_nodes, log_density, optima_of, stacked
+from whichkl.solvers.nodes.ensemble import (
+    Ensemble,
+    Nodes,
+    Points,
+    descend,
+    first_nodes,
+    log_density,
+    optima_of,
+    stacked,
+    with_more_entropy,
+)
+from whichkl.solvers.nodes.gaussian_rule import least_count
 from whichkl.solvers.nodes.starts import climb_to_modes, find_starts
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
@@ -28,6 +39,8 @@ _SETTLED = 1e-3
 """Length of the gradient below which a model counts as an optimum."""
 _ROUGH = 1e-2
 """Length of the gradient that suffices to judge the nodes: it costs 5·10⁻⁵ nats."""
+_MAX_FACTOR = 8.0
+"""Largest factor by which the nodes are multiplied at once."""
 _DRAWS = 1024
 """Number of draws among which places that lack mass are sought."""
 _MAX_ASCENTS = 48
@@ -59,7 +72,7 @@ class SampleAverage(Solver):
     mode_families = families
     covariances = ("full", "diagonal")
 
-    tolerance: float = 1e-5
+    tolerance: float = 1e-3
     node_loss: float = 0.004
     rounds: int = 8
     max_nodes: int = 4096
@@ -68,8 +81,8 @@ class SampleAverage(Solver):
         """Minimise from every start on the first nodes, then from the distinct optima on more nodes until they stay."""
         if not isinstance(family, Mixture):
             raise TypeError(family)
-        count, trail, trail_of_growth = first_nodes(family, target.dim), list[float](), list[float]()
-        descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail, min_gain=_MIN_GAIN)
+        count, trail, trail_of_growth = least_count(target.dim), list[float](), list[float]()
+        descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail, min_gain=_MIN_GAIN, expands=True)
         locs, trils = find_starts(target, seed)
         begun = _on_nodes(target, family, count, seed, _starts(family, locs, trils))
         state = descended(begun, rounds=2)
@@ -78,6 +91,8 @@ class SampleAverage(Solver):
         if grown is not None:
             state = state.joined(grown)
         state = descended(state.take(state.loss <= state.loss.min() + NEAR_BEST))
+        if target.dim > 1:
+            state = descended(with_more_entropy(state, Nodes.of(target, self.max_nodes, seed + 1)))
 
         def refit(before: Ensemble, count: int) -> tuple[Ensemble, Verdict] | None:
             kept = [one.model for one in optima_of(before, _ROUGH)[:_MAX_OPTIMA]]
@@ -86,9 +101,12 @@ class SampleAverage(Solver):
             work.tell("doubling the nodes", math.nan)
             begun = before.on(Nodes.of(target, count, seed), stacked(kept))
             ended = _checked(descended(begun))
-            return ended, judge_by_cost(self.node_loss, begun, ended)
+            verdict = judge_by_cost(self.node_loss, begun, ended)
+            times = max(2.0, min(_MAX_FACTOR, verdict.node_error / self.node_loss))
+            return ended, verdict._replace(factor=1 << math.ceil(math.log2(times)))
 
-        state, node_error = double_nodes(_checked(state), count, self.max_nodes, target.dim == 1, refit)
+        first = first_nodes(family, target.dim)
+        state, node_error = double_nodes(_checked(state), count, self.max_nodes, target.dim == 1, refit, first)
         state = descended(state, tolerance=self.tolerance)
         residual = float(state.residual[int(state.loss.argmin())])
         found, iterations = optima_of(state, _SETTLED), len(trail) + len(trail_of_growth)
@@ -106,7 +124,7 @@ def _grow(
 ) -> Ensemble | None:
     """Add components where log p − log q is largest until there are K; None if a mixture on the way can't be evaluated."""
     while state.loc.shape[1] < family.count:
-        state = descend(state, _ROUGH, 1, trail, _MIN_GAIN)
+        state = descend(state, _ROUGH, 1, trail, _MIN_GAIN, expands=True)
         if not bool(state.loss.isfinite().all()) or target.evaluations.is_spent:
             return None
         room = family.count - state.loc.shape[1]
