@@ -215,6 +215,13 @@ class Ensemble:
         moving = {name: getattr(self, name).index_copy(0, rows, getattr(other, name)) for name in self.moving}
         return replace(self, local=None, **moving)
 
+    def moved(self, which: Bool[Tensor, " b"], other: Ensemble) -> Ensemble:
+        """Replace some of the mixtures, with what was expanded about them."""
+        rows = which.nonzero()[:, 0]
+        taken = other.take(rows)
+        local = None if self.local is None or taken.local is None else self.local.put(rows, taken.local)
+        return replace(self.put(rows, taken), local=local)
+
     def origin(self) -> Float[Tensor, "b n"]:
         """Return the coordinates of the mixtures themselves: 0."""
         batch, count, dim = self.loc.shape
@@ -305,7 +312,14 @@ def with_more_entropy(state: Ensemble, nodes: Nodes) -> Ensemble:
 
 
 def descend(
-    state: Ensemble, tolerance: float, rounds: int, trail: list[float], min_gain: float = -math.inf, *, expands: bool = False
+    state: Ensemble,
+    tolerance: float,
+    rounds: int,
+    trail: list[float],
+    min_gain: float = -math.inf,
+    *,
+    expands: bool = False,
+    max_calls: int = _MAX_CALLS_PER_ROUND,
 ) -> Ensemble:
     """Descend by at most `rounds` rounds of L-BFGS, each in coordinates that are whitened again; `trail` gets each round's loss.
 
@@ -320,11 +334,11 @@ def descend(
         if len(rows) == 0 or not counts.affords(cost):
             break
         some = state.take(rows)
-        trial = _step_while_foretold(some, tolerance) if expands else some
+        trial = _step_while_foretold(some, tolerance, max_calls) if expands else some
         is_left = trial.residual > tolerance
         if bool(is_left.any()):
             left = trial.take(is_left)
-            left = left.descended(counts.calls(len(left.loss) * state.cost, _MAX_CALLS_PER_ROUND), tolerance**2 / 2)
+            left = left.descended(counts.calls(len(left.loss) * state.cost, max_calls), tolerance**2 / 2)
             trial = trial.put(is_left.nonzero()[:, 0], left)
         gain = some.loss - trial.loss
         # Near the end rounding hides a gain, and the gradient decides.
@@ -335,7 +349,7 @@ def descend(
     return state
 
 
-def _step_while_foretold(state: Ensemble, tolerance: float) -> Ensemble:
+def _step_while_foretold(state: Ensemble, tolerance: float, max_calls: int) -> Ensemble:
     """Take steps on the expansion of log p about the nodes, one evaluation of them each, as long as these keep their promise.
 
     Near a Gaussian p a few steps end where L-BFGS needs dozens of calls, since log q, which is what bends there, costs nothing.
@@ -343,7 +357,8 @@ def _step_while_foretold(state: Ensemble, tolerance: float) -> Ensemble:
     counts = state.target.evaluations
     rows = ((state.residual > tolerance) & state.loss.isfinite()).nonzero()[:, 0]
     here, tether = state.take(rows).expanded(), state.loss.new_full((len(rows),), _FIRST_TETHER)
-    for _ in range(_MAX_STEPS):
+    refused = torch.zeros_like(rows)
+    for _ in range(min(_MAX_STEPS, max_calls)):
         if len(rows) == 0 or not counts.affords(len(rows) * state.cost):
             break
         ahead, foretold = here.stepped(tether, _MAX_CALLS_PER_ROUND)
@@ -351,9 +366,12 @@ def _step_while_foretold(state: Ensemble, tolerance: float) -> Ensemble:
         gain = here.loss - ahead.loss
         risen = (gain > 0) | ((gain > -1e-9) & (ahead.residual < here.residual))
         state = state.put(rows[risen], ahead.take(risen))
-        kept = risen & (gain > _MIN_SHARE_OF_PROMISE * foretold) & (ahead.residual > tolerance)
-        rows, tether = rows[kept], tether[kept] / 8
-        here = ahead.take(kept)
+        share = gain / foretold
+        tether = torch.where(share > 0.75, tether / 8, torch.where(share > 0.25, tether, 8 * tether))
+        refused = torch.where(risen, 0, refused + 1)
+        here = here.moved(risen, ahead)
+        kept = (refused < 2) & (here.residual > tolerance)
+        rows, tether, refused, here = rows[kept], tether[kept], refused[kept], here.take(kept)
     return state
 
 

@@ -46,6 +46,10 @@ class Local:
         """Return the expansions of some of the mixtures."""
         return Local(*(getattr(self, one.name)[which] for one in fields(self)))
 
+    def put(self, rows: Tensor, other: Local) -> Local:
+        """Replace the expansions in these rows."""
+        return Local(*(getattr(self, one.name).index_copy(0, rows, getattr(other, one.name)) for one in fields(self)))
+
     def at(self, x: Float[Tensor, "a n d"], rows: Tensor) -> tuple[Float[Tensor, "a n"], Float[Tensor, "a n d"]]:
         """Return the expansion and its gradient."""
         move, curvature, score = x - self.x[rows], self.curvature[rows], self.score[rows]
@@ -53,9 +57,7 @@ class Local:
         return self.value[rows] + (move * (score - bend / 2)).sum(-1), score - bend
 
 
-def left_of(
-    value: Float[Tensor, "b n"], slope: Float[Tensor, "b n d"], tril: Float[Tensor, "b k d d"], nodes: Nodes
-) -> Tensor:
+def left_of(value: Float[Tensor, "b n"], slope: Float[Tensor, "b n d"], tril: Float[Tensor, "b k d d"], nodes: Nodes) -> Tensor:
     """Return what is left of a function at the nodes of each component without the quadratic that its gradient gives."""
     pull = slope.unflatten(1, (tril.shape[1], -1)) @ tril
     weighted = nodes.w[:, None] * nodes.z

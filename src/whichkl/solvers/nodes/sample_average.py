@@ -35,10 +35,12 @@ _MAX_OPTIMA = 6
 """Largest number of optima that are carried to more nodes, and of starts."""
 _MIN_GAIN = 1e-4
 """Nats. A round that gains less, at a small gradient, is the last: it has met a kink or rounding."""
-_SETTLED = 1e-3
-"""Length of the gradient below which a model counts as an optimum."""
-_ROUGH = 1e-2
-"""Length of the gradient that suffices to judge the nodes: it costs 5·10⁻⁵ nats."""
+_SETTLED, _ROUGH = 2e-2, 1e-2
+"""Lengths of the gradient at which a model counts as an optimum, and which suffices to judge the nodes: it costs 5·10⁻⁵ nats."""
+_POLISHED, _MAX_CALLS_OF_POLISH = 3e-3, 3
+"""Length of the gradient that the last descent aims at, and its calls: the error of the nodes is larger than its gain."""
+_MAX_LOSS_OF_START = 1_000.0
+"""Nats above the best start beyond which a start isn't followed."""
 _MAX_FACTOR = 8.0
 """Largest factor by which the nodes are multiplied at once."""
 _DRAWS = 1024
@@ -72,7 +74,7 @@ class SampleAverage(Solver):
     mode_families = families
     covariances = ("full", "diagonal")
 
-    tolerance: float = 1e-3
+    tolerance: float = 1e-5
     node_loss: float = 0.004
     rounds: int = 8
     max_nodes: int = 4096
@@ -85,7 +87,7 @@ class SampleAverage(Solver):
         descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail, min_gain=_MIN_GAIN, expands=True)
         locs, trils = find_starts(target, seed)
         begun = _on_nodes(target, family, count, seed, _starts(family, locs, trils))
-        state = descended(begun, rounds=2)
+        state = descended(begun.take(begun.loss <= begun.loss.min() + _MAX_LOSS_OF_START), rounds=2)
         seedling = _on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])])
         grown = _grow(target, family, seedling, locs, seed, work, trail_of_growth)
         if grown is not None:
@@ -95,7 +97,7 @@ class SampleAverage(Solver):
             state = descended(with_more_entropy(state, Nodes.of(target, self.max_nodes, seed + 1)))
 
         def refit(before: Ensemble, count: int) -> tuple[Ensemble, Verdict] | None:
-            kept = [one.model for one in optima_of(before, _ROUGH)[:_MAX_OPTIMA]]
+            kept = [one.model for one in optima_of(before, _SETTLED)[:_MAX_OPTIMA]]
             if not target.evaluations.affords(len(kept) * family.count * count):
                 return None
             work.tell("doubling the nodes", math.nan)
@@ -107,7 +109,9 @@ class SampleAverage(Solver):
 
         first = first_nodes(family, target.dim)
         state, node_error = double_nodes(_checked(state), count, self.max_nodes, target.dim == 1, refit, first)
-        state = descended(state, tolerance=self.tolerance)
+        is_exact = target.dim == 1
+        polish = descended if is_exact else partial(descended, rounds=1, max_calls=_MAX_CALLS_OF_POLISH)
+        state = polish(state, tolerance=self.tolerance if is_exact else max(self.tolerance, _POLISHED))
         residual = float(state.residual[int(state.loss.argmin())])
         found, iterations = optima_of(state, _SETTLED), len(trail) + len(trail_of_growth)
         return Solution(found, iterations, residual, node_error, len(state.nodes.z), history=tuple(trail))
