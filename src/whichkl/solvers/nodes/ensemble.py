@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -17,8 +16,9 @@ from whichkl.families.gaussian import gaussian, loc_and_tril
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.objectives import Objective
 from whichkl.solvers.nodes.ascents import ascend
-from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule
-from whichkl.solvers.nodes.local import Local, left_of
+from whichkl.solvers.nodes.expansion import Entropy, Expansion
+from whichkl.solvers.nodes.gaussian_rule import first_count
+from whichkl.solvers.nodes.points import Nodes, Parts, Points, evaluate, log_density
 from whichkl.solvers.solver import Optimum, distinct
 from whichkl.targets import Target
 
@@ -26,83 +26,8 @@ _MAX_NUMBERS_AT_POINTS = 1 << 22
 """Largest number of floats computed from p's points at once: 32 MB, some of which autograd keeps."""
 _MIN_WEIGHT = 1e-8
 """Smallest weight that scales a component's coordinates; a component of less weight stays where it is."""
-_MAX_CALLS_PER_ROUND = 60
-"""Largest number of calls of L-BFGS before the coordinates are whitened again."""
 _SHARE_OF_GRADIENT = 0.03
 """Share of the gradient at which a descent on the expansion of log p ends: the next expansion is another one."""
-_FIRST_TETHER, _MAX_STEPS, _MIN_SHARE_OF_PROMISE = 0.1, 12, 0.5
-"""Tether of the first step on the expansion of log p, the largest number of these, and the share of the promised fall at which
-another one follows."""
-_SMALL_RESIDUAL = 1e-4
-"""Length of the gradient below which a round must gain something to be followed by another."""
-Parts = tuple[Float[Tensor, "b k"], Float[Tensor, "b k d"], Float[Tensor, "b k d d"]]
-"""Log weights, means and factors of B mixtures."""
-
-
-@dataclass(frozen=True)
-class Points:
-    """Points of p, their weights, Σ w = 1, and log p there."""
-
-    x: Float[Tensor, "n d"]
-    w: Float[Tensor, " n"]
-    log_p: Float[Tensor, " n"]
-
-    @classmethod
-    def none(cls, target: Target) -> Points:
-        """Return no points, for an objective that reads q alone."""
-        empty = torch.zeros(0, dtype=torch.float64, device=target.device)
-        return cls(empty.reshape(0, target.dim), empty, empty)
-
-    def at(self, rows: Tensor | slice) -> Points:
-        """Return some of the points, with weights that sum to one again."""
-        w = self.w[rows]
-        return Points(self.x[rows], w / w.sum(), self.log_p[rows])
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """A rule for N(0, I), which is carried to every component."""
-
-    z: Float[Tensor, "m d"]
-    w: Float[Tensor, " m"]
-
-    @classmethod
-    def of(cls, target: Target, count: int, seed: int) -> Nodes:
-        """Return `count` nodes, others for each count."""
-        z, w = gaussian_rule(target.dim, count, seed + count)
-        return cls(z.to(target.device), w.to(target.device))
-
-    def under(self, loc: Float[Tensor, "b k d"], tril: Float[Tensor, "b k d d"]) -> Float[Tensor, "b n d"]:
-        """Carry the rule to every component: mₖ + Lₖ zᵢ."""
-        return (loc[:, :, None] + torch.einsum("bkij,mj->bkmi", tril, self.z)).flatten(1, 2)
-
-    @cached_property
-    def weighted(self) -> Float[Tensor, "m 1+d"]:
-        """The columns w and w z, which make an expectation and its products with z of values at the nodes."""
-        return torch.cat([self.w[:, None], self.w[:, None] * self.z], 1)
-
-
-@dataclass(frozen=True)
-class Entropy:
-    """More nodes at which log q alone is evaluated: its part of reverse KL, E_q[log q], needs nothing of p.
-
-    If log p is nearly quadratic, nearly all of the error of the nodes comes from log q, and is gone with `share` = 1. If q is
-    nearly p, the errors of both cancel at common nodes, and `share` = 0 leaves them there.
-    """
-
-    nodes: Nodes
-    share: float
-
-    def correction(self, parts: Parts, nodes: Nodes) -> Float[Tensor, " a"]:
-        """Return `share` times the difference of E_q[log q] on these nodes and on others."""
-        logits, loc, tril = parts
-        if self.share == 0:
-            return torch.zeros_like(logits[:, 0])
-        means = [
-            ((logits.exp()[..., None] * one.w).flatten(1) * log_density(one.under(loc, tril), logits, loc, tril, one.z)).sum(-1)
-            for one in (self.nodes, nodes)
-        ]
-        return self.share * (means[0] - means[1])
 
 
 @dataclass(frozen=True)
@@ -129,7 +54,7 @@ class Ensemble:
     tril: Float[Tensor, "b k d d"]
     loss: Float[Tensor, " b"]
     residual: Float[Tensor, " b"]
-    local: Local | None = None
+    expansion: Expansion | None = None
     """What takes the place of log p, if it isn't evaluated."""
     entropy: Entropy | None = None
     """More nodes for log q, which costs nothing of p; for reverse KL."""
@@ -161,18 +86,18 @@ class Ensemble:
     def expanded(self) -> Ensemble:
         """Evaluate log p at the nodes, and return the mixtures with its expansion about them."""
         x = self.nodes.under(self.loc, self.tril)
-        return replace(self, local=Local.about(x, *evaluate(self.target, x), self.tril, self.nodes))
+        return replace(self, expansion=Expansion.about(x, *evaluate(self.target, x), self.tril, self.nodes))
 
     def stepped(self, tether: Float[Tensor, " b"], max_calls: int) -> tuple[Ensemble, Float[Tensor, " b"]]:
         """Descend on the expansion; return the mixtures there, not measured, and the fall of the loss that it promises."""
-        if self.local is None:
+        if self.expansion is None:
             raise TypeError("nothing was expanded")
-        model = replace(self, local=replace(self.local, tether=tether))
+        model = replace(self, expansion=replace(self.expansion, tether=tether))
         tolerance = float((_SHARE_OF_GRADIENT * self.residual).square().min()) / 2
         end = ascend(model.trial, model.origin(), tolerance=tolerance, max_calls=max_calls)
         logits, loc, tril = self._read(end.x, slice(None))
         fall = self.loss + end.value + tether * end.x.square().sum(-1) / 2
-        return replace(self, logits=logits, loc=loc, tril=tril, local=None), fall
+        return replace(self, logits=logits, loc=loc, tril=tril, expansion=None), fall
 
     def measured(self) -> Ensemble:
         """Evaluate loss and residual on the present points and nodes."""
@@ -207,20 +132,20 @@ class Ensemble:
 
     def take(self, which: Tensor) -> Ensemble:
         """Return some of the mixtures."""
-        local = None if self.local is None else self.local.take(which)
-        return replace(self, local=local, **{name: getattr(self, name)[which] for name in self.moving})
+        expansion = None if self.expansion is None else self.expansion.take(which)
+        return replace(self, expansion=expansion, **{name: getattr(self, name)[which] for name in self.moving})
 
     def put(self, rows: Tensor, other: Ensemble) -> Ensemble:
         """Replace the mixtures in these rows."""
         moving = {name: getattr(self, name).index_copy(0, rows, getattr(other, name)) for name in self.moving}
-        return replace(self, local=None, **moving)
+        return replace(self, expansion=None, **moving)
 
     def moved(self, which: Bool[Tensor, " b"], other: Ensemble) -> Ensemble:
         """Replace some of the mixtures, with what was expanded about them."""
         rows = which.nonzero()[:, 0]
         taken = other.take(rows)
-        local = None if self.local is None or taken.local is None else self.local.put(rows, taken.local)
-        return replace(self.put(rows, taken), local=local)
+        expansion = None if self.expansion is None or taken.expansion is None else self.expansion.put(rows, taken.expansion)
+        return replace(self.put(rows, taken), expansion=expansion)
 
     def origin(self) -> Float[Tensor, "b n"]:
         """Return the coordinates of the mixtures themselves: 0."""
@@ -252,8 +177,8 @@ class Ensemble:
             value = -torch.stack(losses) / self.objective.curvature
             if self.entropy is not None:
                 value = value - self.entropy.correction(self._read(point, rows), self.nodes)
-            if self.local is not None:
-                value = value - self.local.tether[rows] * point.square().sum(-1) / 2
+            if self.expansion is not None:
+                value = value - self.expansion.tether[rows] * point.square().sum(-1) / 2
             (slope,) = torch.autograd.grad(value.sum(), point)
         return value.detach(), slope
 
@@ -267,7 +192,7 @@ class Ensemble:
             at_p = self.points.log_p - log_density(self.points.x.expand(batch, -1, -1), logits, loc, tril)
         if self.objective.reads_q:
             x = self.nodes.under(loc, tril)
-            value, score = evaluate(self.target, x.detach()) if self.local is None else self.local.at(x.detach(), rows)
+            value, score = evaluate(self.target, x.detach()) if self.expansion is None else self.expansion.at(x.detach(), rows)
             # log p enters the graph through its score: its value is a constant there.
             log_p = torch.where(value > -math.inf, value - self.log_z + (score * (x - x.detach())).sum(-1), -math.inf)
             weight = (logits.exp()[..., None] * self.nodes.w).reshape(batch, -1)
@@ -289,90 +214,6 @@ class Ensemble:
             lower[..., row, column] = rest[..., 2 * dim :]
             factor = factor + lower
         return log_weight, loc + (tril @ rest[..., :dim, None])[..., 0], tril @ factor
-
-
-def with_more_entropy(state: Ensemble, nodes: Nodes) -> Ensemble:
-    """Return the mixtures with more nodes for log q, to the share that makes the error of the nodes of the best one least.
-
-    After a quadratic is taken off, which nodes integrate exactly, log p is u and log q is v at the nodes of the best mixture. The
-    error of the common nodes is that of u − (1 − share) v, which is least at 1 − share = E[u v] / E[v²].
-    """
-    best = state.take(state.loss.argmin()[None]).expanded()
-    if best.local is None:
-        raise TypeError("nothing was expanded")
-    x = best.local.x.clone().requires_grad_(True)
-    with torch.enable_grad():
-        log_q = log_density(x, best.logits, best.loc, best.tril)
-        (slope,) = torch.autograd.grad(log_q.sum(), x)
-    u, v = (left_of(*one, best.tril, best.nodes) for one in ((best.local.value, best.local.score), (log_q.detach(), slope)))
-    weight = (best.logits.exp()[..., None] * best.nodes.w).flatten(1)
-    size = float((weight * v * v).sum())
-    share = 1 - min(1.0, max(0.0, float((weight * u * v).sum()) / size)) if size > 0 else 0.0
-    return replace(state, entropy=Entropy(nodes, share)).measured()
-
-
-def descend(
-    state: Ensemble,
-    tolerance: float,
-    rounds: int,
-    trail: list[float],
-    min_gain: float = -math.inf,
-    *,
-    expands: bool = False,
-    max_calls: int = _MAX_CALLS_PER_ROUND,
-) -> Ensemble:
-    """Descend by at most `rounds` rounds of L-BFGS, each in coordinates that are whitened again; `trail` gets each round's loss.
-
-    A mixture has arrived when its gradient is at most `tolerance`, or small where a round gained less than `min_gain` nats. If it
-    `expands`, a round begins with steps on the expansion of log p, as long as they keep their promise.
-    """
-    active = (state.residual > tolerance) & state.loss.isfinite()
-    counts = state.target.evaluations
-    for _ in range(rounds):
-        rows = active.nonzero()[:, 0]
-        cost = len(rows) * state.cost
-        if len(rows) == 0 or not counts.affords(cost):
-            break
-        some = state.take(rows)
-        trial = _step_while_foretold(some, tolerance, max_calls) if expands else some
-        is_left = trial.residual > tolerance
-        if bool(is_left.any()):
-            left = trial.take(is_left)
-            left = left.descended(counts.calls(len(left.loss) * state.cost, max_calls), tolerance**2 / 2)
-            trial = trial.put(is_left.nonzero()[:, 0], left)
-        gain = some.loss - trial.loss
-        # Near the end rounding hides a gain, and the gradient decides.
-        better = (gain > 0) | ((gain > -1e-9) & (trial.residual < some.residual))
-        state = state.put(rows[better], trial.take(better))
-        active[rows] = better & (trial.residual > tolerance) & ((gain > min_gain) | (trial.residual > _SMALL_RESIDUAL))
-        trail.append(float(state.loss.min()) * state.objective.curvature)
-    return state
-
-
-def _step_while_foretold(state: Ensemble, tolerance: float, max_calls: int) -> Ensemble:
-    """Take steps on the expansion of log p about the nodes, one evaluation of them each, as long as these keep their promise.
-
-    Near a Gaussian p a few steps end where L-BFGS needs dozens of calls, since log q, which is what bends there, costs nothing.
-    """
-    counts = state.target.evaluations
-    rows = ((state.residual > tolerance) & state.loss.isfinite()).nonzero()[:, 0]
-    here, tether = state.take(rows).expanded(), state.loss.new_full((len(rows),), _FIRST_TETHER)
-    refused = torch.zeros_like(rows)
-    for _ in range(min(_MAX_STEPS, max_calls)):
-        if len(rows) == 0 or not counts.affords(len(rows) * state.cost):
-            break
-        ahead, foretold = here.stepped(tether, _MAX_CALLS_PER_ROUND)
-        ahead = ahead.expanded().measured()
-        gain = here.loss - ahead.loss
-        risen = (gain > 0) | ((gain > -1e-9) & (ahead.residual < here.residual))
-        state = state.put(rows[risen], ahead.take(risen))
-        share = gain / foretold
-        tether = torch.where(share > 0.75, tether / 8, torch.where(share > 0.25, tether, 8 * tether))
-        refused = torch.where(risen, 0, refused + 1)
-        here = here.moved(risen, ahead)
-        kept = (refused < 2) & (here.residual > tolerance)
-        rows, tether, refused, here = rows[kept], tether[kept], refused[kept], here.take(kept)
-    return state
 
 
 def optima_of(state: Ensemble, settled: float, among: Bool[Tensor, " b"] | None = None) -> tuple[Optimum, ...]:
@@ -406,29 +247,3 @@ def stacked(models: list[Distribution]) -> Parts:
         parts.append((probs.clamp(min=1e-300).log(), loc, tril))
     logits, loc, tril = (torch.stack(part).to(torch.float64) for part in zip(*parts, strict=True))
     return logits, loc, tril
-
-
-def log_density(
-    x: Float[Tensor, "b n d"], logits: Float[Tensor, "b k"], loc: Tensor, tril: Tensor, z: Float[Tensor, "m d"] | None = None
-) -> Float[Tensor, "b n"]:
-    """Return the log of the mixture at given points, by one triangular solve per component.
-
-    With z the n = K m points are mₖ + Lₖ zᵢ, and each component uses its own zᵢ. Solving for zᵢ would lose its digits where Lₖ is
-    nearly singular, and the descent would find the places where that makes log q small.
-    """
-    dim = x.shape[-1]
-    identity = torch.eye(dim, dtype=x.dtype, device=x.device)
-    inverse = torch.linalg.solve_triangular(tril, identity.expand_as(tril), upper=False)
-    white = torch.einsum("bkij,bnj->bkni", inverse, x) - torch.einsum("bkij,bkj->bki", inverse, loc)[:, :, None]
-    if z is not None:
-        count = loc.shape[1]
-        own = torch.eye(count, dtype=torch.bool, device=x.device).repeat_interleave(len(z), 1)
-        white = torch.where(own[..., None], z.repeat(count, 1), white)
-    volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
-    return torch.logsumexp((logits - volume)[..., None] - white.square().sum(-1) / 2, 1)
-
-
-def evaluate(target: Target, x: Float[Tensor, "b m d"]) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m d"]]:
-    """Return log p and ∇log p at a batch of node sets, in one call."""
-    value, score = target.trial(x.reshape(-1, x.shape[-1]))
-    return value.reshape(x.shape[:2]), score.reshape(x.shape)

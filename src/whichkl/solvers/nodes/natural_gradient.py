@@ -13,8 +13,8 @@ from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import entropy, gaussian
 from whichkl.solvers.nodes.ascents import Memory, ascend
 from whichkl.solvers.nodes.doubling import Verdict, double_nodes, near_best, refuse_infinite, refuse_unbounded
-from whichkl.solvers.nodes.ensemble import Nodes, evaluate
 from whichkl.solvers.nodes.gaussian_rule import first_count, least_count
+from whichkl.solvers.nodes.points import Nodes, evaluate
 from whichkl.solvers.nodes.starts import find_starts
 from whichkl.solvers.solver import Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work

@@ -14,18 +14,10 @@ from torch import Tensor
 from whichkl.families import Family, Mixture
 from whichkl.objectives import ReverseKL
 from whichkl.solvers.nodes.doubling import NEAR_BEST, Verdict, double_nodes, judge_by_cost, refuse_infinite, refuse_unbounded
-from whichkl.solvers.nodes.ensemble import (
-    Ensemble,
-    Nodes,
-    Points,
-    descend,
-    first_nodes,
-    log_density,
-    optima_of,
-    stacked,
-    with_more_entropy,
-)
+from whichkl.solvers.nodes.ensemble import Ensemble, first_nodes, optima_of, stacked
 from whichkl.solvers.nodes.gaussian_rule import least_count
+from whichkl.solvers.nodes.mixture_descent import descend, with_more_entropy
+from whichkl.solvers.nodes.points import Nodes, Points, log_density
 from whichkl.solvers.nodes.starts import climb_to_modes, find_starts
 from whichkl.solvers.solver import Solution, Solver
 from whichkl.solvers.work import QUIET, Work
@@ -37,10 +29,14 @@ _MIN_GAIN = 1e-4
 """Nats. A round that gains less, at a small gradient, is the last: it has met a kink or rounding."""
 _SETTLED, _ROUGH = 2e-2, 1e-2
 """Lengths of the gradient at which a model counts as an optimum, and which suffices to judge the nodes: it costs 5·10⁻⁵ nats."""
+_SETTLED_EXACTLY = 1e-3
+"""The same on the line, where the nodes have no error."""
 _POLISHED, _MAX_CALLS_OF_POLISH = 3e-3, 3
 """Length of the gradient that the last descent aims at, and its calls: the error of the nodes is larger than its gain."""
 _MAX_LOSS_OF_START = 1_000.0
 """Nats above the best start beyond which a start isn't followed."""
+_MIN_NODES_FOR_ENTROPY = 1_024
+"""Smallest number of nodes per component for log q alone; up to two components have `max_nodes`."""
 _MAX_FACTOR = 8.0
 """Largest factor by which the nodes are multiplied at once."""
 _DRAWS = 1024
@@ -94,7 +90,8 @@ class SampleAverage(Solver):
             state = state.joined(grown)
         state = descended(state.take(state.loss <= state.loss.min() + NEAR_BEST))
         if target.dim > 1:
-            state = descended(with_more_entropy(state, Nodes.of(target, self.max_nodes, seed + 1)))
+            more = max(_MIN_NODES_FOR_ENTROPY, 2 * self.max_nodes // max(2, family.count))
+            state = descended(with_more_entropy(state, Nodes.of(target, more, seed + 1)))
 
         def refit(before: Ensemble, count: int) -> tuple[Ensemble, Verdict] | None:
             kept = [one.model for one in optima_of(before, _SETTLED)[:_MAX_OPTIMA]]
@@ -113,7 +110,7 @@ class SampleAverage(Solver):
         polish = descended if is_exact else partial(descended, rounds=1, max_calls=_MAX_CALLS_OF_POLISH)
         state = polish(state, tolerance=self.tolerance if is_exact else max(self.tolerance, _POLISHED))
         residual = float(state.residual[int(state.loss.argmin())])
-        found, iterations = optima_of(state, _SETTLED), len(trail) + len(trail_of_growth)
+        found, iterations = optima_of(state, _SETTLED_EXACTLY if is_exact else _SETTLED), len(trail) + len(trail_of_growth)
         return Solution(found, iterations, residual, node_error, len(state.nodes.z), history=tuple(trail))
 
 

@@ -18,9 +18,11 @@ from whichkl.families import Family, Gaussian, Mixture
 from whichkl.objectives import ForwardKL, Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
 from whichkl.solvers.nodes.doubling import Verdict, double_nodes, judge_by_cost
-from whichkl.solvers.nodes.ensemble import Ensemble, Nodes, Parts, Points, descend, first_nodes, optima_of, stacked
+from whichkl.solvers.nodes.ensemble import Ensemble, first_nodes, optima_of, stacked
 from whichkl.solvers.nodes.mean_field import MeanField
+from whichkl.solvers.nodes.mixture_descent import descend
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
+from whichkl.solvers.nodes.points import Nodes, Parts, Points
 from whichkl.solvers.nodes.sample_average import SampleAverage
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.rows.em import ExpectationMaximization
