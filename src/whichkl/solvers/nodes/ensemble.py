@@ -16,7 +16,7 @@ from whichkl.families import Gaussian, Mixture
 from whichkl.families.gaussian import gaussian, loc_and_tril
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.objectives import Objective
-from whichkl.solvers.nodes.ascents import ascend
+from whichkl.solvers.ascents import ascend
 from whichkl.solvers.nodes.gaussian_rule import first_count, gaussian_rule
 from whichkl.solvers.solver import Optimum, distinct
 from whichkl.targets import Target

@@ -13,12 +13,12 @@ from torch.distributions import Distribution
 
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts
-from whichkl.solvers.nodes.ascents import ascend
+from whichkl.solvers.ascents import ascend
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.starts import find_starts, points_to_start, trial_on_cpu
-from whichkl.solvers.nodes.trust_region import hessian_product
 from whichkl.solvers.nodes.vector_elbo import DiagonalAverage, LowRankAverage, first_nodes, minimize_elbo
 from whichkl.solvers.solver import Solution, Solver
+from whichkl.solvers.trust_region import hessian_product
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 

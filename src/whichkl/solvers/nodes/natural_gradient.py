@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import entropy, gaussian
-from whichkl.solvers.nodes.ascents import Memory, ascend
+from whichkl.solvers.ascents import Memory, ascend
 from whichkl.solvers.nodes.doubling import Verdict, double_nodes, near_best, refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.ensemble import Nodes, evaluate
 from whichkl.solvers.nodes.gaussian_rule import first_count, least_count

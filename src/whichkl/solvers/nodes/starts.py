@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
-from whichkl.solvers.nodes.ascents import Peaks, Trial, ascend, ascend_by_newton
+from whichkl.solvers.ascents import Peaks, Trial, ascend, ascend_by_newton
 from whichkl.solvers.nodes.gaussian_rule import sobol
 from whichkl.targets import Target
 

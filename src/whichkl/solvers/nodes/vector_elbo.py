@@ -13,8 +13,8 @@ from torch.distributions import Distribution
 
 from whichkl.families.gaussian import diagonal_gaussian, diagonal_parts, low_rank, low_rank_parts
 from whichkl.solvers.nodes.doubling import Verdict, double_nodes, near_best, refuse_infinite, refuse_unbounded
-from whichkl.solvers.nodes.trust_region import End, minimize
 from whichkl.solvers.solver import Optimum, Solution, distinct
+from whichkl.solvers.trust_region import End, minimize
 from whichkl.targets import Target
 
 _MAX_OPTIMA = 12
