@@ -39,7 +39,7 @@ from oracle import (
 from whichkl import ForwardKL, ReverseKL, Target
 from whichkl.divergences.draws import monte_carlo
 from whichkl.divergences.exact import quadrature
-from whichkl.divergences.kinds import Jeffreys, JeffreysSum
+from whichkl.divergences.kinds import JeffreysDivergence, JeffreysSum
 from whichkl.families import Gaussian, Mixture, family_from_config, richer
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.objectives import OBJECTIVES, objective_of
@@ -319,7 +319,7 @@ UNBIASED = {
         lambda p, q: float(kl_divergence(p, q) + kl_divergence(q, p)),
     ),
     "jeffreys, weighted": (
-        lambda p, q, n, seed: monte_carlo.weighted_kls(p, q, Jeffreys(0.3), n, seed),
+        lambda p, q, n, seed: monte_carlo.weighted_kls(p, q, JeffreysDivergence(0.3), n, seed),
         lambda p, q: float(0.3 * kl_divergence(p, q) + 0.7 * kl_divergence(q, p)),
     ),
 }

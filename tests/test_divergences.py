@@ -23,7 +23,14 @@ from whichkl import Target, estimate
 from whichkl.divergences.exact.closed_form import closed_form
 from whichkl.divergences.exact.discrete import enumerate_atoms, enumeration, rows
 from whichkl.divergences.exact.quadrature import divergence
-from whichkl.divergences.kinds import KINDS, ChiSquared, ForwardKLDivergence, JensenShannon, Renyi, SkewForwardKL
+from whichkl.divergences.kinds import (
+    KINDS,
+    ChiSquared,
+    ForwardKLDivergence,
+    JensenShannonDivergence,
+    RenyiDivergence,
+    SkewForwardKLDivergence,
+)
 from whichkl.problems import named
 
 D = torch.float64
@@ -110,13 +117,13 @@ def test_disjoint_supports_reach_the_bounds():
     assert values["jensen_shannon"] == pytest.approx(math.log(2))
     assert values["total_variation"] == pytest.approx(1)
     assert values["hellinger"] == pytest.approx(1)
-    assert on_the_line(p, q, SkewForwardKL(0.25)).value == pytest.approx(math.log(4))
-    assert on_the_line(p, q, JensenShannon(0.2)).value == pytest.approx(-0.2 * math.log(0.2) - 0.8 * math.log(0.8))
+    assert on_the_line(p, q, SkewForwardKLDivergence(0.25)).value == pytest.approx(math.log(4))
+    assert on_the_line(p, q, JensenShannonDivergence(0.2)).value == pytest.approx(-0.2 * math.log(0.2) - 0.8 * math.log(0.8))
 
 
 def test_renyi_tends_to_forward_kl_and_a_value_beyond_floats_is_refused():
     p, q = Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0))
-    assert on_the_line(p, q, Renyi(1 + 1e-6)).value == pytest.approx(0.443147, abs=1e-5)
+    assert on_the_line(p, q, RenyiDivergence(1 + 1e-6)).value == pytest.approx(0.443147, abs=1e-5)
     with pytest.raises(ValueError, match="beyond 1e308"):
         on_the_line(Normal(t(0.0), t(1.0)), Normal(t(40.0), t(1.0)), ChiSquared())
 
@@ -124,11 +131,11 @@ def test_renyi_tends_to_forward_kl_and_a_value_beyond_floats_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: on_the_line(Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0)), Renyi(1.0)), "other than 1"),
-        (lambda: on_the_line(Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0)), SkewForwardKL(0.0)), "Use forward_kl"),
-        (lambda: Renyi(0.0), "positive"),
-        (lambda: JensenShannon(1.0), "strictly between"),
-        (lambda: SkewForwardKL(1.0), "1 excluded"),
+        (lambda: on_the_line(Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0)), RenyiDivergence(1.0)), "other than 1"),
+        (lambda: on_the_line(Normal(t(0.0), t(1.0)), Normal(t(1.0), t(2.0)), SkewForwardKLDivergence(0.0)), "Use forward_kl"),
+        (lambda: RenyiDivergence(0.0), "positive"),
+        (lambda: JensenShannonDivergence(1.0), "strictly between"),
+        (lambda: SkewForwardKLDivergence(1.0), "1 excluded"),
     ],
 )
 def test_knobs_out_of_range_are_refused(make, message):
@@ -174,7 +181,7 @@ def test_missing_atoms_are_named():
     estimate = summed(p, q, ForwardKLDivergence())
     assert estimate.value == math.inf
     assert estimate.notes == ("0.25 of the mass of p lies outside the support of q, on the atoms 0",)
-    assert summed(p, q, JensenShannon()).value < math.log(2)
+    assert summed(p, q, JensenShannonDivergence()).value < math.log(2)
     assert summed(Bernoulli(t(0.5)), Bernoulli(t(1.0)), ForwardKLDivergence()).value == math.inf
     assert summed(Bernoulli(t(1.0)), Bernoulli(t(0.5)), ForwardKLDivergence()).value == pytest.approx(math.log(2))
     hot = (torch.distributions.OneHotCategorical(one.probs) for one in (p, q))
@@ -186,7 +193,7 @@ def test_rows_agree_with_enumeration_whatever_the_form_and_block():
     logits = torch.randn(2, 50, 700, generator=generator)
     logits[0, 3, 5] = -math.inf
     p, q = logits.softmax(-1)
-    for kind in (ForwardKLDivergence(), JensenShannon(), Renyi(0.5)):
+    for kind in (ForwardKLDivergence(), JensenShannonDivergence(), RenyiDivergence(0.5)):
         by_probability = rows(p, q, kind)
         by_logit = rows(logits[0], logits[1], kind, "logits")
         torch.testing.assert_close(by_probability, by_logit, rtol=1e-4, atol=1e-6)

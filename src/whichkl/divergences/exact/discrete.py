@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from whichkl._checks import InputError, cannot
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi, ReverseKLDivergence
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence, ReverseKLDivergence
 from whichkl.process.threads import use_one_thread
 
 Form = Literal["probabilities", "logits"]
@@ -177,7 +177,7 @@ def _settled(size: Float[Tensor, " v"]) -> bool:
 
 def log_sum(kind: IntegralDivergence, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
     """The divergence of rows of atoms: for Rényi's by the logarithm of the sum, which neither overflows nor vanishes."""
-    if isinstance(kind, Renyi):
+    if isinstance(kind, RenyiDivergence):
         return kind.log_tail(log_p, log_q).logsumexp(-1) / (kind.order - 1)
     total = kind.integrand(log_p, log_q).sum(-1)
     values = [kind.of_integral(one) for one in total.reshape(-1).tolist()]

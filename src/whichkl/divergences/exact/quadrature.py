@@ -21,7 +21,7 @@ from whichkl.divergences.exact.boxes import Integral, integrate
 from whichkl.divergences.exact.closed_form import closed_form
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Ground, Located
 from whichkl.divergences.exact.tails import REACHES, diverges
-from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence
 from whichkl.targets import Target
 
 _MAX_MASS_BY_ROUNDING = 1e-13
@@ -102,7 +102,7 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names, near)
     if place:
         return Estimate.settled(kind.name, math.inf, "quadrature", f"the integrand of {kind.formula} isn't integrable {place}")
-    if isinstance(kind, Renyi) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
+    if isinstance(kind, RenyiDivergence) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
         return Estimate.settled(kind.name, math.inf, "quadrature", "their supports don't overlap")
     whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, draws, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
     return _estimate(kind, whole, dim, ground.notes)
@@ -113,7 +113,7 @@ def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[
     if not math.isfinite(integral):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
         raise TargetError(cannot(what, because, "Use a divergence that grows less, such as a KL"))
-    if isinstance(kind, Renyi) and integral < 1e-290:
+    if isinstance(kind, RenyiDivergence) and integral < 1e-290:
         because = f"the integral of {kind.formula} is below 1e-290: the two hardly overlap"
         raise TargetError(cannot(what, because, "Use a divergence such as forward_kl"))
     value, error = kind.of_integral(integral), kind.error_of_integral(error, integral)

@@ -13,7 +13,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences.estimate import NORMAL, Estimate
-from whichkl.divergences.kinds import KINDS, ChiSquared, IntegralDivergence, JensenShannon, Renyi, WeightedKLs, divergence_named
+from whichkl.divergences.kinds import (
+    KINDS,
+    ChiSquared,
+    IntegralDivergence,
+    JensenShannonDivergence,
+    RenyiDivergence,
+    WeightedKLs,
+    divergence_named,
+)
 from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, cosines, cross_fit, mean_with_error
 from whichkl.divergences.samples.neighbors import Neighbors
@@ -120,7 +128,7 @@ def _misfit(sample: _Pooled, log_ratio: Tensor) -> list[str]:
     features mustn't do better.
     """
     z, n, generator = sample.z, sample.n, sample.generator
-    size = abs(_score(JensenShannon(), n, log_ratio, [])[0])
+    size = abs(_score(JensenShannonDivergence(), n, log_ratio, [])[0])
     seen = {
         "waves in the rows still distinguish x from y": _gap_of_waves(z, n, log_ratio, size, generator),
         "the errors of neighbouring rows correlate": _correlation_of_neighbors(z, n, log_ratio, size, generator),
@@ -206,7 +214,7 @@ def _terms(kind: IntegralDivergence, ratio: Tensor, levels: _Levels) -> tuple[Te
         forward, reverse = kind.kl_weights
         up, down = (level * torch.exp(one.clamp(max=MAX_EXPONENT)) for level, one in zip(levels, (ratio, -ratio), strict=True))
         return forward * ratio + reverse * (levels[1] - down), forward * (levels[0] - up) - reverse * ratio
-    power = kind.order - 1 if isinstance(kind, Renyi) else float(isinstance(kind, ChiSquared))
+    power = kind.order - 1 if isinstance(kind, RenyiDivergence) else float(isinstance(kind, ChiSquared))
     if power > 0:
         return torch.exp((power * ratio).clamp(max=MAX_EXPONENT)) - float(isinstance(kind, ChiSquared)), 0 * ratio
     ratio = ratio.clamp(-MAX_EXPONENT, MAX_EXPONENT)
