@@ -36,7 +36,7 @@ from oracle import (
     reverse_loss,
     vector_of,
 )
-from whichkl import ForwardKL, ReverseKL, Target
+from whichkl import Access, ForwardKL, ReverseKL, Target, advise
 from whichkl.divergences.draws import monte_carlo
 from whichkl.divergences.exact import quadrature
 from whichkl.divergences.kinds import JeffreysDivergence, JeffreysSum
@@ -242,10 +242,13 @@ def test_the_losses_of_both_kls_are_those_of_the_formulas(family):
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES.values()), ids=str)
 def test_objective_declares_what_it_requires(objective):
-    assert objective.requires.alternatives
-    assert "KL(" in objective.formula or objective.name == "renyi"
-    assert OBJECTIVES[objective.name] is objective
-    assert objective_of(objective.spec) == objective or type(objective_of(objective.spec)) is type(objective)
+    assert objective_of(objective.spec) == objective and objective.name == objective.spec.partition(":")[0]
+    for access in objective.requires.alternatives:
+        assert access.can_sample == objective.reads_p
+        assert access.can_evaluate or not objective.reads_q
+        for part in Access:
+            possible = [option.objective for option in advise(access & ~part).options]
+            assert (objective in possible) == (part not in access), f"{access} without {part}"
 
 
 # ---- exact divergences

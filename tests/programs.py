@@ -5,6 +5,7 @@ tell it: arguments, folder, environment, streams, warnings; how it ends is what 
 needs a fresh Python.
 """
 
+import atexit
 import functools
 import gc
 import json
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 _LONGEST = 600
@@ -44,13 +46,20 @@ def _server():
 
 def _serve():
     """Fork a process for each line that is read; return, in that process, what it is to run."""
+    import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch  # noqa: F401
+    from typer.testing import CliRunner
 
     import whichkl as wk
+    import whichkl.cli
 
     for name in wk.__all__:
         getattr(wk, name)
+    CliRunner().invoke(whichkl.cli.app, ["--version"])  # typer imports half of itself at the first command
+    # What the command line imports stays loaded; its own modules look at the streams and are loaded again by each program.
+    for name in [one for one in sys.modules if one == "whichkl.cli" or one.startswith("whichkl.commands")]:
+        del sys.modules[name]
     gc.freeze()  # a process that ends doesn't look through it all
     for line in sys.stdin:
         asked = json.loads(line)
@@ -88,7 +97,22 @@ def _become(asked):
     return functools.partial(runpy.run_path, first, run_name="__main__")
 
 
+def _end(code):
+    """End as Python does, but leave the objects to the system: to take them apart takes longer than most programs."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     told = _serve()
     if told is not None:
-        _become(told)()
+        try:
+            _become(told)()
+        except SystemExit as ended:
+            if not isinstance(ended.code, int | None):
+                raise
+            _end(ended.code or 0)
+        _end(0)
