@@ -21,21 +21,26 @@ _LONGEST = 600
 """Seconds after which a program that hangs is killed."""
 
 
-def whichkl(*arguments, cwd=None, env=None):
+def whichkl(*arguments, cwd=None, env=None, **streams):
     """Run `python -m whichkl` with these arguments."""
-    return run("-m", "whichkl", *map(str, arguments), cwd=cwd, env={"COLUMNS": "200", **(env or {})})
+    return run("-m", "whichkl", *map(str, arguments), cwd=cwd, env={"COLUMNS": "200", **(env or {})}, **streams)
 
 
-def run(*command, cwd=None, env=None, strict=False):
-    """Run Python with a command line of `-m module`, `-c code` or a script, and arguments; `strict` makes warnings errors."""
+def run(*command, cwd=None, env=None, strict=False, encoding=None, stdout=None):
+    """Run Python with a command line of `-m module`, `-c code` or a script, and arguments.
+
+    `strict` makes warnings errors. `encoding` is that of the streams, as PYTHONIOENCODING has it; `stdout` is a file to write to.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        out, error = Path(folder) / "out", Path(folder) / "error"
-        asked = {"command": command, "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **(env or {})}, "strict": strict}
+        out, error = stdout or Path(folder) / "out", Path(folder) / "error"
+        asked = {"command": command, "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **(env or {})}}
+        asked |= {"strict": strict, "encoding": encoding}
         server = _server()
         server.stdin.write(json.dumps({**asked, "out": str(out), "error": str(error)}) + "\n")
         server.stdin.flush()
         ended = json.loads(server.stdout.readline())
-        return subprocess.CompletedProcess(command, ended, out.read_text(), error.read_text())
+        read = [Path(path).read_bytes().decode((encoding or "utf-8").partition(":")[0]) for path in (out, error)[bool(stdout) :]]
+        return subprocess.CompletedProcess(command, ended, *([""] * bool(stdout) + read))
 
 
 @functools.cache
@@ -83,6 +88,10 @@ def _become(asked):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.dup2(handle, number)
         os.close(handle)
+    if asked["encoding"]:
+        encoding, _, errors = asked["encoding"].partition(":")
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=encoding, errors=errors or ("strict" if stream is sys.stdout else "backslashreplace"))
     if asked["strict"]:
         warnings.simplefilter("error")
     first, *rest = asked["command"]
