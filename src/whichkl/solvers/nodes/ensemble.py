@@ -63,6 +63,7 @@ class Nodes:
     @classmethod
     def of(cls, target: Target, count: int, seed: int) -> Nodes:
         """Return `count` nodes, others for each count."""
+        # Other nodes for each count: half of the same nodes would make a doubling look settled.
         z, w = gaussian_rule(target.dim, count, seed + count)
         return cls(z.to(target.device), w.to(target.device))
 
@@ -111,6 +112,7 @@ class Ensemble:
         """Evaluate mixtures of these log weights, means and factors; the factors of a diagonal family lose their off-diagonal."""
         logits, loc, tril = (part.to(target.device) for part in parts)
         if family.covariance == "diagonal":
+            # The standard deviations of the full factor, which its diagonal alone would understate.
             tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1))
         unknown = logits.new_zeros(len(logits))
         here = cls(objective, family, target, log_z, points, nodes, logits.log_softmax(-1), loc, tril, unknown, unknown)
@@ -184,6 +186,7 @@ class Ensemble:
         point = theta.detach().requires_grad_(True)
         with torch.enable_grad():
             losses = [self.objective.loss(at_p, self.points.w, at_q, w) for at_p, at_q, w in self._ratios(point, rows)]
+            # Divided by its curvature, every divergence is a KL near q = p, and so tolerances in nats fit all.
             value = -torch.stack(losses) / self.objective.curvature
             (slope,) = torch.autograd.grad(value.sum(), point)
         return value.detach(), slope
@@ -213,6 +216,7 @@ class Ensemble:
         size = logits.exp().clamp(min=_MIN_WEIGHT).sqrt()  # the curvature of a component's coordinates is its weight
         log_weight = (logits + theta[:, :count] / size).log_softmax(-1)
         rest = (theta[:, count:].reshape(len(theta), count, -1)) / size[..., None]
+        # The log of a standard deviation has curvature 2 under a normal law: √2 makes it 1.
         factor = torch.diag_embed((rest[..., dim : 2 * dim] / math.sqrt(2)).exp())
         if self.family.covariance == "full":
             row, column = torch.tril_indices(dim, dim, -1, device=theta.device)

@@ -163,6 +163,7 @@ class ExpectationMaximization(Solver):
             climb = found
         saved = time.monotonic()
         while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.evaluations.is_spent):
+            # Rows of a single part are few: float32 would save next to nothing.
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             update = partial(frame.update, rows, torch.float32 if single else torch.float64)
             here, likelihood, state = squarem_cycle(climb.state, update)
@@ -229,6 +230,7 @@ def seed_states(
 
     Source: Arthur & Vassilvitskii (2007).
     """
+    # k-means++ spreads the centres; starts that share a cluster are EM's usual bad optimum.
     generator = torch.Generator(y.device).manual_seed(seed)
     first = torch.multinomial(w, starts, replacement=True, generator=generator)
     centres = y[first][:, None]
@@ -267,6 +269,7 @@ def split_and_merge(state: State) -> list[State]:
     cost = (weight * _log_det(merged) - probs[:, None] * volume[:, None] - probs * volume) / 2
     row, column = torch.triu_indices(count, count, 1, device="cpu")
     nearest = cost[row, column].argsort()
+    # A component with hardly any rows can be large by chance, and splitting it gains nothing.
     widest = torch.where(probs > 0.25 / count, volume, -math.inf).argsort(descending=True)
     found: list[State] = []
     for pair in nearest.tolist()[:_MAX_MERGERS]:
@@ -291,6 +294,7 @@ def _moved(state: State, i: int, j: int, k: int) -> State:
     probs[0, i] = probs[0, i] + probs[0, j]
     value, vector = torch.linalg.eigh(cov[0, k])
     step = _SPLIT_DISTANCE * value[-1].sqrt() * vector[:, -1]
+    # The halves lie apart by ± step: with this covariance both together keep the moments of the whole.
     cov[0, k] = cov[0, k] - torch.outer(step, step)
     cov[0, j] = cov[0, k]
     loc[0, j], loc[0, k] = loc[0, k] - step, loc[0, k] + step
