@@ -1,4 +1,4 @@
-"""Shared paths: the known truths that lie next to some checkouts are used if they are there; tests that need them are skipped with a reason otherwise."""
+"""Shared paths: known truths that lie next to some checkouts; without them, tests that need them are skipped with a reason."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ THREADS = int(os.environ.get("WHICHKL_TEST_THREADS", "1"))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 if THREADS < torch.get_num_threads():
     torch.set_num_threads(THREADS)
-# Two hundred commands and examples are started: without this each would compile the package again, where the machine forbids to keep what was compiled.
+# Without this, on a machine that forbids to keep compiled files, each of two hundred commands would compile the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

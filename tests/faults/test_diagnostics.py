@@ -110,6 +110,14 @@ def test_whatever_fails_the_fit_is_returned(where, part, name, monkeypatch):
     assert fit.value.reliable or fit.value.notes
 
 
+@pytest.mark.parametrize("name", ["rows", "many rows", "pairs"])
+def test_the_mean_over_the_fitted_rows_takes_the_place_of_a_value_that_fails(name, monkeypatch):
+    monkeypatch.setattr(sys.modules[JUDGE], "forward_value", Failing(ValueError("math domain error")))
+    value, usual = FITS[name]().value, wk.fit(FITS[name]().target, FITS[name]().family, judge=False).value
+    assert "in-sample" in value.method and not value.reliable
+    assert value.value == pytest.approx(usual.value, abs=1e-12)
+
+
 @pytest.mark.parametrize("name", ["rows", "many rows", "density", "between", "sampler"])
 def test_where_nothing_could_be_measured_the_fit_is_saved_reported_and_drawn(name, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
