@@ -112,8 +112,9 @@ def told(rows, scores):
             for choice in verdict.choices:
                 best = [one.split(" · ")[1] for one in choice.best]
                 winners[label][choice.column] = best
-                said = f"{best[0]} won" if len(best) == 1 else f"none won; not told apart from {best[0]}: {', '.join(best[1:])}"
-                print(f"  by {choice.column}: {said}")
+                ties = ", ".join(best[1:])
+                result = f"none won; no detectable difference from {best[0]}: {ties}" if ties else f"{best[0]} won"
+                print(f"  by {choice.column}: {result}")
         line["students"][name] = {"weights": weights(small(channels)), "objectives": table, "best": winners}
     print()
     return line
@@ -124,7 +125,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--out", help="folder where cells are kept, so that the same command goes on")
+    parser.add_argument("--out", help="folder where cells are kept, if interrupted, run the same command again to resume")
     options = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()

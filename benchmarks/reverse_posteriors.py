@@ -8,7 +8,7 @@ point of a grid of learning rates and step counts: the fastest whose ELBO lies w
 reaches, or of the grid's best where no point comes so far. All are scored by one ELBO on 100,000 draws from common normals.
 Every timed run has a process of its own, as a user's first fit has: its seconds begin once the libraries are imported, and
 include all compilation. In brackets stands a second run in the same process: what is compiled isn't compiled again. Ours
-include every diagnostic, and stand beside ours without the search for modes that the fit misses (`judge=False`), which no peer
+include every diagnostic, and stand next to ours without the search for modes that the fit misses (`judge=False`), which no peer
 has; the floor is what the gradients of the former would take at 512 points a call.
 """
 

@@ -139,8 +139,8 @@ def main():
         line["head"] = head()
     if not line:
         overhead(3)
-        beside, again, read = overhead(options.cells)
-        line = {"cells": options.cells, "overhead_ms_per_cell": 1e3 * beside / options.cells, "resume_s": again, "read_s": read}
+        seconds, again, read = overhead(options.cells)
+        line = {"cells": options.cells, "overhead_ms_per_cell": 1e3 * seconds / options.cells, "resume_s": again, "read_s": read}
     print(json.dumps({"benchmark": "study", "cores": os.cpu_count(), **json.loads(json.dumps(line), parse_float=_short)}))
 
 

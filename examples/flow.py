@@ -6,12 +6,12 @@ import torch
 
 import whichkl as wk
 
-angle = 2 * math.pi * torch.rand(1_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-noise = 0.15 * torch.randn(1_000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+angle = 2 * math.pi * torch.rand(600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+noise = 0.15 * torch.randn(600, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 ring = wk.Target(samples=torch.stack([angle.cos(), angle.sin()], 1) + noise)
 
 bell = wk.fit(ring)
-flow = wk.fit(ring, wk.families.Flow(transforms=2, hidden=(32,)))  # a tenth of the rows says when to stop, a fifth is the judge
+flow = wk.fit(ring, wk.families.Flow(transforms=2, hidden=(16,)))  # a tenth of the rows says when to stop, a fifth is the judge
 print(flow)
 print(f"held out, in nats a row: {bell.value.number} for a Gaussian, {flow.value.number} for a flow")
 

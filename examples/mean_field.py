@@ -5,13 +5,13 @@ import torch
 import whichkl as wk
 
 generator = torch.Generator().manual_seed(0)
-features, names = 300, [f"weight {i}" for i in range(300)]
+features, names = 210, [f"weight {i}" for i in range(210)]
 x = torch.randn(200, features, generator=generator, dtype=torch.float64)
 x[:, 1] = 0.95 * x[:, 0] + 0.3 * x[:, 1]  # two features that say nearly the same
 y = (x[:, 0] + x[:, 1] - x[:, 2] + torch.randn(200, generator=generator, dtype=torch.float64) > 0).to(torch.float64)
 
 
-def log_prob(weights):  # (n, 300) -> (n,): log posterior of a logistic regression, up to a constant
+def log_prob(weights):  # (n, 210) -> (n,): log posterior of a logistic regression, up to a constant
     score = weights @ x.T
     return (y * score - torch.nn.functional.softplus(score)).sum(-1) - 2 * weights.square().sum(-1)
 
@@ -20,7 +20,7 @@ target = wk.Target(log_prob=log_prob, dim=features, names=names)
 fit = wk.fit(target, wk.families.Gaussian("diagonal"))
 print(fit)
 
-covariance = fit.linear_response(["weight 0", "weight 1"])  # two rows of 300; none of the 300 × 300 matrix is made
+covariance = fit.linear_response(["weight 0", "weight 1"])  # two rows; the 210 × 210 matrix isn't made
 spread = covariance[[0, 1], [0, 1]].sqrt()
 print("standard deviations of the two twins: mean field", [round(s, 3) for s in fit.model.stddev[:2].tolist()])
 print("                                linear response", [round(s, 3) for s in spread.tolist()])

@@ -1,4 +1,4 @@
-"""Shared paths: the known truths that lie beside some checkouts are used where they are, and skipped with a reason."""
+"""Shared paths: known truths that lie next to some checkouts; without them, tests that need them are skipped with a reason."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ THREADS = int(os.environ.get("WHICHKL_TEST_THREADS", "1"))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 if THREADS < torch.get_num_threads():
     torch.set_num_threads(THREADS)
-# Two hundred commands and examples are started: without this each would compile the package anew, where the machine says so.
+# Without this, on a machine that forbids to keep compiled files, each of two hundred commands would compile the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -40,5 +40,5 @@ def compiling(monkeypatch):
 @pytest.fixture
 def shared():
     if not (SHARED / "testbed.json").exists():
-        pytest.skip("no folder `shared` beside this checkout: the published truths and posteriors aren't here")
+        pytest.skip("no folder `shared` next to this checkout: the published truths and posteriors aren't here")
     return SHARED

@@ -36,10 +36,10 @@ from oracle import (
     reverse_loss,
     vector_of,
 )
-from whichkl import ForwardKL, ReverseKL, Target
+from whichkl import Access, ForwardKL, ReverseKL, Target, advise
 from whichkl.divergences.draws import monte_carlo
 from whichkl.divergences.exact import quadrature
-from whichkl.divergences.kinds import Jeffreys, JeffreysSum
+from whichkl.divergences.kinds import JeffreysDivergence, JeffreysSum
 from whichkl.families import Gaussian, Mixture, family_from_config, richer
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.objectives import OBJECTIVES, objective_of
@@ -242,10 +242,15 @@ def test_the_losses_of_both_kls_are_those_of_the_formulas(family):
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES.values()), ids=str)
 def test_objective_declares_what_it_requires(objective):
-    assert objective.requires.alternatives
-    assert "KL(" in objective.formula or objective.name == "renyi"
-    assert OBJECTIVES[objective.name] is objective
-    assert objective_of(objective.spec) == objective or type(objective_of(objective.spec)) is type(objective)
+    assert objective_of(objective.spec) == objective and objective.name == objective.spec.partition(":")[0]
+    for access in objective.requires.alternatives:
+        assert access.can_sample == objective.reads_p
+        assert access.can_evaluate or not objective.reads_q
+        for part in Access:
+            left = access & ~part
+            assert objective.requires.met_by(left) == (part not in access), f"{access} without {part}"
+            if left.cell == "both" or not objective.is_between:  # advice on those between the two needs both
+                assert (objective in [option.objective for option in advise(left).options]) == (part not in access)
 
 
 # ---- exact divergences
@@ -319,7 +324,7 @@ UNBIASED = {
         lambda p, q: float(kl_divergence(p, q) + kl_divergence(q, p)),
     ),
     "jeffreys, weighted": (
-        lambda p, q, n, seed: monte_carlo.weighted_kls(p, q, Jeffreys(0.3), n, seed),
+        lambda p, q, n, seed: monte_carlo.weighted_kls(p, q, JeffreysDivergence(0.3), n, seed),
         lambda p, q: float(0.3 * kl_divergence(p, q) + 0.7 * kl_divergence(q, p)),
     ),
 }
@@ -409,8 +414,8 @@ def _assert_local_minimum(solution, kind, family, target):
 
         slack = 1e-7
     else:
-        doubled_anew = kind in (NaturalGradient, SampleAverage)
-        rule = gaussian_rule(target.dim, solution.nodes, seed=5 + solution.nodes * doubled_anew)
+        has_new_nodes = kind in (NaturalGradient, SampleAverage)
+        rule = gaussian_rule(target.dim, solution.nodes, seed=5 + solution.nodes * has_new_nodes)
 
         def loss(theta):
             return reverse_loss(family, model_of(family, theta, target.dim), target.value_and_score, *rule)

@@ -5,6 +5,7 @@ tell it: arguments, folder, environment, streams, warnings; how it ends is what 
 needs a fresh Python.
 """
 
+import atexit
 import functools
 import gc
 import json
@@ -13,27 +14,33 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 _LONGEST = 600
 """Seconds after which a program that hangs is killed."""
 
 
-def whichkl(*arguments, cwd=None, env=None):
+def whichkl(*arguments, cwd=None, env=None, **streams):
     """Run `python -m whichkl` with these arguments."""
-    return run("-m", "whichkl", *map(str, arguments), cwd=cwd, env={"COLUMNS": "200", **(env or {})})
+    return run("-m", "whichkl", *map(str, arguments), cwd=cwd, env={"COLUMNS": "200", **(env or {})}, **streams)
 
 
-def run(*command, cwd=None, env=None, strict=False):
-    """Run Python with a command line of `-m module`, `-c code` or a script, and arguments; `strict` makes warnings errors."""
+def run(*command, cwd=None, env=None, strict=False, encoding=None, stdout=None):
+    """Run Python with a command line of `-m module`, `-c code` or a script, and arguments.
+
+    `strict` makes warnings errors. `encoding` is that of the streams, as PYTHONIOENCODING has it; `stdout` is a file to write to.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        out, error = Path(folder) / "out", Path(folder) / "error"
-        asked = {"command": command, "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **(env or {})}, "strict": strict}
+        out, error = stdout or Path(folder) / "out", Path(folder) / "error"
+        asked = {"command": command, "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **(env or {})}}
+        asked |= {"strict": strict, "encoding": encoding}
         server = _server()
         server.stdin.write(json.dumps({**asked, "out": str(out), "error": str(error)}) + "\n")
         server.stdin.flush()
         ended = json.loads(server.stdout.readline())
-        return subprocess.CompletedProcess(command, ended, out.read_text(), error.read_text())
+        read = [Path(path).read_bytes().decode((encoding or "utf-8").partition(":")[0]) for path in (out, error)[bool(stdout) :]]
+        return subprocess.CompletedProcess(command, ended, *([""] * bool(stdout) + read))
 
 
 @functools.cache
@@ -44,13 +51,20 @@ def _server():
 
 def _serve():
     """Fork a process for each line that is read; return, in that process, what it is to run."""
+    import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch  # noqa: F401
+    from typer.testing import CliRunner
 
     import whichkl as wk
+    import whichkl.cli
 
     for name in wk.__all__:
         getattr(wk, name)
+    CliRunner().invoke(whichkl.cli.app, ["--version"])  # typer imports half of itself at the first command
+    # What the command line imports stays loaded; its own modules look at the streams and are loaded again by each program.
+    for name in [one for one in sys.modules if one == "whichkl.cli" or one.startswith("whichkl.commands")]:
+        del sys.modules[name]
     gc.freeze()  # a process that ends doesn't look through it all
     for line in sys.stdin:
         asked = json.loads(line)
@@ -74,6 +88,10 @@ def _become(asked):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.dup2(handle, number)
         os.close(handle)
+    if asked["encoding"]:
+        encoding, _, errors = asked["encoding"].partition(":")
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=encoding, errors=errors or ("strict" if stream is sys.stdout else "backslashreplace"))
     if asked["strict"]:
         warnings.simplefilter("error")
     first, *rest = asked["command"]
@@ -88,7 +106,22 @@ def _become(asked):
     return functools.partial(runpy.run_path, first, run_name="__main__")
 
 
+def _end(code):
+    """End as Python does, but leave the objects to the system: to take them apart takes longer than most programs."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     told = _serve()
     if told is not None:
-        _become(told)()
+        try:
+            _become(told)()
+        except SystemExit as ended:
+            if not isinstance(ended.code, int | None):
+                raise
+            _end(ended.code or 0)
+        _end(0)

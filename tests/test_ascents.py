@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import whichkl as wk
-from whichkl.solvers.nodes.ascents import ascend, ascend_by_newton
+from whichkl.solvers.ascents import ascend, ascend_by_newton
 from whichkl.solvers.nodes.ensemble import Nodes
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.natural_gradient import Gaussians

@@ -1,4 +1,4 @@
-"""Audits: every mutant is caught by name, and nothing is said against what is right."""
+"""Audits: every mutant is caught by name, and a correct loss gets no finding."""
 
 import json
 import math
@@ -245,7 +245,7 @@ def test_torchs_own_loss_used_rightly_passes():
 
     result = audit(used_rightly, adapter="student_teacher", claims="forward_kl")
     assert result.passed and result.identified.reduction == "mean over tokens"
-    assert result.findings == {"impossible_tokens", "infinity_hidden"}, str(result)  # (−inf) · 0 is NaN there, and it is said
+    assert result.findings == {"impossible_tokens", "infinity_hidden"}, str(result)  # (−inf) · 0 is NaN there, and it is reported
     found = audit(partial(F.kl_div, log_target=True, reduction="batchmean"), adapter="log_probs")
     assert found.passed and found.identified.reduction == "sum over positions, mean over sequences"
 

@@ -1,7 +1,9 @@
 """Workers: the same bits from one thread, several, and a Ray cluster, also one that loses a machine."""
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -28,6 +30,10 @@ def gram(seed):
 def slowly(seed):
     time.sleep(0.4)
     return gram(seed), os.getpid()
+
+
+def half(number):
+    return number / 2 if number < 3 else 1 / 0
 
 
 def refuse(number):
@@ -161,34 +167,46 @@ def _sent(send, function, arguments):
         send.send(("error", traceback.format_exc()))
 
 
+def settings():
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    return signal.getsignal(signal.SIGTERM), sys.excepthook, faulthandler.is_enabled(), kept
+
+
 def one_node(folder):
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    before = settings()
+    workers, messages = Ray("local", most=2), []
+    assert list(workers.map(half, range(3))) == [0.0, 0.5, 1.0]
+    assert settings() == before, "Ray's own settings end with the pass that started it"
     try:
-        workers, messages = Ray(), []
-        for function in (refuse, die):
+        for function, count in ((half, 9), (refuse, 3), (die, 3)):
             try:
-                list(Ray(retries=0).map(function, range(3)))
-            except (InputError, ResourceError) as error:
+                list(Ray(retries=0).map(function, range(count)))
+            except (ZeroDivisionError, InputError, ResourceError) as error:
                 messages.append((type(error).__name__, str(error)))
-        return total(workers).numpy(), solved(wk.Target.of(folder), workers).numpy(), messages
+            assert settings() == before
+        time.sleep(1)  # Ray reports errors that nobody took a second later
+        return total(Ray()).numpy(), solved(wk.Target.of(folder), Ray()).numpy(), messages
     finally:
         ray.shutdown()
 
 
-def test_ray_gives_the_same_bits_and_readable_errors(tmp_path):
+def test_ray_gives_the_same_bits_and_readable_errors_and_leaves_the_process_as_it_was(tmp_path, capfd):
     pytest.importorskip("ray")
     folder = folder_of(tmp_path / "data")
     by_ray, fit_by_ray, messages = in_fresh_process(one_node, folder)
+    assert "ZeroDivisionError" not in capfd.readouterr().err  # an error that nobody took
     np.testing.assert_array_equal(by_ray, total(Threads(1)).numpy())
     target = wk.Target.of(folder)
     assert len(target.stream.parts) == 3
     np.testing.assert_array_equal(fit_by_ray, solved(target, Threads(1)).numpy())
     np.testing.assert_array_equal(fit_by_ray, solved(target, Threads(2)).numpy())
-    assert messages[0] == ("InputError", "Cannot use part 0: it is bad. Drop it.")
-    assert messages[1][0] == "ResourceError"
-    assert messages[1][1].startswith("Cannot go on with this pass: a part of the data was lost 1 times (WorkerCrashedError")
+    assert messages[0] == ("ZeroDivisionError", "division by zero")
+    assert messages[1] == ("InputError", "Cannot use part 0: it is bad. Drop it.")
+    assert messages[2][0] == "ResourceError"
+    assert messages[2][1].startswith("Cannot go on with this pass: a part of the data was lost 1 times (WorkerCrashedError")
 
 
 def two_nodes(folder):

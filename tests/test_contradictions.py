@@ -1,4 +1,4 @@
-"""What no method sees of itself: contradictions between draws and densities, kinship of samples, shapes beyond Gaussians."""
+"""What no method sees of itself: contradictions between draws and densities, samples that share rows, shapes beyond Gaussians."""
 
 import math
 import re

@@ -319,7 +319,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
         torch.set_num_threads(threads)
 
     run(journal, tmp_path / "killed")
-    assert seen[1] > 0  # it didn't begin anew
+    assert seen[1] > 0  # it resumed
     run(tmp_path / "other", tmp_path / "whole")
     assert seen[1] == 0
     names = {one.name for one in (tmp_path / "whole").iterdir()}

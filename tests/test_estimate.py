@@ -64,7 +64,7 @@ EXACT = [
     (Normal(0.0, 1.0), Cauchy(0.0, 1.0), "reverse_kl", math.inf, "quadrature"),
     (Categorical(torch.tensor([0.36, 0.48, 0.16])), Categorical(torch.ones(3) / 3), "forward_kl", 0.0853, "closed form"),
     (Poisson(3.0), Poisson(5.0), "reverse_kl", 0.554128, "closed form"),
-    (Poisson(3.0), Poisson(5.0), "jensen_shannon", None, "enumeration"),
+    (Poisson(3.0), Poisson(5.0), "jensen_shannon", 0.112766, "enumeration"),
     (Uniform(0.0, 1.0), Uniform(2.0, 3.0), "jensen_shannon", math.log(2), "quadrature"),
     (ContinuousBernoulli(torch.tensor(0.3, dtype=D)), Uniform(0.0, 1.0), "forward_kl", 0.029386, "quadrature"),
 ]
@@ -74,7 +74,7 @@ EXACT = [
 def test_exact_pairs_by_the_method_that_they_allow(p, q, divergence, truth, method):
     e = wk.estimate(p=p, q=q, divergence=divergence)
     assert e.exact and e.quantity == divergence and (method is None or e.method == method)
-    assert truth is None or e.value == pytest.approx(truth, abs=1e-6)
+    assert e.value == pytest.approx(truth, abs=1e-6)
     assert e.value == truth or e.finite == "certified"
     assert math.isfinite(e.value) or e.notes
 
@@ -344,7 +344,7 @@ def test_jeffreys_states_that_it_changed_and_takes_its_weight():
     truth = 0.2 * float(kl_divergence(p, q)) + 0.8 * float(kl_divergence(q, p))
     for method in ("closed_form", "monte_carlo", "self_normalised"):
         e = wk.estimate(p=p, q=q, divergence="jeffreys", weight_on_forward=0.2, method=method)
-        assert abs(e.value - truth) <= 4 * e.stderr + 1e-9 or not e.reliable
+        assert e.reliable and abs(e.value - truth) <= 4 * e.stderr + 1e-9 < 0.04
     sampled = unnormalised(10, sampler=lambda n: torch.randn(n, 10, dtype=D))
     with pytest.raises(TargetError, match="requires"):
         wk.estimate(p=sampled, q=q, divergence="jeffreys", weight_on_forward=0.2, method="monte_carlo")

@@ -1,4 +1,4 @@
-"""Families with closed forms: laws over all of them, agreement with other libraries, and what is said of bad input."""
+"""Families with closed forms: laws over all of them, agreement with other libraries, and messages about bad input."""
 
 import json
 import math
@@ -426,7 +426,7 @@ def test_linear_gaussian_keeps_its_digits_on_badly_scaled_columns():
     torch.testing.assert_close(scaled(x * by + to).mean, plain(x).mean, rtol=1e-6, atol=1e-6)
 
 
-# ---- what is said of bad input
+# ---- messages about bad input
 
 
 def bad(column, value):

@@ -301,25 +301,31 @@ def test_a_save_never_harms_what_is_there(tmp_path):
 
 
 _LOOP = """
-import sys, whichkl as wk, numpy as np
+import os, sys, whichkl as wk, numpy as np
 fits = [wk.fit(np.random.default_rng(i).normal(size=(50, 3))) for i in range(2)]
 fits[0].save(sys.argv[1])
-print("ready", flush=True)
-while True:
-    for fit in fits:
-        fit.save(sys.argv[1])
+for _ in sys.stdin:
+    child = os.fork()
+    while child == 0:
+        for fit in fits:
+            fit.save(sys.argv[1])
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
 
 
 def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_fit(tmp_path):
-    for delay in (0.003, 0.011, 0.024, 0.05):
-        process = subprocess.Popen([sys.executable, "-c", _LOOP, str(tmp_path / "fit")], stdout=subprocess.PIPE)
-        process.stdout.readline()
-        time.sleep(0.05 + delay)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert wk.Fit.load(tmp_path / "fit").model.mean.shape == (3,)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", _LOOP, str(tmp_path / "fit")], **pipes) as process:
+        for delay in (0.003, 0.011, 0.024, 0.05, 0.07, 0.09):
+            print(file=process.stdin, flush=True)
+            child = int(process.stdout.readline())
+            time.sleep(0.05 + delay)
+            os.kill(child, signal.SIGKILL)
+            assert process.stdout.readline() == "ended\n"
+            assert wk.Fit.load(tmp_path / "fit").model.mean.shape == (3,)
+        process.stdin.close()
     wk.fit(rows()).save(tmp_path / "fit")
     assert len(list((tmp_path / "fit").iterdir())) == 2
 

@@ -1,4 +1,4 @@
-"""Generalised linear models by Newton: agreement with scikit-learn, laws, separation, and what is said of bad input."""
+"""Generalised linear models by Newton: agreement with scikit-learn, laws, separation, and messages about bad input."""
 
 import json
 import math

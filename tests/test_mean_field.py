@@ -11,8 +11,8 @@ from whichkl._checks import InputError, TargetError
 from whichkl.families import Gaussian
 from whichkl.solvers import LowRank, MeanField
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
-from whichkl.solvers.nodes.trust_region import minimize
 from whichkl.solvers.nodes.vector_elbo import DiagonalAverage, LowRankAverage
+from whichkl.solvers.trust_region import minimize
 
 D = torch.float64
 DIAGONAL = Gaussian("diagonal")

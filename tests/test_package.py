@@ -12,6 +12,13 @@ import whichkl as wk
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SHOWN = {
+    "samples_only": ["(access: samples)", "Minimise forward KL: no other direction is possible.", "family_too_small"],
+    "log_density_only": ["reverse_kl over Gaussian", "ELBO", "log Z subtracted"],
+    "both": ["forward_kl over", "reverse_kl over", "3 distinct optima", "modes_missing"],
+    "neither": ["(access: nothing)", "Neither direction is possible yet", "Cannot fit this target"],
+}
+"""What the example of each of the four accesses prints."""
 
 
 def run(code):
@@ -73,36 +80,7 @@ def test_a_first_fit_waits_for_no_library_that_it_does_not_use():
 def test_every_example_runs(path, tmp_path):
     result = programs.run(str(path), cwd=tmp_path, strict=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout
-
-
-def test_the_examples_cover_the_four_cells():
-    assert [path.stem for path in EXAMPLES] == [
-        "audit",
-        "between",
-        "boltzmann",
-        "both",
-        "classifier",
-        "compare",
-        "distill",
-        "estimate",
-        "flow",
-        "flow_reverse",
-        "log_density_only",
-        "losses",
-        "many_rows",
-        "mean_field",
-        "missing_modes",
-        "neither",
-        "numpyro_model",
-        "samples_only",
-        "score_only",
-        "sklearn_pipeline",
-        "study_bimodal",
-        "study_many_modes",
-        "study_posteriors",
-        "supervised",
-    ]
+    assert result.stdout and all(text in result.stdout for text in SHOWN.get(path.stem, ()))
 
 
 def test_the_readmes_code_runs(tmp_path):

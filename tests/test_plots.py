@@ -1,4 +1,4 @@
-"""Figures of a fit beside its data: they show what is there, for every kind of fit, and nothing where nothing is."""
+"""Figures of a fit next to its data: they show what is there, for every kind of fit, and nothing where nothing is."""
 
 import json
 

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Cauchy, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from whichkl._checks import InputError
-from whichkl.divergences.kinds import KINDS, JensenShannon, Renyi, SkewForwardKL
+from whichkl.divergences.kinds import KINDS, JensenShannonDivergence, RenyiDivergence, SkewForwardKLDivergence
 from whichkl.divergences.samples.bound import variational_bound
 from whichkl.divergences.samples.ratio import classifier_divergence
 from whichkl.divergences.samples.sample_distances import energy_distance, mmd_squared, sliced_wasserstein
@@ -37,7 +37,13 @@ def normal(loc, scale):
 
 
 P, Q = normal(0.0, 1.0), normal(1.0, 1.5)
-KINDS_TRIED = [*(kind() for kind in KINDS.values()), JensenShannon(0.2), SkewForwardKL(0.5), Renyi(0.8), Renyi(1.5)]
+KINDS_TRIED = [
+    *(kind() for kind in KINDS.values()),
+    JensenShannonDivergence(0.2),
+    SkewForwardKLDivergence(0.5),
+    RenyiDivergence(0.8),
+    RenyiDivergence(1.5),
+]
 
 
 def pair(n, m, seed):
@@ -82,7 +88,7 @@ def test_classifier_in_several_dimensions(name):
 @pytest.mark.slow
 def test_classifier_error_covers_over_repeats():
     repeats = [classifier_divergence(*pair(400, 600, 2 * seed), "jensen_shannon", seed=seed) for seed in range(40)]
-    truth = integral(JensenShannon(), P, Q)
+    truth = integral(JensenShannonDivergence(), P, Q)
     inside = sum(one.interval[0] <= truth <= one.interval[1] for one in repeats)
     assert inside >= 33
 

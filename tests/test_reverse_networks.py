@@ -1,4 +1,4 @@
-"""Reverse KL to flows and to modules of a user: the gradient, the start, the end, and what is said of both."""
+"""Reverse KL to flows and to modules of a user: the gradient, the start, the end, and the report of both."""
 
 import math
 from dataclasses import replace

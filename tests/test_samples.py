@@ -1,4 +1,4 @@
-"""Sample files, real ones: what is read, and what is said of those that can't be."""
+"""Sample files, real ones: what is read, and the messages about those that can't be."""
 
 import numpy as np
 import pyarrow as pa

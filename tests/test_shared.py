@@ -1,4 +1,4 @@
-"""Published truths and real posteriors, where they lie beside the checkout; skipped with a reason elsewhere."""
+"""Published truths and real posteriors, if they lie next to the checkout; skipped with a reason elsewhere."""
 
 import json
 import math

@@ -94,7 +94,7 @@ def some_fit():
 
 def saved():
     with tempfile.TemporaryDirectory() as folder:
-        fit = wk.fit(ROWS, "mixture:2")
+        fit = wk.fit(ROWS, "mixture:2", judge=False)
         fit.save(Path(folder) / "fit")
         return str(wk.Fit.load(Path(folder) / "fit").model.log_prob(ROWS[:5]).tolist())
 
@@ -105,8 +105,9 @@ def reported():
 
 
 def compared():
-    study = wk.compare(of_density(), ["gaussian"], seeds=2, draws=500)
-    return [(row["status"], row["elbo"] if "elbo" in row else row["reverse_kl"]) for row in study.rows]
+    by_draws = ["reverse_kl", "ess", "khat"]  # quadrature has a call of its own
+    study = wk.compare(of_density(), ["gaussian"], seeds=2, draws=300, metrics=by_draws)
+    return [(row["status"], row["reverse_kl"], row["khat"]) for row in study.rows]
 
 
 def distilled():
@@ -178,7 +179,7 @@ CALLS = {
         divergence="reverse_kl",
     ),
     "estimate, energy distance": lambda: estimated(p=ROWS, q=ROWS + 0.1, divergence="energy"),
-    "estimate, forward from log densities": lambda: estimated(p=of_density(), q=Q, divergence="forward_kl"),
+    "estimate, forward from log densities": lambda: estimated(p=of_density(), q=Q, divergence="forward_kl", n=2_000),
     "estimate, jensen_shannon": lambda: estimated(p=P, q=Q, divergence="jensen_shannon"),
     "estimate, mmd": lambda: estimated(p=ROWS, q=ROWS + 0.1, divergence="mmd"),
     "estimate, quadrature": lambda: estimated(
@@ -205,19 +206,19 @@ CALLS = {
     "fit, product": lambda: fitted(ROWS.exp(), wk.families.Product("gamma")),
     "fit, rows": lambda: fitted(ROWS),
     "fit, rows by mixture": lambda: fitted(ROWS, "mixture:2"),
-    "fit, rows by student_t": lambda: fitted(ROWS, "student_t"),
+    "fit, rows by student_t": lambda: fitted(ROWS, "student_t", judge=False),
     "fit, sampler": lambda: fitted(wk.Target(sampler=sampler, dim=2)),
     "fit, score": lambda: fitted(wk.Target(score=lambda x: -x, dim=2)),
     "fit, stream": streamed,
     "fit, support": lambda: fitted(of_density(lambda x: -x.sum(-1) + x.log().sum(-1), support="positive")),
     "fit, autoencoder": lambda: fitted(ROWS, wk.families.VariationalAutoencoder(1, hidden=(4,)), solver=SHORT),
     "fit, mixture density network": lambda: fitted((X, Y), wk.families.MixtureDensityNetwork(2, hidden=(4,)), solver=SHORT),
-    "fit, low rank": lambda: fitted(of_density(), "gaussian:low_rank:1", objective="reverse_kl"),
+    "fit, low rank": lambda: fitted(of_density(), "gaussian:low_rank:1", objective="reverse_kl", judge=False),
     "fit, flow of a log density": lambda: fitted(
         of_density(),
         wk.families.Flow(transforms=1, bins=4, hidden=(4,)),
         objective="reverse_kl",
-        solver=StickingTheLanding(steps=50, cycles=1),
+        solver=StickingTheLanding(steps=20, cycles=1),
         judge=False,
     ),
     "fit, states by autoregressive": lambda: fitted(
@@ -225,12 +226,12 @@ CALLS = {
         wk.families.Autoregressive(hidden=(4,)),
         objective="reverse_kl",
     ),
-    "fit, weights": lambda: fitted(wk.Target(samples=ROWS, weights=WEIGHTS), "mixture:2"),
+    "fit, weights": lambda: fitted(wk.Target(samples=ROWS, weights=WEIGHTS), "mixture:2", judge=False),
     "linear response": lambda: some_fit().linear_response().tolist(),
     "losses": losses,
     "plot": lambda: len(wk.plot(some_fit()).to_json()) > 1_000,
     "problems": lambda: [
-        fitted(wk.problems.bimodal(), objective="reverse_kl"), fitted(wk.problems.eight_schools()), fitted(wk.problems.petals())
+        fitted(problem, judge=False) for problem in (wk.problems.bimodal(), wk.problems.eight_schools(), wk.problems.petals())
     ],
     "report": reported,
     "save and load": saved,

@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 
 def limited(size, *arguments, cwd):
-    """Run the command in a fresh Python whose address space is limited to so many bytes."""
+    """Run the command in a fresh Python whose address space is limited to `size` bytes."""
     return subprocess.run(
         [sys.executable, "-m", "whichkl", *map(str, arguments)],
         cwd=cwd,

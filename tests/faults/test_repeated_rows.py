@@ -45,7 +45,7 @@ REPEATED = {
     "three in a hundred": np.concatenate([RANDOM.normal(size=(1_000, 2)), DISTINCT[:30], DISTINCT[:30]]),
     "a chain that rejects": chain(),
     "many rows": np.tile(DISTINCT, (200, 1)),
-    "a class beside a number": np.tile(np.stack([DISTINCT[:, 0], (DISTINCT[:, 1] > 0).astype(float)], 1), (3, 1)),
+    "a class next to a number": np.tile(np.stack([DISTINCT[:, 0], (DISTINCT[:, 1] > 0).astype(float)], 1), (3, 1)),
 }
 NATURAL = {
     "draws": RANDOM.normal(size=(3_000, 3)),

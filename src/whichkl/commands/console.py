@@ -68,7 +68,7 @@ def _output_apart(out: Any) -> Iterator[Any]:
     os.dup2(error, number)
     stream = open(before, "w", encoding=out.encoding, errors=out.errors)  # noqa: PTH123, SIM115
     try:
-        yield exits.Stream(stream, must_work=True)
+        yield exits.OutputStream(stream, must_work=True)
     finally:
         os.dup2(before, number)
         with contextlib.suppress(OSError):  # an output that can't be written was reported when it was flushed

@@ -248,7 +248,7 @@ def _unwinds() -> bool:
 # Streams
 
 
-class Stream:
+class OutputStream:
     """A text stream whose failures become `OutputLost`, or are ignored."""
 
     def __init__(self, stream: TextIO, *, must_work: bool) -> None:
@@ -301,8 +301,8 @@ def _streams() -> Iterator[bool]:
         for stream in before:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors=ENCODING_ERRORS)
-        sys.stdout = Stream(before[0] or null, must_work=True)
-        sys.stderr = Stream(before[1] or null, must_work=False)  # if it fails, nothing can be reported
+        sys.stdout = OutputStream(before[0] or null, must_work=True)
+        sys.stderr = OutputStream(before[1] or null, must_work=False)  # if it fails, nothing can be reported
         try:
             if not is_open:
                 because = "standard output is closed"

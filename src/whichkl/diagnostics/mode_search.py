@@ -17,7 +17,7 @@ from whichkl.diagnostics.result import MissingModes, is_missed
 from whichkl.particles import Reference, temper
 from whichkl.process.seeds import seeded
 from whichkl.solvers import Solution
-from whichkl.solvers.nodes.ascents import Peaks, ascend
+from whichkl.solvers.ascents import Peaks, ascend
 from whichkl.targets import Target
 
 _QUANTILE = 1e-4

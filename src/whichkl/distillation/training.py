@@ -72,7 +72,7 @@ def row_divergence_of(objective: Any) -> RowDivergence:
         InputError: the name isn't known, or the parameter can't be this.
 
     >>> row_divergence_of("jeffreys:0.3")
-    Jeffreys(weight_on_forward=0.3)
+    JeffreysDivergence(weight_on_forward=0.3)
     """
     if isinstance(objective, RowDivergence):
         return objective

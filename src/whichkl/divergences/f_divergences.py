@@ -23,7 +23,7 @@ from whichkl.divergences.kl_divergences import ForwardKLDivergence
 
 
 @dataclass(frozen=True)
-class Renyi(RowDivergence, IntegralDivergence):
+class RenyiDivergence(RowDivergence, IntegralDivergence):
     """log(∫ p^a q^(1−a)) / (a − 1), a = `order` > 0; its limit at order 1 is the forward KL.
 
     Divided by a, it tends to the reverse KL as a → 0. Above order 1, mass that q lacks counts more. The gradient by logits is

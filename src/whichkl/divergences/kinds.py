@@ -9,15 +9,15 @@ from typing import TypeVar
 from whichkl._checks import InputError, cannot
 from whichkl.divergences.adaptive_kl import AdaptiveKL, InterpolatedKL
 from whichkl.divergences.divergence import Divergence, IntegralDivergence, RowDivergence
-from whichkl.divergences.f_divergences import ChiSquared, Hellinger, Renyi, TotalVariation
+from whichkl.divergences.f_divergences import ChiSquared, Hellinger, RenyiDivergence, TotalVariation
 from whichkl.divergences.kl_divergences import (
     ForwardKLDivergence,
-    Jeffreys,
+    JeffreysDivergence,
     JeffreysSum,
-    JensenShannon,
+    JensenShannonDivergence,
     ReverseKLDivergence,
-    SkewForwardKL,
-    SkewReverseKL,
+    SkewForwardKLDivergence,
+    SkewReverseKLDivergence,
     WeightedKLs,
 )
 
@@ -32,15 +32,15 @@ __all__ = [
     "Hellinger",
     "IntegralDivergence",
     "InterpolatedKL",
-    "Jeffreys",
+    "JeffreysDivergence",
     "JeffreysSum",
-    "JensenShannon",
+    "JensenShannonDivergence",
     "Kind",
-    "Renyi",
+    "RenyiDivergence",
     "ReverseKLDivergence",
     "RowDivergence",
-    "SkewForwardKL",
-    "SkewReverseKL",
+    "SkewForwardKLDivergence",
+    "SkewReverseKLDivergence",
     "TotalVariation",
     "WeightedKLs",
     "divergence_named",
@@ -64,7 +64,7 @@ Kind = IntegralDivergence
 def parameters_of(divergence: type[Divergence] | Divergence) -> tuple[str, ...]:
     """Return the names of a divergence's parameters.
 
-    >>> parameters_of(Jeffreys)
+    >>> parameters_of(JeffreysDivergence)
     ('weight_on_forward',)
     """
     return tuple(one.name for one in fields(divergence))
@@ -87,17 +87,29 @@ def register(kind: type[D]) -> type[D]:
     return kind
 
 
-for _kind in (ForwardKLDivergence, ReverseKLDivergence, Jeffreys, JeffreysSum, JensenShannon, SkewForwardKL, SkewReverseKL):
+for _kind in (
+    ForwardKLDivergence,
+    ReverseKLDivergence,
+    JeffreysDivergence,
+    JeffreysSum,
+    JensenShannonDivergence,
+    SkewForwardKLDivergence,
+    SkewReverseKLDivergence,
+    RenyiDivergence,
+    TotalVariation,
+    Hellinger,
+    ChiSquared,
+    AdaptiveKL,
+    InterpolatedKL,
+):
     register(_kind)
-for _other in (Renyi, TotalVariation, Hellinger, ChiSquared, AdaptiveKL, InterpolatedKL):
-    register(_other)
 
 
 def divergence_named(name: str, known: Mapping[str, type[D]], **parameters: float) -> D:
     """Return the divergence of a name, with its parameter.
 
     >>> divergence_named("jeffreys", KINDS, weight_on_forward=0.3)
-    Jeffreys(weight_on_forward=0.3)
+    JeffreysDivergence(weight_on_forward=0.3)
 
     Raises:
         InputError: `known` has no such name, or the divergence takes no such parameter.

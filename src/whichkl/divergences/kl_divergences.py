@@ -108,7 +108,7 @@ class ReverseKLDivergence(_RowWeightedKLs):
 
 
 @dataclass(frozen=True)
-class Jeffreys(_RowWeightedKLs):
+class JeffreysDivergence(_RowWeightedKLs):
     """w KL(p‖q) + (1 − w) KL(q‖p), w = `weight_on_forward` in [0, 1].
 
     It is continuous at both ends: reverse KL at w = 0, forward KL at w = 1. Jeffreys' own J, `jeffreys_sum`, counts both
@@ -148,7 +148,7 @@ class JeffreysSum(WeightedKLs):
 
 
 @dataclass(frozen=True)
-class JensenShannon(RowDivergence, IntegralDivergence):
+class JensenShannonDivergence(RowDivergence, IntegralDivergence):
     """w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q, w = `weight` of p, strictly in (0, 1).
 
     At most the entropy of (w, 1 − w), ≤ log 2, never infinite. It falls to 0 as w goes to 0 or 1: its ends aren't the two
@@ -246,7 +246,7 @@ class _SkewKL(RowDivergence, IntegralDivergence):
 
 
 @dataclass(frozen=True, init=False)
-class SkewForwardKL(_SkewKL):
+class SkewForwardKLDivergence(_SkewKL):
     """KL(p‖w p + (1 − w) q), w = `weight` in [0, 1): the forward KL at 0, at most −log w above it.
 
     Source: Lee (2001); Ko et al., DistiLLM (2024).
@@ -266,7 +266,7 @@ class SkewForwardKL(_SkewKL):
 
 
 @dataclass(frozen=True, init=False)
-class SkewReverseKL(_SkewKL):
+class SkewReverseKLDivergence(_SkewKL):
     """KL(q‖w q + (1 − w) p), w = `weight` in [0, 1): the reverse KL at 0, at most −log w above it.
 
     Its gradient includes the gradient through the mixture. Source: Lee (2001); Ko et al., DistiLLM (2024).

@@ -90,7 +90,7 @@ def _bijection(support: ColumnsSupport) -> transforms.Transform:
 biject_to.register(ColumnsSupport, _bijection)
 
 
-class Columns(Distribution):
+class IndependentColumns(Distribution):
     """log q(x) = Σᵢ log qᵢ(xᵢ), −∞ outside the support; batch shape (), event shape (d,).
 
     Args:
@@ -98,7 +98,7 @@ class Columns(Distribution):
         margins: the names of their families.
 
     >>> from torch.distributions import Exponential, Normal
-    >>> model = Columns([Normal(0.0, 1.0), Exponential(torch.tensor(2.0))], ["normal", "exponential"])
+    >>> model = IndependentColumns([Normal(0.0, 1.0), Exponential(torch.tensor(2.0))], ["normal", "exponential"])
     >>> model.log_prob(torch.tensor([[0.0, 0.0], [0.0, -1.0]])).tolist()
     [-0.2257..., -inf]
     """
@@ -110,7 +110,7 @@ class Columns(Distribution):
         super().__init__(torch.Size(), torch.Size((len(self.laws),)), validate_args=False)
 
     def __repr__(self) -> str:
-        return f"Columns({', '.join(self.margins)})"
+        return f"IndependentColumns({', '.join(self.margins)})"
 
     @constraints.dependent_property(event_dim=1)
     def support(self) -> Constraint:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot
-from whichkl.families.columns import Columns
+from whichkl.families.columns import IndependentColumns
 from whichkl.families.family import MomentFamily
 from whichkl.families.field_checks import BITS, check_not_negative, expect, first_outside, shown
 from whichkl.families.margins import MARGINS, CategoricalMargin, Margin
@@ -120,7 +120,7 @@ class Product(MomentFamily):
         self.check_count(int(sums["0.rows"]), len(origin))
         columns = enumerate(zip(margins, origin, names, strict=False))
         laws = [margin.from_statistics(_of_column(sums, i), at, name) for i, (margin, at, name) in columns]
-        return Columns(laws, [margin.name for margin in margins])
+        return IndependentColumns(laws, [margin.name for margin in margins])
 
     def minimum_rows(self, dim: int) -> int:
         """Return 2, or 1 if all margins are of whole numbers."""
@@ -144,7 +144,7 @@ class Product(MomentFamily):
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return every margin's parameters, such as ``"0.gamma.rate"``."""
-        columns = expect(model, Columns, "a product")
+        columns = expect(model, IndependentColumns, "a product")
         return {
             f"{i}.{margin}.{name}": value
             for i, (margin, law) in enumerate(zip(columns.margins, columns.laws, strict=True))
@@ -156,7 +156,7 @@ class Product(MomentFamily):
         kinds = {int(name.split(".")[0]): name.split(".")[1] for name in parameters}
         margins = [kinds[i] for i in range(len(kinds))]
         laws = [MARGINS[margin]().law(_of_column(parameters, f"{i}.{margin}")) for i, margin in enumerate(margins)]
-        return Columns(laws, margins)
+        return IndependentColumns(laws, margins)
 
     def _with_categories(self, x: Tensor, names: Sequence[str]) -> Product:
         """Set the number of categories of each categorical margin that takes the values of its column."""

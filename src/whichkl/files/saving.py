@@ -87,8 +87,8 @@ class Saved:
     def _wrote(self, path: Path) -> bool:
         """Whether a JSON file, even a damaged one, is a result's: it names weights as only a result does, or is next to them."""
         named = re.search(rf'"weights": "{self._weights_name}"'.encode(), read_file(path))
-        beside = path.parent.glob(f"{self.weights}-*.safetensors")
-        return named is not None or any(one.is_file() and _is_left_over(one) for one in beside)
+        weights = path.parent.glob(f"{self.weights}-*.safetensors")
+        return named is not None or any(one.is_file() and _is_left_over(one) for one in weights)
 
     def is_own(self, name: str) -> bool:
         """Whether `write` gives files this name; a killed one leaves unfinished files of such names."""

@@ -17,7 +17,7 @@ from torch.distributions import (
 )
 
 from whichkl.families import student_t
-from whichkl.families.columns import Columns as IndependentColumns
+from whichkl.families.columns import IndependentColumns
 from whichkl.targets.supports import Columns
 
 

@@ -115,7 +115,7 @@ class JensenShannon(_Mixed):
     formula = "w KL(p‖m) + (1 − w) KL(q‖m), m = w p + (1 − w) q"
     character = "bounded: what one of them misses has a bounded cost; forward as w → 0, reverse as w → 1"
     requires = _NORMALIZED_AND_DRAWS
-    kind = kinds.JensenShannon
+    kind = kinds.JensenShannonDivergence
     why = "you have draws of p, and the mixture of p and q can be evaluated, since p is normalised"
 
     @property
@@ -157,7 +157,7 @@ class SkewForwardKL(_Skew):
     formula = "KL(p‖w p + (1 − w) q)"
     character = "forward KL with a bound, −log w: an outlier of p that q misses costs no more than that"
     requires = _NORMALIZED_AND_DRAWS
-    kind = kinds.SkewForwardKL
+    kind = kinds.SkewForwardKLDivergence
     why = "its expectation is under p, whose draws you have, and log p is normalised, so that the mixture can be evaluated"
     reads_q = False
 
@@ -184,7 +184,7 @@ class SkewReverseKL(_Skew):
     formula = "KL(q‖w q + (1 − w) p)"
     character = "reverse KL with a bound, −log w: q may put mass where p has none, at that price"
     requires = Requirement(_NORMALIZED)
-    kind = kinds.SkewReverseKL
+    kind = kinds.SkewReverseKLDivergence
     why = "its expectation is under q, which can always be sampled, and log p is normalised, so the mixture can be evaluated"
     reads_p = False
 
@@ -218,7 +218,7 @@ class Renyi(Objective):
     formula = "log(∫ pᵃ q¹⁻ᵃ) / (a − 1)"
     character = "forward KL as a → 1, and above it covers more; a times reverse KL as a → 0"
     requires = DRAWS_AND_LOG_P
-    kind = kinds.Renyi
+    kind = kinds.RenyiDivergence
     why = "you have log p at draws of p and of q"
     why_unnormalized = " (log Z is estimated by bridge sampling between them)"
 

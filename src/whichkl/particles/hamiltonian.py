@@ -31,6 +31,7 @@ class Cloud:
         n, d = self.y.shape
         centred = self.y - self.y.mean(0)
         variance = centred.square().mean(0).clamp(min=1e-300)
+        # Fewer points give a covariance that is nearly singular in some direction, where moves would stand still.
         if n >= 5 * d:
             covariance = centred.T @ centred / n
             factor: Tensor
@@ -63,6 +64,7 @@ def move(
         return beta * at.value - (1 - beta) * at.y.square().sum(-1) / 2 - momentum.square().sum(-1) / 2
 
     momentum = torch.randn(cloud.y.shape, generator=generator, dtype=torch.float64, device="cpu")
+    # Every point its own step: a common one resonates with a Gaussian's period, where moves return to their start.
     length = step * 1.5 * 10 ** -torch.rand(n, 1, generator=generator, dtype=torch.float64, device="cpu")
     before, now = energy(cloud, momentum), cloud
     momentum = momentum + length / 2 * slope(now)
@@ -70,6 +72,7 @@ def move(
         y = now.y + length * momentum @ factor.T
         now = Cloud(y, *density(y))
         momentum = momentum + length * (1.0 if i + 1 < leapfrogs else 0.5) * slope(now)
+    # `energy` is minus the Hamiltonian, so that a rise is always accepted.
     change = energy(now, momentum) - before
     chance = torch.where(now.value > -math.inf, change.nan_to_num(nan=-math.inf, posinf=0.0), -math.inf).clamp(max=0).exp()
     better = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu") < chance

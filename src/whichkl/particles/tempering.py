@@ -183,6 +183,7 @@ class _Tempering:
             raise TargetError(cannot("follow this target with particles", because, instead))
         self.log_z = torch.zeros(islands, dtype=torch.float64, device="cpu")
         self.temperatures, self.rate = [0.0], _GOAL_ACCEPTANCE
+        # The optimal step of Hamiltonian moves falls as d^(−1/4) (Beskos et al., 2013).
         self.step = 1.5 * target.dim**-0.25 / leapfrogs**0.5
 
     @property
@@ -202,10 +203,12 @@ class _Tempering:
 
     def rise(self, keep: float) -> None:
         """Raise the inverse temperature as far as the conditional ESS allows, and resample every island."""
+        # Weights depend on the points before the move alone: they are known before the rise is chosen.
         ratio = self.cloud.value - self.base.log_prob(self.cloud.y)
         left = 1 - self.beta
         rise = next_step(ratio, left, keep)
         log_weights = (rise * ratio).view(self.islands, -1)
+        # Per island, so that the islands' estimates of Z stay independent.
         self.log_z = self.log_z + log_weights.logsumexp(1) - math.log(self.size)
         chosen = systematic(log_weights, self.generator) + torch.arange(self.islands, device="cpu")[:, None] * self.size
         self.cloud = self.cloud.take(chosen.flatten())
@@ -285,6 +288,7 @@ def next_step(log_ratio: Float[Tensor, ...], left: float, keep: float) -> float:
         return left
     low, high = 0.0, left
     for _ in range(200):
+        # Geometric: the first rise may be 1e-10 where the base lies far from p.
         middle = math.sqrt(low * high) if low > 0 else high / 16
         low, high = (middle, high) if conditional_ess(middle * finite) >= keep else (low, middle)
         if low > 0 and high / low < 1.01:
@@ -314,5 +318,6 @@ def _drift(before: Cloud, after: Cloud, log_weights: Float[Tensor, " n"], island
         [after.y - before.y, after.y.square() - before.y.square(), (after.value - before.value)[:, None]], dim=1
     ).nan_to_num(0.0)
     mean, stderr = island_mean(log_weights, islands, change)
+    # Two-sided at 1 %, shared by all means that are tested.
     bound = float(scipy.stats.t.isf(0.005 / len(mean), islands - 1))
     return float((mean.abs() / stderr.clamp(min=1e-300)).max()) / bound

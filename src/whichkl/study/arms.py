@@ -35,7 +35,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ArmScores:
     """The numbers that a verdict compares."""
 
     arms: tuple[Arm, ...]
@@ -89,7 +89,7 @@ def cells_by_arm(rows: Sequence[Mapping[str, Any]]) -> Cells:
     return arms
 
 
-def scores_of(rows: Sequence[Mapping[str, Any]], arms: Cells, needs: Sequence[Need]) -> Scores:
+def scores_of(rows: Sequence[Mapping[str, Any]], arms: Cells, needs: Sequence[Need]) -> ArmScores:
     """Return the values of each need as a matrix, seeds × arms."""
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     kept, values, notes, up_to = [], [], [], set()
@@ -114,7 +114,7 @@ def scores_of(rows: Sequence[Mapping[str, Any]], arms: Cells, needs: Sequence[Ne
         values.append(matrix)
         notes += _doubts(arms, column, need)
     summaries = tuple(_arm(name, list(cells.values())) for name, cells in arms.items())
-    return Scores(summaries, tuple(kept), tuple(values), frozenset(up_to), tuple(notes))
+    return ArmScores(summaries, tuple(kept), tuple(values), frozenset(up_to), tuple(notes))
 
 
 def _arm(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:

@@ -20,7 +20,7 @@ from whichkl.fitting import Solved, solve
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.threads import one_thread
 from whichkl.solvers.work import Work
-from whichkl.study.held_out import Held, split
+from whichkl.study.held_out import HeldOutDraws, split
 from whichkl.study.measurements import Sides
 from whichkl.study.measures import FIELDS, MEASURES
 from whichkl.study.plan import AnyPlan, Cell, DistillationPlan, Plan
@@ -92,7 +92,7 @@ class Scorecard:
         if found.note:
             self.notes.append(found.note)
 
-    def call(self, name: str, metric: Callable[..., Any], model: Any, held: Held) -> None:
+    def call(self, name: str, metric: Callable[..., Any], model: Any, held: HeldOutDraws) -> None:
         """Call a metric of the user's own; what it raises becomes a note."""
         try:
             found = metric(model, held.x)
@@ -112,7 +112,7 @@ class Scorecard:
         self.notes.append(f"{name} wasn't measured ({said_of(error) if isinstance(error, SystemExit) else reason})")
 
 
-def score(model: Any, held: Held, plan: Plan) -> Scorecard:
+def score(model: Any, held: HeldOutDraws, plan: Plan) -> Scorecard:
     """Measure a model on draws that no fit has seen; what the access doesn't allow stays empty, and a note tells what failed."""
     card, sides = Scorecard(), Sides(model, held, plan.draws)
     for name in plan.measures:
@@ -153,7 +153,7 @@ class FitBench(Bench):
         """Take the plan, and where passes over the rows run: in threads by default."""
         self.plan, self.workers = plan, workers or Threads()
         self._seed: int | None = None
-        self._split: tuple[Target, Held] | None = None
+        self._split: tuple[Target, HeldOutDraws] | None = None
 
     def work(self, cell: Cell) -> Outcome:
         """Solve under the budget, score on draws that no fit of this seed has seen, and keep the fit."""

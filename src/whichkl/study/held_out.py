@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOutDraws:
     """Draws of p that no fit of this seed has seen; `p.samples` is None where p can't be sampled."""
 
     p: Target
@@ -53,18 +53,18 @@ class Held:
         return self.p.thinned()[0]
 
 
-def split(plan: Plan, seed: int) -> tuple[Target, Held]:
+def split(plan: Plan, seed: int) -> tuple[Target, HeldOutDraws]:
     """Return what the fits of a seed see, and what they are scored on.
 
     A sampler gives fresh draws. A random share of fixed samples is held out, equal rows together; a stretch of each chain.
     """
     p = plan.target
     if p.sampler is not None:
-        return p, Held(_known_by(p, p.draws(plan.draws, mixed(seed, "held out"))), p, seed)
+        return p, HeldOutDraws(_known_by(p, p.draws(plan.draws, mixed(seed, "held out"))), p, seed)
     if p.samples is None:
-        return p, Held(p, p, seed)
+        return p, HeldOutDraws(p, p, seed)
     keep = _kept(p, plan.held_out, seed)
-    return _part(p, keep), Held(_part(p, ~keep), p, seed)
+    return _part(p, keep), HeldOutDraws(_part(p, ~keep), p, seed)
 
 
 def mixed(seed: int, what: str) -> int:

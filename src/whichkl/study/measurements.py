@@ -23,7 +23,7 @@ from whichkl.families.family import log_likelihood
 from whichkl.goodness import transform_calibration, two_sample_test
 from whichkl.importance import effective_sample_size, pareto_smooth
 from whichkl.study.coverage import coverage
-from whichkl.study.held_out import Held, mixed
+from whichkl.study.held_out import HeldOutDraws, mixed
 from whichkl.targets import Target
 
 _MAX_MMD_ROWS = 1_000
@@ -34,7 +34,7 @@ _CENTRAL = (50, 80, 90, 98)
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """The result of one measure: columns of a row, details, a note, and the estimate, if it is one."""
 
     columns: dict[str, Any]
@@ -46,7 +46,7 @@ class Measured:
 class Sides:
     """p and q, and quantities that several measures share; each is computed once."""
 
-    def __init__(self, model: Any, held: Held, draws: int) -> None:
+    def __init__(self, model: Any, held: HeldOutDraws, draws: int) -> None:
         """Take the model, the held-out draws of p, and how many draws of q to use."""
         self.model, self.held, self.count = model, held, draws
         self.whole: Target = held.whole
@@ -128,17 +128,17 @@ class Sides:
         return _mean("reverse_kl", -self.log_weight, self, "draws of q", None)
 
 
-def forward_kl(s: Sides) -> Measured | None:
+def forward_kl(s: Sides) -> Measurement | None:
     """KL(p‖q)."""
     return _of_estimate("forward_kl", s.forward)
 
 
-def reverse_kl(s: Sides) -> Measured | None:
+def reverse_kl(s: Sides) -> Measurement | None:
     """KL(q‖p)."""
     return None if s.is_conditional else _of_estimate("reverse_kl", s.reverse)
 
 
-def jeffreys(s: Sides) -> Measured | None:
+def jeffreys(s: Sides) -> Measurement | None:
     """E_p[log p̃ − log q] − E_q[log p̃ − log q]: log Z cancels."""
     if s.is_conditional or not s.can_evaluate or (s.held.x is None and not s.is_enumerable):
         return None
@@ -157,35 +157,35 @@ def jeffreys(s: Sides) -> Measured | None:
     return _of_estimate("jeffreys", whole)
 
 
-def ess(s: Sides) -> Measured | None:
+def ess(s: Sides) -> Measurement | None:
     """Effective shares of draws that are reweighted from one side to the other."""
     if s.is_conditional or not s.can_evaluate:
         return None
     columns = {"ess_q": effective_sample_size(s.log_weight) / len(s.log_weight)}
     if s.held.log_p is not None and s.log_q_x is not None and s.held.p.weights is None:
         columns["ess_p"] = effective_sample_size(s.log_q_x - s.held.log_p) / len(s.log_q_x)
-    return Measured(columns)
+    return Measurement(columns)
 
 
-def khat(s: Sides) -> Measured | None:
+def khat(s: Sides) -> Measurement | None:
     """PSIS k̂ of the weights p/q at draws of q."""
     if s.is_conditional or not s.can_evaluate:
         return None
     has_weights = bool((s.log_weight > -math.inf).any())
-    return Measured({"khat": pareto_smooth(s.log_weight)[1] if has_weights else math.inf})
+    return Measurement({"khat": pareto_smooth(s.log_weight)[1] if has_weights else math.inf})
 
 
-def c2st(s: Sides) -> Measured | None:
+def c2st(s: Sides) -> Measurement | None:
     """AUC of a classifier that separates held-out rows from draws of q."""
     rows = s.held.independent
     if rows.samples is None:
         return None
     found = two_sample_test(rows.samples, rows.weights, rows.context, s.model, mixed(s.held.seed, "classifier"))
     columns = {"c2st": found.auc, "c2st_stderr": found.stderr, "c2st_p": found.p_value}
-    return Measured(columns, found.to_dict(), _not_measured("c2st", found.reason))
+    return Measurement(columns, found.to_dict(), _not_measured("c2st", found.reason))
 
 
-def mmd(s: Sides) -> Measured | None:
+def mmd(s: Sides) -> Measurement | None:
     """MMD² with the bandwidth of p's draws, which is the same for all models."""
     rows = s.held.independent
     if s.is_conditional or s.held.p.weights is not None or rows.samples is None:
@@ -193,10 +193,10 @@ def mmd(s: Sides) -> Measured | None:
     x, y = (one[:_MAX_MMD_ROWS].to("cpu", torch.float64) for one in (rows.samples, s.y))
     median = float(torch.pdist(x).median())  # of p's draws alone: a bandwidth that depends on q isn't the same for all models
     found = mmd_squared(x, y, median if median > 0 else None)
-    return Measured({"mmd": found.value, "mmd_stderr": found.stderr}, found.to_dict())
+    return Measurement({"mmd": found.value, "mmd_stderr": found.stderr}, found.to_dict())
 
 
-def reach(s: Sides) -> Measured | None:
+def reach(s: Sides) -> Measurement | None:
     """Coverage of p by draws of q, and the modes and the mass that these miss."""
     rows = s.held.independent
     if s.is_conditional or s.whole.bijection.is_discrete or s.held.p.weights is not None or rows.samples is None:
@@ -204,10 +204,10 @@ def reach(s: Sides) -> Measured | None:
     log_q = s.log_q_x if rows is s.held.p else s.q.log_prob(rows.samples).detach()
     found = coverage(rows.samples, s.y, log_q, s.log_q_y)
     columns = {"coverage": found.coverage, "density": found.density, "missed": found.modes, "missed_mass": found.missed_mass}
-    return Measured(columns, found.to_dict())
+    return Measurement(columns, found.to_dict())
 
 
-def calibration(s: Sides) -> Measured | None:
+def calibration(s: Sides) -> Measurement | None:
     """Share of p that central intervals of q hold, on average over the columns, and the worst miss of a column."""
     rows = s.held.independent
     if rows.samples is None:
@@ -215,7 +215,7 @@ def calibration(s: Sides) -> Measured | None:
     seed = mixed(s.held.seed, "calibration")
     found = transform_calibration(rows.samples, rows.weights, rows.context, s.model, rows.names, seed)
     if found.reason is not None:
-        return Measured({}, found.to_dict(), _not_measured("calibration", found.reason))
+        return Measurement({}, found.to_dict(), _not_measured("calibration", found.reason))
     held: dict[int, list[float]] = {share: [] for share in _CENTRAL}
     for column in found.columns:
         if column.name in rows.names:
@@ -224,10 +224,10 @@ def calibration(s: Sides) -> Measured | None:
                 inside.append(column.curve[high - 1] - column.curve[low - 1])
     columns = {f"interval_{share}": sum(held[share]) / len(held[share]) for share in (50, 90)}
     columns["interval_gap"] = max(abs(one - share / 100) for share, inside in held.items() for one in inside)
-    return Measured(columns, found.to_dict())
+    return Measurement(columns, found.to_dict())
 
 
-def _of_estimate(name: str, value: Estimate | None) -> Measured | None:
+def _of_estimate(name: str, value: Estimate | None) -> Measurement | None:
     if value is None:
         return None
     value = replace(value, quantity=name)
@@ -235,7 +235,7 @@ def _of_estimate(name: str, value: Estimate | None) -> Measured | None:
     if name != "jeffreys":
         columns[f"{name}_up_to"] = value.up_to
     why = f"{': ' if value.notes else ''}{'; '.join(value.notes)}"
-    return Measured(columns, value.to_dict(), "" if value.reliable else f"{name} is unreliable{why}".rstrip("."), value)
+    return Measurement(columns, value.to_dict(), "" if value.reliable else f"{name} is unreliable{why}".rstrip("."), value)
 
 
 def _not_measured(name: str, reason: str | None) -> str:

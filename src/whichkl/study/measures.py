@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from whichkl.study import measurements
-from whichkl.study.measurements import Measured, Sides
+from whichkl.study.measurements import Measurement, Sides
 
 View = Literal["summary", "ranking"]
 """`summary`: printed by `print(study)`. `ranking`: ranks the arms of a pilot, and is drawn for each seed in a report."""
@@ -38,7 +38,7 @@ class Column:
 class Measure:
     """A function that scores a model, and the columns that it fills."""
 
-    def __init__(self, function: Callable[[Sides], Measured | None], *columns: Column) -> None:
+    def __init__(self, function: Callable[[Sides], Measurement | None], *columns: Column) -> None:
         """Take both."""
         self.function, self.columns = function, columns
         self.fields = tuple(name for column in columns for name in column.fields)

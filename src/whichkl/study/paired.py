@@ -16,7 +16,7 @@ _RANDOM_FLIPS = 4_095
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifferences:
     """Means of paired differences with their standard errors and t tests; columns are comparisons."""
 
     pairs: npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ class Paired:
     """p-values of the two-sided paired t test; NaN where there are fewer pairs than `MIN_PAIRS`."""
 
 
-def paired(differences: Array) -> Paired:
+def paired(differences: Array) -> PairedDifferences:
     """Test each column of differences against 0 by Student's paired t test.
 
     In a column with an infinite difference all differences count by their sign alone: +∞ in most seeds is a mean of +∞.
@@ -50,7 +50,7 @@ def paired(differences: Array) -> Paired:
         t = np.where(stderr > 1e-13 * np.abs(mean), np.abs(mean) / stderr, np.where(mean == 0, 0.0, np.inf))
     p = np.where(pairs >= MIN_PAIRS, 2 * scipy.stats.t.sf(t, np.maximum(pairs - 1, 1)), np.nan)
     shown = np.where(infinite & (mean != 0), np.copysign(np.inf, mean), mean)
-    return Paired(pairs, shown, np.where(infinite, np.inf, stderr), p)
+    return PairedDifferences(pairs, shown, np.where(infinite, np.inf, stderr), p)
 
 
 def half_width(stderr: float, pairs: int, level: float) -> float:

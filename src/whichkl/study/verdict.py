@@ -11,9 +11,9 @@ import numpy as np
 
 from whichkl._checks import InputError, cannot, plain
 from whichkl.files.reading import rebuilt
-from whichkl.study.arms import Arm, Scores, cells_by_arm, scores_of
+from whichkl.study.arms import Arm, ArmScores, cells_by_arm, scores_of
 from whichkl.study.measures import CHEAPER, NEEDS, Need
-from whichkl.study.paired import MIN_PAIRS, Array, Paired, half_width, holm, paired, sign_flip
+from whichkl.study.paired import MIN_PAIRS, Array, PairedDifferences, half_width, holm, paired, sign_flip
 from whichkl.study.wording import sentence_of
 
 Outcome = Literal["winner", "no_detectable_difference", "depends", "too_few_seeds", "failed"]
@@ -144,14 +144,14 @@ def decide(rows: Sequence[Mapping[str, Any]], needs: Sequence[Need] = NEEDS, lev
 class _Tests:
     """Tests all pairs of arms for all needs at once; less is better in all values."""
 
-    def __init__(self, scores: Scores, level: float) -> None:
+    def __init__(self, scores: ArmScores, level: float) -> None:
         self.scores, self.level, count = scores, level, len(scores.arms)
         self.i, self.j = np.triu_indices(count, 1)
         self.place = np.empty((count, count), dtype=np.int64)
         """[a, b]: the number of this pair among all pairs."""
         self.place[self.i, self.j] = self.place[self.j, self.i] = np.arange(len(self.i))
         values = [_differences(one[:, self.j], one[:, self.i]) for one in scores.values]
-        self.found: list[Paired] = [paired(one) for one in values]
+        self.found: list[PairedDifferences] = [paired(one) for one in values]
         p = np.concatenate([one.p for one in self.found]) if values else np.empty(0)
         self.count = int((~np.isnan(p)).sum())
         self.adjusted = holm(p).reshape(len(values), len(self.i))
@@ -219,7 +219,7 @@ class _Tests:
         return tuple(arm.name for arm, out, ok in zip(arms, dominated, finished, strict=True) if ok and not out)
 
 
-def _outcome(scores: Scores, choices: Sequence[Choice], comparisons: Sequence[Comparison]) -> tuple[Outcome, tuple[str, ...]]:
+def _outcome(scores: ArmScores, choices: Sequence[Choice], comparisons: Sequence[Comparison]) -> tuple[Outcome, tuple[str, ...]]:
     if sum(arm.finished > 0 for arm in scores.arms) < min(2, len(scores.arms)):
         return "failed", ()
     if not choices:
@@ -231,7 +231,7 @@ def _outcome(scores: Scores, choices: Sequence[Choice], comparisons: Sequence[Co
     return ("no_detectable_difference", winners) if winners else ("depends", ())
 
 
-def _limits(scores: Scores, tests: _Tests, choices: Sequence[Choice]) -> list[str]:
+def _limits(scores: ArmScores, tests: _Tests, choices: Sequence[Choice]) -> list[str]:
     """Return the notes that qualify a verdict."""
     notes = []
     for arm in scores.arms:

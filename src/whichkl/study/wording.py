@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from whichkl.study.arms import Arm, Scores
+from whichkl.study.arms import Arm, ArmScores
 from whichkl.study.measures import CHEAPER, column_words, unit_of
 from whichkl.study.paired import MIN_PAIRS
 
@@ -20,7 +20,7 @@ _MIN_SHOWN = 5e-5
 
 
 def sentence_of(
-    outcome: str, winners: Sequence[str], choices: Sequence[Choice], comparisons: Sequence[Comparison], scores: Scores
+    outcome: str, winners: Sequence[str], choices: Sequence[Choice], comparisons: Sequence[Comparison], scores: ArmScores
 ) -> str:
     """Return the verdict in a sentence or two."""
     arms = {arm.name: arm for arm in scores.arms}
@@ -121,7 +121,7 @@ def _cheapest(arms: Iterable[Arm]) -> Arm:
     return min(enough, key=lambda arm: (math.isnan(arm.cost), arm.cost))
 
 
-def _too_few(scores: Scores) -> str:
+def _too_few(scores: ArmScores) -> str:
     fewest = max((arm.finished for arm in scores.arms), default=0)
     failed = sum(arm.failed for arm in scores.arms)
     if len(scores.arms) < 2:

@@ -12,7 +12,7 @@ import torch
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.audit.matching import (
     TOLERANCE,
-    Batch,
+    AuditBatch,
     Identified,
     Match,
     by_gradient,
@@ -108,13 +108,13 @@ def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
     return Nature(_named(gradient, value, kept, constant), gradient, value, kept, constant, dropped, off)
 
 
-def _batch(subject: Subject, teacher: Logits, student: Logits, knobs: Mapping[str, Any] | None) -> Batch:
+def _batch(subject: Subject, teacher: Logits, student: Logits, knobs: Mapping[str, Any] | None) -> AuditBatch:
     """Call the loss; of its rows, keep those that count: with a shift, all but the last of a sequence."""
     answer = subject(teacher, student, knobs=knobs)
     end = student.shape[1] - subject.shift
     labels = some_labels(student.shape)[:, subject.shift :].flatten()
     rows = [x[:, :end].reshape(-1, student.shape[-1]) for x in (teacher, student, answer.gradient)]
-    return Batch(rows[0], rows[1], labels, answer.value, rows[2])
+    return AuditBatch(rows[0], rows[1], labels, answer.value, rows[2])
 
 
 def _slope_off(subject: Subject, knobs: Mapping[str, Any] | None) -> float:
@@ -137,7 +137,7 @@ def _slope_off(subject: Subject, knobs: Mapping[str, Any] | None) -> float:
     return worst
 
 
-def _values(match: Match, batches: list[Batch]) -> tuple[Match | None, float, bool]:
+def _values(match: Match, batches: list[AuditBatch]) -> tuple[Match | None, float, bool]:
     """Whether the values are those of the divergence whose gradient was found; else how much of the entropy they hold."""
     seen = torch.tensor([one.value for one in batches], dtype=torch.float64, device="cpu")
     said = torch.stack([match.factor * total(match.divergence, match.temperature, one.teacher, one.student) for one in batches])
@@ -194,16 +194,16 @@ def knob(subject: Subject, name: str, low: float, high: float) -> Check:
         raise InputError(cannot(f"sweep `{name}`", because, "Name an argument, or an attribute, that takes these values"))
     said, jumps = [], False
     for u, near in ((0.0, _NEAR_END), (1.0, 1 - _NEAR_END)):
-        at, beside = values[u], values[near]
+        at, inside = values[u], values[near]
         what = None if at is None else identified_at(u)
         text = f"{name}={low + u * span:g}: "
         text += "refused" if at is None else f"{at:.4g}" + (f", {what.name}" if what is not None else "")
-        if beside is not None:
-            far = at is not None and abs(at - beside) > 0.05 * max(abs(at), abs(beside))
-            gone = abs(beside) < 0.01 * scale and not (at is not None and abs(at) < 0.01 * scale)
+        if inside is not None:
+            far = at is not None and abs(at - inside) > 0.05 * max(abs(at), abs(inside))
+            gone = abs(inside) < 0.01 * scale and not (at is not None and abs(at) < 0.01 * scale)
             jumps |= far
-            text += f"; it jumps to {beside:.2g} just inside" if far else ""
-            text += ", where it vanishes" if gone and far else f"; it vanishes towards this end ({beside:.2g})" if gone else ""
+            text += f"; it jumps to {inside:.2g} just inside" if far else ""
+            text += ", where it vanishes" if gone and far else f"; it vanishes towards this end ({inside:.2g})" if gone else ""
         said.append(text)
     middle = identified_at(0.5)
     if middle is not None:

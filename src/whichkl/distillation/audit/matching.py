@@ -33,7 +33,7 @@ _RANGES = {
 
 
 @dataclass(frozen=True)
-class Batch:
+class AuditBatch:
     """The rows that count in a call, and what the call returned."""
 
     teacher: Rows
@@ -104,19 +104,19 @@ Fit = Callable[[RowDivergence, float], Match]
 """The multiple of a divergence at a temperature that is nearest to what was seen."""
 
 
-def by_gradient(batch: Batch, labels: bool) -> Match | None:
+def by_gradient(batch: AuditBatch, labels: bool) -> Match | None:
     """Match the gradient of one batch; None if nothing in the reference family has it."""
     return _search(_gradient_fit(batch, labels), batch.gradient)
 
 
-def same_gradient(match: Match, batch: Batch) -> bool:
+def same_gradient(match: Match, batch: AuditBatch) -> bool:
     """Whether a divergence that was found by values has the gradient that was seen."""
     found = _gradient_fit(batch, bool(match.on_labels))(match.divergence, match.temperature)
     near = max(abs(found.factor - match.factor) / abs(match.factor), abs(found.on_labels - match.on_labels) / abs(match.factor))
     return found.left < 10 * TOLERANCE and near < 10 * TOLERANCE
 
 
-def _gradient_fit(batch: Batch, labels: bool) -> Fit:
+def _gradient_fit(batch: AuditBatch, labels: bool) -> Fit:
     def reference(divergence: RowDivergence, temperature: float) -> Tensor:
         log_p, log_q = log_probs(batch.teacher, temperature), log_probs(batch.student, temperature)
         return divergence.gradient(log_p, log_q)[1].flatten() / temperature
@@ -126,7 +126,7 @@ def _gradient_fit(batch: Batch, labels: bool) -> Fit:
     return _least_squares(reference, batch.gradient.flatten(), on_labels if labels else None)
 
 
-def by_value(batches: list[Batch], labels: bool) -> Match | None:
+def by_value(batches: list[AuditBatch], labels: bool) -> Match | None:
     """Match the values of many batches."""
     teacher, student = torch.stack([one.teacher for one in batches]), torch.stack([one.student for one in batches])
 
@@ -143,12 +143,12 @@ def total(divergence: RowDivergence, temperature: float, teacher: Rows, student:
     return divergence.value(log_probs(teacher, temperature), log_probs(student, temperature)).sum()
 
 
-def hard_total(batch: Batch) -> Tensor:
+def hard_total(batch: AuditBatch) -> Tensor:
     """The sum of the cross-entropies with the labels."""
     return -batch.student.log_softmax(-1).gather(-1, batch.labels[:, None]).sum()
 
 
-def entropy(batch: Batch, temperature: float) -> Tensor:
+def entropy(batch: AuditBatch, temperature: float) -> Tensor:
     """The sum of the teacher's entropies."""
     log_p = log_probs(batch.teacher, temperature)
     return -(log_p.exp() * log_p).sum()
@@ -218,10 +218,10 @@ def _least_squares(reference: Callable[[RowDivergence, float], Tensor], seen: Te
             return Match(divergence, temperature, 0.0, 0.0, 1.0)
         if hard is not None:
             both = torch.stack([column, hard], -1)
-            factor, beside = (float(one) for one in torch.linalg.lstsq(both, seen[:, None]).solution[:, 0])
-            if abs(beside) * float(hard.norm()) >= TOLERANCE * size:
-                left = float((seen - factor * column - beside * hard).norm())
-                return Match(divergence, temperature, factor, beside, left / size)
+            factor, hard_weight = (float(one) for one in torch.linalg.lstsq(both, seen[:, None]).solution[:, 0])
+            if abs(hard_weight) * float(hard.norm()) >= TOLERANCE * size:
+                left = float((seen - factor * column - hard_weight * hard).norm())
+                return Match(divergence, temperature, factor, hard_weight, left / size)
         factor = float(column @ seen) / max(float(column @ column), 1e-300)
         return Match(divergence, temperature, factor, 0.0, float((seen - factor * column).norm()) / size)
 

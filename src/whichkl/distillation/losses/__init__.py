@@ -21,13 +21,13 @@ from whichkl.distillation.losses.rows import (
 from whichkl.divergences.kinds import AdaptiveKL as RowAdaptiveKL
 from whichkl.divergences.kinds import ForwardKLDivergence as RowForwardKL
 from whichkl.divergences.kinds import InterpolatedKL as RowInterpolatedKL
-from whichkl.divergences.kinds import Jeffreys as RowJeffreys
-from whichkl.divergences.kinds import JensenShannon as RowJensenShannon
-from whichkl.divergences.kinds import Renyi as RowRenyi
+from whichkl.divergences.kinds import JeffreysDivergence as RowJeffreys
+from whichkl.divergences.kinds import JensenShannonDivergence as RowJensenShannon
+from whichkl.divergences.kinds import RenyiDivergence as RowRenyi
 from whichkl.divergences.kinds import ReverseKLDivergence as RowReverseKL
 from whichkl.divergences.kinds import RowDivergence
-from whichkl.divergences.kinds import SkewForwardKL as RowSkewForwardKL
-from whichkl.divergences.kinds import SkewReverseKL as RowSkewReverseKL
+from whichkl.divergences.kinds import SkewForwardKLDivergence as RowSkewForwardKL
+from whichkl.divergences.kinds import SkewReverseKLDivergence as RowSkewReverseKL
 from whichkl.divergences.kinds import TotalVariation as RowTotalVariation
 
 __all__ = [

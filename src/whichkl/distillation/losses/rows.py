@@ -30,7 +30,7 @@ def divergence_named(name: str | RowDivergence, **parameters: float) -> RowDiver
     """Return a row divergence by its name in `DIVERGENCES`, or the one given.
 
     >>> divergence_named("jeffreys", weight_on_forward=0.3)
-    Jeffreys(weight_on_forward=0.3)
+    JeffreysDivergence(weight_on_forward=0.3)
 
     Raises:
         InputError: the name isn't known, or it takes no such parameter.

@@ -45,6 +45,7 @@ class Axis:
 
     def from_unit(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return x and dx/du."""
+        # Each case is a map with a square at its finite ends and a pole at its infinite ones, so that x stays exact near either.
         v = 1 - u
         if math.isfinite(self.low) and math.isfinite(self.high):
             length = self.high - self.low
@@ -60,6 +61,7 @@ class Axis:
         """Return u; 0 and 1 at and beyond the ends."""
         if math.isfinite(self.low) and math.isfinite(self.high):
             share = ((x - self.low) / (self.high - self.low)).clamp(0, 1)
+            # The root of the cubic 3 u² − 2 u³ = share by trigonometry (Viète).
             return 0.5 - torch.sin(torch.asin(1 - 2 * share) / 3)
         if math.isfinite(self.low):
             root = ((x - self.low).clamp(min=0) / self.width).sqrt()
@@ -99,6 +101,7 @@ class Chart:
         for j, axis in enumerate(self.axes):
             half = ((high[:, j] - low[:, j]) / 2)[:, None]
             x, slope = axis.from_unit(low[:, j, None] + half * (1 + nodes))
+            # Densities may raise or be infinite exactly at an end.
             inside = (x > axis.low) & (x < axis.high)  # a node that rounds to an end has weight 0
             shape = (boxes,) + (1,) * j + (len(nodes),) + (1,) * (dim - 1 - j)
             columns.append(torch.where(inside, x, axis.centre).reshape(shape))
@@ -122,6 +125,7 @@ class Chart:
         that set's quantile `share`: another share gives another partition of the same cube.
         """
         dim = len(self.axes)
+        # Even cuts find what no draw shows; their number is limited by 15ᵈ nodes per box.
         even = {1: 32, 2: 4, 3: 2}[dim]
         cuts = []
         for j, axis in enumerate(self.axes):
@@ -157,6 +161,7 @@ def contrast(draws: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "d d"]:
     covariances = [_bulk(one) for one in draws]
     deviations = [covariance.diagonal().sqrt() for covariance in covariances]
     strengths = [(c / d / d[:, None]).fill_diagonal_(0).abs().max() for c, d in zip(covariances, deviations, strict=True)]
+    # Weak correlations cost a few boxes; a rotated chart would cost many where the density has kinks along the coordinate planes.
     if max(map(float, strengths)) < 0.3:
         return torch.stack(deviations).mean(0).diag()
     first, last = (torch.linalg.cholesky(covariances[k]) for k in (0, -1))
@@ -170,6 +175,7 @@ def _bulk(draws: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
     quartiles = draws.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=draws.dtype, device="cpu"), 0)
     scale = (quartiles[2] - quartiles[0]) / 1.349
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    # Heavy tails would make the covariance that of a few far draws.
     core = ((draws - quartiles[1]) / scale).clamp(-4, 4)
     covariance = core.T @ core / len(core)
     covariance = covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(draws.shape[1], dtype=draws.dtype, device="cpu")
@@ -240,6 +246,7 @@ def integrate(
     """
     found = adapt(function, chart, chart.boxes(draws, ends, SHARES[0]), least, tolerance, budget)
     points = found.points
+    # An integral that agrees with itself only on one partition may have missed a kink or a spike between its nodes.
     for share in SHARES[1:]:
         if not bool(found.value.isfinite().all()):
             break
@@ -263,6 +270,7 @@ def adapt(
     each = 15 ** len(chart.axes)
     spent, converged = len(batch.low) * each, False
     while True:
+        # Relative to ∫|f| and not to ∫f, which may be 0 by cancellation.
         goal = tolerance * batch.size.sum(0).clamp(min=max(least, 1e-300))
         blame = (batch.error / goal[:, None]).amax(1)
         score = blame.sum(1)
@@ -272,6 +280,7 @@ def adapt(
         axis = blame.argmax(1, keepdim=True)
         wide = (batch.high - batch.low).gather(1, axis)[:, 0] > _MIN_WIDTH
         order = torch.where(wide, score, 0.0).argsort(descending=True)
+        # All boxes are cut but those with the least errors, which together take up half of what is allowed.
         enough = int((score[order].flip(0).cumsum(0).flip(0) > 0.5).sum())
         chosen = order[: min(enough, int(wide.sum()), _MAX_POINTS_PER_CALL // (2 * each))]
         if len(chosen) == 0 or spent + 2 * len(chosen) * each > budget:
@@ -303,6 +312,7 @@ class _Batch(NamedTuple):
         for lower, upper in zip(low.split(step), high.split(step), strict=True):
             x, volume = chart.grid(lower, upper, NODE)
             value = function(x.reshape(-1, dim)).reshape(-1, *volume.shape)
+            # At the ends the volume can be infinite, and 0 · ∞ would be NaN.
             value = torch.where(value == 0, 0.0, value * volume)
             fine, size = _contract(value, None), _contract(value.abs(), None)
             gap = torch.stack([_contract(value, j).abs() for j in range(dim)], -1)

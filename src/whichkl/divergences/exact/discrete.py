@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from whichkl._checks import InputError, cannot
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi, ReverseKLDivergence
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence, ReverseKLDivergence
 from whichkl.process.threads import use_one_thread
 
 Form = Literal["probabilities", "logits"]
@@ -69,6 +69,7 @@ def rows(
     elif is_fast and isinstance(kind, ReverseKLDivergence):
         values = kl_rows(flat_q, flat_p, general)
     else:
+        # Logits, GPU tensors and other divergences take the general way, a block that stays in the cache at a time.
         values = torch.cat([general(torch.arange(start, min(n, start + step), device="cpu")) for start in range(0, n, step)])
     return values.clamp(min=0.0).reshape(p.shape[:-1])
 
@@ -91,6 +92,7 @@ def kl_rows(
     """
     wide = torch.float64 in (p.dtype, q.dtype)
     values = _pass(p, q, None, torch.float64 if wide else torch.float32)
+    # NaN means: not certain in these floats. The second pass has only these rows.
     if not wide and len(again := values.isnan().nonzero()[:, 0]):
         values[again] = _pass(p, q, again, torch.float64)
     if len(left := values.isnan().nonzero()[:, 0]):
@@ -123,6 +125,7 @@ def _pass(
         with ThreadPoolExecutor(threads, initializer=use_one_thread) as pool:
             list(pool.map(sum_up, jobs))
     excess, total_p, total_q = parts.sum(0, dtype=torch.float64)
+    # ρ − 1 from the small difference Q − P, which keeps the digits that Q/P − 1 would lose.
     off = (total_q - total_p) / total_p
     value = excess / total_p - (off - off.log1p())
     vouched = ((total_p - 1).abs() <= _MAX_SUM_ERROR) & ((total_q - 1).abs() <= _MAX_SUM_ERROR) & (value >= _LIMITS[dtype][1])
@@ -138,6 +141,8 @@ def _sum(p: Float[Tensor, "b v"], q: Float[Tensor, "b v"], spare: Float[Tensor, 
     ratio, log = (one[: p.numel()].view(p.shape) for one in spare)
     extra: Tensor | float = math.nan if min(low_p, low_q) < 0 else 0.0
     if low_q < floor:
+        # Whether some q is below the floor under an atom of p, without a temporary of its own: every pass over memory counts
+        # here.
         small = torch.mul(q, 1 / floor, out=ratio).clamp_(max=1).sub_(1).mul_(p).amin(-1) < 0
         if bool(small.any()):
             missed = ((q == 0) & (p > 0)).any(-1)
@@ -164,6 +169,7 @@ def enumerate_atoms(
         return None
     atoms = torch.cat(lists).unique(dim=0)
     if not (p.has_enumerate_support and q.has_enumerate_support):
+        # A divergence such as χ² weights tails more than the probabilities do: the list ends where its own terms do.
         while not _settled(kind.log_tail(_log_mass(p, atoms), _log_mass(q, atoms))) and len(atoms) < _MAX_ATOMS:
             atoms = torch.arange(2 * len(atoms), dtype=torch.float64, device="cpu")[:, None]
     return _log_mass(p, atoms), _log_mass(q, atoms), atoms
@@ -177,7 +183,7 @@ def _settled(size: Float[Tensor, " v"]) -> bool:
 
 def log_sum(kind: IntegralDivergence, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
     """The divergence of rows of atoms: for Rényi's by the logarithm of the sum, which neither overflows nor vanishes."""
-    if isinstance(kind, Renyi):
+    if isinstance(kind, RenyiDivergence):
         return kind.log_tail(log_p, log_q).logsumexp(-1) / (kind.order - 1)
     total = kind.integrand(log_p, log_q).sum(-1)
     values = [kind.of_integral(one) for one in total.reshape(-1).tolist()]
@@ -196,6 +202,7 @@ def enumeration(
         return Estimate.settled(kind.name, math.inf, "enumeration", note)
     value, size = float(log_sum(kind, log_p, log_q)), kind.log_tail(log_p, log_q)
     if len(size) >= _MAX_ATOMS and not _settled(size):
+        # Terms that rise to the end of 131,072 atoms never sum up; terms that fall too slowly are left to other methods.
         if not bool((size[-len(size) // 8 :].diff() >= 0).all()):
             return None
         note = f"the terms of {kind.formula} don't fall beyond {len(size):,} atoms"

@@ -41,6 +41,7 @@ class Located:
         """Use p's samples, draw from it, or search for its mass, starting from the points `near`."""
         sought = None
         if p.samples is not None:
+            # Draws only place the first boxes of the integral, and 4,096 are enough for that.
             draws = p.samples[:: max(1, len(p.samples) // 4096)][:4096]
         elif Access.SAMPLER in p.access:
             draws = p.draws(4096, seed=0)
@@ -65,6 +66,7 @@ class Located:
         if not (math.isfinite(mass) and mass > 0 and settled):
             raise TargetError(cannot("integrate this density", "its integral isn't finite", "Check the log density's tails"))
         log_mass = math.log(mass) + self.shift
+        # Two independent routes to the mass: a nat between them means that one has found a mode that the other hasn't.
         if self.sought is not None and abs(log_mass - self.sought) > 1:
             because = f"a search for its mass finds e^{self.sought:.2f}, and its integral there is e^{log_mass:.2f}"
             raise TargetError(cannot("integrate this density", because, "Pass `sampler=` or samples, which show where it is"))
@@ -73,6 +75,7 @@ class Located:
             because = f"it is given as normalised (`normalized=True`), and the density {where}"
             instead = "Normalise it, or pass `normalized=False`; or a narrow mode far from the rest was missed"
             raise TargetError(cannot("use this target", because, instead))
+        # The claim of a normalised density is more exact than a rough integral, and less exact than a good one.
         return 0.0 if p.normalized and error > 1e-9 else log_mass
 
 
@@ -92,6 +95,7 @@ class Ground:
     @classmethod
     def of(cls, p: Target, q: Target) -> Ground:
         """Locate and integrate both."""
+        # The one that can be sampled goes first: its draws show where to search for the other's mass.
         if p.access.can_sample or not q.access.can_sample:
             one = Located.of(p)
             other = Located.of(q, one.draws)
@@ -136,6 +140,7 @@ def search_mass(p: Target, near: Float[Tensor, "n d"] | None = None, seed: int =
     free = p.unconstrained()
     start = _Start.around(p, near, free.dim)
     u = start.draw(generator)
+    # A heavy-tailed start can overflow on its way into the support.
     u = torch.where(p.bijection.contains(p.bijection.forward(u))[:, None], u, start.centre)
     log_p, log_w = _evaluated(free, u), start.log_prob(u)
     if not bool((log_p > -math.inf).any()):
@@ -150,6 +155,7 @@ def search_mass(p: Target, near: Float[Tensor, "n d"] | None = None, seed: int =
         temper = min(1.0, temper + step)
         kept = torch.multinomial(torch.softmax(weight, 0), _PARTICLES, replacement=True, generator=generator)
         u, log_p, log_w = u[kept], log_p[kept], log_w[kept]
+        # The last temperature is p itself: more moves here let copies of one particle drift apart.
         for _ in range(_MOVES_PER_ROUND if temper < 1 else 4 * _MOVES_PER_ROUND):
             moved = _proposed(u, generator)
             new_p, new_w = _evaluated(free, moved), start.log_prob(moved)
@@ -173,6 +179,7 @@ class _Start:
     def around(cls, p: Target, near: Float[Tensor, "n d"] | None, k: int) -> _Start:
         nothing = torch.zeros(k, dtype=torch.float64, device="cpu")
         points = nothing.expand(2, k) if near is None else p.bijection.inverse(near).to(torch.float64)
+        # A draw at an end of the support has no finite free coordinate.
         points = points[points.isfinite().all(1)]
         centre = points.median(0).values if len(points) else nothing
         scale = (points - centre).abs().median(0).values if len(points) else nothing
@@ -193,6 +200,7 @@ def _proposed(u: Float[Tensor, "n k"], generator: torch.Generator) -> Float[Tens
     """Symmetric random walks of many lengths, along differences of particles (differential evolution)."""
     away = u[torch.randint(_PARTICLES, (_PARTICLES,), generator=generator, device="cpu")]
     other = u[torch.randint(_PARTICLES, (_PARTICLES,), generator=generator, device="cpu")]
+    # Lengths of 0.02 to 2: long walks exchange modes, short ones are accepted in narrow ones.
     length = 10 ** (2 * torch.rand(_PARTICLES, 1, generator=generator, dtype=torch.float64, device="cpu") - 1.7)
     jitter = torch.randn(u.shape, generator=generator, dtype=torch.float64, device="cpu") * u.std(0) * 1e-3
     return u + length * (away - other) + jitter
@@ -212,6 +220,7 @@ def _step(log_ratio: Float[Tensor, " n"], most: float) -> float:
 
     if effective(most) >= len(log_ratio) / 2:
         return most
+    # Bisection of the logarithm: a useful first step may be 1e-200 where log p is huge.
     low, high = math.log(1e-300), math.log(most)
     for _ in range(60):
         middle = (low + high) / 2

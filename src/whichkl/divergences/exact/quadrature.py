@@ -21,7 +21,7 @@ from whichkl.divergences.exact.boxes import Integral, integrate
 from whichkl.divergences.exact.closed_form import closed_form
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Ground, Located
 from whichkl.divergences.exact.tails import REACHES, diverges
-from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, Renyi
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence
 from whichkl.targets import Target
 
 _MAX_MASS_BY_ROUNDING = 1e-13
@@ -53,6 +53,7 @@ def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n
         grown = torch.where(density > 0, ((x[:, 0] - centre) / width).square(), 0.0)
         return torch.stack([density, density * grown])
 
+    # A Gaussian needs p's variance: with x² in the integrand the question is whether that exists.
     tail = diverges(lambda x: p.log_prob(x).detach() + 2 * x[:, 0].abs().log(), side.bounds, [side.draws], p.names)
     if tail:
         because = f"{tail} it is so heavy that it has no variance, and KL(p‖q) is infinite for every Gaussian"
@@ -61,6 +62,7 @@ def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n
     side.log_mass(whole)
     x, w = whole.rule(side.chart)
     w = w * torch.exp(p.log_prob(x).detach() - side.shift)
+    # Weights below float64's rounding of the sum change nothing, and their log density may be −∞.
     keep = w > 1e-18 * w.sum()
     return x[keep], w[keep] / w[keep].sum()
 
@@ -92,6 +94,7 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     densities, chart, draws, ends = ground.densities, ground.chart, ground.draws, ground.ends
 
     tolerance = TOLERANCE[1] if dim == 1 else 1e-3
+    # The order matters: where the mass of one lies outside the other's support the integrand is ∞, and no rule would settle.
     missed = integrate(lambda x: kind.misses(*densities(x))[None], chart, draws, ends, 1e-3, tolerance, BUDGET[dim] // 4)
     outside = float(missed.value[0])
     if outside > max(_MAX_MASS_BY_ROUNDING, 3 * float(missed.error[0])):
@@ -102,7 +105,7 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names, near)
     if place:
         return Estimate.settled(kind.name, math.inf, "quadrature", f"the integrand of {kind.formula} isn't integrable {place}")
-    if isinstance(kind, Renyi) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
+    if isinstance(kind, RenyiDivergence) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
         return Estimate.settled(kind.name, math.inf, "quadrature", "their supports don't overlap")
     whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, draws, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
     return _estimate(kind, whole, dim, ground.notes)
@@ -113,7 +116,7 @@ def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[
     if not math.isfinite(integral):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
         raise TargetError(cannot(what, because, "Use a divergence that grows less, such as a KL"))
-    if isinstance(kind, Renyi) and integral < 1e-290:
+    if isinstance(kind, RenyiDivergence) and integral < 1e-290:
         because = f"the integral of {kind.formula} is below 1e-290: the two hardly overlap"
         raise TargetError(cannot(what, because, "Use a divergence such as forward_kl"))
     value, error = kind.of_integral(integral), kind.error_of_integral(error, integral)
@@ -122,6 +125,7 @@ def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[
         raise TargetError(cannot(what, because, "Take it as unknown, or use Monte Carlo"))
     exact = whole.converged or error <= 5e-7 * max(1.0, abs(value)) or not math.isfinite(value)
     note = f"quadrature error at most {max(error, 1e-12):.1g}, {whole.points:,} points"
+    # Rounding may push 0 slightly below itself; a value clearly below 0 stays, as a sign of a fault.
     clean = max(value, 0.0) if value > -max(1e-9, error) else value
     slow = () if exact or dim > 1 else ("six digits aren't reached on the line: it may fall so slowly that it's infinite",)
     found = Estimate.settled(kind.name, clean, "quadrature", note, *slow, *notes)
@@ -228,5 +232,6 @@ def of_products(p: Distribution | None, q: Distribution | None, kind: IntegralDi
     joined = Estimate.settled(kind.name, value, "quadrature", f"joined from {len(each)} independent coordinates, one at a time")
     if all(one.exact for one in each):
         return joined
+    # 1 + χ² is the product of the coordinates' 1 + χ²: an error of one factor is multiplied by the others.
     error = math.fsum(one.stderr for one in each) * (1 + value if kind.name == "chi_squared" else 1)
     return replace(joined, stderr=error, exact=False)

@@ -65,12 +65,15 @@ def diverges(
     dim, found = len(bounds), []
     each = _LINES_PER_APPROACH // 2
     starts = torch.cat([one[:: max(1, len(one) // each)][:each] for one in draws])
+    # Lines of different directions: an integrand can vanish along one line and diverge along the others.
     paces = torch.rand(len(starts), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu") / 2 + 0.5
     if dim == 1:  # one line is enough for an end of the line
         starts, paces = starts[:1], torch.ones_like(paces[:1])
+    # One line of eight may follow a ridge of no volume; two hardly do.
     needed = 1 if dim == 1 else 2
     for approach in _approaches(bounds, draws, names):
         for reach in reaches:
+            # The first eight widths belong to the bulk, where the integrand may well rise.
             power = torch.arange(3, reach, _STEP_IN_OCTAVES, dtype=torch.float64, device="cpu")
             x, log_volume = approach.points(starts, paces, power)
             try:
@@ -79,6 +82,7 @@ def diverges(
                 continue
             known = x.isfinite().all(-1) & ~size.isnan()
             for j, _, end in approach.moves:
+                # Nearer than float64 resolves, a point is the end itself, where a density means nothing.
                 known &= x[..., j] != end
             if sum(_grows(line[ok]) for line, ok in zip(size, known, strict=True)) >= needed:
                 if dim > 1:
@@ -97,6 +101,7 @@ def _grows(size: Float[Tensor, " s"]) -> bool:
     overflow = (~size.isfinite()).nonzero()
     # Nine points are two octaves, in steps of a quarter.
     last = size[: int(overflow[0]) if len(overflow) else len(size)][-9:]
+    # log(|h| · volume) that doesn't fall per octave: every octave adds as much again.
     return len(last) == 9 and bool((last.diff() >= -1e-6).all())
 
 

@@ -52,8 +52,10 @@ def variational_bound(
     z, n, rows = standardised(x, y, MIN_ROWS)
     full = z.shape[1] * (z.shape[1] + 3) // 2 <= min(rows // 20, 500)
     generator = torch.Generator().manual_seed(seed)
+    # One round of two folds: half of the rows fit the critic, and ℓ stays NaN there, so that the bound reads only the other half.
     ratio, _ = cross_fit(z, n, 2, full, generator, rounds=1, more=cosines(z, generator) if fine else None)
     critic, of_y = (one[~one.isnan()] for one in (ratio[:n], ratio[n:]))
+    # The largest exponent is taken out first: eᵀ alone could overflow.
     (top, top_error), (mass, mass_error) = mean_with_error(critic), mean_with_error(torch.exp(of_y - of_y.max()))
     log_mass, error = math.log(mass) + float(of_y.max()), mass_error / mass
     scale = 1.0 if bound == "dv" else math.exp(min(log_mass, MAX_EXPONENT))
@@ -106,6 +108,7 @@ def hidden(x: Rows, y: Rows, upper: float, seed: int = 0) -> list[str]:
 
     a, b = some_rows(_ROWS_OF_SEARCH)
     singles: list[tuple[int, ...]] = [(j,) for j in range(dim)]
+    # Few rows choose, many judge: the winner of many comparisons is biased upwards on the rows that chose it.
     best = max([*singles, *pairs], key=lambda some: _lower(a, b, some))
     if _lower(a, b, best, 0.0) < upper:
         return []
@@ -123,6 +126,7 @@ def _lower(x: Rows, y: Rows, columns: tuple[int, ...], errors: float = 2.0) -> f
     if not (scale > 0).all():
         return -math.inf
     a, b = x[:, columns] / scale, y[:, columns] / scale
+    # Distances of 0 between repeated values would give a KL of any size.
     if any(len(np.unique(part[:, 0])) < 0.99 * len(part) for part in (a, b)):
         return -math.inf
     terms = terms_of(a, b, min(_NEIGHBORS, len(a) - 1, len(b)), "bias_reduced")

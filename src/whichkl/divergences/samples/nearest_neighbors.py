@@ -75,9 +75,11 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
         return compare(parts[0], parts[1], min(k, len(parts[0]) - 1, len(parts[1])), variant)
 
     (a, b), coarse, notes, wrong = spread([a, b], generator)
+    # Balls measure best where columns have one scale and no correlation. One linear map for both leaves the KL as it is.
     white = whiten(a, b)
     p, q = twin = gaussian(white[0]), gaussian(white[1])
     most = TWIN_ROWS if max(len(a), len(b)) <= TWIN_ROWS else TWIN_ROWS // 8
+    # Both laws the same: the truth is exactly 0, and no ratio of densities adds noise.
     null = bias_on(p, p, min(len(a), most), min(len(b), most), estimate, generator)
     bias = bias_on(p, q, len(a), len(b), estimate, generator)
     truth = float(kl_divergence(p, q))
@@ -85,6 +87,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     notes += [f"on a Gaussian twin of this data (truth {truth:.3g}) it gives {truth + bias.value:.3g}{rows}"]
     fewer = f", {most:,} rows" if most < min(len(a), len(b)) else ""
     notes += [f"on two samples of one Gaussian (truth 0{fewer}) it gives {null.value:.2g} ± {null.error:.1g}"]
+    # Subsamples in place of a bootstrap: a bootstrap's repeated rows have distance 0 to themselves.
     few = subsamples(white, estimate, generator)
     value, terms, further = _value(white, min(k, len(a) - 1, len(b)), variant, generator)
     # With few rows of many columns, subsamples give too small an error.
@@ -94,6 +97,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     wrong += drift(value, sampling, few, bias, bias_on(p, q, *few.sizes, estimate, generator, 25), a.shape)
     if len(a) <= MAX_ROWS_OF_FULL_CORRECTION and 2 * k < min(len(a), len(b), _MAX_ROWS_OF_BLUR_CHECK) / 4:
         wrong += _blurred(white, twin, k, variant, generator)
+    # Whatever a part of the columns shows is a lower bound of the whole: above this end it contradicts the interval.
     upper = value + NORMAL * math.hypot(sampling, bias.value)
     wrong += hidden(a, b, upper, seed) + exceeded(a, b, upper, seed)
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
@@ -115,6 +119,7 @@ def _value(
 def _out_of_reach(terms: Float[np.ndarray, " n"], value: float, cap: float | None, m: int, k: int) -> list[str]:
     """Report rows of x that lie far from all m rows of y, and a value near the largest one that the rows can show."""
     wrong = []
+    # A term is log of (rows of x per row of y) in a ball: this large, a ball that reaches k rows of y holds a tenth of all x.
     lonely = float((terms > math.log(max(0.1 * len(terms) / k, 15))).mean())
     if lonely > _MAX_SHARE_OF_LONELY_ROWS:
         wrong += [
@@ -128,6 +133,7 @@ def _out_of_reach(terms: Float[np.ndarray, " n"], value: float, cap: float | Non
 
 def _fitting_noise(a: Rows, b: Rows, sampling: float, truth: float) -> list[str]:
     """Report a twin whose truth is largely the noise of fitting it on few rows."""
+    # Each of the d (d + 3)/2 fitted numbers of a Gaussian adds 1/(2 n) nats on average: half of a likelihood ratio's mean.
     inflation = a.shape[1] * (a.shape[1] + 3) / 4 * (1 / len(a) + 1 / len(b))
     if inflation <= max(2 * sampling, 0.1 * truth):
         return []
@@ -162,7 +168,9 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
 
     def with_log_q(part: Rows) -> Rows:
         value = checked(part) if part is not rows else given
+        # Spreading within a step can move a row beyond the end of q's support, which the unrounded row wouldn't cross.
         value = np.where(value == -math.inf, given, value)  # a rounded row at an end of the support, spread beyond it
+        # Whitening multiplies p's density by this volume (here its log); adding it to log q keeps the difference.
         volume = np.linalg.slogdet(np.atleast_2d(np.cov(part.T)))[1] / 2
         return np.column_stack([*whiten(part), value + volume])
 
@@ -202,6 +210,8 @@ def _blurred(
         noise = [torch.from_numpy(generator.normal(size=(size, dim))) for size in sizes]
         losses.append(loss(*((law.loc + z @ law.scale_tril.T).numpy() for law, z in zip(twin, noise, strict=True)))[1])
     further, error = here - float(np.mean(losses)), float(np.std(losses, ddof=1)) * math.sqrt(1 + 1 / _TWINS)
+    # The blur is proportional to the radius: k neighbours blur this share of what 2 k do, and the sum of all further halvings is
+    # left / (1 − left).
     left = 0.5 ** (1 / dim)
     if further <= 3 * error or further * left / (1 - left) <= 0.1 * abs(value):
         return []
@@ -215,6 +225,7 @@ def _pair(x: Any, y: Any, k: int) -> list[Rows]:
     if a.shape[1] != b.shape[1]:
         because = f"`x` has {a.shape[1]} columns and `y` has {b.shape[1]}"
         raise InputError(cannot("compare these samples", because, "Give both the same columns, in the same order"))
+    # Timestamps, for example, differ only in their last digits: differences from one row keep what float64 has of these.
     moved = [part - a[0] for part in (a, b)]
     extent = np.maximum(*(np.abs(part).max(0) for part in moved))
     scale = np.where((extent > 1e100) | (extent < 1e-100), extent, 1.0)
@@ -236,6 +247,8 @@ def _samples(values: Any, name: str, k: int) -> Rows:
         raise InputError(cannot(do, because, "Give more rows, or a smaller `k`"))
     flat = ", ".join(f"`{column}`" for column, extent in zip(target.names, np.ptp(x, 0), strict=True) if extent == 0)
     even = (x - x[0]) / (np.abs(x - x[0]).max(0) + (np.ptp(x, 0) == 0))
+    # Columns that follow from each other lie on a plane, where no density in d dimensions exists and distances would still give a
+    # number.
     dependent = not flat and dim > 1 and np.linalg.eigvalsh(np.corrcoef(even.T))[0] < 1e-12
     if flat or dependent:
         because = f"column {flat} is constant" if flat else "its columns are linearly dependent"

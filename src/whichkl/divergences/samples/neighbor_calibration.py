@@ -56,6 +56,8 @@ def subsamples(parts: list[Rows], estimate: Callable[..., float], generator: np.
         values = list(pool.map(on, draws))
     kept = sizes[0] / len(parts[0])
     wide = float(np.std(values, ddof=1))
+    # Without replacement, the estimate on a share f of the rows varies about that on all rows with (1 − f)/f times the latter's
+    # variance.
     error = wide * math.sqrt(kept / (1 - kept))
     return Subsamples(error, float(np.mean(values)), math.hypot(wide / math.sqrt(repeats), error), (sizes[0], sizes[-1]))
 
@@ -67,9 +69,11 @@ def drift(value: float, sampling: float, few: Subsamples, bias: Bias, small: Bia
     from n^(2/3) rows to n, and on, with a bias that falls as n^(−1/d).
     """
     rows, dim = shape
+    # What the estimator gains from n^(2/3) to n rows beyond what it gains on Gaussians is the part that no twin explains.
     growth = value - few.mean - (bias.value - small.value)
     error = math.hypot(few.mean_error, bias.error, small.error)
     left = (few.sizes[0] / rows) ** (1 / dim)
+    # A geometric series: from n rows on, each further step brings `left` times the last one.
     coming = math.copysign(max(0.0, abs(growth) - 2 * error), growth) * left / (1 - left)
     if abs(coming) <= max(2 * sampling, 0.1 * abs(value)):
         return []
@@ -110,6 +114,7 @@ def bias_on(
             value, truth = estimate(x.numpy(), y.numpy()), float((log_p - q.log_prob(x)).mean())
         values.append(value)
         gaps.append(value - truth)
+    # A spread on fewer rows than the data's would be too wide, and one of fewer than eight values is too uncertain.
     spread_of = float(np.std(values, ddof=1)) if full and len(values) >= 8 else 0.0
     return Bias(float(np.mean(gaps)), float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps)), spread_of)
 
@@ -126,12 +131,14 @@ def spread(parts: list[Rows], generator: np.random.Generator) -> tuple[list[Rows
     shows how much. Returns the samples, the coarser ones (none if nothing was spread), notes, and reasons for distrust.
     """
     whole = np.concatenate(parts)
+    # One column without repeats rules repeated rows out; sorting a column is much cheaper than sorting rows.
     few = any(len(np.unique(column)) >= 0.99 * len(column) for column in whole.T)  # then whole rows can't repeat more often
     doubled = 0.0 if few else 1 - len(np.unique(whole, axis=0)) / len(whole)
     step = np.array([_step(column) for column in whole.T]) if doubled > 0.01 else np.zeros(whole.shape[1])
     if not step.any():
         copies = f"{doubled:.1%} of the rows repeat, on no even grid: copies aren't independent draws"
         return parts, [], [], [copies] if doubled > 0.01 else []
+    # A rounded value stands for its interval: uniform noise within a step gives the law a density again.
     fine = [part + generator.uniform(-0.5, 0.5, part.shape) * step for part in parts]
     wide = np.where(step > 0, 2 * step, 1.0)
     coarse = [np.where(step > 0, (np.floor(part / wide) + generator.uniform(size=part.shape)) * wide, part) for part in fine]
@@ -162,4 +169,5 @@ def _step(column: Float[np.ndarray, " n"]) -> float:
     gaps = np.diff(np.unique(column))
     gaps = gaps[gaps > 1e-9 * np.ptp(column)]
     counts = gaps / gaps.min()
+    # A grid has only whole multiples of its step as gaps; a hundredth allows for decimal fractions in binary.
     return float(gaps.min()) if np.abs(counts - counts.round()).max() < 0.01 else 0.0

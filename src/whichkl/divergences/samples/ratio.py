@@ -13,7 +13,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences.estimate import NORMAL, Estimate
-from whichkl.divergences.kinds import KINDS, ChiSquared, IntegralDivergence, JensenShannon, Renyi, WeightedKLs, divergence_named
+from whichkl.divergences.kinds import (
+    KINDS,
+    ChiSquared,
+    IntegralDivergence,
+    JensenShannonDivergence,
+    RenyiDivergence,
+    WeightedKLs,
+    divergence_named,
+)
 from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, cosines, cross_fit, mean_with_error
 from whichkl.divergences.samples.neighbors import Neighbors
@@ -57,20 +65,25 @@ def classifier_divergence(
     sample = _Pooled.of(x, y, folds, seed)
     z, n = sample.z, sample.n
     log_ratio, parts = sample.fit(z)
+    # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
+    # Rows dealt out at random belong to one law, so that whatever the classifier shows on them is its bias.
     dealt = z[torch.randperm(len(z), generator=sample.generator, device="cpu")]
     null, null_error, *_ = _score(kind, n, *sample.fit(dealt), levels)
     bias, bias_error = _bias(kind, sample, dealt, levels)
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
+    # E_q[p/q] = E_p[q/p] = 1 for the true ratio: two checks that need no other estimate.
     off = any(not abs(mean - 1) <= max(3 * error, _LARGE_SHARE) for mean, error in sides)
     misfit = _misfit(sample, log_ratio)
     khat = max(_khat(one) for one in terms) if not kind.bounded else None
     limit = min(0.5, khat_limit(min(n, len(z) - n)))
+    # k̂ of nearly constant terms is meaningless: a tail can do harm only where the terms differ by more than a nat.
     heavy = khat is not None and khat >= limit and any(float(one.max() - one.min()) > 1 for one in terms)
     biases = ((null, null_error), (bias, bias_error))
     large = [not abs(one) <= max(2 * stderr, 2 * error, _LARGE_SHARE * abs(value)) for one, error in biases]
     because = [": no small part of this value" if one else "" for one in large]
+    # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
     notes = [
         "".join([f"ℓ is taken to be quadratic in the columns{'' if sample.full else ', without products'}", *misfit]),
@@ -105,6 +118,7 @@ class _Pooled:
         if not 2 <= folds <= MIN_ROWS:
             raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
         z, n, rows = standardised(x, y, MIN_ROWS)
+        # d squares, d columns and d (d − 1)/2 products: d (d + 3)/2 features.
         full = z.shape[1] * (z.shape[1] + 3) // 2 <= min(rows // 10, 500)
         return cls(z, n, folds, full, torch.Generator().manual_seed(seed))
 
@@ -120,7 +134,7 @@ def _misfit(sample: _Pooled, log_ratio: Tensor) -> list[str]:
     features mustn't do better.
     """
     z, n, generator = sample.z, sample.n, sample.generator
-    size = abs(_score(JensenShannon(), n, log_ratio, [])[0])
+    size = abs(_score(JensenShannonDivergence(), n, log_ratio, [])[0])
     seen = {
         "waves in the rows still distinguish x from y": _gap_of_waves(z, n, log_ratio, size, generator),
         "the errors of neighbouring rows correlate": _correlation_of_neighbors(z, n, log_ratio, size, generator),
@@ -140,12 +154,14 @@ def _gap_of_waves(z: Tensor, n: int, ratio: Tensor, size: float, generator: torc
     axes = torch.arange(_WAVES // 2, device="cpu")  # half of the waves run along a column, one column after another
     aim[:, axes] = torch.eye(z.shape[1], dtype=z.dtype, device="cpu")[:, axes % z.shape[1]]
     phase, length = torch.rand(2, _WAVES, generator=generator, dtype=z.dtype, device="cpu")
+    # 0.5 to 3 radians per standard deviation: wavelengths of 2 to 13 standard deviations.
     wave = torch.cos(z @ (aim / aim.norm(dim=0) * (0.5 + 2.5 * length)).to(z.device) + 2 * math.pi * phase.to(z.device))
     s = torch.sigmoid(ratio)[:, None]
     over_p, over_q, spread = wave[:n] * (1 - s[:n]), wave[n:] * s[n:], (s * (1 - s)).clamp(min=1e-300) * wave.square()
     gap = (over_p.mean(0) - over_q.mean(0)).abs()
     score = gap / (over_p.var(0) / n + over_q.var(0) / len(over_q)).sqrt()
     gain = gap.square() / (4 * (spread[:n].mean(0) + spread[n:].mean(0)))
+    # The largest of a hundred waves is above 4.5 by chance about once in fifteen hundred samples.
     seen = (score > 4.5) & (gain > _LARGE_SHARE * size)
     return float(score[seen].max()) if bool(seen.any()) else None
 
@@ -179,6 +195,7 @@ def _gain_of_finer_features(z: Tensor, n: int, ratio: Tensor, other: Tensor, siz
     """Standardised gain in held-out log loss of another ℓ, or None where it is unclear or small."""
     label = (torch.arange(len(z), device=z.device) < n).to(z.dtype)
     share = math.log(n / (len(z) - n))
+    # The classifier's logit is ℓ + log(n/m): the prior odds of a row of x come back in.
     gain = torch.stack([binary_cross_entropy_with_logits(one + share, label, reduction="none") for one in (ratio, other)])
     value, error = mean_with_error(gain[0] - gain[1])
     return value / error if value > 2.5 * error and value > _LARGE_SHARE / 2 * size else None
@@ -190,10 +207,12 @@ def _score(
     """The divergence at held-out ℓ, its error (of the means, and of the fits by the delta method), and its terms."""
     ratio = ratio.clone().requires_grad_(True)
     over_p, over_q = (terms[part] for terms, part in zip(_terms(kind, ratio, levels), (slice(n), slice(n, None)), strict=True))
+    # The slope of the value in each ℓ: the delta method carries errors of the fits, by their rows, into the error of the value.
     (pull,) = torch.autograd.grad(over_p.mean() + over_q.mean(), ratio)
     over_p, over_q = over_p.detach(), over_q.detach()
     share, total = torch.cat([over_p / n, over_q / len(over_q)]), float(over_p.mean() + over_q.mean())
     for held, features, residual, factor in parts:
+        # Infinitesimal jackknife: the curvature's inverse tells how each fitted row moves β, and so the held-out ℓ.
         along = torch.cholesky_solve((features[held].T @ pull[held])[:, None], factor)[:, 0]
         share[~held] += (features[~held] @ along) * residual / len(residual)
     stderr = math.sqrt(sum(len(one) * float(one.var()) for one in (share[:n], share[n:])))
@@ -206,11 +225,13 @@ def _terms(kind: IntegralDivergence, ratio: Tensor, levels: _Levels) -> tuple[Te
         forward, reverse = kind.kl_weights
         up, down = (level * torch.exp(one.clamp(max=MAX_EXPONENT)) for level, one in zip(levels, (ratio, -ratio), strict=True))
         return forward * ratio + reverse * (levels[1] - down), forward * (levels[0] - up) - reverse * ratio
-    power = kind.order - 1 if isinstance(kind, Renyi) else float(isinstance(kind, ChiSquared))
+    # χ² is ∫ p²/q − 1: the power 1 of the ratio. Its mean under p needs no term under q.
+    power = kind.order - 1 if isinstance(kind, RenyiDivergence) else float(isinstance(kind, ChiSquared))
     if power > 0:
         return torch.exp((power * ratio).clamp(max=MAX_EXPONENT)) - float(isinstance(kind, ChiSquared)), 0 * ratio
     ratio = ratio.clamp(-MAX_EXPONENT, MAX_EXPONENT)
     log_p, log_q = logsigmoid(ratio), logsigmoid(-ratio)
+    # The tangent of a convex h lies below it: on average a wrong ℓ makes the value too low, never too high.
     slopes = torch.autograd.grad(kind.integrand(log_p, log_q).sum(), (log_p, log_q), create_graph=True)
     return slopes[0] * torch.exp(-log_p), slopes[1] * torch.exp(-log_q)
 
@@ -231,6 +252,7 @@ def _twin(sample: _Pooled, dealt: Tensor) -> tuple[Tensor, Tensor]:
     z, n = sample.z, sample.n
     pairs = _gaussians(dealt, n, 1.0), _gaussians(z, n, 1.0)
     by_chance, seen = (float(kl_divergence(a, b) + kl_divergence(b, a)) for a, b in pairs)
+    # Sampling alone sets two samples of one law apart. Without this correction the twins would lie too far from each other.
     laws = _gaussians(z, n, math.sqrt(max(0.0, 1 - by_chance / max(seen, 1e-300))))
     noise = torch.randn(z.shape, generator=sample.generator, dtype=z.dtype, device="cpu").to(z.device)
     twin = torch.cat([law.loc + part @ law.scale_tril.T for law, part in zip(laws, (noise[:n], noise[n:]), strict=True)])

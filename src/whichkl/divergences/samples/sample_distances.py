@@ -112,6 +112,7 @@ def sliced_wasserstein(
     stderr = _error_by_subsamples(x, y, directions, power, generator)
     stderr = math.hypot(stderr, float(each.std()) / math.sqrt(count)) if count > 1 else stderr
     pooled = torch.cat([x, y])
+    # In the pooled rows both halves have one law: their distance is what sampling alone gives.
     shuffled = [pooled[torch.randperm(len(pooled), generator=generator, device="cpu")] for _ in range(_PERMUTATIONS)]
     null = sum(float(_sliced(z[:n], z[n:], directions, power).mean()) for z in shuffled) / _PERMUTATIONS
     value = float(each.mean())
@@ -188,6 +189,7 @@ def _u_statistic(x: Tensor, y: Tensor, sums: Callable[[Tensor, Tensor], Tensor],
     `sums(x, y)` are Σⱼ k(xᵢ, yⱼ) for each i.
     """
     n, m = len(x), len(y)
+    # A row's kernel with itself is left out: it would bias the mean by 1/n.
     among_x, among_y = (sums(x, x) - itself) / (n - 1), (sums(y, y) - itself) / (m - 1)
     from_x, from_y = sums(x, y) / m, sums(y, x) / n
     value = float(among_x.mean() + among_y.mean() - 2 * from_x.mean())
@@ -197,6 +199,7 @@ def _u_statistic(x: Tensor, y: Tensor, sums: Callable[[Tensor, Tensor], Tensor],
 def _row_sums(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
     """Σⱼ k(|xᵢ − yⱼ|) for each i, by blocks of rows; distances without the expansion of squares, which cancels."""
     rows = max(1, _NUMBERS_PER_BLOCK // (4 * len(y)))
+    # |x|² + |y|² − 2 x·y loses all digits where rows lie close together and far from 0.
     mode = "donot_use_mm_for_euclid_dist"
     return torch.cat([kernel(torch.cdist(block, y, compute_mode=mode)).sum(1) for block in x.split(rows)])
 
@@ -227,6 +230,8 @@ def _median_distance(x: Tensor, y: Tensor) -> float:
 
 
 def _error_by_subsamples(x: Tensor, y: Tensor, directions: Tensor, power: float, generator: torch.Generator) -> float:
+    # The first-order error of a distance near 0 isn't normal, where a bootstrap fails; subsamples of n^⅔ rows still give its
+    # size.
     part, values = min(len(x), len(y)) ** (-1 / 3), []
     for _ in range(_SUBSAMPLES):
         i, j = (torch.randperm(len(z), generator=generator, device="cpu")[: round(part * len(z))] for z in (x, y))

@@ -2,6 +2,5 @@
 
 Solvers: `natural_gradient` (full Gaussians), `mean_field` (diagonal and low-rank ones), `sample_average` (mixtures), `two_sided`
 (divergences that also read points of p). Their parts: `gaussian_rule` (the nodes), `starts` (modes of p), `ensemble` and
-`vector_elbo` (losses of several models at once), `doubling` (when there are enough nodes), `ascents` and `trust_region`
-(optimisers of any function, in batches).
+`vector_elbo` (losses of several models at once), `doubling` (when there are enough nodes).
 """

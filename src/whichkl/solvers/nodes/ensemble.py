@@ -15,7 +15,7 @@ from whichkl.families import Gaussian, Mixture
 from whichkl.families.gaussian import gaussian, loc_and_tril
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.objectives import Objective
-from whichkl.solvers.nodes.ascents import ascend
+from whichkl.solvers.ascents import ascend
 from whichkl.solvers.nodes.expansion import Entropy, Expansion
 from whichkl.solvers.nodes.gaussian_rule import first_count
 from whichkl.solvers.nodes.points import Nodes, Parts, Points, evaluate, log_density
@@ -74,6 +74,7 @@ class Ensemble:
         """Evaluate mixtures of these log weights, means and factors; the factors of a diagonal family lose their off-diagonal."""
         logits, loc, tril = (part.to(target.device) for part in parts)
         if family.covariance == "diagonal":
+            # The standard deviations of the full factor, which its diagonal alone would understate.
             tril = torch.diag_embed(torch.linalg.vector_norm(tril, dim=-1))
         unknown = logits.new_zeros(len(logits))
         here = cls(objective, family, target, log_z, points, nodes, logits.log_softmax(-1), loc, tril, unknown, unknown)
@@ -174,6 +175,7 @@ class Ensemble:
         point = theta.detach().requires_grad_(True)
         with torch.enable_grad():
             losses = [self.objective.loss(at_p, self.points.w, at_q, w) for at_p, at_q, w in self._ratios(point, rows)]
+            # Divided by its curvature, every divergence is a KL near q = p, and so tolerances in nats fit all.
             value = -torch.stack(losses) / self.objective.curvature
             if self.entropy is not None:
                 value = value - self.entropy.correction(self._read(point, rows), self.nodes)
@@ -207,6 +209,7 @@ class Ensemble:
         size = logits.exp().clamp(min=_MIN_WEIGHT).sqrt()  # the curvature of a component's coordinates is its weight
         log_weight = (logits + theta[:, :count] / size).log_softmax(-1)
         rest = (theta[:, count:].reshape(len(theta), count, -1)) / size[..., None]
+        # The log of a standard deviation has curvature 2 under a normal law: √2 makes it 1.
         factor = torch.diag_embed((rest[..., dim : 2 * dim] / math.sqrt(2)).exp())
         if self.family.covariance == "full":
             row, column = torch.tril_indices(dim, dim, -1, device=theta.device)

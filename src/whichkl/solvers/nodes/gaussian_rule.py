@@ -28,6 +28,7 @@ def gaussian_rule(dim: int, count: int, seed: int, apart: int = 0) -> tuple[Floa
     """
     if dim == 1:
         z = torch.arange(-_REACH, _REACH + _STEP / 2, _STEP, dtype=torch.float64, device="cpu")
+        # Exactly antisymmetric, which steps of 0.05 added up aren't.
         z = (z - z.flip(0)) / 2
         w = torch.exp(-z.square() / 2)
         return z[:, None], w / w.sum()
@@ -36,6 +37,7 @@ def gaussian_rule(dim: int, count: int, seed: int, apart: int = 0) -> tuple[Floa
         z = torch.cat([half, -half])
         return z, torch.full((len(z),), 1 / len(z), dtype=torch.float64, device="cpu")
     half = sobol(dim, count // 2, seed)
+    # Keeps 0 and 1 out, where the normal quantile is infinite.
     tiny = 2.0**-33
     half = math.sqrt(2) * torch.erfinv(2 * half.clamp(tiny, 1 - tiny) - 1)
     z = torch.cat([half, -half])
@@ -64,6 +66,7 @@ def _neighbours_apart(dim: int, count: int, seed: int, apart: int) -> Float[Tens
     Sobol points are unsuitable: with this few points some pairs of columns have correlations of 0.9.
     """
     z = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    # A block and the two before it must fit into `count` dimensions, with room for the draws to stay normal.
     width = max(1, (count - apart) // 4)
     for begin in ([0] if apart else []) + list(range(apart, dim, width)):
         end = begin + width if begin >= apart else apart

@@ -13,12 +13,12 @@ from torch.distributions import Distribution
 
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts
-from whichkl.solvers.nodes.ascents import ascend
+from whichkl.solvers.ascents import ascend
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
 from whichkl.solvers.nodes.starts import find_starts, points_to_start, trial_on_cpu
-from whichkl.solvers.nodes.trust_region import hessian_product
 from whichkl.solvers.nodes.vector_elbo import DiagonalAverage, LowRankAverage, first_nodes, minimize_elbo
 from whichkl.solvers.solver import Solution, Solver
+from whichkl.solvers.trust_region import hessian_product
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 
@@ -109,6 +109,7 @@ class LowRank(Solver):
             raise TypeError(family)
         dim = target.dim
         rank = family.rank_in(dim)
+        # A rough mean field is enough to start from: the descent to low rank moves all of it again.
         before = MeanField(1e-3, 0.1, 256).solve(target, Gaussian("diagonal"), seed)
         starts = [_widened(target, one.model, rank, seed) for one in before.optima[:_MAX_STARTS]]
 
@@ -117,6 +118,7 @@ class LowRank(Solver):
             return LowRankAverage(target, rank, nodes[:, :rank].contiguous(), nodes[:, rank:].contiguous(), w)
 
         tolerance = self.tolerance / 100 if dim + rank <= _MAX_DIM_OF_EXACT_NODES else self.tolerance
+        # W has rank × d numbers, which few nodes would fit instead of p: at least eight nodes per column of W.
         count = max(first_nodes(dim + rank), 1 << (8 * rank - 1).bit_length())
         return minimize_elbo(average, torch.stack(starts), count, tolerance, self.node_tolerance, self.max_nodes)
 
@@ -168,9 +170,11 @@ def _spread(target: Target, mode: Float[Tensor, " d"], seed: int) -> Float[Tenso
     """Return 1/√diag(−∇² log p) at a mode; an estimate that isn't positive is replaced by the median of the others."""
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (_PROBES, len(mode)), generator=generator, device="cpu").to(torch.float64).mul(2).sub(1)
+    # Central differences of scores: the error is least near the cube root of float64's rounding.
     size = 1e-5 * (1 + float(mode.abs().median()))
     _, ahead = target.trial((mode + size * signs).to(target.device))
     _, behind = target.trial((mode - size * signs).to(target.device))
+    # E[v ⊙ Hv] = diag H for random signs v: off-diagonal entries average out.
     bend = (signs * (behind - ahead).cpu() / (2 * size)).mean(0)
     known = bend[bend > 0]
     middle = float(known.median()) if len(known) else 1.0
@@ -191,6 +195,7 @@ def _widened(target: Target, model: Distribution, rank: int, seed: int) -> Float
 
     start = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu").to(loc.device)
     value, vector = _least_eigenvectors(bend, start, rank)
+    # Along an eigenvector the target's variance is 1/λ and mean field's is 1: W adds the rest.
     length = (1 / value.clamp(min=1e-300) - 1).clamp(min=0).sqrt().clamp(_MIN_LENGTH, _MAX_LENGTH)
     return torch.cat([loc, scale.log(), (scale[:, None] * vector * length).flatten()])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import entropy, gaussian
-from whichkl.solvers.nodes.ascents import Memory, ascend
+from whichkl.solvers.ascents import Memory, ascend
 from whichkl.solvers.nodes.doubling import Verdict, double_nodes, near_best, refuse_infinite, refuse_unbounded
 from whichkl.solvers.nodes.gaussian_rule import first_count, least_count
 from whichkl.solvers.nodes.points import Nodes, evaluate
@@ -98,8 +98,10 @@ class NaturalGradient(Solver):
             ended = climbed(begun)
             _check(ended)
             shift, lost = _shift(ended, loc), (ended.elbo - begun.elbo) / (1 + count / len(before.nodes.z))
+            # Optima far worse than the best one needn't stay: more nodes for them would be wasted.
             good = near_best(-ended.elbo)
             is_settled = bool(((shift <= self.node_tolerance) & (lost <= self.node_loss))[good].all())
+            # Costs fall as 1/n and shifts as 1/√n: this is by how much the nodes have to grow.
             times = float(torch.maximum(lost / self.node_loss, (shift / self.node_tolerance).square())[good].max())
             factor = min(_MAX_FACTOR, 1 << max(1, math.floor(math.log2(max(times, 2)))))
             return ended, Verdict(float(shift[int(ended.elbo.argmax())]), is_settled, factor)
@@ -120,6 +122,7 @@ class NaturalGradient(Solver):
         counts, nodes = state.target.evaluations, len(state.nodes.z)
         for iteration in range(self.max_iterations):
             is_known = torch.zeros_like(held, dtype=torch.bool) if state.memory is None else state.memory.held[:, -1]
+            # A memory from fewer nodes is ready to use: L-BFGS can take over at once where the residual is small.
             enough = torch.where(is_known | (iteration > 0), rho.new_tensor(_NEAR), tolerance)
             active = (state.residual > enough) & (rho > 1e-6)
             if not bool(active.any()) or not counts.affords(int(active.sum()) * nodes):
@@ -207,6 +210,7 @@ class Gaussians:
         cls, target: Target, nodes: Nodes, loc: Tensor, tril: Tensor, elbo: Tensor, b: Tensor, a: Tensor, memory: Memory | None
     ) -> Gaussians:
         """Mirror the lower triangle of A, and measure the residual; it is ∞ and the ELBO −∞ where something isn't finite."""
+        # On finite nodes E[h zᵀ] isn't symmetric. L is lower triangular, so that only the lower half is a derivative of the ELBO.
         a = a.tril() + a.tril(-1).mT
         off = a - torch.eye(loc.shape[1], dtype=a.dtype, device=a.device)
         residual = (b.square().sum(-1) + off.square().sum((-1, -2)) / 2).sqrt()
@@ -227,6 +231,7 @@ class Gaussians:
         precision = 1 - length + length * torch.where(tame[:, None], eigenvalue.clamp(0.25, 16.0), eigenvalue)
         pull = torch.einsum("bji,bj->bi", vector, self.b) / precision
         move = length * torch.einsum("bij,bj->bi", vector, pull)
+        # The length of z is near √d: a tame step stays within two of q's own radii.
         limit = 2 * length * math.sqrt(self.loc.shape[1])
         norm = torch.linalg.vector_norm(move, dim=-1, keepdim=True)
         move = torch.where(tame[:, None], move * (limit / norm).clamp(max=1.0), move)
@@ -243,6 +248,7 @@ class Gaussians:
         """
         dim = self.loc.shape[1]
         row, column = torch.tril_indices(dim, dim, -1, device=self.loc.device)
+        # The entropy of L T is that of L plus Σ t: no determinant is needed again.
         volume = entropy(self.tril)
 
         def read(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,6 +47,7 @@ class Nodes:
     @classmethod
     def of(cls, target: Target, count: int, seed: int) -> Nodes:
         """Return `count` nodes, others for each count."""
+        # Other nodes for each count: half of the same nodes would make a doubling look settled.
         z, w = gaussian_rule(target.dim, count, seed + count)
         return cls(z.to(target.device), w.to(target.device))
 

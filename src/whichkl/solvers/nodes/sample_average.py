@@ -83,6 +83,7 @@ class SampleAverage(Solver):
         descended = partial(descend, tolerance=_ROUGH, rounds=self.rounds, trail=trail, min_gain=_MIN_GAIN, expands=True)
         locs, trils = find_starts(target, seed)
         begun = _on_nodes(target, family, count, seed, _starts(family, locs, trils))
+        # Two rounds tell good starts from bad ones; only those near the best are worth more.
         state = descended(begun.take(begun.loss <= begun.loss.min() + _MAX_LOSS_OF_START), rounds=2)
         seedling = _on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])])
         grown = _grow(target, family, seedling, locs, seed, work, trail_of_growth)
@@ -171,6 +172,7 @@ def find_missing_mass(
     """
     logits, loc, tril = (part[0].cpu() for part in (model.logits, model.loc, model.tril))
     generator = torch.Generator().manual_seed(seed)
+    # Equally many draws of every component, also of light ones.
     which = torch.multinomial(torch.ones_like(logits), _DRAWS, replacement=True, generator=generator)
     z = torch.randn(_DRAWS, loc.shape[1], generator=generator, dtype=loc.dtype, device="cpu")
     stretch = torch.tensor(_STRETCHES, dtype=loc.dtype, device="cpu").repeat(_DRAWS)[:_DRAWS]
@@ -186,6 +188,7 @@ def find_missing_mass(
         return logits[:0], loc[:0], tril[:0]
     modes = climb_to_modes(target, pool[best], most + len(loc), max_calls=60)
     white = torch.linalg.solve_triangular(tril[None], (modes.locs[:, None] - loc)[..., None], upper=False)[..., 0]
+    # The model's loss is about −log of the mass that it covers: the sum is the log of the new component's mass relative to that.
     mass = modes.evidence + dim / 2 * math.log(2 * math.pi) + float(model.loss[0])
     is_new = (torch.linalg.vector_norm(white, dim=-1) > _MIN_DISTANCE).all(-1) & (mass > _MIN_LOG_SHARE)
     if bool(is_new.any()):
@@ -195,6 +198,7 @@ def find_missing_mass(
     place = pool[best[0]]
     near = torch.linalg.vector_norm(torch.linalg.solve_triangular(tril, (place - loc)[..., None], upper=False)[..., 0], dim=-1)
     nearest = int(near.argmin())
+    # A share of e⁻² of the nearest component's.
     return logits[nearest : nearest + 1] - 2, place[None], tril[nearest : nearest + 1] / 2
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
-from whichkl.solvers.nodes.ascents import Peaks, Trial, ascend, ascend_by_newton
+from whichkl.solvers.ascents import Peaks, Trial, ascend, ascend_by_newton
 from whichkl.solvers.nodes.gaussian_rule import sobol
 from whichkl.targets import Target
 
@@ -47,6 +47,7 @@ def find_starts(target: Target, seed: int) -> tuple[Float[Tensor, "b d"], Float[
     locs = [*modes.locs, modes.points.mean(0)]
     factors = [*modes.trils, torch.eye(target.dim, dtype=torch.float64, device="cpu")]
     count = len(modes.locs)
+    # At most five modes are paired: ten pairs, next to all modes together.
     groups: list[tuple[int, ...]] = [*itertools.combinations(range(min(count, 5)), 2)]
     for group in [*groups, tuple(range(count))] if count > 2 else groups:
         loc, tril = _merge(*(part[list(group)] for part in (modes.locs, modes.trils, modes.evidence)))
@@ -80,6 +81,7 @@ def find_modes(target: Target, seed: int) -> Modes:
         TargetError: the log density is −inf or NaN at every candidate, +inf at one, or looks like a density.
     """
     rejected = target.evaluations["rejected"]
+    # The unit of x is unknown: without draws, four scales reach modes that are near and narrow, or far and wide.
     scales = torch.tensor([0.3, 1.0, 3.0, 10.0], dtype=torch.float64, device="cpu").repeat(_CANDIDATES // 4)
     points, value = points_to_start(
         target, seed, _CANDIDATES, lambda: _normal_points(target.dim, seed) * scales[:, None], "0.3 to 10"
@@ -90,6 +92,7 @@ def find_modes(target: Target, seed: int) -> Modes:
     _refuse_density(target, value)
     has_nan = target.evaluations["rejected"] > rejected
     began = points[value.isfinite()]
+    # Compares the gradient with differences once, before hundreds of points rely on it.
     target.value_and_score(began[:8].to(target.device))
     known = began[:0] if target.known_modes is None else target.known_modes[:_MAX_MODES].to("cpu", torch.float64)
     modes = climb_to_modes(target, torch.cat([known, began[:_MAX_SEARCHES]]), _MAX_MODES + len(known))
@@ -138,6 +141,7 @@ def _normal_points(dim: int, seed: int) -> Float[Tensor, "c d"]:
 
 def _refuse_density(target: Target, value: Tensor) -> None:
     """Refuse a density in the place of a *log* density: never negative, and 0 far away, where its log would be −∞."""
+    # A density is never negative; most log densities are, somewhere among 256 points.
     if bool((value < 0).any()):
         return
     far = 1e6 * torch.eye(target.dim, dtype=torch.float64, device=target.device)
@@ -171,6 +175,7 @@ def climb_to_modes(target: Target, points: Float[Tensor, "c d"], most: int, max_
             known |= _lies_under(peaks, going, i, tril)
         return known
 
+    # A call of Newton's method evaluates d + 1 points per row, where L-BFGS takes one.
     climb, calls = (ascend_by_newton, max_calls // 6) if points.shape[1] <= _MAX_DIM_OF_NEWTON else (ascend, max_calls)
     peaks = climb(trial_on_cpu(target), points, max_calls=calls, foreseen=foreseen, patience=_PATIENCE)
     # `foreseen` is called for rows that have moved only.
@@ -199,6 +204,7 @@ def _new_mode(target: Target, peaks: Peaks, i: int, found: list[tuple[int, Tenso
         return None
     for j, tril in found:
         apart = torch.linalg.solve_triangular(tril, (end - peaks.x[j])[:, None], upper=False)
+        # Distance in standard deviations of the mode: the ends of ascents to one mode differ by far less.
         if float(torch.linalg.vector_norm(apart)) <= 0.05:
             return None
     return _laplace(target, end, peaks.curvature.scale(i))
@@ -233,6 +239,7 @@ def _laplace(target: Target, mode: Float[Tensor, " d"], scale: Float[Tensor, " d
 
 def _merge(locs: Float[Tensor, "m d"], trils: Float[Tensor, "m d d"], evidence: Float[Tensor, " m"]) -> tuple[Tensor, Tensor]:
     """Return mean and Cholesky factor of a mixture of Gaussians with weights softmax(evidence), each at least 5 %."""
+    # At least 5 %: Laplace's evidence can be off by much, and a mode that it calls negligible would be lost to this start.
     w = torch.softmax(evidence, 0).clamp(min=0.05)
     w = w / w.sum()
     mean = w @ locs

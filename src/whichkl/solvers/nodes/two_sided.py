@@ -97,6 +97,7 @@ class TwoSided(Solver):
             whole = replace(whole, log_p=whole.log_p - log_z)
         few = whole
         if len(whole.x) > _MAX_POINTS_AT_FIRST and not is_exact(target):
+            # Most of the way needs no more points: the last descent, on all of them, starts near its end.
             few = whole.at(_evenly(len(whole.x), _MAX_POINTS_AT_FIRST))
         count = first_nodes(family, target.dim)
         begun = _affordable(Ensemble.at(self.minimised, family, target, few, Nodes.of(target, count, seed), parts, log_z))
@@ -110,6 +111,7 @@ class TwoSided(Solver):
             work.tell("doubling the nodes", math.nan)
             begun = before.on(Nodes.of(target, count, seed), kept)
             again = before.on(begun.nodes, parts)
+            # An optimum that fits few nodes alone is worse on new ones than where it started: the starts then take its place.
             begun = again if float(begun.loss.min()) > float(again.loss.min()) else begun
             ended = self._check(descended(begun))
             return ended, judge_by_cost(self.node_loss, begun, ended)
@@ -149,6 +151,7 @@ class TwoSided(Solver):
         models: list[Distribution] = []
         if ForwardKL().requires.met_by(target.access):
             forward: Solver = ClosedForm() if isinstance(family, Gaussian) else ExpectationMaximization()
+            # Draws made once serve both the start and the descent; other draws would cost the budget twice.
             made = len(points.x) > 0 and target.samples is None  # draws or a rule that exist already
             known = Target(samples=points.x, weights=points.w if is_exact(target) else None) if made else target
             with _share_of(target.evaluations):
@@ -231,6 +234,7 @@ def left_out(target: Target, stride: int) -> Bool[Tensor, " n"]:
     """Return whether each row is held out: every `stride`-th distinct row, or the ends of chains, whose rows correlate."""
     n = 0 if target.samples is None else len(target.samples)
     if target.repeats is not None:
+        # Equal rows are held out together: a copy among the fitted rows would be no unseen row.
         return target.repeats.rank(0) % stride == 0
     if target.chains is None:
         return torch.arange(n, device=target.device) % stride == stride // 2

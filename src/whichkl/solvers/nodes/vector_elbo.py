@@ -13,8 +13,8 @@ from torch.distributions import Distribution
 
 from whichkl.families.gaussian import diagonal_gaussian, diagonal_parts, low_rank, low_rank_parts
 from whichkl.solvers.nodes.doubling import Verdict, double_nodes, near_best, refuse_infinite, refuse_unbounded
-from whichkl.solvers.nodes.trust_region import End, minimize
 from whichkl.solvers.solver import Optimum, Solution, distinct
+from whichkl.solvers.trust_region import End, minimize
 from whichkl.targets import Target
 
 _MAX_OPTIMA = 12
@@ -47,6 +47,7 @@ class DiagonalAverage:
         """Return values and gradients; +inf and 0 where a node has no density."""
         loc, log_scale = theta.chunk(2, dim=-1)
         scale = log_scale.exp()
+        # The entropy is exact; only E[log p] is an average over nodes.
         value = -log_scale.sum(-1) - loc.shape[1] * (1 + math.log(2 * math.pi)) / 2
         pull, stretch = torch.zeros_like(loc), torch.zeros_like(loc)
         for row, z, w in _blocks(len(theta), self.z, self.w):
@@ -96,6 +97,7 @@ class LowRankAverage:
         white = factor / scale[..., None]
         small = torch.eye(self.rank, dtype=theta.dtype, device=theta.device) + white.mT @ white
         root = torch.linalg.cholesky(small)
+        # D^−½ W C⁻¹, from which both gradients of the entropy follow: only a k × k matrix is factored.
         white = torch.cholesky_solve(white.mT, root).mT
         value = -half.sum(-1) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - dim * (1 + math.log(2 * math.pi)) / 2
         kept = 1 - (white * (factor / scale[..., None])).sum(-1)
@@ -166,6 +168,7 @@ class _Batch:
         """Return the distinct ends whose gradient is at most `tolerance` per coordinate, or all where none is."""
         end = self.end
         size = end.residual / math.sqrt(end.theta.shape[1] / 2)
+        # At a kink of log p the gradient jumps past 0, so that it isn't small at the very minimum.
         good = (size <= tolerance) | (end.stalled & (size <= _STALLED))
         found = [
             Optimum(self.average.read(theta), float(value), bool(ok), False)
@@ -185,6 +188,7 @@ class _Batch:
         """Judge by the largest shift of a mean of the best optimum, and by whether every optimum near it stays."""
         end, dim = self.end, self.average.z.shape[1]
         shift = ((end.theta - self.start) / self.average.metric(end.theta))[:, :dim].abs()
+        # Every dimension adds its own noise of the nodes, which says nothing about the model.
         slack = max(node_tolerance, 5e-4 * dim)
         stays = (shift.square().mean(-1).sqrt() <= node_tolerance) & (shift.amax(-1) <= _MAX_SHIFT)
         stays &= (end.fall <= slack) & ((end.value - self.loss).abs() <= slack)

@@ -176,6 +176,7 @@ class ExpectationMaximization(Solver):
             climb = found
         saved = time.monotonic()
         while climb.small < 2 and climb.iterations < self.max_iterations and not (climb.iterations and rows.evaluations.is_spent):
+            # Rows of a single part are few: float32 would save next to nothing.
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             update = partial(frame.update, rows, torch.float32 if single else torch.float64)
             here, likelihood, state = squarem_cycle(climb.state, update)

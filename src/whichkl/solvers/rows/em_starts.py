@@ -31,6 +31,7 @@ def seed_states(
 
     Source: Arthur & Vassilvitskii (2007).
     """
+    # k-means++ spreads the centres; starts that share a cluster are EM's usual bad optimum.
     generator = torch.Generator(y.device).manual_seed(seed)
     first = torch.multinomial(w, starts, replacement=True, generator=generator)
     centres = y[first][:, None]
@@ -104,6 +105,7 @@ def nearest(state: State) -> list[tuple[int, int]]:
 
 def widest(state: State) -> list[int]:
     """Return the components by volume, the largest first; those of little weight come last."""
+    # A component with hardly any rows can be large by chance, and splitting it gains nothing.
     volume = torch.where(state.probs[0] > 0.25 / state.probs.shape[1], _log_det(state.cov[0]), -math.inf)
     order: list[int] = volume.argsort(descending=True).tolist()
     return order
@@ -133,6 +135,7 @@ def split(state: State, k: int) -> State:
     more = state.each(lambda part: torch.cat([part, part[:, k : k + 1]], 1))
     value, vector = torch.linalg.eigh(more.cov[0, k])
     step = _SPLIT_DISTANCE * value[-1].sqrt() * vector[:, -1]
+    # The halves lie apart by ± step: with this covariance both together keep the moments of the whole.
     for half, sign in ((k, 1), (-1, -1)):
         more.cov[0, half] -= torch.outer(step, step)
         more.loc[0, half] += sign * step

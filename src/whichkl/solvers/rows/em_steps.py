@@ -88,6 +88,7 @@ class Frame:
         shift = w @ x
         scale = (w @ (x - shift).square()).sqrt()
         scale = torch.where(scale > 0, scale, 1.0)
+        # A value recorded to a step h stands for an interval, whose variance is h²/12: no component may claim to know more.
         floor = _FLOOR + (resolution(x) / scale).square() / 12
         if isinstance(family, StudentT):
             return cls(shift, scale, floor, family.covariance, count=1, is_student=True, is_single=True)
@@ -167,6 +168,7 @@ def expectation(state: State, shift: Tensor, scale: Tensor, diagonal: bool, dtyp
             features = _features(y, buffer[:, : len(x)], diagonal=diagonal)
             form = (forms @ features).reshape(starts, count, -1)
             joint = form if df is None else constant - (df + dim) / 2 * torch.log1p(form.clamp(min=0) / df)
+            # Log-sum-exp by hand: the shares are the very exponentials that the sum needs.
             top = joint.amax(1, keepdim=True)
             share = (joint - top).exp_()
             total = share.sum(1, keepdim=True)
@@ -270,6 +272,7 @@ def _freedom(df: Float[Tensor, "s k"], dim: int, spread: Float[Tensor, "s k"]) -
         low, high = torch.where(value > 0, t, low), torch.where(value > 0, high, t)
         step = t - value / (1 - half * torch.polygamma(1, half))
         step = torch.where((step > low - _FREEDOM_TOLERANCE) & (step < high + _FREEDOM_TOLERANCE), step, (low + high) / 2)
+        # A root beyond an end stays at that end, where Newton's steps would run away.
         step = torch.where(outside, t, step)
         moved, t = float((step - t).abs().amax()), step
         if not moved > _FREEDOM_TOLERANCE:

@@ -136,15 +136,18 @@ def _newton_step(here: Evaluation) -> Tensor:
 
 def _conjugate_step(rows: Rows, design: Design, theta: Tensor, here: Evaluation) -> Tensor:
     """Solve H step = −g by conjugate gradients, preconditioned by the Hessian's diagonal, more exactly near the end."""
+    # The Hessian's diagonal, which the same pass has given: the Hessian itself isn't formed here.
     scale = here.curvature.clamp(min=1e-12 * float(here.curvature.max()))
 
     def near(left: Tensor) -> Tensor:
         ready = left / scale
+        # Adding one constant to all classes changes no probability: steps stay orthogonal to that direction.
         return ready - ready.mean(0) if design.columns > 1 else ready
 
     step, left = torch.zeros_like(theta), -here.gradient
     toward = near(left)
     power = first = float((left * toward).sum())
+    # An inexact Newton method: rough far from the end, and superlinear near it (Dembo, Eisenstat & Steihaug, 1982).
     wanted = min(0.25, (first / design.count) ** 0.5) ** 2
     for _ in range(250):
         if power <= wanted * first:
@@ -164,6 +167,7 @@ def _separated(design: Design, rows: Rows, step: Tensor) -> str:
     if alone:
         which = " and ".join(f"`{design.names[i]}`" for i in alone)
     else:
+        # Along a separating direction the weights grow without bound: the columns that grow most name it.
         size = step[:, :-1].abs().amax(0)
         involved = [design.names[i] for i in (size > 1e-2 * size.max()).nonzero().flatten().tolist()]
         which = f"a combination of {', '.join(f'`{name}`' for name in involved)}"

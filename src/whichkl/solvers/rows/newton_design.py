@@ -187,6 +187,7 @@ def survey(rows: Rows, family: GeneralizedLinear, names: Sequence[str]) -> Desig
     """
     first = rows.first_block()
     family.check_columns(first.x.shape[1])
+    # Moments about a row and not about 0: x² − mean² would cancel for columns far from 0.
     origin = check_context(family, first.context)[0]
     sums = rows.total(partial(_survey, family, origin))
     if (shift := shift_to_mean(sums["weight"], sums["x"], sums["xx"].diagonal())) is not None:
@@ -206,6 +207,7 @@ def survey(rows: Rows, family: GeneralizedLinear, names: Sequence[str]) -> Desig
     refuse_degenerate(family, covariance, known, dependent=family.penalty == 0)
     columns = len(frequencies) if family.response == "categorical" else 1
     count = float(sums["rows"])
+    # Standardised columns make the Hessian well conditioned, whatever units x has.
     center, scale = origin + shift, covariance.diagonal().sqrt()
     return Design(family, known, center, scale, columns, count, count / float(sums["weight"]), frequencies)
 

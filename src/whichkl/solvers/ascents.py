@@ -84,6 +84,7 @@ def ascend(
     every = torch.arange(len(x), device=x.device)
     x, value, score = (one.clone() for one in (x, *(first or trial(x, every))))
     memory = Memory.empty(x) if memory is None else memory.take(every)  # a copy
+    # Without curvature the unit of x is unknown: the first step goes at most a length of 1.
     plain = score / torch.linalg.vector_norm(score, dim=-1, keepdim=True).clamp(min=1.0)
     step = torch.where(memory.held[:, -1:], memory.times(every, score), plain)
     length, tries = torch.ones_like(value), torch.zeros_like(value)
@@ -141,6 +142,7 @@ def has_risen(
     """Return whether to take a step of first-order rise `slope`: by Armijo's rule, or by the gradient if rounding hides it."""
     gain = new_value - value
     blurred = gain.abs() <= _ROUNDING * value.abs()
+    # Where rounding hides a rise, a shorter gradient is the only sign of one.
     falls = new_score.square().sum(-1) < 0.8 * score.square().sum(-1)
     good: Bool[Tensor, " a"] = ((gain >= _MIN_GAIN * slope) | (blurred & falls)) & new_value.isfinite()
     return good
@@ -249,6 +251,7 @@ def ascend_by_newton(
     active = value.isfinite() & (rise / 2 > tolerance)
     for rows in rows_to_try(active, max_calls, patience):
         far = torch.linalg.vector_norm(step[rows], dim=-1)
+        # Two limits: `length` in Newton steps, `reach` in units of x, which also holds where the Hessian changes fast.
         t = torch.minimum(length[rows], reach[rows] / far)
         new = x[rows] + t[:, None] * step[rows]
         new_value, new_score, new_bend = _look(trial, rows, new, bend.unit[rows])
@@ -273,6 +276,7 @@ def ascend_by_newton(
             length[won] = torch.where(more, 2 * t[good].clamp(min=1.0), 1.0).clamp(max=_MAX_NEWTON_STEPS)
             held = smooth & ((t * far)[good] >= 0.9 * reach[won])
             foretold = slope[good] * (1 - t[good] / 2)
+            # On a parabola the next Newton step arrives, however far it is: `reach` then needn't hold it back.
             exact = (gain[good] - foretold).abs() <= _MAX_DEVIATION * foretold
             reach[won] *= torch.where(held, 2 + 98 * exact.to(reach.dtype), 1.0)
             tries[won] = 0.0
@@ -296,6 +300,7 @@ class _Hessians:
 
     def times(self, g: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Return V |Λ|⁻¹ Vᵀ g, back in the coordinates of x."""
+        # |Λ| turns downhill directions at a saddle around, so that the step rises along them too.
         size = self.eigenvalue.abs()
         size = size.maximum(_MIN_CURVATURE * size.amax(-1, keepdim=True)).clamp(min=1e-30)
         along = torch.einsum("bij,bi->bj", self.vector, self.unit * g) / size
@@ -316,6 +321,7 @@ def _look(
     points = torch.cat([x[:, None], x[:, None] + torch.diag_embed(step)], 1)
     value, score = trial(points.reshape(-1, d), rows.repeat_interleave(d + 1))
     value, score = value.view(b, d + 1), score.view(b, d + 1, d)
+    # Minus the Hessian: differences of scores, symmetrised, since rounding differs between its two halves.
     matrix = (score[:, :1] - score[:, 1:]) / step[:, :, None]
     matrix = (matrix + matrix.mT).nan_to_num(0.0, 0.0, 0.0) / 2
     diagonal = matrix.diagonal(dim1=-2, dim2=-1).abs()

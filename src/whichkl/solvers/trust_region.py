@@ -84,9 +84,11 @@ def minimize(
         new_scale = metric(there)
         shorter = torch.linalg.vector_norm(new_scale * new_gradient, dim=-1) <= 0.9 * residual[active]
         blurred = predicted <= _ROUNDING * (1 + value[active].abs())
+        # 1e-4, 0.25 and 0.75 are the usual constants (Nocedal & Wright, 2006, algorithm 4.1).
         taken = torch.where(blurred, shorter & new.isfinite(), ratio > 1e-4)
         length = torch.linalg.vector_norm(step, dim=-1)
         wide = torch.where((ratio > 0.75) & (length > 0.99 * reach), 2 * reach, reach)
+        # A shorter radius is a fourth of the step and not of the radius: the step may have ended far inside.
         radius[active] = torch.where(torch.where(blurred, taken, ratio >= 0.25), wide, length / 4)
         stalled[active] = radius[active] < _MIN_RADIUS * math.sqrt(theta.shape[1])
         moved = active[taken]
@@ -115,6 +117,7 @@ def _steihaug(
     base = slope if is_same else unit * function(theta)[1]
     squared = left.square().sum(-1)
     size = residual / math.sqrt(slope.shape[1])
+    # A relative residue of √‖g‖ gives superlinear convergence, and few conjugate gradients far from the end.
     goal = (residual * size.sqrt().clamp(_MIN_RESIDUE, 0.1)).square()
     running = torch.ones_like(radius, dtype=torch.bool)
     for _ in range(min(2 * slope.shape[1], _MAX_CONJUGATE_STEPS)):
@@ -129,6 +132,7 @@ def _steihaug(
         # Where the step leaves the region, it ends at τ ≥ 0 with ‖s + τ d‖ = Δ.
         a, b, c = d.square().sum(-1), (s * d).sum(-1), radius[on].square() - s.square().sum(-1)
         rate = torch.where(outside, (-b + (b.square() + a * c).clamp(min=0).sqrt()) / a, rate)[:, None]
+        # A difference of gradients that leaves the support isn't finite; the step to there counts, its curvature doesn't.
         known = curved.isfinite().all(-1, keepdim=True)
         step[on], bent[on] = s + rate * d, bent[on] + torch.where(known, rate * curved, 0.0)
         r = r + torch.where(known, rate * curved, 0.0)
