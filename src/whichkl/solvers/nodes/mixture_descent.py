@@ -87,8 +87,10 @@ def with_more_entropy(state: Ensemble, nodes: Nodes) -> Ensemble:
     """Return the mixtures with more nodes for log q, to the share that makes the error of the nodes of the best one least.
 
     After a quadratic is taken off, which nodes integrate exactly, log p is u and log q is v at the nodes of the best mixture. The
-    error of the common nodes is that of u − (1 − share) v, which is least at 1 − share = E[u v] / E[v²].
+    error of the common nodes is that of u − (1 − share) v, which is least at 1 − share = E[u v] / E[v²]. A share stays.
     """
+    if state.entropy is not None:
+        return replace(state, entropy=Entropy(nodes, state.entropy.share)).measured()
     best = state.take(state.loss.argmin()[None]).expanded()
     if best.expansion is None:
         raise TypeError("nothing was expanded")

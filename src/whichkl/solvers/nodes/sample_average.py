@@ -35,8 +35,8 @@ _POLISHED, _MAX_CALLS_OF_POLISH = 3e-3, 3
 """Length of the gradient that the last descent aims at, and its calls: the error of the nodes is larger than its gain."""
 _MAX_LOSS_OF_START = 1_000.0
 """Nats above the best start beyond which a start isn't followed."""
-_MIN_NODES_FOR_ENTROPY = 1_024
-"""Smallest number of nodes per component for log q alone; up to two components have `max_nodes`."""
+_FIRST_ENTROPY_NODES, _LAST_ENTROPY_NODES, _MIN_ENTROPY_NODES = 8_192, 32_768, 1_024
+"""Numbers of nodes of all components for log q alone, at first and in the last descent, and the smallest one per component."""
 _MAX_FACTOR = 8.0
 """Largest factor by which the nodes are multiplied at once."""
 _DRAWS = 1024
@@ -91,8 +91,7 @@ class SampleAverage(Solver):
             state = state.joined(grown)
         state = descended(state.take(state.loss <= state.loss.min() + NEAR_BEST))
         if target.dim > 1:
-            more = max(_MIN_NODES_FOR_ENTROPY, 2 * self.max_nodes // max(2, family.count))
-            state = descended(with_more_entropy(state, Nodes.of(target, more, seed + 1)))
+            state = descended(with_more_entropy(state, Nodes.of(target, _entropy_nodes(family, _FIRST_ENTROPY_NODES), seed + 1)))
 
         def refit(before: Ensemble, count: int) -> tuple[Ensemble, Verdict] | None:
             kept = [one.model for one in optima_of(before, _SETTLED)[:_MAX_OPTIMA]]
@@ -108,6 +107,8 @@ class SampleAverage(Solver):
         first = first_nodes(family, target.dim)
         state, node_error = double_nodes(_checked(state), count, self.max_nodes, target.dim == 1, refit, first)
         is_exact = target.dim == 1
+        if not is_exact:
+            state = with_more_entropy(state, Nodes.of(target, _entropy_nodes(family, _LAST_ENTROPY_NODES), seed + 1))
         polish = descended if is_exact else partial(descended, rounds=1, max_calls=_MAX_CALLS_OF_POLISH)
         state = polish(state, tolerance=self.tolerance if is_exact else max(self.tolerance, _POLISHED))
         residual = float(state.residual[int(state.loss.argmin())])
@@ -136,6 +137,11 @@ def _grow(
             return None
         state = add_components(state, *found)
     return state
+
+
+def _entropy_nodes(family: Mixture, count: int) -> int:
+    """Return the nodes per component, a power of two."""
+    return max(_MIN_ENTROPY_NODES, 1 << math.floor(math.log2(count / family.count)))
 
 
 def _checked(state: Ensemble) -> Ensemble:
