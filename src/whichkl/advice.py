@@ -9,6 +9,7 @@ from typing import Any
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian, Product, family_of
 from whichkl.objectives import OBJECTIVES, Objective
+from whichkl.printable import HTML, brief, shorten
 from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import SOLVERS, families_of
 from whichkl.targets import Target
@@ -36,6 +37,8 @@ _VERDICTS = {
 @dataclass(frozen=True)
 class Option:
     """An objective that can be minimised with an access."""
+
+    __repr__ = brief
 
     objective: Objective
     reason: str
@@ -82,7 +85,7 @@ CONVERSIONS = (
 
 
 @dataclass(frozen=True)
-class Advice:
+class Advice(HTML):
     """The possible objectives for a target, ranked, and the reasons against the others."""
 
     access: Access
@@ -140,6 +143,10 @@ class Advice:
             "conversions": [vars(conversion) for conversion in self.conversions],
             "cheapest": self.cheapest,
         }
+
+    def __repr__(self) -> str:
+        names = ", ".join(option.objective.name for option in self.options) or "nothing possible"
+        return f"Advice({self.access.label}: {names}; over {shorten(repr(self.family), 120)})"
 
     def __str__(self) -> str:
         """The advice as a page of plain text."""

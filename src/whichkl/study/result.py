@@ -14,6 +14,7 @@ from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.families import Family
 from whichkl.files.writing import write_whole
 from whichkl.fitting import Fit
+from whichkl.printable import HTML
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.ledger import Ledger, Stored, read_config
@@ -28,7 +29,7 @@ _SPLITS = (
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(HTML):
     """The result of `compare`; `Study.load` reads it back from its folder."""
 
     cells: tuple[Stored, ...]
@@ -118,6 +119,10 @@ class Study:
             because = f"{len(found)} of {len(self.cells)} keys begin with it"
             raise InputError(cannot(f"find cell `{cell}`", because, "Give a key out of `table['cell']`"))
         return found[0]
+
+    def __repr__(self) -> str:
+        arms = len({(cell.row["family"], cell.row["objective"]) for cell in self.cells})
+        return f"Study({arms} arms, {len(self.cells):,} cells, {len(self.failed):,} failed; {self.verdict.outcome})"
 
     def __str__(self) -> str:
         """An arm a line: means over the seeds with their standard errors, and how many cells failed."""
