@@ -26,6 +26,7 @@ from whichkl.fitting.summary import MAX_ROWS, Summary, summarize
 from whichkl.objectives import Objective
 from whichkl.printable import HTML, shorten, wrapped
 from whichkl.process.torch_modes import plain_modes
+from whichkl.progress import shown_progress
 from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
 
@@ -222,7 +223,8 @@ class Fit(HTML):
     def _weighted(self, n: int, seed: int, target: Target | None) -> Weighted:
         p = self.target if target is None else Target.of(target)
         misses_modes = "modes_missing" in self.findings or self.diagnostics.leaves_optima_out
-        return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
+        with shown_progress("correcting draws of the fit"):
+            return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the parameters, as JSON can hold it."""
