@@ -30,7 +30,7 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵀᵃᵇᵈᵏˡˣ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₋ᵢⱼₖₘₓₜ]+")
 
 
-_WIDTH = 110
+WIDTH = 110
 """Largest number of characters of a line of wrapped text."""
 _MAX_BRIEF = 300
 _MAX_BRIEF_VALUE = 60
@@ -89,7 +89,7 @@ def wrapped(text: str, indent: str = "", further: str | None = None) -> list[str
     """
     further = f"{indent}  " if further is None else further
     how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=further, **how) or [indent]
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=further, **how) or [indent]
 
 
 def printable(text: str) -> str:
