@@ -153,8 +153,12 @@ class Advice(HTML):
         lines = [_wrap(f"{self.situation} (access: {self.access.label})"), "", _wrap(self.verdict)]
         for option in self.options:
             objective = option.objective
-            lines += ["", f"{objective.name}   {objective.formula}", _wrap(f"possible: {option.reason}", "  ")]
-            lines += [_wrap(objective.character, "  "), f"  solver for {self.family}: {option.solver}"]
+            head, character = f"{objective.name}   {objective.formula}", _wrap(objective.character, "  ")
+            if objective.is_between:  # on a screen there is no room for their reasons, which are in `options`
+                lines += ["", head, character]
+                continue
+            lines += ["", head, _wrap(f"possible: {option.reason}", "  "), character]
+            lines.append(f"  solver for {self.family}: {option.solver}")
         for name, need in self.missing.items():
             lines += ["", f"{name}   {OBJECTIVES[name].formula}", _wrap(f"not possible: {need}", "  ")]
         if self.conversions:

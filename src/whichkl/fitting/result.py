@@ -21,7 +21,7 @@ from whichkl.families import Family, family_from_config, family_of
 from whichkl.files.saving import FORMAT
 from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.fitting.correction import corrected as corrected_points
-from whichkl.fitting.saved import FIT, FitFields, rebuilt
+from whichkl.fitting.saved_fit import FIT, FitFields, rebuilt
 from whichkl.fitting.summary import MAX_ROWS, Summary, summarize
 from whichkl.objectives import Objective
 from whichkl.printable import HTML, shorten, wrapped
