@@ -132,7 +132,7 @@ def shares(fit: Fit, rows: Tensor, drawn: Mapping[str, Tensor], colors: Sequence
     figure = new_figure()
     add_bars(figure, *margin_steps(rows, (0, 0), True), name="target p (samples)")
     for (name, one), color in zip(drawn.items(), colors, strict=True):
-        values, heights, _ = margin_steps(one, (0, 0), True)
+        values, heights, _ = margin_steps(one.round(), (0, 0), True)
         add_points(figure, values, heights, color, name, size=9)
     return style(figure, html.escape(fit.names[0]), "share")
 

@@ -68,7 +68,8 @@ def verdict_section(fit: Fit, *, has_pictures: bool = True) -> Section:
 def summary_block(summary: Summary) -> Block:
     """Return the first rows of a fit's table."""
     more = f" The first {MAX_ROWS} of {len(summary.rows):,} rows." if len(summary.rows) > MAX_ROWS else ""
-    return Block.table(("", *summary.heads), summary.cells(MAX_ROWS), " ".join(summary.notes) + more)
+    heads = [head.replace(" ", "\u00a0") for head in summary.heads]  # on one line each
+    return Block.table(("", *heads), summary.cells(MAX_ROWS), " ".join(summary.notes) + more)
 
 
 def _caption(fit: Fit) -> str:
