@@ -39,8 +39,11 @@ RESULTS = {
     "estimate": lambda: wk.estimate(p=X, q=X + 1),
     "audit": lambda: wk.audit(kl),
     "summary": lambda: wk.fit(X).summary(),
+    "distillation": lambda: wk.distill(
+        teacher=torch.nn.Linear(2, 3), student=torch.nn.Linear(2, 3), data=(torch.randn(300, 2), torch.arange(300) % 3), epochs=2
+    ),
 }
-DRAWN = {"fit", "mixture", "conditional", "reverse", "study"}
+DRAWN = {"fit", "mixture", "conditional", "reverse", "study", "distillation"}
 
 
 @pytest.mark.parametrize("name", RESULTS)

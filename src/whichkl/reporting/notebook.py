@@ -140,7 +140,7 @@ def _chart(figure: Any) -> str:
 
 
 def _plotly() -> str:
-    if "ipykernel" in sys.modules:
+    if "ipykernel" in sys.modules and "google.colab" not in sys.modules:  # Colab shows every output in a frame of its own
         if _PLOTLY_HERE:
             return ""
         _PLOTLY_HERE.add("shown")
