@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,6 +107,20 @@ def test_columns_of_p_are_those_of_expect_with_the_same_draws():
     assert expected.method == "importance weights"
     assert expected.value.tolist() == pytest.approx([row["p_mean"] for row in rows], rel=1e-9)
     assert expected.stderr.tolist() == pytest.approx([row["p_mcse"] for row in rows], rel=1e-9)
+
+
+def test_a_model_of_another_library_has_rows_for_its_own_variables():
+    target = wk.Target(log_prob=lambda x: -(x.square() / 2 + 0.01 * x**4).sum(-1), dim=2)
+    variables = {"tau": lambda u: u[:, 0].exp().numpy(), "both": lambda u: torch.stack([u, u + 1], 1).numpy()}
+    target.origin = SimpleNamespace(constrain=lambda u: {name: made(u) for name, made in variables.items()})
+    fit = wk.fit(target)
+    rows = table(fit)
+    assert list(rows) == ["tau", "both[0, 0]", "both[0, 1]", "both[1, 0]", "both[1, 1]"]
+    law = torch.distributions.LogNormal(fit.model.mean[0], fit.model.variance[0].sqrt())
+    assert abs(rows["tau"]["mean"] - float(law.mean)) < 5 * rows["tau"]["mcse"]
+    expected = fit.expect(lambda x: x[:, 0].exp(), n=10_000, seed=fit.seed + 1)
+    assert rows["tau"]["p_mean"] == pytest.approx(float(expected.value), rel=1e-9)
+    assert rows["both[1, 1]"]["p_low"] == pytest.approx(rows["both[0, 1]"]["p_low"] + 1)
 
 
 def test_weights_that_cannot_be_trusted_leave_a_note_and_no_columns():

@@ -78,14 +78,13 @@ def switch_off() -> None:
 
 def _is_watched() -> bool:
     """Whether somebody sees the bar: a terminal that gets both outputs, or a notebook with widgets; and rich is installed."""
-    if find_spec("rich") is None:
-        return False
     if "ipykernel" in sys.modules:
-        return find_spec("ipywidgets") is not None
+        return find_spec("ipywidgets") is not None and find_spec("rich") is not None
     try:
-        return sys.stderr.isatty() and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        is_terminal = sys.stderr.isatty() and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     except (AttributeError, ValueError):  # no output, or a closed one
         return False
+    return is_terminal and find_spec("rich") is not None
 
 
 class _Bar:

@@ -36,7 +36,7 @@ _MAX_LINES = 40
 _MIN_ROWS = 5
 _MAX_LOSSES = 8
 _MAX_SAVED_ROWS = 1_000
-"""Largest number of coordinates whose table is saved; of more, a loaded fit has the columns of q only."""
+"""Largest number of rows of a table that is saved; of more, a loaded fit has the columns of q only."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Fit(HTML):
             "names": list(self.names),
             "support": self.bijection.describe(),
             "seed": self.seed,
-            "summary": self.summary().to_dict() if len(self.names) <= _MAX_SAVED_ROWS else None,
+            "summary": self.summary().to_dict() if len(self.summary().rows) <= _MAX_SAVED_ROWS else None,
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot, plain
+from whichkl.adapters import Model
 from whichkl.diagnostics import carried, model_target
 from whichkl.diagnostics.result import draws_in
 from whichkl.families import Mixture
 from whichkl.fitting.coefficients import coefficients
 from whichkl.fitting.moments import Moments, moments_of, weighted_moments
+from whichkl.goodness.draws import drawn
 from whichkl.importance import khat_limit, pareto_smooth
 from whichkl.printable import HTML, one_line, shorten
 from whichkl.targets import Target
@@ -30,6 +35,9 @@ _MAX_NAME_LENGTH = 24
 _MAX_DECIMALS = 8
 _MAX_PLAIN = 1e7
 """Size from which on numbers are printed with an exponent."""
+_MAX_NUMBERS = 1 << 24
+"""Largest number of draws times numbers of an adapted model's variables; beyond, rows are free coordinates."""
+Points = tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]
 _HEADS = {"low": "2.5 %", "high": "97.5 %", "stderr": "std err"}
 _OF_P = "p_"
 
@@ -38,11 +46,11 @@ _OF_P = "p_"
 class Summary(HTML):
     """A table of a fit; it prints aligned, with the first 20 rows.
 
-    For q(x) a row is a coordinate of the target: `mean`, `sd`, `low` and `high` (the equal-tailed 95 % interval) under q, and
-    `mcse`, the Monte Carlo standard error of the mean, 0 where it has a closed form. The same with `p_` are corrected to p by
-    importance weights. A mixture has further rows, a coordinate in a component each, with the component's `weight`.
-    For q(y|x) with linear predictors a row is a coefficient: `coef`, `stderr`, and `low` and `high`, the 95 % interval by the
-    normal approximation.
+    For q(x) a row is a coordinate of the target, or a number of a NumPyro model's own variables: `mean`, `sd`, `low` and `high`
+    (the equal-tailed 95 % interval) under q, and `mcse`, the Monte Carlo standard error of the mean, 0 where it has a closed form.
+    The same with `p_` are corrected to p by importance weights. A mixture has further rows, a coordinate in a component each,
+    with the component's `weight`. For q(y|x) with linear predictors a row is a coefficient: `coef`, `stderr`, and `low` and
+    `high`, the 95 % interval by the normal approximation.
     """
 
     columns: tuple[str, ...]
@@ -104,42 +112,67 @@ class Summary(HTML):
 
 
 def summarize(fit: Fit, target: Target | None = None) -> Summary:
-    """Return the table of a fit; with `target`, its log density is evaluated for the columns of p. It never raises for a model.
+    """Return the table of a fit; with `target`, its log density is evaluated for the columns of p.
 
     Raises:
         TargetError: the log density of `target` is broken.
     """
-    of_p = _moments_of_p(fit, target)
+    if not isinstance(fit.model, Distribution):
+        return Summary(*coefficients(fit))
     try:
-        return _of_coordinates(fit, of_p) if isinstance(fit.model, Distribution) else Summary(*coefficients(fit))
+        return _of_coordinates(fit, _weighted(fit, target), fit.target if target is None else target)
     except Exception as error:  # a user's model may do anything, and a fit must print and be saved
+        if target is not None:
+            raise
         return Summary((), (), (f"No table: {shorten(one_line(str(error)), 200)}.",))
 
 
-def _of_coordinates(fit: Fit, of_p: Moments | str) -> Summary:
-    columns = _columns(moments_of(fit.model, len(fit.names), fit.seed))
+def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> Summary:
+    """Return a row per coordinate; of an adapted library's model, a row per number of its own variables."""
+    names, own = fit.names, None if target is None or target.origin is None else target.origin
+    if own is not None and _MAX_NUMBERS < draws_in(len(names)) * len(own_variables(own, torch.zeros(1, len(names)))[0]):
+        own = None
+    if own is None:
+        moments = moments_of(fit.model, len(names), fit.seed)
+    else:
+        names, x = own_variables(own, drawn(fit.model, (draws_in(len(names)),), len(names), fit.seed))
+        moments = weighted_moments(x, torch.full_like(x[:, 0], -math.log(len(x))))
+    columns = _columns(moments)
     notes = ["2.5 % to 97.5 % is the equal-tailed 95 % interval under q."]
-    if isinstance(of_p, Moments):
+    if not isinstance(weighted, str):
+        x, log_weights = weighted
+        of_p = weighted_moments(x if own is None else own_variables(own, x)[1], log_weights)
         columns += [(f"{_OF_P}{name}", values) for name, values in _columns(of_p, has_error=True)]
         notes = ["2.5 % to 97.5 % is the equal-tailed 95 % interval, under q, and under p by importance weights."]
-    elif of_p:
-        notes.append(f"No columns of p: {of_p}.")
-    rows = [{"name": name, **{key: values[i] for key, values in columns}} for i, name in enumerate(fit.names)]
+    elif weighted:
+        notes.append(f"No columns of p: {weighted}.")
+    rows = [{"name": name, **{key: values[i] for key, values in columns}} for i, name in enumerate(names)]
     keys = [key for key, _ in columns]
-    if isinstance(fit.family, Mixture):
+    if isinstance(fit.family, Mixture) and own is None:
         rows, keys = [{**row, "weight": 1.0} for row in rows] + _component_rows(fit, keys), ["weight", *keys]
-        notes.append(f"{fit.names[0]}[0] is {fit.names[0]} in component 0, and `weight` is that component's share.")
+        notes.append(f"{names[0]}[0] is {names[0]} in component 0, and `weight` is that component's share.")
     return Summary(tuple(keys), tuple({"name": row["name"], **{key: row.get(key) for key in keys}} for row in rows), tuple(notes))
 
 
-def _moments_of_p(fit: Fit, target: Target | None) -> Moments | str:
-    """Return the moments of p by importance weights, or the reason why there are none; ``""`` if p has no log density.
+def own_variables(model: Model, u: Float[Tensor, "n d"]) -> tuple[tuple[str, ...], Float[Tensor, "n k"]]:
+    """Return the names of all numbers of an adapted model's variables, such as ``theta[2]``, and their values at each row."""
+    names, columns = [], []
+    for name, value in model.constrain(u).items():
+        rows = torch.as_tensor(np.asarray(value)).to(torch.float64)
+        places = np.ndindex(*rows.shape[1:])
+        names += [name if not place else f"{name}[{', '.join(map(str, place))}]" for place in places]
+        columns.append(rows.reshape(len(u), -1))
+    return tuple(names), torch.cat(columns, 1)
+
+
+def _weighted(fit: Fit, target: Target | None) -> Points | str:
+    """Return draws of q with normalised log weights, or the reason why there are none; ``""`` if p has no log density.
 
     The weights are those that judged the fit, or, if `target` is given, new ones.
     """
     d = fit.diagnostics
     p = fit.target if target is None else target
-    if not isinstance(fit.model, Distribution) or p is None or p.density is None:
+    if p is None or p.density is None:
         return ""
     if "modes_missing" in fit.findings or d.leaves_optima_out:
         return "q misses modes, which weights can't see; `fit.expect(f)` moves particles to p"
@@ -156,7 +189,7 @@ def _moments_of_p(fit: Fit, target: Target | None) -> Moments | str:
     limit = khat_limit(len(x))
     if khat > limit:
         return f"the weights' PSIS k̂ is {khat:.2f}, above {limit:.2f}; `fit.expect(f)` moves particles to p"
-    return weighted_moments(x, smoothed)
+    return x, smoothed
 
 
 def _columns(moments: Moments, *, has_error: bool = False) -> list[tuple[str, Sequence[Any]]]:
