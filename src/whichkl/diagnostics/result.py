@@ -11,7 +11,7 @@ from torch import Tensor
 from whichkl.divergences import Estimate
 from whichkl.files.reading import checked, rebuilt
 from whichkl.goodness import Calibration, TwoSample
-from whichkl.printable import brief
+from whichkl.printable import brief, wrapped
 from whichkl.samples import Block
 from whichkl.solvers import Optimum
 
@@ -165,7 +165,8 @@ class Diagnostics:
     def __str__(self) -> str:
         """One line per measure."""
         shown = [(one.name, getattr(self, one.name)) for one in fields(self) if one.repr]
-        return "\n".join(f"{name}: {_line(value)}" for name, value in shown if value is not None and value != ())
+        measured = [f"{name}: {_line(value)}" for name, value in shown if value is not None and value != ()]
+        return "\n".join(line for one in measured for line in wrapped(one))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; the parameters of the optima and `held` aren't in it."""

@@ -47,8 +47,8 @@ class Summary(HTML):
     """A table of a fit; it prints aligned, with the first 20 rows.
 
     For q(x) a row is a coordinate of the target, or a number of a NumPyro model's own variables: `mean`, `sd`, `low` and `high`
-    (the equal-tailed 95 % interval) under q, and `mcse`, the Monte Carlo standard error of the mean, 0 where it has a closed form.
-    The same with `p_` are corrected to p by importance weights. A mixture has further rows, a coordinate in a component each,
+    (the equal-tailed 95 % interval) under q, and `mcse`, the Monte Carlo standard error of the mean, 0 for a closed form. The
+    same with `p_` are corrected to p by importance weights. A mixture has further rows, a coordinate in a component each,
     with the component's `weight`. For q(y|x) with linear predictors a row is a coefficient: `coef`, `stderr`, and `low` and
     `high`, the 95 % interval by the normal approximation.
     """
