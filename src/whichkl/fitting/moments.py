@@ -100,7 +100,10 @@ def _mean_and_sd(law: Distribution) -> tuple[Tensor, Tensor, Tensor] | None:
         found = _stacked([_known(one) for one in law.laws])
     else:
         found = _known(law)
-    return None if found is None else (found[0], found[1].sqrt(), torch.zeros_like(found[0]))
+    if found is None:
+        return None
+    mean, variance = (one.to("cpu", torch.float64) for one in found)
+    return mean, variance.sqrt(), torch.zeros_like(mean)
 
 
 def _known(law: Any) -> tuple[Tensor, Tensor] | None:
@@ -111,7 +114,7 @@ def _known(law: Any) -> tuple[Tensor, Tensor] | None:
         mean = inner.probs @ codes
         return mean, inner.probs @ codes.square() - mean.square()
     try:
-        return law.mean.double(), law.variance.double()
+        return law.mean, law.variance
     except (NotImplementedError, AttributeError):
         return None
 
@@ -183,8 +186,8 @@ def _with_infinite_means(law: Any, mean: Tensor, sd: Tensor) -> tuple[Tensor, Te
 def _interval(law: Distribution, dim: int, seed: int) -> Float[Tensor, "2 d"]:
     """Return the 2.5 % and the 97.5 % quantiles; NaN where a distribution function isn't known."""
     if _is_gaussian(law):
-        reach = NORMAL * law.variance.double().sqrt()
-        return torch.stack([law.mean.double() - reach, law.mean.double() + reach])
+        mean, variance = (one.to("cpu", torch.float64) for one in (law.mean, law.variance))
+        return torch.stack([mean - NORMAL * variance.sqrt(), mean + NORMAL * variance.sqrt()])
     x = drawn(law, (_DRAWS_FOR_ENDS,), dim, seed)
     found, known, part = torch.full((2, dim), math.nan, dtype=torch.float64, device="cpu"), list(range(dim)), law
     if isinstance(law, Columns):

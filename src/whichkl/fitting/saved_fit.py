@@ -1,11 +1,11 @@
-"""Saved: what `fit.json` and the weights beside it hold, and how a fit is built from them again."""
+"""Saved fit: what `fit.json` holds, and the arguments of `Fit` that are made from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -40,8 +40,8 @@ class DiagnosticsFields(TypedDict):
     residual: float
 
 
-class FitFields(TypedDict):
-    """Everything but the parameters of a fit, as `fit.json` holds it."""
+class RequiredFields(TypedDict):
+    """What `fit.json` must hold: everything but the parameters of a fit."""
 
     format: int
     family: Mapping[str, Any]
@@ -55,7 +55,12 @@ class FitFields(TypedDict):
     names: tuple[str, ...]
     support: list[str]
     seed: int
-    summary: NotRequired[Summary | None]
+
+
+class FitFields(RequiredFields, total=False):
+    """What `fit.json` holds; older versions have no further fields."""
+
+    summary: Summary | None
 
 
 def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
