@@ -51,3 +51,13 @@ def test_markup_in_names_starts_no_script(tmp_path):
     result = opened(wk.report(fit, tmp_path / "r.html"), tmp_path / "profile")
     assert 'data-ready="true"' in result.stdout
     assert "<title>taken" not in result.stdout
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_notebooks_picture_is_drawn_and_nothing_is_logged(tmp_path, width):
+    page = tmp_path / "notebook.html"
+    outputs = [wk.fit(wk.problems.petals()), wk.fit(wk.problems.bimodal(), objective="reverse_kl")]
+    page.write_text(f"<!doctype html><meta charset=utf-8>{''.join(one._repr_html_() for one in outputs)}")
+    result = opened(page, tmp_path / "profile", f"--window-size={width},900")
+    assert len(re.findall(r'<svg class="main-svg"', result.stdout)) >= 2
+    assert "CONSOLE" not in result.stderr

@@ -218,3 +218,35 @@ def test_parameters_are_printed_unless_the_family_is_a_network(family, solver, s
     model = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     diagnostics = SimpleNamespace(optima=[SimpleNamespace(model=model)])
     assert set(shown_parameters(SimpleNamespace(family=family, solver=solver, diagnostics=diagnostics))) == shown
+
+
+def test_fit_and_advise_take_a_distribution(tmp_path):
+    mixture = "0.7*Normal(-3,1) + 0.3*Normal(3,1)"
+    found = whichkl("fit", mixture, "--family", "mixture:2", "--json", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    rows = {row["name"]: row for row in json.loads(found.stdout)["summary"]["rows"]}
+    assert abs(rows["x1"]["mean"] + 1.2) < 1e-3 and abs(rows["x1[0]"]["weight"] - 0.7) < 1e-3
+    printed = whichkl("fit", "Normal(2, 3)", cwd=tmp_path).stdout
+    assert "97.5 %" in printed and "2.000  3.000" in printed
+    assert "possible" in whichkl("advise", "Gamma(2, 1)", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["Normal(0,1)", "--support", "positive"], "Leave `--support` out"),
+        (["Nrmal(0,1)"], "isn't a known distribution"),
+        (["Normal(0,-1)"], "Give arguments in their range"),
+        (["data(1).csv"], "there is no such file"),
+    ],
+)
+def test_a_distribution_that_cannot_be_fitted_is_refused(tmp_path, arguments, says):
+    refused = whichkl("fit", *arguments, cwd=tmp_path)
+    assert refused.returncode == 2 and says in refused.stderr
+
+
+def test_a_file_is_read_whatever_its_name_looks_like(tmp_path):
+    (tmp_path / "Normal(0,1)").mkdir()
+    (tmp_path / "Normal(0,1)" / "a.csv").write_text("a\n" + "\n".join(f"{i % 7}.5" for i in range(40)))
+    found = whichkl("fit", "Normal(0,1)", "--json", cwd=tmp_path)
+    assert json.loads(found.stdout)["names"] == ["a"], found.stderr

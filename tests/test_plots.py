@@ -182,3 +182,59 @@ def test_drawing_moves_no_global_generator(gaussian):
     pairs(gaussian)
     margins(gaussian)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_fits_of_one_target_are_drawn_over_each_other():
+    both = [wk.fit(wk.problems.bimodal(), objective=name) for name in ("forward_kl", "reverse_kl")]
+    line = [one for one in shown(plot(both)) if one["name"] != "target p"]
+    assert [one["name"] for one in line] == ["forward_kl", "reverse_kl"]
+    assert len({one["line"]["color"] for one in line}) == 2 and line[0]["x"] == line[1]["x"]
+    for fit, one in zip(both, line, strict=True):
+        at = torch.tensor(one["x"], dtype=torch.float64)[:, None]
+        assert np.allclose(fit.model.log_prob(at).exp(), one["y"], rtol=1e-3, atol=1e-6)
+
+
+def test_legends_name_what_differs_and_colours_are_distinct():
+    families = [Gaussian(), Mixture(2), StudentT()]
+    fits = [wk.fit(wk.problems.petals(), family, judge=False) for family in families]
+    traces = [one for one in shown(plot(fits)) if one.get("name") not in (None, "target p")]
+    assert [one["name"].split("(")[0] for one in traces if one["type"] == "contour"] == ["StudentT"]
+    assert {one["name"].split("(")[0] for one in traces} == {"Gaussian", "Mixture", "StudentT"}
+    lines = [{one["line"]["color"] for one in traces if one["name"].startswith(name)} for name in ("Gaussian", "Mixture")]
+    assert lines[0].isdisjoint(lines[1])
+    twice = [one["name"] for one in shown(plot([fits[0], fits[0]])) if one.get("name") not in (None, "target p")]
+    assert len(set(twice)) == len(twice)
+
+
+def test_intervals_of_several_fits_are_at_different_heights():
+    fits = [wk.fit(WIDE, family, judge=False) for family in (Gaussian(), Gaussian("diagonal"))]
+    points = [one for one in shown(plot(fits)) if one["mode"] == "markers"]
+    assert len(points) == 2 and not set(points[0]["y"]) & set(points[1]["y"])
+    ends = [row["high"] for row in fits[0].summary().rows]
+    assert np.allclose(np.add(points[0]["x"], points[0]["error_x"]["array"]), ends, rtol=1e-3)
+
+
+def test_a_coordinate_of_another_unit_has_an_axis_of_its_own():
+    scales = [1.0, 1_000.0, 1.0]
+    apart = json.loads(plot(wk.fit(WIDE[:, :3] * scales, judge=False)).to_json())
+    assert len([name for name in apart["layout"] if name.startswith("xaxis")]) == 3
+    shared = json.loads(plot(wk.fit(WIDE[:, :3], judge=False)).to_json())
+    assert len([name for name in shared["layout"] if name.startswith("xaxis")]) == 1
+
+
+def test_a_plane_has_one_scale_unless_spreads_differ_much():
+    assert plot(wk.fit(X, judge=False)).layout.yaxis.scaleanchor == "x"
+    assert plot(wk.fit(X * [1.0, 50.0], judge=False)).layout.yaxis.scaleanchor is None
+
+
+def test_what_cannot_be_drawn_together_is_named(gaussian):
+    conditional = wk.fit(wk.Target(samples=(X, COIN)), GeneralizedLinear("bernoulli"), judge=False)
+    for wrong, says in (
+        ([gaussian, wk.fit(X, judge=False)], "one is of x1, x2, x3, another of x1, x2"),
+        ([conditional], "conditional"),
+        ([gaussian, "fit"], "holds something else"),
+        ([], "an empty list"),
+        ("fit", "a `str`"),
+    ):
+        with pytest.raises(InputError, match=says):
+            plot(wrong)

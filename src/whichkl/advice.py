@@ -9,6 +9,7 @@ from typing import Any
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian, Product, family_of
 from whichkl.objectives import OBJECTIVES, Objective
+from whichkl.printable import HTML, brief, shorten
 from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import SOLVERS, families_of
 from whichkl.targets import Target
@@ -36,6 +37,8 @@ _VERDICTS = {
 @dataclass(frozen=True)
 class Option:
     """An objective that can be minimised with an access."""
+
+    __repr__ = brief
 
     objective: Objective
     reason: str
@@ -82,7 +85,7 @@ CONVERSIONS = (
 
 
 @dataclass(frozen=True)
-class Advice:
+class Advice(HTML):
     """The possible objectives for a target, ranked, and the reasons against the others."""
 
     access: Access
@@ -141,13 +144,21 @@ class Advice:
             "cheapest": self.cheapest,
         }
 
+    def __repr__(self) -> str:
+        names = ", ".join(option.objective.name for option in self.options) or "nothing possible"
+        return f"Advice({self.access.label}: {names}; over {shorten(repr(self.family), 120)})"
+
     def __str__(self) -> str:
         """The advice as a page of plain text."""
         lines = [_wrap(f"{self.situation} (access: {self.access.label})"), "", _wrap(self.verdict)]
         for option in self.options:
             objective = option.objective
-            lines += ["", f"{objective.name}   {objective.formula}", _wrap(f"possible: {option.reason}", "  ")]
-            lines += [_wrap(objective.character, "  "), f"  solver for {self.family}: {option.solver}"]
+            head, character = f"{objective.name}   {objective.formula}", _wrap(objective.character, "  ")
+            if objective.is_between:  # on a screen there is no room for their reasons, which are in `options`
+                lines += ["", head, character]
+                continue
+            lines += ["", head, _wrap(f"possible: {option.reason}", "  "), character]
+            lines.append(f"  solver for {self.family}: {option.solver}")
         for name, need in self.missing.items():
             lines += ["", f"{name}   {OBJECTIVES[name].formula}", _wrap(f"not possible: {need}", "  ")]
         if self.conversions:

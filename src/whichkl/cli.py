@@ -22,6 +22,7 @@ from whichkl.commands.estimate import estimate
 from whichkl.commands.fit import fit
 from whichkl.commands.verify import verify
 from whichkl.printable import one_line
+from whichkl.progress import switch_off
 
 
 class _Command(TyperCommand):
@@ -91,4 +92,5 @@ def _options(
 
 def invoke() -> None:
     """Run the command that the process's arguments name."""
+    switch_off()
     app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])

@@ -1,8 +1,12 @@
-"""Printable text: control characters are shown as escapes, and characters that an encoding lacks are spelled out."""
+"""Printable text: control characters as escapes, characters that an encoding lacks spelled out, results in short and as HTML."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import re
+import textwrap
+from typing import Any
 
 ENCODING_ERRORS = "whichkl.spelled"
 """Name under which `spell` is registered as a handler of encoding errors."""
@@ -24,6 +28,68 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵀᵃᵇᵈᵏˡˣ
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₋ᵢⱼₖₘₓₜ", "0123456789-ijkmxt")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵀᵃᵇᵈᵏˡˣ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₋ᵢⱼₖₘₓₜ]+")
+
+
+WIDTH = 110
+"""Largest number of characters of a line of wrapped text."""
+_MAX_BRIEF = 300
+_MAX_BRIEF_VALUE = 60
+
+
+class HTML:
+    """A result that notebooks show as HTML; what writes the HTML is imported at the first use."""
+
+    def _repr_html_(self) -> str:
+        html: str = importlib.import_module("whichkl.reporting.notebook").html_of(self)
+        return html
+
+
+def brief(one: Any) -> str:
+    """Return a dataclass as `Name(field=value, …)` of at most 300 characters, without fields that hold their default.
+
+    Tensors show their shapes, and long lists their lengths.
+
+    >>> @dataclasses.dataclass
+    ... class Found:
+    ...     name: str
+    ...     values: tuple = ()
+    ...     reason: str | None = None
+    >>> brief(Found("a", tuple(range(9))))
+    "Found(name='a', values=<9 items>)"
+    """
+    shown = [(field, getattr(one, field.name)) for field in dataclasses.fields(one) if field.repr]
+    parts = [f"{field.name}={_brief_value(value)}" for field, value in shown if value is not field.default and value != ()]
+    while sum(map(len, parts)) + 2 * len(parts) > _MAX_BRIEF - len(type(one).__name__) - 4:
+        parts = [*parts[: -2 if parts[-1] == "…" else -1], "…"]
+    return f"{type(one).__name__}({', '.join(parts)})"
+
+
+def _brief_value(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"<tensor {tuple(value.shape)}>"
+    if isinstance(value, (list, tuple, dict, set, frozenset)) and len(value) > 3:
+        return f"<{len(value)} items>"
+    return shorten(f"{value:.6g}" if isinstance(value, float) else repr(value), _MAX_BRIEF_VALUE)
+
+
+def shorten(text: str, most: int) -> str:
+    """Cut a text to at most this many characters.
+
+    >>> shorten("abcdef", 4)
+    'abc…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def wrapped(text: str, indent: str = "", further: str | None = None) -> list[str]:
+    """Return a sentence as lines of at most 110 characters, each line after the first with the indent `further`.
+
+    >>> wrapped("one two " * 20, "  ")[1].startswith("    ")
+    True
+    """
+    further = f"{indent}  " if further is None else further
+    how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=further, **how) or [indent]
 
 
 def printable(text: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,6 +16,7 @@ from rich.segment import Segment
 from whichkl._checks import plain
 from whichkl.commands import exits
 from whichkl.printable import one_line, printable, spelled
+from whichkl.progress import Tell, shown_progress
 
 
 class _Console(Console):
@@ -114,20 +115,9 @@ def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]])
     OUT.print(table)
 
 
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, float], None]]:
+def progress() -> contextlib.AbstractContextManager[Tell]:
     """Show on a terminal the current step and the fraction of it that is done; NaN where the fraction isn't known."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn("line"), TextColumn("{task.description:<44}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as progress:
-        bar = progress.add_task("loading torch", total=None)
-
-        def tell(step: str, done: float) -> None:
-            total = None if done != done else 1.0
-            progress.update(bar, description=one_line(step), total=total, completed=0.0 if total is None else min(done, 1.0))
-
-        yield tell
+    return shown_progress("loading torch", ERR)
 
 
 def print_json(value: Any) -> None:

@@ -77,7 +77,7 @@ def fit(
         with console.progress() as tell:
             exits.load_torch()
             from whichkl.fitting import fit as run_fit
-            from whichkl.fitting.result import FIT
+            from whichkl.fitting.saved_fit import FIT
 
             if out is not None:
                 prepare_results(FIT, out / "fit")
@@ -94,7 +94,7 @@ def fit(
 def _show(result: Fit, as_json: bool) -> None:
     parameters = shown_parameters(result)
     if as_json:
-        console.print_json({**result.to_dict(), "parameters": parameters})
+        console.print_json({**result.to_dict(), "summary": result.summary().to_dict(), "parameters": parameters})
         return
     console.say(str(result))
     for name, values in parameters.items():

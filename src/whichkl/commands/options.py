@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
 
 Samples = Annotated[
     Path | None,
-    typer.Argument(help="Samples of the target: a CSV, Parquet, Arrow or NPY file, or a folder of them, one row per draw."),
+    typer.Argument(
+        metavar="SAMPLES",
+        help="Samples of the target: a CSV, Parquet, Arrow or NPY file, or a folder of them, one row per draw; or a distribution "
+        "such as '0.7*Normal(-3,1) + 0.3*Normal(3,1)'.",
+    ),
 ]
 LogProb = Annotated[
     str | None,
@@ -41,6 +47,9 @@ FamilyName = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes every random choice.")]
 
+_SUFFIX = re.compile(r"\.[A-Za-z]\w*$")
+"""The end of a file's name, which no distribution has."""
+
 
 def out_option(text: str) -> Any:
     """Return the option `--out`, which refuses an empty name, such as that of a variable that the shell doesn't know."""
@@ -54,12 +63,12 @@ def _folder(text: str) -> Path:
 
 
 def check_exists(samples: Path | None) -> None:
-    """Refuse a path that doesn't exist, before torch is loaded.
+    """Refuse a path that doesn't exist, before torch is loaded; `read_target` tells distributions from paths.
 
     Raises:
         InputError: there is nothing of this name.
     """
-    if samples is not None and not samples.exists():
+    if samples is not None and not os.path.exists(samples) and ("(" not in str(samples) or _SUFFIX.search(str(samples))):
         raise InputError(cannot(f"read `{samples}`", "there is no such file or folder", "Correct the path"))
 
 
@@ -74,11 +83,26 @@ def read_target(
     from whichkl.targets import Target
     from whichkl.user_code import load_function
 
+    if samples is not None and not os.path.exists(samples):
+        return _distribution(samples, {"--log-prob": log_prob, "--dim": dim, "--support": support, "--given": given})
     if log_prob is not None and samples is None and dim is None:
         raise InputError(cannot("use `--log-prob` alone", "a function doesn't say how many coordinates it takes", "Pass `--dim`"))
     function = None if log_prob is None else load_function(log_prob, f"--log-prob {log_prob}")
     columns = None if given is None else [name.strip() for name in given.split(",") if name.strip()]
     return Target(samples=samples, log_prob=function, dim=dim, support=support, given=columns)
+
+
+def _distribution(samples: Path, others: dict[str, Any]) -> Target:
+    """Make the target that a text such as ``Normal(0,1)`` names, which takes no other options of a target."""
+    from whichkl.problems.named import named
+    from whichkl.targets import Target
+
+    text = str(samples)
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        because = "the distribution already has its density, its dimension and its support"
+        raise InputError(cannot(f"use `{given[0]}` with `{text}`", because, f"Leave `{given[0]}` out"))
+    return Target.of(named(text))
 
 
 def read_family(text: str) -> Family:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
+from torch import Tensor
+
 from whichkl.divergences import Estimate
 from whichkl.files.reading import checked, rebuilt
 from whichkl.goodness import Calibration, TwoSample
+from whichkl.printable import brief, wrapped
 from whichkl.samples import Block
 from whichkl.solvers import Optimum
 
@@ -35,6 +38,8 @@ def draws_in(dim: int) -> int:
 @dataclass(frozen=True)
 class MissingModes:
     """Modes of p that q doesn't reach: there log q is below its 10⁻⁴ quantile under q."""
+
+    __repr__ = brief
 
     mass: float
     """Share of these modes in the mass at them and where q reaches, by importance sampling; modes that weren't found don't
@@ -106,6 +111,8 @@ def is_missed(mass: float, stderr: float) -> bool:
 class Diagnostics:
     """What was measured about a fit; None where a measure doesn't apply."""
 
+    __repr__ = brief
+
     optima: tuple[Optimum, ...]
     iterations: int
     residual: float
@@ -143,6 +150,8 @@ class Diagnostics:
     """Whether p has modes that a fit by reverse KL doesn't reach."""
     held: Block | None = field(default=None, repr=False)
     """The unseen rows, in the coordinates of the target; not saved."""
+    log_weights: Tensor | None = field(default=None, repr=False)
+    """log p − log q at the fresh draws of the model by which it was judged; not saved."""
     history: tuple[float, ...] = field(default=(), repr=False)
     """The best loss after each iteration, if the solver had it (`Solution.history`)."""
     notes: tuple[str, ...] = ()
@@ -158,7 +167,8 @@ class Diagnostics:
     def __str__(self) -> str:
         """One line per measure."""
         shown = [(one.name, getattr(self, one.name)) for one in fields(self) if one.repr]
-        return "\n".join(f"{name}: {_line(value)}" for name, value in shown if value is not None and value != ())
+        measured = [f"{name}: {_line(value)}" for name, value in shown if value is not None and value != ()]
+        return "\n".join(line for one in measured for line in wrapped(one))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; the parameters of the optima and `held` aren't in it."""
@@ -183,7 +193,7 @@ class Diagnostics:
         return cls(optima, **found)
 
 
-_SAVED = tuple(one.name for one in fields(Diagnostics) if one.name not in ("optima", "curve", "held"))
+_SAVED = tuple(one.name for one in fields(Diagnostics) if one.name not in ("optima", "curve", "held", "log_weights"))
 """The fields that are saved as they are."""
 
 

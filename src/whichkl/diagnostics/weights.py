@@ -53,7 +53,7 @@ def by_weights(
     apart = _apart([first, *(one for one in others if one.loss - best < MAX_LOSS_GAP)], family) if separate else [first]
     missed = math.log(sum(math.exp(best - one.loss) for one in apart))
     correlated = weights_are_correlated(target, family, x, log_weight)
-    found = replace(diagnostics, elbo=elbo, ess=ess, khat=khat, correlated=correlated)
+    found = replace(diagnostics, elbo=elbo, ess=ess, khat=khat, correlated=correlated, log_weights=log_weight.cpu())
     return replace(found, least_kl=max(gap, missed), separate=len(apart))
 
 

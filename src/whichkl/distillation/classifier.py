@@ -22,6 +22,7 @@ from whichkl.distillation.training import Loss, Run, checked_labels, row_diverge
 from whichkl.files.journal import Journal
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes
+from whichkl.progress import with_progress
 from whichkl.solvers.descent import grouped, state_of
 
 Student = nn.Module | Callable[[], nn.Module]
@@ -33,6 +34,7 @@ _COUNTS = {"epochs": (1, 10), "batch": (1, 10), "patience": (1, 10), "seed": (0,
 _OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
+@with_progress("distilling")
 @plain_modes()
 def distill(
     *,

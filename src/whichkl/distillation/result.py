@@ -16,6 +16,7 @@ from whichkl.distillation.networks import in_short
 from whichkl.distillation.scores import BINS, Contrast, Scores
 from whichkl.files.journal import Journal
 from whichkl.files.saving import FORMAT, Saved, checksum
+from whichkl.printable import HTML, brief
 from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers.descent import state_of
 
@@ -39,8 +40,10 @@ class DistillationFields(TypedDict):
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(HTML):
     """What `distill` returns; it prints as a page."""
+
+    __repr__ = brief
 
     student: nn.Module = field(repr=False)
     """The trained copy, in evaluation mode."""

@@ -20,6 +20,7 @@ from whichkl.divergences.methods import METHODS, TABLE, Method
 from whichkl.divergences.question import Question, Side
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
+from whichkl.progress import with_progress
 
 Form = Literal["samples", "probabilities", "logits"]
 
@@ -32,6 +33,7 @@ _FEATURES = 64
 """Numbers that a classifier or a search of neighbours computes for each number of the samples."""
 
 
+@with_progress("estimating")
 @plain_modes()
 def estimate(
     *,

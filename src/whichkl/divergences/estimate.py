@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from whichkl._checks import InputError, cannot, plain
 from whichkl.files.reading import rebuilt
+from whichkl.printable import HTML, shorten
 
 NORMAL = 1.959963984540054
 """Standard errors to either side in a 95 % interval."""
@@ -36,7 +37,7 @@ _CONSTANTS = {", H(p) included": "H(p)", ", log Z included": "+ log Z", ", log Z
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(HTML):
     """A divergence (or what a fit minimised) with its error, in nats unless `unit` says otherwise.
 
     Args:
@@ -128,6 +129,9 @@ class Estimate:
             finite=self.finite if self.finite == other.finite else "not certified",
             unit=self.unit,
         )
+
+    def __repr__(self) -> str:
+        return f"Estimate({shorten(str(self), 280)})"
 
     def __str__(self) -> str:
         """Return one line: quantity, value, error, constant, method."""

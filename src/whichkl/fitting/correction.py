@@ -18,6 +18,7 @@ from whichkl.arrays import tensor_of
 from whichkl.diagnostics import model_target, reference_around, stein_terms
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.particles import Particles, temper
+from whichkl.printable import brief
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
 
@@ -41,6 +42,8 @@ _MAX_STEIN_DEVIATION = 0.1
 @dataclass(frozen=True)
 class Expectation:
     """E f(x) with its standard error, per component of f."""
+
+    __repr__ = brief
 
     value: Tensor
     """Of shape () or (k,), in the units of f."""

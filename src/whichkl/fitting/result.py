@@ -3,71 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from whichkl._checks import IntegrityError, WhichklError
-from whichkl.access import Access
-from whichkl.advice import Advice, advise
-from whichkl.diagnostics import FINDINGS, Diagnostics, JudgedFit, carried, explain, shown_weights
+from whichkl.advice import Advice
+from whichkl.diagnostics import Diagnostics, JudgedFit, explain, shown_weights
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
 from whichkl.families import Family, family_from_config, family_of
-from whichkl.families.family import check_parameters
-from whichkl.files.saving import FORMAT, Saved
+from whichkl.files.saving import FORMAT
 from whichkl.fitting.checking import checked
 from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.fitting.correction import corrected as corrected_points
-from whichkl.objectives import Objective, objective_of
+from whichkl.fitting.saved_fit import FIT, FitFields, rebuilt
+from whichkl.fitting.summary import MAX_ROWS, Summary, summarize
+from whichkl.objectives import Objective
+from whichkl.printable import HTML, shorten, wrapped
 from whichkl.process.torch_modes import plain_modes
-from whichkl.solvers import Optimum
+from whichkl.progress import shown_progress
 from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
 
-FIT = Saved("a fit", "fit.json", "model", "Fit again")
 _DRAWS_FOR_CORRECTION = 10_000
-
-
-class OptimumFields(TypedDict):
-    """One of `diagnostics.optima`."""
-
-    loss: float
-    converged: bool
-    is_global: bool
-
-
-class DiagnosticsFields(TypedDict):
-    """What must be in `diagnostics`; `Diagnostics.from_dict` checks the rest, some of which older versions don't have."""
-
-    optima: list[OptimumFields]
-    iterations: int
-    residual: float
-
-
-class FitFields(TypedDict):
-    """Everything but the parameters of a fit, as `fit.json` holds it."""
-
-    format: int
-    family: Mapping[str, Any]
-    objective: str
-    solver: str
-    status: Literal["converged", "stopped", "failed"]
-    findings: tuple[str, ...]
-    value: Estimate
-    diagnostics: DiagnosticsFields
-    access: str
-    names: tuple[str, ...]
-    support: list[str]
-    seed: int
+_MAX_LINES = 40
+"""Largest number of printed lines, of which the table has at least `_MIN_ROWS` rows."""
+_MIN_ROWS = 5
+_MAX_LOSSES = 8
+_MAX_SAVED_ROWS = 1_000
+"""Largest number of rows of a table that is saved; of more, a loaded fit has the columns of q only."""
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(HTML):
     """The result of `fit`."""
 
     model: Any
@@ -90,6 +64,8 @@ class Fit:
     """What was fitted; None after `Fit.load`."""
     parts: JudgedFit | None = field(default=None, repr=False, compare=False)
     """What `check` reads; None after `Fit.load`."""
+    saved_summary: Summary | None = None
+    """What `summary` returned when the fit was saved; None before `Fit.load`."""
 
     @property
     def explanations(self) -> tuple[str, ...]:
@@ -97,23 +73,66 @@ class Fit:
         return explain(self.findings, self.family, self.diagnostics)
 
     def __str__(self) -> str:
-        """A few lines: what was minimised, how it ended, the value, the findings."""
+        """What was minimised, how it ended, the value, the table of `summary`, the findings: at most 40 lines."""
         d = self.diagnostics
-        lines = [f"{self.objective.spec} over {self.family} by {self.solver}: {self.status}", f"  {self.value}"]
+        head = f"{self.objective.spec} over {self.family} by {self.solver}: {self.status}"
+        lines = [*wrapped(head), *wrapped(str(self.value), "  ")]
         if d.elbo is not None:
             weights = ""
             if d.ess is not None and d.elbo.n is not None:
                 tail = shown_weights(d.ess, d.khat, d.elbo.n)
                 weights = f", importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {tail}"
             lines.append(f"  ELBO {d.elbo.number} nats{weights}")
+        said = []
         if len(d.optima) > 1:
-            lines.append(f"  {len(d.optima)} distinct optima, losses " + ", ".join(f"{one.loss:.4f}" for one in d.optima))
-        lines += [f"  {one}" for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
+            losses = ", ".join(f"{one.loss:.4f}" for one in d.optima[:_MAX_LOSSES])
+            said.append(f"{len(d.optima)} distinct optima, losses {losses}{', …' * (len(d.optima) > _MAX_LOSSES)}")
+        said += [str(one) for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
         if d.missing_modes is not None and (d.missing_modes.found or d.missing_modes.reason):
-            lines.append(f"  {d.missing_modes}")
-        lines += [f"  {note}" for note in d.notes]
-        lines += [f"  {name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
-        return "\n".join(lines)
+            said.append(str(d.missing_modes))
+        said += d.notes
+        said += [f"{name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
+        rest = [line for one in said for line in wrapped(one, "  ")]
+        summary = self.summary()
+        rows = max(_MIN_ROWS, min(MAX_ROWS, _MAX_LINES - len(lines) - len(rest) - len(summary.notes) - 2))
+        table = [f"  {line}" for line in summary.lines(rows)]
+        return "\n".join([*lines, *table, *(f"  {note}" for note in summary.notes if table), *rest])
+
+    def __repr__(self) -> str:
+        count, d = len(self.findings), len(self.names)
+        found = f"{count or 'no'} finding{'s' * (count != 1)}"
+        size = f"{d:,} dimension{'s' * (d > 1)}"
+        return f"Fit({self.objective.spec}, {shorten(repr(self.family), 160)}, {size}, {self.status}, {found})"
+
+    @plain_modes()
+    def summary(self, *, target: Target | None = None) -> Summary:
+        """Return a table: each coordinate's mean, standard deviation and 95 % interval, in the coordinates of the target.
+
+        If p has a log density, the same numbers of p by importance weights are next to those of q, if the weights can be trusted:
+        PSIS k̂ is at most min(1 − 1/log₁₀ n, 0.7), and no mode is known to be missing. Otherwise a note has the reason. The log
+        density isn't evaluated, since the weights are those that judged the fit. A mixture has further rows for its components. A
+        linear or generalised linear model of y given x has a row per coefficient, with its standard error.
+
+        Args:
+            target: what was fitted, for a fit that was loaded or not judged; its log density is evaluated at up to 10,000 draws.
+
+        Raises:
+            TargetError: the log density of `target` is broken.
+
+        Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024).
+
+        >>> from whichkl import fit
+        >>> print(fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1) / 2, dim=2, names=["a", "b"])).summary())
+            mean     sd   2.5 %  97.5 %  p mean   p sd  p 2.5 %  p 97.5 %  p mcse
+        a  1.000  1.000  -0.960   2.960   ...
+        b  1.000  1.000  -0.960   2.960   ...
+        2.5 % to 97.5 % is the equal-tailed 95 % interval, under q, and under p by importance weights.
+        """
+        return self._summary if target is None else summarize(self, Target.of(target))
+
+    @cached_property
+    def _summary(self) -> Summary:
+        return self.saved_summary or summarize(self)
 
     @plain_modes()
     def draws(
@@ -207,7 +226,8 @@ class Fit:
     def _weighted(self, n: int, seed: int, target: Target | None) -> Weighted:
         p = self.target if target is None else Target.of(target)
         misses_modes = "modes_missing" in self.findings or self.diagnostics.leaves_optima_out
-        return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
+        with shown_progress("correcting draws of the fit"):
+            return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
 
     @plain_modes()
     def check(self, *, target: Target | None = None, tell: Callable[[str, float], None] | None = None) -> Fit:
@@ -246,6 +266,7 @@ class Fit:
             "names": list(self.names),
             "support": self.bijection.describe(),
             "seed": self.seed,
+            "summary": self.summary().to_dict() if len(self.summary().rows) <= _MAX_SAVED_ROWS else None,
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -286,68 +307,8 @@ class Fit:
         is_given = family is not None or fields["family"].get("family") == "Module"
         try:
             chosen = family_from_config(fields["family"]) if family is None else family_of(family)
-            return cls(**_rebuilt(fields, tensors, chosen))
+            return cls(**rebuilt(fields, tensors, chosen))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, IntegrityError) or (is_given and isinstance(error, WhichklError)):
                 raise
             raise FIT.damaged(path, " ".join(str(error).split())[:300]) from error
-
-
-def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
-    """Read a saved fit and check its fields, without building its models."""
-    fields, tensors = FIT.read(folder, FitFields)
-    try:
-        Diagnostics.from_dict(fields["diagnostics"], ())
-    except ValueError as error:
-        raise FIT.damaged(folder, str(error)) from error
-    return fields, tensors
-
-
-def _rebuilt(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
-    """Return the arguments of `Fit` that a saved one holds; a `ValueError` names what can't be that of a fit."""
-    names = fields["names"]
-    for name in fields["findings"]:
-        if name not in FINDINGS:
-            raise ValueError(f"there is no finding `{name[:40]}`")
-    if fields["seed"] < 0 or not names or len(set(names)) < len(names):
-        raise ValueError("its seed or its names can't be those of a fit")
-    optima = _optima(fields["diagnostics"]["optima"], tensors, family)
-    bijection = Bijection(fields["support"], len(names))  # type: ignore[arg-type]
-    shape = getattr(optima[0].model, "event_shape", None)
-    if shape is not None and not family.conditional and tuple(shape) not in ((bijection.free_dim,), ()):
-        raise ValueError(f"its model has events of shape {tuple(shape)}, and it names {len(names)} columns")
-    return {
-        "model": carried(optima[0].model, bijection),
-        "family": family,
-        "objective": objective_of(fields["objective"]),
-        "solver": fields["solver"],
-        "advice": replace(advise(Access.parse(fields["access"]), family), dim=len(names)),
-        "value": fields["value"],
-        "status": fields["status"],
-        "findings": frozenset(fields["findings"]),
-        "diagnostics": Diagnostics.from_dict(fields["diagnostics"], optima),
-        "names": names,
-        "bijection": bijection,
-        "seed": fields["seed"],
-    }
-
-
-def _optima(described: list[OptimumFields], tensors: Mapping[str, Tensor], family: Family) -> tuple[Optimum, ...]:
-    if not described:
-        raise ValueError("it has no optimum")
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        number, _, rest = name.partition(".")
-        groups.setdefault(number, {})[rest] = value
-    if set(groups) != {str(i) for i in range(len(described))}:
-        raise ValueError(f"it has {len(described)} optima, and weights of {len(groups)}")
-    found = []
-    for i, one in enumerate(described):
-        parameters = groups[str(i)]
-        check_parameters(parameters, family.config())
-        model = family.model(parameters)
-        again = family.parameters(model)
-        if any(name not in parameters or parameters[name].shape != again[name].shape for name in again if name in parameters):
-            raise ValueError(f"the parameters of optimum {i} aren't those of `{family}`")
-        found.append(Optimum(model, one["loss"], one["converged"], one["is_global"]))
-    return tuple(found)

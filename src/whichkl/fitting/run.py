@@ -27,6 +27,7 @@ from whichkl.objectives import OBJECTIVES, Objective, objective_of
 from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
+from whichkl.progress import with_progress
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
 from whichkl.solvers.work import QUIET, Work
@@ -45,6 +46,7 @@ _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread 
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
+@with_progress("fitting")
 @plain_modes()
 def fit(
     target: Any,

@@ -16,6 +16,7 @@ from torch import Tensor
 from whichkl.files.reading import rebuilt
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at, like, log_density
 from whichkl.goodness.margin_laws import margins
+from whichkl.printable import brief
 from whichkl.process.torch_modes import plain_modes
 
 _MIN_ROWS, MAX_ROWS_RANKED = 20, 20_000
@@ -65,6 +66,8 @@ class ColumnCalibration:
 @dataclass(frozen=True)
 class Calibration:
     """The transforms of every column, and of all columns together; empty where there is a `reason`."""
+
+    __repr__ = brief
 
     columns: tuple[ColumnCalibration, ...]
     """One per column, then `joint density` where there are several columns."""

@@ -19,6 +19,7 @@ from whichkl.divergences.samples.logistic import MIN_ROWS, cosines, cross_fit
 from whichkl.divergences.samples.neighbors import Neighbors
 from whichkl.files.reading import rebuilt
 from whichkl.goodness.draws import Unable, drawn, equal_rows, law_at
+from whichkl.printable import brief
 from whichkl.process.torch_modes import plain_modes
 
 MAX_ROWS_COMPARED = 4_000
@@ -30,6 +31,8 @@ _LEVEL = 0.01
 @dataclass(frozen=True)
 class TwoSample:
     """The result of a classifier of rows of p against draws of q; the numbers are None where there is a `reason`."""
+
+    __repr__ = brief
 
     auc: float | None
     """The chance that a row of p is ranked above a draw of q: 1/2 where they can't be distinguished."""

@@ -14,13 +14,13 @@ from whichkl.plots.style import (
     Figure,
     add_points,
     color_of,
-    cut,
     error_bars,
     new_figure,
     short,
     small,
     style,
 )
+from whichkl.printable import shorten
 from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.measures import COLUMNS, UP_TO, Column, column_words, unit_of
 from whichkl.study.verdict import Verdict
@@ -58,7 +58,7 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
         for side, error in (("error_x", da), ("error_y", db)):
             how[side] = {"array": short(error), "color": COLORS[color], "thickness": 1.5, "width": 0}
         how |= {"marker": {"line": {"width": 2, "color": COLORS[color]}}, "hovertext": [html.escape(arm) for arm in arms]}
-        add_points(figure, _on_axis(x_axis, a), _on_axis(y_axis, b), color, cut(name, MAX_LEGEND_LENGTH), **how)
+        add_points(figure, _on_axis(x_axis, a), _on_axis(y_axis, b), color, shorten(name, MAX_LEGEND_LENGTH), **how)
     style(figure, _title(x, rows), _title(y, rows), 440)
     figure.update_xaxes(**x_axis)
     figure.update_yaxes(**y_axis)
@@ -164,4 +164,4 @@ def _title(name: str, rows: Rows) -> str:
 
 def _in_two_lines(arm: str) -> str:
     """Write an arm on two lines, so that a narrow figure keeps its width."""
-    return "<br>".join(html.escape(cut(part, _MAX_LABEL_LENGTH)) for part in arm.split(" · ", 1))
+    return "<br>".join(html.escape(shorten(part, _MAX_LABEL_LENGTH)) for part in arm.split(" · ", 1))

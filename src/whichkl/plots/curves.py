@@ -17,12 +17,12 @@ from whichkl.plots.style import (
     add_line,
     add_points,
     color_of,
-    cut,
     new_figure,
     short,
     small,
     style,
 )
+from whichkl.printable import shorten
 
 _MAX_FIGURES = 12
 _SIDES = {"student": "forward_kl", "teacher": "target"}
@@ -82,7 +82,7 @@ def training(histories: Mapping[str, Sequence[float]]) -> Figure | None:
         step = max(1, len(losses) // 400)
         rounds = [k for k in range(0, len(losses), step) if math.isfinite(losses[k])]
         y, dash = [losses[k] for k in rounds], _DASHES[i % len(_DASHES)]
-        add_line(figure, [k + 1 for k in rounds], y, color_of(arm), cut(arm, MAX_LEGEND_LENGTH), dash=dash)
+        add_line(figure, [k + 1 for k in rounds], y, color_of(arm), shorten(arm, MAX_LEGEND_LENGTH), dash=dash)
     return style(figure, "iteration", "best loss, nats", 340)
 
 

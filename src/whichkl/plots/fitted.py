@@ -1,62 +1,58 @@
-"""Fitted: the figure of a fit: curves in one dimension, points and ellipses in two, intervals above; predictions of q(y|x)."""
+"""Fitted: the figure of a fit: curves in one dimension, points and ellipses in two, intervals above."""
 
 from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, MixtureSameFamily
+from torch.distributions import Distribution, MixtureSameFamily
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, cannot, require
 from whichkl.access import Access
+from whichkl.divergences.estimate import NORMAL
 from whichkl.families import Gaussian
 from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
 from whichkl.fitting import Fit
-from whichkl.goodness.draws import Unable, drawn, law_at
+from whichkl.plots.predictions import predictions
 from whichkl.plots.rows import RowsAndDraws, data, draws, margin_steps, regions
 from whichkl.plots.style import (
-    SOFT,
+    AXIS,
     Figure,
     add_area,
-    add_band,
     add_bars,
     add_line,
     add_points,
     error_bars,
     faint,
     new_figure,
-    small,
     style,
 )
-from whichkl.process.torch_modes import plain_modes
+from whichkl.printable import shorten
+from whichkl.samples import Block
 
 _GRID_POINTS = 801
 MAX_INTERVALS = 40
 """Largest number of coordinates in a plot of intervals."""
-_Z = 1.959963984540054
-"""The 97.5 % quantile of the standard normal."""
-_MAX_POINTS = 400
-_DRAWS = 400
-"""Draws of y at each x."""
+_INTERVAL = "median and 95 % interval under q"
+_MIN_SHARE_OF_AXIS = 0.04
+"""Least length of an interval, as a share of a common axis."""
+_MAX_NAME = 28
+_MAX_RATIO_OF_SPREADS = 4
+"""Largest ratio of the spreads of two coordinates that are drawn on one scale."""
 _MAX_ROWS = 5_000
-_BINS = 10
-_MAX_FIGURES = 6
-_MIDDLE_90 = (0.05, 0.5, 0.95)
 
 
-@plain_modes()
-def plot(fit: Any) -> Figure:
-    """Draw a fit: density curves in one dimension, points and ellipses in two, intervals above; predictions of q(y|x).
+def figure_of(fit: Fit) -> Figure:
+    """Draw one fit.
 
     Raises:
-        InputError: it isn't a fit, plotly isn't installed, or a conditional fit has lost its rows.
+        InputError: plotly isn't installed, or a conditional fit has lost its rows.
     """
-    if not isinstance(fit, Fit):
-        raise InputError(cannot("draw this", f"it is a `{type(fit).__name__}`", "Pass what whichkl.fit returned"))
     if not isinstance(fit.model, Distribution):
         figures = predictions(fit)
         if not figures:
@@ -66,7 +62,9 @@ def plot(fit: Any) -> Figure:
     dim = len(fit.names)
     if dim == 1:
         return _on_the_line(fit)
-    return _on_the_plane(fit) if dim == 2 and fit.bijection.is_real else _intervals(fit)
+    return (
+        _on_the_plane(fit) if dim == 2 and fit.bijection.is_real else intervals({_INTERVAL: fit}, {_INTERVAL: fit.objective.name})
+    )
 
 
 def density(model: Distribution, x: Tensor) -> list[float]:
@@ -86,25 +84,41 @@ def _on_the_line(fit: Fit) -> Figure:
     drawn = torch.cat([draws(fit, model)[:, 0] for model in models])
     rows = data(fit)
     if rows is not None and RowsAndDraws(rows.x, drawn[:, None], fit.names).has_atoms[0]:
-        return _shares(fit, rows.x[:, 0], drawn)
-    low, high = (float(drawn.quantile(q)) for q in (0.001, 0.999))
-    x = torch.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), _GRID_POINTS, dtype=torch.float64, device="cpu")
-    x = x[fit.bijection.contains(x[:, None])]
-    figure, target, grid = new_figure(), fit.target, x.tolist()
-    if target is not None and Access.LOG_PROB in target.access and target.normalized:
-        add_area(figure, grid, target.log_prob(x[:, None]).exp().tolist(), "target p")
+        return shares(fit, rows.x[:, 0], {f"q ({fit.objective.name})": drawn}, [fit.objective.name])
+    figure, x = new_figure(), grid_over(fit, [drawn])
+    add_target_area(figure, fit, x)
     for optimum, model in zip(fit.diagnostics.optima, models, strict=True):
         kind, name = "global" if optimum.is_global else "local", f"q ({fit.objective.name})"
         if len(models) > 1:
             at = float(model.mean[0]) + 0.0 if fit.bijection.is_real else float(draws(fit, model, 999).median())
             name = f"q at {at:.2f} ({kind})"
         dash = "solid" if optimum.is_global else "dash"
-        add_line(figure, grid, density(model, x), fit.objective.name, name, width=2.5, dash=dash)
-    if target is not None and target.samples is not None and rows is not None:
+        add_line(figure, x.tolist(), density(model, x), fit.objective.name, name, width=2.5, dash=dash)
+    add_target_bars(figure, fit, rows)
+    return style(figure, html.escape(fit.names[0]), "density")
+
+
+def grid_over(fit: Fit, drawn: Sequence[Tensor]) -> Tensor:
+    """Return points over the middle 99.8 % of each set of draws, with some room, inside the support."""
+    low, high = min(float(one.quantile(0.001)) for one in drawn), max(float(one.quantile(0.999)) for one in drawn)
+    room = 0.1 * (high - low)
+    x = torch.linspace(low - room, high + room, _GRID_POINTS, dtype=torch.float64, device="cpu")
+    return x[fit.bijection.contains(x[:, None])]
+
+
+def add_target_area(figure: Any, fit: Fit, x: Tensor) -> None:
+    """Fill the area under p, if it is normalised."""
+    target = fit.target
+    if target is not None and Access.LOG_PROB in target.access and target.normalized:
+        add_area(figure, x.tolist(), target.log_prob(x[:, None]).exp().tolist(), "target p")
+
+
+def add_target_bars(figure: Any, fit: Fit, rows: Block | None) -> None:
+    """Draw the histogram of the samples, if there are any."""
+    if fit.target is not None and fit.target.samples is not None and rows is not None:
         ends = (float(rows.x.min()), float(rows.x.max()))
         if ends[1] > ends[0]:
             add_bars(figure, *margin_steps(rows.x[:, 0], ends, False), name="target p (samples)")
-    return style(figure, html.escape(fit.names[0]), "density")
 
 
 def _in_the_support(fit: Fit, model: Any) -> Distribution:
@@ -113,46 +127,68 @@ def _in_the_support(fit: Fit, model: Any) -> Distribution:
     return wrapped
 
 
-def _shares(fit: Fit, rows: Tensor, drawn: Tensor) -> Figure:
-    """Draw how often each whole number occurs, and how often under q."""
+def shares(fit: Fit, rows: Tensor, drawn: Mapping[str, Tensor], colors: Sequence[str]) -> Figure:
+    """Draw how often each whole number occurs, and how often under each q."""
     figure = new_figure()
     add_bars(figure, *margin_steps(rows, (0, 0), True), name="target p (samples)")
-    values, heights, _ = margin_steps(drawn, (0, 0), True)
-    add_points(figure, values, heights, fit.objective.name, f"q ({fit.objective.name})", size=9)
+    for (name, one), color in zip(drawn.items(), colors, strict=True):
+        values, heights, _ = margin_steps(one.round(), (0, 0), True)
+        add_points(figure, values, heights, color, name, size=9)
     return style(figure, html.escape(fit.names[0]), "share")
 
 
 def _on_the_plane(fit: Fit) -> Figure:
-    figure, rows, color = new_figure(), data(fit, 5000), fit.objective.name
-    if rows is not None:
-        x, y = rows.x.T.tolist()
-        add_points(figure, x, y, "target", size=6, opacity=faint(len(rows)))
-        # a legend would show its point as faint as these are, so that it has a trace of its own
-        add_points(figure, [math.nan], [math.nan], "target", "target p", size=6, hoverinfo="skip")
-    if _parts(fit.diagnostics.optima[0].model):
+    figure, rows, color = new_figure(), data(fit, _MAX_ROWS), fit.objective.name
+    add_rows(figure, rows)
+    if gaussian_parts(fit.diagnostics.optima[0].model):
         add_ellipses(figure, fit, color, f"q ({color})")
     else:
-        drawn = draws(fit, fit.model, 20_000)
-        both = RowsAndDraws(drawn if rows is None else rows.x, drawn, fit.names)
-        trace = regions(drawn, both.range(0), both.range(1), color)
-        trace.update(name="q, 50 % and 90 %", showlegend=True)
-        figure.add_trace(trace)
-    return style(figure, html.escape(fit.names[0]), html.escape(fit.names[1]), 420)
+        add_regions(figure, fit, color, "q", rows)
+    return on_equal_axes(figure, fit, rows)
 
 
-def add_ellipses(figure: Any, fit: Fit, color: str, name: str) -> None:
-    """Draw one and two standard deviations of each Gaussian of the best model, and two of every other optimum."""
-    for i, part in enumerate(_parts(fit.diagnostics.optima[0].model)):
+def add_rows(figure: Any, rows: Block | None) -> None:
+    """Draw the rows of p as points, if there are any."""
+    if rows is None:
+        return
+    x, y = rows.x.T.tolist()
+    add_points(figure, x, y, "target", size=6, opacity=faint(len(rows)))
+    # a legend would show its point as faint as these are, so that it has a trace of its own
+    add_points(figure, [math.nan], [math.nan], "target", "target p", size=6, hoverinfo="skip")
+
+
+def add_regions(figure: Any, fit: Fit, color: str, name: str, rows: Block | None) -> None:
+    """Draw the smallest regions that hold 50 % and 90 % of a model."""
+    drawn = draws(fit, fit.model, 20_000)
+    both = RowsAndDraws(drawn if rows is None else rows.x, drawn, fit.names)
+    trace = regions(drawn, both.range(0), both.range(1), color)
+    trace.update(name=html.escape(f"{name}, 50 % and 90 %"), showlegend=True)
+    figure.add_trace(trace)
+
+
+def on_equal_axes(figure: Figure, fit: Fit, rows: Block | None) -> Figure:
+    """Give both coordinates of a plane one scale, unless their spreads differ so much that one would be a line."""
+    spread = (draws(fit, fit.model, 1_000) if rows is None else rows.x).std(0)
+    style(figure, html.escape(fit.names[0]), html.escape(fit.names[1]), 460)
+    if 1 / _MAX_RATIO_OF_SPREADS < float(spread[1] / spread[0]) < _MAX_RATIO_OF_SPREADS:
+        figure.update_xaxes(constrain="domain")
+        figure.update_yaxes(scaleanchor="x", scaleratio=1, constrain="domain")
+    return figure
+
+
+def add_ellipses(figure: Any, fit: Fit, color: str, name: str, *, has_others: bool = True) -> None:
+    """Draw one and two standard deviations of each Gaussian of the best model, and two of the other optima if it `has_others`."""
+    for i, part in enumerate(gaussian_parts(fit.diagnostics.optima[0].model)):
         for radius, dash, width in ((1.0, "solid", 2.5), (2.0, "dash", 1.5)):
             legend: dict[str, Any] = {"showlegend": i == 0, "legendgroup": f"{name}{radius}"}
             add_line(figure, *ellipse(*part, radius), color, f"{name}, {radius:g} sd", width=width, dash=dash, **legend)
-    others = [part for one in fit.diagnostics.optima[1:] for part in _parts(one.model)]
+    others = [part for one in fit.diagnostics.optima[1:] if has_others for part in gaussian_parts(one.model)]
     for i, part in enumerate(others):
         legend = {"showlegend": i == 0, "legendgroup": "other"}
         add_line(figure, *ellipse(*part), "target", "other optima", width=1.5, dash="dot", **legend)
 
 
-def _parts(model: Any) -> list[tuple[Tensor, Tensor]]:
+def gaussian_parts(model: Any) -> list[tuple[Tensor, Tensor]]:
     """Return means and Cholesky factors of the Gaussians that a model consists of; none where it consists of something else."""
     try:
         if isinstance(model, MixtureSameFamily):
@@ -163,124 +199,41 @@ def _parts(model: Any) -> list[tuple[Tensor, Tensor]]:
         return []
 
 
-def _intervals(fit: Fit) -> Figure:
-    best = fit.diagnostics.optima[0].model
-    if fit.bijection.is_real and isinstance(fit.family, Gaussian):
-        reach = _Z * best.variance.sqrt()
-        q = torch.stack([best.mean - reach, best.mean, best.mean + reach])
-    else:
-        levels = torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64, device="cpu")
-        q = draws(fit, _in_the_support(fit, best)).quantile(levels, 0)
-    names = [html.escape(name) for name in fit.names][:MAX_INTERVALS][::-1]
-    low, middle, high = q[:, :MAX_INTERVALS].flip(1).tolist()
-    figure, label = new_figure(), "median and 95 % interval under q"
-    add_points(figure, middle, names, fit.objective.name, label, size=9, error_x=error_bars(low, middle, high))
-    figure.update_layout(showlegend=True)
-    return style(figure, "value", "", max(256, 90 + 28 * len(names)))
+def intervals(fits: Mapping[str, Fit], colors: Mapping[str, str]) -> Figure:
+    """Draw the median and the 95 % interval of each coordinate under each fit.
 
-
-def predictions(fit: Fit) -> list[Figure]:
-    """Draw what a conditional model predicts: a curve with its 90 % band over one x, else predicted against observed.
-
-    For classes it is a reliability diagram: how often a class came true against the chance that the model gave it. The list is
-    empty where the rows aren't available.
-
-    Raises:
-        InputError: the model isn't conditional, or can't be sampled.
+    Coordinates share an axis, unless an interval would be too short to be seen; then each has an axis of its own.
     """
-    if isinstance(fit.model, Distribution):
-        raise InputError(cannot("draw predictions", "the model is one distribution, not q(y|x)", "Use whichkl.plot"))
-    block = data(fit, _MAX_ROWS)
-    if block is None or block.context is None:
-        return []
-    try:
-        law = law_at(fit.model, block.context)
-        chances = _chances(law, block.x)
-        if chances is not None:
-            return [_reliability(fit, chances, block.x[:, 0])]
-        if block.context.shape[1] == 1 and len(fit.names) <= _MAX_FIGURES:
-            return _over_x(fit, block.context, block.x)
-        return _against(fit, drawn(law, (_DRAWS,), block.x.shape[1], fit.seed), block.x)
-    except Unable as error:
-        raise InputError(cannot("draw predictions", str(error), "Check the model that the family returns")) from error
-
-
-def _chances(law: Any, y: Tensor) -> Tensor | None:
-    """(n, K) chances of classes 0 … K−1; None where y isn't one column of classes."""
-    law = law.base_dist if hasattr(law, "reinterpreted_batch_ndims") else law
-    probs = getattr(law, "probs", None)
-    if not isinstance(law, (Bernoulli, Categorical)) or not isinstance(probs, Tensor) or y.shape[1] != 1:
-        return None
-    probs = probs.detach().cpu().to(torch.float64).reshape(len(y), -1)
-    return torch.cat([1 - probs, probs], 1) if isinstance(law, Bernoulli) else probs
-
-
-def _reliability(fit: Fit, chances: Tensor, y: Tensor) -> Figure:
-    """Draw chances in ten bins of equally many, with Wilson's 95 % intervals of how often they came true."""
-    figure, k, name = new_figure(), chances.shape[1], html.escape(fit.names[0])
-    said = chances[:, 1:] if k == 2 else chances
-    came = (y[:, None].long() == torch.arange(k, device="cpu")[None, k - said.shape[1] :]).double()
-    p, hit = said.flatten(), came.flatten()
-    bins = [part for part in p.argsort().tensor_split(_BINS) if len(part)]
-    x, shares = [float(p[part].mean()) for part in bins], [float(hit[part].mean()) for part in bins]
-    ends = [_wilson(share, len(part)) for share, part in zip(shares, bins, strict=True)]
-    error = error_bars([low for low, _ in ends], shares, [high for _, high in ends], thickness=1.5)
-    add_line(figure, [0, 1], [0, 1], "target", "calibrated", width=1.5, dash="dash", hoverinfo="skip")
-    label = "a tenth of the rows each" if k == 2 else "a tenth of rows × classes each"
-    shape = {"mode": "lines+markers", "marker": {"size": 8}, "error_y": error}
-    add_line(figure, x, shares, fit.objective.name, label, **shape)
-    what = f"chance of {name} = 1" if k == 2 else f"chance of a class of {name}"
-    style(figure, f"{what} under q", "how often it came true", 420)
-    caption = "How often a class came true, against the chance that the model gave it, with 95 % intervals (Wilson)."
-    figure.update_layout(meta={"square": True, "caption": caption})
-    figure.update_xaxes(range=[-0.03, 1.03])
-    figure.update_yaxes(range=[-0.03, 1.03])
+    names = next(iter(fits.values())).names[:MAX_INTERVALS]
+    ends = {label: _ends(fit)[:, : len(names)] for label, fit in fits.items()}
+    low, high = torch.stack([q[0] for q in ends.values()]).amin(0), torch.stack([q[2] for q in ends.values()]).amax(0)
+    is_shared = bool((high - low).min() > _MIN_SHARE_OF_AXIS * (high.max() - low.min()))
+    rows, each = (1 if is_shared else len(names)), 28 + 8 * (len(fits) - 1) + (0 if is_shared else 30)
+    height = max(256, 90 + each * len(names))
+    gap = {} if is_shared else {"vertical_spacing": min(0.9 / max(1, rows - 1), 34 / height)}
+    figure = require("plotly.subplots", "app").make_subplots(rows=rows, cols=1, **gap)
+    for j, (label, q) in enumerate(ends.items()):
+        offset = 0.6 * ((j + 0.5) / len(ends) - 0.5) if len(ends) > 1 else 0.0
+        for row in range(rows):
+            part = q if is_shared else q[:, row : row + 1]
+            bars, at = error_bars(*part.tolist()), [i + offset for i in range(part.shape[1])]
+            named = {"legendgroup": label, "showlegend": row == 0, "row": row + 1, "col": 1}
+            add_points(figure, part[1].tolist(), at, colors[label], label, size=9, error_x=bars, **named)
+    style(figure, "value" if is_shared else "", "", height)
+    for row in range(rows):
+        shown = names if is_shared else names[row : row + 1]
+        ticks = {"tickvals": list(range(len(shown))), "ticktext": [html.escape(shorten(name, _MAX_NAME)) for name in shown]}
+        figure.update_yaxes(**AXIS, **ticks, range=[len(shown) - 0.5, -0.5], row=row + 1, col=1)
+        figure.update_xaxes(**AXIS, nticks=6, row=row + 1, col=1)
+    figure.update_layout(showlegend=True)
     return figure
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z * ((share * (1 - share) + _Z**2 / (4 * n)) / n) ** 0.5 / (1 + _Z**2 / n)
-    return middle - half, middle + half
-
-
-def _middle(q: Tensor) -> tuple[list[Any], ...]:
-    """Return the ends of the middle 90 % and the median of draws."""
-    low, middle, high = q.quantile(torch.tensor(_MIDDLE_90, dtype=torch.float64, device="cpu"), 0).tolist()
-    return low, middle, high
-
-
-def _over_x(fit: Fit, x: Tensor, y: Tensor) -> list[Figure]:
-    """Draw each column of y over the one column of x: rows, the median, and the middle 90 %."""
-    figures, color = [], fit.objective.name
-    grid = torch.linspace(float(x.min()), float(x.max()), 121, dtype=torch.float64, device="cpu")[:, None]
-    q = drawn(law_at(fit.model, grid), (4 * _DRAWS,), y.shape[1], fit.seed)
-    x_name = fit.target.context_names[0] if fit.target is not None and fit.target.context_names else "x"
-    x_name = f"{x_name} (given)" if x_name in fit.names else x_name
-    for j, name in enumerate(fit.names):
-        figure, at, (low, middle, high) = new_figure(), grid[:, 0].tolist(), _middle(q[:, :, j])
-        add_band(figure, at, low, high, color, name="middle 90 % of q")
-        seen = x[:_MAX_POINTS, 0].tolist(), y[:_MAX_POINTS, j].tolist()
-        add_points(figure, *seen, "target", "rows of p", size=5, opacity=0.6)
-        add_line(figure, at, middle, color, "median of q", width=2.5)
-        figures.append(style(figure, html.escape(x_name), html.escape(name), 380))
-        figure.update_layout(meta={"caption": "The rows, with the median and the middle 90 % of the model at each x."})
-    return figures
-
-
-def _against(fit: Fit, draws: Tensor, y: Tensor) -> list[Figure]:
-    """Draw what was observed over the median of q, about the diagonal where the model is right, with the middle 90 %."""
-    figures, color = [], fit.objective.name
-    caption = "What was observed over the model's median; nine in ten rows should lie on the light bars, its middle 90 %."
-    for j, name in enumerate(fit.names[:_MAX_FIGURES]):
-        figure, (low, middle, high) = new_figure(), _middle(draws[:, :_MAX_POINTS, j])
-        error = error_bars(low, middle, high, thickness=2, color=SOFT[color])
-        add_points(figure, middle, middle, color, "median, middle 90 % of q", size=3, error_y=error)
-        add_points(figure, middle, y[:_MAX_POINTS, j].tolist(), "target", "rows of p", size=5, opacity=0.8)
-        if len(fit.names) == 1:
-            style(figure, f"predicted {html.escape(name)}", "observed", 420)
-        else:
-            small(figure, name, "predicted", "observed", 300)
-        figure.update_layout(meta={"caption": caption})
-        figures.append(figure)
-    return figures
+def _ends(fit: Fit) -> Tensor:
+    """Return the 2.5 %, 50 % and 97.5 % quantiles (3, d) of the best model."""
+    best = fit.diagnostics.optima[0].model
+    if fit.bijection.is_real and isinstance(fit.family, Gaussian):
+        reach = NORMAL * best.variance.sqrt()
+        return torch.stack([best.mean - reach, best.mean, best.mean + reach]).to("cpu", torch.float64)
+    levels = torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64, device="cpu")
+    return draws(fit, _in_the_support(fit, best)).quantile(levels, 0)

@@ -117,8 +117,3 @@ def faint(count: int) -> float:
 def short(values: Sequence[float]) -> list[float]:
     """Round to six significant digits: a report shows no more, and is a third as large."""
     return [float(f"{v:.6g}") for v in values]
-
-
-def cut(text: str, most: int) -> str:
-    """Shorten a text to at most this many characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"

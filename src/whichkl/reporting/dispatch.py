@@ -49,11 +49,12 @@ def distillation_page(result: Distillation) -> Page:
     fields["scores"] = {name: value for name, value in fields["scores"].items() if name != "reliability"}
     configuration = configuration_section({**fields, "student": str(result.student)})
     what = f"A student was trained on a teacher by {result.loss}."
-    sections = [_scores(result), _training(result), configuration]
+    sections = [scores_section(result), _training(result), configuration]
     return Page("Distillation", what, sections, "Written by whichkl. Divergences are in nats.")
 
 
-def _scores(result: Distillation) -> Section:
+def scores_section(result: Distillation, *, has_pictures: bool = True) -> Section:
+    """Compare student and teacher on unseen examples, with the reliability diagram if it `has_pictures`."""
     s = result.scores
     blocks = [Block.warning(as_sentence(note), "note") for note in result.notes]
     rows = [
@@ -71,7 +72,7 @@ def _scores(result: Distillation) -> Section:
         ("reverse KL", s.reverse_kl.number, "KL(student‖teacher): what the student holds possible and the teacher doesn't"),
     ]
     blocks.append(Block.table(("between the two", "number", "meaning"), between))
-    figure = reliability_curves(result)
+    figure = reliability_curves(result) if has_pictures else None
     if figure is not None:
         caption = "Accuracy against confidence; a larger point holds more predictions. On the dotted line confidence is right."
         blocks.append(Block.chart(figure, caption))

@@ -8,6 +8,7 @@ from whichkl.arrays import tensor_of
 from whichkl.diagnostics import Diagnostics, next_richer, shown_weights
 from whichkl.families import simpler
 from whichkl.fitting import Fit
+from whichkl.fitting.summary import MAX_ROWS, Summary
 from whichkl.plots import calibration_curves, components_curve, margins, pairs, plot, predictions
 from whichkl.plots.curves import training
 from whichkl.plots.fitted import MAX_INTERVALS
@@ -41,7 +42,7 @@ def fit_page(fit: Fit) -> Page:
     """Return the report of a fit."""
     objective, rows = fit.objective, rows_section(fit)
     advice = Section("Why this direction", "What the access to the target allows.", (Block.listing(str(fit.advice)),))
-    sections = [_verdict(fit), *([] if rows is None else [rows]), _evidence(fit), advice, _configuration(fit)]
+    sections = [verdict_section(fit), *([] if rows is None else [rows]), _evidence(fit), advice, _configuration(fit)]
     what = _DIRECTIONS.get(objective.name, f"{objective.spec}, {objective.formula}: {objective.character}.")
     return Page(f"{objective.title} over {fit.family.label}", what, sections, "Written by whichkl. All numbers are in nats.")
 
@@ -53,13 +54,22 @@ def finding_blocks(fit: Fit) -> list[Block]:
     return blocks or [Block.finding("No check that this access allows speaks against this fit.", "No findings")]
 
 
-def _verdict(fit: Fit) -> Section:
-    count, blocks = len(fit.findings), finding_blocks(fit)
+def verdict_section(fit: Fit, *, has_pictures: bool = True) -> Section:
+    """State whether the fit worked; then the findings, the table, and, if it `has_pictures`, the model."""
+    count, blocks, summary = len(fit.findings), finding_blocks(fit), fit.summary()
     judgement = f"{count} finding{'s speak' if count > 1 else ' speaks'} against it" if count else "nothing speaks against it"
-    if isinstance(fit.model, Distribution) or data(fit) is not None:
+    blocks += [summary_block(summary)] if summary.rows else [Block.sentence(note) for note in summary.notes]
+    if has_pictures and (isinstance(fit.model, Distribution) or data(fit) is not None):
         figure = plot(fit)
         blocks.append(Block.chart(figure, (figure.layout.meta or {}).get("caption") or _caption(fit)))
     return Section("Did it work?", f"The solver {fit.status}, and {judgement}; {fit.value}.", tuple(blocks))
+
+
+def summary_block(summary: Summary) -> Block:
+    """Return the first rows of a fit's table."""
+    more = f" The first {MAX_ROWS} of {len(summary.rows):,} rows." if len(summary.rows) > MAX_ROWS else ""
+    heads = [head.replace(" ", "\u00a0") for head in summary.heads]  # on one line each
+    return Block.table(("", *heads), summary.cells(MAX_ROWS), " ".join(summary.notes) + more)
 
 
 def _caption(fit: Fit) -> str:
@@ -156,7 +166,7 @@ def _mean(optimum: Optimum) -> str:
 
 def _configuration(fit: Fit) -> Section:
     fields = fit.to_dict()
-    del fields["diagnostics"]["history"]
+    del fields["diagnostics"]["history"], fields["summary"]
     calibration = fields["diagnostics"].get("calibration")
     if calibration:
         columns = [{key: value for key, value in one.items() if key != "curve"} for one in calibration["columns"]]

@@ -176,15 +176,18 @@ def _shown(value: Any) -> Any:
 
 
 def _charts(block: Block, safe: Any) -> list[tuple[Any, str]]:
-    """Return each figure as JSON that can't end its script element, and its description for screen readers."""
+    """Return each figure as JSON, and its description for screen readers."""
     charts = []
     for figure in block.figures:
-        fields = _shown(json.loads(figure.to_json()))
-        title = html.unescape((fields["layout"].get("title") or {}).get("text") or "")
-        text = json.dumps(fields, separators=(",", ":"))
-        text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-        charts.append((safe(text), f"{title}. {block.text}" if title else block.text))
+        title = html.unescape(figure.layout.title.text or "")
+        charts.append((safe(chart_json(figure)), f"{title}. {block.text}" if title else block.text))
     return charts
+
+
+def chart_json(figure: Figure) -> str:
+    """Return a figure as JSON that can't end the script in which it is."""
+    text = json.dumps(_shown(json.loads(figure.to_json())), separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def markdown(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:

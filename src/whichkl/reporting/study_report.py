@@ -64,7 +64,7 @@ def study_page(study: Study) -> Page:
     verdict = study.verdict
     failures, fits = failures_table(study), fits_section(study, verdict)
     note = "The cells, their fits and the tables are in the study's folder." if study.folder is not None else ""
-    sections = [_verdict(study, verdict), _scorecard(study, verdict)]
+    sections = [verdict_section(study), _scorecard(study, verdict)]
     if verdict.comparisons:
         sections.append(_certainty(verdict))
     if fits is not None:
@@ -94,7 +94,9 @@ def _counted(count: int, one: str, many: str) -> str:
     return f"{count:,} {one if count == 1 else many}"
 
 
-def _verdict(study: Study, verdict: Verdict) -> Section:
+def verdict_section(study: Study, *, has_pictures: bool = True) -> Section:
+    """State which arm to take for which need, and, if it `has_pictures`, draw what each arm trades for what."""
+    verdict = study.verdict
     is_clear = verdict.outcome in ("winner", "depends", "no_detectable_difference")
     heading = _HEADINGS[verdict.outcome]
     if verdict.outcome == "no_detectable_difference" and len(verdict.winners) < sum(arm.finished > 0 for arm in verdict.arms):
@@ -103,7 +105,7 @@ def _verdict(study: Study, verdict: Verdict) -> Section:
     for arm in [one for one in verdict.arms if one.failed][:_MAX_FAILED_ARMS]:
         text = f"{arm.name} failed in {arm.failed} of {arm.cells} seeds. The first error: {arm.error[:300]}"
         blocks.append(Block.warning(text, "Failed cells"))
-    blocks += [*needs_table(verdict), *_tradeoffs(study, verdict)]
+    blocks += [*needs_table(verdict), *(_tradeoffs(study, verdict) if has_pictures else [])]
     blocks += [Block.sentence(note) for note in verdict.notes if " failed in " not in note]
     dropped = [f"{arm} (after {count} seeds)" for arm, count in study.dropped]
     if dropped:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from whichkl.printable import brief
+
 BLOCK = 16_384
 """Rows that are processed at once: few enough for the processor's cache, many enough for its matrix units."""
 PART = 65_536
@@ -21,6 +23,8 @@ PART = 65_536
 @dataclass(frozen=True)
 class Block:
     """Rows of samples, their weights, and what they are conditioned on, if anything."""
+
+    __repr__ = brief
 
     x: Float[Tensor, "m d"]
     w: Float[Tensor, " m"]

@@ -15,6 +15,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.access import Access
 from whichkl.families import Family
 from whichkl.objectives import Direction, Objective
+from whichkl.printable import brief
 from whichkl.samples import Block
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -26,6 +27,8 @@ _TIE = 1e-6
 @dataclass(frozen=True)
 class Optimum:
     """One local optimum: its model, the loss there (in nats, up to the objective's constant) and how it ended."""
+
+    __repr__ = brief
 
     model: Any
     """A `Distribution`; for a conditional family, a function of contexts that returns one."""
@@ -46,6 +49,8 @@ class Held:
 @dataclass(frozen=True)
 class Solution:
     """The result of a solver."""
+
+    __repr__ = brief
 
     optima: tuple[Optimum, ...]
     """Every distinct optimum, best first."""

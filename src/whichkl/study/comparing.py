@@ -15,6 +15,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.cluster import Ray, workers_of
 from whichkl.distillation.classifier import DistillationTarget
 from whichkl.process.torch_modes import plain_modes
+from whichkl.progress import Tell, with_progress
 from whichkl.study.cell import Outcome
 from whichkl.study.engines import here, on_ray
 from whichkl.study.ledger import Ledger, Stored, stored_of
@@ -42,6 +43,12 @@ class Progress:
     """The cell that was done last."""
 
 
+def _cells_of(tell: Tell) -> Callable[[Progress], None]:
+    """Return the function that reports a study's progress to a bar."""
+    return lambda progress: tell(f"{progress.done:,} of {progress.of:,} cells", progress.done / max(1, progress.of))
+
+
+@with_progress("comparing", _cells_of)
 @plain_modes()
 def compare(
     target: Any,

@@ -14,6 +14,7 @@ from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.families import Family
 from whichkl.files.writing import write_whole
 from whichkl.fitting import Fit
+from whichkl.printable import HTML, WIDTH, wrapped
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.ledger import Ledger, Stored, read_config
@@ -21,6 +22,10 @@ from whichkl.study.measures import COST, DISTILLATION_NEEDS, NEEDS, UP_TO, colum
 from whichkl.study.verdict import Verdict, decide
 from whichkl.targets import Target
 
+_MAX_LINES = 40
+"""Largest number of printed lines, of which each part of the table has at least `_MIN_ARMS` arms."""
+_MIN_ARMS = 5
+_MAX_NOTES = 6
 _SPLITS = (
     "All seeds split one set of samples, so that their parts overlap: intervals and p-values tell which arm is better on these "
     "samples, and would be wider for other samples from the same source (Nadeau & Bengio, 2003)."
@@ -28,7 +33,7 @@ _SPLITS = (
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(HTML):
     """The result of `compare`; `Study.load` reads it back from its folder."""
 
     cells: tuple[Stored, ...]
@@ -119,8 +124,12 @@ class Study:
             raise InputError(cannot(f"find cell `{cell}`", because, "Give a key out of `table['cell']`"))
         return found[0]
 
+    def __repr__(self) -> str:
+        arms, cells = len(rows_by_arm([cell.row for cell in self.cells])), len(self.cells)
+        return f"Study({arms} arm{'s' * (arms != 1)}, {cells:,} cells, {len(self.failed):,} failed; {self.verdict.outcome})"
+
     def __str__(self) -> str:
-        """An arm a line: means over the seeds with their standard errors, and how many cells failed."""
+        """An arm a line: means over the seeds with their standard errors, and how many cells failed; at most 40 lines."""
         rows = self.rows
         shown = [one.name for one in columns_in("summary") if any(row.get(one.name) is not None for row in rows)]
         lines = [["", *shown, "failed"]]
@@ -130,10 +139,13 @@ class Study:
         for arm, mine in rows_by_arm(rows).items():
             bad = sum(row["status"] == "failed" for row in mine)
             lines.append([arm, *(mean_text(mine, name) for name in shown), f"{bad} of {len(mine)}"])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join(one.ljust(width) for one, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        text += [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped]
-        return "\n".join([*text, *self._failed_measures()])
+        said = [f"{arm} was dropped by the pilot after {count} seeds" for arm, count in self.dropped] + self._failed_measures()
+        below = [line for one in said[:_MAX_NOTES] for line in wrapped(one)]
+        parts = _parts(lines)
+        most = max(_MIN_ARMS, (_MAX_LINES - len(below) - 1) // len(parts) - 1)
+        text = [line for part in parts for line in part[: most + 1]]
+        more = len(lines) - 1 - most
+        return "\n".join([*text, *([f"… {more:,} more arms: `study.table` has all"] if more > 0 else []), *below])
 
     def _failed_measures(self) -> list[str]:
         """Return a line for each measure that raised, with the number of cells and the first reason."""
@@ -145,6 +157,18 @@ class Study:
                     reasons.setdefault(name, []).append(reason.removesuffix(")"))
         count = len(self.cells)
         return [f"{name} wasn't measured in {len(why)} of {count} cells: {why[0]}" for name, why in reasons.items()]
+
+
+def _parts(table: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return an aligned table as lines; a table that is wider than a line is cut into several, each with the first column."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    groups: list[list[int]] = [[]]
+    for j, width in enumerate(widths[1:], 1):
+        if groups[-1] and widths[0] + sum(2 + widths[k] for k in groups[-1]) + 2 + width > WIDTH:
+            groups.append([])
+        groups[-1].append(j)
+    shown = [[[line[k].ljust(widths[k]) for k in (0, *group)] for line in table] for group in groups]
+    return [["  ".join(cells).rstrip() for cells in part] for part in shown]
 
 
 def mean_text(rows: Sequence[Mapping[str, Any]], name: str) -> str:

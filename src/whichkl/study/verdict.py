@@ -11,6 +11,7 @@ import numpy as np
 
 from whichkl._checks import InputError, cannot, plain
 from whichkl.files.reading import rebuilt
+from whichkl.printable import brief
 from whichkl.study.arms import Arm, ArmScores, cells_by_arm, scores_of
 from whichkl.study.measures import CHEAPER, NEEDS, Need
 from whichkl.study.paired import MIN_PAIRS, Array, PairedDifferences, half_width, holm, paired, sign_flip
@@ -68,6 +69,8 @@ class Choice:
 @dataclass(frozen=True)
 class Verdict:
     """The conclusion of a study; `decide` makes one."""
+
+    __repr__ = brief
 
     outcome: Outcome
     sentence: str

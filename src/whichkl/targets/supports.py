@@ -15,6 +15,7 @@ from torch.distributions.constraints import Constraint
 from torch.distributions.transformed_distribution import TransformedDistribution
 
 from whichkl._checks import InputError, cannot
+from whichkl.printable import shorten
 
 Support = Constraint | Sequence[Constraint] | str | None
 
@@ -103,6 +104,9 @@ class Bijection:
         """The ends of each coordinate's interval; infinite without an interval, or if the constraint is on the whole vector."""
         columns = self.constraints * (self.dim if len(self.constraints) == 1 else 1)
         return [(float(getattr(c, "lower_bound", -math.inf)), float(getattr(c, "upper_bound", math.inf))) for c in columns]
+
+    def __repr__(self) -> str:
+        return f"Bijection({shorten(', '.join(map(str, self.constraints)), 200)})"
 
     def wrap(self, model: Distribution) -> Distribution:
         """Transform a model of free coordinates into one on the support."""

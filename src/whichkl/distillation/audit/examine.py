@@ -15,6 +15,7 @@ from whichkl.distillation.audit.subject import VOCABULARY, Subject
 from whichkl.distillation.losses import DIVERGENCES
 from whichkl.process.threads import one_thread
 from whichkl.process.torch_modes import plain_modes
+from whichkl.progress import with_progress
 
 _CHECKS: dict[str, Callable[[Examination], Check] | None] = {
     "the same number twice": value_checks.steady,
@@ -44,6 +45,7 @@ _CHECKS: dict[str, Callable[[Examination], Check] | None] = {
 """The checks by name, in the order of the table. Two of them, None here, are made before: others need what they find."""
 
 
+@with_progress("calling the loss")
 @plain_modes()
 def audit(
     loss_fn: Callable[..., Any],

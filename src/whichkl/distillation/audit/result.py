@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from whichkl.distillation.audit.matching import Identified
+from whichkl.printable import HTML, shorten
 
 _MAX_LINE_WIDTH = 118
 
@@ -55,7 +56,7 @@ def not_applicable(why: str) -> Check:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(HTML):
     """What an audit found: `identified` is what the loss computes, `checks` what was checked.
 
     `passed` is False where the number itself is wrong: a cross-entropy in place of a KL, a sign, a mask that is ignored, a
@@ -87,6 +88,12 @@ class Audit:
             "findings": sorted(self.findings),
             "checks": [asdict(check) for check in self.checks],
         }
+
+    def __repr__(self) -> str:
+        passed = "passed" if self.passed else "not passed"
+        return (
+            f"Audit({shorten(self.subject, 80)}: {shorten(str(self.identified), 100)}, {passed}, {len(self.findings)} findings)"
+        )
 
     def __str__(self) -> str:
         count = sum(check.outcome == "fail" for check in self.checks)
