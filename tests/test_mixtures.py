@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import scipy.stats
 import torch
+from torch.distributions import Normal
 
 import whichkl as wk
 from whichkl._checks import InputError
@@ -23,6 +25,8 @@ from whichkl.families.student_t import MultivariateStudentT
 from whichkl.files.journal import Journal
 from whichkl.samples import Block, Slice
 from whichkl.solvers import ExpectationMaximization
+from whichkl.solvers.rows.em_starts import merge, split, split_and_merge, states_near
+from whichkl.solvers.rows.em_steps import Frame
 from whichkl.solvers.rows.rows import Rows
 from whichkl.solvers.work import Work
 
@@ -329,3 +333,37 @@ def test_the_gaussian_below_a_mixture_of_one_is_the_same():
     x = clouds(300)
     one = solved(x, Mixture(1)).best
     assert one.loss == pytest.approx(wk.solvers.ClosedForm().solve(wk.Target(samples=x), Gaussian(), 0).best.loss, abs=1e-9)
+
+
+# ---- starts near another mixture
+
+
+def moments(state):
+    probs, loc = state.probs[0], state.loc[0]
+    mean = probs @ loc
+    apart = loc - mean
+    return torch.cat(
+        [mean[None], torch.einsum("k,kij->ij", probs, state.cov[0]) + torch.einsum("k,ki,kj->ij", probs, apart, apart)]
+    )
+
+
+def test_splits_and_mergers_keep_weight_and_moments_and_a_neighbour_is_its_own_start():
+    x = torch.from_numpy(clouds(2_000))
+    family = Mixture(4)
+    model = solved(x, family).best.model
+    frame = Frame.of(Block(x, torch.ones(len(x), dtype=D)), family)
+    state = states_near(model, frame)
+    same(frame.model(state, 0), model, family, atol=1e-9)
+    for other in (split(state, 2), merge(state, 1, 3), *split_and_merge(state)):
+        assert float(other.probs.sum()) == pytest.approx(1.0, abs=1e-12)
+        torch.testing.assert_close(moments(other), moments(state), rtol=0, atol=1e-9)
+    fewer, more = (states_near(model, replace(frame, count=count)) for count in (3, 5))
+    assert fewer.loc.shape == (3, 3, 3) and more.loc.shape == (3, 5, 3)
+    assert states_near(model, replace(frame, count=6)) is None and states_near(Normal(0.0, 1.0), frame) is None
+
+
+def test_em_near_its_own_optimum_stays_there():
+    x = clouds(2_000)
+    found = solved(x, Mixture(4))
+    again = ExpectationMaximization().quick().near(found.best.model).solve(wk.Target(samples=x), Mixture(4), 1)
+    assert again.best.loss == pytest.approx(found.best.loss, abs=1e-4) and again.iterations < found.iterations

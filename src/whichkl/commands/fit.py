@@ -86,6 +86,10 @@ def fit(
             tell(f"fitting {chosen.label}", math.nan)
             journal = journal_of(out)
             result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
+            if result.diagnostics.left_out:
+                if out is not None:  # so that an interruption from now on loses nothing
+                    result.save(out / "fit")
+                result = result.check(tell=tell)
         deliver(result, None if out is None else out / "fit", "The fit", lambda: _show(result, as_json))
         if out is not None:
             write_report(result, out / "report.html", quiet=as_json)

@@ -23,6 +23,8 @@ from whichkl.study import Study
 def report(result: Any, path: str | os.PathLike[str]) -> Path:
     """Write the report of a fit, a study or a distillation as one HTML file; for a study also as Markdown next to it.
 
+    What a fit left out, so that judging costs no more than the fit, is measured first (`Fit.check`).
+
     Args:
         result: what `fit`, `compare` or `distill` returned.
         path: the HTML file.
@@ -32,7 +34,8 @@ def report(result: Any, path: str | os.PathLike[str]) -> Path:
         ResourceError: the file can't be written.
     """
     if isinstance(result, Fit):
-        return write_page(path, *fit_page(result))
+        is_checked = result.parts is None or not result.diagnostics.left_out
+        return write_page(path, *fit_page(result if is_checked else result.check()))
     if isinstance(result, Distillation):
         return write_page(path, *distillation_page(result))
     if isinstance(result, Study):
