@@ -69,3 +69,15 @@ def test_checking_changes_no_random_state_and_reports_its_steps():
     before = torch.get_rng_state()
     fit.check(tell=lambda step, done: steps.append(step))
     assert torch.equal(before, torch.get_rng_state()) and "judging the fit on unseen rows" in steps
+
+
+def test_a_law_of_float32_costs_no_more_than_one_of_float64_and_gives_a_model_of_float32():
+    fits = []
+    for dtype in (torch.float64, torch.float32):
+        parts = torch.distributions.Normal(torch.tensor([-3.0, 3.0], dtype=dtype), torch.tensor([1.0, 1.0], dtype=dtype))
+        weights = torch.distributions.Categorical(probs=torch.tensor([0.7, 0.3], dtype=dtype))
+        fits.append(wk.fit(torch.distributions.MixtureSameFamily(weights, parts)))
+    wide, narrow = fits
+    assert narrow.target.evaluations.total <= 1.05 * wide.target.evaluations.total
+    assert narrow.value.exact and narrow.value.value == pytest.approx(wide.value.value, abs=1e-6)
+    assert narrow.model.mean.dtype == torch.float32

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution, biject_to
 
+from whichkl.distributions import widened
 from whichkl.particles import Reference
 from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
@@ -39,9 +40,10 @@ def carried(model: Any, bijection: Bijection) -> Any:
 
 def model_target(model: Distribution, like: Target) -> Target:
     """Return a model as a target with all accesses, so q can be sampled and evaluated like any p."""
-    return Target(
+    law = widened(model) if isinstance(model, Distribution) else model  # digits that float32 lacks would cost quadrature dearly
+    q = Target(
         sampler=lambda n: model.sample((n,)),
-        log_prob=model.log_prob,
+        log_prob=law.log_prob,
         normalized=True,
         dim=like.dim,
         support=like.bijection.constraints,
@@ -49,6 +51,7 @@ def model_target(model: Distribution, like: Target) -> Target:
         dtype=like.dtype,
         device=like.device,
     )
+    return q if law is model else q.evaluated_in_double()
 
 
 def reference_around(x: Float[Tensor, "n d"], wider: float = 1.0) -> Reference:

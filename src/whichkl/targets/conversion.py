@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, cannot
 from whichkl.adapters import MODEL_ADAPTERS, Model
-from whichkl.distributions import distribution_log_prob
+from whichkl.distributions import distribution_log_prob, widened
 from whichkl.process.seeds import seeded
 from whichkl.samples import Stream
 from whichkl.targets.supports import support_of
@@ -60,10 +60,10 @@ def _of_distribution(p: Distribution) -> dict[str, Any]:
         raise InputError(cannot(do, because, instead))
     with seeded(0):
         example = p.sample()
-    dim = max(1, example.numel())
+    dim, wide = max(1, example.numel()), widened(p)
     return {
         "sampler": lambda n: p.sample((n,)).reshape(n, -1),
-        "log_prob": lambda x: distribution_log_prob(p, x),
+        "log_prob": lambda x: distribution_log_prob(wide, x.to(torch.float64) if wide is not p else x).to(x.dtype),
         "normalized": True,
         "dim": dim,
         "support": support_of(p, dim),

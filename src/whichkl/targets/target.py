@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributions import Distribution
 
 from whichkl._checks import InputError, TargetError, cannot, check_finite
 from whichkl.access import Access
@@ -138,7 +139,7 @@ class Target:
         arguments, origin = arguments_of(obj, args, kwargs)
         target = cls(**arguments)
         target.origin = origin
-        return target
+        return target.evaluated_in_double() if isinstance(obj, Distribution) else target
 
     @cached_property
     def access(self) -> Access:
@@ -267,6 +268,12 @@ class Target:
         few = copy.copy(self)
         few.samples, few.chains, few.repeats = self.samples[rows], None, None
         return few, step
+
+    def evaluated_in_double(self) -> Target:
+        """Return this target with a log density that gets float64, whatever its dtype: a widened law of float32."""
+        if self.density is not None:
+            self.density.probe = self.density.probe.to(torch.float64)
+        return self
 
     def without(self, rows: Int[Tensor, " m"]) -> Target:
         """Return a target that has only the other rows of this one's samples, in float64.
