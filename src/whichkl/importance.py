@@ -105,6 +105,10 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
     return shape
 
 
+MIN_SHARE_OF_DRAWS = 0.9
+"""Share of the draws in the effective sample size from which on a large k̂ is that of a tail that hardly counts."""
+
+
 def khat_limit(n: int) -> float:
     """Return the largest k̂ at which n weights can be trusted, min(1 − 1/log₁₀ n, 0.7) (Vehtari et al., 2024)."""
     return min(1 - 1 / math.log10(n), 0.7) if n > 10 else 0.0

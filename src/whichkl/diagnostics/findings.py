@@ -11,7 +11,7 @@ from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.result import MAX_LOSS_GAP, SMALL_KL, Diagnostics, draws_in
 from whichkl.divergences import Estimate
 from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
-from whichkl.importance import khat_limit
+from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit
 
 MAX_KL = 0.1
 """Largest KL, in nats, from a family that is large enough."""
@@ -59,7 +59,12 @@ class _Evidence:
     @property
     def has_bad_weights(self) -> bool:
         draws = self.draws
-        return self.d.khat is not None and self.d.ess is not None and self.d.khat > khat_limit(draws) and self.d.ess < 0.9 * draws
+        return (
+            self.d.khat is not None
+            and self.d.ess is not None
+            and self.d.khat > khat_limit(draws)
+            and self.d.ess < MIN_SHARE_OF_DRAWS * draws
+        )
 
     @property
     def is_followed(self) -> bool:
@@ -222,7 +227,7 @@ def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -
 def shown_weights(ess: float, khat: float | None, draws: int | None) -> str:
     """Write k̂, and why a large one does no harm if nearly all draws count."""
     share = ess / (draws or math.inf)
-    harmless = khat is not None and draws is not None and khat > khat_limit(draws) and share >= 0.9
+    harmless = khat is not None and draws is not None and khat > khat_limit(draws) and share >= MIN_SHARE_OF_DRAWS
     return shown_khat(khat) + (f" (of a tail that hardly counts: ESS is {share:.1%})" if harmless else "")
 
 

@@ -22,7 +22,7 @@ from whichkl.families import Mixture
 from whichkl.fitting.coefficients import coefficients
 from whichkl.fitting.moments import Moments, moments_of, weighted_moments
 from whichkl.goodness.draws import drawn
-from whichkl.importance import khat_limit, pareto_smooth
+from whichkl.importance import MIN_SHARE_OF_DRAWS, effective_sample_size, khat_limit, pareto_smooth
 from whichkl.printable import HTML, one_line, shorten
 from whichkl.targets import Target
 
@@ -179,15 +179,15 @@ def _weighted(fit: Fit, target: Target | None) -> Points | str:
     if target is None and d.log_weights is None:
         return "the weights weren't measured"
     q = model_target(fit.model, p)
-    x = q.draws(draws_in(q.dim), fit.seed + 1)  # the draws that judged the fit
     log_weights = d.log_weights
+    x = q.draws(draws_in(q.dim) if log_weights is None else len(log_weights), fit.seed + 1)  # the draws that judged the fit
     if target is not None or log_weights is None:
         log_weights = (p.log_prob(x).double() - q.log_prob(x).double()).detach().cpu()
     if not bool((log_weights > -math.inf).any()):
         return "p is 0 at every draw of q"
     smoothed, khat = pareto_smooth(log_weights)
     limit = khat_limit(len(x))
-    if khat > limit:
+    if khat > limit and effective_sample_size(smoothed) < MIN_SHARE_OF_DRAWS * len(x):
         return f"the weights' PSIS k̂ is {khat:.2f}, above {limit:.2f}; `fit.expect(f)` moves particles to p"
     return x, smoothed
 

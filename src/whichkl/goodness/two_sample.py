@@ -163,7 +163,7 @@ def _c2st(x: Tensor, y: Tensor, seed: int) -> TwoSample:
     ours, theirs = (part[half[side] == 0].numpy() for part, side in ((logit[:n], slice(n)), (logit[n:], slice(n, None))))
     auc, stderr = _delong(ours, theirs)
     varied = len(np.unique(np.concatenate([ours, theirs]))) > 1
-    p_value = float(scipy.stats.mannwhitneyu(ours, theirs, alternative="greater", use_continuity=False).pvalue) if varied else 1.0
+    p_value = mann_whitney(ours, theirs) if varied else 1.0
     method = "classifier trained on half of the rows, tested on the other"
     return TwoSample(auc, stderr, p_value, len(ours), len(theirs), method)
 
@@ -189,7 +189,7 @@ def _paired(context: Tensor, y: Tensor, other: Tensor, law: Distribution, seed: 
     apart = (logit[:n] - logit[n:])[half[:n] == 0]
     count, right = len(apart), (torch.sign(apart) + 1) / 2
     share, stderr = float(right.mean()), max(float(right.std()), 0.5 / math.sqrt(count)) / math.sqrt(count)
-    ranks = torch.from_numpy(scipy.stats.rankdata(apart.abs().numpy())) * torch.sign(apart)
+    ranks = torch.from_numpy(ranks_of(apart.abs().numpy())) * torch.sign(apart)
     p_value = float(torch.special.ndtr(-ranks.sum() / ranks.norm())) if bool(apart.any()) else 1.0
     method = "classifier trained on half of the pairs (x, y), (x, y′), tested on the other"
     return TwoSample(share, stderr, p_value, count, count, method, of_pairs=True)
@@ -217,7 +217,7 @@ def _moving(z: Tensor) -> Tensor:
 def _scores(z: Tensor) -> Tensor:
     """Return normal scores of the pooled rows, column by column; ties share one score. Constant columns are left out."""
     z = z[:, _moving(z)]
-    ranks = torch.from_numpy(scipy.stats.rankdata(z.numpy(), axis=0))
+    ranks = torch.from_numpy(np.stack([ranks_of(column) for column in z.T.numpy()], 1)) if z.shape[1] else z
     scores: Tensor = torch.special.ndtri((ranks - 0.5) / len(z))
     return scores
 
@@ -240,9 +240,30 @@ def _around(z: Tensor, n: int, known: Tensor) -> Tensor:
     return torch.logit(share)[:, None]
 
 
+def ranks_of(values: np.ndarray) -> np.ndarray:
+    """Return the ranks from 1 on; equal values share the mean of theirs. (`scipy.stats` takes half a second to import.)"""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = count.cumsum()
+    ranks: np.ndarray = (last - (count - 1) / 2)[place]
+    return ranks
+
+
+def mann_whitney(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the chance of ranks as high as ours or higher if both samples are of one law, by the normal limit of their sum.
+
+    Source: Mann & Whitney (1947); for ties, Lehmann (1975), "Nonparametrics", section 1.4.
+    """
+    n, m = len(ours), len(theirs)
+    both = np.concatenate([ours, theirs])
+    ties = np.unique(both, return_counts=True)[1].astype(float)
+    variance = n * m / 12 * (n + m + 1 - (ties**3 - ties).sum() / ((n + m) * (n + m - 1)))
+    above = ranks_of(both)[:n].sum() - n * (n + 1) / 2 - n * m / 2
+    return float(scipy.special.ndtr(-above / math.sqrt(variance)))
+
+
 def _delong(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """Return the AUC and its standard error from the placements of each side among the other."""
     n, m = len(ours), len(theirs)
-    whole, first, second = map(scipy.stats.rankdata, (np.concatenate([ours, theirs]), ours, theirs))
+    whole, first, second = map(ranks_of, (np.concatenate([ours, theirs]), ours, theirs))
     above, below = (whole[:n] - first) / m, (whole[n:] - second) / n
     return float(above.mean()), math.sqrt(above.var(ddof=1) / n + below.var(ddof=1) / m)
