@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -24,6 +24,7 @@ from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw,
 from whichkl.fitting.correction import corrected as corrected_points
 from whichkl.objectives import Objective, objective_of
 from whichkl.process.torch_modes import plain_modes
+from whichkl.samples import Reading
 from whichkl.solvers import Optimum
 from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
@@ -48,8 +49,8 @@ class DiagnosticsFields(TypedDict):
     residual: float
 
 
-class FitFields(TypedDict):
-    """Everything but the parameters of a fit, as `fit.json` holds it."""
+class RequiredFields(TypedDict):
+    """What `fit.json` must hold: everything but the parameters of a fit."""
 
     format: int
     family: Mapping[str, Any]
@@ -63,6 +64,13 @@ class FitFields(TypedDict):
     names: tuple[str, ...]
     support: list[str]
     seed: int
+
+
+class FitFields(RequiredFields, total=False):
+    """What `fit.json` holds; fits of unconditional models of tables of numbers have no further fields."""
+
+    context_names: tuple[str, ...]
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,10 @@ class Fit:
     seed: int
     target: Target | None = None
     """What was fitted; None after `Fit.load`."""
+    context_names: tuple[str, ...] = ()
+    """The columns of x of a conditional fit."""
+    reading: Reading = Reading()
+    """How a table was read, with the labels of its categories; `score` reads rows in the same way."""
 
     @property
     def explanations(self) -> tuple[str, ...]:
@@ -222,6 +234,8 @@ class Fit:
             "names": list(self.names),
             "support": self.bijection.describe(),
             "seed": self.seed,
+            **({"context_names": list(self.context_names)} if self.context_names else {}),
+            **({} if self.reading.is_default else {"reading": asdict(self.reading)}),
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -305,6 +319,8 @@ def _rebuilt(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) -
         "names": names,
         "bijection": bijection,
         "seed": fields["seed"],
+        "context_names": fields.get("context_names", ()),
+        "reading": fields.get("reading", Reading()),
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from whichkl._checks import LARGEST, InputError, TargetError, cannot, check_scales
+from whichkl._checks import LARGEST, InputError, RowError, TargetError, cannot, check_scales
 from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
 from whichkl.diagnostics import JudgedFit, Judgement, carried, stride_of
@@ -26,6 +26,7 @@ from whichkl.objectives import OBJECTIVES, Objective, objective_of
 from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
+from whichkl.samples.table import place_of
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
 from whichkl.solvers.work import QUIET, Work
@@ -96,7 +97,7 @@ def fit(
     given = Target.of(target)
     named = None if family is None else family_of(family)
     _check_pairs(given, named)
-    family = default_family(given) if named is None else named
+    family = _with_categories(given, default_family(given) if named is None else named)
     log = None if journal is None else Journal.of(journal, _identity(given, family, objective, solver, seed), given.evaluations)
     work = Work(workers_of(cluster), tell or QUIET.tell, log, given.evaluations)
     p = given.noting_repeats() if judge else given
@@ -108,6 +109,16 @@ def fit(
     if log is not None:
         log.clear()
     return done.judged(given, judgement, seed)
+
+
+def _with_categories(target: Target, family: Family) -> Family:
+    """Have a family model the categories of a target, and refuse categories in x, which families take as numbers."""
+    labels = target.reading.categories
+    if in_x := [name for name in target.context_names if name in labels]:
+        because = f"column `{in_x[0]}` of x holds categories, whose codes aren't numbers"
+        raise InputError(cannot(f"fit `{family}`", because, "Drop that column, or give a column of 0 and 1 per label"))
+    counts = [len(labels[name]) if name in labels else None for name in target.names]
+    return family.with_categories(counts, target.names) if labels else family
 
 
 def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int, work: Work) -> tuple[Solved, Judgement]:
@@ -189,8 +200,10 @@ class Solved:
             value=judgement.value,
             status=judgement.status,
             findings=judgement.findings,
-            diagnostics=replace(d, curve=self.curve, notes=(*self.notes, *d.notes)),
+            diagnostics=replace(d, curve=self.curve, notes=(*target.notes, *self.notes, *d.notes)),
             names=target.names,
+            context_names=target.context_names,
+            reading=target.reading,
             bijection=target.bijection if self.family.carried else Bijection(None, target.dim),
             seed=seed,
             target=target,
@@ -222,7 +235,10 @@ def solve(
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)
     if free.samples is not None:
-        family.check_samples(free.samples, p.names)
+        try:
+            family.check_samples(free.samples, p.names)
+        except RowError as error:
+            raise error.at(place_of(p.table, [error.row])) from error
     if p.device.type == "cpu":
         check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
     is_judged = judged and chosen.direction != "reverse"
