@@ -97,6 +97,7 @@ def test_the_examples_cover_the_four_cells():
         "numpyro_model",
         "samples_only",
         "score_only",
+        "scoring",
         "sklearn_pipeline",
         "study_bimodal",
         "study_many_modes",

@@ -16,7 +16,7 @@ from whichkl.families.family import Family
 from whichkl.files.reading import read_file
 from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
-from whichkl.fitting.result import FIT, read_fit
+from whichkl.fitting.saved_fit import FIT, read_fit
 from whichkl.study.ledger import STUDY
 from whichkl.study.result import Study
 from whichkl.study.writers import table_files

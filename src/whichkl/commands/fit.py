@@ -88,7 +88,7 @@ def fit(
         with console.progress() as tell:
             exits.load_torch()
             from whichkl.fitting import fit as run_fit
-            from whichkl.fitting.result import FIT
+            from whichkl.fitting.saved_fit import FIT
 
             if out is not None:
                 prepare_results(FIT, out / "fit")

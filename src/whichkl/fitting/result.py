@@ -3,74 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from whichkl._checks import IntegrityError, WhichklError
-from whichkl.access import Access
-from whichkl.advice import Advice, advise
-from whichkl.diagnostics import FINDINGS, Diagnostics, carried, explain, shown_weights
+from whichkl.advice import Advice
+from whichkl.diagnostics import Diagnostics, explain, shown_weights
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
 from whichkl.families import Family, family_from_config, family_of
-from whichkl.families.family import check_parameters
-from whichkl.files.saving import FORMAT, Saved
+from whichkl.files.saving import FORMAT
 from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.fitting.correction import corrected as corrected_points
-from whichkl.objectives import Objective, objective_of
+from whichkl.fitting.saved_fit import FIT, FitFields, rebuilt
+from whichkl.fitting.scores import Scores
+from whichkl.fitting.scoring import score
+from whichkl.objectives import Objective
 from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Reading
-from whichkl.solvers import Optimum
 from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
 
-FIT = Saved("a fit", "fit.json", "model", "Fit again")
 _DRAWS_FOR_CORRECTION = 10_000
-
-
-class OptimumFields(TypedDict):
-    """One of `diagnostics.optima`."""
-
-    loss: float
-    converged: bool
-    is_global: bool
-
-
-class DiagnosticsFields(TypedDict):
-    """What must be in `diagnostics`; `Diagnostics.from_dict` checks the rest, some of which older versions don't have."""
-
-    optima: list[OptimumFields]
-    iterations: int
-    residual: float
-
-
-class RequiredFields(TypedDict):
-    """What `fit.json` must hold: everything but the parameters of a fit."""
-
-    format: int
-    family: Mapping[str, Any]
-    objective: str
-    solver: str
-    status: Literal["converged", "stopped", "failed"]
-    findings: tuple[str, ...]
-    value: Estimate
-    diagnostics: DiagnosticsFields
-    access: str
-    names: tuple[str, ...]
-    support: list[str]
-    seed: int
-
-
-class FitFields(RequiredFields, total=False):
-    """What `fit.json` holds; fits of unconditional models of tables of numbers have no further fields."""
-
-    context_names: tuple[str, ...]
-    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -182,6 +141,32 @@ class Fit:
         return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
 
     @plain_modes()
+    def score(self, samples: Any, *, top: int = 20, missing: str | None = None, seed: int = 0) -> Scores:
+        """Score rows: log q of each, its rank among the model's own draws, and what drives the strangest ones.
+
+        The rank of a row is the share of 10,000 draws of q whose log density is lower or equal; of q(y|x), of 1,000 draws of y
+        at the row's own x. A small rank means a strange row. A row outside the support has log density −inf and rank 0. A column
+        drives a row by its gain, max over v of log q(row with v in that column) − log q(row) in nats, where v are the column's
+        values in 200 draws of q.
+
+        Args:
+            samples: a DataFrame, a file, a folder or a list of files, whose columns are found by their names; or an (n, d) array,
+                or a pair (x, y), with the fit's columns in their order.
+            top: for how many rows, those of the lowest log density, the drivers are computed.
+            missing: ``"refuse"`` or ``"drop"``, as for `Target`; by default as in the fit.
+            seed: fixes the draws.
+
+        Raises:
+            InputError: a column of the fit is missing, or a cell isn't a number.
+
+        >>> from whichkl import fit
+        >>> scores = fit(Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=2)).score([[0.0, 0.0], [5.0, 0.1]])
+        >>> scores.rank.tolist(), scores.top(1)[0].drivers[0].column
+        ([1.0, 0.0], 'x1')
+        """
+        return score(self, samples, top, seed, missing)
+
+    @plain_modes()
     def linear_response(
         self, columns: Sequence[int | str] | None = None, *, target: Target | None = None
     ) -> Float[Tensor, "k d"]:
@@ -276,70 +261,8 @@ class Fit:
         is_given = family is not None or fields["family"].get("family") == "Module"
         try:
             chosen = family_from_config(fields["family"]) if family is None else family_of(family)
-            return cls(**_rebuilt(fields, tensors, chosen))
+            return cls(**rebuilt(fields, tensors, chosen))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, IntegrityError) or (is_given and isinstance(error, WhichklError)):
                 raise
             raise FIT.damaged(path, " ".join(str(error).split())[:300]) from error
-
-
-def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
-    """Read a saved fit and check its fields, without building its models."""
-    fields, tensors = FIT.read(folder, FitFields)
-    try:
-        Diagnostics.from_dict(fields["diagnostics"], ())
-    except ValueError as error:
-        raise FIT.damaged(folder, str(error)) from error
-    return fields, tensors
-
-
-def _rebuilt(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
-    """Return the arguments of `Fit` that a saved one holds; a `ValueError` names what can't be that of a fit."""
-    names = fields["names"]
-    for name in fields["findings"]:
-        if name not in FINDINGS:
-            raise ValueError(f"there is no finding `{name[:40]}`")
-    if fields["seed"] < 0 or not names or len(set(names)) < len(names):
-        raise ValueError("its seed or its names can't be those of a fit")
-    optima = _optima(fields["diagnostics"]["optima"], tensors, family)
-    bijection = Bijection(fields["support"], len(names))  # type: ignore[arg-type]
-    shape = getattr(optima[0].model, "event_shape", None)
-    if shape is not None and not family.conditional and tuple(shape) not in ((bijection.free_dim,), ()):
-        raise ValueError(f"its model has events of shape {tuple(shape)}, and it names {len(names)} columns")
-    return {
-        "model": carried(optima[0].model, bijection),
-        "family": family,
-        "objective": objective_of(fields["objective"]),
-        "solver": fields["solver"],
-        "advice": replace(advise(Access.parse(fields["access"]), family), dim=len(names)),
-        "value": fields["value"],
-        "status": fields["status"],
-        "findings": frozenset(fields["findings"]),
-        "diagnostics": Diagnostics.from_dict(fields["diagnostics"], optima),
-        "names": names,
-        "bijection": bijection,
-        "seed": fields["seed"],
-        "context_names": fields.get("context_names", ()),
-        "reading": fields.get("reading", Reading()),
-    }
-
-
-def _optima(described: list[OptimumFields], tensors: Mapping[str, Tensor], family: Family) -> tuple[Optimum, ...]:
-    if not described:
-        raise ValueError("it has no optimum")
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        number, _, rest = name.partition(".")
-        groups.setdefault(number, {})[rest] = value
-    if set(groups) != {str(i) for i in range(len(described))}:
-        raise ValueError(f"it has {len(described)} optima, and weights of {len(groups)}")
-    found = []
-    for i, one in enumerate(described):
-        parameters = groups[str(i)]
-        check_parameters(parameters, family.config())
-        model = family.model(parameters)
-        again = family.parameters(model)
-        if any(name not in parameters or parameters[name].shape != again[name].shape for name in again if name in parameters):
-            raise ValueError(f"the parameters of optimum {i} aren't those of `{family}`")
-        found.append(Optimum(model, one["loss"], one["converged"], one["is_global"]))
-    return tuple(found)

@@ -97,7 +97,7 @@ def fit(
     given = Target.of(target)
     named = None if family is None else family_of(family)
     _check_pairs(given, named)
-    family = _with_categories(given, default_family(given) if named is None else named)
+    family = with_categories(given, default_family(given) if named is None else named)
     log = None if journal is None else Journal.of(journal, _identity(given, family, objective, solver, seed), given.evaluations)
     work = Work(workers_of(cluster), tell or QUIET.tell, log, given.evaluations)
     p = given.noting_repeats() if judge else given
@@ -111,7 +111,7 @@ def fit(
     return done.judged(given, judgement, seed)
 
 
-def _with_categories(target: Target, family: Family) -> Family:
+def with_categories(target: Target, family: Family) -> Family:
     """Have a family model the categories of a target, and refuse categories in x, which families take as numbers."""
     labels = target.reading.categories
     if in_x := [name for name in target.context_names if name in labels]:

@@ -77,12 +77,12 @@ def open_arrow(path: str, reading: Reading) -> Shard:
     counts = tuple(one.rows for one in sizes)
     most = max((one.decompressed for one in sizes), default=0)
     check_memory(most, f"read `{path}`", "Write it in smaller record batches: one is decompressed as a whole")
-    names = reading.chosen(names, f"`{path}`")
+    all_names, names = names, reading.chosen(names, f"`{path}`")
     kinds = [schema.field(name).type for name in names]
     where = (*stamp(path), names)
     cut = partial(_cut, where, counts, reading=reading)
     refuse_types(next(iter(cut(_ALL_ROWS)), None), kinds)
-    return Shard(*where, tuple(str(kind) for kind in kinds), sum(counts), cut, reading=reading)
+    return Shard(*where, tuple(str(kind) for kind in kinds), sum(counts), cut, reading=reading, all_names=all_names)
 
 
 def _cut(where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int, reading: Reading) -> list[ArrowPart]:

@@ -54,7 +54,7 @@ class CsvPart(TablePart):
         Raises:
             InputError: a line can't be split into the fields of the first one.
         """
-        file, faults, size = Path(self.path), Faults("line"), 0
+        file, faults, size = Path(self.path), Faults("line", self.reading.missing == "drop"), 0
         used = [(i, name) for i, name in enumerate(self.all_names) if name in self.names]
         with _fields(file) as rows:
             first: list[str] = next(rows, [])
@@ -120,9 +120,8 @@ def open_csv(path: str, reading: Reading) -> CsvShard:
     where = (*stamp(path), names)
     part = None if first is None else CsvPart(*where, None, 0, all_names, kinds, reading=reading)
     refuse_types(part, [found[name] for name in names])
-    return CsvShard(
-        *where, kinds, 0 if first is None else None, partial(_whole, () if part is None else (part,)), reading=reading
-    )
+    parts = partial(_whole, () if part is None else (part,))
+    return CsvShard(*where, kinds, None if part else 0, parts, reading=reading, all_names=all_names)
 
 
 def _whole(parts: tuple[CsvPart, ...], rows: int) -> tuple[CsvPart, ...]:

@@ -73,6 +73,7 @@ class Faults:
 
     Args:
         unit: what its places count: ``"line"`` for text, ``"row"`` for anything else.
+        may_miss: whether a missing cell is no fault, since its row is left out.
 
     >>> faults = Faults("line")
     >>> faults.add("city", "text", 2, "Rome")
@@ -82,8 +83,8 @@ class Faults:
     Pass `drop=['city'], missing='drop'`.
     """
 
-    def __init__(self, unit: str) -> None:
-        self.unit, self.marks = unit, Counter[str]()
+    def __init__(self, unit: str, may_miss: bool = False) -> None:
+        self.unit, self.may_miss, self.marks = unit, may_miss, Counter[str]()
         self._found: dict[tuple[str, str], _Fault] = {}
         self.cells: dict[str, int] = {}
         """How many cells of a column with faults were seen, where that is known."""
@@ -95,6 +96,8 @@ class Faults:
 
     def add(self, column: str, kind: str, place: int, cell: str = "", count: int = 1) -> None:
         """Count cells of one kind, the first of which is at this place."""
+        if kind == "missing" and self.may_miss:
+            return
         fault = self._found.setdefault((column, kind), _Fault())
         fault.count += count
         if len(fault.places) < _MAX_PLACES:
@@ -109,17 +112,12 @@ class Faults:
         """Count the cells of a matrix that aren't finite; its first row has the number `start`."""
         if math.isfinite(x.sum().item()):
             return
-        for kind, is_bad in (("missing", x.isnan()), ("infinite", x.isinf())):
+        for kind, is_bad in (("missing", x.isnan() & (not self.may_miss)), ("infinite", x.isinf())):
             for column in is_bad.any(0).nonzero()[:, 0].tolist():
                 rows = is_bad[:, column].nonzero()[:, 0]
                 for row in rows[:_MAX_PLACES].tolist():
                     self.add(names[column], kind, start + row)
                 self._found[names[column], kind].count += max(0, len(rows) - _MAX_PLACES)
-
-    @property
-    def are_missing(self) -> bool:
-        """Whether all of them are missing cells."""
-        return all(kind == "missing" for _, kind in self._found)
 
     def error(self, what: str) -> TableError:
         """Return the error that names every column, its bad cells and the arguments that help."""

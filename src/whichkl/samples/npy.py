@@ -66,7 +66,7 @@ class NpyPart(FilePart):
 
     def faults(self) -> Faults:
         """Examine all cells."""
-        faults, start = Faults("row"), self.start
+        faults, start = Faults("row", self.reading.missing == "drop"), self.start
         for x in self.decoded():
             faults.add_matrix(x, self.names, start)
             start += len(x)
@@ -82,11 +82,10 @@ def open_npy(path: str, reading: Reading) -> Shard:
         raise unreadable(path, "it has no columns", "Write at least one column of numbers")
     if reading.categories:
         raise unreadable(path, "its columns hold numbers, and categories are labels", "Leave `categories` out")
-    names = reading.chosen(names, f"`{path}`")
+    all_names, names = names, reading.chosen(names, f"`{path}`")
     where = (*stamp(path), names)
-    return Shard(
-        *where, (str(header.dtype),) * len(names), header.shape[0], partial(_cut, where, header, reading=reading), reading=reading
-    )
+    kinds, cut = (str(header.dtype),) * len(names), partial(_cut, where, header, reading=reading)
+    return Shard(*where, kinds, header.shape[0], cut, reading=reading, all_names=all_names)
 
 
 def _cut(where: tuple[str, int, int, tuple[str, ...]], header: Header, rows: int, reading: Reading) -> list[NpyPart]:

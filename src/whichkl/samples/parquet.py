@@ -86,12 +86,12 @@ def open_parquet(path: str, reading: Reading) -> Shard:
         names, counts = tuple(schema.names), tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         _check_footer(footer, schema, counts)
     check_names(path, names)
-    names = reading.chosen(names, f"`{path}`")
+    all_names, names = names, reading.chosen(names, f"`{path}`")
     kinds = [schema.field(name).type for name in names]
     where = (*stamp(path), names)
     cut = partial(_cut, where, counts, reading=reading)
     refuse_types(next(iter(cut(footer.num_rows)), None), kinds)
-    return Shard(*where, tuple(str(kind) for kind in kinds), footer.num_rows, cut, reading=reading)
+    return Shard(*where, tuple(str(kind) for kind in kinds), footer.num_rows, cut, reading=reading, all_names=all_names)
 
 
 def _cut(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -84,6 +85,15 @@ class FilePart(Part):
         """Return where the row of this number in this part is in the file, for messages."""
         return f"row {self.start + row:,} of `{self.path}`"
 
+    def numbered(self) -> Iterator[tuple[Block, np.ndarray]]:
+        """Yield its blocks, each with the numbers of its rows as `numbers` gives them."""
+        numbers, start = self.numbers(), 0
+        for block in self.blocks():
+            count = len(block) + block.left_out
+            of_block = np.fromiter(itertools.islice(numbers, count), np.int64, count)
+            yield block, of_block if block.numbers is None else of_block[block.numbers.numpy() - start]
+            start += count
+
     def blocks(self) -> Iterator[Block]:
         """Read its rows; refuse a cell that isn't finite, and leave out rows with a missing cell if that was chosen."""
         start, weights = 0, torch.ones(_MAX_ROWS_PER_BLOCK, dtype=torch.float64, device="cpu")
@@ -140,6 +150,8 @@ class Shard:
     rows: int | None
     parts: Callable[[int], Sequence[FilePart]] = field(repr=False)
     reading: Reading = field(default=Reading(), kw_only=True)
+    all_names: tuple[str, ...] = field(default=(), kw_only=True)
+    """All columns of the file, also those that aren't used."""
 
     @property
     def bytes_in_memory(self) -> int:

@@ -75,7 +75,7 @@ def read_frame(frame: Any, reading: Reading) -> Table:
     """
     batch, what = _as_batch(frame), "this DataFrame"
     names = reading.chosen(batch.schema.names, what)
-    faults, x = Faults("row"), None
+    faults, x = Faults("row", reading.missing == "drop"), None
     if reading.needs_labels:
         reading = reading.with_labels([batch])
     if all(reading.reads(name, batch.schema.field(name).type) for name in names):
@@ -95,17 +95,17 @@ def read_array(x: Float[Tensor, "n d"], names: Sequence[str], reading: Reading) 
         InputError: a cell is missing or infinite; the message names every such column.
     """
     kept = reading.chosen(names, "these samples")
-    values, faults = select(x.detach().cpu().to(torch.float64), names, kept), Faults("row")
+    values, faults = select(x.detach().cpu().to(torch.float64), names, kept), Faults("row", reading.missing == "drop")
     faults.add_matrix(values, kept)
     return _table(values, kept, reading, faults, "these samples")
 
 
 def _table(x: Tensor | None, names: tuple[str, ...], reading: Reading, faults: Faults, what: str) -> Table:
-    if x is None or (faults and not (reading.missing == "drop" and faults.are_missing)):
+    if x is None or faults:
         raise faults.error(what)
-    if not faults:
-        return Table(x.numpy(), names, reading)
     is_whole = whole_rows(x)
+    if bool(is_whole.all()):
+        return Table(x.numpy(), names, reading)
     kept = is_whole.nonzero()[:, 0].numpy()
     return Table(x[is_whole].numpy(), names, reading, len(x) - len(kept), None, kept)
 

@@ -41,7 +41,7 @@ class TablePart(FilePart):
 
     def faults(self) -> Faults:
         """Examine the cells of its first rows."""
-        faults, start = Faults("row"), 0
+        faults, start = Faults("row", self.reading.missing == "drop"), 0
         for batch in self.batches(self.names):
             self.reading.faults_in(batch, self.names, faults, self.start + start)
             start += len(batch)
