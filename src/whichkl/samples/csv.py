@@ -44,7 +44,8 @@ class CsvPart(TablePart):
 
     def batches(self, names: Sequence[str]) -> Iterator[Any]:
         """Parse the file from its start."""
-        types = {name: kind for name, kind in zip(self.names, self.types, strict=True) if name in names}
+        found = dict(zip(self.names, self.types, strict=True))
+        types = {name: found[name] for name in names}
         with decoding(self.path, self._explain), _reader(Path(self.path), types, self.all_names) as reader:
             yield from reader
 
@@ -55,7 +56,8 @@ class CsvPart(TablePart):
             InputError: a line can't be split into the fields of the first one.
         """
         file, faults, size = Path(self.path), Faults("line", self.reading.missing == "drop"), 0
-        used = [(i, name) for i, name in enumerate(self.all_names) if name in self.names]
+        number = {name: i for i, name in enumerate(self.all_names)}
+        used = sorted((number[name], name) for name in self.names)
         with _fields(file) as rows:
             first: list[str] = next(rows, [])
             _check_header(file, first)

@@ -160,7 +160,8 @@ class Shards(Stream):
         for shard in self.shards:
             _compare(full[0], shard)
         self.names, self.reading = full[0].names, full[0].reading
-        self.unused = tuple(name for name in full[0].all_names if name not in self.names)
+        used = set(self.names)
+        self.unused = tuple(name for name in full[0].all_names if name not in used)
         """The columns of the files that aren't used."""
 
     @cached_property

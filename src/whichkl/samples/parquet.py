@@ -37,10 +37,12 @@ class ParquetPart(TablePart):
 
     def batches(self, names: Sequence[str]) -> Iterator[Any]:
         """Decode the row groups, one thread for all columns: others work on other parts."""
-        options = {"batch_size": block_rows(len(names)), "row_groups": range(*self.groups), "use_threads": False}
+        options: dict[str, Any] = {"batch_size": block_rows(len(names)), "row_groups": range(*self.groups)}
         try:
             with decoding(self.path, self._explain), self._open() as file:
-                yield from file.iter_batches(columns=list(names), **options)
+                if len(names) < file.metadata.num_columns:  # to look up very many names takes long
+                    options["columns"] = list(names)
+                yield from file.iter_batches(**options, use_threads=False)
         finally:
             require("pyarrow", "app").default_memory_pool().release_unused()
 

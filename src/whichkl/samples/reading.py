@@ -74,13 +74,15 @@ class Reading:
         Raises:
             InputError: a column that was named isn't there, or none is left.
         """
+        known = set(names)
         for wanted in (self.columns or (), self.drop, self.categories):
-            if absent := [name for name in wanted if name not in names]:
+            if absent := [name for name in wanted if name not in known]:
                 there = ", ".join(f"`{name}`" for name in names[:_MAX_SHOWN]) + (", …" if len(names) > _MAX_SHOWN else "")
                 quoted = ", ".join(f"`{name}`" for name in absent)
                 because = f"there {'is no column' if len(absent) == 1 else 'are no columns'} {quoted}, but {there}"
                 raise InputError(cannot(f"read {what}", because, "Correct the names, or rename the columns"))
-        kept = tuple(name for name in (names if self.columns is None else self.columns) if name not in self.drop)
+        dropped = set(self.drop)
+        kept = tuple(name for name in (names if self.columns is None else self.columns) if name not in dropped)
         if len(set(kept)) < len(kept) or not kept:
             because = "no column is left" if not kept else "`columns` names a column twice"
             raise InputError(cannot(f"read {what}", because, "Correct `columns` or `drop`"))
@@ -100,7 +102,7 @@ class Reading:
             pyarrow.ArrowInvalid: a cell isn't a number.
         """
         batch = batch if batch.schema.names == list(names) else batch.select(list(names))
-        if all(is_number(kind) for kind in batch.schema.types) and not self.categories:
+        if not self.categories and all(map(is_number, set(batch.schema.types))):
             return rows_of(batch)
         columns = [self._numbers(column, name) for name, column in zip(names, batch.columns, strict=True)]
         return rows_from(columns, 0, len(batch))
@@ -169,7 +171,8 @@ def texts(column: Any) -> Any:
 
 def select(x: Float[Tensor, "n d"], names: Sequence[str], kept: Sequence[str]) -> Float[Tensor, "n k"]:
     """Return some columns of a matrix, in the order of `kept`."""
-    return x if tuple(kept) == tuple(names) else x[:, [list(names).index(name) for name in kept]]
+    number = {name: i for i, name in enumerate(names)}
+    return x if tuple(kept) == tuple(names) else x[:, [number[name] for name in kept]]
 
 
 def whole_rows(x: Float[Tensor, "n d"]) -> Tensor:

@@ -22,6 +22,7 @@ from whichkl.samples.loader import LoaderPart
 from whichkl.samples.table import has_only_numbers, is_frame, place_of, read_array, read_frame
 from whichkl.targets.supports import Bijection
 
+_MAX_LABELS_SHOWN = 20
 _MAX_DIM = 1_000_000
 """Largest number of coordinates of a target without samples: even a factorised fit of this many takes 16 GB of memory."""
 
@@ -100,11 +101,16 @@ class Rows:
         return self.table.reading if self.table is not None else Reading() if self.stream is None else self.stream.reading
 
     @property
+    def left_out(self) -> int:
+        """The number of rows that were left out, since a cell is missing."""
+        return self.table.left_out if self.table is not None else 0 if self.stream is None else self.stream.left_out
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """How many rows were left out, if any."""
-        left_out = self.table.left_out if self.table is not None else 0 if self.stream is None else self.stream.left_out
-        of_all = "" if self.samples is None else f" of {left_out + len(self.samples):,}"
-        return (f"rows left out, since a cell is missing: {left_out:,}{of_all}",) if left_out else ()
+        """How many rows were left out, if any, and the codes of the categories."""
+        of_all = "" if self.samples is None else f" of {self.left_out + len(self.samples):,}"
+        rows = (f"rows left out, since a cell is missing: {self.left_out:,}{of_all}",) if self.left_out else ()
+        return (*rows, *(_codes(name, labels) for name, labels in self.reading.categories.items()))
 
     def place(self, rows: Sequence[int]) -> str:
         """Return where rows are in what was read, for messages: lines of a text file, else rows from 0."""
@@ -157,9 +163,9 @@ class Rows:
         """Bring `chains=` to the number of its chain per row."""
         if given is None:
             return None
-        if self.samples is None or weights is not None or self.notes:
+        if self.samples is None or weights is not None or self.left_out:
             because = "there are no samples" if self.samples is None else "the samples are weighted"
-            because = "rows are left out, and the others are in no order of time" if self.notes else because
+            because = "rows are left out, and the others are in no order of time" if self.left_out else because
             raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
         return chain_ids(given, len(self.samples), device)
 
@@ -219,6 +225,16 @@ def read_rows(
     context_names = () if context is None else read_names(x_names, x, context.shape[1])
     is_scalar = context is not None and np.ndim(samples) == 1
     return Rows(y, context, None, y.shape[1], names, context_names, is_scalar, samples, table)
+
+
+def _codes(name: str, labels: Sequence[str]) -> str:
+    """Write the code of each label, or of the first ones.
+
+    >>> _codes("city", ["Lima", "Oslo"])
+    'the codes of `city` are 0 Lima, 1 Oslo'
+    """
+    shown = ", ".join(f"{code} {label[:40]}" for code, label in enumerate(labels[:_MAX_LABELS_SHOWN]))
+    return f"the codes of `{name}` are {shown}" + (", …" if len(labels) > _MAX_LABELS_SHOWN else "")
 
 
 def _table_in_memory(samples: Any, names: Sequence[str] | None, reading: Reading) -> Table | None:

@@ -133,7 +133,7 @@ class Target:
         self.density = self._density(log_prob, score, batched, self.bijection.inside(self.dtype, self.device))
         rows.check(self.names, self.bijection, others)
         self.notes = rows.notes
-        """How many rows were left out, if any."""
+        """How many rows were left out, if any, and the codes of categories, in words."""
         self.weights = rows.weights(weights)
         self.chains = rows.chains(chains, self.weights, self.device)
 
