@@ -79,6 +79,18 @@ def test_columns_are_found_by_name_others_are_ignored_and_missing_ones_named(gau
         gaussian.score(np.array([[0.0, 1.0], [0.0, np.nan]]))
 
 
+def test_advice_about_cells_is_for_scoring(gaussian, tmp_path):
+    gaussian.save(tmp_path / "fit")
+    (tmp_path / "new.csv").write_text("a,b\n1,2\n,3\n")
+    (tmp_path / "text.csv").write_text("a,b\n1,2\n,x\n3,y\n")
+    with pytest.raises(InputError, match="column `b` holds text in 2 cells .*`missing='drop'`, or correct these cells"):
+        gaussian.score(tmp_path / "text.csv")
+    refused = whichkl("score", "fit", "new.csv", cwd=tmp_path)
+    assert "Run `whichkl score fit new.csv --missing drop`." in refused.stderr
+    done = whichkl("score", "fit", "new.csv", "--missing", "drop", cwd=tmp_path)
+    assert "Rows left out, since a cell is missing: 1 of 2." in done.stdout
+
+
 def test_rows_outside_the_support_have_log_density_minus_infinity_and_rank_0():
     fit = wk.fit(wk.Target(samples=np.exp(X), support="positive"), Gaussian())
     scores = fit.score([[1.0, 100.0], [-1.0, 100.0]])
@@ -101,6 +113,14 @@ def test_scores_of_y_given_x_find_x_by_name_and_rank_at_each_rows_own_x(tmp_path
     z = ((y - law.mean.reshape(-1)) / law.stddev.reshape(-1)).abs().numpy()
     assert all(within(rank, exact, 1_000) for rank, exact in zip(scores.rank.tolist(), 2 * ndtr(-z), strict=True))
     assert {one.column for row in scores.rows for one in row.drivers} == {"effect"}
+
+
+def test_ranks_of_categories_count_draws_that_are_equal():
+    x = np.repeat([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]], [60, 30, 10], 0)
+    fit = wk.fit(x[:, :1], Product("categorical"))
+    for code, exact in ((0.0, 1.0), (1.0, 0.4), (2.0, 0.1)):
+        scores = fit.score([[code]] * 3)
+        assert within(float(scores.rank[0]), exact, scores.draws) and len(set(scores.rank.tolist())) == 1
 
 
 def test_only_as_many_rows_as_were_kept_are_shown(gaussian):

@@ -178,6 +178,15 @@ def test_only_families_with_categories_take_them():
     assert Autoregressive().with_categories((3,), ("city",)) == Autoregressive()
 
 
+def test_a_label_of_one_row_makes_the_held_out_value_infinite_and_the_note_says_what_helps():
+    table = frame()[["city", "age"]].fillna({"age": 40.0})
+    table.loc[3, "city"] = "Atlantis"
+    target = wk.Target(samples=table, categories="city")
+    fit = wk.fit(target)
+    assert fit.value.value == np.inf and "use Product(smoothing=1.0), or drop such rows" in fit.diagnostics.notes[-1]
+    assert wk.fit(target, Product(smoothing=1.0)).value.value < 10
+
+
 def test_labels_of_numbers_are_in_the_order_of_numbers_and_whole_ones_have_one_spelling():
     table = pd.DataFrame({"code": [10.0, 2.0, np.nan, 10.0], "y": [1.0, 2.0, 3.0, 4.0]})
     target = wk.Target(samples=table, categories="code", missing="drop")

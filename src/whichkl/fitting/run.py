@@ -44,6 +44,9 @@ _MAX_HELD_MODES = 20
 _NODES = 64
 """Nodes times the share of a matrix product's multiplications that counts as a number, for the work of a step on d² numbers."""
 _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread over it, and this objective reads none"
+_UNSEEN_LABEL = (
+    "a label of a held-out row is in no other row, so the value is infinite: use Product(smoothing=1.0), or drop such rows"
+)
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
@@ -190,17 +193,19 @@ class Solved:
 
     def judged(self, target: Target, judgement: Judgement, seed: int) -> Fit:
         """Return the fit with its judgement."""
-        d = judgement.diagnostics
+        d, value = judgement.diagnostics, judgement.value
+        is_label_unseen = bool(target.reading.categories) and value.value == math.inf
+        notes = (*target.notes, *self.notes, *d.notes, *[_UNSEEN_LABEL] * is_label_unseen)
         return Fit(
             model=self.model,
             family=self.family,
             objective=self.objective,
             solver=self.solver.name,
             advice=self.advice,
-            value=judgement.value,
+            value=value,
             status=judgement.status,
             findings=judgement.findings,
-            diagnostics=replace(d, curve=self.curve, notes=(*target.notes, *self.notes, *d.notes)),
+            diagnostics=replace(d, curve=self.curve, notes=notes),
             names=target.names,
             context_names=target.context_names,
             reading=target.reading,

@@ -15,7 +15,7 @@ import torch
 from whichkl._checks import plain, require
 from whichkl.files.writing import written_new
 from whichkl.fitting.scores import ScoredRow, resolution
-from whichkl.fitting.scoring import ScoredBlock, Scorer, Strangest, check_any_row, notes_of
+from whichkl.fitting.scoring import ScoredBlock, Scorer, Strangest, check_any_row, naming_cells, notes_of
 from whichkl.process.torch_modes import plain_modes
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ def score_file(
     """
     scorer = Scorer(fit, seed)
     tell("opening the rows", math.nan)
-    source, unused = scorer.opened(samples, missing)
     strangest, count, outside, left_out = Strangest(scorer, top), 0, 0, 0
+    with naming_cells():
+        source, unused = scorer.opened(samples, missing)
     has_files = len(getattr(source, "shards", ())) > 1
-    with torch.no_grad(), _no_writer() if out is None else _writer(out, has_files) as write:
+    with torch.no_grad(), naming_cells(), _no_writer() if out is None else _writer(out, has_files) as write:
         for block in scorer.blocks(source):
             tell(f"scoring, {count:,} rows done", math.nan)
             strangest.add(block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,7 @@ from whichkl.arrays import read_matrix
 from whichkl.families.family import log_likelihood
 from whichkl.fitting.scores import Driver, ScoredRow, Scores
 from whichkl.process.seeds import seeded
-from whichkl.samples import Shards, Table, open_stream
+from whichkl.samples import Shards, Table, TableError, open_stream
 from whichkl.samples.reading import UNKNOWN
 from whichkl.samples.table import is_frame, read_array, read_frame
 
@@ -36,6 +37,8 @@ _VALUES_PER_COLUMN = 200
 _MAX_NUMBERS_AT_ONCE = 2**22
 """Largest number of values of a batch of draws, 32 MB."""
 _ROWS_AT_ONCE = 16_384
+_ROUNDING = 1e3
+"""Rounding of a log density, in units of the last place."""
 _PER_ROW = ("numbers", "x", "log_density", "rank")
 """Fields of a block that have one entry per row."""
 
@@ -172,18 +175,23 @@ class Scorer:
         return self._log_density(self._own_draws, None).sort().values
 
     def _rank(self, log_density: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-        return torch.searchsorted(self._reference, log_density, right=True).double() / _DRAWS
+        return torch.searchsorted(self._reference, self._raised(log_density), right=True).double() / _DRAWS
 
     def _conditional_rank(self, log_density: Float[Tensor, " m"], context: Float[Tensor, "m c"]) -> Float[Tensor, " m"]:
         """Return the share of draws y ~ q(y|x) at each row's own x whose log density is lower or equal."""
+        raised = self._raised(log_density)
         step = max(1, _MAX_NUMBERS_AT_ONCE // (_DRAWS_PER_ROW * len(self.fit.names)))
         ranks = []
         for i in range(0, len(context), step):
             law = self._law(context[i : i + step])
             with seeded(self.seed):
                 own = law.log_prob(law.sample((_DRAWS_PER_ROW,))).detach().to("cpu", torch.float64)
-            ranks.append((own <= log_density[i : i + step]).double().mean(0))
+            ranks.append((own <= raised[i : i + step]).double().mean(0))
         return torch.cat(ranks)
+
+    def _raised(self, log_density: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """Raise log densities by their rounding, so that a draw equal to a row counts whatever batch it was computed in."""
+        return log_density + _ROUNDING * torch.finfo(self._example.dtype).eps * (1 + log_density.abs())
 
     def _law(self, context: Float[Tensor, "m c"]) -> Any:
         law = self.fit.model(context)
@@ -244,9 +252,10 @@ def score(fit: Fit, samples: Any, top: int, seed: int, missing: str | None) -> S
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise InputError(cannot(f"score with `top={top!r}`", "it isn't a whole number of at least 0", "Give, say, top=20"))
     scorer = Scorer(fit, seed)
-    source, unused = scorer.opened(samples, missing)
-    strangest, blocks, left_out = Strangest(scorer, top), [], 0
-    with torch.no_grad():
+    blocks: list[tuple[Tensor, Tensor, np.ndarray]] = []
+    strangest, left_out = Strangest(scorer, top), 0
+    with torch.no_grad(), naming_cells():
+        source, unused = scorer.opened(samples, missing)
         for block in scorer.blocks(source):
             strangest.add(block)
             left_out += block.left_out
@@ -257,6 +266,17 @@ def score(fit: Fit, samples: Any, top: int, seed: int, missing: str | None) -> S
     log_density, rank, numbers = zip(*blocks, strict=True)
     notes = notes_of(unused, left_out, count)
     return Scores(torch.cat(log_density), torch.cat(rank), np.concatenate(numbers), rows, scorer.draws, notes)
+
+
+@contextmanager
+def naming_cells() -> Iterator[None]:
+    """In errors about cells, leave out the advice that isn't for scoring: the fit needs all its columns."""
+    try:
+        yield
+    except TableError as error:
+        able = {name: value for name, value in error.keywords.items() if name == "missing"}
+        kinds = "" if set(error.keywords) == set(able) and not error.otherwise else "correct these cells"
+        raise TableError.of(error.do, error.because, able, kinds) from error
 
 
 def check_any_row(count: int) -> None:
