@@ -41,7 +41,10 @@ def rough(x):
 
 
 SAMPLES = [
-    (poked(math.nan, (3, 1)), r"1 cell in 1 of 50 rows is NaN or infinite: `x2` in row 3\. .*pass `missing='drop'`"),
+    (
+        poked(math.nan, (3, 1)),
+        r"1 cell in 1 of 50 rows is NaN or infinite: `x2` in row 3\. .*pass `Target.samples=…, missing='drop'",
+    ),
     (poked(math.inf, (0, 0), (7, 1)), r"2 cells in 2 of 50 rows .*: `x1` in row 0, `x2` in row 7\."),
     (poked(math.nan, *((i, 0) for i in range(9))), r"9 cells in 9 of 50 rows .*: `x1` in 9 rows \(0, 1, 2, …\)"),
     (np.empty((0, 2)), r"they are empty, shape \(0, 2\)"),
@@ -58,7 +61,7 @@ SAMPLES = [
     ((X, (X > 0) * 1.0), r"y holds 0 and 1, .* Use `Neural\(.bernoulli.\)`"),
     (
         pd.DataFrame({"a": [1.0, 2.0], "species": ["x", "y"]}),
-        r"column `species` holds text in 2 cells \(rows 0, 1, such as `x`\). Pass `drop=\['species'\]`",
+        r"column `species` holds text in 2 cells \(rows 0, 1, such as `x`\). Pass `Target.samples=…, drop=\['species'\]",
     ),
 ]
 DENSITIES = [

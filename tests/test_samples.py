@@ -51,9 +51,12 @@ def test_an_empty_file_is_refused(tmp_path, kind):
 
 
 CSV = [
-    ("a,b\n1,2\n3,x\n", "column `b` holds text in 1 cell .line 3, `x`.*Pass `drop=..b..`, or correct these cells of `b`"),
+    (
+        "a,b\n1,2\n3,x\n",
+        "column `b` holds text in 1 cell .line 3, `x`.*Pass `Target.samples=…, drop=..b...`, or correct these cells of `b`",
+    ),
     ("a,b\n1,2\n\n\n3,setosa\n", "column `b` holds text in 1 cell .line 5, `setosa`"),
-    ('a,b\n1,2\n3,"1,234"\n', "thousands separators in 1 cell .line 3, `1,234`.. Pass `thousands=','`"),
+    ('a,b\n1,2\n3,"1,234"\n', "thousands separators in 1 cell .line 3, `1,234`.. Pass `Target.samples=…, thousands=','"),
     ('a,b\n1,"2,5"\n', "decimal commas in 1 cell .line 2, `2,5`.. Write numbers with a decimal point"),
     ("a,b\n1,2\n3\n", "line 3 has 1 fields and the first line has 2"),
     ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields"),
@@ -86,7 +89,9 @@ def test_a_csv_without_header_a_byte_order_mark_and_missing_cells_are_understood
     path.write_bytes(b"\xef\xbb\xbfa,b\n1,2\n3,4\n")
     assert read_samples(path).names == ("a", "b")
     path.write_text("a,b\n1,2\n3,\n")
-    with pytest.raises(InputError, match=r"column `b` is missing or NaN in 1 cell \(line 3\). Pass `missing='drop'`"):
+    with pytest.raises(
+        InputError, match=r"column `b` is missing or NaN in 1 cell \(line 3\). Pass `Target.samples=…, missing='drop'"
+    ):
         wk.Target.of(path)
 
 

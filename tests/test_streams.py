@@ -266,7 +266,7 @@ def test_nulls_are_missing_and_huge_numbers_are_not(tmp_path):
 
 CSV = [
     ("a,b\n1,2\n3,x\n", "column `b` holds text in 1 cell .line 3, `x`"),
-    ('a,b\n1,2\n3,"1,234"\n', "line 3, `1,234`.. Pass `thousands=','`"),
+    ('a,b\n1,2\n3,"1,234"\n', "line 3, `1,234`.. Pass `Target.samples=…, thousands=','"),
     ("a,b\n1,2\n3\n", "line 3 has 1 fields and the first line has 2"),
     ("a,b\n1,2\na,b\n3,4\n", "line 3 repeats the header"),
     ("a;b\n1;2\n3;4\n", "separated by semicolons"),

@@ -91,13 +91,13 @@ def test_every_row_knows_its_place_where_rows_are_left_out(tmp_path):
 FAULTS = [
     (
         {"categories": ["city"]},
-        "`note` holds text .*`amount` has thousands .*`age` is missing.*`drop=..note.., missing='drop', tho",
+        "`note` holds text .*`amount` has thousands .*`age` is missing.*drop=..note.., missing='drop', tho",
     ),
     (
         {"columns": ["age"]},
-        r"`age` is missing or NaN in 20 cells \((lines 9, 59, 109|rows 7, 57, 107), …\). Pass `missing='drop'`",
+        r"`age` is missing or NaN in 20 cells \((lines 9, 59, 109|rows 7, 57, 107), …\). Pass `Target.samples=…, missing='drop'",
     ),
-    ({**OPTIONS, "drop": []}, r"column `note` holds text in 1,000 cells .*Pass `drop=\['note'\]`"),
+    ({**OPTIONS, "drop": []}, r"column `note` holds text in 1,000 cells .*Pass `Target.samples=…, drop=\['note'\]"),
 ]
 
 
@@ -223,4 +223,4 @@ def test_a_wrong_table_of_a_study_is_named_with_its_line(tmp_path):
     (tmp_path / "study.yaml").write_text("target: y.csv\nseeds: 2\n")
     refused = whichkl("compare", "study.yaml", "--out", "out", cwd=tmp_path)
     assert refused.returncode == 2 and "study.yaml, line 1: Cannot read" in refused.stderr
-    assert "Pass `categories=['city'], drop=['note'], missing='drop', thousands=','`" in refused.stderr
+    assert "Pass `Target(samples=…, categories=['city'], drop=['note'], missing='drop', thousands=',')`" in refused.stderr

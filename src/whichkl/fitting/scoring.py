@@ -276,7 +276,7 @@ def naming_cells() -> Iterator[None]:
     except TableError as error:
         able = {name: value for name, value in error.keywords.items() if name == "missing"}
         kinds = "" if set(error.keywords) == set(able) and not error.otherwise else "correct these cells"
-        raise TableError.of(error.do, error.because, able, kinds) from error
+        raise TableError.of(error.do, error.because, able, kinds, "{}") from error
 
 
 def check_any_row(count: int) -> None:

@@ -49,11 +49,14 @@ class TableError(InputError):
     """The arguments of `Target` with which the table can be read."""
 
     @classmethod
-    def of(cls, do: str, because: str, keywords: Mapping[str, Any], otherwise: str) -> TableError:
-        """Write the message."""
-        said = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
+    def of(
+        cls, do: str, because: str, keywords: Mapping[str, Any], otherwise: str, call: str = "Target(samples=…, {})"
+    ) -> TableError:
+        """Write the message, with the keywords in a call."""
+        said = call.format(", ".join(f"{name}={value!r}" for name, value in keywords.items())) if keywords else ""
         instead = ", or ".join(one for one in (f"Pass `{said}`" if said else "", otherwise) if one)
-        error = cls(cannot(do, because, instead[0].upper() + instead[1:]))
+        head = cannot(do, because, "Z").removesuffix("Z.")  # `cannot` would shorten a long call, which is to be typed
+        error = cls(f"{head}{instead[0].upper()}{instead[1:]}.")
         error.do, error.because, error.keywords, error.otherwise = do, because, keywords, otherwise
         return error
 
@@ -80,7 +83,7 @@ class Faults:
     >>> faults.add("age", "missing", 3)
     >>> print(faults.error("`x.csv`"))
     Cannot read `x.csv`: column `city` holds text in 1 cell (line 2, `Rome`); column `age` is missing or NaN in 1 cell (line 3).
-    Pass `drop=['city'], missing='drop'`.
+    Pass `Target(samples=…, drop=['city'], missing='drop')`.
     """
 
     def __init__(self, unit: str, may_miss: bool = False) -> None:

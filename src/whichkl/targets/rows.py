@@ -141,7 +141,9 @@ class Rows:
             because = f"they are empty, shape {tuple(x.shape)}"
             raise InputError(cannot("use these samples", because, "Give at least one row"))
         instead = "Drop or repair those rows first"
-        check_finite(x, names, instead=instead if self.context is not None else f"{instead}, or pass `missing='drop'` for NaN")
+        check_finite(
+            x, names, instead=instead if self.context is not None else f"{instead}, or pass `Target(samples=…, missing='drop')`"
+        )
         outside = ~bijection.contains(x)
         if bool(outside.any()):
             where = self.place(outside.nonzero()[:5, 0].tolist())
