@@ -82,8 +82,12 @@ def folder(tmp_path):
 
 BAD = [
     (["fit", "nowhere.csv"], 2, "there is no such file"),
-    (["fit", "nan.csv"], 2, "(row 1, b)"),
-    (["fit", "text.csv"], 2, "column `b` holds the text `x` on line 3"),
+    (["fit", "nan.csv"], 2, "in 1 cell (line 3, `nan`). Run `whichkl fit nan.csv --out out --missing drop`."),
+    (
+        ["fit", "text.csv"],
+        2,
+        "column `b` holds text in 1 cell (line 3, `x`). Run `whichkl fit text.csv --out out --drop b`",
+    ),
     (["fit", "few.csv"], 2, "needs at least 3 rows"),
     (["fit", "flat.csv"], 2, "column `b` is constant"),
     (["fit", "ragged.csv"], 2, "line 3 has 1 fields"),

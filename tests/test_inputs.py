@@ -41,9 +41,12 @@ def rough(x):
 
 
 SAMPLES = [
-    (poked(math.nan, (3, 1)), r"1 cell in 1 of 50 rows is NaN or infinite: \(row 3, x2\)"),
-    (poked(math.inf, (0, 0), (7, 1)), r"2 cells in 2 of 50 rows .* \(row 0, x1\), \(row 7, x2\)"),
-    (poked(math.nan, *((i, 0) for i in range(9))), r"9 cells in 9 of 50 rows .*\(row 4, x1\), …"),
+    (
+        poked(math.nan, (3, 1)),
+        r"1 cell in 1 of 50 rows is NaN or infinite: `x2` in row 3\. .*pass `Target.samples=…, missing='drop'",
+    ),
+    (poked(math.inf, (0, 0), (7, 1)), r"2 cells in 2 of 50 rows .*: `x1` in row 0, `x2` in row 7\."),
+    (poked(math.nan, *((i, 0) for i in range(9))), r"9 cells in 9 of 50 rows .*: `x1` in 9 rows \(0, 1, 2, …\)"),
     (np.empty((0, 2)), r"they are empty, shape \(0, 2\)"),
     (X[:2], "needs at least 3 rows in dimension 2, and there are 2"),
     (np.column_stack([X[:, 0], np.ones(50)]), "column `x2` is constant"),
@@ -56,7 +59,10 @@ SAMPLES = [
     ((X, np.arange(50) % 4), r"y holds whole numbers from 0 to 3, .* `GeneralizedLinear\(.categorical.\)`.*poisson"),
     ((X, np.arange(50) * 3), r"y holds whole numbers from 0, .* Use `GeneralizedLinear\(.poisson.\)`"),
     ((X, (X > 0) * 1.0), r"y holds 0 and 1, .* Use `Neural\(.bernoulli.\)`"),
-    (pd.DataFrame({"a": [1.0, 2.0], "species": ["x", "y"]}), "column `species` isn't numeric"),
+    (
+        pd.DataFrame({"a": [1.0, 2.0], "species": ["x", "y"]}),
+        r"column `species` holds text in 2 cells \(rows 0, 1, such as `x`\). Pass `Target.samples=…, drop=\['species'\]",
+    ),
 ]
 DENSITIES = [
     (lambda x: x.square(), r"returned shape \(\d+, 2\) for \d+ points of dimension 2, not \(\d+,\)"),
@@ -104,9 +110,9 @@ CALLS = [
     (lambda: wk.Target(samples=X, weights="even"), r"must be \(50,\) .*, and they are a `str`, not numbers"),
     (lambda: wk.Target(samples=X, weights=np.r_[1.0, -1.0, np.nan, np.ones(47)]), "rows 1, 2 don't"),
     (lambda: wk.Target(samples=X, weights=np.zeros(50)), "and all are 0"),
-    (lambda: wk.Target(samples=(X, poked(math.nan, (3, 1)))), r"\(row 3, y2\)"),
-    (lambda: wk.Target(samples=(X, np.full(50, math.nan))), r"\(row 0, y\)"),
-    (lambda: wk.Target(samples=(poked(math.nan, (3, 1)), X)), r"use these x: .*\(row 3, x2\)"),
+    (lambda: wk.Target(samples=(X, poked(math.nan, (3, 1)))), "`y2` in row 3. Drop or repair those rows first.$"),
+    (lambda: wk.Target(samples=(X, np.full(50, math.nan))), r"`y` in 50 rows \(0, 1, 2, …\)"),
+    (lambda: wk.Target(samples=(poked(math.nan, (3, 1)), X)), "use these x: .*`x2` in row 3"),
     (lambda: wk.Target(samples=X, given=["x3"]), "no column `x3`, but `x1`, `x2`"),
     (lambda: wk.Target(samples=X, given=[]), "it names no column"),
     (lambda: wk.Target(samples=X, given=["x1", "x2"]), "no column is left for y"),

@@ -225,7 +225,7 @@ def poked(value):
 
 
 BAD = [
-    ((poked(math.nan), Y), {}, r"1 cells? in 1 of 50 rows .*NaN or infinite: \(row 3, x2\)"),
+    ((poked(math.nan), Y), {}, r"1 cells? in 1 of 50 rows .*NaN or infinite: `x2` in row 3"),
     ((X, poked(math.inf)), {}, r"1 cells? in 1 of 50 rows .*NaN or infinite"),
     ((np.empty((0, 2)), Y), {}, r"empty, shape \(0, 2\)"),
     ((X, Y[:, :1]), {}, "`x` has 2 columns and `y` has 1"),

@@ -51,10 +51,13 @@ def test_an_empty_file_is_refused(tmp_path, kind):
 
 
 CSV = [
-    ("a,b\n1,2\n3,x\n", "column `b` holds the text `x` on line 3"),
-    ("a,b\n1,2\n\n\n3,setosa\n", "column `b` holds the text `setosa` on line 5"),
-    ('a,b\n1,2\n3,"1,234"\n', "text `1,234` on line 3. Write numbers without thousands separators"),
-    ('a,b\n1,"2,5"\n', "thousands separators"),
+    (
+        "a,b\n1,2\n3,x\n",
+        "column `b` holds text in 1 cell .line 3, `x`.*Pass `Target.samples=…, drop=..b...`, or correct these cells of `b`",
+    ),
+    ("a,b\n1,2\n\n\n3,setosa\n", "column `b` holds text in 1 cell .line 5, `setosa`"),
+    ('a,b\n1,2\n3,"1,234"\n', "thousands separators in 1 cell .line 3, `1,234`.. Pass `Target.samples=…, thousands=','"),
+    ('a,b\n1,"2,5"\n', "decimal commas in 1 cell .line 2, `2,5`.. Write numbers with a decimal point"),
     ("a,b\n1,2\n3\n", "line 3 has 1 fields and the first line has 2"),
     ("a,b\n1,2\n3,4,5\n", "line 3 has 3 fields"),
     ("a,b\n1,2\na,b\n3,4\n", "line 3 repeats the header"),
@@ -63,7 +66,10 @@ CSV = [
     ("a;b\n1;2\n3;4\n", "separated by semicolons"),
     ("# made today\na,b\n1,2\n", "first line is a comment"),
     (",a,b\n0,1,2\n1,3,4\n", "a column has no name"),
-    ("a,b\n2020-01-01,2\n2020-01-02,2\n", "column `a` holds the text `2020-01-01` on line 2"),
+    (
+        "a,b\n2020-01-01,2\n2020-01-02,2\n",
+        "column `a` holds dates or times in 2 cells .lines 2, 3, such as `2020-01-01`.*or write `a` as numbers",
+    ),
 ]
 
 
@@ -83,7 +89,9 @@ def test_a_csv_without_header_a_byte_order_mark_and_missing_cells_are_understood
     path.write_bytes(b"\xef\xbb\xbfa,b\n1,2\n3,4\n")
     assert read_samples(path).names == ("a", "b")
     path.write_text("a,b\n1,2\n3,\n")
-    with pytest.raises(InputError, match=r"1 cell in 1 of 2 rows .*\(row 1, b\)"):
+    with pytest.raises(
+        InputError, match=r"column `b` is missing or NaN in 1 cell \(line 3\). Pass `Target.samples=…, missing='drop'"
+    ):
         wk.Target.of(path)
 
 
@@ -97,7 +105,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 def test_text_columns_of_parquet_and_pickled_arrays_are_refused(tmp_path):
     path = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pa.table({"a": [1.0], "name": ["x"]}), path)
-    with pytest.raises(InputError, match="column `name` holds string"):
+    with pytest.raises(InputError, match="column `name` holds text in 1 cell .row 0, `x`"):
         read_samples(path)
     np.save(tmp_path / "x.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(InputError, match="isn't a whole NPY file of numbers"):

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
+import scipy
 import torch
 from scipy.stats import kstest
 from torch.distributions import Categorical, Independent, MultivariateNormal, Normal, Poisson, StudentT
 
 from whichkl.goodness import TwoSample, c2st, two_sample_test
+from whichkl.goodness.two_sample import mann_whitney, ranks_of
 
 F = torch.float64
 ONE = MultivariateNormal(torch.zeros(3, dtype=F), torch.eye(3, dtype=F))
@@ -157,3 +160,12 @@ def test_a_column_that_is_constant_on_one_side_alone_is_told_apart():
 def test_results_survive_json():
     for result in (c2st(torch.randn(100, 2), torch.randn(100, 2)), c2st(torch.randn(3, 2), torch.randn(3, 2))):
         assert TwoSample.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_ranks_and_mann_whitney_are_scipys():
+    rng = np.random.default_rng(0)
+    for digits in (0, 1, 9):  # many ties, some, none
+        ours, theirs = rng.normal(0.1, 1, 200).round(digits), rng.normal(size=300).round(digits)
+        np.testing.assert_array_equal(ranks_of(ours), scipy.stats.rankdata(ours))
+        known = scipy.stats.mannwhitneyu(ours, theirs, alternative="greater", use_continuity=False, method="asymptotic")
+        assert mann_whitney(ours, theirs) == pytest.approx(known.pvalue, rel=1e-12)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MAX_QUOTED = 160
 """Largest number of characters of a quoted value that a message shows in full; most paths are shorter."""
+_MAX_COLUMNS_SHOWN, _MAX_ROWS_SHOWN = 20, 3
+"""Largest numbers of columns, and of rows per column, that a message about their cells names."""
 _QUOTED = re.compile("`([^`]*)`")
 LARGEST = 1e145
 """Largest size of a number in a column, and inverse of the smallest width: float64 can sum the squares of 10¹⁸ such rows."""
@@ -36,6 +38,16 @@ class InputError(WhichklError):
     """Samples, a file or an argument can't be used (exit code 2)."""
 
     exit_code = 2
+
+
+class RowError(InputError):
+    """One row of samples can't be used; its message names it as "row 7", which counts from 0."""
+
+    row = 0
+
+    def at(self, place: str) -> InputError:
+        """Return the same error with another name of the row, such as the line of a file."""
+        return InputError(str(self).replace(f"row {self.row}", place, 1))
 
 
 class TargetError(WhichklError):
@@ -95,18 +107,29 @@ def missing_extra(module: str, extra: str) -> str:
     return cannot(f"import `{name}`", f"it comes with the `{extra}` extra", f"Run: pip install 'whichkl[{extra}]'")
 
 
-def check_finite(x: Tensor, names: Sequence[str], what: str = "samples") -> None:
-    """Refuse NaN and infinities in an (n, d) matrix, with their count and the first five cells."""
+def check_finite(
+    x: Tensor, names: Sequence[str], what: str = "samples", instead: str = "Drop or repair those rows first"
+) -> None:
+    """Refuse NaN and infinities in an (n, d) matrix, with the count and the first rows of each column that has any."""
     if math.isfinite(x.sum().item()):  # fast: a sum over NaN or an infinity is never finite
         return
     bad = (~x.isfinite()).nonzero()
     if len(bad) == 0:  # finite numbers can have an infinite sum
         return
-    cells = ", ".join(f"(row {int(row)}, {names[int(column)]})" for row, column in bad[:5]) + (", …" if len(bad) > 5 else "")
+    columns = bad[:, 1].unique().tolist()
+    cells = ", ".join(_cells(names[column], bad[bad[:, 1] == column, 0].tolist()) for column in columns[:_MAX_COLUMNS_SHOWN])
+    cells += ", …" if len(columns) > _MAX_COLUMNS_SHOWN else ""
     rows = f"in {len(bad[:, 0].unique())} of {len(x)} rows"
     count = f"1 cell {rows} is" if len(bad) == 1 else f"{len(bad)} cells {rows} are"
-    because = f"{count} NaN or infinite: {cells} (rows count from 0, without the header)"
-    raise InputError(cannot(f"use these {what}", because, "Drop or repair those rows first"))
+    raise InputError(cannot(f"use these {what}", f"{count} NaN or infinite: {cells}", instead))
+
+
+def _cells(name: str, rows: list[int]) -> str:
+    """Name the rows of a column, which count from 0."""
+    if len(rows) == 1:
+        return f"`{name}` in row {rows[0]}"
+    shown = ", ".join(map(str, rows[:_MAX_ROWS_SHOWN])) + (", …" if len(rows) > _MAX_ROWS_SHOWN else "")
+    return f"`{name}` in {len(rows)} rows ({shown})"
 
 
 def check_scales(x: Tensor, names: Sequence[str], what: str = "samples") -> None:

@@ -206,11 +206,13 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
 
 
 def default_family(target: Target | None) -> Family:
-    """Return the default family: a full Gaussian, or independent columns of categories for a discrete target.
+    """Return the default family: a full Gaussian, or independent columns for a discrete target or one with categories.
 
     >>> default_family(Target(log_prob=lambda x: x[:, 0], dim=1, support="boolean"))
     Product(margins='bernoulli')
     """
+    if target is not None and target.reading.categories and not target.context_names:
+        return Product()
     if target is None or target.bijection.levels is None:
         return Gaussian()
     return Product("bernoulli" if set(target.bijection.levels) == {(0, 1)} else "categorical")

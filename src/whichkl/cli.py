@@ -20,6 +20,7 @@ from whichkl.commands.demo import demo
 from whichkl.commands.distill import distill
 from whichkl.commands.estimate import estimate
 from whichkl.commands.fit import fit
+from whichkl.commands.score import score
 from whichkl.commands.verify import verify
 from whichkl.printable import one_line
 from whichkl.progress import switch_off
@@ -74,7 +75,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, advise, fit, estimate, compare, distill, audit, verify):
+for command in (demo, advise, fit, score, estimate, compare, distill, audit, verify):
     app.command(cls=_Command)(command)
 
 

@@ -8,7 +8,21 @@ import typer
 
 from whichkl._checks import InputError, cannot
 from whichkl.commands import console, exits
-from whichkl.commands.options import AsJson, Dim, FamilyName, LogProb, Samples, Support, check_exists, read_family, read_target
+from whichkl.commands.options import (
+    AsJson,
+    Categories,
+    Columns,
+    Dim,
+    Drop,
+    FamilyName,
+    LogProb,
+    Missing,
+    Samples,
+    Support,
+    Thousands,
+    check_exists,
+    read_target,
+)
 
 
 def advise(
@@ -22,7 +36,12 @@ def advise(
             "--access", help="Instead of a target, what you can do with it: 'samples', 'sampler,log_prob', … or 'nothing'."
         ),
     ] = None,
-    family: FamilyName = "gaussian",
+    family: FamilyName = None,
+    columns: Columns = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    thousands: Thousands = None,
+    categories: Categories = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which direction is possible for a target, and why."""
@@ -33,6 +52,6 @@ def advise(
 
     if access is not None and (samples or log_prob):
         raise InputError(cannot("use `--access` here", "a target is given, which has its own access", "Drop one of them"))
-    target = read_target(samples, log_prob, dim, support) if access is None else Access.parse(access)
-    advice = ask(target, read_family(family))
-    console.show(advice, as_json)
+    reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
+    target = read_target(samples, log_prob, dim, support, None, **reading) if access is None else Access.parse(access)
+    console.show(ask(target, family), as_json)

@@ -8,7 +8,7 @@ import typer
 
 from whichkl._checks import WhichklError
 from whichkl.commands import console, exits
-from whichkl.commands.options import AsJson, Seed, read_side
+from whichkl.commands.options import AsJson, Columns, Drop, Missing, Seed, Thousands, read_side
 
 _OTHER_DIRECTION = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
 
@@ -37,6 +37,10 @@ def estimate(
         int | None, typer.Option("--p-chains", help="The samples of p are this many Markov chains, one after another.")
     ] = None,
     q_chains: Annotated[int | None, typer.Option("--q-chains", help="The same for q.")] = None,
+    columns: Columns = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    thousands: Thousands = None,
     weight: Annotated[float | None, typer.Option("--weight", help="Weight of p in Jensen–Shannon and skew KLs.")] = None,
     weight_on_forward: Annotated[float | None, typer.Option("--weight-on-forward", help="Weight of KL(p‖q) in jeffreys.")] = None,
     order: Annotated[float | None, typer.Option("--order", help="Order of Rényi's divergence.")] = None,
@@ -48,7 +52,8 @@ def estimate(
         exits.load_torch()
         from whichkl.divergences.dispatch import estimate as run_estimate
 
-        first, second = read_side(p, form, p_chains), read_side(q, form, q_chains)
+        reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands}
+        first, second = read_side(p, form, p_chains, **reading), read_side(q, form, q_chains, **reading)
         knobs: dict[str, Any] = {"weight": weight, "weight_on_forward": weight_on_forward, "order": order}
         knobs |= {"seed": seed, "form": form, "method": method}
         asked = run_estimate(p=first, q=second, divergence=divergence, **knobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +13,17 @@ from whichkl._checks import InputError, cannot
 from whichkl.commands import console, exits
 from whichkl.commands.options import (
     AsJson,
+    Categories,
+    Columns,
     Dim,
+    Drop,
     FamilyName,
     LogProb,
+    Missing,
     Samples,
     Seed,
     Support,
+    Thousands,
     check_exists,
     out_option,
     read_family,
@@ -41,7 +47,7 @@ def fit(
     log_prob: LogProb = None,
     dim: Dim = None,
     support: Support = None,
-    family: FamilyName = "gaussian",
+    family: FamilyName = None,
     given: Annotated[
         str | None,
         typer.Option(
@@ -50,6 +56,11 @@ def fit(
             help="Names of the columns of x, separated by commas; the rest are y, and q(y|x) is fitted: supervised learning.",
         ),
     ] = None,
+    columns: Columns = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    thousands: Thousands = None,
+    categories: Categories = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -82,7 +93,9 @@ def fit(
             if out is not None:
                 prepare_results(FIT, out / "fit")
             tell("opening the target", math.nan)
-            target, chosen = read_target(samples, log_prob, dim, support, given), read_family(family)
+            reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
+            target = read_target(samples, log_prob, dim, support, given, **reading)
+            chosen = read_family(family, target)
             tell(f"fitting {chosen.label}", math.nan)
             journal = journal_of(out)
             result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
@@ -93,6 +106,8 @@ def fit(
         deliver(result, None if out is None else out / "fit", "The fit", lambda: _show(result, as_json))
         if out is not None:
             write_report(result, out / "report.html", quiet=as_json)
+            if samples is not None and not as_json:
+                console.say(f"The strangest rows: {shlex.join(['whichkl', 'score', str(out), str(samples), '--top', '20'])}")
 
 
 def _show(result: Fit, as_json: bool) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import os
 import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,15 +39,35 @@ LogProb = Annotated[
 ]
 Dim = Annotated[int | None, typer.Option("--dim", help="Number of coordinates; needed without samples.")]
 Support = Annotated[
-    str | None,
-    typer.Option("--support", help="Where the target has mass: real, positive, unit_interval, simplex, 'interval(a, b)'."),
+    list[str] | None,
+    typer.Option(
+        "--support",
+        help="Where the target has mass: real, positive, unit_interval, simplex, 'interval(a, b)'; or of one column, "
+        "amount=positive; repeatable.",
+    ),
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--columns", metavar="COLUMNS", help="The columns that are used, separated by commas.")
+]
+Drop = Annotated[
+    list[str] | None, typer.Option("--drop", metavar="COLUMNS", help="The columns that aren't used, separated by commas.")
+]
+Missing = Annotated[
+    str, typer.Option("--missing", metavar="refuse|drop", help="Refuse missing cells, or leave out the rows that have one.")
+]
+Thousands = Annotated[
+    str | None, typer.Option("--thousands", metavar="MARK", help="The character between thousands, such as ',' in 1,234.5.")
+]
+Categories = Annotated[
+    list[str] | None,
+    typer.Option("--categories", metavar="COLUMNS", help="The columns of labels, separated by commas; product models them."),
 ]
 FamilyName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--family",
-        help="gaussian, gaussian:diagonal, mixture:3, mixture:auto, student_t, product, flow, …; with --given linear_gaussian, "
-        "generalized_linear:poisson, mixture_density_network, neural:categorical, …; a wrong name lists all.",
+        help="By default gaussian, or product with --categories. Names: gaussian:diagonal, mixture:3, mixture:auto, student_t, "
+        "flow, …; with --given linear_gaussian, generalized_linear:poisson, neural:categorical, …; a wrong name lists all.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -73,9 +99,22 @@ def check_exists(samples: Path | None) -> None:
 
 
 def read_target(
-    samples: Path | None, log_prob: str | None, dim: int | None, support: str | None, given: str | None = None
+    samples: Path | None,
+    log_prob: str | None,
+    dim: int | None,
+    support: Sequence[str] | None,
+    given: str | None = None,
+    **reading: Any,
 ) -> Target:
     """Make the target that the options describe.
+
+    Args:
+        samples: the file or folder.
+        log_prob: FILE.py:FUNCTION.
+        dim: the number of coordinates.
+        support: one support, or texts such as ``"amount=positive"``.
+        given: the columns of x.
+        reading: `columns`, `drop`, `missing`, `thousands` and `categories`.
 
     Raises:
         InputError: a file can't be read, or a function comes without `--dim`.
@@ -84,12 +123,14 @@ def read_target(
     from whichkl.user_code import load_function
 
     if samples is not None and not os.path.exists(samples):
-        return _distribution(samples, {"--log-prob": log_prob, "--dim": dim, "--support": support, "--given": given})
+        others = {"--log-prob": log_prob, "--dim": dim, "--support": support, "--given": given}
+        return _distribution(samples, {**others, **{f"--{name}": value for name, value in reading.items()}})
     if log_prob is not None and samples is None and dim is None:
         raise InputError(cannot("use `--log-prob` alone", "a function doesn't say how many coordinates it takes", "Pass `--dim`"))
     function = None if log_prob is None else load_function(log_prob, f"--log-prob {log_prob}")
-    columns = None if given is None else [name.strip() for name in given.split(",") if name.strip()]
-    return Target(samples=samples, log_prob=function, dim=dim, support=support, given=columns)
+    x = None if given is None else listed([given])
+    with typed_options(tuple(reading)):
+        return Target(samples=samples, log_prob=function, dim=dim, support=_support(support), given=x, **as_keywords(reading))
 
 
 def _distribution(samples: Path, others: dict[str, Any]) -> Target:
@@ -98,33 +139,90 @@ def _distribution(samples: Path, others: dict[str, Any]) -> Target:
     from whichkl.targets import Target
 
     text = str(samples)
-    given = [name for name, value in others.items() if value is not None]
+    given = [name for name, value in others.items() if value not in (None, [], ())]
     if given:
         because = "the distribution already has its density, its dimension and its support"
         raise InputError(cannot(f"use `{given[0]}` with `{text}`", because, f"Leave `{given[0]}` out"))
     return Target.of(named(text))
 
 
-def read_family(text: str) -> Family:
-    """Return the family of a name such as ``mixture:3``."""
+def as_keywords(reading: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of reading a table as the arguments of `Target`."""
+    several = {name: listed(value) for name, value in reading.items() if isinstance(value, (list, tuple))}
+    return {name: value for name, value in {**reading, **several}.items() if value is not None}
+
+
+def listed(texts: Sequence[str]) -> list[str]:
+    """Return the names in texts that separate them by commas; a name with a comma is in double quotes."""
+    return [name.strip() for row in csv.reader(texts, skipinitialspace=True) for name in row if name.strip()]
+
+
+@contextlib.contextmanager
+def typed_options(able: Sequence[str]) -> Iterator[None]:
+    """In errors about cells of a table, write the command that reads it.
+
+    Args:
+        able: the names of the options that the command has.
+    """
+    from whichkl.samples import TableError
+
+    try:
+        yield
+    except TableError as error:
+        keywords = dict(error.keywords)
+        if "categories" not in able and "categories" in keywords:
+            keywords["drop"] = [*keywords.pop("categories"), *keywords.get("drop", [])]
+        if not keywords or not set(keywords) <= set(able):
+            raise
+        options = [part for name, value in keywords.items() for part in (f"--{name}", _joined(value))]
+        command = shlex.join(["whichkl", *sys.argv[1:], *options])
+        otherwise = f", or {error.otherwise}" if error.otherwise else ""
+        raise InputError(f"{cannot(error.do, error.because, 'Run')[:-1]} `{command}`{otherwise}.") from error
+
+
+def _joined(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(value)
+    return line.getvalue()
+
+
+def _support(texts: Sequence[str] | None) -> Any:
+    """Read one support, or the supports of some columns."""
+    if not texts:
+        return None
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    pairs = [text.rpartition("=") for text in texts]
+    if not all(name for name, _, _ in pairs):
+        because = "it is given for all columns and for one of them"
+        raise InputError(cannot("use this `--support`", because, "Write one support, or COLUMN=SUPPORT each time"))
+    return {name.strip(): support.strip() for name, _, support in pairs}
+
+
+def read_family(text: str | None, target: Target) -> Family:
+    """Return the family of a name such as ``mixture:3``; by default that of the target."""
+    from whichkl.advice import default_family
     from whichkl.families.named import family_named
 
-    return family_named(text)
+    return default_family(target) if text is None else family_named(text)
 
 
-def read_side(text: str, form: str, chains: int | None) -> Any:
+def read_side(text: str, form: str, chains: int | None, **reading: Any) -> Any:
     """Read one side of an estimate: a distribution such as ``Normal(0,1)``, or a file of samples, possibly Markov chains.
 
     Raises:
         InputError: it can't be read, or it isn't a file of samples and has chains.
     """
     from whichkl.problems.named import looks_named, named
-    from whichkl.samples import read_samples
+    from whichkl.samples import Reading, read_samples
     from whichkl.targets import Target
 
     if chains is not None and (looks_named(text) or form != "samples"):
         raise InputError(cannot(f"read `{text}` as chains", "it isn't a file of samples", "Leave the count of chains out"))
     if looks_named(text):
         return named(text)
-    table = read_samples(Path(text))
+    with typed_options(tuple(reading)):
+        table = read_samples(Path(text), Reading.of(**as_keywords(reading)))
     return Target(samples=table.values, names=table.names, chains=chains) if form == "samples" else table.values

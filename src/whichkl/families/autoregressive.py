@@ -50,6 +50,10 @@ class Autoregressive(NetworkFamily):
         """The largest category."""
         return MAX_CATEGORIES - 1
 
+    def with_categories(self, counts: Sequence[int | None], names: Sequence[str]) -> Autoregressive:
+        """Take categories as they are; a column without them holds whole numbers."""
+        return self
+
     def shape(self, summary: Summary, scalar: bool) -> Shape:
         """Count the categories of each column."""
         return Shape(len(summary.mean), len(summary.context_mean), scalar, summary.categories)

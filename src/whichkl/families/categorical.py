@@ -63,6 +63,11 @@ class Categorical(MomentFamily):
         count = len(self.parameters(model)["probs"])
         return Categorical(count, self.smoothing), f"`{names[0]}` holds the codes of {count} categories"
 
+    def with_categories(self, counts: Sequence[int | None], names: Sequence[str]) -> Categorical:
+        """Set the number of categories, unless it is given."""
+        _refuse_columns(len(counts))
+        return Categorical(self.categories or counts[0], self.smoothing)
+
     def statistics(
         self, x: Tensor, w: Tensor, origin: Tensor, context: Tensor | None = None, **options: Any
     ) -> dict[str, Tensor]:
@@ -88,7 +93,7 @@ class Categorical(MomentFamily):
             top = "K − 1" if self.categories is None else str(self.categories - 1)
             because = f"column `{names[0]}` holds {value} in row {row}, and codes are whole numbers from 0 to {top}"
             instead = "Recode it (torch.unique(x, return_inverse=True)), or correct `categories=`"
-            self.refuse(because, instead)
+            self.refuse(because, instead, row)
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return `probs` (K,)."""

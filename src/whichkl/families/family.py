@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from whichkl._checks import InputError, IntegrityError, cannot
+from whichkl._checks import InputError, IntegrityError, RowError, cannot
 from whichkl.families.field_checks import quoted
 
 _MAX_COUNT = 10_000
@@ -92,9 +92,27 @@ class Family(ABC):
             because = f"it needs at least {needed} rows in dimension {dim}, and there are {rows}"
             self.refuse(because, "Give more samples, or a smaller family")
 
-    def refuse(self, because: str, instead: str) -> NoReturn:
-        """Refuse what can't be fitted, with an `InputError` that names this family."""
-        raise InputError(cannot(f"fit `{self}`", because, instead))
+    def refuse(self, because: str, instead: str, row: int | None = None) -> NoReturn:
+        """Refuse what can't be fitted, with an `InputError` that names this family, because of one row if it's given."""
+        message = cannot(f"fit `{self}`", because, instead)
+        if row is None:
+            raise InputError(message)
+        error = RowError(message)
+        error.row = row
+        raise error
+
+    def with_categories(self, counts: Sequence[int | None], names: Sequence[str]) -> Family:
+        """Return this family for columns of which some hold categories; most families refuse them.
+
+        Args:
+            counts: the number of categories of each column; None for a column of numbers.
+            names: the columns' names.
+
+        Raises:
+            InputError: the family takes codes of categories as numbers.
+        """
+        which = ", ".join(f"`{name}`" for name, count in zip(names, counts, strict=True) if count is not None)
+        self.refuse(f"its columns are numbers, and {which} holds categories", "Use `product`, or drop the categories")
 
     def refuse_constant(self, is_constant: Bool[Tensor, " d"], names: Sequence[str]) -> None:
         """Refuse columns whose values are all the same."""

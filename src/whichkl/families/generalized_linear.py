@@ -193,7 +193,12 @@ class GeneralizedLinear(Family):
         outside = first_outside(x[:, 0], self.law.values)
         if outside is not None:
             row, value = outside
-            self.refuse(f"y holds {value} in row {row}, and `{self.response}` takes {self.law.values.words}", self.advice)
+            because = f"y holds {value} in row {row}, and `{self.response}` takes {self.law.values.words}"
+            self.refuse(because, self.advice, row)
+
+    def with_categories(self, counts: Sequence[int | None], names: Sequence[str]) -> Family:
+        """Take categories as classes."""
+        return self if self.response == "categorical" else super().with_categories(counts, names)
 
     def check_columns(self, count: int) -> None:
         """Refuse several columns of y."""

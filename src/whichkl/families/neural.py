@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 
 from whichkl.families.columns import Codes, Coin, Counts
+from whichkl.families.family import Family
 from whichkl.families.field_checks import check_choice, check_whole, check_widths
 from whichkl.families.gaussian import Covariance, diagonal_gaussian, multivariate_normal
 from whichkl.families.layers import Shape, Standardised, Summary, perceptron
@@ -62,6 +64,10 @@ class Neural(NetworkFamily):
         """The largest value that the response has a probability for."""
         most = {"bernoulli": 1, "categorical": MAX_CATEGORIES - 1, "poisson": 2**53 - 1}
         return most.get(self.response)
+
+    def with_categories(self, counts: Sequence[int | None], names: Sequence[str]) -> Family:
+        """Take categories as classes."""
+        return self if self.response == "categorical" else super().with_categories(counts, names)
 
     def shape(self, summary: Summary, scalar: bool) -> Shape:
         """Count the categories."""

@@ -30,8 +30,8 @@ class Product(MomentFamily):
             ``"exponential"``, ``"laplace"``, ``"poisson"``, ``"bernoulli"``, ``"categorical"``. None: `resolve` chooses them
             from the values.
         smoothing: the number of rows that are added to each category of a categorical margin.
-        categories: the K of a categorical margin, per column, None for the others; by default every code up to the largest
-            must occur.
+        categories: the K of a categorical margin, per column, None for the others; without a K, every code up to the largest
+            must occur. A column that has a K is categorical where no margins are named.
 
     Raises:
         InputError: a name isn't known.
@@ -97,10 +97,23 @@ class Product(MomentFamily):
         if self.margins is not None:
             return self._with_categories(x, names) if whole else self, ""
         w = torch.ones_like(x[:, 0]) if w is None else w.to(torch.float64)
-        chosen = [(name, *self._best_margin(x[:, i], w / w.sum() * len(x), name, whole)) for i, name in enumerate(names)]
-        family = Product(tuple(margin for _, margin, _ in chosen), self.smoothing)
+        counts, share = self.categories or (None,) * len(names), w / w.sum() * len(x)
+        chosen = [
+            (name, *(self._best_margin(x[:, i], share, name, whole) if count is None else ("categorical", f"{count} categories")))
+            for i, (name, count) in enumerate(zip(names, counts, strict=True))
+        ]
+        family = Product(tuple(margin for _, margin, _ in chosen), self.smoothing, self.categories)
         note = "; ".join(f"`{name}` holds {values}: {margin}" for name, margin, values in chosen)
         return family._with_categories(x, names) if whole else family, note
+
+    def with_categories(self, counts: Sequence[int | None], names: Sequence[str]) -> Product:
+        """Set the number of categories of each column that holds labels."""
+        named = self.named * (len(counts) if isinstance(self.margins, str) else 1) or ("categorical",) * len(counts)
+        if len(named) == len(counts):
+            for margin, count, name in zip(named, counts, names, strict=True):
+                if count is not None and margin != "categorical":
+                    self.refuse(f"column `{name}` holds categories, and its margin is `{margin}`", "Name it `categorical`")
+        return replace(self, categories=self.categories or tuple(counts))
 
     def about_median(self, dim: int) -> list[int]:
         """Return the columns whose `origin` must be their weighted median, since their sums are taken about it."""
@@ -138,7 +151,7 @@ class Product(MomentFamily):
                 because = f"column `{name}` holds {value} in row {row}, and `{margin.name}` takes {margin.values.words}"
                 fitting = [other for other in MARGINS if bool(self._margin(other).values.contains(column).all())]
                 instead = f"Use one of {', '.join(fitting)} there" if fitting else "Drop those rows"
-                self.refuse(because, instead)
+                self.refuse(because, instead, row)
             if not margin.values.is_whole and bool((column == column[0]).all()):
                 margin.refuse_constant(name)
 
@@ -159,16 +172,18 @@ class Product(MomentFamily):
         return IndependentColumns(laws, margins)
 
     def _with_categories(self, x: Tensor, names: Sequence[str]) -> Product:
-        """Set the number of categories of each categorical margin that takes the values of its column."""
+        """Set the number of categories, where it isn't known, of each categorical margin that takes the values of its column."""
         margins = self._margins(x.shape[1])
-        if self.categories is not None or all(margin.name != "categorical" for margin in margins):
+        if all(margin.name != "categorical" for margin in margins):
             return self
+        known = self.categories or (None,) * len(margins)
 
         def count(margin: Margin, column: Tensor, name: str) -> int | None:
             is_counted = margin.name == "categorical" and bool(margin.values.contains(column).all())
             return len(margin.parameters(_fitted(margin, column, name))["probs"]) if is_counted else None
 
-        return replace(self, categories=tuple(map(count, margins, x.T, names)))
+        counted = zip(known, margins, x.T, names, strict=True)
+        return replace(self, categories=tuple(k if k is not None else count(*column) for k, *column in counted))
 
     def _margin(self, name: str, categories: int | None = None) -> Margin:
         return CategoricalMargin(categories, self.smoothing) if name == "categorical" else MARGINS[name]()

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from whichkl._checks import InputError, ResourceError, cannot
 
@@ -82,12 +83,39 @@ def write_whole(path: Path, data: bytes, *, is_own: Callable[[bytes], bool] | No
     whichkl's own.
     """
     refuse_foreign(path, is_own)
+    with _written(path) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def written_new(path: Path) -> Iterator[BinaryIO]:
+    """Yield a stream of bytes whose content gets the name `path` when the block ends; if the block raises, nothing is left.
+
+    Raises:
+        InputError: there is something of this name.
+        ResourceError: it can't be written.
+    """
+    refuse_existing(path)
+    with _written(path) as stream:
+        yield stream
+        refuse_existing(path)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to write a file where there is something."""
+    if path.is_symlink() or path.exists():
+        raise InputError(cannot(f"write `{path}`", "there is something of this name", "Name another file"))
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file; when the block ends, sync it and rename it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())  # before the new name: after a power cut the name must not stand for an empty file
             Path(name).chmod(0o644)  # `mkstemp` lets only the owner read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from whichkl.fitting.checking import checked
 from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.fitting.correction import corrected as corrected_points
 from whichkl.fitting.saved_fit import FIT, FitFields, rebuilt
+from whichkl.fitting.scores import Scores
+from whichkl.fitting.scoring import score
 from whichkl.fitting.summary import MAX_ROWS, Summary, summarize
 from whichkl.objectives import Objective
 from whichkl.printable import HTML, shorten, wrapped
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import shown_progress
+from whichkl.samples import Reading
 from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
 
@@ -66,6 +69,10 @@ class Fit(HTML):
     """What `check` reads; None after `Fit.load`."""
     saved_summary: Summary | None = None
     """What `summary` returned when the fit was saved; None before `Fit.load`."""
+    context_names: tuple[str, ...] = ()
+    """The columns of x of a conditional fit."""
+    reading: Reading = Reading()
+    """How a table was read, with the labels of its categories; `score` reads rows in the same way."""
 
     @property
     def explanations(self) -> tuple[str, ...]:
@@ -192,6 +199,32 @@ class Fit(HTML):
         return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
 
     @plain_modes()
+    def score(self, samples: Any, *, top: int = 20, missing: str | None = None, seed: int = 0) -> Scores:
+        """Score rows: log q of each, its rank among the model's own draws, and what drives the strangest ones.
+
+        The rank of a row is the share of 10,000 draws of q whose log density is lower or equal; of q(y|x), of 1,000 draws of y
+        at the row's own x. A small rank means a strange row. A row outside the support has log density −inf and rank 0. A column
+        drives a row by its gain, max over v of log q(row with v in that column) − log q(row) in nats, where v are the column's
+        values in 200 draws of q.
+
+        Args:
+            samples: a DataFrame, a file, a folder or a list of files, whose columns are found by their names; or an (n, d) array,
+                or a pair (x, y), with the fit's columns in their order.
+            top: for how many rows, those of the lowest log density, the drivers are computed.
+            missing: ``"refuse"`` or ``"drop"``, as for `Target`; by default as in the fit.
+            seed: fixes the draws.
+
+        Raises:
+            InputError: a column of the fit is missing, or a cell isn't a number.
+
+        >>> from whichkl import fit
+        >>> scores = fit(Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=2)).score([[0.0, 0.0], [5.0, 0.1]])
+        >>> scores.rank.tolist(), scores.top(1)[0].drivers[0].column
+        ([1.0, 0.0], 'x1')
+        """
+        return score(self, samples, top, seed, missing)
+
+    @plain_modes()
     def linear_response(
         self, columns: Sequence[int | str] | None = None, *, target: Target | None = None
     ) -> Float[Tensor, "k d"]:
@@ -267,6 +300,8 @@ class Fit(HTML):
             "support": self.bijection.describe(),
             "seed": self.seed,
             "summary": self.summary().to_dict() if len(self.summary().rows) <= _MAX_SAVED_ROWS else None,
+            **({"context_names": list(self.context_names)} if self.context_names else {}),
+            **({} if self.reading.is_default else {"reading": asdict(self.reading)}),
         }
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from whichkl._checks import LARGEST, InputError, TargetError, cannot, check_scales
+from whichkl._checks import LARGEST, InputError, RowError, TargetError, cannot, check_scales
 from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
 from whichkl.diagnostics import JudgedFit, Judgement, carried, stride_of
@@ -28,6 +28,7 @@ from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
+from whichkl.samples.table import place_of
 from whichkl.solvers import Solution, Solver, solver_for
 from whichkl.solvers.resolve import Curve, resolve
 from whichkl.solvers.work import QUIET, Work
@@ -43,6 +44,9 @@ _MAX_HELD_MODES = 20
 """How many modes a model that is no Gaussian and no mixture may hold: as many as a mode search names."""
 
 _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread over it, and this objective reads none"
+_UNSEEN_LABEL = (
+    "a label of a held-out row is in no other row, so the value is infinite: use Product(smoothing=1.0), or drop such rows"
+)
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
@@ -97,7 +101,7 @@ def fit(
     given = Target.of(target)
     named = None if family is None else family_of(family)
     _check_pairs(given, named)
-    family = default_family(given) if named is None else named
+    family = with_categories(given, default_family(given) if named is None else named)
     log = None if journal is None else Journal.of(journal, _identity(given, family, objective, solver, seed), given.evaluations)
     work = Work(workers_of(cluster), tell or QUIET.tell, log, given.evaluations)
     p = given.noting_repeats() if judge else given
@@ -109,6 +113,16 @@ def fit(
     if log is not None:
         log.clear()
     return done.judged(given, judgement, seed)
+
+
+def with_categories(target: Target, family: Family) -> Family:
+    """Have a family model the categories of a target, and refuse categories in x, which families take as numbers."""
+    labels = target.reading.categories
+    if in_x := [name for name in target.context_names if name in labels]:
+        because = f"column `{in_x[0]}` of x holds categories, whose codes aren't numbers"
+        raise InputError(cannot(f"fit `{family}`", because, "Drop that column, or give a column of 0 and 1 per label"))
+    counts = [len(labels[name]) if name in labels else None for name in target.names]
+    return family.with_categories(counts, target.names) if labels else family
 
 
 def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int, work: Work) -> tuple[Solved, Judgement]:
@@ -182,17 +196,22 @@ class Solved:
 
     def judged(self, target: Target, judgement: Judgement, seed: int) -> Fit:
         """Return the fit with its judgement."""
+        d, value = judgement.diagnostics, judgement.value
+        is_label_unseen = bool(target.reading.categories) and value.value == math.inf
+        d = replace(d, notes=(*target.notes, *d.notes, *[_UNSEEN_LABEL] * is_label_unseen))
         return Fit(
             model=self.model,
             family=self.family,
             objective=self.objective,
             solver=self.solver.name,
             advice=self.advice,
-            value=judgement.value,
+            value=value,
             status=judgement.status,
             findings=judgement.findings,
-            diagnostics=judgement.diagnostics,
+            diagnostics=d,
             names=target.names,
+            context_names=target.context_names,
+            reading=target.reading,
             bijection=target.bijection if self.family.carried else Bijection(None, target.dim),
             seed=seed,
             target=target,
@@ -225,7 +244,10 @@ def solve(
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)
     if free.samples is not None:
-        family.check_samples(free.samples, p.names)
+        try:
+            family.check_samples(free.samples, p.names)
+        except RowError as error:
+            raise error.at(place_of(p.table, [error.row])) from error
     if p.device.type == "cpu":
         check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
     is_judged = judged and chosen.direction != "reverse"

@@ -18,6 +18,7 @@ from whichkl.families.family import check_parameters
 from whichkl.files.saving import Saved
 from whichkl.fitting.summary import Summary
 from whichkl.objectives import objective_of
+from whichkl.samples import Reading
 from whichkl.solvers import Optimum
 from whichkl.targets.supports import Bijection
 
@@ -61,6 +62,8 @@ class FitFields(RequiredFields, total=False):
     """What `fit.json` holds; older versions have no further fields."""
 
     summary: Summary | None
+    context_names: tuple[str, ...]
+    reading: Reading
 
 
 def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -100,6 +103,8 @@ def rebuilt(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) ->
         "bijection": bijection,
         "seed": fields["seed"],
         "saved_summary": fields.get("summary"),
+        "context_names": fields.get("context_names", ()),
+        "reading": fields.get("reading", Reading()),
     }
 
 

@@ -241,7 +241,8 @@ def _around(z: Tensor, n: int, known: Tensor) -> Tensor:
 
 
 def ranks_of(values: np.ndarray) -> np.ndarray:
-    """Return the ranks from 1 on; equal values share the mean of theirs. (`scipy.stats` takes half a second to import.)"""
+    """Return the ranks from 1 on; equal values share the mean of theirs."""
+    # `scipy.stats.rankdata` does the same, but that module takes half a second to import, in everybody's first fit.
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     last = count.cumsum()
     ranks: np.ndarray = (last - (count - 1) / 2)[place]

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor
-
 from whichkl._checks import require
 from whichkl.process.memory import check_memory
-from whichkl.samples.columns import check_names, check_types, floats, rows_from
-from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp, unreadable
+from whichkl.samples.columns import check_names
+from whichkl.samples.faults import unreadable
+from whichkl.samples.reading import Reading
+from whichkl.samples.shard import Shard, decoding, refuse_broken, refuse_damaged, stamp
+from whichkl.samples.table_part import TablePart, refuse_types
 
+_ALL_ROWS = 2**62
 _MAGIC_BYTES = 8
 """Bytes before the first message: ARROW1 and two of padding."""
 _RECORD_BATCH_FIELD = 2
@@ -34,28 +35,24 @@ class BatchSize(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ArrowPart(FilePart):
+class ArrowPart(TablePart):
     """Consecutive record batches of an Arrow file; a worker holds one at a time, so that the largest bounds its memory."""
 
-    batches: tuple[int, int]
+    batch_numbers: tuple[int, int]
     """The first one, and the one after the last."""
 
     @property
     def label(self) -> str:
         """The file and its record batches."""
-        first, end = self.batches
+        first, end = self.batch_numbers
         which = f"record batch {first}" if end == first + 1 else f"record batches {first} to {end - 1}"
         return f"`{self.path}`, {which}"
 
-    def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
+    def batches(self, names: Sequence[str]) -> Iterator[Any]:
         """Map the file again for every batch, so that pages that have been read are released."""
-        step = block_rows(len(self.names))
-        for number in range(*self.batches):
+        for number in range(*self.batch_numbers):
             with decoding(self.path, partial(refuse_damaged, self.path, f"record batch {number}")):
-                batch = self._batch(number)
-                for start in range(0, len(batch), step):
-                    rows = batch.slice(start, step)
-                    yield rows_from([floats(column) for column in rows.columns], 0, len(rows))
+                yield self._batch(number)
 
     def _batch(self, number: int) -> Any:
         with require("pyarrow", "app").memory_map(self.path) as pages:
@@ -64,7 +61,7 @@ class ArrowPart(FilePart):
             return batch
 
 
-def open_arrow(path: str) -> Shard:
+def open_arrow(path: str, reading: Reading) -> Shard:
     """Read an Arrow file's schema, and the sizes of its record batches."""
     arrow, ipc = require("pyarrow", "app"), require("pyarrow.ipc", "app")
     with decoding(path, partial(refuse_broken, path, os.path.splitext(path)[1][1:].lower())), arrow.memory_map(path) as pages:
@@ -78,20 +75,22 @@ def open_arrow(path: str) -> Shard:
             raise ValueError(f"its footer states {reader.num_record_batches:,} record batches, and it holds {len(sizes):,}")
     check_names(path, names)
     counts = tuple(one.rows for one in sizes)
-    if any(counts):
-        check_types(path, names, schema.types)
     most = max((one.decompressed for one in sizes), default=0)
     check_memory(most, f"read `{path}`", "Write it in smaller record batches: one is decompressed as a whole")
+    all_names, names = names, reading.chosen(names, f"`{path}`")
+    kinds = [schema.field(name).type for name in names]
     where = (*stamp(path), names)
-    return Shard(*where, tuple(str(kind) for kind in schema.types), sum(counts), partial(_cut, where, counts))
+    cut = partial(_cut, where, counts, reading=reading)
+    refuse_types(next(iter(cut(_ALL_ROWS)), None), kinds)
+    return Shard(*where, tuple(str(kind) for kind in kinds), sum(counts), cut, reading=reading, all_names=all_names)
 
 
-def _cut(where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int) -> list[ArrowPart]:
+def _cut(where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int, reading: Reading) -> list[ArrowPart]:
     """Join record batches to parts of about this many rows."""
     total = sum(counts)
     step = max(1, rows * len(counts) // max(1, total))
     cuts = [(i, min(i + step, len(counts))) for i in range(0, len(counts) if total else 0, step)]
-    return [ArrowPart(*where, sum(counts[slice(*cut)]), cut) for cut in cuts]
+    return [ArrowPart(*where, sum(counts[slice(*cut)]), sum(counts[: cut[0]]), cut, reading=reading) for cut in cuts]
 
 
 def _batch_sizes(pages: Any) -> Iterator[BatchSize]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whichkl._checks import require
 from whichkl.arrays import check_whole
-from whichkl.samples.shard import unreadable
+from whichkl.samples.faults import unreadable
 
 _MAX_COLUMNS = 2**17
 """Largest number of columns of a table: each costs its reader up to 10 kB, whatever it holds. A matrix in NPY costs nothing."""
@@ -51,13 +51,6 @@ def is_number(kind: Any) -> bool:
         or types.is_decimal(kind)
         or types.is_null(kind)
     )
-
-
-def check_types(file: str | os.PathLike[str], names: Sequence[str], kinds: Sequence[Any]) -> None:
-    """Refuse columns of Arrow types that aren't numbers."""
-    for name, kind in zip(names, kinds, strict=True):
-        if not is_number(kind):
-            raise unreadable(file, f"column `{name}` holds {kind}, not numbers", "Drop or encode that column")
 
 
 _PLAIN = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float", "double", "halffloat"}

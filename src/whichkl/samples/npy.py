@@ -16,7 +16,9 @@ from torch import Tensor
 from whichkl._checks import InputError
 from whichkl.arrays import check_whole, default_names
 from whichkl.process.lock import without_warnings
-from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp, unreadable
+from whichkl.samples.faults import Faults, unreadable
+from whichkl.samples.reading import Reading, select
+from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, stamp
 
 _BLOCKS_PER_MAP = 16
 _MAX_COLUMNS = 2**22
@@ -42,7 +44,6 @@ class Header(NamedTuple):
 class NpyPart(FilePart):
     """Consecutive rows of an NPY file."""
 
-    start: int
     stop: int
     header: Header
 
@@ -51,13 +52,9 @@ class NpyPart(FilePart):
         """The file and its rows."""
         return f"`{self.path}`, rows {self.start:,} to {self.stop - 1:,}"
 
-    def place(self, row: int) -> str:
-        """Name the row of the file."""
-        return f"row {self.start + row:,} of `{self.path}`"
-
     def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
         """Map the file again every few blocks, so that pages that have been read are released."""
-        step = block_rows(len(self.names))
+        step = block_rows(self.header.shape[1])
         for first in range(self.start, self.stop, _BLOCKS_PER_MAP * step):
             with decoding(self.path, partial(_refuse, self.path)):
                 values = self.header.mapped(self.path)[first : min(first + _BLOCKS_PER_MAP * step, self.stop)]
@@ -65,24 +62,36 @@ class NpyPart(FilePart):
                 with np.errstate(all="ignore"):  # what is wider than float64 becomes infinite, which is refused later
                     check_whole(values[start : start + step], "samples")
                     block = np.array(values[start : start + step], dtype=np.float64, order="C")
-                yield torch.from_numpy(block)
+                yield select(torch.from_numpy(block), default_names(self.header.shape[1]), self.names)
+
+    def faults(self) -> Faults:
+        """Examine all cells."""
+        faults, start = Faults("row", self.reading.missing == "drop"), self.start
+        for x in self.decoded():
+            faults.add_matrix(x, self.names, start)
+            start += len(x)
+        return faults
 
 
-def open_npy(path: str) -> Shard:
+def open_npy(path: str, reading: Reading) -> Shard:
     """Read an NPY file's header; the shape (n,) is read as (n, 1)."""
     with decoding(path, partial(_refuse, path)), open(path, "rb") as file:
         header = _header(path, file)
     names = default_names(header.shape[1])
     if not names:
         raise unreadable(path, "it has no columns", "Write at least one column of numbers")
+    if reading.categories:
+        raise unreadable(path, "its columns hold numbers, and categories are labels", "Leave `categories` out")
+    all_names, names = names, reading.chosen(names, f"`{path}`")
     where = (*stamp(path), names)
-    return Shard(*where, (str(header.dtype),) * len(names), header.shape[0], partial(_cut, where, header))
+    kinds, cut = (str(header.dtype),) * len(names), partial(_cut, where, header, reading=reading)
+    return Shard(*where, kinds, header.shape[0], cut, reading=reading, all_names=all_names)
 
 
-def _cut(where: tuple[str, int, int, tuple[str, ...]], header: Header, rows: int) -> list[NpyPart]:
+def _cut(where: tuple[str, int, int, tuple[str, ...]], header: Header, rows: int, reading: Reading) -> list[NpyPart]:
     count = header.shape[0]
     cuts = [(i, min(i + rows, count)) for i in range(0, count, rows)]
-    return [NpyPart(*where, stop - start, start, stop, header) for start, stop in cuts]
+    return [NpyPart(*where, stop - start, start, stop, header, reading=reading) for start, stop in cuts]
 
 
 def _refuse(path: str, reason: str) -> InputError:

@@ -7,7 +7,6 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,17 @@ from whichkl._checks import InputError, cannot
 from whichkl.process.memory import check_memory
 from whichkl.samples.arrow import open_arrow
 from whichkl.samples.csv import open_csv
+from whichkl.samples.faults import unreadable
 from whichkl.samples.loader import Loaded
 from whichkl.samples.npy import open_npy
 from whichkl.samples.parquet import open_parquet
-from whichkl.samples.shard import FilePart, Shard, unreadable
-from whichkl.samples.stream import PART, Stream
+from whichkl.samples.reading import Reading
+from whichkl.samples.shard import FilePart, Shard
+from whichkl.samples.stream import PART, Block, Stream
+from whichkl.samples.table import Table
+from whichkl.samples.table_part import labelled
 
-_OPENERS: dict[str, Callable[[str], Shard]] = {
+_OPENERS: dict[str, Callable[[str, Reading], Shard]] = {
     ".csv": open_csv,
     ".parquet": open_parquet,
     ".arrow": open_arrow,
@@ -42,15 +45,10 @@ _PARTS = 1_024
 """Number of parts of a stream, where that makes them neither smaller than `PART` rows nor larger than `_MAX_ROWS_PER_PART`."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """The content of a sample file: float64 values (n, d) and d column names."""
-
-    values: np.ndarray
-    names: tuple[str, ...]
+_PLAIN = Reading()
 
 
-def read_samples(path: str | os.PathLike[str]) -> Table:
+def read_samples(path: str | os.PathLike[str], reading: Reading = _PLAIN) -> Table:
     """Read a file of samples, one row a draw; its suffix names the format.
 
     A CSV whose first line is all numbers has no header, and its columns are called x1, x2, …
@@ -60,15 +58,16 @@ def read_samples(path: str | os.PathLike[str]) -> Table:
             message names the file, the line and the column.
         ResourceError: its values need more memory than is free.
     """
-    return _table_of(_open_file(path))
+    return _table_of(_open_all([path], reading)[0])
 
 
-def open_samples(obj: Any, *, is_whole: bool = False) -> Table | Stream | None:
+def open_samples(obj: Any, *, is_whole: bool = False, reading: Reading = _PLAIN) -> Table | Stream | None:
     """Open what `obj` names: a table for one file below `IN_MEMORY` bytes, else a stream; None where it's something else.
 
     Args:
         obj: a path, a list of paths, a DataLoader, a Dataset, a stream, or anything else.
         is_whole: whether to read a single file of any size into memory.
+        reading: how tables are read.
 
     Raises:
         InputError: a file can't be read, or files don't fit together.
@@ -77,18 +76,21 @@ def open_samples(obj: Any, *, is_whole: bool = False) -> Table | Stream | None:
     if not _is_named(obj):
         return None
     if isinstance(obj, (str, os.PathLike)) and not os.path.isdir(obj):
-        shard = _open_file(obj)
+        (shard,) = _open_all([obj], reading)
         if is_whole or max(shard.size, shard.bytes_in_memory) < IN_MEMORY:
             return _table_of(shard)
-    return open_stream(obj)
+    return open_stream(obj, reading)
 
 
-def open_stream(obj: Any) -> Stream:
+def open_stream(obj: Any, reading: Reading = _PLAIN) -> Stream:
     """Open a sample file, a folder of them, a list of paths, a DataLoader or a Dataset as a stream.
 
     Raises:
         InputError: it is none of these, or can't be read.
     """
+    if isinstance(obj, (Stream, DataLoader, Dataset)) and not reading.is_default:
+        because = f"a `{type(obj).__name__}` gives rows of numbers"
+        raise InputError(cannot("choose how columns are read", because, "Leave these arguments out, or give a file or DataFrame"))
     if isinstance(obj, Stream):
         return obj
     if not _is_named(obj):
@@ -97,8 +99,8 @@ def open_stream(obj: Any) -> Stream:
     if isinstance(obj, (DataLoader, Dataset)):
         return Loaded(obj)
     if isinstance(obj, list):
-        return Shards(obj)
-    return Shards(_files_in(obj) if os.path.isdir(obj) else [obj])
+        return Shards(obj, reading)
+    return Shards(_files_in(obj) if os.path.isdir(obj) else [obj], reading)
 
 
 def _is_named(obj: Any) -> bool:
@@ -109,19 +111,23 @@ def _is_named(obj: Any) -> bool:
 def _table_of(shard: Shard) -> Table:
     """Read all rows of an open file into memory."""
     check_memory(2 * shard.bytes_in_memory, f"read `{shard.path}` into memory", "Give a part of it")
-    blocks: Iterable[np.ndarray] = (x.numpy() for part in shard.parts(_ALL_ROWS) for x in part.rows())
-    rows = shard.rows
-    if rows is None:  # then all blocks are in memory at once
+    part, reading = next(iter(shard.parts(_ALL_ROWS)), None), shard.reading
+    blocks: Iterable[Block] = () if part is None else part.blocks()
+    rows, start, left_out, numbers = shard.rows, 0, 0, []
+    if rows is None or reading.missing == "drop":  # then all blocks are in memory at once
         blocks = list(blocks)
         rows = sum(map(len, blocks))
-    values, start = np.empty((rows, len(shard.names))), 0
+    values = np.empty((rows, len(shard.names)))
     for block in blocks:
-        values[start : start + len(block)] = block
+        values[start : start + len(block)] = block.x.numpy()
+        first = start + left_out
+        numbers.append(np.arange(first, first + len(block)) if block.numbers is None else block.numbers.numpy())
+        left_out += block.left_out
         start += len(block)
     if values.size == 0:
-        because = f"it holds {values.shape[0]} rows and {values.shape[1]} columns"
+        because = f"it holds {rows} rows and {len(shard.names)} columns" + " without missing cells" * (left_out > 0)
         raise unreadable(shard.path, because, "Write at least one row of numbers")
-    return Table(values, shard.names)
+    return Table(values, shard.names, reading, left_out, part, np.concatenate(numbers) if left_out else None)
 
 
 class Shards(Stream):
@@ -129,12 +135,13 @@ class Shards(Stream):
 
     Args:
         paths: the files.
+        reading: how they are read. To find labels, and to count the rows that are left out, takes one pass over the files each.
 
     Raises:
         InputError: a file is missing, broken, or has other columns than the first one, or they all are empty.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], reading: Reading = _PLAIN) -> None:
         files = [Path(os.path.abspath(path)) for path in paths]
         if not files:
             raise InputError(cannot("read this list of files", "it is empty", "Give at least one path"))
@@ -145,20 +152,29 @@ class Shards(Stream):
         if len(kinds) > 1:
             (_, a), (_, b), *_ = kinds.items()
             raise InputError(cannot("read these files together", f"`{a}` and `{b}` differ in format", "Give files of one format"))
-        with ThreadPoolExecutor(min(8, len(files))) as pool:  # a folder may be on a disk far away
-            self.shards = tuple(pool.map(_open_file, files))
+        self.shards = _open_all(files, reading)
         full = [shard for shard in self.shards if shard.rows != 0]
         if not full:
             because = f"`{files[0]}` holds no rows" if len(files) == 1 else f"none of the {len(files)} files holds a row"
             raise InputError(cannot("read these samples", because, "Write at least one row of numbers"))
         for shard in self.shards:
             _compare(full[0], shard)
-        self.names = full[0].names
+        self.names, self.reading = full[0].names, full[0].reading
+        used = set(self.names)
+        self.unused = tuple(name for name in full[0].all_names if name not in used)
+        """The columns of the files that aren't used."""
+
+    @cached_property
+    def left_out(self) -> int:
+        """The number of rows that are left out, since a cell is missing; to count them takes one pass over the files."""
+        if self.reading.missing != "drop":
+            return 0
+        return sum(block.left_out for part in self.parts for block in part.blocks())
 
     @cached_property
     def rows(self) -> int | None:
-        """The number of rows; None for CSV, which doesn't state it."""
-        counts = [shard.rows for shard in self.shards]
+        """The number of rows; None for CSV, which doesn't state it, and where rows with missing cells are left out."""
+        counts = [None if self.reading.missing == "drop" else shard.rows for shard in self.shards]
         return None if None in counts else sum(count for count in counts if count is not None)
 
     @cached_property
@@ -169,7 +185,7 @@ class Shards(Stream):
     @cached_property
     def parts(self) -> Sequence[FilePart]:
         """Every file's parts, one after another."""
-        most = min(_MAX_ROWS_PER_PART, max(PART, (self.rows or 0) // _PARTS))
+        most = min(_MAX_ROWS_PER_PART, max(PART, sum(shard.rows or 0 for shard in self.shards) // _PARTS))
         return tuple(part for shard in self.shards for part in shard.parts(most))
 
 
@@ -211,9 +227,15 @@ def _compare(first: Shard, other: Shard) -> None:
     raise InputError(cannot("read these files together", because, f"Write them with the same {what}"))
 
 
-def _open_file(path: str | os.PathLike[str]) -> Shard:
-    """Read a file's metadata, or its first lines."""
-    return _OPENERS[_check_file(Path(path))](os.path.abspath(path))
+def _open_all(paths: Sequence[str | os.PathLike[str]], reading: Reading) -> tuple[Shard, ...]:
+    """Read the metadata of files, or their first lines; find the labels of categories in all of them."""
+    files = [(_OPENERS[_check_file(Path(path))], os.path.abspath(path)) for path in paths]
+    with ThreadPoolExecutor(min(8, len(files))) as pool:  # a folder may be on a disk far away
+        shards = tuple(pool.map(lambda one: one[0](one[1], reading), files))
+    if reading.needs_labels:
+        parts: Any = [part for shard in shards for part in shard.parts(_ALL_ROWS)]
+        return _open_all(paths, labelled(reading, parts))
+    return shards
 
 
 def _check_file(file: Path) -> str:

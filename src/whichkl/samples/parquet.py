@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from whichkl._checks import InputError, require
-from whichkl.samples.columns import check_columns, check_names, check_types, is_plain, rows_of
-from whichkl.samples.shard import FilePart, Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
+from whichkl.samples.columns import check_columns, check_names, is_plain
+from whichkl.samples.reading import Reading
+from whichkl.samples.shard import Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
+from whichkl.samples.table_part import TablePart, refuse_types
 
+_PLAIN_READING = Reading()
 _MIN_BUFFER, _MAX_BUFFER = 4_096, 65_536
 """Bounds of the bytes that are read at once of each column."""
 _ALL_BUFFERS = 2**28
@@ -22,7 +22,7 @@ _ALL_BUFFERS = 2**28
 
 
 @dataclass(frozen=True)
-class ParquetPart(FilePart):
+class ParquetPart(TablePart):
     """Consecutive row groups of a Parquet file."""
 
     groups: tuple[int, int]
@@ -35,23 +35,14 @@ class ParquetPart(FilePart):
         which = f"row group {first}" if end == first + 1 else f"row groups {first} to {end - 1}"
         return f"`{self.path}`, {which}"
 
-    def place(self, row: int) -> str:
-        """Name the row group, and the row in it."""
-        footer = _footer(self.path, self.size, self.changed)
-        for group in range(*self.groups):
-            rows = footer.row_group(group).num_rows
-            if row < rows:
-                return f"row {row:,} of row group {group} of `{self.path}`"
-            row -= rows
-        return self.label
-
-    def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
+    def batches(self, names: Sequence[str]) -> Iterator[Any]:
         """Decode the row groups, one thread for all columns: others work on other parts."""
-        step = block_rows(len(self.names))
+        options: dict[str, Any] = {"batch_size": block_rows(len(names)), "row_groups": range(*self.groups)}
         try:
             with decoding(self.path, self._explain), self._open() as file:
-                for batch in file.iter_batches(batch_size=step, row_groups=range(*self.groups), use_threads=False):
-                    yield rows_of(batch)
+                if len(names) < file.metadata.num_columns:  # to look up very many names takes long
+                    options["columns"] = list(names)
+                yield from file.iter_batches(**options, use_threads=False)
         finally:
             require("pyarrow", "app").default_memory_pool().release_unused()
 
@@ -88,7 +79,7 @@ class ParquetPart(FilePart):
         return None
 
 
-def open_parquet(path: str) -> Shard:
+def open_parquet(path: str, reading: Reading) -> Shard:
     """Read a Parquet file's footer."""
     with decoding(path, partial(refuse_broken, path, "parquet")):
         footer = require("pyarrow.parquet", "app").read_metadata(path)
@@ -97,13 +88,17 @@ def open_parquet(path: str) -> Shard:
         names, counts = tuple(schema.names), tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         _check_footer(footer, schema, counts)
     check_names(path, names)
-    if footer.num_rows:
-        check_types(path, names, schema.types)
+    all_names, names = names, reading.chosen(names, f"`{path}`")
+    kinds = [schema.field(name).type for name in names]
     where = (*stamp(path), names)
-    return Shard(*where, tuple(str(kind) for kind in schema.types), footer.num_rows, partial(_cut, where, counts))
+    cut = partial(_cut, where, counts, reading=reading)
+    refuse_types(next(iter(cut(footer.num_rows)), None), kinds)
+    return Shard(*where, tuple(str(kind) for kind in kinds), footer.num_rows, cut, reading=reading, all_names=all_names)
 
 
-def _cut(where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int) -> list[ParquetPart]:
+def _cut(
+    where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int, reading: Reading = _PLAIN_READING
+) -> list[ParquetPart]:
     """Join row groups to parts of at most this many rows; a larger row group is a part of its own."""
     found, first, have = [], 0, 0
     for group, count in enumerate(counts):
@@ -113,7 +108,7 @@ def _cut(where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], ro
         have += count
     if have:
         found.append((first, len(counts)))
-    return [ParquetPart(*where, sum(counts[slice(*groups)]), groups) for groups in found]
+    return [ParquetPart(*where, sum(counts[slice(*one)]), sum(counts[: one[0]]), one, reading=reading) for one in found]
 
 
 def _check_footer(footer: Any, schema: Any, counts: Sequence[int]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, ResourceError, WhichklError, cannot
+from whichkl.samples.faults import Faults, unreadable
+from whichkl.samples.reading import Reading, whole_rows
 from whichkl.samples.stream import Block, Part
 
 _MAX_ROWS_PER_BLOCK = 32_768
@@ -43,12 +47,22 @@ class FilePart(Part):
     changed: int
     """Time of the last change in nanoseconds; it identifies data, and isn't checked, since copies on other machines differ."""
     names: tuple[str, ...]
+    """The columns that are used."""
     count: int | None
     """The number of its rows, where the file's metadata state it."""
+    start: int
+    """The number of its first row in the file, from 0."""
+    reading: Reading = field(default=Reading(), kw_only=True)
+    unit: ClassVar[str] = "row"
+    """What `numbers` counts."""
 
     @abstractmethod
     def decoded(self) -> Iterator[Float[Tensor, "m d"]]:
-        """Decode its rows in order, in float64, `block_rows` at once, into new memory."""
+        """Decode its rows in order, in float64, `block_rows` at once, into new memory; a missing cell is NaN."""
+
+    @abstractmethod
+    def faults(self) -> Faults:
+        """Count the cells of each column that can't be used."""
 
     def rows(self) -> Iterator[Float[Tensor, "m d"]]:
         """Read its rows, and refuse a part with another number of rows than the file's metadata state."""
@@ -61,22 +75,36 @@ class FilePart(Part):
             yield x
         if self.count is not None and found != self.count:
             held = f"more than {self.count:,}" if found > self.count else f"only {found:,}"
-            raise unreadable(self.path, f"{self.label} holds {held} rows, and its metadata state {self.count:,}", _REWRITE)
+            raise unreadable(self.path, f"{self.label} holds {held} rows, and its metadata state {self.count:,}", REWRITE)
+
+    def numbers(self) -> Iterator[int]:
+        """Yield the number of each row, as messages and scores give it: from 0 in the file; the line of a text file."""
+        return itertools.count(self.start)
 
     def place(self, row: int) -> str:
         """Return where the row of this number in this part is in the file, for messages."""
-        return f"row {row:,} of {self.label}"
+        return f"row {self.start + row:,} of `{self.path}`"
+
+    def numbered(self) -> Iterator[tuple[Block, np.ndarray]]:
+        """Yield its blocks, each with the numbers of its rows as `numbers` gives them."""
+        numbers, start = self.numbers(), 0
+        for block in self.blocks():
+            count = len(block) + block.left_out
+            of_block = np.fromiter(itertools.islice(numbers, count), np.int64, count)
+            yield block, of_block if block.numbers is None else of_block[block.numbers.numpy() - start]
+            start += count
 
     def blocks(self) -> Iterator[Block]:
-        """Read its rows, and refuse those with a value that isn't finite."""
+        """Read its rows; refuse a cell that isn't finite, and leave out rows with a missing cell if that was chosen."""
         start, weights = 0, torch.ones(_MAX_ROWS_PER_BLOCK, dtype=torch.float64, device="cpu")
         for x in self.rows():
-            total = x.sum(0)
+            total, numbers, left_out = x.sum(0), None, len(x)
             if not math.isfinite(total.sum().item()):  # a sum can also overflow, so look closely
-                self._refuse(x, start)
-            start += len(x)
+                x, numbers = self._repaired(x, start)
+                total = x.sum(0)
+            start, left_out = start + left_out, left_out - len(x)
             w = weights[: len(x)] if len(x) <= _MAX_ROWS_PER_BLOCK else torch.ones(len(x), dtype=torch.float64, device="cpu")
-            yield Block(x, w, fresh=True, total=total)
+            yield Block(x, w, fresh=True, total=total, numbers=numbers, left_out=left_out)
 
     def _check_file(self) -> None:
         try:
@@ -89,14 +117,15 @@ class FilePart(Part):
             because = f"it has {size:,} bytes now, and had {self.size:,} when it was opened"
             raise unreadable(self.path, because, "Leave the files alone until the fit is done")
 
-    def _refuse(self, x: Float[Tensor, "m d"], start: int) -> None:
-        bad = (~x.isfinite()).nonzero()
-        if len(bad) == 0:
-            return
-        row, column = (int(i) for i in bad[0])
-        found = "missing or NaN" if bool(x[row, column].isnan()) else "infinite"
-        because = f"column `{self.names[column]}` is {found} in {self.place(start + row)} (rows count from 0)"
-        raise InputError(cannot("use these samples", because, "Drop or repair such rows first"))
+    def _repaired(self, x: Float[Tensor, "m d"], start: int) -> tuple[Float[Tensor, "k d"], Int[Tensor, " k"] | None]:
+        """Return the rows that are kept, and their numbers in this part if some are left out."""
+        numbers = None
+        if self.reading.missing == "drop":
+            is_whole = whole_rows(x)
+            x, numbers = x[is_whole], start + is_whole.nonzero()[:, 0]
+        if not bool(x.isfinite().all()):
+            raise self.faults().error(self.label)
+        return x, numbers
 
 
 @dataclass(frozen=True)
@@ -120,6 +149,9 @@ class Shard:
     types: tuple[str, ...]
     rows: int | None
     parts: Callable[[int], Sequence[FilePart]] = field(repr=False)
+    reading: Reading = field(default=Reading(), kw_only=True)
+    all_names: tuple[str, ...] = field(default=(), kw_only=True)
+    """All columns of the file, also those that aren't used."""
 
     @property
     def bytes_in_memory(self) -> int:
@@ -153,12 +185,7 @@ def decoding(path: str, refusal: Callable[[str], InputError]) -> Iterator[None]:
         raise refusal(f"{' '.join(str(error).split())[:200]}") from error
 
 
-_REWRITE = "Write it again; a copy may have been damaged"
-
-
-def unreadable(path: Any, because: str, instead: str) -> InputError:
-    """Return the error for a file that can't be read."""
-    return InputError(cannot(f"read `{path}`", because, instead))
+REWRITE = "Write it again; a copy may have been damaged"
 
 
 def refuse_broken(path: str, kind: str, reason: str) -> InputError:
@@ -168,4 +195,4 @@ def refuse_broken(path: str, kind: str, reason: str) -> InputError:
 
 def refuse_damaged(path: str, place: str, reason: str) -> InputError:
     """Return the error for a file that is broken in one place."""
-    return unreadable(path, f"{place} is broken ({reason})", _REWRITE)
+    return unreadable(path, f"{place} is broken ({reason})", REWRITE)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl.printable import brief
+from whichkl.samples.reading import Reading
 
 BLOCK = 16_384
 """Rows that are processed at once: few enough for the processor's cache, many enough for its matrix units."""
@@ -39,6 +40,10 @@ class Block:
     """Log p of the rows, where a solver reads both."""
     keys: Int[Tensor, " m"] | None = None
     """Numbers that equal rows share, where equal rows must be held out together."""
+    numbers: Int[Tensor, " m"] | None = None
+    """The numbers of its rows within their part, where some rows are left out."""
+    left_out: int = 0
+    """The number of rows that are left out, since a cell was missing."""
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -62,6 +67,10 @@ class Part(ABC):
     def label(self) -> str:
         """The source of its rows for messages, such as ``"`a.parquet`, row group 3"``."""
 
+    def place(self, row: int) -> str:
+        """Return where the row of this number in this part is, for messages; rows count from 0."""
+        return f"row {row:,} of {self.label}"
+
     @abstractmethod
     def blocks(self) -> Iterator[Block]:
         """Read its rows in order, in blocks of some ten thousand rows, in floating point and finite; the same each time.
@@ -78,6 +87,14 @@ class Stream(ABC):
     """The d column names."""
     context_names: tuple[str, ...] = ()
     """The c names of what the rows are conditioned on; none where its blocks have no context."""
+
+    reading: Reading = Reading()
+    """How it is read, with the labels of its categories."""
+
+    @property
+    def left_out(self) -> int:
+        """The number of rows that are left out, since a cell is missing."""
+        return 0
 
     @property
     @abstractmethod

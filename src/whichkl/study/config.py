@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,6 +24,7 @@ from whichkl.targets import Target
 from whichkl.user_code import call_user, load_function, looks_like_code
 
 _FUNCTIONS = ("log_prob", "sampler", "score", "energy")
+_READING = ("columns", "drop", "missing", "thousands", "categories")
 _MAX_MISTAKES = 20
 """Largest number of mistakes that one message names."""
 _PROBLEMS = tuple(name for name in problems.__all__ if name[0].islower() and name != "named")
@@ -75,7 +76,12 @@ class TargetConfig(_Strict):
     score: str | None = None
     energy: str | None = None
     dim: _Count | None = None
-    support: str | None = None
+    support: str | dict[str, str] | None = None
+    columns: list[str] | None = None
+    drop: list[str] = Field(default_factory=list)
+    missing: Literal["refuse", "drop"] = "refuse"
+    thousands: str | None = None
+    categories: list[str] = Field(default_factory=list)
     normalized: bool = False
     chains: _Count | None = None
     given: list[str] | None = None
@@ -163,7 +169,7 @@ def _target(config: TargetConfig, folder: Path, codes: dict[str, str]) -> tuple[
         samples = _path(samples, folder) if isinstance(samples, str) else [_path(one, folder) for one in samples]
     functions = {name: getattr(config, name) for name in _FUNCTIONS if getattr(config, name) is not None}
     called = {name: _function(place, folder, codes) for name, place in functions.items()}
-    asked = config.model_dump(include={"dim", "support", "normalized", "chains", "given", "batched"})
+    asked = config.model_dump(include={"dim", "support", "normalized", "chains", "given", "batched", *_READING})
     target = Target(samples=samples, **asked, **called)
     shown = [config.samples if isinstance(config.samples, str) else f"{len(config.samples)} files"] if config.samples else []
     return target, ", ".join([*shown, *functions.values()])

@@ -19,6 +19,7 @@ from whichkl.distillation.classifier import DistillationTarget, Student, student
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.families import Family, family_of
 from whichkl.families.named import named_families
+from whichkl.fitting.run import with_categories
 from whichkl.objectives import Objective, objective_of
 from whichkl.process.memory import check_memory
 from whichkl.solvers.rows.rows import rows_of
@@ -128,8 +129,9 @@ def plan_of(
     codes: dict[str, str] | None = None,
 ) -> Plan:
     """Resolve names, and refuse what can't be compared."""
-    p = in_memory(Target.of(target)).noting_repeats()
-    chosen = _families(p, families)
+    given = Target.of(target)
+    p = in_memory(given).noting_repeats()
+    chosen = tuple(with_categories(given, one) for one in _families(given, families))
     wanted = _objectives(p, chosen[0], objectives)
     measures, own = _metrics(metrics)
     if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0.01 <= held_out <= 0.9:

@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, cannot
 from whichkl.adapters import MODEL_ADAPTERS, Model
+from whichkl.adapters.pairs import paired
 from whichkl.distributions import distribution_log_prob, widened
 from whichkl.process.seeds import seeded
 from whichkl.samples import Stream
+from whichkl.targets.calling import Function
 from whichkl.targets.supports import support_of
 
 _SAMPLES = (Stream, DataLoader, Dataset, str, os.PathLike, Tensor, np.ndarray, list, tuple)
@@ -111,3 +113,20 @@ class NegativeEnergy:
         weight = next((one for one in every if one.is_floating_point()), x)
         value = -self.energy(x.to(weight)).to(x)
         return value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
+
+
+def functions_of(
+    log_prob: Function | None, energy: Function | None, score: Function | bool | None, normalized: bool, batched: bool
+) -> tuple[Function | None, Function | None, bool]:
+    """Return log_prob, score and batched after `energy=` and `score=True` were read."""
+    if energy is not None:
+        if log_prob is not None or score is not None or normalized:
+            because = "an energy is the negative of log p, up to its own log Z"
+            raise InputError(cannot("use `energy=` with `log_prob=`, `score=` or `normalized=`", because, "Pass one of them"))
+        log_prob = NegativeEnergy(energy)
+    if score is not True:
+        return log_prob, None if score is False else score, batched
+    if log_prob is None:
+        because = "it means that `log_prob` returns value and gradient, and there is no `log_prob`"
+        raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))
+    return paired(log_prob, batched), None, True

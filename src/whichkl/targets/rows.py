@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from whichkl._checks import InputError, cannot, check_finite
-from whichkl.arrays import default_names, read_matrix, read_names, read_weights, widened
+from whichkl.arrays import default_names, read_matrix, read_names, read_weights, tensor_of, widened
 from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
-from whichkl.samples import Block, Loaded, Part, Stream, Table, open_samples
+from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
 from whichkl.samples.loader import LoaderPart
+from whichkl.samples.table import has_only_numbers, is_frame, place_of, read_array, read_frame
 from whichkl.targets.supports import Bijection
 
+_MAX_LABELS_SHOWN = 20
 _MAX_DIM = 1_000_000
 """Largest number of coordinates of a target without samples: even a factorised fit of this many takes 16 GB of memory."""
 
@@ -41,6 +43,9 @@ class _PairedPart(Part):
         for block in self.part.blocks():
             yield replace(block, x=block.x[:, list(self.y)], context=block.x[:, list(self.x)])
 
+    def place(self, row: int) -> str:
+        return self.part.place(row)
+
 
 class _Paired(Stream):
     """A stream of pairs (x, y): x are the columns of another stream that `given` names, y are its other columns."""
@@ -50,7 +55,7 @@ class _Paired(Stream):
             raise InputError(cannot("use `given=` here", "the samples are pairs (x, y) already", "Leave it out"))
         x, y = _columns_of(given, stream.names)
         self._stream, self._x, self._y = stream, tuple(x), tuple(y)
-        self.names = tuple(stream.names[i] for i in y)
+        self.names, self.reading = tuple(stream.names[i] for i in y), stream.reading
         self.context_names = tuple(stream.names[i] for i in x)
 
     @property
@@ -60,6 +65,10 @@ class _Paired(Stream):
     @property
     def rows(self) -> int | None:
         return self._stream.rows
+
+    @property
+    def left_out(self) -> int:
+        return self._stream.left_out
 
     @property
     def bytes_in_memory(self) -> int:
@@ -83,6 +92,29 @@ class Rows:
     """Whether y came as (n,), or as the only column besides `given=`: an event of no axes."""
     source: Any = None
     """The samples before they became a tensor; a DataFrame has names."""
+    table: Table | None = None
+    """The file, or the DataFrame or matrix of which some columns or rows were chosen, in memory."""
+
+    @property
+    def reading(self) -> Reading:
+        """How a table was read, with the labels of its categories."""
+        return self.table.reading if self.table is not None else Reading() if self.stream is None else self.stream.reading
+
+    @property
+    def left_out(self) -> int:
+        """The number of rows that were left out, since a cell is missing."""
+        return self.table.left_out if self.table is not None else 0 if self.stream is None else self.stream.left_out
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many rows were left out, if any, and the codes of the categories."""
+        of_all = "" if self.samples is None else f" of {self.left_out + len(self.samples):,}"
+        rows = (f"rows left out, since a cell is missing: {self.left_out:,}{of_all}",) if self.left_out else ()
+        return (*rows, *(_codes(name, labels) for name, labels in self.reading.categories.items()))
+
+    def place(self, rows: Sequence[int]) -> str:
+        """Return where rows are in what was read, for messages: lines of a text file, else rows from 0."""
+        return place_of(self.table, rows)
 
     def column_names(self, dim: int) -> tuple[str, ...]:
         """Return the names of the d columns that are modelled, default ones if there are none."""
@@ -108,11 +140,14 @@ class Rows:
         if x.numel() == 0:
             because = f"they are empty, shape {tuple(x.shape)}"
             raise InputError(cannot("use these samples", because, "Give at least one row"))
-        check_finite(x, names)
+        instead = "Drop or repair those rows first"
+        check_finite(
+            x, names, instead=instead if self.context is not None else f"{instead}, or pass `Target(samples=…, missing='drop')`"
+        )
         outside = ~bijection.contains(x)
         if bool(outside.any()):
-            where = ", ".join(str(int(i)) for i in outside.nonzero()[:5, 0])
-            because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first rows {where}"
+            where = self.place(outside.nonzero()[:5, 0].tolist())
+            because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first {where}"
             raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
 
     def weights(self, given: Any) -> Float[Tensor, " n"] | None:
@@ -121,14 +156,18 @@ class Rows:
             return None
         if self.samples is None:
             raise InputError(cannot("use `weights=`", "there are no samples to weight", "Pass `samples=`"))
+        kept = None if self.table is None else self.table.numbers
+        if kept is not None and np.ndim(given) == 1 and len(given) > kept[-1]:
+            given = tensor_of(given)[torch.from_numpy(kept)]
         return read_weights(given, self.samples)
 
     def chains(self, given: Any, weights: Tensor | None, device: torch.device) -> Tensor | None:
         """Bring `chains=` to the number of its chain per row."""
         if given is None:
             return None
-        if self.samples is None or weights is not None:
+        if self.samples is None or weights is not None or self.left_out:
             because = "there are no samples" if self.samples is None else "the samples are weighted"
+            because = "rows are left out, and the others are in no order of time" if self.left_out else because
             raise InputError(cannot("use `chains=`", because, "Pass `samples=` of equal weight"))
         return chain_ids(given, len(self.samples), device)
 
@@ -141,6 +180,7 @@ def read_rows(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     is_whole: bool,
+    reading: Reading,
 ) -> Rows:
     """Read samples: an array, a pair (x, y), a path, a loader or a stream.
 
@@ -151,10 +191,17 @@ def read_rows(
         dtype: of the tensors; by default that of the samples, or float64 where it can't hold their squares.
         device: of the tensors.
         is_whole: whether the rows are needed in memory.
+        reading: how a table is read.
     """
-    found = open_samples(samples, is_whole=is_whole)
+    if reading.categories and names is not None and not is_frame(samples):
+        raise InputError(cannot("use `names=` with `categories=`", "these are the names in the file", "Leave `names=` out"))
+    found = open_samples(samples, is_whole=is_whole, reading=reading)
+    found = _table_in_memory(samples, names, reading) if found is None else found
+    table = None
     if isinstance(found, Table):
-        samples, names = found.values, found.names if names is None else names
+        table = replace(found, values=np.empty((0, 0)))  # the tensor of the samples holds them
+        names = table.names if names is None or not table.is_from_file else names
+        samples = found.values
     x_names: Sequence[str] | None = None
     if given is not None and isinstance(found, Stream):
         found = _Paired(found, given)
@@ -178,7 +225,34 @@ def read_rows(
     y = y if dtype is not None else widened(y)
     context = None if x is None else read_matrix(x, dtype, device, "x")
     context_names = () if context is None else read_names(x_names, x, context.shape[1])
-    return Rows(y, context, None, y.shape[1], names, context_names, context is not None and np.ndim(samples) == 1, samples)
+    is_scalar = context is not None and np.ndim(samples) == 1
+    return Rows(y, context, None, y.shape[1], names, context_names, is_scalar, samples, table)
+
+
+def _codes(name: str, labels: Sequence[str]) -> str:
+    """Write the code of each label, or of the first ones.
+
+    >>> _codes("city", ["Lima", "Oslo"])
+    'the codes of `city` are 0 Lima, 1 Oslo'
+    """
+    shown = ", ".join(f"{code} {label[:40]}" for code, label in enumerate(labels[:_MAX_LABELS_SHOWN]))
+    return f"the codes of `{name}` are {shown}" + (", …" if len(labels) > _MAX_LABELS_SHOWN else "")
+
+
+def _table_in_memory(samples: Any, names: Sequence[str] | None, reading: Reading) -> Table | None:
+    """Read a DataFrame, or choose columns and rows of a matrix; None where nothing is to be chosen or converted."""
+    if is_frame(samples) and not (reading.is_default and has_only_numbers(samples)):
+        return read_frame(samples if names is None else samples.set_axis(list(names), axis=1), reading)
+    if reading.is_default:
+        return None
+    if samples is None or isinstance(samples, tuple):
+        because = "there are no samples" if samples is None else "the samples are pairs (x, y)"
+        raise InputError(cannot("choose how columns are read", because, "Pass one table, and name the columns of x by `given=`"))
+    if reading.categories or reading.thousands:
+        because = "an array holds numbers, and categories and separators are of text"
+        raise InputError(cannot("read these samples", because, "Pass a DataFrame or a file"))
+    x = read_matrix(samples)
+    return read_array(x, read_names(names, samples, x.shape[1]), reading)
 
 
 def _split_columns(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -224,6 +224,23 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
         return (bounded,)
     known = ", ".join([*_WORDS, "interval(a, b)", "integer_interval(a, b)", "greater_than(a)", "less_than(b)"])
     raise InputError(cannot(f"read the support `{word}`", "it isn't a known one", f"Choose among {known}"))
+
+
+def support_of_columns(support: Support | Mapping[str, Constraint | str], names: Sequence[str]) -> Support:
+    """Return a support that is given by the names of columns as one constraint per column; the others are real.
+
+    Raises:
+        InputError: there is no column of a name.
+
+    >>> support_of_columns({"tau": "positive"}, ["mu", "tau"])
+    (Real(), GreaterThan(lower_bound=0.0))
+    """
+    if not isinstance(support, Mapping):
+        return support
+    if absent := [str(name) for name in support if name not in names]:
+        because = f"there is no column `{absent[0]}`, but {', '.join(f'`{name}`' for name in names[:20])}"
+        raise InputError(cannot("use this `support`", because, "Name columns of the target"))
+    return tuple(part for name in names for part in parse_support(support.get(name)))
 
 
 def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:

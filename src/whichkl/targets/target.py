@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, reduce
 from typing import Any
 
@@ -12,25 +12,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
-from whichkl._checks import InputError, TargetError, cannot, check_finite
+from whichkl._checks import TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.adapters import Model
-from whichkl.adapters.pairs import paired
 from whichkl.arrays import read_matrix
 from whichkl.chains import thinning
 from whichkl.distributions import inside
 from whichkl.process.seeds import seeded_draws
 from whichkl.process.torch_modes import plain_modes
+from whichkl.samples import Reading
 from whichkl.samples.repeats import Repeats, repeats_of
 from whichkl.targets.calling import Function, Score
-from whichkl.targets.conversion import NegativeEnergy, arguments_of
+from whichkl.targets.conversion import arguments_of, functions_of
 from whichkl.targets.coordinates import free_target
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
 from whichkl.targets.rows import read_dim, read_rows
-from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states
+from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states, support_of_columns
 from whichkl.user_code import call_user
 
 
@@ -53,12 +54,19 @@ class Target:
         dim: d; needed without samples.
         support: where p > 0: a `torch.distributions.constraints` member, one per column, or a word (``"positive"``). With
             ``"boolean"`` or ``"integer_interval(0, 3)"`` the target is discrete, and `log_prob` gets rows of whole numbers.
+            A dict, such as ``{"tau": "positive"}``, has the supports of some columns; the others are real.
         normalized: whether `log_prob` integrates to one.
         weights: (n,) non-negative weights of `samples`.
         chains: if `samples` come from Markov chains, in the order of time: the number of equally long stacked chains, or (n,) ids
             of each row's chain. Error bars then count effective draws.
         names: the d column names; by default those of a DataFrame or file, else x1, x2, …, or y1, y2, … (y) for y given x.
         given: names of the columns of `samples` that are x; the others are y, which is modelled given x.
+        columns: names of the columns of a table that are used, in this order; by default all.
+        drop: names of the columns that aren't used.
+        missing: ``"refuse"`` samples with missing cells (NaN), or ``"drop"`` the rows that have one; `notes` has their count.
+        thousands: the character between groups of three digits in the text of numbers, such as ``","``.
+        categories: names of the columns of labels, which become codes 0 … K−1 in the order of `reading.categories`; `Product`
+            and `Categorical` model these.
         batched: False if `log_prob` and `score` take one point, (d,).
         dtype: of the points that functions get: by default that of `samples`, or float64.
         device: of these points: by default that of `samples`, or the CPU.
@@ -81,12 +89,17 @@ class Target:
         sampler: Function | None = None,
         score: Function | bool | None = None,
         dim: int | None = None,
-        support: Support = None,
+        support: Support | Mapping[str, Constraint | str] = None,
         normalized: bool = False,
         weights: Any = None,
         chains: Any = None,
         names: Sequence[str] | None = None,
         given: str | Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        drop: Sequence[str] = (),
+        missing: str = "refuse",
+        thousands: str | None = None,
+        categories: Sequence[str] | Mapping[str, Sequence[str]] = (),
         batched: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -99,10 +112,13 @@ class Target:
         """Points (k, d) at modes that were found before, the heaviest first, from which searches start too."""
         self.repeats: Repeats | None = None
         """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
-        log_prob, score, batched = _functions(log_prob, energy, score, normalized, batched)
+        log_prob, score, batched = functions_of(log_prob, energy, score, normalized, batched)
         others = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
         is_whole = any(value is not None for value in others.values())
-        rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole)
+        reading = Reading.of(columns, drop, missing, thousands, categories)
+        rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole, reading=reading)
+        self.reading, self.table = rows.reading, rows.table
+        """How a table was read, with the labels of its categories; and the table, which knows where its rows are."""
         self.samples, self.context, self.stream = rows.samples, rows.context, rows.stream
         self.scalar = rows.is_scalar
         """Whether y is a scalar, given as (n,) or as the only column besides `given=`; then events have no axes."""
@@ -114,9 +130,11 @@ class Target:
         self.evaluations = Evaluations()
         self.score = score
         self.sampler = sampler
-        self.bijection = Bijection(support, self.dim)
+        self.bijection = Bijection(support_of_columns(support, self.names), self.dim)
         self.density = self._density(log_prob, score, batched, self.bijection.inside(self.dtype, self.device))
         rows.check(self.names, self.bijection, others)
+        self.notes = rows.notes
+        """How many rows were left out, if any, and the codes of categories, in words."""
         self.weights = rows.weights(weights)
         self.chains = rows.chains(chains, self.weights, self.device)
 
@@ -320,20 +338,3 @@ class Target:
         if self.density is None:
             raise TargetError(cannot("evaluate this target", f"it has only {self.access.label}", "Pass `log_prob=`"))
         return self.density
-
-
-def _functions(
-    log_prob: Function | None, energy: Function | None, score: Function | bool | None, normalized: bool, batched: bool
-) -> tuple[Function | None, Function | None, bool]:
-    """Return log_prob, score and batched after `energy=` and `score=True` were read."""
-    if energy is not None:
-        if log_prob is not None or score is not None or normalized:
-            because = "an energy is the negative of log p, up to its own log Z"
-            raise InputError(cannot("use `energy=` with `log_prob=`, `score=` or `normalized=`", because, "Pass one of them"))
-        log_prob = NegativeEnergy(energy)
-    if score is not True:
-        return log_prob, None if score is False else score, batched
-    if log_prob is None:
-        because = "it means that `log_prob` returns value and gradient, and there is no `log_prob`"
-        raise InputError(cannot("use `score=True`", because, "Pass `log_prob=`, or the gradient as `score=`"))
-    return paired(log_prob, batched), None, True

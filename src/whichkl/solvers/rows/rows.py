@@ -83,7 +83,7 @@ class Rows:
                 ready = replace(ready, keys=_salted(row_keys(ready.x, ready.context), self.seed))
             is_held = held_among(ready, self.stride)
             ready = self._carried(ready, part, start)
-            start += len(block)
+            start += len(block) + block.left_out
             if is_held is not None:
                 ready = ready.take(is_held if self.held else ~is_held)
             if len(ready):
@@ -119,8 +119,9 @@ class Rows:
             return block
         outside = ~bijection.contains(block.x)
         if bool(outside.any()):
-            first = start + int(outside.nonzero()[0, 0])
-            because = f"{part.label} has rows outside the support, first row {first}"
+            first = int(outside.nonzero()[0, 0])
+            place = part.place(start + first if block.numbers is None else int(block.numbers[first]))
+            because = f"{place} lies outside the support"
             raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
         return Block(bijection.inverse(block.x), block.w, block.context, block.first, keys=block.keys)
 
@@ -306,4 +307,4 @@ def _wide(block: Block) -> Block:
     if block.x.dtype == block.w.dtype == torch.float64 and block.context is None:
         return block
     context = None if block.context is None else block.context.to(torch.float64)
-    return Block(block.x.to(torch.float64), block.w.to(torch.float64), context, keys=block.keys)
+    return Block(block.x.to(torch.float64), block.w.to(torch.float64), context, keys=block.keys, numbers=block.numbers)

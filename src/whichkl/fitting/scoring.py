@@ -1,0 +1,301 @@
+"""Scoring: log densities of new rows under a fit, their ranks among the model's own draws, and the columns that drive them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.distributions import Distribution
+
+from whichkl._checks import InputError, TargetError, cannot
+from whichkl.arrays import read_matrix
+from whichkl.families.family import log_likelihood
+from whichkl.fitting.scores import Driver, ScoredRow, Scores
+from whichkl.process.seeds import seeded
+from whichkl.samples import Shards, Table, TableError, open_stream
+from whichkl.samples.reading import UNKNOWN
+from whichkl.samples.table import is_frame, read_array, read_frame
+
+if TYPE_CHECKING:
+    from whichkl.fitting.result import Fit
+
+_DRAWS = 10_000
+"""Number of draws that ranks count."""
+_DRAWS_PER_ROW = 1_000
+"""The same for q(y|x), which is another law for each row."""
+_VALUES_PER_COLUMN = 200
+"""Number of values of a column among which a driver's best is searched."""
+_MAX_NUMBERS_AT_ONCE = 2**22
+"""Largest number of values of a batch of draws, 32 MB."""
+_ROWS_AT_ONCE = 16_384
+_ROUNDING = 1e3
+"""Rounding of a log density, in units of the last place."""
+_PER_ROW = ("numbers", "x", "log_density", "rank")
+"""Fields of a block that have one entry per row."""
+
+
+class ScoredBlock(NamedTuple):
+    """Rows of one source with their scores."""
+
+    source: str
+    """The file, where there are several; else ``""``."""
+    unit: str
+    """What `numbers` counts: ``"line"`` or ``"row"``."""
+    numbers: Int[np.ndarray, " m"]
+    x: Float[Tensor, "m k"]
+    """The columns of x, then those of y."""
+    log_density: Float[Tensor, " m"]
+    rank: Float[Tensor, " m"]
+    left_out: int = 0
+    """The number of rows before or among these that were left out."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores rows under one fit."""
+
+    fit: Fit
+    seed: int = 0
+
+    @property
+    def draws(self) -> int:
+        """How many draws a rank counts."""
+        return _DRAWS if isinstance(self.fit.model, Distribution) else _DRAWS_PER_ROW
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that a row needs: those of x, then those of y."""
+        return (*self.fit.context_names, *self.fit.names)
+
+    def blocks(self, source: Any) -> Iterator[ScoredBlock]:
+        """Score the rows of what `opened` returned, block by block."""
+        if isinstance(source, Table):
+            rows = torch.from_numpy(source.values)
+            numbers = np.arange(len(rows)) if source.numbers is None else source.numbers
+            for i in range(0, len(rows), _ROWS_AT_ONCE):
+                scored = self._scored("", "row", numbers[i : i + _ROWS_AT_ONCE], rows[i : i + _ROWS_AT_ONCE])
+                yield scored._replace(left_out=0 if i else source.left_out)
+            return
+        for part in source.parts:
+            file = os.path.basename(part.path) if len(source.shards) > 1 else ""
+            for block, numbers in part.numbered():
+                scored = self._scored(file, part.unit, numbers, block.x)
+                yield scored._replace(left_out=block.left_out)
+
+    def opened(self, samples: Any, missing: str | None = None) -> tuple[Table | Shards, tuple[str, ...]]:
+        """Open rows by the names of the fit's columns, and return them with the names of their other columns.
+
+        Raises:
+            InputError: a column of the fit is missing, or a cell isn't a number.
+        """
+        reading = self.fit.reading
+        reading = replace(reading, columns=self.names, drop=(), missing=missing or reading.missing)
+        if self.fit.names and not self.fit.context_names and not isinstance(self.fit.model, Distribution):
+            because = "it was saved without the names of its columns of x"
+            raise InputError(cannot("score rows by this fit", because, "Fit again"))
+        if is_frame(samples):
+            table = read_frame(samples, reading)
+            return table, tuple(str(name) for name in samples.columns if str(name) not in self.names)
+        if isinstance(samples, tuple) and len(samples) == 2 and self.fit.context_names:
+            samples = torch.cat([read_matrix(one) for one in samples], 1)
+        if _are_paths(samples):
+            stream: Any = open_stream(samples, reading)
+            return stream, stream.unused
+        x = read_matrix(samples)
+        if x.shape[1] != len(self.names):
+            because = f"they have {x.shape[1]} columns, and the fit has {len(self.names)}: {', '.join(self.names[:20])}"
+            raise InputError(cannot("score these rows", because, "Give these columns in this order, or a DataFrame with names"))
+        return read_array(x, self.names, replace(reading, thousands="", categories={})), ()
+
+    def row(self, block: ScoredBlock, i: int) -> ScoredRow:
+        """Describe one row of a block, with its drivers."""
+        x = block.x[i]
+        found = [Driver(name, self._shown(name, float(v)), gain) for name, v, gain in self._gains(x, float(block.log_density[i]))]
+        values = {name: self._shown(name, float(v)) for name, v in zip(self.names, x, strict=True)}
+        place = f"{block.unit} {int(block.numbers[i])}" + (f" of {block.source}" if block.source else "")
+        drivers = tuple(sorted((one for one in found if one.gain > 0), key=lambda one: -one.gain))
+        return ScoredRow(place, float(block.log_density[i]), float(block.rank[i]), values, drivers)
+
+    def _shown(self, name: str, value: float) -> float | str:
+        labels = self.fit.reading.categories.get(name)
+        if labels is None:
+            return value
+        return "an unknown label" if value == UNKNOWN else labels[int(value)]
+
+    def _scored(self, source: str, unit: str, numbers: np.ndarray, x: Float[Tensor, "m k"]) -> ScoredBlock:
+        if len(x) == 0:
+            return ScoredBlock(source, unit, numbers, x, x.new_empty(0), x.new_empty(0))
+        context, y = self._split(x)
+        log_density = self._log_density(y, context)
+        if bool(log_density.isnan().any()):
+            row = int(numbers[int(log_density.isnan().nonzero()[0, 0])])
+            because = f"the log density of {unit} {row} isn't a number"
+            raise TargetError(cannot("score these rows", because, "Drop that row"))
+        rank = self._rank(log_density) if context is None else self._conditional_rank(log_density, context)
+        rank = torch.where(log_density == -math.inf, 0.0, rank)
+        return ScoredBlock(source, unit, numbers, x, log_density, rank)
+
+    def _split(self, x: Float[Tensor, "m k"]) -> tuple[Float[Tensor, "m c"] | None, Float[Tensor, "m d"]]:
+        count = len(self.fit.context_names)
+        return (x[:, :count] if count else None), x[:, count:]
+
+    def _log_density(self, y: Float[Tensor, "m d"], context: Float[Tensor, "m c"] | None) -> Float[Tensor, " m"]:
+        y = y.to(self._example)
+        if context is None and self.fit.model.event_shape == ():
+            y = y[:, 0]
+        return log_likelihood(self.fit.model, y, context).detach().to("cpu", torch.float64)
+
+    @cached_property
+    def _example(self) -> Tensor:
+        """A draw, which has the dtype and the device of the model."""
+        if isinstance(self.fit.model, Distribution):
+            return self._own_draws
+        with seeded(self.seed):
+            law: Tensor = self.fit.model(torch.zeros(1, len(self.fit.context_names), dtype=torch.float64)).sample()
+        return law if law.is_floating_point() else law.double()
+
+    @cached_property
+    def _own_draws(self) -> Float[Tensor, "n d"]:
+        with seeded(self.seed):
+            x: Tensor = self.fit.model.sample((_DRAWS,))
+        return x.reshape(_DRAWS, -1)
+
+    @cached_property
+    def _reference(self) -> Float[Tensor, " n"]:
+        """The sorted log densities of the model's own draws."""
+        return self._log_density(self._own_draws, None).sort().values
+
+    def _rank(self, log_density: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        return torch.searchsorted(self._reference, self._raised(log_density), right=True).double() / _DRAWS
+
+    def _conditional_rank(self, log_density: Float[Tensor, " m"], context: Float[Tensor, "m c"]) -> Float[Tensor, " m"]:
+        """Return the share of draws y ~ q(y|x) at each row's own x whose log density is lower or equal."""
+        raised = self._raised(log_density)
+        step = max(1, _MAX_NUMBERS_AT_ONCE // (_DRAWS_PER_ROW * len(self.fit.names)))
+        ranks = []
+        for i in range(0, len(context), step):
+            law = self._law(context[i : i + step])
+            with seeded(self.seed):
+                own = law.log_prob(law.sample((_DRAWS_PER_ROW,))).detach().to("cpu", torch.float64)
+            ranks.append((own <= raised[i : i + step]).double().mean(0))
+        return torch.cat(ranks)
+
+    def _raised(self, log_density: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """Raise log densities by their rounding, so that a draw equal to a row counts whatever batch it was computed in."""
+        return log_density + _ROUNDING * torch.finfo(self._example.dtype).eps * (1 + log_density.abs())
+
+    def _law(self, context: Float[Tensor, "m c"]) -> Any:
+        law = self.fit.model(context)
+        return law.expand((len(context),)) if law.batch_shape == () else law
+
+    def _gains(self, x: Float[Tensor, " k"], log_density: float) -> Iterator[tuple[str, Tensor, float]]:
+        """Yield each column of y, its value and its gain: max over v of log q(x with v there) − log q(x), at least 0.
+
+        The v are the column's values in `_VALUES_PER_COLUMN` of the model's draws, at the row's own x if the fit is conditional.
+        """
+        context, y = self._split(x[None])
+        if context is None:
+            draws = self._own_draws[:_VALUES_PER_COLUMN]
+        else:
+            with seeded(self.seed):
+                draws = self._law(context).sample((_VALUES_PER_COLUMN,)).reshape(_VALUES_PER_COLUMN, -1)
+        count = len(draws)
+        step = max(1, _MAX_NUMBERS_AT_ONCE // (count * y.shape[1]))
+        for first in range(0, y.shape[1], step):
+            columns = range(first, min(first + step, y.shape[1]))
+            changed = y.repeat(len(columns) * count, 1)
+            for i, column in enumerate(columns):
+                changed[i * count : (i + 1) * count, column] = draws[:, column].to(changed)
+            at = None if context is None else context.expand(len(changed), -1)
+            best = self._log_density(changed, at).reshape(len(columns), count).amax(1).tolist()
+            for column, value in zip(columns, best, strict=True):
+                gain = max(0.0, value - log_density) if value > -math.inf else 0.0
+                yield self.fit.names[column], y[0, column], gain
+
+
+class Strangest:
+    """The rows of the lowest log density so far, described; of equal ones the first are kept.
+
+    Args:
+        scorer: describes them.
+        count: how many are kept.
+    """
+
+    def __init__(self, scorer: Scorer, count: int) -> None:
+        self.scorer, self.count = scorer, count
+        self._kept: list[tuple[float, ScoredBlock]] = []
+
+    def add(self, block: ScoredBlock) -> None:
+        """Compare the rows of a block with those that are kept."""
+        order = torch.argsort(block.log_density, stable=True)[: self.count].tolist()
+        # a list as index copies, so that the block can be freed
+        alone = [block._replace(**{name: getattr(block, name)[[i]] for name in _PER_ROW}) for i in order]
+        both = [*self._kept, *((float(one.log_density[0]), one) for one in alone)]
+        self._kept = sorted(both, key=lambda one: one[0])[: self.count]
+
+    def rows(self) -> tuple[ScoredRow, ...]:
+        """Return the rows with their drivers, the strangest first."""
+        return tuple(self.scorer.row(one, 0) for _, one in self._kept)
+
+
+def score(fit: Fit, samples: Any, top: int, seed: int, missing: str | None) -> Scores:
+    """Score rows; see `Fit.score`."""
+    if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+        raise InputError(cannot(f"score with `top={top!r}`", "it isn't a whole number of at least 0", "Give, say, top=20"))
+    scorer = Scorer(fit, seed)
+    blocks: list[tuple[Tensor, Tensor, np.ndarray]] = []
+    strangest, left_out = Strangest(scorer, top), 0
+    with torch.no_grad(), naming_cells():
+        source, unused = scorer.opened(samples, missing)
+        for block in scorer.blocks(source):
+            strangest.add(block)
+            left_out += block.left_out
+            blocks.append((block.log_density, block.rank, block.numbers))
+        rows = strangest.rows()
+    count = sum(len(numbers) for _, _, numbers in blocks)
+    check_any_row(count)
+    log_density, rank, numbers = zip(*blocks, strict=True)
+    notes = notes_of(unused, left_out, count)
+    return Scores(torch.cat(log_density), torch.cat(rank), np.concatenate(numbers), rows, scorer.draws, notes)
+
+
+@contextmanager
+def naming_cells() -> Iterator[None]:
+    """In errors about cells, leave out the advice that isn't for scoring: the fit needs all its columns."""
+    try:
+        yield
+    except TableError as error:
+        able = {name: value for name, value in error.keywords.items() if name == "missing"}
+        kinds = "" if set(error.keywords) == set(able) and not error.otherwise else "correct these cells"
+        raise TableError.of(error.do, error.because, able, kinds, "{}") from error
+
+
+def check_any_row(count: int) -> None:
+    """Refuse to return the scores of no row."""
+    if count == 0:
+        raise InputError(cannot("score these rows", "there are none", "Give at least one row without missing cells"))
+
+
+def _are_paths(samples: Any) -> bool:
+    several = samples if isinstance(samples, list) and samples else [samples]
+    return all(isinstance(one, (str, os.PathLike)) for one in several)
+
+
+def notes_of(unused: Sequence[str], left_out: int, kept: int) -> tuple[str, ...]:
+    """Return which columns weren't used and how many rows were left out, in words."""
+    notes = []
+    if unused:
+        shown = ", ".join(f"`{name}`" for name in unused[:20]) + (", …" if len(unused) > 20 else "")
+        notes.append(f"columns that the fit doesn't have were ignored: {shown}")
+    if left_out:
+        notes.append(f"rows left out, since a cell is missing: {left_out:,} of {kept + left_out:,}")
+    return tuple(notes)

@@ -1,0 +1,125 @@
+"""Table: samples of named columns in memory, from a file, a DataFrame or a matrix, and where their rows are in their source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import require
+from whichkl.samples.faults import Faults
+from whichkl.samples.reading import Reading, select, whole_rows
+from whichkl.samples.shard import FilePart
+
+
+@dataclass(frozen=True)
+class Table:
+    """The content of a sample file: float64 values (n, d) and d column names."""
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    reading: Reading = Reading()
+    """How it was read, with the labels of its categories."""
+    left_out: int = 0
+    """The number of rows that were left out, since a cell was missing."""
+    part: FilePart | None = None
+    """The file, which knows the lines of its rows."""
+    numbers: np.ndarray | None = None
+    """The numbers of the rows in the file, where some were left out."""
+
+    @property
+    def is_from_file(self) -> bool:
+        """Whether it was read from a file."""
+        return self.part is not None
+
+    def place(self, rows: Sequence[int]) -> str:
+        """Return where rows are in the file, for messages, such as ``"lines 2, 7"``."""
+        known = [int(row if self.numbers is None else self.numbers[row]) for row in rows]
+        wanted = dict.fromkeys(known, 0)
+        for row, number in enumerate(() if self.part is None else self.part.numbers()):
+            if row in wanted:
+                wanted[row] = number
+            if row >= max(known):
+                break
+        unit = "row" if self.part is None else self.part.unit
+        return f"{unit}{'s' * (len(known) > 1)} {', '.join(str(wanted[row]) for row in known)}"
+
+
+def place_of(table: Table | None, rows: Sequence[int]) -> str:
+    """Return where rows are in a table, or their numbers from 0 if there is none."""
+    if table is not None:
+        return table.place(rows)
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}"
+
+
+def is_frame(obj: Any) -> bool:
+    """Whether an object is a DataFrame."""
+    return hasattr(obj, "select_dtypes") and hasattr(obj, "columns")
+
+
+def has_only_numbers(frame: Any) -> bool:
+    """Whether all columns of a DataFrame hold numbers, or true and false."""
+    return len(frame.select_dtypes(["number", "bool"]).columns) == len(frame.columns)
+
+
+def read_frame(frame: Any, reading: Reading) -> Table:
+    """Read a DataFrame with columns of any types.
+
+    Raises:
+        InputError: a cell isn't a number, or is missing; the message names every such column.
+    """
+    batch, what = _as_batch(frame), "this DataFrame"
+    names = reading.chosen(batch.schema.names, what)
+    faults, x = Faults("row", reading.missing == "drop"), None
+    if reading.needs_labels:
+        reading = reading.with_labels([batch])
+    if all(reading.reads(name, batch.schema.field(name).type) for name in names):
+        try:
+            x = reading.matrix(batch, names)
+        except require("pyarrow", "app").ArrowInvalid:
+            x = None
+    if x is None or not bool(x.isfinite().all()):
+        reading.faults_in(batch, names, faults, 0)
+    return _table(x, names, reading, faults, what)
+
+
+def read_array(x: Float[Tensor, "n d"], names: Sequence[str], reading: Reading) -> Table:
+    """Choose columns and rows of a matrix.
+
+    Raises:
+        InputError: a cell is missing or infinite; the message names every such column.
+    """
+    kept = reading.chosen(names, "these samples")
+    values, faults = select(x.detach().cpu().to(torch.float64), names, kept), Faults("row", reading.missing == "drop")
+    faults.add_matrix(values, kept)
+    return _table(values, kept, reading, faults, "these samples")
+
+
+def _table(x: Tensor | None, names: tuple[str, ...], reading: Reading, faults: Faults, what: str) -> Table:
+    if x is None or faults:
+        raise faults.error(what)
+    is_whole = whole_rows(x)
+    if bool(is_whole.all()):
+        return Table(x.numpy(), names, reading)
+    kept = is_whole.nonzero()[:, 0].numpy()
+    return Table(x[is_whole].numpy(), names, reading, len(x) - len(kept), None, kept)
+
+
+def _as_batch(frame: Any) -> Any:
+    """Return a DataFrame of any types as one record batch; objects that Arrow can't hold become text."""
+    arrow = require("pyarrow", "app")
+    names = [str(name) for name in frame.columns]
+    columns = []
+    for name in frame.columns:
+        series = frame[name]
+        try:
+            column = arrow.array(series, from_pandas=True)
+        except (arrow.ArrowInvalid, arrow.ArrowTypeError, arrow.ArrowNotImplementedError):
+            column = arrow.array([None if one is None or one != one else str(one) for one in series])
+        columns.append(column.combine_chunks() if hasattr(column, "combine_chunks") else column)
+    return arrow.record_batch(columns, names=names)

@@ -1,0 +1,226 @@
+"""Tables as they are: columns, missing cells, separators and categories, the same from files, streams and DataFrames."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+import torch
+
+import whichkl as wk
+from programs import whichkl
+from whichkl._checks import InputError
+from whichkl.families import Autoregressive, Categorical, Gaussian, Product
+from whichkl.samples import Shards, open_stream
+from whichkl.samples.reading import Reading
+from whichkl.samples.stream import joined
+
+N = 1_000
+RNG = np.random.default_rng(0)
+CITY = RNG.choice(["Rome", "Oslo", "Lima"], N)
+AMOUNT = np.round(np.exp(RNG.normal(7, 1, N)), 2)
+AGE = np.where(np.arange(N) % 50 == 7, np.nan, np.round(RNG.normal(40, 10, N), 1))
+OPTIONS = {"drop": ["note"], "categories": ["city"], "missing": "drop", "thousands": ","}
+KEPT = ~np.isnan(AGE)
+MATRIX = np.column_stack([np.searchsorted(["Lima", "Oslo", "Rome"], CITY), AMOUNT, AGE])[KEPT]
+
+
+def frame():
+    amount = [f"{one:,.2f}" for one in AMOUNT]
+    return pd.DataFrame({"note": [f"no. {i}" for i in range(N)], "city": CITY, "amount": amount, "age": AGE})
+
+
+def write(path, table):
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(arrow, path, row_group_size=130)
+        else:
+            pyarrow.feather.write_feather(arrow, path, chunksize=130)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow", "frame", "categorical frame"])
+def test_every_source_gives_the_same_codes_numbers_and_rows(tmp_path, kind):
+    table = frame()
+    if kind == "categorical frame":
+        table["city"] = table.city.astype("category")
+    samples = table if "frame" in kind else write(tmp_path / f"x.{kind}", table)
+    target = wk.Target(samples=samples, **OPTIONS)
+    np.testing.assert_array_equal(target.samples.numpy(), MATRIX)
+    assert target.names == ("city", "amount", "age")
+    assert target.reading.categories == {"city": ("Lima", "Oslo", "Rome")}
+    codes = "the codes of `city` are 0 Lima, 1 Oslo, 2 Rome"
+    assert target.notes == ("rows left out, since a cell is missing: 20 of 1,000", codes)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow"])
+def test_a_folder_is_streamed_to_the_same_rows_and_its_labels_are_those_of_all_files(tmp_path, kind):
+    for i, rows in enumerate((slice(0, 300), slice(300, N))):
+        write(tmp_path / f"{i}.{kind}", frame()[rows])
+    target = wk.Target(samples=tmp_path, **OPTIONS)
+    assert isinstance(target.stream, Shards) and target.stream.rows is None
+    x = joined([block for part in target.stream.parts for block in part.blocks()]).x
+    np.testing.assert_array_equal(x.numpy(), MATRIX)
+    assert target.notes[0] == "rows left out, since a cell is missing: 20"
+    family = Product(("categorical", "lognormal", "normal"))  # a stream chooses margins by its first block alone
+    streamed, whole = wk.fit(target, family), wk.fit(wk.Target(samples=frame(), **OPTIONS), family)
+    assert streamed.family == whole.family == Product(family.margins, categories=(3, None, None))
+    point = torch.from_numpy(MATRIX[:5])
+    assert float((streamed.model.log_prob(point) - whole.model.log_prob(point)).abs().max()) < 1e-9
+
+
+def test_every_row_knows_its_place_where_rows_are_left_out(tmp_path):
+    stream = open_stream(write(tmp_path / "x.parquet", frame()), Reading.of(columns=["age"], missing="drop"))
+    (part,) = stream.parts
+    numbers = np.concatenate([numbers for _, numbers in part.numbered()])
+    np.testing.assert_array_equal(numbers, np.flatnonzero(KEPT))
+    text = 'a,b\n1,"two\nlines"\n\n,x\n3,y\n-4,z\n'
+    (tmp_path / "x.csv").write_text(text)
+    (part,) = open_stream(tmp_path / "x.csv", Reading.of(columns=["a"], missing="drop")).parts
+    assert next(numbers for _, numbers in part.numbered()).tolist() == [2, 6, 7]
+    with pytest.raises(InputError, match="1 of 3 rows lie outside the support, first line 7"):
+        wk.Target(samples=tmp_path / "x.csv", columns=["a"], missing="drop", support="positive")
+    with pytest.raises(InputError, match="column `a` holds −4 in line 7, and `poisson` takes"):
+        wk.fit(wk.Target(samples=tmp_path / "x.csv", columns=["a"], missing="drop"), Product("poisson"))
+
+
+FAULTS = [
+    (
+        {"categories": ["city"]},
+        "`note` holds text .*`amount` has thousands .*`age` is missing.*drop=..note.., missing='drop', tho",
+    ),
+    (
+        {"columns": ["age"]},
+        r"`age` is missing or NaN in 20 cells \((lines 9, 59, 109|rows 7, 57, 107), …\). Pass `Target.samples=…, missing='drop'",
+    ),
+    ({**OPTIONS, "drop": []}, r"column `note` holds text in 1,000 cells .*Pass `Target.samples=…, drop=\['note'\]"),
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow", "frame"])
+@pytest.mark.parametrize(("options", "message"), FAULTS)
+def test_all_faults_of_all_columns_are_named_at_once(tmp_path, kind, options, message):
+    samples = frame() if kind == "frame" else write(tmp_path / f"x.{kind}", frame())
+    with pytest.raises(InputError, match=message):
+        wk.Target(samples=samples, **options)
+
+
+CELLS = [
+    ("1,234.5", 1234.5),
+    ("-12,345,678", -12345678.0),
+    (" 7 ", 7.0),
+    ("1e3", 1000.0),
+    ("12,34", None),
+    ("1,23,456", None),
+    ("1,2345", None),
+    (",123", None),
+]
+
+
+@pytest.mark.parametrize(("cell", "value"), CELLS)
+def test_a_separator_counts_only_between_groups_of_three_digits(tmp_path, cell, value):
+    (tmp_path / "x.csv").write_text(f'a,b\n"{cell}",1\n5,2\n')
+    if value is None:
+        with pytest.raises(InputError, match=r"column `a` .*line 2"):
+            wk.Target(samples=tmp_path / "x.csv", thousands=",")
+    else:
+        assert wk.Target(samples=tmp_path / "x.csv", thousands=",").samples[0, 0] == value
+
+
+CALLS = [
+    ({"columns": ["ag"]}, "there is no column `ag`, but `note`, `city`, `amount`, `age`"),
+    ({"drop": ["note", "x", "y"]}, "there are no columns `x`, `y`, but"),
+    ({"columns": ["age", "age"]}, "names a column twice"),
+    ({"columns": ["age"], "drop": "age"}, "no column is left"),
+    ({"columns": ["age"], "categories": ["city"]}, "the category `city` isn't among the columns that are used"),
+    ({"missing": "ignore"}, "it is 'refuse' or 'drop'"),
+    ({"thousands": "."}, "it separates no thousands"),
+    ({**OPTIONS, "chains": 4}, "rows are left out, and the others are in no order of time"),
+    ({**OPTIONS, "support": {"agee": "positive"}}, "there is no column `agee`, but `city`, `amount`, `age`"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), CALLS)
+def test_options_that_fit_no_table_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        wk.Target(samples=frame(), **options)
+
+
+def test_arrays_pairs_and_loaders_have_no_text():
+    x = RNG.normal(size=(50, 3))
+    x[4, 1] = np.nan
+    target = wk.Target(samples=x, drop=["x3"], missing="drop", weights=np.arange(50.0))
+    np.testing.assert_array_equal(target.samples.numpy(), np.delete(x, 4, 0)[:, :2])
+    assert target.weights.tolist() == [float(i) for i in range(50) if i != 4]
+    with pytest.raises(InputError, match="Pass a DataFrame or a file"):
+        wk.Target(samples=x, categories=["x1"])
+    with pytest.raises(InputError, match="samples are pairs"):
+        wk.Target(samples=(x, x), missing="drop")
+    with pytest.raises(InputError, match="a `TensorDataset` gives rows of numbers"):
+        wk.Target(samples=torch.utils.data.TensorDataset(torch.zeros(3, 2)), missing="drop")
+
+
+def test_only_families_with_categories_take_them():
+    target = wk.Target(samples=frame(), **OPTIONS)
+    with pytest.raises(InputError, match="its columns are numbers, and `city` holds categories. Use `product`"):
+        wk.fit(target, Gaussian())
+    with pytest.raises(InputError, match="column `city` holds categories, and its margin is `normal`"):
+        wk.fit(target, Product("normal"))
+    with pytest.raises(InputError, match="column `city` of x holds categories"):
+        wk.fit(wk.Target(samples=frame(), given=["city", "age"], **OPTIONS), "linear_gaussian")
+    alone = wk.Target(samples=frame()[["city"]], categories=["city"])
+    shares = wk.fit(alone, Categorical()).model.base_dist.probs
+    assert shares.reshape(-1).tolist() == pytest.approx([(CITY == one).mean() for one in ("Lima", "Oslo", "Rome")])
+    assert Autoregressive().with_categories((3,), ("city",)) == Autoregressive()
+
+
+def test_a_label_of_one_row_makes_the_held_out_value_infinite_and_the_note_says_what_helps():
+    table = frame()[["city", "age"]].fillna({"age": 40.0})
+    table.loc[3, "city"] = "Atlantis"
+    target = wk.Target(samples=table, categories="city")
+    fit = wk.fit(target)
+    assert fit.value.value == np.inf and "use Product(smoothing=1.0), or drop such rows" in fit.diagnostics.notes[-1]
+    assert wk.fit(target, Product(smoothing=1.0)).value.value < 10
+
+
+def test_labels_of_numbers_are_in_the_order_of_numbers_and_whole_ones_have_one_spelling():
+    table = pd.DataFrame({"code": [10.0, 2.0, np.nan, 10.0], "y": [1.0, 2.0, 3.0, 4.0]})
+    target = wk.Target(samples=table, categories="code", missing="drop")
+    assert target.reading.categories == {"code": ("2", "10")} and target.samples[:, 0].tolist() == [1, 0, 1]
+
+
+def test_a_saved_fit_remembers_how_its_table_was_read(tmp_path):
+    fit = wk.fit(wk.Target(samples=frame(), **OPTIONS))
+    fit.save(tmp_path / "fit")
+    assert wk.Fit.load(tmp_path / "fit").reading == fit.reading
+    wk.fit(MATRIX[:, 1:]).save(tmp_path / "plain")
+    assert wk.Fit.load(tmp_path / "plain").reading == Reading()
+    assert '"reading"' not in (tmp_path / "plain" / "fit.json").read_text()
+
+
+def test_supports_are_given_per_column_in_python_on_the_command_line_and_in_studies(tmp_path):
+    table = frame().drop(columns=["note", "city"]).assign(amount=AMOUNT, age=np.nan_to_num(AGE, nan=40.0))
+    write(tmp_path / "x.csv", table)
+    target = wk.Target(samples=table, support={"amount": "positive"})
+    assert target.bijection.describe() == ["positive", "real"]
+    done = whichkl("fit", "x.csv", "--support", "amount=positive", "--support", "age=greater_than(-9)", "--json", cwd=tmp_path)
+    assert '"positive",\n  "greater_than(-9.0)"' in done.stdout
+    both = whichkl("fit", "x.csv", "--support", "amount=positive", "--support", "real", cwd=tmp_path)
+    assert both.returncode == 2 and "Write one support, or COLUMN=SUPPORT each time" in both.stderr
+    table = "samples: y.csv, support: {amount: positive}, missing: drop, thousands: ',', categories: [city], drop: [note]"
+    write(tmp_path / "y.csv", frame())
+    (tmp_path / "study.yaml").write_text(f"target: {{{table}}}\nseeds: 2\nfamilies: [product]\n")
+    compared = whichkl("compare", "study.yaml", "--out", "out", cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+
+
+def test_a_wrong_table_of_a_study_is_named_with_its_line(tmp_path):
+    write(tmp_path / "y.csv", frame())
+    (tmp_path / "study.yaml").write_text("target: y.csv\nseeds: 2\n")
+    refused = whichkl("compare", "study.yaml", "--out", "out", cwd=tmp_path)
+    assert refused.returncode == 2 and "study.yaml, line 1: Cannot read" in refused.stderr
+    assert "Pass `Target(samples=…, categories=['city'], drop=['note'], missing='drop', thousands=',')`" in refused.stderr
