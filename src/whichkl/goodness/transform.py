@@ -282,7 +282,7 @@ def distance(u: np.ndarray) -> float:
 def distance_p_value(d: float, n: float) -> float:
     """Return the chance of this distance or a larger one for n uniform numbers.
 
-    That of each side alone, s, is exact (Birnbaum & Tingey, 1951). Both together have the chance 2 (s − s⁴ + s⁹ − …), for large n,
+    That of each side alone, s, is exact (Birnbaum & Tingey, 1951). Both have the chance 2 (s − s⁴ + s⁹ − …) for large n,
     where s = exp(−2 n d²) (Kolmogorov, 1933). Its relative error is below 5·10⁻⁵ where it is below 0.1, from 20 numbers on.
     """
     side = float(scipy.special.smirnov(max(1, round(n)), min(d, 1.0)))

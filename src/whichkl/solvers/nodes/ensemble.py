@@ -81,8 +81,9 @@ class Ensemble:
         return replace(here, entropy=entropy).measured()
 
     def on(self, nodes: Nodes, parts: Parts) -> Ensemble:
-        """Evaluate other mixtures on other nodes."""
-        return Ensemble.at(self.objective, self.family, self.target, self.points, nodes, parts, self.log_z, self.entropy)
+        """Evaluate other mixtures on other nodes; more nodes for log q stay while there are more of them."""
+        entropy = self.entropy if self.entropy is not None and len(self.entropy.nodes.z) > len(nodes.z) else None
+        return Ensemble.at(self.objective, self.family, self.target, self.points, nodes, parts, self.log_z, entropy)
 
     def expanded(self) -> Ensemble:
         """Evaluate log p at the nodes, and return the mixtures with its expansion about them."""

@@ -15,6 +15,8 @@ _MAX_CALLS_PER_ROUND = 60
 """Largest number of calls of L-BFGS before the coordinates are whitened again."""
 _FIRST_TETHER, _MAX_STEPS, _MAX_REFUSED = 0.5, 12, 2
 """Tether of the first step on the expansion of log p, the largest number of steps, and of those in a row that may fail."""
+_MIN_PROGRESS, _LARGE_GAIN = 0.5, 0.05
+"""Share of the gradient that may be left after a step on the expansion, unless it gained this many nats."""
 _SMALL_RESIDUAL = 1e-4
 """Length of the gradient below which a round must gain something to be followed by another."""
 
@@ -76,7 +78,9 @@ def _step_while_foretold(state: Ensemble, tolerance: float, max_calls: int) -> E
         state = state.put(rows[risen], ahead.take(risen))
         share = gain / foretold
         tether = torch.where(share > 0.75, tether / 8, torch.where(share > 0.25, tether, 8 * tether))
-        refused = torch.where(risen, 0, refused + 1)
+        # A step that hardly gets nearer costs more than a call of L-BFGS and is worth no more.
+        is_worth_it = risen & ((ahead.residual < _MIN_PROGRESS * here.residual) | (gain > _LARGE_GAIN))
+        refused = torch.where(is_worth_it, 0, refused + 1)
         here = here.moved(risen, ahead)
         kept = (refused < _MAX_REFUSED) & (here.residual > tolerance)
         rows, tether, refused, here = rows[kept], tether[kept], refused[kept], here.take(kept)

@@ -31,8 +31,6 @@ _SETTLED, _ROUGH = 2e-2, 1e-2
 """Lengths of the gradient at which a model counts as an optimum, and which suffices to judge the nodes: it costs 5·10⁻⁵ nats."""
 _SETTLED_EXACTLY = 1e-3
 """The same on the line, where the nodes have no error."""
-_POLISHED, _MAX_CALLS_OF_POLISH = 3e-3, 3
-"""Length of the gradient that the last descent aims at, and its calls: the error of the nodes is larger than its gain."""
 _MAX_LOSS_OF_START = 1_000.0
 """Nats above the best start beyond which a start isn't followed."""
 _FIRST_ENTROPY_NODES, _LAST_ENTROPY_NODES, _MIN_ENTROPY_NODES = 8_192, 32_768, 1_024
@@ -106,11 +104,10 @@ class SampleAverage(Solver):
 
         first = first_nodes(family, target.dim)
         state, node_error = double_nodes(_checked(state), count, self.max_nodes, target.dim == 1, refit, first)
-        is_exact = target.dim == 1
-        if not is_exact:
-            state = with_more_entropy(state, Nodes.of(target, _entropy_nodes(family, _LAST_ENTROPY_NODES), seed + 1))
-        polish = descended if is_exact else partial(descended, rounds=1, max_calls=_MAX_CALLS_OF_POLISH)
-        state = polish(state, tolerance=self.tolerance if is_exact else max(self.tolerance, _POLISHED))
+        is_exact, last = target.dim == 1, _entropy_nodes(family, _LAST_ENTROPY_NODES)
+        if state.entropy is not None and last > len(state.nodes.z):
+            state = with_more_entropy(state, Nodes.of(target, last, seed + 1))
+        state = descended(state, tolerance=self.tolerance if is_exact else _ROUGH)
         residual = float(state.residual[int(state.loss.argmin())])
         found, iterations = optima_of(state, _SETTLED_EXACTLY if is_exact else _SETTLED), len(trail) + len(trail_of_growth)
         return Solution(found, iterations, residual, node_error, len(state.nodes.z), history=tuple(trail))
