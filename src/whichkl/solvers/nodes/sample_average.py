@@ -56,7 +56,9 @@ class SampleAverage(Solver):
 
     Starts are the modes and Gaussians of `find_starts`, each split along its longest axis where there are fewer modes than
     components. One more start grows: components are added where log p − log q is largest, and the ELBO is climbed after
-    each. Nodes are doubled, each time with new ones, until they cost less than `node_loss` nats (see `judge_by_cost`).
+    each. A descent begins with steps on an expansion of log p about the nodes, and E_q[log q] is taken over more nodes (see
+    `whichkl.solvers.nodes.expansion`). Nodes are multiplied, each time with new ones, until they cost less than `node_loss` nats
+    (see `judge_by_cost`).
 
     Source: Giordano, Ingram & Broderick (2024) for fixed draws; stratification as in Kobyzev et al., Morningstar et
     al. (2021); growth as in Arenz, Zhong & Neumann (2020).
