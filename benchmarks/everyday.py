@@ -13,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
+import mixture
 import numpy as np
 import torch
 
@@ -34,8 +35,7 @@ def clusters(n, d, k, seed=0, distance=6.0):
 
 
 def gmm(k, n_init=1):
-    mixture = require("sklearn.mixture", "bench")
-    return mixture.GaussianMixture(k, n_init=n_init, random_state=0)
+    return require("sklearn.mixture", "bench").GaussianMixture(k, n_init=n_init, random_state=0)
 
 
 def bic_loop(x):
@@ -77,7 +77,7 @@ def jobs():
     small, wide, large = normal(1_000, 5), clusters(1_000, 5, 3), normal(100_000, 10)
     petals = wk.problems.petals()
     apart = clusters(100_000, 10, 8)
-    many = clusters(200_000, 16, 16, distance=2.0)
+    many = mixture.rows(200_000, 1)
     pairs = labelled(10_000, 20)
     two = [torch.from_numpy(normal(1_000, 2, seed)) for seed in (1, 2)]
     line = [torch.from_numpy(normal(100_000, 1, seed)) for seed in (1, 2)]

@@ -1,8 +1,8 @@
 """Gradients of log p that a mixture by reverse KL takes, compared with the Gaussian that it starts from, and both ELBOs.
 
 The counts are the same on every machine. ELBOs are means over fresh draws of each model.
-`python benchmarks/reverse_mixture.py 2 3` takes mixtures of two and of three components; posteriors of `../shared/posteriors` take
-part where that folder is.
+`python benchmarks/reverse_mixture.py 2 3` takes mixtures of two and of three components. The posteriors of `../shared/posteriors`
+take part where that folder is.
 """
 
 import json

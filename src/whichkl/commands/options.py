@@ -139,7 +139,7 @@ def _distribution(samples: Path, others: dict[str, Any]) -> Target:
     from whichkl.targets import Target
 
     text = str(samples)
-    given = [name for name, value in others.items() if value not in (None, [], ())]
+    given = [name for name, value in others.items() if value not in (None, [], (), "refuse")]
     if given:
         because = "the distribution already has its density, its dimension and its support"
         raise InputError(cannot(f"use `{given[0]}` with `{text}`", because, f"Leave `{given[0]}` out"))
