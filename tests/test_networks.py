@@ -275,7 +275,7 @@ def test_models_of_y_given_x_take_arrays_and_whole_numbers_and_refuse_other_colu
             torch.testing.assert_close(law.log_prob(whole.to(kind)).double(), law.log_prob(whole), rtol=1e-6, atol=1e-6)
     with pytest.raises(InputError, match=r"shape \(60, 1\), and the model was fitted on 2 columns"):
         model(x[:, :1])
-    with pytest.raises(InputError, match=r"use these x: 1 cell .*\(row 0, x2\)"):
+    with pytest.raises(InputError, match=r"use these x: 1 cell .*`x2` in row 0"):
         model(np.array([[0.0, math.nan]]))
     with pytest.raises(InputError, match="not a number"):
         model([["a", "b"]])

@@ -286,7 +286,7 @@ def test_same_seed_same_answer_and_the_global_generator_is_left(name):
         (draws(30, 2), torch.zeros(30, 2, 2), "Cannot use `y`: its shape is (30, 2, 2), not (n, d). Pass one row a draw."),
         (draws(30, 2), torch.zeros(30, 0), "Cannot use `y`: its shape is (30, 0), not (n, d)"),
         (draws(30, 2), torch.full((30, 2), math.nan), "Cannot use these samples `y`: 60 cells in 30 of 30 rows"),
-        (torch.tensor([0.0] * 30 + [math.inf]), draws(30), "(row 30, column 1)"),
+        (torch.tensor([0.0] * 30 + [math.inf]), draws(30), "`column 1` in row 30"),
     ],
 )
 def test_bad_samples_are_refused(name, x, y, message):

@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -267,3 +268,11 @@ def test_an_estimate_in_short_is_its_line():
         repr(Estimate("forward_kl", 0.5, 0.01, method="Monte Carlo")) == "Estimate(forward_kl = 0.500 ± 0.010 nats (Monte Carlo))"
     )
     assert len(repr(Estimate("forward_kl", 0.5, notes=("x" * 900,), reliable=False))) <= 300
+
+
+def test_a_column_of_categories_has_a_row_per_label():
+    frame = pandas.DataFrame({"city": ["Rome", "Oslo", "Rome", "Lima"] * 30, "size": range(120)})
+    fit = wk.fit(wk.Target(samples=frame, categories=["city"]))
+    rows = {row["name"]: row for row in fit.summary().rows}
+    assert list(rows) == ["city = Lima", "city = Oslo", "city = Rome", "size"]
+    assert rows["city = Rome"]["mean"] == pytest.approx(0.5) and rows["city = Rome"]["sd"] is None and rows["size"]["sd"] > 0

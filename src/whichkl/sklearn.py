@@ -133,5 +133,5 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Leave the rows out: a pickled estimator doesn't pass its data on."""
         state: dict[str, Any] = dict(super().__getstate__())
         if "fit_" in state:
-            state["fit_"] = replace(state["fit_"], target=None)
+            state["fit_"] = replace(state["fit_"], target=None, parts=None)
         return state

@@ -140,7 +140,7 @@ def _carried(law: Supported) -> tuple[Tensor, Tensor] | None:
     low, high = torch.tensor(bijection.bounds, dtype=torch.float64, device="cpu").T
     has_low, has_high = low.isfinite(), high.isfinite()
     one_sided, free = has_low ^ has_high, ~(has_low | has_high)
-    end, sign = torch.where(has_low, low, high), torch.where(has_low, 1.0, -1.0)
+    end, sign = torch.where(has_low, low, high), 2 * has_low.to(torch.float64) - 1
     for share, m, s in zip(w, loc, sd, strict=True):
         x = bijection.forward(m + z[:, None] * s).to(torch.float64)
         size = (m + s.square() / 2).exp()
@@ -158,7 +158,7 @@ def _gaussian_parts(law: Any) -> tuple[Tensor, Tensor, Tensor] | None:
         w, loc, tril, df = mixture_parts(law)
         parts = None if df is not None else (w, loc, tril.square().sum(-1).sqrt())
     else:
-        parts = (torch.ones(1), law.mean[None], law.variance[None].sqrt()) if _is_gaussian(law) else None
+        parts = (torch.ones_like(law.mean[:1]), law.mean[None], law.variance[None].sqrt()) if _is_gaussian(law) else None
     return None if parts is None else tuple(one.to("cpu", torch.float64) for one in parts)  # type: ignore[return-value]
 
 

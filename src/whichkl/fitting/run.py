@@ -142,7 +142,8 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
             again = solve(start, done.family, done.objective, done.solver, seed, part, judged=True)
         except Exception as error:  # whatever it is, there is a fit already
             note = f"solving again from the missing modes failed ({error})".rstrip(".")
-            return replace(done, notes=(*done.notes, note)), judgement
+            d = replace(judgement.diagnostics, notes=(*judgement.diagnostics.notes, note))
+            return replace(done, notes=(*done.notes, note)), replace(judgement, diagnostics=d)
         loss = again.solution.best.loss
         if not loss < before:  # also where the new loss isn't a number
             break

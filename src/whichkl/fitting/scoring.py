@@ -160,7 +160,7 @@ class Scorer:
         if isinstance(self.fit.model, Distribution):
             return self._own_draws
         with seeded(self.seed):
-            law: Tensor = self.fit.model(torch.zeros(1, len(self.fit.context_names), dtype=torch.float64)).sample()
+            law: Tensor = self.fit.model(torch.zeros(1, len(self.fit.context_names), dtype=torch.float64, device="cpu")).sample()
         return law if law.is_floating_point() else law.double()
 
     @cached_property

@@ -130,7 +130,9 @@ def summarize(fit: Fit, target: Target | None = None) -> Summary:
 def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> Summary:
     """Return a row per coordinate; of an adapted library's model, a row per number of its own variables."""
     names, own = fit.names, None if target is None or target.origin is None else target.origin
-    if own is not None and _MAX_NUMBERS < draws_in(len(names)) * len(own_variables(own, torch.zeros(1, len(names)))[0]):
+    if own is not None and _MAX_NUMBERS < draws_in(len(names)) * len(
+        own_variables(own, torch.zeros(1, len(names), dtype=torch.float64, device="cpu"))[0]
+    ):
         own = None
     if own is None:
         moments = moments_of(fit.model, len(names), fit.seed)
@@ -148,17 +150,31 @@ def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> 
         notes.append(f"No columns of p: {weighted}.")
     rows = [{"name": name, **{key: values[i] for key, values in columns}} for i, name in enumerate(names)]
     keys = [key for key, _ in columns]
+    rows = _with_labels(fit, rows) if fit.reading.categories else rows
     if isinstance(fit.family, Mixture) and own is None:
         rows, keys = [{**row, "weight": 1.0} for row in rows] + _component_rows(fit, keys), ["weight", *keys]
         notes.append(f"{names[0]}[0] is {names[0]} in component 0, and `weight` is that component's share.")
     return Summary(tuple(keys), tuple({"name": row["name"], **{key: row.get(key) for key in keys}} for row in rows), tuple(notes))
 
 
+def _with_labels(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put a row per label in the place of a column of categories: its probability, the mean of 1 for that label and 0 else."""
+    laws, found = fit.model.laws, list[dict[str, Any]]()
+    for row, law in zip(rows, laws, strict=True):
+        labels = fit.reading.categories.get(row["name"], ())
+        found += [
+            {"name": f"{row['name']} = {one}", "mean": float(p)}
+            for one, p in zip(labels, law.probs if labels else (), strict=True)
+        ]
+        found += [] if labels else [row]
+    return found
+
+
 def own_variables(model: Model, u: Float[Tensor, "n d"]) -> tuple[tuple[str, ...], Float[Tensor, "n k"]]:
     """Return the names of all numbers of an adapted model's variables, such as ``theta[2]``, and their values at each row."""
     names, columns = [], []
     for name, value in model.constrain(u).items():
-        rows = torch.as_tensor(np.asarray(value)).to(torch.float64)
+        rows = torch.as_tensor(np.asarray(value), dtype=torch.float64, device="cpu")
         places = np.ndindex(*rows.shape[1:])
         names += [name if not place else f"{name}[{', '.join(map(str, place))}]" for place in places]
         columns.append(rows.reshape(len(u), -1))
