@@ -66,8 +66,9 @@ assert state() == before
 
 
 def test_a_first_fit_waits_for_no_library_that_it_does_not_use():
-    code = "import sys, whichkl as wk\n"
+    code = "import sys, torch, whichkl as wk\n"
     code += "wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=2))\n"
+    code += "wk.fit(torch.randn(200, 2))\n"
     code += (
         "slow = {'sympy', 'scipy.stats', 'scipy.optimize', 'sklearn', 'pyarrow', 'plotly', 'pandas', 'jax'} & set(sys.modules)\n"
     )
