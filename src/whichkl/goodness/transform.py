@@ -20,7 +20,7 @@ from whichkl.printable import brief
 from whichkl.process.torch_modes import plain_modes
 
 _MIN_ROWS, MAX_ROWS_RANKED = 20, 20_000
-_DRAWS = 20_000
+_DRAWS, _DRAWS_PER_ROW = 20_000, 2
 _MAX_RANKED_ROWS = 4_000
 """Rows, and draws, of a model whose margins have no closed form: a flow may draw column by column."""
 _MAX_CONDITIONAL_ROWS = 10_000
@@ -193,7 +193,13 @@ def _transforms(law: Any, x: Tensor, u: Tensor | None, seed: int, *, has_own_dra
     n, d = x.shape
     if u is not None and d == 1:
         return _Transforms(u, True, None, n)
-    shape = max(20, min(200, _CONDITIONAL_DRAWS // n)) if has_own_draws else _MAX_RANKED_ROWS if u is None else _DRAWS
+    shape = (
+        max(20, min(200, _CONDITIONAL_DRAWS // n))
+        if has_own_draws
+        else _MAX_RANKED_ROWS
+        if u is None
+        else min(_DRAWS, _DRAWS_PER_ROW * n)
+    )
     try:
         draws = drawn(law, (shape,), d, seed + 1)
     except Unable as error:

@@ -17,7 +17,7 @@ _WINDOWS_RUNTIME = "libiomp5md.dll"
 _MANY_NUMBERS = 1 << 20
 """Numbers, computed by one call, from which on several threads are worth it on idle cores. Below, they mostly wait for each
 other, and on busy cores for long."""
-_FLOPS_PER_NUMBER = 16
+FLOPS_PER_NUMBER = 16
 """Multiplications of a matrix product that take as long as a number of another operation."""
 _PRODUCTS = {"matmul", "mm", "mv", "bmm", "linear", "addmm", "addmv", "baddbmm", "einsum", "__matmul__", "__rmatmul__"}
 
@@ -84,7 +84,7 @@ class Counted(TorchFunctionMode):
         if isinstance(found, torch.Tensor) and not found._is_view():
             factors = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, torch.Tensor) and one.ndim > 0]
             is_product = getattr(func, "__name__", "") in _PRODUCTS and factors
-            self.numbers += found.numel() * (max(1, factors[0].shape[-1] // _FLOPS_PER_NUMBER) if is_product else 1)
+            self.numbers += found.numel() * (max(1, factors[0].shape[-1] // FLOPS_PER_NUMBER) if is_product else 1)
         return found
 
 

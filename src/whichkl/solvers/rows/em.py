@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.files.journal import tensors_behind
+from whichkl.process.threads import threads_for
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
 from whichkl.solvers.rows.em_starts import seed_states, split_and_merge, states_near
@@ -28,7 +29,7 @@ from whichkl.targets.evaluations import Evaluations
 
 _MAX_ROWS_OF_SAMPLE = 30_000
 """Largest number of rows on which the starts are tried; the best start then uses all rows."""
-_MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER = 8_000, 10
+_MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER = 8_000, 5
 """Number of rows on which the starts are tried, or rows per parameter if that is more, up to `_MAX_ROWS_OF_SAMPLE`."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
@@ -38,6 +39,8 @@ _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
 """Nats over all rows that may be left to gain when EM ends: a hundredth of what the noise of p fitted parameters gains, p/2."""
 _MAX_ROWS_OF_TOLERANCE = 10_000
 """Rows from which on these nats grow with the rows, so that EM doesn't climb for long for a gain below 0.001 nats per row."""
+_TOLERANCE_OF_NEIGHBOURS = 3e-4
+"""Nats per row that may be left near another mixture."""
 _COARSE = 1e-5
 """Nats per row. The tolerance on a sample, and that of float32."""
 _SECONDS_BETWEEN_ENTRIES = 2.0
@@ -87,8 +90,8 @@ class ExpectationMaximization(Solver):
         return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200, moves=False)
 
     def near(self, model: Any) -> ExpectationMaximization:
-        """Return a solver that starts from a mixture."""
-        return replace(self, neighbour=model)
+        """Return a solver that starts from a mixture, for gains on thousands of rows, whose error is larger than its tolerance."""
+        return replace(self, neighbour=model, tolerance=max(self.tolerance, _TOLERANCE_OF_NEIGHBOURS))
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run EM from every start and keep the distinct optima."""
@@ -107,8 +110,10 @@ class ExpectationMaximization(Solver):
         if first is None:
             first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
         near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
-        climbs = [replace(self, max_iterations=_ITERATIONS_OF_STARTS)._climb(few, frame, first, near, work, "starts")]
-        state, moved = climbs[0].state.take(climbs[0].likelihood.topk(min(2, len(first.probs))).indices), 0
+        first_iterations = _ITERATIONS_OF_STARTS if self.neighbour is None else _ITERATIONS_OF_MOVES
+        climbs = [replace(self, max_iterations=first_iterations)._climb(few, frame, first, near, work, "starts")]
+        finalists = min(2 if self.moves else 1, len(first.probs))
+        state, moved = climbs[0].state.take(climbs[0].likelihood.topk(finalists).indices), 0
         if self.moves and frame.count > 2:
             fewer = sample.thinned(_MAX_ROWS_OF_MOVES)
             better, moved = self._rearrange(replace(few, parts=slices(fewer)), frame, climbs[0].best, work)
@@ -127,7 +132,8 @@ class ExpectationMaximization(Solver):
         last, optima = climbs[-1], []
         for i in range(len(last.likelihood)):
             model = frame.model(last.state, i)
-            loss = -mean_log_likelihood(model, rows) if whole else frame.loss(last.likelihood[i])
+            is_measured = whole and self.neighbour is None  # a neighbour is compared on other rows
+            loss = -mean_log_likelihood(model, rows) if is_measured else frame.loss(last.likelihood[i])
             optima.append(Optimum(model, loss, last.small == 2, False))
         notes = (_AT_THE_FLOOR,) if frame.is_at_floor(last.best) else ()
         iterations, history = moved + sum(one.iterations for one in climbs), tuple(h for one in climbs for h in one.history)
@@ -179,7 +185,8 @@ class ExpectationMaximization(Solver):
             # Rows of a single part are few: float32 would save next to nothing.
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             update = partial(frame.update, rows, torch.float32 if single else torch.float64)
-            here, likelihood, state = squarem_cycle(climb.state, update)
+            with threads_for(frame.numbers(climb.state)):
+                here, likelihood, state = squarem_cycle(climb.state, update)
             gain = float((likelihood - here).max())
             small = climb.small + 1 if gain < (max(tolerance, _COARSE) if single else tolerance) / 10 else 0
             steps = 3

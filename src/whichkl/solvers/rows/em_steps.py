@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
+from whichkl.process.threads import FLOPS_PER_NUMBER
 from whichkl.samples import Block
 from whichkl.solvers.rows.rows import Rows, Sums
 
@@ -101,6 +102,12 @@ class Frame:
         each = dim if self.covariance == "diagonal" else dim * (dim + 1) // 2
         covariances = 1 if self.covariance == "tied" else self.count
         return self.count * (1 + dim + self.is_student) - 1 + covariances * each
+
+    def numbers(self, state: State) -> int:
+        """Return about how many numbers the product of the E step computes, for the number of threads."""
+        dim = len(self.shift)
+        features = 2 * dim if self.covariance == "diagonal" else dim * (dim + 3) // 2
+        return _ROWS_PER_PRODUCT * state.probs.numel() * max(1, features // FLOPS_PER_NUMBER)
 
     def is_at_floor(self, state: State) -> bool:
         """Return whether some component is as narrow in some direction as the floor allows."""
