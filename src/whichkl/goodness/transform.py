@@ -20,7 +20,7 @@ from whichkl.printable import brief
 from whichkl.process.torch_modes import plain_modes
 
 _MIN_ROWS, MAX_ROWS_RANKED = 20, 20_000
-_DRAWS, _DRAWS_PER_ROW = 20_000, 2
+_MIN_DRAWS, _MAX_DRAWS, _DRAWS_PER_ROW = 10_000, 20_000, 2
 _MAX_RANKED_ROWS = 4_000
 """Rows, and draws, of a model whose margins have no closed form: a flow may draw column by column."""
 _MAX_CONDITIONAL_ROWS = 10_000
@@ -198,7 +198,7 @@ def _transforms(law: Any, x: Tensor, u: Tensor | None, seed: int, *, has_own_dra
         if has_own_draws
         else _MAX_RANKED_ROWS
         if u is None
-        else min(_DRAWS, _DRAWS_PER_ROW * n)
+        else max(_MIN_DRAWS, min(_MAX_DRAWS, _DRAWS_PER_ROW * n))
     )
     try:
         draws = drawn(law, (shape,), d, seed + 1)

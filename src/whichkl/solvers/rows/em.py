@@ -90,7 +90,7 @@ class ExpectationMaximization(Solver):
         return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200, moves=False)
 
     def near(self, model: Any) -> ExpectationMaximization:
-        """Return a solver that starts from a mixture, for gains on thousands of rows, whose error is larger than its tolerance."""
+        """Return a solver that starts from a mixture, for gains on thousands of rows, whose errors exceed its tolerance."""
         return replace(self, neighbour=model, tolerance=max(self.tolerance, _TOLERANCE_OF_NEIGHBOURS))
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
