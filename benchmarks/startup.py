@@ -5,13 +5,19 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import whichkl
+
+PETALS = Path(whichkl.__file__).parent / "problems" / "data" / "petals.csv"
 FIT = "import whichkl as wk; wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2, dim=2))"
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
     "import whichkl": [sys.executable, "-c", "import whichkl"],
     "import whichkl, every name": [sys.executable, "-c", "import whichkl as w; [getattr(w, n) for n in w.__all__]"],
     "a first fit, imports included": [sys.executable, "-c", FIT],
+    "a first fit of samples": [sys.executable, "-c", "import torch, whichkl as wk; wk.fit(torch.randn(1000, 5))"],
+    "whichkl fit petals.csv --json": [sys.executable, "-m", "whichkl", "fit", str(PETALS), "--json"],
     "whichkl --help": [sys.executable, "-m", "whichkl", "--help"],
 }
 
