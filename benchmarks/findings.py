@@ -1,4 +1,4 @@
-"""What the judgement of a fit finds: 80 fits whose families are right, too small or too rich, with false alarms and misses.
+"""What the judgement of a fit finds: 88 fits whose families are right, too small or too rich, with false alarms and misses.
 
 `python benchmarks/findings.py [BEFORE.json]` prints a line for each fit and compares the findings with those of an earlier run.
 """
@@ -74,6 +74,13 @@ def rows_cases():
         yield f"banana {n}", banana(n, 10), "gaussian", SMALL
         yield f"ring {n}", ring(n, 11), "mixture:3", SMALL
         yield f"normal {n}×2", normal(n, 2, 12), "product", RIGHT
+    for family, wrong in (("gaussian", SMALL), ("mixture:2", RIGHT), ("mixture:4", RICH)):
+        yield "2 clusters 20000×3", clusters(20_000, 3, 2, 21), family, wrong
+    for family, wrong in (("gaussian", RIGHT), ("mixture:4", RICH)):
+        yield "correlated 20000×3", correlated(20_000, 3, 22), family, wrong
+    for family, wrong in (("gaussian", SMALL), ("student_t", RIGHT)):
+        yield "student 3 df 20000×3", student(20_000, 3, 3.0, 23), family, wrong
+    yield "16 clusters 40000×8", clusters(40_000, 8, 16, 24), "mixture:16", RIGHT
     x = clusters(900, 2, 2, 13)
     weights = 0.5 + uniform(900, 1, 14)[:, 0]
     yield "weighted clusters", wk.Target(samples=x, weights=weights), "gaussian", SMALL
