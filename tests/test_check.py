@@ -37,6 +37,13 @@ def test_many_rows_are_judged_on_thousands_and_checked_on_all():
     assert numbers(checked) == numbers(fit) and (checked.findings | fit.findings) <= {"family_too_rich"}
 
 
+def test_repeated_rows_count_once_in_a_check_too():
+    repeated = np.repeat(rows(300), 3, 0)
+    fit, bare = wk.fit(repeated), wk.fit(repeated, judge=False)
+    assert "300 distinct" in fit.value.method
+    assert fit.value.value == fit.check().value.value == bare.check().value.value
+
+
 def one_at_a_time(x):
     assert x.ndim == 1
     return -(x - 1).square().sum() / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -35,6 +36,9 @@ _MIN_DRAWS, _MIN_PARTICLES = 1_000, 128
 """Least numbers of draws of the model and of particles, however costly the log density is."""
 _EVALUATIONS_PER_PARTICLE = 40
 """About the number of gradients that a particle of the search for missing modes takes."""
+_UNSEEN_LABEL = (
+    "a label of a held-out row is in no other row, so the value is infinite: use Product(smoothing=1.0), or drop such rows"
+)
 _NOTHING_UNSEEN = "everything but the value on what was fitted"
 
 
@@ -66,9 +70,10 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
         raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
     disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, fit.seed), False)
     findings = find(fit, value, d, disagree=disagree)
+    unseen_label = [_UNSEEN_LABEL] * (value.value == math.inf and bool(target.reading.categories))
     left_out = tuple(fit.left_out) if whole else (_NOTHING_UNSEEN,)
     budget = f"to cost no more than the fit, judging took {', '.join(left_out)}; `fit.check()` takes all"
-    notes = (*fit.notes, *d.notes, *measured.notes, *([budget] if fit.left_out and whole else []))
+    notes = (*fit.notes, *d.notes, *unseen_label, *measured.notes, *([budget] if fit.left_out and whole else []))
     d = replace(d, evaluations=dict(target.evaluations), notes=notes, curve=fit.curve, left_out=left_out)
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
 

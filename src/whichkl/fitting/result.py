@@ -29,7 +29,7 @@ from whichkl.fitting.summary import MAX_ROWS, Summary, summarize
 from whichkl.objectives import Objective
 from whichkl.printable import HTML, shorten, wrapped
 from whichkl.process.torch_modes import plain_modes
-from whichkl.progress import shown_progress
+from whichkl.progress import shown_progress, with_progress
 from whichkl.samples import Reading
 from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
@@ -262,6 +262,7 @@ class Fit(HTML):
         with shown_progress("correcting draws of the fit"):
             return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
 
+    @with_progress("checking the fit")
     @plain_modes()
     def check(self, *, target: Target | None = None, tell: Callable[[str, float], None] | None = None) -> Fit:
         """Return this fit with everything measured, also what `fit` left out so that judging costs no more than the fit.

@@ -44,9 +44,6 @@ _MAX_HELD_MODES = 20
 """How many modes a model that is no Gaussian and no mixture may hold: as many as a mode search names."""
 
 _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread over it, and this objective reads none"
-_UNSEEN_LABEL = (
-    "a label of a held-out row is in no other row, so the value is infinite: use Product(smoothing=1.0), or drop such rows"
-)
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
@@ -193,23 +190,20 @@ class Solved:
     def parts(self, target: Target, seed: int, work: Work) -> JudgedFit:
         """Return what the diagnostics read."""
         found = (self.family, self.objective, self.solver, self.solution, self.model)
-        return JudgedFit(target, *found, seed, work, self.notes, self.curve, self.spent)
+        return JudgedFit(target, *found, seed, work, (*target.notes, *self.notes), self.curve, self.spent)
 
     def judged(self, target: Target, judgement: Judgement, seed: int) -> Fit:
         """Return the fit with its judgement."""
-        d, value = judgement.diagnostics, judgement.value
-        is_label_unseen = bool(target.reading.categories) and value.value == math.inf
-        d = replace(d, notes=(*target.notes, *d.notes, *[_UNSEEN_LABEL] * is_label_unseen))
         return Fit(
             model=self.model,
             family=self.family,
             objective=self.objective,
             solver=self.solver.name,
             advice=self.advice,
-            value=value,
+            value=judgement.value,
             status=judgement.status,
             findings=judgement.findings,
-            diagnostics=d,
+            diagnostics=judgement.diagnostics,
             names=target.names,
             context_names=target.context_names,
             reading=target.reading,
