@@ -175,6 +175,7 @@ def _on_held_rows(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics
 def _by_cross_fitting(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics]:
     """On every row, under a model that was fitted without it; neighbouring families on the same rows."""
     target, family, seed = fit.target, fit.family, fit.seed
+    # Every fold has its own starts: near the fit to all rows EM would stop too soon, and its losses would flatter it.
     own = cross_fitted_losses(target, family, fit.solver, seed, None if fit.solver.refits else 1)
     if own is None:
         return in_sample(target, fit.model), d
