@@ -149,12 +149,12 @@ class ExpectationMaximization(Solver):
         frame, weights = Frame.of(block, family), block.w[:, None].repeat(1, sets)
         for i, one in enumerate(left_out):
             weights[one.cpu(), i] = 0  # the rows are on the CPU, wherever the target is
-        y = frame.standard(block.x)
-        seeded = (seed_states(y, w, self.starts, frame.count, seed, is_student=frame.is_student) for w in weights.T)
-        part = Rows(slices(Block(block.x, weights.repeat_interleave(self.starts, 1))), rows.names, None, rows.workers)
+        y, starts = frame.standard(block.x), self.starts if frame.count > 1 else 1  # one law has one optimum, as a rule
+        seeded = (seed_states(y, w, starts, frame.count, seed, is_student=frame.is_student) for w in weights.T)
+        part = Rows(slices(Block(block.x, weights.repeat_interleave(starts, 1))), rows.names, None, rows.workers)
         climb = self._climb(part, frame, next(seeded).beside(*seeded), self._tolerance(frame, len(block)), QUIET, "some rows")
-        best = climb.likelihood.view(sets, self.starts).argmax(1)
-        return [frame.model(climb.state, i * self.starts + int(start)) for i, start in enumerate(best)]
+        best = climb.likelihood.view(sets, starts).argmax(1)
+        return [frame.model(climb.state, i * starts + int(start)) for i, start in enumerate(best)]
 
     def _tolerance(self, frame: Frame, rows: int) -> float:
         """Return the nats per row that EM may leave; a family that is too rich climbs along a plateau for very long."""
