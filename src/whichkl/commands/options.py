@@ -62,6 +62,14 @@ Categories = Annotated[
     list[str] | None,
     typer.Option("--categories", metavar="COLUMNS", help="The columns of labels, separated by commas; product models them."),
 ]
+Given = Annotated[
+    str | None,
+    typer.Option(
+        "--given",
+        metavar="COLUMNS",
+        help="Names of the columns of x, separated by commas; the rest are y, and q(y|x) is fitted: supervised learning.",
+    ),
+]
 FamilyName = Annotated[
     str | None,
     typer.Option(

@@ -175,11 +175,6 @@ def select(x: Float[Tensor, "n d"], names: Sequence[str], kept: Sequence[str]) -
     return x if tuple(kept) == tuple(names) else x[:, [number[name] for name in kept]]
 
 
-def whole_rows(x: Float[Tensor, "n d"]) -> Tensor:
-    """Return which rows have no missing cell."""
-    return ~torch.isnan(x).any(1)
-
-
 def _listed(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(str(name) for name in names or ())
 

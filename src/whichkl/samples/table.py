@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whichkl._checks import require
 from whichkl.samples.faults import Faults
-from whichkl.samples.reading import Reading, select, whole_rows
+from whichkl.samples.reading import Reading, select
 from whichkl.samples.shard import FilePart
 
 
@@ -31,11 +31,6 @@ class Table:
     """The file, which knows the lines of its rows."""
     numbers: np.ndarray | None = None
     """The numbers of the rows in the file, where some were left out."""
-
-    @property
-    def is_from_file(self) -> bool:
-        """Whether it was read from a file."""
-        return self.part is not None
 
     def place(self, rows: Sequence[int]) -> str:
         """Return where rows are in the file, for messages, such as ``"lines 2, 7"``."""
@@ -103,7 +98,7 @@ def read_array(x: Float[Tensor, "n d"], names: Sequence[str], reading: Reading) 
 def _table(x: Tensor | None, names: tuple[str, ...], reading: Reading, faults: Faults, what: str) -> Table:
     if x is None or faults:
         raise faults.error(what)
-    is_whole = whole_rows(x)
+    is_whole = ~x.isnan().any(1)
     if bool(is_whole.all()):
         return Table(x.numpy(), names, reading)
     kept = is_whole.nonzero()[:, 0].numpy()

@@ -200,7 +200,7 @@ def read_rows(
     table = None
     if isinstance(found, Table):
         table = replace(found, values=np.empty((0, 0)))  # the tensor of the samples holds them
-        names = table.names if names is None or not table.is_from_file else names
+        names = table.names if names is None or table.part is None else names
         samples = found.values
     x_names: Sequence[str] | None = None
     if given is not None and isinstance(found, Stream):
