@@ -94,9 +94,34 @@ class Scores:
         lines[0] += f", {outside:,} outside the support of the model" if outside else ""
         for one in self.rows[:_MAX_ROWS_SHOWN]:
             lines.append(f"  {one.place}: log density {one.log_density:.4g}, rank {one.rank:.4g}: {one.driven_by}")
-        return "\n".join([*lines, f"  {resolution(self.draws)}", *(f"  {note}" for note in self.notes)])
+        return "\n".join([*lines, f"  {_resolution(self.draws)}", *(f"  {note}" for note in self.notes)])
 
 
-def resolution(draws: int) -> str:
+@dataclass(frozen=True)
+class Strangest:
+    """What is known of scored rows without the scores of each: their number, and the strangest ones."""
+
+    count: int
+    """The number of rows that have scores."""
+    outside: int
+    """How many of them lie outside the support of the model."""
+    draws: int
+    rows: tuple[ScoredRow, ...]
+    """The strangest rows, the strangest first."""
+    notes: tuple[str, ...]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What the ranks count, and the notes."""
+        outside = (f"Rows outside the support of the model: {self.outside:,}.",) if self.outside else ()
+        return (_resolution(self.draws), *outside, *(f"{note[0].upper()}{note[1:]}." for note in self.notes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        counts = {"rows": self.count, "outside_support": self.outside, "draws": self.draws, "resolution": 1 / self.draws}
+        return {**counts, "top": [one.to_dict() for one in self.rows], "notes": list(self.notes)}
+
+
+def _resolution(draws: int) -> str:
     """Return what a rank counts, in one sentence."""
     return f"A rank is the share of {draws:,} draws of the model that are as strange or stranger; below 1/{draws:,} it is 0."

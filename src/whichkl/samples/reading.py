@@ -11,12 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, require
+from whichkl._checks import InputError, cannot, quoted, require
 from whichkl.samples.columns import floats, is_number, rows_from, rows_of
 from whichkl.samples.faults import MISSING_WORDS, SEPARATORS, Faults, grouped, kind_of
 
-_MAX_SHOWN = 20
-"""Largest number of columns that a message lists."""
 UNKNOWN = -1.0
 """Code of a label that isn't among the known ones; no model of categories has mass there."""
 
@@ -77,9 +75,8 @@ class Reading:
         known = set(names)
         for wanted in (self.columns or (), self.drop, self.categories):
             if absent := [name for name in wanted if name not in known]:
-                there = ", ".join(f"`{name}`" for name in names[:_MAX_SHOWN]) + (", …" if len(names) > _MAX_SHOWN else "")
-                quoted = ", ".join(f"`{name}`" for name in absent)
-                because = f"there {'is no column' if len(absent) == 1 else 'are no columns'} {quoted}, but {there}"
+                none = "is no column" if len(absent) == 1 else "are no columns"
+                because = f"there {none} {quoted(absent, len(absent))}, but {quoted(names)}"
                 raise InputError(cannot(f"read {what}", because, "Correct the names, or rename the columns"))
         dropped = set(self.drop)
         kept = tuple(name for name in (names if self.columns is None else self.columns) if name not in dropped)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from whichkl._checks import InputError, cannot, check_finite
+from whichkl._checks import InputError, cannot, check_finite, quoted
 from whichkl.arrays import default_names, read_matrix, read_names, read_weights, tensor_of, widened
 from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
@@ -279,8 +279,7 @@ def _columns_of(given: str | Sequence[str], names: Sequence[str]) -> tuple[list[
     do = f"use `given={wanted}`"
     missing = [name for name in wanted if name not in names]
     if missing or not wanted:
-        shown = ", ".join(f"`{name}`" for name in names[:20]) + (", …" if len(names) > 20 else "")
-        because = f"there is no column `{missing[0]}`, but {shown}" if missing else "it names no column"
+        because = f"there is no column `{missing[0]}`, but {quoted(names)}" if missing else "it names no column"
         raise InputError(cannot(do, because, "Name the columns of x"))
     if len(set(wanted)) < len(wanted):
         raise InputError(cannot(do, "a column appears twice", "Name each column once"))
