@@ -43,8 +43,7 @@ class RowsAndDraws:
     @property
     def has_atoms(self) -> list[bool]:
         """Whether each column holds few distinct whole numbers: categories and small counts."""
-        columns = [column.unique() for column in self.rows.T]
-        return [len(one) <= _MAX_ATOMS and bool((one == one.round()).all()) for one in columns]
+        return list(map(has_atoms, self.rows.T))
 
     def range(self, j: int) -> tuple[float, float]:
         """The middle 99 % of a column, of rows and of draws, with some room."""
@@ -53,6 +52,12 @@ class RowsAndDraws:
         low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
         room = 0.6 if self.has_atoms[j] else 0.08 * (high - low) or 1.0
         return low - room, high + room
+
+
+def has_atoms(x: Float[Tensor, " n"]) -> bool:
+    """Whether a column holds few distinct whole numbers."""
+    values = x.unique()
+    return len(values) <= _MAX_ATOMS and bool((values == values.round()).all())
 
 
 def data(fit: Fit, most: int = 20_000) -> Block | None:
