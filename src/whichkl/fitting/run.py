@@ -94,10 +94,7 @@ def fit(
     >>> [round(m, 6) for m in result.model.mean.tolist()]
     [1.0, 1.0]
     """
-    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    if not is_whole or seed >= _MAX_SEED:
-        because = f"seeds are below {_MAX_SEED:,}" if is_whole else "it isn't a whole number of at least 0"
-        raise InputError(cannot(f"use `seed={seed!r}`", because, "Give, say, seed=0"))
+    _check_seed(seed)
     given = Target.of(target)
     named = None if family is None else family_of(family)
     _check_pairs(given, named)
@@ -113,6 +110,13 @@ def fit(
     if log is not None:
         log.clear()
     return done.judged(given, judgement, seed)
+
+
+def _check_seed(seed: Any) -> None:
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    if not is_whole or seed >= _MAX_SEED:
+        because = f"seeds are below {_MAX_SEED:,}" if is_whole else "it isn't a whole number of at least 0"
+        raise InputError(cannot(f"use `seed={seed!r}`", because, "Give, say, seed=0"))
 
 
 def with_categories(target: Target, family: Family) -> Family:

@@ -161,12 +161,9 @@ def _with_labels(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Put a row per label in the place of a column of categories: its probability, the mean of 1 for that label and 0 else."""
     laws, found = fit.model.laws, list[dict[str, Any]]()
     for row, law in zip(rows, laws, strict=True):
-        labels = fit.reading.categories.get(row["name"], ())
-        found += [
-            {"name": f"{row['name']} = {one}", "mean": float(p)}
-            for one, p in zip(labels, law.probs if labels else (), strict=True)
-        ]
-        found += [] if labels else [row]
+        labels = fit.reading.categories.get(row["name"])
+        chances = zip(labels, law.probs.tolist(), strict=True) if labels else ()
+        found += [{"name": f"{row['name']} = {one}", "mean": p} for one, p in chances] or [row]
     return found
 
 

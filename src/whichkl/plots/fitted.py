@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, MixtureSameFamily
+from torch.distributions import Distribution
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.access import Access
 from whichkl.divergences.estimate import NORMAL
 from whichkl.families import Gaussian
-from whichkl.families.gaussian import loc_and_tril
-from whichkl.families.mixture import mixture_parts
+from whichkl.families.mixture import components
 from whichkl.fitting import Fit
 from whichkl.plots.predictions import predictions
 from whichkl.plots.rows import RowsAndDraws, data, draws, has_atoms, margin_steps, regions
@@ -173,10 +172,8 @@ def add_ellipses(figure: Any, fit: Fit, color: str, name: str, *, has_others: bo
 def gaussian_parts(model: Any) -> list[tuple[Tensor, Tensor]]:
     """Return means and Cholesky factors of the Gaussians that a model consists of; none where it consists of something else."""
     try:
-        if isinstance(model, MixtureSameFamily):
-            _, locs, trils, df = mixture_parts(model)
-            return list(zip(locs, trils, strict=True)) if df is None else []
-        return [loc_and_tril(model)]
+        _, locs, trils, df = components(model)
+        return list(zip(locs, trils, strict=True)) if df is None else []
     except InputError:
         return []
 

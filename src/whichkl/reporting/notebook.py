@@ -14,6 +14,7 @@ from whichkl.advice import Advice
 from whichkl.distillation import Distillation
 from whichkl.distillation.audit.result import Audit
 from whichkl.divergences import Estimate
+from whichkl.divergences.estimate import TABLE_HEADS
 from whichkl.fitting import Fit
 from whichkl.fitting.summary import Summary
 from whichkl.objectives import OBJECTIVES
@@ -92,10 +93,7 @@ def _audit(audit: Audit) -> Section:
 
 
 def _estimate(one: Estimate) -> Section:
-    unit = "" if one.unit == "none" else f" {one.unit}"
-    interval = "exact" if one.exact else f"{one.interval[0]:.4g} to {one.interval[1]:.4g}"
-    row = (one.quantity, f"{one.number}{unit}{one.constant}", interval, one.method, "yes" if one.reliable else "no")
-    table = Block.table(("divergence", "value", "95 % interval", "method", "reliable"), [row])
+    table = Block.table(TABLE_HEADS, [one.cells])
     notes = [Block.sentence(note) if one.reliable else Block.warning(as_sentence(note), "note") for note in one.notes]
     return Section("", one.sentence, (table, *notes))
 
