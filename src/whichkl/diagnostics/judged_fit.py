@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from whichkl._checks import DeadDensityError, NotANumberError
 from whichkl.families import Family
 from whichkl.objectives import Objective
+from whichkl.printable import shorten
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.resolve import Curve
 from whichkl.solvers.work import Work
@@ -105,5 +106,4 @@ def _cheap_evaluations(target: Target) -> int:
 
 def _in_short(error: Exception) -> str:
     text = " ".join(str(error).split()).rstrip(".")
-    text = text if len(text) <= _MAX_ERROR_LENGTH else f"{text[:_MAX_ERROR_LENGTH]}…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {shorten(text, _MAX_ERROR_LENGTH)}" if text else type(error).__name__

@@ -129,7 +129,7 @@ def summarize(fit: Fit, target: Target | None = None) -> Summary:
 
 def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> Summary:
     """Return a row per coordinate; of an adapted library's model, a row per number of its own variables."""
-    names, own = fit.names, None if target is None or target.origin is None else target.origin
+    names, own = fit.names, None if target is None else target.origin
     if own is not None and _MAX_NUMBERS < draws_in(len(names)) * len(
         own_variables(own, torch.zeros(1, len(names), dtype=torch.float64, device="cpu"))[0]
     ):

@@ -97,12 +97,12 @@ class Faults:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def add(self, column: str, kind: str, place: int, cell: str = "", count: int = 1) -> None:
-        """Count cells of one kind, the first of which is at this place."""
+    def add(self, column: str, kind: str, place: int, cell: str = "") -> None:
+        """Count a cell of one kind."""
         if kind == "missing" and self.may_miss:
             return
         fault = self._found.setdefault((column, kind), _Fault())
-        fault.count += count
+        fault.count += 1
         if len(fault.places) < _MAX_PLACES:
             fault.places.append(place)
             fault.example = fault.example or cell

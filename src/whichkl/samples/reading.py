@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, quoted, require
-from whichkl.samples.columns import floats, is_number, rows_from, rows_of
+from whichkl.samples.columns import floats, is_number, matrix_of
 from whichkl.samples.faults import MISSING_WORDS, SEPARATORS, Faults, grouped, kind_of
 
 UNKNOWN = -1.0
@@ -99,10 +99,9 @@ class Reading:
             pyarrow.ArrowInvalid: a cell isn't a number.
         """
         batch = batch if batch.schema.names == list(names) else batch.select(list(names))
-        if not self.categories and all(map(is_number, set(batch.schema.types))):
-            return rows_of(batch)
-        columns = [self._numbers(column, name) for name, column in zip(names, batch.columns, strict=True)]
-        return rows_from(columns, 0, len(batch))
+        if not self.categories and set(batch.schema.types) == {require("pyarrow", "app").float64()}:
+            return torch.from_numpy(batch.to_tensor(null_to_nan=True, row_major=False).to_numpy())  # one call, not one a column
+        return matrix_of([self._numbers(column, name) for name, column in zip(names, batch.columns, strict=True)], len(batch))
 
     def with_labels(self, batches: Iterable[Any]) -> Reading:
         """Find the labels of all categories that have none, in alphabetical order; numbers are ordered as numbers."""
@@ -150,8 +149,7 @@ class Reading:
 
 def is_text(kind: Any) -> bool:
     """Whether an Arrow type holds text."""
-    types = require("pyarrow", "app").types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or str(kind) == "string_view")
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def texts(column: Any) -> Any:

@@ -57,11 +57,6 @@ def is_frame(obj: Any) -> bool:
     return hasattr(obj, "select_dtypes") and hasattr(obj, "columns")
 
 
-def has_only_numbers(frame: Any) -> bool:
-    """Whether all columns of a DataFrame hold numbers, or true and false."""
-    return len(frame.select_dtypes(["number", "bool"]).columns) == len(frame.columns)
-
-
 def read_frame(frame: Any, reading: Reading) -> Table:
     """Read a DataFrame with columns of any types.
 

@@ -99,9 +99,3 @@ def refuse_types(part: TablePart | None, kinds: Sequence[Any]) -> None:
     """Refuse columns that the reading can't turn into numbers, by an error that names every fault of the table."""
     if part is not None and not all(map(part.reading.reads, part.names, kinds)):
         raise part.faults().error(f"`{part.path}`")
-
-
-def labelled(reading: Reading, parts: Sequence[TablePart]) -> Reading:
-    """Find the labels of the categories that have none, by reading these columns of all parts."""
-    wanted = [name for name, labels in reading.categories.items() if not labels]
-    return reading.with_labels(batch for part in parts for batch in part.batches(wanted))

@@ -19,7 +19,7 @@ from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
 from whichkl.samples.loader import LoaderPart
-from whichkl.samples.table import has_only_numbers, is_frame, place_of, read_array, read_frame
+from whichkl.samples.table import is_frame, place_of, read_array, read_frame
 from whichkl.targets.supports import Bijection
 
 _MAX_LABELS_SHOWN = 20
@@ -98,12 +98,14 @@ class Rows:
     @property
     def reading(self) -> Reading:
         """How a table was read, with the labels of its categories."""
-        return self.table.reading if self.table is not None else Reading() if self.stream is None else self.stream.reading
+        read = self.table or self.stream
+        return Reading() if read is None else read.reading
 
     @property
     def left_out(self) -> int:
         """The number of rows that were left out, since a cell is missing."""
-        return self.table.left_out if self.table is not None else 0 if self.stream is None else self.stream.left_out
+        read = self.table or self.stream
+        return 0 if read is None else read.left_out
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -241,7 +243,8 @@ def _codes(name: str, labels: Sequence[str]) -> str:
 
 def _table_in_memory(samples: Any, names: Sequence[str] | None, reading: Reading) -> Table | None:
     """Read a DataFrame, or choose columns and rows of a matrix; None where nothing is to be chosen or converted."""
-    if is_frame(samples) and not (reading.is_default and has_only_numbers(samples)):
+    is_plain = reading.is_default and is_frame(samples) and samples.select_dtypes(["number", "bool"]).shape == samples.shape
+    if is_frame(samples) and not is_plain:
         return read_frame(samples if names is None else samples.set_axis(list(names), axis=1), reading)
     if reading.is_default:
         return None
