@@ -34,12 +34,11 @@ def checked(fit: Fit, target: Target | None, tell: Callable[[str, float], None] 
 def _parts_of(fit: Fit, target: Target | None) -> JudgedFit:
     """Return what the diagnostics read; for a loaded fit, from the target and what was saved."""
     if fit.parts is not None and target is None:
-        return fit.parts
+        return replace(fit.parts, target=fit.parts.target.noting_repeats())
     if target is None:
         because = "a loaded fit doesn't hold its target"
         raise TargetError(cannot("check this fit", because, "Pass `target=`, what was fitted"))
-    p, d = Target.of(target), fit.diagnostics
-    p = p.noting_repeats()
+    p, d = Target.of(target).noting_repeats(), fit.diagnostics
     solver = solver_for(fit.objective, fit.family, p.access, fit.solver)
     solution = Solution(d.optima, d.iterations, d.residual, d.node_error, d.nodes, history=d.history)
-    return JudgedFit(p, fit.family, fit.objective, solver, solution, fit.model, fit.seed, QUIET, curve=d.curve)
+    return JudgedFit(p, fit.family, fit.objective, solver, solution, fit.model, fit.seed, QUIET, fit.advice, curve=d.curve)
