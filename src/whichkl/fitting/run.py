@@ -28,7 +28,7 @@ from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
-from whichkl.samples.table import place_of
+from whichkl.samples.table import places_of_rows
 from whichkl.solvers import Solver, solver_for
 from whichkl.solvers.resolve import resolve
 from whichkl.solvers.work import QUIET, Work
@@ -232,7 +232,7 @@ def solve(
         try:
             family.check_samples(free.samples, p.names)
         except RowError as error:
-            raise error.at(place_of(p.table, [error.row])) from error
+            raise error.at(places_of_rows(p.table, [error.row])) from error
     if p.device.type == "cpu":
         check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
     is_judged = judged and chosen.direction != "reverse"

@@ -41,7 +41,7 @@ def check_columns(file: str | os.PathLike[str], count: int) -> None:
         raise unreadable(file, because, "Save one matrix, as .npy")
 
 
-def is_number(kind: Any) -> bool:
+def holds_numbers(kind: Any) -> bool:
     """Whether an Arrow type holds numbers: floats, integers, booleans, decimals, or nothing but nulls."""
     types = require("pyarrow", "app").types
     return bool(is_plain(kind) or types.is_boolean(kind) or types.is_decimal(kind) or types.is_null(kind))

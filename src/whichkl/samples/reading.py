@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, quoted, require
-from whichkl.samples.columns import floats, is_number, matrix_of
+from whichkl.samples.columns import floats, holds_numbers, matrix_of
 from whichkl.samples.faults import MISSING_WORDS, SEPARATORS, Faults, grouped, kind_of
 
 UNKNOWN = -1.0
@@ -90,7 +90,7 @@ class Reading:
 
     def reads(self, name: str, kind: Any) -> bool:
         """Whether a column of this Arrow type can be read: numbers, labels, or text with thousands separators."""
-        return is_number(kind) or name in self.categories or (bool(self.thousands) and is_text(kind))
+        return holds_numbers(kind) or name in self.categories or (bool(self.thousands) and holds_text(kind))
 
     def matrix(self, batch: Any, names: Sequence[str]) -> Float[Tensor, "m d"]:
         """Return the chosen columns of a record batch in float64; a missing cell becomes NaN.
@@ -119,7 +119,7 @@ class Reading:
             known = compute.index_in(labels, value_set=arrow.array(self.categories[name], arrow.string()))
             codes = compute.if_else(compute.is_valid(labels), compute.fill_null(known, int(UNKNOWN)), None)
             return floats(codes)
-        if not is_text(column.type):
+        if not holds_text(column.type):
             return floats(column)
         text = compute.utf8_trim_whitespace(column)
         is_grouped = compute.match_substring_regex(text, f"^{grouped(self.thousands)}$")
@@ -133,13 +133,13 @@ class Reading:
         for name in names:
             column, is_label = batch.column(name), name in self.categories
             faults.cells[name] = faults.cells.get(name, 0) + len(column)
-            if is_number(column.type) and not is_label:
+            if holds_numbers(column.type) and not is_label:
                 faults.add_matrix(torch.from_numpy(np.array(floats(column), dtype=np.float64))[:, None], [name], start)
                 continue
-            whole = "date" if types.is_temporal(column.type) else "" if is_text(column.type) and self.thousands else "text"
+            whole = "date" if types.is_temporal(column.type) else "" if holds_text(column.type) and self.thousands else "text"
             cells = texts(column).to_pylist()
             kinds = ["missing" if cell is None else whole or kind_of(cell, self.thousands) for cell in cells]
-            if whole == "text" and is_text(column.type):  # a number that is written as text is no fault next to 1,234
+            if whole == "text" and holds_text(column.type):  # a number that is written as text is no fault next to 1,234
                 said = ["missing" if cell is None else kind_of(cell) for cell in cells]
                 kinds = said if "thousands" in said else [kind or "text" for kind in said]
             for place, (kind, cell) in enumerate(zip(kinds, cells, strict=True), start):
@@ -147,7 +147,7 @@ class Reading:
                     faults.add(name, kind, place, cell or "")
 
 
-def is_text(kind: Any) -> bool:
+def holds_text(kind: Any) -> bool:
     """Whether an Arrow type holds text."""
     return str(kind) in ("string", "large_string", "string_view")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,24 +33,17 @@ class Table:
     numbers: np.ndarray | None = None
     """The numbers of the rows in the file, where some were left out."""
 
-    def place(self, rows: Sequence[int]) -> str:
-        """Return where rows are in the file, for messages, such as ``"lines 2, 7"``."""
-        known = [int(row if self.numbers is None else self.numbers[row]) for row in rows]
-        wanted = dict.fromkeys(known, 0)
-        for row, number in enumerate(() if self.part is None else self.part.numbers()):
-            if row in wanted:
-                wanted[row] = number
-            if row >= max(known):
-                break
-        unit = "row" if self.part is None else self.part.unit
-        return f"{unit}{'s' * (len(known) > 1)} {', '.join(str(wanted[row]) for row in known)}"
 
-
-def place_of(table: Table | None, rows: Sequence[int]) -> str:
-    """Return where rows are in a table, or their numbers from 0 if there is none."""
+def places_of_rows(table: Table | None, rows: Sequence[int]) -> str:
+    """Return where rows are in the file that a table was read from, for messages, such as ``"lines 2, 7"``; else "rows 2, 7"."""
+    places, unit = np.asarray(rows), "row"
     if table is not None:
-        return table.place(rows)
-    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}"
+        places = places if table.numbers is None else table.numbers[places]
+        if table.part is not None:
+            numbers = np.fromiter(itertools.islice(table.part.numbers(), int(places.max()) + 1), np.int64)
+            if len(numbers) > places.max():  # else the file has changed since
+                places, unit = numbers[places], table.part.unit
+    return f"{unit}{'s' * (len(rows) > 1)} {', '.join(map(str, places.tolist()))}"
 
 
 def is_frame(obj: Any) -> bool:

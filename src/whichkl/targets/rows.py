@@ -19,7 +19,7 @@ from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
 from whichkl.samples.loader import LoaderPart
-from whichkl.samples.table import is_frame, place_of, read_array, read_frame
+from whichkl.samples.table import is_frame, places_of_rows, read_array, read_frame
 from whichkl.targets.supports import Bijection
 
 _MAX_LABELS_SHOWN = 20
@@ -114,10 +114,6 @@ class Rows:
         rows = (f"rows left out, since a cell is missing: {self.left_out:,}{of_all}",) if self.left_out else ()
         return (*rows, *(_codes(name, labels) for name, labels in self.reading.categories.items()))
 
-    def place(self, rows: Sequence[int]) -> str:
-        """Return where rows are in what was read, for messages: lines of a text file, else rows from 0."""
-        return place_of(self.table, rows)
-
     def column_names(self, dim: int) -> tuple[str, ...]:
         """Return the names of the d columns that are modelled, default ones if there are none."""
         return read_names(self.names, self.source, dim, is_response=self.context is not None)
@@ -148,7 +144,7 @@ class Rows:
         )
         outside = ~bijection.contains(x)
         if bool(outside.any()):
-            where = self.place(outside.nonzero()[:5, 0].tolist())
+            where = places_of_rows(self.table, outside.nonzero()[:5, 0].tolist())
             because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first {where}"
             raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
 
