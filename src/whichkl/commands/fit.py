@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whichkl._checks import InputError, cannot
-from whichkl.commands import console, exits, options
-from whichkl.commands.results_folder import (
-    check_results_folder,
-    deliver,
-    journal_of,
-    locked_results,
-    prepare_results,
-    write_report,
-)
+from whichkl.commands import console, exits, options, results_folder
 
 if TYPE_CHECKING:
     from whichkl.fitting import Fit
@@ -58,29 +50,29 @@ def fit(
         raise InputError(cannot("fit a model", because, "Name a file of samples, or pass `--log-prob FILE.py:FUNCTION --dim D`"))
     options.check_exists(samples)
     if out is not None:
-        check_results_folder(out, "report.html")
-    with locked_results(out, "fit"):
+        results_folder.check_results_folder(out, "report.html")
+    with results_folder.locked_results(out, "fit"):
         with console.progress() as tell:
             exits.load_torch()
             from whichkl.fitting import fit as run_fit
             from whichkl.fitting.saved_fit import FIT
 
             if out is not None:
-                prepare_results(FIT, out / "fit")
+                results_folder.prepare_results(FIT, out / "fit")
             tell("opening the target", math.nan)
             reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
             target = options.read_target(samples, log_prob, dim, support, given, **reading)
             chosen = options.read_family(family, target)
             tell(f"fitting {chosen.label}", math.nan)
-            journal = journal_of(out)
+            journal = results_folder.journal_of(out)
             result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
             if result.diagnostics.left_out:
                 if out is not None:  # so that an interruption from now on loses nothing
                     result.save(out / "fit")
                 result = result.check(tell=tell)
-        deliver(result, None if out is None else out / "fit", "The fit", lambda: _show(result, as_json))
+        results_folder.deliver(result, None if out is None else out / "fit", "The fit", lambda: _show(result, as_json))
         if out is not None:
-            write_report(result, out / "report.html", quiet=as_json)
+            results_folder.write_report(result, out / "report.html", quiet=as_json)
             if samples is not None and not as_json:
                 console.say(f"The strangest rows: {shlex.join(['whichkl', 'score', str(out), str(samples), '--top', '20'])}")
 
