@@ -49,7 +49,7 @@ def score(
         from whichkl.fitting import Fit
         from whichkl.fitting.scored_files import score_file
 
-        loaded = Fit.load(fit / "fit" if (fit / "fit").is_dir() else fit)
+        loaded = Fit.load(fit)
         result = score_file(loaded, samples, top=top, seed=seed, missing=missing, out=out, tell=tell)
     if as_json:
         console.print_json({"fit": str(fit), "samples": str(samples), **result.to_dict()})

@@ -102,6 +102,8 @@ def beyond_the_ends(target: Target, model: Any, seed: int) -> tuple[str, ...]:
         if columns:
             shown = ", ".join(f"`{target.names[i]}` ({float(beyond[i]):.0%})" for i in columns[:_MAX_NAMED_COLUMNS])
             shown += f" and {len(columns) - _MAX_NAMED_COLUMNS} more" if len(columns) > _MAX_NAMED_COLUMNS else ""
-            share = f"with this share of the model beyond: support='{support}' keeps it inside"
+            each = {target.names[i]: support for i in columns[:_MAX_NAMED_COLUMNS]}
+            given = support if len(columns) == x.shape[1] else each  # of all columns, or of some
+            share = f"with this share of the model beyond: support={given!r} keeps it inside"
             notes.append(f"every row lies {where} in {shown}, {share}")
     return tuple(notes)

@@ -204,8 +204,11 @@ def intervals(fits: Mapping[str, Fit], colors: Mapping[str, str]) -> Figure:
 
     Coordinates share an axis, unless an interval would be too short to be seen; then each has an axis of its own.
     """
-    names = next(iter(fits.values())).names[:MAX_INTERVALS]
-    ends = {label: _ends(fit)[:, : len(names)] for label, fit in fits.items()}
+    first = next(iter(fits.values()))
+    # the codes of categories have no order, so that an interval of them means nothing
+    numbers = [i for i, name in enumerate(first.names) if name not in first.reading.categories] or list(range(len(first.names)))
+    names = [first.names[i] for i in numbers[:MAX_INTERVALS]]
+    ends = {label: _ends(fit)[:, numbers[:MAX_INTERVALS]] for label, fit in fits.items()}
     low, high = torch.stack([q[0] for q in ends.values()]).amin(0), torch.stack([q[2] for q in ends.values()]).amax(0)
     is_shared = bool((high - low).min() > _MIN_SHARE_OF_AXIS * (high.max() - low.min()))
     rows, each = (1 if is_shared else len(names)), 28 + 8 * (len(fits) - 1) + (0 if is_shared else 30)

@@ -18,6 +18,7 @@ from whichkl._checks import require
 from whichkl.fitting import Fit
 from whichkl.goodness.margin_laws import margins as margin_laws
 from whichkl.plots.style import AXIS, COLORS, Figure, add_bars, add_line, add_points, faint, new_figure, short, small, style
+from whichkl.printable import shorten
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block
 
@@ -25,6 +26,8 @@ _DRAWS = 20_000
 _MAX_ATOMS = 30
 """Largest number of distinct whole numbers for a column to count as discrete."""
 MAX_MARGINS = 12
+_MAX_LABELS, _MAX_LABEL = 8, 12
+"""Largest number of labels under a small figure, and of characters of each."""
 _GRID_POINTS = 161
 MAX_COLUMNS = 5
 _CELLS = 64
@@ -107,6 +110,10 @@ def margins(fit: Fit, most: int = MAX_MARGINS) -> list[Figure]:
         add_margins(figure, fit, both, j, ends)
         small(figure, name)
         figure.update_xaxes(range=short(ends), nticks=6)
+        if labels := fit.reading.categories.get(name, ()):
+            codes = range(0, len(labels), math.ceil(len(labels) / _MAX_LABELS))
+            texts = [html.escape(shorten(labels[i], _MAX_LABEL)) for i in codes]
+            figure.update_xaxes(tickvals=list(codes), ticktext=texts)
         figure.update_yaxes(rangemode="tozero", nticks=5)
         figures.append(figure)
     return figures

@@ -141,9 +141,11 @@ class Rows:
             because = f"they are empty, shape {tuple(x.shape)}"
             raise InputError(cannot("use these samples", because, "Give at least one row"))
         instead = "Drop or repair those rows first"
-        check_finite(
-            x, names, instead=instead if self.context is not None else f"{instead}, or pass `Target(samples=…, missing='drop')`"
-        )
+        if self.context is None:
+            empty = [names[i] for i in x[0].isnan().nonzero()[:, 0].tolist() if bool(x[:, i].isnan().all())]
+            options = f"drop={empty}, " * bool(empty) + "missing='drop'"
+            instead = f"{instead}, or pass `Target(samples=…, {options})`"
+        check_finite(x, names, instead=instead)
         outside = ~bijection.contains(x)
         if bool(outside.any()):
             where = self.place(outside.nonzero()[:5, 0].tolist())
