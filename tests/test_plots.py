@@ -231,6 +231,11 @@ def test_labels_of_categories_are_shown_and_their_codes_have_no_interval():
     assert margins(fit)[1].layout.xaxis.ticktext is None
 
 
+def test_an_optimum_near_0_has_no_minus_sign():
+    names = [one["name"] for one in shown(plot(wk.fit(wk.problems.bimodal(), objective="reverse_kl"))) if "name" in one]
+    assert "q at 0.00 (local)" in names
+
+
 def test_a_plane_has_one_scale_unless_spreads_differ_much():
     assert plot(wk.fit(X, judge=False)).layout.yaxis.scaleanchor == "x"
     assert plot(wk.fit(X * [1.0, 50.0], judge=False)).layout.yaxis.scaleanchor is None

@@ -237,3 +237,11 @@ def test_a_label_that_the_fit_does_not_know_is_outside_the_support(sales):
     assert scores.log_density[0] > -20 and scores.log_density[1] == -math.inf
     assert scores.rows[0].driven_by.startswith("city = an unknown label")
     assert scores.rows[1].values["city"] == "Rome"
+
+
+def test_the_command_scores_files_alone(gaussian, tmp_path):
+    gaussian.save(tmp_path / "fit")
+    refused = whichkl("score", "fit", "0.5*Normal(0,1) + 0.5*Normal(2,1)", cwd=tmp_path)
+    assert refused.returncode == 2 and "there is no such file or folder" in refused.stderr
+    (tmp_path / "one.csv").write_text("a,b\n1,2\n")
+    assert "of 1 row " in whichkl("score", "fit", "one.csv", cwd=tmp_path).stdout

@@ -248,3 +248,13 @@ def test_the_support_that_a_note_proposes_is_of_the_columns_that_need_it():
     for x, given in ((skewed, "support={'price': 'positive'}"), (skewed[["price"]], "support='positive'")):
         (note,) = [one for one in wk.fit(x, Gaussian()).diagnostics.notes if "keeps it inside" in one]
         assert given in note
+
+
+def test_a_column_that_numbers_the_rows_is_noted():
+    def notes(x):
+        return [one for one in wk.fit(x).diagnostics.notes if "as an index does" in one]
+
+    table = frame().assign(row=np.arange(N) * 3 + 7)
+    (note,) = notes(wk.Target(samples=table, **OPTIONS))  # rows with a missing cell are left out
+    assert note.startswith("`row`: ")
+    assert not notes(MATRIX[:, 1:]) and not notes(np.sort(AMOUNT)) and not notes(RNG.poisson(3.0, 500).astype(float))

@@ -90,8 +90,8 @@ def _on_the_line(fit: Fit) -> Figure:
     for optimum, model in zip(fit.diagnostics.optima, models, strict=True):
         kind, name = "global" if optimum.is_global else "local", f"q ({fit.objective.name})"
         if len(models) > 1:
-            at = float(model.mean[0]) + 0.0 if fit.bijection.is_real else float(draws(fit, model, 999).median())
-            name = f"q at {at:.2f} ({kind})"
+            at = float(model.mean[0] if fit.bijection.is_real else draws(fit, model, 999).median())
+            name = f"q at {at:z.2f} ({kind})"
         dash = "solid" if optimum.is_global else "dash"
         add_line(figure, x.tolist(), density(model, x), fit.objective.name, name, width=2.5, dash=dash)
     add_target_bars(figure, fit, rows)
