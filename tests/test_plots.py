@@ -229,6 +229,10 @@ def test_labels_of_categories_are_shown_and_their_codes_have_no_interval():
     assert list(plot(fit).layout.yaxis.ticktext) == ["a", "b"]
     assert list(margins(fit)[0].layout.xaxis.ticktext) == ["&lt;b&gt;", "Lima", "Oslo"]
     assert margins(fit)[1].layout.xaxis.ticktext is None
+    assert pairs(fit).layout.xaxis7.ticktext == margins(fit)[0].layout.xaxis.ticktext
+    for columns in (["city"], ["city", "a"]):
+        few = plot(wk.fit(wk.Target(samples=table[columns], categories=["city"]), judge=False))
+        assert list(few.layout.xaxis.ticktext) == ["&lt;b&gt;", "Lima", "Oslo"]
 
 
 def test_an_optimum_near_0_has_no_minus_sign():

@@ -19,7 +19,7 @@ from whichkl.families.gaussian import loc_and_tril
 from whichkl.families.mixture import mixture_parts
 from whichkl.fitting import Fit
 from whichkl.plots.predictions import predictions
-from whichkl.plots.rows import RowsAndDraws, data, draws, margin_steps, regions
+from whichkl.plots.rows import RowsAndDraws, data, draws, label_ticks, margin_steps, regions
 from whichkl.plots.style import (
     AXIS,
     Figure,
@@ -134,6 +134,7 @@ def shares(fit: Fit, rows: Tensor, drawn: Mapping[str, Tensor], colors: Sequence
     for (name, one), color in zip(drawn.items(), colors, strict=True):
         values, heights, _ = margin_steps(one.round(), (0, 0), True)
         add_points(figure, values, heights, color, name, size=9)
+    figure.update_xaxes(**label_ticks(fit, fit.names[0]))
     return style(figure, html.escape(fit.names[0]), "share")
 
 
@@ -170,6 +171,8 @@ def on_equal_axes(figure: Figure, fit: Fit, rows: Block | None) -> Figure:
     """Give both coordinates of a plane one scale, unless their spreads differ so much that one would be a line."""
     spread = (draws(fit, fit.model, 1_000) if rows is None else rows.x).std(0)
     style(figure, html.escape(fit.names[0]), html.escape(fit.names[1]), 460)
+    figure.update_xaxes(**label_ticks(fit, fit.names[0]))
+    figure.update_yaxes(**label_ticks(fit, fit.names[1]))
     if 1 / _MAX_RATIO_OF_SPREADS < float(spread[1] / spread[0]) < _MAX_RATIO_OF_SPREADS:
         figure.update_xaxes(constrain="domain")
         figure.update_yaxes(scaleanchor="x", scaleratio=1, constrain="domain")
