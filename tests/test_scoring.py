@@ -237,6 +237,8 @@ def test_a_label_that_the_fit_does_not_know_is_outside_the_support(sales):
     assert scores.log_density[0] > -20 and scores.log_density[1] == -math.inf
     assert scores.rows[0].driven_by.startswith("city = an unknown label")
     assert scores.rows[1].values["city"] == "Rome"
+    codes = fit.score(np.array([[7.0, 900.0, 40.0], [0.5, 900.0, 40.0], [2.0, 900.0, 40.0]]))
+    assert [row.values["city"] for row in codes.rows] == ["an unknown label", "an unknown label", "Rome"]
 
 
 def test_the_command_scores_files_alone(gaussian, tmp_path):

@@ -258,3 +258,20 @@ def test_a_column_that_numbers_the_rows_is_noted():
     (note,) = notes(wk.Target(samples=table, **OPTIONS))  # rows with a missing cell are left out
     assert note.startswith("`row`: ")
     assert not notes(MATRIX[:, 1:]) and not notes(np.sort(AMOUNT)) and not notes(RNG.poisson(3.0, 500).astype(float))
+
+
+def test_a_series_is_a_table_of_one_column():
+    city, age = frame()["city"], frame()["age"].dropna()
+    fit = wk.fit(wk.Target(samples=city, categories=["city"]))
+    assert fit.names == ("city",) and fit.summary().rows[0]["name"] == "city = Lima"
+    # four losses that repeat have no heavy tail, however rare the largest is
+    assert fit.value.reliable and not fit.findings
+    with pytest.raises(InputError, match=r"column `city` holds text .*categories=\['city'\]"):
+        wk.fit(city)
+    assert wk.fit(age).names == ("age",) and wk.fit(age.rename(None)).names == ("x1",)
+
+
+def test_a_column_that_appears_twice_is_named():
+    table = frame().rename(columns={"age": "amount"})
+    with pytest.raises(InputError, match="column `amount` appears twice. Rename one of them"):
+        wk.Target(samples=table, categories=["city"])

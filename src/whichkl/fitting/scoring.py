@@ -22,8 +22,7 @@ from whichkl.families.family import log_likelihood
 from whichkl.fitting.scores import Driver, ScoredRow, Scores
 from whichkl.process.seeds import seeded
 from whichkl.samples import Shards, Table, TableError, open_stream
-from whichkl.samples.reading import UNKNOWN
-from whichkl.samples.table import is_frame, read_array, read_frame
+from whichkl.samples.table import as_frame, is_frame, read_array, read_frame
 
 if TYPE_CHECKING:
     from whichkl.fitting.result import Fit
@@ -102,8 +101,7 @@ class Scorer:
         if self.fit.names and not self.fit.context_names and not isinstance(self.fit.model, Distribution):
             because = "it was saved without the names of its columns of x"
             raise InputError(cannot("score rows by this fit", because, "Fit again"))
-        if hasattr(samples, "to_frame") and getattr(samples, "name", None):  # a column of a DataFrame
-            samples = samples.to_frame()
+        samples = samples if getattr(samples, "name", None) is None else as_frame(samples)
         if is_frame(samples):
             table = read_frame(samples, reading)
             return table, tuple(str(name) for name in samples.columns if str(name) not in self.names)
@@ -131,7 +129,7 @@ class Scorer:
         labels = self.fit.reading.categories.get(name)
         if labels is None:
             return value
-        return "an unknown label" if value == UNKNOWN else labels[int(value)]
+        return labels[int(value)] if value in range(len(labels)) else "an unknown label"
 
     def _scored(self, source: str, unit: str, numbers: np.ndarray, x: Float[Tensor, "m k"]) -> ScoredBlock:
         if len(x) == 0:

@@ -19,7 +19,7 @@ from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
 from whichkl.samples.loader import LoaderPart
-from whichkl.samples.table import has_only_numbers, is_frame, place_of, read_array, read_frame
+from whichkl.samples.table import as_frame, has_only_numbers, is_frame, place_of, read_array, read_frame
 from whichkl.targets.supports import Bijection
 
 _MAX_LABELS_SHOWN = 20
@@ -195,6 +195,7 @@ def read_rows(
         is_whole: whether the rows are needed in memory.
         reading: how a table is read.
     """
+    samples = as_frame(samples)
     if reading.categories and names is not None and not is_frame(samples):
         raise InputError(cannot("use `names=` with `categories=`", "these are the names in the file", "Leave `names=` out"))
     found = open_samples(samples, is_whole=is_whole, reading=reading)
