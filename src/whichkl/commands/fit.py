@@ -73,7 +73,7 @@ def fit(
         results_folder.deliver(result, None if out is None else out / "fit", "The fit", lambda: _show(result, as_json))
         if out is not None:
             results_folder.write_report(result, out / "report.html", quiet=as_json)
-            if samples is not None and not as_json:
+            if samples is not None and samples.exists() and not as_json:
                 console.say(f"The strangest rows: {shlex.join(['whichkl', 'score', str(out), str(samples), '--top', '20'])}")
 
 

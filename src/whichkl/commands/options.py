@@ -96,13 +96,18 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def check_exists(samples: Path | None) -> None:
+def check_exists(samples: Path | None, *, may_be_named: bool = True) -> None:
     """Refuse a path that doesn't exist, before torch is loaded; `read_target` tells distributions from paths.
+
+    Args:
+        samples: the path.
+        may_be_named: whether a distribution such as ``Normal(0,1)`` is taken, too.
 
     Raises:
         InputError: there is nothing of this name.
     """
-    if samples is not None and not os.path.exists(samples) and ("(" not in str(samples) or _SUFFIX.search(str(samples))):
+    is_named = may_be_named and "(" in str(samples) and not _SUFFIX.search(str(samples))
+    if samples is not None and not os.path.exists(samples) and not is_named:
         raise InputError(cannot(f"read `{samples}`", "there is no such file or folder", "Correct the path"))
 
 

@@ -27,7 +27,10 @@ class Driver:
     value: float | str
     """What the row has there; a label for a category."""
     gain: float
-    """Nats that the log density would gain if only this column took the best of the values that the model draws."""
+    """Nats that the log density would gain if only this column took the best of the values that the model draws.
+
+    ∞ for each of several columns whose values alone put the row outside the support.
+    """
 
     def __str__(self) -> str:
         value = self.value if isinstance(self.value, str) else f"{self.value:,.6g}"
@@ -90,7 +93,8 @@ class Scores:
     def __str__(self) -> str:
         """A short table."""
         outside = int((self.log_density == -math.inf).sum())
-        lines = [f"{len(self.log_density):,} rows, median log density {float(self.log_density.median()):.4g} nats"]
+        count = len(self.log_density)
+        lines = [f"{count:,} row{'s' * (count > 1)}, median log density {float(self.log_density.median()):.4g} nats"]
         lines[0] += f", {outside:,} outside the support of the model" if outside else ""
         for one in self.rows[:_MAX_ROWS_SHOWN]:
             lines.append(f"  {one.place}: log density {one.log_density:.4g}, rank {one.rank:.4g}: {one.driven_by}")

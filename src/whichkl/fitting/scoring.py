@@ -22,8 +22,7 @@ from whichkl.families.family import log_likelihood
 from whichkl.fitting.scores import Driver, ScoredRow, Scores, Strangest
 from whichkl.process.seeds import seeded
 from whichkl.samples import Shards, Table, TableError, open_stream
-from whichkl.samples.reading import UNKNOWN
-from whichkl.samples.table import is_frame, read_array, read_frame
+from whichkl.samples.table import as_frame, is_frame, read_array, read_frame
 from whichkl.solvers.work import QUIET
 
 if TYPE_CHECKING:
@@ -103,6 +102,7 @@ class Scorer:
         if self.fit.names and not self.fit.context_names and not isinstance(self.fit.model, Distribution):
             because = "it was saved without the names of its columns of x"
             raise InputError(cannot("score rows by this fit", because, "Fit again"))
+        samples = samples if getattr(samples, "name", None) is None else as_frame(samples)
         if is_frame(samples):
             table = read_frame(samples, reading)
             return table, tuple(str(name) for name in samples.columns if str(name) not in self.names)
@@ -130,7 +130,7 @@ class Scorer:
         labels = self.fit.reading.categories.get(name)
         if labels is None:
             return value
-        return "an unknown label" if value == UNKNOWN else labels[int(value)]
+        return labels[int(value)] if value in range(len(labels)) else "an unknown label"
 
     def _scored(self, source: str, unit: str, numbers: np.ndarray, x: Float[Tensor, "m k"]) -> ScoredBlock:
         if len(x) == 0:
@@ -202,6 +202,7 @@ class Scorer:
         """Yield each column of y and its gain: max over v of log q(x with v there) − log q(x), at least 0.
 
         The v are the column's values in `_VALUES_PER_COLUMN` of the model's draws, at the row's own x if the fit is conditional.
+        If no column alone brings a row back into the support, the gain is ∞ for each whose value takes all these draws out of it.
         """
         context, y = self._split(x[None])
         if context is None:
@@ -209,17 +210,27 @@ class Scorer:
         else:
             with seeded(self.seed):
                 draws = self._law(context).sample((_VALUES_PER_COLUMN,)).reshape(_VALUES_PER_COLUMN, -1)
-        count = len(draws)
-        step = max(1, _MAX_NUMBERS_AT_ONCE // (count * y.shape[1]))
-        for first in range(0, y.shape[1], step):
-            columns = range(first, min(first + step, y.shape[1]))
-            changed = y.repeat(len(columns) * count, 1)
+        rows, draws = y.expand(len(draws), -1), draws.to(y)
+        best = self._best_with(rows, draws, context)
+        gains = [max(0.0, value - log_density) if value > -math.inf else 0.0 for value in best]
+        if log_density == -math.inf and not any(gains):
+            gains = [math.inf if value == -math.inf else 0.0 for value in self._best_with(draws, rows, context)]
+        yield from zip(self.fit.names, gains, strict=True)
+
+    def _best_with(
+        self, rows: Float[Tensor, "m d"], values: Float[Tensor, "m d"], context: Float[Tensor, "1 c"] | None
+    ) -> list[float]:
+        """Return, per column, the largest log density of these rows with the column's values from others."""
+        count, best = len(rows), list[float]()
+        step = max(1, _MAX_NUMBERS_AT_ONCE // rows.numel())
+        for first in range(0, rows.shape[1], step):
+            columns = range(first, min(first + step, rows.shape[1]))
+            changed = rows.repeat(len(columns), 1)
             for i, column in enumerate(columns):
-                changed[i * count : (i + 1) * count, column] = draws[:, column].to(changed)
+                changed[i * count : (i + 1) * count, column] = values[:, column]
             at = None if context is None else context.expand(len(changed), -1)
-            best = self._log_density(changed, at).reshape(len(columns), count).amax(1).tolist()
-            for column, value in zip(columns, best, strict=True):
-                yield self.fit.names[column], max(0.0, value - log_density) if value > -math.inf else 0.0
+            best += self._log_density(changed, at).reshape(len(columns), count).amax(1).tolist()
+        return best
 
 
 def score_blocks(

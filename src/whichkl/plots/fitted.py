@@ -18,7 +18,7 @@ from whichkl.families import Gaussian
 from whichkl.families.mixture import components
 from whichkl.fitting import Fit
 from whichkl.plots.predictions import predictions
-from whichkl.plots.rows import RowsAndDraws, data, draws, has_atoms, margin_steps, regions
+from whichkl.plots.rows import RowsAndDraws, data, draws, has_atoms, label_ticks, margin_steps, regions
 from whichkl.plots.style import (
     AXIS,
     Figure,
@@ -76,8 +76,8 @@ def figure_of(fit: Fit) -> Figure:
         model: Any = fit.bijection.wrap(one.model) if fit.family.carried else one.model
         kind, name = "global" if one.is_global else "local", f"q ({color})"
         if len(optima) > 1:
-            at = float(model.mean[0]) + 0.0 if fit.bijection.is_real else float(draws(fit, model, 999).median())
-            name = f"q at {at:.2f} ({kind})"
+            at = float(model.mean[0] if fit.bijection.is_real else draws(fit, model, 999).median())
+            name = f"q at {at:z.2f} ({kind})"
         layers.append(Layer(name, fit, model, color, "solid" if one.is_global else "dash"))
     return figure_of_layers(layers, data(fit))
 
@@ -114,6 +114,7 @@ def _on_the_line(layers: Sequence[Layer], rows: Block | None) -> Figure:
         for layer, own in zip(layers, drawn, strict=True):
             values, heights, _ = margin_steps(own.round(), (0, 0), True)
             add_points(figure, values, heights, layer.color, layer.name, size=9)
+        figure.update_xaxes(**label_ticks(fit, fit.names[0]))
         return style(figure, html.escape(fit.names[0]), "share")
     low, high = min(float(own.quantile(0.001)) for own in drawn), max(float(own.quantile(0.999)) for own in drawn)
     room, target = 0.1 * (high - low), fit.target
@@ -151,6 +152,8 @@ def _on_the_plane(layers: Sequence[Layer], rows: Block | None) -> Figure:
         figure.add_trace(trace)
     spread = (draws(fit, fit.model, 1_000) if rows is None else rows.x).std(0)
     style(figure, html.escape(fit.names[0]), html.escape(fit.names[1]), 460)
+    figure.update_xaxes(**label_ticks(fit, fit.names[0]))
+    figure.update_yaxes(**label_ticks(fit, fit.names[1]))
     if 1 / _MAX_RATIO_OF_SPREADS < float(spread[1] / spread[0]) < _MAX_RATIO_OF_SPREADS:
         figure.update_xaxes(constrain="domain")
         figure.update_yaxes(scaleanchor="x", scaleratio=1, constrain="domain")
@@ -183,8 +186,11 @@ def _intervals(layers: Sequence[Layer]) -> Figure:
 
     Coordinates share an axis, unless an interval would be too short to be seen; then each has an axis of its own.
     """
-    names = layers[0].fit.names[:MAX_INTERVALS]
-    ends = torch.stack([_ends(one)[:, : len(names)] for one in layers])
+    fit = layers[0].fit
+    # the codes of categories have no order, so that an interval of them means nothing
+    numbers = [i for i, name in enumerate(fit.names) if name not in fit.reading.categories] or list(range(len(fit.names)))
+    names = [fit.names[i] for i in numbers[:MAX_INTERVALS]]
+    ends = torch.stack([_ends(one)[:, numbers[:MAX_INTERVALS]] for one in layers])
     low, high = ends[:, 0].amin(0), ends[:, 2].amax(0)
     is_shared = bool((high - low).min() > _MIN_SHARE_OF_AXIS * (high.max() - low.min()))
     rows, each = (1 if is_shared else len(names)), 28 + 8 * (len(layers) - 1) + (0 if is_shared else 30)

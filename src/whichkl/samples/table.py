@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import require
+from whichkl._checks import InputError, cannot, require
 from whichkl.samples.faults import Faults
 from whichkl.samples.reading import Reading, select
 from whichkl.samples.shard import FilePart
@@ -51,13 +51,23 @@ def is_frame(obj: Any) -> bool:
     return hasattr(obj, "select_dtypes") and hasattr(obj, "columns")
 
 
+def as_frame(obj: Any) -> Any:
+    """Return a pandas Series as a DataFrame of its column, and anything else unchanged."""
+    if is_frame(obj) or not (hasattr(obj, "to_frame") and hasattr(obj, "name")):
+        return obj
+    return obj.to_frame("x1" if obj.name is None else obj.name)
+
+
 def read_frame(frame: Any, reading: Reading) -> Table:
     """Read a DataFrame with columns of any types.
 
     Raises:
         InputError: a cell isn't a number, or is missing; the message names every such column.
     """
-    batch, what = _as_batch(frame), "this DataFrame"
+    what = "this DataFrame"
+    if twice := [str(name) for name in frame.columns[frame.columns.duplicated()]]:
+        raise InputError(cannot(f"read {what}", f"column `{twice[0]}` appears twice", "Rename one of them"))
+    batch = _as_batch(frame)
     names = reading.chosen(batch.schema.names, what)
     faults, x = Faults("row", reading.missing == "drop"), None
     if reading.needs_labels:

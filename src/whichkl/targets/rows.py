@@ -19,7 +19,7 @@ from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
 from whichkl.samples.loader import LoaderPart
-from whichkl.samples.table import is_frame, places_of_rows, read_array, read_frame
+from whichkl.samples.table import as_frame, is_frame, places_of_rows, read_array, read_frame
 from whichkl.targets.supports import Bijection
 
 _MAX_LABELS_SHOWN = 20
@@ -139,9 +139,11 @@ class Rows:
             because = f"they are empty, shape {tuple(x.shape)}"
             raise InputError(cannot("use these samples", because, "Give at least one row"))
         instead = "Drop or repair those rows first"
-        check_finite(
-            x, names, instead=instead if self.context is not None else f"{instead}, or pass `Target(samples=…, missing='drop')`"
-        )
+        if self.context is None:
+            empty = [names[i] for i in x[0].isnan().nonzero()[:, 0].tolist() if bool(x[:, i].isnan().all())]
+            options = f"drop={empty}, " * bool(empty) + "missing='drop'"
+            instead = f"{instead}, or pass `Target(samples=…, {options})`"
+        check_finite(x, names, instead=instead)
         outside = ~bijection.contains(x)
         if bool(outside.any()):
             where = places_of_rows(self.table, outside.nonzero()[:5, 0].tolist())
@@ -191,6 +193,7 @@ def read_rows(
         is_whole: whether the rows are needed in memory.
         reading: how a table is read.
     """
+    samples = as_frame(samples)
     if reading.categories and names is not None and not is_frame(samples):
         raise InputError(cannot("use `names=` with `categories=`", "these are the names in the file", "Leave `names=` out"))
     found = open_samples(samples, is_whole=is_whole, reading=reading)
