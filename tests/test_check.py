@@ -88,3 +88,10 @@ def test_a_law_of_float32_costs_no_more_than_one_of_float64_and_gives_a_model_of
     assert narrow.target.evaluations.total <= 1.05 * wide.target.evaluations.total
     assert narrow.value.exact and narrow.value.value == pytest.approx(wide.value.value, abs=1e-6)
     assert narrow.model.mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("judge", [True, False])
+def test_check_counts_equal_rows_as_one_whether_the_fit_was_judged_or_not(judge):
+    checked = wk.fit(np.repeat(rows(40), 5, 0), judge=judge).check()
+    assert any("of the rows repeat others" in note for note in checked.diagnostics.notes)
+    assert "40 distinct" in checked.value.method

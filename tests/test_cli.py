@@ -232,6 +232,8 @@ def test_fit_and_advise_take_a_distribution(tmp_path):
     assert abs(rows["x1"]["mean"] + 1.2) < 1e-3 and abs(rows["x1[0]"]["weight"] - 0.7) < 1e-3
     printed = whichkl("fit", "Normal(2, 3)", cwd=tmp_path).stdout
     assert "97.5 %" in printed and "2.000  3.000" in printed
+    saved = whichkl("fit", "Normal(2, 3)", "--out", "out", cwd=tmp_path)
+    assert saved.returncode == 0 and "whichkl score" not in saved.stdout  # there is no file of rows to score
     assert "possible" in whichkl("advise", "Gamma(2, 1)", cwd=tmp_path).stdout
 
 

@@ -63,3 +63,18 @@ def test_weights_of_a_narrow_proposal_make_a_fit_unreliable_and_even_ones_do_not
     assert not value.reliable and any("heavy tail" in note for note in value.notes)
     for even in (torch.rand(2_000, generator=generator) + 0.5, torch.randint(1, 6, (2_000,), generator=generator)):
         assert wk.fit(wk.Target(samples=x, weights=even.double())).value.reliable
+
+
+def test_rare_values_that_repeat_are_no_heavy_tail():
+    for share in (0.3, 0.05, 0.005):
+        p = torch.tensor([share, 0.3 - share / 2, 0.7 - share / 2], dtype=torch.float64)
+        loss = -p.log()[torch.arange(3).repeat_interleave((2_000 * p).round().long())]
+        jitter = 0.01 * torch.randn(len(loss), generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # as of folds
+        assert tail_shape(loss) <= 0 and tail_shape(loss + jitter) <= 0.5
+
+
+def test_a_heavy_tail_hardly_ever_seems_to_have_an_end():
+    generator = torch.Generator().manual_seed(0)
+    pareto = torch.rand(2_000, 400, generator=generator, dtype=torch.float64).pow(-0.6)  # k = 0.6
+    found = sum(tail_shape(one) <= 0 for one in pareto)
+    assert found <= 2_000 * 0.005

@@ -106,3 +106,15 @@ def test_draws_outside_of_their_own_density_are_refused():
     cut = Target(samples=p.samples, log_prob=lambda x: torch.where(x[:, 0] > 0, -x[:, 0], -math.inf), normalized=True)
     with pytest.raises(ValueError, match="250 of its 500 draws fell where its own log density"):
         monte_carlo.forward_kl(cut, Target.of(normal(0.0)))
+
+
+def test_a_heavy_tail_is_found_whether_or_not_the_rows_have_weights():
+    even = (torch.arange(2_000, dtype=D) + 0.5) / 2_000
+    for loss, is_heavy in ((even.pow(-0.8), True), (-even.log(), False)):
+        plain = monte_carlo.cross_entropy(loss, "rows")
+        same = monte_carlo.cross_entropy(loss, "rows", torch.full_like(even, 3.0))
+        assert same.khat == pytest.approx(plain.khat) and (same.reliable, same.notes) == (plain.reliable, plain.notes)
+        assert same.value == pytest.approx(plain.value) and same.stderr == pytest.approx(plain.stderr, rel=1e-3)
+        assert plain.reliable is not is_heavy
+    # weights in inverse proportion to the losses leave no tail
+    assert monte_carlo.cross_entropy(even.pow(-0.8), "rows", even.pow(0.8)).reliable

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -220,6 +221,23 @@ def test_a_coordinate_of_another_unit_has_an_axis_of_its_own():
     assert len([name for name in apart["layout"] if name.startswith("xaxis")]) == 3
     shared = json.loads(plot(wk.fit(WIDE[:, :3], judge=False)).to_json())
     assert len([name for name in shared["layout"] if name.startswith("xaxis")]) == 1
+
+
+def test_labels_of_categories_are_shown_and_their_codes_have_no_interval():
+    table = pd.DataFrame({"city": RNG.choice(["Lima", "Oslo", "<b>"], 300), "a": WIDE[:, 0], "b": WIDE[:, 1]})
+    fit = wk.fit(wk.Target(samples=table, categories=["city"]), judge=False)
+    assert list(plot(fit).layout.yaxis.ticktext) == ["a", "b"]
+    assert list(margins(fit)[0].layout.xaxis.ticktext) == ["&lt;b&gt;", "Lima", "Oslo"]
+    assert margins(fit)[1].layout.xaxis.ticktext is None
+    assert pairs(fit).layout.xaxis7.ticktext == margins(fit)[0].layout.xaxis.ticktext
+    for columns in (["city"], ["city", "a"]):
+        few = plot(wk.fit(wk.Target(samples=table[columns], categories=["city"]), judge=False))
+        assert list(few.layout.xaxis.ticktext) == ["&lt;b&gt;", "Lima", "Oslo"]
+
+
+def test_an_optimum_near_0_has_no_minus_sign():
+    names = [one["name"] for one in shown(plot(wk.fit(wk.problems.bimodal(), objective="reverse_kl"))) if "name" in one]
+    assert "q at 0.00 (local)" in names
 
 
 def test_a_plane_has_one_scale_unless_spreads_differ_much():

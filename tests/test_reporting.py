@@ -138,3 +138,10 @@ def test_control_characters_of_names_are_shown_in_charts_too(tmp_path):
     charts = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', (tmp_path / "page.html").read_text(), re.DOTALL)
     assert charts and any("a\\\\x1b[31m" in one for one in charts)
     assert not any("\\u001b" in one for one in charts)
+
+
+def test_the_sentence_of_trust_names_a_value_that_is_not_reliable():
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    held, in_sample = (wk.fit(x, judge=judged)._repr_html_() for judged in (True, False))
+    assert "nothing speaks against it;" in held
+    assert "nothing speaks against it, but its value isn&#x27;t reliable;" in in_sample

@@ -100,6 +100,22 @@ def test_rows_outside_the_support_have_log_density_minus_infinity_and_rank_0():
     assert "1 outside the support" in str(scores)
 
 
+def test_each_of_several_columns_outside_the_support_is_named():
+    fit = wk.fit(wk.Target(samples=np.exp(X), support="positive"), Gaussian())
+    (row,) = fit.score([[-1.0, -2.0]]).rows
+    assert row.driven_by == "x1 = -1 (+inf), x2 = -2 (+inf)"
+    (row,) = fit.score([[-1.0, 1.0]]).rows
+    assert row.drivers[0].column == "x1" and all(one.column != "x2" or one.gain < math.inf for one in row.drivers)
+
+
+def test_a_column_of_another_name_is_not_scored():
+    frame = pd.DataFrame(X, columns=["a", "b"])
+    fit = wk.fit(frame["a"])
+    assert torch.equal(fit.score(frame["a"]).log_density, fit.score(X[:, 0]).log_density)
+    with pytest.raises(InputError, match="there is no column `a`, but `b`"):
+        fit.score(frame["b"])
+
+
 def test_scores_of_y_given_x_find_x_by_name_and_rank_at_each_rows_own_x(tmp_path):
     noise = RNG.standard_normal(400)
     frame = pd.DataFrame({"dose": X[:, 0], "effect": 2 * X[:, 0] + noise})
@@ -221,3 +237,13 @@ def test_a_label_that_the_fit_does_not_know_is_outside_the_support(sales):
     assert scores.log_density[0] > -20 and scores.log_density[1] == -math.inf
     assert scores.rows[0].driven_by.startswith("city = an unknown label")
     assert scores.rows[1].values["city"] == "Rome"
+    codes = fit.score(np.array([[7.0, 900.0, 40.0], [0.5, 900.0, 40.0], [2.0, 900.0, 40.0]]))
+    assert [row.values["city"] for row in codes.rows] == ["an unknown label", "an unknown label", "Rome"]
+
+
+def test_the_command_scores_files_alone(gaussian, tmp_path):
+    gaussian.save(tmp_path / "fit")
+    refused = whichkl("score", "fit", "0.5*Normal(0,1) + 0.5*Normal(2,1)", cwd=tmp_path)
+    assert refused.returncode == 2 and "there is no such file or folder" in refused.stderr
+    (tmp_path / "one.csv").write_text("a,b\n1,2\n")
+    assert "of 1 row " in whichkl("score", "fit", "one.csv", cwd=tmp_path).stdout

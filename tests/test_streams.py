@@ -25,8 +25,8 @@ import whichkl as wk
 from whichkl._checks import InputError
 from whichkl.cluster import Threads
 from whichkl.families import LinearGaussian, Neural
-from whichkl.samples import Loaded, Shards, open_stream, opening
-from whichkl.samples.parquet import _cut
+from whichkl.samples import Loaded, Reading, Shards, open_stream, opening
+from whichkl.samples.parquet import ParquetPart
 from whichkl.samples.shard import FilePart
 from whichkl.samples.stream import joined
 from whichkl.solvers import ClosedForm, Stochastic
@@ -96,9 +96,9 @@ def test_parts_are_small_when_pickled_the_same_each_time_and_read_alone(tmp_path
 
 def test_row_groups_are_put_together_to_parts_of_many_rows(tmp_path):
     where, counts = ("a.parquet", 1, 1, ("a",)), (10, 0, 50, 40_000, 40_000, 100_000, 19_940)
-    assert [part.groups for part in _cut(where, counts, 65_536)] == [(0, 4), (4, 5), (5, 6), (6, 7)]
-    assert [part.groups for part in _cut(where, counts, 1 << 20)] == [(0, 7)]
-    assert _cut(where, counts, 65_536)[0].label == "`a.parquet`, row groups 0 to 3"
+    assert [part.groups for part in ParquetPart.cut(where, counts, Reading(), 65_536)] == [(0, 4), (4, 5), (5, 6), (6, 7)]
+    assert [part.groups for part in ParquetPart.cut(where, counts, Reading(), 1 << 20)] == [(0, 7)]
+    assert ParquetPart.cut(where, counts, Reading(), 65_536)[0].label == "`a.parquet`, row groups 0 to 3"
     path = write(tmp_path / "a.parquet", np.repeat(X, 8, 0), row_group_size=30_000)
     assert len(open_stream(path).parts) == 3
 

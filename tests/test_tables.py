@@ -109,6 +109,14 @@ def test_all_faults_of_all_columns_are_named_at_once(tmp_path, kind, options, me
         wk.Target(samples=samples, **options)
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "frame"])
+def test_a_column_without_any_cell_is_to_be_dropped(tmp_path, kind):
+    empty = frame().assign(note=np.nan)[["note", "age"]]
+    samples = empty if kind == "frame" else write(tmp_path / f"x.{kind}", empty)
+    with pytest.raises(InputError, match=r"ass `Target\(samples=…, drop=\['note'\], missing='drop'\)`"):
+        wk.Target(samples=samples)
+
+
 CELLS = [
     ("1,234.5", 1234.5),
     ("-12,345,678", -12345678.0),
@@ -168,6 +176,9 @@ def test_only_families_with_categories_take_them():
     target = wk.Target(samples=frame(), **OPTIONS)
     with pytest.raises(InputError, match="its columns are numbers, and `city` holds categories. Use `product`"):
         wk.fit(target, Gaussian())
+    both = wk.Target(samples=frame().assign(town=CITY), **{**OPTIONS, "categories": ["city", "town"]})
+    with pytest.raises(InputError, match="`city`, `town` hold categories"):
+        wk.fit(both, Gaussian())
     with pytest.raises(InputError, match="column `city` holds categories, and its margin is `normal`"):
         wk.fit(target, Product("normal"))
     with pytest.raises(InputError, match="column `city` of x holds categories"):
@@ -187,6 +198,11 @@ def test_a_label_of_one_row_makes_the_held_out_value_infinite_and_the_note_says_
     assert wk.fit(target, Product(smoothing=1.0)).value.value < 10
 
 
+def test_a_column_of_one_label_has_one_category():
+    target = wk.Target(samples=frame().assign(city="Rome"), **OPTIONS)
+    assert any("`city` holds 1 category: categorical" in note for note in wk.fit(target).diagnostics.notes)
+
+
 def test_labels_of_numbers_are_in_the_order_of_numbers_and_whole_ones_have_one_spelling():
     table = pd.DataFrame({"code": [10.0, 2.0, np.nan, 10.0], "y": [1.0, 2.0, 3.0, 4.0]})
     target = wk.Target(samples=table, categories="code", missing="drop")
@@ -197,6 +213,7 @@ def test_a_saved_fit_remembers_how_its_table_was_read(tmp_path):
     fit = wk.fit(wk.Target(samples=frame(), **OPTIONS))
     fit.save(tmp_path / "fit")
     assert wk.Fit.load(tmp_path / "fit").reading == fit.reading
+    assert wk.Fit.load(tmp_path).reading == fit.reading  # the folder of `whichkl fit --out` has it in `fit`
     wk.fit(MATRIX[:, 1:]).save(tmp_path / "plain")
     assert wk.Fit.load(tmp_path / "plain").reading == Reading()
     assert '"reading"' not in (tmp_path / "plain" / "fit.json").read_text()
@@ -224,3 +241,37 @@ def test_a_wrong_table_of_a_study_is_named_with_its_line(tmp_path):
     refused = whichkl("compare", "study.yaml", "--out", "out", cwd=tmp_path)
     assert refused.returncode == 2 and "study.yaml, line 1: Cannot read" in refused.stderr
     assert "Pass `Target(samples=…, categories=['city'], drop=['note'], missing='drop', thousands=',')`" in refused.stderr
+
+
+def test_the_support_that_a_note_proposes_is_of_the_columns_that_need_it():
+    skewed = pd.DataFrame({"price": np.exp(RNG.normal(0, 1, N)), "mu": RNG.normal(size=N)})
+    for x, given in ((skewed, "support={'price': 'positive'}"), (skewed[["price"]], "support='positive'")):
+        (note,) = [one for one in wk.fit(x, Gaussian()).diagnostics.notes if "keeps it inside" in one]
+        assert given in note
+
+
+def test_a_column_that_numbers_the_rows_is_noted():
+    def notes(x):
+        return [one for one in wk.fit(x).diagnostics.notes if "as an index does" in one]
+
+    table = frame().assign(row=np.arange(N) * 3 + 7)
+    (note,) = notes(wk.Target(samples=table, **OPTIONS))  # rows with a missing cell are left out
+    assert note.startswith("`row`: ")
+    assert not notes(MATRIX[:, 1:]) and not notes(np.sort(AMOUNT)) and not notes(RNG.poisson(3.0, 500).astype(float))
+
+
+def test_a_series_is_a_table_of_one_column():
+    city, age = frame()["city"], frame()["age"].dropna()
+    fit = wk.fit(wk.Target(samples=city, categories=["city"]))
+    assert fit.names == ("city",) and fit.summary().rows[0]["name"] == "city = Lima"
+    # four losses that repeat have no heavy tail, however rare the largest is
+    assert fit.value.reliable and not fit.findings
+    with pytest.raises(InputError, match=r"column `city` holds text .*categories=\['city'\]"):
+        wk.fit(city)
+    assert wk.fit(age).names == ("age",) and wk.fit(age.rename(None)).names == ("x1",)
+
+
+def test_a_column_that_appears_twice_is_named():
+    table = frame().rename(columns={"age": "amount"})
+    with pytest.raises(InputError, match="column `amount` appears twice. Rename one of them"):
+        wk.Target(samples=table, categories=["city"])

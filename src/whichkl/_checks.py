@@ -107,6 +107,15 @@ def missing_extra(module: str, extra: str) -> str:
     return cannot(f"import `{name}`", f"it comes with the `{extra}` extra", f"Run: pip install 'whichkl[{extra}]'")
 
 
+def quoted(names: Sequence[str], most: int = 20) -> str:
+    """Return the first names in backquotes, for a message.
+
+    >>> quoted(["a", "b", "c"], 2)
+    '`a`, `b`, …'
+    """
+    return ", ".join(f"`{name}`" for name in names[:most]) + (", …" if len(names) > most else "")
+
+
 def check_finite(
     x: Tensor, names: Sequence[str], what: str = "samples", instead: str = "Drop or repair those rows first"
 ) -> None:

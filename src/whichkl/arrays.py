@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, check_finite
+from whichkl._checks import InputError, cannot, check_finite, quoted
 from whichkl.process.torch_modes import normal
 
 _INSTEAD = {
@@ -51,8 +51,7 @@ def read_matrix(
     if hasattr(values, "select_dtypes"):
         text = values.columns.difference(values.select_dtypes(["number", "bool"]).columns)
         if len(text):
-            which = ", ".join(f"`{name}`" for name in text)
-            raise InputError(cannot(do, f"column {which} isn't numeric", "Drop or encode it"))
+            raise InputError(cannot(do, f"column {quoted(text, len(text))} isn't numeric", "Drop or encode it"))
         whole = values.select_dtypes("integer")
     if hasattr(values, "to_numpy"):
         check_whole(whole.to_numpy(), what)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 _MIN_TAIL = 60
 """Smallest number of values from which the shape of a tail is estimated."""
+_NUMBERS_AT_AN_END, _NEAR_AN_END = 5, 0.9
+"""This many numbers within this share of the largest distance from the median show that a tail has an end."""
 _MAX_KOLMOGOROV = 1.2
 """Largest Kolmogorov distance times √n of a good fit; a true distribution exceeds it in fewer than 1 % of cases."""
 _MAX_SHAPE = 0.5
@@ -79,7 +81,9 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
     """Return Pareto's k̂ of the upper tail of numbers, above their median; if k̂ ≥ ½, their variance may be infinite.
 
     The tail is the largest min(n/5, 3√n) numbers, or half as many, and so on, until a generalised Pareto distribution fits them:
-    numbers can accumulate at one value, such as a local maximum of a function, and the tail begins above it.
+    numbers can accumulate at one value, such as a local maximum of a function, and the tail begins above it. Numbers that
+    accumulate at the largest one, such as log probabilities of a rare category, have an end, and k̂ ≤ 0. They do so if the
+    fifth largest is at most a tenth nearer to the median, of which the probability is (1 − 0.9²)⁴ = 0.001 for k = ½.
 
     Source: Pickands (1975); Kolmogorov's distance for where a tail begins, as in Clauset, Shalizi & Newman (2009).
 
@@ -102,7 +106,8 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
         if apart * math.sqrt(tail) <= _MAX_KOLMOGOROV:
             break
         tail //= 2
-    return shape
+    has_end = len(above) >= _NUMBERS_AT_AN_END and float(above[-_NUMBERS_AT_AN_END]) >= _NEAR_AN_END * float(above[-1])
+    return 0.0 if has_end and not shape < 0 else shape  # equal numbers may give NaN
 
 
 MIN_SHARE_OF_DRAWS = 0.9

@@ -81,15 +81,14 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def wrapped(text: str, indent: str = "", further: str | None = None) -> list[str]:
-    """Return a sentence as lines of at most 110 characters, each line after the first with the indent `further`.
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Return a sentence as lines of at most 110 characters, each line after the first indented by two more.
 
     >>> wrapped("one two " * 20, "  ")[1].startswith("    ")
     True
     """
-    further = f"{indent}  " if further is None else further
     how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=further, **how) or [indent]
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", **how) or [indent]
 
 
 def printable(text: str) -> str:

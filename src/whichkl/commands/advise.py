@@ -7,45 +7,30 @@ from typing import Annotated
 import typer
 
 from whichkl._checks import InputError, cannot
-from whichkl.commands import console, exits
-from whichkl.commands.options import (
-    AsJson,
-    Categories,
-    Columns,
-    Dim,
-    Drop,
-    FamilyName,
-    LogProb,
-    Missing,
-    Samples,
-    Support,
-    Thousands,
-    check_exists,
-    read_target,
-)
+from whichkl.commands import console, exits, options
 
 
 def advise(
-    samples: Samples = None,
-    log_prob: LogProb = None,
-    dim: Dim = None,
-    support: Support = None,
+    samples: options.Samples = None,
+    log_prob: options.LogProb = None,
+    dim: options.Dim = None,
+    support: options.Support = None,
     access: Annotated[
         str | None,
         typer.Option(
             "--access", help="Instead of a target, what you can do with it: 'samples', 'sampler,log_prob', … or 'nothing'."
         ),
     ] = None,
-    family: FamilyName = None,
-    columns: Columns = None,
-    drop: Drop = None,
-    missing: Missing = "refuse",
-    thousands: Thousands = None,
-    categories: Categories = None,
-    as_json: AsJson = False,
+    family: options.FamilyName = None,
+    columns: options.Columns = None,
+    drop: options.Drop = None,
+    missing: options.Missing = "refuse",
+    thousands: options.Thousands = None,
+    categories: options.Categories = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say which direction is possible for a target, and why."""
-    check_exists(samples)
+    options.check_exists(samples)
     exits.load_torch()
     from whichkl.access import Access
     from whichkl.advice import advise as ask
@@ -53,5 +38,5 @@ def advise(
     if access is not None and (samples or log_prob):
         raise InputError(cannot("use `--access` here", "a target is given, which has its own access", "Drop one of them"))
     reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
-    target = read_target(samples, log_prob, dim, support, None, **reading) if access is None else Access.parse(access)
+    target = options.read_target(samples, log_prob, dim, support, None, **reading) if access is None else Access.parse(access)
     console.show(ask(target, family), as_json)

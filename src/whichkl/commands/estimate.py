@@ -73,12 +73,9 @@ def estimate(
 
 
 def _show(title: str, results: list[Any]) -> None:
-    rows = []
-    for one in results:
-        value = f"{one.number}{'' if one.unit == 'none' else ' ' + one.unit}{one.constant}"
-        interval = "exact" if one.exact else f"{one.interval[0]:.4g} … {one.interval[1]:.4g}"
-        rows.append((one.quantity, value, interval, one.method, "yes" if one.reliable else "no"))
-    console.table(title, ("divergence", "value", "95 % interval", "method", "reliable"), rows)
+    from whichkl.divergences.estimate import TABLE_HEADS
+
+    console.table(title, TABLE_HEADS, [one.cells for one in results])
     for one in results:
         console.say(one.sentence)
         for note in one.notes:

@@ -10,57 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whichkl._checks import InputError, cannot
-from whichkl.commands import console, exits
-from whichkl.commands.options import (
-    AsJson,
-    Categories,
-    Columns,
-    Dim,
-    Drop,
-    FamilyName,
-    LogProb,
-    Missing,
-    Samples,
-    Seed,
-    Support,
-    Thousands,
-    check_exists,
-    out_option,
-    read_family,
-    read_target,
-)
-from whichkl.commands.results_folder import (
-    check_results_folder,
-    deliver,
-    journal_of,
-    locked_results,
-    prepare_results,
-    write_report,
-)
+from whichkl.commands import console, exits, options, results_folder
 
 if TYPE_CHECKING:
     from whichkl.fitting import Fit
 
 
 def fit(
-    samples: Samples = None,
-    log_prob: LogProb = None,
-    dim: Dim = None,
-    support: Support = None,
-    family: FamilyName = None,
-    given: Annotated[
-        str | None,
-        typer.Option(
-            "--given",
-            metavar="COLUMNS",
-            help="Names of the columns of x, separated by commas; the rest are y, and q(y|x) is fitted: supervised learning.",
-        ),
-    ] = None,
-    columns: Columns = None,
-    drop: Drop = None,
-    missing: Missing = "refuse",
-    thousands: Thousands = None,
-    categories: Categories = None,
+    samples: options.Samples = None,
+    log_prob: options.LogProb = None,
+    dim: options.Dim = None,
+    support: options.Support = None,
+    family: options.FamilyName = None,
+    given: options.Given = None,
+    columns: options.Columns = None,
+    drop: options.Drop = None,
+    missing: options.Missing = "refuse",
+    thousands: options.Thousands = None,
+    categories: options.Categories = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -69,44 +36,44 @@ def fit(
             "the access allows.",
         ),
     ] = None,
-    out: Annotated[Path | None, out_option("Folder for report.html and the saved fit.")] = None,
+    out: Annotated[Path | None, options.out_option("Folder for report.html and the saved fit.")] = None,
     cluster: Annotated[
         str | None,
         typer.Option("--cluster", help="'auto' or HOST:PORT of a Ray cluster whose machines read the samples; the same answer."),
     ] = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Fit a model to samples, to a log density, or to both. With --out, the same command resumes an interrupted fit."""
     if samples is None and log_prob is None:
         because = "neither samples nor a log density are given"
         raise InputError(cannot("fit a model", because, "Name a file of samples, or pass `--log-prob FILE.py:FUNCTION --dim D`"))
-    check_exists(samples)
+    options.check_exists(samples)
     if out is not None:
-        check_results_folder(out, "report.html")
-    with locked_results(out, "fit"):
+        results_folder.check_results_folder(out, "report.html")
+    with results_folder.locked_results(out, "fit"):
         with console.progress() as tell:
             exits.load_torch()
             from whichkl.fitting import fit as run_fit
             from whichkl.fitting.saved_fit import FIT
 
             if out is not None:
-                prepare_results(FIT, out / "fit")
+                results_folder.prepare_results(FIT, out / "fit")
             tell("opening the target", math.nan)
             reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
-            target = read_target(samples, log_prob, dim, support, given, **reading)
-            chosen = read_family(family, target)
+            target = options.read_target(samples, log_prob, dim, support, given, **reading)
+            chosen = options.read_family(family, target)
             tell(f"fitting {chosen.label}", math.nan)
-            journal = journal_of(out)
+            journal = results_folder.journal_of(out)
             result = run_fit(target, chosen, objective=objective, seed=seed, cluster=cluster, journal=journal, tell=tell)
             if result.diagnostics.left_out:
                 if out is not None:  # so that an interruption from now on loses nothing
                     result.save(out / "fit")
                 result = result.check(tell=tell)
-        deliver(result, None if out is None else out / "fit", "The fit", lambda: _show(result, as_json))
+        results_folder.deliver(result, None if out is None else out / "fit", "The fit", lambda: _show(result, as_json))
         if out is not None:
-            write_report(result, out / "report.html", quiet=as_json)
-            if samples is not None and not as_json:
+            results_folder.write_report(result, out / "report.html", quiet=as_json)
+            if samples is not None and samples.exists() and not as_json:
                 console.say(f"The strangest rows: {shlex.join(['whichkl', 'score', str(out), str(samples), '--top', '20'])}")
 
 

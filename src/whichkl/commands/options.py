@@ -62,6 +62,14 @@ Categories = Annotated[
     list[str] | None,
     typer.Option("--categories", metavar="COLUMNS", help="The columns of labels, separated by commas; product models them."),
 ]
+Given = Annotated[
+    str | None,
+    typer.Option(
+        "--given",
+        metavar="COLUMNS",
+        help="Names of the columns of x, separated by commas; the rest are y, and q(y|x) is fitted: supervised learning.",
+    ),
+]
 FamilyName = Annotated[
     str | None,
     typer.Option(
@@ -88,13 +96,18 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def check_exists(samples: Path | None) -> None:
+def check_exists(samples: Path | None, *, may_be_named: bool = True) -> None:
     """Refuse a path that doesn't exist, before torch is loaded; `read_target` tells distributions from paths.
+
+    Args:
+        samples: the path.
+        may_be_named: whether a distribution such as ``Normal(0,1)`` is taken, too.
 
     Raises:
         InputError: there is nothing of this name.
     """
-    if samples is not None and not os.path.exists(samples) and ("(" not in str(samples) or _SUFFIX.search(str(samples))):
+    is_named = may_be_named and "(" in str(samples) and not _SUFFIX.search(str(samples))
+    if samples is not None and not os.path.exists(samples) and not is_named:
         raise InputError(cannot(f"read `{samples}`", "there is no such file or folder", "Correct the path"))
 
 

@@ -38,7 +38,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score rows by a saved fit: the log density of each, its rank among the model's draws, and what drives the strangest."""
-    check_exists(samples)
+    check_exists(samples, may_be_named=False)
     if out is not None:
         if out.suffix.lower() not in _SUFFIXES:
             because = f"its suffix is `{out.suffix}`"
@@ -49,12 +49,12 @@ def score(
         from whichkl.fitting import Fit
         from whichkl.fitting.scored_files import score_file
 
-        loaded = Fit.load(fit / "fit" if (fit / "fit").is_dir() else fit)
+        loaded = Fit.load(fit)
         result = score_file(loaded, samples, top=top, seed=seed, missing=missing, out=out, tell=tell)
     if as_json:
         console.print_json({"fit": str(fit), "samples": str(samples), **result.to_dict()})
         return
-    _show(loaded, result.rows, f"The {len(result.rows)} strangest of {result.count:,} rows")
+    _show(loaded, result.rows, f"The {len(result.rows)} strangest of {result.count:,} row{'s' * (result.count > 1)}")
     for line in result.sentences:
         console.say(line)
     if out is not None:

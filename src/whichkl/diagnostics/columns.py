@@ -1,4 +1,4 @@
-"""Columns: whether they are correlated though a family treats them as independent, or bounded though a model isn't."""
+"""Columns: whether they are correlated though a family treats them as independent, bounded though a model isn't, or an index."""
 
 from __future__ import annotations
 
@@ -102,6 +102,19 @@ def beyond_the_ends(target: Target, model: Any, seed: int) -> tuple[str, ...]:
         if columns:
             shown = ", ".join(f"`{target.names[i]}` ({float(beyond[i]):.0%})" for i in columns[:_MAX_NAMED_COLUMNS])
             shown += f" and {len(columns) - _MAX_NAMED_COLUMNS} more" if len(columns) > _MAX_NAMED_COLUMNS else ""
-            share = f"with this share of the model beyond: support='{support}' keeps it inside"
+            each = {target.names[i]: support for i in columns[:_MAX_NAMED_COLUMNS]}
+            given = support if len(columns) == x.shape[1] else each  # of all columns, or of some
+            share = f"with this share of the model beyond: support={given!r} keeps it inside"
             notes.append(f"every row lies {where} in {shown}, {share}")
     return tuple(notes)
+
+
+def like_an_index(target: Target) -> tuple[str, ...]:
+    """Name the columns whose whole numbers rise with every row, as the number of a row does; it drives scores, and isn't data."""
+    x = target.samples
+    if x is None or len(x) < _MIN_ROWS or target.repeats is not None:
+        return ()
+    rises = ((x[1:] > x[:-1]) & (x[1:] == x[1:].round())).all(0)
+    found = [f"`{target.names[i]}`" for i in rises.nonzero().flatten().tolist()[:_MAX_NAMED_COLUMNS]]
+    why = "whole numbers that rise with every row, as an index does; drop the column unless it is data"
+    return (f"{', '.join(found)}: {why}",) if found else ()

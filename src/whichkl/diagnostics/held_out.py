@@ -61,8 +61,11 @@ class _Losses:
         """Return the mean −log q, forward KL plus H(p)."""
         return monte_carlo.cross_entropy(self.loss, self.method, self.weights, self.chains, self.groups)
 
-    def kl(self, target: Target, log_p: Tensor | None) -> Estimate:
-        """Return the mean log p − log q; the cross-entropy if log p isn't known."""
+    def value(self, fit: JudgedFit, x: Float[Tensor, "n d"]) -> Estimate:
+        """Return the mean log p − log q at the draws x; the cross-entropy if log p can't be evaluated."""
+        target, log_p = fit.target, None
+        if Access.LOG_PROB in target.access:
+            log_p = fit.measured("log p at the unseen rows", lambda: target.log_prob(x), None)
         if log_p is None:
             return self.cross_entropy()
         return replace(replace(self, loss=self.loss + log_p).cross_entropy(), up_to=None if target.normalized else "log_z")
@@ -166,10 +169,7 @@ def _on_held_rows(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics
 
     richer, simple, lower = fit.measured("the gain of neighbouring families", gained, [None] * len(near))
     d = replace(d, held_out=mine.cross_entropy(), richer_gain=richer, held=block)
-    d = _with_simpler(d, simple, lower, lowest)
-    if Access.LOG_PROB not in target.access:
-        return mine.cross_entropy(), d
-    return mine.kl(target, fit.measured("log p at the unseen rows", lambda: target.log_prob(block.x), None)), d
+    return mine.value(fit, block.x), _with_simpler(d, simple, lower, lowest)
 
 
 def _by_cross_fitting(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics]:
@@ -206,9 +206,7 @@ def _by_cross_fitting(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnos
     simple, lowest = gained(simpler(family)), simplest(family)
     is_worth_it = simple is not None and simple.value > 0 and lowest not in (None, simpler(family))
     d = _with_simpler(d, simple, gained(lowest) if is_worth_it else None, lowest)
-    if Access.LOG_PROB not in target.access:
-        return mine.cross_entropy(), d
-    return mine.kl(target, fit.measured("log p at the unseen rows", lambda: target.log_prob(samples_of(target)[order]), None)), d
+    return mine.value(fit, samples_of(target)[order]), d
 
 
 def _with_simpler(d: Diagnostics, simple: Estimate | None, lower: Estimate | None, lowest: Family | None) -> Diagnostics:

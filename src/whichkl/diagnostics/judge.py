@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.between import between_value
-from whichkl.diagnostics.columns import beyond_the_ends
+from whichkl.diagnostics.columns import beyond_the_ends, like_an_index
 from whichkl.diagnostics.consistency import MAX_LINES, accesses_disagree, jumps
 from whichkl.diagnostics.findings import MIN_SPREAD_RATIO, find
 from whichkl.diagnostics.held_out import forward_value, in_sample
@@ -73,7 +73,7 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     unseen_label = [_UNSEEN_LABEL] * (value.value == math.inf and bool(target.reading.categories))
     left_out = tuple(fit.left_out) if whole else (_NOTHING_UNSEEN,)
     budget = f"to cost no more than the fit, judging took {', '.join(left_out)}; `fit.check()` takes all"
-    notes = (*fit.notes, *d.notes, *unseen_label, *measured.notes, *([budget] if fit.left_out and whole else []))
+    notes = (*target.notes, *fit.notes, *d.notes, *unseen_label, *measured.notes, *([budget] if fit.left_out and whole else []))
     d = replace(d, evaluations=dict(target.evaluations), notes=notes, curve=fit.curve, left_out=left_out)
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
 
@@ -84,7 +84,8 @@ def _notes(fit: JudgedFit, whole: bool) -> tuple[str, ...]:
     if fit.objective.direction == "forward" and whole and fit.family.carried:
         what = "mass beyond the ends of the columns"
         ends = fit.measured(what, lambda: beyond_the_ends(fit.target, fit.model, fit.seed), ())
-    return (*fit.solution.notes, *ends, *([] if fit.target.repeats is None else [fit.target.repeats.note]))
+    repeats = [] if fit.target.repeats is None else [fit.target.repeats.note]
+    return (*fit.solution.notes, *ends, *like_an_index(fit.target), *repeats)
 
 
 def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:

@@ -1,4 +1,4 @@
-"""Judged fit: what the diagnostics of one fit read, and the errors of those that failed, so that the fit is kept."""
+"""Judged fit: what a solver found and the diagnostics read, and the errors of those that failed, so that the fit is kept."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from whichkl._checks import DeadDensityError, NotANumberError
+from whichkl.advice import Advice
 from whichkl.families import Family
 from whichkl.objectives import Objective
+from whichkl.printable import shorten
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.resolve import Curve
 from whichkl.solvers.work import Work
@@ -53,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class JudgedFit:
-    """A fit, and what its diagnostics share."""
+    """What a solver found for a target, how, and what the diagnostics of it share."""
 
     target: Target
     family: Family
@@ -64,6 +66,7 @@ class JudgedFit:
     """The best model, in the coordinates of the target."""
     seed: int
     work: Work
+    advice: Advice
     notes: tuple[str, ...] = ()
     """How the fit was found."""
     curve: Curve | None = None
@@ -105,5 +108,4 @@ def _cheap_evaluations(target: Target) -> int:
 
 def _in_short(error: Exception) -> str:
     text = " ".join(str(error).split()).rstrip(".")
-    text = text if len(text) <= _MAX_ERROR_LENGTH else f"{text[:_MAX_ERROR_LENGTH]}…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {shorten(text, _MAX_ERROR_LENGTH)}" if text else type(error).__name__

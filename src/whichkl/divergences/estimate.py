@@ -32,6 +32,8 @@ _NAMES_IN_WORDS = {
     "mmd": "The squared maximum mean discrepancy",
     "sliced_wasserstein": "The squared sliced Wasserstein distance",
 }
+TABLE_HEADS = ("divergence", "value", "95 % interval", "method", "reliable")
+"""What stands above `Estimate.cells`."""
 _NOT_A_NUMBER = "the value, or its error, isn't a number: something overflowed, or there was nothing to measure on"
 _CONSTANTS = {", H(p) included": "H(p)", ", log Z included": "+ log Z", ", log Z subtracted": "− log Z"}
 
@@ -150,6 +152,13 @@ class Estimate(HTML):
             return f"{0.0 if abs(self.value) < 5e-7 else self.value:.6f}"
         digits = 4 if not 0 < self.stderr < math.inf else min(6, max(0, 1 - math.floor(math.log10(self.stderr))))
         return f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row of this estimate in a table, under `TABLE_HEADS`."""
+        unit = "" if self.unit == "none" else f" {self.unit}"
+        interval = "exact" if self.exact else f"{self.interval[0]:.4g} … {self.interval[1]:.4g}"
+        return self.quantity, f"{self.number}{unit}{self.constant}", interval, self.method, "yes" if self.reliable else "no"
 
     @property
     def sentence(self) -> str:

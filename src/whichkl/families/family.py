@@ -111,8 +111,9 @@ class Family(ABC):
         Raises:
             InputError: the family takes codes of categories as numbers.
         """
-        which = ", ".join(f"`{name}`" for name, count in zip(names, counts, strict=True) if count is not None)
-        self.refuse(f"its columns are numbers, and {which} holds categories", "Use `product`, or drop the categories")
+        which = [f"`{name}`" for name, count in zip(names, counts, strict=True) if count is not None]
+        hold = "hold" if len(which) > 1 else "holds"
+        self.refuse(f"its columns are numbers, and {', '.join(which)} {hold} categories", "Use `product`, or drop the categories")
 
     def refuse_constant(self, is_constant: Bool[Tensor, " d"], names: Sequence[str]) -> None:
         """Refuse columns whose values are all the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
@@ -93,3 +94,11 @@ def mixture_parts(model: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor |
     if isinstance(parts, MultivariateStudentT):
         return probs, parts.loc, parts.scale_tril, parts.df
     return (probs, *loc_and_tril(parts), None)
+
+
+def components(model: Distribution) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the same of a mixture or a single Gaussian, K = 1."""
+    if isinstance(model, MixtureSameFamily):
+        return mixture_parts(model)
+    loc, tril = loc_and_tril(model)
+    return torch.ones_like(loc[:1]), loc[None], tril[None], None

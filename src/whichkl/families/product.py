@@ -99,7 +99,7 @@ class Product(MomentFamily):
         w = torch.ones_like(x[:, 0]) if w is None else w.to(torch.float64)
         counts, share = self.categories or (None,) * len(names), w / w.sum() * len(x)
         chosen = [
-            (name, *(self._best_margin(x[:, i], share, name, whole) if count is None else ("categorical", f"{count} categories")))
+            (name, *(self._best_margin(x[:, i], share, name, whole) if count is None else ("categorical", _categories(count))))
             for i, (name, count) in enumerate(zip(names, counts, strict=True))
         ]
         family = Product(tuple(margin for _, margin, _ in chosen), self.smoothing, self.categories)
@@ -246,3 +246,7 @@ def _in_words(x: Tensor, is_whole: bool) -> str:
     if float(x.min()) > 0:
         return "numbers between 0 and 1" if float(x.max()) < 1 else "numbers above 0"
     return "numbers from 0" if float(x.min()) == 0 else "real numbers"
+
+
+def _categories(count: int) -> str:
+    return f"{count} categories" if count > 1 else "1 category"

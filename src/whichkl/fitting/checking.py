@@ -41,4 +41,4 @@ def _parts_of(fit: Fit, target: Target | None) -> JudgedFit:
     p, d = Target.of(target).noting_repeats(), fit.diagnostics
     solver = solver_for(fit.objective, fit.family, p.access, fit.solver)
     solution = Solution(d.optima, d.iterations, d.residual, d.node_error, d.nodes, history=d.history)
-    return JudgedFit(p, fit.family, fit.objective, solver, solution, fit.model, fit.seed, QUIET, curve=d.curve)
+    return JudgedFit(p, fit.family, fit.objective, solver, solution, fit.model, fit.seed, QUIET, fit.advice, curve=d.curve)

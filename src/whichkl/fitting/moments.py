@@ -66,16 +66,13 @@ def moments_of(law: Distribution, dim: int, seed: int) -> Moments:
     law = law.law if isinstance(law, NetworkModel) else law
     with torch.no_grad():
         exact, ends = _mean_and_sd(law), _interval(law, dim, seed)
-        is_whole = exact is not None and not bool(ends.isnan().any())
-        x = None if is_whole else drawn(law, (draws_in(dim),), dim, seed)
-        if x is not None:
+        if exact is None or bool(ends.isnan().any()):
+            x = drawn(law, (draws_in(dim),), dim, seed)
             levels = torch.tensor(_LEVELS, dtype=x.dtype, device="cpu")
             ends = torch.where(ends.isnan(), x.quantile(levels, 0, interpolation="nearest"), ends)
-        if exact is None and x is not None:
-            mean, sd = _with_infinite_means(law, x.mean(0), x.std(0))
-            exact = mean, sd, torch.where(mean.isfinite(), sd / math.sqrt(len(x)), 0.0)
-    if exact is None:
-        raise TypeError(law)
+            if exact is None:
+                mean, sd = _with_infinite_means(law, x.mean(0), x.std(0))
+                exact = mean, sd, torch.where(mean.isfinite(), sd / math.sqrt(len(x)), 0.0)
     return Moments.of(exact[0], exact[1], *ends, exact[2])
 
 
@@ -97,7 +94,10 @@ def _mean_and_sd(law: Distribution) -> tuple[Tensor, Tensor, Tensor] | None:
     if isinstance(law, Supported):
         found = _carried(law)
     elif isinstance(law, IndependentColumns):
-        found = _stacked([_known(one) for one in law.laws])
+        each = [one for one in map(_known, law.laws) if one is not None]
+        found = None
+        if len(each) == len(law.laws):
+            found = torch.stack([mean.double() for mean, _ in each]), torch.stack([variance.double() for _, variance in each])
     else:
         found = _known(law)
     if found is None:
@@ -117,12 +117,6 @@ def _known(law: Any) -> tuple[Tensor, Tensor] | None:
         return law.mean, law.variance
     except (NotImplementedError, AttributeError):
         return None
-
-
-def _stacked(found: list[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor] | None:
-    known = [one for one in found if one is not None]
-    both = zip(*known, strict=True)
-    return None if len(known) < len(found) else tuple(torch.stack([v.double() for v in each]) for each in both)  # type: ignore[return-value]
 
 
 def _carried(law: Supported) -> tuple[Tensor, Tensor] | None:
@@ -154,12 +148,14 @@ def _carried(law: Supported) -> tuple[Tensor, Tensor] | None:
 
 def _gaussian_parts(law: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return shares (K,), means (K, d) and standard deviations (K, d) of the Gaussians that a law consists of."""
-    if isinstance(law, MixtureSameFamily):
-        w, loc, tril, df = mixture_parts(law)
-        parts = None if df is not None else (w, loc, tril.square().sum(-1).sqrt())
+    if _is_gaussian(law):
+        w, loc, sd = torch.ones_like(law.mean[:1]), law.mean[None], law.variance[None].sqrt()
+    elif isinstance(law, MixtureSameFamily) and not isinstance(law.component_distribution, MultivariateStudentT):
+        w, loc, tril, _ = mixture_parts(law)
+        sd = tril.square().sum(-1).sqrt()
     else:
-        parts = (torch.ones_like(law.mean[:1]), law.mean[None], law.variance[None].sqrt()) if _is_gaussian(law) else None
-    return None if parts is None else tuple(one.to("cpu", torch.float64) for one in parts)  # type: ignore[return-value]
+        return None
+    return w.to("cpu", torch.float64), loc.to("cpu", torch.float64), sd.to("cpu", torch.float64)
 
 
 def _is_gaussian(law: Any) -> bool:

@@ -330,7 +330,7 @@ class Fit(HTML):
         """Read a saved fit.
 
         Args:
-            folder: what `save` was given.
+            folder: what `save` was given, or the `--out` folder of `whichkl fit`.
             family: the family or the module, if it isn't one of this library.
 
         Raises:
@@ -339,6 +339,7 @@ class Fit(HTML):
             ResourceError: a file can't be read.
         """
         path = Path(folder)
+        path = path / "fit" if (path / "fit").is_dir() and not (path / FIT.file).exists() else path
         fields, tensors = FIT.read(path, FitFields)
         is_given = family is not None or fields["family"].get("family") == "Module"
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ from whichkl.process.memory import LOG_DENSITY_BYTES, check_memory, keep_memory
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
-from whichkl.samples.table import place_of
-from whichkl.solvers import Solution, Solver, solver_for
-from whichkl.solvers.resolve import Curve, resolve
+from whichkl.samples.table import places_of_rows
+from whichkl.solvers import Solver, solver_for
+from whichkl.solvers.resolve import resolve
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 from whichkl.targets.fingerprint import code_version, target_fingerprint
@@ -91,10 +91,7 @@ def fit(
     >>> [round(m, 6) for m in result.model.mean.tolist()]
     [1.0, 1.0]
     """
-    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    if not is_whole or seed >= _MAX_SEED:
-        because = f"seeds are below {_MAX_SEED:,}" if is_whole else "it isn't a whole number of at least 0"
-        raise InputError(cannot(f"use `seed={seed!r}`", because, "Give, say, seed=0"))
+    _check_seed(seed)
     given = Target.of(target)
     named = None if family is None else family_of(family)
     _check_pairs(given, named)
@@ -106,10 +103,17 @@ def fit(
         done = solve(p, family, objective, solver, seed, work, judged=judge)
         if cluster is not None and done.objective.direction == "reverse":
             done = replace(done, notes=(*done.notes, _CLUSTER_UNUSED))
-        done, judgement = _from_missing_modes(p, done, judge_fit(done.parts(p, seed, work), whole=judge), seed, work)
+        done, judgement = _from_missing_modes(done, judge_fit(done, whole=judge))
     if log is not None:
         log.clear()
-    return done.judged(given, judgement, seed)
+    return fit_of(done, judgement, given)
+
+
+def _check_seed(seed: Any) -> None:
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    if not is_whole or seed >= _MAX_SEED:
+        because = f"seeds are below {_MAX_SEED:,}" if is_whole else "it isn't a whole number of at least 0"
+        raise InputError(cannot(f"use `seed={seed!r}`", because, "Give, say, seed=0"))
 
 
 def with_categories(target: Target, family: Family) -> Family:
@@ -122,9 +126,9 @@ def with_categories(target: Target, family: Family) -> Family:
     return family.with_categories(counts, target.names) if labels else family
 
 
-def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int, work: Work) -> tuple[Solved, Judgement]:
+def _from_missing_modes(done: JudgedFit, judgement: Judgement) -> tuple[JudgedFit, Judgement]:
     """Solve again from the modes that a fit misses if they outweigh those that it holds, and keep the better fit."""
-    start = p
+    start, work = done.target, done.work
     for attempt in range(_MAX_RESTARTS):
         missing = judgement.diagnostics.missing_modes
         held = 1 if isinstance(done.family, Gaussian) else _MAX_HELD_MODES
@@ -136,7 +140,7 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
         start, part = start.starting_at(modes), work.under(f"again-{attempt}")
         before = done.solution.best.loss
         try:
-            again = solve(start, done.family, done.objective, done.solver, seed, part, judged=True)
+            again = solve(start, done.family, done.objective, done.solver, done.seed, part, judged=True)
         except Exception as error:  # whatever it is, there is a fit already
             note = f"solving again from the missing modes failed ({error})".rstrip(".")
             d = replace(judgement.diagnostics, notes=(*judgement.diagnostics.notes, note))
@@ -146,7 +150,7 @@ def _from_missing_modes(p: Target, done: Solved, judgement: Judgement, seed: int
             break
         note = f"modes with {missing.mass:.1%} of the mass were missed at first; solving again from them, the loss fell from "
         done = replace(again, curve=done.curve, notes=(*done.notes, f"{note}{before:.4f} to {loss:.4f}"))
-        judgement = judge_fit(done.parts(start, seed, part))
+        judgement = judge_fit(done)
     return done, judgement
 
 
@@ -172,46 +176,26 @@ def _check_pairs(target: Target, family: Family | None) -> None:
         raise InputError(cannot(f"fit `{family}` to this target", because, "Pass `samples=(x, y)`"))
 
 
-@dataclass(frozen=True)
-class Solved:
-    """The result of a solver in the coordinates of the target, before it is judged."""
-
-    model: Any
-    family: Family
-    objective: Objective
-    solver: Solver
-    solution: Solution
-    advice: Advice
-    curve: Curve | None
-    notes: tuple[str, ...]
-    spent: int
-    """The number of evaluations of the target that this took."""
-
-    def parts(self, target: Target, seed: int, work: Work) -> JudgedFit:
-        """Return what the diagnostics read."""
-        found = (self.family, self.objective, self.solver, self.solution, self.model)
-        return JudgedFit(target, *found, seed, work, (*target.notes, *self.notes), self.curve, self.spent)
-
-    def judged(self, target: Target, judgement: Judgement, seed: int) -> Fit:
-        """Return the fit with its judgement."""
-        return Fit(
-            model=self.model,
-            family=self.family,
-            objective=self.objective,
-            solver=self.solver.name,
-            advice=self.advice,
-            value=judgement.value,
-            status=judgement.status,
-            findings=judgement.findings,
-            diagnostics=judgement.diagnostics,
-            names=target.names,
-            context_names=target.context_names,
-            reading=target.reading,
-            bijection=target.bijection if self.family.carried else Bijection(None, target.dim),
-            seed=seed,
-            target=target,
-            parts=self.parts(target, seed, QUIET),
-        )
+def fit_of(done: JudgedFit, judgement: Judgement, target: Target) -> Fit:
+    """Return the fit of a target with its judgement."""
+    return Fit(
+        model=done.model,
+        family=done.family,
+        objective=done.objective,
+        solver=done.solver.name,
+        advice=done.advice,
+        value=judgement.value,
+        status=judgement.status,
+        findings=judgement.findings,
+        diagnostics=judgement.diagnostics,
+        names=target.names,
+        context_names=target.context_names,
+        reading=target.reading,
+        bijection=target.bijection if done.family.carried else Bijection(None, target.dim),
+        seed=done.seed,
+        target=target,
+        parts=replace(done, target=target, work=QUIET),
+    )
 
 
 def solve(
@@ -223,7 +207,7 @@ def solve(
     work: Work,
     *,
     judged: bool,
-) -> Solved:
+) -> JudgedFit:
     """Choose objective and solver, and minimise; rows may be held out if the result will be `judged`.
 
     Raises:
@@ -242,7 +226,7 @@ def solve(
         try:
             family.check_samples(free.samples, p.names)
         except RowError as error:
-            raise error.at(place_of(p.table, [error.row])) from error
+            raise error.at(places_of_rows(p.table, [error.row])) from error
     if p.device.type == "cpu":
         check_memory(engine.least_memory(family, free.dim), f"fit `{family}` in {free.dim:,} dimensions", _SMALLER)
     is_judged = judged and chosen.direction != "reverse"
@@ -258,7 +242,8 @@ def solve(
     elif p.device.type != "cpu" and not isinstance(family, NetworkFamily):
         model = cast(family, model, torch.float64, p.device)
     model = carried(model, p.bijection) if family.carried else model
-    return Solved(model, family, chosen, engine, solution, advice, curve, notes, work.evaluations.total - before)
+    spent = work.evaluations.total - before
+    return JudgedFit(p, family, chosen, engine, solution, model, seed, work, advice, notes, curve, spent)
 
 
 def _check_scales(free: Target) -> None:

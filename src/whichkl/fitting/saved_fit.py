@@ -123,7 +123,7 @@ def _optima(described: list[OptimumFields], tensors: Mapping[str, Tensor], famil
         check_parameters(parameters, family.config())
         model = family.model(parameters)
         again = family.parameters(model)
-        if any(name not in parameters or parameters[name].shape != again[name].shape for name in again if name in parameters):
+        if any(parameters[name].shape != again[name].shape for name in again if name in parameters):
             raise ValueError(f"the parameters of optimum {i} aren't those of `{family}`")
         found.append(Optimum(model, one["loss"], one["converged"], one["is_global"]))
     return tuple(found)

@@ -27,7 +27,10 @@ class Driver:
     value: float | str
     """What the row has there; a label for a category."""
     gain: float
-    """Nats that the log density would gain if only this column took the best of the values that the model draws."""
+    """Nats that the log density would gain if only this column took the best of the values that the model draws.
+
+    ∞ for each of several columns whose values alone put the row outside the support.
+    """
 
     def __str__(self) -> str:
         value = self.value if isinstance(self.value, str) else f"{self.value:,.6g}"
@@ -90,13 +93,39 @@ class Scores:
     def __str__(self) -> str:
         """A short table."""
         outside = int((self.log_density == -math.inf).sum())
-        lines = [f"{len(self.log_density):,} rows, median log density {float(self.log_density.median()):.4g} nats"]
+        count = len(self.log_density)
+        lines = [f"{count:,} row{'s' * (count > 1)}, median log density {float(self.log_density.median()):.4g} nats"]
         lines[0] += f", {outside:,} outside the support of the model" if outside else ""
         for one in self.rows[:_MAX_ROWS_SHOWN]:
             lines.append(f"  {one.place}: log density {one.log_density:.4g}, rank {one.rank:.4g}: {one.driven_by}")
-        return "\n".join([*lines, f"  {resolution(self.draws)}", *(f"  {note}" for note in self.notes)])
+        return "\n".join([*lines, f"  {_resolution(self.draws)}", *(f"  {note}" for note in self.notes)])
 
 
-def resolution(draws: int) -> str:
+@dataclass(frozen=True)
+class Strangest:
+    """What is known of scored rows without the scores of each: their number, and the strangest ones."""
+
+    count: int
+    """The number of rows that have scores."""
+    outside: int
+    """How many of them lie outside the support of the model."""
+    draws: int
+    rows: tuple[ScoredRow, ...]
+    """The strangest rows, the strangest first."""
+    notes: tuple[str, ...]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What the ranks count, and the notes."""
+        outside = (f"Rows outside the support of the model: {self.outside:,}.",) if self.outside else ()
+        return (_resolution(self.draws), *outside, *(f"{note[0].upper()}{note[1:]}." for note in self.notes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        counts = {"rows": self.count, "outside_support": self.outside, "draws": self.draws, "resolution": 1 / self.draws}
+        return {**counts, "top": [one.to_dict() for one in self.rows], "notes": list(self.notes)}
+
+
+def _resolution(draws: int) -> str:
     """Return what a rank counts, in one sentence."""
     return f"A rank is the share of {draws:,} draws of the model that are as strange or stranger; below 1/{draws:,} it is 0."

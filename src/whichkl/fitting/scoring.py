@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,14 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import InputError, TargetError, cannot, quoted
 from whichkl.arrays import read_matrix
 from whichkl.families.family import log_likelihood
-from whichkl.fitting.scores import Driver, ScoredRow, Scores
+from whichkl.fitting.scores import Driver, ScoredRow, Scores, Strangest
 from whichkl.process.seeds import seeded
 from whichkl.samples import Shards, Table, TableError, open_stream
-from whichkl.samples.reading import UNKNOWN
-from whichkl.samples.table import is_frame, read_array, read_frame
+from whichkl.samples.table import as_frame, is_frame, read_array, read_frame
+from whichkl.solvers.work import QUIET
 
 if TYPE_CHECKING:
     from whichkl.fitting.result import Fit
@@ -102,6 +102,7 @@ class Scorer:
         if self.fit.names and not self.fit.context_names and not isinstance(self.fit.model, Distribution):
             because = "it was saved without the names of its columns of x"
             raise InputError(cannot("score rows by this fit", because, "Fit again"))
+        samples = samples if getattr(samples, "name", None) is None else as_frame(samples)
         if is_frame(samples):
             table = read_frame(samples, reading)
             return table, tuple(str(name) for name in samples.columns if str(name) not in self.names)
@@ -116,20 +117,20 @@ class Scorer:
             raise InputError(cannot("score these rows", because, "Give these columns in this order, or a DataFrame with names"))
         return read_array(x, self.names, replace(reading, thousands="", categories={})), ()
 
-    def row(self, block: ScoredBlock, i: int) -> ScoredRow:
-        """Describe one row of a block, with its drivers."""
-        x = block.x[i]
-        found = [Driver(name, self._shown(name, float(v)), gain) for name, v, gain in self._gains(x, float(block.log_density[i]))]
+    def row(self, block: ScoredBlock) -> ScoredRow:
+        """Describe the only row of a block, with its drivers."""
+        log_density, (x,) = float(block.log_density), block.x
         values = {name: self._shown(name, float(v)) for name, v in zip(self.names, x, strict=True)}
-        place = f"{block.unit} {int(block.numbers[i])}" + (f" of {block.source}" if block.source else "")
-        drivers = tuple(sorted((one for one in found if one.gain > 0), key=lambda one: -one.gain))
-        return ScoredRow(place, float(block.log_density[i]), float(block.rank[i]), values, drivers)
+        found = [Driver(name, values[name], gain) for name, gain in self._gains(x, log_density) if gain > 0]
+        place = f"{block.unit} {int(block.numbers[0])}" + (f" of {block.source}" if block.source else "")
+        drivers = tuple(sorted(found, key=lambda one: -one.gain))
+        return ScoredRow(place, log_density, float(block.rank), values, drivers)
 
     def _shown(self, name: str, value: float) -> float | str:
         labels = self.fit.reading.categories.get(name)
         if labels is None:
             return value
-        return "an unknown label" if value == UNKNOWN else labels[int(value)]
+        return labels[int(value)] if value in range(len(labels)) else "an unknown label"
 
     def _scored(self, source: str, unit: str, numbers: np.ndarray, x: Float[Tensor, "m k"]) -> ScoredBlock:
         if len(x) == 0:
@@ -197,10 +198,11 @@ class Scorer:
         law = self.fit.model(context)
         return law.expand((len(context),)) if law.batch_shape == () else law
 
-    def _gains(self, x: Float[Tensor, " k"], log_density: float) -> Iterator[tuple[str, Tensor, float]]:
-        """Yield each column of y, its value and its gain: max over v of log q(x with v there) − log q(x), at least 0.
+    def _gains(self, x: Float[Tensor, " k"], log_density: float) -> Iterator[tuple[str, float]]:
+        """Yield each column of y and its gain: max over v of log q(x with v there) − log q(x), at least 0.
 
         The v are the column's values in `_VALUES_PER_COLUMN` of the model's draws, at the row's own x if the fit is conditional.
+        If no column alone brings a row back into the support, the gain is ∞ for each whose value takes all these draws out of it.
         """
         context, y = self._split(x[None])
         if context is None:
@@ -208,68 +210,77 @@ class Scorer:
         else:
             with seeded(self.seed):
                 draws = self._law(context).sample((_VALUES_PER_COLUMN,)).reshape(_VALUES_PER_COLUMN, -1)
-        count = len(draws)
-        step = max(1, _MAX_NUMBERS_AT_ONCE // (count * y.shape[1]))
-        for first in range(0, y.shape[1], step):
-            columns = range(first, min(first + step, y.shape[1]))
-            changed = y.repeat(len(columns) * count, 1)
+        rows, draws = y.expand(len(draws), -1), draws.to(y)
+        best = self._best_with(rows, draws, context)
+        gains = [max(0.0, value - log_density) if value > -math.inf else 0.0 for value in best]
+        if log_density == -math.inf and not any(gains):
+            gains = [math.inf if value == -math.inf else 0.0 for value in self._best_with(draws, rows, context)]
+        yield from zip(self.fit.names, gains, strict=True)
+
+    def _best_with(
+        self, rows: Float[Tensor, "m d"], values: Float[Tensor, "m d"], context: Float[Tensor, "1 c"] | None
+    ) -> list[float]:
+        """Return, per column, the largest log density of these rows with the column's values from others."""
+        count, best = len(rows), list[float]()
+        step = max(1, _MAX_NUMBERS_AT_ONCE // rows.numel())
+        for first in range(0, rows.shape[1], step):
+            columns = range(first, min(first + step, rows.shape[1]))
+            changed = rows.repeat(len(columns), 1)
             for i, column in enumerate(columns):
-                changed[i * count : (i + 1) * count, column] = draws[:, column].to(changed)
+                changed[i * count : (i + 1) * count, column] = values[:, column]
             at = None if context is None else context.expand(len(changed), -1)
-            best = self._log_density(changed, at).reshape(len(columns), count).amax(1).tolist()
-            for column, value in zip(columns, best, strict=True):
-                gain = max(0.0, value - log_density) if value > -math.inf else 0.0
-                yield self.fit.names[column], y[0, column], gain
+            best += self._log_density(changed, at).reshape(len(columns), count).amax(1).tolist()
+        return best
 
 
-class Strangest:
-    """The rows of the lowest log density so far, described; of equal ones the first are kept.
+def score_blocks(
+    fit: Fit,
+    samples: Any,
+    take: Callable[[ScoredBlock], None],
+    *,
+    top: int,
+    seed: int,
+    missing: str | None,
+    tell: Callable[[str, float], None] = QUIET.tell,
+) -> Strangest:
+    """Score rows block by block, in memory that doesn't grow with them; `take` gets each block.
 
-    Args:
-        scorer: describes them.
-        count: how many are kept.
+    Raises:
+        InputError: a column of the fit is missing, a cell isn't a number, or there are no rows.
     """
-
-    def __init__(self, scorer: Scorer, count: int) -> None:
-        self.scorer, self.count = scorer, count
-        self._kept: list[tuple[float, ScoredBlock]] = []
-
-    def add(self, block: ScoredBlock) -> None:
-        """Compare the rows of a block with those that are kept."""
-        order = torch.argsort(block.log_density, stable=True)[: self.count].tolist()
-        # a list as index copies, so that the block can be freed
-        alone = [block._replace(**{name: getattr(block, name)[[i]] for name in _PER_ROW}) for i in order]
-        both = [*self._kept, *((float(one.log_density[0]), one) for one in alone)]
-        self._kept = sorted(both, key=lambda one: one[0])[: self.count]
-
-    def rows(self) -> tuple[ScoredRow, ...]:
-        """Return the rows with their drivers, the strangest first."""
-        return tuple(self.scorer.row(one, 0) for _, one in self._kept)
+    tell("opening the rows", math.nan)
+    scorer, kept, count, outside, left_out = Scorer(fit, seed), list[ScoredBlock](), 0, 0, 0
+    with torch.no_grad(), _naming_cells():
+        source, unused = scorer.opened(samples, missing)
+        for block in scorer.blocks(source):
+            tell(f"scoring, {count:,} rows done", math.nan)
+            take(block)
+            order = torch.argsort(block.log_density, stable=True)[:top].tolist()
+            # a list as index copies, so that the block can be freed
+            alone = [block._replace(**{name: getattr(block, name)[[i]] for name in _PER_ROW}) for i in order]
+            kept = sorted([*kept, *alone], key=lambda one: float(one.log_density))[:top]  # of equal ones the first are kept
+            count, left_out = count + len(block.numbers), left_out + block.left_out
+            outside += int((block.log_density == -math.inf).sum())
+        if count == 0:
+            raise InputError(cannot("score these rows", "there are none", "Give at least one row without missing cells"))
+        notes = [f"columns that the fit doesn't have were ignored: {quoted(unused)}"] if unused else []
+        notes += [f"rows left out, since a cell is missing: {left_out:,} of {count + left_out:,}"] if left_out else []
+        return Strangest(count, outside, scorer.draws, tuple(map(scorer.row, kept)), tuple(notes))
 
 
 def score(fit: Fit, samples: Any, top: int, seed: int, missing: str | None) -> Scores:
     """Score rows; see `Fit.score`."""
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise InputError(cannot(f"score with `top={top!r}`", "it isn't a whole number of at least 0", "Give, say, top=20"))
-    scorer = Scorer(fit, seed)
     blocks: list[tuple[Tensor, Tensor, np.ndarray]] = []
-    strangest, left_out = Strangest(scorer, top), 0
-    with torch.no_grad(), naming_cells():
-        source, unused = scorer.opened(samples, missing)
-        for block in scorer.blocks(source):
-            strangest.add(block)
-            left_out += block.left_out
-            blocks.append((block.log_density, block.rank, block.numbers))
-        rows = strangest.rows()
-    count = sum(len(numbers) for _, _, numbers in blocks)
-    check_any_row(count)
+    take = lambda block: blocks.append((block.log_density, block.rank, block.numbers))  # noqa: E731
+    found = score_blocks(fit, samples, take, top=top, seed=seed, missing=missing)
     log_density, rank, numbers = zip(*blocks, strict=True)
-    notes = notes_of(unused, left_out, count)
-    return Scores(torch.cat(log_density), torch.cat(rank), np.concatenate(numbers), rows, scorer.draws, notes)
+    return Scores(torch.cat(log_density), torch.cat(rank), np.concatenate(numbers), found.rows, found.draws, found.notes)
 
 
 @contextmanager
-def naming_cells() -> Iterator[None]:
+def _naming_cells() -> Iterator[None]:
     """In errors about cells, leave out the advice that isn't for scoring: the fit needs all its columns."""
     try:
         yield
@@ -279,23 +290,6 @@ def naming_cells() -> Iterator[None]:
         raise TableError.of(error.do, error.because, able, kinds, "{}") from error
 
 
-def check_any_row(count: int) -> None:
-    """Refuse to return the scores of no row."""
-    if count == 0:
-        raise InputError(cannot("score these rows", "there are none", "Give at least one row without missing cells"))
-
-
 def _are_paths(samples: Any) -> bool:
     several = samples if isinstance(samples, list) and samples else [samples]
     return all(isinstance(one, (str, os.PathLike)) for one in several)
-
-
-def notes_of(unused: Sequence[str], left_out: int, kept: int) -> tuple[str, ...]:
-    """Return which columns weren't used and how many rows were left out, in words."""
-    notes = []
-    if unused:
-        shown = ", ".join(f"`{name}`" for name in unused[:20]) + (", …" if len(unused) > 20 else "")
-        notes.append(f"columns that the fit doesn't have were ignored: {shown}")
-    if left_out:
-        notes.append(f"rows left out, since a cell is missing: {left_out:,} of {kept + left_out:,}")
-    return tuple(notes)

@@ -129,7 +129,7 @@ def summarize(fit: Fit, target: Target | None = None) -> Summary:
 
 def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> Summary:
     """Return a row per coordinate; of an adapted library's model, a row per number of its own variables."""
-    names, own = fit.names, None if target is None or target.origin is None else target.origin
+    names, own = fit.names, None if target is None else target.origin
     if own is not None and _MAX_NUMBERS < draws_in(len(names)) * len(
         own_variables(own, torch.zeros(1, len(names), dtype=torch.float64, device="cpu"))[0]
     ):
@@ -144,12 +144,11 @@ def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> 
     if not isinstance(weighted, str):
         x, log_weights = weighted
         of_p = weighted_moments(x if own is None else own_variables(own, x)[1], log_weights)
-        columns += [(f"{_OF_P}{name}", values) for name, values in _columns(of_p, has_error=True)]
+        columns |= {f"{_OF_P}{key}": values for key, values in _columns(of_p, has_error=True).items()}
         notes = ["2.5 % to 97.5 % is the equal-tailed 95 % interval, under q, and under p by importance weights."]
     elif weighted:
         notes.append(f"No columns of p: {weighted}.")
-    rows = [{"name": name, **{key: values[i] for key, values in columns}} for i, name in enumerate(names)]
-    keys = [key for key, _ in columns]
+    rows, keys = _rows(names, columns), list(columns)
     rows = _with_labels(fit, rows) if fit.reading.categories else rows
     if isinstance(fit.family, Mixture) and own is None:
         rows, keys = [{**row, "weight": 1.0} for row in rows] + _component_rows(fit, keys), ["weight", *keys]
@@ -161,12 +160,9 @@ def _with_labels(fit: Fit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Put a row per label in the place of a column of categories: its probability, the mean of 1 for that label and 0 else."""
     laws, found = fit.model.laws, list[dict[str, Any]]()
     for row, law in zip(rows, laws, strict=True):
-        labels = fit.reading.categories.get(row["name"], ())
-        found += [
-            {"name": f"{row['name']} = {one}", "mean": float(p)}
-            for one, p in zip(labels, law.probs if labels else (), strict=True)
-        ]
-        found += [] if labels else [row]
+        labels = fit.reading.categories.get(row["name"])
+        chances = zip(labels, law.probs.tolist(), strict=True) if labels else ()
+        found += [{"name": f"{row['name']} = {one}", "mean": p} for one, p in chances] or [row]
     return found
 
 
@@ -208,10 +204,14 @@ def _weighted(fit: Fit, target: Target | None) -> Points | str:
     return x, smoothed
 
 
-def _columns(moments: Moments, *, has_error: bool = False) -> list[tuple[str, Sequence[Any]]]:
+def _columns(moments: Moments, *, has_error: bool = False) -> dict[str, Sequence[float]]:
     """Return the columns by name; that of the Monte Carlo error only where there is one."""
     names = ["mean", "sd", "low", "high"] + (["mcse"] if has_error or any(moments.mcse) else [])
-    return [(name, getattr(moments, name)) for name in names]
+    return {name: getattr(moments, name) for name in names}
+
+
+def _rows(names: Sequence[str], columns: dict[str, Sequence[float]]) -> list[dict[str, Any]]:
+    return [{"name": name, **{key: values[i] for key, values in columns.items()}} for i, name in enumerate(names)]
 
 
 def _component_rows(fit: Fit, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -222,8 +222,7 @@ def _component_rows(fit: Fit, keys: Sequence[str]) -> list[dict[str, Any]]:
         one = {name: value[k : k + 1] for name, value in parameters.items()} | {"probs": torch.ones_like(parameters["probs"][:1])}
         law = carried(fit.family.model(one), fit.bijection)
         columns = _columns(moments_of(law, len(fit.names), fit.seed), has_error="mcse" in keys)
-        for i, name in enumerate(fit.names):
-            rows.append({"name": f"{name}[{k}]", "weight": weight, **{key: values[i] for key, values in columns}})
+        rows += [{**row, "weight": weight} for row in _rows([f"{name}[{k}]" for name in fit.names], columns)]
     return rows
 
 

@@ -18,6 +18,7 @@ from whichkl._checks import require
 from whichkl.fitting import Fit
 from whichkl.goodness.margin_laws import margins as margin_laws
 from whichkl.plots.style import AXIS, COLORS, Figure, add_bars, add_line, add_points, faint, new_figure, short, small, style
+from whichkl.printable import shorten
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block
 
@@ -25,6 +26,8 @@ _DRAWS = 20_000
 _MAX_ATOMS = 30
 """Largest number of distinct whole numbers for a column to count as discrete."""
 MAX_MARGINS = 12
+_MAX_LABELS, _MAX_LABEL = 8, 12
+"""Largest number of labels under a small figure, and of characters of each."""
 _GRID_POINTS = 161
 MAX_COLUMNS = 5
 _CELLS = 64
@@ -43,8 +46,7 @@ class RowsAndDraws:
     @property
     def has_atoms(self) -> list[bool]:
         """Whether each column holds few distinct whole numbers: categories and small counts."""
-        columns = [column.unique() for column in self.rows.T]
-        return [len(one) <= _MAX_ATOMS and bool((one == one.round()).all()) for one in columns]
+        return list(map(has_atoms, self.rows.T))
 
     def range(self, j: int) -> tuple[float, float]:
         """The middle 99 % of a column, of rows and of draws, with some room."""
@@ -53,6 +55,12 @@ class RowsAndDraws:
         low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
         room = 0.6 if self.has_atoms[j] else 0.08 * (high - low) or 1.0
         return low - room, high + room
+
+
+def has_atoms(x: Float[Tensor, " n"]) -> bool:
+    """Whether a column holds few distinct whole numbers."""
+    values = x.unique()
+    return len(values) <= _MAX_ATOMS and bool((values == values.round()).all())
 
 
 def data(fit: Fit, most: int = 20_000) -> Block | None:
@@ -107,9 +115,18 @@ def margins(fit: Fit, most: int = MAX_MARGINS) -> list[Figure]:
         add_margins(figure, fit, both, j, ends)
         small(figure, name)
         figure.update_xaxes(range=short(ends), nticks=6)
+        figure.update_xaxes(**label_ticks(fit, name))
         figure.update_yaxes(rangemode="tozero", nticks=5)
         figures.append(figure)
     return figures
+
+
+def label_ticks(fit: Fit, name: str) -> dict[str, Any]:
+    """Return the ticks of a column of categories, its labels instead of their codes; nothing for a column of numbers."""
+    labels = fit.reading.categories.get(name, ())
+    codes = range(0, len(labels), max(1, math.ceil(len(labels) / _MAX_LABELS)))
+    texts = [html.escape(shorten(labels[i], _MAX_LABEL)) for i in codes]
+    return {"tickvals": list(codes), "ticktext": texts} if labels else {}
 
 
 def add_margins(figure: Any, fit: Fit, both: RowsAndDraws, j: int, ends: tuple[float, float], **place: Any) -> None:
@@ -196,7 +213,7 @@ def pairs(fit: Fit, most: int = MAX_COLUMNS) -> Figure | None:
             add_points(figure, shown[:, j].tolist(), shown[:, i].tolist(), tone, **marker, **place)
     style(figure, "", "", min(820, 190 + 170 * d) if d > 2 else 520)
     figure.update_layout(showlegend=False, bargap=0, meta={"square": True})
-    _axes(figure, both, keep, ranges)
+    _axes(figure, fit, both, keep, ranges)
     return figure
 
 
@@ -226,16 +243,16 @@ def _scattered(x: Tensor, has_atoms: list[bool], seed: int) -> Tensor:
     return x + (noise - 0.5) * 0.36 * torch.tensor(has_atoms, dtype=x.dtype, device="cpu")
 
 
-def _axes(figure: Any, both: RowsAndDraws, keep: list[int], ranges: dict[int, tuple[float, float]]) -> None:
+def _axes(figure: Any, fit: Fit, both: RowsAndDraws, keep: list[int], ranges: dict[int, tuple[float, float]]) -> None:
     """Show names and numbers only at the left and below."""
     d = len(keep)
     ticks = {"nticks": 4 if d > 3 else 6, "tickangle": 0, "tickfont": {"size": 10 if d > 3 else 12}}
     names = {j: html.escape(one if len(one) < 16 else one[:14] + "…") for j, one in enumerate(both.names)}
     for row, i in enumerate(keep, 1):
         for col, j in enumerate(keep, 1):
-            x = {**AXIS, **ticks, "range": short(ranges[j]), "showticklabels": row == d}
+            x = {**AXIS, **ticks, **label_ticks(fit, both.names[j]), "range": short(ranges[j]), "showticklabels": row == d}
             y = {**AXIS, **ticks, "showticklabels": col == 1 and row > 1}
-            y |= {"rangemode": "tozero"} if row == col else {"range": short(ranges[i])}
+            y |= {"rangemode": "tozero"} if row == col else {"range": short(ranges[i]), **label_ticks(fit, both.names[i])}
             for axis, name in ((x, names[j] if row == d else ""), (y, names[i] if col == 1 else "")):
                 axis["title"] = {"text": name, "standoff": 4, "font": {"size": 12}}
             figure.update_xaxes(x, row=row, col=col)

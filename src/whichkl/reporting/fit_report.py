@@ -58,6 +58,7 @@ def verdict_section(fit: Fit, *, has_pictures: bool = True) -> Section:
     """State whether the fit worked; then the findings, the table, and, if it `has_pictures`, the model."""
     count, blocks, summary = len(fit.findings), finding_blocks(fit), fit.summary()
     judgement = f"{count} finding{'s speak' if count > 1 else ' speaks'} against it" if count else "nothing speaks against it"
+    judgement += "" if count or fit.value.reliable else ", but its value isn't reliable"
     blocks += [summary_block(summary)] if summary.rows else [Block.sentence(note) for note in summary.notes]
     if has_pictures and (isinstance(fit.model, Distribution) or data(fit) is not None):
         figure = plot(fit)
@@ -69,7 +70,7 @@ def summary_block(summary: Summary) -> Block:
     """Return the first rows of a fit's table."""
     more = f" The first {MAX_ROWS} of {len(summary.rows):,} rows." if len(summary.rows) > MAX_ROWS else ""
     heads = [head.replace(" ", "\u00a0") for head in summary.heads]  # on one line each
-    return Block.table(("", *heads), summary.cells(MAX_ROWS), " ".join(summary.notes) + more)
+    return Block.table(("", *heads), summary.cells(MAX_ROWS), " ".join(summary.notes).replace("`", "") + more)
 
 
 def _caption(fit: Fit) -> str:

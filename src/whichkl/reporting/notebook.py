@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import html
 import json
 import secrets
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
-from whichkl._checks import require
 from whichkl.advice import Advice
 from whichkl.distillation import Distillation
 from whichkl.distillation.audit.result import Audit
 from whichkl.divergences import Estimate
+from whichkl.divergences.estimate import TABLE_HEADS
 from whichkl.fitting import Fit
 from whichkl.fitting.summary import Summary
 from whichkl.objectives import OBJECTIVES
-from whichkl.printable import printable
 from whichkl.reporting.dispatch import scores_section
 from whichkl.reporting.fit_report import summary_block
 from whichkl.reporting.fit_report import verdict_section as fit_verdict
-from whichkl.reporting.page import Block, Section, as_sentence, chart_json
+from whichkl.reporting.page import Block, Section, as_sentence, chart_json, html_table, html_text, plotly_script
 from whichkl.reporting.study_report import verdict_section as study_verdict
 from whichkl.reporting.study_tables import arms_shown, scorecard_tables
 from whichkl.study import Study
@@ -38,7 +36,7 @@ def html_of(result: Any) -> str:
     In a notebook the first picture contains Plotly's script, and later ones use it.
     """
     section = _section(result)
-    lead = [f'<p class="lead">{_text(section.lead)}</p>'] if section.lead else []
+    lead = [f'<p class="lead">{html_text(section.lead)}</p>'] if section.lead else []
     parts = [*lead, *map(_block, section.blocks)]
     style = f"<style>{(files('whichkl.reporting') / 'notebook.css').read_text()}</style>"
     script = _plotly() if any(block.figures for block in section.blocks) else ""
@@ -52,7 +50,9 @@ def _section(result: Any) -> Section:
         return _drawn(_study, result)
     if isinstance(result, Distillation):
         return _drawn(scores_section, result)
-    kinds: dict[type, Callable[[Any], Section]] = {Advice: _advice, Audit: _audit, Estimate: _estimate, Summary: _summary}
+    if isinstance(result, Summary):
+        return Section("", "", (summary_block(result),))
+    kinds: dict[type, Callable[[Any], Section]] = {Advice: _advice, Audit: _audit, Estimate: _estimate}
     return next(make for kind, make in kinds.items() if isinstance(result, kind))(result)
 
 
@@ -93,42 +93,22 @@ def _audit(audit: Audit) -> Section:
 
 
 def _estimate(one: Estimate) -> Section:
-    unit = "" if one.unit == "none" else f" {one.unit}"
-    interval = "exact" if one.exact else f"{one.interval[0]:.4g} to {one.interval[1]:.4g}"
-    row = (one.quantity, f"{one.number}{unit}{one.constant}", interval, one.method, "yes" if one.reliable else "no")
-    table = Block.table(("divergence", "value", "95 % interval", "method", "reliable"), [row])
+    table = Block.table(TABLE_HEADS, [one.cells])
     notes = [Block.sentence(note) if one.reliable else Block.warning(as_sentence(note), "note") for note in one.notes]
     return Section("", one.sentence, (table, *notes))
 
 
-def _summary(summary: Summary) -> Section:
-    return Section("", "", (summary_block(summary),))
-
-
 def _block(block: Block) -> str:
     if block.kind == "table":
-        caption = f'<p class="small">{_text(block.text)}</p>' if block.text else ""
-        return f'<div class="scroll">{_table(block)}</div>{caption}'
+        caption = f'<p class="small">{html_text(block.text)}</p>' if block.text else ""
+        return f'<div class="scroll">{html_table(block)}</div>{caption}'
     if block.kind in ("finding", "warning"):
-        return f'<p class="{block.kind}"><b>{_text(block.label)}</b>: {_text(block.text)}</p>'
+        return f'<p class="{block.kind}"><b>{html_text(block.label)}</b>: {html_text(block.text)}</p>'
     if block.kind in ("chart", "charts"):
         boxes = "".join(map(_chart, block.figures))
         grid = f'<div class="grid">{boxes}</div>' if len(block.figures) > 1 else boxes
-        return f'{grid}<p class="small">{_text(block.text)}</p>'
-    return f"<p>{_text(block.text)}</p>"
-
-
-def _table(block: Block) -> str:
-    def row(cells: Iterable[str], tag: str) -> str:
-        parts = []
-        for i, cell in enumerate(cells):
-            name, words = "th" if i == 0 else tag, ' class="words"' if i in block.words else ""
-            parts.append(f'<{name}{words} data-label="{_text(block.columns[i])}">{_text(cell)}</{name}>')
-        return f"<tr>{''.join(parts)}</tr>"
-
-    body = "".join(row(cells, "td") for cells in block.rows)
-    cards = ' class="cards"' if block.words else ""
-    return f"<table{cards}><thead>{row(block.columns, 'th')}</thead><tbody>{body}</tbody></table>"
+        return f'{grid}<p class="small">{html_text(block.text)}</p>'
+    return f"<p>{html_text(block.text)}</p>"
 
 
 def _chart(figure: Any) -> str:
@@ -144,9 +124,4 @@ def _plotly() -> str:
         if _PLOTLY_HERE:
             return ""
         _PLOTLY_HERE.add("shown")
-    script = require("plotly.offline", "app").get_plotlyjs().replace("</script", "<\\/script")
-    return f"<script>{script}</script>"
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
+    return f"<script>{plotly_script()}</script>"

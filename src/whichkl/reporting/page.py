@@ -141,7 +141,6 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         ResourceError: the file can't be written.
     """
     jinja2 = require("jinja2", "app")
-    script = require("plotly.offline", "app").get_plotlyjs()
     here = files("whichkl.reporting")
     safe = require("markupsafe", "app").Markup
     environment = jinja2.Environment(
@@ -159,7 +158,8 @@ def write_page(path: str | os.PathLike[str], title: str, lead: str, sections: Se
         footer=footer,
         nonce=secrets.token_urlsafe(16),
         style=safe((here / "page.css").read_text()),
-        plotly=safe(script.replace("</script", "<\\/script")),
+        plotly=safe(plotly_script()),
+        table=lambda block: safe(html_table(block)),
         script=safe((here / "page.js").read_text()),
     )
     write_whole(Path(path), text.encode(), is_own=is_report)
@@ -182,6 +182,34 @@ def _charts(block: Block, safe: Any) -> list[tuple[Any, str]]:
         title = html.unescape(figure.layout.title.text or "")
         charts.append((safe(chart_json(figure)), f"{title}. {block.text}" if title else block.text))
     return charts
+
+
+def html_text(text: str) -> str:
+    """Escape markup and control characters."""
+    return html.escape(printable(text))
+
+
+def html_table(block: Block) -> str:
+    """Return a table as HTML, whose rows become cards on a narrow screen if columns hold sentences."""
+    sentences = block.words
+
+    def row(cells: Sequence[str], tag: str, scope: str) -> str:
+        parts = []
+        for i, cell in enumerate(cells):
+            name, where = ("th", f' scope="{scope}"') if i == 0 or tag == "th" else (tag, "")
+            words, label = ' class="words"' if i in sentences else "", html_text(block.columns[i])
+            parts.append(f'<{name}{where}{words} data-label="{label}">{html_text(cell)}</{name}>')
+        return f"<tr>{''.join(parts)}</tr>"
+
+    body = "".join(row(cells, "td", "row") for cells in block.rows)
+    cards = ' class="cards"' if sentences and len(block.columns) > 2 else ""
+    return f"<table{cards}><thead>{row(block.columns, 'th', 'col')}</thead><tbody>{body}</tbody></table>"
+
+
+def plotly_script() -> str:
+    """Return Plotly's script, which can stand in a page."""
+    script: str = require("plotly.offline", "app").get_plotlyjs()
+    return script.replace("</script", "<\\/script")
 
 
 def chart_json(figure: Figure) -> str:

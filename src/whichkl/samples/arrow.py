@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 from whichkl._checks import require
 from whichkl.process.memory import check_memory
-from whichkl.samples.columns import check_names
 from whichkl.samples.faults import unreadable
 from whichkl.samples.reading import Reading
-from whichkl.samples.shard import Shard, decoding, refuse_broken, refuse_damaged, stamp
-from whichkl.samples.table_part import TablePart, refuse_types
+from whichkl.samples.shard import Shard, decoding, refuse_broken, refuse_damaged
+from whichkl.samples.table_part import GroupedPart
 
-_ALL_ROWS = 2**62
 _MAGIC_BYTES = 8
 """Bytes before the first message: ARROW1 and two of padding."""
 _RECORD_BATCH_FIELD = 2
@@ -35,22 +33,14 @@ class BatchSize(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ArrowPart(TablePart):
+class ArrowPart(GroupedPart):
     """Consecutive record batches of an Arrow file; a worker holds one at a time, so that the largest bounds its memory."""
 
-    batch_numbers: tuple[int, int]
-    """The first one, and the one after the last."""
-
-    @property
-    def label(self) -> str:
-        """The file and its record batches."""
-        first, end = self.batch_numbers
-        which = f"record batch {first}" if end == first + 1 else f"record batches {first} to {end - 1}"
-        return f"`{self.path}`, {which}"
+    group_name = ("record batch", "record batches")
 
     def batches(self, names: Sequence[str]) -> Iterator[Any]:
         """Map the file again for every batch, so that pages that have been read are released."""
-        for number in range(*self.batch_numbers):
+        for number in range(*self.groups):
             with decoding(self.path, partial(refuse_damaged, self.path, f"record batch {number}")):
                 yield self._batch(number)
 
@@ -69,28 +59,12 @@ def open_arrow(path: str, reading: Reading) -> Shard:
             because = "it is of the first version of Feather, which is no longer supported"
             raise unreadable(path, because, "Write it with `pyarrow.feather.write_feather`")
         reader = ipc.open_file(pages)
-        schema, names = reader.schema, tuple(reader.schema.names)
         sizes = list(_batch_sizes(pages))
         if len(sizes) != reader.num_record_batches or any(one.rows < 0 for one in sizes):
             raise ValueError(f"its footer states {reader.num_record_batches:,} record batches, and it holds {len(sizes):,}")
-    check_names(path, names)
-    counts = tuple(one.rows for one in sizes)
     most = max((one.decompressed for one in sizes), default=0)
     check_memory(most, f"read `{path}`", "Write it in smaller record batches: one is decompressed as a whole")
-    all_names, names = names, reading.chosen(names, f"`{path}`")
-    kinds = [schema.field(name).type for name in names]
-    where = (*stamp(path), names)
-    cut = partial(_cut, where, counts, reading=reading)
-    refuse_types(next(iter(cut(_ALL_ROWS)), None), kinds)
-    return Shard(*where, tuple(str(kind) for kind in kinds), sum(counts), cut, reading=reading, all_names=all_names)
-
-
-def _cut(where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int, reading: Reading) -> list[ArrowPart]:
-    """Join record batches to parts of about this many rows."""
-    total = sum(counts)
-    step = max(1, rows * len(counts) // max(1, total))
-    cuts = [(i, min(i + step, len(counts))) for i in range(0, len(counts) if total else 0, step)]
-    return [ArrowPart(*where, sum(counts[slice(*cut)]), sum(counts[: cut[0]]), cut, reading=reading) for cut in cuts]
+    return ArrowPart.shard(path, reader.schema, tuple(one.rows for one in sizes), reading)
 
 
 def _batch_sizes(pages: Any) -> Iterator[BatchSize]:

@@ -41,16 +41,10 @@ def check_columns(file: str | os.PathLike[str], count: int) -> None:
         raise unreadable(file, because, "Save one matrix, as .npy")
 
 
-def is_number(kind: Any) -> bool:
+def holds_numbers(kind: Any) -> bool:
     """Whether an Arrow type holds numbers: floats, integers, booleans, decimals, or nothing but nulls."""
     types = require("pyarrow", "app").types
-    return bool(
-        types.is_floating(kind)
-        or types.is_integer(kind)
-        or types.is_boolean(kind)
-        or types.is_decimal(kind)
-        or types.is_null(kind)
-    )
+    return bool(is_plain(kind) or types.is_boolean(kind) or types.is_decimal(kind) or types.is_null(kind))
 
 
 _PLAIN = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float", "double", "halffloat"}
@@ -63,24 +57,16 @@ def is_plain(kind: Any) -> bool:
 
 def floats(column: Any) -> np.ndarray:
     """Return the numbers of an Arrow column, without a copy where possible; a null becomes NaN."""
-    if column.null_count == 0 and is_plain(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False) if hasattr(column, "buffers") else column.to_numpy())
-    wide = column.cast("float64", safe=False)
-    return np.asarray(wide.to_numpy(zero_copy_only=False) if hasattr(wide, "buffers") else wide.to_numpy(), dtype=np.float64)
+    if column.null_count or not is_plain(column.type):
+        column = column.cast("float64", safe=False)
+    return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
-def rows_of(batch: Any) -> Float[Tensor, "m d"]:
-    """Copy a record batch into one float64 tensor, which lies in memory column by column; a null becomes NaN."""
-    if set(batch.schema.types) == {require("pyarrow", "app").float64()}:  # in one call, not one a column
-        return torch.from_numpy(batch.to_tensor(null_to_nan=True, row_major=False).to_numpy())
-    return rows_from([floats(column) for column in batch.columns], 0, len(batch))
-
-
-def rows_from(columns: Sequence[np.ndarray], start: int, stop: int) -> Float[Tensor, "m d"]:
-    """Copy some rows of columns into one float64 tensor, which lies in memory column by column."""
-    values = np.empty((len(columns), stop - start))
+def matrix_of(columns: Sequence[np.ndarray], rows: int) -> Float[Tensor, "m d"]:
+    """Copy columns into one float64 tensor, which lies in memory column by column."""
+    values = np.empty((len(columns), rows))
     with np.errstate(all="ignore"):  # a NaN that signals is refused as any other
         for out, column in zip(values, columns, strict=True):
-            check_whole(column[start:stop], "samples")
-            out[:] = column[start:stop]
+            check_whole(column, "samples")
+            out[:] = column
     return torch.from_numpy(values).T

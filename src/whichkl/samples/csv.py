@@ -58,23 +58,16 @@ class CsvPart(TablePart):
         file, faults, size = Path(self.path), Faults("line", self.reading.missing == "drop"), 0
         number = {name: i for i, name in enumerate(self.all_names)}
         used = sorted((number[name], name) for name in self.names)
-        with _fields(file) as rows:
-            first: list[str] = next(rows, [])
-            _check_header(file, first)
-            records = rows if self._has_header else _again(first, rows)
-            for row in records:
-                if not row:
-                    continue
-                _check_fields(file, row, first, rows.line_num if row is not first else 1)
-                size += sum(map(len, row))
-                for i, name in used:
-                    faults.cells[name] = faults.cells.get(name, 0) + 1
-                    kind = kind_of(row[i], self.reading.thousands)
-                    if kind is not None and (name not in self.reading.categories or not row[i].strip()):
-                        faults.add(name, kind, rows.line_num, row[i])
-                if size > _MAX_BYTES_EXAMINED and faults:
-                    faults.reach = f"; only the first {rows.line_num:,} lines were examined"
-                    break
+        for line, row in islice(_records(file), int(self._has_header), None):
+            size += sum(map(len, row))
+            for i, name in used:
+                faults.cells[name] = faults.cells.get(name, 0) + 1
+                kind = kind_of(row[i], self.reading.thousands)
+                if kind is not None and (name not in self.reading.categories or not row[i].strip()):
+                    faults.add(name, kind, line, row[i])
+            if size > _MAX_BYTES_EXAMINED and faults:
+                faults.reach = f"; only the first {line:,} lines were examined"
+                break
         return faults
 
     def numbers(self) -> Iterator[int]:
@@ -122,13 +115,8 @@ def open_csv(path: str, reading: Reading) -> CsvShard:
     where = (*stamp(path), names)
     part = None if first is None else CsvPart(*where, None, 0, all_names, kinds, reading=reading)
     refuse_types(part, [found[name] for name in names])
-    parts = partial(_whole, () if part is None else (part,))
-    return CsvShard(*where, kinds, None if part else 0, parts, reading=reading, all_names=all_names)
-
-
-def _whole(parts: tuple[CsvPart, ...], rows: int) -> tuple[CsvPart, ...]:
-    """Return the whole file: it can't be cut, since a quoted cell may hold a line's end."""
-    return parts
+    parts = () if part is None else (part,)  # a file can't be cut, since a quoted cell may hold a line's end
+    return CsvShard(*where, kinds, None if part else 0, lambda rows: parts, reading=reading, all_names=all_names)
 
 
 def _kind_read(kind: Any, name: str, reading: Reading) -> str:
@@ -167,34 +155,29 @@ def is_headerless(file: Path) -> bool:
 
 def _explain(file: Path, reason: str) -> NoReturn:
     """Find the line that broke a CSV before its columns were known, and raise the error that names it."""
-    with _fields(file) as rows:
-        first: list[str] = next(rows, [])
-        _check_header(file, first)
-        for row in rows:
-            if row:
-                _check_fields(file, row, first, rows.line_num)
+    for _ in _records(file):
+        pass
     raise unreadable(file, reason, "Correct it")
 
 
-def _check_header(file: Path, first: list[str]) -> None:
-    if first and first[0].startswith("#"):
-        raise unreadable(file, "its first line is a comment", "Delete it; the first line holds the names")
-    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
-        if len(first) == 1 and mark in first[0]:
-            raise unreadable(file, f"its fields are separated by {word}", "Separate them by commas")
-
-
-def _check_fields(file: Path, row: list[str], first: list[str], line: int) -> None:
-    if len(row) != len(first):
-        because = f"line {line} has {len(row)} fields and the first line has {len(first)}"
-        raise unreadable(file, because, "Correct that line; the file may have been cut short")
-    if row == first and line > 1 and not all(map(is_number, first)):
-        raise unreadable(file, f"line {line} repeats the header", "Delete that line")
-
-
-def _again(first: list[str], rest: Iterator[list[str]]) -> Iterator[list[str]]:
-    yield first
-    yield from rest
+def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record with the number of its last line, the header too, and refuse one without the header's fields."""
+    with _fields(file) as rows:
+        first: list[str] = next(rows, [])
+        if first and first[0].startswith("#"):
+            raise unreadable(file, "its first line is a comment", "Delete it; the first line holds the names")
+        for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+            if len(first) == 1 and mark in first[0]:
+                raise unreadable(file, f"its fields are separated by {word}", "Separate them by commas")
+        yield rows.line_num, first
+        is_header = not all(map(is_number, first))
+        for row in filter(None, rows):
+            if len(row) != len(first):
+                because = f"line {rows.line_num} has {len(row)} fields and the first line has {len(first)}"
+                raise unreadable(file, because, "Correct that line; the file may have been cut short")
+            if row == first and is_header:
+                raise unreadable(file, f"line {rows.line_num} repeats the header", "Delete that line")
+            yield rows.line_num, row
 
 
 @contextmanager

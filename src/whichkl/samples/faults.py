@@ -97,12 +97,12 @@ class Faults:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def add(self, column: str, kind: str, place: int, cell: str = "", count: int = 1) -> None:
-        """Count cells of one kind, the first of which is at this place."""
+    def add(self, column: str, kind: str, place: int, cell: str = "") -> None:
+        """Count a cell of one kind."""
         if kind == "missing" and self.may_miss:
             return
         fault = self._found.setdefault((column, kind), _Fault())
-        fault.count += count
+        fault.count += 1
         if len(fault.places) < _MAX_PLACES:
             fault.places.append(place)
             fault.example = fault.example or cell
@@ -133,8 +133,9 @@ class Faults:
             kinds.setdefault(column, set()).add(kind)
         categories = [column for column in kinds if self._is_category(column)]
         dropped = [column for column, found in kinds.items() if column not in categories and found & {"text", "date"}]
-        rest = {kind for column, found in kinds.items() if column not in dropped for kind in found}
-        keywords: dict[str, Any] = {"categories": categories, "drop": dropped}
+        empty = [column for column in kinds if self._is_empty(column)]
+        rest = {kind for column, found in kinds.items() if column not in (*dropped, *empty) for kind in found}
+        keywords: dict[str, Any] = {"categories": categories, "drop": [*dropped, *empty]}
         keywords["missing"] = "drop" if "missing" in rest else None
         keywords["thousands"] = self.marks.most_common(1)[0][0] if "thousands" in rest else None
         keywords = {name: value for name, value in keywords.items() if value}
@@ -151,6 +152,10 @@ class Faults:
         labels = self._found.get((column, "text"), _Fault()).labels
         has_dates = (column, "date") in self._found
         return self._is_text(column) and not has_dates and len(labels) <= min(_MAX_LABELS, labels.total() // 2)
+
+    def _is_empty(self, column: str) -> bool:
+        """Whether every cell of a column is missing, so that to leave out rows would leave none."""
+        return (column, "missing") in self._found and self._found[column, "missing"].count == self.cells.get(column)
 
     def _is_text(self, column: str) -> bool:
         """Whether most cells of a column are text."""

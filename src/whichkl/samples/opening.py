@@ -26,7 +26,6 @@ from whichkl.samples.reading import Reading
 from whichkl.samples.shard import FilePart, Shard
 from whichkl.samples.stream import PART, Block, Stream
 from whichkl.samples.table import Table
-from whichkl.samples.table_part import labelled
 
 _OPENERS: dict[str, Callable[[str, Reading], Shard]] = {
     ".csv": open_csv,
@@ -233,8 +232,9 @@ def _open_all(paths: Sequence[str | os.PathLike[str]], reading: Reading) -> tupl
     with ThreadPoolExecutor(min(8, len(files))) as pool:  # a folder may be on a disk far away
         shards = tuple(pool.map(lambda one: one[0](one[1], reading), files))
     if reading.needs_labels:
+        wanted = [name for name, labels in reading.categories.items() if not labels]
         parts: Any = [part for shard in shards for part in shard.parts(_ALL_ROWS)]
-        return _open_all(paths, labelled(reading, parts))
+        return _open_all(paths, reading.with_labels(batch for part in parts for batch in part.batches(wanted)))
     return shards
 
 

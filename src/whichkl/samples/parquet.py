@@ -9,12 +9,11 @@ from functools import lru_cache, partial
 from typing import Any
 
 from whichkl._checks import InputError, require
-from whichkl.samples.columns import check_columns, check_names, is_plain
+from whichkl.samples.columns import check_columns, is_plain
 from whichkl.samples.reading import Reading
-from whichkl.samples.shard import Shard, block_rows, decoding, refuse_broken, refuse_damaged, stamp
-from whichkl.samples.table_part import TablePart, refuse_types
+from whichkl.samples.shard import Shard, block_rows, decoding, refuse_broken, refuse_damaged
+from whichkl.samples.table_part import GroupedPart
 
-_PLAIN_READING = Reading()
 _MIN_BUFFER, _MAX_BUFFER = 4_096, 65_536
 """Bounds of the bytes that are read at once of each column."""
 _ALL_BUFFERS = 2**28
@@ -22,18 +21,10 @@ _ALL_BUFFERS = 2**28
 
 
 @dataclass(frozen=True)
-class ParquetPart(TablePart):
+class ParquetPart(GroupedPart):
     """Consecutive row groups of a Parquet file."""
 
-    groups: tuple[int, int]
-    """The first one, and the one after the last."""
-
-    @property
-    def label(self) -> str:
-        """The file and its row groups."""
-        first, end = self.groups
-        which = f"row group {first}" if end == first + 1 else f"row groups {first} to {end - 1}"
-        return f"`{self.path}`, {which}"
+    group_name = ("row group", "row groups")
 
     def batches(self, names: Sequence[str]) -> Iterator[Any]:
         """Decode the row groups, one thread for all columns: others work on other parts."""
@@ -85,30 +76,9 @@ def open_parquet(path: str, reading: Reading) -> Shard:
         footer = require("pyarrow.parquet", "app").read_metadata(path)
         check_columns(path, footer.num_columns)
         schema = footer.schema.to_arrow_schema()
-        names, counts = tuple(schema.names), tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+        counts = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         _check_footer(footer, schema, counts)
-    check_names(path, names)
-    all_names, names = names, reading.chosen(names, f"`{path}`")
-    kinds = [schema.field(name).type for name in names]
-    where = (*stamp(path), names)
-    cut = partial(_cut, where, counts, reading=reading)
-    refuse_types(next(iter(cut(footer.num_rows)), None), kinds)
-    return Shard(*where, tuple(str(kind) for kind in kinds), footer.num_rows, cut, reading=reading, all_names=all_names)
-
-
-def _cut(
-    where: tuple[str, int, int, tuple[str, ...]], counts: Sequence[int], rows: int, reading: Reading = _PLAIN_READING
-) -> list[ParquetPart]:
-    """Join row groups to parts of at most this many rows; a larger row group is a part of its own."""
-    found, first, have = [], 0, 0
-    for group, count in enumerate(counts):
-        if have and have + count > rows:
-            found.append((first, group))
-            first, have = group, 0
-        have += count
-    if have:
-        found.append((first, len(counts)))
-    return [ParquetPart(*where, sum(counts[slice(*one)]), sum(counts[: one[0]]), one, reading=reading) for one in found]
+    return ParquetPart.shard(path, schema, counts, reading)
 
 
 def _check_footer(footer: Any, schema: Any, counts: Sequence[int]) -> None:

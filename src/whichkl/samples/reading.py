@@ -11,12 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot, require
-from whichkl.samples.columns import floats, is_number, rows_from, rows_of
+from whichkl._checks import InputError, cannot, quoted, require
+from whichkl.samples.columns import floats, holds_numbers, matrix_of
 from whichkl.samples.faults import MISSING_WORDS, SEPARATORS, Faults, grouped, kind_of
 
-_MAX_SHOWN = 20
-"""Largest number of columns that a message lists."""
 UNKNOWN = -1.0
 """Code of a label that isn't among the known ones; no model of categories has mass there."""
 
@@ -77,9 +75,8 @@ class Reading:
         known = set(names)
         for wanted in (self.columns or (), self.drop, self.categories):
             if absent := [name for name in wanted if name not in known]:
-                there = ", ".join(f"`{name}`" for name in names[:_MAX_SHOWN]) + (", …" if len(names) > _MAX_SHOWN else "")
-                quoted = ", ".join(f"`{name}`" for name in absent)
-                because = f"there {'is no column' if len(absent) == 1 else 'are no columns'} {quoted}, but {there}"
+                none = "is no column" if len(absent) == 1 else "are no columns"
+                because = f"there {none} {quoted(absent, len(absent))}, but {quoted(names)}"
                 raise InputError(cannot(f"read {what}", because, "Correct the names, or rename the columns"))
         dropped = set(self.drop)
         kept = tuple(name for name in (names if self.columns is None else self.columns) if name not in dropped)
@@ -93,7 +90,7 @@ class Reading:
 
     def reads(self, name: str, kind: Any) -> bool:
         """Whether a column of this Arrow type can be read: numbers, labels, or text with thousands separators."""
-        return is_number(kind) or name in self.categories or (bool(self.thousands) and is_text(kind))
+        return holds_numbers(kind) or name in self.categories or (bool(self.thousands) and holds_text(kind))
 
     def matrix(self, batch: Any, names: Sequence[str]) -> Float[Tensor, "m d"]:
         """Return the chosen columns of a record batch in float64; a missing cell becomes NaN.
@@ -102,10 +99,9 @@ class Reading:
             pyarrow.ArrowInvalid: a cell isn't a number.
         """
         batch = batch if batch.schema.names == list(names) else batch.select(list(names))
-        if not self.categories and all(map(is_number, set(batch.schema.types))):
-            return rows_of(batch)
-        columns = [self._numbers(column, name) for name, column in zip(names, batch.columns, strict=True)]
-        return rows_from(columns, 0, len(batch))
+        if not self.categories and set(batch.schema.types) == {require("pyarrow", "app").float64()}:
+            return torch.from_numpy(batch.to_tensor(null_to_nan=True, row_major=False).to_numpy())  # one call, not one a column
+        return matrix_of([self._numbers(column, name) for name, column in zip(names, batch.columns, strict=True)], len(batch))
 
     def with_labels(self, batches: Iterable[Any]) -> Reading:
         """Find the labels of all categories that have none, in alphabetical order; numbers are ordered as numbers."""
@@ -123,7 +119,7 @@ class Reading:
             known = compute.index_in(labels, value_set=arrow.array(self.categories[name], arrow.string()))
             codes = compute.if_else(compute.is_valid(labels), compute.fill_null(known, int(UNKNOWN)), None)
             return floats(codes)
-        if not is_text(column.type):
+        if not holds_text(column.type):
             return floats(column)
         text = compute.utf8_trim_whitespace(column)
         is_grouped = compute.match_substring_regex(text, f"^{grouped(self.thousands)}$")
@@ -137,13 +133,13 @@ class Reading:
         for name in names:
             column, is_label = batch.column(name), name in self.categories
             faults.cells[name] = faults.cells.get(name, 0) + len(column)
-            if is_number(column.type) and not is_label:
+            if holds_numbers(column.type) and not is_label:
                 faults.add_matrix(torch.from_numpy(np.array(floats(column), dtype=np.float64))[:, None], [name], start)
                 continue
-            whole = "date" if types.is_temporal(column.type) else "" if is_text(column.type) and self.thousands else "text"
+            whole = "date" if types.is_temporal(column.type) else "" if holds_text(column.type) and self.thousands else "text"
             cells = texts(column).to_pylist()
             kinds = ["missing" if cell is None else whole or kind_of(cell, self.thousands) for cell in cells]
-            if whole == "text" and is_text(column.type):  # a number that is written as text is no fault next to 1,234
+            if whole == "text" and holds_text(column.type):  # a number that is written as text is no fault next to 1,234
                 said = ["missing" if cell is None else kind_of(cell) for cell in cells]
                 kinds = said if "thousands" in said else [kind or "text" for kind in said]
             for place, (kind, cell) in enumerate(zip(kinds, cells, strict=True), start):
@@ -151,10 +147,9 @@ class Reading:
                     faults.add(name, kind, place, cell or "")
 
 
-def is_text(kind: Any) -> bool:
+def holds_text(kind: Any) -> bool:
     """Whether an Arrow type holds text."""
-    types = require("pyarrow", "app").types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or str(kind) == "string_view")
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def texts(column: Any) -> Any:
@@ -173,11 +168,6 @@ def select(x: Float[Tensor, "n d"], names: Sequence[str], kept: Sequence[str]) -
     """Return some columns of a matrix, in the order of `kept`."""
     number = {name: i for i, name in enumerate(names)}
     return x if tuple(kept) == tuple(names) else x[:, [number[name] for name in kept]]
-
-
-def whole_rows(x: Float[Tensor, "n d"]) -> Tensor:
-    """Return which rows have no missing cell."""
-    return ~torch.isnan(x).any(1)
 
 
 def _listed(names: Any) -> tuple[str, ...]:

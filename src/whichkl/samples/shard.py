@@ -18,7 +18,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, ResourceError, WhichklError, cannot
 from whichkl.samples.faults import Faults, unreadable
-from whichkl.samples.reading import Reading, whole_rows
+from whichkl.samples.reading import Reading
 from whichkl.samples.stream import Block, Part
 
 _MAX_ROWS_PER_BLOCK = 32_768
@@ -121,7 +121,7 @@ class FilePart(Part):
         """Return the rows that are kept, and their numbers in this part if some are left out."""
         numbers = None
         if self.reading.missing == "drop":
-            is_whole = whole_rows(x)
+            is_whole = ~x.isnan().any(1)
             x, numbers = x[is_whole], start + is_whole.nonzero()[:, 0]
         if not bool(x.isfinite().all()):
             raise self.faults().error(self.label)

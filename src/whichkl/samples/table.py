@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import require
+from whichkl._checks import InputError, cannot, require
 from whichkl.samples.faults import Faults
-from whichkl.samples.reading import Reading, select, whole_rows
+from whichkl.samples.reading import Reading, select
 from whichkl.samples.shard import FilePart
 
 
@@ -32,29 +33,17 @@ class Table:
     numbers: np.ndarray | None = None
     """The numbers of the rows in the file, where some were left out."""
 
-    @property
-    def is_from_file(self) -> bool:
-        """Whether it was read from a file."""
-        return self.part is not None
 
-    def place(self, rows: Sequence[int]) -> str:
-        """Return where rows are in the file, for messages, such as ``"lines 2, 7"``."""
-        known = [int(row if self.numbers is None else self.numbers[row]) for row in rows]
-        wanted = dict.fromkeys(known, 0)
-        for row, number in enumerate(() if self.part is None else self.part.numbers()):
-            if row in wanted:
-                wanted[row] = number
-            if row >= max(known):
-                break
-        unit = "row" if self.part is None else self.part.unit
-        return f"{unit}{'s' * (len(known) > 1)} {', '.join(str(wanted[row]) for row in known)}"
-
-
-def place_of(table: Table | None, rows: Sequence[int]) -> str:
-    """Return where rows are in a table, or their numbers from 0 if there is none."""
+def places_of_rows(table: Table | None, rows: Sequence[int]) -> str:
+    """Return where rows are in the file that a table was read from, for messages, such as ``"lines 2, 7"``; else "rows 2, 7"."""
+    places, unit = np.asarray(rows), "row"
     if table is not None:
-        return table.place(rows)
-    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}"
+        places = places if table.numbers is None else table.numbers[places]
+        if table.part is not None:
+            numbers = np.fromiter(itertools.islice(table.part.numbers(), int(places.max()) + 1), np.int64)
+            if len(numbers) > places.max():  # else the file has changed since
+                places, unit = numbers[places], table.part.unit
+    return f"{unit}{'s' * (len(rows) > 1)} {', '.join(map(str, places.tolist()))}"
 
 
 def is_frame(obj: Any) -> bool:
@@ -62,9 +51,11 @@ def is_frame(obj: Any) -> bool:
     return hasattr(obj, "select_dtypes") and hasattr(obj, "columns")
 
 
-def has_only_numbers(frame: Any) -> bool:
-    """Whether all columns of a DataFrame hold numbers, or true and false."""
-    return len(frame.select_dtypes(["number", "bool"]).columns) == len(frame.columns)
+def as_frame(obj: Any) -> Any:
+    """Return a pandas Series as a DataFrame of its column, and anything else unchanged."""
+    if is_frame(obj) or not (hasattr(obj, "to_frame") and hasattr(obj, "name")):
+        return obj
+    return obj.to_frame("x1" if obj.name is None else obj.name)
 
 
 def read_frame(frame: Any, reading: Reading) -> Table:
@@ -73,7 +64,10 @@ def read_frame(frame: Any, reading: Reading) -> Table:
     Raises:
         InputError: a cell isn't a number, or is missing; the message names every such column.
     """
-    batch, what = _as_batch(frame), "this DataFrame"
+    what = "this DataFrame"
+    if twice := [str(name) for name in frame.columns[frame.columns.duplicated()]]:
+        raise InputError(cannot(f"read {what}", f"column `{twice[0]}` appears twice", "Rename one of them"))
+    batch = _as_batch(frame)
     names = reading.chosen(batch.schema.names, what)
     faults, x = Faults("row", reading.missing == "drop"), None
     if reading.needs_labels:
@@ -103,7 +97,7 @@ def read_array(x: Float[Tensor, "n d"], names: Sequence[str], reading: Reading) 
 def _table(x: Tensor | None, names: tuple[str, ...], reading: Reading, faults: Faults, what: str) -> Table:
     if x is None or faults:
         raise faults.error(what)
-    is_whole = whole_rows(x)
+    is_whole = ~x.isnan().any(1)
     if bool(is_whole.all()):
         return Table(x.numpy(), names, reading)
     kept = is_whole.nonzero()[:, 0].numpy()

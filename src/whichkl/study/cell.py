@@ -13,10 +13,10 @@ from typing import Any
 
 from whichkl._checks import ResourceError, plain
 from whichkl.cluster import Threads, Workers
-from whichkl.diagnostics import Diagnostics, Judgement
+from whichkl.diagnostics import Diagnostics, JudgedFit, Judgement
 from whichkl.distillation.result import Distillation
 from whichkl.divergences import Estimate
-from whichkl.fitting import Solved, solve
+from whichkl.fitting import fit_of, solve
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.threads import one_thread
 from whichkl.solvers.work import Work
@@ -185,7 +185,7 @@ class FitBench(Bench):
             **card.columns,
             "notes": "; ".join([*card.notes, *solution.notes]),
         }
-        fit = _fit(solved, target, card, columns["status"], used, cell.seed)
+        fit = _fit(solved, card, columns["status"], used)
         # every step-th loss: a curve needs no more, and `cell.json` stays small
         step = -(-len(solution.history) // _MAX_CURVE_POINTS)
         training = {"training": list(solution.history[::step])} if solution.history else {}
@@ -229,7 +229,7 @@ def _columns(result: Distillation) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
-def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dict[str, int], seed: int) -> Any:
+def _fit(solved: JudgedFit, card: Scorecard, status: str, used: dict[str, int]) -> Any:
     """Return the fit; its value is that of its objective on unseen draws, as far as it was measured."""
     s, values = solved.solution, card.values
     value = values.get(solved.objective.name) or next(iter(values.values()), None)
@@ -237,7 +237,7 @@ def _fit(solved: Solved, target: Target, card: Scorecard, status: str, used: dic
         value = Estimate(solved.objective.name, s.best.loss, method="loss of the solver", reliable=False, notes=("not measured",))
     d = Diagnostics(s.optima, s.iterations, s.residual, s.nodes, s.node_error, evaluations=dict(used), notes=s.notes)
     d = replace(d, ess=card.columns.get("ess_q"), khat=card.columns.get("khat"))
-    return solved.judged(target, Judgement(value, d, status, frozenset()), seed)
+    return fit_of(solved, Judgement(value, d, status, frozenset()), solved.target)
 
 
 def bench_of(plan: AnyPlan, threads: Threads | None = None) -> Bench:

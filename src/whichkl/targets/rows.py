@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from whichkl._checks import InputError, cannot, check_finite
+from whichkl._checks import InputError, cannot, check_finite, quoted
 from whichkl.arrays import default_names, read_matrix, read_names, read_weights, tensor_of, widened
 from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
 from whichkl.samples.loader import LoaderPart
-from whichkl.samples.table import has_only_numbers, is_frame, place_of, read_array, read_frame
+from whichkl.samples.table import as_frame, is_frame, places_of_rows, read_array, read_frame
 from whichkl.targets.supports import Bijection
 
 _MAX_LABELS_SHOWN = 20
@@ -98,12 +98,14 @@ class Rows:
     @property
     def reading(self) -> Reading:
         """How a table was read, with the labels of its categories."""
-        return self.table.reading if self.table is not None else Reading() if self.stream is None else self.stream.reading
+        read = self.table or self.stream
+        return Reading() if read is None else read.reading
 
     @property
     def left_out(self) -> int:
         """The number of rows that were left out, since a cell is missing."""
-        return self.table.left_out if self.table is not None else 0 if self.stream is None else self.stream.left_out
+        read = self.table or self.stream
+        return 0 if read is None else read.left_out
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -111,10 +113,6 @@ class Rows:
         of_all = "" if self.samples is None else f" of {self.left_out + len(self.samples):,}"
         rows = (f"rows left out, since a cell is missing: {self.left_out:,}{of_all}",) if self.left_out else ()
         return (*rows, *(_codes(name, labels) for name, labels in self.reading.categories.items()))
-
-    def place(self, rows: Sequence[int]) -> str:
-        """Return where rows are in what was read, for messages: lines of a text file, else rows from 0."""
-        return place_of(self.table, rows)
 
     def column_names(self, dim: int) -> tuple[str, ...]:
         """Return the names of the d columns that are modelled, default ones if there are none."""
@@ -141,12 +139,14 @@ class Rows:
             because = f"they are empty, shape {tuple(x.shape)}"
             raise InputError(cannot("use these samples", because, "Give at least one row"))
         instead = "Drop or repair those rows first"
-        check_finite(
-            x, names, instead=instead if self.context is not None else f"{instead}, or pass `Target(samples=…, missing='drop')`"
-        )
+        if self.context is None:
+            empty = [names[i] for i in x[0].isnan().nonzero()[:, 0].tolist() if bool(x[:, i].isnan().all())]
+            options = f"drop={empty}, " * bool(empty) + "missing='drop'"
+            instead = f"{instead}, or pass `Target(samples=…, {options})`"
+        check_finite(x, names, instead=instead)
         outside = ~bijection.contains(x)
         if bool(outside.any()):
-            where = self.place(outside.nonzero()[:5, 0].tolist())
+            where = places_of_rows(self.table, outside.nonzero()[:5, 0].tolist())
             because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first {where}"
             raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
 
@@ -193,6 +193,7 @@ def read_rows(
         is_whole: whether the rows are needed in memory.
         reading: how a table is read.
     """
+    samples = as_frame(samples)
     if reading.categories and names is not None and not is_frame(samples):
         raise InputError(cannot("use `names=` with `categories=`", "these are the names in the file", "Leave `names=` out"))
     found = open_samples(samples, is_whole=is_whole, reading=reading)
@@ -200,7 +201,7 @@ def read_rows(
     table = None
     if isinstance(found, Table):
         table = replace(found, values=np.empty((0, 0)))  # the tensor of the samples holds them
-        names = table.names if names is None or not table.is_from_file else names
+        names = table.names if names is None or table.part is None else names
         samples = found.values
     x_names: Sequence[str] | None = None
     if given is not None and isinstance(found, Stream):
@@ -241,7 +242,8 @@ def _codes(name: str, labels: Sequence[str]) -> str:
 
 def _table_in_memory(samples: Any, names: Sequence[str] | None, reading: Reading) -> Table | None:
     """Read a DataFrame, or choose columns and rows of a matrix; None where nothing is to be chosen or converted."""
-    if is_frame(samples) and not (reading.is_default and has_only_numbers(samples)):
+    is_plain = reading.is_default and is_frame(samples) and samples.select_dtypes(["number", "bool"]).shape == samples.shape
+    if is_frame(samples) and not is_plain:
         return read_frame(samples if names is None else samples.set_axis(list(names), axis=1), reading)
     if reading.is_default:
         return None
@@ -279,8 +281,7 @@ def _columns_of(given: str | Sequence[str], names: Sequence[str]) -> tuple[list[
     do = f"use `given={wanted}`"
     missing = [name for name in wanted if name not in names]
     if missing or not wanted:
-        shown = ", ".join(f"`{name}`" for name in names[:20]) + (", …" if len(names) > 20 else "")
-        because = f"there is no column `{missing[0]}`, but {shown}" if missing else "it names no column"
+        because = f"there is no column `{missing[0]}`, but {quoted(names)}" if missing else "it names no column"
         raise InputError(cannot(do, because, "Name the columns of x"))
     if len(set(wanted)) < len(wanted):
         raise InputError(cannot(do, "a column appears twice", "Name each column once"))

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily, Vo
 from torch.distributions.constraints import Constraint
 from torch.distributions.transformed_distribution import TransformedDistribution
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, cannot, quoted
 from whichkl.printable import shorten
 
 Support = Constraint | Sequence[Constraint] | str | None
@@ -238,7 +238,7 @@ def support_of_columns(support: Support | Mapping[str, Constraint | str], names:
     if not isinstance(support, Mapping):
         return support
     if absent := [str(name) for name in support if name not in names]:
-        because = f"there is no column `{absent[0]}`, but {', '.join(f'`{name}`' for name in names[:20])}"
+        because = f"there is no column `{absent[0]}`, but {quoted(names)}"
         raise InputError(cannot("use this `support`", because, "Name columns of the target"))
     return tuple(part for name in names for part in parse_support(support.get(name)))
 

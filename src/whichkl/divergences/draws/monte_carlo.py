@@ -70,21 +70,22 @@ def cross_entropy(
     """E_p[−log q] = KL(p‖q) + H(p) from −log q at draws of p that q wasn't fitted on, with their weights or chains if any.
 
     With `groups`, numbers that equal draws share, the error is that of their sums (Liang & Zeger, 1986), and `n` counts groups.
-    With weights of a heavy tail, the mean isn't reliable.
+    With weights, the tail is that of weight times loss, about the mean; weights of a heavy tail make the mean unreliable.
     """
     is_finite = bool(loss.isfinite().all())
     if weights is None or not is_finite:
         if groups is not None and is_finite:
             return _over_groups(loss.to(torch.float64), method, None, groups)
         return mean_log_ratio("forward_kl", loss, "entropy_p", method, chains=chains)
-    w = (weights / weights.sum()).to(torch.float64)
+    w, loss = (weights / weights.sum()).to(torch.float64), loss.to(torch.float64)
     if groups is not None:
-        found = _over_groups(loss.to(torch.float64), method, w, groups)
+        found = _over_groups(loss, method, w, groups)
     else:
-        mean = float(w @ loss.to(torch.float64))
-        stderr = float((w.square() @ (loss - mean).square()).sqrt())
-        ess = float(1 / w.square().sum())
-        found = Estimate("forward_kl", mean, stderr, "entropy_p", method=method, n=len(loss), ess=ess)
+        mean = w @ loss
+        share = w * (loss - mean)  # of each row in the error, so that its tail is the one that counts
+        found = mean_log_ratio("forward_kl", mean + len(loss) * share, "entropy_p", method)
+        stderr = float(share.square().sum().sqrt())
+        found = replace(found, value=float(mean), stderr=stderr, method=method, ess=float(1 / w.square().sum()))
     doubt = doubt_of_weights(w)
     return found if doubt is None else replace(found, reliable=False, notes=(*found.notes, doubt))
 

@@ -70,8 +70,8 @@ def classifier_divergence(
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
     # Rows dealt out at random belong to one law, so that whatever the classifier shows on them is its bias.
     dealt = z[torch.randperm(len(z), generator=sample.generator, device="cpu")]
-    null, null_error, *_ = _score(kind, n, *sample.fit(dealt), levels)
-    bias, bias_error = _bias(kind, sample, dealt, levels)
+    biases = _score(kind, n, *sample.fit(dealt), levels)[:2], _bias(kind, sample, dealt, levels)
+    (null, null_error), (bias, bias_error) = biases
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # E_q[p/q] = E_p[q/p] = 1 for the true ratio: two checks that need no other estimate.
     off = any(not abs(mean - 1) <= max(3 * error, _LARGE_SHARE) for mean, error in sides)
@@ -80,7 +80,6 @@ def classifier_divergence(
     limit = min(0.5, khat_limit(min(n, len(z) - n)))
     # k̂ of nearly constant terms is meaningless: a tail can do harm only where the terms differ by more than a nat.
     heavy = khat is not None and khat >= limit and any(float(one.max() - one.min()) > 1 for one in terms)
-    biases = ((null, null_error), (bias, bias_error))
     large = [not abs(one) <= max(2 * stderr, 2 * error, _LARGE_SHARE * abs(value)) for one, error in biases]
     because = [": no small part of this value" if one else "" for one in large]
     # The measured bias contains its own noise, whose mean square is subtracted.
@@ -97,9 +96,8 @@ def classifier_divergence(
     method = f"cross-fitted classifier ({'' if sample.full else 'diagonal '}quadratic logistic, {folds} folds)"
     error = stderr + excess / NORMAL  # the interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right
     doubts = _doubts_by_columns(kind.name, z, n, value + NORMAL * error, seed)
-    notes += doubts
     good = not (any(large) or off or misfit or heavy or doubts)
-    return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=tuple(notes))
+    return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=(*notes, *doubts))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl.families import Gaussian, Mixture
-from whichkl.families.gaussian import gaussian, loc_and_tril
-from whichkl.families.mixture import mixture, mixture_parts
+from whichkl.families.gaussian import gaussian
+from whichkl.families.mixture import components, mixture
 from whichkl.objectives import Objective
-from whichkl.solvers.ascents import ascend
+from whichkl.solvers.ascents import Peaks, ascend
 from whichkl.solvers.nodes.expansion import Entropy, Expansion
 from whichkl.solvers.nodes.gaussian_rule import first_count
 from whichkl.solvers.nodes.points import Nodes, Parts, Points, evaluate, log_density
@@ -96,10 +96,8 @@ class Ensemble:
             raise TypeError("nothing was expanded")
         model = replace(self, expansion=replace(self.expansion, tether=tether))
         tolerance = float((_SHARE_OF_GRADIENT * self.residual).square().min()) / 2
-        end = ascend(model.trial, model.origin(), tolerance=tolerance, max_calls=max_calls)
-        logits, loc, tril = self._read(end.x, slice(None))
-        fall = self.loss + end.value + tether * end.x.square().sum(-1) / 2
-        return replace(self, logits=logits, loc=loc, tril=tril, expansion=None), fall
+        there, end = model._climbed(max_calls, tolerance)
+        return there, self.loss + end.value + tether * end.x.square().sum(-1) / 2
 
     def measured(self) -> Ensemble:
         """Evaluate loss and residual on the present points and nodes."""
@@ -110,9 +108,12 @@ class Ensemble:
 
     def descended(self, max_calls: int, tolerance: float) -> Ensemble:
         """Descend by L-BFGS in the coordinates whitened by each component."""
-        end = ascend(self.trial, self.origin(), tolerance=tolerance, max_calls=max_calls).x
-        logits, loc, tril = self._read(end, slice(None))
-        return replace(self, logits=logits, loc=loc, tril=tril).measured()
+        return self._climbed(max_calls, tolerance)[0].measured()
+
+    def _climbed(self, max_calls: int, tolerance: float) -> tuple[Ensemble, Peaks]:
+        end = ascend(self.trial, self.origin(), tolerance=tolerance, max_calls=max_calls)
+        logits, loc, tril = self._read(end.x, slice(None))
+        return replace(self, logits=logits, loc=loc, tril=tril, expansion=None), end
 
     @property
     def cost(self) -> int:
@@ -138,16 +139,10 @@ class Ensemble:
         return replace(self, expansion=expansion, **{name: getattr(self, name)[which] for name in self.moving})
 
     def put(self, rows: Tensor, other: Ensemble) -> Ensemble:
-        """Replace the mixtures in these rows."""
+        """Replace the mixtures in these rows, with what was expanded about them."""
         moving = {name: getattr(self, name).index_copy(0, rows, getattr(other, name)) for name in self.moving}
-        return replace(self, expansion=None, **moving)
-
-    def moved(self, which: Bool[Tensor, " b"], other: Ensemble) -> Ensemble:
-        """Replace some of the mixtures, with what was expanded about them."""
-        rows = which.nonzero()[:, 0]
-        taken = other.take(rows)
-        expansion = None if self.expansion is None or taken.expansion is None else self.expansion.put(rows, taken.expansion)
-        return replace(self.put(rows, taken), expansion=expansion)
+        expansion = None if self.expansion is None or other.expansion is None else self.expansion.put(rows, other.expansion)
+        return replace(self, expansion=expansion, **moving)
 
     def origin(self) -> Float[Tensor, "b n"]:
         """Return the coordinates of the mixtures themselves: 0."""
@@ -241,13 +236,6 @@ def first_nodes(family: Gaussian | Mixture, dim: int) -> int:
 
 def stacked(models: list[Distribution]) -> Parts:
     """Return the log weights, means and factors of several models."""
-    parts = []
-    for model in models:
-        if hasattr(model, "mixture_distribution"):
-            probs, loc, tril, _ = mixture_parts(model)
-        else:
-            loc, tril = (part[None] for part in loc_and_tril(model))
-            probs = torch.ones_like(loc[:, 0])
-        parts.append((probs.clamp(min=1e-300).log(), loc, tril))
-    logits, loc, tril = (torch.stack(part).to(torch.float64) for part in zip(*parts, strict=True))
-    return logits, loc, tril
+    parts = zip(*(components(model)[:3] for model in models), strict=True)
+    probs, loc, tril = (torch.stack(part) for part in parts)
+    return probs.clamp(min=1e-300).log().to(torch.float64), loc.to(torch.float64), tril.to(torch.float64)

@@ -81,7 +81,7 @@ def _step_while_foretold(state: Ensemble, tolerance: float, max_calls: int) -> E
         # A step that hardly gets nearer costs more than a call of L-BFGS and is worth no more.
         is_worth_it = risen & ((ahead.residual < _MIN_PROGRESS * here.residual) | (gain > _LARGE_GAIN))
         refused = torch.where(is_worth_it, 0, refused + 1)
-        here = here.moved(risen, ahead)
+        here = here.put(risen.nonzero()[:, 0], ahead.take(risen))
         kept = (refused < _MAX_REFUSED) & (here.residual > tolerance)
         rows, tether, refused, here = rows[kept], tether[kept], refused[kept], here.take(kept)
     return state
