@@ -139,16 +139,22 @@ def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> 
     else:
         names, x = own_variables(own, drawn(fit.model, (draws_in(len(names)),), len(names), fit.seed))
         moments = weighted_moments(x, torch.full_like(x[:, 0], -math.log(len(x))))
-    columns = _columns(moments)
+    columns, unseen = _columns(moments), list[int]()
     notes = ["2.5 % to 97.5 % is the equal-tailed 95 % interval under q."]
     if not isinstance(weighted, str):
         x, log_weights = weighted
-        of_p = weighted_moments(x if own is None else own_variables(own, x)[1], log_weights)
+        x = x if own is None else own_variables(own, x)[1]
+        of_p, unseen = weighted_moments(x, log_weights), _without_second_moment(x, log_weights)
         columns += [(f"{_OF_P}{name}", values) for name, values in _columns(of_p, has_error=True)]
         notes = ["2.5 % to 97.5 % is the equal-tailed 95 % interval, under q, and under p by importance weights."]
+        if unseen:
+            which = ", ".join(f"`{names[i]}`" for i in unseen[:3]) + (", …" if len(unseen) > 3 else "")
+            notes.append(f"Not of p for {which}: weights times squares have a heavy tail. `fit.expect(f)` moves particles to p.")
     elif weighted:
         notes.append(f"No columns of p: {weighted}.")
     rows = [{"name": name, **{key: values[i] for key, values in columns}} for i, name in enumerate(names)]
+    for i in unseen:
+        rows[i].update({key: None for key in rows[i] if key.startswith(_OF_P)})
     keys = [key for key, _ in columns]
     rows = _with_labels(fit, rows) if fit.reading.categories else rows
     if isinstance(fit.family, Mixture) and own is None:
@@ -206,6 +212,20 @@ def _weighted(fit: Fit, target: Target | None) -> Points | str:
     if khat > limit and effective_sample_size(smoothed) < MIN_SHARE_OF_DRAWS * len(x):
         return f"the weights' PSIS k̂ is {khat:.2f}, above {limit:.2f}; `fit.expect(f)` moves particles to p"
     return x, smoothed
+
+
+def _without_second_moment(x: Float[Tensor, "n k"], log_weights: Float[Tensor, " n"]) -> list[int]:
+    """Return the columns whose squares have a heavy tail under the weights, so that a standard deviation would be too small.
+
+    Weights may have a light tail where weights times squares have none.
+
+    Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling: k̂ of one function.
+    """
+    if effective_sample_size(log_weights) >= MIN_SHARE_OF_DRAWS * len(x):
+        return []
+    x = x.detach().to(log_weights)
+    squares = 2 * (x - log_weights.exp() @ x).abs().log()
+    return [i for i, one in enumerate(squares.T) if pareto_smooth(log_weights + one)[1] > khat_limit(len(x))]
 
 
 def _columns(moments: Moments, *, has_error: bool = False) -> list[tuple[str, Sequence[Any]]]:
