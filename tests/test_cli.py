@@ -1,6 +1,7 @@
 """The command line in real subprocesses: what it prints, its exit codes, and that nothing is half-written."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -232,6 +233,10 @@ def test_fit_and_advise_take_a_distribution(tmp_path):
     assert abs(rows["x1"]["mean"] + 1.2) < 1e-3 and abs(rows["x1[0]"]["weight"] - 0.7) < 1e-3
     printed = whichkl("fit", "Normal(2, 3)", cwd=tmp_path).stdout
     assert "97.5 %" in printed and "2.000  3.000" in printed
+    one = whichkl("fit", mixture, "--objective", "reverse_kl", cwd=tmp_path).stdout
+    command = shlex.split(one.strip().splitlines()[-1].removeprefix("The family to try: "))
+    assert command == ["whichkl", "fit", mixture, "--objective", "reverse_kl", "--family", "mixture:2"]
+    assert "family_too_small" not in whichkl(*command[1:], cwd=tmp_path).stdout
     saved = whichkl("fit", "Normal(2, 3)", "--out", "out", cwd=tmp_path)
     assert saved.returncode == 0 and "whichkl score" not in saved.stdout  # there is no file of rows to score
     assert "possible" in whichkl("advise", "Gamma(2, 1)", cwd=tmp_path).stdout

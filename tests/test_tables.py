@@ -260,6 +260,13 @@ def test_a_column_that_numbers_the_rows_is_noted():
     assert not notes(MATRIX[:, 1:]) and not notes(np.sort(AMOUNT)) and not notes(RNG.poisson(3.0, 500).astype(float))
 
 
+def test_only_missing_cells_are_to_be_left_out_as_missing():
+    for x, has_missing in (([1.0, np.nan, np.inf, 2.0], True), ([1.0, np.inf, -np.inf, 2.0], False)):
+        with pytest.raises(InputError, match="Drop or repair those rows") as refused:
+            wk.Target(samples=x)
+        assert ("missing='drop'" in str(refused.value)) is has_missing
+
+
 def test_a_series_is_a_table_of_one_column():
     city, age = frame()["city"], frame()["age"].dropna()
     fit = wk.fit(wk.Target(samples=city, categories=["city"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,6 +79,8 @@ def fit(
 
 
 def _show(result: Fit, as_json: bool) -> None:
+    from whichkl.families.named import name_in
+
     parameters = shown_parameters(result)
     if as_json:
         console.print_json({**result.to_dict(), "summary": result.summary().to_dict(), "parameters": parameters})
@@ -85,6 +88,8 @@ def _show(result: Fit, as_json: bool) -> None:
     console.say(str(result))
     for name, values in parameters.items():
         console.say(f"  {name}: {console.shown(values)}")
+    if other := name_in(" ".join(result.explanations)):
+        console.say(f"The family to try: {shlex.join(['whichkl', *sys.argv[1:], '--family', other])}")
 
 
 def shown_parameters(result: Fit) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from dataclasses import MISSING, fields, is_dataclass
@@ -52,6 +53,23 @@ def family_named(text: str) -> Family:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(cannot(f"use the family `{text}`", str(error), f"Write {_written(name, kind)}")) from error
+
+
+def name_in(text: str) -> str | None:
+    """Return the shortest name of the first family that a sentence writes in Python; None if it writes none that has a name.
+
+    >>> name_in("Try a richer one, such as Mixture(components=2, covariance='full', law='gaussian').")
+    'mixture:2'
+    """
+    names = {kind.__name__: name for name, kind in named_families().items()}
+    for kind, arguments in re.findall(r"(\w+)\(([^()]*)\)", text):
+        values = re.findall(r"=([^,]+)", arguments.replace("'", ""))
+        for count in range(len(values) + 1) if kind in names else ():
+            found = ":".join([names[kind], *values[:count]])
+            with contextlib.suppress(InputError):
+                if str(family_named(found)) == f"{kind}({arguments})":
+                    return found
+    return None
 
 
 def named_families() -> dict[str, type[Family]]:

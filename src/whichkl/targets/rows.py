@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -139,7 +140,7 @@ class Rows:
             because = f"they are empty, shape {tuple(x.shape)}"
             raise InputError(cannot("use these samples", because, "Give at least one row"))
         instead = "Drop or repair those rows first"
-        if self.context is None:
+        if self.context is None and math.isnan(x.sum()) and bool(x.isnan().any()):  # two infinities have the sum NaN, too
             empty = [names[i] for i in x[0].isnan().nonzero()[:, 0].tolist() if bool(x[:, i].isnan().all())]
             options = f"drop={empty}, " * bool(empty) + "missing='drop'"
             instead = f"{instead}, or pass `Target(samples=…, {options})`"
