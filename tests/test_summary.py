@@ -276,3 +276,15 @@ def test_a_column_of_categories_has_a_row_per_label():
     rows = {row["name"]: row for row in fit.summary().rows}
     assert list(rows) == ["city = Lima", "city = Oslo", "city = Rome", "size"]
     assert rows["city = Rome"]["mean"] == pytest.approx(0.5) and rows["city = Rome"]["sd"] is None and rows["size"]["sd"] > 0
+
+
+def test_no_columns_of_p_where_the_weights_miss_the_tail_that_sets_its_variance():
+    # under exp(−√|x|₁), r = |x|₁ has E r² = 7!/3! and x₁/r is uniform on (−1, 1): sd x₁ = √280 = 16.7, weights show 11 to 13
+    target = wk.Target(log_prob=lambda x: -x.abs().sum(-1).sqrt(), dim=2)
+    for seed in range(3):
+        fit = wk.fit(target, seed=seed)
+        assert fit.diagnostics.khat < 0.7  # the weights alone look reliable
+        shown = [name for name, row in table(fit).items() if row["p_sd"] is not None]
+        assert len(shown) < 2 and any("have a heavy tail" in note for note in fit.summary().notes)
+    light = wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2 - x[:, 0].exp(), dim=2))
+    assert "p_sd" in table(light)["x1"]

@@ -47,10 +47,12 @@ def score(
     with console.progress() as tell, typed_options(("missing",)):
         exits.load_torch()
         from whichkl.fitting import Fit
-        from whichkl.fitting.scored_files import score_file
+        from whichkl.fitting.scored_files import scores_written
+        from whichkl.fitting.scoring import score_blocks
 
         loaded = Fit.load(fit)
-        result = score_file(loaded, samples, top=top, seed=seed, missing=missing, out=out, tell=tell)
+        with scores_written(out) as take:
+            result = score_blocks(loaded, samples, take, top=top, seed=seed, missing=missing, tell=tell)
     if as_json:
         console.print_json({"fit": str(fit), "samples": str(samples), **result.to_dict()})
         return

@@ -1,4 +1,4 @@
-"""Scored files: files of any size are scored block by block, and the scores of all rows are written to a new file."""
+"""Scored files: the scores of all rows are written to a new file, block by block, in memory that doesn't grow with the rows."""
 
 from __future__ import annotations
 
@@ -6,52 +6,26 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from whichkl._checks import plain, require
 from whichkl.files.writing import written_new
-from whichkl.fitting.scores import Strangest
-from whichkl.fitting.scoring import ScoredBlock, score_blocks
-from whichkl.process.torch_modes import plain_modes
-from whichkl.solvers.work import QUIET
-
-if TYPE_CHECKING:
-    from whichkl.fitting.result import Fit
-
-
-@plain_modes()
-def score_file(
-    fit: Fit,
-    samples: Path,
-    *,
-    top: int = 20,
-    seed: int = 0,
-    missing: str | None = None,
-    out: Path | None = None,
-    tell: Callable[[str, float], None] = QUIET.tell,
-) -> Strangest:
-    """Score the rows of a file or folder as `Fit.score` does, in memory that doesn't grow with the rows.
-
-    Args:
-        fit: the fit.
-        samples: the file or folder.
-        top: how many of the strangest rows are described.
-        seed: fixes the draws.
-        missing: ``"refuse"`` or ``"drop"``; by default as in the fit.
-        out: a new file for the scores of all rows: .csv, .parquet or .json, a list of objects.
-        tell: called with the current step and the fraction of it that is done.
-
-    Raises:
-        InputError: a column of the fit is missing, a cell isn't a number, there are no rows, or `out` exists.
-        ResourceError: `out` can't be written.
-    """
-    with contextlib.nullcontext(lambda block: None) if out is None else _writer(out) as write:
-        return score_blocks(fit, samples, write, top=top, seed=seed, missing=missing, tell=tell)
+from whichkl.fitting.scoring import ScoredBlock
 
 
 @contextlib.contextmanager
-def _writer(path: Path) -> Iterator[Callable[[ScoredBlock], None]]:
-    """Yield a function that appends the scores of a block to a new file."""
+def scores_written(path: Path | None) -> Iterator[Callable[[ScoredBlock], None]]:
+    """Yield a function that appends the scores of a block to a new file: .csv, .parquet or .json, a list of objects.
+
+    Without a path the function does nothing.
+
+    Raises:
+        InputError: the file exists.
+        ResourceError: it can't be written.
+    """
+    if path is None:
+        yield lambda block: None
+        return
     kind = path.suffix.lower()
     with written_new(path) as stream:
         if kind == ".json":

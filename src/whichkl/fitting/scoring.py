@@ -21,6 +21,7 @@ from whichkl.arrays import read_matrix
 from whichkl.families.family import log_likelihood
 from whichkl.fitting.scores import Driver, ScoredRow, Scores, Strangest
 from whichkl.process.seeds import seeded
+from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Shards, Table, TableError, open_stream
 from whichkl.samples.table import as_frame, is_frame, read_array, read_frame
 from whichkl.solvers.work import QUIET
@@ -233,6 +234,7 @@ class Scorer:
         return best
 
 
+@plain_modes()
 def score_blocks(
     fit: Fit,
     samples: Any,
@@ -243,7 +245,16 @@ def score_blocks(
     missing: str | None,
     tell: Callable[[str, float], None] = QUIET.tell,
 ) -> Strangest:
-    """Score rows block by block, in memory that doesn't grow with them; `take` gets each block.
+    """Score rows block by block, in memory that doesn't grow with the rows of files.
+
+    Args:
+        fit: the fit.
+        samples: what `Fit.score` takes.
+        take: gets each block with its scores.
+        top: how many of the strangest rows are described.
+        seed: fixes the draws.
+        missing: ``"refuse"`` or ``"drop"``; by default as in the fit.
+        tell: called with the current step and the fraction of it that is done.
 
     Raises:
         InputError: a column of the fit is missing, a cell isn't a number, or there are no rows.

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, cannot, plain
+from whichkl._checks import InputError, cannot, plain, quoted
 from whichkl.adapters import Model
 from whichkl.diagnostics import carried, model_target
 from whichkl.diagnostics.result import draws_in
@@ -139,16 +139,22 @@ def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> 
     else:
         names, x = own_variables(own, drawn(fit.model, (draws_in(len(names)),), len(names), fit.seed))
         moments = weighted_moments(x, torch.full_like(x[:, 0], -math.log(len(x))))
-    columns = _columns(moments)
+    columns, unseen = _columns(moments), list[int]()
     notes = ["2.5 % to 97.5 % is the equal-tailed 95 % interval under q."]
     if not isinstance(weighted, str):
         x, log_weights = weighted
-        of_p = weighted_moments(x if own is None else own_variables(own, x)[1], log_weights)
+        x = x if own is None else own_variables(own, x)[1]
+        of_p, unseen = weighted_moments(x, log_weights), _without_second_moment(x, log_weights)
         columns |= {f"{_OF_P}{key}": values for key, values in _columns(of_p, has_error=True).items()}
         notes = ["2.5 % to 97.5 % is the equal-tailed 95 % interval, under q, and under p by importance weights."]
+        if unseen:
+            which = quoted([names[i] for i in unseen], 3)
+            notes.append(f"Not of p for {which}: weights times squares have a heavy tail. `fit.expect(f)` moves particles to p.")
     elif weighted:
         notes.append(f"No columns of p: {weighted}.")
     rows, keys = _rows(names, columns), list(columns)
+    for i in unseen:
+        rows[i].update({key: None for key in keys if key.startswith(_OF_P)})
     rows = _with_labels(fit, rows) if fit.reading.categories else rows
     if isinstance(fit.family, Mixture) and own is None:
         rows, keys = [{**row, "weight": 1.0} for row in rows] + _component_rows(fit, keys), ["weight", *keys]
@@ -202,6 +208,20 @@ def _weighted(fit: Fit, target: Target | None) -> Points | str:
     if khat > limit and effective_sample_size(smoothed) < MIN_SHARE_OF_DRAWS * len(x):
         return f"the weights' PSIS k̂ is {khat:.2f}, above {limit:.2f}; `fit.expect(f)` moves particles to p"
     return x, smoothed
+
+
+def _without_second_moment(x: Float[Tensor, "n k"], log_weights: Float[Tensor, " n"]) -> list[int]:
+    """Return the columns whose squares have a heavy tail under the weights, so that a standard deviation would be too small.
+
+    Weights may have a light tail where weights times squares have none.
+
+    Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling: k̂ of one function.
+    """
+    if effective_sample_size(log_weights) >= MIN_SHARE_OF_DRAWS * len(x):
+        return []
+    x = x.detach().to(log_weights)
+    squares = 2 * (x - log_weights.exp() @ x).abs().log()
+    return [i for i, one in enumerate(squares.T) if pareto_smooth(log_weights + one)[1] > khat_limit(len(x))]
 
 
 def _columns(moments: Moments, *, has_error: bool = False) -> dict[str, Sequence[float]]:
