@@ -86,9 +86,8 @@ class Fit(HTML):
         lines = [*wrapped(head), *wrapped(str(self.value), "  ")]
         if d.elbo is not None:
             weights = ""
-            if d.ess is not None and d.elbo.n is not None:
-                tail = shown_weights(d.ess, d.khat, d.elbo.n)
-                weights = f", importance ESS {d.ess:,.0f} of {d.elbo.n:,}, PSIS k̂ {tail}"
+            if d.ess is not None and (n := d.elbo.n) is not None:
+                weights = f", importance ESS {d.ess:,.0f} of {n:,}, PSIS k̂ {shown_weights(d.ess, d.khat, n)}"
             lines.append(f"  ELBO {d.elbo.number} nats{weights}")
         said = []
         if len(d.optima) > 1:
