@@ -13,6 +13,7 @@ import whichkl as wk
 from whichkl.divergences import Estimate
 from whichkl.families import Gaussian, GeneralizedLinear, LinearGaussian, Mixture, Product, StudentT
 from whichkl.fitting.moments import moments_of, weighted_moments
+from whichkl.fitting.summary import Summary
 from whichkl.goodness.draws import drawn
 
 RNG = np.random.default_rng(0)
@@ -288,3 +289,8 @@ def test_no_columns_of_p_where_the_weights_miss_the_tail_that_sets_its_variance(
         assert len(shown) < 2 and any("have a heavy tail" in note for note in fit.summary().notes)
     light = wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2 - x[:, 0].exp(), dim=2))
     assert "p_sd" in table(light)["x1"]
+
+
+def test_a_saved_table_without_one_of_its_numbers_is_refused():
+    with pytest.raises(ValueError, match="lacks one of its numbers"):
+        Summary(("mean", "sd"), ({"name": "a", "mean": 1.0},))

@@ -135,7 +135,8 @@ class Distillation(HTML):
         broken = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
         if broken:
             raise DISTILLATION.damaged(path, f"the weights `{broken[0][:80]}` are NaN")
-        if not 0 <= fields["best_epoch"] < len(fields["history"]) or "epochs" not in fields["settings"]:
+        is_whole = all(len(losses) == 2 for losses in fields["history"]) and "epochs" in fields["settings"]
+        if not is_whole or not 0 <= fields["best_epoch"] < len(fields["history"]):
             raise DISTILLATION.damaged(path, "its epochs can't be those of a distillation")
         module = copy.deepcopy(student)
         try:

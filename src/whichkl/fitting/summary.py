@@ -62,6 +62,8 @@ class Summary(HTML):
 
     def __post_init__(self) -> None:
         """Keep names that a file can't tell from numbers, such as `inf`, as text."""
+        if not all({"name", *self.columns} <= row.keys() for row in self.rows):
+            raise ValueError("a row of the table lacks one of its numbers")
         rows = tuple({"name": str(row["name"]), **{key: row[key] for key in self.columns}} for row in self.rows)
         object.__setattr__(self, "rows", rows)
 

@@ -62,9 +62,9 @@ def open_arrow(path: str, reading: Reading) -> Shard:
         sizes = list(_batch_sizes(pages))
         if len(sizes) != reader.num_record_batches or any(one.rows < 0 for one in sizes):
             raise ValueError(f"its footer states {reader.num_record_batches:,} record batches, and it holds {len(sizes):,}")
-    most = max((one.decompressed for one in sizes), default=0)
-    check_memory(most, f"read `{path}`", "Write it in smaller record batches: one is decompressed as a whole")
-    return ArrowPart.shard(path, reader.schema, tuple(one.rows for one in sizes), reading)
+        most = max((one.decompressed for one in sizes), default=0)
+        check_memory(most, f"read `{path}`", "Write it in smaller record batches: one is decompressed as a whole")
+        return ArrowPart.shard(path, reader.schema, tuple(one.rows for one in sizes), reading)
 
 
 def _batch_sizes(pages: Any) -> Iterator[BatchSize]:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.printable import one_line
 
 MISSING_WORDS = frozenset(
     "#N/A;#N/A N/A;#NA;-1.#IND;-1.#QNAN;-NaN;-nan;1.#IND;1.#QNAN;N/A;NA;NULL;NaN;n/a;nan;null".split(";")
@@ -56,7 +57,7 @@ class TableError(InputError):
         said = call.format(", ".join(f"{name}={value!r}" for name, value in keywords.items())) if keywords else ""
         instead = ", or ".join(one for one in (f"Pass `{said}`" if said else "", otherwise) if one)
         head = cannot(do, because, "Z").removesuffix("Z.")  # `cannot` would shorten a long call, which is to be typed
-        error = cls(f"{head}{instead[0].upper()}{instead[1:]}.")
+        error = cls(one_line(f"{head}{instead[0].upper()}{instead[1:]}."))
         error.do, error.because, error.keywords, error.otherwise = do, because, keywords, otherwise
         return error
 
@@ -122,8 +123,10 @@ class Faults:
                     self.add(names[column], kind, start + row)
                 self._found[names[column], kind].count += max(0, len(rows) - _MAX_PLACES)
 
-    def error(self, what: str) -> TableError:
-        """Return the error that names every column, its bad cells and the arguments that help."""
+    def error(self, what: str, reason: str = "it holds cells that aren't numbers") -> TableError:
+        """Return the error that names every column, its bad cells and the arguments that help; the reason if none was seen."""
+        if not self:  # the fault lies beyond the cells that were looked at, or in a type alone
+            return TableError.of(f"read {what}", reason + self.reach, {}, "write numbers there, or leave that column out")
         order = {column: i for i, column in enumerate(self.cells)}
         found = sorted(self._found, key=lambda one: order.get(one[0], 0))
         because = "; ".join(self._said(*one, self._found[one]) for one in found[:_MAX_FAULTS_SHOWN])

@@ -78,7 +78,7 @@ def open_parquet(path: str, reading: Reading) -> Shard:
         schema = footer.schema.to_arrow_schema()
         counts = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         _check_footer(footer, schema, counts)
-    return ParquetPart.shard(path, schema, counts, reading)
+        return ParquetPart.shard(path, schema, counts, reading)
 
 
 def _check_footer(footer: Any, schema: Any, counts: Sequence[int]) -> None:

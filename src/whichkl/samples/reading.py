@@ -134,7 +134,9 @@ class Reading:
             column, is_label = batch.column(name), name in self.categories
             faults.cells[name] = faults.cells.get(name, 0) + len(column)
             if holds_numbers(column.type) and not is_label:
-                faults.add_matrix(torch.from_numpy(np.array(floats(column), dtype=np.float64))[:, None], [name], start)
+                with np.errstate(all="ignore"):  # a NaN that signals is counted as any other
+                    values = np.array(floats(column), dtype=np.float64)
+                faults.add_matrix(torch.from_numpy(values)[:, None], [name], start)
                 continue
             whole = "date" if types.is_temporal(column.type) else "" if holds_text(column.type) and self.thousands else "text"
             cells = texts(column).to_pylist()

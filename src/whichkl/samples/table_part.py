@@ -97,5 +97,12 @@ class GroupedPart(TablePart):
 
 def refuse_types(part: TablePart | None, kinds: Sequence[Any]) -> None:
     """Refuse columns that the reading can't turn into numbers, by an error that names every fault of the table."""
-    if part is not None and not all(map(part.reading.reads, part.names, kinds)):
-        raise part.faults().error(f"`{part.path}`")
+    if part is None:
+        return
+    odd = [
+        f"column `{name}` holds {kind}"
+        for name, kind in zip(part.names, kinds, strict=True)
+        if not part.reading.reads(name, kind)
+    ]
+    if odd:
+        raise part.faults().error(f"`{part.path}`", odd[0])
