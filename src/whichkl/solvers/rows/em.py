@@ -117,7 +117,7 @@ class ExpectationMaximization(Solver):
         if self.moves and frame.count > 2:
             fewer = sample.thinned(_MAX_ROWS_OF_MOVES)
             better, moved = self._rearrange(replace(few, parts=slices(fewer)), frame, climbs[0].best, work)
-            state = better if self.starts == 1 else better.beside(state.each(lambda part: part[:1]))
+            state = better if self.starts == 1 else better.joined(state.each(lambda part: part[:1]))
         climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
         if not whole:
             climbs.append(self._climb(fitted, frame, climbs[-1].best, tolerance, work, "all rows"))
@@ -126,7 +126,7 @@ class ExpectationMaximization(Solver):
             held = Held(replace(fitted, held=True).gather(), frame.model(climbs[-1].best, 0))
             if whole:
                 climbs.append(self._climb(rows, frame, climbs[-1].best, tolerance, work, "held-out rows too"))
-            else:  # there are so many rows that the held-out ones move the optimum by next to nothing
+            else:  # one step is enough: the held-out rows are a small share of all, and hardly move the optimum
                 likelihood, state = frame.update(rows, torch.float64, climbs[-1].best)
                 climbs.append(replace(climbs[-1], state=state, likelihood=likelihood, iterations=1, history=()))
         last, optima = climbs[-1], []
@@ -152,7 +152,7 @@ class ExpectationMaximization(Solver):
         y, starts = frame.standard(block.x), self.starts if frame.count > 1 else 1  # one law has one optimum, as a rule
         seeded = (seed_states(y, w, starts, frame.count, seed, is_student=frame.is_student) for w in weights.T)
         part = Rows(slices(Block(block.x, weights.repeat_interleave(starts, 1))), rows.names, None, rows.workers)
-        climb = self._climb(part, frame, next(seeded).beside(*seeded), self._tolerance(frame, len(block)), QUIET, "some rows")
+        climb = self._climb(part, frame, next(seeded).joined(*seeded), self._tolerance(frame, len(block)), QUIET, "some rows")
         best = climb.likelihood.view(sets, starts).argmax(1)
         return [frame.model(climb.state, i * starts + int(start)) for i, start in enumerate(best)]
 
@@ -165,7 +165,7 @@ class ExpectationMaximization(Solver):
         """Split and merge components as long as a few iterations from the result end higher than as many from `here`."""
         iterations, short = 0, replace(self, max_iterations=_ITERATIONS_OF_MOVES)
         for _ in range(frame.count):
-            tried = short._climb(rows, frame, here.beside(*split_and_merge(here)), _COARSE, work.quiet(), "other places")
+            tried = short._climb(rows, frame, here.joined(*split_and_merge(here)), _COARSE, work.quiet(), "other places")
             iterations += tried.iterations
             work.tell("EM, components rearranged", math.nan)
             best = tried.likelihood.argmax()

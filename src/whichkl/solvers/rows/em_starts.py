@@ -68,7 +68,7 @@ def states_near(model: Any, frame: Frame) -> State | None:
     if more == 0:
         return one
     found = [split(one, k) for k in widest(one)[:_MAX_SPLITS]] if more > 0 else [merge(one, *pair) for pair in nearest(one)]
-    return found[0].beside(*found[1:])
+    return found[0].joined(*found[1:])
 
 
 def split_and_merge(state: State) -> list[State]:

@@ -54,7 +54,7 @@ class State:
         """Return some of the starts."""
         return self.each(lambda part: part[starts])
 
-    def beside(self, *others: State) -> State:
+    def joined(self, *others: State) -> State:
         """Return all of them as one batch of starts."""
         return self.each(lambda *parts: torch.cat(parts), *others)
 
