@@ -140,9 +140,10 @@ def test_the_distance_is_that_of_kolmogorov_and_smirnov():
     known = kstest(u, "uniform")
     assert distance(u) == pytest.approx(known.statistic)
     assert distance_p_value(distance(u), 77) == pytest.approx(known.pvalue, abs=1e-3)
-    for n in (20, 300, 5_000):
-        for d in np.linspace(1.3, 3, 9) / math.sqrt(n):  # chances below 0.07
-            assert distance_p_value(d, n) == pytest.approx(kstwo.sf(d, n), rel=1e-4)
+    for n in (20, 300, 1_001, 5_000):
+        for z in np.linspace(1.3, 4.5, 15):  # chances from 0.07 down to 10⁻¹⁷
+            chance = kstwo.sf(z / math.sqrt(n), n)
+            assert distance_p_value(z / math.sqrt(n), n) == pytest.approx(chance, rel=1e-4 if chance > 1e-3 else 5e-3)
 
 
 class NoDensity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -30,6 +31,8 @@ _LEVEL = 0.01
 _LEVELS = 100
 """The distribution function is compared at k/100."""
 _SIMULATED_CURVES = 2_000
+_MAX_NUMBERS_SUMMED = 1_000
+"""Largest number of uniform numbers for which the chance of a gap is summed term by term: 10,000 take a hundredth of a second."""
 JOINT = "joint density"
 """The name of the transform that sees all columns at once."""
 
@@ -288,9 +291,18 @@ def distance(u: np.ndarray) -> float:
 def distance_p_value(d: float, n: float) -> float:
     """Return the chance of this distance or a larger one for n uniform numbers.
 
-    That of each side alone, s, is exact (Birnbaum & Tingey, 1951). Both have the chance 2 (s − s⁴ + s⁹ − …) for large n,
-    where s = exp(−2 n d²) (Kolmogorov, 1933). Its relative error is below 5·10⁻⁵ where it is below 0.1, from 20 numbers on.
+    That of each side alone, s, is exact up to 1,000 numbers (Birnbaum & Tingey, 1951), and above that its expansion in 1/√n, which
+    takes no time: exp(−2z² − 2z/(3√n) + 4z²(1 − z²)/(9n)) with z = d√n. Both have the chance 2 (s − s⁴ + s⁹ − …) for large n
+    (Kolmogorov, 1933). From 20 numbers on, the relative error of chances between 0.1 and 0.001 is below 10⁻⁴, and that of chances
+    down to 10⁻²⁰ is below 0.005.
     """
-    side = float(scipy.special.smirnov(max(1, round(n)), min(d, 1.0)))
+    side = _one_sided(min(d, 1.0), max(1, round(n)))
     both = 2 * sum((-1) ** (k - 1) * side ** (k * k) for k in range(1, 30))
     return min(1.0, max(0.0, both)) if side < 1 else 1.0
+
+
+def _one_sided(d: float, n: int) -> float:
+    if n <= _MAX_NUMBERS_SUMMED:
+        return float(scipy.special.smirnov(n, d))
+    z = d * math.sqrt(n)
+    return math.exp(-2 * z * z - 2 * z / (3 * math.sqrt(n)) + 4 * z * z * (1 - z * z) / (9 * n))
