@@ -40,6 +40,8 @@ from whichkl.targets import Target
 _COMPARED_ROWS, _MAX_COMPARED_ROWS, _ROWS_PER_NUMBER = 8_000, 30_000, 5
 """Number of rows that neighbouring families are fitted to; if the model needs more, this many per number of the model, at most
 `_MAX_COMPARED_ROWS`."""
+_MAX_NATS_LEFT = MAX_KL / 100
+"""Nats per row that the fit of a richer family may leave: it is compared with a level of `MAX_KL`."""
 _MIN_COMPARED_ROWS = 200
 """Unseen rows on which a neighbouring family is compared first."""
 _STANDARD_ERRORS = 4.0
@@ -156,16 +158,17 @@ def _on_held_rows(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics
             return [None] * len(near)
         sample, start = _training_sample(fit), None if fit.solution.held is None else fit.solution.held.model
 
-        def loss_on_sample(family: Family | None, solver: Solver | None) -> Tensor | None:
+        def loss_on_sample(family: Family | None, solver: Solver | None, tolerance: float = 0.0) -> Tensor | None:
             if family is None or solver is None:
                 return None
-            return loss_of(refit(sample, family, solver.near(start), fit.seed))
+            return loss_of(refit(sample, family, solver.near(start, tolerance), fit.seed))
 
         base = loss_on_sample(fit.family, fit.solver)
         if base is None:
             return [None] * len(near)
         ours = replace(mine, loss=base)
-        return [ours.gain_of(loss_on_sample(*pair)) for pair in zip(near, solvers, strict=True)]
+        tolerances = (_MAX_NATS_LEFT, 0.0, 0.0)
+        return [ours.gain_of(loss_on_sample(*one)) for one in zip(near, solvers, tolerances, strict=True)]
 
     richer, simple, lower = fit.measured("the gain of neighbouring families", gained, [None] * len(near))
     d = replace(d, held_out=mine.cross_entropy(), richer_gain=richer, held=block)

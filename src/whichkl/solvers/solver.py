@@ -120,8 +120,11 @@ class Solver(ABC):
         """Return a cheaper copy, good enough for refits whose answer is compared within its statistical error."""
         return self
 
-    def near(self, model: Any) -> Solver:
-        """Return a solver that starts from a model of this family or a neighbouring one, if it can; by default itself."""
+    def near(self, model: Any, tolerance: float) -> Solver:
+        """Return a solver that starts from a model of this family or a neighbouring one, if it can; by default itself.
+
+        It may leave `tolerance` nats per row.
+        """
         return self
 
     def least_memory(self, family: Family, dim: int) -> int:

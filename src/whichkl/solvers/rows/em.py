@@ -39,8 +39,6 @@ _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
 """Nats over all rows that may be left to gain when EM ends: a hundredth of what the noise of p fitted parameters gains, p/2."""
 _MAX_ROWS_OF_TOLERANCE = 10_000
 """Rows from which on these nats grow with the rows, so that EM doesn't climb for long for a gain below 0.001 nats per row."""
-_TOLERANCE_OF_NEIGHBOURS = 3e-4
-"""Nats per row that may be left near another mixture."""
 _COARSE = 1e-5
 """Nats per row. The tolerance on a sample, and that of float32."""
 _SECONDS_BETWEEN_ENTRIES = 2.0
@@ -87,11 +85,11 @@ class ExpectationMaximization(Solver):
 
     def quick(self) -> ExpectationMaximization:
         """Return a solver with two starts and 1e-5 nats per row, far below the error of a held-out mean."""
-        return replace(self, starts=min(2, self.starts), tolerance=1e-5, max_iterations=200, moves=False)
+        return replace(self, starts=min(2, self.starts), tolerance=max(self.tolerance, 1e-5), max_iterations=200, moves=False)
 
-    def near(self, model: Any) -> ExpectationMaximization:
-        """Return a solver that starts from a mixture, for gains on thousands of rows, whose errors exceed its tolerance."""
-        return replace(self, neighbour=model, tolerance=max(self.tolerance, _TOLERANCE_OF_NEIGHBOURS))
+    def near(self, model: Any, tolerance: float) -> ExpectationMaximization:
+        """Return a solver that starts from a mixture of as many components, of one more or one fewer."""
+        return replace(self, neighbour=model, tolerance=max(self.tolerance, tolerance))
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Run EM from every start and keep the distinct optima."""
