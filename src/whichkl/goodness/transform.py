@@ -291,8 +291,8 @@ def distance(u: np.ndarray) -> float:
 def distance_p_value(d: float, n: float) -> float:
     """Return the chance of this distance or a larger one for n uniform numbers.
 
-    That of each side alone, s, is exact up to 1,000 numbers (Birnbaum & Tingey, 1951), and above that its expansion in 1/√n, which
-    takes no time: exp(−2z² − 2z/(3√n) + 4z²(1 − z²)/(9n)) with z = d√n. Both have the chance 2 (s − s⁴ + s⁹ − …) for large n
+    That of each side alone, s, is exact up to 1,000 numbers (Birnbaum & Tingey, 1951), and above that its expansion in 1/√n:
+    exp(−2z² − 2z/(3√n) + 4z²(1 − z²)/(9n)) with z = d√n. Both have the chance 2 (s − s⁴ + s⁹ − …) for large n
     (Kolmogorov, 1933). From 20 numbers on, the relative error of chances between 0.1 and 0.001 is below 10⁻⁴, and that of chances
     down to 10⁻²⁰ is below 0.005.
     """

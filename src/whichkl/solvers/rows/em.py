@@ -33,8 +33,10 @@ _MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER = 8_000, 5
 """Number of rows on which the starts are tried, or rows per parameter if that is more, up to `_MAX_ROWS_OF_SAMPLE`."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
-_ITERATIONS_OF_STARTS, _ITERATIONS_OF_MOVES = 21, 12
-"""Iterations after which starts, and splits and mergers, are compared."""
+_ITERATIONS_OF_STARTS, _ITERATIONS_OF_NEIGHBOURS = 21, 12
+"""Iterations after which starts are compared: those drawn from the rows, and those near another mixture."""
+_ITERATIONS_OF_CYCLE, _KEPT_AFTER_CYCLES = 3, (5, 3, 3, 3)
+"""Iterations of a cycle, and how many of ten splits and mergers stay after each: most are far behind after the first."""
 _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
 """Nats over all rows that may be left to gain when EM ends: a hundredth of what the noise of p fitted parameters gains, p/2."""
 _MAX_ROWS_OF_TOLERANCE = 10_000
@@ -108,7 +110,7 @@ class ExpectationMaximization(Solver):
         if first is None:
             first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
         near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
-        first_iterations = _ITERATIONS_OF_STARTS if self.neighbour is None else _ITERATIONS_OF_MOVES
+        first_iterations = _ITERATIONS_OF_STARTS if self.neighbour is None else _ITERATIONS_OF_NEIGHBOURS
         climbs = [replace(self, max_iterations=first_iterations)._climb(few, frame, first, near, work, "starts")]
         finalists = min(2 if self.moves else 1, len(first.probs))
         state, moved = climbs[0].state.take(climbs[0].likelihood.topk(finalists).indices), 0
@@ -160,11 +162,16 @@ class ExpectationMaximization(Solver):
         return max(self.tolerance, nats / min(rows, _MAX_ROWS_OF_TOLERANCE))
 
     def _rearrange(self, rows: Rows, frame: Frame, here: State, work: Work) -> tuple[State, int]:
-        """Split and merge components as long as a few iterations from the result end higher than as many from `here`."""
-        iterations, short = 0, replace(self, max_iterations=_ITERATIONS_OF_MOVES)
+        """Split and merge components as long as a few cycles from the result end higher than as many from `here`."""
+        iterations, cycle = 0, replace(self, max_iterations=_ITERATIONS_OF_CYCLE)
         for _ in range(frame.count):
-            tried = short._climb(rows, frame, here.joined(*split_and_merge(here)), _COARSE, work.quiet(), "other places")
-            iterations += tried.iterations
+            states = here.joined(*split_and_merge(here))
+            for kept in _KEPT_AFTER_CYCLES:
+                tried = cycle._climb(rows, frame, states, _COARSE, work.quiet(), "other places")
+                iterations += tried.iterations
+                rank = tried.likelihood.clone()
+                rank[0] = math.inf  # `here`, with which the others are compared, stays and stays the first
+                states = tried.state.take(rank.topk(min(kept, len(rank))).indices)
             work.tell("EM, components rearranged", math.nan)
             best = tried.likelihood.argmax()
             here = tried.best
