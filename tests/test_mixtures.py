@@ -365,5 +365,5 @@ def test_splits_and_mergers_keep_weight_and_moments_and_a_neighbour_is_its_own_s
 def test_em_near_its_own_optimum_stays_there():
     x = clouds(2_000)
     found = solved(x, Mixture(4))
-    again = ExpectationMaximization().quick().near(found.best.model).solve(wk.Target(samples=x), Mixture(4), 1)
+    again = ExpectationMaximization().quick().near(found.best.model, 1e-4).solve(wk.Target(samples=x), Mixture(4), 1)
     assert again.best.loss == pytest.approx(found.best.loss, abs=1e-4) and again.iterations < found.iterations
