@@ -55,7 +55,7 @@ class Ensemble:
     loss: Float[Tensor, " b"]
     residual: Float[Tensor, " b"]
     expansion: Expansion | None = None
-    """What takes the place of log p, if it isn't evaluated."""
+    """Log p at the nodes and about them, from the evaluation that gave the loss; it takes the place of log p in `trial`."""
     entropy: Entropy | None = None
     """More nodes for log q, which costs nothing of p; for reverse KL."""
 
@@ -85,10 +85,11 @@ class Ensemble:
         entropy = self.entropy if self.entropy is not None and len(self.entropy.nodes.z) > len(nodes.z) else None
         return Ensemble.at(self.objective, self.family, self.target, self.points, nodes, parts, self.log_z, entropy)
 
-    def expanded(self) -> Ensemble:
-        """Evaluate log p at the nodes, and return the mixtures with its expansion about them."""
-        x = self.nodes.under(self.loc, self.tril)
-        return replace(self, expansion=Expansion.about(x, *evaluate(self.target, x), self.tril, self.nodes))
+    def recalling(self, before: Ensemble) -> Ensemble:
+        """Return the mixtures with an expansion that has the gradients of log p at the nodes of `before`, too."""
+        if self.expansion is None or before.expansion is None:
+            raise TypeError("nothing was expanded")
+        return replace(self, expansion=self.expansion.recalling(before.expansion))
 
     def stepped(self, tether: Float[Tensor, " b"], max_calls: int) -> tuple[Ensemble, Float[Tensor, " b"]]:
         """Descend on the expansion; return the mixtures there, not measured, and the fall of the loss that it promises."""
@@ -100,15 +101,19 @@ class Ensemble:
         return there, self.loss + end.value + tether * end.x.square().sum(-1) / 2
 
     def measured(self) -> Ensemble:
-        """Evaluate loss and residual on the present points and nodes."""
-        value, slope = self.trial(self.origin(), torch.arange(len(self.logits), device=self.logits.device))
+        """Evaluate log p at the nodes, unless it is known there, and from it the loss and the residual."""
+        here = self
+        if self.objective.reads_q and self.expansion is None:
+            x = self.nodes.under(self.loc, self.tril)
+            here = replace(self, expansion=Expansion.about(x, *evaluate(self.target, x), self.tril, self.nodes))
+        value, slope = here.trial(self.origin(), torch.arange(len(self.logits), device=self.logits.device))
         residual = torch.linalg.vector_norm(slope, dim=-1)
         broken = ~(value.isfinite() & residual.isfinite())
-        return replace(self, loss=(-value).masked_fill(broken, math.inf), residual=residual.masked_fill(broken, math.inf))
+        return replace(here, loss=(-value).masked_fill(broken, math.inf), residual=residual.masked_fill(broken, math.inf))
 
     def descended(self, max_calls: int, tolerance: float) -> Ensemble:
         """Descend by L-BFGS in the coordinates whitened by each component."""
-        return self._climbed(max_calls, tolerance)[0].measured()
+        return replace(self, expansion=None)._climbed(max_calls, tolerance)[0].measured()
 
     def _climbed(self, max_calls: int, tolerance: float) -> tuple[Ensemble, Peaks]:
         end = ascend(self.trial, self.origin(), tolerance=tolerance, max_calls=max_calls)
@@ -129,9 +134,10 @@ class Ensemble:
         return [mixture(logits.softmax(-1), loc, tril, self.family.covariance) for logits, loc, tril in parts]
 
     def joined(self, other: Ensemble) -> Ensemble:
-        """Return the mixtures of both, evaluated together."""
-        logits, loc, tril = (torch.cat([getattr(one, name) for one in (self, other)]) for name in ("logits", "loc", "tril"))
-        return self.on(self.nodes, (logits, loc, tril))
+        """Return the mixtures of both, which are on the same nodes."""
+        moving = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self.moving}
+        expansion = None if self.expansion is None or other.expansion is None else self.expansion.joined(other.expansion)
+        return replace(self, expansion=expansion, **moving)
 
     def take(self, which: Tensor) -> Ensemble:
         """Return some of the mixtures."""

@@ -66,13 +66,13 @@ def _step_while_foretold(state: Ensemble, tolerance: float, max_calls: int) -> E
     """
     counts = state.target.evaluations
     rows = ((state.residual > tolerance) & state.loss.isfinite()).nonzero()[:, 0]
-    here, tether = state.take(rows).expanded(), state.loss.new_full((len(rows),), _FIRST_TETHER)
+    here, tether = state.take(rows), state.loss.new_full((len(rows),), _FIRST_TETHER)
     refused = torch.zeros_like(rows)
     for _ in range(min(_MAX_STEPS, max_calls)):
         if len(rows) == 0 or not counts.affords(len(rows) * state.cost):
             break
         ahead, foretold = here.stepped(tether, _MAX_CALLS_PER_ROUND)
-        ahead = ahead.expanded().measured()
+        ahead = ahead.measured().recalling(here)
         gain = here.loss - ahead.loss
         risen = (gain > 0) | ((gain > -1e-9) & (ahead.residual < here.residual))
         state = state.put(rows[risen], ahead.take(risen))
@@ -95,7 +95,7 @@ def with_more_entropy(state: Ensemble, nodes: Nodes) -> Ensemble:
     """
     if state.entropy is not None:
         return replace(state, entropy=Entropy(nodes, state.entropy.share)).measured()
-    best = state.take(state.loss.argmin()[None]).expanded()
+    best = state.take(state.loss.argmin()[None])
     if best.expansion is None:
         raise TypeError("nothing was expanded")
     x = best.expansion.x.clone().requires_grad_(True)
