@@ -1,6 +1,7 @@
 """Mixtures by reverse KL descend with few gradients: on an expansion of log p, and with more nodes for log q alone."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,17 +50,28 @@ APART = torch.tensor([[-1.0, 0.3, 0], [1, 0.2, 0.1]], dtype=D)
 
 @pytest.mark.parametrize("log_prob", [gaussian, banana, two])
 def test_expansion_is_the_log_density_at_its_nodes_and_at_no_tether_its_gradient_is_that_of_the_loss(log_prob):
-    plain = ensemble(log_prob, APART, TRIL)
-    before = plain.target.evaluations["score"]
-    expanded = plain.expanded()
-    assert plain.target.evaluations["score"] == before + 512
-    rows = torch.zeros(1, dtype=torch.long)
+    expanded = ensemble(log_prob, APART, TRIL)
+    assert expanded.target.evaluations["score"] == 512  # nothing is evaluated twice
+    plain, rows = replace(expanded, expansion=None), torch.zeros(1, dtype=torch.long)
     for one, other in zip(expanded.trial(plain.origin(), rows), plain.trial(plain.origin(), rows), strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("log_prob", [banana, two])
+def test_an_expansion_that_recalls_has_the_gradients_of_the_nodes_before_where_the_curvature_allows_it(log_prob):
+    before, here = (ensemble(log_prob, APART + shift, TRIL) for shift in (0.02, 0.0))
+    recalling, rows = here.recalling(before).expansion, torch.zeros(1, dtype=torch.long)
+    assert torch.equal(recalling.at(here.expansion.x, rows)[1], here.expansion.score)
+    error, without = (
+        torch.linalg.vector_norm(one.at(before.expansion.x, rows)[1] - before.expansion.score, dim=-1)
+        for one in (recalling, here.expansion)
+    )
+    assert float((error < 1e-9 * without.max()).double().mean()) > 0.5
+    assert float(error.mean()) < float(without.mean())
+
+
 def test_expansion_of_a_gaussian_holds_everywhere():
-    expanded = ensemble(gaussian, APART, TRIL).expanded().expansion
+    expanded = ensemble(gaussian, APART, TRIL).expansion
     x = torch.randn(1, 512, 3, dtype=D, generator=torch.Generator().manual_seed(1))
     value, score = expanded.at(x, torch.zeros(1, dtype=torch.long))
     assert torch.allclose(value[0], gaussian(x[0]), atol=1e-9)
@@ -76,14 +88,14 @@ def test_more_nodes_for_log_q_where_p_is_quadratic_and_none_where_q_is_p():
     assert float(with_more_entropy(exact, more).loss) == pytest.approx(0.0, abs=1e-9)
 
 
-CASES = {"gaussian": (gaussian, 3, 8), "banana": (banana, 3, 6), "two": (two, 3, 8), "logistic": (logistic(), 5, 8)}
+CASES = {"gaussian": (gaussian, 3), "banana": (banana, 3), "two": (two, 3), "logistic": (logistic(), 5)}
 
 
-@pytest.mark.parametrize(("log_prob", "dim", "most"), CASES.values(), ids=CASES)
-def test_mixture_takes_a_few_times_the_gradients_of_the_gaussian_and_is_no_worse(log_prob, dim, most):
+@pytest.mark.parametrize(("log_prob", "dim"), CASES.values(), ids=CASES)
+def test_mixture_takes_at_most_four_times_the_gradients_of_the_gaussian_and_is_no_worse(log_prob, dim):
     fits = [wk.fit(wk.Target(log_prob=log_prob, dim=dim), family, judge=False) for family in ("gaussian", "mixture:2")]
     single, double = (one.target.evaluations["score"] for one in fits)
-    assert double <= most * single
+    assert double <= 4 * single
     elbo = []
     for one in fits:
         x = one.draws(20_000, seed=3)

@@ -113,10 +113,11 @@ class Ensemble:
 
     def descended(self, max_calls: int, tolerance: float) -> Ensemble:
         """Descend by L-BFGS in the coordinates whitened by each component."""
-        return replace(self, expansion=None)._climbed(max_calls, tolerance)[0].measured()
+        first = self.trial(self.origin(), torch.arange(len(self.loss), device=self.loss.device))
+        return replace(self, expansion=None)._climbed(max_calls, tolerance, first)[0].measured()
 
-    def _climbed(self, max_calls: int, tolerance: float) -> tuple[Ensemble, Peaks]:
-        end = ascend(self.trial, self.origin(), tolerance=tolerance, max_calls=max_calls)
+    def _climbed(self, max_calls: int, tolerance: float, first: tuple[Tensor, Tensor] | None = None) -> tuple[Ensemble, Peaks]:
+        end = ascend(self.trial, self.origin(), tolerance=tolerance, max_calls=max_calls, first=first)
         logits, loc, tril = self._read(end.x, slice(None))
         return replace(self, logits=logits, loc=loc, tril=tril, expansion=None), end
 

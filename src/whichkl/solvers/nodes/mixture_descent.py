@@ -11,9 +11,9 @@ from whichkl.solvers.nodes.ensemble import Ensemble
 from whichkl.solvers.nodes.expansion import Entropy, left_of
 from whichkl.solvers.nodes.points import Nodes, log_density
 
-_MAX_CALLS_PER_ROUND = 60
-"""Largest number of calls of L-BFGS before the coordinates are whitened again."""
-_FIRST_TETHER, _MAX_STEPS, _MAX_REFUSED = 0.5, 12, 2
+_MAX_CALLS_PER_ROUND = 10
+"""Largest number of calls of L-BFGS before the coordinates are whitened again, and in a step on an expansion."""
+_FIRST_TETHER, _MAX_STEPS, _MAX_REFUSED = 0.5, 12, 3
 """Tether of the first step on the expansion of log p, the largest number of steps, and of those in a row that may fail."""
 _MIN_PROGRESS, _LARGE_GAIN = 0.5, 0.05
 """Share of the gradient that may be left after a step on the expansion, unless it gained this many nats."""
@@ -72,7 +72,8 @@ def _step_while_foretold(state: Ensemble, tolerance: float, max_calls: int) -> E
         if len(rows) == 0 or not counts.affords(len(rows) * state.cost):
             break
         ahead, foretold = here.stepped(tether, _MAX_CALLS_PER_ROUND)
-        ahead = ahead.measured().recalling(here)
+        ahead = ahead.measured()
+        here, ahead = here.recalling(ahead), ahead.recalling(here)  # a step that failed teaches, too
         gain = here.loss - ahead.loss
         risen = (gain > 0) | ((gain > -1e-9) & (ahead.residual < here.residual))
         state = state.put(rows[risen], ahead.take(risen))

@@ -84,7 +84,7 @@ class SampleAverage(Solver):
         locs, trils = find_starts(target, seed)
         begun = _on_nodes(target, family, count, seed, _starts(family, locs, trils))
         # Two rounds tell good starts from bad ones; only those near the best are worth more.
-        state = descended(begun.take(begun.loss <= begun.loss.min() + _MAX_LOSS_OF_START), rounds=2)
+        state = descended(begun.take(begun.loss <= begun.loss.min() + _MAX_LOSS_OF_START), rounds=2, tolerance=_SETTLED)
         seedling = _on_nodes(target, family, count, seed, [(locs.new_zeros(1), locs[:1], trils[:1])])
         grown = _grow(target, family, seedling, locs, seed, work, trail_of_growth)
         if grown is not None:
