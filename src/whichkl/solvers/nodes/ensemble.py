@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -136,7 +136,7 @@ class Ensemble:
 
     def joined(self, other: Ensemble) -> Ensemble:
         """Return the mixtures of both, which are on the same nodes."""
-        moving = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self.moving}
+        moving: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self.moving}
         expansion = None if self.expansion is None or other.expansion is None else self.expansion.joined(other.expansion)
         return replace(self, expansion=expansion, **moving)
 
