@@ -62,6 +62,8 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
         d = _with_landscape(fit, d, draws, whole)
     is_measured = value is not None
     value = _substitute(fit) if value is None else value
+    if solution.doubts:
+        value = replace(value, reliable=False, notes=(*value.notes, *solution.doubts))
     if objective.direction == "forward" and getattr(solution.best.model, "is_bound", False):
         note = "only a lower bound of the model's log density is known, so this is an upper bound of the cross-entropy"
         value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))
