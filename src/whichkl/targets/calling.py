@@ -13,6 +13,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.adapters import FUNCTION_ADAPTERS, FunctionAdapter, library_folders
+from whichkl.distributions import names_a_range
 from whichkl.process.lock import without_warnings
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.threads import Counted, threads_for
@@ -109,6 +110,7 @@ def call(
         because = f"{said}{place_of(error, library_folders())}"
         gets = f"{'an (n, d) tensor' if batched else 'one (d,) point'} of {str(read.dtype).removeprefix('torch.')}"
         instead = f"Correct the function; it gets {gets}" + (", which `dtype=` changes" if "dtype" in said else "")
+        instead = f"Pass `support=`, or correct the function; it gets {gets}" if names_a_range(error) else instead
         raise TargetError(cannot(f"evaluate `{who}`", because, instead)) from error
     if version is not None and read._version != version:
         because, instead = f"`{who}` changes its argument in place", "Compute on a copy, such as `x = x.clone()`"
