@@ -50,6 +50,13 @@ def place_of(error: BaseException, libraries: Sequence[str] = ()) -> str:
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
+def release_frames(error: BaseException | None) -> None:
+    """Empty the frames that an error and its causes passed through: what they hold would live as long as the error."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def call_user(function: Callable[..., Any], do: str, instead: str = "Correct it", error: type[WhichklError] = InputError) -> Any:
     """Call a user's function without arguments; whatever it raises, also `SystemExit`, becomes an `error` of this library.
 

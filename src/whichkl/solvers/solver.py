@@ -65,11 +65,11 @@ class Solution:
     """The rows that the solver was asked to hold out."""
     notes: tuple[str, ...] = ()
     """Sentences for the user about how the optimum was found, such as a margin that was inferred from the data."""
-    doubts: tuple[str, ...] = ()
-    """Sentences that state why the value of the best optimum isn't reliable."""
     history: tuple[float, ...] = ()
     """The loss of the best start after each iteration. A network trained on rows has its least loss on the validation rows so
     far, per round. The loss can rise where nodes were doubled, or where all rows followed a sample of them."""
+    doubts: tuple[str, ...] = ()
+    """Sentences that state why the value of the best optimum isn't reliable."""
 
     @property
     def best(self) -> Optimum:

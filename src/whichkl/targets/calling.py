@@ -18,7 +18,7 @@ from whichkl.process.lock import without_warnings
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.threads import Counted, threads_for
 from whichkl.process.torch_modes import is_of_inference, plain_modes, without_inference_tensors
-from whichkl.user_code import place_of, said_of
+from whichkl.user_code import place_of, release_frames, said_of
 
 Function = Callable[..., Any]
 Who = Literal["log_prob", "score"]
@@ -73,6 +73,7 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
                     value = call(watched, point, who, batched, as_array)
         except TargetError as error:
             cause = error.__cause__
+            release_frames(cause)
             if is_of_inference(cause) and inner is function:  # start again, with copies of such tensors
                 inner, attempts, errors = without_inference_tensors(function), [False, True], []
                 continue
