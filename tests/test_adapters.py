@@ -150,6 +150,15 @@ def test_no_trace_of_the_other_precision_is_met(wrap):
         assert gradient.tolist() == [[-20.0] * 3] * 2 and gradient.dtype == torch.float64
 
 
+def test_data_are_in_double_precision_after_a_trace_in_single():
+    y = np.linspace(0.1, 0.7, 30)
+    f = lambda mu: -jnp.sum((mu[0] - y) ** 2)  # noqa: E731
+    kept = jax.jit(f)
+    assert kept(jnp.ones(1)).dtype == jnp.float32
+    assert float(log_density(f)(torch.ones(1, 1, dtype=torch.float64))[0]) == pytest.approx(-((1 - y) ** 2).sum(), rel=1e-14)
+    assert kept(jnp.ones(1)).dtype == jax.jit(f)(jnp.ones(1)).dtype == jnp.float32
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("inner", "order"),

@@ -232,35 +232,44 @@ def _traced(function: Callable[..., Any], x: Any, read: Callable[[Any], Result])
     """Trace a function in double precision, and return what `read` makes of the trace.
 
     As long as any trace has a NumPy array that a function holds, JAX gives its converted copy to every other trace, whatever
-    their precision is, and an integer index raises there. So nobody else holds the function that is traced. Where it has such
-    copies, or met one in single precision, JAX's caches are cleared, since inner compiled functions keep their traces: the user's
-    functions are compiled again at their next call.
+    their precision is: digits are lost, and an integer index raises. So nobody else holds the function that is traced. Where
+    copies in single precision were met, and where others may stay, since inner compiled functions keep their traces, JAX's caches
+    are cleared: the user's functions are compiled again at their next call.
     """
     jax = require("jax", "bayes")
     is_double = jax.config.jax_enable_x64
+
+    def traced() -> tuple[Any, set[str]]:
+        trace = jax.jit(lambda rows: function(rows)).trace(x)
+        return trace, set() if is_double else _types_of_copies(trace.jaxpr)
+
     with double_precision(), kept_running():
         try:
-            trace = jax.jit(lambda rows: function(rows)).trace(x)
+            trace, types = traced()
         except Exception as error:
             release_frames(error)  # they hold copies, too
             if is_double or not (isinstance(error, TypeError) and "32" in str(error) and "64" in str(error)):
                 raise
+            types = {"int32"}
+        if types & {"int32", "float32"}:
+            trace = None
             jax.clear_caches()
-            trace = jax.jit(lambda rows: function(rows)).trace(x)
-        result, has_copies = read(trace), _has_copies(trace.jaxpr)
+            trace, types = traced()
+        result = read(trace)
         del trace
-        if has_copies and not is_double:
+        if types:
             jax.clear_caches()
     return result
 
 
-def _has_copies(jaxpr: Any) -> bool:
-    """Whether a jaxpr, or one inside it, has a converted NumPy array among its constants."""
-    if any(isinstance(one, np.ndarray) for one in getattr(jaxpr, "consts", ())):
-        return True
-    values = [value for equation in jaxpr.eqns for value in equation.params.values()]
-    inner = [one for value in values for one in (value if isinstance(value, (tuple, list)) else [value])]
-    return any(hasattr(one, "eqns") and _has_copies(one) for one in inner)
+def _types_of_copies(jaxpr: Any) -> set[str]:
+    """Return the types of the converted NumPy arrays among the constants of a jaxpr and of those inside it."""
+    types = {str(one.dtype) for one in getattr(jaxpr, "consts", ()) if isinstance(one, np.ndarray)}
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                types |= _types_of_copies(inner) if hasattr(inner, "eqns") else set()
+    return types
 
 
 def _joined(leaves: tuple[Any, ...], x: Tensor) -> Tensor:
