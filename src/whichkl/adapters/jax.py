@@ -45,6 +45,7 @@ class Rows:
     """
 
     def __init__(self, function: Callable[[Array], Any]) -> None:
+        require("jax", "bayes")
         self.function, self.compiled = function, dict[Any, Any]()
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Any:
