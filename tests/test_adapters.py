@@ -104,9 +104,75 @@ def test_a_fit_compiles_a_function_once_for_each_size_and_never_again():
     target = wk.Target(log_prob=counted, dim=3)
     wk.fit(target)
     compiled = len(traced)
-    assert compiled <= len(SIZES) + 3  # one look at its shapes, and one or two calls that show what it takes
+    assert compiled <= len(SIZES) + 4  # two looks at its shapes, and one or two calls that show what it takes
     wk.fit(target, wk.families.Mixture(2))
     assert len(traced) == compiled
+
+
+TOGETHER = """
+import sys, numpy as np, jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, whichkl as wk
+from numpyro.infer import MCMC, NUTS
+group, inner, order = np.arange(30) % 3, sys.argv[1], sys.argv[2].split()
+y = np.array([0.0, 1.0, 2.0])[group] + np.linspace(-0.3, 0.3, 30)
+log_prob = lambda mu: -0.5 * jnp.sum((y - mu[group]) ** 2) / 0.09 - 0.5 * jnp.sum(mu**2) / 100
+log_prob = jax.jit(log_prob) if inner == "jitted" else log_prob
+def model():
+    numpyro.factor("likelihood", log_prob(numpyro.sample("mu", dist.Normal(0, 10).expand([3]).to_event(1))))
+kernel = MCMC(NUTS(model), num_warmup=50, num_samples=50, progress_bar=False)
+def mcmc():
+    kernel.run(jax.random.PRNGKey(0))
+    return kernel.get_samples()["mu"].mean(0)
+steps = {
+    "fit": lambda: wk.fit(wk.Target(log_prob=log_prob, dim=3)).model.mean,
+    "model": lambda: wk.fit(wk.Target.of(model)).model.mean,
+    "nuts": mcmc,
+    "shape": lambda: (jax.eval_shape(log_prob, jax.ShapeDtypeStruct((3,), "float32")), None)[1],
+    "grad": lambda: jax.jit(jax.grad(log_prob))(jnp.zeros(3)) / 111 if not jax.config.jax_enable_x64 else None,
+}
+with jax.enable_x64("double" in order):
+    for step in order:
+        found = steps.get(step, lambda: None)()
+        if found is not None:
+            assert np.abs(np.asarray(found) - [0.0, 1.0, 2.0]).max() < 0.15, (step, found)
+            assert step in ("fit", "model") or (found.dtype == jnp.float64) == ("double" in order)
+"""
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jitted"])
+def test_no_trace_of_the_other_precision_is_met(wrap):
+    group = np.arange(30) % 3
+    f = wrap(lambda mu: -jnp.sum(mu[group] ** 2))
+    x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):
+        assert jax.jit(jax.grad(f))(jnp.ones(3)).tolist() == [-20.0] * 3
+        assert jax.eval_shape(f, jax.ShapeDtypeStruct((3,), "float32")).dtype == jnp.float32
+        (gradient,) = torch.autograd.grad(log_density(f)(x).sum(), x)
+        assert gradient.tolist() == [[-20.0] * 3] * 2 and gradient.dtype == torch.float64
+
+
+def test_data_are_in_double_precision_after_a_trace_in_single():
+    y = np.linspace(0.1, 0.7, 30)
+    f = lambda mu: -jnp.sum((mu[0] - y) ** 2)  # noqa: E731
+    kept = jax.jit(f)
+    assert kept(jnp.ones(1)).dtype == jnp.float32
+    assert float(log_density(f)(torch.ones(1, 1, dtype=torch.float64))[0]) == pytest.approx(-((1 - y) ** 2).sum(), rel=1e-14)
+    assert kept(jnp.ones(1)).dtype == jax.jit(f)(jnp.ones(1)).dtype == jnp.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("inner", "order"),
+    [
+        ("plain", "fit nuts grad fit model"),
+        ("plain", "nuts fit nuts shape grad model fit"),
+        ("jitted", "shape fit nuts grad model nuts"),
+        ("jitted", "model nuts fit grad"),
+        ("plain", "double fit nuts model"),
+    ],
+)
+def test_jax_and_numpyro_work_in_single_precision_before_and_after_a_fit(inner, order):
+    done = subprocess.run([sys.executable, "-c", TOGETHER, inner, order], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_support_is_respected():

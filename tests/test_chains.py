@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import lfilter
+from scipy.stats import chi2
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import whichkl as wk
 from programs import whichkl
 from whichkl import Target
-from whichkl.chains import chain_ids, effective_draws, standard_error, thinning
+from whichkl.chains import chain_ids, effective_draws, folds_in_time, standard_error, stretches, thinning
 from whichkl.diagnostics import cross_fitted_losses
 from whichkl.divergences.draws import monte_carlo
-from whichkl.families import Gaussian
+from whichkl.families import Flow, Gaussian, Mixture
 from whichkl.solvers import ClosedForm
+from whichkl.solvers.draws.batches import data_of
+from whichkl.solvers.work import QUIET
 
 D = torch.float64
 
@@ -196,3 +199,79 @@ def test_the_command_takes_the_count_of_chains(tmp_path):
     for more, message in ((["--p-chains", "7"], "6000 rows aren't 7"), (["--q-chains", "2"], "it isn't a file of samples")):
         done = whichkl(*start, *more)
         assert done.returncode == 2 and message in done.stderr
+
+
+# ---- what is chosen on held-out rows
+
+
+def chosen(target, family=None):
+    fit = wk.fit(target, family or Mixture("auto"), judge=False)
+    return fit.family.count, dict(fit.diagnostics.curve)
+
+
+@pytest.mark.parametrize(
+    ("rho", "count", "family"),
+    [
+        (0.95, 4, Mixture("auto")),
+        (0.95, 1, Mixture("auto", "tied")),
+        (0.8, 3, Mixture("auto", "diagonal")),
+        pytest.param(0.95, 4, Mixture("auto", law="student_t"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_one_component_of_correlated_draws_of_a_gaussian(rho, count, family):
+    for seed in range(1 + (count == 4)):
+        x = torch.cat([autoregressive(900, rho, 10 * seed + one, dim=2) for one in range(count)])
+        assert chosen(Target(samples=x, chains=count), family)[0] == 1
+
+
+def test_two_components_of_correlated_draws_of_two():
+    x = torch.cat([autoregressive(1_000, 0.9, one, dim=2) for one in range(4)])
+    side = (autoregressive(4_000, 0.9, 9)[:, 0] > 0).to(D)
+    x[:, 0] += 8 * side
+    assert chosen(Target(samples=x, chains=4))[0] == 2
+
+
+def test_interleaved_chains_are_the_stacked_ones():
+    x = torch.cat([autoregressive(500, 0.9, one, dim=2) for one in range(3)])
+    ids = chain_ids(3, 1_500)
+    mixed = torch.randperm(3, generator=torch.Generator().manual_seed(0)).repeat(500)
+    place = torch.stack([mixed, torch.zeros_like(mixed)], 1)[:, 0].argsort(stable=True)
+    again = torch.empty_like(x)
+    again[place] = x
+    stacked, other = (chosen(Target(samples=rows, chains=of)) for rows, of in ((x, ids), (again, mixed)))
+    assert stacked[0] == other[0]
+    assert stacked[1][1].value == pytest.approx(other[1][1].value, abs=1e-6)
+    assert stacked[1][1].stderr == pytest.approx(other[1][1].stderr, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_errors_of_the_curve_cover():
+    """The mean of −log q is that of N(0, I) up to O(1/ESS); its standardised errors have mean square 1."""
+    z = []
+    for seed in range(24):
+        x = torch.cat([autoregressive(750, 0.9, 100 * seed + one, dim=1) for one in range(4)])
+        one = chosen(Target(samples=x, chains=4))[1][1]
+        assert one.ess < 1_000
+        z.append((one.value - 0.5 * (1 + math.log(2 * math.pi))) / one.stderr)
+    assert sum(value**2 for value in z) / len(z) < chi2.ppf(0.9999, len(z)) / len(z)
+
+
+def test_folds_are_stretches_of_time():
+    ids = chain_ids(torch.arange(1_003) % 2, 1_003)
+    folds = folds_in_time(stretches(ids), 5)
+    assert torch.cat(folds).sort().values.tolist() == list(range(1_003))
+    for fold in folds:
+        for one in range(2):
+            own = fold[ids[fold] == one] // 2
+            assert own.tolist() == list(range(int(own[0]), int(own[-1]) + 1)) and 98 <= len(own) <= 102
+    assert [len(fold) for fold in folds_in_time(stretches(chain_ids(1, 4)), 10)] == [1, 1, 1, 1]
+
+
+def test_networks_stop_by_stretches_of_time():
+    x = torch.cat([autoregressive(500, 0.9, one, dim=2) for one in range(2)])
+    data = data_of(Target(samples=x, chains=2), Flow(), 0, QUIET, 0, None)
+    aside = {tuple(row) for row in data.validation.x.tolist()}
+    rows = torch.tensor([tuple(row) in aside for row in x.tolist()]).view(-1, 50)
+    assert set(rows.double().mean(1).tolist()) == {0.0, 1.0}
+    assert int(rows[:, 0].sum()) == 2  # a tenth

@@ -150,11 +150,57 @@ def test_duplicated_points_do_not_collapse_a_component():
     assert bool(model.log_prob(torch.tensor(x)).isfinite().all())
 
 
-def test_a_likelihood_without_a_maximum_is_said_to_be_one():
+def near_collinear(step, n=1_000, apart=0.0):
+    """Rows (x, x + step · (a noise, at ± apart)), and a third column."""
+    g = np.random.default_rng(3)
+    x, side = g.normal(size=n), np.sign(g.normal(size=n))
+    return np.column_stack([x, x + step * (apart * side + g.normal(size=n)), g.normal(size=n)])
+
+
+def gaussian_optimum(rows):
+    """½ (log |2πS| + d), the least mean −log q of a Gaussian; QR of the rows gives |S| without squaring them."""
+    n, d = rows.shape
+    triangle = np.linalg.qr(rows - rows.mean(0), mode="r")
+    return np.log(np.abs(triangle.diagonal()) / math.sqrt(n)).sum() + d * (1 + math.log(2 * math.pi)) / 2
+
+
+@pytest.mark.parametrize("step", [1e-2, 1e-3, 1e-5])
+def test_columns_that_nearly_agree_do_not_rest_on_the_floor(step):
+    rows = near_collinear(step)
+    truth = gaussian_optimum(rows)
+    for family in (Mixture(1), Mixture(1, "tied"), Gaussian("low_rank", rank=2)):
+        fit = wk.fit(rows, family)
+        assert fit.diagnostics.optima[0].loss == pytest.approx(truth, abs=1e-3)
+        assert fit.value.reliable and not any("floor" in note for note in fit.value.notes)
+    assert solved(rows, StudentT()).best.loss == pytest.approx(truth, abs=5e-3)  # ν isn't infinite in a sample
+
+
+def test_components_are_found_across_a_narrow_direction():
+    """In whitened coordinates these are two unit Gaussians eight apart: the entropy grows by log 2."""
+    step = 1e-4
+    rows = near_collinear(step, apart=4.0)
+    entropy = 1.5 * (1 + math.log(2 * math.pi)) + math.log(step) + math.log(2)
+    for family in (Mixture(2), Mixture(2, "tied"), Mixture(2, law="student_t")):
+        best = solved(rows, family).best
+        assert best.loss == pytest.approx(entropy, abs=4 * math.sqrt(1.5 / len(rows)))
+        assert best.model.mixture_distribution.probs.min() > 0.4
+
+
+@pytest.mark.parametrize("family", [Mixture(2), Mixture(2, "tied"), StudentT(), Mixture("auto")], ids=str)
+def test_columns_that_determine_each_other_are_refused(family):
     x = clouds(300)[:, :2]
-    for rows, family in ((np.column_stack([x, x.sum(1)]), Mixture(2)), (np.repeat(x[:5], 100, 0), Mixture(5))):
-        assert any("lies at its floor" in note for note in solved(rows, family).notes)
-    assert solved(x, Mixture(2)).notes == ()
+    with pytest.raises(InputError, match="`x1`, `x2`, `x3` are linearly dependent"):
+        wk.fit(np.column_stack([x, x.sum(1)]), family)
+
+
+def test_a_value_that_the_floor_sets_is_not_reliable():
+    rows = np.repeat(clouds(300)[:5, :2], 100, 0)
+    zeros = np.column_stack([clouds(300)[:, 0], np.where(np.arange(300) % 3, 0.0, clouds(300, seed=2)[:, 1])])
+    for x, family in ((rows, Mixture(5)), (zeros, Mixture(2)), (zeros, Mixture(2, "diagonal"))):
+        value = wk.fit(x, family).value
+        assert not value.reliable
+        assert any("lies at its floor" in note for note in value.notes)
+    assert solved(clouds(300)[:, :2], Mixture(2)).doubts == ()
 
 
 def test_auto_finds_the_number_and_shows_its_curve(tmp_path):
@@ -173,7 +219,7 @@ def test_auto_of_one_cloud_is_one():
 
 
 def test_auto_says_what_it_needs():
-    with pytest.raises(InputError, match="too few for one component"):
+    with pytest.raises(InputError, match="one component can't be fitted in 4 folds of 4 rows: .* needs at least 4 rows"):
         wk.fit(clouds(4), Mixture("auto"))
     with pytest.raises(ValueError, match="held-out samples, and the target has none"):
         wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1), dim=2), Mixture("auto"))
@@ -351,7 +397,7 @@ def test_splits_and_mergers_keep_weight_and_moments_and_a_neighbour_is_its_own_s
     x = torch.from_numpy(clouds(2_000))
     family = Mixture(4)
     model = solved(x, family).best.model
-    frame = Frame.of(Block(x, torch.ones(len(x), dtype=D)), family)
+    frame = Frame.of(Block(x, torch.ones(len(x), dtype=D)), family, "abc")
     state = states_near(model, frame)
     same(frame.model(state, 0), model, family, atol=1e-9)
     for other in (split(state, 2), merge(state, 1, 3), *split_and_merge(state)):

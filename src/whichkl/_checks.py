@@ -162,8 +162,10 @@ def check_scales(x: Tensor, names: Sequence[str], what: str = "samples") -> None
     raise InputError(cannot(f"use these {what}", because, instead))
 
 
-def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
+def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob", raised: str = "") -> Tensor:
     """Return a batch of log densities if it has shape (n,) and neither NaN nor +inf in it.
+
+    `raised` is what the function raised at some points, which count as NaN.
 
     Raises:
         NotANumberError: values are NaN, and none is +inf (the first such point is named).
@@ -180,6 +182,7 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
         shown = ", ".join(f"{v:.4g}" for v in first[:8].tolist()) + (", …" if len(first) > 8 else "")
         kind = "NaN" if bool(value[wrong][0].isnan()) else "+inf"
         because = f"`{who}` is {kind} at {int(wrong.sum())} of {n} points, first at ({shown})"
+        because += f"; at such a point {raised}" if raised and kind == "NaN" else ""
         error = NotANumberError if bool(value[wrong].isnan().all()) else TargetError
         instead = "Return a number, or -inf where the density is zero; where x is bounded, pass `support=`"
         raise error(cannot("use this target", because, instead))

@@ -14,6 +14,8 @@ from whichkl._checks import InputError, cannot
 from whichkl.arrays import tensor_of
 
 _MIN_ROWS_PER_CHAIN = 4
+_STRETCHES = 10
+"""Number of stretches of a chain; neighbours on either side of an end correlate, so that fewer rows in each would be too few."""
 FEWEST = 100
 """Effective draws below which an error bar isn't trusted (Vehtari et al., 2021, ask for 400 over four chains)."""
 
@@ -103,6 +105,37 @@ def standard_error(terms: Float[Tensor, " n"], chains: Int[Tensor, " n"] | None)
         return math.inf, None if chains is None else 1.0
     effective = None if chains is None else min(float(n), effective_draws(terms, chains))
     return float(terms.std()) / math.sqrt(effective or n), effective
+
+
+def stretches(chains: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return for each row 10 × its chain + the tenth of that chain, in time, in which it lies; rows of a stretch stay together.
+
+    Neighbours in time correlate: a model that is fitted on some of them knows the others.
+
+    >>> stretches(chain_ids(2, 8))
+    tensor([ 0,  2,  5,  7, 10, 12, 15, 17])
+    """
+    number = chains * _STRETCHES
+    for one in range(int(chains.max()) + 1):
+        rows = (chains == one).nonzero()[:, 0]
+        number[rows] += torch.arange(len(rows), device=rows.device) * _STRETCHES // len(rows)
+    return number
+
+
+def folds_in_time(stretch: Int[Tensor, " n"], count: int) -> list[Int[Tensor, " m"]]:
+    """Return the numbers of the rows of up to `count` folds, at most ten: the same stretch of time of every chain.
+
+    Args:
+        stretch: from `stretches`.
+        count: of folds; those without rows are left out.
+    """
+    fold = stretch % _STRETCHES * count // _STRETCHES
+    return [rows for i in range(count) if len(rows := (fold == i).nonzero()[:, 0])]
+
+
+def chains_of(stretch: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return the chain of each row, from its stretch."""
+    return stretch // _STRETCHES
 
 
 def thinning(x: Float[Tensor, "n d"], chains: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], int]:

@@ -43,6 +43,16 @@ def inside(inside: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> T
     return value
 
 
+def is_outside(error: BaseException) -> bool:
+    """Whether a law of torch, or one written like these, raised because a value lies outside its support."""
+    return isinstance(error, ValueError) and "to be within the support" in str(error)
+
+
+def names_a_range(error: BaseException) -> bool:
+    """Whether a law raised because of a value outside its support, or a parameter outside its range."""
+    return is_outside(error) or (isinstance(error, ValueError) and "to satisfy the constraint" in str(error))
+
+
 def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Return the log density of a torch distribution; −inf outside its support, where torch may raise or return a number."""
     point = x[:, 0] if p.event_shape == () else x

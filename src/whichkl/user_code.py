@@ -44,10 +44,17 @@ def place_of(error: BaseException, libraries: Sequence[str] = ()) -> str:
         error: what a user's function raised.
         libraries: parts of paths, such as ``"/jax/"``, whose files aren't the user's.
     """
-    inner = (*libraries, "/torch/autograd/", Path(__file__).parent.as_posix())
+    inner = (*libraries, "/torch/autograd/", "/torch/distributions/", Path(__file__).parent.as_posix())
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not any(one in frame.filename.replace("\\", "/") for one in inner)]
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def release_frames(error: BaseException | None) -> None:
+    """Empty the frames that an error and its causes passed through: what they hold would live as long as the error."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def call_user(function: Callable[..., Any], do: str, instead: str = "Correct it", error: type[WhichklError] = InputError) -> Any:

@@ -6,8 +6,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 import torch.utils.dlpack
 from jaxtyping import Float
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot, require
 from whichkl.adapters.pairs import Paired
-from whichkl.user_code import kept_running
+from whichkl.user_code import kept_running, release_frames
 
 if TYPE_CHECKING:
     from jax import Array
 
+Result = TypeVar("Result")
 SIZES = (16, 128, 512)
 """Compiled batch sizes. Each size is one more compilation, which takes as long as thousands of evaluations."""
 FOLDERS: tuple[str, ...] = ("/jax/", "/jaxlib/", "/numpyro/")
@@ -30,7 +32,8 @@ class Rows:
     """A JAX function of rows, called with an (n, d) tensor of any n, and compiled at most once per size in `SIZES`.
 
     A batch is cut into pieces of these sizes, and the last piece is padded with copies of its last row. Tensors are shared with
-    JAX by DLPack; a piece that needs no padding isn't copied. `jax_enable_x64` is on during these calls only.
+    JAX by DLPack; a piece that needs no padding isn't copied. `jax_enable_x64` is on during these calls only, and what JAX keeps
+    of a trace is dropped, so that single precision works before and after them.
 
     Args:
         function: of a JAX array (n, d), to arrays, or a nest of arrays, with a first axis of n.
@@ -42,21 +45,31 @@ class Rows:
     """
 
     def __init__(self, function: Callable[[Array], Any]) -> None:
-        self.compiled = require("jax", "bayes").jit(function)
+        require("jax", "bayes")
+        self.function, self.compiled = function, dict[Any, Any]()
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Any:
         """Return what the function returns, as tensors of the dtype that JAX gave them, on the device of `x`."""
         jax = require("jax", "bayes")
         parts, start = [], 0
-        with double_precision():
-            for size in pieces(len(x)) or SIZES[:1]:
-                rows = x[start : start + size]
-                if len(rows) < size:
-                    filler = rows[-1:] if len(rows) else x.new_zeros(1, x.shape[1])
-                    rows = torch.cat([rows, filler.expand(size - len(rows), -1)])
-                parts.append(self.compiled(to_jax(rows)))
-                start += size
+        for size in pieces(len(x)) or SIZES[:1]:
+            rows = x[start : start + size]
+            if len(rows) < size:
+                filler = rows[-1:] if len(rows) else x.new_zeros(1, x.shape[1])
+                rows = torch.cat([rows, filler.expand(size - len(rows), -1)])
+            parts.append(self._called(rows))
+            start += size
         return jax.tree.map(lambda *leaves: _joined(leaves, x), *parts)
+
+    def _called(self, rows: Float[Tensor, "m d"]) -> Any:
+        """Call the function that is compiled for this size, type and device."""
+        with double_precision():
+            array = to_jax(rows)
+        key = array.shape, array.dtype, array.device
+        if key not in self.compiled:
+            self.compiled[key] = _traced(self.function, array, lambda trace: trace.lower().compile())
+        with double_precision():
+            return self.compiled[key](array)
 
 
 def log_density(function: Callable[[Array], Array], batched: bool | None = None) -> Paired:
@@ -211,10 +224,53 @@ def _value_and_gradient(function: Callable[..., Any], batched: bool) -> Callable
 
 
 def _shape(function: Callable[..., Any], shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
-    jax = require("jax", "bayes")
-    with double_precision(), kept_running():
-        found = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, str(dtype).removeprefix("torch.")))
+    point = require("jax", "bayes").ShapeDtypeStruct(shape, str(dtype).removeprefix("torch."))
+    found = _traced(function, point, lambda trace: trace.out_info)
     return tuple(getattr(found, "shape", (f"{type(found).__name__}",)))
+
+
+def _traced(function: Callable[..., Any], x: Any, read: Callable[[Any], Result]) -> Result:
+    """Trace a function in double precision, and return what `read` makes of the trace.
+
+    As long as any trace has a NumPy array that a function holds, JAX gives its converted copy to every other trace, whatever
+    their precision is: digits are lost, and an integer index raises. So nobody else holds the function that is traced. Where
+    copies in single precision were met, and where others may stay, since inner compiled functions keep their traces, JAX's caches
+    are cleared: the user's functions are compiled again at their next call.
+    """
+    jax = require("jax", "bayes")
+    is_double = jax.config.jax_enable_x64
+
+    def traced() -> tuple[Any, set[str]]:
+        trace = jax.jit(lambda rows: function(rows)).trace(x)
+        return trace, set() if is_double else _types_of_copies(trace.jaxpr)
+
+    with double_precision(), kept_running():
+        try:
+            trace, types = traced()
+        except Exception as error:
+            release_frames(error)  # they hold copies, too
+            if is_double or not (isinstance(error, TypeError) and "32" in str(error) and "64" in str(error)):
+                raise
+            types = {"int32"}
+        if types & {"int32", "float32"}:
+            trace = None
+            jax.clear_caches()
+            trace, types = traced()
+        result = read(trace)
+        del trace
+        if types:
+            jax.clear_caches()
+    return result
+
+
+def _types_of_copies(jaxpr: Any) -> set[str]:
+    """Return the types of the converted NumPy arrays among the constants of a jaxpr and of those inside it."""
+    types = {str(one.dtype) for one in getattr(jaxpr, "consts", ()) if isinstance(one, np.ndarray)}
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                types |= _types_of_copies(inner) if hasattr(inner, "eqns") else set()
+    return types
 
 
 def _joined(leaves: tuple[Any, ...], x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot, require
-from whichkl.adapters.jax import FOLDERS, Rows, double_precision, log_density
+from whichkl.adapters.jax import FOLDERS, Rows, log_density
 from whichkl.adapters.pairs import Paired
 from whichkl.user_code import kept_running, place_of, said_of
 
@@ -51,8 +51,7 @@ class NumPyroModel:
         biject_to = require("numpyro.distributions", "bayes").biject_to
         for name, site in self._trace().items():
             if _is_latent(name, site):
-                with double_precision():
-                    self.shapes[name] = tuple(np.shape(biject_to(site["fn"].support).inv(site["value"])))
+                self.shapes[name] = tuple(np.shape(biject_to(site["fn"].support).inv(site["value"])))
                 names += _labels(name, self.shapes[name], _is_real(site["fn"].support))
         if not self.shapes:
             because = "it has no latent site: every `sample` statement is observed"
@@ -139,7 +138,7 @@ def _tracing() -> Iterator[dict[str, Any]]:
     """Record the sites that run in a block; each gets a value inside its support, also if its prior is improper."""
     handlers = require("numpyro.handlers", "bayes")
     feasible = require("numpyro.infer", "bayes").init_to_feasible()
-    with double_precision(), handlers.trace() as sites, handlers.substitute(substitute_fn=feasible), handlers.seed(rng_seed=0):
+    with handlers.trace() as sites, handlers.substitute(substitute_fn=feasible), handlers.seed(rng_seed=0):
         yield sites
 
 

@@ -62,6 +62,8 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
         d = _with_landscape(fit, d, draws, whole)
     is_measured = value is not None
     value = _substitute(fit) if value is None else value
+    if solution.doubts:
+        value = replace(value, reliable=False, notes=(*value.notes, *solution.doubts))
     if objective.direction == "forward" and getattr(solution.best.model, "is_bound", False):
         note = "only a lower bound of the model's log density is known, so this is an upper bound of the cross-entropy"
         value = replace(value, method=f"{value.method}, a bound", notes=(*value.notes, note))
@@ -84,8 +86,11 @@ def _notes(fit: JudgedFit, whole: bool) -> tuple[str, ...]:
     if fit.objective.direction == "forward" and whole and fit.family.carried:
         what = "mass beyond the ends of the columns"
         ends = fit.measured(what, lambda: beyond_the_ends(fit.target, fit.model, fit.seed), ())
+    density = fit.target.density
+    said = "" if density is None else density.raising.said
+    raised = [f"at some points the log density couldn't be evaluated: {said}"] if said else []
     repeats = [] if fit.target.repeats is None else [fit.target.repeats.note]
-    return (*fit.solution.notes, *ends, *like_an_index(fit.target), *repeats)
+    return (*fit.solution.notes, *ends, *like_an_index(fit.target), *repeats, *raised)
 
 
 def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:

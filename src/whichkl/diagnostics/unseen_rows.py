@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError
+from whichkl.chains import folds_in_time, stretches
 from whichkl.diagnostics.models import carried
 from whichkl.families import Family, NetworkFamily
 from whichkl.families.family import cast, log_likelihood
@@ -148,7 +149,5 @@ def _folds(target: Target, n: int, seed: int) -> list[Tensor]:
     if target.chains is None:
         shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu").to(samples_of(target).device)
         return [*shuffled.tensor_split(min(count, n))] if is_cross_fitted else [shuffled[: n // 5]]
-    own = [(target.chains == one).nonzero()[:, 0] for one in range(int(target.chains.max()) + 1)]
-    count = min(FOLDS if is_cross_fitted else 5, max(map(len, own)))
-    stretches = [rows.tensor_split(count) for rows in own]
-    return [torch.cat([parts[i] for parts in stretches]) for i in (range(count) if is_cross_fitted else [count - 1])]
+    folds = folds_in_time(stretches(target.chains), FOLDS if is_cross_fitted else FOLDS // 2)
+    return folds if is_cross_fitted else folds[-1:]

@@ -13,8 +13,15 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 
 _MIN_OWN_SHARE = 1e-6
-"""Least share of a column's variance that is its own; Heywood cases, where the likelihood has its supremum at 0, end there."""
+"""Least share of a column's variance that is its own, of the variance that the other columns leave unexplained; Heywood cases,
+where the likelihood has its supremum at 0, end there."""
+_MIN_OWN_VARIANCE = 1e-13
+"""Least variance of a standardised column that is its own; rounding decides below it."""
+_MIN_UNEXPLAINED = 1e-12
+"""Least share of a column's variance that counts as left unexplained by the others; below it rounding decides."""
 
+_ROUNDING = 1e-6
+"""Nats per row by which rounding can raise the value where columns nearly agree."""
 _MAX_SCORING_STEPS = 50
 """Largest number of steps after L-BFGS; each reduces the gradient about tenfold."""
 
@@ -39,7 +46,8 @@ def maximum_likelihood_factors(
     """
     sd = covariance.diagonal().sqrt()
     correlation = (covariance / torch.outer(sd, sd)).cpu().numpy()
-    bounds = [(np.log(_MIN_OWN_SHARE), 0.0)] * len(sd)
+    floor = np.log(np.maximum(_MIN_OWN_SHARE * _unexplained(correlation), _MIN_OWN_VARIANCE))
+    bounds = [(low, 0.0) for low in floor]
     options = {"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
     ends = [
         scipy.optimize.minimize(
@@ -47,8 +55,8 @@ def maximum_likelihood_factors(
         )
         for start in _starts(correlation, rank)
     ]
-    best = _polished(min(ends, key=lambda end: float(end.fun)).x, correlation, rank)
-    nothing_own = np.flatnonzero(best <= np.log(2 * _MIN_OWN_SHARE))
+    best = _polished(min(ends, key=lambda end: float(end.fun)).x, correlation, rank, floor)
+    nothing_own = np.flatnonzero(best <= floor + np.log(2))
     if len(nothing_own) > rank:
         which = ", ".join(f"`{names[i]}`" for i in nothing_own.tolist())
         because = f"{rank} factors explain the columns {which} exactly, so the density is unbounded"
@@ -70,26 +78,34 @@ def _profile(log_own: np.ndarray, correlation: np.ndarray, rank: int) -> tuple[f
     return float(value), 1 + explained - np.exp(-log_own)
 
 
-def _polished(log_own: np.ndarray, correlation: np.ndarray, rank: int) -> np.ndarray:
+def _unexplained(correlation: np.ndarray) -> np.ndarray:
+    """Return the share of each column's variance that a regression on the others leaves; 1 where columns determine each other."""
+    theta, vectors = np.linalg.eigh(correlation)
+    if theta[0] < _MIN_UNEXPLAINED * theta[-1]:
+        return np.ones(len(theta))
+    share: np.ndarray = 1 / ((vectors**2) @ (1 / theta))
+    return share
+
+
+def _polished(log_own: np.ndarray, correlation: np.ndarray, rank: int, floor: np.ndarray) -> np.ndarray:
     """Take scoring steps while they reduce the gradient.
 
     L-BFGS compares values, which rounding leaves equal about 1e-8 from the minimum; the gradient has twice as many digits. The
     matrix of the steps, (Σₘ vᵢₘ vⱼₘ)² over the vectors outside the factors, is the curvature where Σ = R (Jöreskog, 1967).
     """
-    floor = np.log(_MIN_OWN_SHARE)
 
-    def slope(at: np.ndarray) -> np.ndarray:
-        gradient = _profile(at, correlation, rank)[1]
-        return np.where((at > floor) & (at < 0.0), gradient, 0.0)
+    def profile(at: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = _profile(at, correlation, rank)
+        return value, np.where((at > floor) & (at < 0.0), gradient, 0.0)
 
-    here = slope(log_own)
+    most, here = profile(log_own)
     for _ in range(_MAX_SCORING_STEPS):
         root = np.exp(log_own / 2)
         rest = np.linalg.eigh(correlation / np.outer(root, root))[1][:, :-rank]
         step = np.linalg.lstsq((rest @ rest.T) ** 2, here, rcond=None)[0]
         there = np.clip(log_own - np.where(here != 0.0, step, 0.0), floor, 0.0)
-        ahead = slope(there)
-        if not np.abs(ahead).max() < np.abs(here).max():
+        value, ahead = profile(there)
+        if value > most + _ROUNDING or not np.abs(ahead).max() < np.abs(here).max():  # a step can end in a corner of the bounds
             break
         log_own, here = there, ahead
     return log_own
@@ -103,4 +119,5 @@ def _starts(correlation: np.ndarray, rank: int) -> list[np.ndarray]:
     inverse = (vectors**2) @ (1 / np.maximum(theta, floor))
     alone = (1 - rank / (2 * dim)) / inverse
     rest = 1 - (vectors[:, -rank:] ** 2) @ theta[-rank:]
-    return [np.clip(start, 1e-4, 1.0) for start in (np.full(dim, 0.5), alone, rest)]
+    least = np.minimum(1e-4, 0.1 * _unexplained(correlation))
+    return [np.clip(start, least, 1.0) for start in (np.full(dim, 0.5), alone, rest)]

@@ -78,6 +78,21 @@ def dependent_columns(covariance: Float[Tensor, "d d"]) -> Bool[Tensor, " d"]:
     return involved
 
 
+def refuse_dependent(family: Any, covariance: Float[Tensor, "d d"], names: Sequence[str], instead: str) -> None:
+    """Refuse columns that determine each other linearly, for a family whose covariance is full.
+
+    Args:
+        family: what can't be fitted.
+        covariance: of all rows.
+        names: the columns' names.
+        instead: how the family is written with a diagonal covariance.
+    """
+    dependent = dependent_columns(covariance)
+    if bool(dependent.any()):
+        because = f"the columns {quoted(names, dependent)} are linearly dependent, so the covariance is singular"
+        family.refuse(because, f"Drop one of them, or use {instead}")
+
+
 def quoted(names: Sequence[str], is_named: Bool[Tensor, " d"]) -> str:
     """Write the names of some columns, each in backticks."""
     return ", ".join(f"`{name}`" for name, is_in in zip(names, is_named.tolist(), strict=False) if is_in)

@@ -16,7 +16,7 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 from whichkl._checks import InputError, cannot
 from whichkl.families.factors import maximum_likelihood_factors
 from whichkl.families.family import MomentFamily
-from whichkl.families.field_checks import check_choice, check_whole, dependent_columns, expect, quoted
+from whichkl.families.field_checks import check_choice, check_whole, expect, refuse_dependent
 
 Covariance = Literal["full", "diagonal", "low_rank"]
 _MAX_SHIFT = 10.0
@@ -104,7 +104,7 @@ class Gaussian(MomentFamily):
         self.refuse_constant(covariance.diagonal() <= 0, names)
         if self.covariance == "low_rank":
             return low_rank(origin + shift, *maximum_likelihood_factors(covariance, self.rank_in(dim), names))
-        self._refuse_dependent(covariance, names)
+        refuse_dependent(self, covariance, names, "Gaussian('diagonal')")
         return gaussian(origin + shift, torch.linalg.cholesky(covariance), self.covariance)
 
     def minimum_rows(self, dim: int) -> int:
@@ -118,7 +118,7 @@ class Gaussian(MomentFamily):
         super().check_samples(x, names)
         if self.covariance == "full" and x.shape[1] > 1:
             centred = x - x.mean(0)
-            self._refuse_dependent(centred.T @ centred / len(x), names)
+            refuse_dependent(self, centred.T @ centred / len(x), names, "Gaussian('diagonal')")
 
     def parameters(self, model: Distribution) -> dict[str, Tensor]:
         """Return `loc` (d,) and `scale_tril` (d, d), the Cholesky factor of Σ.
@@ -148,12 +148,6 @@ class Gaussian(MomentFamily):
             because = f"there are {dim} columns, and the rank must be smaller"
             raise InputError(cannot(f"use `{self}`", because, "Lower the rank, or use Gaussian('full')"))
         return rank
-
-    def _refuse_dependent(self, covariance: Float[Tensor, "d d"], names: Sequence[str]) -> None:
-        dependent = dependent_columns(covariance)
-        if bool(dependent.any()):
-            because = f"the columns {quoted(names, dependent)} are linearly dependent, so the covariance is singular"
-            self.refuse(because, "Drop one of them, or use Gaussian('diagonal')")
 
 
 def gram(y: Float[Tensor, "m d"]) -> Float[Tensor, "d d"]:

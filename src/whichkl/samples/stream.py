@@ -39,7 +39,7 @@ class Block:
     log_p: Float[Tensor, " m"] | None = None
     """Log p of the rows, where a solver reads both."""
     keys: Int[Tensor, " m"] | None = None
-    """Numbers that equal rows share, where equal rows must be held out together."""
+    """Numbers that rows share which must be held out together: equal rows, or stretches of chains."""
     numbers: Int[Tensor, " m"] | None = None
     """The numbers of its rows within their part, where some rows are left out."""
     left_out: int = 0
@@ -151,10 +151,11 @@ class Slice(Part):
 
 
 def joined(blocks: Sequence[Block]) -> Block:
-    """Put blocks together into one."""
+    """Put blocks together into one, with their contexts and keys."""
     context = [block.context for block in blocks if block.context is not None]
+    keys = [block.keys for block in blocks if block.keys is not None]
     x, w = torch.cat([block.x for block in blocks]), torch.cat([block.w for block in blocks])
-    return Block(x, w, torch.cat(context) if context else None)
+    return Block(x, w, torch.cat(context) if context else None, keys=torch.cat(keys) if keys else None)
 
 
 def slices(block: Block) -> tuple[Slice, ...]:

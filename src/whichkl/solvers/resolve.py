@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
+from whichkl.chains import chains_of, folds_in_time, standard_error
 from whichkl.divergences import Estimate
 from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Family, Mixture
@@ -52,19 +53,23 @@ def choose_components(target: Target, family: Mixture, seed: int, work: Work) ->
 
     A number is as good as the best if it is within one standard error of the paired difference, the one-standard-error rule of
     Breiman et al. (1984). Up to 3,000 rows are cross-fitted in five folds; of more rows, at most 20,000 spread evenly, a third is
-    held out once. Every number is judged on the same rows.
+    held out once. Chains are cross-fitted in five folds, each a stretch of time, and errors count effective draws. Every number
+    is judged on the same rows.
 
     Raises:
-        InputError: there are too few rows for one component.
+        InputError: one component can't be fitted, as where there are too few rows.
         TargetError: the target has no samples.
     """
     if not target.access.can_sample:
         because = "the number of components is chosen on held-out samples, and the target has none"
         raise TargetError(cannot(f"use `{family}` here", because, "Give a number, say Mixture(3)"))
     block, _ = thinned(rows_of(target.unconstrained(), seed, work.workers), _MAX_ROWS)
-    repeats = None if target.chains is not None else repeats_of(block.x)
-    is_small = len(block) <= _MAX_ROWS_OF_FOLDS
-    if repeats is not None:
+    stretch = None if target.chains is None else block.keys
+    repeats = repeats_of(block.x) if stretch is None else None
+    is_small = len(block) <= _MAX_ROWS_OF_FOLDS or stretch is not None
+    if stretch is not None:
+        folds = folds_in_time(stretch, _FOLDS)
+    elif repeats is not None:
         folds = repeats.folds(_FOLDS if is_small else 3, seed)
     else:
         shuffled = torch.randperm(len(block), generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -77,32 +82,37 @@ def choose_components(target: Target, family: Mixture, seed: int, work: Work) ->
     best, count, worse = 0, 1, 0
     while count <= _MAX_COMPONENTS and worse < _PATIENCE:
         work.tell(f"trying {count} component{'s' * (count > 1)}", math.nan)
-        loss = _cross_fitted(block, folds, replace(family, components=count), target, seed, work, count)
-        if loss is None:
-            break
-        losses[count] = loss
+        try:
+            loss = _cross_fitted(block, folds, replace(family, components=count), target, seed, work, count)
+        except InputError as error:
+            if count > 1:
+                break
+            because = f"one component can't be fitted in {len(folds)} folds of {len(block)} rows: {error}"
+            raise InputError(cannot(f"fit `{family}`", because.rstrip("."), "Give more samples, or a smaller family")) from error
+        losses[count] = loss if stretch is None else loss[order.argsort()]  # in time
         if best == 0 or float(w @ loss) < float(w @ losses[best]):
             best, worse = count, 0
         else:
             worse += 1
         count += 1 if count < 10 else 2 if count < 20 else 4
-    if best == 0:
-        needed = replace(family, components=1).minimum_rows(block.x.shape[1])
-        because = f"{len(block)} rows in {len(folds)} folds are too few for one component, which needs {needed}"
-        raise InputError(cannot(f"fit `{family}`", because, "Give more samples, or a smaller family"))
-    chosen = next(k for k in sorted(losses) if _is_as_good(w, losses[k], losses[best], groups))
+    chains = None if stretch is None else chains_of(stretch)
+    chosen = next(k for k in sorted(losses) if _is_as_good(w, losses[k], losses[best], groups, chains))
     how = (
         f"{len(w):,} of {len(block):,} rows held out" if len(folds) == 1 else f"{len(folds)}-fold cross-fitting, {len(w):,} rows"
     )
     weights = None if target.weights is None else w
-    curve = tuple((k, monte_carlo.cross_entropy(losses[k], how, weights, groups=groups)) for k in sorted(losses))
+    curve = tuple((k, monte_carlo.cross_entropy(losses[k], how, weights, chains, groups)) for k in sorted(losses))
     were = "component was" if chosen == 1 else "components were"
     note = f"{chosen} {were} chosen by {how}: the fewest within one standard error of the best ({best})"
     return replace(family, components=chosen), curve, (note,)
 
 
-def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, seed: int, work: Work, count: int) -> Tensor | None:
-    """Return −log q of every row under a mixture fitted without its fold; None if the rows are too few."""
+def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, seed: int, work: Work, count: int) -> Tensor:
+    """Return −log q of every row under a mixture fitted without its fold.
+
+    Raises:
+        InputError: the rows don't allow it.
+    """
     name = f"components-{count}"
     if work.journal is not None:
         like = {"loss": torch.zeros(sum(map(len, folds)), dtype=torch.float64, device="cpu")}
@@ -110,23 +120,22 @@ def _cross_fitted(block: Block, folds: Any, family: Mixture, target: Target, see
         if done is not None:
             return done["loss"]
     rows = Rows(slices(block), target.names, None, work.workers)
-    try:
-        for fold in folds:
-            keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
-            keep[fold] = False
-            family.check_samples(block.x[keep], target.names)
-        models = ExpectationMaximization().quick().run_without(rows, family, folds, seed)
-    except InputError:
-        return None
+    for fold in folds:
+        keep = torch.ones(len(block), dtype=torch.bool, device="cpu")
+        keep[fold] = False
+        family.check_samples(block.x[keep], target.names)
+    models = ExpectationMaximization().quick().run_without(rows, family, folds, seed)
     loss = torch.cat([-log_likelihood(model, block.x[fold]) for model, fold in zip(models, folds, strict=True)])
     if work.journal is not None:
         work.journal.save(name, {"loss": loss}, {})
     return loss
 
 
-def _is_as_good(w: Tensor, loss: Tensor, best: Tensor, groups: Tensor | None) -> bool:
-    """Return whether a paired loss is within one standard error of the best; rows of one group count as one."""
+def _is_as_good(w: Tensor, loss: Tensor, best: Tensor, groups: Tensor | None, chains: Tensor | None) -> bool:
+    """Return whether a paired loss is within one standard error of the best; a group of rows counts as one row."""
     apart = loss - best
+    if chains is not None:
+        return float(apart.mean()) <= standard_error(apart, chains)[0]
     mean = w @ apart
     parts = w * (apart - mean)
     if groups is not None:

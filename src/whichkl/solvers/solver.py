@@ -68,6 +68,8 @@ class Solution:
     history: tuple[float, ...] = ()
     """The loss of the best start after each iteration. A network trained on rows has its least loss on the validation rows so
     far, per round. The loss can rise where nodes were doubled, or where all rows followed a sample of them."""
+    doubts: tuple[str, ...] = ()
+    """Sentences that state why the value of the best optimum isn't reliable."""
 
     @property
     def best(self) -> Optimum:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, WhichklError, cannot
 from whichkl.adapters import FUNCTION_ADAPTERS, FunctionAdapter, library_folders
+from whichkl.distributions import names_a_range
 from whichkl.process.lock import without_warnings
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.threads import Counted, threads_for
 from whichkl.process.torch_modes import is_of_inference, plain_modes, without_inference_tensors
-from whichkl.user_code import place_of, said_of
+from whichkl.user_code import place_of, release_frames, said_of
 
 Function = Callable[..., Any]
 Who = Literal["log_prob", "score"]
@@ -72,6 +73,7 @@ def find_convention(function: Function, who: Who, batched: bool, probe: Float[Te
                     value = call(watched, point, who, batched, as_array)
         except TargetError as error:
             cause = error.__cause__
+            release_frames(cause)
             if is_of_inference(cause) and inner is function:  # start again, with copies of such tensors
                 inner, attempts, errors = without_inference_tensors(function), [False, True], []
                 continue
@@ -109,6 +111,7 @@ def call(
         because = f"{said}{place_of(error, library_folders())}"
         gets = f"{'an (n, d) tensor' if batched else 'one (d,) point'} of {str(read.dtype).removeprefix('torch.')}"
         instead = f"Correct the function; it gets {gets}" + (", which `dtype=` changes" if "dtype" in said else "")
+        instead = f"Pass `support=`, or correct the function; it gets {gets}" if names_a_range(error) else instead
         raise TargetError(cannot(f"evaluate `{who}`", because, instead)) from error
     if version is not None and read._version != version:
         because, instead = f"`{who}` changes its argument in place", "Compute on a copy, such as `x = x.clone()`"

@@ -66,6 +66,11 @@ class Liveness:
         return True
 
     @property
+    def known(self) -> Float[Tensor, "1 d"] | None:
+        """A point that gave a number, if any did."""
+        return None if self._known is None else self._known[0]
+
+    @property
     def has_answered(self) -> bool:
         """Whether any point had a number so far."""
         return self._known is not None

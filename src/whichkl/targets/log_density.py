@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -9,48 +10,63 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import DeadDensityError, TargetError, cannot, check_log_prob
+from whichkl._checks import DeadDensityError, NotANumberError, TargetError, cannot, check_log_prob
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import autograd_on
 from whichkl.targets.calling import Convention, Function, call, check_shape, find_convention
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.liveness import FAILURES, ROWS_BEFORE_CHECK, Liveness
+from whichkl.targets.raising_rows import RaisingRows
 
 _MAX_POINTS_ALONE = 3
 _MAX_POINTS_DIFFERENCED = 8
+_MAX_NATS_BELOW = 1e6
+"""Nats below the largest log density so far from which on a gradient may overflow: no mass of p is there."""
 
 
 class LogDensity:
     """A log density with its gradient.
 
-    One or two calls at `probe` show whether the function takes tensors or NumPy arrays, and whether autograd reaches it. A
+    One or two calls at a point show whether the function takes tensors or NumPy arrays, and whether autograd reaches it. A
     function of another library's arrays is compiled and differentiated by that library (see `whichkl.adapters`).
 
     Args:
         function: f(x), (n, d) → (n,), natural log, up to a constant.
         score: g(x), (n, d) → (n, d), its gradient, or None.
         batched: False if both take one point, (d,).
-        probe: (1, d), a point inside the support where the function is tried once.
+        probes: (k, d), points inside the support; the function is tried once at the first one where it doesn't raise.
     """
 
-    def __init__(self, function: Function, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]) -> None:
-        self.function, self.score, self.batched, self.probe = function, score, batched, probe
+    def __init__(self, function: Function, score: Function | None, batched: bool, probes: Float[Tensor, "k d"]) -> None:
+        self.function, self.score, self.batched, self.probe, self.spare = function, score, batched, probes[:1], probes[1:]
         self.place: Callable[[Tensor], Tensor] | None = None
         """Maps x to the user's coordinates for error messages, if the function is read in other coordinates."""
         self.liveness = Liveness(self._answers)
+        self.raising = RaisingRows(self.liveness)
         self._convention: Convention | None = None
         self._is_verified = False
+        self._best = -math.inf
 
     @property
     def convention(self) -> Convention:
         """How the functions are called; a function of another library is replaced by one of tensors at first use."""
         if self._convention is None:
-            found = find_convention(self.function, "log_prob", self.batched, self.probe)
+            found = self._found_convention()
             self.function = found.applied_to(self.function, "log_prob")
             self.score = None if self.score is None else found.applied_to(self.score, "score")
             self.batched = self.batched or found.adapter is not None
             self._convention = found
         return self._convention
+
+    def _found_convention(self) -> Convention:
+        """Try the function at one point after the other, until it doesn't raise."""
+        try:
+            return find_convention(self.function, "log_prob", self.batched, self.probe)
+        except TargetError:
+            for point in self.spare.split(1):
+                with contextlib.suppress(TargetError):
+                    return find_convention(self.function, "log_prob", self.batched, point)
+            raise
 
     @property
     def differentiable(self) -> bool:
@@ -69,14 +85,20 @@ class LogDensity:
         found = self.convention
         if self.score is None:
             raise TargetError(cannot("evaluate the score", "the target has none", "Pass `score=`"))
+        score = self.score
+
+        def called(rows: Tensor) -> Tensor:
+            value = call(score, rows, "score", self.batched, found.takes_arrays, self.probe.dtype)
+            return check_shape(value.detach(), rows)
+
         with threads_for(len(x) * found.work):
-            return check_shape(call(self.score, x, "score", self.batched, found.takes_arrays, self.probe.dtype).detach(), x)
+            return self.raising.call(called, x, tuple(x.shape[1:]), batched=self.batched)
 
     def value_and_score(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"]]:
         """Return log p and ∇log p at each row, both detached."""
         with self.liveness.watched():
             value, gradient = self._raw(x.detach())
-            value = self._checked(value, x)
+            value, gradient = self._without_overflow(self._checked(value, x), gradient)
             gradient = _check_score(gradient, value, x)
         self.liveness.count(x, value, gradient)
         if len(x) and not self._is_verified:
@@ -96,6 +118,9 @@ class LogDensity:
             found = self._sorted(*self._raw(x.detach()))
         except DeadDensityError:
             raise
+        except NotANumberError as error:  # every row raises
+            self.liveness.check(error)
+            found = self._sorted(torch.full_like(x[:, 0], math.nan), torch.zeros_like(x))
         except FAILURES as error:
             self.liveness.check(error)
             return self._split_trial(x)
@@ -105,18 +130,24 @@ class LogDensity:
     def tried(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], int]:
         """Return log p for a search: −∞ where it's NaN, and the number of such points."""
         with self.liveness.watched():
-            value = self.unchecked(x).detach()
+            try:
+                value = self.unchecked(x).detach()
+            except NotANumberError:  # every row raises
+                value = torch.full_like(x[:, 0], math.nan)
             self.liveness.count(x, value)
             nan = value.isnan()
             return self._checked(value.masked_fill(nan, -math.inf), x), int(nan.sum())
 
     def unchecked(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return log p at each row, which may be NaN or +inf."""
+        """Return log p at each row, which may be NaN or +inf; NaN where the function raises, unless it raises for every row."""
         found = self.convention  # first, since it may replace the function
+
+        def called(rows: Tensor) -> Tensor:
+            value = call(self.function, rows, "log_prob", self.batched, found.takes_arrays, self.probe.dtype)
+            return value if tuple(value.shape) == (len(rows),) else check_log_prob(value, rows)  # raises
+
         with threads_for(len(x) * found.work):
-            value = call(self.function, x, "log_prob", self.batched, found.takes_arrays, self.probe.dtype)
-        if tuple(value.shape) != (len(x),):
-            return check_log_prob(value, x)  # raises
+            value = self.raising.call(called, x, (), batched=self.batched)
         if not self.liveness.has_answered:
             self.liveness.remember(x, value)
         return value
@@ -126,15 +157,23 @@ class LogDensity:
         value, rejected = self._sorted(*self._raw(x))[::2] if with_gradient else (self.unchecked(x).detach(), 0)
         return not rejected and bool(value.isfinite().all())
 
-    @staticmethod
-    def _sorted(value: Tensor, gradient: Tensor) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
-        """Put −∞ and 0 where the value or the gradient isn't a number, and count these points."""
+    def _sorted(self, value: Tensor, gradient: Tensor) -> tuple[Float[Tensor, " n"], Float[Tensor, "n d"], int]:
+        """Put −∞ and 0 where the value or the gradient isn't a number, and count these points, unless p has no mass there."""
         if math.isfinite(float(value.sum() + gradient.sum())):  # then each is finite: the usual case
+            self._best = max(self._best, float(value.max())) if len(value) else self._best
             return value, gradient, 0
+        value, gradient = self._without_overflow(value, gradient)
         wrong = value.isnan() | (value == math.inf) | ~gradient.isfinite().all(-1) & value.isfinite()
         wrong_or_zero = wrong | ~value.isfinite()
         gradient = torch.where(wrong_or_zero[:, None], 0.0, gradient)
         return torch.where(wrong, -math.inf, value), gradient, int(wrong.sum())
+
+    def _without_overflow(self, value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Put −∞ and 0 where the gradient isn't finite and log p is millions of nats below its largest value so far."""
+        known = value[value.isfinite()]
+        self._best = max(self._best, float(known.max())) if len(known) else self._best
+        hopeless = ~gradient.isfinite().all(-1) & (value < self._best - _MAX_NATS_BELOW)
+        return value.masked_fill(hopeless, -math.inf), gradient.masked_fill(hopeless[:, None], 0.0)
 
     def _split_trial(self, x: Float[Tensor, "n d"]) -> tuple[Tensor, Tensor, int]:
         """Find the points at which the function raises, by halving the rows, and reject only these points.
@@ -188,7 +227,8 @@ class LogDensity:
     def _checked(self, value: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the values, or raise `TargetError` if one is neither a number nor −∞."""
         is_number = value.shape == (len(x),) and not bool((value.isnan() | (value == math.inf)).any())
-        return value if is_number else check_log_prob(value, self.place(x) if self.place else x)
+        raised = self.raising.said if self.raising.has_raised else ""
+        return value if is_number else check_log_prob(value, self.place(x) if self.place else x, raised=raised)
 
     def _central_differences(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         n, d = x.shape

@@ -67,11 +67,13 @@ class Bijection:
         """Whether the support is a finite set of rows of whole numbers, which has no free coordinates."""
         return self.levels is not None
 
-    def inside(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "1 d"]:
-        """Return one point in the support."""
+    def inside(self, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3 d"]:
+        """Return points in the support, the first of them in its middle, or at the lower ends of a discrete one."""
         if self.levels is not None:
-            return torch.tensor([[low for low, _ in self.levels]], dtype=dtype, device=device)
-        return self.forward(torch.zeros(1, self.free_dim, dtype=dtype, device=device))
+            low, high = (list(ends) for ends in zip(*self.levels, strict=True))
+            return torch.tensor([low, high, [(a + b) // 2 for a, b in self.levels]], dtype=dtype, device=device)
+        aside = torch.linspace(0.3, 0.7, self.free_dim, dtype=dtype, device=device)
+        return self.forward(torch.stack([torch.zeros_like(aside), aside, -aside]))
 
     def forward(self, u: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         """Map free coordinates to points in the support."""

@@ -318,14 +318,15 @@ class Target:
         return f"Target(dim={self.dim}{size}, access: {self.access.label})"
 
     def _density(
-        self, log_prob: Function | None, score: Function | None, batched: bool, probe: Float[Tensor, "1 d"]
+        self, log_prob: Function | None, score: Function | None, batched: bool, probes: Float[Tensor, "k d"]
     ) -> LogDensity | None:
         """Return the user's log density, or the line integral of a score without a log density."""
         self.line_integral: LineIntegral | None = None
         if log_prob is not None:
-            return LogDensity(log_prob, score, batched, probe)
+            return LogDensity(log_prob, score, batched, probes)
         if score is None:
             return None
+        probe = probes[:1]
         gradient = Score(score, batched, probe)
 
         def count(n: int) -> None:

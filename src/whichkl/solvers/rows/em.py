@@ -46,8 +46,8 @@ _COARSE = 1e-5
 _SECONDS_BETWEEN_ENTRIES = 2.0
 """Seconds between two entries in the journal."""
 _AT_THE_FLOOR = (
-    "a component's covariance lies at its floor: rows repeat, or columns depend on each other, so that the likelihood has no "
-    "maximum and the floor sets the value"
+    "a component's covariance lies at its floor, a millionth of that of all rows: its rows repeat or lie on a line or a plane, "
+    "or others lie a thousand times farther away, so that the floor sets the value"
 )
 
 
@@ -55,8 +55,9 @@ _AT_THE_FLOOR = (
 class ExpectationMaximization(Solver):
     """argmin KL(p‖q) over mixtures: responsibilities, then weighted moments, until the likelihood no longer rises.
 
-    Every covariance is kept above a floor, 1e-6 times the data's variances plus δ²/12, where δ is the step in which a column was
-    recorded. No component can therefore collapse onto a point or a line of rounded values. All starts run as one batch on at
+    Every covariance is kept above a floor: in every direction, 1e-6 times the variance of all rows plus δ²/12, where δ is the
+    step in which a column was recorded. No component can therefore collapse onto a point or a line of rounded values; a value
+    that the floor sets isn't reliable. All starts run as one batch on at
     most 30,000 rows, and the best two run to the end. Components of the best are split and merged while that helps. If there
     are more rows, the best start then uses all of them. The sums of a pass are exact; they are in float32 while that is precise
     enough, and in float64 at the end. SQUAREM leaps make EM several times faster. It stops when two cycles in a row gain less
@@ -101,7 +102,7 @@ class ExpectationMaximization(Solver):
         """Run EM on rows: the starts on a sample of them, the best on all."""
         fitted = replace(rows, stride=stride)
         sample, count = thinned(fitted, _MAX_ROWS_OF_SAMPLE)
-        frame = Frame.of(sample, family)
+        frame = Frame.of(sample, family, rows.names)
         sample = sample.thinned(max(_MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER * frame.parameters))
         few = Rows(slices(sample), rows.names, None, rows.workers, evaluations=rows.evaluations)
         whole = count <= len(sample)
@@ -135,9 +136,9 @@ class ExpectationMaximization(Solver):
             is_measured = whole and self.neighbour is None  # a neighbour is compared on other rows
             loss = -mean_log_likelihood(model, rows) if is_measured else frame.loss(last.likelihood[i])
             optima.append(Optimum(model, loss, last.small == 2, False))
-        notes = (_AT_THE_FLOOR,) if frame.is_at_floor(last.best) else ()
+        doubts = (_AT_THE_FLOOR,) if frame.is_at_floor(last.best) else ()
         iterations, history = moved + sum(one.iterations for one in climbs), tuple(h for one in climbs for h in one.history)
-        return Solution(distinct(optima), iterations, last.gain, held=held, notes=notes, history=history)
+        return Solution(distinct(optima), iterations, last.gain, held=held, doubts=doubts, history=history)
 
     def solve_without(self, target: Target, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Any]:
         """Climb for all sets at once."""
@@ -146,7 +147,7 @@ class ExpectationMaximization(Solver):
     def run_without(self, rows: Rows, family: Family, left_out: Sequence[Tensor], seed: int) -> list[Distribution]:
         """Climb from all starts of all sets in one batch, in which the rows that a set leaves out have the weight 0."""
         block, sets = rows.gather(), len(left_out)
-        frame, weights = Frame.of(block, family), block.w[:, None].repeat(1, sets)
+        frame, weights = Frame.of(block, family, rows.names), block.w[:, None].repeat(1, sets)
         for i, one in enumerate(left_out):
             weights[one.cpu(), i] = 0  # the rows are on the CPU, wherever the target is
         y, starts = frame.standard(block.x), self.starts if frame.count > 1 else 1  # one law has one optimum, as a rule

@@ -64,6 +64,8 @@ def states_near(model: Any, frame: Frame) -> State | None:
     if (df is None) == frame.is_student or abs(more) > 1 or len(probs) == 1:
         return None
     tril = tril / frame.scale[:, None]
+    if frame.mixing is not None:
+        tril = torch.linalg.solve_triangular(frame.mixing, tril, upper=False)
     one = State(probs[None], frame.standard(loc)[None], (tril @ tril.mT)[None], None if df is None else df[None])
     if more == 0:
         return one

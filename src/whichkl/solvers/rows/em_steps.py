@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,10 +17,9 @@ from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.process.threads import FLOPS_PER_NUMBER
 from whichkl.samples import Block
+from whichkl.solvers.rows.em_scales import scales_of
 from whichkl.solvers.rows.rows import Rows, Sums
 
-_FLOOR = 1e-6
-"""Smallest variance of a component, relative to the data's."""
 _ROWS_PER_PRODUCT = 4_096
 """Number of rows in one matrix product."""
 _MAX_PRECISION_IN_SINGLE = 1e5
@@ -73,7 +72,10 @@ class Frame:
 
     shift: Float[Tensor, " d"]
     scale: Float[Tensor, " d"]
-    floor: Float[Tensor, " d"]
+    mixing: Float[Tensor, "d d"] | None
+    """The Cholesky factor of the correlations, where columns nearly agree: rows are multiplied by its inverse. Else None."""
+    floor: Float[Tensor, "d d"]
+    """F of the condition Σ ⪰ F on the covariance of every component, in these coordinates."""
     covariance: str
     count: int
     is_student: bool
@@ -81,19 +83,18 @@ class Frame:
     """Whether the model is a single law rather than a mixture."""
 
     @classmethod
-    def of(cls, sample: Block, family: Family) -> Frame:
-        """Take the scales from a sample of the rows."""
+    def of(cls, sample: Block, family: Family, names: Sequence[str]) -> Frame:
+        """Take the scales from a sample of the rows.
+
+        Raises:
+            InputError: columns determine each other, and the covariance isn't diagonal.
+        """
         if not isinstance(family, (Mixture, StudentT)):
             raise TypeError(family)
-        x, w = sample.x, sample.w / sample.w.sum()
-        shift = w @ x
-        scale = (w @ (x - shift).square()).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)
-        # A value recorded to a step h stands for an interval, whose variance is h²/12: no component may claim to know more.
-        floor = _FLOOR + (resolution(x) / scale).square() / 12
+        scales = scales_of(sample, family, names)
         if isinstance(family, StudentT):
-            return cls(shift, scale, floor, family.covariance, count=1, is_student=True, is_single=True)
-        return cls(shift, scale, floor, family.covariance, family.count, family.law == "student_t", is_single=False)
+            return cls(*scales, family.covariance, count=1, is_student=True, is_single=True)
+        return cls(*scales, family.covariance, family.count, family.law == "student_t", is_single=False)
 
     @property
     def parameters(self) -> int:
@@ -111,42 +112,38 @@ class Frame:
 
     def is_at_floor(self, state: State) -> bool:
         """Return whether some component is as narrow in some direction as the floor allows."""
-        root = self.floor.sqrt()
-        narrowest = torch.linalg.eigvalsh(state.cov[0] / (root[:, None] * root))[..., 0].min()
+        if self.covariance == "diagonal":
+            narrowest = (state.cov[0].diagonal(dim1=-2, dim2=-1) / self.floor.diagonal()).min()
+        else:
+            narrowest = torch.linalg.eigvalsh(_relative(state.cov[0], torch.linalg.cholesky(self.floor))).min()
         return bool(narrowest < 1 + 1e-6)
 
     def standard(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Carry rows into these coordinates."""
-        return (x - self.shift) / self.scale
+        y = (x - self.shift) / self.scale
+        return y if self.mixing is None else torch.linalg.solve_triangular(self.mixing, y.T, upper=False).T
 
     def model(self, state: State, i: int) -> Distribution:
         """Carry one of the states back, as a torch distribution."""
-        tril = torch.diag(self.scale) @ torch.linalg.cholesky(state.cov[i])
-        loc, df = self.shift + self.scale * state.loc[i], None if state.df is None else state.df[i]
+        back = torch.diag(self.scale) if self.mixing is None else self.scale[:, None] * self.mixing
+        tril = back @ torch.linalg.cholesky(state.cov[i])
+        loc, df = self.shift + state.loc[i] @ back.T, None if state.df is None else state.df[i]
         if self.is_single and df is not None:
             return MultivariateStudentT(df[0], loc[0], tril[0], validate_args=False)
         return mixture(state.probs[i], loc, tril, self.covariance, df)
 
     def loss(self, likelihood: Tensor) -> float:
         """Return −mean log q in the coordinates of the rows."""
-        return float(self.scale.log().sum() - likelihood)
+        volume = self.scale.log().sum()
+        return float((volume if self.mixing is None else volume + self.mixing.diagonal().log().sum()) - likelihood)
 
     def update(self, rows: Rows, dtype: torch.dtype, state: State) -> tuple[Float[Tensor, " s"], State]:
         """Take an E and an M step over all rows; return the mean log likelihood at each state, and the states after the step."""
-        sums = rows.total(partial(expectation, state, self.shift, self.scale, self.covariance == "diagonal", dtype))
+        sums = rows.total(partial(expectation, state, self, dtype))
         return sums["likelihood"] / sums["weight"], m_step(sums, state, self.floor, self.covariance)
 
 
-def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
-    """Return the step in which each column was recorded: its smallest gap if most values repeat, else 0."""
-    steps = []
-    for column in x.T:
-        values = column.unique()
-        steps.append(values.diff().min() if 1 < len(values) < len(column) / 2 else column.new_zeros(()))
-    return torch.stack(steps)
-
-
-def expectation(state: State, shift: Tensor, scale: Tensor, diagonal: bool, dtype: torch.dtype, blocks: Iterator[Block]) -> Sums:
+def expectation(state: State, frame: Frame, dtype: torch.dtype, blocks: Iterator[Block]) -> Sums:
     """Take the E step over the blocks of a part: Σ w r φ(x) per component and Σ w log q per start, in float64.
 
     φ are the products of columns, the columns and 1. The log densities and the sums are each one matrix product with these
@@ -158,6 +155,7 @@ def expectation(state: State, shift: Tensor, scale: Tensor, diagonal: bool, dtyp
     Source: Dempster, Laird & Rubin (1977); for Student-t, Liu & Rubin (1995).
     """
     starts, count, dim = state.loc.shape
+    diagonal = frame.covariance == "diagonal"
     forms = quadratic_forms(state, diagonal=diagonal)
     constant = _log_constant(state)
     if state.df is None:
@@ -171,7 +169,7 @@ def expectation(state: State, shift: Tensor, scale: Tensor, diagonal: bool, dtyp
     buffer = torch.empty(forms.shape[1], _ROWS_PER_PRODUCT, dtype=dtype, device="cpu")
     for block in blocks:
         for x, w in zip(block.x.split(_ROWS_PER_PRODUCT), block.w.split(_ROWS_PER_PRODUCT), strict=True):
-            y = ((x - shift) / scale).T.to(dtype).contiguous()
+            y = frame.standard(x).T.to(dtype).contiguous()
             features = _features(y, buffer[:, : len(x)], diagonal=diagonal)
             form = (forms @ features).reshape(starts, count, -1)
             joint = form if df is None else constant - (df + dim) / 2 * torch.log1p(form.clamp(min=0) / df)
@@ -192,7 +190,7 @@ def expectation(state: State, shift: Tensor, scale: Tensor, diagonal: bool, dtyp
     return sums
 
 
-def m_step(sums: Sums, state: State, floor: Float[Tensor, " d"], covariance: str) -> State:
+def m_step(sums: Sums, state: State, floor: Float[Tensor, "d d"], covariance: str) -> State:
     """Take the M step: weighted moments, with covariances above `floor`, and one covariance for all components if tied."""
     starts, count, dim = state.loc.shape
     diagonal = covariance == "diagonal"
@@ -287,17 +285,24 @@ def _freedom(df: Float[Tensor, "s k"], dim: int, spread: Float[Tensor, "s k"]) -
     return t.exp()
 
 
-def _above(covariance: Float[Tensor, "s k d d"], floor: Float[Tensor, " d"], *, diagonal: bool) -> Float[Tensor, "s k d d"]:
-    """Raise covariances to Σ ⪰ diag(floor), the exact M step under that constraint: eigenvalues are clipped in its metric."""
+def _above(covariance: Float[Tensor, "s k d d"], floor: Float[Tensor, "d d"], *, diagonal: bool) -> Float[Tensor, "s k d d"]:
+    """Raise covariances to Σ ⪰ floor, the exact M step under that constraint: eigenvalues are clipped in its metric."""
     if diagonal:
-        return torch.diag_embed(torch.maximum(covariance.diagonal(dim1=-2, dim2=-1), floor))
-    root = floor.sqrt()
-    eigenvalue, vector = torch.linalg.eigh(covariance / (root[:, None] * root))
+        return torch.diag_embed(torch.maximum(covariance.diagonal(dim1=-2, dim2=-1), floor.diagonal()))
+    root = torch.linalg.cholesky(floor)
+    eigenvalue, vector = torch.linalg.eigh(_relative(covariance, root))
     if bool((eigenvalue >= 1).all()):
         return covariance
-    raised = (vector * eigenvalue.clamp(min=1.0)[..., None, :]) @ vector.transpose(-1, -2)
-    above: Tensor = raised * (root[:, None] * root)
+    vector = root @ vector
+    above: Tensor = (vector * eigenvalue.clamp(min=1.0)[..., None, :]) @ vector.mT
     return above
+
+
+def _relative(covariance: Float[Tensor, "... d d"], root: Float[Tensor, "d d"]) -> Float[Tensor, "... d d"]:
+    """Return L⁻¹ Σ L⁻ᵀ."""
+    half = torch.linalg.solve_triangular(root, covariance, upper=False)
+    relative: Tensor = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    return relative
 
 
 def squarem_cycle(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot, check_scales
 from whichkl.access import Access
+from whichkl.chains import stretches
 from whichkl.cluster import Threads, Workers
 from whichkl.divergences.exact.quadrature import expectation_rule
 from whichkl.families.family import log_likelihood
@@ -163,6 +164,7 @@ def rows_of(target: Target, seed: int, workers: Workers | None = None) -> Rows:
     context = None if target.context is None else target.context.cpu()
     counts = Evaluations() if target.samples is None else target.evaluations  # draws were counted when they were drawn
     keys = None if target.repeats is None else target.repeats.rank(seed).cpu()
+    keys = keys if target.chains is None else stretches(target.chains.cpu())
     block = Block(x.cpu(), w.cpu(), context, keys=keys)
     return Rows(slices(block), target.names, None, workers, seed=seed, evaluations=counts)
 
