@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Kumaraswamy, TransformedDistribution, constraints
+from torch.distributions import Distribution, GeneralizedPareto, Independent, Kumaraswamy, TransformedDistribution, constraints
 
 
 def widened(p: Distribution) -> Distribution:
@@ -28,7 +28,7 @@ def widened(p: Distribution) -> Distribution:
 def _is_torchs(p: Distribution) -> bool:
     """Whether a law is one of torch's that work in float64 (GeneralizedPareto doesn't)."""
     parts = [p, *getattr(p, "transforms", []), *(one for one in vars(p).values() if isinstance(one, Distribution))]
-    plain = all(type(one).__module__.startswith("torch.distributions.") for one in parts)
+    plain = all(type(one).__module__.startswith(("torch.distributions.", "whichkl.targets.supports")) for one in parts)
     inner = all(_is_torchs(one) for one in parts[1:] if isinstance(one, Distribution))
     return plain and inner and type(p).__name__ != "GeneralizedPareto"
 
@@ -55,6 +55,8 @@ def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Ten
     within = support.check(point) & _reached(p, point)
     if isinstance(p, Kumaraswamy):  # torch's is −∞ where xᵃ rounds to 0
         return inside(within, point, lambda y: _log_kumaraswamy(p, y))
+    if isinstance(p, GeneralizedPareto):  # torch's raises in float64
+        return inside(within, point, lambda y: _log_generalized_pareto(p, y))
     if x.dtype == torch.float64 and _single_precision(p):  # torch casts x to the parameters' type, where it overflows
         within = within & (x.abs() < 1e30).all(-1)
     return inside(within, point, lambda y: p.log_prob(y).to(x.dtype))
@@ -84,6 +86,13 @@ def _log_kumaraswamy(p: Kumaraswamy, x: Tensor) -> Tensor:
     log_x = x.log()
     value: Tensor = a.log() + b.log() + (a - 1) * log_x + (b - 1) * (-torch.expm1(a * log_x)).log()
     return value
+
+
+def _log_generalized_pareto(p: GeneralizedPareto, x: Tensor) -> Tensor:
+    """−log s − (1 + 1/c) log(1 + c z), z = (x − loc) / s; −log s − z where c = 0. Source: Pickands (1975)."""
+    loc, scale, c = (one.to(x.dtype) for one in (p.loc, p.scale, p.concentration))
+    z, shape = (x - loc) / scale, torch.where(c == 0, 1.0, c)
+    return -scale.log() - torch.where(c == 0, z, (1 + 1 / shape) * torch.log1p(shape * z))
 
 
 def _single_precision(p: Distribution) -> bool:

@@ -16,6 +16,7 @@ from whichkl.divergences.exact import closed_form, discrete, line_distances, qua
 from whichkl.divergences.kinds import WeightedKLs
 from whichkl.divergences.question import Question
 from whichkl.divergences.samples import bound, nearest_neighbors, ratio, sample_distances
+from whichkl.targets.coordinates import in_free_coordinates
 
 _ERROR_OF_THINNED_ROWS = math.sqrt((1 + math.exp(-2)) / (1 - math.exp(-2)))
 """Factor of the error of thinned chains: kept neighbours, τ apart, still correlate by about e⁻²."""
@@ -157,7 +158,7 @@ def _monte_carlo_can(ask: Question) -> bool:
     _monte_carlo_can,
 )
 def _monte_carlo(ask: Question) -> Estimate | None:
-    p, q = ask.targets
+    p, q = in_free_coordinates(*ask.targets)
     if ask.is_kl:
         run = monte_carlo.forward_kl if ask.name == "forward_kl" else monte_carlo.reverse_kl
         return run(p, q, ask.n, ask.seed)

@@ -51,6 +51,12 @@ class Located:
         bounds = p.bijection.bounds
         return cls(p, draws, bounds, float(p.log_prob(draws).detach().max()), Chart.fitting([draws], bounds), sought)
 
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What wasn't looked at."""
+        if self.sought is None or self.target.normalized:
+            return ()
+        return (f"{name} can't be sampled: its mass was searched for, and a narrow mode far from the rest would be missed",)
+
     def log_mass(self, whole: Integral | None = None) -> float:
         """Log of the integral of the density, checked: finite, and 1 where the density is given as normalised."""
         p, dim = self.target, self.target.dim
@@ -91,6 +97,8 @@ class Ground:
     draws: list[Tensor]
     chart: Chart
     notes: tuple[str, ...]
+    within: Target | None = None
+    """The target in whose free coordinates both are given; None where both are as they were."""
 
     @classmethod
     def of(cls, p: Target, q: Target) -> Ground:
@@ -105,11 +113,7 @@ class Ground:
         bounds = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(one.bounds, other.bounds, strict=True)]
         ends = [sorted({end for side in (one, other) for end in side.bounds[j] if math.isfinite(end)}) for j in range(p.dim)]
         draws = [one.draws, other.draws]
-        notes = tuple(
-            f"{name} can't be sampled: its mass was searched for, and a narrow mode far from the rest would be missed"
-            for name, side in (("p", one), ("q", other))
-            if side.sought is not None and not side.target.normalized
-        )
+        notes = one.notes("p") + other.notes("q")
         log_z = (one.log_mass(), other.log_mass())
         return cls(p, q, log_z, bounds, ends, draws, Chart.fitting(draws, bounds, ends), notes)
 

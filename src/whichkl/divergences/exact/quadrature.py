@@ -21,8 +21,9 @@ from whichkl.divergences.exact.boxes import Integral, integrate
 from whichkl.divergences.exact.closed_form import closed_form
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Ground, Located
 from whichkl.divergences.exact.tails import REACHES, diverges
-from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence, WeightedKLs
 from whichkl.targets import Target
+from whichkl.targets.coordinates import in_free_coordinates
 
 _MAX_MASS_BY_ROUNDING = 1e-13
 """Mass outside of the other's support from which a divergence is infinite; less may be rounding in a user's density."""
@@ -90,7 +91,7 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     if dim > MAX_DIMENSIONS:
         because = f"they have {dim} free coordinates, and it takes at most {MAX_DIMENSIONS}"
         raise InputError(cannot("integrate these densities", because, "Use Monte Carlo"))
-    ground = Ground.of(p, q)
+    ground = (_ground_inside(p, q, kind) if p is given else None) or Ground.of(p, q)
     densities, chart, draws, ends = ground.densities, ground.chart, ground.draws, ground.ends
 
     tolerance = TOLERANCE[1] if dim == 1 else 1e-3
@@ -101,14 +102,50 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
         digits = 4 if float(missed.error[0]) < 1e-4 * outside else 2
         where = _where(densities, kind, missed.rule(chart)[0] if dim == 1 else torch.cat(draws), ends, p.names)
         return Estimate.settled(kind.name, math.inf, "quadrature", f"{outside:.{digits}g} of the mass of {where}")
-    near = REACHES if p is given else REACHES[-1:]  # near the corners of a simplex torch's densities are clamped
-    place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names, near)
+    is_cube = p is not given and not p.bijection.is_real
+    near = REACHES[-1:] if is_cube else REACHES  # near the corners of a simplex torch's densities are clamped
+    within = ground.within or (None if p is given or is_cube else given)
+    shown = _free_ends(within) if within else ground.bounds
+    place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names, near, shown)
     if place:
         return Estimate.settled(kind.name, math.inf, "quadrature", f"the integrand of {kind.formula} isn't integrable {place}")
     if isinstance(kind, RenyiDivergence) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
         return Estimate.settled(kind.name, math.inf, "quadrature", "their supports don't overlap")
     whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, draws, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
     return _estimate(kind, whole, dim, ground.notes)
+
+
+def _ground_inside(p: Target, q: Target, kind: IntegralDivergence) -> Ground | None:
+    """Return the ground of a KL in the free coordinates of the law of its expectation, which lives inside the other's support.
+
+    The other is evaluated at x = T(u), and may have mass outside. None where the law isn't known in free coordinates.
+    """
+    if not isinstance(kind, WeightedKLs) or 0 not in kind.kl_weights:
+        return None
+    inner, outer = (p, q) if kind.kl_weights[0] else (q, p)
+    covered = all(a[0] >= b[0] and a[1] <= b[1] for a, b in zip(inner.bijection.bounds, outer.bijection.bounds, strict=True))
+    is_row = inner.bijection.constraints[0].event_dim == outer.bijection.constraints[0].event_dim == 0
+    if inner.free_law is None or not (covered and is_row):
+        return None
+    free = inner.unconstrained()
+    around = Located.of(outer, inner.draws(1000, 0).to(torch.float64))
+    one, free_outer = Located.of(free), outer.unconstrained()
+
+    def carried(u: Tensor) -> Tensor:
+        x = inner.bijection.forward(u)
+        log_volume = inner.bijection.log_jacobian(u, x)
+        if outer.free_law is None:
+            return outer.log_prob(x) + log_volume
+        v = outer.bijection.inverse(x)  # has the digits of x near an end that both share
+        return free_outer.log_prob(v) - outer.bijection.log_jacobian(v, x) + log_volume
+
+    other = Target(log_prob=carried, dim=free.dim)
+    pair, masses = (free, other), (one.log_mass(), around.log_mass())
+    if inner is q:
+        pair, masses = pair[::-1], masses[::-1]
+    return Ground(
+        *pair, masses, one.bounds, [[]] * free.dim, [one.draws], one.chart, around.notes("p" if outer is p else "q"), inner
+    )
 
 
 def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
@@ -151,7 +188,8 @@ def _where(
 
 
 def _free(p: Target, q: Target) -> tuple[Target, Target]:
-    """Return the pair on a cube, where both live on one simplex: divergences don't change."""
+    """Return the pair in free coordinates, where both laws are known in them, or on a cube: divergences don't change."""
+    p, q = in_free_coordinates(p, q)
     words = [one.bijection.constraints[0] for one in (p, q)]
     if not any(word.event_dim > 0 and not one.bijection.is_real for word, one in zip(words, (p, q), strict=True)):
         return p, q
@@ -159,6 +197,13 @@ def _free(p: Target, q: Target) -> tuple[Target, Target]:
         because = "their supports are neither products of intervals nor one simplex"
         raise TargetError(cannot("integrate these densities", because, "Use Monte Carlo"))
     return _by_sticks(p), _by_sticks(q)
+
+
+def _free_ends(p: Target) -> list[tuple[float, float]]:
+    """Where x, or a share of the stick of a simplex, goes as each free coordinate goes to −∞ and to ∞."""
+    if p.bijection.constraints[0].event_dim > 0:
+        return [(0.0, 1.0)] * p.bijection.free_dim
+    return [(high, low) if low == -math.inf < high < math.inf else (low, high) for low, high in p.bijection.bounds]
 
 
 def _by_sticks(p: Target) -> Target:
