@@ -33,7 +33,7 @@ from torch.distributions import (
     VonMises,
     Weibull,
 )
-from torch.distributions.transforms import AffineTransform, PowerTransform, SigmoidTransform, TanhTransform
+from torch.distributions.transforms import AffineTransform, ExpTransform, PowerTransform, SigmoidTransform, TanhTransform
 
 import whichkl as wk
 from whichkl import Target
@@ -85,6 +85,11 @@ def laws(dtype):
             Normal(t(0.3), t(2.0)), AffineTransform(t(0.1), t(2.0)), SigmoidTransform(), AffineTransform(2.0, 3.0)
         ),
         "power": moved(Gamma(t(2.0), t(1.0)), PowerTransform(t(-2.0)), AffineTransform(0.0, 3.0), PowerTransform(t(0.3))),
+        "exponential of a mixture": moved(
+            MixtureSameFamily(Categorical(t(0.3, 0.7)), Normal(t(0.0, 2.0), t(1.0, 0.5))),
+            AffineTransform(1.0, -2.0),
+            ExpTransform(),
+        ),
         "mixture": MixtureSameFamily(Categorical(t(0.3, 0.7)), Beta(t(2.0, 5.0), t(3.0, 1.5))),
     }
     rows = {

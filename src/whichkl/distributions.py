@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, GeneralizedPareto, Independent, Kumaraswamy, TransformedDistribution, constraints
+from torch.distributions.transforms import ComposeTransform, Transform
 
 
 def widened(p: Distribution) -> Distribution:
@@ -22,6 +24,25 @@ def widened(p: Distribution) -> Distribution:
             vars(wide)[name] = value.detach().to(torch.float64)
         elif isinstance(value, Distribution):
             vars(wide)[name] = widened(value)
+        elif name == "transforms":
+            vars(wide)[name] = [_wide_transform(step) for step in value]
+    return wide
+
+
+def _wide_transform(step: Transform) -> Transform:
+    """Return a transform with float64 parameters; itself where it has no narrower ones, since some equal no other."""
+    values = vars(step)
+    if isinstance(step, ComposeTransform):
+        parts = [_wide_transform(part) for part in step.parts]
+        return step if all(map(operator.is_, parts, step.parts)) else ComposeTransform(parts)
+    narrow = [
+        name for name, value in values.items() if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16)
+    ]
+    if not narrow:
+        return step
+    wide = copy.copy(step)
+    for name in narrow:
+        vars(wide)[name] = values[name].detach().to(torch.float64)
     return wide
 
 

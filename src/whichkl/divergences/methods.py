@@ -16,10 +16,14 @@ from whichkl.divergences.exact import closed_form, discrete, line_distances, qua
 from whichkl.divergences.kinds import WeightedKLs
 from whichkl.divergences.question import Question
 from whichkl.divergences.samples import bound, nearest_neighbors, ratio, sample_distances
+from whichkl.targets import Target
 from whichkl.targets.coordinates import in_free_coordinates
 
 _ERROR_OF_THINNED_ROWS = math.sqrt((1 + math.exp(-2)) / (1 - math.exp(-2)))
 """Factor of the error of thinned chains: kept neighbours, τ apart, still correlate by about e⁻²."""
+
+_MIN_DRAWS_OF_PART = 30
+"""Draws of a component that give its part of a mean."""
 
 Condition = Callable[[Question], bool]
 Run = Callable[[Question], Estimate | None]
@@ -161,10 +165,25 @@ def _monte_carlo(ask: Question) -> Estimate | None:
     p, q = in_free_coordinates(*ask.targets)
     if ask.is_kl:
         run = monte_carlo.forward_kl if ask.name == "forward_kl" else monte_carlo.reverse_kl
-        return run(p, q, ask.n, ask.seed)
+        return _with_light_parts(run(p, q, ask.n, ask.seed), *((p, q) if ask.name == "forward_kl" else (q, p)))
     if isinstance(ask.kind, WeightedKLs):
         return monte_carlo.weighted_kls(p, q, ask.kind, ask.n, ask.seed)
     return None if ask.kind is None else monte_carlo.by_both(p, q, ask.kind, ask.n, ask.seed)
+
+
+def _with_light_parts(found: Estimate, drawn: Target, other: Target) -> Estimate:
+    """Mark a KL as unreliable where components that its draws can't hold add more to it than its error."""
+    rare = (
+        []
+        if drawn.samples is not None
+        else [part for part in drawn.light_parts if part.weight * (found.n or 0) < _MIN_DRAWS_OF_PART]
+    )
+    ratios = [(drawn.log_prob(part.draws) - other.log_prob(part.draws)).mean() for part in rare]
+    missed = sum(part.weight * float(ratio) for part, ratio in zip(rare, ratios, strict=True))
+    if abs(missed) <= found.stderr:
+        return found
+    note = f"components of less than {_MIN_DRAWS_OF_PART} expected draws add about {missed:.3g} nats, which the draws hardly show"
+    return replace(found, reliable=False, notes=(note, *found.notes))
 
 
 @_method(

@@ -17,6 +17,7 @@ from whichkl.process.torch_modes import autograd_on, normal
 from whichkl.targets.calling import Function
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.free_laws import FreeLaw
+from whichkl.targets.light_parts import LightPart
 from whichkl.targets.supports import Bijection
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def free_target(p: Target) -> Target:
         free.density.probe = free.density.probe.to(p.density.probe.dtype)
     free.repeats = p.repeats
     free.known_modes = None if p.known_modes is None else bijection.inverse(p.known_modes)
+    carried = [LightPart(weight, bijection.inverse(x)) for weight, x in p.light_parts]
+    free.light_parts = [LightPart(weight, u[u.isfinite().all(1)]) for weight, u in carried]
     free.context, free.context_names, free.scalar = p.context, p.context_names, p.scalar
     free.evaluations, inner.evaluations = p.evaluations, Evaluations()  # the free target counts the calls already
     return free

@@ -234,9 +234,10 @@ def _transformed(p: TransformedDistribution) -> FreeLaw | None:
         return FreeLaw(base.log_prob, base.sample) if len(steps.parts) == 1 else None
     if p.event_shape != () or base.event_shape != ():
         return None
-    is_real = isinstance(base.support, type(constraints.real))
+    support = base.component_distribution.support if isinstance(base, MixtureSameFamily) else base.support
+    is_real = isinstance(support, type(constraints.real))
     law: FreeLaw | None = FreeLaw(base.log_prob, base.sample) if is_real else free_law(base)
-    is_interval, from_zero = hasattr(base.support, "upper_bound"), getattr(base.support, "lower_bound", None) == 0
+    is_interval, from_zero = hasattr(support, "upper_bound"), getattr(support, "lower_bound", None) == 0
     for step in _flat(steps):
         law = None if law is None else _stepped(law, step, is_real, is_interval, from_zero)
         if isinstance(step, transforms.AffineTransform):

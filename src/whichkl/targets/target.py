@@ -25,10 +25,11 @@ from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Reading
 from whichkl.samples.repeats import Repeats, repeats_of
 from whichkl.targets.calling import Function, Score
-from whichkl.targets.conversion import arguments_of, functions_of
+from whichkl.targets.conversion import arguments_of, functions_of, remaining
 from whichkl.targets.coordinates import free_target
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.free_laws import FreeLaw, free_law
+from whichkl.targets.light_parts import LightPart, light_parts
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
 from whichkl.targets.rows import read_dim, read_rows
@@ -265,6 +266,11 @@ class Target:
         return free_target(self)
 
     @cached_property
+    def light_parts(self) -> list[LightPart]:
+        """Components too light for ordinary draws, where p's law, or the owner of its log density, shows them."""
+        return light_parts(self.law or getattr(self.density and self.density.function, "__self__", None), self.dim)
+
+    @cached_property
     def free_law(self) -> FreeLaw | None:
         """The law in free coordinates, where that is known without T(u) and its rounding; see `free_laws`."""
         return None if self.law is None or self.bijection.is_real else free_law(self.law)
@@ -308,15 +314,7 @@ class Target:
         Raises:
             TypeError: it has none in memory.
         """
-        if self.samples is None:
-            raise TypeError("no samples")
-        keep = torch.ones(len(self.samples), dtype=torch.bool, device=self.samples.device)
-        keep[rows] = False
-        samples: Any = self.samples[keep].to(torch.float64)
-        if self.context is not None:
-            samples = (self.context[keep], samples[:, 0] if self.scalar else samples)
-        weights = None if self.weights is None else self.weights[keep]
-        return Target(samples=samples, weights=weights, names=self.names, support=self.bijection.constraints)
+        return Target(**remaining(self, rows))
 
     def __repr__(self) -> str:
         size = "" if self.samples is None else f", n={len(self.samples)}"

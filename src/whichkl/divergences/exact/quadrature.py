@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, constraints
+from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, constraints
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
@@ -27,6 +28,7 @@ from whichkl.targets.coordinates import in_free_coordinates
 
 _MAX_MASS_BY_ROUNDING = 1e-13
 """Mass outside of the other's support from which a divergence is infinite; less may be rounding in a user's density."""
+_BELOW_ZERO = "it is below 0, and no divergence is: mass was missed, or a density isn't normalised as it is said to be"
 MAX_DIMENSIONS = 3
 """Most variables that quadrature takes."""
 _JOINED: dict[str, Callable[[list[float]], float]] = {
@@ -59,8 +61,8 @@ def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n
     if tail:
         because = f"{tail} it is so heavy that it has no variance, and KL(p‖q) is infinite for every Gaussian"
         raise TargetError(cannot("minimise `forward_kl` here", because, "Use `reverse_kl`, or a transform such as support="))
-    whole = integrate(moments, side.chart, [side.draws], [[]], tolerance=TOLERANCE[1])
-    side.log_mass(whole)
+    whole = integrate(moments, side.chart, side.sets, [[]], tolerance=TOLERANCE[1])
+    side.mass(whole)
     x, w = whole.rule(side.chart)
     w = w * torch.exp(p.log_prob(x).detach() - side.shift)
     # Weights below float64's rounding of the sum change nothing, and their log density may be −∞.
@@ -96,7 +98,7 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
 
     tolerance = TOLERANCE[1] if dim == 1 else 1e-3
     # The order matters: where the mass of one lies outside the other's support the integrand is ∞, and no rule would settle.
-    missed = integrate(lambda x: kind.misses(*densities(x))[None], chart, draws, ends, 1e-3, tolerance, BUDGET[dim] // 4)
+    missed = integrate(lambda x: kind.misses(*densities(x))[None], chart, ground.sets, ends, 1e-3, tolerance, BUDGET[dim] // 4)
     outside = float(missed.value[0])
     if outside > max(_MAX_MASS_BY_ROUNDING, 3 * float(missed.error[0])):
         digits = 4 if float(missed.error[0]) < 1e-4 * outside else 2
@@ -111,8 +113,8 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
         return Estimate.settled(kind.name, math.inf, "quadrature", f"the integrand of {kind.formula} isn't integrable {place}")
     if isinstance(kind, RenyiDivergence) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
         return Estimate.settled(kind.name, math.inf, "quadrature", "their supports don't overlap")
-    whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, draws, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
-    return _estimate(kind, whole, dim, ground.notes)
+    whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, ground.sets, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
+    return _estimate(kind, whole, dim, ground)
 
 
 def _ground_inside(p: Target, q: Target, kind: IntegralDivergence) -> Ground | None:
@@ -140,15 +142,15 @@ def _ground_inside(p: Target, q: Target, kind: IntegralDivergence) -> Ground | N
         return free_outer.log_prob(v) - outer.bijection.log_jacobian(v, x) + log_volume
 
     other = Target(log_prob=carried, dim=free.dim)
-    pair, masses = (free, other), (one.log_mass(), around.log_mass())
+    name, whole, part = "p" if outer is p else "q", around.mass(), one.mass()
+    pair, masses = (free, other), (part.log, whole.log)
     if inner is q:
         pair, masses = pair[::-1], masses[::-1]
-    return Ground(
-        *pair, masses, one.bounds, [[]] * free.dim, [one.draws], one.chart, around.notes("p" if outer is p else "q"), inner
-    )
+    notes, doubts = around.notes(name), whole.doubts(name) + one.unresolved(one.chart, "q" if outer is p else "p")
+    return Ground(*pair, masses, one.bounds, [[]] * free.dim, [one.draws], one.chart, notes, doubts, inner)
 
 
-def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
+def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, ground: Ground) -> Estimate:
     what, integral, error = "compute this divergence by quadrature", float(whole.value[0]), float(whole.error[0])
     if not math.isfinite(integral):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
@@ -165,10 +167,13 @@ def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[
     # Rounding may push 0 slightly below itself; a value clearly below 0 stays, as a sign of a fault.
     clean = max(value, 0.0) if value > -max(1e-9, error) else value
     slow = () if exact or dim > 1 else ("six digits aren't reached on the line: it may fall so slowly that it's infinite",)
-    found = Estimate.settled(kind.name, clean, "quadrature", note, *slow, *notes)
-    if math.isfinite(clean) and (notes or not exact):
+    doubts = ground.doubts if clean >= 0 else (*ground.doubts, _BELOW_ZERO)
+    found = Estimate.settled(kind.name, clean, "quadrature", note, *slow, *doubts, *ground.notes)
+    if math.isfinite(clean) and (ground.notes or doubts or not exact):
         found = replace(found, finite="not certified")
-    return found if exact else replace(found, stderr=error, exact=False, reliable=not slow)
+    if exact and not doubts:
+        return found
+    return replace(found, stderr=error, exact=False, reliable=not slow and not doubts)
 
 
 def _where(
@@ -238,14 +243,23 @@ def coordinates(p: Distribution | None) -> list[Distribution] | None:
     """
     if not isinstance(p, Independent) or p.reinterpreted_batch_ndims != 1 or p.batch_shape != () or p.base_dist.event_shape != ():
         return None
-    base, values = p.base_dist, {name: getattr(p.base_dist, name, None) for name in p.base_dist.arg_constraints}
-    if type(base).__module__.partition(".")[0] != "torch" or not values or any(value is None for value in values.values()):
-        return None
     try:
-        wide = {name: tensor_of(value).expand(base.batch_shape) for name, value in values.items()}
-        return [type(base)(**{name: value[j] for name, value in wide.items()}) for j in range(base.batch_shape[0])]
+        return _rows_of(p.base_dist)
     except (TypeError, ValueError):  # its constructor takes other arguments than its constraints name
         return None
+
+
+def _rows_of(base: Distribution) -> list[Distribution] | None:
+    """The laws along the first axis of a batch, of one of torch's scalar laws or of mixtures of these."""
+    if isinstance(base, MixtureSameFamily):
+        parts, weights = _rows_of(base.component_distribution), base.mixture_distribution.probs
+        each = [] if parts is None else zip(weights, parts, strict=True)
+        return [MixtureSameFamily(Categorical(probs=one), part) for one, part in each] or None
+    values, kind = {name: getattr(base, name, None) for name in base.arg_constraints}, cast(Any, type(base))
+    if type(base).__module__.partition(".")[0] != "torch" or not values or any(value is None for value in values.values()):
+        return None
+    wide = {name: tensor_of(value).expand(base.batch_shape) for name, value in values.items()}
+    return [kind(**{name: value[j] for name, value in wide.items()}) for j in range(base.batch_shape[0])]
 
 
 def coordinate_pairs(
@@ -275,8 +289,11 @@ def of_products(p: Distribution | None, q: Distribution | None, kind: IntegralDi
         return Estimate.settled(kind.name, math.inf, "quadrature", note)
     value = _JOINED[kind.name]([one.value for one in each])
     joined = Estimate.settled(kind.name, value, "quadrature", f"joined from {len(each)} independent coordinates, one at a time")
+    doubts = tuple(dict.fromkeys(note for one in each if one.finite != "certified" for note in one.notes))
+    if doubts:
+        joined = replace(joined, finite="not certified", notes=(*joined.notes, *doubts))
     if all(one.exact for one in each):
         return joined
     # 1 + χ² is the product of the coordinates' 1 + χ²: an error of one factor is multiplied by the others.
     error = math.fsum(one.stderr for one in each) * (1 + value if kind.name == "chi_squared" else 1)
-    return replace(joined, stderr=error, exact=False)
+    return replace(joined, stderr=error, exact=False, reliable=all(one.reliable for one in each))
