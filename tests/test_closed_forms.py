@@ -219,6 +219,21 @@ def test_atoms_that_nearly_agree_and_laws_written_in_two_ways():
     )
 
 
+def test_counts_of_different_totals_state_the_rounding_of_their_log_gamma_functions():
+    n, chance = 20_000, 0.3
+    e = wk.estimate(p=Binomial(t(float(n)), t(chance)), q=Binomial(t(n + 1.0), t(chance)))
+    # log p/q at x is log((n + 1 − x) / ((n + 1) (1 − π)))
+    with mp.workdps(30):
+        p, truth = mp.mpf(chance), mp.mpf(0)
+        weight = (1 - p) ** n
+        for x in range(n + 1):
+            truth += weight * mp.log((n + 1 - x) / ((n + 1) * (1 - p)))
+            weight *= mp.mpf(n - x) / (x + 1) * p / (1 - p)
+    assert e.method == "enumeration" and not e.exact and abs(e.value - float(truth)) < e.stderr < 1e-9
+    same = wk.estimate(p=Poisson(t(1e4)), q=Poisson(t(1e4)), divergence="jensen_shannon")
+    assert same.exact and same.value == 0
+
+
 def test_a_product_has_the_sum_of_its_coordinates():
     a, b = torch.logspace(-3, 15, 40, dtype=torch.float64), torch.logspace(15, -3, 40, dtype=torch.float64)
     p, q = (Independent(Beta(a * k, b), 1) for k in (1.0, NEAR))

@@ -13,6 +13,7 @@ from whichkl.access import Access
 from whichkl.divergences.draws import bridge, importance_sampling, monte_carlo
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import closed_form, discrete, line_distances, quadrature
+from whichkl.divergences.exact.gaussians import with_error
 from whichkl.divergences.kinds import WeightedKLs
 from whichkl.divergences.question import Question
 from whichkl.divergences.samples import bound, nearest_neighbors, ratio, sample_distances
@@ -99,7 +100,11 @@ def _enumeration(ask: Question) -> Estimate | None:
     if p is None or q is None or ask.kind is None:
         return None
     listed = discrete.enumerate_atoms(p, q, ask.kind)
-    return None if listed is None else discrete.enumeration(listed[0], listed[1], ask.kind, listed[2])
+    found = None if listed is None else discrete.enumeration(listed[0], listed[1], ask.kind, listed[2])
+    if found is None or listed is None or math.isinf(found.value) or listed[0].equal(listed[1]):
+        return found
+    noise = max(discrete.rounding_of_counts(one, listed[2]) for one in (p, q))
+    return with_error(found, 2 * noise * (1 + found.value))
 
 
 def _few_variables(ask: Question) -> bool:

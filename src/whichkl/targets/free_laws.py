@@ -152,13 +152,13 @@ def _rooted(law: FreeLaw, scale: Tensor) -> FreeLaw:
 
 def _generalized_pareto(p: GeneralizedPareto) -> FreeLaw | None:
     """Its part of shape c > 0 is Pareto's, less its scale; c = 0 is exponential, and c < 0 a Beta law up to the upper end."""
-    c = p.concentration
+    c, scale = p.concentration.to(torch.float64), p.scale.to(torch.float64)  # it's the one law that isn't widened
     if bool((c > 0).all()):
-        shift = (p.scale / c).log()
+        shift = (scale / c).log()
         return _pareto(Pareto(torch.ones_like(c), 1 / c)).moved(lambda u: u + shift, lambda v: v - shift, 0.0)
     if bool((c < 0).all()):
         return _beta(Beta(torch.ones_like(c), -1 / c))
-    return _gamma(Gamma(torch.ones_like(c), 1 / p.scale)) if bool((c == 0).all()) else None
+    return _gamma(Gamma(torch.ones_like(c), 1 / scale)) if bool((c == 0).all()) else None
 
 
 def _kumaraswamy(p: Kumaraswamy) -> FreeLaw:
