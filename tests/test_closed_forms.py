@@ -1,5 +1,7 @@
 """Closed forms where float64 cancels: large parameters, laws that nearly agree, nearly singular covariances; against mpmath."""
 
+import math
+
 import mpmath as mp
 import pytest
 import torch
@@ -344,6 +346,15 @@ def test_a_large_law_by_torchs_registry_states_the_error_that_cancels(monkeypatc
         assert e is None or (not e.exact and abs(e.value - truth) < 4 * e.stderr)
     ordinary = closed_form(Dirichlet(t(1.0, 2.0)), Dirichlet(t(2.0, 2.0)), "forward_kl")
     assert ordinary.exact and ordinary.stderr == 0
+
+
+def test_infinity_by_a_support_is_certain_and_an_overflow_is_not():
+    outside = wk.estimate(p=Normal(t(1e12), t(1e6)), q=Gamma(t(1e12), t(1.0)))  # e^(−5 · 10¹¹) of its mass is below 0
+    assert outside.value == math.inf and outside.finite == "infinite" and outside.reliable
+    heavy = wk.estimate(p=Pareto(t(1.0), t(1.0)), q=Exponential(t(1.0)), method="closed_form")
+    assert heavy.value == math.inf and heavy.finite == "infinite"
+    beyond = closed_form(Gumbel(t(0.0), t(1.0)), Gumbel(t(0.0), t(1e-3)), "forward_kl")  # Γ(1001), about 10²⁵⁶⁷
+    assert beyond.value == math.inf and beyond.finite == "not certified" and not beyond.reliable
 
 
 def test_many_parameters_are_left_to_the_registry():

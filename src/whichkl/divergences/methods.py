@@ -88,10 +88,7 @@ def _closed_form(ask: Question) -> Estimate | None:
         explained = _enumeration(ask) if ask.p.discrete else _quadrature(ask) if _few_variables(ask) else None
     except WhichklError:
         explained = None
-    if explained is not None and explained.finite != "not certified":
-        return explained
-    doubt = "torch's closed form gives ∞, and no other method finds where: it may have overflowed"
-    return replace(result, finite="not certified", reliable=False, exact=False, notes=(doubt,))
+    return explained if explained is not None and explained.finite != "not certified" else result
 
 
 @_method("enumeration", "two discrete distributions whose atoms can be listed", lambda ask: ask.p.discrete, atoms=True)

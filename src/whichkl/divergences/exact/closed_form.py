@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from whichkl.divergences.kinds import KINDS, IntegralDivergence, WeightedKLs
 
 __all__ = ["closed_form", "gaussian"]
 
+_OVERFLOW = "the closed form gives ∞, and no other method finds where: it may have overflowed"
 _MIN_PROBABILITY = 1e-12
 """Smallest probability of an atom for which torch's clamp of probabilities makes no difference."""
 
@@ -52,7 +54,8 @@ def closed_form(p: Distribution, q: Distribution, kind: str | IntegralDivergence
         total, error = total + weight * found[0], error + weight * found[1]
     if math.isinf(total):
         note = "one of the two has mass where the other has none, or tails too heavy for it"
-        return Estimate.settled(kind.name, math.inf, "closed form", note)
+        settled = Estimate.settled(kind.name, math.inf, "closed form", note if error == 0 else _OVERFLOW)
+        return settled if error == 0 else replace(settled, finite="not certified", reliable=False, exact=False)
     return with_error(Estimate.settled(kind.name, total, "closed form"), error)
 
 
@@ -113,7 +116,7 @@ def _registered(p: Distribution, q: Distribution) -> tuple[float, float] | None:
         return None
     value = float(found) if found.numel() == 1 else math.nan
     if math.isinf(value):
-        return value, 0.0
+        return value, math.inf
     return (value, rounding.error) if value >= -rounding.error else None
 
 

@@ -61,7 +61,8 @@ def gaussian_kl(p: Distribution, q: Distribution) -> tuple[float, float] | None:
     shift = one.mean - other.mean
     if one.root.ndim == other.root.ndim == 1:
         gap = (one.root - other.root) / other.root
-        return float((shift / other.root).square().sum() + _spread(one.root, other.root, gap).sum()) / 2, 0.0
+        value = float((shift / other.root).square().sum() + _spread(one.root, other.root, gap).sum()) / 2
+        return value, 0.0 if math.isfinite(value) else math.inf
     solved = torch.linalg.solve_triangular(other.full, one.full - other.full, upper=False)
     moved = torch.linalg.solve_triangular(other.full, shift[:, None], upper=False)
     spread = _spread(one.full.diagonal(), other.full.diagonal(), solved.diagonal())

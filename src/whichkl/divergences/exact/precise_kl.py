@@ -18,6 +18,7 @@ _MIN_DIGITS = 30
 _MAX_DIGITS = 400
 """Most digits to begin with: parameters over more powers of ten take seconds."""
 _MAX_DOUBLINGS = 5
+_MAX_FLOAT = 1.79e308
 _TOLERANCE = 1e-17
 """Relative difference between the values of two numbers of digits, at which the second is taken."""
 
@@ -52,8 +53,10 @@ def precise_kl(p: Distribution, q: Distribution) -> float | None:
                     return None
                 terms += parts
             total = mp.fsum(terms)
-            if total == INFINITY or (previous is not None and abs(total - previous) <= abs(total) * _TOLERANCE):
-                return float(total)
+            if total == INFINITY:
+                return INFINITY
+            if previous is not None and abs(total - previous) <= abs(total) * _TOLERANCE:
+                return float(total) if total < _MAX_FLOAT else None
             previous = total
     return 0.0  # they agree to hundreds of digits: two ways to write one law
 
