@@ -34,36 +34,40 @@ def light_parts(p: Any, dim: int) -> list[LightPart]:
     >>> [round(float(part.draws.mean()), -1) for part in light_parts(p, 1)]
     [1000.0]
     """
-    with seeded(0), torch.no_grad():
-        weights = _weights(p)
-        if weights is None or max(1, p.event_shape.numel()) != dim:
-            return []
-        is_light = (weights > 0) & (weights < _MIN_WEIGHT)
-        count = min(_MAX_PARTS, int(is_light.sum()))
-        n = min(_MAX_DRAWS, max(_MIN_DRAWS, _DRAWS_OF_ALL // max(1, count)))
-        order = torch.where(is_light, weights, -1.0).flatten().argsort(descending=True)[:count].tolist()
-        draws = _components(p, n) if count else weights
-        if weights.ndim == 1:
-            return [LightPart(float(weights[k]), draws[:, k].reshape(n, -1).to(torch.float64)) for k in order]
-        parts = []
-        for j, k in (divmod(one, weights.shape[-1]) for one in order):
-            x = p.sample(torch.Size((n,)))
-            x[:, j] = draws[:, j, k]
-            parts.append(LightPart(float(weights[j, k]), x.to(torch.float64)))
-        return parts
+    weights = _weights(p)
+    if weights is None or max(1, p.event_shape.numel()) != dim:
+        return []
+    is_light = (weights > 0) & (weights < _MIN_WEIGHT)
+    count = min(_MAX_PARTS, int(is_light.sum()))
+    n = torch.Size((min(_MAX_DRAWS, max(_MIN_DRAWS, _DRAWS_OF_ALL // max(1, count))),))
+    order = torch.where(is_light, weights, -1.0).flatten().argsort(descending=True)[:count].tolist()
+    try:
+        with seeded(0), torch.no_grad():
+            draws, others = _components(p, n).cpu(), p.sample(n).cpu() if weights.ndim > 1 else None
+    except NotImplementedError:  # a law with a log density alone
+        return []
+    parts = []
+    for one in order:
+        j, k = divmod(one, weights.shape[-1])
+        x = draws[:, k].reshape(*n, -1) if others is None else others.index_copy(1, torch.tensor([j]), draws[:, j, k, None])
+        parts.append(LightPart(float(weights.flatten()[one]), x.to(torch.float64)))
+    return parts
 
 
 def _weights(p: Any) -> Float[Tensor, "... K"] | None:
     """Weights of a mixture's components, per coordinate inside `Independent`; None for other laws."""
-    while isinstance(p, (Independent, TransformedDistribution)):
-        p = p.base_dist
-    return p.mixture_distribution.probs.detach() if isinstance(p, MixtureSameFamily) else None
+    inner = p
+    while isinstance(inner, (Independent, TransformedDistribution)):
+        if any(step.domain.event_dim > 0 for step in getattr(inner, "transforms", ())):
+            return None
+        inner = inner.base_dist
+    return inner.mixture_distribution.probs.detach().cpu() if isinstance(inner, MixtureSameFamily) else None
 
 
-def _components(p: Any, n: int) -> Tensor:
+def _components(p: Any, n: torch.Size) -> Tensor:
     """Draws (n, …, K, …) of every component."""
     if isinstance(p, MixtureSameFamily):
-        return p.component_distribution.sample(torch.Size((n,)))
+        return p.component_distribution.sample(n)
     draws = _components(p.base_dist, n)
     for step in getattr(p, "transforms", ()):
         draws = step(draws)

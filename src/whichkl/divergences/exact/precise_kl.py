@@ -28,6 +28,7 @@ def precise_kl(p: Distribution, q: Distribution) -> float | None:
 
     The digits are doubled until the value no longer changes, whatever cancels between the terms and inside them.
 
+    >>> from torch.distributions import Gamma
     >>> a, b = (Gamma(torch.tensor(c, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)) for c in (1e12, 1e12 + 1e6))
     >>> precise_kl(a, b)
     0.499999833333...
@@ -105,7 +106,7 @@ def _parameters(p: Distribution) -> tuple[type, list[tuple[float, ...]]] | None:
     given, columns = vars(base), []
     for name in LAWS[kind][1]:
         form = "logits" if name == "probs" and "probs" not in given else name
-        value = torch.as_tensor(getattr(base, form)).detach().to(torch.float64).cpu()
+        value = torch.as_tensor(getattr(base, form)).detach().cpu().to(torch.float64)
         if name == "probs":
             columns.append(torch.full_like(value[..., :1] if kind is Categorical else value, float(form == "logits")))
         columns.append(value)
