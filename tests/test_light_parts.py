@@ -111,6 +111,15 @@ def test_several_light_parts_of_other_families():
     assert wk.estimate(p=heavy, q=Gamma(t(2.0), t(1.0))).value == pytest.approx(truth, rel=1e-5)
 
 
+@pytest.mark.parametrize(("weight", "scale"), [(1e-3, 1e-9), (0.05, 1e-9), (0.2, 1e-8)])
+def test_a_narrow_component_counts(weight, scale):
+    p = MixtureSameFamily(Categorical(t(1 - weight, weight)), Normal(t(0.0, 0.5), t(1.0, scale)))
+    # Under the spike the wide part adds nothing: log p/q is log(w / s) − z²/2 + x²/2 there.
+    truth = (1 - weight) * math.log1p(-weight) + weight * (math.log(weight / scale) - 0.5 + 0.125)
+    e = wk.estimate(p=p, q=NORMAL)
+    assert e.finite == "certified" and e.value == pytest.approx(truth, abs=2e-6)
+
+
 def density_of(p, **how):
     return Target(log_prob=lambda x: p.log_prob(x[:, 0]), dim=1, **how)
 
@@ -176,6 +185,7 @@ def test_draws_of_light_parts_leave_the_random_state_alone():
     assert torch.equal(before, torch.random.get_rng_state())
     assert [part.weight for part in parts] == [1e-6]
     assert light_parts(mixture(0.5, 1000.0), 1) == [] and light_parts(NORMAL, 1) == []
+    assert light_parts(mixture(1e-6, 1000.0), 2) == []
 
 
 def test_on_the_command_line():

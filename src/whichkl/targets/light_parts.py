@@ -12,8 +12,8 @@ from torch.distributions import Independent, MixtureSameFamily, TransformedDistr
 from whichkl.process.seeds import seeded
 
 _MIN_DRAWS, _MAX_DRAWS, _DRAWS_OF_ALL = 64, 1024, 1 << 16
-_MIN_WEIGHT = 1 / 64
-"""Weight from which some thousand draws show a component."""
+_MIN_WEIGHT = 0.5
+"""Weight from which draws show a component, however narrow it is."""
 _MAX_PARTS = 1024
 
 
