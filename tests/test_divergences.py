@@ -16,8 +16,10 @@ from torch.distributions import (
     Normal,
     Poisson,
     StudentT,
+    TransformedDistribution,
     Uniform,
 )
+from torch.distributions.transforms import AbsTransform
 
 from whichkl import Target, estimate
 from whichkl.divergences.exact.closed_form import closed_form
@@ -141,11 +143,15 @@ def test_knobs_out_of_range_are_refused(make, message):
         make()
 
 
-def test_torchs_wrong_entries_are_left_to_quadrature():
+def test_torchs_wrong_entries_are_not_used():
     p, q = ContinuousBernoulli(t(0.3)), Uniform(t(0.0), t(1.0))
-    assert closed_form(p, q, "forward_kl") is None
     for first, second in ((p, q), (q, p)):
-        assert 0 < on_the_line(first, second, ForwardKLDivergence()).value < 0.2
+        truth = on_the_line(first, second, ForwardKLDivergence()).value
+        assert 0 < closed_form(first, second, "forward_kl").value == pytest.approx(truth, abs=1e-11)
+    folded = [TransformedDistribution(Normal(t(m), t(1.0)), [AbsTransform()]) for m in (0.0, 2.0)]
+    assert closed_form(*folded, "forward_kl") is None  # |x| merges what KL(N(0, 1)‖N(2, 1)) = 2 tells apart
+    half = [torch.distributions.HalfCauchy(t(s)) for s in (1.0, 3.0)]
+    assert closed_form(*half, "forward_kl").value == pytest.approx(math.log(4 / 3), rel=1e-14)
 
 
 def test_closed_forms_agree_with_quadrature_and_know_their_limits():
@@ -281,7 +287,9 @@ def test_single_precision_parameters_cost_no_digits(p, q):
 
 
 def test_a_closed_form_that_overflows_is_not_called_infinite():
-    e = estimate(p=Normal(t(0.0), t(1e-200)), q=Normal(t(0.0), t(1.0)))
+    narrow = estimate(p=Normal(t(0.0), t(1e-200)), q=Normal(t(0.0), t(1.0)))
+    assert narrow.exact and narrow.value == pytest.approx(200 * math.log(10) - 0.5, rel=1e-15)
+    e = estimate(p=Normal(t(1e200), t(1.0)), q=Normal(t(0.0), t(1.0)))
     assert not e.reliable and e.finite == "not certified" and "overflowed" in e.notes[0]
 
 

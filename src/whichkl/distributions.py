@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Kumaraswamy, TransformedDistribution, constraints
+from torch.distributions import Distribution, GeneralizedPareto, Independent, Kumaraswamy, TransformedDistribution, constraints
+from torch.distributions.transforms import ComposeTransform, Transform
 
 
 def widened(p: Distribution) -> Distribution:
@@ -22,13 +24,32 @@ def widened(p: Distribution) -> Distribution:
             vars(wide)[name] = value.detach().to(torch.float64)
         elif isinstance(value, Distribution):
             vars(wide)[name] = widened(value)
+        elif name == "transforms":
+            vars(wide)[name] = [_wide_transform(step) for step in value]
+    return wide
+
+
+def _wide_transform(step: Transform) -> Transform:
+    """Return a transform with float64 parameters; itself where it has no narrower ones, since some equal no other."""
+    values = vars(step)
+    if isinstance(step, ComposeTransform):
+        parts = [_wide_transform(part) for part in step.parts]
+        return step if all(map(operator.is_, parts, step.parts)) else ComposeTransform(parts)
+    narrow = [
+        name for name, value in values.items() if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16)
+    ]
+    if not narrow:
+        return step
+    wide = copy.copy(step)
+    for name in narrow:
+        vars(wide)[name] = values[name].detach().to(torch.float64)
     return wide
 
 
 def _is_torchs(p: Distribution) -> bool:
     """Whether a law is one of torch's that work in float64 (GeneralizedPareto doesn't)."""
     parts = [p, *getattr(p, "transforms", []), *(one for one in vars(p).values() if isinstance(one, Distribution))]
-    plain = all(type(one).__module__.startswith("torch.distributions.") for one in parts)
+    plain = all(type(one).__module__.startswith(("torch.distributions.", "whichkl.targets.supports")) for one in parts)
     inner = all(_is_torchs(one) for one in parts[1:] if isinstance(one, Distribution))
     return plain and inner and type(p).__name__ != "GeneralizedPareto"
 
@@ -65,6 +86,8 @@ def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Ten
     within = support.check(point) & _reached(p, point)
     if isinstance(p, Kumaraswamy):  # torch's is −∞ where xᵃ rounds to 0
         return inside(within, point, lambda y: _log_kumaraswamy(p, y))
+    if isinstance(p, GeneralizedPareto):  # torch's raises in float64
+        return inside(within, point, lambda y: _log_generalized_pareto(p, y))
     if x.dtype == torch.float64 and _single_precision(p):  # torch casts x to the parameters' type, where it overflows
         within = within & (x.abs() < 1e30).all(-1)
     return inside(within, point, lambda y: p.log_prob(y).to(x.dtype))
@@ -94,6 +117,13 @@ def _log_kumaraswamy(p: Kumaraswamy, x: Tensor) -> Tensor:
     log_x = x.log()
     value: Tensor = a.log() + b.log() + (a - 1) * log_x + (b - 1) * (-torch.expm1(a * log_x)).log()
     return value
+
+
+def _log_generalized_pareto(p: GeneralizedPareto, x: Tensor) -> Tensor:
+    """−log s − (1 + 1/c) log(1 + c z), z = (x − loc) / s; −log s − z where c = 0. Source: Pickands (1975)."""
+    loc, scale, c = (one.to(x.dtype) for one in (p.loc, p.scale, p.concentration))
+    z, shape = (x - loc) / scale, torch.where(c == 0, 1.0, c)
+    return -scale.log() - torch.where(c == 0, z, (1 + 1 / shape) * torch.log1p(shape * z))
 
 
 def _single_precision(p: Distribution) -> bool:

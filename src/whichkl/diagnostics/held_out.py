@@ -36,6 +36,7 @@ from whichkl.objectives import ForwardKL
 from whichkl.solvers import Solver, solver_for
 from whichkl.solvers.rows.rows import rows_of, thinned
 from whichkl.targets import Target
+from whichkl.targets.coordinates import in_free_coordinates
 
 _COMPARED_ROWS, _MAX_COMPARED_ROWS, _ROWS_PER_NUMBER = 8_000, 30_000, 5
 """Number of rows that neighbouring families are fitted to; if the model needs more, this many per number of the model, at most
@@ -110,13 +111,14 @@ def _refitting_solver(fit: JudgedFit, family: Family | None) -> Solver | None:
 
 def _on_fresh_draws(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics]:
     """By quadrature on the line, else on fresh draws."""
-    target, q = fit.target, model_target(fit.model, fit.target)
-    if on_the_line(target):
+    target = fit.target
+    free, q = in_free_coordinates(target, model_target(fit.model, target))
+    if on_the_line(free):
         with contextlib.suppress(WhichklError):  # heavy tails: Monte Carlo below reports how far it can be trusted
-            return quadrature.kl(target, q), d
+            return quadrature.kl(free, q), d
     if Access.LOG_PROB in target.access:
         what = "forward KL on fresh draws"
-        value = fit.measured(what, lambda: monte_carlo.forward_kl(target, q, MAX_DRAWS, fit.seed + 2), None)
+        value = fit.measured(what, lambda: monte_carlo.forward_kl(free, q, MAX_DRAWS, fit.seed + 2), None)
         if value is not None:
             return value, d
     x = target.draws(MAX_DRAWS, fit.seed + 2)

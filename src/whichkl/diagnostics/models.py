@@ -51,6 +51,7 @@ def model_target(model: Distribution, like: Target) -> Target:
         dtype=like.dtype,
         device=like.device,
     )
+    q.law = law if isinstance(law, Distribution) else None
     return q if law is model else q.evaluated_in_double()
 
 

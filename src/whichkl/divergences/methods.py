@@ -13,12 +13,18 @@ from whichkl.access import Access
 from whichkl.divergences.draws import bridge, importance_sampling, monte_carlo
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import closed_form, discrete, line_distances, quadrature
+from whichkl.divergences.exact.gaussians import with_error
 from whichkl.divergences.kinds import WeightedKLs
 from whichkl.divergences.question import Question
 from whichkl.divergences.samples import bound, nearest_neighbors, ratio, sample_distances
+from whichkl.targets import Target
+from whichkl.targets.coordinates import in_free_coordinates
 
 _ERROR_OF_THINNED_ROWS = math.sqrt((1 + math.exp(-2)) / (1 - math.exp(-2)))
 """Factor of the error of thinned chains: kept neighbours, τ apart, still correlate by about e⁻²."""
+
+_MIN_DRAWS_OF_PART = 30
+"""Draws of a component that give its part of a mean."""
 
 Condition = Callable[[Question], bool]
 Run = Callable[[Question], Estimate | None]
@@ -82,10 +88,7 @@ def _closed_form(ask: Question) -> Estimate | None:
         explained = _enumeration(ask) if ask.p.discrete else _quadrature(ask) if _few_variables(ask) else None
     except WhichklError:
         explained = None
-    if explained is not None and explained.finite != "not certified":
-        return explained
-    doubt = "torch's closed form gives ∞, and no other method finds where: it may have overflowed"
-    return replace(result, finite="not certified", reliable=False, exact=False, notes=(doubt,))
+    return explained if explained is not None and explained.finite != "not certified" else result
 
 
 @_method("enumeration", "two discrete distributions whose atoms can be listed", lambda ask: ask.p.discrete, atoms=True)
@@ -94,7 +97,11 @@ def _enumeration(ask: Question) -> Estimate | None:
     if p is None or q is None or ask.kind is None:
         return None
     listed = discrete.enumerate_atoms(p, q, ask.kind)
-    return None if listed is None else discrete.enumeration(listed[0], listed[1], ask.kind, listed[2])
+    found = None if listed is None else discrete.enumeration(listed[0], listed[1], ask.kind, listed[2])
+    if found is None or listed is None or math.isinf(found.value) or listed[0].equal(listed[1]):
+        return found
+    noise = max(discrete.rounding_of_counts(one, listed[2]) for one in (p, q))
+    return with_error(found, 2 * noise * (1 + found.value))
 
 
 def _few_variables(ask: Question) -> bool:
@@ -157,13 +164,28 @@ def _monte_carlo_can(ask: Question) -> bool:
     _monte_carlo_can,
 )
 def _monte_carlo(ask: Question) -> Estimate | None:
-    p, q = ask.targets
+    p, q = in_free_coordinates(*ask.targets)
     if ask.is_kl:
         run = monte_carlo.forward_kl if ask.name == "forward_kl" else monte_carlo.reverse_kl
-        return run(p, q, ask.n, ask.seed)
+        return _with_light_parts(run(p, q, ask.n, ask.seed), *((p, q) if ask.name == "forward_kl" else (q, p)))
     if isinstance(ask.kind, WeightedKLs):
         return monte_carlo.weighted_kls(p, q, ask.kind, ask.n, ask.seed)
     return None if ask.kind is None else monte_carlo.by_both(p, q, ask.kind, ask.n, ask.seed)
+
+
+def _with_light_parts(found: Estimate, drawn: Target, other: Target) -> Estimate:
+    """Mark a KL as unreliable where components that its draws can't hold add more to it than its error."""
+    rare = (
+        []
+        if drawn.samples is not None
+        else [part for part in drawn.light_parts if part.weight * (found.n or 0) < _MIN_DRAWS_OF_PART]
+    )
+    ratios = [(drawn.log_prob(part.draws) - other.log_prob(part.draws)).mean() for part in rare]
+    missed = sum(part.weight * float(ratio) for part, ratio in zip(rare, ratios, strict=True))
+    if abs(missed) <= found.stderr:
+        return found
+    note = f"components of less than {_MIN_DRAWS_OF_PART} expected draws add about {missed:.3g} nats, which the draws hardly show"
+    return replace(found, reliable=False, notes=(note, *found.notes))
 
 
 @_method(

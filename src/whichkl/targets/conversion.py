@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +22,9 @@ from whichkl.process.seeds import seeded
 from whichkl.samples import Stream
 from whichkl.targets.calling import Function
 from whichkl.targets.supports import support_of
+
+if TYPE_CHECKING:
+    from whichkl.targets.target import Target
 
 _SAMPLES = (Stream, DataLoader, Dataset, str, os.PathLike, Tensor, np.ndarray, list, tuple)
 
@@ -72,6 +76,23 @@ def _of_distribution(p: Distribution) -> dict[str, Any]:
         "dtype": example.dtype if example.is_floating_point() else torch.float64,
         "device": example.device,
     }
+
+
+def remaining(p: Target, rows: Int[Tensor, " m"]) -> dict[str, Any]:
+    """Return the arguments of a target that has only the other rows of p's samples, in float64.
+
+    Raises:
+        TypeError: it has none in memory.
+    """
+    if p.samples is None:
+        raise TypeError("no samples")
+    keep = torch.ones(len(p.samples), dtype=torch.bool, device=p.samples.device)
+    keep[rows] = False
+    samples: Any = p.samples[keep].to(torch.float64)
+    if p.context is not None:
+        samples = (p.context[keep], samples[:, 0] if p.scalar else samples)
+    weights = None if p.weights is None else p.weights[keep]
+    return {"samples": samples, "weights": weights, "names": p.names, "support": p.bijection.constraints}
 
 
 class NegativeEnergy:

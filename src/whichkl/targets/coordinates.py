@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,8 @@ from whichkl.distributions import inside
 from whichkl.process.torch_modes import autograd_on, normal
 from whichkl.targets.calling import Function
 from whichkl.targets.evaluations import Evaluations
+from whichkl.targets.free_laws import FreeLaw
+from whichkl.targets.light_parts import LightPart
 from whichkl.targets.supports import Bijection
 
 if TYPE_CHECKING:
@@ -34,13 +37,12 @@ def free_target(p: Target) -> Target:
         return free
     if bijection.is_real:
         return p
-    inner, log_prob = copy.copy(p), None
-    if p.density is not None:
-        log_prob = _free_log_prob(bijection, p.density.unchecked, differentiable=p.density.differentiable)
+    inner = copy.copy(p)
+    log_prob, sampler = _free_functions(p)
     free = type(p)(
         samples=None if p.samples is None else bijection.inverse(p.samples),
         log_prob=log_prob,
-        sampler=(lambda n, generator: bijection.inverse(p.draws(n, generator.initial_seed()))) if p.sampler else None,
+        sampler=sampler,
         score=_free_score(bijection, inner.gradient) if p.score else None,
         dim=bijection.free_dim,
         names=p.names if bijection.free_dim == p.dim else None,
@@ -52,15 +54,51 @@ def free_target(p: Target) -> Target:
     )
     if free.density is not None and p.density is not None:
         free.density.place, free.density.liveness.source = bijection.forward, p.density.liveness
+        free.density.probe = free.density.probe.to(p.density.probe.dtype)
     free.repeats = p.repeats
     free.known_modes = None if p.known_modes is None else bijection.inverse(p.known_modes)
+    carried = [LightPart(weight, bijection.inverse(x)) for weight, x in p.light_parts]
+    free.light_parts = [LightPart(weight, u[u.isfinite().all(1)]) for weight, u in carried]
     free.context, free.context_names, free.scalar = p.context, p.context_names, p.scalar
     free.evaluations, inner.evaluations = p.evaluations, Evaluations()  # the free target counts the calls already
     return free
 
 
+def _free_functions(p: Target) -> tuple[Function | None, Function | None]:
+    """Return the log density and the sampler of u: a known law's own, else p's, carried through x = T(u)."""
+    bijection, known = p.bijection, p.free_law
+    if known is not None:
+        return partial(_whole_log_prob, known), lambda n: known.sample(torch.Size((n,))).reshape(n, -1)
+
+    def sampler(n: int, generator: torch.Generator) -> Tensor:
+        return bijection.inverse(p.draws(n, generator.initial_seed()))
+
+    carried = None
+    if p.density is not None:
+        carried = _free_log_prob(bijection, p.density.unchecked, differentiable=p.density.differentiable)
+    return carried, sampler if p.sampler else None
+
+
+def in_free_coordinates(p: Target, q: Target) -> tuple[Target, Target]:
+    """Return a pair of laws of one support in free coordinates, where both are known there; else the pair itself.
+
+    Divergences are the same there, and a law such as Beta(0.1, 0.1) has no mass beyond the last number before 1.
+    """
+    if p.free_law is None or q.free_law is None:
+        return p, q
+    (one, *_), (other, *_) = p.bijection.constraints, q.bijection.constraints
+    is_same = p.bijection.bounds == q.bijection.bounds and one.event_dim == other.event_dim and p.dim == q.dim
+    return (free_target(p), free_target(q)) if is_same else (p, q)
+
+
+def _whole_log_prob(law: FreeLaw, u: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """Evaluate the log density of a law of a scalar or of a row."""
+    value = law.log_prob(u)
+    return value if value.ndim == 1 else value[:, 0]
+
+
 def _free_log_prob(bijection: Bijection, log_prob: Callable[[Tensor], Tensor], *, differentiable: bool) -> Function:
-    """Return u ↦ log p(T(u)) + log|∂T/∂u|; −∞ where T(u) leaves the support by rounding."""
+    """Return u ↦ log p(T(u)) + log|∂T/∂u|; −∞ where T(u) is an end of the support, or beyond, by rounding."""
 
     def carried(u: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
         def value(free: Tensor) -> Tensor:
@@ -68,7 +106,7 @@ def _free_log_prob(bijection: Bijection, log_prob: Callable[[Tensor], Tensor], *
             whole = log_prob(x) + bijection.log_jacobian(free, x)
             return whole if differentiable else whole.detach()
 
-        return inside(bijection.contains(bijection.forward(u)), u, value)
+        return inside(bijection.is_interior(bijection.forward(u)), u, value)
 
     return carried
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -100,6 +101,11 @@ class Bijection:
         columns = self.constraints * self.dim if len(self.constraints) == 1 else self.constraints
         inside: Tensor = torch.stack([c.check(x[..., i]) for i, c in enumerate(columns)], -1).all(-1)
         return finite & inside
+
+    def is_interior(self, x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+        """Whether each row lies in the support, and not at an end of an interval, which no free coordinate reaches."""
+        low, high = (torch.tensor(ends, dtype=x.dtype, device=x.device) for ends in zip(*self.bounds, strict=True))
+        return self.contains(x) & ((x > low) & (x < high)).all(-1)
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
@@ -257,14 +263,43 @@ def support_of(p: Distribution, dim: int) -> tuple[Constraint, ...]:
         support = constraints.interval(-math.pi, math.pi)
     support = constraints.real if support is None else _scalar(support)
     bounds = {name: getattr(support, name) for name in ("lower_bound", "upper_bound") if hasattr(support, name)}
+    if type(inner) is TransformedDistribution and inner.event_shape == ():
+        bounds = _reached_ends(inner) or bounds
     if support.event_dim > 0 or support.is_discrete or not any(isinstance(v, Tensor) for v in bounds.values()):
         return (support,)
     wide = {name: torch.as_tensor(value, dtype=torch.float64, device="cpu") for name, value in bounds.items()}
+    wide = {name: value for name, value in wide.items() if not bool(value.isinf().all())}  # GeneralizedPareto names ∞
     if is_mixture:
         wide = {name: value.min() if name == "lower_bound" else value.max() for name, value in wide.items()}
     columns = [value.expand(dim).tolist() for value in torch.broadcast_tensors(*wide.values())]
     kind = {2: constraints.interval, 1: constraints.greater_than if "lower_bound" in wide else constraints.less_than}[len(wide)]
     return tuple(kind(*ends) for ends in zip(*columns, strict=True))
+
+
+def _reached_ends(p: Distribution) -> dict[str, Tensor]:
+    """The ends of a scalar law after its transforms, where those are monotone; torch names what the last one could reach."""
+    if type(p) is not TransformedDistribution:
+        bounds = {name: getattr(p.support, name, None) for name in ("lower_bound", "upper_bound")}
+        return {name: torch.as_tensor(end, dtype=torch.float64, device="cpu") for name, end in bounds.items() if end is not None}
+    known, infinite = _reached_ends(p.base_dist), torch.tensor(math.inf, dtype=torch.float64, device="cpu")
+    ends = known.get("lower_bound", -infinite), known.get("upper_bound", infinite)
+    for step in p.transforms:
+        if not step.bijective or step.domain.event_dim > 0:
+            return {}
+        first, last = _moved(step, ends[0]), _moved(step, ends[1])
+        ends = torch.minimum(first, last), torch.maximum(first, last)
+    known = dict(zip(("lower_bound", "upper_bound"), ends, strict=True))
+    return {name: end for name, end in known.items() if bool(end.isfinite().all())}
+
+
+def _moved(step: transforms.Transform, end: Tensor) -> Tensor:
+    """Return where a transform takes an end; torch's sigmoid stops short of its ends."""
+    if isinstance(step, transforms.ComposeTransform):
+        return reduce(lambda x, part: _moved(part, x), step.parts, end)
+    if isinstance(step, transforms.SigmoidTransform):
+        return torch.sigmoid(end)
+    moved: Tensor = torch.logit(end) if isinstance(step.inv, transforms.SigmoidTransform) else step(end)
+    return moved.to(torch.float64)
 
 
 def _bounded(name: str, *ends: str | None) -> Constraint | None:

@@ -19,15 +19,17 @@ from whichkl.access import Access
 from whichkl.adapters import Model
 from whichkl.arrays import read_matrix
 from whichkl.chains import thinning
-from whichkl.distributions import inside
+from whichkl.distributions import inside, widened
 from whichkl.process.seeds import seeded_draws
 from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Reading
 from whichkl.samples.repeats import Repeats, repeats_of
 from whichkl.targets.calling import Function, Score
-from whichkl.targets.conversion import arguments_of, functions_of
+from whichkl.targets.conversion import arguments_of, functions_of, remaining
 from whichkl.targets.coordinates import free_target
 from whichkl.targets.evaluations import Evaluations
+from whichkl.targets.free_laws import FreeLaw, free_law
+from whichkl.targets.light_parts import LightPart, light_parts
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
 from whichkl.targets.rows import read_dim, read_rows
@@ -108,6 +110,8 @@ class Target:
         """For streams: the map between rows and the free coordinates of this target."""
         self.origin: Model | None = None
         """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
+        self.law: Distribution | None = None
+        """The torch distribution that this target is of, in float64; its free coordinates keep digits that x loses."""
         self.known_modes: Tensor | None = None
         """Points (k, d) at modes that were found before, the heaviest first, from which searches start too."""
         self.repeats: Repeats | None = None
@@ -157,7 +161,8 @@ class Target:
         arguments, origin = arguments_of(obj, args, kwargs)
         target = cls(**arguments)
         target.origin = origin
-        return target.evaluated_in_double() if isinstance(obj, Distribution) else target
+        target.law = widened(obj) if isinstance(obj, Distribution) else None
+        return target if target.law is None else target.evaluated_in_double()
 
     @cached_property
     def access(self) -> Access:
@@ -260,6 +265,16 @@ class Target:
         """
         return free_target(self)
 
+    @cached_property
+    def light_parts(self) -> list[LightPart]:
+        """Components too light for ordinary draws, where p's law, or the owner of its log density, shows them."""
+        return light_parts(self.law or getattr(self.density and self.density.function, "__self__", None), self.dim)
+
+    @cached_property
+    def free_law(self) -> FreeLaw | None:
+        """The law in free coordinates, where that is known without T(u) and its rounding; see `free_laws`."""
+        return None if self.law is None or self.bijection.is_real else free_law(self.law)
+
     def starting_at(self, modes: Float[Tensor, "k d"]) -> Target:
         """Return this target with more points from which mode searches start; evaluations are counted together."""
         known = copy.copy(self)
@@ -299,15 +314,7 @@ class Target:
         Raises:
             TypeError: it has none in memory.
         """
-        if self.samples is None:
-            raise TypeError("no samples")
-        keep = torch.ones(len(self.samples), dtype=torch.bool, device=self.samples.device)
-        keep[rows] = False
-        samples: Any = self.samples[keep].to(torch.float64)
-        if self.context is not None:
-            samples = (self.context[keep], samples[:, 0] if self.scalar else samples)
-        weights = None if self.weights is None else self.weights[keep]
-        return Target(samples=samples, weights=weights, names=self.names, support=self.bijection.constraints)
+        return Target(**remaining(self, rows))
 
     def __repr__(self) -> str:
         size = "" if self.samples is None else f", n={len(self.samples)}"

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_MIN_WIDTH = 2.0**-46
+MIN_WIDTH = 2.0**-46
 """Boxes narrower than this, in the unit cube, aren't cut."""
 _MAX_POINTS_PER_CALL = 1 << 19
 SHARES = (0.45, 0.36, 0.57, 0.41)
@@ -138,7 +138,10 @@ class Chart:
         sets = [self.to_unit(one) for one in draws]
         most = max(1, len(draws[0]) // (10 if dim == 3 else 24))
         finished: list[tuple[Tensor, Tensor]] = []
-        todo = [(a, b, [u[((u >= a) & (u < b)).all(1)] for u in sets]) for a, b in zip(low.unbind(), high.unbind(), strict=True)]
+        todo = []
+        for a, b in zip(low.unbind(), high.unbind(), strict=True):
+            held = [u[((u >= a) & (u < b)).all(1)] for u in sets]
+            todo.append((a, b, [u for u in held if len(u)]))
         while todo:
             a, b, inside = todo.pop()
             where = _cut(a, b, inside, most, share)
@@ -148,8 +151,10 @@ class Chart:
             j, cut = where
             middle_b, middle_a = b.clone(), a.clone()
             middle_b[j] = middle_a[j] = cut
-            todo.append((a, middle_b, [u[u[:, j] < cut] for u in inside]))
-            todo.append((middle_a, b, [u[u[:, j] >= cut] for u in inside]))
+            sides = [(u, u[:, j] < cut) for u in inside]
+            # Of many sets few are in a box: empty ones aren't carried along.
+            todo.append((a, middle_b, [u[left] for u, left in sides if bool(left.any())]))
+            todo.append((middle_a, b, [u[~left] for u, left in sides if not bool(left.all())]))
         return torch.stack([a for a, _ in finished]), torch.stack([b for _, b in finished])
 
 
@@ -189,18 +194,18 @@ def _cut(a: Tensor, b: Tensor, inside: Sequence[Tensor], most: int, share: float
             continue
         low, high = u.quantile(torch.tensor([0.1, 0.9], dtype=u.dtype, device="cpu"), 0)
         bulk, side = high - low, b - a
-        for j in ((bulk > _MIN_WIDTH) & (bulk < side / 12)).nonzero().flatten().tolist():
+        for j in ((bulk > MIN_WIDTH) & (bulk < side / 12)).nonzero().flatten().tolist():
             near = (1.6 + share) * float(bulk[j])
             before, after = float(low[j] - a[j]), float(b[j] - high[j])
             if max(before, after) > near + float(bulk[j]):  # graded: far from the bulk first, then ever nearer
                 reach = near * 6.0 ** max(0, math.floor(math.log(max(before, after) / near / 1.5) / math.log(6)))
                 return j, float(low[j]) - reach if before > after else float(high[j]) + reach
-    crowd = max(inside, key=len)
-    if len(crowd) <= most:
+    crowd = max(inside, key=len, default=None)
+    if crowd is None or len(crowd) <= most:
         return None
     j = int((crowd.amax(0) - crowd.amin(0)).argmax())
     cut = float(crowd[:, j].quantile(share))
-    return (j, cut) if float(a[j]) < cut < float(b[j]) and float(b[j] - a[j]) > _MIN_WIDTH else None
+    return (j, cut) if float(a[j]) < cut < float(b[j]) and float(b[j] - a[j]) > MIN_WIDTH else None
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,7 @@ def adapt(
             converged = bool(score.isfinite().all())
             break
         axis = blame.argmax(1, keepdim=True)
-        wide = (batch.high - batch.low).gather(1, axis)[:, 0] > _MIN_WIDTH
+        wide = (batch.high - batch.low).gather(1, axis)[:, 0] > MIN_WIDTH
         order = torch.where(wide, score, 0.0).argsort(descending=True)
         # All boxes are cut but those with the least errors, which together take up half of what is allowed.
         enough = int((score[order].flip(0).cumsum(0).flip(0) > 0.5).sum())

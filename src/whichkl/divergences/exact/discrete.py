@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributions import Bernoulli, Binomial, Categorical, Distribution, OneHotCategorical
+from torch.distributions import Bernoulli, Binomial, Categorical, Distribution, NegativeBinomial, OneHotCategorical, Poisson
 from torch.nn.functional import logsigmoid
 
 from whichkl._checks import InputError, cannot
@@ -208,6 +208,15 @@ def enumeration(
         note = f"the terms of {kind.formula} don't fall beyond {len(size):,} atoms"
         return Estimate.settled(kind.name, math.inf, "enumeration", note)
     return Estimate.settled(kind.name, value if value > 0 or math.isnan(value) else 0.0, "enumeration", f"{len(atoms):,} atoms")
+
+
+def rounding_of_counts(p: Distribution, atoms: Float[Tensor, "v d"]) -> float:
+    """The rounding error of a log probability in which log-gamma functions of counts cancel, such as a binomial one."""
+    if not isinstance(p, (Binomial, NegativeBinomial, Poisson)):
+        return 0.0
+    n = getattr(p, "total_count", None)
+    largest = float(atoms.max()) + (0.0 if n is None else float(n))
+    return 2.0**-52 * math.lgamma(largest + 1)
 
 
 def _log(block: Tensor, form: Form, who: str, numbers: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:

@@ -95,10 +95,10 @@ def _estimate(name: str, ground: Ground, once: Callable[[_Laws], float], unit: s
     exact = error <= 5e-7 * max(1.0, value)
     if not exact:
         notes.append("six digits aren't reached: tails that fall slowly hold more than is seen, and the error is too small")
-    found = replace(Estimate.settled(name, value, "quadrature", *notes, *ground.notes), unit="none")
-    if ground.notes or not exact:
+    found = replace(Estimate.settled(name, value, "quadrature", *notes, *ground.doubts, *ground.notes), unit="none")
+    if ground.notes or ground.doubts or not exact:
         found = replace(found, finite="not certified")
-    return found if exact else replace(found, stderr=error, exact=False, reliable=False)
+    return found if exact and not ground.doubts else replace(found, stderr=error, exact=False, reliable=False)
 
 
 _NODES_PER_BLOCK = 2_048
@@ -124,7 +124,7 @@ class _Laws:
         def both(x: Tensor) -> Tensor:
             return torch.stack(ground.densities(x)).exp()
 
-        boxes = ground.chart.boxes(ground.draws, ground.ends, share)
+        boxes = ground.chart.boxes(ground.sets, ground.ends, share)
         found = adapt(both, ground.chart, boxes, 0.0, TOLERANCE[1], BUDGET[1])
         order = found.low[:, 0].argsort()
         low, high = found.low[order], found.high[order]

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import MixtureSameFamily, TransformedDistribution
 
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
-from whichkl.divergences.exact.boxes import Chart, Integral, integrate
+from whichkl.divergences.exact.boxes import MIN_WIDTH, Chart, Integral, integrate
 from whichkl.targets import Target
 
 TOLERANCE = {1: 1e-11, 2: 1e-9, 3: 1e-7}
 BUDGET = {1: 1_000_000, 2: 3_000_000, 3: 8_000_000}
 """Allowed relative error and number of points of one integration, by dimension."""
+_MAX_MISSING_MASS = 1e-9
+"""Mass that a normalised density in float64 may lack by rounding of its constant."""
 _PARTICLES = 4096
 _MAX_ROUNDS = 300
 _MOVES_PER_ROUND = 6
+
+
+class Mass(NamedTuple):
+    """The log of the integral of a density where its mass is, and the mass that a normalised one lacks there."""
+
+    log: float
+    missing: float
+
+    def doubts(self, name: str) -> tuple[str, ...]:
+        """Why a divergence may be wrong."""
+        if self.missing == 0:
+            return ()
+        where = f"{name} is given as normalised, and integrates to 1 − {self.missing:.1g} where its mass was looked for"
+        return (f"{where}: a light part may lie far away, where the divergence can be large",)
 
 
 @dataclass(frozen=True)
@@ -51,15 +69,43 @@ class Located:
         bounds = p.bijection.bounds
         return cls(p, draws, bounds, float(p.log_prob(draws).detach().max()), Chart.fitting([draws], bounds), sought)
 
-    def log_mass(self, whole: Integral | None = None) -> float:
-        """Log of the integral of the density, checked: finite, and 1 where the density is given as normalised."""
+    @property
+    def sets(self) -> list[Tensor]:
+        """The draws, and those of each part that is too light to be among them."""
+        parts = [part.draws for part in self.target.light_parts]
+        return [self.draws, *parts, *map(_spread, parts)]
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What wasn't looked at."""
+        if self.target.normalized:  # what is missed is missing from its mass
+            return ()
+        if self.sought is not None:
+            return (f"{name} can't be sampled: its mass was searched for, and a narrow mode far from the rest would be missed",)
+        seen = f"{len(self.draws):,} draws and even steps"
+        return (
+            f"{name} isn't normalised: its mass was looked for by {seen}, and a light part far from the rest would be missed",
+        )
+
+    def unresolved(self, chart: Chart, name: str) -> tuple[str, ...]:
+        """Why a light part is out of reach: too narrow for its distance."""
+        for part in self.target.light_parts:
+            spread = (
+                chart.to_unit(part.draws).quantile(torch.tensor([0.1, 0.9], dtype=torch.float64, device="cpu"), 0).diff(dim=0)
+            )
+            if float(spread.min()) < 2 * MIN_WIDTH:
+                where = ", ".join(f"{v:.4g}" for v in part.draws.median(0).values.tolist())
+                return (f"a light part of {name} at ({where}) is too narrow for its distance, and was missed",)
+        return ()
+
+    def mass(self, whole: Integral | None = None) -> Mass:
+        """The integral of the density, checked: finite, and 1 where the density is given as normalised."""
         p, dim = self.target, self.target.dim
         if whole is None:
 
             def density(x: Tensor) -> Tensor:
                 return torch.exp(p.log_prob(x).detach() - self.shift)[None]
 
-            whole = integrate(density, self.chart, [self.draws], [[]] * dim, 0.0, TOLERANCE[dim], BUDGET[dim])
+            whole = integrate(density, self.chart, self.sets, [[]] * dim, 0.0, TOLERANCE[dim], BUDGET[dim])
         mass = float(whole.value[0])
         error = float(whole.error[0]) / mass if mass > 0 else math.inf
         settled = error <= (1e-3 if p.normalized else 1e-6)
@@ -76,7 +122,20 @@ class Located:
             instead = "Normalise it, or pass `normalized=False`; or a narrow mode far from the rest was missed"
             raise TargetError(cannot("use this target", because, instead))
         # The claim of a normalised density is more exact than a rough integral, and less exact than a good one.
-        return 0.0 if p.normalized and error > 1e-9 else log_mass
+        claimed = p.normalized and error > 1e-9
+        missing = -math.expm1(log_mass) if p.normalized and not self._is_one_piece else 0.0
+        rounding = _MAX_MISSING_MASS if p.density is not None and p.density.probe.dtype == torch.float64 else 1e-6
+        return Mass(0.0 if claimed else log_mass, missing if missing > max(rounding, 10 * error) else 0.0)
+
+    @property
+    def _is_one_piece(self) -> bool:
+        """Whether p is a law of torch's on the whole line, no mixture: then only rounding in its constant makes its mass less."""
+        law = self.target.law
+        return (
+            law is not None
+            and self.target.bijection.is_real
+            and not isinstance(law, (MixtureSameFamily, TransformedDistribution))
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +150,10 @@ class Ground:
     draws: list[Tensor]
     chart: Chart
     notes: tuple[str, ...]
+    doubts: tuple[str, ...]
+    """Why what is computed here shouldn't be trusted."""
+    within: Target | None = None
+    """The target in whose free coordinates both are given; None where both are as they were."""
 
     @classmethod
     def of(cls, p: Target, q: Target) -> Ground:
@@ -105,13 +168,17 @@ class Ground:
         bounds = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(one.bounds, other.bounds, strict=True)]
         ends = [sorted({end for side in (one, other) for end in side.bounds[j] if math.isfinite(end)}) for j in range(p.dim)]
         draws = [one.draws, other.draws]
-        notes = tuple(
-            f"{name} can't be sampled: its mass was searched for, and a narrow mode far from the rest would be missed"
-            for name, side in (("p", one), ("q", other))
-            if side.sought is not None and not side.target.normalized
-        )
-        log_z = (one.log_mass(), other.log_mass())
-        return cls(p, q, log_z, bounds, ends, draws, Chart.fitting(draws, bounds, ends), notes)
+        notes = one.notes("p") + other.notes("q")
+        masses = one.mass(), other.mass()
+        chart = Chart.fitting(draws, bounds, ends)
+        doubts = masses[0].doubts("p") + masses[1].doubts("q") + one.unresolved(chart, "p") + other.unresolved(chart, "q")
+        return cls(p, q, (masses[0].log, masses[1].log), bounds, ends, draws, chart, notes, doubts)
+
+    @property
+    def sets(self) -> list[Tensor]:
+        """The draws of both, and those of each part that is too light to be among them."""
+        parts = [part.draws for part in (*self.p.light_parts, *self.q.light_parts)]
+        return [*self.draws, *parts, *map(_spread, parts)]
 
     def densities(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Both log densities, normalised."""
@@ -120,6 +187,12 @@ class Ground:
     def swapped(self) -> Ground:
         """The same with p and q in each other's place."""
         return replace(self, p=self.q, q=self.p, log_z=self.log_z[::-1], draws=self.draws[::-1])
+
+
+def _spread(part: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Draws of a part, three times as wide: they show its tails, which must be cut out of large boxes too."""
+    middle = part.median(0).values
+    return middle + 3 * (part - middle)
 
 
 def search_mass(p: Target, near: Float[Tensor, "n d"] | None = None, seed: int = 0) -> tuple[Float[Tensor, "n d"], float]:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, constraints
+from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, constraints
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
@@ -21,11 +22,13 @@ from whichkl.divergences.exact.boxes import Integral, integrate
 from whichkl.divergences.exact.closed_form import closed_form
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Ground, Located
 from whichkl.divergences.exact.tails import REACHES, diverges
-from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence
+from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence, WeightedKLs
 from whichkl.targets import Target
+from whichkl.targets.coordinates import in_free_coordinates
 
 _MAX_MASS_BY_ROUNDING = 1e-13
 """Mass outside of the other's support from which a divergence is infinite; less may be rounding in a user's density."""
+_BELOW_ZERO = "it is below 0, and no divergence is: mass was missed, or a density isn't normalised as it is said to be"
 MAX_DIMENSIONS = 3
 """Most variables that quadrature takes."""
 _JOINED: dict[str, Callable[[list[float]], float]] = {
@@ -58,8 +61,8 @@ def expectation_rule(p: Target) -> tuple[Float[Tensor, "n 1"], Float[Tensor, " n
     if tail:
         because = f"{tail} it is so heavy that it has no variance, and KL(p‖q) is infinite for every Gaussian"
         raise TargetError(cannot("minimise `forward_kl` here", because, "Use `reverse_kl`, or a transform such as support="))
-    whole = integrate(moments, side.chart, [side.draws], [[]], tolerance=TOLERANCE[1])
-    side.log_mass(whole)
+    whole = integrate(moments, side.chart, side.sets, [[]], tolerance=TOLERANCE[1])
+    side.mass(whole)
     x, w = whole.rule(side.chart)
     w = w * torch.exp(p.log_prob(x).detach() - side.shift)
     # Weights below float64's rounding of the sum change nothing, and their log density may be −∞.
@@ -90,28 +93,64 @@ def divergence(p: Target, q: Target, kind: IntegralDivergence) -> Estimate:
     if dim > MAX_DIMENSIONS:
         because = f"they have {dim} free coordinates, and it takes at most {MAX_DIMENSIONS}"
         raise InputError(cannot("integrate these densities", because, "Use Monte Carlo"))
-    ground = Ground.of(p, q)
+    ground = (_ground_inside(p, q, kind) if p is given else None) or Ground.of(p, q)
     densities, chart, draws, ends = ground.densities, ground.chart, ground.draws, ground.ends
 
     tolerance = TOLERANCE[1] if dim == 1 else 1e-3
     # The order matters: where the mass of one lies outside the other's support the integrand is ∞, and no rule would settle.
-    missed = integrate(lambda x: kind.misses(*densities(x))[None], chart, draws, ends, 1e-3, tolerance, BUDGET[dim] // 4)
+    missed = integrate(lambda x: kind.misses(*densities(x))[None], chart, ground.sets, ends, 1e-3, tolerance, BUDGET[dim] // 4)
     outside = float(missed.value[0])
     if outside > max(_MAX_MASS_BY_ROUNDING, 3 * float(missed.error[0])):
         digits = 4 if float(missed.error[0]) < 1e-4 * outside else 2
         where = _where(densities, kind, missed.rule(chart)[0] if dim == 1 else torch.cat(draws), ends, p.names)
         return Estimate.settled(kind.name, math.inf, "quadrature", f"{outside:.{digits}g} of the mass of {where}")
-    near = REACHES if p is given else REACHES[-1:]  # near the corners of a simplex torch's densities are clamped
-    place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names, near)
+    is_cube = p is not given and not p.bijection.is_real
+    near = REACHES[-1:] if is_cube else REACHES  # near the corners of a simplex torch's densities are clamped
+    within = ground.within or (None if p is given or is_cube else given)
+    shown = _free_ends(within) if within else ground.bounds
+    place = diverges(lambda x: kind.log_tail(*densities(x)), ground.bounds, draws, p.names, near, shown)
     if place:
         return Estimate.settled(kind.name, math.inf, "quadrature", f"the integrand of {kind.formula} isn't integrable {place}")
     if isinstance(kind, RenyiDivergence) and not bool((kind.log_tail(*densities(torch.cat(draws))) > -math.inf).any()):
         return Estimate.settled(kind.name, math.inf, "quadrature", "their supports don't overlap")
-    whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, draws, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
-    return _estimate(kind, whole, dim, ground.notes)
+    whole = integrate(lambda x: kind.integrand(*densities(x))[None], chart, ground.sets, ends, 0.1, TOLERANCE[dim], BUDGET[dim])
+    return _estimate(kind, whole, dim, ground)
 
 
-def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[str, ...]) -> Estimate:
+def _ground_inside(p: Target, q: Target, kind: IntegralDivergence) -> Ground | None:
+    """Return the ground of a KL in the free coordinates of the law of its expectation, which lives inside the other's support.
+
+    The other is evaluated at x = T(u), and may have mass outside. None where the law isn't known in free coordinates.
+    """
+    if not isinstance(kind, WeightedKLs) or 0 not in kind.kl_weights:
+        return None
+    inner, outer = (p, q) if kind.kl_weights[0] else (q, p)
+    covered = all(a[0] >= b[0] and a[1] <= b[1] for a, b in zip(inner.bijection.bounds, outer.bijection.bounds, strict=True))
+    is_row = inner.bijection.constraints[0].event_dim == outer.bijection.constraints[0].event_dim == 0
+    if inner.free_law is None or not (covered and is_row):
+        return None
+    free = inner.unconstrained()
+    around = Located.of(outer, inner.draws(1000, 0).to(torch.float64))
+    one, free_outer = Located.of(free), outer.unconstrained()
+
+    def carried(u: Tensor) -> Tensor:
+        x = inner.bijection.forward(u)
+        log_volume = inner.bijection.log_jacobian(u, x)
+        if outer.free_law is None:
+            return outer.log_prob(x) + log_volume
+        v = outer.bijection.inverse(x)  # has the digits of x near an end that both share
+        return free_outer.log_prob(v) - outer.bijection.log_jacobian(v, x) + log_volume
+
+    other = Target(log_prob=carried, dim=free.dim)
+    name, whole, part = "p" if outer is p else "q", around.mass(), one.mass()
+    pair, masses = (free, other), (part.log, whole.log)
+    if inner is q:
+        pair, masses = pair[::-1], masses[::-1]
+    notes, doubts = around.notes(name), whole.doubts(name) + one.unresolved(one.chart, "q" if outer is p else "p")
+    return Ground(*pair, masses, one.bounds, [[]] * free.dim, [one.draws], one.chart, notes, doubts, inner)
+
+
+def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, ground: Ground) -> Estimate:
     what, integral, error = "compute this divergence by quadrature", float(whole.value[0]), float(whole.error[0])
     if not math.isfinite(integral):
         because = f"the integral of {kind.formula} is beyond 1e308, the largest float64"
@@ -128,10 +167,13 @@ def _estimate(kind: IntegralDivergence, whole: Integral, dim: int, notes: tuple[
     # Rounding may push 0 slightly below itself; a value clearly below 0 stays, as a sign of a fault.
     clean = max(value, 0.0) if value > -max(1e-9, error) else value
     slow = () if exact or dim > 1 else ("six digits aren't reached on the line: it may fall so slowly that it's infinite",)
-    found = Estimate.settled(kind.name, clean, "quadrature", note, *slow, *notes)
-    if math.isfinite(clean) and (notes or not exact):
+    doubts = ground.doubts if clean >= 0 else (*ground.doubts, _BELOW_ZERO)
+    found = Estimate.settled(kind.name, clean, "quadrature", note, *slow, *doubts, *ground.notes)
+    if math.isfinite(clean) and (ground.notes or doubts or not exact):
         found = replace(found, finite="not certified")
-    return found if exact else replace(found, stderr=error, exact=False, reliable=not slow)
+    if exact and not doubts:
+        return found
+    return replace(found, stderr=error, exact=False, reliable=not slow and not doubts)
 
 
 def _where(
@@ -151,7 +193,8 @@ def _where(
 
 
 def _free(p: Target, q: Target) -> tuple[Target, Target]:
-    """Return the pair on a cube, where both live on one simplex: divergences don't change."""
+    """Return the pair in free coordinates, where both laws are known in them, or on a cube: divergences don't change."""
+    p, q = in_free_coordinates(p, q)
     words = [one.bijection.constraints[0] for one in (p, q)]
     if not any(word.event_dim > 0 and not one.bijection.is_real for word, one in zip(words, (p, q), strict=True)):
         return p, q
@@ -159,6 +202,13 @@ def _free(p: Target, q: Target) -> tuple[Target, Target]:
         because = "their supports are neither products of intervals nor one simplex"
         raise TargetError(cannot("integrate these densities", because, "Use Monte Carlo"))
     return _by_sticks(p), _by_sticks(q)
+
+
+def _free_ends(p: Target) -> list[tuple[float, float]]:
+    """Where x, or a share of the stick of a simplex, goes as each free coordinate goes to −∞ and to ∞."""
+    if p.bijection.constraints[0].event_dim > 0:
+        return [(0.0, 1.0)] * p.bijection.free_dim
+    return [(high, low) if low == -math.inf < high < math.inf else (low, high) for low, high in p.bijection.bounds]
 
 
 def _by_sticks(p: Target) -> Target:
@@ -193,14 +243,23 @@ def coordinates(p: Distribution | None) -> list[Distribution] | None:
     """
     if not isinstance(p, Independent) or p.reinterpreted_batch_ndims != 1 or p.batch_shape != () or p.base_dist.event_shape != ():
         return None
-    base, values = p.base_dist, {name: getattr(p.base_dist, name, None) for name in p.base_dist.arg_constraints}
-    if type(base).__module__.partition(".")[0] != "torch" or not values or any(value is None for value in values.values()):
-        return None
     try:
-        wide = {name: tensor_of(value).expand(base.batch_shape) for name, value in values.items()}
-        return [type(base)(**{name: value[j] for name, value in wide.items()}) for j in range(base.batch_shape[0])]
+        return _rows_of(p.base_dist)
     except (TypeError, ValueError):  # its constructor takes other arguments than its constraints name
         return None
+
+
+def _rows_of(base: Distribution) -> list[Distribution] | None:
+    """The laws along the first axis of a batch, of one of torch's scalar laws or of mixtures of these."""
+    if isinstance(base, MixtureSameFamily):
+        parts, weights = _rows_of(base.component_distribution), base.mixture_distribution.probs
+        each = [] if parts is None else zip(weights, parts, strict=True)
+        return [MixtureSameFamily(Categorical(probs=one), part) for one, part in each] or None
+    values, kind = {name: getattr(base, name, None) for name in base.arg_constraints}, cast(Any, type(base))
+    if type(base).__module__.partition(".")[0] != "torch" or not values or any(value is None for value in values.values()):
+        return None
+    wide = {name: tensor_of(value).expand(base.batch_shape) for name, value in values.items()}
+    return [kind(**{name: value[j] for name, value in wide.items()}) for j in range(base.batch_shape[0])]
 
 
 def coordinate_pairs(
@@ -230,8 +289,11 @@ def of_products(p: Distribution | None, q: Distribution | None, kind: IntegralDi
         return Estimate.settled(kind.name, math.inf, "quadrature", note)
     value = _JOINED[kind.name]([one.value for one in each])
     joined = Estimate.settled(kind.name, value, "quadrature", f"joined from {len(each)} independent coordinates, one at a time")
+    doubts = tuple(dict.fromkeys(note for one in each if one.finite != "certified" for note in one.notes))
+    if doubts:
+        joined = replace(joined, finite="not certified", notes=(*joined.notes, *doubts))
     if all(one.exact for one in each):
         return joined
     # 1 + χ² is the product of the coordinates' 1 + χ²: an error of one factor is multiplied by the others.
     error = math.fsum(one.stderr for one in each) * (1 + value if kind.name == "chi_squared" else 1)
-    return replace(joined, stderr=error, exact=False)
+    return replace(joined, stderr=error, exact=False, reliable=all(one.reliable for one in each))

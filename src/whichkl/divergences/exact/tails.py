@@ -51,6 +51,7 @@ def diverges(
     draws: Sequence[Float[Tensor, "n d"]],
     names: Sequence[str],
     reaches: Sequence[int] = REACHES,
+    shown: Sequence[tuple[float, float]] | None = None,
 ) -> str | None:
     """Describe where ∫|h| diverges; None where no divergence is seen.
 
@@ -59,8 +60,8 @@ def diverges(
     fall as the distance is doubled, up to 2¹⁰⁰ widths. That is sufficient, and on the line also necessary
     up to slowly varying factors.
 
-    `log_size` is log|h|; the lines start at draws of each density; of the numbers of octaves in `reaches` the first is taken at
-    which the function doesn't fail.
+    The description names the ends `shown` instead of `bounds`. `log_size` is log|h|; the lines start at draws of each density;
+    of the numbers of octaves in `reaches` the first is taken at which the function doesn't fail.
     """
     dim, found = len(bounds), []
     each = _LINES_PER_APPROACH // 2
@@ -71,7 +72,7 @@ def diverges(
         starts, paces = starts[:1], torch.ones_like(paces[:1])
     # One line of eight may follow a ridge of no volume; two hardly do.
     needed = 1 if dim == 1 else 2
-    for approach in _approaches(bounds, draws, names):
+    for approach in _approaches(bounds, draws, names, shown or bounds):
         for reach in reaches:
             # The first eight widths belong to the bulk, where the integrand may well rise.
             power = torch.arange(3, reach, _STEP_IN_OCTAVES, dtype=torch.float64, device="cpu")
@@ -105,7 +106,9 @@ def _grows(size: Float[Tensor, " s"]) -> bool:
     return len(last) == 9 and bool((last.diff() >= -1e-6).all())
 
 
-def _approaches(bounds: Sequence[tuple[float, float]], draws: Sequence[Tensor], names: Sequence[str]) -> list[_Approach]:
+def _approaches(
+    bounds: Sequence[tuple[float, float]], draws: Sequence[Tensor], names: Sequence[str], shown: Sequence[tuple[float, float]]
+) -> list[_Approach]:
     dim = len(bounds)
     pooled = torch.cat(list(draws))
     spread = pooled.quantile(torch.tensor([0.1, 0.9], dtype=pooled.dtype, device="cpu"), 0)
@@ -114,8 +117,9 @@ def _approaches(bounds: Sequence[tuple[float, float]], draws: Sequence[Tensor], 
     for moving in (sorted(one) for size in range(1, dim + 1) for one in itertools.combinations(range(dim), size)):
         for sides in itertools.product((0, 1), repeat=len(moving)):
             moves = tuple((j, 2.0 * side - 1.0, bounds[j][side]) for j, side in zip(moving, sides, strict=True))
-            found.append(_Approach(_place(moves, names), torch.diag(width), moves))
-    if dim > 1 and all(math.isinf(end) for ends in bounds for end in ends):
+            seen = tuple((j, sign if shown[j][0] < shown[j][1] else -sign, shown[j][sign > 0]) for j, sign, _ in moves)
+            found.append(_Approach(_place(seen, names), torch.diag(width), moves))
+    if dim > 1 and all(math.isinf(end) for ends in shown for end in ends):
         basis = contrast(draws)
         for j, sign in itertools.product(range(dim), (-1.0, 1.0)):
             towards = ", ".join(f"{sign * v:.2g}" for v in basis[:, j] / basis[:, j].norm())
