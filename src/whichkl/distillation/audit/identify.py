@@ -12,20 +12,30 @@ import torch
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.audit.matching import (
     TOLERANCE,
+    TOLERANCE_OF_NARROW,
     AuditBatch,
     Identified,
     Match,
     by_gradient,
     by_value,
     entropy,
+    guessed_temperature,
     hard_total,
+    on_labels_only,
+    residual,
     same_gradient,
     total,
+    twins,
 )
+from whichkl.distillation.audit.probes import Logits, pair_of_logits, some_labels
 from whichkl.distillation.audit.result import Check, failed, passed
-from whichkl.distillation.audit.subject import Logits, Subject, pair_of_logits, some_labels
+from whichkl.distillation.audit.subject import Subject
 
 _BATCHES_OF_VALUES = 12
+_MAX_UNIT_OFF = 2.0
+"""Largest ratio of the temperature that is found and the unit of the logits on which it was found. Further off, rows are so flat
+that all divergences agree, or so sure that they stand still; the loss is then looked at again in its own unit."""
+_STEP_NEAR_TEACHER = 0.02
 _NEAR_END = 1e-4
 """Share of a knob's range: the nearest points to the ends that are compared with them."""
 
@@ -39,7 +49,6 @@ class Nature:
         value: the divergence whose values it has.
         entropy_kept: how much of the teacher's entropy is left in the value: 1 in a cross-entropy.
         constant: whether values are off by something that the student doesn't move.
-        dropped: how many rows move nothing, of how many.
         slope_off: how far the gradient is from the value's finite differences, relatively.
     """
 
@@ -48,7 +57,6 @@ class Nature:
     value: Match | None
     entropy_kept: float
     constant: bool
-    dropped: tuple[int, int]
     slope_off: float
 
     @property
@@ -76,36 +84,109 @@ class Examination:
     """What the checks of a loss go by."""
 
     subject: Subject
-    scale: float
-    """Size of the loss between different rows."""
-    nature: Nature
-    reduction: Reduction | None
     claims: str | None
     knobs: Mapping[str, Any]
+    nature: Nature
+    reduction: Reduction | None = None
+    scale: float = 0.0
+    """Size of the loss between different rows."""
     done: dict[str, Check] = field(default_factory=dict)
     """The checks made so far, by name; later ones may depend on them."""
+
+    def same(self, a: float, b: float) -> bool:
+        """Whether two values are the same up to the loss's precision; without a size of their own, next to the loss's scale."""
+        return abs(a - b) <= self.subject.tolerance * max(abs(a), abs(b), 1e-7 * self.scale, 1e-300)
+
+    def cause(self, findings: frozenset[str]) -> str:
+        """Return the name of a check that failed with one of these findings, or ""."""
+        return next((name for name, one in self.done.items() if one.outcome == "fail" and one.finding in findings), "")
+
+
+def find_nature(subject: Subject) -> Nature:
+    """Identify a loss on logits of its own temperature, and set `subject.unit` to it."""
+    guesses = (_guess(subject, unit) for unit in (subject.unit, 0.1, 10.0))
+    guess = next((one for one in guesses if one is not None), None)
+    if guess is not None:  # temperatures are round numbers
+        round_numbers = (float(f"{guess:.{digits}g}") for digits in (1, 2))
+        near = 0.1 if subject.narrow else 0.03
+        subject.unit = next((one for one in round_numbers if abs(one / guess - 1) < near), guess)
+    found = nature(subject)
+    for _ in range(2):
+        temperature = found.identified.temperature if found.gradient is not None else subject.unit
+        if 1 / _MAX_UNIT_OFF < temperature / subject.unit < _MAX_UNIT_OFF:
+            break
+        before, subject.unit = subject.unit, temperature
+        again = nature(subject)
+        if again.gradient is None:
+            subject.unit = before
+            break
+        found = again
+    return found
+
+
+def _guess(subject: Subject, unit: float) -> float | None:
+    """Guess the temperature from how the gradient changes next to the teacher, on logits of this unit."""
+    generator, s = subject.generator(), subject.shift
+    teacher = unit / subject.unit * pair_of_logits(generator, 2, 4)[0]
+    step = torch.randn(teacher.shape, generator=generator, dtype=torch.float64, device="cpu").sign()
+    step *= unit / subject.unit * (0.2 if subject.narrow else _STEP_NEAR_TEACHER)
+    center, up = subject.scaled(teacher, teacher + step)
+    down = subject.scaled(teacher, teacher - step)[1]
+    change = subject(center, up).gradient - subject(center, down).gradient
+    rows = [x[:, : 4 - s].reshape(-1, x.shape[-1]) for x in (center, up - down, change)]
+    return guessed_temperature(rows[0], rows[1], rows[2])
 
 
 def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
     """Identify a loss by the gradient of one batch and the values of twelve, two students per teacher."""
-    generator = subject.generator()
+    generator, labels = subject.generator(), subject.adapter.labels
     teacher, _ = pair_of_logits(generator, 2, 4)
-    batches = []
+    pairs = []
     for i in range(_BATCHES_OF_VALUES):
         new, student = pair_of_logits(generator, 2, 4, gap=None if i == 0 else 0.2 + 0.25 * i)
         teacher = teacher if i % 2 else new
-        batches.append(_batch(subject, teacher, student, knobs))
-    first, labels = batches[0], subject.adapter.labels
-    size = first.gradient.norm(dim=-1)
-    dropped = (int((~(size > 1e-12 * size.max())).sum()), len(size))
-    gradient = by_gradient(first, labels)
-    value, kept, constant = (None, 0.0, False) if gradient is None else _values(gradient, batches)
-    off = _slope_off(subject, knobs)
+        pairs.append((teacher, student))
+    batches = [_batch(subject, *subject.scaled(*pair), knobs) for pair in pairs]
+    if labels and (factor := on_labels_only(batches[0], TOLERANCE_OF_NARROW if subject.narrow else TOLERANCE)) is not None:
+        return Nature(Identified("labels only", hard_labels=factor), None, None, 0.0, False, 0.0)
+    gradient = by_gradient(batches[0], labels, subject.unit)
+    if gradient is None:
+        gradient = _up_to_rounding(subject, batches[0], pairs[0], knobs)
+        if gradient is not None:
+            batches = [_batch(subject, *subject.scaled(*pair), knobs) for pair in pairs]
+    tolerance = TOLERANCE_OF_NARROW if subject.narrow else TOLERANCE
+    value, kept, constant = (None, 0.0, False) if gradient is None else _values(gradient, batches, tolerance)
+    if gradient is not None and value is None and not constant:
+        for other in twins(gradient, batches[0], labels, max(tolerance / 10, 10 * gradient.left)):
+            same_value, left_over, _ = _values(other, batches, tolerance)
+            if same_value is not None and not left_over:
+                gradient = value = other
+                break
+    off = 0.0 if subject.narrow else _slope_off(subject, knobs)
     if value is None and not constant and off > 0.05:  # a true gradient that isn't in the family has no value in it either
-        value = by_value(batches, labels)
-        if value is not None and first.gradient.any() and same_gradient(value, first):
+        value = by_value(batches, labels, subject.unit)
+        if value is not None and batches[0].gradient.any() and same_gradient(value, batches[0]):
             gradient = value
-    return Nature(_named(gradient, value, kept, constant), gradient, value, kept, constant, dropped, off)
+    return Nature(_named(gradient, value, kept, constant), gradient, value, kept, constant, off)
+
+
+def _up_to_rounding(
+    subject: Subject, batch: AuditBatch, pair: tuple[Logits, Logits], knobs: Mapping[str, Any] | None
+) -> Match | None:
+    """Match the gradient of a loss that rounds to bfloat16 inside, and set `subject.narrow`.
+
+    What is left over must be rounding: on logits that differ a little it is another remainder, not the same one.
+    """
+    match = by_gradient(batch, subject.adapter.labels, subject.unit, TOLERANCE_OF_NARROW)
+    if match is None or subject.narrow:
+        return match
+    noise = torch.randn(pair[1].shape, generator=subject.generator(), dtype=torch.float64, device="cpu")
+    near = _batch(subject, subject.unit * pair[0], subject.unit * (pair[1] + 0.2 * noise), knobs)
+    first, second = residual(match, batch), residual(match, near)
+    if abs(float(first @ second)) > 0.5 * float(first.norm() * second.norm()):
+        return None
+    subject.narrow = True
+    return match
 
 
 def _batch(subject: Subject, teacher: Logits, student: Logits, knobs: Mapping[str, Any] | None) -> AuditBatch:
@@ -120,9 +201,9 @@ def _batch(subject: Subject, teacher: Logits, student: Logits, knobs: Mapping[st
 def _slope_off(subject: Subject, knobs: Mapping[str, Any] | None) -> float:
     """Compare the gradient with central differences of the value, in three directions."""
     generator = subject.generator()
-    teacher, student = pair_of_logits(generator, 2, 4, gap=1.0)
+    teacher, student = subject.scaled(*pair_of_logits(generator, 2, 4, gap=1.0))
     answer = subject(teacher, student, knobs=knobs)
-    step = 1e-3 if subject.dtype == torch.float64 else 3e-2
+    step = subject.unit * (1e-3 if subject.dtype == torch.float64 else 3e-2)
     worst = 0.0
     random = torch.randn(student.shape, generator=generator, dtype=torch.float32, device="cpu").double()
     for direction in (random, student - teacher, answer.gradient):
@@ -137,14 +218,14 @@ def _slope_off(subject: Subject, knobs: Mapping[str, Any] | None) -> float:
     return worst
 
 
-def _values(match: Match, batches: list[AuditBatch]) -> tuple[Match | None, float, bool]:
+def _values(match: Match, batches: list[AuditBatch], tolerance: float) -> tuple[Match | None, float, bool]:
     """Whether the values are those of the divergence whose gradient was found; else how much of the entropy they hold."""
     seen = torch.tensor([one.value for one in batches], dtype=torch.float64, device="cpu")
     said = torch.stack([match.factor * total(match.divergence, match.temperature, one.teacher, one.student) for one in batches])
     if match.on_labels:
         said = said + match.on_labels * torch.stack([hard_total(one) for one in batches])
     gap = seen - said
-    largest = TOLERANCE * float(seen.abs().max().clamp(min=float(said.abs().max())))
+    largest = tolerance * float(seen.abs().max().clamp(min=float(said.abs().max())))
     if float(gap.abs().max()) <= largest:
         return match, 0.0, False
     kept = match.factor * torch.stack([entropy(one, match.temperature) for one in batches])
