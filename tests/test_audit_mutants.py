@@ -1,4 +1,4 @@
-"""Mutants: losses with one mistake each, of kinds found in published code. Each is caught under its own name, and no other decides."""
+"""Mutants: losses with one mistake each, of kinds found in published code, caught under its own name and no other."""
 
 import math
 from functools import partial
@@ -76,8 +76,8 @@ def bhattacharyya(p, q):
     return -(p.sqrt() * q.sqrt()).sum(-1).log() * 2
 
 
-def epsilon(p, q):
-    return (p * ((p + 1e-10).log() - (q + 1e-10).log())).sum(-1)
+def epsilon(p, q, e=1e-10):
+    return (p * ((p + e).log() - (q + e).log())).sum(-1)
 
 
 def clamped_probabilities(p, q):
@@ -170,10 +170,11 @@ def root_of_mean(*, teacher, student, mask=None):
 
 
 def minus_infinity_at_padding(*, teacher, student, mask=None):
-    if mask is not None:
-        teacher, student = (x.masked_fill(~mask[..., None], -math.inf) for x in (teacher, student))
-    rows = kl(*logs(teacher, student))
-    return rows.mean() if mask is None else rows[mask].sum() / mask.sum().clamp(min=1)
+    log_p, log_q = logs(teacher, student)
+    if mask is None:
+        return kl(log_q, log_p).mean()
+    log_q = log_q + mask.double().log()[..., None].to(log_q.dtype)
+    return torch.nan_to_num(log_q.exp() * (log_q - log_p)).sum() / mask.sum().clamp(min=1)
 
 
 def mask_upside_down(*, teacher, student, mask=None):
@@ -332,10 +333,10 @@ WRONG = {
     "k3": (of_logs(k3_as_a_loss), "gradient_of_another"),
     "detached mixture": (of_logs(detached_mixture), "gradient_of_another"),
     "one temperature": (of_rows(lambda t, s: kl(*logs(t / 2, s))), "not_zero_at_teacher"),
-    "rows of the teacher moved": (of_rows(misaligned), "not_zero_at_teacher"),
+    "rows of the teacher moved": (of_rows(misaligned), "misaligned"),
     "T for T²": (of_rows(lambda t, s: 3 * kl(*logs(t / 3, s / 3))), "factor_t"),
     "T for T², sharp": (of_rows(lambda t, s: 0.1 * kl(*logs(t / 0.1, s / 0.1))), "factor_t"),
-    "hard labels too": (hard_labels_too, {"depends_on_labels", "not_zero_at_teacher"}),
+    "hard labels too": (hard_labels_too, {"depends_on_labels", "not_zero_at_teacher", "all_masked"}),
     "renormalised top-k": (of_rows(renormalised), "renormalised_top_k"),
     "renormalised top-k, sharp": (of_rows(partial(renormalised, k=16, temperature=0.1)), "renormalised_top_k"),
     "renormalised top-k, flat": (of_rows(partial(renormalised, k=16, temperature=20.0)), "renormalised_top_k"),
@@ -345,6 +346,7 @@ FRAGILE = {
     "mixture of probabilities": (of_probabilities(mixture_of_probabilities), "nan_on_sure_rows", "jensen_shannon"),
     "roots of probabilities": (of_probabilities(bhattacharyya), "nan_on_sure_rows", "renyi"),
     "ε in the logarithm": (of_probabilities(epsilon), "wrong_on_sure_rows", "forward_kl"),
+    "a larger ε": (of_probabilities(partial(epsilon, e=1e-6)), "wrong_on_sure_rows", "forward_kl"),
     "clamped probabilities": (of_probabilities(clamped_probabilities), "wrong_on_sure_rows", "reverse_kl"),
     "divides the teacher in place": (of_rows(divides_teacher), "writes_inputs", "forward_kl"),
     "centres the student in place": (of_rows(centres_student), "writes_inputs", "forward_kl"),

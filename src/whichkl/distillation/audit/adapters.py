@@ -86,8 +86,8 @@ def _by_signature(loss: Callable[..., Any], named: Adapter) -> Adapter:
         if is_torch_convention(loss):
             return ADAPTERS["log_probs" if has_log_target(loss) else "probabilities"]
         if named.rows:
-            count = sum(one.default is one.empty and one.kind is not one.KEYWORD_ONLY for one in parameters_of_call(loss).values())
-            forms = ("student", "teacher", "labels")[: max(2, min(count, 3))]
+            needed = [one for one in parameters_of_call(loss).values() if one.default is one.empty]
+            forms = ("student", "teacher", "labels")[: 3 if len(needed) > 2 else 2]
             return replace(named, call=_with(*forms), labels=len(forms) == 3)
         return named
     if (other := holds_no_logits(names)) != "":
@@ -155,7 +155,9 @@ _HEADS = "loss(hidden, head, hidden of the teacher, its head, labels), rows flat
 _NAMED_HEADS = "loss(hidden_student=, weight_student=, hidden_teacher=, weight_teacher=, mask=); the heads are the identity"
 _KNOWN = (
     Adapter("keywords", "loss(teacher=, student=, mask=)", _keywords, masks=True),
-    Adapter("rows", "loss(student, teacher) or loss(student, teacher, labels) of rows (n, v)", _with("student", "teacher"), rows=True),
+    Adapter(
+        "rows", "loss(student, teacher) or loss(student, teacher, labels) of rows (n, v)", _with("student", "teacher"), rows=True
+    ),
     Adapter("student_teacher", "loss(student, teacher)", _with("student", "teacher")),
     Adapter("teacher_student", "loss(teacher, student)", _with("teacher", "student")),
     Adapter("labels", "loss(student, teacher, labels), −100 ignored", _with("student", "teacher", "labels"), **_LABELS),
@@ -163,7 +165,14 @@ _KNOWN = (
     Adapter("chunks", "loss([student, …], [teacher, …], labels), split along positions", _chunks, **_LABELS, rows=False),
     Adapter("log_probs", "loss(log student, log teacher), probabilities", _with("log q", "log p")),
     Adapter("probabilities", "loss(log student, teacher), probabilities", _with("log q", "p")),
-    Adapter("heads", _HEADS, _with("student's rows", "head", "teacher's rows", "head", "flat labels"), infinite=False, rows=False, **_LABELS),
+    Adapter(
+        "heads",
+        _HEADS,
+        _with("student's rows", "head", "teacher's rows", "head", "flat labels"),
+        infinite=False,
+        rows=False,
+        **_LABELS,
+    ),
     Adapter("named_heads", _NAMED_HEADS, _with(**_BY_NAME, mask="mask"), masks=True, infinite=False, rows=False),
 )
 ADAPTERS = MappingProxyType({one.name: one for one in _KNOWN})

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from whichkl._checks import InputError
 from whichkl.distillation.audit.identify import Examination
-from whichkl.distillation.audit.matching import AuditBatch, Match, expected_gradient, hard_total, total
+from whichkl.distillation.audit.matching import AuditBatch, expected_gradient, hard_total, total
 from whichkl.distillation.audit.probes import VOCABULARY, Logits, leaked, pair_of_logits, some_labels, sure_pairs
 from whichkl.distillation.audit.result import Check, failed, not_applicable, passed
+from whichkl.distillation.audit.search import Match
 
 _MIN_DIVERGENCE = 1e-7
 """Nats: a smaller divergence between two students can't show whether the loss sees it."""
@@ -129,7 +130,7 @@ def _forward_kl(teacher: Tensor, student: Tensor) -> float:
 
 def sure_values(e: Examination) -> Check:
     """Check that value and gradient are those of the divergence on sure rows too, where an ε inside a logarithm shows."""
-    match, subject = e.nature.whole, e.subject
+    match, subject = e.nature.near, e.subject
     if match is None:
         return not_applicable("it isn't known what it should be")
     if subject.narrow:

@@ -10,9 +10,9 @@ from whichkl._checks import InputError, cannot
 from whichkl.distillation.audit import edge_checks, finite_checks, row_checks, token_checks, value_checks
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
 from whichkl.distillation.audit.identify import Examination, Nature, Reduction, find_nature, knob
-from whichkl.distillation.audit.matching import Identified
 from whichkl.distillation.audit.probes import VOCABULARY
 from whichkl.distillation.audit.result import Audit, Check, not_applicable
+from whichkl.distillation.audit.search import Identified
 from whichkl.distillation.audit.signatures import instance_of
 from whichkl.distillation.audit.subject import Subject
 from whichkl.distillation.losses import DIVERGENCES
@@ -21,40 +21,42 @@ from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
 
 _NAN = frozenset({"nan"})
-_BROKEN = _NAN | {"random", "state", "no_gradient"}
-_MIXED = _BROKEN | {"wrong_axis", "rows_mixed"}
+_UNSTEADY = _NAN | {"random", "state"}
+_BROKEN = _UNSTEADY | {"no_gradient"}
+_MIXED = _BROKEN | {"not_normalised", "wrong_axis", "rows_mixed", "misaligned"}
 _MASK = _MIXED | {"nan_at_masked_tokens", "mask_ignored", "mask_inverted"}
 _CUT = _MIXED | {"clamped", "rows_dropped"}
+_SUMMED = _MASK | {"rows_dropped", "reduction", "mean_over_vocabulary"}
 
 _CHECKS: dict[str, tuple[Callable[[Examination], Check] | None, frozenset[str]]] = {
     "finite numbers": (None, frozenset()),
-    "the same number twice": (finite_checks.steady, _NAN),
+    "the same number twice": (None, _NAN),
     "arguments untouched": (finite_checks.untouched, frozenset()),
-    "gradient": (row_checks.gradient, _NAN | {"random", "state"}),
+    "gradient": (row_checks.gradient, _UNSTEADY),
     "finite on sure rows": (finite_checks.sure_rows, _BROKEN),
     "logits normalised": (row_checks.normalised, _BROKEN),
     "rows independent": (row_checks.independent, _BROKEN | {"wrong_axis"}),
     "finite where masked": (finite_checks.masked_tokens, _BROKEN),
     "causal shift": (None, _MIXED),
     "mask": (token_checks.masked, _MIXED | {"nan_at_masked_tokens"}),
-    "reduction": (None, _MIXED),
     "every row counts": (row_checks.every_row_counts, _MIXED),
-    "count of tokens": (token_checks.count_of_tokens, _MASK),
+    "reduction": (None, _MIXED | {"rows_dropped"}),
+    "count of tokens": (token_checks.count_of_tokens, _SUMMED),
     "NaN in padding": (token_checks.nan_in_padding, _MASK),
     "all masked": (token_checks.all_masked, _MASK),
     "other labels": (token_checks.other_labels, _BROKEN),
-    "accumulation": (token_checks.accumulation, _MASK),
+    "accumulation": (token_checks.accumulation, _SUMMED | {"mean_counts_padding", "count"}),
     "chunks and lengths": (token_checks.chunks_and_lengths, _MIXED | {"rows_dropped"}),
-    "zero at the teacher": (value_checks.zero, _BROKEN | {"clamped"}),
-    "zero elsewhere": (value_checks.zero_elsewhere, _CUT),
-    "never negative": (value_checks.never_negative, _BROKEN),
+    "never negative": (value_checks.never_negative, _MIXED),
     "sign": (value_checks.sign, _BROKEN),
+    "zero at the teacher": (value_checks.zero, _MIXED | {"clamped", "negative"}),
+    "zero elsewhere": (value_checks.zero_elsewhere, _CUT | {"not_zero_at_teacher", "negative", "sign"}),
     "a divergence": (value_checks.is_divergence, _BROKEN),
-    "what it claims": (value_checks.claim, frozenset()),
+    "what it claims": (value_checks.claim, _UNSTEADY),
     "gradient of its value": (value_checks.of_its_value, _BROKEN),
     "the teacher's gradient": (value_checks.of_the_teacher, _BROKEN),
     "temperature": (value_checks.temperature, _BROKEN),
-    "mass outside a top-k": (edge_checks.top_k, _CUT | {"zero_elsewhere"}),
+    "mass outside a top-k": (edge_checks.top_k, _CUT | {"zero_elsewhere", "not_zero_at_teacher"}),
     "logits of −inf": (edge_checks.impossible, _BROKEN),
     "infinite divergence": (edge_checks.infinite, _BROKEN),
     "values on sure rows": (edge_checks.sure_values, _BROKEN),
@@ -62,7 +64,6 @@ _CHECKS: dict[str, tuple[Callable[[Examination], Check] | None, frozenset[str]]]
 }
 """The checks by name, in the order of the table, each with the findings of earlier checks that explain its failure: it isn't made
 after them. Those that are None here are made before: all others need what they find."""
-_NOT_A_NUMBER = Nature(Identified("something else", note="no number on ordinary logits"), None, None, 0.0, False, 0.0)
 
 
 @with_progress("calling the loss")
@@ -131,18 +132,26 @@ def audit(
 def _examination(
     subject: Subject, shift: int | None, claims: str | None, knobs: Mapping[str, Any]
 ) -> tuple[Examination, dict[str, Check]]:
-    """Find what all checks go by: precision, shift, temperature, nature, reduction. Return the checks that were made on the way."""
+    """Find what all checks go by: precision, shift, temperature, nature, reduction. Return the checks made on the way."""
     subject.settle()
     made = {"finite numbers": finite_checks.ordinary(subject)}
     if made["finite numbers"].outcome == "fail":
-        return Examination(subject, claims, knobs, _NOT_A_NUMBER), made
+        return Examination(subject, claims, knobs, _named("no number on ordinary logits")), made
+    made["the same number twice"] = finite_checks.steady(subject)
+    if made["the same number twice"].outcome == "fail":
+        return Examination(subject, claims, knobs, _named("another number at each call")), made
     subject.find_precision()
     made["causal shift"] = token_checks.shifted(subject, shift)  # sets the shift, on which everything below depends
     nature = find_nature(subject)  # sets the unit, so that all logits below are ordinary at the loss's temperature
     mask_works = subject.adapter.masks and subject(*token_checks.padded(subject)[:3]).finite
-    made["reduction"], reduction = token_checks.reduction(subject, mask_works)
+    made["reduction"], reduction = token_checks.reduction(subject, mask_works, nature.near is not None)
     scale = abs(subject(*subject.pair(2, 4, gap=1.0)).value)
     return Examination(subject, claims, knobs, _nature_with(nature, reduction, subject), reduction, scale), made
+
+
+def _named(note: str) -> Nature:
+    """Return the nature of a loss that can't be identified."""
+    return Nature(Identified("something else", note=note), None, None, 0.0, False, 0.0)
 
 
 def _nature_with(found: Nature, reduction: Reduction | None, subject: Subject) -> Nature:

@@ -18,7 +18,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def ordinary(subject: Subject) -> Check:
-    """Check that value and gradient are numbers on ordinary logits; small logits become the unit where only those give numbers."""
+    """Check that value and gradient are numbers on ordinary logits; where only small logits give numbers, they are the unit."""
     answer = subject(*subject.pair(2, 4))
     if answer.finite:
         return passed("value and gradient are numbers")
@@ -37,10 +37,10 @@ def _what_is_not(answer: Answer) -> str:
     return f"the value is {'NaN' if math.isnan(answer.value) else 'infinite'}"
 
 
-def steady(e: Examination) -> Check:
+def steady(subject: Subject) -> Check:
     """Check that the loss is the same number each time."""
-    pair = e.subject.pair(2, 4)
-    again, other = ([e.subject(*pair, seed=i).value for i in seeds] for seeds in ((0, 0, 0), (0, 1, 2)))
+    pair = subject.pair(2, 4)
+    again, other = ([subject(*pair, seed=i).value for i in seeds] for seeds in ((0, 0, 0), (0, 1, 2)))
     for values, name, why, change in (
         (again, "state", "although nothing is drawn: it keeps something from call to call", "reset what it keeps at each call"),
         (other, "random", "", "audit the exact loss, or fix its random draws"),
@@ -101,5 +101,5 @@ def masked_tokens(e: Examination) -> Check:
         return passed("value and gradient are numbers where tokens are masked")
     at_masked = not answer.gradient[~counts].isfinite().all() and answer.gradient[counts].isfinite().all()
     what = "the gradient at masked tokens is NaN" if math.isfinite(answer.value) and at_masked else _what_is_not(answer)
-    change = "don't put −inf at masked tokens: select rows, or fill with 0 before the softmax. 0 · NaN is NaN in the backward pass"
+    change = "don't put −inf at masked tokens: select rows, or fill with 0 before the softmax. 0 · NaN is NaN when it goes back"
     return failed(f"{what}, on ordinary logits: it reaches all weights", change, "nan_at_masked_tokens")

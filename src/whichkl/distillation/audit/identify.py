@@ -11,11 +11,7 @@ import torch
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.audit.matching import (
-    TOLERANCE,
-    TOLERANCE_OF_NARROW,
     AuditBatch,
-    Identified,
-    Match,
     by_gradient,
     by_value,
     entropy,
@@ -29,12 +25,15 @@ from whichkl.distillation.audit.matching import (
 )
 from whichkl.distillation.audit.probes import Logits, pair_of_logits, some_labels
 from whichkl.distillation.audit.result import Check, failed, passed
+from whichkl.distillation.audit.search import TOLERANCE, TOLERANCE_OF_NARROW, Identified, Match
 from whichkl.distillation.audit.subject import Subject
 
 _BATCHES_OF_VALUES = 12
 _MAX_UNIT_OFF = 2.0
 """Largest ratio of the temperature that is found and the unit of the logits on which it was found. Further off, rows are so flat
 that all divergences agree, or so sure that they stand still; the loss is then looked at again in its own unit."""
+_MAX_LEFT_OF_NEAR = 0.02
+"""Largest share of gradient and values that may be left over where a loss is named after the divergence nearest to it."""
 _STEP_NEAR_TEACHER = 0.02
 _NEAR_END = 1e-4
 """Share of a knob's range: the nearest points to the ends that are compared with them."""
@@ -50,6 +49,7 @@ class Nature:
         entropy_kept: how much of the teacher's entropy is left in the value: 1 in a cross-entropy.
         constant: whether values are off by something that the student doesn't move.
         slope_off: how far the gradient is from the value's finite differences, relatively.
+        is_exact: whether values and gradient are those of the divergence up to rounding, not only within a few percent.
     """
 
     identified: Identified
@@ -58,11 +58,17 @@ class Nature:
     entropy_kept: float
     constant: bool
     slope_off: float
+    is_exact: bool = True
+
+    @property
+    def near(self) -> Match | None:
+        """The divergence that it is in both, exactly or nearly, or None."""
+        return self.gradient if self.gradient is not None and self.gradient == self.value else None
 
     @property
     def whole(self) -> Match | None:
         """The divergence that it is in both, or None."""
-        return self.gradient if self.gradient is not None and self.gradient == self.value else None
+        return self.near if self.is_exact else None
 
 
 @dataclass(frozen=True)
@@ -149,12 +155,15 @@ def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
     batches = [_batch(subject, *subject.scaled(*pair), knobs) for pair in pairs]
     if labels and (factor := on_labels_only(batches[0], TOLERANCE_OF_NARROW if subject.narrow else TOLERANCE)) is not None:
         return Nature(Identified("labels only", hard_labels=factor), None, None, 0.0, False, 0.0)
-    gradient = by_gradient(batches[0], labels, subject.unit)
-    if gradient is None:
-        gradient = _up_to_rounding(subject, batches[0], pairs[0], knobs)
-        if gradient is not None:
+    gradient, is_exact = by_gradient(batches[0], labels, subject.unit), True
+    if gradient is not None and gradient.left >= TOLERANCE and not subject.narrow:
+        subject.narrow = _leaves_noise(gradient, subject, batches[0], pairs[0], knobs)
+        is_exact = subject.narrow
+        if subject.narrow:
             batches = [_batch(subject, *subject.scaled(*pair), knobs) for pair in pairs]
-    tolerance = TOLERANCE_OF_NARROW if subject.narrow else TOLERANCE
+        elif gradient.left > _MAX_LEFT_OF_NEAR:
+            gradient = None
+    tolerance = TOLERANCE_OF_NARROW if subject.narrow else TOLERANCE if is_exact else _MAX_LEFT_OF_NEAR
     value, kept, constant = (None, 0.0, False) if gradient is None else _values(gradient, batches, tolerance)
     if gradient is not None and value is None and not constant:
         for other in twins(gradient, batches[0], labels, max(tolerance / 10, 10 * gradient.left)):
@@ -167,26 +176,23 @@ def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
         value = by_value(batches, labels, subject.unit)
         if value is not None and batches[0].gradient.any() and same_gradient(value, batches[0]):
             gradient = value
-    return Nature(_named(gradient, value, kept, constant), gradient, value, kept, constant, off)
+    if value is None and gradient is not None and not constant and off <= 0.05:  # the value follows from its gradient
+        value, is_exact = gradient, False
+    named = _named(gradient, value, kept, constant)
+    if not is_exact and value is not None:
+        named = replace(named, note="nearly; it differs where tokens are rare")
+    return Nature(named, gradient, value, kept, constant, off, is_exact)
 
 
-def _up_to_rounding(
-    subject: Subject, batch: AuditBatch, pair: tuple[Logits, Logits], knobs: Mapping[str, Any] | None
-) -> Match | None:
-    """Match the gradient of a loss that rounds to bfloat16 inside, and set `subject.narrow`.
-
-    What is left over must be rounding: on logits that differ a little it is another remainder, not the same one.
-    """
-    match = by_gradient(batch, subject.adapter.labels, subject.unit, TOLERANCE_OF_NARROW)
-    if match is None or subject.narrow:
-        return match
-    noise = torch.randn(pair[1].shape, generator=subject.generator(), dtype=torch.float64, device="cpu")
-    near = _batch(subject, subject.unit * pair[0], subject.unit * (pair[1] + 0.2 * noise), knobs)
+def _leaves_noise(
+    match: Match, subject: Subject, batch: AuditBatch, pair: tuple[Logits, Logits], knobs: Mapping[str, Any] | None
+) -> bool:
+    """Whether what a match leaves is rounding: on logits that differ a little it is another remainder, not the same one."""
+    noise = torch.randn(2, *pair[1].shape, generator=subject.generator(), dtype=torch.float64, device="cpu")
+    moved = [subject.unit * (x + 0.2 * more) for x, more in zip(pair, noise, strict=True)]
+    near = _batch(subject, moved[0], moved[1], knobs)
     first, second = residual(match, batch), residual(match, near)
-    if abs(float(first @ second)) > 0.5 * float(first.norm() * second.norm()):
-        return None
-    subject.narrow = True
-    return match
+    return abs(float(first @ second)) < 0.5 * float(first.norm() * second.norm())
 
 
 def _batch(subject: Subject, teacher: Logits, student: Logits, knobs: Mapping[str, Any] | None) -> AuditBatch:

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from whichkl.distillation.audit.matching import Identified
+from whichkl.distillation.audit.search import Identified
 from whichkl.printable import HTML, shorten
 
 _MAX_LINE_WIDTH = 118
@@ -38,7 +38,7 @@ class Check:
 
     @property
     def grade(self) -> str:
-        """"wrong" or "fragile" for a failure, "" otherwise.
+        """The grade of a failure, "wrong" or "fragile"; "" otherwise.
 
         wrong: the number or its gradient is not what it should be, on ordinary logits. fragile: it is right on ordinary logits,
         and breaks at an edge: sure rows, infinities, padding, narrow dtypes, long sequences, a teacher that isn't detached.
@@ -127,5 +127,7 @@ class Audit(HTML):
         verdict = "passed" if self.passed else "not passed"
         head = f"Audit of {self.subject}: {verdict}; {', '.join(counts) or 'no finding'}"
         lines = textwrap.wrap(f"Called as {self.call}.", _MAX_LINE_WIDTH)
-        legend = [f"{grade}: {_GRADES[grade]}" for grade in ("wrong", "fragile") if any(one.grade == grade for one in self.checks)]
+        legend = [
+            f"{grade}: {_GRADES[grade]}" for grade in ("wrong", "fragile") if any(one.grade == grade for one in self.checks)
+        ]
         return "\n".join([head, *lines, f"It is {self.identified}.", *legend, "", *(str(check) for check in self.checks)])

@@ -22,7 +22,9 @@ def gradient(e: Examination) -> Check:
     if not answer.graph:
         return failed("no gradient reaches the student", "don't detach the student's logits", "no_gradient")
     usual = (student / e.subject.unit).softmax(-1) - (teacher / e.subject.unit).softmax(-1)
-    if float(answer.gradient.norm()) * e.subject.unit < _SMALL_GRADIENT * float(usual.norm()) and _is_rounding(e, answer.gradient):
+    if float(answer.gradient.norm()) * e.subject.unit < _SMALL_GRADIENT * float(usual.norm()) and _is_rounding(
+        e, answer.gradient
+    ):
         change = "let the value depend on the student's logits"
         return failed("0 between different rows, up to rounding: nothing can be learnt from it", change, "no_gradient")
     other = e.subject(e.subject.pair(2, 5)[1][:, :4], student)
@@ -89,9 +91,14 @@ def independent(e: Examination) -> Check:
         x[0, 1] = noise[1, 2]
     before, after = (e.subject(*pair).gradient for pair in ((teacher, student), other))
     before[0, 1] = after[0, 1] = 0.0
-    off = float((after - before).norm()) / max(float(before.norm()), 1e-300)
-    if off <= max(e.subject.tolerance, 1e-4):
+    change = (after - before).norm(dim=-1)
+    off, still = float(change.norm()) / max(float(before.norm()), 1e-300), max(e.subject.tolerance, 1e-4)
+    if off <= still:
         return passed("the logits of one position leave the gradient of the others as it is")
+    others = (change > still * before.norm()).nonzero().tolist()
+    if len(others) == 1:
+        seen = f"other logits at position 1 change the gradient at position {others[0][1]}, and at no other: rows aren't aligned"
+        return failed(seen, "compare the teacher's and the student's rows of the same position", "misaligned")
     seen = f"other logits at one position change the gradient of the others by {off:.0%}"
     return failed(seen, "compute each token on its own, and divide by a number that logits don't change", "rows_mixed")
 

@@ -15,8 +15,8 @@ from whichkl._checks import InputError, cannot
 _NAMES = {
     "mask": r"(.*_)?mask",
     "labels": r"(hard_?|true_|gt_)?(label|target)s?(_ids?)?|y|gt|ground_truth",
-    "teacher": r"(.*_)?(teacher|tea|ref|reference)(_.*)?|t|(logits?|y|z|out)_(t|p)|(t|p)_(logits?|out)|target_logits|logits?_target",
-    "student": r"(.*_)?(student|stu|policy)(_.*)?|s|(logits?|y|z|out)_(s|q)|(s|q)_(logits?|out)|(model_)?(outputs?|logits?|preds?)",
+    "teacher": r"(.*_)?(teacher|tea|ref|reference)(_.*)?|t|(logits?|y|z|out)_(t|p)|(t|p)_(logits?|out)|target_logits",
+    "student": r"(.*_)?(student|stu|policy)(_.*)?|s|(logits?|y|z|out)_(s|q)|(s|q)_(logits?|out)|(outputs?|logits?|preds?)",
 }
 """What arguments are called, as regular expressions for the whole name; the first that fits decides."""
 _HOLDS_PROBABILITIES = re.compile("prob|log_?p(?!art)|hidden|state|feature|embed")
@@ -78,7 +78,7 @@ def has_log_target(loss: Callable[..., Any]) -> bool:
 
 
 def call_by_roles(loss: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
-    """Return the call of a loss by its arguments' names; a mask or labels that have a default are left out where there are none."""
+    """Return the call of a loss by its arguments' names; a mask that has a default is left out where all tokens count."""
     parameters = parameters_of_call(loss)
 
     def call(loss: Any, *, knobs: Any, **given: Any) -> Any:
@@ -102,4 +102,4 @@ def instance_of(loss: type) -> Callable[..., Any]:
     if not callable(made):
         because = f"{loss.__name__} is a class whose instances can't be called"
         raise InputError(cannot("audit this loss", because, "Pass the loss itself"))
-    return made
+    return made  # type: ignore[no-any-return]

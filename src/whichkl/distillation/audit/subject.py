@@ -168,7 +168,9 @@ class Subject:
         teacher = teacher.clone().requires_grad_(ask_teacher)
         slope, teacher_slope, has_graph = torch.zeros_like(student), 0.0, False
         with seeded(self.seed + seed), without_warnings():
-            loss, form = self._value(teacher, student, mask, some_labels(student.shape) if labels is None else labels, knobs or {})
+            loss, form = self._value(
+                teacher, student, mask, some_labels(student.shape) if labels is None else labels, knobs or {}
+            )
             if loss.requires_grad:
                 leaves = (student, teacher) if ask_teacher else (student,)
                 found = self._gradients(loss, leaves)
