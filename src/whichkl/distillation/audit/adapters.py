@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -37,6 +38,7 @@ class Adapter:
         labels: whether the call has labels.
         infinite: whether logits may be −∞; False where they are products with a head.
         rows: True: logits are rows (n, v), masks and labels (n); False: (b, t, v). None: as rows if the loss refuses (b, t, v).
+        needs_mask: whether a mask is passed where all tokens count, too.
         may_be_inverted: whether the mask's name allows True for padding.
         inverted: whether True is padding.
     """
@@ -48,6 +50,7 @@ class Adapter:
     labels: bool = False
     infinite: bool = True
     rows: bool | None = None
+    needs_mask: bool = False
     may_be_inverted: bool = False
     inverted: bool = False
 
@@ -69,14 +72,14 @@ def adapter_for(adapter: str | Adapter | Callable[..., Any] | None, loss: Callab
 
 def _own(call: Callable[..., Any]) -> Adapter:
     """Return the adapter of a function `f(loss, *, teacher, student, **knobs)` that may take `mask` and `labels` too."""
-    taken = [name for name in ("mask", "labels") if name in parameters_of_call(call) or (name == "mask" and takes(call, name))]
+    taken = [name for name in ("mask", "labels") if name in parameters_of_call(call)]
 
-    def own(loss: Any, *, knobs: Any, teacher: Tensor, student: Tensor, mask: Tensor | None, labels: Tensor) -> Any:
-        given = {"mask": _all_rows(student) if mask is None else mask, "labels": labels}
+    def own(loss: Any, *, knobs: Any, teacher: Tensor, student: Tensor, **given: Any) -> Any:
         return call(loss, teacher=teacher, student=student, **{name: given[name] for name in taken}, **knobs)
 
     shape = f"a function of yours, which gets {', '.join(('teacher', 'student', *taken))}"
-    return Adapter("your own", shape, own, masks=takes(call, "mask"), labels="labels" in taken, rows=False)
+    masks = takes(call, "mask")  # one that doesn't read its mask has none to pass on
+    return Adapter("your own", shape, own, masks=masks, labels="labels" in taken, rows=False, needs_mask="mask" in taken)
 
 
 def _by_signature(loss: Callable[..., Any], named: Adapter) -> Adapter:
@@ -105,12 +108,9 @@ def _by_signature(loss: Callable[..., Any], named: Adapter) -> Adapter:
         call=call_by_roles(loss, names),
         masks=masks,
         labels="labels" in names,
+        needs_mask="mask" in names and parameters_of_call(loss)[names["mask"]].default is inspect.Parameter.empty,
         may_be_inverted=padding,
     )
-
-
-def _all_rows(student: Tensor) -> Tensor:
-    return torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
 
 
 def _keywords(loss: Any, *, teacher: Tensor, student: Tensor, mask: Tensor | None, knobs: Any, **_: Any) -> Any:
@@ -163,8 +163,8 @@ _KNOWN = (
     Adapter("labels", "loss(student, teacher, labels), −100 ignored", _with("student", "teacher", "labels"), **_LABELS),
     Adapter("named_labels", "loss(student_logits=, teacher_logits=, labels=), −100 ignored", _with(**_LABELS_BY_NAME), **_LABELS),
     Adapter("chunks", "loss([student, …], [teacher, …], labels), split along positions", _chunks, **_LABELS, rows=False),
-    Adapter("log_probs", "loss(log student, log teacher), probabilities", _with("log q", "log p")),
-    Adapter("probabilities", "loss(log student, teacher), probabilities", _with("log q", "p")),
+    Adapter("log_probs", "loss(log q, log p), log-probabilities of both", _with("log q", "log p")),
+    Adapter("probabilities", "loss(log q, p), the student's log-probabilities, the teacher's probabilities", _with("log q", "p")),
     Adapter(
         "heads",
         _HEADS,

@@ -77,7 +77,7 @@ def infinite(e: Examination) -> Check:
 
 def top_k(e: Examination) -> Check:
     """Check that the loss sees mass that the student puts on tokens outside of any top-k."""
-    units = {e.subject.unit, 1.0, 0.1} if e.nature.gradient is None else {e.subject.unit}
+    units = {e.subject.unit} if e.subject.unit_is_known else {e.subject.unit, 1.0, 0.1}
     kept: int | None = None
     for v in (e.subject.large_vocabulary, VOCABULARY):  # some losses refuse the large one
         try:

@@ -34,6 +34,8 @@ _MAX_UNIT_OFF = 2.0
 that all divergences agree, or so sure that they stand still; the loss is then looked at again in its own unit."""
 _MAX_LEFT_OF_NEAR = 0.02
 """Largest share of gradient and values that may be left over where a loss is named after the divergence nearest to it."""
+_GAP_CLOSE = 0.3
+"""Size of the noise between teacher and student that are close, where no divergence of the family is another one yet."""
 _STEP_NEAR_TEACHER = 0.02
 _NEAR_END = 1e-4
 """Share of a knob's range: the nearest points to the ends that are compared with them."""
@@ -112,6 +114,7 @@ def find_nature(subject: Subject) -> Nature:
     """Identify a loss on logits of its own temperature, and set `subject.unit` to it."""
     guesses = (_guess(subject, unit) for unit in (subject.unit, 0.1, 10.0))
     guess = next((one for one in guesses if one is not None), None)
+    subject.unit_is_known = guess is not None
     if guess is not None:  # temperatures are round numbers
         round_numbers = (float(f"{guess:.{digits}g}") for digits in (1, 2))
         near = 0.1 if subject.narrow else 0.03
@@ -156,7 +159,11 @@ def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
     if labels and (factor := on_labels_only(batches[0], TOLERANCE_OF_NARROW if subject.narrow else TOLERANCE)) is not None:
         return Nature(Identified("labels only", hard_labels=factor), None, None, 0.0, False, 0.0)
     gradient, is_exact = by_gradient(batches[0], labels, subject.unit), True
-    if gradient is not None and gradient.left >= TOLERANCE and not subject.narrow:
+    if gradient is None and not subject.narrow:  # what is clipped far from the teacher may be a divergence close to it
+        pair = subject.scaled(*pair_of_logits(subject.generator(), 2, 4, gap=_GAP_CLOSE))
+        gradient = by_gradient(_batch(subject, *pair, knobs), labels, subject.unit)
+        gradient, is_exact = (gradient if gradient is not None and gradient.left < TOLERANCE else None), False
+    elif gradient is not None and gradient.left >= TOLERANCE and not subject.narrow:
         subject.narrow = _leaves_noise(gradient, subject, batches[0], pairs[0], knobs)
         is_exact = subject.narrow
         if subject.narrow:
@@ -180,7 +187,7 @@ def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
         value, is_exact = gradient, False
     named = _named(gradient, value, kept, constant)
     if not is_exact and value is not None:
-        named = replace(named, note="nearly; it differs where tokens are rare")
+        named = replace(named, note="nearly; it differs where tokens are rare or the student is far off")
     return Nature(named, gradient, value, kept, constant, off, is_exact)
 
 

@@ -13,7 +13,7 @@ import torch
 from whichkl._checks import InputError, cannot
 
 _NAMES = {
-    "mask": r"(.*_)?mask",
+    "mask": r"(.*_)?masks?",
     "labels": r"(hard_?|true_|gt_)?(label|target)s?(_ids?)?|y|gt|ground_truth",
     "teacher": r"(.*_)?(teacher|tea|ref|reference)(_.*)?|t|(logits?|y|z|out)_(t|p)|(t|p)_(logits?|out)|target_logits",
     "student": r"(.*_)?(student|stu|policy)(_.*)?|s|(logits?|y|z|out)_(s|q)|(s|q)_(logits?|out)|(outputs?|logits?|preds?)",
@@ -31,14 +31,14 @@ def parameters_of_call(loss: Callable[..., Any]) -> Mapping[str, inspect.Paramet
 
 
 def takes(loss: Callable[..., Any], name: str) -> bool:
-    """Whether a function has an argument of this name, or any, and its code reads it.
+    """Whether a function has an argument of this name, and its code reads it.
 
-    >>> takes(lambda mask: mask, "mask"), takes(lambda mask: 1, "mask"), takes(lambda **all: 1, "mask")
-    (True, False, True)
+    >>> takes(lambda mask: mask, "mask"), takes(lambda mask: 1, "mask"), takes(lambda labels: 1, "mask")
+    (True, False, False)
     """
-    parameters, code = parameters_of_call(loss), getattr(loss, "__code__", None)
-    if name not in parameters:
-        return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    code = getattr(loss, "__code__", None)
+    if name not in parameters_of_call(loss):
+        return False
     if code is None or name in code.co_cellvars:
         return True
     return any(name in (one.argval if isinstance(one.argval, tuple) else (one.argval,)) for one in dis.get_instructions(code))
@@ -67,8 +67,9 @@ def holds_no_logits(names: Mapping[str, str]) -> str:
 
 
 def is_torch_convention(loss: Callable[..., Any]) -> bool:
-    """Whether a loss is called as torch's own are: the student's log-probabilities, then the teacher's probabilities."""
-    return list(parameters_of_call(loss))[:2] == ["input", "target"]
+    """Whether a loss is called as torch's `kl_div`: the student's log-probabilities, then the teacher's probabilities."""
+    parameters = list(parameters_of_call(loss))
+    return parameters[:2] == ["input", "target"] and (hasattr(loss, "log_target") or "log_target" in parameters)
 
 
 def has_log_target(loss: Callable[..., Any]) -> bool:
@@ -78,16 +79,13 @@ def has_log_target(loss: Callable[..., Any]) -> bool:
 
 
 def call_by_roles(loss: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
-    """Return the call of a loss by its arguments' names; a mask that has a default is left out where all tokens count."""
+    """Return the call of a loss by its arguments' names; a mask is left out where there is none."""
     parameters = parameters_of_call(loss)
+    ahead = [role for role, name in names.items() if parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY]
 
     def call(loss: Any, *, knobs: Any, **given: Any) -> Any:
-        mask, student = given["mask"], given["student"]
-        if mask is None and "mask" in names and parameters[names["mask"]].default is inspect.Parameter.empty:
-            given["mask"] = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
-        passed = {names[role]: given[role] for role in names if given[role] is not None}
-        ahead = [name for name, one in parameters.items() if one.kind is inspect.Parameter.POSITIONAL_ONLY and name in passed]
-        return loss(*(passed.pop(name) for name in ahead), **passed, **knobs)
+        named = {names[role]: given[role] for role in names if role not in ahead and given[role] is not None}
+        return loss(*(given[role] for role in ahead if given[role] is not None), **named, **knobs)
 
     return call
 

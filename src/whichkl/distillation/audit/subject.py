@@ -24,7 +24,10 @@ _LARGE_VOCABULARY = 4096
 """More tokens than any usual top-k."""
 _LOSS_SCALE, _SMALL_GRADIENT = 2.0**15, 2.0**-7
 _NARROW = (torch.bfloat16, torch.float16)
-_HINT = "Pass adapter=, the name of another way to call it or a function `f(loss, *, teacher, student, mask)`"
+_HINT = (
+    "Pass adapter=, the name of another way to call it (student_teacher, rows, labels, …) "
+    "or a function `f(loss, *, teacher, student, mask)`"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Subject:
         dtype: float64, or float32 where the loss refuses that.
         shift: how many positions before its label a token's logits lie: 0, or 1 if the loss shifts labels itself.
         unit: size of ordinary logits, the loss's own temperature: divided by it they are neither sure nor flat.
+        unit_is_known: whether the unit was found, not assumed.
         narrow: whether the loss rounds to bfloat16 or float16, whatever it is given.
         mask_dtype: bool, or what the loss takes instead.
         written: names of the arguments into which a call wrote.
@@ -74,6 +78,7 @@ class Subject:
     dtype: torch.dtype = torch.float64
     shift: int = 0
     unit: float = 1.0
+    unit_is_known: bool = False
     narrow: bool = False
     mask_dtype: torch.dtype = torch.bool
     written: set[str] = field(default_factory=set)
@@ -120,7 +125,8 @@ class Subject:
         if self.adapter.masks:
             mask = torch.ones(2, 4, dtype=torch.bool, device="cpu")
             mask[1, 2:] = False
-            self._first(({"mask_dtype": one} for one in (torch.bool, torch.int64, self.dtype)), self.pair(2, 4, gap=1.0), mask)
+            dtypes = dict.fromkeys((self.mask_dtype, torch.bool, torch.int64, self.dtype))
+            self._first(({"mask_dtype": one} for one in dtypes), self.pair(2, 4, gap=1.0), mask)
         return answer
 
     def find_precision(self) -> None:
@@ -136,7 +142,8 @@ class Subject:
         flat = replace(self.adapter, rows=True, masks=self.adapter.masks and not self.adapter.labels)
         for adapter in (self.adapter,) if self.adapter.rows is not None else (self.adapter, flat):
             for dtype in (torch.float64, torch.float32):
-                yield {"adapter": adapter, "dtype": dtype}
+                for mask_dtype in (torch.bool, torch.int64, dtype) if adapter.needs_mask else (torch.bool,):
+                    yield {"adapter": adapter, "dtype": dtype, "mask_dtype": mask_dtype}
 
     def _first(self, ways: Iterator[dict[str, Any]], pair: tuple[Logits, Logits], mask: Mask | None) -> Answer:
         """Call the loss in the first of these ways that it takes; if it takes none, raise what the first one raised."""
@@ -198,6 +205,8 @@ class Subject:
     def _value(
         self, teacher: Logits, student: Logits, mask: Mask | None, labels: Labels, knobs: Mapping[str, Any]
     ) -> tuple[Tensor, str]:
+        if mask is None and self.adapter.needs_mask:
+            mask = torch.ones(student.shape[:2], dtype=torch.bool, device="cpu")
         if mask is not None and self.adapter.masks:
             labels = labels.masked_fill(~mask, IGNORED)
         keep = None if mask is None else (~mask if self.adapter.inverted else mask).to(self.device, self.mask_dtype)

@@ -27,7 +27,7 @@ _OF_SEQUENCES = {0.0: "a number for each sequence, its mean over tokens", 1.0: "
 
 
 def shifted(subject: Subject, expected: int | None) -> Check:
-    """Find where the logits of a label lie, and set `subject.shift`; and whether a padding mask is True for padding."""
+    """Find where the logits of a label lie, and set `subject.shift`; and whether the mask is True for padding."""
     teacher, student = subject.pair(2, 6)
     mask = None
     if subject.adapter.masks:
@@ -35,7 +35,7 @@ def shifted(subject: Subject, expected: int | None) -> Check:
         mask[0, 3] = True
     moved = _moved(subject(teacher, student, mask))
     all_but_it = [(i, j) for i in range(2) for j in range(6) if (i, j) != (0, 3)]
-    if subject.adapter.may_be_inverted and moved == all_but_it:
+    if moved == all_but_it:
         subject.adapter = replace(subject.adapter, inverted=True)
         subject.assumed.append("the mask is True for padding")
         moved = [(0, 3)]
@@ -133,11 +133,11 @@ def masked(e: Examination) -> Check:
     changed = [torch.where(counts[..., None], x, x.flip(-1) * 3 + subject.unit) for x in (teacher, student)]
     other = subject(changed[0], changed[1], mask)
     size = clean.gradient.norm(dim=-1)
-    if e.same(other.value, clean.value) and not other.gradient[~counts].any():
-        return passed("other logits at masked tokens change nothing, and get no gradient")
-    if not size[counts].any() and size[~counts].any():
+    if subject.adapter.inverted and not subject.adapter.may_be_inverted:
         seen = "tokens where the mask is False count, the others don't: it's the other way around"
         return failed(seen, "invert the mask where it is made, or in the loss", "mask_inverted")
+    if e.same(other.value, clean.value) and not other.gradient[~counts].any():
+        return passed("other logits at masked tokens change nothing, and get no gradient")
     whole = subject(teacher, student)
     ignored = e.same(clean.value, whole.value) and bool(size[~counts].any())
     if not ignored:
