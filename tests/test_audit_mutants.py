@@ -384,3 +384,33 @@ def test_what_breaks_at_an_edge_is_named_and_does_not_decide(name):
     result = audited(loss)
     assert result.passed and finding in result.fragile, str(result)
     assert result.identified.name == divergence
+
+
+def check_own(name, loss, temperature, weight=1.0, allowed=frozenset()):
+    result = wk.audit(loss, claims=name)
+    assert result.passed and result.findings <= allowed, str(result)
+    found = result.identified
+    assert (found.name, found.reduction) == (name, "mean over tokens")
+    assert found.temperature == pytest.approx(temperature, rel=1e-2) and found.weight == pytest.approx(weight, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", wl.DIVERGENCES)
+def test_no_loss_of_this_library_is_accused_at_the_ends_of_temperature(name):
+    for temperature in (0.05, 100.0):
+        loss = partial(wl.DIVERGENCES[name].function, temperature=temperature, temperature_squared=True)
+        check_own(name, loss, temperature, temperature**2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.05, 0.07, 0.1, 0.2, 0.3, 0.4, 0.7, 1.0, 1.5, 2.3, 3.0, 5.0, 8.0, 17.0, 50.0, 100.0])
+@pytest.mark.parametrize("name", wl.DIVERGENCES)
+def test_no_loss_of_this_library_is_accused_at_any_temperature_and_dtype(name, temperature):
+    function = wl.DIVERGENCES[name].function
+    check_own(name, partial(function, temperature=temperature), temperature)
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+
+        def rounded(*, teacher, student, mask=None, dtype=dtype):
+            return function(teacher=teacher.to(dtype), student=student.to(dtype), mask=mask, temperature=temperature)
+
+        check_own(name, rounded, temperature, allowed={"teacher_gradient"})

@@ -158,10 +158,10 @@ def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
     batches = [_batch(subject, *subject.scaled(*pair), knobs) for pair in pairs]
     if labels and (factor := on_labels_only(batches[0], TOLERANCE_OF_NARROW if subject.narrow else TOLERANCE)) is not None:
         return Nature(Identified("labels only", hard_labels=factor), None, None, 0.0, False, 0.0)
-    gradient, is_exact = by_gradient(batches[0], labels, subject.unit), True
+    gradient, is_exact = by_gradient(batches[0], labels, subject.unit, subject.unit_is_known), True
     if gradient is None and not subject.narrow:  # what is clipped far from the teacher may be a divergence close to it
         pair = subject.scaled(*pair_of_logits(subject.generator(), 2, 4, gap=_GAP_CLOSE))
-        gradient = by_gradient(_batch(subject, *pair, knobs), labels, subject.unit)
+        gradient = by_gradient(_batch(subject, *pair, knobs), labels, subject.unit, subject.unit_is_known)
         gradient, is_exact = (gradient if gradient is not None and gradient.left < TOLERANCE else None), False
     elif gradient is not None and gradient.left >= TOLERANCE and not subject.narrow:
         subject.narrow = _leaves_noise(gradient, subject, batches[0], pairs[0], knobs)

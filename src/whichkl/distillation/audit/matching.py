@@ -43,12 +43,12 @@ class AuditBatch:
     gradient: Rows
 
 
-def by_gradient(batch: AuditBatch, labels: bool, unit: float) -> Match | None:
+def by_gradient(batch: AuditBatch, labels: bool, unit: float, is_known: bool = False) -> Match | None:
     """Match the gradient of one batch of logits of this unit; None if nothing in the reference family is near it.
 
     A match that leaves more than `TOLERANCE` is only the nearest, for a loss that rounds or that changes rare tokens.
     """
-    return search(_gradient_fit(batch, labels), batch.gradient, unit, TOLERANCE_OF_NARROW)
+    return search(_gradient_fit(batch, labels), batch.gradient, unit, TOLERANCE_OF_NARROW, is_known)
 
 
 def same_gradient(match: Match, batch: AuditBatch) -> bool:

@@ -95,17 +95,19 @@ Fit = Callable[[RowDivergence, float], Match]
 """The multiple of a divergence at a temperature that is nearest to what was seen."""
 
 
-def search(fit: Fit, seen: Tensor, unit: float, tolerance: float) -> Match | None:
+def search(fit: Fit, seen: Tensor, unit: float, tolerance: float, is_known: bool = False) -> Match | None:
     """Try the plain divergences first, then parameters, then temperatures, then both; the first that fits is taken.
 
-    Where rounding leaves much over, so that several may fit, a later one is taken if it leaves far less.
+    Where rounding leaves much over, so that several may fit, a later one is taken if it leaves far less. `is_known` states that
+    the unit was found: the temperature is then near it.
     """
     if not bool(seen.isfinite().all()) or float(seen.norm()) == 0:
         return None
     plain = [divergence_named(name) for name, entry in DIVERGENCES.items() if not entry.parameters]
     knobs = {name: next(iter(entry.parameters)) for name, entry in DIVERGENCES.items() if entry.parameters}
     ranges = {name: RANGES[knob] for name, knob in knobs.items() if knob in RANGES}  # others have no range to search
-    one_by_one, both = partial(refined, tolerance=tolerance), partial(_both, unit=unit, tolerance=tolerance)
+    temperatures = grid_of(0.5 * unit, 2.0 * unit, 5, True) if is_known else grid_of(0.25 * unit, 16.0 * unit, 13, True)
+    one_by_one, both = partial(refined, tolerance=tolerance), partial(_both, temperatures=temperatures, tolerance=tolerance)
     cutoff = tolerance
 
     def at_unit(divergence: RowDivergence) -> Match:
@@ -176,10 +178,10 @@ def refined(
 
 
 def _both(
-    fit: Callable[[float, float], Match], low: float, high: float, log: bool, unit: float, tolerance: float
+    fit: Callable[[float, float], Match], low: float, high: float, log: bool, temperatures: list[float], tolerance: float
 ) -> Match | None:
     """The best of a grid of parameter and temperature, refined by Nelder & Mead's search."""
-    points = [(x, t) for x in grid_of(low, high, 9, log) for t in grid_of(0.25 * unit, 16.0 * unit, 13, True)]
+    points = [(x, t) for x in grid_of(low, high, 9, log) for t in temperatures]
     x, t = min(points, key=lambda point: fit(*point).left)
     if fit(x, t).left > 0.5:
         return None
