@@ -36,6 +36,8 @@ _MAX_LEFT_OF_NEAR = 0.02
 """Largest share of gradient and values that may be left over where a loss is named after the divergence nearest to it."""
 _GAP_CLOSE = 0.3
 """Size of the noise between teacher and student that are close, where no divergence of the family is another one yet."""
+_MAX_LEFT_OF_GUESS = 0.1
+"""Largest 1 − cosine of a guess of the temperature that a search may start from."""
 _STEP_NEAR_TEACHER = 0.02
 _NEAR_END = 1e-4
 """Share of a knob's range: the nearest points to the ends that are compared with them."""
@@ -112,14 +114,19 @@ class Examination:
 
 def find_nature(subject: Subject) -> Nature:
     """Identify a loss on logits of its own temperature, and set `subject.unit` to it."""
-    guesses = (_guess(subject, unit) for unit in (subject.unit, 0.1, 10.0))
-    guess = next((one for one in guesses if one is not None), None)
-    subject.unit_is_known = guess is not None
-    if guess is not None:  # temperatures are round numbers
-        round_numbers = (float(f"{guess:.{digits}g}") for digits in (1, 2))
-        near = 0.1 if subject.narrow else 0.03
-        subject.unit = next((one for one in round_numbers if abs(one / guess - 1) < near), guess)
-    found = nature(subject)
+    guesses = sorted((_guess(subject, unit) for unit in (subject.unit, 0.1, 10.0)), key=lambda one: one[1])
+    near = [guess for guess, left in guesses if left < _MAX_LEFT_OF_GUESS]
+    subject.unit_is_known = bool(near)
+    found: Nature | None = None
+    # rounding spoils a guess, so that the next one is tried
+    for guess in near[: len(near) if subject.narrow else 1]:
+        round_numbers = (float(f"{guess:.{digits}g}") for digits in (1, 2))  # temperatures are round numbers
+        close = 0.1 if subject.narrow else 0.03
+        subject.unit = next((one for one in round_numbers if abs(one / guess - 1) < close), guess)
+        found = nature(subject)
+        if found.gradient is not None:
+            break
+    found = nature(subject) if found is None else found
     for _ in range(2):
         temperature = found.identified.temperature if found.gradient is not None else subject.unit
         if 1 / _MAX_UNIT_OFF < temperature / subject.unit < _MAX_UNIT_OFF:
@@ -133,8 +140,8 @@ def find_nature(subject: Subject) -> Nature:
     return found
 
 
-def _guess(subject: Subject, unit: float) -> float | None:
-    """Guess the temperature from how the gradient changes next to the teacher, on logits of this unit."""
+def _guess(subject: Subject, unit: float) -> tuple[float, float]:
+    """Guess the temperature from how the gradient changes next to the teacher, on logits of this unit; and how far off it is."""
     generator, s = subject.generator(), subject.shift
     teacher = unit / subject.unit * pair_of_logits(generator, 2, 4)[0]
     step = torch.randn(teacher.shape, generator=generator, dtype=torch.float64, device="cpu").sign()
@@ -186,7 +193,7 @@ def nature(subject: Subject, knobs: Mapping[str, Any] | None = None) -> Nature:
     if value is None and gradient is not None and not constant and off <= 0.05:  # the value follows from its gradient
         value, is_exact = gradient, False
     named = _named(gradient, value, kept, constant)
-    if not is_exact and value is not None:
+    if not is_exact and value is not None and value == gradient:
         named = replace(named, note="nearly; it differs where tokens are rare or the student is far off")
     return Nature(named, gradient, value, kept, constant, off, is_exact)
 

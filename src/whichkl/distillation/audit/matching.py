@@ -28,9 +28,6 @@ from whichkl.distillation.losses import DIVERGENCES, RowDivergence
 
 Rows = Float[Tensor, "n v"]
 
-_MAX_LEFT_OF_GUESS = 0.1
-"""Largest 1 − cosine of a guess of the temperature that a search may start from."""
-
 
 @dataclass(frozen=True)
 class AuditBatch:
@@ -104,8 +101,8 @@ def on_labels_only(batch: AuditBatch, tolerance: float) -> float | None:
     return factor if float((seen - factor * hard).norm()) < tolerance * float(seen.norm()) else None
 
 
-def guessed_temperature(teacher: Rows, step: Rows, change: Rows) -> float | None:
-    """The temperature T at which a change of the gradient near the teacher fits; None if none does.
+def guessed_temperature(teacher: Rows, step: Rows, change: Rows) -> tuple[float, float]:
+    """The temperature T at which a change of the gradient near the teacher fits, and 1 − cosine there.
 
     Near the teacher every divergence of the family is its Fisher metric, (diag p − p pᵀ) step, times a factor, p = softmax(z/T):
     the temperature shows before it is known which divergence it is.
@@ -118,13 +115,13 @@ def guessed_temperature(teacher: Rows, step: Rows, change: Rows) -> float | None
         return 1 - abs(float(column @ change.flatten())) / size if size > 0 else 1.0
 
     if not bool(change.isfinite().all()):
-        return None
+        return 1.0, 1.0
     grid = grid_of(0.02, 400.0, 60, True)
     at = min(range(len(grid)), key=lambda i: left(grid[i]))
     ends = (math.log(grid[max(at - 1, 0)]), math.log(grid[min(at + 1, len(grid) - 1)]))
     found = scipy.optimize.minimize_scalar(lambda u: left(math.exp(u)), bounds=ends, method="bounded")
     best = math.exp(float(found.x))
-    return best if left(best) < _MAX_LEFT_OF_GUESS else None
+    return best, left(best)
 
 
 def twins(match: Match, batch: AuditBatch, labels: bool, tolerance: float) -> list[Match]:
