@@ -9,7 +9,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError
 from whichkl.distillation.audit.identify import Examination
-from whichkl.distillation.audit.matching import AuditBatch, expected_gradient, hard_total, total
+from whichkl.distillation.audit.matching import AuditBatch, entropy, expected_gradient, hard_total, total
 from whichkl.distillation.audit.probes import VOCABULARY, Logits, leaked, pair_of_logits, some_labels, sure_pairs
 from whichkl.distillation.audit.result import Check, failed, not_applicable, passed
 from whichkl.distillation.audit.search import Match
@@ -147,7 +147,7 @@ def sure_values(e: Examination) -> Check:
         if max(off, turned) > 0.01:
             seen = f"{answer.value:.4g} instead of {value:.4g} on sure rows: {where}, by {_GAP_OF_SURE_ROWS:g} nats"
             seen += "" if off > 0.01 else f"; the gradient is off by {turned:.0%}"
-            change = "take log_softmax, without a clamp or an ε: they change rows that are sure"
+            change = "take log_softmax of whole rows, without a clamp, an ε or a top-k: they change rows that are sure"
             return failed(seen, change, "wrong_on_sure_rows", decides=False)
     return passed(f"those of {match.divergence.name} where a token leads by {_GAP_OF_SURE_ROWS:g} nats")
 
@@ -163,6 +163,7 @@ def _truth(e: Examination, match: Match, teacher: Logits, student: Logits) -> tu
     batch = AuditBatch(rows[0], rows[1], labels, 0.0, torch.zeros_like(rows[1]))
     value = match.factor * float(total(match.divergence, match.temperature, *rows))
     value += match.on_labels * float(hard_total(batch)) if match.on_labels else 0.0
+    value += e.nature.entropy_kept * match.factor * float(entropy(batch, match.temperature)) if e.nature.entropy_kept else 0.0
     return value, expected_gradient(match, batch)
 
 
