@@ -68,14 +68,14 @@ def over_labels(rows, labels):
 
 def verl_forward_top_k(student, teacher, mask=None, k=64):
     """The teacher's k likeliest tokens, neither side renormalised, no bucket for the rest; one number per token."""
-    log_p, log_q = logs(teacher, student)
+    log_p, log_q = logs(teacher.detach(), student)
     top = log_p.topk(k, -1)
     return (top.values.exp() * (top.values - log_q.gather(-1, top.indices))).sum(-1) * (1 if mask is None else mask)
 
 
 def nemo_top_k(student, teacher, mask=None, k=64, direction="forward"):
     """Both sides renormalised on the teacher's k likeliest tokens (`zero_outside_topk: false`)."""
-    top = teacher.topk(k, -1)
+    top = teacher.detach().topk(k, -1)
     log_p, log_q = logs(top.values, student.gather(-1, top.indices))
     rows = kl(log_p, log_q) if direction == "forward" else kl(log_q, log_p)
     return rows.mean() if mask is None else (rows * mask).sum() / mask.sum().clamp(min=1)
@@ -107,14 +107,16 @@ def distillkit_dense(student, teacher, mask=None, temperature=1.0):
 
 def distillkit_sparse(student, teacher, mask=None, k=64, tail=False):
     """The teacher's k likeliest tokens, renormalised, against the student's full row; or one bucket more for the rest of both."""
-    log_p, log_q = logs(teacher, student)
+    log_p, log_q = logs(teacher.detach(), student)
     top = log_p.topk(k, -1)
     log_p, log_q = top.values, log_q.gather(-1, top.indices)
     if tail:
         log_p, log_q = (
             torch.cat([x, torch.log(-torch.expm1(x.logsumexp(-1, keepdim=True).clamp(max=-1e-6)))], -1) for x in (log_p, log_q)
         )
-    rows = kl(log_p if tail else log_p.log_softmax(-1), log_q if tail else log_q + log_p.logsumexp(-1, keepdim=True) * 0)
+    else:
+        log_p = log_p.log_softmax(-1)
+    rows = kl(log_p, log_q)
     return rows.mean() if mask is None else (rows * mask).sum() / mask.sum()
 
 
@@ -159,7 +161,7 @@ def estimate_as_a_loss(student, teacher, mask=None, kind="k3"):
 
 def axolotl_top_k(student, teacher, mask=None, k=64):
     """The teacher's k likeliest tokens, renormalised, against the student's full row; divided by the entries that count."""
-    log_p, log_q = logs(teacher, student)
+    log_p, log_q = logs(teacher.detach(), student)
     top = log_p.topk(k, -1)
     terms = top.values.log_softmax(-1).exp() * (top.values.log_softmax(-1) - log_q.gather(-1, top.indices))
     return terms.mean() if mask is None else terms[mask].mean()

@@ -9,7 +9,7 @@ from typing import Any
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.audit import edge_checks, finite_checks, row_checks, token_checks, value_checks
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
-from whichkl.distillation.audit.identify import Examination, Nature, Reduction, find_nature, knob
+from whichkl.distillation.audit.identify import UNKNOWN, Examination, Nature, Reduction, find_nature, knob
 from whichkl.distillation.audit.probes import VOCABULARY
 from whichkl.distillation.audit.result import Audit, Check, not_applicable
 from whichkl.distillation.audit.search import Identified
@@ -126,7 +126,10 @@ def audit(
                 if name not in token_checks.CHUNKS:
                     e.done[f"knob {name}"] = knob(subject, name, low, high)
     checks = tuple(replace(check, name=name) for name, check in e.done.items())
-    return Audit(subject.name, subject.adapter.name, subject.called, e.nature.identified, checks)
+    identified, mistake = e.nature.identified, next((one.seen for one in checks if one.grade == "wrong"), "")
+    if identified.note == UNKNOWN and mistake:
+        identified = replace(identified, note=mistake)
+    return Audit(subject.name, subject.adapter.name, subject.called, identified, checks)
 
 
 def _examination(

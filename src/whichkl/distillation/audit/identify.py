@@ -28,6 +28,7 @@ from whichkl.distillation.audit.result import Check, failed, passed
 from whichkl.distillation.audit.search import TOLERANCE, TOLERANCE_OF_NARROW, Identified, Match
 from whichkl.distillation.audit.subject import Subject
 
+UNKNOWN = "neither its gradient nor its values are those of a divergence of the family"
 _BATCHES_OF_VALUES = 12
 _MAX_UNIT_OFF = 2.0
 """Largest ratio of the temperature that is found and the unit of the logits on which it was found. Further off, rows are so flat
@@ -258,7 +259,7 @@ def _values(match: Match, batches: list[AuditBatch], tolerance: float) -> tuple[
 
 def _named(gradient: Match | None, value: Match | None, kept: float, constant: bool) -> Identified:
     if gradient is None and value is None:
-        return Identified("something else", note="neither its gradient nor its values are those of a divergence of the family")
+        return Identified("something else", note=UNKNOWN)
     if gradient is None or (value is not gradient and not constant):
         of_value = "no divergence of the family" if value is None else value.label
         of_gradient = "none of them" if gradient is None else gradient.label

@@ -127,8 +127,8 @@ def every_row_counts(e: Examination) -> Check:
     here = (slice(i, i + 1), slice(j, j + 1 + subject.shift))
     alone = subject(teacher[here], student[here])
     if abs(alone.value) <= 1e-9 * e.scale:
-        seen = f"0, without a gradient, in {count} whose student differs from its teacher: it is clamped"
+        seen = f"no gradient in {count}, and 0 there although the student differs: clamped, as a sum cut to a top-k has to be"
         change = "remove the clamp: a sum over the whole vocabulary, or with a bucket for the rest, is never below 0"
         return failed(seen, change, "clamped")
-    seen = f"{count} get no gradient, although their loss isn't 0: it is clamped"
+    seen = f"no gradient in {count}, although their loss isn't 0: it is clamped from above"
     return failed(seen, "remove the clamp: it stops training where the student is furthest off", "clamped")

@@ -251,6 +251,8 @@ def accumulation(e: Examination) -> Check:
         "a mean: parts weighted by their tokens give the whole; accumulate sums, and divide by all tokens": (share, 1 - share),
         "sequences count the same, long or short: parts weighted by their sequences give the whole": (0.25, 0.75),
     }
+    if e.reduction is not None and "mean over sequences" in e.reduction.name:
+        weights = dict(reversed(weights.items()))  # with sequences of one length both ways of weighting agree
     for said, (a, b) in weights.items():
         pieces = torch.cat([a * first.gradient, b * second.gradient])
         off = float((pieces - whole.gradient).norm())
