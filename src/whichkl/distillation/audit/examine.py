@@ -11,7 +11,7 @@ from whichkl.distillation.audit import edge_checks, finite_checks, row_checks, t
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
 from whichkl.distillation.audit.identify import UNKNOWN, Examination, Nature, Reduction, find_nature, knob
 from whichkl.distillation.audit.probes import VOCABULARY
-from whichkl.distillation.audit.result import Audit, Check, not_applicable
+from whichkl.distillation.audit.result import NOT_TRIED, Audit, Check, not_applicable
 from whichkl.distillation.audit.search import Identified
 from whichkl.distillation.audit.signatures import instance_of
 from whichkl.distillation.audit.subject import Subject
@@ -118,7 +118,7 @@ def audit(
         for name, (check, explained_by) in _CHECKS.items():
             cause = e.cause(explained_by)
             if cause:
-                e.done[name] = not_applicable(f"not tried after the failure of “{cause}”")
+                e.done[name] = not_applicable(f"{NOT_TRIED} “{cause}”")
             else:
                 e.done[name] = made[name] if check is None else check(e)
         if not e.cause(_BROKEN):

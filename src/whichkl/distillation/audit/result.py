@@ -9,7 +9,8 @@ from typing import Any
 from whichkl.distillation.audit.search import Identified
 from whichkl.printable import HTML, shorten
 
-_MAX_LINE_WIDTH = 118
+_MAX_LINE_WIDTH, _MAX_LINES = 118, 40
+NOT_TRIED = "not tried after the failure of"
 _GRADES = {
     "wrong": "the number or its gradient isn't what it should be, on ordinary logits.",
     "fragile": "right on ordinary logits; it breaks at an edge, as stated.",
@@ -48,7 +49,8 @@ class Check:
     def __str__(self) -> str:
         mark = self.grade or {"pass": "pass", "not applicable": "n/a"}[self.outcome]
         text = self.seen + (f" → {self.change}" if self.change else "")
-        lines = textwrap.wrap(text, _MAX_LINE_WIDTH - 33)
+        width = _MAX_LINE_WIDTH - 33
+        lines = [shorten(text, width)] if self.outcome == "pass" else textwrap.wrap(text, width)
         return "\n".join(f"{mark if not i else '':<9}{self.name if not i else '':<24}{line}" for i, line in enumerate(lines))
 
 
@@ -126,8 +128,27 @@ class Audit(HTML):
         counts = [f"{len(names)} {grade}" for grade, names in (("wrong", self.wrong), ("fragile", self.fragile)) if names]
         verdict = "passed" if self.passed else "not passed"
         head = f"Audit of {self.subject}: {verdict}; {', '.join(counts) or 'no finding'}"
-        lines = textwrap.wrap(f"Called as {self.call}.", _MAX_LINE_WIDTH)
-        legend = [
-            f"{grade}: {_GRADES[grade]}" for grade in ("wrong", "fragile") if any(one.grade == grade for one in self.checks)
-        ]
-        return "\n".join([head, *lines, f"It is {self.identified}.", *legend, "", *(str(check) for check in self.checks)])
+        said = (f"Called as {self.call}.", f"It is {self.identified}.")
+        lines = [line for one in said for line in textwrap.wrap(one, _MAX_LINE_WIDTH)]
+        legend = [f"{grade}: {text}" for grade, text in _GRADES.items() if any(one.grade == grade for one in self.checks)]
+        made = [check for check in self.checks if check.outcome != "not applicable"]
+        text = [head, *lines, *legend, "", *(line for check in made for line in str(check).splitlines()), *self._not_made()]
+        if len(text) <= _MAX_LINES:
+            return "\n".join(text)
+        failed = [line for check in made if check.grade for line in str(check).splitlines()]
+        right = _paragraph("pass", ", ".join(check.name for check in made if not check.grade))
+        return "\n".join([head, *lines, *legend, "", *failed, *right, *self._not_made()])
+
+    def _not_made(self) -> list[str]:
+        """Return the names of the checks that weren't made: first those that an earlier failure explains."""
+        names: dict[str, list[str]] = {}
+        for check in self.checks:
+            if check.outcome == "not applicable":
+                names.setdefault(check.seen if check.seen.startswith(NOT_TRIED) else "", []).append(check.name)
+        texts = [", ".join(some) + (f": {reason}" if reason else "") for reason, some in sorted(names.items(), reverse=True)]
+        return [line for text in texts for line in _paragraph("n/a", text)]
+
+
+def _paragraph(mark: str, text: str) -> list[str]:
+    lines = textwrap.wrap(text, _MAX_LINE_WIDTH - 9)
+    return [f"{'' if i else mark:<9}{line}" for i, line in enumerate(lines)]

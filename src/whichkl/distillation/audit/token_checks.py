@@ -248,8 +248,8 @@ def accumulation(e: Examination) -> Check:
     share = float(tokens[0] / tokens.sum())
     weights = {
         "by sums: parts add up": (1.0, 1.0),
-        "a mean: parts weighted by their tokens give the whole; accumulate sums, and divide by all tokens": (share, 1 - share),
-        "sequences count the same, long or short: parts weighted by their sequences give the whole": (0.25, 0.75),
+        "a mean: parts weighted by their tokens add up; accumulate sums, divide by all tokens": (share, 1 - share),
+        "sequences count the same, long or short: parts weighted by their sequences add up": (0.25, 0.75),
     }
     if e.reduction is not None and "mean over sequences" in e.reduction.name:
         weights = dict(reversed(weights.items()))  # with sequences of one length both ways of weighting agree
