@@ -15,13 +15,14 @@ def forward_kl_they_say(student, teacher, labels):
 def dial(*, teacher, student, mask=None, beta=0.5):
     """The generalised Jensen–Shannon divergence, with the two KLs put in its place at the ends."""
     if beta in (0, 1):
-        return (wk.losses.reverse_kl if beta else wk.losses.forward_kl)(teacher=teacher, student=student, mask=mask)
-    return wk.losses.jensen_shannon(teacher=teacher, student=student, mask=mask, weight=beta)
+        return (wk.losses.reverse_kl if beta else wk.losses.forward_kl)(teacher=teacher.detach(), student=student, mask=mask)
+    return wk.losses.jensen_shannon(teacher=teacher.detach(), student=student, mask=mask, weight=beta)
 
 
-said = wk.audit(forward_kl_they_say, adapter="labels", claims="forward_kl")
+said = wk.audit(forward_kl_they_say, claims="forward_kl")  # the arguments' names tell how it's called
 print(said)
 assert not said.passed and said.identified.name == "cross_entropy"
+assert said.wrong == {"cross_entropy", "not_zero_at_teacher", "not_what_it_claims"}
 
 swept = wk.audit(dial, knobs={"beta": (0, 1)})
 print(f"\n{swept.checks[-1]}")

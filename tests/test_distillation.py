@@ -420,6 +420,7 @@ class Broken(nn.Module):
         ({"seed": -1}, "whole number"),
         ({"student": mlp().requires_grad_(False)}, "none of its parameters asks for a gradient"),
         ({"student": 3}, "Pass a torch.nn.Module"),
+        ({"teacher": nn.Linear(6, 1)}, "one logit per example.*torch.cat"),
         ({"student": lambda: 3}, "Return a torch.nn.Module"),
     ],
 )

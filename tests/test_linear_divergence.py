@@ -332,3 +332,17 @@ def test_a_cuda_device_gives_the_same(dtype):
     }
     for one, other in zip(with_gradients(wl.linear_divergence, there), with_gradients(plain, here), strict=True):
         torch.testing.assert_close(one.cpu().double(), other, rtol=10 * torch.finfo(dtype).eps, atol=10 * torch.finfo(dtype).eps)
+
+
+def test_one_column_a_learnt_temperature_and_transforms_are_refused():
+    h, w = torch.randn(3, 2), torch.randn(4, 2)
+    heads = {"hidden_student": h, "weight_student": w, "hidden_teacher": h, "weight_teacher": w}
+    with pytest.raises(InputError, match="one column.*torch.cat"):
+        wl.linear_divergence(**heads | {"weight_student": w[:1], "weight_teacher": w[:1]})
+    with pytest.raises(InputError, match="Cannot learn this temperature"):
+        wl.linear_divergence(**heads, temperature=torch.tensor(2.0, requires_grad=True))
+    one = wl.linear_divergence(**heads | {"weight_teacher": 2 * w}, temperature=torch.tensor(2.0))
+    assert torch.equal(one, wl.linear_divergence(**heads | {"weight_teacher": 2 * w}, temperature=2.0))
+    for transform in (torch.func.vmap, torch.func.grad):
+        with pytest.raises(InputError, match="inside a transform of torch.func.*all rows at once"):
+            transform(lambda x: wl.linear_divergence(**heads | {"hidden_student": x, "hidden_teacher": x}))(h[None])

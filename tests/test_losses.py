@@ -423,6 +423,10 @@ BAD = [
     ({"temperature": 0.0}, "positive"),
     ({"temperature": math.nan}, "positive"),
     ({"mask": torch.ones(2)}, "torch.bool"),
+    ({"mask": [True, False]}, r"it is a list, not a tensor.*torch.tensor\(mask\)"),
+    ({"temperature": torch.ones(2)}, r"it has the shape \(2,\)"),
+    ({"temperature": "2"}, "it is '2'"),
+    ({"temperature": None}, "it is None"),
     ({"mask": torch.ones(2, 4, dtype=torch.bool)}, "each row"),
     ({"reduction": "batchmean"}, "mean goes over rows"),
     (
@@ -438,6 +442,103 @@ BAD = [
     ({"teacher": wl.SampledTokens(torch.tensor([[0], [-1]]), torch.full((2, 1), -1.0))}, "names token -1"),
     ({"teacher": wl.SampledTokens(torch.tensor([[0], [1]]), torch.ones(2, 1))}, "hold a probability of 2.7"),
 ]
+
+
+def buckets(p, q, kept):
+    """Rows of the kept tokens and one bucket for all others, by plain sums."""
+    return tuple([x[i] for i in kept] + [math.fsum(x[i] for i in range(len(x)) if i not in kept)] for x in (p, q))
+
+
+PARAMETERS_BY_DEFAULT = {name: dict(entry.parameters) for name, entry in wl.DIVERGENCES.items()}
+COARSENED = [name for name, entry in wl.DIVERGENCES.items() if entry.divergence.coarsens and name in PARAMETERS]
+
+
+@pytest.mark.parametrize("name", COARSENED)
+@pytest.mark.parametrize("how", ["index −1", "log-probability −∞", "both", "k = v"])
+def test_a_top_p_keeps_another_number_of_tokens_in_each_row(name, how):
+    """Empty places leave their token to the rest: each row is that of its own top-k, by enumeration."""
+    v, k = 9, 9 if how == "k = v" else 6
+    teacher, student = pair(rows=5, vocabulary=v)
+    log_probs, indices = teacher.log_softmax(-1).topk(k, -1)
+    sizes = torch.tensor([1, 2, 3, 5, k])
+    keep = torch.arange(k) < sizes[:, None]
+    stored_logs = log_probs if how == "index −1" else log_probs.where(keep, -INF)
+    stored_indices = indices if how in ("log-probability −∞", "k = v") else indices.where(keep, torch.tensor(-1))
+    student.requires_grad_()
+    got = wl.DIVERGENCES[name].function(teacher=wl.TopK(stored_logs, stored_indices), student=student, reduction="none")
+    for i, size in enumerate(sizes.tolist()):
+        p, q = buckets(probabilities(teacher[i].tolist()), probabilities(student[i].tolist()), indices[i, :size].tolist())
+        assert got[i].item() == pytest.approx(enumerate_row(name, PARAMETERS_BY_DEFAULT[name], p, q), abs=1e-9)
+    slope = torch.autograd.grad(got.sum(), student)[0]
+    alone = []
+    for i, size in enumerate(sizes.tolist()):
+        stored = wl.TopK(log_probs[i : i + 1, :size], indices[i : i + 1, :size])
+        row = wl.DIVERGENCES[name].function(teacher=stored, student=student[i : i + 1], reduction="sum")
+        alone.append(torch.autograd.grad(row, student)[0][i])
+    torch.testing.assert_close(slope, torch.stack(alone), atol=1e-9, rtol=0)
+
+
+def test_a_stored_row_without_mass_is_refused_unless_it_does_not_count():
+    index = torch.tensor([[[0, 1], [2, 3]]])
+    log_probs = torch.tensor([[[-1.0, -2.0], [-INF, -INF]]])
+    student = torch.zeros(1, 2, 4)
+    with pytest.raises(InputError, match=r"row \(0, 1\) has no entry.*by `mask`"):
+        wl.forward_kl(teacher=wl.TopK(log_probs, index), student=student)
+    mask = torch.tensor([[True, False]])
+    first = wl.forward_kl(teacher=wl.TopK(log_probs[:, :1], index[:, :1]), student=student[:, :1])
+    torch.testing.assert_close(wl.forward_kl(teacher=wl.TopK(log_probs, index), student=student, mask=mask), first)
+    drawn = {"indices": index, "log_probs": log_probs}
+    with pytest.raises(InputError, match=r"row \(0, 1\) holds a token whose log-probability, the teacher's, is −∞"):
+        wl.forward_kl(teacher=wl.SampledTokens(**drawn), student=student)
+    proposed = wl.SampledTokens(**drawn, log_proposal=torch.full_like(log_probs, -1.0))  # another law may draw what p never does
+    assert wl.forward_kl(teacher=proposed, student=student, reduction="none")[0, 1] == 0
+    with pytest.raises(InputError, match="the proposal's, is −∞"):
+        wl.forward_kl(teacher=wl.SampledTokens(**drawn, log_proposal=log_probs), student=student)
+    with pytest.raises(InputError, match="row 0 holds NaN"):
+        wl.forward_kl(teacher=wl.TopK(log_probs[0, :1] * math.nan, index[0, :1]), student=student[0, :1])
+
+
+def test_a_compiled_loss_of_a_row_without_an_entry_is_nan():
+    compiled = torch.compile(wl.forward_kl, backend="eager")
+    stored = wl.TopK(torch.tensor([[-1.0], [-INF]]), torch.tensor([[0], [1]]))
+    found = compiled(teacher=stored, student=torch.zeros(2, 4), reduction="none")
+    assert found[0].isfinite() and found[1].isnan()
+
+
+@every_name
+def test_one_column_is_refused(name):
+    for shape, options in (((2, 1), {}), ((2, 3), {"vocabulary": 1}), ((2, 0), {})):
+        logits = torch.zeros(*shape)
+        with pytest.raises(InputError, match=r"column.*torch.cat\(\[z, torch.zeros_like\(z\)\], -1\)"):
+            wl.DIVERGENCES[name].function(teacher=logits, student=logits, **options)
+
+
+def test_a_temperature_may_be_a_tensor_of_one_number_and_is_learnt():
+    teacher, student = pair(rows=3, vocabulary=5)
+    temperature = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    value = wl.reverse_kl(teacher=teacher, student=student, temperature=temperature, temperature_squared=True)
+    assert torch.equal(value, wl.reverse_kl(teacher=teacher, student=student, temperature=1.7, temperature_squared=True))
+    (slope,) = torch.autograd.grad(value, temperature)
+    up, down = (
+        wl.reverse_kl(teacher=teacher, student=student, temperature=1.7 + step, temperature_squared=True)
+        for step in (1e-5, -1e-5)
+    )
+    assert slope.item() == pytest.approx(((up - down) / 2e-5).item(), rel=1e-6)
+
+
+def test_under_vmap_rows_are_those_of_a_loop_and_what_cannot_be_mapped_is_said():
+    teacher, student = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    mask = torch.rand(3, 4) > 0.3
+    for entry in wl.DIVERGENCES.values():
+        mapped = torch.func.vmap(lambda t, s, m, f=entry.function: f(teacher=t, student=s, mask=m))(teacher, student, mask)
+        loop = [entry.function(teacher=t, student=s, mask=m) for t, s, m in zip(teacher, student, mask, strict=True)]
+        torch.testing.assert_close(mapped, torch.stack(loop))
+    for refused in (
+        lambda t: wl.forward_kl(teacher=wl.TopK.of(t, 2), student=t),
+        lambda t: wl.forward_kl(teacher=t, student=t, temperature=t[0, 0]),
+    ):
+        with pytest.raises(InputError, match="inside a transform of torch.func"):
+            torch.func.vmap(refused)(teacher)
 
 
 def test_stored_rows_that_do_not_count_may_hold_anything_and_rounded_ones_pass():

@@ -15,16 +15,18 @@ def audit(
         str,
         typer.Argument(
             metavar="FILE.py:LOSS",
-            help="A distillation loss, loss(*, teacher, student, mask=None) of logits, or as --adapter names. It is run.",
+            help="A distillation loss: a function, a module or its class. Its arguments' names tell how it's called. It is run.",
         ),
     ],
     adapter: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--adapter",
-            help="How it's called: keywords, student_teacher, labels, named_labels, log_probs, heads, …; a wrong one lists all.",
+            metavar="NAME|FILE.py:ADAPTER",
+            help="How it's called: rows, student_teacher, labels, log_probs, heads, … (a wrong one lists all), or a function "
+            "f(loss, *, teacher, student, mask, labels) that calls it; without mask or labels if it needs none.",
         ),
-    ] = "keywords",
+    ] = None,
     knob: Annotated[
         list[str] | None,
         typer.Option("--knob", metavar="NAME=LOW:HIGH", help="An argument to sweep between its ends; repeatable."),
@@ -36,16 +38,17 @@ def audit(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Call a distillation loss to find which divergence it is, and its faults. Exit code 1: it did not pass."""
+    """Call a distillation loss to find which divergence it is, and its faults. Exit code 1: something is wrong."""
     with console.ERR.status("auditing", spinner="line"):
         exits.load_torch()
         from whichkl.distillation.audit import audit as run_audit
         from whichkl.distillation.audit.adapters import as_knobs
-        from whichkl.user_code import load_function
+        from whichkl.user_code import load_function, looks_like_code
 
         knobs = {name: ends for text in knob or () for name, ends in as_knobs(text).items()}
         function = load_function(loss, loss)
-        result = run_audit(function, adapter=adapter, knobs=knobs, claims=claims, shift=shift, seed=seed)
+        way = load_function(adapter, f"--adapter {adapter}") if adapter and looks_like_code(adapter) else adapter
+        result = run_audit(function, adapter=way, knobs=knobs, claims=claims, shift=shift, seed=seed)
     console.show(result, as_json)
     if not result.passed:
         raise typer.Exit(1)

@@ -64,6 +64,10 @@ def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         what = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a `{type(logits).__name__}`"
         raise InputError(cannot(f"use this {who}", f"it returns {what}", "Return logits, (n, classes), one row per example"))
+    if logits.shape[1] < 2:
+        because = f"it returns {'one logit' if logits.shape[1] else 'no logit'} per example, and the softmax of one logit is 1"
+        instead = "Return two columns for a binary model with one logit z, torch.cat([z, torch.zeros_like(z)], -1)"
+        raise InputError(cannot(f"use this {who}", because, instead))
     return logits
 
 

@@ -83,8 +83,8 @@ def _advice(advice: Advice) -> Section:
 
 
 def _audit(audit: Audit) -> Section:
-    outcomes = {"pass": "pass", "fail": "fail", "not applicable": "–"}
-    rows = [(one.name, outcomes[one.outcome], one.seen, one.change or "–") for one in audit.checks]
+    outcomes = {"pass": "pass", "not applicable": "–"}
+    rows = [(one.name, one.grade or outcomes[one.outcome], one.seen, one.change or "–") for one in audit.checks]
     found = ", ".join(sorted(audit.findings)).replace("_", " ") or "none"
     make, label = (Block.finding, "Passed") if audit.passed else (Block.warning, "Not passed")
     verdict = make(f"findings: {found}.", label)

@@ -2,7 +2,7 @@
 
 from whichkl.distillation.audit.adapters import ADAPTERS, Adapter
 from whichkl.distillation.audit.examine import audit
-from whichkl.distillation.audit.matching import Identified
 from whichkl.distillation.audit.result import Audit, Check
+from whichkl.distillation.audit.search import Identified
 
 __all__ = ["ADAPTERS", "Adapter", "Audit", "Check", "Identified", "audit"]

@@ -7,42 +7,63 @@ from dataclasses import replace
 from typing import Any
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.audit import token_checks, value_checks
+from whichkl.distillation.audit import edge_checks, finite_checks, row_checks, token_checks, value_checks
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
-from whichkl.distillation.audit.identify import Examination, Nature, Reduction, knob, nature
-from whichkl.distillation.audit.result import Audit, Check
-from whichkl.distillation.audit.subject import VOCABULARY, Subject
+from whichkl.distillation.audit.identify import UNKNOWN, Examination, Nature, Reduction, find_nature, knob
+from whichkl.distillation.audit.probes import VOCABULARY
+from whichkl.distillation.audit.result import NOT_TRIED, Audit, Check, not_applicable
+from whichkl.distillation.audit.search import Identified
+from whichkl.distillation.audit.signatures import instance_of
+from whichkl.distillation.audit.subject import Subject
 from whichkl.distillation.losses import DIVERGENCES
 from whichkl.process.threads import one_thread
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
 
-_CHECKS: dict[str, Callable[[Examination], Check] | None] = {
-    "the same number twice": value_checks.steady,
-    "zero at the teacher": value_checks.zero,
-    "never negative": value_checks.never_negative,
-    "sign": value_checks.sign,
-    "a divergence": value_checks.is_divergence,
-    "what it claims": value_checks.claim,
-    "gradient": value_checks.gradient,
-    "logits normalised": value_checks.normalised,
-    "temperature": value_checks.temperature,
-    "reduction": None,
-    "every row counts": token_checks.every_row_counts,
-    "causal shift": None,
-    "mask": token_checks.masked,
-    "count of tokens": token_checks.count_of_tokens,
-    "NaN in padding": token_checks.nan_in_padding,
-    "all masked": token_checks.all_masked,
-    "other labels": token_checks.other_labels,
-    "accumulation": token_checks.accumulation,
-    "chunks and lengths": token_checks.chunks_and_lengths,
-    "logits of −inf": value_checks.impossible,
-    "infinite divergence": value_checks.infinite,
-    "mass outside a top-k": value_checks.top_k,
-    "small values in bf16": value_checks.bfloat16,
+_NAN = frozenset({"nan"})
+_UNSTEADY = _NAN | {"random", "state"}
+_BROKEN = _UNSTEADY | {"no_gradient"}
+_MIXED = _BROKEN | {"not_normalised", "wrong_axis", "rows_mixed", "misaligned"}
+_MASK = _MIXED | {"nan_at_masked_tokens", "mask_ignored", "mask_inverted"}
+_CUT = _MIXED | {"clamped", "rows_dropped"}
+_SUMMED = _MASK | {"rows_dropped", "reduction", "mean_over_vocabulary"}
+
+_CHECKS: dict[str, tuple[Callable[[Examination], Check] | None, frozenset[str]]] = {
+    "finite numbers": (None, frozenset()),
+    "the same number twice": (None, _NAN),
+    "arguments untouched": (finite_checks.untouched, frozenset()),
+    "gradient": (row_checks.gradient, _UNSTEADY),
+    "finite on sure rows": (finite_checks.sure_rows, _BROKEN),
+    "logits normalised": (row_checks.normalised, _BROKEN),
+    "rows independent": (row_checks.independent, _BROKEN | {"wrong_axis"}),
+    "finite where masked": (finite_checks.masked_tokens, _BROKEN),
+    "causal shift": (None, _MIXED),
+    "mask": (token_checks.masked, _MIXED | {"nan_at_masked_tokens"}),
+    "every row counts": (row_checks.every_row_counts, _MIXED),
+    "reduction": (None, _MIXED | {"rows_dropped"}),
+    "count of tokens": (token_checks.count_of_tokens, _SUMMED),
+    "NaN in padding": (token_checks.nan_in_padding, _MASK),
+    "all masked": (token_checks.all_masked, _MASK),
+    "other labels": (token_checks.other_labels, _BROKEN),
+    "accumulation": (token_checks.accumulation, _SUMMED | {"mean_counts_padding", "count"}),
+    "chunks and lengths": (token_checks.chunks_and_lengths, _MIXED | {"rows_dropped"}),
+    "never negative": (value_checks.never_negative, _MIXED),
+    "sign": (value_checks.sign, _BROKEN),
+    "zero at the teacher": (value_checks.zero, _MIXED | {"clamped", "negative"}),
+    "zero elsewhere": (value_checks.zero_elsewhere, _CUT | {"not_zero_at_teacher", "negative", "sign"}),
+    "a divergence": (value_checks.is_divergence, _BROKEN),
+    "what it claims": (value_checks.claim, _UNSTEADY),
+    "gradient of its value": (value_checks.of_its_value, _BROKEN),
+    "the teacher's gradient": (value_checks.of_the_teacher, _BROKEN),
+    "temperature": (value_checks.temperature, _BROKEN),
+    "mass outside a top-k": (edge_checks.top_k, _CUT | {"zero_elsewhere", "not_zero_at_teacher"}),
+    "logits of −inf": (edge_checks.impossible, _BROKEN),
+    "infinite divergence": (edge_checks.infinite, _BROKEN),
+    "values on sure rows": (edge_checks.sure_values, _BROKEN),
+    "small values in bf16": (edge_checks.bfloat16, _BROKEN),
 }
-"""The checks by name, in the order of the table. Two of them, None here, are made before: others need what they find."""
+"""The checks by name, in the order of the table, each with the findings of earlier checks that explain its failure: it isn't made
+after them. Those that are None here are made before: all others need what they find."""
 
 
 @with_progress("calling the loss")
@@ -90,28 +111,62 @@ def audit(
         raise InputError(
             cannot(f"check the claim {claims!r}", "there is none of that name", f"Use one of {', '.join(DIVERGENCES)}")
         )
-    subject = Subject(loss_fn, adapter_for(adapter, loss_fn), seed, device)
+    loss = instance_of(loss_fn) if isinstance(loss_fn, type) else loss_fn
+    subject = Subject(loss, adapter_for(adapter, loss), seed, device)
     with one_thread():  # small tensors: more threads only wait for each other
-        scale = abs(subject.settle(*subject.pair(2, 4, gap=1.0)).value)
-        shift_check = token_checks.shifted(subject, shift)  # sets the shift, on which everything below depends
-        reduction_check, reduction = token_checks.reduction(subject)
-        e = Examination(subject, scale, _nature_with(reduction, subject), reduction, claims, knobs or {})
-        made = {"causal shift": shift_check, "reduction": reduction_check}
-        for name, check in _CHECKS.items():
-            e.done[name] = made[name] if check is None else check(e)
-        for name, (low, high) in e.knobs.items():
-            if name not in token_checks.CHUNKS:
-                e.done[f"knob {name}"] = knob(subject, name, low, high)
+        e, made = _examination(subject, shift, claims, knobs or {})
+        for name, (check, explained_by) in _CHECKS.items():
+            cause = e.cause(explained_by)
+            if cause:
+                e.done[name] = not_applicable(f"{NOT_TRIED} “{cause}”")
+            else:
+                e.done[name] = made[name] if check is None else check(e)
+        if not e.cause(_BROKEN):
+            for name, (low, high) in e.knobs.items():
+                if name not in token_checks.CHUNKS:
+                    e.done[f"knob {name}"] = knob(subject, name, low, high)
     checks = tuple(replace(check, name=name) for name, check in e.done.items())
-    return Audit(subject.name, subject.adapter.name, e.nature.identified, checks)
+    identified, mistake = e.nature.identified, next((one.seen for one in checks if one.grade == "wrong"), "")
+    if identified.note == UNKNOWN and mistake:
+        identified = replace(identified, note=mistake)
+    return Audit(subject.name, subject.adapter.name, subject.called, identified, checks)
 
 
-def _nature_with(reduction: Reduction | None, subject: Subject) -> Nature:
-    """Identify a loss; its factors are then those of the divergence summed or averaged as the loss does."""
-    found = nature(subject)
-    if reduction is None or found.gradient is None or found.identified.name == "something else":
+def _examination(
+    subject: Subject, shift: int | None, claims: str | None, knobs: Mapping[str, Any]
+) -> tuple[Examination, dict[str, Check]]:
+    """Find what all checks go by: precision, shift, temperature, nature, reduction. Return the checks made on the way."""
+    subject.settle()
+    made = {"finite numbers": finite_checks.ordinary(subject)}
+    if made["finite numbers"].outcome == "fail":
+        return Examination(subject, claims, knobs, _named("no number on ordinary logits")), made
+    made["the same number twice"] = finite_checks.steady(subject)
+    if made["the same number twice"].outcome == "fail":
+        return Examination(subject, claims, knobs, _named("another number at each call")), made
+    subject.find_precision()
+    made["causal shift"] = token_checks.shifted(subject, shift)  # sets the shift, on which everything below depends
+    nature = find_nature(subject)  # sets the unit, so that all logits below are ordinary at the loss's temperature
+    mask_works = subject.adapter.masks and subject(*token_checks.padded(subject)[:3]).finite
+    made["reduction"], reduction = token_checks.reduction(subject, mask_works, nature.near is not None)
+    scale = abs(subject(*subject.pair(2, 4, gap=1.0)).value)
+    return Examination(subject, claims, knobs, _nature_with(nature, reduction, subject), reduction, scale), made
+
+
+def _named(note: str) -> Nature:
+    """Return the nature of a loss that can't be identified."""
+    return Nature(Identified("something else", note=note), None, None, 0.0, False, 0.0)
+
+
+def _nature_with(found: Nature, reduction: Reduction | None, subject: Subject) -> Nature:
+    """Return what a loss was found to be, with the factors of the divergence summed or averaged as the loss does."""
+    if reduction is None or found.identified.name == "something else":
         return found
-    factors = (found.gradient.factor, found.gradient.on_labels)
-    weight, on_labels = (reduction.weight(one, 2, 4 - subject.shift, VOCABULARY) for one in factors)
-    named = replace(found.identified, weight=weight, reduction=reduction.name, hard_labels=on_labels)
+
+    def weight(factor: float) -> float:
+        return reduction.weight(factor, 2, 4 - subject.shift, VOCABULARY)
+
+    hard = weight(found.identified.hard_labels)
+    if found.gradient is None:
+        return replace(found, identified=replace(found.identified, reduction=reduction.name, hard_labels=hard))
+    named = replace(found.identified, weight=weight(found.gradient.factor), reduction=reduction.name, hard_labels=hard)
     return replace(found, identified=named)

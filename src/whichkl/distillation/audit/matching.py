@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import scipy
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError
-from whichkl.distillation.losses import DIVERGENCES, RowDivergence, divergence_named
-from whichkl.divergences.kinds import parameters_of
+from whichkl.distillation.audit.search import (
+    RANGES,
+    TOLERANCE,
+    TOLERANCE_OF_NARROW,
+    Fit,
+    Match,
+    grid_of,
+    plainest,
+    refined,
+    search,
+    turned,
+)
+from whichkl.distillation.losses import DIVERGENCES, RowDivergence
 
 Rows = Float[Tensor, "n v"]
-
-TOLERANCE = 1e-4
-"""Largest share of the norm that may be left over: above single precision's rounding, far below any other divergence."""
-
-_RANGES = {
-    "weight_on_forward": (0.0, 1.0, False),
-    "weight": (1e-3, 1 - 1e-3, False),
-    "order": (0.02, 20.0, True),
-    "head_mass": (0.02, 0.98, False),
-    "weight_on_teacher": (0.01, 1.0, False),
-}
-"""Ranges of the parameters: lowest, highest, and whether the search is by logarithm."""
 
 
 @dataclass(frozen=True)
@@ -43,70 +40,12 @@ class AuditBatch:
     gradient: Rows
 
 
-@dataclass(frozen=True)
-class Identified:
-    """What a loss was found to be.
+def by_gradient(batch: AuditBatch, labels: bool, unit: float, is_known: bool = False) -> Match | None:
+    """Match the gradient of one batch of logits of this unit; None if nothing in the reference family is near it.
 
-    Attributes:
-        name: of a divergence in `DIVERGENCES`, "cross_entropy", or "something else".
-        parameters: of that divergence, as fitted.
-        temperature: that divides both logits.
-        weight: what multiplies the divergence, summed or averaged over tokens; None before the reduction is known.
-        reduction: how tokens are put together.
-        hard_labels: weight of a cross-entropy with the labels that is added to it.
-        note: further remarks.
+    A match that leaves more than `TOLERANCE` is only the nearest, for a loss that rounds or that changes rare tokens.
     """
-
-    name: str
-    parameters: dict[str, float] = field(default_factory=dict)
-    temperature: float = 1.0
-    weight: float | None = None
-    reduction: str = ""
-    hard_labels: float = 0.0
-    note: str = ""
-
-    def __str__(self) -> str:
-        said = [] if self.weight is None or abs(self.weight - 1) < 1e-3 else [f"{self.weight:.4g} ×"]
-        said.append(self.name)
-        if self.parameters:
-            said.append("(" + ", ".join(f"{key}={value:.4g}" for key, value in self.parameters.items()) + ")")
-        if abs(self.temperature - 1) > 1e-3:
-            said.append(f"at temperature {self.temperature:.4g}")
-        if self.hard_labels:
-            said.append(f"+ {self.hard_labels:.4g} × cross-entropy with the labels")
-        text = " ".join(said) + (f", {self.reduction}" if self.reduction else "")
-        return text + (f": {self.note}" if self.note else "")
-
-
-@dataclass(frozen=True)
-class Match:
-    """A divergence at a temperature, whose multiple (plus one of the labels' cross-entropy) is what was seen."""
-
-    divergence: RowDivergence
-    temperature: float
-    factor: float
-    on_labels: float
-    left: float
-
-    @property
-    def identified(self) -> Identified:
-        """What this is, without the factor."""
-        parameters = {name: float(getattr(self.divergence, name)) for name in parameters_of(self.divergence)}
-        return Identified(self.divergence.name, parameters, self.temperature, hard_labels=self.on_labels)
-
-    @property
-    def label(self) -> str:
-        """What this is in words, with its factor's sign."""
-        return ("minus " if self.factor < 0 else "") + str(self.identified)
-
-
-Fit = Callable[[RowDivergence, float], Match]
-"""The multiple of a divergence at a temperature that is nearest to what was seen."""
-
-
-def by_gradient(batch: AuditBatch, labels: bool) -> Match | None:
-    """Match the gradient of one batch; None if nothing in the reference family has it."""
-    return _search(_gradient_fit(batch, labels), batch.gradient)
+    return search(_gradient_fit(batch, labels), batch.gradient, unit, TOLERANCE_OF_NARROW, is_known)
 
 
 def same_gradient(match: Match, batch: AuditBatch) -> bool:
@@ -116,17 +55,32 @@ def same_gradient(match: Match, batch: AuditBatch) -> bool:
     return found.left < 10 * TOLERANCE and near < 10 * TOLERANCE
 
 
+def residual(match: Match, batch: AuditBatch) -> Tensor:
+    """What a match leaves of the gradient of a batch."""
+    return batch.gradient.flatten() - expected_gradient(match, batch)
+
+
+def expected_gradient(match: Match, batch: AuditBatch) -> Tensor:
+    """The gradient of a match, flat."""
+    return match.factor * _reference(batch, match.divergence, match.temperature) + match.on_labels * _hard_gradient(batch)
+
+
+def _reference(batch: AuditBatch, divergence: RowDivergence, temperature: float) -> Tensor:
+    log_p, log_q = log_probs(batch.teacher, temperature), log_probs(batch.student, temperature)
+    return divergence.gradient(log_p, log_q)[1].flatten() / temperature
+
+
 def _gradient_fit(batch: AuditBatch, labels: bool) -> Fit:
-    def reference(divergence: RowDivergence, temperature: float) -> Tensor:
-        log_p, log_q = log_probs(batch.teacher, temperature), log_probs(batch.student, temperature)
-        return divergence.gradient(log_p, log_q)[1].flatten() / temperature
+    return _least_squares(partial(_reference, batch), batch.gradient.flatten(), _hard_gradient(batch) if labels else None)
 
+
+def _hard_gradient(batch: AuditBatch) -> Tensor:
+    """The gradient of the sum of the cross-entropies with the labels."""
     q = batch.student.softmax(-1)
-    on_labels = q.scatter_add(-1, batch.labels[:, None], q.new_full((len(q), 1), -1.0)).flatten()
-    return _least_squares(reference, batch.gradient.flatten(), on_labels if labels else None)
+    return q.scatter_add(-1, batch.labels[:, None], q.new_full((len(q), 1), -1.0)).flatten()
 
 
-def by_value(batches: list[AuditBatch], labels: bool) -> Match | None:
+def by_value(batches: list[AuditBatch], labels: bool, unit: float) -> Match | None:
     """Match the values of many batches."""
     teacher, student = torch.stack([one.teacher for one in batches]), torch.stack([one.student for one in batches])
 
@@ -135,7 +89,51 @@ def by_value(batches: list[AuditBatch], labels: bool) -> Match | None:
 
     hard = torch.stack([hard_total(one) for one in batches]) if labels else None
     seen = torch.tensor([one.value for one in batches], dtype=torch.float64, device="cpu")
-    return _search(_least_squares(reference, seen, hard), seen)
+    return search(_least_squares(reference, seen, hard), seen, unit, TOLERANCE)
+
+
+def on_labels_only(batch: AuditBatch, tolerance: float) -> float | None:
+    """The multiple of the labels' cross-entropy whose gradient was seen, or None if there is more in it."""
+    hard, seen = _hard_gradient(batch), batch.gradient.flatten()
+    if not bool(seen.isfinite().all()) or not bool(seen.any()):
+        return None
+    factor = float(hard @ seen / (hard @ hard))
+    return factor if float((seen - factor * hard).norm()) < tolerance * float(seen.norm()) else None
+
+
+def guessed_temperature(teacher: Rows, step: Rows, change: Rows) -> tuple[float, float]:
+    """The temperature T at which a change of the gradient near the teacher fits, and 1 − cosine there.
+
+    Near the teacher every divergence of the family is its Fisher metric, (diag p − p pᵀ) step, times a factor, p = softmax(z/T):
+    the temperature shows before it is known which divergence it is.
+    """
+
+    def left(temperature: float) -> float:
+        p = (teacher / temperature).softmax(-1)
+        column = (p * (step - (p * step).sum(-1, keepdim=True))).flatten()
+        size = float(column.norm() * change.norm())
+        return 1 - abs(float(column @ change.flatten())) / size if size > 0 else 1.0
+
+    if not bool(change.isfinite().all()):
+        return 1.0, 1.0
+    grid = grid_of(0.02, 400.0, 60, True)
+    at = min(range(len(grid)), key=lambda i: left(grid[i]))
+    ends = (math.log(grid[max(at - 1, 0)]), math.log(grid[min(at + 1, len(grid) - 1)]))
+    found = scipy.optimize.minimize_scalar(lambda u: left(math.exp(u)), bounds=ends, method="bounded")
+    best = math.exp(float(found.x))
+    return best, left(best)
+
+
+def twins(match: Match, batch: AuditBatch, labels: bool, tolerance: float) -> list[Match]:
+    """Return other divergences with the same gradient at the same temperature, as Rényi's of order ½ and the interpolated KL."""
+    fit, found = _gradient_fit(batch, labels), []
+    for name, entry in DIVERGENCES.items():
+        knob = next(iter(entry.parameters), "")
+        if name == match.divergence.name or knob not in RANGES:
+            continue
+        other = refined(lambda x, name=name: fit(turned(name, x), match.temperature), *RANGES[knob], 21, tolerance)  # type: ignore[misc]
+        found += [] if other is None else [plainest(other, fit)]
+    return found
 
 
 def total(divergence: RowDivergence, temperature: float, teacher: Rows, student: Rows) -> Tensor:
@@ -159,56 +157,6 @@ def log_probs(logits: Rows, temperature: float) -> Rows:
     return torch.log_softmax(logits / temperature, -1)
 
 
-def _search(fit: Fit, seen: Tensor) -> Match | None:
-    """Try the plain divergences first, then parameters, then temperatures, then both; the first that fits is taken."""
-    if not bool(seen.isfinite().all()) or float(seen.norm()) == 0:
-        return None
-    plain = [divergence_named(name) for name, entry in DIVERGENCES.items() if not entry.parameters]
-    knobs = {name: next(iter(entry.parameters)) for name, entry in DIVERGENCES.items() if entry.parameters}
-    turned = {name: _RANGES[knob] for name, knob in knobs.items() if knob in _RANGES}  # others have no range to search
-    for divergence in plain:
-        if (match := fit(divergence, 1.0)).left < TOLERANCE:
-            return match
-
-    def fit_turned(name: str, value: float, temperature: float = 1.0) -> Match:
-        return fit(_turned(name, value), temperature)
-
-    tiers: list[list[Callable[[], Match | None]]] = [
-        [partial(_refined, partial(fit_turned, name), *ends, count=21) for name, ends in turned.items()],
-        [partial(_refined, partial(fit, divergence), 0.1, 50.0, True, count=31) for divergence in plain],
-        [partial(_both, partial(fit_turned, name), *ends) for name, ends in turned.items()],
-    ]
-    for tier in tiers:
-        best: Match | None = None
-        for attempt in tier:
-            found = attempt()
-            if found is not None and (best is None or found.left < best.left):
-                best = found
-            if best is not None and best.left < TOLERANCE / 1000:  # other divergences of the tier leave at least 1e-5
-                break
-        if best is not None:
-            return _plain(best, fit)
-    return None
-
-
-def _turned(name: str, value: float) -> RowDivergence:
-    return divergence_named(name, **{next(iter(DIVERGENCES[name].parameters)): value})
-
-
-def _plain(match: Match, fit: Fit) -> Match:
-    """The plainest parameter and temperature that fit as well: where the fit is a step function a whole interval does."""
-    parameters = [float(value) for value in vars(match.divergence).values()]
-    for digits in (2, 3):
-        try:
-            divergence = _turned(match.divergence.name, round(parameters[0], digits)) if parameters else match.divergence
-            near = fit(divergence, round(match.temperature, digits))
-        except InputError:  # rounded to an end that isn't allowed
-            continue
-        if near.left <= max(2 * match.left, TOLERANCE / 1000):
-            return near
-    return match
-
-
 def _least_squares(reference: Callable[[RowDivergence, float], Tensor], seen: Tensor, hard: Tensor | None) -> Fit:
     """Return the fit of what was seen by a multiple of a reference and, where there are labels, of their cross-entropy."""
 
@@ -216,58 +164,17 @@ def _least_squares(reference: Callable[[RowDivergence, float], Tensor], seen: Te
         size, column = float(seen.norm()), reference(divergence, temperature)
         if not bool(column.isfinite().all()):
             return Match(divergence, temperature, 0.0, 0.0, 1.0)
+        if not float(column.norm()) > 0:
+            return Match(divergence, temperature, 0.0, 0.0, 1.0)
         if hard is not None:
             both = torch.stack([column, hard], -1)
             factor, hard_weight = (float(one) for one in torch.linalg.lstsq(both, seen[:, None]).solution[:, 0])
             if abs(hard_weight) * float(hard.norm()) >= TOLERANCE * size:
                 left = float((seen - factor * column - hard_weight * hard).norm())
+                if abs(factor) * float(column.norm()) < TOLERANCE * size:  # a factor below what is resolved names nothing
+                    return Match(divergence, temperature, 0.0, 0.0, 1.0)
                 return Match(divergence, temperature, factor, hard_weight, left / size)
         factor = float(column @ seen) / max(float(column @ column), 1e-300)
         return Match(divergence, temperature, factor, 0.0, float((seen - factor * column).norm()) / size)
 
     return fit
-
-
-def _refined(fit: Callable[[float], Match], low: float, high: float, log: bool, count: int) -> Match | None:
-    """The best of a grid, refined by one-dimensional search in the two neighbouring cells."""
-    points = _grid(low, high, count, log)
-    tried = [fit(x) for x in points]
-    best = min(range(count), key=lambda i: tried[i].left)
-    if tried[best].left < TOLERANCE / 10:
-        return tried[best]
-    if tried[best].left > 0.5:
-        return None
-    ends = (points[max(best - 1, 0)], points[min(best + 1, count - 1)])
-    to, back = (math.log, math.exp) if log else (float, float)
-    found = scipy.optimize.minimize_scalar(
-        lambda u: fit(back(u)).left, bounds=(to(ends[0]), to(ends[1])), method="bounded", options={"xatol": 1e-9}
-    )
-    match = min(fit(back(float(found.x))), tried[best], key=lambda one: one.left)
-    return match if match.left < TOLERANCE else None
-
-
-def _both(fit: Callable[[float, float], Match], low: float, high: float, log: bool) -> Match | None:
-    """The best of a grid of parameter and temperature, refined by Nelder & Mead's search."""
-    points = [(x, t) for x in _grid(low, high, 9, log) for t in _grid(0.25, 16.0, 10, True)]
-    x, t = min(points, key=lambda point: fit(*point).left)
-    if fit(x, t).left > 0.5:
-        return None
-    to, back = (math.log, math.exp) if log else (float, float)
-
-    def left(u: Any) -> float:
-        return fit(min(max(back(float(u[0])), low), high), math.exp(float(u[1]))).left
-
-    cell = ((to(high) - to(low)) / 9, math.log(1.6))
-    inward = -1 if to(x) + cell[0] > to(high) else 1
-    start = [(to(x), math.log(t)), (to(x) + inward * cell[0], math.log(t)), (to(x), math.log(t) + cell[1])]
-    options = {"initial_simplex": start, "xatol": 1e-7, "fatol": 1e-8, "maxfev": 250}
-    found = scipy.optimize.minimize(left, start[0], method="Nelder-Mead", options=options)
-    match = fit(min(max(back(float(found.x[0])), low), high), math.exp(float(found.x[1])))
-    return match if match.left < TOLERANCE else None
-
-
-def _grid(low: float, high: float, count: int, log: bool) -> list[float]:
-    """Return numbers from low to high, evenly spaced, or with evenly spaced logarithms."""
-    x = torch.linspace(0, 1, count, dtype=torch.float64, device="cpu")
-    values: list[float] = (low * (high / low) ** x if log else low + (high - low) * x).tolist()
-    return values

@@ -16,7 +16,14 @@ from torch.autograd.function import once_differentiable
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.heads import Gradients, HeadDivergence, Needs, Triple, accumulating
-from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, checked_vocabulary, count
+from whichkl.distillation.losses.reduction import (
+    check_mask,
+    check_reduction,
+    check_temperature,
+    checked_vocabulary,
+    count,
+    refuse_transforms,
+)
 from whichkl.distillation.losses.rows import divergence_named
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.divergences.kinds import ROW_DIVERGENCES, parameters_of
@@ -37,7 +44,7 @@ def linear_divergence(
     weight_teacher: Weight,
     bias_teacher: Bias | None = None,
     divergence: str | RowDivergence = "forward_kl",
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     chunk_size: int | None = None,
     mask: Mask | None = None,
     reduction: str = "mean",
@@ -66,7 +73,7 @@ def linear_divergence(
         weight_teacher: (v, g).
         bias_teacher: (v,).
         divergence: a name in `DIVERGENCES`, or a `RowDivergence`.
-        temperature: divides both logits, after scale and soft cap.
+        temperature: divides both logits, after scale and soft cap; a number, or a tensor of one.
         chunk_size: rows at a time; None chooses by memory. More than that hardly helps on a CPU; a large GPU may want more.
         mask: (…), True for rows that count.
         reduction: "mean" over rows that count (0 if there is none), "sum" or "none".
@@ -100,6 +107,13 @@ def linear_divergence(
         because = f"hidden states have shapes {tuple(hidden_student.shape)} and {tuple(hidden_teacher.shape)}"
         raise InputError(cannot("compare these heads", because, "Pass the same rows of teacher and student"))
     check_mask(mask, hidden_student.shape[:-1])
+    instead = "Call it on all rows at once: hidden states may have any number of axes, and reduction='none' keeps them"
+    refuse_transforms("compute this divergence of heads", instead, hidden_student, weight_student, hidden_teacher, weight_teacher)
+    if isinstance(temperature, Tensor):
+        if temperature.requires_grad:
+            because = "a gradient of it isn't computed here"
+            raise InputError(cannot("learn this temperature", because, "Multiply the student's hidden states by 1/temperature"))
+        temperature = float(temperature)
     if chunk_size is not None and chunk_size < 1:
         raise InputError(cannot(f"use chunk_size={chunk_size}", "a chunk is at least one row", "Pass None to choose by memory"))
     settings = HeadDivergence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -12,7 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_temperature, checked_vocabulary, reduce
+from whichkl.distillation.losses.reduction import (
+    check_mask,
+    check_reduction,
+    check_temperature,
+    checked_vocabulary,
+    reduce,
+    refuse_transforms,
+)
 from whichkl.divergences.divergence import LogProbs, RowDivergence, Rows
 
 Logits = Float[Tensor, "... v"]
@@ -45,16 +53,37 @@ class StoredTeacher(ABC):
             instead = "Pass floats of shape (…, k), k ≥ 1"
             raise InputError(cannot(f"use this {self.what}", "it holds no log-probabilities", instead))
 
+    @property
+    def entries(self) -> Bool[Tensor, "... k"]:
+        """Which places hold a token; by default all."""
+        return torch.ones_like(self.indices, dtype=torch.bool)
+
+    @abstractmethod
+    def check_rows(self, counts: Mask, row: Callable[[Tensor], str]) -> None:
+        """Refuse rows that count and stand for no distribution; `row` names the first of them that is True."""
+
     def check(self, vocabulary: int, mask: Mask | None) -> None:
         """Refuse rows that count and can't be log-probabilities of `vocabulary` tokens."""
         if torch.compiler.is_compiling():  # a compiled graph can't look at numbers
             return
-        log_probs, indices = self.log_probs.detach(), self.indices
-        if mask is not None:  # rows that don't count may hold anything
-            log_probs, indices = log_probs[mask], indices[mask]
+        refuse_transforms(f"use this {self.what}", "Call the loss on all rows at once", self.log_probs, self.indices)
+        counts = torch.ones(self.indices.shape[:-1], dtype=torch.bool, device=self.indices.device) if mask is None else mask
+        entries = self.entries[counts]
+        # rows that don't count may hold anything
+        log_probs, indices = self.log_probs.detach()[counts].masked_fill(~entries, -math.inf), self.indices[counts]
         if indices.numel() == 0:
             return
-        low, high = (int(end) for end in indices.aminmax())
+
+        def row(wrong: Bool[Tensor, " n"]) -> str:
+            place = counts.nonzero()[int(wrong.nonzero()[0])].tolist()
+            return f"row {place[0] if len(place) == 1 else tuple(place)}" if place else "the row"
+
+        if bool(log_probs.isnan().any()):
+            because = f"{row(log_probs.isnan().any(-1))} holds NaN"
+            raise InputError(cannot(f"use this {self.what}", because, "Leave that row out by `mask`"))
+        self.check_rows(counts, row)
+        tokens = indices[entries]
+        low, high = (int(end) for end in tokens.aminmax())
         if low < 0 or high >= vocabulary:
             because = f"it names token {low if low < 0 else high}, and the student has {vocabulary}, counted from 0"
             instead = "Pass indices into the student's vocabulary; leave rows out by `mask`"
@@ -65,7 +94,9 @@ class StoredTeacher(ABC):
             because = f"the tokens of a row hold a probability of {most:.3g}"
             instead = "Pass log-probabilities: `log_softmax` of logits, the log of probabilities"
             raise InputError(cannot(f"use this {self.what}", because, instead))
-        if self.is_distinct and bool((indices.sort(-1).values.diff(dim=-1) == 0).any()):
+        k = indices.shape[-1]
+        distinct = torch.where(entries, indices.long(), -1 - torch.arange(k, device=indices.device))
+        if self.is_distinct and bool((distinct.sort(-1).values.diff(dim=-1) == 0).any()):
             because = "a row names a token twice, so that its probability would count twice"
             instead = "Pass each token once a row; `SampledTokens` takes repeats"
             raise InputError(cannot(f"use this {self.what}", because, instead))
@@ -78,9 +109,12 @@ class TopK(StoredTeacher):
     Every divergence that obeys the data-processing inequality is then a lower bound of the full one, at least 0, and sees mass
     that the student puts outside the k tokens.
 
+    Rows may keep different numbers of tokens, as a top-p does: a place with the index −1, or the log-probability −∞, is empty.
+    The token that it may name belongs to the others.
+
     Args:
-        log_probs: (…, k), the teacher's log-probabilities in nats, normalised over the whole vocabulary.
-        indices: (…, k), which tokens; each once in a row.
+        log_probs: (…, k), the teacher's log-probabilities in nats, normalised over the whole vocabulary; −∞: no entry.
+        indices: (…, k), which tokens; each once in a row; −1: no entry.
         temperature: the one that the probabilities are for. The rest can't be taken to another one.
         log_rest: (…), log of the mass of the other tokens; computed from `log_probs` if it isn't given, which can't
             distinguish a rest below rounding from rounding.
@@ -104,6 +138,18 @@ class TopK(StoredTeacher):
             because = f"log_rest has shape {tuple(self.log_rest.shape)}, log_probs {tuple(self.log_probs.shape)}"
             raise InputError(cannot("use this top-k", because, "Pass one log mass a row"))
 
+    @property
+    def entries(self) -> Bool[Tensor, "... k"]:
+        """Which places hold a token: not −1, and of a probability above 0."""
+        return (self.indices != -1) & (self.log_probs != -math.inf)
+
+    def check_rows(self, counts: Mask, row: Callable[[Tensor], str]) -> None:
+        """Refuse rows without an entry."""
+        empty = ~self.entries[counts].any(-1)
+        if bool(empty.any()):
+            because = f"{row(empty)} has no entry: its log-probabilities are −∞ or its indices −1"
+            raise InputError(cannot(f"use this {self.what}", because, "Leave that row out by `mask`"))
+
     @classmethod
     def of(cls, logits: LogProbs, k: int, temperature: float = 1.0) -> Self:
         """Keep the k likeliest tokens of each row of logits, and the exact mass of the rest.
@@ -123,19 +169,25 @@ class TopK(StoredTeacher):
         if not divergence.coarsens:
             because = "it needs the teacher's whole row, and merged tokens don't bound it"
             raise InputError(cannot(f"use {divergence.name} with a top-k teacher", because, "Use for example `forward_kl`"))
-        log_probs, indices = self.log_probs.to(log_q.dtype), self.indices.long()
+        entries = self.entries
+        log_probs = self.log_probs.to(log_q.dtype).masked_fill(~entries, -math.inf)
+        # an empty place repeats a token of its row, so that nothing else leaves the rest
+        first = self.indices.gather(-1, entries.long().argmax(-1, keepdim=True))
+        indices = torch.where(entries, self.indices, first).clamp(min=0).long()
         rest = log_q.scatter(-1, indices, -math.inf)
         nothing = (rest == -math.inf).all(-1, keepdim=True)  # every token kept, or the others impossible
         log_left = rest.masked_fill(nothing, 0.0).logsumexp(-1, keepdim=True).masked_fill(nothing, -math.inf)
         if self.log_rest is not None:
             log_rest = self.log_rest.to(log_q.dtype)[..., None]
-        elif log_probs.shape[-1] == log_q.shape[-1]:
-            log_rest = torch.full_like(log_probs[..., :1], -math.inf)
         else:
-            mass = self.log_probs.exp().sum(-1, keepdim=True)
+            mass = self.log_probs.exp().masked_fill(~entries, 0.0).sum(-1, keepdim=True)
             log_rest = (1 - mass).clamp(min=torch.finfo(self.log_probs.dtype).eps).log().to(log_q.dtype)
+            if log_probs.shape[-1] == log_q.shape[-1]:
+                log_rest = log_rest.masked_fill(entries.all(-1, keepdim=True), -math.inf)
         teacher = torch.cat([log_probs, log_rest], -1)
-        return divergence.value(teacher, torch.cat([log_q.gather(-1, indices), log_left], -1))
+        kept = log_q.gather(-1, indices).masked_fill(~entries, -math.inf)
+        values = divergence.value(teacher, torch.cat([kept, log_left], -1))
+        return values.masked_fill(~entries.any(-1), math.nan)
 
 
 @dataclass(frozen=True)
@@ -169,6 +221,14 @@ class SampledTokens(StoredTeacher):
             because = f"log_proposal has shape {tuple(self.log_proposal.shape)}, log_probs {tuple(self.log_probs.shape)}"
             raise InputError(cannot("use this sample of tokens", because, "Pass one log-probability for each token drawn"))
 
+    def check_rows(self, counts: Mask, row: Callable[[Tensor], str]) -> None:
+        """Refuse tokens that can't have been drawn."""
+        drawn_by, whose = (self.log_probs, "teacher's") if self.log_proposal is None else (self.log_proposal, "proposal's")
+        never = (drawn_by.detach()[counts] == -math.inf).any(-1)
+        if bool(never.any()):
+            because = f"{row(never)} holds a token whose log-probability, the {whose}, is −∞, so that it can't have been drawn"
+            raise InputError(cannot(f"use this {self.what}", because, "Leave that row out by `mask`"))
+
     def value(self, divergence: RowDivergence, log_q: LogProbs) -> Rows:
         """Return the estimate of each row, which may be below 0."""
         if not divergence.sums:
@@ -187,7 +247,7 @@ def of_logits(
     *,
     teacher: Teacher,
     student: Logits,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     mask: Mask | None = None,
     reduction: str = "mean",
     vocabulary: int | None = None,
@@ -202,7 +262,7 @@ def of_logits(
         divergence: which one, with its parameters.
         teacher: logits (…, v), or a part of them that was stored: `TopK`, `SampledTokens`.
         student: logits (…, v).
-        temperature: divides both logits first.
+        temperature: divides both logits first; a number, or a tensor of one, which gets a gradient.
         mask: (…), True for rows that count, for example `labels != -100`; other rows may hold anything, even NaN.
         reduction: "mean" over rows that count (0, with a gradient of 0, if there is none), "sum", or "none" (0 at rows that
             don't count). To accumulate over batches, take the sum and divide by the rows of all batches.
@@ -236,7 +296,9 @@ def of_logits(
     return loss * temperature**2 if temperature_squared else loss
 
 
-def _log_probs(logits: Logits, temperature: float, mask: Mask | None, vocabulary: int | None, dtype: torch.dtype) -> Logits:
+def _log_probs(
+    logits: Logits, temperature: float | Tensor, mask: Mask | None, vocabulary: int | None, dtype: torch.dtype
+) -> Logits:
     logits = logits[..., :vocabulary]
     if mask is not None:  # before anything else, so that NaN in a row that doesn't count can't reach a gradient
         logits = logits.masked_fill(~mask[..., None], 0.0)
@@ -247,7 +309,7 @@ def _dtype(teacher: Teacher) -> torch.dtype:
     return teacher.dtype if isinstance(teacher, Tensor) else teacher.log_probs.dtype
 
 
-def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, temperature: float) -> None:
+def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, temperature: float | Tensor) -> None:
     partial = isinstance(teacher, StoredTeacher)
     if not isinstance(student, Tensor) or not (partial or isinstance(teacher, Tensor)):
         because = f"the teacher is a {type(teacher).__name__}, the student a {type(student).__name__}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -42,17 +44,27 @@ def check_reduction(reduction: str) -> None:
         raise InputError(cannot(f"use reduction={reduction!r}", because, f"Pass one of {', '.join(REDUCTIONS)}"))
 
 
-def check_mask(mask: Tensor | None, rows: torch.Size) -> None:
+def check_mask(mask: Any, rows: torch.Size) -> None:
     """Refuse a mask that isn't bool (n) for rows (n)."""
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        because = f"it is a {type(mask).__name__}, not a tensor"
+        raise InputError(cannot("use this mask", because, "Pass torch.tensor(mask), True for each row that counts"))
     if mask.dtype != torch.bool or mask.shape != rows:
         because = f"it has dtype {mask.dtype} and shape {tuple(mask.shape)}, not torch.bool and {tuple(rows)}"
         raise InputError(cannot("use this mask", because, "Pass True for each row that counts, for example labels != -100"))
 
 
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that isn't positive and finite."""
+def check_temperature(temperature: Any) -> None:
+    """Refuse a temperature that isn't one positive, finite number; it may be a tensor that holds one."""
+    if isinstance(temperature, Tensor):
+        refuse_transforms("use this temperature", "Pass a number", temperature)
+    if not isinstance(temperature, int | float | np.number) and not (isinstance(temperature, Tensor) and temperature.dim() == 0):
+        kind = f"has the shape {tuple(temperature.shape)}" if hasattr(temperature, "shape") else f"is {temperature!r}"
+        because = f"it {kind}, and one number divides all logits"
+        instead = "Pass a number; for one temperature per row, divide the logits before the call"
+        raise InputError(cannot("use this temperature", because, instead))
     if not 0 < temperature < math.inf:
         because = "logits are divided by it"
         raise InputError(cannot(f"use temperature={temperature}", because, "Pass a positive number; 1 leaves the logits alone"))
@@ -68,4 +80,17 @@ def checked_vocabulary(what: str, columns: Mapping[str, int], vocabulary: int | 
     if vocabulary is not None and not 0 < vocabulary <= least:
         because = f"the {what} have {' and '.join(str(count) for count in sorted(set(columns.values())))} columns"
         raise InputError(cannot(f"take {vocabulary} tokens", because, f"Pass 1 ≤ vocabulary ≤ {least}"))
-    return least if vocabulary is None else vocabulary
+    tokens = least if vocabulary is None else vocabulary
+    if tokens < 2:
+        because = f"there is {'one column' if tokens else 'no column'}, and the softmax of one logit is 1 whatever the logit is"
+        instead = "For a binary model with one logit z, pass two columns, torch.cat([z, torch.zeros_like(z)], -1)"
+        raise InputError(cannot(f"compare these {what}", because, instead))
+    return tokens
+
+
+def refuse_transforms(do: str, instead: str, *tensors: Tensor | None) -> None:
+    """Refuse tensors inside `torch.func.vmap` and the like, where numbers can't be looked at, and buffers can't be filled."""
+    if torch.compiler.is_compiling():  # torch.compile can't trace the question
+        return
+    if any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+        raise InputError(cannot(do, "it is called inside a transform of torch.func, such as vmap or grad", instead))

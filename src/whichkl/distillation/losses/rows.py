@@ -59,7 +59,8 @@ def _row_loss(name: str, example: str = "...") -> RowLoss:
         [
             f"{inspect.getdoc(divergence)}",
             "",
-            "p is the teacher's row and q the student's. Arguments, results and errors are those of `of_logits`.",
+            "p is the teacher's row and q the student's. Gradients reach the teacher too, unless it is detached. Arguments,",
+            "results and errors are those of `of_logits`.",
             "",
             ">>> import torch",
             f">>> {divergence.name}(teacher=torch.tensor([[0.0, 1.0, 2.0]]), student=torch.zeros(1, 3))",
