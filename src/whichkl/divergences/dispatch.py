@@ -17,7 +17,7 @@ from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import discrete
 from whichkl.divergences.kinds import KINDS, IntegralDivergence, divergence_named
 from whichkl.divergences.methods import METHODS, TABLE, Method
-from whichkl.divergences.question import Question, Side
+from whichkl.divergences.question import Question, Side, on_one_ground
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
@@ -27,6 +27,8 @@ Form = Literal["samples", "probabilities", "logits"]
 _DISTANCES = ("energy", "mmd", "sliced_wasserstein")
 _METHODS_WITH_FALLBACK = ("bridge", "knn", "classifier")
 """Methods that detect their own failures: where one reports that it is unreliable, the next one runs."""
+_EXACT = ("closed_form", "enumeration", "quadrature")
+"""Methods that may have no answer although their conditions are met; each takes little time."""
 _CHANGED_JEFFREYS = "½ KL(p‖q) + ½ KL(q‖p) by default; until version 0.1 this was their sum, twice this value: now `jeffreys_sum`"
 
 _FEATURES = 64
@@ -90,7 +92,7 @@ def estimate(
     _check_arguments(n, seed, method, form)
     if form != "samples":
         return _finished(_of_rows(p, q, name, kind, form, method), name, kind)
-    question = Question(Side.of(p, "p"), Side.of(q, "q"), name, kind, n, seed)
+    question = Question(*on_one_ground(Side.of(p, "p"), Side.of(q, "q")), name, kind, n, seed)
     _check_pair(question)
     possible = [one for one in TABLE if one.can(question)]
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
@@ -113,7 +115,8 @@ def _chosen(ask: Question, method: str, possible: list[Method]) -> Estimate:
     """Return the answer of this method."""
     result = next((one.answer(ask) for one in possible if one.name == method), None)
     if result is None:
-        raise TargetError(_refusal(ask, method, [one.name for one in possible if one.name != method]))
+        others = [one.name for one in possible if one.name != method and (one.name not in _EXACT or one.answer(ask))]
+        raise TargetError(_refusal(ask, method, others))
     return _checked_for_sanity(result, ask, [])
 
 
@@ -128,7 +131,7 @@ def _automatic(question: Question, possible: list[Method]) -> Estimate:
         except TargetError as error:
             known = question.p.distribution is not None and question.q.distribution is not None
             # A density that isn't normalised as claimed is the caller's mistake; others may be out of this method's reach alone.
-            if one.name not in ("quadrature", "bridge") or ("normalized=True" in str(error) and not known):
+            if one.name not in ("quadrature", "bridge", "counting") or ("normalized=True" in str(error) and not known):
                 raise
             reason = f"{one.name} was refused: {str(error)[:300]}"
             if one.name == "quadrature" and (question.p.target.dim == 1 or "isn't finite" in reason):
@@ -146,7 +149,7 @@ def _automatic(question: Question, possible: list[Method]) -> Estimate:
         doubts.append(f"{one.name} gives {result.number} and reports that it isn't reliable here")
         doubtful = doubtful or (result, doubts[-1])
     if doubtful is None:
-        raise TargetError(_refusal(question, None, [one.name for one in possible]))
+        raise TargetError(_refusal(question, None, [one.name for one in possible if not one.automatic]))
     result, own = doubtful
     return replace(result, notes=(*result.notes, *(one for one in doubts if one != own)))
 
@@ -225,21 +228,24 @@ def _missed_atoms(a: Any, b: Any, form: Form) -> str:
 
 
 def _check_pair(ask: Question) -> None:
-    if ask.p.discrete != ask.q.discrete:
-        one = "p" if ask.p.discrete else "q"
-        because = f"{one} lives on atoms, and the other isn't a discrete distribution"
-        raise InputError(cannot("compare p and q", because, "Give both as discrete distributions, or both as continuous ones"))
-    if ask.p.discrete:
-        return
     p, q = ask.targets
     if p.dim != q.dim:
         because = f"p has dimension {p.dim} and q has {q.dim}"
         raise InputError(cannot("compare p and q", because, "Give both the same columns, in the same order"))
+    if ask.p.mass_on != ask.q.mass_on:
+        words = {"density": "has a density", "atoms": "lives on atoms", "mixed": "has columns of both kinds"}
+        because = f"p {words[ask.p.mass_on]}, and q {words[ask.q.mass_on]}"
+        instead = "Give both as discrete distributions, both as continuous ones, or one as samples"
+        raise InputError(cannot("compare p and q", because, instead))
     for fitted, other in ((ask.p, q), (ask.q, p)):
         if fitted.fitted_on is None or other.samples is None:
             continue
-        known, rows = set(_row_tuples(fitted.fitted_on)), _row_tuples(other.samples)
-        if sum(row in known for row in rows) > len(rows) / 2:
+        if ask.continuous:
+            known, rows = set(_row_tuples(fitted.fitted_on)), _row_tuples(other.samples)
+            is_same = sum(row in known for row in rows) > len(rows) / 2
+        else:  # rows of atoms repeat in any other sample
+            is_same = torch.equal(fitted.fitted_on.to(other.samples), other.samples)
+        if is_same:
             because = f"{fitted.name} was fitted on these very rows, and looks better on them than it is"
             instead = "Give rows held out of the fit, or read the fit's `value`, which is cross-fitted"
             raise InputError(cannot("estimate a divergence from these samples", because, instead))

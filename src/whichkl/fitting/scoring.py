@@ -169,7 +169,7 @@ class Scorer:
     def _own_draws(self) -> Float[Tensor, "n d"]:
         with seeded(self.seed):
             x: Tensor = self.fit.model.sample((_DRAWS,))
-        return x.reshape(_DRAWS, -1)
+        return (x if x.is_floating_point() else x.double()).reshape(_DRAWS, -1)
 
     @cached_property
     def _reference(self) -> Float[Tensor, " n"]:
