@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import InputError, TargetError, as_int, as_number, cannot, check_seed
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.divergences.estimate import Estimate
@@ -89,7 +89,8 @@ def estimate(
     forward_kl = 0.085300 nats (enumeration)
     """
     name, kind = _divergence(divergence, weight=weight, weight_on_forward=weight_on_forward, order=order)
-    _check_arguments(n, seed, method, form)
+    n, seed = as_int(n), check_seed(seed)
+    _check_arguments(n, method, form)
     if form != "samples":
         return _finished(_of_rows(p, q, name, kind, form, method), name, kind)
     question = Question(*on_one_ground(Side.of(p, "p"), Side.of(q, "q")), name, kind, n, seed)
@@ -100,11 +101,10 @@ def estimate(
     return _finished(result, name, kind)
 
 
-def _check_arguments(n: Any, seed: Any, method: str | None, form: str) -> None:
+def _check_arguments(n: Any, method: str | None, form: str) -> None:
     if isinstance(n, bool) or not isinstance(n, int) or n < 100:
-        raise InputError(cannot(f"use `n={n}`", "error bars need at least 100 draws", "Use, say, 20,000"))
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number from 0 on", "Use, say, 0"))
+        because = "error bars need at least 100 draws" if isinstance(n, int) else "it isn't a whole number of at least 100"
+        raise InputError(cannot(f"use `n={n!r}`", because, "Use, say, n=20000"))
     if method is not None and method not in METHODS:
         raise InputError(cannot(f"use `method={method!r}`", "there is no such method", f"Choose among {', '.join(METHODS)}"))
     if form not in ("samples", "probabilities", "logits"):
@@ -155,7 +155,7 @@ def _automatic(question: Question, possible: list[Method]) -> Estimate:
 
 
 def _divergence(divergence: str | IntegralDivergence, **given: float | None) -> tuple[str, IntegralDivergence | None]:
-    parameters = {name: value for name, value in given.items() if value is not None}
+    parameters = {name: as_number(value) for name, value in given.items() if value is not None}
     for one, value in parameters.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(cannot(f"use `{one}={value!r}`", f"it is a `{type(value).__name__}`, not a number", "Give a number"))

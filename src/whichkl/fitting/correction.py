@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import InputError, TargetError, as_int, cannot
 from whichkl.arrays import tensor_of
 from whichkl.diagnostics import model_target, reference_around, stein_terms
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
@@ -171,13 +171,15 @@ def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
     return value
 
 
-def check_draws(model: Any, names: tuple[str, ...], n: Any) -> None:
-    """Refuse a conditional model, whose draws need an x, and an n that isn't a whole number of at least 1."""
+def check_draws(model: Any, names: tuple[str, ...], n: Any) -> int:
+    """Return n as an int; refuse a conditional model, whose draws need an x, and an n that isn't a whole number of at least 1."""
     if not isinstance(model, Distribution):
         because = f"it is a conditional model of {', '.join(names[:4])}, with a law for each x"
         raise InputError(cannot("draw from this fit alone", because, "Use `fit.model(x).sample((n,))`"))
+    n = as_int(n)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InputError(cannot(f"draw n={n!r} points", "it isn't a whole number of at least 1", "Give, say, n=1000"))
+    return n
 
 
 def _particles(target: Target, x: Float[Tensor, "n d"], n: int, seed: int, *, wider: float) -> Particles:

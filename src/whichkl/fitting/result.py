@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whichkl._checks import IntegrityError, WhichklError
+from whichkl._checks import IntegrityError, WhichklError, check_seed
 from whichkl.advice import Advice
 from whichkl.diagnostics import Diagnostics, JudgedFit, explain, shown_weights
 from whichkl.diagnostics import linear_response as responses
@@ -163,7 +163,7 @@ class Fit(HTML):
         >>> fit(Target(log_prob=lambda x: -x.square().sum(-1), dim=2)).draws(5, corrected=True).shape
         torch.Size([5, 2])
         """
-        check_draws(self.model, self.names, n)
+        n, seed = check_draws(self.model, self.names, n), check_seed(seed)
         return draw(self.model, self._weighted(max(_DRAWS_FOR_CORRECTION, n), seed, target) if corrected else None, n, seed)
 
     @plain_modes()
@@ -193,7 +193,7 @@ class Fit(HTML):
         >>> print(fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1) / 2, dim=2)).expect(lambda x: x[:, 0]))
         0.999 ± 0.01 (importance weights, 10,000 of 10,000)
         """
-        check_draws(self.model, self.names, n)
+        n, seed = check_draws(self.model, self.names, n), check_seed(seed)
         weighted = self._weighted(n, seed, target) if corrected else None
         return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
 

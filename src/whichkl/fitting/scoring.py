@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot, quoted
+from whichkl._checks import InputError, TargetError, as_int, cannot, check_seed, quoted
 from whichkl.arrays import read_matrix
 from whichkl.families.family import log_likelihood
 from whichkl.fitting.scores import Driver, ScoredRow, Scores, Strangest
@@ -281,6 +281,7 @@ def score_blocks(
 
 def score(fit: Fit, samples: Any, top: int, seed: int, missing: str | None) -> Scores:
     """Score rows; see `Fit.score`."""
+    top, seed = as_int(top), check_seed(seed)
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise InputError(cannot(f"score with `top={top!r}`", "it isn't a whole number of at least 0", "Give, say, top=20"))
     blocks: list[tuple[Tensor, Tensor, np.ndarray]] = []

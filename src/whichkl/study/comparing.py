@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, cannot
 from whichkl.cluster import Ray, workers_of
 from whichkl.distillation.classifier import DistillationTarget
 from whichkl.process.torch_modes import plain_modes
@@ -121,6 +121,7 @@ def run(
     tell: Callable[[Progress], None] | None = None,
 ) -> Study:
     """Run a plan; see `compare` for the arguments and errors."""
+    workers = as_int(workers)
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise InputError(cannot(f"use `workers={workers!r}`", "it isn't a whole number of at least 1", "Give, say, 4"))
     if workers is not None and cluster is not None:

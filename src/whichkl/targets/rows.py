@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from whichkl._checks import InputError, cannot, check_finite, quoted
+from whichkl._checks import InputError, as_int, cannot, check_finite, quoted
 from whichkl.arrays import default_names, read_matrix, read_names, read_weights, tensor_of, widened
 from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
@@ -310,6 +309,18 @@ def _has_flat_response(stream: Stream) -> bool:
     return bool(np.ndim(batch[1]) == 1)
 
 
+def check_tensor_options(dtype: Any, device: Any) -> None:
+    """Refuse a `dtype` that isn't one of torch's floating types, and a `device` that torch can't use here."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        because = "it isn't one of torch's floating types"
+        raise InputError(cannot(f"use `dtype={dtype!r}`", because, "Give torch.float64 or torch.float32"))
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        because = f"torch refuses it: {str(error).splitlines()[0][:160]}"
+        raise InputError(cannot(f"use `device={device!r}`", because, "Leave it out, for the CPU")) from error
+
+
 def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
     """Return the number of coordinates of a target."""
     if dim is None:
@@ -317,12 +328,13 @@ def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
             because = "there are no samples to read the dimension from"
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
         return width or 1
-    if isinstance(dim, bool) or not isinstance(dim, Integral) or int(dim) < 1:
+    dim = as_int(dim)
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         because = "it must be a whole number of at least 1"
-    elif width is not None and width != int(dim):
+    elif width is not None and width != dim:
         because = f"the samples have {width} columns"
-    elif int(dim) > _MAX_DIM:
+    elif dim > _MAX_DIM:
         because = f"it is more than {_MAX_DIM:,}, the largest number of coordinates of a log density"
     else:
-        return width or int(dim)
+        return width or dim
     raise InputError(cannot(f"use `dim={dim!r}`", because, "Give the number of coordinates of one point"))
