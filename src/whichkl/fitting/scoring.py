@@ -23,7 +23,7 @@ from whichkl.fitting.scores import Driver, ScoredRow, Scores, Strangest
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Shards, Table, TableError, open_stream
-from whichkl.samples.table import as_frame, is_frame, read_array, read_frame
+from whichkl.samples.table import as_frame, column_names, is_frame, read_array, read_frame
 from whichkl.solvers.work import QUIET
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Scorer:
         samples = samples if getattr(samples, "name", None) is None else as_frame(samples)
         if is_frame(samples):
             table = read_frame(samples, reading)
-            return table, tuple(str(name) for name in samples.columns if str(name) not in self.names)
+            return table, tuple(name for name in column_names(samples) if name not in self.names)
         if isinstance(samples, tuple) and len(samples) == 2 and self.fit.context_names:
             samples = torch.cat([read_matrix(one) for one in samples], 1)
         if _are_paths(samples):
@@ -114,7 +114,8 @@ class Scorer:
             return stream, stream.unused
         x = read_matrix(samples)
         if x.shape[1] != len(self.names):
-            because = f"they have {x.shape[1]} columns, and the fit has {len(self.names)}: {', '.join(self.names[:20])}"
+            found = f"they have {x.shape[1]} column{'s' * (x.shape[1] != 1)}"
+            because = f"{found}, and the fit has {len(self.names)}: {', '.join(self.names[:20])}"
             raise InputError(cannot("score these rows", because, "Give these columns in this order, or a DataFrame with names"))
         return read_array(x, self.names, replace(reading, thousands="", categories={})), ()
 

@@ -162,7 +162,11 @@ def texts(column: Any) -> Any:
         column = column.dictionary_decode()
     if types.is_floating(column.type):
         column = compute.if_else(compute.is_nan(column), None, column)
-    text = compute.utf8_trim_whitespace(column.cast("string"))
+    try:
+        column = column.cast("string")
+    except arrow.ArrowNotImplementedError:  # lists, structures, intervals
+        column = arrow.array([None if one is None else str(one) for one in column.to_pylist()], arrow.string())
+    text = compute.utf8_trim_whitespace(column)
     return compute.if_else(compute.equal(text, ""), None, text)
 
 

@@ -19,7 +19,7 @@ from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
 from whichkl.samples.loader import LoaderPart
-from whichkl.samples.table import as_frame, is_frame, places_of_rows, read_array, read_frame
+from whichkl.samples.table import as_frame, column_names, is_frame, is_plain, places_of_rows, read_array, read_frame, renamed
 from whichkl.targets.supports import Bijection
 
 _MAX_LABELS_SHOWN = 20
@@ -220,6 +220,11 @@ def read_rows(
             because = f"a tuple of {len(samples)} was given, and a pair is (x, y)"
             raise InputError(cannot("use these samples", because, "Give one (n, d) array, or a pair of arrays"))
         x, samples = samples
+        x_table, y_table = (read_frame(one, Reading()) if is_frame(one) and not is_plain(one) else None for one in (x, samples))
+        if x_table is not None:
+            x, x_names = x_table.values, x_table.names
+        if y_table is not None:
+            samples, names = y_table.values, y_table.names if names is None else names
     if samples is None:
         return Rows(names=names)
     y = read_matrix(samples, dtype, device)
@@ -228,6 +233,14 @@ def read_rows(
     context_names = () if context is None else read_names(x_names, x, context.shape[1])
     is_scalar = context is not None and np.ndim(samples) == 1
     return Rows(y, context, None, y.shape[1], names, context_names, is_scalar, samples, table)
+
+
+def _renamed(frame: Any, names: Sequence[str]) -> Any:
+    """Return a table with these names, if there is one for each column."""
+    if len(names) != len(column_names(frame)):
+        because = f"{len(names)} names were given for {len(column_names(frame))} columns"
+        raise InputError(cannot("use these `names`", because, "Give each column its own name"))
+    return renamed(frame, names)
 
 
 def _codes(name: str, labels: Sequence[str]) -> str:
@@ -242,9 +255,8 @@ def _codes(name: str, labels: Sequence[str]) -> str:
 
 def _table_in_memory(samples: Any, names: Sequence[str] | None, reading: Reading) -> Table | None:
     """Read a DataFrame, or choose columns and rows of a matrix; None where nothing is to be chosen or converted."""
-    is_plain = reading.is_default and is_frame(samples) and samples.select_dtypes(["number", "bool"]).shape == samples.shape
-    if is_frame(samples) and not is_plain:
-        return read_frame(samples if names is None else samples.set_axis(list(names), axis=1), reading)
+    if is_frame(samples) and not (reading.is_default and is_plain(samples)):
+        return read_frame(samples if names is None else _renamed(samples, names), reading)
     if reading.is_default:
         return None
     if samples is None or isinstance(samples, tuple):
