@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from whichkl._arguments import typed
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian, Product, family_of
 from whichkl.objectives import OBJECTIVES, Objective
@@ -169,6 +170,7 @@ class Advice(HTML):
 
 
 @plain_modes()
+@typed
 def advise(target: Any, family: Family | str | None = None) -> Advice:
     """Return which objectives are possible for a target, and why.
 

@@ -32,10 +32,19 @@ _INSTEAD = {
 def tensor_of(values: Any) -> Tensor:
     """Return a tensor unchanged; an array, or numbers, as a tensor on the CPU of the type that NumPy gives them.
 
+    Raises:
+        InputError: it holds anything but numbers.
+
     >>> tensor_of([1.0, 2.0])
     tensor([1., 2.], dtype=torch.float64)
     """
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.from_numpy(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        because = f"a `{type(values).__name__}` holds something else"
+        raise InputError(cannot("read numbers", because, "Give a tensor or an array of numbers")) from error
 
 
 _LARGEST_WHOLE = 2**53

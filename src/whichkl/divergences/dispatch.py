@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, TargetError, as_int, as_number, cannot, check_seed
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
@@ -35,6 +36,7 @@ _FEATURES = 64
 """Numbers that a classifier or a search of neighbours computes for each number of the samples."""
 
 
+@typed
 @with_progress("estimating")
 @plain_modes()
 def estimate(
@@ -107,7 +109,7 @@ def _check_arguments(n: Any, method: str | None, form: str) -> None:
         raise InputError(cannot(f"use `n={n!r}`", because, "Use, say, n=20000"))
     if method is not None and method not in METHODS:
         raise InputError(cannot(f"use `method={method!r}`", "there is no such method", f"Choose among {', '.join(METHODS)}"))
-    if form not in ("samples", "probabilities", "logits"):
+    if not isinstance(form, str) or form not in ("samples", "probabilities", "logits"):
         raise InputError(cannot(f"use `form={form!r}`", "it is none of them", "Write samples, probabilities or logits"))
 
 

@@ -25,7 +25,7 @@ _MAX_CODES = 1_000_000
 def check_choice(family: Any, field: str, choices: Sequence[str]) -> None:
     """Refuse a field that isn't one of the choices."""
     value = getattr(family, field)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         *others, last = map(repr, choices)
         because = f"`{field}={value!r}` isn't one of its choices"
         raise InputError(cannot(f"use `{type(family).__name__}`", because, f"Choose {', '.join(others)} or {last}"))

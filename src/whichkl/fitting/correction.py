@@ -19,8 +19,10 @@ from whichkl.diagnostics import model_target, reference_around, stein_terms
 from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
 from whichkl.particles import Particles, temper
 from whichkl.printable import brief
+from whichkl.process.memory import check_memory
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
+from whichkl.user_code import call_user
 
 _PARTICLES = 4_096
 """Number of particles for up to `_MAX_DRAWS_OF_FEW_PARTICLES` draws."""
@@ -158,10 +160,18 @@ def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: W
 
 
 def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
-    returned, do = f(points), "take the expectation of this function"
+    do = "take the expectation of this function"
+    returned = call_user(lambda: f(points), do)
     if returned is None:
         raise InputError(cannot(do, "it returned None", "Return (n,) or (n, k)"))
-    value = tensor_of(returned).detach().to("cpu", torch.float64)
+    try:
+        value = tensor_of(returned).detach()
+    except (TypeError, ValueError) as error:
+        because = f"it returned a `{type(returned).__name__}`"
+        raise InputError(cannot(do, because, "Return (n,) or (n, k) numbers")) from error
+    if value.is_complex():
+        raise InputError(cannot(do, "it returned complex numbers", "Return (n,) or (n, k) real numbers"))
+    value = value.to("cpu", torch.float64)
     if value.ndim not in (1, 2) or len(value) != len(points):
         because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
         raise InputError(cannot(do, because, "Return (n,) or (n, k), one row per point"))
@@ -179,6 +189,7 @@ def check_draws(model: Any, names: tuple[str, ...], n: Any) -> int:
     n = as_int(n)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InputError(cannot(f"draw n={n!r} points", "it isn't a whole number of at least 1", "Give, say, n=1000"))
+    check_memory(16 * n * len(names), f"draw {n:,} points", "Give, say, n=10000")
     return n
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from whichkl._arguments import typed
 from whichkl._checks import IntegrityError, WhichklError, check_seed
 from whichkl.advice import Advice
 from whichkl.diagnostics import Diagnostics, JudgedFit, explain, shown_weights
@@ -110,8 +111,9 @@ class Fit(HTML):
         size = f"{d:,} dimension{'s' * (d > 1)}"
         return f"Fit({self.objective.spec}, {shorten(repr(self.family), 160)}, {size}, {self.status}, {found})"
 
+    @typed
     @plain_modes()
-    def summary(self, *, target: Target | None = None) -> Summary:
+    def summary(self, *, target: Any = None) -> Summary:
         """Return a table: each coordinate's mean, standard deviation and 95 % interval, in the coordinates of the target.
 
         If p has a log density, the same numbers of p by importance weights are next to those of q, if the weights can be trusted:
@@ -140,10 +142,9 @@ class Fit(HTML):
     def _summary(self) -> Summary:
         return self.saved_summary or summarize(self)
 
+    @typed
     @plain_modes()
-    def draws(
-        self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Target | None = None
-    ) -> Float[Tensor, "n d"]:
+    def draws(self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Any = None) -> Float[Tensor, "n d"]:
         """Draw n points of q in the coordinates of the target, or, corrected, of p.
 
         Args:
@@ -166,6 +167,7 @@ class Fit(HTML):
         n, seed = check_draws(self.model, self.names, n), check_seed(seed)
         return draw(self.model, self._weighted(max(_DRAWS_FOR_CORRECTION, n), seed, target) if corrected else None, n, seed)
 
+    @typed
     @plain_modes()
     def expect(
         self,
@@ -174,7 +176,7 @@ class Fit(HTML):
         corrected: bool = True,
         n: int = _DRAWS_FOR_CORRECTION,
         seed: int = 0,
-        target: Target | None = None,
+        target: Any = None,
     ) -> Expectation:
         """Return E f(x) with its standard error, under p, or under q.
 
@@ -197,6 +199,7 @@ class Fit(HTML):
         weighted = self._weighted(n, seed, target) if corrected else None
         return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
 
+    @typed
     @plain_modes()
     def score(self, samples: Any, *, top: int = 20, missing: str | None = None, seed: int = 0) -> Scores:
         """Score rows: log q of each, its rank among the model's own draws, and what drives the strangest ones.
@@ -223,10 +226,9 @@ class Fit(HTML):
         """
         return score(self, samples, top, seed, missing)
 
+    @typed
     @plain_modes()
-    def linear_response(
-        self, columns: Sequence[int | str] | None = None, *, target: Target | None = None
-    ) -> Float[Tensor, "k d"]:
+    def linear_response(self, columns: Sequence[int | str] | None = None, *, target: Any = None) -> Float[Tensor, "k d"]:
         """Return rows of the covariance that a mean-field fit by reverse KL implies: the response of its means to a tilt of p.
 
         Mean field makes columns independent, and too narrow if they are correlated. Σ = [∇² (−ELBO)]⁻¹, in the rows and columns
@@ -261,9 +263,10 @@ class Fit(HTML):
         with shown_progress("correcting draws of the fit"):
             return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
 
+    @typed
     @with_progress("checking the fit")
     @plain_modes()
-    def check(self, *, target: Target | None = None, tell: Callable[[str, float], None] | None = None) -> Fit:
+    def check(self, *, target: Any = None, tell: Callable[[str, float], None] | None = None) -> Fit:
         """Return this fit with everything measured, also what `fit` left out so that judging costs no more than the fit.
 
         That is what `diagnostics.left_out` lists: after `judge=False` nearly everything; otherwise unseen rows beyond the first
@@ -304,6 +307,7 @@ class Fit(HTML):
             **({} if self.reading.is_default else {"reading": asdict(self.reading)}),
         }
 
+    @typed
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `fit.json` and the weights that it names (every optimum's parameters, in free coordinates).
 
@@ -324,6 +328,7 @@ class Fit(HTML):
         return FIT.files(self.to_dict(), tensors)
 
     @classmethod
+    @typed
     @plain_modes()
     def load(cls, folder: str | os.PathLike[str], family: Family | nn.Module | None = None) -> Fit:
         """Read a saved fit.

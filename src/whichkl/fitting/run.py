@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
+from whichkl._arguments import typed
 from whichkl._checks import LARGEST, InputError, RowError, TargetError, cannot, check_scales, check_seed
 from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
@@ -47,6 +48,7 @@ _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread 
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
+@typed
 @with_progress("fitting")
 @plain_modes()
 def fit(

@@ -99,6 +99,8 @@ class Scorer:
             InputError: a column of the fit is missing, or a cell isn't a number.
         """
         reading = self.fit.reading
+        if missing not in (None, "refuse", "drop"):
+            raise InputError(cannot(f"use `missing={missing!r}`", "it is 'refuse' or 'drop'", "Choose one of them"))
         reading = replace(reading, columns=self.names, drop=(), missing=missing or reading.missing)
         if self.fit.names and not self.fit.context_names and not isinstance(self.fit.model, Distribution):
             because = "it was saved without the names of its columns of x"

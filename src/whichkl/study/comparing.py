@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot
 from whichkl.cluster import Ray, workers_of
 from whichkl.distillation.classifier import DistillationTarget
@@ -48,6 +49,7 @@ def _cells_of(tell: Tell) -> Callable[[Progress], None]:
     return lambda progress: tell(f"{progress.done:,} of {progress.of:,} cells", progress.done / max(1, progress.of))
 
 
+@typed
 @with_progress("comparing", _cells_of)
 @plain_modes()
 def compare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from itertools import product
@@ -186,13 +186,17 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
             raise InputError(cannot(f"use `seeds={seeds}`", f"the largest number is {_MAX_SEEDS:,}", "Give, say, 10"))
         return tuple(range(seeds))
     several: Any = seeds
-    listed_ = list(map(as_int, several)) if isinstance(several, Iterable) and not isinstance(several, str) else []
+    listed_ = list(map(as_int, several)) if _is_list(several) else []
     if not listed_ or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in listed_):
         because = "it is neither a number of seeds nor a list of whole numbers of at least 0"
         raise InputError(cannot(f"use `seeds={seeds!r}`", because, "Give, say, 10"))
     if len(set(listed_)) < len(listed_):
         raise InputError(cannot(f"use `seeds={seeds!r}`", "one is in it twice, which adds no evidence", "Name each once"))
     return tuple(listed_)
+
+
+def _is_list(value: Any) -> bool:
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) == 1 and not isinstance(value, (str, bytes))
 
 
 def family_text(family: Family) -> str:
@@ -277,7 +281,7 @@ def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], d
 
 def measure_named(name: str) -> str:
     """Return the name of a measure of the scorecard."""
-    if name not in MEASURES:
+    if not isinstance(name, str) or name not in MEASURES:
         known = f"{', '.join(MEASURES)}, or a function; in a file or on the command line FILE.py:FUNCTION"
         raise InputError(cannot(f"measure `{name}`", "there is no such metric", f"Choose among {known}"))
     return name

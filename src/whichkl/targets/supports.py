@@ -213,8 +213,12 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
         return (constraints.real,)
     if isinstance(support, Constraint):
         return (support,)
-    if not isinstance(support, str):
+    if isinstance(support, (list, tuple)):
         return tuple(part for one in support for part in parse_support(one))
+    if not isinstance(support, str):
+        because = f"a `{type(support).__name__}` is no support"
+        instead = "Give a word such as 'positive', a constraint of torch.distributions.constraints, or a list of one per column"
+        raise InputError(cannot("use this `support`", because, instead))
     word = support.strip()
     if word in _WORDS:
         return (_WORDS[word],)

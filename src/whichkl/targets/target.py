@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from whichkl._arguments import typed
 from whichkl._checks import TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.adapters import Model
@@ -79,6 +80,7 @@ class Target:
     <Access: log_prob, differentiable>
     """
 
+    @typed
     @plain_modes()
     def __init__(
         self,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from whichkl._checks import InputError, cannot
+from whichkl._arguments import typed
+from whichkl._checks import InputError, cannot, check_seed
 from whichkl.distillation.audit import token_checks, value_checks
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
 from whichkl.distillation.audit.identify import Examination, Nature, Reduction, knob, nature
@@ -16,6 +17,7 @@ from whichkl.distillation.losses import DIVERGENCES
 from whichkl.process.threads import one_thread
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
+from whichkl.targets.rows import check_tensor_options
 
 _CHECKS: dict[str, Callable[[Examination], Check] | None] = {
     "the same number twice": value_checks.steady,
@@ -45,6 +47,7 @@ _CHECKS: dict[str, Callable[[Examination], Check] | None] = {
 """The checks by name, in the order of the table. Two of them, None here, are made before: others need what they find."""
 
 
+@typed
 @with_progress("calling the loss")
 @plain_modes()
 def audit(
@@ -90,6 +93,11 @@ def audit(
         raise InputError(
             cannot(f"check the claim {claims!r}", "there is none of that name", f"Use one of {', '.join(DIVERGENCES)}")
         )
+    seed = check_seed(seed)
+    check_tensor_options(None, device)
+    if any(not isinstance(ends, (list, tuple)) or len(ends) != 2 for ends in (knobs or {}).values()):
+        because = "each parameter of the loss has two values, a low and a high one"
+        raise InputError(cannot("turn these `knobs`", because, "Give, say, knobs={'beta': (0.1, 0.9)}"))
     subject = Subject(loss_fn, adapter_for(adapter, loss_fn), seed, device)
     with one_thread():  # small tensors: more threads only wait for each other
         scale = abs(subject.settle(*subject.pair(2, 4, gap=1.0)).value)
