@@ -101,6 +101,8 @@ ALSO = {
     "Fit.linear_response.columns": {"zero", "negative", "None", "dict", "array of text"},  # both name the column a
     "audit.knobs": {"None"},
     "renyi.order": {"too large"},
+    "distill.stopping": {"half"},
+    "distill.held_out": {"half"},
     "Fit.check.target": {"None"},
     "Fit.expect.target": {"None"},
     "Fit.summary.target": {"None"},

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from whichkl._checks import InputError, as_int, as_number, cannot
@@ -30,7 +30,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     >>> draw("many")
     Traceback (most recent call last):
         ...
-    whichkl._checks.InputError: Cannot use `n='many'`: it is a `str`, not a whole number. Give a whole number.
+    whichkl._checks.InputError: Cannot use `n='many'`: a `str` isn't a whole number. Give a whole number.
     """
     plain = inspect.unwrap(function)
     parameters = inspect.signature(plain).parameters
@@ -70,7 +70,7 @@ def _checked(name: str, value: Any, annotation: str | None, names: dict[str, Any
     instead = f"Give {words}" + (", or leave it out" if "None" in wanted else "")
     found = "None" if value is None else f"a `{type(value).__name__}`"
     found = f"the class `{value.__name__}`" if isinstance(value, type) else found
-    raise InputError(cannot(f"use {what}", f"it is {found}, not {words}", instead))
+    raise InputError(cannot(f"use {what}", f"{found} isn't {words}", instead))
 
 
 @functools.cache
@@ -139,6 +139,6 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "Function": ("a function", _when(lambda value: callable(value) and not isinstance(value, type))),
     "Sequence[str]": ("a list of names", _when(_are_names)),
     "Sequence": ("", lambda value: value),
-    "Mapping": ("a dict", _when(lambda value: hasattr(value, "keys"))),
+    "Mapping": ("a dict", _when(lambda value: isinstance(value, Mapping))),
 }
 """The words and the test for an annotation; a test returns the value as it's read, or `_REFUSED`."""

@@ -38,6 +38,7 @@ def tensor_of(values: Any) -> Tensor:
     >>> tensor_of([1.0, 2.0])
     tensor([1., 2.], dtype=torch.float64)
     """
+    _check_dense(values, "read numbers")
     if isinstance(values, Tensor):
         return values
     try:
@@ -73,9 +74,7 @@ def read_matrix(
     if np.ma.is_masked(values):
         because = f"{int(np.ma.count_masked(values)):,} of their numbers are masked"
         raise InputError(cannot(do, because, "Drop these rows, or fill in the numbers"))
-    if isinstance(values, Tensor) and (values.layout != torch.strided or values.device.type == "meta"):
-        because = "the tensor is sparse" if values.layout != torch.strided else "a tensor on the meta device holds no numbers"
-        raise InputError(cannot(do, because, "Give a dense tensor with numbers, such as `x.to_dense()`"))
+    _check_dense(values, do)
     if not isinstance(values, Tensor):
         array = _array_of(values, do)
         check_whole(array, what)
@@ -92,6 +91,13 @@ def read_matrix(
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
     x: Tensor = normal(values.detach()).to(device=device, dtype=dtype or wide)
     return x
+
+
+def _check_dense(values: Any, do: str) -> None:
+    """Refuse a sparse tensor, and one that holds no numbers."""
+    if isinstance(values, Tensor) and (values.layout != torch.strided or values.device.type == "meta"):
+        because = "the tensor is sparse" if values.layout != torch.strided else "a tensor on the meta device holds no numbers"
+        raise InputError(cannot(do, because, "Give a dense tensor with numbers, such as `x.to_dense()`"))
 
 
 def numeric_columns(frame: Any) -> Any:

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Independent, constraints
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
+from whichkl.arrays import tensor_of
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact.atoms import enumerate_atoms, is_discrete
@@ -198,15 +199,23 @@ def coordinates(p: Distribution | None) -> list[Distribution] | None:
         return list(p.laws)
     if not isinstance(p, Independent) or p.reinterpreted_batch_ndims != 1 or p.batch_shape != () or p.base_dist.event_shape != ():
         return None
-    base, values = p.base_dist, vars(p.base_dist)
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    is_plain = type(base).__module__.partition(".")[0] in ("torch", "whichkl") and not hasattr(base, "base_dist")
-    if not is_plain or not tensors or any(value.shape[:1] != base.batch_shape for value in tensors.values()):
+    base, names = p.base_dist, p.base_dist.arg_constraints
+    if type(base).__module__.partition(".")[0] not in ("torch", "whichkl"):
         return None
-    laws = [copy.copy(base) for _ in range(base.batch_shape[0])]
-    for j, law in enumerate(laws):  # a constructor may take other arguments than the law's tensors
-        vars(law).update({name: value[j] for name, value in tensors.items()}, _batch_shape=torch.Size())
-    return laws
+    if "logits" in names and is_discrete(base):  # a law of atoms, which stores one of its two parameters, and computes the other with fewer digits
+        stored = {name: value for name, value in vars(base).items() if isinstance(value, Tensor)}
+        laws = [copy.copy(base) for _ in range(base.batch_shape[0])]
+        for j, law in enumerate(laws):
+            vars(law).update({name: value[j] for name, value in stored.items()}, _batch_shape=torch.Size())
+        return laws
+    values = {name: getattr(base, name, None) for name in names}
+    if not values or any(value is None for value in values.values()):
+        return None
+    try:
+        wide = {name: tensor_of(value).expand(base.batch_shape) for name, value in values.items()}
+        return [type(base)(**{name: value[j] for name, value in wide.items()}) for j in range(base.batch_shape[0])]
+    except (TypeError, ValueError):  # its constructor takes other arguments than its constraints name
+        return None
 
 
 def coordinate_pairs(
