@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +103,15 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def missing_extra(module: str, extra: str) -> str:
-    """Return the sentence that names the exact install line for a missing optional package."""
+    """Return the sentence that names the install line for the packages of an extra; it needs no release of this library."""
     name = module.split(".")[0]
-    return cannot(f"import `{name}`", f"it comes with the `{extra}` extra", f"Run: pip install 'whichkl[{extra}]'")
+    try:
+        needed = requires("whichkl") or []
+    except PackageNotFoundError:
+        needed = []
+    packages = [re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in needed if re.search(rf"extra == ['\"]{extra}['\"]", one)]
+    line = " ".join(packages) or f"'.[{extra}]'"
+    return cannot(f"import `{name}`", f"it comes with the `{extra}` extra", f"Run: pip install {line}")
 
 
 def as_int(value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, TargetError, as_int, cannot
 from whichkl.arrays import tensor_of
 from whichkl.diagnostics import model_target, reference_around, stein_terms
-from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
+from whichkl.importance import MIN_SHARE_OF_DRAWS, effective_sample_size, khat_limit, pareto_smooth
 from whichkl.particles import Particles, temper
 from whichkl.printable import brief
 from whichkl.process.memory import check_memory
@@ -82,7 +82,8 @@ class Weighted:
 def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_modes: bool = False) -> Weighted:
     """Return weighted points distributed as p: n draws of q with Pareto-smoothed importance weights, or particles.
 
-    The weights are used if k̂ ≤ 0.5, so that they have a finite variance, and q isn't known to miss modes. Otherwise sequential
+    The weights are used if k̂ ≤ 0.5, so that they have a finite variance, or if they are worth at least 0.9 n draws, so that no
+    tail matters, and q isn't known to miss modes. Otherwise sequential
     Monte Carlo moves particles from a Gaussian around q to p. They are used if it finished, moves were accepted, twice as many
     moves change no mean significantly, its islands agree on log Z to half a nat, and Stein's identity holds on the particles,
     E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. If they aren't, weights are used up to k̂ = min(1 − 1/log₁₀ n, 0.7).
@@ -106,7 +107,8 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
     log_weight = (target.log_prob(x).to(torch.float64) - q.log_prob(x).to(torch.float64)).detach().cpu()
     smoothed, khat = pareto_smooth(log_weight) if bool((log_weight > -math.inf).any()) else (log_weight, math.inf)
     by_weights = Weighted(x, smoothed, "importance weights", khat)
-    if khat <= _MAX_KHAT_WITH_VARIANCE and not misses_modes:
+    is_even = effective_sample_size(smoothed) >= MIN_SHARE_OF_DRAWS * n  # then a heavy tail of the weights hardly counts
+    if (khat <= _MAX_KHAT_WITH_VARIANCE or is_even) and not misses_modes:
         return by_weights
     particles = _particles(target, x, n, seed, wider=_WIDTH_OF_SEARCH if misses_modes else _WIDTH_OF_START)
     wrong = _distrust(target, particles)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from whichkl._arguments import typed
 from whichkl._checks import IntegrityError, WhichklError, check_seed
 from whichkl.advice import Advice
-from whichkl.diagnostics import Diagnostics, JudgedFit, explain, shown_weights
+from whichkl.diagnostics import Diagnostics, JudgedFit, explain
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
 from whichkl.families import Family, family_from_config, family_of
@@ -23,12 +23,14 @@ from whichkl.files.saving import FORMAT
 from whichkl.fitting.checking import checked
 from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.fitting.correction import corrected as corrected_points
+from whichkl.fitting.printed import printed
 from whichkl.fitting.saved_fit import FIT, FitFields, rebuilt
 from whichkl.fitting.scores import Scores
 from whichkl.fitting.scoring import score
-from whichkl.fitting.summary import MAX_ROWS, Summary, summarize
+from whichkl.fitting.summary import Summary, summarize
+from whichkl.fitting.trust import trust
 from whichkl.objectives import Objective
-from whichkl.printable import HTML, shorten, wrapped
+from whichkl.printable import HTML, shorten
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import shown_progress, with_progress
 from whichkl.samples import Reading
@@ -36,10 +38,6 @@ from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
 
 _DRAWS_FOR_CORRECTION = 10_000
-_MAX_LINES = 40
-"""Largest number of printed lines, of which the table has at least `_MIN_ROWS` rows."""
-_MIN_ROWS = 5
-_MAX_LOSSES = 8
 _MAX_SAVED_ROWS = 1_000
 """Largest number of rows of a table that is saved; of more, a loaded fit has the columns of q only."""
 
@@ -80,30 +78,14 @@ class Fit(HTML):
         """A sentence with the next step for each of `sorted(findings)`."""
         return explain(self.findings, self.family, self.diagnostics)
 
+    @property
+    def trust(self) -> str:
+        """One sentence on what to use in place of p: q, its corrected draws, or neither."""
+        return trust(self)
+
     def __str__(self) -> str:
-        """What was minimised, how it ended, the value, the table of `summary`, the findings: at most 40 lines."""
-        d = self.diagnostics
-        head = f"{self.objective.spec} over {self.family} by {self.solver}: {self.status}"
-        lines = [*wrapped(head), *wrapped(str(self.value), "  ")]
-        if d.elbo is not None:
-            weights = ""
-            if d.ess is not None and (n := d.elbo.n) is not None:
-                weights = f", importance ESS {d.ess:,.0f} of {n:,}, PSIS k̂ {shown_weights(d.ess, d.khat, n)}"
-            lines.append(f"  ELBO {d.elbo.number} nats{weights}")
-        said = []
-        if len(d.optima) > 1:
-            losses = ", ".join(f"{one.loss:.4f}" for one in d.optima[:_MAX_LOSSES])
-            said.append(f"{len(d.optima)} distinct optima, losses {losses}{', …' * (len(d.optima) > _MAX_LOSSES)}")
-        said += [str(one) for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
-        if d.missing_modes is not None and (d.missing_modes.found or d.missing_modes.reason):
-            said.append(str(d.missing_modes))
-        said += d.notes
-        said += [f"{name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
-        rest = [line for one in said for line in wrapped(one, "  ")]
-        summary = self.summary()
-        rows = max(_MIN_ROWS, min(MAX_ROWS, _MAX_LINES - len(lines) - len(rest) - len(summary.notes) - 2))
-        table = [f"  {line}" for line in summary.lines(rows)]
-        return "\n".join([*lines, *table, *(f"  {note}" for note in summary.notes if table), *rest])
+        """What to use, what was minimised, how it ended, the value, the table of `summary`, the findings: at most 40 lines."""
+        return printed(self)
 
     def __repr__(self) -> str:
         count, d = len(self.findings), len(self.names)

@@ -121,6 +121,13 @@ class Bijection:
         return [_describe(part) for part in self.constraints]
 
 
+class _NoFormula(InputError, NotImplementedError):
+    """A moment without a formula, which torch's own laws report by a `NotImplementedError`."""
+
+
+_CARRIED = "it is a law on the whole line, carried onto a support, and its moments have no formula"
+
+
 class Supported(TransformedDistribution):
     """A model on a support, whose density is 0 outside; torch's own class has NaN there, since it assumes the whole line."""
 
@@ -130,6 +137,19 @@ class Supported(TransformedDistribution):
     def support(self) -> Constraint:
         """Where the density isn't 0."""
         return _Inside(self.bijection)
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """Refused, with what to do: it has no formula."""
+        raise _NoFormula(
+            cannot("give the mean of this model", _CARRIED, "Use the fit's `summary()`, or the mean of its `draws()`")
+        )
+
+    @property
+    def variance(self) -> Float[Tensor, " d"]:
+        """Refused, with what to do: it has no formula."""
+        instead = "Use the fit's `summary()`, or the variance of its `draws()`"
+        raise _NoFormula(cannot("give the variance of this model", _CARRIED, instead))
 
     def log_prob(self, value: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
         """Return the log density: −inf outside the support, NaN at NaN."""

@@ -202,7 +202,9 @@ def coordinates(p: Distribution | None) -> list[Distribution] | None:
     base, names = p.base_dist, p.base_dist.arg_constraints
     if type(base).__module__.partition(".")[0] not in ("torch", "whichkl"):
         return None
-    if "logits" in names and is_discrete(base):  # a law of atoms, which stores one of its two parameters, and computes the other with fewer digits
+    if "logits" in names and is_discrete(
+        base
+    ):  # a law of atoms, which stores one of its two parameters, and computes the other with fewer digits
         stored = {name: value for name, value in vars(base).items() if isinstance(value, Tensor)}
         laws = [copy.copy(base) for _ in range(base.batch_shape[0])]
         for j, law in enumerate(laws):
