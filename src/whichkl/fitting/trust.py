@@ -50,4 +50,4 @@ def _by_weights(fit: Fit, share: float, khat: float | None, draws: int) -> str:
         return f"Use the fit: it is close to p wherever it reaches ({known})."
     if (khat if khat is not None else math.inf) <= khat_limit(draws):
         return f"Use the corrected draws and expectations, not the fit itself: the weights can be trusted ({known})."
-    return f"Use neither the fit nor its weights for p: corrected draws need particles, if they reach p ({known})."
+    return f"Use neither the fit nor its weights: corrected draws move particles to p, or say why they can't ({known})."
