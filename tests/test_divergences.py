@@ -22,8 +22,9 @@ from torch.distributions import (
 from torch.distributions.transforms import AbsTransform
 
 from whichkl import Target, estimate
+from whichkl.divergences.exact.atoms import enumerate_atoms
 from whichkl.divergences.exact.closed_form import closed_form
-from whichkl.divergences.exact.discrete import enumerate_atoms, enumeration, rows
+from whichkl.divergences.exact.discrete import enumeration, rows
 from whichkl.divergences.exact.quadrature import divergence
 from whichkl.divergences.kinds import (
     KINDS,

@@ -3,7 +3,9 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
+import scipy
 import torch
 
 import whichkl as wk
@@ -78,3 +80,31 @@ def test_a_heavy_tail_hardly_ever_seems_to_have_an_end():
     pareto = torch.rand(2_000, 400, generator=generator, dtype=torch.float64).pow(-0.6)  # k = 0.6
     found = sum(tail_shape(one) <= 0 for one in pareto)
     assert found <= 2_000 * 0.005
+
+
+@pytest.mark.parametrize("n", [300, 1000, 5000])
+def test_log_probabilities_of_counts_and_categories_have_no_heavy_tail(n):
+    zipf = np.array([0.4, 0.2, 0.15, 0.1, 0.08, 0.04, 0.02, 0.01])
+    laws = {
+        "poisson 3": (lambda g: g.poisson(3, n), lambda x: scipy.stats.poisson.logpmf(x, 3)),
+        "poisson 0.1": (lambda g: g.poisson(0.1, n), lambda x: scipy.stats.poisson.logpmf(x, 0.1)),
+        "poisson 30": (lambda g: g.poisson(30, n), lambda x: scipy.stats.poisson.logpmf(x, 30)),
+        "geometric": (lambda g: g.geometric(0.3, n), lambda x: x * math.log(0.7)),
+        "bernoulli": (lambda g: g.random(n) < 0.01, lambda x: np.where(x, math.log(0.01), math.log(0.99))),
+        "categories": (lambda g: g.choice(8, n, p=zipf), lambda x: np.log(zipf)[x]),
+        "five bits": (lambda g: g.random((n, 5)) < 0.2, lambda x: np.where(x, math.log(0.2), math.log(0.8)).sum(1)),
+    }
+    for name, (draw, log_q) in laws.items():
+        losses = [torch.from_numpy(-log_q(draw(np.random.default_rng(seed)))) for seed in range(20)]
+        assert sum(tail_shape(one) >= 0.5 for one in losses) <= 1, name
+        # each fold of a cross-fit has its own log probabilities
+        folds = [one * (1 + 0.01 * torch.arange(len(one)).remainder(5)) for one in losses]
+        assert sum(tail_shape(one) >= 0.5 for one in folds) <= 1, name
+
+
+@pytest.mark.parametrize("exponent", [1.8, 2.2])
+def test_heavy_tails_of_counts_are_seen(exponent):
+    """−log q grows with a count whose variance is infinite: k = 1 / (exponent − 1)."""
+    shapes = [tail_shape(torch.from_numpy(np.random.default_rng(seed).zipf(exponent, 2000) * 0.5)) for seed in range(20)]
+    assert sum(one >= 0.5 for one in shapes) >= 18
+    assert np.median(shapes) == pytest.approx(1 / (exponent - 1), abs=0.15)

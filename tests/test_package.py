@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SHOWN = {
     "samples_only": ["(access: samples)", "Minimise forward KL: no other direction is possible.", "family_too_small"],
-    "log_density_only": ["reverse_kl over Gaussian", "ELBO", "log Z subtracted"],
+    "log_density_only": ["reverse_kl over Gaussian", "ELBO", "reverse_kl − log Z"],
     "both": ["forward_kl over", "reverse_kl over", "3 distinct optima", "modes_missing"],
     "neither": ["(access: nothing)", "Neither direction is possible yet", "Cannot fit this target"],
 }

@@ -1,5 +1,9 @@
 """Tables as they are: columns, missing cells, separators and categories, the same from files, streams and DataFrames."""
 
+import datetime
+import decimal
+import warnings
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -7,6 +11,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 import torch
+import xarray
 
 import whichkl as wk
 from programs import whichkl
@@ -282,3 +287,136 @@ def test_a_column_that_appears_twice_is_named():
     table = frame().rename(columns={"age": "amount"})
     with pytest.raises(InputError, match="column `amount` appears twice. Rename one of them"):
         wk.Target(samples=table, categories=["city"])
+
+
+class OnlyStream:
+    """What any Arrow library gives: a PyCapsule stream, and nothing else."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+class OnlyInterchange:
+    """The older protocol between libraries of DataFrames."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __dataframe__(self, *args, **kwargs):
+        return self.table.__dataframe__(*args, **kwargs)
+
+
+class OnlyArray:
+    """An array of any other library."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=dtype)
+
+
+Z = np.random.default_rng(1).normal(size=(60, 2))
+ARROW = pa.table({"a": Z[:, 0], "b": Z[:, 1]})
+TIMES = pd.date_range("2025-01-01", periods=60)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        ARROW,
+        ARROW.to_batches()[0],
+        pa.concat_tables([ARROW.slice(0, 20), ARROW.slice(20)]),
+        OnlyStream(ARROW),
+        OnlyInterchange(ARROW),
+        pd.DataFrame(Z, columns=["a", "b"]),
+        pd.DataFrame(Z, columns=["a", "b"]).convert_dtypes(dtype_backend="pyarrow"),
+    ],
+    ids=["table", "batch", "chunks", "stream", "interchange", "pandas", "pandas of arrow"],
+)
+def test_tables_of_any_library(table):
+    target = wk.Target(samples=table)
+    assert target.names == ("a", "b") and target.samples.tolist() == Z.tolist()
+    assert wk.Target(samples=table, drop=["a"]).names == ("b",)
+    assert wk.Target(samples=table, names=["u", "v"]).names == ("u", "v")
+    pairs = wk.Target(samples=table, given="a")
+    assert (pairs.context_names, pairs.names) == (("a",), ("b",))
+    fit = wk.fit(table, judge=False)
+    assert fit.score(table).log_density.tolist() == fit.score(Z).log_density.tolist()
+    assert wk.estimate(p=table, q=torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))).n == 60
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(Z[:, 0]),
+        pa.chunked_array([Z[:20, 0], Z[20:, 0]]),
+        pd.Series(Z[:, 0]),
+        xarray.DataArray(Z[:, 0]),
+        OnlyArray(Z[:, 0]),
+    ],
+    ids=["array", "chunks", "series", "xarray", "array protocol"],
+)
+def test_columns_of_any_library(column):
+    assert wk.Target.of(column).samples[:, 0].tolist() == Z[:, 0].tolist()
+    pair = wk.Target(samples=(column, column))
+    assert pair.context[:, 0].tolist() == Z[:, 0].tolist()
+
+
+def test_pairs_of_tables_keep_their_names():
+    target = wk.Target(samples=(ARROW.select(["a"]), ARROW.select(["b"])))
+    assert (target.context_names, target.names) == (("a",), ("b",))
+
+
+NO_NUMBERS = {
+    "Series of dates": (pd.Series(TIMES), "holds dates or times"),
+    "index of dates": (TIMES, "holds dates or times"),
+    "Series of time differences": (pd.Series(TIMES - TIMES[0]), "holds dates or times"),
+    "DataFrame with time differences": (pd.DataFrame({"a": Z[:, 0], "t": TIMES - TIMES[0]}), "column `t` holds dates or times"),
+    "table with time differences": (pa.table({"a": Z[:, 0], "t": TIMES - TIMES[0]}), "column `t` holds dates or times"),
+    "Series of complex numbers": (pd.Series(Z[:, 0] + 1j), "holds complex numbers"),
+    "DataFrame with complex numbers": (pd.DataFrame({"a": Z[:, 0], "z": Z[:, 0] + 1j}), "column `z` holds complex numbers"),
+    "Series of digits": (pd.Series(["1.5", "2.5"] * 30), "holds text"),
+    "Series of periods": (pd.Series(TIMES.to_period("D")), "column `x1`"),
+    "Series of intervals": (pd.Series(pd.interval_range(0, 60)), "holds text"),
+    "table of text": (pa.table({"a": Z[:, 0], "s": ["x"] * 60}), "column `s` holds text"),
+    "null in Arrow": (pa.array([1.0, None, 3.0]), "is missing or NaN in 1 cell"),
+    "large integers with a null": (pa.array([2**60 + 1, None, 3]), "integers that float64 can't hold"),
+    "array of times": (np.array(TIMES), "Give times as numbers"),
+    "array of time differences": (np.array(TIMES - TIMES[0]), "Give times as numbers"),
+    "xarray of times": (xarray.DataArray(TIMES), "Give times as numbers"),
+    "list of dates": ([datetime.date(2025, 1, 1)] * 5, "row 0 holds a `date`"),
+    "list of time differences": ([datetime.timedelta(1)] * 5, "row 0 holds a `timedelta`"),
+    "list with None": ([1.0, None, 2.0], "row 1 holds a `NoneType`"),
+    "list of decimals": ([decimal.Decimal(1)] * 5, r"Convert them by `np.array\(x, dtype=float\)`"),
+    "masked": (np.ma.masked_less(np.r_[Z[:, 0], -9999.0], -100), "1 of their numbers are masked"),
+    "ragged": ([[1.0, 2.0], [3.0]], "their rows have different lengths"),
+    "pair in a list": ([Z, Z[:, 0]], r"give a tuple \(x, y\)"),
+    "records": (np.zeros(5, dtype=[("a", int), ("b", float)]), "one column of numbers per field"),
+    "bytes": (np.array([b"1"]), "not a number"),
+    "no columns": (pd.DataFrame(), "it has no columns"),
+    "no rows": (pa.table({"a": pa.array([], pa.float64())}), "they are empty"),
+    "class": (pd.DataFrame, "it is a class"),
+    "Dataset": (xarray.Dataset({"a": ("i", Z[:, 0])}), "can't be read as an array"),
+    "sparse": (torch.eye(3).to_sparse(), "the tensor is sparse"),
+    "meta": (torch.zeros(5, 2, device="meta"), "holds no numbers"),
+    "dict": ({"a": Z[:, 0]}, "a dict has no order"),
+    "no array": (np.float64(3.0), r"shape \(\)"),
+    "four axes": (np.zeros((2, 2, 2, 2)), r"shape \(2, 2, 2, 2\)"),
+}
+
+
+@pytest.mark.parametrize("samples", NO_NUMBERS)
+def test_what_holds_no_real_numbers_is_refused(samples):
+    samples, message = NO_NUMBERS[samples]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a cast that loses something
+        for call in (wk.Target.of, lambda x: wk.Target(samples=x), lambda x: wk.estimate(p=x, q=Z[:, 0])):
+            with pytest.raises(InputError) as caught:
+                call(samples)
+            assert str(caught.value).startswith("Cannot ")
+        with pytest.raises(InputError, match=message):
+            wk.Target.of(samples)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +103,59 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def missing_extra(module: str, extra: str) -> str:
-    """Return the sentence that names the exact install line for a missing optional package."""
+    """Return the sentence that names the install line for the packages of an extra; it needs no release of this library."""
     name = module.split(".")[0]
-    return cannot(f"import `{name}`", f"it comes with the `{extra}` extra", f"Run: pip install 'whichkl[{extra}]'")
+    try:
+        needed = requires("whichkl") or []
+    except PackageNotFoundError:
+        needed = []
+    packages = [re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in needed if re.search(rf"extra == ['\"]{extra}['\"]", one)]
+    line = " ".join(packages) or f"'.[{extra}]'"
+    return cannot(f"import `{name}`", f"it comes with the `{extra}` extra", f"Run: pip install {line}")
+
+
+def as_int(value: Any) -> Any:
+    """Return a whole number of NumPy, or of an array or tensor without axes, as an int; anything else unchanged.
+
+    >>> import numpy as np
+    >>> as_int(np.int64(3)), as_int(2.0), as_int(True)
+    (3, 2.0, True)
+    """
+    kind = _kind(value)
+    if isinstance(value, int) or kind not in ("i", "u"):
+        return value
+    return int(value)
+
+
+def as_number(value: Any) -> Any:
+    """Return a real number of NumPy, or of an array or tensor without axes, as an int or a float; anything else unchanged.
+
+    >>> import numpy as np
+    >>> as_number(np.float32(0.5)), as_number(np.array(2)), as_number("2")
+    (0.5, 2, '2')
+    """
+    return float(value) if _kind(value) == "f" and not isinstance(value, float) else as_int(value)
+
+
+def _kind(value: Any) -> str:
+    """Return NumPy's letter for the type of a scalar; ``""`` for what has axes, or no such type."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or getattr(value, "ndim", 1) != 0:
+        return ""
+    if (kind := getattr(dtype, "kind", None)) is not None:
+        return str(kind)
+    name = str(dtype).removeprefix("torch.")
+    return "f" if dtype.is_floating_point else name[0] if name.startswith(("int", "uint")) else ""
+
+
+def check_seed(seed: Any, below: int = 2**63) -> int:
+    """Return a seed as an int; refuse anything but a whole number of at least 0."""
+    number = as_int(seed)
+    is_whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    if not is_whole or number >= below:
+        because = f"seeds are below {below:,}" if is_whole else "it isn't a whole number of at least 0"
+        raise InputError(cannot(f"use `seed={seed!r}`", because, "Give, say, seed=0"))
+    return int(number)
 
 
 def quoted(names: Sequence[str], most: int = 20) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
 
 
@@ -35,6 +36,7 @@ class Access(enum.Flag):
     """A finite set of atoms that can be listed."""
 
     @classmethod
+    @typed
     def parse(cls, text: str) -> Access:
         """Read a comma-separated list such as ``"samples,log_prob"``; "nothing", or an empty text, means no access.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+from whichkl._arguments import typed
 from whichkl.access import Access
 from whichkl.families import Family, Gaussian, Product, family_of
+from whichkl.families.named import conditional_families
 from whichkl.objectives import OBJECTIVES, Objective
 from whichkl.printable import HTML, brief, shorten
 from whichkl.process.torch_modes import plain_modes
@@ -169,6 +172,7 @@ class Advice(HTML):
 
 
 @plain_modes()
+@typed
 def advise(target: Any, family: Family | str | None = None) -> Advice:
     """Return which objectives are possible for a target, and why.
 
@@ -183,7 +187,9 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
     {'forward_kl': 'it requires `samples` or `sampler`, and the target has log_prob'}
     """
     p = None if isinstance(target, Access) else Target.of(target)
-    family = default_family(p) if family is None else family_of(family)
+    if family is None:
+        family = default_family(p) if p is None or not p.context_names else _family_of_pairs(p)
+    family = family_of(family)
     access, dim = (target, None) if p is None else (p.access, p.dim)
     is_discrete = p is not None and p.bijection.is_discrete
     options, missing = [], {}
@@ -197,12 +203,22 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
             why = f"{family} has a density on ℝᵈ" if family.carried else f"no solver minimises it over {family}"
             others = "" if objective.is_between else "Product('bernoulli'), Product('categorical') or "
             missing[objective.name] = f"the target is discrete, and {why}: use {others}Autoregressive()"
+        elif p is not None and p.context_names and not family.conditional:
+            missing[objective.name] = f"the samples are pairs (x, y), and {family} is one distribution, not q(y|x)"
         elif solver is None:
             others = f"; over {', '.join(families_of(objective))} one does" if objective.is_between else ""
             missing[objective.name] = f"no solver minimises it over {family}{others}"
         else:
             options.append(Option(objective, objective.reason(access), solver))
     return Advice(access, family, dim, tuple(options), missing, () if options else CONVERSIONS)
+
+
+def _family_of_pairs(target: Target) -> Family | str:
+    """Return the simplest family of y given x that takes the values of y."""
+    y = target.samples if target.stream is None else target.stream.first.x
+    text = "" if y is None else conditional_families(y)[1][0]
+    named = re.fullmatch(r'(\w+)\((?:"(\w+)")?\)', text)
+    return Gaussian() if named is None else Family.kinds[named[1]](*filter(None, [named[2]]))
 
 
 def default_family(target: Target | None) -> Family:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import date, timedelta
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,13 @@ from whichkl._checks import InputError, cannot, check_finite, quoted
 from whichkl.process.torch_modes import normal
 
 _INSTEAD = {
+    "V": "Give one column of numbers per field",
     "c": "Give real and imaginary parts as columns",
     "M": "Give times as numbers, such as days since the first",
     "m": "Give times as numbers, such as seconds",
-    "O": "Convert them, such as by `np.array(x, dtype=float)`; drop or encode text",
+    "O": "Drop these rows, or put numbers there",
+    "S": "Drop the text, or encode it as numbers",
+    "U": "Drop the text, or encode it as numbers",
 }
 """What to do with arrays that hold no numbers, by the kind of their dtype."""
 
@@ -26,10 +32,20 @@ _INSTEAD = {
 def tensor_of(values: Any) -> Tensor:
     """Return a tensor unchanged; an array, or numbers, as a tensor on the CPU of the type that NumPy gives them.
 
+    Raises:
+        InputError: it holds anything but numbers.
+
     >>> tensor_of([1.0, 2.0])
     tensor([1., 2.], dtype=torch.float64)
     """
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
+    _check_dense(values, "read numbers")
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.from_numpy(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        because = f"a `{type(values).__name__}` holds something else"
+        raise InputError(cannot("read numbers", because, "Give a tensor or an array of numbers")) from error
 
 
 _LARGEST_WHOLE = 2**53
@@ -47,26 +63,20 @@ def read_matrix(
         InputError: they hold anything but real numbers, or their shape is neither (n,) nor (n, d).
     """
     do = f"use these {what}"
-    whole = values
+    if isinstance(values, type):
+        raise InputError(cannot(do, f"`{values.__name__}` is a class", "Give an array of numbers, not its class"))
     if hasattr(values, "select_dtypes"):
-        text = values.columns.difference(values.select_dtypes(["number", "bool"]).columns)
+        text = values.columns.difference(numeric_columns(values).columns)
         if len(text):
             raise InputError(cannot(do, f"column {quoted(text, len(text))} isn't numeric", "Drop or encode it"))
-        whole = values.select_dtypes("integer")
-    if hasattr(values, "to_numpy"):
-        check_whole(whole.to_numpy(), what)
+        check_whole(values.select_dtypes("integer").to_numpy(), what)
         values = values.to_numpy(dtype=np.float64)
     if np.ma.is_masked(values):
         because = f"{int(np.ma.count_masked(values)):,} of their numbers are masked"
         raise InputError(cannot(do, because, "Drop these rows, or fill in the numbers"))
+    _check_dense(values, do)
     if not isinstance(values, Tensor):
-        try:
-            array = np.asarray(values)
-        except ValueError as error:
-            raise InputError(cannot(do, "their rows have different lengths", "Give one row of d numbers per draw")) from error
-        if array.dtype.kind not in "biuf":
-            because = f"their type is `{array.dtype}`, not a number"
-            raise InputError(cannot(do, because, _INSTEAD.get(array.dtype.kind, "Drop the text columns, or encode them")))
+        array = _array_of(values, do)
         check_whole(array, what)
         values = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype == np.float32 else np.float64))
     elif not values.is_floating_point() and not values.is_complex():
@@ -81,6 +91,51 @@ def read_matrix(
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
     x: Tensor = normal(values.detach()).to(device=device, dtype=dtype or wide)
     return x
+
+
+def _check_dense(values: Any, do: str) -> None:
+    """Refuse a sparse tensor, and one that holds no numbers."""
+    if isinstance(values, Tensor) and (values.layout != torch.strided or values.device.type == "meta"):
+        because = "the tensor is sparse" if values.layout != torch.strided else "a tensor on the meta device holds no numbers"
+        raise InputError(cannot(do, because, "Give a dense tensor with numbers, such as `x.to_dense()`"))
+
+
+def numeric_columns(frame: Any) -> Any:
+    """Return the columns of a DataFrame that hold real numbers; pandas counts complex ones and time differences, too."""
+    return frame.select_dtypes(["number", "bool"], exclude=["timedelta", "complexfloating"])
+
+
+def _array_of(values: Any, do: str) -> np.ndarray:
+    """Return an array of real numbers; refuse anything else, with what it holds."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "O" and getattr(getattr(values, "dtype", None), "kind", "O") in "biuf":
+            array = values.to_numpy(dtype=np.float64, na_value=np.nan)  # a column of pandas with missing cells
+    except (TypeError, ValueError, RuntimeError) as error:
+        because, instead = "their rows have different lengths", "Give one row of d numbers per draw"
+        if not isinstance(values, (list, tuple)):
+            because, instead = f"a `{type(values).__name__}` can't be read as an array", "Give a tensor or an array of numbers"
+        elif any(np.ndim(one) > 1 for one in values):
+            instead = "For pairs of x and y, give a tuple (x, y), or else one array"
+        raise InputError(cannot(do, because, instead)) from error
+    if array.dtype.kind in "biuf":
+        return array
+    because, instead = f"their type is `{array.dtype}`, not a number", _INSTEAD.get(array.dtype.kind, _INSTEAD["U"])
+    if array.dtype.kind == "O" and array.ndim == 0:
+        because, instead = f"a `{type(values).__name__}` is no array of numbers", "Give a tensor, an array or a DataFrame"
+    elif array.dtype.kind == "O":
+        because, instead = _first_object(array)
+    raise InputError(cannot(do, because, instead))
+
+
+def _first_object(array: np.ndarray) -> tuple[str, str]:
+    """Return why an array of objects can't be read, by its first cell that isn't a number, and what to do."""
+    for place, cell in np.ndenumerate(array):
+        kind = "M" if isinstance(cell, date) else "m" if isinstance(cell, timedelta) else np.asarray(cell).dtype.kind
+        if not isinstance(cell, (Real, Decimal)) or kind == "m":
+            instead = _INSTEAD.get(kind, _INSTEAD["O"])
+            return f"row {place[0]} holds a `{type(cell).__name__}`, {cell!r:.40}, not a number", instead
+    return "they are objects, not numbers of one type", "Convert them by `np.array(x, dtype=float)`"
 
 
 def check_whole(values: np.ndarray, what: str) -> None:
@@ -137,9 +192,9 @@ def read_names(names: Sequence[str] | None, samples: Any, dim: int, *, is_respon
     Raises:
         InputError: they aren't d different names.
     """
-    if names is None and hasattr(samples, "columns"):
+    if names is None and hasattr(samples, "select_dtypes"):
         names = [str(column) for column in samples.columns]
-    if names is None and hasattr(samples, "to_numpy") and getattr(samples, "name", None):
+    if names is None and hasattr(samples, "to_numpy") and isinstance(getattr(samples, "name", None), str):
         names = [str(samples.name)]
     if names is None:
         return default_names(dim, "y" if is_response else "x")

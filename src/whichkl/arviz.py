@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from whichkl._arguments import typed
 from whichkl._checks import require
 from whichkl.fitting import Fit
 from whichkl.goodness.draws import Unable, log_density
@@ -16,8 +17,9 @@ from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 
 
+@typed
 @plain_modes()
-def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, target: Target | None = None) -> Any:
+def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, target: Any = None) -> Any:
     """Return draws of a fit for ArviZ: an `arviz.InferenceData`, or, from ArviZ 1 on, an `xarray.DataTree`.
 
     The group `posterior` has one chain of n draws. A model of an adapted library, such as NumPyro, gives the sites under their
@@ -43,7 +45,7 @@ def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, ta
     """
     with without_warnings():  # some versions announce the next one at import
         arviz = require("arviz", "bayes")
-    target = fit.target if target is None else target
+    target = fit.target if target is None else Target.of(target)
     x = fit.draws(n, corrected=corrected, seed=seed, target=target).to("cpu", torch.float64)
     try:
         stats = {"log_q": log_density(fit.model, x)}

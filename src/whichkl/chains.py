@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, cannot
 from whichkl.arrays import tensor_of
 
 _MIN_ROWS_PER_CHAIN = 4
@@ -29,6 +29,7 @@ def chain_ids(chains: Any, n: int, device: torch.device | str = "cpu") -> Int[Te
     >>> chain_ids(2, 8)
     tensor([0, 0, 0, 0, 1, 1, 1, 1])
     """
+    chains = as_int(chains)
     if isinstance(chains, int) and not isinstance(chains, bool):
         if chains < 1 or n % chains:
             because = f"{n} rows aren't {chains} equally long chains" if chains > 0 else "there must be at least one"

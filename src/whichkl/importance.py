@@ -8,6 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_TIED_GAP, _TIED_WIDTH = 0.05, 0.25
+"""Tied numbers differ by at most these shares of their size: from the next one, and from each other."""
+_ROUNDING = 1e-9
+_MAX_VALUES_WITHOUT_TAIL = 5
+"""Largest number of distinct numbers above the median, among tied ones, that show no tail."""
 _MIN_TAIL = 60
 """Smallest number of values from which the shape of a tail is estimated."""
 _NUMBERS_AT_AN_END, _NEAR_AN_END = 5, 0.9
@@ -83,7 +88,9 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
     The tail is the largest min(n/5, 3√n) numbers, or half as many, and so on, until a generalised Pareto distribution fits them:
     numbers can accumulate at one value, such as a local maximum of a function, and the tail begins above it. Numbers that
     accumulate at the largest one, such as log probabilities of a rare category, have an end, and k̂ ≤ 0. They do so if the
-    fifth largest is at most a tenth nearer to the median, of which the probability is (1 − 0.9²)⁴ = 0.001 for k = ½.
+    fifth largest is at most a tenth nearer to the median, of which the probability is (1 − 0.9²)⁴ = 0.001 for k = ½. Where most
+    numbers are tied, as log probabilities of counts and categories are, equal ones are first spread between their neighbours,
+    and k̂ = 0 where at most five distinct ones are above the median, or where the largest has little of the sum of squares.
 
     Source: Pickands (1975); Kolmogorov's distance for where a tail begins, as in Clauset, Shalizi & Newman (2009).
 
@@ -93,6 +100,9 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
     """
     ordered = values.detach().to(torch.float64).sort().values
     above = (ordered - ordered[(len(ordered) - 1) // 2]).clamp(min=1e-300)
+    above, distinct = _untied(above)
+    if distinct <= _MAX_VALUES_WITHOUT_TAIL:
+        return 0.0
     tail = math.ceil(min(0.2 * len(above), 3 * math.sqrt(len(above))))
     shape = pareto_smooth(above.log())[1]
     while tail >= _MIN_TAIL and shape >= 0.5:
@@ -106,8 +116,50 @@ def tail_shape(values: Float[Tensor, " n"]) -> float:
         if apart * math.sqrt(tail) <= _MAX_KOLMOGOROV:
             break
         tail //= 2
+    if shape >= _MAX_SHAPE and math.isfinite(distinct):
+        # The shape of spread numbers is rough. Where k = ½, the largest has about 1 / log n of the sum of squares.
+        square = (ordered - ordered.mean()).square()
+        if float(square[-1] / square.sum()) * 2 * math.log(len(square)) < 1:
+            return 0.0
     has_end = len(above) >= _NUMBERS_AT_AN_END and float(above[-_NUMBERS_AT_AN_END]) >= _NEAR_AN_END * float(above[-1])
     return 0.0 if has_end and not shape < 0 else shape  # equal numbers may give NaN
+
+
+def _untied(above: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], float]:
+    """Spread sorted numbers that are nearly equal evenly between the middles to their neighbours, if half of them are tied.
+
+    Numbers without a gap of a twentieth count as equal, since each fold's model gives a row another log density. Also returns
+    how many distinct ones there are above 0; ∞ where nothing was spread.
+
+    >>> _untied(torch.tensor([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]))[0].tolist()
+    [0.0, 0.0, 0.75, 1.25, 1.75, 2.25]
+    """
+    values, count = above.unique_consecutive(return_counts=True)
+    if 2 * len(values) > len(above) or not 0 < float(values[-1]) < math.inf:
+        return above, math.inf
+    starts = _groups_above_zero(values)
+    rows = torch.nn.functional.pad(count.cumsum(0), (1, 0))
+    size = rows[[*starts[1:], len(values)]] - rows[starts]
+    center = torch.stack([part.mean() for part in above[-int(size.sum()) :].split(size.tolist())])
+    edge = torch.cat([0 * center[:1], center])
+    middle = (edge[1:] + edge[:-1]) / 2
+    high = torch.cat([middle[1:], 2 * center[-1:] - middle[-1:]])
+    group = torch.arange(len(size), device=above.device).repeat_interleave(size)
+    place = torch.arange(len(group), device=above.device) - (size.cumsum(0) - size)[group] + 0.5
+    spread = middle[group] + place / size[group] * (high - middle)[group]
+    return torch.cat([above[: len(above) - len(spread)], spread]), len(size)
+
+
+def _groups_above_zero(values: Float[Tensor, " m"]) -> list[int]:
+    """Return where groups of nearly equal numbers begin, among sorted distinct ones."""
+    is_apart = (values.diff() > _TIED_GAP * values[:-1]).nonzero()[:, 0] + 1
+    starts = [int((values <= _ROUNDING * values[-1]).sum())]
+    while True:
+        after = int((values <= (1 + _TIED_WIDTH) * values[starts[-1]]).sum())
+        after = min([after, *is_apart[is_apart > starts[-1]][:1].tolist()])
+        if after >= len(values):
+            return starts
+        starts.append(after)
 
 
 MIN_SHARE_OF_DRAWS = 0.9

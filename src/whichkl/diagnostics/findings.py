@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from whichkl.diagnostics.columns import next_richer
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.result import MAX_LOSS_GAP, SMALL_KL, Diagnostics, draws_in
+from whichkl.diagnostics.suggestions import preferred, written
 from whichkl.divergences import Estimate
-from whichkl.families import Autoregressive, Categorical, Family, Gaussian, Mixture, Product, simpler
+from whichkl.families import Family, Mixture, simpler
 from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit
 
 MAX_KL = 0.1
 """Largest KL, in nats, from a family that is large enough."""
-_MAX_P_VALUE, _MIN_AUC, _MIN_DISTANCE = 1e-4, 0.6, 0.06
-"""A test on unseen rows counts up to this p-value, and from this AUC or this distance of the transform from uniform."""
+_MAX_P_VALUE, _MIN_AUC = 1e-4, 0.6
+"""The classifier test counts up to this p-value, and from this AUC."""
 MIN_SPREAD_RATIO = 1.25
 """Least ratio of a standard deviation by linear response to mean field's at which mean field is too narrow."""
 _MAX_JUMP = 0.05
 """Largest change of log p, in nats, that its gradient need not explain, averaged over lines between draws."""
 _MAX_NODE_ERROR = 0.05
-_MAX_DIM_FOR_FULL = 200
-"""Largest dimension at which a full covariance is proposed as the richer family; above, it takes long."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def _is_distinguishable(d: Diagnostics) -> bool:
         if two.p_value < _MAX_P_VALUE and two.auc > _MIN_AUC:
             return True
     columns = () if calibration is None else calibration.columns
-    return any(one.p_value < _MAX_P_VALUE and one.distance > _MIN_DISTANCE for one in columns)
+    return any(one.differs_much for one in columns)
 
 
 def _has_other_modes(e: _Evidence) -> bool:
@@ -208,17 +206,16 @@ def find(fit: JudgedFit, value: Estimate, d: Diagnostics, *, disagree: bool) -> 
     return frozenset(name for name, one in FINDINGS.items() if one.holds(evidence))
 
 
+def names_richer(findings: Iterable[str]) -> bool:
+    """Whether a sentence of these findings names a richer family."""
+    return any("{richer}" in FINDINGS[name].next_step for name in findings)
+
+
 def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -> tuple[str, ...]:
     """Return a sentence and the next step for each finding, in the order of their names."""
-    otherwise = "Autoregressive()" if isinstance(family, (Categorical, Product)) else "a flow, or a family of your own"
-    otherwise = "one with wider layers, `hidden=`" if isinstance(family, Autoregressive) else otherwise
-    larger = next_richer(family, diagnostics) or otherwise
-    if isinstance(larger, Mixture) and diagnostics.separate > larger.count:
-        larger = replace(larger, components=diagnostics.separate)
-    if larger == Gaussian() and diagnostics.optima[0].model.event_shape[0] > _MAX_DIM_FOR_FULL:
-        larger = Gaussian("low_rank", rank=10)
     missed = 0 if diagnostics.missing_modes is None else diagnostics.missing_modes.count
     holding = Mixture((family.count if isinstance(family, Mixture) else 1) + missed)
+    larger = diagnostics.richer or written(preferred(family, diagnostics))
     words = {"richer": larger, "simpler": diagnostics.simpler or simpler(family), "holding": f"`{holding}`"}
     chosen = [FINDINGS[name] for name in sorted(findings)]
     return tuple(f"{one.sentence} {one.next_step.format(**words)}" for one in chosen)

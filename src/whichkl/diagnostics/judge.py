@@ -13,13 +13,14 @@ from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.between import between_value
 from whichkl.diagnostics.columns import beyond_the_ends, like_an_index
 from whichkl.diagnostics.consistency import MAX_LINES, accesses_disagree, jumps
-from whichkl.diagnostics.findings import MIN_SPREAD_RATIO, find
+from whichkl.diagnostics.findings import MIN_SPREAD_RATIO, find, names_richer
 from whichkl.diagnostics.held_out import forward_value, in_sample
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.linear_response import spread_ratios
 from whichkl.diagnostics.mode_search import missing_modes, particles_for
 from whichkl.diagnostics.models import model_target
 from whichkl.diagnostics.result import Diagnostics, Judgement, draws_in
+from whichkl.diagnostics.suggestions import allowed
 from whichkl.diagnostics.unseen_rows import stride_of, unseen
 from whichkl.diagnostics.weights import by_weights, reverse_value
 from whichkl.divergences import Estimate
@@ -72,6 +73,8 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
         raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
     disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, fit.seed), False)
     findings = find(fit, value, d, disagree=disagree)
+    if names_richer(findings):
+        d = replace(d, richer=measured("which richer family the rows allow", lambda: allowed(fit, d), None))
     unseen_label = [_UNSEEN_LABEL] * (value.value == math.inf and bool(target.reading.categories))
     left_out = tuple(fit.left_out) if whole else (_NOTHING_UNSEEN,)
     budget = f"to cost no more than the fit, judging took {', '.join(left_out)}; `fit.check()` takes all"

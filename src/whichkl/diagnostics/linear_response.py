@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import InputError, TargetError, as_int, cannot
 from whichkl.diagnostics.result import Diagnostics
 from whichkl.families import Family, Gaussian
 from whichkl.families.gaussian import diagonal_parts
@@ -97,7 +97,12 @@ def _numbers(columns: Sequence[int | str] | int | str | None, free: Target) -> l
         because = f"all of it would be {free.dim:,} × {free.dim:,} numbers"
         raise InputError(cannot(_DO, because, f"Name up to {_MAX_ROWS_OF_COVARIANCE} `columns=`"))
     found = []
-    for column in [columns] if isinstance(columns, (str, int)) else range(free.dim) if columns is None else columns:
+    columns = as_int(columns)
+    is_list = hasattr(columns, "__len__") and getattr(columns, "ndim", 1) == 1
+    if not is_list and not isinstance(columns, (str, int, type(None))):
+        because = f"a `{type(columns).__name__}` names no columns"
+        raise InputError(cannot("take the linear response there", because, f"Give names, or numbers below {free.dim}"))
+    for column in [columns] if isinstance(columns, (str, int)) else range(free.dim) if columns is None else map(as_int, columns):
         if isinstance(column, str) and column in free.names:
             found.append(free.names.index(column))
         elif isinstance(column, int) and not isinstance(column, bool) and -free.dim <= column < free.dim:

@@ -129,6 +129,8 @@ class Diagnostics:
     """The gain of the next simpler family, or of the one in `simpler`."""
     simpler: str | None = None
     """The simplest family, if it does even better than the next simpler one."""
+    richer: str | None = None
+    """The richer family that the findings name, one that the rows allow."""
     correlated: bool | None = None
     """Whether columns are correlated, if the family has independent columns."""
     jump: float | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.examples import Examples, InMemory, Loaded, divided, examples_of
 from whichkl.distillation.losses import RowDivergence
@@ -34,6 +35,7 @@ _COUNTS = {"epochs": (1, 10), "batch": (1, 10), "patience": (1, 10), "seed": (0,
 _OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
+@typed
 @with_progress("distilling")
 @plain_modes()
 def distill(

@@ -33,7 +33,7 @@ class AdaptiveKL(RowDivergence):
 
     def __post_init__(self) -> None:
         """Check the mass of the head."""
-        allowed = 0 < self.head_mass < 1
+        allowed = lambda mass: 0 < mass < 1  # noqa: E731
         check_parameter(allowed, "head_mass", self.head_mass, "lie strictly between 0 and 1", "Pass for example head_mass=0.5")
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:
@@ -82,7 +82,8 @@ class InterpolatedKL(RowDivergence):
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        allowed, instead = 0 < self.weight_on_teacher <= 1, "Start at for example weight_on_teacher=0.4 and raise it to 1"
+        allowed = lambda w: 0 < w <= 1  # noqa: E731
+        instead = "Start at for example weight_on_teacher=0.4 and raise it to 1"
         check_parameter(allowed, "weight_on_teacher", self.weight_on_teacher, "lie above 0 and at most at 1", instead)
 
     def value(self, log_p: LogProbs, log_q: LogProbs) -> Rows:

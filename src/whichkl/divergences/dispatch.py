@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._arguments import typed
+from whichkl._checks import InputError, TargetError, as_int, as_number, cannot, check_seed
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import discrete
 from whichkl.divergences.kinds import KINDS, IntegralDivergence, divergence_named
 from whichkl.divergences.methods import METHODS, TABLE, Method
-from whichkl.divergences.question import Question, Side
+from whichkl.divergences.question import Question, Side, on_one_ground
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
@@ -27,12 +28,15 @@ Form = Literal["samples", "probabilities", "logits"]
 _DISTANCES = ("energy", "mmd", "sliced_wasserstein")
 _METHODS_WITH_FALLBACK = ("bridge", "knn", "classifier")
 """Methods that detect their own failures: where one reports that it is unreliable, the next one runs."""
+_EXACT = ("closed_form", "enumeration", "quadrature")
+"""Methods that may have no answer although their conditions are met; each takes little time."""
 _CHANGED_JEFFREYS = "½ KL(p‖q) + ½ KL(q‖p) by default; until version 0.1 this was their sum, twice this value: now `jeffreys_sum`"
 
 _FEATURES = 64
 """Numbers that a classifier or a search of neighbours computes for each number of the samples."""
 
 
+@typed
 @with_progress("estimating")
 @plain_modes()
 def estimate(
@@ -87,10 +91,11 @@ def estimate(
     forward_kl = 0.085300 nats (enumeration)
     """
     name, kind = _divergence(divergence, weight=weight, weight_on_forward=weight_on_forward, order=order)
-    _check_arguments(n, seed, method, form)
+    n, seed = as_int(n), check_seed(seed)
+    _check_arguments(n, method, form)
     if form != "samples":
         return _finished(_of_rows(p, q, name, kind, form, method), name, kind)
-    question = Question(Side.of(p, "p"), Side.of(q, "q"), name, kind, n, seed)
+    question = Question(*on_one_ground(Side.of(p, "p"), Side.of(q, "q")), name, kind, n, seed)
     _check_pair(question)
     possible = [one for one in TABLE if one.can(question)]
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
@@ -98,14 +103,13 @@ def estimate(
     return _finished(result, name, kind)
 
 
-def _check_arguments(n: Any, seed: Any, method: str | None, form: str) -> None:
+def _check_arguments(n: Any, method: str | None, form: str) -> None:
     if isinstance(n, bool) or not isinstance(n, int) or n < 100:
-        raise InputError(cannot(f"use `n={n}`", "error bars need at least 100 draws", "Use, say, 20,000"))
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(cannot(f"use `seed={seed!r}`", "it isn't a whole number from 0 on", "Use, say, 0"))
+        because = "error bars need at least 100 draws" if isinstance(n, int) else "it isn't a whole number of at least 100"
+        raise InputError(cannot(f"use `n={n!r}`", because, "Use, say, n=20000"))
     if method is not None and method not in METHODS:
         raise InputError(cannot(f"use `method={method!r}`", "there is no such method", f"Choose among {', '.join(METHODS)}"))
-    if form not in ("samples", "probabilities", "logits"):
+    if not isinstance(form, str) or form not in ("samples", "probabilities", "logits"):
         raise InputError(cannot(f"use `form={form!r}`", "it is none of them", "Write samples, probabilities or logits"))
 
 
@@ -113,7 +117,8 @@ def _chosen(ask: Question, method: str, possible: list[Method]) -> Estimate:
     """Return the answer of this method."""
     result = next((one.answer(ask) for one in possible if one.name == method), None)
     if result is None:
-        raise TargetError(_refusal(ask, method, [one.name for one in possible if one.name != method]))
+        others = [one.name for one in possible if one.name != method and (one.name not in _EXACT or one.answer(ask))]
+        raise TargetError(_refusal(ask, method, others))
     return _checked_for_sanity(result, ask, [])
 
 
@@ -128,7 +133,7 @@ def _automatic(question: Question, possible: list[Method]) -> Estimate:
         except TargetError as error:
             known = question.p.distribution is not None and question.q.distribution is not None
             # A density that isn't normalised as claimed is the caller's mistake; others may be out of this method's reach alone.
-            if one.name not in ("quadrature", "bridge") or ("normalized=True" in str(error) and not known):
+            if one.name not in ("quadrature", "bridge", "counting") or ("normalized=True" in str(error) and not known):
                 raise
             reason = f"{one.name} was refused: {str(error)[:300]}"
             if one.name == "quadrature" and (question.p.target.dim == 1 or "isn't finite" in reason):
@@ -146,13 +151,13 @@ def _automatic(question: Question, possible: list[Method]) -> Estimate:
         doubts.append(f"{one.name} gives {result.number} and reports that it isn't reliable here")
         doubtful = doubtful or (result, doubts[-1])
     if doubtful is None:
-        raise TargetError(_refusal(question, None, [one.name for one in possible]))
+        raise TargetError(_refusal(question, None, [one.name for one in possible if not one.automatic]))
     result, own = doubtful
     return replace(result, notes=(*result.notes, *(one for one in doubts if one != own)))
 
 
 def _divergence(divergence: str | IntegralDivergence, **given: float | None) -> tuple[str, IntegralDivergence | None]:
-    parameters = {name: value for name, value in given.items() if value is not None}
+    parameters = {name: as_number(value) for name, value in given.items() if value is not None}
     for one, value in parameters.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InputError(cannot(f"use `{one}={value!r}`", f"it is a `{type(value).__name__}`, not a number", "Give a number"))
@@ -225,21 +230,24 @@ def _missed_atoms(a: Any, b: Any, form: Form) -> str:
 
 
 def _check_pair(ask: Question) -> None:
-    if ask.p.discrete != ask.q.discrete:
-        one = "p" if ask.p.discrete else "q"
-        because = f"{one} lives on atoms, and the other isn't a discrete distribution"
-        raise InputError(cannot("compare p and q", because, "Give both as discrete distributions, or both as continuous ones"))
-    if ask.p.discrete:
-        return
     p, q = ask.targets
     if p.dim != q.dim:
         because = f"p has dimension {p.dim} and q has {q.dim}"
         raise InputError(cannot("compare p and q", because, "Give both the same columns, in the same order"))
+    if ask.p.mass_on != ask.q.mass_on:
+        words = {"density": "has a density", "atoms": "lives on atoms", "mixed": "has columns of both kinds"}
+        because = f"p {words[ask.p.mass_on]}, and q {words[ask.q.mass_on]}"
+        instead = "Give both as discrete distributions, both as continuous ones, or one as samples"
+        raise InputError(cannot("compare p and q", because, instead))
     for fitted, other in ((ask.p, q), (ask.q, p)):
         if fitted.fitted_on is None or other.samples is None:
             continue
-        known, rows = set(_row_tuples(fitted.fitted_on)), _row_tuples(other.samples)
-        if sum(row in known for row in rows) > len(rows) / 2:
+        if ask.continuous:
+            known, rows = set(_row_tuples(fitted.fitted_on)), _row_tuples(other.samples)
+            is_same = sum(row in known for row in rows) > len(rows) / 2
+        else:  # rows of atoms repeat in any other sample
+            is_same = torch.equal(fitted.fitted_on.to(other.samples), other.samples)
+        if is_same:
             because = f"{fitted.name} was fitted on these very rows, and looks better on them than it is"
             instead = "Give rows held out of the fit, or read the fit's `value`, which is cross-fitted"
             raise InputError(cannot("estimate a divergence from these samples", because, instead))

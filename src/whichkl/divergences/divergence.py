@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_number, cannot
 
 LogDensities = Float[Tensor, "..."]
 LogProbs = Float[Tensor, "... v"]
@@ -96,7 +97,11 @@ class RowDivergence(Divergence):
         raise InputError(cannot(f"split {self.name} into tokens", "it isn't a sum over tokens", "Use `forward_kl`"))
 
 
-def check_parameter(is_allowed: bool, name: str, value: float, domain: str, instead: str) -> None:
-    """Refuse a parameter outside of its domain."""
-    if not is_allowed:
-        raise InputError(cannot(f"use {name}={value}", f"it must {domain}", instead))
+def check_parameter(is_allowed: Callable[[float], bool], name: str, value: Any, domain: str, instead: str) -> None:
+    """Refuse a parameter outside of its domain, or that isn't a number."""
+    number = as_number(value)
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    if not is_number or not is_allowed(number):
+        shown = f"{name}={value!r}" if is_number or isinstance(value, str) else f"this {name}"
+        because = f"it must {domain}" if is_number else f"it is a `{type(value).__name__}`, not a number"
+        raise InputError(cannot(f"use {shown}", because, instead))

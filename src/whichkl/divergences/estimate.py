@@ -141,7 +141,8 @@ class Estimate(HTML):
         unit = "" if self.unit == "none" else f" {self.unit}"
         if self.up_to == "entropy_p":
             return f"cross-entropy KL(p‖q) + H(p) = {self.number}{unit} ({self.method}{doubt})"
-        return f"{self.quantity} = {self.number}{unit}{self.constant} ({self.method}{doubt})"
+        constant = f" {_CONSTANTS[self.constant]}" if self.constant else ""
+        return f"{self.quantity}{constant} = {self.number}{unit} ({self.method}{doubt})"
 
     @property
     def number(self) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_number, cannot
 from whichkl.divergences import row_arithmetic as row
 from whichkl.divergences.divergence import (
     Divergence,
@@ -39,7 +39,10 @@ class RenyiDivergence(RowDivergence, IntegralDivergence):
 
     def __post_init__(self) -> None:
         """Check the order."""
-        check_parameter(0 < self.order < math.inf, "order", self.order, "be positive and finite", "Pass for example order=0.5")
+        allowed = lambda order: 0 < order < math.inf  # noqa: E731
+        check_parameter(allowed, "order", self.order, "be positive and finite", "Pass for example order=0.5")
+        order = as_number(self.order)
+        object.__setattr__(self, "order", float(order) if order > 2**53 else order)  # torch takes no larger integer
 
     def limit(self) -> Divergence:
         """Return the forward KL at order 1."""

@@ -114,7 +114,7 @@ def divergence_named(name: str, known: Mapping[str, type[D]], **parameters: floa
     Raises:
         InputError: `known` has no such name, or the divergence takes no such parameter.
     """
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         because = "there is no such divergence here"
         raise InputError(cannot(f"use the divergence `{name}`", because, f"Use one of {', '.join(known)}"))
     taken = PARAMETERS[name]

@@ -122,7 +122,7 @@ class JeffreysDivergence(_RowWeightedKLs):
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        allowed = 0 <= self.weight_on_forward <= 1
+        allowed = lambda w: 0 <= w <= 1  # noqa: E731
         check_parameter(allowed, "weight_on_forward", self.weight_on_forward, "lie between 0 and 1", "Use, say, 0.5")
 
     @property
@@ -164,7 +164,7 @@ class JensenShannonDivergence(RowDivergence, IntegralDivergence):
     def __post_init__(self) -> None:
         """Check the weight."""
         domain = "lie strictly between 0 and 1: at the ends the divergence is 0 for every pair"
-        check_parameter(0 < self.weight < 1, "weight", self.weight, domain, "Use, say, 0.5, or `forward_kl` or `reverse_kl`")
+        check_parameter(lambda w: 0 < w < 1, "weight", self.weight, domain, "Use, say, 0.5, or `forward_kl` or `reverse_kl`")
 
     def integrand(self, log_p: LogDensities, log_q: LogDensities) -> LogDensities:
         """Return w p log(p/m) + (1 − w) q log(q/m)."""
@@ -204,7 +204,7 @@ class _SkewKL(RowDivergence, IntegralDivergence):
             weight = old.pop("skew")
         if old:
             raise TypeError(f"{type(self).__name__} takes `weight`, not {', '.join(old)}")
-        check_parameter(0 <= weight < 1, "weight", weight, "lie between 0 and 1, 1 excluded", "Pass for example weight=0.1")
+        check_parameter(lambda w: 0 <= w < 1, "weight", weight, "lie between 0 and 1, 1 excluded", "Pass for example weight=0.1")
         object.__setattr__(self, "weight", weight)
 
     def limit(self) -> Divergence:

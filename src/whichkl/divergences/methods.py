@@ -13,10 +13,12 @@ from whichkl.access import Access
 from whichkl.divergences.draws import bridge, importance_sampling, monte_carlo
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import closed_form, discrete, line_distances, quadrature
+from whichkl.divergences.exact.atoms import enumerate_atoms
 from whichkl.divergences.exact.gaussians import with_error
 from whichkl.divergences.kinds import WeightedKLs
 from whichkl.divergences.question import Question
-from whichkl.divergences.samples import bound, nearest_neighbors, ratio, sample_distances
+from whichkl.divergences.samples import bound, counting, nearest_neighbors, ratio, sample_distances
+from whichkl.families.columns import IndependentColumns
 from whichkl.targets import Target
 from whichkl.targets.coordinates import in_free_coordinates
 
@@ -85,22 +87,23 @@ def _closed_form(ask: Question) -> Estimate | None:
         return result
     # Other methods name the region or the atoms, and find out where the closed form has overflowed.
     try:
-        explained = _enumeration(ask) if ask.p.discrete else _quadrature(ask) if _few_variables(ask) else None
+        explained = _enumeration(ask) if ask.atoms else _quadrature(ask) if _few_variables(ask) else None
     except WhichklError:
         explained = None
     return explained if explained is not None and explained.finite != "not certified" else result
 
 
-@_method("enumeration", "two discrete distributions whose atoms can be listed", lambda ask: ask.p.discrete, atoms=True)
+@_method("enumeration", "the probabilities of two laws whose atoms can be listed", lambda ask: ask.atoms is not None, atoms=True)
 def _enumeration(ask: Question) -> Estimate | None:
-    p, q = ask.p.distribution, ask.q.distribution
-    if p is None or q is None or ask.kind is None:
+    if ask.kind is None or ask.atoms is None:
         return None
-    listed = discrete.enumerate_atoms(p, q, ask.kind)
+    if joined := quadrature.of_products(ask.p.distribution, ask.q.distribution, ask.kind):
+        return joined
+    listed = enumerate_atoms(*ask.atoms, ask.kind)
     found = None if listed is None else discrete.enumeration(listed[0], listed[1], ask.kind, listed[2])
     if found is None or listed is None or math.isinf(found.value) or listed[0].equal(listed[1]):
         return found
-    noise = max(discrete.rounding_of_counts(one, listed[2]) for one in (p, q))
+    noise = max(discrete.rounding_of_counts(one.law, listed[2]) for one in ask.atoms)
     return with_error(found, 2 * noise * (1 + found.value))
 
 
@@ -114,6 +117,8 @@ def _few_variables(ask: Question) -> bool:
 
 
 def _quadrature_can(ask: Question) -> bool:
+    if ask.atoms is not None:
+        return False
     if ask.kind is None:
         return _few_variables(ask) and ask.name != "mmd" and ask.p.target.dim == 1
     return _few_variables(ask) or bool(quadrature.coordinate_pairs(ask.p.distribution, ask.q.distribution, ask.kind))
@@ -123,13 +128,14 @@ def _quadrature_can(ask: Question) -> bool:
     "quadrature",
     "log densities of both, in one to three variables (in one for distances), or independent coordinates",
     _quadrature_can,
+    atoms=True,
 )
 def _quadrature(ask: Question) -> Estimate | None:
     p, q = ask.targets
     if ask.kind is None:
         return line_distances.energy_distance(p, q) if ask.name == "energy" else line_distances.wasserstein(p, q)
     joined = quadrature.of_products(ask.p.distribution, ask.q.distribution, ask.kind)
-    return joined or quadrature.divergence(p, q, ask.kind)
+    return joined or (quadrature.divergence(p, q, ask.kind) if ask.continuous else None)
 
 
 @_method(
@@ -162,6 +168,7 @@ def _monte_carlo_can(ask: Question) -> bool:
     "monte_carlo",
     "log densities of both, with draws of what the expectation is under (of both for other divergences than the KLs)",
     _monte_carlo_can,
+    atoms=True,
 )
 def _monte_carlo(ask: Question) -> Estimate | None:
     p, q = in_free_coordinates(*ask.targets)
@@ -186,6 +193,39 @@ def _with_light_parts(found: Estimate, drawn: Target, other: Target) -> Estimate
         return found
     note = f"components of less than {_MIN_DRAWS_OF_PART} expected draws add about {missed:.3g} nats, which the draws hardly show"
     return replace(found, reliable=False, notes=(note, *found.notes))
+
+
+def _counting_can(ask: Question) -> bool:
+    sides = (ask.p, ask.q)
+    if ask.is_kl and (mixed := _mixed(ask)):
+        return isinstance(mixed[1], IndependentColumns)
+    on_atoms = all(side.mass_on == "atoms" for side in sides) and ask.kind is not None
+    return on_atoms and any(side.is_counted for side in sides) and all(side.is_counted or side.atoms for side in sides)
+
+
+def _mixed(ask: Question) -> tuple[Target, Distribution | None] | None:
+    """Return the rows of p and the law of q, if a KL of rows with columns of both kinds is the question."""
+    if ask.name == "reverse_kl":
+        ask = ask.swapped()
+    is_mixed = ask.p.mass_on == ask.q.mass_on == "mixed" and ask.p.is_counted
+    return (ask.p.target, ask.q.distribution) if is_mixed else None
+
+
+@_method(
+    "counting",
+    "rows of one side on atoms, and rows or probabilities of the other",
+    _counting_can,
+    atoms=True,
+    independent=True,
+)
+def _counting(ask: Question) -> Estimate | None:
+    if ask.is_kl and (mixed := _mixed(ask)):
+        rows, law = mixed
+        return counting.mixed_kl(rows, law, ask.seed) if isinstance(law, IndependentColumns) else None
+    if ask.kind is None:
+        return None
+    p, q = (side.target if side.is_counted or side.atoms is None else side.atoms for side in (ask.p, ask.q))
+    return counting.divergence(p, q, ask.kind)
 
 
 @_method(
@@ -249,7 +289,7 @@ def _nearest_neighbors(ask: Question) -> Estimate | None:
     )
 
 
-@_method("classifier", "draws of both", lambda ask: ask.kind is not None and ask.sampled, independent=True)
+@_method("classifier", "draws of both", lambda ask: ask.kind is not None and ask.sampled, atoms=True, independent=True)
 def _classifier(ask: Question) -> Estimate | None:
     return None if ask.kind is None else ratio.classifier_divergence(*ask.rows(), ask.kind, seed=ask.seed)
 
@@ -260,7 +300,7 @@ def _bound(ask: Question) -> Estimate:
     return bound.variational_bound(*ask.rows(), seed=ask.seed)
 
 
-@_method("u_statistic", "draws of both", lambda ask: ask.kind is None and ask.sampled, independent=True)
+@_method("u_statistic", "draws of both", lambda ask: ask.kind is None and ask.sampled, atoms=True, independent=True)
 def _distance(ask: Question) -> Estimate:
     x, y = ask.rows()
     if ask.name == "energy":

@@ -12,61 +12,69 @@ from torch.distributions import Distribution
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
 from whichkl.distributions import widened
+from whichkl.divergences.exact.atoms import Atoms, MassOn, normalised_target, target_of_law, where_mass_is
+from whichkl.divergences.exact.quadrature import coordinates
 from whichkl.divergences.kinds import KINDS, IntegralDivergence
 from whichkl.process.memory import check_memory
 from whichkl.targets import Target
 
 _MAX_FRESH_DRAWS = 10_000
 """Largest number of draws for methods that compare all rows with each other."""
+_MIN_REPEATS_OF_ATOMS = 10
+"""Rows per distinct row from which whole numbers are counted as atoms, not spread as rounded numbers."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two distributions: a target, a discrete distribution, or both a torch distribution and its target."""
+    """One of the two distributions: its target, its torch distribution if it has one, and where its mass is."""
 
     name: str
-    given: Target | None
-    distribution: Distribution | None
+    target: Target
+    distribution: Distribution | None = None
     fitted_on: Tensor | None = None
+    mass_on: MassOn = "density"
 
     @property
-    def discrete(self) -> bool:
-        """Whether it lives on atoms."""
-        return self.given is None
-
-    @property
-    def target(self) -> Target:
-        """The target of a continuous side."""
-        if self.given is None:
-            raise TypeError("discrete")
-        return self.given
+    def atoms(self) -> Atoms | None:
+        """Its probabilities, if it lives on atoms and has any."""
+        if self.mass_on != "atoms" or not self.density:
+            return None
+        return Atoms(self.distribution or self.target)
 
     @property
     def access(self) -> Access:
         """What can be done with it."""
-        if self.given is None:
-            return Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED | Access.ENUMERABLE
-        return self.given.access
+        return self.target.access | (Access.ENUMERABLE if self.atoms is not None else Access(0))
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its rows are counted, since it has no probabilities."""
+        return self.target.samples is not None and self.target.density is None
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is rows of numbers, without a density or a stated support."""
+        return self.target.samples is not None and self.target.density is None and self.target.bijection.is_real
 
     @property
     def numbers(self) -> int:
         """How many numbers its samples have."""
-        return 0 if self.given is None or self.given.samples is None else self.given.samples.numel()
+        return 0 if self.target.samples is None else self.target.samples.numel()
 
     @property
     def density(self) -> bool:
         """Whether it has a normalised log density."""
-        return Access.NORMALIZED in self.access
+        return Access.NORMALIZED in self.target.access
 
     def thinned(self) -> tuple[Side, list[str]]:
         """Return the side with its chains thinned to nearly independent rows, and a note where there was anything to thin."""
-        target = self.given
-        if target is None or target.samples is None or target.chains is None:
+        target = self.target
+        if target.samples is None or target.chains is None:
             return self, []
         few, step = target.thinned()
         rows = 0 if few.samples is None else len(few.samples)
         note = f"the chains of {self.name} were thinned to every {step}. row, {rows:,} of {len(target.samples):,}"
-        return replace(self, given=few), [note]
+        return replace(self, target=few), [note]
 
     @classmethod
     def of(cls, obj: Any, name: str) -> Side:
@@ -77,15 +85,54 @@ class Side:
                 fitted_on = getattr(getattr(obj, "target", None), "samples", None)
             obj = model
         if not isinstance(obj, Distribution):
-            return cls(name, _in_memory(Target.of(obj), name), None)
+            target = _in_memory(Target.of(obj), name)
+            if target.bijection.is_discrete:
+                return cls(name, normalised_target(target), mass_on="atoms")
+            return cls(name, target)
         obj = widened(obj)
         if obj.batch_shape != () and obj.event_shape == ():
             because = f"{name} is a batch of {tuple(obj.batch_shape)} distributions"
             instead = "Give one, or torch.distributions.Independent(…, 1) for a vector"
             raise InputError(cannot("estimate one divergence of it", because, instead))
-        if obj.support is not None and obj.support.is_discrete:
-            return cls(name, None, obj)
-        return cls(name, Target.of(obj), obj, fitted_on)
+        alone = coordinates(obj) or []
+        obj = alone[0] if len(alone) == 1 else obj  # one column is a law of one number, for which closed forms are known
+        mass_on = where_mass_is(obj)
+        return cls(name, Target.of(obj) if mass_on == "density" else target_of_law(obj), obj, fitted_on, mass_on)
+
+
+def on_one_ground(p: Side, q: Side) -> tuple[Side, Side]:
+    """Read rows without a stated support as rows of atoms: where the other side lives on atoms, or where both repeat like atoms.
+
+    Raises:
+        InputError: a row can't be an atom of the other side.
+    """
+    if p.is_bare and q.is_bare and _repeats(p.target) and _repeats(q.target):
+        return replace(p, mass_on="atoms"), replace(q, mass_on="atoms")
+    return _joining(p, q), _joining(q, p)
+
+
+def _joining(side: Side, other: Side) -> Side:
+    """Return bare rows as rows of what the other side lives on."""
+    rows = side.target.samples
+    if not side.is_bare or rows is None or other.mass_on == "density" or other.target.dim != side.target.dim:
+        return side
+    columns = getattr(getattr(other.distribution, "support", None), "columns", ())
+    is_atomic = [i for i in range(rows.shape[1]) if other.mass_on == "atoms" or columns[i].is_discrete]
+    broken = (rows != rows.round())[:, is_atomic].any(1).nonzero()[:, 0].tolist()
+    if broken:
+        shown = ", ".join(f"{v:.6g}" for v in rows[broken[0]].tolist()[:8])
+        because = f"{other.name} lives on atoms, and row {broken[0]} of {side.name} isn't of whole numbers: {shown}"
+        raise InputError(cannot("compare p and q", because, "Give both as discrete distributions, or both as continuous ones"))
+    return replace(side, mass_on=other.mass_on)
+
+
+def _repeats(p: Target) -> bool:
+    """Whether rows are whole numbers of which each occurs ten times or more, on average."""
+    x = p.samples
+    few = None if x is None else x[:_MIN_REPEATS_OF_ATOMS]
+    if x is None or few is None or bool((few != few.round()).any()) or bool((x != x.round()).any()):
+        return False
+    return len(x.unique(dim=0)) * _MIN_REPEATS_OF_ATOMS <= len(x)
 
 
 def _in_memory(target: Target, name: str) -> Target:
@@ -116,13 +163,19 @@ class Question:
 
     @property
     def targets(self) -> tuple[Target, Target]:
-        """The targets of two continuous sides."""
+        """The targets of both sides."""
         return self.p.target, self.q.target
 
     @property
     def continuous(self) -> bool:
-        """Whether neither lives on atoms."""
-        return not self.p.discrete and not self.q.discrete
+        """Whether both have densities, in all columns."""
+        return self.p.mass_on == self.q.mass_on == "density"
+
+    @property
+    def atoms(self) -> tuple[Atoms, Atoms] | None:
+        """The probabilities of both sides, if both live on atoms and have them."""
+        p, q = self.p.atoms, self.q.atoms
+        return None if p is None or q is None else (p, q)
 
     @property
     def is_kl(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, as_number, cannot
 
 Kind = TypeVar("Kind")
 _MIN_EIGENVALUE_RATIO = 1e-12
@@ -25,7 +25,7 @@ _MAX_CODES = 1_000_000
 def check_choice(family: Any, field: str, choices: Sequence[str]) -> None:
     """Refuse a field that isn't one of the choices."""
     value = getattr(family, field)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         *others, last = map(repr, choices)
         because = f"`{field}={value!r}` isn't one of its choices"
         raise InputError(cannot(f"use `{type(family).__name__}`", because, f"Choose {', '.join(others)} or {last}"))
@@ -33,7 +33,8 @@ def check_choice(family: Any, field: str, choices: Sequence[str]) -> None:
 
 def check_whole(family: Any, field: str, instead: str = "") -> None:
     """Refuse a field that isn't a whole number of at least 1."""
-    value = getattr(family, field)
+    value = as_int(getattr(family, field))
+    object.__setattr__(family, field, value)
     if not _is_whole(value):
         because = f"`{field}={value!r}` isn't a whole number of at least 1"
         raise InputError(cannot(f"use `{type(family).__name__}`", because, instead or f"Give, say, {field}=4"))
@@ -41,7 +42,8 @@ def check_whole(family: Any, field: str, instead: str = "") -> None:
 
 def check_not_negative(family: Any, field: str) -> None:
     """Refuse a field that isn't a finite number of at least 0."""
-    value = getattr(family, field)
+    value = as_number(getattr(family, field))
+    object.__setattr__(family, field, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         because = f"`{field}={value!r}` isn't a finite number of at least 0"
         raise InputError(cannot(f"use `{type(family).__name__}`", because, f"Give, say, {field}=0 or {field}=1.0"))
@@ -50,7 +52,7 @@ def check_not_negative(family: Any, field: str) -> None:
 def check_widths(family: Any) -> None:
     """Refuse a field `hidden` that isn't the widths of layers; keep it as a tuple, since a saved configuration has a list."""
     hidden = family.hidden
-    widths = tuple(hidden) if isinstance(hidden, (tuple, list)) else (hidden,)
+    widths = tuple(map(as_int, hidden)) if isinstance(hidden, (tuple, list)) else (as_int(hidden),)
     if not all(map(_is_whole, widths)):
         because = f"`hidden={hidden!r}` isn't the widths of layers"
         raise InputError(cannot(f"use `{type(family).__name__}`", because, "Give, say, hidden=(64, 64)"))

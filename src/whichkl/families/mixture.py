@@ -40,7 +40,7 @@ class Mixture(Family):
     law: str = "gaussian"
 
     def __post_init__(self) -> None:
-        if self.components != "auto":
+        if not isinstance(self.components, str) or self.components != "auto":
             check_whole(self, "components", "Give, say, components=2, or components='auto'")
         check_choice(self, "covariance", SHAPES)
         check_choice(self, "law", LAWS)

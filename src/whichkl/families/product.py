@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, cannot
 from whichkl.families.columns import IndependentColumns
 from whichkl.families.family import MomentFamily
 from whichkl.families.field_checks import BITS, check_not_negative, expect, first_outside, shown
@@ -52,13 +52,16 @@ class Product(MomentFamily):
 
     def __post_init__(self) -> None:
         if self.margins is not None and not isinstance(self.margins, str):
-            object.__setattr__(self, "margins", tuple(self.margins))
+            object.__setattr__(self, "margins", _listed(self.margins, "margins", "the names of margins"))
         for name in self.named:
-            if name not in MARGINS:
+            if not isinstance(name, str) or name not in MARGINS:
                 instead = f"Choose among {', '.join(sorted(MARGINS))}"
                 raise InputError(cannot(f"use the margin {name!r}", "it isn't a known one", instead))
         if self.categories is not None:
-            object.__setattr__(self, "categories", tuple(self.categories))
+            object.__setattr__(self, "categories", _listed(self.categories, "categories", "numbers of categories"))
+            if any(k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1) for k in self.categories or ()):
+                because = f"`categories={self.categories!r}` isn't a whole number of at least 1, or None, per column"
+                raise InputError(cannot("use `Product`", because, "Give, say, categories=(3, None)"))
         check_not_negative(self, "smoothing")
 
     def __repr__(self) -> str:
@@ -226,6 +229,14 @@ class Product(MomentFamily):
             if score == score:
                 scores[margin.name] = score
         return max(scores, key=lambda one: scores[one]), _in_words(x, is_whole)
+
+
+def _listed(value: Any, field: str, what: str) -> tuple[Any, ...]:
+    """Return a field as a tuple; refuse what isn't a list."""
+    if not isinstance(value, (list, tuple)):
+        because = f"`{field}` is a `{type(value).__name__}`, not a list of {what}"
+        raise InputError(cannot("use `Product`", because, f"Give a list with one entry per column as {field}="))
+    return tuple(map(as_int, value))
 
 
 def _fitted(margin: Margin, x: Tensor, name: str, w: Tensor | None = None) -> Distribution:

@@ -13,14 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import InputError, TargetError, as_int, cannot
 from whichkl.arrays import tensor_of
 from whichkl.diagnostics import model_target, reference_around, stein_terms
-from whichkl.importance import effective_sample_size, khat_limit, pareto_smooth
+from whichkl.importance import MIN_SHARE_OF_DRAWS, effective_sample_size, khat_limit, pareto_smooth
 from whichkl.particles import Particles, temper
 from whichkl.printable import brief
+from whichkl.process.memory import check_memory
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
+from whichkl.user_code import call_user
 
 _PARTICLES = 4_096
 """Number of particles for up to `_MAX_DRAWS_OF_FEW_PARTICLES` draws."""
@@ -80,7 +82,8 @@ class Weighted:
 def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_modes: bool = False) -> Weighted:
     """Return weighted points distributed as p: n draws of q with Pareto-smoothed importance weights, or particles.
 
-    The weights are used if k̂ ≤ 0.5, so that they have a finite variance, and q isn't known to miss modes. Otherwise sequential
+    The weights are used if k̂ ≤ 0.5, so that they have a finite variance, or if they are worth at least 0.9 n draws, so that no
+    tail matters, and q isn't known to miss modes. Otherwise sequential
     Monte Carlo moves particles from a Gaussian around q to p. They are used if it finished, moves were accepted, twice as many
     moves change no mean significantly, its islands agree on log Z to half a nat, and Stein's identity holds on the particles,
     E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. If they aren't, weights are used up to k̂ = min(1 − 1/log₁₀ n, 0.7).
@@ -104,7 +107,8 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
     log_weight = (target.log_prob(x).to(torch.float64) - q.log_prob(x).to(torch.float64)).detach().cpu()
     smoothed, khat = pareto_smooth(log_weight) if bool((log_weight > -math.inf).any()) else (log_weight, math.inf)
     by_weights = Weighted(x, smoothed, "importance weights", khat)
-    if khat <= _MAX_KHAT_WITH_VARIANCE and not misses_modes:
+    is_even = effective_sample_size(smoothed) >= MIN_SHARE_OF_DRAWS * n  # then a heavy tail of the weights hardly counts
+    if (khat <= _MAX_KHAT_WITH_VARIANCE or is_even) and not misses_modes:
         return by_weights
     particles = _particles(target, x, n, seed, wider=_WIDTH_OF_SEARCH if misses_modes else _WIDTH_OF_START)
     wrong = _distrust(target, particles)
@@ -158,10 +162,18 @@ def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: W
 
 
 def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
-    returned, do = f(points), "take the expectation of this function"
+    do = "take the expectation of this function"
+    returned = call_user(lambda: f(points), do)
     if returned is None:
         raise InputError(cannot(do, "it returned None", "Return (n,) or (n, k)"))
-    value = tensor_of(returned).detach().to("cpu", torch.float64)
+    try:
+        value = tensor_of(returned).detach()
+    except (TypeError, ValueError) as error:
+        because = f"it returned a `{type(returned).__name__}`"
+        raise InputError(cannot(do, because, "Return (n,) or (n, k) numbers")) from error
+    if value.is_complex():
+        raise InputError(cannot(do, "it returned complex numbers", "Return (n,) or (n, k) real numbers"))
+    value = value.to("cpu", torch.float64)
     if value.ndim not in (1, 2) or len(value) != len(points):
         because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
         raise InputError(cannot(do, because, "Return (n,) or (n, k), one row per point"))
@@ -171,13 +183,16 @@ def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
     return value
 
 
-def check_draws(model: Any, names: tuple[str, ...], n: Any) -> None:
-    """Refuse a conditional model, whose draws need an x, and an n that isn't a whole number of at least 1."""
+def check_draws(model: Any, names: tuple[str, ...], n: Any) -> int:
+    """Return n as an int; refuse a conditional model, whose draws need an x, and an n that isn't a whole number of at least 1."""
     if not isinstance(model, Distribution):
         because = f"it is a conditional model of {', '.join(names[:4])}, with a law for each x"
         raise InputError(cannot("draw from this fit alone", because, "Use `fit.model(x).sample((n,))`"))
+    n = as_int(n)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InputError(cannot(f"draw n={n!r} points", "it isn't a whole number of at least 1", "Give, say, n=1000"))
+    check_memory(16 * n * len(names), f"draw {n:,} points", "Give, say, n=10000")
+    return n
 
 
 def _particles(target: Target, x: Float[Tensor, "n d"], n: int, seed: int, *, wider: float) -> Particles:

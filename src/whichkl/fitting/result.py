@@ -12,9 +12,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whichkl._checks import IntegrityError, WhichklError
+from whichkl._arguments import typed
+from whichkl._checks import IntegrityError, WhichklError, check_seed
 from whichkl.advice import Advice
-from whichkl.diagnostics import Diagnostics, JudgedFit, explain, shown_weights
+from whichkl.diagnostics import Diagnostics, JudgedFit, explain
 from whichkl.diagnostics import linear_response as responses
 from whichkl.divergences import Estimate
 from whichkl.families import Family, family_from_config, family_of
@@ -22,12 +23,14 @@ from whichkl.files.saving import FORMAT
 from whichkl.fitting.checking import checked
 from whichkl.fitting.correction import Expectation, Weighted, check_draws, draw, expectation
 from whichkl.fitting.correction import corrected as corrected_points
+from whichkl.fitting.printed import printed
 from whichkl.fitting.saved_fit import FIT, FitFields, rebuilt
 from whichkl.fitting.scores import Scores
 from whichkl.fitting.scoring import score
-from whichkl.fitting.summary import MAX_ROWS, Summary, summarize
+from whichkl.fitting.summary import Summary, summarize
+from whichkl.fitting.trust import trust
 from whichkl.objectives import Objective
-from whichkl.printable import HTML, shorten, wrapped
+from whichkl.printable import HTML, shorten
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import shown_progress, with_progress
 from whichkl.samples import Reading
@@ -35,10 +38,6 @@ from whichkl.targets import Target
 from whichkl.targets.supports import Bijection
 
 _DRAWS_FOR_CORRECTION = 10_000
-_MAX_LINES = 40
-"""Largest number of printed lines, of which the table has at least `_MIN_ROWS` rows."""
-_MIN_ROWS = 5
-_MAX_LOSSES = 8
 _MAX_SAVED_ROWS = 1_000
 """Largest number of rows of a table that is saved; of more, a loaded fit has the columns of q only."""
 
@@ -79,30 +78,14 @@ class Fit(HTML):
         """A sentence with the next step for each of `sorted(findings)`."""
         return explain(self.findings, self.family, self.diagnostics)
 
+    @property
+    def trust(self) -> str:
+        """One sentence on what to use in place of p: q, its corrected draws, or neither."""
+        return trust(self)
+
     def __str__(self) -> str:
-        """What was minimised, how it ended, the value, the table of `summary`, the findings: at most 40 lines."""
-        d = self.diagnostics
-        head = f"{self.objective.spec} over {self.family} by {self.solver}: {self.status}"
-        lines = [*wrapped(head), *wrapped(str(self.value), "  ")]
-        if d.elbo is not None:
-            weights = ""
-            if d.ess is not None and (n := d.elbo.n) is not None:
-                weights = f", importance ESS {d.ess:,.0f} of {n:,}, PSIS k̂ {shown_weights(d.ess, d.khat, n)}"
-            lines.append(f"  ELBO {d.elbo.number} nats{weights}")
-        said = []
-        if len(d.optima) > 1:
-            losses = ", ".join(f"{one.loss:.4f}" for one in d.optima[:_MAX_LOSSES])
-            said.append(f"{len(d.optima)} distinct optima, losses {losses}{', …' * (len(d.optima) > _MAX_LOSSES)}")
-        said += [str(one) for one in (d.two_sample, d.calibration) if one is not None and one.p_value is not None]
-        if d.missing_modes is not None and (d.missing_modes.found or d.missing_modes.reason):
-            said.append(str(d.missing_modes))
-        said += d.notes
-        said += [f"{name}: {text}" for name, text in zip(sorted(self.findings), self.explanations, strict=True)]
-        rest = [line for one in said for line in wrapped(one, "  ")]
-        summary = self.summary()
-        rows = max(_MIN_ROWS, min(MAX_ROWS, _MAX_LINES - len(lines) - len(rest) - len(summary.notes) - 2))
-        table = [f"  {line}" for line in summary.lines(rows)]
-        return "\n".join([*lines, *table, *(f"  {note}" for note in summary.notes if table), *rest])
+        """What to use, what was minimised, how it ended, the value, the table of `summary`, the findings: at most 40 lines."""
+        return printed(self)
 
     def __repr__(self) -> str:
         count, d = len(self.findings), len(self.names)
@@ -110,8 +93,9 @@ class Fit(HTML):
         size = f"{d:,} dimension{'s' * (d > 1)}"
         return f"Fit({self.objective.spec}, {shorten(repr(self.family), 160)}, {size}, {self.status}, {found})"
 
+    @typed
     @plain_modes()
-    def summary(self, *, target: Target | None = None) -> Summary:
+    def summary(self, *, target: Any = None) -> Summary:
         """Return a table: each coordinate's mean, standard deviation and 95 % interval, in the coordinates of the target.
 
         If p has a log density, the same numbers of p by importance weights are next to those of q, if the weights can be trusted:
@@ -140,10 +124,9 @@ class Fit(HTML):
     def _summary(self) -> Summary:
         return self.saved_summary or summarize(self)
 
+    @typed
     @plain_modes()
-    def draws(
-        self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Target | None = None
-    ) -> Float[Tensor, "n d"]:
+    def draws(self, n: int = 1_000, *, corrected: bool = False, seed: int = 0, target: Any = None) -> Float[Tensor, "n d"]:
         """Draw n points of q in the coordinates of the target, or, corrected, of p.
 
         Args:
@@ -163,9 +146,10 @@ class Fit(HTML):
         >>> fit(Target(log_prob=lambda x: -x.square().sum(-1), dim=2)).draws(5, corrected=True).shape
         torch.Size([5, 2])
         """
-        check_draws(self.model, self.names, n)
+        n, seed = check_draws(self.model, self.names, n), check_seed(seed)
         return draw(self.model, self._weighted(max(_DRAWS_FOR_CORRECTION, n), seed, target) if corrected else None, n, seed)
 
+    @typed
     @plain_modes()
     def expect(
         self,
@@ -174,7 +158,7 @@ class Fit(HTML):
         corrected: bool = True,
         n: int = _DRAWS_FOR_CORRECTION,
         seed: int = 0,
-        target: Target | None = None,
+        target: Any = None,
     ) -> Expectation:
         """Return E f(x) with its standard error, under p, or under q.
 
@@ -193,10 +177,11 @@ class Fit(HTML):
         >>> print(fit(Target(log_prob=lambda x: -(x - 1).square().sum(-1) / 2, dim=2)).expect(lambda x: x[:, 0]))
         0.999 ± 0.01 (importance weights, 10,000 of 10,000)
         """
-        check_draws(self.model, self.names, n)
+        n, seed = check_draws(self.model, self.names, n), check_seed(seed)
         weighted = self._weighted(n, seed, target) if corrected else None
         return expectation(f, draw(self.model, None, n, seed) if weighted is None else weighted.x, weighted)
 
+    @typed
     @plain_modes()
     def score(self, samples: Any, *, top: int = 20, missing: str | None = None, seed: int = 0) -> Scores:
         """Score rows: log q of each, its rank among the model's own draws, and what drives the strangest ones.
@@ -223,10 +208,9 @@ class Fit(HTML):
         """
         return score(self, samples, top, seed, missing)
 
+    @typed
     @plain_modes()
-    def linear_response(
-        self, columns: Sequence[int | str] | None = None, *, target: Target | None = None
-    ) -> Float[Tensor, "k d"]:
+    def linear_response(self, columns: Sequence[int | str] | None = None, *, target: Any = None) -> Float[Tensor, "k d"]:
         """Return rows of the covariance that a mean-field fit by reverse KL implies: the response of its means to a tilt of p.
 
         Mean field makes columns independent, and too narrow if they are correlated. Σ = [∇² (−ELBO)]⁻¹, in the rows and columns
@@ -261,9 +245,10 @@ class Fit(HTML):
         with shown_progress("correcting draws of the fit"):
             return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
 
+    @typed
     @with_progress("checking the fit")
     @plain_modes()
-    def check(self, *, target: Target | None = None, tell: Callable[[str, float], None] | None = None) -> Fit:
+    def check(self, *, target: Any = None, tell: Callable[[str, float], None] | None = None) -> Fit:
         """Return this fit with everything measured, also what `fit` left out so that judging costs no more than the fit.
 
         That is what `diagnostics.left_out` lists: after `judge=False` nearly everything; otherwise unseen rows beyond the first
@@ -304,6 +289,7 @@ class Fit(HTML):
             **({} if self.reading.is_default else {"reading": asdict(self.reading)}),
         }
 
+    @typed
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `fit.json` and the weights that it names (every optimum's parameters, in free coordinates).
 
@@ -324,6 +310,7 @@ class Fit(HTML):
         return FIT.files(self.to_dict(), tensors)
 
     @classmethod
+    @typed
     @plain_modes()
     def load(cls, folder: str | os.PathLike[str], family: Family | nn.Module | None = None) -> Fit:
         """Read a saved fit.

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from whichkl._checks import LARGEST, InputError, RowError, TargetError, cannot, check_scales
+from whichkl._arguments import typed
+from whichkl._checks import LARGEST, InputError, RowError, TargetError, cannot, check_scales, check_seed
 from whichkl.advice import Advice, advise, default_family
 from whichkl.cluster import Workers, workers_of
 from whichkl.diagnostics import JudgedFit, Judgement, carried, stride_of
@@ -47,6 +48,7 @@ _CLUSTER_UNUSED = "the cluster wasn't used: only passes over samples are spread 
 _SMALLER = "Use Gaussian('diagonal'), whose memory grows in proportion to the dimensions, or a machine with more of it"
 
 
+@typed
 @with_progress("fitting")
 @plain_modes()
 def fit(
@@ -91,7 +93,7 @@ def fit(
     >>> [round(m, 6) for m in result.model.mean.tolist()]
     [1.0, 1.0]
     """
-    _check_seed(seed)
+    seed = check_seed(seed, _MAX_SEED)
     given = Target.of(target)
     named = None if family is None else family_of(family)
     _check_pairs(given, named)
@@ -107,13 +109,6 @@ def fit(
     if log is not None:
         log.clear()
     return fit_of(done, judgement, given)
-
-
-def _check_seed(seed: Any) -> None:
-    is_whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    if not is_whole or seed >= _MAX_SEED:
-        because = f"seeds are below {_MAX_SEED:,}" if is_whole else "it isn't a whole number of at least 0"
-        raise InputError(cannot(f"use `seed={seed!r}`", because, "Give, say, seed=0"))
 
 
 def with_categories(target: Target, family: Family) -> Family:

@@ -16,14 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot, quoted
+from whichkl._checks import InputError, TargetError, as_int, cannot, check_seed, quoted
 from whichkl.arrays import read_matrix
 from whichkl.families.family import log_likelihood
 from whichkl.fitting.scores import Driver, ScoredRow, Scores, Strangest
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Shards, Table, TableError, open_stream
-from whichkl.samples.table import as_frame, is_frame, read_array, read_frame
+from whichkl.samples.table import as_frame, column_names, is_frame, read_array, read_frame
 from whichkl.solvers.work import QUIET
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class Scorer:
             InputError: a column of the fit is missing, or a cell isn't a number.
         """
         reading = self.fit.reading
+        if missing not in (None, "refuse", "drop"):
+            raise InputError(cannot(f"use `missing={missing!r}`", "it is 'refuse' or 'drop'", "Choose one of them"))
         reading = replace(reading, columns=self.names, drop=(), missing=missing or reading.missing)
         if self.fit.names and not self.fit.context_names and not isinstance(self.fit.model, Distribution):
             because = "it was saved without the names of its columns of x"
@@ -106,7 +108,7 @@ class Scorer:
         samples = samples if getattr(samples, "name", None) is None else as_frame(samples)
         if is_frame(samples):
             table = read_frame(samples, reading)
-            return table, tuple(str(name) for name in samples.columns if str(name) not in self.names)
+            return table, tuple(name for name in column_names(samples) if name not in self.names)
         if isinstance(samples, tuple) and len(samples) == 2 and self.fit.context_names:
             samples = torch.cat([read_matrix(one) for one in samples], 1)
         if _are_paths(samples):
@@ -114,7 +116,8 @@ class Scorer:
             return stream, stream.unused
         x = read_matrix(samples)
         if x.shape[1] != len(self.names):
-            because = f"they have {x.shape[1]} columns, and the fit has {len(self.names)}: {', '.join(self.names[:20])}"
+            found = f"they have {x.shape[1]} column{'s' * (x.shape[1] != 1)}"
+            because = f"{found}, and the fit has {len(self.names)}: {', '.join(self.names[:20])}"
             raise InputError(cannot("score these rows", because, "Give these columns in this order, or a DataFrame with names"))
         return read_array(x, self.names, replace(reading, thousands="", categories={})), ()
 
@@ -169,7 +172,7 @@ class Scorer:
     def _own_draws(self) -> Float[Tensor, "n d"]:
         with seeded(self.seed):
             x: Tensor = self.fit.model.sample((_DRAWS,))
-        return x.reshape(_DRAWS, -1)
+        return (x if x.is_floating_point() else x.double()).reshape(_DRAWS, -1)
 
     @cached_property
     def _reference(self) -> Float[Tensor, " n"]:
@@ -281,6 +284,7 @@ def score_blocks(
 
 def score(fit: Fit, samples: Any, top: int, seed: int, missing: str | None) -> Scores:
     """Score rows; see `Fit.score`."""
+    top, seed = as_int(top), check_seed(seed)
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise InputError(cannot(f"score with `top={top!r}`", "it isn't a whole number of at least 0", "Give, say, top=20"))
     blocks: list[tuple[Tensor, Tensor, np.ndarray]] = []

@@ -28,6 +28,8 @@ _MAX_CONDITIONAL_ROWS = 10_000
 _CONDITIONAL_DRAWS = 200_000
 """Draws over all rows of a conditional model: 20 to 200 per row."""
 _LEVEL = 0.01
+_MAX_P_VALUE, _MIN_DISTANCE = 1e-4, 0.06
+"""A gap speaks against a fit up to this p-value, and from this size."""
 _LEVELS = 100
 """The distribution function is compared at k/100."""
 _SIMULATED_CURVES = 2_000
@@ -59,6 +61,11 @@ class ColumnCalibration:
     def differs(self) -> bool:
         """Whether uniformity of the column is rejected at 1 %, corrected for the number of columns."""
         return self.p_value < _LEVEL
+
+    @property
+    def differs_much(self) -> bool:
+        """Whether it is rejected beyond doubt, with a gap that matters: this speaks against a fit."""
+        return self.p_value < _MAX_P_VALUE and self.distance > _MIN_DISTANCE
 
     @property
     def band(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -95,6 +102,9 @@ class Calibration:
         off = sorted((one for one in self.columns if one.differs), key=lambda one: -one.distance)
         shown = ", ".join(f"{one.name} (gap {one.distance:.3f}, p = {one.p_value:.2g})" for one in off[:3])
         more = f" and {len(off) - 3} more" if len(off) > 3 else ""
+        if not any(one.differs_much for one in off):
+            doubt = "the gaps are small" if off[0].distance <= _MIN_DISTANCE else "the rows are too few to be sure"
+            return f"Perhaps not calibrated on {self.rows:,} unseen rows: {shown}{more}; {doubt}."
         return f"Not calibrated on {self.rows:,} unseen rows: {shown}{more}."
 
     def to_dict(self) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class TwoSample:
         if self.auc is None or self.p_value is None:
             return f"No classifier test: {self.reason}."
         can = "can" if self.differs else "can't"
-        return f"A classifier {can} tell unseen rows from the model's draws: {self.number} (chance: 0.5), {self.chance}."
+        level = f"{'below' if self.differs else 'not below'} {_LEVEL:g}"
+        return f"A classifier {can} tell unseen rows from the model's draws: {self.number} (chance: 0.5), {self.chance}, {level}."
 
     @property
     def number(self) -> str:
@@ -139,7 +140,7 @@ def c2st(x_held: Float[Tensor, "n d"], model_draws: Float[Tensor, "m d"], seed: 
 
     >>> x, y = torch.randn(2, 500, 3, generator=torch.Generator().manual_seed(0))
     >>> print(c2st(x, y))
-    A classifier can't tell unseen rows from the model's draws: AUC 0.516 ± 0.026 (chance: 0.5), p = 0.26.
+    A classifier can't tell unseen rows from the model's draws: AUC 0.516 ± 0.026 (chance: 0.5), p = 0.26, not below 0.01.
     """
     try:
         return _c2st(x_held, model_draws, seed)

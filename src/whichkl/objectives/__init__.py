@@ -60,6 +60,10 @@ def objective_of(objective: Objective | str) -> Objective:
     """
     if isinstance(objective, Objective):
         return objective
+    given: Any = objective
+    if not isinstance(given, str):
+        instead = f"Give the name of one, such as {next(iter(OBJECTIVES))!r}"
+        raise InputError(cannot("minimise this objective", f"it is a `{type(objective).__name__}`", instead))
     name, colon, value = (part.strip() for part in objective.partition(":"))
     known = OBJECTIVES.get(name)
     if known is None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_number, cannot
 from whichkl.access import Access, Requirement
 from whichkl.divergences import kinds
 from whichkl.objectives.objective import DRAWS_AND_LOG_P, Objective, Ratios, check_weight
@@ -46,7 +46,7 @@ class Jeffreys(Objective):
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        check_weight("weight_on_forward", self.weight_on_forward, closed=True)
+        check_weight(self, "weight_on_forward", closed=True)
 
     @property
     def reads_p(self) -> bool:
@@ -91,7 +91,7 @@ class _Mixed(Objective):
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        check_weight("weight", self.weight)
+        check_weight(self, "weight")
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,7 @@ class Renyi(Objective):
 
     def __post_init__(self) -> None:
         """Check the order."""
+        object.__setattr__(self, "order", as_number(self.order))
         if isinstance(self.order, bool) or not isinstance(self.order, (int, float)):
             raise InputError(cannot(f"use `order={self.order!r}`", "it isn't a number", "Give, say, 0.5"))
         if not 0 < self.order < math.inf or self.order == 1:

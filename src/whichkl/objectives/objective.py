@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_number, cannot
 from whichkl.access import Access, Requirement
 from whichkl.divergences import kinds
 
@@ -124,8 +124,10 @@ def parameters(objective: Objective) -> tuple[str, ...]:
     return tuple(one.name for one in fields(objective)) if is_dataclass(objective) else ()
 
 
-def check_weight(name: str, value: float, *, closed: bool = False) -> None:
+def check_weight(objective: Objective, name: str, *, closed: bool = False) -> None:
     """Refuse a weight outside (0, 1), or, with `closed`, outside [0, 1]."""
+    value = as_number(getattr(objective, name))
+    object.__setattr__(objective, name, value)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not (0 <= value <= 1 if closed else 0 < value < 1):
         because = "it must lie between 0 and 1" if closed else "it must lie strictly between 0 and 1"

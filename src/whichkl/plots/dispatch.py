@@ -44,7 +44,8 @@ def plot(fit: Any) -> Figure:
         return figure_of(fit)
     fits = list(fit) if isinstance(fit, (list, tuple)) else []
     if not fits or not all(isinstance(one, Fit) for one in fits):
-        what = "an empty list" if fit in ([], ()) else f"a `{type(fit).__name__}`{' that holds something else' if fits else ''}"
+        what = f"a `{type(fit).__name__}`{' that holds something else' if fits else ''}"
+        what = "an empty list" if isinstance(fit, (list, tuple)) and not fit else what
         raise InputError(cannot("draw this", f"it is {what}", "Pass what whichkl.fit returned, or a list of that"))
     for one in fits:
         if one.names != fits[0].names or not isinstance(one.model, Distribution):

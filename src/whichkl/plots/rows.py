@@ -156,7 +156,7 @@ def margin_curve(fit: Fit, both: RowsAndDraws, j: int, ends: tuple[float, float]
     """The model's margin: differences of its distribution function where that is known, else of its draws."""
     draws, (low, high) = both.draws[:, j], ends
     if both.has_atoms[j]:
-        values, counts = draws.unique(return_counts=True)
+        values, counts = draws.round().unique(return_counts=True)  # of a density, what is within ½ of each number
         inside = (values >= low) & (values <= high)
         return values[inside].tolist(), short((counts[inside] / len(draws)).tolist())
     grid = torch.linspace(low, high, _GRID_POINTS, dtype=torch.float64, device="cpu")

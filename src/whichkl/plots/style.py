@@ -19,6 +19,7 @@ SOFT = {"target": "rgba(139,147,161,0.28)", "forward_kl": "rgba(47,127,214,0.18)
 for _name, _one in OBJECTIVES.items():
     if _one.is_between:
         COLORS[_name], SOFT[_name] = "#9457c9", "rgba(148,87,201,0.18)"
+_COLOR_WORDS = {"#2f7fd6": "blue", "#e0762f": "orange", "#9457c9": "violet", "#3a9d6a": "green"}
 MAX_LEGEND_LENGTH = 30
 AXIS = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.2)", "linecolor": "rgba(128,128,128,0.5)", "automargin": True}
 
@@ -27,6 +28,15 @@ def new_figure() -> Figure:
     """Return an empty figure."""
     figure: Figure = require("plotly.graph_objects", "app").Figure()
     return figure
+
+
+def color_word(arm: str) -> str:
+    """Return the word for the colour of an arm, or of an objective.
+
+    >>> color_word("reverse_kl")
+    'orange'
+    """
+    return _COLOR_WORDS[COLORS[color_of(arm)]]
 
 
 def color_of(arm: str) -> str:

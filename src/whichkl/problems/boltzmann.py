@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, cannot, check_seed
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 from whichkl.targets.supports import list_states
@@ -42,6 +42,7 @@ class RestrictedBoltzmann(nn.Module):
     def __init__(self, visible: int, hidden: int, seed: int = 0, coupling: float = 4.0) -> None:
         """Draw the weights."""
         super().__init__()
+        visible, hidden, seed = as_int(visible), as_int(hidden), check_seed(seed)
         for name, value, least in (("visible", visible, 1), ("hidden", hidden, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 because = f"it isn't a whole number of at least {least}"

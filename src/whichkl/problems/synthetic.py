@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, cannot
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 from whichkl.targets.calling import Function
@@ -74,6 +74,7 @@ def funnel(dim: int = 2) -> Target:
     >>> funnel(10)
     Target(dim=10, access: log_prob, normalized, differentiable)
     """
+    dim = as_int(dim)
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
         raise InputError(cannot(f"make a funnel with `dim={dim!r}`", "it has a mouth and a neck", "Use at least 2"))
 
@@ -168,6 +169,7 @@ def many_well(dim: int = 32, access: Known = "both") -> Target:
     >>> many_well(32)
     Target(dim=32, access: sampler, log_prob, differentiable)
     """
+    dim = as_int(dim)
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2 or dim % 2:
         raise InputError(cannot(f"make wells with `dim={dim!r}`", "they come in pairs of coordinates", "Use an even number"))
     grid = torch.linspace(-4, 4, 80_001, dtype=torch.float64, device="cpu")

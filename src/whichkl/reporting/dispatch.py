@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
 from whichkl.distillation import Distillation
 from whichkl.files.writing import is_report, write_whole
@@ -20,6 +21,7 @@ from whichkl.study import Study
 
 
 @plain_modes()
+@typed
 def report(result: Any, path: str | os.PathLike[str]) -> Path:
     """Write the report of a fit, a study or a distillation as one HTML file; for a study also as Markdown next to it.
 

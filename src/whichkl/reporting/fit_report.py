@@ -13,6 +13,7 @@ from whichkl.plots import calibration_curves, components_curve, margins, pairs, 
 from whichkl.plots.curves import training
 from whichkl.plots.fitted import MAX_INTERVALS
 from whichkl.plots.rows import MAX_COLUMNS, MAX_MARGINS, data
+from whichkl.plots.style import color_word
 from whichkl.reporting.page import Block, Page, Section, configuration_section
 from whichkl.solvers import Optimum
 
@@ -63,7 +64,7 @@ def verdict_section(fit: Fit, *, has_pictures: bool = True) -> Section:
     if has_pictures and (isinstance(fit.model, Distribution) or data(fit) is not None):
         figure = plot(fit)
         blocks.append(Block.chart(figure, (figure.layout.meta or {}).get("caption") or _caption(fit)))
-    return Section("Did it work?", f"The solver {fit.status}, and {judgement}; {fit.value}.", tuple(blocks))
+    return Section("Did it work?", f"{fit.trust} The solver {fit.status}, and {judgement}; {fit.value}.", tuple(blocks))
 
 
 def summary_block(summary: Summary) -> Block:
@@ -151,7 +152,8 @@ def _check_rows(d: Diagnostics) -> list[Row]:
         rows.append(("classifier, unseen rows or draws of q?", d.two_sample.number, f"chance is 0.5; {d.two_sample.chance}"))
     if d.calibration is not None and d.calibration.p_value is not None:
         count = len(d.calibration.columns)
-        what = f"least of {count} columns, corrected for their number" if count > 1 else "of the one column"
+        joint = f"{count - 1} columns and of all together, corrected for their number"
+        what = f"least of {joint}" if count > 1 else "of the one column"
         rows.append(("calibration", f"p = {d.calibration.p_value:.2g}", f"{what}, on {d.calibration.rows:,} unseen rows"))
     if d.node_error is not None:
         rows.append(("node error", f"{d.node_error:.3g}", "shift of the means in sd when the nodes are doubled"))
@@ -181,7 +183,8 @@ def rows_section(fit: Fit) -> Section | None:
     if curve is not None:
         caption = "Held-out −log q for each number of components, with one standard error: lower is better."
         blocks.append(Block.chart(curve, caption))
-    return Section("The model and the data", "Grey is the data p, blue the model q.", tuple(blocks)) if blocks else None
+    what = f"Grey is the data p, {color_word(fit.objective.name)} the model q."
+    return Section("The model and the data", what, tuple(blocks)) if blocks else None
 
 
 def _compared(fit: Fit) -> list[Block]:

@@ -58,6 +58,9 @@ def is_plain(kind: Any) -> bool:
 def floats(column: Any) -> np.ndarray:
     """Return the numbers of an Arrow column, without a copy where possible; a null becomes NaN."""
     if column.null_count or not is_plain(column.type):
+        types = require("pyarrow", "app").types
+        if types.is_integer(column.type):  # a null would make float64 of it, with fewer digits
+            check_whole(column.drop_null().to_numpy(zero_copy_only=False), "samples")
         column = column.cast("float64", safe=False)
     return np.asarray(column.to_numpy(zero_copy_only=False))
 

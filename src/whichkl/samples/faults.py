@@ -24,6 +24,7 @@ TRUTH_WORDS = frozenset({"true", "false", "True", "False", "TRUE", "FALSE"})
 SEPARATORS = {",": "a comma", "'": "an apostrophe", "_": "an underscore", " ": "a space", "\u00a0": "a no-break space"}
 """Characters that may separate thousands. A dot is the decimal point."""
 _DATE = re.compile(r"(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{2,4})([T ]\d.*)?|\d{1,2}:\d{2}(:\d{2}(\.\d*)?)?")
+_COMPLEX = re.compile(r"\([^\s()]+[+-][^\s()]+j\)")
 _MAX_PLACES = 3
 """Largest number of places that a message names per column."""
 _MAX_FAULTS_SHOWN = 40
@@ -35,6 +36,7 @@ _WORDS = {
     "infinite": "is infinite",
     "text": "holds text",
     "date": "holds dates or times",
+    "complex": "holds complex numbers",
     "thousands": "has thousands separators",
     "decimal comma": "has decimal commas",
 }
@@ -135,7 +137,7 @@ class Faults:
         for column, kind in found:
             kinds.setdefault(column, set()).add(kind)
         categories = [column for column in kinds if self._is_category(column)]
-        dropped = [column for column, found in kinds.items() if column not in categories and found & {"text", "date"}]
+        dropped = [column for column, found in kinds.items() if column not in categories and found & {"text", "date", "complex"}]
         empty = [column for column in kinds if self._is_empty(column)]
         rest = {kind for column, found in kinds.items() if column not in (*dropped, *empty) for kind in found}
         keywords: dict[str, Any] = {"categories": categories, "drop": [*dropped, *empty]}
@@ -144,8 +146,10 @@ class Faults:
         keywords = {name: value for name, value in keywords.items() if value}
         dates = [f"`{column}`" for column in dropped if "date" in kinds[column]]
         odd = [f"`{column}`" for column in dropped if not self._is_text(column)]
+        has_complex = any("complex" in found for found in kinds.values())
         others = [f"write {', '.join(dates)} as numbers, such as days since the first"] * bool(dates)
-        others += [f"correct these cells of {', '.join(odd)}"] * bool(odd and not dates)
+        others += [f"correct these cells of {', '.join(odd)}"] * bool(odd and not dates and not has_complex)
+        others += ["give real and imaginary parts as columns"] * has_complex
         others += ["write numbers with a decimal point"] * ("decimal comma" in rest)
         others += ["drop or repair the rows with infinite cells"] * ("infinite" in rest)
         return TableError.of(f"read {what}", because + self.reach, keywords, ", or ".join(others))
@@ -193,7 +197,7 @@ def kind_of(cell: str, thousands: str = "") -> str | None:
             return None if mark == thousands else "thousands"
     if re.fullmatch(r"[+-]?[\d.]*\d,\d+", cell):
         return "decimal comma"
-    return "date" if _DATE.fullmatch(cell) else "text"
+    return "date" if _DATE.fullmatch(cell) else "complex" if _COMPLEX.fullmatch(cell) else "text"
 
 
 def grouped(mark: str) -> str:

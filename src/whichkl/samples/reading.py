@@ -49,11 +49,11 @@ class Reading:
         """
         if missing not in ("refuse", "drop"):
             raise InputError(cannot(f"use `missing={missing!r}`", "it is 'refuse' or 'drop'", "Choose one of them"))
-        if thousands and thousands not in SEPARATORS:
+        if thousands is not None and thousands not in SEPARATORS:
             because = "it separates no thousands: " + ", ".join(f"{mark!r} is {words}" for mark, words in SEPARATORS.items())
             raise InputError(cannot(f"use `thousands={thousands!r}`", because, "Choose one of these"))
         labels = categories if isinstance(categories, Mapping) else dict.fromkeys(_listed(categories), ())
-        labels = {str(name): tuple(str(one) for one in known) for name, known in labels.items()}
+        labels = {str(name): tuple(str(one) for one in _listed(known)) for name, known in labels.items()}
         return cls(None if columns is None else _listed(columns), _listed(drop), missing, thousands or "", labels)
 
     @property
@@ -162,7 +162,11 @@ def texts(column: Any) -> Any:
         column = column.dictionary_decode()
     if types.is_floating(column.type):
         column = compute.if_else(compute.is_nan(column), None, column)
-    text = compute.utf8_trim_whitespace(column.cast("string"))
+    try:
+        column = column.cast("string")
+    except arrow.ArrowNotImplementedError:  # lists, structures, intervals
+        column = arrow.array([None if one is None else str(one) for one in column.to_pylist()], arrow.string())
+    text = compute.utf8_trim_whitespace(column)
     return compute.if_else(compute.equal(text, ""), None, text)
 
 
@@ -173,7 +177,9 @@ def select(x: Float[Tensor, "n d"], names: Sequence[str], kept: Sequence[str]) -
 
 
 def _listed(names: Any) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(str(name) for name in names or ())
+    if isinstance(names, str) or not isinstance(names, (Iterable, type(None))):
+        names = [names]  # such as a column with a number as its name
+    return tuple(str(name) for name in names) if names is not None else ()
 
 
 def _order(label: str) -> tuple[float, str]:

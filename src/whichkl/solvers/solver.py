@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, cannot
 from whichkl.access import Access
 from whichkl.families import Family
 from whichkl.objectives import Direction, Objective
@@ -180,7 +180,8 @@ def distinct(optima: list[Optimum], same: float = 0.02) -> tuple[Optimum, ...]:
 def check_counts(solver: Solver, **least: int) -> None:
     """Refuse fields of a solver that aren't whole numbers of at least the given values; None, a default, is allowed."""
     for name, low in least.items():
-        value = getattr(solver, name)
+        value = as_int(getattr(solver, name))
+        object.__setattr__(solver, name, value)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             because = f"`{name}={value!r}` isn't a whole number of at least {low}"
             raise InputError(cannot(f"use `{type(solver).__name__}`", because, f"Give, say, {name}={max(low, 10)}"))

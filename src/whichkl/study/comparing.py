@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from whichkl._checks import InputError, cannot
+from whichkl._arguments import typed
+from whichkl._checks import InputError, as_int, cannot
 from whichkl.cluster import Ray, workers_of
 from whichkl.distillation.classifier import DistillationTarget
 from whichkl.process.torch_modes import plain_modes
@@ -48,6 +49,7 @@ def _cells_of(tell: Tell) -> Callable[[Progress], None]:
     return lambda progress: tell(f"{progress.done:,} of {progress.of:,} cells", progress.done / max(1, progress.of))
 
 
+@typed
 @with_progress("comparing", _cells_of)
 @plain_modes()
 def compare(
@@ -121,6 +123,7 @@ def run(
     tell: Callable[[Progress], None] | None = None,
 ) -> Study:
     """Run a plan; see `compare` for the arguments and errors."""
+    workers = as_int(workers)
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise InputError(cannot(f"use `workers={workers!r}`", "it isn't a whole number of at least 1", "Give, say, 4"))
     if workers is not None and cluster is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from whichkl._checks import InputError, TargetError, cannot, plain
+from whichkl._checks import InputError, TargetError, as_int, as_number, cannot, plain
 from whichkl.advice import advise, default_family
 from whichkl.distillation.classifier import DistillationTarget, Student, student_identity
 from whichkl.distillation.training import row_divergence_of, spec_of
@@ -134,6 +134,7 @@ def plan_of(
     chosen = tuple(with_categories(given, one) for one in _families(given, families))
     wanted = _objectives(p, chosen[0], objectives)
     measures, own = _metrics(metrics)
+    held_out, draws, budget = as_number(held_out), as_int(draws), as_int(budget)
     if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0.01 <= held_out <= 0.9:
         raise InputError(cannot(f"use `held_out={held_out!r}`", "it isn't between 0.01 and 0.9", "Correct it"))
     _check_count("draws", draws, 100)
@@ -179,17 +180,23 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
     >>> seeds_of(3), seeds_of([4, 7])
     ((0, 1, 2), (4, 7))
     """
+    seeds = as_int(seeds)
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
         if seeds > _MAX_SEEDS:
             raise InputError(cannot(f"use `seeds={seeds}`", f"the largest number is {_MAX_SEEDS:,}", "Give, say, 10"))
         return tuple(range(seeds))
-    listed_ = [] if isinstance(seeds, (int, str, float)) else list(seeds)
+    several: Any = seeds
+    listed_ = list(map(as_int, several)) if _is_list(several) else []
     if not listed_ or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in listed_):
         because = "it is neither a number of seeds nor a list of whole numbers of at least 0"
         raise InputError(cannot(f"use `seeds={seeds!r}`", because, "Give, say, 10"))
     if len(set(listed_)) < len(listed_):
         raise InputError(cannot(f"use `seeds={seeds!r}`", "one is in it twice, which adds no evidence", "Name each once"))
     return tuple(listed_)
+
+
+def _is_list(value: Any) -> bool:
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) == 1 and not isinstance(value, (str, bytes))
 
 
 def family_text(family: Family) -> str:
@@ -274,7 +281,7 @@ def _metrics(metrics: Sequence[str | Metric] | None) -> tuple[tuple[str, ...], d
 
 def measure_named(name: str) -> str:
     """Return the name of a measure of the scorecard."""
-    if name not in MEASURES:
+    if not isinstance(name, str) or name not in MEASURES:
         known = f"{', '.join(MEASURES)}, or a function; in a file or on the command line FILE.py:FUNCTION"
         raise InputError(cannot(f"measure `{name}`", "there is no such metric", f"Choose among {known}"))
     return name

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 _SAMPLES = (Stream, DataLoader, Dataset, str, os.PathLike, Tensor, np.ndarray, list, tuple)
 
 
+_READABLE = ("to_numpy", "__array__", "__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
+"""An object with one of these is read as samples: of pandas, polars, pyarrow, xarray, JAX and others."""
+
+
 def _models() -> str:
     return " or ".join(adapter.KIND for adapter in MODEL_ADAPTERS)
 
@@ -44,12 +48,18 @@ def arguments_of(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tu
         raise InputError(cannot("use further arguments", because, "Leave them out"))
     if isinstance(obj, Distribution):
         return _of_distribution(obj), None
-    if isinstance(obj, _SAMPLES) or hasattr(obj, "to_numpy"):
+    if isinstance(obj, type):
+        because = "it is a class"
+        raise InputError(cannot(f"make a target of `{obj.__name__}`", because, f"Give an instance, `{obj.__name__}(…)`"))
+    if isinstance(obj, _SAMPLES) or any(hasattr(obj, name) for name in _READABLE):
         return {"samples": obj}, None
     if callable(obj):
         because = "a bare function doesn't say its dimension"
         instead = f"Use `Target(log_prob=f, dim=d)`, or for {_models()} pass its arguments too, `Target.of(model, data, …)`"
         raise InputError(cannot("make a target of it", because, instead))
+    if isinstance(obj, dict):
+        because = "a dict has no order of rows and columns"
+        raise InputError(cannot("make a target of a `dict`", because, "Give pandas.DataFrame(x), or an array"))
     known = f"a torch Distribution, an array, a DataFrame, a path, a DataLoader or {_models()}"
     raise InputError(cannot(f"make a target of a `{type(obj).__name__}`", f"it is none of {known}", "Convert it"))
 

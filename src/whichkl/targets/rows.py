@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from whichkl._checks import InputError, cannot, check_finite, quoted
+from whichkl._checks import InputError, as_int, cannot, check_finite, quoted
 from whichkl.arrays import default_names, read_matrix, read_names, read_weights, tensor_of, widened
 from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
 from whichkl.samples.loader import LoaderPart
-from whichkl.samples.table import as_frame, is_frame, places_of_rows, read_array, read_frame
+from whichkl.samples.table import as_frame, column_names, is_frame, is_plain, places_of_rows, read_array, read_frame, renamed
 from whichkl.targets.supports import Bijection
 
 _MAX_LABELS_SHOWN = 20
@@ -221,6 +220,11 @@ def read_rows(
             because = f"a tuple of {len(samples)} was given, and a pair is (x, y)"
             raise InputError(cannot("use these samples", because, "Give one (n, d) array, or a pair of arrays"))
         x, samples = samples
+        x_table, y_table = (read_frame(one, Reading()) if is_frame(one) and not is_plain(one) else None for one in (x, samples))
+        if x_table is not None:
+            x, x_names = x_table.values, x_table.names
+        if y_table is not None:
+            samples, names = y_table.values, y_table.names if names is None else names
     if samples is None:
         return Rows(names=names)
     y = read_matrix(samples, dtype, device)
@@ -229,6 +233,14 @@ def read_rows(
     context_names = () if context is None else read_names(x_names, x, context.shape[1])
     is_scalar = context is not None and np.ndim(samples) == 1
     return Rows(y, context, None, y.shape[1], names, context_names, is_scalar, samples, table)
+
+
+def _renamed(frame: Any, names: Sequence[str]) -> Any:
+    """Return a table with these names, if there is one for each column."""
+    if len(names) != len(column_names(frame)):
+        because = f"{len(names)} names were given for {len(column_names(frame))} columns"
+        raise InputError(cannot("use these `names`", because, "Give each column its own name"))
+    return renamed(frame, names)
 
 
 def _codes(name: str, labels: Sequence[str]) -> str:
@@ -243,9 +255,8 @@ def _codes(name: str, labels: Sequence[str]) -> str:
 
 def _table_in_memory(samples: Any, names: Sequence[str] | None, reading: Reading) -> Table | None:
     """Read a DataFrame, or choose columns and rows of a matrix; None where nothing is to be chosen or converted."""
-    is_plain = reading.is_default and is_frame(samples) and samples.select_dtypes(["number", "bool"]).shape == samples.shape
-    if is_frame(samples) and not is_plain:
-        return read_frame(samples if names is None else samples.set_axis(list(names), axis=1), reading)
+    if is_frame(samples) and not (reading.is_default and is_plain(samples)):
+        return read_frame(samples if names is None else _renamed(samples, names), reading)
     if reading.is_default:
         return None
     if samples is None or isinstance(samples, tuple):
@@ -310,6 +321,18 @@ def _has_flat_response(stream: Stream) -> bool:
     return bool(np.ndim(batch[1]) == 1)
 
 
+def check_tensor_options(dtype: Any, device: Any) -> None:
+    """Refuse a `dtype` that isn't one of torch's floating types, and a `device` that torch can't use here."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        because = "it isn't one of torch's floating types"
+        raise InputError(cannot(f"use `dtype={dtype!r}`", because, "Give torch.float64 or torch.float32"))
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        because = f"torch refuses it: {str(error).splitlines()[0][:160]}"
+        raise InputError(cannot(f"use `device={device!r}`", because, "Leave it out, for the CPU")) from error
+
+
 def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
     """Return the number of coordinates of a target."""
     if dim is None:
@@ -317,12 +340,13 @@ def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
             because = "there are no samples to read the dimension from"
             raise InputError(cannot("make a target of functions alone", because, "Pass `dim=`"))
         return width or 1
-    if isinstance(dim, bool) or not isinstance(dim, Integral) or int(dim) < 1:
+    dim = as_int(dim)
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         because = "it must be a whole number of at least 1"
-    elif width is not None and width != int(dim):
+    elif width is not None and width != dim:
         because = f"the samples have {width} columns"
-    elif int(dim) > _MAX_DIM:
+    elif dim > _MAX_DIM:
         because = f"it is more than {_MAX_DIM:,}, the largest number of coordinates of a log density"
     else:
-        return width or int(dim)
+        return width or dim
     raise InputError(cannot(f"use `dim={dim!r}`", because, "Give the number of coordinates of one point"))

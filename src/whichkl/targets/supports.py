@@ -129,6 +129,13 @@ class Bijection:
         return [_describe(part) for part in self.constraints]
 
 
+class _NoFormula(InputError, NotImplementedError):
+    """A moment without a formula, which torch's own laws report by a `NotImplementedError`."""
+
+
+_CARRIED = "it is a law on the whole line, carried onto a support, and its moments have no formula"
+
+
 class Supported(TransformedDistribution):
     """A model on a support, whose density is 0 outside; torch's own class has NaN there, since it assumes the whole line."""
 
@@ -138,6 +145,19 @@ class Supported(TransformedDistribution):
     def support(self) -> Constraint:
         """Where the density isn't 0."""
         return _Inside(self.bijection)
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """Refused, with what to do: it has no formula."""
+        raise _NoFormula(
+            cannot("give the mean of this model", _CARRIED, "Use the fit's `summary()`, or the mean of its `draws()`")
+        )
+
+    @property
+    def variance(self) -> Float[Tensor, " d"]:
+        """Refused, with what to do: it has no formula."""
+        instead = "Use the fit's `summary()`, or the variance of its `draws()`"
+        raise _NoFormula(cannot("give the variance of this model", _CARRIED, instead))
 
     def log_prob(self, value: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
         """Return the log density: −inf outside the support, NaN at NaN."""
@@ -221,8 +241,12 @@ def parse_support(support: Support) -> tuple[Constraint, ...]:
         return (constraints.real,)
     if isinstance(support, Constraint):
         return (support,)
-    if not isinstance(support, str):
+    if isinstance(support, (list, tuple)):
         return tuple(part for one in support for part in parse_support(one))
+    if not isinstance(support, str):
+        because = f"a `{type(support).__name__}` is no support"
+        instead = "Give a word such as 'positive', a constraint of torch.distributions.constraints, or a list of one per column"
+        raise InputError(cannot("use this `support`", because, instead))
     word = support.strip()
     if word in _WORDS:
         return (_WORDS[word],)

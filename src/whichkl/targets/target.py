@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from whichkl._arguments import typed
 from whichkl._checks import TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.adapters import Model
@@ -32,7 +33,7 @@ from whichkl.targets.free_laws import FreeLaw, free_law
 from whichkl.targets.light_parts import LightPart, light_parts
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
-from whichkl.targets.rows import read_dim, read_rows
+from whichkl.targets.rows import check_tensor_options, read_dim, read_rows
 from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states, support_of_columns
 from whichkl.user_code import call_user
 
@@ -81,6 +82,7 @@ class Target:
     <Access: log_prob, differentiable>
     """
 
+    @typed
     @plain_modes()
     def __init__(
         self,
@@ -116,6 +118,7 @@ class Target:
         """Points (k, d) at modes that were found before, the heaviest first, from which searches start too."""
         self.repeats: Repeats | None = None
         """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
+        check_tensor_options(dtype, device)
         log_prob, score, batched = functions_of(log_prob, energy, score, normalized, batched)
         others = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
         is_whole = any(value is not None for value in others.values())

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from whichkl._checks import InputError, cannot
+from whichkl._arguments import typed
+from whichkl._checks import InputError, cannot, check_seed
 from whichkl.distillation.audit import edge_checks, finite_checks, row_checks, token_checks, value_checks
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
 from whichkl.distillation.audit.identify import UNKNOWN, Examination, Nature, Reduction, find_nature, knob
@@ -19,6 +20,7 @@ from whichkl.distillation.losses import DIVERGENCES
 from whichkl.process.threads import one_thread
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
+from whichkl.targets.rows import check_tensor_options
 
 _NAN = frozenset({"nan"})
 _UNSTEADY = _NAN | {"random", "state"}
@@ -66,6 +68,7 @@ _CHECKS: dict[str, tuple[Callable[[Examination], Check] | None, frozenset[str]]]
 after them. Those that are None here are made before: all others need what they find."""
 
 
+@typed
 @with_progress("calling the loss")
 @plain_modes()
 def audit(
@@ -111,6 +114,11 @@ def audit(
         raise InputError(
             cannot(f"check the claim {claims!r}", "there is none of that name", f"Use one of {', '.join(DIVERGENCES)}")
         )
+    seed = check_seed(seed)
+    check_tensor_options(None, device)
+    if any(not isinstance(ends, (list, tuple)) or len(ends) != 2 for ends in (knobs or {}).values()):
+        because = "each parameter of the loss has two values, a low and a high one"
+        raise InputError(cannot("turn these `knobs`", because, "Give, say, knobs={'beta': (0.1, 0.9)}"))
     loss = instance_of(loss_fn) if isinstance(loss_fn, type) else loss_fn
     subject = Subject(loss, adapter_for(adapter, loss), seed, device)
     with one_thread():  # small tensors: more threads only wait for each other

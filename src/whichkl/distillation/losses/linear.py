@@ -14,12 +14,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, cannot
 from whichkl.distillation.losses.heads import Gradients, HeadDivergence, Needs, Triple, accumulating
 from whichkl.distillation.losses.reduction import (
+    check_flag,
     check_mask,
+    check_number,
     check_reduction,
     check_temperature,
+    check_tensors,
     checked_vocabulary,
     count,
     refuse_transforms,
@@ -98,7 +101,12 @@ def linear_divergence(
     """
     check_temperature(temperature)
     check_reduction(reduction)
+    check_flag("temperature_squared", temperature_squared)
     caps = (softcap_student, softcap_teacher)
+    scales = {"logit_scale_student": logit_scale_student, "logit_scale_teacher": logit_scale_teacher}
+    given = {"softcap_student": softcap_student, "softcap_teacher": softcap_teacher, "chunk_size": chunk_size}
+    for name, value in {**scales, **{name: value for name, value in given.items() if value is not None}}.items():
+        check_number(name, value)
     if any(cap is not None and not 0 < cap < math.inf for cap in caps):
         raise InputError(cannot(f"cap logits at {caps}", "a soft cap is positive", "Pass None for no cap"))
     _check_heads(hidden_student, weight_student, bias_student, "student")
@@ -114,7 +122,8 @@ def linear_divergence(
             because = "a gradient of it isn't computed here"
             raise InputError(cannot("learn this temperature", because, "Multiply the student's hidden states by 1/temperature"))
         temperature = float(temperature)
-    if chunk_size is not None and chunk_size < 1:
+    chunk_size = as_int(chunk_size)
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise InputError(cannot(f"use chunk_size={chunk_size}", "a chunk is at least one row", "Pass None to choose by memory"))
     settings = HeadDivergence(
         divergence_named(divergence, **parameters),
@@ -145,6 +154,8 @@ def linear_divergence(
 
 
 def _check_heads(hidden: Tensor, weight: Tensor, bias: Tensor | None, who: str) -> None:
+    others = {} if bias is None else {f"bias_{who}": bias}
+    check_tensors(**{f"hidden_{who}": hidden, f"weight_{who}": weight}, **others)
     shapes = f"hidden states {tuple(hidden.shape)}, a weight {tuple(weight.shape)}"
     shapes += "" if bias is None else f" and a bias {tuple(bias.shape)}"
     fits = hidden.dim() >= 1 and weight.dim() == 2 and hidden.shape[-1] == weight.shape[1]

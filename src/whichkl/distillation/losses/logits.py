@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.reduction import (
+    check_flag,
     check_mask,
     check_reduction,
     check_temperature,
@@ -281,8 +282,10 @@ def of_logits(
     >>> of_logits(RowForwardKL(), teacher=torch.tensor([[1.0, 0.0]]), student=torch.tensor([[0.0, 0.0]]))
     tensor(0.1109)
     """
+    _check_divergence(divergence)
     check_temperature(temperature)
     check_reduction(reduction)
+    check_flag("temperature_squared", temperature_squared)
     _check_logits(teacher, student, vocabulary, temperature)
     check_mask(mask, student.shape[:-1])
     dtype = torch.float64 if torch.float64 in (student.dtype, _dtype(teacher)) else torch.float32
@@ -294,6 +297,12 @@ def of_logits(
         values = divergence.value(_log_probs(teacher, temperature, mask, vocabulary, dtype), log_q)
     loss = reduce(values, mask, reduction)
     return loss * temperature**2 if temperature_squared else loss
+
+
+def _check_divergence(divergence: Any) -> None:
+    if not isinstance(divergence, RowDivergence):
+        because = f"it is a `{type(divergence).__name__}`, not a row divergence"
+        raise InputError(cannot("compute this divergence", because, "Give one, such as `divergence_named('forward_kl')`"))
 
 
 def _log_probs(

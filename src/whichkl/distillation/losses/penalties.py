@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.reduction import check_mask, check_reduction, reduce
+from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_tensors, reduce
 
 LogProbs = Float[Tensor, "..."]
 Mask = Bool[Tensor, "..."]
@@ -52,8 +52,9 @@ def kl_estimate(
     >>> kl_estimate(policy=torch.tensor([-1.0, -2.0]), reference=torch.tensor([-1.5, -1.8]), estimator="k3")
     tensor(0.0640)
     """
-    if estimator not in ESTIMATORS:
+    if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise InputError(cannot(f"use estimator={estimator!r}", "it isn't known", f"Use one of {', '.join(ESTIMATORS)}"))
+    check_tensors(policy=policy, reference=reference)
     ratio = _log_ratio(policy.detach(), reference.detach(), mask, reduction)
     values = {"k1": lambda r: r, "k2": lambda r: r.square() / 2, "k3": lambda r: r + torch.expm1(-r)}[estimator](ratio)
     return reduce(values, mask, reduction)
@@ -89,6 +90,7 @@ def kl_penalty_loss(
     >>> policy.grad
     tensor([ 0.5000, -0.2000])
     """
+    check_tensors(policy=policy, reference=reference, **({} if behaviour is None else {"behaviour": behaviour}))
     ratio = _log_ratio(policy, reference.detach(), mask, reduction)
     values = ratio.square() / 2
     if behaviour is not None:

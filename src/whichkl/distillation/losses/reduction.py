@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, as_int, as_number, cannot
 
 Rows = Float[Tensor, "..."]
 Mask = Bool[Tensor, "..."]
 
+_MAX_TEMPERATURE = 1e18
+"""Larger temperatures leave nothing of a float32 logit."""
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -39,9 +39,31 @@ def count(values: Rows, mask: Mask | None) -> Tensor | int:
 
 def check_reduction(reduction: str) -> None:
     """Refuse an unknown reduction."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         because = "a divergence is a sum over the vocabulary, and its mean goes over rows"
         raise InputError(cannot(f"use reduction={reduction!r}", because, f"Pass one of {', '.join(REDUCTIONS)}"))
+
+
+def check_tensors(**given: Any) -> None:
+    """Refuse what isn't a tensor."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            because = f"it is a `{type(value).__name__}`, not a tensor"
+            raise InputError(cannot(f"use this {name}", because, "Pass a torch tensor"))
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse what isn't a finite number."""
+    number = as_number(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < _MAX_TEMPERATURE:
+        shown = f"{name}={value!r}" if isinstance(number, (int, float)) else f"this {name}"
+        raise InputError(cannot(f"use {shown}", "it isn't a finite number", "Pass a number"))
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise InputError(cannot(f"use this {name}", f"it is a `{type(value).__name__}`", "Pass True or False"))
 
 
 def check_mask(mask: Any, rows: torch.Size) -> None:
@@ -60,12 +82,14 @@ def check_temperature(temperature: Any) -> None:
     """Refuse a temperature that isn't one positive, finite number; it may be a tensor that holds one."""
     if isinstance(temperature, Tensor):
         refuse_transforms("use this temperature", "Pass a number", temperature)
-    if not isinstance(temperature, int | float | np.number) and not (isinstance(temperature, Tensor) and temperature.dim() == 0):
+    number = as_number(temperature)
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    if not is_number and not (isinstance(temperature, Tensor) and temperature.dim() == 0):
         kind = f"has the shape {tuple(temperature.shape)}" if hasattr(temperature, "shape") else f"is {temperature!r}"
         because = f"it {kind}, and one number divides all logits"
         instead = "Pass a number; for one temperature per row, divide the logits before the call"
         raise InputError(cannot("use this temperature", because, instead))
-    if not 0 < temperature < math.inf:
+    if not 0 < temperature < _MAX_TEMPERATURE:
         because = "logits are divided by it"
         raise InputError(cannot(f"use temperature={temperature}", because, "Pass a positive number; 1 leaves the logits alone"))
 
@@ -73,6 +97,10 @@ def check_temperature(temperature: Any) -> None:
 def checked_vocabulary(what: str, columns: Mapping[str, int], vocabulary: int | None) -> int:
     """Return how many columns are tokens, from the numbers of columns of the teacher and the student."""
     least = min(columns.values())
+    vocabulary = as_int(vocabulary)
+    if vocabulary is not None and (isinstance(vocabulary, bool) or not isinstance(vocabulary, int)):
+        because = f"it is a `{type(vocabulary).__name__}`, not a whole number"
+        raise InputError(cannot("use this vocabulary", because, f"Pass 1 ≤ vocabulary ≤ {least}"))
     if vocabulary is None and len(set(columns.values())) > 1:
         because = " and ".join(f"the {who} has {count} columns" for who, count in columns.items())
         hint = "If both share a tokenizer and the rest is padding, pass vocabulary= the number of tokens"

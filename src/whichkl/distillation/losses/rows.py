@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from whichkl._checks import InputError, cannot
+from torch import Tensor
+
+from whichkl._checks import InputError, as_number, cannot
 from whichkl.distillation.losses.logits import Loss, of_logits
 from whichkl.divergences.kinds import PARAMETERS, ROW_DIVERGENCES, RowDivergence
 from whichkl.divergences.kinds import divergence_named as _named
@@ -48,7 +50,10 @@ def _row_loss(name: str, example: str = "...") -> RowLoss:
     divergence = ROW_DIVERGENCES[name]
 
     def loss(**given: Any) -> Loss:
-        parameters = {name: value for name, value in given.items() if name not in _SHARED}
+        # A tensor may have a gradient, so that it stays what it is.
+        parameters = {
+            name: value if isinstance(value, Tensor) else as_number(value) for name, value in given.items() if name not in _SHARED
+        }
         return of_logits(divergence(**parameters), **{name: given[name] for name in given if name in _SHARED})
 
     made: Any = loss

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributions import Bernoulli, Binomial, Categorical, Distribution, NegativeBinomial, OneHotCategorical, Poisson
-from torch.nn.functional import logsigmoid
+from torch.distributions import Binomial, NegativeBinomial, Poisson
 
 from whichkl._checks import InputError, cannot
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.exact.atoms import MAX_ATOMS, is_settled, named
 from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence, ReverseKLDivergence
 from whichkl.process.threads import use_one_thread
 
@@ -28,9 +28,6 @@ _BLOCKS_PER_JOB = 16
 _MAX_SUM_ERROR = 0.99e-4
 # Below `floor`, the ratio q/p loses digits; below `least` nats, rounding can reach 1e-6 of the divergence.
 _LIMITS = {torch.float32: (1e-30, 0.03), torch.float64: (1e-290, 0.0)}
-_NEGLIGIBLE_NATS = 40.0
-"""Nats below the largest at which the probabilities of countable atoms are left off."""
-_MAX_ATOMS = 1 << 17
 
 
 def rows(
@@ -156,31 +153,6 @@ def _sum(p: Float[Tensor, "b v"], q: Float[Tensor, "b v"], spare: Float[Tensor, 
         sums[0] += extra
 
 
-def enumerate_atoms(
-    p: Distribution, q: Distribution, kind: IntegralDivergence
-) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"], Float[Tensor, "v d"]] | None:
-    """Log probabilities of two discrete distributions over their joint atoms, and the atoms; None if they can't be listed.
-
-    Countable supports (Poisson, Geometric, …) are listed until e⁻⁴⁰ of the largest is left of either, and until the terms of the
-    divergence have fallen as far, or are seen not to fall.
-    """
-    lists = [one for one in (_atoms(p), _atoms(q)) if one is not None]
-    if len(lists) < 2:
-        return None
-    atoms = torch.cat(lists).unique(dim=0)
-    if not (p.has_enumerate_support and q.has_enumerate_support):
-        # A divergence such as χ² weights tails more than the probabilities do: the list ends where its own terms do.
-        while not _settled(kind.log_tail(_log_mass(p, atoms), _log_mass(q, atoms))) and len(atoms) < _MAX_ATOMS:
-            atoms = torch.arange(2 * len(atoms), dtype=torch.float64, device="cpu")[:, None]
-    return _log_mass(p, atoms), _log_mass(q, atoms), atoms
-
-
-def _settled(size: Float[Tensor, " v"]) -> bool:
-    """Whether the last terms are negligible and fall."""
-    top, last = float(size.max()), size[-len(size) // 8 :]
-    return top == math.inf or float(last.max()) < top - _NEGLIGIBLE_NATS or top == -math.inf
-
-
 def log_sum(kind: IntegralDivergence, log_p: Float[Tensor, "... v"], log_q: Float[Tensor, "... v"]) -> Float[Tensor, ...]:
     """The divergence of rows of atoms: for Rényi's by the logarithm of the sum, which neither overflows nor vanishes."""
     if isinstance(kind, RenyiDivergence):
@@ -197,11 +169,11 @@ def enumeration(
     missed = kind.misses(log_p, log_q)
     where = (missed > 0).nonzero().flatten().tolist()
     if where:
-        shown = ", ".join(_name(atoms[i]) for i in where[:5]) + (", …" if len(where) > 5 else "")
+        shown = ", ".join(named(atoms[i]) for i in where[:5]) + (", …" if len(where) > 5 else "")
         note = f"{float(missed.sum()):.4g} of the mass of {regions.outside(missed, log_p, log_q)}, on the atoms {shown}"
         return Estimate.settled(kind.name, math.inf, "enumeration", note)
     value, size = float(log_sum(kind, log_p, log_q)), kind.log_tail(log_p, log_q)
-    if len(size) >= _MAX_ATOMS and not _settled(size):
+    if len(size) >= MAX_ATOMS and not is_settled(size):
         # Terms that rise to the end of 131,072 atoms never sum up; terms that fall too slowly are left to other methods.
         if not bool((size[-len(size) // 8 :].diff() >= 0).all()):
             return None
@@ -210,7 +182,7 @@ def enumeration(
     return Estimate.settled(kind.name, value if value > 0 or math.isnan(value) else 0.0, "enumeration", f"{len(atoms):,} atoms")
 
 
-def rounding_of_counts(p: Distribution, atoms: Float[Tensor, "v d"]) -> float:
+def rounding_of_counts(p: Any, atoms: Float[Tensor, "v d"]) -> float:
     """The rounding error of a log probability in which log-gamma functions of counts cancel, such as a binomial one."""
     if not isinstance(p, (Binomial, NegativeBinomial, Poisson)):
         return 0.0
@@ -239,56 +211,3 @@ def _log(block: Tensor, form: Form, who: str, numbers: Int[Tensor, " b"]) -> Flo
         because = f"row {int(numbers[row])} of {who} sums to {float(total[row]):.6g}, not 1"
         raise InputError(cannot("take these as probabilities", because, "Normalise them first"))
     return (block / total[:, None]).log()
-
-
-def _atoms(p: Distribution) -> Float[Tensor, "v d"] | None:
-    if p.has_enumerate_support:
-        try:
-            return p.enumerate_support().reshape(-1, max(1, p.event_shape.numel())).to(torch.float64)
-        except NotImplementedError:
-            return None
-    support = p.support
-    if support is None or not support.is_discrete or p.event_shape != ():
-        return None
-    count = 64
-    while count <= 1 << 22:
-        atoms = torch.arange(count, dtype=torch.float64, device="cpu")[:, None]
-        size = _log_mass(p, atoms)
-        if float(size[-1]) < float(size.max()) - _NEGLIGIBLE_NATS and float(size.logsumexp(0)) > -1e-6:
-            return torch.arange(2 * count, dtype=torch.float64, device="cpu")[:, None]
-        count *= 2
-    return None
-
-
-def _log_mass(p: Distribution, atoms: Float[Tensor, "v d"]) -> Float[Tensor, " v"]:
-    support = p.support
-    points = atoms[:, 0] if p.event_shape == () else atoms
-    inside = torch.ones(len(atoms), dtype=torch.bool, device="cpu") if support is None else support.check(points)
-    value = torch.full((len(atoms),), -math.inf, dtype=torch.float64, device="cpu")
-    inside = inside if inside.ndim == 1 else inside.all(-1)
-    if bool(inside.any()):
-        value[inside] = _log_prob(p, points[inside]).to(torch.float64)
-    return value
-
-
-def _log_prob(p: Distribution, atoms: Tensor) -> Tensor:
-    """Log probabilities without torch's clamp of the parameter to some 1e-16, which makes infinite KLs finite."""
-    if isinstance(p, OneHotCategorical):
-        return _log_prob(p._categorical, atoms.argmax(-1))
-    given = vars(p)
-    if isinstance(p, Categorical):
-        each: Tensor = given["probs"].log() if "probs" in given else given["logits"].log_softmax(-1)
-        return each[atoms.long()]
-    if isinstance(p, (Bernoulli, Binomial)):
-        if "probs" in given:
-            yes, no = given["probs"].log(), (-given["probs"]).log1p()
-        else:
-            yes, no = logsigmoid(p.logits), logsigmoid(-p.logits)
-        n = p.total_count if isinstance(p, Binomial) else torch.ones((), dtype=torch.float64, device="cpu")
-        ways = torch.lgamma(n + 1) - torch.lgamma(atoms + 1) - torch.lgamma(n - atoms + 1)
-        return ways + torch.where(atoms > 0, atoms * yes, 0.0) + torch.where(n > atoms, (n - atoms) * no, 0.0)
-    return p.log_prob(atoms.to(p.mean.dtype))
-
-
-def _name(atom: Tensor) -> str:
-    return f"{float(atom):g}" if atom.numel() == 1 else str([int(v) for v in atom])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,11 +19,14 @@ from whichkl.access import Access
 from whichkl.arrays import tensor_of
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate
+from whichkl.divergences.exact.atoms import enumerate_atoms, is_discrete
 from whichkl.divergences.exact.boxes import Integral, integrate
 from whichkl.divergences.exact.closed_form import closed_form
+from whichkl.divergences.exact.discrete import enumeration
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Ground, Located
 from whichkl.divergences.exact.tails import REACHES, diverges
 from whichkl.divergences.kinds import ForwardKLDivergence, IntegralDivergence, RenyiDivergence, WeightedKLs
+from whichkl.families.columns import IndependentColumns
 from whichkl.targets import Target
 from whichkl.targets.coordinates import in_free_coordinates
 
@@ -234,13 +238,15 @@ def _by_sticks(p: Target) -> Target:
 
 
 def coordinates(p: Distribution | None) -> list[Distribution] | None:
-    """The laws of the coordinates of `Independent(base, 1)`, or None where p isn't of that form.
+    """The laws of independent coordinates, of `Independent(base, 1)` or of a fit of `Product`; None where p isn't of that form.
 
     >>> import torch
     >>> from torch.distributions import Normal
     >>> [float(one.mean) for one in coordinates(Independent(Normal(torch.tensor([1.0, 2.0]), 1.0), 1))]
     [1.0, 2.0]
     """
+    if isinstance(p, IndependentColumns):
+        return list(p.laws)
     if not isinstance(p, Independent) or p.reinterpreted_batch_ndims != 1 or p.batch_shape != () or p.base_dist.event_shape != ():
         return None
     try:
@@ -255,8 +261,17 @@ def _rows_of(base: Distribution) -> list[Distribution] | None:
         parts, weights = _rows_of(base.component_distribution), base.mixture_distribution.probs
         each = [] if parts is None else zip(weights, parts, strict=True)
         return [MixtureSameFamily(Categorical(probs=one), part) for one, part in each] or None
+    if type(base).__module__.partition(".")[0] not in ("torch", "whichkl"):
+        return None
+    if "logits" in base.arg_constraints and is_discrete(base):
+        # A law of atoms stores one of its two parameters, and computes the other with fewer digits.
+        stored = {name: value for name, value in vars(base).items() if isinstance(value, Tensor)}
+        laws = [copy.copy(base) for _ in range(base.batch_shape[0])]
+        for j, law in enumerate(laws):
+            vars(law).update({name: value[j] for name, value in stored.items()}, _batch_shape=torch.Size())
+        return laws
     values, kind = {name: getattr(base, name, None) for name in base.arg_constraints}, cast(Any, type(base))
-    if type(base).__module__.partition(".")[0] != "torch" or not values or any(value is None for value in values.values()):
+    if not values or any(value is None for value in values.values()):
         return None
     wide = {name: tensor_of(value).expand(base.batch_shape) for name, value in values.items()}
     return [kind(**{name: value[j] for name, value in wide.items()}) for j in range(base.batch_shape[0])]
@@ -279,16 +294,20 @@ def of_products(p: Distribution | None, q: Distribution | None, kind: IntegralDi
     if len(pairs) < 2:
         return None
     each = []
+    method = "enumeration" if all(is_discrete(one) for pair in pairs for one in pair) else "quadrature"
     for a, b in pairs:
         known = closed_form(a, b, kind)
-        is_finite = known is not None and math.isfinite(known.value)
-        each.append(known if known and is_finite else divergence(Target.of(a), Target.of(b), kind))
+        if known is None or not math.isfinite(known.value):
+            known = _of_coordinate(a, b, kind)
+        if known is None:
+            return None
+        each.append(known)
     infinite = next((j for j, one in enumerate(each) if math.isinf(one.value)), None)
     if infinite is not None:
         note = f"in coordinate {infinite + 1}: {'; '.join(each[infinite].notes) or 'its divergence is infinite'}"
-        return Estimate.settled(kind.name, math.inf, "quadrature", note)
+        return Estimate.settled(kind.name, math.inf, method, note)
     value = _JOINED[kind.name]([one.value for one in each])
-    joined = Estimate.settled(kind.name, value, "quadrature", f"joined from {len(each)} independent coordinates, one at a time")
+    joined = Estimate.settled(kind.name, value, method, f"joined from {len(each)} independent coordinates, one at a time")
     doubts = tuple(dict.fromkeys(note for one in each if one.finite != "certified" for note in one.notes))
     if doubts:
         joined = replace(joined, finite="not certified", notes=(*joined.notes, *doubts))
@@ -297,3 +316,10 @@ def of_products(p: Distribution | None, q: Distribution | None, kind: IntegralDi
     # 1 + χ² is the product of the coordinates' 1 + χ²: an error of one factor is multiplied by the others.
     error = math.fsum(one.stderr for one in each) * (1 + value if kind.name == "chi_squared" else 1)
     return replace(joined, stderr=error, exact=False, reliable=all(one.reliable for one in each))
+
+
+def _of_coordinate(p: Distribution, q: Distribution, kind: IntegralDivergence) -> Estimate | None:
+    if not is_discrete(p) and not is_discrete(q):
+        return divergence(Target.of(p), Target.of(q), kind)
+    listed = enumerate_atoms(p, q, kind)
+    return None if listed is None else enumeration(listed[0], listed[1], kind, listed[2])
