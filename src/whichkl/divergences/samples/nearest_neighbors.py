@@ -16,10 +16,11 @@ from whichkl._checks import InputError, cannot, check_log_prob
 from whichkl.divergences import regions
 from whichkl.divergences.draws.monte_carlo import missed
 from whichkl.divergences.estimate import NORMAL, Estimate
-from whichkl.divergences.samples.bound import exceeded, hidden
+from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.neighbor_calibration import (
     TWIN_ROWS,
     bias_on,
+    by_shape,
     drift,
     gaussian,
     judged,
@@ -51,7 +52,8 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
 
     Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
     least. The error is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's
-    larger, with the bias found on the twins added in squares. It's unreliable where that bias is above two sampling errors
+    larger, with a bias added in squares: the largest of that on the Gaussian twins, that on rows whose labels a flexible classifier
+    draws (`shape_twins`), what lies beyond the ends of y (`beyond_reach`), and what the classifier shows more. It's unreliable where that bias is above two sampling errors
     and a tenth of the twin's truth, where fitting noise makes up as much of that truth, where the value comes near its
     `cap`, where a twentieth of x lies so far from y that the balls around them aren't local (the KL may be infinite), or
     below 50 rows; and, for what no Gaussian shows, where it grows with the rows by more than on the twin, or where few columns
@@ -97,12 +99,14 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     wrong += drift(value, sampling, few, bias, bias_on(p, q, *few.sizes, estimate, generator, 25), a.shape)
     if len(a) <= MAX_ROWS_OF_FULL_CORRECTION and 2 * k < min(len(a), len(b), _MAX_ROWS_OF_BLUR_CHECK) / 4:
         wrong += _blurred(white, twin, k, variant, generator)
+    shape, reasons = by_shape(a, b, estimate, value, sampling, seed)
+    wrong += reasons
     # Whatever a part of the columns shows is a lower bound of the whole: above this end it contradicts the interval.
-    upper = value + NORMAL * math.hypot(sampling, bias.value)
-    wrong += hidden(a, b, upper, seed) + exceeded(a, b, upper, seed)
+    wrong += hidden(a, b, value + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
     raw = Estimate("forward_kl", value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
-    return judged(raw, bias, truth, estimate(*whiten(*coarse)) - value if coarse else 0.0, min(len(a), len(b)), wrong)
+    change = estimate(*whiten(*coarse)) - value if coarse else 0.0
+    return judged(raw, bias, truth, change, min(len(a), len(b)), wrong, shape)
 
 
 def _value(
