@@ -1,13 +1,14 @@
 """Coverage on shapes that aren't Gaussian: how often the interval from samples holds the truth, pair by pair.
 
-Tails, skew, ends of supports, bumps and mixtures in 1, 2 and 5 dimensions. Coverage is that of the 95 % interval among the answers
-that call themselves reliable. The answers are the automatic one and the classifier's from two samples, and the neighbours' from one
-sample and a density. A truth is a quadrature in one dimension, else the mean over four million draws.
+Tails, skew, ends of supports, bumps and mixtures in 1, 2 and 5 dimensions. Coverage is that of the 95 % interval among the
+answers that call themselves reliable. Three ways are judged: the automatic answer from two samples and the classifier's, five
+divergences each, and the forward KL from one sample and a density. A truth is a quadrature, or the mean over four million draws.
 
-`python benchmarks/coverage_shapes.py 20 500 2000` makes 20 repeats at 500 and 2,000 rows; words after these are parts of the names
-of pairs.
+`python benchmarks/coverage_shapes.py 20 500 2000` makes 20 repeats at 500 and 2,000 rows. Words after these select the pairs
+whose names contain one of them.
 """
 
+import json
 import math
 import os
 import warnings
@@ -35,10 +36,12 @@ class Columns:
     turn: Any = None
 
     def sample(self, n, rng):
+        """Draws, (n, d)."""
         x = np.column_stack([one.rvs(n, random_state=rng) for one in self.margins])
         return x if self.turn is None else x @ np.asarray(self.turn).T
 
     def log_prob(self, x):
+        """Log densities, (n,)."""
         if self.turn is None:
             return sum(one.logpdf(column) for one, column in zip(self.margins, x.T, strict=True))
         turn = np.asarray(self.turn)
@@ -52,9 +55,11 @@ class Joint:
     law: Any
 
     def sample(self, n, rng):
+        """Draws, (n, d)."""
         return self.law.rvs(n, random_state=rng).reshape(n, -1)
 
     def log_prob(self, x):
+        """Log densities, (n,)."""
         return np.atleast_1d(self.law.logpdf(x))
 
 
@@ -66,11 +71,13 @@ class Bumps:
     parts: tuple[Any, ...]
 
     def sample(self, n, rng):
+        """Draws, (n, d)."""
         counts = rng.multinomial(n, self.weights)
         rows = np.concatenate([part.sample(count, rng) for part, count in zip(self.parts, counts, strict=True) if count])
         return rng.permutation(rows)
 
     def log_prob(self, x):
+        """Log densities, (n,)."""
         terms = [math.log(weight) + part.log_prob(x) for weight, part in zip(self.weights, self.parts, strict=True)]
         return np.logaddexp.reduce(terms)
 
@@ -82,11 +89,13 @@ class Banana:
     bend: float
 
     def sample(self, n, rng):
+        """Draws, (n, d)."""
         x = rng.normal(size=(n, 2))
         x[:, 1] += self.bend * (x[:, 0] ** 2 - 1)
         return x
 
     def log_prob(self, x):
+        """Log densities, (n,)."""
         return stats.norm.logpdf(x[:, 0]) + stats.norm.logpdf(x[:, 1] - self.bend * (x[:, 0] ** 2 - 1))
 
 
@@ -217,3 +226,63 @@ def once(cell):
     density = wk.Target(log_prob=lambda z: q.log_prob(np.asarray(z)), dim=x.shape[1], normalized=True)
     found["one sample", "forward_kl"] = wk.estimate(p=x, q=density, seed=seed)
     return cell, {key: (*one.interval, one.reliable, one.value) for key, one in found.items()}
+
+
+def judged(pairs, answers):
+    """Share of reliable answers, coverage among these, and the pair that covers least, of some answers."""
+    of_pair = {}
+    for name, divergence, (low, high, reliable, _) in answers:
+        if name in pairs:
+            of_pair.setdefault(name, []).append((reliable, reliable and low <= truths(name)[divergence] <= high))
+    every = [one for some in of_pair.values() for one in some]
+    if not every:
+        return None
+    trusted = sum(reliable for reliable, _ in every)
+    shares = {name: _share(some) for name, some in of_pair.items()}
+    worst = min((name for name in shares if shares[name] is not None), key=lambda name: shares[name], default=None)
+    return {
+        "reliable": trusted / len(every),
+        "coverage": _share(every),
+        "worst": worst,
+        "worst_coverage": None if worst is None else shares[worst],
+    }
+
+
+def _share(some):
+    trusted = [inside for reliable, inside in some if reliable]
+    return sum(trusted) / len(trusted) if trusted else None
+
+
+def row(label, one):
+    coverage = "–" if one["coverage"] is None else f"{one['coverage']:.0%}"
+    worst = "–" if one["worst"] is None else f"{one['worst_coverage']:.0%}, {one['worst'].replace('|', '‖')}"
+    return f"| {label} | {one['reliable']:.0%} | {coverage} | {worst} |"
+
+
+def main(repeats, sizes, words):
+    names = [name for name in PAIRS if not words or any(word in name for word in words)]
+    cells = [(name, rows, seed) for rows in sizes for seed in range(repeats) for name in names]
+    found = {}
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        for (name, rows, _), answers in pool.imap_unordered(once, cells):
+            for (way, divergence), answer in answers.items():
+                found.setdefault((rows, way), []).append((name, divergence, answer))
+    out = []
+    for (rows, way), answers in sorted(found.items()):
+        print(f"\n{rows:,} rows, {way}\n\n| pairs | called reliable | coverage | worst pair |\n|---|---|---|---|")
+        groups = {name.replace("|", "‖"): [name] for name in names}
+        groups |= {
+            kind: [name for name in names if PAIRS[name][0] == kind] for kind in sorted({PAIRS[name][0] for name in names})
+        }
+        groups["all"] = names
+        for label, pairs in groups.items():
+            one = judged(pairs, answers)
+            if one is not None:
+                print(row(label, one))
+                out.append({"rows": rows, "way": way, "pairs": label, **one})
+    print(json.dumps({"benchmark": "coverage_shapes", "repeats": repeats, "cells": out}))
+
+
+if __name__ == "__main__":
+    numbers = [int(one) for one in sys.argv[1:] if one.isdigit()]
+    main(numbers[0] if numbers else 20, numbers[1:] or (500, 2_000), [one for one in sys.argv[1:] if not one.isdigit()])

@@ -16,6 +16,7 @@ MAX_EXPONENT = 350.0
 """Largest exponent of a ratio: its square is still a float64."""
 _PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
 _COSINES = 60
+_MAX_COLUMNS_OF_FINER_FEATURES = 100
 _COSINE_PENALTY = 10.0
 """Factor by which the ridge penalty of further features is larger."""
 
@@ -76,6 +77,8 @@ def finer_features(z: Tensor, generator: torch.Generator) -> Tensor:
     In the tail of rank u, the square of a normal score grows as −2 log u: such features follow the powers with which densities
     end, and absolute values the rates at which tails fall.
     """
+    if z.shape[1] > _MAX_COLUMNS_OF_FINER_FEATURES:
+        return cosines(z, generator)
     if z.shape[1] > 1:
         centred = z - z.mean(0)
         root = torch.linalg.cholesky(z.T.cov() + 1e-9 * torch.eye(z.shape[1], dtype=z.dtype, device=z.device))
@@ -86,7 +89,8 @@ def finer_features(z: Tensor, generator: torch.Generator) -> Tensor:
 
 def _normal_scores(z: Tensor) -> Tensor:
     """Quantiles of N(0, 1) at the ranks of the rows, column by column."""
-    return torch.special.ndtri((z.argsort(0).argsort(0).to(z.dtype) + 0.5) / len(z))
+    scores: Tensor = torch.special.ndtri((z.argsort(0).argsort(0).to(z.dtype) + 0.5) / len(z))
+    return scores
 
 
 def _tuned(features: Tensor, label: Tensor, unseen: Tensor, theirs: Tensor, extra: int) -> tuple[float, Tensor, Tensor]:

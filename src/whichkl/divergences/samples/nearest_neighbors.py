@@ -52,12 +52,12 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
 
     Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
     least. The error is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's
-    larger, with a bias added in squares: the largest of that on the Gaussian twins, that on rows whose labels a flexible classifier
-    draws (`shape_twins`), what lies beyond the ends of y (`beyond_reach`), and what the classifier shows more. It's unreliable where that bias is above two sampling errors
-    and a tenth of the twin's truth, where fitting noise makes up as much of that truth, where the value comes near its
-    `cap`, where a twentieth of x lies so far from y that the balls around them aren't local (the KL may be infinite), or
-    below 50 rows; and, for what no Gaussian shows, where it grows with the rows by more than on the twin, or where few columns
-    alone show more than all together. Rounded rows are spread within their step.
+    larger, with a bias added in squares: that on the Gaussian twins, or, if larger, that of the shape (`by_shape`). It's
+    unreliable where the bias is above two sampling errors (1.5 for that of the shape) and a tenth, where fitting noise makes up
+    as much of the twin's truth, where the value comes near its `cap`, where a twentieth of x lies so far from y that the balls
+    around them aren't local (the KL may be infinite), or below 50 rows; and, for what no Gaussian shows, where it grows with the
+    rows by more than on the twin, or where few columns alone show more than all together. Rounded rows are spread within their
+    step.
 
     x and y are whatever `Target.of` reads. More neighbours, k, lower the variance and raise the bias; for `variant` see
     `point_estimate`; the seed fixes subsamples, twins and spreading.
@@ -190,7 +190,19 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     wrong += drift(value, few.error, few, bias, bias_on(twin, None, few.sizes[0], 0, estimate, generator, 25), rows.shape)
     notes += [f"on a Gaussian twin of these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
     raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
-    return judged(raw, bias, value, estimate(with_log_q(coarse[0])) - value if coarse else 0.0, n, wrong)
+    change = estimate(with_log_q(coarse[0])) - value if coarse else 0.0
+    return judged(raw, bias, value, change, n, wrong, _blur_of_entropy(table[:, :-1], min(k, (n - 1) // 2)))
+
+
+def _blur_of_entropy(x: Rows, k: int) -> float:
+    """Bias of `entropy_term` by balls wider than the shape, such as across an end of the support.
+
+    It is proportional to the radius, which goes as k^(1/d): twice as many neighbours show how large it is.
+    """
+    both = [entropy_term(x, count) for count in (k, 2 * k)]
+    # A term varies by ψ′(k) = 1/k about; the two share half of that.
+    noise = 1 / (2 * k * len(x))
+    return math.sqrt(max(0.0, (both[0] - both[1]) ** 2 - noise)) / math.expm1(math.log(2) / x.shape[1])
 
 
 def _blurred(

@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.samples.logistic import median_with_error
 from whichkl.divergences.samples.neighbors import Rows, whiten
-from whichkl.divergences.samples.reach import MAX_ERRORS_BEYOND_REACH, beyond_reach
+from whichkl.divergences.samples.reach import MAX_ERRORS_BEYOND_REACH, beyond_reach, distances
 from whichkl.divergences.samples.shape_twins import Pooled, lower_bound
 
 TWIN_ROWS = 8_000
@@ -177,8 +177,11 @@ def by_shape(
     found = {
         "on these rows, labelled by a flexible classifier, its bias is {:.2g}": math.sqrt(max(0.0, bias**2 - error**2)),
         "{:.2g} nats lie beyond the outermost rows of the other sample, where its density can't be seen": beyond_reach(x, y),
-        "a flexible classifier shows at least {:.2g} more on rows it hasn't seen": lower_bound(ratio, sample.n) - value,
+        "a flexible classifier shows {:.2g} more on rows it hasn't seen": lower_bound(ratio, sample.n) - value,
     }
+    if x.shape[1] > 1:  # a ball reaches far around the middle: the distance from it alone shows how p's tail leaves q's behind
+        of_x, of_y = (one[:, None] for one in distances(x, y))
+        found["the distance from the middle alone has {:.2g} more"] = estimate(of_x, of_y) - 2 * sampling - value
     most = max(MAX_ERRORS_BEYOND_REACH * sampling, 0.1 * abs(value))
     return max(0.0, *found.values()), [note.format(size) for note, size in found.items() if size > most]
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float
 
-from whichkl.divergences.samples.neighbors import Rows
+from whichkl.divergences.samples.neighbors import Radii, Rows
 
-_END_ROWS = 10
-"""Rows of y beyond which an end begins: few enough for an end, enough to see how fast q falls there."""
 MAX_ERRORS_BEYOND_REACH = 1.5
-"""Standard errors that may hide beyond reach: they widen the interval, and more can't be made up for by that."""
+"""Standard errors that may hide beyond reach: the interval is widened by them, and can't make up for more."""
+_END_ROWS, _WIDER_END_ROWS = 10, 40
+"""Rows of y beyond an end, which show how fast q falls there, and beyond a wider one, which show how that changes."""
 
 
 def beyond_reach(x: Rows, y: Rows) -> float:
@@ -21,30 +20,40 @@ def beyond_reach(x: Rows, y: Rows) -> float:
     KL is that of the shares beyond an end, which the rows show, plus the share of p there times the KL of the two laws there,
     which they don't. With v the rank among the rows of x there, from 0 at the outermost to 1 at the end, p is uniform in v. q is
     taken to be a vᵃ⁻¹, which holds for exponential tails and for powers at the end of a support, so that the latter KL is
-    a − 1 − log a.
+    a − 1 − log a. Where a grows towards the end, as for a Gaussian q, it is extrapolated from the rows of y to those of x.
 
     >>> ranks = (np.arange(2000) + 0.5) / 2000
     >>> x, y = ranks[:, None], np.sqrt(ranks)[:, None]  # the density of q is 2 x: a = 2 at 0, where 7 % of p lie
     >>> round(beyond_reach(x, y) / (0.07 * (1 - math.log(2))), 1)
     1.0
     """
-    ends = sum((_beyond_an_end(sign * x, sign * y) for sign in (1.0, -1.0)), np.zeros(x.shape[1]))
-    if x.shape[1] == 1:
-        return float(ends[0])
-    root = np.linalg.cholesky(np.cov(y.T))
-    radius = [np.linalg.norm(np.linalg.solve(root, (part - y.mean(0)).T), axis=0)[:, None] for part in (x, y)]
-    return float(max(ends.max(), _beyond_an_end(*radius)[0]))
+    ends = max(sum(_beyond_an_end(sign * a, sign * b) for sign in (1.0, -1.0)) for a, b in zip(x.T, y.T, strict=True))
+    return ends if x.shape[1] == 1 else max(ends, _beyond_an_end(*distances(x, y)))
 
 
-def _beyond_an_end(x: Rows, y: Rows) -> Float[np.ndarray, " d"]:
-    """The same beyond the upper end of y, column by column."""
-    hidden = np.zeros(x.shape[1])
-    for j, (a, b) in enumerate(zip(x.T, y.T, strict=True)):
-        outer = np.sort(b)[-_END_ROWS - 1 :]
-        above = np.sort(a[a > outer[0]])
-        if len(above) <= _END_ROWS or len(outer) <= _END_ROWS:  # where p has no more than q, nothing of p's is out of reach
-            continue
-        ranks = (len(above) - np.searchsorted(above, outer[1:]) + 0.5) / (len(above) + 1)
-        power = -1 / float(np.log(ranks).mean())
-        hidden[j] = len(above) / len(a) * (power - 1 - math.log(power)) if power > 1 else 0.0
-    return hidden
+def distances(x: Rows, y: Rows) -> tuple[Radii, Radii]:
+    """Mahalanobis distances of both from the middle of y, in its covariance."""
+    root = np.linalg.cholesky(np.atleast_2d(np.cov(y.T)))
+    of_x, of_y = (np.linalg.norm(np.linalg.solve(root, (part - y.mean(0)).T), axis=0) for part in (x, y))
+    return of_x, of_y
+
+
+def _beyond_an_end(x: Radii, y: Radii) -> float:
+    """The same beyond the upper end of one column."""
+    ordered = np.sort(y)
+    if len(y) <= _WIDER_END_ROWS:
+        return 0.0
+    (power, rows), (wider_power, more_rows) = (_power(x, ordered[-k - 1 :]) for k in (_END_ROWS, _WIDER_END_ROWS))
+    if rows <= _END_ROWS or power <= 1:  # p has no more there than q
+        return 0.0
+    # The rows of y lie at −log v = 1/a on average, those of x at 1.
+    growth = max(0.0, power - wider_power) / max(math.log(more_rows / rows), 1.0)
+    power += growth * (1 - 1 / power)
+    return rows / len(x) * (power - 1 - math.log(power))
+
+
+def _power(x: Radii, end: Radii) -> tuple[float, int]:
+    """The power a beyond the first number of `end`, whose others are rows of y, and how many rows of x lie there."""
+    above = np.sort(x[x > end[0]])
+    ranks = (len(above) - np.searchsorted(above, end[1:]) + 0.5) / (len(above) + 1)
+    return -1 / min(float(np.log(ranks).mean()), -1e-9), len(above)
