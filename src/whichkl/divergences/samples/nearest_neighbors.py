@@ -39,6 +39,7 @@ from whichkl.divergences.samples.neighbors import (
     terms_of,
     whiten,
 )
+from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR
 from whichkl.targets import Target
 
 _MAX_SHARE_OF_LONELY_ROWS = 0.05
@@ -53,7 +54,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
     least. The error is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's
     larger, with a bias added in squares: that on the Gaussian twins, or, if larger, that of the shape (`by_shape`). It's
-    unreliable where the bias is above two sampling errors (1.5 for that of the shape) and a tenth, where fitting noise makes up
+    unreliable where the bias is above two sampling errors (one for that of the shape) and a tenth, where fitting noise makes up
     as much of the twin's truth, where the value comes near its `cap`, where a twentieth of x lies so far from y that the balls
     around them aren't local (the KL may be infinite), or below 50 rows; and, for what no Gaussian shows, where it grows with the
     rows by more than on the twin, or where few columns alone show more than all together. Rounded rows are spread within their
@@ -97,9 +98,11 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     cap = float(scipy.special.digamma(len(b) + 1) - scipy.special.digamma(k)) if variant == "bias_reduced" else None
     wrong += _out_of_reach(terms, value, cap, len(b), k) + _fitting_noise(a, b, sampling, truth)
     wrong += drift(value, sampling, few, bias, bias_on(p, q, *few.sizes, estimate, generator, 25), a.shape)
+    blur = 0.0
     if len(a) <= MAX_ROWS_OF_FULL_CORRECTION and 2 * k < min(len(a), len(b), _MAX_ROWS_OF_BLUR_CHECK) / 4:
-        wrong += _blurred(white, twin, k, variant, generator)
-    shape, reasons = by_shape(a, b, estimate, value, sampling, seed)
+        blur, reasons = _blurred(white, twin, k, variant, generator)
+        wrong += reasons
+    shape, reasons = by_shape(a, b, estimate, value, sampling, blur, seed)
     wrong += reasons
     # Whatever a part of the columns shows is a lower bound of the whole: above this end it contradicts the interval.
     wrong += hidden(a, b, value + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
@@ -191,26 +194,28 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     notes += [f"on a Gaussian twin of these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
     raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
     change = estimate(with_log_q(coarse[0])) - value if coarse else 0.0
-    return judged(raw, bias, value, change, n, wrong, _blur_of_entropy(table[:, :-1], min(k, (n - 1) // 2)))
+    return judged(raw, bias, value, change, n, wrong, _blur_of_entropy(table[:, :-1], k))
 
 
 def _blur_of_entropy(x: Rows, k: int) -> float:
     """Bias of `entropy_term` by balls wider than the shape, such as across an end of the support.
 
-    It is proportional to the radius, which goes as k^(1/d): twice as many neighbours show how large it is.
+    It is proportional to the radius, which goes as k^(1/d): twice and four times as many neighbours, whose terms have less
+    noise, show how large it is.
     """
-    both = [entropy_term(x, count) for count in (k, 2 * k)]
-    # A term varies by ψ′(k) = 1/k about; the two share half of that.
-    noise = 1 / (2 * k * len(x))
-    return math.sqrt(max(0.0, (both[0] - both[1]) ** 2 - noise)) / math.expm1(math.log(2) / x.shape[1])
+    if 4 * k >= len(x):
+        return 0.0
+    loss = entropy_term(x, 2 * k) - entropy_term(x, 4 * k)
+    step = math.log(2) / x.shape[1]
+    return UNSEEN_BIAS_FACTOR * abs(loss) / (math.exp(2 * step) - math.exp(step))
 
 
 def _blurred(
     white: list[Rows], twin: tuple[MultivariateNormal, MultivariateNormal], k: int, variant: Variant, generator: Any
-) -> list[str]:
-    """Report where twice as many neighbours give less, by more than on Gaussian twins: the balls are wider than the shape.
+) -> tuple[float, list[str]]:
+    """What balls wider than the shape hide, if twice as many neighbours give less than on Gaussian twins, and if that's too much.
 
-    What is still missing is extrapolated from the radii, which go as k^(1/d).
+    What is still missing is extrapolated from the radii, which go as k^(1/d), and is only what exceeds its error.
     """
     sizes = [min(len(part), _MAX_ROWS_OF_BLUR_CHECK) for part in white]
     dim = white[0].shape[1]
@@ -229,10 +234,12 @@ def _blurred(
     # The blur is proportional to the radius: k neighbours blur this share of what 2 k do, and the sum of all further halvings is
     # left / (1 − left).
     left = 0.5 ** (1 / dim)
-    if further <= 3 * error or further * left / (1 - left) <= 0.1 * abs(value):
-        return []
+    ahead = left / (1 - left)
+    missing = max(0.0, further - error) * ahead
+    if further <= 3 * error or further * ahead <= 0.1 * abs(value):
+        return missing, []
     seen = f"with {2 * k} neighbours for {k} it falls by {here:.2g}, far more than on a Gaussian twin"
-    return [f"{seen}: the rows are too few for their shape"]
+    return missing, [f"{seen}: the rows are too few for their shape"]
 
 
 def _pair(x: Any, y: Any, k: int) -> list[Rows]:

@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.samples.logistic import median_with_error
 from whichkl.divergences.samples.neighbors import Rows, whiten
-from whichkl.divergences.samples.reach import MAX_ERRORS_BEYOND_REACH, beyond_reach, distances
+from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR, beyond_reach, distances
 from whichkl.divergences.samples.shape_twins import Pooled, lower_bound
 
 TWIN_ROWS = 8_000
@@ -152,12 +152,13 @@ def spread(parts: list[Rows], generator: np.random.Generator) -> tuple[list[Rows
 
 
 def by_shape(
-    x: Rows, y: Rows, estimate: Callable[..., float], value: float, sampling: float, seed: int
+    x: Rows, y: Rows, estimate: Callable[..., float], value: float, sampling: float, blur: float, seed: int
 ) -> tuple[float, list[str]]:
     """How far the shape of the data may bias the estimate of KL(p‖q), and why that is too much for an error to contain.
 
     A flexible classifier is fitted to up to 5,000 rows of each. Rows labelled by it have a known log ratio and the shape of the
-    data, so that the estimate on them shows its bias; what the classifier shows on held-out rows is a lower bound.
+    data, so that the estimate on them shows its bias; what the classifier shows on held-out rows is a lower bound. `blur` is what
+    wide balls hide.
     """
     if min(len(x), len(y)) < _MIN_ROWS_FOR_ERROR:
         return 0.0, []
@@ -181,9 +182,9 @@ def by_shape(
     }
     if x.shape[1] > 1:  # a ball reaches far around the middle: the distance from it alone shows how p's tail leaves q's behind
         of_x, of_y = (one[:, None] for one in distances(x, y))
-        found["the distance from the middle alone has {:.2g} more"] = estimate(of_x, of_y) - 2 * sampling - value
-    most = max(MAX_ERRORS_BEYOND_REACH * sampling, 0.1 * abs(value))
-    return max(0.0, *found.values()), [note.format(size) for note, size in found.items() if size > most]
+        found["the distance from the middle alone has {:.2g} more"] = estimate(of_x, of_y) - sampling - value
+    most = max(sampling, 0.1 * abs(value))
+    return UNSEEN_BIAS_FACTOR * max(blur, *found.values()), [note.format(size) for note, size in found.items() if size > most]
 
 
 def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wrong: list[str], shape: float = 0.0) -> Estimate:

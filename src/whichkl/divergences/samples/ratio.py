@@ -25,7 +25,7 @@ from whichkl.divergences.kinds import (
 from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, mean_with_error, median_with_error
 from whichkl.divergences.samples.neighbors import Neighbors
-from whichkl.divergences.samples.reach import MAX_ERRORS_BEYOND_REACH, beyond_reach
+from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR, beyond_reach
 from whichkl.divergences.samples.shape_twins import Pooled
 from whichkl.importance import khat_limit, pareto_smooth
 
@@ -44,8 +44,8 @@ def classifier_divergence(
 ) -> Estimate:
     """Any divergence of p from q, in nats, from draws alone: a classifier's held-out logit − log(n/m) is ℓ = log p/q.
 
-    It is ridge logistic regression on the columns, their squares and (from 5 d(d + 3) rows a sample) products, and, where that
-    lowers the held-out log loss, on `finer_features`. Forward KL is E_p ℓ − E_q[eˡ − 1], whose last term is 0 where ℓ is right
+    It is ridge logistic regression on the columns, their squares and (from 5 d(d + 3) rows a sample) products, and, unless
+    that raises the held-out log loss, on `finer_features`. Forward KL is E_p ℓ − E_q[eˡ − 1]. The last term is 0 where ℓ is right
     and makes the error of ℓ count in squares only (it is left out where eˡ has a tail, k̂ ≥ 0.4); reverse KL is the same from q's
     side, Jeffreys their weighted sum, χ² E_p eˡ − 1, Rényi's integral for a > 1 E_p e^{(a−1)ℓ}; any other ∫ h(p, q) is
     E_p ∂h/∂p + E_q ∂h/∂q at ℓ, lower for a wrong ℓ. Sampling can push each below 0. O((n + m) k² folds) time for k terms.
@@ -54,7 +54,7 @@ def classifier_divergence(
     Gaussians like x and y (truth by their densities) for a quadratic ℓ, otherwise the rows with labels drawn by ℓ
     (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does what lies beyond
     the ends of a sample (`beyond_reach`), and what finer features show beyond a quadratic ℓ. The answer isn't `reliable` where a
-    bias exceeds 2 standard errors and 10 % (3 and 30 % if subtracted), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ doesn't fit
+    bias exceeds 2 standard errors and 10 % (2.5 and 25 % if subtracted), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ doesn't fit
     (`_misfit`), where too much lies beyond reach, or where the terms have a heavy tail. The global generator isn't touched.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
@@ -70,7 +70,9 @@ def classifier_divergence(
     sample = Pooled.of(x, y, folds, torch.Generator().manual_seed(seed))
     z, n = sample.z, sample.n
     both = sample.fit(z), sample.fit(z, fine=True)
-    fine = float((sample.log_loss(both[0][0]) - sample.log_loss(both[1][0])).mean()) > 0
+    gain, gain_error = mean_with_error(sample.log_loss(both[0][0]) - sample.log_loss(both[1][0]))
+    # In doubt finer features: what few rows don't show a quadratic ℓ denies, with a small error.
+    fine = gain > -gain_error
     log_ratio, parts = both[fine]
     # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
@@ -81,19 +83,18 @@ def classifier_divergence(
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the ends look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - as_gaussian)
-    shortfall = 0.0 if fine else _shortfall(kind, n, both[1][0], value)
+    shortfall = 0.0 if fine else _shortfall(kind, n, both[1], value)
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be larger: only what the twins get wrong of it remains.
-    most, share = (3, 3 * _LARGE_SHARE) if fine else (2, _LARGE_SHARE)
+    most, share = (2.5, 2.5 * _LARGE_SHARE) if fine else (2, _LARGE_SHARE)
     large = [not abs(one) <= max(most * stderr, 2 * error, share * abs(value)) for one, error in biases]
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
-    wrong = [
-        *_misfit(sample, log_ratio),
-        *_tail(kind, terms, min(n, len(z) - n), 0.7 if fine else 0.5),
-        *_out_of_reach(unseen, stderr, value),
-    ]
+    wrong = _misfit(sample, log_ratio) + _out_of_reach(unseen, stderr, value)
+    khat = max(_khat(one) for one in terms) if not kind.bounded else None
+    # The tail of a KL's ℓ is what lies beyond reach, which `_unseen` and twins of the shape measure better than k̂.
+    wrong += [] if fine and isinstance(kind, WeightedKLs) else _tail(terms, khat, min(n, len(z) - n))
     # E_q[p/q] = E_p[q/p] = 1 for the true ratio: two checks that need no other estimate.
     off = any(not abs(mean - 1) <= max(3 * error, _LARGE_SHARE) for mean, error in sides)
     because = [": no small part of this value" if one else "" for one in large]
@@ -109,8 +110,9 @@ def classifier_divergence(
     ]
     shape = ("" if sample.full else "diagonal ") + ("finer" if fine else "quadratic")
     method = f"cross-fitted classifier ({shape} logistic, {folds} folds)"
-    # The interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right.
-    error = math.hypot(stderr, unseen, shortfall) + excess / NORMAL
+    # The interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right. A smoothed ℓ shows less of it.
+    reach = UNSEEN_BIAS_FACTOR * excess if fine else excess
+    error = math.hypot(stderr, UNSEEN_BIAS_FACTOR * unseen, shortfall) + reach / NORMAL
     wrong += _doubts_by_columns(kind.name, z, n, value + NORMAL * error, seed)
     good = not (any(large) or off or wrong)
     return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=(*wrong, *notes))
@@ -133,16 +135,17 @@ def _unseen(kind: IntegralDivergence, sample: Pooled) -> float:
 
 
 def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:
-    if unseen <= max(MAX_ERRORS_BEYOND_REACH * stderr, _LARGE_SHARE * abs(value)):
+    if unseen <= max(stderr, _LARGE_SHARE * abs(value)):
         return []
     return [f"about {unseen:.2g} nats lie beyond the outermost rows of a sample, where its density can't be seen"]
 
 
-def _shortfall(kind: IntegralDivergence, n: int, finer: Tensor, value: float) -> float:
-    """How much more finer features show: where few rows can't decide between them and a quadratic, the error contains it."""
+def _shortfall(kind: IntegralDivergence, n: int, finer: tuple[Tensor, Parts], value: float) -> float:
+    """How much more finer features allow, with their error, where a quadratic ℓ does better on the whole."""
     if not (kind.bounded or isinstance(kind, WeightedKLs)):
         return 0.0
-    return max(0.0, _score(kind, n, finer, [], _levels(finer, n))[0] - value)
+    more, error = _score(kind, n, *finer, _levels(finer[0], n))[:2]
+    return max(0.0, more + error - value)
 
 
 def _misfit(sample: Pooled, log_ratio: Tensor) -> list[str]:

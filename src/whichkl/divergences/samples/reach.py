@@ -8,9 +8,9 @@ import numpy as np
 
 from whichkl.divergences.samples.neighbors import Radii, Rows
 
-MAX_ERRORS_BEYOND_REACH = 1.5
-"""Standard errors that may hide beyond reach: the interval is widened by them, and can't make up for more."""
-_END_ROWS, _WIDER_END_ROWS = 10, 40
+UNSEEN_BIAS_FACTOR = 1.5
+"""Factor by which a bias may exceed what the rows show of it: what hides beyond reach has an error of about half."""
+_END_ROWS, _WIDER_END_ROWS = 15, 60
 """Rows of y beyond an end, which show how fast q falls there, and beyond a wider one, which show how that changes."""
 
 
@@ -23,8 +23,8 @@ def beyond_reach(x: Rows, y: Rows) -> float:
     a − 1 − log a. Where a grows towards the end, as for a Gaussian q, it is extrapolated from the rows of y to those of x.
 
     >>> ranks = (np.arange(2000) + 0.5) / 2000
-    >>> x, y = ranks[:, None], np.sqrt(ranks)[:, None]  # the density of q is 2 x: a = 2 at 0, where 7 % of p lie
-    >>> round(beyond_reach(x, y) / (0.07 * (1 - math.log(2))), 1)
+    >>> x, y = ranks[:, None], np.sqrt(ranks)[:, None]  # the density of q is 2 x: a = 2 at 0, where 9 % of p lie
+    >>> round(beyond_reach(x, y) / (0.09 * (1 - math.log(2))), 1)
     1.0
     """
     ends = max(sum(_beyond_an_end(sign * a, sign * b) for sign in (1.0, -1.0)) for a, b in zip(x.T, y.T, strict=True))
