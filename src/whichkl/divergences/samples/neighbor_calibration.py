@@ -23,7 +23,7 @@ from whichkl.divergences.samples.shape_twins import Pooled, lower_bound
 TWIN_ROWS = 8_000
 _MIN_ROWS_OF_LARGE_SAMPLES = 20_000
 _TWIN_ROWS_OF_LARGE_SAMPLES = 6_000
-_MIN_ROWS_FOR_ERROR = 50
+MIN_ROWS_FOR_ERROR = 50
 _MAX_ROWS_OF_SHAPE = 5_000
 _SHAPE_TWINS = 5
 
@@ -160,7 +160,7 @@ def by_shape(
     data, so that the estimate on them shows its bias; what the classifier shows on held-out rows is a lower bound. `blur` is what
     wide balls hide.
     """
-    if min(len(x), len(y)) < _MIN_ROWS_FOR_ERROR:
+    if min(len(x), len(y)) < MIN_ROWS_FOR_ERROR:
         return 0.0, []
     generator = torch.Generator().manual_seed(seed)
     few = [
@@ -195,8 +195,8 @@ def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wr
     large = rows > _MIN_ROWS_OF_LARGE_SAMPLES
     excess = math.hypot(bias.value, bias.error) if large else math.sqrt(max(0.0, bias.value**2 - bias.error**2))
     excess = max(excess, shape)
-    if rows < _MIN_ROWS_FOR_ERROR:
-        wrong = [*wrong, f"error bars need {_MIN_ROWS_FOR_ERROR} rows, and there are {rows}"]
+    if rows < MIN_ROWS_FOR_ERROR:
+        wrong = [*wrong, f"error bars need {MIN_ROWS_FOR_ERROR} rows, and there are {rows}"]
     if abs(bias.value) > max(2 * math.hypot(raw.stderr, bias.error), 0.1 * abs(truth)):
         seen = f"the bias on the Gaussian twin, {bias.value:+.2g},"
         wrong = [*wrong, f"{seen} is beyond two sampling errors and a tenth of the truth"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import replace
 
 import torch
@@ -19,11 +20,13 @@ from whichkl.divergences.kinds import (
     IntegralDivergence,
     JensenShannonDivergence,
     RenyiDivergence,
+    TotalVariation,
     WeightedKLs,
     divergence_named,
 )
 from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, mean_with_error, median_with_error
+from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
 from whichkl.divergences.samples.neighbors import Neighbors
 from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR, beyond_reach
 from whichkl.divergences.samples.shape_twins import Pooled
@@ -31,6 +34,8 @@ from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
+_UNNOTICED_GAIN = 4.0
+"""Nats of log loss, over all rows, of a feature that may go unnoticed: one of 2.8 standard errors."""
 _WAVES = 100
 _NEIGHBORS = (5, 20, 60)
 _MAX_ROWS_OF_NEIGHBORS = 10_000
@@ -83,7 +88,7 @@ def classifier_divergence(
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the ends look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - as_gaussian)
-    shortfall = 0.0 if fine else _shortfall(kind, n, both[1], value)
+    shortfall = max(_unnoticed(kind, n, len(z)), 0.0 if fine else _shortfall(kind, n, both[1], value))
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be larger: only what the twins get wrong of it remains.
@@ -95,6 +100,8 @@ def classifier_divergence(
     khat = max(_khat(one) for one in terms) if not kind.bounded else None
     # The tail of a KL's ℓ is what lies beyond reach, which `_unseen` and twins of the shape measure better than k̂.
     wrong += [] if fine and isinstance(kind, WeightedKLs) else _tail(terms, khat, min(n, len(z) - n))
+    if min(n, len(z) - n) < MIN_ROWS_FOR_ERROR:
+        wrong.append(f"error bars need {MIN_ROWS_FOR_ERROR} rows, and there are {min(n, len(z) - n)}")
     # E_q[p/q] = E_p[q/p] = 1 for the true ratio: two checks that need no other estimate.
     off = any(not abs(mean - 1) <= max(3 * error, _LARGE_SHARE) for mean, error in sides)
     because = [": no small part of this value" if one else "" for one in large]
@@ -146,6 +153,19 @@ def _shortfall(kind: IntegralDivergence, n: int, finer: tuple[Tensor, Parts], va
         return 0.0
     more, error = _score(kind, n, *finer, _levels(finer[0], n))[:2]
     return max(0.0, more + error - value)
+
+
+def _unnoticed(kind: IntegralDivergence, n: int, rows: int) -> float:
+    """The divergence of two laws whose log loss gains only `_UNNOTICED_GAIN` on all rows; 0 for the total variation.
+
+    A ridge that finds no better penalty shrinks ℓ to nothing, and its standard error with it.
+    """
+    if isinstance(kind, TotalVariation):
+        return 0.0
+    # Two atoms with ℓ = ±δ: the gain in all is δ² n m / (2 (n + m)), the variance of ℓ times that of the labels, halved.
+    delta = math.sqrt(2 * _UNNOTICED_GAIN * rows / (n * (rows - n)))
+    log_p = logsigmoid(torch.tensor([delta, -delta], dtype=torch.float64, device="cpu"))
+    return float(kind.of_integral(float(kind.integrand(log_p, log_p.flip(0)).sum())))
 
 
 def _misfit(sample: Pooled, log_ratio: Tensor) -> list[str]:
@@ -243,17 +263,17 @@ def _terms(kind: IntegralDivergence, ratio: Tensor, levels: _Levels) -> tuple[Te
 def _on_twins(
     kind: IntegralDivergence, sample: Pooled, ratio: Tensor | None, dealt: Tensor, levels: _Levels
 ) -> tuple[float, float, float]:
-    """Bias and its error on 3 to 8 twins, and the most beyond reach in them: Gaussians, or the rows with labels drawn by ℓ."""
-    gaps, unseen = [], 0.0
+    """Bias and its error on 3 to 8 twins: Gaussians, or the rows with labels drawn by ℓ; and what lies beyond reach of Gaussians."""
+    gaps, unseen = [], []
     repeats = max(3, min(8 if ratio is None else 5, _MAX_ROWS_OF_TWINS // len(sample.z)))
     for _ in range(repeats):
         twin, known = _gaussian_twin(sample, dealt) if ratio is None else sample.relabelled(ratio)
         found = _score(kind, twin.n, *twin.fit(twin.z, fine=ratio is not None), levels)[0]
         gaps.append(found - _score(kind, twin.n, known, [], levels)[0])
-        unseen = max(unseen, _unseen(kind, twin)) if ratio is None else 0.0
+        unseen.append(_unseen(kind, twin) if ratio is None else 0.0)
     # The median, with its error by the median deviation: on few twins, an exponential of ℓ can be of any size.
     bias, error = median_with_error(gaps)
-    return bias, error, unseen
+    return bias, error, statistics.fmean(unseen) + 2 * statistics.stdev(unseen)
 
 
 def _gaussian_twin(sample: Pooled, dealt: Tensor) -> tuple[Pooled, Tensor]:
