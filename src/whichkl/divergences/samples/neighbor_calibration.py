@@ -176,6 +176,7 @@ def by_shape(
         gaps.append(estimate(*whiten(rows[: twin.n], rows[twin.n :])) - float(known[: twin.n].mean()))
     bias, error = median_with_error(gaps)
     found = {
+        "balls of fewer neighbours would show {:.2g} more, by how the value falls for twice as many": blur,
         "on these rows, labelled by a flexible classifier, its bias is {:.2g}": math.sqrt(max(0.0, bias**2 - error**2)),
         "{:.2g} nats lie beyond the outermost rows of the other sample, where its density can't be seen": beyond_reach(x, y),
         "a flexible classifier shows {:.2g} more on rows it hasn't seen": lower_bound(ratio, sample.n) - value,
@@ -184,7 +185,7 @@ def by_shape(
         of_x, of_y = (one[:, None] for one in distances(x, y))
         found["the distance from the middle alone has {:.2g} more"] = estimate(of_x, of_y) - sampling - value
     most = max(sampling, 0.1 * abs(value))
-    return UNSEEN_BIAS_FACTOR * max(blur, *found.values()), [note.format(size) for note, size in found.items() if size > most]
+    return UNSEEN_BIAS_FACTOR * max(0.0, *found.values()), [note.format(size) for note, size in found.items() if size > most]
 
 
 def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wrong: list[str], shape: float = 0.0) -> Estimate:

@@ -59,7 +59,7 @@ def classifier_divergence(
     Gaussians like x and y (truth by their densities) for a quadratic ℓ, otherwise the rows with labels drawn by ℓ
     (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does what lies beyond
     the ends of a sample (`beyond_reach`), and what finer features show beyond a quadratic ℓ. The answer isn't `reliable` where a
-    bias exceeds 2 standard errors and 10 % (2.5 and 25 % if subtracted), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ doesn't fit
+    bias exceeds 2 standard errors and 10 % (1.5 and 25 % where finer features are used), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ doesn't fit
     (`_misfit`), where too much lies beyond reach, or where the terms have a heavy tail. The global generator isn't touched.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
@@ -91,8 +91,8 @@ def classifier_divergence(
     shortfall = max(_unnoticed(kind, n, len(z)), 0.0 if fine else _shortfall(kind, n, both[1], value))
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
-    # A bias that is subtracted may be larger: only what the twins get wrong of it remains.
-    most, share = (2.5, 2.5 * _LARGE_SHARE) if fine else (2, _LARGE_SHARE)
+    # A bias that is subtracted may be a larger share: only what the twins get wrong of it remains.
+    most, share = (1.5, 2.5 * _LARGE_SHARE) if fine else (2, _LARGE_SHARE)
     large = [not abs(one) <= max(most * stderr, 2 * error, share * abs(value)) for one, error in biases]
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
@@ -263,7 +263,7 @@ def _terms(kind: IntegralDivergence, ratio: Tensor, levels: _Levels) -> tuple[Te
 def _on_twins(
     kind: IntegralDivergence, sample: Pooled, ratio: Tensor | None, dealt: Tensor, levels: _Levels
 ) -> tuple[float, float, float]:
-    """Bias and its error on 3 to 8 twins: Gaussians, or the rows with labels drawn by ℓ; and what lies beyond reach of Gaussians."""
+    """Bias and its error on 3 to 8 twins, Gaussians or the rows with labels drawn by ℓ; what lies beyond reach of Gaussians."""
     gaps, unseen = [], []
     repeats = max(3, min(8 if ratio is None else 5, _MAX_ROWS_OF_TWINS // len(sample.z)))
     for _ in range(repeats):
