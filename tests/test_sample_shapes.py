@@ -65,7 +65,7 @@ def test_the_truths_agree_with_each_other():
 @pytest.mark.parametrize("name", LINE)
 def test_forward_kl_from_samples_covers_where_it_is_called_reliable(name):
     p, q, truth = LINE[name]
-    found = [wk.estimate(p=x, q=y, seed=seed) for seed in range(5) for x, y in [columns(p, q, 500, seed)]]
+    found = [wk.estimate(p=x, q=y, seed=seed) for seed in range(3) for x, y in [columns(p, q, 400, seed)]]
     assert sum(one.reliable and not covered(one, truth) for one in found) <= 1
 
 
@@ -90,28 +90,28 @@ def test_bounded_divergences_are_right_where_no_ratio_is_quadratic(name):
         "jensen_shannon": np.trapezoid((a * np.log(2 * a / (a + b)) + b * np.log(2 * b / (a + b))) / 2, grid),
     }
     for kind, truth in both.items():
-        found = [classifier_divergence(*map(torch.from_numpy, columns(p, q, 1500, seed)), kind, seed=seed) for seed in range(3)]
-        assert sum(one.reliable for one in found) >= 2
-        assert sum(covered(one, truth) for one in found) >= 2
+        found = [classifier_divergence(*map(torch.from_numpy, columns(p, q, 1000, seed)), kind, seed=seed) for seed in range(2)]
+        assert any(one.reliable for one in found)
+        assert all(abs(one.value - truth) < 3 * one.stderr for one in found)
 
 
 def test_columns_with_ends_are_covered_in_a_plane_too():
     p, q, truth = LINE["uniform, beta(2, 2)"]
-    x, y = columns(p, q, 800, 0, 2)
+    x, y = columns(p, q, 600, 0, 2)
     for one in (wk.estimate(p=x, q=y), two_sample_kl(x, y), classifier_divergence(*map(torch.from_numpy, (x, y)), "forward_kl")):
         assert not one.reliable or covered(one, 2 * truth)
 
     def log_q(z):
         return torch.from_numpy(q.logpdf(z.numpy()).sum(1))
 
-    known = [one_sample_kl(columns(p, q, 500, seed, 2)[0], log_q, seed=seed) for seed in range(8)]
+    known = [one_sample_kl(columns(p, q, 500, seed, 2)[0], log_q, seed=seed) for seed in range(5)]
     assert sum(one.reliable and not covered(one, 2 * truth) for one in known) <= 1
 
 
 # ---- what can't be seen
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_tails_beyond_the_other_sample_are_reported(seed):
     x, y = columns(LAPLACE, NORMAL, 2000, seed)
     found = two_sample_kl(x, y, seed=seed)
@@ -123,9 +123,8 @@ def test_tails_beyond_the_other_sample_are_reported(seed):
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jeffreys"])
 def test_an_infinite_divergence_is_never_a_reliable_number(divergence):
     """A normal has 2.3 % of its mass where a gamma has none."""
-    for seed in range(2):
-        x, y = columns(stats.gamma(4), stats.norm(4, 2), 2000, seed)
-        assert not wk.estimate(p=x, q=y, divergence=divergence, seed=seed).reliable
+    x, y = columns(stats.gamma(4), stats.norm(4, 2), 1500, 0)
+    assert not wk.estimate(p=x, q=y, divergence=divergence).reliable
 
 
 @pytest.mark.parametrize("power", [1.5, 2, 4])

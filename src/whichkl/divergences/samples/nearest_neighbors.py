@@ -54,7 +54,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
     least. The error is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's
     larger, with a bias added in squares: that on the Gaussian twins, or, if larger, that of the shape (`by_shape`). It's
-    unreliable where the bias is above two sampling errors (one for that of the shape) and a tenth, where fitting noise makes up
+    unreliable where the bias is above two sampling errors (1.3 for that of the shape) and a tenth, where fitting noise makes up
     as much of the twin's truth, where the value comes near its `cap`, where a twentieth of x lies so far from y that the balls
     around them aren't local (the KL may be infinite), or below 50 rows; and, for what no Gaussian shows, where it grows with the
     rows by more than on the twin, or where few columns alone show more than all together. Rounded rows are spread within their

@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.samples.logistic import median_with_error
 from whichkl.divergences.samples.neighbors import Rows, whiten
-from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR, beyond_reach, distances
+from whichkl.divergences.samples.reach import MAX_UNSEEN_ERRORS, UNSEEN_BIAS_FACTOR, beyond_reach, distances
 from whichkl.divergences.samples.shape_twins import Pooled, lower_bound
 
 TWIN_ROWS = 8_000
@@ -184,7 +184,7 @@ def by_shape(
     if x.shape[1] > 1:  # a ball reaches far around the middle: the distance from it alone shows how p's tail leaves q's behind
         of_x, of_y = (one[:, None] for one in distances(x, y))
         found["the distance from the middle alone has {:.2g} more"] = estimate(of_x, of_y) - sampling - value
-    most = max(sampling, 0.1 * abs(value))
+    most = max(MAX_UNSEEN_ERRORS * sampling, 0.1 * abs(value))
     return UNSEEN_BIAS_FACTOR * max(0.0, *found.values()), [note.format(size) for note, size in found.items() if size > most]
 
 

@@ -28,7 +28,7 @@ from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, Parts, mean_with_error, median_with_error
 from whichkl.divergences.samples.neighbor_calibration import MIN_ROWS_FOR_ERROR
 from whichkl.divergences.samples.neighbors import Neighbors
-from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR, beyond_reach
+from whichkl.divergences.samples.reach import MAX_UNSEEN_ERRORS, UNSEEN_BIAS_FACTOR, beyond_reach
 from whichkl.divergences.samples.shape_twins import Pooled
 from whichkl.importance import khat_limit, pareto_smooth
 
@@ -59,8 +59,9 @@ def classifier_divergence(
     Gaussians like x and y (truth by their densities) for a quadratic ℓ, otherwise the rows with labels drawn by ℓ
     (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does what lies beyond
     the ends of a sample (`beyond_reach`), and what finer features show beyond a quadratic ℓ. The answer isn't `reliable` where a
-    bias exceeds 2 standard errors and 10 % (1.5 and 25 % where finer features are used), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ doesn't fit
-    (`_misfit`), where too much lies beyond reach, or where the terms have a heavy tail. The global generator isn't touched.
+    bias exceeds 2 standard errors and 10 % (25 % with finer features), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ
+    doesn't fit (`_misfit`), where more than 1.3 errors lie beyond reach, where the terms have a heavy tail, or below 50 rows. The
+    global generator isn't touched.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
 
@@ -92,8 +93,8 @@ def classifier_divergence(
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be a larger share: only what the twins get wrong of it remains.
-    most, share = (1.5, 2.5 * _LARGE_SHARE) if fine else (2, _LARGE_SHARE)
-    large = [not abs(one) <= max(most * stderr, 2 * error, share * abs(value)) for one, error in biases]
+    share = 2.5 * _LARGE_SHARE if fine else _LARGE_SHARE
+    large = [not abs(one) <= max(2 * stderr, 2 * error, share * abs(value)) for one, error in biases]
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
     wrong = _misfit(sample, log_ratio) + _out_of_reach(unseen, stderr, value)
@@ -142,7 +143,7 @@ def _unseen(kind: IntegralDivergence, sample: Pooled) -> float:
 
 
 def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:
-    if unseen <= max(stderr, _LARGE_SHARE * abs(value)):
+    if unseen <= max(MAX_UNSEEN_ERRORS * stderr, _LARGE_SHARE * abs(value)):
         return []
     return [f"about {unseen:.2g} nats lie beyond the outermost rows of a sample, where its density can't be seen"]
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from whichkl.divergences.samples.neighbors import Radii, Rows
 
+MAX_UNSEEN_ERRORS = 1.3
+"""Standard errors of sampling that an unseen bias may reach; it widens the interval, which can't make up for more."""
 UNSEEN_BIAS_FACTOR = 1.5
 """Factor by which a bias may exceed what the rows show of it: what hides beyond reach has an error of about half."""
 _END_ROWS, _WIDER_END_ROWS = 15, 60
