@@ -10,7 +10,9 @@ whose names contain one of them.
 
 import json
 import math
+import multiprocessing
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import cache
