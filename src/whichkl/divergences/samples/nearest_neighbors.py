@@ -45,6 +45,7 @@ from whichkl.targets import Target
 _MAX_SHARE_OF_LONELY_ROWS = 0.05
 """Share of x's rows without local neighbours in y from which the divergence may be infinite."""
 _MAX_ROWS_OF_BLUR_CHECK = 2_000
+_MAX_DIMENSIONS_OF_BLUR = 3
 _TWINS = 10
 
 
@@ -235,7 +236,8 @@ def _blurred(
     # left / (1 − left).
     left = 0.5 ** (1 / dim)
     ahead = left / (1 - left)
-    missing = max(0.0, further - error) * ahead
+    # In many dimensions the extrapolation is too long for an unclear loss.
+    missing = max(0.0, further - error) * ahead if dim <= _MAX_DIMENSIONS_OF_BLUR else 0.0
     if further <= 3 * error or further * ahead <= 0.1 * abs(value):
         return missing, []
     seen = f"with {2 * k} neighbours for {k} it falls by {here:.2g}, far more than on a Gaussian twin"

@@ -156,7 +156,7 @@ def by_shape(
 ) -> tuple[float, list[str]]:
     """How far the shape of the data may bias the estimate of KL(p‖q), and why that is too much for an error to contain.
 
-    A flexible classifier is fitted to up to 5,000 rows of each. Rows labelled by it have a known log ratio and the shape of the
+    A classifier is fitted to up to 5,000 rows of each. Rows labelled by it have a known log ratio and the shape of the
     data, so that the estimate on them shows its bias; what the classifier shows on held-out rows is a lower bound. `blur` is what
     wide balls hide.
     """
@@ -168,7 +168,8 @@ def by_shape(
         for part in (x, y)
     ]
     sample = Pooled.of(few[0], few[1], 5, generator)
-    ratio, _ = sample.fit(sample.z, fine=True)
+    coarse, finer, fine = sample.fits()
+    ratio = (finer if fine else coarse)[0]
     gaps = []
     for _ in range(_SHAPE_TWINS):
         twin, known = sample.relabelled(ratio)
@@ -177,9 +178,9 @@ def by_shape(
     bias, error = median_with_error(gaps)
     found = {
         "balls of fewer neighbours would show {:.2g} more, by how the value falls for twice as many": blur,
-        "on these rows, labelled by a flexible classifier, its bias is {:.2g}": math.sqrt(max(0.0, bias**2 - error**2)),
+        "on these rows, labelled by a classifier, its bias is {:.2g}": math.sqrt(max(0.0, bias**2 - error**2)),
         "{:.2g} nats lie beyond the outermost rows of the other sample, where its density can't be seen": beyond_reach(x, y),
-        "a flexible classifier shows {:.2g} more on rows it hasn't seen": lower_bound(ratio, sample.n) - value,
+        "a classifier shows {:.2g} more on rows it hasn't seen": lower_bound(ratio, sample.n) - value,
     }
     if x.shape[1] > 1:  # a ball reaches far around the middle: the distance from it alone shows how p's tail leaves q's behind
         of_x, of_y = (one[:, None] for one in distances(x, y))

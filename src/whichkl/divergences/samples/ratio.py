@@ -75,11 +75,8 @@ def classifier_divergence(
         raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
     sample = Pooled.of(x, y, folds, torch.Generator().manual_seed(seed))
     z, n = sample.z, sample.n
-    both = sample.fit(z), sample.fit(z, fine=True)
-    gain, gain_error = mean_with_error(sample.log_loss(both[0][0]) - sample.log_loss(both[1][0]))
-    # In doubt finer features: what few rows don't show a quadratic ℓ denies, with a small error.
-    fine = gain > -gain_error
-    log_ratio, parts = both[fine]
+    coarse, finer, fine = sample.fits()
+    log_ratio, parts = finer if fine else coarse
     # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
@@ -89,7 +86,7 @@ def classifier_divergence(
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the ends look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - as_gaussian)
-    shortfall = max(_unnoticed(kind, n, len(z)), 0.0 if fine else _shortfall(kind, n, both[1], value))
+    shortfall = max(_unnoticed(kind, n, len(z)), 0.0 if fine else _shortfall(kind, n, finer, value))
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be a larger share: only what the twins get wrong of it remains.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from whichkl.divergences.samples.logistic import MIN_ROWS, Parts, cross_fit, finer_features
+from whichkl.divergences.samples.logistic import MIN_ROWS, Parts, cross_fit, finer_features, mean_with_error
 from whichkl.divergences.samples.sample_distances import standardised
 
 
@@ -45,7 +45,16 @@ class Pooled:
         more = finer_features(z, self.generator) if fine else None
         return cross_fit(z, self.n, self.folds, self.full, self.generator, more=more)
 
-    def log_loss(self, ratio: Tensor) -> Tensor:
+    def fits(self) -> tuple[tuple[Tensor, Parts], tuple[Tensor, Parts], bool]:
+        """Return the quadratic fit, that with finer features, and whether the latter is to be preferred.
+
+        In doubt it is: what few rows don't show, a quadratic ℓ denies with a small error.
+        """
+        coarse, finer = self.fit(self.z), self.fit(self.z, fine=True)
+        gain, error = mean_with_error(self._log_loss(coarse[0]) - self._log_loss(finer[0]))
+        return coarse, finer, gain > -error
+
+    def _log_loss(self, ratio: Tensor) -> Tensor:
         """Held-out log loss per row."""
         label = (torch.arange(len(self.z), device=self.z.device) < self.n).to(self.z.dtype)
         return binary_cross_entropy_with_logits(ratio + self.log_odds, label, reduction="none")
