@@ -183,7 +183,7 @@ class FitBench(Bench):
             "evaluations": total,
             **used,
             **card.columns,
-            "notes": "; ".join([*card.notes, *solution.notes]),
+            "notes": "; ".join([*card.notes, *solution.notes, *solution.doubts]),
         }
         fit = _fit(solved, card, columns["status"], used)
         # every step-th loss: a curve needs no more, and `cell.json` stays small
