@@ -162,6 +162,7 @@ def near_the_ends(dtype):
         yield f"HalfNormal({scale})", HalfNormal(t(scale)), of_gamma(0.5)
         yield f"HalfCauchy({scale})", HalfCauchy(t(scale)), of_beta(0.5, 0.5)
         yield f"Weibull({scale}, 0.05)", Weibull(t(scale), t(0.05)), of_gamma(1)
+    yield "VonMises, flat", VonMises(t(0.0), t(1e-9)), of_beta(1, 1)
     yield "Chi2(1)", Chi2(t(1.0)), of_gamma(0.5)
     yield "RelaxedBernoulli", RelaxedBernoulli(t(0.01), probs=t(0.3)), of_beta(1, 1)
     yield "Dirichlet", Dirichlet(torch.tensor([1.5, 0.25], dtype=dtype)), of_beta(1.5, 0.25)
@@ -193,6 +194,22 @@ def test_the_reverse_fit_of_a_gamma_law_has_the_remainder_of_stirlings_formula(a
     true = mp.loggamma(own) - (own - 0.5) * mp.log(own) + own - mp.log(2 * mp.pi) / 2
     value = wk.fit(p, objective="reverse_kl").value
     assert value.finite == "certified" and value.value == pytest.approx(float(true), rel=1e-5, abs=2e-6)
+
+
+@pytest.mark.parametrize("k", [0.5, 4.0, 300.0])
+def test_the_fit_of_a_von_mises_law(k):
+    with mp.workdps(25):
+        ends = [-60, -5, 0, 5, 60]
+
+        def log_p(u):
+            x = 2 * mp.pi / (1 + mp.exp(-u)) - mp.pi
+            return k * mp.cos(x) - mp.log(mp.besseli(0, k)) - u - 2 * mp.log1p(mp.exp(-u))
+
+        variance = mp.quad(lambda u: u**2 * mp.exp(log_p(u)), ends)
+        true = mp.quad(lambda u: mp.exp(log_p(u)) * log_p(u), ends) + mp.log(2 * mp.pi * mp.e * variance) / 2
+    for dtype in (torch.float32, torch.float64):
+        value = wk.fit(VonMises(torch.tensor(0.0, dtype=dtype), torch.tensor(k, dtype=dtype))).value
+        assert value.exact and value.finite == "certified" and value.value == pytest.approx(float(true), rel=1e-6)
 
 
 def beta_entropy(a, b):

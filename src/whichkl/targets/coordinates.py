@@ -57,6 +57,7 @@ def free_target(p: Target) -> Target:
         free.density.probe = free.density.probe.to(p.density.probe.dtype)
     free.repeats = p.repeats
     free.known_modes = None if p.known_modes is None else bijection.inverse(p.known_modes)
+    free.law = p.law if p.free_law is not None else None
     carried = [LightPart(weight, bijection.inverse(x)) for weight, x in p.light_parts]
     free.light_parts = [LightPart(weight, u[u.isfinite().all(1)]) for weight, u in carried]
     free.context, free.context_names, free.scalar = p.context, p.context_names, p.scalar

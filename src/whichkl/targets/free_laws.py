@@ -32,6 +32,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid, softplus
 
+from whichkl.distributions import log_von_mises
 from whichkl.targets.supports import Supported
 
 _MIN_STIRLING = 16.0
@@ -81,7 +82,8 @@ def _bounded(p: Distribution) -> FreeLaw:
 
     def log_prob(u: Tensor) -> Any:
         x = low + (high - low) * torch.sigmoid(u)
-        return p.log_prob(x) + math.log(high - low) + logsigmoid(u) + logsigmoid(-u)
+        log_p = log_von_mises(p, x) if isinstance(p, VonMises) else p.log_prob(x)
+        return log_p + math.log(high - low) + logsigmoid(u) + logsigmoid(-u)
 
     return FreeLaw(log_prob, lambda shape: torch.logit((p.sample(shape) - low) / (high - low), eps=1e-16))
 

@@ -34,8 +34,8 @@ def light_parts(p: Any, dim: int) -> list[LightPart]:
     >>> [round(float(part.draws.mean()), -1) for part in light_parts(p, 1)]
     [1000.0]
     """
-    weights = _weights(p)
-    if weights is None or max(1, p.event_shape.numel()) != dim:
+    weights = mixture_weights(p)
+    if weights is None or max(1, p.event_shape.numel()) != dim or _mixes_coordinates(p):
         return []
     is_light = (weights > 0) & (weights < _MIN_WEIGHT)
     count = min(_MAX_PARTS, int(is_light.sum()))
@@ -54,14 +54,17 @@ def light_parts(p: Any, dim: int) -> list[LightPart]:
     return parts
 
 
-def _weights(p: Any) -> Float[Tensor, "... K"] | None:
+def mixture_weights(p: Any) -> Float[Tensor, "... K"] | None:
     """Weights of a mixture's components, per coordinate inside `Independent`; None for other laws."""
-    inner = p
-    while isinstance(inner, (Independent, TransformedDistribution)):
-        if any(step.domain.event_dim > 0 for step in getattr(inner, "transforms", ())):
-            return None
-        inner = inner.base_dist
-    return inner.mixture_distribution.probs.detach().cpu() if isinstance(inner, MixtureSameFamily) else None
+    while isinstance(p, (Independent, TransformedDistribution)):
+        p = p.base_dist
+    return p.mixture_distribution.probs.detach().cpu() if isinstance(p, MixtureSameFamily) else None
+
+
+def _mixes_coordinates(p: Any) -> bool:
+    """Whether a transform of several coordinates lies over the mixture: components of one of them can't go through it alone."""
+    steps = getattr(p, "transforms", ())
+    return any(step.domain.event_dim > 0 for step in steps) or (hasattr(p, "base_dist") and _mixes_coordinates(p.base_dist))
 
 
 def _components(p: Any, n: torch.Size) -> Tensor:

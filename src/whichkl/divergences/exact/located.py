@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import MixtureSameFamily, TransformedDistribution
 
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
 from whichkl.divergences.exact.boxes import MIN_WIDTH, Chart, Integral, integrate
 from whichkl.targets import Target
+from whichkl.targets.light_parts import mixture_weights
 
 TOLERANCE = {1: 1e-11, 2: 1e-9, 3: 1e-7}
 BUDGET = {1: 1_000_000, 2: 3_000_000, 3: 8_000_000}
@@ -129,13 +129,9 @@ class Located:
 
     @property
     def _is_one_piece(self) -> bool:
-        """Whether p is a law of torch's on the whole line, no mixture: then only rounding in its constant makes its mass less."""
+        """Whether p is a law of torch's without components, on the whole line: its mass lacks no more than rounding."""
         law = self.target.law
-        return (
-            law is not None
-            and self.target.bijection.is_real
-            and not isinstance(law, (MixtureSameFamily, TransformedDistribution))
-        )
+        return law is not None and self.target.bijection.is_real and mixture_weights(law) is None
 
 
 @dataclass(frozen=True)
