@@ -570,6 +570,7 @@ def test_bad_input_is_refused(wrong, match):
         (lambda: wl.interpolated_kl(teacher=T, student=S, weight_on_teacher=0.0), "raise it to 1"),
         (lambda: wl.adaptive_kl(teacher=wl.TopK.of(T, 2), student=S), "whole row"),
         (lambda: wl.TopK.of(T, 5), "there are 4"),
+        (lambda: wl.kl_estimate(policy=[1.0], reference=T, estimator="k1"), "they are a list and a Tensor"),
         (lambda: wl.TopK(torch.zeros(2, 2), torch.zeros(2, 3, dtype=torch.long)), "one for each"),
         (lambda: wl.divergence_named("kl"), "forward_kl"),
         (lambda: wl.divergence_named("forward_kl", order=2.0), "no parameters"),

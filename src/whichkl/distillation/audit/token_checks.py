@@ -43,6 +43,7 @@ def shifted(subject: Subject, expected: int | None) -> Check:
     if moved == [(0, 2)] or (moved != [(0, 3)] and _moved(subject(teacher, student)) == all_but_last):
         subject.shift = 1
     said = "labels are shifted by one inside: logits at t answer for the label at t + 1" if subject.shift else "no shift"
+    subject.assumed += ["labels are shifted by one inside"] * bool(subject.shift)
     if expected is not None and subject.shift != expected:
         return failed(said, "shift labels by one, once" if expected else "don't shift again what is aligned", "shift")
     if subject.shift and not subject.adapter.labels:

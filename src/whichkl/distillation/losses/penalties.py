@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -55,7 +57,7 @@ def kl_estimate(
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise InputError(cannot(f"use estimator={estimator!r}", "it isn't known", f"Use one of {', '.join(ESTIMATORS)}"))
     check_tensors(policy=policy, reference=reference)
-    ratio = _log_ratio(policy.detach(), reference.detach(), mask, reduction)
+    ratio = _log_ratio(policy, reference, mask, reduction).detach()
     values = {"k1": lambda r: r, "k2": lambda r: r.square() / 2, "k3": lambda r: r + torch.expm1(-r)}[estimator](ratio)
     return reduce(values, mask, reduction)
 
@@ -91,15 +93,18 @@ def kl_penalty_loss(
     tensor([ 0.5000, -0.2000])
     """
     check_tensors(policy=policy, reference=reference, **({} if behaviour is None else {"behaviour": behaviour}))
-    ratio = _log_ratio(policy, reference.detach(), mask, reduction)
+    ratio = _log_ratio(policy, reference, mask, reduction)
     values = ratio.square() / 2
     if behaviour is not None:
-        values = values * _log_ratio(policy.detach(), behaviour.detach(), mask, reduction).exp()
+        values = values * _log_ratio(policy, behaviour, mask, reduction).detach().exp()
     return reduce(values, mask, reduction)
 
 
-def _log_ratio(policy: LogProbs, reference: LogProbs, mask: Mask | None, reduction: str) -> LogProbs:
+def _log_ratio(policy: Any, reference: Any, mask: Mask | None, reduction: str) -> LogProbs:
     check_reduction(reduction)
+    if not isinstance(policy, Tensor) or not isinstance(reference, Tensor):
+        because = f"they are a {type(policy).__name__} and a {type(reference).__name__}"
+        raise InputError(cannot("compare these log-probabilities", because, "Pass torch tensors"))
     check_mask(mask, policy.shape)
     if policy.shape != reference.shape or not (policy.is_floating_point() and reference.is_floating_point()):
         because = f"they are {policy.dtype} {tuple(policy.shape)} and {reference.dtype} {tuple(reference.shape)}"
@@ -107,4 +112,5 @@ def _log_ratio(policy: LogProbs, reference: LogProbs, mask: Mask | None, reducti
     dtype = torch.promote_types(torch.promote_types(policy.dtype, reference.dtype), torch.float32)
     if mask is not None:  # padding may hold anything, NaN too
         policy, reference = policy.masked_fill(~mask, 0.0), reference.masked_fill(~mask, 0.0)
-    return policy.to(dtype) - reference.to(dtype)
+    ratio: Tensor = policy.to(dtype) - reference.detach().to(dtype)
+    return ratio
