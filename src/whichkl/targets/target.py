@@ -18,7 +18,7 @@ from whichkl._arguments import typed
 from whichkl._checks import TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.adapters import Model
-from whichkl.arrays import read_matrix
+from whichkl.arrays import check_tensor_options, read_matrix
 from whichkl.chains import thinning
 from whichkl.distributions import inside
 from whichkl.process.seeds import seeded_draws
@@ -31,7 +31,7 @@ from whichkl.targets.coordinates import free_target
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
-from whichkl.targets.rows import check_tensor_options, read_dim, read_rows
+from whichkl.targets.rows import read_dim, read_rows
 from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states, support_of_columns
 from whichkl.user_code import call_user
 

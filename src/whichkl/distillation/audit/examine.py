@@ -8,6 +8,7 @@ from typing import Any
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_seed
+from whichkl.arrays import check_tensor_options
 from whichkl.distillation.audit import token_checks, value_checks
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
 from whichkl.distillation.audit.identify import Examination, Nature, Reduction, knob, nature
@@ -17,7 +18,6 @@ from whichkl.distillation.losses import DIVERGENCES
 from whichkl.process.threads import one_thread
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
-from whichkl.targets.rows import check_tensor_options
 
 _CHECKS: dict[str, Callable[[Examination], Check] | None] = {
     "the same number twice": value_checks.steady,
