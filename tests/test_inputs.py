@@ -132,7 +132,7 @@ CALLS = [
     (lambda: Mixture(2.5), "whole number"),
     (lambda: Gaussian("spherical"), "Choose 'full', 'diagonal' or 'low_rank'"),
     (lambda: wk.fit(X, torch.nn.Linear(2, 2)), "models y given x, and the samples aren't pairs"),
-    (lambda: wk.fit(X, 3), "it is a `int`"),
+    (lambda: wk.fit(X, 3), "an `int` isn't a `Family`"),
     (lambda: wk.fit(X, "gausian"), "it isn.t a known one"),
     (lambda: wk.fit(X, objective="kl"), "this version minimises forward_kl, reverse_kl"),
     (

@@ -68,7 +68,8 @@ def _checked(name: str, value: Any, annotation: str | None, names: dict[str, Any
         raise InputError(cannot(f"use this `{name}`", "it is a number of more than 18 digits", "Give a smaller one"))
     words = " or ".join([one for one in wanted if one != "None"] or ["None"])
     instead = f"Give {words}" + (", or leave it out" if "None" in wanted else "")
-    found = "None" if value is None else f"a `{type(value).__name__}`"
+    kind = type(value).__name__
+    found = "None" if value is None else f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} `{kind}`"
     found = f"the class `{value.__name__}`" if isinstance(value, type) else found
     raise InputError(cannot(f"use {what}", f"{found} isn't {words}", instead))
 

@@ -138,6 +138,18 @@ def _first_object(array: np.ndarray) -> tuple[str, str]:
     return "they are objects, not numbers of one type", "Convert them by `np.array(x, dtype=float)`"
 
 
+def check_tensor_options(dtype: Any, device: Any) -> None:
+    """Refuse a `dtype` that isn't one of torch's floating types, and a `device` that torch can't use here."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        because = "it isn't one of torch's floating types"
+        raise InputError(cannot(f"use `dtype={dtype!r}`", because, "Give torch.float64 or torch.float32"))
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        because = f"torch refuses it: {str(error).splitlines()[0][:160]}"
+        raise InputError(cannot(f"use `device={device!r}`", because, "Leave it out, for the CPU")) from error
+
+
 def check_whole(values: np.ndarray, what: str) -> None:
     """Refuse integers that float64 can't hold, which would lose their last digits."""
     if values.dtype.kind not in "iu" or values.size == 0:

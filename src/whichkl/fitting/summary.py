@@ -252,7 +252,7 @@ def _texts(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     """Return the numbers of a row; those of q and those of p have as many decimals as four digits of the spread need."""
     spread = next((row[one] for one in ("sd", "stderr") if row.get(one)), None)
     decimals = 4
-    if spread is not None and math.isfinite(spread):
+    if spread is not None and 0 < spread < math.inf:
         decimals = max(0, 3 - math.floor(math.log10(float(f"{spread:.3e}"))))
     return [_text(row[one], decimals if one != "weight" else 3) for one in columns]
 

@@ -186,17 +186,14 @@ def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
             raise InputError(cannot(f"use `seeds={seeds}`", f"the largest number is {_MAX_SEEDS:,}", "Give, say, 10"))
         return tuple(range(seeds))
     several: Any = seeds
-    listed_ = list(map(as_int, several)) if _is_list(several) else []
+    is_list = isinstance(several, (list, tuple, range, set)) or getattr(several, "ndim", 0) == 1
+    listed_ = list(map(as_int, several)) if is_list else []
     if not listed_ or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in listed_):
         because = "it is neither a number of seeds nor a list of whole numbers of at least 0"
         raise InputError(cannot(f"use `seeds={seeds!r}`", because, "Give, say, 10"))
     if len(set(listed_)) < len(listed_):
         raise InputError(cannot(f"use `seeds={seeds!r}`", "one is in it twice, which adds no evidence", "Name each once"))
     return tuple(listed_)
-
-
-def _is_list(value: Any) -> bool:
-    return hasattr(value, "__len__") and getattr(value, "ndim", 1) == 1 and not isinstance(value, (str, bytes))
 
 
 def family_text(family: Family) -> str:

@@ -321,18 +321,6 @@ def _has_flat_response(stream: Stream) -> bool:
     return bool(np.ndim(batch[1]) == 1)
 
 
-def check_tensor_options(dtype: Any, device: Any) -> None:
-    """Refuse a `dtype` that isn't one of torch's floating types, and a `device` that torch can't use here."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        because = "it isn't one of torch's floating types"
-        raise InputError(cannot(f"use `dtype={dtype!r}`", because, "Give torch.float64 or torch.float32"))
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        because = f"torch refuses it: {str(error).splitlines()[0][:160]}"
-        raise InputError(cannot(f"use `device={device!r}`", because, "Leave it out, for the CPU")) from error
-
-
 def read_dim(dim: Any, width: int | None, *, has_functions: bool) -> int:
     """Return the number of coordinates of a target."""
     if dim is None:

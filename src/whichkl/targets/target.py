@@ -18,7 +18,7 @@ from whichkl._arguments import typed
 from whichkl._checks import TargetError, cannot, check_finite
 from whichkl.access import Access
 from whichkl.adapters import Model
-from whichkl.arrays import read_matrix
+from whichkl.arrays import check_tensor_options, read_matrix
 from whichkl.chains import thinning
 from whichkl.distributions import inside, widened
 from whichkl.process.seeds import seeded_draws
@@ -33,7 +33,7 @@ from whichkl.targets.free_laws import FreeLaw, free_law
 from whichkl.targets.light_parts import LightPart, light_parts
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
-from whichkl.targets.rows import check_tensor_options, read_dim, read_rows
+from whichkl.targets.rows import read_dim, read_rows
 from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states, support_of_columns
 from whichkl.user_code import call_user
 

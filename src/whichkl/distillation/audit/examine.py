@@ -8,6 +8,7 @@ from typing import Any
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_seed
+from whichkl.arrays import check_tensor_options
 from whichkl.distillation.audit import edge_checks, finite_checks, row_checks, token_checks, value_checks
 from whichkl.distillation.audit.adapters import Adapter, adapter_for
 from whichkl.distillation.audit.identify import UNKNOWN, Examination, Nature, Reduction, find_nature, knob
@@ -20,7 +21,6 @@ from whichkl.distillation.losses import DIVERGENCES
 from whichkl.process.threads import one_thread
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
-from whichkl.targets.rows import check_tensor_options
 
 _NAN = frozenset({"nan"})
 _UNSTEADY = _NAN | {"random", "state"}

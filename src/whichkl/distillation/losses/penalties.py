@@ -56,7 +56,6 @@ def kl_estimate(
     """
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise InputError(cannot(f"use estimator={estimator!r}", "it isn't known", f"Use one of {', '.join(ESTIMATORS)}"))
-    check_tensors(policy=policy, reference=reference)
     ratio = _log_ratio(policy, reference, mask, reduction).detach()
     values = {"k1": lambda r: r, "k2": lambda r: r.square() / 2, "k3": lambda r: r + torch.expm1(-r)}[estimator](ratio)
     return reduce(values, mask, reduction)
@@ -92,7 +91,6 @@ def kl_penalty_loss(
     >>> policy.grad
     tensor([ 0.5000, -0.2000])
     """
-    check_tensors(policy=policy, reference=reference, **({} if behaviour is None else {"behaviour": behaviour}))
     ratio = _log_ratio(policy, reference, mask, reduction)
     values = ratio.square() / 2
     if behaviour is not None:
