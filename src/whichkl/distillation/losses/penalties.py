@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.reduction import check_mask, check_reduction, check_tensors, reduce
+from whichkl.distillation.losses.reduction import check_mask, check_reduction, reduce
 
 LogProbs = Float[Tensor, "..."]
 Mask = Bool[Tensor, "..."]
