@@ -1,4 +1,4 @@
-"""Nearest neighbours: KL from samples alone, or from samples and a log density, with its bias measured on Gaussian twins."""
+"""Nearest neighbours: KL from samples alone, or from samples and a log density, with its bias measured on twins."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
 
     >>> z = np.random.default_rng(0).normal(size=(2000, 2))
     >>> two_sample_kl(z[:1000] + [1, 0], z[1000:]).number  # the truth is 0.5
-    '0.4... ± 0.0...'
+    '0.4... ± 0...'
     """
     generator = np.random.default_rng(seed)
     a, b = _pair(x, y, k)

@@ -168,8 +168,7 @@ def by_shape(
         for part in (x, y)
     ]
     sample = Pooled.of(few[0], few[1], 5, generator)
-    coarse, finer, fine = sample.fits()
-    ratio = (finer if fine else coarse)[0]
+    ratio = sample.better_fit()[0]
     gaps = []
     for _ in range(_SHAPE_TWINS):
         twin, known = sample.relabelled(ratio)

@@ -58,7 +58,7 @@ def classifier_divergence(
     Misfit and shrinkage bias it. The bias is measured on the pooled rows, dealt out again at random (truth 0), and on twins:
     Gaussians like x and y (truth by their densities) for a quadratic ℓ, otherwise the rows with labels drawn by ℓ
     (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does what lies beyond
-    the ends of a sample (`beyond_reach`), and what finer features show beyond a quadratic ℓ. The answer isn't `reliable` where a
+    the ends of a sample (`beyond_reach`), and what so many rows leave unnoticed. The answer isn't `reliable` where a
     bias exceeds 2 standard errors and 10 % (25 % with finer features), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ
     doesn't fit (`_misfit`), where more than 1.3 errors lie beyond reach, where the terms have a heavy tail, or below 50 rows. The
     global generator isn't touched.
@@ -75,8 +75,7 @@ def classifier_divergence(
         raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
     sample = Pooled.of(x, y, folds, torch.Generator().manual_seed(seed))
     z, n = sample.z, sample.n
-    coarse, finer, fine = sample.fits()
-    log_ratio, parts = finer if fine else coarse
+    log_ratio, parts, fine = sample.better_fit()
     # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
@@ -86,7 +85,7 @@ def classifier_divergence(
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
     # A quadratic ℓ can be extrapolated where the ends look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - as_gaussian)
-    shortfall = max(_unnoticed(kind, n, len(z)), 0.0 if fine else _shortfall(kind, n, finer, value))
+    unshown = math.hypot(UNSEEN_BIAS_FACTOR * unseen, _unnoticed(kind, n, len(z)))
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be a larger share: only what the twins get wrong of it remains.
@@ -111,13 +110,13 @@ def classifier_divergence(
         f"on the pooled rows, dealt out again at random, it gives {biases[0][0]:.3g} ± {biases[0][1]:.2g}, truth 0{because[0]}",
         f"on {'these rows, labelled by ℓ,' if fine else 'draws of Gaussians like x and y'} its bias is {bias:+.2g} "
         f"± {bias_error:.1g}{', which is subtracted' if fine else ''}{because[1]}",
-        f"the error is {stderr:.2g} by sampling, {excess:.2g} for bias, {math.hypot(unseen, shortfall):.2g} for what isn't seen",
+        f"the error is {stderr:.2g} by sampling, {excess:.2g} for bias, {unshown:.2g} for what isn't seen",
     ]
     shape = ("" if sample.full else "diagonal ") + ("finer" if fine else "quadratic")
     method = f"cross-fitted classifier ({shape} logistic, {folds} folds)"
     # The interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right. A smoothed ℓ shows less of it.
     reach = UNSEEN_BIAS_FACTOR * excess if fine else excess
-    error = math.hypot(stderr, UNSEEN_BIAS_FACTOR * unseen, shortfall) + reach / NORMAL
+    error = math.hypot(stderr, unshown) + reach / NORMAL
     wrong += _doubts_by_columns(kind.name, z, n, value + NORMAL * error, seed)
     good = not (any(large) or off or wrong)
     return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=(*wrong, *notes))
@@ -143,14 +142,6 @@ def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:
     if unseen <= max(MAX_UNSEEN_ERRORS * stderr, _LARGE_SHARE * abs(value)):
         return []
     return [f"about {unseen:.2g} nats lie beyond the outermost rows of a sample, where its density can't be seen"]
-
-
-def _shortfall(kind: IntegralDivergence, n: int, finer: tuple[Tensor, Parts], value: float) -> float:
-    """How much more finer features allow, with their error, where a quadratic ℓ does better on the whole."""
-    if not (kind.bounded or isinstance(kind, WeightedKLs)):
-        return 0.0
-    more, error = _score(kind, n, *finer, _levels(finer[0], n))[:2]
-    return max(0.0, more + error - value)
 
 
 def _unnoticed(kind: IntegralDivergence, n: int, rows: int) -> float:

@@ -45,14 +45,15 @@ class Pooled:
         more = finer_features(z, self.generator) if fine else None
         return cross_fit(z, self.n, self.folds, self.full, self.generator, more=more)
 
-    def fits(self) -> tuple[tuple[Tensor, Parts], tuple[Tensor, Parts], bool]:
-        """Return the quadratic fit, that with finer features, and whether the latter is to be preferred.
+    def better_fit(self) -> tuple[Tensor, Parts, bool]:
+        """Cross-fit with and without finer features; return the better ℓ, its parts, and whether it has finer features.
 
-        In doubt it is: what few rows don't show, a quadratic ℓ denies with a small error.
+        In doubt it has: what few rows don't show, a quadratic ℓ denies with a small error.
         """
         coarse, finer = self.fit(self.z), self.fit(self.z, fine=True)
         gain, error = mean_with_error(self._log_loss(coarse[0]) - self._log_loss(finer[0]))
-        return coarse, finer, gain > -error
+        fine = gain > -error
+        return *(finer if fine else coarse), fine
 
     def _log_loss(self, ratio: Tensor) -> Tensor:
         """Held-out log loss per row."""
