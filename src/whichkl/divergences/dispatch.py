@@ -125,6 +125,12 @@ def _automatic(question: Question, possible: list[Method]) -> Estimate:
     for one in (method for method in possible if method.automatic):
         try:
             result = one.answer(question)
+        except InputError as error:
+            if doubtful is None:
+                raise
+            # A second opinion may need more rows than the first: then the first stands, with its doubts.
+            doubts.append(f"{one.name} was refused: {error}")
+            continue
         except TargetError as error:
             known = question.p.distribution is not None and question.q.distribution is not None
             # A density that isn't normalised as claimed is the caller's mistake; others may be out of this method's reach alone.

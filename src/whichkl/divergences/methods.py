@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from torch.distributions import Distribution
 
-from whichkl._checks import WhichklError
+from whichkl._checks import InputError, WhichklError
 from whichkl.access import Access
 from whichkl.divergences.draws import bridge, importance_sampling, monte_carlo
 from whichkl.divergences.estimate import Estimate
@@ -196,6 +198,18 @@ def _importance(ask: Question) -> Estimate:
     return importance_sampling.from_other_side(p, q, ask.n, ask.seed, ("p", "q"))
 
 
+@contextmanager
+def _named(ask: Question) -> Iterator[None]:
+    """Call the samples p and q in errors of functions that know them as x and y."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        for name, side in (("x", ask.p.name), ("y", ask.q.name)):
+            text = re.sub(rf"(?<!column )`{name}`", side, text)  # a column may have the name
+        raise InputError(text) from error
+
+
 @_method(
     "knn",
     "draws of both, or draws of p and a normalised density of q for forward KL",
@@ -209,9 +223,10 @@ def _nearest_neighbors(ask: Question) -> Estimate | None:
     if ask.name == "reverse_kl":
         return _nearest_neighbors(ask.swapped())
     if ask.name == "forward_kl":
-        if ask.q.density:
-            return nearest_neighbors.one_sample_kl(ask.drawn(ask.p), ask.q.target.log_prob, seed=ask.seed)
-        return nearest_neighbors.two_sample_kl(ask.drawn(ask.p), ask.drawn(ask.q, 1), seed=ask.seed)
+        with _named(ask):
+            if ask.q.density:
+                return nearest_neighbors.one_sample_kl(ask.drawn(ask.p), ask.q.target.log_prob, seed=ask.seed)
+            return nearest_neighbors.two_sample_kl(ask.drawn(ask.p), ask.drawn(ask.q, 1), seed=ask.seed)
     there, back = (_nearest_neighbors(replace(ask, name=name)) for name in ("forward_kl", "reverse_kl"))
     if there is None or back is None or not isinstance(ask.kind, WeightedKLs):
         return None
@@ -229,23 +244,26 @@ def _nearest_neighbors(ask: Question) -> Estimate | None:
 
 @_method("classifier", "draws of both", lambda ask: ask.kind is not None and ask.sampled, independent=True)
 def _classifier(ask: Question) -> Estimate | None:
-    return None if ask.kind is None else ratio.classifier_divergence(*ask.rows(), ask.kind, seed=ask.seed)
+    with _named(ask):
+        return None if ask.kind is None else ratio.classifier_divergence(*ask.rows(), ask.kind, seed=ask.seed)
 
 
 @_method("bound", "draws of both, for a KL", lambda ask: ask.is_kl and ask.sampled, automatic=False, independent=True)
 def _bound(ask: Question) -> Estimate:
     ask = ask if ask.name == "forward_kl" else ask.swapped()
-    return bound.variational_bound(*ask.rows(), seed=ask.seed)
+    with _named(ask):
+        return bound.variational_bound(*ask.rows(), seed=ask.seed)
 
 
 @_method("u_statistic", "draws of both", lambda ask: ask.kind is None and ask.sampled, independent=True)
 def _distance(ask: Question) -> Estimate:
     x, y = ask.rows()
-    if ask.name == "energy":
-        return sample_distances.energy_distance(x, y)
-    if ask.name == "mmd":
-        return sample_distances.mmd_squared(x, y)
-    return sample_distances.sliced_wasserstein(x, y, seed=ask.seed)
+    with _named(ask):
+        if ask.name == "energy":
+            return sample_distances.energy_distance(x, y)
+        if ask.name == "mmd":
+            return sample_distances.mmd_squared(x, y)
+        return sample_distances.sliced_wasserstein(x, y, seed=ask.seed)
 
 
 METHODS = tuple(one.name for one in TABLE)
