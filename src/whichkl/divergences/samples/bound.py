@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,14 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.arrays import tensor_of
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.samples.logistic import MAX_EXPONENT, MIN_ROWS, cosines, cross_fit, mean_with_error
 from whichkl.divergences.samples.neighbors import Rows, finite, terms_of
 from whichkl.divergences.samples.sample_distances import standardised
 from whichkl.importance import khat_limit, pareto_smooth
 
-_MAX_ROWS_OF_CRITIC = 3_000
 _NEIGHBORS = 5
 _ROWS_OF_SEARCH = 1_000
 _MAX_ROWS_OF_COLUMNS = 20_000
@@ -69,19 +67,6 @@ def variational_bound(
     method = f"{'Donsker–Varadhan' if bound == 'dv' else 'NWJ'} lower bound, critic fitted on the other half"
     rows, good = len(critic) + len(of_y), len(notes) == 1
     return Estimate("forward_kl", min(raw, cap), error, method=method, n=rows, khat=khat, cap=cap, reliable=good, notes=(*notes,))
-
-
-def exceeded(x: Any, y: Any, upper: float, seed: int = 0) -> list[str]:
-    """Report where a lower bound, on up to 3,000 rows of each, lies above the upper end of an interval for KL(p‖q)."""
-    if min(len(x), len(y)) < 10 * MIN_ROWS:
-        return []
-    generator = torch.Generator().manual_seed(seed)
-    few = [tensor_of(part)[torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS_OF_CRITIC]] for part in (x, y)]
-    least = variational_bound(few[0], few[1], seed=seed, fine=True)
-    reached = least.value - 2 * least.stderr
-    if reached <= upper or (least.khat is not None and least.khat >= khat_limit(len(few[1]) // 2)):
-        return []
-    return [f"a classifier shows at least {reached:.3g} on rows it hasn't seen, more than the {upper:.3g} at most seen here"]
 
 
 def hidden(x: Rows, y: Rows, upper: float, seed: int = 0) -> list[str]:

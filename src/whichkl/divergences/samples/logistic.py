@@ -16,6 +16,8 @@ MAX_EXPONENT = 350.0
 """Largest exponent of a ratio: its square is still a float64."""
 _PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
 _COSINES = 60
+_MAX_COLUMNS_OF_FINER_FEATURES = 100
+_MAX_COLUMNS_OF_BENDS = 10
 _COSINE_PENALTY = 10.0
 """Factor by which the ridge penalty of further features is larger."""
 
@@ -57,13 +59,43 @@ def cross_fit(
     return ratio, parts
 
 
-def cosines(z: Tensor, generator: torch.Generator) -> Tensor:
-    """Cosines along random directions, of many lengths, in the normal scores of the columns: shapes that no quadratic has."""
-    score = torch.special.ndtri((z.argsort(0).argsort(0).to(z.dtype) + 0.5) / len(z))
+def cosines(z: Tensor, generator: torch.Generator, axes: int = 0) -> Tensor:
+    """Cosines of many lengths in the normal scores of the columns: shapes that no quadratic has.
+
+    The first `axes` of them run along one column each, column after column, the others in random directions.
+    """
+    score = _normal_scores(z)
     aim = torch.randn(z.shape[1], _COSINES, generator=generator, dtype=z.dtype, device="cpu")
+    aim[:, :axes] = torch.eye(z.shape[1], dtype=z.dtype, device="cpu")[:, torch.arange(axes, device="cpu") % z.shape[1]]
     length, phase = torch.rand(2, _COSINES, generator=generator, dtype=z.dtype, device="cpu")
     aim = aim / aim.norm(dim=0) * 0.7 * 8**length
     return torch.cos(score @ aim.to(z.device) + 2 * math.pi * phase.to(z.device))
+
+
+def finer_features(z: Tensor, generator: torch.Generator) -> Tensor:
+    """Features of tails, ends of supports, bends and bumps, of each column and of the distance from the middle.
+
+    In the tail of rank u, the square of a normal score grows as −2 log u: such features follow the powers with which densities
+    end, and absolute values the rates at which tails fall. A square of one column times another follows a bend.
+    """
+    dim = z.shape[1]
+    if dim > _MAX_COLUMNS_OF_FINER_FEATURES:
+        return cosines(z, generator)
+    z = z * torch.where(z.pow(3).mean(0) < 0, -1.0, 1.0)  # a column that is turned round has the same features
+    score = _normal_scores(z)
+    bends = (score.square()[:, :, None] * score[:, None, :]).flatten(1)[:, ~torch.eye(dim, dtype=torch.bool).flatten()]
+    if dim > 1:
+        root = torch.linalg.cholesky(z.T.cov() + 1e-9 * torch.eye(dim, dtype=z.dtype, device=z.device))
+        distance = torch.linalg.solve_triangular(root, (z - z.mean(0)).T, upper=False).norm(dim=0)[:, None]
+        z, score = torch.cat([z, distance], 1), torch.cat([score, _normal_scores(distance)], 1)
+    shapes = [score, score.square(), z.abs(), cosines(z, generator, _COSINES // 2)]
+    return torch.cat([*shapes, bends] if dim <= _MAX_COLUMNS_OF_BENDS else shapes, 1)
+
+
+def _normal_scores(z: Tensor) -> Tensor:
+    """Quantiles of N(0, 1) at the ranks of the rows, column by column."""
+    scores: Tensor = torch.special.ndtri((z.argsort(0).argsort(0).to(z.dtype) + 0.5) / len(z))
+    return scores
 
 
 def _tuned(features: Tensor, label: Tensor, unseen: Tensor, theirs: Tensor, extra: int) -> tuple[float, Tensor, Tensor]:
@@ -127,3 +159,11 @@ def _ridge(beta: Tensor, penalty: float, extra: int) -> Tensor:
 def mean_with_error(terms: Tensor) -> tuple[float, float]:
     """Return the mean and its standard error."""
     return float(terms.mean()), float(terms.std()) / math.sqrt(len(terms))
+
+
+def median_with_error(values: list[float]) -> tuple[float, float]:
+    """Return the median and its standard error, by the median deviation from it, as of normal values."""
+    of_all = torch.tensor(values, dtype=torch.float64, device="cpu")
+    median = of_all.median()
+    # A normal law's deviation is 1.48 median deviations, and a median has 1.25 times the error of a mean.
+    return float(median), 1.25 * 1.48 * float((of_all - median).abs().median()) / math.sqrt(len(values))

@@ -1,4 +1,4 @@
-"""Nearest neighbours: KL from samples alone, or from samples and a log density, with its bias measured on Gaussian twins."""
+"""Nearest neighbours: KL from samples alone, or from samples and a log density, with its bias measured on twins."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from whichkl._checks import InputError, cannot, check_log_prob
 from whichkl.divergences import regions
 from whichkl.divergences.draws.monte_carlo import missed
 from whichkl.divergences.estimate import NORMAL, Estimate
-from whichkl.divergences.samples.bound import exceeded, hidden
+from whichkl.divergences.samples.bound import hidden
 from whichkl.divergences.samples.neighbor_calibration import (
     TWIN_ROWS,
     bias_on,
+    by_shape,
     drift,
     gaussian,
     judged,
@@ -38,11 +39,13 @@ from whichkl.divergences.samples.neighbors import (
     terms_of,
     whiten,
 )
+from whichkl.divergences.samples.reach import UNSEEN_BIAS_FACTOR
 from whichkl.targets import Target
 
 _MAX_SHARE_OF_LONELY_ROWS = 0.05
 """Share of x's rows without local neighbours in y from which the divergence may be infinite."""
 _MAX_ROWS_OF_BLUR_CHECK = 2_000
+_MAX_DIMENSIONS_OF_BLUR = 3
 _TWINS = 10
 
 
@@ -51,11 +54,12 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
 
     Both are whitened together first. Above 20,000 rows of x, the bias reduction is measured on a tenth of them, 10,000 at
     least. The error is that of subsamples of n^(2/3) rows, scaled, or the spread on Gaussian twins of the data if that's
-    larger, with the bias found on the twins added in squares. It's unreliable where that bias is above two sampling errors
-    and a tenth of the twin's truth, where fitting noise makes up as much of that truth, where the value comes near its
-    `cap`, where a twentieth of x lies so far from y that the balls around them aren't local (the KL may be infinite), or
-    below 50 rows; and, for what no Gaussian shows, where it grows with the rows by more than on the twin, or where few columns
-    alone show more than all together. Rounded rows are spread within their step.
+    larger, with a bias added in squares: that on the Gaussian twins, or, if larger, that of the shape (`by_shape`). It's
+    unreliable where the bias is above two sampling errors (1.3 for that of the shape) and a tenth, where fitting noise makes up
+    as much of the twin's truth, where the value comes near its `cap`, where a twentieth of x lies so far from y that the balls
+    around them aren't local (the KL may be infinite), or below 50 rows; and, for what no Gaussian shows, where it grows with the
+    rows by more than on the twin, or where few columns alone show more than all together. Rounded rows are spread within their
+    step.
 
     x and y are whatever `Target.of` reads. More neighbours, k, lower the variance and raise the bias; for `variant` see
     `point_estimate`; the seed fixes subsamples, twins and spreading.
@@ -64,7 +68,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
 
     >>> z = np.random.default_rng(0).normal(size=(2000, 2))
     >>> two_sample_kl(z[:1000] + [1, 0], z[1000:]).number  # the truth is 0.5
-    '0.4... ± 0.0...'
+    '0.4... ± 0...'
     """
     generator = np.random.default_rng(seed)
     a, b = _pair(x, y, k)
@@ -95,14 +99,18 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     cap = float(scipy.special.digamma(len(b) + 1) - scipy.special.digamma(k)) if variant == "bias_reduced" else None
     wrong += _out_of_reach(terms, value, cap, len(b), k) + _fitting_noise(a, b, sampling, truth)
     wrong += drift(value, sampling, few, bias, bias_on(p, q, *few.sizes, estimate, generator, 25), a.shape)
+    blur = 0.0
     if len(a) <= MAX_ROWS_OF_FULL_CORRECTION and 2 * k < min(len(a), len(b), _MAX_ROWS_OF_BLUR_CHECK) / 4:
-        wrong += _blurred(white, twin, k, variant, generator)
+        blur, reasons = _blurred(white, twin, k, variant, generator)
+        wrong += reasons
+    shape, reasons = by_shape(a, b, estimate, value, sampling, blur, seed)
+    wrong += reasons
     # Whatever a part of the columns shows is a lower bound of the whole: above this end it contradicts the interval.
-    upper = value + NORMAL * math.hypot(sampling, bias.value)
-    wrong += hidden(a, b, upper, seed) + exceeded(a, b, upper, seed)
+    wrong += hidden(a, b, value + NORMAL * math.hypot(sampling, max(abs(bias.value), shape)), seed)
     method = f"nearest neighbours, k = {k}, two samples, {variant.replace('_', '-')}"
     raw = Estimate("forward_kl", value, sampling, method=method, n=len(a), cap=cap, notes=tuple(notes))
-    return judged(raw, bias, truth, estimate(*whiten(*coarse)) - value if coarse else 0.0, min(len(a), len(b)), wrong)
+    change = estimate(*whiten(*coarse)) - value if coarse else 0.0
+    return judged(raw, bias, truth, change, min(len(a), len(b)), wrong, shape)
 
 
 def _value(
@@ -186,15 +194,29 @@ def one_sample_kl(x: Any, log_q: Callable[[torch.Tensor], Any], *, k: int = 5, s
     wrong += drift(value, few.error, few, bias, bias_on(twin, None, few.sizes[0], 0, estimate, generator, 25), rows.shape)
     notes += [f"on a Gaussian twin of these samples it's off by {bias.value:+.2g} ± {bias.error:.1g}"]
     raw = Estimate("forward_kl", value, few.error, method=method, n=n, notes=tuple(notes))
-    return judged(raw, bias, value, estimate(with_log_q(coarse[0])) - value if coarse else 0.0, n, wrong)
+    change = estimate(with_log_q(coarse[0])) - value if coarse else 0.0
+    return judged(raw, bias, value, change, n, wrong, _blur_of_entropy(table[:, :-1], k))
+
+
+def _blur_of_entropy(x: Rows, k: int) -> float:
+    """Bias of `entropy_term` by balls wider than the shape, such as across an end of the support.
+
+    It is proportional to the radius, which goes as k^(1/d): twice and four times as many neighbours, whose terms have less
+    noise, show how large it is.
+    """
+    if 4 * k >= len(x):
+        return 0.0
+    loss = entropy_term(x, 2 * k) - entropy_term(x, 4 * k)
+    step = math.log(2) / x.shape[1]
+    return UNSEEN_BIAS_FACTOR * abs(loss) / (math.exp(2 * step) - math.exp(step))
 
 
 def _blurred(
     white: list[Rows], twin: tuple[MultivariateNormal, MultivariateNormal], k: int, variant: Variant, generator: Any
-) -> list[str]:
-    """Report where twice as many neighbours give less, by more than on Gaussian twins: the balls are wider than the shape.
+) -> tuple[float, list[str]]:
+    """What balls wider than the shape hide, if twice as many neighbours give less than on Gaussian twins, and if that's too much.
 
-    What is still missing is extrapolated from the radii, which go as k^(1/d).
+    What is still missing is extrapolated from the radii, which go as k^(1/d), and is only what exceeds its error.
     """
     sizes = [min(len(part), _MAX_ROWS_OF_BLUR_CHECK) for part in white]
     dim = white[0].shape[1]
@@ -213,10 +235,13 @@ def _blurred(
     # The blur is proportional to the radius: k neighbours blur this share of what 2 k do, and the sum of all further halvings is
     # left / (1 − left).
     left = 0.5 ** (1 / dim)
-    if further <= 3 * error or further * left / (1 - left) <= 0.1 * abs(value):
-        return []
+    ahead = left / (1 - left)
+    # In many dimensions the extrapolation is too long for an unclear loss.
+    missing = max(0.0, further - error) * ahead if dim <= _MAX_DIMENSIONS_OF_BLUR else 0.0
+    if further <= 3 * error or further * ahead <= 0.1 * abs(value):
+        return missing, []
     seen = f"with {2 * k} neighbours for {k} it falls by {here:.2g}, far more than on a Gaussian twin"
-    return [f"{seen}: the rows are too few for their shape"]
+    return missing, [f"{seen}: the rows are too few for their shape"]
 
 
 def _pair(x: Any, y: Any, k: int) -> list[Rows]:

@@ -15,12 +15,17 @@ from jaxtyping import Float
 from torch.distributions import MultivariateNormal
 
 from whichkl.divergences.estimate import Estimate
-from whichkl.divergences.samples.neighbors import Rows
+from whichkl.divergences.samples.logistic import median_with_error
+from whichkl.divergences.samples.neighbors import Rows, whiten
+from whichkl.divergences.samples.reach import MAX_UNSEEN_ERRORS, UNSEEN_BIAS_FACTOR, beyond_reach, distances
+from whichkl.divergences.samples.shape_twins import Pooled, lower_bound
 
 TWIN_ROWS = 8_000
 _MIN_ROWS_OF_LARGE_SAMPLES = 20_000
 _TWIN_ROWS_OF_LARGE_SAMPLES = 6_000
-_MIN_ROWS_FOR_ERROR = 50
+MIN_ROWS_FOR_ERROR = 50
+_MAX_ROWS_OF_SHAPE = 5_000
+_SHAPE_TWINS = 5
 
 
 class Bias(NamedTuple):
@@ -146,15 +151,53 @@ def spread(parts: list[Rows], generator: np.random.Generator) -> tuple[list[Rows
     return fine, coarse, [f"{doubled:.1%} of the rows repeat: values were spread evenly within their steps, {steps}"], []
 
 
-def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wrong: list[str]) -> Estimate:
-    """Add the bias to the error, and report why the answer shouldn't be trusted, if it shouldn't.
+def by_shape(
+    x: Rows, y: Rows, estimate: Callable[..., float], value: float, sampling: float, blur: float, seed: int
+) -> tuple[float, list[str]]:
+    """How far the shape of the data may bias the estimate of KL(p‖q), and why that is too much for an error to contain.
+
+    A classifier is fitted to up to 5,000 rows of each. Rows labelled by it have a known log ratio and the shape of the
+    data, so that the estimate on them shows its bias; what the classifier shows on held-out rows is a lower bound. `blur` is what
+    wide balls hide.
+    """
+    if min(len(x), len(y)) < MIN_ROWS_FOR_ERROR:
+        return 0.0, []
+    generator = torch.Generator().manual_seed(seed)
+    few = [
+        torch.from_numpy(part)[torch.randperm(len(part), generator=generator, device="cpu")[:_MAX_ROWS_OF_SHAPE]]
+        for part in (x, y)
+    ]
+    sample = Pooled.of(few[0], few[1], 5, generator)
+    ratio = sample.better_fit()[0]
+    gaps = []
+    for _ in range(_SHAPE_TWINS):
+        twin, known = sample.relabelled(ratio)
+        rows = twin.z.numpy()
+        gaps.append(estimate(*whiten(rows[: twin.n], rows[twin.n :])) - float(known[: twin.n].mean()))
+    bias, error = median_with_error(gaps)
+    found = {
+        "balls of fewer neighbours would show {:.2g} more, by how the value falls for twice as many": blur,
+        "on these rows, labelled by a classifier, its bias is {:.2g}": math.sqrt(max(0.0, bias**2 - error**2)),
+        "{:.2g} nats lie beyond the outermost rows of the other sample, where its density can't be seen": beyond_reach(x, y),
+        "a classifier shows {:.2g} more on rows it hasn't seen": lower_bound(ratio, sample.n) - value,
+    }
+    if x.shape[1] > 1:  # a ball reaches far around the middle: the distance from it alone shows how p's tail leaves q's behind
+        of_x, of_y = (one[:, None] for one in distances(x, y))
+        found["the distance from the middle alone has {:.2g} more"] = estimate(of_x, of_y) - sampling - value
+    most = max(MAX_UNSEEN_ERRORS * sampling, 0.1 * abs(value))
+    return UNSEEN_BIAS_FACTOR * max(0.0, *found.values()), [note.format(size) for note, size in found.items() if size > most]
+
+
+def judged(raw: Estimate, bias: Bias, truth: float, change: float, rows: int, wrong: list[str], shape: float = 0.0) -> Estimate:
+    """Add the bias, on the twin or by shape, to the error, and report why the answer shouldn't be trusted, if it shouldn't.
 
     The noise of the bias is subtracted; for large samples the twin's noise is as large as their own, and is added.
     """
     large = rows > _MIN_ROWS_OF_LARGE_SAMPLES
     excess = math.hypot(bias.value, bias.error) if large else math.sqrt(max(0.0, bias.value**2 - bias.error**2))
-    if rows < _MIN_ROWS_FOR_ERROR:
-        wrong = [*wrong, f"error bars need {_MIN_ROWS_FOR_ERROR} rows, and there are {rows}"]
+    excess = max(excess, shape)
+    if rows < MIN_ROWS_FOR_ERROR:
+        wrong = [*wrong, f"error bars need {MIN_ROWS_FOR_ERROR} rows, and there are {rows}"]
     if abs(bias.value) > max(2 * math.hypot(raw.stderr, bias.error), 0.1 * abs(truth)):
         seen = f"the bias on the Gaussian twin, {bias.value:+.2g},"
         wrong = [*wrong, f"{seen} is beyond two sampling errors and a tenth of the truth"]
