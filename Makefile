@@ -10,7 +10,7 @@ FLOORS := .venv-floors/bin/python
 # A worker per core: one more was slower.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test test-slow test-portable test-two-threads test-floors format lint types layers bench clean
+.PHONY: demo test test-slow test-records test-portable test-two-threads test-floors format lint types layers bench clean
 
 demo: .venv/.app
 	$(BIN)/whichkl demo --out out
@@ -20,6 +20,10 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -q -m slow
+
+# Scripts of single faults, where a folder of them is next to this checkout, and what every solver found before.
+test-records: .venv/.dev
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow tests/faults/test_scripts.py tests/golden.py
 
 # The instructions of a processor of 2008, with one thread and with two: tolerances must hold wherever rounding is another one.
 # Threads that wait for each other sleep: with more threads than cores, those that spin keep the others from working.

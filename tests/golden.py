@@ -228,6 +228,7 @@ def test_every_solver_has_a_record():
     assert set(json.loads(FILE.read_text())) == set(LABELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LABELS)
 def test_solver_finds_what_it_found(name):
     now, then = found(name), json.loads(FILE.read_text())[name]
@@ -274,6 +275,7 @@ def measured(objective, target, model):
     return float(losses.mean()), float(losses.std()) / math.sqrt(BLOCKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LABELS)
 def test_solver_reports_the_loss_of_its_model_and_its_best_optimum_first(name):
     target, objective, solution, _ = solved(name)

@@ -21,6 +21,7 @@ def groups():
     return [*([one] for one in SCRIPTS if one not in pair), *([pair] if pair else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SCRIPTS, reason="no folder of such scripts next to this checkout")
 @pytest.mark.parametrize("scripts", groups() or [[]], ids=lambda some: " and ".join(one.stem for one in some) or "none")
 def test_the_fault_is_mended(scripts, tmp_path):
