@@ -420,7 +420,8 @@ def _assert_local_minimum(solution, kind, family, target):
         def loss(theta):
             return reverse_loss(family, model_of(family, theta, target.dim), target.value_and_score, *rule)
 
-        slack = 1e-7
+        # mixtures stop at a gradient of 0.01, where ½ g² is left
+        slack = 5e-5 if kind is SampleAverage and target.dim > 1 else 1e-7
     theta = vector_of(family, solution.best.model)
     here = float(loss(theta))
     generator = torch.Generator().manual_seed(0)

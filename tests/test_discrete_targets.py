@@ -349,7 +349,7 @@ REFUSALS = [
     (lambda: wk.fit(discrete(log_prob=lambda x: x)), "returned shape"),
     (lambda: wk.Target(energy=linear, log_prob=linear, dim=2), "Pass one of them"),
     (lambda: wk.Target(energy=linear, normalized=True, dim=2), "Pass one of them"),
-    (lambda: wk.Target(energy=3.0, dim=2), "it is a `float`"),
+    (lambda: wk.Target(energy=3.0, dim=2), "a `float` isn't a function"),
     (lambda: Enumeration(gap=0.0), "gap"),
     (lambda: Enumeration(iterations=True), "iterations"),
     (lambda: CoordinateAscent(draws=1), "draws"),

@@ -410,7 +410,7 @@ class Broken(nn.Module):
         ({"objective": "kl"}, "Use one of forward_kl"),
         ({"objective": "forward_kl:2"}, "it is written forward_kl"),
         ({"objective": "jeffreys:2"}, "weight_on_forward"),
-        ({"objective": 3}, "Cannot use this objective"),
+        ({"objective": 3}, "an `int` isn't a text"),
         ({"hard_label_weight": 1.5}, "from 0 to 1"),
         ({"temperature": 0.0}, "positive"),
         ({"held_out": 1.5}, "a share lies between 0 and 1"),

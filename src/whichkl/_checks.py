@@ -134,13 +134,15 @@ def as_number(value: Any) -> Any:
     >>> as_number(np.float32(0.5)), as_number(np.array(2)), as_number("2")
     (0.5, 2, '2')
     """
-    return float(value) if _kind(value) == "f" and not isinstance(value, float) else as_int(value)
+    if _kind(value) != "f" or isinstance(value, float):
+        return as_int(value)
+    return float(value.detach() if hasattr(value, "detach") else value)  # a tensor that is learnt warns when it is read
 
 
 def _kind(value: Any) -> str:
     """Return NumPy's letter for the type of a scalar; ``""`` for what has axes, or no such type."""
     dtype = getattr(value, "dtype", None)
-    if dtype is None or getattr(value, "ndim", 1) != 0:
+    if dtype is None or isinstance(value, type) or getattr(value, "ndim", 1) != 0:
         return ""
     if (kind := getattr(dtype, "kind", None)) is not None:
         return str(kind)

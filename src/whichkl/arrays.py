@@ -144,7 +144,7 @@ def check_tensor_options(dtype: Any, device: Any) -> None:
         because = "it isn't one of torch's floating types"
         raise InputError(cannot(f"use `dtype={dtype!r}`", because, "Give torch.float64 or torch.float32"))
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float64 if dtype is None else dtype, device=device)
     except (AssertionError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         because = f"torch refuses it: {str(error).splitlines()[0][:160]}"
         raise InputError(cannot(f"use `device={device!r}`", because, "Leave it out, for the CPU")) from error

@@ -438,7 +438,7 @@ class TestWhatOnlyLooksLikeOurs:
             (["fit", "x.npy", "--out", "x.npy/deeper"], "`x.npy` is a file"),
             (["fit", "x.npy", "--out", "nowhere"], "`nowhere` is a link to nothing"),
             (["fit"], "neither samples nor a log density are given"),
-            (["fit", "x.npy", "--seed", "9" * 23], "seeds are below"),
+            (["fit", "x.npy", "--seed", "9" * 23], "more than 18 digits"),
             (["verify", "nosuch"], "there is no such folder"),
             (["verify", "x.npy"], "it is a file"),
             (["verify", "."], "it holds no fit.json"),

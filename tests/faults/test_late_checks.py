@@ -83,7 +83,7 @@ def test_a_package_that_the_report_needs_is_missed_before_the_work(folder, comma
     code = f"import sys; sys.modules[{module!r}] = None; sys.argv = {['whichkl', *command]!r}; "
     result = run("-c", code + "from whichkl.__main__ import main; main()", cwd=folder)
     assert result.returncode == 2, result.stderr
-    assert f"import `{module}`" in result.stderr and "pip install 'whichkl[app]'" in result.stderr
+    assert f"import `{module}`" in result.stderr and "Run: pip install jinja2" in result.stderr
     assert not (folder / "called").exists() and not (folder / "o").exists()
 
 

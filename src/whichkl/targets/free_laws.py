@@ -32,6 +32,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid, softplus
 
+from whichkl.arrays import tensor_of
 from whichkl.distributions import log_von_mises
 from whichkl.targets.supports import Supported
 
@@ -243,7 +244,7 @@ def _transformed(p: TransformedDistribution) -> FreeLaw | None:
     for step in _flat(steps):
         law = None if law is None else _stepped(law, step, is_real, is_interval, from_zero)
         if isinstance(step, transforms.AffineTransform):
-            from_zero = from_zero and bool((torch.as_tensor(step.loc) == 0).all() and (torch.as_tensor(step.scale) > 0).all())
+            from_zero = from_zero and bool((tensor_of(step.loc) == 0).all() and (tensor_of(step.scale) > 0).all())
         else:
             is_interval = is_interval or isinstance(step, (transforms.SigmoidTransform, transforms.TanhTransform))
             is_real, from_zero = False, True
@@ -257,7 +258,7 @@ def _flat(step: transforms.Transform) -> list[transforms.Transform]:
 def _stepped(law: FreeLaw, step: Any, is_real: bool, is_interval: bool, from_zero: bool) -> FreeLaw | None:
     """Return the law after a transform of x, None where that isn't linear in free coordinates."""
     if isinstance(step, transforms.AffineTransform):
-        loc, scale = torch.as_tensor(step.loc), torch.as_tensor(step.scale)
+        loc, scale = tensor_of(step.loc), tensor_of(step.scale)
         size = scale.abs().log()
         if is_real:
             return law.moved(lambda u: loc + scale * u, lambda v: (v - loc) / scale, -size)
@@ -269,7 +270,7 @@ def _stepped(law: FreeLaw, step: Any, is_real: bool, is_interval: bool, from_zer
     if is_real and isinstance(step, transforms.TanhTransform):
         return law.moved(lambda u: 2 * u, lambda v: v / 2, -math.log(2))
     if from_zero and not is_interval and not is_real and isinstance(step, transforms.PowerTransform):
-        power = torch.as_tensor(step.exponent)
+        power = tensor_of(step.exponent)
         return law.moved(lambda u: power * u, lambda v: v / power, -power.abs().log())
     return None
 

@@ -49,7 +49,11 @@ def light_parts(p: Any, dim: int) -> list[LightPart]:
     parts = []
     for one in order:
         j, k = divmod(one, weights.shape[-1])
-        x = draws[:, k].reshape(*n, -1) if others is None else others.index_copy(1, torch.tensor([j]), draws[:, j, k, None])
+        x = (
+            draws[:, k].reshape(*n, -1)
+            if others is None
+            else others.index_copy(1, torch.tensor([j], dtype=torch.int64, device="cpu"), draws[:, j, k, None])
+        )
         parts.append(LightPart(float(weights.flatten()[one]), x.to(torch.float64)))
     return parts
 

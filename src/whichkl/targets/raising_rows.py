@@ -102,7 +102,8 @@ class RaisingRows:
     def _value(self, error: TargetError, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the value of a row that raises, (1, *shape), and remember the error; raise it if the function raised nothing."""
         cause = error.__cause__
-        if cause is None or isinstance(error, (NotANumberError, DeadDensityError)):
+        is_final = isinstance(error, (NotANumberError, DeadDensityError))
+        if is_final or not isinstance(cause, Exception):  # such as sys.exit, which is no row's fault
             raise error
         if not self.said:
             remedy = "; pass `support=`, so that it gets points inside alone" if names_a_range(cause) else ""

@@ -72,7 +72,7 @@ after them. Those that are None here are made before: all others need what they 
 @with_progress("calling the loss")
 @plain_modes()
 def audit(
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[..., Any] | type,
     *,
     adapter: str | Adapter | Callable[..., Any] | None = None,
     knobs: Mapping[str, tuple[float, float]] | None = None,

@@ -85,7 +85,8 @@ def check_temperature(temperature: Any) -> None:
     number = as_number(temperature)
     is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
     if not is_number and not (isinstance(temperature, Tensor) and temperature.dim() == 0):
-        kind = f"has the shape {tuple(temperature.shape)}" if hasattr(temperature, "shape") else f"is {temperature!r}"
+        shape = getattr(temperature, "shape", None)
+        kind = f"has the shape {tuple(shape)}" if isinstance(shape, tuple) else f"is {temperature!r}"
         because = f"it {kind}, and one number divides all logits"
         instead = "Pass a number; for one temperature per row, divide the logits before the call"
         raise InputError(cannot("use this temperature", because, instead))

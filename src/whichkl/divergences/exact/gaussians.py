@@ -160,8 +160,8 @@ def _read(p: Distribution) -> _Gaussian | None:
         value = value @ value.T + cast(Any, p)._unbroadcasted_cov_diag.detach().cpu().to(torch.float64).diag()
     elif given == "precision_matrix":
         value = torch.linalg.inv(value)
-    root, failed = (value, torch.zeros(())) if given == "scale_tril" else torch.linalg.cholesky_ex(value)
-    return _Gaussian(p.loc.detach().cpu().to(torch.float64), root.reshape(len(p.loc), -1), p) if int(failed) == 0 else None
+    root, failed = (value, False) if given == "scale_tril" else torch.linalg.cholesky_ex(value)
+    return None if failed else _Gaussian(p.loc.detach().cpu().to(torch.float64), root.reshape(len(p.loc), -1), p)
 
 
 def _precise(one: _Gaussian, other: _Gaussian) -> float | None:

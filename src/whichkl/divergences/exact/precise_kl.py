@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Cauchy, Dirichlet, Distribution, Independent, OneHotCategorical
 
+from whichkl.arrays import tensor_of
 from whichkl.divergences.exact.law_statistics import DISCRETE, INFINITY, LAWS
 
 MAX_NUMBERS = 5_000
@@ -106,7 +107,7 @@ def _parameters(p: Distribution) -> tuple[type, list[tuple[float, ...]]] | None:
     given, columns = vars(base), []
     for name in LAWS[kind][1]:
         form = "logits" if name == "probs" and "probs" not in given else name
-        value = torch.as_tensor(getattr(base, form)).detach().cpu().to(torch.float64)
+        value = tensor_of(getattr(base, form)).detach().cpu().to(torch.float64)
         if name == "probs":
             columns.append(torch.full_like(value[..., :1] if kind is Categorical else value, float(form == "logits")))
         columns.append(value)

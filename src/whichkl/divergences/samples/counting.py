@@ -69,7 +69,7 @@ class _Counts:
             return count.log()
         if without is not None:
             count = count.repeat(len(without), 1)
-            place = torch.arange(len(without))
+            place = torch.arange(len(without), device="cpu")
             count[place, without] = (count[place, without] - 1).clamp(min=0.0)
         count = count + self.smoothing
         return count.log() - count.sum(-1, keepdim=True).log()
@@ -141,7 +141,7 @@ def mixed_kl(p: Target, q: IndependentColumns, seed: int = 0) -> Estimate:
     Raises:
         TargetError: the rows are weighted, or more than a tenth of them are in smaller cells.
     """
-    x, is_atomic = p.samples, torch.tensor([is_discrete(law) for law in q.laws])
+    x, is_atomic = p.samples, torch.tensor([is_discrete(law) for law in q.laws], dtype=torch.bool, device="cpu")
     if x is None or p.weights is not None:
         raise TargetError(
             cannot("compare these samples by counting", "they are weighted", "Resample them by their weights first")
@@ -190,9 +190,15 @@ def _cells(p: Target | Atoms, q: Target | Atoms) -> tuple[Float[Tensor, "c d"], 
             found.append(_Counts(name, torch.cat([mass, (1 - mass.sum()).clamp(min=0.0)[None]]), None))
             continue
         at = next(numbers)
-        w = torch.ones(len(at), dtype=torch.float64) if side.weights is None else side.weights.to("cpu", torch.float64)
+        w = (
+            torch.ones(len(at), dtype=torch.float64, device="cpu")
+            if side.weights is None
+            else side.weights.to("cpu", torch.float64)
+        )
         w = w / w.sum()
-        share, squares = (torch.zeros(len(cells) + 1, dtype=torch.float64).index_add(0, at, one) for one in (w, w.square()))
+        share, squares = (
+            torch.zeros(len(cells) + 1, dtype=torch.float64, device="cpu").index_add(0, at, one) for one in (w, w.square())
+        )
         found.append(_Counts(name, share / squares.sum(), squares))
     if rest < _MIN_MASS_OF_THE_REST:
         found = [replace(one, count=one.count[:-1], squares=None if one.squares is None else one.squares[:-1]) for one in found]
@@ -201,8 +207,8 @@ def _cells(p: Target | Atoms, q: Target | Atoms) -> tuple[Float[Tensor, "c d"], 
 
 def _smoothed(p: _Counts, q: _Counts, kind: IntegralDivergence) -> tuple[_Counts, _Counts]:
     """Add half a row to each cell of a side of rows whose zeros alone make the divergence infinite."""
-    half = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
-    one = torch.tensor([1.0, 0.0], dtype=torch.float64).log()
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64, device="cpu").log()
+    one = torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu").log()
     if q.squares is not None and bool((kind.misses(half, one) > 0).any()):
         q = replace(q, smoothing=_SMOOTHING)
     if p.squares is not None and bool((kind.misses(one, half) > 0).any()):

@@ -81,9 +81,11 @@ def finer_features(z: Tensor, generator: torch.Generator) -> Tensor:
     dim = z.shape[1]
     if dim > _MAX_COLUMNS_OF_FINER_FEATURES:
         return cosines(z, generator)
-    z = z * torch.where(z.pow(3).mean(0) < 0, -1.0, 1.0)  # a column that is turned round has the same features
+    z = torch.where(z.pow(3).mean(0) < 0, -z, z)  # a column that is turned round has the same features
     score = _normal_scores(z)
-    bends = (score.square()[:, :, None] * score[:, None, :]).flatten(1)[:, ~torch.eye(dim, dtype=torch.bool).flatten()]
+    bends = (score.square()[:, :, None] * score[:, None, :]).flatten(1)[
+        :, ~torch.eye(dim, dtype=torch.bool, device=z.device).flatten()
+    ]
     if dim > 1:
         root = torch.linalg.cholesky(z.T.cov() + 1e-9 * torch.eye(dim, dtype=z.dtype, device=z.device))
         distance = torch.linalg.solve_triangular(root, (z - z.mean(0)).T, upper=False).norm(dim=0)[:, None]

@@ -34,6 +34,8 @@ from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
+_SHARE_OF_WHAT_FINER_FEATURES_ADD = 0.5
+"""Share of what finer features add in several columns by which the interval is wider at both ends."""
 _UNNOTICED_GAIN = 4.0
 """Nats of log loss, over all rows, of a feature that may go unnoticed: one of 2.8 standard errors."""
 _WAVES = 100
@@ -57,10 +59,11 @@ def classifier_divergence(
 
     Misfit and shrinkage bias it. The bias is measured on the pooled rows, dealt out again at random (truth 0), and on twins:
     Gaussians like x and y (truth by their densities) for a quadratic ℓ, otherwise the rows with labels drawn by ℓ
-    (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does what lies beyond
-    the ends of a sample (`beyond_reach`), and what so many rows leave unnoticed. The answer isn't `reliable` where a
-    bias exceeds 2 standard errors and 10 % (25 % with finer features), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ
-    doesn't fit (`_misfit`), where more than 1.3 errors lie beyond reach, where the terms have a heavy tail, or below 50 rows. The
+    (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does half of what finer
+    features add in several columns, since such shapes may go on beyond them, what lies beyond the ends of a sample
+    (`beyond_reach`), and what so many rows leave unnoticed. The answer isn't `reliable` where a bias exceeds 2 standard errors
+    and 10 % (25 % with finer features), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ doesn't fit (`_misfit`), where more than 1.3
+    errors lie beyond reach, where the terms have a heavy tail, or below 50 rows. The
     global generator isn't touched.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
@@ -75,7 +78,8 @@ def classifier_divergence(
         raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
     sample = Pooled.of(x, y, folds, torch.Generator().manual_seed(seed))
     z, n = sample.z, sample.n
-    log_ratio, parts, fine = sample.better_fit()
+    log_ratio, parts, coarse = sample.better_fit()
+    fine = coarse is not None
     # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
@@ -86,6 +90,8 @@ def classifier_divergence(
     # A quadratic ℓ can be extrapolated where the ends look like those of Gaussians.
     unseen = max(0.0, _unseen(kind, sample) - as_gaussian)
     unshown = math.hypot(UNSEEN_BIAS_FACTOR * unseen, _unnoticed(kind, n, len(z)))
+    # In several columns, where these features show much that no quadratic has, others may show more.
+    added = 0.0 if coarse is None or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
     value -= bias if fine else 0.0
     sides = [mean_with_error(torch.exp(one.clamp(max=MAX_EXPONENT))) for one in (log_ratio[n:], -log_ratio[:n])]
     # A bias that is subtracted may be a larger share: only what the twins get wrong of it remains.
@@ -116,7 +122,7 @@ def classifier_divergence(
     method = f"cross-fitted classifier ({shape} logistic, {folds} folds)"
     # The interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right. A smoothed ℓ shows less of it.
     reach = UNSEEN_BIAS_FACTOR * excess if fine else excess
-    error = math.hypot(stderr, unshown) + reach / NORMAL
+    error = math.hypot(stderr, unshown) + (reach + _SHARE_OF_WHAT_FINER_FEATURES_ADD * added) / NORMAL
     wrong += _doubts_by_columns(kind.name, z, n, value + NORMAL * error, seed)
     good = not (any(large) or off or wrong)
     return Estimate(kind.name, value, error, method=method, n=len(z), khat=khat, reliable=good, notes=(*wrong, *notes))

@@ -45,15 +45,14 @@ class Pooled:
         more = finer_features(z, self.generator) if fine else None
         return cross_fit(z, self.n, self.folds, self.full, self.generator, more=more)
 
-    def better_fit(self) -> tuple[Tensor, Parts, bool]:
-        """Cross-fit with and without finer features; return the better ℓ, its parts, and whether it has finer features.
+    def better_fit(self) -> tuple[Tensor, Parts, Tensor | None]:
+        """Cross-fit with and without finer features; return the better ℓ, its parts, and the quadratic ℓ if the other is better.
 
-        In doubt it has: what few rows don't show, a quadratic ℓ denies with a small error.
+        In doubt it is: what few rows don't show, a quadratic ℓ denies with a small error.
         """
         coarse, finer = self.fit(self.z), self.fit(self.z, fine=True)
         gain, error = mean_with_error(self._log_loss(coarse[0]) - self._log_loss(finer[0]))
-        fine = gain > -error
-        return *(finer if fine else coarse), fine
+        return (*finer, coarse[0]) if gain > -error else (*coarse, None)
 
     def _log_loss(self, ratio: Tensor) -> Tensor:
         """Held-out log loss per row."""
