@@ -71,7 +71,7 @@ def read_matrix(
             raise InputError(cannot(do, f"column {quoted(text, len(text))} isn't numeric", "Drop or encode it"))
         check_whole(values.select_dtypes("integer").to_numpy(), what)
         values = values.to_numpy(dtype=np.float64)
-    if np.ma.is_masked(values):
+    if not isinstance(values, Tensor) and np.ma.is_masked(values):  # NumPy loads `ma` when it is first asked for
         because = f"{int(np.ma.count_masked(values)):,} of their numbers are masked"
         raise InputError(cannot(do, because, "Drop these rows, or fill in the numbers"))
     _check_dense(values, do)
