@@ -38,7 +38,8 @@ from torch.distributions.transforms import AffineTransform, ExpTransform, PowerT
 import whichkl as wk
 from whichkl import Target
 from whichkl.targets.free_laws import free_law
-from whichkl.targets.supports import Bijection, support_of
+from whichkl.targets.law_supports import support_of
+from whichkl.targets.supports import Bijection
 
 mp.mp.dps = 50
 

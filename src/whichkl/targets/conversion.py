@@ -21,7 +21,7 @@ from whichkl.distributions import distribution_log_prob, widened
 from whichkl.process.seeds import seeded
 from whichkl.samples import Stream
 from whichkl.targets.calling import Function
-from whichkl.targets.supports import support_of
+from whichkl.targets.law_supports import support_of
 
 if TYPE_CHECKING:
     from whichkl.targets.target import Target

@@ -34,6 +34,8 @@ from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
+_MAX_ROWS_OF_FINER_FEATURES = 15_000
+"""Largest number of rows of each sample to which finer features are fitted."""
 _SHARE_OF_WHAT_FINER_FEATURES_ADD = 0.5
 """Share of what finer features add in several columns by which the interval is wider at both ends."""
 _UNNOTICED_GAIN = 4.0
@@ -77,9 +79,20 @@ def classifier_divergence(
     if not 2 <= folds <= MIN_ROWS:
         raise InputError(cannot(f"use `folds={folds}`", f"it must be 2 to {MIN_ROWS}", "Use 5"))
     sample = Pooled.of(x, y, folds, torch.Generator().manual_seed(seed))
-    z, n = sample.z, sample.n
-    log_ratio, parts, coarse = sample.better_fit()
-    fine = coarse is not None
+    some = sample.at_most(_MAX_ROWS_OF_FINER_FEATURES)
+    log_ratio, parts, coarse = some.better_fit()
+    if coarse is None and some is not sample:
+        log_ratio, parts = sample.fit(sample.z)
+    found = _with_error(kind, sample if coarse is None else some, log_ratio, parts, coarse, seed)
+    note = f"finer features are fitted to {len(some.z):,} rows, chosen at random"
+    return found if coarse is None or some is sample else replace(found, notes=(*found.notes, note))
+
+
+def _with_error(
+    kind: IntegralDivergence, sample: Pooled, log_ratio: Tensor, parts: Parts, coarse: Tensor | None, seed: int
+) -> Estimate:
+    """The divergence at held-out ℓ, with its bias and error; `coarse` is the quadratic ℓ if this one has finer features."""
+    z, n, fine = sample.z, sample.n, coarse is not None
     # The same levels for the twins as for the data: their bias must be that of one and the same estimator.
     levels = _levels(log_ratio, n)
     value, stderr, *terms = _score(kind, n, log_ratio, parts, levels)
@@ -119,7 +132,7 @@ def classifier_divergence(
         f"the error is {stderr:.2g} by sampling, {excess:.2g} for bias, {unshown:.2g} for what isn't seen",
     ]
     shape = ("" if sample.full else "diagonal ") + ("finer" if fine else "quadratic")
-    method = f"cross-fitted classifier ({shape} logistic, {folds} folds)"
+    method = f"cross-fitted classifier ({shape} logistic, {sample.folds} folds)"
     # The interval shifts by the bias: it covers 95 to 97.5 % if the twins have it right. A smoothed ℓ shows less of it.
     reach = UNSEEN_BIAS_FACTOR * excess if fine else excess
     error = math.hypot(stderr, unshown) + (reach + _SHARE_OF_WHAT_FINER_FEATURES_ADD * added) / NORMAL

@@ -7,7 +7,7 @@ into two new samples, whose log ratio is ℓ. Tails, ends of supports and bumps 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from whichkl.divergences.samples.logistic import MIN_ROWS, Parts, cross_fit, finer_features, mean_with_error
 from whichkl.divergences.samples.sample_distances import standardised
+
+_MANY_ROWS = 20_000
+"""Rows of both samples from which on finer features must prove that they help."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,20 @@ class Pooled:
     def better_fit(self) -> tuple[Tensor, Parts, Tensor | None]:
         """Cross-fit with and without finer features; return the better ℓ, its parts, and the quadratic ℓ if the other is better.
 
-        In doubt it is: what few rows don't show, a quadratic ℓ denies with a small error.
+        In doubt it is: what few rows don't show, a quadratic ℓ denies with a small error; what many rows don't show is small.
         """
         coarse, finer = self.fit(self.z), self.fit(self.z, fine=True)
         gain, error = mean_with_error(self._log_loss(coarse[0]) - self._log_loss(finer[0]))
-        return (*finer, coarse[0]) if gain > -error else (*coarse, None)
+        least = -error if len(self.z) < _MANY_ROWS else error
+        return (*finer, coarse[0]) if gain > least else (*coarse, None)
+
+    def at_most(self, most: int) -> Pooled:
+        """Return at most this many rows of each sample, chosen at random."""
+        if max(self.n, len(self.z) - self.n) <= most:
+            return self
+        chosen = [torch.randperm(size, generator=self.generator, device="cpu")[:most] for size in (self.n, len(self.z) - self.n)]
+        rows = torch.cat([chosen[0], self.n + chosen[1]]).to(self.z.device)
+        return replace(self, z=self.z[rows], n=len(chosen[0]))
 
     def _log_loss(self, ratio: Tensor) -> Tensor:
         """Held-out log loss per row."""
