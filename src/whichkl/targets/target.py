@@ -336,14 +336,13 @@ class Target:
             return LogDensity(log_prob, score, batched, probes)
         if score is None:
             return None
-        probe = probes[:1]
-        gradient = Score(score, batched, probe)
+        gradient = Score(score, batched, probes[:1])
 
         def count(n: int) -> None:
             self.evaluations["score"] += n
 
-        self.line_integral = LineIntegral(gradient, probe, count)
-        return LogDensity(self.line_integral, gradient, True, probe.to(torch.float64))
+        self.line_integral = LineIntegral(gradient, probes[:1], count)
+        return LogDensity(self.line_integral, gradient, True, probes[:1].to(torch.float64))
 
     def _require_density(self) -> LogDensity:
         if self.density is None:
