@@ -115,10 +115,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("law", "rows", "dim", "truth"), SHAPES)
 def test_shapes_that_no_gaussian_twin_has_are_not_answered_with_confidence(law, rows, dim, truth):
-    confident, wrong = 0, 0
     for seed in range(6):
         x, y = law(rows, dim, np.random.default_rng(seed))
         e = wk.estimate(p=x, q=y, seed=seed)
-        confident += e.reliable
-        wrong += e.reliable and not e.interval[0] <= truth <= e.interval[1]
-    assert wrong <= (1 if confident >= 5 else 0)  # nine in ten cover
+        assert not e.reliable or e.interval[0] <= truth <= e.interval[1]

@@ -34,6 +34,8 @@ from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
+_MAX_SHARE_OF_FINER_FEATURES = 1 / 3
+"""Share of the value that finer features may add in several columns: a shape of which they show so much may go on beyond them."""
 _MAX_ROWS_OF_FINER_FEATURES = 15_000
 """Largest number of rows of each sample to which finer features are fitted."""
 _SHARE_OF_WHAT_FINER_FEATURES_ADD = 0.5
@@ -65,8 +67,8 @@ def classifier_divergence(
     features add in several columns, since such shapes may go on beyond them, what lies beyond the ends of a sample
     (`beyond_reach`), and what so many rows leave unnoticed. The answer isn't `reliable` where a bias exceeds 2 standard errors
     and 10 % (25 % with finer features), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ doesn't fit (`_misfit`), where more than 1.3
-    errors lie beyond reach, where the terms have a heavy tail, or below 50 rows. The
-    global generator isn't touched.
+    errors lie beyond reach, where finer features add more than a third in several columns, where the terms have a heavy tail, or
+    below 50 rows. The global generator isn't touched.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
 
@@ -113,6 +115,8 @@ def _with_error(
     # The measured bias contains its own noise, whose mean square is subtracted.
     excess = math.sqrt(max(0.0, bias**2 - bias_error**2))
     wrong = _misfit(sample, log_ratio) + _out_of_reach(unseen, stderr, value)
+    if added > _MAX_SHARE_OF_FINER_FEATURES * abs(value):
+        wrong.append(f"finer features add {added:.2g} to a quadratic ℓ, and finer ones may add more")
     khat = max(_khat(one) for one in terms) if not kind.bounded else None
     # The tail of a KL's ℓ is what lies beyond reach, which `_unseen` and twins of the shape measure better than k̂.
     wrong += [] if fine and isinstance(kind, WeightedKLs) else _tail(terms, khat, min(n, len(z) - n))
