@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from whichkl.access import Access
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
+    from whichkl.conversions.convert import convert
     from whichkl.distillation import distill
     from whichkl.distillation.audit import audit
     from whichkl.divergences import Estimate
@@ -42,6 +43,7 @@ _HOMES = {
     "advise": "advice",
     "audit": "distillation.audit",
     "compare": "study",
+    "convert": "conversions.convert",
     "distill": "distillation",
     "estimate": "divergences.dispatch",
     "families": "",
@@ -64,6 +66,7 @@ __all__ = [
     "advise",
     "audit",
     "compare",
+    "convert",
     "distill",
     "estimate",
     "fit",

@@ -9,6 +9,7 @@ from typing import Any
 
 from whichkl._arguments import typed
 from whichkl.access import Access
+from whichkl.conversions.table import CONVERSIONS, Conversion
 from whichkl.families import Family, Gaussian, Product, family_of
 from whichkl.families.named import conditional_families
 from whichkl.objectives import OBJECTIVES, Objective
@@ -16,6 +17,7 @@ from whichkl.printable import HTML, brief, shorten
 from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import SOLVERS, families_of
 from whichkl.targets import Target
+from whichkl.targets.origin import Origin
 
 _CELLS = {
     "samples": "You can sample the target, and not evaluate it.",
@@ -50,44 +52,6 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What a user may have instead of samples and a log density, and what it can be turned into."""
-
-    left: str
-    becomes: str
-    source: str
-
-
-CONVERSIONS = (
-    Conversion(
-        "a simulator of (parameter, data) pairs without a likelihood",
-        "draws of the joint: fit q(parameter | data) by forward KL (neural posterior estimation)",
-        "Papamakarios & Murray, 2016",
-    ),
-    Conversion(
-        "answers to 'which of x, x′ is likelier?'",
-        "a log density up to a constant and a temperature (Bradley–Terry, with a prior on the function): reverse KL",
-        "Mikkola et al., 2024",
-    ),
-    Conversion(
-        "moments or other expectations of the target",
-        "the maximum-entropy distribution with these moments (I-projection)",
-        "Csiszár, 1975",
-    ),
-    Conversion(
-        "draws of another distribution, and weights or a density ratio",
-        "weighted samples, Target(samples=…, weights=…): forward KL by weighted maximum likelihood",
-        "Sugiyama, Suzuki & Kanamori, 2012",
-    ),
-    Conversion(
-        "pass/fail labels on draws of a model",
-        "log model + log P(pass | x), a log density up to a constant: reverse KL",
-        "Rafailov et al., 2023 for the KL-regularised form",
-    ),
-)
-
-
-@dataclass(frozen=True)
 class Advice(HTML):
     """The possible objectives for a target, ranked, and the reasons against the others."""
 
@@ -100,6 +64,8 @@ class Advice(HTML):
     """Name of each impossible objective → why; objectives between the directions only if both directions are possible."""
     conversions: tuple[Conversion, ...]
     """What could be converted; empty if an objective is possible."""
+    origin: Origin | None = None
+    """What the target was converted from, with what that assumes; None if it wasn't."""
 
     @property
     def best(self) -> Option | None:
@@ -145,6 +111,7 @@ class Advice(HTML):
             "missing": self.missing,
             "conversions": [vars(conversion) for conversion in self.conversions],
             "cheapest": self.cheapest,
+            **({"origin": self.origin.to_dict()} if self.origin else {}),
         }
 
     def __repr__(self) -> str:
@@ -166,8 +133,10 @@ class Advice(HTML):
             lines += ["", f"{name}   {OBJECTIVES[name].formula}", _wrap(f"not possible: {need}", "  ")]
         if self.conversions:
             lines += ["", "What could still be converted, if you have it:"]
-            lines += [_wrap(f"{c.left} → {c.becomes} ({c.source})", "    ", "  - ") for c in self.conversions]
+            for c in self.conversions:
+                lines += [_wrap(f"{c.left} → {c.becomes} ({c.source})", "    ", "  - "), f"      {c.call}"]
             lines += ["", _wrap("Cheapest access to acquire: " + self.cheapest)]
+        lines += ["", str(self.origin)] if self.origin else []
         return "\n".join(lines)
 
 
@@ -210,7 +179,8 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
             missing[objective.name] = f"no solver minimises it over {family}{others}"
         else:
             options.append(Option(objective, objective.reason(access), solver))
-    return Advice(access, family, dim, tuple(options), missing, () if options else CONVERSIONS)
+    origin = None if p is None or not isinstance(p.origin, Origin) else p.origin
+    return Advice(access, family, dim, tuple(options), missing, () if options else CONVERSIONS, origin)
 
 
 def _family_of_pairs(target: Target) -> Family | str:

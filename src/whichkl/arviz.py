@@ -15,6 +15,7 @@ from whichkl.goodness.draws import Unable, log_density
 from whichkl.process.lock import without_warnings
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
+from whichkl.targets.origin import Origin
 
 
 @typed
@@ -55,7 +56,7 @@ def to_arviz(fit: Fit, n: int = 1000, corrected: bool = False, seed: int = 0, ta
         stats["lp"] = target.log_prob(x.to(target.device, target.dtype)).detach().to("cpu", torch.float64)
         if "log_q" in stats and not corrected:
             stats["log_weight"] = stats["lp"] - stats["log_q"]
-    if target is not None and target.origin is not None:
+    if target is not None and target.origin is not None and not isinstance(target.origin, Origin):
         sites = target.origin.constrain(x)
     else:
         sites = {name: x[:, i].numpy() for i, name in enumerate(fit.names)}

@@ -12,6 +12,7 @@ from whichkl.diagnostics.suggestions import preferred, written
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Mixture, simpler
 from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit
+from whichkl.targets.origin import Origin
 
 MAX_KL = 0.1
 """Largest KL, in nats, from a family that is large enough."""
@@ -185,6 +186,11 @@ FINDINGS: dict[str, Finding] = {
         "Integrals of the score around triangles differ from 0 by more than 0.05 nats: it isn't the gradient of a log density, "
         "and the value depends on the lines.",
         "Give a score that is a gradient, or `log_prob=`.",
+    ),
+    "target_in_doubt": Finding(
+        lambda e: isinstance(e.fit.target.origin, Origin) and not e.fit.target.origin.reliable,
+        "What the target was converted from can't carry a conclusion: `print(target)` reports why.",
+        "Collect more of it, or better.",
     ),
     "variances_understated": Finding(
         lambda e: e.d.understated is not None and e.d.understated >= MIN_SPREAD_RATIO,

@@ -287,6 +287,7 @@ class Fit(HTML):
             "summary": self.summary().to_dict() if len(self.summary().rows) <= _MAX_SAVED_ROWS else None,
             **({"context_names": list(self.context_names)} if self.context_names else {}),
             **({} if self.reading.is_default else {"reading": asdict(self.reading)}),
+            **({} if self.advice.origin is None else {"origin": self.advice.origin.to_dict()}),
         }
 
     @typed

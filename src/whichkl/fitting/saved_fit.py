@@ -20,6 +20,7 @@ from whichkl.fitting.summary import Summary
 from whichkl.objectives import objective_of
 from whichkl.samples import Reading
 from whichkl.solvers import Optimum
+from whichkl.targets.origin import Origin
 from whichkl.targets.supports import Bijection
 
 FIT = Saved("a fit", "fit.json", "model", "Fit again")
@@ -64,6 +65,7 @@ class FitFields(RequiredFields, total=False):
     summary: Summary | None
     context_names: tuple[str, ...]
     reading: Reading
+    origin: Origin
 
 
 def read_fit(folder: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -94,7 +96,7 @@ def rebuilt(fields: FitFields, tensors: Mapping[str, Tensor], family: Family) ->
         "family": family,
         "objective": objective_of(fields["objective"]),
         "solver": fields["solver"],
-        "advice": replace(advise(Access.parse(fields["access"]), family), dim=len(names)),
+        "advice": replace(advise(Access.parse(fields["access"]), family), dim=len(names), origin=fields.get("origin")),
         "value": fields["value"],
         "status": fields["status"],
         "findings": frozenset(fields["findings"]),

@@ -25,6 +25,7 @@ from whichkl.goodness.draws import drawn
 from whichkl.importance import MIN_SHARE_OF_DRAWS, effective_sample_size, khat_limit, pareto_smooth
 from whichkl.printable import HTML, one_line, shorten
 from whichkl.targets import Target
+from whichkl.targets.origin import Origin
 
 if TYPE_CHECKING:
     from whichkl.fitting.result import Fit
@@ -131,7 +132,7 @@ def summarize(fit: Fit, target: Target | None = None) -> Summary:
 
 def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> Summary:
     """Return a row per coordinate; of an adapted library's model, a row per number of its own variables."""
-    names, own = fit.names, None if target is None else target.origin
+    names, own = fit.names, None if target is None or isinstance(target.origin, Origin) else target.origin
     if own is not None and _MAX_NUMBERS < draws_in(len(names)) * len(
         own_variables(own, torch.zeros(1, len(names), dtype=torch.float64, device="cpu"))[0]
     ):

@@ -15,6 +15,7 @@ _BROKEN = {
     "accesses_disagree": "the draws and the log density of the target contradict each other",
     "score_not_conservative": "the score isn't the gradient of a log density",
     "outside_support": "it puts mass where p has none",
+    "target_in_doubt": "what the target was converted from can't carry a conclusion",
     "not_converged": "the solver stopped too early",
 }
 """Findings that leave nothing to use, in the order in which they matter."""

@@ -43,7 +43,8 @@ def fit_page(fit: Fit) -> Page:
     """Return the report of a fit."""
     objective, rows = fit.objective, rows_section(fit)
     advice = Section("Why this direction", "What the access to the target allows.", (Block.listing(str(fit.advice)),))
-    sections = [verdict_section(fit), *([] if rows is None else [rows]), _evidence(fit), advice, _configuration(fit)]
+    sections = [verdict_section(fit), *([] if rows is None else [rows]), *_origin(fit), _evidence(fit), advice]
+    sections.append(_configuration(fit))
     what = _DIRECTIONS.get(objective.name, f"{objective.spec}, {objective.formula}: {objective.character}.")
     return Page(f"{objective.title} over {fit.family.label}", what, sections, "Written by whichkl. All numbers are in nats.")
 
@@ -85,6 +86,15 @@ def _caption(fit: Fit) -> str:
     if count > 1:
         parts.append(f"{count} distinct optima were found; the dotted ones are the others.")
     return " ".join(parts)
+
+
+def _origin(fit: Fit) -> list[Section]:
+    """Return what the target was converted from, if it was."""
+    origin = fit.advice.origin
+    if origin is None:
+        return []
+    table = Block.table(("", "what"), origin.rows)
+    return [Section("What the target was made of", origin.source, (table,))]
 
 
 def _evidence(fit: Fit) -> Section:

@@ -33,7 +33,8 @@ from whichkl.targets.free_laws import FreeLaw, free_law
 from whichkl.targets.light_parts import LightPart, light_parts
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
-from whichkl.targets.rows import read_dim, read_rows
+from whichkl.targets.origin import Origin
+from whichkl.targets.rows import Rows, read_dim, read_rows
 from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states, support_of_columns
 from whichkl.user_code import call_user
 
@@ -110,8 +111,8 @@ class Target:
     ) -> None:
         self.carrier: Bijection | None = None
         """For streams: the map between rows and the free coordinates of this target."""
-        self.origin: Model | None = None
-        """The model that this is the posterior of; `origin.constrain(u)` has its own names and shapes."""
+        self.origin: Model | Origin | None = None
+        """The model that this is the posterior of, with its own names and shapes; or what `convert` made it of."""
         self.law: Distribution | None = None
         """The torch distribution that this target is of, in float64; its free coordinates keep digits that x loses."""
         self.known_modes: Tensor | None = None
@@ -286,14 +287,10 @@ class Target:
         return known
 
     def noting_repeats(self) -> Target:
-        """Return this target with its repeated rows noted; a stream by its first block, chains not, since their draws repeat."""
-        block = None if self.stream is None else self.stream.first
-        x, context = (self.samples, self.context) if block is None else (block.x, block.context)
-        found = None if x is None or self.chains is not None else repeats_of(x, context)
-        if found is None:
-            return self
+        """Return this target with its repeated rows noted; of a stream those of its first block, and none of chains."""
+        rows = self if self.stream is None else Rows(self.stream.first.x, self.stream.first.context)
         noted = copy.copy(self)
-        noted.repeats = found
+        noted.repeats = None if rows.samples is None or self.chains is not None else repeats_of(rows.samples, rows.context)
         return noted
 
     def thinned(self) -> tuple[Target, int]:
@@ -326,6 +323,9 @@ class Target:
             size = f", streamed in {parts:,} part{'s' if parts != 1 else ''}" + ("" if rows is None else f", n={rows}")
         size += f", given {len(self.context_names)} columns" if self.context_names else ""
         return f"Target(dim={self.dim}{size}, access: {self.access.label})"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.origin}" if isinstance(self.origin, Origin) else repr(self)
 
     def _density(
         self, log_prob: Function | None, score: Function | None, batched: bool, probes: Float[Tensor, "k d"]

@@ -1,0 +1,60 @@
+"""Origin: what a converted target was made of, what that assumes, and how far to trust it."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_WIDTH = 96
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What `convert` made a target of. Every part is whole sentences.
+
+    >>> print(Origin("30 simulations.", assumed=("θ has the prior's density.",), trust="Trust it where simulations were made."))
+    Made of 30 simulations.
+      assumed: θ has the prior's density.
+      trust: Trust it where simulations were made.
+    """
+
+    source: str
+    """What it was made of, and how much of that."""
+    assumed: tuple[str, ...] = ()
+    """What was taken for granted: a noise scale, a prior, a proposal, a reference."""
+    unknown: tuple[str, ...] = ()
+    """What this evidence can't tell."""
+    left_out: tuple[str, ...] = ()
+    """What wasn't used, how much of it, and what that means."""
+    trust: str = ""
+    """How far to trust the target, with the numbers that say so."""
+    reliable: bool = True
+    """False if what was converted can't carry a conclusion; every value of a fit is then unreliable."""
+    up_to: Literal["temperature"] | None = None
+    """The constant that can't be known and that every value rests on, if there is one."""
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """What is shown, in order: (heading, sentence)."""
+        parts = (("assumed", self.assumed), ("can't be known", self.unknown), ("left out", self.left_out))
+        rows = [(name, sentence) for name, sentences in parts for sentence in sentences]
+        return rows + ([("trust", self.trust)] if self.trust else [])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the origin as JSON can hold it."""
+        return {
+            "source": self.source,
+            "assumed": list(self.assumed),
+            "unknown": list(self.unknown),
+            "left_out": list(self.left_out),
+            "trust": self.trust,
+            "reliable": self.reliable,
+            "up_to": self.up_to,
+        }
+
+    def __str__(self) -> str:
+        lines = [textwrap.fill(f"Made of {self.source}", _WIDTH, subsequent_indent="  ")]
+        for name, text in self.rows:
+            lines.append(textwrap.fill(f"{name}: {text}", _WIDTH, initial_indent="  ", subsequent_indent="    "))
+        return "\n".join(lines)
