@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 _LONGEST = 600
@@ -23,7 +24,7 @@ _LONGEST = 600
 
 def whichkl(*arguments, cwd=None, env=None, **streams):
     """Run `python -m whichkl` with these arguments."""
-    return run("-m", "whichkl", *map(str, arguments), cwd=cwd, env={"COLUMNS": "200", **(env or {})}, **streams)
+    return run("-m", "whichkl", *arguments, cwd=cwd, env={"COLUMNS": "200", **(env or {})}, **streams)
 
 
 def run(*command, cwd=None, env=None, strict=False, encoding=None, stdout=None):
@@ -31,16 +32,60 @@ def run(*command, cwd=None, env=None, strict=False, encoding=None, stdout=None):
 
     `strict` makes warnings errors. `encoding` is that of the streams, as PYTHONIOENCODING has it; `stdout` is a file to write to.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        out, error = stdout or Path(folder) / "out", Path(folder) / "error"
-        asked = {"command": command, "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **(env or {})}}
+    program = Program(*command, cwd=cwd, env=env, strict=strict, encoding=encoding, stdout=stdout)
+    out, error = program.communicate()
+    return subprocess.CompletedProcess(command, program.returncode, out, error)
+
+
+class Program:
+    """A program that runs beside the test, with what of `subprocess.Popen` the tests use; arguments are those of `run`."""
+
+    def __init__(self, *command, cwd=None, env=None, strict=False, encoding=None, stdout=None):
+        self._folder = tempfile.TemporaryDirectory()
+        self._encoding, self.returncode = (encoding or "utf-8").partition(":")[0], None
+        self._streams = [stdout or Path(self._folder.name) / "out", Path(self._folder.name) / "error"]
+        self._is_elsewhere = stdout is not None
+        asked = {"command": [str(one) for one in command], "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **(env or {})}}
         asked |= {"strict": strict, "encoding": encoding}
-        server = _server()
-        server.stdin.write(json.dumps({**asked, "out": str(out), "error": str(error)}) + "\n")
-        server.stdin.flush()
-        ended = json.loads(server.stdout.readline())
-        read = [Path(path).read_bytes().decode((encoding or "utf-8").partition(":")[0]) for path in (out, error)[bool(stdout) :]]
-        return subprocess.CompletedProcess(command, ended, *([""] * bool(stdout) + read))
+        asked |= {name: str(path) for name, path in zip(("out", "error"), self._streams, strict=True)}
+        self.pid = _ask(asked)
+
+    def poll(self):
+        """Return how it ended, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = _ask({"pid": self.pid, "options": os.WNOHANG})
+            if self.returncode is not None:
+                self._written = ("" if self._is_elsewhere else self._text(self._streams[0]), self._text(self._streams[1]))
+                self._folder.cleanup()
+        return self.returncode
+
+    def wait(self, timeout=_LONGEST):
+        """Wait until it ends."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                self.send_signal(signal.SIGKILL)
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def communicate(self, timeout=_LONGEST):
+        """Return what it wrote until its end."""
+        self.wait(timeout)
+        return self._written
+
+    def _text(self, path):
+        return Path(path).read_bytes().decode(self._encoding) if Path(path).exists() else ""
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+def _ask(asked):
+    server = _server()
+    server.stdin.write(json.dumps(asked) + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
 
 
 @functools.cache
@@ -50,7 +95,7 @@ def _server():
 
 
 def _serve():
-    """Fork a process for each line that is read; return, in that process, what it is to run."""
+    """Fork a process for each line that is read, or say how one ended; return, in that process, what it is to run."""
     import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch  # noqa: F401
@@ -68,10 +113,14 @@ def _serve():
     gc.freeze()  # a process that ends doesn't look through it all
     for line in sys.stdin:
         asked = json.loads(line)
+        if "pid" in asked:
+            child, status = os.waitpid(asked["pid"], asked["options"])
+            print(json.dumps(os.waitstatus_to_exitcode(status) if child else None), flush=True)
+            continue
         child = os.fork()
         if child == 0:
             return asked
-        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
+        print(child, flush=True)
     return None
 
 

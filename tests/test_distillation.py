@@ -4,8 +4,6 @@ import copy
 import json
 import math
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import whichkl as wk
+from programs import Program
 from whichkl.distillation import Distillation, DistillationTarget, reliability, scored
 from whichkl.distillation.job import read_job
 from whichkl.distillation.training import Loss, row_divergence_of, spec_of
@@ -303,7 +302,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     journal, seen = tmp_path / "journal", []
     slow = "lambda step, done: __import__('time').sleep(0.1)"  # time to be killed in
     code = f"JOURNAL, OUT, TELL = {str(journal)!r}, {str(tmp_path / 'never')!r}, {slow}\n{_LONG}"
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = Program("-c", code)
     deadline = time.monotonic() + 120
     while not list(journal.glob("*/*.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -18,6 +16,7 @@ import torch
 from torch.distributions import Normal
 
 import whichkl as wk
+from programs import Program
 from whichkl._checks import InputError
 from whichkl.cluster import Threads
 from whichkl.families import Gaussian, Mixture, StudentT, family_from_config
@@ -338,8 +337,7 @@ def test_the_command_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path, fam
     pyarrow.parquet.write_table(pa.table({f"c{j}": x[:, j] for j in range(4)}), tmp_path / "data.parquet")
 
     def start(out):
-        command = [sys.executable, "-m", "whichkl", "fit", "data.parquet", "--family", family, "--out", out, "--json"]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return Program("-m", "whichkl", "fit", "data.parquet", "--family", family, "--out", out, "--json", cwd=tmp_path)
 
     whole = start("whole")
     kills = 0

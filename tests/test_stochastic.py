@@ -1,10 +1,7 @@
 """The stochastic solver: seeds, resuming, rows it may see, streams, weights, and runs that go wrong."""
 
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
+from programs import Program, run
 from whichkl._checks import InputError
 from whichkl.families import Flow, Gaussian, MixtureDensityNetwork, Module, Neural, VariationalAutoencoder
 from whichkl.files.journal import Journal
@@ -249,13 +247,13 @@ Journal.of(folder, {{"answer": 1}}).save("answer", family.parameters(solution.be
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     code = RUN.format(here=str(Path(__file__).parent))
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = {"OMP_NUM_THREADS": "1"}
 
     def command(folder, slow):
-        return [sys.executable, "-c", code, str(tmp_path / folder), str(slow)]
+        return "-c", code, tmp_path / folder, slow
 
-    subprocess.run(command("whole", 0), check=True, env=quiet)
-    running = subprocess.Popen(command("killed", 0.1), env=quiet)
+    assert run(*command("whole", 0), env=quiet).returncode == 0
+    running = Program(*command("killed", 0.1), env=quiet)
     journal, deadline = Journal.of(tmp_path / "killed", {"fit": 1}), time.monotonic() + 60
     while time.monotonic() < deadline:
         found = journal.load("training", _both)
@@ -267,7 +265,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     part = journal.load("training", _both)
     assert part is not None and 3 <= int(part[1]["round"]) < 12
     assert Journal.of(tmp_path / "killed", {"answer": 1}).load("answer", _both) is None
-    subprocess.run(command("killed", 0), check=True, env=quiet)
+    assert run(*command("killed", 0), env=quiet).returncode == 0
     whole, killed = (Journal.of(tmp_path / name, {"answer": 1}).load("answer", _both) for name in ("whole", "killed"))
     assert same(whole[0], killed[0]) and whole[1] == killed[1]
     rounds = [Journal.of(tmp_path / name, {"fit": 1}).load("training", _both)[1]["round"] for name in ("whole", "killed")]

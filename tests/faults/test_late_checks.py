@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -116,8 +114,7 @@ runpy.run_module("whichkl", run_name="__main__", alter_sys=True)
 def with_small_files(*arguments, cwd):
     """Run the command where no file can grow beyond a megabyte: weights can be saved, and reports can't."""
     pytest.importorskip("resource")
-    command = [sys.executable, "-c", LIMIT, "whichkl", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return run("-c", LIMIT, "whichkl", *arguments, cwd=cwd)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import whichkl as wk
-from programs import whichkl
+from programs import Program, whichkl
 from whichkl._checks import ResourceError, WhichklError
 from whichkl.files import locks as _locks
 from whichkl.files.locks import LOCK, locked
@@ -109,7 +109,7 @@ for _ in range(60):
 
 
 def test_savers_and_readers_in_one_folder_never_fail(tmp_path):
-    started = [subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path / "fit"), str(k)]) for k in range(3)]
+    started = [Program("-c", RACE, tmp_path / "fit", k) for k in range(3)]
     assert [one.wait() for one in started] == [0, 0, 0]
     assert len(list((tmp_path / "fit").iterdir())) == 2
 

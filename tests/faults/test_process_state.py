@@ -169,8 +169,8 @@ MODES = {
     "warnings are errors": lambda: every_warning("error"),
 }
 
-SLOW = ("no grad", "anomaly detection", "float64 by default", "bfloat16 by default", "deterministic algorithms")
-"""Those that others cover nearly, in the quick run."""
+TOGETHER = [("inference mode", "NumPy raises", "warnings are errors"), ("float16 by default", "meta by default")]
+"""Modes that the quick run sets at once; the slow one sets each alone."""
 
 
 @contextlib.contextmanager
@@ -200,13 +200,15 @@ def every_warning(action):
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:Error detected in")
-@pytest.mark.parametrize("mode", [pytest.param(one, marks=pytest.mark.slow) if one in SLOW else one for one in MODES])
-def test_no_mode_of_the_user_changes_a_result(mode, expected):
+@pytest.mark.parametrize("modes", [*TOGETHER, *(pytest.param((one,), marks=pytest.mark.slow) for one in MODES)], ids=" and ".join)
+def test_no_mode_of_the_user_changes_a_result(modes, expected):
     other = {}
     public_calls.networks.cache_clear()  # what several calls share is made under the mode, too
     public_calls.some_fit.cache_clear()
     for name in CALLS:
-        with MODES[mode]():
+        with contextlib.ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(MODES[mode]())
             try:
                 found = text(name)
             except Exception as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from programs import whichkl
+from programs import Program, whichkl
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 MODEL = """
@@ -66,6 +66,11 @@ def folder(tmp_path):
 
 
 def begun(folder, *arguments):
+    return Program("-m", "whichkl", *arguments, cwd=folder)
+
+
+def begun_afresh(folder, *arguments):
+    """The same without anything imported before."""
     command = [sys.executable, "-m", "whichkl", *map(str, arguments)]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -103,7 +108,7 @@ NOTHING = "nothing was finished that could be kept"
 def test_while_torch_is_imported(folder, number, library):
     if not Path("/proc/self/maps").exists():
         pytest.skip("needs Linux, which shows what a process has loaded")
-    process = begun(folder, "fit", "x.npy", "--out", "o")
+    process = begun_afresh(folder, "fit", "x.npy", "--out", "o")
     when(process, lambda: mapped(process, library))
     stopped(process, number, NOTHING)
     assert not (folder / "o").exists()
