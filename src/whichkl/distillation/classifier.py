@@ -116,18 +116,33 @@ def distill(
         "seed": seed,
     }
     _check(settings)
-    say = tell or (lambda step, done: None)
+    return _distilled(teacher, student, data, stopping, held_out, loss, settings, journal, tell or (lambda step, done: None))
+
+
+def _distilled(
+    teacher: Student,
+    student: Student,
+    data: Any,
+    stopping: Any,
+    held_out: Any,
+    loss: Loss,
+    settings: dict[str, Any],
+    journal: str | os.PathLike[str] | None,
+    say: Callable[[str, float], None],
+) -> Distillation:
+    """Split the examples, train and score."""
     say("reading the examples", math.nan)
+    seed = settings["seed"]
     # copies: neither the user's teacher nor the user's student is changed
     frozen, pupil = Teacher(teacher), copied(student, "student", seed)
-    train, stop, unseen = parts = _parts(data, stopping, held_out, batch, seed)
+    train, stop, unseen = parts = _parts(data, stopping, held_out, settings["batch"], seed)
     run = _new_run(pupil, loss, settings)
     log = None if journal is None else Journal.of(journal, _identity(frozen, run, parts))
     _train(run, frozen, train, stop, log, say)
     pupil.load_state_dict(run.best)
     pupil.eval()
     say("scoring the student", math.nan)
-    status = "stopped early" if run.is_stopped and run.round < epochs else "finished"
+    status = "stopped early" if run.is_stopped and run.round < settings["epochs"] else "finished"
     trained = (run.round, run.seen, run.best_round, tuple(run.history))
     return Distillation(pupil, _scores(frozen, pupil, unseen), str(loss), settings, status, *trained, _notes(run), log)
 

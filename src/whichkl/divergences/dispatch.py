@@ -91,19 +91,22 @@ def estimate(
     forward_kl = 0.085300 nats (enumeration)
     """
     name, kind = _divergence(divergence, weight=weight, weight_on_forward=weight_on_forward, order=order)
-    n, seed = as_int(n), check_seed(seed)
-    _check_arguments(n, method, form)
+    n, seed = _checked(n, method, form), check_seed(seed)
     if form != "samples":
         return _finished(_of_rows(p, q, name, kind, form, method), name, kind)
     question = Question(*on_one_ground(Side.of(p, "p"), Side.of(q, "q")), name, kind, n, seed)
     _check_pair(question)
-    possible = [one for one in TABLE if one.can(question)]
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
-        result = _automatic(question, possible) if method is None else _chosen(question, method, possible)
-    return _finished(result, name, kind)
+        return _finished(_answer(question, method), name, kind)
 
 
-def _check_arguments(n: Any, method: str | None, form: str) -> None:
+def _answer(question: Question, method: str | None) -> Estimate:
+    possible = [one for one in TABLE if one.can(question)]
+    return _automatic(question, possible) if method is None else _chosen(question, method, possible)
+
+
+def _checked(n: Any, method: str | None, form: str) -> int:
+    n = as_int(n)
     if isinstance(n, bool) or not isinstance(n, int) or n < 100:
         because = "error bars need at least 100 draws" if isinstance(n, int) else "it isn't a whole number of at least 100"
         raise InputError(cannot(f"use `n={n!r}`", because, "Use, say, n=20000"))
@@ -111,6 +114,7 @@ def _check_arguments(n: Any, method: str | None, form: str) -> None:
         raise InputError(cannot(f"use `method={method!r}`", "there is no such method", f"Choose among {', '.join(METHODS)}"))
     if not isinstance(form, str) or form not in ("samples", "probabilities", "logits"):
         raise InputError(cannot(f"use `form={form!r}`", "it is none of them", "Write samples, probabilities or logits"))
+    return n
 
 
 def _chosen(ask: Question, method: str, possible: list[Method]) -> Estimate:

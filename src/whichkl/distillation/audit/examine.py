@@ -111,36 +111,44 @@ def audit(
     >>> r.passed, str(r.identified)
     (True, 'reverse_kl, mean over tokens')
     """
-    if not callable(loss_fn):
-        raise InputError(cannot("audit this", f"it is a {type(loss_fn).__name__}, not a function", "Pass the loss itself"))
-    if claims is not None and claims not in DIVERGENCES:
-        raise InputError(
-            cannot(f"check the claim {claims!r}", "there is none of that name", f"Use one of {', '.join(DIVERGENCES)}")
-        )
+    _check_arguments(loss_fn, knobs or {}, claims)
     seed = check_seed(seed)
     check_tensor_options(None, device)
-    if any(not isinstance(ends, (list, tuple)) or len(ends) != 2 for ends in (knobs or {}).values()):
-        because = "each parameter of the loss has two values, a low and a high one"
-        raise InputError(cannot("turn these `knobs`", because, "Give, say, knobs={'beta': (0.1, 0.9)}"))
     loss = instance_of(loss_fn) if isinstance(loss_fn, type) else loss_fn
     subject = Subject(loss, adapter_for(adapter, loss), seed, device)
     with one_thread():  # small tensors: more threads only wait for each other
         e, made = _examination(subject, shift, claims, knobs or {})
-        for name, (check, explained_by) in _CHECKS.items():
-            cause = e.cause(explained_by)
-            if cause:
-                e.done[name] = not_applicable(f"{NOT_TRIED} “{cause}”")
-            else:
-                e.done[name] = made[name] if check is None else check(e)
-        if not e.cause(_BROKEN):
-            for name, (low, high) in e.knobs.items():
-                if name not in token_checks.CHUNKS:
-                    e.done[f"knob {name}"] = knob(subject, name, low, high)
+        _check_all(e, made)
     checks = tuple(replace(check, name=name) for name, check in e.done.items())
     identified, mistake = e.nature.identified, next((one.seen for one in checks if one.grade == "wrong"), "")
     if identified.note == UNKNOWN and mistake:
         identified = replace(identified, note=mistake)
     return Audit(subject.name, subject.adapter.name, subject.called, identified, checks)
+
+
+def _check_all(e: Examination, made: Mapping[str, Check]) -> None:
+    """Make each check that no failure before it explains, and turn the parameters."""
+    for name, (check, explained_by) in _CHECKS.items():
+        cause = e.cause(explained_by)
+        if cause:
+            e.done[name] = not_applicable(f"{NOT_TRIED} “{cause}”")
+        else:
+            e.done[name] = made[name] if check is None else check(e)
+    if not e.cause(_BROKEN):
+        for name, (low, high) in e.knobs.items():
+            if name not in token_checks.CHUNKS:
+                e.done[f"knob {name}"] = knob(e.subject, name, low, high)
+
+
+def _check_arguments(loss_fn: Any, knobs: Mapping[str, Any], claims: str | None) -> None:
+    if not callable(loss_fn):
+        raise InputError(cannot("audit this", f"it is a {type(loss_fn).__name__}, not a function", "Pass the loss itself"))
+    if claims is not None and claims not in DIVERGENCES:
+        known = f"Use one of {', '.join(DIVERGENCES)}"
+        raise InputError(cannot(f"check the claim {claims!r}", "there is none of that name", known))
+    if any(not isinstance(ends, (list, tuple)) or len(ends) != 2 for ends in knobs.values()):
+        because = "each parameter of the loss has two values, a low and a high one"
+        raise InputError(cannot("turn these `knobs`", because, "Give, say, knobs={'beta': (0.1, 0.9)}"))
 
 
 def _examination(

@@ -5,7 +5,6 @@ Autograd sees one function, eager or compiled, whose gradient is computed in its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +13,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from whichkl._checks import InputError, as_int, cannot
+from whichkl._checks import InputError, cannot
 from whichkl.distillation.losses.heads import Gradients, HeadDivergence, Needs, Triple, accumulating
 from whichkl.distillation.losses.reduction import (
     check_flag,
     check_mask,
-    check_number,
     check_reduction,
-    check_temperature,
     check_tensors,
+    checked_caps,
+    checked_chunk_size,
+    checked_scales,
     checked_vocabulary,
+    constant_temperature,
     count,
     refuse_transforms,
 )
@@ -99,58 +100,48 @@ def linear_divergence(
     >>> linear_divergence(hidden_student=h, weight_student=w, hidden_teacher=h, weight_teacher=2 * w, divergence="reverse_kl")
     tensor(0.0826)
     """
-    check_temperature(temperature)
+    student, teacher = (hidden_student, weight_student, bias_student), (hidden_teacher, weight_teacher, bias_teacher)
+    _check_rows(student, teacher, mask)
     check_reduction(reduction)
     check_flag("temperature_squared", temperature_squared)
-    caps = (softcap_student, softcap_teacher)
-    scales = {"logit_scale_student": logit_scale_student, "logit_scale_teacher": logit_scale_teacher}
-    given = {"softcap_student": softcap_student, "softcap_teacher": softcap_teacher, "chunk_size": chunk_size}
-    for name, value in {**scales, **{name: value for name, value in given.items() if value is not None}}.items():
-        check_number(name, value)
-    if any(cap is not None and not 0 < cap < math.inf for cap in caps):
-        raise InputError(cannot(f"cap logits at {caps}", "a soft cap is positive", "Pass None for no cap"))
-    _check_heads(hidden_student, weight_student, bias_student, "student")
-    _check_heads(hidden_teacher, weight_teacher, bias_teacher, "teacher")
-    if hidden_student.shape[:-1] != hidden_teacher.shape[:-1]:
-        because = f"hidden states have shapes {tuple(hidden_student.shape)} and {tuple(hidden_teacher.shape)}"
-        raise InputError(cannot("compare these heads", because, "Pass the same rows of teacher and student"))
-    check_mask(mask, hidden_student.shape[:-1])
-    instead = "Call it on all rows at once: hidden states may have any number of axes, and reduction='none' keeps them"
-    refuse_transforms("compute this divergence of heads", instead, hidden_student, weight_student, hidden_teacher, weight_teacher)
-    if isinstance(temperature, Tensor):
-        if temperature.requires_grad:
-            because = "a gradient of it isn't computed here"
-            raise InputError(cannot("learn this temperature", because, "Multiply the student's hidden states by 1/temperature"))
-        temperature = float(temperature)
-    chunk_size = as_int(chunk_size)
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise InputError(cannot(f"use chunk_size={chunk_size}", "a chunk is at least one row", "Pass None to choose by memory"))
     settings = HeadDivergence(
         divergence_named(divergence, **parameters),
         checked_vocabulary("heads", {"teacher": len(weight_teacher), "student": len(weight_student)}, vocabulary),
-        temperature,
-        0 if chunk_size is None else chunk_size,
-        (logit_scale_student, logit_scale_teacher),
-        caps,
+        constant_temperature(temperature),
+        checked_chunk_size(chunk_size),
+        checked_scales(logit_scale_student=logit_scale_student, logit_scale_teacher=logit_scale_teacher),
+        checked_caps(softcap_student=softcap_student, softcap_teacher=softcap_teacher),
     )
-    tensors = (hidden_student.reshape(-1, hidden_student.shape[-1]), weight_student, bias_student)
-    teacher = (
-        hidden_teacher.detach().reshape(-1, hidden_teacher.shape[-1]),
-        weight_teacher.detach(),
-        None if bias_teacher is None else bias_teacher.detach(),
-    )
+    factor = settings.temperature**2 if temperature_squared else 1.0
+    return _reduced(settings, student, teacher, mask, reduction, factor)
+
+
+def _check_rows(student: Triple, teacher: Triple, mask: Tensor | None) -> None:
+    _check_heads(*student, "student")
+    _check_heads(*teacher, "teacher")
+    shape, other = student[0].shape, teacher[0].shape
+    if shape[:-1] != other[:-1]:
+        because = f"hidden states have shapes {tuple(shape)} and {tuple(other)}"
+        raise InputError(cannot("compare these heads", because, "Pass the same rows of teacher and student"))
+    check_mask(mask, shape[:-1])
+    instead = "Call it on all rows at once: hidden states may have any number of axes, and reduction='none' keeps them"
+    refuse_transforms("compute this divergence of heads", instead, *student[:2], *teacher[:2])
+
+
+def _reduced(
+    settings: HeadDivergence, student: Triple, teacher: Triple, mask: Tensor | None, reduction: str, factor: float
+) -> Tensor:
+    """Return the loss of each row, or its sum or mean over the rows that count, times a factor."""
+    (hidden, weight, bias), (other, fixed, shift) = student, teacher
+    tensors = (hidden.reshape(-1, hidden.shape[-1]), weight, bias)
+    constant = (other.detach().reshape(-1, other.shape[-1]), fixed.detach(), None if shift is None else shift.detach())
     rows, scale = None if mask is None else mask.flatten(), None
     if reduction != "none":
-        dtype = accumulating(hidden_student, weight_student, hidden_teacher, weight_teacher)
-        scale = hidden_student.new_ones((), dtype=dtype)
+        scale = hidden.new_ones((), dtype=accumulating(hidden, weight, other, fixed)) * factor
         if reduction == "mean":
-            scale = scale / count(hidden_student[..., 0], mask)
-    if scale is not None and temperature_squared:
-        scale = scale * temperature**2
-    loss = _differentiable(settings, tensors, teacher, rows, scale)
-    if scale is not None:
-        return loss
-    return loss.reshape(hidden_student.shape[:-1]) * (temperature**2 if temperature_squared else 1)
+            scale = scale / count(hidden[..., 0], mask)
+    loss = _differentiable(settings, tensors, constant, rows, scale)
+    return loss if scale is not None else loss.reshape(hidden.shape[:-1]) * factor
 
 
 def _check_heads(hidden: Tensor, weight: Tensor, bias: Tensor | None, who: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,45 @@ def reduce(values: Rows, mask: Mask | None, reduction: str) -> Rows:
     if reduction == "none":
         return values
     return values.sum() if reduction == "sum" else values.sum() / count(values, mask)
+
+
+def constant_temperature(temperature: float | Tensor) -> float:
+    """Return a temperature as a number; one that is to be learned is refused."""
+    check_temperature(temperature)
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        because = "a gradient of it isn't computed here"
+        raise InputError(cannot("learn this temperature", because, "Multiply the student's hidden states by 1/temperature"))
+    return float(temperature) if isinstance(temperature, Tensor) else temperature
+
+
+def checked_chunk_size(chunk_size: Any) -> int:
+    """Return the rows at a time; 0 where memory is to decide."""
+    if chunk_size is None:
+        return 0
+    check_number("chunk_size", chunk_size)
+    rows: Any = as_int(chunk_size)
+    if not isinstance(rows, int) or rows < 1:
+        raise InputError(cannot(f"use chunk_size={rows}", "a chunk is at least one row", "Pass None to choose by memory"))
+    return rows
+
+
+def checked_scales(**scales: float) -> tuple[float, float]:
+    """Return the factors of the student's and of the teacher's logits."""
+    for name, value in scales.items():
+        check_number(name, value)
+    student, teacher = scales.values()
+    return student, teacher
+
+
+def checked_caps(**caps: float | None) -> tuple[float | None, float | None]:
+    """Return the soft caps of the student's and of the teacher's logits; None for no cap."""
+    for name, value in caps.items():
+        if value is not None:
+            check_number(name, value)
+            if not 0 < value < math.inf:
+                raise InputError(cannot(f"use `{name}={value}`", "a soft cap is positive", "Pass None for no cap"))
+    student, teacher = caps.values()
+    return student, teacher
 
 
 def count(values: Rows, mask: Mask | None) -> Tensor | int:

@@ -71,14 +71,11 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     '0.4... ± 0...'
     """
     generator = np.random.default_rng(seed)
-    a, b = _pair(x, y, k)
-    if variant not in ("bias_reduced", "plain"):
-        raise InputError(cannot(f"use `variant={variant!r}`", "it is none of them", "Use 'bias_reduced' or 'plain'"))
 
     def estimate(*parts: Rows) -> float:
         return compare(parts[0], parts[1], min(k, len(parts[0]) - 1, len(parts[1])), variant)
 
-    (a, b), coarse, notes, wrong = spread([a, b], generator)
+    (a, b), coarse, notes, wrong = spread(_pair(x, y, k, variant), generator)
     # Balls measure best where columns have one scale and no correlation. One linear map for both leaves the KL as it is.
     white = whiten(a, b)
     p, q = twin = gaussian(white[0]), gaussian(white[1])
@@ -94,8 +91,7 @@ def two_sample_kl(x: Any, y: Any, *, k: int = 5, seed: int = 0, variant: Variant
     # Subsamples in place of a bootstrap: a bootstrap's repeated rows have distance 0 to themselves.
     few = subsamples(white, estimate, generator)
     value, terms, further = _value(white, min(k, len(a) - 1, len(b)), variant, generator)
-    # With few rows of many columns, subsamples give too small an error.
-    sampling = math.hypot(max(few.error, bias.spread), further)
+    sampling = math.hypot(max(few.error, bias.spread), further)  # subsamples of few rows of many columns differ too little
     cap = float(scipy.special.digamma(len(b) + 1) - scipy.special.digamma(k)) if variant == "bias_reduced" else None
     wrong += _out_of_reach(terms, value, cap, len(b), k) + _fitting_noise(a, b, sampling, truth)
     wrong += drift(value, sampling, few, bias, bias_on(p, q, *few.sizes, estimate, generator, 25), a.shape)
@@ -244,8 +240,10 @@ def _blurred(
     return missing, [f"{seen}: the rows are too few for their shape"]
 
 
-def _pair(x: Any, y: Any, k: int) -> list[Rows]:
+def _pair(x: Any, y: Any, k: int, variant: str) -> list[Rows]:
     """Read both samples, and move them to one row, where float64 has its digits, and into its range; KL doesn't change."""
+    if variant not in ("bias_reduced", "plain"):
+        raise InputError(cannot(f"use `variant={variant!r}`", "it is none of them", "Use 'bias_reduced' or 'plain'"))
     a, b = _samples(x, "x", k), _samples(y, "y", k)
     if a.shape[1] != b.shape[1]:
         because = f"`x` has {a.shape[1]} columns and `y` has {b.shape[1]}"
