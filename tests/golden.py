@@ -171,7 +171,7 @@ CASES = [
 
 def label(case):
     objective, solver, family, target = case
-    return f"{objective}-{solver if isinstance(solver, str) else solver.name}-{family}-{target}"
+    return f"{objective}-{solver if isinstance(solver, str) else solver.name}-{family!r}-{target}"
 
 
 LABELS = {label(case): case for case in CASES}

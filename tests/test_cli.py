@@ -94,7 +94,7 @@ BAD = [
     (["fit", "ragged.csv"], 2, "line 3 has 1 fields"),
     (["fit", "empty.csv"], 2, "the file is empty"),
     (["fit", "x.csv", "--family", "flaw"], 2, "Choose among"),
-    (["fit", "x.csv", "--objective", "reverse_kl"], 3, "Use `ForwardKL`, or pass `log_prob=`"),
+    (["fit", "x.csv", "--objective", "reverse_kl"], 3, "Use `ForwardKL`, or pass `--log-prob`"),
     (["fit", "--log-prob", "model.py:log_prob"], 2, "Pass `--dim`"),
     (["fit", "--log-prob", "model.py", "--dim", "2"], 2, "FILE.py:FUNCTION"),
     (["fit", "--log-prob", "model.py:nothing", "--dim", "2"], 2, "its functions are arrays, broken, density"),

@@ -145,7 +145,7 @@ def test_findings_come_with_the_next_step():
     assert fit.diagnostics.separate == 2
     assert len(fit.diagnostics.optima) == 3
     assert [one.is_global for one in fit.diagnostics.optima] == [True, True, False]
-    assert "Mixture(components=2" in " ".join(fit.explanations)
+    assert "Mixture(2" in " ".join(fit.explanations)
     assert "family_too_small" in str(fit)
     assert wk.fit(wk.problems.bimodal(), Mixture(2)).findings == frozenset()
 
@@ -156,23 +156,23 @@ def correlated(n: int, rho: float) -> np.ndarray:
 
 
 NEXT = [
-    (correlated(600, 0.8), Gaussian("diagonal"), "Gaussian(covariance='full')"),
-    (correlated(600, 0.8), wk.families.Product("normal"), "Gaussian(covariance='full')"),
-    (wk.Target(samples=np.exp(correlated(600, 0.8)), support="positive"), Gaussian("diagonal"), "Gaussian(covariance='full')"),
+    (correlated(600, 0.8), Gaussian("diagonal"), "Gaussian()"),
+    (correlated(600, 0.8), wk.families.Product("normal"), "Gaussian()"),
+    (wk.Target(samples=np.exp(correlated(600, 0.8)), support="positive"), Gaussian("diagonal"), "Gaussian()"),
     (
         MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.8], [0.8, 1.0]])),
         Gaussian("diagonal"),
-        "Gaussian(covariance='full')",
+        "Gaussian()",
     ),
     (
         wk.Target(log_prob=lambda x: -(x[:, 0] ** 2 + x[:, 1] ** 2 - 1.8 * x[:, 0] * x[:, 1]), dim=2),
         Gaussian("diagonal"),
-        "Gaussian(covariance='full')",
+        "Gaussian()",
     ),
     (
         np.abs(correlated(600, 0.0)) ** 0.5 * np.sign(correlated(600, 0.0)),
         Gaussian("diagonal"),
-        "Mixture(components=2, covariance='diagonal'",
+        "Mixture(2, covariance='diagonal'",
     ),
 ]
 
@@ -346,7 +346,7 @@ def test_a_missed_mode_is_counted_though_the_weights_look_perfect():
     assert fit.diagnostics.separate == 4
     assert fit.diagnostics.least_kl == pytest.approx(np.log(4), abs=0.01)
     assert {"family_too_small", "other_modes_exist", "weights_unreliable"} <= fit.findings
-    assert "Mixture(components=4" in " ".join(fit.explanations)
+    assert "Mixture(4" in " ".join(fit.explanations)
 
 
 def test_a_log_density_with_a_kink_has_one_optimum_and_converges():

@@ -10,7 +10,7 @@ import torch
 import whichkl as wk
 from programs import whichkl
 from whichkl import families
-from whichkl.commands.fit import typed_in_shell
+from whichkl.commands.wording import typed_in_shell
 from whichkl.families.named import family_named, name_in
 from whichkl.plots.rows import margins
 from whichkl.reporting.fit_report import fit_page

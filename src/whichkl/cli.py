@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from whichkl import __version__
-from whichkl._checks import InputError, ResourceError, cannot
+from whichkl._checks import InputError, ResourceError, WhichklError, cannot
 from whichkl.commands import console, exits
 from whichkl.commands.advise import advise
 from whichkl.commands.audit import audit
@@ -22,6 +22,7 @@ from whichkl.commands.estimate import estimate
 from whichkl.commands.fit import fit
 from whichkl.commands.score import score
 from whichkl.commands.verify import verify
+from whichkl.commands.wording import with_options
 from whichkl.printable import one_line
 from whichkl.progress import switch_off
 
@@ -41,6 +42,10 @@ class _Command(TyperCommand):
             raise InputError(cannot("go on", because, "Remove that from your code")) from error
         except OSError as error:
             raise ResourceError(exits.described(error)) from error
+        except WhichklError as error:
+            options = {str(one.name): max(one.opts, key=len) for one in self.params if one.opts[0].startswith("-")}
+            error.args = (with_options(str(error), options), *error.args[1:])
+            raise
 
 
 class _Group(TyperGroup):

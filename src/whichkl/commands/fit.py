@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from whichkl._checks import InputError, cannot
 from whichkl.commands import console, exits, options, results_folder
+from whichkl.commands.wording import typed_in_shell
 
 if TYPE_CHECKING:
     from whichkl.fitting import Fit
@@ -93,36 +93,6 @@ def _show(result: Fit, as_json: bool) -> None:
         console.say(f"  {name}: {console.shown(values)}")
     if other := name_in(" ".join(result.explanations)):
         console.say(f"The family to try: {shlex.join(['whichkl', *sys.argv[1:], '--family', other])}")
-
-
-_IN_SHELL = {
-    "Look at `fit.diagnostics.optima`, and at": "Look at the optima in `--json`, and at",
-    " (`fit.diagnostics.missing_modes`)": "",
-    "`fit.diagnostics.notes` has the diagnostic and the error": "the lines above have the diagnostic and the error",
-    "Raise `max_nodes` of the solver, or use": "Use",
-    "(`solver=` with more iterations, steps or epochs)": "(in Python, by `solver=`)",
-    "Use `fit.expect(f)`, which moves": "In Python, use `fit.expect(f)`, which moves",
-    "Use the covariance of `fit.linear_response()`, or": "In Python, use the covariance of `fit.linear_response()`, or",
-    "`support=`": "`--support`",
-    "support=": "--support ",
-    "`log_prob=`": "`--log-prob`",
-}
-"""What findings and notes name in Python, and what can be typed on the command line."""
-
-
-def typed_in_shell(text: str) -> str:
-    """Return the text of a fit with options of the command line in place of Python's arguments."""
-    from whichkl.families.named import name_in
-
-    for python, shell in _IN_SHELL.items():
-        text = re.sub(re.escape(python).replace("\\ ", r"\s+"), shell, text)  # sentences are wrapped
-    head, _, rest = text.partition("\n")
-
-    def option(found: re.Match[str]) -> str:
-        name = name_in(" ".join(found[0].split()))
-        return found[0] if name is None else f"`--family {name}`"
-
-    return "\n".join([head, re.sub(r"`?\b[A-Z]\w+\([^()]*\)`?", option, rest)])
 
 
 def shown_parameters(result: Fit) -> dict[str, Any]:

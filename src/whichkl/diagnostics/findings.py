@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.result import MAX_LOSS_GAP, SMALL_KL, Diagnostics, draws_in
-from whichkl.diagnostics.suggestions import preferred, written
+from whichkl.diagnostics.suggestions import preferred
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Mixture, simpler
 from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit
@@ -221,7 +221,7 @@ def explain(findings: Iterable[str], family: Family, diagnostics: Diagnostics) -
     """Return a sentence and the next step for each finding, in the order of their names."""
     missed = 0 if diagnostics.missing_modes is None else diagnostics.missing_modes.count
     holding = Mixture((family.count if isinstance(family, Mixture) else 1) + missed)
-    larger = diagnostics.richer or written(preferred(family, diagnostics))
+    larger = diagnostics.richer or str(preferred(family, diagnostics))
     words = {"richer": larger, "simpler": diagnostics.simpler or simpler(family), "holding": f"`{holding}`"}
     chosen = [FINDINGS[name] for name in sorted(findings)]
     return tuple(f"{one.sentence} {one.next_step.format(**words)}" for one in chosen)

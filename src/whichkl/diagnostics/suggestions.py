@@ -41,22 +41,17 @@ def allowed(fit: JudgedFit, diagnostics: Diagnostics) -> str:
     """Return the preferred family if the rows allow it, or else another one that they allow, in words."""
     first, x = preferred(fit.family, diagnostics), fit.target.samples
     if x is None or fit.target.context is not None or isinstance(first, str) or diagnostics.richer_gain is not None:
-        return written(first)
+        return str(first)
     target = fit.target if len(x) <= _ROWS else _with_rows(fit.target, x[:: -(-len(x) // _ROWS)])
     if _is_allowed(first, target, fit.seed):
-        return written(first)
+        return str(first)
     free = x.to("cpu", torch.float64)
     dependent = dependent_columns(torch.cov(free.T).reshape(free.shape[1], -1)) if bool((free.std(0) > 0).all()) else None
     if dependent is not None and bool(dependent.any()):
         names = ", ".join(f"`{name}`" for name, is_in in zip(fit.target.names, dependent.tolist(), strict=True) if is_in)
         return f"a full covariance after you drop one of {names}, which determine each other"
     others = [one for one in (Gaussian(), Mixture(2, "diagonal")) if one != fit.family and _is_allowed(one, target, fit.seed)]
-    return written(others[0] if others else "a family of your own")
-
-
-def written(family: Family | str) -> str:
-    """Return a family as it's typed."""
-    return "Autoregressive()" if family == Autoregressive() else str(family)
+    return str(others[0]) if others else "a family of your own"
 
 
 def _with_rows(target: Target, x: torch.Tensor) -> Target:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, Field, asdict, fields
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -27,6 +27,11 @@ def _is_simplex(value: Tensor) -> bool:
     if value.ndim == 0:
         return bool(0 <= value <= 1)
     return bool((value >= 0).all() and ((value.sum(-1) - 1).abs() <= _MAX_UNIT_ERROR * value.shape[-1]).all())
+
+
+def _default(field: Field[Any]) -> Any:
+    """The default of a field; a list or a dict, which no family has, would be made."""
+    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 _RANGES: dict[str, tuple[str, Callable[[Tensor], bool]]] = {
@@ -58,6 +63,13 @@ class Family(ABC):
     def __init_subclass__(cls) -> None:
         """Register a family under its class name, by which a saved fit names it."""
         Family.kinds[cls.__name__] = cls
+
+    def __str__(self) -> str:
+        """The shortest call that makes this family, as it's typed."""
+        given = [one for one in fields(self) if one.init]  # type: ignore[arg-type]
+        other = {one.name: repr(getattr(self, one.name)) for one in given if getattr(self, one.name) != _default(one)}
+        first = [other.pop(given[0].name)] if given and given[0].name in other else []
+        return f"{type(self).__name__}({', '.join([*first, *(f'{name}={value}' for name, value in other.items())])})"
 
     @property
     @abstractmethod

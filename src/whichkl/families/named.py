@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import re
@@ -58,18 +59,35 @@ def family_named(text: str) -> Family:
 def name_in(text: str) -> str | None:
     """Return the shortest name of the first family that a sentence writes in Python; None if it writes none that has a name.
 
-    >>> name_in("Try a richer one, such as Mixture(components=2, covariance='full', law='gaussian').")
-    'mixture:2'
+    >>> name_in("Try a richer one, such as Mixture(2, covariance='diagonal').")
+    'mixture:2:diagonal'
     """
     names = {kind.__name__: name for name, kind in named_families().items()}
     for kind, arguments in re.findall(r"(\w+)\(([^()]*)\)", text):
-        values = re.findall(r"=([^,]+)", arguments.replace("'", ""))
-        for count in range(len(values) + 1) if kind in names else ():
-            found = ":".join([names[kind], *values[:count]])
-            with contextlib.suppress(InputError):
-                if str(family_named(found)) == f"{kind}({arguments})":
-                    return found
+        if kind in names:
+            with contextlib.suppress(InputError, SyntaxError, ValueError, TypeError):  # words in brackets that are no call
+                return _name_of(names[kind], _called(Family.kinds[kind], arguments))
     return None
+
+
+def _called(kind: type[Family], arguments: str) -> Family:
+    """Return the family that a call in a sentence makes."""
+    call: Any = ast.parse(f"f({arguments})", mode="eval").body
+    given = [ast.literal_eval(one) for one in call.args]
+    return kind(*given, **{str(one.arg): ast.literal_eval(one.value) for one in call.keywords})
+
+
+def _name_of(name: str, family: Family) -> str | None:
+    """Return the shortest text of a family; None if it has none."""
+    texts = [name]
+    for one in fields(family):  # type: ignore[arg-type]
+        with contextlib.suppress(InputError):
+            if family_named(":".join(texts)) == family:
+                break
+        value = getattr(family, one.name)
+        texts.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    found = ":".join(texts)
+    return found if family_named(found) == family else None
 
 
 def named_families() -> dict[str, type[Family]]:

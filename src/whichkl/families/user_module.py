@@ -67,6 +67,8 @@ class Module(NetworkFamily):
     def __repr__(self) -> str:
         return f"Module({type(self.module).__name__})"
 
+    __str__ = __repr__
+
     @property
     def label(self) -> str:
         """Such as ``"the module Bell"``."""
