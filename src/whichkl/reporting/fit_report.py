@@ -59,7 +59,7 @@ def finding_blocks(fit: Fit) -> list[Block]:
 def verdict_section(fit: Fit, *, has_pictures: bool = True) -> Section:
     """State whether the fit worked; then the findings, the table, and, if it `has_pictures`, the model."""
     count, blocks, summary = len(fit.findings), finding_blocks(fit), fit.summary()
-    judgement = f"{count} finding{'s speak' if count > 1 else ' speaks'} against it" if count else "nothing speaks against it"
+    judgement = f"{count} finding{'s are' if count > 1 else ' is'} explained below" if count else "nothing speaks against it"
     judgement += "" if count or fit.value.reliable else ", but its value isn't reliable"
     blocks += [summary_block(summary)] if summary.rows else [Block.sentence(note) for note in summary.notes]
     if has_pictures and (isinstance(fit.model, Distribution) or data(fit) is not None):
