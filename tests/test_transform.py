@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import smirnov
 from scipy.stats import kstest, kstwo
 from torch.distributions import (
     Categorical,
@@ -25,7 +26,7 @@ import whichkl as wk
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.goodness import Calibration, transform_calibration
 from whichkl.goodness.margin_laws import margins
-from whichkl.goodness.transform import band, distance, distance_p_value, levels
+from whichkl.goodness.transform import _one_sided, band, distance, distance_p_value, levels
 
 F = torch.float64
 EYE = torch.eye(2, dtype=F)
@@ -144,6 +145,12 @@ def test_the_distance_is_that_of_kolmogorov_and_smirnov():
         for z in np.linspace(1.3, 4.5, 15):  # chances from 0.07 down to 10⁻¹⁷
             chance = kstwo.sf(z / math.sqrt(n), n)
             assert distance_p_value(z / math.sqrt(n), n) == pytest.approx(chance, rel=1e-4 if chance > 1e-3 else 5e-3)
+
+
+def test_the_chance_of_one_side_is_exact():
+    for n in (1, 2, 77, 999, 1_000):
+        for d in (0.0, 1e-9, 0.003, 0.05, 0.3, 0.7, 1 - 1e-12, 1.0):
+            assert _one_sided(d, n) == pytest.approx(smirnov(n, d), rel=1e-11, abs=1e-300)
 
 
 class NoDensity:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -260,7 +259,7 @@ def mann_whitney(ours: np.ndarray, theirs: np.ndarray) -> float:
     ties = np.unique(both, return_counts=True)[1].astype(float)
     variance = n * m / 12 * (n + m + 1 - (ties**3 - ties).sum() / ((n + m) * (n + m - 1)))
     above = ranks_of(both)[:n].sum() - n * (n + 1) / 2 - n * m / 2
-    return float(scipy.special.ndtr(-above / math.sqrt(variance)))
+    return math.erfc(above / math.sqrt(2 * variance)) / 2
 
 
 def _delong(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:

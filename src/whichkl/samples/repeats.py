@@ -78,7 +78,8 @@ def repeats_of(x: Float[Tensor, "n d"], context: Float[Tensor, "n c"] | None = N
         if not _matter(np.unique(_keys(some, _FIRST_COLUMNS), return_counts=True)[1], (_MAX_ROWS_COMPARED_AT_ONCE / n) ** 2):
             return None
     rows = _rows(columns)
-    if len(np.unique(_keys(rows, _FIRST_COLUMNS))) == n:
+    keys = np.sort(_keys(rows, _FIRST_COLUMNS))  # `np.unique` would load NumPy's masked arrays
+    if not bool((keys[1:] == keys[:-1]).any()):
         return None
     _, first, group, counts = np.unique(_keys(rows), return_index=True, return_inverse=True, return_counts=True)
     if not _matter(counts) or not any(_is_continuous(column) for column in rows[first].T):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import scipy
@@ -24,6 +25,8 @@ _MAX_TREE_DIMENSIONS = 15
 _MIN_DIMENSIONS_OF_LARGE_LEAVES = 6
 """From this dimension, queries scan many leaves: larger ones, laid one after another in memory, save a fifth of the time."""
 _NUMBERS_PER_BLOCK = 1 << 24
+_MAX_ROWS_WITHOUT_TREE = 1_000
+"""Among so few, all distances take little longer than a tree, whose module takes a tenth of a second to load in a first fit."""
 
 
 class Neighbors:
@@ -36,17 +39,19 @@ class Neighbors:
     """
 
     def __init__(self, rows: Rows) -> None:
-        """Build the tree, up to 15 columns."""
-        self.rows, self.tree, self._placed = rows, None, np.arange(len(rows))
-        if rows.shape[1] > _MAX_TREE_DIMENSIONS:
-            return
-        busy = rows.shape[1] >= _MIN_DIMENSIONS_OF_LARGE_LEAVES
-        self.tree = scipy.spatial.cKDTree(rows, leafsize=64 if busy else 32)
-        self._leaves = self.tree.indices
-        if busy:
-            self._placed = self._leaves
-            self.tree = scipy.spatial.cKDTree(rows[self._placed], leafsize=64)
-            self._leaves = self._placed[self.tree.indices]
+        self.rows = rows
+
+    @cached_property
+    def _forest(self) -> tuple[Any, Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None:
+        """The tree, the row at each place of it, and the rows leaf by leaf; None above 15 columns."""
+        if self.rows.shape[1] > _MAX_TREE_DIMENSIONS:
+            return None
+        if self.rows.shape[1] < _MIN_DIMENSIONS_OF_LARGE_LEAVES:
+            tree = scipy.spatial.cKDTree(self.rows, leafsize=32)
+            return tree, np.arange(len(self.rows)), tree.indices
+        placed = scipy.spatial.cKDTree(self.rows, leafsize=64).indices
+        tree = scipy.spatial.cKDTree(self.rows[placed], leafsize=64)
+        return tree, placed, placed[tree.indices]
 
     @property
     def order(self) -> Int[np.ndarray, " n"]:
@@ -54,17 +59,17 @@ class Neighbors:
 
         Every core gets a contiguous part of the queries: the leaves are dealt out among the parts, which makes them alike.
         """
-        if self.tree is None:
+        if self._forest is None:
             return np.arange(len(self.rows))
-        cores = os.cpu_count() or 1
-        return np.concatenate([self._leaves[core::cores] for core in range(cores)])
+        cores, leaves = os.cpu_count() or 1, self._forest[2]
+        return np.concatenate([leaves[core::cores] for core in range(cores)])
 
     def distance(self, x: Rows, k: int) -> Float[np.ndarray, " m"]:
         """Distance from each row of x to its k-th nearest of these (a row of these is its own first)."""
         if len(x) == 0:
             return np.zeros(0)
-        if self.tree is not None:
-            found: Float[np.ndarray, " m"] = self.tree.query(x, [k], workers=_workers(x))[0][:, 0]
+        if self._forest is not None:
+            found: Float[np.ndarray, " m"] = self._forest[0].query(x, [k], workers=_workers(x))[0][:, 0]
             return found
         mine, parts = torch.from_numpy(self.rows), []
         for block, squares in self._blocks(x):
@@ -75,8 +80,11 @@ class Neighbors:
 
     def nearest(self, x: Rows, k: int) -> Int[np.ndarray, "m k"]:
         """Numbers of the k nearest of these to each row of x, in no order (a row of these is among its own)."""
-        if self.tree is not None:
-            found: Int[np.ndarray, "m k"] = self._placed[self.tree.query(x, k, workers=_workers(x))[1]].reshape(len(x), k)
+        if len(self.rows) <= _MAX_ROWS_WITHOUT_TREE:
+            return np.concatenate([np.argpartition(squares.numpy(), k - 1, 1)[:, :k] for _, squares in self._blocks(x)])
+        if self._forest is not None:
+            tree, placed, _ = self._forest
+            found: Int[np.ndarray, "m k"] = placed[tree.query(x, k, workers=_workers(x))[1]].reshape(len(x), k)
             return found
         return torch.cat([squares.topk(k, dim=1, largest=False).indices for _, squares in self._blocks(x)]).numpy()
 
@@ -84,8 +92,8 @@ class Neighbors:
         """How many of these lie within its radius of each row of x, the boundary included."""
         if len(x) == 0:
             return np.zeros(0, dtype=np.int64)
-        if self.tree is not None:
-            inside: Int[np.ndarray, " m"] = self.tree.query_ball_point(x, radius, return_length=True, workers=_workers(x))
+        if self._forest is not None:
+            inside: Int[np.ndarray, " m"] = self._forest[0].query_ball_point(x, radius, return_length=True, workers=_workers(x))
             return inside
         parts, start = [], 0
         for block, squares in self._blocks(x):
