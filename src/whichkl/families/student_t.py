@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -79,7 +80,8 @@ class MultivariateStudentT(Distribution):
     has_rsample = True
 
     def __init__(self, df: Tensor, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None) -> None:
-        batch = torch.broadcast_shapes(df.shape, loc.shape[:-1], scale_tril.shape[:-2])
+        # torch's own function of this name loads SymPy, a third of a second
+        batch = torch.Size(np.broadcast_shapes(df.shape, loc.shape[:-1], scale_tril.shape[:-2]))
         dim = loc.shape[-1]
         self.df, self.loc = df.expand(batch), loc.expand(*batch, dim)
         self.scale_tril = scale_tril.expand(*batch, dim, dim)

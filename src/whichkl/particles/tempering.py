@@ -319,5 +319,5 @@ def _drift(before: Cloud, after: Cloud, log_weights: Float[Tensor, " n"], island
     ).nan_to_num(0.0)
     mean, stderr = island_mean(log_weights, islands, change)
     # Two-sided at 1 %, shared by all means that are tested.
-    bound = float(scipy.stats.t.isf(0.005 / len(mean), islands - 1))
+    bound = -float(scipy.special.stdtrit(islands - 1, 0.005 / len(mean)))
     return float((mean.abs() / stderr.clamp(min=1e-300)).max()) / bound

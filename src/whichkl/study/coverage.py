@@ -6,11 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from whichkl.process.torch_modes import plain_modes
@@ -87,9 +85,9 @@ def coverage(
     spread = x.std(0).clamp(min=1e-300)
     a, b = (((one[:m] - x.mean(0)) / spread).detach().cpu().numpy() for one in (x, y))
     k = min(_NEIGHBORS, m - 1)
-    radius = cKDTree(a).query(a, k + 1)[0][:, k]
-    reached = cKDTree(b).query(a)[0] <= radius
-    inside = sum(len(one) for one in cKDTree(b).query_ball_point(a, radius))
+    radius = scipy.spatial.cKDTree(a).query(a, k + 1)[0][:, k]
+    reached = scipy.spatial.cKDTree(b).query(a)[0] <= radius
+    inside = sum(len(one) for one in scipy.spatial.cKDTree(b).query_ball_point(a, radius))
     if log_q_x is None or log_q_y is None:
         never = ~reached
     else:
@@ -104,10 +102,11 @@ def _groups(x: Tensor, a: np.ndarray, never: np.ndarray, radius: np.ndarray) -> 
     if len(rows) < 2:
         return ()
     k = min(_LINKS, len(rows) - 1)
-    distance, near = cKDTree(a[rows]).query(a[rows], k + 1)
+    distance, near = scipy.spatial.cKDTree(a[rows]).query(a[rows], k + 1)
     linked = distance <= _LINK_REACH * np.maximum(radius[rows][:, None], radius[rows][near])
     i, j = np.repeat(np.arange(len(rows)), k + 1).reshape(near.shape)[linked], near[linked]
-    _, label = connected_components(coo_matrix((np.ones(len(i)), (i, j)), shape=(len(rows), len(rows))), directed=False)
+    links = scipy.sparse.coo_matrix((np.ones(len(i)), (i, j)), shape=(len(rows), len(rows)))
+    _, label = scipy.sparse.csgraph.connected_components(links, directed=False)
     found = []
     for one in range(label.max() + 1):
         mine = rows[label == one]
@@ -125,7 +124,7 @@ def _dips(a: np.ndarray, mine: np.ndarray, never: np.ndarray, radius: np.ndarray
     """
     if never.all():
         return True
-    border = cKDTree(a[~never]).query(a[mine])[0] <= radius[mine]
+    border = scipy.spatial.cKDTree(a[~never]).query(a[mine])[0] <= radius[mine]
     if not border.any():
         return True
     here, inside = np.median(radius[mine][border]), np.quantile(radius[mine], _PEAK)

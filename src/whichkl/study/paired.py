@@ -48,14 +48,14 @@ def paired(differences: Array) -> PairedDifferences:
     stderr = np.sqrt(squares / np.maximum(pairs - 1, 1) / some)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(stderr > 1e-13 * np.abs(mean), np.abs(mean) / stderr, np.where(mean == 0, 0.0, np.inf))
-    p = np.where(pairs >= MIN_PAIRS, 2 * scipy.stats.t.sf(t, np.maximum(pairs - 1, 1)), np.nan)
+    p = np.where(pairs >= MIN_PAIRS, 2 * scipy.special.stdtr(np.maximum(pairs - 1, 1), -t), np.nan)
     shown = np.where(infinite & (mean != 0), np.copysign(np.inf, mean), mean)
     return PairedDifferences(pairs, shown, np.where(infinite, np.inf, stderr), p)
 
 
 def half_width(stderr: float, pairs: int, level: float) -> float:
     """Half of the (1 − level) interval of a mean."""
-    return float(scipy.stats.t.isf(level / 2, pairs - 1)) * stderr if pairs > 1 else float("inf")
+    return -float(scipy.special.stdtrit(pairs - 1, level / 2)) * stderr if pairs > 1 else float("inf")
 
 
 def sign_flip(differences: Array) -> float:

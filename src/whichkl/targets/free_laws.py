@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import (
@@ -205,7 +206,7 @@ def _uniform(p: Uniform) -> FreeLaw:
         one = torch.empty((2, *shape, *p.batch_shape), dtype=p.low.dtype, device=p.low.device).exponential_().log()
         return one[0] - one[1]
 
-    return FreeLaw(lambda u: (logsigmoid(u) + logsigmoid(-u)).expand(torch.broadcast_shapes(u.shape, p.batch_shape)), sample)
+    return FreeLaw(lambda u: (logsigmoid(u) + logsigmoid(-u)).expand(np.broadcast_shapes(u.shape, p.batch_shape)), sample)
 
 
 def _mixture(p: MixtureSameFamily) -> FreeLaw | None:
