@@ -29,7 +29,7 @@ def floors(extra="dev"):
 
 TESTS = (
     *("inputs", "samples", "streams", "cli", "fitting", "families", "study", "study_config", "energies", "adapters", "sklearn"),
-    *("plots", "reporting", "package"),
+    *("plots", "reporting", "package", "sequence_kl"),
 )
 FAULTS = ("console", "late_checks", "sample_files", "stored_results", "user_code", "yaml_files")
 """Tests that together call every package."""

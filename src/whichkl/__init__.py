@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whichkl import families, losses, problems  # noqa: F401
+    from whichkl import distillation, families, losses, problems  # noqa: F401
     from whichkl._checks import InputError, IntegrityError, ResourceError, TargetError, WhichklError  # noqa: F401
     from whichkl.access import Access
     from whichkl.advice import advise
@@ -45,6 +45,7 @@ _HOMES = {
     "compare": "study",
     "convert": "conversions.convert",
     "distill": "distillation",
+    "distillation": "",
     "estimate": "divergences.dispatch",
     "families": "",
     "fit": "fitting",

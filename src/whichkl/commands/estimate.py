@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from whichkl._checks import WhichklError
+from whichkl._checks import InputError, WhichklError, cannot
 from whichkl.commands import console, exits
 from whichkl.commands.options import AsJson, Columns, Drop, Missing, Seed, Thousands, read_side
 
@@ -15,14 +15,21 @@ _OTHER_DIRECTION = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
 
 def estimate(
     p: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--p",
             help="The target: a sample file, or a distribution such as 'Normal(0,1)', 'Categorical(.3,.7)' or "
             "'0.5*Normal(-3,1) + 0.5*Normal(3,1)'; a wrong name lists all.",
         ),
-    ],
-    q: Annotated[str, typer.Option("--q", help="The model: the same.")],
+    ] = None,
+    q: Annotated[str | None, typer.Option("--q", help="The model: the same.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="Folder of a language model, instead of --p; with --student and --prompts.")
+    ] = None,
+    student: Annotated[str | None, typer.Option("--student", help="Folder of the model that is compared with it.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="File of prompts: a line each, or .jsonl.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Where continuations are cut.")] = 64,
+    samples: Annotated[int, typer.Option("--samples", help="Continuations of every prompt.")] = 1,
     divergence: Annotated[
         str, typer.Option("--divergence", help="forward_kl, reverse_kl, jeffreys, jensen_shannon, total_variation, energy, …")
     ] = "forward_kl",
@@ -47,7 +54,20 @@ def estimate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate a divergence between two distributions or samples, both directions side by side, and report how reliable it is."""
+    """Estimate a divergence between two distributions or samples, both directions side by side, and report how reliable it is.
+
+    With --teacher, --student and --prompts: the KL of sequences between two language models.
+    """
+    models = {"--teacher": teacher, "--student": student, "--prompts": prompts}
+    if any(models.values()):
+        missing_one = next((name for name, value in models.items() if not value), None)
+        if missing_one or p or q:
+            because = f"`{missing_one}` is missing" if missing_one else "`--p` and `--q` are of other distributions"
+            raise InputError(cannot("compare language models", because, "Give --teacher, --student and --prompts alone"))
+        _of_sequences(str(teacher), str(student), str(prompts), max_new_tokens, samples, seed, as_json)
+        return
+    if p is None or q is None:
+        raise InputError(cannot("estimate a divergence", f"`{'--p' if p is None else '--q'}` is missing", "Give --p and --q"))
     with console.ERR.status("loading torch", spinner="line"):
         exits.load_torch()
         from whichkl.divergences.dispatch import estimate as run_estimate
@@ -70,6 +90,24 @@ def estimate(
     _show(f"p = {p}, q = {q}", [one for one in (asked, other) if hasattr(one, "to_dict")])
     if isinstance(other, str):
         console.say(f"The other direction: {other}")
+
+
+def _of_sequences(teacher: str, student: str, prompts: str, max_new_tokens: int, samples: int, seed: int, as_json: bool) -> None:
+    """Load two language models, and compare their continuations."""
+    with console.progress() as tell:
+        exits.load_torch()
+        from whichkl.distillation import sequence_kl
+        from whichkl.distillation.language.loading import common_tokenizer, load_model, load_prompts
+
+        given = load_prompts(prompts)
+        (p, tokenizer), (q, other) = load_model(teacher, "teacher"), load_model(student, "student")
+        tokenizer = common_tokenizer(tokenizer, other)
+        count: dict[str, Any] = {"max_new_tokens": max_new_tokens, "samples": samples, "seed": seed}
+        found = sequence_kl(teacher=p, student=q, tokenizer=tokenizer, prompts=given, tell=tell, **count)
+    if as_json:
+        console.print_json({"teacher": teacher, "student": student, **found.to_dict()})
+        return
+    console.say(str(found))
 
 
 def _show(title: str, results: list[Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whichkl.distillation.classifier import DistillationTarget, distill
+    from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
     from whichkl.distillation.result import Distillation
     from whichkl.distillation.scores import Contrast, Reliability, Scores, reliability, scored
 
@@ -19,13 +20,26 @@ _HOMES = {
     "DistillationTarget": "classifier",
     "Reliability": "scores",
     "Scores": "scores",
+    "SequenceKL": "language.sequence_kl",
     "distill": "classifier",
     "reliability": "scores",
     "scored": "scores",
+    "sequence_kl": "language.sequence_kl",
 }
 """The module of each name."""
 
-__all__ = ["Contrast", "Distillation", "DistillationTarget", "Reliability", "Scores", "distill", "reliability", "scored"]
+__all__ = [
+    "Contrast",
+    "Distillation",
+    "DistillationTarget",
+    "Reliability",
+    "Scores",
+    "SequenceKL",
+    "distill",
+    "reliability",
+    "scored",
+    "sequence_kl",
+]
 
 
 def __getattr__(name: str) -> Any:

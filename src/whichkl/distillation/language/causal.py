@@ -1,0 +1,130 @@
+"""Causal: a language model as it's called here, its vocabulary and its end tokens; the user's module isn't changed."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from whichkl._checks import InputError, cannot
+from whichkl.process.memory import refuse_if_ran_out
+from whichkl.user_code import said_of
+
+
+class CausalModel:
+    """A language model that is only evaluated: logits of the next token at every place, less those that are no token.
+
+    Args:
+        module: a causal language model of transformers, or any `nn.Module` of `input_ids` (n, t) that returns logits (n, t, v),
+            or has them as `.logits`; it may take `attention_mask`.
+        who: "teacher" or "student", for messages.
+    """
+
+    def __init__(self, module: Any, who: str) -> None:
+        if not isinstance(module, nn.Module):
+            because = f"it is a `{type(module).__name__}`, not a torch.nn.Module"
+            raise InputError(cannot(f"use this {who}", because, "Load it, say by AutoModelForCausalLM.from_pretrained(…)"))
+        self.module, self.who, self.tokens = module, who, 0
+        """`tokens` is the number of columns that are tokens; `agree` sets it."""
+        weight = next(module.parameters(), None)
+        self.device = torch.device("cpu") if weight is None else weight.device
+        forward = inspect.signature(module.forward).parameters
+        self._takes_mask = "attention_mask" in forward or any(one.kind is one.VAR_KEYWORD for one in forward.values())
+
+    @property
+    def end_tokens(self) -> frozenset[int] | None:
+        """The tokens that end a sequence, as the model's own configuration has them; None if it has none."""
+        for name in ("generation_config", "config"):
+            found = getattr(getattr(self.module, name, None), "eos_token_id", None)
+            if found is not None:
+                return frozenset([found] if isinstance(found, int) else found)
+        return None
+
+    def logits(self, ids: Int[Tensor, "n t"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t v"]:
+        """Return the logits of the next token after every place, without a graph.
+
+        Raises:
+            InputError: the model can't be called, or returns another shape.
+        """
+        given: dict[str, Any] = {"attention_mask": mask.long().to(self.device)} if self._takes_mask else {}
+        try:
+            with torch.no_grad():
+                out: Any = self.module(input_ids=ids.to(self.device), **given)
+        except (KeyboardInterrupt, InputError):
+            raise
+        except BaseException as error:  # SystemExit too: a model's own code may raise it
+            refuse_if_ran_out(error, f"call the {self.who}")
+            because = f"{said_of(error)} for `input_ids` of shape {tuple(ids.shape)}"
+            raise InputError(cannot(f"call the {self.who}", because, "Pass a causal language model")) from error
+        logits = getattr(out, "logits", out)
+        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
+            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a `{type(logits).__name__}`"
+            because = f"it returned {found} for {ids.shape[0]} sequences of {ids.shape[1]} tokens"
+            raise InputError(cannot(f"use this {self.who}", because, "Return logits (n, t, v), or an object with `.logits`"))
+        if logits.shape[2] < self.tokens:
+            because = f"it has logits of {logits.shape[2]:,} tokens, and the tokenizer has {self.tokens:,}"
+            raise InputError(cannot(f"use this {self.who} with this tokenizer", because, "Pass the tokenizer of both models"))
+        return logits[..., : self.tokens or None]
+
+    def width(self) -> int:
+        """Return the number of logits per place."""
+        one = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
+        return int(self.logits(one, torch.ones_like(one, dtype=torch.bool)).shape[2])
+
+
+@contextlib.contextmanager
+def evaluating(*models: CausalModel) -> Iterator[None]:
+    """Switch off dropout inside the block; afterwards every part of every module is in the mode that it had."""
+    modes = [(part, part.training) for model in models for part in model.module.modules()]
+    try:
+        for model in models:
+            model.module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def agree(teacher: CausalModel, student: CausalModel, tokenizer: Any) -> tuple[int, ...]:
+    """Settle which columns are tokens, and return the tokens that end a sequence.
+
+    Widths may differ by padding beyond the tokenizer's tokens; those columns have no part in any softmax.
+
+    Raises:
+        InputError: the widths or the end tokens can't belong to one tokenizer.
+    """
+    widths = {one.who: one.width() for one in (teacher, student)}
+    tokens = min(widths.values()) if tokenizer is None else len(tokenizer)
+    if tokenizer is None and len(set(widths.values())) > 1:
+        said = " and ".join(f"the {who}'s {width:,}" for who, width in widths.items())
+        because = f"their widths differ, {said}, and which columns are padding only a tokenizer tells"
+        raise InputError(cannot("compare these models", because, "Pass `tokenizer=`"))
+    for who, width in widths.items():
+        if width < tokens:
+            because = f"it has {width:,} logits, and the tokenizer has {tokens:,} tokens"
+            raise InputError(cannot(f"use this {who}", because, "Pass the tokenizer of both models"))
+    ends = {one.who: one.end_tokens for one in (teacher, student)}
+    known = [one for one in ends.values() if one is not None]
+    if len(set(known)) > 1:
+        said = " and ".join(f"the {who}'s are {_listed(one)}" for who, one in ends.items() if one is not None)
+        because = f"they end sequences by different tokens: {said}"
+        raise InputError(cannot("compare these models", because, "Set one `generation_config.eos_token_id` for both"))
+    own = getattr(tokenizer, "eos_token_id", None)
+    found = known[0] if known else frozenset() if own is None else frozenset([own])
+    if not found:
+        because = "neither the models nor a tokenizer name the token that ends a sequence"
+        raise InputError(cannot("draw continuations", because, "Set `generation_config.eos_token_id`, or pass `tokenizer=`"))
+    if max(found) >= tokens or min(found) < 0:
+        because = f"the end token {max(found)} isn't one of the {tokens:,} tokens"
+        raise InputError(cannot("draw continuations", because, "Set `generation_config.eos_token_id`"))
+    teacher.tokens = student.tokens = tokens
+    return tuple(sorted(found))
+
+
+def _listed(ids: Sequence[int] | frozenset[int]) -> str:
+    return ", ".join(map(str, sorted(ids)))

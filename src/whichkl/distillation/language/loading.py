@@ -1,0 +1,78 @@
+"""Loading: language models and prompts from files: safetensors and JSON only, and nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from whichkl._checks import InputError, cannot, require
+from whichkl.files.reading import read_file, read_json
+from whichkl.process.memory import refuse_if_ran_out
+from whichkl.user_code import said_of
+
+
+def load_model(folder: str, who: str) -> tuple[Any, Any]:
+    """Return the model and the tokenizer that `save_pretrained` wrote into a folder. Code that came with a model isn't run.
+
+    Raises:
+        InputError: there is no folder, or transformers can't load it.
+    """
+    transformers = require("transformers", "lm")
+    if not Path(folder).is_dir():
+        raise InputError(cannot(f"load the {who} `{folder}`", "there is no such folder", "Give one that save_pretrained wrote"))
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        refuse_if_ran_out(error, f"load the {who}")
+        instead = "Save it by `save_pretrained`, the model and the tokenizer into one folder"
+        raise InputError(cannot(f"load the {who} `{folder}`", said_of(error), instead)) from error
+    return model, tokenizer
+
+
+def common_tokenizer(teacher: Any, student: Any) -> Any:
+    """Return the tokenizer of both models.
+
+    Raises:
+        InputError: a token has another id in each; sequences of ids then mean different texts.
+    """
+    ours, theirs = teacher.get_vocab(), student.get_vocab()
+    if ours == theirs:
+        return teacher
+    other = sorted(token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token])
+    if other:
+        some = ", ".join(f"{token!r} is {ours[token]} and {theirs[token]}" for token in other[:3])
+        because = f"{len(other):,} tokens have other ids, such as {some}"
+    else:
+        common = len(ours.keys() & theirs.keys())
+        because = f"one has {len(ours):,} tokens and the other {len(theirs):,}, of which {common:,} are common"
+    raise InputError(cannot("compare models of different tokenizers", because, "Use a student with the teacher's tokenizer"))
+
+
+def load_prompts(path: str) -> list[Any]:
+    """Return the prompts of a file, one a line; in `.jsonl` it's text, token ids, or an object with `prompt` or `messages`.
+
+    Raises:
+        InputError: it can't be read, or a line has another form.
+    """
+    try:
+        text = read_file(Path(path)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(cannot(f"read `{path}`", "it isn't text in UTF-8", "Save it as UTF-8")) from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not path.endswith((".jsonl", ".json")):
+        return [line.rstrip("\r") for _, line in lines]
+    found = []
+    for number, line in lines:
+        try:
+            one = read_json(line.encode())
+        except ValueError as error:
+            raise InputError(cannot(f"read `{path}`", f"line {number}: {error}", "Write one prompt a line")) from error
+        if isinstance(one, dict):
+            kind = next((name for name in ("prompt", "messages") if name in one), None)
+            if kind is None:
+                because = f"line {number} has neither `prompt` nor `messages`"
+                raise InputError(cannot(f"read `{path}`", because, 'Write {"prompt": "…"} on every line'))
+            one = one[kind]
+        found.append(one)
+    return found

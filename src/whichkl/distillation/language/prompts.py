@@ -1,0 +1,55 @@
+"""Prompts: texts, conversations or token ids, read as lists of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+
+_WANTED = "Give texts, conversations (lists of {'role': …, 'content': …}), or lists of token ids"
+
+
+def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
+    """Return the token ids of each prompt; a conversation gets the tokenizer's chat template, up to the next answer.
+
+    Raises:
+        InputError: there is none, one has another form or no token, or an id isn't one of the tokens.
+    """
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        kind = "text" if isinstance(prompts, str) else f"`{type(prompts).__name__}`"
+        raise InputError(cannot("read the prompts", f"they are one {kind}", _WANTED))
+    found = [_ids(one, tokenizer, number) for number, one in enumerate(prompts)]
+    if not found:
+        raise InputError(cannot("read the prompts", "there are none", "Give at least two"))
+    for number, ids in enumerate(found):
+        if not ids:
+            because = f"prompt {number} has no token"
+            raise InputError(cannot("read the prompts", because, "Leave it out, or begin it with a start token"))
+        if min(ids) < 0 or max(ids) >= tokens:
+            wrong = next(one for one in ids if not 0 <= one < tokens)
+            because = f"prompt {number} has the token {wrong}, and there are {tokens:,} tokens"
+            raise InputError(cannot("read the prompts", because, "Use the tokenizer of both models"))
+    return found
+
+
+def _ids(prompt: Any, tokenizer: Any, number: int) -> list[int]:
+    if isinstance(prompt, (Tensor, np.ndarray)):
+        prompt = prompt.tolist()
+    is_chat = isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(one, Mapping) for one in prompt)
+    if isinstance(prompt, str) or is_chat:
+        if tokenizer is None:
+            raise InputError(cannot("read the prompts", f"prompt {number} is text", "Pass `tokenizer=`"))
+        if not is_chat:
+            return list(tokenizer(prompt)["input_ids"])
+        if not getattr(tokenizer, "chat_template", None):
+            because = f"prompt {number} is a conversation, and the tokenizer has no chat template"
+            raise InputError(cannot("read the prompts", because, "Set `tokenizer.chat_template`, or give texts"))
+        text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not isinstance(prompt, Sequence) or any(isinstance(one, bool) or not isinstance(one, (int, np.integer)) for one in prompt):
+        raise InputError(cannot("read the prompts", f"prompt {number} is a `{type(prompt).__name__}` of something else", _WANTED))
+    return [int(one) for one in prompt]

@@ -1,0 +1,127 @@
+"""Rollouts: continuations drawn from a language model's own softmax, untempered and uncut but for their length."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from whichkl.distillation.language.causal import CausalModel
+from whichkl.process.seeds import seeded
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Prompts with their continuations, padded on the right, where padding can't reach any token."""
+
+    ids: Int[Tensor, "n t"]
+    begin: Int[Tensor, " n"]
+    """Where the continuation begins: the length of the prompt."""
+    end: Int[Tensor, " n"]
+    """Where it ends; the end token belongs to it."""
+    cut: Bool[Tensor, " n"]
+    """Whether it reached the largest length before an end token."""
+
+    @property
+    def mask(self) -> Bool[Tensor, "n t"]:
+        """Which places hold tokens."""
+        return torch.arange(self.ids.shape[1], device="cpu") < self.end[:, None]
+
+    @property
+    def drawn(self) -> Bool[Tensor, "n t"]:
+        """Which places hold drawn tokens."""
+        places = torch.arange(self.ids.shape[1], device="cpu")
+        return (places >= self.begin[:, None]) & (places < self.end[:, None])
+
+    def rows(self, first: int, last: int) -> Rollouts:
+        """Return some of them, without columns that are padding for all."""
+        end = self.end[first:last]
+        return Rollouts(self.ids[first:last, : int(end.max())], self.begin[first:last], end, self.cut[first:last])
+
+
+def continued(
+    model: CausalModel, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_new_tokens: int, seed: int
+) -> Rollouts:
+    """Draw one continuation of every prompt, token by token from the softmax of the model's logits.
+
+    Whatever the model's generation configuration holds (temperature, top-k, penalties, forced and suppressed tokens) has no part
+    in it. The same seed gives the same continuations of the same prompts.
+    """
+    draw = _by_generate if hasattr(model.module, "generate") and hasattr(model.module, "generation_config") else _by_steps
+    with seeded(seed), torch.no_grad():
+        drawn = draw(model, prompts, ends, max_new_tokens)
+    is_end = torch.isin(drawn, torch.tensor(list(ends), dtype=torch.int64, device="cpu"))
+    has_end = is_end.any(1)
+    length = torch.where(has_end, is_end.int().argmax(1) + 1, drawn.shape[1])
+    begin = torch.tensor([len(one) for one in prompts], dtype=torch.int64, device="cpu")
+    end = begin + length
+    ids = torch.full((len(prompts), int(end.max())), ends[0], dtype=torch.int64, device="cpu")
+    for row, (prompt, new, n) in enumerate(zip(prompts, drawn, length.tolist(), strict=True)):
+        ids[row, : len(prompt) + n] = torch.cat([torch.tensor(prompt, dtype=torch.int64, device="cpu"), new[:n]])
+    return Rollouts(ids, begin, end, ~has_end)
+
+
+def _by_generate(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Sequence[int], most: int) -> Int[Tensor, "n m"]:
+    """By transformers, which keeps keys and values of earlier tokens."""
+    transformers = importlib.import_module("transformers")
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), ends[0], dtype=torch.int64, device="cpu")
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64, device="cpu")
+        mask[row, longest - len(prompt) :] = 1
+    # `generate` completes what it's given by the model's own configuration: a view of the module has an empty one.
+    view: Any = copy.copy(model.module)
+    view.generation_config = transformers.GenerationConfig()
+    own = transformers.GenerationConfig(
+        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=ends[0]
+    )
+    keep = transformers.LogitsProcessorList([_Tokens(model.tokens)])
+    out: Any = view.generate(
+        ids.to(model.device), attention_mask=mask.to(model.device), generation_config=own, logits_processor=keep
+    )
+    return torch.as_tensor(out)[:, longest:].cpu()
+
+
+class _Tokens:
+    """Leaves columns that are no token out of the softmax."""
+
+    supports_continuous_batching = True
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.shape[1] == self.tokens:
+            return scores
+        kept = torch.full_like(scores, float("-inf"))
+        kept[:, : self.tokens] = scores[:, : self.tokens]
+        return kept
+
+
+def _by_steps(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Sequence[int], most: int) -> Int[Tensor, "n m"]:
+    """By calling a module on all tokens so far, once per new token."""
+    length = torch.tensor([len(one) for one in prompts], dtype=torch.int64, device="cpu")
+    ids = torch.full((len(prompts), int(length.max()) + most), ends[0], dtype=torch.int64, device="cpu")
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64, device="cpu")
+    every, stop = torch.arange(len(prompts), device="cpu"), torch.tensor(list(ends), dtype=torch.int64, device="cpu")
+    new, done = [], torch.zeros(len(prompts), dtype=torch.bool, device="cpu")
+    for step in range(most):
+        place = length + step
+        seen = ids[:, : int(place.max())]
+        mask = torch.arange(seen.shape[1], device="cpu") < place[:, None]
+        logits = model.logits(seen, mask)[every, place - 1]
+        token = torch.multinomial(logits.float().softmax(-1), 1)[:, 0].cpu()
+        ids[every, place] = token
+        new.append(token)
+        done |= torch.isin(token, stop)
+        if bool(done.all()):
+            break
+    return torch.stack(new, 1)

@@ -1,0 +1,216 @@
+"""Sequence KL: how far two language models are from each other over whole continuations, both ways, with errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._arguments import typed
+from whichkl._checks import InputError, as_int, cannot, check_seed, plain
+from whichkl.distillation.language.causal import CausalModel, agree, evaluating
+from whichkl.distillation.language.control_variate import PromptMeans
+from whichkl.distillation.language.measures import Draws, measured, read_rows
+from whichkl.distillation.language.prompts import read_prompts
+from whichkl.distillation.language.rollouts import Rollouts, continued
+from whichkl.distillation.scores import Contrast
+from whichkl.divergences import Estimate
+from whichkl.files.reading import rebuilt
+from whichkl.printable import HTML
+from whichkl.process.torch_modes import plain_modes
+
+_NUMBERS_PER_CALL = 1 << 25
+"""Logits of one model per call: 128 MB in float32."""
+_MAX_ROWS_PER_CALL = 64
+_MIN_PROMPTS = 2
+_ROUNDING = 2.0**-23
+"""Of one token's log probability in float32."""
+
+
+@dataclass(frozen=True)
+class SequenceKL(HTML):
+    """KL between two language models over continuations of the same prompts, in nats, and what goes with it."""
+
+    forward_kl: Estimate
+    """KL(teacher‖student) of a sequence, the mean over prompts."""
+    reverse_kl: Estimate
+    """KL(student‖teacher) of a sequence."""
+    forward_kl_per_token: Estimate
+    """The same divided by the mean length of the teacher's continuations."""
+    reverse_kl_per_token: Estimate
+    """Divided by the mean length of the student's continuations."""
+    cut: dict[str, float]
+    """The share of each model's continuations that reached the largest length before an end token."""
+    measures: dict[str, Contrast]
+    """Of both models: entropy and length of a sequence, distinct bigrams; on the teacher's draws: nll, ece."""
+    agreement: Estimate
+    """Share of tokens of the teacher's draws at which both find the same token likeliest."""
+    prompts: int
+    samples: int
+    max_new_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        fields: dict[str, Any] = plain(asdict(self))
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> SequenceKL:
+        """Rebuild it from `to_dict`."""
+        return rebuilt(cls, fields)
+
+    def __repr__(self) -> str:
+        return f"SequenceKL(forward_kl={self.forward_kl.number}, reverse_kl={self.reverse_kl.number}, prompts={self.prompts})"
+
+    def __str__(self) -> str:
+        """The divergences, then the measures as a table of both models."""
+        lines = [f"{self.prompts:,} prompts × {self.samples}, at most {self.max_new_tokens} new tokens"]
+        for one, per in ((self.forward_kl, self.forward_kl_per_token), (self.reverse_kl, self.reverse_kl_per_token)):
+            direction = "teacher‖student" if one is self.forward_kl else "student‖teacher"
+            lines.append(f"  {one.quantity} KL({direction})   {one.number} nats a sequence, {per.number} a token")
+        lines.append(f"  same likeliest token   {self.agreement.number} of the tokens of the teacher's draws")
+        lines.append(f"  {'':<22}{'teacher':>22}{'student':>22}{'student − teacher':>22}")
+        for name, both in self.measures.items():
+            difference = "–" if both.difference is None else both.difference.number
+            lines.append(f"  {name.replace('_', ' '):<22}{both.teacher.number:>22}{both.student.number:>22}{difference:>22}")
+        lines += [f"  {note}" for note in dict.fromkeys((*self.forward_kl.notes, *self.reverse_kl.notes))]
+        return "\n".join(lines)
+
+
+@plain_modes()
+@typed
+def sequence_kl(
+    *,
+    teacher: Any,
+    student: Any,
+    tokenizer: Any = None,
+    prompts: Any,
+    max_new_tokens: int = 64,
+    samples: int = 1,
+    seed: int = 0,
+    tell: Callable[[str, float], None] | None = None,
+) -> SequenceKL:
+    """Estimate KL(teacher‖student) and KL(student‖teacher) over whole continuations, with errors that hold.
+
+    KL(p‖q) = E_{y∼p} Σₜ KL(pₜ‖qₜ), pₜ the law of token t after the drawn ones, until the end token or `max_new_tokens`. The
+    mean over draws is Rao-Blackwellised; M = Σₜ (log pₜ(yₜ)/qₜ(yₜ) − KLₜ) has mean 0, and b M is added with the b that makes the
+    variance least, from other prompts. Errors take prompts as the independent units. Draws are untempered, from the whole
+    softmax, whatever a model's generation configuration says. Dropout is off meanwhile; modules and global seeds are as before
+    afterwards.
+
+    Args:
+        teacher: p, a causal language model of transformers, or a module of `input_ids` (n, t) with logits (n, t, v).
+        student: q, the same; its number of logits may differ by padding.
+        tokenizer: that of both models; None where prompts are token ids and both have as many logits.
+        prompts: texts, conversations or lists of token ids, two at least; some hundred give an error of a few per cent.
+        max_new_tokens: where continuations are cut. The KL of cut sequences is a lower bound of that of whole ones.
+        samples: continuations of every prompt, from each model.
+        seed: fixes the draws.
+        tell: called with the present step, and the fraction of it that is done.
+
+    Raises:
+        InputError: the models can't be compared (other tokens, other end tokens), or prompts can't be read.
+
+    Source: Amini, Vieira & Cotterell (2025), "Better estimation of the KL divergence between language models"; control variates
+    as in Owen (2013), chapter 8.
+
+    >>> class Unigram(torch.nn.Module):
+    ...     def __init__(self, *chances):
+    ...         super().__init__()
+    ...         self.row = torch.tensor(chances).log()
+    ...         self.config = type("Config", (), {"eos_token_id": 0})
+    ...     def forward(self, input_ids):
+    ...         return self.row.expand(*input_ids.shape, -1)
+    >>> found = sequence_kl(teacher=Unigram(0.5, 0.5), student=Unigram(0.75, 0.25), prompts=[[1]] * 200, max_new_tokens=30)
+    >>> truth = 2 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))  # a KL a token, two tokens a sequence
+    >>> abs(found.forward_kl.value - truth) < 4 * found.forward_kl.stderr
+    True
+    """
+    most, times, seed = _positive("max_new_tokens", max_new_tokens), _positive("samples", samples), check_seed(seed)
+    p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
+    say = tell or (lambda step, done: None)
+    with evaluating(p, q):
+        ends = agree(p, q, tokenizer)
+        ids = read_prompts(prompts, tokenizer, p.tokens)
+        if len(ids) < _MIN_PROMPTS:
+            raise InputError(cannot("estimate a sequence KL", "an error needs two prompts", "Give some hundred"))
+        draws = {
+            one.who: _drawn(one, other, ids * times, ends, most, seed + side, partial(say, f"continuations of the {one.who}"))
+            for side, (one, other) in enumerate(((p, q), (q, p)))
+        }
+    prompt = torch.arange(len(ids), device="cpu").repeat(times)
+    (forward, forward_token), (reverse, reverse_token) = (
+        _estimates(name, draws[who], prompt, most) for name, who in (("forward_kl", "teacher"), ("reverse_kl", "student"))
+    )
+    cut = {who: float(one.cut.double().mean()) for who, one in draws.items()}
+    measures, agreement = measured(draws["teacher"], draws["student"], prompt)
+    return SequenceKL(forward, reverse, forward_token, reverse_token, cut, measures, agreement, len(ids), times, most)
+
+
+def _positive(name: str, value: Any) -> int:
+    found: Any = as_int(value)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        because = "it must be a whole number of at least 1"
+        raise InputError(cannot(f"use `{name}={value!r}`", because, f"Give, say, {name}=64"))
+    return found
+
+
+def _drawn(
+    drawing: CausalModel,
+    other: CausalModel,
+    prompts: Sequence[Sequence[int]],
+    ends: Sequence[int],
+    most: int,
+    seed: int,
+    say: Callable[[float], None],
+) -> Draws:
+    """Draw continuations from one model, and evaluate both on them, part by part."""
+    longest = max(map(len, prompts)) + most
+    step = max(1, min(_MAX_ROWS_PER_CALL, _NUMBERS_PER_CALL // (longest * max(1, drawing.tokens))))
+    parts = []
+    for number, first in enumerate(range(0, len(prompts), step)):
+        # a seed of its own for each part, so that what the first ones drew has no part in the next
+        rollouts = continued(drawing, prompts[first : first + step], ends, most, _mixed(seed, number))
+        parts.append(evaluated(drawing, other, rollouts))
+        say(min(1.0, (first + step) / len(prompts)))
+    return Draws.joined(parts)
+
+
+def _mixed(seed: int, number: int) -> int:
+    return int(torch.randint(2**31, (number + 1,), generator=torch.Generator().manual_seed(seed), device="cpu")[-1])
+
+
+def evaluated(drawing: CausalModel, other: CausalModel, rollouts: Rollouts) -> Draws:
+    """Return what both models say about drawn tokens; the logits of a place are those of the token after it."""
+    where = rollouts.drawn[:, 1:].nonzero()
+    sides: list[Float[Tensor, "m v"]] = []
+    for one in (drawing, other):
+        logits = one.logits(rollouts.ids, rollouts.mask)
+        sides.append(logits[where[:, 0], where[:, 1]].float().cpu())
+    return read_rows(sides[0], sides[1], rollouts, where[:, 0])
+
+
+def _estimates(name: str, draws: Draws, prompt: Tensor, most: int) -> tuple[Estimate, Estimate]:
+    """Return the KL per sequence and per token."""
+    method = "Rao-Blackwellised, with a cross-fitted control variate, clustered by prompt"
+    side = "teacher" if name == "forward_kl" else "student"
+    n, notes, share = len(draws.tokens), [], float(draws.cut.double().mean())
+    if share > 0:
+        notes.append(f"{share:.1%} of the {side}'s draws were cut at {most} tokens: of whole sequences this is a lower bound")
+    if not bool(draws.conditional.isfinite().all()):
+        places = int((~draws.conditional.isfinite()).sum())
+        notes.append(f"infinite in {places} of {n} draws, where the other model gives a possible token no chance")
+        one = Estimate(name, math.inf, finite="infinite", method=method, n=n, notes=tuple(notes))
+        return one, one
+    means = PromptMeans.of(prompt, draws.conditional, draws.log_ratio, draws.tokens)
+    found = []
+    rounding = _ROUNDING * float(means.tokens.mean())
+    for value, error in (means.per_sequence(), means.per_token()):
+        found.append(Estimate(name, value, math.hypot(error, rounding), method=method, n=n, notes=tuple(notes)))
+    return found[0], found[1]
