@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from whichkl.distillation.classifier import DistillationTarget, distill
     from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
+    from whichkl.distillation.language.trainer import LanguageTrainer
     from whichkl.distillation.result import Distillation
     from whichkl.distillation.scores import Contrast, Reliability, Scores, reliability, scored
 
@@ -18,6 +19,7 @@ _HOMES = {
     "Contrast": "scores",
     "Distillation": "result",
     "DistillationTarget": "classifier",
+    "LanguageTrainer": "language.trainer",
     "Reliability": "scores",
     "Scores": "scores",
     "SequenceKL": "language.sequence_kl",
@@ -32,6 +34,7 @@ __all__ = [
     "Contrast",
     "Distillation",
     "DistillationTarget",
+    "LanguageTrainer",
     "Reliability",
     "Scores",
     "SequenceKL",

@@ -34,7 +34,7 @@ class CausalModel:
         weight = next(module.parameters(), None)
         self.device = torch.device("cpu") if weight is None else weight.device
         forward = inspect.signature(module.forward).parameters
-        self._takes_mask = "attention_mask" in forward or any(one.kind is one.VAR_KEYWORD for one in forward.values())
+        self.takes_mask = "attention_mask" in forward or any(one.kind is one.VAR_KEYWORD for one in forward.values())
 
     @property
     def end_tokens(self) -> frozenset[int] | None:
@@ -51,7 +51,7 @@ class CausalModel:
         Raises:
             InputError: the model can't be called, or returns another shape.
         """
-        given: dict[str, Any] = {"attention_mask": mask.long().to(self.device)} if self._takes_mask else {}
+        given: dict[str, Any] = {"attention_mask": mask.long().to(self.device)} if self.takes_mask else {}
         try:
             with torch.no_grad():
                 out: Any = self.module(input_ids=ids.to(self.device), **given)

@@ -22,7 +22,7 @@ def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
         kind = "text" if isinstance(prompts, str) else f"`{type(prompts).__name__}`"
         raise InputError(cannot("read the prompts", f"they are one {kind}", _WANTED))
-    found = [_ids(one, tokenizer, number) for number, one in enumerate(prompts)]
+    found = [read_prompt(one, tokenizer, number) for number, one in enumerate(prompts)]
     if not found:
         raise InputError(cannot("read the prompts", "there are none", "Give at least two"))
     for number, ids in enumerate(found):
@@ -36,7 +36,12 @@ def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
     return found
 
 
-def _ids(prompt: Any, tokenizer: Any, number: int) -> list[int]:
+def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
+    """Return the token ids of one text, conversation or list of ids.
+
+    Raises:
+        InputError: it is none of them, or text without a tokenizer.
+    """
     if isinstance(prompt, (Tensor, np.ndarray)):
         prompt = prompt.tolist()
     is_chat = isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(one, Mapping) for one in prompt)

@@ -1,0 +1,106 @@
+"""Examples: text, prompts with completions, or conversations, read as pairs of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot
+from whichkl.distillation.language.prompts import read_prompt
+from whichkl.distillation.language.rollouts import Rollouts
+
+_WANTED = "Give texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, and what followed it in the data; the end token is its last."""
+
+    prompt: list[int]
+    completion: list[int] | None
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """Return it as a trainer's collator gets it."""
+        return {"prompt": self.prompt, "completion": self.completion or []}
+
+
+def read_examples(data: Any, tokenizer: Any, tokens: int, end: int) -> list[Example]:
+    """Return the examples of a data set; whole texts are continued from their first token.
+
+    Raises:
+        InputError: there is none, one has another form, or an id isn't one of the tokens.
+    """
+    if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
+        raise InputError(cannot("read these examples", f"they are one `{type(data).__name__}`", _WANTED))
+    found = [_example(one, tokenizer, end, number) for number, one in enumerate(data)]
+    if not found:
+        raise InputError(cannot("read these examples", "there are none", _WANTED))
+    for number, one in enumerate(found):
+        for ids in (one.prompt, one.completion):
+            if ids is not None and (not ids or min(ids) < 0 or max(ids) >= tokens):
+                because = f"example {number} " + ("has no token" if not ids else f"has an id that isn't one of {tokens:,} tokens")
+                raise InputError(cannot("read these examples", because, "Use the tokenizer of both models"))
+    return found
+
+
+def _example(one: Any, tokenizer: Any, end: int, number: int) -> Example:
+    if not isinstance(one, Mapping):
+        ids = read_prompt(one, tokenizer, number)
+        if len(ids) < 2:
+            because = f"example {number} has {len(ids)} tokens, and a text is continued from its first"
+            raise InputError(cannot("read these examples", because, "Leave it out"))
+        return Example(ids[:1], _ended(ids[1:], end))
+    if "messages" in one:
+        return _conversation(one["messages"], tokenizer, end, number)
+    if "prompt" not in one:
+        because = f"example {number} has {', '.join(map(repr, one)) or 'nothing'}, and no 'prompt' or 'messages'"
+        raise InputError(cannot("read these examples", because, _WANTED))
+    prompt, completion = read_prompt(one["prompt"], tokenizer, number), one.get("completion")
+    if completion is None:
+        return Example(prompt, None)
+    if isinstance(completion, str):
+        if tokenizer is None:
+            raise InputError(cannot("read these examples", f"example {number} is text", "Pass `tokenizer=`"))
+        completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return Example(prompt, _ended(list(completion), end))
+
+
+def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any, end: int, number: int) -> Example:
+    """The last answer is the completion; without one, there is none."""
+    if not messages or messages[-1].get("role") != "assistant":
+        return Example(read_prompt(messages, tokenizer, number), None)
+    prompt = read_prompt(messages[:-1], tokenizer, number)
+    asked = tokenizer.apply_chat_template(list(messages[:-1]), add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    if not whole.startswith(asked):
+        because = f"the chat template writes the prompt of example {number} in another way once the answer follows"
+        raise InputError(cannot("read these examples", because, "Give 'prompt' and 'completion' as texts"))
+    return Example(prompt, _ended(tokenizer(whole[len(asked) :], add_special_tokens=False)["input_ids"], end))
+
+
+def _ended(ids: list[int], end: int) -> list[int]:
+    """Append the end token, and drop what a template writes after it."""
+    return [*ids[: ids.index(end)], end] if end in ids else [*ids, end]
+
+
+def together(examples: Sequence[Mapping[str, Sequence[int]]], most: int | None = None) -> Rollouts:
+    """Pad prompts with their completions on the right; completions are cut at `most` tokens."""
+    rows = [(list(one["prompt"]), list(one["completion"])[:most]) for one in examples]
+    begin, length = (torch.tensor([len(row[k]) for row in rows], dtype=torch.int64, device="cpu") for k in (0, 1))
+    ids = torch.zeros(len(rows), int((begin + length).max()), dtype=torch.int64, device="cpu")
+    for k, (prompt, completion) in enumerate(rows):
+        ids[k, : len(prompt) + len(completion)] = torch.tensor(prompt + completion, dtype=torch.int64, device="cpu")
+    cut = torch.tensor([most is not None and len(one["completion"]) > most for one in examples], device="cpu")
+    return Rollouts(ids, begin, begin + length, cut)
+
+
+def stacked(parts: Sequence[Rollouts], order: Tensor) -> Rollouts:
+    """Put rollouts under each other and in another order: row k is the one of which `order[k]` is the number."""
+    width = max(part.ids.shape[1] for part in parts)
+    ids = torch.cat([torch.nn.functional.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts])
+    begin, end, cut = (torch.cat([getattr(part, name) for part in parts]) for name in ("begin", "end", "cut"))
+    return Rollouts(ids[order], begin[order], end[order], cut[order])

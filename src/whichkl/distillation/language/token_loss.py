@@ -1,0 +1,151 @@
+"""Token loss: the divergence of next-token laws after given prefixes, from hidden states where the heads are plain."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.head import Head, capturing, head_of
+from whichkl.distillation.language.rollouts import Rollouts
+from whichkl.distillation.losses import linear_divergence
+from whichkl.distillation.losses.logits import of_logits
+from whichkl.divergences.divergence import RowDivergence
+
+_ROWS_PER_CHUNK = 1_024
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model: its head, or None where full logits are used, and whether it can leave logits out."""
+
+    head: Head | None
+    skips: bool
+
+    @classmethod
+    def of(cls, model: CausalModel, ids: Int[Tensor, "n t"]) -> Side:
+        """Try the model's head on some tokens."""
+        head = head_of(model.module, ids.to(model.device))
+        return cls(head, head is not None and "logits_to_keep" in inspect.signature(_inner(model.module).forward).parameters)
+
+
+class TokenLoss:
+    """Σₜ D(pₜ, qₜ) over drawn tokens, p the teacher and q the student, with gradients for the student.
+
+    Args:
+        teacher: p; evaluated without a graph.
+        student: q.
+        divergence: D.
+        temperature: divides both logits.
+        hard_label_weight: w in (1 − w) D + w · (−log qₜ(yₜ)).
+        has_credit: whether the score-function term is added, for the reverse KL of sequences drawn from q.
+        probe: tokens on which the heads are tried.
+    """
+
+    def __init__(
+        self,
+        teacher: CausalModel,
+        student: CausalModel,
+        divergence: RowDivergence,
+        *,
+        temperature: float = 1.0,
+        hard_label_weight: float = 0.0,
+        has_credit: bool = False,
+        probe: Int[Tensor, "n t"],
+    ) -> None:
+        self.teacher, self.student, self.divergence = teacher, student, divergence
+        self.temperature, self.hard_label_weight, self.has_credit = temperature, hard_label_weight, has_credit
+        sides = (Side.of(teacher, probe), Side.of(student, probe))
+        self.sides = sides if all(one.head for one in sides) and not has_credit else (Side(None, False), Side(None, False))
+
+    def __call__(self, model: nn.Module, rollouts: Rollouts) -> Float[Tensor, ""]:
+        """Return the sum over the drawn tokens; `model` is the student, as a trainer has wrapped it."""
+        where = rollouts.drawn[:, 1:].nonzero().to(self.student.device)  # a place's logits are those of the token after it
+        labels = rollouts.ids[rollouts.drawn].to(self.student.device)
+        with torch.no_grad(), evaluating(self.teacher):  # a teacher may share parts with the student
+            p = self._rows(self.teacher, self.teacher.module, self.sides[0], rollouts, where)
+        q = self._rows(self.student, model, self.sides[1], rollouts, where)
+        p, tokens = p.to(q.device), self.student.tokens
+        teacher, student = self.sides[0].head, self.sides[1].head
+        if teacher is None or student is None:
+            common: dict[str, Any] = {"temperature": self.temperature, "vocabulary": tokens}
+            rows = of_logits(self.divergence, teacher=p, student=q, reduction="none", **common)
+            loss = rows.sum()
+            if self.has_credit:
+                log_q = q[:, :tokens].float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
+                loss = loss + score_term(rows, log_q, where[:, 0])
+        else:
+            loss = linear_divergence(
+                hidden_student=q,
+                weight_student=student.weight,
+                bias_student=student.bias,
+                hidden_teacher=p,
+                weight_teacher=teacher.weight.to(q.device),
+                bias_teacher=None if teacher.bias is None else teacher.bias.to(q.device),
+                divergence=self.divergence,
+                temperature=self.temperature,
+                reduction="sum",
+                vocabulary=tokens,
+                logit_scale_student=student.scale,
+                logit_scale_teacher=teacher.scale,
+                softcap_student=student.cap,
+                softcap_teacher=teacher.cap,
+            )
+        if self.hard_label_weight:
+            loss = (1 - self.hard_label_weight) * loss + self.hard_label_weight * self._cross_entropy(q, labels)
+        return loss
+
+    def _rows(self, side: CausalModel, model: nn.Module, found: Side, rollouts: Rollouts, where: Tensor) -> Tensor:
+        """Return a row per drawn token: hidden states, or logits where the head isn't plain."""
+        where = where.to(side.device)
+        ids, mask = rollouts.ids.to(side.device), rollouts.mask.long().to(side.device)
+        given: dict[str, Any] = {"attention_mask": mask} if side.takes_mask else {}
+        if found.head is None:
+            out: Any = model(input_ids=ids, **given)
+            logits: Tensor = getattr(out, "logits", out)
+            return logits[where[:, 0], where[:, 1]]
+        with capturing(found.head) as hidden:
+            model(input_ids=ids, **given, **({"logits_to_keep": 1} if found.skips else {}))
+        return hidden[-1][where[:, 0], where[:, 1]]
+
+    def _cross_entropy(self, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+        """Return −Σ log q of the labels, at temperature 1, in chunks whose logits aren't kept."""
+        head, tokens = self.sides[1].head, self.student.tokens
+
+        def part(rows: Tensor, wanted: Tensor) -> Tensor:
+            logits = rows if head is None else head.logits(rows)
+            return nn.functional.cross_entropy(logits[:, :tokens].float(), wanted, reduction="sum")
+
+        if head is None:
+            return part(q, labels)
+        chunks = zip(q.split(_ROWS_PER_CHUNK), labels.split(_ROWS_PER_CHUNK), strict=True)
+        sums = [torch.utils.checkpoint.checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.stack(sums).sum()
+
+
+def score_term(rows: Float[Tensor, " m"], log_q: Float[Tensor, " m"], sequence: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+    """Return a term of value 0 whose gradient is Σₜ (Gₜ − bₜ) ∇log qₜ(yₜ), Gₜ the sum of the later tokens' divergences.
+
+    With Σₜ ∇KL(qₜ‖pₜ) its mean over draws of q is the gradient of the sequences' reverse KL. The baseline bₜ is the mean Gₜ of
+    the other sequences at the same place, which leaves the mean as it is.
+
+    Source: Williams (1992); rewards to go and the leave-one-out baseline as in Kool, van Hoof & Welling (2019).
+    """
+    n = int(sequence.max()) + 1 if len(sequence) else 0
+    count = torch.bincount(sequence, minlength=n)
+    place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[sequence]
+    grid = rows.new_zeros(n, int(place.max()) + 1 if len(rows) else 0).index_put((sequence, place), rows.detach())
+    to_go = grid.flip(1).cumsum(1).flip(1) - grid
+    others = (to_go.sum(0) - to_go) / max(1, n - 1)  # an ended sequence has nothing to come
+    gain = (to_go - others)[sequence, place]
+    return (gain * (log_q - log_q.detach())).sum()
+
+
+def _inner(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "get_base_model") else module

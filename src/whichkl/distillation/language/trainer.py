@@ -1,0 +1,220 @@
+"""Trainer: transformers' own, with a divergence of a teacher in place of its loss, on prefixes of data, student and teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from whichkl._checks import InputError, cannot
+from whichkl.distillation.language.causal import CausalModel, agree, evaluating
+from whichkl.distillation.language.examples import read_examples, stacked, together
+from whichkl.distillation.language.rollouts import Rollouts, continued
+from whichkl.distillation.language.token_loss import TokenLoss
+from whichkl.distillation.training import row_divergence_of
+from whichkl.divergences.divergence import RowDivergence
+
+_SOURCES = ("data", "student", "teacher")
+
+
+class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
+    """Train a language model on a frozen teacher's next-token laws.
+
+    The loss is the mean over tokens of (1 − w) D(pₜ, qₜ) + w · (−log qₜ(yₜ)), p the teacher, q the student. Direction and
+    prefixes are two choices: `objective` is D, and `prefixes` says whose continuations the tokens before are. The mean is over
+    the tokens of a whole step, all micro-batches and processes, so that accumulation changes nothing. No logits of all tokens are
+    kept where both models have a plain head.
+
+    Everything else is `transformers.Trainer`: `TrainingArguments`, accelerate, callbacks, PEFT, checkpoints, `report_to`, resume.
+
+    Args:
+        teacher: p, a causal language model; it is only evaluated.
+        student: q, the model that is trained, in place.
+        objective: a row divergence, or its name, with its parameter after a colon: ``"jeffreys:0.3"``.
+        prefixes: shares of ``"data"``, ``"student"`` and ``"teacher"``, which sum to 1; drawn anew for every sequence.
+        credit: ``"token"``; or ``"sequence"``, which adds the score-function term, so that the mean gradient is that of the
+            reverse KL of whole sequences.
+        hard_label_weight: w, for completions of the data.
+        temperature: divides both logits inside D.
+        max_new_tokens: where continuations are cut.
+        args: `transformers.TrainingArguments`.
+        train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place.
+        eval_dataset: the same; its loss is on the data's own completions.
+        processing_class: the tokenizer of both models; None where examples are token ids.
+        **others: further arguments of `transformers.Trainer`: callbacks, optimizers, …
+
+    Raises:
+        InputError: the models can't be compared, an example can't be read, or the choices don't go together.
+
+    Source: Agarwal et al. (2024), "On-policy distillation of language models"; Gu et al. (2024) for the sequence's gradient.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        teacher: nn.Module,
+        student: nn.Module,
+        objective: str | RowDivergence = "forward_kl",
+        prefixes: Mapping[str, float] | None = None,
+        credit: str = "token",
+        hard_label_weight: float = 0.0,
+        temperature: float = 1.0,
+        max_new_tokens: int = 64,
+        args: Any = None,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **others: Any,
+    ) -> None:
+        self.divergence, self.shares = row_divergence_of(objective), _shares(prefixes)
+        _check_together(self.divergence, self.shares, credit, hard_label_weight)
+        p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
+        with evaluating(p, q):
+            self.ends = agree(p, q, processing_class)
+            examples = read_examples(train_dataset, processing_class, p.tokens, self.ends[0])
+            if self.shares["data"] and any(one.completion is None for one in examples):
+                because = "some examples are prompts without completions"
+                raise InputError(
+                    cannot("train on prefixes of the data", because, "Use prefixes={'student': 1.0}, or add completions")
+                )
+            self.token_loss = TokenLoss(
+                p,
+                q,
+                self.divergence,
+                temperature=temperature,
+                hard_label_weight=hard_label_weight,
+                has_credit=credit == "sequence",
+                probe=torch.tensor([examples[0].prompt], dtype=torch.int64, device="cpu"),
+            )
+        self.max_new_tokens, self._teacher, self._student = max_new_tokens, p, q
+        args = copy.copy(args) if args is not None else transformers.TrainingArguments()
+        args.remove_unused_columns = False
+        args.label_names = ["begin"]  # without labels an evaluation would report no loss
+        held_out = None if eval_dataset is None else read_examples(eval_dataset, processing_class, p.tokens, self.ends[0])
+        if held_out is not None and any(one.completion is None for one in held_out):
+            because = "some examples of `eval_dataset` have no completion"
+            raise InputError(cannot("evaluate on the data's completions", because, "Add them, or use `sequence_kl` on prompts"))
+        super().__init__(
+            model=student,
+            args=args,
+            data_collator=self._collated,
+            train_dataset=[one.to_dict() for one in examples],
+            eval_dataset=None if held_out is None else [one.to_dict() for one in held_out],
+            processing_class=processing_class,
+            **others,
+        )
+        self.tokens_generated = {"student": 0, "teacher": 0}
+        """How many tokens were drawn, for the cost of a run."""
+
+    def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+        return _tensors(together(examples, self.max_new_tokens))
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Collect the micro-batches of a step, draw their prefixes, and count the tokens that the loss is over."""
+        batches = [_rollouts(one) for one in _first(epoch_iterator, num_batches)]
+        if not batches:
+            return [], None
+        sizes = [len(one.ids) for one in batches]
+        drawn = self._with_prefixes(stacked(batches, torch.arange(sum(sizes), device="cpu")))
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        batches = [drawn.rows(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        count = torch.tensor(int((drawn.end - drawn.begin).sum()), device=device)
+        return [_tensors(one) for one in batches], self.accelerator.gather(count).sum()
+
+    def _with_prefixes(self, given: Rollouts) -> Rollouts:
+        """Replace the completions of some sequences by continuations drawn from the student or the teacher."""
+        # of the run's seed, the step and the process: the same after a resume, whatever was drawn before
+        rank = self.accelerator.process_index
+        generator = torch.Generator().manual_seed(self.args.seed)
+        seeds = torch.randint(2**31, (2,), generator=generator, device="cpu") + 1_000_003 * self.state.global_step + 7_919 * rank
+        shares = torch.tensor([self.shares[name] for name in _SOURCES], dtype=torch.float64, device="cpu")
+        chooser = torch.Generator().manual_seed(int(seeds[0]))
+        source = torch.multinomial(shares, len(given.ids), replacement=True, generator=chooser)
+        parts, rows = [], []
+        for number, name in enumerate(_SOURCES):
+            chosen = (source == number).nonzero()[:, 0]
+            if not len(chosen):
+                continue
+            rows.append(chosen)
+            if name == "data":
+                parts.append(Rollouts(given.ids[chosen], given.begin[chosen], given.end[chosen], given.cut[chosen]))
+                continue
+            drawing = self._student if name == "student" else self._teacher
+            prompts = [given.ids[k, : int(given.begin[k])].tolist() for k in chosen.tolist()]
+            with evaluating(drawing):
+                parts.append(continued(drawing, prompts, self.ends, self.max_new_tokens, int(seeds[1]) + number))
+            self.tokens_generated[name] += int((parts[-1].end - parts[-1].begin).sum())
+        return stacked(parts, torch.cat(rows).argsort())
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return this micro-batch's share of the step's mean over tokens."""
+        rollouts = _rollouts(inputs)
+        loss = self.token_loss(model, rollouts)
+        if num_items_in_batch is None:  # an evaluation
+            loss = loss / (rollouts.end - rollouts.begin).sum()
+        else:
+            loss = loss * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over the processes
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        """Return the loss on the data's own completions, and count its tokens."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach()
+        count = (inputs["end"] - inputs["begin"]).sum().to(loss)
+        self._evaluated += torch.stack([loss * count, count]).double().cpu()
+        return loss, None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as `Trainer` does, but report the mean over tokens, where it has the mean of its batches' means."""
+        self._evaluated = torch.zeros(2, dtype=torch.float64, device="cpu")
+        output = super().evaluation_loop(*args, **kwargs)
+        total = self.accelerator.gather(self._evaluated.to(self.args.device)).view(-1, 2).sum(0)
+        for name in [name for name in output.metrics if name.endswith("_loss")]:
+            output.metrics[name] = float(total[0] / total[1])
+        return output
+
+
+def _first(iterator: Iterator[Any], count: int) -> list[Any]:
+    return [one for _, one in zip(range(count), iterator, strict=False)]
+
+
+def _tensors(rollouts: Rollouts) -> dict[str, Tensor]:
+    return {"input_ids": rollouts.ids, "begin": rollouts.begin, "end": rollouts.end, "cut": rollouts.cut}
+
+
+def _rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
+    return Rollouts(*(batch[name].cpu() for name in ("input_ids", "begin", "end", "cut")))
+
+
+def _shares(prefixes: Mapping[str, float] | None) -> dict[str, float]:
+    given = dict({"data": 1.0} if prefixes is None else prefixes)
+    unknown = [name for name in given if name not in _SOURCES]
+    if unknown:
+        because = f"`{unknown[0]}` is none of data, student and teacher"
+        raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
+    bad = any(isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one <= 1 for one in given.values())
+    if bad or abs(sum(given.values()) - 1) > 1e-9:
+        because = "shares are numbers between 0 and 1 that sum to 1"
+        raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
+    return {name: float(given.get(name, 0.0)) for name in _SOURCES}
+
+
+def _check_together(divergence: RowDivergence, shares: Mapping[str, float], credit: str, hard_label_weight: float) -> None:
+    """Refuse choices whose sum is the gradient of nothing."""
+    if credit not in ("token", "sequence"):
+        raise InputError(cannot(f"use `credit={credit!r}`", "it is neither 'token' nor 'sequence'", "Leave it out"))
+    if credit == "sequence" and (divergence.name != "reverse_kl" or shares["student"] < 1):
+        because = "the score-function term belongs to the reverse KL of sequences drawn from the student"
+        instead = "Use objective='reverse_kl' and prefixes={'student': 1.0}, or credit='token'"
+        raise InputError(cannot("use `credit='sequence'` here", because, instead))
+    if hard_label_weight and shares["data"] < 1:
+        because = "drawn tokens are no labels: their cross-entropy trains on a model's own noise"
+        raise InputError(cannot("use `hard_label_weight=` here", because, "Use prefixes={'data': 1.0}, or hard_label_weight=0"))
