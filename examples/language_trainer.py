@@ -26,6 +26,7 @@ for objective, prefixes in (("forward_kl", {"teacher": 1.0}), ("reverse_kl", {"s
             max_steps=30,
             per_device_train_batch_size=16,
             learning_rate=1e-2,
+            use_cpu=True,
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
