@@ -372,3 +372,49 @@ def test_what_cannot_go_together_is_refused(case, tmp_path):
 def test_prompts_alone_do_on_the_students_own_prefixes(tmp_path):
     trainer = trained(tmp_path, data=[{"prompt": [3, 4 + k % 5]} for k in range(8)], prefixes={"student": 1.0})
     assert trainer.state.global_step == 3
+
+
+# ---- the whole call
+
+
+def test_a_language_model_is_distilled_and_measured_on_prompts_it_has_not_seen(tmp_path):
+    teacher, student = llama(0), llama(1)
+    data = [{"prompt": [3 + k % 19, 4 + k % 5], "completion": [5, 6]} for k in range(190)]
+    weights = [weight.detach().clone() for weight in student.parameters()]
+    call = {
+        "teacher": teacher,
+        "student": student,
+        "data": data,
+        "max_new_tokens": 8,
+        "held_out": 0.3,
+        "prefixes": {"teacher": 1.0},
+    }
+    result = wk.distillation.language_model(**call, args=arguments(tmp_path, max_steps=30, per_device_train_batch_size=16))
+    assert result.after.forward_kl.value < result.before.forward_kl.value - 4 * result.before.forward_kl.stderr
+    assert all(torch.equal(one, other) for one, other in zip(student.parameters(), weights, strict=True))
+    assert result.before.prompts >= 28 and result.steps == 30 and len(result.history) == 30 and not result.student.training
+    text = str(result)
+    assert "forward_kl on prefixes of 1 teacher: 30 steps" in text and "→" in text
+    assert result.to_dict()["after"]["forward_kl"]["value"] == result.after.forward_kl.value
+
+
+def test_a_budget_of_operations_ends_training(tmp_path):
+    student, teacher = llama(1), llama(0)
+    size = sum(weight.numel() for weight in student.parameters())
+    each = 8 * size * 4 * 5  # both models, four examples of five tokens
+    data = [{"prompt": [3 + k, 4], "completion": [5, 6]} for k in range(20)]
+    trainer = trained(tmp_path, teacher=teacher, student=student, data=data, changes={"max_steps": 9}, budget=3.5 * each)
+    assert trainer.state.global_step == 4 and trainer.flops == 4 * each
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"budget": -1.0}, "a positive number of FLOPs"),
+        ({"held_out": 0.0}, "a share lies between 0 and 1"),
+        ({"data": DATA[:1]}, "distinct prompts are held out"),
+    ],
+)
+def test_a_distillation_that_cannot_be_made_is_refused(changed, message):
+    with pytest.raises(wk.InputError, match=message):
+        wk.distillation.language_model(**{"teacher": llama(0), "student": llama(1), "data": DATA, **changed})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whichkl.distillation.classifier import DistillationTarget, distill
+    from whichkl.distillation.language.distillation import LanguageDistillation, language_model
     from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
     from whichkl.distillation.language.trainer import LanguageTrainer
     from whichkl.distillation.result import Distillation
@@ -19,11 +20,13 @@ _HOMES = {
     "Contrast": "scores",
     "Distillation": "result",
     "DistillationTarget": "classifier",
+    "LanguageDistillation": "language.distillation",
     "LanguageTrainer": "language.trainer",
     "Reliability": "scores",
     "Scores": "scores",
     "SequenceKL": "language.sequence_kl",
     "distill": "classifier",
+    "language_model": "language.distillation",
     "reliability": "scores",
     "scored": "scores",
     "sequence_kl": "language.sequence_kl",
@@ -34,11 +37,13 @@ __all__ = [
     "Contrast",
     "Distillation",
     "DistillationTarget",
+    "LanguageDistillation",
     "LanguageTrainer",
     "Reliability",
     "Scores",
     "SequenceKL",
     "distill",
+    "language_model",
     "reliability",
     "scored",
     "sequence_kl",

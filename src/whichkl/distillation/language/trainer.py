@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from whichkl.distillation.language.causal import CausalModel, agree, evaluating
 from whichkl.distillation.language.examples import read_examples, stacked, together
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.token_loss import TokenLoss
-from whichkl.distillation.training import row_divergence_of
+from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
 _SOURCES = ("data", "student", "teacher")
@@ -45,6 +45,8 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place.
         eval_dataset: the same; its loss is on the data's own completions.
         processing_class: the tokenizer of both models; None where examples are token ids.
+        budget: FLOPs after which training stops; None for no limit.
+        tell: called with the fraction that is done, after every step.
         **others: further arguments of `transformers.Trainer`: callbacks, optimizers, …
 
     Raises:
@@ -70,9 +72,12 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         train_dataset: Any,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        budget: float | None = None,
+        tell: Callable[[float], None] | None = None,
         **others: Any,
     ) -> None:
         self.divergence, self.shares = row_divergence_of(objective), _shares(prefixes)
+        self.objective = spec_of(self.divergence)
         _check_together(self.divergence, self.shares, credit, hard_label_weight)
         p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
         with evaluating(p, q):
@@ -109,8 +114,10 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             processing_class=processing_class,
             **others,
         )
-        self.tokens_generated = {"student": 0, "teacher": 0}
-        """How many tokens were drawn, for the cost of a run."""
+        self.tokens_generated, self.flops, self.budget = {"student": 0, "teacher": 0}, 0.0, budget
+        """How many tokens were drawn, and what was spent since this object was made; see `LanguageDistillation.flops`."""
+        self._sizes = {one.who: sum(weight.numel() for weight in one.module.parameters()) for one in (p, q)}
+        self.add_callback(_Watch(self, tell))
 
     def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         return _tensors(together(examples, self.max_new_tokens))
@@ -124,6 +131,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         drawn = self._with_prefixes(stacked(batches, torch.arange(sum(sizes), device="cpu")))
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         batches = [drawn.rows(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        self.flops += (6 * self._sizes["student"] + 2 * self._sizes["teacher"]) * int(drawn.end.sum())
         count = torch.tensor(int((drawn.end - drawn.begin).sum()), device=device)
         return [_tensors(one) for one in batches], self.accelerator.gather(count).sum()
 
@@ -150,6 +158,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             with evaluating(drawing):
                 parts.append(continued(drawing, prompts, self.ends, self.max_new_tokens, int(seeds[1]) + number))
             self.tokens_generated[name] += int((parts[-1].end - parts[-1].begin).sum())
+            self.flops += 2 * self._sizes[name] * int(parts[-1].end.sum())
         return stacked(parts, torch.cat(rows).argsort())
 
     def compute_loss(
@@ -180,6 +189,21 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         for name in [name for name in output.metrics if name.endswith("_loss")]:
             output.metrics[name] = float(total[0] / total[1])
         return output
+
+
+class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
+    """Stops at the budget, and reports progress."""
+
+    def __init__(self, trainer: LanguageTrainer, tell: Callable[[float], None] | None) -> None:
+        self.trainer, self.tell = trainer, tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        budget = self.trainer.budget
+        spent = 0.0 if budget is None else self.trainer.flops / budget
+        if spent >= 1:
+            control.should_training_stop = True
+        if self.tell is not None:
+            self.tell(min(1.0, max(spent, state.global_step / max(1, state.max_steps))))
 
 
 def _first(iterator: Iterator[Any], count: int) -> list[Any]:
