@@ -1,6 +1,6 @@
 """Distilling a language model next to TRL: CPU time of a step and peak memory, on student prefixes and on the data's.
 
-Each run is a process of its own. TRL's `DistillationTrainer` draws on student prefixes; its experimental `GKDTrainer` trains on data.
+Each run is a process of its own. On student prefixes TRL's `DistillationTrainer` is the peer, on data its experimental `GKDTrainer`.
 """
 
 import json
@@ -38,9 +38,9 @@ def tokenizer_of(vocabulary):
 
 
 def examples(vocabulary):
-    """Prompts of 8 words with completions of 40."""
-    text = [[f"w{3 + (17 * k + 31 * j) % (vocabulary - 3)}" for j in range(48)] for k in range(STEPS * BATCH * PARTS)]
-    return [(" ".join(one[:8]), " ".join(one[8:])) for one in text]
+    """Prompts of 40 words with completions of 25, as signatures of functions with their first paragraph have."""
+    text = [[f"w{3 + (17 * k + 31 * j) % (vocabulary - 3)}" for j in range(65)] for k in range(STEPS * BATCH * PARTS)]
+    return [(" ".join(one[:40]), " ".join(one[40:])) for one in text]
 
 
 def side(who, prefixes, vocabulary):
@@ -98,7 +98,7 @@ def side(who, prefixes, vocabulary):
     print(json.dumps({"step_s": total / STEPS, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
-def main(rounds=3):
+def main(rounds):
     found = {}
     for prefixes, vocabulary in (("student", 1_024), ("student", 32_768), ("data", 32_768)):
         results = {"whichkl": [], "trl": []}
@@ -114,9 +114,8 @@ def main(rounds=3):
         )
         name = f"{prefixes} prefixes, {vocabulary:,} tokens"
         found[name] = {"cpu": round(ours["step_s"] / theirs["step_s"], 3), "memory": round(ours["mib"] / theirs["mib"], 3)}
-        print(
-            f"{name}: {ours['step_s']:.2f} CPU s a step, {ours['mib']:.0f} MiB; TRL {theirs['step_s']:.2f} s, {theirs['mib']:.0f} MiB"
-        )
+        shown = [f"{one['step_s']:.2f} CPU s a step, {one['mib']:.0f} MiB" for one in (ours, theirs)]
+        print(f"{name}: {shown[0]}; TRL {shown[1]}")
     print(json.dumps({"benchmark": "language", **found}))
 
 
@@ -124,4 +123,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 4:
         side(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     else:
-        main()
+        main(int(sys.argv[1]) if len(sys.argv) == 2 else 3)
