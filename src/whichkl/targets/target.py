@@ -26,6 +26,7 @@ from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Reading
 from whichkl.samples.repeats import Repeats, repeats_of
 from whichkl.targets.calling import Function, Score
+from whichkl.targets.column_constraints import Support, support_of_columns
 from whichkl.targets.conversion import arguments_of, functions_of, remaining
 from whichkl.targets.coordinates import free_target
 from whichkl.targets.evaluations import Evaluations
@@ -35,7 +36,7 @@ from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.log_density import LogDensity
 from whichkl.targets.origin import Origin
 from whichkl.targets.rows import Rows, read_dim, read_rows
-from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states, support_of_columns
+from whichkl.targets.supports import MAX_STATES, Bijection, count_states, list_states
 from whichkl.user_code import call_user
 
 
@@ -165,8 +166,10 @@ class Target:
         arguments, origin = arguments_of(obj, args, kwargs)
         target = cls(**arguments)
         target.origin = origin
-        target.law = widened(obj) if isinstance(obj, Distribution) else None
-        return target if target.law is None else target.evaluated_in_double()
+        if not isinstance(obj, Distribution):
+            return target
+        target.law = widened(obj) if obj.batch_shape == () else None
+        return target.evaluated_in_double()
 
     @cached_property
     def access(self) -> Access:
