@@ -91,6 +91,7 @@ ALSO = {
     "Target.support": {"None"},
     "Module.module": {"module"},
     "Target.weights": {"None"},
+    "Target.log_weights": {"None"},
     "Target.chains": {"None"},
     "Access.parse.text": {"empty text"},
     "Product.margins": {"empty list"},
