@@ -1,0 +1,162 @@
+"""Projection: the weighted points nearest to given ones in KL that have given moments, by damped Newton on the dual."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl.conversions.attainable import refusal
+
+_MAX_STEPS = 200
+_ENOUGH = 1e-13
+"""Largest gap of a moment, in standard deviations of the reference, that needs no further step."""
+_MAX_GAP = 1e-9
+"""Largest gap, in the same unit, at which the moments count as met."""
+_MIN_CURVATURE = 1e-14
+"""Relative curvature of the dual below which moments depend on each other linearly."""
+_ROUNDING = 1e-12
+"""Relative standard deviation of a moment up to which it is a constant."""
+_MIN_SPREAD = 1e-9
+"""Variance of the moments along λ, relative to the reference's, below which the points are at an end of their range."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """q ∝ r exp(λ·f): the weights of q, and λ."""
+
+    multipliers: Float[Tensor, " k"]
+    log_weights: Float[Tensor, " n"]
+    """Natural logs of q's weights; their sum is 1."""
+    log_z: float
+    """log E_r exp(λ·f), in nats."""
+    kl: float
+    """KL(q‖r), in nats."""
+    gap: float
+    """Largest |E_q f − m + s² λ|, in standard deviations of f under r: 0 at the optimum."""
+    steps: int
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments at n points: f (n, k), their values m, the standard errors s of these (0 where they are exact), and their names."""
+
+    f: Float[Tensor, "n k"]
+    values: Float[Tensor, " k"]
+    stderr: Float[Tensor, " k"]
+    names: Sequence[str]
+    are_draws: bool = True
+    """Whether the points are all that the reference has; otherwise they are nodes of integrals over its density."""
+    is_unbounded: bool = False
+    """Whether the support of that density is."""
+
+    def project(self, log_r: Float[Tensor, " n"], start: Float[Tensor, " k"] | None = None) -> Projection:
+        """Minimise KL(q‖r) + ½ Σ ((E_q f − m)/s)² over weights q of the points; where s is 0, E_q f = m.
+
+        The dual D(λ) = log E_r exp(λ·(f − m)) + ½ Σ s² λ² is convex and smooth, its gradient is E_q f − m + s² λ, and its Hessian
+        is the covariance of f under q plus s². Each step solves with that Hessian, and is halved until D falls.
+
+        Args:
+            log_r: natural logs of the reference's weights, up to one constant.
+            start: λ to begin with.
+
+        Raises:
+            TargetError: no weights have these moments.
+
+        Source: Csiszár (1975); Boyd & Vandenberghe (2004), sections 5.5 and 9.5, for the dual and damped Newton.
+        """
+        found = self.attempt(log_r, start)
+        if isinstance(found, Projection):
+            return found
+        kind = {"are_draws": self.are_draws, "is_unbounded": self.is_unbounded}
+        raise refusal(self.f, log_r, self.values, found, self.names, **kind)
+
+    def attempt(self, log_r: Float[Tensor, " n"], start: Float[Tensor, " k"] | None = None) -> Projection | Float[Tensor, " k"]:
+        """As `project`; return the direction of λ instead of an error."""
+        kept = log_r > -math.inf
+        f, log_r = (self.f, log_r) if bool(kept.all()) else (self.f[kept], log_r[kept])
+        log_r = log_r - torch.logsumexp(log_r, 0)
+        center = log_r.exp() @ f
+        scale = (log_r.exp() @ (f - center).square()).sqrt()
+        is_constant = scale <= _ROUNDING * f.abs().amax(0)
+        unit, is_exact = torch.where(is_constant, 1.0, scale), self.stderr == 0
+        apart = (self.values - center).abs() > _MAX_GAP * (1 + self.values.abs())
+        if bool((is_constant & is_exact & apart).any()):
+            return (is_constant & is_exact & apart).to(f.dtype)
+        g = (f - self.values) / unit
+        g[:, is_constant & is_exact] = 0.0
+        start = None if start is None else start * unit
+        theta, logs, value, gap, steps, spread = _newton(g, log_r, (self.stderr / unit).square(), start)
+        is_at_end = self.are_draws and spread < _MIN_SPREAD and bool(is_exact.all())
+        if gap > _MAX_GAP or not math.isfinite(value) or is_at_end:
+            return theta
+        multipliers = theta / unit
+        full = torch.full((len(kept),), -math.inf, dtype=torch.float64, device=f.device)
+        full[kept] = logs
+        log_z = value - 0.5 * float((self.stderr * multipliers).square().sum()) + float(multipliers @ self.values)
+        kl = float(multipliers @ (logs.exp() @ f)) - log_z
+        return Projection(multipliers, full, log_z, max(0.0, kl), gap, steps)
+
+    def spread(self, log_r: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
+        """Return the standard deviation of each moment under the reference's weights."""
+        w = torch.softmax(log_r, 0)
+        return (w @ (self.f - w @ self.f).square()).sqrt()
+
+
+def _newton(
+    g: Float[Tensor, "n k"], log_r: Float[Tensor, " n"], square: Float[Tensor, " k"], start: Float[Tensor, " k"] | None
+) -> tuple[Tensor, Tensor, float, float, int, float]:
+    """Minimise log Σ r exp(θ·g) + ½ Σ s² θ²; return θ, log q, the value, the gap, the steps, and q's relative spread along θ."""
+    least = float(log_r.min()) - 1  # D ≥ −KL(q‖r) ≥ the log of the smallest weight, wherever the moments can be had
+    theta = torch.zeros_like(square) if start is None else start
+
+    def at(theta: Tensor) -> tuple[Tensor, float]:
+        logs = log_r + g @ theta
+        top = torch.logsumexp(logs, 0)
+        return logs - top, float(top + 0.5 * square @ theta.square())
+
+    logs, value = at(theta)
+    best = math.inf
+    for count in range(_MAX_STEPS):  # noqa: B007
+        q = logs.exp()
+        mean = q @ g
+        gradient = mean + square * theta
+        gap = float(gradient.abs().max())
+        curvature = (g * q[:, None]).T @ g - mean[:, None] * mean
+        if gap <= _ENOUGH or value < least or not math.isfinite(value):
+            break
+        step = _solve(curvature + torch.diag(square), gradient)
+        gain = float(gradient @ step)
+        if gain <= 1e-12:  # rounding hides the change of the value, and the gradient alone shows progress
+            if gap >= 0.5 * best:
+                break
+            theta, best = theta - step, gap
+            logs, value = at(theta)
+            continue
+        for size in (0.5**i for i in range(40)):
+            moved = theta - size * step
+            new_logs, lower = at(moved)
+            if lower <= value - 1e-4 * size * gain:
+                break
+        else:
+            break
+        theta, logs, value = moved, new_logs, lower
+    length = theta.square().sum().clamp(min=1e-300)
+    spread = float(theta @ curvature @ theta / length) if float(length) > 1e-12 else 1.0
+    return theta, logs, -math.inf if value < least else value, gap, count, spread
+
+
+def _solve(matrix: Float[Tensor, "k k"], right: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Solve with a positive semi-definite matrix, in the directions in which it is positive."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    diagonal = factor.diagonal()
+    if int(failed) == 0 and float(diagonal.min()) ** 2 > _MIN_CURVATURE * float(diagonal.max()) ** 2:
+        return torch.cholesky_solve(right[:, None], factor)[:, 0]
+    size, axes = torch.linalg.eigh(matrix)
+    known = size > _MIN_CURVATURE * size[-1]
+    part: Tensor = axes[:, known] @ ((axes[:, known].T @ right) / size[known])
+    return part
