@@ -173,7 +173,7 @@ class _Conversion:
             density = Tilted(r, self.evidence.of, found.multipliers, shift)
         target = Target(
             samples=None if logs is None else x,
-            log_weights=logs,
+            weights=None if logs is None else (logs - logs.max()).exp(),
             log_prob=density,
             normalized=density is not None and exact is not None,
             dim=r.dim,

@@ -13,14 +13,19 @@ from torch import Tensor
 from whichkl.conversions.attainable import refusal
 
 _MAX_STEPS = 200
-_ENOUGH = 1e-13
+_ENOUGH = 1e-12
 """Largest gap of a moment, in standard deviations of the reference, that needs no further step."""
 _MAX_GAP = 1e-9
 """Largest gap, in the same unit, at which the moments count as met."""
 _MIN_CURVATURE = 1e-14
 """Relative curvature of the dual below which moments depend on each other linearly."""
-_ROUNDING = 1e-12
-"""Relative standard deviation of a moment up to which it is a constant."""
+_MAX_SHARE_LEFT = 0.01
+"""Largest share of the gain that a step with an earlier curvature may leave."""
+_MIN_GAIN = 1e-12
+_BLOCK = 2048
+"""Number of rows whose products stay in the cache."""
+_ROUNDING = 1e-7
+"""Standard deviation of a moment, relative to its distance from m, up to which it is a constant: rounding of its variance."""
 _MIN_SPREAD = 1e-9
 """Variance of the moments along λ, relative to the reference's, below which the points are at an end of their range."""
 
@@ -80,26 +85,25 @@ class Moments:
         kept = log_r > -math.inf
         f, log_r = (self.f, log_r) if bool(kept.all()) else (self.f[kept], log_r[kept])
         log_r = log_r - torch.logsumexp(log_r, 0)
-        center = log_r.exp() @ f
-        scale = (log_r.exp() @ (f - center).square()).sqrt()
-        is_constant = scale <= _ROUNDING * f.abs().amax(0)
-        unit, is_exact = torch.where(is_constant, 1.0, scale), self.stderr == 0
-        apart = (self.values - center).abs() > _MAX_GAP * (1 + self.values.abs())
-        if bool((is_constant & is_exact & apart).any()):
-            return (is_constant & is_exact & apart).to(f.dtype)
-        g = (f - self.values) / unit
-        g[:, is_constant & is_exact] = 0.0
-        start = None if start is None else start * unit
-        theta, logs, value, gap, steps, spread = _newton(g, log_r, (self.stderr / unit).square(), start)
-        is_at_end = self.are_draws and spread < _MIN_SPREAD and bool(is_exact.all())
+        g, r, is_exact = f - self.values, log_r.exp(), self.stderr == 0
+        mean, curvature = _moments(g, r)
+        unit = curvature.diagonal().clamp(min=0).sqrt()
+        is_constant = unit <= _ROUNDING * mean.abs()
+        if bool((wrong := is_constant & is_exact & (mean.abs() > _MAX_GAP * (1 + self.values.abs()))).any()):
+            return wrong.to(f.dtype)
+        unit = torch.where(is_constant, self.stderr.clamp(min=1.0), unit)
+        theta, logs, value, gap, steps = _newton(g, log_r, self.stderr.square(), unit, curvature, start)
+        is_at_end = False
+        if self.are_draws and bool(is_exact.all()) and gap <= _MAX_GAP:
+            along, q = g @ theta, logs.exp()
+            is_at_end = float(q @ (along - q @ along).square()) < _MIN_SPREAD * float((theta * unit).square().sum())
         if gap > _MAX_GAP or not math.isfinite(value) or is_at_end:
-            return theta
-        multipliers = theta / unit
+            return theta * unit
         full = torch.full((len(kept),), -math.inf, dtype=torch.float64, device=f.device)
         full[kept] = logs
-        log_z = value - 0.5 * float((self.stderr * multipliers).square().sum()) + float(multipliers @ self.values)
-        kl = float(multipliers @ (logs.exp() @ f)) - log_z
-        return Projection(multipliers, full, log_z, max(0.0, kl), gap, steps)
+        log_z = value - 0.5 * float((self.stderr * theta).square().sum()) + float(theta @ self.values)
+        kl = float(theta @ (logs.exp() @ f)) - log_z
+        return Projection(theta, full, log_z, max(0.0, kl), gap, steps)
 
     def spread(self, log_r: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
         """Return the standard deviation of each moment under the reference's weights."""
@@ -108,9 +112,18 @@ class Moments:
 
 
 def _newton(
-    g: Float[Tensor, "n k"], log_r: Float[Tensor, " n"], square: Float[Tensor, " k"], start: Float[Tensor, " k"] | None
-) -> tuple[Tensor, Tensor, float, float, int, float]:
-    """Minimise log Σ r exp(θ·g) + ½ Σ s² θ²; return θ, log q, the value, the gap, the steps, and q's relative spread along θ."""
+    g: Float[Tensor, "n k"],
+    log_r: Float[Tensor, " n"],
+    square: Float[Tensor, " k"],
+    unit: Float[Tensor, " k"],
+    curvature: Float[Tensor, "k k"],
+    start: Float[Tensor, " k"] | None,
+) -> tuple[Tensor, Tensor, float, float, int]:
+    """Minimise log Σ r exp(λ·g) + ½ Σ s² λ²; return λ, log q, the value, the gap and the number of steps.
+
+    An earlier curvature is used while each step leaves at most a tenth of what there was to gain: a gradient costs two products
+    with a vector, a curvature the square of the columns.
+    """
     least = float(log_r.min()) - 1  # D ≥ −KL(q‖r) ≥ the log of the smallest weight, wherever the moments can be had
     theta = torch.zeros_like(square) if start is None else start
 
@@ -120,21 +133,24 @@ def _newton(
         return logs - top, float(top + 0.5 * square @ theta.square())
 
     logs, value = at(theta)
-    best = math.inf
+    best, before, is_fresh = math.inf, math.inf if start is None else 0.0, start is None
     for count in range(_MAX_STEPS):  # noqa: B007
         q = logs.exp()
-        mean = q @ g
-        gradient = mean + square * theta
-        gap = float(gradient.abs().max())
-        curvature = (g * q[:, None]).T @ g - mean[:, None] * mean
+        gradient = q @ g + square * theta
+        gap = float((gradient / unit).abs().max())
         if gap <= _ENOUGH or value < least or not math.isfinite(value):
             break
-        step = _solve(curvature + torch.diag(square), gradient)
+        step = _solve(curvature + torch.diag(square), gradient, unit)
         gain = float(gradient @ step)
-        if gain <= 1e-12:  # rounding hides the change of the value, and the gradient alone shows progress
+        if gain > _MAX_SHARE_LEFT * before and not is_fresh:
+            curvature = _moments(g, q)[1]
+            step, is_fresh = _solve(curvature + torch.diag(square), gradient, unit), True
+            gain = float(gradient @ step)
+        if gain <= _MIN_GAIN:  # rounding hides the change of the value, and the gradient alone shows progress
             if gap >= 0.5 * best:
                 break
-            theta, best = theta - step, gap
+            best, before, is_fresh = gap, gain, False
+            theta = theta - step
             logs, value = at(theta)
             continue
         for size in (0.5**i for i in range(40)):
@@ -144,19 +160,27 @@ def _newton(
                 break
         else:
             break
-        theta, logs, value = moved, new_logs, lower
-    length = theta.square().sum().clamp(min=1e-300)
-    spread = float(theta @ curvature @ theta / length) if float(length) > 1e-12 else 1.0
-    return theta, logs, -math.inf if value < least else value, gap, count, spread
+        theta, logs, value, before, is_fresh = moved, new_logs, lower, gain, False
+    return theta, logs, -math.inf if value < least else value, gap, count
 
 
-def _solve(matrix: Float[Tensor, "k k"], right: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """Solve with a positive semi-definite matrix, in the directions in which it is positive."""
+def _moments(g: Float[Tensor, "n k"], q: Float[Tensor, " n"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
+    """Return the mean and the covariance of rows with weights q."""
+    mean = q @ g
+    square = -mean[:, None] * mean
+    for rows, w in zip(g.split(_BLOCK), q.split(_BLOCK), strict=True):
+        square.addmm_((rows * w[:, None]).T, rows)
+    return mean, square
+
+
+def _solve(matrix: Float[Tensor, "k k"], right: Float[Tensor, " k"], unit: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Solve with a positive semi-definite matrix, in the directions in which it is positive, in coordinates divided by units."""
+    matrix, right = matrix / (unit[:, None] * unit), right / unit
     factor, failed = torch.linalg.cholesky_ex(matrix)
     diagonal = factor.diagonal()
     if int(failed) == 0 and float(diagonal.min()) ** 2 > _MIN_CURVATURE * float(diagonal.max()) ** 2:
-        return torch.cholesky_solve(right[:, None], factor)[:, 0]
+        return torch.cholesky_solve(right[:, None], factor)[:, 0] / unit
     size, axes = torch.linalg.eigh(matrix)
     known = size > _MIN_CURVATURE * size[-1]
-    part: Tensor = axes[:, known] @ ((axes[:, known].T @ right) / size[known])
+    part: Tensor = axes[:, known] @ ((axes[:, known].T @ right) / size[known]) / unit
     return part

@@ -76,6 +76,8 @@ class Bijection:
 
     def contains(self, x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
         """Whether each row is finite and lies in the support."""
+        if self.is_real and math.isfinite(x.sum().item()):  # fast: a sum over NaN or an infinity is never finite
+            return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
         finite = x.isfinite().all(-1)
         if self.is_real:
             return finite
