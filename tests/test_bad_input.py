@@ -92,6 +92,7 @@ ALSO = {
     "Module.module": {"module"},
     "Target.weights": {"None"},
     "Target.log_weights": {"None"},
+    "Labels.model": {"None"},
     "Moments.stderr": {"None", "half", "zero", "0-d array"},  # one error of all values
     "Moments.support": {"None"},
     "Target.chains": {"None"},
@@ -179,6 +180,7 @@ def calls(fits, tmp_path):
     yield "estimate", wk.estimate, {"p": X[:, :1], "q": Normal(1.0, 1.0), "n": 100}
     yield "advise", wk.advise, {"target": X}
     yield "convert", wk.convert, {"evidence": wk.Moments(of=X, values=[0.1, 0.1], reference=X)}
+    yield "Labels", converted(wk.Labels), {"draws": X, "passed": X[:, 0] > 0, "model": wk.Target(log_prob=log_prob, dim=2)}
     yield "Moments", converted(wk.Moments), {"of": lambda x: x, "values": [0.1, 0.1], "reference": X}
     yield "report", wk.report, {"result": on_rows, "path": tmp_path / "report.html"}
     yield "plot", wk.plot, {"fit": found}

@@ -17,7 +17,7 @@ from whichkl.arrays import read_matrix, read_names, tensor_of
 from whichkl.chains import thinning
 from whichkl.conversions import projection
 from whichkl.conversions.projection import Projection
-from whichkl.process.torch_modes import autograd_on
+from whichkl.conversions.reweighted import Reweighted
 from whichkl.targets import Target
 from whichkl.targets.calling import values_of
 from whichkl.targets.column_constraints import Support
@@ -170,7 +170,7 @@ class _Conversion:
         density = None
         if self.has_density:
             shift = float(found.log_z) + log_mass if exact is not None else 0.0
-            density = Tilted(r, self.evidence.of, found.multipliers, shift)
+            density = Reweighted(r, _tilt(self.evidence.of, found.multipliers, shift))
         target = Target(
             samples=None if logs is None else x,
             weights=None if logs is None else (logs - logs.max()).exp(),
@@ -255,36 +255,15 @@ class _Conversion:
         )
 
 
-class Tilted:
-    """x ↦ log r(x) + λ·f(x) − c, differentiable where r and f are.
+def _tilt(of: Callable[[Tensor], Any], multipliers: Float[Tensor, " k"], shift: float) -> Callable[[Tensor], Tensor]:
+    """Return x ↦ λ·f(x) − c."""
 
-    Args:
-        reference: r, a target with a log density.
-        of: f, (n, d) → (n,) or (n, k).
-        multipliers: λ, (k,).
-        shift: c, the log of the normaliser; 0 where it isn't known.
-    """
+    def term(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        f = tensor_of(of(x)).to(x)
+        tilted: Tensor = f.reshape(len(x), -1) @ multipliers.to(x) - shift
+        return tilted
 
-    def __init__(self, reference: Target, of: Callable[[Tensor], Any], multipliers: Float[Tensor, " k"], shift: float) -> None:
-        self.reference, self.of, self.multipliers, self.shift = reference, of, multipliers, shift
-        self.differentiable = Access.DIFFERENTIABLE in reference.access and self._takes_gradients()
-
-    def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return the log density at each row."""
-        point = x if self.differentiable else x.detach()
-        f = tensor_of(self.of(point)).to(x)
-        log_r = self.reference.log_prob(point)
-        tilted: Tensor = log_r + f.reshape(len(x), -1) @ self.multipliers.to(x) - self.shift
-        return tilted if self.differentiable else tilted.detach()
-
-    def _takes_gradients(self) -> bool:
-        """Whether f takes tensors that gradients flow through."""
-        point = self.reference.bijection.inside(self.reference.dtype, self.reference.device)
-        try:
-            with autograd_on():
-                return isinstance(self.of(point.requires_grad_(True)), Tensor)
-        except Exception:  # a function of arrays
-            return False
+    return term
 
 
 def _reweighted(f: Float[Tensor, "n k"], log_r: Float[Tensor, " n"], found: Projection) -> Projection:
