@@ -64,6 +64,12 @@ def refusal(
         j = int(slack.argmax()) if violated else int((direction * spread).abs().argmax())
         others = [i for i in range(len(wanted)) if i not in violated and i != j]
         ends = _range(rows, wanted, j, others)
+        for one in sorted(violated - {j}, key=lambda i: float(slack[i])):  # each alone may be possible
+            if not ends[0] <= wanted[j] <= ends[1]:
+                break
+            narrower = _range(rows, wanted, j, [*others, one])
+            if not math.isnan(narrower[0]):
+                others, ends = [*others, one], narrower
     shown = [f"{float(end * unit[j] + center[j]):.6g}" if abs(end) < far else "∞" if end > 0 else "-∞" for end in ends]
     given = "" if not others else " given the other moments" if len(others) == len(wanted) - 1 else " given those that can be had"
     given += "" if violated else ", without the ends"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, as_int, cannot, check_finite
 from whichkl.access import Access
-from whichkl.arrays import read_matrix, read_names, tensor_of
+from whichkl.arrays import default_names, read_matrix, read_names, tensor_of
 from whichkl.chains import thinning
 from whichkl.conversions import projection
 from whichkl.conversions.projection import Projection
@@ -58,6 +58,7 @@ class Moments:
         stderr: s, (k,), in the same units, where the values have errors; 0 is exact. By default all are exact.
         reference: r: draws (an array, a DataFrame, a file), a torch distribution, or a `Target`.
         support: without a reference, the bounds of each column: the reference is then uniform between them.
+        names: the names of the moments in messages; by default those of a DataFrame, or f1, f2, ….
 
     Raises:
         InputError: the values aren't numbers, or there is neither a reference nor a bounded support.
@@ -76,6 +77,7 @@ class Moments:
     stderr: Any = None
     reference: Any = None
     support: Support = None
+    names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         m = _vector(self.values, "values")
@@ -93,7 +95,9 @@ class Moments:
             raise InputError(cannot(_DO, because, "Pass `reference=` (draws or a density), or `support='interval(a, b)'`"))
         if self.reference is not None and self.support is not None:
             raise InputError(cannot("use `support=` here", "the reference has its own", "Leave it out"))
-        object.__setattr__(self, "_exact", (m, s.expand_as(m)))
+        given = getattr(self.of, "columns", None) if self.names is None else self.names
+        names = default_names(len(m), "f") if given is None else read_names([*map(str, given)], None, len(m))
+        object.__setattr__(self, "_exact", (m, s.expand_as(m), names))
 
     def as_target(self, *, n: int | None = None, seed: int = 0) -> Target:
         """Return the I-projection of the reference as a target.
@@ -132,7 +136,7 @@ class _Conversion:
 
     def __init__(self, evidence: Moments, reference: Target, n: int, seed: int) -> None:
         self.evidence, self.reference, self.n, self.seed = evidence, reference, n, seed
-        self.values, self.stderr = evidence._exact  # type: ignore[attr-defined]
+        self.values, self.stderr, self.names = evidence._exact  # type: ignore[attr-defined]
         self.left_out: list[str] = []
         self.has_density = reference.density is not None and callable(evidence.of)
 
@@ -208,7 +212,6 @@ class _Conversion:
     def _moments(self, x: Float[Tensor, "n d"], *, are_draws: bool = True) -> projection.Moments:
         """Evaluate f at points."""
         of = self.evidence.of
-        names: Sequence[str] = [f"f{i + 1}" for i in range(len(self.values))]
         if callable(of):
             f = values_of(of, x.to(self.reference.device), _DO)
             f = f[:, None] if f.ndim == 1 else f
@@ -218,13 +221,12 @@ class _Conversion:
                 because = f"there are {len(f)} rows of `of`, and the reference has {len(self.reference.samples)} draws"  # type: ignore[arg-type]
                 raise InputError(cannot(_DO, because, "Give one row per draw"))
             f = f[self.rows] if self.reference.chains is not None else f
-            names = read_names(None, of, f.shape[1]) if hasattr(of, "columns") else [f"f{i + 1}" for i in range(f.shape[1])]
-            check_finite(f, names, "values of f")
+            check_finite(f, default_names(f.shape[1], "f"), "values of f")
         if f.shape[1] != len(self.values):
             because = f"`of` has {f.shape[1]} columns, and there are {len(self.values)} values"
             raise InputError(cannot(_DO, because, "Give one value per column of f"))
         is_unbounded = not all(math.isfinite(end) for pair in self.reference.bijection.bounds for end in pair)
-        return projection.Moments(f, self.values, self.stderr, names, are_draws, is_unbounded)
+        return projection.Moments(f, self.values, self.stderr, self.names, are_draws, is_unbounded)
 
     def _origin(self, found: Projection, target: Target, share: float) -> MomentsOrigin:
         k, evidence = len(self.values), self.evidence
