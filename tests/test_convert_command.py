@@ -113,6 +113,7 @@ def test_weights_need_a_file_of_samples(folder):
     for arguments, said in (
         (("frames.csv", "--weights", "w"), "no column `w`"),
         (("Normal(0,1)", "--weights", "w"), "already has its density"),
+        ((".", "--weights", "x1"), "Name one file"),
         (("--log-prob", "f.py:f", "--dim", "1", "--weights", "w"), "no samples to weight"),
     ):
         run = whichkl("fit", *arguments, cwd=folder)

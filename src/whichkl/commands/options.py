@@ -154,6 +154,9 @@ def read_target(
     if weights is not None:
         if samples is None:
             raise InputError(cannot("use `--weights`", "there are no samples to weight", "Name a file of samples"))
+        if samples.is_dir():
+            because = "a folder is read in parts, and weights need all rows in memory"
+            raise InputError(cannot("use `--weights`", because, "Name one file"))
         w = read_table(samples, columns=[weights], thousands=reading.get("thousands")).values[:, 0]
         reading["drop"] = [*(reading.get("drop") or ()), _joined([weights])]
     with typed_options(tuple(reading)):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl.conversions.attainable import tails_too_heavy
-from whichkl.conversions.projection import Moments, Projection
+from whichkl.conversions.projection import Dual, Projection
 from whichkl.divergences.exact.boxes import SHARES, Chart, adapt
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Located
 from whichkl.targets import Target
@@ -23,7 +23,7 @@ _DRAWS = 4096
 """Nodes that are drawn by their weights to place the next boxes."""
 
 
-def project_density(r: Target, moments: Callable[[Float[Tensor, "n d"]], Moments]) -> tuple[Projection, float]:
+def project_density(r: Target, dual: Callable[[Float[Tensor, "n d"]], Dual]) -> tuple[Projection, float]:
     """Return the projection of a density r, and the log of its integral.
 
     Expectations under q ∝ r exp(λ·f) are sums over the nodes of an adaptive Gauss–Kronrod rule. The rule is built for q at the
@@ -31,7 +31,7 @@ def project_density(r: Target, moments: Callable[[Float[Tensor, "n d"]], Moments
 
     Args:
         r: a target with a log density of up to three variables.
-        moments: f at points.
+        dual: f at points, with the values of its moments.
 
     Raises:
         TargetError: no distribution has these moments, or q's integral isn't finite.
@@ -41,10 +41,10 @@ def project_density(r: Target, moments: Callable[[Float[Tensor, "n d"]], Moments
     found: Projection | None = None
     way, change = 0.0, math.inf
     for _ in range(_MAX_ROUNDS):
-        x, volume = _rule(r, moments, found, sets, chart, located.shift)
+        x, volume = _rule(r, dual, found, sets, chart, located.shift)
         x, volume = x[volume > 0], volume[volume > 0]
         log_r = r.log_prob(x).detach().to("cpu", torch.float64) + volume.log()
-        at, before = moments(x), found
+        at, before = dual(x), found
         if before is None:
             origin = torch.softmax(log_r, 0) @ at.f
         way, found = _step(at, log_r, origin, way, before)
@@ -61,7 +61,7 @@ def project_density(r: Target, moments: Callable[[Float[Tensor, "n d"]], Moments
 
 
 def _step(
-    at: Moments, log_r: Float[Tensor, " n"], origin: Float[Tensor, " k"], way: float, before: Projection | None
+    at: Dual, log_r: Float[Tensor, " n"], origin: Float[Tensor, " k"], way: float, before: Projection | None
 ) -> tuple[float, Projection]:
     """Project as far from the reference's own moments to the wanted ones as these nodes reach; return how far that is, and q."""
     start = None if before is None else before.multipliers
@@ -75,7 +75,7 @@ def _step(
 
 def _rule(
     r: Target,
-    moments: Callable[[Tensor], Moments],
+    dual: Callable[[Tensor], Dual],
     found: Projection | None,
     sets: list[Tensor],
     chart: Chart,
@@ -85,7 +85,7 @@ def _rule(
     largest = list[float]()
 
     def integrand(x: Float[Tensor, "n d"]) -> Float[Tensor, "k n"]:
-        at = moments(x)
+        at = dual(x)
         logs = r.log_prob(x).detach().to("cpu", torch.float64) - shift
         if found is not None:
             logs = torch.where(logs > -math.inf, logs + (at.f - at.values) @ found.multipliers, -math.inf)

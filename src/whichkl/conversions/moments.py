@@ -15,14 +15,13 @@ from whichkl._checks import InputError, TargetError, as_int, cannot, check_finit
 from whichkl.access import Access
 from whichkl.arrays import default_names, read_matrix, read_names, tensor_of
 from whichkl.chains import thinning
-from whichkl.conversions import projection
-from whichkl.conversions.projection import Projection
+from whichkl.conversions.projection import Dual, Projection
 from whichkl.conversions.reweighted import Reweighted
 from whichkl.targets import Target
 from whichkl.targets.calling import values_of
 from whichkl.targets.column_constraints import Support
 from whichkl.targets.origin import Origin, worth_of_rows
-from whichkl.targets.supports import Bijection
+from whichkl.targets.supports import MAX_STATES, Bijection
 
 _DRAWS = 10_000
 """Default number of draws from a reference that can be sampled."""
@@ -125,6 +124,9 @@ class Moments:
             raise InputError(cannot("use this `reference`", because, "Pass draws of one distribution, such as an array"))
         if r.access.cell == "neither":
             raise InputError(cannot("use this `reference`", "it has neither draws nor a density", "Pass draws, or a density"))
+        if r.bijection.is_discrete and not r.access.can_sample and Access.ENUMERABLE not in r.access:
+            because = f"it is discrete, has more than {MAX_STATES:,} states, and no draws"
+            raise InputError(cannot("use this `reference`", because, "Pass `samples=` or `sampler=` to it"))
         if not callable(self.of) and r.samples is None:
             because = "they belong to draws, and the reference has none of its own"
             raise InputError(cannot("use values of f as `of`", because, "Pass f as a function, or the draws as `reference=`"))
@@ -138,6 +140,8 @@ class _Conversion:
         self.evidence, self.reference, self.n, self.seed = evidence, reference, n, seed
         self.values, self.stderr, self.names = evidence._exact  # type: ignore[attr-defined]
         self.left_out: list[str] = []
+        self.rows: Tensor | None = None
+        """The rows of the draws that are used, where those of chains are thinned."""
         self.has_density = reference.density is not None and callable(evidence.of)
 
     def target(self) -> Target:
@@ -150,15 +154,15 @@ class _Conversion:
         found, log_mass = None, math.nan
         if is_sum:
             atoms, log_p = r.atoms
-            found, log_mass = self._moments(atoms).project(log_p), float(torch.logsumexp(log_p, 0))
+            found, log_mass = self._dual(atoms).project(log_p), float(torch.logsumexp(log_p, 0))
         elif is_integral:
             from whichkl.conversions.integrals import project_density
 
-            found, log_mass = project_density(r, lambda nodes: self._moments(nodes, are_draws=False))
+            found, log_mass = project_density(r, lambda nodes: self._dual(nodes, are_draws=False))
         on_draws = None
         if x is not None and log_r is not None:
-            moments = self._moments(x)
-            on_draws = moments.project(log_r) if found is None else _reweighted(moments.f, log_r, found)
+            dual = self._dual(x)
+            on_draws = dual.project(log_r) if found is None else _reweighted(dual.f, log_r, found)
         return self._assembled(x, on_draws, found, log_mass)
 
     def _assembled(self, x: Tensor | None, on_draws: Projection | None, found: Projection | None, log_mass: float) -> Target:
@@ -168,9 +172,15 @@ class _Conversion:
             raise TypeError("no projection")
         logs = None if on_draws is None else on_draws.log_weights
         share = 1.0 if logs is None else float(1 / logs.exp().square().sum()) / len(logs)
-        if share < _MIN_SHARE and exact is not None:
-            self.left_out.append(f"Draws of the reference: only {share:.2g} of them would count, and the log density is exact.")
-            x = logs = None
+        worth = "" if logs is None else f" {worth_of_rows(logs.exp())}"
+        if exact is None and self.has_density:
+            worth += " λ rests on these rows, and so does the log density."
+        if logs is not None and share < _MIN_SHARE and exact is not None:
+            why = f"they would be worth {share * len(logs):.3g}, and the log density is exact"
+            self.left_out.append(f"{len(logs):,} draws of the reference: {why}.")
+            logs, worth, share = None, "", 1.0
+        if not r.access.can_sample:  # particles serve to find λ
+            logs = None
         density = None
         if self.has_density:
             shift = float(found.log_z) + log_mass if exact is not None else 0.0
@@ -185,7 +195,7 @@ class _Conversion:
             names=r.names,
             device=r.device,
         )
-        target.origin = self._origin(found, target, share if exact is None else 1.0)
+        target.origin = self._origin(found, target, worth, share)
         return target
 
     def _draws(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
@@ -209,7 +219,7 @@ class _Conversion:
             raise TargetError(cannot("draw from this reference", because, "Pass draws of it as `samples=`"))
         return r.bijection.forward(found.x), found.log_weights
 
-    def _moments(self, x: Float[Tensor, "n d"], *, are_draws: bool = True) -> projection.Moments:
+    def _dual(self, x: Float[Tensor, "n d"], *, are_draws: bool = True) -> Dual:
         """Evaluate f at points."""
         of = self.evidence.of
         if callable(of):
@@ -217,18 +227,19 @@ class _Conversion:
             f = f[:, None] if f.ndim == 1 else f
         else:
             f = read_matrix(of, torch.float64, "cpu", "values of f")
-            if len(f) != len(self.reference.samples):  # type: ignore[arg-type]
-                because = f"there are {len(f)} rows of `of`, and the reference has {len(self.reference.samples)} draws"  # type: ignore[arg-type]
+            count = 0 if self.reference.samples is None else len(self.reference.samples)
+            if len(f) != count:
+                because = f"there are {len(f)} rows of `of`, and the reference has {count} draws"
                 raise InputError(cannot(_DO, because, "Give one row per draw"))
-            f = f[self.rows] if self.reference.chains is not None else f
+            f = f if self.rows is None else f[self.rows]
             check_finite(f, default_names(f.shape[1], "f"), "values of f")
         if f.shape[1] != len(self.values):
             because = f"`of` has {f.shape[1]} columns, and there are {len(self.values)} values"
             raise InputError(cannot(_DO, because, "Give one value per column of f"))
         is_unbounded = not all(math.isfinite(end) for pair in self.reference.bijection.bounds for end in pair)
-        return projection.Moments(f, self.values, self.stderr, self.names, are_draws, is_unbounded)
+        return Dual(f, self.values, self.stderr, self.names, are_draws, is_unbounded)
 
-    def _origin(self, found: Projection, target: Target, share: float) -> MomentsOrigin:
+    def _origin(self, found: Projection, target: Target, worth: str, share: float) -> MomentsOrigin:
         k, evidence = len(self.values), self.evidence
         size = f"{len(target.samples):,} draws of a reference" if target.samples is not None else "the density of a reference"
         assumed = ["The target is the distribution nearest to the reference, in KL(q‖r), of those with these moments."]
@@ -238,10 +249,7 @@ class _Conversion:
         assumed.append(exact if evidence.stderr is None else "Each value is normal around the moment, with its standard error.")
         shown = ", ".join(f"{one:.5g}" for one in found.multipliers[:_MAX_MULTIPLIERS_SHOWN].tolist())
         shown += ", …" if k > _MAX_MULTIPLIERS_SHOWN else ""
-        trust = f"KL(q‖r) is {found.kl:.4g} nats, with λ = ({shown})."
-        if target.weights is not None:
-            trust += f" {worth_of_rows(target.weights)}"
-            trust += " λ rests on these rows, and so does the log density." if self.has_density and not target.normalized else ""
+        trust = f"KL(q‖r) is {found.kl:.4g} nats, with λ = ({shown}).{worth}"
         is_sound = share >= _MIN_SHARE
         if not is_sound:
             trust += f" Below {_MIN_SHARE:.0%} they carry no conclusion: take a reference nearer to these moments."

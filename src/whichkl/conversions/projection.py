@@ -47,8 +47,8 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Moments at n points: f (n, k), their values m, the standard errors s of these (0 where they are exact), and their names."""
+class Dual:
+    """The dual problem: f at n points, (n, k), the values m of its moments, their errors s (0 is exact), and their names."""
 
     f: Float[Tensor, "n k"]
     values: Float[Tensor, " k"]

@@ -33,10 +33,11 @@ class Reweighted:
         return whole if self.differentiable else whole.detach()
 
     def _takes_gradients(self) -> bool:
-        """Whether the term takes tensors that gradients flow through."""
+        """Whether the term takes tensors, and gradients flow through it."""
         point = self.reference.bijection.inside(self.reference.dtype, self.reference.device)
         try:
             with autograd_on():
-                return isinstance(self.term(point.requires_grad_(True)), Tensor)
+                found = self.term(point.requires_grad_(True))
+                return isinstance(found, Tensor) and found.requires_grad
         except Exception:  # a function of arrays
             return False

@@ -124,14 +124,8 @@ class Target:
         """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
         check_tensor_options(dtype, device)
         log_prob, score, batched = functions_of(log_prob, energy, score, normalized, batched)
-        others = {
-            "weights": weights,
-            "log_weights": log_weights,
-            "chains": chains,
-            "log_prob": log_prob,
-            "sampler": sampler,
-            "score": score,
-        }
+        of_rows = {"weights": weights, "log_weights": log_weights, "chains": chains}
+        others = {**of_rows, "log_prob": log_prob, "sampler": sampler, "score": score}
         is_whole = any(value is not None for value in others.values())
         reading = Reading.of(columns, drop, missing, thousands, categories)
         rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole, reading=reading)
