@@ -95,6 +95,7 @@ ALSO = {
     "Labels.model": {"None"},
     "Moments.stderr": {"None", "half", "zero", "0-d array"},  # one error of all values
     "Moments.support": {"None"},
+    "Moments.names": {"None"},
     "Target.chains": {"None"},
     "Access.parse.text": {"empty text"},
     "Product.margins": {"empty list"},

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, TargetError, as_int, cannot, check_finite
 from whichkl.access import Access
 from whichkl.arrays import default_names, read_matrix, read_names, tensor_of
@@ -94,8 +95,7 @@ class Moments:
             raise InputError(cannot(_DO, because, "Pass `reference=` (draws or a density), or `support='interval(a, b)'`"))
         if self.reference is not None and self.support is not None:
             raise InputError(cannot("use `support=` here", "the reference has its own", "Leave it out"))
-        given = getattr(self.of, "columns", None) if self.names is None else self.names
-        names = default_names(len(m), "f") if given is None else read_names([*map(str, given)], None, len(m))
+        names = _names(self.names, of=self.of, count=len(m))
         object.__setattr__(self, "_exact", (m, s.expand_as(m), names))
 
     def as_target(self, *, n: int | None = None, seed: int = 0) -> Target:
@@ -293,6 +293,13 @@ def _vector(values: Any, name: str) -> Float[Tensor, " k"]:
     if not bool(m.isfinite().all()):
         raise InputError(cannot(do, f"number {int((~m.isfinite()).int().argmax())} is {float(m[~m.isfinite()][0])}", instead))
     return m
+
+
+@typed
+def _names(names: Sequence[str] | None, *, of: Any, count: int) -> Sequence[str]:
+    """Return the names of the moments: those given, those of a DataFrame, or f1, f2, …."""
+    given = getattr(of, "columns", None) if names is None else names
+    return default_names(count, "f") if given is None else read_names([*map(str, given)], None, count)
 
 
 def _uniform(support: Support) -> Target:
