@@ -114,6 +114,21 @@ def test_weighted_draws_have_the_moments_and_the_least_kl_of_scipy():
     assert abs(target.origin.kl + other.fun) < 1e-9
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_every_mean_under_weights_of_the_draws_is_met_whatever_the_units_and_the_tails(seed):
+    rng = np.random.default_rng(seed)
+    n, k = int(rng.integers(50, 3000)), int(rng.integers(1, 20))
+    f = rng.normal(size=(n, k)) @ rng.normal(size=(k, k))
+    f = np.exp(6 * f / np.abs(f).max()) if seed % 3 == 0 else f
+    f[:, -1] += (f[:, 0] + 1e-6 * rng.normal(size=n) - f[:, -1]) * (seed % 4 == 0)  # nearly dependent
+    f = (f + 10 * rng.normal(size=k)) * 10.0 ** rng.integers(-8, 8, size=k)
+    w = rng.random(n) ** rng.integers(1, 12)
+    m = (w / w.sum()) @ f
+    target = wk.convert(wk.Moments(of=f, values=m, reference=np.arange(float(n))))
+    q = (target.weights / target.weights.sum()).numpy()
+    assert np.abs((q @ f - m) / f.std(0)).max() < 1e-8
+
+
 def test_weights_of_the_reference_are_kept():
     f = frames()
     w = np.exp(f[:, 0])

@@ -19,7 +19,7 @@ _MAX_GAP = 1e-9
 """Largest gap, in the same unit, at which the moments count as met."""
 _MIN_CURVATURE = 1e-14
 """Relative curvature of the dual below which moments depend on each other linearly."""
-_MAX_SHARE_LEFT = 0.01
+_MAX_SHARE_LEFT = 0.1
 """Largest share of the gain that a step with an earlier curvature may leave."""
 _MIN_GAIN = 1e-12
 _BLOCK = 2048
@@ -95,8 +95,9 @@ class Dual:
         theta, logs, value, gap, steps = _newton(g, log_r, self.stderr.square(), unit, curvature, start)
         is_at_end = False
         if self.are_draws and bool(is_exact.all()) and gap <= _MAX_GAP:
-            along, q = g @ theta, logs.exp()
-            is_at_end = float(q @ (along - q @ along).square()) < _MIN_SPREAD * float((theta * unit).square().sum())
+            along = g @ theta
+            under_q, under_r = (float(w @ (along - w @ along).square()) for w in (logs.exp(), r))
+            is_at_end = under_q < _MIN_SPREAD * under_r
         if gap > _MAX_GAP or not math.isfinite(value) or is_at_end:
             return theta * unit
         full = torch.full((len(kept),), -math.inf, dtype=torch.float64, device=f.device)
@@ -121,8 +122,8 @@ def _newton(
 ) -> tuple[Tensor, Tensor, float, float, int]:
     """Minimise log Σ r exp(λ·g) + ½ Σ s² λ²; return λ, log q, the value, the gap and the number of steps.
 
-    An earlier curvature is used while each step leaves at most a tenth of what there was to gain: a gradient costs two products
-    with a vector, a curvature the square of the columns.
+    A gradient costs two products with a vector, a curvature the square of the columns. So the inverse of an earlier curvature,
+    corrected by the gradients since then (BFGS), is used while each step leaves little of what there was to gain.
     """
     least = float(log_r.min()) - 1  # D ≥ −KL(q‖r) ≥ the log of the smallest weight, wherever the moments can be had
     theta = torch.zeros_like(square) if start is None else start
@@ -133,34 +134,36 @@ def _newton(
         return logs - top, float(top + 0.5 * square @ theta.square())
 
     logs, value = at(theta)
-    best, before, is_fresh = math.inf, math.inf if start is None else 0.0, start is None
+    best, before, is_fresh, was_fresh = math.inf, math.inf if start is None else 0.0, start is None, False
+    inverse, step, last = _inverse(curvature + torch.diag(square), unit), torch.zeros_like(theta), torch.zeros_like(theta)
     for count in range(_MAX_STEPS):  # noqa: B007
         q = logs.exp()
         gradient = q @ g + square * theta
         gap = float((gradient / unit).abs().max())
         if gap <= _ENOUGH or value < least or not math.isfinite(value):
             break
-        step = _solve(curvature + torch.diag(square), gradient, unit)
-        gain = float(gradient @ step)
-        if gain > _MAX_SHARE_LEFT * before and not is_fresh:
-            curvature = _moments(g, q)[1]
-            step, is_fresh = _solve(curvature + torch.diag(square), gradient, unit), True
+        inverse = _corrected(inverse, moved=step, changed=gradient - last) if count else inverse
+        step = inverse @ gradient
+        gain, last = float(gradient @ step), gradient
+        is_stuck = gain <= _MIN_GAIN and gap >= 0.5 * best
+        if is_stuck and was_fresh:
+            break
+        if not is_fresh and (is_stuck or gain <= 0 or gain > _MAX_SHARE_LEFT * before):
+            inverse, is_fresh = _inverse(_moments(g, q)[1] + torch.diag(square), unit), True
+            step = inverse @ gradient
             gain = float(gradient @ step)
         if gain <= _MIN_GAIN:  # rounding hides the change of the value, and the gradient alone shows progress
-            if gap >= 0.5 * best:
-                break
-            best, before, is_fresh = gap, gain, False
-            theta = theta - step
-            logs, value = at(theta)
-            continue
-        for size in (0.5**i for i in range(40)):
-            moved = theta - size * step
-            new_logs, lower = at(moved)
-            if lower <= value - 1e-4 * size * gain:
-                break
+            best, step = gap, -step
+            logs, value = at(theta + step)
         else:
-            break
-        theta, logs, value, before, is_fresh = moved, new_logs, lower, gain, False
+            for size in (0.5**i for i in range(40)):
+                new_logs, lower = at(theta - size * step)
+                if lower <= value - 1e-4 * size * gain:
+                    break
+            else:
+                break
+            step, logs, value = -size * step, new_logs, lower
+        theta, before, was_fresh, is_fresh = theta + step, gain, is_fresh, False
     return theta, logs, -math.inf if value < least else value, gap, count
 
 
@@ -173,14 +176,29 @@ def _moments(g: Float[Tensor, "n k"], q: Float[Tensor, " n"]) -> tuple[Float[Ten
     return mean, square
 
 
-def _solve(matrix: Float[Tensor, "k k"], right: Float[Tensor, " k"], unit: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """Solve with a positive semi-definite matrix, in the directions in which it is positive, in coordinates divided by units."""
-    matrix, right = matrix / (unit[:, None] * unit), right / unit
-    factor, failed = torch.linalg.cholesky_ex(matrix)
+def _inverse(matrix: Float[Tensor, "k k"], unit: Float[Tensor, " k"]) -> Float[Tensor, "k k"]:
+    """Invert a positive semi-definite matrix, in the directions in which it is positive, in coordinates divided by units."""
+    outer = unit[:, None] * unit
+    factor, failed = torch.linalg.cholesky_ex(matrix / outer)
     diagonal = factor.diagonal()
     if int(failed) == 0 and float(diagonal.min()) ** 2 > _MIN_CURVATURE * float(diagonal.max()) ** 2:
-        return torch.cholesky_solve(right[:, None], factor)[:, 0] / unit
-    size, axes = torch.linalg.eigh(matrix)
+        return torch.cholesky_inverse(factor) / outer
+    size, axes = torch.linalg.eigh(matrix / outer)
     known = size > _MIN_CURVATURE * size[-1]
-    part: Tensor = axes[:, known] @ ((axes[:, known].T @ right) / size[known]) / unit
-    return part
+    found: Tensor = (axes[:, known] / size[known]) @ axes[:, known].T / outer
+    return found
+
+
+def _corrected(
+    inverse: Float[Tensor, "k k"], *, moved: Float[Tensor, " k"], changed: Float[Tensor, " k"]
+) -> Float[Tensor, "k k"]:
+    """Return the inverse curvature that maps the change of the gradient to the step (BFGS; Nocedal & Wright, 2006, 6.17)."""
+    bend = float(moved @ changed)
+    if not bend > 0:
+        return inverse
+    along = inverse @ changed
+    cross = torch.outer(moved, along)
+    corrected: Tensor = (
+        inverse + (1 + float(changed @ along) / bend) / bend * torch.outer(moved, moved) - (cross + cross.T) / bend
+    )
+    return corrected
