@@ -159,7 +159,7 @@ def test_moments_beyond_the_draws_are_refused_with_the_range_that_can_be_had(see
     ("f", "values", "message"),
     [
         (np.arange(6.0)[:, None], 7.0, "moment `f1` is 7, and the draws of the reference allow 0 to 5"),
-        (np.arange(6.0)[:, None], 5.0, "allow 0 to 5, without the ends"),
+        (np.arange(6.0)[:, None], 5.0, "allow 0 to 5, both ends excluded"),
         (np.c_[np.arange(6.0), np.arange(6.0) ** 2], [2.5, 5.0], "moment `f2` is 5, .* 6.5 to 12.5 given the other moments"),
         (np.c_[np.arange(6.0), np.ones(6)], [2.5, 2.0], "moment `f2` is 2, .* allow 1 to 1"),
         (pd.DataFrame({"a": np.arange(6.0), "a^2": np.arange(6.0) ** 2}), [2.5, 5.0], r"moment `a\^2` is 5"),
@@ -194,7 +194,7 @@ def test_moments_that_no_density_near_the_reference_has_are_refused(reference, v
 def test_few_effective_draws_are_not_reliable():
     x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = wk.convert(wk.Moments(of=x, values=[1.7, 1.7], reference=x))
-    assert not target.origin.reliable and "Below 10%" in target.origin.trust
+    assert not target.origin.reliable and "Below 10 %" in target.origin.trust
     assert "target_in_doubt" in wk.fit(target).findings
 
 

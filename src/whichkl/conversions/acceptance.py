@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from whichkl.divergences.samples.logistic import fit_logistic, mean_with_error
 
 _FOLDS = 5
-_WAVES = 100
+_COSINES = 100
 """Number of cosines; a shape that no quadratic has is a sum of them."""
 _MIN_ROWS_PER_FEATURE = 5
 _MIN_GAIN = 2.0
@@ -91,8 +91,8 @@ def _candidates(
 ) -> list[tuple[str, Features]]:
     """The features from the simplest on, as far as there are rows for them."""
     d = len(mean)
-    aim = torch.randn(d, _WAVES, generator=generator, dtype=torch.float64, device="cpu")
-    length, phase = torch.rand(2, _WAVES, generator=generator, dtype=torch.float64, device="cpu")
+    aim = torch.randn(d, _COSINES, generator=generator, dtype=torch.float64, device="cpu")
+    length, phase = torch.rand(2, _COSINES, generator=generator, dtype=torch.float64, device="cpu")
     aim, phase = aim / aim.norm(dim=0) * 0.5 * 8**length, 2 * math.pi * phase
 
     def linear(x: Tensor) -> Tensor:
@@ -110,6 +110,6 @@ def _candidates(
     found: list[tuple[str, int, Features]] = [
         ("the columns", 0, linear),
         ("the columns and their products", products, quadratic),
-        (f"the columns, their products and {_WAVES} cosines", products + _WAVES, waves),
+        (f"the columns, their products and {_COSINES} cosines", products + _COSINES, waves),
     ]
     return [(label, features) for label, size, features in found if _MIN_ROWS_PER_FEATURE * size <= n]

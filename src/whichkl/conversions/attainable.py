@@ -16,10 +16,10 @@ _MAX_ROWS = 50_000
 """Largest number of points in a linear program; more are thinned evenly, and those with the ends of each moment are kept."""
 _MAX_DEVIATIONS = 1e6
 """Nodes of an integral at which a moment is this far from its mean, in standard deviations, aren't in the linear programs."""
-_FAR = 10.0
+_MIN_DEVIATIONS_OF_INFINITY = 10.0
 """Distance from the mean, in standard deviations, from which on an end of the nodes of an unbounded support is infinity."""
 _TOLERANCE = 1e-9
-"""Smallest change of a moment, in its standard deviations, that a linear program tells from rounding."""
+"""Smallest change of a moment, in its standard deviations, that a linear program distinguishes from rounding."""
 _DO = "find a distribution with these moments"
 
 
@@ -48,7 +48,7 @@ def refusal(
     center = w @ f
     spread = (w @ (f - center).square()).sqrt()
     unit = torch.where(spread > 0, spread, 1.0)
-    f, far = (f - center) / unit, _FAR if is_unbounded and not are_draws else math.inf
+    f, far = (f - center) / unit, _MIN_DEVIATIONS_OF_INFINITY if is_unbounded and not are_draws else math.inf
     reached = (log_r > -math.inf) & (are_draws | (f.abs() < _MAX_DEVIATIONS).all(1))
     rows, wanted = _thinned(f[reached]).cpu().numpy(), ((values - center) / unit).cpu().numpy()
     beyond = np.maximum(rows.min(0) - wanted, wanted - rows.max(0))
@@ -72,7 +72,7 @@ def refusal(
                 others, ends = [*others, one], narrower
     shown = [f"{float(end * unit[j] + center[j]):.6g}" if abs(end) < far else "∞" if end > 0 else "-∞" for end in ends]
     given = "" if not others else " given the other moments" if len(others) == len(wanted) - 1 else " given those that can be had"
-    given += "" if violated else ", without the ends"
+    given += "" if violated else ", both ends excluded"
     allow = "the draws of the reference allow" if are_draws else "the support of the reference allows"
     because = f"moment `{names[j]}` is {float(values[j]):.6g}, and {allow} {shown[0]} to {shown[1]}{given}"
     instead = "Correct that value, pass a reference that reaches it, or state the errors of the values by `stderr=`"

@@ -252,7 +252,7 @@ class _Conversion:
         trust = f"KL(q‖r) is {found.kl:.4g} nats, with λ = ({shown}).{worth}"
         is_sound = share >= _MIN_SHARE
         if not is_sound:
-            trust += f" Below {_MIN_SHARE:.0%} they carry no conclusion: take a reference nearer to these moments."
+            trust += f" Below {100 * _MIN_SHARE:.0f} % they carry no conclusion: take a reference nearer to these moments."
         return MomentsOrigin(
             f"{k} moment{'s' * (k != 1)} and {size}.",
             assumed=tuple(assumed),

@@ -13,7 +13,8 @@ from torch import Tensor
 from whichkl.conversions.attainable import refusal
 
 _MAX_STEPS = 200
-_ENOUGH = 1e-12
+"""Largest number of steps; moments that can be had take about ten."""
+_NEGLIGIBLE_GAP = 1e-12
 """Largest gap of a moment, in standard deviations of the reference, that needs no further step."""
 _MAX_GAP = 1e-9
 """Largest gap, in the same unit, at which the moments count as met."""
@@ -22,7 +23,8 @@ _MIN_CURVATURE = 1e-14
 _MAX_SHARE_LEFT = 0.1
 """Largest share of the gain that a step with an earlier curvature may leave."""
 _MIN_GAIN = 1e-12
-_BLOCK = 2048
+"""Gain of a step, in nats, below which rounding hides the change of the dual."""
+_ROWS_PER_BLOCK = 2048
 """Number of rows whose products stay in the cache."""
 _ROUNDING = 1e-7
 """Standard deviation of a moment, relative to its distance from m, up to which it is a constant: rounding of its variance."""
@@ -140,7 +142,7 @@ def _newton(
         q = logs.exp()
         gradient = q @ g + square * theta
         gap = float((gradient / unit).abs().max())
-        if gap <= _ENOUGH or value < least or not math.isfinite(value):
+        if gap <= _NEGLIGIBLE_GAP or value < least or not math.isfinite(value):
             break
         inverse = _corrected(inverse, moved=step, changed=gradient - last) if count else inverse
         step = inverse @ gradient
@@ -171,7 +173,7 @@ def _moments(g: Float[Tensor, "n k"], q: Float[Tensor, " n"]) -> tuple[Float[Ten
     """Return the mean and the covariance of rows with weights q."""
     mean = q @ g
     square = -mean[:, None] * mean
-    for rows, w in zip(g.split(_BLOCK), q.split(_BLOCK), strict=True):
+    for rows, w in zip(g.split(_ROWS_PER_BLOCK), q.split(_ROWS_PER_BLOCK), strict=True):
         square.addmm_((rows * w[:, None]).T, rows)
     return mean, square
 
