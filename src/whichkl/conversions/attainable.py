@@ -20,6 +20,8 @@ _MIN_DEVIATIONS_OF_INFINITY = 10.0
 """Distance from the mean, in standard deviations, from which on an end of the nodes of an unbounded support is infinity."""
 _TOLERANCE = 1e-9
 """Smallest change of a moment, in its standard deviations, that a linear program distinguishes from rounding."""
+_MARGIN = 1e-6
+"""Distance of a moment from an end of its range, in its standard deviations, that shows that it isn't at that end."""
 _DO = "find a distribution with these moments"
 
 
@@ -70,6 +72,9 @@ def refusal(
             narrower = _range(rows, wanted, j, [*others, one])
             if not math.isnan(narrower[0]):
                 others, ends = [*others, one], narrower
+    if not violated and ends[0] + _MARGIN < wanted[j] < ends[1] - _MARGIN:
+        because = "they can be had, but so near to an end of what the draws allow that the weights of all but few draws vanish"
+        return TargetError(cannot(_DO, because, "Pass more draws, or state the errors of the values by `stderr=`"))
     shown = [f"{float(end * unit[j] + center[j]):.6g}" if abs(end) < far else "∞" if end > 0 else "-∞" for end in ends]
     given = "" if not others else " given the other moments" if len(others) == len(wanted) - 1 else " given those that can be had"
     given += "" if violated else ", both ends excluded"
