@@ -1,6 +1,6 @@
 """Distilling a language model next to TRL: CPU time of a step and peak memory, on student prefixes and on the data's.
 
-Each run is a process of its own. On student prefixes TRL's `DistillationTrainer` is the peer, on data its experimental `GKDTrainer`.
+Each run is a process of its own. On student prefixes the peer is TRL's `DistillationTrainer`, on data its `GKDTrainer`.
 """
 
 import json

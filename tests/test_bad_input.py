@@ -91,6 +91,11 @@ ALSO = {
     "Target.support": {"None"},
     "Module.module": {"module"},
     "Target.weights": {"None"},
+    "Target.log_weights": {"None"},
+    "Labels.model": {"None"},
+    "Moments.stderr": {"None", "half", "zero", "0-d array"},  # one error of all values
+    "Moments.support": {"None"},
+    "Moments.names": {"None"},
     "Target.chains": {"None"},
     "Access.parse.text": {"empty text"},
     "Product.margins": {"empty list"},
@@ -156,6 +161,16 @@ def losses_of_logits():
             )
 
 
+def converted(kind):
+    """Return a function that makes evidence of a kind, and converts it: some of it is read only then."""
+
+    def function(**given):
+        return wk.convert(kind(**given))
+
+    function.__signature__ = inspect.signature(kind)
+    return function
+
+
 def calls(fits, tmp_path):
     found, on_rows = fits
     yield "Target", wk.Target, {"samples": X}
@@ -165,6 +180,9 @@ def calls(fits, tmp_path):
     yield "estimate", wk.estimate, {"p": Normal(0.0, 1.0), "q": Normal(1.0, 1.0)}
     yield "estimate", wk.estimate, {"p": X[:, :1], "q": Normal(1.0, 1.0), "n": 100}
     yield "advise", wk.advise, {"target": X}
+    yield "convert", wk.convert, {"evidence": wk.Moments(of=X, values=[0.1, 0.1], reference=X)}
+    yield "Labels", converted(wk.Labels), {"draws": X, "passed": X[:, 0] > 0, "model": wk.Target(log_prob=log_prob, dim=2)}
+    yield "Moments", converted(wk.Moments), {"of": lambda x: x, "values": [0.1, 0.1], "reference": X}
     yield "report", wk.report, {"result": on_rows, "path": tmp_path / "report.html"}
     yield "plot", wk.plot, {"fit": found}
     yield "to_arviz", wk.to_arviz, {"fit": found, "n": 10}

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
     from whichkl.conversions.convert import convert
+    from whichkl.conversions.labels import Labels  # noqa: F401
+    from whichkl.conversions.moments import Moments  # noqa: F401
     from whichkl.distillation import distill
     from whichkl.distillation.audit import audit
     from whichkl.divergences import Estimate
@@ -36,6 +38,8 @@ _HOMES = {
     "InputError": "_checks",
     "IntegrityError": "_checks",
     "ResourceError": "_checks",
+    "Labels": "conversions.labels",
+    "Moments": "conversions.moments",
     "ReverseKL": "objectives",
     "Target": "targets",
     "TargetError": "_checks",

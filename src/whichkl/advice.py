@@ -135,6 +135,7 @@ class Advice(HTML):
             lines += ["", "What could still be converted, if you have it:"]
             for c in self.conversions:
                 lines += [_wrap(f"{c.left} → {c.becomes} ({c.source})", "    ", "  - "), f"      {c.call}"]
+                lines += [f"      {c.command}"] if c.command else []
             lines += ["", _wrap("Cheapest access to acquire: " + self.cheapest)]
         lines += ["", str(self.origin)] if self.origin else []
         return "\n".join(lines)

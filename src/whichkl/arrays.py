@@ -239,23 +239,45 @@ def read_weights(weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, "
     Raises:
         InputError: they aren't (n,) finite, non-negative numbers with a positive sum.
     """
-    n = len(samples)
-
-    def refused(found: str, instead: str = "Give one number per row of `samples`") -> InputError:
-        wanted = f"they must be ({n},) finite, non-negative numbers with a positive sum"
-        return InputError(cannot("use these `weights`", f"{wanted}, and {found}", instead))
-
-    try:
-        given = tensor_of(weights)
-    except (TypeError, ValueError) as error:
-        raise refused(f"they are a `{type(weights).__name__}`, not numbers") from error
-    if given.is_complex():
-        instead = "Give one real number per row of `samples`"
-        raise refused(f"they are complex, of shape {tuple(given.shape)}", instead)
-    if tuple(given.shape) != (n,):
-        raise refused(f"their shape is {tuple(given.shape)}")
-    w = _within_reach(normal(given.detach())).to(samples)
+    do = "use these `weights`"
+    wanted = f"they must be ({len(samples)},) finite, non-negative numbers with a positive sum"
+    w = _within_reach(_one_per_row(weights, len(samples), do, wanted)).to(samples)
     if not bool(w.isfinite().all()) or bool((w < 0).any()) or float(w.sum()) <= 0:
         bad = (~w.isfinite() | (w < 0)).nonzero()[:5, 0].tolist()
-        raise refused(f"rows {', '.join(map(str, bad))} don't" if bad else "all are 0", "Correct them")
+        found = f"rows {', '.join(map(str, bad))} don't" if bad else "all are 0"
+        raise InputError(cannot(do, f"{wanted}, and {found}", "Correct them"))
     return w
+
+
+def read_log_weights(log_weights: Any, samples: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return the weights of n rows, the largest of them 1, from their natural logs up to one constant.
+
+    Raises:
+        InputError: they aren't (n,) numbers or −inf, or all are −inf.
+
+    >>> read_log_weights([1000.0, -math.inf, 1000.0], torch.zeros(3, 1))
+    tensor([1., 0., 1.])
+    """
+    do = "use these `log_weights`"
+    wanted = f"they must be ({len(samples)},) numbers, or -inf for a weight of 0"
+    logs = _one_per_row(log_weights, len(samples), do, wanted).to(samples.device, torch.float64)
+    bad = (logs.isnan() | (logs == math.inf)).nonzero()[:5, 0].tolist()
+    if bad or not bool(logs.isfinite().any()):
+        found = f"rows {', '.join(map(str, bad))} aren't" if bad else "all are -inf"
+        raise InputError(cannot(do, f"{wanted}, and {found}", "Correct them"))
+    return (logs - logs.max()).exp().to(samples.dtype)
+
+
+def _one_per_row(values: Any, n: int, do: str, wanted: str) -> Tensor:
+    instead = "Give one number per row of `samples`"
+    try:
+        given = tensor_of(values)
+    except (TypeError, ValueError) as error:
+        because = f"{wanted}, and they are a `{type(values).__name__}`, not numbers"
+        raise InputError(cannot(do, because, instead)) from error
+    if given.is_complex():
+        because = f"{wanted}, and they are complex, of shape {tuple(given.shape)}"
+        raise InputError(cannot(do, because, "Give one real number per row of `samples`"))
+    if tuple(given.shape) != (n,):
+        raise InputError(cannot(do, f"{wanted}, and their shape is {tuple(given.shape)}", instead))
+    return normal(given.detach())

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from whichkl import __version__
 from whichkl._checks import InputError, ResourceError, WhichklError, cannot
-from whichkl.commands import console, exits
+from whichkl.commands import console, convert, exits
 from whichkl.commands.advise import advise
 from whichkl.commands.audit import audit
 from whichkl.commands.compare import compare
@@ -82,6 +82,9 @@ app = typer.Typer(
 )
 for command in (demo, advise, fit, score, estimate, compare, distill, audit, verify):
     app.command(cls=_Command)(command)
+for kind in convert.COMMANDS:
+    convert.app.command(cls=_Command)(kind)
+app.add_typer(convert.app, name="convert", cls=_Group)
 
 
 @app.callback(invoke_without_command=True)

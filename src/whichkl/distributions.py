@@ -85,10 +85,7 @@ def names_a_range(error: BaseException) -> bool:
 def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Return the log density of a torch distribution; −inf outside its support, where torch may raise or return a number."""
     point = x[:, 0] if p.event_shape == () else x
-    try:
-        support = p.support
-    except NotImplementedError:
-        support = None
+    support = known_support(p)
     if support is None:
         return p.log_prob(point)
     within = support.check(point) & _reached(p, point)
@@ -113,12 +110,21 @@ def _reached(p: Distribution, x: Tensor) -> Tensor:
         return torch.ones(x.shape[: x.ndim - len(p.event_shape)], dtype=torch.bool, device=x.device)
     for transform in reversed(p.transforms):
         x = transform.inv(x)
-    support = p.base_dist.support
+    support = known_support(p.base_dist)
     return _reached(p.base_dist, x) if support is None else support.check(x) & _reached(p.base_dist, x)
 
 
 def _is_real(p: Distribution) -> bool:
-    return isinstance(p.support, (type(constraints.real), type(constraints.real_vector)))
+    """Whether a law covers the whole space, as zuko's flows do, which don't say so."""
+    return isinstance(known_support(p) or constraints.real, (type(constraints.real), type(constraints.real_vector)))
+
+
+def known_support(p: Distribution) -> constraints.Constraint | None:
+    """Return the support that a law names; None if it names none."""
+    try:
+        return p.support
+    except NotImplementedError:
+        return None
 
 
 def _log_kumaraswamy(p: Kumaraswamy, x: Tensor) -> Tensor:

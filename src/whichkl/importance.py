@@ -194,6 +194,13 @@ def doubt_of_weights(weights: Float[Tensor, " n"]) -> str | None:
     return f"the weights of the rows have a heavy tail ({found}): value, error and fit may rest on few rows"
 
 
+def shown_khat(khat: float | None) -> str:
+    """Write k̂; below 0 the tail is bounded, and the number doesn't matter."""
+    if khat is None or math.isinf(khat):
+        return "∞" if khat == math.inf else "below 0"
+    return f"{khat:.2f}" if khat >= 0 else "below 0"
+
+
 def _fit_generalized_pareto(excess: Float[Tensor, " m"]) -> tuple[float, float]:
     """Return shape and scale for sorted positive excesses: Zhang & Stephens (2009), with PSIS's weak prior k ~ 0.5."""
     m = len(excess)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from whichkl._checks import InputError, cannot
-from whichkl.commands import console, exits, options
+from whichkl.commands import asking, console, exits, options
+from whichkl.conversions.table import conversion_named
+
+if TYPE_CHECKING:
+    from whichkl.advice import Advice
 
 
 def advise(
@@ -21,6 +26,13 @@ def advise(
             "--access", help="Instead of a target, what you can do with it: 'samples', 'sampler,log_prob', … or 'nothing'."
         ),
     ] = None,
+    left: Annotated[
+        str | None,
+        typer.Option(
+            "--left",
+            help="If you can neither sample nor evaluate it, what you have: simulator, comparisons, moments, labels or weights.",
+        ),
+    ] = None,
     family: options.FamilyName = None,
     columns: options.Columns = None,
     drop: options.Drop = None,
@@ -29,14 +41,38 @@ def advise(
     categories: options.Categories = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say which direction is possible for a target, and why."""
+    """Say which direction is possible for a target, and why. On a terminal, without a target, it asks what you can do."""
     options.check_exists(samples)
+    is_given = any(one is not None for one in (samples, log_prob, dim, support, access, left))
+    if not is_given and asking.is_possible() and not as_json:
+        access, left = asking.ask()
+    if left is not None and (samples or log_prob or access not in (None, "nothing")):
+        because = "it is for a target that can be neither sampled nor evaluated, and an access is given"
+        raise InputError(cannot("use `--left` here", because, "Drop one of them"))
     exits.load_torch()
     from whichkl.access import Access
-    from whichkl.advice import advise as ask
+    from whichkl.advice import advise as advised
 
     if access is not None and (samples or log_prob):
         raise InputError(cannot("use `--access` here", "a target is given, which has its own access", "Drop one of them"))
-    reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
-    target = options.read_target(samples, log_prob, dim, support, None, **reading) if access is None else Access.parse(access)
-    console.show(ask(target, family), as_json)
+    if access is not None or (left is not None and dim is None):
+        target: Any = Access.parse(access or "nothing")
+    else:
+        reading: dict[str, Any] = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands}
+        target = options.read_target(samples, log_prob, dim, support, **reading, categories=categories)
+    advice = advised(target, family)
+    if left is not None:
+        advice = replace(advice, conversions=(conversion_named(left),))
+    console.show(advice, as_json)
+    if not is_given and not as_json:
+        console.say(f"\nNext: {_next_line(advice)}")
+
+
+def _next_line(advice: Advice) -> str:
+    """Return the line to run next: a command, or code where it takes a program."""
+    if advice.access.cell == "neither":
+        first = advice.conversions[0]
+        return first.command or first.call if len(advice.conversions) == 1 else "collect draws, or write log p(x) down"
+    samples = ["SAMPLES.csv"] * advice.access.can_sample
+    density = ["--log-prob", "FILE.py:FUNCTION", *(["--dim", "D"] if not samples else [])] * advice.access.can_evaluate
+    return " ".join(["whichkl", "fit", *samples, *density])

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from whichkl._checks import InputError, cannot
+from whichkl._checks import InputError, cannot, quoted
+from whichkl.commands.converted_file import read_origin
 
 if TYPE_CHECKING:
     from whichkl.families import Family
+    from whichkl.samples import Table
     from whichkl.targets import Target
 
 Samples = Annotated[
@@ -61,6 +63,10 @@ Thousands = Annotated[
 Categories = Annotated[
     list[str] | None,
     typer.Option("--categories", metavar="COLUMNS", help="The columns of labels, separated by commas; product models them."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="COLUMN", help="The column of non-negative weights of the rows; it isn't modelled."),
 ]
 Given = Annotated[
     str | None,
@@ -117,6 +123,7 @@ def read_target(
     dim: int | None,
     support: Sequence[str] | None,
     given: str | None = None,
+    weights: str | None = None,
     **reading: Any,
 ) -> Target:
     """Make the target that the options describe.
@@ -127,6 +134,7 @@ def read_target(
         dim: the number of coordinates.
         support: one support, or texts such as ``"amount=positive"``.
         given: the columns of x.
+        weights: the column of weights.
         reading: `columns`, `drop`, `missing`, `thousands` and `categories`.
 
     Raises:
@@ -136,14 +144,48 @@ def read_target(
     from whichkl.user_code import load_function
 
     if samples is not None and not os.path.exists(samples):
-        others = {"--log-prob": log_prob, "--dim": dim, "--support": support, "--given": given}
+        others = {"--log-prob": log_prob, "--dim": dim, "--support": support, "--given": given, "--weights": weights}
         return _distribution(samples, {**others, **{f"--{name}": value for name, value in reading.items()}})
     if log_prob is not None and samples is None and dim is None:
         raise InputError(cannot("use `--log-prob` alone", "a function doesn't say how many coordinates it takes", "Pass `--dim`"))
     function = None if log_prob is None else load_function(log_prob, f"--log-prob {log_prob}")
     x = None if given is None else listed([given])
+    w = None
+    if weights is not None:
+        if samples is None:
+            raise InputError(cannot("use `--weights`", "there are no samples to weight", "Name a file of samples"))
+        if samples.is_dir():
+            because = "a folder is read in parts, and weights need all rows in memory"
+            raise InputError(cannot("use `--weights`", because, "Name one file"))
+        w = read_table(samples, columns=[weights], thousands=reading.get("thousands")).values[:, 0]
+        reading["drop"] = [*(reading.get("drop") or ()), _joined([weights])]
     with typed_options(tuple(reading)):
-        return Target(samples=samples, log_prob=function, dim=dim, support=_support(support), given=x, **as_keywords(reading))
+        given_as = {"log_prob": function, "dim": dim, "support": _support(support), "given": x, "weights": w}
+        target = Target(samples=samples, **given_as, **as_keywords(reading))
+    if samples is not None and samples.is_file():
+        target.origin = read_origin(samples)
+    return target
+
+
+def read_table(path: Path, **reading: Any) -> Table:
+    """Read a file of samples into memory."""
+    from whichkl.samples import Reading, read_samples
+
+    with typed_options(tuple(reading)):
+        return read_samples(path, Reading.of(**as_keywords(reading)))
+
+
+def split_column(table: Table, name: str, option: str) -> tuple[Any, Any]:
+    """Return the other columns of a table, and the column of this name.
+
+    Raises:
+        InputError: there is none, or no other.
+    """
+    if name not in table.names or len(table.names) == 1:
+        because = f"there is no column `{name}`, but {quoted(table.names)}" if name not in table.names else "no column is left"
+        raise InputError(cannot(f"use `{option} {name}`", because, "Name one of several columns"))
+    i = table.names.index(name)
+    return table.values[:, [j for j in range(len(table.names)) if j != i]], table.values[:, i]
 
 
 def _distribution(samples: Path, others: dict[str, Any]) -> Target:
@@ -229,13 +271,11 @@ def read_side(text: str, form: str, chains: int | None, **reading: Any) -> Any:
         InputError: it can't be read, or it isn't a file of samples and has chains.
     """
     from whichkl.problems.named import looks_named, named
-    from whichkl.samples import Reading, read_samples
     from whichkl.targets import Target
 
     if chains is not None and (looks_named(text) or form != "samples"):
         raise InputError(cannot(f"read `{text}` as chains", "it isn't a file of samples", "Leave the count of chains out"))
     if looks_named(text):
         return named(text)
-    with typed_options(tuple(reading)):
-        table = read_samples(Path(text), Reading.of(**as_keywords(reading)))
+    table = read_table(Path(text), **reading)
     return Target(samples=table.values, names=table.names, chains=chains) if form == "samples" else table.values

@@ -13,10 +13,10 @@ from whichkl._checks import plain
 from whichkl.demo import textbook
 from whichkl.demo.run import Demo, Schools
 from whichkl.demo.textbook import bifurcation, case_curves, integrand_curves, normal
-from whichkl.diagnostics import shown_khat
 from whichkl.divergences import Estimate
 from whichkl.files.writing import is_demo, write_whole
 from whichkl.fitting import Fit
+from whichkl.importance import shown_khat
 from whichkl.plots import plot
 from whichkl.plots.arms import differences
 from whichkl.plots.fitted import add_ellipses

@@ -2,7 +2,7 @@
 
 from whichkl.diagnostics.columns import next_richer
 from whichkl.diagnostics.consistency import stein_terms
-from whichkl.diagnostics.findings import FINDINGS, explain, shown_khat, shown_weights
+from whichkl.diagnostics.findings import FINDINGS, explain, shown_weights
 from whichkl.diagnostics.judge import judge
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.linear_response import linear_response
@@ -24,7 +24,6 @@ __all__ = [
     "model_target",
     "next_richer",
     "reference_around",
-    "shown_khat",
     "shown_weights",
     "stein_terms",
     "stride_of",

@@ -11,7 +11,7 @@ from whichkl.diagnostics.result import MAX_LOSS_GAP, SMALL_KL, Diagnostics, draw
 from whichkl.diagnostics.suggestions import preferred
 from whichkl.divergences import Estimate
 from whichkl.families import Family, Mixture, simpler
-from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit
+from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit, shown_khat
 from whichkl.targets.origin import Origin
 
 MAX_KL = 0.1
@@ -232,10 +232,3 @@ def shown_weights(ess: float, khat: float | None, draws: int | None) -> str:
     share = ess / (draws or math.inf)
     harmless = khat is not None and draws is not None and khat > khat_limit(draws) and share >= MIN_SHARE_OF_DRAWS
     return shown_khat(khat) + (f" (of a tail that hardly counts: ESS is {share:.1%})" if harmless else "")
-
-
-def shown_khat(khat: float | None) -> str:
-    """Write k̂; below 0 the tail is bounded, and the number doesn't matter."""
-    if khat is None or math.isinf(khat):
-        return "∞" if khat == math.inf else "below 0"
-    return f"{khat:.2f}" if khat >= 0 else "below 0"

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl._checks import InputError, TargetError, as_int, cannot
-from whichkl.arrays import tensor_of
 from whichkl.diagnostics import model_target, reference_around, stein_terms
 from whichkl.importance import MIN_SHARE_OF_DRAWS, effective_sample_size, khat_limit, pareto_smooth
 from whichkl.particles import Particles, temper
@@ -22,8 +21,9 @@ from whichkl.printable import brief
 from whichkl.process.memory import check_memory
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
-from whichkl.user_code import call_user
+from whichkl.targets.calling import values_of
 
+_DO = "take the expectation of this function"
 _PARTICLES = 4_096
 """Number of particles for up to `_MAX_DRAWS_OF_FEW_PARTICLES` draws."""
 _MAX_DRAWS_OF_FEW_PARTICLES = 10_000
@@ -144,12 +144,12 @@ def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: W
     the mean when the moves were doubled.
     """
     points = x if weighted is None else weighted.x
-    value, n = _values(f, points), len(points)
+    value, n = values_of(f, points, _DO), len(points)
     table, shape = value.reshape(n, -1), value.shape[1:]
     if weighted is not None and weighted.particles is not None:
         mean, stderr = weighted.particles.mean(table)
         if weighted.before is not None:
-            earlier = weighted.particles.mean(_values(f, weighted.before).reshape(n, -1))[0]
+            earlier = weighted.particles.mean(values_of(f, weighted.before, _DO).reshape(n, -1))[0]
             stderr = (stderr.square() + (mean - earlier).square()).sqrt()
     else:
         w = torch.full((n,), 1 / n, dtype=torch.float64, device="cpu") if weighted is None else weighted.log_weights.exp()
@@ -159,28 +159,6 @@ def expectation(f: Callable[[Tensor], Any], x: Float[Tensor, "n d"], weighted: W
         return Expectation(mean.reshape(shape), stderr.reshape(shape), "draws of q", n, float(n))
     ess = effective_sample_size(weighted.log_weights)
     return Expectation(mean.reshape(shape), stderr.reshape(shape), weighted.method, n, ess, weighted.khat)
-
-
-def _values(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"]) -> Tensor:
-    do = "take the expectation of this function"
-    returned = call_user(lambda: f(points), do)
-    if returned is None:
-        raise InputError(cannot(do, "it returned None", "Return (n,) or (n, k)"))
-    try:
-        value = tensor_of(returned).detach()
-    except (TypeError, ValueError) as error:
-        because = f"it returned a `{type(returned).__name__}`"
-        raise InputError(cannot(do, because, "Return (n,) or (n, k) numbers")) from error
-    if value.is_complex():
-        raise InputError(cannot(do, "it returned complex numbers", "Return (n,) or (n, k) real numbers"))
-    value = value.to("cpu", torch.float64)
-    if value.ndim not in (1, 2) or len(value) != len(points):
-        because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
-        raise InputError(cannot(do, because, "Return (n,) or (n, k), one row per point"))
-    if not bool(value.isfinite().all()):
-        because = f"it isn't finite at {int((~value.isfinite()).sum())} of {value.numel()} places"
-        raise InputError(cannot(do, because, "Return finite numbers"))
-    return value
 
 
 def check_draws(model: Any, names: tuple[str, ...], n: Any) -> int:

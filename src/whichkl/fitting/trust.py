@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from whichkl.diagnostics import shown_khat
-from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit
+from whichkl.importance import MIN_SHARE_OF_DRAWS, khat_limit, shown_khat
 
 if TYPE_CHECKING:
     from whichkl.fitting.result import Fit

@@ -11,14 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import TargetError, WhichklError, cannot
+from whichkl._checks import InputError, TargetError, WhichklError, cannot
 from whichkl.adapters import FUNCTION_ADAPTERS, FunctionAdapter, library_folders
+from whichkl.arrays import tensor_of
 from whichkl.distributions import names_a_range
 from whichkl.process.lock import without_warnings
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.threads import Counted, threads_for
 from whichkl.process.torch_modes import is_of_inference, plain_modes, without_inference_tensors
-from whichkl.user_code import place_of, release_frames, said_of
+from whichkl.user_code import call_user, place_of, release_frames, said_of
 
 Function = Callable[..., Any]
 Who = Literal["log_prob", "score"]
@@ -164,3 +165,29 @@ def _tensor(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.to(like)
     return torch.as_tensor(np.asarray(value, dtype=np.float64), dtype=torch.float64, device="cpu").to(like)
+
+
+def values_of(f: Callable[[Tensor], Any], points: Float[Tensor, "n d"], do: str) -> Tensor:
+    """Return what a user's function of points returns, (n,) or (n, k), in float64 on the CPU.
+
+    Raises:
+        InputError: it returned anything else; `do` says what can't be done.
+    """
+    returned = call_user(lambda: f(points), do)
+    if returned is None:
+        raise InputError(cannot(do, "it returned None", "Return (n,) or (n, k)"))
+    try:
+        value = tensor_of(returned).detach()
+    except (TypeError, ValueError) as error:
+        because = f"it returned a `{type(returned).__name__}`"
+        raise InputError(cannot(do, because, "Return (n,) or (n, k) numbers")) from error
+    if value.is_complex():
+        raise InputError(cannot(do, "it returned complex numbers", "Return (n,) or (n, k) real numbers"))
+    value = value.to("cpu", torch.float64)
+    if value.ndim not in (1, 2) or len(value) != len(points):
+        because = f"it returned shape {tuple(value.shape)} for {len(points)} points"
+        raise InputError(cannot(do, because, "Return (n,) or (n, k), one row per point"))
+    if not bool(value.isfinite().all()):
+        because = f"it isn't finite at {int((~value.isfinite()).sum())} of {value.numel()} places"
+        raise InputError(cannot(do, because, "Return finite numbers"))
+    return value

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from whichkl._checks import InputError, cannot
 from whichkl.adapters import MODEL_ADAPTERS, Model
 from whichkl.adapters.pairs import paired
-from whichkl.distributions import distribution_log_prob, widened
+from whichkl.distributions import distribution_log_prob, known_support, widened
 from whichkl.process.seeds import seeded
 from whichkl.samples import Stream
 from whichkl.targets.calling import Function
@@ -66,11 +66,11 @@ def arguments_of(obj: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tu
 
 def _of_distribution(p: Distribution) -> dict[str, Any]:
     do = "make a target of this distribution"
-    if p.batch_shape != () or len(p.event_shape) > 1:
+    if p.batch_shape not in ((), (1,)) or len(p.event_shape) > 1:
         shapes = f"batch shape {tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}"
         instead = "Give one distribution over a scalar or a vector (torch.distributions.Independent makes one)"
         raise InputError(cannot(do, f"it has {shapes}", instead))
-    if getattr(p.support, "is_discrete", False):
+    if getattr(known_support(p), "is_discrete", False):
         because = "it is discrete, and the families that a distribution is fitted by have densities on ℝᵈ"
         instead = "Use Target(log_prob=p.log_prob, dim=d, support='boolean', normalized=True), or its draws as `samples=`"
         raise InputError(cannot(do, because, instead))

@@ -13,7 +13,7 @@ from torch import Tensor
 from whichkl._checks import DeadDensityError, NotANumberError, TargetError, cannot, check_log_prob
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import autograd_on
-from whichkl.targets.calling import Convention, Function, call, check_shape, find_convention
+from whichkl.targets.calling import Convention, Function, Score, call, check_shape, find_convention
 from whichkl.targets.line_integral import LineIntegral
 from whichkl.targets.liveness import FAILURES, ROWS_BEFORE_CHECK, Liveness
 from whichkl.targets.raising_rows import RaisingRows
@@ -238,6 +238,21 @@ class LogDensity:
         high, low = self.unchecked(ends).detach().reshape(2, n, d)
         slope: Tensor = (high - low) / (2 * step)
         return slope
+
+
+def density_of(
+    log_prob: Function | None,
+    score: Function | None,
+    batched: bool,
+    probes: Float[Tensor, "k d"],
+    count: Callable[[int], None],
+) -> tuple[LogDensity | None, LineIntegral | None]:
+    """Return the user's log density; without one, the integral of a score along lines, which counts its gradients."""
+    if log_prob is not None or score is None:
+        return (None if log_prob is None else LogDensity(log_prob, score, batched, probes)), None
+    gradient = Score(score, batched, probes[:1])
+    integral = LineIntegral(gradient, probes[:1], count)
+    return LogDensity(integral, gradient, True, probes[:1].to(torch.float64)), integral
 
 
 def _check_repeatable(log_prob: Callable[[Tensor], Tensor], x: Float[Tensor, "n d"], value: Float[Tensor, " n"]) -> None:

@@ -6,6 +6,11 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl.importance import doubt_of_weights, effective_sample_size, pareto_smooth, shown_khat
+
 _WIDTH = 96
 
 
@@ -58,3 +63,31 @@ class Origin:
         for name, text in self.rows:
             lines.append(textwrap.fill(f"{name}: {text}", _WIDTH, initial_indent="  ", subsequent_indent="    "))
         return "\n".join(lines)
+
+
+def worth_of_rows(weights: Float[Tensor, " n"]) -> str:
+    """Return a sentence on how many rows of equal weight the weighted rows are worth, and k̂ of the weights' tail.
+
+    >>> import torch
+    >>> worth_of_rows(torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    'The 4 weighted rows are worth 3 (ESS 75 %; k̂ of the weights is ∞).'
+    """
+    logs = weights.double().log()
+    ess, n = effective_sample_size(logs), len(logs)
+    khat = shown_khat(pareto_smooth(logs)[1])
+    return f"The {n:,} weighted rows are worth {ess:,.5g} (ESS {100 * ess / n:.3g} %; k̂ of the weights is {khat})."
+
+
+def origin_of_weights(weights: Float[Tensor, " n"]) -> Origin:
+    """Return the origin of samples that were drawn from another distribution and weighted by its density ratio."""
+    zeros = int((weights == 0).sum())
+    are_sound = doubt_of_weights(weights) is None
+    doubt = "" if are_sound else " Few rows may carry every result: draw from a distribution that is nearer to the target."
+    return Origin(
+        f"{len(weights):,} draws of another distribution, with a log weight each.",
+        assumed=("Each log weight is log p minus the log density that drew the row, up to one constant.",),
+        unknown=("Mass of the target where the other distribution drew no row.",),
+        left_out=(f"{zeros:,} rows have the weight 0 and count for nothing.",) if zeros else (),
+        trust=worth_of_rows(weights) + doubt,
+        reliable=are_sound,
+    )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from whichkl._checks import InputError, as_int, cannot, check_finite, quoted
-from whichkl.arrays import default_names, read_matrix, read_names, read_weights, tensor_of, widened
+from whichkl.arrays import default_names, read_log_weights, read_matrix, read_names, read_weights, tensor_of, widened
 from whichkl.chains import chain_ids
 from whichkl.process.seeds import seeded
 from whichkl.samples import Block, Loaded, Part, Reading, Stream, Table, open_samples
@@ -121,7 +121,7 @@ class Rows:
     def check(self, names: Sequence[str], bijection: Bijection, others: dict[str, Any]) -> None:
         """Refuse samples that are empty, not finite or outside the support, and what can't be combined with them."""
         extra = [name for name, value in others.items() if value is not None]
-        if self.context is not None and any(name not in ("weights", "chains") for name in extra):
+        if self.context is not None and any(name not in ("weights", "log_weights", "chains") for name in extra):
             because = "a conditional target is known by its pairs alone"
             raise InputError(cannot("use functions of p with pairs (x, y)", because, "Leave them out"))
         if self.stream is not None and extra:
@@ -150,16 +150,23 @@ class Rows:
             because = f"{int(outside.sum())} of {len(outside)} rows lie outside the support, first {where}"
             raise InputError(cannot("use these samples", because, "Correct `support=`, or drop those rows"))
 
-    def weights(self, given: Any) -> Float[Tensor, " n"] | None:
-        """Bring `weights=` to one number per row."""
-        if given is None:
+    def weights(self, given: Any, log_given: Any = None) -> Float[Tensor, " n"] | None:
+        """Bring `weights=` or `log_weights=` to one number per row."""
+        if given is not None and log_given is not None:
+            raise InputError(
+                cannot("use `weights=` with `log_weights=`", "each gives the weights of all rows", "Pass one of them")
+            )
+        name, values, read = (
+            ("weights", given, read_weights) if log_given is None else ("log_weights", log_given, read_log_weights)
+        )
+        if values is None:
             return None
         if self.samples is None:
-            raise InputError(cannot("use `weights=`", "there are no samples to weight", "Pass `samples=`"))
+            raise InputError(cannot(f"use `{name}=`", "there are no samples to weight", "Pass `samples=`"))
         kept = None if self.table is None else self.table.numbers
-        if kept is not None and np.ndim(given) == 1 and len(given) > kept[-1]:
-            given = tensor_of(given)[torch.from_numpy(kept)]
-        return read_weights(given, self.samples)
+        if kept is not None and np.ndim(values) == 1 and len(values) > kept[-1]:
+            values = tensor_of(values)[torch.from_numpy(kept)]
+        return (read_weights if log_given is None else read_log_weights)(values, self.samples)
 
     def chains(self, given: Any, weights: Tensor | None, device: torch.device) -> Tensor | None:
         """Bring `chains=` to the number of its chain per row."""

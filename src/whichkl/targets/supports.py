@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,22 +13,12 @@ from torch.distributions import Distribution, biject_to, constraints, transforms
 from torch.distributions.constraints import Constraint
 from torch.distributions.transformed_distribution import TransformedDistribution
 
-from whichkl._checks import InputError, cannot, quoted
+from whichkl._checks import InputError, cannot
 from whichkl.printable import shorten
-
-Support = Constraint | Sequence[Constraint] | str | None
+from whichkl.targets.column_constraints import REALS, Support, describe_constraint, levels_of, read_support
 
 MAX_STATES = 1 << 16
 """Largest number of states that are listed: all rows of 16 columns of 0 and 1."""
-_REALS = (type(constraints.real), type(constraints.real_vector))
-_BOUNDED = r"(interval|integer_interval|greater_than|less_than)\(([^(),]+)(?:,([^(),]+))?\)"
-_WORDS = {
-    "real": constraints.real,
-    "positive": constraints.positive,
-    "unit_interval": constraints.unit_interval,
-    "simplex": constraints.simplex,
-    "boolean": constraints.boolean,
-}
 
 
 class Bijection:
@@ -46,13 +35,9 @@ class Bijection:
 
     def __init__(self, support: Support, dim: int) -> None:
         self.dim = dim
-        parts = parse_support(support)
-        if len(parts) not in (1, dim):
-            because = f"{len(parts)} constraints were given for {dim} columns"
-            raise InputError(cannot("use this `support`", because, "Give one constraint, or one per column"))
-        self.constraints = tuple(scalar_constraint(part) for part in parts)
-        self.levels = _levels(self.constraints, dim)
-        self.is_real = all(isinstance(part, _REALS) for part in self.constraints)
+        self.constraints = read_support(support, dim)
+        self.levels = levels_of(self.constraints, dim)
+        self.is_real = all(isinstance(part, REALS) for part in self.constraints)
         if self.is_discrete:
             self.free_dim = dim
             return
@@ -91,6 +76,8 @@ class Bijection:
 
     def contains(self, x: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
         """Whether each row is finite and lies in the support."""
+        if self.is_real and math.isfinite(x.sum().item()):  # fast: a sum over NaN or an infinity is never finite
+            return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
         finite = x.isfinite().all(-1)
         if self.is_real:
             return finite
@@ -125,7 +112,7 @@ class Bijection:
 
     def describe(self) -> list[str]:
         """Return the support as words that `parse_support` reads."""
-        return [_describe(part) for part in self.constraints]
+        return [describe_constraint(part) for part in self.constraints]
 
 
 class _NoFormula(InputError, NotImplementedError):
@@ -228,97 +215,3 @@ def list_states(levels: Sequence[tuple[int, int]], dtype: torch.dtype = torch.fl
     """
     columns = [torch.arange(low, high + 1, dtype=dtype, device="cpu") for low, high in levels]
     return torch.stack(torch.meshgrid(*columns, indexing="ij"), -1).reshape(-1, len(levels))
-
-
-def parse_support(support: Support) -> tuple[Constraint, ...]:
-    """Read a support: a constraint, several, or words such as ``"positive"`` and ``"interval(0, 2)"``.
-
-    Raises:
-        InputError: a word isn't known, or its interval is empty.
-    """
-    if support is None:
-        return (constraints.real,)
-    if isinstance(support, Constraint):
-        return (support,)
-    if isinstance(support, (list, tuple)):
-        return tuple(part for one in support for part in parse_support(one))
-    if not isinstance(support, str):
-        because = f"a `{type(support).__name__}` is no support"
-        instead = "Give a word such as 'positive', a constraint of torch.distributions.constraints, or a list of one per column"
-        raise InputError(cannot("use this `support`", because, instead))
-    word = support.strip()
-    if word in _WORDS:
-        return (_WORDS[word],)
-    match = re.fullmatch(_BOUNDED, word)
-    bounded = None if match is None else _bounded(*match.groups())
-    if bounded is not None:
-        return (bounded,)
-    known = ", ".join([*_WORDS, "interval(a, b)", "integer_interval(a, b)", "greater_than(a)", "less_than(b)"])
-    raise InputError(cannot(f"read the support `{word}`", "it isn't a known one", f"Choose among {known}"))
-
-
-def support_of_columns(support: Support | Mapping[str, Constraint | str], names: Sequence[str]) -> Support:
-    """Return a support that is given by the names of columns as one constraint per column; the others are real.
-
-    Raises:
-        InputError: there is no column of a name.
-
-    >>> support_of_columns({"tau": "positive"}, ["mu", "tau"])
-    (Real(), GreaterThan(lower_bound=0.0))
-    """
-    if not isinstance(support, Mapping):
-        return support
-    if absent := [str(name) for name in support if name not in names]:
-        because = f"there is no column `{absent[0]}`, but {quoted(names)}"
-        raise InputError(cannot("use this `support`", because, "Name columns of the target"))
-    return tuple(part for name in names for part in parse_support(support.get(name)))
-
-
-def _bounded(name: str, *ends: str | None) -> Constraint | None:
-    """Return a constraint with bounds; None if they aren't numbers, or if their count is wrong."""
-    try:
-        numbers = [int(end) if name == "integer_interval" else float(end) for end in ends if end is not None]
-        constraint: Constraint = getattr(constraints, name)(*numbers)
-    except (TypeError, ValueError):
-        return None
-    if len(numbers) == 2 and (numbers[0] > numbers[1] or (name == "interval" and numbers[0] == numbers[1])):
-        because = "there is nothing between its ends"
-        raise InputError(cannot(f"read the support `{name}({ends[0]},{ends[1]})`", because, "Give the lower end first"))
-    return constraint
-
-
-def _levels(parts: Sequence[Constraint], dim: int) -> tuple[tuple[int, int], ...] | None:
-    """Return the smallest and the largest value per column of a discrete support; None for a continuous one."""
-    if not any(part.is_discrete for part in parts):
-        return None
-    if not all(part.is_discrete for part in parts):
-        because = "some columns are discrete and others aren't, and no family has both"
-        raise InputError(cannot("use this `support`", because, "Sum or integrate one kind out of `log_prob`"))
-    ends = []
-    for part in parts:
-        low, high = (0, 1) if part is constraints.boolean else (getattr(part, f"{end}_bound", None) for end in ("lower", "upper"))
-        if part.event_dim > 0 or low is None or high is None:
-            because = f"{part} isn't a finite range of whole numbers per column"
-            raise InputError(cannot("use this discrete `support`", because, "Use 'boolean', or 'integer_interval(0, K - 1)'"))
-        ends.append((int(low), int(high)))
-    return tuple(ends) * (dim if len(ends) == 1 else 1)
-
-
-def scalar_constraint(part: Constraint) -> Constraint:
-    """Undo `constraints.independent(c, 1)` if c acts on one coordinate: the columns have the same constraint."""
-    inner = getattr(part, "base_constraint", None)
-    return inner if inner is not None and inner.event_dim == 0 else part
-
-
-def _describe(part: Constraint) -> str:
-    for word, known in _WORDS.items():
-        if part is known or (word == "real" and isinstance(part, _REALS)):
-            return word
-    bounds = [getattr(part, name) for name in ("lower_bound", "upper_bound") if hasattr(part, name)]
-    if part.is_discrete and len(bounds) == 2:
-        return f"integer_interval({', '.join(str(int(bound)) for bound in bounds)})"
-    name = {2: "interval", 1: "greater_than" if hasattr(part, "lower_bound") else "less_than"}.get(len(bounds))
-    if name is None:
-        because = f"a file can't hold the constraint {part}"
-        raise InputError(cannot("save this support", because, "Use real, positive, simplex or bounds"))
-    return f"{name}({', '.join(str(float(bound)) for bound in bounds)})"

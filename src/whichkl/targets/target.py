@@ -25,17 +25,17 @@ from whichkl.process.seeds import seeded_draws
 from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Reading
 from whichkl.samples.repeats import Repeats, repeats_of
-from whichkl.targets.calling import Function, Score
+from whichkl.targets.calling import Function
+from whichkl.targets.column_constraints import Support, support_of_columns
 from whichkl.targets.conversion import arguments_of, functions_of, remaining
 from whichkl.targets.coordinates import free_target
 from whichkl.targets.evaluations import Evaluations
 from whichkl.targets.free_laws import FreeLaw, free_law
 from whichkl.targets.light_parts import LightPart, light_parts
-from whichkl.targets.line_integral import LineIntegral
-from whichkl.targets.log_density import LogDensity
-from whichkl.targets.origin import Origin
+from whichkl.targets.log_density import LogDensity, density_of
+from whichkl.targets.origin import Origin, origin_of_weights
 from whichkl.targets.rows import Rows, read_dim, read_rows
-from whichkl.targets.supports import MAX_STATES, Bijection, Support, count_states, list_states, support_of_columns
+from whichkl.targets.supports import MAX_STATES, Bijection, count_states, list_states
 from whichkl.user_code import call_user
 
 
@@ -61,6 +61,8 @@ class Target:
             A dict, such as ``{"tau": "positive"}``, has the supports of some columns; the others are real.
         normalized: whether `log_prob` integrates to one.
         weights: (n,) non-negative weights of `samples`.
+        log_weights: (n,) natural logs of them, instead, up to one constant: log p minus the log density that drew the row, where
+            the samples are draws of another distribution. −inf is a weight of 0. `origin` has their ESS and k̂.
         chains: if `samples` come from Markov chains, in the order of time: the number of equally long stacked chains, or (n,) ids
             of each row's chain. Error bars then count effective draws.
         names: the d column names; by default those of a DataFrame or file, else x1, x2, …, or y1, y2, … (y) for y given x.
@@ -97,6 +99,7 @@ class Target:
         support: Support | Mapping[str, Constraint | str] = None,
         normalized: bool = False,
         weights: Any = None,
+        log_weights: Any = None,
         chains: Any = None,
         names: Sequence[str] | None = None,
         given: str | Sequence[str] | None = None,
@@ -121,7 +124,8 @@ class Target:
         """Which rows are equal, if that was searched and matters; see `noting_repeats`."""
         check_tensor_options(dtype, device)
         log_prob, score, batched = functions_of(log_prob, energy, score, normalized, batched)
-        others = {"weights": weights, "chains": chains, "log_prob": log_prob, "sampler": sampler, "score": score}
+        of_rows = {"weights": weights, "log_weights": log_weights, "chains": chains}
+        others = {**of_rows, "log_prob": log_prob, "sampler": sampler, "score": score}
         is_whole = any(value is not None for value in others.values())
         reading = Reading.of(columns, drop, missing, thousands, categories)
         rows = read_rows(samples, names=names, given=given, dtype=dtype, device=device, is_whole=is_whole, reading=reading)
@@ -139,12 +143,15 @@ class Target:
         self.score = score
         self.sampler = sampler
         self.bijection = Bijection(support_of_columns(support, self.names), self.dim)
-        self.density = self._density(log_prob, score, batched, self.bijection.inside(self.dtype, self.device))
+        probes = self.bijection.inside(self.dtype, self.device)
+        self.density, self.line_integral = density_of(log_prob, score, batched, probes, self._count_scores)
         rows.check(self.names, self.bijection, others)
         self.notes = rows.notes
         """How many rows were left out, if any, and the codes of categories, in words."""
-        self.weights = rows.weights(weights)
+        self.weights = rows.weights(weights, log_weights)
         self.chains = rows.chains(chains, self.weights, self.device)
+        if log_weights is not None and self.weights is not None:
+            self.origin = origin_of_weights(self.weights)
 
     @classmethod
     def of(cls, obj: Any, /, *args: Any, **kwargs: Any) -> Target:
@@ -165,8 +172,10 @@ class Target:
         arguments, origin = arguments_of(obj, args, kwargs)
         target = cls(**arguments)
         target.origin = origin
-        target.law = widened(obj) if isinstance(obj, Distribution) else None
-        return target if target.law is None else target.evaluated_in_double()
+        if not isinstance(obj, Distribution):
+            return target
+        target.law = widened(obj) if obj.batch_shape == () else None
+        return target.evaluated_in_double()
 
     @cached_property
     def access(self) -> Access:
@@ -327,22 +336,8 @@ class Target:
     def __str__(self) -> str:
         return f"{self!r}\n{self.origin}" if isinstance(self.origin, Origin) else repr(self)
 
-    def _density(
-        self, log_prob: Function | None, score: Function | None, batched: bool, probes: Float[Tensor, "k d"]
-    ) -> LogDensity | None:
-        """Return the user's log density, or the line integral of a score without a log density."""
-        self.line_integral: LineIntegral | None = None
-        if log_prob is not None:
-            return LogDensity(log_prob, score, batched, probes)
-        if score is None:
-            return None
-        gradient = Score(score, batched, probes[:1])
-
-        def count(n: int) -> None:
-            self.evaluations["score"] += n
-
-        self.line_integral = LineIntegral(gradient, probes[:1], count)
-        return LogDensity(self.line_integral, gradient, True, probes[:1].to(torch.float64))
+    def _count_scores(self, n: int) -> None:
+        self.evaluations["score"] += n
 
     def _require_density(self) -> LogDensity:
         if self.density is None:

@@ -49,14 +49,22 @@ def cross_fit(
     ratio, parts = torch.full_like(z[:, 0], math.nan), []
     for held in (fold == k for k in range(rounds or folds)):
         known, label = features[~held], is_x[~held]
-        inner = torch.randperm(len(known), generator=generator, device="cpu").to(z.device) % 3 == 0
-        penalty, beta, curvature = _tuned(known[~inner], label[~inner], known[inner], label[inner], extra)
-        ridge = _ridge(beta, penalty, extra)
-        beta, _ = _logistic(known, label, ridge, beta, curvature, 1e-13)
+        beta, ridge = fit_logistic(known, label, generator, extra)
         factor = torch.linalg.cholesky(_curvature(known, known @ beta) + ridge)
         ratio[held] = features[held] @ beta - float(torch.logit(label.mean()))
         parts.append((held, features, label - torch.sigmoid(known @ beta), factor))
     return ratio, parts
+
+
+def fit_logistic(known: Tensor, label: Tensor, generator: torch.Generator, extra: int = 0) -> tuple[Tensor, Tensor]:
+    """Return β and the ridge penalty, chosen on a third of the rows; the first feature is a constant.
+
+    The last `extra` features are penalised ten times as much. All but the constant are standardised.
+    """
+    inner = torch.randperm(len(known), generator=generator, device="cpu").to(known.device) % 3 == 0
+    penalty, beta, curvature = _tuned(known[~inner], label[~inner], known[inner], label[inner], extra)
+    ridge = _ridge(beta, penalty, extra)
+    return _logistic(known, label, ridge, beta, curvature, 1e-13)[0], ridge
 
 
 def cosines(z: Tensor, generator: torch.Generator, axes: int = 0) -> Tensor:

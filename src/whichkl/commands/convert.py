@@ -1,0 +1,128 @@
+"""convert: what is known about a target in place of samples or a density → a file of weighted samples, which `fit` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from whichkl._checks import InputError, cannot
+from whichkl.commands import console, exits, options
+from whichkl.commands.converted_file import check_output, write_converted
+from whichkl.commands.observables import observables
+
+if TYPE_CHECKING:
+    from whichkl.samples import Table
+    from whichkl.targets import Target
+
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="A new .csv or .parquet file for the samples; FILE.origin.json is next to it."),
+]
+
+
+def moments(
+    frames: Annotated[Path, typer.Argument(metavar="FRAMES", help="Draws of the reference: a CSV, Parquet, Arrow or NPY file.")],
+    of: Annotated[
+        str,
+        typer.Option(
+            "--of",
+            help="What the moments are of, separated by commas: products of powers of columns, such as 'x1, x1^2, x1*x2'; or "
+            "FILE.py:FUNCTION, (n, d) → (n, k), your own code: it is run.",
+        ),
+    ],
+    values: Annotated[str, typer.Option("--values", help="The values of the moments, separated by commas.")],
+    stderr: Annotated[
+        str | None, typer.Option("--stderr", help="Their standard errors, separated by commas; by default they are exact.")
+    ] = None,
+    out: Out = None,
+    columns: options.Columns = None,
+    drop: options.Drop = None,
+    missing: options.Missing = "refuse",
+    thousands: options.Thousands = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Weight draws of a reference so that they have known moments, and stay as near to the reference as these allow."""
+    options.check_exists(frames, may_be_named=False)
+    check_output(out)
+    with console.progress() as tell:
+        exits.load_torch()
+        from whichkl.conversions.convert import convert
+        from whichkl.conversions.moments import Moments
+        from whichkl.targets import Target
+
+        tell("reading the draws", float("nan"))
+        table = options.read_table(frames, columns=columns, drop=drop, missing=missing, thousands=thousands)
+        f, names = _observed(of, table)
+        reference = Target(samples=table.values, names=table.names)
+        errors = None if stderr is None else _numbers(stderr, "--stderr")
+        m = _numbers(values, "--values")
+        target = convert(Moments(of=f, values=m, stderr=errors, reference=reference, names=names))
+    _deliver(target, out, as_json)
+
+
+def labels(
+    draws: Annotated[Path, typer.Argument(metavar="DRAWS", help="Draws of a model: a CSV, Parquet, Arrow or NPY file.")],
+    passed: Annotated[str, typer.Option("--passed", metavar="COLUMN", help="The column that says which draws passed: 1 or 0.")],
+    out: Out = None,
+    columns: options.Columns = None,
+    drop: options.Drop = None,
+    missing: options.Missing = "refuse",
+    thousands: options.Thousands = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Keep the draws of a model that passed: they are samples of the target. In Python, `Labels(model=)` has its density too."""
+    options.check_exists(draws, may_be_named=False)
+    check_output(out)
+    with console.progress() as tell:
+        exits.load_torch()
+        from whichkl.conversions.convert import convert
+        from whichkl.conversions.labels import Labels
+        from whichkl.targets import Target
+
+        tell("reading the draws", float("nan"))
+        table = options.read_table(draws, columns=columns, drop=drop, missing=missing, thousands=thousands)
+        x, chosen = options.split_column(table, passed, "--passed")
+        names = [name for name in table.names if name != passed]
+        target = convert(Labels(draws=Target(samples=x, names=names), passed=chosen))
+    _deliver(target, out, as_json)
+
+
+def _observed(of: str, table: Table) -> tuple[Any, list[str] | None]:
+    """Return what the moments are of at the draws, with their names; or the user's function."""
+    from whichkl.user_code import load_function, looks_like_code
+
+    if looks_like_code(of):
+        return load_function(of, f"--of {of}"), None
+    texts = options.listed([of])
+    if not texts or len(set(texts)) < len(texts):
+        because = "it names nothing" if not texts else "an observable appears twice"
+        raise InputError(cannot(f"use `--of {of}`", because, "Name each observable once, separated by commas"))
+    return observables(texts, table.values, table.names), texts
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(one) for one in text.split(",")]
+    except ValueError as error:
+        because = "it isn't numbers that are separated by commas"
+        raise InputError(cannot(f"use `{option} {text}`", because, f"Write, say, `{option} 0.7,0.99`")) from error
+
+
+def _deliver(target: Target, out: Path | None, as_json: bool) -> None:
+    """Write the samples, and print the origin and the next command."""
+    following = write_converted(target, out)
+    if as_json:
+        origin, x = cast(Any, target.origin), cast(Any, target.samples)
+        console.print_json({"origin": origin.to_dict(), "rows": len(x), "out": None if out is None else str(out)})
+        return
+    console.say(str(target))
+    console.say(f"Next: {following}" if out is not None else "Pass `--out FILE` for the samples, which `whichkl fit` reads.")
+
+
+app = typer.Typer(
+    help="Turn what is left of a target without samples and without a density into weighted samples.", no_args_is_help=True
+)
+COMMANDS = (moments, labels)
+"""The kinds of evidence that files can hold, each a subcommand."""
