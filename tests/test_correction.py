@@ -59,7 +59,9 @@ def test_a_mild_funnel():
 
 
 def test_a_deep_funnel_is_refused():
-    with pytest.raises(TargetError, match="Cannot correct this fit's draws: PSIS k̂ is .*their averages still moved"):
+    with pytest.raises(
+        TargetError, match="Cannot correct this fit's draws: it misses .* of p or more.*their averages still moved"
+    ):
         wk.fit(funnel(3.0, 10)).expect(lambda x: x[:, 0])
 
 
@@ -175,3 +177,46 @@ def test_optima_that_a_fit_leaves_out_come_back_by_particles_too():
     assert fit.diagnostics.leaves_optima_out and "modes_missing" not in fit.findings
     found = fit.expect(lambda x: (x[:, 0] > 0).double())
     assert found.method == "particles" and abs(float(found.value) - 0.7) < 4.5 * float(found.stderr)
+
+
+def far(share, place):
+    both = torch.distributions.Categorical(torch.tensor([1 - share, share], dtype=D))
+    return torch.distributions.MixtureSameFamily(both, torch.distributions.Normal(torch.tensor([0.0, place], dtype=D), 1.0))
+
+
+def banana(x):
+    return -x[:, 0].square() / 8 - 2 * (x[:, 1] - x[:, 0].square()).square()
+
+
+MISSED = {
+    "a light far mode of a law": (lambda: wk.fit(far(0.02, 50.0)), lambda x: x[:, 0], 1.0),
+    "the same in rows": (
+        lambda: wk.fit(wk.Target(samples=rows_of(far(0.02, 20.0)), log_prob=lambda x: far(0.02, 20.0).log_prob(x[:, 0]), dim=1)),
+        lambda x: x[:, 0],
+        0.4,
+    ),
+    "the ends of a banana": (lambda: wk.fit(wk.Target(log_prob=banana, dim=2), "mixture:4"), lambda x: x[:, 1], 4.0),
+}
+
+
+def rows_of(law, n=4_000):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return law.sample((n,))[:, None]
+
+
+@pytest.mark.parametrize("case", MISSED)
+def test_mass_where_no_draw_comes_is_seen_by_points_of_p_and_weights_are_not_used(case):
+    make, f, truth = MISSED[case]
+    fit = make()
+    assert fit.diagnostics.khat < 0.7 and fit.diagnostics.beyond > 0.01
+    assert "weights_unreliable" in fit.findings and fit.trust.startswith("Use neither the fit nor its weights")
+    found = fit.expect(f)
+    assert found.method == "particles" and abs(float(found.value) - truth) < 4.5 * float(found.stderr)
+    assert not any(key.startswith("p_") for row in fit.summary().rows for key in row)
+
+
+def test_weights_of_a_fit_that_reaches_everything_stay():
+    for target in (wk.problems.eight_schools(), wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2 - x[:, 0].exp(), dim=2)):
+        assert not wk.fit(target).diagnostics.weights_miss_mass
+    assert not wk.fit(wk.problems.bimodal()).diagnostics.weights_miss_mass

@@ -285,8 +285,9 @@ def test_no_columns_of_p_where_the_weights_miss_the_tail_that_sets_its_variance(
     for seed in range(3):
         fit = wk.fit(target, seed=seed)
         assert fit.diagnostics.khat < 0.7  # the weights alone look reliable
-        shown = [name for name, row in table(fit).items() if row["p_sd"] is not None]
-        assert len(shown) < 2 and any("have a heavy tail" in note for note in fit.summary().notes)
+        shown = [name for name, row in table(fit).items() if row.get("p_sd") is not None]
+        notes = " ".join(fit.summary().notes)
+        assert len(shown) < 2 and ("have a heavy tail" in notes or "p has mass where its weights hardly come" in notes)
     light = wk.fit(wk.Target(log_prob=lambda x: -x.square().sum(-1) / 2 - x[:, 0].exp(), dim=2))
     assert "p_sd" in table(light)["x1"]
 

@@ -58,7 +58,7 @@ class _Evidence:
     @property
     def has_bad_weights(self) -> bool:
         draws = self.draws
-        return (
+        return self.d.weights_miss_mass or (
             self.d.khat is not None
             and self.d.ess is not None
             and self.d.khat > khat_limit(draws)

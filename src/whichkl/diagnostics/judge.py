@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.diagnostics.between import between_value
+from whichkl.diagnostics.beyond import mass_beyond_draws
 from whichkl.diagnostics.columns import beyond_the_ends, like_an_index
 from whichkl.diagnostics.consistency import MAX_LINES, accesses_disagree, jumps
 from whichkl.diagnostics.findings import MIN_SPREAD_RATIO, find, names_richer
@@ -114,6 +115,10 @@ def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:
         return d, None
     (q, draws), separate = found, fit.objective.direction == "reverse"
     d = fit.measured("the ELBO", lambda: by_weights(fit.target, fit.family, q, draws, d, separate=separate), d)
+    if fit.objective.reads_p and d.log_weights is not None:
+        largest = float(d.log_weights.max())
+        beyond = lambda: mass_beyond_draws(fit.target, q, largest, fit.seed + 12)  # noqa: E731
+        d = replace(d, beyond=fit.measured("the mass that weights miss", beyond, None))
     return d, draws.to(torch.float64) if fit.target.bijection.is_real else None
 
 
@@ -169,11 +174,13 @@ def _with_landscape(fit: JudgedFit, d: Diagnostics, draws: Draws, whole: bool) -
     most = particles_for(fit.target)
     few = max(_MIN_PARTICLES, 1 << (max(1, fit.affordable // _EVALUATIONS_PER_PARTICLE).bit_length() - 1))
     count = most if most is None else fit.at_most("particles in the search for missing modes", most, few)
-    search = lambda: missing_modes(fit.target, fit.solution, fit.seed, draws, count)  # noqa: E731
+    largest = None if d.log_weights is None else float(d.log_weights.max())
+    search = lambda: missing_modes(fit.target, fit.solution, fit.seed, draws, count, largest)  # noqa: E731
     found = fit.measured("the mass at missing modes", search, None)
     if found is None:
         return d
-    return replace(d, missing_modes=found, least_kl=max(d.least_kl or 0.0, found.least_kl) if found.found else d.least_kl)
+    least = max(d.least_kl or 0.0, found.least_kl) if found.found else d.least_kl
+    return replace(d, missing_modes=found, beyond=found.beyond, least_kl=least)
 
 
 def _with_spreads(fit: JudgedFit, d: Diagnostics) -> Diagnostics:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from whichkl.access import Access
 from whichkl.diagnostics.basins import joined, labels, log_masses, spread_out
+from whichkl.diagnostics.beyond import mass_beyond
 from whichkl.diagnostics.models import reference_around
 from whichkl.diagnostics.result import MissingModes, is_missed
 from whichkl.particles import Reference, temper
@@ -41,13 +42,20 @@ _MAX_MODES_WITHOUT_CROSSING = 4
 _MIN_DISTANCE = 3.0
 """Least distance of a mode from q's mean in one coordinate, in standard deviations, at which it differs there."""
 _temper = partial(temper, islands=8, keep=0.3, leapfrogs=2, last_moves=1)
+_INDEPENDENT = 0.25
+"""Share of the particles that count as independent, after few moves."""
 _MAX_ASCENT_CALLS = 60
 _MAX_DECREMENT = 1e-8
 """Largest rise, in nats, that a quasi-Newton step still promises at the end of an ascent."""
 
 
 def missing_modes(
-    target: Target, solution: Solution, seed: int = 0, draws: Float[Tensor, "n d"] | None = None, particles: int | None = None
+    target: Target,
+    solution: Solution,
+    seed: int = 0,
+    draws: Float[Tensor, "n d"] | None = None,
+    particles: int | None = None,
+    largest: float | None = None,
 ) -> MissingModes:
     """Look for modes of p that the best model of a solution doesn't reach.
 
@@ -59,7 +67,8 @@ def missing_modes(
     mass m under p and ε under q costs KL(q‖p) ≥ −(1 − ε) log(1 − m) + ε log ε (the data-processing inequality); here ε ≤ 10⁻⁴.
 
     The solution and the draws of the best model, by default 10,000 fresh ones, are in free coordinates. There are 512 particles
-    by default, or fewer in many dimensions and where a log density takes one point at a time.
+    by default, or fewer in many dimensions and where a log density takes one point at a time. `largest` is the largest log p −
+    log q at draws of q; with it, `beyond` is measured, too.
 
     Source: Del Moral, Doucet & Jasra (2006) for the particles; Dai, Heng, Jacob & Whiteley (2022).
     """
@@ -68,7 +77,7 @@ def missing_modes(
     if reason is not None:
         return MissingModes(0.0, 0.0, None, 0.0, 0, (), (), target.names, 0.0, "none", "nowhere", 0, 0, reason)
     spent, refused = free.evaluations["score"], free.evaluations["rejected"]
-    found = _Search(target, free, solution, seed, draws, particles).run(spent)
+    found = _Search(target, free, solution, seed, draws, particles).run(spent, largest)
     free.evaluations["rejected"] = refused  # the search alone goes that far out, where a density that fails does no harm
     return found
 
@@ -145,9 +154,13 @@ class _Search:
         """Whether log q is above its quantile under q."""
         return self.log_q(y) >= self.least
 
-    def run(self, before: int) -> MissingModes:
+    def run(self, before: int, largest: float | None = None) -> MissingModes:
         """Find points of p, climb from those that q doesn't reach, and measure the mass at the ends."""
         y, weight, weighs, method, searched = self._points()
+        beyond = None
+        if largest is not None and weighs:
+            ratio = self.density(y)[0] - self.log_q(y)
+            beyond = mass_beyond(ratio, weight, largest, independent=1.0 if method == "draws of p" else _INDEPENDENT)
         unreached = ~self.reached(y) & (weight > 0)
         missing, unresolved = torch.zeros_like(unreached), 0.0
         modes, shares, mass, stderr, least = y[:0], y.new_zeros(0), 0.0, 0.0, 0.0
@@ -182,6 +195,7 @@ class _Search:
             searched=searched,
             gradients=self.free.evaluations["score"] - before,
             calls=self.calls,
+            beyond=beyond,
         )
 
     def _points(self) -> tuple[Tensor, Tensor, bool, str, str]:

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from torch import Tensor
 
+from whichkl.diagnostics.beyond import MAX_MASS
 from whichkl.divergences import Estimate
 from whichkl.files.reading import checked, rebuilt
 from whichkl.goodness import Calibration, TwoSample
@@ -70,6 +71,8 @@ class MissingModes:
     calls: int
     """Batched calls of the target."""
     reason: str | None = None
+    beyond: float | None = None
+    """`Diagnostics.beyond`, by the points of the search; None where they are no points of p."""
 
     @property
     def found(self) -> bool:
@@ -150,6 +153,8 @@ class Diagnostics:
     """Whether the probability integral transform of unseen rows is uniform."""
     missing_modes: MissingModes | None = None
     """Whether p has modes that a fit by reverse KL doesn't reach."""
+    beyond: float | None = None
+    """The share of p's mass, less two standard errors, where p/q is above e times the largest importance weight."""
     held: Block | None = field(default=None, repr=False)
     """The unseen rows, in the coordinates of the target; not saved."""
     log_weights: Tensor | None = field(default=None, repr=False)
@@ -160,6 +165,11 @@ class Diagnostics:
     """Remarks of the solver and the family."""
     left_out: tuple[str, ...] = ()
     """What wasn't measured, or with less than there is, so that judging costs no more than the fit; `Fit.check` does the rest."""
+
+    @property
+    def weights_miss_mass(self) -> bool:
+        """Whether more than a hundredth of p lies where its density is above what any weight shows."""
+        return (self.beyond or 0.0) > MAX_MASS
 
     @property
     def leaves_optima_out(self) -> bool:

@@ -79,7 +79,7 @@ class Weighted:
     """The particles before their last moves were doubled."""
 
 
-def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_modes: bool = False) -> Weighted:
+def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses: str | None = None) -> Weighted:
     """Return weighted points distributed as p: n draws of q with Pareto-smoothed importance weights, or particles.
 
     The weights are used if k̂ ≤ 0.5, so that they have a finite variance, or if they are worth at least 0.9 n draws, so that no
@@ -88,8 +88,8 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
     moves change no mean significantly, its islands agree on log Z to half a nat, and Stein's identity holds on the particles,
     E_p[∇ log p] = 0 and E_p[(x − c) ∇ log p] = −1. If they aren't, weights are used up to k̂ = min(1 − 1/log₁₀ n, 0.7).
 
-    There are 4,096 particles for up to 10,000 draws; for more, as many as draws, up to 16,384. `misses_modes` means that q is
-    known to miss modes, which weights can't correct or detect.
+    There are 4,096 particles for up to 10,000 draws; for more, as many as draws, up to 16,384. `misses` is what q is known
+    to miss, such as modes, which weights can't correct or detect.
 
     Raises:
         TargetError: there is no log density, or neither weights nor particles can be trusted.
@@ -108,14 +108,14 @@ def corrected(target: Target | None, model: Any, n: int, seed: int, *, misses_mo
     smoothed, khat = pareto_smooth(log_weight) if bool((log_weight > -math.inf).any()) else (log_weight, math.inf)
     by_weights = Weighted(x, smoothed, "importance weights", khat)
     is_even = effective_sample_size(smoothed) >= MIN_SHARE_OF_DRAWS * n  # then a heavy tail of the weights hardly counts
-    if (khat <= _MAX_KHAT_WITH_VARIANCE or is_even) and not misses_modes:
+    if (khat <= _MAX_KHAT_WITH_VARIANCE or is_even) and misses is None:
         return by_weights
-    particles = _particles(target, x, n, seed, wider=_WIDTH_OF_SEARCH if misses_modes else _WIDTH_OF_START)
+    particles = _particles(target, x, n, seed, wider=_WIDTH_OF_START if misses is None else _WIDTH_OF_SEARCH)
     wrong = _distrust(target, particles)
-    if wrong is not None and khat <= khat_limit(n) and not misses_modes:
+    if wrong is not None and khat <= khat_limit(n) and misses is None:
         return by_weights
     if wrong is not None:
-        doubt = "it misses modes" if misses_modes else f"PSIS k̂ is {khat:.2f}, above {khat_limit(n):.2f}"
+        doubt = f"it misses {misses}" if misses else f"PSIS k̂ is {khat:.2f}, above {khat_limit(n):.2f}"
         because = f"{doubt}, and the particles that go from it to the target can't be trusted either ({wrong})"
         raise TargetError(cannot(do, because, "Fit a richer family, or run a long Markov chain"))
     now = target.bijection.forward(particles.x.to(target.device, target.dtype))

@@ -241,9 +241,13 @@ class Fit(HTML):
 
     def _weighted(self, n: int, seed: int, target: Target | None) -> Weighted:
         p = self.target if target is None else Target.of(target)
-        misses_modes = "modes_missing" in self.findings or self.diagnostics.leaves_optima_out
+        d, misses = self.diagnostics, None
+        if "modes_missing" in self.findings or d.leaves_optima_out:
+            misses = "modes"
+        elif d.weights_miss_mass:
+            misses = f"{d.beyond:.0%} of p or more, where its draws hardly come"
         with shown_progress("correcting draws of the fit"):
-            return corrected_points(p, self.model, n, seed, misses_modes=misses_modes)
+            return corrected_points(p, self.model, n, seed, misses=misses)
 
     @typed
     @with_progress("checking the fit")

@@ -197,6 +197,8 @@ def _weighted(fit: Fit, target: Target | None) -> Points | str:
         return ""
     if "modes_missing" in fit.findings or d.leaves_optima_out:
         return "q misses modes, which weights can't see; `fit.expect(f)` moves particles to p"
+    if d.weights_miss_mass:
+        return "p has mass where its weights hardly come; `fit.expect(f)` moves particles to p"
     if target is None and d.log_weights is None:
         return "the weights weren't measured"
     q = model_target(fit.model, p)

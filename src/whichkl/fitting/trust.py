@@ -46,6 +46,9 @@ def _by_weights(fit: Fit, share: float, khat: float | None, draws: int) -> str:
     known = f"{share:.0%} of its draws count when they are reweighted to p, PSIS k̂ {shown_khat(khat)}"
     if fit.findings & {"modes_missing"} or fit.diagnostics.leaves_optima_out:
         return "Use neither the fit nor its corrected draws: it misses mass of p that its draws don't reach."
+    if fit.diagnostics.weights_miss_mass:
+        missed = f"at least {fit.diagnostics.beyond or 0.0:.0%} of p lies where its draws hardly come"
+        return f"Use neither the fit nor its weights: corrected draws move particles to p, or say why they can't ({missed})."
     if share >= MIN_SHARE_OF_DRAWS:
         return f"Use the fit: it is close to p wherever it reaches ({known})."
     if (khat if khat is not None else math.inf) <= khat_limit(draws):
