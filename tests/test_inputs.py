@@ -187,3 +187,24 @@ def test_a_model_with_mass_where_the_target_has_none_is_said_to_be_infinitely_fa
 def test_arrays_that_hold_no_numbers_are_refused_with_what_to_do(values, said):
     with pytest.raises(InputError, match=said):
         wk.fit(values)
+
+
+DISCRETE = [
+    torch.distributions.Bernoulli(0.3),
+    torch.distributions.Categorical(torch.tensor([0.2, 0.3, 0.5])),
+    torch.distributions.Binomial(5, torch.tensor(0.3)),
+    torch.distributions.Poisson(3.0),
+    torch.distributions.Geometric(torch.tensor(0.3)),
+    torch.distributions.Independent(torch.distributions.Bernoulli(torch.tensor([0.3, 0.6])), 1),
+]
+
+
+@pytest.mark.parametrize("p", DISCRETE, ids=lambda p: type(p).__name__)
+def test_the_call_that_is_named_for_a_discrete_law_makes_its_target(p):
+    with pytest.raises(wk.InputError) as caught:
+        wk.fit(p)
+    call = re.search(r"(Target\(.*\))\.$", str(caught.value))[1]
+    target = eval(call, {"Target": wk.Target, "p": p})  # noqa: S307
+    fit = wk.fit(target, "product:poisson" if target.samples is not None else None)
+    assert fit.status == "converged"
+    assert target.samples is not None or abs(fit.value.value) < 1e-6

@@ -36,7 +36,7 @@ def flat_topped(x):
 SITUATIONS = {
     "weights all count": (wk.Target(log_prob=near, dim=3), "gaussian", "Use the fit: it is"),
     "weights can be trusted": (wk.Target(log_prob=flat_topped, dim=3), "gaussian", "Use the corrected draws"),
-    "a mode is missed": (wk.Target(log_prob=mixture, dim=1), "gaussian", "Use neither the fit nor its corrected draws"),
+    "a mode is missed": (wk.Target(log_prob=mixture, dim=1), "gaussian", "Use neither the fit nor its weights"),
     "rows are followed": (Z, "gaussian", "Use the fit: nothing"),
     "rows aren't followed": (np.r_[Z - 5, Z + 5], "gaussian:diagonal", "Use the fit as a rough picture only"),
     "no row was held out": (None, "gaussian", "Nothing was checked on unseen draws"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from whichkl._checks import WhichklError
+from whichkl._checks import WhichklError, quoted
 from whichkl.diagnostics.columns import next_richer
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.result import Diagnostics
@@ -40,6 +40,8 @@ def preferred(family: Family, diagnostics: Diagnostics) -> Family | str:
 def allowed(fit: JudgedFit, diagnostics: Diagnostics) -> str:
     """Return the preferred family if the rows allow it, or else another one that they allow, in words."""
     first, x = preferred(fit.family, diagnostics), fit.target.samples
+    if fit.target.reading.categories and not isinstance(first, str):  # only columns that are independent take categories
+        return f"a full covariance after you drop {quoted(list(fit.target.reading.categories))}, which hold categories"
     if x is None or fit.target.context is not None or isinstance(first, str) or diagnostics.richer_gain is not None:
         return str(first)
     target = fit.target if len(x) <= _ROWS else _with_rows(fit.target, x[:: -(-len(x) // _ROWS)])

@@ -38,14 +38,21 @@ def trust(fit: Fit) -> str:
         return "Use the fit with care: its value isn't reliable."
     if "family_too_rich" in findings:
         return "Use a simpler family, which does better on unseen draws."
-    rest = "apart from what the findings say" if findings else "nothing that was checked on unseen draws speaks against it"
-    return f"Use the fit: {rest}."
+    if fit.value.value == math.inf:
+        return "Don't use the fit for new rows: some that it hasn't seen are impossible under it."
+    if findings:
+        return "Use the fit: apart from what the findings say."
+    doubts = [name for name, test in (("a classifier", d.two_sample), ("calibration", d.calibration)) if test and test.differs]
+    if doubts:
+        return f"Use the fit where small differences don't matter: {' and '.join(doubts)} can tell it from unseen rows."
+    return "Use the fit: nothing that was checked on unseen draws speaks against it."
 
 
 def _by_weights(fit: Fit, share: float, khat: float | None, draws: int) -> str:
     known = f"{share:.0%} of its draws count when they are reweighted to p, PSIS k̂ {shown_khat(khat)}"
     if fit.findings & {"modes_missing"} or fit.diagnostics.leaves_optima_out:
-        return "Use neither the fit nor its corrected draws: it misses mass of p that its draws don't reach."
+        missed = "it misses mass of p that its draws don't reach"
+        return f"Use neither the fit nor its weights: corrected draws move particles to p, or say why they can't ({missed})."
     if fit.diagnostics.weights_miss_mass:
         missed = f"at least {fit.diagnostics.beyond or 0.0:.0%} of p lies where its draws hardly come"
         return f"Use neither the fit nor its weights: corrected draws move particles to p, or say why they can't ({missed})."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 from torch.utils.data import DataLoader, Dataset
 
 from whichkl._checks import InputError, cannot
@@ -72,8 +73,7 @@ def _of_distribution(p: Distribution) -> dict[str, Any]:
         raise InputError(cannot(do, f"it has {shapes}", instead))
     if getattr(known_support(p), "is_discrete", False):
         because = "it is discrete, and the families that a distribution is fitted by have densities on ℝᵈ"
-        instead = "Use Target(log_prob=p.log_prob, dim=d, support='boolean', normalized=True), or its draws as `samples=`"
-        raise InputError(cannot(do, because, instead))
+        raise InputError(cannot(do, because, f"Use {_discrete_target(p)}"))
     with seeded(0):
         example = p.sample()
     dim, wide = max(1, example.numel()), widened(p)
@@ -86,6 +86,21 @@ def _of_distribution(p: Distribution) -> dict[str, Any]:
         "dtype": example.dtype if example.is_floating_point() else torch.float64,
         "device": example.device,
     }
+
+
+def _discrete_target(p: Distribution) -> str:
+    """Write the call that makes a target of a discrete law."""
+    kind: Any = known_support(p)
+    while isinstance(kind, constraints.independent):
+        kind = kind.base_constraint
+    ends: list[Any] = [getattr(kind, end, None) for end in ("lower_bound", "upper_bound")]
+    dim, name = max(1, math.prod(p.event_shape)), "boolean" if kind is constraints.boolean else None
+    if name is None and all(end is not None and np.size(end) == 1 for end in ends):
+        name = f"integer_interval({int(ends[0])}, {int(ends[1])})"
+    if name is None:
+        return f"its draws, Target(samples=p.sample((1000,)).reshape(-1, {dim}))"
+    f = "p.log_prob" if p.event_shape else "lambda x: p.log_prob(x[:, 0])"
+    return f"Target(log_prob={f}, dim={dim}, support='{name}', normalized=True)"
 
 
 def remaining(p: Target, rows: Int[Tensor, " m"]) -> dict[str, Any]:
