@@ -22,6 +22,7 @@ from whichkl.divergences.question import Question, Side, on_one_ground
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
+from whichkl.targets.origin import constant_of
 
 Form = Literal["samples", "probabilities", "logits"]
 
@@ -100,7 +101,7 @@ def estimate(
     possible = [one for one in TABLE if one.can(question)]
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
         result = _automatic(question, possible) if method is None else _chosen(question, method, possible)
-    return _finished(result, name, kind)
+    return _finished(result, name, kind).resting_on(constant_of(getattr(p, "origin", None)))
 
 
 def _check_arguments(n: Any, method: str | None, form: str) -> None:

@@ -58,3 +58,8 @@ class Origin:
         for name, text in self.rows:
             lines.append(textwrap.fill(f"{name}: {text}", _WIDTH, initial_indent="  ", subsequent_indent="    "))
         return "\n".join(lines)
+
+
+def constant_of(origin: Any) -> Literal["temperature"] | None:
+    """Return the constant that every value about a target of this origin rests on; None if there is none, or no origin."""
+    return origin.up_to if isinstance(origin, Origin) else None
