@@ -21,7 +21,7 @@ _STARTS = 8
 _KEPT = 2
 """Number of these that climb on all comparisons."""
 _PAIRS_AT_FIRST, _CALLS_AT_FIRST = 500, 60
-"""The starts are ranked after this many calls on this many comparisons."""
+"""The starts are ranked by what they reach on this many comparisons in this many calls."""
 _TOLERANCE, _MAX_CALLS = 1e-3, 300
 """Nats that a quasi-Newton step may still promise, and the largest number of calls on all comparisons."""
 _MEAN_WIDTH = 2.0
@@ -146,19 +146,21 @@ def fit_mixtures(pairs: Pairs, generator: torch.Generator) -> list[tuple[Mixture
     count = torch.tensor([1, *(k for k in range(2, MAX_COMPONENTS + 1) for _ in range(_STARTS))], device=device)
     few = pairs.take(torch.arange(min(_PAIRS_AT_FIRST, len(pairs)), device=device))
     every = torch.ones_like(count, dtype=pairs.offset.dtype)[:, None]
-    first = ascend(_objective(few, count, every), layout.start(pairs.winners, count, generator), 0.1, _CALLS_AT_FIRST)
-    kept = torch.cat([_highest(first.value, count == k, _KEPT) for k in range(1, MAX_COMPONENTS + 1)])
-    count = count[kept]
-    peaks = ascend(_objective(pairs, count, every), first.x[kept], _TOLERANCE, _MAX_CALLS)
-    best = torch.cat([_highest(peaks.value, count == k, 1) for k in range(1, MAX_COMPONENTS + 1)])
-    theta, count = peaks.x[best], count[best]
-    held = torch.arange(FOLDS, device=device)[:, None] == pairs.fold
-    used = (~held).to(theta).repeat_interleave(len(count), 0)
-    folds = count.repeat(FOLDS)
-    without = ascend(_objective(pairs, folds, used), theta.repeat(FOLDS, 1), 10 * _TOLERANCE, _MAX_CALLS).x
-    loss = comparison_loss(pairs.margin(_log_density(_features(pairs), layout.model(without, folds)[0])))
-    unseen = (loss.unflatten(0, (FOLDS, -1)) * held[:, None]).sum(0)
-    return [(layout.mixture(one, int(k)), each) for one, k, each in zip(theta, count, unseen, strict=True)]
+    start = layout.start(pairs.winners, count, generator)
+    ranked = ascend(_objective(few, count, every), start, 0.1, _CALLS_AT_FIRST).value
+    kept = torch.cat([_highest(ranked, count == k, _KEPT) for k in range(1, MAX_COMPONENTS + 1)])
+    # Folds begin at the starts too: from θ, which knows all answers, they would keep knowing those that they hold out.
+    held = torch.arange(FOLDS + 1, device=device)[:, None] == pairs.fold  # the last row holds nothing out
+    used, counts = (~held).to(every).repeat_interleave(len(kept), 0), count[kept].repeat(FOLDS + 1)
+    ends = ascend(_objective(pairs, counts, used), start[kept].repeat(FOLDS + 1, 1), _TOLERANCE, _MAX_CALLS)
+    fold = torch.arange(FOLDS + 1, device=device).repeat_interleave(len(kept))
+    found = []
+    for k in range(1, MAX_COMPONENTS + 1):
+        best = torch.cat([_highest(ends.value, (counts == k) & (fold == i), 1) for i in range(FOLDS + 1)])
+        theta = ends.x[best]
+        loss = comparison_loss(pairs.margin(_log_density(_features(pairs), layout.model(theta, counts[best])[0])))
+        found.append((layout.mixture(theta[-1], k), (loss * held).sum(0)))
+    return found
 
 
 def _highest(value: Float[Tensor, " b"], among: Tensor, most: int) -> Int[Tensor, " m"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import scipy
@@ -32,50 +33,72 @@ _MIN_DECREMENT = 1e-9
 _MAX_PAIRS_FOR_SCALES = 3_000
 """Largest number of comparisons by which the two scales are chosen; more hardly change them."""
 _SEARCH = {"xatol": 0.05, "fatol": 0.1, "maxfev": 40}
-"""The scales are found to 5 %, or to a tenth of a nat of evidence."""
+"""The scales are found to 5 %, or to a tenth of a nat over all answers."""
+_USUAL_LENGTH, _SCALE_WIDTH = 0.7, 0.7
+"""The usual ℓ per √d, next to s = 1; and the standard deviation of log ℓ and log s in their prior, a factor of two."""
 _LENGTHS, _SIZES = (0.05, 30.0), (1e-3, 100.0)
-"""Ranges of the scales: beyond them, the process is noise or a part of the trend."""
+"""Ranges of the scales; beyond them, the process is noise or a part of the trend."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """f(z) = b·z − ½ zᵀAz + Σⱼ wⱼ φⱼ(z), A ≻ 0, where φ(z) = s L⁻¹ k(z, centers), LLᵀ = k(centers, centers), w ~ N(0, I).
+    """f(z) = b·z − ½ zᵀAz + Σⱼ vⱼ k(z, cⱼ), A ≻ 0, k(z, c) = exp(−‖z − c‖² / 2ℓ²).
 
-    k(z, z′) = exp(−‖z − z′‖² / 2ℓ²), so that the sum is a Gaussian process of size s near the centers, and vanishes far from
-    them. There the quadratic is left: exp f has a finite integral.
+    Far from the centers c the sum vanishes and the quadratic is left, so that exp f has a finite integral.
     """
 
     centers: Float[Tensor, "m d"]
-    root: Float[Tensor, "m m"]
     length: float
-    size: float
-    theta: Float[Tensor, " p"] | None = None
-    """b, the upper triangle of A, and w."""
-
-    @classmethod
-    def at(cls, centers: Float[Tensor, "m d"], length: float, size: float) -> Process:
-        """Return the process with these scales, which isn't fitted yet."""
-        kernel = torch.exp(-torch.cdist(centers, centers).square() / (2 * length**2))
-        kernel.diagonal().add_(_JITTER)
-        return cls(centers, torch.linalg.cholesky(kernel), length, size)
-
-    def features(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n p"]:
-        """Return the features of which f is a linear function."""
-        squared = z.square().sum(1)[:, None] + self.centers.square().sum(1) - 2 * z @ self.centers.T
-        kernel = torch.exp(-squared.clamp(min=0) / (2 * self.length**2))
-        residual = self.size * torch.linalg.solve_triangular(self.root, kernel.T, upper=False).T
-        return torch.cat([z, -quadratic_features(z) / 2, residual], 1)
-
-    def contrasts(self, pairs: Pairs) -> Float[Tensor, "n p"]:
-        """Return the features of each winner minus those of its loser."""
-        won, lost = self.features(pairs.points).chunk(2)
-        return won - lost
+    slope: Float[Tensor, " d"]
+    bend: Float[Tensor, " t"]
+    """The upper triangle of A."""
+    weights: Float[Tensor, " m"]
 
     def log_prob(self, z: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return f, the log density of z up to a constant."""
-        if self.theta is None:
-            raise RuntimeError("this process isn't fitted")
-        return self.features(z) @ self.theta
+        quadratic = z @ self.slope - quadratic_features(z) @ self.bend / 2
+        value: Tensor = quadratic + _kernel(z, self.centers, self.length) @ self.weights
+        return value
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """Features of which f is a linear function with weights of variance 1: φ(z) = s L⁻¹ k(z, centers), LLᵀ = k(centers, centers).
+
+    The sum of weight × feature is a Gaussian process of size s, conditioned on its values at the centers.
+    """
+
+    centers: Float[Tensor, "m d"]
+    length: float
+    size: float
+
+    @cached_property
+    def root(self) -> Float[Tensor, "m m"]:
+        """L."""
+        kernel = _kernel(self.centers, self.centers, self.length)
+        kernel.diagonal().add_(_JITTER)
+        root: Tensor = torch.linalg.cholesky(kernel)
+        return root
+
+    def contrasts(self, pairs: Pairs) -> Float[Tensor, "n p"]:
+        """Return z, −½ `quadratic_features` and φ of each winner minus those of its loser."""
+        kernel = _kernel(pairs.points, self.centers, self.length)
+        residual = self.size * torch.linalg.solve_triangular(self.root, kernel.T, upper=False).T
+        won, lost = torch.cat([pairs.points, -quadratic_features(pairs.points) / 2, residual], 1).chunk(2)
+        return won - lost
+
+    def process(self, theta: Float[Tensor, " p"]) -> Process:
+        """Return f for the weights of all features."""
+        d, m = self.centers.shape[1], len(self.centers)
+        slope, bend, w = theta.split([d, len(theta) - d - m, m])
+        weights = self.size * torch.linalg.solve_triangular(self.root.T, w[:, None], upper=True)[:, 0]
+        return Process(self.centers, self.length, slope, bend, weights)
+
+
+def _kernel(z: Float[Tensor, "n d"], centers: Float[Tensor, "m d"], length: float) -> Float[Tensor, "n m"]:
+    squared = z.square().sum(1)[:, None] + centers.square().sum(1) - 2 * z @ centers.T
+    kernel: Tensor = torch.exp(-squared.clamp(min=0) / (2 * length**2))
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -96,9 +119,9 @@ class _Posterior:
     """θ of N(0, I)."""
 
     @classmethod
-    def of(cls, process: Process, pairs: Pairs) -> _Posterior:
-        """Return the objective of a process on these comparisons."""
-        x, d = process.contrasts(pairs), pairs.dim
+    def of(cls, basis: _Basis, pairs: Pairs) -> _Posterior:
+        """Return the objective on these comparisons."""
+        x, d = basis.contrasts(pairs), pairs.dim
         i, j = triangle(d, x.device)
         eye = torch.eye(d, dtype=x.dtype, device=x.device)
         upper = torch.einsum("rk,ck->rck", eye[:, i], eye[:, j])
@@ -131,8 +154,8 @@ class _Posterior:
         d = math.isqrt(len(self.spread))
         return slice(d, d + self.spread.shape[1])
 
-    def minimum(self, theta: Float[Tensor, " p"]) -> tuple[Float[Tensor, " p"], float]:
-        """Return the minimum, from θ on by damped Newton, and minus the log evidence by Laplace's method, up to a constant."""
+    def minimum(self, theta: Float[Tensor, " p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, "p p"]]:
+        """Return the minimum, from θ on by damped Newton, and the Cholesky factor of the Hessian there."""
         x, trend, margin = self.contrasts, self.trend, self.margin(theta)
         least, root = self.value(theta, margin)
         for _ in range(_MAX_STEPS):
@@ -154,39 +177,52 @@ class _Posterior:
                     break
             else:
                 break  # rounding hides the rest
-        return theta, least + float(factor.diagonal().log().sum())
+        return theta, factor
+
+    def unseen_loss(self, theta: Float[Tensor, " p"], factor: Float[Tensor, "p p"]) -> float:
+        """Return the sum of the losses of all answers, each by a fit without it: one step of Newton's method from the minimum.
+
+        Source: Rad & Maleki (2020), equation 7.
+        """
+        margin, x = self.margin(theta), self.contrasts / self.noise
+        missed = torch.sigmoid(-margin)
+        reach = torch.linalg.solve_triangular(factor, x.T, upper=False).square().sum(0)
+        return float(comparison_loss(margin - reach * missed / (1 - reach * missed * (1 - missed))).sum())
 
 
 def fit_process(pairs: Pairs, count: int) -> tuple[Process, Float[Tensor, " n"]]:
     """Return the fitted process, and the loss of each answer by a fit without its fold.
 
-    The scales ℓ and s have the highest evidence. The centers are winners, since log p needs detail where p has mass.
+    The scales ℓ and s have the least loss on answers left out one by one. (By Laplace's evidence they grow without end where the
+    answers can be separated.) The centers are winners, since log p needs detail where p has mass.
 
     Args:
         pairs: the comparisons, in random order.
         count: how many centers.
 
-    Source: Chu & Ghahramani (2005), whose prior is the process alone.
+    Source: Chu & Ghahramani (2005) for the process; they choose the scales by the evidence, and have no trend.
     """
     centers = torch.unique(pairs.winners[:count], dim=0)
     few = pairs.take(torch.arange(min(len(pairs), _MAX_PAIRS_FOR_SCALES), device=centers.device))
 
-    def surprise(scales: np.ndarray) -> float:
+    usual = np.array([math.log(_USUAL_LENGTH * math.sqrt(pairs.dim)), 0.0])
+
+    def loss_of(scales: np.ndarray) -> float:
         length, size = np.exp(scales)
         if not (_LENGTHS[0] < length < _LENGTHS[1] and _SIZES[0] < size < _SIZES[1]):
             return math.inf
-        objective = _Posterior.of(Process.at(centers, length, size), few)
-        return objective.minimum(objective.start)[1]
+        objective = _Posterior.of(_Basis(centers, length, size), few)
+        prior = float(np.square(scales - usual).sum()) / (2 * _SCALE_WIDTH**2)
+        return objective.unseen_loss(*objective.minimum(objective.start)) + prior
 
-    start = np.array([math.log(0.7 * math.sqrt(pairs.dim)), 0.5])
-    simplex = np.array([start, start - [0.7, 0.0], start + [0.0, 1.0]])
-    found = scipy.optimize.minimize(surprise, start, method="Nelder-Mead", options={**_SEARCH, "initial_simplex": simplex})
-    process = Process.at(centers, *(float(scale) for scale in np.exp(found.x)))
-    objective = _Posterior.of(process, pairs)
+    simplex = np.array([usual, usual - [0.7, 0.0], usual + [0.0, 1.0]])
+    found = scipy.optimize.minimize(loss_of, usual, method="Nelder-Mead", options={**_SEARCH, "initial_simplex": simplex})
+    basis = _Basis(centers, *(float(scale) for scale in np.exp(found.x)))
+    objective = _Posterior.of(basis, pairs)
     theta, _ = objective.minimum(objective.start)
     loss = torch.empty_like(pairs.offset)
     for k in range(FOLDS):
         held = pairs.fold == k
         without, _ = objective.only(~held).minimum(theta)
         loss[held] = comparison_loss(objective.only(held).margin(without))
-    return replace(process, theta=theta), loss
+    return basis.process(theta), loss

@@ -32,6 +32,10 @@ _MAX_PAIRS = 10_000
 """Largest number of comparisons that are used; beyond it, the error is that of the models."""
 _MAX_COLUMNS = 30
 """Largest number of free coordinates: the precision of a component has 465 entries there."""
+_BEFORE_PROCESS = 2
+"""Number of mixtures that count as simpler than the process: more components have several optima."""
+_EXCESS = 0.5
+"""Largest loss above the least, in standard errors, at which a simpler model is taken."""
 _SATURATED = 2.0
 """Log odds from which on an answer tells hardly more than its sign: it is right in 88 % of cases."""
 _MAX_SATURATED_SHARE = 0.9
@@ -46,7 +50,7 @@ class Comparisons:
     """Answers to "which of two points is likelier?": P(a ≻ b) = σ((log p(a) − log p(b)) / noise) (Bradley & Terry, 1952).
 
     `convert` fits log p by mixtures of 1 to 4 Gaussians, and by a concave quadratic plus a Gaussian process. Of the models whose
-    loss on answers that they haven't seen isn't significantly above the least it takes the simplest. A mixture is normalised and
+    loss on answers that they haven't seen is close to the least it takes the simplest. A mixture is normalised and
     can be sampled, too; the process can only be evaluated. `n` of `convert` is the number of points that carry the process.
 
     The answers fix p up to a power: if the true noise is c times `noise`, the target is p^(1/c).
@@ -116,7 +120,8 @@ class Comparisons:
         generator = torch.Generator().manual_seed(check_seed(seed))
         scaled = _Scaled.of(self, generator)
         pairs = scaled.pairs
-        found: list[tuple[Model, Tensor]] = [*fit_mixtures(pairs, generator), fit_process(pairs, n or CENTERS)]
+        found: list[tuple[Model, Tensor]] = [*fit_mixtures(pairs, generator)]
+        found.insert(_BEFORE_PROCESS, fit_process(pairs, n or CENTERS))
         model, loss = found[chosen_by_loss([one for _, one in found])]
         saturated = (pairs.margin(model.log_prob(pairs.points)).abs() > _SATURATED).double().mean().item()
         if saturated - 2 * math.sqrt(saturated * (1 - saturated) / len(pairs)) > _MAX_SATURATED_SHARE:
@@ -152,7 +157,7 @@ class Comparisons:
             source=f"{pairs:,} comparisons of two points with {len(self.names)} column{'s' * (len(self.names) != 1)}.",
             assumed=(
                 f"The point a wins against b with probability σ((log p(a) − log p(b)) / noise), noise = {self.noise:g}.",
-                f"{model}. This is the simplest of {len(losses)} models whose loss isn't significantly above the least, which is "
+                f"{model}. This is the simplest of {len(losses)} models whose loss is close to the least, which is "
                 f"{min(losses):.3f} nats per unseen answer; the largest is {max(losses):.3f}.",
             ),
             unknown=(
@@ -170,13 +175,13 @@ class Comparisons:
 
 
 def chosen_by_loss(losses: Sequence[Float[Tensor, " n"]]) -> int:
-    """Return the first of several models, simplest first, whose loss on unseen answers is within one error of the least.
+    """Return the first of several models, simplest first, whose mean loss is within half a standard error of the least.
 
     The error is that of the mean difference, answer by answer.
     """
     least = min(losses, key=lambda loss: float(loss.mean()))
     excess = (loss - least for loss in losses)
-    return next(i for i, one in enumerate(excess) if float(one.mean()) <= float(one.std()) / math.sqrt(len(one)))
+    return next(i for i, one in enumerate(excess) if float(one.mean()) <= _EXCESS * float(one.std()) / math.sqrt(len(one)))
 
 
 def describe(model: Model) -> str:
