@@ -225,9 +225,20 @@ def test_the_simplest_model_within_an_error_of_the_least_loss_is_chosen():
     base = torch.rand(1_000, generator=g, dtype=D)
     noise = 0.1 * torch.randn(1_000, generator=g, dtype=D)
     noise = noise - noise.mean()
-    assert chosen_by_loss([base + 0.05, base + noise + 1e-4, base]) == 1  # a thirtieth of an error
-    assert chosen_by_loss([base, base + 1]) == 0
-    assert chosen_by_loss([base + 1e-9, base]) == 1  # no noise between them
+    known = [True] * 3
+    assert chosen_by_loss([base + 0.05, base + noise + 1e-4, base], known) == 1  # a thirtieth of an error
+    assert chosen_by_loss([base, base + 1], known[:2]) == 0
+    assert chosen_by_loss([base + 1e-9, base], known[:2]) == 1  # no noise between them
+
+
+def test_a_model_with_mass_where_nobody_compared_must_be_significantly_better():
+    g = torch.Generator().manual_seed(0)
+    base, noise = torch.rand(1_000, generator=g, dtype=D), torch.randn(1_000, generator=g, dtype=D)
+    noise = math.sqrt(1_000) * 1e-3 * (noise - noise.mean()) / noise.std()  # the error of the mean is 1/1000
+    losses = [base + noise + 1.5e-3, base]
+    assert chosen_by_loss(losses, [True, False]) == 0 and chosen_by_loss(losses, [True, True]) == 1
+    assert chosen_by_loss([base + noise + 2.5e-3, base], [True, False]) == 1
+    assert chosen_by_loss(losses, [False, False]) == 1
 
 
 @pytest.fixture(scope="module")

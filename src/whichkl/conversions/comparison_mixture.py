@@ -24,7 +24,7 @@ _PAIRS_AT_FIRST, _CALLS_AT_FIRST = 500, 60
 """The starts are ranked by what they reach on this many comparisons in this many calls."""
 _TOLERANCE, _MAX_CALLS = 1e-3, 300
 """Nats that a quasi-Newton step may still promise, and the largest number of calls on all comparisons."""
-_MEAN_WIDTH = 2.0
+_MEAN_WIDTH = 1.0
 """Standard deviation of the means in their prior, per spread of the points."""
 _FIRST_WIDTH = 0.5
 """Width of the components at the start, per spread of the winners."""

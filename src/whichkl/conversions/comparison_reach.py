@@ -23,6 +23,8 @@ _MAX_POINTS = 4_000
 """Largest number of compared points whose distances are measured."""
 _QUANTILE = 0.99
 """A draw is where nobody compared if this share of the compared points is nearer to another one than the draw is to any."""
+MAX_SHARE_ELSEWHERE = 0.1
+"""Share of the mass where nobody compared, above which a density isn't reliable."""
 _MAX_LOG_Z_ERROR = 0.3
 """Largest standard error of log Z, in nats, at which the particles have settled."""
 
@@ -37,6 +39,11 @@ class Reach:
     """log ∫ exp f(z) dz, in nats."""
     doubt: str = ""
     """Why the mass couldn't be measured well, as a sentence; empty if it could."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether nearly all of the mass is known to lie where points were compared."""
+        return self.elsewhere <= MAX_SHARE_ELSEWHERE and not self.doubt
 
 
 def reach_of(model: Process | MixtureSameFamily, pairs: Pairs, seed: int) -> Reach:

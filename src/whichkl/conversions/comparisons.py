@@ -18,7 +18,7 @@ from whichkl._checks import InputError, TargetError, cannot, check_seed, quoted
 from whichkl.conversions.comparison_mixture import fit_mixtures
 from whichkl.conversions.comparison_pairs import Pairs
 from whichkl.conversions.comparison_process import CENTERS, Process, fit_process
-from whichkl.conversions.comparison_reach import Reach, reach_of
+from whichkl.conversions.comparison_reach import MAX_SHARE_ELSEWHERE, Reach, reach_of
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
@@ -36,12 +36,12 @@ _BEFORE_PROCESS = 2
 """Number of mixtures that count as simpler than the process: more components have several optima."""
 _EXCESS = 0.5
 """Largest loss above the least, in standard errors, at which a simpler model is taken."""
+_EXCESS_OF_CHECKED = 2.0
+"""The same for a model that has its mass where points were compared, in place of one that doesn't."""
 _SATURATED = 2.0
 """Log odds from which on an answer tells hardly more than its sign: it is right in 88 % of cases."""
 _MAX_SATURATED_SHARE = 0.9
 """Share of saturated pairs, by two standard errors, above which comparisons are refused."""
-_MAX_SHARE_ELSEWHERE = 0.1
-"""Share of the mass where nobody compared, above which the density isn't reliable."""
 _COIN = math.log(2)
 """Loss of an answer that is a coin's, in nats."""
 
@@ -50,7 +50,8 @@ class Comparisons:
     """Answers to "which of two points is likelier?": P(a ≻ b) = σ((log p(a) − log p(b)) / noise) (Bradley & Terry, 1952).
 
     `convert` fits log p by mixtures of 1 to 4 Gaussians, and by a concave quadratic plus a Gaussian process. Of the models whose
-    loss on answers that they haven't seen is close to the least it takes the simplest. A mixture is normalised and
+    loss on answers that they haven't seen is close to the least it takes the simplest; one
+    with much mass where nobody compared only if no other comes near. A mixture is normalised and
     can be sampled, too; the process can only be evaluated. `n` of `convert` is the number of points that carry the process.
 
     The answers fix p up to a power: if the true noise is c times `noise`, the target is p^(1/c).
@@ -122,7 +123,9 @@ class Comparisons:
         pairs = scaled.pairs
         found: list[tuple[Model, Tensor]] = [*fit_mixtures(pairs, generator)]
         found.insert(_BEFORE_PROCESS, fit_process(pairs, n or CENTERS))
-        model, loss = found[chosen_by_loss([one for _, one in found])]
+        reaches = [reach_of(model, pairs, seed) for model, _ in found]
+        at = chosen_by_loss([loss for _, loss in found], [one.is_known for one in reaches])
+        (model, loss), reach = found[at], reaches[at]
         saturated = (pairs.margin(model.log_prob(pairs.points)).abs() > _SATURATED).double().mean().item()
         if saturated - 2 * math.sqrt(saturated * (1 - saturated) / len(pairs)) > _MAX_SATURATED_SHARE:
             because = (
@@ -131,7 +134,6 @@ class Comparisons:
             )
             instead = "Compare points that are more alike, such as pairs of winners, or pass the true `noise=`"
             raise TargetError(cannot("convert these comparisons", because, instead))
-        reach = reach_of(model, pairs, seed)
         target = scaled.target(model, reach.log_z)
         target.origin = self._origin(describe(model), loss, [float(one.mean()) for _, one in found], saturated, reach)
         return target
@@ -150,15 +152,15 @@ class Comparisons:
         ]
         if not is_informative:
             trust.append("The answers are no better than a coin's, so the density isn't reliable.")
-        if reach.elsewhere > _MAX_SHARE_ELSEWHERE:
-            trust.append(f"This is more than {_MAX_SHARE_ELSEWHERE:.0%}, so the density isn't reliable: compare points there.")
+        if reach.elsewhere > MAX_SHARE_ELSEWHERE:
+            trust.append(f"This is more than {MAX_SHARE_ELSEWHERE:.0%}, so the density isn't reliable: compare points there.")
         trust += [reach.doubt] * bool(reach.doubt)
         return Origin(
             source=f"{pairs:,} comparisons of two points with {len(self.names)} column{'s' * (len(self.names) != 1)}.",
             assumed=(
                 f"The point a wins against b with probability σ((log p(a) − log p(b)) / noise), noise = {self.noise:g}.",
-                f"{model}. This is the simplest of {len(losses)} models whose loss is close to the least, which is "
-                f"{min(losses):.3f} nats per unseen answer; the largest is {max(losses):.3f}.",
+                f"{model}. Of {len(losses)} models, this is the simplest that predicts unseen answers about as well as the best: "
+                f"its loss is {mean:.3f} nats per answer; the models have {min(losses):.3f} to {max(losses):.3f}.",
             ),
             unknown=(
                 f"The temperature: if the true noise is c times {self.noise:g}, the target is p^(1/c).",
@@ -166,7 +168,7 @@ class Comparisons:
             ),
             left_out=tuple(left_out),
             trust=" ".join(trust),
-            reliable=is_informative and reach.elsewhere <= _MAX_SHARE_ELSEWHERE and not reach.doubt,
+            reliable=is_informative and reach.is_known,
             up_to="temperature",
         )
 
@@ -174,14 +176,30 @@ class Comparisons:
         return f"Comparisons({len(self.winners):,} pairs, dim={len(self.names)}, noise={self.noise:g})"
 
 
-def chosen_by_loss(losses: Sequence[Float[Tensor, " n"]]) -> int:
-    """Return the first of several models, simplest first, whose mean loss is within half a standard error of the least.
+def chosen_by_loss(losses: Sequence[Float[Tensor, " n"]], is_known: Sequence[bool]) -> int:
+    """Return which of several models is taken, by the losses of each on unseen answers; the simplest model is the first.
 
-    The error is that of the mean difference, answer by answer.
+    It is the first whose mean loss is within half a standard error of the least. A model whose mass isn't known to lie where
+    points were compared is only taken if the loss of the others is higher by two standard errors: answers can't check its mass.
     """
-    least = min(losses, key=lambda loss: float(loss.mean()))
-    excess = (loss - least for loss in losses)
-    return next(i for i, one in enumerate(excess) if float(one.mean()) <= _EXCESS * float(one.std()) / math.sqrt(len(one)))
+    every = range(len(losses))
+    near = [i for i in every if is_known[i]]
+    best = _simplest(losses, every)
+    if not near or best in near:
+        return best
+    checked = _simplest(losses, near)
+    return checked if _excess(losses[checked], losses[best]) <= _EXCESS_OF_CHECKED else best
+
+
+def _simplest(losses: Sequence[Tensor], among: Sequence[int]) -> int:
+    least = min((losses[i] for i in among), key=lambda loss: float(loss.mean()))
+    return next(i for i in among if _excess(losses[i], least) <= _EXCESS)
+
+
+def _excess(loss: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> float:
+    """Return the mean difference in standard errors, answer by answer."""
+    excess = loss - other
+    return float(excess.mean()) / max(float(excess.std()) / math.sqrt(len(excess)), 1e-300)
 
 
 def describe(model: Model) -> str:
