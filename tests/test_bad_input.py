@@ -114,6 +114,8 @@ ALSO = {
     "Fit.linear_response.target": {"None"},
     "Fit.draws.target": set(BAD),  # without `corrected` it isn't read
     "to_arviz.target": {"None"},
+    "Comparisons.support": {"None"},
+    "Comparisons.noise": {"too large"},
     **{f"{name}.hidden": {"empty list"} for name in families.__all__},
     **{f"{name}.smoothing": {"too large"} for name in ("Categorical", "Product")},
     "GeneralizedLinear.penalty": {"too large"},
@@ -197,6 +199,9 @@ def calls(fits, tmp_path):
     yield "Fit.linear_response", found.linear_response, {}
     yield "Fit.save", found.save, {"folder": tmp_path / "fit"}
     yield "Fit.load", wk.Fit.load, {"folder": tmp_path / "none"}
+    comparisons = {"winners": X, "losers": np.flip(X, 0) + 1}
+    yield "Comparisons", wk.Comparisons, comparisons
+    yield "Comparisons.as_target", wk.Comparisons(**comparisons).as_target, {"n": 10}
     yield from losses_of_logits()
     for name in families.__all__:
         family = getattr(families, name)

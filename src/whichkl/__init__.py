@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from whichkl.access import Access
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
+    from whichkl.conversions.comparisons import Comparisons  # noqa: F401
     from whichkl.conversions.convert import convert
     from whichkl.conversions.labels import Labels  # noqa: F401
     from whichkl.conversions.moments import Moments  # noqa: F401
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Access": "access",
+    "Comparisons": "conversions.comparisons",
     "Estimate": "divergences",
     "Fit": "fitting",
     "ForwardKL": "objectives",

@@ -33,7 +33,7 @@ CONVERSIONS = (
     Conversion(
         "comparisons",
         "answers to 'which of x, x′ is likelier?'",
-        "a log density up to a constant and a temperature (Bradley–Terry, with a prior on the function): reverse KL",
+        "a density up to a temperature (Bradley–Terry): reverse KL, and both KLs where a mixture explains the answers",
         "Mikkola et al., 2024",
         "target = wk.convert(wk.Comparisons(winners=a, losers=b))",
     ),

@@ -30,7 +30,7 @@ from whichkl.goodness import MAX_ROWS_COMPARED, MAX_ROWS_RANKED, transform_calib
 from whichkl.objectives import UpTo
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
-from whichkl.targets.origin import Origin
+from whichkl.targets.origin import Origin, constant_of
 
 Draws = Float[Tensor, "n d"] | None
 _ROWS_COMPARED, _ROWS_RANKED = 2_000, 5_000
@@ -84,6 +84,7 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     budget = f"to cost no more than the fit, judging took {', '.join(left_out)}; `fit.check()` takes all"
     notes = (*target.notes, *fit.notes, *d.notes, *unseen_label, *measured.notes, *([budget] if fit.left_out and whole else []))
     d = replace(d, evaluations=dict(target.evaluations), notes=notes, curve=fit.curve, left_out=left_out)
+    value = value.resting_on(constant_of(target.origin))  # last: the findings are about the target as it was converted
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
 
 

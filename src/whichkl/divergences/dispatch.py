@@ -22,6 +22,7 @@ from whichkl.divergences.question import Question, Side, on_one_ground
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
+from whichkl.targets.origin import constant_of
 
 Form = Literal["samples", "probabilities", "logits"]
 
@@ -97,7 +98,7 @@ def estimate(
     question = Question(*on_one_ground(Side.of(p, "p"), Side.of(q, "q")), name, kind, n, seed)
     _check_pair(question)
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
-        return _finished(_answer(question, method), name, kind)
+        return _finished(_answer(question, method), name, kind).resting_on(constant_of(getattr(p, "origin", None)))
 
 
 def _answer(question: Question, method: str | None) -> Estimate:

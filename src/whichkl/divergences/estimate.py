@@ -35,7 +35,13 @@ _NAMES_IN_WORDS = {
 TABLE_HEADS = ("divergence", "value", "95 % interval", "method", "reliable")
 """What stands above `Estimate.cells`."""
 _NOT_A_NUMBER = "the value, or its error, isn't a number: something overflowed, or there was nothing to measure on"
-_CONSTANTS = {", H(p) included": "H(p)", ", log Z included": "+ log Z", ", log Z subtracted": "− log Z"}
+_AT_TEMPERATURE = ", at an assumed temperature"
+_CONSTANTS = {
+    ", H(p) included": "H(p)",
+    ", log Z included": "+ log Z",
+    ", log Z subtracted": "− log Z",
+    _AT_TEMPERATURE: "at an assumed temperature",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,9 @@ class Estimate(HTML):
         quantity: what it is, such as ``"forward_kl"``.
         value: the number; ∞ where the divergence is.
         stderr: its standard error; 0 for exact methods.
-        up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy) or ``"log_z"``: value = forward KL + log Z,
-            and reverse KL − log Z, since log p̃ = log p + log Z has a plus in the first and a minus in the second.
+        up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy), ``"log_z"``: value = forward KL + log Z,
+            and reverse KL − log Z, since log p̃ = log p + log Z has a plus in the first and a minus in the second; or
+            ``"temperature"``: p was made of comparisons, and is known up to a power that their noise decides.
         unit: nats, bits, or none for what has no unit.
         finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
         method: how it was computed, in words.
@@ -66,7 +73,7 @@ class Estimate(HTML):
     quantity: str
     value: float
     stderr: float = 0.0
-    up_to: Literal["log_z", "entropy_p"] | None = None
+    up_to: Literal["log_z", "entropy_p", "temperature"] | None = None
     finite: Finite = "not certified"
     method: str = ""
     exact: bool = False
@@ -115,10 +122,12 @@ class Estimate(HTML):
         """Difference of two estimates known up to the same constant; their errors are taken as independent.
 
         Raises:
-            InputError: they are known up to different constants, or in different units.
+            InputError: they are known up to different constants, or in different units; or at an assumed temperature, and of
+                different quantities.
         """
-        if (self.constant, self.unit) != (other.constant, other.unit):
-            mine, theirs = (f"up to {_CONSTANTS[e.constant]}" if e.constant else "absolute" for e in (self, other))
+        is_other = self.up_to == "temperature" and self.quantity != other.quantity
+        if (self.constant, self.unit) != (other.constant, other.unit) or is_other:
+            mine, theirs = (f"{e.quantity} {e._known}" if is_other else e._known for e in (self, other))
             because = f"one is {mine} in {self.unit}, the other {theirs} in {other.unit}"
             raise InputError(cannot("subtract these estimates", because, "Compare estimates of the same kind"))
         return Estimate(
@@ -131,6 +140,15 @@ class Estimate(HTML):
             finite=self.finite if self.finite == other.finite else "not certified",
             unit=self.unit,
         )
+
+    @property
+    def _known(self) -> str:
+        """The constant up to which it is known, in the words of a message."""
+        return "absolute" if self.up_to is None else "up to " * (self.up_to != "temperature") + _CONSTANTS[self.constant]
+
+    def resting_on(self, up_to: Literal["temperature"] | None) -> Estimate:
+        """Return the same value as one about a target that is itself known up to a constant; unchanged for None."""
+        return self if up_to is None else dataclasses.replace(self, up_to=up_to)
 
     def __repr__(self) -> str:
         return f"Estimate({shorten(str(self), 280)})"
@@ -180,7 +198,7 @@ class Estimate(HTML):
     def constant(self) -> str:
         """What the value contains besides the divergence, as text; empty if nothing."""
         of_z = ", log Z included" if self.quantity == "forward_kl" else ", log Z subtracted"
-        return {None: "", "entropy_p": ", H(p) included", "log_z": of_z}[self.up_to]
+        return {None: "", "entropy_p": ", H(p) included", "log_z": of_z, "temperature": _AT_TEMPERATURE}[self.up_to]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; infinities as text."""

@@ -25,6 +25,7 @@ from whichkl.importance import effective_sample_size, pareto_smooth
 from whichkl.study.coverage import coverage
 from whichkl.study.held_out import HeldOutDraws, mixed
 from whichkl.targets import Target
+from whichkl.targets.origin import constant_of
 
 _MAX_MMD_ROWS = 1_000
 _MAX_NEIGHBOR_ROWS = 1_000
@@ -130,12 +131,12 @@ class Sides:
 
 def forward_kl(s: Sides) -> Measurement | None:
     """KL(p‖q)."""
-    return _of_estimate("forward_kl", s.forward)
+    return _of_estimate("forward_kl", s.forward, constant_of(s.whole.origin))
 
 
 def reverse_kl(s: Sides) -> Measurement | None:
     """KL(q‖p)."""
-    return None if s.is_conditional else _of_estimate("reverse_kl", s.reverse)
+    return None if s.is_conditional else _of_estimate("reverse_kl", s.reverse, constant_of(s.whole.origin))
 
 
 def jeffreys(s: Sides) -> Measurement | None:
@@ -227,10 +228,10 @@ def calibration(s: Sides) -> Measurement | None:
     return Measurement(columns, found.to_dict())
 
 
-def _of_estimate(name: str, value: Estimate | None) -> Measurement | None:
+def _of_estimate(name: str, value: Estimate | None, up_to: Literal["temperature"] | None = None) -> Measurement | None:
     if value is None:
         return None
-    value = replace(value, quantity=name)
+    value = replace(value, quantity=name).resting_on(up_to)
     columns: dict[str, Any] = {name: value.value, f"{name}_stderr": value.stderr, f"{name}_reliable": value.reliable}
     if name != "jeffreys":
         columns[f"{name}_up_to"] = value.up_to

@@ -120,7 +120,7 @@ FIELDS = (*_HEAD, *_COUNTS, *(name for one in MEASURES.values() for name in one.
 """The columns of every row, in their order; the user's own metrics come before the notes."""
 RESERVED = frozenset((*FIELDS, *MEASURES, *(f"{name}{ending}" for name in FIELDS for ending in _KL), "details", "training"))
 """Names that a metric of the user's own can't have."""
-UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z"}
+UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z", "temperature": "at an assumed temperature"}
 """Words of a heading for a value that includes more than the divergence."""
 
 

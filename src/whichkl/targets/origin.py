@@ -91,3 +91,8 @@ def origin_of_weights(weights: Float[Tensor, " n"]) -> Origin:
         trust=worth_of_rows(weights) + doubt,
         reliable=are_sound,
     )
+
+
+def constant_of(origin: Any) -> Literal["temperature"] | None:
+    """Return the constant that every value about a target of this origin rests on; None if there is none, or no origin."""
+    return origin.up_to if isinstance(origin, Origin) else None

@@ -1,0 +1,70 @@
+"""Comparison reach: how much mass a density that was fitted to comparisons has where nobody compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import MixtureSameFamily
+
+from whichkl.conversions.comparison_pairs import Pairs
+from whichkl.conversions.comparison_process import Process
+from whichkl.particles import Reference, temper
+from whichkl.process.seeds import seeded
+from whichkl.targets import Target
+
+_DRAWS = 4_096
+_PARTICLES = 1_024
+_BASE_WIDTH = 1.5
+"""Width of the Gaussian where particles start, per spread of the points."""
+_MAX_POINTS = 4_000
+"""Largest number of compared points whose distances are measured."""
+_QUANTILE = 0.99
+"""A draw is where nobody compared if this share of the compared points is nearer to another one than the draw is to any."""
+MAX_SHARE_ELSEWHERE = 0.1
+"""Share of the mass where nobody compared, above which a density isn't reliable."""
+_MAX_LOG_Z_ERROR = 0.3
+"""Largest standard error of log Z, in nats, at which the particles have settled."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What draws of a fitted density show."""
+
+    elsewhere: float
+    """Share of the mass that lies where nobody compared."""
+    log_z: float = 0.0
+    """log ∫ exp f(z) dz, in nats."""
+    doubt: str = ""
+    """Why the mass couldn't be measured well, as a sentence; empty if it could."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether nearly all of the mass is known to lie where points were compared."""
+        return self.elsewhere <= MAX_SHARE_ELSEWHERE and not self.doubt
+
+
+def reach_of(model: Process | MixtureSameFamily, pairs: Pairs, seed: int) -> Reach:
+    """Measure where a fitted density has its mass: by draws of a mixture, or by particles."""
+    if isinstance(model, MixtureSameFamily):
+        with seeded(seed):
+            return Reach(_share_elsewhere(model.sample((_DRAWS,)), pairs.points))
+    d = pairs.dim
+    base = Reference(torch.zeros(d, dtype=torch.float64), _BASE_WIDTH * torch.eye(d, dtype=torch.float64))
+    found = temper(Target(log_prob=model.log_prob, dim=d, device=pairs.offset.device), base, particles=_PARTICLES, seed=seed)
+    doubt = ""
+    if not found.finished or found.log_z_stderr > _MAX_LOG_Z_ERROR:
+        doubt = "Particles couldn't follow the density, so that its integral isn't known: it isn't reliable."
+    return Reach(_share_elsewhere(found.draws(_PARTICLES, seed).to(pairs.offset.device), pairs.points), found.log_z, doubt)
+
+
+def _share_elsewhere(draws: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> float:
+    """Return the share of draws that are farther from every point than most points are from the next one."""
+    points = torch.unique(points, dim=0)
+    points = points[torch.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS), device=points.device).long()]
+    between = torch.cdist(points, points)
+    between.fill_diagonal_(torch.inf)
+    far = between.amin(1).quantile(_QUANTILE)
+    return float((torch.cdist(draws, points).amin(1) > far).double().mean())
