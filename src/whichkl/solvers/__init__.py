@@ -13,6 +13,7 @@ from whichkl.solvers.nodes.mean_field import LowRank, MeanField
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
 from whichkl.solvers.nodes.sample_average import SampleAverage
 from whichkl.solvers.nodes.two_sided import TwoSided
+from whichkl.solvers.particles.population import Population
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.rows.em import ExpectationMaximization
 from whichkl.solvers.rows.newton import Newton
@@ -34,6 +35,7 @@ _REGISTERED: list[type[Solver]] = [
     CoordinateAscent,
     ScoreFunction,
     Stochastic,
+    Population,
     TwoSided,
     StochasticTwoSided,
 ]
@@ -51,6 +53,7 @@ __all__ = [
     "NaturalGradient",
     "Newton",
     "Optimum",
+    "Population",
     "SampleAverage",
     "ScoreFunction",
     "Solution",
@@ -82,7 +85,7 @@ def register(kind: type[Solver], *, before: type[Solver] | None = None) -> type[
     >>> class Patient(NaturalGradient):
     ...     name = "patient"
     >>> register(Patient, before=NaturalGradient).name, len(SOLVERS)
-    ('patient', 15)
+    ('patient', 16)
     >>> unregister(Patient)
     """
     if any(kind.name == other.name for other in SOLVERS):
