@@ -19,7 +19,6 @@ from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.linear_response import spread_ratios
 from whichkl.diagnostics.mode_search import missing_modes, particles_for
 from whichkl.diagnostics.models import model_target
-from whichkl.diagnostics.on_points import is_unnormalized
 from whichkl.diagnostics.result import Diagnostics, Judgement, draws_in
 from whichkl.diagnostics.suggestions import allowed
 from whichkl.diagnostics.unseen_rows import stride_of, unseen
@@ -75,7 +74,7 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     if is_measured and value.up_to is None and value.value + 6 * value.stderr < -1e-6:
         because = f"`normalized=True` was given, and the KL would be {value.number} nats, below 0: its integral isn't one"
         raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
-    if is_measured and d.log_z is not None and is_unnormalized(target, value, d):
+    if target.normalized and value.reliable and d.log_z is not None and abs(d.log_z.value) > 6 * d.log_z.stderr + 1e-3:
         because = f"`normalized=True` was given, and the log of its integral is {d.log_z.number}"
         raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
     disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, fit.seed), False)
@@ -143,7 +142,7 @@ def _with_tests(fit: JudgedFit, d: Diagnostics) -> Diagnostics:
     Draws of chains are left out: they aren't independent, and a test would reject for that alone.
     """
     target, measured = fit.target, fit.measured
-    if target.chains is not None or target.sampler is not None or fit.solution.points is not None:
+    if target.chains is not None or target.sampler is not None or fit.solution.value is not None:
         return d
     what = "a model without the unseen rows"
     found = measured(what, lambda: unseen(target, fit.family, fit.solver, fit.solution, fit.seed), None)

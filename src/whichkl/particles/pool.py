@@ -42,7 +42,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Pool:
-    """Points of p, and draws of a proposal q̄ (a model, or the mean density of several), weighted by p/m, m = a p + (1 − a) q̄.
+    """Points of p, and draws of a proposal q̄, weighted by p/m, m = a p + (1 − a) q̄.
 
     a is the share of the points' effective number among all. m needs p's normaliser Z, which is the one at which the weights
     sum to 1: that of bridge sampling between the points and the draws. No weight exceeds 1/a times that of a point, so that
@@ -51,8 +51,10 @@ class Pool:
     Source: Meng & Wong (1996); Owen & Zhou (2000) and Cappé, Douc, Guillin, Marin & Robert (2008) for the mixture's weights.
     """
 
-    ratio: Float[Tensor, " n"]
-    """log p̃ − log q̄ at the points, then at the draws."""
+    log_p: Float[Tensor, " n"]
+    """log p̃ at the points, then at the draws."""
+    proposal: Float[Tensor, " n"]
+    """log q̄ there."""
     base: Float[Tensor, " n"]
     """The mass of m that each of them stands for; their sum is 1."""
     groups: Int[Tensor, " n"]
@@ -65,51 +67,60 @@ class Pool:
     """log ∫ p̃, in nats."""
 
     @classmethod
-    def of(cls, points: Points, at_points: Float[Tensor, " n"], at_draws: Float[Tensor, " m"]) -> Pool:
-        """Pool points of p with draws of q̄, given log p̃ − log q̄ at both.
+    def of(cls, points: Points, log_p: Float[Tensor, " m"], proposal: Float[Tensor, " n"]) -> Pool:
+        """Pool points of p with m draws of q̄, given log p̃ at the draws, and log q̄ at the points and then at the draws.
 
         Raises:
             TargetError: no draw has mass under p, or no point has any under q̄.
         """
-        if not (bool((at_draws > -math.inf).any()) and bool((at_points < math.inf).any())):
+        log_p, count, draws = torch.cat([points.log_p, log_p]), len(points.x), len(log_p)
+        if not (bool((log_p[count:] > -math.inf).any()) and bool((proposal[:count] > -math.inf).any())):
             because = "no draw of the model has mass under the target, or none of the target's points has any under the model"
             raise TargetError(cannot("weight the model's draws", because, "Fit another family"))
-        share = points.effective / (points.effective + len(at_draws))
-        even = torch.full_like(at_draws, (1 - share) / len(at_draws))
-        base = torch.cat([share * points.weights, even])
-        groups = torch.cat([points.groups, int(points.groups.max()) + 1 + torch.arange(len(at_draws), device="cpu")])
-        ratio = torch.cat([at_points, at_draws])
-        return cls(ratio, base, groups, len(at_points), share, _log_z(ratio, base, share))
+        share = points.effective / (points.effective + draws)
+        base = torch.cat([share * points.weights, torch.full_like(log_p[count:], (1 - share) / draws)])
+        groups = torch.cat([points.groups, int(points.groups.max()) + 1 + torch.arange(draws, device="cpu")])
+        return cls(log_p, proposal, base, groups, count, share, _log_z(log_p - proposal, base, share))
 
     @property
     def weights(self) -> Float[Tensor, " n"]:
         """The weights of p, whose sum is 1."""
-        w = self.base * _density_ratio(self.ratio - self.log_z, self.share)
+        w = self.base * self._over_m(self.log_z)
         return w / w.sum()
 
     def log_z_stderr(self) -> float:
         """Return the standard error of log Z."""
         return self._stderr(self._of_log_z())
 
-    def forward_kl(self, *, normalized: bool) -> tuple[float, float]:
-        """Return KL(p‖q) = E_p[log p̃ − log q] − log Z, q the proposal, and its standard error, with that of log Z in it.
+    def forward_kl(self, log_q: Float[Tensor, " n"], *, normalized: bool) -> tuple[float, float]:
+        """Return KL(p‖q) = E_p[log p̃ − log q] − log Z, and its standard error, with that of log Z in it.
 
-        Where Z is known to be 1, it is the integral of p log(p/q) − p + q, which is nowhere below 0.
+        It is the integral of p log(p/q) − p + q, which is nowhere below 0, so that it has little noise where q is close to p.
+
+        Args:
+            log_q: log q at the points and draws.
+            normalized: whether Z is known to be 1.
         """
-        kl = self.ratio - (0.0 if normalized else self.log_z)
-        r = _density_ratio(kl, self.share)
+        z = 0.0 if normalized else self.log_z
+        kl, r = self.log_p - z - log_q, self._over_m(z)
         if bool((kl[self.base > 0] == math.inf).any()):
             return math.inf, 0.0
-        terms = self.base * torch.where(r > 0, r * kl, 0.0)
+        of_q = torch.exp(log_q - self.proposal).nan_to_num(0.0) * _density_ratio(self.proposal - self.log_p + z, 1 - self.share)
+        kl = torch.where(r > 0, kl, 0.0)
+        terms = self.base * (r * kl - r + of_q)
+        value = float(terms.sum())
         if normalized:
-            terms = terms + self.base * (_density_ratio(-kl, 1 - self.share) - r)
-            return float(terms.sum()), self._stderr(terms)
-        slope = 1 + float((terms * (1 - self.share * r)).sum())
-        return float(terms.sum()), self._stderr(terms - slope * self._of_log_z())
+            return value, self._stderr(terms)
+        slope = float(self.base @ (-r * (1 - self.share * r) * (kl - 1) - r + self.share * r * of_q))
+        return value, self._stderr(terms + slope * self._of_log_z())
+
+    def _over_m(self, z: float) -> Float[Tensor, " n"]:
+        """Return p/m."""
+        return _density_ratio(self.log_p - self.proposal - z, self.share)
 
     def _of_log_z(self) -> Float[Tensor, " n"]:
         """Return what each point contributes to the error of log Z."""
-        r = _density_ratio(self.ratio - self.log_z, self.share)
+        r = self._over_m(self.log_z)
         return self.base * r / float(self.base @ (r * (1 - self.share * r)))
 
     def _stderr(self, terms: Float[Tensor, " n"]) -> float:

@@ -14,6 +14,7 @@ from whichkl.solvers.nodes.natural_gradient import NaturalGradient
 from whichkl.solvers.nodes.sample_average import SampleAverage
 from whichkl.solvers.nodes.two_sided import TwoSided
 from whichkl.solvers.particles.population import Population
+from whichkl.solvers.rows.block_em import BlockExpectationMaximization
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.rows.em import ExpectationMaximization
 from whichkl.solvers.rows.newton import Newton
@@ -26,6 +27,7 @@ _REGISTERED: list[type[Solver]] = [
     ClosedForm,
     Newton,
     ExpectationMaximization,
+    BlockExpectationMaximization,
     MeanField,
     LowRank,
     NaturalGradient,
@@ -44,6 +46,7 @@ SOLVERS: Sequence[type[Solver]] = _REGISTERED
 
 __all__ = [
     "SOLVERS",
+    "BlockExpectationMaximization",
     "ClosedForm",
     "CoordinateAscent",
     "Enumeration",
@@ -85,7 +88,7 @@ def register(kind: type[Solver], *, before: type[Solver] | None = None) -> type[
     >>> class Patient(NaturalGradient):
     ...     name = "patient"
     >>> register(Patient, before=NaturalGradient).name, len(SOLVERS)
-    ('patient', 16)
+    ('patient', 17)
     >>> unregister(Patient)
     """
     if any(kind.name == other.name for other in SOLVERS):

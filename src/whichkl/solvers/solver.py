@@ -13,9 +13,9 @@ from torch.distributions import Distribution, LowRankMultivariateNormal
 
 from whichkl._checks import InputError, as_int, cannot
 from whichkl.access import Access
+from whichkl.divergences import Estimate
 from whichkl.families import Family
 from whichkl.objectives import Direction, Objective
-from whichkl.particles.pool import Points
 from whichkl.printable import brief
 from whichkl.samples import Block
 from whichkl.solvers.work import QUIET, Work
@@ -71,8 +71,10 @@ class Solution:
     far, per round. The loss can rise where nodes were doubled, or where all rows followed a sample of them."""
     doubts: tuple[str, ...] = ()
     """Sentences that state why the value of the best optimum isn't reliable."""
-    points: Points | None = None
-    """Weighted points of p on which the value is measured, where p's density gave them."""
+    value: Estimate | None = None
+    """The forward KL of the best optimum on unseen points, where the solver found these by p's density."""
+    log_z: Estimate | None = None
+    """Log of p's normaliser by the same points."""
     family: Family | None = None
     """The family that was fitted, where the solver chose what the family leaves to the data."""
     curve: Any = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,14 +11,15 @@ from torch import Tensor
 
 from whichkl._checks import InputError, TargetError, cannot
 from whichkl.access import Access
-from whichkl.distributions import inside
-from whichkl.families import Family
+from whichkl.divergences import Estimate
+from whichkl.families import BlockMixture, Family
 from whichkl.families.family import log_likelihood
-from whichkl.importance import MIN_SHARE_OF_DRAWS, effective_sample_size, khat_limit, pareto_smooth
+from whichkl.importance import effective_sample_size
 from whichkl.objectives import ForwardKL, ReverseKL
 from whichkl.particles.located import ISLANDS, located_particles
 from whichkl.particles.pool import Points, Pool
-from whichkl.process.seeds import seeded
+from whichkl.solvers.particles.separable import separated, solve_blocks
+from whichkl.solvers.particles.value import Proposal, are_trusted, enumerated, measured, tail
 from whichkl.solvers.resolve import resolve
 from whichkl.solvers.rows.rows import FRESH, log_prob_at_points
 from whichkl.solvers.solver import Optimum, Solution, Solver, check_counts
@@ -38,7 +38,9 @@ _MIN_GAIN = 0.005
 """Gain of the ESS, as a share of the draws, below which another round isn't worth its draws."""
 _HELD_ISLANDS = 4
 """One of this many islands is held out, for the value."""
-_MAX_POINTS_PER_CALL = 4_096
+_DRAWS_FOR_VALUE = 10_000
+_MIN_PARTICLES_OF_BLOCK, _DRAWS_OF_BLOCK = 1_024, 8_192
+"""Least number of particles, and the number of draws per round, where each block of columns is solved alone."""
 _SEEDS_APART = 1_009
 """Distance of the seeds of two rounds, so that fits with neighbouring seeds share no draws."""
 _MAX_STDERR_OF_LOG_Z, _MIN_ACCEPTANCE = 0.5, 0.3
@@ -101,8 +103,14 @@ class Population(Solver):
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Find points of p, fit, and improve the fit by its own draws."""
         work.tell("moving particles to the target", math.nan)
+        has_samples, has_states = target.samples is not None, Access.ENUMERABLE in target.access
+        if isinstance(family, BlockMixture) and not target.access.can_sample:
+            family, point = separated(target, family, seed)
+            if point is not None:
+                least = max(_MIN_PARTICLES_OF_BLOCK, self.particles // len(family.columns(target.dim)) // ISLANDS * ISLANDS)
+                each = replace(self, particles=least, draws=self.draws or _DRAWS_OF_BLOCK)
+                return solve_blocks(each, target, family, point, seed, work)
         points, held, doubts = self._points(target, seed)
-        has_samples = target.samples is not None
         rows = target if has_samples else _rows(target, points.x, points.weights)
         fitted, curve, notes = (family, None, ()) if has_samples else resolve(rows, family, seed, work.quiet())
         engine = _row_solver(fitted)
@@ -112,26 +120,39 @@ class Population(Solver):
         fitted.check_samples(rows.samples, target.names)
         first = engine.solve(rows, fitted, seed, work.quiet(), stride if has_samples else 0)
         run = _Rounds(target, fitted, engine, points, first)
-        rounds = self.rounds if engine.refits else min(1, self.rounds)
-        for i in range(0 if Access.ENUMERABLE in target.access else rounds):
+        rounds = 0 if has_states else self.rounds if engine.refits else min(1, self.rounds)
+        for i in range(rounds):
             count = self._draws(fitted, target)
             if count < _MIN_DRAWS_UNDER_BUDGET:
                 break
             work.tell(f"round {i + 1}: draws of the model are weighted", math.nan)
             gain = run.draw(count, seed + _SEEDS_APART * (i + 1))
-            if has_samples and not run.is_trusted:
-                note = f"k̂ of p/q is {run.khat:.2f}, too large for weights, so that this is the fit to the samples alone"
+            khat = tail(run.ratio)
+            if has_samples and not are_trusted(run.ratio, khat):
+                note = f"k̂ of p/q is {khat:.2f}, too large for weights, so that this is the fit to the samples alone"
                 return replace(first, notes=(*first.notes, note))
             run.fit(seed)
             if gain < _MIN_GAIN:
                 run.settled = True
                 break
-        drawn = f"{sum(run.counts):,} draws of {len(run.models)} models were weighted to p"
-        told = (f"{drawn}; the last ones had an ESS of {run.ess:.1%}",) if run.models else ()
-        found = run.solution(is_last=len(run.models) == rounds <= 1 or Access.ENUMERABLE in target.access)
+        drawn = f"{sum(run.counts):,} draws of {len(run.proposals)} models were weighted to p"
+        told = (f"{drawn}; those of the last model had an ESS of {run.ess:.1%}",) if run.proposals else ()
+        found = run.solution(is_last=len(run.proposals) == rounds <= 1)
+        value, log_z = self._value(target, held, run.proposal, seed)
         # What the fit of rows doubts is its value on them; here the value is measured by log p on other points.
-        doubts = doubts if run.ess < _MIN_ESS else ()
-        return replace(found, notes=(*found.notes, *notes, *told), doubts=doubts, points=held, family=fitted, curve=curve)
+        doubts = doubts if run.ess < _MIN_ESS and not has_states else ()
+        notes = (*found.notes, *notes, *told)
+        return replace(found, notes=notes, doubts=doubts, value=value, log_z=log_z, family=fitted, curve=curve)
+
+    def _value(self, target: Target, held: Points, proposal: Proposal, seed: int) -> tuple[Estimate | None, Estimate | None]:
+        """Measure forward KL on points that weren't fitted and on fresh draws; a sampler gives better ones, later."""
+        if Access.ENUMERABLE in target.access:
+            return enumerated(target, proposal.model), None
+        left = target.evaluations.most - target.evaluations.total
+        count = int(min(self.draws or _DRAWS_FOR_VALUE, left))
+        if target.sampler is not None or count < _MIN_DRAWS_UNDER_BUDGET:
+            return None, None
+        return measured(held, proposal, target, count, seed + _SEEDS_APART * (self.rounds + 1))
 
     def _points(self, target: Target, seed: int) -> tuple[Points, Points, tuple[str, ...]]:
         """Return points of p to fit to, points for the value, and doubts about them, in the coordinates of the target."""
@@ -179,36 +200,34 @@ class _Rounds:
         self.last, self.model, self.iterations, self.settled = first, first.best.model, first.iterations, False
         self.x, self.log_p, self.weights = points.x, points.log_p, points.weights
         self.log_q = points.log_p.new_zeros(0, len(points.x))
-        """Of each model at each point and draw."""
-        self.models: list[Any] = []
+        """Of each proposal at each point and draw."""
+        self.proposals: list[Proposal] = []
         self.counts: list[int] = []
-        self.ess, self.khat = 0.0, math.inf
+        self.ess, self.ratio = 0.0, points.log_p[:0]
+        """The ESS of the last model's draws, as a share, and the logarithms of the last draws' weights."""
 
     @property
-    def is_trusted(self) -> bool:
-        """Whether the last draws can stand for p by their weights."""
-        return self.khat <= khat_limit(self.counts[-1]) or self.ess >= MIN_SHARE_OF_DRAWS
+    def proposal(self) -> Proposal:
+        """The model, and a wider law around the points as they are weighted."""
+        return Proposal.around(self.model, self.x, self.weights)
 
     def draw(self, count: int, seed: int) -> float:
         """Draw from the model, weight all points and draws, and return the gain of the ESS since the last round, as a share."""
-        before = self.ess if self.models else -math.inf
-        with seeded(seed), torch.no_grad():
-            x = self.model.sample((count,)).reshape(count, -1).to("cpu", torch.float64)
-        log_p = torch.cat([_log_prob(self.target, part) for part in x.split(_MAX_POINTS_PER_CALL)])
-        by_others = [log_likelihood(model, x).detach() for model in self.models]
-        self.models.append(self.model)
+        before, proposal = self.ess if self.proposals else -math.inf, self.proposal
+        x, log_p = proposal.draw(self.target, count, seed)
+        by_others = [one.log_prob(x, log_likelihood(one.model, x).detach()) for one in self.proposals]
+        self.proposals.append(proposal)
         self.counts.append(count)
         self.x, self.log_p = torch.cat([self.x, x]), torch.cat([self.log_p, log_p])
-        mine = log_likelihood(self.model, self.x).detach()
+        log_q = log_likelihood(self.model, self.x).detach()
+        mine = proposal.log_prob(self.x, log_q)
         earlier = torch.cat([self.log_q, torch.stack(by_others)], 1) if by_others else mine.new_zeros(0, len(mine))
         self.log_q = torch.cat([earlier, mine[None]])
-        ratio = log_p - mine[-count:]
-        self.ess = effective_sample_size(ratio) / count
-        self.khat = pareto_smooth(ratio)[1] if bool((ratio > -math.inf).any()) else math.inf
+        own = (log_p - log_q[-count:])[: proposal.own(count)]
+        self.ess, self.ratio = effective_sample_size(own) / len(own), log_p - mine[-count:]
         shares = torch.tensor(self.counts, dtype=torch.float64, device="cpu").log() - math.log(sum(self.counts))
-        over = self.log_p - torch.logsumexp(self.log_q + shares[:, None], 0)
-        known = len(self.points.x)
-        self.weights = Pool.of(self.points, over[:known], over[known:]).weights
+        log_m = torch.logsumexp(self.log_q + shares[:, None], 0)
+        self.weights = Pool.of(self.points, self.log_p[len(self.points.x) :], log_m).weights
         return self.ess - before
 
     def fit(self, seed: int) -> None:
@@ -248,12 +267,6 @@ def _rows_to_determine(family: Family, dim: int) -> int:
 def _rows(target: Target, x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> Target:
     """Return a target that has weighted rows alone."""
     return Target(samples=x, weights=w, names=target.names, support=target.bijection.constraints)
-
-
-def _log_prob(target: Target, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Return log p at draws of a model, −∞ outside the support and where it isn't a number."""
-    at = x.to(target.device, target.dtype)
-    return inside(target.bijection.contains(at), at, target.tried).detach().to("cpu", torch.float64)
 
 
 def _minimises_on_states(family: Family, access: Access) -> bool:
