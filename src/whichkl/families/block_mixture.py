@@ -18,8 +18,8 @@ from whichkl.families.field_checks import check_choice, check_whole, expect
 from whichkl.families.mixture import mixture, mixture_parts
 
 SHAPES = ("full", "diagonal")
-_MAX_DEGREE = 3
-"""Largest degree of the polynomials whose correlations show that columns depend on each other."""
+_DEGREES = 3
+"""Number of polynomials of a column whose correlations show that columns depend on each other."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,17 @@ class BlockMixture(Family):
         first = reach.int().argmax(1)
         return replace(self, blocks=tuple(first.unique(return_inverse=True)[1].tolist()))
 
-    def resolve(
-        self, x: Float[Tensor, "n d"], names: Sequence[str], w: Float[Tensor, " n"] | None = None, *, whole: bool = True
-    ) -> tuple[BlockMixture, str]:
-        """Choose the blocks by rows, where they are ``"auto"``; return the family, and a note.
+    def with_blocks_of(self, x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> tuple[BlockMixture, str]:
+        """Choose the blocks by weighted rows, where they are ``"auto"``; return the family, and a note.
 
         Two columns are linked if the correlations of the first three Hermite polynomials of their normal scores have a better
-        BIC than none: n ‖R‖² > 9 log n.
+        BIC than none: n ‖R‖² > 9 log n, n the effective number of rows.
 
         Source: Lancaster (1958) for the polynomials; Schwarz (1978).
         """
         if self.blocks != "auto":
             return self, ""
-        chosen = self.with_blocks(_linked(x.to("cpu", torch.float64), None if w is None else w.to("cpu", torch.float64)))
+        chosen = self.with_blocks(_linked(x, w / w.sum()))
         return chosen, f"{len(chosen.columns(x.shape[1]))} independent blocks of columns were found by the rows"
 
     def minimum_rows(self, dim: int) -> int:
@@ -179,18 +177,15 @@ class IndependentBlocks(Distribution):
         return torch.cat([*parts], -1)[..., self._order.to(parts[0].device)]
 
 
-def _linked(x: Float[Tensor, "n d"], w: Float[Tensor, " n"] | None) -> Bool[Tensor, "d d"]:
+def _linked(x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> Bool[Tensor, "d d"]:
     """Return which columns depend on each other."""
     n, dim = x.shape
     order = x.argsort(0)
-    w = torch.full((n,), 1 / n, dtype=x.dtype, device="cpu") if w is None else w / w.sum()
     below = torch.empty_like(x).scatter_(0, order, w[order].cumsum(0) - w[order] / 2)
     z = torch.special.ndtri(below.clamp(1e-12, 1 - 1e-12))
-    hermite = torch.stack([z, (z.square() - 1) / math.sqrt(2), (z.pow(3) - 3 * z) / math.sqrt(6)])
-    features = hermite.permute(1, 2, 0).reshape(n, dim * _MAX_DEGREE)
+    features = torch.stack([z, z.square(), z.pow(3) - 3 * z], -1).reshape(n, -1)
     features = features - w @ features
     features = features / (w @ features.square()).sqrt().clamp(min=1e-300)
-    correlations = (w[:, None] * features).T @ features
-    squared = correlations.reshape(dim, _MAX_DEGREE, dim, _MAX_DEGREE).square().sum((1, 3))
+    correlations = ((w[:, None] * features).T @ features).reshape(dim, _DEGREES, dim, _DEGREES)
     effective = float(1 / w.square().sum())
-    return effective * squared > _MAX_DEGREE**2 * math.log(effective)
+    return effective * correlations.square().sum((1, 3)) > _DEGREES**2 * math.log(effective)

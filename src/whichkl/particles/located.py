@@ -33,7 +33,8 @@ def located_particles(target: Target, particles: int = 4_096, seed: int = 0) -> 
 
     The first run starts from N(0, 10² I). A base is wide enough if it is 1.5 times as wide as the particles that came from it,
     in every direction and about its own mean. Until it is, the next one begins at the mean of the particles, with the covariance
-    of the last base plus four times that of the particles: modes far from the first base are reached from one that covers them.
+    of the last base plus four times that of the particles about its mean, and four times their mean variance in every direction:
+    modes far from the first base are reached from one that covers them.
     The long run begins from the last base; it has 32 islands, and each rise of the temperature leaves 0.8 of them effective.
 
     Args:
@@ -59,7 +60,9 @@ def located_particles(target: Target, particles: int = 4_096, seed: int = 0) -> 
         if scouts.finished and _is_within(base, around):
             break
         # Never narrower than before: particles of a short run can have lost modes, which only a wide base finds again.
-        wider = base.tril @ base.tril.T + _WIDTH**2 * around
+        # And wider in directions where nothing was found too: other modes may lie as far away in these.
+        even = around.trace() / target.dim * torch.eye(target.dim, dtype=torch.float64, device="cpu")
+        wider = base.tril @ base.tril.T + _WIDTH**2 * (around + even)
         base = Reference(mean, torch.linalg.cholesky(wider))
     found = temper(
         target, base, particles=particles, islands=ISLANDS, keep=0.8, leapfrogs=5, last_moves=3, max_calls=_MAX_CALLS, seed=seed

@@ -44,7 +44,7 @@ def resolve(target: Target, family: Family, seed: int, work: Work) -> tuple[Fami
     x = target.samples if target.samples is not None else None if target.stream is None else target.stream.first.x
     if inferred is None or x is None:
         return family, None, ()
-    explicit, note = inferred(x, target.names, target.weights, whole=target.samples is not None)
+    explicit, note = inferred(x, target.names, whole=target.samples is not None)
     return explicit, None, (note,) if note else ()
 
 

@@ -106,7 +106,7 @@ class Population(Solver):
         has_samples, has_states = target.samples is not None, Access.ENUMERABLE in target.access
         if isinstance(family, BlockMixture) and not target.access.can_sample:
             family, point = separated(target, family, seed)
-            if point is not None:
+            if point is not None and len(family.columns(target.dim)) > 1:
                 least = max(_MIN_PARTICLES_OF_BLOCK, self.particles // len(family.columns(target.dim)) // ISLANDS * ISLANDS)
                 each = replace(self, particles=least, draws=self.draws or _DRAWS_OF_BLOCK)
                 return solve_blocks(each, target, family, point, seed, work)

@@ -82,12 +82,11 @@ def solve_blocks(solver: Solver, target: Target, family: BlockMixture, point: Te
         all(one.best.converged for one in parts),
         is_global=True,
     )
-    count = f"{len(columns)} blocks of columns, and each" if len(columns) > 1 else "one block of columns, which"
     return Solution(
         (best,),
         iterations=sum(one.iterations for one in parts),
         residual=max(one.residual for one in parts),
-        notes=(f"log p is a sum over {count} was fitted alone",),
+        notes=(f"log p is a sum over {len(columns)} blocks of columns, and each was fitted alone",),
         doubts=tuple(dict.fromkeys(doubt for one in parts for doubt in one.doubts)),
         value=summed(values),
         log_z=replace(summed(log_zs, -(len(columns) - 1) * height), method="bridge sampling in each block"),

@@ -51,7 +51,7 @@ class BlockExpectationMaximization(Solver):
             raise TypeError(family)
         rows = rows_of(target, seed, work.workers)
         whole = rows.gather()
-        family, note = family.resolve(whole.x, rows.names, whole.w)
+        family, note = family.with_blocks_of(whole.x, whole.w)
         model, parts = self._fit(whole, rows, family, seed, work)
         held, notes = None, (note,) if note else ()
         if stride:
