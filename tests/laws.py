@@ -56,7 +56,7 @@ from whichkl.solvers import (
     TwoSided,
 )
 from whichkl.solvers.nodes.gaussian_rule import gaussian_rule
-from whichkl.solvers.particles import population
+from whichkl.solvers.particles import rounds
 
 D = torch.float64
 
@@ -395,7 +395,7 @@ IDS = [f"{kind.name}-{family}-{name}" for kind, family, name in SOLVED]
 @pytest.mark.parametrize(("kind", "family", "name"), SOLVED, ids=IDS)
 def test_solver_is_deterministic_ends_at_an_optimum_and_lists_the_best_first(kind, family, name):
     rows = []
-    with patch.object(population, "_rows", lambda *one: rows.append(one[1:]) or Target(samples=one[1], weights=one[2])):
+    with patch.object(rounds, "weighted_rows", lambda *one: rows.append(one[1:]) or Target(samples=one[1], weights=one[2])):
         first, again = (kind().solve(TARGETS[name]().unconstrained(), family, seed=5) for _ in range(2))
     parameters = family.parameters(first.best.model)
     for key, value in family.parameters(again.best.model).items():

@@ -41,7 +41,7 @@ class BlockMixture(Family):
     BlockMixture(components=2, blocks=(0, 0, 1), covariance='full')
     """
 
-    components: int
+    components: int = 2
     blocks: str | int | tuple[int, ...] = "auto"
     covariance: str = "full"
 
@@ -53,9 +53,8 @@ class BlockMixture(Family):
         elif isinstance(self.blocks, (tuple, list)):
             numbers = tuple(map(as_int, self.blocks))
             object.__setattr__(self, "blocks", numbers)
-            if any(isinstance(one, bool) or not isinstance(one, int) for one in numbers) or {*numbers} != {
-                *range(len({*numbers}))
-            }:
+            is_whole = all(isinstance(one, int) and not isinstance(one, bool) for one in numbers)
+            if not numbers or not is_whole or {*numbers} != {*range(len({*numbers}))}:
                 because = f"`blocks={numbers!r}` doesn't number the block of each column from 0 on"
                 raise InputError(cannot("use `BlockMixture`", because, "Give, say, blocks=(0, 0, 1)"))
         else:

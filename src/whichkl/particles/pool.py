@@ -33,6 +33,11 @@ class Points:
         groups = torch.arange(found.islands, device="cpu").repeat_interleave(len(found.x) // found.islands)
         return cls(found.x, found.log_p, found.log_weights.exp(), groups, found.ess / max(1, len(found.temperatures) - 1))
 
+    @classmethod
+    def even(cls, x: Float[Tensor, "n d"], log_p: Float[Tensor, " n"]) -> Points:
+        """Take independent draws of equal weight."""
+        return cls(x, log_p, torch.full_like(log_p, 1 / len(x)), torch.arange(len(x), device="cpu"), float(len(x)))
+
     def take(self, keep: Bool[Tensor, " n"]) -> Points:
         """Return some of the groups."""
         groups = self.groups[keep].unique(return_inverse=True)[1]

@@ -6,23 +6,21 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import InputError, TargetError, WhichklError, cannot
 from whichkl.access import Access
 from whichkl.divergences import Estimate
 from whichkl.families import BlockMixture, Family
-from whichkl.families.family import log_likelihood
 from whichkl.importance import effective_sample_size
 from whichkl.objectives import ForwardKL, ReverseKL
 from whichkl.particles.located import ISLANDS, located_particles
-from whichkl.particles.pool import Points, Pool
+from whichkl.particles.pool import Points
+from whichkl.solvers.particles.rounds import Rounds, weighted_rows
 from whichkl.solvers.particles.separable import separated, solve_blocks
-from whichkl.solvers.particles.value import Proposal, are_trusted, enumerated, measured, tail
+from whichkl.solvers.particles.value import Proposal, enumerated, measured
 from whichkl.solvers.resolve import resolve
 from whichkl.solvers.rows.rows import FRESH, log_prob_at_points
-from whichkl.solvers.solver import Optimum, Solution, Solver, check_counts
+from whichkl.solvers.solver import Solution, Solver, check_counts
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
 from whichkl.targets.origin import Origin
@@ -98,51 +96,67 @@ class Population(Solver):
         if Access.LOG_PROB not in access or (family.conditional and not family.optional_context):
             return False
         is_taken = Access.ENUMERABLE not in access or _minimises_on_states(family, access)
-        return is_taken and _row_solver(family) is not None
+        return is_taken and _fits_rows(family)
 
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Find points of p, fit, and improve the fit by its own draws."""
         work.tell("moving particles to the target", math.nan)
-        has_samples, has_states = target.samples is not None, Access.ENUMERABLE in target.access
+        if target.samples is not None:
+            return self._from_samples(target, family, seed, work, stride)
         if isinstance(family, BlockMixture) and not target.access.can_sample:
             family, point = separated(target, family, seed)
-            if point is not None and len(family.columns(target.dim)) > 1:
-                least = max(_MIN_PARTICLES_OF_BLOCK, self.particles // len(family.columns(target.dim)) // ISLANDS * ISLANDS)
-                each = replace(self, particles=least, draws=self.draws or _DRAWS_OF_BLOCK)
+            if point is not None and (count := len(family.columns(target.dim))) > 1:
+                particles = max(_MIN_PARTICLES_OF_BLOCK, self.particles // count // ISLANDS * ISLANDS)
+                each = replace(self, particles=particles, draws=self.draws or _DRAWS_OF_BLOCK)
                 return solve_blocks(each, target, family, point, seed, work)
         points, held, doubts = self._points(target, seed)
-        rows = target if has_samples else _rows(target, points.x, points.weights)
-        fitted, curve, notes = (family, None, ()) if has_samples else resolve(rows, family, seed, work.quiet())
+        rows = weighted_rows(target, points.x, points.weights)
+        fitted, curve, notes = resolve(rows, family, seed, work.quiet())
         engine = _row_solver(fitted)
-        if engine is None or rows.samples is None:
-            raise TypeError(family)
-        work.tell("fitting the points", math.nan)
-        fitted.check_samples(rows.samples, target.names)
-        first = engine.solve(rows, fitted, seed, work.quiet(), stride if has_samples else 0)
-        run = _Rounds(target, fitted, engine, points, first)
+        fitted.check_samples(points.x, target.names)
+        first = engine.solve(rows, fitted, seed, work.quiet())
+        run = Rounds(target, first.family or fitted, engine, points, first)
+        has_states = Access.ENUMERABLE in target.access
         rounds = 0 if has_states else self.rounds if engine.refits else min(1, self.rounds)
+        self._improve(run, rounds, seed, work)
+        found = run.solution(is_last=len(run.proposals) == rounds <= 1)
+        value, log_z = self._value(target, held, run.proposal, seed)
+        notes = (*found.notes, *notes, *([run.note] if run.proposals else []))
+        doubts = doubts if run.ess < _MIN_ESS and not has_states else ()
+        return replace(found, notes=notes, doubts=doubts, value=value, log_z=log_z, family=run.family, curve=curve)
+
+    def _from_samples(self, target: Target, family: Family, seed: int, work: Work, stride: int) -> Solution:
+        """Fit the samples, and improve that fit by the density if it can be evaluated and the weights can be trusted."""
+        engine = _row_solver(family)
+        first = engine.solve(target, family, seed, work.quiet(), stride)
+        try:
+            points = _samples(target)
+            run = Rounds(target, first.family or family, engine, points, first)
+            self._improve(run, self.rounds if engine.refits else min(1, self.rounds), seed, work)
+            value, log_z = self._value(target, points, run.proposal, seed)
+            why = "" if run.is_trusted else f"k̂ of p/q is {run.khat:.2f}, too large for weights"
+            why = why if run.proposals else "the budget leaves no evaluations for draws of the model"
+        except WhichklError as error:  # the samples give a fit without the density
+            why = f"log p couldn't be used ({error})".replace(".)", ")")
+        if why:
+            return replace(first, notes=(*first.notes, f"{why}, so that this is the fit to the samples alone"))
+        found = run.solution(is_last=not engine.refits)
+        return replace(found, notes=(*found.notes, run.note), value=value, log_z=log_z, family=run.family)
+
+    def _improve(self, run: Rounds, rounds: int, seed: int, work: Work) -> None:
+        """Draw, weight and fit until the ESS gains next to nothing; stop at weights that samples are better than."""
         for i in range(rounds):
-            count = self._draws(fitted, target)
+            count = self._draws(run.family, run.target)
             if count < _MIN_DRAWS_UNDER_BUDGET:
                 break
             work.tell(f"round {i + 1}: draws of the model are weighted", math.nan)
             gain = run.draw(count, seed + _SEEDS_APART * (i + 1))
-            khat = tail(run.ratio)
-            if has_samples and not are_trusted(run.ratio, khat):
-                note = f"k̂ of p/q is {khat:.2f}, too large for weights, so that this is the fit to the samples alone"
-                return replace(first, notes=(*first.notes, note))
+            if run.target.samples is not None and not run.is_trusted:
+                break
             run.fit(seed)
             if gain < _MIN_GAIN:
                 run.settled = True
                 break
-        drawn = f"{sum(run.counts):,} draws of {len(run.proposals)} models were weighted to p"
-        told = (f"{drawn}; those of the last model had an ESS of {run.ess:.1%}",) if run.proposals else ()
-        found = run.solution(is_last=len(run.proposals) == rounds <= 1)
-        value, log_z = self._value(target, held, run.proposal, seed)
-        # What the fit of rows doubts is its value on them; here the value is measured by log p on other points.
-        doubts = doubts if run.ess < _MIN_ESS and not has_states else ()
-        notes = (*found.notes, *notes, *told)
-        return replace(found, notes=notes, doubts=doubts, value=value, log_z=log_z, family=fitted, curve=curve)
 
     def _value(self, target: Target, held: Points, proposal: Proposal, seed: int) -> tuple[Estimate | None, Estimate | None]:
         """Measure forward KL on points that weren't fitted and on fresh draws; a sampler gives better ones, later."""
@@ -156,16 +170,12 @@ class Population(Solver):
 
     def _points(self, target: Target, seed: int) -> tuple[Points, Points, tuple[str, ...]]:
         """Return points of p to fit to, points for the value, and doubts about them, in the coordinates of the target."""
-        if target.access.can_sample:
-            p = target.thinned()[0]
-            x = (p.draws(self.particles, seed) if p.samples is None else p.samples).to("cpu", torch.float64)
-            w = torch.ones_like(x[:, 0]) if p.weights is None else p.weights.to("cpu", torch.float64)
-            own = torch.arange(len(x), device="cpu")
-            points = Points(x, log_prob_at_points(target, x), w / w.sum(), own, effective_sample_size(w.log()))
-            return points, points, ()
+        if target.sampler is not None:
+            x = target.draws(self.particles, seed).to("cpu", torch.float64)
+            return (points := Points.even(x, log_prob_at_points(target, x))), points, ()
         if Access.ENUMERABLE in target.access:
             x, log_p = (one.to("cpu", torch.float64) for one in target.atoms)
-            points = Points(x, log_p, log_p.softmax(0), torch.arange(len(x), device="cpu"), float(len(x)))
+            points = replace(Points.even(x, log_p), weights=log_p.softmax(0))
             return points, points, ()
         if target.bijection.is_discrete:
             because = "it is discrete, and its states are too many to be listed"
@@ -192,59 +202,6 @@ class Population(Solver):
         return count if left == math.inf else min(count, int(_SHARE_OF_BUDGET * left))
 
 
-class _Rounds:
-    """The points and all draws so far, log p there, and the log density of every model that was drawn from."""
-
-    def __init__(self, target: Target, family: Family, engine: Solver, points: Points, first: Solution) -> None:
-        self.target, self.family, self.engine, self.points = target, family, engine, points
-        self.last, self.model, self.iterations, self.settled = first, first.best.model, first.iterations, False
-        self.x, self.log_p, self.weights = points.x, points.log_p, points.weights
-        self.log_q = points.log_p.new_zeros(0, len(points.x))
-        """Of each proposal at each point and draw."""
-        self.proposals: list[Proposal] = []
-        self.counts: list[int] = []
-        self.ess, self.ratio = 0.0, points.log_p[:0]
-        """The ESS of the last model's draws, as a share, and the logarithms of the last draws' weights."""
-
-    @property
-    def proposal(self) -> Proposal:
-        """The model, and a wider law around the points as they are weighted."""
-        return Proposal.around(self.model, self.x, self.weights)
-
-    def draw(self, count: int, seed: int) -> float:
-        """Draw from the model, weight all points and draws, and return the gain of the ESS since the last round, as a share."""
-        before, proposal = self.ess if self.proposals else -math.inf, self.proposal
-        x, log_p = proposal.draw(self.target, count, seed)
-        by_others = [one.log_prob(x, log_likelihood(one.model, x).detach()) for one in self.proposals]
-        self.proposals.append(proposal)
-        self.counts.append(count)
-        self.x, self.log_p = torch.cat([self.x, x]), torch.cat([self.log_p, log_p])
-        log_q = log_likelihood(self.model, self.x).detach()
-        mine = proposal.log_prob(self.x, log_q)
-        earlier = torch.cat([self.log_q, torch.stack(by_others)], 1) if by_others else mine.new_zeros(0, len(mine))
-        self.log_q = torch.cat([earlier, mine[None]])
-        own = (log_p - log_q[-count:])[: proposal.own(count)]
-        self.ess, self.ratio = effective_sample_size(own) / len(own), log_p - mine[-count:]
-        shares = torch.tensor(self.counts, dtype=torch.float64, device="cpu").log() - math.log(sum(self.counts))
-        log_m = torch.logsumexp(self.log_q + shares[:, None], 0)
-        self.weights = Pool.of(self.points, self.log_p[len(self.points.x) :], log_m).weights
-        return self.ess - before
-
-    def fit(self, seed: int) -> None:
-        """Fit to all points and draws, from the model as it is."""
-        used = self.weights > 0
-        rows = _rows(self.target, self.x[used], self.weights[used])
-        self.last = self.engine.near(self.model, 0.0).solve(rows, self.family, seed)
-        self.model, self.iterations = self.last.best.model, self.iterations + self.last.iterations
-
-    def solution(self, *, is_last: bool) -> Solution:
-        """Return the model, with its cross-entropy on the weighted points and draws."""
-        log_q = log_likelihood(self.model, self.x).detach()
-        loss = -float(torch.where(self.weights > 0, self.weights * log_q, 0.0).sum())
-        best = Optimum(self.model, loss, self.last.best.converged and (self.settled or is_last), is_global=True)
-        return Solution((best,), self.iterations, self.last.residual, notes=self.last.notes, history=self.last.history)
-
-
 def is_worth_its_density(target: Target, family: Family) -> bool:
     """Return whether samples are so few for the family that the density adds to them: fewer than 100 rows per parameter.
 
@@ -256,7 +213,7 @@ def is_worth_its_density(target: Target, family: Family) -> bool:
         return False
     engine = _row_solver(family)
     count = len(x) if w is None else effective_sample_size(w.log())
-    return engine is not None and engine.refits and count < _rows_to_determine(family, target.dim)
+    return engine.refits and count < _rows_to_determine(family, target.dim)
 
 
 def _rows_to_determine(family: Family, dim: int) -> int:
@@ -264,9 +221,17 @@ def _rows_to_determine(family: Family, dim: int) -> int:
     return _ROWS_PER_PARAMETER * family.minimum_rows(dim) * dim
 
 
-def _rows(target: Target, x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> Target:
-    """Return a target that has weighted rows alone."""
-    return Target(samples=x, weights=w, names=target.names, support=target.bijection.constraints)
+def _samples(target: Target) -> Points:
+    """Return the samples of a target with their weights, those of chains thinned."""
+    p = target.thinned()[0]
+    if p.samples is None:
+        raise TypeError(target)
+    x = p.samples.to("cpu", torch.float64)
+    points = Points.even(x, log_prob_at_points(target, x))
+    if p.weights is None:
+        return points
+    w = p.weights.to("cpu", torch.float64)
+    return replace(points, weights=w / w.sum(), effective=effective_sample_size(w.log()))
 
 
 def _minimises_on_states(family: Family, access: Access) -> bool:
@@ -276,9 +241,15 @@ def _minimises_on_states(family: Family, access: Access) -> bool:
     return any(kind.solves(ReverseKL(), family, access) for kind in SOLVERS)
 
 
-def _row_solver(family: Family) -> Solver | None:
+def _row_solver(family: Family) -> Solver:
     """Return the first solver that fits a family to samples."""
-    from whichkl.solvers import SOLVERS  # the registry, which holds this solver too
+    from whichkl.solvers import solver_for  # the registry, which holds this solver too
 
-    able = (kind() for kind in SOLVERS if kind.solves(ForwardKL(), family, Access.SAMPLES))
-    return next(able, None)
+    return solver_for(ForwardKL(), family, Access.SAMPLES)
+
+
+def _fits_rows(family: Family) -> bool:
+    """Return whether a solver fits a family to samples."""
+    from whichkl.solvers import SOLVERS
+
+    return any(kind.solves(ForwardKL(), family, Access.SAMPLES) for kind in SOLVERS)
