@@ -16,6 +16,7 @@ from torch.distributions import Independent, Normal
 from whichkl import Target
 from whichkl.families import (
     Autoregressive,
+    BlockMixture,
     Flow,
     Gaussian,
     GeneralizedLinear,
@@ -166,6 +167,7 @@ CASES = [
     *[("reverse_kl", LANDING, family, "banana") for family in (FLOW, Module(Bell()))],
     *[("forward_kl", Stochastic(steps=100, batch=256), family, "samples") for family in (FLOW, Module(Bell()))],
     ("forward_kl", Stochastic(steps=100, batch=128), MixtureDensityNetwork(2, hidden=(8,)), "poisson"),
+    ("forward_kl", "block_em", BlockMixture(2, blocks=2), "five"),
     *[("forward_kl", "particles", family, name) for family, name in ((FULL, "banana"), (Mixture(2), "unequal"))],
     *[(spec, TWO, FLOW, "both") for spec in ("jeffreys:0.3", "jensen_shannon:0.4", "renyi:0.4")],
 ]

@@ -21,6 +21,8 @@ from whichkl.targets import Target
 _SCOUTS = 256
 _POINTS = 8
 """Number of points at which links are sought."""
+_SEEDS_APART = 100_003
+"""Distance of the seeds of two blocks, so that they share no draws with each other or with fits of neighbouring seeds."""
 _STEP = 0.5
 """Length of a step in one column, in standard deviations."""
 _MIN_CHANGE = 1e-3
@@ -70,7 +72,7 @@ def solve_blocks(solver: Solver, target: Target, family: BlockMixture, point: Te
         work.tell(f"block {b + 1} of {len(columns)}", b / len(columns))
         part = _conditional(target, point, block)
         part.evaluations.most = budget
-        found = solver.solve(part, Mixture(family.components, family.covariance), seed + b, work.quiet())
+        found = solver.solve(part, Mixture(family.components, family.covariance), seed + _SEEDS_APART * b, work.quiet())
         models.append(found.best.model)
         parts.append(found)
         if found.value is not None and found.log_z is not None:
