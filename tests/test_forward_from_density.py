@@ -63,6 +63,9 @@ def test_advice_lists_reverse_kl_first_and_forward_kl_with_its_cost_second():
     advice = wk.advise(Target(log_prob=two_bumps, dim=1), Mixture(2))
     assert [one.objective.name for one in advice.options] == ["reverse_kl", "forward_kl"]
     assert advice.options[1].solver == "particles" and "evaluations of log p" in advice.options[1].reason
+    assert "Forward KL is possible too" in advice.verdict
+    assert wk.advise(Access.LOG_PROB, BlockMixture(2)).verdict.startswith("Minimise forward KL, by particles")
+    assert wk.advise(Access.SCORE).verdict == "Minimise reverse KL: no other direction is possible."
 
 
 @pytest.mark.slow
@@ -152,6 +155,26 @@ def test_where_weights_fail_the_fit_is_that_to_the_samples():
     assert any("this is the fit to the samples alone" in note for note in fit.diagnostics.notes)
     same = wk.fit(target, objective="forward_kl", solver="closed_form")
     torch.testing.assert_close(fit.model.mean, same.model.mean)
+
+
+def test_samples_are_fitted_where_the_density_fails():
+    x = draws(gaussian(2), 60)
+
+    def half(x):
+        return torch.where(x[:, 0] > 0, -math.inf, -x.square().sum(-1))
+
+    fit = wk.fit(Target(samples=x, log_prob=half), objective="forward_kl")
+    assert any("log p couldn't be used (Cannot use this target: " in note for note in fit.diagnostics.notes)
+    torch.testing.assert_close(fit.model.mean, x.mean(0))
+
+
+def test_a_budget_without_room_for_draws_leaves_the_samples():
+    p = gaussian(2)
+    target = Target(samples=draws(p, 60), log_prob=p.log_prob)
+    with target.evaluations.capped(130) as used:
+        found = Population().solve(target, Gaussian(), seed=0)
+    assert any("the budget leaves no evaluations" in note for note in found.notes) and sum(used.values()) <= 130
+    torch.testing.assert_close(found.best.model.mean, target.samples.mean(0))
 
 
 # ---- blocks of columns

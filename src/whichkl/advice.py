@@ -28,7 +28,9 @@ _CELLS = {
 
 _VERDICTS = {
     "samples": "Minimise forward KL: no other direction is possible.",
-    "log_prob": (
+    "log_prob": "Minimise reverse KL: no other direction is possible.",
+    "log_prob, forward_kl": "Minimise forward KL, by particles: no solver minimises reverse KL over this family.",
+    "log_prob, reverse_kl, forward_kl": (
         "Minimise reverse KL, which needs no more than log p at draws of the model. Forward KL is possible too, at a higher "
         "cost: minimise it if no mode may be dropped."
     ),
@@ -87,7 +89,8 @@ class Advice(HTML):
         """What to do, in plain words."""
         if not self.options and self.access.cell != "neither":
             return f"Nothing can be minimised over {self.family}: the reasons are below."
-        return _VERDICTS[self.access.cell]
+        names = ", ".join([self.access.cell, *(option.objective.name for option in self.options)])
+        return _VERDICTS.get(names, _VERDICTS[self.access.cell])
 
     @property
     def cheapest(self) -> str:

@@ -37,6 +37,8 @@ _MIN_GAIN = 0.005
 _HELD_ISLANDS = 4
 """One of this many islands is held out, for the value."""
 _DRAWS_FOR_VALUE = 10_000
+_MAX_DIM = 200
+"""Largest number of dimensions in which few samples are completed by the density unless this solver is named."""
 _MIN_PARTICLES_OF_BLOCK, _DRAWS_OF_BLOCK = 1_024, 8_192
 """Least number of particles, and the number of draws per round, where each block of columns is solved alone."""
 _SEEDS_APART = 1_009
@@ -98,6 +100,10 @@ class Population(Solver):
         is_taken = Access.ENUMERABLE not in access or _minimises_on_states(family, access)
         return is_taken and _fits_rows(family)
 
+    def least_memory(self, family: Family, dim: int) -> int:
+        """Return the bytes of particles with their gradients, and of eight matrices: covariances, factors and the base."""
+        return super().least_memory(family, dim) + 32 * self.particles * dim + 64 * dim**2
+
     def solve(self, target: Target, family: Family, seed: int, work: Work = QUIET, stride: int = 0) -> Solution:
         """Find points of p, fit, and improve the fit by its own draws."""
         work.tell("moving particles to the target", math.nan)
@@ -129,17 +135,17 @@ class Population(Solver):
         """Fit the samples, and improve that fit by the density if it can be evaluated and the weights can be trusted."""
         engine = _row_solver(family)
         first = engine.solve(target, family, seed, work.quiet(), stride)
+        if self._draws(family, target) < _MIN_DRAWS_UNDER_BUDGET:
+            return _of_samples_alone(first, "the budget leaves no evaluations for draws of the model")
         try:
             points = _samples(target)
             run = Rounds(target, first.family or family, engine, points, first)
             self._improve(run, self.rounds if engine.refits else min(1, self.rounds), seed, work)
+            if not run.is_trusted:
+                return _of_samples_alone(first, f"k̂ of p/q is {run.khat:.2f}, too large for weights")
             value, log_z = self._value(target, points, run.proposal, seed)
-            why = "" if run.is_trusted else f"k̂ of p/q is {run.khat:.2f}, too large for weights"
-            why = why if run.proposals else "the budget leaves no evaluations for draws of the model"
         except WhichklError as error:  # the samples give a fit without the density
-            why = f"log p couldn't be used ({error})".replace(".)", ")")
-        if why:
-            return replace(first, notes=(*first.notes, f"{why}, so that this is the fit to the samples alone"))
+            return _of_samples_alone(first, f"log p couldn't be used ({error})".replace(".)", ")"))
         found = run.solution(is_last=not engine.refits)
         return replace(found, notes=(*found.notes, run.note), value=value, log_z=log_z, family=run.family)
 
@@ -205,11 +211,12 @@ class Population(Solver):
 def is_worth_its_density(target: Target, family: Family) -> bool:
     """Return whether samples are so few for the family that the density adds to them: fewer than 100 rows per parameter.
 
-    The density of a converted target is itself an estimate, which adds nothing to its samples.
+    The density of a converted target is itself an estimate, which adds nothing to its samples; and in more than 200 dimensions
+    weights can hardly ever be trusted.
     """
     x, w = target.samples, target.weights
     is_plain = x is not None and target.sampler is None and target.context is None and not isinstance(target.origin, Origin)
-    if x is None or not is_plain or not Population.covers(family, target.access):
+    if x is None or not is_plain or target.dim > _MAX_DIM or not Population.covers(family, target.access):
         return False
     engine = _row_solver(family)
     count = len(x) if w is None else effective_sample_size(w.log())
@@ -219,6 +226,12 @@ def is_worth_its_density(target: Target, family: Family) -> bool:
 def _rows_to_determine(family: Family, dim: int) -> int:
     """Return 100 rows per parameter, of which there are about as many as numbers in the fewest rows that determine a model."""
     return _ROWS_PER_PARAMETER * family.minimum_rows(dim) * dim
+
+
+def _of_samples_alone(first: Solution, why: str) -> Solution:
+    """Return the fit to the samples, with a note on why the density wasn't used."""
+    without = "`Target(log_prob=…)` without the samples is fitted by particles"
+    return replace(first, notes=(*first.notes, f"{why}, so that this is the fit to the samples alone; {without}"))
 
 
 def _samples(target: Target) -> Points:
