@@ -279,6 +279,16 @@ def test_a_family_whose_draws_miss_p_is_unreliable():
     assert "weights_unreliable" in fit.findings
 
 
+@pytest.mark.parametrize("freedom", [1.0, 1.5, 3.0])
+def test_a_tail_that_a_gaussian_lacks_is_unreliable(freedom):
+    heavy = StudentT(torch.tensor(freedom, dtype=D))
+    fit = wk.fit(Target(log_prob=lambda x: heavy.log_prob(x[:, 0]), dim=1), objective="forward_kl")
+    assert not fit.value.reliable  # below two degrees of freedom the KL is infinite
+    assert "heavy_tails" in fit.findings
+    better = wk.fit(Target(log_prob=lambda x: heavy.log_prob(x[:, 0]), dim=1), "student_t", objective="forward_kl")
+    assert better.value.reliable and better.value.value < 0.01
+
+
 # ---- costs, and studies
 
 
@@ -308,7 +318,7 @@ def test_intervals_of_the_pool_cover_for_known_laws():
         points = Points(x, p.log_prob(x) + 3, torch.full((200,), 1 / 200, dtype=D), torch.arange(200), 200.0)
         both = torch.cat([x, y])
         pool = Pool.of(points, p.log_prob(y) + 3, q.log_prob(both))
-        value, stderr = pool.forward_kl(q.log_prob(both), normalized=False)
+        value, stderr, _ = pool.forward_kl(q.log_prob(both), normalized=False)
         inside += abs(value - truth) < 1.96 * stderr
         inside_z += abs(pool.log_z - 3) < 1.96 * pool.log_z_stderr()
     assert 178 <= inside <= 199 and 178 <= inside_z <= 199  # 95 % of 200, within four standard errors

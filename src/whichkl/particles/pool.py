@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
+from whichkl.importance import tail_shape
 from whichkl.particles.tempering import Particles
 
 
@@ -97,8 +98,8 @@ class Pool:
         """Return the standard error of log Z."""
         return self._stderr(self._of_log_z())
 
-    def forward_kl(self, log_q: Float[Tensor, " n"], *, normalized: bool) -> tuple[float, float]:
-        """Return KL(p‖q) = E_p[log p̃ − log q] − log Z, and its standard error, with that of log Z in it.
+    def forward_kl(self, log_q: Float[Tensor, " n"], *, normalized: bool) -> tuple[float, float, float]:
+        """Return KL(p‖q) = E_p[log p̃ − log q] − log Z, its standard error, with that of log Z in it, and k̂ of the draws' terms.
 
         It is the integral of p log(p/q) − p + q, which is nowhere below 0, so that it has little noise where q is close to p.
 
@@ -109,15 +110,15 @@ class Pool:
         z = 0.0 if normalized else self.log_z
         kl, r = self.log_p - z - log_q, self._over_m(z)
         if bool((kl[self.base > 0] == math.inf).any()):
-            return math.inf, 0.0
+            return math.inf, 0.0, math.inf
         of_q = torch.exp(log_q - self.proposal).nan_to_num(0.0) * _density_ratio(self.proposal - self.log_p + z, 1 - self.share)
         kl = torch.where(r > 0, kl, 0.0)
         terms = self.base * (r * kl - r + of_q)
-        value = float(terms.sum())
+        value, khat = float(terms.sum()), tail_shape(terms[self.points :])
         if normalized:
-            return value, self._stderr(terms)
+            return value, self._stderr(terms), khat
         slope = float(self.base @ (-r * (1 - self.share * r) * (kl - 1) - r + self.share * r * of_q))
-        return value, self._stderr(terms + slope * self._of_log_z())
+        return value, self._stderr(terms + slope * self._of_log_z()), khat
 
     def _over_m(self, z: float) -> Float[Tensor, " n"]:
         """Return p/m."""

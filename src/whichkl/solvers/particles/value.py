@@ -24,6 +24,8 @@ _MAX_POINTS_PER_CALL = 4_096
 _WIDE_SHARE = 0.1
 """Share of the Student-t in the draws."""
 _FREEDOM = 5.0
+_MAX_SHAPE, _MAX_STDERR_WITH_HEAVY_TAIL = 0.5, 0.005
+"""Largest k̂ of the terms of a value, and largest standard error with a larger k̂, at which the value is reliable."""
 _JITTER = 1e-9
 
 
@@ -85,11 +87,12 @@ def measured(points: Points, proposal: Proposal, target: Target, count: int, see
     log_q = log_likelihood(proposal.model, both).detach()
     log_m = proposal.log_prob(both, log_q)
     pool, ratio = Pool.of(points, log_p, log_m), log_p - log_m[len(points.x) :]
-    value, stderr = pool.forward_kl(log_q, normalized=target.normalized)
-    khat, notes = tail(ratio), tuple[str, ...]()
-    if not are_trusted(ratio, khat):
-        shown = "∞" if khat == math.inf else f"{khat:.2f}"
-        notes = (f"k̂ of the weights is {shown}: draws of the model don't reach all of p, and the value rests on points of p",)
+    value, stderr, shape = pool.forward_kl(log_q, normalized=target.normalized)
+    khat = tail(ratio)
+    doubts = () if are_trusted(ratio, khat) else (f"k̂ of the weights is {_shown(khat)}: the draws don't reach all of p",)
+    if shape >= _MAX_SHAPE and stderr > _MAX_STDERR_WITH_HEAVY_TAIL:
+        unknown = f"its {'mean' if shape >= 1 else 'variance'} may be infinite, and the value far too small"
+        doubts = (*doubts, f"p log(p/q) has a heavy tail (k̂ = {_shown(shape)}): {unknown}")
     estimate = Estimate(
         "forward_kl",
         value,
@@ -98,12 +101,17 @@ def measured(points: Points, proposal: Proposal, target: Target, count: int, see
         method=f"{len(points.x):,} points of p and {count:,} fresh draws of the model, weighted together",
         n=len(both),
         ess=effective_sample_size(ratio),
-        khat=khat,
-        reliable=not notes,
-        notes=notes,
+        khat=max(khat, shape) if doubts else shape,
+        reliable=not doubts,
+        notes=doubts,
     )
-    log_z = Estimate("log_z", pool.log_z, pool.log_z_stderr(), method="bridge sampling", n=len(both), reliable=not notes)
+    is_followed = are_trusted(ratio, khat)
+    log_z = Estimate("log_z", pool.log_z, pool.log_z_stderr(), method="bridge sampling", n=len(both), reliable=is_followed)
     return estimate, log_z
+
+
+def _shown(khat: float) -> str:
+    return "∞" if khat == math.inf else f"{khat:.2f}"
 
 
 def enumerated(target: Target, model: Any) -> Estimate:
