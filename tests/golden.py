@@ -16,6 +16,7 @@ from torch.distributions import Independent, Normal
 from whichkl import Target
 from whichkl.families import (
     Autoregressive,
+    BlockMixture,
     Flow,
     Gaussian,
     GeneralizedLinear,
@@ -27,6 +28,7 @@ from whichkl.families import (
     StudentT,
 )
 from whichkl.objectives import objective_of
+from whichkl.particles.located import located_particles
 from whichkl.problems import bimodal, eight_schools, petals, restricted_boltzmann
 from whichkl.solvers import (
     SOLVERS,
@@ -42,7 +44,7 @@ FILE = Path(__file__).with_name("golden.json")
 SEED = 5
 MOST_NUMBERS = 400
 """Largest number of parameters that is recorded one by one; of more, the first ones are."""
-TRAINED = ("coordinate_ascent", "stochastic", "sticking_the_landing", "score_function", "stochastic_two_sided")
+TRAINED = ("coordinate_ascent", "stochastic", "sticking_the_landing", "score_function", "stochastic_two_sided", "particles")
 """Solvers whose steps follow random draws: another processor's rounding leads them to another model of much the same loss."""
 
 
@@ -165,6 +167,8 @@ CASES = [
     *[("reverse_kl", LANDING, family, "banana") for family in (FLOW, Module(Bell()))],
     *[("forward_kl", Stochastic(steps=100, batch=256), family, "samples") for family in (FLOW, Module(Bell()))],
     ("forward_kl", Stochastic(steps=100, batch=128), MixtureDensityNetwork(2, hidden=(8,)), "poisson"),
+    ("forward_kl", "block_em", BlockMixture(2, blocks=2), "five"),
+    *[("forward_kl", "particles", family, name) for family, name in ((FULL, "banana"), (Mixture(2), "unequal"))],
     *[(spec, TWO, FLOW, "both") for spec in ("jeffreys:0.3", "jensen_shannon:0.4", "renyi:0.4")],
 ]
 
@@ -256,11 +260,15 @@ def even(x):
     return torch.full_like(x, 1 / max(1, len(x)))
 
 
+def particles(target):
+    return located_particles(target, 4_096, seed=2).draws(DRAWS)
+
+
 def measured(objective, target, model):
     """The loss of a model on draws that no solver saw, and its standard error from how it differs between blocks of them."""
     at_p = at_q = torch.zeros(0, dtype=D)
     if objective.reads_p:
-        x = target.samples if target.samples is not None else target.draws(DRAWS, 2)
+        x = target.samples if target.samples is not None else target.draws(DRAWS, 2) if target.sampler else particles(target)
         law = model if target.context is None else model(target.context)
         log_q = law.log_prob(x if law.event_shape else x[:, 0]).detach()
         log_p = 0.0 if objective.direction == "forward" else target.log_prob(x)

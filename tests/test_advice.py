@@ -11,8 +11,8 @@ from whichkl.objectives import OBJECTIVES
 CELLS = [
     (Access.SAMPLES, "samples", ["forward_kl"]),
     (Access.SAMPLER, "samples", ["forward_kl"]),
-    (Access.LOG_PROB, "log_prob", ["reverse_kl"]),
-    (Access.LOG_PROB | Access.NORMALIZED | Access.DIFFERENTIABLE, "log_prob", ["reverse_kl"]),
+    (Access.LOG_PROB, "log_prob", ["reverse_kl", "forward_kl"]),
+    (Access.LOG_PROB | Access.NORMALIZED | Access.DIFFERENTIABLE, "log_prob", ["reverse_kl", "forward_kl"]),
     (Access.SAMPLES | Access.LOG_PROB, "both", ["forward_kl", "reverse_kl", "jeffreys", "renyi"]),
     (Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED, "both", list(OBJECTIVES)),
     (Access(0), "neither", []),

@@ -127,6 +127,8 @@ ALSO = {
             ("Flow", "transforms"),
             ("Flow", "bins"),
             ("Mixture", "components"),
+            ("BlockMixture", "components"),
+            ("BlockMixture", "blocks"),
             ("MixtureDensityNetwork", "components"),
             ("VariationalAutoencoder", "latent"),
         )

@@ -139,7 +139,10 @@ CALLS = [
         lambda: wk.fit(X, objective="reverse_kl"),
         "it requires `log_prob` or `score`, but the target only has samples. Use `ForwardKL`, or pass",
     ),
-    (lambda: wk.fit(wk.Target(log_prob=gaussian, dim=2), objective="forward_kl"), "requires `samples` or `sampler`"),
+    (
+        lambda: wk.fit(wk.Target(score=lambda x: -x, dim=2), objective="forward_kl"),
+        "requires `samples` or `sampler` or `log_prob`",
+    ),
     (lambda: wk.fit(wk.Target(dim=2)), "neither sample the target nor evaluate it"),
     (lambda: wk.fit(X, solver="adam"), r"use adam here: .* Use solver='closed_form'"),
     (lambda: wk.fit(wk.Target(sampler=lambda n: X, dim=2)), r"returned shape \(50, 2\)"),

@@ -29,6 +29,11 @@ _CELLS = {
 _VERDICTS = {
     "samples": "Minimise forward KL: no other direction is possible.",
     "log_prob": "Minimise reverse KL: no other direction is possible.",
+    "log_prob, forward_kl": "Minimise forward KL, by particles: no solver minimises reverse KL over this family.",
+    "log_prob, reverse_kl, forward_kl": (
+        "Minimise reverse KL, which needs no more than log p at draws of the model. Forward KL is possible too, at a higher "
+        "cost: minimise it if no mode may be dropped."
+    ),
     "both": (
         "Either direction is possible, so let an experiment on your task decide. Start with forward KL, because it drops "
         "no mode; if you need every draw of the model to be plausible (precision) more than every draw of the target to "
@@ -84,7 +89,8 @@ class Advice(HTML):
         """What to do, in plain words."""
         if not self.options and self.access.cell != "neither":
             return f"Nothing can be minimised over {self.family}: the reasons are below."
-        return _VERDICTS[self.access.cell]
+        names = ", ".join([self.access.cell, *(option.objective.name for option in self.options)])
+        return _VERDICTS.get(names, _VERDICTS[self.access.cell])
 
     @property
     def cheapest(self) -> str:
@@ -154,7 +160,7 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
     >>> advise(Target(samples=torch.randn(50, 2))).best.objective.name
     'forward_kl'
     >>> advise(Access.LOG_PROB).missing
-    {'forward_kl': 'it requires `samples` or `sampler`, and the target has log_prob'}
+    {}
     """
     p = None if isinstance(target, Access) else Target.of(target)
     if family is None:
@@ -169,6 +175,10 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
         solver = next((kind.name for kind in SOLVERS if kind.solves(objective, family, access)), None)
         if not objective.requires.met_by(access):
             missing[objective.name] = f"it requires {objective.requires.label}, and the target has {access.label}"
+        elif is_discrete and objective.direction == "forward" and not (access.can_sample or Access.ENUMERABLE in access):
+            missing[objective.name] = (
+                f"{objective.requires.label}: its states are too many to be listed, so that draws are needed"
+            )
         elif is_discrete and (family.carried or solver is None):
             why = f"{family} has a density on ℝᵈ" if family.carried else f"no solver minimises it over {family}"
             others = "" if objective.is_between else "Product('bernoulli'), Product('categorical') or "
@@ -180,6 +190,8 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
             missing[objective.name] = f"no solver minimises it over {family}{others}"
         else:
             options.append(Option(objective, objective.reason(access), solver))
+    if not access.can_sample:  # draws of q are at hand, those of p have to be made
+        options.sort(key=lambda option: option.objective.reads_p)
     origin = None if p is None or not isinstance(p.origin, Origin) else p.origin
     return Advice(access, family, dim, tuple(options), missing, () if options else CONVERSIONS, origin)
 

@@ -22,8 +22,9 @@ from whichkl.conversions.comparison_reach import MAX_SHARE_ELSEWHERE, Reach, rea
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
+from whichkl.targets.column_constraints import Support
 from whichkl.targets.origin import Origin
-from whichkl.targets.supports import Bijection, Support
+from whichkl.targets.supports import Bijection
 
 Model = Process | MixtureSameFamily
 _MIN_PAIRS = 20

@@ -154,7 +154,7 @@ FINDINGS: dict[str, Finding] = {
     "modes_missing": Finding(
         lambda e: e.misses_modes,
         "The target has mass at modes that the fit doesn't reach (`fit.diagnostics.missing_modes`).",
-        "Try {holding}, a flow, or forward KL if the target can be sampled.",
+        "Try {holding}, a flow, or objective='forward_kl', which drops no mode that is found.",
     ),
     "nodes_too_few": Finding(
         _has_too_few_nodes,
@@ -179,7 +179,7 @@ FINDINGS: dict[str, Finding] = {
     "outside_support": Finding(
         lambda e: not e.is_forward and e.d.elbo is not None and e.d.elbo.value == -math.inf,
         "The log density is -inf at draws of the model, so reverse KL is infinite.",
-        "Pass `support=`, or use forward KL if the target can be sampled.",
+        "Pass `support=`, or use objective='forward_kl'.",
     ),
     "score_not_conservative": Finding(
         lambda e: e.fit.target.line_integral is not None and e.fit.target.line_integral.is_open,

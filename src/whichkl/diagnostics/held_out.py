@@ -84,6 +84,12 @@ class _Losses:
 
 def forward_value(fit: JudgedFit, d: Diagnostics) -> tuple[Estimate, Diagnostics]:
     """Estimate KL(p‖q), or the cross-entropy KL(p‖q) + H(p) if p can't be evaluated, on draws that q hasn't seen."""
+    value, log_z = fit.solution.value, fit.solution.log_z
+    if value is not None:
+        said = (
+            () if log_z is None or fit.target.normalized else (f"log Z = {log_z.number} nats; its error is part of the value's",)
+        )
+        return value, replace(d, log_z=log_z, notes=(*d.notes, *said))
     what = "the correlation of the columns"
     correlated = fit.measured(what, lambda: rows_are_correlated(fit.target, fit.family, fit.solution, fit.seed), None)
     d = replace(d, correlated=correlated)

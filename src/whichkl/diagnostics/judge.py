@@ -39,6 +39,8 @@ _MIN_DRAWS, _MIN_PARTICLES = 1_000, 128
 """Least numbers of draws of the model and of particles, however costly the log density is."""
 _EVALUATIONS_PER_PARTICLE = 40
 """About the number of gradients that a particle of the search for missing modes takes."""
+_MAX_ERRORS_FROM_ZERO, _ROUNDING = 6, 1e-3
+"""Standard errors, and nats, by which log Z of a normalised density may differ from 0."""
 _UNSEEN_LABEL = (
     "a label of a held-out row is in no other row, so the value is infinite: use Product(smoothing=1.0), or drop such rows"
 )
@@ -75,6 +77,7 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     if is_measured and value.up_to is None and value.value + 6 * value.stderr < -1e-6:
         because = f"`normalized=True` was given, and the KL would be {value.number} nats, below 0: its integral isn't one"
         raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
+    _refuse_unnormalized(target, d.log_z)
     disagree = measured("the agreement of draws and log density", lambda: accesses_disagree(target, fit.seed), False)
     findings = find(fit, value, d, disagree=disagree)
     if names_richer(findings):
@@ -86,6 +89,15 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     d = replace(d, evaluations=dict(target.evaluations), notes=notes, curve=fit.curve, left_out=left_out)
     value = value.resting_on(constant_of(target.origin))  # last: the findings are about the target as it was converted
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
+
+
+def _refuse_unnormalized(target: Target, log_z: Estimate | None) -> None:
+    """Refuse a density that was given as normalised if log Z, where it can be relied on, isn't 0."""
+    if not target.normalized or log_z is None or not log_z.reliable:
+        return
+    if abs(log_z.value) > _MAX_ERRORS_FROM_ZERO * log_z.stderr + _ROUNDING:
+        because = f"`normalized=True` was given, and the log of its integral is {log_z.number}"
+        raise TargetError(cannot("use this target", because, "Normalise it, or pass `normalized=False`"))
 
 
 def _notes(fit: JudgedFit, whole: bool) -> tuple[str, ...]:
@@ -145,7 +157,7 @@ def _with_tests(fit: JudgedFit, d: Diagnostics) -> Diagnostics:
     Draws of chains are left out: they aren't independent, and a test would reject for that alone.
     """
     target, measured = fit.target, fit.measured
-    if target.chains is not None or target.sampler is not None:
+    if target.chains is not None or target.sampler is not None or fit.solution.value is not None:
         return d
     what = "a model without the unseen rows"
     found = measured(what, lambda: unseen(target, fit.family, fit.solver, fit.solution, fit.seed), None)

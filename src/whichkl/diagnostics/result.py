@@ -124,6 +124,8 @@ class Diagnostics:
     elbo: Estimate | None = None
     ess: float | None = None
     khat: float | None = None
+    log_z: Estimate | None = None
+    """Log of p's normaliser, where points of p and draws of the model were weighted together."""
     held_out: Estimate | None = None
     """Mean −log q on draws that the fit hasn't seen (forward KL plus H(p))."""
     richer_gain: Estimate | None = None

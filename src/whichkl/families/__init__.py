@@ -2,6 +2,7 @@
 
 from whichkl.families.autoencoder import VariationalAutoencoder
 from whichkl.families.autoregressive import Autoregressive
+from whichkl.families.block_mixture import BlockMixture
 from whichkl.families.categorical import Categorical
 from whichkl.families.family import Family, family_from_config
 from whichkl.families.flow import Flow
@@ -18,6 +19,7 @@ from whichkl.families.user_module import Module, family_of
 
 __all__ = [
     "Autoregressive",
+    "BlockMixture",
     "Categorical",
     "Family",
     "Flow",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from whichkl.families.block_mixture import BlockMixture
 from whichkl.families.family import Family
 from whichkl.families.gaussian import Gaussian
 from whichkl.families.generalized_linear import GeneralizedLinear
@@ -46,6 +47,8 @@ def richer(family: Family, *, correlated: bool = False) -> Family | None:
         return Mixture(2)
     if isinstance(family, StudentT):
         return Mixture(2, family.covariance, "student_t")
+    if isinstance(family, BlockMixture):
+        return replace(family, components=family.components + 1)
     if isinstance(family, Mixture):
         return replace(family, components=family.count + 1)
     if isinstance(family, NetworkFamily):

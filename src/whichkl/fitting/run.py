@@ -30,7 +30,8 @@ from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
 from whichkl.samples.table import places_of_rows
-from whichkl.solvers import Solver, solver_for
+from whichkl.solvers import Population, Solver, solver_for
+from whichkl.solvers.particles.population import is_worth_its_density
 from whichkl.solvers.resolve import resolve
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -211,12 +212,15 @@ def solve(
     """
     free, before = p.unconstrained() if family.carried else p, work.evaluations.total
     _check_scales(free)
-    family, curve, notes = resolve(p, family, seed, work)
+    is_left_to_solver = objective is not None and not p.access.can_sample and objective_of(objective).direction == "forward"
+    family, curve, notes = (family, None, ()) if is_left_to_solver else resolve(p, family, seed, work)
     if p.access.can_evaluate:
         keep_memory(LOG_DENSITY_BYTES)
     advice = advise(p, family)
     chosen = _choose(objective, advice)
     engine = solver_for(chosen, family, p.access, solver)
+    if solver is None and chosen.direction == "forward" and is_worth_its_density(p, family):
+        engine = solver_for(chosen, family, p.access, Population.name)
     if free.samples is not None:
         try:
             family.check_samples(free.samples, p.names)
@@ -231,6 +235,7 @@ def solve(
         raise InputError(cannot("use this target", because, f"Divide columns so that their numbers stay below {LARGEST:g}"))
     if p.dim == 1 and not p.scalar and hasattr(solution.best.model, "column"):  # y came as (n, 1), and events have its shape
         solution = replace(solution, optima=tuple(replace(o, model=replace(o.model, column=True)) for o in solution.optima))
+    family, curve = solution.family or family, curve or solution.curve
     model = solution.best.model
     if isinstance(model, Distribution) and family.carried:
         model = cast(family, model, p.dtype, p.device)

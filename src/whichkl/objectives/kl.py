@@ -14,7 +14,7 @@ class ForwardKL(Objective):
     """KL(p‖q) = −∫ p log q − H(p): maximum likelihood.
 
     Its samples come from p, so q must put mass wherever p does: it covers mass. Only the cross-entropy depends on
-    q, so samples suffice for the fit; the value needs p's density.
+    q, so samples suffice for the fit; the value needs p's density. A density alone suffices too: solver `particles`.
 
     Source: Kullback & Leibler (1951); as maximum likelihood, Akaike (1973).
     """
@@ -24,7 +24,7 @@ class ForwardKL(Objective):
     formula = "KL(p‖q) = E_p[log p − log q]"
     character = "mass-covering: q must put mass wherever p does"
     direction = "forward"
-    requires = Requirement(Access.SAMPLES, Access.SAMPLER)
+    requires = Requirement(Access.SAMPLES, Access.SAMPLER, Access.LOG_PROB)
     requires_of_model = Requirement(Access.LOG_PROB)
     reads_q = False
     log_z_share = 1.0
@@ -33,6 +33,17 @@ class ForwardKL(Objective):
         "its expectation is under p, whose draws you have; minimising it is maximum likelihood (the entropy of p doesn't depend "
         "on q)"
     )
+
+    def reason(self, access: Access) -> str:
+        """Return why draws of p, or its density alone, are enough."""
+        if access.can_sample:
+            return super().reason(access)
+        if Access.ENUMERABLE in access:
+            return "its expectation is under p, a sum over all states"
+        return (
+            "its expectation is under p, to which particles are moved, and draws of q that are weighted to p improve the fit; "
+            "this takes some 200,000 to 2,000,000 evaluations of log p, and holds as far as the particles reach p's modes"
+        )
 
     def loss(self, at_p: Ratios, w_p: Float[Tensor, " n"], at_q: Ratios, w_q: Float[Tensor, " m"]) -> Float[Tensor, ...]:
         """Return Σ w_p ℓ.

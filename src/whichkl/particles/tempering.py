@@ -45,6 +45,8 @@ class Particles:
     """Points x with weights W, so that Σ W f(x) ≈ E_p f, in the free coordinates of the target."""
 
     x: Float[Tensor, "n d"]
+    log_p: Float[Tensor, " n"]
+    """log p̃ at the points."""
     log_weights: Float[Tensor, " n"]
     """Natural logs of the weights; their sum is 1."""
     islands: int
@@ -156,14 +158,18 @@ def temper(
         instead = "Use at least two islands of equally many particles, at least two each, 0 < keep < 1, and positive counts"
         raise InputError(cannot("run sequential Monte Carlo with these numbers", because, instead))
     if base is None:
-        eye = torch.eye(target.dim, dtype=torch.float64, device="cpu")
-        base = Reference(torch.zeros(target.dim, dtype=torch.float64, device="cpu"), 10 * eye)
+        base = standard_base(target.dim)
     refused = target.evaluations["rejected"]
     run = _Tempering(target, base, particles, islands, leapfrogs, max_calls, seed)
     run.climb(keep, last_moves)
     drift, before = run.settle(last_moves) if settle else (None, None)
     target.evaluations["rejected"] = refused  # the base begins far from p, where a density that fails does no harm
     return run.result(drift, before)
+
+
+def standard_base(dim: int) -> Reference:
+    """Return N(0, 10² I), where particles begin if nothing is known about p."""
+    return Reference(torch.zeros(dim, dtype=torch.float64, device="cpu"), 10 * torch.eye(dim, dtype=torch.float64, device="cpu"))
 
 
 class _Tempering:
@@ -251,6 +257,7 @@ class _Tempering:
         whole = torch.logsumexp(self.log_z, 0) - math.log(self.islands)
         return Particles(
             x=self.base.place(self.cloud.y),
+            log_p=self.cloud.value,
             log_weights=self.log_weights(),
             islands=self.islands,
             log_z=float(whole),

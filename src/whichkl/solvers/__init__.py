@@ -13,6 +13,8 @@ from whichkl.solvers.nodes.mean_field import LowRank, MeanField
 from whichkl.solvers.nodes.natural_gradient import NaturalGradient
 from whichkl.solvers.nodes.sample_average import SampleAverage
 from whichkl.solvers.nodes.two_sided import TwoSided
+from whichkl.solvers.particles.population import Population
+from whichkl.solvers.rows.block_em import BlockExpectationMaximization
 from whichkl.solvers.rows.closed_form import ClosedForm
 from whichkl.solvers.rows.em import ExpectationMaximization
 from whichkl.solvers.rows.newton import Newton
@@ -25,6 +27,7 @@ _REGISTERED: list[type[Solver]] = [
     ClosedForm,
     Newton,
     ExpectationMaximization,
+    BlockExpectationMaximization,
     MeanField,
     LowRank,
     NaturalGradient,
@@ -34,6 +37,7 @@ _REGISTERED: list[type[Solver]] = [
     CoordinateAscent,
     ScoreFunction,
     Stochastic,
+    Population,
     TwoSided,
     StochasticTwoSided,
 ]
@@ -42,6 +46,7 @@ SOLVERS: Sequence[type[Solver]] = _REGISTERED
 
 __all__ = [
     "SOLVERS",
+    "BlockExpectationMaximization",
     "ClosedForm",
     "CoordinateAscent",
     "Enumeration",
@@ -51,6 +56,7 @@ __all__ = [
     "NaturalGradient",
     "Newton",
     "Optimum",
+    "Population",
     "SampleAverage",
     "ScoreFunction",
     "Solution",
@@ -82,7 +88,7 @@ def register(kind: type[Solver], *, before: type[Solver] | None = None) -> type[
     >>> class Patient(NaturalGradient):
     ...     name = "patient"
     >>> register(Patient, before=NaturalGradient).name, len(SOLVERS)
-    ('patient', 15)
+    ('patient', 17)
     >>> unregister(Patient)
     """
     if any(kind.name == other.name for other in SOLVERS):

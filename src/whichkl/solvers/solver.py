@@ -13,6 +13,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal
 
 from whichkl._checks import InputError, as_int, cannot
 from whichkl.access import Access
+from whichkl.divergences import Estimate
 from whichkl.families import Family
 from whichkl.objectives import Direction, Objective
 from whichkl.printable import brief
@@ -70,6 +71,14 @@ class Solution:
     far, per round. The loss can rise where nodes were doubled, or where all rows followed a sample of them."""
     doubts: tuple[str, ...] = ()
     """Sentences that state why the value of the best optimum isn't reliable."""
+    value: Estimate | None = None
+    """The forward KL of the best optimum on unseen points, where the solver found these by p's density."""
+    log_z: Estimate | None = None
+    """Log of p's normaliser by the same points."""
+    family: Family | None = None
+    """The family that was fitted, where the solver chose what the family leaves to the data."""
+    curve: Any = None
+    """The losses by which it chose the number of components, if it did."""
 
     @property
     def best(self) -> Optimum:
@@ -90,6 +99,8 @@ class Solver(ABC):
     """The covariances of Gaussians, alone or in a mixture, that it can fit; empty where `covers` decides otherwise."""
     mode_families: ClassVar[tuple[type[Family], ...]] = ()
     """The families whose fits start from the modes of p."""
+    needs_draws: ClassVar[bool] = True
+    """Whether a solver of forward KL needs samples or a sampler of p; otherwise log p alone is enough."""
     refits: ClassVar[bool] = True
     """Whether a refit is cheap enough for cross-fitting and for comparing neighbouring families."""
     holds_chains: ClassVar[bool] = False
@@ -99,7 +110,8 @@ class Solver(ABC):
     def solves(cls, objective: Objective, family: Family, access: Access) -> bool:
         """Return whether this solver can minimise the objective over the family with this access."""
         is_asked = objective.direction == cls.direction and isinstance(family, cls.families)
-        return is_asked and objective.requires.met_by(access) and cls.covers(family, access)
+        has_draws = access.can_sample or cls.direction != "forward" or not cls.needs_draws
+        return is_asked and has_draws and objective.requires.met_by(access) and cls.covers(family, access)
 
     @classmethod
     def covers(cls, family: Family, access: Access) -> bool:

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from whichkl._checks import DeadDensityError, InputError, TargetError, cannot
 from whichkl.divergences.draws import bridge
 from whichkl.families import Family, Gaussian, Mixture
-from whichkl.objectives import ForwardKL, Jeffreys, Objective, ReverseKL
+from whichkl.objectives import Jeffreys, Objective, ReverseKL
 from whichkl.samples import Block
 from whichkl.solvers.nodes.doubling import Verdict, double_nodes, judge_by_cost
 from whichkl.solvers.nodes.ensemble import Ensemble, first_nodes, optima_of, stacked
@@ -149,7 +149,7 @@ class TwoSided(Solver):
     def _starts(self, target: Target, family: Gaussian | Mixture, seed: int, points: Points) -> Parts:
         """Return the optima of the directions that the access allows; each may use a share of the evaluations that are left."""
         models: list[Distribution] = []
-        if ForwardKL().requires.met_by(target.access):
+        if target.access.can_sample:
             forward: Solver = ClosedForm() if isinstance(family, Gaussian) else ExpectationMaximization()
             # Draws made once serve both the start and the descent; other draws would cost the budget twice.
             made = len(points.x) > 0 and target.samples is None  # draws or a rule that exist already
