@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from whichkl.advice import advise
     from whichkl.arviz import to_arviz
     from whichkl.conversions.convert import convert
+    from whichkl.conversions.simulations import Simulations  # noqa: F401
+    from whichkl.conversions.simulator import Simulator  # noqa: F401
     from whichkl.distillation import distill
     from whichkl.distillation.audit import audit
     from whichkl.divergences import Estimate
@@ -37,6 +39,8 @@ _HOMES = {
     "IntegrityError": "_checks",
     "ResourceError": "_checks",
     "ReverseKL": "objectives",
+    "Simulations": "conversions.simulations",
+    "Simulator": "conversions.simulator",
     "Target": "targets",
     "TargetError": "_checks",
     "WhichklError": "_checks",
