@@ -109,6 +109,10 @@ ALSO = {
     "Fit.linear_response.target": {"None"},
     "Fit.draws.target": set(BAD),  # without `corrected` it isn't read
     "to_arviz.target": {"None"},
+    "Simulator.proposal": {"None"},
+    "Simulator.journal": {"empty text"},  # opened later
+    "Simulations.proposal": {"None"},
+    "Simulations.data": {"array of NaN", "array of infinities"},  # failed simulations
     **{f"{name}.hidden": {"empty list"} for name in families.__all__},
     **{f"{name}.smoothing": {"too large"} for name in ("Categorical", "Product")},
     "GeneralizedLinear.penalty": {"too large"},
@@ -179,6 +183,11 @@ def calls(fits, tmp_path):
     yield "Fit.linear_response", found.linear_response, {}
     yield "Fit.save", found.save, {"folder": tmp_path / "fit"}
     yield "Fit.load", wk.Fit.load, {"folder": tmp_path / "none"}
+    prior = Normal(torch.zeros(2), torch.ones(2))
+    yield "convert", wk.convert, {"evidence": wk.Simulations(prior=prior, parameters=X, data=X)}
+    yield "Simulator", wk.Simulator, {"prior": prior, "simulate": lambda theta: theta}
+    yield "Simulations", wk.Simulations, {"prior": prior, "parameters": X, "data": X}
+    yield "SimulationOrigin.unlikeness", wk.convert(wk.Simulations(prior=prior, parameters=X, data=X)).origin.unlikeness, {"x": X}
     yield from losses_of_logits()
     for name in families.__all__:
         family = getattr(families, name)

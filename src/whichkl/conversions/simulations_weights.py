@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,8 @@ from whichkl.targets import Target
 
 _PRIOR_DRAWS = 10_000
 """Draws of the prior at which the proposal's density is looked up."""
-_MAX_UNSEEN = 0.01
-"""Largest share of the prior's draws whose weight may be above that of every simulation."""
+_MAX_UNSEEN, _FACTOR = 0.01, 2.0
+"""Largest share of the prior's draws whose weight may be more than this many times the largest weight of a simulation."""
 _MIN_SHARE, _ENOUGH = 0.1, 1_000
 """Least effective share of the simulations, unless this many count."""
 
@@ -65,7 +66,7 @@ class ProposalWeights:
         logw = self.log_weights[kept]
         share = (logw - torch.logsumexp(logw, 0)).exp()
         n, ess, khat = len(logw), float(1 / share.square().sum()), pareto_smooth(logw)[1]
-        unseen = float((self.of_prior > logw.max()).double().mean())
+        unseen = float((self.of_prior > logw.max() + math.log(_FACTOR)).double().mean())
         shown = "below 0" if khat < 0 else f"{khat:.2f}"
         said = f"The weights prior/proposal leave {ess:,.0f} effective simulations of {n:,} (PSIS k̂ {shown})."
         doubt = ""
@@ -73,7 +74,7 @@ class ProposalWeights:
             limit = f"PSIS k̂ of the weights is {shown}, above {khat_limit(n):.2f}"
             doubt = f"{limit}: the proposal is too narrow, and few simulations decide."
         elif unseen > _MAX_UNSEEN:
-            doubt = f"{unseen:.0%} of the prior's mass is where the proposal left hardly any simulation."
+            doubt = f"The proposal is too narrow: {unseen:.0%} of the prior's mass is where it left hardly any simulation."
         elif ess < min(_MIN_SHARE * n, _ENOUGH):
             doubt = f"Only {ess:,.0f} of {n:,} simulations count: the proposal is much wider than the prior."
         return said, doubt
