@@ -204,7 +204,7 @@ def test_an_exception_of_a_simulator_is_named_with_its_parameters(batched, error
     with pytest.raises(wk.TargetError) as caught:
         wk.Simulator(prior=PRIOR, simulate=simulate, batched=batched).run(200)
     said = str(caught.value)
-    assert f"x1 = {float(theta[row, 0]):.6g}, x2 = {float(theta[row, 1]):.6g} (simulation {row})" in said
+    assert f"theta1 = {float(theta[row, 0]):.6g}, theta2 = {float(theta[row, 1]):.6g} (simulation {row})" in said
     assert ("no such orbit" in said or "sys.exit(3)" in said) and "return NaN where a simulation fails" in said
 
 
@@ -238,10 +238,24 @@ def test_a_journal_resumes_and_spares_what_was_simulated(tmp_path):
     done, stop = sum(calls[:-1]), 0
     calls.clear()
     assert torch.equal(simulator.run(1_000).data, whole.data)
-    assert sum(calls) <= needed - done + 6  # the check of the call is made again
+    assert sum(calls) <= needed - done + 6 + 2  # the call is checked again, and the first part is compared
     calls.clear()
-    assert torch.equal(simulator.run(1_000).data, whole.data) and not calls
+    assert torch.equal(simulator.run(1_000).data, whole.data)
+    assert sum(calls) == len(_parts_of(whole.parameters)[0].theta)  # the first part is compared
     assert not torch.equal(simulator.run(1_000, seed=1).data, whole.data) and calls
+
+
+def test_a_journal_of_a_changed_simulator_or_of_unseeded_randomness_is_refused(tmp_path):
+    scale = 1.0
+
+    def simulate(theta):
+        return theta + scale * torch.randn_like(theta)
+
+    simulator = wk.Simulator(prior=PRIOR, simulate=simulate, journal=tmp_path / "kept")
+    simulator.run(100)
+    scale = 2.0
+    with pytest.raises(wk.InputError, match=r"Cannot resume these simulations: .*come out otherwise now.*Name a new folder"):
+        simulator.run(100)
 
 
 def by_workers(seed):

@@ -13,7 +13,7 @@ from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_finite
 from whichkl.arrays import default_names, read_matrix, read_names
 from whichkl.conversions.simulations_origin import SimulationOrigin
-from whichkl.conversions.simulations_prior import read_prior
+from whichkl.conversions.simulations_prior import parameter_names, read_prior
 from whichkl.conversions.simulations_weights import ProposalWeights
 from whichkl.goodness import Calibration, transform_calibration
 from whichkl.process.torch_modes import plain_modes
@@ -58,10 +58,8 @@ class Simulations:
         self.proposal = None if proposal is None else read_prior(proposal, "proposal", samples=False)
         theta = read_matrix(parameters, torch.float64, self.prior.device, "parameters")
         x = read_matrix(data, torch.float64, self.prior.device, "data")
-        own = read_names(None, parameters, theta.shape[1])
-        is_unnamed = self.prior.names == default_names(self.prior.dim)
-        self.names = tuple(f"theta{i + 1}" for i in range(theta.shape[1])) if own == default_names(len(own)) else own
-        self.names = self.names if is_unnamed else self.prior.names
+        given = read_names(None, parameters, theta.shape[1])
+        self.names = parameter_names(self.prior) if given == default_names(len(given)) else given
         self.data_names = read_names(None, data, x.shape[1])
         if theta.shape[1] != self.prior.dim:
             because = f"the parameters have {theta.shape[1]} columns, and the prior has {self.prior.dim}"
@@ -128,7 +126,7 @@ class Simulations:
         >>> def narrow(x):
         ...     return torch.distributions.Independent(torch.distributions.Normal(x / 2, 0.3), 1)
         >>> print(simulator.run(1_000).calibration(narrow))
-        Not calibrated on 1,000 unseen rows: theta1 (gap 0.1..., p = ...).
+        Not calibrated on 1,000 unseen rows: theta1 (gap 0.2..., p = ...).
         """
         kept = self.valid
         w = None if self.weights is None else (self.weights.log_weights - self.weights.log_weights.max()).exp()[kept]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from whichkl._checks import InputError, cannot, quoted
+from whichkl.arrays import default_names
 from whichkl.targets import Target
 
 
@@ -53,6 +54,15 @@ def read_prior(given: Any, what: str = "prior", *, samples: bool = True) -> Targ
         instead = "Give a torch Distribution, or a Target with `sampler=`"
         raise InputError(cannot(do, f"it has only {target.access.label}, and its draws are needed", instead))
     return target
+
+
+def parameter_names(prior: Target) -> tuple[str, ...]:
+    """Return the prior's own names, or theta1, theta2, … where it has none.
+
+    >>> parameter_names(read_prior(torch.distributions.Normal(torch.zeros(2), 1.0)))
+    ('theta1', 'theta2')
+    """
+    return default_names(prior.dim, "theta") if prior.names == default_names(prior.dim) else prior.names
 
 
 def _joint(parts: Sequence[Any], names: Sequence[str] | None, do: str) -> Target:

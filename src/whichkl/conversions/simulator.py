@@ -9,7 +9,7 @@ from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_seed
 from whichkl.cluster import Ray, Workers, workers_of
 from whichkl.conversions.simulations import Simulations
-from whichkl.conversions.simulations_prior import read_prior
+from whichkl.conversions.simulations_prior import parameter_names, read_prior
 from whichkl.conversions.simulator_runs import Call, run_simulator
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
@@ -37,8 +37,8 @@ class Simulator:
         batched: False if `simulate` takes one point, (d,) → (c,).
         workers: number of processes of this machine that simulate, by Ray.
         cluster: ``"auto"`` or the address of a Ray cluster.
-        journal: a folder in which simulations are kept: the same call resumes after an interruption, and doesn't simulate again.
-            The source of `simulate` is part of what is the same, and what it reads from elsewhere isn't.
+        journal: a folder in which simulations are kept: the same call resumes after an interruption, and doesn't simulate again,
+            except for the first few rows, which must come out the same.
 
     The simulations are the same for a seed, however many processes work.
 
@@ -94,7 +94,7 @@ class Simulator:
             because = f"it isn't between 1 and {_MAX_SIMULATIONS:,}"
             raise InputError(cannot(f"simulate `n={n}` times", because, f"Give, say, n={_DEFAULT_SIMULATIONS:,}"))
         theta = (self.proposal or self.prior).draws(n, check_seed(seed))
-        call = Call(self.simulate, self.batched, seed, self.prior.names)
+        call = Call(self.simulate, self.batched, seed, parameter_names(self.prior))
         x = run_simulator(call, theta, self._ray, self.journal)
         found = Simulations(prior=self.prior, parameters=theta, data=x, proposal=self.proposal)
         found.called = _CALLED[self.batched]

@@ -25,6 +25,8 @@ from whichkl.user_code import place_of, said_of
 
 _PARTS, _MAX_ROWS_PER_PART = 256, 1_000
 """About the number of parts, and the largest number of rows of one: what an interrupted run may lose."""
+_MAX_RELATIVE_ERROR = 1e-6
+"""Largest relative difference of a simulation that is made again, as on another machine."""
 _MAX_SHOWN = 8
 """Largest number of parameters that a message shows."""
 
@@ -155,6 +157,10 @@ def run_simulator(call: Call, theta: Float[Tensor, "n d"], ray: Ray | None = Non
         kept = None if log is None else log.load(f"simulations-{part.first}", lambda tensors, _: tensors["x"])
         if kept is not None and kept.ndim == 2 and len(kept) == len(part.theta):
             found[part.first] = kept
+    if 0 in found and not torch.allclose(found[0], call(parts[0]), rtol=_MAX_RELATIVE_ERROR, equal_nan=True):
+        because = f"the first simulations in `{folder}` come out otherwise now, with the same parameters and seed"
+        instead = "Name a new folder; if `simulate` wasn't changed, have it draw random numbers from torch or `np.random` only"
+        raise InputError(cannot("resume these simulations", because, instead))
     left = [part for part in parts if part.first not in found]
     if left and call.batched:
         call.check(theta[:1])
