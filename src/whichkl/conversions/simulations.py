@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._arguments import typed
-from whichkl._checks import InputError, cannot, check_finite
+from whichkl._checks import InputError, cannot, check_finite, quoted
 from whichkl.arrays import default_names, read_matrix, read_names
 from whichkl.conversions.simulations_origin import SimulationOrigin
 from whichkl.conversions.simulations_prior import parameter_names, read_prior
@@ -132,6 +132,10 @@ class Simulations:
         w = None if self.weights is None else (self.weights.log_weights - self.weights.log_weights.max()).exp()[kept]
         return transform_calibration(self.parameters[kept], w, self.data[kept], posterior, self.names, seed)
 
+    def __repr__(self) -> str:
+        n, c = self.data.shape
+        return f"Simulations(n={n}, {c} data column{'s' * (c != 1)}, {quoted(self.names)})"
+
     def _refuse_outside(self) -> None:
         """Refuse parameters without prior density, if they were drawn from the prior."""
         outside = ~self.prior.bijection.contains(self.parameters)
@@ -169,8 +173,8 @@ class Simulations:
             f"{n:,} simulations: pairs of {self.data.shape[1]} data columns and {self.parameters.shape[1]} parameters.",
             tuple(filter(None, (f"The parameters are independent draws of the {source}{counted}.", self.called))),
             (
-                "Whether the world makes data as the simulator does: `target.origin.unlikeness(x)` is a p-value of that for an "
-                "observation x.",
+                "Whether the world makes data as the simulator does. `target.origin.unlikeness(x)` is a p-value that tells if an "
+                "observation x is unlike all simulations.",
             ),
             tuple(left_out),
             " ".join([*doubts, *trust]),

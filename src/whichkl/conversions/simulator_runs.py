@@ -70,7 +70,7 @@ class Call:
         x = _read(found)
         if len(x) != len(part.theta):
             because = f"`simulate` returned {len(x):,} rows of data for {len(part.theta):,} rows of parameters"
-            instead = "Return one row per row, or pass `batched=False` for a simulator of one point"
+            instead = "Return a row of data per row of parameters, or pass `batched=False` for a simulator of one point"
             raise InputError(cannot("use these simulations", because, instead))
         return x
 
@@ -131,7 +131,7 @@ class Call:
         shown = ", ".join(f"{name} = {value:.6g}" for name, value in values)
         shown += ", …" if len(self.names) > _MAX_SHOWN else ""
         because = f"{said_of(error)}{place_of(error)} at the parameters {shown} (simulation {number}){more}"
-        gets = "rows (n, d), unless `batched=False` is passed" if self.batched else "one point (d,)"
+        gets = "rows (n, d), or one point (d,) with `batched=False`" if self.batched else "one point (d,)"
         instead = f"Correct `simulate`, which gets {gets}, or return NaN where a simulation fails"
         return TargetError(cannot("simulate", because, instead))
 
