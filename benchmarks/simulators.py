@@ -2,10 +2,11 @@
 
     python benchmarks/simulators.py [REFERENCES] [--tasks two_moons ...] [--simulations 10000] [--sbi]
 
-Without REFERENCES only the KL of the Gaussian linear task is measured. REFERENCES is a folder with one file per task, such as two_moons.npz: x1 (1, c), x2, … are observations, theta1 (4000, d), … draws
-of their posteriors. C2ST is the accuracy of sbibm's classifier (Lueckmann et al., 2021) between 4,000 draws of each; 0.5 is
-perfect. Seconds are CPU-seconds of one thread: set OMP_NUM_THREADS=1. The KL of the Gaussian linear task is exact up to the error
-of 4,000 fresh pairs, from simulations of the prior and of a proposal with twice its variance.
+Without REFERENCES only the KL of the Gaussian linear task is measured. REFERENCES is a folder with one file per task, such as
+two_moons.npz: x1 (1, c), x2, … are observations, theta1 (4000, d), … draws of their posteriors. C2ST is the accuracy of sbibm's
+classifier (Lueckmann et al., 2021) between 4,000 draws of each; 0.5 is perfect. Seconds are CPU-seconds of one thread: set
+OMP_NUM_THREADS=1. The KL of the Gaussian linear task is exact up to the error of 4,000 fresh pairs, from simulations of the prior
+and of a proposal with twice its variance.
 """
 
 from __future__ import annotations
