@@ -429,6 +429,9 @@ def test_unlikeness_is_uniform_for_draws_and_tiny_ten_deviations_out():
     far = 10 * math.sqrt(2)
     assert origin.unlikeness([far, 0.0]) < 1e-3 and origin.unlikeness(torch.tensor([[0.0, -far]])) < 1e-3
     assert isinstance(origin.unlikeness(fresh[:1]), float)
+    few = wk.convert(wk.Simulator(prior=PRIOR, simulate=noisy), n=1_000).origin
+    assert scipy.stats.kstest(few.unlikeness(fresh).numpy(), "uniform").pvalue > 1e-6
+    assert few.unlikeness([far, 0.0]) < 1e-3
 
 
 def test_an_observation_in_a_hole_or_off_a_line_is_unlike_the_simulations():

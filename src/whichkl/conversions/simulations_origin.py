@@ -19,8 +19,10 @@ from whichkl.targets.origin import Origin
 
 _MAX_ROWS = 20_000
 """Largest number of simulations that an observation is compared with; their neighbours take some seconds to find."""
-_ROWS_PER_COLUMN = 10
-"""Least number of rows per column from which correlations between columns are used."""
+_MIN_ROWS_TO_SPLIT = 2_000
+"""Least number of simulations of which a tenth is spared for the whitening; with fewer, p would be coarse."""
+_ROWS_PER_COLUMN = 100
+"""Least number of simulations per column from which correlations between columns are used."""
 _MIN_EIGENVALUE = 1e-12
 """Least variance of a direction, as a share of the columns'; columns that depend on each other have rounding errors only."""
 
@@ -39,8 +41,9 @@ class SimulationOrigin(Origin):
 
         The data are whitened. An observation is unlike the simulations if its nearest simulation is far away, compared with the
         nearest one of each simulation, or if it is far out, compared with them; the smaller rank of both is ranked among those
-        of the simulations. If the observation is one more draw of the simulated data, p is uniform on 1/(m + 1), …, 1, where m
-        is the number of simulations compared (nine tenths of all, at most 18,000), since all of them are exchangeable.
+        of the simulations. If the observation is one more draw of the simulated data, p is uniform on 1/(m + 1), …, 1, since it
+        and the m simulations that are compared are exchangeable. From 2,000 simulations on, a tenth of them, at most 2,000, serve
+        the whitening and aren't compared; of fewer all serve both, which is exact up to the order of c/m.
 
         Args:
             x: one observation, (c,) or (1, c); or (k, c), of which each is compared alone.
@@ -75,22 +78,23 @@ class SimulationOrigin(Origin):
 
 
 class _Compared:
-    """Simulated data, whitened by a tenth of them; the others are ranked."""
+    """Simulated data, whitened by a tenth of them; the others are ranked. Few serve both."""
 
     def __init__(self, data: Float[np.ndarray, "n c"]) -> None:
         from whichkl.divergences.samples.neighbors import Neighbors
 
         x = data[np.random.default_rng(0).permutation(len(data))[:_MAX_ROWS]]
-        known = x[: max(1, len(x) // 10)]
+        spared = len(x) // 10 if len(x) >= _MIN_ROWS_TO_SPLIT else 0
+        known = x[: spared or None]
         self.center, scale = known.mean(0), known.std(0)
         self.scale = np.where(scale > 0, scale, 1e-6 * np.maximum(1.0, np.abs(self.center)))
         self.turn = np.eye(x.shape[1])
-        if len(known) >= _ROWS_PER_COLUMN * x.shape[1]:
+        if len(x) >= _ROWS_PER_COLUMN * x.shape[1]:
             z = (known - self.center) / self.scale
             variance, vectors = np.linalg.eigh(z.T @ z / len(z))
             self.turn = vectors / np.sqrt(np.maximum(variance, _MIN_EIGENVALUE * variance[-1]))
         self.rows = self._whitened(x)
-        self.ranked = slice(len(known), None)
+        self.ranked = slice(spared, None)
         self.far = np.linalg.norm(self.rows[self.ranked], axis=1)
         self.apart = Neighbors(self.rows).distance(self.rows[self.ranked], 2) if len(x) > 1 else np.zeros(0)
 
