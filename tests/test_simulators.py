@@ -519,6 +519,21 @@ def test_a_narrow_posterior_is_followed_where_splines_of_the_priors_scale_are_to
     torch.testing.assert_close(sd, torch.full_like(sd, noise), rtol=0.2, atol=0)
 
 
+def test_a_regression_keeps_correlations_of_residuals_and_drops_their_noise():
+    generator = torch.Generator().manual_seed(0)
+    z, x = torch.randn(400, 6, generator=generator, dtype=DTYPE), torch.randn(400, 1, generator=generator, dtype=DTYPE)
+
+    def correlations(y):
+        tril = Regression.of(y, x, torch.ones(400)).tril
+        unit = tril / tril.norm(dim=1, keepdim=True)
+        return (unit @ unit.T)[~torch.eye(len(tril), dtype=torch.bool)]
+
+    noise = correlations(z)
+    assert float(noise.square().mean()) < 0.3 * float(torch.corrcoef(z.T)[~torch.eye(6, dtype=torch.bool)].square().mean())
+    shared = math.sqrt(0.8) * z[:, :1] + math.sqrt(0.2) * z[:, 1:]
+    torch.testing.assert_close(correlations(shared), torch.full((20,), 0.8, dtype=DTYPE), atol=6 * 0.36 / 20, rtol=0)
+
+
 def test_a_regression_with_few_rows_or_far_ones_stays_tame():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(30, 40, generator=generator, dtype=DTYPE), torch.randn(30, 3, generator=generator, dtype=DTYPE)

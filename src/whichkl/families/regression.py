@@ -20,9 +20,10 @@ _MIN_SD = 1e-4
 class Regression:
     """y ≈ a + Bᵀ h(x) + L z of standardised columns, with h(x) = x between −4 and 4 and constant outside.
 
-    B is a ridge regression whose penalty is that of c/n rows, and L is the Cholesky factor of the residuals' covariance.
+    B is a ridge regression whose penalty is that of c/n rows. L is the Cholesky factor of the residuals' covariance, in which the
+    correlations are shrunk by the share of their squares that is noise.
 
-    Source: Hoerl & Kennard (1970).
+    Source: Hoerl & Kennard (1970); Schäfer & Strimmer (2005).
     """
 
     slope: Float[Tensor, "c d"]
@@ -54,7 +55,15 @@ class Regression:
         slope = torch.linalg.solve(weighted.mT @ h + x.shape[1] / rows * eye, weighted.mT @ z)
         residual = z - h @ slope
         covariance = residual.mT @ (share[:, None] * residual)
-        variances = covariance.diagonal() + _MIN_SD**2
-        kept = rows / (rows + y.shape[1])  # with few rows, correlations of residuals are noise
-        tril = torch.linalg.cholesky(kept * covariance + torch.diag(variances - kept * covariance.diagonal()))
+        scale = covariance.diagonal().clamp(min=_MIN_SD**2).sqrt()
+        tril = scale[:, None] * torch.linalg.cholesky(_shrunk_correlation(residual / scale, share))
         return cls(slope, at_y - at_x @ slope, tril)
+
+
+def _shrunk_correlation(z: Float[Tensor, "n d"], share: Float[Tensor, " n"]) -> Float[Tensor, "d d"]:
+    """Return the correlations of rows of unit variance, times 1 − Σ var(rᵢⱼ) / Σ rᵢⱼ² over i ≠ j, at least 0."""
+    r, squares = z.mT @ (share[:, None] * z), z.square()
+    noise = squares.mT @ (share.square()[:, None] * squares) - share.square().sum() * r.square()
+    off = ~torch.eye(len(r), dtype=torch.bool, device=r.device)
+    kept = (1 - noise[off].sum() / r[off].square().sum().clamp(min=1e-300)).clamp(0, 1 - _MIN_SD**2)
+    return torch.where(off, kept * r, torch.ones_like(r))

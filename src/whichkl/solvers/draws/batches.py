@@ -158,7 +158,7 @@ def data_of(
         if held is not None:
             family.check_rows(held.x, target.names)
             scan.reach(held.x)
-        summary = scan.summary(block, train if family.starts_from_regression else None)
+        summary = scan.summary(block, block if family.starts_from_regression else None)
         batches: Batches = Shuffled(train, size or _size(len(train)), seed)
     else:
         about = target.stream.about
