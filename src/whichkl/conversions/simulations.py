@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._arguments import typed
-from whichkl._checks import InputError, cannot, check_finite, quoted
+from whichkl._checks import InputError, cannot, check_finite, check_seed, quoted
 from whichkl.arrays import default_names, read_matrix, read_names
 from whichkl.conversions.simulations_origin import SimulationOrigin
 from whichkl.conversions.simulations_prior import parameter_names, read_prior
@@ -126,7 +126,7 @@ class Simulations:
         >>> def narrow(x):
         ...     return torch.distributions.Independent(torch.distributions.Normal(x / 2, 0.3), 1)
         >>> print(simulator.run(1_000).calibration(narrow))
-        Not calibrated on 1,000 unseen rows: theta1 (gap 0.2..., p = ...).
+        Not calibrated on 1,000 unseen rows: theta1 (gap 0.1..., p = ...).
         """
         kept = self.valid
         w = None if self.weights is None else (self.weights.log_weights - self.weights.log_weights.max()).exp()[kept]
@@ -154,7 +154,7 @@ class Simulations:
         x, source, w = self.data[kept], "proposal" if self.proposal is not None else "prior", self.weights
         failed = int((~self.data[:n].isfinite().all(1)).sum())
         left_out = [_on_failed(failed, n)] if failed else []
-        p_value = _unlike_draws(self.parameters[:n], self.proposal or self.prior, self.names, seed)
+        p_value = _unlike_draws(self.parameters[:n], self.proposal or self.prior, self.names, check_seed(seed))
         doubts = []
         if p_value is not None and p_value[0] < _MAX_P_VALUE:
             doubts.append(

@@ -10,7 +10,7 @@ from whichkl._checks import InputError, cannot, check_seed
 from whichkl.cluster import Ray, Workers, workers_of
 from whichkl.conversions.simulations import Simulations
 from whichkl.conversions.simulations_prior import parameter_names, read_prior
-from whichkl.conversions.simulator_runs import Call, run_simulator
+from whichkl.conversions.simulator_runs import Call, mixed_seed, run_simulator
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
 from whichkl.targets.calling import Function
@@ -93,8 +93,11 @@ class Simulator:
         if not 1 <= n <= _MAX_SIMULATIONS:
             because = f"it isn't between 1 and {_MAX_SIMULATIONS:,}"
             raise InputError(cannot(f"simulate `n={n}` times", because, f"Give, say, n={_DEFAULT_SIMULATIONS:,}"))
-        theta = (self.proposal or self.prior).draws(n, check_seed(seed))
-        call = Call(self.simulate, self.batched, seed, parameter_names(self.prior))
+        own = mixed_seed(
+            check_seed(seed), n
+        )  # runs of other lengths share no simulation, so that they can test each other's fits
+        theta = (self.proposal or self.prior).draws(n, own)
+        call = Call(self.simulate, self.batched, own, parameter_names(self.prior))
         x = run_simulator(call, theta, self._ray, self.journal)
         found = Simulations(prior=self.prior, parameters=theta, data=x, proposal=self.proposal)
         found.called = _CALLED[self.batched]

@@ -103,7 +103,7 @@ class Call:
 
     def _call(self, theta: Tensor, number: int) -> Any:
         """Call with a tensor, and if that raises, with an array."""
-        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0] >> 1)
+        seed = mixed_seed(self.seed, number)
         try:
             return seeded_draws(self.simulate, theta.clone(), seed, theta.device)
         except WhichklError:
@@ -134,6 +134,15 @@ class Call:
         gets = "rows (n, d), or one point (d,) with `batched=False`" if self.batched else "one point (d,)"
         instead = f"Correct `simulate`, which gets {gets}, or return NaN where a simulation fails"
         return TargetError(cannot("simulate", because, instead))
+
+
+def mixed_seed(seed: int, number: int) -> int:
+    """Return a seed for one part of what a seed determines; other numbers give unrelated ones.
+
+    >>> mixed_seed(0, 1) == mixed_seed(0, 1), mixed_seed(0, 1) == mixed_seed(1, 0)
+    (True, False)
+    """
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def run_simulator(call: Call, theta: Float[Tensor, "n d"], ray: Ray | None = None, folder: Any = None) -> Float[Tensor, "n c"]:
