@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from whichkl.conversions.convert import convert
     from whichkl.conversions.labels import Labels  # noqa: F401
     from whichkl.conversions.moments import Moments  # noqa: F401
+    from whichkl.conversions.simulations import Simulations  # noqa: F401
+    from whichkl.conversions.simulator import Simulator  # noqa: F401
     from whichkl.distillation import distill
     from whichkl.distillation.audit import audit
     from whichkl.divergences import Estimate
@@ -43,6 +45,8 @@ _HOMES = {
     "Labels": "conversions.labels",
     "Moments": "conversions.moments",
     "ReverseKL": "objectives",
+    "Simulations": "conversions.simulations",
+    "Simulator": "conversions.simulator",
     "Target": "targets",
     "TargetError": "_checks",
     "WhichklError": "_checks",

@@ -16,12 +16,15 @@ from whichkl.families.field_checks import check_choice, check_whole, check_width
 from whichkl.families.gaussian import diagonal_gaussian
 from whichkl.families.layers import Shape, Standardised, Summary
 from whichkl.families.network_family import NetworkFamily
+from whichkl.families.regression import Regression
 from whichkl.process.lock import PROCESS_LOCK
 from whichkl.process.torch_modes import own_defaults
 
 Kind = Literal["spline", "coupling", "maf"]
 _SPLINE_EDGE = 5.0
 """Largest distance from the mean that splines reach, in standard deviations."""
+_OPTIONAL = ("slope", "tril", "within")
+"""Names of the buffers that only some networks have."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Flow(NetworkFamily):
 
     conditional: ClassVar[bool] = True
     optional_context: ClassVar[bool] = True
+    starts_from_regression: ClassVar[bool] = True
 
     kind: Kind = "spline"
     transforms: int = 3
@@ -90,9 +94,14 @@ class FlowNetwork(Standardised):
     reach 5/s standard deviations of that Gaussian. The flow is then inverted: draws and their log q take one pass, and log q
     of other points takes as many passes as draws take otherwise.
 
+    Given x, the flow starts as the identity around the linear regression of y on x: it is trained on residuals of unit variance,
+    so a linear Gaussian law is exact before the first step.
+
     Source: Kingma et al. (2016) for the inverse.
     """
 
+    slope: Tensor | None
+    """(c, d) of the regression on x, in units of y per standard deviation of x."""
     tril: Tensor | None
     within: Tensor | None
     """s, the standard deviation of the normal that the flow carries; 1 by default."""
@@ -103,14 +112,25 @@ class FlowNetwork(Standardised):
         fields |= {"maf": {}, "spline": {"bins": family.bins}, "coupling": {"bins": family.bins, "passes": 2}}[family.kind]
         with own_defaults():
             self.flow = getattr(_flows(), "MAF" if family.kind == "maf" else "NSF")(shape.dim, shape.context, **fields)
-        self.register_buffer("tril", None)
-        self.register_buffer("within", None)
+        for name in _OPTIONAL:
+            self.register_buffer(name, None)
+
+    def settle(self, summary: Summary) -> None:
+        """Take the scales of the data, and the regression of y on x where there is one."""
+        super().settle(summary)
+        start = summary.regression
+        if start is not None:
+            self.rest()
+            self.surround(self.mean + self.scale * start.intercept.to(self.mean), self.scale[:, None] * start.tril.to(self.mean))
+            self.slope = start.slope.to(self.mean) * self.scale
 
     def forward(self, x: Tensor | None = None) -> Distribution:
         """Return the law of y, given x where there are contexts."""
+        given = None if x is None else self.standard_context(x)
         with own_defaults():
-            base = self.inner() if x is None else self.flow(self.standard_context(x))
-        around = AffineTransform(self.mean, self.scale, event_dim=1) if self.tril is None else Triangular(self.mean, self.tril)
+            base = self.inner() if given is None else self.flow(given)
+        loc = self.mean if self.slope is None or given is None else self.mean + Regression.features(given) @ self.slope
+        around = AffineTransform(self.mean, self.scale, event_dim=1) if self.tril is None else Triangular(loc, self.tril)
         as_number = [transforms.ReshapeTransform(torch.Size((1,)), torch.Size())] if self.is_scalar and self.dim == 1 else []
         return TransformedDistribution(base, [around, *as_number], validate_args=False)
 
@@ -139,29 +159,30 @@ class FlowNetwork(Standardised):
             for one in part.phi if hasattr(part, "phi") else part.hyper[-1].parameters():
                 nn.init.zeros_(one)
 
-    def surround(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], within: float) -> None:
-        """Carry N(0, within² I) through the flow, and its draws y to loc + tril y."""
+    def surround(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"], within: float | None = None) -> None:
+        """Carry the flow's draws y to loc + tril y; with `within`, those of the inverted flow of N(0, within² I)."""
         self.mean.copy_(loc)
-        self.scale.fill_(1.0)
         self.tril = tril.detach().to(self.mean).clone()
-        self.within = self.mean.new_tensor(within)
+        if within is not None:
+            self.scale.fill_(1.0)
+            self.within = self.mean.new_tensor(within)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Allocate a triangle if the weights have one."""
-        for name in ("tril", "within"):
+        """Allocate a triangle and a slope if the weights have them."""
+        for name in _OPTIONAL:
             found = state_dict.get(f"{prefix}{name}")
             setattr(self, name, None if found is None else torch.empty_like(found).to(self.mean))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Triangular(transforms.Transform):
-    """y ↦ loc + L y, with log|∂x/∂y| = Σ log|Lᵢᵢ|."""
+    """y ↦ loc + L y, with log|∂x/∂y| = Σ log|Lᵢᵢ|; loc may differ per row of the batch."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, loc: Float[Tensor, " d"], tril: Float[Tensor, "d d"]) -> None:
+    def __init__(self, loc: Float[Tensor, "... d"], tril: Float[Tensor, "d d"]) -> None:
         super().__init__()
         self.loc, self.tril = loc, tril
 
@@ -169,7 +190,7 @@ class Triangular(transforms.Transform):
         return self.loc + y @ self.tril.mT
 
     def _inverse(self, x: Tensor) -> Tensor:
-        rows = (x - self.loc).reshape(-1, len(self.loc))
+        rows = (x - self.loc).reshape(-1, len(self.tril))
         y: Tensor = torch.linalg.solve_triangular(self.tril, rows.mT, upper=False).mT
         return y.reshape(x.shape)
 

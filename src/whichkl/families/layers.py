@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from whichkl.families.regression import Regression
+
 _INITIAL: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 """Where layers are made, whatever torch's defaults are; a network moves to its own dtype and device afterwards."""
 
@@ -50,6 +52,8 @@ class Summary:
     context_scale: Float[Tensor, " c"]
     repeats: tuple[int, ...] = ()
     """Columns in which most values of the first rows occur more than once."""
+    regression: Regression | None = None
+    """The linear regression of y on x, for families that start from it."""
 
     @property
     def categories(self) -> tuple[int, ...]:

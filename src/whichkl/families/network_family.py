@@ -33,6 +33,8 @@ class NetworkFamily(Family):
     """Whether weight decay is allowed: for networks, whose weights are near zero, but not for parameters with a meaning."""
     has_own_dtype: ClassVar[bool] = False
     """Whether a module loads its weights in its own dtype, and not in theirs."""
+    starts_from_regression: ClassVar[bool] = False
+    """Whether `start` needs the linear regression of y on x."""
 
     @abstractmethod
     def network(self, shape: Shape) -> nn.Module:

@@ -25,7 +25,7 @@ _MIN_DRAWS, _MAX_DRAWS, _DRAWS_PER_ROW = 10_000, 20_000, 2
 _MAX_RANKED_ROWS = 4_000
 """Rows, and draws, of a model whose margins have no closed form: a flow may draw column by column."""
 _MAX_CONDITIONAL_ROWS = 10_000
-_CONDITIONAL_DRAWS = 200_000
+_CONDITIONAL_DRAWS = 100_000
 """Draws over all rows of a conditional model: 20 to 200 per row."""
 _LEVEL = 0.01
 _MAX_P_VALUE, _MIN_DISTANCE = 1e-4, 0.06

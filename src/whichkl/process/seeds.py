@@ -31,8 +31,8 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def seeded_draws(draw: Callable[..., Any], n: int, seed: int, device: torch.device) -> Any:
-    """Call a sampler for n draws: with a generator if it takes one, else under global seeds."""
+def seeded_draws(draw: Callable[..., Any], n: Any, seed: int, device: torch.device) -> Any:
+    """Call a sampler for n draws, or a simulator at parameters n: with a generator if it takes one, else under global seeds."""
     try:
         parameters = inspect.signature(draw).parameters.values()
     except ValueError:

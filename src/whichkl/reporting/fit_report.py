@@ -25,6 +25,10 @@ _CROSS_ENTROPY = (
     "The loss is the cross-entropy KL(p‖q) + H(p), as in every fit to samples alone. H(p), the entropy of the data, is the same "
     "for every model, so that differences between models are differences in KL; the number itself isn't a KL."
 )
+_OF_SIMULATIONS = (
+    " This is simulation-based calibration: u is the rank of the parameter of an unseen simulation among draws of the posterior "
+    "at its data."
+)
 TRAINING = (
     "How the loss fell. For networks trained on rows: the lowest loss so far on rows set aside, per round; otherwise that of "
     "the best start, per iteration. It may rise where nodes were doubled, or where a first part of the rows was followed by "
@@ -235,7 +239,7 @@ def _calibrated(fit: Fit) -> list[Block]:
         "model is right, minus the diagonal. If the model is right, all curves stay in their grey bands with 95 % chance. A "
         "curve that rises and then falls below 0 has too many rows in both tails of q (q is too narrow). A curve that falls and "
         "then rises has too few (q is too wide). A curve above 0 means that q lies too high, one below 0 that it lies too "
-        f"low.{more}"
+        f"low.{more}{_OF_SIMULATIONS if fit.context_names and fit.advice.origin else ''}"
     )
     notes = [Block.sentence(note) for note in calibration.notes]
     return [Block.charts(figures, caption), *notes]

@@ -15,6 +15,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot, check_scales
 from whichkl.families.layers import Shape, Summary
 from whichkl.families.network_family import NetworkFamily
+from whichkl.families.regression import Regression
 from whichkl.samples import Block
 from whichkl.samples.stream import joined, slices
 from whichkl.solvers.rows.rows import Rows, fresh_count, held_among, held_mask, rows_of
@@ -157,7 +158,7 @@ def data_of(
         if held is not None:
             family.check_rows(held.x, target.names)
             scan.reach(held.x)
-        summary = scan.summary(block)
+        summary = scan.summary(block, block if family.starts_from_regression else None)
         batches: Batches = Shuffled(train, size or _size(len(train)), seed)
     else:
         about = target.stream.about
@@ -168,7 +169,7 @@ def data_of(
             raise InputError(cannot("stop training by unseen rows", "too few rows could be set aside", "Give more rows"))
         validation = joined(scan.aside)
         held = joined(scan.held) if scan.held else None
-        summary = scan.summary(target.stream.first)
+        summary = scan.summary(target.stream.first, validation if family.starts_from_regression else None)
         trained = scan.count - len(validation)
         batches = Streamed(kept, every, trained, scan.weight / scan.count, size or _size(trained), seed)
     family.check_summary(summary, target.names)
@@ -233,8 +234,12 @@ class Scan:
         self.mean = self.mean + apart * (weight / total)
         self.count, self.weight = self.count + count, total
 
-    def summary(self, first: Block) -> Summary:
-        """Return the summary that a network starts from; `first` shows which columns repeat their values.
+    def summary(self, first: Block, regressed: Block | None = None) -> Summary:
+        """Return the summary that a network starts from.
+
+        Args:
+            first: rows that show which columns repeat their values.
+            regressed: rows for the regression of y on x, if there are any.
 
         Raises:
             InputError: there are no rows with weight.
@@ -245,7 +250,12 @@ class Scan:
         few = first.x[:4096]
         repeats = tuple(i for i in range(dim) if len(few[:, i].unique()) < len(few) / 2)
         ends = (self.low, self.high, self.mean[dim:], scale[dim:])
-        return Summary(self.count, self.mean[:dim], scale[:dim], *ends, repeats)
+        start = None
+        if regressed is not None and regressed.context is not None:
+            unit = torch.where(scale > 0, scale, torch.ones_like(scale))
+            y, x = (regressed.x - self.mean[:dim]) / unit[:dim], (regressed.context - self.mean[dim:]) / unit[dim:]
+            start = Regression.of(y, x, regressed.w)
+        return Summary(self.count, self.mean[:dim], scale[:dim], *ends, repeats, start)
 
 
 def _scan(family: NetworkFamily, names: tuple[str, ...], stride: int, every: int, blocks: Iterable[Block]) -> Scan:

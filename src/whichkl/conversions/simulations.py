@@ -1,0 +1,202 @@
+"""Simulations: pairs of parameters and simulated data, made before, as samples of the joint law p(θ) p(x | θ)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import scipy
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._arguments import typed
+from whichkl._checks import InputError, cannot, check_finite, check_seed, quoted
+from whichkl.arrays import default_names, read_matrix, read_names
+from whichkl.conversions.simulations_origin import SimulationOrigin
+from whichkl.conversions.simulations_prior import parameter_names, read_prior
+from whichkl.conversions.simulations_weights import ProposalWeights
+from whichkl.goodness import Calibration, transform_calibration
+from whichkl.process.torch_modes import plain_modes
+from whichkl.targets import Target
+
+_REFERENCE_DRAWS = 10_000
+"""Draws of the prior, or the proposal, with which the parameters are compared."""
+_MAX_P_VALUE = 1e-4
+"""Largest p-value of that comparison at which the parameters aren't taken for its draws."""
+_MIN_SIMULATIONS = 20
+
+
+class Simulations:
+    """Parameters θ and the data x that a simulator made of them: `convert` makes pairs (x, θ) of them.
+
+    Args:
+        prior: a torch `Distribution` of the parameters, a `Target` with a sampler, or independent laws in a list, or in a dict by
+            the parameters' names. Its support is that of the posterior.
+        parameters: (n, d), one row per simulation.
+        data: (n, c), or (n,). Rows with NaN or an infinity are failed simulations, which are left out and counted: pass them too.
+        proposal: the distribution that the parameters were drawn from, if it wasn't the prior. Each simulation then has the
+            weight prior/proposal.
+
+    Raises:
+        InputError: an argument can't be used, or a parameter lies outside the prior's support and no proposal was given.
+        TargetError: the proposal has no density where the prior has mass, so no weights can correct for it.
+
+    Source: Papamakarios & Murray (2016); weights, Lueckmann et al. (2017).
+
+    >>> import torch, whichkl as wk
+    >>> theta = torch.randn(1_000, 1, generator=torch.Generator().manual_seed(0))
+    >>> x = theta + torch.randn(1_000, 1, generator=torch.Generator().manual_seed(1))
+    >>> prior = torch.distributions.Normal(torch.zeros(1), torch.ones(1))
+    >>> wk.convert(wk.Simulations(prior=prior, parameters=theta, data=x))
+    Target(dim=1, n=1000, given 1 columns, access: samples)
+    """
+
+    @typed
+    @plain_modes()
+    def __init__(self, *, prior: Any, parameters: Any, data: Any, proposal: Any = None) -> None:
+        self.prior = read_prior(prior)
+        self.proposal = None if proposal is None else read_prior(proposal, "proposal", samples=False)
+        theta = read_matrix(parameters, torch.float64, self.prior.device, "parameters")
+        x = read_matrix(data, torch.float64, self.prior.device, "data")
+        given = read_names(None, parameters, theta.shape[1])
+        self.names = parameter_names(self.prior) if given == default_names(len(given)) else given
+        self.data_names = read_names(None, data, x.shape[1])
+        if theta.shape[1] != self.prior.dim:
+            because = f"the parameters have {theta.shape[1]} columns, and the prior has {self.prior.dim}"
+            raise InputError(cannot("use these simulations", because, "Give one column per parameter of the prior"))
+        if len(theta) != len(x):
+            because = f"there are {len(theta):,} rows of parameters and {len(x):,} rows of data"
+            raise InputError(cannot("use these simulations", because, "Give one row of data per row of parameters"))
+        check_finite(theta, self.names, "parameters")
+        self.parameters, self.data = theta, x
+        self.called = ""
+        """How the simulator was called, if it was called here."""
+        self.weights = None if self.proposal is None else ProposalWeights.of(self.prior, self.proposal, theta)
+        if self.weights is None:
+            self._refuse_outside()
+
+    @property
+    def valid(self) -> Tensor:
+        """Which simulations are used: their data are finite, and the prior isn't 0 there."""
+        valid = self.data.isfinite().all(1)
+        return valid if self.weights is None else valid & (self.weights.log_weights > -torch.inf)
+
+    def as_target(self, *, n: int | None, seed: int) -> Target:
+        """Return the pairs (x, θ), or the first n of them, with weights if there is a proposal.
+
+        Raises:
+            InputError: there are fewer than n, or fewer than 20 valid ones.
+        """
+        if n is not None and not _MIN_SIMULATIONS <= n <= len(self.data):
+            because = f"there are {len(self.data):,}, and at least {_MIN_SIMULATIONS} are needed"
+            raise InputError(cannot(f"use `n={n}` of these simulations", because, "Leave `n=` out, or run more"))
+        n = len(self.data) if n is None else n
+        kept = self.valid & (torch.arange(len(self.data), device=self.data.device) < n)
+        if int(kept.sum()) < _MIN_SIMULATIONS:
+            because = f"{int(kept.sum())} of {n:,} have finite data and a positive weight, and {_MIN_SIMULATIONS} are needed"
+            raise InputError(cannot("use these simulations", because, "Run more of them, or correct the simulator"))
+        log_weights = None if self.weights is None else self.weights.log_weights[kept]
+        target = Target(
+            samples=(self.data[kept], self.parameters[kept]),
+            weights=None if log_weights is None else (log_weights - log_weights.max()).exp(),
+            support=self.prior.bijection.constraints,
+            names=self.names,
+        )
+        target.context_names = self.data_names
+        target.origin = self._origin(kept, n, seed)
+        return target
+
+    @typed
+    @plain_modes()
+    def calibration(self, posterior: Any, *, seed: int = 0) -> Calibration:
+        """Return the simulation-based calibration of a posterior on these simulations, which no fit must have seen.
+
+        The rank of each parameter among draws of the posterior at its own data is uniform if the posterior is right. A posterior
+        that is too narrow has too many ranks at both ends. `joint density` ranks the posterior's density at the parameters.
+
+        Args:
+            posterior: x ↦ `Distribution`, (n, c) → n laws of (d,), such as `fit.model`.
+            seed: fixes the draws.
+
+        Source: Talts, Betancourt, Simpson, Vehtari & Gelman (2018); bands, Säilynoja, Bürkner & Vehtari (2022).
+
+        >>> import torch, whichkl as wk
+        >>> prior = torch.distributions.Normal(torch.zeros(1), torch.ones(1))
+        >>> simulator = wk.Simulator(prior=prior, simulate=lambda theta: theta + torch.randn_like(theta))
+        >>> def narrow(x):
+        ...     return torch.distributions.Independent(torch.distributions.Normal(x / 2, 0.3), 1)
+        >>> print(simulator.run(1_000).calibration(narrow))
+        Not calibrated on 1,000 unseen rows: theta1 (gap 0.1..., p = ...).
+        """
+        kept = self.valid
+        w = None if self.weights is None else (self.weights.log_weights - self.weights.log_weights.max()).exp()[kept]
+        return transform_calibration(self.parameters[kept], w, self.data[kept], posterior, self.names, seed)
+
+    def __repr__(self) -> str:
+        n, c = self.data.shape
+        return f"Simulations(n={n}, {c} data column{'s' * (c != 1)}, {quoted(self.names)})"
+
+    def _refuse_outside(self) -> None:
+        """Refuse parameters without prior density, if they were drawn from the prior."""
+        outside = ~self.prior.bijection.contains(self.parameters)
+        if self.prior.density is not None:
+            outside = outside | (self.prior.log_prob(self.parameters.to(self.prior.dtype)) == -torch.inf)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
+            shown = ", ".join(f"{value:.4g}" for value in self.parameters[row].tolist())
+            count = f"{int(outside.sum()):,} of {len(outside):,} rows of parameters"
+            because = f"{count} lie outside the prior's support, first row {row} ({shown})"
+            instead = "Correct `prior=`, or name the distribution that the parameters were drawn from as `proposal=`"
+            raise InputError(cannot("use these simulations", because, instead))
+
+    def _origin(self, kept: Tensor, n: int, seed: int) -> SimulationOrigin:
+        """Write what the pairs are made of, and how far to trust them."""
+        x, source, w = self.data[kept], "proposal" if self.proposal is not None else "prior", self.weights
+        failed = int((~self.data[:n].isfinite().all(1)).sum())
+        left_out = [_on_failed(failed, n)] if failed else []
+        p_value = _unlike_draws(self.parameters[:n], self.proposal or self.prior, self.names, check_seed(seed))
+        doubts = []
+        if p_value is not None and p_value[0] < _MAX_P_VALUE:
+            doubts.append(
+                f"The parameters don't look like draws of the {source}: p = {p_value[0]:.1g} for {p_value[1]}, by Kolmogorov and "
+                "Smirnov. If failed simulations were dropped before, pass them with NaN; otherwise name the right distribution."
+            )
+        trust = [f"{len(x):,} simulations are used."]
+        if w is not None:
+            said, doubt = w.described(kept)
+            trust.append(said)
+            left_out += w.left_out(n)
+            doubts += [doubt] if doubt else []
+        trust += ["The calibration on unseen simulations shows how far a fit can be trusted: `fit.diagnostics.calibration`."]
+        counted = " (each with the weight prior/proposal)" if w is not None else ""
+        return SimulationOrigin(
+            f"{n:,} simulations: pairs of {self.data.shape[1]} data columns and {self.parameters.shape[1]} parameters.",
+            tuple(filter(None, (f"The parameters are independent draws of the {source}{counted}.", self.called))),
+            (
+                "Whether the world makes data as the simulator does. `target.origin.unlikeness(x)` is a p-value that tells if an "
+                "observation x is unlike all simulations.",
+            ),
+            tuple(left_out),
+            " ".join([*doubts, *trust]),
+            reliable=not doubts,
+            data=x,
+        )
+
+
+def _on_failed(failed: int, n: int) -> str:
+    """Say how many simulations failed, and what leaving them out means."""
+    return (
+        f"{failed:,} of {n:,} simulations ({failed / n:.1%}) have NaN or infinite data. The posterior at valid data is the same "
+        "without them. The pairs no longer have the prior's parameters, but those of simulations that succeed."
+    )
+
+
+def _unlike_draws(theta: Float[Tensor, "n d"], source: Target, names: tuple[str, ...], seed: int) -> tuple[float, str] | None:
+    """Return the least p-value of a column's comparison with draws of the source, times their number, and that column."""
+    if source.sampler is None:
+        return None
+    drawn = source.draws(_REFERENCE_DRAWS, seed + 1).to(torch.float64)
+    columns = zip(theta.T.cpu().numpy(), drawn.T.cpu().numpy(), strict=True)
+    p_values = [float(scipy.stats.ks_2samp(mine, other, method="asymp").pvalue) for mine, other in columns]
+    worst = min(range(len(names)), key=p_values.__getitem__)
+    return min(1.0, len(names) * p_values[worst]), f"`{names[worst]}`"

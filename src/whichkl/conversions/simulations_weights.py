@@ -1,0 +1,95 @@
+"""Weights prior/proposal of simulations whose parameters were drawn from a proposal, and whether it covers the prior."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from whichkl._checks import InputError, TargetError, cannot
+from whichkl.importance import khat_limit, pareto_smooth
+from whichkl.targets import Target
+
+_PRIOR_DRAWS = 10_000
+"""Draws of the prior at which the proposal's density is looked up."""
+_MAX_UNSEEN, _FACTOR = 0.01, 2.0
+"""Largest share of the prior's draws whose weight may be more than this many times the largest weight of a simulation."""
+_MIN_SHARE, _ENOUGH = 0.1, 1_000
+"""Least effective share of the simulations, unless this many count."""
+
+
+@dataclass(frozen=True)
+class ProposalWeights:
+    """log prior/proposal at the parameters of simulations, and at draws of the prior."""
+
+    log_weights: Float[Tensor, " n"]
+    """−∞ where the prior is 0."""
+    of_prior: Float[Tensor, " m"]
+
+    @classmethod
+    def of(cls, prior: Target, proposal: Target, theta: Float[Tensor, "n d"]) -> ProposalWeights:
+        """Evaluate both densities.
+
+        Raises:
+            InputError: one of them has no density, their dimensions differ, or a row can't be a draw of the proposal.
+            TargetError: draws of the prior have no density under the proposal.
+        """
+        if proposal.dim != prior.dim:
+            because = f"it has {proposal.dim} columns, and the prior has {prior.dim}"
+            raise InputError(cannot("use this `proposal`", because, "Give a distribution of all parameters"))
+        for name, law in (("prior", prior), ("proposal", proposal)):
+            if law.density is None:
+                because = f"weights are prior/proposal, and the {name} has only {law.access.label}"
+                raise InputError(cannot("use this `proposal`", because, f"Pass the log density of the {name}"))
+        of_proposal = _log_prob(proposal, theta)
+        impossible = of_proposal == -torch.inf
+        if bool(impossible.any()):
+            row = int(impossible.nonzero()[0])
+            count = f"{int(impossible.sum()):,} of {len(theta):,} rows of parameters"
+            because = f"its density is 0 at {count}, first row {row} {_at(theta[row])}"
+            raise InputError(cannot("use this `proposal`", because, "Give the distribution that the parameters were drawn from"))
+        drawn = prior.draws(_PRIOR_DRAWS, 0).to(torch.float64)
+        at_prior = _log_prob(proposal, drawn)
+        unreached = at_prior == -torch.inf
+        if bool(unreached.any()):
+            share, example = float(unreached.double().mean()), _at(drawn[int(unreached.nonzero()[0])])
+            because = f"it lacks the prior's support: its density is 0 at {share:.2%} of the prior's draws, such as {example}"
+            instead = "Simulate from the prior, or from a proposal that covers it"
+            raise TargetError(cannot("use this `proposal`", because, instead))
+        return cls(_log_prob(prior, theta) - of_proposal, _log_prob(prior, drawn) - at_prior)
+
+    def described(self, kept: Tensor) -> tuple[str, str]:
+        """Return a sentence on the weights of the simulations that are used, and the doubt about them, if there is one."""
+        logw = self.log_weights[kept]
+        share = (logw - torch.logsumexp(logw, 0)).exp()
+        n, ess, khat = len(logw), float(1 / share.square().sum()), pareto_smooth(logw)[1]
+        unseen = float((self.of_prior > logw.max() + math.log(_FACTOR)).double().mean())
+        shown = "below 0" if khat < 0 else f"{khat:.2f}"
+        said = f"The weights prior/proposal leave {ess:,.0f} effective simulations of {n:,} (PSIS k̂ {shown})."
+        doubt = ""
+        if khat > khat_limit(n):
+            limit = f"PSIS k̂ of the weights is {shown}, above {khat_limit(n):.2f}"
+            doubt = f"{limit}: the proposal is too narrow, and few simulations decide."
+        elif unseen > _MAX_UNSEEN:
+            doubt = f"The proposal is too narrow: {unseen:.0%} of the prior's mass is where it left hardly any simulation."
+        elif ess < min(_MIN_SHARE * n, _ENOUGH):
+            doubt = f"Only {ess:,.0f} of {n:,} simulations count: the proposal is much wider than the prior."
+        return said, doubt
+
+    def left_out(self, n: int) -> list[str]:
+        """Say how many of the first n simulations have no weight."""
+        count = int((self.log_weights[:n] == -torch.inf).sum())
+        said = f"{count:,} of {n:,} simulations have parameters outside the prior's support, so their weight is 0."
+        return [said] if count else []
+
+
+def _log_prob(law: Target, theta: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Evaluate a density at parameters, in its own dtype."""
+    return law.log_prob(theta.to(law.dtype)).detach().to(torch.float64)
+
+
+def _at(theta: Float[Tensor, " d"]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in theta.tolist())})"
