@@ -94,7 +94,7 @@ def _thinned(f: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
     """Keep at most 50,000 points, with the two that are the ends of each moment."""
     if len(f) <= _MAX_ROWS:
         return f
-    rows = torch.linspace(0, len(f) - 1, _MAX_ROWS, device=f.device).long()
+    rows = torch.linspace(0, len(f) - 1, _MAX_ROWS, dtype=torch.float64, device=f.device).long()
     return f[torch.cat([rows, f.argmin(0), f.argmax(0)]).unique()]
 
 

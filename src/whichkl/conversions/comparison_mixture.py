@@ -96,7 +96,7 @@ class _Layout:
 
     def mixture(self, theta: Float[Tensor, " p"], count: int) -> MixtureSameFamily:
         """Return the distribution of z."""
-        of_one = torch.tensor([count], device=theta.device)
+        of_one = torch.tensor([count], dtype=torch.int64, device=theta.device)
         logits, shared, mean, own = self.parts(theta[None])
         factor = (self.triangle(shared)[:, None] @ self.triangle(own))[0, :count]
         inverse = torch.linalg.solve_triangular(factor, torch.eye(self.dim, dtype=theta.dtype, device=theta.device), upper=False)
@@ -143,7 +143,9 @@ def fit_mixtures(pairs: Pairs, generator: torch.Generator) -> list[tuple[Mixture
         generator: chooses where the starts are.
     """
     layout, device = _Layout(pairs.dim), pairs.offset.device
-    count = torch.tensor([1, *(k for k in range(2, MAX_COMPONENTS + 1) for _ in range(_STARTS))], device=device)
+    count = torch.tensor(
+        [1, *(k for k in range(2, MAX_COMPONENTS + 1) for _ in range(_STARTS))], dtype=torch.int64, device=device
+    )
     few = pairs.take(torch.arange(min(_PAIRS_AT_FIRST, len(pairs)), device=device))
     every = torch.ones_like(count, dtype=pairs.offset.dtype)[:, None]
     start = layout.start(pairs.winners, count, generator)

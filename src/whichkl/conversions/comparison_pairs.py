@@ -75,4 +75,4 @@ def triangle(dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def quadratic_features(z: Float[Tensor, "n d"]) -> Float[Tensor, "n t"]:
     """Return zᵢ² and 2 zᵢ zⱼ, so that zᵀ A z is their product with the upper triangle of A."""
     i, j = triangle(z.shape[1], z.device)
-    return z[:, i] * z[:, j] * torch.where(i == j, 1.0, 2.0).to(z)
+    return z[:, i] * z[:, j] * (2 - (i == j).to(z))

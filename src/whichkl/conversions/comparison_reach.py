@@ -52,7 +52,8 @@ def reach_of(model: Process | MixtureSameFamily, pairs: Pairs, seed: int) -> Rea
         with seeded(seed):
             return Reach(_share_elsewhere(model.sample((_DRAWS,)), pairs.points))
     d = pairs.dim
-    base = Reference(torch.zeros(d, dtype=torch.float64), _BASE_WIDTH * torch.eye(d, dtype=torch.float64))
+    eye = torch.eye(d, dtype=torch.float64, device="cpu")
+    base = Reference(torch.zeros_like(eye[0]), _BASE_WIDTH * eye)
     found = temper(Target(log_prob=model.log_prob, dim=d, device=pairs.offset.device), base, particles=_PARTICLES, seed=seed)
     doubt = ""
     if not found.finished or found.log_z_stderr > _MAX_LOG_Z_ERROR:
@@ -63,7 +64,7 @@ def reach_of(model: Process | MixtureSameFamily, pairs: Pairs, seed: int) -> Rea
 def _share_elsewhere(draws: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> float:
     """Return the share of draws that are farther from every point than most points are from the next one."""
     points = torch.unique(points, dim=0)
-    points = points[torch.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS), device=points.device).long()]
+    points = points[:: -(-len(points) // _MAX_POINTS)]
     between = torch.cdist(points, points)
     between.fill_diagonal_(torch.inf)
     far = between.amin(1).quantile(_QUANTILE)

@@ -31,7 +31,7 @@ _MIN_EIGENVALUE = 1e-12
 class SimulationOrigin(Origin):
     """The origin of simulations, which keeps their data."""
 
-    data: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False, compare=False)
+    data: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64, device="cpu"), repr=False, compare=False)
     """(n, c), the data of the simulations that were used."""
 
     @typed

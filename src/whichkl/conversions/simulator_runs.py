@@ -224,7 +224,7 @@ def _read(found: Any) -> Float[Tensor, "m c"]:
     if found is None:
         instead = "Return one row of data per row of parameters"
         raise InputError(cannot("use these simulations", "`simulate` returned None", instead))
-    return read_matrix(torch.as_tensor(found)[None] if np.ndim(found) == 0 else found, torch.float64, "cpu", "simulations")
+    return read_matrix(np.asarray(found)[None] if np.ndim(found) == 0 else found, torch.float64, "cpu", "simulations")
 
 
 def _of_different_widths(widths: set[int]) -> InputError:

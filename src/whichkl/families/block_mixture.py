@@ -139,7 +139,7 @@ class IndependentBlocks(Distribution):
 
     def __init__(self, laws: Sequence[Distribution], columns: Sequence[Sequence[int]]) -> None:
         self.laws, self.columns = tuple(laws), tuple(map(tuple, columns))
-        self._order = torch.tensor([i for block in self.columns for i in block], device="cpu").argsort()
+        self._order = torch.tensor([i for block in self.columns for i in block], dtype=torch.int64, device="cpu").argsort()
         super().__init__(torch.Size(), torch.Size((len(self._order),)), validate_args=False)
 
     def __repr__(self) -> str:

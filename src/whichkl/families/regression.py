@@ -52,7 +52,7 @@ class Regression:
         h, z = x - at_x, y - at_y
         weighted = share[:, None] * h
         eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        slope = torch.linalg.solve(weighted.mT @ h + x.shape[1] / rows * eye, weighted.mT @ z)
+        slope = torch.cholesky_solve(weighted.mT @ z, torch.linalg.cholesky(weighted.mT @ h + x.shape[1] / rows * eye))
         residual = z - h @ slope
         covariance = residual.mT @ (share[:, None] * residual)
         scale = covariance.diagonal().clamp(min=_MIN_SD**2).sqrt()

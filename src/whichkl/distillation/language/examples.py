@@ -94,7 +94,7 @@ def together(examples: Sequence[Mapping[str, Sequence[int]]], most: int | None =
     ids = torch.zeros(len(rows), int((begin + length).max()), dtype=torch.int64, device="cpu")
     for k, (prompt, completion) in enumerate(rows):
         ids[k, : len(prompt) + len(completion)] = torch.tensor(prompt + completion, dtype=torch.int64, device="cpu")
-    cut = torch.tensor([most is not None and len(one["completion"]) > most for one in examples], device="cpu")
+    cut = torch.tensor([most is not None and len(one["completion"]) > most for one in examples], dtype=torch.bool, device="cpu")
     return Rollouts(ids, begin, begin + length, cut)
 
 

@@ -83,10 +83,10 @@ def _by_generate(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Seq
         do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=ends[0]
     )
     keep = transformers.LogitsProcessorList([_Tokens(model.tokens)])
-    out: Any = view.generate(
+    out: Tensor = view.generate(
         ids.to(model.device), attention_mask=mask.to(model.device), generation_config=own, logits_processor=keep
     )
-    return torch.as_tensor(out)[:, longest:].cpu()
+    return out[:, longest:].cpu()
 
 
 class _Tokens:

@@ -132,7 +132,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         batches = [drawn.rows(start, start + size) for start, size in zip(starts, sizes, strict=True)]
         self.flops += (6 * self._sizes["student"] + 2 * self._sizes["teacher"]) * int(drawn.end.sum())
-        count = torch.tensor(int((drawn.end - drawn.begin).sum()), device=device)
+        count = torch.tensor(int((drawn.end - drawn.begin).sum()), dtype=torch.int64, device=device)
         return [_tensors(one) for one in batches], self.accelerator.gather(count).sum()
 
     def _with_prefixes(self, given: Rollouts) -> Rollouts:

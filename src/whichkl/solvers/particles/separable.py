@@ -39,7 +39,7 @@ def linked_columns(target: Target, x: Float[Tensor, "n d"]) -> Bool[Tensor, "d d
         x: points near p; their spread is the unit of the steps.
     """
     dim, sd = x.shape[1], x.std(0).clamp(min=1e-300)
-    at = x[torch.linspace(0, len(x) - 1, min(_POINTS, len(x)), device="cpu").long()]
+    at = x[torch.linspace(0, len(x) - 1, min(_POINTS, len(x)), dtype=torch.float64, device="cpu").long()]
     moved = at[:, None] + _STEP * torch.diag(sd)
     value, score = target.trial(torch.cat([at, moved.reshape(-1, dim)]).to(target.device))
     value, score = value.to("cpu", torch.float64), score.to("cpu", torch.float64) * sd

@@ -46,7 +46,9 @@ class Proposal:
         centred = x - mean
         covariance = (w[:, None] * centred).T @ centred
         tril = torch.linalg.cholesky(covariance + _JITTER * torch.diag(covariance.diagonal().clamp(min=1e-300)))
-        return cls(model, MultivariateStudentT(torch.tensor(_FREEDOM, dtype=x.dtype), mean, tril, validate_args=False))
+        return cls(
+            model, MultivariateStudentT(torch.tensor(_FREEDOM, dtype=x.dtype, device=x.device), mean, tril, validate_args=False)
+        )
 
     def draw(self, target: Target, count: int, seed: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Return draws, those of the model first, and log p there, −∞ outside the support and where it isn't a number."""
