@@ -191,3 +191,41 @@ def test_a_terminal_asks_and_ends_with_the_line_that_does_it():
 def test_an_input_that_ends_is_refused_with_the_flags():
     code, shown = conversation("\x04")
     assert code == 2 and "whichkl advise --access samples,log_prob" in " ".join(shown.split())
+
+
+def test_comparisons_in_two_files_become_draws(folder):
+    rng = np.random.default_rng(1)
+    a, b = rng.uniform(-3, 3, size=(2, 600, 2))
+    first = rng.random(600) < 1 / (1 + np.exp((a**2).sum(1) / 2 - (b**2).sum(1) / 2))
+    for name, points in (("w.csv", np.where(first[:, None], a, b)), ("l.csv", np.where(first[:, None], b, a))):
+        pd.DataFrame(points, columns=["x", "y"]).to_csv(folder / name, index=False)
+    made = whichkl("convert", "comparisons", "w.csv", "l.csv", "--rows", 500, "--out", "draws.csv", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    rows = pd.read_csv(folder / "draws.csv")
+    assert list(rows) == ["x", "y"] and len(rows) == 500 and "noise" in made.stdout
+    np.testing.assert_allclose(rows.std(), 1.0, atol=0.35)  # N(0, 1) each, from 600 answers
+    assert whichkl(*following(made), "--json", cwd=folder).returncode == 0
+    pd.DataFrame(a, columns=["x", "z"]).to_csv(folder / "z.csv", index=False)
+    refused = whichkl("convert", "comparisons", "w.csv", "z.csv", cwd=folder)
+    assert refused.returncode == 2 and "Give both the same columns" in refused.stderr
+
+
+def test_simulations_in_a_table_become_pairs_that_fit_reads(folder):
+    rng = np.random.default_rng(2)
+    rate, shift = rng.gamma(2.0, size=800), rng.normal(size=800)
+    frame = pd.DataFrame({"rate": rate, "data": shift + rng.normal(size=800) * rate, "shift": shift})
+    frame.to_csv(folder / "sims.csv", index=False)
+    laws = ("--prior", "rate=Gamma(2,1)", "--prior", "shift=Normal(0, 1)")
+    made = whichkl("convert", "simulations", "sims.csv", *laws, "--out", "pairs.csv", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    assert list(pd.read_csv(folder / "pairs.csv")) == ["data", "rate", "shift"]
+    command = following(made)
+    assert (
+        command[:2] == ["fit", "pairs.csv"]
+        and "--given" in command
+        and command[command.index("--support") + 1].startswith("rate=")
+    )
+    command[command.index("--family") + 1] = "linear_gaussian"
+    assert whichkl(*command, "--json", cwd=folder).returncode == 0
+    refused = whichkl("convert", "simulations", "sims.csv", "--prior", "speed=Normal(0,1)", cwd=folder)
+    assert refused.returncode == 2 and "there is no column `speed`" in refused.stderr

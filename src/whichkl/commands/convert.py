@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import numpy as np
 import typer
 
 from whichkl._checks import InputError, cannot
@@ -89,6 +90,81 @@ def labels(
     _deliver(target, out, as_json)
 
 
+def comparisons(
+    winners: Annotated[Path, typer.Argument(metavar="WINNERS", help="The likelier point of each pair: CSV, Parquet or NPY.")],
+    losers: Annotated[Path, typer.Argument(metavar="LOSERS", help="The other point of each pair, row by row.")],
+    noise: Annotated[float, typer.Option("--noise", help="Scale of the answers: the odds are (p(a)/p(b))^(1/noise).")] = 1.0,
+    rows: Annotated[int, typer.Option("--rows", help="How many draws of the density that is found to write.")] = 10_000,
+    out: Out = None,
+    columns: options.Columns = None,
+    drop: options.Drop = None,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find the density that explains which of two points was said to be likelier, and draw from it."""
+    for path in (winners, losers):
+        options.check_exists(path, may_be_named=False)
+    check_output(out)
+    with console.progress() as tell:
+        exits.load_torch()
+        from whichkl.conversions.comparisons import Comparisons
+        from whichkl.conversions.convert import convert
+        from whichkl.fitting import fit
+        from whichkl.targets import Target
+
+        tell("reading the pairs", float("nan"))
+        a, b = (options.read_table(path, columns=columns, drop=drop) for path in (winners, losers))
+        if tuple(a.names) != tuple(b.names):
+            because = f"`{winners}` has {', '.join(a.names)} and `{losers}` has {', '.join(b.names)}"
+            raise InputError(cannot("compare these files", because, "Give both the same columns, in the same order"))
+        found = convert(Comparisons(winners=a.values, losers=b.values, noise=noise, names=list(a.names)), seed=seed)
+        tell("drawing from the density", float("nan"))
+        x = fit(found, seed=seed).draws(rows, corrected=True, seed=seed) if found.sampler is None else found.draws(rows, seed)
+        drawn = Target(samples=x, names=list(a.names))
+        drawn.origin = found.origin
+    _deliver(drawn, out, as_json)
+
+
+def simulations(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Parameters, and the data made of them.")],
+    prior: Annotated[
+        list[str],
+        typer.Option("--prior", help="The law that a parameter was drawn from, such as 'rate=Gamma(2,1)'; once per parameter."),
+    ],
+    out: Out = None,
+    columns: options.Columns = None,
+    drop: options.Drop = None,
+    missing: options.Missing = "refuse",
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check simulations against their prior, and write them as pairs, to which a posterior for any data is fitted."""
+    options.check_exists(table, may_be_named=False)
+    check_output(out)
+    with console.progress() as tell:
+        exits.load_torch()
+        from whichkl.conversions.convert import convert
+        from whichkl.conversions.simulations import Simulations
+        from whichkl.problems import named
+
+        laws = {}
+        for text in prior:
+            name, _, law = text.partition("=")
+            laws[name.strip()] = named(law.strip().replace(" ", ""))
+        tell("reading the simulations", float("nan"))
+        read = options.read_table(table, columns=columns, drop=drop, missing=missing)
+        unknown = [name for name in laws if name not in read.names]
+        if unknown or len(laws) == len(read.names):
+            because = f"there is no column `{unknown[0]}`" if unknown else "no column is left for the data"
+            raise InputError(cannot("read these simulations", because, f"The columns are {', '.join(read.names)}"))
+        at = {name: read.values[:, read.names.index(name)] for name in read.names}
+        theta = np.stack([at[name] for name in laws], 1)
+        data = np.stack([at[name] for name in read.names if name not in laws], 1)
+        target = convert(Simulations(prior=laws, parameters=theta, data=data), seed=seed)
+        target.context_names = tuple(name for name in read.names if name not in laws)
+    _deliver(target, out, as_json)
+
+
 def _observed(of: str, table: Table) -> tuple[Any, list[str] | None]:
     """Return what the moments are of at the draws, with their names; or the user's function."""
     from whichkl.user_code import load_function, looks_like_code
@@ -124,5 +200,5 @@ def _deliver(target: Target, out: Path | None, as_json: bool) -> None:
 app = typer.Typer(
     help="Turn what is left of a target without samples and without a density into weighted samples.", no_args_is_help=True
 )
-COMMANDS = (moments, labels)
+COMMANDS = (comparisons, moments, labels, simulations)
 """The kinds of evidence that files can hold, each a subcommand."""

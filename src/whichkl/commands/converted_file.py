@@ -44,6 +44,9 @@ def write_converted(target: Target, out: Path | None) -> str:
     if out is None or target.samples is None:
         return ""
     columns: dict[str, Any] = dict(zip(target.names, target.samples.double().cpu().numpy().T, strict=True))
+    given = [] if target.context is None else list(target.context_names)
+    if target.context is not None:
+        columns = dict(zip(given, target.context.double().cpu().numpy().T, strict=True)) | columns
     if target.weights is not None:
         if WEIGHT in columns:
             because = f"a column of the samples has the name `{WEIGHT}`"
@@ -59,7 +62,13 @@ def write_converted(target: Target, out: Path | None) -> str:
     origin: Any = target.origin
     with written_new(origin_file(out)) as stream:
         stream.write(json.dumps(plain(origin.to_dict()), indent=1, ensure_ascii=False).encode() + b"\n")
-    return shlex.join(["whichkl", "fit", str(out), *(["--weights", WEIGHT] if target.weights is not None else [])])
+    more = [*(["--weights", WEIGHT] if target.weights is not None else []), *(["--given", ",".join(given)] if given else [])]
+    if given:
+        words = target.bijection.describe()
+        words = words * target.dim if len(words) == 1 else words
+        for name, word in zip(target.names, words, strict=True):
+            more += [] if word == "real" else ["--support", f"{name}={word}"]
+    return shlex.join(["whichkl", "fit", str(out), *more, *(["--family", "flow"] if given else [])])
 
 
 def read_origin(samples: Path) -> Origin | None:

@@ -29,6 +29,7 @@ CONVERSIONS = (
         "draws of the joint: fit q(parameters | data) by forward KL (neural posterior estimation)",
         "Papamakarios & Murray, 2016",
         "target = wk.convert(wk.Simulator(prior=prior, simulate=simulate))",
+        "whichkl convert simulations TABLE.csv --prior 'rate=Gamma(2,1)' --out pairs.csv",
     ),
     Conversion(
         "comparisons",
@@ -36,6 +37,7 @@ CONVERSIONS = (
         "a density up to a temperature (Bradley–Terry): reverse KL, and both KLs where a mixture explains the answers",
         "Mikkola et al., 2024",
         "target = wk.convert(wk.Comparisons(winners=a, losers=b))",
+        "whichkl convert comparisons WINNERS.csv LOSERS.csv --noise 1 --out draws.csv",
     ),
     Conversion(
         "moments",
