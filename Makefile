@@ -72,7 +72,7 @@ clean:
 
 .venv/.dev: .venv/.app
 	@echo "installing what the tests need ..."
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e '.[dev,lm]'
 	@touch $@
 
 .venv/.bench: .venv/.dev

@@ -112,8 +112,10 @@ def test_both_directions_are_scored_on_unseen_draws_against_exact_values(demo):
     assert reverse.precision > forward.precision
 
 
-def test_neither_is_refused_with_a_way_on(numbers):
+def test_neither_is_converted_and_has_ways_on(numbers):
     assert numbers[0]["neither"]["best"] is None
+    assert numbers[0]["neither"]["forward_kl"]["value"] < 0.05
+    assert numbers[0]["neither"]["origin"]["up_to"] == "temperature" and "temperature" in numbers[1]
     assert len(numbers[0]["neither"]["conversions"]) >= 5
     assert "Cheapest access to acquire" in numbers[1]
 

@@ -47,5 +47,7 @@ def _show(result: Any) -> None:
     for one in result.both:
         measured = f"KL(p‖q) {one.forward.number}, KL(q‖p) {one.reverse.number}"
         rows.append(("both", one.fit.objective.name.replace("_kl", " KL"), measured, console.found(one.fit.findings)))
-    rows.append(("neither", "none yet", "—", f"{len(result.neither.conversions)} ways to convert what is left"))
+    neither = result.neither
+    measured = f"KL(p‖q) {neither.forward.number} of what {neither.pairs} comparisons became"
+    rows.append(("neither", "what is left, converted", measured, f"{len(neither.advice.conversions)} ways to convert"))
     console.table("Forward or reverse KL?", ("with p you can …", "minimise", "measured on unseen draws (nats)", "found"), rows)

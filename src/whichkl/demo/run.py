@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from whichkl.advice import Advice, advise
+from whichkl.conversions.comparisons import Comparisons
+from whichkl.conversions.convert import convert
 from whichkl.demo import textbook
 from whichkl.demo.textbook import Textbook
 from whichkl.diagnostics import model_target
 from whichkl.divergences import Estimate
+from whichkl.divergences.dispatch import estimate
 from whichkl.divergences.draws import monte_carlo
 from whichkl.divergences.kinds import JeffreysSum
 from whichkl.families import Gaussian, Mixture
@@ -31,11 +34,13 @@ STEPS = (
     "samples only: 150 petals",
     "log density only: eight schools",
     "both: two directions, unseen draws",
-    "neither: what could be converted",
+    "neither: answers become a density",
 )
 _UNSEEN_DRAWS = 20_000
 _SEEDS = 6
 """The smallest number of seeds that a verdict needs."""
+_PAIRS = 600
+"""Comparisons of two points each."""
 _SHIFT = 7.0
 """Added to log p, which is then unnormalised."""
 
@@ -84,6 +89,24 @@ class Direction:
 
 
 @dataclass(frozen=True)
+class Converted:
+    """Neither samples nor density: answers to which of two points is likelier, made of the two bumps."""
+
+    advice: Advice
+    """For a target without any access."""
+    target: Target
+    """What `convert` made of the answers; `origin` states what that assumes."""
+    forward: Estimate
+    """KL of the two bumps from it."""
+    pairs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as JSON can hold them."""
+        origin: Any = self.target.origin
+        return {**self.advice.to_dict(), "pairs": self.pairs, "origin": origin.to_dict(), "forward_kl": self.forward.to_dict()}
+
+
+@dataclass(frozen=True)
 class Demo:
     """Everything that the demo computed."""
 
@@ -93,7 +116,7 @@ class Demo:
     both: list[Direction]
     study: Study
     """The same choice by `compare`: both directions from several seeds, in pairs."""
-    neither: Advice
+    neither: Converted
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as JSON can hold them; infinities as text."""
@@ -136,7 +159,7 @@ def run_demo(progress: Callable[[int], None] = lambda step: None) -> Demo:
     both = _both()
     study = compare(_scaled(), objectives=["forward_kl", "reverse_kl"], seeds=_SEEDS, metrics=measures, draws=2_000)
     progress(6)
-    return Demo(book, flowers, schools, both, study, advise(Target(dim=2)))
+    return Demo(book, flowers, schools, both, study, _converted())
 
 
 def _petals() -> Petals:
@@ -165,6 +188,17 @@ def _scaled() -> Target:
     """Return the two bumps with their density times e⁷."""
     p = Target.of(bimodal(3.0))
     return Target(sampler=p.sampler, log_prob=lambda x: p.log_prob(x) + _SHIFT, dim=1)
+
+
+def _converted() -> Converted:
+    """Ask which of two points is likelier under the two bumps, and convert the answers."""
+    law = bimodal(3.0)
+    p, generator = Target.of(law), torch.Generator().manual_seed(0)
+    a, b = 14 * torch.rand(2, _PAIRS, 1, generator=generator, dtype=torch.float64, device="cpu") - 7
+    chance = torch.sigmoid(p.log_prob(a) - p.log_prob(b))
+    is_first = (torch.rand(_PAIRS, generator=generator, dtype=torch.float64, device="cpu") < chance)[:, None]
+    found = convert(Comparisons(winners=torch.where(is_first, a, b), losers=torch.where(is_first, b, a)))
+    return Converted(advise(Target(dim=2)), found, estimate(p=law, q=found), _PAIRS)
 
 
 def _both() -> list[Direction]:

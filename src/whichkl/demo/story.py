@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,11 +21,13 @@ from whichkl.importance import shown_khat
 from whichkl.plots import plot
 from whichkl.plots.arms import differences
 from whichkl.plots.fitted import add_ellipses
-from whichkl.plots.style import Figure, add_points, error_bars, new_figure, style
+from whichkl.plots.style import Figure, add_area, add_line, add_points, error_bars, new_figure, style
+from whichkl.problems import bimodal
 from whichkl.problems.real_data import EFFECTS, ERRORS
 from whichkl.reporting.fit_report import finding_blocks
 from whichkl.reporting.page import Block, Section, write_page
 from whichkl.reporting.study_tables import needs_table
+from whichkl.targets import Target
 
 _NAMES = {"forward_kl": "forward", "reverse_kl": "reverse"}
 _LEAD = (
@@ -65,7 +68,7 @@ def write_demo(demo: Demo, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         _petals(demo),
         _schools(demo),
         _both(demo),
-        _neither(demo),
+        _neither(demo, x),
         Section("Words", "What the terms on this page mean.", (Block.table(("word", "meaning"), _WORDS),)),
     ]
     data = Path(folder) / "report.json"
@@ -83,7 +86,12 @@ def _answer(demo: Demo) -> Section:
         ("draw samples, not evaluate p", "forward KL", "maximum likelihood; covers mass", held),
         ("evaluate p up to a constant, not sample", "reverse KL", "variational inference; tends to seek modes", density),
         ("both", "either", "decide by experiment", best),
-        ("neither", "none yet", "convert what is left, or acquire an access", "—"),
+        (
+            "neither",
+            "what is left, converted",
+            "comparisons, a simulator, moments, labels",
+            f"KL(p‖q) {demo.neither.forward.number}",
+        ),
     ]
     reading = (
         f"How to read the numbers: 0 nats means that p and q are the same. A KL(p‖q) of {forward.value:.2f} nats means that a "
@@ -304,15 +312,25 @@ def _both(demo: Demo) -> Section:
     return Section("Both: let the experiment decide", lead, blocks, "4 · Both → decide by experiment")
 
 
-def _neither(demo: Demo) -> Section:
-    advice = demo.neither
-    rows = [(one.left, one.becomes, one.source) for one in advice.conversions]
-    blocks = (
-        Block.table(("if you have …", "it becomes …", "source"), rows, "What can be converted."),
-        Block.finding(advice.cheapest, "Cheapest access to acquire"),
+def _neither(demo: Demo, x: torch.Tensor) -> Section:
+    found = demo.neither
+    origin: Any = found.target.origin
+    figure = new_figure()
+    add_area(figure, x.tolist(), Target.of(bimodal(3.0)).log_prob(x[:, None]).exp().tolist(), "the two bumps, p")
+    add_line(figure, x.tolist(), found.target.log_prob(x[:, None]).exp().tolist(), "forward_kl", "made of the answers", width=2.5)
+    caption = (
+        f"{found.pairs} times somebody was asked which of two points is likelier, and answered with the odds p(a)/p(b). The density "
+        f"that explains the answers is {found.forward.value:.3f} nats from p, KL(p‖q), without a draw or a value of p."
     )
-    lead = f"{advice.situation} {advice.verdict} whichkl refuses to fit, and states what would change that."
-    return Section("Neither: convert what is left", lead, blocks, "5 · Neither → no fit yet")
+    rows = [(one.left, one.becomes, one.source) for one in found.advice.conversions]
+    blocks = (
+        Block.chart(style(figure, "x", "density"), caption),
+        Block.table(("", "what"), origin.rows, f"Made of {origin.source}"),
+        Block.table(("if you have …", "it becomes …", "source"), rows, "What `convert` takes.".replace("`", "")),
+        Block.finding(found.advice.cheapest, "Cheapest access to acquire"),
+    )
+    lead = f"{found.advice.situation} {found.advice.verdict} But something may be left, and convert makes a target of it."
+    return Section("Neither: convert what is left", lead, blocks, "5 · Neither → converted")
 
 
 def _advice(fit: Fit) -> str:
