@@ -1,7 +1,7 @@
 """Floors: the lowest version of every package that pyproject.toml allows, as constraints for pip, and the tests run on them.
 
-torch stays at the version of constraints.txt, the one build that `make` installs. The extra `lm` isn't part of it: transformers needs
-later versions of what the core needs.
+torch stays at the version of constraints.txt, the one build that `make` installs. The extra `lm` isn't part of it, since
+transformers needs later versions of what the core needs.
 """
 
 import re

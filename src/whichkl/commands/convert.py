@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import numpy as np
 import typer
 
 from whichkl._checks import InputError, cannot
@@ -157,11 +156,10 @@ def simulations(
         if unknown or len(laws) == len(read.names):
             because = f"there is no column `{unknown[0]}`" if unknown else "no column is left for the data"
             raise InputError(cannot("read these simulations", because, f"The columns are {', '.join(read.names)}"))
-        at = {name: read.values[:, read.names.index(name)] for name in read.names}
-        theta = np.stack([at[name] for name in laws], 1)
-        data = np.stack([at[name] for name in read.names if name not in laws], 1)
+        others = [name for name in read.names if name not in laws]
+        theta, data = (read.values[:, [read.names.index(name) for name in part]] for part in (laws, others))
         target = convert(Simulations(prior=laws, parameters=theta, data=data), seed=seed)
-        target.context_names = tuple(name for name in read.names if name not in laws)
+        target.context_names = tuple(others)
     _deliver(target, out, as_json)
 
 

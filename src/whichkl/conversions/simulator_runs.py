@@ -142,7 +142,7 @@ def mixed_seed(seed: int, number: int) -> int:
     >>> mixed_seed(0, 1) == mixed_seed(0, 1), mixed_seed(0, 1) == mixed_seed(1, 0)
     (True, False)
     """
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def run_simulator(call: Call, theta: Float[Tensor, "n d"], ray: Ray | None = None, folder: Any = None) -> Float[Tensor, "n c"]:
