@@ -58,12 +58,7 @@ def estimate(
 
     With --teacher, --student and --prompts: the KL of sequences between two language models.
     """
-    models = {"--teacher": teacher, "--student": student, "--prompts": prompts}
-    if any(models.values()):
-        missing_one = next((name for name, value in models.items() if not value), None)
-        if missing_one or p or q:
-            because = f"`{missing_one}` is missing" if missing_one else "`--p` and `--q` are of other distributions"
-            raise InputError(cannot("compare language models", because, "Give --teacher, --student and --prompts alone"))
+    if _names_models({"--teacher": teacher, "--student": student, "--prompts": prompts}, p, q):
         _of_sequences(str(teacher), str(student), str(prompts), max_new_tokens, samples, seed, as_json)
         return
     if p is None or q is None:
@@ -90,6 +85,17 @@ def estimate(
     _show(f"p = {p}, q = {q}", [one for one in (asked, other) if hasattr(one, "to_dict")])
     if isinstance(other, str):
         console.say(f"The other direction: {other}")
+
+
+def _names_models(models: dict[str, str | None], p: str | None, q: str | None) -> bool:
+    """Whether language models are to be compared; a part of what they need is refused."""
+    if not any(models.values()):
+        return False
+    absent = next((name for name, value in models.items() if not value), None)
+    if absent or p or q:
+        because = f"`{absent}` is missing" if absent else "`--p` and `--q` are of other distributions"
+        raise InputError(cannot("compare language models", because, "Give --teacher, --student and --prompts alone"))
+    return True
 
 
 def _of_sequences(teacher: str, student: str, prompts: str, max_new_tokens: int, samples: int, seed: int, as_json: bool) -> None:

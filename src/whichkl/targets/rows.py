@@ -217,10 +217,7 @@ def read_rows(
     elif given is not None:
         samples, names, x_names = _split_columns(samples, names, given)
     if isinstance(found, Stream):
-        if names is None:  # batches of pairs have no names: those of y differ from those of x
-            is_unnamed = bool(found.context_names) and tuple(found.names) == default_names(len(found.names))
-            names = default_names(len(found.names), "y") if is_unnamed else found.names
-        return Rows(None, None, found, len(found.names), names, found.context_names, _has_flat_response(found))
+        return _streamed(found, names)
     x = None
     if isinstance(samples, tuple):
         if len(samples) != 2:
@@ -240,6 +237,13 @@ def read_rows(
     context_names = () if context is None else read_names(x_names, x, context.shape[1])
     is_scalar = context is not None and np.ndim(samples) == 1
     return Rows(y, context, None, y.shape[1], names, context_names, is_scalar, samples, table)
+
+
+def _streamed(stream: Stream, names: Sequence[str] | None) -> Rows:
+    if names is None:  # batches of pairs have no names: those of y differ from those of x
+        is_unnamed = bool(stream.context_names) and tuple(stream.names) == default_names(len(stream.names))
+        names = default_names(len(stream.names), "y") if is_unnamed else stream.names
+    return Rows(None, None, stream, len(stream.names), names, stream.context_names, _has_flat_response(stream))
 
 
 def _renamed(frame: Any, names: Sequence[str]) -> Any:

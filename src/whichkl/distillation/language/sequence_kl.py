@@ -134,16 +134,29 @@ def sequence_kl(
     """
     most, times, seed = _positive("max_new_tokens", max_new_tokens), _positive("samples", samples), check_seed(seed)
     p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
-    say = tell or (lambda step, done: None)
     with evaluating(p, q):
-        ends = agree(p, q, tokenizer)
-        ids = read_prompts(prompts, tokenizer, p.tokens)
-        if len(ids) < _MIN_PROMPTS:
-            raise InputError(cannot("estimate a sequence KL", "an error needs two prompts", "Give some hundred"))
-        draws = {
-            one.who: _drawn(one, other, ids * times, ends, most, seed + side, partial(say, f"continuations of the {one.who}"))
-            for side, (one, other) in enumerate(((p, q), (q, p)))
-        }
+        return _compared(p, q, tokenizer, prompts, most, times, seed, tell or (lambda step, done: None))
+
+
+def _compared(
+    p: CausalModel,
+    q: CausalModel,
+    tokenizer: Any,
+    prompts: Any,
+    most: int,
+    times: int,
+    seed: int,
+    say: Callable[[str, float], None],
+) -> SequenceKL:
+    """Draw from both models, evaluate both on all draws, and average."""
+    ends = agree(p, q, tokenizer)
+    ids = read_prompts(prompts, tokenizer, p.tokens)
+    if len(ids) < _MIN_PROMPTS:
+        raise InputError(cannot("estimate a sequence KL", "an error needs two prompts", "Give some hundred"))
+    draws = {
+        one.who: _drawn(one, other, ids * times, ends, most, seed + side, partial(say, f"continuations of the {one.who}"))
+        for side, (one, other) in enumerate(((p, q), (q, p)))
+    }
     prompt = torch.arange(len(ids), device="cpu").repeat(times)
     (forward, forward_token), (reverse, reverse_token) = (
         _estimates(name, draws[who], prompt, most) for name, who in (("forward_kl", "teacher"), ("reverse_kl", "student"))

@@ -101,16 +101,13 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         args = copy.copy(args) if args is not None else transformers.TrainingArguments()
         args.remove_unused_columns = False
         args.label_names = ["begin"]  # without labels an evaluation would report no loss
-        held_out = None if eval_dataset is None else read_examples(eval_dataset, processing_class, p.tokens, self.ends[0])
-        if held_out is not None and any(one.completion is None for one in held_out):
-            because = "some examples of `eval_dataset` have no completion"
-            raise InputError(cannot("evaluate on the data's completions", because, "Add them, or use `sequence_kl` on prompts"))
+        held_out = _with_completions(eval_dataset, processing_class, p.tokens, self.ends[0])
         super().__init__(
             model=student,
             args=args,
             data_collator=self._collated,
             train_dataset=[one.to_dict() for one in examples],
-            eval_dataset=None if held_out is None else [one.to_dict() for one in held_out],
+            eval_dataset=held_out,
             processing_class=processing_class,
             **others,
         )
@@ -189,6 +186,17 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         for name in [name for name in output.metrics if name.endswith("_loss")]:
             output.metrics[name] = float(total[0] / total[1])
         return output
+
+
+def _with_completions(data: Any, tokenizer: Any, tokens: int, end: int) -> list[dict[str, list[int]]] | None:
+    """Read the examples of an evaluation, each of which needs a completion."""
+    if data is None:
+        return None
+    examples = read_examples(data, tokenizer, tokens, end)
+    if any(one.completion is None for one in examples):
+        because = "some examples of `eval_dataset` have no completion"
+        raise InputError(cannot("evaluate on the data's completions", because, "Add them, or use `sequence_kl` on prompts"))
+    return [one.to_dict() for one in examples]
 
 
 class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
