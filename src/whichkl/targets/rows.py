@@ -231,8 +231,7 @@ def read_rows(
             samples, names = y_table.values, y_table.names if names is None else names
     if samples is None:
         return Rows(names=names)
-    y = read_matrix(samples, dtype, device)
-    y = y if dtype is not None else widened(y)
+    y = read_matrix(samples, dtype, device) if dtype is not None else widened(read_matrix(samples, dtype, device))
     context = None if x is None else read_matrix(x, dtype, device, "x")
     context_names = () if context is None else read_names(x_names, x, context.shape[1])
     is_scalar = context is not None and np.ndim(samples) == 1
