@@ -175,6 +175,13 @@ def test_cut_draws_are_counted_and_called_a_lower_bound():
     assert any("cut at 1 tokens: of whole sequences this is a lower bound" in note for note in found.forward_kl.notes)
 
 
+def test_a_model_that_is_moved_is_found_where_it_is():
+    model = CausalModel(Table(0), "student")
+    assert model.device.type == "cpu"
+    model.module.to("meta")
+    assert model.device.type == "meta"
+
+
 class Wider(Table):
     """The same with columns that are no token."""
 

@@ -37,15 +37,16 @@ def mass_beyond(
     return max(0.0, share - 2 * math.sqrt(share * (1 - share) / count))
 
 
-def mass_beyond_draws(target: Target, q: Target, largest: float, seed: int) -> float | None:
-    """Return `mass_beyond` by draws of p; None where there are none, or where p can't be evaluated at them."""
+def mass_beyond_draws(target: Target, q: Target, largest: float, seed: int, most: int) -> float | None:
+    """Return `mass_beyond` by 2,000 draws of p, or `most` if that is less; None where there are none."""
+    count = min(_DRAWS, most)
     p = target.thinned()[0]
     if not p.access.can_sample or (p.sampler is None and p.samples is None):
         return None
-    x = p.draws(_DRAWS, seed) if p.samples is None else p.samples
+    x = p.draws(count, seed) if p.samples is None else p.samples
     w = torch.ones_like(x[:, 0]) if p.weights is None else p.weights
-    if len(x) > _DRAWS:
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed), device="cpu")[:_DRAWS].to(x.device)
+    if len(x) > count:
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed), device="cpu")[:count].to(x.device)
         x, w = x[rows], w[rows]
     ratio = target.tried(x).detach().double() - q.log_prob(x).detach().double()
     return mass_beyond(ratio.cpu(), w.cpu(), largest)

@@ -129,8 +129,8 @@ def _with_weights(fit: JudgedFit, d: Diagnostics) -> tuple[Diagnostics, Draws]:
     (q, draws), separate = found, fit.objective.direction == "reverse"
     d = fit.measured("the ELBO", lambda: by_weights(fit.target, fit.family, q, draws, d, separate=separate), d)
     if fit.objective.reads_p and d.log_weights is not None:
-        largest = float(d.log_weights.max())
-        beyond = lambda: mass_beyond_draws(fit.target, q, largest, fit.seed + 12)  # noqa: E731
+        largest, most = float(d.log_weights.max()), len(d.log_weights)  # a costly density allowed no more
+        beyond = lambda: mass_beyond_draws(fit.target, q, largest, fit.seed + 12, most)  # noqa: E731
         d = replace(d, beyond=fit.measured("the mass that weights miss", beyond, None))
     return d, draws.to(torch.float64) if fit.target.bijection.is_real else None
 

@@ -31,10 +31,14 @@ class CausalModel:
             raise InputError(cannot(f"use this {who}", because, "Load it, say by AutoModelForCausalLM.from_pretrained(…)"))
         self.module, self.who, self.tokens = module, who, 0
         """`tokens` is the number of columns that are tokens; `agree` sets it."""
-        weight = next(module.parameters(), None)
-        self.device = torch.device("cpu") if weight is None else weight.device
         forward = inspect.signature(module.forward).parameters
         self.takes_mask = "attention_mask" in forward or any(one.kind is one.VAR_KEYWORD for one in forward.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now: a trainer moves its student."""
+        weight = next(self.module.parameters(), None)
+        return torch.device("cpu") if weight is None else weight.device
 
     @property
     def end_tokens(self) -> frozenset[int] | None:
