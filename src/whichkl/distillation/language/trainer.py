@@ -35,7 +35,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         teacher: p, a causal language model; it is only evaluated.
         student: q, the model that is trained, in place.
         objective: a row divergence, or its name, with its parameter after a colon: ``"jeffreys:0.3"``.
-        prefixes: shares of ``"data"``, ``"student"`` and ``"teacher"``, which sum to 1; each sequence of a step draws one of them.
+        prefixes: shares of ``"data"``, ``"student"`` and ``"teacher"``, which sum to 1; every sequence draws one.
         credit: ``"token"``; or ``"sequence"``, which adds the score-function term, so that the mean gradient is that of the
             reverse KL of whole sequences.
         hard_label_weight: w, for completions of the data.
