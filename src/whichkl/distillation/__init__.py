@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from whichkl.distillation.classifier import DistillationTarget, distill
     from whichkl.distillation.language.distillation import LanguageDistillation, language_model
     from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
+    from whichkl.distillation.language.target import LanguageTarget
     from whichkl.distillation.language.trainer import LanguageTrainer
     from whichkl.distillation.result import Distillation
     from whichkl.distillation.scores import Contrast, Reliability, Scores, reliability, scored
@@ -21,6 +22,7 @@ _HOMES = {
     "Distillation": "result",
     "DistillationTarget": "classifier",
     "LanguageDistillation": "language.distillation",
+    "LanguageTarget": "language.target",
     "LanguageTrainer": "language.trainer",
     "Reliability": "scores",
     "Scores": "scores",
@@ -38,6 +40,7 @@ __all__ = [
     "Distillation",
     "DistillationTarget",
     "LanguageDistillation",
+    "LanguageTarget",
     "LanguageTrainer",
     "Reliability",
     "Scores",

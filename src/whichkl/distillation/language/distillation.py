@@ -24,6 +24,8 @@ from whichkl.process.torch_modes import plain_modes
 
 _MAX_PROMPTS = 500
 """Largest number of held-out prompts on which sequences are compared."""
+_ENDLESS = 100_000
+"""Passes that no budget lets a training come to."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ def language_model(
     hard_label_weight: float = 0.0,
     temperature: float = 1.0,
     max_new_tokens: int = 64,
-    held_out: float = 0.1,
+    held_out: Any = 0.1,
     args: Any = None,
     budget: float | None = None,
     seed: int = 0,
+    memo: dict[Any, Any] | None = None,
     tell: Callable[[str, float], None] | None = None,
 ) -> LanguageDistillation:
     """Train a copy of a student language model on a teacher, and compare their continuations of held-out prompts.
@@ -96,10 +99,14 @@ def language_model(
         hard_label_weight: of the data's cross-entropy.
         temperature: divides both logits.
         max_new_tokens: where continuations are cut.
-        held_out: the share of the examples whose prompts are for the comparison alone.
-        args: `transformers.TrainingArguments`; by default three passes at a learning rate of 10⁻³ with nothing saved.
-        budget: FLOPs after which training stops; two runs of one budget can be compared.
+        held_out: the share of the examples whose prompts are for the comparison alone, or other examples for it, in the form of
+            `data`. At most 500 of them are used.
+        args: `transformers.TrainingArguments`; by default a learning rate of 10⁻³ that falls to 0, and three passes, or as
+            many as the budget buys; nothing is saved.
+        budget: FLOPs after which training stops; two runs of one budget can be compared. The learning rate follows the share
+            of it that is spent.
         seed: fixes the split, the order, prefixes and draws.
+        memo: see `sequence_kl`; calls that share one measure an untrained student once.
         tell: called with the present step, and the fraction of it that is done.
 
     Raises:
@@ -115,14 +122,20 @@ def language_model(
     p, q = CausalModel(teacher, "teacher"), CausalModel(copy.deepcopy(student), "student")
     with evaluating(p, q):
         end = agree(p, q, tokenizer)[0]
-    train, unseen = _split(read_examples(data, tokenizer, p.tokens, end), held_out, seed)
+    examples = read_examples(data, tokenizer, p.tokens, end)
+    if isinstance(held_out, (int, float)):
+        train, unseen = _split(examples, held_out, seed)
+    else:
+        train, unseen = examples, _shuffled(read_examples(held_out, tokenizer, p.tokens, end), seed)
     compared: dict[str, Any] = {"teacher": teacher, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens, "seed": seed}
+    compared["memo"] = memo
     compared["prompts"] = [one.prompt for one in unseen[:_MAX_PROMPTS]]
     before = sequence_kl(student=q.module, tell=tell, **compared)
     with tempfile.TemporaryDirectory() as folder:
         settings = args or transformers.TrainingArguments(
-            output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
-            logging_steps=10, dataloader_pin_memory=torch.accelerator.is_available(), seed=seed,
+            output_dir=folder, num_train_epochs=3 if budget is None else _ENDLESS, learning_rate=1e-3, report_to=[],
+            save_strategy="no", disable_tqdm=True, logging_steps=10, seed=seed,
+            dataloader_pin_memory=torch.accelerator.is_available(),
         )  # fmt: skip
         trainer = LanguageTrainer(
             teacher=teacher,
@@ -139,12 +152,13 @@ def language_model(
             budget=budget,
             tell=lambda done: say("training", done),
         )
+        trainer.remove_callback(transformers.PrinterCallback)  # the losses are in the result
         begin = time.process_time()
         trainer.train()
         spent = time.process_time() - begin
     logged = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
     used = {"objective": trainer.objective, "prefixes": trainer.shares, "credit": credit, "temperature": temperature}
-    used |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens, "held_out": held_out, "seed": seed}
+    used |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens, "held_out": len(unseen), "seed": seed}
     used |= {"budget": budget, "learning_rate": settings.learning_rate, "batch": settings.per_device_train_batch_size}
     q.module.eval()
     after = sequence_kl(student=q.module, tell=tell, **compared)
@@ -158,11 +172,15 @@ def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Ex
     groups: dict[tuple[int, ...], list[Example]] = {}
     for one in examples:
         groups.setdefault(tuple(one.prompt), []).append(one)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    known = _shuffled(list(groups.values()), seed)
     count = round(held_out * len(groups))
-    known = list(groups.values())
-    unseen, train = ([one for k in part for one in known[k]] for part in (order[:count], order[count:]))
+    unseen, train = ([one for group in part for one in group] for part in (known[:count], known[count:]))
     if count < 2 or not train:
         because = f"{count} of {len(groups)} distinct prompts are held out, and {len(groups) - count} are left"
         raise InputError(cannot("hold prompts out", because, "Give more examples, or another `held_out=`"))
     return train, unseen
+
+
+def _shuffled(values: list[Any], seed: int) -> list[Any]:
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [values[k] for k in order.tolist()]
