@@ -92,6 +92,8 @@ def capture(
     kept, seed = _kind(k, draws), check_seed(seed)
     check_temperature(temperature)
     p, path, say = CausalModel(teacher, "teacher"), Path(folder), tell or (lambda step, done: None)
+    if path.exists() and not path.is_dir():
+        raise InputError(cannot(f"capture into `{path}`", "it is a file", "Name a new or empty folder"))
     with evaluating(p):
         ends = agree(p, None, tokenizer, vocabulary)
         if kept["k"] is not None:
@@ -105,9 +107,9 @@ def capture(
         described |= {"teacher": digest(weights), "tokenizer": tokenizer_digest(tokenizer)}
         described |= {"text": text_digest(key_of(one.prompt, one.completion or ()) for one in examples)}
         journal = Journal.of(path, {**described, "seed": seed * (draws is not None), "shard": _TOKENS_PER_SHARD})
-        refuse_other(path, journal.key)
+        _refuse_other(path, journal.key)
         with locked(path, f"capture into `{path}`"):
-            refuse_other(path, journal.key)
+            _refuse_other(path, journal.key)
             _write(p, examples, journal, described, seed, say)
     return StoredTeacher.open(path, tokenizer=tokenizer)
 
@@ -134,19 +136,15 @@ def _examples(data: Any, tokenizer: Any, tokens: int, end: int) -> list[Example]
     return sorted(found.values(), key=lambda one: (len(one.prompt) + len(one.completion or ()), one.prompt, one.completion))
 
 
-def refuse_other(folder: Path, key: str) -> None:
-    """Refuse a file, and a folder that holds anything but this capture."""
-    do, instead = f"capture into `{folder}`", "Name a new or empty folder"
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(cannot(do, "it is a file", instead))
+def _refuse_other(folder: Path, key: str) -> None:
+    """Refuse a folder that holds anything but this capture."""
     own = re.compile(rf"{key}|{re.escape(MANIFEST)}|{re.escape(LOCK)}|{re.escape(TEMPORARY + MANIFEST)}-\w{{8}}")
-    other = sorted(one.name for one in folder.iterdir() if one.is_symlink() or not own.fullmatch(one.name))
+    entries = folder.iterdir() if folder.exists() else ()
+    other = sorted(one.name for one in entries if one.is_symlink() or not own.fullmatch(one.name))
     if other:
         is_capture = re.fullmatch(r"[0-9a-f]{16}", other[0]) is not None
         what = "the capture of another teacher, text or setting" if is_capture else f"something else, `{other[0]}`"
-        raise InputError(cannot(do, f"the folder holds {what}", instead))
+        raise InputError(cannot(f"capture into `{folder}`", f"the folder holds {what}", "Name a new or empty folder"))
 
 
 def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +33,6 @@ class HeldOutLoss(HTML):
     A `SequenceKL` takes its place where the teacher is a model.
     """
 
-    per: ClassVar[str] = "token"
-
     access: str
     """What is known of the teacher."""
     forward_kl: Estimate | None
@@ -46,6 +44,11 @@ class HeldOutLoss(HTML):
     prompts: int
     tokens: int
     """Number of tokens that were measured."""
+
+    @property
+    def per(self) -> str:
+        """What the numbers are of."""
+        return "token"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,8 +37,6 @@ _ROUNDING = 2.0**-23
 class SequenceKL(HTML):
     """KL between two language models over continuations of the same prompts, in nats, and what goes with it."""
 
-    per: ClassVar[str] = "sequence"
-
     forward_kl: Estimate
     """KL(teacher‖student) of a sequence, the mean over prompts."""
     reverse_kl: Estimate
@@ -56,6 +54,11 @@ class SequenceKL(HTML):
     prompts: int
     samples: int
     max_new_tokens: int
+
+    @property
+    def per(self) -> str:
+        """What the KLs are of."""
+        return "sequence"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
