@@ -99,7 +99,7 @@ def capture(
         if kept["k"] is not None:
             kept["k"] = min(kept["k"], p.tokens) if k is None else kept["k"]
             if kept["k"] > p.tokens:
-                raise InputError(cannot(f"keep `k={k}` tokens", f"there are {p.tokens:,}", f"Use k={p.tokens}, or fewer"))
+                raise InputError(cannot(f"keep `k={k}` tokens", f"there are {p.tokens:,}", f"Use `k={p.tokens}`, or fewer"))
         examples = _examples(data, tokenizer, p.tokens, ends[0])
         described = {"format": FORMAT, **kept, "temperature": float(temperature), "vocabulary": p.tokens, "end_tokens": ends}
         described |= {"sequences": len(examples), "tokens": sum(len(one.completion or ()) for one in examples)}
@@ -117,7 +117,7 @@ def capture(
 def _kind(k: int | None, draws: int | None) -> dict[str, Any]:
     """Return what is kept of each law."""
     if k is not None and draws is not None:
-        raise InputError(cannot(f"keep `k={k}` tokens and `draws={draws}`", "a law is stored in one way", "Give one of both"))
+        raise InputError(cannot(f"keep `k={k}` tokens and `draws={draws}`", "a law is stored in one way", "Give one of them"))
     for name, value in (("k", k), ("draws", draws)):
         if value is not None and not 0 < value < 1 << 15:
             raise InputError(cannot(f"use `{name}={value}`", "it lies between 1 and 32,767", f"Give, say, {name}=32"))

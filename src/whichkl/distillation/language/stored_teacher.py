@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from safetensors import safe_open
 from torch import Tensor
 
-from whichkl._checks import InputError, IntegrityError, ResourceError, cannot
+from whichkl._checks import InputError, IntegrityError, ResourceError, cannot, plain
 from whichkl.distillation.language.examples import Example
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.losses import SampledTokens, TopK
@@ -212,6 +212,11 @@ class StoredTeacher(HTML):
         instead = "Run the same `capture` into this folder again: it computes only what is missing"
         return IntegrityError(cannot(f"open `{self.folder}`", f"it isn't what was captured: {why}", instead))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the file that names the shards holds."""
+        fields: dict[str, Any] = plain(dict(self.manifest))
+        return fields
+
     def __repr__(self) -> str:
         return f"StoredTeacher({self.what}, {self.manifest['tokens']:,} tokens of {self.manifest['sequences']:,} sequences)"
 
@@ -219,8 +224,10 @@ class StoredTeacher(HTML):
         """What is stored, of how much text, and how much of the laws' mass it holds."""
         mass = self.manifest["mass"]
         head = f"{self.what} at temperature {self.temperature:g}, after each of {self.manifest['tokens']:,} tokens"
+        count = len(self.manifest["shards"])
+        shards = "1 shard" if count == 1 else f"{count} shards"
         return (
-            f"{head} of {self.manifest['sequences']:,} sequences, in {len(self.manifest['shards'])} shards\n"
+            f"{head} of {self.manifest['sequences']:,} sequences, in {shards}\n"
             f"  probability of the stored tokens: {mass['mean']:.4f} on average, {mass['min']:.4f} at least"
         )
 
