@@ -92,8 +92,9 @@ def capture(
     kept, seed = _kind(k, draws), check_seed(seed)
     check_temperature(temperature)
     p, path, say = CausalModel(teacher, "teacher"), Path(folder), tell or (lambda step, done: None)
-    if path.exists() and not path.is_dir():
-        raise InputError(cannot(f"capture into `{path}`", "it is a file", "Name a new or empty folder"))
+    if not os.fspath(folder) or (path.exists() and not path.is_dir()):
+        because = "it is a file" if os.fspath(folder) else "it has no name"
+        raise InputError(cannot(f"capture into `{os.fspath(folder)}`", because, "Name a new or empty folder"))
     with evaluating(p):
         ends = agree(p, None, tokenizer, vocabulary)
         if kept["k"] is not None:

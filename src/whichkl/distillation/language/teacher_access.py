@@ -40,9 +40,9 @@ class TokenScores:
     """A teacher that only scores given tokens, such as a server that returns log probabilities of a text.
 
     Args:
-        score: a function of ids (n, t) and a mask (n, t), True where there are tokens, that returns (n, t): the teacher's log
-            probability of each token given those before it, in nats. The first column isn't used, nor is what the mask leaves
-            out.
+        score: a function of ids (n, t) and a mask (n, t), True where there are tokens, both on the CPU, that returns (n, t): the
+            teacher's log probability of each token given those before it, in nats. The first column isn't used, nor is what the
+            mask leaves out.
 
     >>> uniform = TokenScores(lambda ids, mask: torch.full(ids.shape, 0.25).log())
     """
