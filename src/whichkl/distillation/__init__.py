@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whichkl.distillation.classifier import DistillationTarget, distill
+    from whichkl.distillation.language.capture import capture
     from whichkl.distillation.language.distillation import LanguageDistillation, language_model
+    from whichkl.distillation.language.held_out_loss import HeldOutLoss
     from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
+    from whichkl.distillation.language.stored_teacher import StoredTeacher
     from whichkl.distillation.language.target import LanguageTarget
+    from whichkl.distillation.language.teacher_access import TokenScores
     from whichkl.distillation.language.trainer import LanguageTrainer
     from whichkl.distillation.result import Distillation
     from whichkl.distillation.scores import Contrast, Reliability, Scores, reliability, scored
@@ -21,12 +25,16 @@ _HOMES = {
     "Contrast": "scores",
     "Distillation": "result",
     "DistillationTarget": "classifier",
+    "HeldOutLoss": "language.held_out_loss",
     "LanguageDistillation": "language.distillation",
     "LanguageTarget": "language.target",
     "LanguageTrainer": "language.trainer",
     "Reliability": "scores",
     "Scores": "scores",
     "SequenceKL": "language.sequence_kl",
+    "StoredTeacher": "language.stored_teacher",
+    "TokenScores": "language.teacher_access",
+    "capture": "language.capture",
     "distill": "classifier",
     "language_model": "language.distillation",
     "reliability": "scores",
@@ -39,12 +47,16 @@ __all__ = [
     "Contrast",
     "Distillation",
     "DistillationTarget",
+    "HeldOutLoss",
     "LanguageDistillation",
     "LanguageTarget",
     "LanguageTrainer",
     "Reliability",
     "Scores",
     "SequenceKL",
+    "StoredTeacher",
+    "TokenScores",
+    "capture",
     "distill",
     "language_model",
     "reliability",

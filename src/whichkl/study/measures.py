@@ -202,8 +202,8 @@ DISTILLATION_NEEDS = (
 """Needs by which students are judged; units are those of the columns."""
 
 LANGUAGE_NEEDS = (
-    Need("coverage", ("forward_kl",), "nothing to be missed that the teacher may write", relative=0.02),
-    Need("precision", ("reverse_kl",), "nothing that the teacher wouldn't write", relative=0.02),
+    Need("coverage", ("forward_kl", "forward_kl_per_token"), "nothing to be missed that the teacher may write", relative=0.02),
+    Need("precision", ("reverse_kl", "reverse_kl_per_token"), "nothing that the teacher wouldn't write", relative=0.02),
     Need("agreement", ("agreement",), "the teacher's likeliest token", less_is_better=False, absolute=0.005, relative=0.0),
     Need("calibration", ("ece",), "confidence that is right as often as it says", absolute=0.005, relative=0.0),
     Need("diversity", ("entropy_gap",), "texts as varied as the teacher's", absolute=0.1),

@@ -57,6 +57,11 @@ class SequenceKL(HTML):
     samples: int
     max_new_tokens: int
 
+    @property
+    def per(self) -> str:
+        """What the KLs are of."""
+        return "sequence"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
         fields: dict[str, Any] = plain(asdict(self))
@@ -95,6 +100,7 @@ def sequence_kl(
     prompts: Any,
     max_new_tokens: int = 64,
     samples: int = 1,
+    vocabulary: int | None = None,
     seed: int = 0,
     memo: dict[Any, Any] | None = None,
     tell: Callable[[str, float], None] | None = None,
@@ -114,6 +120,7 @@ def sequence_kl(
         prompts: texts, conversations or lists of token ids, two at least; some hundred give an error of a few per cent.
         max_new_tokens: where continuations are cut. The KL of cut sequences is a lower bound of that of whole ones.
         samples: continuations of every prompt, from each model.
+        vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         seed: fixes the draws.
         memo: a dict that several calls share, {} in the first. The teacher's continuations of the same prompts are drawn once,
             and students of the same weights are compared once.
@@ -141,10 +148,8 @@ def sequence_kl(
     p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
     say, kept = tell or (lambda step, done: None), {} if memo is None else memo
     with evaluating(p, q):
-        ends = agree(p, q, tokenizer)
+        ends = agree(p, q, tokenizer, vocabulary)
         ids = read_prompts(prompts, tokenizer, p.tokens)
-        if len(ids) < _MIN_PROMPTS:
-            raise InputError(cannot("estimate a sequence KL", "an error needs two prompts", "Give some hundred"))
         # an id is another object's once its own is gone: the memo holds the teacher
         key = (id(kept.setdefault(id(p.module), p.module)), tuple(map(tuple, ids)), ends, most, times, seed)
         if memo is None:
@@ -159,8 +164,8 @@ def sequence_kl(
 def _compared(
     p: CausalModel,
     q: CausalModel,
-    ids: list[list[int]],
-    ends: tuple[int, ...],
+    ids: Sequence[Sequence[int]],
+    ends: Sequence[int],
     most: int,
     times: int,
     seed: int,
@@ -168,10 +173,12 @@ def _compared(
     say: Callable[[str, float], None],
 ) -> SequenceKL:
     """Draw from both models, evaluate both on all draws, and average; `drawn` keeps the teacher's."""
+    if len(ids) < _MIN_PROMPTS:
+        raise InputError(cannot("estimate a sequence KL", "an error needs two prompts", "Give some hundred"))
     draws = {}
     for side, (one, other, kept) in enumerate(((p, q, drawn), (q, p, {}))):
         tell = partial(say, f"continuations of the {one.who}")
-        draws[one.who] = _drawn(one, other, ids * times, ends, most, seed + side, kept, tell)
+        draws[one.who] = _drawn(one, other, [*ids] * times, ends, most, seed + side, kept, tell)
     prompt = torch.arange(len(ids), device="cpu").repeat(times)
     (forward, forward_token), (reverse, reverse_token) = (
         _estimates(name, draws[who], prompt, most) for name, who in (("forward_kl", "teacher"), ("reverse_kl", "student"))

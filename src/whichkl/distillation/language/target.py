@@ -15,9 +15,14 @@ from torch import nn
 from whichkl._checks import InputError, cannot, plain
 from whichkl.access import Access
 from whichkl.distillation.language.distillation import LanguageDistillation, language_model
-from whichkl.distillation.language.objective import LanguageObjective
+from whichkl.distillation.language.held_out_loss import HeldOutLoss
+from whichkl.distillation.language.objective import LanguageObjective, check_together
+from whichkl.distillation.language.sequence_kl import SequenceKL
+from whichkl.distillation.language.stored_teacher import StoredTeacher
+from whichkl.distillation.language.teacher_access import TokenScores, check_access, teacher_of
 from whichkl.distillation.networks import copied, digest
 from whichkl.distillation.teacher_target import Student, TeacherTarget
+from whichkl.divergences import Estimate
 from whichkl.solvers.descent import state_of
 
 _OF_COMPARE = ("student", "objective", "prefixes", "credit", "seed", "journal", "memo", "tell")
@@ -70,7 +75,9 @@ class LanguageTarget(TeacherTarget):
     @property
     def access(self) -> Access:
         """What can be done with the teacher's law of sequences."""
-        if self.teacher is None:
+        if isinstance(self.teacher, TokenScores):
+            return Access.LOG_PROB | Access.NORMALIZED
+        if self.teacher is None or isinstance(self.teacher, StoredTeacher):
             return Access.SAMPLES
         return Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED
 
@@ -80,7 +87,11 @@ class LanguageTarget(TeacherTarget):
         Raises:
             InputError: it can't be read, or this teacher doesn't allow it.
         """
-        return LanguageObjective.of(objective).name
+        found = LanguageObjective.of(objective)
+        settings = {name: self.settings[name] for name in ("hard_label_weight", "temperature") if name in self.settings}
+        check_together(found.divergence, found.shares, found.credit, settings.get("hard_label_weight", 0.0))
+        check_access(teacher_of(self.teacher), found.divergence, found.shares, **settings)
+        return found.name
 
     def distill(self, student: Student, objective: Any, seed: int) -> LanguageDistillation:
         """Train a copy of a student."""
@@ -102,40 +113,31 @@ class LanguageTarget(TeacherTarget):
         )
 
     def columns(self, result: LanguageDistillation) -> dict[str, Any]:
-        """Return both KLs before and after, the measures of the student, and what training cost."""
-        after, before, spent = result.after, result.before, result.flops
-        notes = list(dict.fromkeys((*after.forward_kl.notes, *after.reverse_kl.notes)))
-        if self.budget is not None and spent < self.budget:
-            notes.insert(0, f"training ended at {spent / self.budget:.0%} of its budget: let `args` allow more steps")
-        row: dict[str, Any] = {
-            "status": "finished",
-            "solver": "language_model",
-            "iterations": result.steps,
-            "flops": spent,
-            "cpu_seconds": result.cpu_seconds,
-            "notes": "; ".join(notes),
-            "jeffreys": after.forward_kl.value + after.reverse_kl.value,
-            "agreement": after.agreement.value,
-            "agreement_stderr": after.agreement.stderr,
-            "cut": after.cut["student"],
-            "cut_teacher": after.cut["teacher"],
-        }
-        for name in ("forward_kl", "reverse_kl", "forward_kl_per_token", "reverse_kl_per_token"):
-            one, was = getattr(after, name), getattr(before, name)
-            row |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_reliable": one.reliable, f"{name}_before": was.value}
-        for name, both in after.measures.items():
-            row |= {name: both.student.value, f"{name}_stderr": both.student.stderr, f"{name}_teacher": both.teacher.value}
-            if name in ("entropy", "length") and both.difference is not None:
-                row |= {f"{name}_gap": abs(both.difference.value), f"{name}_gap_stderr": both.difference.stderr}
-        return row
+        """Return what was measured of the student before and after, and what training cost."""
+        after, before = result.after, result.before
+        row: dict[str, Any] = {"status": "finished", "solver": "language_model", "iterations": result.steps}
+        row |= {"flops": result.flops, "cpu_seconds": result.cpu_seconds}
+        estimates, per = _estimates(after), "" if isinstance(after, SequenceKL) else "_per_token"
+        for name, one in estimates.items():
+            column = f"{name}{per}" if name.endswith("_kl") else name
+            row |= {column: one.value, f"{column}_stderr": one.stderr, f"{column}_reliable": one.reliable}
+            row |= {f"{column}_up_to": one.up_to, f"{column}_before": _estimates(before)[name].value}
+        if isinstance(after, SequenceKL):
+            row |= {"jeffreys": after.forward_kl.value + after.reverse_kl.value}
+            row |= {"cut": after.cut["student"], "cut_teacher": after.cut["teacher"]}
+            for name, both in after.measures.items():
+                row |= {name: both.student.value, f"{name}_stderr": both.student.stderr, f"{name}_teacher": both.teacher.value}
+                if name in ("entropy", "length") and both.difference is not None:
+                    row |= {f"{name}_gap": abs(both.difference.value), f"{name}_gap_stderr": both.difference.stderr}
+        notes = [note for one in estimates.values() for note in one.notes]
+        if self.budget is not None and result.flops < self.budget:
+            notes.insert(0, f"training ended at {result.flops / self.budget:.0%} of its budget: let `args` allow more steps")
+        return {**row, "notes": "; ".join(dict.fromkeys(notes))}
 
     @property
     def identity(self) -> dict[str, Any]:
         """What distinguishes it from others, as JSON can hold it."""
-        fields: dict[str, Any] = {"teacher": "text", "weights": None}
-        if isinstance(self.teacher, nn.Module):
-            fields = {"teacher": repr(self.teacher), "weights": digest(state_of(self.teacher))[:16]}
-        fields |= {"tokenizer": _hash_of_tokenizer(self.tokenizer), "data": _hash(self.data)}
+        fields = {**_of_teacher(self.teacher), "tokenizer": _hash_of_tokenizer(self.tokenizer), "data": _hash(self.data)}
         for name, value in self.settings.items():
             if name == "args" and value is not None:
                 fields[name] = {key: one for key, one in value.to_dict().items() if key not in _NO_PART}
@@ -146,6 +148,23 @@ class LanguageTarget(TeacherTarget):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was drawn: a worker draws again."""
         return {**vars(self), "_seed": None, "_memo": {}}
+
+
+def _estimates(found: SequenceKL | HeldOutLoss) -> dict[str, Estimate]:
+    """Return the estimates of a student alone, by name."""
+    names = ("forward_kl", "reverse_kl", "forward_kl_per_token", "reverse_kl_per_token", "agreement", "nll")
+    every = {name: getattr(found, name, None) for name in names}
+    return {name: one for name, one in every.items() if one is not None}
+
+
+def _of_teacher(teacher: Any) -> dict[str, Any]:
+    if isinstance(teacher, nn.Module):
+        return {"teacher": repr(teacher), "weights": digest(state_of(teacher))[:16]}
+    if isinstance(teacher, StoredTeacher):
+        return {"teacher": repr(teacher), "weights": _hash(teacher.to_dict())}
+    if isinstance(teacher, TokenScores):  # what a function would return can't be hashed
+        return {"teacher": f"scores by {getattr(teacher.score, '__qualname__', type(teacher.score).__name__)}"}
+    return {"teacher": "text"}
 
 
 def _hash(values: Any) -> str:
