@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.training import row_divergence_of, spec_of
@@ -33,7 +33,9 @@ class LanguageObjective:
     shares: Mapping[str, float]
     """Of every source."""
     credit: str = "token"
-    is_between: bool = False
+    is_of_teachers_text: bool = False
+    """Whether the data are known to be the teacher's own text."""
+    is_between: ClassVar[bool] = False
 
     @classmethod
     def of(cls, text: Any) -> LanguageObjective:
@@ -71,13 +73,14 @@ class LanguageObjective:
     def formula(self) -> str:
         """What is averaged over sequences."""
         pair = {"forward_kl": "KL(pₜ‖qₜ)", "reverse_kl": "KL(qₜ‖pₜ)"}.get(self.divergence.name, "D(pₜ, qₜ)")
-        return f"Σₜ {pair} after the tokens of {' and '.join(name for name, share in self.shares.items() if share)}"
+        return f"Σₜ {pair} after tokens of {' and '.join(f'the {name}' for name, share in self.shares.items() if share)}"
 
     @property
     def minimises(self) -> str:
         """What this pair of divergence and prefixes minimises, as a divergence of whole sequences where it is one."""
         used = [name for name, share in self.shares.items() if share]
-        known = _MINIMISES.get((self.divergence.name, used[0], self.credit)) if len(used) == 1 else None
+        source = "teacher" if used == ["data"] and self.is_of_teachers_text else used[0]
+        known = _MINIMISES.get((self.divergence.name, source, self.credit)) if len(used) == 1 else None
         whose = {"data": "the data's", "student": "the student's own", "teacher": "the teacher's"}
         return known or f"no KL of sequences: a divergence of the next token, on {' and '.join(map(whose.get, used))} prefixes"  # type: ignore[arg-type]
 

@@ -14,6 +14,8 @@ from torch import nn
 
 from whichkl._checks import InputError, cannot, plain
 from whichkl.access import Access
+from whichkl.advice import Advice, Advised
+from whichkl.distillation.language.advice import language_advice
 from whichkl.distillation.language.distillation import LanguageDistillation, language_model
 from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.objective import LanguageObjective, check_together
@@ -31,7 +33,7 @@ _NO_PART = ("output_dir", "logging_dir", "run_name", "report_to", "hub_token", "
 """Training arguments that change no weight, or that a cell sets."""
 
 
-class LanguageTarget(TeacherTarget):
+class LanguageTarget(TeacherTarget, Advised):
     """What student language models are to learn from; `whichkl.compare` takes it with ``families={name: student}``.
 
     An objective is a divergence with the prefixes that it is taken on: ``"forward_kl@data"``, ``"reverse_kl@student"``,
@@ -88,10 +90,18 @@ class LanguageTarget(TeacherTarget):
             InputError: it can't be read, or this teacher doesn't allow it.
         """
         found = LanguageObjective.of(objective)
+        self._allow(found)
+        return found.name
+
+    def _allow(self, found: LanguageObjective) -> None:
+        """Refuse an objective that the settings or the teacher don't allow."""
         settings = {name: self.settings[name] for name in ("hard_label_weight", "temperature") if name in self.settings}
         check_together(found.divergence, found.shares, found.credit, settings.get("hard_label_weight", 0.0))
         check_access(teacher_of(self.teacher), found.divergence, found.shares, **settings)
-        return found.name
+
+    def advice(self) -> Advice:
+        """Return which objectives are possible on which prefixes, what each pair minimises, and why others aren't."""
+        return language_advice(self.teacher, self.access, self._allow)
 
     def distill(self, student: Student, objective: Any, seed: int) -> LanguageDistillation:
         """Train a copy of a student."""
