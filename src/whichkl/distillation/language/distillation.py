@@ -15,7 +15,7 @@ from torch import nn
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_seed, plain, require
-from whichkl.distillation.language.causal import CausalModel, agree, evaluating
+from whichkl.distillation.language.causal import agree, evaluating, paired
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
 from whichkl.divergences.divergence import RowDivergence
@@ -112,7 +112,9 @@ def language_model(
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
     if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
         raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
-    p, q = CausalModel(teacher, "teacher"), CausalModel(copy.deepcopy(student), "student")
+    trained = copy.deepcopy(student)
+    teacher = teacher if paired(teacher, student)[0].adapted is None else trained
+    p, q = paired(teacher, trained)
     with evaluating(p, q):
         end = agree(p, q, tokenizer)[0]
     train, unseen = _split(read_examples(data, tokenizer, p.tokens, end), held_out, seed)

@@ -11,7 +11,7 @@ import torch.utils.checkpoint
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
 from whichkl.distillation.language.head import Head, capturing, head_of
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.losses import linear_divergence
@@ -32,7 +32,7 @@ class Side:
     def of(cls, model: CausalModel, ids: Int[Tensor, "n t"]) -> Side:
         """Try the model's head on some tokens."""
         head = head_of(model.module, ids.to(model.device))
-        return cls(head, head is not None and "logits_to_keep" in inspect.signature(_inner(model.module).forward).parameters)
+        return cls(head, head is not None and "logits_to_keep" in inspect.signature(inner_of(model.module).forward).parameters)
 
 
 class TokenLoss:
@@ -68,7 +68,8 @@ class TokenLoss:
         """Return the sum over the drawn tokens; `model` is the student, as a trainer has wrapped it."""
         where = rollouts.drawn[:, 1:].nonzero().to(self.student.device)  # a place's logits are those of the token after it
         labels = rollouts.ids[rollouts.drawn].to(self.student.device)
-        with torch.no_grad(), evaluating(self.teacher):  # a teacher may share parts with the student
+        # a teacher may share parts with the student
+        with torch.no_grad(), evaluating(self.teacher), self.teacher.without_adapter():
             p = self._rows(self.teacher, self.teacher.module, self.sides[0], rollouts, where)
         q = self._rows(self.student, model, self.sides[1], rollouts, where)
         p, tokens = p.to(q.device), self.student.tokens
@@ -145,7 +146,3 @@ def score_term(rows: Float[Tensor, " m"], log_q: Float[Tensor, " m"], sequence: 
     others = (to_go.sum(0) - to_go) / max(1, n - 1)  # an ended sequence has nothing to come
     gain = (to_go - others)[sequence, place]
     return (gain * (log_q - log_q.detach())).sum()
-
-
-def _inner(module: Any) -> Any:
-    return module.get_base_model() if hasattr(module, "get_base_model") else module

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.causal import CausalModel, agree, evaluating
+from whichkl.distillation.language.causal import agree, evaluating, inner_of, paired
 from whichkl.distillation.language.examples import read_examples, stacked, together
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.token_loss import TokenLoss
@@ -33,7 +33,8 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
     Everything else is `transformers.Trainer`: `TrainingArguments`, accelerate, callbacks, PEFT, checkpoints, `report_to`, resume.
 
     Args:
-        teacher: p, a causal language model; it is only evaluated.
+        teacher: p, a causal language model; it is only evaluated. If it is a PEFT student or its base, the adapter is
+            switched off for the teacher.
         student: q, the model that is trained, in place.
         objective: a row divergence, or its name, with its parameter after a colon: ``"jeffreys:0.3"``.
         prefixes: shares of ``"data"``, ``"student"`` and ``"teacher"``, which sum to 1; every sequence draws one.
@@ -80,7 +81,10 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.divergence, self.shares = row_divergence_of(objective), _shares(prefixes)
         self.objective = spec_of(self.divergence)
         _check_together(self.divergence, self.shares, credit, hard_label_weight)
-        p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
+        p, q = paired(teacher, student)
+        if p.adapted is None and inner_of(teacher) is inner_of(student):
+            because = "it is the student, whose every change it would follow"
+            raise InputError(cannot("use this teacher", because, "Pass copy.deepcopy(student), or a student with a PEFT adapter"))
         with evaluating(p, q):
             self.ends = agree(p, q, processing_class)
             examples = read_examples(train_dataset, processing_class, p.tokens, self.ends[0])
