@@ -100,8 +100,6 @@ def _serve():
     import pandas  # noqa: F401
     import plotly.graph_objects
     import pyarrow.parquet  # noqa: F401
-    import scipy.ndimage
-    import scipy.special
     import torch  # noqa: F401
     from typer.testing import CliRunner
 

@@ -31,8 +31,17 @@ class CausalModel:
             raise InputError(cannot(f"use this {who}", because, "Load it, say by AutoModelForCausalLM.from_pretrained(…)"))
         self.module, self.who, self.tokens = module, who, 0
         """`tokens` is the number of columns that are tokens; `agree` sets it."""
+        self.adapted: Any = None
+        """The PEFT model whose base this one is."""
         forward = inspect.signature(module.forward).parameters
         self.takes_mask = "attention_mask" in forward or any(one.kind is one.VAR_KEYWORD for one in forward.values())
+
+    def without_adapter(self) -> contextlib.AbstractContextManager[None]:
+        """Switch off an adapter that has been put into this model, inside a block."""
+        found: contextlib.AbstractContextManager[None] = (
+            contextlib.nullcontext() if self.adapted is None else self.adapted.disable_adapter()
+        )
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +66,7 @@ class CausalModel:
         """
         given: dict[str, Any] = {"attention_mask": mask.long().to(self.device)} if self.takes_mask else {}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.without_adapter():
                 out: Any = self.module(input_ids=ids.to(self.device), **given)
         except (KeyboardInterrupt, InputError):
             raise
@@ -79,6 +88,19 @@ class CausalModel:
         """Return the number of logits per place."""
         one = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
         return int(self.logits(one, torch.ones_like(one, dtype=torch.bool)).shape[2])
+
+
+def inner_of(module: Any) -> Any:
+    """Return the model that PEFT wraps, or the module itself."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def paired(teacher: Any, student: Any) -> tuple[CausalModel, CausalModel]:
+    """Return both for use here; a teacher that is the base of a student with an adapter is called without the adapter."""
+    p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
+    if inner_of(teacher) is inner_of(student) and hasattr(student, "disable_adapter"):
+        p.adapted = student
+    return p, q
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from whichkl.distillation.language.causal import CausalModel, evaluating
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
-from whichkl.distillation.language.teacher_access import Teacher, settled, teacher_of
+from whichkl.distillation.language.teacher_access import Teacher, pair_of, settled
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.printable import HTML
 from whichkl.process.torch_modes import plain_modes
@@ -119,7 +119,10 @@ def language_model(
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
     if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
         raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
-    p, q = teacher_of(teacher), CausalModel(copy.deepcopy(student), "student")
+    trained = copy.deepcopy(student)
+    if isinstance(p := pair_of(teacher, student)[0], CausalModel) and p.adapted is not None:
+        teacher = trained  # the base of a copy is the copy's own
+    p, q = pair_of(teacher, trained)
     with evaluating(p, q):
         ends = settled(p, q, tokenizer, vocabulary)
     train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)

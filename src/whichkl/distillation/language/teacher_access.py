@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.causal import CausalModel, agree
+from whichkl.distillation.language.causal import CausalModel, agree, paired
 from whichkl.distillation.language.examples import Example
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.language.stored_teacher import StoredTeacher
@@ -90,9 +90,11 @@ class TokenScores:
 Teacher = CausalModel | StoredTeacher | TokenScores | None
 
 
-def teacher_of(teacher: Any) -> Teacher:
-    """Return a teacher in the form in which its access can be seen; anything that is no kind of its own is a model."""
-    return teacher if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)) else CausalModel(teacher, "teacher")
+def pair_of(teacher: Any, student: Any) -> tuple[Teacher, CausalModel]:
+    """Return both in the form in which their access can be seen; anything that is no kind of its own is a model."""
+    if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)):
+        return teacher, CausalModel(student, "student")
+    return paired(teacher, student)
 
 
 def settled(teacher: Teacher, student: CausalModel, tokenizer: Any, vocabulary: int | None) -> tuple[int, ...]:

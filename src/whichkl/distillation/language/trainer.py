@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
 from whichkl.distillation.language.examples import Example, read_examples, stacked, together
 from whichkl.distillation.language.rollouts import Rollouts, continued
-from whichkl.distillation.language.teacher_access import TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.teacher_access import TokenScores, check_access, loss_of, pair_of, settled
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
@@ -32,8 +33,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
     Everything else is `transformers.Trainer`: `TrainingArguments`, accelerate, callbacks, PEFT, checkpoints, `report_to`, resume.
 
     Args:
-        teacher: p, a causal language model, which is only evaluated; or what is left of one: a `StoredTeacher`, `TokenScores`, or
-            None, where there is only the data's text. They allow fewer objectives and prefixes.
+        teacher: p, a causal language model, which is only evaluated; if it is a PEFT student or its base, the adapter is switched
+            off for the teacher. Or what is left of one: a `StoredTeacher`, `TokenScores`, or None, where there is only the
+            data's text. They allow fewer objectives and prefixes.
         student: q, the model that is trained, in place.
         objective: a row divergence, or its name, with its parameter after a colon: ``"jeffreys:0.3"``.
         prefixes: shares of ``"data"``, ``"student"`` and ``"teacher"``, which sum to 1; every sequence draws one.
@@ -82,7 +84,10 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.divergence, self.shares = row_divergence_of(objective), _shares(prefixes)
         self.objective = spec_of(self.divergence)
         _check_together(self.divergence, self.shares, credit, hard_label_weight)
-        p, q = teacher_of(teacher), CausalModel(student, "student")
+        p, q = pair_of(teacher, student)
+        if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
+            because = "it is the student, whose every change it would follow"
+            raise InputError(cannot("use this teacher", because, "Pass copy.deepcopy(student), or a student with a PEFT adapter"))
         check_access(p, self.divergence, self.shares, hard_label_weight=hard_label_weight, temperature=temperature)
         with evaluating(p, q):
             self.ends = settled(p, q, processing_class, vocabulary)
@@ -131,15 +136,26 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         if not batches:
             return [], None
         sizes = [len(one.ids) for one in batches]
-        drawn = self._with_prefixes(stacked(batches, torch.arange(sum(sizes), device="cpu")))
+        drawn, source = self._with_prefixes(stacked(batches, torch.arange(sum(sizes), device="cpu")))
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         batches = [drawn.rows(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-        self.flops += (6 * self._sizes["student"] + 2 * self._sizes["teacher"]) * int(drawn.end.sum())
-        count = torch.tensor(int((drawn.end - drawn.begin).sum()), dtype=torch.int64, device=device)
-        return [_tensors(one) for one in batches], self.accelerator.gather(count).sum()
+        return [_tensors(one) for one in batches], self._counted(drawn, source, device)
 
-    def _with_prefixes(self, given: Rollouts) -> Rollouts:
-        """Replace the completions of some sequences by continuations drawn from the student or the teacher."""
+    def _counted(self, drawn: Rollouts, source: Int[Tensor, " n"], device: torch.device) -> Int[Tensor, ""]:
+        """Count what all processes drew and will read in this step; return the number of tokens that its loss is over."""
+        here = torch.zeros(len(_SOURCES), 2, dtype=torch.int64, device="cpu")
+        here.index_add_(0, source, torch.stack([drawn.end - drawn.begin, drawn.end], 1))
+        tokens, read = self.accelerator.gather(here[None].to(device)).sum(0).unbind(1)
+        for number, name in enumerate(_SOURCES):
+            if name != "data":
+                self.tokens_generated[name] += int(tokens[number])
+                self.flops += 2 * self._sizes[name] * int(read[number])
+        self.flops += (6 * self._sizes["student"] + 2 * self._sizes["teacher"]) * int(read.sum())
+        count: Tensor = tokens.sum()
+        return count
+
+    def _with_prefixes(self, given: Rollouts) -> tuple[Rollouts, Int[Tensor, " n"]]:
+        """Replace completions by continuations drawn from the student or the teacher, and return whose each is."""
         # of the run's seed, the step and the process: the same after a resume, whatever was drawn before
         rank = self.accelerator.process_index
         generator = torch.Generator().manual_seed(self.args.seed)
@@ -160,34 +176,41 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             prompts = [given.ids[k, : int(given.begin[k])].tolist() for k in chosen.tolist()]
             with evaluating(drawing):
                 parts.append(continued(drawing, prompts, self.ends, self.max_new_tokens, int(seeds[1]) + number))
-            self.tokens_generated[name] += int((parts[-1].end - parts[-1].begin).sum())
-            self.flops += 2 * self._sizes[name] * int(parts[-1].end.sum())
-        return stacked(parts, torch.cat(rows).argsort())
+        return stacked(parts, torch.cat(rows).argsort()), source
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return this micro-batch's share of the step's mean over tokens."""
         rollouts = _rollouts(inputs)
-        loss = self.token_loss(model, rollouts)
-        if num_items_in_batch is None:  # an evaluation
-            loss = loss / (rollouts.end - rollouts.begin).sum()
-        else:
-            loss = loss * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over the processes
+        count = (rollouts.end - rollouts.begin).sum() if num_items_in_batch is None else num_items_in_batch
+        # gradients are averaged over the processes
+        loss = self.token_loss(model, rollouts) * (1 if num_items_in_batch is None else self.accelerator.num_processes) / count
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
         """Return the loss on the data's own completions, and count its tokens."""
-        with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach()
-        count = (inputs["end"] - inputs["begin"]).sum().to(loss)
-        self._evaluated += torch.stack([loss * count, count]).double().cpu()
-        return loss, None, None
+        rollouts = self._without_repeats(_rollouts(inputs))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            total = self.token_loss(model, rollouts).detach().double()
+        count = (rollouts.end - rollouts.begin).sum().to(total)
+        self._evaluated += torch.stack([total, count]).cpu()
+        return (total / count.clamp(min=1)).to(self.args.device), None, None
+
+    def _without_repeats(self, given: Rollouts) -> Rollouts:
+        """Take the loss from examples that only fill up the last batches of an evaluation, one per process."""
+        state, n = self.accelerator.gradient_state, len(given.ids)
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return given
+        repeats = self.accelerator.process_index * n + torch.arange(n, device="cpu") >= state.remainder
+        return Rollouts(given.ids, torch.where(repeats, given.end, given.begin), given.end, given.cut)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as `Trainer` does, but report the mean over tokens, where it has the mean of its batches' means."""
         self._evaluated = torch.zeros(2, dtype=torch.float64, device="cpu")
         output = super().evaluation_loop(*args, **kwargs)
+        if self.model_wrapped is self.model:  # else `train` leaves it unwrapped, and processes don't share gradients
+            self.model._is_accelerate_prepared = False
         total = self.accelerator.gather(self._evaluated.to(self.args.device)).view(-1, 2).sum(0)
         for name in [name for name in output.metrics if name.endswith("_loss")]:
             output.metrics[name] = float(total[0] / total[1])
