@@ -18,7 +18,7 @@ from whichkl.printable import HTML, WIDTH, wrapped
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.ledger import Ledger, Stored, read_config
-from whichkl.study.measures import COST, DISTILLATION_NEEDS, NEEDS, UP_TO, columns_in, columns_with
+from whichkl.study.measures import COST, NEEDS, NEEDS_OF_STUDENTS, UP_TO, columns_in, columns_with
 from whichkl.study.verdict import Verdict, decide
 from whichkl.targets import Target
 
@@ -73,7 +73,7 @@ class Study(HTML):
     def verdict(self) -> Verdict:
         """The verdict: which arm is better for which need, if any."""
         target = self.config["target"]
-        found = decide(self.rows, DISTILLATION_NEEDS if target.get("source") == "distillation" else NEEDS)
+        found = decide(self.rows, NEEDS_OF_STUDENTS.get(str(target.get("source")), NEEDS))
         return replace(found, notes=(*found.notes, _SPLITS)) if found.comparisons and target.get("rows") else found
 
     @plain_modes()

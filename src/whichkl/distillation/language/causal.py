@@ -179,7 +179,8 @@ def _number_of_tokens(widths: Mapping[str, int], tokenizer: Any, vocabulary: int
     for who, width in widths.items():
         if not 0 < tokens <= width:
             because = f"it has {width:,} logits, and the {whose} {tokens:,} tokens"
-            raise InputError(cannot(f"use this {who}", because, "Pass the tokenizer of both models"))
+            instead = "Pass the tokenizer of both models" if tokenizer is not None else "Use models of one tokenizer"
+            raise InputError(cannot(f"use this {who}", because, instead))
     return tokens
 
 

@@ -27,6 +27,8 @@ from whichkl.process.torch_modes import plain_modes
 
 _MAX_PROMPTS = 500
 """Largest number of held-out prompts on which sequences are compared."""
+_ENDLESS = 100_000
+"""Passes that no budget lets a training come to."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,11 @@ def language_model(
     temperature: float = 1.0,
     max_new_tokens: int = 64,
     vocabulary: int | None = None,
-    held_out: float = 0.1,
+    held_out: Any = 0.1,
     args: Any = None,
     budget: float | None = None,
     seed: int = 0,
+    memo: dict[Any, Any] | None = None,
     tell: Callable[[str, float], None] | None = None,
 ) -> LanguageDistillation:
     """Train a copy of a student language model on a teacher, and compare their continuations of held-out prompts.
@@ -103,10 +106,14 @@ def language_model(
         temperature: divides both logits.
         max_new_tokens: where continuations are cut.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
-        held_out: the share of the examples whose prompts are for the comparison alone.
-        args: `transformers.TrainingArguments`; by default three passes at a learning rate of 10⁻³ with nothing saved.
-        budget: FLOPs after which training stops; two runs of one budget can be compared.
+        held_out: the share of the examples whose prompts are for the comparison alone, or other examples for it, in the form of
+            `data`. At most 500 of them are used.
+        args: `transformers.TrainingArguments`; by default a learning rate of 10⁻³ that falls to 0, and three passes, or as
+            many as the budget buys; nothing is saved.
+        budget: FLOPs after which training stops; two runs of one budget can be compared. The learning rate follows the share
+            of it that is spent.
         seed: fixes the split, the order, prefixes and draws.
+        memo: see `sequence_kl`; calls that share one measure an untrained student once.
         tell: called with the present step, and the fraction of it that is done.
 
     Raises:
@@ -125,12 +132,17 @@ def language_model(
     p, q = pair_of(teacher, trained)
     with evaluating(p, q):
         ends = settled(p, q, tokenizer, vocabulary)
-    train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)
-    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, say)
+    examples = read_examples(data, tokenizer, q.tokens, ends[0])
+    if isinstance(held_out, (int, float)):
+        train, unseen = _split(examples, held_out, seed)
+    else:
+        train, unseen = examples, _shuffled(read_examples(held_out, tokenizer, q.tokens, ends[0]), seed)
+    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
     with tempfile.TemporaryDirectory() as folder:
         settings = args or transformers.TrainingArguments(
-            output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
-            logging_steps=10, dataloader_pin_memory=torch.accelerator.is_available(), seed=seed,
+            output_dir=folder, num_train_epochs=3 if budget is None else _ENDLESS, learning_rate=1e-3, report_to=[],
+            save_strategy="no", disable_tqdm=True, logging_steps=10, seed=seed,
+            dataloader_pin_memory=torch.accelerator.is_available(),
         )  # fmt: skip
         trainer = LanguageTrainer(
             teacher=teacher,
@@ -148,13 +160,14 @@ def language_model(
             budget=budget,
             tell=lambda done: say("training", done),
         )
+        trainer.remove_callback(transformers.PrinterCallback)  # the losses are in the result
         before = measure()
         begin = time.process_time()
         trainer.train()
         spent = time.process_time() - begin
     logged = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
     used = {"objective": trainer.objective, "prefixes": trainer.shares, "credit": credit, "temperature": temperature}
-    used |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens, "held_out": held_out, "seed": seed}
+    used |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens, "held_out": len(unseen), "seed": seed}
     used |= {"budget": budget, "learning_rate": settings.learning_rate, "batch": settings.per_device_train_batch_size}
     q.module.eval()
     return LanguageDistillation(q.module, before, measure(), used, trainer.state.global_step, trainer.flops, spent, logged)
@@ -169,6 +182,7 @@ def _measure(
     vocabulary: int | None,
     most: int,
     seed: int,
+    memo: dict[Any, Any] | None,
     say: Callable[[str, float], None],
 ) -> Callable[[], SequenceKL | HeldOutLoss]:
     """Return the call that compares the student as it then is with its teacher."""
@@ -179,6 +193,7 @@ def _measure(
         "vocabulary": vocabulary,
         "max_new_tokens": most,
         "seed": seed,
+        "memo": memo,
         "tell": say,
     }
     prompts = [one.prompt for one in unseen]
@@ -192,11 +207,15 @@ def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Ex
     groups: dict[tuple[int, ...], list[Example]] = {}
     for one in examples:
         groups.setdefault(tuple(one.prompt), []).append(one)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    known = _shuffled(list(groups.values()), seed)
     count = round(held_out * len(groups))
-    known = list(groups.values())
-    unseen, train = ([one for k in part for one in known[k]] for part in (order[:count], order[count:]))
+    unseen, train = ([one for group in part for one in group] for part in (known[:count], known[count:]))
     if count < 2 or not train:
         because = f"{count} of {len(groups)} distinct prompts are held out, and {len(groups) - count} are left"
         raise InputError(cannot("hold prompts out", because, "Give more examples, or another `held_out=`"))
     return train, unseen
+
+
+def _shuffled(values: list[Any], seed: int) -> list[Any]:
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [values[k] for k in order.tolist()]

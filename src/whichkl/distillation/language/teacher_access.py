@@ -40,9 +40,9 @@ class TokenScores:
     """A teacher that only scores given tokens, such as a server that returns log probabilities of a text.
 
     Args:
-        score: a function of ids (n, t) and a mask (n, t), True where there are tokens, that returns (n, t): the teacher's log
-            probability of each token given those before it, in nats. The first column isn't used, nor is what the mask leaves
-            out.
+        score: a function of ids (n, t) and a mask (n, t), True where there are tokens, both on the CPU, that returns (n, t): the
+            teacher's log probability of each token given those before it, in nats. The first column isn't used, nor is what the
+            mask leaves out.
 
     >>> uniform = TokenScores(lambda ids, mask: torch.full(ids.shape, 0.25).log())
     """
@@ -90,11 +90,15 @@ class TokenScores:
 Teacher = CausalModel | StoredTeacher | TokenScores | None
 
 
+def teacher_of(teacher: Any) -> Teacher:
+    """Return a teacher in the form in which its access can be seen; anything that is no kind of its own is a model."""
+    return teacher if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)) else CausalModel(teacher, "teacher")
+
+
 def pair_of(teacher: Any, student: Any) -> tuple[Teacher, CausalModel]:
-    """Return both in the form in which their access can be seen; anything that is no kind of its own is a model."""
-    if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)):
-        return teacher, CausalModel(student, "student")
-    return paired(teacher, student)
+    """Return a teacher with its student."""
+    found = teacher_of(teacher)
+    return paired(teacher, student) if isinstance(found, CausalModel) else (found, CausalModel(student, "student"))
 
 
 def settled(teacher: Teacher, student: CausalModel, tokenizer: Any, vocabulary: int | None) -> tuple[int, ...]:
