@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from torch import nn
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_seed, plain, require
-from whichkl.distillation.language.causal import agree, evaluating, paired
+from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
+from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
+from whichkl.distillation.language.teacher_access import Teacher, settled, teacher_of
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.printable import HTML
 from whichkl.process.torch_modes import plain_modes
@@ -32,9 +35,9 @@ class LanguageDistillation(HTML):
 
     student: nn.Module
     """The trained copy."""
-    before: SequenceKL
-    """Of the student as it was given."""
-    after: SequenceKL
+    before: SequenceKL | HeldOutLoss
+    """Of the student as it was given: both KLs of sequences, or what a teacher that is no model lets one measure."""
+    after: SequenceKL | HeldOutLoss
     settings: Mapping[str, Any]
     steps: int
     flops: float
@@ -59,7 +62,8 @@ class LanguageDistillation(HTML):
         lines = [f"{head}, {self.cpu_seconds:.0f} CPU seconds"]
         for name in ("forward_kl", "reverse_kl"):
             was, now = getattr(self.before, name), getattr(self.after, name)
-            lines.append(f"  {name:<12}{was.number} → {now.number} nats a sequence")
+            if now is not None:
+                lines.append(f"  {name + now.constant:<12}{was.number} → {now.number} nats a {self.after.per}")
         return "\n".join([*lines, str(self.after)])
 
 
@@ -77,6 +81,7 @@ def language_model(
     hard_label_weight: float = 0.0,
     temperature: float = 1.0,
     max_new_tokens: int = 64,
+    vocabulary: int | None = None,
     held_out: float = 0.1,
     args: Any = None,
     budget: float | None = None,
@@ -86,7 +91,8 @@ def language_model(
     """Train a copy of a student language model on a teacher, and compare their continuations of held-out prompts.
 
     Args:
-        teacher: p, a causal language model of transformers.
+        teacher: p, a causal language model of transformers; or a `StoredTeacher`, `TokenScores`, or None for the data's text
+            alone. Those allow fewer objectives (see `LanguageTrainer`) and fewer measures (`HeldOutLoss`).
         student: q; a copy is trained.
         tokenizer: that of both; None where the data are token ids.
         data: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place.
@@ -96,6 +102,7 @@ def language_model(
         hard_label_weight: of the data's cross-entropy.
         temperature: divides both logits.
         max_new_tokens: where continuations are cut.
+        vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         held_out: the share of the examples whose prompts are for the comparison alone.
         args: `transformers.TrainingArguments`; by default three passes at a learning rate of 10⁻³ with nothing saved.
         budget: FLOPs after which training stops; two runs of one budget can be compared.
@@ -112,15 +119,13 @@ def language_model(
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
     if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
         raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
-    trained = copy.deepcopy(student)
-    teacher = teacher if paired(teacher, student)[0].adapted is None else trained
-    p, q = paired(teacher, trained)
+    q = CausalModel(copy.deepcopy(student), "student")
+    teacher = q.module if is_base_of(teacher, student) else teacher
+    p = teacher_of(teacher, q)
     with evaluating(p, q):
-        end = agree(p, q, tokenizer)[0]
-    train, unseen = _split(read_examples(data, tokenizer, p.tokens, end), held_out, seed)
-    compared: dict[str, Any] = {"teacher": teacher, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens, "seed": seed}
-    compared["prompts"] = [one.prompt for one in unseen[:_MAX_PROMPTS]]
-    before = sequence_kl(student=q.module, tell=tell, **compared)
+        ends = settled(p, q, tokenizer, vocabulary)
+    train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)
+    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, say)
     with tempfile.TemporaryDirectory() as folder:
         settings = args or transformers.TrainingArguments(
             output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
@@ -138,9 +143,11 @@ def language_model(
             args=settings,
             train_dataset=[one.to_dict() if one.completion else {"prompt": one.prompt} for one in train],
             processing_class=tokenizer,
+            vocabulary=vocabulary,
             budget=budget,
             tell=lambda done: say("training", done),
         )
+        before = measure()
         begin = time.process_time()
         trainer.train()
         spent = time.process_time() - begin
@@ -149,8 +156,32 @@ def language_model(
     used |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens, "held_out": held_out, "seed": seed}
     used |= {"budget": budget, "learning_rate": settings.learning_rate, "batch": settings.per_device_train_batch_size}
     q.module.eval()
-    after = sequence_kl(student=q.module, tell=tell, **compared)
-    return LanguageDistillation(q.module, before, after, used, trainer.state.global_step, trainer.flops, spent, logged)
+    return LanguageDistillation(q.module, before, measure(), used, trainer.state.global_step, trainer.flops, spent, logged)
+
+
+def _measure(
+    p: Teacher,
+    q: CausalModel,
+    unseen: list[Example],
+    tokenizer: Any,
+    ends: tuple[int, ...],
+    vocabulary: int | None,
+    most: int,
+    seed: int,
+    say: Callable[[str, float], None],
+) -> Callable[[], SequenceKL | HeldOutLoss]:
+    """Return the call that compares the student as it then is with its teacher."""
+    if not isinstance(p, CausalModel):
+        return partial(held_out_loss, p, q, unseen, ends=ends, most=most, seed=seed, tell=partial(say, "held-out loss"))
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "vocabulary": vocabulary,
+        "max_new_tokens": most,
+        "seed": seed,
+        "tell": say,
+    }
+    prompts = [one.prompt for one in unseen]
+    return lambda: sequence_kl(teacher=p.module, student=q.module, prompts=prompts, **settings)
 
 
 def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:
