@@ -183,7 +183,9 @@ def loss_of(
     if isinstance(teacher, CausalModel):
         return TokenLoss(teacher, student, divergence, has_credit=has_credit, **settings)
     if isinstance(teacher, StoredTeacher):
-        return StoredLoss(teacher, student, divergence, teacher.lookup(examples, most), **settings)
+        loss = StoredLoss(teacher, student, divergence, **settings)
+        loss.look_up(examples, most)
+        return loss
     if teacher is None:
         return TextLoss(student, divergence, **settings)
     return ScoreLoss(teacher, student, divergence, has_credit, **settings)
@@ -221,11 +223,14 @@ class StoredLoss(PartialLoss):
         teacher: StoredTeacher,
         student: CausalModel,
         divergence: RowDivergence,
-        places: Mapping[bytes, int],
         **settings: Any,
     ) -> None:
         super().__init__(student, divergence, **settings)
-        self.stored, self.places = teacher, places
+        self.stored, self.places = teacher, dict[bytes, int]()
+
+    def look_up(self, examples: Iterable[Example], most: int | None) -> None:
+        """Find where examples are stored that will be asked about."""
+        self.places |= self.stored.lookup(examples, most)
 
     def asked(self, rollouts: Rollouts) -> TopK | SampledTokens:
         """Read the rows."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import transformers
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
-from whichkl.distillation.language.examples import Example, read_examples, stacked, together
+from whichkl.distillation.language.examples import (
+    Example,
+    ExampleStream,
+    check_completions,
+    read_examples,
+    stacked,
+    together,
+)
 from whichkl.distillation.language.rollouts import Rollouts, continued
-from whichkl.distillation.language.teacher_access import TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.stored_teacher import StoredTeacher
+from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.training_arguments import checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
@@ -45,8 +56,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         temperature: divides both logits inside D.
         max_new_tokens: where continuations are cut.
         args: `transformers.TrainingArguments`.
-        train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place.
-        eval_dataset: the same; its loss is on the data's own completions.
+        train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place; an `IterableDataset`
+            of them is read as it is needed.
+        eval_dataset: the same, or several by name; the loss is on the data's own completions.
         processing_class: the tokenizer of both models; None where examples are token ids.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         budget: FLOPs after which training stops; None for no limit.
@@ -90,36 +102,32 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             because = "it is the student, whose every change it would follow"
             raise InputError(cannot("use this teacher", because, "Pass copy.deepcopy(student), or a student with a PEFT adapter"))
         check_access(p, self.divergence, self.shares, hard_label_weight=hard_label_weight, temperature=temperature)
+        args = checked_arguments(args, others, isinstance(train_dataset, IterableDataset))
         with evaluating(p, q):
             self.ends = settled(p, q, processing_class, vocabulary)
-            examples = read_examples(train_dataset, processing_class, q.tokens, self.ends[0])
-            if self.shares["data"] and any(one.completion is None for one in examples):
-                because = "some examples are prompts without completions"
-                raise InputError(
-                    cannot("train on prefixes of the data", because, "Use prefixes={'student': 1.0}, or add completions")
-                )
-            held_out = _with_completions(eval_dataset, processing_class, q.tokens, self.ends[0], p)
+            self._reading = (processing_class, q.tokens, self.ends[0])
+            evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {} if eval_dataset is None else {"": eval_dataset}
+            held_out = {name: _with_completions(data, *self._reading, p) for name, data in evaluated.items()}
+            train, known = _for_training(train_dataset, self._reading, bool(self.shares["data"]), p)
             self.token_loss = loss_of(
                 p,
                 q,
                 self.divergence,
-                [*examples, *held_out],
+                [*known, *chain(*held_out.values())],
                 most=max_new_tokens,
                 has_credit=credit == "sequence",
                 temperature=temperature,
                 hard_label_weight=hard_label_weight,
-                probe=torch.tensor([examples[0].prompt], dtype=torch.int64, device="cpu"),
+                probe=torch.tensor([next(iter(train))["prompt"]], dtype=torch.int64, device="cpu"),
             )
         self.max_new_tokens, self._teacher, self._student = max_new_tokens, p, q
-        args = copy.copy(args) if args is not None else transformers.TrainingArguments()
-        args.remove_unused_columns = False
-        args.label_names = ["begin"]  # without labels an evaluation would report no loss
+        asked: Any = {name: [one.to_dict() for one in examples] for name, examples in held_out.items()}
         super().__init__(
             model=student,
             args=args,
-            data_collator=self._collated,
-            train_dataset=[one.to_dict() for one in examples],
-            eval_dataset=[one.to_dict() for one in held_out] if eval_dataset is not None else None,
+            data_collator=partial(_collated, most=max_new_tokens),
+            train_dataset=train,
+            eval_dataset=asked.get("", asked) or None,
             processing_class=processing_class,
             **others,
         )
@@ -128,8 +136,20 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
         self.add_callback(_Watch(self, tell))
 
-    def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
-        return _tensors(together(examples, self.max_new_tokens))
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return batches of an evaluation's examples, in any form that `train_dataset` may have."""
+        is_known = eval_dataset is None or isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(eval_dataset if is_known else self._read(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Return batches of examples to predict, which is to evaluate."""
+        return super().get_test_dataloader(self._read(test_dataset))
+
+    def _read(self, data: Any) -> list[dict[str, list[int]]]:
+        examples = _with_completions(data, *self._reading, self._teacher)
+        if isinstance(self.token_loss, StoredLoss):
+            self.token_loss.look_up(examples, self.max_new_tokens)
+        return [one.to_dict() for one in examples]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Collect the micro-batches of a step, draw their prefixes, and count the tokens that the loss is over."""
@@ -218,10 +238,22 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         return output
 
 
+def _for_training(data: Any, reading: tuple[Any, int, int], needs_completions: bool, teacher: Any) -> tuple[Any, list[Example]]:
+    """Return the examples as a data loader gets them, and those that are known before training."""
+    if not isinstance(data, IterableDataset):
+        known = read_examples(data, *reading)
+        if needs_completions:
+            check_completions(known)
+        return [one.to_dict() for one in known], known
+    stream = ExampleStream(data, *reading, needs_completions)
+    because = "a stored teacher's examples are looked up first" if isinstance(teacher, StoredTeacher) else "it is empty"
+    if isinstance(teacher, StoredTeacher) or next(iter(stream), None) is None:
+        raise InputError(cannot("train on this stream", because, "Pass the examples as a list"))
+    return stream, []
+
+
 def _with_completions(data: Any, tokenizer: Any, tokens: int, end: int, teacher: Any) -> list[Example]:
     """Read the examples of an evaluation, each of which needs a completion."""
-    if data is None:
-        return []
     do = "evaluate on the data's completions"
     if isinstance(teacher, TokenScores):
         because = "the teacher only scores tokens, which have to be drawn from the student for a KL"
@@ -257,8 +289,13 @@ def _first(iterator: Iterator[Any], count: int) -> list[Any]:
     return [one for _, one in zip(range(count), iterator, strict=False)]
 
 
+def _collated(examples: Sequence[Mapping[str, Sequence[int]]], most: int) -> dict[str, Tensor]:
+    return _tensors(together(examples, most))
+
+
 def _tensors(rollouts: Rollouts) -> dict[str, Tensor]:
-    return {"input_ids": rollouts.ids, "begin": rollouts.begin, "end": rollouts.end, "cut": rollouts.cut}
+    where = {"begin": rollouts.begin, "end": rollouts.end, "cut": rollouts.cut}
+    return {"input_ids": rollouts.ids, "attention_mask": rollouts.mask, **where}
 
 
 def _rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
