@@ -176,3 +176,18 @@ def test_what_has_no_meaning_here_is_refused(case, tmp_path):
     args = arguments(tmp_path, **given.pop("changes", {}))
     with pytest.raises(wk.InputError, match=f"Cannot .*{message}"):
         LanguageTrainer(**{"teacher": llama(0), "student": llama(1), "args": args, "train_dataset": DATA, **given})
+
+
+def test_other_examples_are_evaluated_where_they_are_stored(tmp_path):
+    stored = wk.distillation.capture(teacher=llama(0), data=DATA, folder=tmp_path / "stored", k=24)
+    trainer = trained(tmp_path / "out", teacher=stored, data=DATA[:12], changes={"max_steps": 1})
+    live = trained(tmp_path / "out", data=DATA[:12], changes={"max_steps": 1})
+    assert trainer.evaluate(DATA[12:])["eval_loss"] == pytest.approx(live.evaluate(DATA[12:])["eval_loss"], rel=1e-5)
+    with pytest.raises(wk.InputError, match="example 0 isn't one of the 24 sequences that were captured"):
+        trainer.evaluate([{"prompt": [3], "completion": [9]}])
+
+
+def test_a_stream_is_refused_where_its_examples_are_looked_up_first(tmp_path):
+    stored = wk.distillation.capture(teacher=llama(0), data=DATA, folder=tmp_path / "stored", k=3)
+    with pytest.raises(wk.InputError, match="train on this stream: a stored teacher's examples are looked up first"):
+        LanguageTrainer(teacher=stored, student=llama(1), args=arguments(tmp_path), train_dataset=Endless())

@@ -183,9 +183,7 @@ def loss_of(
     if isinstance(teacher, CausalModel):
         return TokenLoss(teacher, student, divergence, has_credit=has_credit, **settings)
     if isinstance(teacher, StoredTeacher):
-        loss = StoredLoss(teacher, student, divergence, **settings)
-        loss.look_up(examples, most)
-        return loss
+        return StoredLoss(teacher, student, divergence, teacher.lookup(examples, most), **settings)
     if teacher is None:
         return TextLoss(student, divergence, **settings)
     return ScoreLoss(teacher, student, divergence, has_credit, **settings)
@@ -223,13 +221,14 @@ class StoredLoss(PartialLoss):
         teacher: StoredTeacher,
         student: CausalModel,
         divergence: RowDivergence,
+        places: Mapping[bytes, int],
         **settings: Any,
     ) -> None:
         super().__init__(student, divergence, **settings)
-        self.stored, self.places = teacher, dict[bytes, int]()
+        self.stored, self.places = teacher, dict(places)
 
     def look_up(self, examples: Iterable[Example], most: int | None) -> None:
-        """Find where examples are stored that will be asked about."""
+        """Find where further examples are stored."""
         self.places |= self.stored.lookup(examples, most)
 
     def asked(self, rollouts: Rollouts) -> TopK | SampledTokens:
