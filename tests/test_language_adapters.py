@@ -14,9 +14,10 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 from test_language_trainer import DATA, by_hand, causal, llama, trained  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing`", "ignore:.*tie_word_embeddings=True", "ignore:Setting `save_emb"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{said}")
+    for said in ("`is_gradient_checkpointing`", ".*tie_word_embeddings=True", "Setting `save_embedding")
+]
 
 
 def lora(**settings):

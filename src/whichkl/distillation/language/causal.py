@@ -95,12 +95,16 @@ def inner_of(module: Any) -> Any:
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
-def paired(teacher: Any, student: Any) -> tuple[CausalModel, CausalModel]:
-    """Return both for use here; a teacher that is the base of a student with an adapter is called without the adapter."""
-    p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
-    if inner_of(teacher) is inner_of(student) and hasattr(student, "disable_adapter"):
-        p.adapted = student
-    return p, q
+def is_base_of(teacher: Any, student: Any) -> bool:
+    """Whether a teacher is the model into which a student's adapter has been put, or that student."""
+    return hasattr(student, "disable_adapter") and inner_of(teacher) is inner_of(student)
+
+
+def taught_by(teacher: Any, student: CausalModel) -> CausalModel:
+    """Return a student's teacher; it is called without the student's adapter."""
+    found = CausalModel(teacher, "teacher")
+    found.adapted = student.module if is_base_of(teacher, student.module) else None
+    return found
 
 
 @contextlib.contextmanager

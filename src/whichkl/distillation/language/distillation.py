@@ -16,11 +16,11 @@ from torch import nn
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot, check_seed, plain, require
-from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
-from whichkl.distillation.language.teacher_access import Teacher, pair_of, settled
+from whichkl.distillation.language.teacher_access import Teacher, settled, teacher_of
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.printable import HTML
 from whichkl.process.torch_modes import plain_modes
@@ -126,10 +126,9 @@ def language_model(
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
     if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
         raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
-    trained = copy.deepcopy(student)
-    if isinstance(p := pair_of(teacher, student)[0], CausalModel) and p.adapted is not None:
-        teacher = trained  # the base of a copy is the copy's own
-    p, q = pair_of(teacher, trained)
+    q = CausalModel(copy.deepcopy(student), "student")
+    teacher = q.module if is_base_of(teacher, student) else teacher
+    p = teacher_of(teacher, q)
     with evaluating(p, q):
         ends = settled(p, q, tokenizer, vocabulary)
     examples = read_examples(data, tokenizer, q.tokens, ends[0])

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import transformers
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
-from whichkl.distillation.language.examples import Example, read_examples, stacked, together
+from whichkl.distillation.language.examples import (
+    Example,
+    ExampleStream,
+    check_completions,
+    read_examples,
+    stacked,
+    together,
+)
 from whichkl.distillation.language.objective import SOURCES, check_together, shares_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
-from whichkl.distillation.language.teacher_access import TokenScores, check_access, loss_of, pair_of, settled
+from whichkl.distillation.language.stored_teacher import StoredTeacher
+from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.training_arguments import checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
@@ -35,9 +46,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
     Everything else is `transformers.Trainer`: `TrainingArguments`, accelerate, callbacks, PEFT, checkpoints, `report_to`, resume.
 
     Args:
-        teacher: p, a causal language model, which is only evaluated; if it is a PEFT student or its base, the adapter is switched
-            off for the teacher. Or what is left of one: a `StoredTeacher`, `TokenScores`, or None, where there is only the
-            data's text. They allow fewer objectives and prefixes.
+        teacher: p, a causal language model, which is only evaluated, without the adapter of PEFT that a student may have put into
+            it; or what is left of one: a `StoredTeacher`, `TokenScores`, or None, where there is only the data's text. They allow
+            fewer objectives and prefixes.
         student: q, the model that is trained, in place.
         objective: a row divergence, or its name, with its parameter after a colon: ``"jeffreys:0.3"``.
         prefixes: shares of ``"data"``, ``"student"`` and ``"teacher"``, which sum to 1; every sequence draws one.
@@ -47,8 +58,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         temperature: divides both logits inside D.
         max_new_tokens: where continuations are cut.
         args: `transformers.TrainingArguments`.
-        train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place.
-        eval_dataset: the same; its loss is on the data's own completions.
+        train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place; an `IterableDataset`
+            of them is read as it is needed.
+        eval_dataset: the same, or several by name; the loss is on the data's own completions.
         processing_class: the tokenizer of both models; None where examples are token ids.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         budget: FLOPs after which training stops; None for no limit.
@@ -86,41 +98,38 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.divergence, self.shares = row_divergence_of(objective), shares_of(prefixes)
         self.objective = spec_of(self.divergence)
         check_together(self.divergence, self.shares, credit, hard_label_weight)
-        p, q = pair_of(teacher, student)
+        q = CausalModel(student, "student")
+        p = teacher_of(teacher, q)
         if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
             because = "it is the student, whose every change it would follow"
             raise InputError(cannot("use this teacher", because, "Pass copy.deepcopy(student), or a student with a PEFT adapter"))
         check_access(p, self.divergence, self.shares, hard_label_weight=hard_label_weight, temperature=temperature)
+        args = checked_arguments(args, others, isinstance(train_dataset, IterableDataset))
         with evaluating(p, q):
             self.ends = settled(p, q, processing_class, vocabulary)
-            examples = read_examples(train_dataset, processing_class, q.tokens, self.ends[0])
-            if self.shares["data"] and any(one.completion is None for one in examples):
-                because = "some examples are prompts without completions"
-                raise InputError(
-                    cannot("train on prefixes of the data", because, "Use prefixes={'student': 1.0}, or add completions")
-                )
-            held_out = _with_completions(eval_dataset, processing_class, q.tokens, self.ends[0], p)
+            self._reading = (processing_class, q.tokens, self.ends[0])
+            evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {} if eval_dataset is None else {"": eval_dataset}
+            held_out = {name: _with_completions(data, *self._reading, p) for name, data in evaluated.items()}
+            train, known = _for_training(train_dataset, self._reading, bool(self.shares["data"]), p)
             self.token_loss = loss_of(
                 p,
                 q,
                 self.divergence,
-                [*examples, *held_out],
+                [*known, *chain(*held_out.values())],
                 most=max_new_tokens,
                 has_credit=credit == "sequence",
                 temperature=temperature,
                 hard_label_weight=hard_label_weight,
-                probe=torch.tensor([examples[0].prompt], dtype=torch.int64, device="cpu"),
+                probe=torch.tensor([next(iter(train))["prompt"]], dtype=torch.int64, device="cpu"),
             )
         self.max_new_tokens, self._teacher, self._student = max_new_tokens, p, q
-        args = copy.copy(args) if args is not None else transformers.TrainingArguments()
-        args.remove_unused_columns = False
-        args.label_names = ["begin"]  # without labels an evaluation would report no loss
+        asked: Any = {name: [one.to_dict() for one in examples] for name, examples in held_out.items()}
         super().__init__(
             model=student,
             args=args,
-            data_collator=self._collated,
-            train_dataset=[one.to_dict() for one in examples],
-            eval_dataset=[one.to_dict() for one in held_out] if eval_dataset is not None else None,
+            data_collator=partial(_collated, most=max_new_tokens),
+            train_dataset=train,
+            eval_dataset=asked.get("", asked) or None,
             processing_class=processing_class,
             **others,
         )
@@ -139,9 +148,26 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             return super().create_scheduler(num_training_steps, optimizer)
         found = super().create_scheduler(_STEPS_OF_A_BUDGET, optimizer)
         if isinstance(found, torch.optim.lr_scheduler.LambdaLR):
-            place = lambda: round(_STEPS_OF_A_BUDGET * min(1.0, self.flops / budget))  # noqa: E731
-            found.lr_lambdas = [lambda _, rate=rate: rate(place()) for rate in found.lr_lambdas]
+            found.lr_lambdas = [partial(self._rate, rate, budget) for rate in found.lr_lambdas]
         return found
+
+    def _rate(self, rate: Callable[[int], float], budget: float, _: int) -> float:
+        return rate(round(_STEPS_OF_A_BUDGET * min(1.0, self.flops / budget)))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return batches of an evaluation's examples, in any form that `train_dataset` may have."""
+        is_known = eval_dataset is None or isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(eval_dataset if is_known else self._read(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Return batches of examples to predict, which is to evaluate."""
+        return super().get_test_dataloader(self._read(test_dataset))
+
+    def _read(self, data: Any) -> list[dict[str, list[int]]]:
+        examples = _with_completions(data, *self._reading, self._teacher)
+        if isinstance(self.token_loss, StoredLoss):
+            self.token_loss.look_up(examples, self.max_new_tokens)
+        return [one.to_dict() for one in examples]
 
     def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         return _tensors(together(examples, self.max_new_tokens))
@@ -233,10 +259,22 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         return output
 
 
+def _for_training(data: Any, reading: tuple[Any, int, int], needs_completions: bool, teacher: Any) -> tuple[Any, list[Example]]:
+    """Return the examples as a data loader gets them, and those that are known before training."""
+    if not isinstance(data, IterableDataset):
+        known = read_examples(data, *reading)
+        if needs_completions:
+            check_completions(known)
+        return [one.to_dict() for one in known], known
+    stream = ExampleStream(data, *reading, needs_completions)
+    because = "a stored teacher's examples are looked up first" if isinstance(teacher, StoredTeacher) else "it is empty"
+    if isinstance(teacher, StoredTeacher) or next(iter(stream), None) is None:
+        raise InputError(cannot("train on this stream", because, "Pass the examples as a list"))
+    return stream, []
+
+
 def _with_completions(data: Any, tokenizer: Any, tokens: int, end: int, teacher: Any) -> list[Example]:
     """Read the examples of an evaluation, each of which needs a completion."""
-    if data is None:
-        return []
     do = "evaluate on the data's completions"
     if isinstance(teacher, TokenScores):
         because = "the teacher only scores tokens, which have to be drawn from the student for a KL"
@@ -272,8 +310,13 @@ def _first(iterator: Iterator[Any], count: int) -> list[Any]:
     return [one for _, one in zip(range(count), iterator, strict=False)]
 
 
+def _collated(examples: Sequence[Mapping[str, Sequence[int]]], most: int) -> dict[str, Tensor]:
+    return _tensors(together(examples, most))
+
+
 def _tensors(rollouts: Rollouts) -> dict[str, Tensor]:
-    return {"input_ids": rollouts.ids, "begin": rollouts.begin, "end": rollouts.end, "cut": rollouts.cut}
+    where = {"begin": rollouts.begin, "end": rollouts.end, "cut": rollouts.cut}
+    return {"input_ids": rollouts.ids, "attention_mask": rollouts.mask, **where}
 
 
 def _rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
