@@ -27,7 +27,8 @@ from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.token_loss import Side, TokenLoss, in_chunks, label_losses, places, score_term
 from whichkl.distillation.losses import SampledTokens, TopK
-from whichkl.distillation.losses.logits import of_logits, widened
+from whichkl.distillation.losses.logits import of_logits
+from whichkl.distillation.losses.reduction import widened
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.user_code import said_of
