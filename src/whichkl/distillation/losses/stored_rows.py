@@ -36,11 +36,20 @@ class StoredRows(ABC):
     def gradient(self, divergence: RowDivergence, log_q: LogProbs) -> tuple[Rows, LogProbs]:
         """Return the divergence of each row, and its gradient with respect to the student's logits (at temperature 1)."""
 
+    def flat(self) -> Self:
+        """Return it with one axis of rows."""
+        axes = self.indices.dim() - 1
+        return self._with(lambda one: one.reshape(-1, *one.shape[axes:]))
+
     def part(self, rows: slice | Tensor, like: Tensor) -> Self:
         """Return some rows, on the device of `like`."""
+        return self._with(lambda one: one[rows].to(like.device))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy with changed tensors."""
         tensors = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
-        chosen = {name: one[rows].to(like.device) for name, one in tensors.items() if isinstance(one, Tensor)}
-        found: Self = replace(self, **chosen)  # type: ignore[type-var]
+        changed = {name: change(one) for name, one in tensors.items() if isinstance(one, Tensor)}
+        found: Self = replace(self, **changed)  # type: ignore[type-var]
         return found
 
     def __post_init__(self) -> None:
