@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whichkl.distillation.classifier import DistillationTarget, distill
-    from whichkl.distillation.language.distillation import LanguageDistillation, language_model
+    from whichkl.distillation.language.distillation import language_model
+    from whichkl.distillation.language.result import LanguageDistillation
     from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
     from whichkl.distillation.language.trainer import LanguageTrainer
     from whichkl.distillation.result import Distillation
@@ -20,7 +21,7 @@ _HOMES = {
     "Contrast": "scores",
     "Distillation": "result",
     "DistillationTarget": "classifier",
-    "LanguageDistillation": "language.distillation",
+    "LanguageDistillation": "language.result",
     "LanguageTrainer": "language.trainer",
     "Reliability": "scores",
     "Scores": "scores",

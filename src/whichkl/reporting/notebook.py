@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from whichkl.advice import Advice
-from whichkl.distillation import Distillation
+from whichkl.distillation import Distillation, LanguageDistillation, SequenceKL
 from whichkl.distillation.audit.result import Audit
 from whichkl.divergences import Estimate
 from whichkl.divergences.estimate import TABLE_HEADS
@@ -21,6 +21,7 @@ from whichkl.objectives import OBJECTIVES
 from whichkl.reporting.dispatch import scores_section
 from whichkl.reporting.fit_report import summary_block
 from whichkl.reporting.fit_report import verdict_section as fit_verdict
+from whichkl.reporting.language_report import language_verdict, sequence_section
 from whichkl.reporting.page import Block, Section, as_sentence, chart_json, html_table, html_text, plotly_script
 from whichkl.reporting.study_report import verdict_section as study_verdict
 from whichkl.reporting.study_tables import arms_shown, scorecard_tables
@@ -50,9 +51,12 @@ def _section(result: Any) -> Section:
         return _drawn(_study, result)
     if isinstance(result, Distillation):
         return _drawn(scores_section, result)
+    if isinstance(result, LanguageDistillation):
+        return _drawn(language_verdict, result)
     if isinstance(result, Summary):
         return Section("", "", (summary_block(result),))
     kinds: dict[type, Callable[[Any], Section]] = {Advice: _advice, Audit: _audit, Estimate: _estimate}
+    kinds[SequenceKL] = sequence_section
     return next(make for kind, make in kinds.items() if isinstance(result, kind))(result)
 
 
