@@ -66,7 +66,7 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
     ]
     if not results:
         because = f"it holds no {FIT.file}, no {DISTILLATION.file}, no {LANGUAGE_DISTILLATION.file} and no {STUDY}"
-        students = [f"student/{one.file}" for one in (DISTILLATION, LANGUAGE_DISTILLATION)]
+        students = [f"student/{one.file}" for one in saved]
         inside = [one.parent for name in (f"fit/{FIT.file}", *students, STUDY) for one in path.glob(f"*/{name}")]
         instead = "Name a folder that `save`, `fit --out`, `distill --out` or `compare --out` wrote"
         if inside:
