@@ -1,4 +1,4 @@
-"""Verifying: check every checksum, field and table of a saved fit, distillation or study."""
+"""Verifying: check every checksum, field and table of a saved fit, distillation, study or stored teacher."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from whichkl._checks import InputError, IntegrityError, cannot
 from whichkl.distillation.language.result import LANGUAGE_DISTILLATION, LanguageFields
+from whichkl.distillation.language.stored_teacher import MANIFEST, StoredTeacher
 from whichkl.distillation.result import DISTILLATION, DistillationFields
 from whichkl.families.family import Family
 from whichkl.files.reading import read_file
@@ -28,7 +29,7 @@ class Whole:
     """A result in which nothing is damaged."""
 
     kind: str
-    """``"fit"``, ``"distillation"`` or ``"study"``."""
+    """``"fit"``, ``"distillation"``, ``"study"`` or ``"stored teacher"``."""
     folder: str
     checked: str
     """What was checked, in words."""
@@ -45,7 +46,7 @@ class Whole:
 
 
 def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
-    """Check every result in a folder that `Fit.save`, `Distillation.save`, `compare` or a command's `--out` wrote.
+    """Check every result in a folder that `Fit.save`, `Distillation.save`, `compare`, `capture` or a command's `--out` wrote.
 
     Raises:
         InputError: there is no result.
@@ -59,11 +60,9 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
         raise InputError(cannot(f"verify `{path}`", because, "Name the folder of a result"))
     results: list[tuple[Callable[[Path], Whole], Path]] = [(_study, path)] if (path / STUDY).exists() else []
     results += [(_fit, one) for one in (path, path / "fit") if _holds(one, FIT)]
-    results += [
-        (_distillation, one)
-        for one in (path, path / "student")
-        if _holds(one, DISTILLATION) or _holds(one, LANGUAGE_DISTILLATION)
-    ]
+    saved = (DISTILLATION, LANGUAGE_DISTILLATION)
+    results += [(_distillation, one) for one in (path, path / "student") if any(_holds(one, kind) for kind in saved)]
+    results += [(_stored_teacher, path)] if (path / MANIFEST).exists() else []
     if not results:
         because = f"it holds no {FIT.file}, no {DISTILLATION.file}, no {LANGUAGE_DISTILLATION.file} and no {STUDY}"
         students = [f"student/{one.file}" for one in saved]
@@ -112,6 +111,14 @@ def _distillation(folder: Path) -> Whole:
     saved, kind = (LANGUAGE_DISTILLATION, LanguageFields) if is_of_language else (DISTILLATION, DistillationFields)
     _, tensors = saved.read(folder, kind)
     return Whole("distillation", str(folder), f"checksums, fields and {len(tensors)} weights")
+
+
+def _stored_teacher(folder: Path) -> Whole:
+    found = StoredTeacher.open(folder)
+    shards = found.manifest["shards"]
+    return Whole(
+        "stored teacher", str(folder), f"checksums and laws of {len(shards)} shards, {found.manifest['tokens']:,} tokens"
+    )
 
 
 def _study(folder: Path) -> Whole:

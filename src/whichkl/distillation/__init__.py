@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whichkl.distillation.classifier import DistillationTarget, distill
+    from whichkl.distillation.language.capture import capture
     from whichkl.distillation.language.distillation import language_model
+    from whichkl.distillation.language.held_out_loss import HeldOutLoss
     from whichkl.distillation.language.result import LanguageDistillation
     from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
+    from whichkl.distillation.language.stored_teacher import StoredTeacher
+    from whichkl.distillation.language.teacher_access import TokenScores
     from whichkl.distillation.language.trainer import LanguageTrainer
     from whichkl.distillation.result import Distillation
     from whichkl.distillation.scores import Contrast, Reliability, Scores, reliability, scored
@@ -21,11 +25,15 @@ _HOMES = {
     "Contrast": "scores",
     "Distillation": "result",
     "DistillationTarget": "classifier",
+    "HeldOutLoss": "language.held_out_loss",
     "LanguageDistillation": "language.result",
     "LanguageTrainer": "language.trainer",
     "Reliability": "scores",
     "Scores": "scores",
     "SequenceKL": "language.sequence_kl",
+    "StoredTeacher": "language.stored_teacher",
+    "TokenScores": "language.teacher_access",
+    "capture": "language.capture",
     "distill": "classifier",
     "language_model": "language.distillation",
     "reliability": "scores",
@@ -38,11 +46,15 @@ __all__ = [
     "Contrast",
     "Distillation",
     "DistillationTarget",
+    "HeldOutLoss",
     "LanguageDistillation",
     "LanguageTrainer",
     "Reliability",
     "Scores",
     "SequenceKL",
+    "StoredTeacher",
+    "TokenScores",
+    "capture",
     "distill",
     "language_model",
     "reliability",

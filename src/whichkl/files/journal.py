@@ -62,14 +62,14 @@ class Journal:
         """Write an entry; it replaces an earlier one of that name."""
         content = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         text = json.dumps(plain({**notes, _COUNTS: self.counts or {}}))
-        write_whole(self._path(name), save(content, metadata={"notes": text, "sha256": _digest(content, text)}))
+        write_whole(self.path(name), save(content, metadata={"notes": text, "sha256": _digest(content, text)}))
 
     def load(self, name: str, read: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T | None:
         """Read an entry; None if there is none, or if it isn't what was written, which is logged.
 
         `read` turns tensors and notes into a result, or raises an error if they can't be those of this fit.
         """
-        path = self._path(name)
+        path = self.path(name)
         if not path.is_file():
             return None
         try:
@@ -100,7 +100,8 @@ class Journal:
         except OSError as error:
             _log.warning("The journal in `%s` can't be removed (%s).", self.folder, error.strerror or error)
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Return where an entry is."""
         return self.folder / self.key / f"{self.prefix}{name}.{self.key}.safetensors"
 
 

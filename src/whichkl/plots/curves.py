@@ -122,14 +122,16 @@ def reliability_curves(result: Distillation) -> Figure | None:
 
 
 def language_curves(result: LanguageDistillation) -> list[Figure]:
-    """Draw both KLs of sequences over training, then the entropy and the length of the student's continuations."""
+    """Draw both KLs over training; of sequences, then the entropy and the length of the student's continuations."""
     curve, figures = result.curve, [new_figure()]
     for name in ("forward_kl", "reverse_kl"):
-        _add_estimates(figures[0], [(one.step, getattr(one.found, name)) for one in curve], name)
-    small(figures[0], "KL of sequences, nats", "step", height=260)
+        known = [(one.step, getattr(one.found, name)) for one in curve]
+        _add_estimates(figures[0], [(step, one) for step, one in known if one is not None], name)
+    small(figures[0], f"KL, nats a {result.after.per}", "step", height=260)
     figures[0].update_yaxes(rangemode="tozero")
     for name, unit in (("entropy", "nats"), ("length", "tokens")):
-        figure, points = new_figure(), [(one.step, one.found.measures[name]) for one in curve if name in one.found.measures]
+        measures = [(one.step, getattr(one.found, "measures", {})) for one in curve]
+        figure, points = new_figure(), [(step, found[name]) for step, found in measures if name in found]
         if not points:
             continue
         _add_estimates(figure, [(step, one.student) for step, one in points], "other")

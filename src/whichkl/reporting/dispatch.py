@@ -12,11 +12,11 @@ from whichkl.distillation import Distillation, LanguageDistillation
 from whichkl.files.writing import is_report, write_whole
 from whichkl.fitting import Fit
 from whichkl.plots.curves import loss_curve, reliability_curves
-from whichkl.printable import printable
+from whichkl.printable import as_sentence, printable
 from whichkl.process.torch_modes import plain_modes
 from whichkl.reporting.fit_report import fit_page
 from whichkl.reporting.language_report import language_page
-from whichkl.reporting.page import Block, Page, Section, as_sentence, configuration_section, markdown, write_page
+from whichkl.reporting.page import Block, Page, Section, configuration_section, markdown, write_page
 from whichkl.reporting.study_report import study_page
 from whichkl.study import Study
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from whichkl.distillation import LanguageDistillation, SequenceKL
+from whichkl.distillation import HeldOutLoss, LanguageDistillation, SequenceKL
 from whichkl.distillation.language.pairs import SOURCES, minimised
 from whichkl.distillation.language.result import described
 from whichkl.plots.curves import language_curves, logged_losses
-from whichkl.printable import one_line, shorten
-from whichkl.reporting.page import Block, Page, Section, as_sentence, configuration_section, markdown
+from whichkl.printable import as_sentence, one_line, shorten
+from whichkl.reporting.page import Block, Page, Section, configuration_section, markdown
 
 _MAX_SHOWN = 600
 """Largest number of characters of a continuation that is shown."""
@@ -25,8 +25,9 @@ _FRONT_MATTER = "---\nlibrary_name: transformers\npipeline_tag: text-generation\
 def language_page(result: LanguageDistillation, *, has_pictures: bool = True, has_text: bool = True) -> Page:
     """Return the report; without continuations if it hasn't `has_text`."""
     fields = {k: v for k, v in result.to_dict().items() if k in ("settings", "steps", "flops", "cpu_seconds")}
-    what = f"{result.settings['student']} was trained on {result.settings['teacher']} by {described(result.settings)}."
-    sections = [language_verdict(result, has_pictures=has_pictures), _pairs(result), _measures(result)]
+    models = f"Student: {result.settings['student']}. Teacher: {result.settings['teacher']}."
+    what = f"{models} The loss is {described(result.settings)}."
+    sections = [language_verdict(result, has_pictures=has_pictures), _pairs(result), *_measures(result)]
     sections += [_continuations(result)] if has_text and result.examples else []
     sections += [_training(result, has_pictures=has_pictures), configuration_section(fields)]
     return Page("Distillation of a language model", what, sections, "Written by whichkl. Divergences are in nats.")
@@ -44,18 +45,31 @@ def language_verdict(result: LanguageDistillation, *, has_pictures: bool = True)
     blocks = [make(sentence, outcome)]
     blocks += [Block.warning(doubt, "Doubt") for doubt in doubts]
     blocks += [Block.warning(as_sentence(note), "Note") for note in result.notes]
-    rows = []
-    for name, (word, meaning) in _KLS.items():
-        numbers = [getattr(found, f"{name}{per}").number for per in ("", "_per_token") for found in (result.before, result.after)]
-        rows.append((word, *numbers, meaning))
-    heads = ("", "a sequence, before", "after", "a token, before", "after", "meaning")
-    blocks.append(Block.table(heads, rows, _HOW))
+    blocks.append(_kl_table(result))
     figures = language_curves(result) if has_pictures else []
     if figures:
         caption = "Over training: forward KL in blue, reverse KL in orange, with standard errors; the teacher's as dotted lines."
         blocks.append(Block.charts(figures, caption))
-    lead = f"On {result.after.prompts:,} held-out prompts, continued to {result.after.max_new_tokens} tokens at most."
-    return Section("What came of it", lead, tuple(blocks))
+    lead = f"On {result.after.prompts:,} held-out prompts"
+    if isinstance(result.after, SequenceKL):
+        lead += f", continued to {result.after.max_new_tokens} tokens at most"
+    return Section("What came of it", f"{lead}.", tuple(blocks))
+
+
+def _kl_table(result: LanguageDistillation) -> Block:
+    """Show both KLs before and after training."""
+    both, rows = (result.before, result.after), []
+    if not isinstance(result.after, SequenceKL):
+        for name, word in (("forward_kl", "forward KL"), ("reverse_kl", "reverse KL"), ("nll", "−log q of the data's tokens")):
+            known = [getattr(one, name) for one in both]
+            if None not in known:
+                word = "cross-entropy, forward KL + H(p)" if known[1].up_to else word
+                rows.append((word, *(one.number for one in known)))
+        return Block.table(("nats a token", "before", "after"), rows, "± one standard error, clustered by prompt.")
+    for name, (word, meaning) in _KLS.items():
+        numbers = [getattr(found, f"{name}{per}").number for per in ("", "_per_token") for found in both]
+        rows.append((word, *numbers, meaning))
+    return Block.table(("", "a sequence, before", "after", "a token, before", "after", "meaning"), rows, _HOW)
 
 
 def _measures_table(found: SequenceKL, before: SequenceKL | None = None) -> Block:
@@ -88,6 +102,14 @@ def sequence_section(found: SequenceKL) -> Section:
     return Section("", lead, (table, _measures_table(found), *(Block.warning(as_sentence(one), "note") for one in notes)))
 
 
+def held_out_section(found: HeldOutLoss) -> Section:
+    """Show what could be measured of a student."""
+    known = {"forward KL": found.forward_kl, "reverse KL": found.reverse_kl, "−log q of the data's tokens": found.nll}
+    rows = [(word + one.constant, one.number, "; ".join(one.notes) or "–") for word, one in known.items() if one is not None]
+    table = Block.table(("", "nats a token", "note"), rows, "± one standard error, clustered by prompt.")
+    return Section("", f"{found.prompts:,} held-out prompts, {found.tokens:,} tokens; of the teacher: {found.access}.", (table,))
+
+
 def _pairs(result: LanguageDistillation) -> Section:
     """Show what each pair minimises, and which shares this run took."""
     settings, rows = result.settings, []
@@ -102,9 +124,11 @@ def _pairs(result: LanguageDistillation) -> Section:
     return Section("What was minimised", lead, (Block.table(heads, rows, "The share of sequences with such prefixes."),))
 
 
-def _measures(result: LanguageDistillation) -> Section:
+def _measures(result: LanguageDistillation) -> list[Section]:
+    if not (isinstance(result.after, SequenceKL) and isinstance(result.before, SequenceKL)):
+        return []
     lead = "Continuations of the same prompts; the difference is that of the trained student."
-    return Section("How its continuations are", lead, (_measures_table(result.after, result.before),))
+    return [Section("How its continuations are", lead, (_measures_table(result.after, result.before),))]
 
 
 def _continuations(result: LanguageDistillation) -> Section:

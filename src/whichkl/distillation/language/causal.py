@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -82,37 +82,48 @@ class CausalModel:
 
 
 @contextlib.contextmanager
-def evaluating(*models: CausalModel) -> Iterator[None]:
-    """Switch off dropout inside the block; afterwards every part of every module is in the mode that it had."""
-    modes = [(part, part.training) for model in models for part in model.module.modules()]
+def evaluating(*models: Any) -> Iterator[None]:
+    """Switch off dropout inside the block; afterwards every part of every module is in the mode that it had.
+
+    A teacher of another kind than a model has no modes.
+    """
+    modules = [one.module for one in models if isinstance(one, CausalModel)]
+    modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        for model in models:
-            model.module.eval()
+        for module in modules:
+            module.eval()
         yield
     finally:
         for part, mode in modes:
             part.training = mode
 
 
-def agree(teacher: CausalModel, student: CausalModel, tokenizer: Any) -> tuple[int, ...]:
-    """Settle which columns are tokens, and return the tokens that end a sequence.
+class Sized(Protocol):
+    """What `agree` looks at: a model, or a stored teacher."""
 
-    Widths may differ by padding beyond the tokenizer's tokens; those columns have no part in any softmax.
+    who: str
+    tokens: int
+
+    @property
+    def end_tokens(self) -> frozenset[int] | None:
+        """The tokens that end a sequence, where they are known."""
+
+    def width(self) -> int:
+        """Return the number of columns."""
+
+
+def agree(teacher: Sized | None, student: Sized | None, tokenizer: Any, vocabulary: int | None = None) -> tuple[int, ...]:
+    """Settle which columns are tokens, and return the tokens that end a sequence; a side may be missing.
+
+    Widths may differ by padding beyond the tokenizer's tokens, or beyond `vocabulary`; those columns have no part in any softmax.
 
     Raises:
         InputError: the widths or the end tokens can't belong to one tokenizer.
     """
-    widths = {one.who: one.width() for one in (teacher, student)}
-    tokens = min(widths.values()) if tokenizer is None else len(tokenizer)
-    if tokenizer is None and len(set(widths.values())) > 1:
-        said = " and ".join(f"the {who}'s {width:,}" for who, width in widths.items())
-        because = f"their widths differ, {said}, and which columns are padding only a tokenizer tells"
-        raise InputError(cannot("compare these models", because, "Pass `tokenizer=`"))
-    for who, width in widths.items():
-        if width < tokens:
-            because = f"it has {width:,} logits, and the tokenizer has {tokens:,} tokens"
-            raise InputError(cannot(f"use this {who}", because, "Pass the tokenizer of both models"))
-    ends = {one.who: one.end_tokens for one in (teacher, student)}
+    sides = [one for one in (teacher, student) if one is not None]
+    widths = {one.who: one.width() for one in sides}
+    tokens = _number_of_tokens(widths, tokenizer, vocabulary)
+    ends = {one.who: one.end_tokens for one in sides}
     known = [one for one in ends.values() if one is not None]
     if len(set(known)) > 1:
         said = " and ".join(f"the {who}'s are {_listed(one)}" for who, one in ends.items() if one is not None)
@@ -126,8 +137,28 @@ def agree(teacher: CausalModel, student: CausalModel, tokenizer: Any) -> tuple[i
     if max(found) >= tokens or min(found) < 0:
         because = f"the end token {max(found)} isn't one of the {tokens:,} tokens"
         raise InputError(cannot("draw continuations", because, "Set `generation_config.eos_token_id`"))
-    teacher.tokens = student.tokens = tokens
+    for one in sides:
+        one.tokens = tokens
     return tuple(sorted(found))
+
+
+def _number_of_tokens(widths: Mapping[str, int], tokenizer: Any, vocabulary: int | None) -> int:
+    """Return how many columns are tokens; without a tokenizer or a number, all of them if both sides have as many."""
+    if vocabulary is not None and tokenizer is not None and vocabulary != len(tokenizer):
+        because = f"the tokenizer has {len(tokenizer):,} tokens"
+        raise InputError(cannot(f"use `vocabulary={vocabulary}`", because, "Leave it out"))
+    tokens = len(tokenizer) if tokenizer is not None else vocabulary
+    if tokens is None and len(set(widths.values())) > 1:
+        said = " and ".join(f"the {who}'s {width:,}" for who, width in widths.items())
+        because = f"their widths differ, {said}, and which columns are padding only a tokenizer tells"
+        raise InputError(cannot("compare these models", because, "Pass `tokenizer=`, or the number of tokens as `vocabulary=`"))
+    tokens = min(widths.values()) if tokens is None else tokens
+    whose = "tokenizer has" if tokenizer is not None else "vocabulary is of"
+    for who, width in widths.items():
+        if not 0 < tokens <= width:
+            because = f"it has {width:,} logits, and the {whose} {tokens:,} tokens"
+            raise InputError(cannot(f"use this {who}", because, "Pass the tokenizer of both models"))
+    return tokens
 
 
 def _listed(ids: Sequence[int] | frozenset[int]) -> str:

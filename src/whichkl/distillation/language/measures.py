@@ -112,10 +112,10 @@ def measured(teacher: Draws, student: Draws, prompt: Int[Tensor, " n"]) -> tuple
         "entropy": contrast("entropy", teacher.entropy, student.entropy, "nats"),
         "length": contrast("length", teacher.tokens, student.tokens, "none"),
         "distinct_2": contrast("distinct_2", teacher.distinct, student.distinct, "none"),
-        "nll": Contrast(*(_ratio("nll", one, tokens, "nats") for one in (nll[1], nll[0], nll[1] - nll[0]))),
+        "nll": Contrast(*(per_token("nll", one, tokens, "nats") for one in (nll[1], nll[0], nll[1] - nll[0]))),
         "ece": _ece(teacher, prompt),
     }
-    return found, _ratio("agreement", mean(teacher.agreed), tokens, "none")
+    return found, per_token("agreement", mean(teacher.agreed), tokens, "none")
 
 
 def _mean(name: str, values: Float[Tensor, " k"], unit: str) -> Estimate:
@@ -123,8 +123,8 @@ def _mean(name: str, values: Float[Tensor, " k"], unit: str) -> Estimate:
     return Estimate(name, float(values.mean()), error, method="mean over prompts", n=len(values), unit=unit)  # type: ignore[arg-type]
 
 
-def _ratio(name: str, sums: Float[Tensor, " k"], tokens: Float[Tensor, " k"], unit: str) -> Estimate:
-    """Per token: the ratio of means over prompts, with its error by linearisation."""
+def per_token(name: str, sums: Float[Tensor, " k"], tokens: Float[Tensor, " k"], unit: str) -> Estimate:
+    """Return the ratio of sums to tokens, both a number per prompt, with its error by linearisation."""
     method = "per token, clustered by prompt"
     if not bool(sums.isfinite().all()):
         return Estimate(name, math.inf, finite="infinite", method=method, n=len(sums), unit=unit)  # type: ignore[arg-type]

@@ -20,9 +20,9 @@ import transformers
 from torch import nn
 
 from whichkl._checks import IntegrityError, cannot, plain
-from whichkl.distillation.language.sequence_kl import SequenceKL
+from whichkl.distillation.language.result import Measured
 from whichkl.files.journal import Journal, tensors_behind
-from whichkl.files.reading import read_json
+from whichkl.files.reading import checked, read_json
 from whichkl.files.saving import checksum
 from whichkl.files.writing import TEMPORARY, remove_own, write_whole
 from whichkl.solvers.descent import state_of
@@ -55,11 +55,11 @@ class Record:
         """Where checkpoints are."""
         return None if self.journal is None else self.journal.folder / self.journal.key
 
-    def measured(self, name: str, measure: Callable[[], SequenceKL]) -> SequenceKL:
+    def measured(self, name: str, measure: Callable[[], Measured]) -> Measured:
         """Return a measurement from the journal; otherwise make it, and keep it."""
         if self.journal is None:
             return measure()
-        found = self.journal.load(name, lambda _, notes: SequenceKL.from_dict(notes))
+        found: Measured | None = self.journal.load(name, lambda _, notes: checked(Measured, notes))
         if found is None:
             found = measure()
             self.journal.save(name, {}, found.to_dict())

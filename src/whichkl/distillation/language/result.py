@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 from torch import nn
 
 from whichkl._checks import InputError, cannot, plain, require
+from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.sequence_kl import SequenceKL
 from whichkl.distillation.language.verdict import Verdict, verdict_of
 from whichkl.distillation.networks import in_short
@@ -26,6 +27,8 @@ from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers.descent import state_of
 
 LANGUAGE_DISTILLATION = Saved("a language distillation", "language_distillation.json", "student", "Distil again")
+Measured = SequenceKL | HeldOutLoss
+"""Both KLs of sequences, or what a teacher that is no model lets one measure."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,11 @@ class Midway:
 
     step: int
     flops: float
-    found: SequenceKL
+    found: Measured
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return {**vars(self), "found": self.found.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class Continuation:
     prompt: str
     data: str | None
     """The data's completion; None where there is none."""
-    teacher: str
-    """A draw of the teacher."""
+    teacher: str | None
+    """A draw of the teacher; None where it can't be drawn from."""
     before: str
     """A draw of the student as it was given."""
     after: str
@@ -64,8 +71,8 @@ class LanguageFields(TypedDict):
     """Everything except the weights, as in `language_distillation.json`."""
 
     format: int
-    before: SequenceKL
-    after: SequenceKL
+    before: Measured
+    after: Measured
     settings: Settings
     steps: int
     flops: float
@@ -83,9 +90,9 @@ class LanguageDistillation(HTML):
 
     student: nn.Module
     """The trained copy."""
-    before: SequenceKL
+    before: Measured
     """Of the student as it was given."""
-    after: SequenceKL
+    after: Measured
     settings: Mapping[str, Any]
     steps: int
     flops: float
@@ -129,7 +136,8 @@ class LanguageDistillation(HTML):
         lines = [f"{head}, {self.cpu_seconds:.0f} CPU seconds"]
         for name in ("forward_kl", "reverse_kl"):
             was, now = getattr(self.before, name), getattr(self.after, name)
-            lines.append(f"  {name:<12}{was.number} → {now.number} nats a sequence")
+            if now is not None:
+                lines.append(f"  {name + now.constant:<11} {was.number} → {now.number} nats a {self.after.per}")
         return "\n".join([*lines, str(self.after), *(f"  · {note}" for note in self.notes)])
 
     def model_card(self) -> str:
@@ -200,7 +208,9 @@ class LanguageDistillation(HTML):
         broken = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
         if broken:
             raise LANGUAGE_DISTILLATION.damaged(path, f"the weights `{broken[0][:80]}` are NaN")
-        if fields["steps"] < 0 or any(set(one.cut) != {"teacher", "student"} for one in (fields["before"], fields["after"])):
+        cuts = [one.cut for one in (fields["before"], fields["after"]) if isinstance(one, SequenceKL)]
+        kinds = {type(one) for one in (fields["before"], fields["after"], *(one.found for one in fields["midway"]))}
+        if fields["steps"] < 0 or len(kinds) > 1 or any(set(one) != {"teacher", "student"} for one in cuts):
             raise LANGUAGE_DISTILLATION.damaged(path, "its steps or cut draws can't be those of a language distillation")
         module = _made(path, fields["model"]) if student is None else copy.deepcopy(student)
         try:

@@ -55,6 +55,11 @@ class SequenceKL(HTML):
     samples: int
     max_new_tokens: int
 
+    @property
+    def per(self) -> str:
+        """What the KLs are of."""
+        return "sequence"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
         fields: dict[str, Any] = plain(asdict(self))
@@ -93,6 +98,7 @@ def sequence_kl(
     prompts: Any,
     max_new_tokens: int = 64,
     samples: int = 1,
+    vocabulary: int | None = None,
     seed: int = 0,
     tell: Callable[[str, float], None] | None = None,
 ) -> SequenceKL:
@@ -111,6 +117,7 @@ def sequence_kl(
         prompts: texts, conversations or lists of token ids, two at least; some hundred give an error of a few per cent.
         max_new_tokens: where continuations are cut. The KL of cut sequences is a lower bound of that of whole ones.
         samples: continuations of every prompt, from each model.
+        vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         seed: fixes the draws.
         tell: called with the present step, and the fraction of it that is done.
 
@@ -135,26 +142,26 @@ def sequence_kl(
     most, times, seed = _positive("max_new_tokens", max_new_tokens), _positive("samples", samples), check_seed(seed)
     p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
     with evaluating(p, q):
-        return _compared(p, q, tokenizer, prompts, most, times, seed, tell or (lambda step, done: None))
+        ends = agree(p, q, tokenizer, vocabulary)
+        ids = read_prompts(prompts, tokenizer, p.tokens)
+        return _compared(p, q, ids, ends, most, times, seed, tell or (lambda step, done: None))
 
 
 def _compared(
     p: CausalModel,
     q: CausalModel,
-    tokenizer: Any,
-    prompts: Any,
+    ids: Sequence[Sequence[int]],
+    ends: Sequence[int],
     most: int,
     times: int,
     seed: int,
     say: Callable[[str, float], None],
 ) -> SequenceKL:
     """Draw from both models, evaluate both on all draws, and average."""
-    ends = agree(p, q, tokenizer)
-    ids = read_prompts(prompts, tokenizer, p.tokens)
     if len(ids) < _MIN_PROMPTS:
         raise InputError(cannot("estimate a sequence KL", "an error needs two prompts", "Give some hundred"))
     draws = {
-        one.who: _drawn(one, other, ids * times, ends, most, seed + side, partial(say, f"continuations of the {one.who}"))
+        one.who: _drawn(one, other, [*ids] * times, ends, most, seed + side, partial(say, f"continuations of the {one.who}"))
         for side, (one, other) in enumerate(((p, q), (q, p)))
     }
     prompt = torch.arange(len(ids), device="cpu").repeat(times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from whichkl.distillation.language.causal import CausalModel, evaluating
 from whichkl.distillation.language.head import Head, capturing, head_of
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.losses import linear_divergence
-from whichkl.distillation.losses.logits import of_logits
+from whichkl.distillation.losses.logits import of_logits, widened
 from whichkl.divergences.divergence import RowDivergence
 
-_ROWS_PER_CHUNK = 1_024
+_NUMBERS_PER_CHUNK = 1 << 25
+"""Logits of a chunk: 128 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,23 @@ class TokenLoss:
 
     def __call__(self, model: nn.Module, rollouts: Rollouts) -> Float[Tensor, ""]:
         """Return the sum over the drawn tokens; `model` is the student, as a trainer has wrapped it."""
-        where = rollouts.drawn[:, 1:].nonzero().to(self.student.device)  # a place's logits are those of the token after it
         labels = rollouts.ids[rollouts.drawn].to(self.student.device)
+        known = self.asked(rollouts)  # first: the student's activations aren't there yet
+        q = rows_of(self.student, model, self.sides[1], rollouts)
+        loss = self.soft(known, q, rollouts, labels)
+        if self.hard_label_weight:
+            hard = label_losses(self.sides[1].head, self.student.tokens, q, labels).sum()
+            loss = (1 - self.hard_label_weight) * loss + self.hard_label_weight * hard
+        return loss
+
+    def asked(self, rollouts: Rollouts) -> Any:
+        """Return what the teacher says: a row per drawn token."""
         with torch.no_grad(), evaluating(self.teacher):  # a teacher may share parts with the student
-            p = self._rows(self.teacher, self.teacher.module, self.sides[0], rollouts, where)
-        q = self._rows(self.student, model, self.sides[1], rollouts, where)
-        p, tokens = p.to(q.device), self.student.tokens
+            return rows_of(self.teacher, self.teacher.module, self.sides[0], rollouts)
+
+    def soft(self, known: Any, q: Float[Tensor, "m k"], rollouts: Rollouts, labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+        """Return the divergences' sum, from what the teacher says and the student's rows."""
+        p, tokens = known.to(q.device), self.student.tokens
         teacher, student = self.sides[0].head, self.sides[1].head
         if teacher is None or student is None:
             common: dict[str, Any] = {"temperature": self.temperature, "vocabulary": tokens}
@@ -79,61 +92,78 @@ class TokenLoss:
             loss = rows.sum()
             if self.has_credit:
                 log_q = q[:, :tokens].float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
-                loss = loss + score_term(rows, log_q, where[:, 0])
-        else:
-            loss = linear_divergence(
-                hidden_student=q,
-                weight_student=student.weight,
-                bias_student=student.bias,
-                hidden_teacher=p,
-                weight_teacher=teacher.weight.to(q.device),
-                bias_teacher=None if teacher.bias is None else teacher.bias.to(q.device),
-                divergence=self.divergence,
-                temperature=self.temperature,
-                reduction="sum",
-                vocabulary=tokens,
-                logit_scale_student=student.scale,
-                logit_scale_teacher=teacher.scale,
-                softcap_student=student.cap,
-                softcap_teacher=teacher.cap,
-            )
-        if self.hard_label_weight:
-            loss = (1 - self.hard_label_weight) * loss + self.hard_label_weight * self._cross_entropy(q, labels)
-        return loss
-
-    def _rows(self, side: CausalModel, model: nn.Module, found: Side, rollouts: Rollouts, where: Tensor) -> Tensor:
-        """Return a row per drawn token: hidden states, or logits where the head isn't plain."""
-        where = where.to(side.device)
-        ids, mask = rollouts.ids.to(side.device), rollouts.mask.long().to(side.device)
-        given: dict[str, Any] = {"attention_mask": mask} if side.takes_mask else {}
-        if found.head is None:
-            out: Any = model(input_ids=ids, **given)
-            logits: Tensor = getattr(out, "logits", out)
-            return logits[where[:, 0], where[:, 1]]
-        with capturing(found.head) as hidden:
-            model(input_ids=ids, **given, **({"logits_to_keep": 1} if found.skips else {}))
-        return hidden[-1][where[:, 0], where[:, 1]]
-
-    def _cross_entropy(self, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
-        """Return −Σ log q of the labels, at temperature 1, in chunks whose logits aren't kept."""
-        head, tokens = self.sides[1].head, self.student.tokens
-
-        def part(rows: Tensor, wanted: Tensor) -> Tensor:
-            logits = rows if head is None else head.logits(rows)
-            return nn.functional.cross_entropy(logits[:, :tokens].float(), wanted, reduction="sum")
-
-        if head is None:
-            return part(q, labels)
-        chunks = zip(q.split(_ROWS_PER_CHUNK), labels.split(_ROWS_PER_CHUNK), strict=True)
-        sums = [torch.utils.checkpoint.checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]
-        return torch.stack(sums).sum()
+                loss = loss + score_term(rows, log_q, places(rollouts)[:, 0].to(q.device))
+            return loss
+        return linear_divergence(
+            hidden_student=q,
+            weight_student=student.weight,
+            bias_student=student.bias,
+            hidden_teacher=p,
+            weight_teacher=teacher.weight.to(q.device),
+            bias_teacher=None if teacher.bias is None else teacher.bias.to(q.device),
+            divergence=self.divergence,
+            temperature=self.temperature,
+            reduction="sum",
+            vocabulary=tokens,
+            logit_scale_student=student.scale,
+            logit_scale_teacher=teacher.scale,
+            softcap_student=student.cap,
+            softcap_teacher=teacher.cap,
+        )
 
 
-def score_term(rows: Float[Tensor, " m"], log_q: Float[Tensor, " m"], sequence: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+def rows_of(side: CausalModel, model: nn.Module, found: Side, rollouts: Rollouts) -> Tensor:
+    """Return a row per drawn token: hidden states, or logits where the head isn't plain; `model` is the side's, maybe wrapped."""
+    where = places(rollouts).to(side.device)
+    ids, mask = rollouts.ids.to(side.device), rollouts.mask.long().to(side.device)
+    given: dict[str, Any] = {"attention_mask": mask} if side.takes_mask else {}
+    if found.head is None:
+        out: Any = model(input_ids=ids, **given)
+        logits: Tensor = getattr(out, "logits", out)
+        return logits[where[:, 0], where[:, 1]]
+    with capturing(found.head) as hidden:
+        model(input_ids=ids, **given, **({"logits_to_keep": 1} if found.skips else {}))
+    return hidden[-1][where[:, 0], where[:, 1]]
+
+
+def places(rollouts: Rollouts) -> Int[Tensor, "m 2"]:
+    """Return the sequence and the place of each drawn token's logits, which are those of the token before it."""
+    return rollouts.drawn[:, 1:].nonzero()
+
+
+def in_chunks(
+    part: Callable[..., Tensor], head: Head | None, tokens: int, rows: Float[Tensor, "m k"], *others: Tensor
+) -> Float[Tensor, " m"]:
+    """Return `part(logits, *others)` of all rows, some at a time; the logits of hidden states aren't kept for the gradient."""
+    if head is None:
+        return part(rows[:, :tokens], *others)
+
+    def of_hidden(hidden: Tensor, *beside: Tensor) -> Tensor:
+        return part(head.logits(hidden)[:, :tokens], *beside)
+
+    chunks = zip(*(one.split(max(1, _NUMBERS_PER_CHUNK // tokens)) for one in (rows, *others)), strict=True)
+    return torch.cat([torch.utils.checkpoint.checkpoint(of_hidden, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def label_losses(head: Head | None, tokens: int, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """Return −log q of the labels, at temperature 1."""
+
+    def part(logits: Tensor, wanted: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(widened(logits), wanted, reduction="none")
+
+    return in_chunks(part, head, tokens, q, labels)
+
+
+def score_term(
+    rows: Float[Tensor, " m"], log_q: Float[Tensor, " m"], sequence: Int[Tensor, " m"], *, own: bool = False, later: bool = True
+) -> Float[Tensor, ""]:
     """Return a term of value 0 whose gradient is Σₜ (Gₜ − bₜ) ∇log qₜ(yₜ), Gₜ the sum of the later tokens' divergences.
 
     With Σₜ ∇KL(qₜ‖pₜ) its mean over draws of q is the gradient of the sequences' reverse KL. The baseline bₜ is the mean Gₜ of
     the other sequences at the same place, which leaves the mean as it is.
+
+    Where `rows` are log ratios log qₜ(yₜ)/pₜ(yₜ), Gₜ has to include the token's `own`: with it alone the mean is Σₜ ∇KL(qₜ‖pₜ) at
+    the drawn prefixes, and with the `later` ones too the gradient of the sequences' reverse KL.
 
     Source: Williams (1992); rewards to go and the leave-one-out baseline as in Kool, van Hoof & Welling (2019).
     """
@@ -141,7 +171,7 @@ def score_term(rows: Float[Tensor, " m"], log_q: Float[Tensor, " m"], sequence: 
     count = torch.bincount(sequence, minlength=n)
     place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[sequence]
     grid = rows.new_zeros(n, int(place.max()) + 1 if len(rows) else 0).index_put((sequence, place), rows.detach())
-    to_go = grid.flip(1).cumsum(1).flip(1) - grid
+    to_go = (grid.flip(1).cumsum(1).flip(1) if later else grid) - (0 if own else grid)
     others = (to_go.sum(0) - to_go) / max(1, n - 1)  # an ended sequence has nothing to come
     gain = (to_go - others)[sequence, place]
     return (gain * (log_q - log_q.detach())).sum()

@@ -11,11 +11,11 @@ import transformers
 from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.causal import CausalModel, agree, evaluating
-from whichkl.distillation.language.examples import read_examples, stacked, together
+from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.examples import Example, read_examples, stacked, together
 from whichkl.distillation.language.pairs import SOURCES as _SOURCES
 from whichkl.distillation.language.rollouts import Rollouts, continued
-from whichkl.distillation.language.token_loss import TokenLoss
+from whichkl.distillation.language.teacher_access import TokenScores, check_access, loss_of, settled, teacher_of
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
@@ -31,7 +31,8 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
     Everything else is `transformers.Trainer`: `TrainingArguments`, accelerate, callbacks, PEFT, checkpoints, `report_to`, resume.
 
     Args:
-        teacher: p, a causal language model; it is only evaluated.
+        teacher: p, a causal language model, which is only evaluated; or what is left of one: a `StoredTeacher`, `TokenScores`, or
+            None, where there is only the data's text. They allow fewer objectives and prefixes.
         student: q, the model that is trained, in place.
         objective: a row divergence, or its name, with its parameter after a colon: ``"jeffreys:0.3"``.
         prefixes: shares of ``"data"``, ``"student"`` and ``"teacher"``, which sum to 1; every sequence draws one.
@@ -44,6 +45,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place.
         eval_dataset: the same; its loss is on the data's own completions.
         processing_class: the tokenizer of both models; None where examples are token ids.
+        vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         budget: FLOPs after which training stops; None for no limit.
         tell: called with the fraction that is done, after every step.
         **others: further arguments of `transformers.Trainer`: callbacks, optimizers, …
@@ -59,7 +61,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        teacher: nn.Module,
+        teacher: Any,
         student: nn.Module,
         objective: str | RowDivergence = "forward_kl",
         prefixes: Mapping[str, float] | None = None,
@@ -71,6 +73,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         train_dataset: Any,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        vocabulary: int | None = None,
         budget: float | None = None,
         tell: Callable[[float], None] | None = None,
         **others: Any,
@@ -78,41 +81,44 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.divergence, self.shares = row_divergence_of(objective), _shares(prefixes)
         self.objective = spec_of(self.divergence)
         _check_together(self.divergence, self.shares, credit, hard_label_weight)
-        p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
+        p, q = teacher_of(teacher), CausalModel(student, "student")
+        check_access(p, self.divergence, self.shares, hard_label_weight=hard_label_weight, temperature=temperature)
         with evaluating(p, q):
-            self.ends = agree(p, q, processing_class)
-            examples = read_examples(train_dataset, processing_class, p.tokens, self.ends[0])
+            self.ends = settled(p, q, processing_class, vocabulary)
+            examples = read_examples(train_dataset, processing_class, q.tokens, self.ends[0])
             if self.shares["data"] and any(one.completion is None for one in examples):
                 because = "some examples are prompts without completions"
                 raise InputError(
                     cannot("train on prefixes of the data", because, "Use prefixes={'student': 1.0}, or add completions")
                 )
-            self.token_loss = TokenLoss(
+            held_out = _with_completions(eval_dataset, processing_class, q.tokens, self.ends[0], p)
+            self.token_loss = loss_of(
                 p,
                 q,
                 self.divergence,
+                [*examples, *held_out],
+                most=max_new_tokens,
+                has_credit=credit == "sequence",
                 temperature=temperature,
                 hard_label_weight=hard_label_weight,
-                has_credit=credit == "sequence",
                 probe=torch.tensor([examples[0].prompt], dtype=torch.int64, device="cpu"),
             )
         self.max_new_tokens, self._teacher, self._student = max_new_tokens, p, q
         args = copy.copy(args) if args is not None else transformers.TrainingArguments()
         args.remove_unused_columns = False
         args.label_names = ["begin"]  # without labels an evaluation would report no loss
-        held_out = _with_completions(eval_dataset, processing_class, p.tokens, self.ends[0])
         super().__init__(
             model=student,
             args=args,
             data_collator=self._collated,
             train_dataset=[one.to_dict() for one in examples],
-            eval_dataset=held_out,
+            eval_dataset=[one.to_dict() for one in held_out] if eval_dataset is not None else None,
             processing_class=processing_class,
             **others,
         )
         self.tokens_generated, self.flops, self.budget = {"student": 0, "teacher": 0}, 0.0, budget
         """How many tokens were drawn, and what was spent, before a resume too; see `LanguageDistillation.flops`."""
-        self._sizes = {one.who: sum(weight.numel() for weight in one.module.parameters()) for one in (p, q)}
+        self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
         self.add_callback(_Watch(self, tell))
 
     def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
@@ -149,7 +155,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             if name == "data":
                 parts.append(Rollouts(given.ids[chosen], given.begin[chosen], given.end[chosen], given.cut[chosen]))
                 continue
-            drawing = self._student if name == "student" else self._teacher
+            drawing: Any = self._student if name == "student" else self._teacher
             prompts = [given.ids[k, : int(given.begin[k])].tolist() for k in chosen.tolist()]
             with evaluating(drawing):
                 parts.append(continued(drawing, prompts, self.ends, self.max_new_tokens, int(seeds[1]) + number))
@@ -187,15 +193,19 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         return output
 
 
-def _with_completions(data: Any, tokenizer: Any, tokens: int, end: int) -> list[dict[str, list[int]]] | None:
+def _with_completions(data: Any, tokenizer: Any, tokens: int, end: int, teacher: Any) -> list[Example]:
     """Read the examples of an evaluation, each of which needs a completion."""
     if data is None:
-        return None
+        return []
+    do = "evaluate on the data's completions"
+    if isinstance(teacher, TokenScores):
+        because = "the teacher only scores tokens, which have to be drawn from the student for a KL"
+        raise InputError(cannot(do, because, "Leave `eval_dataset` out"))
     examples = read_examples(data, tokenizer, tokens, end)
     if any(one.completion is None for one in examples):
         because = "some examples of `eval_dataset` have no completion"
-        raise InputError(cannot("evaluate on the data's completions", because, "Add them, or use `sequence_kl` on prompts"))
-    return [one.to_dict() for one in examples]
+        raise InputError(cannot(do, because, "Add them, or use `sequence_kl` on prompts"))
+    return examples
 
 
 class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
@@ -218,6 +228,11 @@ class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
         if self.tell is not None:
             self.tell(min(1.0, max(spent, state.global_step / max(1, state.max_steps))))
+
+
+def _weights(model: Any) -> Iterator[Tensor]:
+    """Yield a model's parameters; a teacher that is no model has none."""
+    return model.module.parameters() if isinstance(model, CausalModel) else iter(())
 
 
 def _first(iterator: Iterator[Any], count: int) -> list[Any]:

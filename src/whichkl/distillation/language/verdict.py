@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.sequence_kl import SequenceKL
 from whichkl.divergences import Estimate
+from whichkl.printable import as_sentence
 
 _CLEAR = 2.0
 """Standard errors from which on a change counts as one."""
 _MIN_CUT = 0.01
 _MIN_LENGTH_CHANGE = 0.1
 """Smallest difference of mean lengths that is named, as a share of the teacher's."""
-_WORDS = {"forward_kl": "Forward KL", "reverse_kl": "reverse KL"}
+_WORDS = {"forward_kl": "forward KL", "reverse_kl": "reverse KL"}
 
 
 class Verdict(NamedTuple):
@@ -25,27 +28,25 @@ class Verdict(NamedTuple):
     """What speaks against the figures, a sentence each."""
 
 
-def verdict_of(before: SequenceKL, after: SequenceKL) -> Verdict:
-    """Compare both KLs before and after training, on the same prompts.
+def verdict_of(before: SequenceKL | HeldOutLoss, after: SequenceKL | HeldOutLoss) -> Verdict:
+    """Compare the KLs before and after training, on the same prompts.
 
     The errors of the two are combined as if they were independent, which is too wide where they share draws of the teacher.
     """
-    moves = {name: _move(getattr(before, name), getattr(after, name)) for name in _WORDS}
-    parts = [_said(_WORDS[name], getattr(before, name), getattr(after, name), moves[name]) for name in _WORDS]
-    return Verdict(_OUTCOMES[_sign(moves["forward_kl"]), _sign(moves["reverse_kl"])], f"{'; '.join(parts)}.", _doubts(after))
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in _WORDS}
+    moves = {name: _move(*both) for name, both in pairs.items() if None not in both}
+    parts = [_said(_WORDS[name], *pairs[name], moves[name], after.per) for name in moves]
+    outcome = _outcome({name: _sign(move) for name, move in moves.items()})
+    return Verdict(outcome, as_sentence("; ".join(parts)), _doubts(after))
 
 
-_OUTCOMES = {
-    (-1, -1): "The student came closer to its teacher",
-    (-1, 0): "The student came closer to its teacher",
-    (0, -1): "The student came closer to its teacher",
-    (-1, 1): "The student came closer in the forward direction only",
-    (1, -1): "The student came closer in the reverse direction only",
-    (0, 0): "No change was detected",
-    (0, 1): "The student moved away from its teacher",
-    (1, 0): "The student moved away from its teacher",
-    (1, 1): "The student moved away from its teacher",
-}
+def _outcome(signs: Mapping[str, int]) -> str:
+    fell, rose = [name for name, sign in signs.items() if sign < 0], [name for name, sign in signs.items() if sign > 0]
+    if fell and rose:
+        return f"The student came closer in the {fell[0].split('_')[0]} direction only"
+    if fell:
+        return "The student came closer to its teacher"
+    return "The student moved away from its teacher" if rose else "No change was detected"
 
 
 def _move(was: Estimate, now: Estimate) -> tuple[float, float]:
@@ -61,23 +62,28 @@ def _sign(move: tuple[float, float]) -> int:
     return 0 if abs(difference) <= _CLEAR * error else 1 if difference > 0 else -1
 
 
-def _said(word: str, was: Estimate, now: Estimate, move: tuple[float, float]) -> str:
+def _said(word: str, was: Estimate, now: Estimate, move: tuple[float, float], per: str) -> str:
+    word = "the cross-entropy, forward KL + H(p)," if now.up_to == "entropy_p" else word
     if not (math.isfinite(was.value) and math.isfinite(now.value)):
-        return f"{word} was {was.number} and is {now.number} nats a sequence"
+        return f"{word} was {was.number} and is {now.number} nats a {per}"
     change = Estimate("change", abs(move[0]), move[1])
     verb = ("hardly moved", "rose", "fell")[_sign(move)]
     by = f", by {change.number}" if _sign(move) else ""
-    return f"{word} {verb} from {was.number} to {now.number} nats a sequence{by}"
+    return f"{word} {verb} from {was.number} to {now.number} nats a {per}{by}"
 
 
-def _doubts(after: SequenceKL) -> tuple[str, ...]:
+def _doubts(after: SequenceKL | HeldOutLoss) -> tuple[str, ...]:
+    if isinstance(after, HeldOutLoss):
+        known = f"Of the teacher there is {after.access}: these are no KLs of sequences."
+        notes = [note for one in (after.forward_kl, after.reverse_kl) if one is not None for note in one.notes]
+        return (known, *(as_sentence(note.replace("_kl", " KL")) for note in dict.fromkeys(notes)))
     found = []
     if max(after.cut.values()) >= _MIN_CUT:
         shares = " and ".join(f"{share:.0%} of the {who}'s" for who, share in after.cut.items())
         found.append(f"{shares} continuations were cut at {after.max_new_tokens} tokens: the KLs of whole ones are larger.")
     for name, word in _WORDS.items():
         if not math.isfinite(getattr(after, name).value):
-            found.append(f"{word[:1].upper()}{word[1:]} is infinite: a token that one model can draw has no chance in the other.")
+            found.append(as_sentence(f"{word} is infinite: a token that one model can draw has no chance in the other"))
     length = after.measures.get("length")
     if length is not None and length.difference is not None:
         change, error = length.difference.value, length.difference.stderr or 0.0

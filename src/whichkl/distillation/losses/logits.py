@@ -29,7 +29,7 @@ Mask = Bool[Tensor, "..."]
 Loss = Float[Tensor, "..."]
 
 
-class StoredTeacher(ABC):
+class StoredRows(ABC):
     """Some tokens of each row, and the teacher's log-probabilities of them."""
 
     what: ClassVar[str]
@@ -104,7 +104,7 @@ class StoredTeacher(ABC):
 
 
 @dataclass(frozen=True)
-class TopK(StoredTeacher):
+class TopK(StoredRows):
     """The teacher's k likeliest tokens of each row; all others are one bucket that holds the rest, never renormalised.
 
     Every divergence that obeys the data-processing inequality is then a lower bound of the full one, at least 0, and sees mass
@@ -192,7 +192,7 @@ class TopK(StoredTeacher):
 
 
 @dataclass(frozen=True)
-class SampledTokens(StoredTeacher):
+class SampledTokens(StoredRows):
     """Tokens drawn for each row, from the teacher or from any proposal that covers it: an unbiased replacement for the row.
 
     A divergence that is a sum over tokens, Σ h, is estimated by the mean of h/r over tokens from r, without bias in value and
@@ -240,7 +240,7 @@ class SampledTokens(StoredTeacher):
         return (divergence.terms(log_p, log_q.gather(-1, self.indices.long())) * (-weight).exp()).mean(-1)
 
 
-Teacher = Logits | StoredTeacher
+Teacher = Logits | StoredRows
 
 
 def of_logits(
@@ -290,7 +290,7 @@ def of_logits(
     check_mask(mask, student.shape[:-1])
     dtype = torch.float64 if torch.float64 in (student.dtype, _dtype(teacher)) else torch.float32
     log_q = _log_probs(student, temperature, mask, vocabulary, dtype)
-    if isinstance(teacher, StoredTeacher):
+    if isinstance(teacher, StoredRows):
         teacher.check(student.shape[-1] if vocabulary is None else vocabulary, mask)
         values = teacher.value(divergence, log_q)
     else:
@@ -319,20 +319,20 @@ def _dtype(teacher: Teacher) -> torch.dtype:
 
 
 def _check_logits(teacher: Teacher, student: Tensor, vocabulary: int | None, temperature: float | Tensor) -> None:
-    partial = isinstance(teacher, StoredTeacher)
+    partial = isinstance(teacher, StoredRows)
     if not isinstance(student, Tensor) or not (partial or isinstance(teacher, Tensor)):
         because = f"the teacher is a {type(teacher).__name__}, the student a {type(student).__name__}"
         raise InputError(cannot("compare these logits", because, "Pass torch tensors of logits, or a stored teacher (`TopK`)"))
     if not student.is_floating_point() or not _dtype(teacher).is_floating_point:
         because = f"they are {_dtype(teacher)} and {student.dtype}"
         raise InputError(cannot("compare these logits", because, "Pass floating-point logits, not token numbers"))
-    shape = teacher.log_probs.shape if isinstance(teacher, StoredTeacher) else teacher.shape
+    shape = teacher.log_probs.shape if isinstance(teacher, StoredRows) else teacher.shape
     if student.dim() == 0 or len(shape) == 0 or shape[:-1] != student.shape[:-1]:
         because = f"the teacher has shape {tuple(shape)}, the student {tuple(student.shape)}"
         raise InputError(cannot("compare these logits", because, "Pass the same rows of both, the vocabulary on the last axis"))
     columns = {"student": student.shape[-1]} if partial else {"teacher": shape[-1], "student": student.shape[-1]}
     checked_vocabulary("logits", columns, vocabulary)
-    if isinstance(teacher, StoredTeacher) and teacher.temperature != temperature:
+    if isinstance(teacher, StoredRows) and teacher.temperature != temperature:
         because = f"its probabilities are for temperature {teacher.temperature}, and the tokens left out are needed for another"
         raise InputError(
             cannot(f"use this stored teacher at temperature {temperature}", because, f"Store it with `temperature={temperature}`")

@@ -1,0 +1,165 @@
+"""Held-out loss: what can be measured of a student on unseen prompts where its teacher doesn't give whole laws."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whichkl._checks import InputError, cannot, plain
+from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.examples import Example, together
+from whichkl.distillation.language.measures import per_token
+from whichkl.distillation.language.rollouts import Rollouts, continued
+from whichkl.distillation.language.stored_teacher import StoredTeacher
+from whichkl.distillation.language.teacher_access import PartialLoss, TokenScores, loss_of
+from whichkl.distillation.language.token_loss import label_losses, rows_of
+from whichkl.distillation.losses import divergence_named
+from whichkl.divergences import Estimate
+from whichkl.files.reading import rebuilt
+from whichkl.printable import HTML
+
+_ROWS_PER_CALL = 16
+
+
+@dataclass(frozen=True)
+class HeldOutLoss(HTML):
+    """What can be measured of a student where its teacher can't be evaluated in full: nats per token, errors clustered by prompt.
+
+    A `SequenceKL` takes its place where the teacher is a model.
+    """
+
+    access: str
+    """What is known of the teacher."""
+    forward_kl: Estimate | None
+    """On the data's prefixes: from stored rows; or from text alone, which gives it up to the entropy."""
+    reverse_kl: Estimate | None
+    """From stored rows on the data's prefixes; or from scores on the student's own, by Monte Carlo."""
+    nll: Estimate | None
+    """−log q of the data's tokens."""
+    prompts: int
+    tokens: int
+    """Number of tokens that were measured."""
+
+    @property
+    def per(self) -> str:
+        """What the numbers are of."""
+        return "token"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        fields: dict[str, Any] = plain(asdict(self))
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> HeldOutLoss:
+        """Rebuild it from `to_dict`."""
+        return rebuilt(cls, fields)
+
+    def __repr__(self) -> str:
+        known = ", ".join(f"{name}={one.number}" for name, one in self._known.items())
+        return f"HeldOutLoss({known}, prompts={self.prompts})"
+
+    def __str__(self) -> str:
+        """A line for every number, then what they mean."""
+        lines = [f"{self.prompts:,} held-out prompts, {self.tokens:,} tokens; of the teacher: {self.access}"]
+        lines += [f"  {one} a token" for one in self._known.values()]
+        return "\n".join([*lines, *(f"  {note}" for one in self._known.values() for note in one.notes)])
+
+    @property
+    def _known(self) -> dict[str, Estimate]:
+        every = {name: getattr(self, name) for name in ("forward_kl", "reverse_kl", "nll")}
+        return {name: one for name, one in every.items() if one is not None}
+
+
+def held_out_loss(
+    teacher: StoredTeacher | TokenScores | None,
+    student: CausalModel,
+    examples: Sequence[Example],
+    *,
+    ends: Sequence[int],
+    most: int,
+    seed: int,
+    tell: Callable[[float], None],
+) -> HeldOutLoss:
+    """Measure a student on examples that it wasn't trained on, with what its teacher can be asked.
+
+    Raises:
+        InputError: a stored teacher doesn't have one of the examples, or scores can't be used.
+    """
+    if not isinstance(teacher, TokenScores) and any(one.completion is None for one in examples):
+        because = "some held-out examples are prompts without completions"
+        raise InputError(cannot("measure the held-out loss", because, "Add completions"))
+    losses, access = _losses(teacher, student, examples, most)
+    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(tuple(one.prompt) for one in examples))}
+    sums: dict[str, Tensor] = {}
+    count = torch.zeros(len(prompts), dtype=torch.float64, device="cpu")
+    for first in range(0, len(examples), _ROWS_PER_CALL):
+        part = examples[first : first + _ROWS_PER_CALL]
+        with torch.no_grad(), evaluating(student):
+            rollouts = _rollouts(teacher, student, part, ends, most, seed + first)
+            found = _values(losses, rollouts, has_labels=not isinstance(teacher, TokenScores))
+        which = torch.tensor([prompts[tuple(one.prompt)] for one in part], dtype=torch.int64, device="cpu")
+        row = which.repeat_interleave(rollouts.end - rollouts.begin)
+        count += torch.bincount(row, minlength=len(prompts))
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + torch.bincount(row, value.double().cpu(), len(prompts))
+        tell(min(1.0, (first + len(part)) / len(examples)))
+    estimates: dict[str, Any] = {name: per_token(name, one, count, "nats") for name, one in sums.items()}
+    for name, note in _notes(teacher).items():
+        estimates[name] = dataclasses.replace(estimates[name], notes=(note,))
+    if teacher is None:
+        estimates["forward_kl"] = dataclasses.replace(estimates["nll"], quantity="forward_kl", up_to="entropy_p")
+    forward, reverse, nll = (estimates.get(name) for name in ("forward_kl", "reverse_kl", "nll"))
+    return HeldOutLoss(access, forward, reverse, nll, len(prompts), int(count.sum()))
+
+
+def _losses(teacher: Any, student: CausalModel, examples: Sequence[Example], most: int) -> tuple[dict[str, PartialLoss], str]:
+    """Return the losses that can be measured, by name, and what is known of the teacher."""
+    names, access, temperature = ["forward_kl"], "its text", 1.0
+    if isinstance(teacher, StoredTeacher):
+        names = ["forward_kl"] if teacher.has_draws else ["forward_kl", "reverse_kl"]
+        access, temperature = teacher.what, teacher.temperature
+    elif isinstance(teacher, TokenScores):
+        names, access = ["reverse_kl"], "its scores of given tokens"
+    probe = torch.tensor([examples[0].prompt], dtype=torch.int64, device="cpu")
+    settings: dict[str, Any] = {"most": most, "has_credit": False, "probe": probe, "temperature": temperature}
+    with evaluating(student):
+        losses = {name: loss_of(teacher, student, divergence_named(name), examples, **settings) for name in names}
+    return losses, access  # type: ignore[return-value]
+
+
+def _rollouts(
+    teacher: Any, student: CausalModel, examples: Sequence[Example], ends: Sequence[int], most: int, seed: int
+) -> Rollouts:
+    """Return the examples' own completions, or the student's where the teacher scores those."""
+    if isinstance(teacher, TokenScores):
+        return continued(student, [one.prompt for one in examples], ends, most, seed)
+    return together([one.to_dict() for one in examples], most)
+
+
+def _values(losses: dict[str, PartialLoss], rollouts: Rollouts, *, has_labels: bool) -> dict[str, Tensor]:
+    """Return a number per token for every loss, and for the data's tokens."""
+    one = next(iter(losses.values()))
+    student, side = one.student, one.sides[1]
+    labels = rollouts.ids[rollouts.drawn].to(student.device)
+    known, q = one.asked(rollouts), rows_of(student, student.module, side, rollouts)
+    found = {"nll": label_losses(side.head, student.tokens, q, labels)} if has_labels else {}
+    return found | {name: loss.values(known, q, labels) for name, loss in losses.items()}
+
+
+def _notes(teacher: Any) -> dict[str, str]:
+    """Return what a reader has to know of each number."""
+    if not isinstance(teacher, StoredTeacher):
+        return {}
+    k, at = teacher.manifest["k"], "" if teacher.temperature == 1 else f", at temperature {teacher.temperature:g}"
+    if k is None:
+        return {"forward_kl": f"forward_kl is estimated from draws without bias, so that it may be below 0{at}"}
+    if k == teacher.tokens:
+        return {}
+    bound = f"is a lower bound{at}: the tokens beyond the {k:,} likeliest are one bucket"
+    return {name: f"{name} {bound}" for name in ("forward_kl", "reverse_kl")}
