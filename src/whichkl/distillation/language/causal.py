@@ -82,7 +82,7 @@ class CausalModel:
         if logits.shape[2] < self.tokens:
             because = f"it has logits of {logits.shape[2]:,} tokens, and the tokenizer has {self.tokens:,}"
             raise InputError(cannot(f"use this {self.who} with this tokenizer", because, "Pass the tokenizer of both models"))
-        return logits[..., : self.tokens or None]
+        return logits.detach()[..., : self.tokens or None]  # a view of a weight would ask for a gradient again
 
     def width(self) -> int:
         """Return the number of logits per place."""

@@ -14,9 +14,10 @@ from torch import nn
 
 from whichkl._checks import InputError, cannot, plain
 from whichkl.access import Access
-from whichkl.distillation.language.distillation import LanguageDistillation, language_model
+from whichkl.distillation.language.distillation import language_model
 from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.objective import LanguageObjective, check_together
+from whichkl.distillation.language.result import LanguageDistillation
 from whichkl.distillation.language.sequence_kl import SequenceKL
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import TokenScores, check_access, teacher_of
