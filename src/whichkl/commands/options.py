@@ -278,4 +278,8 @@ def read_side(text: str, form: str, chains: int | None, **reading: Any) -> Any:
     if looks_named(text):
         return named(text)
     table = read_table(Path(text), **reading)
-    return Target(samples=table.values, names=table.names, chains=chains) if form == "samples" else table.values
+    if form != "samples":
+        return table.values
+    target = Target(samples=table.values, names=table.names, chains=chains)
+    target.origin = read_origin(Path(text))
+    return target
