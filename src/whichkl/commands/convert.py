@@ -163,8 +163,8 @@ def simulations(
         laws, proposed = _laws(prior, "--prior"), _proposal(proposal)
         tell("reading the simulations", float("nan"))
         read = read_simulations(table, laws, proposed, columns=columns, drop=drop, missing=missing)
-        proposed = read.log_densities if isinstance(proposed, str) else None if proposed is None else {**laws, **proposed}
-        target = convert(Simulations(prior=laws, parameters=read.theta, data=read.data, proposal=proposed), seed=seed)
+        source: Any = read.log_densities if isinstance(proposed, str) else proposed and {**laws, **proposed}
+        target = convert(Simulations(prior=laws, parameters=read.theta, data=read.data, proposal=source), seed=seed)
         target.context_names = read.data_names
     _deliver(target, out, as_json)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class SimulationTable:
 
 
 def read_simulations(
-    path: Path, parameters: Iterable[str], proposal: Container[str] | str | None, missing: str = "refuse", **reading: Any
+    path: Path, parameters: Iterable[str], proposal: Iterable[str] | None, missing: str = "refuse", **reading: Any
 ) -> SimulationTable:
     """Read parameters, which must be there, and data, which may be missing.
 
@@ -42,8 +42,7 @@ def read_simulations(
         InputError: a column isn't there, or has a cell that isn't a number.
     """
     whole = read_table(path, missing="drop", **reading)
-    known = [*parameters, *([proposal] if isinstance(proposal, str) else proposal or ())]
-    known = list(dict.fromkeys(known))
+    known = list(dict.fromkeys([*parameters, *((proposal,) if isinstance(proposal, str) else proposal or ())]))
     names = tuple(name for name in whole.names if name not in known)
     if (absent := [name for name in known if name not in whole.names]) or not names:
         because = f"there is no column `{absent[0]}`" if absent else "no column is left for the data"
