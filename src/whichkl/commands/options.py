@@ -280,4 +280,6 @@ def read_side(text: str, form: str, chains: int | None, **reading: Any) -> Any:
     if form != "samples":
         return read_table(Path(text), **reading).values
     with typed_options(tuple(reading)):
-        return Target(samples=Path(text), chains=chains, **as_keywords(reading))
+        target = Target(samples=Path(text), chains=chains, **as_keywords(reading))
+    target.origin = read_origin(Path(text))
+    return target

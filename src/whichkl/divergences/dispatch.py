@@ -99,7 +99,8 @@ def estimate(
     question = Question(*on_one_ground(Side.of(p, "p"), Side.of(q, "q")), name, kind, n, seed)
     _check_pair(question)
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
-        return _finished(_answer(question, method), name, kind).resting_on(constant_of(getattr(p, "origin", None)))
+        found = _finished(_answer(question, method), name, kind)
+    return found.resting_on(constant_of(p) or constant_of(q))
 
 
 def _answer(question: Question, method: str | None) -> Estimate:
