@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, IntegrityError, cannot
+from whichkl.distillation.language.result import LANGUAGE_DISTILLATION, LanguageFields
 from whichkl.distillation.language.stored_teacher import MANIFEST, StoredTeacher
 from whichkl.distillation.result import DISTILLATION, DistillationFields
 from whichkl.families.family import Family
@@ -19,6 +20,7 @@ from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
 from whichkl.fitting.saved_fit import FIT, read_fit
 from whichkl.study.ledger import STUDY
+from whichkl.study.measures import NEEDS_OF_STUDENTS
 from whichkl.study.result import Study
 from whichkl.study.writers import table_files
 
@@ -59,13 +61,13 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
         raise InputError(cannot(f"verify `{path}`", because, "Name the folder of a result"))
     results: list[tuple[Callable[[Path], Whole], Path]] = [(_study, path)] if (path / STUDY).exists() else []
     results += [(_fit, one) for one in (path, path / "fit") if _holds(one, FIT)]
-    results += [(_distillation, one) for one in (path, path / "student") if _holds(one, DISTILLATION)]
+    saved = (DISTILLATION, LANGUAGE_DISTILLATION)
+    results += [(_distillation, one) for one in (path, path / "student") if any(_holds(one, kind) for kind in saved)]
     results += [(_stored_teacher, path)] if (path / MANIFEST).exists() else []
     if not results:
-        because = f"it holds no {FIT.file}, no {DISTILLATION.file} and no {STUDY}"
-        inside = [
-            one.parent for name in (f"fit/{FIT.file}", f"student/{DISTILLATION.file}", STUDY) for one in path.glob(f"*/{name}")
-        ]
+        because = f"it holds no {FIT.file}, no {DISTILLATION.file}, no {LANGUAGE_DISTILLATION.file} and no {STUDY}"
+        students = [f"student/{one.file}" for one in saved]
+        inside = [one.parent for name in (f"fit/{FIT.file}", *students, STUDY) for one in path.glob(f"*/{name}")]
         instead = "Name a folder that `save`, `fit --out`, `distill --out` or `compare --out` wrote"
         if inside:
             instead = f"Name the folder inside it, such as `{min(inside).parent if min(inside).name in _PARTS else min(inside)}`"
@@ -102,9 +104,13 @@ def _fit(folder: Path) -> Whole:
 
 
 def _distillation(folder: Path) -> Whole:
-    if not (folder / DISTILLATION.file).exists():
-        raise DISTILLATION.damaged(folder, f"`{DISTILLATION.file}` is missing")
-    _, tensors = DISTILLATION.read(folder, DistillationFields)
+    """Check a distillation of a classifier, or of a language model."""
+    is_of_language = (folder / LANGUAGE_DISTILLATION.file).exists()
+    if not is_of_language and not (folder / DISTILLATION.file).exists():
+        because = f"`{DISTILLATION.file}`, or `{LANGUAGE_DISTILLATION.file}`, is missing"
+        raise DISTILLATION.damaged(folder, because)
+    saved, kind = (LANGUAGE_DISTILLATION, LanguageFields) if is_of_language else (DISTILLATION, DistillationFields)
+    _, tensors = saved.read(folder, kind)
     return Whole("distillation", str(folder), f"checksums, fields and {len(tensors)} weights")
 
 
@@ -118,10 +124,10 @@ def _stored_teacher(folder: Path) -> Whole:
 
 def _study(folder: Path) -> Whole:
     study = Study.load(folder)
-    of_distillations = study.config["target"].get("source") == "distillation"
+    of_students = study.config["target"].get("source") in NEEDS_OF_STUDENTS
     for cell in study.cells:
-        if cell.folder is not None and cell.row["status"] != "failed":
-            (_distillation if of_distillations else _fit)(cell.folder / "fit")
+        if cell.folder is not None and cell.row["status"] != "failed" and cell.config["target"].get("keep_students", True):
+            (_distillation if of_students else _fit)(cell.folder / "fit")
     planned = len(study.config["families"]) * len(study.config["objectives"]) * len(study.config["seeds"])
     _check_listed(folder, {cell.key for cell in study.cells})
     is_finished = (len(study.cells) == planned or bool(study.config.get("pilot"))) and (folder / "table.csv").exists()

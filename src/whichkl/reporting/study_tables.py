@@ -9,7 +9,7 @@ from typing import Any
 from whichkl.reporting.page import Block
 from whichkl.study import Study, Verdict
 from whichkl.study.arms import arm_of, mean_and_error, rows_by_arm
-from whichkl.study.measures import COLUMNS, FIELDS, FLOPS, UP_TO, Column, column_words
+from whichkl.study.measures import COLUMNS, FIELDS, FLOPS, Column, column_words, constants_of
 from whichkl.study.verdict import Choice, Comparison
 from whichkl.study.wording import listed, number
 
@@ -57,11 +57,7 @@ def scorecard_tables(study: Study, shown: Sequence[str], caption: str) -> list[B
         columns = [one for one in COLUMNS.values() if one.table == group] if group else own
         columns = [one for one in columns if any(row.get(one.name) is not None for row in rows)]
         if columns:
-            up_to = [next((row[key] for row in rows if row.get(key)), None) for key in (f"{one.name}_up_to" for one in columns)]
-            heads = [
-                f"{one.words}{f' {UP_TO.get(constant, constant)}' if constant else ''}{_ARROWS[one.better]}"
-                for one, constant in zip(columns, up_to, strict=True)
-            ]
+            heads = [f"{one.words} {constants_of(rows, one.name)}".rstrip() + _ARROWS[one.better] for one in columns]
             cells = [(arm, *(_mean(by_arm.get(arm, []), one.name) for one in columns)) for arm in shown]
             meanings = [f"{one.words}: {one.meaning}." for one in columns if one.meaning]
             tables.append(Block.table(("arm", *heads), cells, " ".join([caption, *meanings]).strip()))

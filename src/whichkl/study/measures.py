@@ -135,13 +135,25 @@ FIELDS = (*_HEAD, *_COUNTS, *(name for one in MEASURES.values() for name in one.
 """The columns of every row, in their order; the user's own metrics come before the notes."""
 RESERVED = frozenset((*FIELDS, *MEASURES, *(f"{name}{ending}" for name in FIELDS for ending in _KL), "details", "training"))
 """Names that a metric of the user's own can't have."""
-UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z", "temperature": "at an assumed temperature"}
-"""Words of a heading for a value that includes more than the divergence."""
+_UP_TO = {
+    "entropy_p": "+ H(p)",
+    "log_z": "up to log Z",
+    "temperature": "at an assumed temperature",
+    "entropy_p, temperature": "+ H(p) at an assumed temperature",
+}
 
 
 def columns_with(metrics: Iterable[str]) -> list[str]:
     """Return the columns of a study with these metrics of the user's own."""
     return [*FIELDS[:-1], *metrics, FIELDS[-1]]
+
+
+def constants_of(rows: Iterable[Mapping[str, Any]], name: str) -> str:
+    """Return what the values of a column include or rest on, as words of a heading; empty if nothing."""
+    parts = ("forward_kl", "reverse_kl") if name == "jeffreys" else (name,)
+    found = {row.get(f"{one}_up_to") for row in rows for one in parts if row.get(one) is not None}
+    found &= {"temperature"} if name == "jeffreys" else found  # log Z cancels
+    return " or ".join(words for constant, words in _UP_TO.items() if constant in found)
 
 
 def columns_in(view: View) -> list[Column]:

@@ -30,8 +30,7 @@ from whichkl.distillation.language.stored_teacher import (
 )
 from whichkl.distillation.language.token_loss import Side, in_chunks, rows_of
 from whichkl.distillation.losses import TopK
-from whichkl.distillation.losses.logits import widened
-from whichkl.distillation.losses.reduction import check_temperature
+from whichkl.distillation.losses.reduction import check_temperature, widened
 from whichkl.distillation.networks import digest
 from whichkl.files.journal import Journal
 from whichkl.files.locks import LOCK, locked

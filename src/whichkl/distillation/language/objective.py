@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ _MINIMISES = {
     ("reverse_kl", "student", "token"): "the reverse KL of sequences, KL(q‖p), less its score-function term",
     ("reverse_kl", "student", "sequence"): "the reverse KL of sequences, KL(q‖p): its exact gradient on average",
 }
+_WHOSE = {"data": "the data's", "student": "the student's own", "teacher": "the teacher's"}
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,8 @@ class LanguageObjective:
     def minimises(self) -> str:
         """What this pair of divergence and prefixes minimises, as a divergence of whole sequences where it is one."""
         used = [name for name, share in self.shares.items() if share]
-        source = "teacher" if used == ["data"] and self.is_of_teachers_text else used[0]
-        known = _MINIMISES.get((self.divergence.name, source, self.credit)) if len(used) == 1 else None
-        whose = {"data": "the data's", "student": "the student's own", "teacher": "the teacher's"}
-        return known or f"no KL of sequences: a divergence of the next token, on {' and '.join(map(whose.get, used))} prefixes"  # type: ignore[arg-type]
+        source = ["teacher"] if used == ["data"] and self.is_of_teachers_text else used
+        return minimised(self.divergence.name, source, self.credit)
 
     @property
     def character(self) -> str:
@@ -94,6 +93,17 @@ class LanguageObjective:
         """The arguments of `language_model` that choose it."""
         used = {name: share for name, share in self.shares.items() if share}
         return {"objective": spec_of(self.divergence), "prefixes": used, "credit": self.credit}
+
+
+def minimised(divergence: str, sources: Sequence[str], credit: str = "token") -> str:
+    """Return what a divergence of the next token minimises on prefixes of these sources.
+
+    >>> minimised("forward_kl", ["teacher"])
+    'the forward KL of sequences, KL(p‖q): its exact gradient'
+    """
+    known = _MINIMISES.get((divergence, sources[0], credit)) if len(sources) == 1 else None
+    whose = " and ".join(_WHOSE[source] for source in sources)
+    return known or f"no KL of sequences: a divergence of the next token, on {whose} prefixes"
 
 
 def shares_of(prefixes: Mapping[str, float] | None) -> dict[str, float]:
