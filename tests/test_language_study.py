@@ -98,6 +98,14 @@ def test_stored_rows_allow_one_direction(monkeypatch):
     assert "ask it nothing else" in wk.advise(target).situation
 
 
+def test_prompts_alone_leave_prefixes_that_are_drawn():
+    advice = wk.advise(LanguageTarget(teacher=torch.nn.Linear(2, 2), data=[{"prompt": [1]}]))
+    assert advice.best.objective.name == "forward_kl@teacher" and "'forward_kl@teacher'" in advice.verdict
+    assert {name for name in advice.missing} == {"forward_kl@data", "jeffreys:0.5@data", "reverse_kl@data"}
+    nothing = wk.advise(LanguageTarget(teacher=None, data=[{"messages": [{"role": "user", "content": "a"}]}]))
+    assert nothing.best is None and "Nothing can be minimised" in str(nothing)
+
+
 def test_text_alone_is_the_teachers_own():
     advice = wk.advise(LanguageTarget(teacher=None, data=[[1, 2, 3]]))
     assert "the forward KL of sequences" in str(advice)

@@ -101,6 +101,10 @@ class LanguageTarget(TeacherTarget, Advised):
         settings = {name: self.settings[name] for name in ("hard_label_weight", "temperature") if name in self.settings}
         check_together(found.divergence, found.shares, found.credit, settings.get("hard_label_weight", 0.0))
         check_access(teacher_of(self.teacher), found.divergence, found.shares, **settings)
+        if found.shares["data"] and any(_is_prompt(one) for one in self.data):
+            because = "some examples are prompts without completions"
+            instead = "Use prefixes of the teacher or the student, or add completions"
+            raise InputError(cannot("train on prefixes of the data", because, instead))
 
     def advice(self) -> Advice:
         """Return which objectives are possible on which prefixes, what each pair minimises, and why others aren't."""
@@ -173,6 +177,14 @@ def _estimates(found: SequenceKL | HeldOutLoss) -> dict[str, Estimate]:
     names = ("forward_kl", "reverse_kl", "forward_kl_per_token", "reverse_kl_per_token", "agreement", "nll")
     every = {name: getattr(found, name, None) for name in names}
     return {name: one for name, one in every.items() if one is not None}
+
+
+def _is_prompt(example: Any) -> bool:
+    """Whether an example has no completion."""
+    if not isinstance(example, Mapping):
+        return False
+    messages = example.get("messages")
+    return example.get("completion") is None if not messages else messages[-1].get("role") != "assistant"
 
 
 def _of_teacher(teacher: Any) -> dict[str, Any]:
