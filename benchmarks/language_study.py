@@ -55,8 +55,10 @@ def table(study):
 
 def main():
     read = argparse.ArgumentParser()
-    read.add_argument("models", help="folder of the text and the models; made where it is missing")
-    read.add_argument("--out", default="language_study", help="folder of the study")
+    read.add_argument(
+        "models", nargs="?", default="out/language_models", help="folder of the text and the models; made where it is missing"
+    )
+    read.add_argument("--out", default="out/language_study", help="folder of the study")
     read.add_argument("--seeds", type=int, default=6)
     read.add_argument("--budget", type=float, default=BUDGET)
     read.add_argument("--table", action="store_true", help="print what is there, and compute nothing")

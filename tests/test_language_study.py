@@ -9,7 +9,7 @@ import torch
 
 import whichkl as wk
 from whichkl import Access
-from whichkl.distillation import LanguageTarget, TokenScores
+from whichkl.distillation import LanguageDistillation, LanguageTarget, TokenScores
 from whichkl.distillation.language.objective import LanguageObjective
 from whichkl.study import LANGUAGE_NEEDS, Study, decide
 
@@ -172,6 +172,8 @@ def test_a_study_resumes_and_is_read_back(study, monkeypatch):
     seen = []
     again = wk.compare(target_of(), {"small": llama(1)}, ARMS, seeds=2, out=folder, tell=seen.append)
     assert seen[0].skipped == 4 and again.rows == found.rows == Study.load(folder).rows
+    kept = LanguageDistillation.load(found.cells[0].folder / "fit")
+    assert kept.after.forward_kl.value == found.rows[0]["forward_kl"]
     assert "small · reverse_kl@student" in str(found) and "needs at least 6 seeds" in found.verdict.sentence
     other = target_of(teacher=llama(5))
     for change in (other, target_of(data=DATA[1:]), target_of(max_new_tokens=5)):
@@ -193,7 +195,7 @@ def test_a_cell_is_what_distill_returns(study):
 
 def test_the_report_names_students_and_flops(study, tmp_path):
     page = wk.report(study[0], tmp_path / "page.html").with_suffix(".md").read_text()
-    for said in ("Which student serves best?", "10,000,000 FLOPs a cell", "CPU seconds", "entropy gap", "forward KL a token"):
+    for said in ("Which student serves best?", "10,000,000 FLOPs a cell", "CPU time", "entropy gap", "forward KL a token"):
         assert said in page
 
 
