@@ -12,6 +12,7 @@ from whichkl import Access
 from whichkl.distillation import LanguageDistillation, LanguageTarget, TokenScores
 from whichkl.distillation.language.objective import LanguageObjective
 from whichkl.study import LANGUAGE_NEEDS, Study, decide
+from whichkl.verifying import verify
 
 SCORES = TokenScores(lambda ids, mask: torch.full(ids.shape, 0.25).log())
 
@@ -169,6 +170,7 @@ def test_arms_spend_the_same_and_start_from_one_student(study):
 
 def test_a_study_resumes_and_is_read_back(study, monkeypatch):
     found, folder = study
+    assert "all 4 cells" in str(verify(folder)[0])
     seen = []
     again = wk.compare(target_of(), {"small": llama(1)}, ARMS, seeds=2, out=folder, tell=seen.append)
     assert seen[0].skipped == 4 and again.rows == found.rows == Study.load(folder).rows
@@ -195,7 +197,13 @@ def test_a_cell_is_what_distill_returns(study):
 
 def test_the_report_names_students_and_flops(study, tmp_path):
     page = wk.report(study[0], tmp_path / "page.html").with_suffix(".md").read_text()
-    for said in ("Which student serves best?", "10,000,000 FLOPs a cell", "CPU time", "entropy gap", "forward KL a token"):
+    for said in (
+        "Which student serves best?",
+        "10,000,000 FLOPs a cell",
+        "CPU time",
+        "entropy gap",
+        "less its score-function term",
+    ):
         assert said in page
 
 

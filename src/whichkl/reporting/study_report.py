@@ -9,6 +9,8 @@ from typing import Any
 from torch.distributions import Distribution
 
 from whichkl._checks import WhichklError
+from whichkl.distillation.language.objective import LanguageObjective
+from whichkl.distillation.language.target import LanguageTarget
 from whichkl.fitting import Fit
 from whichkl.plots import components_curve, pairs, plot
 from whichkl.plots.arms import MAX_ARMS, differences, seeds, tradeoff
@@ -116,6 +118,9 @@ def verdict_section(study: Study, *, has_pictures: bool = True) -> Section:
         blocks.append(Block.warning(text, "Failed cells"))
     blocks += [*needs_table(verdict), *(_tradeoffs(study, verdict) if has_pictures else [])]
     blocks += [Block.sentence(note) for note in verdict.notes if " failed in " not in note]
+    if study.config["target"]["source"] == LanguageTarget.source:
+        rows = [(name, LanguageObjective.of(name).minimises) for name in study.config["objectives"]]
+        blocks.append(Block.table(("objective", "minimises"), rows))
     dropped = [f"{arm} (after {count} seeds)" for arm, count in study.dropped]
     if dropped:
         blocks.append(Block.paragraph(f"Dropped by the pilot, and not judged: {', '.join(dropped)}."))

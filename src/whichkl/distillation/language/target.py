@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.metadata
 import inspect
 import json
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from whichkl._checks import InputError, cannot, plain
+from whichkl._checks import InputError, cannot, plain, require
 from whichkl.access import Access
 from whichkl.advice import Advice, Advised
 from whichkl.distillation.language.advice import language_advice
@@ -165,7 +164,7 @@ class LanguageTarget(TeacherTarget, Advised):
             else:
                 fields[name] = value if value is None or isinstance(value, (bool, int, float, str)) else _hash(value)
         fields["keep_students"] = self.keep_students
-        return {**fields, "transformers": importlib.metadata.version("transformers")}
+        return {**fields, "transformers": require("transformers", "lm").__version__}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was drawn: a worker draws again."""
