@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 import os
 import tempfile
@@ -27,6 +28,7 @@ from whichkl.distillation.networks import digest
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.files.journal import Journal
 from whichkl.process.torch_modes import plain_modes
+from whichkl.user_code import said_of
 
 _MAX_PROMPTS = 500
 """Largest number of held-out prompts on which sequences are compared."""
@@ -77,7 +79,8 @@ def language_model(
         held_out: the share of the examples whose prompts are for the comparison alone.
         evaluations: how often both KLs are measured on the way, at equal parts of the run. Each costs as much as the comparison
             at its end.
-        args: `transformers.TrainingArguments`; by default three passes at a learning rate of 10⁻³ with nothing saved.
+        args: `transformers.TrainingArguments`, or a dict of those that differ from the default: three passes at a learning rate
+            of 10⁻³ with nothing saved.
         budget: FLOPs after which training stops; two runs of one budget can be compared.
         journal: a folder where the run records its progress; `output_dir` of `args` isn't used then. If interrupted, call again
             with the same arguments to resume; the result is the same to the last bit on the same machine. In one process only.
@@ -172,12 +175,28 @@ def _measure(
 
 
 def _arguments(args: Any, folder: str, seed: int) -> Any:
-    if args is not None:
+    """Return the training arguments: the given ones, or the default with what a dict changes."""
+    transformers = require("transformers", "lm")
+    if args is not None and not isinstance(args, Mapping):
         return args
-    return require("transformers", "lm").TrainingArguments(
-        output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
-        logging_steps=10, dataloader_pin_memory=torch.accelerator.is_available(), seed=seed,
-    )  # fmt: skip
+    default: dict[str, Any] = {"num_train_epochs": 3, "learning_rate": 1e-3, "report_to": [], "save_strategy": "no", "seed": seed}
+    default |= {"disable_tqdm": True, "logging_steps": 10, "dataloader_pin_memory": torch.accelerator.is_available()}
+    changes = dict(args or {})
+    known = transformers.TrainingArguments.__dataclass_fields__
+    for name in changes:
+        if name not in known or name == "output_dir":
+            near = difflib.get_close_matches(str(name), known, 1)
+            because = "`TrainingArguments` has no such argument" if name not in known else "a dict has no output folder"
+            instead = f"Use `{near[0]}`" if near and name not in known else "Leave it out"
+            raise InputError(cannot(f"use `{name}` in `args`", because, instead))
+        if isinstance(known[name].default, (int, float)) and not isinstance(changes[name], (int, float)):
+            because = f"a `{type(changes[name]).__name__}` has no meaning there"
+            raise InputError(cannot(f"use `{name}: {changes[name]}` in `args`", because, "Write a number, or true or false"))
+    try:
+        return transformers.TrainingArguments(output_dir=folder, **{**default, **changes})
+    except Exception as error:
+        instead = "Correct them; see transformers.TrainingArguments"
+        raise InputError(cannot("use these `args`", said_of(error), instead)) from error
 
 
 def _identity(

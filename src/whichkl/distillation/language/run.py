@@ -17,6 +17,7 @@ import transformers
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.loading import without_bars
 from whichkl.distillation.language.record import Record
 from whichkl.distillation.language.result import Measured, Midway
 from whichkl.distillation.language.trainer import LanguageTrainer
@@ -61,7 +62,7 @@ class Run:
         """Train the student, unless an earlier run has."""
         done = self.record.trained(self.student.module)
         if done is None:
-            with _kept_random_states(), _without_bars():
+            with _kept_random_states(), without_bars():
                 transformers.set_seed(self.trainer.args.seed)  # of dropout
                 done = self._trained()
             self.record.keep_trained(self.student.module, done)
@@ -110,16 +111,3 @@ def _kept_random_states() -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Switch off the bars that transformers shows for every file that it writes or reads, inside the block."""
-    logging = transformers.utils.logging
-    was = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was:
-            logging.enable_progress_bar()
