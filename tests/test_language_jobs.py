@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from whichkl.verifying import verify
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 from test_language_trainer import arguments, llama  # noqa: E402
-from whichkl.distillation import LanguageDistillation, StoredTeacher, capture, language_model  # noqa: E402
+from whichkl.distillation import LanguageDistillation, LanguageTrainer, StoredTeacher, capture, language_model  # noqa: E402
 from whichkl.distillation.job import JobFields, read_fields  # noqa: E402
 from whichkl.distillation.language.job import language_job  # noqa: E402
 from whichkl.distillation.language.record import Record  # noqa: E402
@@ -338,3 +339,63 @@ def test_a_text_alone_and_a_stored_teacher_are_teachers(models, tmp_path):
 
 
 FILES = {"student": "student", "data": "data.jsonl"}
+
+
+# ---- memory before the first step
+
+
+def trainer_of(folder, width=16, changes=None, **more):
+    given = {"teacher": llama(0), "student": llama(1, width=width), "train_dataset": DATA, "max_new_tokens": 6, **more}
+    return LanguageTrainer(args=arguments(folder, max_steps=1, **(changes or {})), **given)
+
+
+def test_the_forecast_counts_weights_batches_and_draws(tmp_path):
+    small, large = trainer_of(tmp_path), trainer_of(tmp_path, changes={"per_device_train_batch_size": 8, "optim": "sgd"})
+    one, two = small.forecast(), large.forecast()
+    assert one.gradients == 4 * sum(weight.numel() for weight in small.model.parameters())
+    assert one.optimizer == 2 * one.gradients and two.optimizer == 0 and one.drawing == 0
+    assert two.activations == 2 * one.activations > 0 and one.batch == (4, 5) and two.batch == (8, 5)
+    drawn = trainer_of(tmp_path, prefixes={"student": 1.0}).forecast()
+    assert drawn.drawing > 0 and drawn.batch == (4, 8)
+    small.model.model.requires_grad_(False)
+    assert small.forecast().gradients == 4 * small.model.lm_head.weight.numel()
+
+
+def test_a_forecast_changes_nothing_and_a_training_that_does_not_fit_is_refused_before_its_first_step(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path)
+    trainer.model.eval()
+    state, weights = torch.random.get_rng_state(), {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.forecast()
+    assert torch.equal(state, torch.random.get_rng_state()) and not any(one.training for one in trainer.model.modules())
+    monkeypatch.setattr("whichkl.process.memory.available_memory", lambda: 1_000.0)
+    message = r"Cannot train on micro-batches of 4 sequences of 5 tokens: it takes at least .* Lower `per_device"
+    with pytest.raises(wk.ResourceError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0 and all(torch.equal(v, weights[k]) for k, v in trainer.model.state_dict().items())
+
+
+MEASURED = """
+import sys, tempfile; sys.path.insert(0, sys.argv[1])
+import torch; torch.set_num_threads(1)
+import test_language_jobs as t
+peak = lambda: [1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(("VmHWM", "VmRSS"))]
+changes = {"per_device_train_batch_size": 16, "max_steps": 2, "logging_strategy": "no"}
+data = [{"prompt": [3] * 20, "completion": [5] * 80} for _ in range(32)]
+shape = {"tokens": 1000, "max_position_embeddings": 128, "num_hidden_layers": 6}
+t.trainer_of(tempfile.mkdtemp()).train()  # what torch itself needs
+given = {"teacher": t.llama(0, width=256, **shape), "student": t.llama(1, width=256, **shape), "train_dataset": data}
+trainer = t.LanguageTrainer(max_new_tokens=81, args=t.arguments(tempfile.mkdtemp(), **changes), **given)
+expected = trainer.forecast().total
+open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+before = peak()[1]
+trainer.train()
+print(expected / (peak()[0] - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_forecast_is_that_of_the_peak_within_a_factor():
+    done = run("-c", MEASURED, os.path.dirname(__file__), env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert 1 / 1.5 < float(done.stdout.splitlines()[-1]) < 1.5

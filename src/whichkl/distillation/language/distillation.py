@@ -132,7 +132,7 @@ def language_model(
     shown.append(draw(q))
     used = {**fixed, "objective": trainer.objective, "prefixes": trainer.shares, "examples": len(train)}
     used |= {"learning_rate": settings.learning_rate, "batch": settings.per_device_train_batch_size}
-    used |= {"args": _changed(settings), "teacher": _named(p), "student": _named(q)}
+    used |= {"args": _changed(settings), "teacher": _named(p), "student": _named(q), "memory": run.memory}
     return LanguageDistillation(
         q.module,
         before,

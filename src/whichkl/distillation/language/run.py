@@ -39,6 +39,8 @@ class Run:
     flops: float = 0.0
     cpu_seconds: float = 0.0
     losses: tuple[float, ...] = ()
+    memory: str = ""
+    """The forecast before the first step."""
 
     def measured(self) -> Measured:
         """Compare the student with its teacher; its mode is then that of evaluation."""
@@ -67,6 +69,7 @@ class Run:
                 done = self._trained()
             self.record.keep_trained(self.student.module, done)
         self.steps, self.flops, self.cpu_seconds = int(done["steps"]), float(done["flops"]), float(done["cpu_seconds"])
+        self.memory = str(done["memory"])
         self.losses, self.midway = tuple(map(float, done["losses"])), _read(done["midway"])
         self.student.module.eval()
 
@@ -74,6 +77,7 @@ class Run:
         resumed = self.record.latest()
         if resumed is not None:
             self.midway, self.cpu_seconds = _read(resumed[1]["midway"]), float(resumed[1]["cpu_seconds"])
+            self.memory = str(resumed[1]["memory"])
         if self.record.journal is not None:
             self.trainer.add_callback(self.record.keeper(self._so_far))
         self.begin = time.process_time()
@@ -84,10 +88,13 @@ class Run:
     def _so_far(self) -> dict[str, Any]:
         """Return what a checkpoint keeps besides the trainer's own state; the time is that before a resume, too."""
         spent = self.cpu_seconds + time.process_time() - self.begin
-        return {"cpu_seconds": spent, "midway": [one.to_dict() for one in self.midway]}
+        return {"cpu_seconds": spent, "memory": self.memory, "midway": [one.to_dict() for one in self.midway]}
 
     def _told(self, done: float) -> None:
         """Report progress, and measure where another part of the run is done."""
+        if not self.memory and done == 0:
+            self.memory = str(self.trainer.forecast() or "unknown")
+            self.say(f"training, memory: {self.memory}", 0.0)
         self.say("training", done)
         if done < 1 and len(self.midway) < math.floor(done * (self.evaluations + 1)):
             begin = time.process_time()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating
 from whichkl.distillation.language.examples import Example, read_examples, stacked, together
+from whichkl.distillation.language.memory import Forecast, forecast, is_sharded, lengths_of
 from whichkl.distillation.language.pairs import SOURCES as _SOURCES
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.teacher_access import TokenScores, check_access, loss_of, settled, teacher_of
@@ -121,6 +122,14 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
         self.add_callback(_Watch(self, tell))
 
+    def forecast(self) -> Forecast | None:
+        """Forecast the memory that training takes beyond the loaded models; None for streams, and where weights are sharded."""
+        draws = self.shares["data"] < 1
+        lengths = lengths_of(self.train_dataset, self.max_new_tokens, draws)
+        if lengths is None or is_sharded(self.args):
+            return None
+        return forecast(self._student, self._teacher, self.token_loss.sides, self.args, lengths, draws)
+
     def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         return _tensors(together(examples, self.max_new_tokens))
 
@@ -218,6 +227,11 @@ class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
         counts = state.stateful_callbacks.get("LanguageTrainer")  # those of the checkpoint that the run resumes from
         if counts is not None:
             self.trainer.flops, self.trainer.tokens_generated = counts["flops"], dict(counts["tokens_generated"])
+
+        if state.global_step == 0 and (memory := self.trainer.forecast()) is not None:
+            memory.check()
+        if self.tell is not None:
+            self.tell(0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         counts = {"flops": self.trainer.flops, "tokens_generated": dict(self.trainer.tokens_generated)}
