@@ -32,7 +32,7 @@ STEPS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 
 def distilled(folder, journal=None, changes=STEPS, **more):
     given = {"teacher": llama(0), "student": llama(1), "data": DATA, "max_new_tokens": 6, "held_out": 0.2, "prefixes": MIXED}
-    given |= {"evaluations": 2, "args": arguments(folder / "unused", **changes), "journal": journal, **more}
+    given |= {"evaluations": 2, "budget": 1e8, "args": arguments(folder / "unused", **changes), "journal": journal, **more}
     return language_model(**given)
 
 

@@ -30,8 +30,7 @@ from whichkl.distillation.language.stored_teacher import (
 )
 from whichkl.distillation.language.token_loss import Side, in_chunks, rows_of
 from whichkl.distillation.losses import TopK
-from whichkl.distillation.losses.logits import widened
-from whichkl.distillation.losses.reduction import check_temperature
+from whichkl.distillation.losses.reduction import check_temperature, widened
 from whichkl.distillation.networks import digest
 from whichkl.files.journal import Journal
 from whichkl.files.locks import LOCK, locked
@@ -92,8 +91,9 @@ def capture(
     kept, seed = _kind(k, draws), check_seed(seed)
     check_temperature(temperature)
     p, path, say = CausalModel(teacher, "teacher"), Path(folder), tell or (lambda step, done: None)
-    if path.exists() and not path.is_dir():
-        raise InputError(cannot(f"capture into `{path}`", "it is a file", "Name a new or empty folder"))
+    if not os.fspath(folder) or (path.exists() and not path.is_dir()):
+        because = "it is a file" if os.fspath(folder) else "it has no name"
+        raise InputError(cannot(f"capture into `{os.fspath(folder)}`", because, "Name a new or empty folder"))
     with evaluating(p):
         ends = agree(p, None, tokenizer, vocabulary)
         if kept["k"] is not None:

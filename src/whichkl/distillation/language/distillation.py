@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import os
 import tempfile
@@ -16,7 +15,7 @@ from torch import nn
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot, check_seed, require
-from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
 from whichkl.distillation.language.result import Continuation, LanguageDistillation
@@ -28,7 +27,6 @@ from whichkl.distillation.networks import digest
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.files.journal import Journal
 from whichkl.process.torch_modes import plain_modes
-from whichkl.user_code import said_of
 
 _MAX_PROMPTS = 500
 """Largest number of held-out prompts on which sequences are compared."""
@@ -53,12 +51,13 @@ def language_model(
     temperature: float = 1.0,
     max_new_tokens: int = 64,
     vocabulary: int | None = None,
-    held_out: float = 0.1,
+    held_out: Any = 0.1,
     evaluations: int = 0,
     args: Any = None,
     budget: float | None = None,
     journal: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    memo: dict[Any, Any] | None = None,
     tell: Callable[[str, float], None] | None = None,
 ) -> LanguageDistillation:
     """Train a copy of a student language model on a teacher, and compare their continuations of held-out prompts.
@@ -76,15 +75,18 @@ def language_model(
         temperature: divides both logits.
         max_new_tokens: where continuations are cut.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
-        held_out: the share of the examples whose prompts are for the comparison alone.
+        held_out: the share of the examples whose prompts are for the comparison alone, or other examples for it, in the form of
+            `data`. At most 500 of them are used.
         evaluations: how often both KLs are measured on the way, at equal parts of the run. Each costs as much as the comparison
             at its end.
-        args: `transformers.TrainingArguments`, or a dict of those that differ from the default: three passes at a learning rate
-            of 10⁻³ with nothing saved.
-        budget: FLOPs after which training stops; two runs of one budget can be compared.
+        args: `transformers.TrainingArguments`, or a dict of those that differ from the default: a learning rate of 10⁻³ that
+            falls to 0, and three passes, or as many as the budget buys; nothing is saved.
+        budget: FLOPs after which training stops; two runs of one budget can be compared. The learning rate follows the share
+            of it that is spent.
         journal: a folder where the run records its progress; `output_dir` of `args` isn't used then. If interrupted, call again
             with the same arguments to resume; the result is the same to the last bit on the same machine. In one process only.
         seed: fixes the split, the order, prefixes and draws.
+        memo: see `sequence_kl`; calls that share one measure an untrained student once.
         tell: called with the present step, and the fraction of it that is done.
 
     Raises:
@@ -95,6 +97,7 @@ def language_model(
     require("transformers", "lm")
     from whichkl.distillation.language.record import Record
     from whichkl.distillation.language.run import Run
+    from whichkl.distillation.language.training_arguments import arguments_of
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
@@ -102,17 +105,23 @@ def language_model(
         raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
     if not 0 <= as_int(evaluations) <= 100:
         raise InputError(cannot(f"use `evaluations={evaluations}`", "it is a number from 0 to 100", "Give, say, evaluations=3"))
-    p, q = teacher_of(teacher), CausalModel(copy.deepcopy(student), "student")
+    q = CausalModel(copy.deepcopy(student), "student")
+    teacher = q.module if is_base_of(teacher, student) else teacher
+    p = teacher_of(teacher, q)
     with evaluating(p, q):
         ends = settled(p, q, tokenizer, vocabulary)
-    train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)
-    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, say)
+    examples = read_examples(data, tokenizer, q.tokens, ends[0])
+    if isinstance(held_out, (int, float)):
+        train, unseen = _split(examples, held_out, seed)
+    else:
+        train, unseen = examples, _shuffled(read_examples(held_out, tokenizer, q.tokens, ends[0]), seed)
+    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
     draw = partial(_draws, examples=unseen[:_SHOWN], ends=ends, most=max_new_tokens, seed=seed)
     choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, "temperature": temperature}
     choices |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
-        settings = _arguments(args, folder, seed)
-        fixed = {**choices, "held_out": held_out, "seed": seed, "budget": budget, "evaluations": evaluations}
+        settings = arguments_of(args, folder, seed, budget)
+        fixed = {**choices, "held_out": len(unseen), "seed": seed, "budget": budget, "evaluations": evaluations}
         fixed["args"] = {name: one for name, one in settings.to_dict().items() if not name.startswith(_NOT_OF_THE_RUN)}
         log = None if journal is None else Journal.of(journal, _identity(p, q, (train, unseen), ends, fixed))
         run = Run(q, Record(log), measure, evaluations, say)
@@ -158,6 +167,7 @@ def _measure(
     vocabulary: int | None,
     most: int,
     seed: int,
+    memo: dict[Any, Any] | None,
     say: Callable[[str, float], None],
 ) -> Callable[[], SequenceKL | HeldOutLoss]:
     """Return the call that compares the student as it then is with its teacher."""
@@ -168,35 +178,11 @@ def _measure(
         "vocabulary": vocabulary,
         "max_new_tokens": most,
         "seed": seed,
+        "memo": memo,
         "tell": say,
     }
     prompts = [one.prompt for one in unseen]
     return lambda: sequence_kl(teacher=p.module, student=q.module, prompts=prompts, **settings)
-
-
-def _arguments(args: Any, folder: str, seed: int) -> Any:
-    """Return the training arguments: the given ones, or the default with what a dict changes."""
-    transformers = require("transformers", "lm")
-    if args is not None and not isinstance(args, Mapping):
-        return args
-    default: dict[str, Any] = {"num_train_epochs": 3, "learning_rate": 1e-3, "report_to": [], "save_strategy": "no", "seed": seed}
-    default |= {"disable_tqdm": True, "logging_steps": 10, "dataloader_pin_memory": torch.accelerator.is_available()}
-    changes = dict(args or {})
-    known = transformers.TrainingArguments.__dataclass_fields__
-    for name in changes:
-        if name not in known or name == "output_dir":
-            near = difflib.get_close_matches(str(name), known, 1)
-            because = "`TrainingArguments` has no such argument" if name not in known else "a dict has no output folder"
-            instead = f"Use `{near[0]}`" if near and name not in known else "Leave it out"
-            raise InputError(cannot(f"use `{name}` in `args`", because, instead))
-        if isinstance(known[name].default, (int, float)) and not isinstance(changes[name], (int, float)):
-            because = f"a `{type(changes[name]).__name__}` has no meaning there"
-            raise InputError(cannot(f"use `{name}: {changes[name]}` in `args`", because, "Write a number, or true or false"))
-    try:
-        return transformers.TrainingArguments(output_dir=folder, **{**default, **changes})
-    except Exception as error:
-        instead = "Correct them; see transformers.TrainingArguments"
-        raise InputError(cannot("use these `args`", said_of(error), instead)) from error
 
 
 def _identity(
@@ -265,11 +251,15 @@ def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Ex
     groups: dict[tuple[int, ...], list[Example]] = {}
     for one in examples:
         groups.setdefault(tuple(one.prompt), []).append(one)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    known = _shuffled(list(groups.values()), seed)
     count = round(held_out * len(groups))
-    known = list(groups.values())
-    unseen, train = ([one for k in part for one in known[k]] for part in (order[:count], order[count:]))
+    unseen, train = ([one for group in part for one in group] for part in (known[:count], known[count:]))
     if count < 2 or not train:
         because = f"{count} of {len(groups)} distinct prompts are held out, and {len(groups) - count} are left"
         raise InputError(cannot("hold prompts out", because, "Give more examples, or another `held_out=`"))
     return train, unseen
+
+
+def _shuffled(values: list[Any], seed: int) -> list[Any]:
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [values[k] for k in order.tolist()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -16,6 +17,7 @@ from jaxtyping import Bool
 from safetensors import safe_open
 from torch import Tensor
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, IntegrityError, ResourceError, cannot, plain
 from whichkl.distillation.language.examples import Example
 from whichkl.distillation.language.rollouts import Rollouts
@@ -89,7 +91,8 @@ class StoredTeacher(HTML):
             raise self._damaged("its text isn't the one that was captured")
 
     @classmethod
-    def open(cls, folder: str | Path, *, tokenizer: Any = None) -> StoredTeacher:
+    @typed
+    def open(cls, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> StoredTeacher:
         """Read a folder that `capture` wrote; every shard is read once, and checked.
 
         Args:
@@ -165,7 +168,10 @@ class StoredTeacher(HTML):
         """Return the stored laws of completions' tokens, one after another; `places` is that of `lookup`."""
         parts = []
         for ids, first, last in zip(rollouts.ids.tolist(), rollouts.begin.tolist(), rollouts.end.tolist(), strict=True):
-            place = places[key_of(ids[:first], ids[first:last])]
+            place = places.get(key_of(ids[:first], ids[first:last]))
+            if place is None:
+                because = "a sequence of this batch isn't one of the examples that it was opened for"
+                raise InputError(cannot("use this stored teacher", because, "Pass it in `train_dataset=` or `eval_dataset=`"))
             number = bisect.bisect_right(self._first, place) - 1
             begin = place - self._first[number]
             parts.append(self._slice(number, begin, begin + last - first))
