@@ -281,11 +281,21 @@ def test_the_same_run_again_and_a_run_that_resumes_have_the_same_weights(tmp_pat
 
 
 def test_a_teacher_that_shares_parts_with_the_student_leaves_it_in_training_mode(tmp_path):
-    student, seen = llama(1), []
-    student.lm_head.register_forward_hook(lambda module, args, out: seen.append((module.training, torch.is_grad_enabled())))
-    trained(tmp_path, teacher=student, student=student, changes={"max_steps": 1})
-    assert (True, True) in seen and all(training for training, has_gradient in seen if has_gradient)
+    teacher, student, seen = llama(0), llama(1), []
+    teacher.model.layers[0] = student.model.layers[0]
+    student.model.layers[0].register_forward_hook(
+        lambda module, args, out: seen.append((module.training, torch.is_grad_enabled()))
+    )
+    student.train()
+    trained(tmp_path, teacher=teacher, student=student, changes={"max_steps": 1})
+    assert (True, True) in seen and (False, False) in seen and all(training for training, has_gradient in seen if has_gradient)
     assert student.training
+
+
+def test_a_teacher_that_would_follow_the_student_is_refused(tmp_path):
+    student = llama(1)
+    with pytest.raises(wk.InputError, match="it is the student, whose every change it would follow"):
+        LanguageTrainer(teacher=student, student=student, args=arguments(tmp_path), train_dataset=DATA)
 
 
 def test_hard_labels_are_the_cross_entropy_of_the_data(tmp_path):

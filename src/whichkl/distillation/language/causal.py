@@ -31,8 +31,17 @@ class CausalModel:
             raise InputError(cannot(f"use this {who}", because, "Load it, say by AutoModelForCausalLM.from_pretrained(…)"))
         self.module, self.who, self.tokens = module, who, 0
         """`tokens` is the number of columns that are tokens; `agree` sets it."""
+        self.adapted: Any = None
+        """The PEFT model whose base this one is."""
         forward = inspect.signature(module.forward).parameters
         self.takes_mask = "attention_mask" in forward or any(one.kind is one.VAR_KEYWORD for one in forward.values())
+
+    def without_adapter(self) -> contextlib.AbstractContextManager[None]:
+        """Switch off an adapter that has been put into this model, inside a block."""
+        found: contextlib.AbstractContextManager[None] = (
+            contextlib.nullcontext() if self.adapted is None else self.adapted.disable_adapter()
+        )
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +66,7 @@ class CausalModel:
         """
         given: dict[str, Any] = {"attention_mask": mask.long().to(self.device)} if self.takes_mask else {}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.without_adapter():
                 out: Any = self.module(input_ids=ids.to(self.device), **given)
         except (KeyboardInterrupt, InputError):
             raise
@@ -79,6 +88,23 @@ class CausalModel:
         """Return the number of logits per place."""
         one = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
         return int(self.logits(one, torch.ones_like(one, dtype=torch.bool)).shape[2])
+
+
+def inner_of(module: Any) -> Any:
+    """Return the model that PEFT wraps, or the module itself."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def is_base_of(teacher: Any, student: Any) -> bool:
+    """Whether a teacher is the model into which a student's adapter has been put, or that student."""
+    return hasattr(student, "disable_adapter") and inner_of(teacher) is inner_of(student)
+
+
+def taught_by(teacher: Any, student: CausalModel) -> CausalModel:
+    """Return a student's teacher; it is called without the student's adapter."""
+    found = CausalModel(teacher, "teacher")
+    found.adapted = student.module if is_base_of(teacher, student.module) else None
+    return found
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot, check_seed, require
-from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
 from whichkl.distillation.language.result import Continuation, LanguageDistillation
@@ -99,7 +99,9 @@ def language_model(
         raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
     if not 0 <= as_int(evaluations) <= 100:
         raise InputError(cannot(f"use `evaluations={evaluations}`", "it is a number from 0 to 100", "Give, say, evaluations=3"))
-    p, q = teacher_of(teacher), CausalModel(copy.deepcopy(student), "student")
+    q = CausalModel(copy.deepcopy(student), "student")
+    teacher = q.module if is_base_of(teacher, student) else teacher
+    p = teacher_of(teacher, q)
     with evaluating(p, q):
         ends = settled(p, q, tokenizer, vocabulary)
     train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +36,40 @@ def read_examples(data: Any, tokenizer: Any, tokens: int, end: int) -> list[Exam
     """
     if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
         raise InputError(cannot("read these examples", f"they are one `{type(data).__name__}`", _WANTED))
-    found = [_example(one, tokenizer, end, number) for number, one in enumerate(data)]
+    found = [_checked(_example(one, tokenizer, end, number), tokens, number) for number, one in enumerate(data)]
     if not found:
         raise InputError(cannot("read these examples", "there are none", _WANTED))
-    for number, one in enumerate(found):
-        for ids in (one.prompt, one.completion):
-            if ids is not None and (not ids or min(ids) < 0 or max(ids) >= tokens):
-                because = f"example {number} " + ("has no token" if not ids else f"has an id that isn't one of {tokens:,} tokens")
-                raise InputError(cannot("read these examples", because, "Use the tokenizer of both models"))
     return found
+
+
+class ExampleStream(torch.utils.data.IterableDataset[dict[str, list[int]]]):
+    """Examples of an `IterableDataset`, read when they are needed, so that there may be any number of them."""
+
+    def __init__(self, data: Iterable[Any], tokenizer: Any, tokens: int, end: int, needs_completions: bool) -> None:
+        self.data, self.tokenizer, self.tokens, self.end, self.needs_completions = data, tokenizer, tokens, end, needs_completions
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        """Yield each as a collator gets it."""
+        for number, one in enumerate(self.data):
+            example = _checked(_example(one, self.tokenizer, self.end, number), self.tokens, number)
+            if self.needs_completions:
+                check_completions([example])
+            yield example.to_dict()
+
+
+def check_completions(examples: Iterable[Example]) -> None:
+    """Refuse prompts alone where the data's prefixes are asked for."""
+    if any(one.completion is None for one in examples):
+        because = "some examples are prompts without completions"
+        raise InputError(cannot("train on prefixes of the data", because, "Use prefixes={'student': 1.0}, or add completions"))
+
+
+def _checked(one: Example, tokens: int, number: int) -> Example:
+    for ids in (one.prompt, one.completion):
+        if ids is not None and (not ids or min(ids) < 0 or max(ids) >= tokens):
+            because = f"example {number} " + ("has no token" if not ids else f"has an id that isn't one of {tokens:,} tokens")
+            raise InputError(cannot("read these examples", because, "Use the tokenizer of both models"))
+    return one
 
 
 def _example(one: Any, tokenizer: Any, end: int, number: int) -> Example:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from whichkl.distillation.language.causal import inner_of
+
 _MAX_DIFFERENCE = 1e-4
 """Largest difference between logits of the head and the model's own, as a share of their spread."""
 
@@ -67,12 +69,14 @@ def head_of(model: nn.Module, ids: Int[Tensor, "n t"]) -> Head | None:
     >>> head_of(nn.Linear(2, 2), torch.zeros(1, 1, dtype=torch.int64)) is None
     True
     """
-    called: Any = model
-    inner = called.get_base_model() if hasattr(model, "get_base_model") else called
+    called, inner = model, inner_of(model)
     layer = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     backbone = getattr(inner, "base_model", None)
     if not isinstance(layer, nn.Module) or not isinstance(getattr(layer, "weight", None), Tensor) or backbone in (None, inner):
         return None
+    plain = [layer.weight, getattr(layer, "bias", None)]
+    if any(all(weight is not one for one in plain) for weight in layer.parameters() if weight.requires_grad):
+        return None  # an adapter changes nothing before it is trained, so that the logits don't show it
     config = getattr(inner, "config", None)
     scaling = getattr(config, "logits_scaling", None)
     scale = getattr(config, "logit_scale", None) or (1 / scaling if scaling else 1.0)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from whichkl.distillation.language.causal import CausalModel
+from whichkl.distillation.language.causal import CausalModel, inner_of
 from whichkl.process.seeds import seeded
 
 
@@ -54,7 +54,7 @@ def continued(
     in it. The same seed gives the same continuations of the same prompts.
     """
     draw = _by_generate if hasattr(model.module, "generate") and hasattr(model.module, "generation_config") else _by_steps
-    with seeded(seed), torch.no_grad():
+    with seeded(seed), torch.no_grad(), model.without_adapter():
         drawn = draw(model, prompts, ends, max_new_tokens)
     is_end = torch.isin(drawn, torch.tensor(list(ends), dtype=torch.int64, device="cpu"))
     has_end = is_end.any(1)
@@ -77,7 +77,8 @@ def _by_generate(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Seq
         ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64, device="cpu")
         mask[row, longest - len(prompt) :] = 1
     # `generate` completes what it's given by the model's own configuration: a view of the module has an empty one.
-    view: Any = copy.copy(model.module)
+    # PEFT's `generate` would write it into the model; adapters are inside the layers.
+    view: Any = copy.copy(inner_of(model.module))
     view.generation_config = transformers.GenerationConfig()
     own = transformers.GenerationConfig(
         do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=ends[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot, check_seed, plain
-from whichkl.distillation.language.causal import CausalModel, agree, evaluating
+from whichkl.distillation.language.causal import CausalModel, agree, evaluating, taught_by
 from whichkl.distillation.language.control_variate import PromptMeans
 from whichkl.distillation.language.measures import Draws, measured, read_rows
 from whichkl.distillation.language.prompts import read_prompts
@@ -140,7 +140,8 @@ def sequence_kl(
     True
     """
     most, times, seed = _positive("max_new_tokens", max_new_tokens), _positive("samples", samples), check_seed(seed)
-    p, q = CausalModel(teacher, "teacher"), CausalModel(student, "student")
+    q = CausalModel(student, "student")
+    p = taught_by(teacher, q)
     with evaluating(p, q):
         ends = agree(p, q, tokenizer, vocabulary)
         ids = read_prompts(prompts, tokenizer, p.tokens)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.causal import CausalModel, agree
+from whichkl.distillation.language.causal import CausalModel, agree, taught_by
 from whichkl.distillation.language.examples import Example
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.language.stored_teacher import StoredTeacher
@@ -91,9 +91,9 @@ class TokenScores:
 Teacher = CausalModel | StoredTeacher | TokenScores | None
 
 
-def teacher_of(teacher: Any) -> Teacher:
+def teacher_of(teacher: Any, student: CausalModel) -> Teacher:
     """Return a teacher in the form in which its access can be seen; anything that is no kind of its own is a model."""
-    return teacher if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)) else CausalModel(teacher, "teacher")
+    return teacher if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)) else taught_by(teacher, student)
 
 
 def settled(teacher: Teacher, student: CausalModel, tokenizer: Any, vocabulary: int | None) -> tuple[int, ...]:
@@ -226,7 +226,11 @@ class StoredLoss(PartialLoss):
         **settings: Any,
     ) -> None:
         super().__init__(student, divergence, **settings)
-        self.stored, self.places = teacher, places
+        self.stored, self.places = teacher, dict(places)
+
+    def look_up(self, examples: Iterable[Example], most: int | None) -> None:
+        """Find where further examples are stored."""
+        self.places |= self.stored.lookup(examples, most)
 
     def asked(self, rollouts: Rollouts) -> TopK | SampledTokens:
         """Read the rows."""

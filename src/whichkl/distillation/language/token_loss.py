@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
 from whichkl.distillation.language.head import Head, capturing, head_of
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.losses import linear_divergence
@@ -35,7 +35,7 @@ class Side:
     def of(cls, model: CausalModel, ids: Int[Tensor, "n t"]) -> Side:
         """Try the model's head on some tokens."""
         head = head_of(model.module, ids.to(model.device))
-        return cls(head, head is not None and "logits_to_keep" in inspect.signature(_inner(model.module).forward).parameters)
+        return cls(head, head is not None and "logits_to_keep" in inspect.signature(inner_of(model.module).forward).parameters)
 
 
 class TokenLoss:
@@ -80,7 +80,8 @@ class TokenLoss:
 
     def asked(self, rollouts: Rollouts) -> Any:
         """Return what the teacher says: a row per drawn token."""
-        with torch.no_grad(), evaluating(self.teacher):  # a teacher may share parts with the student
+        # a teacher may share parts with the student
+        with torch.no_grad(), evaluating(self.teacher), self.teacher.without_adapter():
             return rows_of(self.teacher, self.teacher.module, self.sides[0], rollouts)
 
     def soft(self, known: Any, q: Float[Tensor, "m k"], rollouts: Rollouts, labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
@@ -176,7 +177,3 @@ def score_term(
     others = (to_go.sum(0) - to_go) / max(1, n - 1)  # an ended sequence has nothing to come
     gain = (to_go - others)[sequence, place]
     return (gain * (log_q - log_q.detach())).sum()
-
-
-def _inner(module: Any) -> Any:
-    return module.get_base_model() if hasattr(module, "get_base_model") else module

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.causal import CausalModel, evaluating
-from whichkl.distillation.language.examples import Example, read_examples, stacked, together
+from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
+from whichkl.distillation.language.examples import (
+    Example,
+    ExampleStream,
+    check_completions,
+    read_examples,
+    stacked,
+    together,
+)
 from whichkl.distillation.language.pairs import SOURCES as _SOURCES
 from whichkl.distillation.language.rollouts import Rollouts, continued
-from whichkl.distillation.language.teacher_access import TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.stored_teacher import StoredTeacher
+from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.training_arguments import checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
@@ -31,8 +43,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
     Everything else is `transformers.Trainer`: `TrainingArguments`, accelerate, callbacks, PEFT, checkpoints, `report_to`, resume.
 
     Args:
-        teacher: p, a causal language model, which is only evaluated; or what is left of one: a `StoredTeacher`, `TokenScores`, or
-            None, where there is only the data's text. They allow fewer objectives and prefixes.
+        teacher: p, a causal language model, which is only evaluated, without the adapter of PEFT that a student may have put into
+            it; or what is left of one: a `StoredTeacher`, `TokenScores`, or None, where there is only the data's text. They allow
+            fewer objectives and prefixes.
         student: q, the model that is trained, in place.
         objective: a row divergence, or its name, with its parameter after a colon: ``"jeffreys:0.3"``.
         prefixes: shares of ``"data"``, ``"student"`` and ``"teacher"``, which sum to 1; every sequence draws one.
@@ -42,8 +55,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         temperature: divides both logits inside D.
         max_new_tokens: where continuations are cut.
         args: `transformers.TrainingArguments`.
-        train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place.
-        eval_dataset: the same; its loss is on the data's own completions.
+        train_dataset: texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place; an `IterableDataset`
+            of them is read as it is needed.
+        eval_dataset: the same, or several by name; the loss is on the data's own completions.
         processing_class: the tokenizer of both models; None where examples are token ids.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         budget: FLOPs after which training stops; None for no limit.
@@ -81,38 +95,38 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.divergence, self.shares = row_divergence_of(objective), _shares(prefixes)
         self.objective = spec_of(self.divergence)
         _check_together(self.divergence, self.shares, credit, hard_label_weight)
-        p, q = teacher_of(teacher), CausalModel(student, "student")
+        q = CausalModel(student, "student")
+        p = teacher_of(teacher, q)
+        if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
+            because = "it is the student, whose every change it would follow"
+            raise InputError(cannot("use this teacher", because, "Pass copy.deepcopy(student), or a student with a PEFT adapter"))
         check_access(p, self.divergence, self.shares, hard_label_weight=hard_label_weight, temperature=temperature)
+        args = checked_arguments(args, others, isinstance(train_dataset, IterableDataset))
         with evaluating(p, q):
             self.ends = settled(p, q, processing_class, vocabulary)
-            examples = read_examples(train_dataset, processing_class, q.tokens, self.ends[0])
-            if self.shares["data"] and any(one.completion is None for one in examples):
-                because = "some examples are prompts without completions"
-                raise InputError(
-                    cannot("train on prefixes of the data", because, "Use prefixes={'student': 1.0}, or add completions")
-                )
-            held_out = _with_completions(eval_dataset, processing_class, q.tokens, self.ends[0], p)
+            self._reading = (processing_class, q.tokens, self.ends[0])
+            evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {} if eval_dataset is None else {"": eval_dataset}
+            held_out = {name: _with_completions(data, *self._reading, p) for name, data in evaluated.items()}
+            train, known = _for_training(train_dataset, self._reading, bool(self.shares["data"]), p)
             self.token_loss = loss_of(
                 p,
                 q,
                 self.divergence,
-                [*examples, *held_out],
+                [*known, *chain(*held_out.values())],
                 most=max_new_tokens,
                 has_credit=credit == "sequence",
                 temperature=temperature,
                 hard_label_weight=hard_label_weight,
-                probe=torch.tensor([examples[0].prompt], dtype=torch.int64, device="cpu"),
+                probe=torch.tensor([next(iter(train))["prompt"]], dtype=torch.int64, device="cpu"),
             )
         self.max_new_tokens, self._teacher, self._student = max_new_tokens, p, q
-        args = copy.copy(args) if args is not None else transformers.TrainingArguments()
-        args.remove_unused_columns = False
-        args.label_names = ["begin"]  # without labels an evaluation would report no loss
+        asked: Any = {name: [one.to_dict() for one in examples] for name, examples in held_out.items()}
         super().__init__(
             model=student,
             args=args,
-            data_collator=self._collated,
-            train_dataset=[one.to_dict() for one in examples],
-            eval_dataset=[one.to_dict() for one in held_out] if eval_dataset is not None else None,
+            data_collator=partial(_collated, most=max_new_tokens),
+            train_dataset=train,
+            eval_dataset=asked.get("", asked) or None,
             processing_class=processing_class,
             **others,
         )
@@ -121,8 +135,20 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
         self.add_callback(_Watch(self, tell))
 
-    def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
-        return _tensors(together(examples, self.max_new_tokens))
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return batches of an evaluation's examples, in any form that `train_dataset` may have."""
+        is_known = eval_dataset is None or isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(eval_dataset if is_known else self._read(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Return batches of examples to predict, which is to evaluate."""
+        return super().get_test_dataloader(self._read(test_dataset))
+
+    def _read(self, data: Any) -> list[dict[str, list[int]]]:
+        examples = _with_completions(data, *self._reading, self._teacher)
+        if isinstance(self.token_loss, StoredLoss):
+            self.token_loss.look_up(examples, self.max_new_tokens)
+        return [one.to_dict() for one in examples]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Collect the micro-batches of a step, draw their prefixes, and count the tokens that the loss is over."""
@@ -130,15 +156,26 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         if not batches:
             return [], None
         sizes = [len(one.ids) for one in batches]
-        drawn = self._with_prefixes(stacked(batches, torch.arange(sum(sizes), device="cpu")))
+        drawn, source = self._with_prefixes(stacked(batches, torch.arange(sum(sizes), device="cpu")))
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         batches = [drawn.rows(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-        self.flops += (6 * self._sizes["student"] + 2 * self._sizes["teacher"]) * int(drawn.end.sum())
-        count = torch.tensor(int((drawn.end - drawn.begin).sum()), dtype=torch.int64, device=device)
-        return [_tensors(one) for one in batches], self.accelerator.gather(count).sum()
+        return [_tensors(one) for one in batches], self._counted(drawn, source, device)
 
-    def _with_prefixes(self, given: Rollouts) -> Rollouts:
-        """Replace the completions of some sequences by continuations drawn from the student or the teacher."""
+    def _counted(self, drawn: Rollouts, source: Int[Tensor, " n"], device: torch.device) -> Int[Tensor, ""]:
+        """Count what all processes drew and will read in this step; return the number of tokens that its loss is over."""
+        here = torch.zeros(len(_SOURCES), 2, dtype=torch.int64, device="cpu")
+        here.index_add_(0, source, torch.stack([drawn.end - drawn.begin, drawn.end], 1))
+        tokens, read = self.accelerator.gather(here[None].to(device)).sum(0).unbind(1)
+        for number, name in enumerate(_SOURCES):
+            if name != "data":
+                self.tokens_generated[name] += int(tokens[number])
+                self.flops += 2 * self._sizes[name] * int(read[number])
+        self.flops += (6 * self._sizes["student"] + 2 * self._sizes["teacher"]) * int(read.sum())
+        count: Tensor = tokens.sum()
+        return count
+
+    def _with_prefixes(self, given: Rollouts) -> tuple[Rollouts, Int[Tensor, " n"]]:
+        """Replace completions by continuations drawn from the student or the teacher, and return whose each is."""
         # of the run's seed, the step and the process: the same after a resume, whatever was drawn before
         rank = self.accelerator.process_index
         generator = torch.Generator().manual_seed(self.args.seed)
@@ -159,44 +196,63 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             prompts = [given.ids[k, : int(given.begin[k])].tolist() for k in chosen.tolist()]
             with evaluating(drawing):
                 parts.append(continued(drawing, prompts, self.ends, self.max_new_tokens, int(seeds[1]) + number))
-            self.tokens_generated[name] += int((parts[-1].end - parts[-1].begin).sum())
-            self.flops += 2 * self._sizes[name] * int(parts[-1].end.sum())
-        return stacked(parts, torch.cat(rows).argsort())
+        return stacked(parts, torch.cat(rows).argsort()), source
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return this micro-batch's share of the step's mean over tokens."""
         rollouts = _rollouts(inputs)
-        loss = self.token_loss(model, rollouts)
-        if num_items_in_batch is None:  # an evaluation
-            loss = loss / (rollouts.end - rollouts.begin).sum()
-        else:
-            loss = loss * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over the processes
+        count = (rollouts.end - rollouts.begin).sum() if num_items_in_batch is None else num_items_in_batch
+        # gradients are averaged over the processes
+        loss = self.token_loss(model, rollouts) * (1 if num_items_in_batch is None else self.accelerator.num_processes) / count
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
         """Return the loss on the data's own completions, and count its tokens."""
-        with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach()
-        count = (inputs["end"] - inputs["begin"]).sum().to(loss)
-        self._evaluated += torch.stack([loss * count, count]).double().cpu()
-        return loss, None, None
+        rollouts = self._without_repeats(_rollouts(inputs))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            total = self.token_loss(model, rollouts).detach().double()
+        count = (rollouts.end - rollouts.begin).sum().to(total)
+        self._evaluated += torch.stack([total, count]).cpu()
+        return (total / count.clamp(min=1)).to(self.args.device), None, None
+
+    def _without_repeats(self, given: Rollouts) -> Rollouts:
+        """Take the loss from examples that only fill up the last batches of an evaluation, one per process."""
+        state, n = self.accelerator.gradient_state, len(given.ids)
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return given
+        repeats = self.accelerator.process_index * n + torch.arange(n, device="cpu") >= state.remainder
+        return Rollouts(given.ids, torch.where(repeats, given.end, given.begin), given.end, given.cut)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as `Trainer` does, but report the mean over tokens, where it has the mean of its batches' means."""
         self._evaluated = torch.zeros(2, dtype=torch.float64, device="cpu")
         output = super().evaluation_loop(*args, **kwargs)
+        if self.model_wrapped is self.model:  # else `train` leaves it unwrapped, and processes don't share gradients
+            self.model._is_accelerate_prepared = False
         total = self.accelerator.gather(self._evaluated.to(self.args.device)).view(-1, 2).sum(0)
         for name in [name for name in output.metrics if name.endswith("_loss")]:
             output.metrics[name] = float(total[0] / total[1])
         return output
 
 
+def _for_training(data: Any, reading: tuple[Any, int, int], needs_completions: bool, teacher: Any) -> tuple[Any, list[Example]]:
+    """Return the examples as a data loader gets them, and those that are known before training."""
+    if not isinstance(data, IterableDataset):
+        known = read_examples(data, *reading)
+        if needs_completions:
+            check_completions(known)
+        return [one.to_dict() for one in known], known
+    stream = ExampleStream(data, *reading, needs_completions)
+    because = "a stored teacher's examples are looked up first" if isinstance(teacher, StoredTeacher) else "it is empty"
+    if isinstance(teacher, StoredTeacher) or next(iter(stream), None) is None:
+        raise InputError(cannot("train on this stream", because, "Pass the examples as a list"))
+    return stream, []
+
+
 def _with_completions(data: Any, tokenizer: Any, tokens: int, end: int, teacher: Any) -> list[Example]:
     """Read the examples of an evaluation, each of which needs a completion."""
-    if data is None:
-        return []
     do = "evaluate on the data's completions"
     if isinstance(teacher, TokenScores):
         because = "the teacher only scores tokens, which have to be drawn from the student for a KL"
@@ -239,8 +295,13 @@ def _first(iterator: Iterator[Any], count: int) -> list[Any]:
     return [one for _, one in zip(range(count), iterator, strict=False)]
 
 
+def _collated(examples: Sequence[Mapping[str, Sequence[int]]], most: int) -> dict[str, Tensor]:
+    return _tensors(together(examples, most))
+
+
 def _tensors(rollouts: Rollouts) -> dict[str, Tensor]:
-    return {"input_ids": rollouts.ids, "begin": rollouts.begin, "end": rollouts.end, "cut": rollouts.cut}
+    where = {"begin": rollouts.begin, "end": rollouts.end, "cut": rollouts.cut}
+    return {"input_ids": rollouts.ids, "attention_mask": rollouts.mask, **where}
 
 
 def _rollouts(batch: Mapping[str, Tensor]) -> Rollouts:

@@ -1,0 +1,77 @@
+"""Training arguments: what of `TrainingArguments`, and of `Trainer`, has no meaning for a divergence of a teacher is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import transformers
+
+from whichkl._checks import InputError, cannot
+
+_OWN = ("the student is the model that is trained", "Pass it as `student=`")
+_NO_LOGITS = ("an evaluation keeps no logits", "Leave it out; `sequence_kl`, or a callback, measures more")
+_REFUSED = {
+    "model": _OWN,
+    "model_init": _OWN,
+    "data_collator": ("examples are padded here", "Leave it out"),
+    "compute_loss_func": ("the loss is a divergence of the teacher", "Pass a RowDivergence as `objective=`"),
+    "compute_metrics": _NO_LOGITS,
+    "preprocess_logits_for_metrics": _NO_LOGITS,
+}
+"""Arguments of `Trainer`, why each has no part here, and what to do."""
+
+
+def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any:
+    """Return a copy of the training arguments, with what this trainer fixes.
+
+    Raises:
+        InputError: they aren't `TrainingArguments`, or something asks for what the loss hasn't.
+    """
+    for name, (because, instead) in _REFUSED.items():
+        if others.get(name) is not None:
+            raise InputError(cannot(f"use `{name}=` here", because, instead))
+        others.pop(name, None)
+    if args is not None and not isinstance(args, transformers.TrainingArguments):
+        because = f"they are a `{type(args).__name__}`"
+        raise InputError(cannot("use these `args`", because, "Pass transformers.TrainingArguments(output_dir=…)"))
+    args = transformers.TrainingArguments() if args is None else copy.copy(args)
+    parallel = args.parallelism_config
+    sequence = parallel is not None and (parallel.cp_enabled or parallel.sp_enabled)
+    for is_refused, name, because, instead in (
+        (
+            args.label_smoothing_factor,
+            "label_smoothing_factor",
+            "the teacher's laws take the place of smoothed labels",
+            "Set it to 0; `hard_label_weight=` mixes in labels",
+        ),
+        (
+            args.train_sampling_strategy == "group_by_length",
+            "train_sampling_strategy",
+            "lengths aren't known before continuations are drawn",
+            "Leave it out, or sort the examples and use 'sequential'",
+        ),
+        (
+            sequence,
+            "parallelism_config",
+            "a sequence is split over processes, and continuations are drawn whole",
+            "Split batches or weights: DDP, FSDP",
+        ),
+        (
+            is_stream and args.max_steps < 1,
+            "train_dataset",
+            "it is a stream without a length, and `max_steps` isn't set",
+            "Set TrainingArguments(max_steps=…), or pass a list",
+        ),
+    ):
+        if is_refused:
+            raise InputError(cannot(f"use this `{name}`", because, instead))
+    args.remove_unused_columns = False
+    args.label_names = ["begin"]  # without labels an evaluation would report no loss
+    args.logging_nan_inf_filter = False  # it would show the last finite loss in the place of one that isn't a number
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # threads of one process can't share a student whose hidden states are captured
+    if is_stream:  # each process reads its own share: their batches have different widths
+        args.accelerator_config = copy.copy(args.accelerator_config)
+        args.accelerator_config.dispatch_batches = False
+    return args

@@ -1,0 +1,106 @@
+"""LanguageTrainer in two processes (DDP over gloo): the same weights as one process, and the same end on both."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from programs import Program
+
+transformers = pytest.importorskip("transformers")
+from test_language_trainer import arguments, llama  # noqa: E402
+from whichkl.distillation import LanguageTrainer  # noqa: E402
+
+UNEQUAL = [{"prompt": [3 + k % 7, 4], "completion": [5 + k % 11] * (1 + (k * k) % 9)} for k in range(24)]
+RUNS = {
+    "data": {"objective": "reverse_kl", "hard_label_weight": 0.3},
+    "accumulated": {"changes": {"gradient_accumulation_steps": 2, "max_steps": 1, "activation_checkpointing": True}},
+    "budget": {"prefixes": {"student": 1.0}, "budget": 7e6, "changes": {"max_steps": 9}},
+    "mixed": {"prefixes": {"student": 0.4, "teacher": 0.3, "data": 0.3}, "changes": {"gradient_accumulation_steps": 2}},
+    "credit": {"objective": "reverse_kl", "credit": "sequence", "prefixes": {"student": 1.0}},
+}
+
+
+def run(folder, batch, names):
+    """Train once per name; keep the weights, the draws of this process and what the trainer reports."""
+    found = {}
+    backend = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
+    for name in names:
+        given = dict(RUNS[name])
+        changes = {"per_device_train_batch_size": batch, "optim": "sgd", "max_steps": 2, **backend, **given.pop("changes", {})}
+        trainer = LanguageTrainer(
+            teacher=llama(0), student=llama(1), args=arguments(folder, **changes), train_dataset=UNEQUAL,
+            eval_dataset=UNEQUAL[:13], max_new_tokens=8, **given,
+        )  # fmt: skip
+        before = trainer.evaluate()["eval_loss"]  # 13 examples for batches of 8, or twice 8: some fill up
+        drawn, collect = [], trainer.get_batch_samples
+
+        def collected(*parts, collect=collect, drawn=drawn):
+            batches, count = collect(*parts)
+            drawn.append([int((one["end"] - one["begin"]).sum()) for one in batches] + [int(count)])
+            return batches, count
+
+        trainer.get_batch_samples = collected
+        trainer.train()
+        found[name] = {
+            "before": before, "after": trainer.evaluate()["eval_loss"], "drawn": drawn, "flops": trainer.flops,
+            "tokens": trainer.tokens_generated, "steps": trainer.state.global_step,
+            "losses": [one["loss"] for one in trainer.state.log_history if "loss" in one],
+            "weights": [weight.detach().flatten().tolist() for weight in trainer.model.parameters()],
+        }  # fmt: skip
+    return found
+
+
+def main(folder, *names):
+    """Run as one of several processes, and write what was found."""
+    Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(run(folder, 4, names)))
+
+
+def in_two(folder, names):
+    """Run in two processes, and return what each found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; sys.path.insert(0, ''); import test_language_processes; test_language_processes.main(*sys.argv[1:])"
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    programs = [
+        Program("-c", code, folder, *names, cwd=Path(__file__).parent, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    for one in programs:
+        assert one.wait(120) == 0, one.communicate()[1]
+    return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def apart(one, other):
+    return max(float((torch.tensor(a) - torch.tensor(b)).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def check(folder, names):
+    both, alone = in_two(folder, names), run(folder, 8, names)
+    for name in names:
+        first, second, single = both[0][name], both[1][name], alone[name]
+        assert first["weights"] == second["weights"]
+        for what in ("before", "after", "flops", "tokens", "steps", "losses"):
+            assert first[what] == second[what]
+        assert first["before"] == pytest.approx(single["before"], rel=1e-6)
+        for mine, other in zip(first["drawn"], second["drawn"], strict=True):
+            assert mine[-1] == other[-1] == sum(mine[:-1]) + sum(other[:-1])  # the loss is over the tokens of both
+        if "prefixes" not in RUNS[name]:
+            assert apart(first["weights"], single["weights"]) <= 1e-7
+            assert first["flops"] == single["flops"] and first["losses"] == pytest.approx(single["losses"], rel=1e-6)
+        else:
+            assert first["drawn"] != second["drawn"]  # each draws under its own seed
+            assert sum(first["tokens"].values()) > 0
+
+
+def test_two_processes_train_as_one_and_stop_at_the_same_step(tmp_path):
+    check(tmp_path, ["data", "budget"])
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_all_prefixes_with_accumulation_and_credit(tmp_path):
+    check(tmp_path, ["accumulated", "mixed", "credit"])
