@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import scipy
 import torch
 from jaxtyping import Float
@@ -34,8 +35,8 @@ class Simulations:
             the parameters' names. Its support is that of the posterior.
         parameters: (n, d), one row per simulation.
         data: (n, c), or (n,). Rows with NaN or an infinity are failed simulations, which are left out and counted: pass them too.
-        proposal: the distribution that the parameters were drawn from, if it wasn't the prior. Each simulation then has the
-            weight prior/proposal.
+        proposal: the distribution that the parameters were drawn from, if it wasn't the prior; or an array of its log densities
+            at the parameters, (n,). Each simulation then has the weight prior/proposal.
 
     Raises:
         InputError: an argument can't be used, or a parameter lies outside the prior's support and no proposal was given.
@@ -48,14 +49,15 @@ class Simulations:
     >>> x = theta + torch.randn(1_000, 1, generator=torch.Generator().manual_seed(1))
     >>> prior = torch.distributions.Normal(torch.zeros(1), torch.ones(1))
     >>> wk.convert(wk.Simulations(prior=prior, parameters=theta, data=x))
-    Target(dim=1, n=1000, given 1 columns, access: samples)
+    Target(dim=1, n=1000, given 1 column, access: samples)
     """
 
     @typed
     @plain_modes()
     def __init__(self, *, prior: Any, parameters: Any, data: Any, proposal: Any = None) -> None:
         self.prior = read_prior(prior)
-        self.proposal = None if proposal is None else read_prior(proposal, "proposal", samples=False)
+        is_evaluated = isinstance(proposal, (Tensor, np.ndarray)) or hasattr(proposal, "to_numpy")
+        self.proposal = None if proposal is None or is_evaluated else read_prior(proposal, "proposal", samples=False)
         theta = read_matrix(parameters, torch.float64, self.prior.device, "parameters")
         x = read_matrix(data, torch.float64, self.prior.device, "data")
         given = read_names(None, parameters, theta.shape[1])
@@ -72,6 +74,9 @@ class Simulations:
         self.called = ""
         """How the simulator was called, if it was called here."""
         self.weights = None if self.proposal is None else ProposalWeights.of(self.prior, self.proposal, theta)
+        if is_evaluated:
+            log_densities = read_matrix(proposal, torch.float64, self.prior.device, "log densities of the proposal")
+            self.weights = ProposalWeights.of_log_densities(self.prior, log_densities, theta)
         if self.weights is None:
             self._refuse_outside()
 
@@ -151,10 +156,11 @@ class Simulations:
 
     def _origin(self, kept: Tensor, n: int, seed: int) -> SimulationOrigin:
         """Write what the pairs are made of, and how far to trust them."""
-        x, source, w = self.data[kept], "proposal" if self.proposal is not None else "prior", self.weights
+        x, w, law = self.data[kept], self.weights, self.prior if self.weights is None else self.proposal
+        source = "prior" if w is None else "proposal"
         failed = int((~self.data[:n].isfinite().all(1)).sum())
         left_out = [_on_failed(failed, n)] if failed else []
-        p_value = _unlike_draws(self.parameters[:n], self.proposal or self.prior, self.names, check_seed(seed))
+        p_value = None if law is None else _unlike_draws(self.parameters[:n], law, self.names, check_seed(seed))
         doubts = []
         if p_value is not None and p_value[0] < _MAX_P_VALUE:
             doubts.append(

@@ -30,6 +30,8 @@ from whichkl.process.torch_modes import plain_modes
 
 _MAX_PROMPTS = 500
 """Largest number of held-out prompts on which sequences are compared."""
+_ENDLESS = 100_000
+"""Passes that no budget lets a training come to."""
 _SHOWN = 5
 """Number of held-out prompts whose continuations are shown."""
 _NOT_OF_THE_RUN = ("output_dir", "run_name", "disable_tqdm", "report_to", "save_", "hub_", "push_to_hub", "log_level")
@@ -51,12 +53,13 @@ def language_model(
     temperature: float = 1.0,
     max_new_tokens: int = 64,
     vocabulary: int | None = None,
-    held_out: float = 0.1,
+    held_out: Any = 0.1,
     evaluations: int = 0,
     args: Any = None,
     budget: float | None = None,
     journal: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    memo: dict[Any, Any] | None = None,
     tell: Callable[[str, float], None] | None = None,
 ) -> LanguageDistillation:
     """Train a copy of a student language model on a teacher, and compare their continuations of held-out prompts.
@@ -74,14 +77,18 @@ def language_model(
         temperature: divides both logits.
         max_new_tokens: where continuations are cut.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
-        held_out: the share of the examples whose prompts are for the comparison alone.
+        held_out: the share of the examples whose prompts are for the comparison alone, or other examples for it, in the form of
+            `data`. At most 500 of them are used.
         evaluations: how often both KLs are measured on the way, at equal parts of the run. Each costs as much as the comparison
             at its end.
-        args: `transformers.TrainingArguments`; by default three passes at a learning rate of 10⁻³ with nothing saved.
-        budget: FLOPs after which training stops; two runs of one budget can be compared.
+        args: `transformers.TrainingArguments`; by default a learning rate of 10⁻³ that falls to 0, and three passes, or as
+            many as the budget buys; nothing is saved.
+        budget: FLOPs after which training stops; two runs of one budget can be compared. The learning rate follows the share
+            of it that is spent.
         journal: a folder where the run records its progress; `output_dir` of `args` isn't used then. If interrupted, call again
             with the same arguments to resume; the result is the same to the last bit on the same machine. In one process only.
         seed: fixes the split, the order, prefixes and draws.
+        memo: see `sequence_kl`; calls that share one measure an untrained student once.
         tell: called with the present step, and the fraction of it that is done.
 
     Raises:
@@ -104,14 +111,18 @@ def language_model(
     p = teacher_of(teacher, q)
     with evaluating(p, q):
         ends = settled(p, q, tokenizer, vocabulary)
-    train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)
-    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, say)
+    examples = read_examples(data, tokenizer, q.tokens, ends[0])
+    if isinstance(held_out, (int, float)):
+        train, unseen = _split(examples, held_out, seed)
+    else:
+        train, unseen = examples, _shuffled(read_examples(held_out, tokenizer, q.tokens, ends[0]), seed)
+    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
     draw = partial(_draws, examples=unseen[:_SHOWN], ends=ends, most=max_new_tokens, seed=seed)
     choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, "temperature": temperature}
     choices |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
-        settings = _arguments(args, folder, seed)
-        fixed = {**choices, "held_out": held_out, "seed": seed, "budget": budget, "evaluations": evaluations}
+        settings = _arguments(args, folder, seed, budget)
+        fixed = {**choices, "held_out": len(unseen), "seed": seed, "budget": budget, "evaluations": evaluations}
         fixed["args"] = {name: one for name, one in settings.to_dict().items() if not name.startswith(_NOT_OF_THE_RUN)}
         log = None if journal is None else Journal.of(journal, _identity(p, q, (train, unseen), ends, fixed))
         run = Run(q, Record(log), measure, evaluations, say)
@@ -157,6 +168,7 @@ def _measure(
     vocabulary: int | None,
     most: int,
     seed: int,
+    memo: dict[Any, Any] | None,
     say: Callable[[str, float], None],
 ) -> Callable[[], SequenceKL | HeldOutLoss]:
     """Return the call that compares the student as it then is with its teacher."""
@@ -167,18 +179,20 @@ def _measure(
         "vocabulary": vocabulary,
         "max_new_tokens": most,
         "seed": seed,
+        "memo": memo,
         "tell": say,
     }
     prompts = [one.prompt for one in unseen]
     return lambda: sequence_kl(teacher=p.module, student=q.module, prompts=prompts, **settings)
 
 
-def _arguments(args: Any, folder: str, seed: int) -> Any:
+def _arguments(args: Any, folder: str, seed: int, budget: float | None) -> Any:
     if args is not None:
         return args
     return require("transformers", "lm").TrainingArguments(
-        output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
-        logging_steps=10, dataloader_pin_memory=torch.accelerator.is_available(), seed=seed,
+        output_dir=folder, num_train_epochs=3 if budget is None else _ENDLESS, learning_rate=1e-3, report_to=[],
+        save_strategy="no", disable_tqdm=True, logging_steps=10, seed=seed,
+        dataloader_pin_memory=torch.accelerator.is_available(),
     )  # fmt: skip
 
 
@@ -248,11 +262,15 @@ def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Ex
     groups: dict[tuple[int, ...], list[Example]] = {}
     for one in examples:
         groups.setdefault(tuple(one.prompt), []).append(one)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    known = _shuffled(list(groups.values()), seed)
     count = round(held_out * len(groups))
-    known = list(groups.values())
-    unseen, train = ([one for k in part for one in known[k]] for part in (order[:count], order[count:]))
+    unseen, train = ([one for group in part for one in group] for part in (known[:count], known[count:]))
     if count < 2 or not train:
         because = f"{count} of {len(groups)} distinct prompts are held out, and {len(groups) - count} are left"
         raise InputError(cannot("hold prompts out", because, "Give more examples, or another `held_out=`"))
     return train, unseen
+
+
+def _shuffled(values: list[Any], seed: int) -> list[Any]:
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [values[k] for k in order.tolist()]

@@ -90,9 +90,11 @@ class TokenScores:
 Teacher = CausalModel | StoredTeacher | TokenScores | None
 
 
-def teacher_of(teacher: Any, student: CausalModel) -> Teacher:
+def teacher_of(teacher: Any, student: CausalModel | None = None) -> Teacher:
     """Return a teacher in the form in which its access can be seen; anything that is no kind of its own is a model."""
-    return teacher if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)) else taught_by(teacher, student)
+    if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)):
+        return teacher
+    return CausalModel(teacher, "teacher") if student is None else taught_by(teacher, student)
 
 
 def settled(teacher: Teacher, student: CausalModel, tokenizer: Any, vocabulary: int | None) -> tuple[int, ...]:

@@ -23,13 +23,16 @@ from whichkl.distillation.language.examples import (
     stacked,
     together,
 )
-from whichkl.distillation.language.pairs import SOURCES as _SOURCES
+from whichkl.distillation.language.objective import SOURCES, check_together, shares_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
 from whichkl.distillation.language.training_arguments import checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
+
+_STEPS_OF_A_BUDGET = 1_000
+"""Steps into which a schedule of the learning rate divides a budget."""
 
 
 class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -92,9 +95,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         tell: Callable[[float], None] | None = None,
         **others: Any,
     ) -> None:
-        self.divergence, self.shares = row_divergence_of(objective), _shares(prefixes)
+        self.divergence, self.shares = row_divergence_of(objective), shares_of(prefixes)
         self.objective = spec_of(self.divergence)
-        _check_together(self.divergence, self.shares, credit, hard_label_weight)
+        check_together(self.divergence, self.shares, credit, hard_label_weight)
         q = CausalModel(student, "student")
         p = teacher_of(teacher, q)
         if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
@@ -135,6 +138,22 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
         self.add_callback(_Watch(self, tell))
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the schedule of the learning rate; with a budget it follows the share that is spent, not the number of steps.
+
+        How many steps a budget buys depends on the prefixes. By steps, an arm that draws would stop at a higher learning rate.
+        """
+        budget = self.budget
+        if budget is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        found = super().create_scheduler(_STEPS_OF_A_BUDGET, optimizer)
+        if isinstance(found, torch.optim.lr_scheduler.LambdaLR):
+            found.lr_lambdas = [partial(self._rate, rate, budget) for rate in found.lr_lambdas]
+        return found
+
+    def _rate(self, rate: Callable[[int], float], budget: float, _: int) -> float:
+        return rate(round(_STEPS_OF_A_BUDGET * min(1.0, self.flops / budget)))
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Return batches of an evaluation's examples, in any form that `train_dataset` may have."""
         is_known = eval_dataset is None or isinstance(eval_dataset, str)
@@ -150,6 +169,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             self.token_loss.look_up(examples, self.max_new_tokens)
         return [one.to_dict() for one in examples]
 
+    def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+        return _tensors(together(examples, self.max_new_tokens))
+
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Collect the micro-batches of a step, draw their prefixes, and count the tokens that the loss is over."""
         batches = [_rollouts(one) for one in _first(epoch_iterator, num_batches)]
@@ -163,10 +185,10 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _counted(self, drawn: Rollouts, source: Int[Tensor, " n"], device: torch.device) -> Int[Tensor, ""]:
         """Count what all processes drew and will read in this step; return the number of tokens that its loss is over."""
-        here = torch.zeros(len(_SOURCES), 2, dtype=torch.int64, device="cpu")
+        here = torch.zeros(len(SOURCES), 2, dtype=torch.int64, device="cpu")
         here.index_add_(0, source, torch.stack([drawn.end - drawn.begin, drawn.end], 1))
         tokens, read = self.accelerator.gather(here[None].to(device)).sum(0).unbind(1)
-        for number, name in enumerate(_SOURCES):
+        for number, name in enumerate(SOURCES):
             if name != "data":
                 self.tokens_generated[name] += int(tokens[number])
                 self.flops += 2 * self._sizes[name] * int(read[number])
@@ -180,11 +202,11 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         rank = self.accelerator.process_index
         generator = torch.Generator().manual_seed(self.args.seed)
         seeds = torch.randint(2**31, (2,), generator=generator, device="cpu") + 1_000_003 * self.state.global_step + 7_919 * rank
-        shares = torch.tensor([self.shares[name] for name in _SOURCES], dtype=torch.float64, device="cpu")
+        shares = torch.tensor([self.shares[name] for name in SOURCES], dtype=torch.float64, device="cpu")
         chooser = torch.Generator().manual_seed(int(seeds[0]))
         source = torch.multinomial(shares, len(given.ids), replacement=True, generator=chooser)
         parts, rows = [], []
-        for number, name in enumerate(_SOURCES):
+        for number, name in enumerate(SOURCES):
             chosen = (source == number).nonzero()[:, 0]
             if not len(chosen):
                 continue
@@ -306,29 +328,3 @@ def _tensors(rollouts: Rollouts) -> dict[str, Tensor]:
 
 def _rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
     return Rollouts(*(batch[name].cpu() for name in ("input_ids", "begin", "end", "cut")))
-
-
-def _shares(prefixes: Mapping[str, float] | None) -> dict[str, float]:
-    given = dict({"data": 1.0} if prefixes is None else prefixes)
-    unknown = [name for name in given if name not in _SOURCES]
-    if unknown:
-        because = f"`{unknown[0]}` is none of data, student and teacher"
-        raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
-    bad = any(isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one <= 1 for one in given.values())
-    if bad or abs(sum(given.values()) - 1) > 1e-9:
-        because = "shares are numbers between 0 and 1 that sum to 1"
-        raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
-    return {name: float(given.get(name, 0.0)) for name in _SOURCES}
-
-
-def _check_together(divergence: RowDivergence, shares: Mapping[str, float], credit: str, hard_label_weight: float) -> None:
-    """Refuse choices whose sum is the gradient of nothing."""
-    if credit not in ("token", "sequence"):
-        raise InputError(cannot(f"use `credit={credit!r}`", "it is neither 'token' nor 'sequence'", "Leave it out"))
-    if credit == "sequence" and (divergence.name != "reverse_kl" or shares["student"] < 1):
-        because = "the score-function term belongs to the reverse KL of sequences drawn from the student"
-        instead = "Use objective='reverse_kl' and prefixes={'student': 1.0}, or credit='token'"
-        raise InputError(cannot("use `credit='sequence'` here", because, instead))
-    if hard_label_weight and shares["data"] < 1:
-        because = "drawn tokens are no labels: their cross-entropy trains on a model's own noise"
-        raise InputError(cannot("use `hard_label_weight=` here", because, "Use prefixes={'data': 1.0}, or hard_label_weight=0"))
