@@ -300,6 +300,10 @@ BAD_CAPTURES = {
     "empty": ({"data": []}, "there are none"),
     "teacher": ({"teacher": "gpt2"}, "not a torch.nn.Module"),
     "id": ({"data": [{"prompt": [3], "completion": [24]}]}, "isn't one of 24 tokens"),
+    "completion": ({"data": [{"prompt": [3], "completion": 4}]}, "the completion of example 0 is a `int`"),
+    "words": ({"data": [{"prompt": [3], "completion": ["a"]}]}, "the completion of example 0 is a `list` of something else"),
+    "tokenizer": ({"tokenizer": 3}, "it is a `int`, not a tokenizer"),
+    "no name": ({"folder": ""}, "it has no name"),
     "vocabulary": ({"vocabulary": 25}, "the vocabulary is of 25 tokens"),
     "NaN": ({"teacher": Broken(0), "data": [{"prompt": [3], "completion": [1]}], "k": 2}, "its logits are NaN"),
 }
