@@ -30,6 +30,11 @@ class TeacherTarget(ABC):
     def columns(self, result: Any) -> dict[str, Any]:
         """Return the numbers of a result that a study compares, by column."""
 
+    def files(self, result: Any) -> dict[str, bytes]:
+        """Return the files of a result that a study keeps, by name."""
+        found: dict[str, bytes] = result.files()
+        return found
+
     @abstractmethod
     def name_of(self, objective: Any) -> str:
         """Return the text of an objective.

@@ -205,8 +205,7 @@ class DistillationBench(Bench):
         target = self.plan.target
         result = target.distill(self.plan.students[student], objective, cell.seed)
         row = {name: None if isinstance(one, float) and math.isnan(one) else one for name, one in target.columns(result).items()}
-        files = result.files() if hasattr(result, "files") else {}
-        return outcome_of(cell, row, result.to_dict(), files)
+        return outcome_of(cell, row, result.to_dict(), target.files(result))
 
 
 def _fit(solved: JudgedFit, card: Scorecard, status: str, used: dict[str, int]) -> Any:

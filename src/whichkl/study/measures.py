@@ -126,7 +126,8 @@ _MEASURED = tuple(column for one in MEASURES.values() for column in one.columns)
 COLUMNS = {column.name: column for column in (*DISTILLATION_COLUMNS, *_MEASURED, *LANGUAGE_COLUMNS, COST, FLOPS)}
 """Every column that holds a measured number, by its name."""
 
-TEXT_FIELDS = ("cell", "family", "objective", "status", "error", "solver", "forward_kl_up_to", "reverse_kl_up_to", "notes")
+_UP_TO_FIELDS = ("forward_kl_up_to", "reverse_kl_up_to", "forward_kl_per_token_up_to", "reverse_kl_per_token_up_to")
+TEXT_FIELDS = ("cell", "family", "objective", "status", "error", "solver", *_UP_TO_FIELDS, "notes")
 """Columns that hold text."""
 _HEAD = ("cell", "family", "objective", "seed", "status", "error", "solver", "iterations", "optima")
 _COUNTS = ("budget", "out_of_budget", COST.name, "log_prob", "score", "samples", "rows")

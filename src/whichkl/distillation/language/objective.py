@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.training import row_divergence_of, spec_of
@@ -34,7 +34,9 @@ class LanguageObjective:
     shares: Mapping[str, float]
     """Of every source."""
     credit: str = "token"
-    is_between: bool = False
+    is_of_teachers_text: bool = False
+    """Whether the data are known to be the teacher's own text."""
+    is_between: ClassVar[bool] = False
 
     @classmethod
     def of(cls, text: Any) -> LanguageObjective:
@@ -72,12 +74,14 @@ class LanguageObjective:
     def formula(self) -> str:
         """What is averaged over sequences."""
         pair = {"forward_kl": "KL(pₜ‖qₜ)", "reverse_kl": "KL(qₜ‖pₜ)"}.get(self.divergence.name, "D(pₜ, qₜ)")
-        return f"Σₜ {pair} after the tokens of {' and '.join(name for name, share in self.shares.items() if share)}"
+        return f"Σₜ {pair} after tokens of {' and '.join(f'the {name}' for name, share in self.shares.items() if share)}"
 
     @property
     def minimises(self) -> str:
         """What this pair of divergence and prefixes minimises, as a divergence of whole sequences where it is one."""
-        return minimised(self.divergence.name, [name for name, share in self.shares.items() if share], self.credit)
+        used = [name for name, share in self.shares.items() if share]
+        source = ["teacher"] if used == ["data"] and self.is_of_teachers_text else used
+        return minimised(self.divergence.name, source, self.credit)
 
     @property
     def character(self) -> str:

@@ -14,6 +14,8 @@ from torch import nn
 
 from whichkl._checks import InputError, cannot, plain
 from whichkl.access import Access
+from whichkl.advice import Advice, Advised
+from whichkl.distillation.language.advice import language_advice
 from whichkl.distillation.language.distillation import language_model
 from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.objective import LanguageObjective, check_together
@@ -32,7 +34,7 @@ _NO_PART = ("output_dir", "logging_dir", "run_name", "report_to", "hub_token", "
 """Training arguments that change no weight, or that a cell sets."""
 
 
-class LanguageTarget(TeacherTarget):
+class LanguageTarget(TeacherTarget, Advised):
     """What student language models are to learn from; `whichkl.compare` takes it with ``families={name: student}``.
 
     An objective is a divergence with the prefixes that it is taken on: ``"forward_kl@data"``, ``"reverse_kl@student"``,
@@ -44,6 +46,8 @@ class LanguageTarget(TeacherTarget):
         teacher: as in `language_model`; what can be asked of it decides which objectives there are (`whichkl.advise`).
         data: as in `language_model`.
         tokenizer: as in `language_model`.
+        keep_students: whether a study keeps the trained students, each as large as its weights;
+            ``LanguageDistillation.load(cell.folder / "fit")`` returns one. Without them `distill` trains the same one again.
         settings: further arguments of `language_model`, such as `max_new_tokens`, `held_out`, `args` and `budget`.
 
     Raises:
@@ -55,7 +59,7 @@ class LanguageTarget(TeacherTarget):
 
     source = "language model"
 
-    def __init__(self, *, teacher: Any, data: Any, tokenizer: Any = None, **settings: Any) -> None:
+    def __init__(self, *, teacher: Any, data: Any, tokenizer: Any = None, keep_students: bool = True, **settings: Any) -> None:
         if wrong := [name for name in _OF_COMPARE if name in settings]:
             because = f"`compare` sets {', '.join(wrong)} itself"
             raise InputError(cannot("use these settings", because, "Leave them out"))
@@ -69,7 +73,7 @@ class LanguageTarget(TeacherTarget):
                 cannot("read these examples", because, "Give a list of texts, of prompts with completions, or of ids")
             )
         self.teacher, self.data, self.tokenizer, self.settings = teacher, list(data), tokenizer, settings
-        self.budget = settings.get("budget")
+        self.budget, self.keep_students = settings.get("budget"), keep_students
         self._seed: int | None = None
         self._memo: dict[Any, Any] = {}
 
@@ -89,10 +93,18 @@ class LanguageTarget(TeacherTarget):
             InputError: it can't be read, or this teacher doesn't allow it.
         """
         found = LanguageObjective.of(objective)
+        self._allow(found)
+        return found.name
+
+    def _allow(self, found: LanguageObjective) -> None:
+        """Refuse an objective that the settings or the teacher don't allow."""
         settings = {name: self.settings[name] for name in ("hard_label_weight", "temperature") if name in self.settings}
         check_together(found.divergence, found.shares, found.credit, settings.get("hard_label_weight", 0.0))
         check_access(teacher_of(self.teacher), found.divergence, found.shares, **settings)
-        return found.name
+
+    def advice(self) -> Advice:
+        """Return which objectives are possible on which prefixes, what each pair minimises, and why others aren't."""
+        return language_advice(self.teacher, self.access, self._allow)
 
     def distill(self, student: Student, objective: Any, seed: int) -> LanguageDistillation:
         """Train a copy of a student."""
@@ -130,10 +142,14 @@ class LanguageTarget(TeacherTarget):
                 row |= {name: both.student.value, f"{name}_stderr": both.student.stderr, f"{name}_teacher": both.teacher.value}
                 if name in ("entropy", "length") and both.difference is not None:
                     row |= {f"{name}_gap": abs(both.difference.value), f"{name}_gap_stderr": both.difference.stderr}
-        notes = [note for one in estimates.values() for note in one.notes]
+        notes = list(result.notes) + [note for one in estimates.values() for note in one.notes]
         if self.budget is not None and result.flops < self.budget:
             notes.insert(0, f"training ended at {result.flops / self.budget:.0%} of its budget: let `args` allow more steps")
         return {**row, "notes": "; ".join(dict.fromkeys(notes))}
+
+    def files(self, result: LanguageDistillation) -> dict[str, bytes]:
+        """Return the files of a result that a study keeps, by name."""
+        return super().files(result) if self.keep_students else {}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -144,6 +160,7 @@ class LanguageTarget(TeacherTarget):
                 fields[name] = {key: one for key, one in value.to_dict().items() if key not in _NO_PART}
             else:
                 fields[name] = value if value is None or isinstance(value, (bool, int, float, str)) else _hash(value)
+        fields["keep_students"] = self.keep_students
         return {**fields, "transformers": importlib.metadata.version("transformers")}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from whichkl.distillation.language.examples import (
     stacked,
     together,
 )
+from whichkl.distillation.language.memory import Forecast, forecast, is_sharded, lengths_of
 from whichkl.distillation.language.objective import SOURCES, check_together, shares_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
@@ -137,6 +138,14 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         """How many tokens were drawn, and what was spent, before a resume too; see `LanguageDistillation.flops`."""
         self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
         self.add_callback(_Watch(self, tell))
+
+    def forecast(self) -> Forecast | None:
+        """Forecast the memory that training takes beyond the loaded models; None for streams, and where weights are sharded."""
+        draws = self.shares["data"] < 1
+        lengths = lengths_of(self.train_dataset, self.max_new_tokens, draws)
+        if lengths is None or is_sharded(self.args):
+            return None
+        return forecast(self._student, self._teacher, self.token_loss.sides, self.args, lengths, draws)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return the schedule of the learning rate; with a budget it follows the share that is spent, not the number of steps.
@@ -296,6 +305,11 @@ class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
         counts = state.stateful_callbacks.get("LanguageTrainer")  # those of the checkpoint that the run resumes from
         if counts is not None:
             self.trainer.flops, self.trainer.tokens_generated = counts["flops"], dict(counts["tokens_generated"])
+
+        if state.global_step == 0 and (memory := self.trainer.forecast()) is not None:
+            memory.check()
+        if self.tell is not None:
+            self.tell(0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         counts = {"flops": self.trainer.flops, "tokens_generated": dict(self.trainer.tokens_generated)}
