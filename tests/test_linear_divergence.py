@@ -346,3 +346,78 @@ def test_one_column_a_learnt_temperature_and_transforms_are_refused():
     for transform in (torch.func.vmap, torch.func.grad):
         with pytest.raises(InputError, match="inside a transform of torch.func.*all rows at once"):
             transform(lambda x: wl.linear_divergence(**heads | {"hidden_student": x, "hidden_teacher": x}))(h[None])
+
+
+# ---- stored rows in place of the teacher's head
+
+
+def stored_ways(seed=3):
+    """Stored rows of a teacher's logits."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(N, V, generator=generator, dtype=torch.float64)
+    log_p = logits.log_softmax(-1)
+    kept = wl.TopK.of(logits, 4)
+    ragged = kept.indices.clone()
+    ragged[::2, 2:] = -1
+    tokens = torch.multinomial(log_p.exp(), 30, replacement=True, generator=generator)
+    impossible = log_p.masked_fill(torch.arange(V) > 2, -math.inf).log_softmax(-1)
+    return {
+        "top k": kept,
+        "all": wl.TopK.of(logits, V),
+        "without the rest": wl.TopK(kept.log_probs, kept.indices),
+        "ragged": wl.TopK(kept.log_probs, ragged),
+        "impossible": wl.TopK.of(impossible, 5),
+        "drawn": wl.SampledTokens(tokens, log_p.gather(1, tokens)),
+        "proposed": wl.SampledTokens(tokens, log_p.gather(1, tokens), log_proposal=log_p.gather(1, tokens) - 0.1),
+    }
+
+
+def of_stored(hidden_student, weight_student, bias_student, teacher, divergence, softcap_student=None, chunk_size=None, **rest):
+    z = hidden_student @ weight_student.T + bias_student
+    z = z if softcap_student is None else softcap_student * torch.tanh(z / softcap_student)
+    return wl.DIVERGENCES[divergence].function(teacher=teacher, student=z, **rest)
+
+
+WAYS = list(stored_ways())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("divergence", wl.DIVERGENCES)
+def test_stored_rows_take_the_place_of_the_teachers_head(divergence, way):
+    stored, entry = stored_ways()[way], wl.DIVERGENCES[divergence].divergence
+    leaves = {name: one for name, one in setting().items() if name.endswith("student")}
+    if not (entry.coarsens if isinstance(stored, wl.TopK) else entry.sums):
+        with pytest.raises(InputError):
+            wl.linear_divergence(**leaves, teacher=stored, divergence=divergence)
+        return
+    mask = torch.arange(N) % 3 != 1
+    for extra in ({"reduction": "sum"}, {"mask": mask, "chunk_size": 2}, {"softcap_student": 1.5, "chunk_size": 3}):
+        arguments = {**leaves, "teacher": stored, "divergence": divergence, **extra}
+        got, wanted = (with_gradients(f, arguments) for f in (wl.linear_divergence, of_stored))
+        for one, other in zip(got, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+    weights = torch.linspace(-1, 2, N, dtype=torch.float64)
+    arguments = {**leaves, "teacher": stored, "divergence": divergence, "reduction": "none"}
+    got, wanted = (with_gradients(f, arguments, weights) for f in (wl.linear_divergence, of_stored))
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(wl.linear_divergence(**arguments), wanted[0])
+
+
+def test_stored_rows_of_several_axes_and_of_another_temperature():
+    stored = wl.TopK.of(torch.randn(2, 3, V, generator=torch.Generator().manual_seed(0)), 4, temperature=2.0)
+    leaves = {name: one for name, one in setting(torch.float32, rows=6).items() if name.endswith("student")}
+    leaves["hidden_student"] = leaves["hidden_student"].detach().view(2, 3, H)
+    given = {"teacher": stored, "divergence": "forward_kl", "temperature": 2.0, "reduction": "none", "temperature_squared": True}
+    torch.testing.assert_close(wl.linear_divergence(**leaves, **given), of_stored(**leaves, **given))
+    for changed, message in (
+        ({"temperature": 1.0}, "at temperature 1"),
+        ({"vocabulary": 2}, "and the student has 2"),
+        ({"teacher": wl.TopK(stored.log_probs[0], stored.indices[0], 2.0)}, "the same rows of teacher and student"),
+        ({"teacher": None}, "Pass `hidden_teacher=` and `weight_teacher=`, or `teacher=` alone"),
+        ({"teacher": torch.zeros(2, 3, V)}, "or `teacher=` alone"),
+        ({"hidden_teacher": leaves["hidden_student"]}, "or `teacher=` alone"),
+    ):
+        with pytest.raises(InputError, match=message):
+            wl.linear_divergence(**leaves, **{**given, **changed})

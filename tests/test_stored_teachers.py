@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load, save
 
 import whichkl as wk
-from programs import Program
-from test_sequence_kl import Table
+from programs import Program, whichkl
+from test_sequence_kl import Table, saved
 from whichkl._checks import IntegrityError
+from whichkl.commands.capture import capture as capture_command
 from whichkl.distillation import HeldOutLoss, StoredTeacher, TokenScores, capture
 from whichkl.distillation.language import capture as capturing
 from whichkl.distillation.language.causal import CausalModel
@@ -188,7 +189,7 @@ SHORT = [{"prompt": [1 + k % 4, 1 + k // 4], "completion": [1 + k % 3] * 5} for 
 SCRIPT = """
 import sys, time, torch
 sys.path.insert(0, {tests!r})
-from test_sequence_kl import Table
+from test_sequence_kl import Table, saved
 from whichkl.distillation import capture
 from whichkl.distillation.language import capture as capturing
 capturing._TOKENS_PER_SHARD = 20
@@ -661,3 +662,29 @@ def test_a_language_model_is_distilled_from_what_is_left_of_a_teacher(kept, way,
 def test_held_out_prompts_without_completions_are_refused():
     with pytest.raises(wk.InputError, match="some held-out examples are prompts without completions"):
         held_out(None, llama(1), read_examples([{"prompt": [3]}, *DATA], None, 24, 2))
+
+
+# ---- the command line
+
+
+def test_the_command_captures_and_verifies(tmp_path, capsys):
+    teacher = saved(tmp_path / "p", 0)
+    lines = ['{"prompt": "a b", "completion": "c a"}', '"c a b"', '{"prompt": "b a c", "completion": "b"}']
+    (tmp_path / "data.jsonl").write_text("\n".join(lines * 2))
+    given = {"teacher": str(teacher), "data": str(tmp_path / "data.jsonl"), "out": tmp_path / "out", "k": 2}
+    shown = whichkl("distill", "capture", *[text for name, value in given.items() for text in (f"--{name}", str(value))])
+    assert shown.returncode == 0 and "the 2 likeliest of 6 tokens" in shown.stdout, shown.stderr
+    assert "3 sequences, in 1 shard\n" in shown.stdout and "Stored in" in shown.stdout
+    whole = whichkl("verify", tmp_path / "out")
+    assert whole.returncode == 0 and "stored teacher" in whole.stdout, whole.stderr
+    path = next((tmp_path / "out").glob("*/shard-00000*"))
+    path.write_bytes(path.read_bytes()[:-3])
+    refused = whichkl("verify", tmp_path / "out")
+    assert refused.returncode == 5 and "was cut short" in refused.stderr and "Traceback" not in refused.stderr
+    capsys.readouterr()
+    capture_command(**given, as_json=True)  # asks again
+    again = json.loads(capsys.readouterr().out)
+    assert again["tokens"] == 8 and again["k"] == 2 and len(again["shards"]) == 1
+    for changed, said in (({"k": 9}, "there are 6. Use `k=6`, or fewer"), ({"draws": 5}, "a law is stored in one way")):
+        with pytest.raises(wk.InputError, match=said):
+            capture_command(**{**given, **changed})

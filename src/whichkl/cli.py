@@ -15,6 +15,7 @@ from whichkl._checks import InputError, ResourceError, WhichklError, cannot
 from whichkl.commands import console, convert, exits
 from whichkl.commands.advise import advise
 from whichkl.commands.audit import audit
+from whichkl.commands.capture import capture
 from whichkl.commands.compare import compare
 from whichkl.commands.demo import demo
 from whichkl.commands.distill import distill
@@ -56,6 +57,12 @@ class _Group(TyperGroup):
         with _printable_usage():
             return super().make_context(*args, **kwargs)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command, whose name may be two words, such as `distill capture`."""
+        if " ".join(args[:2]) in self.commands:
+            args = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Parse the command's own options, and run it."""
         with _printable_usage():
@@ -80,8 +87,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, advise, fit, score, estimate, compare, distill, audit, verify):
-    app.command(cls=_Command)(command)
+for command in (demo, advise, fit, score, estimate, compare, distill, capture, audit, verify):
+    app.command("distill capture" if command is capture else None, cls=_Command)(command)
 for kind in convert.COMMANDS:
     convert.app.command(cls=_Command)(kind)
 app.add_typer(convert.app, name="convert", cls=_Group)

@@ -91,6 +91,15 @@ def wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", **how) or [indent]
 
 
+def as_sentence(text: str) -> str:
+    """Return a text with its first letter as a capital, and a full stop.
+
+    >>> as_sentence("p is unnormalised")
+    'P is unnormalised.'
+    """
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
 def printable(text: str) -> str:
     r"""Show control characters, direction marks and lone surrogates as escapes; newlines and tabs stay.
 

@@ -1,4 +1,4 @@
-"""Verifying: check every checksum, field and table of a saved fit, distillation or study."""
+"""Verifying: check every checksum, field and table of a saved fit, distillation, study or stored teacher."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from whichkl._checks import InputError, IntegrityError, cannot
+from whichkl.distillation.language.result import LANGUAGE_DISTILLATION, LanguageFields
+from whichkl.distillation.language.stored_teacher import MANIFEST, StoredTeacher
 from whichkl.distillation.result import DISTILLATION, DistillationFields
 from whichkl.families.family import Family
 from whichkl.files.reading import read_file
@@ -27,7 +29,7 @@ class Whole:
     """A result in which nothing is damaged."""
 
     kind: str
-    """``"fit"``, ``"distillation"`` or ``"study"``."""
+    """``"fit"``, ``"distillation"``, ``"study"`` or ``"stored teacher"``."""
     folder: str
     checked: str
     """What was checked, in words."""
@@ -44,7 +46,7 @@ class Whole:
 
 
 def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
-    """Check every result in a folder that `Fit.save`, `Distillation.save`, `compare` or a command's `--out` wrote.
+    """Check every result in a folder that `Fit.save`, `Distillation.save`, `compare`, `capture` or a command's `--out` wrote.
 
     Raises:
         InputError: there is no result.
@@ -58,12 +60,13 @@ def verify(folder: str | os.PathLike[str]) -> tuple[Whole, ...]:
         raise InputError(cannot(f"verify `{path}`", because, "Name the folder of a result"))
     results: list[tuple[Callable[[Path], Whole], Path]] = [(_study, path)] if (path / STUDY).exists() else []
     results += [(_fit, one) for one in (path, path / "fit") if _holds(one, FIT)]
-    results += [(_distillation, one) for one in (path, path / "student") if _holds(one, DISTILLATION)]
+    saved = (DISTILLATION, LANGUAGE_DISTILLATION)
+    results += [(_distillation, one) for one in (path, path / "student") if any(_holds(one, kind) for kind in saved)]
+    results += [(_stored_teacher, path)] if (path / MANIFEST).exists() else []
     if not results:
-        because = f"it holds no {FIT.file}, no {DISTILLATION.file} and no {STUDY}"
-        inside = [
-            one.parent for name in (f"fit/{FIT.file}", f"student/{DISTILLATION.file}", STUDY) for one in path.glob(f"*/{name}")
-        ]
+        because = f"it holds no {FIT.file}, no {DISTILLATION.file}, no {LANGUAGE_DISTILLATION.file} and no {STUDY}"
+        students = [f"student/{one.file}" for one in saved]
+        inside = [one.parent for name in (f"fit/{FIT.file}", *students, STUDY) for one in path.glob(f"*/{name}")]
         instead = "Name a folder that `save`, `fit --out`, `distill --out` or `compare --out` wrote"
         if inside:
             instead = f"Name the folder inside it, such as `{min(inside).parent if min(inside).name in _PARTS else min(inside)}`"
@@ -100,10 +103,22 @@ def _fit(folder: Path) -> Whole:
 
 
 def _distillation(folder: Path) -> Whole:
-    if not (folder / DISTILLATION.file).exists():
-        raise DISTILLATION.damaged(folder, f"`{DISTILLATION.file}` is missing")
-    _, tensors = DISTILLATION.read(folder, DistillationFields)
+    """Check a distillation of a classifier, or of a language model."""
+    is_of_language = (folder / LANGUAGE_DISTILLATION.file).exists()
+    if not is_of_language and not (folder / DISTILLATION.file).exists():
+        because = f"`{DISTILLATION.file}`, or `{LANGUAGE_DISTILLATION.file}`, is missing"
+        raise DISTILLATION.damaged(folder, because)
+    saved, kind = (LANGUAGE_DISTILLATION, LanguageFields) if is_of_language else (DISTILLATION, DistillationFields)
+    _, tensors = saved.read(folder, kind)
     return Whole("distillation", str(folder), f"checksums, fields and {len(tensors)} weights")
+
+
+def _stored_teacher(folder: Path) -> Whole:
+    found = StoredTeacher.open(folder)
+    shards = found.manifest["shards"]
+    return Whole(
+        "stored teacher", str(folder), f"checksums and laws of {len(shards)} shards, {found.manifest['tokens']:,} tokens"
+    )
 
 
 def _study(folder: Path) -> Whole:

@@ -15,7 +15,7 @@ from torch import nn
 import whichkl as wk
 from programs import whichkl
 from whichkl._checks import InputError, IntegrityError, WhichklError
-from whichkl.distillation import Distillation
+from whichkl.distillation import Distillation, LanguageDistillation, sequence_kl
 from whichkl.files.journal import Journal
 from whichkl.files.reading import checked, read_json
 from whichkl.files.saving import checksum
@@ -55,6 +55,25 @@ SAVED = {
 }
 
 
+class Unigram(nn.Module):
+    """A language model of two tokens that ignores those before; token 0 ends a sequence."""
+
+    config = type("Config", (), {"eos_token_id": 0})
+
+    def __init__(self, *chances):
+        super().__init__()
+        self.row = nn.Parameter(torch.tensor(chances).log())
+
+    def forward(self, input_ids):
+        return self.row.expand(*input_ids.shape, -1)
+
+
+def language_distillation():
+    found = sequence_kl(teacher=Unigram(0.5, 0.5), student=Unigram(0.7, 0.3), prompts=[[1]] * 4, max_new_tokens=2)
+    settings = {"objective": "forward_kl", "prefixes": {"data": 1.0}, "credit": "token"}
+    return LanguageDistillation(Unigram(0.7, 0.3), found, found, settings, 3, 1e6, 0.1, (0.5, 0.4))
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     """One saved fit of each kind of family, made once."""
@@ -63,12 +82,15 @@ def kept(tmp_path_factory):
         make().save(folder / name)
     result = wk.distill(teacher=nn.Linear(2, 3), student=nn.Linear(2, 3), data=rows().float(), epochs=1)
     result.save(folder / "distillation")
+    language_distillation().save(folder / "language")
     return folder
 
 
 def loaded(folder):
     if (folder / "distillation.json").exists():
         return Distillation.load(folder, student=nn.Linear(2, 3))
+    if (folder / "language_distillation.json").exists():
+        return LanguageDistillation.load(folder, student=Unigram(0.5, 0.5))
     return wk.Fit.load(folder)
 
 
@@ -95,7 +117,7 @@ def forged(source, folder, change_fields=None, change_tensors=None):
     return folder
 
 
-@pytest.mark.parametrize("name", [*SAVED, "distillation"])
+@pytest.mark.parametrize("name", [*SAVED, "distillation", "language"])
 def test_an_intact_save_loads_and_is_whole(kept, name):
     assert str(loaded(kept / name))
     (whole,) = verify(kept / name)
@@ -221,6 +243,27 @@ def test_a_forged_distillation_is_damage(kept, tmp_path, place, value):
         loaded(forged(kept / "distillation", tmp_path / "f", _set(place, value)))
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((name, KeyError) for name in ("history", "before", "after", "settings", "notes", "steps", "flops", "midway", "model")),
+        *(("settings", value) for value in (None, [], {}, {"objective": 3, "prefixes": {}, "credit": "token"})),
+        *(("settings.prefixes", value) for value in (None, {"data": "all"}, 3)),
+        *(("after.cut", value) for value in ({}, {"teacher": 0.1}, None)),
+        *(("after.measures", value) for value in (None, {"length": 3})),
+        *(("midway", value) for value in ([1], [{"step": 1}], None)),
+        *(("examples", value) for value in ([{"prompt": 3}], "x")),
+        ("steps", -1),
+        ("before.forward_kl.value", None),
+        ("weights", 5),
+    ],
+    ids=lambda one: str(one)[:40],
+)
+def test_a_forged_language_distillation_is_damage(kept, tmp_path, place, value):
+    with pytest.raises(IntegrityError):
+        loaded(forged(kept / "language", tmp_path / "f", _set(place, value)))
+
+
 def test_nan_weights_of_a_distillation_are_damage(kept, tmp_path):
     def apply(tensors):
         tensors["weight"] = tensors["weight"] * float("nan")
@@ -229,7 +272,7 @@ def test_nan_weights_of_a_distillation_are_damage(kept, tmp_path):
         loaded(forged(kept / "distillation", tmp_path / "f", None, apply))
 
 
-@pytest.mark.parametrize("name", ["gaussian", "distillation"])
+@pytest.mark.parametrize("name", ["gaussian", "distillation", "language"])
 @pytest.mark.parametrize(
     "text",
     [
@@ -247,7 +290,7 @@ def test_nonsense_in_the_place_of_json_is_damage(kept, tmp_path, name, text):
         verify(tmp_path / "f")
 
 
-@pytest.mark.parametrize("name", ["gaussian", "distillation"])
+@pytest.mark.parametrize("name", ["gaussian", "distillation", "language"])
 def test_a_folder_in_a_files_place_is_damage(kept, tmp_path, name):
     for pattern in ("*.json", "*.safetensors"):
         shutil.rmtree(tmp_path / "f", ignore_errors=True)
@@ -282,7 +325,7 @@ def mutated(data, rng):
 def fuzz(kept, tmp_path, count, seed):
     """Mutate saves, half of them with checksums that fit; each either is an error of ours, or loads to what it was."""
     rng = random.Random(seed)  # noqa: S311
-    names = [*SAVED, "distillation"]
+    names = [*SAVED, "distillation", "language"]
     folder = tmp_path / "f"
     originals = {name: {one.name: one.read_bytes() for one in (kept / name).iterdir()} for name in names}
     outcomes = {"refused": 0, "loaded": 0}

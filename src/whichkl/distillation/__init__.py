@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from whichkl.distillation.classifier import DistillationTarget, distill
     from whichkl.distillation.language.capture import capture
-    from whichkl.distillation.language.distillation import LanguageDistillation, language_model
+    from whichkl.distillation.language.distillation import language_model
     from whichkl.distillation.language.held_out_loss import HeldOutLoss
+    from whichkl.distillation.language.result import LanguageDistillation
     from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
     from whichkl.distillation.language.stored_teacher import StoredTeacher
     from whichkl.distillation.language.teacher_access import TokenScores
@@ -25,7 +26,7 @@ _HOMES = {
     "Distillation": "result",
     "DistillationTarget": "classifier",
     "HeldOutLoss": "language.held_out_loss",
-    "LanguageDistillation": "language.distillation",
+    "LanguageDistillation": "language.result",
     "LanguageTrainer": "language.trainer",
     "Reliability": "scores",
     "Scores": "scores",

@@ -7,8 +7,9 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from whichkl.files.writing import TEMPORARY, remove_own, write_whole
 FORMAT = 1
 _SECONDS_TO_WAIT = 60.0
 """How long a save waits for another save into the same folder; a save takes milliseconds."""
+_COPIES = "copies"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|jinja|txt|model|md)")
+"""Names that copies for other programs have."""
 _MAX_READS = 1_000
 """How often a reader starts again because another process replaced the result meanwhile."""
 
@@ -43,14 +47,23 @@ class Saved:
     weights: str
     again: str
 
-    def files(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """Return the content of what `write` writes: the weights, then the JSON file that names them."""
-        weights = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    def files(
+        self,
+        fields: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        copies: Callable[[str], Mapping[str, bytes]] = lambda weights: {},
+    ) -> dict[str, bytes]:
+        """Return the content of what `write` writes: the weights, the JSON file that names them, and copies for other programs.
+
+        `copies` returns files by name, given the name of the weights. The JSON file lists them; `read` doesn't need them.
+        """
+        weights = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata={"format": "pt"})
         digest = hashlib.sha256(weights).hexdigest()
         name = f"{self.weights}-{digest[:16]}.safetensors"
-        body = {**plain(dict(fields)), "weights": name, "sha256": digest}
+        others = copies(name)
+        body = {**plain(dict(fields)), "weights": name, "sha256": digest, **({_COPIES: sorted(others)} if others else {})}
         text = json.dumps({**body, "checksum": checksum(body)}, indent=1, allow_nan=False)
-        return {name: weights, self.file: text.encode()}
+        return {name: weights, self.file: text.encode(), **others}
 
     def write(self, folder: Path, files: Mapping[str, bytes]) -> None:
         """Write what `files` returned. An earlier result in that folder is replaced when the new JSON file gets its name.
@@ -61,14 +74,14 @@ class Saved:
         self.refuse_other(folder)
         with locked(folder, f"save {self.what} in `{folder}`", _SECONDS_TO_WAIT):
             self.refuse_other(folder)  # again: another process may have written there before this one had the lock
-            before = ""
+            before, copies = "", self._copies(folder)
             with contextlib.suppress(OSError, ValueError):  # there may be no earlier result, or a damaged one
                 before = self._weights_of(read_file(folder / self.file))
             for name, data in files.items():
                 write_whole(folder / name, data)
             for entry in sorted(folder.iterdir()):
-                if entry.name not in files and (entry.name == before or _is_left_over(entry)):
-                    remove_own(entry, self.is_own)
+                if entry.name not in files and (entry.name == before or entry.name in copies or _is_left_over(entry)):
+                    remove_own(entry, partial(self.is_own, copies=copies))
 
     def refuse_other(self, folder: Path) -> None:
         """Refuse a file, and a folder that holds anything but such a result; the message names one of the entries."""
@@ -76,7 +89,8 @@ class Saved:
             return
         if not folder.is_dir():
             raise InputError(cannot(f"save {self.what} in `{folder}`", "it is a file", "Name a new or empty folder"))
-        other = sorted(one.name for one in folder.iterdir() if not (_is_file_or_gone(one) and self.is_own(one.name)))
+        copies = self._copies(folder)
+        other = sorted(one.name for one in folder.iterdir() if not (_is_file_or_gone(one) and self.is_own(one.name, copies)))
         if not other and (folder / self.file).exists() and not self._wrote(folder / self.file):
             other = [self.file]
         if other:
@@ -90,11 +104,19 @@ class Saved:
         weights = path.parent.glob(f"{self.weights}-*.safetensors")
         return named is not None or any(one.is_file() and _is_left_over(one) for one in weights)
 
-    def is_own(self, name: str) -> bool:
+    def is_own(self, name: str, copies: Sequence[str] = ()) -> bool:
         """Whether `write` gives files this name; a killed one leaves unfinished files of such names."""
-        own = rf"({re.escape(self.file)}|{self._weights_name})"
+        own = f"({'|'.join([re.escape(self.file), self._weights_name, *map(re.escape, copies)])})"
         pattern = rf"({re.escape(TEMPORARY)}|\.){own}-\w{{8}}|{own}|{re.escape(LOCK)}"
         return re.fullmatch(pattern, name) is not None
+
+    def _copies(self, folder: Path) -> list[str]:
+        """Return the copies for other programs that the JSON file in a folder lists, if it is whole."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            fields = read_json(read_file(folder / self.file))
+            if checksum(fields) == fields.get("checksum"):
+                return [one for one in fields.get(_COPIES, []) if isinstance(one, str) and _PLAIN_NAME.fullmatch(one)]
+        return []
 
     @property
     def _weights_name(self) -> str:

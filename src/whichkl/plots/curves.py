@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from whichkl.distillation import Distillation
+from whichkl.distillation import Distillation, LanguageDistillation
+from whichkl.divergences import Estimate
 from whichkl.families import Mixture
 from whichkl.fitting import Fit
 from whichkl.goodness.transform import levels
@@ -117,3 +119,38 @@ def reliability_curves(result: Distillation) -> Figure | None:
         }
         add_line(figure, confidence, accuracy, _SIDES[side], f"{side}, ECE {one.ece:.3f}", **shape)
     return style(figure, "confidence", "share that is right")
+
+
+def language_curves(result: LanguageDistillation) -> list[Figure]:
+    """Draw both KLs over training; of sequences, then the entropy and the length of the student's continuations."""
+    curve, figures = result.curve, [new_figure()]
+    for name in ("forward_kl", "reverse_kl"):
+        known = [(one.step, getattr(one.found, name)) for one in curve]
+        _add_estimates(figures[0], [(step, one) for step, one in known if one is not None], name)
+    small(figures[0], f"KL, nats a {result.after.per}", "step", height=260)
+    figures[0].update_yaxes(rangemode="tozero")
+    for name, unit in (("entropy", "nats"), ("length", "tokens")):
+        measures = [(one.step, getattr(one.found, "measures", {})) for one in curve]
+        figure, points = new_figure(), [(step, found[name]) for step, found in measures if name in found]
+        if not points:
+            continue
+        _add_estimates(figure, [(step, one.student) for step, one in points], "other")
+        teacher = points[-1][1].teacher.value
+        add_line(figure, [points[0][0], points[-1][0]], [teacher, teacher], "target", dash="dot")
+        figures.append(small(figure, f"{name} of continuations, {unit}", "step", height=260))
+    return figures
+
+
+def _add_estimates(figure: Figure, points: Sequence[tuple[int, Estimate]], color: str) -> None:
+    """Draw a line through estimates, with a standard error to both sides; infinite ones are left out."""
+    kept = [(step, one) for step, one in points if math.isfinite(one.value)]
+    error = {"type": "data", "array": short([one.stderr for _, one in kept]), "thickness": 1.5, "width": 4}
+    shape: dict[str, Any] = {"mode": "lines+markers", "marker": {"size": 7}, "error_y": error}
+    add_line(figure, [step for step, _ in kept], [one.value for _, one in kept], color, **shape)
+
+
+def logged_losses(losses: Sequence[float]) -> Figure:
+    """Draw losses that were logged at equal distances."""
+    figure = new_figure()
+    add_line(figure, list(range(1, len(losses) + 1)), losses, "forward_kl")
+    return style(figure, "logged", "loss, nats a token", 280)

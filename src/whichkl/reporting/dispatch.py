@@ -8,14 +8,15 @@ from typing import Any
 
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
-from whichkl.distillation import Distillation
+from whichkl.distillation import Distillation, LanguageDistillation
 from whichkl.files.writing import is_report, write_whole
 from whichkl.fitting import Fit
 from whichkl.plots.curves import loss_curve, reliability_curves
-from whichkl.printable import printable
+from whichkl.printable import as_sentence, printable
 from whichkl.process.torch_modes import plain_modes
 from whichkl.reporting.fit_report import fit_page
-from whichkl.reporting.page import Block, Page, Section, as_sentence, configuration_section, markdown, write_page
+from whichkl.reporting.language_report import language_page
+from whichkl.reporting.page import Block, Page, Section, configuration_section, markdown, write_page
 from whichkl.reporting.study_report import study_page
 from whichkl.study import Study
 
@@ -28,7 +29,7 @@ def report(result: Any, path: str | os.PathLike[str]) -> Path:
     What a fit left out, so that judging costs no more than the fit, is measured first (`Fit.check`).
 
     Args:
-        result: what `fit`, `compare` or `distill` returned.
+        result: what `fit`, `compare`, `distill` or `language_model` returned.
         path: the HTML file.
 
     Raises:
@@ -40,6 +41,8 @@ def report(result: Any, path: str | os.PathLike[str]) -> Path:
         return write_page(path, *fit_page(result if is_checked else result.check()))
     if isinstance(result, Distillation):
         return write_page(path, *distillation_page(result))
+    if isinstance(result, LanguageDistillation):
+        return write_page(path, *language_page(result))
     if isinstance(result, Study):
         page = study_page(result)
         write_whole(Path(path).with_suffix(".md"), printable(markdown(*page)).encode(), is_own=is_report)

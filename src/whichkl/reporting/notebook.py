@@ -11,17 +11,19 @@ from importlib.resources import files
 from typing import Any
 
 from whichkl.advice import Advice
-from whichkl.distillation import Distillation
+from whichkl.distillation import Distillation, HeldOutLoss, LanguageDistillation, SequenceKL
 from whichkl.distillation.audit.result import Audit
 from whichkl.divergences import Estimate
 from whichkl.divergences.estimate import TABLE_HEADS
 from whichkl.fitting import Fit
 from whichkl.fitting.summary import Summary
 from whichkl.objectives import OBJECTIVES
+from whichkl.printable import as_sentence
 from whichkl.reporting.dispatch import scores_section
 from whichkl.reporting.fit_report import summary_block
 from whichkl.reporting.fit_report import verdict_section as fit_verdict
-from whichkl.reporting.page import Block, Section, as_sentence, chart_json, html_table, html_text, plotly_script
+from whichkl.reporting.language_report import held_out_section, language_verdict, sequence_section
+from whichkl.reporting.page import Block, Section, chart_json, html_table, html_text, plotly_script
 from whichkl.reporting.study_report import verdict_section as study_verdict
 from whichkl.reporting.study_tables import arms_shown, scorecard_tables
 from whichkl.study import Study
@@ -50,10 +52,14 @@ def _section(result: Any) -> Section:
         return _drawn(_study, result)
     if isinstance(result, Distillation):
         return _drawn(scores_section, result)
+    if isinstance(result, LanguageDistillation):
+        return _drawn(language_verdict, result)
     if isinstance(result, Summary):
         return Section("", "", (summary_block(result),))
     kinds: dict[type, Callable[[Any], Section]] = {Advice: _advice, Audit: _audit, Estimate: _estimate}
-    return next(make for kind, make in kinds.items() if isinstance(result, kind))(result)
+    kinds |= {SequenceKL: sequence_section, HeldOutLoss: held_out_section}
+    text = Section("", "", (Block.listing(str(result)),))
+    return next((make(result) for kind, make in kinds.items() if isinstance(result, kind)), text)
 
 
 def _drawn(make: Callable[..., Section], result: Any) -> Section:
@@ -108,7 +114,8 @@ def _block(block: Block) -> str:
         boxes = "".join(map(_chart, block.figures))
         grid = f'<div class="grid">{boxes}</div>' if len(block.figures) > 1 else boxes
         return f'{grid}<p class="small">{html_text(block.text)}</p>'
-    return f"<p>{html_text(block.text)}</p>"
+    tag = "pre" if block.kind == "listing" else "p"
+    return f"<{tag}>{html_text(block.text)}</{tag}>"
 
 
 def _chart(figure: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from whichkl._checks import plain, require
 from whichkl.files.writing import is_report, write_whole
 from whichkl.plots.style import Figure
-from whichkl.printable import printable
+from whichkl.printable import as_sentence, printable
 
 _MAX_CONFIGURATION = 100_000
 """Most characters of a configuration that a page shows."""
@@ -104,15 +104,6 @@ class Page(NamedTuple):
     lead: str
     sections: Sequence[Section]
     footer: str
-
-
-def as_sentence(text: str) -> str:
-    """Return a text with its first letter as a capital, and a full stop.
-
-    >>> as_sentence("p is unnormalised")
-    'P is unnormalised.'
-    """
-    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
 
 def configuration_section(

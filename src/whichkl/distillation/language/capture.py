@@ -30,8 +30,7 @@ from whichkl.distillation.language.stored_teacher import (
 )
 from whichkl.distillation.language.token_loss import Side, in_chunks, rows_of
 from whichkl.distillation.losses import TopK
-from whichkl.distillation.losses.logits import widened
-from whichkl.distillation.losses.reduction import check_temperature
+from whichkl.distillation.losses.reduction import check_temperature, widened
 from whichkl.distillation.networks import digest
 from whichkl.files.journal import Journal
 from whichkl.files.locks import LOCK, locked
@@ -92,14 +91,15 @@ def capture(
     kept, seed = _kind(k, draws), check_seed(seed)
     check_temperature(temperature)
     p, path, say = CausalModel(teacher, "teacher"), Path(folder), tell or (lambda step, done: None)
-    if path.exists() and not path.is_dir():
-        raise InputError(cannot(f"capture into `{path}`", "it is a file", "Name a new or empty folder"))
+    if not os.fspath(folder) or (path.exists() and not path.is_dir()):
+        because = "it is a file" if os.fspath(folder) else "it has no name"
+        raise InputError(cannot(f"capture into `{os.fspath(folder)}`", because, "Name a new or empty folder"))
     with evaluating(p):
         ends = agree(p, None, tokenizer, vocabulary)
         if kept["k"] is not None:
             kept["k"] = min(kept["k"], p.tokens) if k is None else kept["k"]
             if kept["k"] > p.tokens:
-                raise InputError(cannot(f"keep `k={k}` tokens", f"there are {p.tokens:,}", f"Use k={p.tokens}, or fewer"))
+                raise InputError(cannot(f"keep `k={k}` tokens", f"there are {p.tokens:,}", f"Use `k={p.tokens}`, or fewer"))
         examples = _examples(data, tokenizer, p.tokens, ends[0])
         described = {"format": FORMAT, **kept, "temperature": float(temperature), "vocabulary": p.tokens, "end_tokens": ends}
         described |= {"sequences": len(examples), "tokens": sum(len(one.completion or ()) for one in examples)}
@@ -117,7 +117,7 @@ def capture(
 def _kind(k: int | None, draws: int | None) -> dict[str, Any]:
     """Return what is kept of each law."""
     if k is not None and draws is not None:
-        raise InputError(cannot(f"keep `k={k}` tokens and `draws={draws}`", "a law is stored in one way", "Give one of both"))
+        raise InputError(cannot(f"keep `k={k}` tokens and `draws={draws}`", "a law is stored in one way", "Give one of them"))
     for name, value in (("k", k), ("draws", draws)):
         if value is not None and not 0 < value < 1 << 15:
             raise InputError(cannot(f"use `{name}={value}`", "it lies between 1 and 32,767", f"Give, say, {name}=32"))

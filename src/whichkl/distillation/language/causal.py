@@ -82,7 +82,7 @@ class CausalModel:
         if logits.shape[2] < self.tokens:
             because = f"it has logits of {logits.shape[2]:,} tokens, and the tokenizer has {self.tokens:,}"
             raise InputError(cannot(f"use this {self.who} with this tokenizer", because, "Pass the tokenizer of both models"))
-        return logits[..., : self.tokens or None]
+        return logits.detach()[..., : self.tokens or None]  # a view of a weight would ask for a gradient again
 
     def width(self) -> int:
         """Return the number of logits per place."""
@@ -183,7 +183,8 @@ def _number_of_tokens(widths: Mapping[str, int], tokenizer: Any, vocabulary: int
     for who, width in widths.items():
         if not 0 < tokens <= width:
             because = f"it has {width:,} logits, and the {whose} {tokens:,} tokens"
-            raise InputError(cannot(f"use this {who}", because, "Pass the tokenizer of both models"))
+            instead = "Pass the tokenizer of both models" if tokenizer is not None else "Use models of one tokenizer"
+            raise InputError(cannot(f"use this {who}", because, instead))
     return tokens
 
 

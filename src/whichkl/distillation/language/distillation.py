@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,56 +14,26 @@ import torch
 from torch import nn
 
 from whichkl._arguments import typed
-from whichkl._checks import InputError, cannot, check_seed, plain, require
+from whichkl._checks import InputError, as_int, cannot, check_seed, require
 from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
+from whichkl.distillation.language.result import Continuation, LanguageDistillation
+from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
+from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import Teacher, settled, teacher_of
+from whichkl.distillation.networks import digest
 from whichkl.divergences.divergence import RowDivergence
-from whichkl.printable import HTML
+from whichkl.files.journal import Journal
 from whichkl.process.torch_modes import plain_modes
 
 _MAX_PROMPTS = 500
 """Largest number of held-out prompts on which sequences are compared."""
-
-
-@dataclass(frozen=True)
-class LanguageDistillation(HTML):
-    """A trained student, how far from its teacher it is on prompts that it wasn't trained on, and what it cost."""
-
-    student: nn.Module
-    """The trained copy."""
-    before: SequenceKL | HeldOutLoss
-    """Of the student as it was given: both KLs of sequences, or what a teacher that is no model lets one measure."""
-    after: SequenceKL | HeldOutLoss
-    settings: Mapping[str, Any]
-    steps: int
-    flops: float
-    """(6 Nₛ + 2 Nₜ) per trained token and 2 N per generated or prefilled one; N are all parameters of a model."""
-    cpu_seconds: float
-    history: tuple[float, ...]
-    """The logged losses: means over tokens."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all but the weights as JSON can hold it."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("student", "before", "after")}
-        both: dict[str, Any] = plain({**fields, "before": asdict(self.before), "after": asdict(self.after)})
-        return both
-
-    def __repr__(self) -> str:
-        return f"LanguageDistillation({self.settings['objective']}, {self.steps} steps, {self.after!r})"
-
-    def __str__(self) -> str:
-        """Both KLs before and after, then the measures of the trained student."""
-        shares = ", ".join(f"{share:g} {name}" for name, share in self.settings["prefixes"].items() if share)
-        head = f"{self.settings['objective']} on prefixes of {shares}: {self.steps} steps, {self.flops:.2g} FLOPs"
-        lines = [f"{head}, {self.cpu_seconds:.0f} CPU seconds"]
-        for name in ("forward_kl", "reverse_kl"):
-            was, now = getattr(self.before, name), getattr(self.after, name)
-            if now is not None:
-                lines.append(f"  {name + now.constant:<12}{was.number} → {now.number} nats a {self.after.per}")
-        return "\n".join([*lines, str(self.after)])
+_SHOWN = 5
+"""Number of held-out prompts whose continuations are shown."""
+_NOT_OF_THE_RUN = ("output_dir", "run_name", "disable_tqdm", "report_to", "save_", "hub_", "push_to_hub", "log_level")
+"""Beginnings of names of training arguments that don't change what is trained."""
 
 
 @plain_modes()
@@ -83,8 +52,10 @@ def language_model(
     max_new_tokens: int = 64,
     vocabulary: int | None = None,
     held_out: float = 0.1,
+    evaluations: int = 0,
     args: Any = None,
     budget: float | None = None,
+    journal: str | os.PathLike[str] | None = None,
     seed: int = 0,
     tell: Callable[[str, float], None] | None = None,
 ) -> LanguageDistillation:
@@ -104,21 +75,30 @@ def language_model(
         max_new_tokens: where continuations are cut.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         held_out: the share of the examples whose prompts are for the comparison alone.
+        evaluations: how often both KLs are measured on the way, at equal parts of the run. Each costs as much as the comparison
+            at its end.
         args: `transformers.TrainingArguments`; by default three passes at a learning rate of 10⁻³ with nothing saved.
         budget: FLOPs after which training stops; two runs of one budget can be compared.
+        journal: a folder where the run records its progress; `output_dir` of `args` isn't used then. If interrupted, call again
+            with the same arguments to resume; the result is the same to the last bit on the same machine. In one process only.
         seed: fixes the split, the order, prefixes and draws.
         tell: called with the present step, and the fraction of it that is done.
 
     Raises:
         InputError: see `LanguageTrainer` and `sequence_kl`; or too few examples are left on a side.
+        IntegrityError: a checkpoint isn't what was written.
+        ResourceError: the forecast of the memory is above what is free, or the journal can't be written.
     """
-    transformers = require("transformers", "lm")
-    from whichkl.distillation.language.trainer import LanguageTrainer
+    require("transformers", "lm")
+    from whichkl.distillation.language.record import Record
+    from whichkl.distillation.language.run import Run
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
     if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
         raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
+    if not 0 <= as_int(evaluations) <= 100:
+        raise InputError(cannot(f"use `evaluations={evaluations}`", "it is a number from 0 to 100", "Give, say, evaluations=3"))
     q = CausalModel(copy.deepcopy(student), "student")
     teacher = q.module if is_base_of(teacher, student) else teacher
     p = teacher_of(teacher, q)
@@ -126,37 +106,46 @@ def language_model(
         ends = settled(p, q, tokenizer, vocabulary)
     train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)
     measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, say)
+    draw = partial(_draws, examples=unseen[:_SHOWN], ends=ends, most=max_new_tokens, seed=seed)
+    choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, "temperature": temperature}
+    choices |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
-        settings = args or transformers.TrainingArguments(
-            output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
-            logging_steps=10, dataloader_pin_memory=torch.accelerator.is_available(), seed=seed,
-        )  # fmt: skip
-        trainer = LanguageTrainer(
+        settings = _arguments(args, folder, seed)
+        fixed = {**choices, "held_out": held_out, "seed": seed, "budget": budget, "evaluations": evaluations}
+        fixed["args"] = {name: one for name, one in settings.to_dict().items() if not name.startswith(_NOT_OF_THE_RUN)}
+        log = None if journal is None else Journal.of(journal, _identity(p, q, (train, unseen), ends, fixed))
+        run = Run(q, Record(log), measure, evaluations, say)
+        trainer = run.trainer_of(
+            settings,
             teacher=teacher,
-            student=q.module,
-            objective=objective,
-            prefixes=shares,
-            credit=credit,
-            hard_label_weight=hard_label_weight,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            args=settings,
             train_dataset=[one.to_dict() if one.completion else {"prompt": one.prompt} for one in train],
             processing_class=tokenizer,
             vocabulary=vocabulary,
             budget=budget,
-            tell=lambda done: say("training", done),
+            **choices,
         )
-        before = measure()
-        begin = time.process_time()
-        trainer.train()
-        spent = time.process_time() - begin
-    logged = tuple(float(one["loss"]) for one in trainer.state.log_history if "loss" in one)
-    used = {"objective": trainer.objective, "prefixes": trainer.shares, "credit": credit, "temperature": temperature}
-    used |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens, "held_out": held_out, "seed": seed}
-    used |= {"budget": budget, "learning_rate": settings.learning_rate, "batch": settings.per_device_train_batch_size}
-    q.module.eval()
-    return LanguageDistillation(q.module, before, measure(), used, trainer.state.global_step, trainer.flops, spent, logged)
+        before = run.record.measured("before", run.measured)
+        shown = [draw(one) for one in (p, q)]
+        run.train()
+    after = run.record.measured("after", run.measured)
+    shown.append(draw(q))
+    used = {**fixed, "objective": trainer.objective, "prefixes": trainer.shares, "examples": len(train)}
+    used |= {"learning_rate": settings.learning_rate, "batch": settings.per_device_train_batch_size}
+    used |= {"args": _changed(settings), "teacher": _named(p), "student": _named(q)}
+    return LanguageDistillation(
+        q.module,
+        before,
+        after,
+        used,
+        run.steps,
+        run.flops,
+        run.cpu_seconds,
+        run.losses,
+        midway=tuple(run.midway),
+        examples=_continuations(unseen[:_SHOWN], shown, tokenizer),
+        tokenizer=tokenizer,
+        journal=None if log is None else run.record,
+    )
 
 
 def _measure(
@@ -182,6 +171,74 @@ def _measure(
     }
     prompts = [one.prompt for one in unseen]
     return lambda: sequence_kl(teacher=p.module, student=q.module, prompts=prompts, **settings)
+
+
+def _arguments(args: Any, folder: str, seed: int) -> Any:
+    if args is not None:
+        return args
+    return require("transformers", "lm").TrainingArguments(
+        output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
+        logging_steps=10, dataloader_pin_memory=torch.accelerator.is_available(), seed=seed,
+    )  # fmt: skip
+
+
+def _identity(
+    teacher: Teacher, student: CausalModel, parts: Sequence[Sequence[Example]], ends: Sequence[int], choices: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What identifies a journal: the models and their weights, the examples, and the settings.
+
+    Scores of tokens come from a function of the user's own, of which nothing can be compared.
+    """
+    models: dict[str, Any] = {}
+    for who, one in (("teacher", teacher), ("student", student)):
+        models[who] = type(one).__name__
+        if isinstance(one, CausalModel):
+            weights = {name: value for name, value in one.module.state_dict().items() if isinstance(value, torch.Tensor)}
+            models[who] = [repr(one.module), str(getattr(one.module, "config", "")), digest(weights)]
+        elif isinstance(one, StoredTeacher):
+            models[who] = one.manifest
+    examples = [[[one.prompt, one.completion] for one in part] for part in parts]
+    return {**choices, **models, "examples": examples, "vocabulary": [student.tokens, list(ends)]}
+
+
+def _changed(args: Any) -> dict[str, Any]:
+    """Return the training arguments that aren't those by default, as JSON can hold them."""
+    default = {one.name: one.default for one in args.__dataclass_fields__.values()}
+    found = {name: value for name, value in args.to_dict().items() if not name.startswith(_NOT_OF_THE_RUN)}
+    return {k: v for k, v in found.items() if k in default and v != default[k] and isinstance(v, (bool, int, float, str))}
+
+
+def _named(model: Teacher) -> str:
+    """Return the class and the size of a model, or what else a teacher is."""
+    if isinstance(model, CausalModel):
+        module: nn.Module = model.module
+        return f"{type(module).__name__}, {sum(one.numel() for one in module.parameters()):,} parameters"
+    return "the data's text" if model is None else model.what if isinstance(model, StoredTeacher) else type(model).__name__
+
+
+def _draws(model: Teacher, examples: Sequence[Example], ends: Sequence[int], most: int, seed: int) -> list[list[int] | None]:
+    """Draw a continuation of each prompt, to be shown; none from a teacher that can't be drawn from."""
+    if not isinstance(model, CausalModel):
+        return [None for _ in examples]
+    with evaluating(model):
+        drawn = continued(model, [one.prompt for one in examples], ends, most, seed)
+    return [row[a:b] for row, a, b in zip(drawn.ids.tolist(), drawn.begin.tolist(), drawn.end.tolist(), strict=True)]
+
+
+def _continuations(examples: Sequence[Example], drawn: Sequence[Any], tokenizer: Any) -> tuple[Continuation, ...]:
+    """Write prompts, completions and draws as text, special tokens included."""
+
+    def text(ids: Sequence[int] | None) -> Any:
+        if ids is None:
+            return None
+        if not hasattr(tokenizer, "decode"):
+            return " ".join(map(str, ids))
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    return tuple(
+        Continuation(text(one.prompt), text(one.completion), *map(text, three))
+        for one, *three in zip(examples, *drawn, strict=True)
+    )
 
 
 def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -67,7 +67,7 @@ class HeldOutLoss(HTML):
     def __str__(self) -> str:
         """A line for every number, then what they mean."""
         lines = [f"{self.prompts:,} held-out prompts, {self.tokens:,} tokens; of the teacher: {self.access}"]
-        lines += [f"  {one} a token" for one in self._known.values()]
+        lines += [f"  {name + one.constant:<28}{one.number} nats a token" for name, one in self._known.items()]
         return "\n".join([*lines, *(f"  {note}" for one in self._known.values() for note in one.notes)])
 
     @property

@@ -1,4 +1,4 @@
-"""Loading: language models and prompts from files: safetensors and JSON only, and nothing is downloaded."""
+"""Loading: language models, prompts and examples from files: safetensors and JSON only, and nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -55,24 +55,38 @@ def load_prompts(path: str) -> list[Any]:
     Raises:
         InputError: it can't be read, or a line has another form.
     """
+    found = []
+    for number, one in _lines(path):
+        kind = next((name for name in ("prompt", "messages") if name in one), None) if isinstance(one, dict) else ""
+        if kind is None:
+            because = f"line {number} has neither `prompt` nor `messages`"
+            raise InputError(cannot(f"read `{path}`", because, 'Write {"prompt": "…"} on every line'))
+        found.append(one[kind] if kind else one)
+    return found
+
+
+def load_examples(path: str) -> list[Any]:
+    """Return the examples of a file, one a line, in the forms of `read_examples`; a line of what isn't `.jsonl` is a text.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    return [one for _, one in _lines(path)]
+
+
+def _lines(path: str) -> list[tuple[int, Any]]:
+    """Return the lines that aren't empty, with their numbers: text, or what JSON has."""
     try:
         text = read_file(Path(path)).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(cannot(f"read `{path}`", "it isn't text in UTF-8", "Save it as UTF-8")) from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not path.endswith((".jsonl", ".json")):
-        return [line.rstrip("\r") for _, line in lines]
+        return list(lines)
     found = []
     for number, line in lines:
         try:
-            one = read_json(line.encode())
+            found.append((number, read_json(line.encode())))
         except ValueError as error:
-            raise InputError(cannot(f"read `{path}`", f"line {number}: {error}", "Write one prompt a line")) from error
-        if isinstance(one, dict):
-            kind = next((name for name in ("prompt", "messages") if name in one), None)
-            if kind is None:
-                because = f"line {number} has neither `prompt` nor `messages`"
-                raise InputError(cannot(f"read `{path}`", because, 'Write {"prompt": "…"} on every line'))
-            one = one[kind]
-        found.append(one)
+            raise InputError(cannot(f"read `{path}`", f"line {number}: {error}", "Write JSON on every line")) from error
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -16,7 +17,8 @@ from jaxtyping import Bool
 from safetensors import safe_open
 from torch import Tensor
 
-from whichkl._checks import InputError, IntegrityError, ResourceError, cannot
+from whichkl._arguments import typed
+from whichkl._checks import InputError, IntegrityError, ResourceError, cannot, plain
 from whichkl.distillation.language.examples import Example
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.losses import SampledTokens, TopK
@@ -89,7 +91,8 @@ class StoredTeacher(HTML):
             raise self._damaged("its text isn't the one that was captured")
 
     @classmethod
-    def open(cls, folder: str | Path, *, tokenizer: Any = None) -> StoredTeacher:
+    @typed
+    def open(cls, folder: str | os.PathLike[str], *, tokenizer: Any = None) -> StoredTeacher:
         """Read a folder that `capture` wrote; every shard is read once, and checked.
 
         Args:
@@ -165,7 +168,10 @@ class StoredTeacher(HTML):
         """Return the stored laws of completions' tokens, one after another; `places` is that of `lookup`."""
         parts = []
         for ids, first, last in zip(rollouts.ids.tolist(), rollouts.begin.tolist(), rollouts.end.tolist(), strict=True):
-            place = places[key_of(ids[:first], ids[first:last])]
+            place = places.get(key_of(ids[:first], ids[first:last]))
+            if place is None:
+                because = "a sequence of this batch isn't one of the examples that it was opened for"
+                raise InputError(cannot("use this stored teacher", because, "Pass it in `train_dataset=` or `eval_dataset=`"))
             number = bisect.bisect_right(self._first, place) - 1
             begin = place - self._first[number]
             parts.append(self._slice(number, begin, begin + last - first))
@@ -212,6 +218,11 @@ class StoredTeacher(HTML):
         instead = "Run the same `capture` into this folder again: it computes only what is missing"
         return IntegrityError(cannot(f"open `{self.folder}`", f"it isn't what was captured: {why}", instead))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the file that names the shards holds."""
+        fields: dict[str, Any] = plain(dict(self.manifest))
+        return fields
+
     def __repr__(self) -> str:
         return f"StoredTeacher({self.what}, {self.manifest['tokens']:,} tokens of {self.manifest['sequences']:,} sequences)"
 
@@ -219,8 +230,10 @@ class StoredTeacher(HTML):
         """What is stored, of how much text, and how much of the laws' mass it holds."""
         mass = self.manifest["mass"]
         head = f"{self.what} at temperature {self.temperature:g}, after each of {self.manifest['tokens']:,} tokens"
+        count = len(self.manifest["shards"])
+        shards = "1 shard" if count == 1 else f"{count} shards"
         return (
-            f"{head} of {self.manifest['sequences']:,} sequences, in {len(self.manifest['shards'])} shards\n"
+            f"{head} of {self.manifest['sequences']:,} sequences, in {shards}\n"
             f"  probability of the stored tokens: {mass['mean']:.4f} on average, {mass['min']:.4f} at least"
         )
 

@@ -25,9 +25,10 @@ from whichkl.distillation.language.causal import CausalModel, agree, taught_by
 from whichkl.distillation.language.examples import Example
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.token_loss import Side, TokenLoss, in_chunks, label_losses, places, score_term
-from whichkl.distillation.losses import SampledTokens, TopK
-from whichkl.distillation.losses.logits import of_logits, widened
+from whichkl.distillation.language.token_loss import Side, TokenLoss, label_losses, places, score_term
+from whichkl.distillation.losses import SampledTokens, TopK, linear_divergence
+from whichkl.distillation.losses.logits import of_logits
+from whichkl.distillation.losses.reduction import widened
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.user_code import said_of
@@ -40,9 +41,9 @@ class TokenScores:
     """A teacher that only scores given tokens, such as a server that returns log probabilities of a text.
 
     Args:
-        score: a function of ids (n, t) and a mask (n, t), True where there are tokens, that returns (n, t): the teacher's log
-            probability of each token given those before it, in nats. The first column isn't used, nor is what the mask leaves
-            out.
+        score: a function of ids (n, t) and a mask (n, t), True where there are tokens, both on the CPU, that returns (n, t): the
+            teacher's log probability of each token given those before it, in nats. The first column isn't used, nor is what the
+            mask leaves out.
 
     >>> uniform = TokenScores(lambda ids, mask: torch.full(ids.shape, 0.25).log())
     """
@@ -237,14 +238,27 @@ class StoredLoss(PartialLoss):
 
     def values(self, known: Any, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         """Return the divergence of each row."""
-        names = ("log_probs", "indices", *(["log_rest"] if isinstance(known, TopK) else []))
+        return self._reduced(known, q, "none")
 
-        def part(logits: Tensor, *tensors: Tensor) -> Tensor:
-            stored = type(known)(temperature=self.temperature, **dict(zip(names, tensors, strict=True)))
-            return of_logits(self.divergence, teacher=stored, student=logits, temperature=self.temperature, reduction="none")
+    def soft(self, known: Any, q: Float[Tensor, "m k"], rollouts: Rollouts, labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+        """Return the sum, whose gradient comes with it."""
+        return self._reduced(known, q, "sum")
 
-        tensors = [getattr(known, name).to(q.device) for name in names]
-        return in_chunks(part, self.sides[1].head, self.student.tokens, q, *tensors)
+    def _reduced(self, known: TopK | SampledTokens, q: Float[Tensor, "m k"], reduction: str) -> Tensor:
+        head, tokens = self.sides[1].head, self.student.tokens
+        common: dict[str, Any] = {"temperature": self.temperature, "reduction": reduction, "vocabulary": tokens}
+        if head is None:
+            return of_logits(self.divergence, teacher=known.part(slice(None), q), student=q, **common)
+        return linear_divergence(
+            hidden_student=q,
+            weight_student=head.weight,
+            bias_student=head.bias,
+            teacher=known,
+            divergence=self.divergence,
+            logit_scale_student=head.scale,
+            softcap_student=head.cap,
+            **common,
+        )
 
 
 class TextLoss(PartialLoss):

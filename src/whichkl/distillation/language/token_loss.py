@@ -16,7 +16,8 @@ from whichkl.distillation.language.causal import CausalModel, evaluating, inner_
 from whichkl.distillation.language.head import Head, capturing, head_of
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.losses import linear_divergence
-from whichkl.distillation.losses.logits import of_logits, widened
+from whichkl.distillation.losses.logits import of_logits
+from whichkl.distillation.losses.reduction import widened
 from whichkl.divergences.divergence import RowDivergence
 
 _NUMBERS_PER_CHUNK = 1 << 25

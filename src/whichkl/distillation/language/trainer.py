@@ -23,6 +23,7 @@ from whichkl.distillation.language.examples import (
     stacked,
     together,
 )
+from whichkl.distillation.language.pairs import SOURCES as _SOURCES
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
@@ -30,8 +31,6 @@ from whichkl.distillation.language.token_loss import Side
 from whichkl.distillation.language.training_arguments import checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
-
-_SOURCES = ("data", "student", "teacher")
 
 
 class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -135,7 +134,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         if self.is_fsdp_enabled:  # outside of the model's call its head is a part of itself
             self.token_loss.sides = (Side(None, False), Side(None, False))
         self.tokens_generated, self.flops, self.budget = {"student": 0, "teacher": 0}, 0.0, budget
-        """How many tokens were drawn, and what was spent since this object was made; see `LanguageDistillation.flops`."""
+        """How many tokens were drawn, and what was spent, before a resume too; see `LanguageDistillation.flops`."""
         self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
         self.add_callback(_Watch(self, tell))
 
@@ -276,12 +275,19 @@ def _with_completions(data: Any, tokenizer: Any, tokens: int, end: int, teacher:
 
 
 class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
-    """Stops at the budget, and reports progress."""
+    """Stops at the budget, reports progress, and keeps the counts in checkpoints."""
 
     def __init__(self, trainer: LanguageTrainer, tell: Callable[[float], None] | None) -> None:
         self.trainer, self.tell = trainer, tell
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        counts = state.stateful_callbacks.get("LanguageTrainer")  # those of the checkpoint that the run resumes from
+        if counts is not None:
+            self.trainer.flops, self.trainer.tokens_generated = counts["flops"], dict(counts["tokens_generated"])
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        counts = {"flops": self.trainer.flops, "tokens_generated": dict(self.trainer.tokens_generated)}
+        state.stateful_callbacks["LanguageTrainer"] = counts
         budget = self.trainer.budget
         spent = 0.0 if budget is None else self.trainer.flops / budget
         if spent >= 1:

@@ -1,7 +1,7 @@
 """Losses for distillation: divergences between rows of logits, and penalties on sampled tokens."""
 
 from whichkl.distillation.losses.linear import linear_divergence
-from whichkl.distillation.losses.logits import SampledTokens, TopK, of_logits
+from whichkl.distillation.losses.logits import of_logits
 from whichkl.distillation.losses.penalties import kl_estimate, kl_penalty_loss
 from whichkl.distillation.losses.rows import (
     DIVERGENCES,
@@ -18,6 +18,7 @@ from whichkl.distillation.losses.rows import (
     skew_reverse_kl,
     total_variation,
 )
+from whichkl.distillation.losses.stored_rows import SampledTokens, TopK
 from whichkl.divergences.kinds import AdaptiveKL as RowAdaptiveKL
 from whichkl.divergences.kinds import ForwardKLDivergence as RowForwardKL
 from whichkl.divergences.kinds import InterpolatedKL as RowInterpolatedKL

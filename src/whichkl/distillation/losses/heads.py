@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from whichkl._checks import InputError, cannot
+from whichkl.distillation.losses.stored_rows import StoredRows
 from whichkl.divergences.divergence import RowDivergence
 
 _NUMBERS_PER_TILE = 1 << 22
@@ -24,6 +28,8 @@ _NUMBERS_PER_BLOCK = 1 << 18
 """Numbers of a block of rows that stay in the cache, per thread, for two to four threads."""
 Triple = tuple[Tensor, Tensor, Tensor | None]
 """Hidden states (n, h), weight (v, h) and bias (v,) of a head."""
+Fixed = Triple | StoredRows
+"""A teacher: its head, or what was stored of its rows."""
 Needs = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Gradients by the student's hidden states (n, h), weight (v, h) and bias (v,), in the accumulating dtype; None where they
@@ -115,7 +121,7 @@ class HeadDivergence:
     softcaps: tuple[float | None, float | None]
 
     def run(
-        self, student: Triple, teacher: Triple, mask: Bool[Tensor, " n"] | None, factors: Float[Tensor, " n"] | None, needs: Needs
+        self, student: Triple, teacher: Fixed, mask: Bool[Tensor, " n"] | None, factors: Float[Tensor, " n"] | None, needs: Needs
     ) -> tuple[Float[Tensor, " n"], Gradients]:
         """Return the divergence of each row (0 where the mask is False), and the student's gradients of Σ factors · divergence.
 
@@ -126,13 +132,14 @@ class HeadDivergence:
             return self._in_chunks(student, teacher, rows, factors, needs)
 
     def _in_chunks(
-        self, student: Triple, teacher: Triple, rows: Int[Tensor, " m"] | None, factors: Tensor | None, needs: Needs
+        self, student: Triple, teacher: Fixed, rows: Int[Tensor, " m"] | None, factors: Tensor | None, needs: Needs
     ) -> tuple[Float[Tensor, " n"], Gradients]:
+        sides = [student, *([] if isinstance(teacher, StoredRows) else [teacher])]
         heads = [
             Head(hidden, weight[: self.tokens], bias if bias is None else bias[: self.tokens], scale, cap)
-            for (hidden, weight, bias), scale, cap in zip((student, teacher), self.logit_scales, self.softcaps, strict=True)
+            for (hidden, weight, bias), scale, cap in zip(sides, self.logit_scales, self.softcaps, strict=False)
         ]
-        dtype = accumulating(*student[:2], *teacher[:2])
+        dtype = accumulating(*(one for side in sides for one in side[:2]))
         new, n, v, (padded_to, width) = student[0].new_zeros, len(student[0]), self.tokens, student[1].shape
         many = n if rows is None else len(rows)
         by_hidden = new((n, width), dtype=dtype) if needs[0] else None
@@ -142,20 +149,22 @@ class HeadDivergence:
         by_bias = new((padded_to,), dtype=dtype) if needs[2] else None
         values = new((n,), dtype=dtype)
         # as many rows as fit, in chunks of about the same size
-        most = max(1, _MAX_BYTES_OF_BUFFERS // (2 * v * dtype.itemsize))
+        most = max(1, _MAX_BYTES_OF_BUFFERS // (len(heads) * v * dtype.itemsize))
         step = self.chunk_size or max(1, -(-many // -(-max(many, 1) // most)))
         # two buffers for all chunks: memory doesn't grow with the number of rows
         buffers = [values.new_empty((min(step, many), v)) for _ in heads]
         for start in range(0, many, step):
             end = min(start + step, many)
             part = slice(start, end) if rows is None else rows[start:end]
-            mine, others = (buffer[: end - start] for buffer in buffers)
-            heads[0].project(part, mine)
-            heads[1].project(part, others)
+            products = [buffer[: end - start] for buffer in buffers]
+            for head, product in zip(heads, products, strict=True):
+                head.project(part, product)
+            mine = products[0]
+            known = teacher.part(part, mine) if isinstance(teacher, StoredRows) else products[1]
             factor = None
             if any(needs):
                 factor = values.new_ones(end - start) if factors is None else factors[part].to(dtype)
-            values[part] = self._in_blocks(heads, mine, others, factor)
+            values[part] = self._in_blocks(heads, mine, known, factor)
             if by_hidden is not None:
                 out = mine.new_empty((end - start, width))
                 heads[0].hidden_gradient(mine, out)
@@ -167,28 +176,71 @@ class HeadDivergence:
         return values, (by_hidden, by_weight, by_bias)
 
     def _in_blocks(
-        self, heads: list[Head], mine: Float[Tensor, "r v"], others: Float[Tensor, "r v"], factor: Float[Tensor, " r"] | None
+        self,
+        heads: list[Head],
+        mine: Float[Tensor, "r v"],
+        known: Float[Tensor, "r v"] | StoredRows,
+        factor: Float[Tensor, " r"] | None,
     ) -> Float[Tensor, " r"]:
-        """Return the divergences; where there is a factor, `mine` becomes the gradient by the student's product, times it."""
-        student, teacher = heads
+        """Return the divergences; where there is a factor, `mine` becomes the gradient by the student's product, times it.
+
+        `known` is the teacher's product, or its stored rows.
+        """
+        student = heads[0]
         values = mine.new_empty(len(mine))
         step = max(1, _NUMBERS_PER_BLOCK * min(max(torch.get_num_threads(), 2), 4) // mine.shape[1])
         for block in (slice(start, start + step) for start in range(0, len(mine), step)):
-            log_p, _ = teacher.log_probs(others[block], self.temperature)
             log_q, bent = student.log_probs(mine[block], self.temperature)
+            if isinstance(known, StoredRows):
+                rows = known.part(block, mine)
+                value, gradient = partial(rows.value, self.divergence), partial(rows.gradient, self.divergence)
+            else:
+                log_p, _ = heads[1].log_probs(known[block], self.temperature)
+                value, gradient = partial(self.divergence.value, log_p), partial(self._gradient, log_p)
             if factor is None:
-                values[block] = self.divergence.value(log_p, log_q)
+                values[block] = value(log_q)
                 continue
-            # the check costs less than it saves, except where its answer has to come back from another device
-            look = mine.device.type == "cpu"
-            all_possible = look and min(log_p.amin().item(), log_q.amin().item()) > -torch.inf
-            values[block], slope = self.divergence.gradient(log_p, log_q, all_possible=all_possible)
+            values[block], slope = gradient(log_q)
             if bent is not None:
                 slope = slope * (1 - bent.square())
             torch.mul(slope, (factor[block] * (student.logit_scale / self.temperature))[:, None], out=mine[block])
         return values
 
+    def _gradient(self, log_p: Float[Tensor, "r v"], log_q: Float[Tensor, "r v"]) -> tuple[Float[Tensor, " r"], Tensor]:
+        # the check costs less than it saves, except where its answer has to come back from another device
+        look = log_q.device.type == "cpu"
+        all_possible = look and min(log_p.amin().item(), log_q.amin().item()) > -torch.inf
+        return self.divergence.gradient(log_p, log_q, all_possible=all_possible)
+
 
 def accumulating(*tensors: Tensor) -> torch.dtype:
     """float64 where anything is, float32 otherwise."""
     return torch.float64 if any(one.dtype == torch.float64 for one in tensors) else torch.float32
+
+
+def fixed_teacher(hidden: Any, weight: Any, bias: Any, stored: Any) -> Fixed:
+    """Return the teacher: its head, or its stored rows.
+
+    Raises:
+        InputError: there is neither, or both.
+    """
+    has_head = (hidden is not None) + (weight is not None)
+    if has_head != (2 if stored is None else 0) or not (stored is None or isinstance(stored, StoredRows)):
+        because = "a head has hidden states and a weight, and stored rows are a `TopK` or `SampledTokens`"
+        raise InputError(cannot("find the teacher", because, "Pass `hidden_teacher=` and `weight_teacher=`, or `teacher=` alone"))
+    if stored is not None and torch.compiler.is_compiling():
+        raise InputError(cannot("compile this divergence", "its teacher is stored rows", "Call it outside of what is compiled"))
+    return stored if isinstance(stored, StoredRows) else (hidden, weight, bias)
+
+
+def flat(teacher: Fixed) -> Fixed:
+    """Return a teacher with one axis of rows, and without a graph."""
+    if isinstance(teacher, StoredRows):
+        return teacher.flat()
+    hidden, weight, bias = teacher
+    return hidden.detach().reshape(-1, hidden.shape[-1]), weight.detach(), None if bias is None else bias.detach()
+
+
+def floats(teacher: Fixed) -> tuple[Tensor, ...]:
+    """Return the tensors whose dtype counts: those of a head; stored rows take the student's."""
+    return () if isinstance(teacher, StoredRows) else teacher[:2]

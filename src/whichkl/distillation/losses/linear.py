@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.losses.heads import Gradients, HeadDivergence, Needs, Triple, accumulating
+from whichkl.distillation.losses.heads import (
+    Fixed,
+    Gradients,
+    HeadDivergence,
+    Needs,
+    Triple,
+    accumulating,
+    fixed_teacher,
+    flat,
+    floats,
+)
 from whichkl.distillation.losses.reduction import (
     check_flag,
     check_mask,
@@ -29,6 +39,7 @@ from whichkl.distillation.losses.reduction import (
     refuse_transforms,
 )
 from whichkl.distillation.losses.rows import divergence_named
+from whichkl.distillation.losses.stored_rows import StoredRows
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.divergences.kinds import ROW_DIVERGENCES, parameters_of
 
@@ -44,9 +55,10 @@ def linear_divergence(
     hidden_student: Hidden,
     weight_student: Weight,
     bias_student: Bias | None = None,
-    hidden_teacher: Hidden,
-    weight_teacher: Weight,
+    hidden_teacher: Hidden | None = None,
+    weight_teacher: Weight | None = None,
     bias_teacher: Bias | None = None,
+    teacher: StoredRows | None = None,
     divergence: str | RowDivergence = "forward_kl",
     temperature: float | Tensor = 1.0,
     chunk_size: int | None = None,
@@ -76,6 +88,7 @@ def linear_divergence(
         hidden_teacher: (…, g), the same rows; the width may differ.
         weight_teacher: (v, g).
         bias_teacher: (v,).
+        teacher: rows that were stored, `TopK` or `SampledTokens`, in place of the teacher's head.
         divergence: a name in `DIVERGENCES`, or a `RowDivergence`.
         temperature: divides both logits, after scale and soft cap; a number, or a tensor of one.
         chunk_size: rows at a time; None chooses by memory. More than that hardly helps on a CPU; a large GPU may want more.
@@ -100,44 +113,50 @@ def linear_divergence(
     >>> linear_divergence(hidden_student=h, weight_student=w, hidden_teacher=h, weight_teacher=2 * w, divergence="reverse_kl")
     tensor(0.0826)
     """
-    student, teacher = (hidden_student, weight_student, bias_student), (hidden_teacher, weight_teacher, bias_teacher)
-    _check_rows(student, teacher, mask)
+    student: Triple = (hidden_student, weight_student, bias_student)
+    fixed = fixed_teacher(hidden_teacher, weight_teacher, bias_teacher, teacher)
+    _check_rows(student, fixed, mask)
     check_reduction(reduction)
     check_flag("temperature_squared", temperature_squared)
+    columns = {"student": len(weight_student)} | ({} if isinstance(fixed, StoredRows) else {"teacher": len(fixed[1])})
     settings = HeadDivergence(
         divergence_named(divergence, **parameters),
-        checked_vocabulary("heads", {"teacher": len(weight_teacher), "student": len(weight_student)}, vocabulary),
+        checked_vocabulary("heads", columns, vocabulary),
         constant_temperature(temperature),
         checked_chunk_size(chunk_size),
         checked_scales(logit_scale_student=logit_scale_student, logit_scale_teacher=logit_scale_teacher),
         checked_caps(softcap_student=softcap_student, softcap_teacher=softcap_teacher),
     )
+    if isinstance(fixed, StoredRows):
+        fixed.check_temperature(settings.temperature)
+        fixed.check(settings.tokens, mask)
     factor = settings.temperature**2 if temperature_squared else 1.0
-    return _reduced(settings, student, teacher, mask, reduction, factor)
+    return _reduced(settings, student, fixed, mask, reduction, factor)
 
 
-def _check_rows(student: Triple, teacher: Triple, mask: Tensor | None) -> None:
+def _check_rows(student: Triple, teacher: Fixed, mask: Tensor | None) -> None:
     _check_heads(*student, "student")
-    _check_heads(*teacher, "teacher")
-    shape, other = student[0].shape, teacher[0].shape
+    if not isinstance(teacher, StoredRows):
+        _check_heads(*teacher, "teacher")
+    shape, other = student[0].shape, (teacher.indices if isinstance(teacher, StoredRows) else teacher[0]).shape
     if shape[:-1] != other[:-1]:
         because = f"hidden states have shapes {tuple(shape)} and {tuple(other)}"
         raise InputError(cannot("compare these heads", because, "Pass the same rows of teacher and student"))
     check_mask(mask, shape[:-1])
     instead = "Call it on all rows at once: hidden states may have any number of axes, and reduction='none' keeps them"
-    refuse_transforms("compute this divergence of heads", instead, *student[:2], *teacher[:2])
+    refuse_transforms("compute this divergence of heads", instead, *student[:2], *floats(teacher))
 
 
 def _reduced(
-    settings: HeadDivergence, student: Triple, teacher: Triple, mask: Tensor | None, reduction: str, factor: float
+    settings: HeadDivergence, student: Triple, teacher: Fixed, mask: Tensor | None, reduction: str, factor: float
 ) -> Tensor:
     """Return the loss of each row, or its sum or mean over the rows that count, times a factor."""
-    (hidden, weight, bias), (other, fixed, shift) = student, teacher
+    hidden, weight, bias = student
     tensors = (hidden.reshape(-1, hidden.shape[-1]), weight, bias)
-    constant = (other.detach().reshape(-1, other.shape[-1]), fixed.detach(), None if shift is None else shift.detach())
+    constant = flat(teacher)
     rows, scale = None if mask is None else mask.flatten(), None
     if reduction != "none":
-        scale = hidden.new_ones((), dtype=accumulating(hidden, weight, other, fixed)) * factor
+        scale = hidden.new_ones((), dtype=accumulating(hidden, weight, *floats(constant))) * factor
         if reduction == "mean":
             scale = scale / count(hidden[..., 0], mask)
     loss = _differentiable(settings, tensors, constant, rows, scale)
@@ -158,11 +177,11 @@ def _check_heads(hidden: Tensor, weight: Tensor, bias: Tensor | None, who: str) 
 
 
 def _differentiable(
-    settings: HeadDivergence, student: Triple, teacher: Triple, mask: Tensor | None, scale: Tensor | None
+    settings: HeadDivergence, student: Triple, teacher: Fixed, mask: Tensor | None, scale: Tensor | None
 ) -> Tensor:
     """Return scale · Σ values, or the values where scale is None, with gradients for the student's tensors that need them."""
     a, b, c = (torch.is_grad_enabled() and one is not None and one.requires_grad for one in student)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not isinstance(teacher, StoredRows):
         return _compiled(settings, student, teacher, mask, scale, (a, b, c))
     if a or b or c:
         loss: Tensor = _Eager.apply(*student, teacher, mask, settings, scale, (a, b, c))
@@ -178,7 +197,7 @@ def _at_once(scale: Tensor | None, needs: Sequence[bool]) -> bool:
 def _computed(
     settings: HeadDivergence,
     student: Triple,
-    teacher: Triple,
+    teacher: Fixed,
     mask: Tensor | None,
     scale: Tensor | None,
     factors: Tensor | None,
@@ -201,7 +220,7 @@ class _Eager(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        teacher: Triple,
+        teacher: Fixed,
         mask: Tensor | None,
         settings: HeadDivergence,
         scale: Tensor | None,
@@ -209,7 +228,8 @@ class _Eager(torch.autograd.Function):
     ) -> Tensor:
         """Return values or their sum, and keep the gradients."""
         loss, gradients = _computed(settings, (hidden, weight, bias), teacher, mask, scale, None, needs)
-        ctx.save_for_backward(hidden, weight, bias, *teacher, mask, scale)
+        ctx.stored, head = (teacher, (None,) * 3) if isinstance(teacher, StoredRows) else (None, teacher)
+        ctx.save_for_backward(hidden, weight, bias, *head, mask, scale)
         ctx.settings, ctx.needs, ctx.ready = settings, needs, gradients if any(g is not None for g in gradients) else None
         return loss
 
@@ -218,11 +238,11 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients that are there, times the incoming one, or compute them again."""
         *tensors, mask, scale = ctx.saved_tensors
-        student, teacher = (tensors[0], tensors[1], tensors[2]), (tensors[3], tensors[4], tensors[5])
+        student, head = (tensors[0], tensors[1], tensors[2]), (tensors[3], tensors[4], tensors[5])
         gradients, ctx.ready = ctx.ready, None
         if gradients is None:
             factors = grad if scale is None else (grad * scale).expand(len(tensors[0]))
-            _, gradients = ctx.settings.run(student, teacher, mask, factors, ctx.needs)
+            _, gradients = ctx.settings.run(student, ctx.stored or head, mask, factors, ctx.needs)
         elif grad.device.type != "cpu" or scale is None or grad.item() != 1:
             for one in gradients:
                 if one is not None:

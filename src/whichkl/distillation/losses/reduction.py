@@ -72,6 +72,11 @@ def checked_caps(**caps: float | None) -> tuple[float | None, float | None]:
     return student, teacher
 
 
+def widened(x: Tensor) -> Tensor:
+    """float64 as it is, everything narrower as float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def count(values: Rows, mask: Mask | None) -> Tensor | int:
     """Return how many rows count, at least 1: the mean over no row is then 0, so that a batch of padding adds nothing."""
     return max(values.numel(), 1) if mask is None else mask.sum().clamp(min=1)

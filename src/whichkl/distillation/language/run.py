@@ -1,0 +1,125 @@
+"""Run: the training inside `language_model`, from its last checkpoint if there is one, and what is measured on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from whichkl._checks import InputError, cannot
+from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.record import Record
+from whichkl.distillation.language.result import Measured, Midway
+from whichkl.distillation.language.trainer import LanguageTrainer
+from whichkl.files.reading import checked
+
+
+@dataclass
+class Run:
+    """A training that is recorded, and can resume."""
+
+    student: CausalModel
+    record: Record
+    measure: Callable[[], Measured]
+    """Compares the student, as it is then, with its teacher."""
+    evaluations: int
+    say: Callable[[str, float], None]
+    midway: list[Midway] = field(default_factory=list)
+    steps: int = 0
+    flops: float = 0.0
+    cpu_seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+
+    def measured(self) -> Measured:
+        """Compare the student with its teacher; its mode is then that of evaluation."""
+        self.student.module.eval()
+        return self.measure()
+
+    def trainer_of(self, args: Any, **choices: Any) -> LanguageTrainer:
+        """Make the trainer, which checks the choices; with a journal its checkpoints are there."""
+        if self.record.folder is not None:
+            args = copy.copy(args)
+            args.output_dir, args.save_total_limit, args.save_only_model = str(self.record.folder), None, False
+        with _kept_random_states():
+            self.trainer = LanguageTrainer(student=self.student.module, args=args, tell=self._told, **choices)
+        if self.record.journal is not None and self.trainer.accelerator.num_processes > 1:
+            because = f"{self.trainer.accelerator.num_processes} processes train"
+            raise InputError(cannot("keep a journal", because, "Use `LanguageTrainer`, and `save_steps` of its `args`"))
+        self.trainer.remove_callback(transformers.PrinterCallback)  # it prints every loss
+        return self.trainer
+
+    def train(self) -> None:
+        """Train the student, unless an earlier run has."""
+        done = self.record.trained(self.student.module)
+        if done is None:
+            with _kept_random_states(), _without_bars():
+                transformers.set_seed(self.trainer.args.seed)  # of dropout
+                done = self._trained()
+            self.record.keep_trained(self.student.module, done)
+        self.steps, self.flops, self.cpu_seconds = int(done["steps"]), float(done["flops"]), float(done["cpu_seconds"])
+        self.losses, self.midway = tuple(map(float, done["losses"])), _read(done["midway"])
+        self.student.module.eval()
+
+    def _trained(self) -> dict[str, Any]:
+        resumed = self.record.latest()
+        if resumed is not None:
+            self.midway, self.cpu_seconds = _read(resumed[1]["midway"]), float(resumed[1]["cpu_seconds"])
+        if self.record.journal is not None:
+            self.trainer.add_callback(self.record.keeper(self._so_far))
+        self.begin = time.process_time()
+        self.trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed[0]))
+        losses = [float(one["loss"]) for one in self.trainer.state.log_history if "loss" in one]
+        return {"steps": self.trainer.state.global_step, "flops": self.trainer.flops, "losses": losses, **self._so_far()}
+
+    def _so_far(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps besides the trainer's own state; the time is that before a resume, too."""
+        spent = self.cpu_seconds + time.process_time() - self.begin
+        return {"cpu_seconds": spent, "midway": [one.to_dict() for one in self.midway]}
+
+    def _told(self, done: float) -> None:
+        """Report progress, and measure where another part of the run is done."""
+        self.say("training", done)
+        if done < 1 and len(self.midway) < math.floor(done * (self.evaluations + 1)):
+            begin = time.process_time()
+            with evaluating(self.student):
+                found = self.measured()
+            self.midway.append(Midway(self.trainer.state.global_step, float(self.trainer.flops), found))
+            self.cpu_seconds -= time.process_time() - begin
+
+
+def _read(midway: Any) -> list[Midway]:
+    return list(checked(tuple[Midway, ...], midway))
+
+
+@contextlib.contextmanager
+def _kept_random_states() -> Iterator[None]:
+    """Restore the global random states, which a trainer sets, after the block."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Switch off the bars that transformers shows for every file that it writes or reads, inside the block."""
+    logging = transformers.utils.logging
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
