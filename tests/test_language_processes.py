@@ -122,12 +122,12 @@ def sharded(folder):
     """Split a student's weights over the processes, as FSDP does; keep draws, and the gradient of a loss."""
     torch.distributed.init_process_group("gloo")
     rank, p, q = torch.distributed.get_rank(), llama(0).eval(), llama(1).eval()
+    of_tokens = loss_of_full_logits(p, q)
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     for part in (*q.model.layers, q):
         torch.distributed.fsdp.fully_shard(part, mesh=mesh, reshard_after_forward=True)
     found = {"drawn": drawn_by(q, rank)}
-    loss = loss_of_full_logits(p, q)(q, together(UNEQUAL[4 * rank : 4 * rank + 4]))
-    loss.backward()
+    of_tokens(q, together(UNEQUAL[4 * rank : 4 * rank + 4])).backward()
     found["gradient"] = [weight.grad.full_tensor().flatten().tolist() for weight in q.parameters()]
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
 
