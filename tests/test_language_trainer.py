@@ -116,8 +116,8 @@ def tiny(kind, **special):
     """A model of an architecture, of two layers and 16 units, whose logits are far from 0."""
     sizes = {name: 2 for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "n_head", "n_heads", "num_heads")}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 16, "n_embd": 16, "d_model": 16}
-    sizes |= {"vocab_size": 32, "head_dim": 8, "intermediate_size": 32, "moe_intermediate_size": 16, "num_local_experts": 2, "num_experts": 2}
-    sizes |= {"max_position_embeddings": 32, "n_positions": 32, "num_experts_per_tok": 1}
+    sizes |= {"vocab_size": 32, "head_dim": 8, "intermediate_size": 32, "moe_intermediate_size": 16, "num_local_experts": 2}
+    sizes |= {"num_experts": 2, "max_position_embeddings": 32, "n_positions": 32, "num_experts_per_tok": 1}
     sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     known = transformers.AutoConfig.for_model(kind)
     fixed = {name for name in sizes if isinstance(getattr(type(known), name, None), property)}
