@@ -30,8 +30,6 @@ from whichkl.process.torch_modes import plain_modes
 
 _MAX_PROMPTS = 500
 """Largest number of held-out prompts on which sequences are compared."""
-_ENDLESS = 100_000
-"""Passes that no budget lets a training come to."""
 _SHOWN = 5
 """Number of held-out prompts whose continuations are shown."""
 _NOT_OF_THE_RUN = ("output_dir", "run_name", "disable_tqdm", "report_to", "save_", "hub_", "push_to_hub", "log_level")
@@ -81,8 +79,8 @@ def language_model(
             `data`. At most 500 of them are used.
         evaluations: how often both KLs are measured on the way, at equal parts of the run. Each costs as much as the comparison
             at its end.
-        args: `transformers.TrainingArguments`; by default a learning rate of 10⁻³ that falls to 0, and three passes, or as
-            many as the budget buys; nothing is saved.
+        args: `transformers.TrainingArguments`, or a dict of those that differ from the default: a learning rate of 10⁻³ that
+            falls to 0, and three passes, or as many as the budget buys; nothing is saved.
         budget: FLOPs after which training stops; two runs of one budget can be compared. The learning rate follows the share
             of it that is spent.
         journal: a folder where the run records its progress; `output_dir` of `args` isn't used then. If interrupted, call again
@@ -99,6 +97,7 @@ def language_model(
     require("transformers", "lm")
     from whichkl.distillation.language.record import Record
     from whichkl.distillation.language.run import Run
+    from whichkl.distillation.language.training_arguments import arguments_of
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
@@ -121,7 +120,7 @@ def language_model(
     choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, "temperature": temperature}
     choices |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
-        settings = _arguments(args, folder, seed, budget)
+        settings = arguments_of(args, folder, seed, budget)
         fixed = {**choices, "held_out": len(unseen), "seed": seed, "budget": budget, "evaluations": evaluations}
         fixed["args"] = {name: one for name, one in settings.to_dict().items() if not name.startswith(_NOT_OF_THE_RUN)}
         log = None if journal is None else Journal.of(journal, _identity(p, q, (train, unseen), ends, fixed))
@@ -142,7 +141,7 @@ def language_model(
     shown.append(draw(q))
     used = {**fixed, "objective": trainer.objective, "prefixes": trainer.shares, "examples": len(train)}
     used |= {"learning_rate": settings.learning_rate, "batch": settings.per_device_train_batch_size}
-    used |= {"args": _changed(settings), "teacher": _named(p), "student": _named(q)}
+    used |= {"args": _changed(settings), "teacher": _named(p), "student": _named(q), "memory": run.memory}
     return LanguageDistillation(
         q.module,
         before,
@@ -184,16 +183,6 @@ def _measure(
     }
     prompts = [one.prompt for one in unseen]
     return lambda: sequence_kl(teacher=p.module, student=q.module, prompts=prompts, **settings)
-
-
-def _arguments(args: Any, folder: str, seed: int, budget: float | None) -> Any:
-    if args is not None:
-        return args
-    return require("transformers", "lm").TrainingArguments(
-        output_dir=folder, num_train_epochs=3 if budget is None else _ENDLESS, learning_rate=1e-3, report_to=[],
-        save_strategy="no", disable_tqdm=True, logging_steps=10, seed=seed,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-    )  # fmt: skip
 
 
 def _identity(
