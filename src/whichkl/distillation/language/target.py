@@ -114,8 +114,11 @@ class LanguageTarget(TeacherTarget, Advised):
         if seed != self._seed:
             self._seed, self._memo = seed, {}
         settings = dict(self.settings)
-        if settings.get("args") is not None:
-            settings["args"] = copy.copy(settings["args"])
+        args = settings.get("args")
+        if isinstance(args, Mapping):
+            settings["args"] = {**args, "seed": seed, "data_seed": seed}
+        elif args is not None:
+            settings["args"] = copy.copy(args)
             settings["args"].seed = settings["args"].data_seed = seed
         return language_model(
             teacher=self.teacher,
@@ -159,7 +162,7 @@ class LanguageTarget(TeacherTarget, Advised):
         """What distinguishes it from others, as JSON can hold it."""
         fields = {**_of_teacher(self.teacher), "tokenizer": _hash_of_tokenizer(self.tokenizer), "data": _hash(self.data)}
         for name, value in self.settings.items():
-            if name == "args" and value is not None:
+            if hasattr(value, "to_dict"):
                 fields[name] = {key: one for key, one in value.to_dict().items() if key not in _NO_PART}
             else:
                 fields[name] = value if value is None or isinstance(value, (bool, int, float, str)) else _hash(value)
