@@ -90,7 +90,8 @@ def study_page(study: Study) -> Page:
 
 def _lead(study: Study) -> str:
     config, failed = study.config, len(study.failed)
-    families, objectives, numbers = (_counted(len(config[name]), *words) for name, words in _WORDS.items())
+    words = {**_WORDS, "families": ("student", "students")} if config["target"]["source"] in NEEDS_OF_STUDENTS else _WORDS
+    families, objectives, numbers = (_counted(len(config[name]), *both) for name, both in words.items())
     unit = cost_of(study.rows).unit
     most = config["budget"]
     budget = f"with no limit of {unit}" if most is None else f"{most:,} {unit} a cell".replace(".0 ", " ")
