@@ -1,4 +1,4 @@
-"""Draw language_study.png: python docs/images/language_study.py STUDY, a folder of benchmarks/language_study.py (needs chromium)."""
+"""Draw language_study.png of a study: python docs/images/language_study.py STUDY (needs chromium; benchmarks/language_study.py)."""
 
 import subprocess
 import sys
