@@ -1,4 +1,4 @@
-"""Draw language_study.png of a study: python docs/images/language_study.py STUDY (needs chromium; benchmarks/language_study.py)."""
+"""Draw language_study.png of a finished study: python docs/images/language_study.py STUDY (needs chromium)."""
 
 import subprocess
 import sys
