@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import whichkl as wk
-from programs import run
+from programs import LANGUAGE, run
 from whichkl.cli import app
 from whichkl.verifying import verify
 
@@ -84,7 +84,7 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_language_jobs as t\n"
     code += "for one in t.MOMENTS.items(): t.until_killed(pathlib.Path(sys.argv[2]), one)"
-    done = run("-c", code, os.path.dirname(__file__), str(folder), env={"OMP_NUM_THREADS": "1"})
+    done = run("-c", code, os.path.dirname(__file__), str(folder), env={"OMP_NUM_THREADS": "1"}, loads=LANGUAGE)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import whichkl as wk
-from programs import whichkl
+from programs import LANGUAGE, whichkl
 from whichkl.distillation import SequenceKL, sequence_kl
 from whichkl.distillation.language.causal import CausalModel
 from whichkl.distillation.language.control_variate import PromptMeans
@@ -351,7 +351,7 @@ def test_the_command_compares_two_folders(tmp_path):
     (tmp_path / "prompts.txt").write_text("a b\nc\n\nb a c\n" * 5)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a b"}\n"c"\n{"prompt": "b a c"}\n' * 5)
     command = ("estimate", "--teacher", teacher, "--student", student, "--max-new-tokens", "6", "--prompts")
-    shown = whichkl(*command, tmp_path / "prompts.txt")
+    shown = whichkl(*command, tmp_path / "prompts.txt", loads=LANGUAGE)
     assert shown.returncode == 0 and "forward_kl KL(teacher‖student)" in shown.stdout, shown.stderr
     found = [json.loads(whichkl(*command, tmp_path / name, "--json").stdout) for name in ("prompts.txt", "prompts.jsonl")]
     assert found[0]["forward_kl"] == found[1]["forward_kl"] and found[0]["prompts"] == 15

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 import whichkl as wk
-from programs import Program, whichkl
+from programs import LANGUAGE, Program, whichkl
 from test_sequence_kl import Table, saved
 from whichkl._checks import IntegrityError
 from whichkl.commands.capture import capture as capture_command
@@ -223,7 +223,7 @@ def same_shards(one, other):
 def test_a_killed_capture_resumes_with_the_same_bytes(tmp_path, monkeypatch):
     folder = tmp_path / "killed"
     tests = str(Path(__file__).parent)
-    program = Program("-c", SCRIPT.format(tests=tests, folder=str(folder), data=SHORT))
+    program = Program("-c", SCRIPT.format(tests=tests, folder=str(folder), data=SHORT), loads=LANGUAGE)
     end = time.monotonic() + 120
     while not list(folder.glob("*/shard-00001*")):
         assert program.poll() is None and time.monotonic() < end
@@ -686,7 +686,8 @@ def test_the_command_captures_and_verifies(tmp_path, capsys):
     lines = ['{"prompt": "a b", "completion": "c a"}', '"c a b"', '{"prompt": "b a c", "completion": "b"}']
     (tmp_path / "data.jsonl").write_text("\n".join(lines * 2))
     given = {"teacher": str(teacher), "data": str(tmp_path / "data.jsonl"), "out": tmp_path / "out", "k": 2}
-    shown = whichkl("distill", "capture", *[text for name, value in given.items() for text in (f"--{name}", str(value))])
+    options = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    shown = whichkl("distill", "capture", *options, loads=LANGUAGE)
     assert shown.returncode == 0 and "the 2 likeliest of 6 tokens" in shown.stdout, shown.stderr
     assert "3 sequences, in 1 shard\n" in shown.stdout and "Stored in" in shown.stdout
     whole = whichkl("verify", tmp_path / "out")
