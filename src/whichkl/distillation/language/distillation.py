@@ -22,7 +22,7 @@ from whichkl.distillation.language.result import Continuation, LanguageDistillat
 from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import Teacher, settled, teacher_of
+from whichkl.distillation.language.teacher_access import Teacher, TokenScores, settled, teacher_of
 from whichkl.distillation.networks import digest
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.files.journal import Journal
@@ -188,10 +188,10 @@ def _measure(
 def _identity(
     teacher: Teacher, student: CausalModel, parts: Sequence[Sequence[Example]], ends: Sequence[int], choices: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What identifies a journal: the models and their weights, the examples, and the settings.
-
-    Scores of tokens come from a function of the user's own, of which nothing can be compared.
-    """
+    """What identifies a journal: the models and their weights, the examples, and the settings."""
+    if isinstance(teacher, TokenScores):
+        because = "the teacher is a function, and another one can't be told from it"
+        raise InputError(cannot("keep a journal", because, "Leave `journal=` out, or pass another kind of teacher"))
     models: dict[str, Any] = {}
     for who, one in (("teacher", teacher), ("student", student)):
         models[who] = type(one).__name__

@@ -184,11 +184,6 @@ def _element_size(module: nn.Module) -> int:
     return 4 if weight is None else weight.element_size()
 
 
-def is_sharded(args: Any) -> bool:
-    """Whether weights are split over processes, so that a forecast of one process means nothing."""
-    return bool(getattr(args, "fsdp", None) or getattr(args, "deepspeed", None))
-
-
 def lengths_of(examples: Any, most: int, draws: bool) -> list[tuple[int, int]] | None:
     """Return the tokens of prompts and completions, as long as they may become; None for a stream."""
     if not isinstance(examples, list) or not examples:

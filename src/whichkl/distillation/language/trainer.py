@@ -23,7 +23,7 @@ from whichkl.distillation.language.examples import (
     stacked,
     together,
 )
-from whichkl.distillation.language.memory import Forecast, forecast, is_sharded, lengths_of
+from whichkl.distillation.language.memory import Forecast, forecast, lengths_of
 from whichkl.distillation.language.objective import SOURCES, check_together, shares_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
@@ -143,7 +143,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         """Forecast the memory that training takes beyond the loaded models; None for streams, and where weights are sharded."""
         draws = self.shares["data"] < 1
         lengths = lengths_of(self.train_dataset, self.max_new_tokens, draws)
-        if lengths is None or is_sharded(self.args):
+        if lengths is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None
         return forecast(self._student, self._teacher, self.token_loss.sides, self.args, lengths, draws)
 
