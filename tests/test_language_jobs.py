@@ -359,6 +359,11 @@ def test_a_text_alone_and_a_stored_teacher_are_teachers(models, tmp_path):
     assert isinstance(language_job(read_fields(models / "lm.yaml"))["teacher"], StoredTeacher)
 
 
+def test_other_examples_may_be_held_out(models):
+    (models / "lm.yaml").write_text(JOB.replace("held_out: 0.2", "held_out: data.jsonl"))
+    assert len(language_job(read_fields(models / "lm.yaml"))["held_out"]) == 60
+
+
 FILES = {"student": "student", "data": "data.jsonl"}
 
 

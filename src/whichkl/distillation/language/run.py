@@ -94,7 +94,7 @@ class Run:
         """Report progress, and measure where another part of the run is done."""
         if not self.memory and done == 0:
             self.memory = str(self.trainer.forecast() or "unknown")
-            self.say(f"training, memory: {self.memory}", 0.0)
+            self.say(f"training takes {self.memory.split(',')[0]}", 0.0)
         self.say("training", done)
         if done < 1 and len(self.midway) < math.floor(done * (self.evaluations + 1)):
             begin = time.process_time()
