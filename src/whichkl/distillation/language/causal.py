@@ -170,6 +170,9 @@ def agree(teacher: Sized | None, student: Sized | None, tokenizer: Any, vocabula
 
 def _number_of_tokens(widths: Mapping[str, int], tokenizer: Any, vocabulary: int | None) -> int:
     """Return how many columns are tokens; without a tokenizer or a number, all of them if both sides have as many."""
+    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "__len__")):
+        because = f"it is a `{type(tokenizer).__name__}`, not a tokenizer"
+        raise InputError(cannot("use this tokenizer", because, "Pass one of transformers, or None where data are token ids"))
     if vocabulary is not None and tokenizer is not None and vocabulary != len(tokenizer):
         because = f"the tokenizer has {len(tokenizer):,} tokens"
         raise InputError(cannot(f"use `vocabulary={vocabulary}`", because, "Leave it out"))

@@ -42,8 +42,7 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
     Raises:
         InputError: it is none of them, or text without a tokenizer.
     """
-    if isinstance(prompt, (Tensor, np.ndarray)):
-        prompt = prompt.tolist()
+    prompt = listed(prompt)
     is_chat = isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(one, Mapping) for one in prompt)
     if isinstance(prompt, str) or is_chat:
         if tokenizer is None:
@@ -55,6 +54,17 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
             raise InputError(cannot("read the prompts", because, "Set `tokenizer.chat_template`, or give texts"))
         text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not isinstance(prompt, Sequence) or any(isinstance(one, bool) or not isinstance(one, (int, np.integer)) for one in prompt):
+    if not are_ids(prompt):
         raise InputError(cannot("read the prompts", f"prompt {number} is a `{type(prompt).__name__}` of something else", _WANTED))
     return [int(one) for one in prompt]
+
+
+def listed(value: Any) -> Any:
+    """Return an array or a tensor as a list, and anything else as it is."""
+    return value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+
+
+def are_ids(value: Any) -> bool:
+    """Whether a value is a list of whole numbers."""
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return is_list and all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in value)
