@@ -32,6 +32,7 @@ STEPS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 
 
 def distilled(folder, journal=None, changes=STEPS, **more):
+    """Train for a few steps."""
     given = {"teacher": llama(0), "student": llama(1), "data": DATA, "max_new_tokens": 6, "held_out": 0.2, "prefixes": MIXED}
     given |= {"evaluations": 2, "budget": 1e8, "args": arguments(folder / "unused", **changes), "journal": journal, **more}
     return language_model(**given)
@@ -365,6 +366,25 @@ def test_other_examples_may_be_held_out(models):
 
 
 FILES = {"student": "student", "data": "data.jsonl"}
+
+
+BAD = {
+    "evaluations": ({"evaluations": -1}, r"Cannot use `evaluations=-1`: it is a number from 0 to 100"),
+    "args": ({"args": 3}, r"Cannot use these `args`: they are a `int`"),
+    "unknown": ({"args": {"max_step": 3}}, r"`TrainingArguments` has no such argument\. Use `max_steps`"),
+    "folder": ({"args": {"output_dir": "x"}}, r"a dict has no output folder"),
+    "schedule": ({"args": {"lr_scheduler_type": "wavy"}}, r"Cannot use these `args`: it raised ValueError: wavy"),
+    "rate": ({"args": {"learning_rate": float("nan")}}, r"Cannot use this `learning_rate`: it is nan"),
+    "batch": ({"args": {"per_device_train_batch_size": 0}}, r"Cannot use this `per_device_train_batch_size`: it is 0"),
+    "journal": ({"journal": __file__}, r"Cannot keep a journal in `.*`: it isn't a folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_used_is_refused_before_the_work(tmp_path, case):
+    changed, message = BAD[case]
+    with pytest.raises(wk.InputError, match=message):
+        distilled(tmp_path, **changed)
 
 
 # ---- memory before the first step
