@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,11 @@ def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any
             "the teacher's laws take the place of smoothed labels",
             "Set it to 0; `hard_label_weight=` mixes in labels",
         ),
+        (not 0 <= args.learning_rate < math.inf, "learning_rate", f"it is {args.learning_rate}", "Set it to, say, 1e-3"),
+        *(
+            (getattr(args, name) < 1, name, f"it is {getattr(args, name)}", "Set it to 1 or more")
+            for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
+        ),
         (
             args.train_sampling_strategy == "group_by_length",
             "train_sampling_strategy",
@@ -89,8 +95,11 @@ def arguments_of(args: Any, folder: str, seed: int, budget: float | None) -> Any
     Raises:
         InputError: a dict has an unknown name, or a value that can't be used.
     """
-    if args is not None and not isinstance(args, Mapping):
+    if isinstance(args, transformers.TrainingArguments):
         return args
+    if args is not None and not isinstance(args, Mapping):
+        because = f"they are a `{type(args).__name__}`"
+        raise InputError(cannot("use these `args`", because, "Pass transformers.TrainingArguments(output_dir=…), or a dict"))
     epochs = 3 if budget is None else _ENDLESS
     default: dict[str, Any] = {
         "num_train_epochs": epochs,
