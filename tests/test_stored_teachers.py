@@ -30,6 +30,7 @@ from whichkl.files.saving import checksum
 transformers = pytest.importorskip("transformers")
 from test_language_trainer import (  # noqa: E402
     DATA,
+    Chat,
     arguments,
     by_hand,
     causal,
@@ -303,6 +304,7 @@ BAD_CAPTURES = {
     "completion": ({"data": [{"prompt": [3], "completion": 4}]}, "the completion of example 0 is a `int`"),
     "words": ({"data": [{"prompt": [3], "completion": ["a"]}]}, "the completion of example 0 is a `list` of something else"),
     "tokenizer": ({"tokenizer": 3}, "it is a `int`, not a tokenizer"),
+    "odd tokenizer": ({"tokenizer": Chat(), "data": ["abc"]}, r"the `Chat` has no `get_vocab\(\)`"),
     "no name": ({"folder": ""}, "it has no name"),
     "vocabulary": ({"vocabulary": 25}, "the vocabulary is of 25 tokens"),
     "NaN": ({"teacher": Broken(0), "data": [{"prompt": [3], "completion": [1]}], "k": 2}, "its logits are NaN"),
