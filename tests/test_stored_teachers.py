@@ -583,6 +583,7 @@ def refusals(kept):
         "a name": ({"teacher": "gpt2"}, "not a torch.nn.Module"),
         "ends": ({"teacher": kept["some"], "student": llama(1, eos_token_id=5)}, "end sequences by different tokens"),
         "width": ({"teacher": kept["some"], "student": llama(1, tokens=20)}, "it has 20 logits"),
+        "fewer tokens": ({"teacher": kept["some"], "vocabulary": 20}, "captured over 24 tokens"),
         "both": ({"teacher": llama(0), "vocabulary": 23, "processing_class": Letters()}, "the tokenizer has 24 tokens"),
     }
 
