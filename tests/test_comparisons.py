@@ -68,7 +68,7 @@ def test_a_ring_is_followed_by_the_process_whose_tails_fall_and_whose_integral_i
     assert target.access == wk.Access.parse("log_prob, differentiable")
     line = torch.linspace(-8, 8, 401, dtype=D)
     whole = target.log_prob(torch.cartesian_prod(line, line)).logsumexp(0) + 2 * math.log(16 / 400)
-    assert abs(float(whole)) < 0.1
+    assert abs(float(whole)) < 0.03  # three times the error of 16,384 draws
     far = target.log_prob(torch.tensor([[1e2, 0.0], [1e3, 0.0], [-1e3, 1e3]], dtype=D))
     assert far[0] < -100 and far[1] < 50 * far[0] and far[2] < far[1]
     value, score = target.value_and_score(torch.tensor([[2.0, 0.3]], dtype=D))

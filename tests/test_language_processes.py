@@ -11,15 +11,27 @@ import torch
 from programs import Program
 
 transformers = pytest.importorskip("transformers")
-from test_language_trainer import arguments, llama  # noqa: E402
+from test_language_trainer import arguments, causal, llama  # noqa: E402
 from whichkl.distillation import LanguageTrainer  # noqa: E402
+from whichkl.distillation.language.examples import together  # noqa: E402
+from whichkl.distillation.language.rollouts import continued  # noqa: E402
+from whichkl.distillation.language.token_loss import Side, TokenLoss  # noqa: E402
+from whichkl.distillation.losses.rows import divergence_named  # noqa: E402
 
 UNEQUAL = [{"prompt": [3 + k % 7, 4], "completion": [5 + k % 11] * (1 + (k * k) % 9)} for k in range(24)]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(UNEQUAL)
+
+
 RUNS = {
     "data": {"objective": "reverse_kl", "hard_label_weight": 0.3},
     "accumulated": {"changes": {"gradient_accumulation_steps": 2, "max_steps": 1, "activation_checkpointing": True}},
     "budget": {"prefixes": {"student": 1.0}, "budget": 7e6, "changes": {"max_steps": 9}},
     "mixed": {"prefixes": {"student": 0.4, "teacher": 0.3, "data": 0.3}, "changes": {"gradient_accumulation_steps": 2}},
+    "stream": {"train_dataset": Stream()},
     "credit": {"objective": "reverse_kl", "credit": "sequence", "prefixes": {"student": 1.0}},
 }
 
@@ -32,8 +44,8 @@ def run(folder, batch, names):
         given = dict(RUNS[name])
         changes = {"per_device_train_batch_size": batch, "optim": "sgd", "max_steps": 2, **backend, **given.pop("changes", {})}
         trainer = LanguageTrainer(
-            teacher=llama(0), student=llama(1), args=arguments(folder, **changes), train_dataset=UNEQUAL,
-            eval_dataset=UNEQUAL[:13], max_new_tokens=8, **given,
+            teacher=llama(0), student=llama(1), args=arguments(folder, **changes), eval_dataset=UNEQUAL[:13], max_new_tokens=8,
+            **{"train_dataset": UNEQUAL, **given},
         )  # fmt: skip
         before = trainer.evaluate()["eval_loss"]  # 13 examples for batches of 8, or twice 8: some fill up
         drawn, collect = [], trainer.get_batch_samples
@@ -59,12 +71,12 @@ def main(folder, *names):
     Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(run(folder, 4, names)))
 
 
-def in_two(folder, names):
+def in_two(folder, names, call="main"):
     """Run in two processes, and return what each found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys; sys.path.insert(0, ''); import test_language_processes; test_language_processes.main(*sys.argv[1:])"
+    code = f"import sys; sys.path.insert(0, ''); import test_language_processes as here; here.{call}(*sys.argv[1:])"
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     programs = [
         Program("-c", code, folder, *names, cwd=Path(__file__).parent, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -103,4 +115,38 @@ def test_two_processes_train_as_one_and_stop_at_the_same_step(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_agree_on_all_prefixes_with_accumulation_and_credit(tmp_path):
-    check(tmp_path, ["accumulated", "mixed", "credit"])
+    check(tmp_path, ["accumulated", "mixed", "stream", "credit"])
+
+
+def sharded(folder):
+    """Split a student's weights over the processes, as FSDP does; keep draws, and the gradient of a loss."""
+    torch.distributed.init_process_group("gloo")
+    rank, p, q = torch.distributed.get_rank(), llama(0).eval(), llama(1).eval()
+    of_tokens = loss_of_full_logits(p, q)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    for part in (*q.model.layers, q):
+        torch.distributed.fsdp.fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    found = {"drawn": drawn_by(q, rank)}
+    of_tokens(q, together(UNEQUAL[4 * rank : 4 * rank + 4])).backward()
+    found["gradient"] = [weight.grad.full_tensor().flatten().tolist() for weight in q.parameters()]
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+
+
+def drawn_by(q, rank):
+    """Draw other numbers of tokens in each process."""
+    return continued(causal(q), [[3 + rank, 4]] * (2 + rank), (2,), 5 + 4 * rank, 7).ids.tolist()
+
+
+def loss_of_full_logits(p, q):
+    loss = TokenLoss(causal(p), causal(q), divergence_named("reverse_kl"), probe=torch.tensor([[3, 4]]))
+    loss.sides = (Side(None, False), Side(None, False))  # as a trainer has it for such students
+    return loss
+
+
+@pytest.mark.slow
+def test_a_student_split_over_processes_draws_and_learns_as_a_whole_one(tmp_path):
+    both, p, q = in_two(tmp_path, [], "sharded"), llama(0).eval(), llama(1).eval()
+    (loss_of_full_logits(p, q)(q, together(UNEQUAL[:8])) / 2).backward()  # a mean over the processes
+    for rank, one in enumerate(both):
+        assert one["drawn"] == drawn_by(q, rank)
+        assert apart(one["gradient"], [weight.grad.flatten().tolist() for weight in q.parameters()]) < 1e-5

@@ -94,33 +94,56 @@ def test_columns_beyond_the_tokens_have_no_part():
 
 
 HEADS = {
-    "gemma2": {"final_logit_softcapping": 5.0, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "gemma2": {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
     "cohere": {"logit_scale": 0.3},
     "granite": {"logits_scaling": 4.0},
-    "gpt2": {},
-    "gpt_neox": {},
-    "qwen2": {},
-    "mistral": {},
-    "bloom": {},
-    "falcon": {},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    **{kind: {} for kind in ("gpt2", "gpt_neox", "qwen2", "mistral", "bloom", "falcon", "llama4_text")},
+}
+MORE_HEADS = {
+    "cohere2": {"logit_scale": 0.3},
+    "granitemoe": {"logits_scaling": 4.0},
+    "gemma3_text": {"final_logit_softcapping": 5.0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
+    **{kind: {} for kind in ("llama", "gemma", "qwen3", "qwen3_moe", "mixtral", "phi", "phi3", "stablelm", "starcoder2")},
+    **{kind: {} for kind in ("olmo2", "mpt", "gpt_bigcode", "nemotron", "xglm", "biogpt", "smollm3", "glm4", "gpt_oss", "rwkv")},
 }
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_the_heads_of_many_architectures_are_found(kind):
-    sizes = {"vocab_size": 32, "hidden_size": 16, "n_embd": 16, "num_hidden_layers": 2, "n_layer": 2, "n_head": 2}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 32}
+def tiny(kind, **special):
+    """A model of an architecture, of two layers and 16 units, whose logits are far from 0."""
+    sizes = {name: 2 for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "n_head", "n_heads", "num_heads")}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 16, "n_embd": 16, "d_model": 16}
+    sizes |= {"vocab_size": 32, "head_dim": 8, "intermediate_size": 32, "moe_intermediate_size": 16, "num_local_experts": 2}
+    sizes |= {"num_experts": 2, "max_position_embeddings": 32, "n_positions": 32, "num_experts_per_tok": 1}
     sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     known = transformers.AutoConfig.for_model(kind)
-    config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in sizes.items() if hasattr(known, k)}, **HEADS[kind])
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:2]
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    fixed = {name for name in sizes if isinstance(getattr(type(known), name, None), property)}
+    given = {name: value for name, value in sizes.items() if hasattr(known, name) and name not in fixed}
+    if getattr(known, "layer_types", None):
+        given["layer_types"] = known.layer_types[:2]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(kind, **{**given, **special})
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, 0.0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("kind", [*HEADS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE_HEADS)])
+def test_the_heads_of_many_architectures_are_found(kind):
+    model = tiny(kind, **{**HEADS, **MORE_HEADS}[kind])
     ids = torch.randint(3, 32, (2, 6), generator=torch.Generator().manual_seed(0))
     head = head_of(model, ids)
     assert head is not None
-    backbone = head.backbone(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(head.logits(backbone), model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    hidden = head.backbone(input_ids=ids).last_hidden_state
+    logits = model(input_ids=ids).logits
+    torch.testing.assert_close(head.logits(hidden), logits, rtol=0, atol=1e-4)
+    assert float(logits.detach().std()) > 0.05
 
 
 def test_a_head_that_isnt_plain_is_left_alone():

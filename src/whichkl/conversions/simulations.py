@@ -158,8 +158,8 @@ class Simulations:
         """Write what the pairs are made of, and how far to trust them."""
         x, w, law = self.data[kept], self.weights, self.prior if self.weights is None else self.proposal
         source = "prior" if w is None else "proposal"
-        failed = int((~self.data[:n].isfinite().all(1)).sum())
-        left_out = [_on_failed(failed, n)] if failed else []
+        failed = ~self.data[:n].isfinite().all(1)
+        left_out = [_on_failed(failed, self.parameters[:n], self.names)] if bool(failed.any()) else []
         p_value = None if law is None else _unlike_draws(self.parameters[:n], law, self.names, check_seed(seed))
         doubts = []
         if p_value is not None and p_value[0] < _MAX_P_VALUE:
@@ -189,20 +189,33 @@ class Simulations:
         )
 
 
-def _on_failed(failed: int, n: int) -> str:
-    """Say how many simulations failed, and what leaving them out means."""
-    return (
-        f"{failed:,} of {n:,} simulations ({failed / n:.1%}) have NaN or infinite data. The posterior at valid data is the same "
-        "without them. The pairs no longer have the prior's parameters, but those of simulations that succeed."
+def _on_failed(failed: Tensor, theta: Float[Tensor, "n d"], names: tuple[str, ...]) -> str:
+    """Say how many simulations failed, at which parameters, and what leaving them out means."""
+    count, n = int(failed.sum()), len(failed)
+    said = (
+        f"{count:,} of {n:,} simulations ({count / n:.1%}) have NaN or infinite data. The posterior at valid data is the same "
+        "without them if the real experiment fails as the simulator does. If the simulator alone fails, the posterior is too low "
+        "at the parameters where it does."
     )
+    p, at = _least_p_value(theta[failed], theta[~failed]) if 0 < count < n else (1.0, 0)
+    if p >= _MAX_P_VALUE:
+        return said
+    there, elsewhere = (f"{float(theta[rows, at].median()):.4g}" for rows in (failed, ~failed))
+    where = f"`{names[at]}`, whose median is {there} where they happen and {elsewhere} elsewhere (p = {p:.1g})"
+    return f"{said} Here failures depend on {where}."
 
 
 def _unlike_draws(theta: Float[Tensor, "n d"], source: Target, names: tuple[str, ...], seed: int) -> tuple[float, str] | None:
     """Return the least p-value of a column's comparison with draws of the source, times their number, and that column."""
     if source.sampler is None:
         return None
-    drawn = source.draws(_REFERENCE_DRAWS, seed + 1).to(torch.float64)
-    columns = zip(theta.T.cpu().numpy(), drawn.T.cpu().numpy(), strict=True)
-    p_values = [float(scipy.stats.ks_2samp(mine, other, method="asymp").pvalue) for mine, other in columns]
-    worst = min(range(len(names)), key=p_values.__getitem__)
-    return min(1.0, len(names) * p_values[worst]), f"`{names[worst]}`"
+    p, at = _least_p_value(theta, source.draws(_REFERENCE_DRAWS, seed + 1).to(torch.float64))
+    return p, f"`{names[at]}`"
+
+
+def _least_p_value(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> tuple[float, int]:
+    """Return the least p-value of a column by Kolmogorov and Smirnov, times the number of columns, and which column it is."""
+    columns = zip(one.T.cpu().numpy(), other.T.cpu().numpy(), strict=True)
+    p_values = [float(scipy.stats.ks_2samp(mine, theirs, method="asymp").pvalue) for mine, theirs in columns]
+    worst = min(range(len(p_values)), key=p_values.__getitem__)
+    return min(1.0, len(p_values) * p_values[worst]), worst

@@ -71,8 +71,7 @@ def head_of(model: nn.Module, ids: Int[Tensor, "n t"]) -> Head | None:
     """
     called, inner = model, inner_of(model)
     layer = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    backbone = getattr(inner, "base_model", None)
-    if not isinstance(layer, nn.Module) or not isinstance(getattr(layer, "weight", None), Tensor) or backbone in (None, inner):
+    if not isinstance(layer, nn.Module) or not isinstance(getattr(layer, "weight", None), Tensor):
         return None
     plain = [layer.weight, getattr(layer, "bias", None)]
     if any(all(weight is not one for one in plain) for weight in layer.parameters() if weight.requires_grad):
@@ -80,13 +79,23 @@ def head_of(model: nn.Module, ids: Int[Tensor, "n t"]) -> Head | None:
     config = getattr(inner, "config", None)
     scaling = getattr(config, "logits_scaling", None)
     scale = getattr(config, "logit_scale", None) or (1 / scaling if scaling else 1.0)
-    found = Head(backbone, layer, float(scale), getattr(config, "final_logit_softcapping", None))
+    # OPT calls its decoder alone; Llama 4 calls itself its base
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
+    for backbone in (getattr(inner, "base_model", None), decoder, getattr(inner, "model", None)):
+        if isinstance(backbone, nn.Module) and backbone is not inner:
+            found = Head(backbone, layer, float(scale), getattr(config, "final_logit_softcapping", None))
+            if _reproduces(found, called, ids):
+                return found
+    return None
+
+
+def _reproduces(head: Head, model: nn.Module, ids: Int[Tensor, "n t"]) -> bool:
     with torch.no_grad():
-        with capturing(found) as hidden:
-            logits = called(input_ids=ids).logits
-        if len(hidden) != 1 or hidden[0].shape[-1] != found.weight.shape[-1] or logits.shape[-1] != len(found.weight):
-            return None
-        known, ours = logits.float(), found.logits(hidden[0]).float()
+        with capturing(head) as hidden:
+            logits = model(input_ids=ids).logits
+        if len(hidden) != 1 or hidden[0].shape[-1] != head.weight.shape[-1] or logits.shape[-1] != len(head.weight):
+            return False
+        known, ours = logits.float(), head.logits(hidden[0]).float()
     # Not relative: softmax knows differences of logits, and a model's own dtype rounds them
     rounding = torch.finfo(logits.dtype).eps * float(known.abs().amax()) * 8
-    return found if float((known - ours).abs().amax()) <= max(_MAX_DIFFERENCE * float(known.std()), rounding) else None
+    return float((known - ours).abs().amax()) <= max(_MAX_DIFFERENCE * float(known.std()), rounding)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -76,17 +74,19 @@ def _by_generate(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Seq
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64, device="cpu")
         mask[row, longest - len(prompt) :] = 1
-    # `generate` completes what it's given by the model's own configuration: a view of the module has an empty one.
-    # PEFT's `generate` would write it into the model; adapters are inside the layers.
-    view: Any = copy.copy(inner_of(model.module))
-    view.generation_config = transformers.GenerationConfig()
     own = transformers.GenerationConfig(
         do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=most, eos_token_id=list(ends), pad_token_id=ends[0]
     )
     keep = transformers.LogitsProcessorList([_Tokens(model.tokens)])
-    out: Tensor = view.generate(
-        ids.to(model.device), attention_mask=mask.to(model.device), generation_config=own, logits_processor=keep
-    )
+    module = inner_of(model.module)  # adapters are inside its layers
+    found = module.generation_config
+    module.generation_config = transformers.GenerationConfig()  # else `generate` completes what it's given by the model's own
+    try:
+        out: Tensor = module.generate(
+            ids.to(model.device), attention_mask=mask.to(model.device), generation_config=own, logits_processor=keep
+        )
+    finally:
+        module.generation_config = found
     return out[:, longest:].cpu()
 
 

@@ -28,6 +28,7 @@ from whichkl.distillation.language.objective import SOURCES, check_together, sha
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.token_loss import Side
 from whichkl.distillation.language.training_arguments import checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
@@ -134,6 +135,8 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             processing_class=processing_class,
             **others,
         )
+        if self.is_fsdp_enabled:  # outside of the model's call its head is a part of itself
+            self.token_loss.sides = (Side(None, False), Side(None, False))
         self.tokens_generated, self.flops, self.budget = {"student": 0, "teacher": 0}, 0.0, budget
         """How many tokens were drawn, and what was spent, before a resume too; see `LanguageDistillation.flops`."""
         self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
@@ -217,17 +220,24 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         parts, rows = [], []
         for number, name in enumerate(SOURCES):
             chosen = (source == number).nonzero()[:, 0]
-            if not len(chosen):
+            # processes that share a student's weights draw together, if only to help the others
+            helps = self.is_fsdp_enabled and name == "student" and self.shares[name] > 0
+            if not len(chosen) and not helps:
                 continue
-            rows.append(chosen)
-            if name == "data":
-                parts.append(Rollouts(given.ids[chosen], given.begin[chosen], given.end[chosen], given.cut[chosen]))
-                continue
-            drawing: Any = self._student if name == "student" else self._teacher
-            prompts = [given.ids[k, : int(given.begin[k])].tolist() for k in chosen.tolist()]
-            with evaluating(drawing):
-                parts.append(continued(drawing, prompts, self.ends, self.max_new_tokens, int(seeds[1]) + number))
+            which = chosen if len(chosen) else torch.zeros(1, dtype=torch.int64, device="cpu")
+            part = Rollouts(given.ids[which], given.begin[which], given.end[which], given.cut[which])
+            part = part if name == "data" else self._continued(name, part, int(seeds[1]) + number)
+            if len(chosen):
+                rows.append(chosen)
+                parts.append(part)
         return stacked(parts, torch.cat(rows).argsort()), source
+
+    def _continued(self, name: str, given: Rollouts, seed: int) -> Rollouts:
+        """Draw continuations of the prompts from the student or the teacher."""
+        drawing: Any = self._student if name == "student" else self._teacher
+        prompts = [row[:begin] for row, begin in zip(given.ids.tolist(), given.begin.tolist(), strict=True)]
+        with evaluating(drawing):
+            return continued(drawing, prompts, self.ends, self.max_new_tokens, seed)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
