@@ -30,6 +30,7 @@ from whichkl.files.saving import checksum
 transformers = pytest.importorskip("transformers")
 from test_language_trainer import (  # noqa: E402
     DATA,
+    Chat,
     arguments,
     by_hand,
     causal,
@@ -303,6 +304,7 @@ BAD_CAPTURES = {
     "completion": ({"data": [{"prompt": [3], "completion": 4}]}, "the completion of example 0 is a `int`"),
     "words": ({"data": [{"prompt": [3], "completion": ["a"]}]}, "the completion of example 0 is a `list` of something else"),
     "tokenizer": ({"tokenizer": 3}, "it is a `int`, not a tokenizer"),
+    "odd tokenizer": ({"tokenizer": Chat(), "data": ["abc"]}, r"the `Chat` has no `get_vocab\(\)`"),
     "no name": ({"folder": ""}, "it has no name"),
     "vocabulary": ({"vocabulary": 25}, "the vocabulary is of 25 tokens"),
     "NaN": ({"teacher": Broken(0), "data": [{"prompt": [3], "completion": [1]}], "k": 2}, "its logits are NaN"),
@@ -581,6 +583,7 @@ def refusals(kept):
         "a name": ({"teacher": "gpt2"}, "not a torch.nn.Module"),
         "ends": ({"teacher": kept["some"], "student": llama(1, eos_token_id=5)}, "end sequences by different tokens"),
         "width": ({"teacher": kept["some"], "student": llama(1, tokens=20)}, "it has 20 logits"),
+        "fewer tokens": ({"teacher": kept["some"], "vocabulary": 20}, "captured over 24 tokens"),
         "both": ({"teacher": llama(0), "vocabulary": 23, "processing_class": Letters()}, "the tokenizer has 24 tokens"),
     }
 
