@@ -20,8 +20,11 @@ from whichkl.distillation.losses.logits import of_logits
 from whichkl.distillation.losses.reduction import widened
 from whichkl.divergences.divergence import RowDivergence
 
-_NUMBERS_PER_CHUNK = 1 << 25
-"""Logits of a chunk: 128 MB in float32."""
+_NUMBERS_PER_CHUNK = {"cpu": 1 << 21}
+_DEFAULT_NUMBERS_PER_CHUNK = 1 << 25
+"""Logits that are held at a time, 8 MB in float32 on a CPU and 128 MB elsewhere; more are no faster."""
+_MIN_ROWS_PER_CHUNK = 64
+"""Fewer rows at a time read the head's weight too often."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class TokenLoss:
             temperature=self.temperature,
             reduction="sum",
             vocabulary=tokens,
+            chunk_size=rows_per_chunk(q, tokens),
             logit_scale_student=student.scale,
             logit_scale_teacher=teacher.scale,
             softcap_student=student.cap,
@@ -133,6 +137,11 @@ def places(rollouts: Rollouts) -> Int[Tensor, "m 2"]:
     return rollouts.drawn[:, 1:].nonzero()
 
 
+def rows_per_chunk(rows: Float[Tensor, "m k"], tokens: int) -> int:
+    """Return how many rows' logits are held at a time."""
+    return max(_MIN_ROWS_PER_CHUNK, _NUMBERS_PER_CHUNK.get(rows.device.type, _DEFAULT_NUMBERS_PER_CHUNK) // tokens)
+
+
 def in_chunks(
     part: Callable[..., Tensor], head: Head | None, tokens: int, rows: Float[Tensor, "m k"], *others: Tensor
 ) -> Float[Tensor, " m"]:
@@ -143,7 +152,7 @@ def in_chunks(
     def of_hidden(hidden: Tensor, *beside: Tensor) -> Tensor:
         return part(head.logits(hidden)[:, :tokens], *beside)
 
-    chunks = zip(*(one.split(max(1, _NUMBERS_PER_CHUNK // tokens)) for one in (rows, *others)), strict=True)
+    chunks = zip(*(one.split(rows_per_chunk(rows, tokens)) for one in (rows, *others)), strict=True)
     return torch.cat([torch.utils.checkpoint.checkpoint(of_hidden, *chunk, use_reentrant=False) for chunk in chunks])
 
 
