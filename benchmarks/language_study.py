@@ -34,29 +34,43 @@ def target_of(teacher, tokenizer, text, budget):
     )  # fmt: skip
 
 
+def started(cell):
+    """Return the numbers of the student that all arms start from, and of the teacher, as rows of a table."""
+    before = cell.details["before"]
+    measures = {name: {who: both[who]["value"] for who in ("student", "teacher")} for name, both in before["measures"].items()}
+    start = {name: before[name]["value"] for name in ("forward_kl", "reverse_kl", "agreement")}
+    return start | {name: one["student"] for name, one in measures.items()}, {
+        name: one["teacher"] for name, one in measures.items()
+    }
+
+
 def table(study):
-    """Print both KLs of every arm, with errors over seeds, and the start."""
+    """Print both KLs of every arm and other measures, with errors over seeds; first the start and the teacher."""
     from whichkl.study.arms import mean_and_error, rows_by_arm
 
     names = ("forward_kl", "reverse_kl", "entropy", "length", "agreement", "ece", "cpu_seconds")
-    rows = [row for row in study.rows if row["status"] != "failed"]
+    arms = rows_by_arm(row for row in study.rows if row["status"] != "failed")
+    first = [cell for cell in study.cells if cell.row["objective"] == study.config["objectives"][0]]
+    start, teacher = zip(*map(started, first), strict=True)
 
-    def text(mine, name, ending=""):
-        found = mean_and_error(mine, name + ending)
-        return "" if found is None else f"{found[0]:.3g}" if found[1] is None else f"{found[0]:.4g} ± {found[1]:.1g}"
+    def text(mine, name):
+        found = mean_and_error(mine, name)
+        return "" if found is None else f"{found[0]:.4g}" + ("" if found[1] is None else f" ± {found[1]:.1g}")
 
     print("| arm | seeds |", " | ".join(names), "|\n|", "---|" * (len(names) + 2), sep="")
-    print("| start | |", " | ".join(text(rows, name, "_before") for name in names), "|")
-    print("| teacher | |", " | ".join(text(rows, name, "_teacher") for name in names), "|")
-    for arm, mine in rows_by_arm(rows).items():
+    for arm, mine in {"teacher": teacher, "start": start, **arms}.items():
         print(f"| {arm} | {len(mine)} |", " | ".join(text(mine, name) for name in names), "|")
     print(study.verdict)
+    for one in study.verdict.choices:
+        print(f"{one.need}: {', '.join(one.best)}")
 
 
 def main():
     read = argparse.ArgumentParser()
-    read.add_argument("models", help="folder of the text and the models; made where it is missing")
-    read.add_argument("--out", default="language_study", help="folder of the study")
+    read.add_argument(
+        "models", nargs="?", default="out/language_models", help="folder of the text and the models; made where it is missing"
+    )
+    read.add_argument("--out", default="out/language_study", help="folder of the study")
     read.add_argument("--seeds", type=int, default=6)
     read.add_argument("--budget", type=float, default=BUDGET)
     read.add_argument("--table", action="store_true", help="print what is there, and compute nothing")

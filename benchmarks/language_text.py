@@ -175,4 +175,4 @@ def make(folder):
 
 
 if __name__ == "__main__":
-    prepared(sys.argv[1] if len(sys.argv) > 1 else "language_models")
+    prepared(sys.argv[1] if len(sys.argv) > 1 else "out/language_models")

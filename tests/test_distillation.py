@@ -500,6 +500,22 @@ def data():
 """
 
 
+def test_a_job_with_objectives_and_seeds_is_a_study(tmp_path):
+    from typer.testing import CliRunner
+
+    from whichkl.cli import app
+
+    (tmp_path / "nets.py").write_text(_CODE)
+    job = ["teacher: nets.py:teacher", "student: nets.py:Student", "data: nets.py:data", "epochs: 2"]
+    (tmp_path / "job.yaml").write_text("\n".join([*job, "objectives: [forward_kl, jeffreys:0.3]", "seeds: 2", ""]))
+    said = CliRunner().invoke(app, ["compare", str(tmp_path / "job.yaml"), "--json"])
+    assert said.exit_code == 0, said.output
+    told = json.loads(said.stdout)
+    arms = [(row["family"], row["objective"], row["seed"]) for row in told["rows"]]
+    assert arms == [("Student", name, seed) for seed in (0, 1) for name in ("forward_kl", "jeffreys:0.3")]
+    assert (tmp_path / "job.out" / "report.html").exists() and told["failed"] == 0
+
+
 def test_a_job_is_a_file_or_options_on_top(tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text(_CODE)
     lines = ["teacher: nets.py:teacher", "student: nets.py:Student", "data: nets.py:data", "epochs: 5", "patience: null"]

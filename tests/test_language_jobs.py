@@ -25,6 +25,7 @@ from whichkl.distillation.job import JobFields, read_fields  # noqa: E402
 from whichkl.distillation.language.job import language_job  # noqa: E402
 from whichkl.distillation.language.record import Record  # noqa: E402
 from whichkl.files.journal import Journal  # noqa: E402
+from whichkl.study.config import read_plan  # noqa: E402
 
 DATA = [{"prompt": [3 + k % 19, 4 + k % 5], "completion": [5 + k % 7, 6]} for k in range(95)]
 MIXED = {"data": 0.4, "student": 0.3, "teacher": 0.3}
@@ -385,6 +386,20 @@ def test_what_cannot_be_used_is_refused_before_the_work(tmp_path, case):
     changed, message = BAD[case]
     with pytest.raises(wk.InputError, match=message):
         distilled(tmp_path, **changed)
+
+
+def test_a_study_of_students_is_a_job_with_objectives_and_seeds(models):
+    text = JOB.replace("objective: reverse_kl\nprefixes: {student: 0.5, data: 0.5}\n", "")
+    (models / "study.yaml").write_text(f"{text}objectives: [forward_kl, reverse_kl@student]\nseeds: [3, 5]\n")
+    plan = read_plan(models / "study.yaml")
+    assert plan.objectives == ("forward_kl@data", "reverse_kl@student") and plan.seeds == (3, 5)
+    assert list(plan.students) == ["student"] and plan.config["budget"] == 2e6 and len(plan.cells) == 4
+    result = plan.target.distill(plan.students["student"], plan.objectives[1], 3)
+    assert result.settings["seed"] == 3 and plan.target.columns(result)["forward_kl"] > 0
+    for added, match in (("objective: forward_kl", "is for one distillation.*objectives"), ("epoch: 3", "epoch")):
+        (models / "wrong.yaml").write_text(f"{text}{added}\n")
+        with pytest.raises(ValueError, match=match):
+            read_plan(models / "wrong.yaml")
 
 
 # ---- memory before the first step

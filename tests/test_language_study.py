@@ -9,9 +9,10 @@ import torch
 
 import whichkl as wk
 from whichkl import Access
-from whichkl.distillation import LanguageTarget, TokenScores
+from whichkl.distillation import LanguageDistillation, LanguageTarget, TokenScores
 from whichkl.distillation.language.objective import LanguageObjective
 from whichkl.study import LANGUAGE_NEEDS, Study, decide
+from whichkl.verifying import verify
 
 SCORES = TokenScores(lambda ids, mask: torch.full(ids.shape, 0.25).log())
 
@@ -98,6 +99,14 @@ def test_stored_rows_allow_one_direction(monkeypatch):
     assert "ask it nothing else" in wk.advise(target).situation
 
 
+def test_prompts_alone_leave_prefixes_that_are_drawn():
+    advice = wk.advise(LanguageTarget(teacher=torch.nn.Linear(2, 2), data=[{"prompt": [1]}]))
+    assert advice.best.objective.name == "forward_kl@teacher" and "'forward_kl@teacher'" in advice.verdict
+    assert {name for name in advice.missing} == {"forward_kl@data", "jeffreys:0.5@data", "reverse_kl@data"}
+    nothing = wk.advise(LanguageTarget(teacher=None, data=[{"messages": [{"role": "user", "content": "a"}]}]))
+    assert nothing.best is None and "Nothing can be minimised" in str(nothing)
+
+
 def test_text_alone_is_the_teachers_own():
     advice = wk.advise(LanguageTarget(teacher=None, data=[[1, 2, 3]]))
     assert "the forward KL of sequences" in str(advice)
@@ -161,9 +170,12 @@ def test_arms_spend_the_same_and_start_from_one_student(study):
 
 def test_a_study_resumes_and_is_read_back(study, monkeypatch):
     found, folder = study
+    assert "all 4 cells" in str(verify(folder)[0])
     seen = []
     again = wk.compare(target_of(), {"small": llama(1)}, ARMS, seeds=2, out=folder, tell=seen.append)
     assert seen[0].skipped == 4 and again.rows == found.rows == Study.load(folder).rows
+    kept = LanguageDistillation.load(found.cells[0].folder / "fit")
+    assert kept.after.forward_kl.value == found.rows[0]["forward_kl"]
     assert "small · reverse_kl@student" in str(found) and "needs at least 6 seeds" in found.verdict.sentence
     other = target_of(teacher=llama(5))
     for change in (other, target_of(data=DATA[1:]), target_of(max_new_tokens=5)):
@@ -185,7 +197,13 @@ def test_a_cell_is_what_distill_returns(study):
 
 def test_the_report_names_students_and_flops(study, tmp_path):
     page = wk.report(study[0], tmp_path / "page.html").with_suffix(".md").read_text()
-    for said in ("Which student serves best?", "10,000,000 FLOPs a cell", "CPU seconds", "entropy gap", "forward KL a token"):
+    for said in (
+        "Which student serves best?",
+        "10,000,000 FLOPs a cell",
+        "CPU time",
+        "entropy gap",
+        "less its score-function term",
+    ):
         assert said in page
 
 

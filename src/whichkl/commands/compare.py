@@ -20,7 +20,12 @@ _FILES = ("report.html", "report.md", "study.json", "table.csv", "table.parquet"
 
 
 def compare(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What is compared: target, families, objectives, seeds, …")],
+    study: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY.yaml", help="What is compared: target, families, objectives, …; or teacher, student, data, …"
+        ),
+    ],
     out: Annotated[Path | None, out_option("Folder for the cells and tables; by default STUDY.out next to the file.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Number of processes on this machine (needs Ray).")] = None,
     cluster: Annotated[str | None, typer.Option("--cluster", help="'auto' or HOST:PORT of a Ray cluster.")] = None,
@@ -30,7 +35,7 @@ def compare(
     recompute: Annotated[bool, typer.Option("--recompute", help="Compute failed and damaged cells again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare families and objectives by an experiment. The same command resumes an interrupted study and reruns nothing."""
+    """Compare families, or students, and objectives by an experiment. The same command resumes an interrupted study."""
     folder = study.parent / f"{study.stem}.out" if out is None else out
     check_results_folder(folder, *_FILES)
     with console.ERR.status("loading torch", spinner="line"):

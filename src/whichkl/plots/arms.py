@@ -46,13 +46,13 @@ def tradeoff(rows: Rows, verdict: Verdict, x: str, y: str) -> Figure | None:
     points = {arm: (a, b) for arm, (a, b) in found.items() if a is not None and b is not None}
     if len(points) < 2:
         return None
-    families = list(dict.fromkeys(arm.split(" · ")[0] for arm in points))
+    kinds = list(dict.fromkeys(_kind(arm) for arm in points))
     figure, is_few = new_figure(), len(points) <= MAX_ARMS
     x_axis, y_axis = (_axis([pair[k][0] for pair in points.values()]) for k in (0, 1))
     for name, arms in _traces(list(points), verdict, is_few).items():
         color, symbol = color_of(arms[0]), "circle"
         if is_few:
-            symbol = _SYMBOLS[families.index(name.split(" · ")[0]) % len(_SYMBOLS)]
+            symbol = _SYMBOLS[kinds.index(_kind(name)) % len(_SYMBOLS)]
         (a, da), (b, db) = ([[points[arm][k][m] for arm in arms] for m in (0, 1)] for k in (0, 1))
         how: dict[str, Any] = {"symbol": symbol if arms[0] in verdict.front else f"{symbol}-open", "size": 12 if is_few else 7}
         for side, error in (("error_x", da), ("error_y", db)):
@@ -112,6 +112,11 @@ def seeds(rows: Rows, columns: Sequence[Column]) -> list[Figure]:
         figure.update_xaxes(**axis, tickangle=0)
         figures.append(figure)
     return figures
+
+
+def _kind(arm: str) -> tuple[str, str]:
+    """Return what a symbol stands for: the family, and the prefixes of an objective of language models."""
+    return arm.split(" · ")[0], arm.partition("@")[2]
 
 
 def _traces(arms: Sequence[str], verdict: Verdict, is_few: bool) -> dict[str, list[str]]:

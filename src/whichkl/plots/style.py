@@ -41,7 +41,7 @@ def color_word(arm: str) -> str:
 
 def color_of(arm: str) -> str:
     """Return the colour name of an arm, or of an objective, which are those of its objective."""
-    name = arm.rsplit(" · ", 1)[-1].split(":")[0]
+    name = arm.rsplit(" · ", 1)[-1].split("@")[0].split(":")[0]
     return name if name in COLORS else "other"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch.distributions import Distribution
 
 from whichkl._checks import WhichklError
+from whichkl.distillation.language.objective import LanguageObjective
+from whichkl.distillation.language.target import LanguageTarget
 from whichkl.fitting import Fit
 from whichkl.plots import components_curve, pairs, plot
 from whichkl.plots.arms import MAX_ARMS, differences, seeds, tradeoff
@@ -88,7 +90,8 @@ def study_page(study: Study) -> Page:
 
 def _lead(study: Study) -> str:
     config, failed = study.config, len(study.failed)
-    families, objectives, numbers = (_counted(len(config[name]), *words) for name, words in _WORDS.items())
+    words = {**_WORDS, "families": ("student", "students")} if config["target"]["source"] in NEEDS_OF_STUDENTS else _WORDS
+    families, objectives, numbers = (_counted(len(config[name]), *both) for name, both in words.items())
     unit = cost_of(study.rows).unit
     most = config["budget"]
     budget = f"with no limit of {unit}" if most is None else f"{most:,} {unit} a cell".replace(".0 ", " ")
@@ -116,6 +119,9 @@ def verdict_section(study: Study, *, has_pictures: bool = True) -> Section:
         blocks.append(Block.warning(text, "Failed cells"))
     blocks += [*needs_table(verdict), *(_tradeoffs(study, verdict) if has_pictures else [])]
     blocks += [Block.sentence(note) for note in verdict.notes if " failed in " not in note]
+    if study.config["target"]["source"] == LanguageTarget.source:
+        rows = [(name, LanguageObjective.of(name).minimises) for name in study.config["objectives"]]
+        blocks.append(Block.table(("objective", "minimises"), rows))
     dropped = [f"{arm} (after {count} seeds)" for arm, count in study.dropped]
     if dropped:
         blocks.append(Block.paragraph(f"Dropped by the pilot, and not judged: {', '.join(dropped)}."))

@@ -19,7 +19,8 @@ from whichkl.families import family_of
 from whichkl.files.yaml_file import read_yaml
 from whichkl.objectives import objective_of
 from whichkl.problems.named import looks_named, named
-from whichkl.study.plan import Metric, Plan, add_metric, measure_named, plan_of, seeds_of
+from whichkl.study.plan import AnyPlan, Metric, add_metric, measure_named, plan_of, seeds_of
+from whichkl.study.students import read_student_plan
 from whichkl.targets import Target
 from whichkl.user_code import call_user, load_function, looks_like_code
 
@@ -111,9 +112,11 @@ class StudyConfig(_Strict):
     draws: Annotated[int, Field(ge=100)] = 10_000
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a study's YAML file; relative paths in it start at its folder."""
+def read_plan(path: Path) -> AnyPlan:
+    """Read a study's YAML file, of fits or of students; relative paths in it start at its folder."""
     file = read_yaml(path, "target: bimodal")
+    if "teacher" in file.values or "student" in file.values:
+        return read_student_plan(path)
     try:
         config = StudyConfig.model_validate(file.values)
     except ValidationError as error:

@@ -114,7 +114,7 @@ LANGUAGE_COLUMNS = (
     Column("length_gap", "length gap", "tokens", "lower", "distance from the teacher's length"),
     Column("distinct_2", "distinct pairs", "as a share", "", "of neighbouring tokens within a sequence", views=_SUMMARY),
     Column("cut", "cut", "as a share", "", "the student's sequences that reached the largest length"),
-    Column("cpu_seconds", "CPU seconds", "seconds", "lower", "of training", views=_SUMMARY),
+    Column("cpu_seconds", "CPU time", "seconds", "lower", "of training", views=_SUMMARY),
 )
 """Scores of language models, in addition to those of students."""
 

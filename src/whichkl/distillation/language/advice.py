@@ -46,14 +46,17 @@ class LanguageAdvice(Advice):
     @property
     def verdict(self) -> str:
         """What to do, in plain words."""
+        names = [option.objective.name for option in self.options]
+        if not names:
+            return "Nothing can be minimised: the reasons are below."
         if self.access.cell == "samples":
             return "Minimise forward KL on the data's prefixes: no other direction is possible."
         if self.access.cell == "log_prob":
             return "Minimise reverse KL on the student's own prefixes: no other direction is possible."
         return (
-            "Either direction is possible, and so is every source of prefixes, so let an experiment on your data decide: "
-            "whichkl.compare(target, {'student': student}, ['forward_kl@data', 'reverse_kl@student'], seeds=6). Start with "
-            "forward_kl@data, which is the cheapest."
+            "Either direction is possible, and direction and prefixes are two choices, so let an experiment on your data decide: "
+            f"whichkl.compare(target, {{'student': student}}, [{names[0]!r}, 'reverse_kl@student'], seeds=6). Start with "
+            f"{names[0]}, which drops nothing that the teacher may write."
         )
 
 

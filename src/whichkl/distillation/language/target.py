@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.metadata
 import inspect
 import json
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from whichkl._checks import InputError, cannot, plain
+from whichkl._checks import InputError, cannot, plain, require
 from whichkl.access import Access
 from whichkl.advice import Advice, Advised
 from whichkl.distillation.language.advice import language_advice
@@ -101,6 +100,10 @@ class LanguageTarget(TeacherTarget, Advised):
         settings = {name: self.settings[name] for name in ("hard_label_weight", "temperature") if name in self.settings}
         check_together(found.divergence, found.shares, found.credit, settings.get("hard_label_weight", 0.0))
         check_access(teacher_of(self.teacher), found.divergence, found.shares, **settings)
+        if found.shares["data"] and any(_is_prompt(one) for one in self.data):
+            because = "some examples are prompts without completions"
+            instead = "Use prefixes of the teacher or the student, or add completions"
+            raise InputError(cannot("train on prefixes of the data", because, instead))
 
     def advice(self) -> Advice:
         """Return which objectives are possible on which prefixes, what each pair minimises, and why others aren't."""
@@ -111,8 +114,11 @@ class LanguageTarget(TeacherTarget, Advised):
         if seed != self._seed:
             self._seed, self._memo = seed, {}
         settings = dict(self.settings)
-        if settings.get("args") is not None:
-            settings["args"] = copy.copy(settings["args"])
+        args = settings.get("args")
+        if isinstance(args, Mapping):
+            settings["args"] = {**args, "seed": seed, "data_seed": seed}
+        elif args is not None:
+            settings["args"] = copy.copy(args)
             settings["args"].seed = settings["args"].data_seed = seed
         return language_model(
             teacher=self.teacher,
@@ -156,12 +162,12 @@ class LanguageTarget(TeacherTarget, Advised):
         """What distinguishes it from others, as JSON can hold it."""
         fields = {**_of_teacher(self.teacher), "tokenizer": _hash_of_tokenizer(self.tokenizer), "data": _hash(self.data)}
         for name, value in self.settings.items():
-            if name == "args" and value is not None:
+            if hasattr(value, "to_dict"):
                 fields[name] = {key: one for key, one in value.to_dict().items() if key not in _NO_PART}
             else:
                 fields[name] = value if value is None or isinstance(value, (bool, int, float, str)) else _hash(value)
         fields["keep_students"] = self.keep_students
-        return {**fields, "transformers": importlib.metadata.version("transformers")}
+        return {**fields, "transformers": require("transformers", "lm").__version__}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was drawn: a worker draws again."""
@@ -173,6 +179,14 @@ def _estimates(found: SequenceKL | HeldOutLoss) -> dict[str, Estimate]:
     names = ("forward_kl", "reverse_kl", "forward_kl_per_token", "reverse_kl_per_token", "agreement", "nll")
     every = {name: getattr(found, name, None) for name in names}
     return {name: one for name, one in every.items() if one is not None}
+
+
+def _is_prompt(example: Any) -> bool:
+    """Whether an example has no completion."""
+    if not isinstance(example, Mapping):
+        return False
+    messages = example.get("messages")
+    return example.get("completion") is None if not messages else messages[-1].get("role") != "assistant"
 
 
 def _of_teacher(teacher: Any) -> dict[str, Any]:
