@@ -23,7 +23,6 @@ from whichkl.divergences.question import Question, Side, on_one_ground
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
-from whichkl.targets.origin import constant_of
 
 Form = Literal["samples", "probabilities", "logits"]
 
@@ -100,7 +99,7 @@ def estimate(
     _check_pair(question)
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
         found = _finished(_answer(question, method), name, kind)
-    return found.resting_on(constant_of(p) or constant_of(q))
+    return found.resting_on(getattr(p, "origin", None)).resting_on(getattr(q, "origin", None))
 
 
 def _answer(question: Question, method: str | None) -> Estimate:
