@@ -162,6 +162,7 @@ def against_stored(
         chunk_size=rows_per_chunk(q, tokens),
         logit_scale_student=head.scale,
         softcap_student=head.cap,
+        chunk_size=rows_per_chunk(q, tokens),
         **common,
     )
 
