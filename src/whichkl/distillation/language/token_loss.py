@@ -159,7 +159,6 @@ def against_stored(
         bias_student=head.bias,
         teacher=stored,
         divergence=divergence,
-        chunk_size=rows_per_chunk(q, tokens),
         logit_scale_student=head.scale,
         softcap_student=head.cap,
         chunk_size=rows_per_chunk(q, tokens),
