@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +14,7 @@ from torch import nn
 from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot, check_seed, require
 from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
+from whichkl.distillation.language.choices import check_numbers
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
 from whichkl.distillation.language.result import Continuation, LanguageDistillation
@@ -23,7 +22,7 @@ from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import Teacher, settled, teacher_of
-from whichkl.distillation.networks import digest
+from whichkl.distillation.networks import copied, digest
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.files.journal import Journal
 from whichkl.process.torch_modes import plain_modes
@@ -95,11 +94,11 @@ def language_model(
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
-    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
-        raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
+    numbers = {"hard_label_weight": hard_label_weight, "temperature": temperature}
+    check_numbers(**numbers, max_new_tokens=max_new_tokens, budget=budget)
     if not 0 <= as_int(evaluations) <= 100:
         raise InputError(cannot(f"use `evaluations={evaluations}`", "it is a number from 0 to 100", "Give, say, evaluations=3"))
-    q = CausalModel(copy.deepcopy(student), "student")
+    q = CausalModel(copied(CausalModel(student, "student").module, "student", seed), "student")
     teacher = q.module if is_base_of(teacher, student) else teacher
     p = teacher_of(teacher, q)
     with evaluating(p, q):
@@ -107,8 +106,8 @@ def language_model(
     train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)
     measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, say)
     draw = partial(_draws, examples=unseen[:_SHOWN], ends=ends, most=max_new_tokens, seed=seed)
-    choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, "temperature": temperature}
-    choices |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens}
+    choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, **numbers}
+    choices |= {"max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
         settings = _arguments(args, folder, seed)
         fixed = {**choices, "held_out": held_out, "seed": seed, "budget": budget, "evaluations": evaluations}
@@ -174,9 +173,13 @@ def _measure(
 
 
 def _arguments(args: Any, folder: str, seed: int) -> Any:
+    transformers = require("transformers", "lm")
     if args is not None:
+        from whichkl.distillation.language.training_arguments import check_kind
+
+        check_kind(args)
         return args
-    return require("transformers", "lm").TrainingArguments(
+    return transformers.TrainingArguments(
         output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
         logging_steps=10, dataloader_pin_memory=torch.accelerator.is_available(), seed=seed,
     )  # fmt: skip

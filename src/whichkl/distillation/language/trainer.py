@@ -13,8 +13,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
+from whichkl.distillation.language.choices import check_numbers, check_together, shares_of
 from whichkl.distillation.language.examples import (
     Example,
     ExampleStream,
@@ -73,6 +75,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     loss_is_scaled_for_ga = True
 
+    @typed
     def __init__(
         self,
         *,
@@ -93,9 +96,11 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         tell: Callable[[float], None] | None = None,
         **others: Any,
     ) -> None:
-        self.divergence, self.shares = row_divergence_of(objective), _shares(prefixes)
+        self.divergence, self.shares = row_divergence_of(objective), shares_of(prefixes)
         self.objective = spec_of(self.divergence)
-        _check_together(self.divergence, self.shares, credit, hard_label_weight)
+        check_together(self.divergence, self.shares, credit, hard_label_weight)
+        numbers = {"hard_label_weight": hard_label_weight, "temperature": temperature}
+        check_numbers(**numbers, max_new_tokens=max_new_tokens, budget=budget)
         q = CausalModel(student, "student")
         p = teacher_of(teacher, q)
         if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
@@ -116,8 +121,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
                 [*known, *chain(*held_out.values())],
                 most=max_new_tokens,
                 has_credit=credit == "sequence",
-                temperature=temperature,
-                hard_label_weight=hard_label_weight,
+                **numbers,
                 probe=torch.tensor([next(iter(train))["prompt"]], dtype=torch.int64, device="cpu"),
             )
         self.max_new_tokens, self._teacher, self._student = max_new_tokens, p, q
@@ -316,29 +320,3 @@ def _tensors(rollouts: Rollouts) -> dict[str, Tensor]:
 
 def _rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
     return Rollouts(*(batch[name].cpu() for name in ("input_ids", "begin", "end", "cut")))
-
-
-def _shares(prefixes: Mapping[str, float] | None) -> dict[str, float]:
-    given = dict({"data": 1.0} if prefixes is None else prefixes)
-    unknown = [name for name in given if name not in _SOURCES]
-    if unknown:
-        because = f"`{unknown[0]}` is none of data, student and teacher"
-        raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
-    bad = any(isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one <= 1 for one in given.values())
-    if bad or abs(sum(given.values()) - 1) > 1e-9:
-        because = "shares are numbers between 0 and 1 that sum to 1"
-        raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
-    return {name: float(given.get(name, 0.0)) for name in _SOURCES}
-
-
-def _check_together(divergence: RowDivergence, shares: Mapping[str, float], credit: str, hard_label_weight: float) -> None:
-    """Refuse choices whose sum is the gradient of nothing."""
-    if credit not in ("token", "sequence"):
-        raise InputError(cannot(f"use `credit={credit!r}`", "it is neither 'token' nor 'sequence'", "Leave it out"))
-    if credit == "sequence" and (divergence.name != "reverse_kl" or shares["student"] < 1):
-        because = "the score-function term belongs to the reverse KL of sequences drawn from the student"
-        instead = "Use objective='reverse_kl' and prefixes={'student': 1.0}, or credit='token'"
-        raise InputError(cannot("use `credit='sequence'` here", because, instead))
-    if hard_label_weight and shares["data"] < 1:
-        because = "drawn tokens are no labels: their cross-entropy trains on a model's own noise"
-        raise InputError(cannot("use `hard_label_weight=` here", because, "Use prefixes={'data': 1.0}, or hard_label_weight=0"))
