@@ -96,7 +96,9 @@ def _server():
 
 def _serve():
     """Fork a process for each line that is read, or say how one ended; return, in that process, what it is to run."""
+    import jinja2
     import pandas  # noqa: F401
+    import plotly.graph_objects
     import pyarrow.parquet  # noqa: F401
     import torch  # noqa: F401
     from typer.testing import CliRunner
@@ -107,6 +109,9 @@ def _serve():
     for name in wk.__all__:
         getattr(wk, name)
     CliRunner().invoke(whichkl.cli.app, ["--version"])  # typer imports half of itself at the first command
+    # So do these, at the first picture and page.
+    plotly.graph_objects.Figure(plotly.graph_objects.Scatter(x=[0], y=[0])).to_html()
+    jinja2.Environment(autoescape=True).from_string("{{ 1 }}").render()
     # What the command line imports stays loaded; its own modules look at the streams and are loaded again by each program.
     for name in [one for one in sys.modules if one == "whichkl.cli" or one.startswith("whichkl.commands")]:
         del sys.modules[name]

@@ -108,6 +108,7 @@ ALSO = {
     "renyi.order": {"too large"},
     "distill.stopping": {"half"},
     "distill.held_out": {"half"},
+    "language_model.held_out": {"half"},
     "Fit.check.target": {"None"},
     "Fit.expect.target": {"None"},
     "Fit.summary.target": {"None"},
@@ -125,6 +126,7 @@ ALSO = {
     "GeneralizedLinear.penalty": {"too large"},
     **{f"{name}.teacher": {"None"} for name in ("LanguageTrainer", "language_model")},  # text alone
     **{f"{name}.args": {"None"} for name in ("LanguageTrainer", "language_model")},
+    **{f"{name}.memo": {"dict"} for name in ("sequence_kl", "language_model")},
     **{f"{name}.tokenizer": {"None"} for name in ("sequence_kl", "language_model")},
     **{f"LanguageTrainer.{name}": {"None"} for name in ("eval_dataset", "processing_class")},
     **{f"{name}.budget": {"too large"} for name in ("LanguageTrainer", "language_model")},

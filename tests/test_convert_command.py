@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import whichkl as wk
 from programs import whichkl
@@ -227,5 +228,69 @@ def test_simulations_in_a_table_become_pairs_that_fit_reads(folder):
     )
     command[command.index("--family") + 1] = "linear_gaussian"
     assert whichkl(*command, "--json", cwd=folder).returncode == 0
-    refused = whichkl("convert", "simulations", "sims.csv", "--prior", "speed=Normal(0,1)", cwd=folder)
-    assert refused.returncode == 2 and "there is no column `speed`" in refused.stderr
+    for more, said in (
+        (("--prior", "speed=Normal(0,1)"), "there is no column `speed`"),
+        (("--prior", "Normal(0,1)"), "it doesn't name a parameter"),
+        ((*laws, "--prior", "rate=Gamma(1,1)"), "`rate` appears twice"),
+        ((*laws, "--proposal", "speed"), "there is no column `speed`"),
+        ((*laws, "--prior", "data=Normal(0,1)"), "no column is left for the data"),
+    ):
+        refused = whichkl("convert", "simulations", "sims.csv", *more, cwd=folder)
+        assert refused.returncode == 2 and said in refused.stderr
+
+
+@pytest.fixture
+def failing(folder):
+    """Simulations from a proposal of which a sixth failed, with the log densities of the proposal."""
+    rng = np.random.default_rng(3)
+    rate, shift = rng.gamma(2.0, size=1200), 1.5 * rng.normal(size=1200)
+    data = shift + rng.normal(size=(2, 1200)) * rate
+    data[0, rng.random(1200) < 0.3 * (rate > 2)] = np.nan
+    log_q = stats.gamma(2.0).logpdf(rate) + stats.norm(0, 1.5).logpdf(shift)
+    frame = pd.DataFrame({"rate": rate, "a": data[0], "b": data[1], "shift": shift})
+    frame.to_csv(folder / "failing.csv", index=False)
+    frame.assign(log_q=log_q).to_csv(folder / "evaluated.csv", index=False)
+    frame.assign(log_q=log_q - 1).to_csv(folder / "unnormalised.csv", index=False)
+    frame.assign(rate=frame.rate.where(frame.index != 7)).to_csv(folder / "torn.csv", index=False)
+    return folder
+
+
+LAWS = ("--prior", "rate=Gamma(2,1)", "--prior", "shift=Normal(0, 1)")
+
+
+def test_failed_simulations_are_counted_and_a_proposal_is_a_law_or_a_column(failing):
+    frame = pd.read_csv(failing / "failing.csv")
+    failed = int(frame.a.isna().sum())
+    rows = []
+    for table, proposal in (("failing.csv", "shift=Normal(0, 1.5)"), ("evaluated.csv", "log_q")):
+        out = f"of_{table}"
+        run = whichkl("convert", "simulations", table, *LAWS, "--proposal", proposal, "--out", out, "--json", cwd=failing)
+        assert run.returncode == 0, run.stderr
+        origin = json.loads(run.stdout)["origin"]
+        assert origin["left_out"][0].startswith(f"{failed} of 1,200 simulations") and origin["reliable"], origin
+        assert "If the simulator alone fails" in origin["left_out"][0] and "failures depend on `rate`" in origin["left_out"][0]
+        assert "draws of the proposal" in origin["assumed"][0] and "The weights prior/proposal leave" in origin["trust"]
+        rows.append(pd.read_csv(failing / out))
+    law, column = rows
+    kept = frame[frame.a.notna()]
+    assert list(law) == list(column) == ["a", "b", "rate", "shift", "weight"]
+    np.testing.assert_allclose(law[["rate", "shift", "a", "b"]], kept[["rate", "shift", "a", "b"]])
+    np.testing.assert_allclose(law.weight, column.weight, rtol=1e-6)
+    log_ratio = stats.norm(0, 1).logpdf(kept["shift"]) - stats.norm(0, 1.5).logpdf(kept["shift"])
+    np.testing.assert_allclose(law.weight, np.exp(log_ratio - log_ratio.max()), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("table", "more", "code", "said"),
+    [
+        ("failing.csv", (), 0, "look like draws of the prior"),  # the proposal isn't named
+        ("unnormalised.csv", ("--proposal", "log_q"), 0, "The mean of prior/proposal is 2."),
+        ("torn.csv", (), 2, "column `rate` is missing or NaN in 1 cell"),
+        ("torn.csv", ("--proposal", "shift=Normal(0,1.5)", "--missing", "drop"), 0, "of 1,199 simulations"),
+        ("failing.csv", ("--proposal", "shift=Uniform(-9,9)"), 0, "The weights prior/proposal leave"),
+        ("failing.csv", ("--proposal", "shift=Uniform(0,9)"), 2, "its density is 0 at"),
+    ],
+)
+def test_what_is_wrong_with_a_table_of_simulations_is_told(failing, table, more, code, said):
+    run = whichkl("convert", "simulations", table, *LAWS, *more, cwd=failing)
+    assert run.returncode == code and said in " ".join((run.stdout + run.stderr).split())

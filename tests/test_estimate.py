@@ -348,3 +348,24 @@ def test_jeffreys_states_that_it_changed_and_takes_its_weight():
     sampled = unnormalised(10, sampler=lambda n: torch.randn(n, 10, dtype=D))
     with pytest.raises(TargetError, match="requires"):
         wk.estimate(p=sampled, q=q, divergence="jeffreys", weight_on_forward=0.2, method="monte_carlo")
+
+
+@pytest.mark.parametrize("method", ["knn", "classifier", "bound", None])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jeffreys"])
+def test_notes_name_p_and_q(method, divergence):
+    """Methods of samples know them as x and y; no note does."""
+    if (method, divergence) == ("bound", "jeffreys"):
+        return
+    rng = np.random.default_rng(0)
+    for shift, power in ((0, 1), (6, 1), (0, 3)):
+        x, y = rng.normal(size=(60, 2)), shift + rng.normal(size=(60, 2)) ** power
+        notes = " ".join(wk.estimate(p=x, q=y, divergence=divergence, method=method).notes)
+        assert not re.search(r"(?<![₀-₉\w])[xy](?![\w₀-₉])", notes), notes
+
+
+def test_the_sides_are_named_in_either_direction():
+    rng = np.random.default_rng(0)
+    narrow, wide = rng.normal(size=(300, 1)), rng.normal(size=(300, 1)) * 9 + 20
+    for p, q, divergence, far, near in ((wide, narrow, "forward_kl", "p", "q"), (narrow, wide, "reverse_kl", "q", "p")):
+        notes = " ".join(wk.estimate(p=p, q=q, divergence=divergence, method="knn").notes)
+        assert f"of the rows of {far} have fewer than 5 of {near} in a ball with a tenth of all {far}: {near} may" in notes

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from torch.distributions import Poisson, Uniform
 
 import whichkl as wk
@@ -51,7 +52,11 @@ SAMPLES = [
     (X[:2], "needs at least 3 rows in dimension 2, and there are 2"),
     (np.column_stack([X[:, 0], np.ones(50)]), "column `x2` is constant"),
     (np.column_stack([X, X[:, 0] + X[:, 1]]), r"columns `x1`, `x2`, `x3` are linearly dependent"),
-    (X.reshape(5, 10, 2), r"shape \(5, 10, 2\), not \(n, d\)"),
+    (X.reshape(5, 10, 2), r"shape \(5, 10, 2\), not \(n, d\)\. .*5 Markov chains, .*samples=x\.reshape\(-1, 2\), chains=5\)"),
+    (X.reshape(10, 5, 2), r"pass `Target\(samples=x\.swapaxes\(0, 1\)\.reshape\(-1, 2\), chains=5\)`, else"),
+    (np.zeros((10, 3, 4, 4)), r"Give one row per draw, `x\.reshape\(len\(x\), -1\)`"),
+    (X.T, r"needs at least 51 rows in dimension 50, and there are 2\. .*, or `x\.T` if its columns are the draws"),
+    (["Lima", "Oslo"], r"a list of texts names files, and 'Lima' isn't one\. .*categories=\['x'\]"),
     (np.array([["a", "b"]]), "not a number"),
     (X + 1j, "not a number|complex"),
     ((X, X), r"conditional target: .* y holds real numbers, and no .* Use `LinearGaussian\(\)`, `MixtureDensityNetwork\(\)`"),
@@ -211,3 +216,47 @@ def test_the_call_that_is_named_for_a_discrete_law_makes_its_target(p):
     fit = wk.fit(target, "product:poisson" if target.samples is not None else None)
     assert fit.status == "converged"
     assert target.samples is not None or abs(fit.value.value) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["knn", "classifier", "bound"])
+def test_turned_samples_are_named_as_such_by_estimates(method):
+    with pytest.raises(InputError, match=r"or `x\.T` if its columns are the draws"):
+        wk.estimate(p=X.T[:, :40], q=X.T[:, :40] + 1, method=method)
+    with pytest.raises(InputError, match=r"p has dimension 50 and q has 2\. .*or `x\.T`"):
+        wk.estimate(p=X.T, q=X, method=method)
+
+
+COLUMN = lambda x: -0.5 * (x**2).sum(-1, keepdims=True)  # noqa: E731
+SHAPES = {
+    "a column": (COLUMN, {}),
+    "a column of arrays": (lambda x: COLUMN(np.asarray(x)), {}),
+    "SciPy's, a number for one row": (lambda x: np.squeeze(COLUMN(np.asarray(x))), {}),
+    "one point, a vector of one": (lambda x: -0.5 * (x**2).sum(0, keepdims=True), {"batched": False}),
+    "an energy's column": (None, {"energy": lambda x: -COLUMN(x)}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_one_number_per_row_is_read_in_any_shape(name, dim):
+    log_prob, others = SHAPES[name]
+    target = wk.Target(log_prob=log_prob, dim=dim, **others)
+    for rows in (1, 2, 7):
+        x = torch.from_numpy(np.random.default_rng(rows).normal(size=(rows, dim)))
+        value, score = target.value_and_score(x)
+        torch.testing.assert_close(value, -0.5 * x.square().sum(-1))
+        torch.testing.assert_close(score, -x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("score", [lambda x: -x[:, 0], lambda x: np.squeeze(-np.asarray(x)), lambda x: -x])
+def test_a_score_on_the_line_is_read_in_any_shape(score):
+    target = wk.Target(log_prob=lambda x: -0.5 * x[:, 0] ** 2, score=score, dim=1)
+    for rows in (1, 5):
+        x = torch.ones(rows, 1, dtype=torch.float64)
+        torch.testing.assert_close(target.gradient(x), -x)
+
+
+def test_two_densities_of_scipy_are_compared():
+    p, q = (wk.Target(log_prob=multivariate_normal([m, 0.0]).logpdf, dim=2, normalized=True) for m in (0.0, 1.0))
+    assert wk.estimate(p=p, q=q).value == pytest.approx(0.5, abs=1e-8)
+    assert wk.estimate(p=np.random.default_rng(0).normal(size=(400, 2)), q=q).value == pytest.approx(0.5, abs=0.3)

@@ -1,20 +1,28 @@
 """Jobs of language models: saved, resumed after a kill, reported, and read from YAML."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import whichkl as wk
 from programs import run
+from whichkl.cli import app
+from whichkl.verifying import verify
 
 transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
 from test_language_trainer import arguments, llama  # noqa: E402
-from whichkl.distillation import LanguageDistillation, language_model  # noqa: E402
+from whichkl.distillation import LanguageDistillation, LanguageTrainer, StoredTeacher, capture, language_model  # noqa: E402
+from whichkl.distillation.job import JobFields, read_fields  # noqa: E402
+from whichkl.distillation.language.job import language_job  # noqa: E402
 from whichkl.distillation.language.record import Record  # noqa: E402
 
 DATA = [{"prompt": [3 + k % 19, 4 + k % 5], "completion": [5 + k % 7, 6]} for k in range(95)]
@@ -24,7 +32,7 @@ STEPS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 
 def distilled(folder, journal=None, changes=STEPS, **more):
     given = {"teacher": llama(0), "student": llama(1), "data": DATA, "max_new_tokens": 6, "held_out": 0.2, "prefixes": MIXED}
-    given |= {"evaluations": 2, "args": arguments(folder / "unused", **changes), "journal": journal, **more}
+    given |= {"evaluations": 2, "budget": 1e8, "args": arguments(folder / "unused", **changes), "journal": journal, **more}
     return language_model(**given)
 
 
@@ -238,3 +246,156 @@ def test_the_verdict_follows_the_figures(whole):
     infinite = moved(float("inf"), 0.2)
     assert infinite.outcome == "The student came closer in the reverse direction only"
     assert any(doubt.startswith("Forward KL is infinite") for doubt in infinite.doubts)
+
+
+# ---- a job in a file
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a teacher and a student with one tokenizer, and a file of examples."""
+    folder = tmp_path_factory.mktemp("models")
+    vocabulary = {"<u>": 0, "<s>": 1, "</s>": 2, **{chr(97 + k): 3 + k for k in range(21)}}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<u>"))  # noqa: S106
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="</s>")  # noqa: S106
+    for seed, who in enumerate(("teacher", "student")):
+        llama(seed).save_pretrained(folder / who)
+        tokenizer.save_pretrained(folder / who)
+    letters = [chr(97 + k) for k in range(20)]
+    lines = [{"prompt": f"{letters[k % 19]} {letters[k % 5]}", "completion": f"{letters[k % 7]} b"} for k in range(60)]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+JOB = """teacher: teacher
+student: student
+data: data.jsonl
+objective: reverse_kl
+prefixes: {student: 0.5, data: 0.5}
+max_new_tokens: 5
+held_out: 0.2
+budget: 2e6
+args:
+  learning_rate: 1e-2
+"""
+
+
+def test_a_job_in_a_file_is_run_saved_and_reported(models, tmp_path):
+    (models / "lm.yaml").write_text(JOB)
+    done = CliRunner().invoke(app, ["distill", str(models / "lm.yaml"), "--out", str(tmp_path / "out"), "--seed", "3", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["settings"]["seed"] == 3 and found["settings"]["learning_rate"] == 1e-2 and found["flops"] >= 2e6
+    loaded = LanguageDistillation.load(tmp_path / "out" / "student")
+    assert loaded.to_dict() == found and loaded.examples[0].data.endswith("b </s>")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "student").eos_token == "</s>"  # noqa: S105
+    assert sorted(one.name for one in (tmp_path / "out").iterdir() if one.name[0] != ".") == ["report.html", "student"]
+    assert [one.kind for one in verify(tmp_path / "out")] == ["distillation"]
+
+
+WRONG = {
+    "key": (JOB + "prefix: {data: 1}\n", r"lm\.yaml, line 11: Cannot use `prefix`: .* without such an argument"),
+    "type": (JOB.replace("5\nheld", "many\nheld"), r"line 6: Cannot use `max_new_tokens: many`: it isn't a whole number"),
+    "folder": (
+        JOB.replace("student: student\n", "student: nobody\n"),
+        r"line 2: Cannot load the student `.*nobody`: ",
+    ),
+    "data": (JOB.replace("data.jsonl", "none.jsonl"), r"line 3: Cannot read `.*none\.jsonl`: there is no such file"),
+    "argument": (JOB.replace("learning_rate", "learning_rat"), r"`TrainingArguments` has no such argument. Use `learning_rate`"),
+    "value": (JOB.replace("1e-2", "fast"), r"Cannot use `learning_rate: fast` in `args`: a `str` has no meaning there"),
+    "missing": (JOB.replace("data: data.jsonl\n", ""), r"`data` is missing. Add, say, data: examples\.jsonl"),
+    "shares": (JOB.replace("student: 0.5", "web: 0.5"), r"`web` is none of data, student and teacher"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_job_that_cannot_be_run_names_what_is_wrong(models, case):
+    text, message = WRONG[case]
+    (models / "lm.yaml").write_text(text)
+    with pytest.raises((wk.InputError, wk.ResourceError), match=message):
+        language_model(**language_job(read_fields(models / "lm.yaml")))
+
+
+def test_code_that_came_with_a_model_is_run_only_where_that_is_written(models, tmp_path):
+    shutil.copytree(models, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "student" / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
+    (tmp_path / "m" / "student" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "m" / "student" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "m" / "lm.yaml").write_text(JOB)
+    with pytest.raises(wk.InputError, match="it comes with code of its own.* write trust_remote_code: true into the job"):
+        language_job(read_fields(tmp_path / "m" / "lm.yaml"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_text_alone_and_a_stored_teacher_are_teachers(models, tmp_path):
+    (models / "lm.yaml").write_text(JOB.replace("teacher: teacher", "teacher: text"))
+    assert language_job(read_fields(models / "lm.yaml"))["teacher"] is None
+    given = language_job(JobFields({"teacher": str(models / "teacher"), **{k: str(models / v) for k, v in FILES.items()}}))
+    capture(teacher=given["teacher"], tokenizer=given["tokenizer"], data=given["data"], folder=models / "stored", k=4)
+    (models / "lm.yaml").write_text(JOB.replace("teacher: teacher", "teacher: stored"))
+    assert isinstance(language_job(read_fields(models / "lm.yaml"))["teacher"], StoredTeacher)
+
+
+FILES = {"student": "student", "data": "data.jsonl"}
+
+
+# ---- memory before the first step
+
+
+def trainer_of(folder, width=16, changes=None, **more):
+    given = {"teacher": llama(0), "student": llama(1, width=width), "train_dataset": DATA, "max_new_tokens": 6, **more}
+    return LanguageTrainer(args=arguments(folder, max_steps=1, **(changes or {})), **given)
+
+
+def test_the_forecast_counts_weights_batches_and_draws(tmp_path):
+    small, large = trainer_of(tmp_path), trainer_of(tmp_path, changes={"per_device_train_batch_size": 8, "optim": "sgd"})
+    one, two = small.forecast(), large.forecast()
+    assert one.gradients == 4 * sum(weight.numel() for weight in small.model.parameters())
+    assert one.optimizer == 2 * one.gradients and two.optimizer == 0 and one.drawing == 0
+    assert two.activations == 2 * one.activations > 0 and one.batch == (4, 5) and two.batch == (8, 5)
+    drawn = trainer_of(tmp_path, prefixes={"student": 1.0}).forecast()
+    assert drawn.drawing > 0 and drawn.batch == (4, 8)
+    small.model.model.requires_grad_(False)
+    assert small.forecast().gradients == 4 * small.model.lm_head.weight.numel()
+
+
+def test_a_forecast_changes_nothing_and_a_training_that_does_not_fit_is_refused_before_its_first_step(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path)
+    trainer.model.eval()
+    state, weights = torch.random.get_rng_state(), {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.forecast()
+    assert torch.equal(state, torch.random.get_rng_state()) and not any(one.training for one in trainer.model.modules())
+    monkeypatch.setattr("whichkl.process.memory.available_memory", lambda: 1_000.0)
+    message = r"Cannot train on micro-batches of 4 sequences of 5 tokens: it takes at least .* Lower `per_device"
+    with pytest.raises(wk.ResourceError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0 and all(torch.equal(v, weights[k]) for k, v in trainer.model.state_dict().items())
+
+
+MEASURED = """
+import sys, tempfile; sys.path.insert(0, sys.argv[1])
+import torch; torch.set_num_threads(1)
+import test_language_jobs as t
+peak = lambda: [1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(("VmHWM", "VmRSS"))]
+changes = {"per_device_train_batch_size": 16, "max_steps": 2, "logging_strategy": "no"}
+data = [{"prompt": [3] * 20, "completion": [5] * 80} for _ in range(32)]
+shape = {"tokens": 1000, "max_position_embeddings": 128, "num_hidden_layers": 6}
+t.trainer_of(tempfile.mkdtemp()).train()  # what torch itself needs
+given = {"teacher": t.llama(0, width=256, **shape), "student": t.llama(1, width=256, **shape), "train_dataset": data}
+trainer = t.LanguageTrainer(max_new_tokens=81, args=t.arguments(tempfile.mkdtemp(), **changes), **given)
+expected = trainer.forecast().total
+open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+before = peak()[1]
+trainer.train()
+print(expected / (peak()[0] - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_forecast_is_that_of_the_peak_within_a_factor():
+    done = run("-c", MEASURED, os.path.dirname(__file__), env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert 1 / 1.5 < float(done.stdout.splitlines()[-1]) < 1.5

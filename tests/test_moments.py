@@ -264,3 +264,25 @@ def test_n_is_a_number_of_draws():
     assert len(wk.convert(wk.Moments(of=identity, values=0.2, reference=Normal(0.0, 1.0)), n=500).samples) == 500
     with pytest.raises(wk.InputError, match="whole number of at least 2"):
         wk.convert(wk.Moments(of=identity, values=0.2, reference=Normal(0.0, 1.0)), n=1)
+
+
+def test_a_covariance_of_the_errors_is_had_by_turning_the_moments():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.tensor([[1.0, 0.0, 0.0], [0.4, 0.8, 0.0], [-0.3, 0.2, 0.6]], dtype=torch.float64)
+    x = torch.randn(20_000, 3, generator=generator, dtype=torch.float64) @ root.T
+    f, m = x[:, :2], torch.tensor([0.5, -0.3], dtype=torch.float64)
+    errors = torch.tensor([[0.010, 0.012], [0.012, 0.040]], dtype=torch.float64)
+    squares, turn = torch.linalg.eigh(errors)
+    found = wk.convert(wk.Moments(of=f @ turn, values=m @ turn, stderr=squares.sqrt(), reference=x))
+    weights = found.weights / found.weights.sum()
+    multipliers = torch.tensor(found.origin.multipliers, dtype=torch.float64) @ turn.T
+    torch.testing.assert_close(errors @ multipliers, m - weights @ f, rtol=1e-6, atol=1e-9)
+    with pytest.raises(wk.InputError, match=r"shape \(2, 2\).*turn the moments"):
+        wk.Moments(of=f, values=m, stderr=errors, reference=x)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_table_of_another_width_than_the_values_is_refused_as_such(count):
+    frame = pd.DataFrame({"income": [1.0, 2.0, 3.0], "hours": [1.0, 0.0, 2.0]})
+    with pytest.raises(wk.InputError, match=rf"`of` has 2 columns, and there are {count} value"):
+        wk.Moments(of=frame, values=[1.0] * count, reference=frame)

@@ -369,6 +369,22 @@ def test_parameters_outside_the_priors_support():
     assert len(target.samples) == inside and f"{2_000 - inside:,} of 2,000" in target.origin.left_out[0]
 
 
+def test_log_densities_of_a_proposal_do_what_its_law_does():
+    theta, x = pairs(2_000, scale=1.5)
+    log_q = wide(1.5).log_prob(theta)
+    made = [wk.convert(wk.Simulations(prior=PRIOR, parameters=theta, data=x, proposal=one)) for one in (wide(1.5), log_q)]
+    torch.testing.assert_close(made[0].weights, made[1].weights)
+    assert made[1].origin.reliable
+    narrow = PRIOR.log_prob(theta) > PRIOR.log_prob(theta).median()  # a proposal that is 0 where half of the prior's mass is
+    cut = wk.Simulations(prior=PRIOR, parameters=theta[narrow], data=x[narrow], proposal=log_q[narrow])
+    assert "not 1" in wk.convert(cut).origin.trust and not wk.convert(cut).origin.reliable
+    for bad, said in ((log_q[:-1], "one log density per row"), (log_q.clone().fill_(-torch.inf), "its density is 0 at 2,000 of")):
+        with pytest.raises(wk.InputError, match=said):
+            wk.Simulations(prior=PRIOR, parameters=theta, data=x, proposal=bad)
+    with pytest.raises(wk.InputError, match="log densities of the proposal"):
+        wk.Simulations(prior=PRIOR, parameters=theta, data=x, proposal=log_q.clone().index_fill_(0, torch.tensor([3]), torch.nan))
+
+
 def test_a_proposal_that_is_too_narrow_makes_every_fit_unreliable():
     theta, x = pairs(2_000, scale=0.5)
     target = wk.convert(wk.Simulations(prior=PRIOR, parameters=theta, data=x, proposal=wide(0.5)))

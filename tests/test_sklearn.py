@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import whichkl as wk
 from whichkl._checks import InputError
 from whichkl.families import Gaussian, Mixture
-from whichkl.families.named import family_named, grammar
+from whichkl.families.named import family_named, grammar, name_in
 from whichkl.sklearn import DensityEstimator
 
 RNG = np.random.default_rng(0)
@@ -153,16 +153,38 @@ def test_bad_weights_are_refused(weights):
         ("categorical:4:0.5", wk.families.Categorical(4, 0.5)),
         ("product", wk.families.Product()),
         ("product:normal,gamma", wk.families.Product(["normal", "gamma"])),
+        ("product:smoothing=1.0", wk.families.Product(smoothing=1.0)),
+        ("product:normal,gamma:smoothing=.5", wk.families.Product(["normal", "gamma"], smoothing=0.5)),
+        ("mixture:3:law=student_t", Mixture(3, law="student_t")),
+        ("mixture:covariance=tied:components=2", Mixture(2, "tied")),
     ],
 )
 def test_families_are_named(text, family):
     assert family_named(text) == family
 
 
-@pytest.mark.parametrize("text", ["", "x", "mixture:", "mixture:0", "gaussian:odd", "gaussian:full:1:2", "gaussian:low_rank"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "mixture:", "mixture:0", "gaussian:odd", "gaussian:full:1:2", "gaussian:low_rank", "product::1.0"),
+        *("mixture:law=student_t", "mixture:3:components=2", "product:smoothing=1:2", "product:smooth=1", "product:smoothing="),
+    ],
+)
 def test_families_that_cannot_be_are_refused(text):
     with pytest.raises(InputError):
         family_named(text)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "text"),
+    [
+        ("Try Product(smoothing=1.0), or drop such rows", "product:smoothing=1.0"),
+        ("Try Mixture(2, law='student_t').", "mixture:2:law=student_t"),
+        ("Try Mixture(2, covariance='diagonal').", "mixture:2:diagonal"),
+    ],
+)
+def test_families_in_sentences_can_be_typed(sentence, text):
+    assert name_in(sentence) == text
 
 
 def test_the_grammar_lists_what_can_be_named():

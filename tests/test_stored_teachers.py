@@ -22,6 +22,7 @@ from whichkl.distillation.language.causal import CausalModel
 from whichkl.distillation.language.examples import read_examples, together
 from whichkl.distillation.language.held_out_loss import held_out_loss
 from whichkl.distillation.language.teacher_access import ScoreLoss, StoredLoss, TextLoss
+from whichkl.distillation.language.token_loss import TokenLoss
 from whichkl.distillation.losses import DIVERGENCES
 from whichkl.distillation.losses.rows import divergence_named
 from whichkl.files.saving import checksum
@@ -88,6 +89,15 @@ def test_all_tokens_stored_are_the_live_teacher_in_value_and_gradient(kept, dive
     pairs = zip(torch.autograd.grad(found, student.parameters()), torch.autograd.grad(known, student.parameters()), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6 * float(other.abs().max()) + 1e-6)
+
+
+def test_a_teacher_in_bfloat16_is_stored_as_it_trains(tmp_path):
+    teacher, student = llama(0).to(torch.bfloat16).eval(), llama(1).eval()
+    stored = capture(teacher=teacher, data=DATA, folder=tmp_path / "a", k=24)
+    live = TokenLoss(causal(teacher), causal(student, who="student"), divergence_named("forward_kl"), probe=PROBE)
+    assert live.sides[0].head is not None
+    found, known = (loss(student, ROLLOUTS) for loss in (stored_loss(stored, student, "forward_kl"), live))
+    assert float(found.detach()) == pytest.approx(float(known.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("divergence", COARSENS)
@@ -290,6 +300,10 @@ BAD_CAPTURES = {
     "empty": ({"data": []}, "there are none"),
     "teacher": ({"teacher": "gpt2"}, "not a torch.nn.Module"),
     "id": ({"data": [{"prompt": [3], "completion": [24]}]}, "isn't one of 24 tokens"),
+    "completion": ({"data": [{"prompt": [3], "completion": 4}]}, "the completion of example 0 is a `int`"),
+    "words": ({"data": [{"prompt": [3], "completion": ["a"]}]}, "the completion of example 0 is a `list` of something else"),
+    "tokenizer": ({"tokenizer": 3}, "it is a `int`, not a tokenizer"),
+    "no name": ({"folder": ""}, "it has no name"),
     "vocabulary": ({"vocabulary": 25}, "the vocabulary is of 25 tokens"),
     "NaN": ({"teacher": Broken(0), "data": [{"prompt": [3], "completion": [1]}], "k": 2}, "its logits are NaN"),
 }

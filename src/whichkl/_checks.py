@@ -215,6 +215,22 @@ def check_scales(x: Tensor, names: Sequence[str], what: str = "samples") -> None
     raise InputError(cannot(f"use these {what}", because, instead))
 
 
+def one_per_row(value: Tensor, x: Tensor, who: str = "log_prob") -> Tensor:
+    """Return a batch of log densities as (n,), where it is a column, (n, 1), or a number, (), for one row.
+
+    Raises:
+        TargetError: it has any other shape.
+    """
+    n = len(x)
+    if tuple(value.shape) == (n,):
+        return value
+    if tuple(value.shape) == (n, 1) or (n == 1 and value.ndim == 0):
+        return value.reshape(n)
+    because = f"`{who}` returned shape {tuple(value.shape)} for {n} points of dimension {x.shape[-1]}, not ({n},)"
+    hint = "Return one log density per row (sum over the last axis), or pass `batched=False` for a function of one point"
+    raise TargetError(cannot("use this target", because, hint))
+
+
 def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob", raised: str = "") -> Tensor:
     """Return a batch of log densities if it has shape (n,) and neither NaN nor +inf in it.
 
@@ -224,11 +240,7 @@ def check_log_prob(value: Tensor, x: Tensor, who: str = "log_prob", raised: str 
         NotANumberError: values are NaN, and none is +inf (the first such point is named).
         TargetError: the shape is wrong, or a value is +inf (likewise).
     """
-    n = len(x)
-    if tuple(value.shape) != (n,):
-        because = f"`{who}` returned shape {tuple(value.shape)} for {n} points of dimension {x.shape[-1]}, not ({n},)"
-        hint = "Return one log density per row (sum over the last axis), or pass `batched=False` for a function of one point"
-        raise TargetError(cannot("use this target", because, hint))
+    n, value = len(x), one_per_row(value, x, who)
     wrong = value.isnan() | (value == float("inf"))
     if bool(wrong.any()):
         first = x[wrong][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from whichkl.access import Access
 from whichkl.conversions.table import CONVERSIONS, Conversion
 from whichkl.families import Family, Gaussian, Product, family_of
 from whichkl.families.named import conditional_families
-from whichkl.objectives import OBJECTIVES, Objective
+from whichkl.objectives import OBJECTIVES
 from whichkl.printable import HTML, brief, shorten
 from whichkl.process.torch_modes import plain_modes
 from whichkl.solvers import SOLVERS, families_of
@@ -50,10 +51,11 @@ class Option:
 
     __repr__ = brief
 
-    objective: Objective
+    objective: Any
+    """An `Objective`, or one of language models."""
     reason: str
     solver: str
-    """The solver that `fit` would use for this family."""
+    """The solver that `fit` would use for this family; of a language model the line to type."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Advice(HTML):
     """The possible objectives for a target, ranked, and the reasons against the others."""
 
     access: Access
-    family: Family
+    family: Family | None
+    """None where students are modules."""
     dim: int | None
     options: tuple[Option, ...]
     """The possible objectives, best first."""
@@ -98,7 +101,7 @@ class Advice(HTML):
         if self.options:
             return ""
         floor = ""
-        if self.dim:
+        if self.dim and self.family is not None:
             needed = f"{self.family.minimum_rows(self.dim)} draws, some hundreds to be useful"
             floor = f" ({self.family.label} in dimension {self.dim} needs at least {needed})"
         return (
@@ -122,7 +125,8 @@ class Advice(HTML):
 
     def __repr__(self) -> str:
         names = ", ".join(option.objective.name for option in self.options) or "nothing possible"
-        return f"Advice({self.access.label}: {names}; over {shorten(repr(self.family), 120)})"
+        over = "" if self.family is None else f"; over {shorten(repr(self.family), 120)}"
+        return f"Advice({self.access.label}: {names}{over})"
 
     def __str__(self) -> str:
         """The advice as a page of plain text."""
@@ -134,9 +138,11 @@ class Advice(HTML):
                 lines += ["", head, character]
                 continue
             lines += ["", head, _wrap(f"possible: {option.reason}", "  "), character]
-            lines.append(f"  solver for {self.family}: {option.solver}")
-        for name, need in self.missing.items():
-            lines += ["", f"{name}   {OBJECTIVES[name].formula}", _wrap(f"not possible: {need}", "  ")]
+            lines.append(f"  {option.solver}" if self.family is None else f"  solver for {self.family}: {option.solver}")
+        for need in dict.fromkeys(self.missing.values()):
+            names = [name for name, reason in self.missing.items() if reason == need]
+            heads = [f"{name}   {OBJECTIVES[name].formula}" if name in OBJECTIVES else name for name in names]
+            lines += ["", *heads, _wrap(f"not possible: {need}", "  ")]
         if self.conversions:
             lines += ["", "What could still be converted, if you have it:"]
             for c in self.conversions:
@@ -147,13 +153,21 @@ class Advice(HTML):
         return "\n".join(lines)
 
 
+class Advised(ABC):
+    """A target that knows itself what can be minimised, as one of language models does."""
+
+    @abstractmethod
+    def advice(self) -> Advice:
+        """Return which objectives are possible, and why."""
+
+
 @plain_modes()
 @typed
 def advise(target: Any, family: Family | str | None = None) -> Advice:
     """Return which objectives are possible for a target, and why.
 
     Args:
-        target: a `Target`, an `Access`, or anything that `Target.of` takes.
+        target: a `Target`, an `Access`, or anything that `Target.of` takes; or a `whichkl.distillation.LanguageTarget`.
         family: the family that is to be fitted, or its name; by default `default_family` of the target.
 
     >>> import torch
@@ -162,6 +176,8 @@ def advise(target: Any, family: Family | str | None = None) -> Advice:
     >>> advise(Access.LOG_PROB).missing
     {}
     """
+    if isinstance(target, Advised):
+        return target.advice()
     p = None if isinstance(target, Access) else Target.of(target)
     if family is None:
         family = default_family(p) if p is None or not p.context_names else _family_of_pairs(p)

@@ -87,10 +87,32 @@ def read_matrix(
         values = values[:, None]
     if values.ndim != 2:
         because = f"they have shape {tuple(values.shape)}, not (n, d)"
-        raise InputError(cannot(do, because, "Give one row per draw"))
+        raise InputError(cannot(do, because, _as_rows(tuple(values.shape)) if what == "samples" else "Give one row per draw"))
     wide = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
     x: Tensor = normal(values.detach()).to(device=device, dtype=dtype or wide)
     return x
+
+
+def _as_rows(shape: tuple[int, ...]) -> str:
+    """Return how samples of another shape become rows: chains, the shorter axis of (chains, draws, d) first, or events."""
+    if len(shape) < 2:
+        return "Give one row per draw"
+    rows = "one row per draw, `x.reshape(len(x), -1)`"
+    if len(shape) > 3:
+        return f"Give {rows}"
+    is_stacked = shape[0] < shape[1]
+    chains, x = (shape[0], "x") if is_stacked else (shape[1], "x.swapaxes(0, 1)")
+    as_chains = f"Target(samples={x}.reshape(-1, {shape[2]}), chains={chains})"
+    return f"If they are {chains} Markov chains, pass `{as_chains}`, else {rows}"
+
+
+def or_transposed(rows: int, columns: int) -> str:
+    """Return what else to try where an array has fewer rows than columns, as the end of a sentence.
+
+    >>> or_transposed(3, 10_000), or_transposed(10_000, 3)
+    (', or `x.T` if its columns are the draws', '')
+    """
+    return ", or `x.T` if its columns are the draws" if 1 < rows < columns else ""
 
 
 def _check_dense(values: Any, do: str) -> None:

@@ -20,6 +20,7 @@ from whichkl.files.saving import Saved
 from whichkl.fitting import Fit
 from whichkl.fitting.saved_fit import FIT, read_fit
 from whichkl.study.ledger import STUDY
+from whichkl.study.measures import NEEDS_OF_STUDENTS
 from whichkl.study.result import Study
 from whichkl.study.writers import table_files
 
@@ -123,10 +124,10 @@ def _stored_teacher(folder: Path) -> Whole:
 
 def _study(folder: Path) -> Whole:
     study = Study.load(folder)
-    of_distillations = study.config["target"].get("source") == "distillation"
+    of_students = study.config["target"].get("source") in NEEDS_OF_STUDENTS
     for cell in study.cells:
-        if cell.folder is not None and cell.row["status"] != "failed":
-            (_distillation if of_distillations else _fit)(cell.folder / "fit")
+        if cell.folder is not None and cell.row["status"] != "failed" and cell.config["target"].get("keep_students", True):
+            (_distillation if of_students else _fit)(cell.folder / "fit")
     planned = len(study.config["families"]) * len(study.config["objectives"]) * len(study.config["seeds"])
     _check_listed(folder, {cell.key for cell in study.cells})
     is_finished = (len(study.cells) == planned or bool(study.config.get("pilot"))) and (folder / "table.csv").exists()

@@ -140,7 +140,8 @@ def is_batched(function: Callable[..., Any], x: Float[Tensor, "n d"], gradient: 
         except Exception as error:
             failed = failed or error
             continue
-        if shapes[-1] == wanted:
+        is_column = asked == many[0] and not gradient and shapes[-1] == (rows, 1)
+        if shapes[-1] == wanted or is_column:
             return asked == many[0]
     if failed is not None:
         raise failed
@@ -213,7 +214,7 @@ def _value_and_gradient(function: Callable[..., Any], batched: bool) -> Callable
         return jax.vmap(jax.value_and_grad(function))  # type: ignore[no-any-return]
 
     def summed(x: Array) -> tuple[Array, Array]:
-        value = function(x)
+        value = function(x).reshape(len(x))
         return value.sum(), value
 
     def both(x: Array) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.commands import console, exits, options
 from whichkl.commands.converted_file import check_output, write_converted
 from whichkl.commands.observables import observables
+from whichkl.commands.simulation_table import read_simulations
 
 if TYPE_CHECKING:
     from whichkl.samples import Table
@@ -130,37 +131,63 @@ def simulations(
         list[str],
         typer.Option("--prior", help="The law that a parameter was drawn from, such as 'rate=Gamma(2,1)'; once per parameter."),
     ],
+    proposal: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--proposal",
+            help="The law that a parameter was drawn from, where it isn't the prior: 'rate=Gamma(3,1)', once per parameter; or "
+            "the column of the log densities with which the parameters were drawn.",
+        ),
+    ] = None,
     out: Out = None,
     columns: options.Columns = None,
     drop: options.Drop = None,
-    missing: options.Missing = "refuse",
+    missing: Annotated[
+        str,
+        typer.Option("--missing", metavar="refuse|drop", help="Refuse missing parameters, or leave out the rows that have one."),
+    ] = "refuse",
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check simulations against their prior, and write them as pairs, to which a posterior for any data is fitted."""
+    """Check simulations against their prior, and write them as pairs, to which a posterior for any data is fitted.
+
+    Rows with missing data are failed simulations: they are left out and counted.
+    """
     options.check_exists(table, may_be_named=False)
     check_output(out)
     with console.progress() as tell:
         exits.load_torch()
         from whichkl.conversions.convert import convert
         from whichkl.conversions.simulations import Simulations
-        from whichkl.problems import named
 
-        laws = {}
-        for text in prior:
-            name, _, law = text.partition("=")
-            laws[name.strip()] = named(law.strip().replace(" ", ""))
+        laws, proposed = _laws(prior, "--prior"), _proposal(proposal)
         tell("reading the simulations", float("nan"))
-        read = options.read_table(table, columns=columns, drop=drop, missing=missing)
-        unknown = [name for name in laws if name not in read.names]
-        if unknown or len(laws) == len(read.names):
-            because = f"there is no column `{unknown[0]}`" if unknown else "no column is left for the data"
-            raise InputError(cannot("read these simulations", because, f"The columns are {', '.join(read.names)}"))
-        others = [name for name in read.names if name not in laws]
-        theta, data = (read.values[:, [read.names.index(name) for name in part]] for part in (laws, others))
-        target = convert(Simulations(prior=laws, parameters=theta, data=data), seed=seed)
-        target.context_names = tuple(others)
+        read = read_simulations(table, laws, proposed, columns=columns, drop=drop, missing=missing)
+        source: Any = read.log_densities if isinstance(proposed, str) else proposed and {**laws, **proposed}
+        target = convert(Simulations(prior=laws, parameters=read.theta, data=read.data, proposal=source), seed=seed)
+        target.context_names = read.data_names
     _deliver(target, out, as_json)
+
+
+def _laws(texts: list[str], option: str) -> dict[str, Any]:
+    """Return the law of each parameter."""
+    from whichkl.problems import named
+
+    laws: dict[str, Any] = {}
+    for text in texts:
+        name, equals, law = (part.strip() for part in text.partition("="))
+        if not equals or name in laws:
+            because = f"`{name}` appears twice" if equals else "it doesn't name a parameter"
+            raise InputError(cannot(f"use `{option} '{text}'`", because, f"Write, say, `{option} 'rate=Gamma(2,1)'`, once each"))
+        laws[name] = named(law.replace(" ", ""))
+    return laws
+
+
+def _proposal(texts: list[str] | None) -> dict[str, Any] | str | None:
+    """Return the laws of a proposal, or the column of its log densities."""
+    if texts is None or len(texts) != 1 or "=" in texts[0]:
+        return None if not texts else _laws(texts, "--proposal")
+    return texts[0].strip()
 
 
 def _observed(of: str, table: Table) -> tuple[Any, list[str] | None]:

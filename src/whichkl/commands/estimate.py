@@ -8,7 +8,7 @@ import typer
 
 from whichkl._checks import InputError, WhichklError, cannot
 from whichkl.commands import console, exits
-from whichkl.commands.options import AsJson, Columns, Drop, Missing, Seed, Thousands, read_side
+from whichkl.commands.options import AsJson, Categories, Columns, Drop, Missing, Seed, Thousands, read_side
 
 _OTHER_DIRECTION = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl"}
 
@@ -48,6 +48,7 @@ def estimate(
     drop: Drop = None,
     missing: Missing = "refuse",
     thousands: Thousands = None,
+    categories: Categories = None,
     weight: Annotated[float | None, typer.Option("--weight", help="Weight of p in Jensen–Shannon and skew KLs.")] = None,
     weight_on_forward: Annotated[float | None, typer.Option("--weight-on-forward", help="Weight of KL(p‖q) in jeffreys.")] = None,
     order: Annotated[float | None, typer.Option("--order", help="Order of Rényi's divergence.")] = None,
@@ -67,7 +68,7 @@ def estimate(
         exits.load_torch()
         from whichkl.divergences.dispatch import estimate as run_estimate
 
-        reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands}
+        reading = {"columns": columns, "drop": drop, "missing": missing, "thousands": thousands, "categories": categories}
         first, second = read_side(p, form, p_chains, **reading), read_side(q, form, q_chains, **reading)
         knobs: dict[str, Any] = {"weight": weight, "weight_on_forward": weight_on_forward, "order": order}
         knobs |= {"seed": seed, "form": form, "method": method}

@@ -277,5 +277,9 @@ def read_side(text: str, form: str, chains: int | None, **reading: Any) -> Any:
         raise InputError(cannot(f"read `{text}` as chains", "it isn't a file of samples", "Leave the count of chains out"))
     if looks_named(text):
         return named(text)
-    table = read_table(Path(text), **reading)
-    return Target(samples=table.values, names=table.names, chains=chains) if form == "samples" else table.values
+    if form != "samples":
+        return read_table(Path(text), **reading).values
+    with typed_options(tuple(reading)):
+        target = Target(samples=Path(text), chains=chains, **as_keywords(reading))
+    target.origin = read_origin(Path(text))
+    return target

@@ -95,6 +95,9 @@ class Moments:
             raise InputError(cannot(_DO, because, "Pass `reference=` (draws or a density), or `support='interval(a, b)'`"))
         if self.reference is not None and self.support is not None:
             raise InputError(cannot("use `support=` here", "the reference has its own", "Leave it out"))
+        columns = None if callable(self.of) else len(getattr(self.of, "columns", m))
+        if columns not in (None, len(m)):
+            raise _other_width(columns, len(m))
         names = _names(self.names, of=self.of, count=len(m))
         object.__setattr__(self, "_exact", (m, s.expand_as(m), names))
 
@@ -234,8 +237,7 @@ class _Conversion:
             f = f if self.rows is None else f[self.rows]
             check_finite(f, default_names(f.shape[1], "f"), "values of f")
         if f.shape[1] != len(self.values):
-            because = f"`of` has {f.shape[1]} columns, and there are {len(self.values)} values"
-            raise InputError(cannot(_DO, because, "Give one value per column of f"))
+            raise _other_width(f.shape[1], len(self.values))
         is_unbounded = not all(math.isfinite(end) for pair in self.reference.bijection.bounds for end in pair)
         return Dual(f, self.values, self.stderr, self.names, are_draws, is_unbounded)
 
@@ -265,6 +267,11 @@ class _Conversion:
         )
 
 
+def _other_width(columns: int, values: int) -> InputError:
+    because = f"`of` has {columns} columns, and there are {values} values"
+    return InputError(cannot(_DO, because, "Give one value per column of f"))
+
+
 def _tilt(of: Callable[[Tensor], Any], multipliers: Float[Tensor, " k"], shift: float) -> Callable[[Tensor], Tensor]:
     """Return x ↦ λ·f(x) − c."""
 
@@ -285,6 +292,8 @@ def _reweighted(f: Float[Tensor, "n k"], log_r: Float[Tensor, " n"], found: Proj
 def _vector(values: Any, name: str) -> Float[Tensor, " k"]:
     """Read one finite number per moment."""
     do, instead = f"use these `{name}`", "Give one finite number per moment"
+    if name == "stderr" and getattr(values, "ndim", 0) == 2:
+        instead = "Give the standard errors, or first turn the moments so that their covariance is diagonal (docs/moments.md)"
     found = tensor_of(values) if values is not None and not isinstance(values, (str, bytes, bool)) else None
     if found is None or found.is_complex() or found.dtype == torch.bool or found.ndim > 1 or found.numel() == 0:
         shape = f"shape {tuple(found.shape)}" if found is not None else f"a `{type(values).__name__}`"

@@ -94,10 +94,10 @@ class Dual:
         if bool((wrong := is_constant & is_exact & (mean.abs() > _MAX_GAP * (1 + self.values.abs()))).any()):
             return wrong.to(f.dtype)
         unit = torch.where(is_constant, self.stderr.clamp(min=1.0), unit)
-        theta, logs, value, gap, steps = _newton(g, log_r, self.stderr.square(), unit, curvature, start)
+        theta, logs, value, gap, steps = _newton(g, log_r, self.stderr.square(), unit, mean, curvature, start)
+        along = logs - log_r  # λ·(f − m), up to a constant
         is_at_end = False
         if self.are_draws and bool(is_exact.all()) and gap <= _MAX_GAP:
-            along = g @ theta
             under_q, under_r = (float(w @ (along - w @ along).square()) for w in (logs.exp(), r))
             is_at_end = under_q < _MIN_SPREAD * under_r
         if gap > _MAX_GAP or not math.isfinite(value) or is_at_end:
@@ -105,7 +105,7 @@ class Dual:
         full = torch.full((len(kept),), -math.inf, dtype=torch.float64, device=f.device)
         full[kept] = logs
         log_z = value - 0.5 * float((self.stderr * theta).square().sum()) + float(theta @ self.values)
-        kl = float(theta @ (logs.exp() @ f)) - log_z
+        kl = float(logs.exp() @ along)
         return Projection(theta, full, log_z, max(0.0, kl), gap, steps)
 
     def spread(self, log_r: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
@@ -119,28 +119,31 @@ def _newton(
     log_r: Float[Tensor, " n"],
     square: Float[Tensor, " k"],
     unit: Float[Tensor, " k"],
+    mean: Float[Tensor, " k"],
     curvature: Float[Tensor, "k k"],
     start: Float[Tensor, " k"] | None,
 ) -> tuple[Tensor, Tensor, float, float, int]:
     """Minimise log Σ r exp(λ·g) + ½ Σ s² λ²; return λ, log q, the value, the gap and the number of steps.
 
+    It begins at `start`, or at λ = 0, where the gradient is the mean of g.
     A gradient costs two products with a vector, a curvature the square of the columns. So the inverse of an earlier curvature,
     corrected by the gradients since then (BFGS), is used while each step leaves little of what there was to gain.
     """
     least = float(log_r.min()) - 1  # D ≥ −KL(q‖r) ≥ the log of the smallest weight, wherever the moments can be had
-    theta = torch.zeros_like(square) if start is None else start
 
     def at(theta: Tensor) -> tuple[Tensor, float]:
         logs = log_r + g @ theta
         top = torch.logsumexp(logs, 0)
         return logs - top, float(top + 0.5 * square @ theta.square())
 
-    logs, value = at(theta)
+    if start is None:
+        theta, logs, value, gradient = torch.zeros_like(square), log_r, 0.0, mean
+    else:
+        theta, (logs, value) = start, at(start)
+        gradient = logs.exp() @ g + square * theta
     best, before, is_fresh, was_fresh = math.inf, math.inf if start is None else 0.0, start is None, False
     inverse, step, last = _inverse(curvature + torch.diag(square), unit), torch.zeros_like(theta), torch.zeros_like(theta)
     for count in range(_MAX_STEPS):  # noqa: B007
-        q = logs.exp()
-        gradient = q @ g + square * theta
         gap = float((gradient / unit).abs().max())
         if gap <= _NEGLIGIBLE_GAP or value < least or not math.isfinite(value):
             break
@@ -151,7 +154,7 @@ def _newton(
         if is_stuck and was_fresh:
             break
         if not is_fresh and (is_stuck or gain <= 0 or gain > _MAX_SHARE_LEFT * before):
-            inverse, is_fresh = _inverse(_moments(g, q)[1] + torch.diag(square), unit), True
+            inverse, is_fresh = _inverse(_moments(g, logs.exp())[1] + torch.diag(square), unit), True
             step = inverse @ gradient
             gain = float(gradient @ step)
         if gain <= _MIN_GAIN:  # rounding hides the change of the value, and the gradient alone shows progress
@@ -166,6 +169,7 @@ def _newton(
                 break
             step, logs, value = -size * step, new_logs, lower
         theta, before, was_fresh, is_fresh = theta + step, gain, is_fresh, False
+        gradient = logs.exp() @ g + square * theta
     return theta, logs, -math.inf if value < least else value, gap, count
 
 

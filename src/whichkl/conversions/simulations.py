@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import scipy
 import torch
 from jaxtyping import Float
@@ -34,8 +35,8 @@ class Simulations:
             the parameters' names. Its support is that of the posterior.
         parameters: (n, d), one row per simulation.
         data: (n, c), or (n,). Rows with NaN or an infinity are failed simulations, which are left out and counted: pass them too.
-        proposal: the distribution that the parameters were drawn from, if it wasn't the prior. Each simulation then has the
-            weight prior/proposal.
+        proposal: the distribution that the parameters were drawn from, if it wasn't the prior; or an array of its log densities
+            at the parameters, (n,). Each simulation then has the weight prior/proposal.
 
     Raises:
         InputError: an argument can't be used, or a parameter lies outside the prior's support and no proposal was given.
@@ -48,14 +49,15 @@ class Simulations:
     >>> x = theta + torch.randn(1_000, 1, generator=torch.Generator().manual_seed(1))
     >>> prior = torch.distributions.Normal(torch.zeros(1), torch.ones(1))
     >>> wk.convert(wk.Simulations(prior=prior, parameters=theta, data=x))
-    Target(dim=1, n=1000, given 1 columns, access: samples)
+    Target(dim=1, n=1000, given 1 column, access: samples)
     """
 
     @typed
     @plain_modes()
     def __init__(self, *, prior: Any, parameters: Any, data: Any, proposal: Any = None) -> None:
         self.prior = read_prior(prior)
-        self.proposal = None if proposal is None else read_prior(proposal, "proposal", samples=False)
+        is_evaluated = isinstance(proposal, (Tensor, np.ndarray)) or hasattr(proposal, "to_numpy")
+        self.proposal = None if proposal is None or is_evaluated else read_prior(proposal, "proposal", samples=False)
         theta = read_matrix(parameters, torch.float64, self.prior.device, "parameters")
         x = read_matrix(data, torch.float64, self.prior.device, "data")
         given = read_names(None, parameters, theta.shape[1])
@@ -72,6 +74,9 @@ class Simulations:
         self.called = ""
         """How the simulator was called, if it was called here."""
         self.weights = None if self.proposal is None else ProposalWeights.of(self.prior, self.proposal, theta)
+        if is_evaluated:
+            log_densities = read_matrix(proposal, torch.float64, self.prior.device, "log densities of the proposal")
+            self.weights = ProposalWeights.of_log_densities(self.prior, log_densities, theta)
         if self.weights is None:
             self._refuse_outside()
 
@@ -151,10 +156,11 @@ class Simulations:
 
     def _origin(self, kept: Tensor, n: int, seed: int) -> SimulationOrigin:
         """Write what the pairs are made of, and how far to trust them."""
-        x, source, w = self.data[kept], "proposal" if self.proposal is not None else "prior", self.weights
-        failed = int((~self.data[:n].isfinite().all(1)).sum())
-        left_out = [_on_failed(failed, n)] if failed else []
-        p_value = _unlike_draws(self.parameters[:n], self.proposal or self.prior, self.names, check_seed(seed))
+        x, w, law = self.data[kept], self.weights, self.prior if self.weights is None else self.proposal
+        source = "prior" if w is None else "proposal"
+        failed = ~self.data[:n].isfinite().all(1)
+        left_out = [_on_failed(failed, self.parameters[:n], self.names)] if bool(failed.any()) else []
+        p_value = None if law is None else _unlike_draws(self.parameters[:n], law, self.names, check_seed(seed))
         doubts = []
         if p_value is not None and p_value[0] < _MAX_P_VALUE:
             doubts.append(
@@ -183,20 +189,33 @@ class Simulations:
         )
 
 
-def _on_failed(failed: int, n: int) -> str:
-    """Say how many simulations failed, and what leaving them out means."""
-    return (
-        f"{failed:,} of {n:,} simulations ({failed / n:.1%}) have NaN or infinite data. The posterior at valid data is the same "
-        "without them. The pairs no longer have the prior's parameters, but those of simulations that succeed."
+def _on_failed(failed: Tensor, theta: Float[Tensor, "n d"], names: tuple[str, ...]) -> str:
+    """Say how many simulations failed, at which parameters, and what leaving them out means."""
+    count, n = int(failed.sum()), len(failed)
+    said = (
+        f"{count:,} of {n:,} simulations ({count / n:.1%}) have NaN or infinite data. The posterior at valid data is the same "
+        "without them if the real experiment fails as the simulator does. If the simulator alone fails, the posterior is too low "
+        "at the parameters where it does."
     )
+    p, at = _least_p_value(theta[failed], theta[~failed]) if 0 < count < n else (1.0, 0)
+    if p >= _MAX_P_VALUE:
+        return said
+    there, elsewhere = (f"{float(theta[rows, at].median()):.4g}" for rows in (failed, ~failed))
+    where = f"`{names[at]}`, whose median is {there} where they happen and {elsewhere} elsewhere (p = {p:.1g})"
+    return f"{said} Here failures depend on {where}."
 
 
 def _unlike_draws(theta: Float[Tensor, "n d"], source: Target, names: tuple[str, ...], seed: int) -> tuple[float, str] | None:
     """Return the least p-value of a column's comparison with draws of the source, times their number, and that column."""
     if source.sampler is None:
         return None
-    drawn = source.draws(_REFERENCE_DRAWS, seed + 1).to(torch.float64)
-    columns = zip(theta.T.cpu().numpy(), drawn.T.cpu().numpy(), strict=True)
-    p_values = [float(scipy.stats.ks_2samp(mine, other, method="asymp").pvalue) for mine, other in columns]
-    worst = min(range(len(names)), key=p_values.__getitem__)
-    return min(1.0, len(names) * p_values[worst]), f"`{names[worst]}`"
+    p, at = _least_p_value(theta, source.draws(_REFERENCE_DRAWS, seed + 1).to(torch.float64))
+    return p, f"`{names[at]}`"
+
+
+def _least_p_value(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> tuple[float, int]:
+    """Return the least p-value of a column by Kolmogorov and Smirnov, times the number of columns, and which column it is."""
+    columns = zip(one.T.cpu().numpy(), other.T.cpu().numpy(), strict=True)
+    p_values = [float(scipy.stats.ks_2samp(mine, theirs, method="asymp").pvalue) for mine, theirs in columns]
+    worst = min(range(len(p_values)), key=p_values.__getitem__)
+    return min(1.0, len(p_values) * p_values[worst]), worst

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -87,8 +88,15 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     budget = f"to cost no more than the fit, judging took {', '.join(left_out)}; `fit.check()` takes all"
     notes = (*target.notes, *fit.notes, *d.notes, *unseen_label, *measured.notes, *([budget] if fit.left_out and whole else []))
     d = replace(d, evaluations=dict(target.evaluations), notes=notes, curve=fit.curve, left_out=left_out)
-    value = value.resting_on(constant_of(target.origin))  # last: the findings are about the target as it was converted
+    value, d = _resting_on(constant_of(target), value, d)  # last: the findings are about the target as it was converted
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
+
+
+def _resting_on(constant: Literal["temperature"] | None, value: Estimate, d: Diagnostics) -> tuple[Estimate, Diagnostics]:
+    """Name the constant that the target is known up to in every estimate about it."""
+    measured = {name: getattr(d, name) for name in ("elbo", "log_z", "held_out")}
+    found = {name: one.resting_on(constant) for name, one in measured.items() if one is not None}
+    return value.resting_on(constant), replace(d, **found)
 
 
 def _refuse_unnormalized(target: Target, log_z: Estimate | None) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from whichkl.distillation.language.result import LanguageDistillation
     from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
     from whichkl.distillation.language.stored_teacher import StoredTeacher
+    from whichkl.distillation.language.target import LanguageTarget
     from whichkl.distillation.language.teacher_access import TokenScores
     from whichkl.distillation.language.trainer import LanguageTrainer
     from whichkl.distillation.result import Distillation
@@ -27,6 +28,7 @@ _HOMES = {
     "DistillationTarget": "classifier",
     "HeldOutLoss": "language.held_out_loss",
     "LanguageDistillation": "language.result",
+    "LanguageTarget": "language.target",
     "LanguageTrainer": "language.trainer",
     "Reliability": "scores",
     "Scores": "scores",
@@ -48,6 +50,7 @@ __all__ = [
     "DistillationTarget",
     "HeldOutLoss",
     "LanguageDistillation",
+    "LanguageTarget",
     "LanguageTrainer",
     "Reliability",
     "Scores",

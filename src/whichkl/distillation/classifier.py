@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,14 +19,13 @@ from whichkl.distillation.losses import RowDivergence
 from whichkl.distillation.networks import Teacher, checked, copied, digest, logits_of
 from whichkl.distillation.result import Distillation
 from whichkl.distillation.scores import Scores, scored
+from whichkl.distillation.teacher_target import Student, TeacherTarget
 from whichkl.distillation.training import Loss, Run, checked_labels, row_divergence_of, spec_of
 from whichkl.files.journal import Journal
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
 from whichkl.solvers.descent import grouped, state_of
-
-Student = nn.Module | Callable[[], nn.Module]
 
 _MIN_FALL = 0.002
 """Smallest fall of the loss in the second half of training for which more epochs are recommended."""
@@ -246,7 +245,7 @@ def _check(settings: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class DistillationTarget:
+class DistillationTarget(TeacherTarget):
     """What students are to learn from; `whichkl.compare` takes it with ``families={name: student}``.
 
     The seed of a cell fixes the split, the order of the examples and, where a student is a function that makes one, its
@@ -263,6 +262,8 @@ class DistillationTarget:
     3
     """
 
+    source: ClassVar[str] = "distillation"
+
     teacher: Student
     data: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -276,6 +277,32 @@ class DistillationTarget:
     def distill(self, student: Student, objective: str | RowDivergence, seed: int) -> Distillation:
         """Train one student."""
         return distill(teacher=self.teacher, student=student, objective=objective, seed=seed, **self._seen)
+
+    def columns(self, result: Distillation) -> dict[str, Any]:
+        """Return both KLs, the measures of labels, and how training ended."""
+        s = result.scores
+        row: dict[str, Any] = {
+            "status": "stopped" if any("given up" in note for note in result.notes) else "converged",
+            "solver": "distill",
+            "iterations": result.epochs,
+            "evaluations": result.examples,
+            "rows": result.examples,
+            "notes": "; ".join(result.notes),
+            "jeffreys": s.forward_kl.value + s.reverse_kl.value,
+            "agreement": s.agreement.value,
+            "agreement_stderr": s.agreement.stderr,
+        }
+        for name, one in (("forward_kl", s.forward_kl), ("reverse_kl", s.reverse_kl)):
+            row |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_reliable": one.reliable}
+        for name in ("accuracy", "nll", "ece"):
+            one = getattr(s, name)
+            if one is not None:
+                row |= {name: one.student.value, f"{name}_stderr": one.student.stderr, f"{name}_teacher": one.teacher.value}
+        return row
+
+    def name_of(self, objective: str | RowDivergence) -> str:
+        """Return the text of a row divergence."""
+        return spec_of(row_divergence_of(objective))
 
     @cached_property
     def _seen(self) -> dict[str, Any]:
@@ -298,12 +325,6 @@ class DistillationTarget:
         for name, value in self.settings.items():
             fields[name] = value if _is_plain(value) else examples_of(value, None, name).identity
         return fields
-
-
-def student_identity(name: str, student: Student) -> dict[str, Any]:
-    """What distinguishes a student from others; a function is represented by what it makes under seed 0."""
-    module = copied(student, "student", 0)
-    return {"student": name, "module": repr(module), "weights": digest(state_of(module))[:16]}
 
 
 def _is_plain(value: Any) -> bool:

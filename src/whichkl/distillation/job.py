@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from whichkl._checks import InputError, cannot, require
 from whichkl.user_code import call_user, load_function
 
+if TYPE_CHECKING:
+    from whichkl.files.yaml_file import YamlFile
+
+TEXT = "text"
+"""The teacher of a language model of which there is only the data's text."""
 _CODE = ("teacher", "student", "data", "held_out", "stopping")
 """Arguments that may be the name of a function."""
 _NEEDED = ("teacher", "student", "data")
@@ -24,8 +29,15 @@ _TYPES: dict[str, tuple[type, ...]] = {
 """Every argument, and the types that it can have if it isn't the name of a function."""
 
 
-def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read a YAML file of arguments, the functions written FILE.py:FUNCTION, with paths from the file's folder.
+class JobFields(NamedTuple):
+    """Arguments as they are written, and the file that they are from, if there is one."""
+
+    values: dict[str, Any]
+    file: YamlFile | None = None
+
+
+def read_fields(path: Path, given: Mapping[str, Any] | None = None) -> JobFields:
+    """Read a YAML file of arguments, with paths from the file's folder.
 
     Args:
         path: the file.
@@ -34,11 +46,17 @@ def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, An
     require("yaml", "app")
     from whichkl.files.yaml_file import read_yaml
 
-    fields = read_yaml(path, "teacher: nets.py:teacher").values
+    file = read_yaml(path, "teacher: nets.py:teacher")
+    fields = dict(file.values)
     for name, value in fields.items():
-        if name in _CODE and isinstance(value, str):
+        if name in _CODE and isinstance(value, str) and value != TEXT:
             fields[name] = str(path.parent / value)
-    return job({**fields, **(given or {})})
+    return JobFields({**fields, **(given or {})}, file)
+
+
+def read_job(path: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a YAML file of arguments of `distill`, the functions written FILE.py:FUNCTION; arguments as of `read_fields`."""
+    return job(read_fields(path, given).values)
 
 
 def job(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from whichkl._arguments import typed
 from whichkl._checks import InputError, TargetError, as_int, as_number, cannot, check_seed
 from whichkl.access import Access
+from whichkl.arrays import or_transposed
 from whichkl.divergences.draws import bridge
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import discrete
@@ -98,7 +99,8 @@ def estimate(
     question = Question(*on_one_ground(Side.of(p, "p"), Side.of(q, "q")), name, kind, n, seed)
     _check_pair(question)
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
-        return _finished(_answer(question, method), name, kind).resting_on(constant_of(getattr(p, "origin", None)))
+        found = _finished(_answer(question, method), name, kind)
+    return found.resting_on(constant_of(p) or constant_of(q))
 
 
 def _answer(question: Question, method: str | None) -> Estimate:
@@ -244,7 +246,8 @@ def _check_pair(ask: Question) -> None:
     p, q = ask.targets
     if p.dim != q.dim:
         because = f"p has dimension {p.dim} and q has {q.dim}"
-        raise InputError(cannot("compare p and q", because, "Give both the same columns, in the same order"))
+        turned = max((or_transposed(len(one.samples), one.dim) for one in (p, q) if one.samples is not None), default="")
+        raise InputError(cannot("compare p and q", because, f"Give both the same columns, in the same order{turned}"))
     if ask.p.mass_on != ask.q.mass_on:
         words = {"density": "has a density", "atoms": "lives on atoms", "mixed": "has columns of both kinds"}
         because = f"p {words[ask.p.mass_on]}, and q {words[ask.q.mass_on]}"

@@ -38,10 +38,13 @@ _NOT_A_NUMBER = "the value, or its error, isn't a number: something overflowed, 
 _AT_TEMPERATURE = ", at an assumed temperature"
 _CONSTANTS = {
     ", H(p) included": "H(p)",
+    f", H(p) included{_AT_TEMPERATURE}": "H(p), at an assumed temperature",
     ", log Z included": "+ log Z",
     ", log Z subtracted": "− log Z",
     _AT_TEMPERATURE: "at an assumed temperature",
 }
+UpTo = Literal["log_z", "entropy_p", "temperature", "entropy_p, temperature"] | None
+"""What a value contains or rests on besides the divergence; see `Estimate`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Estimate(HTML):
         stderr: its standard error; 0 for exact methods.
         up_to: None, ``"entropy_p"`` (value = divergence + H(p), the cross-entropy), ``"log_z"``: value = forward KL + log Z,
             and reverse KL − log Z, since log p̃ = log p + log Z has a plus in the first and a minus in the second; or
-            ``"temperature"``: p was made of comparisons, and is known up to a power that their noise decides.
+            ``"temperature"``: p or q was made of comparisons, and is known up to a power that their noise decides; or
+            ``"entropy_p, temperature"``: both.
         unit: nats, bits, or none for what has no unit.
         finite: ``"certified"``, ``"infinite"``, or ``"not certified"`` where samples can't decide.
         method: how it was computed, in words.
@@ -73,7 +77,7 @@ class Estimate(HTML):
     quantity: str
     value: float
     stderr: float = 0.0
-    up_to: Literal["log_z", "entropy_p", "temperature"] | None = None
+    up_to: UpTo = None
     finite: Finite = "not certified"
     method: str = ""
     exact: bool = False
@@ -125,7 +129,7 @@ class Estimate(HTML):
             InputError: they are known up to different constants, or in different units; or at an assumed temperature, and of
                 different quantities.
         """
-        is_other = self.up_to == "temperature" and self.quantity != other.quantity
+        is_other = self._is_at_temperature and self.quantity != other.quantity
         if (self.constant, self.unit) != (other.constant, other.unit) or is_other:
             mine, theirs = (f"{e.quantity} {e._known}" if is_other else e._known for e in (self, other))
             because = f"one is {mine} in {self.unit}, the other {theirs} in {other.unit}"
@@ -142,13 +146,26 @@ class Estimate(HTML):
         )
 
     @property
+    def _is_at_temperature(self) -> bool:
+        return self.up_to is not None and self.up_to.endswith("temperature")
+
+    @property
+    def includes_entropy(self) -> bool:
+        """Whether the value is a cross-entropy, KL(p‖q) + H(p)."""
+        return self.up_to is not None and self.up_to.startswith("entropy_p")
+
+    @property
     def _known(self) -> str:
         """The constant up to which it is known, in the words of a message."""
         return "absolute" if self.up_to is None else "up to " * (self.up_to != "temperature") + _CONSTANTS[self.constant]
 
     def resting_on(self, up_to: Literal["temperature"] | None) -> Estimate:
-        """Return the same value as one about a target that is itself known up to a constant; unchanged for None."""
-        return self if up_to is None else dataclasses.replace(self, up_to=up_to)
+        """Return the same value as one about a target that is itself known up to a constant; unchanged for None.
+
+        A converted log density is divided by an estimate of its integral, so that log Z isn't named any more.
+        """
+        whole: UpTo = "entropy_p, temperature" if self.includes_entropy else "temperature"
+        return self if up_to is None else dataclasses.replace(self, up_to=whole)
 
     def __repr__(self) -> str:
         return f"Estimate({shorten(str(self), 280)})"
@@ -157,8 +174,9 @@ class Estimate(HTML):
         """Return one line: quantity, value, error, constant, method."""
         doubt = "" if self.reliable else f"; not reliable: {'; '.join(self.notes)}"
         unit = "" if self.unit == "none" else f" {self.unit}"
-        if self.up_to == "entropy_p":
-            return f"cross-entropy KL(p‖q) + H(p) = {self.number}{unit} ({self.method}{doubt})"
+        if self.includes_entropy:
+            known = _AT_TEMPERATURE.lstrip(",") * self._is_at_temperature
+            return f"cross-entropy KL(p‖q) + H(p){known} = {self.number}{unit} ({self.method}{doubt})"
         constant = f" {_CONSTANTS[self.constant]}" if self.constant else ""
         return f"{self.quantity}{constant} = {self.number}{unit} ({self.method}{doubt})"
 
@@ -182,23 +200,24 @@ class Estimate(HTML):
     @property
     def sentence(self) -> str:
         """The meaning of the number, and its reliability, as a sentence."""
-        is_whole = self.up_to == "entropy_p"
         name = _NAMES_IN_WORDS.get(self.quantity, self.quantity.replace("_", " "))
-        what = "The cross-entropy, KL(p‖q) + H(p)," if is_whole else name
+        what = "The cross-entropy, KL(p‖q) + H(p)," if self.includes_entropy else name
         if math.isinf(self.value):
             return f"{what} is infinite."
         if self.exact:
             return f"{what} is {self.number}{'' if self.unit == 'none' else ' ' + self.unit}, exactly."
         low, high = self.interval
         trust = "" if self.reliable else ", but this method reports that it shouldn't be trusted here"
-        known = f" ({self.constant.lstrip(', ')})" if self.constant and not is_whole else ""
+        constant = self.constant.replace(", H(p) included", "")
+        known = f" ({constant.lstrip(', ')})" if constant else ""
         return f"{what} lies between {low:.4g} and {high:.4g}{known} with 95 % confidence{trust}."
 
     @property
     def constant(self) -> str:
         """What the value contains besides the divergence, as text; empty if nothing."""
         of_z = ", log Z included" if self.quantity == "forward_kl" else ", log Z subtracted"
-        return {None: "", "entropy_p": ", H(p) included", "log_z": of_z, "temperature": _AT_TEMPERATURE}[self.up_to]
+        of_p = ", H(p) included" if self.includes_entropy else of_z if self.up_to == "log_z" else ""
+        return of_p + _AT_TEMPERATURE * self._is_at_temperature
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; infinities as text."""

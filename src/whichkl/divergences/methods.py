@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch.distributions import Distribution
@@ -58,6 +57,38 @@ class Method:
 
 TABLE: list[Method] = []
 """The methods, the most exact one first."""
+
+
+def _in_names(ask: Question, run: Callable[[], Estimate]) -> Estimate:
+    """Run a method of two samples, and call these p and q in its notes and errors, which know them as `x` and `y`."""
+
+    def renamed(text: str) -> str:
+        for name, side in (("x", ask.p.name), ("y", ask.q.name)):
+            text = re.sub(rf"(?<!column )`{name}`", side, text)  # a column may have the name
+        return text
+
+    try:
+        found = run()
+    except InputError as error:
+        raise InputError(renamed(str(error))) from error
+    return replace(found, notes=tuple(map(renamed, found.notes)))
+
+
+def _both_ways(ask: Question, run: Run) -> Estimate | None:
+    """Return the weighted sum of both KLs by one method."""
+    there, back = (run(replace(ask, name=name)) for name in ("forward_kl", "reverse_kl"))
+    if there is None or back is None or not isinstance(ask.kind, WeightedKLs):
+        return None
+    a, b = ask.kind.kl_weights
+    return replace(
+        there,
+        value=a * there.value + b * back.value,
+        stderr=a * there.stderr + b * back.stderr,  # the two share their draws: errors are added, not squared
+        finite="infinite" if math.inf in (there.value, back.value) else "not certified",
+        khat=None,
+        reliable=there.reliable and back.reliable,
+        notes=tuple(dict.fromkeys((*there.notes, *back.notes))),
+    )
 
 
 def _method(
@@ -199,18 +230,20 @@ def _with_light_parts(found: Estimate, drawn: Target, other: Target) -> Estimate
 
 def _counting_can(ask: Question) -> bool:
     sides = (ask.p, ask.q)
-    if ask.is_kl and (mixed := _mixed(ask)):
-        return isinstance(mixed[1], IndependentColumns)
+    if isinstance(ask.kind, WeightedKLs) and _mixed(ask):
+        return ask.is_kl or all(side.is_counted for side in sides)
     on_atoms = all(side.mass_on == "atoms" for side in sides) and ask.kind is not None
     return on_atoms and any(side.is_counted for side in sides) and all(side.is_counted or side.atoms for side in sides)
 
 
-def _mixed(ask: Question) -> tuple[Target, Distribution | None] | None:
-    """Return the rows of p and the law of q, if a KL of rows with columns of both kinds is the question."""
+def _mixed(ask: Question) -> tuple[Target, IndependentColumns | Target, list[bool]] | None:
+    """Return p's rows, q's law or rows, and which columns live on atoms, where both have columns of both kinds."""
     if ask.name == "reverse_kl":
         ask = ask.swapped()
-    is_mixed = ask.p.mass_on == ask.q.mass_on == "mixed" and ask.p.is_counted
-    return (ask.p.target, ask.q.distribution) if is_mixed else None
+    if not (ask.p.mass_on == ask.q.mass_on == "mixed" and ask.p.is_counted):
+        return None
+    other = ask.q.target if ask.q.is_counted else ask.q.distribution
+    return (ask.p.target, other, ask.q.is_atomic) if isinstance(other, (IndependentColumns, Target)) else None
 
 
 @_method(
@@ -221,9 +254,10 @@ def _mixed(ask: Question) -> tuple[Target, Distribution | None] | None:
     independent=True,
 )
 def _counting(ask: Question) -> Estimate | None:
-    if ask.is_kl and (mixed := _mixed(ask)):
-        rows, law = mixed
-        return counting.mixed_kl(rows, law, ask.seed) if isinstance(law, IndependentColumns) else None
+    if mixed := _mixed(ask):
+        if not ask.is_kl:
+            return _both_ways(ask, _counting)
+        return _in_names(ask if ask.name == "forward_kl" else ask.swapped(), lambda: counting.mixed_kl(*mixed, ask.seed))
     if ask.kind is None:
         return None
     p, q = (side.target if side.is_counted or side.atoms is None else side.atoms for side in (ask.p, ask.q))
@@ -260,18 +294,6 @@ def _importance(ask: Question) -> Estimate:
     return importance_sampling.from_other_side(p, q, ask.n, ask.seed, ("p", "q"))
 
 
-@contextmanager
-def _named(ask: Question) -> Iterator[None]:
-    """Call the samples p and q in errors of functions that know them as x and y."""
-    try:
-        yield
-    except InputError as error:
-        text = str(error)
-        for name, side in (("x", ask.p.name), ("y", ask.q.name)):
-            text = re.sub(rf"(?<!column )`{name}`", side, text)  # a column may have the name
-        raise InputError(text) from error
-
-
 @_method(
     "knn",
     "draws of both, or draws of p and a normalised density of q for forward KL",
@@ -285,47 +307,33 @@ def _nearest_neighbors(ask: Question) -> Estimate | None:
     if ask.name == "reverse_kl":
         return _nearest_neighbors(ask.swapped())
     if ask.name == "forward_kl":
-        with _named(ask):
-            if ask.q.density:
-                return nearest_neighbors.one_sample_kl(ask.drawn(ask.p), ask.q.target.log_prob, seed=ask.seed)
-            return nearest_neighbors.two_sample_kl(ask.drawn(ask.p), ask.drawn(ask.q, 1), seed=ask.seed)
-    there, back = (_nearest_neighbors(replace(ask, name=name)) for name in ("forward_kl", "reverse_kl"))
-    if there is None or back is None or not isinstance(ask.kind, WeightedKLs):
-        return None
-    a, b = ask.kind.kl_weights
-    return replace(
-        there,
-        value=a * there.value + b * back.value,
-        stderr=a * there.stderr + b * back.stderr,  # the two share their draws: errors are added, not squared
-        finite="infinite" if math.inf in (there.value, back.value) else "not certified",
-        khat=None,
-        reliable=there.reliable and back.reliable,
-        notes=tuple(dict.fromkeys((*there.notes, *back.notes))),
-    )
+        x, log_q = ask.drawn(ask.p), ask.q.target.log_prob
+        if ask.q.density:
+            return _in_names(ask, lambda: nearest_neighbors.one_sample_kl(x, log_q, seed=ask.seed))
+        return _in_names(ask, lambda: nearest_neighbors.two_sample_kl(x, ask.drawn(ask.q, 1), seed=ask.seed))
+    return _both_ways(ask, _nearest_neighbors)
 
 
 @_method("classifier", "draws of both", lambda ask: ask.kind is not None and ask.sampled, atoms=True, independent=True)
 def _classifier(ask: Question) -> Estimate | None:
-    with _named(ask):
-        return None if ask.kind is None else ratio.classifier_divergence(*ask.rows(), ask.kind, seed=ask.seed)
+    kind = ask.kind
+    return None if kind is None else _in_names(ask, lambda: ratio.classifier_divergence(*ask.rows(), kind, seed=ask.seed))
 
 
 @_method("bound", "draws of both, for a KL", lambda ask: ask.is_kl and ask.sampled, automatic=False, independent=True)
 def _bound(ask: Question) -> Estimate:
     ask = ask if ask.name == "forward_kl" else ask.swapped()
-    with _named(ask):
-        return bound.variational_bound(*ask.rows(), seed=ask.seed)
+    return _in_names(ask, lambda: bound.variational_bound(*ask.rows(), seed=ask.seed))
 
 
 @_method("u_statistic", "draws of both", lambda ask: ask.kind is None and ask.sampled, atoms=True, independent=True)
 def _distance(ask: Question) -> Estimate:
     x, y = ask.rows()
-    with _named(ask):
-        if ask.name == "energy":
-            return sample_distances.energy_distance(x, y)
-        if ask.name == "mmd":
-            return sample_distances.mmd_squared(x, y)
-        return sample_distances.sliced_wasserstein(x, y, seed=ask.seed)
+    if ask.name == "energy":
+        return _in_names(ask, lambda: sample_distances.energy_distance(x, y))
+    if ask.name == "mmd":
+        return _in_names(ask, lambda: sample_distances.mmd_squared(x, y))
+    return _in_names(ask, lambda: sample_distances.sliced_wasserstein(x, y, seed=ask.seed))
 
 
 METHODS = tuple(one.name for one in TABLE)

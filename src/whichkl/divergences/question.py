@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from whichkl._checks import InputError, TargetError, cannot
+from whichkl._checks import InputError, TargetError, cannot, quoted
 from whichkl.access import Access
 from whichkl.distributions import widened
 from whichkl.divergences.exact.atoms import Atoms, MassOn, normalised_target, target_of_law, where_mass_is
 from whichkl.divergences.exact.quadrature import coordinates
 from whichkl.divergences.kinds import KINDS, IntegralDivergence
 from whichkl.process.memory import check_memory
+from whichkl.samples.reading import UNKNOWN, in_order
 from whichkl.targets import Target
 
 _MAX_FRESH_DRAWS = 10_000
@@ -33,6 +36,16 @@ class Side:
     distribution: Distribution | None = None
     fitted_on: Tensor | None = None
     mass_on: MassOn = "density"
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The labels of columns of categories, in the order of their codes."""
+
+    @property
+    def is_atomic(self) -> list[bool]:
+        """Per column, whether it lives on atoms."""
+        columns = getattr(getattr(self.distribution, "support", None), "columns", None)
+        if columns is not None:
+            return [one.is_discrete for one in columns]
+        return [self.mass_on == "atoms" or name in self.labels for name in self.target.names]
 
     @property
     def atoms(self) -> Atoms | None:
@@ -83,12 +96,15 @@ class Side:
         if isinstance(model, Distribution):
             if getattr(getattr(obj, "objective", None), "name", "") == "forward_kl":  # the others don't see the rows
                 fitted_on = getattr(getattr(obj, "target", None), "samples", None)
+            labels = getattr(getattr(obj, "reading", None), "categories", {})
             obj = model
+        else:
+            labels = {}
         if not isinstance(obj, Distribution):
             target = _in_memory(Target.of(obj), name)
             if target.bijection.is_discrete:
                 return cls(name, normalised_target(target), mass_on="atoms")
-            return cls(name, target)
+            return cls(name, target, labels=target.reading.categories)
         obj = widened(obj)
         if obj.batch_shape != () and obj.event_shape == ():
             because = f"{name} is a batch of {tuple(obj.batch_shape)} distributions"
@@ -97,18 +113,58 @@ class Side:
         alone = coordinates(obj) or []
         obj = alone[0] if len(alone) == 1 else obj  # one column is a law of one number, for which closed forms are known
         mass_on = where_mass_is(obj)
-        return cls(name, Target.of(obj) if mass_on == "density" else target_of_law(obj), obj, fitted_on, mass_on)
+        return cls(name, Target.of(obj) if mass_on == "density" else target_of_law(obj), obj, fitted_on, mass_on, labels)
 
 
 def on_one_ground(p: Side, q: Side) -> tuple[Side, Side]:
-    """Read rows without a stated support as rows of atoms: where the other side lives on atoms, or where both repeat like atoms.
+    """Give labels the same codes on both sides, and read rows without a stated support as rows of atoms.
+
+    They are rows of atoms where the other side lives on atoms, where both repeat like atoms, and in columns of categories.
 
     Raises:
         InputError: a row can't be an atom of the other side.
     """
-    if p.is_bare and q.is_bare and _repeats(p.target) and _repeats(q.target):
-        return replace(p, mass_on="atoms"), replace(q, mass_on="atoms")
+    p, q = _under_common_labels(p, q)
+    if p.is_bare and q.is_bare and p.target.dim == q.target.dim:
+        if _repeats(p.target) and _repeats(q.target):
+            return replace(p, mass_on="atoms"), replace(q, mass_on="atoms")
+        if p.labels:
+            mass_on: MassOn = "atoms" if all(p.is_atomic) else "mixed"
+            return replace(p, mass_on=mass_on), replace(q, mass_on=mass_on)
     return _joining(p, q), _joining(q, p)
+
+
+def _under_common_labels(p: Side, q: Side) -> tuple[Side, Side]:
+    """Return both sides with the same code for each label: that of a law, which stays as it is, or of all labels in order.
+
+    Raises:
+        InputError: both sides are rows, with other columns of categories.
+    """
+    if p.is_bare and q.is_bare and p.labels.keys() != q.labels.keys():
+        of_p, of_q = (quoted(tuple(side.labels)) if side.labels else "none" for side in (p, q))
+        because = f"the columns of categories are {of_p} in p and {of_q} in q"
+        raise InputError(cannot("compare p and q", because, "Name the same `categories=` for both"))
+    law = next((side for side in (p, q) if side.distribution is not None), None)
+    common = {
+        name: law.labels[name] if law and name in law.labels else tuple(sorted({*p.labels[name], *q.labels[name]}, key=in_order))
+        for name in p.labels.keys() & q.labels.keys()
+    }
+    return _recoded(p, common), _recoded(q, common)
+
+
+def _recoded(side: Side, labels: Mapping[str, tuple[str, ...]]) -> Side:
+    """Return rows with the codes that these lists give their labels; −1 for a label that isn't in its list."""
+    changed = {name: known for name, known in labels.items() if side.labels[name] != known}
+    rows = side.target.samples
+    if side.distribution is not None or rows is None or not changed:
+        return side
+    rows, target = rows.clone(), copy.copy(side.target)
+    for name, known in changed.items():
+        codes = [known.index(label) if label in known else UNKNOWN for label in side.labels[name]]
+        column = side.target.names.index(name)
+        rows[:, column] = rows.new_tensor(codes)[rows[:, column].long()]
+    target.samples = rows
+    return replace(side, target=target, labels={**side.labels, **changed})
 
 
 def _joining(side: Side, other: Side) -> Side:
@@ -116,8 +172,7 @@ def _joining(side: Side, other: Side) -> Side:
     rows = side.target.samples
     if not side.is_bare or rows is None or other.mass_on == "density" or other.target.dim != side.target.dim:
         return side
-    columns = getattr(getattr(other.distribution, "support", None), "columns", ())
-    is_atomic = [i for i in range(rows.shape[1]) if other.mass_on == "atoms" or columns[i].is_discrete]
+    is_atomic = [i for i, on_atoms in enumerate(other.is_atomic) if on_atoms]
     broken = (rows != rows.round())[:, is_atomic].any(1).nonzero()[:, 0].tolist()
     if broken:
         shown = ", ".join(f"{v:.6g}" for v in rows[broken[0]].tolist()[:8])
@@ -143,7 +198,9 @@ def _in_memory(target: Target, name: str) -> Target:
     if stream.context_names:
         raise InputError(cannot("estimate a divergence of pairs (x, y)", f"{name} is conditional", "Give single rows"))
     check_memory(2 * stream.bytes_in_memory, f"hold the rows of {name}", "Give a part of them")
-    return Target(samples=torch.cat([block.x for part in stream.parts for block in part.blocks()]), names=target.names)
+    whole = Target(samples=torch.cat([block.x for part in stream.parts for block in part.blocks()]), names=target.names)
+    whole.reading = target.reading
+    return whole
 
 
 @dataclass(frozen=True)

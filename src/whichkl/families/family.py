@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from whichkl._checks import InputError, IntegrityError, RowError, cannot
+from whichkl.arrays import or_transposed
 from whichkl.families.field_checks import quoted
 
 _MAX_COUNT = 10_000
@@ -102,7 +103,7 @@ class Family(ABC):
         needed = self.minimum_rows(dim)
         if rows < needed:
             because = f"it needs at least {needed} rows in dimension {dim}, and there are {rows}"
-            self.refuse(because, "Give more samples, or a smaller family")
+            self.refuse(because, f"Give more samples, or a smaller family{or_transposed(rows, dim)}")
 
     def refuse(self, because: str, instead: str, row: int | None = None) -> NoReturn:
         """Refuse what can't be fitted, with an `InputError` that names this family, because of one row if it's given."""

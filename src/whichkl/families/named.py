@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import itertools
 import re
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
@@ -23,10 +24,12 @@ _MAX_CLASSES = 20
 def family_named(text: str) -> Family:
     """Return the family that a text describes: its name, then its fields in their order, separated by colons.
 
-    Numbers are numbers, ``a,b`` is a tuple, and fields that are left out have their defaults.
+    Numbers are numbers, ``a,b`` is a tuple, and fields that are left out have their defaults. ``field=value`` sets a field out of
+    its turn.
 
     Args:
-        text: such as ``gaussian``, ``gaussian:low_rank:2``, ``mixture:auto:tied``, ``product:normal,gamma`` or ``flow``.
+        text: such as ``gaussian``, ``gaussian:low_rank:2``, ``mixture:auto:tied``, ``product:normal,gamma``,
+            ``product:smoothing=1`` or ``flow``.
 
     Raises:
         InputError: there is no such family, or it can't have these fields; the message lists the families.
@@ -44,16 +47,35 @@ def family_named(text: str) -> Family:
         raise InputError(
             cannot(f"use the family `{text}`", "it isn't a known one", f"{meant}Choose among {', '.join(grammar())}")
         )
-    given = fields(kind)  # type: ignore[arg-type]
-    least = sum(one.default is MISSING and one.default_factory is MISSING for one in given)
-    if not least <= len(values) <= len(given) or any(not value for value in values):
-        raise InputError(cannot(f"use the family `{text}`", f"it is written {_written(name, kind)}", "Correct it"))
+    given = _fields_in(values, kind)
+    if given is None:
+        raise InputError(cannot(f"use the family `{text}`", f"it is written {_written(name, kind)}", _correction(kind)))
     try:
-        return kind(**{one.name: _value(value) for one, value in zip(given, values, strict=False)})
+        return kind(**given)
     except WhichklError:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(cannot(f"use the family `{text}`", str(error), f"Write {_written(name, kind)}")) from error
+
+
+def _fields_in(values: list[str], kind: type[Family]) -> dict[str, Any] | None:
+    """Return the fields that texts set, those without a name in their order; None if the texts can't be read so."""
+    known = fields(kind)  # type: ignore[arg-type]
+    names, found = [one.name for one in known], dict[str, Any]()
+    in_turn = len(list(itertools.takewhile(lambda value: "=" not in value, values)))
+    for i, text in enumerate(values):
+        name, _, value = ("" if i >= len(names) else names[i], "", text) if i < in_turn else text.partition("=")
+        if name not in names or name in found or not value:
+            return None
+        found[name] = _value(value)
+    needed = {one.name for one in known if one.default is MISSING and one.default_factory is MISSING}
+    return found if needed <= found.keys() else None
+
+
+def _correction(kind: type[Family]) -> str:
+    """Return how to set the last field alone, for a family with several."""
+    last = fields(kind)[-1:]  # type: ignore[arg-type]
+    return f"Correct it; a field out of its turn is written `{last[0].name}=…`" if last else "Leave the fields out"
 
 
 def name_in(text: str) -> str | None:
@@ -79,13 +101,17 @@ def _called(kind: type[Family], arguments: str) -> Family:
 
 def _name_of(name: str, family: Family) -> str | None:
     """Return the shortest text of a family; None if it has none."""
-    texts = [name]
+    texts, is_in_turn = [name], True
     for one in fields(family):  # type: ignore[arg-type]
         with contextlib.suppress(InputError):
             if family_named(":".join(texts)) == family:
                 break
         value = getattr(family, one.name)
-        texts.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+        if value == one.default:
+            is_in_turn = False
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        texts.append(text if is_in_turn else f"{one.name}={text}")
     found = ":".join(texts)
     return found if family_named(found) == family else None
 

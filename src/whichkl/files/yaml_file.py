@@ -6,6 +6,7 @@ that reading takes at most seconds, and no more memory than the values themselve
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [one for one in pairs if one[0] in _PLAIN] for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    # PyYAML reads 1e-3 as text, since YAML 1.1 asks for a point
+    for _first in "-+0123456789":
+        yaml_implicit_resolvers.setdefault(_first, []).insert(0, (f"{_PREFIX}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")))
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -26,7 +26,7 @@ def printed(fit: Fit) -> str:
         weights = ""
         if d.ess is not None and (n := d.elbo.n) is not None:
             weights = f", importance ESS {d.ess:,.0f} of {n:,}, PSIS k̂ {shown_weights(d.ess, d.khat, n)}"
-        lines.append(f"  ELBO {d.elbo.number} nats{weights}")
+        lines.append(f"  ELBO {d.elbo.number} nats{d.elbo.constant}{weights}")
     said = []
     if len(d.optima) > 1:
         losses = ", ".join(f"{one.loss:.4f}" for one in d.optima[:_MAX_LOSSES])

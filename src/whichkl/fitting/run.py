@@ -265,7 +265,8 @@ def _choose(objective: Objective | str | None, advice: Advice) -> Objective:
             apart = [why for name, why in advice.missing.items() if OBJECTIVES[name].requires.met_by(advice.access)]
             because = apart[0] if apart else f"{advice.situation[0].lower()}{advice.situation[1:-1]}"
             raise TargetError(cannot("fit this target", because, "See `whichkl.advise(target)` for what could be converted"))
-        return advice.best.objective
+        best: Objective = advice.best.objective
+        return best
     wanted = objective_of(objective)
     if not wanted.requires.met_by(advice.access):
         because = f"it requires {wanted.requires.label}, but the target only has {advice.access.label}"

@@ -22,7 +22,7 @@ from whichkl.plots.style import (
 )
 from whichkl.printable import shorten
 from whichkl.study.arms import mean_and_error, rows_by_arm
-from whichkl.study.measures import COLUMNS, UP_TO, Column, column_words, unit_of
+from whichkl.study.measures import COLUMNS, Column, column_words, constants_of, unit_of
 from whichkl.study.verdict import Verdict
 
 Rows = Sequence[Mapping[str, Any]]
@@ -156,10 +156,9 @@ def _on_axis(axis: Mapping[str, Any], values: Sequence[float]) -> list[float]:
 def _title(name: str, rows: Rows) -> str:
     """Return the words of a column, what it means, its unit, and the constant up to which it is known."""
     column = COLUMNS[name]
-    constant = next((row[f"{name}_up_to"] for row in rows if row.get(f"{name}_up_to")), None)
+    constant = constants_of(rows, name)
     words = column.words if column.words == column.unit else f"{column.words}, {column.unit}"
-    more = f" {UP_TO[constant]}" if constant is not None else ""
-    return f"{html.escape(words + more)}<br><sub>{html.escape(column.meaning)}</sub>"
+    return f"{html.escape(f'{words} {constant}'.rstrip())}<br><sub>{html.escape(column.meaning)}</sub>"
 
 
 def _in_two_lines(arm: str) -> str:

@@ -54,12 +54,12 @@ def memory_message(do: str = "go on") -> str:
     return cannot(do, because, _SMALLER)
 
 
-def check_memory(needed: float, do: str, instead: str = _SMALLER) -> None:
+def check_memory(needed: float, do: str, instead: str = _SMALLER, *, free: float | None = None) -> None:
     """Refuse work that allocates at least `needed` bytes, more than are available, before it starts.
 
-    `do` names the work, such as ``"fit `Gaussian()` in 30,000 dimensions"``.
+    `do` names the work, such as ``"fit `Gaussian()` in 30,000 dimensions"``; `free` is what is available on another device.
     """
-    free = available_memory()
+    free = available_memory() if free is None else free
     if needed > free:
         because = f"it takes at least {shown_bytes(needed)} of memory, and {shown_bytes(free)} are free"
         raise ResourceError(cannot(do, because, instead))

@@ -108,7 +108,7 @@ def _evidence(fit: Fit) -> Section:
     for name, check in (("classifier test", d.two_sample), ("calibration", d.calibration)):
         if check is not None and check.reason is not None:
             blocks.append(Block.paragraph(f"No {name}: {check.reason}."))
-    if fit.value.up_to == "entropy_p":
+    if fit.value.includes_entropy:
         blocks.append(Block.paragraph(_CROSS_ENTROPY))
     blocks += [Block.sentence(note) for note in d.notes]
     if len(d.optima) > 1:
@@ -121,11 +121,11 @@ def _evidence(fit: Fit) -> Section:
 
 
 def _value_rows(fit: Fit) -> list[Row]:
-    d, rows = fit.diagnostics, [("value", fit.value.number, fit.value.method)]
+    d, rows = fit.diagnostics, [("value", f"{fit.value.number}{fit.value.constant}", fit.value.method)]
     if d.held_out is not None and d.held_out.number != fit.value.number:
-        rows.append(("held-out −log q", d.held_out.number, d.held_out.method))
+        rows.append(("held-out −log q", f"{d.held_out.number}{d.held_out.constant}", d.held_out.method))
     if d.elbo is not None:
-        rows.append(("ELBO", d.elbo.number, "mean of log p − log q over fresh draws of q"))
+        rows.append(("ELBO", f"{d.elbo.number}{d.elbo.constant}", "mean of log p − log q over fresh draws of q"))
     return rows
 
 

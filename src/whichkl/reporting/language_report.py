@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from whichkl.distillation import HeldOutLoss, LanguageDistillation, SequenceKL
-from whichkl.distillation.language.pairs import SOURCES, minimised
+from whichkl.distillation.language.objective import SOURCES, minimised
 from whichkl.distillation.language.result import described
 from whichkl.plots.curves import language_curves, logged_losses
 from whichkl.printable import as_sentence, one_line, shorten
@@ -117,8 +117,8 @@ def _pairs(result: LanguageDistillation) -> Section:
     others = [name for name in ("forward_kl", "reverse_kl") if name != objective]
     for source in SOURCES:
         share = settings["prefixes"].get(source, 0.0)
-        mine = minimised(objective, source, credit)
-        rows.append((source, f"{share:.0%}", mine, *(minimised(name, source) for name in others)))
+        mine = minimised(objective, [source], credit)
+        rows.append((source, f"{share:.0%}", mine, *(minimised(name, [source]) for name in others)))
     heads = ("tokens before, of the", "share", f"{settings['objective']}, this run", *(name for name in others))
     lead = "The direction of the next token's divergence and the source of the tokens before it are two choices."
     return Section("What was minimised", lead, (Block.table(heads, rows, "The share of sequences with such prefixes."),))

@@ -20,7 +20,7 @@ from whichkl.reporting.study_tables import arms_shown, comparison_table, cost_ta
 from whichkl.study import Study, Verdict
 from whichkl.study.arms import arm_of
 from whichkl.study.ledger import Stored
-from whichkl.study.measures import COST, columns_in
+from whichkl.study.measures import NEEDS_OF_STUDENTS, columns_in, cost_of
 from whichkl.study.paired import MIN_PAIRS
 from whichkl.study.wording import listed
 
@@ -74,7 +74,14 @@ def study_page(study: Study) -> Page:
         sections.append(Section("Failed cells", lead, (failures,)))
     sections.append(configuration_section(study.config, "What was compared, with the versions of code and data.", note))
     source = str(study.config["target"]["source"])
-    title = "Which fit serves best?" if source.isidentifier() and source[:1].isupper() else f"Which fit of {source} serves best?"
+    what = (
+        "student"
+        if source in NEEDS_OF_STUDENTS
+        else "fit"
+        if source[:1].isupper() and source.isidentifier()
+        else f"fit of {source}"
+    )
+    title = f"Which {what} serves best?"
     footer = "Written by whichkl. KL divergences are in nats; ± is one standard error over seeds."
     return Page(title, _lead(study), sections, footer)
 
@@ -82,7 +89,9 @@ def study_page(study: Study) -> Page:
 def _lead(study: Study) -> str:
     config, failed = study.config, len(study.failed)
     families, objectives, numbers = (_counted(len(config[name]), *words) for name, words in _WORDS.items())
-    budget = "with no limit of evaluations" if config["budget"] is None else f"{config['budget']:,} evaluations a cell"
+    unit = cost_of(study.rows).unit
+    most = config["budget"]
+    budget = f"with no limit of {unit}" if most is None else f"{most:,} {unit} a cell".replace(".0 ", " ")
     bad = f"{failed} of them failed" if failed else "none failed"
     planned = len(config["families"]) * len(config["objectives"]) * len(config["seeds"])
     missing = planned - len(study.cells)
@@ -119,7 +128,9 @@ def _tradeoffs(study: Study, verdict: Verdict) -> list[Block]:
     if both is not None:
         blocks.append(Block.chart(both, f"Coverage against precision; both are best at the lower left. {_FRONT}"))
     closeness = [name for name in ("jeffreys", "forward_kl", "reverse_kl") if any(row.get(name) is not None for row in rows)]
-    cost = tradeoff(rows, verdict, COST.name, closeness[0]) if closeness else None
+    # at equal FLOPs the time still differs
+    axis = next((name for name in ("cpu_seconds",) if any(row.get(name) is not None for row in rows)), cost_of(rows).name)
+    cost = tradeoff(rows, verdict, axis, closeness[0]) if closeness else None
     if cost is not None:
         blocks.append(Block.chart(cost, f"Cost against closeness.{'' if blocks else f' {_FRONT}'}"))
     return blocks

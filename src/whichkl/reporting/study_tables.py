@@ -9,7 +9,7 @@ from typing import Any
 from whichkl.reporting.page import Block
 from whichkl.study import Study, Verdict
 from whichkl.study.arms import arm_of, mean_and_error, rows_by_arm
-from whichkl.study.measures import COLUMNS, FIELDS, UP_TO, Column, column_words
+from whichkl.study.measures import COLUMNS, FIELDS, FLOPS, Column, column_words, constants_of
 from whichkl.study.verdict import Choice, Comparison
 from whichkl.study.wording import listed, number
 
@@ -49,17 +49,15 @@ def scorecard_tables(study: Study, shown: Sequence[str], caption: str) -> list[B
     """
     rows = [cell.row for cell in study.cells if cell.row["status"] != "failed" and arm_of(cell.row) in set(shown)]
     by_arm = rows_by_arm(rows)
-    own = [Column(name, column_words(name)) for name in dict.fromkeys(name for row in rows for name in row) if name not in FIELDS]
+    further = {f"{name}{ending}" for name in COLUMNS for ending in ("_stderr", "_reliable", "_teacher", "_before")}
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in {*FIELDS, FLOPS.name, *further}]
+    own = [COLUMNS.get(name) or Column(name, name) for name in names]
     tables = []
     for group in ("closeness", "reach", "weights", ""):
         columns = [one for one in COLUMNS.values() if one.table == group] if group else own
         columns = [one for one in columns if any(row.get(one.name) is not None for row in rows)]
         if columns:
-            up_to = [next((row[key] for row in rows if row.get(key)), None) for key in (f"{one.name}_up_to" for one in columns)]
-            heads = [
-                f"{one.words}{f' {UP_TO.get(constant, constant)}' if constant else ''}{_ARROWS[one.better]}"
-                for one, constant in zip(columns, up_to, strict=True)
-            ]
+            heads = [f"{one.words} {constants_of(rows, one.name)}".rstrip() + _ARROWS[one.better] for one in columns]
             cells = [(arm, *(_mean(by_arm.get(arm, []), one.name) for one in columns)) for arm in shown]
             meanings = [f"{one.words}: {one.meaning}." for one in columns if one.meaning]
             tables.append(Block.table(("arm", *heads), cells, " ".join([caption, *meanings]).strip()))
@@ -72,9 +70,8 @@ def cost_table(verdict: Verdict, shown: Sequence[str]) -> Block:
     arms, rows = {arm.name: arm for arm in verdict.arms}, []
     for name in shown:
         arm = arms[name]
-        cost = "–" if math.isnan(arm.cost) else f"{arm.cost:,.0f}"
-        rows.append((name, cost, f"{arm.finished} of {arm.cells}", str(arm.failed), str(arm.stopped)))
-    return Block.table(("arm", "evaluations", "finished", "failed", "stopped early"), rows)
+        rows.append((name, arm.cost_text, f"{arm.finished} of {arm.cells}", str(arm.failed), str(arm.stopped)))
+    return Block.table(("arm", verdict.arms[0].unit, "finished", "failed", "stopped early"), rows)
 
 
 def comparison_table(verdict: Verdict, choice: Choice) -> Block:

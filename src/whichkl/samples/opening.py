@@ -144,6 +144,7 @@ class Shards(Stream):
         files = [Path(os.path.abspath(path)) for path in paths]
         if not files:
             raise InputError(cannot("read this list of files", "it is empty", "Give at least one path"))
+        _refuse_labels(paths)
         twice = next((file for file, count in Counter(files).items() if count > 1), None)
         if twice is not None:
             raise InputError(cannot("read this list of files", f"`{twice}` is in it twice", "Name each file once"))
@@ -186,6 +187,14 @@ class Shards(Stream):
         """Every file's parts, one after another."""
         most = min(_MAX_ROWS_PER_PART, max(PART, sum(shard.rows or 0 for shard in self.shards) // _PARTS))
         return tuple(part for shard in self.shards for part in shard.parts(most))
+
+
+def _refuse_labels(paths: Sequence[str | os.PathLike[str]]) -> None:
+    """Refuse a list of texts of which none looks like a file: labels, most likely."""
+    if all(isinstance(one, str) and Path(one).suffix.lower() not in FORMATS and not os.path.exists(one) for one in paths):
+        because = f"a list of texts names files, and {paths[0]!r} isn't one"
+        instead = "Name files, or pass labels as `Target(samples=pandas.DataFrame({'x': texts}), categories=['x'])`"
+        raise InputError(cannot("read these samples", because, instead))
 
 
 def _files_in(folder: str | os.PathLike[str]) -> list[Path]:

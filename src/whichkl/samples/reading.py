@@ -109,7 +109,7 @@ class Reading:
         for batch in batches:
             for name, labels in found.items():
                 labels.update(one for one in texts(batch.column(name)).unique().to_pylist() if one is not None)
-        ordered = {name: tuple(sorted(labels, key=_order)) for name, labels in found.items()}
+        ordered = {name: tuple(sorted(labels, key=in_order)) for name, labels in found.items()}
         return replace(self, categories={**self.categories, **ordered})
 
     def _numbers(self, column: Any, name: str) -> np.ndarray:
@@ -182,7 +182,8 @@ def _listed(names: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if names is not None else ()
 
 
-def _order(label: str) -> tuple[float, str]:
+def in_order(label: str) -> tuple[float, str]:
+    """Return the key by which labels are ordered: numbers as numbers, before other texts."""
     try:
         return float(label), label
     except ValueError:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from whichkl._checks import InputError, cannot
-from whichkl.study.measures import COST, Need
+from whichkl.study.measures import COST, Need, cost_of
 from whichkl.study.paired import MIN_PAIRS, Array
 
 Cells = dict[str, dict[int, Mapping[str, Any]]]
@@ -29,9 +29,16 @@ class Arm:
     stopped: int
     """Number of finished cells that hadn't converged."""
     cost: float
-    """Mean evaluations of the finished cells; NaN where there are none."""
+    """Mean cost of the finished cells; NaN where there are none."""
     error: str = ""
     """Error of the first cell that failed."""
+    unit: str = COST.unit
+    """Of the cost."""
+
+    @property
+    def cost_text(self) -> str:
+        """The cost without its unit."""
+        return "–" if math.isnan(self.cost) else f"{self.cost:,.0f}" if self.unit == COST.unit else f"{self.cost:.3g}"
 
 
 @dataclass(frozen=True)
@@ -120,10 +127,12 @@ def scores_of(rows: Sequence[Mapping[str, Any]], arms: Cells, needs: Sequence[Ne
 def _arm(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
     bad = [row for row in rows if row["status"] == "failed"]
     good = [row for row in rows if row["status"] != "failed"]
-    costs = [float(row[COST.name]) for row in good if row.get(COST.name) is not None]
+    column = cost_of(good)
+    costs = [float(row[column.name]) for row in good if row.get(column.name) is not None]
     stopped = sum(row["status"] == "stopped" for row in good)
     cost = fmean(costs) if costs else float("nan")
-    return Arm(name, len(rows), len(good), len(bad), stopped, cost, str(bad[0].get("error") or "") if bad else "")
+    error = str(bad[0].get("error") or "") if bad else ""
+    return Arm(name, len(rows), len(good), len(bad), stopped, cost, error, column.unit)
 
 
 def _doubts(arms: Cells, column: str, need: Need) -> list[str]:

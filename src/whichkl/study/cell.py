@@ -14,7 +14,6 @@ from typing import Any
 from whichkl._checks import ResourceError, plain
 from whichkl.cluster import Threads, Workers
 from whichkl.diagnostics import Diagnostics, JudgedFit, Judgement
-from whichkl.distillation.result import Distillation
 from whichkl.divergences import Estimate
 from whichkl.fitting import fit_of, solve
 from whichkl.process.memory import refuse_if_ran_out
@@ -203,30 +202,10 @@ class DistillationBench(Bench):
     def work(self, cell: Cell) -> Outcome:
         """Distill, and score on examples that neither training nor stopping saw."""
         student, objective = cell.names
-        result = self.plan.target.distill(self.plan.students[student], objective, cell.seed)
-        return outcome_of(cell, _columns(result), result.to_dict(), result.files())
-
-
-def _columns(result: Distillation) -> dict[str, Any]:
-    s = result.scores
-    row: dict[str, Any] = {
-        "status": "stopped" if any("given up" in note for note in result.notes) else "converged",
-        "solver": "distill",
-        "iterations": result.epochs,
-        "evaluations": result.examples,
-        "rows": result.examples,
-        "notes": "; ".join(result.notes),
-        "jeffreys": s.forward_kl.value + s.reverse_kl.value,
-        "agreement": s.agreement.value,
-        "agreement_stderr": s.agreement.stderr,
-    }
-    for name, one in (("forward_kl", s.forward_kl), ("reverse_kl", s.reverse_kl)):
-        row |= {name: one.value, f"{name}_stderr": one.stderr, f"{name}_reliable": one.reliable}
-    for name in ("accuracy", "nll", "ece"):
-        one = getattr(s, name)
-        if one is not None:
-            row |= {name: one.student.value, f"{name}_stderr": one.student.stderr, f"{name}_teacher": one.teacher.value}
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+        target = self.plan.target
+        result = target.distill(self.plan.students[student], objective, cell.seed)
+        row = {name: None if isinstance(one, float) and math.isnan(one) else one for name, one in target.columns(result).items()}
+        return outcome_of(cell, row, result.to_dict(), target.files(result))
 
 
 def _fit(solved: JudgedFit, card: Scorecard, status: str, used: dict[str, int]) -> Any:

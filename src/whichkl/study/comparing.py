@@ -14,7 +14,7 @@ from typing import Any
 from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot
 from whichkl.cluster import Ray, workers_of
-from whichkl.distillation.classifier import DistillationTarget
+from whichkl.distillation.teacher_target import TeacherTarget
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import Tell, with_progress
 from whichkl.study.cell import Outcome
@@ -75,9 +75,11 @@ def compare(
     of fixed samples. All cells of a seed are scored on the same draws, so that arms can be compared in pairs.
 
     Args:
-        target: a `Target`, or anything that `Target.of` takes; or a `whichkl.distillation.DistillationTarget`.
+        target: a `Target`, or anything that `Target.of` takes; or a `whichkl.distillation.DistillationTarget` or
+            `LanguageTarget`.
         families: families or their names; by default the one that `fit` takes. For a distillation, students by name.
-        objectives: objectives or their names; by default forward and reverse KL, as far as the access allows.
+        objectives: objectives or their names; by default forward and reverse KL, as far as the access allows. Of
+            language models with their prefixes, such as ``"reverse_kl@student"``.
         seeds: how many, or which.
         budget: evaluations that a solver may use in a cell; one that runs out is `stopped`, and keeps its best model.
         metrics: names of the scorecard (`whichkl.study.MEASURES`), by default all, and functions f(model, draws) of your own.
@@ -101,7 +103,7 @@ def compare(
     >>> study.table["objective"], study.table["status"]
     (['forward_kl', 'reverse_kl', 'forward_kl', 'reverse_kl'], ['converged', 'converged', 'converged', 'converged'])
     """
-    if isinstance(target, DistillationTarget):
+    if isinstance(target, TeacherTarget):
         if budget is not None or metrics is not None:
             because = "the target fixes how students are trained, and all measures are always taken"
             raise InputError(cannot("set `budget=` or `metrics=` of distillations", because, "Leave them out"))

@@ -34,7 +34,7 @@ from whichkl.study.plan import config_hash
 
 STUDY = "study.json"
 _CELLS, _DONE = "cells", "DONE"
-_FIT = r"fit/([a-z]+\.json|(model|student)-[0-9a-f]{16}\.safetensors)"
+_FIT = r"fit/([a-z_]+\.json|(model|student)-[0-9a-f]{16}\.safetensors)"
 _CELL_FILE = re.compile(rf"({re.escape(TEMPORARY)})?{_DONE}|\.{_DONE}|cell\.json|fit/|{_FIT}")
 """Names of a cell's files. Earlier versions wrote `.DONE` where this one writes a temporary name."""
 _CELL_FOLDER = re.compile(r"[0-9a-f]{64}")

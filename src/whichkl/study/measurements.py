@@ -131,12 +131,12 @@ class Sides:
 
 def forward_kl(s: Sides) -> Measurement | None:
     """KL(p‖q)."""
-    return _of_estimate("forward_kl", s.forward, constant_of(s.whole.origin))
+    return _of_estimate("forward_kl", s.forward, s)
 
 
 def reverse_kl(s: Sides) -> Measurement | None:
     """KL(q‖p)."""
-    return None if s.is_conditional else _of_estimate("reverse_kl", s.reverse, constant_of(s.whole.origin))
+    return None if s.is_conditional else _of_estimate("reverse_kl", s.reverse, s)
 
 
 def jeffreys(s: Sides) -> Measurement | None:
@@ -155,7 +155,7 @@ def jeffreys(s: Sides) -> Measurement | None:
         reliable=all(one.reliable for one in parts),
         notes=tuple(note for one in parts for note in one.notes),
     )
-    return _of_estimate("jeffreys", whole)
+    return _of_estimate("jeffreys", whole, s)
 
 
 def ess(s: Sides) -> Measurement | None:
@@ -228,10 +228,10 @@ def calibration(s: Sides) -> Measurement | None:
     return Measurement(columns, found.to_dict())
 
 
-def _of_estimate(name: str, value: Estimate | None, up_to: Literal["temperature"] | None = None) -> Measurement | None:
+def _of_estimate(name: str, value: Estimate | None, s: Sides) -> Measurement | None:
     if value is None:
         return None
-    value = replace(value, quantity=name).resting_on(up_to)
+    value = replace(value, quantity=name).resting_on(constant_of(s.whole))
     columns: dict[str, Any] = {name: value.value, f"{name}_stderr": value.stderr, f"{name}_reliable": value.reliable}
     if name != "jeffreys":
         columns[f"{name}_up_to"] = value.up_to

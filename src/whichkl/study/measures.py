@@ -20,7 +20,7 @@ class Column:
     name: str
     words: str
     """Its name in prose, in headings and on axes."""
-    unit: Literal["nats", "as a share", "evaluations", ""] = ""
+    unit: Literal["nats", "as a share", "evaluations", "FLOPs", "seconds", "tokens", ""] = ""
     better: Literal["lower", "higher", ""] = ""
     meaning: str = ""
     table: Literal["closeness", "reach", "weights", ""] = ""
@@ -99,20 +99,35 @@ MEASURES: dict[str, Measure] = {
 
 DISTILLATION_COLUMNS = (
     Column("accuracy", "accuracy", "as a share", "higher", "labels that are right", views=_SUMMARY),
-    Column("agreement", "agreement", "as a share", "higher", "decisions that are the teacher's", views=_SUMMARY),
-    Column("nll", "nll", "nats", "lower", "−log of the chance given to the label", views=_SUMMARY),
+    Column("agreement", "agreement", "as a share", "higher", "decisions, or tokens, that are the teacher's", views=_SUMMARY),
+    Column("nll", "nll", "nats", "lower", "−log of the chance of the label, or of the teacher's token", views=_SUMMARY),
     Column("ece", "ece", "as a share", "lower", "expected calibration error", views=_SUMMARY),
 )
 """Scores of students, in addition to both KLs and Jeffreys."""
 
+LANGUAGE_COLUMNS = (
+    Column("forward_kl_per_token", "forward KL a token", "nats", "lower", "divided by the mean length of the teacher's texts"),
+    Column("reverse_kl_per_token", "reverse KL a token", "nats", "lower", "divided by the mean length of the student's texts"),
+    Column("entropy", "entropy", "nats", "", "of a sequence of the student", views=_SUMMARY),
+    Column("entropy_gap", "entropy gap", "nats", "lower", "distance from the teacher's entropy"),
+    Column("length", "length", "tokens", "", "of the student's sequences", views=_SUMMARY),
+    Column("length_gap", "length gap", "tokens", "lower", "distance from the teacher's length"),
+    Column("distinct_2", "distinct pairs", "as a share", "", "of neighbouring tokens within a sequence", views=_SUMMARY),
+    Column("cut", "cut", "as a share", "", "the student's sequences that reached the largest length"),
+    Column("cpu_seconds", "CPU seconds", "seconds", "lower", "of training", views=_SUMMARY),
+)
+"""Scores of language models, in addition to those of students."""
+
 COST = Column("evaluations", "evaluations", "evaluations", "lower", "what the solver used of the target", views=_SUMMARY)
+FLOPS = Column("flops", "FLOPs", "FLOPs", "lower", "of trained and of generated tokens, counted", views=_SUMMARY)
 """Cost is counted, not estimated, so that it needs no test."""
 
 _MEASURED = tuple(column for one in MEASURES.values() for column in one.columns)
-COLUMNS = {column.name: column for column in (*DISTILLATION_COLUMNS, *_MEASURED, COST)}
+COLUMNS = {column.name: column for column in (*DISTILLATION_COLUMNS, *_MEASURED, *LANGUAGE_COLUMNS, COST, FLOPS)}
 """Every column that holds a measured number, by its name."""
 
-TEXT_FIELDS = ("cell", "family", "objective", "status", "error", "solver", "forward_kl_up_to", "reverse_kl_up_to", "notes")
+_UP_TO_FIELDS = ("forward_kl_up_to", "reverse_kl_up_to", "forward_kl_per_token_up_to", "reverse_kl_per_token_up_to")
+TEXT_FIELDS = ("cell", "family", "objective", "status", "error", "solver", *_UP_TO_FIELDS, "notes")
 """Columns that hold text."""
 _HEAD = ("cell", "family", "objective", "seed", "status", "error", "solver", "iterations", "optima")
 _COUNTS = ("budget", "out_of_budget", COST.name, "log_prob", "score", "samples", "rows")
@@ -120,8 +135,12 @@ FIELDS = (*_HEAD, *_COUNTS, *(name for one in MEASURES.values() for name in one.
 """The columns of every row, in their order; the user's own metrics come before the notes."""
 RESERVED = frozenset((*FIELDS, *MEASURES, *(f"{name}{ending}" for name in FIELDS for ending in _KL), "details", "training"))
 """Names that a metric of the user's own can't have."""
-UP_TO = {"entropy_p": "+ H(p)", "log_z": "up to log Z", "temperature": "at an assumed temperature"}
-"""Words of a heading for a value that includes more than the divergence."""
+_UP_TO = {
+    "entropy_p": "+ H(p)",
+    "log_z": "up to log Z",
+    "temperature": "at an assumed temperature",
+    "entropy_p, temperature": "+ H(p) at an assumed temperature",
+}
 
 
 def columns_with(metrics: Iterable[str]) -> list[str]:
@@ -129,9 +148,22 @@ def columns_with(metrics: Iterable[str]) -> list[str]:
     return [*FIELDS[:-1], *metrics, FIELDS[-1]]
 
 
+def constants_of(rows: Iterable[Mapping[str, Any]], name: str) -> str:
+    """Return what the values of a column include or rest on, as words of a heading; empty if nothing."""
+    parts = ("forward_kl", "reverse_kl") if name == "jeffreys" else (name,)
+    found = {row.get(f"{one}_up_to") for row in rows for one in parts if row.get(one) is not None}
+    found &= {"temperature"} if name == "jeffreys" else found  # log Z cancels
+    return " or ".join(words for constant, words in _UP_TO.items() if constant in found)
+
+
 def columns_in(view: View) -> list[Column]:
     """Return the columns that a view shows, in their order."""
     return [column for column in COLUMNS.values() if view in column.views]
+
+
+def cost_of(rows: Sequence[Mapping[str, Any]]) -> Column:
+    """Return the column that counts what rows cost."""
+    return next((one for one in (COST, FLOPS) if any(row.get(one.name) is not None for row in rows)), COST)
 
 
 def column_words(name: str) -> str:
@@ -181,6 +213,19 @@ DISTILLATION_NEEDS = (
     Need("precision", ("reverse_kl",), "nothing that the teacher holds impossible", absolute=0.005),
 )
 """Needs by which students are judged; units are those of the columns."""
+
+LANGUAGE_NEEDS = (
+    Need("coverage", ("forward_kl", "forward_kl_per_token"), "nothing to be missed that the teacher may write", relative=0.02),
+    Need("precision", ("reverse_kl", "reverse_kl_per_token"), "nothing that the teacher wouldn't write", relative=0.02),
+    Need("agreement", ("agreement",), "the teacher's likeliest token", less_is_better=False, absolute=0.005, relative=0.0),
+    Need("calibration", ("ece",), "confidence that is right as often as it says", absolute=0.005, relative=0.0),
+    Need("diversity", ("entropy_gap",), "texts as varied as the teacher's", absolute=0.1),
+    Need("length", ("length_gap",), "texts as long as the teacher's", absolute=0.1),
+)
+"""Needs by which student language models are judged; KLs and entropies are those of whole sequences."""
+
+NEEDS_OF_STUDENTS = {"distillation": DISTILLATION_NEEDS, "language model": LANGUAGE_NEEDS}
+"""By the source of the target."""
 
 CHEAPER = 0.1
 """An arm is cheaper than another where it uses less by more than this share."""

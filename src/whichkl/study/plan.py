@@ -15,15 +15,14 @@ from torch import nn
 
 from whichkl._checks import InputError, TargetError, as_int, as_number, cannot, plain
 from whichkl.advice import advise, default_family
-from whichkl.distillation.classifier import DistillationTarget, Student, student_identity
-from whichkl.distillation.training import row_divergence_of, spec_of
+from whichkl.distillation.teacher_target import Student, TeacherTarget, student_identity
 from whichkl.families import Family, family_of
 from whichkl.families.named import named_families
 from whichkl.fitting.run import with_categories
 from whichkl.objectives import Objective, objective_of
 from whichkl.process.memory import check_memory
 from whichkl.solvers.rows.rows import rows_of
-from whichkl.study.measures import DISTILLATION_NEEDS, MEASURES, RESERVED
+from whichkl.study.measures import MEASURES, NEEDS_OF_STUDENTS, RESERVED
 from whichkl.targets import Target
 from whichkl.targets.fingerprint import code_version, target_fingerprint, tensor_hash
 
@@ -311,7 +310,7 @@ def _check_count(name: str, value: Any, least: int) -> None:
 class DistillationPlan:
     """A study of distillations, resolved."""
 
-    target: DistillationTarget
+    target: TeacherTarget
     students: dict[str, Student]
     objectives: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -319,10 +318,11 @@ class DistillationPlan:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Everything on which a number depends, as JSON holds it."""
-        target = {"source": "distillation", **self.target.identity}
+        target = {"source": self.target.source, **self.target.identity}
         students = [student_identity(name, one) for name, one in self.students.items()]
-        measures = [need.columns[0] for need in DISTILLATION_NEEDS]
-        return study_config(target, students, self.objectives, self.seeds) | {"budget": None, "metrics": measures}
+        measures = [need.columns[0] for need in NEEDS_OF_STUDENTS[self.target.source]]
+        own = {"budget": self.target.budget, "metrics": measures}
+        return study_config(target, students, self.objectives, self.seeds) | own
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -330,9 +330,7 @@ class DistillationPlan:
         return cells_of(self.config, list(self.students))
 
 
-def distillation_plan_of(
-    target: DistillationTarget, students: Any, objectives: Any, seeds: int | Sequence[int]
-) -> DistillationPlan:
+def distillation_plan_of(target: TeacherTarget, students: Any, objectives: Any, seeds: int | Sequence[int]) -> DistillationPlan:
     """Resolve names, and refuse what can't be compared."""
     named: Mapping[str, Any] = students if isinstance(students, Mapping) else {"student": students}
     for name, one in named.items():
@@ -340,7 +338,7 @@ def distillation_plan_of(
             instead = "Give families={name: module, or a function that makes one}"
             raise InputError(cannot("compare these students", f"`{name}` is a `{type(one).__name__}`", instead))
     wanted = ["forward_kl", "reverse_kl"] if objectives is None else listed(objectives)
-    specs = distinct([spec_of(row_divergence_of(one)) for one in wanted], str)
+    specs = distinct([target.name_of(one) for one in wanted], str)
     distinct(list(named), str)
     return DistillationPlan(target, dict(named), specs, seeds_of(seeds))
 

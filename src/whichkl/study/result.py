@@ -18,7 +18,7 @@ from whichkl.printable import HTML, WIDTH, wrapped
 from whichkl.process.torch_modes import plain_modes
 from whichkl.study.arms import mean_and_error, rows_by_arm
 from whichkl.study.ledger import Ledger, Stored, read_config
-from whichkl.study.measures import COST, DISTILLATION_NEEDS, NEEDS, UP_TO, columns_in, columns_with
+from whichkl.study.measures import COST, NEEDS, NEEDS_OF_STUDENTS, columns_in, columns_with, constants_of
 from whichkl.study.verdict import Verdict, decide
 from whichkl.targets import Target
 
@@ -73,7 +73,7 @@ class Study(HTML):
     def verdict(self) -> Verdict:
         """The verdict: which arm is better for which need, if any."""
         target = self.config["target"]
-        found = decide(self.rows, DISTILLATION_NEEDS if target.get("source") == "distillation" else NEEDS)
+        found = decide(self.rows, NEEDS_OF_STUDENTS.get(str(target.get("source")), NEEDS))
         return replace(found, notes=(*found.notes, _SPLITS)) if found.comparisons and target.get("rows") else found
 
     @plain_modes()
@@ -134,8 +134,7 @@ class Study(HTML):
         shown = [one.name for one in columns_in("summary") if any(row.get(one.name) is not None for row in rows)]
         lines = [["", *shown, "failed"]]
         for j, name in enumerate(shown, 1):
-            found = {row.get(f"{name}_up_to") for row in rows if row.get(name) is not None}
-            lines[0][j] += "".join(f" {text}" for one, text in UP_TO.items() if one in found)
+            lines[0][j] = f"{name} {constants_of(rows, name)}".rstrip()
         for arm, mine in rows_by_arm(rows).items():
             bad = sum(row["status"] == "failed" for row in mine)
             lines.append([arm, *(mean_text(mine, name) for name in shown), f"{bad} of {len(mine)}"])

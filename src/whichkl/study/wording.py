@@ -43,9 +43,9 @@ def sentence_of(
     if worse:
         text += f" For some need {listed(worse)} {'is' if len(worse) == 1 else 'are'} worse."
     cheap = _cheapest(arms[name] for name in winners)
-    dearest = max((arms[name].cost for name in winners), default=math.nan)
-    if cheap.cost < (1 - CHEAPER) * dearest:
-        text += f" {cheap.name} is the cheapest of them: {cheap.cost:,.0f} evaluations a cell, against up to {dearest:,.0f}."
+    dear = max((arms[name] for name in winners), key=lambda arm: arm.cost)
+    if cheap.cost < (1 - CHEAPER) * dear.cost:
+        text += f" {cheap.name} is the cheapest of them: {cheap.cost_text} {cheap.unit} a cell, against up to {dear.cost_text}."
     return text + _failures(winners, arms)
 
 
@@ -88,7 +88,8 @@ def _winner(name: str, choices: Sequence[Choice], comparisons: Sequence[Comparis
     text += f"; for {listed(shared)} nothing is detectably better." if shared else "."
     cheapest = _cheapest(arms.values())
     if cheapest.cost < (1 - CHEAPER) * arms[name].cost:
-        text += f" It costs {arms[name].cost:,.0f} evaluations a cell; the cheapest, {cheapest.name}, costs {cheapest.cost:,.0f}."
+        mine, least = arms[name].cost_text, cheapest.cost_text
+        text += f" It costs {mine} {cheapest.unit} a cell; the cheapest, {cheapest.name}, costs {least}."
     return text + _failures([name], arms)
 
 
@@ -110,7 +111,7 @@ def _depends(choices: Sequence[Choice], arms: dict[str, Arm]) -> str:
     named = list(dict.fromkeys(name for best in wishes for name in best))
     cheapest, dearest = _cheapest(arms.values()), max((arms[name].cost for name in named), default=math.nan)
     is_dear = cheapest.cost < (1 - CHEAPER) * dearest
-    cost = f" The cheapest is {cheapest.name} ({cheapest.cost:,.0f} evaluations a cell)." if is_dear else ""
+    cost = f" The cheapest is {cheapest.name} ({cheapest.cost_text} {cheapest.unit} a cell)." if is_dear else ""
     return f"It depends on what you need: {'; '.join(parts)}.{cost}" + _failures(named, arms)
 
 

@@ -120,20 +120,25 @@ def call(
     if isinstance(values, Tensor):
         return values
     due = () if who == "log_prob" else tuple(x.shape[1:])
-    wrong = next((one for one in values if tuple(one.shape) != due), None)
+    wrong = next((one for one in values if not _is_of_shape(one, due)), None)
     if wrong is not None:
         because = f"`{who}` returned shape {tuple(wrong.shape)} for one point of dimension {x.shape[-1]}, not {due}"
         instead = "Return one number" if who == "log_prob" else "Return the gradient at that point"
         raise TargetError(cannot("use this target", because, f"{instead}, or leave `batched=False` out if it takes rows"))
-    return torch.stack(values) if values else x.new_empty(0, *due)
+    return torch.stack([one.reshape(due) for one in values]) if values else x.new_empty(0, *due)
 
 
 def check_shape(gradient: Tensor, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return the gradient if it has the shape of `x`."""
-    if gradient.shape != x.shape:
+    """Return the gradient if it has the shape of `x`, up to axes of length 1."""
+    if not _is_of_shape(gradient, tuple(x.shape)):
         because = f"`score` returned shape {tuple(gradient.shape)} for points of shape {tuple(x.shape)}"
         raise TargetError(cannot("use this target", because, "Return one gradient per row"))
-    return gradient
+    return gradient.reshape(x.shape)
+
+
+def _is_of_shape(value: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a value has this shape up to axes of length 1, which NumPy and SciPy squeeze."""
+    return [k for k in value.shape if k != 1] == [k for k in shape if k != 1]
 
 
 class Score:

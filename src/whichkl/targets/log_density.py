@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from whichkl._checks import DeadDensityError, NotANumberError, TargetError, cannot, check_log_prob
+from whichkl._checks import DeadDensityError, NotANumberError, TargetError, cannot, check_log_prob, one_per_row
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import autograd_on
 from whichkl.targets.calling import Convention, Function, Score, call, check_shape, find_convention
@@ -143,8 +143,7 @@ class LogDensity:
         found = self.convention  # first, since it may replace the function
 
         def called(rows: Tensor) -> Tensor:
-            value = call(self.function, rows, "log_prob", self.batched, found.takes_arrays, self.probe.dtype)
-            return value if tuple(value.shape) == (len(rows),) else check_log_prob(value, rows)  # raises
+            return one_per_row(call(self.function, rows, "log_prob", self.batched, found.takes_arrays, self.probe.dtype), rows)
 
         with threads_for(len(x) * found.work):
             value = self.raising.call(called, x, (), batched=self.batched)

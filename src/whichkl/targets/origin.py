@@ -93,6 +93,7 @@ def origin_of_weights(weights: Float[Tensor, " n"]) -> Origin:
     )
 
 
-def constant_of(origin: Any) -> Literal["temperature"] | None:
-    """Return the constant that every value about a target of this origin rests on; None if there is none, or no origin."""
+def constant_of(target: Any) -> Literal["temperature"] | None:
+    """Return the constant that every value about a target rests on; None if there is none, or it has no origin."""
+    origin = getattr(target, "origin", None)
     return origin.up_to if isinstance(origin, Origin) else None

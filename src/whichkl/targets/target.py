@@ -330,7 +330,7 @@ class Target:
         if self.stream is not None:
             parts, rows = len(self.stream.parts), self.stream.rows
             size = f", streamed in {parts:,} part{'s' if parts != 1 else ''}" + ("" if rows is None else f", n={rows}")
-        size += f", given {len(self.context_names)} columns" if self.context_names else ""
+        size += f", given {len(self.context_names)} column{'s' * (len(self.context_names) > 1)}" if self.context_names else ""
         return f"Target(dim={self.dim}{size}, access: {self.access.label})"
 
     def __str__(self) -> str:

@@ -28,8 +28,9 @@ from whichkl.distillation.language.stored_teacher import (
     text_digest,
     tokenizer_digest,
 )
-from whichkl.distillation.language.token_loss import Side, in_chunks, rows_of
+from whichkl.distillation.language.token_loss import Side, rows_of
 from whichkl.distillation.losses import TopK
+from whichkl.distillation.losses.heads import Head, accumulating
 from whichkl.distillation.losses.reduction import check_temperature, widened
 from whichkl.distillation.networks import digest
 from whichkl.files.journal import Journal
@@ -43,7 +44,7 @@ _TOKENS_PER_SHARD = 1 << 17
 """About 33 MB of 32 likeliest tokens."""
 _MAX_ROWS_PER_CALL = 64
 _NUMBERS_PER_CALL = 1 << 25
-"""Logits per call of a teacher without a plain head: 128 MB in float32."""
+"""Logits at a time: 128 MB in float32."""
 
 
 @plain_modes()
@@ -219,7 +220,7 @@ def _captured(
         rollouts = together([one.to_dict() for one in part[first : first + step]])
         with torch.no_grad():
             rows = rows_of(p, p.module, side, rollouts)
-            in_chunks(lambda logits: _kept(logits, described, generator, laws), side.head, p.tokens, rows)
+            laws += [_kept(law, described, generator) for law in _laws(rows, side, p.tokens, described["temperature"])]
         done += len(rows)
         say(done)
     stored = {name: torch.cat([law[name] for law in laws]) for name in laws[0]}
@@ -230,24 +231,33 @@ def _captured(
     return stored, {"mass": float(mass.sum()), "least": float(mass.min())}
 
 
-def _kept(
-    logits: Float[Tensor, "r v"], described: dict[str, Any], generator: torch.Generator, laws: list[dict[str, Tensor]]
-) -> Float[Tensor, " r"]:
-    """Append what is kept of some rows to `laws`; return the probability of the kept tokens."""
-    temperature, k, draws = (described[name] for name in ("temperature", "k", "draws"))
-    log_p = (widened(logits) / temperature).log_softmax(-1)
+def _laws(rows: Tensor, side: Side, tokens: int, temperature: float) -> Iterator[Float[Tensor, "r v"]]:
+    """Yield the log-probabilities of rows, some at a time; products are summed in float32 or float64, as in training."""
+    if side.head is None:
+        yield (widened(rows[:, :tokens]) / temperature).log_softmax(-1)
+        return
+    weight, bias = side.head.weight[:tokens], None if side.head.bias is None else side.head.bias[:tokens]
+    head = Head(rows, weight, bias, side.head.scale, side.head.cap)
+    for part in torch.arange(len(rows), device=rows.device).split(max(1, _NUMBERS_PER_CALL // tokens)):
+        product = rows.new_empty((len(part), tokens), dtype=accumulating(rows, weight))
+        with torch.autocast(rows.device.type, enabled=False):
+            head.project(part, product)
+            yield head.log_probs(product, temperature)[0]
+
+
+def _kept(log_p: Float[Tensor, "r v"], described: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    """Return what is kept of some laws, and the probability of the kept tokens."""
     if bool(log_p.isnan().any()):
         because = "its logits are NaN, or infinite, for some of the data"
         raise InputError(cannot("capture this teacher", because, "Look at its weights and its dtype"))
-    law: dict[str, Tensor]
-    if k:
-        kept = TopK.of(log_p, k)
-        law = {"log_probs": kept.log_probs.float(), "indices": kept.indices.int(), "log_rest": kept.log_rest.float()}  # type: ignore[union-attr]
-        mass = -torch.expm1(law["log_rest"].double())
+    if described["draws"]:
+        law, mass = _drawn(log_p, described["draws"], generator)
     else:
-        law, mass = _drawn(log_p, draws, generator)
-    laws.append({name: one.cpu() for name, one in {**law, "mass": mass}.items()})
-    return mass
+        kept = TopK.of(log_p, described["k"])
+        rest = kept.log_rest.float()  # type: ignore[union-attr]
+        law = {"log_probs": kept.log_probs.float(), "indices": kept.indices.int(), "log_rest": rest}
+        mass = -torch.expm1(rest.double())
+    return {name: one.cpu() for name, one in {**law, "mass": mass}.items()}
 
 
 def _drawn(log_p: Float[Tensor, "r v"], draws: int, generator: torch.Generator) -> tuple[dict[str, Tensor], Float[Tensor, " r"]]:

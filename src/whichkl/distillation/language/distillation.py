@@ -14,9 +14,9 @@ from torch import nn
 from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot, check_seed, require
 from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
-from whichkl.distillation.language.choices import check_numbers
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
+from whichkl.distillation.language.objective import check_numbers
 from whichkl.distillation.language.result import Continuation, LanguageDistillation
 from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
@@ -50,12 +50,13 @@ def language_model(
     temperature: float = 1.0,
     max_new_tokens: int = 64,
     vocabulary: int | None = None,
-    held_out: float = 0.1,
+    held_out: Any = 0.1,
     evaluations: int = 0,
     args: Any = None,
     budget: float | None = None,
     journal: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    memo: dict[Any, Any] | None = None,
     tell: Callable[[str, float], None] | None = None,
 ) -> LanguageDistillation:
     """Train a copy of a student language model on a teacher, and compare their continuations of held-out prompts.
@@ -73,14 +74,18 @@ def language_model(
         temperature: divides both logits.
         max_new_tokens: where continuations are cut.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
-        held_out: the share of the examples whose prompts are for the comparison alone.
+        held_out: the share of the examples whose prompts are for the comparison alone, or other examples for it, in the form of
+            `data`. At most 500 of them are used.
         evaluations: how often both KLs are measured on the way, at equal parts of the run. Each costs as much as the comparison
             at its end.
-        args: `transformers.TrainingArguments`; by default three passes at a learning rate of 10⁻³ with nothing saved.
-        budget: FLOPs after which training stops; two runs of one budget can be compared.
+        args: `transformers.TrainingArguments`, or a dict of those that differ from the default: a learning rate of 10⁻³ that
+            falls to 0, and three passes, or as many as the budget buys; nothing is saved.
+        budget: FLOPs after which training stops; two runs of one budget can be compared. The learning rate follows the share
+            of it that is spent.
         journal: a folder where the run records its progress; `output_dir` of `args` isn't used then. If interrupted, call again
             with the same arguments to resume; the result is the same to the last bit on the same machine. In one process only.
         seed: fixes the split, the order, prefixes and draws.
+        memo: see `sequence_kl`; calls that share one measure an untrained student once.
         tell: called with the present step, and the fraction of it that is done.
 
     Raises:
@@ -91,6 +96,7 @@ def language_model(
     require("transformers", "lm")
     from whichkl.distillation.language.record import Record
     from whichkl.distillation.language.run import Run
+    from whichkl.distillation.language.training_arguments import arguments_of
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
@@ -103,14 +109,18 @@ def language_model(
     p = teacher_of(teacher, q)
     with evaluating(p, q):
         ends = settled(p, q, tokenizer, vocabulary)
-    train, unseen = _split(read_examples(data, tokenizer, q.tokens, ends[0]), held_out, seed)
-    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, say)
+    examples = read_examples(data, tokenizer, q.tokens, ends[0])
+    if isinstance(held_out, (int, float)):
+        train, unseen = _split(examples, held_out, seed)
+    else:
+        train, unseen = examples, _shuffled(read_examples(held_out, tokenizer, q.tokens, ends[0]), seed)
+    measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
     draw = partial(_draws, examples=unseen[:_SHOWN], ends=ends, most=max_new_tokens, seed=seed)
     choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, **numbers}
     choices |= {"max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
-        settings = _arguments(args, folder, seed)
-        fixed = {**choices, "held_out": held_out, "seed": seed, "budget": budget, "evaluations": evaluations}
+        settings = arguments_of(args, folder, seed, budget)
+        fixed = {**choices, "held_out": len(unseen), "seed": seed, "budget": budget, "evaluations": evaluations}
         fixed["args"] = {name: one for name, one in settings.to_dict().items() if not name.startswith(_NOT_OF_THE_RUN)}
         log = None if journal is None else Journal.of(journal, _identity(p, q, (train, unseen), ends, fixed))
         run = Run(q, Record(log), measure, evaluations, say)
@@ -130,7 +140,7 @@ def language_model(
     shown.append(draw(q))
     used = {**fixed, "objective": trainer.objective, "prefixes": trainer.shares, "examples": len(train)}
     used |= {"learning_rate": settings.learning_rate, "batch": settings.per_device_train_batch_size}
-    used |= {"args": _changed(settings), "teacher": _named(p), "student": _named(q)}
+    used |= {"args": _changed(settings), "teacher": _named(p), "student": _named(q), "memory": run.memory}
     return LanguageDistillation(
         q.module,
         before,
@@ -156,6 +166,7 @@ def _measure(
     vocabulary: int | None,
     most: int,
     seed: int,
+    memo: dict[Any, Any] | None,
     say: Callable[[str, float], None],
 ) -> Callable[[], SequenceKL | HeldOutLoss]:
     """Return the call that compares the student as it then is with its teacher."""
@@ -166,23 +177,11 @@ def _measure(
         "vocabulary": vocabulary,
         "max_new_tokens": most,
         "seed": seed,
+        "memo": memo,
         "tell": say,
     }
     prompts = [one.prompt for one in unseen]
     return lambda: sequence_kl(teacher=p.module, student=q.module, prompts=prompts, **settings)
-
-
-def _arguments(args: Any, folder: str, seed: int) -> Any:
-    transformers = require("transformers", "lm")
-    if args is not None:
-        from whichkl.distillation.language.training_arguments import check_kind
-
-        check_kind(args)
-        return args
-    return transformers.TrainingArguments(
-        output_dir=folder, num_train_epochs=3, learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
-        logging_steps=10, dataloader_pin_memory=torch.accelerator.is_available(), seed=seed,
-    )  # fmt: skip
 
 
 def _identity(
@@ -251,11 +250,15 @@ def _split(examples: list[Example], held_out: float, seed: int) -> tuple[list[Ex
     groups: dict[tuple[int, ...], list[Example]] = {}
     for one in examples:
         groups.setdefault(tuple(one.prompt), []).append(one)
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
+    known = _shuffled(list(groups.values()), seed)
     count = round(held_out * len(groups))
-    known = list(groups.values())
-    unseen, train = ([one for k in part for one in known[k]] for part in (order[:count], order[count:]))
+    unseen, train = ([one for group in part for one in group] for part in (known[:count], known[count:]))
     if count < 2 or not train:
         because = f"{count} of {len(groups)} distinct prompts are held out, and {len(groups) - count} are left"
         raise InputError(cannot("hold prompts out", because, "Give more examples, or another `held_out=`"))
     return train, unseen
+
+
+def _shuffled(values: list[Any], seed: int) -> list[Any]:
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return [values[k] for k in order.tolist()]

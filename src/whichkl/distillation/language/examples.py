@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.prompts import listed, read_prompt
+from whichkl.distillation.language.prompts import all_of, are_ids, listed, read_prompt
 from whichkl.distillation.language.rollouts import Rollouts
 
 _WANTED = "Give texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place"
@@ -36,7 +36,7 @@ def read_examples(data: Any, tokenizer: Any, tokens: int, end: int) -> list[Exam
     """
     if isinstance(data, Mapping):
         raise InputError(cannot("read these examples", f"they are one `{type(data).__name__}`", _WANTED))
-    given = listed(data, "read these examples", _WANTED)
+    given = all_of(data, "read these examples", _WANTED)
     found = [_checked(_example(one, tokenizer, end, number), tokens, number) for number, one in enumerate(given)]
     if not found:
         raise InputError(cannot("read these examples", "there are none", _WANTED))
@@ -85,14 +85,17 @@ def _example(one: Any, tokenizer: Any, end: int, number: int) -> Example:
     if "prompt" not in one:
         because = f"example {number} has {', '.join(map(repr, one)) or 'nothing'}, and no 'prompt' or 'messages'"
         raise InputError(cannot("read these examples", because, _WANTED))
-    prompt, completion = read_prompt(one["prompt"], tokenizer, number), one.get("completion")
+    prompt, completion = read_prompt(one["prompt"], tokenizer, number), listed(one.get("completion"))
     if completion is None:
         return Example(prompt, None)
     if isinstance(completion, str):
         if tokenizer is None:
             raise InputError(cannot("read these examples", f"example {number} is text", "Pass `tokenizer=`"))
         completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return Example(prompt, _ended(list(completion), end))
+    if not are_ids(completion):
+        because = f"the completion of example {number} is a `{type(completion).__name__}` of something else"
+        raise InputError(cannot("read these examples", because, "Give a text or token ids"))
+    return Example(prompt, _ended([int(token) for token in completion], end))
 
 
 def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any, end: int, number: int) -> Example:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,23 @@ from whichkl.process.memory import refuse_if_ran_out
 from whichkl.user_code import said_of
 
 
-def load_model(folder: str, who: str) -> tuple[Any, Any]:
-    """Return the model and the tokenizer that `save_pretrained` wrote into a folder. Code that came with a model isn't run.
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Switch off the bars that transformers shows for every file that it writes or reads, inside the block."""
+    logging = require("transformers.utils.logging", "lm")
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
+
+
+def load_model(folder: str, who: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Return the model and the tokenizer that `save_pretrained` wrote into a folder.
+
+    Code that came with a model is only run with `trust_remote_code`.
 
     Raises:
         InputError: there is no folder, or transformers can't load it.
@@ -21,11 +38,16 @@ def load_model(folder: str, who: str) -> tuple[Any, Any]:
     if not Path(folder).is_dir():
         raise InputError(cannot(f"load the {who} `{folder}`", "there is no such folder", "Give one that save_pretrained wrote"))
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        how = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+        with without_bars():
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **how)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **how)
     except Exception as error:
         refuse_if_ran_out(error, f"load the {who}")
         instead = "Save it by `save_pretrained`, the model and the tokenizer into one folder"
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            do, because = f"load the {who} `{folder}`", "it comes with code of its own, which would be run"
+            raise InputError(cannot(do, because, "If you trust it, write trust_remote_code: true into the job")) from error
         raise InputError(cannot(f"load the {who} `{folder}`", said_of(error), instead)) from error
     return model, tokenizer
 
@@ -78,6 +100,9 @@ def _lines(path: str) -> list[tuple[int, Any]]:
     """Return the lines that aren't empty, with their numbers: text, or what JSON has."""
     try:
         text = read_file(Path(path)).decode("utf-8")
+    except OSError as error:
+        because = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise InputError(cannot(f"read `{path}`", because, "Correct the path")) from error
     except UnicodeDecodeError as error:
         raise InputError(cannot(f"read `{path}`", "it isn't text in UTF-8", "Save it as UTF-8")) from error
     lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -21,7 +21,7 @@ def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
     Raises:
         InputError: there is none, one has another form or no token, or an id isn't one of the tokens.
     """
-    found = [read_prompt(one, tokenizer, number) for number, one in enumerate(listed(prompts, "read the prompts", _WANTED))]
+    found = [read_prompt(one, tokenizer, number) for number, one in enumerate(all_of(prompts, "read the prompts", _WANTED))]
     if not found:
         raise InputError(cannot("read the prompts", "there are none", "Give at least two"))
     for number, ids in enumerate(found):
@@ -35,7 +35,7 @@ def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
     return found
 
 
-def listed(data: Any, do: str, wanted: str) -> list[Any]:
+def all_of(data: Any, do: str, wanted: str) -> list[Any]:
     """Return what can be listed.
 
     Raises:
@@ -55,8 +55,7 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
     Raises:
         InputError: it is none of them, or text without a tokenizer.
     """
-    if isinstance(prompt, np.ndarray) or (isinstance(prompt, Tensor) and prompt.layout is torch.strided):
-        prompt = prompt.tolist()
+    prompt = listed(prompt)
     is_chat = isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(one, Mapping) for one in prompt)
     if isinstance(prompt, str) or is_chat:
         if tokenizer is None:
@@ -68,6 +67,18 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
             raise InputError(cannot("read the prompts", because, "Set `tokenizer.chat_template`, or give texts"))
         text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not isinstance(prompt, Sequence) or any(isinstance(one, bool) or not isinstance(one, (int, np.integer)) for one in prompt):
+    if not are_ids(prompt):
         raise InputError(cannot("read the prompts", f"prompt {number} is a `{type(prompt).__name__}` of something else", _WANTED))
     return [int(one) for one in prompt]
+
+
+def listed(value: Any) -> Any:
+    """Return an array or a tensor as a list, and anything else as it is."""
+    is_dense = isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.layout is torch.strided)
+    return value.tolist() if is_dense else value
+
+
+def are_ids(value: Any) -> bool:
+    """Whether a value is a list of whole numbers."""
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return is_list and all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in value)

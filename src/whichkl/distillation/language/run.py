@@ -17,6 +17,7 @@ import transformers
 
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating
+from whichkl.distillation.language.loading import without_bars
 from whichkl.distillation.language.record import Record
 from whichkl.distillation.language.result import Measured, Midway
 from whichkl.distillation.language.trainer import LanguageTrainer
@@ -38,6 +39,8 @@ class Run:
     flops: float = 0.0
     cpu_seconds: float = 0.0
     losses: tuple[float, ...] = ()
+    memory: str = ""
+    """The forecast before the first step."""
 
     def measured(self) -> Measured:
         """Compare the student with its teacher; its mode is then that of evaluation."""
@@ -61,11 +64,12 @@ class Run:
         """Train the student, unless an earlier run has."""
         done = self.record.trained(self.student.module)
         if done is None:
-            with _kept_random_states(), _without_bars():
+            with _kept_random_states(), without_bars():
                 transformers.set_seed(self.trainer.args.seed)  # of dropout
                 done = self._trained()
             self.record.keep_trained(self.student.module, done)
         self.steps, self.flops, self.cpu_seconds = int(done["steps"]), float(done["flops"]), float(done["cpu_seconds"])
+        self.memory = str(done["memory"])
         self.losses, self.midway = tuple(map(float, done["losses"])), _read(done["midway"])
         self.student.module.eval()
 
@@ -73,6 +77,7 @@ class Run:
         resumed = self.record.latest()
         if resumed is not None:
             self.midway, self.cpu_seconds = _read(resumed[1]["midway"]), float(resumed[1]["cpu_seconds"])
+            self.memory = str(resumed[1]["memory"])
         if self.record.journal is not None:
             self.trainer.add_callback(self.record.keeper(self._so_far))
         self.begin = time.process_time()
@@ -83,10 +88,13 @@ class Run:
     def _so_far(self) -> dict[str, Any]:
         """Return what a checkpoint keeps besides the trainer's own state; the time is that before a resume, too."""
         spent = self.cpu_seconds + time.process_time() - self.begin
-        return {"cpu_seconds": spent, "midway": [one.to_dict() for one in self.midway]}
+        return {"cpu_seconds": spent, "memory": self.memory, "midway": [one.to_dict() for one in self.midway]}
 
     def _told(self, done: float) -> None:
         """Report progress, and measure where another part of the run is done."""
+        if not self.memory and done == 0:
+            self.memory = str(self.trainer.forecast() or "unknown")
+            self.say(f"training, memory: {self.memory}", 0.0)
         self.say("training", done)
         if done < 1 and len(self.midway) < math.floor(done * (self.evaluations + 1)):
             begin = time.process_time()
@@ -110,16 +118,3 @@ def _kept_random_states() -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Switch off the bars that transformers shows for every file that it writes or reads, inside the block."""
-    logging = transformers.utils.logging
-    was = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was:
-            logging.enable_progress_bar()

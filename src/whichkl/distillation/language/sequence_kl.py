@@ -19,11 +19,13 @@ from whichkl.distillation.language.control_variate import PromptMeans
 from whichkl.distillation.language.measures import Draws, measured, read_rows
 from whichkl.distillation.language.prompts import read_prompts
 from whichkl.distillation.language.rollouts import Rollouts, continued
+from whichkl.distillation.networks import digest
 from whichkl.distillation.scores import Contrast
 from whichkl.divergences import Estimate
 from whichkl.files.reading import rebuilt
 from whichkl.printable import HTML
 from whichkl.process.torch_modes import plain_modes
+from whichkl.solvers.descent import state_of
 
 _NUMBERS_PER_CALL = 1 << 25
 """Logits of one model per call: 128 MB in float32."""
@@ -100,6 +102,7 @@ def sequence_kl(
     samples: int = 1,
     vocabulary: int | None = None,
     seed: int = 0,
+    memo: dict[Any, Any] | None = None,
     tell: Callable[[str, float], None] | None = None,
 ) -> SequenceKL:
     """Estimate KL(teacher‖student) and KL(student‖teacher) over whole continuations, with errors that hold.
@@ -119,6 +122,8 @@ def sequence_kl(
         samples: continuations of every prompt, from each model.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
         seed: fixes the draws.
+        memo: a dict that several calls share, {} in the first. The teacher's continuations of the same prompts are drawn once,
+            and students of the same weights are compared once.
         tell: called with the present step, and the fraction of it that is done.
 
     Raises:
@@ -142,10 +147,19 @@ def sequence_kl(
     most, times, seed = _positive("max_new_tokens", max_new_tokens), _positive("samples", samples), check_seed(seed)
     q = CausalModel(student, "student")
     p = taught_by(teacher, q)
+    say, kept = tell or (lambda step, done: None), {} if memo is None else memo
     with evaluating(p, q):
         ends = agree(p, q, tokenizer, vocabulary)
         ids = read_prompts(prompts, tokenizer, p.tokens)
-        return _compared(p, q, ids, ends, most, times, seed, tell or (lambda step, done: None))
+        # an id is another object's once its own is gone: the memo holds the teacher
+        key = (id(kept.setdefault(id(p.module), p.module)), tuple(map(tuple, ids)), ends, most, times, seed)
+        if memo is None:
+            return _compared(p, q, ids, ends, most, times, seed, {}, say)
+        whole = (*key, digest(state_of(q.module)))
+        if whole not in memo:
+            memo[whole] = _compared(p, q, ids, ends, most, times, seed, memo.setdefault(key, {}), say)
+        found: SequenceKL = memo[whole]
+        return found
 
 
 def _compared(
@@ -156,15 +170,16 @@ def _compared(
     most: int,
     times: int,
     seed: int,
+    drawn: dict[int, Rollouts],
     say: Callable[[str, float], None],
 ) -> SequenceKL:
-    """Draw from both models, evaluate both on all draws, and average."""
+    """Draw from both models, evaluate both on all draws, and average; `drawn` keeps the teacher's."""
     if len(ids) < _MIN_PROMPTS:
         raise InputError(cannot("estimate a sequence KL", "an error needs two prompts", "Give some hundred"))
-    draws = {
-        one.who: _drawn(one, other, [*ids] * times, ends, most, seed + side, partial(say, f"continuations of the {one.who}"))
-        for side, (one, other) in enumerate(((p, q), (q, p)))
-    }
+    draws = {}
+    for side, (one, other, kept) in enumerate(((p, q, drawn), (q, p, {}))):
+        tell = partial(say, f"continuations of the {one.who}")
+        draws[one.who] = _drawn(one, other, [*ids] * times, ends, most, seed + side, kept, tell)
     prompt = torch.arange(len(ids), device="cpu").repeat(times)
     (forward, forward_token), (reverse, reverse_token) = (
         _estimates(name, draws[who], prompt, most) for name, who in (("forward_kl", "teacher"), ("reverse_kl", "student"))
@@ -189,6 +204,7 @@ def _drawn(
     ends: Sequence[int],
     most: int,
     seed: int,
+    kept: dict[int, Rollouts],
     say: Callable[[float], None],
 ) -> Draws:
     """Draw continuations from one model, and evaluate both on them, part by part."""
@@ -197,8 +213,9 @@ def _drawn(
     parts = []
     for number, first in enumerate(range(0, len(prompts), step)):
         # a seed of its own for each part, so that what the first ones drew has no part in the next
-        rollouts = continued(drawing, prompts[first : first + step], ends, most, _mixed(seed, number))
-        parts.append(evaluated(drawing, other, rollouts))
+        if first not in kept:
+            kept[first] = continued(drawing, prompts[first : first + step], ends, most, _mixed(seed, number))
+        parts.append(evaluated(drawing, other, kept[first]))
         say(min(1.0, (first + step) / len(prompts)))
     return Draws.joined(parts)
 

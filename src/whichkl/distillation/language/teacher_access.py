@@ -25,9 +25,8 @@ from whichkl.distillation.language.causal import CausalModel, agree, taught_by
 from whichkl.distillation.language.examples import Example
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.token_loss import Side, TokenLoss, label_losses, places, score_term
-from whichkl.distillation.losses import SampledTokens, TopK, linear_divergence
-from whichkl.distillation.losses.logits import of_logits
+from whichkl.distillation.language.token_loss import Side, TokenLoss, against_stored, label_losses, places, score_term
+from whichkl.distillation.losses import SampledTokens, TopK
 from whichkl.distillation.losses.reduction import widened
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.process.memory import refuse_if_ran_out
@@ -91,9 +90,11 @@ class TokenScores:
 Teacher = CausalModel | StoredTeacher | TokenScores | None
 
 
-def teacher_of(teacher: Any, student: CausalModel) -> Teacher:
+def teacher_of(teacher: Any, student: CausalModel | None = None) -> Teacher:
     """Return a teacher in the form in which its access can be seen; anything that is no kind of its own is a model."""
-    return teacher if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)) else taught_by(teacher, student)
+    if teacher is None or isinstance(teacher, (StoredTeacher, TokenScores)):
+        return teacher
+    return CausalModel(teacher, "teacher") if student is None else taught_by(teacher, student)
 
 
 def settled(teacher: Teacher, student: CausalModel, tokenizer: Any, vocabulary: int | None) -> tuple[int, ...]:
@@ -246,19 +247,8 @@ class StoredLoss(PartialLoss):
 
     def _reduced(self, known: TopK | SampledTokens, q: Float[Tensor, "m k"], reduction: str) -> Tensor:
         head, tokens = self.sides[1].head, self.student.tokens
-        common: dict[str, Any] = {"temperature": self.temperature, "reduction": reduction, "vocabulary": tokens}
-        if head is None:
-            return of_logits(self.divergence, teacher=known.part(slice(None), q), student=q, **common)
-        return linear_divergence(
-            hidden_student=q,
-            weight_student=head.weight,
-            bias_student=head.bias,
-            teacher=known,
-            divergence=self.divergence,
-            logit_scale_student=head.scale,
-            softcap_student=head.cap,
-            **common,
-        )
+        how: dict[str, Any] = {"tokens": tokens, "temperature": self.temperature, "reduction": reduction}
+        return against_stored(known, q, head, self.divergence, **how)
 
 
 class TextLoss(PartialLoss):
@@ -270,6 +260,10 @@ class TextLoss(PartialLoss):
     def values(self, known: Any, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         """Return −log q of each token."""
         return label_losses(self.sides[1].head, self.student.tokens, q, labels)
+
+    def soft(self, known: Any, q: Float[Tensor, "m k"], rollouts: Rollouts, labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+        """Return the sum, whose gradient comes with it."""
+        return label_losses(self.sides[1].head, self.student.tokens, q, labels, "sum")
 
 
 class ScoreLoss(PartialLoss):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
 from whichkl.distillation.language.head import Head, capturing, head_of
 from whichkl.distillation.language.rollouts import Rollouts
-from whichkl.distillation.losses import linear_divergence
-from whichkl.distillation.losses.logits import of_logits
-from whichkl.distillation.losses.reduction import widened
+from whichkl.distillation.losses import SampledTokens, divergence_named, linear_divergence, of_logits
+from whichkl.distillation.losses.stored_rows import StoredRows
 from whichkl.divergences.divergence import RowDivergence
 
 _NUMBERS_PER_CHUNK = {"cpu": 1 << 21}
@@ -77,7 +74,7 @@ class TokenLoss:
         q = rows_of(self.student, model, self.sides[1], rollouts)
         loss = self.soft(known, q, rollouts, labels)
         if self.hard_label_weight:
-            hard = label_losses(self.sides[1].head, self.student.tokens, q, labels).sum()
+            hard = label_losses(self.sides[1].head, self.student.tokens, q, labels, "sum")
             loss = (1 - self.hard_label_weight) * loss + self.hard_label_weight * hard
         return loss
 
@@ -142,27 +139,39 @@ def rows_per_chunk(rows: Float[Tensor, "m k"], tokens: int) -> int:
     return max(_MIN_ROWS_PER_CHUNK, _NUMBERS_PER_CHUNK.get(rows.device.type, _DEFAULT_NUMBERS_PER_CHUNK) // tokens)
 
 
-def in_chunks(
-    part: Callable[..., Tensor], head: Head | None, tokens: int, rows: Float[Tensor, "m k"], *others: Tensor
-) -> Float[Tensor, " m"]:
-    """Return `part(logits, *others)` of all rows, some at a time; the logits of hidden states aren't kept for the gradient."""
+def against_stored(
+    stored: StoredRows,
+    q: Float[Tensor, "m k"],
+    head: Head | None,
+    divergence: RowDivergence,
+    *,
+    tokens: int,
+    temperature: float = 1.0,
+    reduction: str = "none",
+) -> Tensor:
+    """Return the divergence of a student's rows from stored ones; `q` are its hidden states, or logits without a head."""
+    common: dict[str, Any] = {"temperature": temperature, "reduction": reduction, "vocabulary": tokens}
     if head is None:
-        return part(rows[:, :tokens], *others)
+        return of_logits(divergence, teacher=stored.part(slice(None), q), student=q, **common)
+    return linear_divergence(
+        hidden_student=q,
+        weight_student=head.weight,
+        bias_student=head.bias,
+        teacher=stored,
+        divergence=divergence,
+        chunk_size=rows_per_chunk(q, tokens),
+        logit_scale_student=head.scale,
+        softcap_student=head.cap,
+        **common,
+    )
 
-    def of_hidden(hidden: Tensor, *beside: Tensor) -> Tensor:
-        return part(head.logits(hidden)[:, :tokens], *beside)
 
-    chunks = zip(*(one.split(rows_per_chunk(rows, tokens)) for one in (rows, *others)), strict=True)
-    return torch.cat([torch.utils.checkpoint.checkpoint(of_hidden, *chunk, use_reentrant=False) for chunk in chunks])
-
-
-def label_losses(head: Head | None, tokens: int, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """Return −log q of the labels, at temperature 1."""
-
-    def part(logits: Tensor, wanted: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(widened(logits), wanted, reduction="none")
-
-    return in_chunks(part, head, tokens, q, labels)
+def label_losses(
+    head: Head | None, tokens: int, q: Float[Tensor, "m k"], labels: Int[Tensor, " m"], reduction: str = "none"
+) -> Tensor:
+    """Return −log q of the labels, at temperature 1: the forward KL from laws that are sure of them."""
+    sure = SampledTokens(labels[:, None], torch.zeros(len(labels), 1, dtype=torch.float32, device=labels.device))
+    return against_stored(sure, q, head, divergence_named("forward_kl"), tokens=tokens, reduction=reduction)
 
 
 def score_term(

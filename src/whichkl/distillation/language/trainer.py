@@ -16,7 +16,6 @@ from torch.utils.data import IterableDataset
 from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
-from whichkl.distillation.language.choices import check_numbers, check_together, shares_of
 from whichkl.distillation.language.examples import (
     Example,
     ExampleStream,
@@ -25,7 +24,8 @@ from whichkl.distillation.language.examples import (
     stacked,
     together,
 )
-from whichkl.distillation.language.pairs import SOURCES as _SOURCES
+from whichkl.distillation.language.memory import Forecast, forecast, is_sharded, lengths_of
+from whichkl.distillation.language.objective import SOURCES, check_numbers, check_together, shares_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
@@ -33,6 +33,9 @@ from whichkl.distillation.language.token_loss import Side
 from whichkl.distillation.language.training_arguments import checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
+
+_STEPS_OF_A_BUDGET = 1_000
+"""Steps into which a schedule of the learning rate divides a budget."""
 
 
 class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
@@ -142,6 +145,30 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self._sizes = {who: sum(one.numel() for one in _weights(model)) for who, model in (("student", q), ("teacher", p))}
         self.add_callback(_Watch(self, tell))
 
+    def forecast(self) -> Forecast | None:
+        """Forecast the memory that training takes beyond the loaded models; None for streams, and where weights are sharded."""
+        draws = self.shares["data"] < 1
+        lengths = lengths_of(self.train_dataset, self.max_new_tokens, draws)
+        if lengths is None or is_sharded(self.args):
+            return None
+        return forecast(self._student, self._teacher, self.token_loss.sides, self.args, lengths, draws)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the schedule of the learning rate; with a budget it follows the share that is spent, not the number of steps.
+
+        How many steps a budget buys depends on the prefixes. By steps, an arm that draws would stop at a higher learning rate.
+        """
+        budget = self.budget
+        if budget is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        found = super().create_scheduler(_STEPS_OF_A_BUDGET, optimizer)
+        if isinstance(found, torch.optim.lr_scheduler.LambdaLR):
+            found.lr_lambdas = [partial(self._rate, rate, budget) for rate in found.lr_lambdas]
+        return found
+
+    def _rate(self, rate: Callable[[int], float], budget: float, _: int) -> float:
+        return rate(round(_STEPS_OF_A_BUDGET * min(1.0, self.flops / budget)))
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Return batches of an evaluation's examples, in any form that `train_dataset` may have."""
         is_known = eval_dataset is None or isinstance(eval_dataset, str)
@@ -157,6 +184,9 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             self.token_loss.look_up(examples, self.max_new_tokens)
         return [one.to_dict() for one in examples]
 
+    def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+        return _tensors(together(examples, self.max_new_tokens))
+
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Collect the micro-batches of a step, draw their prefixes, and count the tokens that the loss is over."""
         batches = [_rollouts(one) for one in _first(epoch_iterator, num_batches)]
@@ -170,10 +200,10 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def _counted(self, drawn: Rollouts, source: Int[Tensor, " n"], device: torch.device) -> Int[Tensor, ""]:
         """Count what all processes drew and will read in this step; return the number of tokens that its loss is over."""
-        here = torch.zeros(len(_SOURCES), 2, dtype=torch.int64, device="cpu")
+        here = torch.zeros(len(SOURCES), 2, dtype=torch.int64, device="cpu")
         here.index_add_(0, source, torch.stack([drawn.end - drawn.begin, drawn.end], 1))
         tokens, read = self.accelerator.gather(here[None].to(device)).sum(0).unbind(1)
-        for number, name in enumerate(_SOURCES):
+        for number, name in enumerate(SOURCES):
             if name != "data":
                 self.tokens_generated[name] += int(tokens[number])
                 self.flops += 2 * self._sizes[name] * int(read[number])
@@ -187,11 +217,11 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         rank = self.accelerator.process_index
         generator = torch.Generator().manual_seed(self.args.seed)
         seeds = torch.randint(2**31, (2,), generator=generator, device="cpu") + 1_000_003 * self.state.global_step + 7_919 * rank
-        shares = torch.tensor([self.shares[name] for name in _SOURCES], dtype=torch.float64, device="cpu")
+        shares = torch.tensor([self.shares[name] for name in SOURCES], dtype=torch.float64, device="cpu")
         chooser = torch.Generator().manual_seed(int(seeds[0]))
         source = torch.multinomial(shares, len(given.ids), replacement=True, generator=chooser)
         parts, rows = [], []
-        for number, name in enumerate(_SOURCES):
+        for number, name in enumerate(SOURCES):
             chosen = (source == number).nonzero()[:, 0]
             # processes that share a student's weights draw together, if only to help the others
             helps = self.is_fsdp_enabled and name == "student" and self.shares[name] > 0
@@ -288,6 +318,11 @@ class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
         counts = state.stateful_callbacks.get("LanguageTrainer")  # those of the checkpoint that the run resumes from
         if counts is not None:
             self.trainer.flops, self.trainer.tokens_generated = counts["flops"], dict(counts["tokens_generated"])
+
+        if state.global_step == 0 and (memory := self.trainer.forecast()) is not None:
+            memory.check()
+        if self.tell is not None:
+            self.tell(0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         counts = {"flops": self.trainer.flops, "tokens_generated": dict(self.trainer.tokens_generated)}

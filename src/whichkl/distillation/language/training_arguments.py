@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import difflib
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import transformers
 
 from whichkl._checks import InputError, cannot
+from whichkl.user_code import said_of
 
+_ENDLESS = 100_000
+"""Passes that no budget lets a training come to."""
 _OWN = ("the student is the model that is trained", "Pass it as `student=`")
 _NO_LOGITS = ("an evaluation keeps no logits", "Leave it out; `sequence_kl`, or a callback, measures more")
 _REFUSED = {
@@ -80,3 +86,39 @@ def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any
         args.accelerator_config = copy.copy(args.accelerator_config)
         args.accelerator_config.dispatch_batches = False
     return args
+
+
+def arguments_of(args: Any, folder: str, seed: int, budget: float | None) -> Any:
+    """Return the training arguments: the given ones, or the default with what a dict changes.
+
+    Raises:
+        InputError: a dict has an unknown name, or a value that can't be used.
+    """
+    if args is not None and not isinstance(args, Mapping):
+        check_kind(args)
+        return args
+    epochs = 3 if budget is None else _ENDLESS
+    default: dict[str, Any] = {
+        "num_train_epochs": epochs,
+        "learning_rate": 1e-3,
+        "report_to": [],
+        "save_strategy": "no",
+        "seed": seed,
+    }
+    default |= {"disable_tqdm": True, "logging_steps": 10, "dataloader_pin_memory": torch.accelerator.is_available()}
+    changes = dict(args or {})
+    known = transformers.TrainingArguments.__dataclass_fields__
+    for name in changes:
+        if name not in known or name == "output_dir":
+            near = difflib.get_close_matches(str(name), known, 1)
+            because = "`TrainingArguments` has no such argument" if name not in known else "a dict has no output folder"
+            instead = f"Use `{near[0]}`" if near and name not in known else "Leave it out"
+            raise InputError(cannot(f"use `{name}` in `args`", because, instead))
+        if isinstance(known[name].default, (int, float)) and not isinstance(changes[name], (int, float)):
+            because = f"a `{type(changes[name]).__name__}` has no meaning there"
+            raise InputError(cannot(f"use `{name}: {changes[name]}` in `args`", because, "Write a number, or true or false"))
+    try:
+        return transformers.TrainingArguments(output_dir=folder, **{**default, **changes})
+    except Exception as error:
+        instead = "Correct them; see transformers.TrainingArguments"
+        raise InputError(cannot("use these `args`", said_of(error), instead)) from error

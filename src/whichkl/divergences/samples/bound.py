@@ -59,11 +59,11 @@ def variational_bound(
     scale = 1.0 if bound == "dv" else math.exp(min(log_mass, MAX_EXPONENT))
     raw, error = top - log_mass if bound == "dv" else 1 + top - scale, math.hypot(top_error, scale * error)
     cap, khat = math.log(len(of_y)), pareto_smooth(of_y)[1]
-    notes = ["a lower bound on KL(p‖q), tight only where the critic is log p/q"]
+    notes = ["a lower bound on the KL of `x` from `y`, tight only where the critic is the log of their densities' ratio"]
     if raw > cap - 1:
         notes.append(f"within 1 nat of log {len(of_y)} = {cap:.2f}, the most that these draws can show; the KL may be larger")
     if khat >= khat_limit(len(of_y)):
-        notes.append(f"eᵀ has a heavy tail (k̂ = {khat:.2f}): its mean over q may not have settled, nor the bound hold")
+        notes.append(f"eᵀ has a heavy tail (k̂ = {khat:.2f}): its mean over `y` may not have settled, nor the bound hold")
     method = f"{'Donsker–Varadhan' if bound == 'dv' else 'NWJ'} lower bound, critic fitted on the other half"
     rows, good = len(critic) + len(of_y), len(notes) == 1
     return Estimate("forward_kl", min(raw, cap), error, method=method, n=rows, khat=khat, cap=cap, reliable=good, notes=(*notes,))

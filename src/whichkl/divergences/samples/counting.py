@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from whichkl._checks import TargetError, cannot
 from whichkl.divergences import regions
 from whichkl.divergences.estimate import Estimate, Finite
-from whichkl.divergences.exact.atoms import Atoms, is_discrete, named
+from whichkl.divergences.exact.atoms import Atoms, named
 from whichkl.divergences.exact.discrete import log_sum
 from whichkl.divergences.kinds import KINDS, IntegralDivergence
 from whichkl.divergences.samples import nearest_neighbors
@@ -132,34 +133,36 @@ def divergence(p: Target | Atoms, q: Target | Atoms, kind: IntegralDivergence) -
     return Estimate(kind.name, value, stderr, finite=finite, method=method, n=n, reliable=not doubts, notes=tuple(doubts))
 
 
-def mixed_kl(p: Target, q: IndependentColumns, seed: int = 0) -> Estimate:
-    """KL(p‖q) of rows with columns of atoms a and of numbers y from a law with independent columns; consistent.
+def mixed_kl(p: Target, q: IndependentColumns | Target, is_atomic: Sequence[bool], seed: int = 0) -> Estimate:
+    """KL(p‖q) of rows with columns of atoms a and of numbers y from a law with independent columns, or from rows; consistent.
 
-    KL(p‖q) = KL(p_a‖q_a) + Σ_a p(a) KL(p(y|a)‖q(y)): the first by counting, the others by nearest neighbours in each cell of at
-    least 50 rows.
+    KL(p‖q) = KL(p_a‖q_a) + Σ_a p(a) KL(p(y|a)‖q(y|a)): the first by counting, the others by nearest neighbours in each cell of
+    at least 50 rows, of both sides if both are rows.
 
     Raises:
-        TargetError: the rows are weighted, or more than a tenth of them are in smaller cells.
+        TargetError: the rows are weighted, or more than a tenth of those of p are in smaller cells.
     """
-    x, is_atomic = p.samples, torch.tensor([is_discrete(law) for law in q.laws], dtype=torch.bool, device="cpu")
-    if x is None or p.weights is not None:
-        raise TargetError(
-            cannot("compare these samples by counting", "they are weighted", "Resample them by their weights first")
-        )
-    x = x.to("cpu", torch.float64)
-    laws = [[law for law, one in zip(q.laws, is_atomic.tolist(), strict=True) if one is kind] for kind in (True, False)]
-    of_atoms, of_numbers = (IndependentColumns(part, [""] * len(part)) for part in laws)
-    atoms, number, counts = x[:, is_atomic].unique(dim=0, return_inverse=True, return_counts=True)
-    large = (counts >= _MIN_ROWS_PER_CELL).nonzero()[:, 0]
+    x, y = _equal_rows(p), _equal_rows(q) if isinstance(q, Target) else None
+    on_atoms = torch.tensor(is_atomic, dtype=torch.bool, device="cpu")
+    atoms, number, counts = x[:, on_atoms].unique(dim=0, return_inverse=True, return_counts=True)
+    cells = range(len(atoms))
+    of_y = [] if y is None else [y[(y[:, on_atoms] == atom).all(1)][:, ~on_atoms] for atom in atoms]
+    least = [min(int(counts[i]), len(of_y[i]) if of_y else math.inf) for i in cells]
+    large = [i for i in cells if least[i] >= _MIN_ROWS_PER_CELL]
     share = counts[large] / counts.sum()
     if float(share.sum()) < 1 - _MAX_SHARE_SEEN_ONCE:
         because = f"{1 - float(share.sum()):.0%} of the rows are in cells of fewer than {_MIN_ROWS_PER_CELL} rows"
         raise TargetError(cannot("compare these samples by counting", because, "Pass method='classifier'"))
-    counted = divergence(Target(samples=x[:, is_atomic]), Atoms(of_atoms), KINDS["forward_kl"]())
-    inner = [
-        nearest_neighbors.one_sample_kl(x[number == cell][:, ~is_atomic], of_numbers.log_prob, seed=seed)
-        for cell in large.tolist()
-    ]
+    parts = {i: x[number == i][:, ~on_atoms] for i in large}
+    if isinstance(q, Target):
+        other: Target | Atoms = Target(samples=_equal_rows(q)[:, on_atoms])
+        inner = [nearest_neighbors.two_sample_kl(parts[i], of_y[i], seed=seed) for i in large]
+    else:
+        laws = [[law for law, one in zip(q.laws, is_atomic, strict=True) if one is kind] for kind in (True, False)]
+        of_atoms, of_numbers = (IndependentColumns(part, [""] * len(part)) for part in laws)
+        other = Atoms(of_atoms)
+        inner = [nearest_neighbors.one_sample_kl(parts[i], of_numbers.log_prob, seed=seed) for i in large]
+    counted = divergence(Target(samples=x[:, on_atoms]), other, KINDS["forward_kl"]())
     weight = (share / share.sum()).tolist()
     value = counted.value + math.fsum(w * one.value for w, one in zip(weight, inner, strict=True))
     stderr = math.sqrt(counted.stderr**2 + math.fsum((w * one.stderr) ** 2 for w, one in zip(weight, inner, strict=True)))
@@ -173,6 +176,14 @@ def mixed_kl(p: Target, q: IndependentColumns, seed: int = 0) -> Estimate:
         reliable=counted.reliable and all(one.reliable for one in inner),
         notes=tuple(notes),
     )
+
+
+def _equal_rows(p: Target) -> Float[Tensor, "n d"]:
+    """Return rows of equal weight, in float64 on the CPU."""
+    if p.samples is None or p.weights is not None:
+        because = "they are weighted"
+        raise TargetError(cannot("compare these samples by counting", because, "Resample them by their weights first"))
+    return p.samples.to("cpu", torch.float64)
 
 
 def _cells(p: Target | Atoms, q: Target | Atoms) -> tuple[Float[Tensor, "c d"], _Counts, _Counts]:

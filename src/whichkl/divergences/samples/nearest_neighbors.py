@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from whichkl._checks import InputError, cannot, check_log_prob
+from whichkl.arrays import or_transposed
 from whichkl.divergences import regions
 from whichkl.divergences.draws.monte_carlo import missed
 from whichkl.divergences.estimate import NORMAL, Estimate
@@ -127,8 +128,8 @@ def _out_of_reach(terms: Float[np.ndarray, " n"], value: float, cap: float | Non
     lonely = float((terms > math.log(max(0.1 * len(terms) / k, 15))).mean())
     if lonely > _MAX_SHARE_OF_LONELY_ROWS:
         wrong += [
-            f"{lonely:.1%} of the rows of x have fewer than {k} of y in a ball with a tenth of all x: y may have no mass there, "
-            "and the divergence be infinite, or far above this value"
+            f"{lonely:.1%} of the rows of `x` have fewer than {k} of `y` in a ball with a tenth of all `x`: `y` may have no "
+            "mass there, and the divergence be infinite, or far above this value"
         ]
     if cap is not None and value > 0.75 * cap:
         wrong += [f"the value is near {cap:.3g}, the most that {m:,} rows and k = {k} can show"]
@@ -267,7 +268,7 @@ def _samples(values: Any, name: str, k: int) -> Rows:
     (n, dim), least = x.shape, max(k, x.shape[1]) + 2
     if n < least:
         because = f"`k={k}` in dimension {dim} needs at least {least} rows, and there are {n}"
-        raise InputError(cannot(do, because, "Give more rows, or a smaller `k`"))
+        raise InputError(cannot(do, because, f"Give more rows, or a smaller `k`{or_transposed(n, dim)}"))
     flat = ", ".join(f"`{column}`" for column, extent in zip(target.names, np.ptp(x, 0), strict=True) if extent == 0)
     even = (x - x[0]) / (np.abs(x - x[0]).max(0) + (np.ptp(x, 0) == 0))
     # Columns that follow from each other lie on a plane, where no density in d dimensions exists and distances would still give a

@@ -131,7 +131,7 @@ def _with_error(
         "on held-out rows E_q[p/q] = {:.3g} ± {:.2g} and E_p[q/p] = {:.3g} ± {:.2g}, ".format(*sides[0], *sides[1])
         + ("one too far from 1" if off else "near 1 as they must be"),
         f"on the pooled rows, dealt out again at random, it gives {biases[0][0]:.3g} ± {biases[0][1]:.2g}, truth 0{because[0]}",
-        f"on {'these rows, labelled by ℓ,' if fine else 'draws of Gaussians like x and y'} its bias is {bias:+.2g} "
+        f"on {'these rows, labelled by ℓ,' if fine else 'draws of Gaussians like `x` and `y`'} its bias is {bias:+.2g} "
         f"± {bias_error:.1g}{', which is subtracted' if fine else ''}{because[1]}",
         f"the error is {stderr:.2g} by sampling, {excess:.2g} for bias, {unshown:.2g} for what isn't seen",
     ]
@@ -185,7 +185,7 @@ def _misfit(sample: Pooled, log_ratio: Tensor) -> list[str]:
     z, n, generator = sample.z, sample.n, sample.generator
     size = abs(_score(JensenShannonDivergence(), n, log_ratio, [])[0])
     seen = {
-        "waves in the rows still distinguish x from y": _gap_of_waves(z, n, log_ratio, size, generator),
+        "waves in the rows still distinguish `x` from `y`": _gap_of_waves(z, n, log_ratio, size, generator),
         "the errors of neighbouring rows correlate": _correlation_of_neighbors(z, n, log_ratio, size, generator),
     }
     return [f"ℓ doesn't fit: {text} (z = {score:.1f})" for text, score in seen.items() if score]

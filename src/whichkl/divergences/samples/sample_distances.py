@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot, check_finite
-from whichkl.arrays import tensor_of
+from whichkl.arrays import or_transposed, tensor_of
 from whichkl.divergences.estimate import Estimate
 
 _NUMBERS_PER_BLOCK = 8_000_000
@@ -144,7 +144,7 @@ def two_samples(
             raise InputError(cannot(f"use `{name}`", f"its shape is {tuple(z.shape)}, not (n, d)", "Pass one row a draw"))
         if len(z) < least:
             because = f"it has {len(z)} row{'s' if len(z) != 1 else ''}, and {least} are needed"
-            raise InputError(cannot(f"use `{name}`", because, "Pass more draws"))
+            raise InputError(cannot(f"use `{name}`", because, f"Pass more draws{or_transposed(*z.shape)}"))
         check_finite(z, [f"column {i + 1}" for i in range(z.shape[1])], f"samples `{name}`")
         both.append(z)
     if both[0].shape[1] != both[1].shape[1]:

@@ -42,13 +42,7 @@ class Proposal:
     @classmethod
     def around(cls, model: Any, x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> Proposal:
         """Defend a model by a Student-t around weighted points."""
-        mean = w @ x
-        centred = x - mean
-        covariance = (w[:, None] * centred).T @ centred
-        tril = torch.linalg.cholesky(covariance + _JITTER * torch.diag(covariance.diagonal().clamp(min=1e-300)))
-        return cls(
-            model, MultivariateStudentT(torch.tensor(_FREEDOM, dtype=x.dtype, device=x.device), mean, tril, validate_args=False)
-        )
+        return cls(model, student_t_around(x, w))
 
     def draw(self, target: Target, count: int, seed: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Return draws, those of the model first, and log p there, −∞ outside the support and where it isn't a number."""
@@ -66,6 +60,16 @@ class Proposal:
     def log_prob(self, x: Float[Tensor, "n d"], log_q: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the log density, given that of the model."""
         return torch.logaddexp(log_q + math.log(1 - _WIDE_SHARE), self.wide.log_prob(x) + math.log(_WIDE_SHARE))
+
+
+def student_t_around(x: Float[Tensor, "n d"], w: Float[Tensor, " n"]) -> MultivariateStudentT:
+    """Return a Student-t with the mean and the covariance of points whose weights sum to 1 as its scale."""
+    mean = w @ x
+    centred = x - mean
+    covariance = (w[:, None] * centred).T @ centred
+    tril = torch.linalg.cholesky(covariance + _JITTER * torch.diag(covariance.diagonal().clamp(min=1e-300)))
+    freedom = torch.tensor(_FREEDOM, dtype=x.dtype, device=x.device)
+    return MultivariateStudentT(freedom, mean, tril, validate_args=False)
 
 
 def tail(ratio: Float[Tensor, " n"]) -> float:
