@@ -239,7 +239,7 @@ REFUSED = {
     "no end token": ({"teacher": Ends(0, None), "student": Ends(1, None)}, "neither the models nor a tokenizer name the token"),
     "end beyond": ({"teacher": Ends(0, 7), "student": Ends(1, 7)}, "the end token 7 isn't one of the 5 tokens"),
     "text": ({"prompts": ["1", "2"]}, "prompt 0 is text. Pass `tokenizer=`"),
-    "one text": ({"prompts": "1 2"}, "they are one text"),
+    "one text": ({"prompts": "1 2"}, "they are one `str`"),
     "a number": ({"prompts": 3}, "they are one `int`"),
     "none": ({"prompts": []}, "there are none"),
     "one prompt": ({"prompts": [[1]]}, "an error needs two prompts"),

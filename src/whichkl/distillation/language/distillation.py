@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +16,13 @@ from whichkl._checks import InputError, as_int, cannot, check_seed, require
 from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
+from whichkl.distillation.language.objective import check_numbers
 from whichkl.distillation.language.result import Continuation, LanguageDistillation
 from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import Teacher, TokenScores, settled, teacher_of
-from whichkl.distillation.networks import digest
+from whichkl.distillation.networks import copied, digest
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.files.journal import Journal
 from whichkl.process.torch_modes import plain_modes
@@ -101,8 +100,11 @@ def language_model(
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
-    _check(budget, evaluations)
-    q = CausalModel(copy.deepcopy(student), "student")
+    numbers = {"hard_label_weight": hard_label_weight, "temperature": temperature}
+    check_numbers(**numbers, max_new_tokens=max_new_tokens, budget=budget)
+    if not 0 <= as_int(evaluations) <= 100:
+        raise InputError(cannot(f"use `evaluations={evaluations}`", "it is a number from 0 to 100", "Give, say, evaluations=3"))
+    q = CausalModel(copied(CausalModel(student, "student").module, "student", seed), "student")
     teacher = q.module if is_base_of(teacher, student) else teacher
     p = teacher_of(teacher, q)
     with evaluating(p, q):
@@ -114,8 +116,8 @@ def language_model(
         train, unseen = read(data), _shuffled(read(held_out), seed)
     measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
     draw = partial(_draws, examples=unseen[:_SHOWN], ends=ends, most=max_new_tokens, seed=seed)
-    choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, "temperature": temperature}
-    choices |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens}
+    choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, **numbers}
+    choices |= {"max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
         settings = arguments_of(args, folder, seed, budget)
         fixed = {**choices, "held_out": len(unseen), "seed": seed, "budget": budget, "evaluations": evaluations}
@@ -149,13 +151,6 @@ def language_model(
         tokenizer=tokenizer,
         journal=None if log is None else run.record,
     )
-
-
-def _check(budget: Any, evaluations: int) -> None:
-    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
-        raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
-    if not 0 <= as_int(evaluations) <= 100:
-        raise InputError(cannot(f"use `evaluations={evaluations}`", "it is a number from 0 to 100", "Give, say, evaluations=3"))
 
 
 def _measure(

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
 from whichkl.distillation.language.examples import (
@@ -24,7 +25,7 @@ from whichkl.distillation.language.examples import (
     together,
 )
 from whichkl.distillation.language.memory import Forecast, forecast
-from whichkl.distillation.language.objective import SOURCES, check_together, shares_of
+from whichkl.distillation.language.objective import SOURCES, check_numbers, check_together, shares_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
@@ -77,6 +78,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     loss_is_scaled_for_ga = True
 
+    @typed
     def __init__(
         self,
         *,
@@ -100,6 +102,8 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.divergence, self.shares = row_divergence_of(objective), shares_of(prefixes)
         self.objective = spec_of(self.divergence)
         check_together(self.divergence, self.shares, credit, hard_label_weight)
+        numbers = {"hard_label_weight": hard_label_weight, "temperature": temperature}
+        check_numbers(**numbers, max_new_tokens=max_new_tokens, budget=budget)
         q = CausalModel(student, "student")
         p = teacher_of(teacher, q)
         if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
@@ -120,8 +124,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
                 [*known, *chain(*held_out.values())],
                 most=max_new_tokens,
                 has_credit=credit == "sequence",
-                temperature=temperature,
-                hard_label_weight=hard_label_weight,
+                **numbers,
                 probe=torch.tensor([next(iter(train))["prompt"]], dtype=torch.int64, device="cpu"),
             )
         self.max_new_tokens, self._teacher, self._student = max_new_tokens, p, q

@@ -29,6 +29,13 @@ _REFUSED = {
 """Arguments of `Trainer`, why each has no part here, and what to do."""
 
 
+def check_kind(args: Any) -> None:
+    """Refuse what aren't training arguments."""
+    if args is not None and not isinstance(args, transformers.TrainingArguments):
+        because = f"they are a `{type(args).__name__}`"
+        raise InputError(cannot("use these `args`", because, "Pass transformers.TrainingArguments(output_dir=…)"))
+
+
 def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any:
     """Return a copy of the training arguments, with what this trainer fixes.
 
@@ -39,9 +46,7 @@ def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any
         if others.get(name) is not None:
             raise InputError(cannot(f"use `{name}=` here", because, instead))
         others.pop(name, None)
-    if args is not None and not isinstance(args, transformers.TrainingArguments):
-        because = f"they are a `{type(args).__name__}`"
-        raise InputError(cannot("use these `args`", because, "Pass transformers.TrainingArguments(output_dir=…)"))
+    check_kind(args)
     args = transformers.TrainingArguments() if args is None else copy.copy(args)
     parallel = args.parallelism_config
     sequence = parallel is not None and (parallel.cp_enabled or parallel.sp_enabled)
@@ -95,11 +100,9 @@ def arguments_of(args: Any, folder: str, seed: int, budget: float | None) -> Any
     Raises:
         InputError: a dict has an unknown name, or a value that can't be used.
     """
-    if isinstance(args, transformers.TrainingArguments):
-        return args
     if args is not None and not isinstance(args, Mapping):
-        because = f"they are a `{type(args).__name__}`"
-        raise InputError(cannot("use these `args`", because, "Pass transformers.TrainingArguments(output_dir=…), or a dict"))
+        check_kind(args)
+        return args
     epochs = 3 if budget is None else _ENDLESS
     default: dict[str, Any] = {
         "num_train_epochs": epochs,
