@@ -70,6 +70,10 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     value = _substitute(fit) if value is None else value
     if solution.doubts:
         value = replace(value, reliable=False, notes=(*value.notes, *solution.doubts))
+    if fit.chains_apart:
+        value = replace(value, reliable=False, notes=(*value.notes, fit.chains_apart))
+    if fit.masses:
+        value = replace(value, reliable=False, notes=(*value.notes, f"{fit.masses}, where no density has mass"))
     if isinstance(target.origin, Origin) and not target.origin.reliable:
         value = replace(value, reliable=False, notes=(*value.notes, target.origin.trust))
     if objective.direction == "forward" and getattr(solution.best.model, "is_bound", False):
