@@ -81,7 +81,7 @@ def language_model(
         args: `transformers.TrainingArguments`, or a dict of those that differ from the default: a learning rate of 10⁻³ that
             falls to 0, and three passes, or as many as the budget buys; nothing is saved.
         budget: FLOPs after which training stops; two runs of one budget can be compared. The learning rate follows the share
-            of it that is spent.
+            of it that is spent; whole `warmup_steps` are thousandths of it.
         journal: a folder where the run records its progress; `output_dir` of `args` isn't used then. If interrupted, call again
             with the same arguments to resume; the result is the same to the last bit on the same machine. In one process only.
         seed: fixes the split, the order, prefixes and draws.
