@@ -72,7 +72,7 @@ clean:
 
 .venv/.dev: .venv/.app
 	@echo "installing what the tests need ..."
-	$(INSTALL) -e '.[dev,lm]'
+	$(INSTALL) -e '.[dev,lm]' 'peft>=0.21'
 	@touch $@
 
 .venv/.bench: .venv/.dev

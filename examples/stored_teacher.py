@@ -20,7 +20,7 @@ def model(seed, width):
 teacher, start = model(0, 32), model(1, 16)
 prompts = [[1, 3 + k % 60, 3 + k % 17] for k in range(128)]
 text = [{"prompt": ids, "completion": [3 + (5 * ids[1] + k) % 60 for k in range(8)]} for ids in prompts]  # or texts
-common = {"max_steps": 40, "per_device_train_batch_size": 32, "learning_rate": 1e-2, "use_cpu": True, "report_to": []}
+common = {"max_steps": 25, "per_device_train_batch_size": 32, "learning_rate": 1e-2, "use_cpu": True, "report_to": []}
 common |= {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no"}
 
 with tempfile.TemporaryDirectory() as folder:

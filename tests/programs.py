@@ -8,6 +8,7 @@ needs a fresh Python.
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ import threading
 import time
 from pathlib import Path
 
+LANGUAGE = ("transformers.trainer", "transformers.models.llama.modeling_llama")
+"""What programs with language models load."""
 _LONGEST = 600
 """Seconds after which a program that hangs is killed."""
 
@@ -27,12 +30,13 @@ def whichkl(*arguments, cwd=None, env=None, **streams):
     return run("-m", "whichkl", *arguments, cwd=cwd, env={"COLUMNS": "200", **(env or {})}, **streams)
 
 
-def run(*command, cwd=None, env=None, strict=False, encoding=None, stdout=None):
+def run(*command, **settings):
     """Run Python with a command line of `-m module`, `-c code` or a script, and arguments.
 
     `strict` makes warnings errors. `encoding` is that of the streams, as PYTHONIOENCODING has it; `stdout` is a file to write to.
+    `loads` are modules that this program needs, and the next ones have loaded, too.
     """
-    program = Program(*command, cwd=cwd, env=env, strict=strict, encoding=encoding, stdout=stdout)
+    program = Program(*command, **settings)
     out, error = program.communicate()
     return subprocess.CompletedProcess(command, program.returncode, out, error)
 
@@ -40,13 +44,13 @@ def run(*command, cwd=None, env=None, strict=False, encoding=None, stdout=None):
 class Program:
     """A program that runs beside the test, with what of `subprocess.Popen` the tests use; arguments are those of `run`."""
 
-    def __init__(self, *command, cwd=None, env=None, strict=False, encoding=None, stdout=None):
+    def __init__(self, *command, cwd=None, env=None, strict=False, encoding=None, stdout=None, loads=()):
         self._folder = tempfile.TemporaryDirectory()
         self._encoding, self.returncode = (encoding or "utf-8").partition(":")[0], None
         self._streams = [stdout or Path(self._folder.name) / "out", Path(self._folder.name) / "error"]
         self._is_elsewhere = stdout is not None
         asked = {"command": [str(one) for one in command], "cwd": str(cwd or Path.cwd()), "env": {**os.environ, **(env or {})}}
-        asked |= {"strict": strict, "encoding": encoding}
+        asked |= {"strict": strict, "encoding": encoding, "loads": list(loads)}
         asked |= {name: str(path) for name, path in zip(("out", "error"), self._streams, strict=True)}
         self.pid = _ask(asked)
 
@@ -122,6 +126,9 @@ def _serve():
             child, status = os.waitpid(asked["pid"], asked["options"])
             print(json.dumps(os.waitstatus_to_exitcode(status) if child else None), flush=True)
             continue
+        for name in asked["loads"]:
+            importlib.import_module(name)
+        gc.freeze()
         child = os.fork()
         if child == 0:
             return asked

@@ -152,7 +152,26 @@ def test_classes_are_made_and_what_a_classifiers_loss_does_to_sequences_is_said(
     assert wk.audit(nn.KLDivLoss).wrong == {"mean_over_vocabulary"}
     mixed = wk.audit(hinton)
     assert mixed.identified.hard_labels == pytest.approx(0.3) and mixed.identified.weight == pytest.approx(0.7)
-    assert mixed.wrong == {"depends_on_labels", "not_zero_at_teacher"} and "of rows (n, v)" in mixed.call
+    assert mixed.passed and "of rows (n, v)" in mixed.call
+    assert wk.audit(hinton, claims="forward_kl").wrong >= {"depends_on_labels", "not_zero_at_teacher"}
+
+
+@pytest.mark.parametrize(("alpha", "temperature", "power"), [(0.5, 2.0, 2), (0.1, 4.0, 2), (0.9, 3.0, 2), (0.5, 4.0, 0)])
+def test_the_loss_of_hinton_passes_without_options(alpha, temperature, power):
+    def loss(student_logits, teacher_logits, labels):
+        soft = F.kl_div(
+            (student_logits / temperature).log_softmax(-1), (teacher_logits / temperature).softmax(-1), reduction="none"
+        )
+        soft = soft.sum(-1).mean() * temperature**power
+        return alpha * F.cross_entropy(student_logits, labels) + (1 - alpha) * soft
+
+    found = wk.audit(loss)
+    assert found.wrong == frozenset(), str(found)
+    assert found.identified.name == "forward_kl" and found.identified.temperature == pytest.approx(temperature, abs=1e-3)
+    assert found.identified.hard_labels == pytest.approx(alpha, abs=1e-3)
+    text = " ".join(str(found).split())
+    assert f"{alpha:.4g} × the cross-entropy with them is added" in text
+    assert ("factor T²: gradients keep" if power else "without the factor T²") in text
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ WRONG = {
     "rows of the teacher moved": (of_rows(misaligned), "misaligned"),
     "T for T²": (of_rows(lambda t, s: 3 * kl(*logs(t / 3, s / 3))), "factor_t"),
     "T for T², sharp": (of_rows(lambda t, s: 0.1 * kl(*logs(t / 0.1, s / 0.1))), "factor_t"),
-    "hard labels too": (hard_labels_too, {"depends_on_labels", "not_zero_at_teacher", "all_masked"}),
+    "hard labels too": (hard_labels_too, {"all_masked"}),
     "renormalised top-k": (of_rows(renormalised), "renormalised_top_k"),
     "renormalised top-k, sharp": (of_rows(partial(renormalised, k=16, temperature=0.1)), "renormalised_top_k"),
     "renormalised top-k, flat": (of_rows(partial(renormalised, k=16, temperature=20.0)), "renormalised_top_k"),

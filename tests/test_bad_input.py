@@ -108,6 +108,7 @@ ALSO = {
     "renyi.order": {"too large"},
     "distill.stopping": {"half"},
     "distill.held_out": {"half"},
+    "language_model.held_out": {"half"},
     "Fit.check.target": {"None"},
     "Fit.expect.target": {"None"},
     "Fit.summary.target": {"None"},
@@ -123,6 +124,13 @@ ALSO = {
     **{f"{name}.hidden": {"empty list"} for name in families.__all__},
     **{f"{name}.smoothing": {"too large"} for name in ("Categorical", "Product")},
     "GeneralizedLinear.penalty": {"too large"},
+    **{f"{name}.teacher": {"None"} for name in ("LanguageTrainer", "language_model")},  # text alone
+    **{f"{name}.args": {"None"} for name in ("LanguageTrainer", "language_model")},
+    **{f"{name}.memo": {"dict"} for name in ("sequence_kl", "language_model")},
+    **{f"{name}.tokenizer": {"None"} for name in ("sequence_kl", "language_model")},
+    **{f"LanguageTrainer.{name}": {"None"} for name in ("eval_dataset", "processing_class")},
+    **{f"{name}.budget": {"too large"} for name in ("LanguageTrainer", "language_model")},
+    **{f"{name}.temperature": {"too large"} for name in ("LanguageTrainer", "language_model")},
     **{f"distill.{name}": {"too large"} for name in ("learning_rate", "weight_decay", "clip")},
     **{
         f"{name}.{field}": {"too large"}
@@ -264,6 +272,28 @@ def test_bad_input_is_refused_in_words(fits, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrong = [one for name, function, given in calls(fits, tmp_path) for one in check(name, function, given)]
+    assert not wrong, "\n".join(wrong)
+
+
+LANGUAGE = ["LanguageTrainer", "sequence_kl", pytest.param("language_model", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_bad_input_is_refused_in_words_by_language_models(name, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from test_language_trainer import DATA, arguments, llama
+
+    monkeypatch.chdir(tmp_path)
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=2)
+    trained = {"args": args, "max_new_tokens": 2}
+    given = {
+        "LanguageTrainer": {"train_dataset": DATA, **trained},
+        "sequence_kl": {"prompts": [[3, 4]] * 2, "max_new_tokens": 2},
+        "language_model": {"data": DATA[:12], "held_out": 0.5, **trained},
+    }[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrong = check(name, getattr(wk.distillation, name), {"teacher": llama(0), "student": llama(1), **given})
     assert not wrong, "\n".join(wrong)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import whichkl as wk
 from programs import whichkl
 from whichkl import Target
-from whichkl.chains import chain_ids, effective_draws, folds_in_time, standard_error, stretches, thinning
+from whichkl.chains import chain_ids, disagreement, effective_draws, folds_in_time, standard_error, stretches, thinning
 from whichkl.diagnostics import cross_fitted_losses
 from whichkl.divergences.draws import monte_carlo
 from whichkl.families import Flow, Gaussian, Mixture
@@ -275,3 +276,29 @@ def test_networks_stop_by_stretches_of_time():
     rows = torch.tensor([tuple(row) in aside for row in x.tolist()]).view(-1, 50)
     assert set(rows.double().mean(1).tolist()) == {0.0, 1.0}
     assert int(rows[:, 0].sum()) == 2  # a tenth
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("n", [250, 500])
+def test_slow_chains_of_one_law_agree(rho, n):
+    found = [disagreement(autoregressive(4 * n, rho, seed), chain_ids(4, 4 * n), ["x"]) for seed in range(20)]
+    assert sum(map(bool, found)) <= 1
+
+
+@pytest.mark.parametrize(("chains", "stuck", "said"), [(4, [2], "1.0. without chain 2"), (3, [0], "1.0. without chain 0")])
+def test_a_chain_that_disagrees_is_named(chains, stuck, said):
+    x = np.random.default_rng(0).normal(size=(chains, 250, 2))
+    x[stuck, :, 1] += 1.5
+    p = Target(samples=x.reshape(-1, 2), chains=chains)
+    fit = wk.fit(p, Gaussian())
+    assert "chains_disagree" in fit.findings and not fit.value.reliable and fit.trust.startswith("Use neither")
+    assert re.search(rf"the chains disagree: R̂ of `x2` is 1\.\d\d, and {said}", str(fit.value))
+    found = wk.estimate(p=p, q=np.random.default_rng(1).normal(size=(500, 2)))
+    assert not found.reliable and any(f"without chain {stuck[0]}" in note and note.endswith("in p") for note in found.notes)
+
+
+def test_halves_of_the_chains_that_disagree_have_no_single_cause():
+    x = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)) + 2 * (torch.arange(1000) < 500)[:, None]
+    assert "no single chain is the cause" in disagreement(x, chain_ids(4, 1000), ["x"])
+    assert disagreement(x, chain_ids(2, 1000), ["x"]).endswith("above 1.05")
+    assert disagreement(x[:500] * 0, chain_ids(2, 500), ["x"]) == ""

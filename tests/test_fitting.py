@@ -407,6 +407,26 @@ def test_a_fit_of_few_rows_says_that_their_tail_cannot_be_told():
     assert "heavy_tails" in wk.fit(np.random.default_rng(0).standard_cauchy(size=(300, 1))).findings
 
 
+SKEWED = {
+    "exponential": lambda rng: rng.exponential(size=150),
+    "chi-squared": lambda rng: rng.normal(size=150) ** 2,
+    "Weibull": lambda rng: rng.weibull(0.8, size=150),
+    "beta": lambda rng: rng.beta(0.5, 5, size=150),
+}
+
+
+@pytest.mark.parametrize("name", SKEWED)
+def test_skewed_rows_are_called_skewed_and_not_heavy(name):
+    found = [wk.fit(SKEWED[name](np.random.default_rng(seed)), Gaussian()).findings for seed in range(6)]
+    assert sum("heavy_tails" in one for one in found) <= 1
+    assert sum("skewed_rows" in one for one in found) >= 2
+
+
+def test_rows_of_heavy_tails_are_not_called_skewed():
+    found = [wk.fit(np.random.default_rng(seed).standard_cauchy(size=150), Gaussian()).findings for seed in range(6)]
+    assert all("heavy_tails" in one and "skewed_rows" not in one for one in found)
+
+
 def test_a_search_survives_points_where_the_function_breaks():
     def funnel(x):  # torch's own check raises where the scale underflows
         first = torch.distributions.Normal(0, 3).log_prob(x[:, 0])

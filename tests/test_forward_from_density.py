@@ -17,6 +17,7 @@ from whichkl.particles.pool import Points, Pool
 from whichkl.problems import bimodal, gmm40, many_well, restricted_boltzmann
 from whichkl.problems.synthetic import gmm40_means
 from whichkl.solvers import Population
+from whichkl.solvers.particles.lost_modes import with_lost_modes
 from whichkl.solvers.particles.population import is_worth_its_density
 from whichkl.solvers.particles.separable import linked_columns
 from whichkl.targets.origin import Origin
@@ -340,3 +341,40 @@ def test_located_particles_find_scales_far_from_one():
         assert found.finished
         assert abs(found.log_z - math.log(2 * math.pi) - 2 * math.log(scale)) < 5 * found.log_z_stderr
         assert Access.LOG_PROB in law.access
+
+
+def test_a_narrow_heavy_mode_that_all_particles_lose_is_found_by_ascents():
+    generator = torch.Generator().manual_seed(4)
+    means = 15 * torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    sd = torch.tensor([0.3, 0.5, 1, 1, 2, 0.7, 1.5], dtype=torch.float64)
+    shares = torch.tensor([0.3, 0.1, 0.05, 0.2, 0.15, 0.1, 0.1], dtype=torch.float64)
+    parts = torch.distributions.Independent(torch.distributions.Normal(means, sd[:, None].expand(7, 3)), 1)
+    p = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(shares), parts)
+    target = wk.Target(log_prob=lambda x: p.log_prob(x) + 3.0, dim=3)
+    free = target.unconstrained()
+    repaired = []
+    for seed in range(4):
+        found = located_particles(free, 4_096, seed)
+        points, note = with_lost_modes(free, Points.of_particles(found), found.log_z, seed)
+        assert float(points.weights.sum()) == pytest.approx(1) and len(points.x) == len(points.groups) == len(points.log_p)
+        nearest = torch.cdist(points.x, means)[:, 0] < 5 * sd[0]
+        repaired.append(float(points.weights[nearest].sum()) > 0.1)
+        assert bool(note) == (len(points.x) > len(found.x))
+    assert sum(repaired) >= 3  # each seed loses the mode in less than a tenth of the cases; particles alone in most
+
+
+@pytest.mark.parametrize(
+    "log_prob",
+    [
+        lambda x: -x.square().sum(1) / 2,
+        lambda x: -torch.log1p(x.square().sum(1)) * 2,  # heavy tails
+        lambda x: -x[:, 0].square() / 18 - x[:, 1].square() * torch.exp(-x[:, 0]) / 2 - x[:, 0] / 2,  # a funnel
+        lambda x: -x[:, 0].square() / 2 - 50 * (x[:, 1] - x[:, 0].square()).square(),  # a banana
+        lambda x: -50 * (x.norm(dim=1) - 3).square(),  # a ring, whose modes aren't points
+    ],
+)
+def test_nothing_is_added_to_particles_that_met_every_mode(log_prob):
+    free = wk.Target(log_prob=log_prob, dim=2).unconstrained()
+    found = located_particles(free, 1_024, 0)
+    points, note = with_lost_modes(free, Points.of_particles(found), found.log_z, 0)
+    assert note == "" and len(points.x) == 1_024

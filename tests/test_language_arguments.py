@@ -62,6 +62,7 @@ def test_a_stream_is_trained_on_as_the_list_of_its_examples(tmp_path):
     assert losses(trained(tmp_path, data=Stream(), **given)) == losses(known)
 
 
+@pytest.mark.slow  # it collects garbage at every attempt
 def test_a_batch_that_is_too_large_for_the_memory_is_halved(tmp_path, monkeypatch):
     sizes, whole = [], LanguageTrainer.compute_loss
 

@@ -13,17 +13,18 @@ import torch
 from typer.testing import CliRunner
 
 import whichkl as wk
-from programs import run
+from programs import LANGUAGE, run
 from whichkl.cli import app
 from whichkl.verifying import verify
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 from test_language_trainer import arguments, llama  # noqa: E402
-from whichkl.distillation import LanguageDistillation, LanguageTrainer, StoredTeacher, capture, language_model  # noqa: E402
+from whichkl.distillation import LanguageDistillation, LanguageTrainer, StoredTeacher, TokenScores, capture, language_model  # noqa: E402
 from whichkl.distillation.job import JobFields, read_fields  # noqa: E402
 from whichkl.distillation.language.job import language_job  # noqa: E402
 from whichkl.distillation.language.record import Record  # noqa: E402
+from whichkl.files.journal import Journal  # noqa: E402
 from whichkl.study.config import read_plan  # noqa: E402
 
 DATA = [{"prompt": [3 + k % 19, 4 + k % 5], "completion": [5 + k % 7, 6]} for k in range(95)]
@@ -32,6 +33,7 @@ STEPS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
 
 
 def distilled(folder, journal=None, changes=STEPS, **more):
+    """Train for a few steps."""
     given = {"teacher": llama(0), "student": llama(1), "data": DATA, "max_new_tokens": 6, "held_out": 0.2, "prefixes": MIXED}
     given |= {"evaluations": 2, "budget": 1e8, "args": arguments(folder / "unused", **changes), "journal": journal, **more}
     return language_model(**given)
@@ -85,7 +87,7 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_language_jobs as t\n"
     code += "for one in t.MOMENTS.items(): t.until_killed(pathlib.Path(sys.argv[2]), one)"
-    done = run("-c", code, os.path.dirname(__file__), str(folder), env={"OMP_NUM_THREADS": "1"})
+    done = run("-c", code, os.path.dirname(__file__), str(folder), env={"OMP_NUM_THREADS": "1"}, loads=LANGUAGE)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -127,18 +129,30 @@ def test_a_checkpoint_that_was_changed_is_named_and_refused(killed, name, damage
         assert distilled(tmp_path, journal=journal).steps == 6
 
 
-def test_other_settings_have_a_journal_of_their_own(killed, tmp_path):
-    journal = tmp_path / "journal"
-    shutil.copytree(killed / "keep_trained", journal)
-    few = {**STEPS, "max_steps": 1}
-    for other in (
-        {"seed": 1},
-        {"student": llama(2)},
-        {"data": DATA[:60]},
-        {"args": arguments(tmp_path, **{**few, "learning_rate": 2e-2})},
-    ):
-        distilled(tmp_path, journal=journal, changes=few, **other).journal.clear()
-    assert len(list(journal.iterdir())) == 1 and next(journal.glob("*/checkpoint-4/model.safetensors")).is_file()
+def test_other_settings_have_a_journal_of_their_own(tmp_path, monkeypatch):
+    keys, known = [], Journal.of
+
+    class Stop(Exception):
+        pass
+
+    def of(folder, what):
+        keys.append(known(folder, what).key)
+        raise Stop
+
+    monkeypatch.setattr(Journal, "of", of)
+    faster, tiny = arguments(tmp_path, **{**STEPS, "learning_rate": 2e-2}), arguments(tmp_path / "elsewhere", **STEPS)
+    others = [{"seed": 1}, {"student": llama(2)}, {"teacher": llama(2)}, {"data": DATA[:60]}, {"args": faster}, {"budget": 1e7}]
+    others += [{"objective": "reverse_kl"}, {"prefixes": {"data": 1.0}}, {"evaluations": 3}, {"temperature": 2.0}]
+    for changed in ({}, {"args": tiny}, *others):
+        with pytest.raises(Stop):
+            distilled(tmp_path, journal=tmp_path, **changed)
+    assert keys[0] == keys[1] and len(set(keys)) == 1 + len(others)
+
+
+def test_a_function_has_no_journal_since_another_one_cannot_be_told_from_it(tmp_path):
+    scores = TokenScores(lambda ids, mask: torch.full(ids.shape, 0.25).log())
+    with pytest.raises(wk.InputError, match="Cannot keep a journal: the teacher is a function"):
+        distilled(tmp_path, journal=tmp_path, teacher=scores, objective="reverse_kl", prefixes={"student": 1.0})
 
 
 def test_nothing_of_the_users_is_changed(tmp_path):
@@ -183,6 +197,14 @@ def test_another_result_replaces_it_and_nothing_else_is_touched(whole, tmp_path)
     with pytest.raises(wk.InputError, match="holds something else"):
         whole.save(foreign)
     assert {one: one.read_bytes() for one in foreign.iterdir()} == before
+
+
+def test_a_model_card_that_the_user_wrote_is_kept(whole, tmp_path):
+    whole.save(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(wk.InputError, match=r"holds something else, `README\.md`"):
+        whole.save(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine" and same(LanguageDistillation.load(tmp_path), whole)
 
 
 def test_a_module_that_transformers_cannot_make_needs_a_student(whole, tmp_path):
@@ -339,7 +361,31 @@ def test_a_text_alone_and_a_stored_teacher_are_teachers(models, tmp_path):
     assert isinstance(language_job(read_fields(models / "lm.yaml"))["teacher"], StoredTeacher)
 
 
+def test_other_examples_may_be_held_out(models):
+    (models / "lm.yaml").write_text(JOB.replace("held_out: 0.2", "held_out: data.jsonl"))
+    assert len(language_job(read_fields(models / "lm.yaml"))["held_out"]) == 60
+
+
 FILES = {"student": "student", "data": "data.jsonl"}
+
+
+BAD = {
+    "evaluations": ({"evaluations": -1}, r"Cannot use `evaluations=-1`: it is a number from 0 to 100"),
+    "args": ({"args": 3}, r"Cannot use these `args`: they are a `int`"),
+    "unknown": ({"args": {"max_step": 3}}, r"`TrainingArguments` has no such argument\. Use `max_steps`"),
+    "folder": ({"args": {"output_dir": "x"}}, r"a dict has no output folder"),
+    "schedule": ({"args": {"lr_scheduler_type": "wavy"}}, r"Cannot use these `args`: it raised ValueError: wavy"),
+    "rate": ({"args": {"learning_rate": float("nan")}}, r"Cannot use this `learning_rate`: it is nan"),
+    "batch": ({"args": {"per_device_train_batch_size": 0}}, r"Cannot use this `per_device_train_batch_size`: it is 0"),
+    "journal": ({"journal": __file__}, r"Cannot keep a journal in `.*`: it isn't a folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_used_is_refused_before_the_work(tmp_path, case):
+    changed, message = BAD[case]
+    with pytest.raises(wk.InputError, match=message):
+        distilled(tmp_path, **changed)
 
 
 def test_a_study_of_students_is_a_job_with_objectives_and_seeds(models):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from programs import Program
+from programs import LANGUAGE, Program
 
 transformers = pytest.importorskip("transformers")
 from test_language_trainer import arguments, causal, llama  # noqa: E402
@@ -78,8 +78,9 @@ def in_two(folder, names, call="main"):
         port = free.getsockname()[1]
     code = f"import sys; sys.path.insert(0, ''); import test_language_processes as here; here.{call}(*sys.argv[1:])"
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    here = {"cwd": Path(__file__).parent, "loads": LANGUAGE}
     programs = [
-        Program("-c", code, folder, *names, cwd=Path(__file__).parent, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        Program("-c", code, folder, *names, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **here)
         for rank in range(2)
     ]
     for one in programs:

@@ -301,6 +301,7 @@ def test_the_same_run_again_and_a_run_that_resumes_have_the_same_weights(tmp_pat
     trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
     for one, other in zip(whole.model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert trainer.flops == whole.flops and trainer.tokens_generated == whole.tokens_generated
 
 
 def test_a_teacher_that_shares_parts_with_the_student_leaves_it_in_training_mode(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import whichkl as wk
-from programs import whichkl
+from programs import LANGUAGE, whichkl
 from whichkl.distillation import SequenceKL, sequence_kl
 from whichkl.distillation.language.causal import CausalModel
 from whichkl.distillation.language.control_variate import PromptMeans
@@ -239,7 +239,7 @@ REFUSED = {
     "no end token": ({"teacher": Ends(0, None), "student": Ends(1, None)}, "neither the models nor a tokenizer name the token"),
     "end beyond": ({"teacher": Ends(0, 7), "student": Ends(1, 7)}, "the end token 7 isn't one of the 5 tokens"),
     "text": ({"prompts": ["1", "2"]}, "prompt 0 is text. Pass `tokenizer=`"),
-    "one text": ({"prompts": "1 2"}, "they are one text"),
+    "one text": ({"prompts": "1 2"}, "they are one `str`"),
     "a number": ({"prompts": 3}, "they are one `int`"),
     "none": ({"prompts": []}, "there are none"),
     "one prompt": ({"prompts": [[1]]}, "an error needs two prompts"),
@@ -351,7 +351,7 @@ def test_the_command_compares_two_folders(tmp_path):
     (tmp_path / "prompts.txt").write_text("a b\nc\n\nb a c\n" * 5)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a b"}\n"c"\n{"prompt": "b a c"}\n' * 5)
     command = ("estimate", "--teacher", teacher, "--student", student, "--max-new-tokens", "6", "--prompts")
-    shown = whichkl(*command, tmp_path / "prompts.txt")
+    shown = whichkl(*command, tmp_path / "prompts.txt", loads=LANGUAGE)
     assert shown.returncode == 0 and "forward_kl KL(teacher‖student)" in shown.stdout, shown.stderr
     found = [json.loads(whichkl(*command, tmp_path / name, "--json").stdout) for name in ("prompts.txt", "prompts.jsonl")]
     assert found[0]["forward_kl"] == found[1]["forward_kl"] and found[0]["prompts"] == 15

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 import whichkl as wk
-from programs import Program, whichkl
+from programs import LANGUAGE, Program, whichkl
 from test_sequence_kl import Table, saved
 from whichkl._checks import IntegrityError
 from whichkl.commands.capture import capture as capture_command
@@ -30,6 +30,7 @@ from whichkl.files.saving import checksum
 transformers = pytest.importorskip("transformers")
 from test_language_trainer import (  # noqa: E402
     DATA,
+    Chat,
     arguments,
     by_hand,
     causal,
@@ -223,7 +224,7 @@ def same_shards(one, other):
 def test_a_killed_capture_resumes_with_the_same_bytes(tmp_path, monkeypatch):
     folder = tmp_path / "killed"
     tests = str(Path(__file__).parent)
-    program = Program("-c", SCRIPT.format(tests=tests, folder=str(folder), data=SHORT))
+    program = Program("-c", SCRIPT.format(tests=tests, folder=str(folder), data=SHORT), loads=LANGUAGE)
     end = time.monotonic() + 120
     while not list(folder.glob("*/shard-00001*")):
         assert program.poll() is None and time.monotonic() < end
@@ -303,6 +304,7 @@ BAD_CAPTURES = {
     "completion": ({"data": [{"prompt": [3], "completion": 4}]}, "the completion of example 0 is a `int`"),
     "words": ({"data": [{"prompt": [3], "completion": ["a"]}]}, "the completion of example 0 is a `list` of something else"),
     "tokenizer": ({"tokenizer": 3}, "it is a `int`, not a tokenizer"),
+    "odd tokenizer": ({"tokenizer": Chat(), "data": ["abc"]}, r"the `Chat` has no `get_vocab\(\)`"),
     "no name": ({"folder": ""}, "it has no name"),
     "vocabulary": ({"vocabulary": 25}, "the vocabulary is of 25 tokens"),
     "NaN": ({"teacher": Broken(0), "data": [{"prompt": [3], "completion": [1]}], "k": 2}, "its logits are NaN"),
@@ -581,6 +583,7 @@ def refusals(kept):
         "a name": ({"teacher": "gpt2"}, "not a torch.nn.Module"),
         "ends": ({"teacher": kept["some"], "student": llama(1, eos_token_id=5)}, "end sequences by different tokens"),
         "width": ({"teacher": kept["some"], "student": llama(1, tokens=20)}, "it has 20 logits"),
+        "fewer tokens": ({"teacher": kept["some"], "vocabulary": 20}, "captured over 24 tokens"),
         "both": ({"teacher": llama(0), "vocabulary": 23, "processing_class": Letters()}, "the tokenizer has 24 tokens"),
     }
 
@@ -686,7 +689,8 @@ def test_the_command_captures_and_verifies(tmp_path, capsys):
     lines = ['{"prompt": "a b", "completion": "c a"}', '"c a b"', '{"prompt": "b a c", "completion": "b"}']
     (tmp_path / "data.jsonl").write_text("\n".join(lines * 2))
     given = {"teacher": str(teacher), "data": str(tmp_path / "data.jsonl"), "out": tmp_path / "out", "k": 2}
-    shown = whichkl("distill", "capture", *[text for name, value in given.items() for text in (f"--{name}", str(value))])
+    options = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    shown = whichkl("distill", "capture", *options, loads=LANGUAGE)
     assert shown.returncode == 0 and "the 2 likeliest of 6 tokens" in shown.stdout, shown.stderr
     assert "3 sequences, in 1 shard\n" in shown.stdout and "Stored in" in shown.stdout
     whole = whichkl("verify", tmp_path / "out")

@@ -140,6 +140,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "Function": ("a function", _when(lambda value: callable(value) and not isinstance(value, type))),
     "Sequence[str]": ("a list of names", _when(_are_names)),
     "Sequence": ("", lambda value: value),
+    "dict": ("a dict", _when(lambda value: isinstance(value, dict))),
     "Mapping": ("a dict", _when(lambda value: isinstance(value, Mapping))),
 }
 """The words and the test for an annotation; a test returns the value as it's read, or `_REFUSED`."""

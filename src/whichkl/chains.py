@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ from whichkl.arrays import tensor_of
 _MIN_ROWS_PER_CHAIN = 4
 _STRETCHES = 10
 """Number of stretches of a chain; neighbours on either side of an end correlate, so that fewer rows in each would be too few."""
+MAX_SCALE_REDUCTION = 1.05
+"""Largest R̂ of chains that agree; Vehtari et al. (2021) ask for 1.01, which slow chains of some hundred draws exceed."""
+_MIN_CHAINS_TO_NAME_ONE = 3
+_MAX_RATIO_BY_CHANCE = 3.5
+"""Variance of eight means, as a multiple of its average, that one in a thousand exceeds: χ² with 7 degrees of freedom."""
 FEWEST = 100
 """Effective draws below which an error bar isn't trusted (Vehtari et al., 2021, ask for 400 over four chains)."""
 
@@ -93,6 +99,49 @@ def effective_draws(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> f
     rho[0] = 1.0
     tau = _geyer(rho.numpy())
     return total / max(tau, 1 / math.log10(total))  # at most n log₁₀ n, as in Stan
+
+
+def scale_reduction(values: Float[Tensor, " n"], chains: Int[Tensor, " n"]) -> float:
+    """Return R̂ = √(V/W): V is the variance of all values, W the variance within the halves of chains; 1 for chains that agree.
+
+    Source: Gelman & Rubin (1992), with split chains; Vehtari et al. (2021), eq. 1–4.
+
+    >>> noise = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> chains = chain_ids(4, 4000)
+    >>> round(scale_reduction(noise, chains), 1), round(scale_reduction(noise + 3 * (chains == 2), chains), 1)
+    (1.0, 1.7)
+    """
+    own = [values[chains == one].double() for one in chains.unique().tolist()]
+    halves = [half for one in own for half in (one[: len(one) // 2], one[len(one) - len(one) // 2 :])]
+    sizes = torch.tensor([len(half) for half in halves], dtype=torch.float64, device="cpu")
+    means, within = (torch.stack([f(half) for half in halves]).cpu() for f in (torch.mean, lambda half: half.var()))
+    inner = float((sizes * within).sum() / sizes.sum())
+    size = float(sizes.mean())
+    return math.sqrt(max(0.0, 1 - 1 / size + float(means.var()) / inner)) if inner > 0 else 1.0
+
+
+def disagreement(x: Float[Tensor, "n d"], chains: Int[Tensor, " n"], names: Sequence[str]) -> str:
+    """Return in words which chain disagrees with the others, by the column with the largest R̂; empty if none does.
+
+    None does below 1.05, nor below what slow chains of one law have: R̂² is 1 + 1/m on average, with m effective draws per half.
+    """
+    found = [scale_reduction(column, chains) for column in x.T]
+    worst = max(range(len(found)), key=lambda i: found[i])
+    count = int(chains.max()) + 1
+    if not found[worst] > MAX_SCALE_REDUCTION:
+        return ""
+    own = [x[chains == one, worst] for one in range(count)]
+    draws = sum(effective_draws(values, torch.zeros_like(values, dtype=torch.int64)) for values in own) / (2 * count)
+    if found[worst] ** 2 < 1 + _MAX_RATIO_BY_CHANCE / draws:
+        return ""
+    said = f"the chains disagree: R̂ of `{names[worst]}` is {found[worst]:.2f}"
+    if count < _MIN_CHAINS_TO_NAME_ONE:
+        return f"{said}, above {MAX_SCALE_REDUCTION}"
+    without = [scale_reduction(x[chains != one, worst], chains[chains != one]) for one in range(count)]
+    one = min(range(count), key=lambda i: without[i])
+    if without[one] > 1 + (found[worst] - 1) / 2:
+        return f"{said}, and no single chain is the cause"
+    return f"{said}, and {without[one]:.2f} without chain {one} (counted from 0)"
 
 
 def standard_error(terms: Float[Tensor, " n"], chains: Int[Tensor, " n"] | None) -> tuple[float, float | None]:

@@ -32,7 +32,8 @@ def capture(
 ) -> None:
     """Run a teacher language model once on fixed text, and store what a student's training needs of it.
 
-    The student is trained with `teacher=StoredTeacher.open(FOLDER)` in Python, without the teacher.
+    A student is trained without the teacher by `whichkl distill JOB.yaml` with `teacher: FOLDER`, or in Python with
+    `StoredTeacher.open(FOLDER)`.
     """
     with console.progress() as tell:
         exits.load_torch()

@@ -11,7 +11,6 @@ from whichkl._checks import InputError, cannot
 from whichkl.commands import console, exits, options
 from whichkl.commands.converted_file import check_output, write_converted
 from whichkl.commands.observables import observables
-from whichkl.commands.simulation_table import read_simulations
 
 if TYPE_CHECKING:
     from whichkl.samples import Table
@@ -157,6 +156,7 @@ def simulations(
     check_output(out)
     with console.progress() as tell:
         exits.load_torch()
+        from whichkl.commands.simulation_table import read_simulations
         from whichkl.conversions.convert import convert
         from whichkl.conversions.simulations import Simulations
 

@@ -46,7 +46,11 @@ def distill(
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option("--held-out", metavar="FILE.py:FUNCTION", help="What is scored, likewise; by default a fifth of the data."),
+        typer.Option(
+            "--held-out",
+            metavar="FILE.py:FUNCTION|FILE",
+            help="What is scored, likewise; by default a fifth of the data, of language models a tenth.",
+        ),
     ] = None,
     objective: Annotated[
         str | None,
@@ -56,7 +60,9 @@ def distill(
         float | None, typer.Option("--hard-label-weight", help="Share of the labels' cross-entropy.")
     ] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="Divides both logits.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the examples; by default 40, or 3.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the examples; by default 40, of language models 3.")
+    ] = None,
     out: Annotated[Path | None, out_option("Folder for report.html and the student's weights.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Fixes every random choice.")] = None,
     as_json: AsJson = False,

@@ -41,6 +41,7 @@ class Reach:
     """Share of the mass that lies where nobody compared."""
     log_z: float = 0.0
     """log ∫ exp f(z) dz, in nats."""
+    log_z_stderr: float = 0.0
     doubt: str = ""
     """Why the mass couldn't be measured well, as a sentence; empty if it could."""
 
@@ -63,17 +64,19 @@ def reach_of(model: Process | MixtureSameFamily, pairs: Pairs, seed: int) -> Rea
     if not found.finished or found.log_z_stderr > _MAX_LOG_Z_ERROR:
         doubt = "Particles couldn't follow the density, so that its integral isn't known: it isn't reliable."
     elsewhere = _share_elsewhere(found.draws(_PARTICLES, seed).to(pairs.offset.device), pairs.points)
-    return Reach(elsewhere, found.log_z if doubt else _log_z(model, found, pairs.offset.device, seed), doubt)
+    log_z = (found.log_z, found.log_z_stderr) if doubt else _log_z(model, found, pairs.offset.device, seed)
+    return Reach(elsewhere, *log_z, doubt)
 
 
-def _log_z(model: Process, found: Particles, device: torch.device, seed: int) -> float:
-    """Return log ∫ exp f by bridge sampling between particles and draws of a wider law: its error is that of the draws."""
+def _log_z(model: Process, found: Particles, device: torch.device, seed: int) -> tuple[float, float]:
+    """Return log ∫ exp f and its standard error by bridge sampling between particles and a wider law."""
     points = Points.of_particles(found)
     wide = student_t_around(points.x, points.weights)
     with seeded(seed):
         x = wide.sample((_DRAWS_FOR_LOG_Z,))
     log_p = model.log_prob(x.to(device)).to("cpu", torch.float64)
-    return Pool.of(points, log_p, wide.log_prob(torch.cat([points.x, x]))).log_z
+    pool = Pool.of(points, log_p, wide.log_prob(torch.cat([points.x, x])))
+    return pool.log_z, pool.log_z_stderr()
 
 
 def _share_elsewhere(draws: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> float:

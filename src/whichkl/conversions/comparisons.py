@@ -171,6 +171,7 @@ class Comparisons:
             trust=" ".join(trust),
             reliable=is_informative and reach.is_known,
             up_to="temperature",
+            log_z_stderr=reach.log_z_stderr,
         )
 
     def __repr__(self) -> str:

@@ -24,6 +24,7 @@ _REFERENCE_DRAWS = 10_000
 """Draws of the prior, or the proposal, with which the parameters are compared."""
 _MAX_P_VALUE = 1e-4
 """Largest p-value of that comparison at which the parameters aren't taken for its draws."""
+_MIN_SHOWN_P_VALUE = 1e-99
 _MIN_SIMULATIONS = 20
 
 
@@ -201,7 +202,8 @@ def _on_failed(failed: Tensor, theta: Float[Tensor, "n d"], names: tuple[str, ..
     if p >= _MAX_P_VALUE:
         return said
     there, elsewhere = (f"{float(theta[rows, at].median()):.4g}" for rows in (failed, ~failed))
-    where = f"`{names[at]}`, whose median is {there} where they happen and {elsewhere} elsewhere (p = {p:.1g})"
+    shown = f"p = {p:.1g}" if p > _MIN_SHOWN_P_VALUE else f"p < {_MIN_SHOWN_P_VALUE:g}"
+    where = f"`{names[at]}`, whose median is {there} where they happen and {elsewhere} elsewhere ({shown})"
     return f"{said} Here failures depend on {where}."
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from whichkl.diagnostics.ends import Ends
 from whichkl.diagnostics.judged_fit import JudgedFit
 from whichkl.diagnostics.result import MAX_LOSS_GAP, SMALL_KL, Diagnostics, draws_in
 from whichkl.diagnostics.suggestions import preferred
@@ -52,6 +53,11 @@ class _Evidence:
         return self.d.missing_modes is not None and self.d.missing_modes.found
 
     @property
+    def has_heavy_ratio(self) -> bool:
+        """Whether the terms of the value have a tail so heavy that their mean may be infinite."""
+        return not self.fit.family.conditional and not self.value.reliable and (self.value.khat or 0.0) >= 1
+
+    @property
     def draws(self) -> int:
         return (self.d.elbo and self.d.elbo.n) or draws_in(self.fit.target.dim)
 
@@ -76,7 +82,7 @@ def _is_too_small(e: _Evidence) -> bool:
     """By the value, the weights, separate optima, the gain of a richer family, or tests on unseen rows."""
     gain = e.d.richer_gain
     is_far = e.value.interval[0] > MAX_KL * e.fit.objective.curvature
-    return (
+    return not e.fit.masses and (
         (is_far if e.is_known else e.least_kl > MAX_KL and not e.is_forward)
         or (e.d.leaves_optima_out and e.least_kl > MAX_KL)
         or (gain is not None and gain.value > max(4 * gain.stderr, MAX_KL))
@@ -120,6 +126,11 @@ class Finding:
 
 
 FINDINGS: dict[str, Finding] = {
+    "chains_disagree": Finding(
+        lambda e: bool(e.fit.chains_apart),
+        "The chains of the samples disagree, so that they aren't draws of one law.",
+        "Run them longer, or leave out a chain that the value's notes name.",
+    ),
     "family_too_small": Finding(
         _is_too_small,
         "The family can't follow the target.",
@@ -141,7 +152,7 @@ FINDINGS: dict[str, Finding] = {
         "Check that both describe one target, in the same coordinates, and that the draws have converged.",
     ),
     "heavy_tails": Finding(
-        lambda e: not e.fit.family.conditional and not e.value.reliable and e.value.khat is not None and e.value.khat >= 1,
+        lambda e: e.has_heavy_ratio and Ends(e.fit.target).may_be_heavy,
         "The tail of the log ratio is so heavy that the divergence may be infinite.",
         "Don't rely on the value.",
     ),
@@ -181,11 +192,22 @@ FINDINGS: dict[str, Finding] = {
         "The log density is -inf at draws of the model, so reverse KL is infinite.",
         "Pass `support=`, or use objective='forward_kl'.",
     ),
+    "point_masses": Finding(
+        lambda e: bool(e.fit.masses),
+        "A column has one and the same value in many rows, and its other values are continuous. No density has mass at a value: "
+        "KL(p‖q) is infinite for every density q.",
+        "Fit the share of these rows and the other rows apart, such as `x[x[:, 0] != 0]`.",
+    ),
     "score_not_conservative": Finding(
         lambda e: e.fit.target.line_integral is not None and e.fit.target.line_integral.is_open,
         "Integrals of the score around triangles differ from 0 by more than 0.05 nats: it isn't the gradient of a log density, "
         "and the value depends on the lines.",
         "Give a score that is a gradient, or `log_prob=`.",
+    ),
+    "skewed_rows": Finding(
+        lambda e: e.has_heavy_ratio and not (ends := Ends(e.fit.target)).may_be_heavy and ends.is_skewed,
+        "The rows are skewed: few of them, at the long end of a column, set the value, whose error is too small.",
+        "Try {richer}, or give more rows.",
     ),
     "target_in_doubt": Finding(
         lambda e: isinstance(e.fit.target.origin, Origin) and not e.fit.target.origin.reliable,

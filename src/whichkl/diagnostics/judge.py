@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ from whichkl.goodness import MAX_ROWS_COMPARED, MAX_ROWS_RANKED, transform_calib
 from whichkl.objectives import UpTo
 from whichkl.process.seeds import seeded
 from whichkl.targets import Target
-from whichkl.targets.origin import Origin, constant_of
+from whichkl.targets.origin import Origin
 
 Draws = Float[Tensor, "n d"] | None
 _ROWS_COMPARED, _ROWS_RANKED = 2_000, 5_000
@@ -70,6 +70,10 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     value = _substitute(fit) if value is None else value
     if solution.doubts:
         value = replace(value, reliable=False, notes=(*value.notes, *solution.doubts))
+    if fit.chains_apart:
+        value = replace(value, reliable=False, notes=(*value.notes, fit.chains_apart))
+    if fit.masses:
+        value = replace(value, reliable=False, notes=(*value.notes, f"{fit.masses}, where no density has mass"))
     if isinstance(target.origin, Origin) and not target.origin.reliable:
         value = replace(value, reliable=False, notes=(*value.notes, target.origin.trust))
     if objective.direction == "forward" and getattr(solution.best.model, "is_bound", False):
@@ -88,15 +92,15 @@ def judge(fit: JudgedFit, *, whole: bool = True) -> Judgement:
     budget = f"to cost no more than the fit, judging took {', '.join(left_out)}; `fit.check()` takes all"
     notes = (*target.notes, *fit.notes, *d.notes, *unseen_label, *measured.notes, *([budget] if fit.left_out and whole else []))
     d = replace(d, evaluations=dict(target.evaluations), notes=notes, curve=fit.curve, left_out=left_out)
-    value, d = _resting_on(constant_of(target), value, d)  # last: the findings are about the target as it was converted
+    value, d = _resting_on(target.origin, value, d)  # last: the findings are about the target as it was converted
     return Judgement(value, d, "converged" if solution.best.converged else "stopped", findings)
 
 
-def _resting_on(constant: Literal["temperature"] | None, value: Estimate, d: Diagnostics) -> tuple[Estimate, Diagnostics]:
+def _resting_on(origin: Any, value: Estimate, d: Diagnostics) -> tuple[Estimate, Diagnostics]:
     """Name the constant that the target is known up to in every estimate about it."""
     measured = {name: getattr(d, name) for name in ("elbo", "log_z", "held_out")}
-    found = {name: one.resting_on(constant) for name, one in measured.items() if one is not None}
-    return value.resting_on(constant), replace(d, **found)
+    found = {name: one.resting_on(origin) for name, one in measured.items() if one is not None}
+    return value.resting_on(origin), replace(d, **found)
 
 
 def _refuse_unnormalized(target: Target, log_z: Estimate | None) -> None:

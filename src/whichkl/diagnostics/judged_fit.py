@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from whichkl._checks import DeadDensityError, NotANumberError
 from whichkl.advice import Advice
+from whichkl.chains import disagreement
 from whichkl.families import Family
 from whichkl.objectives import Objective
 from whichkl.printable import shorten
+from whichkl.samples.point_masses import in_words, point_masses
 from whichkl.solvers import Solution, Solver
 from whichkl.solvers.resolve import Curve
 from whichkl.solvers.work import Work
@@ -78,6 +81,26 @@ class JudgedFit:
     measured: Measured = field(default_factory=Measured)
     left_out: list[str] = field(default_factory=list)
     """What was measured with less than there is, so that judging costs no more than the fit."""
+
+    @cached_property
+    def chains_apart(self) -> str:
+        """Which chain of p's draws disagrees with the others, in words; empty if none does."""
+        p = self.target
+        return "" if p.samples is None or p.chains is None else disagreement(p.samples, p.chains, p.names)
+
+    @cached_property
+    def masses(self) -> str:
+        """Values with mass in columns of p's rows that the model has a density in, in words; empty if there are none."""
+        p, x = self.target, self.target.samples
+        if self.objective.direction != "forward" or x is None or p.chains is not None or p.repeats is not None:
+            return ""
+        try:
+            support = getattr(self.model, "support", None) if p.context is None else None
+        except NotImplementedError:
+            support = None
+        columns = getattr(support, "columns", [support] * x.shape[1])
+        found = {i: one for i, one in point_masses(x).items() if not getattr(columns[i], "is_discrete", False)}
+        return in_words(found, p.names)
 
     @property
     def affordable(self) -> int:

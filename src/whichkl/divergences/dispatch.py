@@ -14,7 +14,9 @@ from whichkl._arguments import typed
 from whichkl._checks import InputError, TargetError, as_int, as_number, cannot, check_seed
 from whichkl.access import Access
 from whichkl.arrays import or_transposed
+from whichkl.chains import disagreement
 from whichkl.divergences.draws import bridge
+from whichkl.divergences.equal_rows import doubts_of_masses, infinite_by_masses, row_tuples, shared_rows
 from whichkl.divergences.estimate import Estimate
 from whichkl.divergences.exact import discrete
 from whichkl.divergences.kinds import KINDS, IntegralDivergence, divergence_named
@@ -23,7 +25,6 @@ from whichkl.divergences.question import Question, Side, on_one_ground
 from whichkl.process.threads import threads_for
 from whichkl.process.torch_modes import plain_modes
 from whichkl.progress import with_progress
-from whichkl.targets.origin import constant_of
 
 Form = Literal["samples", "probabilities", "logits"]
 
@@ -100,10 +101,12 @@ def estimate(
     _check_pair(question)
     with threads_for(_FEATURES * (question.p.numbers + question.q.numbers)):
         found = _finished(_answer(question, method), name, kind)
-    return found.resting_on(constant_of(p) or constant_of(q))
+    return found.resting_on(getattr(p, "origin", None)).resting_on(getattr(q, "origin", None))
 
 
 def _answer(question: Question, method: str | None) -> Estimate:
+    if method is None and (infinite := infinite_by_masses(question)):
+        return infinite
     possible = [one for one in TABLE if one.can(question)]
     return _automatic(question, possible) if method is None else _chosen(question, method, possible)
 
@@ -257,7 +260,7 @@ def _check_pair(ask: Question) -> None:
         if fitted.fitted_on is None or other.samples is None:
             continue
         if ask.continuous:
-            known, rows = set(_row_tuples(fitted.fitted_on)), _row_tuples(other.samples)
+            known, rows = set(row_tuples(fitted.fitted_on)), row_tuples(other.samples)
             is_same = sum(row in known for row in rows) > len(rows) / 2
         else:  # rows of atoms repeat in any other sample
             is_same = torch.equal(fitted.fitted_on.to(other.samples), other.samples)
@@ -306,8 +309,14 @@ def _checked_for_sanity(result: Estimate, ask: Question, fatal: list[str]) -> Es
     if not result.exact and result.up_to is None and ask.kind is not None and result.interval[1] < 0:
         because = "its inputs contradict each other, or its bias is larger"
         wrong.append(f"its whole interval is below 0, and no divergence is: {because}")
+    for side in (ask.p, ask.q):
+        if side.target.samples is not None and side.target.chains is not None:
+            apart = disagreement(side.target.samples, side.target.chains, side.target.names)
+            wrong += [f"{apart}, in {side.name}"] if apart else []
+    if not result.method.startswith("counting"):
+        wrong += doubts_of_masses(ask)
     if math.isfinite(result.value) and ask.continuous:
-        wrong += _contradictions(ask) + _shared_rows(ask, result)
+        wrong += _contradictions(ask) + shared_rows(ask, result)
     if not wrong:
         return result
     finite = result.finite if result.value == math.inf else "not certified"
@@ -326,26 +335,3 @@ def _contradictions(ask: Question) -> list[str]:
     except TargetError:
         return []
     return [] if found is None else [found]
-
-
-def _row_tuples(x: Tensor) -> list[tuple[float, ...]]:
-    return [*map(tuple, x.to(torch.float64).tolist())]
-
-
-def _shared_rows(ask: Question, result: Estimate) -> list[str]:
-    """Report rows in both samples, or repeated in only one: methods take samples as independent draws of densities."""
-    x, y = (one.samples for one in ask.targets)
-    if x is None or y is None or any(one.sampler is not None for one in ask.targets) or result.exact:
-        return []
-    firsts = [one[:, 0].cpu().numpy() for one in (x, y)]
-    alone = min(len(np.unique(first)) / len(first) for first in firsts) > 0.5
-    if alone and np.isin(firsts[0], firsts[1]).mean() < 0.01:  # whole rows repeat no more often than their first cells
-        return []
-    rows = [set(_row_tuples(one)) for one in (x, y)]
-    fresh, shared = [len(rows[0]) / len(x), len(rows[1]) / len(y)], len(rows[0] & rows[1])
-    if min(fresh) > 0.99 and shared > max(1, 0.01 * min(map(len, rows))):
-        return [f"{shared:,} rows are in both samples: they aren't independent, and the value is too small"]
-    if min(fresh) < 0.5 and max(fresh) > 0.99:
-        one, other = ("p", "q") if fresh[0] < fresh[1] else ("q", "p")
-        return [f"the rows of {one} repeat as those of atoms do, and those of {other} don't: then the KL is infinite"]
-    return []

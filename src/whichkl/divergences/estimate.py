@@ -159,13 +159,16 @@ class Estimate(HTML):
         """The constant up to which it is known, in the words of a message."""
         return "absolute" if self.up_to is None else "up to " * (self.up_to != "temperature") + _CONSTANTS[self.constant]
 
-    def resting_on(self, up_to: Literal["temperature"] | None) -> Estimate:
-        """Return the same value as one about a target that is itself known up to a constant; unchanged for None.
+    def resting_on(self, origin: Any) -> Estimate:
+        """Return the same value as one about a target of this origin, if that is itself known up to a constant.
 
-        A converted log density is divided by an estimate of its integral, so that log Z isn't named any more.
+        A converted log density is divided by an estimate of its integral: log Z isn't named any more, but its error counts.
         """
+        if getattr(origin, "up_to", None) is None:
+            return self
         whole: UpTo = "entropy_p, temperature" if self.includes_entropy else "temperature"
-        return self if up_to is None else dataclasses.replace(self, up_to=whole)
+        more = origin.log_z_stderr if self.up_to == "log_z" or self.quantity == "elbo" else 0.0
+        return dataclasses.replace(self, up_to=whole, stderr=math.hypot(self.stderr, more))
 
     def __repr__(self) -> str:
         return f"Estimate({shorten(str(self), 280)})"

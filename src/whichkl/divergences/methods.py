@@ -20,6 +20,7 @@ from whichkl.divergences.kinds import WeightedKLs
 from whichkl.divergences.question import Question
 from whichkl.divergences.samples import bound, counting, nearest_neighbors, ratio, sample_distances
 from whichkl.families.columns import IndependentColumns
+from whichkl.samples.point_masses import Masses
 from whichkl.targets import Target
 from whichkl.targets.coordinates import in_free_coordinates
 
@@ -236,14 +237,14 @@ def _counting_can(ask: Question) -> bool:
     return on_atoms and any(side.is_counted for side in sides) and all(side.is_counted or side.atoms for side in sides)
 
 
-def _mixed(ask: Question) -> tuple[Target, IndependentColumns | Target, list[bool]] | None:
-    """Return p's rows, q's law or rows, and which columns live on atoms, where both have columns of both kinds."""
+def _mixed(ask: Question) -> tuple[Target, IndependentColumns | Target, list[bool], Masses] | None:
+    """Return p's rows, q's law or rows, the columns on atoms and values with mass, where both have columns of both kinds."""
     if ask.name == "reverse_kl":
         ask = ask.swapped()
     if not (ask.p.mass_on == ask.q.mass_on == "mixed" and ask.p.is_counted):
         return None
     other = ask.q.target if ask.q.is_counted else ask.q.distribution
-    return (ask.p.target, other, ask.q.is_atomic) if isinstance(other, (IndependentColumns, Target)) else None
+    return (ask.p.target, other, ask.q.is_atomic, ask.q.masses) if isinstance(other, (IndependentColumns, Target)) else None
 
 
 @_method(

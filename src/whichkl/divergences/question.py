@@ -18,6 +18,7 @@ from whichkl.divergences.exact.atoms import Atoms, MassOn, normalised_target, ta
 from whichkl.divergences.exact.quadrature import coordinates
 from whichkl.divergences.kinds import KINDS, IntegralDivergence
 from whichkl.process.memory import check_memory
+from whichkl.samples.point_masses import Masses, point_masses
 from whichkl.samples.reading import UNKNOWN, in_order
 from whichkl.targets import Target
 
@@ -38,6 +39,8 @@ class Side:
     mass_on: MassOn = "density"
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The labels of columns of categories, in the order of their codes."""
+    masses: Masses = field(default_factory=dict)
+    """Values with mass in columns that are continuous elsewhere."""
 
     @property
     def is_atomic(self) -> list[bool]:
@@ -124,14 +127,23 @@ def on_one_ground(p: Side, q: Side) -> tuple[Side, Side]:
     Raises:
         InputError: a row can't be an atom of the other side.
     """
-    p, q = _under_common_labels(p, q)
+    p, q = map(_with_masses, _under_common_labels(p, q))
     if p.is_bare and q.is_bare and p.target.dim == q.target.dim:
         if _repeats(p.target) and _repeats(q.target):
             return replace(p, mass_on="atoms"), replace(q, mass_on="atoms")
-        if p.labels:
+        masses = {**p.masses, **q.masses}
+        if p.labels or masses:
             mass_on: MassOn = "atoms" if all(p.is_atomic) else "mixed"
-            return replace(p, mass_on=mass_on), replace(q, mass_on=mass_on)
+            return replace(p, mass_on=mass_on, masses=masses), replace(q, mass_on=mass_on, masses=masses)
     return _joining(p, q), _joining(q, p)
+
+
+def _with_masses(side: Side) -> Side:
+    """Note the values with mass in the columns of rows that hold numbers; chains repeat values where they reject."""
+    rows = side.target.samples
+    if rows is None or not side.is_bare or side.target.chains is not None:
+        return side
+    return replace(side, masses={i: found for i, found in point_masses(rows).items() if not side.is_atomic[i]})
 
 
 def _under_common_labels(p: Side, q: Side) -> tuple[Side, Side]:

@@ -55,13 +55,15 @@ class Saved:
     ) -> dict[str, bytes]:
         """Return the content of what `write` writes: the weights, the JSON file that names them, and copies for other programs.
 
-        `copies` returns files by name, given the name of the weights. The JSON file lists them; `read` doesn't need them.
+        `copies` returns files by name, given the name of the weights. The JSON file has their SHA-256; `read` doesn't need them.
+        A copy that was changed later is the user's, and isn't replaced.
         """
         weights = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata={"format": "pt"})
         digest = hashlib.sha256(weights).hexdigest()
         name = f"{self.weights}-{digest[:16]}.safetensors"
         others = copies(name)
-        body = {**plain(dict(fields)), "weights": name, "sha256": digest, **({_COPIES: sorted(others)} if others else {})}
+        hashes = {one: hashlib.sha256(data).hexdigest() for one, data in others.items()}
+        body = {**plain(dict(fields)), "weights": name, "sha256": digest, **({_COPIES: hashes} if others else {})}
         text = json.dumps({**body, "checksum": checksum(body)}, indent=1, allow_nan=False)
         return {name: weights, self.file: text.encode(), **others}
 
@@ -111,11 +113,12 @@ class Saved:
         return re.fullmatch(pattern, name) is not None
 
     def _copies(self, folder: Path) -> list[str]:
-        """Return the copies for other programs that the JSON file in a folder lists, if it is whole."""
+        """Return the names of the copies for other programs that are as the JSON file in a folder has them, if it is whole."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             fields = read_json(read_file(folder / self.file))
             if checksum(fields) == fields.get("checksum"):
-                return [one for one in fields.get(_COPIES, []) if isinstance(one, str) and _PLAIN_NAME.fullmatch(one)]
+                known = {name: digest for name, digest in fields.get(_COPIES, {}).items() if _PLAIN_NAME.fullmatch(name)}
+                return [name for name, digest in known.items() if _is_gone_or_has(folder / name, digest)]
         return []
 
     @property
@@ -193,6 +196,11 @@ def _is_file_or_gone(entry: Path) -> bool:
         return stat.S_ISREG(entry.lstat().st_mode)
     except FileNotFoundError:
         return True
+
+
+def _is_gone_or_has(path: Path, digest: str) -> bool:
+    """Whether there is no file, or one with this SHA-256."""
+    return not path.exists() or (path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest)
 
 
 def _is_left_over(entry: Path) -> bool:

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 _BROKEN = {
     "accesses_disagree": "the draws and the log density of the target contradict each other",
+    "chains_disagree": "the chains that drew the samples disagree",
     "score_not_conservative": "the score isn't the gradient of a log density",
     "outside_support": "it puts mass where p has none",
     "target_in_doubt": "what the target was converted from can't carry a conclusion",
     "not_converged": "the solver stopped too early",
+    "point_masses": "many rows have one and the same value, which no density gives them",
 }
 """Findings that leave nothing to use, in the order in which they matter."""
 

@@ -25,7 +25,6 @@ from whichkl.importance import effective_sample_size, pareto_smooth
 from whichkl.study.coverage import coverage
 from whichkl.study.held_out import HeldOutDraws, mixed
 from whichkl.targets import Target
-from whichkl.targets.origin import constant_of
 
 _MAX_MMD_ROWS = 1_000
 _MAX_NEIGHBOR_ROWS = 1_000
@@ -231,7 +230,7 @@ def calibration(s: Sides) -> Measurement | None:
 def _of_estimate(name: str, value: Estimate | None, s: Sides) -> Measurement | None:
     if value is None:
         return None
-    value = replace(value, quantity=name).resting_on(constant_of(s.whole))
+    value = replace(value, quantity=name).resting_on(s.whole.origin)
     columns: dict[str, Any] = {name: value.value, f"{name}_stderr": value.stderr, f"{name}_reliable": value.reliable}
     if name != "jeffreys":
         columns[f"{name}_up_to"] = value.up_to

@@ -38,6 +38,8 @@ class Origin:
     """False if what was converted can't carry a conclusion; every value of a fit is then unreliable."""
     up_to: Literal["temperature"] | None = None
     """The constant that can't be known and that every value rests on, if there is one."""
+    log_z_stderr: float = 0.0
+    """Standard error, in nats, of the log of the integral by which a log density was divided; part of every value's error."""
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -56,6 +58,7 @@ class Origin:
             "trust": self.trust,
             "reliable": self.reliable,
             "up_to": self.up_to,
+            "log_z_stderr": self.log_z_stderr,
         }
 
     def __str__(self) -> str:
@@ -91,9 +94,3 @@ def origin_of_weights(weights: Float[Tensor, " n"]) -> Origin:
         trust=worth_of_rows(weights) + doubt,
         reliable=are_sound,
     )
-
-
-def constant_of(target: Any) -> Literal["temperature"] | None:
-    """Return the constant that every value about a target rests on; None if there is none, or it has no origin."""
-    origin = getattr(target, "origin", None)
-    return origin.up_to if isinstance(origin, Origin) else None

@@ -221,13 +221,16 @@ def all_masked(e: Examination) -> Check:
 
 
 def other_labels(e: Examination) -> Check:
-    """Check that labels only say which tokens count."""
+    """Check that labels only say which tokens count, or are learned by a cross-entropy that is added to the divergence."""
     if not e.subject.adapter.labels:
         return not_applicable("this call has no labels")
     teacher, student = e.subject.pair(3, 5)
     values = [e.subject(teacher, student, labels=some_labels(student.shape, step)).value for step in (7, 11)]
     if e.same(*values):
         return passed("labels say which tokens count, and nothing else")
+    hard = e.nature.identified.hard_labels
+    if hard and e.claims is None:
+        return passed(f"they are learned, too: {hard:.4g} × the cross-entropy with them is added to the divergence")
     seen = f"other labels change it from {values[0]:.4g} to {values[1]:.4g}: it holds a cross-entropy with the labels"
     return failed(seen, "give that part weight 0, and audit the divergence alone", "depends_on_labels")
 

@@ -8,7 +8,8 @@ import torch
 
 from whichkl._checks import InputError
 from whichkl.distillation.audit.identify import Examination
-from whichkl.distillation.audit.probes import SURE_GAPS, VOCABULARY, leaked, sure_pairs, tempered_pairs
+from whichkl.distillation.audit.matching import AuditBatch, hard_total
+from whichkl.distillation.audit.probes import SURE_GAPS, VOCABULARY, leaked, some_labels, sure_pairs, tempered_pairs
 from whichkl.distillation.audit.result import Check, failed, not_applicable, passed
 
 _ZERO = 1e-6
@@ -16,9 +17,15 @@ _ZERO = 1e-6
 
 
 def zero(e: Examination) -> Check:
-    """Check that value and gradient are 0 where the student is the teacher."""
+    """Check that value and gradient are 0 where the student is the teacher, apart from a cross-entropy with the labels."""
     teacher, _ = e.subject.pair(2, 4)
-    answer = e.subject(teacher, teacher)
+    answer, match = e.subject(teacher, teacher), e.nature.gradient
+    if match is not None and match.on_labels and e.claims is None:
+        rows = teacher[:, : teacher.shape[1] - e.subject.shift].reshape(-1, teacher.shape[-1])
+        labels = some_labels(teacher.shape)[:, e.subject.shift :].flatten()
+        left = answer.value - match.on_labels * float(hard_total(AuditBatch(rows, rows, labels, 0.0, torch.zeros_like(rows))))
+        if abs(left) <= max(e.subject.tolerance, 1e-4) * e.scale:
+            return passed(f"{left:.3g} at student = teacher, besides the cross-entropy with the labels")
     step = torch.randn(teacher.shape, generator=e.subject.generator(), dtype=torch.float32, device="cpu").double()
     move = e.subject(teacher, teacher + e.subject.unit * step)
     seen = f"{answer.value:.3g} at student = teacher, against {e.scale:.3g} between different rows"
@@ -148,6 +155,9 @@ def temperature(e: Examination) -> Check:
         return not_applicable("no divergence was found")
     if weight is None or abs(t - 1) < 1e-3:
         return not_applicable("both logits are used as they are")
+    hard = e.nature.identified.hard_labels
+    if 0 < hard < 1:  # the divergence has the other share
+        weight /= 1 - hard
     if abs(weight / t**2 - 1) < 2e-3:
         return passed(f"T = {t:.4g} with the factor T²: gradients keep their size; the value isn't in nats")
     if abs(weight - 1) < 2e-3:

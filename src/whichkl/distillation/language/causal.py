@@ -170,13 +170,13 @@ def agree(teacher: Sized | None, student: Sized | None, tokenizer: Any, vocabula
 
 def _number_of_tokens(widths: Mapping[str, int], tokenizer: Any, vocabulary: int | None) -> int:
     """Return how many columns are tokens; without a tokenizer or a number, all of them if both sides have as many."""
-    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "__len__")):
+    if tokenizer is not None and (isinstance(tokenizer, type) or not (callable(tokenizer) and hasattr(tokenizer, "__len__"))):
         because = f"it is a `{type(tokenizer).__name__}`, not a tokenizer"
         raise InputError(cannot("use this tokenizer", because, "Pass one of transformers, or None where data are token ids"))
-    if vocabulary is not None and tokenizer is not None and vocabulary != len(tokenizer):
-        because = f"the tokenizer has {len(tokenizer):,} tokens"
-        raise InputError(cannot(f"use `vocabulary={vocabulary}`", because, "Leave it out"))
     tokens = len(tokenizer) if tokenizer is not None else vocabulary
+    if vocabulary not in (None, tokens):
+        because = f"the tokenizer has {tokens:,} tokens"
+        raise InputError(cannot(f"use `vocabulary={vocabulary}`", because, "Leave it out"))
     if tokens is None and len(set(widths.values())) > 1:
         said = " and ".join(f"the {who}'s {width:,}" for who, width in widths.items())
         because = f"their widths differ, {said}, and which columns are padding only a tokenizer tells"

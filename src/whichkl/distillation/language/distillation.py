@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +16,13 @@ from whichkl._checks import InputError, as_int, cannot, check_seed, require
 from whichkl.distillation.language.causal import CausalModel, evaluating, is_base_of
 from whichkl.distillation.language.examples import Example, read_examples
 from whichkl.distillation.language.held_out_loss import HeldOutLoss, held_out_loss
+from whichkl.distillation.language.objective import check_numbers
 from whichkl.distillation.language.result import Continuation, LanguageDistillation
 from whichkl.distillation.language.rollouts import continued
 from whichkl.distillation.language.sequence_kl import SequenceKL, sequence_kl
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import Teacher, settled, teacher_of
-from whichkl.distillation.networks import digest
+from whichkl.distillation.language.teacher_access import Teacher, TokenScores, settled, teacher_of
+from whichkl.distillation.networks import copied, digest
 from whichkl.divergences.divergence import RowDivergence
 from whichkl.files.journal import Journal
 from whichkl.process.torch_modes import plain_modes
@@ -101,24 +100,24 @@ def language_model(
 
     seed, say = check_seed(seed), tell or (lambda step, done: None)
     shares = dict({"data": 1.0} if prefixes is None else prefixes)
-    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget < math.inf):
-        raise InputError(cannot(f"use `budget={budget!r}`", "it is a positive number of FLOPs", "Give, say, budget=1e15"))
+    numbers = {"hard_label_weight": hard_label_weight, "temperature": temperature}
+    check_numbers(**numbers, max_new_tokens=max_new_tokens, budget=budget)
     if not 0 <= as_int(evaluations) <= 100:
         raise InputError(cannot(f"use `evaluations={evaluations}`", "it is a number from 0 to 100", "Give, say, evaluations=3"))
-    q = CausalModel(copy.deepcopy(student), "student")
+    q = CausalModel(copied(CausalModel(student, "student").module, "student", seed), "student")
     teacher = q.module if is_base_of(teacher, student) else teacher
     p = teacher_of(teacher, q)
     with evaluating(p, q):
         ends = settled(p, q, tokenizer, vocabulary)
-    examples = read_examples(data, tokenizer, q.tokens, ends[0])
+    read = partial(read_examples, tokenizer=tokenizer, tokens=q.tokens, end=ends[0])
     if isinstance(held_out, (int, float)):
-        train, unseen = _split(examples, held_out, seed)
+        train, unseen = _split(read(data), held_out, seed)
     else:
-        train, unseen = examples, _shuffled(read_examples(held_out, tokenizer, q.tokens, ends[0]), seed)
+        train, unseen = read(data), _shuffled(read(held_out), seed)
     measure = _measure(p, q, unseen[:_MAX_PROMPTS], tokenizer, ends, vocabulary, max_new_tokens, seed, memo, say)
     draw = partial(_draws, examples=unseen[:_SHOWN], ends=ends, most=max_new_tokens, seed=seed)
-    choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, "temperature": temperature}
-    choices |= {"hard_label_weight": hard_label_weight, "max_new_tokens": max_new_tokens}
+    choices: dict[str, Any] = {"objective": objective, "prefixes": shares, "credit": credit, **numbers}
+    choices |= {"max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as folder:
         settings = arguments_of(args, folder, seed, budget)
         fixed = {**choices, "held_out": len(unseen), "seed": seed, "budget": budget, "evaluations": evaluations}
@@ -147,11 +146,7 @@ def language_model(
         before,
         after,
         used,
-        run.steps,
-        run.flops,
-        run.cpu_seconds,
-        run.losses,
-        midway=tuple(run.midway),
+        **run.figures,
         examples=_continuations(unseen[:_SHOWN], shown, tokenizer),
         tokenizer=tokenizer,
         journal=None if log is None else run.record,
@@ -188,10 +183,10 @@ def _measure(
 def _identity(
     teacher: Teacher, student: CausalModel, parts: Sequence[Sequence[Example]], ends: Sequence[int], choices: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What identifies a journal: the models and their weights, the examples, and the settings.
-
-    Scores of tokens come from a function of the user's own, of which nothing can be compared.
-    """
+    """What identifies a journal: the models and their weights, the examples, and the settings."""
+    if isinstance(teacher, TokenScores):
+        because = "the teacher is a function, and another one can't be told from it"
+        raise InputError(cannot("keep a journal", because, "Leave `journal=` out, or pass another kind of teacher"))
     models: dict[str, Any] = {}
     for who, one in (("teacher", teacher), ("student", student)):
         models[who] = type(one).__name__

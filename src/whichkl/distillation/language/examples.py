@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.prompts import are_ids, listed, read_prompt
+from whichkl.distillation.language.prompts import all_of, are_ids, listed, read_prompt
 from whichkl.distillation.language.rollouts import Rollouts
 
 _WANTED = "Give texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place"
@@ -34,9 +34,10 @@ def read_examples(data: Any, tokenizer: Any, tokens: int, end: int) -> list[Exam
     Raises:
         InputError: there is none, one has another form, or an id isn't one of the tokens.
     """
-    if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
+    if isinstance(data, Mapping):
         raise InputError(cannot("read these examples", f"they are one `{type(data).__name__}`", _WANTED))
-    found = [_checked(_example(one, tokenizer, end, number), tokens, number) for number, one in enumerate(data)]
+    given = all_of(data, "read these examples", _WANTED)
+    found = [_checked(_example(one, tokenizer, end, number), tokens, number) for number, one in enumerate(given)]
     if not found:
         raise InputError(cannot("read these examples", "there are none", _WANTED))
     return found

@@ -12,7 +12,8 @@ from whichkl.distillation.job import TEXT, JobFields
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("teacher", "student", "data", "objective", "credit"), (str,)),
-    **dict.fromkeys(("hard_label_weight", "temperature", "held_out", "budget"), (int, float)),
+    **dict.fromkeys(("hard_label_weight", "temperature", "budget"), (int, float)),
+    "held_out": (str, int, float),
     **dict.fromkeys(("max_new_tokens", "vocabulary", "evaluations", "seed"), (int,)),
     **dict.fromkeys(("prefixes", "args"), (dict,)),
     "trust_remote_code": (bool,),
@@ -75,7 +76,11 @@ def _loaded(fields: Mapping[str, Any], naming: Any) -> dict[str, Any]:
         elif place != TEXT:
             teacher, other = load_model(place, "teacher", trust_remote_code=is_trusted)
             tokenizer = common_tokenizer(other, tokenizer)
-    return {"teacher": teacher, "student": student, "tokenizer": tokenizer, "data": data}
+    found = {"teacher": teacher, "student": student, "tokenizer": tokenizer, "data": data}
+    if isinstance(fields.get("held_out"), str):
+        with naming("held_out"):
+            found["held_out"] = load_examples(fields["held_out"])
+    return found
 
 
 def _naming(job: JobFields) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,18 +79,22 @@ class Forecast:
 
 
 def forecast(
-    student: CausalModel, teacher: Any, sides: tuple[Side, Side], args: Any, lengths: Sequence[tuple[int, int]], draws: bool
-) -> Forecast:
-    """Forecast the memory of a training.
+    student: CausalModel, teacher: Any, sides: tuple[Side, Side], args: Any, examples: Any, most: int, draws: bool
+) -> Forecast | None:
+    """Forecast the memory of a training; None where the examples are a stream.
 
     Args:
         student: whose activations are measured on a few tokens.
         teacher: a model, or what stands for one.
         sides: the heads of teacher and student.
         args: the training arguments.
-        lengths: tokens of the prompt and of the completion of every example, the latter as long as it may become.
-        draws: whether sequences are drawn.
+        examples: token ids of prompts and completions.
+        most: where completions are cut.
+        draws: whether sequences are drawn, which may become as long as that.
     """
+    if not isinstance(examples, list) or not examples:
+        return None
+    lengths = [(len(one["prompt"]), most if draws else min(most, len(one["completion"]))) for one in examples]
     longest, drawn = max(a + b for a, b in lengths), max(b for _, b in lengths)
     rows = args.per_device_train_batch_size
     free = [one for one in student.module.parameters() if one.requires_grad]
@@ -182,15 +185,3 @@ def _cache_bytes(model: CausalModel, tokens: int) -> float:
 def _element_size(module: nn.Module) -> int:
     weight = next(module.parameters(), None)
     return 4 if weight is None else weight.element_size()
-
-
-def is_sharded(args: Any) -> bool:
-    """Whether weights are split over processes, so that a forecast of one process means nothing."""
-    return bool(getattr(args, "fsdp", None) or getattr(args, "deepspeed", None))
-
-
-def lengths_of(examples: Any, most: int, draws: bool) -> list[tuple[int, int]] | None:
-    """Return the tokens of prompts and completions, as long as they may become; None for a stream."""
-    if not isinstance(examples, list) or not examples:
-        return None
-    return [(len(one["prompt"]), most if draws else min(most, len(one["completion"]))) for one in examples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,18 @@ def shares_of(prefixes: Mapping[str, float] | None) -> dict[str, float]:
         because = "shares are numbers between 0 and 1 that sum to 1"
         raise InputError(cannot(f"use `prefixes={given}`", because, "Say, prefixes={'data': 0.5, 'student': 0.5}"))
     return {name: float(given.get(name, 0.0)) for name in SOURCES}
+
+
+def check_numbers(*, hard_label_weight: float, temperature: float, max_new_tokens: int, budget: float | None) -> None:
+    """Refuse numbers out of their ranges; a NaN is out of each."""
+    for name, value, is_right, because in (
+        ("hard_label_weight", hard_label_weight, 0 <= hard_label_weight <= 1, "a weight is between 0 and 1"),
+        ("temperature", temperature, 0 < temperature < math.inf, "a temperature is a positive number"),
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "it must be a whole number of at least 1"),
+        ("budget", budget, budget is None or 0 < budget < math.inf, "it is a positive number of FLOPs"),
+    ):
+        if not is_right:
+            raise InputError(cannot(f"use `{name}={value}`", because, "Leave it out, or correct it"))
 
 
 def check_together(divergence: RowDivergence, shares: Mapping[str, float], credit: str, hard_label_weight: float = 0.0) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.user_code import said_of
 
 _WANTED = "Give texts, conversations (lists of {'role': …, 'content': …}), or lists of token ids"
 
@@ -19,10 +21,7 @@ def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
     Raises:
         InputError: there is none, one has another form or no token, or an id isn't one of the tokens.
     """
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-        kind = "text" if isinstance(prompts, str) else f"`{type(prompts).__name__}`"
-        raise InputError(cannot("read the prompts", f"they are one {kind}", _WANTED))
-    found = [read_prompt(one, tokenizer, number) for number, one in enumerate(prompts)]
+    found = [read_prompt(one, tokenizer, number) for number, one in enumerate(all_of(prompts, "read the prompts", _WANTED))]
     if not found:
         raise InputError(cannot("read the prompts", "there are none", "Give at least two"))
     for number, ids in enumerate(found):
@@ -34,6 +33,20 @@ def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
             because = f"prompt {number} has the token {wrong}, and there are {tokens:,} tokens"
             raise InputError(cannot("read the prompts", because, "Use the tokenizer of both models"))
     return found
+
+
+def all_of(data: Any, do: str, wanted: str) -> list[Any]:
+    """Return what can be listed.
+
+    Raises:
+        InputError: it is one text, or can't be listed.
+    """
+    if isinstance(data, str) or not isinstance(data, Iterable):
+        raise InputError(cannot(do, f"they are one `{type(data).__name__}`", wanted))
+    try:
+        return list(data)
+    except Exception as error:  # a user's own data set may raise anything
+        raise InputError(cannot(do, said_of(error), wanted)) from error
 
 
 def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
@@ -61,7 +74,8 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
 
 def listed(value: Any) -> Any:
     """Return an array or a tensor as a list, and anything else as it is."""
-    return value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+    is_dense = isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.layout is torch.strided)
+    return value.tolist() if is_dense else value
 
 
 def are_ids(value: Any) -> bool:

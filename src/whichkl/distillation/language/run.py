@@ -35,10 +35,9 @@ class Run:
     evaluations: int
     say: Callable[[str, float], None]
     midway: list[Midway] = field(default_factory=list)
-    steps: int = 0
-    flops: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Of a training that ended: steps, FLOPs, CPU seconds, the logged losses, and what was measured on the way."""
     cpu_seconds: float = 0.0
-    losses: tuple[float, ...] = ()
     memory: str = ""
     """The forecast before the first step."""
 
@@ -68,9 +67,9 @@ class Run:
                 transformers.set_seed(self.trainer.args.seed)  # of dropout
                 done = self._trained()
             self.record.keep_trained(self.student.module, done)
-        self.steps, self.flops, self.cpu_seconds = int(done["steps"]), float(done["flops"]), float(done["cpu_seconds"])
         self.memory = str(done["memory"])
-        self.losses, self.midway = tuple(map(float, done["losses"])), _read(done["midway"])
+        self.figures = {"steps": int(done["steps"]), "flops": float(done["flops"]), "cpu_seconds": float(done["cpu_seconds"])}
+        self.figures |= {"history": tuple(map(float, done["losses"])), "midway": tuple(_read(done["midway"]))}
         self.student.module.eval()
 
     def _trained(self) -> dict[str, Any]:
@@ -94,7 +93,7 @@ class Run:
         """Report progress, and measure where another part of the run is done."""
         if not self.memory and done == 0:
             self.memory = str(self.trainer.forecast() or "unknown")
-            self.say(f"training, memory: {self.memory}", 0.0)
+            self.say(f"training takes {self.memory.split(',')[0]}", 0.0)
         self.say("training", done)
         if done < 1 and len(self.midway) < math.floor(done * (self.evaluations + 1)):
             begin = time.process_time()

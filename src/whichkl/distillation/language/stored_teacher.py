@@ -183,7 +183,7 @@ class StoredTeacher(HTML):
         """Return some rows of a shard."""
         if number not in self._files:
             path = self.folder / self.manifest["shards"][number]["file"]
-            self._files[number] = safe_open(path, framework="pt").__enter__()
+            self._files[number] = safe_open(path, framework="pt")
         file = self._files[number]
         if not self.has_draws:
             return {name: file.get_slice(name)[begin:end] for name in ("log_probs", "indices", "log_rest")}
@@ -211,7 +211,7 @@ class StoredTeacher(HTML):
         except ValueError as error:
             raise self._damaged(f"`{path.name}`: {error}") from error
         if self.has_draws:
-            self._entries[number] = torch.cat([torch.zeros(1, dtype=torch.int64), tensors["distinct"].long().cumsum(0)])
+            self._entries[number] = torch.nn.functional.pad(tensors["distinct"].long().cumsum(0), (1, 0))
         return tensors
 
     def _damaged(self, why: str) -> IntegrityError:
@@ -253,7 +253,11 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
     """Return the digest of the map from tokens to ids and of the special tokens; None without a tokenizer."""
     if tokenizer is None:
         return None
-    content = {"tokens": tokenizer.get_vocab(), "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()}}
+    if not hasattr(tokenizer, "get_vocab"):
+        because = f"the `{type(tokenizer).__name__}` has no `get_vocab()`, which maps tokens to ids"
+        raise InputError(cannot("compare this tokenizer", because, "Pass one of transformers, or None where data are token ids"))
+    special = getattr(tokenizer, "special_tokens_map", {})
+    content = {"tokens": tokenizer.get_vocab(), "special": {name: str(token) for name, token in special.items()}}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -101,7 +101,10 @@ def settled(teacher: Teacher, student: CausalModel, tokenizer: Any, vocabulary: 
     """Settle which columns are tokens, and return the tokens that end a sequence: `agree`, for teachers of every kind."""
     if isinstance(teacher, StoredTeacher):
         teacher.check_tokenizer(tokenizer)
-        return agree(teacher, student, tokenizer, teacher.width() if tokenizer is None else vocabulary)
+        if vocabulary not in (None, teacher.width()):
+            because = f"the laws were captured over {teacher.width():,} tokens"
+            raise InputError(cannot(f"use `vocabulary={vocabulary}`", because, "Leave it out"))
+        return agree(teacher, student, tokenizer, teacher.width())
     return agree(teacher if isinstance(teacher, CausalModel) else None, student, tokenizer, vocabulary)
 
 

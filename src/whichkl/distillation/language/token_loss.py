@@ -17,6 +17,12 @@ from whichkl.distillation.losses import SampledTokens, divergence_named, linear_
 from whichkl.distillation.losses.stored_rows import StoredRows
 from whichkl.divergences.divergence import RowDivergence
 
+_NUMBERS_PER_CHUNK = {"cpu": 1 << 21}
+_DEFAULT_NUMBERS_PER_CHUNK = 1 << 25
+"""Logits that are held at a time, 8 MB in float32 on a CPU and 128 MB elsewhere; more are no faster."""
+_MIN_ROWS_PER_CHUNK = 64
+"""Fewer rows at a time read the head's weight too often."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -101,6 +107,7 @@ class TokenLoss:
             temperature=self.temperature,
             reduction="sum",
             vocabulary=tokens,
+            chunk_size=rows_per_chunk(q, tokens),
             logit_scale_student=student.scale,
             logit_scale_teacher=teacher.scale,
             softcap_student=student.cap,
@@ -127,6 +134,11 @@ def places(rollouts: Rollouts) -> Int[Tensor, "m 2"]:
     return rollouts.drawn[:, 1:].nonzero()
 
 
+def rows_per_chunk(rows: Float[Tensor, "m k"], tokens: int) -> int:
+    """Return how many rows' logits are held at a time."""
+    return max(_MIN_ROWS_PER_CHUNK, _NUMBERS_PER_CHUNK.get(rows.device.type, _DEFAULT_NUMBERS_PER_CHUNK) // tokens)
+
+
 def against_stored(
     stored: StoredRows,
     q: Float[Tensor, "m k"],
@@ -149,6 +161,7 @@ def against_stored(
         divergence=divergence,
         logit_scale_student=head.scale,
         softcap_student=head.cap,
+        chunk_size=rows_per_chunk(q, tokens),
         **common,
     )
 

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
+from whichkl._arguments import typed
 from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, evaluating, inner_of
 from whichkl.distillation.language.examples import (
@@ -23,8 +24,8 @@ from whichkl.distillation.language.examples import (
     stacked,
     together,
 )
-from whichkl.distillation.language.memory import Forecast, forecast, is_sharded, lengths_of
-from whichkl.distillation.language.objective import SOURCES, check_together, shares_of
+from whichkl.distillation.language.memory import Forecast, forecast
+from whichkl.distillation.language.objective import SOURCES, check_numbers, check_together, shares_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
@@ -77,6 +78,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     loss_is_scaled_for_ga = True
 
+    @typed
     def __init__(
         self,
         *,
@@ -100,6 +102,8 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self.divergence, self.shares = row_divergence_of(objective), shares_of(prefixes)
         self.objective = spec_of(self.divergence)
         check_together(self.divergence, self.shares, credit, hard_label_weight)
+        numbers = {"hard_label_weight": hard_label_weight, "temperature": temperature}
+        check_numbers(**numbers, max_new_tokens=max_new_tokens, budget=budget)
         q = CausalModel(student, "student")
         p = teacher_of(teacher, q)
         if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
@@ -120,8 +124,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
                 [*known, *chain(*held_out.values())],
                 most=max_new_tokens,
                 has_credit=credit == "sequence",
-                temperature=temperature,
-                hard_label_weight=hard_label_weight,
+                **numbers,
                 probe=torch.tensor([next(iter(train))["prompt"]], dtype=torch.int64, device="cpu"),
             )
         self.max_new_tokens, self._teacher, self._student = max_new_tokens, p, q
@@ -144,11 +147,10 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def forecast(self) -> Forecast | None:
         """Forecast the memory that training takes beyond the loaded models; None for streams, and where weights are sharded."""
-        draws = self.shares["data"] < 1
-        lengths = lengths_of(self.train_dataset, self.max_new_tokens, draws)
-        if lengths is None or is_sharded(self.args):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None
-        return forecast(self._student, self._teacher, self.token_loss.sides, self.args, lengths, draws)
+        limits = (self.max_new_tokens, self.shares["data"] < 1)
+        return forecast(self._student, self._teacher, self.token_loss.sides, self.args, self.train_dataset, *limits)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return the schedule of the learning rate; with a budget it follows the share that is spent, not the number of steps.
@@ -309,17 +311,15 @@ class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
     """Stops at the budget, reports progress, and keeps the counts in checkpoints."""
 
     def __init__(self, trainer: LanguageTrainer, tell: Callable[[float], None] | None) -> None:
-        self.trainer, self.tell = trainer, tell
+        self.trainer, self.tell = trainer, tell or (lambda done: None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         counts = state.stateful_callbacks.get("LanguageTrainer")  # those of the checkpoint that the run resumes from
         if counts is not None:
             self.trainer.flops, self.trainer.tokens_generated = counts["flops"], dict(counts["tokens_generated"])
-
         if state.global_step == 0 and (memory := self.trainer.forecast()) is not None:
             memory.check()
-        if self.tell is not None:
-            self.tell(0.0)
+        self.tell(0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         counts = {"flops": self.trainer.flops, "tokens_generated": dict(self.trainer.tokens_generated)}
@@ -328,8 +328,7 @@ class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
         spent = 0.0 if budget is None else self.trainer.flops / budget
         if spent >= 1:
             control.should_training_stop = True
-        if self.tell is not None:
-            self.tell(min(1.0, max(spent, state.global_step / max(1, state.max_steps))))
+        self.tell(min(1.0, max(spent, state.global_step / max(1, state.max_steps))))
 
 
 def _weights(model: Any) -> Iterator[Tensor]:

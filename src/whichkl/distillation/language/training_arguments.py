@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,13 @@ _REFUSED = {
 """Arguments of `Trainer`, why each has no part here, and what to do."""
 
 
+def check_kind(args: Any) -> None:
+    """Refuse what aren't training arguments."""
+    if args is not None and not isinstance(args, transformers.TrainingArguments):
+        because = f"they are a `{type(args).__name__}`"
+        raise InputError(cannot("use these `args`", because, "Pass transformers.TrainingArguments(output_dir=…)"))
+
+
 def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any:
     """Return a copy of the training arguments, with what this trainer fixes.
 
@@ -38,9 +46,7 @@ def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any
         if others.get(name) is not None:
             raise InputError(cannot(f"use `{name}=` here", because, instead))
         others.pop(name, None)
-    if args is not None and not isinstance(args, transformers.TrainingArguments):
-        because = f"they are a `{type(args).__name__}`"
-        raise InputError(cannot("use these `args`", because, "Pass transformers.TrainingArguments(output_dir=…)"))
+    check_kind(args)
     args = transformers.TrainingArguments() if args is None else copy.copy(args)
     parallel = args.parallelism_config
     sequence = parallel is not None and (parallel.cp_enabled or parallel.sp_enabled)
@@ -50,6 +56,11 @@ def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any
             "label_smoothing_factor",
             "the teacher's laws take the place of smoothed labels",
             "Set it to 0; `hard_label_weight=` mixes in labels",
+        ),
+        (not 0 <= args.learning_rate < math.inf, "learning_rate", f"it is {args.learning_rate}", "Set it to, say, 1e-3"),
+        *(
+            (getattr(args, name) < 1, name, f"it is {getattr(args, name)}", "Set it to 1 or more")
+            for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
         ),
         (
             args.train_sampling_strategy == "group_by_length",
@@ -90,6 +101,7 @@ def arguments_of(args: Any, folder: str, seed: int, budget: float | None) -> Any
         InputError: a dict has an unknown name, or a value that can't be used.
     """
     if args is not None and not isinstance(args, Mapping):
+        check_kind(args)
         return args
     epochs = 3 if budget is None else _ENDLESS
     default: dict[str, Any] = {

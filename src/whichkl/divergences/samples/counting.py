@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
@@ -19,6 +19,7 @@ from whichkl.divergences.kinds import KINDS, IntegralDivergence
 from whichkl.divergences.samples import nearest_neighbors
 from whichkl.families.columns import IndependentColumns
 from whichkl.importance import doubt_of_weights
+from whichkl.samples.point_masses import Masses
 from whichkl.targets import Target
 
 MAX_CELLS = 4_096
@@ -33,6 +34,7 @@ _MIN_MASS_OF_THE_REST = 1e-9
 """Smallest mass outside of all cells that counts: less is rounding."""
 _MIN_ROWS_PER_CELL = 50
 """Fewest rows with the same atoms among which the density of the other columns is compared."""
+_NONE: Masses = {}
 _SMOOTHING = 0.5
 """Rows added to each cell of a side whose zeros make a divergence infinite (Krichevsky & Trofimov, 1981)."""
 
@@ -133,37 +135,45 @@ def divergence(p: Target | Atoms, q: Target | Atoms, kind: IntegralDivergence) -
     return Estimate(kind.name, value, stderr, finite=finite, method=method, n=n, reliable=not doubts, notes=tuple(doubts))
 
 
-def mixed_kl(p: Target, q: IndependentColumns | Target, is_atomic: Sequence[bool], seed: int = 0) -> Estimate:
+def mixed_kl(
+    p: Target, q: IndependentColumns | Target, is_atomic: Sequence[bool], masses: Masses = _NONE, seed: int = 0
+) -> Estimate:
     """KL(p‖q) of rows with columns of atoms a and of numbers y from a law with independent columns, or from rows; consistent.
 
     KL(p‖q) = KL(p_a‖q_a) + Σ_a p(a) KL(p(y|a)‖q(y|a)): the first by counting, the others by nearest neighbours in each cell of
-    at least 50 rows, of both sides if both are rows.
+    at least 50 rows, of both sides if both are rows. A number that is one of the `masses` of its column is part of a.
 
     Raises:
         TargetError: the rows are weighted, or more than a tenth of those of p are in smaller cells.
     """
-    x, y = _equal_rows(p), _equal_rows(q) if isinstance(q, Target) else None
     on_atoms = torch.tensor(is_atomic, dtype=torch.bool, device="cpu")
-    atoms, number, counts = x[:, on_atoms].unique(dim=0, return_inverse=True, return_counts=True)
-    cells = range(len(atoms))
-    of_y = [] if y is None else [y[(y[:, on_atoms] == atom).all(1)][:, ~on_atoms] for atom in atoms]
-    least = [min(int(counts[i]), len(of_y[i]) if of_y else math.inf) for i in cells]
-    large = [i for i in cells if least[i] >= _MIN_ROWS_PER_CELL]
-    share = counts[large] / counts.sum()
-    if float(share.sum()) < 1 - _MAX_SHARE_SEEN_ONCE:
-        because = f"{1 - float(share.sum()):.0%} of the rows are in cells of fewer than {_MIN_ROWS_PER_CELL} rows"
+    x, y = _equal_rows(p), _equal_rows(q) if isinstance(q, Target) else None
+    a, b = _atoms_in(x, on_atoms, masses), None if y is None else _atoms_in(y, on_atoms, masses)
+    atoms, number, counts = a.unique(dim=0, return_inverse=True, return_counts=True)
+    of_x = [x[number == i] for i in range(len(atoms))]
+    of_y = [] if y is None or b is None else [y[(b == atom).all(1)] for atom in atoms]
+    absent = [i for i, rows in enumerate(of_y) if len(rows) == 0]  # counting reports them
+    large = [i for i, rows in enumerate(of_x) if min(map(len, (rows, *of_y[i : i + 1]))) >= _MIN_ROWS_PER_CELL]
+    share, rest = counts[large] / counts.sum(), 1 - float(counts[absent].sum() / counts.sum())
+    if float(share.sum()) < rest - _MAX_SHARE_SEEN_ONCE:
+        because = f"{rest - float(share.sum()):.0%} of the rows are in cells of fewer than {_MIN_ROWS_PER_CELL} rows"
         raise TargetError(cannot("compare these samples by counting", because, "Pass method='classifier'"))
-    parts = {i: x[number == i][:, ~on_atoms] for i in large}
-    if isinstance(q, Target):
-        other: Target | Atoms = Target(samples=_equal_rows(q)[:, on_atoms])
-        inner = [nearest_neighbors.two_sample_kl(parts[i], of_y[i], seed=seed) for i in large]
-    else:
+    if isinstance(q, IndependentColumns):
         laws = [[law for law, one in zip(q.laws, is_atomic, strict=True) if one is kind] for kind in (True, False)]
         of_atoms, of_numbers = (IndependentColumns(part, [""] * len(part)) for part in laws)
-        other = Atoms(of_atoms)
-        inner = [nearest_neighbors.one_sample_kl(parts[i], of_numbers.log_prob, seed=seed) for i in large]
-    counted = divergence(Target(samples=x[:, on_atoms]), other, KINDS["forward_kl"]())
-    weight = (share / share.sum()).tolist()
+        other: Target | Atoms = Atoms(of_atoms)
+        inner = [nearest_neighbors.one_sample_kl(of_x[i][:, ~on_atoms], of_numbers.log_prob, seed=seed) for i in large]
+    else:
+        other, inner = Target(samples=b), []
+        for i in large:
+            numbers = ~on_atoms
+            numbers[list(masses)] = atoms[i, len(atoms[i]) - len(masses) :] < 0
+            if bool(numbers.any()):
+                inner.append(nearest_neighbors.two_sample_kl(of_x[i][:, numbers], of_y[i][:, numbers], seed=seed))
+            else:
+                inner.append(Estimate("forward_kl", 0.0))
+    counted = divergence(Target(samples=a), other, KINDS["forward_kl"]())
+    weight = (share / share.sum().clamp(min=1e-300) * rest).tolist()
     value = counted.value + math.fsum(w * one.value for w, one in zip(weight, inner, strict=True))
     stderr = math.sqrt(counted.stderr**2 + math.fsum((w * one.stderr) ** 2 for w, one in zip(weight, inner, strict=True)))
     notes = dict.fromkeys((*counted.notes, *(note for one in inner if not one.reliable for note in one.notes)))
@@ -176,6 +186,16 @@ def mixed_kl(p: Target, q: IndependentColumns | Target, is_atomic: Sequence[bool
         reliable=counted.reliable and all(one.reliable for one in inner),
         notes=tuple(notes),
     )
+
+
+def _atoms_in(x: Float[Tensor, "n d"], on_atoms: Bool[Tensor, " d"], masses: Masses) -> Float[Tensor, "n c"]:
+    """Return the columns on atoms, and one per column with masses: the number of the value with mass, −1 for other values."""
+    columns = [x[:, on_atoms]]
+    for i, values in masses.items():
+        known = x.new_tensor(sorted(values))
+        place = (x[:, i, None] == known).double()
+        columns.append(((place @ torch.arange(1.0, len(known) + 1).to(place)) - 1)[:, None])
+    return torch.cat(columns, 1)
 
 
 def _equal_rows(p: Target) -> Float[Tensor, "n d"]:

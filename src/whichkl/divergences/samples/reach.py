@@ -13,21 +13,30 @@ MAX_UNSEEN_ERRORS = 1.3
 UNSEEN_BIAS_FACTOR = 1.5
 """Factor by which a bias may exceed what the rows show of it: what hides beyond reach has an error of about half."""
 _END_ROWS, _WIDER_END_ROWS = 15, 60
-"""Rows of y beyond an end, which show how fast q falls there, and beyond a wider one, which show how that changes."""
+"""Rows of y beyond an end, and beyond a wider one, which show how fast q falls there; fewer where there are few rows."""
+_MIN_ROWS = 50
+_MAX_TAIL_ROWS = 60
+"""Largest number of rows of x to whose excesses a generalised Pareto distribution is fitted, where the end lies beyond them."""
+_SHAPE_ERRORS = 0.75
+"""Standard errors by which Pareto's shape is raised: what is missed is convex in it."""
+_MAX_SHAPE, _MAX_POWER = 0.9, 50.0
+_RANKS = (np.arange(400) + 0.5) / 400
 
 
 def beyond_reach(x: Rows, y: Rows) -> float:
     """Nats of KL(p‖q) that hide beyond the ends of y: of the worst column, or of the distance from the middle of y.
 
-    KL is that of the shares beyond an end, which the rows show, plus the share of p there times the KL of the two laws there,
-    which they don't. With v the rank among the rows of x there, from 0 at the outermost to 1 at the end, p is uniform in v. q is
-    taken to be a vᵃ⁻¹, which holds for exponential tails and for powers at the end of a support, so that the latter KL is
-    a − 1 − log a. Where a grows towards the end, as for a Gaussian q, it is extrapolated from the rows of y to those of x.
+    Beyond an end of y, p has a share of mass that the rows show, times the KL of both laws there, which they don't. p's
+    distance beyond the end is taken to follow a generalised Pareto distribution. The mass of q beyond a distance t from the
+    median is taken to be ½ exp(−(t/s)ᵇ): b is 1 for exponential tails, grows to 2 for Gaussian ones, is less for powers, and
+    large at the end of a support.
 
-    >>> ranks = (np.arange(2000) + 0.5) / 2000
-    >>> x, y = ranks[:, None], np.sqrt(ranks)[:, None]  # the density of q is 2 x: a = 2 at 0, where 9 % of p lie
-    >>> round(beyond_reach(x, y) / (0.09 * (1 - math.log(2))), 1)
-    1.0
+    Source: Hosking & Wallis (1987) for the fit by probability-weighted moments; Pickands (1975) for its law.
+
+    >>> half = -np.log((np.arange(1000) + 0.5) / 1000)
+    >>> y = np.concatenate([half, -half])[:, None]  # quantiles of a Laplace law
+    >>> round(beyond_reach(y, y), 2), 0.1 < beyond_reach(3 * y, y) < 1
+    (0.0, True)
     """
     ends = max(sum(_beyond_an_end(sign * a, sign * b) for sign in (1.0, -1.0)) for a, b in zip(x.T, y.T, strict=True))
     return ends if x.shape[1] == 1 else max(ends, _beyond_an_end(*distances(x, y)))
@@ -42,20 +51,41 @@ def distances(x: Rows, y: Rows) -> tuple[Radii, Radii]:
 
 def _beyond_an_end(x: Radii, y: Radii) -> float:
     """The same beyond the upper end of one column."""
-    ordered = np.sort(y)
-    if len(y) <= _WIDER_END_ROWS:
+    if min(len(x), len(y)) < _MIN_ROWS:
         return 0.0
-    (power, rows), (wider_power, more_rows) = (_power(x, ordered[-k - 1 :]) for k in (_END_ROWS, _WIDER_END_ROWS))
-    if rows <= _END_ROWS or power <= 1:  # p has no more there than q
+    middle, ordered = float(np.median(y)), np.sort(y)
+    rows, more_rows = min(_END_ROWS, len(y) // 16), min(_WIDER_END_ROWS, len(y) // 4)
+    end, wider_end = (float(ordered[-k - 1]) - middle for k in (rows, more_rows))
+    if not 0 < wider_end < end:
         return 0.0
-    # The rows of y lie at −log v = 1/a on average, those of x at 1.
-    growth = max(0.0, power - wider_power) / max(math.log(more_rows / rows), 1.0)
-    power += growth * (1 - 1 / power)
-    return rows / len(x) * (power - 1 - math.log(power))
+    # −log of twice the mass of q beyond each end, and the power with which it grows.
+    hazard, wider = (math.log(len(y) / 2 / (k + 0.5)) for k in (rows, more_rows))
+    power = min(math.log(hazard / wider) / math.log(end / wider_end), _MAX_POWER)
+    share, shape, scale = _tail(x - middle, end)
+    if share == 0 or scale <= 0:
+        return 0.0
+    excess = scale * (np.expm1(-shape * np.log1p(-_RANKS)) / shape if abs(shape) > 1e-9 else -np.log1p(-_RANKS))
+    far = 1 + excess / end
+    with np.errstate(over="ignore"):
+        log_q = math.log(hazard * power / end) + (power - 1) * np.log(far) - hazard * (far**power - 1)
+    return share * max(0.0, -math.log(scale) - (1 + shape) - float(log_q.mean()))
 
 
-def _power(x: Radii, end: Radii) -> tuple[float, int]:
-    """The power a beyond the first number of `end`, whose others are rows of y, and how many rows of x lie there."""
-    above = np.sort(x[x > end[0]])
-    ranks = (len(above) - np.searchsorted(above, end[1:]) + 0.5) / (len(above) + 1)
-    return -1 / min(float(np.log(ranks).mean()), -1e-9), len(above)
+def _tail(x: Radii, end: float) -> tuple[float, float, float]:
+    """The share of x beyond an end, and the shape and the scale of the generalised Pareto distribution of what exceeds it."""
+    ordered = np.sort(x)
+    rows = max(int((x > end).sum()), min(_MAX_TAIL_ROWS, len(x) // 8))
+    if rows >= len(x):
+        return 0.0, 0.0, 0.0
+    threshold = min(float(ordered[-rows - 1]), end)
+    excess = ordered[-rows:] - threshold
+    mean, weighted = float(excess.mean()), float((excess * np.arange(rows - 1, -1, -1)).mean()) / (rows - 1)
+    if mean <= 2 * weighted:
+        return 0.0, 0.0, 0.0
+    shape, scale = 2 - mean / (mean - 2 * weighted), 2 * mean * weighted / (mean - 2 * weighted)
+    shape = min(shape + _SHAPE_ERRORS * (1 + max(shape, 0.0)) / math.sqrt(rows), _MAX_SHAPE)
+    reached = 1 + shape * (end - threshold) / scale
+    if reached <= 0:
+        return 0.0, 0.0, 0.0
+    beyond = reached ** (-1 / shape) if abs(shape) > 1e-9 else math.exp(-(end - threshold) / scale)
+    return rows / len(x) * beyond, shape, scale + shape * (end - threshold)

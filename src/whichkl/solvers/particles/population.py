@@ -15,6 +15,7 @@ from whichkl.importance import effective_sample_size
 from whichkl.objectives import ForwardKL, ReverseKL
 from whichkl.particles.located import ISLANDS, located_particles
 from whichkl.particles.pool import Points
+from whichkl.solvers.particles.lost_modes import with_lost_modes
 from whichkl.solvers.particles.rounds import Rounds, weighted_rows
 from whichkl.solvers.particles.separable import separated, solve_blocks
 from whichkl.solvers.particles.value import Proposal, enumerated, measured
@@ -115,7 +116,7 @@ class Population(Solver):
                 particles = max(_MIN_PARTICLES_OF_BLOCK, self.particles // count // ISLANDS * ISLANDS)
                 each = replace(self, particles=particles, draws=self.draws or _DRAWS_OF_BLOCK)
                 return solve_blocks(each, target, family, point, seed, work)
-        points, held, doubts = self._points(target, seed)
+        points, held, doubts, more = self._points(target, seed)
         rows = weighted_rows(target, points.x, points.weights)
         fitted, curve, notes = resolve(rows, family, seed, work.quiet())
         engine = _row_solver(fitted)
@@ -127,7 +128,7 @@ class Population(Solver):
         self._improve(run, rounds, seed, work)
         found = run.solution(is_last=len(run.proposals) == rounds <= 1)
         value, log_z = self._value(target, held, run.proposal, seed)
-        notes = (*found.notes, *notes, *([run.note] if run.proposals else []))
+        notes = (*found.notes, *notes, *more, *([run.note] if run.proposals else []))
         doubts = doubts if run.ess < _MIN_ESS and not has_states else ()
         return replace(found, notes=notes, doubts=doubts, value=value, log_z=log_z, family=run.family, curve=curve)
 
@@ -174,21 +175,21 @@ class Population(Solver):
             return None, None
         return measured(held, proposal, target, count, seed + _SEEDS_APART * (self.rounds + 1))
 
-    def _points(self, target: Target, seed: int) -> tuple[Points, Points, tuple[str, ...]]:
-        """Return points of p to fit to, points for the value, and doubts about them, in the coordinates of the target."""
+    def _points(self, target: Target, seed: int) -> tuple[Points, Points, tuple[str, ...], tuple[str, ...]]:
+        """Return points of p to fit to, points for the value, doubts about them and notes, in the coordinates of the target."""
         if target.sampler is not None:
             x = target.draws(self.particles, seed).to("cpu", torch.float64)
-            return (points := Points.even(x, log_prob_at_points(target, x))), points, ()
+            return (points := Points.even(x, log_prob_at_points(target, x))), points, (), ()
         if Access.ENUMERABLE in target.access:
             x, log_p = (one.to("cpu", torch.float64) for one in target.atoms)
             points = replace(Points.even(x, log_p), weights=log_p.softmax(0))
-            return points, points, ()
+            return points, points, (), ()
         if target.bijection.is_discrete:
             because = "it is discrete, and its states are too many to be listed"
             raise TargetError(cannot("find points of this target", because, "Give `samples=` of it, or minimise reverse KL"))
         free = target.unconstrained()
         found = located_particles(free, self.particles, seed)
-        points = Points.of_particles(found)
+        points, note = with_lost_modes(free, Points.of_particles(found), found.log_z, seed)
         if not target.bijection.is_real:
             x = target.bijection.forward(points.x)
             points = replace(points, x=x, log_p=points.log_p - target.bijection.log_jacobian(points.x, x))
@@ -198,7 +199,7 @@ class Population(Solver):
         if found.acceptance < _MIN_ACCEPTANCE:
             doubts.append(f"only {found.acceptance:.0%} of the particles' moves were accepted")
         is_held = points.groups % _HELD_ISLANDS == 0
-        return points.take(~is_held), points.take(is_held), tuple(doubts)
+        return points.take(~is_held), points.take(is_held), tuple(doubts), (note,) * bool(note)
 
     def _draws(self, family: Family, target: Target) -> int:
         """Return the number of draws of the next round."""

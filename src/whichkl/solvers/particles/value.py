@@ -111,9 +111,9 @@ def measured(points: Points, proposal: Proposal, target: Target, count: int, see
         reliable=not doubts,
         notes=doubts,
     )
-    is_followed = are_trusted(ratio, khat)
-    log_z = Estimate("log_z", pool.log_z, pool.log_z_stderr(), method="bridge sampling", n=len(both), reliable=is_followed)
-    return estimate, log_z
+    unmet = () if are_trusted(ratio, khat) else doubts[:1]
+    fields: dict[str, Any] = {"method": "bridge sampling", "n": len(both), "reliable": not unmet, "notes": unmet}
+    return estimate, Estimate("log_z", pool.log_z, pool.log_z_stderr(), **fields)
 
 
 def _shown(khat: float) -> str:

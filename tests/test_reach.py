@@ -1,0 +1,67 @@
+"""What of a KL lies beyond the rows of q: it follows the bias of the estimate, and is little where the tails are alike."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import whichkl as wk
+from whichkl.divergences.samples.neighbors import point_estimate
+from whichkl.divergences.samples.reach import beyond_reach
+
+ROWS, SEEDS = 500, 12
+ALIKE = {
+    "normal | normal": (stats.norm(0.3), stats.norm()),
+    "normal | N(0, 2)": (stats.norm(), stats.norm(0, 2)),
+    "laplace | laplace": (stats.laplace(0.5), stats.laplace()),
+    "N(0, 1.5) | laplace": (stats.norm(0, 1.5), stats.laplace()),
+    "gamma(3) | gamma(3)": (stats.gamma(3), stats.gamma(3, 0, 1.2)),
+    "beta(2, 2) | uniform": (stats.beta(2, 2), stats.uniform()),
+    "logistic | t6": (stats.logistic(), stats.t(6, 0, 1.5)),
+}
+BEYOND = {  # with the truth
+    "t3 | N(0, 2)": (stats.t(3), stats.norm(0, 2), 0.2136),
+    "t4 | N(0, 1.4)": (stats.t(4), stats.norm(0, 1.4), 0.0838),
+    "laplace | normal": (stats.laplace(), stats.norm(), 0.2258),
+    "exponential | gamma(2)": (stats.expon(), stats.gamma(2), 0.5772),
+    "uniform | triangle": (stats.uniform(0, 2), stats.triang(0.3, 0, 2), 0.3069),
+    "skew normal, turned": (stats.norm(0.7, 0.8), stats.skewnorm(4), 0.4470),
+    "N(0, 2) | normal": (stats.norm(0, 2), stats.norm(), 0.8069),
+}
+
+
+def samples(p, q, seed, rows=ROWS):
+    rng = np.random.default_rng(seed)
+    return p.rvs((rows, 1), random_state=rng), q.rvs((rows, 1), random_state=rng)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_little_lies_beyond_rows_of_like_tails(name):
+    found = [beyond_reach(*samples(*ALIKE[name], seed)) for seed in range(SEEDS)]
+    assert np.median(found) < 0.02
+    assert np.quantile(found, 0.8) < 0.05
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_lies_beyond_follows_the_bias(name):
+    p, q, truth = BEYOND[name]
+    pairs = [samples(p, q, seed) for seed in range(SEEDS)]
+    bias = truth - np.mean([point_estimate(*pair) for pair in pairs])
+    assert bias > 0.03
+    assert bias / 3 < np.median([beyond_reach(*pair) for pair in pairs]) < 3 * bias
+
+
+@pytest.mark.slow
+def test_reliable_answers_hold_the_truth():
+    found = []
+    for p, q, truth in BEYOND.values():
+        estimates = [wk.estimate(p=x, q=y, method="knn") for x, y in (samples(p, q, 100 + seed) for seed in range(SEEDS))]
+        found += [one.interval[0] <= truth <= one.interval[1] for one in estimates if one.reliable]
+    assert len(found) >= SEEDS
+    assert sum(found) >= 0.85 * len(found)
+
+
+@pytest.mark.parametrize("rows", [40, 60, 100, 3000])
+def test_any_number_of_rows_gives_a_number(rows):
+    for x, y in (samples(stats.t(2), stats.norm(), 0, rows), samples(stats.norm(), stats.norm(5, 0.1), 0, rows)):
+        for a in (x, np.column_stack([x, y]), 1e6 * x, x.round(1)):
+            assert np.isfinite(beyond_reach(a, np.column_stack([y] * a.shape[1]) + np.random.default_rng(1).normal(size=a.shape)))
