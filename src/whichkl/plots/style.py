@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,10 @@ else:
 
 COLORS = {"target": "#8b93a1", "forward_kl": "#2f7fd6", "reverse_kl": "#e0762f", "other": "#3a9d6a"}
 SOFT = {"target": "rgba(139,147,161,0.28)", "forward_kl": "rgba(47,127,214,0.18)", "reverse_kl": "rgba(224,118,47,0.18)"}
-for _name, _one in OBJECTIVES.items():
-    if _one.is_between:
-        COLORS[_name], SOFT[_name] = "#9457c9", "rgba(148,87,201,0.18)"
-_COLOR_WORDS = {"#2f7fd6": "blue", "#e0762f": "orange", "#9457c9": "violet", "#3a9d6a": "green"}
+_BETWEEN = {"#9457c9": "violet", "#c4457d": "pink", "#0f93a5": "teal", "#8a6d3b": "brown"}
+for _name, _color in zip((name for name, one in OBJECTIVES.items() if one.is_between), itertools.cycle(_BETWEEN)):
+    COLORS[_name], SOFT[_name] = _color, f"rgba({','.join(str(int(_color[k : k + 2], 16)) for k in (1, 3, 5))},0.18)"
+_COLOR_WORDS = {"#2f7fd6": "blue", "#e0762f": "orange", "#3a9d6a": "green", **_BETWEEN}
 MAX_LEGEND_LENGTH = 30
 AXIS = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.2)", "linecolor": "rgba(128,128,128,0.5)", "automargin": True}
 
