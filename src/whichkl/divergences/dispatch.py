@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from typing import Any, Literal
@@ -330,8 +331,7 @@ def _contradictions(ask: Question) -> list[str]:
     drawn = any(side.access.can_sample for side in given)
     if not (drawn and ask.evaluated and ask.sampled) or p.weights is not None or q.weights is not None:
         return []
-    try:
-        found = bridge.contradiction(p, q, ask.n, ask.seed + 17)
-    except TargetError:
-        return []
-    return [] if found is None else [found]
+    with contextlib.suppress(TargetError):
+        if (found := bridge.contradiction(p, q, ask.n, ask.seed + 17)) is not None:
+            return [found]
+    return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,15 @@ class Rollouts:
     """Where it ends; the end token belongs to it."""
     cut: Bool[Tensor, " n"]
     """Whether it reached the largest length before an end token."""
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Tensor]) -> Rollouts:
+        """Read what `to_batch` wrote, wherever a trainer has moved it."""
+        return cls(*(batch[name].cpu() for name in ("input_ids", "begin", "end", "cut")))
+
+    def to_batch(self) -> dict[str, Tensor]:
+        """Return them as a trainer passes them on."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "begin": self.begin, "end": self.end, "cut": self.cut}
 
     @property
     def mask(self) -> Bool[Tensor, "n t"]:

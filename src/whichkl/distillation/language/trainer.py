@@ -183,19 +183,16 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             self.token_loss.look_up(examples, self.max_new_tokens)
         return [one.to_dict() for one in examples]
 
-    def _collated(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
-        return _tensors(together(examples, self.max_new_tokens))
-
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """Collect the micro-batches of a step, draw their prefixes, and count the tokens that the loss is over."""
-        batches = [_rollouts(one) for one in _first(epoch_iterator, num_batches)]
+        batches = [Rollouts.of_batch(one) for one in _first(epoch_iterator, num_batches)]
         if not batches:
             return [], None
         sizes = [len(one.ids) for one in batches]
         drawn, source = self._with_prefixes(stacked(batches, torch.arange(sum(sizes), device="cpu")))
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         batches = [drawn.rows(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-        return [_tensors(one) for one in batches], self._counted(drawn, source, device)
+        return [one.to_batch() for one in batches], self._counted(drawn, source, device)
 
     def _counted(self, drawn: Rollouts, source: Int[Tensor, " n"], device: torch.device) -> Int[Tensor, ""]:
         """Count what all processes drew and will read in this step; return the number of tokens that its loss is over."""
@@ -245,7 +242,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return this micro-batch's share of the step's mean over tokens."""
-        rollouts = _rollouts(inputs)
+        rollouts = Rollouts.of_batch(inputs)
         count = (rollouts.end - rollouts.begin).sum() if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over the processes
         loss = self.token_loss(model, rollouts) * (1 if num_items_in_batch is None else self.accelerator.num_processes) / count
@@ -253,7 +250,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
         """Return the loss on the data's own completions, and count its tokens."""
-        rollouts = self._without_repeats(_rollouts(inputs))
+        rollouts = self._without_repeats(Rollouts.of_batch(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             total = self.token_loss(model, rollouts).detach().double()
         count = (rollouts.end - rollouts.begin).sum().to(total)
@@ -341,13 +338,4 @@ def _first(iterator: Iterator[Any], count: int) -> list[Any]:
 
 
 def _collated(examples: Sequence[Mapping[str, Sequence[int]]], most: int) -> dict[str, Tensor]:
-    return _tensors(together(examples, most))
-
-
-def _tensors(rollouts: Rollouts) -> dict[str, Tensor]:
-    where = {"begin": rollouts.begin, "end": rollouts.end, "cut": rollouts.cut}
-    return {"input_ids": rollouts.ids, "attention_mask": rollouts.mask, **where}
-
-
-def _rollouts(batch: Mapping[str, Tensor]) -> Rollouts:
-    return Rollouts(*(batch[name].cpu() for name in ("input_ids", "begin", "end", "cut")))
+    return together(examples, most).to_batch()
