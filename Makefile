@@ -10,13 +10,17 @@ FLOORS := .venv-floors/bin/python
 # A worker per core: one more was slower.
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 
-.PHONY: demo test test-slow test-records test-portable test-two-threads test-floors format lint types layers bench clean
+.PHONY: demo test test-faults test-slow test-records test-portable test-two-threads test-floors format lint types layers bench clean
 
 demo: .venv/.app
 	$(BIN)/whichkl demo --out out
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore=tests/faults
+
+# Kills, signals, full disks, too little memory, files that were changed, threads at once: what may go wrong around a call.
+test-faults: .venv/.dev
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/faults
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -q -m slow

@@ -77,6 +77,7 @@ def test_a_ring_is_followed_by_the_process_whose_tails_fall_and_whose_integral_i
     torch.testing.assert_close((ends[:2] - ends[2:]) / 2e-5, score[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_answers_of_another_noise_give_a_power():
     given = answers(unit_normal, uniform(4.0, 1), 1_500, noise=2.0)
     half, whole = (wk.convert(wk.Comparisons(**given, noise=noise)) for noise in (1.0, 2.0))

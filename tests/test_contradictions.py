@@ -106,7 +106,7 @@ def banana(n, dim, rng):
 
 
 SHAPES = [
-    (two_bumps, 1000, 5, 1.113),
+    pytest.param(two_bumps, 1000, 5, 1.113, marks=pytest.mark.slow),
     pytest.param(two_bumps, 1000, 10, 1.113, marks=pytest.mark.slow),
     (parity, 1000, 3, math.log(2)),
     (banana, 2000, 2, 0.667),

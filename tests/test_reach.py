@@ -1,5 +1,7 @@
 """What of a KL lies beyond the rows of q: it follows the bias of the estimate, and is little where the tails are alike."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -48,6 +50,14 @@ def test_what_lies_beyond_follows_the_bias(name):
     bias = truth - np.mean([point_estimate(*pair) for pair in pairs])
     assert bias > 0.03
     assert bias / 3 < np.median([beyond_reach(*pair) for pair in pairs]) < 3 * bias
+
+
+@pytest.mark.parametrize("power", [1.5, 2, 4])
+def test_what_lies_beyond_an_end_of_a_support_is_covered_or_unreliable(power):
+    truth = power - 1 - math.log(power)
+    for seed in range(4):
+        found = wk.estimate(p=samples(stats.uniform(), stats.uniform(), seed)[0], q=stats.beta(power, 1).rvs((ROWS, 1), seed))
+        assert not found.reliable or found.interval[0] <= truth <= found.interval[1]
 
 
 @pytest.mark.slow

@@ -281,6 +281,7 @@ def _sent(send, seed):
     send.send(by_workers(seed))
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_simulations_and_name_the_parameters():
     pytest.importorskip("ray")
     receive, send = multiprocessing.get_context("spawn").Pipe(duplex=False)
@@ -526,6 +527,7 @@ def test_a_conditional_flow_starts_from_the_regression_and_keeps_it_when_saved(t
     assert again.advice.origin.to_dict() == target.origin.to_dict()
 
 
+@pytest.mark.slow
 def test_a_narrow_posterior_is_followed_where_splines_of_the_priors_scale_are_too_coarse():
     theta, noise = pairs(2_000)[0], 1e-3
     x = theta + noise * torch.randn(2_000, 2, dtype=DTYPE, generator=torch.Generator().manual_seed(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,18 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Restore the global random states after a block that sets them; nobody waits for it."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def seeded_draws(draw: Callable[..., Any], n: Any, seed: int, device: torch.device) -> Any:

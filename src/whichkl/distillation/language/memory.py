@@ -13,6 +13,7 @@ from whichkl.distillation.language.causal import CausalModel, evaluating
 from whichkl.distillation.language.rollouts import Rollouts
 from whichkl.distillation.language.token_loss import Side, rows_of
 from whichkl.process.memory import check_memory, shown_bytes
+from whichkl.process.seeds import seeded
 
 _MAX_TOKENS_TRIED = 32
 """Length of the longest sequence whose activations are measured; those of longer ones follow from it."""
@@ -148,7 +149,7 @@ def _tried_bytes(student: CausalModel, side: Side, args: Any, tokens: int) -> fl
     rollouts = Rollouts(ids, begin, end, torch.zeros(1, dtype=torch.bool, device="cpu"))
     narrow = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     mixed = contextlib.nullcontext() if narrow is None else torch.autocast(student.device.type, narrow)
-    with evaluating(student), torch.random.fork_rng(), torch.enable_grad(), mixed:
+    with evaluating(student), seeded(0), torch.enable_grad(), mixed:
         student.module.train()  # dropout keeps its masks
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
             rows = rows_of(student, student.module, side, rollouts)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
 import transformers
 
 from whichkl._checks import InputError, cannot
@@ -22,6 +18,7 @@ from whichkl.distillation.language.record import Record
 from whichkl.distillation.language.result import Measured, Midway
 from whichkl.distillation.language.trainer import LanguageTrainer
 from whichkl.files.reading import checked
+from whichkl.process.seeds import kept_random_states
 
 
 @dataclass
@@ -51,7 +48,7 @@ class Run:
         if self.record.folder is not None:
             args = copy.copy(args)
             args.output_dir, args.save_total_limit, args.save_only_model = str(self.record.folder), None, False
-        with _kept_random_states():
+        with kept_random_states():
             self.trainer = LanguageTrainer(student=self.student.module, args=args, tell=self._told, **choices)
         if self.record.journal is not None and self.trainer.accelerator.num_processes > 1:
             because = f"{self.trainer.accelerator.num_processes} processes train"
@@ -63,7 +60,7 @@ class Run:
         """Train the student, unless an earlier run has."""
         done = self.record.trained(self.student.module)
         if done is None:
-            with _kept_random_states(), without_bars():
+            with kept_random_states(), without_bars():
                 transformers.set_seed(self.trainer.args.seed)  # of dropout
                 done = self._trained()
             self.record.keep_trained(self.student.module, done)
@@ -105,15 +102,3 @@ class Run:
 
 def _read(midway: Any) -> list[Midway]:
     return list(checked(tuple[Midway, ...], midway))
-
-
-@contextlib.contextmanager
-def _kept_random_states() -> Iterator[None]:
-    """Restore the global random states, which a trainer sets, after the block."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])

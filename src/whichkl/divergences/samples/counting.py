@@ -194,7 +194,7 @@ def _atoms_in(x: Float[Tensor, "n d"], on_atoms: Bool[Tensor, " d"], masses: Mas
     for i, values in masses.items():
         known = x.new_tensor(sorted(values))
         place = (x[:, i, None] == known).double()
-        columns.append(((place @ torch.arange(1.0, len(known) + 1).to(place)) - 1)[:, None])
+        columns.append(((place @ torch.arange(1, len(known) + 1, dtype=place.dtype, device=place.device)) - 1)[:, None])
     return torch.cat(columns, 1)
 
 

@@ -34,6 +34,8 @@ from whichkl.importance import khat_limit, pareto_smooth
 
 _LARGE_SHARE = 0.1
 """Share of the divergence from which a bias or a gain matters."""
+_MAX_ERRORS_OF_SHAPE = 4.0
+"""Standard errors by which the skewness or kurtosis of rows that look Gaussian may differ from a Gaussian's."""
 _MAX_SHARE_OF_FINER_FEATURES = 1 / 3
 """Share of the value that finer features may add in several columns: a shape of which they show so much may go on beyond them."""
 _MAX_ROWS_OF_FINER_FEATURES = 15_000
@@ -102,8 +104,8 @@ def _with_error(
     dealt = z[torch.randperm(len(z), generator=sample.generator, device="cpu")]
     bias, bias_error, as_gaussian = _on_twins(kind, sample, log_ratio if fine else None, dealt, levels)
     biases = _score(kind, n, *sample.fit(dealt, fine=fine), levels)[:2], (bias, bias_error)
-    # A quadratic ℓ can be extrapolated where the ends look like those of Gaussians.
-    unseen = max(0.0, _unseen(kind, sample) - as_gaussian)
+    # A quadratic ℓ can be extrapolated where the rows look like those of Gaussians.
+    unseen = max(0.0, _unseen(kind, sample) - (as_gaussian if _look_gaussian(z[:n]) and _look_gaussian(z[n:]) else 0.0))
     unshown = math.hypot(UNSEEN_BIAS_FACTOR * unseen, _unnoticed(kind, n, len(z)))
     # In several columns, where these features show much that no quadratic has, others may show more.
     added = 0.0 if coarse is None or z.shape[1] == 1 else abs(value - _score(kind, n, coarse, [], levels)[0])
@@ -159,6 +161,16 @@ def _unseen(kind: IntegralDivergence, sample: Pooled) -> float:
     x, y = (part.cpu().numpy() for part in (sample.z[: sample.n], sample.z[sample.n :]))
     forward, reverse = kind.kl_weights if isinstance(kind, WeightedKLs) else (1.0, 0.0)
     return sum(weight * beyond_reach(*pair) for weight, pair in ((forward, (x, y)), (reverse, (y, x))) if weight)
+
+
+def _look_gaussian(rows: Float[Tensor, "n d"]) -> bool:
+    """Whether no column's skewness or kurtosis is far from a Gaussian's, by its standard error."""
+    standard = (rows - rows.mean(0)) / rows.std(0)
+    for power, center, spread in ((3, 0.0, 6.0), (4, 3.0, 24.0)):
+        errors = (standard.pow(power).mean(0) - center) / math.sqrt(spread / len(rows))
+        if bool((errors.abs() > _MAX_ERRORS_OF_SHAPE).any()):
+            return False
+    return True
 
 
 def _out_of_reach(unseen: float, stderr: float, value: float) -> list[str]:

@@ -26,10 +26,11 @@ _RANKS = (np.arange(400) + 0.5) / 400
 def beyond_reach(x: Rows, y: Rows) -> float:
     """Nats of KL(p‖q) that hide beyond the ends of y: of the worst column, or of the distance from the middle of y.
 
-    Beyond an end of y, p has a share of mass that the rows show, times the KL of both laws there, which they don't. p's
-    distance beyond the end is taken to follow a generalised Pareto distribution. The mass of q beyond a distance t from the
-    median is taken to be ½ exp(−(t/s)ᵇ): b is 1 for exponential tails, grows to 2 for Gaussian ones, is less for powers, and
-    large at the end of a support.
+    Beyond an end of y, p has a share of mass that the rows show, times the KL of both laws there, which they don't. It is the
+    larger of two. For tails, p's distance beyond the end is taken to follow a generalised Pareto distribution, and the mass of q
+    beyond a distance t from the median to be ½ exp(−(t/s)ᵇ): b is 1 for exponential tails, grows to 2 for Gaussian ones, and is
+    less for powers. For ends of supports, with v the rank among the rows of x there, from 0 at the outermost to 1 at the end, p
+    is uniform in v and q is taken to be a vᵃ⁻¹, so that the KL is a − 1 − log a.
 
     Source: Hosking & Wallis (1987) for the fit by probability-weighted moments; Pickands (1975) for its law.
 
@@ -38,8 +39,11 @@ def beyond_reach(x: Rows, y: Rows) -> float:
     >>> round(beyond_reach(y, y), 2), 0.1 < beyond_reach(3 * y, y) < 1
     (0.0, True)
     """
-    ends = max(sum(_beyond_an_end(sign * a, sign * b) for sign in (1.0, -1.0)) for a, b in zip(x.T, y.T, strict=True))
-    return ends if x.shape[1] == 1 else max(ends, _beyond_an_end(*distances(x, y)))
+    found = []
+    for beyond in (_beyond_a_tail, _beyond_a_support):
+        found += [sum(beyond(sign * a, sign * b) for sign in (1.0, -1.0)) for a, b in zip(x.T, y.T, strict=True)]
+        found += [beyond(*distances(x, y))] if x.shape[1] > 1 else []
+    return max(found)
 
 
 def distances(x: Rows, y: Rows) -> tuple[Radii, Radii]:
@@ -49,8 +53,21 @@ def distances(x: Rows, y: Rows) -> tuple[Radii, Radii]:
     return of_x, of_y
 
 
-def _beyond_an_end(x: Radii, y: Radii) -> float:
-    """The same beyond the upper end of one column."""
+def _beyond_a_support(x: Radii, y: Radii) -> float:
+    """The same beyond the upper end of one column, as at the end of q's support."""
+    if min(len(x), len(y)) < _MIN_ROWS:
+        return 0.0
+    end = np.sort(y)[-min(_END_ROWS, len(y) // 16) - 1 :]
+    above = np.sort(x[x > end[0]])
+    if len(above) < len(end):
+        return 0.0
+    ranks = (len(above) - np.searchsorted(above, end[1:]) + 0.5) / (len(above) + 1)
+    power = max(1.0, -1 / min(float(np.log(ranks).mean()), -1e-9))  # below 1, p has no more there than q
+    return len(above) / len(x) * (power - 1 - math.log(power))
+
+
+def _beyond_a_tail(x: Radii, y: Radii) -> float:
+    """The same beyond the upper end of one column, as in tails."""
     if min(len(x), len(y)) < _MIN_ROWS:
         return 0.0
     middle, ordered = float(np.median(y)), np.sort(y)

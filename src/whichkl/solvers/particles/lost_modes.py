@@ -124,7 +124,7 @@ def _lost(
 
 
 def _root(density: Density, top: Float[Tensor, " d"]) -> Float[Tensor, "d d"] | None:
-    """Return L of −∇² log p = LLᵀ at a mode; None if that isn't positive definite."""
+    """Return L of −∇² log p = LLᵀ at a mode, with orthogonal columns; None if that isn't positive definite."""
     dim = len(top)
     steps = _STEP * torch.eye(dim, dtype=torch.float64, device="cpu")
     slope = density(torch.cat([top + steps, top - steps]))[1].view(2, dim, dim)
@@ -140,8 +140,9 @@ def _measured(density: Density, top: Float[Tensor, " d"], root: Float[Tensor, "d
     dim = len(top)
     z = torch.randn(_DRAWS_PER_MODE, dim, dtype=torch.float64, device="cpu")
     own = z.square().sum(1)
-    x = top + z @ torch.linalg.inv(root)  # (x − top) root = z
+    scale = root.norm(dim=0)  # the columns are orthogonal
+    x = top + z @ (root / scale.square()).T  # (x − top) root = z
     log_p = density(x)[0]
-    log_q = -own / 2 - dim * math.log(2 * math.pi) / 2 + torch.linalg.slogdet(root).logabsdet
+    log_q = -own / 2 - dim * math.log(2 * math.pi) / 2 + float(scale.log().sum())
     kept = (own <= within) & log_p.isfinite()
     return _Mode(x[kept], log_p[kept], (log_p - log_q)[kept] - math.log(_DRAWS_PER_MODE))
