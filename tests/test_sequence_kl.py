@@ -14,6 +14,7 @@ from programs import LANGUAGE, whichkl
 from whichkl.distillation import SequenceKL, sequence_kl
 from whichkl.distillation.language.causal import CausalModel
 from whichkl.distillation.language.control_variate import PromptMeans
+from whichkl.distillation.language.loading import load_prompts
 from whichkl.distillation.language.prompts import read_prompts
 from whichkl.distillation.language.rollouts import continued
 
@@ -271,6 +272,30 @@ def test_prompts_are_read_from_arrays_and_tensors():
 # ---- transformers
 
 transformers = pytest.importorskip("transformers")
+
+
+def test_completions_of_the_data_are_compared_too(tmp_path):
+    p, q = PAIRS["near"]()
+    data = [{"prompt": prompt, "completion": [1 + k % 4] * (1 + k % 3)} for k, prompt in enumerate(PROMPTS * 3)]
+    found = sequence_kl(teacher=p, student=q, prompts=data, max_new_tokens=LENGTH)
+    alone = sequence_kl(teacher=p, student=q, prompts=PROMPTS * 3, max_new_tokens=LENGTH)
+    assert found.forward_kl == alone.forward_kl and "data_nll" not in alone.measures
+    for model, one in ((p, found.measures["data_nll"].teacher), (q, found.measures["data_nll"].student)):
+        total = tokens = 0.0
+        for example in data:
+            completion = [*example["completion"], END]
+            rows = model(torch.tensor([[*example["prompt"], *completion]]))[0].double().log_softmax(-1)
+            first = len(example["prompt"]) - 1
+            total -= sum(float(rows[first + k, token].detach()) for k, token in enumerate(completion))
+            tokens += len(completion)
+        assert one.value == pytest.approx(total / tokens, rel=1e-5)
+    assert SequenceKL.from_dict(found.to_dict()).measures == found.measures
+    with pytest.raises(wk.InputError, match="no 'prompt' or 'messages'"):
+        sequence_kl(teacher=p, student=q, prompts=[{"completion": [1]}] * 3)
+    (tmp_path / "data.jsonl").write_text('{"prompt": [1], "completion": [2]}\n' * 2)
+    assert load_prompts(str(tmp_path / "data.jsonl")) == [{"prompt": [1], "completion": [2]}] * 2
+    (tmp_path / "data.jsonl").write_text('{"prompt": [1], "completion": [2]}\n{"prompt": [1]}\n')
+    assert load_prompts(str(tmp_path / "data.jsonl")) == [[1]] * 2
 
 
 def llama(seed, tokens=32, **settings):

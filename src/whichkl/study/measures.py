@@ -108,6 +108,7 @@ DISTILLATION_COLUMNS = (
 LANGUAGE_COLUMNS = (
     Column("forward_kl_per_token", "forward KL a token", "nats", "lower", "divided by the mean length of the teacher's texts"),
     Column("reverse_kl_per_token", "reverse KL a token", "nats", "lower", "divided by the mean length of the student's texts"),
+    Column("data_nll", "nll of the data", "nats", "lower", "−log of the chance of a token of the data's completions"),
     Column("entropy", "entropy", "nats", "", "of a sequence of the student", views=_SUMMARY),
     Column("entropy_gap", "entropy gap", "nats", "lower", "distance from the teacher's entropy"),
     Column("length", "length", "tokens", "", "of the student's sequences", views=_SUMMARY),

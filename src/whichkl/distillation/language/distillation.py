@@ -176,7 +176,8 @@ def _measure(
         "memo": memo,
         "tell": say,
     }
-    prompts = [one.prompt for one in unseen]
+    has_completions = all(one.completion for one in unseen)
+    prompts = [one.to_dict() if has_completions else one.prompt for one in unseen]
     return lambda: sequence_kl(teacher=p.module, student=q.module, prompts=prompts, **settings)
 
 

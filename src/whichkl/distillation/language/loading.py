@@ -74,6 +74,8 @@ def common_tokenizer(teacher: Any, student: Any) -> Any:
 def load_prompts(path: str) -> list[Any]:
     """Return the prompts of a file, one a line; in `.jsonl` it's text, token ids, or an object with `prompt` or `messages`.
 
+    Where all lines are objects with a `completion`, they are returned whole.
+
     Raises:
         InputError: it can't be read, or a line has another form.
     """
@@ -83,8 +85,10 @@ def load_prompts(path: str) -> list[Any]:
         if kind is None:
             because = f"line {number} has neither `prompt` nor `messages`"
             raise InputError(cannot(f"read `{path}`", because, 'Write {"prompt": "…"} on every line'))
-        found.append(one[kind] if kind else one)
-    return found
+        found.append(one)
+    if all(isinstance(one, dict) and "prompt" in one and "completion" in one for one in found):
+        return found
+    return [one.get("prompt", one.get("messages")) if isinstance(one, dict) else one for one in found]
 
 
 def load_examples(path: str) -> list[Any]:

@@ -106,16 +106,19 @@ def measured(teacher: Draws, student: Draws, prompt: Int[Tensor, " n"]) -> tuple
         p, q = mean(of_teacher), mean(of_student)
         return Contrast(*(_mean(name, one, unit) for one in (q, p, q - p)))
 
-    tokens = mean(teacher.tokens)
-    nll = [-mean(teacher.log_prob[:, side]) for side in (0, 1)]  # of the teacher, of the student
     found = {
         "entropy": contrast("entropy", teacher.entropy, student.entropy, "nats"),
         "length": contrast("length", teacher.tokens, student.tokens, "none"),
         "distinct_2": contrast("distinct_2", teacher.distinct, student.distinct, "none"),
-        "nll": Contrast(*(per_token("nll", one, tokens, "nats") for one in (nll[1], nll[0], nll[1] - nll[0]))),
+        "nll": nll_of("nll", mean(teacher.log_prob[:, 0]), mean(teacher.log_prob[:, 1]), mean(teacher.tokens)),
         "ece": _ece(teacher, prompt),
     }
-    return found, per_token("agreement", mean(teacher.agreed), tokens, "none")
+    return found, per_token("agreement", mean(teacher.agreed), mean(teacher.tokens), "none")
+
+
+def nll_of(name: str, teacher: Float[Tensor, " k"], student: Float[Tensor, " k"], tokens: Float[Tensor, " k"]) -> Contrast:
+    """Compare −log probability per token, from the log probability of every sequence and its number of tokens."""
+    return Contrast(*(per_token(name, -one, tokens, "nats") for one in (student, teacher, student - teacher)))
 
 
 def _mean(name: str, values: Float[Tensor, " k"], unit: str) -> Estimate:

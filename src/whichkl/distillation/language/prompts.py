@@ -12,7 +12,7 @@ from torch import Tensor
 from whichkl._checks import InputError, cannot
 from whichkl.user_code import said_of
 
-_WANTED = "Give texts, conversations (lists of {'role': …, 'content': …}), or lists of token ids"
+WANTED = "Give texts, conversations (lists of {'role': …, 'content': …}), or lists of token ids"
 
 
 def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
@@ -21,7 +21,7 @@ def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
     Raises:
         InputError: there is none, one has another form or no token, or an id isn't one of the tokens.
     """
-    found = [read_prompt(one, tokenizer, number) for number, one in enumerate(all_of(prompts, "read the prompts", _WANTED))]
+    found = [read_prompt(one, tokenizer, number) for number, one in enumerate(all_of(prompts, "read the prompts", WANTED))]
     if not found:
         raise InputError(cannot("read the prompts", "there are none", "Give at least two"))
     for number, ids in enumerate(found):
@@ -68,7 +68,7 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
         text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not are_ids(prompt):
-        raise InputError(cannot("read the prompts", f"prompt {number} is a `{type(prompt).__name__}` of something else", _WANTED))
+        raise InputError(cannot("read the prompts", f"prompt {number} is a `{type(prompt).__name__}` of something else", WANTED))
     return [int(one) for one in prompt]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +16,9 @@ from whichkl._arguments import typed
 from whichkl._checks import InputError, as_int, cannot, check_seed, plain
 from whichkl.distillation.language.causal import CausalModel, agree, evaluating, taught_by
 from whichkl.distillation.language.control_variate import PromptMeans
-from whichkl.distillation.language.measures import Draws, measured, read_rows
-from whichkl.distillation.language.prompts import read_prompts
+from whichkl.distillation.language.examples import read_examples, together
+from whichkl.distillation.language.measures import Draws, measured, nll_of, read_rows
+from whichkl.distillation.language.prompts import WANTED, all_of, read_prompts
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.networks import digest
 from whichkl.distillation.scores import Contrast
@@ -50,7 +51,8 @@ class SequenceKL(HTML):
     cut: dict[str, float]
     """The share of each model's continuations that reached the largest length before an end token."""
     measures: dict[str, Contrast]
-    """Of both models: entropy and length of a sequence, distinct bigrams; on the teacher's draws: nll, ece."""
+    """Of both models: entropy and length of a sequence, distinct bigrams; on the teacher's draws nll and ece; and data_nll, on
+    the data's completions, where these were given."""
     agreement: Estimate
     """Share of tokens of the teacher's draws at which both find the same token likeliest."""
     prompts: int
@@ -117,7 +119,8 @@ def sequence_kl(
         teacher: p, a causal language model of transformers, or a module of `input_ids` (n, t) with logits (n, t, v).
         student: q, the same; its number of logits may differ by padding.
         tokenizer: that of both models; None where prompts are token ids and both have as many logits.
-        prompts: texts, conversations or lists of token ids, two at least; some hundred give an error of a few per cent.
+        prompts: texts, conversations or lists of token ids, two at least; some hundred give an error of a few per cent. Or
+            examples, {'prompt': …, 'completion': …}: then `measures` has ``"data_nll"``, of the completions.
         max_new_tokens: where continuations are cut. The KL of cut sequences is a lower bound of that of whole ones.
         samples: continuations of every prompt, from each model.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
@@ -150,16 +153,41 @@ def sequence_kl(
     say, kept = tell or (lambda step, done: None), {} if memo is None else memo
     with evaluating(p, q):
         ends = agree(p, q, tokenizer, vocabulary)
-        ids = read_prompts(prompts, tokenizer, p.tokens)
+        ids, completions = _read(prompts, tokenizer, p.tokens, ends[0])
         # an id is another object's once its own is gone: the memo holds the teacher
         key = (id(kept.setdefault(id(p.module), p.module)), tuple(map(tuple, ids)), ends, most, times, seed)
-        if memo is None:
-            return _compared(p, q, ids, ends, most, times, seed, {}, say)
-        whole = (*key, digest(state_of(q.module)))
-        if whole not in memo:
-            memo[whole] = _compared(p, q, ids, ends, most, times, seed, memo.setdefault(key, {}), say)
-        found: SequenceKL = memo[whole]
-        return found
+        whole = (*key, completions is not None, None if memo is None else digest(state_of(q.module)))
+        if whole not in kept:
+            found = _compared(p, q, ids, ends, most, times, seed, kept.setdefault(key, {}), say)
+            if completions is not None:
+                found.measures["data_nll"] = _of_data(p, q, ids, completions, most)
+            kept[whole] = found
+        compared: SequenceKL = kept[whole]
+        return compared
+
+
+def _read(prompts: Any, tokenizer: Any, tokens: int, end: int) -> tuple[list[list[int]], list[list[int]] | None]:
+    """Return the prompts, and what followed them where all are examples."""
+    given = all_of(prompts, "read the prompts", WANTED)
+    if not given or not all(isinstance(one, Mapping) for one in given):
+        return read_prompts(given, tokenizer, tokens), None
+    examples = read_examples(given, tokenizer, tokens, end)
+    completions = [one.completion for one in examples if one.completion is not None]
+    return [one.prompt for one in examples], completions if len(completions) == len(examples) else None
+
+
+def _of_data(
+    p: CausalModel, q: CausalModel, ids: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], most: int
+) -> Contrast:
+    """Compare what both models say about the data's completions."""
+    pairs = [{"prompt": prompt, "completion": completion} for prompt, completion in zip(ids, completions, strict=True)]
+    step = _rows_per_call(p, max(map(len, ids)) + most)
+    found = Draws.joined([evaluated(p, q, together(pairs[first : first + step], most)) for first in range(0, len(pairs), step)])
+    return nll_of("data_nll", found.log_prob[:, 0], found.log_prob[:, 1], found.tokens.double())
+
+
+def _rows_per_call(model: CausalModel, length: int) -> int:
+    return max(1, min(_MAX_ROWS_PER_CALL, _NUMBERS_PER_CALL // (length * max(1, model.tokens))))
 
 
 def _compared(
@@ -208,8 +236,7 @@ def _drawn(
     say: Callable[[float], None],
 ) -> Draws:
     """Draw continuations from one model, and evaluate both on them, part by part."""
-    longest = max(map(len, prompts)) + most
-    step = max(1, min(_MAX_ROWS_PER_CALL, _NUMBERS_PER_CALL // (longest * max(1, drawing.tokens))))
+    step = _rows_per_call(drawing, max(map(len, prompts)) + most)
     parts = []
     for number, first in enumerate(range(0, len(prompts), step)):
         # a seed of its own for each part, so that what the first ones drew has no part in the next
