@@ -20,7 +20,15 @@ from whichkl.verifying import verify
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 from test_language_trainer import arguments, llama  # noqa: E402
-from whichkl.distillation import LanguageDistillation, LanguageTrainer, StoredTeacher, TokenScores, capture, language_model  # noqa: E402
+from whichkl.distillation import (  # noqa: E402
+    LanguageDistillation,
+    LanguageTrainer,
+    StoredTeacher,
+    TokenScores,
+    capture,
+    language_model,
+    sequence_kl,
+)
 from whichkl.distillation.job import JobFields, read_fields  # noqa: E402
 from whichkl.distillation.language.job import language_job  # noqa: E402
 from whichkl.distillation.language.record import Record  # noqa: E402
@@ -338,6 +346,42 @@ def test_a_job_that_cannot_be_run_names_what_is_wrong(models, case):
     (models / "lm.yaml").write_text(text)
     with pytest.raises((wk.InputError, wk.ResourceError), match=message):
         language_model(**language_job(read_fields(models / "lm.yaml")))
+
+
+KEYS = {
+    "share": (
+        JOB.replace("held_out: 0.2", "held_out: 2"),
+        "line 7: Cannot use `held_out: 2`: a share .* Use, say, held_out: 0.1",
+    ),
+    "credit": (
+        JOB + "credit: sequence\n",
+        "line 11: Cannot use `credit: 'sequence'` here: .* objective: 'reverse_kl' and prefixes: {",
+    ),
+    "argument": (JOB.replace("learning_rate", "learning_rat"), "line 10: Cannot use `learning_rat` in `args`: "),
+    "near": (JOB.replace("objective", "objektive"), "line 4: Cannot use `objektive`: .* Use `objective`"),
+    "several": (JOB.replace("objective:", "objectives:"), "line 4: Cannot use `objectives`: .* by `whichkl compare`"),
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_errors_about_arguments_name_the_key_of_the_file(models, case):
+    text, message = KEYS[case]
+    (models / "lm.yaml").write_text(text)
+    done = CliRunner().invoke(app, ["distill", str(models / "lm.yaml")])
+    assert re.search(rf"lm\.yaml, {message}", str(done.exception)), done.exception
+
+
+def test_a_model_with_too_few_places_is_named():
+    shape = {"vocab_size": 8, "n_positions": 6, "n_embd": 4, "n_layer": 1, "n_head": 1, "bos_token_id": 1, "eos_token_id": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
+    with pytest.raises(wk.InputError, match=r"draw from the teacher: .* 2 tokens and 40 drawn ones\. Lower `max_new_tokens=`"):
+        sequence_kl(teacher=model, student=model, prompts=[[3, 4], [3, 5]], max_new_tokens=40)
+
+
+def test_errors_about_options_name_the_option(models):
+    (models / "lm.yaml").write_text(JOB + "temperature: 1\n")
+    done = CliRunner().invoke(app, ["distill", str(models / "lm.yaml"), "--temperature", "0"])
+    assert re.search(r"lm\.yaml: Cannot use `--temperature 0(\.0)?`: a temperature is", str(done.exception)), done.exception
 
 
 def test_code_that_came_with_a_model_is_run_only_where_that_is_written(models, tmp_path):

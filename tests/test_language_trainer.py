@@ -428,7 +428,7 @@ def test_a_language_model_is_distilled_and_measured_on_prompts_it_has_not_seen(t
     assert all(torch.equal(one, other) for one, other in zip(student.parameters(), weights, strict=True))
     assert result.before.prompts >= 28 and result.steps == 30 and len(result.history) == 30 and not result.student.training
     text = str(result)
-    assert "forward_kl on prefixes of 1 teacher: 30 steps" in text and "→" in text
+    assert "forward_kl on the teacher's prefixes: 30 steps" in text and "→" in text
     assert result.to_dict()["after"]["forward_kl"]["value"] == result.after.forward_kl.value
 
 

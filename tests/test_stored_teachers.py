@@ -301,7 +301,7 @@ BAD_CAPTURES = {
     "empty": ({"data": []}, "there are none"),
     "teacher": ({"teacher": "gpt2"}, "not a torch.nn.Module"),
     "id": ({"data": [{"prompt": [3], "completion": [24]}]}, "isn't one of 24 tokens"),
-    "completion": ({"data": [{"prompt": [3], "completion": 4}]}, "the completion of example 0 is a `int`"),
+    "completion": ({"data": [{"prompt": [3], "completion": 4}]}, "the completion of example 0 is of type `int`"),
     "words": ({"data": [{"prompt": [3], "completion": ["a"]}]}, "the completion of example 0 is a `list` of something else"),
     "tokenizer": ({"tokenizer": 3}, "it is a `int`, not a tokenizer"),
     "odd tokenizer": ({"tokenizer": Chat(), "data": ["abc"]}, r"the `Chat` has no `get_vocab\(\)`"),

@@ -117,9 +117,8 @@ def _distillation(folder: Path) -> Whole:
 def _stored_teacher(folder: Path) -> Whole:
     found = StoredTeacher.open(folder)
     shards = found.manifest["shards"]
-    return Whole(
-        "stored teacher", str(folder), f"checksums and laws of {len(shards)} shards, {found.manifest['tokens']:,} tokens"
-    )
+    of = f"{len(shards):,} shard{'s' * (len(shards) != 1)}, {found.manifest['tokens']:,} tokens"
+    return Whole("stored teacher", str(folder), f"checksums and laws of {of}")
 
 
 def _study(folder: Path) -> Whole:

@@ -105,7 +105,7 @@ def _classifier(fields: JobFields, out: Path | None, tell: Tell) -> Any:
 
 def _language_model(fields: JobFields, out: Path | None, tell: Tell) -> Any:
     from whichkl.distillation.language.distillation import language_model
-    from whichkl.distillation.language.job import language_job
+    from whichkl.distillation.language.job import as_in_file, language_job
     from whichkl.distillation.language.result import LANGUAGE_DISTILLATION
 
     if out is not None:
@@ -113,4 +113,6 @@ def _language_model(fields: JobFields, out: Path | None, tell: Tell) -> Any:
     values = dict(fields.values)
     if "epochs" in values:  # an option of the command
         values["args"] = {**values.get("args", {}), "num_train_epochs": values.pop("epochs")}
-    return language_model(**language_job(fields._replace(values=values)), journal=journal_of(out), tell=tell)
+    arguments = language_job(fields._replace(values=values))
+    with as_in_file(fields):
+        return language_model(**arguments, journal=journal_of(out), tell=tell)

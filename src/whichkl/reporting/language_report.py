@@ -142,7 +142,7 @@ def _continuations(result: LanguageDistillation) -> Section:
 
 
 def _training(result: LanguageDistillation, *, has_pictures: bool) -> Section:
-    lead = f"{result.steps:,} steps, {result.flops:.3g} FLOPs, {result.cpu_seconds:,.0f} CPU seconds."
+    lead = f"{result.spent}."
     figure = logged_losses(result.history) if has_pictures and len(result.history) > 1 else None
     rule = "FLOPs: (6 × the student's parameters + 2 × the teacher's) a trained token, 2 × a model's parameters a generated one."
     blocks = [Block.paragraph(rule)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
-from whichkl.distillation.language.prompts import all_of, are_ids, listed, read_prompt
+from whichkl.distillation.language.prompts import TOKENIZER, all_of, are_ids, listed, other_than_ids, read_prompt
 from whichkl.distillation.language.rollouts import Rollouts
 
 _WANTED = "Give texts, {'prompt': …, 'completion': …}, {'messages': […]}, or token ids in their place"
@@ -62,7 +62,13 @@ def check_completions(examples: Iterable[Example]) -> None:
     """Refuse prompts alone where the data's prefixes are asked for."""
     if any(one.completion is None for one in examples):
         because = "some examples are prompts without completions"
-        raise InputError(cannot("train on prefixes of the data", because, "Use prefixes={'student': 1.0}, or add completions"))
+        raise InputError(
+            cannot(
+                "train on prefixes of the data",
+                because,
+                "Use prefixes={'teacher': 1.0} or prefixes={'student': 1.0}, or add completions",
+            )
+        )
 
 
 def _checked(one: Example, tokens: int, number: int) -> Example:
@@ -90,10 +96,10 @@ def _example(one: Any, tokenizer: Any, end: int, number: int) -> Example:
         return Example(prompt, None)
     if isinstance(completion, str):
         if tokenizer is None:
-            raise InputError(cannot("read these examples", f"example {number} is text", "Pass `tokenizer=`"))
+            raise InputError(cannot("read these examples", f"example {number} is text", TOKENIZER))
         completion = tokenizer(completion, add_special_tokens=False)["input_ids"]
     if not are_ids(completion):
-        because = f"the completion of example {number} is a `{type(completion).__name__}` of something else"
+        because = f"the completion of example {number} is {other_than_ids(completion)}"
         raise InputError(cannot("read these examples", because, "Give a text or token ids"))
     return Example(prompt, _ended([int(token) for token in completion], end))
 

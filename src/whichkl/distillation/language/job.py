@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,34 @@ def language_job(job: JobFields) -> dict[str, Any]:
     return {**{k: v for k, v in fields.items() if k not in (*_EXAMPLES, "trust_remote_code")}, **_loaded(fields, naming)}
 
 
+@contextlib.contextmanager
+def as_in_file(job: JobFields) -> Iterator[None]:
+    """In errors about arguments, write them as keys of the file, after the file and the line; options stay options."""
+    file = job.file
+    try:
+        yield
+    except InputError as error:
+        if file is None:
+            raise
+        keys = [name for name in _TYPES if name not in job.values or job.values[name] == file.values.get(name)]
+        text = re.sub(
+            rf"(?<![\w-])({'|'.join(keys)})=(?=([^\s`]?))", lambda at: f"{at[1]}: " if at[2] else f"{at[1]}:", str(error)
+        )
+        found = re.match(r"Cannot use `(\w+)\b[^`]*`( in `args`)?", text)
+        place: tuple[str, ...] = () if found is None else ("args", found[1]) if found[2] else (found[1],)
+        is_there = bool(place) and place[0] in file.values and place[0] in keys
+        error.args = (f"{file.path}{f', line {file.line_of(place)}' if is_there else ''}: {text}", *error.args[1:])
+        raise
+
+
 def _check(name: str, value: Any) -> None:
     if name not in _TYPES:
         because = "language models are distilled without such an argument"
-        raise InputError(cannot(f"use `{name}`", because, f"Choose among {', '.join(_TYPES)}"))
+        near = difflib.get_close_matches(name, _TYPES, 1, 0.8)
+        instead = f"Use `{near[0]}`" if near else f"Choose among {', '.join(_TYPES)}"
+        if name in ("objectives", "seeds"):
+            instead = "Compare several by `whichkl compare`"
+        raise InputError(cannot(f"use `{name}`", because, instead))
     if type(value) not in _TYPES[name]:
         kind = _WORDS[_TYPES[name][-1]]
         raise InputError(cannot(f"use `{name}: {value}`", f"it isn't {kind}", f"Write {kind}"))

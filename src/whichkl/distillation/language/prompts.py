@@ -13,6 +13,7 @@ from whichkl._checks import InputError, cannot
 from whichkl.user_code import said_of
 
 WANTED = "Give texts, conversations (lists of {'role': …, 'content': …}), or lists of token ids"
+TOKENIZER = "Pass `tokenizer=`, which a trainer calls `processing_class=`"
 
 
 def read_prompts(prompts: Any, tokenizer: Any, tokens: int) -> list[list[int]]:
@@ -59,7 +60,7 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
     is_chat = isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(one, Mapping) for one in prompt)
     if isinstance(prompt, str) or is_chat:
         if tokenizer is None:
-            raise InputError(cannot("read the prompts", f"prompt {number} is text", "Pass `tokenizer=`"))
+            raise InputError(cannot("read the prompts", f"prompt {number} is text", TOKENIZER))
         if not is_chat:
             return list(tokenizer(prompt)["input_ids"])
         if not getattr(tokenizer, "chat_template", None):
@@ -68,8 +69,18 @@ def read_prompt(prompt: Any, tokenizer: Any, number: int) -> list[int]:
         text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not are_ids(prompt):
-        raise InputError(cannot("read the prompts", f"prompt {number} is a `{type(prompt).__name__}` of something else", WANTED))
+        raise InputError(cannot("read the prompts", f"prompt {number} is {other_than_ids(prompt)}", WANTED))
     return [int(one) for one in prompt]
+
+
+def other_than_ids(value: Any) -> str:
+    """Return what a value is that isn't a list of token ids.
+
+    >>> other_than_ids(["a"]), other_than_ids(1)
+    ('a `list` of something else', 'of type `int`')
+    """
+    name = type(value).__name__
+    return f"a `{name}` of something else" if isinstance(value, Sequence) else f"of type `{name}`"
 
 
 def listed(value: Any) -> Any:

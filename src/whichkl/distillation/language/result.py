@@ -132,13 +132,18 @@ class LanguageDistillation(HTML):
 
     def __str__(self) -> str:
         """Both KLs before and after, then the measures of the trained student."""
-        head = f"{described(self.settings)}: {self.steps} steps, {self.flops:.2g} FLOPs"
-        lines = [f"{head}, {self.cpu_seconds:.0f} CPU seconds"]
+        lines = [f"{described(self.settings)}: {self.spent}"]
         for name in ("forward_kl", "reverse_kl"):
             was, now = getattr(self.before, name), getattr(self.after, name)
             if now is not None:
                 lines.append(f"  {name + now.constant:<11} {was.number} → {now.number} nats a {self.after.per}")
         return "\n".join([*lines, str(self.after), *(f"  · {note}" for note in self.notes)])
+
+    @property
+    def spent(self) -> str:
+        """Steps, FLOPs and CPU seconds of the training, in words."""
+        steps = f"{self.steps:,} step{'s' * (self.steps != 1)}"
+        return f"{steps}, {self.flops:.3g} FLOPs, {self.cpu_seconds:,.{int(self.cpu_seconds < 10)}f} CPU seconds"
 
     def model_card(self) -> str:
         """Return a model card as Markdown: what the student is, what was measured and how, and every setting."""
@@ -224,9 +229,12 @@ class LanguageDistillation(HTML):
 
 def described(settings: Mapping[str, Any]) -> str:
     """Return the objective and the prefixes in words."""
-    shares = ", ".join(f"{share:g} {name}" for name, share in settings["prefixes"].items() if share)
+    shares = {name: share for name, share in settings["prefixes"].items() if share}
+    where = f"prefixes of {', '.join(f'{share:g} {name}' for name, share in shares.items())}"
+    if len(shares) == 1:
+        where = f"the {next(iter(shares))}'s prefixes"
     credit = ", credit of sequences" if settings["credit"] == "sequence" else ""
-    return f"{settings['objective']} on prefixes of {shares}{credit}"
+    return f"{settings['objective']} on {where}{credit}"
 
 
 def _configuration(student: Any) -> dict[str, Any] | None:

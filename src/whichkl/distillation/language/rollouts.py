@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from whichkl._checks import InputError, cannot
 from whichkl.distillation.language.causal import CausalModel, inner_of
 from whichkl.process.seeds import seeded
+from whichkl.user_code import said_of
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ def _by_generate(model: CausalModel, prompts: Sequence[Sequence[int]], ends: Seq
         out: Tensor = module.generate(
             ids.to(model.device), attention_mask=mask.to(model.device), generation_config=own, logits_processor=keep
         )
+    except IndexError as error:  # of an embedding of places, as of GPT-2
+        because = f"{said_of(error)} for a prompt of {longest:,} tokens and {most:,} drawn ones"
+        instead = "Lower `max_new_tokens=`: the model may have fewer places"
+        raise InputError(cannot(f"draw from the {model.who}", because, instead)) from error
     finally:
         module.generation_config = found
     return out[:, longest:].cpu()
