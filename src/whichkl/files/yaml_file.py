@@ -105,7 +105,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
     # PyYAML reads 1e-3 as text, since YAML 1.1 asks for a point
     for _first in "-+0123456789":
-        yaml_implicit_resolvers.setdefault(_first, []).insert(0, (f"{_PREFIX}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")))
+        yaml_implicit_resolvers.setdefault(_first, []).insert(
+            0, (f"{_PREFIX}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"))
+        )
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

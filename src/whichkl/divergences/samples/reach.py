@@ -17,7 +17,7 @@ _END_ROWS, _WIDER_END_ROWS = 15, 60
 _MIN_ROWS = 50
 _MAX_TAIL_ROWS = 60
 """Largest number of rows of x to whose excesses a generalised Pareto distribution is fitted, where the end lies beyond them."""
-_SHAPE_ERRORS = 0.75
+_SHAPE_ERRORS = 1.0
 """Standard errors by which Pareto's shape is raised: what is missed is convex in it."""
 _MAX_SHAPE, _MAX_POWER = 0.9, 50.0
 _RANKS = (np.arange(400) + 0.5) / 400
