@@ -192,3 +192,11 @@ def test_a_stream_is_refused_where_its_examples_are_looked_up_first(tmp_path):
     stored = wk.distillation.capture(teacher=llama(0), data=DATA, folder=tmp_path / "stored", k=3)
     with pytest.raises(wk.InputError, match="train on this stream: a stored teacher's examples are looked up first"):
         LanguageTrainer(teacher=stored, student=llama(1), args=arguments(tmp_path), train_dataset=Endless())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("objectiv", "Use `objective=`"), ("optimiser", "Use `optimizers=`"), ("zzz", "Leave")]
+)
+def test_an_argument_that_no_trainer_takes_is_refused(name, said, tmp_path):
+    with pytest.raises(wk.InputError, match=f"Cannot use `{name}=`: no trainer takes such an argument. {said}"):
+        LanguageTrainer(teacher=llama(0), student=llama(1), args=arguments(tmp_path), train_dataset=DATA, **{name: 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whichkl._checks import InputError, cannot
+from whichkl.files.saving import Saved
 from whichkl.process.memory import refuse_if_ran_out
 from whichkl.process.seeds import seeded
 from whichkl.user_code import call_user, said_of
@@ -47,6 +49,24 @@ def copied(module: Any, who: str, seed: int) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         because = f"it can't be copied ({in_short(error)})"
         raise InputError(cannot(f"use this {who}", because, "Compute what it derives from its weights in `forward`")) from error
+
+
+def with_weights(module: nn.Module, tensors: Mapping[str, Tensor], saved: Saved, folder: Path, instead: str) -> nn.Module:
+    """Return a module with the weights that were saved, in evaluation mode.
+
+    Raises:
+        InputError: the weights aren't those of such a module; `instead` says what to pass.
+        IntegrityError: some are NaN.
+    """
+    broken = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
+    if broken:
+        raise saved.damaged(folder, f"the weights `{broken[0][:80]}` are NaN")
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        because = f"its weights aren't those of such a `{type(module).__name__}` ({in_short(error)})"
+        raise InputError(cannot(f"load `{folder}`", because, instead)) from error
+    return module.eval()
 
 
 def logits_of(module: nn.Module, x: Any, who: str) -> Float[Tensor, "n c"]:

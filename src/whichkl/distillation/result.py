@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from whichkl._checks import InputError, cannot, plain
-from whichkl.distillation.networks import in_short
+from whichkl._checks import plain
+from whichkl.distillation.networks import with_weights
 from whichkl.distillation.scores import BINS, Contrast, Scores
 from whichkl.files.journal import Journal
 from whichkl.files.saving import FORMAT, Saved, checksum
@@ -132,17 +132,9 @@ class Distillation(HTML):
         """
         path = Path(folder)
         fields, tensors = DISTILLATION.read(path, DistillationFields)
-        broken = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
-        if broken:
-            raise DISTILLATION.damaged(path, f"the weights `{broken[0][:80]}` are NaN")
         is_whole = all(len(losses) == 2 for losses in fields["history"]) and "epochs" in fields["settings"]
         if not is_whole or not 0 <= fields["best_epoch"] < len(fields["history"]):
             raise DISTILLATION.damaged(path, "its epochs can't be those of a distillation")
-        module = copy.deepcopy(student)
-        try:
-            module.load_state_dict(tensors)
-        except RuntimeError as error:
-            because = f"its weights aren't those of such a `{type(student).__name__}` ({in_short(error)})"
-            raise InputError(cannot(f"load `{path}`", because, "Pass the architecture that was trained")) from error
+        module = with_weights(copy.deepcopy(student), tensors, DISTILLATION, path, "Pass the architecture that was trained")
         kept = {name: value for name, value in fields.items() if name in DistillationFields.__annotations__ and name != "format"}
-        return cls(module.eval(), **kept)
+        return cls(module, **kept)

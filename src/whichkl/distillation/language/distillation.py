@@ -184,7 +184,7 @@ def _measure(
 def _identity(
     teacher: Teacher, student: CausalModel, parts: Sequence[Sequence[Example]], ends: Sequence[int], choices: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What identifies a journal: the models and their weights, the examples, and the settings."""
+    """Return what identifies a journal: the models and their weights, the examples, and the settings."""
     if isinstance(teacher, TokenScores):
         because = "the teacher is a function, and another one can't be told from it"
         raise InputError(cannot("keep a journal", because, "Leave `journal=` out, or pass another kind of teacher"))

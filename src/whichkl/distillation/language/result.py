@@ -20,7 +20,7 @@ from whichkl._checks import InputError, cannot, plain, require
 from whichkl.distillation.language.held_out_loss import HeldOutLoss
 from whichkl.distillation.language.sequence_kl import SequenceKL
 from whichkl.distillation.language.verdict import Verdict, verdict_of
-from whichkl.distillation.networks import in_short
+from whichkl.distillation.networks import in_short, with_weights
 from whichkl.files.saving import FORMAT, Saved
 from whichkl.printable import HTML
 from whichkl.process.torch_modes import plain_modes
@@ -210,21 +210,15 @@ class LanguageDistillation(HTML):
         """
         path = Path(folder)
         fields, tensors = LANGUAGE_DISTILLATION.read(path, LanguageFields)
-        broken = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
-        if broken:
-            raise LANGUAGE_DISTILLATION.damaged(path, f"the weights `{broken[0][:80]}` are NaN")
         cuts = [one.cut for one in (fields["before"], fields["after"]) if isinstance(one, SequenceKL)]
         kinds = {type(one) for one in (fields["before"], fields["after"], *(one.found for one in fields["midway"]))}
         if fields["steps"] < 0 or len(kinds) > 1 or any(set(one) != {"teacher", "student"} for one in cuts):
             raise LANGUAGE_DISTILLATION.damaged(path, "its steps or cut draws can't be those of a language distillation")
         module = _made(path, fields["model"]) if student is None else copy.deepcopy(student)
-        try:
-            module.load_state_dict(tensors)
-        except RuntimeError as error:
-            because = f"its weights aren't those of such a `{type(module).__name__}` ({in_short(error)})"
-            raise InputError(cannot(f"load `{path}`", because, "Pass `student=`, the architecture that was trained")) from error
+        instead = "Pass `student=`, the architecture that was trained"
+        module = with_weights(module, tensors, LANGUAGE_DISTILLATION, path, instead)
         kept = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__}
-        return cls(module.eval(), **kept, tokenizer=tokenizer)
+        return cls(module, **kept, tokenizer=tokenizer)
 
 
 def described(settings: Mapping[str, Any]) -> str:

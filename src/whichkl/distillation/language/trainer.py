@@ -30,7 +30,7 @@ from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
 from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
 from whichkl.distillation.language.token_loss import Side
-from whichkl.distillation.language.training_arguments import checked_arguments
+from whichkl.distillation.language.training_arguments import check_names, checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
 from whichkl.divergences.divergence import RowDivergence
 
@@ -110,6 +110,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             because = "it is the student, whose every change it would follow"
             raise InputError(cannot("use this teacher", because, "Pass copy.deepcopy(student), or a student with a PEFT adapter"))
         check_access(p, self.divergence, self.shares, hard_label_weight=hard_label_weight, temperature=temperature)
+        check_names(others, LanguageTrainer)
         args = checked_arguments(args, others, isinstance(train_dataset, IterableDataset))
         with evaluating(p, q):
             self.ends = settled(p, q, processing_class, vocabulary)

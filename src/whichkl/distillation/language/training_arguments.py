@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,16 @@ def check_kind(args: Any) -> None:
     if args is not None and not isinstance(args, transformers.TrainingArguments):
         because = f"they are a `{type(args).__name__}`"
         raise InputError(cannot("use these `args`", because, "Pass transformers.TrainingArguments(output_dir=…)"))
+
+
+def check_names(others: Mapping[str, Any], trainer: type) -> None:
+    """Refuse further arguments that no trainer of transformers takes."""
+    known = inspect.signature(transformers.Trainer.__init__).parameters
+    for name in others:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*inspect.signature(trainer).parameters, *known], 1)
+            instead = f"Use `{near[0]}=`" if near else "Leave it out"
+            raise InputError(cannot(f"use `{name}=`", "no trainer takes such an argument", instead))
 
 
 def checked_arguments(args: Any, others: dict[str, Any], is_stream: bool) -> Any:

@@ -67,10 +67,13 @@ def classifier_divergence(
     Gaussians like x and y (truth by their densities) for a quadratic ℓ, otherwise the rows with labels drawn by ℓ
     (`shape_twins`), whose bias is subtracted. The bias on the twins widens the interval at both ends. So does half of what finer
     features add in several columns, since such shapes may go on beyond them, what lies beyond the ends of a sample
-    (`beyond_reach`), and what so many rows leave unnoticed. The answer isn't `reliable` where a bias exceeds 2 standard errors
-    and 10 % (25 % with finer features), where E_q[p/q] or E_p[q/p] isn't 1, where ℓ doesn't fit (`_misfit`), where more than 1.3
-    errors lie beyond reach, where finer features add more than a third in several columns, where the terms have a heavy tail, or
-    below 50 rows. The global generator isn't touched.
+    (`beyond_reach`; a quadratic ℓ reaches further where the rows look Gaussian), and what so many rows leave unnoticed.
+    The global generator isn't touched. The answer isn't `reliable` if
+
+    - a bias exceeds 2 standard errors and 10 %, or 25 % with finer features;
+    - E_q[p/q] or E_p[q/p] isn't 1, or ℓ doesn't fit (`_misfit`);
+    - more than 1.3 errors lie beyond reach, or finer features add more than a third in several columns;
+    - the terms have a heavy tail, or one side has fewer than 50 rows.
 
     Source: Qin (1998); Sugiyama, Suzuki & Kanamori (2012); cross-fitting: Chernozhukov et al. (2018).
 
