@@ -72,6 +72,8 @@ clean:
 .venv/.app: .venv/.made $(INPUTS)
 	@echo "installing whichkl (the first time takes a few minutes) ..."
 	$(INSTALL) -e '.[app]'
+	@# pip compiles what it copies, but not an editable package: where Python doesn't keep byte code, each start would compile it.
+	@$(BIN)/python -m compileall -q src
 	@touch $@
 
 .venv/.dev: .venv/.app

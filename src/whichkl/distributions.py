@@ -6,6 +6,7 @@ import copy
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,11 +16,16 @@ from torch.distributions import (
     GeneralizedPareto,
     Independent,
     Kumaraswamy,
+    MixtureSameFamily,
+    MultivariateNormal,
     TransformedDistribution,
     VonMises,
     constraints,
 )
 from torch.distributions.transforms import ComposeTransform, Transform
+
+_ROWS_PER_PRODUCT = 1_024
+"""Number of rows whose residuals from all components are in memory at once; more are slower, since they leave the cache."""
 
 
 def widened(p: Distribution) -> Distribution:
@@ -98,6 +104,45 @@ def distribution_log_prob(p: Distribution, x: Float[Tensor, "n d"]) -> Float[Ten
     if x.dtype == torch.float64 and _single_precision(p):  # torch casts x to the parameters' type, where it overflows
         within = within & (x.abs() < 1e30).all(-1)
     return inside(within, point, lambda y: p.log_prob(y).to(x.dtype))
+
+
+def log_prob_of_rows(p: Any, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return `p.log_prob(x)`; of a mixture of Gaussians by one product per component, in a quarter of torch's time."""
+    parts = p.component_distribution if _mixes_gaussians(p) else None
+    if parts is None or x.dtype != parts.loc.dtype or x.ndim != 2 or x.shape[1:] != parts.event_shape:
+        value: Tensor = p.log_prob(x)
+        return value
+    tril, dim = parts.scale_tril, x.shape[1]
+    inverse = torch.linalg.solve_triangular(tril, torch.eye(dim, dtype=tril.dtype, device=tril.device), upper=False)
+    volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * dim * math.log(2 * math.pi)
+    constant = (p.mixture_distribution.logits.log_softmax(-1) - volume)[:, None]
+    found = []
+    for rows in x.split(_ROWS_PER_PRODUCT):
+        white = (rows - parts.loc[:, None]) @ inverse.mT
+        found.append(torch.logsumexp(constant - white.square().sum(-1) / 2, 0))
+    return torch.cat(found)
+
+
+def draws_of(p: Any, shape: torch.Size) -> Tensor:
+    """Return `p.sample(shape)`; of a mixture of K Gaussians without torch's n K draws, of which it keeps n."""
+    if not _mixes_gaussians(p):
+        x: Tensor = p.sample(shape)
+        return x
+    parts = p.component_distribution
+    which = p.mixture_distribution.sample(shape).flatten()
+    z = torch.randn(*which.shape, parts.loc.shape[-1], dtype=parts.loc.dtype, device=parts.loc.device)
+    x = torch.empty_like(z)
+    for k, (loc, tril) in enumerate(zip(parts.loc, parts.scale_tril, strict=True)):
+        rows = (which == k).nonzero()[:, 0]
+        x[rows] = loc + z[rows] @ tril.T
+    return x.reshape(*shape, -1)
+
+
+def _mixes_gaussians(p: Any) -> bool:
+    """Whether a law is torch's own mixture of full Gaussians, neither conditional nor checked at every call."""
+    if type(p) is not MixtureSameFamily or p._validate_args or p.batch_shape != ():
+        return False
+    return type(p.component_distribution) is MultivariateNormal
 
 
 def _reached(p: Distribution, x: Tensor) -> Tensor:

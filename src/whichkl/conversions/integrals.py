@@ -12,7 +12,8 @@ from torch import Tensor
 
 from whichkl.conversions.attainable import tails_too_heavy
 from whichkl.conversions.projection import Dual, Projection
-from whichkl.divergences.exact.boxes import SHARES, Chart, adapt
+from whichkl.divergences.exact.boxes import SHARES, adapt
+from whichkl.divergences.exact.charts import Chart
 from whichkl.divergences.exact.located import BUDGET, TOLERANCE, Located
 from whichkl.targets import Target
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from whichkl.diagnostics.result import Diagnostics
+from whichkl.distributions import draws_of
 from whichkl.families import Family, has_independent_columns, richer
 from whichkl.importance import effective_sample_size
 from whichkl.process.seeds import seeded
@@ -89,7 +90,7 @@ def beyond_the_ends(target: Target, model: Any, seed: int) -> tuple[str, ...]:
     if not isinstance(model, Distribution):
         return ()
     with seeded(seed), torch.no_grad():
-        draws = model.sample((_DRAWS,)).reshape(_DRAWS, -1).to(x)
+        draws = draws_of(model, torch.Size((_DRAWS,))).reshape(_DRAWS, -1).to(x)
     is_above, is_between = (x > 0).all(0), ((x > 0) & (x < 1)).all(0)
     cases = (  # a column within (0, 1) is in the second case alone
         (is_above & (x > 1).any(0), draws <= 0, "above 0", "positive"),

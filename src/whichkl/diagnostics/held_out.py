@@ -41,7 +41,7 @@ from whichkl.targets.coordinates import in_free_coordinates
 _COMPARED_ROWS, _MAX_COMPARED_ROWS, _ROWS_PER_NUMBER = 8_000, 30_000, 5
 """Number of rows that neighbouring families are fitted to; if the model needs more, this many per number of the model, at most
 `_MAX_COMPARED_ROWS`."""
-_MAX_NATS_LEFT = MAX_KL / 100
+_MAX_NATS_LEFT = MAX_KL / 20
 """Nats per row that the fit of a richer family may leave: it is compared with a level of `MAX_KL`."""
 _MIN_COMPARED_ROWS = 200
 """Unseen rows on which a neighbouring family is compared first."""

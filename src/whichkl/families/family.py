@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 
 from whichkl._checks import InputError, IntegrityError, RowError, cannot
 from whichkl.arrays import or_transposed
+from whichkl.distributions import log_prob_of_rows
 from whichkl.families.field_checks import quoted
 
 _MAX_COUNT = 10_000
@@ -208,7 +209,7 @@ def log_likelihood(model: Any, x: Float[Tensor, "n d"], context: Float[Tensor, "
     if context is not None and len(law.event_shape) == 0 and x.shape[1] == 1:
         rows = x[:, 0]
     try:
-        value: Tensor = law.log_prob(rows)
+        value = log_prob_of_rows(law, rows)
     except ValueError as error:
         because = f"its `log_prob` refuses them ({' '.join(str(error).split())[:200]})"
         raise InputError(cannot("evaluate the model on these samples", because, "Check their columns and support")) from error

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from whichkl.distributions import draws_of, log_prob_of_rows
 from whichkl.process.seeds import seeded
 
 
@@ -66,7 +67,7 @@ def drawn(law: Any, shape: tuple[int, ...], width: int, seed: int) -> Float[Tens
         raise Unable("the model has no `sample`")
     try:
         with seeded(seed), torch.no_grad():
-            x: Tensor = law.sample(torch.Size(shape))
+            x = draws_of(law, torch.Size(shape))
     except Exception as error:
         raise Unable(f"drawing from the model raised {type(error).__name__}: {error}") from error
     x = x.detach().to("cpu", torch.float64)
@@ -87,7 +88,7 @@ def log_density(law: Any, x: Float[Tensor, "... d"]) -> Float[Tensor, ...]:
     """
     try:
         with torch.no_grad():
-            value = law.log_prob(like(law, x[..., 0] if len(law.event_shape) == 0 else x))
+            value = log_prob_of_rows(law, like(law, x[..., 0] if len(law.event_shape) == 0 else x))
     except Exception as error:
         raise Unable(f"the model's `log_prob` raised {type(error).__name__}: {error}") from error
     if tuple(value.shape) != tuple(x.shape[:-1]):

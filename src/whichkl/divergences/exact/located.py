@@ -12,7 +12,8 @@ from torch import Tensor
 
 from whichkl._checks import TargetError, cannot
 from whichkl.access import Access
-from whichkl.divergences.exact.boxes import MIN_WIDTH, Chart, Integral, integrate
+from whichkl.divergences.exact.boxes import Integral, integrate
+from whichkl.divergences.exact.charts import MIN_WIDTH, Chart
 from whichkl.targets import Target
 from whichkl.targets.light_parts import mixture_weights
 

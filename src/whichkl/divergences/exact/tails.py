@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whichkl._checks import TargetError
-from whichkl.divergences.exact.boxes import contrast
+from whichkl.divergences.exact.charts import contrast
 
 _LINES_PER_APPROACH = 8
 _STEP_IN_OCTAVES = 0.25

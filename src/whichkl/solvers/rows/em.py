@@ -20,8 +20,9 @@ from whichkl.process.threads import threads_for
 from whichkl.samples import Block
 from whichkl.samples.stream import slices
 from whichkl.solvers.rows.em_starts import seed_states, split_and_merge, states_near
-from whichkl.solvers.rows.em_steps import Frame, State, squarem_cycle
+from whichkl.solvers.rows.em_steps import Frame, State
 from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
+from whichkl.solvers.rows.squarem import squarem_cycle
 from whichkl.solvers.solver import Held, Optimum, Solution, Solver, distinct
 from whichkl.solvers.work import QUIET, Work
 from whichkl.targets import Target
@@ -33,7 +34,7 @@ _MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER = 8_000, 5
 """Number of rows on which the starts are tried, or rows per parameter if that is more, up to `_MAX_ROWS_OF_SAMPLE`."""
 _MAX_ROWS_OF_MOVES = 8_000
 """About the largest number of rows on which splits and mergers are compared."""
-_ITERATIONS_OF_STARTS, _ITERATIONS_OF_NEIGHBOURS = 21, 12
+_ITERATIONS_OF_STARTS, _ITERATIONS_OF_NEIGHBOURS = 21, 6
 """Iterations after which starts are compared: those drawn from the rows, and those near another mixture."""
 _ITERATIONS_OF_CYCLE, _KEPT_AFTER_CYCLES = 3, (5, 3, 3, 3)
 """Iterations of a cycle, and how many of ten splits and mergers stay after each: most are far behind after the first."""
@@ -41,6 +42,9 @@ _MIN_NATS_LEFT, _NATS_LEFT_PER_PARAMETER = 0.1, 0.005
 """Nats over all rows that may be left to gain when EM ends: a hundredth of what the noise of p fitted parameters gains, p/2."""
 _MAX_ROWS_OF_TOLERANCE = 10_000
 """Rows from which on these nats grow with the rows, so that EM doesn't climb for long for a gain below 0.001 nats per row."""
+_SETTLED = 1e-3
+"""Share of the nats per row that may be left below which the gain of a single step ends EM: even where a step only takes a
+hundredth of what is left, less than a tenth of these nats is then left."""
 _COARSE = 1e-5
 """Nats per row. The tolerance on a sample, and that of float32."""
 _SECONDS_BETWEEN_ENTRIES = 2.0
@@ -108,20 +112,25 @@ class ExpectationMaximization(Solver):
         whole = count <= len(sample)
         tolerance = self.tolerance if exact else self._tolerance(frame, count)
         first = None if self.neighbour is None else states_near(self.neighbour, frame)
+        is_near = first is not None
         if first is None:
             first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
         near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
-        first_iterations = _ITERATIONS_OF_STARTS if self.neighbour is None else _ITERATIONS_OF_NEIGHBOURS
-        climbs = [replace(self, max_iterations=first_iterations)._climb(few, frame, first, near, work, "starts")]
-        finalists = min(2 if self.moves else 1, len(first.probs))
-        state, moved = climbs[0].state.take(climbs[0].likelihood.topk(finalists).indices), 0
+        state, climbs, moved = first, [], 0
+        if len(first.probs) > 1 or not is_near:
+            iterations = _ITERATIONS_OF_NEIGHBOURS if is_near else _ITERATIONS_OF_STARTS
+            climbs.append(replace(self, max_iterations=iterations)._climb(few, frame, first, near, work, "starts"))
+            finalists = min(2 if self.moves else 1, len(first.probs))
+            state = climbs[0].state.take(climbs[0].likelihood.topk(finalists).indices)
         if self.moves and frame.count > 2:
             fewer = sample.thinned(_MAX_ROWS_OF_MOVES)
             better, moved = self._rearrange(replace(few, parts=slices(fewer)), frame, climbs[0].best, work)
             state = better if self.starts == 1 else better.joined(state.each(lambda part: part[:1]))
-        climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
+        if whole or not is_near:
+            climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
+            state = climbs[-1].best
         if not whole:
-            climbs.append(self._climb(fitted, frame, climbs[-1].best, tolerance, work, "all rows"))
+            climbs.append(self._climb(fitted, frame, state, tolerance, work, "all rows", polish=not stride))
         held = None
         if stride:
             held = Held(replace(fitted, held=True).gather(), frame.model(climbs[-1].best, 0))
@@ -180,8 +189,13 @@ class ExpectationMaximization(Solver):
                 break
         return here, iterations
 
-    def _climb(self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str) -> Climb:
-        """Run cycles until two in a row gain less than `tolerance` / 10, at first in float32 where that is precise enough."""
+    def _climb(
+        self, rows: Rows, frame: Frame, state: State, tolerance: float, work: Work, step: str, *, polish: bool = True
+    ) -> Climb:
+        """Run cycles until two in a row gain less than `tolerance` / 10, at first in float32 where that is precise enough.
+
+        With `polish` a step in float64 is the last one.
+        """
         name = f"em-{step.replace(' ', '-')}"
         climb = Climb(state, torch.full((len(state.probs),), -math.inf, dtype=torch.float64, device="cpu"))
         if work.journal is not None and (found := work.journal.load(name, climb.read)) is not None:
@@ -191,13 +205,16 @@ class ExpectationMaximization(Solver):
             # Rows of a single part are few: float32 would save next to nothing.
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             update = partial(frame.update, rows, torch.float32 if single else torch.float64)
+            allowed = max(tolerance, _COARSE) if single else tolerance
             with threads_for(frame.numbers(climb.state)):
-                here, likelihood, state = squarem_cycle(climb.state, update)
-            gain = float((likelihood - here).max())
-            small = climb.small + 1 if gain < (max(tolerance, _COARSE) if single else tolerance) / 10 else 0
-            steps = 3
+                settled = allowed * _SETTLED if climb.iterations else -math.inf
+                here, likelihood, state, steps = squarem_cycle(climb.state, update, climb.likelihood, settled)
+            gain = float((likelihood - (here if steps > 1 else climb.likelihood)).max())
+            small = 2 if steps == 1 else climb.small + 1 if gain < allowed / 10 else 0
             if single and small and tolerance >= _COARSE:  # settled; one step in float64 for the last digits
-                (_, state), small, steps = frame.update(rows, torch.float64, state), 2, 4
+                if polish:
+                    (_, state), steps = frame.update(rows, torch.float64, state), steps + 1
+                small = 2
             elif single and small:
                 single, small = False, 0
             history = (*climb.history, frame.loss(likelihood.max()))

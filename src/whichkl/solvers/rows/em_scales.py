@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,8 +54,9 @@ def scales_of(
 
 def resolution(x: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """Return the step in which each column was recorded: its smallest gap if most values repeat, else 0."""
-    steps = []
-    for column in x.T:
-        values = column.unique()
-        steps.append(values.diff().min() if 1 < len(values) < len(column) / 2 else column.new_zeros(()))
-    return torch.stack(steps)
+    if len(x) < 2:
+        return torch.zeros_like(x[0])
+    gaps = torch.from_numpy(np.diff(np.sort(x.T.cpu().numpy())))  # NumPy sorts many times faster than torch
+    is_new = gaps > 0
+    repeats = is_new.sum(1) + 1 < x.shape[0] / 2
+    return torch.where(repeats & is_new.any(1), torch.where(is_new, gaps, math.inf).amin(1), 0.0).to(x)

@@ -1,4 +1,4 @@
-"""EM steps: the E step of several mixtures over the rows, the M step from its sums, SQUAREM's leaps, and standard coordinates."""
+"""EM steps: the E step of several mixtures over the rows, the M step from its sums, and standard coordinates."""
 
 from __future__ import annotations
 
@@ -303,47 +303,3 @@ def _relative(covariance: Float[Tensor, "... d d"], root: Float[Tensor, "d d"]) 
     half = torch.linalg.solve_triangular(root, covariance, upper=False)
     relative: Tensor = torch.linalg.solve_triangular(root, half.mT, upper=False)
     return relative
-
-
-def squarem_cycle(
-    state: State, update: Callable[[State], tuple[Tensor, State]]
-) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"], State]:
-    """Take two EM steps, a leap along their difference, and a step from there where the leap raised the likelihood.
-
-    Returns:
-        The likelihood at the beginning, the largest likelihood that was met, and the state one step after that.
-
-    Source: SQUAREM, Varadhan & Roland (2008).
-    """
-    here, first = update(state)
-    ahead, second = update(first)
-    points = [_flat(one) for one in (state, first, second)]
-    slope = points[1] - points[0]
-    bend = points[2] - points[1] - slope
-    length = (slope.square().sum(-1) / bend.square().sum(-1).clamp(min=1e-300)).sqrt().clamp(1.0, 1e4)[:, None]
-    leap = _unflat(points[0] + 2 * length * slope + length.square() * bend, second)
-    # A leap can leave the set of mixtures: its covariances needn't be positive, nor its weights finite.
-    safe = (torch.linalg.cholesky_ex(leap.cov)[1] == 0).all(-1)
-    safe = safe & leap.probs.isfinite().all(-1) & leap.loc.isfinite().all((-1, -2))
-    there, third = update(_where(safe, leap, second))
-    better = safe & (there >= ahead)
-    return here, torch.where(better, there, ahead), _where(better, third, second)
-
-
-def _flat(state: State) -> Float[Tensor, "s f"]:
-    parts = [state.probs.log()[..., None], state.loc, state.cov.flatten(2)]
-    if state.df is not None:
-        parts.append(state.df.log()[..., None])
-    return torch.cat(parts, -1).flatten(1)
-
-
-def _unflat(flat: Float[Tensor, "s f"], like: State) -> State:
-    dim = like.loc.shape[-1]
-    rows = flat.reshape(*like.probs.shape, -1)
-    cov = rows[..., dim + 1 : dim + 1 + dim * dim].unflatten(-1, (dim, dim))
-    df = None if like.df is None else rows[..., -1].clamp(math.log(FREEDOM[0]), math.log(FREEDOM[1])).exp()
-    return State(rows[..., 0].softmax(-1), rows[..., 1 : dim + 1], cov, df)
-
-
-def _where(flag: Tensor, new: State, old: State) -> State:
-    return new.each(lambda a, b: torch.where(flag.reshape(-1, *[1] * (a.ndim - 1)), a, b), old)
