@@ -235,10 +235,21 @@ def test_a_label_that_the_fit_does_not_know_is_outside_the_support(sales):
     frame = pd.DataFrame({"city": ["Rome", "Paris"], "amount": [900.0, 900.0], "age": [40.0, 40.0]})
     scores = fit.score(frame)
     assert scores.log_density[0] > -20 and scores.log_density[1] == -math.inf
-    assert scores.rows[0].driven_by.startswith("city = an unknown label")
+    assert scores.rows[0].driven_by.startswith("city = 'Paris', unknown to the fit")
     assert scores.rows[1].values["city"] == "Rome"
     codes = fit.score(np.array([[7.0, 900.0, 40.0], [0.5, 900.0, 40.0], [2.0, 900.0, 40.0]]))
-    assert [row.values["city"] for row in codes.rows] == ["an unknown label", "an unknown label", "Rome"]
+    assert [row.values["city"] for row in codes.rows] == ["a label unknown to the fit"] * 2 + ["Rome"]
+
+
+def test_every_label_that_the_fit_does_not_know_is_shown_as_it_was_written(sales, tmp_path):
+    target = wk.Target(samples=sales / "sales.csv", categories=["city"], drop=["day"], missing="drop", thousands=",")
+    fit, names = wk.fit(target, judge=False), [f"town {i}\x1b[31m" + "!" * 100 * (i == 0) for i in range(1_200)]
+    path = tmp_path / "new.csv"
+    pd.DataFrame({"city": names, "amount": 900.0, "age": 40.0}).to_csv(path, index=False)
+    shown = [row.values["city"] for row in fit.score(path, top=1_200).rows]
+    assert shown[0].startswith("'town 0\\x1b[31m!!!") and len(shown[0]) < 100
+    assert shown[1:1_000] == [f"{name!r}, unknown to the fit" for name in names[1:1_000]]
+    assert set(shown[1_000:]) == {"a label unknown to the fit"}
 
 
 def test_the_command_scores_files_alone(gaussian, tmp_path):

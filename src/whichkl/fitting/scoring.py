@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from whichkl.fitting.scores import Driver, ScoredRow, Scores, Strangest
 from whichkl.process.seeds import seeded
 from whichkl.process.torch_modes import plain_modes
 from whichkl.samples import Shards, Table, TableError, open_stream
+from whichkl.samples.reading import UNKNOWN
 from whichkl.samples.table import as_frame, column_names, is_frame, read_array, read_frame
 from whichkl.solvers.work import QUIET
 
@@ -38,6 +39,8 @@ _VALUES_PER_COLUMN = 200
 _MAX_NUMBERS_AT_ONCE = 2**22
 """Largest number of values of a batch of draws, 32 MB."""
 _ROWS_AT_ONCE = 16_384
+_MAX_LABEL_SHOWN = 60
+"""Number of characters after which a label is cut off."""
 _ROUNDING = 1e3
 """Rounding of a log density, in units of the last place."""
 _PER_ROW = ("numbers", "x", "log_density", "rank")
@@ -66,6 +69,8 @@ class Scorer:
 
     fit: Fit
     seed: int = 0
+    others: dict[str, list[str]] = field(default_factory=dict)
+    """The labels of each category that the fit doesn't know."""
 
     @property
     def draws(self) -> int:
@@ -101,7 +106,7 @@ class Scorer:
         reading = self.fit.reading
         if missing not in (None, "refuse", "drop"):
             raise InputError(cannot(f"use `missing={missing!r}`", "it is 'refuse' or 'drop'", "Choose one of them"))
-        reading = replace(reading, columns=self.names, drop=(), missing=missing or reading.missing)
+        reading = replace(reading, columns=self.names, drop=(), missing=missing or reading.missing, others=self.others)
         if self.fit.names and not self.fit.context_names and not isinstance(self.fit.model, Distribution):
             because = "it was saved without the names of its columns of x"
             raise InputError(cannot("score rows by this fit", because, "Fit again"))
@@ -134,7 +139,13 @@ class Scorer:
         labels = self.fit.reading.categories.get(name)
         if labels is None:
             return value
-        return labels[int(value)] if value in range(len(labels)) else "an unknown label"
+        if value in range(len(labels)):
+            return labels[int(value)]
+        others, place = self.others.get(name, []), int(UNKNOWN - 1 - value)
+        if not 0 <= place < len(others):
+            return "a label unknown to the fit"
+        other = others[place]
+        return f"{other[:_MAX_LABEL_SHOWN] + '…' * (len(other) > _MAX_LABEL_SHOWN)!r}, unknown to the fit"
 
     def _scored(self, source: str, unit: str, numbers: np.ndarray, x: Float[Tensor, "m k"]) -> ScoredBlock:
         if len(x) == 0:

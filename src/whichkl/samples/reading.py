@@ -17,6 +17,8 @@ from whichkl.samples.faults import MISSING_WORDS, SEPARATORS, Faults, grouped, k
 
 UNKNOWN = -1.0
 """Code of a label that isn't among the known ones; no model of categories has mass there."""
+_MAX_OTHER_LABELS = 1_000
+"""Largest number of labels of a category that are listed though they aren't known."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Reading:
         thousands: the character between groups of three digits, such as ``","`` in 1,234.5; ``""`` for none.
         categories: the columns whose values are labels, each with its labels; a label is read as its number in that list, and
             any other label as −1. ``()`` if the labels are still to be found.
+        others: gets the other labels of each category where it is given, and such a label is then read as −2, −3, …, −2 minus its
+            number in that list; those after the first thousand stay −1.
     """
 
     columns: tuple[str, ...] | None = None
@@ -37,6 +41,7 @@ class Reading:
     missing: str = "refuse"
     thousands: str = ""
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    others: dict[str, list[str]] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -117,7 +122,8 @@ class Reading:
         if name in self.categories:
             labels = texts(column)
             known = compute.index_in(labels, value_set=arrow.array(self.categories[name], arrow.string()))
-            codes = compute.if_else(compute.is_valid(labels), compute.fill_null(known, int(UNKNOWN)), None)
+            is_other = compute.and_(compute.is_valid(labels), compute.is_null(known))
+            codes = compute.if_else(is_other, self._codes_of_others(labels.filter(is_other), labels, name), known)
             return floats(codes)
         if not holds_text(column.type):
             return floats(column)
@@ -126,6 +132,17 @@ class Reading:
         plain = compute.if_else(is_grouped, compute.replace_substring(text, self.thousands, ""), text)
         plain = compute.if_else(compute.is_in(plain, value_set=arrow.array(sorted(MISSING_WORDS))), None, plain)
         return floats(plain.cast("float64"))
+
+    def _codes_of_others(self, found: Any, labels: Any, name: str) -> Any:
+        """Return the codes of labels that aren't among the known ones, `found`: −1, or places in `others`."""
+        if self.others is None or not len(found):
+            return int(UNKNOWN)
+        listed = self.others.setdefault(name, [])
+        new = [one for one in found.unique().to_pylist() if one not in listed]
+        listed += new[: max(0, _MAX_OTHER_LABELS - len(listed))]
+        arrow, compute = require("pyarrow", "app"), require("pyarrow.compute", "app")
+        place = compute.index_in(labels, value_set=arrow.array(listed, arrow.string()))
+        return compute.subtract(int(UNKNOWN) - 1, compute.fill_null(place, -1)).cast("int32")
 
     def faults_in(self, batch: Any, names: Sequence[str], faults: Faults, start: int) -> None:
         """Count the cells of a record batch that can't be used; its first row has the number `start`."""
