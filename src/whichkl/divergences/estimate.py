@@ -103,9 +103,10 @@ class Estimate(HTML):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval, value ± 1.96 standard errors."""
+        """The 95 % interval, value ± 1.96 standard errors; a divergence is at least 0, and so is the lower end of its interval."""
         reach = NORMAL * self.stderr
-        return (self.value - reach, self.value + reach)
+        is_divergence = self.quantity in _NAMES_IN_WORDS and self.up_to is None and self.value >= 0
+        return (max(0.0, self.value - reach) if is_divergence else self.value - reach, self.value + reach)
 
     @property
     def bits(self) -> Estimate:
