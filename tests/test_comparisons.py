@@ -12,7 +12,7 @@ import whichkl as wk
 from whichkl.conversions.comparison_mixture import fit_mixtures
 from whichkl.conversions.comparison_pairs import Pairs
 from whichkl.conversions.comparison_process import Process, _Basis, _Posterior, fit_process
-from whichkl.conversions.comparison_reach import _share_elsewhere
+from whichkl.conversions.comparison_reach import Places
 from whichkl.conversions.comparisons import chosen_by_loss
 from whichkl.study.measures import constants_of
 
@@ -187,8 +187,8 @@ def test_mass_where_nobody_compared_is_measured_and_makes_the_density_unreliable
     assert not target.origin.reliable and "compare points there" in target.origin.trust
     g = torch.Generator().manual_seed(0)
     x = torch.rand(2, 4_000, 2, generator=g, dtype=D)
-    assert abs(_share_elsewhere(x[0], x[1]) - 0.01) < 0.01
-    assert abs(_share_elsewhere(torch.cat([x[0], x[0] + 3]), x[1]) - 0.505) < 0.01
+    assert abs(Places.of(x[1]).share_elsewhere(x[0]) - 0.01) < 0.01
+    assert abs(Places.of(x[1]).share_elsewhere(torch.cat([x[0], x[0] + 3])) - 0.505) < 0.01
 
 
 def test_ties_are_left_out_and_counted():

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
-from whichkl.conversions.comparison_pairs import Pairs
 from whichkl.conversions.comparison_process import Process
 from whichkl.particles import Particles, Reference, temper
 from whichkl.particles.pool import Points, Pool
@@ -51,20 +50,20 @@ class Reach:
         return self.elsewhere <= MAX_SHARE_ELSEWHERE and not self.doubt
 
 
-def reach_of(model: Process | MixtureSameFamily, pairs: Pairs, seed: int) -> Reach:
+def reach_of(model: Process | MixtureSameFamily, places: Places, seed: int) -> Reach:
     """Measure where a fitted density has its mass: by draws of a mixture, or by particles."""
     if isinstance(model, MixtureSameFamily):
         with seeded(seed):
-            return Reach(_share_elsewhere(model.sample((_DRAWS,)), pairs.points))
-    d = pairs.dim
+            return Reach(places.share_elsewhere(model.sample((_DRAWS,))))
+    d, device = places.points.shape[1], places.points.device
     eye = torch.eye(d, dtype=torch.float64, device="cpu")
     base = Reference(torch.zeros_like(eye[0]), _BASE_WIDTH * eye)
-    found = temper(Target(log_prob=model.log_prob, dim=d, device=pairs.offset.device), base, particles=_PARTICLES, seed=seed)
+    found = temper(Target(log_prob=model.log_prob, dim=d, device=device), base, particles=_PARTICLES, seed=seed)
     doubt = ""
     if not found.finished or found.log_z_stderr > _MAX_LOG_Z_ERROR:
         doubt = "Particles couldn't follow the density, so that its integral isn't known: it isn't reliable."
-    elsewhere = _share_elsewhere(found.draws(_PARTICLES, seed).to(pairs.offset.device), pairs.points)
-    log_z = (found.log_z, found.log_z_stderr) if doubt else _log_z(model, found, pairs.offset.device, seed)
+    elsewhere = places.share_elsewhere(found.draws(_PARTICLES, seed).to(device))
+    log_z = (found.log_z, found.log_z_stderr) if doubt else _log_z(model, found, device, seed)
     return Reach(elsewhere, *log_z, doubt)
 
 
@@ -79,11 +78,22 @@ def _log_z(model: Process, found: Particles, device: torch.device, seed: int) ->
     return pool.log_z, pool.log_z_stderr()
 
 
-def _share_elsewhere(draws: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> float:
-    """Return the share of draws that are farther from every point than most points are from the next one."""
-    points = torch.unique(points, dim=0)
-    points = points[:: -(-len(points) // _MAX_POINTS)]
-    between = torch.cdist(points, points)
-    between.fill_diagonal_(torch.inf)
-    far = between.amin(1).quantile(_QUANTILE)
-    return float((torch.cdist(draws, points).amin(1) > far).double().mean())
+@dataclass(frozen=True)
+class Places:
+    """Where points were compared, and the distance from all of them beyond which nobody compared."""
+
+    points: Float[Tensor, "m d"]
+    far: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, points: Float[Tensor, "m d"]) -> Places:
+        """Take the distance that most points are from the next one at most."""
+        points = torch.unique(points, dim=0)
+        points = points[:: -(-len(points) // _MAX_POINTS)]
+        between = torch.cdist(points, points)
+        between.fill_diagonal_(torch.inf)
+        return cls(points, between.amin(1).quantile(_QUANTILE))
+
+    def share_elsewhere(self, draws: Float[Tensor, "n d"]) -> float:
+        """Return the share of draws that are farther from every point."""
+        return float((torch.cdist(draws, self.points).amin(1) > self.far).double().mean())

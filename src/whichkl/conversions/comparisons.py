@@ -18,7 +18,7 @@ from whichkl._checks import InputError, TargetError, cannot, check_seed, quoted
 from whichkl.conversions.comparison_mixture import fit_mixtures
 from whichkl.conversions.comparison_pairs import Pairs
 from whichkl.conversions.comparison_process import CENTERS, Process, fit_process
-from whichkl.conversions.comparison_reach import MAX_SHARE_ELSEWHERE, Reach, reach_of
+from whichkl.conversions.comparison_reach import MAX_SHARE_ELSEWHERE, Places, Reach, reach_of
 from whichkl.families.mixture import mixture, mixture_parts
 from whichkl.process.torch_modes import plain_modes
 from whichkl.targets import Target
@@ -124,7 +124,8 @@ class Comparisons:
         pairs = scaled.pairs
         found: list[tuple[Model, Tensor]] = [*fit_mixtures(pairs, generator)]
         found.insert(_BEFORE_PROCESS, fit_process(pairs, n or CENTERS))
-        reaches = [reach_of(model, pairs, seed) for model, _ in found]
+        places = Places.of(pairs.points)
+        reaches = [reach_of(model, places, seed) for model, _ in found]
         at = chosen_by_loss([loss for _, loss in found], [one.is_known for one in reaches])
         (model, loss), reach = found[at], reaches[at]
         saturated = (pairs.margin(model.log_prob(pairs.points)).abs() > _SATURATED).double().mean().item()

@@ -145,7 +145,8 @@ class Demo:
 def run_demo(progress: Callable[[int], None] = lambda step: None) -> Demo:
     """Run all five inputs; `progress` is called with the index in `STEPS` of each step as it begins."""
     progress(0)
-    cases, infinity, capacity = list(textbook.cases()), textbook.infinity(), textbook.capacity()
+    cases, infinity = list(textbook.cases()), textbook.infinity()
+    capacity = textbook.capacity(cases[0])
     progress(1)
     branches = textbook.branches()
     progress(2)

@@ -103,7 +103,7 @@ class Estimate(HTML):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval, value ± 1.96 standard errors; a divergence is at least 0, and so is the lower end of its interval."""
+        """The 95 % interval, value ± 1.96 standard errors; that of a divergence begins at 0 at least."""
         reach = NORMAL * self.stderr
         is_divergence = self.quantity in _NAMES_IN_WORDS and self.up_to is None and self.value >= 0
         return (max(0.0, self.value - reach) if is_divergence else self.value - reach, self.value + reach)
