@@ -19,6 +19,7 @@ import whichkl as wk
 from programs import Program
 from whichkl._checks import InputError
 from whichkl.cluster import Threads
+from whichkl.distributions import draws_of, log_prob_of_rows
 from whichkl.families import Gaussian, Mixture, StudentT, family_from_config
 from whichkl.families.student_t import MultivariateStudentT
 from whichkl.files.journal import Journal
@@ -411,3 +412,50 @@ def test_em_near_its_own_optimum_stays_there():
     found = solved(x, Mixture(4))
     again = ExpectationMaximization().quick().near(found.best.model, 1e-4).solve(wk.Target(samples=x), Mixture(4), 1)
     assert again.best.loss == pytest.approx(found.best.loss, abs=1e-4) and again.iterations < found.iterations
+
+
+def mixed(dtype=D, validate_args=False):
+    generator = torch.Generator().manual_seed(0)
+    loc = 3 * torch.randn(3, 4, generator=generator, dtype=dtype)
+    tril = torch.randn(3, 4, 4, generator=generator, dtype=dtype).tril(-1) + torch.eye(4, dtype=dtype) / 4
+    weights = torch.distributions.Categorical(torch.tensor([0.6, 0.3, 0.1], dtype=dtype))
+    parts = torch.distributions.MultivariateNormal(loc, scale_tril=tril)
+    return torch.distributions.MixtureSameFamily(weights, parts, validate_args=validate_args)
+
+
+def test_log_densities_by_one_product_are_torchs():
+    law, x = mixed(), 4 * torch.randn(3_000, 4, generator=torch.Generator().manual_seed(1), dtype=D)
+    assert torch.allclose(log_prob_of_rows(law, x), law.log_prob(x), rtol=1e-12, atol=1e-12)
+    assert log_prob_of_rows(law, x[:0]).shape == (0,)
+    x.requires_grad_()
+    scores = [torch.autograd.grad(log.sum(), x)[0] for log in (log_prob_of_rows(law, x), law.log_prob(x))]
+    assert torch.allclose(*scores, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_of_another_width_or_type_are_left_to_torch():
+    law = mixed()
+    for x in (torch.zeros(2, 1, dtype=D), torch.zeros(2, 4), torch.zeros(2, 5, 4, dtype=D)):
+        answers = []
+        for log_prob in (law.log_prob, lambda x: log_prob_of_rows(law, x)):
+            try:
+                answers.append(log_prob(x))
+            except (ValueError, RuntimeError) as error:
+                answers.append(str(error))
+        assert type(answers[0]) is type(answers[1])
+        assert torch.equal(*answers) if isinstance(answers[0], torch.Tensor) else answers[0] == answers[1]
+    with pytest.raises(ValueError, match="within the support"):
+        log_prob_of_rows(mixed(validate_args=True), torch.full((1, 4), math.nan, dtype=D))
+
+
+def test_draws_of_a_mixture_have_its_moments_and_the_shares_of_its_components():
+    law, n = mixed(), 100_000
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = draws_of(law, torch.Size((n,)))
+        assert draws_of(law, torch.Size((2, 3))).shape == (2, 3, 4) and draws_of(law, torch.Size()).shape == (4,)
+    assert bool(((x.mean(0) - law.mean).abs() < 4 * (law.variance / n).sqrt()).all())
+    fourth = ((x - law.mean) ** 4).mean(0)
+    assert bool(((x.var(0) - law.variance).abs() < 4 * ((fourth - law.variance**2) / n).sqrt()).all())
+    logs = law.component_distribution.log_prob(x[:, None]) + law.mixture_distribution.logits
+    share, p = logs.softmax(1).mean(0), law.mixture_distribution.probs
+    assert bool(((share - p).abs() < 4 * (p * (1 - p) / n).sqrt()).all())

@@ -232,7 +232,8 @@ def _training_sample(fit: JudgedFit) -> Target:
     target, is_carried = fit.target, fit.family.carried
     stride = stride_of(target, solver_for(ForwardKL(), fit.family, target.access))
     rows = replace(rows_of(target.unconstrained() if is_carried else target, fit.seed, fit.work.workers), stride=stride)
-    numbers = sum(value.numel() for value in fit.family.parameters(fit.solution.best.model).values())
+    # Triangular factors hold zeros, which aren't fitted.
+    numbers = sum(int(value.count_nonzero()) for value in fit.family.parameters(fit.solution.best.model).values())
     block, _ = thinned(rows, _MAX_COMPARED_ROWS)
     what, few = "rows to fit neighbouring families to", max(_COMPARED_ROWS, _ROWS_PER_NUMBER * numbers)
     block = block.thinned(fit.at_most(what, len(block), few))

@@ -158,6 +158,6 @@ def joined(blocks: Sequence[Block]) -> Block:
     return Block(x, w, torch.cat(context) if context else None, keys=torch.cat(keys) if keys else None)
 
 
-def slices(block: Block) -> tuple[Slice, ...]:
-    """Cut rows in memory into parts of `PART` rows on every machine, so that sums over them are the same everywhere."""
-    return tuple(Slice(block.take(slice(i, i + PART)), i) for i in range(0, len(block), PART))  # type: ignore[arg-type]
+def slices(block: Block, size: int = PART) -> tuple[Slice, ...]:
+    """Cut rows in memory into parts of `size` rows on every machine, so that sums over them are the same everywhere."""
+    return tuple(Slice(block.take(slice(i, i + size)), i) for i in range(0, len(block), size))  # type: ignore[arg-type]

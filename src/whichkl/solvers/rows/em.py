@@ -16,10 +16,8 @@ from torch.distributions import Distribution
 
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.files.journal import tensors_behind
-from whichkl.process.threads import threads_for
 from whichkl.samples import Block
-from whichkl.samples.stream import slices
-from whichkl.solvers.rows.em_starts import seed_states, split_and_merge, states_near
+from whichkl.solvers.rows.em_starts import MAX_MOVES, seed_states, split_and_merge, states_near
 from whichkl.solvers.rows.em_steps import Frame, State
 from whichkl.solvers.rows.rows import Rows, is_exact, mean_log_likelihood, rows_of, thinned
 from whichkl.solvers.rows.squarem import squarem_cycle
@@ -108,23 +106,23 @@ class ExpectationMaximization(Solver):
         sample, count = thinned(fitted, _MAX_ROWS_OF_SAMPLE)
         frame = Frame.of(sample, family, rows.names)
         sample = sample.thinned(max(_MIN_ROWS_OF_SAMPLE, _MIN_ROWS_PER_PARAMETER * frame.parameters))
-        few = Rows(slices(sample), rows.names, None, rows.workers, evaluations=rows.evaluations)
         whole = count <= len(sample)
         tolerance = self.tolerance if exact else self._tolerance(frame, count)
         first = None if self.neighbour is None else states_near(self.neighbour, frame)
         is_near = first is not None
         if first is None:
             first = seed_states(frame.standard(sample.x), sample.w, self.starts, frame.count, seed, is_student=frame.is_student)
+        few = Rows(frame.parts(sample, len(first.probs)), rows.names, None, rows.workers, evaluations=rows.evaluations)
         near = tolerance if whole else max(_COARSE, self._tolerance(frame, len(sample)))
         state, climbs, moved = first, [], 0
         if len(first.probs) > 1 or not is_near:
-            iterations = _ITERATIONS_OF_NEIGHBOURS if is_near else _ITERATIONS_OF_STARTS
-            climbs.append(replace(self, max_iterations=iterations)._climb(few, frame, first, near, work, "starts"))
+            limit = min(_ITERATIONS_OF_NEIGHBOURS if is_near else _ITERATIONS_OF_STARTS, self.max_iterations)
+            climbs.append(replace(self, max_iterations=limit)._climb(few, frame, first, near, work, "starts"))
             finalists = min(2 if self.moves else 1, len(first.probs))
             state = climbs[0].state.take(climbs[0].likelihood.topk(finalists).indices)
         if self.moves and frame.count > 2:
             fewer = sample.thinned(_MAX_ROWS_OF_MOVES)
-            better, moved = self._rearrange(replace(few, parts=slices(fewer)), frame, climbs[0].best, work)
+            better, moved = self._rearrange(replace(few, parts=frame.parts(fewer, MAX_MOVES)), frame, climbs[-1].best, work)
             state = better if self.starts == 1 else better.joined(state.each(lambda part: part[:1]))
         if whole or not is_near:
             climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
@@ -161,7 +159,8 @@ class ExpectationMaximization(Solver):
             weights[one.cpu(), i] = 0  # the rows are on the CPU, wherever the target is
         y, starts = frame.standard(block.x), self.starts if frame.count > 1 else 1  # one law has one optimum, as a rule
         seeded = (seed_states(y, w, starts, frame.count, seed, is_student=frame.is_student) for w in weights.T)
-        part = Rows(slices(Block(block.x, weights.repeat_interleave(starts, 1))), rows.names, None, rows.workers)
+        repeated = Block(block.x, weights.repeat_interleave(starts, 1))
+        part = Rows(frame.parts(repeated, sets * starts), rows.names, None, rows.workers)
         climb = self._climb(part, frame, next(seeded).joined(*seeded), self._tolerance(frame, len(block)), QUIET, "some rows")
         best = climb.likelihood.view(sets, starts).argmax(1)
         return [frame.model(climb.state, i * starts + int(start)) for i, start in enumerate(best)]
@@ -206,9 +205,8 @@ class ExpectationMaximization(Solver):
             single = climb.single and climb.state.fits_single and len(rows.parts) > 1
             update = partial(frame.update, rows, torch.float32 if single else torch.float64)
             allowed = max(tolerance, _COARSE) if single else tolerance
-            with threads_for(frame.numbers(climb.state)):
-                settled = allowed * _SETTLED if climb.iterations else -math.inf
-                here, likelihood, state, steps = squarem_cycle(climb.state, update, climb.likelihood, settled)
+            settled = allowed * _SETTLED if climb.iterations else -math.inf
+            here, likelihood, state, steps = squarem_cycle(climb.state, update, climb.likelihood, settled)
             gain = float((likelihood - (here if steps > 1 else climb.likelihood)).max())
             small = 2 if steps == 1 else climb.small + 1 if gain < allowed / 10 else 0
             if single and small and tolerance >= _COARSE:  # settled; one step in float64 for the last digits

@@ -17,6 +17,7 @@ _FIRST_FREEDOM = 10.0
 """Degrees of freedom of a Student-t component at the start."""
 _MAX_MERGERS, _MAX_SPLITS = 3, 3
 """Largest number of pairs to merge, and of components to split for each of them."""
+MAX_MOVES = _MAX_MERGERS * _MAX_SPLITS
 _SPLIT_DISTANCE = 0.8
 """Distance of the halves of a split component from its mean, in standard deviations along the longest axis."""
 

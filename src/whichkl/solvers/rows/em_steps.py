@@ -15,13 +15,15 @@ from torch.distributions import Distribution
 from whichkl.families import Family, Mixture, StudentT
 from whichkl.families.mixture import mixture
 from whichkl.families.student_t import MultivariateStudentT
-from whichkl.process.threads import FLOPS_PER_NUMBER
 from whichkl.samples import Block
+from whichkl.samples.stream import PART, Slice, slices
 from whichkl.solvers.rows.em_scales import scales_of
 from whichkl.solvers.rows.rows import Rows, Sums
 
 _ROWS_PER_PRODUCT = 4_096
 """Number of rows in one matrix product."""
+_PRODUCTS_PER_PART, _MAX_PARTS = 20_000_000, 4
+"""Products of numbers, about a millisecond, that an E step takes for each part of rows in memory, and the most such parts."""
 _MAX_PRECISION_IN_SINGLE = 1e5
 """Largest trace of a precision times the dimension at which float32 gives log densities to a hundredth."""
 FREEDOM = (0.2, 1e3)
@@ -104,11 +106,12 @@ class Frame:
         covariances = 1 if self.covariance == "tied" else self.count
         return self.count * (1 + dim + self.is_student) - 1 + covariances * each
 
-    def numbers(self, state: State) -> int:
-        """Return about how many numbers the product of the E step computes, for the number of threads."""
+    def parts(self, block: Block, states: int) -> tuple[Slice, ...]:
+        """Cut rows in memory into parts for threads, where the E step of so many states is worth several."""
         dim = len(self.shift)
         features = 2 * dim if self.covariance == "diagonal" else dim * (dim + 3) // 2
-        return _ROWS_PER_PRODUCT * state.probs.numel() * max(1, features // FLOPS_PER_NUMBER)
+        count = min(_MAX_PARTS, 1 + len(block) * states * self.count * features // _PRODUCTS_PER_PART)
+        return slices(block, min(PART, max(1, -(-len(block) // count))))
 
     def is_at_floor(self, state: State) -> bool:
         """Return whether some component is as narrow in some direction as the floor allows."""
