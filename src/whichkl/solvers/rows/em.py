@@ -122,9 +122,10 @@ class ExpectationMaximization(Solver):
             state = climbs[0].state.take(climbs[0].likelihood.topk(finalists).indices)
         if self.moves and frame.count > 2:
             fewer = sample.thinned(_MAX_ROWS_OF_MOVES)
-            better, moved = self._rearrange(replace(few, parts=frame.parts(fewer, MAX_MOVES)), frame, climbs[-1].best, work)
+            here = climbs[0].best if climbs else state
+            better, moved = self._rearrange(replace(few, parts=frame.parts(fewer, MAX_MOVES)), frame, here, work)
             state = better if self.starts == 1 else better.joined(state.each(lambda part: part[:1]))
-        if whole or not is_near:
+        if whole or self.moves or not is_near:
             climbs.append(self._climb(few, frame, state, near, work, "the best starts" if whole else "a sample"))
             state = climbs[-1].best
         if not whole:
