@@ -154,7 +154,7 @@ def _of_coordinates(fit: Fit, weighted: Points | str, target: Target | None) -> 
             which = quoted([names[i] for i in unseen], 3)
             notes.append(f"Not of p for {which}: weights times squares have a heavy tail. `fit.expect(f)` moves particles to p.")
     elif weighted:
-        notes.append(f"No columns of p: {weighted}.")
+        notes.append(f"The table has no columns for p: {weighted}.")
     rows, keys = _rows(names, columns), list(columns)
     for i in unseen:
         rows[i].update({key: None for key in keys if key.startswith(_OF_P)})
