@@ -22,6 +22,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from test_language_trainer import arguments, llama  # noqa: E402
 from whichkl.distillation import (  # noqa: E402
     LanguageDistillation,
+    LanguageTarget,
     LanguageTrainer,
     StoredTeacher,
     TokenScores,
@@ -403,6 +404,25 @@ def test_a_text_alone_and_a_stored_teacher_are_teachers(models, tmp_path):
     capture(teacher=given["teacher"], tokenizer=given["tokenizer"], data=given["data"], folder=models / "stored", k=4)
     (models / "lm.yaml").write_text(JOB.replace("teacher: teacher", "teacher: stored"))
     assert isinstance(language_job(read_fields(models / "lm.yaml"))["teacher"], StoredTeacher)
+
+
+def test_the_kind_of_a_teacher_is_advised_on_the_command_line(models, tmp_path):
+    def advised(*arguments):
+        done = CliRunner().invoke(app, ["advise", *arguments, "--json"])
+        return json.loads(done.stdout) if done.exit_code == 0 else str(done.exception)
+
+    given = language_job(JobFields({"teacher": str(models / "teacher"), **{k: str(models / v) for k, v in FILES.items()}}))
+    stored = capture(teacher=given["teacher"], tokenizer=given["tokenizer"], data=given["data"], folder=tmp_path, k=4)
+    known = {str(models / "teacher"): given["teacher"], str(tmp_path): stored, "text": None, "model": given["teacher"]}
+    for name, teacher in known.items():
+        assert advised("--teacher", name) == wk.advise(LanguageTarget(teacher=teacher, data=given["data"])).to_dict()
+    for kind, possible in (("scores", ["reverse_kl@student", "reverse_kl@student:sequence"]), ("draws", ["forward_kl@data"])):
+        assert [one["objective"] for one in advised("--teacher", kind)["options"]] == possible
+    both = advised("--teacher", "top_k")
+    assert "reverse_kl@data" in str(both["options"]) and "lower bound of each" in both["verdict"]
+    assert "`nobody`: it is neither a folder of a language model nor a kind" in advised("--teacher", "nobody")
+    assert "Cannot use `--teacher` here: `--dim` is for a target" in advised("--teacher", "text", "--dim", "2")
+    assert "distill capture" in CliRunner().invoke(app, ["distill", "--help"]).stdout
 
 
 def test_other_examples_may_be_held_out(models):

@@ -96,7 +96,7 @@ def test_stored_rows_allow_one_direction(monkeypatch):
     target = LanguageTarget(teacher=stored, data=[[1, 2, 3]])
     assert target.access == Access.SAMPLES
     assert [option.objective.name for option in wk.advise(target).options] == ["forward_kl@data"]
-    assert "ask it nothing else" in wk.advise(target).situation
+    assert "ask the teacher nothing else" in wk.advise(target).situation
 
 
 def test_prompts_alone_leave_prefixes_that_are_drawn():

@@ -69,7 +69,8 @@ def distill(
 ) -> None:
     """Train a student classifier or language model on its teacher, and report on unseen examples.
 
-    With --out, the same command resumes.
+    With --out, the same command resumes. `whichkl distill capture` stores a teacher language model's laws first, so that students
+    are trained without it; it has a --help of its own.
     """
     if out is not None:
         check_results_folder(out, "report.html")

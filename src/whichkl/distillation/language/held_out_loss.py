@@ -14,9 +14,10 @@ from whichkl._checks import InputError, cannot, plain
 from whichkl.distillation.language.causal import CausalModel, evaluating
 from whichkl.distillation.language.examples import Example, together
 from whichkl.distillation.language.measures import per_token
+from whichkl.distillation.language.partial_losses import PartialLoss, loss_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import PartialLoss, TokenScores, loss_of
+from whichkl.distillation.language.teacher_access import TokenScores
 from whichkl.distillation.language.token_loss import label_losses, rows_of
 from whichkl.distillation.losses import divergence_named
 from whichkl.divergences import Estimate

@@ -21,7 +21,7 @@ from whichkl.distillation.language.objective import LanguageObjective, check_tog
 from whichkl.distillation.language.result import LanguageDistillation
 from whichkl.distillation.language.sequence_kl import SequenceKL
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import TokenScores, check_access, teacher_of
+from whichkl.distillation.language.teacher_access import TeacherAccess, TokenScores, check_access, teacher_of
 from whichkl.distillation.networks import copied, digest
 from whichkl.distillation.teacher_target import Student, TeacherTarget
 from whichkl.divergences import Estimate
@@ -79,11 +79,7 @@ class LanguageTarget(TeacherTarget, Advised):
     @property
     def access(self) -> Access:
         """What can be done with the teacher's law of sequences."""
-        if isinstance(self.teacher, TokenScores):
-            return Access.LOG_PROB | Access.NORMALIZED
-        if self.teacher is None or isinstance(self.teacher, StoredTeacher):
-            return Access.SAMPLES
-        return Access.SAMPLER | Access.LOG_PROB | Access.NORMALIZED
+        return TeacherAccess.of(self.teacher).access
 
     def name_of(self, objective: Any) -> str:
         """Return the text of an objective.
@@ -99,7 +95,8 @@ class LanguageTarget(TeacherTarget, Advised):
         """Refuse an objective that the settings or the teacher don't allow."""
         settings = {name: self.settings[name] for name in ("hard_label_weight", "temperature") if name in self.settings}
         check_together(found.divergence, found.shares, found.credit, settings.get("hard_label_weight", 0.0))
-        check_access(teacher_of(self.teacher), found.divergence, found.shares, **settings)
+        teacher_of(self.teacher)  # refuses what is no teacher
+        check_access(TeacherAccess.of(self.teacher), found.divergence, found.shares, **settings)
         if found.shares["data"] and any(_is_prompt(one) for one in self.data):
             because = "some examples are prompts without completions"
             instead = "Use prefixes of the teacher or the student, or add completions"
@@ -107,7 +104,7 @@ class LanguageTarget(TeacherTarget, Advised):
 
     def advice(self) -> Advice:
         """Return which objectives are possible on which prefixes, what each pair minimises, and why others aren't."""
-        return language_advice(self.teacher, self.access, self._allow)
+        return language_advice(TeacherAccess.of(self.teacher), self._allow)
 
     def distill(self, student: Student, objective: Any, seed: int) -> LanguageDistillation:
         """Train a copy of a student."""

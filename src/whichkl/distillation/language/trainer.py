@@ -26,9 +26,10 @@ from whichkl.distillation.language.examples import (
 )
 from whichkl.distillation.language.memory import Forecast, forecast
 from whichkl.distillation.language.objective import SOURCES, check_numbers, check_together, shares_of
+from whichkl.distillation.language.partial_losses import StoredLoss, loss_of
 from whichkl.distillation.language.rollouts import Rollouts, continued
 from whichkl.distillation.language.stored_teacher import StoredTeacher
-from whichkl.distillation.language.teacher_access import StoredLoss, TokenScores, check_access, loss_of, settled, teacher_of
+from whichkl.distillation.language.teacher_access import TeacherAccess, TokenScores, check_access, settled, teacher_of
 from whichkl.distillation.language.token_loss import Side
 from whichkl.distillation.language.training_arguments import check_names, checked_arguments
 from whichkl.distillation.training import row_divergence_of, spec_of
@@ -109,7 +110,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         if isinstance(p, CausalModel) and p.adapted is None and inner_of(teacher) is inner_of(student):
             because = "it is the student, whose every change it would follow"
             raise InputError(cannot("use this teacher", because, "Pass copy.deepcopy(student), or a student with a PEFT adapter"))
-        check_access(p, self.divergence, self.shares, hard_label_weight=hard_label_weight, temperature=temperature)
+        check_access(TeacherAccess.of(teacher), self.divergence, self.shares, **numbers)
         check_names(others, LanguageTrainer)
         args = checked_arguments(args, others, isinstance(train_dataset, IterableDataset))
         with evaluating(p, q):
