@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -146,8 +147,6 @@ class LanguageTarget(TeacherTarget, Advised):
                 if name in ("entropy", "length") and both.difference is not None:
                     row |= {f"{name}_gap": abs(both.difference.value), f"{name}_gap_stderr": both.difference.stderr}
         notes = list(result.notes) + [note for one in estimates.values() for note in one.notes]
-        if self.budget is not None and result.flops < self.budget:
-            notes.insert(0, f"training ended at {result.flops / self.budget:.0%} of its budget: let `args` allow more steps")
         return {**row, "notes": "; ".join(dict.fromkeys(notes))}
 
     def files(self, result: LanguageDistillation) -> dict[str, bytes]:
@@ -169,6 +168,14 @@ class LanguageTarget(TeacherTarget, Advised):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was drawn: a worker draws again."""
         return {**vars(self), "_seed": None, "_memo": {}}
+
+
+def check_arguments(args: Any) -> None:
+    """Refuse training arguments that every cell of a study would refuse."""
+    from whichkl.distillation.language.training_arguments import arguments_of, checked_arguments
+
+    with tempfile.TemporaryDirectory() as folder:
+        checked_arguments(arguments_of(args, folder, 0, None), {}, is_stream=False)
 
 
 def _estimates(found: SequenceKL | HeldOutLoss) -> dict[str, Estimate]:

@@ -67,7 +67,8 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
         eval_dataset: the same, or several by name; the loss is on the data's own completions.
         processing_class: the tokenizer of both models; None where examples are token ids.
         vocabulary: the number of tokens, where there is no tokenizer and widths differ by padding.
-        budget: FLOPs after which training stops; None for no limit.
+        budget: FLOPs of the whole training, None for no limit: it stops before the step that, at the mean cost of those before,
+            would exceed them, and makes at least one step.
         tell: called with the fraction that is done, after every step.
         **others: further arguments of `transformers.Trainer`: callbacks, optimizers, …
 
@@ -323,11 +324,11 @@ class _Watch(transformers.TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         counts = {"flops": self.trainer.flops, "tokens_generated": dict(self.trainer.tokens_generated)}
         state.stateful_callbacks["LanguageTrainer"] = counts
-        budget = self.trainer.budget
-        spent = 0.0 if budget is None else self.trainer.flops / budget
-        if spent >= 1:
+        budget, spent = self.trainer.budget, self.trainer.flops
+        if budget is not None and spent + spent / state.global_step > budget:  # the next step, at the mean cost of those so far
             control.should_training_stop = True
-        self.tell(min(1.0, max(spent, state.global_step / max(1, state.max_steps))))
+        done = max(0.0 if budget is None else spent / budget, state.global_step / max(1, state.max_steps))
+        self.tell(1.0 if control.should_training_stop else min(1.0, done))
 
 
 def _weights(model: Any) -> Iterator[Tensor]:
