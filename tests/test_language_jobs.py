@@ -382,11 +382,27 @@ def test_errors_about_arguments_name_the_key_of_the_file(models, case):
     assert re.search(rf"lm\.yaml{comma} {message}", str(done.exception)), done.exception
 
 
-def test_a_model_with_too_few_places_is_named():
-    shape = {"vocab_size": 8, "n_positions": 6, "n_embd": 4, "n_layer": 1, "n_head": 1, "bos_token_id": 1, "eos_token_id": 2}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
-    with pytest.raises(wk.InputError, match=r"draw from the teacher: .* 2 tokens and 40 drawn ones\. Lower `max_new_tokens=`"):
-        sequence_kl(teacher=model, student=model, prompts=[[3, 4], [3, 5]], max_new_tokens=40)
+def gpt(positions):
+    shape = {"vocab_size": 8, "n_positions": positions, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, bos_token_id=1, eos_token_id=2))
+
+
+@pytest.mark.parametrize("make", [gpt, lambda positions: llama(0, max_position_embeddings=positions)], ids=["absolute", "rotary"])
+def test_a_model_with_too_few_positions_is_named_before_the_work(make, tmp_path):
+    few, many = make(6), make(64)
+    with pytest.raises(
+        wk.InputError, match=r"this teacher: a prompt of 2 .* 40 drawn .* its 6 positions.*\. Lower `max_new_tokens=`"
+    ):
+        sequence_kl(teacher=few, student=many, prompts=[[3, 4], [3, 5]], max_new_tokens=40)
+    long = [{"prompt": [3, 4, 5], "completion": [5, 6, 7, 3, 4]}, {"prompt": [3], "completion": [5]}]
+    given = {"train_dataset": long, "args": arguments(tmp_path, max_steps=1)}
+    with pytest.raises(wk.InputError, match=r"this student: a prompt of 3 tokens and 4 drawn ones are more than its 6 positions"):
+        LanguageTrainer(teacher=many, student=few, prefixes={"data": 0.5, "student": 0.5}, max_new_tokens=4, **given)
+    with pytest.raises(wk.InputError, match=r"this teacher: 9 tokens are more than its 6 positions.* Shorten the examples"):
+        LanguageTrainer(teacher=few, student=many, max_new_tokens=8, **given)
+    with pytest.raises(wk.InputError, match=r"this teacher: 9 tokens are more than its 6 positions"):
+        capture(teacher=few, data=long, folder=tmp_path / "stored", k=2, tokenizer=None)
+    LanguageTrainer(teacher=few, student=make(6), max_new_tokens=3, **given).train()  # six tokens are as many as there are
 
 
 def test_errors_about_options_name_the_option(models):

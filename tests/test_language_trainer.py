@@ -22,7 +22,7 @@ D = torch.float64
 
 def llama(seed, tokens=24, width=16, **more):
     shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
-    shape |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "eos_token_id": 2}
+    shape |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3, "eos_token_id": 2}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=tokens, pad_token_id=2, **{**shape, **more}))

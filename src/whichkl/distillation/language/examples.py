@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from whichkl._checks import InputError, cannot
+from whichkl.distillation.language.causal import CausalModel
 from whichkl.distillation.language.prompts import TOKENIZER, all_of, are_ids, listed, other_than_ids, read_prompt
 from whichkl.distillation.language.rollouts import Rollouts
 
@@ -69,6 +70,16 @@ def check_completions(examples: Iterable[Example]) -> None:
                 "Use prefixes={'teacher': 1.0} or prefixes={'student': 1.0}, or add completions",
             )
         )
+
+
+def check_lengths(examples: Sequence[Example], models: Iterable[Any], most: int, *, draws: bool) -> None:
+    """Refuse examples that are longer than a model's positions, or may become so where tokens are drawn."""
+    if not examples:
+        return
+    longest = max(len(one.prompt) + (most if draws else len((one.completion or [])[:most])) for one in examples)
+    for one in models:
+        if isinstance(one, CausalModel):  # other kinds of teachers have no positions
+            one.check_length(longest, most if draws else 0)
 
 
 def _checked(one: Example, tokens: int, number: int) -> Example:

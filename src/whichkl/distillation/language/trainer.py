@@ -20,6 +20,7 @@ from whichkl.distillation.language.examples import (
     Example,
     ExampleStream,
     check_completions,
+    check_lengths,
     read_examples,
     stacked,
     together,
@@ -120,6 +121,7 @@ class LanguageTrainer(transformers.Trainer):  # type: ignore[misc]
             evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {} if eval_dataset is None else {"": eval_dataset}
             held_out = {name: _with_completions(data, *self._reading, p) for name, data in evaluated.items()}
             train, known = _for_training(train_dataset, self._reading, bool(self.shares["data"]), p)
+            check_lengths(known, (p, q), max_new_tokens, draws=self.shares["data"] < 1)
             self.token_loss = loss_of(
                 p,
                 q,
